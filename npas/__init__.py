@@ -1,0 +1,57 @@
+"""Train any PyTorch network inside a fixed parameter budget.
+
+    model = npas.share(torchvision.models.resnet50(), budget=0.1)
+
+Names are imported when they are first used, so that `import npas` stays cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from npas import sharing as sharing
+    from npas.sharing import (
+        Allocation,
+        count_parameters,
+        is_shared,
+        load,
+        materialize,
+        parse_budget,
+        plan,
+        save,
+        share,
+        summary,
+    )
+    from npas.sharing.shapeshift import allocation
+
+__all__ = [
+    "Allocation",
+    "allocation",
+    "count_parameters",
+    "is_shared",
+    "load",
+    "materialize",
+    "parse_budget",
+    "plan",
+    "save",
+    "share",
+    "summary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "sharing":
+        return import_module("npas.sharing")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("npas")
+    if name == "allocation":
+        return import_module("npas.sharing.shapeshift").allocation
+    if name in __all__:
+        return getattr(import_module("npas.sharing"), name)
+    raise AttributeError(f"module 'npas' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "sharing"]

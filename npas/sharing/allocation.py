@@ -1,0 +1,230 @@
+"""Describe which layer reads what: pure data, made before any tensor, exact to the parameter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from npas.sharing.budget import Budget
+from npas.sharing.generators import GENERATORS
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Name the rules an allocation follows."""
+
+    generator: str = "wavg"
+    upsampler: str = "inter"
+    max_templates: int = 8
+    layout: str = "npas"
+
+
+@dataclass(frozen=True)
+class LayerAllocation:
+    """Say how one layer gets its weight.
+
+    `templates` are the positions in the bank where its K templates start, each `template_size`
+    values long; none for an ordinary parameter. `mixing` is `none` (one template, no
+    coefficients), `avg`, `wavg` or `emb`. An upsampled layer has one template, smaller than its
+    weight: `source` is its matrix form, `learned` the shape of the upsampler's own weights.
+    `scale` is the place of the layer's fixed scale in the network's list of scales.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    templates: tuple[int, ...] = ()
+    template_size: int = 0
+    mixing: str = "none"
+    upsampler: str | None = None
+    source: tuple[int, int] = (0, 0)
+    learned: tuple[int, int] = (0, 0)
+    scale: int = 0
+
+    @property
+    def size(self) -> int:
+        """Return the number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Return the matrix that `inter` resizes to: out x rest, one row for a one-row source."""
+        if self.source[0] == 1:
+            return 1, self.size
+        return self.shape[0], self.size // self.shape[0]
+
+    @property
+    def how(self) -> str:
+        """Say in a few words how the weight is made."""
+        if not self.templates:
+            return "ordinary parameter"
+        if self.upsampler == "inter":
+            return f"inter from {self.source[0]}x{self.source[1]}"
+        if self.upsampler:
+            return self.upsampler
+        return "one template" if self.mixing == "none" else self.mixing
+
+    @property
+    def intervals(self) -> list[tuple[int, int]]:
+        """Return the half-open ranges of the bank that the layer reads."""
+        return [(start, start + self.template_size) for start in self.templates]
+
+
+@dataclass(frozen=True)
+class GroupAllocation:
+    """Hold the layers that share one bank of `bank` values; 0 where they are ordinary."""
+
+    name: str
+    bank: int
+    layers: tuple[LayerAllocation, ...]
+
+    @property
+    def coefficients(self) -> int:
+        """Count the parameters of the group's generators."""
+        mixed: dict[str, list[int]] = {}
+        for layer in self.layers:
+            if layer.mixing != "none":
+                mixed.setdefault(layer.mixing, []).append(len(layer.templates))
+        return sum(GENERATORS[mixing].count(templates) for mixing, templates in mixed.items())
+
+    @property
+    def upsamplers(self) -> int:
+        """Count the parameters of the group's upsamplers."""
+        return sum(math.prod(layer.learned) for layer in self.layers)
+
+    @property
+    def ordinary(self) -> int:
+        """Count the weights of layers that stay ordinary parameters."""
+        return sum(layer.size for layer in self.layers if not layer.templates)
+
+    @property
+    def used(self) -> int:
+        """Count every trainable parameter of the group."""
+        return self.bank + self.coefficients + self.upsamplers + self.ordinary
+
+    @property
+    def unread(self) -> int:
+        """Count the bank values that no layer reads: 0 but for the reference layout."""
+        end = covered = 0
+        for low, high in sorted(i for layer in self.layers for i in layer.intervals):
+            covered += max(0, high - max(low, end))
+            end = max(end, high)
+        return self.bank - covered
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Hold the whole plan: groups, banks, template positions and exact counts."""
+
+    scheme: Scheme
+    budget: Budget
+    unshared: int
+    groups: tuple[GroupAllocation, ...]
+
+    @property
+    def layers(self) -> tuple[LayerAllocation, ...]:
+        """Return the layers of all groups."""
+        return tuple(layer for group in self.groups for layer in group.layers)
+
+    @property
+    def split(self) -> dict[str, int]:
+        """Return the used parameters by what they are; the parts sum to `budget.used`."""
+        return {
+            "bank": sum(group.bank for group in self.groups),
+            "coefficients": sum(group.coefficients for group in self.groups),
+            "upsamplers": sum(group.upsamplers for group in self.groups),
+            "unshared": self.unshared + sum(group.ordinary for group in self.groups),
+        }
+
+    @property
+    def unread(self) -> int:
+        """Count the bank values that no layer reads."""
+        return sum(group.unread for group in self.groups)
+
+    def table(self) -> str:
+        """Return the plan as text: a line a layer, then the groups' banks and the totals."""
+        rows = [("layer", "shape", "weights", "group", "K", "reads", "how")]
+        rows += [
+            (
+                layer.name,
+                "x".join(map(str, layer.shape)),
+                f"{layer.size:,}",
+                group.name,
+                str(len(layer.templates) or "-"),
+                ", ".join(f"{low:,}" for low in layer.templates[:2])
+                + (" ..." if len(layer.templates) > 2 else ""),
+                layer.how,
+            )
+            for group in self.groups
+            for layer in group.layers
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        right = {2, 4}
+        lines = [
+            "  ".join(
+                cell.rjust(width) if i in right else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        banks = ", ".join(f"{group.name} {group.bank:,}" for group in self.groups if group.bank)
+        parts = ", ".join(f"{name} {count:,}" for name, count in self.split.items())
+        budget = self.budget
+        lines += [
+            "",
+            f"banks    {banks or 'none'}",
+            f"split    {parts}",
+            f"budget   asked {budget.asked}, dense {budget.dense:,}, allowed {budget.allowed:,},"
+            f" used {budget.used:,} ({100 * budget.utilization:.2f}% of allowed)",
+        ]
+        if self.unread:
+            lines.append(f"unread   {self.unread:,} bank parameters that no layer reads")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON-able data; `from_dict` reads it back."""
+        layers = [
+            asdict(layer) | {"group": group.name} for group in self.groups for layer in group.layers
+        ]
+        return {
+            "format": FORMAT_VERSION,
+            "scheme": asdict(self.scheme),
+            "budget": self.budget.to_dict(),
+            "split": self.split,
+            "unread": self.unread,
+            "groups": [
+                {"name": group.name, "bank": group.bank, "layers": len(group.layers)}
+                for group in self.groups
+            ],
+            "layers": layers,
+            "unshared": self.unshared,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Allocation:
+        """Read what `to_dict` wrote; ValueError for another format."""
+        if data.get("format") != FORMAT_VERSION:
+            raise ValueError(
+                f"the allocation has format {data.get('format')!r}, this version reads"
+                f" {FORMAT_VERSION}: use the npas version that wrote it"
+            )
+        members: dict[str, list[LayerAllocation]] = {g["name"]: [] for g in data["groups"]}
+        for entry in data["layers"]:
+            fields: dict[str, Any] = {
+                key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()
+            }
+            members[fields.pop("group")].append(LayerAllocation(**fields))
+        budget = {key: value for key, value in data["budget"].items() if key != "utilization"}
+        return cls(
+            scheme=Scheme(**data["scheme"]),
+            budget=Budget(**budget),
+            unshared=data["unshared"],
+            groups=tuple(
+                GroupAllocation(group["name"], group["bank"], tuple(members[group["name"]]))
+                for group in data["groups"]
+            ),
+        )

@@ -1,0 +1,375 @@
+"""Allocate: size the banks to the parameter, choose every layer's K and place its templates.
+
+The rule is K = min(max_templates, floor(bank / size)); a layer that does not fit is upsampled.
+Coefficients cost parameters too, and K jumps with the bank, so a group's bank is found by descent:
+give it everything, take off what its coefficients cost, repeat. What the last jump frees goes to
+the bank at fixed K, so that a group of two layers or more uses its part to the last parameter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
+from npas.sharing.budget import Budget, BudgetRequest, spell_count, split_budget
+from npas.sharing.generators import GENERATORS
+from npas.sharing.layers import LayerSpec
+from npas.sharing.upsamplers import UPSAMPLERS, source_map
+
+SMALLEST_BANK = 16
+"""A bank below this is no network worth training; a smaller group needs its own size."""
+
+
+def allocate(
+    layers: Sequence[LayerSpec],
+    group_of: Mapping[str, str],
+    request: BudgetRequest,
+    dense: int,
+    scheme: Scheme,
+) -> Allocation:
+    """Plan a network of `dense` trainable parameters inside the budget.
+
+    The banks get what the unshared parameters leave, split over the groups in proportion to
+    unshared size. Raises ValueError below the smallest feasible budget, and names it.
+    """
+    members = members_of(layers, group_of)
+    unshared = dense - sum(layer.size for group in members.values() for layer in group)
+    allowed = request.allowed(dense)
+    floors = [smallest_group(group, scheme) for group in members.values()]
+    floor = unshared + sum(floors)
+    if allowed < floor:
+        raise ValueError(
+            f"budget={request.canonical} allows {allowed:,} of {dense:,} parameters, but this"
+            f" network needs at least {floor:,} ({unshared:,} unshared, {sum(floors):,} for the"
+            f" smallest banks): ask for budget={spell_count(floor)} or more"
+        )
+    sizes = [sum(layer.size for layer in group) for group in members.values()]
+    parts = split_budget(allowed - unshared, sizes, floors)
+    groups = size_groups(members, parts, scheme, slack=max(allowed // 1000, len(group_of)))
+    used = unshared + sum(group.used for group in groups)
+    assert used <= allowed, (used, allowed)
+    assert not any(group.unread for group in groups)
+    budget = Budget(request.canonical, dense, allowed, used)
+    return Allocation(scheme, budget, unshared, tuple(groups))
+
+
+def allocate_templates(
+    layers: Sequence[LayerSpec],
+    group_of: Mapping[str, str],
+    templates: int,
+    dense: int,
+    scheme: Scheme,
+) -> Allocation:
+    """Plan soft sharing: the layers of a group, all of one shape, mix the same K templates.
+
+    The number of templates fixes the count (Savarese & Maire 2019, SWRN L-w-k). A group of one
+    layer stays an ordinary parameter. Raises ValueError where shapes differ within a group.
+    """
+    groups = []
+    for name, group in members_of(layers, group_of).items():
+        first = group[0]
+        for layer in group:
+            if layer.shape != first.shape:
+                raise ValueError(
+                    f"templates={templates} needs groups of one shape, but group {name!r} holds"
+                    f" {first.name} {list(first.shape)} and {layer.name} {list(layer.shape)}: use"
+                    " groups='shape' or a mapping"
+                )
+        if len(group) == 1:
+            groups.append(GroupAllocation(name, 0, (ordinary(first),)))
+            continue
+        positions = tuple(k * first.size for k in range(templates))
+        planned = tuple(
+            LayerAllocation(
+                layer.name,
+                layer.shape,
+                layer.kind,
+                positions,
+                layer.size,
+                mixing=scheme.generator,
+            )
+            for layer in group
+        )
+        groups.append(GroupAllocation(name, templates * first.size, planned))
+    unshared = dense - sum(layer.size for layer in layers if layer.name in group_of)
+    used = unshared + sum(group.used for group in groups)
+    budget = Budget(f"{templates} templates", dense, used, used)
+    return Allocation(scheme, budget, unshared, tuple(groups))
+
+
+def members_of(
+    layers: Sequence[LayerSpec], group_of: Mapping[str, str]
+) -> dict[str, list[LayerSpec]]:
+    """Return each group's layers, groups in order of first appearance."""
+    members: dict[str, list[LayerSpec]] = {}
+    for layer in layers:
+        if layer.name in group_of:
+            members.setdefault(group_of[layer.name], []).append(layer)
+    return members
+
+
+def ordinary(layer: LayerSpec) -> LayerAllocation:
+    """Plan a layer that keeps a parameter of its own."""
+    return LayerAllocation(layer.name, layer.shape, layer.kind)
+
+
+def size_groups(
+    members: Mapping[str, Sequence[LayerSpec]],
+    parts: Sequence[int],
+    scheme: Scheme,
+    slack: int,
+) -> list[GroupAllocation]:
+    """Size every group within its part; what one cannot use goes to another that can.
+
+    Groups of one layer leave a few parameters over, where an ordinary parameter nearly fills the
+    part; a group of several takes them. If more than `slack` parameters still stay over, because a
+    further coefficient costs more than there is (tiny networks), that group mixes by plain means,
+    which cost nothing.
+    """
+    sized = [
+        size_group(name, layers, part, scheme)
+        for (name, layers), part in zip(members.items(), parts, strict=True)
+    ]
+    left = sum(parts) - sum(group.used for group in sized)
+    if left:
+        names = list(members)
+        heir = max(range(len(sized)), key=lambda i: (len(sized[i].layers) > 1, sized[i].used))
+        name, layers = names[heir], members[names[heir]]
+        part = sized[heir].used + left
+        sized[heir] = size_group(name, layers, part, scheme)
+        if part - sized[heir].used > slack:
+            sized[heir] = size_group(name, layers, part, replace(scheme, generator="avg"))
+    return sized
+
+
+def size_group(
+    name: str, layers: Sequence[LayerSpec], available: int, scheme: Scheme
+) -> GroupAllocation:
+    """Size one group to use at most `available` parameters, as many as it can."""
+    if len(layers) == 1 and available >= layers[0].size:
+        return _size_single(name, layers[0], available, scheme)
+    for most in range(scheme.max_templates, 0, -1):
+        draft = _descend(layers, available, most, scheme)
+        # Coefficients that eat half the budget of a tiny network are not worth their templates.
+        if draft is not None and (draft.coefficients * 2 <= available or most == 1):
+            break
+    if draft is None:  # not even one mixing layer's coefficients fit
+        return size_group(name, layers, available, replace(scheme, generator="avg"))
+    draft = _fill(draft, available)
+    if len(layers) == 1:  # nobody else reads what the source map leaves over
+        draft.bank = math.prod(draft.source(0))
+    return draft.place(name)
+
+
+def smallest_group(layers: Sequence[LayerSpec], scheme: Scheme) -> int:
+    """Return the fewest parameters with which the group can be planned."""
+    sizes = Counter(layer.size for layer in layers)
+    bank = min(SMALLEST_BANK, min(sizes))
+    upsampler = UPSAMPLERS[scheme.upsampler]
+
+    def used(bank: int) -> int:
+        learned = (
+            n * math.prod(upsampler.learned(size, bank)) for size, n in sizes.items() if size > bank
+        )
+        return bank + sum(learned)
+
+    best = used(bank)
+    if best > bank:  # learned weights grow as the bank shrinks: find the bank that costs least
+        weights = math.prod(upsampler.learned(2 * max(sizes), max(sizes)))
+        middle = math.isqrt(weights * sum(size * n for size, n in sizes.items()))
+        for size in sizes:
+            copies = range(max(1, size // (4 * middle + 1)), size // max(1, middle // 4) + 2)
+            candidates = {max(bank, -(-size // m)) for m in copies}
+            candidates |= {max(bank, 2 * -(-size // m)) for m in copies}
+            best = min(best, *(used(candidate) for candidate in candidates))
+    return min(best, layers[0].size) if len(layers) == 1 else best
+
+
+@dataclass
+class _Draft:
+    """Hold a bank size with K per layer (0: upsampled) and what that costs and covers."""
+
+    layers: Sequence[LayerSpec]
+    scheme: Scheme
+    bank: int
+    templates: list[int]
+    mixing: list[str]
+
+    @property
+    def coefficients(self) -> int:
+        """Count the generators' parameters."""
+        mixed: dict[str, list[int]] = {}
+        for k, mixing in zip(self.templates, self.mixing, strict=True):
+            if k > 1:
+                mixed.setdefault(mixing, []).append(k)
+        return sum(GENERATORS[mixing].count(ks) for mixing, ks in mixed.items())
+
+    @property
+    def cost(self) -> int:
+        """Count what comes on top of the bank: coefficients and upsampler weights."""
+        learned = sum(math.prod(self.learned(i)) for i in range(len(self.layers)))
+        return self.coefficients + learned
+
+    def learned(self, i: int) -> tuple[int, int]:
+        """Return the shape of the layer's upsampler weights."""
+        if self.templates[i]:
+            return (0, 0)
+        return UPSAMPLERS[self.scheme.upsampler].learned(self.layers[i].size, self.bank)
+
+    def source(self, i: int) -> tuple[int, int]:
+        """Return the matrix an upsampled layer reads."""
+        shape = self.layers[i].shape
+        if self.scheme.upsampler == "inter":
+            return source_map(self.bank, (shape[0], self.layers[i].size // shape[0]))
+        return (1, self.bank)
+
+    @property
+    def spans(self) -> list[int]:
+        """Return how much of the bank each layer's templates cover from its first one on."""
+        return [
+            min(k * layer.size, self.bank) if k else math.prod(self.source(i))
+            for i, (k, layer) in enumerate(zip(self.templates, self.layers, strict=True))
+        ]
+
+    def place(self, name: str) -> GroupAllocation:
+        """Hand out positions and return the group's plan."""
+        spans = self.spans
+        placed = []
+        for i, start in enumerate(self.starts(spans)):
+            layer, k = self.layers[i], self.templates[i]
+            size = layer.size if k else spans[i]
+            # Templates that do not fit side by side are spread evenly and overlap.
+            room = min(k * size, self.bank) - size
+            positions = tuple(start + j * room // max(k - 1, 1) for j in range(max(k, 1)))
+            placed.append(
+                LayerAllocation(
+                    layer.name,
+                    layer.shape,
+                    layer.kind,
+                    positions,
+                    size,
+                    mixing=self.mixing[i] if k > 1 else "none",
+                    upsampler=None if k else self.scheme.upsampler,
+                    source=(0, 0) if k else self.source(i),
+                    learned=self.learned(i),
+                )
+            )
+        return GroupAllocation(name, self.bank, tuple(placed))
+
+    def starts(self, spans: Sequence[int]) -> list[int]:
+        """Return where each layer's span begins.
+
+        Resized layers read nearly the whole bank from its start, all the same map, so that layers
+        of one shape are resized once; the others cover the rest of the bank first. Where they are
+        too few for that, the last resized layer is laid flush with the end.
+        """
+        fitting = [i for i, k in enumerate(self.templates) if k]
+        resized = [i for i, k in enumerate(self.templates) if not k]
+        starts = [0] * len(spans)
+        covered = max((spans[i] for i in resized), default=0)
+        if covered + sum(spans[i] for i in fitting) < self.bank:
+            starts[resized[-1]] = self.bank - spans[resized[-1]]
+        placed = place_spans([spans[i] for i in fitting], self.bank, covered)
+        for i, start in zip(fitting, placed, strict=True):
+            starts[i] = start
+        return starts
+
+
+def place_spans(spans: Sequence[int], bank: int, covered: int = 0) -> list[int]:
+    """Return a start for every span: round-robin over the bank, the largest spans first.
+
+    The sweep begins behind the first `covered` values, which are read already.
+
+    One cursor sweeps the bank; a span that would pass the end is laid flush with it. So the first
+    sweep reads every value before any is read twice (but for the flush span's overlap), and layers
+    of one span rotate over few common positions, which lets them share the reading of a template.
+    """
+    starts = [0] * len(spans)
+    cursor, grid, previous = covered, 0, 0
+    for i in sorted(range(len(spans)), key=lambda i: -spans[i]):
+        span = spans[i]
+        if cursor >= bank:
+            cursor = grid if span == previous and grid + span <= bank else 0
+        if span != previous:
+            previous, grid = span, cursor % span
+        starts[i] = min(cursor, bank - span)
+        cursor += span
+    return starts
+
+
+def choose_templates(sizes: Sequence[int], bank: int, most: int, upsampled_span: int) -> list[int]:
+    """Return K for each layer, 0 where it does not fit, such that the bank can be read whole.
+
+    K = min(most, floor(bank / size)); where that leaves values unread, the largest layer that the
+    floor holds back gets one template more (overlapping), and failing that `most` grows.
+    `upsampled_span` is what the layers that do not fit read.
+    """
+    while True:
+        templates = [min(most, bank // size) for size in sizes]
+        read = upsampled_span + sum(k * n for k, n in zip(templates, sizes, strict=True))
+        if read >= bank or not any(templates):
+            return templates
+        held_back = [
+            i for i, n in enumerate(sizes) if 0 < templates[i] < most and templates[i] * n < bank
+        ]
+        if held_back:
+            templates[max(held_back, key=lambda i: sizes[i])] += 1
+            return templates
+        most += 1
+
+
+def _draft(layers: Sequence[LayerSpec], bank: int, most: int, scheme: Scheme) -> _Draft:
+    empty = _Draft(layers, scheme, bank, [0] * len(layers), [scheme.generator] * len(layers))
+    too_large = [i for i, layer in enumerate(layers) if layer.size > bank]
+    span = sum(math.prod(empty.source(i)) for i in too_large[:2])  # two cover any bank
+    empty.templates = choose_templates([layer.size for layer in layers], bank, most, span)
+    return empty
+
+
+def _descend(
+    layers: Sequence[LayerSpec], available: int, most: int, scheme: Scheme
+) -> _Draft | None:
+    """Find a bank that fits with its costs by descent; None if no bank is left."""
+    bank = available
+    while bank >= min(SMALLEST_BANK, min(layer.size for layer in layers)):
+        draft = _draft(layers, bank, most, scheme)
+        if bank + draft.cost <= available:
+            return draft
+        bank = available - draft.cost
+    return None
+
+
+def _fill(draft: _Draft, available: int) -> _Draft:
+    """Give the bank what is left at fixed K; ends when nothing is left or nothing more fits."""
+    for _ in range(8):
+        left = available - draft.bank - draft.cost
+        if not left:
+            break
+        bank = draft.bank + left
+        templates = [
+            k or int(layer.size <= bank)
+            for k, layer in zip(draft.templates, draft.layers, strict=True)
+        ]
+        larger = _Draft(draft.layers, draft.scheme, bank, templates, list(draft.mixing))
+        if sum(larger.spans) < bank:
+            fitting = [i for i, k in enumerate(templates) if k]
+            i = max(fitting, key=lambda i: draft.layers[i].size)
+            templates[i] += 1
+            if templates[i] == 2:  # no parameters are left for coefficients
+                larger.mixing[i] = "avg"
+        if larger.bank + larger.cost > available or sum(larger.spans) < bank:
+            break
+        draft = larger
+    return draft
+
+
+def _size_single(name: str, layer: LayerSpec, available: int, scheme: Scheme) -> GroupAllocation:
+    """Size a group of one layer that its part covers: ordinary, or mixing when there is more."""
+    templates = -(-available // layer.size)
+    bank = available - GENERATORS[scheme.generator].count([templates])
+    if templates == 1 or bank <= layer.size:
+        return GroupAllocation(name, 0, (ordinary(layer),))
+    return _Draft([layer], scheme, bank, [templates], [scheme.generator]).place(name)

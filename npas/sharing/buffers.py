@@ -1,0 +1,54 @@
+"""Keep the memory of large, short-lived tensors from one step to the next.
+
+The C library gives blocks above 32 MB back to the system at once and maps them anew, page by page,
+at the next step; for generated weights and bank gradients that costs more than computing them. A
+GPU's caching allocator does this already, so this is for CPUs alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WORTH_KEEPING = 1 << 20
+"""Bytes below which the C library keeps memory by itself."""
+
+_use_count = getattr(torch._C, "_storage_Use_Count", None)
+
+
+class BufferPool:
+    """Hand out uninitialized tensors over storages that nobody else refers to any more."""
+
+    def __init__(self) -> None:
+        self._storages: dict[tuple[object, int], torch.UntypedStorage] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as an empty pool."""
+        return BufferPool, ()
+
+    def empty(self, key: object, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Return a tensor of `shape` and of the dtype and device of `like`.
+
+        One storage is kept for every `key`; it is used again once every tensor over it is gone.
+        """
+        size = math.prod(shape) * like.element_size()
+        if not like.is_cpu or size < WORTH_KEEPING or _use_count is None:
+            return like.new_empty(shape)
+        storage = self._storages.get((key, size))
+        if storage is None or _use_count(storage._cdata) > 1:
+            tensor = like.new_empty(shape)
+            self._storages[key, size] = tensor.untyped_storage()
+            return tensor
+        return like.new_empty(0).set_(storage, 0, tuple(shape), _strides(shape))
+
+    def clear(self) -> None:
+        """Give the kept memory back."""
+        self._storages.clear()
+
+
+def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))

@@ -1,0 +1,122 @@
+"""Make the coefficients that mix a layer's templates into its weight (Plummer et al., 3.1.1).
+
+Every generator answers two questions for the layers of one group that mix K templates each: how
+many parameters it takes, and what the coefficients alpha_LK are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+EMBEDDING_SIZE = 24
+
+
+class Generator(Protocol):
+    """Say what a way of mixing needs: its parameter count, its parameters, its coefficients."""
+
+    def count(self, templates: Sequence[int]) -> int:
+        """Count the parameters for the layers of a group that mix `templates[i]` templates."""
+
+    def parameters(
+        self, layers: Sequence[int], templates: int, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return the initial parameters, by name, of the layers that mix `templates` each.
+
+        `layers` counts them size by size: coefficients are orthogonal across those of one size.
+        """
+
+    def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
+        """Return alpha_LK of those layers, differentiable in the parameters."""
+
+
+class Average:
+    """Mix by the plain mean: no parameters."""
+
+    def count(self, templates: Sequence[int]) -> int:
+        """Return 0."""
+        return 0
+
+    def parameters(
+        self, layers: Sequence[int], templates: int, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return nothing."""
+        return {}
+
+    def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
+        """Return 1/K everywhere."""
+        return torch.full((layers, templates), 1 / templates)
+
+
+class WeightedAverage:
+    """Mix by free coefficients alpha, K numbers a layer."""
+
+    def count(self, templates: Sequence[int]) -> int:
+        """Return K summed over the layers."""
+        return sum(templates)
+
+    def parameters(
+        self, layers: Sequence[int], templates: int, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return alpha_LK, rows of unit norm, orthogonal within every K layers of one size."""
+        return {"coefficients": torch.cat([orthogonal_rows(n, templates, rng) for n in layers])}
+
+    def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
+        """Return the parameter itself."""
+        return parameters["coefficients"]
+
+
+class Embedding:
+    """Mix by an affine map of a layer embedding: alpha = phi W + b, one map per group and K."""
+
+    def count(self, templates: Sequence[int]) -> int:
+        """Return 24 a layer and (24 + 1) K for every distinct K."""
+        maps = sum((EMBEDDING_SIZE + 1) * k for k in Counter(templates))
+        return EMBEDDING_SIZE * len(templates) + maps
+
+    def parameters(
+        self, layers: Sequence[int], templates: int, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return phi_LE, affine_EK and shift_K such that alpha starts orthogonal, as `wavg`'s."""
+        alpha_LK = torch.cat([orthogonal_rows(n, templates, rng) for n in layers])
+        if templates <= EMBEDDING_SIZE:
+            affine_EK = orthogonal_rows(templates, EMBEDDING_SIZE, rng).T
+            embeddings_LE = alpha_LK @ affine_EK.T
+        else:
+            affine_EK = orthogonal_rows(EMBEDDING_SIZE, templates, rng)
+            embeddings_LE = orthogonal_rows(len(alpha_LK), EMBEDDING_SIZE, rng)
+        return {
+            "embeddings": embeddings_LE.contiguous(),
+            "affine": affine_EK.contiguous(),
+            "shift": torch.zeros(templates),
+        }
+
+    def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
+        """Return phi W + b."""
+        return torch.addmm(parameters["shift"], parameters["embeddings"], parameters["affine"])
+
+
+GENERATORS: dict[str, Generator] = {
+    "avg": Average(),
+    "wavg": WeightedAverage(),
+    "emb": Embedding(),
+}
+
+
+def orthogonal_rows(rows: int, columns: int, rng: torch.Generator) -> Tensor:
+    """Draw rows of unit norm, orthogonal within every block of `columns` consecutive rows.
+
+    Where more layers than templates share, one orthogonal matrix would have orthonormal columns
+    and rows that shrink by sqrt(K / L); stacked square blocks keep each layer's variance.
+    """
+    blocks = []
+    for _ in range(math.ceil(rows / columns)):
+        gaussian = torch.randn(columns, columns, generator=rng, dtype=torch.float64)
+        orthogonal, triangular = torch.linalg.qr(gaussian)
+        blocks.append(orthogonal * triangular.diagonal().sign())
+    return torch.cat(blocks)[:rows].float()

@@ -1,0 +1,75 @@
+"""Decide which layers share with each other."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from npas.sharing.layers import LayerSpec, match_names
+
+GROUPINGS = ("single", "type", "shape", "random")
+
+
+def assign_groups(
+    layers: Sequence[LayerSpec],
+    groups: str | Mapping[str, str | int],
+    num_groups: int | None = None,
+    seed: int = 0,
+) -> dict[str, str]:
+    """Map each shared layer's name to its group's name, in the order of `layers`.
+
+    `single`: one group. `type`: one for each layer type. `shape`: one for each type and shape.
+    `random`: `num_groups` groups of even length, drawn from `seed`. A mapping of glob patterns to
+    groups: the first pattern that matches a layer decides; a layer that none matches stays
+    unshared.
+
+    Raises ValueError for an unknown grouping, for a pattern that matches nothing and for a
+    `num_groups` that is missing, out of range or without a use.
+    """
+    if isinstance(groups, Mapping):
+        return _manual(layers, groups)
+    if groups not in GROUPINGS:
+        raise ValueError(
+            f"groups={groups!r} is unknown: choose {', '.join(GROUPINGS)} or a mapping of patterns"
+            " to groups"
+        )
+    if (num_groups is not None) != (groups == "random"):
+        raise ValueError(
+            "groups='random' needs num_groups"
+            if groups == "random"
+            else f"num_groups={num_groups} has no use with groups={groups!r}: leave it out"
+        )
+    if groups == "random":
+        assert num_groups is not None
+        return _random(layers, num_groups, seed)
+    if groups == "single":
+        return {layer.name: "all" for layer in layers}
+    if groups == "type":
+        return {layer.name: layer.kind for layer in layers}
+    return {layer.name: f"{layer.kind} {'x'.join(map(str, layer.shape))}" for layer in layers}
+
+
+def _random(layers: Sequence[LayerSpec], num_groups: int, seed: int) -> dict[str, str]:
+    if not 1 <= num_groups <= len(layers):
+        raise ValueError(
+            f"num_groups={num_groups} is out of range: the network has {len(layers)} shareable"
+            f" layers, so choose 1 to {len(layers)}"
+        )
+    order = list(range(len(layers)))
+    random.Random(seed).shuffle(order)
+    drawn = {layers[i].name: f"random{place % num_groups}" for place, i in enumerate(order)}
+    return {layer.name: drawn[layer.name] for layer in layers}
+
+
+def _manual(layers: Sequence[LayerSpec], patterns: Mapping[str, str | int]) -> dict[str, str]:
+    if not patterns:
+        raise ValueError("groups is an empty mapping: map at least one pattern to a group")
+    match_names([layer.name for layer in layers], patterns, "groups")
+    found = {}
+    for layer in layers:
+        for pattern, group in patterns.items():
+            if fnmatchcase(layer.name, pattern):
+                found[layer.name] = str(group)
+                break
+    return found

@@ -1,0 +1,162 @@
+"""Start a shared network like its dense self: every generated weight with its layer's variance."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation
+from npas.sharing.generators import GENERATORS
+from npas.sharing.upsamplers import UPSAMPLERS, resize_variance
+from npas.sharing.weights import SCALES, bank_name, generator_name, upsampler_name
+
+SAME_SPREAD = 1.1
+"""Layers of one shape whose standard deviations differ by less were initialized alike."""
+
+
+def assign_scales(
+    allocation: Allocation, spreads: Mapping[str, float]
+) -> tuple[Allocation, list[float]]:
+    """Give every layer its place in the list of scales; return the standard deviation of each.
+
+    Layers of one shape in one group that their initializer treats alike have one scale (their root
+    mean square), so that sampling noise does not tell them apart.
+    """
+    deviations: list[float] = []
+    groups = []
+    for group in allocation.groups:
+        place: dict[str, int] = {}
+        for shape in dict.fromkeys(layer.shape for layer in group.layers):
+            ordered = sorted(
+                (layer.name for layer in group.layers if layer.shape == shape),
+                key=spreads.__getitem__,
+            )
+            alike: list[str] = []
+            for name in ordered:
+                if alike and spreads[name] > SAME_SPREAD * spreads[alike[0]]:
+                    deviations.append(_root_mean_square([spreads[n] for n in alike]))
+                    alike = []
+                place[name] = len(deviations)
+                alike.append(name)
+            deviations.append(_root_mean_square([spreads[n] for n in alike]))
+        layers = tuple(replace(layer, scale=place[layer.name]) for layer in group.layers)
+        groups.append(replace(group, layers=layers))
+    return replace(allocation, groups=tuple(groups)), deviations
+
+
+def measure_spread(parameter: Tensor) -> float:
+    """Return the root mean square of a dense parameter: the spread its initializer gave it."""
+    return float(parameter.detach().double().square().mean().sqrt())
+
+
+def initialize(
+    root: nn.Module, allocation: Allocation, spreads: Sequence[float], seed: int
+) -> None:
+    """Draw banks, coefficients and upsamplers; set the scales that give each layer its spread.
+
+    A bank's values are normal with the size-weighted mean spread of its layers, so that scales stay
+    near one; `spreads` belong to the scales.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    scales = torch.ones(len(spreads))
+    index = 0
+    for g, group in enumerate(allocation.groups):
+        if not group.bank:
+            index += len(group.layers)
+            continue
+        weight = sum(layer.size for layer in group.layers)
+        bank_spread = math.sqrt(
+            sum(layer.size * spreads[layer.scale] ** 2 for layer in group.layers) / weight
+        )
+        _set(root, bank_name(g), torch.randn(group.bank, generator=rng) * bank_spread)
+        _draw_generators(root, g, group, rng)
+        for layer in group.layers:
+            if layer.learned[0]:
+                assert layer.upsampler is not None
+                drawn = UPSAMPLERS[layer.upsampler].initial(layer.learned, rng)
+                _set(root, upsampler_name(index), drawn)
+            scales[layer.scale] = spreads[layer.scale] / (bank_spread * _gain(layer))
+            index += 1
+    _set(root, SCALES, scales)
+
+
+def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -> None:
+    """Draw banks and coefficients as the released code does, its uninitialized tail excepted.
+
+    Banks are He-normal as 3x3 filters, then every template again for its own layer, rarest shape
+    first; layers that exceed the bank are left out. Coefficients are orthogonal over all layers of
+    one K, so their rows shrink where more layers than templates share. All scales are one.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    index = 0
+    for g, group in enumerate(allocation.groups):
+        if group.bank:
+            bank = torch.randn(group.bank, generator=rng) * math.sqrt(2 / 9)
+            common = Counter(layer.shape for layer in group.layers)
+            for layer in sorted(group.layers, key=lambda layer: common[layer.shape]):
+                for start in () if layer.upsampler else layer.templates:
+                    spread = math.sqrt(2 / (layer.size // layer.shape[0]))
+                    drawn = torch.randn(layer.size, generator=rng) * spread
+                    bank[start : start + layer.size] = drawn
+            _set(root, bank_name(g), bank)
+            _draw_generators(root, g, group, rng)
+            for templates, layers in generator_rows(group).items():
+                name = generator_name("coefficients", g, templates[1])
+                if name in root._parameters:
+                    drawn = torch.empty(len(layers), templates[1])
+                    _set(root, name, nn.init.orthogonal_(drawn, generator=rng))
+        for layer in group.layers:
+            if layer.learned[0]:
+                spread = 1 / math.prod(layer.learned)
+                drawn = torch.full(layer.learned, spread)
+                if layer.upsampler == "wavg":
+                    drawn = nn.init.orthogonal_(drawn, generator=rng)
+                _set(root, upsampler_name(index), drawn)
+            index += 1
+    _set(root, SCALES, torch.ones(root.get_buffer(SCALES).shape))
+
+
+def _draw_generators(root: nn.Module, g: int, group: GroupAllocation, rng: torch.Generator) -> None:
+    """Draw the generators' parameters; layers of one size get orthogonal rows."""
+    for (mixing, templates), places in generator_rows(group).items():
+        sizes = [group.layers[place].size for place in places]
+        drawn = GENERATORS[mixing].parameters(list(Counter(sorted(sizes)).values()), templates, rng)
+        by_size = sorted(range(len(places)), key=sizes.__getitem__)
+        for kind, values in drawn.items():
+            if kind in ("coefficients", "embeddings"):  # a row a layer
+                values[by_size] = values.clone()
+            _set(root, generator_name(kind, g, templates), values)
+
+
+def generator_rows(group: GroupAllocation) -> dict[tuple[str, int], list[int]]:
+    """Return the places in the group of the layers that share a generator and K."""
+    rows: dict[tuple[str, int], list[int]] = {}
+    for place, layer in enumerate(group.layers):
+        if layer.mixing != "none":
+            rows.setdefault((layer.mixing, len(layer.templates)), []).append(place)
+    return rows
+
+
+def _gain(layer: LayerAllocation) -> float:
+    """Return the spread of a layer's weight over that of the values it reads, at the start."""
+    if layer.upsampler == "inter":
+        return math.sqrt(resize_variance(layer.source, layer.matrix))
+    if layer.mixing == "avg":
+        return 1 / math.sqrt(len(layer.templates))
+    return 1.0
+
+
+def _root_mean_square(values: Sequence[float]) -> float:
+    return math.sqrt(sum(value**2 for value in values) / len(values))
+
+
+@torch.no_grad()
+def _set(root: nn.Module, name: str, values: Tensor) -> None:
+    tensor = root._parameters[name] if name in root._parameters else root._buffers[name]
+    assert tensor is not None and tensor.shape == values.shape, (name, values.shape)
+    tensor.copy_(values)

@@ -1,0 +1,131 @@
+"""Lay templates out as the released code does, for comparison (`layout="reference"`).
+
+The budget limits the bank weights alone, blocks of K templates lie on a grid of their own size, and
+what no block reaches is never read: the plan prints it. Nothing here promises an exact budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
+from npas.sharing.allocator import members_of, ordinary
+from npas.sharing.budget import Budget, BudgetRequest
+from npas.sharing.layers import LayerSpec
+from npas.sharing.upsamplers import UPSAMPLERS, WINDOW
+
+_TRIM = {"repeat": WINDOW, "mask": WINDOW, "wavg": 2}
+
+
+def allocate_reference(
+    layers: Sequence[LayerSpec],
+    group_of: Mapping[str, str],
+    request: BudgetRequest,
+    dense: int,
+    scheme: Scheme,
+    wrap_after_k: bool,
+) -> Allocation:
+    """Plan by the released rules; `wrap_after_k` is the rule of its per-type and per-shape groups.
+
+    Raises ValueError where the released code stops: layers alone in their group are not reduced,
+    and what they leave must hold the other banks.
+    """
+    bank_budget = request.allowed(dense)
+    members = members_of(layers, group_of)
+    alone = sum(group[0].size for group in members.values() if len(group) == 1)
+    shared = sum(layer.size for group in members.values() if len(group) > 1 for layer in group)
+    left = bank_budget - alone
+    if shared and left <= 0:
+        raise ValueError(
+            f"layout='reference' keeps layers that are alone in their group, {alone:,} weights;"
+            f" budget={request.canonical} allows {bank_budget:,}: ask for more, or groups='single'"
+        )
+    groups = []
+    for name, group in members.items():
+        if len(group) == 1:
+            groups.append(GroupAllocation(name, 0, (ordinary(group[0]),)))
+            continue
+        bank = round(left * sum(layer.size for layer in group) / shared)
+        groups.append(GroupAllocation(name, bank, _place(group, bank, scheme, wrap_after_k)))
+    unshared = dense - alone - shared
+    used = unshared + sum(group.used for group in groups)
+    return Allocation(
+        scheme, Budget(request.canonical, dense, bank_budget, used), unshared, tuple(groups)
+    )
+
+
+def _place(
+    group: Sequence[LayerSpec], bank: int, scheme: Scheme, wrap_after_k: bool
+) -> tuple[LayerAllocation, ...]:
+    """Give every layer a block of the grid of its block size, most common shape first."""
+    if bank < 1:
+        raise ValueError("layout='reference' leaves a group no bank at this budget: ask for more")
+    common = Counter(layer.shape for layer in group)
+    first = {shape: i for i, shape in enumerate(common)}
+    cursor: dict[int, int] = {}
+    wrap: dict[int, int] = {}
+    reserved = 0
+    placed: dict[str, LayerAllocation] = {}
+    for layer in sorted(group, key=lambda layer: (-common[layer.shape], first[layer.shape])):
+        templates = min(max(1, bank // layer.size), scheme.max_templates)
+        upsampled = templates * layer.size > bank
+        source = _source(layer, bank, scheme) if upsampled else (0, 0)
+        size = math.prod(source) if upsampled else layer.size
+        block = templates * (size if scheme.upsampler == "inter" else layer.size)
+        if block not in cursor:
+            at = -(-reserved // block)
+            if at >= templates:
+                reserved = at = 0
+            else:
+                reserved += block
+            cursor[block], wrap[block] = at, templates
+        if (cursor[block] + 1) * block > bank:
+            cursor[block] = 0
+        start = cursor[block] * block
+        cursor[block] += 1
+        if wrap_after_k and cursor[block] == wrap[block]:
+            cursor[block] = 0
+        placed[layer.name] = LayerAllocation(
+            layer.name,
+            layer.shape,
+            layer.kind,
+            tuple(start + k * size for k in range(templates)),
+            size,
+            mixing=scheme.generator if templates > 1 else "none",
+            upsampler=scheme.upsampler if upsampled else None,
+            source=source,
+            learned=_learned(layer, bank, scheme) if upsampled else (0, 0),
+        )
+    return tuple(placed[layer.name] for layer in group)
+
+
+def _source(layer: LayerSpec, bank: int, scheme: Scheme) -> tuple[int, int]:
+    """Return the smaller map of `inter` (both channel counts times p), or the trimmed bank."""
+    if scheme.upsampler != "inter":
+        trimmed = bank - bank % _TRIM[scheme.upsampler]
+        if trimmed * -(-layer.size // bank) < layer.size:
+            raise ValueError(
+                f"layout='reference' trims the bank to {trimmed:,}, too short for {layer.name} at"
+                " this budget: ask for a slightly different budget"
+            )
+        return 1, trimmed
+    out, rest = layer.shape[0], layer.shape[1:]
+    share = 0.95
+    while True:
+        rows = round(out * share)
+        columns = round(rest[0] * share) * math.prod(rest[1:])
+        if rows * columns <= bank:
+            break
+        share -= 0.05
+    if not rows * columns:
+        raise ValueError(f"layout='reference' cannot shrink {layer.name} to a bank of {bank:,}")
+    return rows, columns
+
+
+def _learned(layer: LayerSpec, bank: int, scheme: Scheme) -> tuple[int, int]:
+    copies = -(-layer.size // bank)
+    if scheme.upsampler == "wavg":
+        return 2 * copies, 2
+    return UPSAMPLERS[scheme.upsampler].learned(layer.size, bank)

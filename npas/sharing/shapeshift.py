@@ -1,0 +1,335 @@
+"""Turn a dense network into a shared one and back: share, plan, materialize, save, load."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
+from npas.sharing.allocator import allocate, allocate_templates
+from npas.sharing.budget import count_parameters, parse_budget
+from npas.sharing.generators import GENERATORS
+from npas.sharing.groups import assign_groups
+from npas.sharing.initialization import (
+    assign_scales,
+    generator_rows,
+    initialize,
+    initialize_as_released,
+    measure_spread,
+)
+from npas.sharing.layers import Layer, find_layers, find_tensors, is_constant
+from npas.sharing.reference import allocate_reference
+from npas.sharing.upsamplers import UPSAMPLERS
+from npas.sharing.weights import (
+    PREFIX,
+    SCALES,
+    SharedWeights,
+    attach,
+    bank_name,
+    close_passes,
+    detach,
+    generator_name,
+    open_passes,
+    upsampler_name,
+)
+
+LAYOUTS = ("npas", "reference")
+WEIGHTS_FILE = "model.safetensors"
+ALLOCATION_FILE = "allocation.json"
+
+Names = str | Iterable[str] | None
+Groups = str | Mapping[str, str | int]
+
+
+def share(
+    model: nn.Module,
+    budget: str | float | None = None,
+    *,
+    generator: str = "wavg",
+    upsampler: str = "inter",
+    groups: Groups = "single",
+    num_groups: int | None = None,
+    max_templates: int = 8,
+    templates: int | None = None,
+    include: Names = None,
+    exclude: Names = None,
+    layout: str = "npas",
+    seed: int = 0,
+) -> nn.Module:
+    """Share the parameters of `model` inside a budget, in place, and return it.
+
+    `budget` limits all trainable parameters: `0.1` or `"10%"` of the dense count, `2.0`, `"18M"`.
+    `templates` fixes K instead (soft sharing), and with it the count. `generator` is avg, wavg or
+    emb; `upsampler` inter, repeat, mask or wavg; `groups` single, type, shape, random (with
+    `num_groups`) or a mapping of name patterns to groups. `include` and `exclude` are glob patterns
+    over parameter names. `layout="reference"` is the released code's (no exact budgets).
+
+    Generated weights start with the spread of the dense ones, whose values are dropped: warns if
+    they look trained. Raises ValueError, naming what to change, for a network that is shared
+    already, a budget below the smallest feasible one and options that do not fit together.
+    """
+    layers = find_layers(_unshared(model), include, exclude)
+    allocation = _plan(
+        model, layers, budget, generator, upsampler, groups, num_groups, max_templates, templates,
+        layout, seed,
+    )  # fmt: skip
+    if any(layer.parameter.is_meta for layer in layers):
+        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
+    if looks_trained(model):
+        warnings.warn(
+            "npas.share drops the network's weights, and these look trained: a shared network is"
+            " trained from scratch",
+            stacklevel=2,
+        )
+    spreads = {layer.spec.name: measure_spread(layer.parameter) for layer in layers}
+    allocation, deviations = assign_scales(allocation, spreads)
+    _build(model, allocation)
+    if layout == "reference":
+        initialize_as_released(model, allocation, seed)
+    else:
+        initialize(model, allocation, deviations, seed)
+    return model
+
+
+def plan(
+    model: nn.Module,
+    budget: str | float | None = None,
+    *,
+    generator: str = "wavg",
+    upsampler: str = "inter",
+    groups: Groups = "single",
+    num_groups: int | None = None,
+    max_templates: int = 8,
+    templates: int | None = None,
+    include: Names = None,
+    exclude: Names = None,
+    layout: str = "npas",
+    seed: int = 0,
+) -> Allocation:
+    """Return the allocation that `share` would make of the same arguments; changes nothing."""
+    layers = find_layers(_unshared(model), include, exclude)
+    return _plan(
+        model, layers, budget, generator, upsampler, groups, num_groups, max_templates, templates,
+        layout, seed,
+    )  # fmt: skip
+
+
+def allocation(model: nn.Module) -> Allocation:
+    """Return the allocation of a shared network; ValueError if it is not shared."""
+    return _shared(model).allocation
+
+
+def is_shared(model: nn.Module) -> bool:
+    """Tell whether `share` made this network."""
+    return "_npas_shared" in model.__dict__
+
+
+def no_decay_names(model: nn.Module) -> set[str]:
+    """Name the parameters that take no weight decay: coefficients, embeddings, upsamplers."""
+    return {
+        name
+        for name, _ in model.named_parameters()
+        if (leaf := name.rpartition(".")[2]).startswith(PREFIX)
+        and not leaf.startswith(f"{PREFIX}bank_")
+    }
+
+
+def looks_trained(model: nn.Module) -> bool:
+    """Guess from norms: moved running statistics, or weights that are no longer all equal."""
+    for module in model.modules():
+        if "norm" not in type(module).__name__.lower():
+            continue
+        mean, weight = getattr(module, "running_mean", None), getattr(module, "weight", None)
+        for tensor in (mean, weight):
+            if isinstance(tensor, Tensor) and not tensor.is_meta and not is_constant(tensor):
+                return True
+    return False
+
+
+@torch.no_grad()
+def materialize(model: nn.Module) -> nn.Module:
+    """Turn a shared network into a plain dense one with the same outputs, in place; return it.
+
+    Weights come from the call that the forward pass makes, so fp32 results are equal to the bit.
+    Raises ValueError for a network that is not shared.
+    """
+    shared = _shared(model)
+    dense = {
+        i: nn.Parameter(shared.weight(i).detach().clone())
+        for i, (_, layer) in enumerate(shared.places)
+        if layer.templates
+    }
+    for module in list(model.modules()):
+        if "_npas" in module.__dict__:
+            detach(module, dense)
+    close_passes(model, shared)
+    for tensors in (model._parameters, model._buffers):
+        for name in [name for name in tensors if name.startswith(PREFIX)]:
+            del tensors[name]
+    del model.__dict__["_npas_shared"]
+    return model
+
+
+def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
+    """Write a shared network as `model.safetensors`, every bank once, and `allocation.json`."""
+    from safetensors.torch import save_model
+
+    plan = allocation(model)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(directory / WEIGHTS_FILE))
+    (directory / ALLOCATION_FILE).write_text(json.dumps(plan.to_dict(), indent=1) + "\n")
+
+
+def load(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn.Module:
+    """Make `dense_model`, the architecture as built, the network that `save` wrote; return it.
+
+    Raises ValueError where files are missing or the architecture is another one.
+    """
+    from safetensors.torch import load_model
+
+    directory = Path(directory)
+    for name in (WEIGHTS_FILE, ALLOCATION_FILE):
+        if not (directory / name).is_file():
+            raise ValueError(f"{directory} holds no {name}: name a folder that npas.save wrote")
+    plan = Allocation.from_dict(json.loads((directory / ALLOCATION_FILE).read_text()))
+    _build(_unshared(dense_model), plan)
+    missing, unexpected = load_model(dense_model, str(directory / WEIGHTS_FILE), strict=False)
+    if missing or unexpected:
+        names = sorted([*missing, *unexpected])
+        raise ValueError(
+            f"{directory} was written by another architecture: {names[0]!r} does not match"
+        )
+    return dense_model
+
+
+def summary(model: nn.Module) -> str:
+    """Return the allocation of a shared network as a table."""
+    return allocation(model).table()
+
+
+def _plan(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    budget: str | float | None,
+    generator: str,
+    upsampler: str,
+    groups: Groups,
+    num_groups: int | None,
+    max_templates: int,
+    templates: int | None,
+    layout: str,
+    seed: int,
+) -> Allocation:
+    _choose("generator", generator, GENERATORS)
+    _choose("upsampler", upsampler, UPSAMPLERS)
+    _choose("layout", layout, LAYOUTS)
+    for option, count in (("max_templates", max_templates), ("templates", templates)):
+        if count is not None and count < 1:
+            raise ValueError(
+                f"{option}={count} is out of range: give a layer at least one template"
+            )
+    if (budget is None) == (templates is None):
+        raise ValueError(
+            "budget and templates exclude each other: templates fixes the count"
+            if templates is not None
+            else "nothing says how many parameters to use: give a budget (0.1, 18M) or templates"
+        )
+    specs = [layer.spec for layer in layers]
+    group_of = assign_groups(specs, groups, num_groups, seed)
+    scheme = Scheme(generator, upsampler, max_templates, layout)
+    dense = count_parameters(model)
+    if templates is not None:
+        return allocate_templates(specs, group_of, templates, dense, scheme)
+    assert budget is not None
+    request = parse_budget(budget)
+    if layout == "reference":
+        if generator != "wavg":
+            raise ValueError(
+                "layout='reference' mixes with generator='wavg' only: the others never ran"
+            )
+        wrap_after_k = groups in ("type", "shape")
+        return allocate_reference(specs, group_of, request, dense, scheme, wrap_after_k)
+    return allocate(specs, group_of, request, dense, scheme)
+
+
+def _build(model: nn.Module, allocation: Allocation) -> None:
+    """Put zero-valued shared tensors on the root and let every shared layer read them."""
+    tensors = {tensor.spec.name: tensor for tensor in find_tensors(model)}
+    shared = SharedWeights(model, allocation)
+    index = 0
+    for g, group in enumerate(allocation.groups):
+        owned = [_dense_tensor(tensors, layer) for layer in group.layers]
+        if group.bank:
+            template = _one_kind(group.name, owned)
+            shapes = {bank_name(g): (group.bank,)} | _generator_shapes(g, group)
+            for place, layer in enumerate(group.layers):
+                if layer.learned[0]:
+                    shapes[upsampler_name(index + place)] = layer.learned
+            for name, shape in shapes.items():
+                model.register_parameter(name, nn.Parameter(template.new_zeros(shape)))
+            for place, tensor in enumerate(owned):
+                for owner, attribute in tensor.owners:
+                    attach(owner, attribute, index + place, shared)
+        index += len(group.layers)
+    scales = 1 + max(layer.scale for layer in allocation.layers)
+    model.register_buffer(SCALES, next(iter(tensors.values())).parameter.new_zeros(scales))
+    model.__dict__["_npas_shared"] = shared
+    open_passes(model, shared)
+
+
+def _generator_shapes(g: int, group: GroupAllocation) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of a group's generator parameters."""
+    rng = torch.Generator()
+    return {
+        generator_name(kind, g, templates): tuple(values.shape)
+        for (mixing, templates), places in generator_rows(group).items()
+        for kind, values in GENERATORS[mixing].parameters([len(places)], templates, rng).items()
+    }
+
+
+def _dense_tensor(tensors: Mapping[str, Layer], layer: LayerAllocation) -> Layer:
+    found = tensors.get(layer.name)
+    if found is None or found.spec.shape != layer.shape:
+        raise ValueError(
+            f"the network has no {layer.name} of shape {list(layer.shape)}: build the architecture"
+            " that the allocation was made for"
+        )
+    return found
+
+
+def _one_kind(group: str, layers: Sequence[Layer]) -> Tensor:
+    """Return a parameter that tells the bank's dtype and device; ValueError if they differ."""
+    first = layers[0].parameter
+    for layer in layers:
+        if (layer.parameter.dtype, layer.parameter.device) != (first.dtype, first.device):
+            raise ValueError(
+                f"group {group!r} holds {layers[0].spec.name} ({first.dtype}, {first.device}) and"
+                f" {layer.spec.name} ({layer.parameter.dtype}, {layer.parameter.device}): put them"
+                " in different groups, or share before moving parts of the network"
+            )
+    return first.detach()
+
+
+def _unshared(model: nn.Module) -> nn.Module:
+    if any("_npas" in module.__dict__ or is_shared(module) for module in model.modules()):
+        raise ValueError("the network is shared already: npas.materialize it to share it anew")
+    return model
+
+
+def _shared(model: nn.Module) -> SharedWeights:
+    if not is_shared(model):
+        raise ValueError("the network is not shared: pass the module that npas.share returned")
+    found: SharedWeights = model.__dict__["_npas_shared"]
+    return found
+
+
+def _choose(option: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{option}={value!r} is unknown: choose {', '.join(choices)}")

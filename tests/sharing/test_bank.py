@@ -1,0 +1,235 @@
+"""The banks' gradients: right, once per backward pass, seen by everything that looks."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from zoo import ZOO, Residual, Specimen
+
+import npas
+from npas.sharing.bank import BankReader
+from npas.sharing.buffers import BufferPool
+
+
+def naive(model: nn.Module) -> nn.Module:
+    """Return the network with weights mixed by plain autograd operations."""
+    twin = copy.deepcopy(model)
+    shared = twin.__dict__["_npas_shared"]
+    from npas.sharing.weights import WeightPass
+
+    shared.weight = lambda index: WeightPass(shared, plain=True).weight(index)
+    return twin
+
+
+@pytest.mark.parametrize("budget", [0.3, 1.2, 2.5])
+@pytest.mark.parametrize("specimen", ZOO, ids=lambda s: s.name)
+def test_gradients_equal_a_naive_implementation(specimen: Specimen, budget: float) -> None:
+    model = npas.share(specimen.make(), budget, upsampler="inter").double()
+    plain = naive(model)
+    inputs, labels = specimen.batch()
+    for network in (model, plain):
+        F.cross_entropy(network(inputs.double()), labels).backward()
+    for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("positions", [(0, 6, 12), (3,), (0, 4, 8), (14, 8)])
+def test_mixing_passes_gradcheck(positions: tuple[int, ...]) -> None:
+    bank = torch.randn(20, dtype=torch.float64, requires_grad=True)
+    alpha = torch.randn(len(positions), dtype=torch.float64, requires_grad=True)
+
+    def mixed(bank: Tensor, alpha: Tensor) -> Tensor:
+        reader = BankReader(bank, BufferPool())
+        return reader.mix(0, alpha, positions, 6) * reader.mix(1, alpha, positions, 6)
+
+    assert torch.autograd.gradcheck(mixed, (bank, alpha))
+    assert torch.autograd.gradgradcheck(mixed, (bank, alpha))
+
+
+def step(model: nn.Module) -> Tensor:
+    inputs, labels = ZOO[0].batch()
+    return F.cross_entropy(model(inputs), labels)
+
+
+def shared() -> nn.Module:
+    return npas.share(ZOO[0].make(), 0.4)
+
+
+def test_autograd_grad_sees_the_bank_and_leaves_grad_alone() -> None:
+    model = shared()
+    bank = model.get_parameter("npas_bank_0")
+    (gradient,) = torch.autograd.grad(step(model), [bank])
+    assert bank.grad is None
+    step(model).backward()
+    torch.testing.assert_close(bank.grad, gradient)
+
+
+def test_a_backward_that_skips_the_bank_leaves_nothing_behind() -> None:
+    model = shared()
+    bank = model.get_parameter("npas_bank_0")
+    alpha = next(p for n, p in model.named_parameters() if n.startswith("npas_coefficients"))
+    step(model).backward()
+    expected = bank.grad
+    bank.grad = None
+    loss = step(model)
+    torch.autograd.grad(loss, [alpha], retain_graph=True)
+    loss.backward()
+    torch.testing.assert_close(bank.grad, expected)
+
+
+def test_repeated_and_accumulated_backward_add_up() -> None:
+    model = shared()
+    bank = model.get_parameter("npas_bank_0")
+    model.eval()
+    loss = step(model)
+    loss.backward(retain_graph=True)
+    once = bank.grad.clone()  # type: ignore[union-attr]
+    loss.backward()
+    torch.testing.assert_close(bank.grad, 2 * once)
+    step(model).backward()
+    torch.testing.assert_close(bank.grad, 3 * once)
+
+
+def test_two_forward_passes_in_one_loss() -> None:
+    model = shared().eval()
+    bank = model.get_parameter("npas_bank_0")
+    step(model).backward()
+    once = bank.grad.clone()  # type: ignore[union-attr]
+    bank.grad = None
+    (step(model) + step(model)).backward()
+    torch.testing.assert_close(bank.grad, 2 * once)
+
+
+def test_kept_gradients_are_not_overwritten_by_the_next_step() -> None:
+    model = npas.share(nn.Sequential(*[nn.Linear(600, 600) for _ in range(3)]), 2.0)
+    bank = model.get_parameter("npas_bank_0")
+    inputs = torch.randn(2, 600)
+    model(inputs).sum().backward()
+    kept = bank.grad
+    assert kept is not None
+    before = kept.clone()
+    bank.grad = None
+    model(2 * inputs).sum().backward()
+    assert torch.equal(kept, before)
+    outputs = [model(inputs) for _ in range(2)]  # two live graphs: their weights are apart
+    outputs[0].sum().backward()
+    outputs[1].sum().backward()
+
+
+def test_memory_of_weights_and_gradients_is_used_again() -> None:
+    model = npas.share(nn.Sequential(*[nn.Linear(600, 600) for _ in range(3)]), 2.0)
+    bank = model.get_parameter("npas_bank_0")
+    places = []
+    for _ in range(3):
+        bank.grad = None
+        model(torch.randn(2, 600)).sum().backward()
+        places.append(bank.grad.data_ptr())  # type: ignore[union-attr]
+    assert places[1] == places[2]
+
+
+def test_hooks_see_the_gradient_once() -> None:
+    model = shared()
+    seen: list[Tensor] = []
+    bank = model.get_parameter("npas_bank_0")
+    bank.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad))  # type: ignore[arg-type]
+    step(model).backward()
+    assert len(seen) == 1 and bool(seen[0].any())
+
+
+def test_an_optimizer_step_between_forward_and_backward_is_refused() -> None:
+    model = shared()
+    loss = step(model)
+    with torch.no_grad():
+        model.get_parameter("npas_bank_0").mul_(0.9)
+    with pytest.raises(RuntimeError, match="step the optimizer after backward"):
+        loss.backward()
+
+
+def test_a_frozen_bank_still_trains_its_coefficients() -> None:
+    model = shared()
+    bank = model.get_parameter("npas_bank_0").requires_grad_(False)
+    step(model).backward()
+    assert bank.grad is None
+    assert all(p.grad is not None for n, p in model.named_parameters() if "coefficients" in n)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool) -> None:
+    model = shared().eval()
+    inputs, labels = ZOO[0].batch()
+    inputs.requires_grad_()
+    step(model).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    stages = [model.get_submodule(name) for name in ("stem", "stage1", "widen", "stage2")]
+    x = inputs
+    for stage in stages:
+        x = checkpoint(stage, x, use_reentrant=reentrant)
+    F.cross_entropy(model.get_submodule("head")(x.mean((2, 3))), labels).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_trains_and_keeps_the_bank_in_full_precision(dtype: torch.dtype) -> None:
+    model = shared()
+    with torch.autocast("cpu", dtype=dtype):
+        loss = step(model)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32, name
+
+
+def test_half_and_double_networks_run() -> None:
+    for dtype in (torch.float64, torch.bfloat16):
+        model = shared().to(dtype)
+        outputs = model(torch.randn(2, 3, 6, 6, dtype=dtype))
+        outputs.sum().backward()
+        assert outputs.dtype == dtype
+
+
+def test_functional_call_and_function_transforms() -> None:
+    model = shared().eval()
+    inputs, labels = ZOO[0].batch()
+    parameters = dict(model.named_parameters())
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, values, (inputs,)), labels)
+
+    step(model).backward()
+    gradients = torch.func.grad(loss)(parameters)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
+    doubled = {name: 2 * p for name, p in parameters.items()}
+    assert not torch.equal(loss(doubled), loss(parameters))
+
+
+def test_moving_averages_average_the_banks() -> None:
+    model = shared()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    with torch.no_grad():
+        model.get_parameter("npas_bank_0").add_(1)
+    average.update_parameters(model)
+    average.update_parameters(model)
+    assert torch.isfinite(average(torch.randn(2, 3, 6, 6))).all()
+    assert average.module is not model
+    assert (
+        average.module.get_parameter("npas_bank_0").shape
+        == model.get_parameter("npas_bank_0").shape
+    )
+
+
+@pytest.mark.slow
+def test_compiled_forward_and_backward_equal_eager() -> None:
+    model = npas.share(Residual(), 0.4)
+    compiled = copy.deepcopy(model)
+    compiled.compile(fullgraph=True)
+    for network in (model, compiled):
+        step(network).backward()
+    assert list(compiled.state_dict()) == list(model.state_dict())
+    for (name, ours), theirs in zip(compiled.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)

@@ -1,0 +1,167 @@
+"""Layouts and numbers of the released code, recorded from runs of it (float64)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import npas
+from npas.sharing.allocation import Scheme
+from npas.sharing.budget import BudgetRequest, spell_count
+from npas.sharing.layers import LayerSpec
+from npas.sharing.reference import allocate_reference
+
+ORACLE = Path(__file__).parent / "oracle"
+LAYOUTS: list[dict[str, Any]] = json.loads((ORACLE / "layouts.json").read_text())
+RECORDED = [record for record in LAYOUTS if "layers" in record]
+FAILED = [record for record in LAYOUTS if "error" in record]
+GENERATION = sorted(path.stem for path in ORACLE.glob("*.npz"))
+
+
+def named(record: dict[str, Any]) -> str:
+    return f"{record['arch']}-{record['max_params']}-{record['groups']}-{record['upsample']}"
+
+
+def reference(record: dict[str, Any], entries: list[Any]) -> npas.Allocation:
+    specs = [
+        LayerSpec(name, tuple(shape), "conv2d" if len(shape) == 4 else "linear")
+        for _, name, shape, _, _ in entries
+    ]
+    return allocate_reference(
+        specs,
+        {name: str(group) for _, name, _, group, _ in entries},
+        BudgetRequest(absolute=record["max_params"]),
+        record["dense_total"],
+        Scheme("wavg", record["upsample"], record["bank_size"], "reference"),
+        wrap_after_k=record["groups"] != 1,
+    )
+
+
+@pytest.mark.parametrize("record", RECORDED, ids=named)
+def test_layouts_agree(record: dict[str, Any]) -> None:
+    entries = sorted(record["layers"], key=lambda entry: entry[0] or 0)
+    plan = reference(record, entries)
+    recorded = {entry[1]: entry[4] for entry in entries}
+    for group in plan.groups:
+        for layer in group.layers:
+            if recorded[layer.name] is None:
+                assert not layer.templates
+                continue
+            bank, templates, start, end, source, copies = recorded[layer.name]
+            assert (group.bank, len(layer.templates)) == (bank, templates)
+            assert layer.templates[0] == start
+            last = layer.templates[-1] + layer.template_size
+            if source is not None:
+                assert layer.source == (source[0], int(np.prod(source[1:])))
+            if copies is None:
+                assert last == end
+            else:  # the recorded end is the bank's; what is used is trimmed to whole windows
+                assert end - 9 < last <= end
+                assert -(-layer.size // bank) - 1 == copies
+
+
+@pytest.mark.parametrize("record", FAILED, ids=named)
+def test_where_the_released_code_stops_we_say_why(record: dict[str, Any]) -> None:
+    twin = next(other for other in RECORDED if other["arch"] == record["arch"])
+    entries = sorted(twin["layers"], key=lambda entry: entry[0] or 0)
+    groups = {0: lambda shape: len(shape), -1: str}
+    regrouped = [
+        (at, name, shape, groups[record["groups"]](shape), None)  # type: ignore[operator]
+        for at, name, shape, _, _ in entries
+    ]
+    with pytest.raises(ValueError, match="layout='reference'"):
+        reference(record, regrouped)
+
+
+class Plain(nn.Module):
+    """Hold layers of the recorded shapes, no biases."""
+
+    def __init__(self, layers: list[dict[str, Any]]) -> None:
+        super().__init__()
+        for layer in layers:
+            shape = layer["shape"]
+            made: nn.Module = (
+                nn.Conv2d(shape[1], shape[0], shape[2], bias=False)
+                if layer["kind"] == "SConv2d"
+                else nn.Linear(shape[1], shape[0], bias=False)
+            )
+            self.add_module(f"layer{layer['i']}", made)
+
+
+@pytest.mark.parametrize("case", GENERATION)
+def test_weights_and_gradients_agree(case: str) -> None:
+    arrays = np.load(ORACLE / f"{case}.npz")
+    meta = json.loads(str(arrays["meta"]))
+    model = Plain(meta["layers"]).double()
+    npas.share(
+        model,
+        spell_count(meta["max_params"]),
+        upsampler=meta["upsample"],
+        groups={1: "single", -1: "shape"}[meta["groups"]],
+        max_templates=meta["bank_size"],
+        layout="reference",
+    )
+    plan = npas.allocation(model)
+    numbers = [
+        meta["layers"][int(group.layers[0].name[5 : group.layers[0].name.index(".")])]["group"]
+        for group in plan.groups
+    ]
+    tensors = dict(model.named_parameters())
+    expected: dict[str, list[tuple[torch.Tensor, str]]] = {}
+    with torch.no_grad():
+        at = 0
+        for g, group in enumerate(plan.groups):
+            if group.bank:
+                bank = tensors[f"npas_bank_{g}"]
+                bank.copy_(torch.from_numpy(arrays[f"bank_{numbers[g]}"]))
+                expected[f"npas_bank_{g}"] = [(bank, f"gbank_{numbers[g]}")]
+            rows: dict[int, int] = {}
+            for layer in group.layers:
+                number = layer.name[5 : layer.name.index(".")]
+                k = len(layer.templates)
+                if layer.mixing != "none":
+                    name = f"npas_coefficients_{g}_{k}"
+                    row = rows.setdefault(k, 0)
+                    rows[k] += 1
+                    tensors[name][row] = torch.from_numpy(arrays[f"coef_{number}"])
+                    expected.setdefault(name, []).append((tensors[name][row], f"gcoef_{number}"))
+                if layer.learned[0]:
+                    name = f"npas_upsampler_{at}"
+                    learned = torch.from_numpy(arrays[f"ups_{number}"]).reshape(layer.learned)
+                    tensors[name].copy_(learned)
+                    expected[name] = [(tensors[name], f"gups_{number}")]
+                at += 1
+    loss = torch.zeros((), dtype=torch.float64)
+    for layer in plan.layers:
+        if not layer.templates:
+            continue
+        number = layer.name[5 : layer.name.index(".")]
+        weight = model.get_submodule(f"layer{number}").weight
+        assert isinstance(weight, torch.Tensor)
+        recorded = torch.from_numpy(arrays[f"w_{number}"])
+        torch.testing.assert_close(weight, recorded, rtol=1e-12, atol=1e-12)
+        loss = loss + (weight * torch.from_numpy(arrays[f"ct_{number}"])).sum()
+    loss.backward()
+    for name, parts in expected.items():
+        gradient = tensors[name].grad
+        assert gradient is not None
+        recorded = torch.cat([torch.from_numpy(arrays[key]).reshape(-1) for _, key in parts])
+        torch.testing.assert_close(gradient.reshape(-1), recorded, rtol=1e-11, atol=1e-11)
+
+
+def test_the_plan_prints_what_the_released_layout_leaves_unread() -> None:
+    model = Plain(json.loads(str(np.load(ORACLE / "mix_g1_k8.npz")["meta"]))["layers"])
+    plan = npas.plan(model, "6K", layout="reference")
+    assert plan.unread > 0
+    assert f"unread   {plan.unread:,} bank parameters" in plan.table()
+
+
+def test_every_bank_value_is_initialized_also_the_tail() -> None:
+    model = Plain(json.loads(str(np.load(ORACLE / "mix_g1_k8.npz")["meta"]))["layers"])
+    npas.share(model, "5.999K", layout="reference")
+    bank = model.get_parameter("npas_bank_0").detach()
+    assert bool((bank != 0).all()) and float(bank.abs().max()) < 5

@@ -1,0 +1,352 @@
+"""What `npas.share` promises, cell by cell: network x generator x upsampler x budget."""
+
+import copy
+import io
+import itertools
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from zoo import ZOO, Residual, Specimen
+
+import npas
+from npas import sharing
+
+CELLS = [
+    (specimen, generator, upsampler, groups, budget)
+    for specimen, (generator, upsampler), (groups, budget) in itertools.product(
+        ZOO,
+        [("wavg", "inter"), ("wavg", "mask"), ("emb", "repeat"), ("avg", "wavg")],
+        [("single", 0.4), ("single", 1.0), ("single", 2.3), ("shape", 1.4), ("type", 0.7)],
+    )
+]
+
+
+def cell_name(value: object) -> str:
+    return value.name if isinstance(value, Specimen) else str(value)
+
+
+@pytest.mark.parametrize(
+    ("specimen", "generator", "upsampler", "groups", "budget"), CELLS, ids=cell_name
+)
+def test_every_cell(
+    specimen: Specimen, generator: str, upsampler: str, groups: str, budget: float
+) -> None:
+    dense = specimen.make()
+    dense_count = npas.count_parameters(dense)
+    dense_state = {name: value.shape for name, value in dense.state_dict().items()}
+    options = {"generator": generator, "upsampler": upsampler, "groups": groups}
+    planned = npas.plan(dense, budget, **options)  # type: ignore[arg-type]
+    model = npas.share(dense, budget, **options)  # type: ignore[arg-type]
+    inputs, labels = specimen.batch()
+
+    plan = npas.allocation(model)
+    assert plan.budget == planned.budget
+    assert npas.count_parameters(model) == plan.budget.used <= int(budget * dense_count)
+    assert len(list(model.parameters())) == len({p.data_ptr() for p in model.parameters()})
+
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), labels)
+        loss.backward()
+        if not losses:
+            for name, parameter in model.named_parameters():
+                assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+                if name.startswith("npas_bank"):
+                    assert (parameter.grad != 0).float().mean() > 0.99, name
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+    model.eval()
+    with torch.no_grad():
+        outputs = model(inputs)
+    assert torch.equal(model(inputs), outputs)  # with gradients, generated anew
+    with torch.inference_mode():
+        assert torch.equal(model(inputs), outputs)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        next(twin.parameters()).add_(1)
+        assert torch.equal(model(inputs), outputs), "a copy shares nothing with its original"
+    plain = npas.materialize(copy.deepcopy(model))
+    with torch.no_grad():
+        assert torch.equal(plain(inputs), outputs)
+    assert {name: value.shape for name, value in plain.state_dict().items()} == dense_state
+    assert npas.count_parameters(plain) == dense_count
+
+
+@pytest.mark.parametrize("specimen", ZOO, ids=cell_name)
+def test_materialized_networks_bear_no_trace(specimen: Specimen) -> None:
+    dense = specimen.make()
+    plain = npas.materialize(npas.share(specimen.make(), 0.5))
+    assert [type(m) for m in plain.modules()] == [type(m) for m in dense.modules()]
+    assert list(plain.state_dict()) == list(dense.state_dict())
+    for module, original in zip(plain.modules(), dense.modules(), strict=True):
+        assert vars(module).keys() == vars(original).keys()
+        assert not module._forward_pre_hooks and not module._forward_hooks
+    if specimen.name == "tied":
+        assert plain.get_parameter("again.weight") is plain.get_parameter("encode.weight")
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.3, 1.0, 2.5])
+@pytest.mark.parametrize("generator", ["avg", "wavg", "emb"])
+@pytest.mark.parametrize("upsampler", ["inter", "repeat", "mask", "wavg"])
+def test_generated_weights_start_with_the_dense_spread(
+    budget: float, generator: str, upsampler: str
+) -> None:
+    """Layers of different fan-in read one bank; each starts with its own variance."""
+
+    def build() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(16, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 32, 1),
+            nn.Linear(128, 100), nn.Linear(100, 128),
+        )  # fmt: skip
+
+    spread = {name: float(p.detach().std()) for name, p in build().named_parameters()}
+    ratios: dict[str, list[float]] = {}
+    for seed in range(6):
+        model = npas.share(build(), budget, generator=generator, upsampler=upsampler, seed=seed)
+        for layer in npas.allocation(model).layers:
+            weight = model.get_submodule(layer.name[:-7]).weight
+            assert isinstance(weight, torch.Tensor)
+            ratios.setdefault(layer.name, []).append(
+                float(weight.detach().std()) / spread[layer.name]
+            )
+    for name, values in ratios.items():
+        mean_square = sum(value**2 for value in values) / len(values)
+        assert mean_square == pytest.approx(1, abs=0.12), (name, values)
+
+
+def test_coefficients_start_orthogonal_across_the_layers_of_a_size() -> None:
+    model = npas.share(Residual(), 2.5)
+    coefficients = model.get_parameter("npas_coefficients_0_8").detach()
+    same = [
+        row
+        for row, layer in enumerate(
+            la for la in npas.allocation(model).layers if len(la.templates) == 8
+        )
+        if layer.shape == (8, 8, 3, 3)
+    ]
+    products = coefficients[same] @ coefficients[same].T
+    torch.testing.assert_close(products, torch.eye(len(same)), atol=1e-5, rtol=0)
+
+
+def test_same_seed_same_network_other_seed_another() -> None:
+    states = [npas.share(ZOO[0].make(), 0.5, seed=seed).state_dict() for seed in (3, 3, 4)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["npas_bank_0"], states[2]["npas_bank_0"])
+
+
+def test_a_layer_used_three_times_is_generated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from npas.sharing.bank import BankReader
+
+    generated: list[object] = []
+    mix = BankReader.mix
+
+    def counted(self: BankReader, key: object, *rest: object) -> torch.Tensor:
+        generated.append(key)
+        return mix(self, key, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BankReader, "mix", counted)
+    specimen = next(s for s in ZOO if s.name == "reused")
+    model = npas.share(specimen.make(), 1.0)
+    inputs, labels = specimen.batch()
+    F.cross_entropy(model(inputs), labels).backward()
+    assert sorted(generated) == [0, 1, 2]  # type: ignore[type-var]
+    model(inputs)
+    assert len(generated) == 6, "the next pass generates again"
+
+    generated.clear()
+    with torch.no_grad():
+        model(inputs)
+        model(inputs)
+    assert len(generated) == 3, "without gradients, weights are kept"
+    with torch.no_grad():
+        model.get_parameter("npas_bank_0").mul_(1.5)
+        changed = model(inputs)
+    assert len(generated) == 6, "until the bank changes"
+    assert torch.equal(changed, model(inputs).detach())
+    with torch.inference_mode():
+        model(inputs)
+        model.double()(inputs.double())
+    assert len(generated) == 15, "or the dtype does"
+
+
+def test_submodules_called_directly_work_and_train() -> None:
+    model = npas.share(Residual(), 0.3)
+    inputs = torch.randn(2, 3, 6, 6)
+    by_hand = model.get_submodule("stage1")(model.get_submodule("stem")(inputs))
+    by_hand.square().mean().backward()
+    gradient = model.get_parameter("npas_bank_0").grad
+    assert gradient is not None and bool(gradient.any())
+    weight = model.get_submodule("stage2.0.conv1").weight
+    assert isinstance(weight, torch.Tensor) and weight.shape == (16, 16, 3, 3)
+
+
+@torch.no_grad()
+def test_writing_into_a_kept_weight_is_refused() -> None:
+    model = npas.share(Residual(), 0.3)
+    nn.init.ones_(model.get_submodule("head").weight)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=r"initialize the network before npas\.share"):
+        model(torch.randn(1, 3, 6, 6))
+
+
+def test_an_exception_in_forward_leaves_no_pass_open() -> None:
+    model = npas.share(Residual(), 0.3)
+    with pytest.raises(RuntimeError):
+        model(torch.randn(1, 4, 6, 6))
+    inputs = torch.randn(1, 3, 6, 6)
+    before = model(inputs)
+    with torch.no_grad():
+        model.get_parameter("npas_bank_0").mul_(2)
+    assert not torch.equal(model(inputs), before)
+
+
+def test_saved_once_and_loaded_into_the_bare_architecture(tmp_path: Path) -> None:
+    model = npas.share(Residual(), 0.3, groups="type", generator="emb")
+    model.eval()
+    npas.save(model, tmp_path / "shared")
+    assert {p.name for p in (tmp_path / "shared").iterdir()} == {
+        "model.safetensors",
+        "allocation.json",
+    }
+    size = (tmp_path / "shared" / "model.safetensors").stat().st_size
+    assert size < 4 * npas.count_parameters(model) + 8_000  # values once, buffers, the header
+    loaded = npas.load(tmp_path / "shared", Residual()).eval()
+    inputs = torch.randn(2, 3, 6, 6)
+    assert torch.equal(loaded(inputs), model(inputs))
+    assert npas.allocation(loaded) == npas.allocation(model)
+
+
+def test_loading_into_another_architecture_is_refused(tmp_path: Path) -> None:
+    npas.save(npas.share(Residual(), 0.3), tmp_path)
+    with pytest.raises(ValueError, match=r"no stem\.weight of shape \[8, 3, 3, 3\]"):
+        npas.load(tmp_path, nn.Sequential(nn.Linear(3, 4)))
+    with pytest.raises(ValueError, match=r"holds no model\.safetensors"):
+        npas.load(tmp_path / "nowhere", Residual())
+
+
+def test_pickles_and_state_dicts_carry_a_shared_network() -> None:
+    model = npas.share(Residual(), 0.3).eval()
+    inputs = torch.randn(2, 3, 6, 6)
+    outputs = model(inputs)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(inputs), outputs)
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    other = npas.share(ZOO[0].make(seed=5), 0.3, seed=9).eval()
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(other(inputs), outputs), "also where the dense draw was another"
+
+
+def test_norms_and_biases_stay_and_patterns_choose() -> None:
+    plan = npas.plan(Residual(), 0.5)
+    assert {layer.name for layer in plan.layers} == {
+        name for name, p in Residual().named_parameters() if p.ndim > 1
+    }
+    without = npas.plan(Residual(), 0.5, exclude=["head.*", "stem.weight"])
+    assert {la.name for la in plan.layers} - {la.name for la in without.layers} == {
+        "head.weight",
+        "stem.weight",
+    }
+    with_bias = npas.plan(Residual(), 0.5, include="head.bias")
+    assert "head.bias" in {layer.name for layer in with_bias.layers}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "give a budget"),
+        ({"budget": 0.1, "templates": 2}, "exclude each other"),
+        (
+            {"budget": 0.1, "generator": "mean"},
+            "generator='mean' is unknown: choose avg, wavg, emb",
+        ),
+        ({"budget": 0.1, "upsampler": "tile"}, "choose inter, repeat, mask, wavg"),
+        ({"budget": 0.1, "layout": "released"}, "choose npas, reference"),
+        ({"budget": 0.1, "max_templates": 0}, "max_templates=0 is out of range"),
+        ({"budget": 0.1, "include": "heda.weight"}, "did you mean 'head.weight'"),
+        ({"budget": 0.1, "include": "stage1.0.norm.weight"}, "initial values are all equal"),
+        ({"budget": 0.001}, "needs at least"),
+        ({"budget": 0.1, "layout": "reference", "generator": "avg"}, "wavg"),
+        ({"templates": 2}, "groups of one shape"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_changes(
+    options: dict[str, object], says: str
+) -> None:
+    model = Residual()
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match=says):
+        npas.share(model, **options)  # type: ignore[arg-type]
+    assert list(model.state_dict()) == before
+
+
+def test_sharing_twice_and_asking_a_dense_network_are_refused() -> None:
+    model = npas.share(Residual(), 0.3)
+    with pytest.raises(ValueError, match="shared already"):
+        npas.share(model, 0.3)
+    with pytest.raises(ValueError, match="shared already"):
+        npas.plan(nn.Sequential(model), 0.3)
+    for ask in (npas.allocation, npas.materialize, npas.summary):
+        with pytest.raises(ValueError, match="not shared"):
+            ask(Residual())  # type: ignore[operator]
+
+
+def test_lazy_and_meta_networks_are_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match="run one batch"):
+        npas.share(nn.Sequential(nn.LazyLinear(4)), 0.5)
+    with torch.device("meta"):
+        model = Residual()
+    assert npas.plan(model, 0.3).budget.used > 0
+    with pytest.raises(ValueError, match="meta device"):
+        npas.share(model, 0.3)
+
+
+def test_dropping_weights_that_look_trained_warns() -> None:
+    fresh = Residual()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        npas.share(fresh, 0.3)
+    stepped = Residual()
+    stepped(torch.randn(4, 3, 6, 6))  # moves the running statistics
+    with pytest.warns(UserWarning, match="look trained"):
+        npas.share(stepped, 0.3)
+
+
+def test_coefficients_take_no_weight_decay_and_banks_do() -> None:
+    model = npas.share(Residual(), 0.1, generator="emb", upsampler="mask")
+    names = sharing.no_decay_names(model)
+    shared = {name for name, _ in model.named_parameters() if name.startswith("npas_")}
+    assert shared - names == {"npas_bank_0"}
+    assert {name.split("_")[1] for name in names} == {"embeddings", "affine", "shift", "upsampler"}
+    assert sharing.no_decay_names(Residual()) == set()
+
+
+def test_soft_sharing_mixes_k_templates_within_a_stage() -> None:
+    model = npas.share(
+        Residual(),
+        templates=2,
+        groups={"stage1.[12].conv*": "stage1", "stage2.[12].conv*": "stage2"},
+    )
+    plan = npas.allocation(model)
+    assert [group.bank for group in plan.groups] == [2 * 8 * 8 * 9, 2 * 16 * 16 * 9]
+    assert npas.count_parameters(model) == plan.budget.used
+    assert plan.split["coefficients"] == 2 * 8
+    model(torch.randn(2, 3, 6, 6)).sum().backward()
+
+
+def test_the_summary_shows_every_layer_and_the_totals() -> None:
+    model = npas.share(Residual(), 0.3)
+    text = npas.summary(model)
+    used = npas.count_parameters(model)
+    assert f"used {used:,}" in text and "asked 0.3" in text
+    assert all(layer.name in text for layer in npas.allocation(model).layers)
