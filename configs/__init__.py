@@ -1,0 +1,1 @@
+"""Hold the YAML files of npas; installed as the package `npas.configs`."""

@@ -1,0 +1,179 @@
+"""Build dataclasses from plain data, closed and typed, with errors that say what to change.
+
+    @dataclass
+    class Export:
+        run: str | None = None
+        format: Literal["safetensors"] = "safetensors"
+
+    build(Export, {"run": 3})             # Export(run="3", format="safetensors")
+    build(Export, {"fromat": "onnx"})     # ValueError: unknown key 'fromat': did you mean 'format'?
+
+Annotations are the types that YAML has: numbers, text, true/false, `Literal`, lists, mappings,
+`X | None` and dataclasses. Every error is a `ValueError` of one line with the key's full name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def build(kind: type[T], raw: object, prefix: str = "", known: Iterable[str] | None = None) -> T:
+    """Build the dataclass `kind` from a mapping; ValueError for unknown keys and wrong types.
+
+    `prefix` is the node's full name, empty at the top; `known` are the keys to suggest from.
+    """
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"{prefix or 'the config'} must be a mapping of keys, got {raw!r}")
+    start = f"{prefix}." if prefix else ""
+    known = set(keys_of(kind, start)) if known is None else set(known)
+    hints = get_type_hints(kind)
+    for name, value in raw.items():
+        if name not in hints:
+            raise ValueError(unknown_key(_innermost(f"{start}{name}", value), known))
+    values: dict[str, Any] = {}
+    for name, hint in hints.items():
+        if name in raw and dataclasses.is_dataclass(hint):
+            values[name] = build(cast(type, hint), raw[name], f"{start}{name}", known)
+        elif name in raw:
+            values[name] = convert(raw[name], hint, f"{start}{name}")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        # A family's own rules may not say whose key it is.
+        text = str(error)
+        raise ValueError(text if not prefix or start in text else f"{prefix}: {text}") from None
+
+
+def convert(value: Any, hint: Any, key: str) -> Any:
+    """Return `value` as the type `hint`; ValueError that names `key` if it is not one."""
+    if hint is Any:
+        return value
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in arguments:
+            return None
+        for option in arguments:
+            if option is not NoneType:
+                try:
+                    return convert(value, option, key)
+                except ValueError:
+                    continue
+    elif origin is Literal:
+        if value in arguments and not isinstance(value, bool):
+            return value
+    elif origin is list and isinstance(value, (list, tuple, str, int, float)):
+        items = list(value) if isinstance(value, (list, tuple)) else [value]
+        return [convert(item, arguments[0], key) for item in items]
+    elif origin is dict and isinstance(value, Mapping):
+        return {
+            str(name): convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()
+        }
+    elif hint is bool and isinstance(value, bool):
+        return value
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        if hint is int and float(value).is_integer():
+            return int(value)
+        if hint is float and math.isfinite(value):
+            return float(value)
+        if hint is str:
+            return str(value)
+    elif hint is str and isinstance(value, str):
+        return value
+    raise ValueError(f"{key} must be {_describe(hint)}, got {value!r}")
+
+
+def keys_of(kind: type, start: str = "") -> Iterator[str]:
+    """Yield the full names of all keys of a dataclass and of those within it."""
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from keys_of(cast(type, hint), f"{start}{name}.")
+        else:
+            yield f"{start}{name}"
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """Say that `key` does not exist, and which of the `known` full names was probably meant."""
+    known = sorted(known)
+    suggestion = _suggestion(key, known)
+    if suggestion:
+        return f"unknown key {key!r}: did you mean {suggestion!r}?"
+    node = key.rpartition(".")[0]
+    names = [name.removeprefix(f"{node}.") for name in known if name.startswith(f"{node}.")]
+    if names:
+        return f"unknown key {key!r}: {node} has {join(names, 'and')}"
+    return f"unknown key {key!r}: there are {join(dict.fromkeys(map(_first, known)), 'and')}"
+
+
+def _suggestion(key: str, known: list[str]) -> str | None:
+    """Find the nearest key: in the same node, of the same name elsewhere, or a node misspelt."""
+    node, _, leaf = key.rpartition(".")
+    by_node: dict[str, dict[str, str]] = {}
+    for name in known:
+        by_node.setdefault(name.rpartition(".")[0], {})[name.rpartition(".")[2]] = name
+    by_node.setdefault("", {}).update({node: node for node in by_node if node})
+    if node not in by_node:
+        near = difflib.get_close_matches(node, by_node, n=1)
+        moved = f"{near[0]}.{leaf}" if near else None
+        return moved if moved in known else moved and (_suggestion(moved, known) or moved)
+    leaves = {leaf: name for names in reversed(by_node.values()) for leaf, name in names.items()}
+    for candidates, cutoff in ((by_node[node], 0.6), (leaves, 0.75)):
+        close = difflib.get_close_matches(leaf, candidates, n=1, cutoff=cutoff)
+        if close:
+            return candidates[close[0]]
+    return None
+
+
+def join(names: Iterable[object], last: str = "or") -> str:
+    """Write names as a list in a sentence: `a, b or c`."""
+    *head, tail = [str(name) for name in names]
+    return f"{', '.join(head)} {last} {tail}" if head else tail
+
+
+def at_least(key: str, value: float | None, limit: float) -> None:
+    """Raise ValueError if the value is there and below `limit`."""
+    if value is not None and value < limit:
+        raise ValueError(f"{key} must be at least {limit}, got {value}")
+
+
+def above(key: str, value: float, limit: float) -> None:
+    """Raise ValueError unless the value is above `limit`."""
+    if value <= limit:
+        raise ValueError(f"{key} must be above {limit}, got {value}")
+
+
+def below(key: str, value: float, limit: float) -> None:
+    """Raise ValueError unless the value is below `limit`."""
+    if value >= limit:
+        raise ValueError(f"{key} must be below {limit}, got {value}")
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return join(_describe(option) for option in arguments)
+    if origin is Literal:
+        return join(arguments)
+    if origin is list:
+        return f"a list, each {_describe(arguments[0])}"
+    if origin is dict:
+        return "a mapping"
+    names = {int: "a whole number", float: "a finite number", bool: "true or false"}
+    return {**names, str: "text", NoneType: "null"}.get(hint, str(hint))
+
+
+def _innermost(key: str, value: object) -> str:
+    while isinstance(value, Mapping) and len(value) == 1:
+        ((name, value),) = value.items()
+        key = f"{key}.{name}"
+    return key
+
+
+def _first(key: str) -> str:
+    return key.partition(".")[0]

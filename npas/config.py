@@ -1,0 +1,306 @@
+"""Hold the typed, closed schema that every composed YAML is checked against.
+
+    raw = {"exp": "digits", "budget": "10%", ...}         # what Hydra composed, as plain dicts
+    config = check(raw, wrn.Config, digits.Config, lambda value: parse_budget(value).canonical)
+    run_dir(config)                                       # runs/digits/budget-0.1_seed-0_1f0c2a9b
+
+Whatever is wrong with `raw` is a `ValueError` of one line that names the key and the remedy. This
+module imports neither torch nor any floor of npas: what it must know of them is passed in, and
+`check(raw)` alone, without the families' own keys, answers a typo before either is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from npas._schema import above, at_least, below, build, convert, join, keys_of
+
+# Raised by one when a fix changes what an unchanged config trains to, since results from before it
+# cannot stand beside results from after it. It is a key of every stored config and part of every
+# hash.
+RECIPE_VERSION = 1
+
+DENSE = "dense"  # the budget that trains the dense network and shares nothing
+
+# The keys that do not decide the result and enter no hash. A node stands for all of its keys.
+HASH_EXCLUDED = frozenset(
+    {
+        "exp",
+        "run_root",
+        "resume",
+        "force",
+        "verbose",
+        "data.root",
+        "data.download",
+        "trainer",
+        "wandb",
+    }
+)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Say where the data lie and how much of them to train on; the task says what a split is."""
+
+    root: str = "data"
+    split: Literal["45k", "50k"] | None = None
+    download: bool = True
+
+
+@dataclass(frozen=True)
+class SharingConfig:
+    """Hold the keywords of `npas.share`; `templates` takes the place of a budget."""
+
+    generator: Literal["avg", "wavg", "emb"] = "wavg"
+    upsampler: Literal["inter", "repeat", "mask", "wavg"] = "inter"
+    groups: dict[str, str] | str = "single"
+    num_groups: int | None = None
+    max_templates: int = 8
+    templates: int | None = None
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    layout: Literal["npas", "reference"] = "npas"
+
+    def __post_init__(self) -> None:
+        names = ("single", "type", "shape", "random")
+        if isinstance(self.groups, str) and self.groups not in names:
+            raise ValueError(
+                f"sharing.groups must be {join(names)}, or a mapping of layer patterns to group "
+                f"names as {{'stages.0.*': a}}, got {self.groups!r}"
+            )
+        if self.groups == "random" and self.num_groups is None:
+            raise ValueError("sharing.groups=random needs to know how many: set sharing.num_groups")
+        if self.groups != "random" and self.num_groups is not None:
+            raise ValueError(
+                f"sharing.num_groups={self.num_groups} is for sharing.groups=random only: set it "
+                "to null"
+            )
+        at_least("sharing.num_groups", self.num_groups, 1)
+        at_least("sharing.max_templates", self.max_templates, 1)
+        at_least("sharing.templates", self.templates, 1)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Hold SGD's settings; each milestone is an epoch before which the rate takes `gamma`."""
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.2
+    warmup_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        above("optim.lr", self.lr, 0)
+        at_least("optim.momentum", self.momentum, 0)
+        below("optim.momentum", self.momentum, 1)
+        at_least("optim.weight_decay", self.weight_decay, 0)
+        above("optim.gamma", self.gamma, 0)
+        at_least("optim.warmup_epochs", self.warmup_epochs, 0)
+        if self.nesterov and self.momentum == 0:
+            raise ValueError(
+                "optim.nesterov=true needs momentum: set optim.momentum above 0 or "
+                "optim.nesterov=false"
+            )
+        if any(a >= b for a, b in zip([0, *self.milestones], self.milestones, strict=False)):
+            raise ValueError(
+                f"optim.milestones must be epochs above 0 that increase, got {self.milestones}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Say where to train and how often to log; none of it decides the result."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        at_least("trainer.log_every", self.log_every, 1)
+        if self.devices != 1:
+            raise ValueError(
+                f"trainer.devices must be 1, got {self.devices}: this version trains on one device"
+            )
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Say whether and under which names Weights & Biases tracks the run."""
+
+    mode: Literal["online", "offline", "disabled"] = "offline"
+    project: str = "npas"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hold one run's whole configuration; `model` and `task` are their families' own `Config`."""
+
+    exp: str = "digits"
+    budget: str | None = None
+    seed: int = 0
+    epochs: int = 200
+    batch_size: int = 128
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    deterministic: bool = False
+    resume: str = "auto"
+    force: bool = False
+    run_root: str = "runs"
+    verbose: bool = False
+    recipe_version: int = RECIPE_VERSION
+    model: Any = field(default_factory=dict)
+    task: Any = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    sharing: SharingConfig = field(default_factory=SharingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", self.exp):
+            raise ValueError(
+                f"exp must be a folder name of letters, digits, '_', '-' and '.', got {self.exp!r}"
+            )
+        for key in ("run_root", "resume"):
+            if not getattr(self, key).strip():
+                raise ValueError(f"{key} must not be empty")
+        at_least("seed", self.seed, 0)
+        below("seed", self.seed, 2**32)
+        at_least("epochs", self.epochs, 1)
+        at_least("batch_size", self.batch_size, 1)
+        for key in ("model", "task"):
+            node = getattr(self, key)
+            if isinstance(node, Mapping) and not isinstance(node.get("family"), str):
+                raise ValueError(f"{key}.family is missing: choose a {key}, as {key}=NAME")
+        if self.recipe_version != RECIPE_VERSION:
+            raise ValueError(
+                f"recipe_version must be {RECIPE_VERSION}, got {self.recipe_version}: this npas "
+                f"trains recipe {RECIPE_VERSION} only"
+            )
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        templates = self.sharing.templates
+        if self.budget is None and templates is None:
+            raise ValueError("budget is missing: set budget=0.1, budget=dense or sharing.templates")
+        if self.budget is not None and templates is not None:
+            raise ValueError(
+                f"budget={self.budget} and sharing.templates={templates} exclude each other: set "
+                "budget=null or sharing.templates=null"
+            )
+        # What a budget means is for the method to say; that it looks like one shows at once, and
+        # keeps the run's folder, which it names, below its root.
+        if self.budget not in (None, DENSE) and not re.fullmatch(
+            r"[\d.]+(e[-+]?\d+)?[%KMBp]?", str(self.budget), re.IGNORECASE
+        ):
+            raise ValueError(
+                f"budget={self.budget} is not a budget: write a fraction of the dense parameters "
+                "(0.1 or 10%), a count (18M, 250K) or dense"
+            )
+
+
+def check(
+    raw: Mapping[str, Any],
+    model_config: type | None = None,
+    task_config: type | None = None,
+    canonical_budget: Callable[[str], str] | None = None,
+) -> Config:
+    """Build the config that `raw` describes; ValueError, in one line, for anything wrong in it.
+
+    `model_config` and `task_config` are the families' dataclasses; without one its node stays a
+    plain, unchecked mapping. `canonical_budget` maps equal budgets to one text and raises for
+    nonsense; without it the budget is kept as it is spelled.
+    """
+    values, known = dict(raw), known_keys(model_config, task_config)
+    if values.get("budget") is not None:
+        budget = convert(values["budget"], str, "budget")
+        if budget != DENSE and canonical_budget is not None:
+            budget = canonical_budget(budget)
+        values["budget"] = budget
+    for node, schema in (("model", model_config), ("task", task_config)):
+        if schema is not None and node in values:
+            values[node] = build(schema, values[node], node, known)
+    return build(Config, values, "", known)
+
+
+def ignored(config: Config) -> dict[str, str]:
+    """Return the keys whose settings have no effect beside the others, each with the reason."""
+    found = {}
+    if config.budget == DENSE:
+        for key, value, default in _settings(config.sharing, "sharing."):
+            if value != default:
+                found[key] = "budget=dense shares nothing"
+    milestones = config.optim.milestones
+    if milestones and milestones[0] >= config.epochs:
+        found["optim.milestones"] = f"epochs={config.epochs} ends before the first of them"
+    return found
+
+
+def config_hash(config: Config) -> str:
+    """Hash the keys that decide the result, as 64 hex digits.
+
+    Of these keys only the values that differ from the schema's defaults enter, so that a key added
+    later leaves the hashes of earlier runs as they are. (A default that changes is a change of
+    recipe: see RECIPE_VERSION.) Settings that are ignored do not enter either.
+    """
+    assert dataclasses.is_dataclass(config.model) and dataclasses.is_dataclass(config.task)
+    left_out = HASH_EXCLUDED | set(ignored(config))
+    deciding = {
+        # The order of a mapping's patterns decides, too: the first that matches a layer counts.
+        key: list(value.items()) if isinstance(value, dict) else value
+        for key, value, default in _settings(config, "")
+        if key not in left_out and key.partition(".")[0] not in left_out
+        # A family's own defaults mean nothing without its name.
+        if value != default or key in ("recipe_version", "model.family", "task.family")
+    }
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def run_dir(config: Config) -> Path:
+    """Return the run's folder, a function of the config alone: never of the clock."""
+    if config.budget is None:
+        share = f"templates-{config.sharing.templates}"
+    else:
+        share = f"budget-{config.budget}"
+    name = f"{share}_seed-{config.seed}_{config_hash(config)[:8]}"
+    return Path(config.run_root) / config.exp / name
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the config as plain data, as `config.yaml` and `result.json` store it."""
+    return dataclasses.asdict(config)
+
+
+def known_keys(model_config: type | None = None, task_config: type | None = None) -> set[str]:
+    """Return the full names of all keys, as far as the families' dataclasses are given."""
+    found = set(keys_of(Config)) - {"model", "task"} | {"model.family", "task.family"}
+    for node, schema in (("model", model_config), ("task", task_config)):
+        if schema is not None:
+            found |= set(keys_of(schema, f"{node}."))
+    return found
+
+
+def _settings(node: Any, start: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each key's full name, value and default (None where it has none)."""
+    for entry in dataclasses.fields(node):
+        value = getattr(node, entry.name)
+        if dataclasses.is_dataclass(value):
+            yield from _settings(value, f"{start}{entry.name}.")
+            continue
+        default = entry.default
+        if entry.default_factory is not dataclasses.MISSING:
+            default = entry.default_factory()
+        yield f"{start}{entry.name}", value, None if default is dataclasses.MISSING else default

@@ -1,0 +1,20 @@
+"""Give every test the same start: one thread, fixed seeds, no tracking, a folder of its own."""
+
+import os
+from pathlib import Path
+
+# Read when torch is first imported, also by the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fresh_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed torch, and let what a test writes to relative paths (runs, data) land in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)

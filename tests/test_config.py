@@ -1,0 +1,256 @@
+"""A config is typed and closed, says what to change, and names its run's folder."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from npas import config as schema
+from npas.config import HASH_EXCLUDED, Config, check, config_hash, ignored, run_dir, to_dict
+
+
+@dataclass
+class ToyModel:
+    family: str = "toy"
+    depth: int = 10
+    width: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.depth % 2:
+            raise ValueError(f"depth must be even, got {self.depth}")
+
+
+@dataclass
+class ToyTask:
+    family: str = "toy"
+    classes: int = 10
+
+
+def checked(**changes: Any) -> Config:
+    """Check a small config with these keys; a dot in a key is written as two underscores."""
+    raw: dict[str, Any] = {"budget": 0.1, "model": {"family": "toy"}, "task": {"family": "toy"}}
+    for key, value in changes.items():
+        node, _, leaf = key.rpartition("__")
+        (raw.setdefault(node, {}) if node else raw)[leaf] = value
+    return check(raw, ToyModel, ToyTask, canonical)
+
+
+def canonical(budget: str) -> str:
+    if budget.endswith("%"):
+        return f"{float(budget[:-1]) / 100:g}"
+    return budget if budget.endswith("M") else f"{float(budget):g}"
+
+
+# Changes, and what the one line must hold.
+WRONG = [
+    ({"bugdet": 0.1}, "unknown key 'bugdet': did you mean 'budget'?"),
+    ({"optim__learning_rat": 0.1}, "unknown key 'optim.learning_rat': optim has"),
+    ({"optim__milestone": [1]}, "unknown key 'optim.milestone': did you mean 'optim.milestones'?"),
+    ({"lr": 0.1}, "unknown key 'lr': did you mean 'optim.lr'?"),
+    ({"sharing__budget": 0.1}, "unknown key 'sharing.budget': did you mean 'budget'?"),
+    ({"optmi": {"lr": 0.1}}, "unknown key 'optmi.lr': did you mean 'optim.lr'?"),
+    ({"model__depht": 10}, "unknown key 'model.depht': did you mean 'model.depth'?"),
+    ({"modle": {"depth": 10}}, "unknown key 'modle.depth': did you mean 'model.depth'?"),
+    ({"trainr": {}}, "unknown key 'trainr': did you mean 'trainer'?"),
+    ({"qqq": 1}, "unknown key 'qqq': there are batch_size, budget"),
+    ({"model__depth": 11}, "model: depth must be even, got 11"),
+    ({"model__depth": "deep"}, "model.depth must be a whole number, got 'deep'"),
+    ({"optim": 0.1}, "optim must be a mapping of keys, got 0.1"),
+    ({"epochs": -3}, "epochs must be at least 1, got -3"),
+    ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
+    ({"epochs": ""}, "epochs must be a whole number, got ''"),
+    ({"epochs": True}, "epochs must be a whole number, got True"),
+    ({"batch_size": 0}, "batch_size must be at least 1"),
+    ({"seed": -1}, "seed must be at least 0"),
+    ({"seed": 2**32}, "seed must be below 4294967296"),
+    ({"precision": "fp8"}, "precision must be fp32, bf16 or fp16, got 'fp8'"),
+    ({"compile": "yes"}, "compile must be true or false, got 'yes'"),
+    ({"resume": " "}, "resume must not be empty"),
+    ({"run_root": ""}, "run_root must not be empty"),
+    ({"recipe_version": 7}, "recipe_version must be 1, got 7"),
+    ({"exp": "../elsewhere"}, "exp must be a folder name"),
+    ({"exp": ".."}, "exp must be a folder name"),
+    ({"exp": "a/b"}, "exp must be a folder name"),
+    ({"budget": None}, "budget is missing: set budget=0.1, budget=dense or sharing.templates"),
+    ({"sharing__templates": 2}, "budget=0.1 and sharing.templates=2 exclude each other"),
+    ({"sharing__templates": 0, "budget": None}, "sharing.templates must be at least 1"),
+    ({"sharing__generator": "mlp"}, "sharing.generator must be avg, wavg or emb, got 'mlp'"),
+    ({"sharing__groups": "all"}, "sharing.groups must be single, type, shape or random"),
+    ({"sharing__groups": "random"}, "sharing.groups=random needs to know how many"),
+    ({"sharing__num_groups": 3}, "sharing.num_groups=3 is for sharing.groups=random only"),
+    ({"sharing__max_templates": 0}, "sharing.max_templates must be at least 1"),
+    ({"optim__lr": 0}, "optim.lr must be above 0"),
+    ({"optim__lr": float("nan")}, "optim.lr must be a finite number"),
+    ({"optim__momentum": 1}, "optim.momentum must be below 1"),
+    ({"optim__momentum": 0}, "optim.nesterov=true needs momentum"),
+    ({"optim__milestones": [3, 2]}, "optim.milestones must be epochs above 0 that increase"),
+    ({"optim__weight_decay": -1}, "optim.weight_decay must be at least 0"),
+    ({"data__split": "44k"}, "data.split must be 45k or 50k or null, got '44k'"),
+    ({"trainer__device": "tpu"}, "trainer.device must be auto, cpu or cuda, got 'tpu'"),
+    ({"trainer__log_every": 0}, "trainer.log_every must be at least 1"),
+    ({"wandb__mode": "on"}, "wandb.mode must be online, offline or disabled, got 'on'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "line"), WRONG, ids=lambda value: str(value)[:50])
+def test_what_is_wrong_is_one_line_that_names_the_key(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        checked(**changes)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("budget", ["abc", "-1", "../..", "0.1/x", "dens", "", "18 M"])
+def test_a_text_that_is_no_budget_is_refused_without_the_method(budget: str) -> None:
+    with pytest.raises(ValueError, match="is not a budget"):
+        check({"budget": budget, "model": {"family": "toy"}, "task": {"family": "toy"}})
+
+
+def test_a_typo_is_answered_without_the_families_and_without_torch() -> None:
+    """The first check of a command is this one: it must not wait for heavy imports."""
+    code = """
+import sys
+from npas.config import check
+try:
+    check({"model": {"family": "wrn"}, "task": {"family": "digits"}, "bugdet": 0.1})
+except ValueError as error:
+    assert "budget" in str(error)
+    sys.exit("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_values_come_out_in_the_types_of_the_schema() -> None:
+    config = checked(
+        epochs=1e2, optim__lr=1, exp=2024, sharing__include="head.*", sharing__groups={"stem": "a"}
+    )
+    assert (config.epochs, config.optim.lr, config.exp) == (100, 1.0, "2024")
+    assert type(config.epochs) is int and type(config.optim.lr) is float
+    assert config.sharing.include == ["head.*"]
+    assert config.sharing.groups == {"stem": "a"}
+    assert config.model == ToyModel()
+
+
+def test_a_stored_config_checks_to_itself() -> None:
+    config = checked(budget="10%", model__depth=4, sharing__groups={"b*": "b", "a*": "a"})
+    again = check(to_dict(config), ToyModel, ToyTask, canonical)
+    assert again == config
+    assert run_dir(again) == run_dir(config)
+
+
+# --- hash and folder
+
+
+def leaves(node: Any, start: str = "") -> Iterator[tuple[str, Any]]:
+    for entry in dataclasses.fields(node):
+        value = getattr(node, entry.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{start}{entry.name}.")
+        else:
+            yield f"{start}{entry.name}", value
+
+
+# Another valid value of every key that has more than two, or whose neighbours limit it.
+OTHER = {
+    "budget": "0.2",
+    "precision": "bf16",
+    "resume": "never",
+    "data.split": "45k",
+    "sharing.generator": "emb",
+    "sharing.upsampler": "mask",
+    "sharing.groups": "type",
+    "sharing.include": ["a"],
+    "sharing.exclude": ["a"],
+    "sharing.layout": "reference",
+    "optim.milestones": [1],
+    "trainer.device": "cpu",
+    "wandb.mode": "online",
+    "wandb.entity": "us",
+    "wandb.group": "us",
+    "wandb.tags": ["a"],
+}
+# Keys that only ever come together with another, or have one valid value.
+TOGETHER = {"sharing.num_groups", "sharing.templates", "trainer.devices", "recipe_version"}
+
+
+def other(key: str, value: Any) -> Any:
+    if key in OTHER:
+        return OTHER[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, float):
+        return value / 2
+    return value + 2 if isinstance(value, int) else f"{value}2"
+
+
+@pytest.mark.parametrize("key", sorted({key for key, _ in leaves(checked())} - TOGETHER))
+def test_the_hash_follows_the_keys_that_decide_the_result_and_no_others(key: str) -> None:
+    value = dict(leaves(checked()))[key]
+    changed = checked(**{key.replace(".", "__"): other(key, value)})
+    assert dict(leaves(changed))[key] != value
+    excluded = key in HASH_EXCLUDED or key.partition(".")[0] in HASH_EXCLUDED
+    assert (config_hash(changed) == config_hash(checked())) == excluded
+
+
+def test_what_is_excluded_from_the_hash_exists() -> None:
+    known = schema.known_keys()
+    for name in HASH_EXCLUDED:
+        assert name in known or any(key.startswith(f"{name}.") for key in known)
+
+
+def test_equal_budgets_are_one_run_however_they_are_spelled() -> None:
+    folders = {run_dir(checked(budget=budget)) for budget in (0.1, "0.1", "10%", "0.10", 1e-1)}
+    assert len(folders) == 1
+    assert folders.pop().name.startswith("budget-0.1_seed-0_")
+
+
+def test_the_folder_says_what_the_run_is() -> None:
+    config = checked(exp="mine", seed=3, budget="18M", run_root="elsewhere")
+    hexadecimal = config_hash(config)[:8]
+    assert run_dir(config) == Path(f"elsewhere/mine/budget-18M_seed-3_{hexadecimal}")
+    templates = run_dir(checked(budget=None, sharing__templates=2))
+    assert templates.name.startswith("templates-2_seed-0_")
+
+
+def test_the_hash_of_a_config_stays_what_it_was() -> None:
+    """Committed results are found by it: a change here is a change of RECIPE_VERSION."""
+    assert config_hash(checked(model__depth=4)) == GOLDEN
+
+
+def test_a_key_added_with_a_default_leaves_the_hash_as_it_is() -> None:
+    @dataclass
+    class Grown(ToyModel):
+        dropout: float = 0.0
+
+    raw = to_dict(checked(model__depth=4))
+    assert config_hash(check(raw, Grown, ToyTask)) == GOLDEN
+
+
+def test_the_order_of_patterns_decides_and_so_does_its_hash() -> None:
+    """The first pattern that matches a layer counts."""
+    one = checked(sharing__groups={"stem": "a", "*": "b"})
+    two = checked(sharing__groups={"*": "b", "stem": "a"})
+    assert config_hash(one) != config_hash(two)
+
+
+# --- settings without effect
+
+
+def test_a_dense_run_says_which_sharing_settings_it_ignores_and_does_not_hash_them() -> None:
+    plain, set_up = checked(budget="dense"), checked(budget="dense", sharing__generator="emb")
+    assert ignored(plain) == {}
+    assert ignored(set_up) == {"sharing.generator": "budget=dense shares nothing"}
+    assert run_dir(plain) == run_dir(set_up)
+
+
+def test_a_schedule_that_ends_before_its_first_milestone_says_so() -> None:
+    assert "optim.milestones" in ignored(checked(epochs=5, optim__milestones=[5, 8]))
+    assert not ignored(checked(epochs=6, optim__milestones=[5, 8]))
+
+
+GOLDEN = "de6e28b232daa526c80d5b7719ba2514a6156fa9170d2c0d0d4123c8eccc364a"
