@@ -1,0 +1,47 @@
+"""Build the networks that npas trains: one architecture family a module of this folder.
+
+A family is a module that offers `Config` (a dataclass: the closed set of its `model.*` keys) and
+`build(config, spec)`. There is no table to keep: `family("wrn")` finds `wrn.py`. Modules whose
+name starts with an underscore are helpers and no families.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from types import ModuleType
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Describe what a network reads and answers.
+
+    `input_shape` leaves out the batch dimension: (channels, height, width) for images.
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+
+
+def family(name: str) -> ModuleType:
+    """Return the module of model family `name`. ValueError, with near names, if there is none."""
+    return find_family(__name__, "model", name)
+
+
+def find_family(package: str, kind: str, name: str) -> ModuleType:
+    """Import `package.name` if it is one of the package's own family modules.
+
+    The listing is what keeps a config from naming any other importable module.
+    Raises ValueError, naming the `kind` of family and near names, for anything else.
+    """
+    found = pkgutil.iter_modules(importlib.import_module(package).__path__)
+    names = sorted(module.name for module in found if not module.name.startswith("_"))
+    if name not in names:
+        raise ValueError(f"there is no {kind} family {name!r}; {near(name, names)}")
+    return importlib.import_module(f"{package}.{name}")
+
+
+def near(name: str, names: list[str]) -> str:
+    """Say which of `names` come near `name`, or list them all where none does."""
+    close = difflib.get_close_matches(str(name), names, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}"

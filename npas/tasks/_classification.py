@@ -1,0 +1,175 @@
+"""Share what image classification tasks have in common: batches, loss, accuracy, held-out parts.
+
+A task names its data set and its `Recipe`, and `read()`s the images; the rest is here. The whole
+set rests on the training device as bytes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from npas.models import InputSpec
+from npas.tasks import Batch, _augment, _random
+
+EVAL_BATCH = 1000
+# The parts held out of a set are the same for every run: their seed is no key of the config.
+SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """State how a set's images are normalised and augmented; means and deviations in bytes."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int  # random crops of the image padded by this much
+    flip: bool  # mirror half of the images
+    cutout: int  # side of the square, 0 for none
+
+
+@dataclass(frozen=True)
+class Part:
+    """Hold the images of one part of a set, NxHxWxC bytes, and their labels, N."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Classification:
+    """Train on images and count the right answers; the base of the image tasks."""
+
+    source = "real"
+    selection_metric = "accuracy"
+
+    def __init__(
+        self,
+        name: str,
+        spec: InputSpec,
+        recipe: Recipe,
+        *,
+        has_validation: bool,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.recipe = recipe
+        self.has_validation = has_validation
+        self.seed = seed
+        self.device = device
+        self.parts: dict[str, Part] = {}
+
+    def read(self) -> dict[str, Part]:
+        """Return the parts "train", "test" and perhaps "val". ValueError if data are missing."""
+        raise ValueError(f"{self.name} has no data to read")
+
+    def setup(self) -> None:
+        """Read the data onto the device, the training images with their padding around them."""
+        parts = self.read()
+        train = parts["train"]
+        parts["train"] = Part(_augment.pad(train.images, self.recipe.padding), train.labels)
+        self.parts = {
+            name: Part(part.images.to(self.device), part.labels.to(self.device))
+            for name, part in parts.items()
+        }
+        self.mean_C = torch.tensor(self.recipe.mean, device=self.device)
+        self.std_C = torch.tensor(self.recipe.std, device=self.device)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Count an epoch's full batches; the samples left over come up in other epochs."""
+        count = len(self.parts["train"].labels)
+        if batch_size > count:
+            raise ValueError(
+                f"batch_size={batch_size} is more than the {count} training images of {self.name}"
+            )
+        return count // batch_size
+
+    def train_batches(
+        self, epoch: int, batch_size: int, first_step: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        """Yield this rank's parts of the epoch's batches; each sample keeps its augmentation."""
+        if batch_size % world:
+            raise ValueError(
+                f"batch_size={batch_size} does not divide by {world} ranks; "
+                f"the nearest that does is {max(1, round(batch_size / world)) * world}"
+            )
+        local = batch_size // world
+        train = self.parts["train"]
+        order_N = _random.permutation(self._key("order", epoch), len(train.labels), self.device)
+        draws = self._draws(epoch)
+        for step in range(first_step, self.steps_per_epoch(batch_size)):
+            start = step * batch_size + rank * local
+            index_B = order_N[start : start + local]
+            drawn = {purpose: draw_N[index_B] for purpose, draw_N in draws.items()}
+            yield Batch(self._augmented(index_B, drawn), train.labels[index_B], local)
+
+    def _key(self, purpose: str, epoch: int) -> int:
+        return _random.derive_key(self.seed, purpose, epoch)
+
+    def _draws(self, epoch: int) -> dict[str, Tensor]:
+        """Draw what decides an epoch's augmentation, for every training image: N integers each."""
+        size, offsets = self.spec.input_shape[-1], 2 * self.recipe.padding + 1
+        stops = {"crop top": offsets, "crop left": offsets, "flip": 2 if self.recipe.flip else 1}
+        if self.recipe.cutout:
+            stops |= {"cutout row": size, "cutout column": size}
+        sample_N = torch.arange(len(self.parts["train"].labels), device=self.device)
+        return {
+            purpose: _random.integers(self._key(purpose, epoch), sample_N, stop)
+            for purpose, stop in stops.items()
+        }
+
+    def _augmented(self, index_B: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """Return the training images of these indices as their draws make them: BxCxHxW."""
+        images_BHWC = _augment.windows(
+            self.parts["train"].images,
+            index_B,
+            top_B=drawn["crop top"],
+            left_B=drawn["crop left"],
+            flip_B=drawn["flip"] == 1,
+            size=self.spec.input_shape[-1],
+        )
+        images_BHWC = _augment.normalize(images_BHWC, self.mean_C, self.std_C)
+        if self.recipe.cutout:
+            images_BHWC = _augment.cutout(
+                images_BHWC, drawn["cutout row"], drawn["cutout column"], self.recipe.cutout
+            )
+        return _augment.to_nchw(images_BHWC)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean cross-entropy, and the number of right answers in percent."""
+        logits_BK = model(batch.inputs)
+        right = (logits_BK.detach().argmax(1) == batch.targets).sum()
+        return F.cross_entropy(logits_BK.float(), batch.targets), {"accuracy": 100 * right}
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        """Measure accuracy in percent and mean loss on "val" or "test", every image once."""
+        part = self.parts[split]
+        was_training = model.training
+        model.eval()
+        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        for images_BHWC, labels_B in zip(
+            part.images.split(EVAL_BATCH), part.labels.split(EVAL_BATCH), strict=True
+        ):
+            images_BHWC = _augment.normalize(images_BHWC, self.mean_C, self.std_C)
+            logits_BK = model(_augment.to_nchw(images_BHWC)).float()
+            right += (logits_BK.argmax(1) == labels_B).sum()
+            loss += F.cross_entropy(logits_BK, labels_B, reduction="sum").double()
+        model.train(was_training)
+        count = len(part.labels)
+        return {"accuracy": 100 * right.item() / count, "loss": loss.item() / count}
+
+
+def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
+    """Choose `fraction` of every class, by a rule that no seed changes: a mask, bool, N."""
+    rank_N = _random.bits(_random.derive_key(SPLIT_SEED, purpose), torch.arange(len(labels_N)))
+    held_N = torch.zeros(len(labels_N), dtype=torch.bool)
+    for label in labels_N.unique():
+        members = (labels_N == label).nonzero().squeeze(1)
+        members = members[rank_N[members].argsort(stable=True)]
+        held_N[members[: round(fraction * len(members))]] = True
+    return held_N

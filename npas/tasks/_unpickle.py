@@ -1,0 +1,37 @@
+"""Read data sets that come as pickles, admitting nothing but plain data and numpy arrays.
+
+A pickle may name any function to be called while it loads. Here only what numpy needs to rebuild
+an array can be named; dicts, lists, strings, bytes and numbers need no name at all.
+"""
+
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+
+# Old numpy wrote `numpy.core`, new writes `numpy._core`; the function is the same, and private.
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+ADMITTED = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return ADMITTED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no data") from None
+
+
+def unpickle(data: bytes) -> Any:
+    """Load plain data; strings that Python 2 wrote come as str. ValueError for anything else."""
+    try:
+        return _Unpickler(io.BytesIO(data), encoding="latin1").load()
+    except Exception as error:  # a malformed pickle can raise nearly anything
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"refused as a pickle of data: {reason}") from error

@@ -1,0 +1,171 @@
+"""Classify the 32x32 photographs of CIFAR-10 and CIFAR-100 (Krizhevsky, 2009).
+
+The set lies under `data.root` as its author packed it (the "python version", which torchvision
+reads too); `data.download=true` fetches it. `data.split=45k`, the default, holds 5,000 training
+images out to choose a checkpoint by; `50k` trains on all. The recipe is that of both papers:
+zero-padded random crops, flips, cutout of 16 pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from npas.models import InputSpec
+from npas.tasks import _fetch
+from npas.tasks._classification import Classification, Part, Recipe, hold_out
+from npas.tasks._unpickle import unpickle
+
+if TYPE_CHECKING:
+    from npas.config import DataConfig
+
+VALIDATION_FRACTION = 0.1
+PIXELS = 3 * 32 * 32
+# Means and deviations of the channels as the Wide ResNet authors gave them.
+RECIPES = {
+    10: Recipe((125.3, 123.0, 113.9), (63.0, 62.1, 66.7), padding=4, flip=True, cutout=16),
+    100: Recipe((129.3, 124.1, 112.4), (68.2, 65.4, 70.4), padding=4, flip=True, cutout=16),
+}
+
+
+@dataclass
+class Config:
+    """Hold the `task.*` keys of CIFAR. ValueError unless it has 10 or 100 classes."""
+
+    family: str = "cifar"
+    classes: int = 10
+
+    def __post_init__(self) -> None:
+        if self.classes not in RECIPES:
+            raise ValueError(f"task.classes={self.classes}: CIFAR comes with 10 or 100 classes")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """List the files of a CIFAR set with their md5 sums; None for a sum leaves a file unchecked."""
+
+    url: str
+    filename: str
+    md5: str | None
+    folder: str
+    train: dict[str, str | None]
+    test: dict[str, str | None]
+
+
+def published_archive(classes: int) -> Archive:
+    """Return the files of the published set, as torchvision lists them."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    known: Any = CIFAR10 if classes == 10 else CIFAR100
+    return Archive(
+        url=known.url,
+        filename=known.filename,
+        md5=known.tgz_md5,
+        folder=known.base_folder,
+        train=dict(known.train_list),
+        test=dict(known.test_list),
+    )
+
+
+class Task(Classification):
+    """Classify 32x32 colour images into 10 or 100 classes."""
+
+    def __init__(
+        self,
+        config: Config,
+        data: DataConfig,
+        *,
+        seed: int,
+        device: torch.device,
+        archive: Archive | None = None,
+    ) -> None:
+        super().__init__(
+            f"cifar{config.classes}",
+            InputSpec((3, 32, 32), config.classes),
+            RECIPES[config.classes],
+            has_validation=data.split != "50k",
+            seed=seed,
+            device=device,
+        )
+        self.root = Path(data.root)
+        self.download = data.download
+        self.archive = archive
+
+    def read(self) -> dict[str, Part]:
+        """Find the set, or fetch it, and read it. ValueError says what to put where."""
+        archive = self.archive or published_archive(self.spec.num_classes)
+        self._ensure(archive)
+        train = self._part(archive, archive.train)
+        parts = {"test": self._part(archive, archive.test)}
+        if self.has_validation:
+            held = hold_out(train.labels, VALIDATION_FRACTION, f"{self.name} validation")
+            parts["val"] = Part(train.images[held], train.labels[held])
+            train = Part(train.images[~held], train.labels[~held])
+        return {"train": train, **parts}
+
+    def _ensure(self, archive: Archive) -> None:
+        """Unpack the archive, or download it first, unless all files are there."""
+        members = [f"{archive.folder}/{name}" for name in (*archive.train, *archive.test)]
+        packed = self.root / archive.filename
+
+        def complete() -> bool:
+            return all((self.root / member).is_file() for member in members)
+
+        if complete():
+            return
+        if not packed.is_file() and not self.download:
+            raise ValueError(
+                f"{self.name} is not under data.root={self.root}: put {archive.filename} (or its "
+                f"folder {archive.folder}) there, or set data.download=true"
+            )
+        with _fetch.locked(self.root / f".{archive.filename}.lock"):
+            if complete():  # another process was faster
+                return
+            if not packed.is_file():
+                _fetch.download(archive.url, packed)
+            check(packed, archive.md5)
+            _fetch.unpack(packed, members, self.root)
+
+    def _part(self, archive: Archive, files: dict[str, str | None]) -> Part:
+        """Read pickled batches of rows of 3,072 bytes (channel, row, column) into NHWC."""
+        rows, labels = [], []
+        for name, md5 in files.items():
+            path = self.root / archive.folder / name
+            check(path, md5)
+            try:
+                images, answers = parse(unpickle(path.read_bytes()), self.spec.num_classes)
+            except ValueError as error:
+                raise ValueError(f"{path} is no CIFAR file: {error}") from error
+            rows.append(images)
+            labels.append(answers)
+        images = np.concatenate(rows).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return Part(
+            torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(np.concatenate(labels))
+        )
+
+
+def parse(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows, N x 3072 bytes, and labels, N, of one file. ValueError if it has none."""
+    key = "labels" if classes == 10 else "fine_labels"
+    if not isinstance(batch, dict) or not {"data", key} <= batch.keys():
+        raise ValueError(f"it holds no 'data' and {key!r}")
+    rows, labels = batch["data"], np.asarray(batch[key])
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (PIXELS,):
+        raise ValueError(f"its images are not rows of {PIXELS} bytes")
+    if labels.dtype.kind != "i" or labels.shape != rows.shape[:1]:
+        raise ValueError("it has not one label for each image")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"its labels are not 0 to {classes - 1}")
+    return rows, labels.astype(np.int64)
+
+
+def check(path: Path, md5: str | None) -> None:
+    """Compare a file's md5 sum with the published one. ValueError if it differs."""
+    if md5 is not None and (found := _fetch.md5(path)) != md5:
+        raise ValueError(
+            f"{path} is damaged (md5 {found}, not {md5}): delete it and set data.download=true"
+        )

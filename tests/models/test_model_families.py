@@ -1,0 +1,40 @@
+"""A model is named by its family; a wrong name is answered with the right one."""
+
+import pytest
+import torch
+
+from npas import models
+from npas.models import InputSpec
+
+SPEC = InputSpec((3, 32, 32), 10)
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["wrn", "torchvision"])
+def test_a_family_offers_its_config_and_builds_with_its_defaults(name: str) -> None:
+    family = models.family(name)
+    model = family.build(family.Config(), SPEC)
+    assert family.Config().family == name
+    assert model.train()(torch.zeros(2, *SPEC.input_shape)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("wnr", "did you mean wrn"),
+        ("xyz", "choose from torchvision, wrn"),
+        ("os", "no model family"),
+    ],
+)
+def test_an_unknown_family_is_refused_with_near_names(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        models.family(name)
+
+
+def test_a_config_cannot_reach_modules_outside_the_package() -> None:
+    for name in ("..sharing", "wrn.Config", "", "__init__", "npas.models.wrn"):
+        with pytest.raises(ValueError, match="no model family"):
+            models.family(name)

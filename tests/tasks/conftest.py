@@ -1,0 +1,159 @@
+"""Tiny CIFAR sets in the exact format of the published ones, Python 2's pickles included."""
+
+import hashlib
+import pickle
+import struct
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from npas.tasks import cifar
+
+RECONSTRUCT = np.empty(0).__reduce__()[0]
+
+
+class Python2Pickler(pickle._Pickler):
+    """Write protocol 2 as Python 2 did: strings of bytes, and numpy under its name of that time."""
+
+    dispatch = pickle._Pickler.dispatch.copy()
+
+    def save_string(self, value: str | bytes) -> None:
+        data = value.encode("latin1") if isinstance(value, str) else value
+        short = len(data) < 256
+        head = b"U" + bytes([len(data)]) if short else b"T" + struct.pack("<i", len(data))
+        self.write(head + data)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+    def save_global(self, value: Any, name: str | None = None) -> None:
+        if value is RECONSTRUCT:
+            self.write(b"cnumpy.core.multiarray\n_reconstruct\n")
+            self.memoize(value)
+        else:
+            super().save_global(value, name)
+
+
+def python2_pickle(path: Path, value: Any) -> None:
+    with open(path, "wb") as file:
+        Python2Pickler(file, protocol=2).dump(value)
+
+
+def images(count: int, start: int) -> np.ndarray:
+    """Rows of pixels, channel by channel: red tells the row, green the column, blue the image."""
+    made = np.empty((count, 3, 32, 32), dtype=np.uint8)
+    made[:, 0] = np.arange(1, 33)[:, None]
+    made[:, 1] = np.arange(1, 33)[None, :]
+    made[:, 2] = np.arange(start + 1, start + count + 1).reshape(-1, 1, 1)
+    return made.reshape(count, -1)
+
+
+def write_cifar10(root: Path, per_file: int = 20) -> None:
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for i, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        batch = {
+            "batch_label": f"{name} of 5",
+            "labels": [n % 10 for n in range(per_file)],
+            "data": images(per_file, i * per_file),
+            "filenames": [f"{n}.png" for n in range(per_file)],
+        }
+        python2_pickle(folder / name, batch)
+    names = {"num_cases_per_batch": per_file, "label_names": list("abcdefghij"), "num_vis": 3072}
+    python2_pickle(folder / "batches.meta", names)
+
+
+def write_cifar100(root: Path, count: int = 200) -> None:
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for name in ("train", "test"):
+        batch = {
+            "filenames": [f"{n}.png" for n in range(count)],
+            "batch_label": f"{name} batch 1 of 1",
+            "fine_labels": [n % 100 for n in range(count)],
+            "coarse_labels": [n % 20 for n in range(count)],
+            "data": images(count, 0),
+        }
+        python2_pickle(folder / name, batch)
+    names = {"fine_label_names": ["f"] * 100, "coarse_label_names": ["c"] * 20}
+    python2_pickle(folder / "meta", names)
+
+
+def archive_of(root: Path, classes: int) -> cifar.Archive:
+    """Describe the tiny set that lies under `root`, with its true sums, and pack it beside."""
+    published = cifar.published_archive(classes)
+    folder = root / published.folder
+    packed = root / "packed" / published.filename
+    packed.parent.mkdir(parents=True)
+    with tarfile.open(packed, "w:gz") as tar:
+        tar.add(folder, published.folder)
+
+    def md5(path: Path) -> str:
+        return hashlib.md5(path.read_bytes()).hexdigest()
+
+    return cifar.Archive(
+        url=packed.as_uri(),
+        filename=published.filename,
+        md5=md5(packed),
+        folder=published.folder,
+        train={name: md5(folder / name) for name in published.train},
+        test={name: md5(folder / name) for name in published.test},
+    )
+
+
+@dataclass
+class TinySet:
+    """A tiny CIFAR set on disk, packed as an archive beside it as well."""
+
+    root: Path
+    classes: int
+    archive: cifar.Archive
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.archive.folder
+
+    def rewrite(self, name: str, batch: Any) -> None:
+        python2_pickle(self.folder / name, batch)
+
+    def task(self, split: str | None = "45k", seed: int = 0, **changes: Any) -> cifar.Task:
+        data = {"root": str(self.root), "split": split, "download": False}
+        archive = changes.pop("archive", self.archive)
+        return cifar.Task(
+            cifar.Config(classes=self.classes),
+            SimpleNamespace(**data | changes),
+            seed=seed,
+            device=torch.device("cpu"),
+            archive=archive,
+        )
+
+
+def tiny_set(root: Path, classes: int) -> TinySet:
+    (write_cifar10 if classes == 10 else write_cifar100)(root)
+    return TinySet(root, classes, archive_of(root, classes))
+
+
+@pytest.fixture
+def ten(tmp_path: Path) -> TinySet:
+    """CIFAR-10 in a folder of the test's own, to be spoiled at will."""
+    return tiny_set(tmp_path / "data", 10)
+
+
+@pytest.fixture(scope="session")
+def make_cifar(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., cifar.Task]:
+    """Return a maker of CIFAR tasks that are ready for use."""
+    sets = {n: tiny_set(tmp_path_factory.mktemp("cifar") / str(n), n) for n in (10, 100)}
+
+    def make(classes: int = 10, split: str = "45k", seed: int = 0) -> cifar.Task:
+        task = sets[classes].task(split, seed)
+        task.setup()
+        return task
+
+    return make

@@ -1,0 +1,169 @@
+"""CIFAR is read as published, verified first, and a set that is missing is one clear line."""
+
+import dataclasses
+import os
+import pickle
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from npas.tasks import cifar
+
+
+@pytest.mark.parametrize(("classes", "train"), [(10, 100), (100, 200)])
+def test_reads_the_published_format(make_cifar, classes: int, train: int) -> None:
+    task = make_cifar(classes, split="50k")
+    assert task.name == f"cifar{classes}"
+    assert task.parts["train"].images.shape == (train, 40, 40, 3)
+    assert task.parts["train"].labels.tolist()[:12] == [n % classes for n in range(12)]
+    pixels = task.parts["test"].images
+    assert pixels[0, 5, 7, :2].tolist() == [6, 8]  # row and column of the pixel, counted from 1
+    assert pixels.dtype == torch.uint8
+    assert task.spec.num_classes == classes
+
+
+def test_45k_holds_out_a_tenth_of_every_class_and_50k_nothing(make_cifar) -> None:
+    task = make_cifar(10, split="45k")
+    assert task.has_validation and not make_cifar(10, split="50k").has_validation
+    assert task.parts["val"].labels.bincount().tolist() == [1] * 10
+    assert task.parts["train"].labels.bincount().tolist() == [9] * 10
+    held = set(task.parts["val"].images[:, 0, 0, 2].tolist())
+    trained = set(task.parts["train"].images[:, 20, 20, 2].tolist())
+    assert held | trained == set(range(1, 101)) and not held & trained
+
+
+def test_no_seed_moves_what_is_held_out(make_cifar) -> None:
+    one, other = make_cifar(seed=0), make_cifar(seed=1)
+    assert torch.equal(one.parts["val"].images, other.parts["val"].images)
+
+
+def test_the_published_sums_are_the_default() -> None:
+    ten, hundred = cifar.published_archive(10), cifar.published_archive(100)
+    assert ten.md5 == "c58f30108f718f92721af3b95e74349a"
+    assert list(ten.train) == [f"data_batch_{n}" for n in range(1, 6)]
+    assert hundred.test == {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
+
+
+def test_other_files_than_the_published_are_refused(ten) -> None:
+    with pytest.raises(ValueError, match=r"data_batch_1 is damaged .*set data\.download=true"):
+        ten.task(archive=None).setup()
+
+
+def test_only_ten_or_a_hundred_classes() -> None:
+    with pytest.raises(ValueError, match="10 or 100 classes"):
+        cifar.Config(classes=20)
+
+
+def test_a_missing_set_is_one_line_that_says_what_to_put_where(ten, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz") as error:
+        ten.task(root=str(tmp_path / "elsewhere")).setup()
+    for said in ("data.root=", "elsewhere", "cifar-10-batches-py", "data.download=true"):
+        assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_download_without_a_network_is_one_line(ten, tmp_path: Path) -> None:
+    archive = dataclasses.replace(ten.archive, url=(tmp_path / "absent").as_uri())
+    task = ten.task(root=str(tmp_path / "new"), download=True, archive=archive)
+    with pytest.raises(ValueError, match="fetch it elsewhere and put it at") as error:
+        task.setup()
+    assert "\n" not in str(error.value)
+
+
+def test_downloads_verifies_and_unpacks(ten, make_cifar, tmp_path: Path) -> None:
+    task = ten.task(root=str(tmp_path / "new"), download=True)
+    task.setup()
+    assert torch.equal(task.parts["train"].images, make_cifar(10).parts["train"].images)
+
+
+def test_an_archive_put_there_by_hand_is_unpacked_without_download(ten, tmp_path: Path) -> None:
+    shutil.copytree(ten.root / "packed", tmp_path / "new")
+    ten.task(root=str(tmp_path / "new")).setup()
+
+
+def test_many_at_once_download_once(ten, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    real = cifar._fetch.download
+    monkeypatch.setattr(
+        cifar._fetch, "download", lambda url, to: (calls.append(url), real(url, to))
+    )
+    tasks = [ten.task(root=str(tmp_path / "new"), download=True) for _ in range(4)]
+    threads = [threading.Thread(target=task.setup) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert all(task.parts for task in tasks)
+
+
+def test_a_wrong_archive_is_not_unpacked(ten, tmp_path: Path) -> None:
+    archive = dataclasses.replace(ten.archive, md5="0" * 32)
+    with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz is damaged"):
+        ten.task(root=str(tmp_path / "new"), download=True, archive=archive).setup()
+    assert not (tmp_path / "new" / archive.folder).exists()
+
+
+def test_a_flipped_bit_is_found(ten) -> None:
+    path = ten.folder / "data_batch_3"
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="data_batch_3 is damaged"):
+        ten.task().setup()
+
+
+def unchecked(archive: cifar.Archive) -> cifar.Archive:
+    """The same files with no sums to hold against them."""
+    return dataclasses.replace(
+        archive, train=dict.fromkeys(archive.train), test=dict.fromkeys(archive.test)
+    )
+
+
+def test_a_truncated_file_is_no_cifar_file(ten) -> None:
+    path = ten.folder / "test_batch"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="test_batch is damaged"):
+        ten.task().setup()
+    with pytest.raises(ValueError, match="test_batch is no CIFAR file"):
+        ten.task(archive=unchecked(ten.archive)).setup()
+
+
+class Malicious:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("owned",)
+
+
+def test_a_pickle_that_names_a_function_is_refused_even_unchecked(ten, tmp_path: Path) -> None:
+    (ten.folder / "data_batch_2").write_bytes(pickle.dumps({"data": Malicious()}))
+    with pytest.raises(ValueError, match="data_batch_2 is no CIFAR file: refused"):
+        ten.task(archive=unchecked(ten.archive)).setup()
+    assert not Path("owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": None}, "one label for each image"),
+        ({"labels": [0] * 19}, "one label for each image"),
+        ({"labels": [10] * 20}, "labels are not 0 to 9"),
+        ({"data": torch.zeros(20, 3072).numpy()}, "rows of 3072 bytes"),
+        ({"data": torch.zeros(20, 5, dtype=torch.uint8).numpy()}, "rows of 3072 bytes"),
+        ({"data": "pixels"}, "rows of 3072 bytes"),
+    ],
+)
+def test_contents_of_another_form_are_refused(ten, change: dict, said: str) -> None:
+    good = {"data": torch.zeros(20, 3072, dtype=torch.uint8).numpy(), "labels": [0] * 20}
+    ten.rewrite("test_batch", good | change)
+    with pytest.raises(ValueError, match=said):
+        ten.task(archive=unchecked(ten.archive)).setup()
+
+
+def test_a_hundred_classes_in_place_of_ten_are_refused(ten) -> None:
+    ten.rewrite("test_batch", {"data": 0, "fine_labels": []})
+    with pytest.raises(ValueError, match="holds no 'data' and 'labels'"):
+        ten.task(archive=unchecked(ten.archive)).setup()
