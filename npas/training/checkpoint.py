@@ -1,0 +1,170 @@
+"""Keep checkpoints that a kill, a full disk or a flipped bit cannot turn into a wrong resume.
+
+    checkpoints/step-00000220/
+        manifest.json            sha256 of every other file
+        state.json               plain data
+        model.safetensors, ...   tensors
+
+A checkpoint is written under another name, synced and then renamed, so that one that is there is
+whole; one that does not match its manifest is passed over for the one before. Nothing is pickled.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+MANIFEST, STATE = "manifest.json", "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Give access to a checkpoint that matched its manifest when it was opened."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Read the tensors saved as `name`, onto the CPU."""
+        return safetensors.torch.load_file(self.folder / f"{name}.safetensors")
+
+
+class Checkpoints:
+    """Keep a run's newest checkpoints, and its best one, in a folder."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        tensors: dict[str, dict[str, Tensor]],
+        best: int | None = None,
+    ) -> Path:
+        """Write the checkpoint of `step`; remove all but the newest and that of step `best`."""
+        final = self._path(step)
+        scratch = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        try:
+            for name, group in tensors.items():
+                plain = {key: tensor.detach().contiguous() for key, tensor in group.items()}
+                safetensors.torch.save_file(plain, scratch / f"{name}.safetensors")
+            _write_json(scratch / STATE, {"format": FORMAT, "step": step, **state})
+            _write_json(scratch / MANIFEST, {path.name: _sha256(path) for path in _files(scratch)})
+            for path in (*_files(scratch), scratch):
+                _sync(path)
+            shutil.rmtree(final, ignore_errors=True)  # there only if it did not verify
+            scratch.rename(final)
+            _sync(self.folder)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        self._prune(best)
+        return final
+
+    def newest(self) -> Checkpoint | None:
+        """Open the newest checkpoint that verifies; log which were passed over, and why."""
+        for folder in reversed(self._folders()):
+            try:
+                return open_checkpoint(folder)
+            except ValueError as error:
+                log.warning("passing over a checkpoint: %s", error)
+        return None
+
+    def at(self, step: int) -> Checkpoint:
+        """Open the checkpoint of a step. ValueError if it is missing or damaged."""
+        return open_checkpoint(self._path(step))
+
+    def adopt(self, folder: Path, step: int) -> None:
+        """Copy the checkpoint of a step from another run's folder, unless it is here."""
+        final = self._path(step)
+        if not final.exists():
+            source = Checkpoints(folder).at(step).folder
+            scratch = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+            shutil.copytree(source, scratch)
+            scratch.rename(final)
+
+    def clear(self) -> None:
+        """Remove all checkpoints, to start anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _folders(self) -> list[Path]:
+        """List the checkpoints from old to new; what has another name was never finished."""
+        found = self.folder.glob("step-*")
+        return sorted(path for path in found if path.name[5:].isdigit() and path.is_dir())
+
+    def _prune(self, best: int | None) -> None:
+        for folder in self._folders()[: -self.keep]:
+            if best is None or int(folder.name[5:]) != best:
+                shutil.rmtree(folder, ignore_errors=True)
+        for folder in self.folder.glob("step-*.tmp-*"):  # left by a process that was killed
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Verify and open one checkpoint. ValueError says what is wrong with it."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        damaged = [name for name in manifest if _sha256(folder / name) != manifest[name]]
+        state = json.loads((folder / STATE).read_text())
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder} is not a whole checkpoint ({error})") from error
+    if damaged or STATE not in manifest:
+        raise ValueError(f"{folder} is damaged: {damaged or STATE} does not match {MANIFEST}")
+    if state["format"] != FORMAT:
+        raise ValueError(f"{folder} has format {state['format']}; this npas reads {FORMAT}")
+    return Checkpoint(folder, state)
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """Open the checkpoint that `path` is, or the newest of the run or folder that it is.
+
+    ValueError if there is none that verifies.
+    """
+    if (path / MANIFEST).exists():
+        return open_checkpoint(path)
+    for folder in (path / "checkpoints", path):
+        if found := Checkpoints(folder).newest():
+            return found
+    raise ValueError(f"{path} holds no checkpoint that can be read: name a run's folder")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return iter(sorted(folder.iterdir()))
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

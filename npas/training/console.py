@@ -1,0 +1,64 @@
+"""Show how a training goes: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class ProgressDisplay:
+    """Count steps on stderr, with the figures that were logged last."""
+
+    def __init__(self, total: int, done: int, file: TextIO | None = None) -> None:
+        self.total = total
+        self.figures = ""
+        self.started, self.first = time.monotonic(), done
+        self.last_line = self.started
+        self.file = file or sys.stderr
+        console = Console(file=self.file)
+        self.bar: Progress | None = None
+        if console.is_terminal:
+            self.bar = Progress(
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=console,
+            )
+            self.task = self.bar.add_task("", total=total, completed=done)
+
+    def step(self, step: int) -> None:
+        """Say that `step` steps are done."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step)
+        elif (now := time.monotonic()) - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            left = (now - self.started) / max(1, step - self.first) * (self.total - step)
+            print(f"step {step}/{self.total}  {self.figures}  {left:.0f} s left", file=self.file)
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Take over the figures of a logged record."""
+        shown = {k: v for k, v in record.items() if k.startswith(("train/", "val/"))}
+        self.figures = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
+        self.figures = f"epoch {record['epoch']}  {self.figures}"
+        if self.bar is not None:
+            self.bar.update(self.task, description=self.figures)
+
+    def __enter__(self) -> "ProgressDisplay":
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()

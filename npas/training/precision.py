@@ -1,0 +1,37 @@
+"""Compute in fp32, or in bf16 or fp16 by autocast; fp16 scales its loss against underflow."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """Hold the compute type and, for fp16, the gradient scaler of one training.
+
+    ValueError if the device cannot compute in that type.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.dtype = DTYPES.get(name)
+        self.device = device
+        if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+            raise ValueError("precision=bf16: this GPU has no bf16; set precision=fp16")
+        self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
+        try:
+            with self.autocast():
+                F.conv2d(*torch.zeros(2, 1, 1, 1, 1, device=device))
+        except RuntimeError as error:
+            raise ValueError(
+                f"precision={name} does not run on {device.type} with this torch; "
+                "set precision=fp32"
+            ) from error
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which to run the network."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)

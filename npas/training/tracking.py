@@ -1,0 +1,116 @@
+"""Track a run: `log.jsonl` always, Weights & Biases where it works.
+
+The tables are made from the run's own files. W&B is a convenience: whatever it raises is a warning,
+and the run goes on without it.
+"""
+
+import json
+import logging
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from npas.config import Config, to_dict
+
+log = logging.getLogger(__name__)
+
+LOG_FILE = "log.jsonl"
+
+
+class Tracker:
+    """Write what a run logs, a dict of plain numbers a line, each with its "step"."""
+
+    def __init__(self, config: Config, run_dir: Path, step: int, wandb_id: str | None) -> None:
+        """Go on after `step`, dropping later lines: those steps are about to be done again."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.path = run_dir / LOG_FILE
+        kept = self.path.with_suffix(".tmp")
+        kept.write_text("".join(_lines_until(self.path, step)))
+        os.replace(kept, self.path)
+        self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for the run's length)
+        self.wandb_id = wandb_id or secrets.token_hex(4)
+        self.wandb = _start_wandb(config, run_dir, self.wandb_id)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Write one line; a number that is not finite is written as null."""
+        self.file.write(json.dumps({k: _jsonable(v) for k, v in record.items()}) + "\n")
+        self._tell_wandb(lambda run: run.log(record))
+
+    def summarize(self, metrics: dict[str, Any]) -> None:
+        """Tell W&B the run's final figures."""
+        self._tell_wandb(lambda run: run.summary.update(metrics))
+
+    def _tell_wandb(self, call: Any) -> None:
+        if self.wandb is None:
+            return
+        try:
+            call(self.wandb)
+        except Exception as error:  # it may raise anything, and none of it is worth the run
+            log.warning("wandb failed and is left out from here on: %s", _one_line(error))
+            self.wandb = None
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.file.close()
+        self._tell_wandb(lambda run: run.finish(exit_code=int(error is not None)))
+
+
+def _start_wandb(config: Config, run_dir: Path, run_id: str) -> Any:
+    """Start or continue the W&B run of this id; None where there is none."""
+    mode: Any = os.environ.get("WANDB_MODE") or config.wandb.mode
+    if mode == "disabled":
+        return None
+    try:
+        import wandb
+
+        run = wandb.init(
+            mode=mode,
+            project=config.wandb.project,
+            entity=config.wandb.entity,
+            group=config.wandb.group or config.exp,
+            job_type="train",
+            name=run_dir.name,
+            tags=config.wandb.tags,
+            config=to_dict(config),
+            dir=run_dir,
+            id=run_id,
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(silent=mode == "offline", console="off"),
+        )
+        # Steps are data, so that those done again after a resume are not dropped.
+        run.define_metric("*", step_metric="step")
+        return run
+    except Exception as error:  # no key, no network, a full disk, a version that changed
+        log.warning("going on without wandb (wandb.mode=%s): %s", mode, _one_line(error))
+        return None
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    """Return the log's whole lines up to a step; a kill may have cut the last one short."""
+    kept: list[str] = []
+    if step and path.exists():
+        for line in path.read_text().splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:
+                break
+    return kept
+
+
+def _jsonable(value: Any) -> Any:
+    finite = not isinstance(value, float) or abs(value) < float("inf")
+    return value if finite else None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
