@@ -1,0 +1,1 @@
+"""Result files, published figures, tables and plots."""

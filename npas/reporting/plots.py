@@ -1,0 +1,66 @@
+"""Plot a table's accuracy against parameters, from result files alone. Needs matplotlib."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from npas.reporting.tables import Cell, Table
+
+
+def available() -> bool:
+    """Say whether plots can be made here: matplotlib comes with `pip install npas[plots]`."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def accuracy_against_parameters(
+    table: Table, cells: Sequence[Cell], stem: str | Path
+) -> list[Path]:
+    """Write `stem.png` and `stem.svg`, a line for each series; nothing where no run is done.
+
+    Raises ValueError where matplotlib is not installed.
+    """
+    if not available():
+        raise ValueError("plots need matplotlib: pip install 'npas[plots]'")
+    points = _points(table, cells)
+    if not points:
+        return []
+    # The object interface leaves the program's own plots and backend alone.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": table.name}):  # the same file from the same results
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for series, values in points.items():
+            parameters, means, spreads = zip(*sorted(values), strict=True)
+            bars = axes.errorbar(
+                parameters, means, yerr=spreads, marker="o", capsize=3, label=series
+            )
+            if len(means) == 1:  # what the others are compared with
+                axes.axhline(means[0], color=bars.lines[0].get_color(), linestyle=":")
+        axes.set_xscale("log")
+        axes.set_xlabel("trainable parameters")
+        axes.set_ylabel(table.heading)
+        axes.set_title(table.title, fontsize="medium")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        paths = [Path(f"{stem}.png"), Path(f"{stem}.svg")]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # PNG and SVG name their metadata differently; both would carry versions or dates.
+            undated = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+            figure.savefig(path, dpi=150, metadata=undated)
+    return paths
+
+
+def _points(table: Table, cells: Sequence[Cell]) -> dict[str, list[tuple[int, float, float]]]:
+    """Group (parameters, mean, spread) by series."""
+    points: dict[str, list[tuple[int, float, float]]] = {}
+    for cell in cells:
+        summary, parameters = cell.summary(table), cell.parameters()
+        if summary is not None and parameters is not None:
+            point = (parameters, summary.mean, summary.std or 0.0)
+            points.setdefault(cell.row.series, []).append(point)
+    return points

@@ -1,0 +1,296 @@
+"""Result files: what one run leaves behind, and all that tables and plots are made from.
+
+    result = Result(status="done", exp="digits", ..., **environment())
+    write(run_dir, result)                      # run_dir/result.json, atomically
+    for path, result in collect("results/runs", "digits").items(): ...
+
+Reading and writing check the same schema: a file that `read` accepts has every field, of the right
+type, and no other. An error is a `ValueError` that names the file and the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from npas.config import RECIPE_VERSION
+from npas.reporting.environment import Git, Hardware, environment
+
+__all__ = [
+    "FILE_NAME",
+    "Budget",
+    "Dataset",
+    "Git",
+    "Hardware",
+    "Metrics",
+    "Result",
+    "Split",
+    "collect",
+    "environment",
+    "read",
+    "write",
+]
+
+FILE_NAME = "result.json"
+STATUSES = ("done", "diverged", "failed", "preempted")
+SOURCES = ("real", "standin")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Say what was asked for and what it came to, in trainable parameters."""
+
+    asked: str  # canonical, as "0.1" or "18M"; "dense" for a network that shares nothing
+    dense: int
+    allowed: int
+    used: int
+    utilization: float  # used / allowed
+
+    @classmethod
+    def of_dense(cls, count: int) -> Budget:
+        """Give the budget of the dense network itself."""
+        return cls("dense", dense=count, allowed=count, used=count, utilization=1.0)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Say where the used parameters are; the four add up to `Budget.used`."""
+
+    bank: int
+    coefficients: int
+    upsamplers: int
+    unshared: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Hold the last epoch's metrics and those of the epoch chosen on held-out data."""
+
+    last: dict[str, float | None]  # None: the number was not finite
+    selected: dict[str, float | None] | None = None
+    selected_on: str | None = None  # what chose the epoch, as "val accuracy"; never the test set
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Name the data, and say whether it was the real set or a stand-in of the same format."""
+
+    name: str
+    source: str
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Record one run; `budget`, `split` and `metrics` are None only if it failed before them."""
+
+    status: str
+    exp: str
+    config: dict[str, Any]
+    config_hash: str
+    budget: Budget | None
+    split: Split | None
+    metrics: Metrics | None
+    seed: int
+    steps: int
+    epochs: int
+    wall_s: float
+    peak_memory_bytes: int | None
+    dataset: Dataset
+    versions: dict[str, str]
+    git: Git
+    hardware: Hardware
+    created_at: str = field(default_factory=_now)  # ISO 8601, UTC
+    recipe_version: int = RECIPE_VERSION
+    error: str | None = None  # one line, for a run that did not end well
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data, checked against the schema."""
+        data = dataclasses.asdict(self)
+        if self.status != "done" and self.metrics is not None:
+            for kind in ("last", "selected"):
+                data["metrics"][kind] = _finite_or_none(data["metrics"][kind])
+        return dataclasses.asdict(from_dict(data))
+
+
+def from_dict(data: object) -> Result:
+    """Build a result from JSON data; a `ValueError` names the field that is wrong."""
+    result: Result = _decode(Result, data, "")
+    for problem in _problems(result):
+        raise ValueError(problem)
+    return result
+
+
+def write(run_dir: str | Path, result: Result) -> Path:
+    """Write `run_dir/result.json` so that a reader sees the old file or the whole new one."""
+    path = Path(run_dir) / FILE_NAME
+    try:
+        text = json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=FILE_NAME, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            os.fchmod(handle, 0o644)  # mkstemp makes files that only their owner can read
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def read(path: str | Path) -> Result:
+    """Read a result file, or the one in a run folder; a `ValueError` names file and field."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / FILE_NAME
+    try:
+        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such result file") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def collect(root: str | Path, exp: str | None = None) -> dict[Path, Result]:
+    """Read every `root/<exp>/<folder>/result.json`, of one experiment or of all, sorted by path."""
+    paths = sorted(Path(root).glob(f"{exp or '*'}/*/{FILE_NAME}"))
+    return {path: read(path) for path in paths}
+
+
+def _finite_or_none(metrics: dict[str, float | None] | None) -> dict[str, float | None] | None:
+    if metrics is None:
+        return None
+    return {k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()}
+
+
+# The schema's two halves: types field by field, then what must hold between fields.
+
+
+def _decode(kind: Any, value: object, where: str) -> Any:
+    """Return `value` as `kind`: a dataclass, dict[str, X], X | None or one of JSON's own types."""
+    if kind is Any:
+        return value
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (kind,) = (argument for argument in arguments if argument is not types.NoneType)
+        return _decode(kind, value, where)
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    if origin is dict:
+        items = _mapping(value, where).items()
+        return {key: _decode(arguments[1], item, _at(where, key)) for key, item in items}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} must be {_KINDS[kind]}, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} must be finite, not {value!r}")
+    return value
+
+
+_KINDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _decode_dataclass(kind: Any, value: object, where: str) -> Any:
+    entries = _mapping(value, where)
+    hints = typing.get_type_hints(kind)
+    for name in entries:
+        if name not in hints:
+            raise ValueError(f"{_at(where, name)} is not a field of a result")
+    for name in hints:
+        if name not in entries:
+            raise ValueError(f"{_at(where, name)} is missing")
+    fields = {name: _decode(hint, entries[name], _at(where, name)) for name, hint in hints.items()}
+    return kind(**fields)
+
+
+def _mapping(value: object, where: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{where or 'the file'} must be a JSON object, not {value!r:.60}")
+    return value
+
+
+def _at(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _problems(result: Result) -> Iterator[str]:
+    """Yield what must hold between or beyond single fields and does not."""
+    if result.status not in STATUSES:
+        yield f"status must be one of {', '.join(STATUSES)}, not {result.status!r}"
+    if result.dataset.source not in SOURCES:
+        yield f"dataset.source must be {' or '.join(SOURCES)}, not {result.dataset.source!r}"
+    for name in ("exp", "config_hash"):
+        if not getattr(result, name):
+            yield f"{name} must not be empty"
+    for name in ("steps", "epochs", "wall_s", "peak_memory_bytes"):
+        if (getattr(result, name) or 0) < 0:
+            yield f"{name} must not be negative, not {getattr(result, name)}"
+    if not _is_time(result.created_at):
+        yield f"created_at must be an ISO 8601 time with its zone, not {result.created_at!r}"
+    for name in ("budget", "split", "metrics"):
+        if getattr(result, name) is None and result.status != "failed":
+            yield f"{name} may be null only in a failed run"
+    if result.budget is not None:
+        yield from _budget_problems(result.budget, result.split, _promises_exactness(result))
+    if result.metrics is not None:
+        yield from _metrics_problems(result.metrics, done=result.status == "done")
+
+
+def _promises_exactness(result: Result) -> bool:
+    """Tell whether the layout keeps to the budget: the released one limits its banks alone."""
+    sharing = result.config.get("sharing")
+    return not isinstance(sharing, Mapping) or sharing.get("layout") != "reference"
+
+
+def _budget_problems(budget: Budget, split: Split | None, exact: bool) -> Iterator[str]:
+    if budget.used <= 0 or (exact and budget.used > budget.allowed):
+        yield f"budget.used must be within budget.allowed ({budget.allowed}), not {budget.used}"
+    elif not math.isclose(budget.utilization, budget.used / budget.allowed, abs_tol=1e-6):
+        yield f"budget.utilization must be used / allowed, not {budget.utilization}"
+    if budget.asked == "dense" and budget.used != budget.dense:
+        yield f"budget.used must be budget.dense ({budget.dense}) where 'dense' was asked"
+    if split is not None and sum(dataclasses.astuple(split)) != budget.used:
+        yield f"split must add up to budget.used ({budget.used})"
+
+
+def _metrics_problems(metrics: Metrics, done: bool) -> Iterator[str]:
+    if (metrics.selected is None) != (metrics.selected_on is None):
+        yield "metrics.selected and metrics.selected_on must both be given or both be null"
+    if not done:
+        return
+    if not metrics.last:
+        yield "metrics.last must not be empty in a run that is done"
+    for kind, values in (("last", metrics.last), ("selected", metrics.selected or {})):
+        for name, value in values.items():
+            if value is None:
+                yield f"metrics.{kind}.{name} may be null only in a run that is not done"
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False

@@ -1,0 +1,116 @@
+"""Run what a table lacks, keep the results and write the table again.
+
+    python scripts/reproduce_table.py digits --estimate      # say what would run, and for how long
+    python scripts/reproduce_table.py digits
+    python scripts/reproduce_table.py digits --write-only    # from the results that are there
+
+Each missing run is one `npas-train` of its own, so that one that fails does not stop the rest.
+Finished runs are copied to results/runs/, the table and its plot go to results/tables/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from npas.reporting import definitions, plots, tables
+from npas.reporting.results import collect
+from npas.reporting.tables import Cell, Table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reproduce one table; the exit code is 1 if a run failed, 2 for a mistake in the command."""
+    options = _parse(argv)
+    try:
+        return reproduce(options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """Do what the options say and return the exit code."""
+    table = definitions.table(options.table)
+    adopt(table, options.run_root, options.results)
+    cells = tables.load(table, options.results / "runs")
+    todo = [(cell, seed) for cell in cells for seed in cell.missing(table)]
+    print(estimate(table, cells, len(todo)))
+    if options.estimate:
+        for cell, seed in todo:
+            print(f"  {tables.command(cell.row, [seed])}")
+        return 0
+
+    failed = []
+    for index, (cell, seed) in enumerate(() if options.write_only else todo, 1):
+        words = tables.command(cell.row, [seed]).split()[1:]
+        print(f"[{index}/{len(todo)}] npas-train {' '.join(words)}", flush=True)
+        command = [*options.command, *words, f"run_root={options.run_root}"]
+        code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+        adopt(table, options.run_root, options.results)
+        if code:
+            failed.append(f"exit code {code}: npas-train {' '.join(words)}")
+    write(table, options.results)
+    for line in failed:
+        print(line, file=sys.stderr)
+    return 1 if failed else 0
+
+
+def adopt(table: Table, run_root: Path, results: Path) -> None:
+    """Copy the table's finished runs into the results, which keep the first of each."""
+    runs = collect(run_root)
+    wanted = {
+        result.config_hash
+        for cell in tables.fill(table, runs.values())
+        for result in cell.having("done", "diverged").values()
+    }
+    for path, result in runs.items():
+        kept = results / "runs" / path.relative_to(run_root)
+        if result.config_hash in wanted and not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, kept)
+
+
+def estimate(table: Table, cells: Sequence[Cell], runs: int) -> str:
+    """Say how many runs are missing and, from those that are there, how long they will take."""
+    if not runs:
+        return f"table {table.name}: every result is there."
+    text = f"table {table.name}: {runs} runs are missing"
+    times = [result.wall_s for cell in cells for result in cell.having("done").values()]
+    if not times:
+        return f"{text}; their experiments in configs/exp/ say how long one takes."
+    seconds = statistics.median(times)
+    return f"{text}, about {runs * seconds / 60:.0f} min at {seconds:.0f} s each (median so far)."
+
+
+def write(table: Table, results: Path) -> None:
+    """Write the table and, where matplotlib is there, its plot."""
+    cells = tables.load(table, results / "runs")
+    page = results / "tables" / f"{table.name}.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(tables.markdown(table, cells), encoding="utf-8")
+    print(f"wrote {page}")
+    if plots.available():
+        for path in plots.accuracy_against_parameters(table, cells, page.with_suffix("")):
+            print(f"wrote {path}")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("table", help=", ".join(definitions.names()))
+    parser.add_argument("--estimate", action="store_true", help="run nothing, say what would run")
+    parser.add_argument("--write-only", action="store_true", help="run nothing, write the table")
+    parser.add_argument("--results", type=Path, default=tables.results_root())
+    parser.add_argument("--run-root", type=Path, default=Path("runs"))
+    train = Path(sys.executable).with_name("npas-train")
+    parser.add_argument("--command", type=shlex.split, default=[str(train)], help="of a run")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

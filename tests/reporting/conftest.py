@@ -1,0 +1,59 @@
+"""Make result files without training."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from npas import config as schema
+from npas.reporting import results
+from npas.reporting.compose import compose
+from npas.reporting.results import Budget, Dataset, Git, Hardware, Metrics, Result, Split
+
+DENSE = 1_000
+
+
+@pytest.fixture
+def make_result() -> Callable[..., Result]:
+    """Return a function that builds the result of a run on 1,000 dense parameters."""
+
+    def make(accuracy: float = 97.0, used: int = DENSE, **changes: Any) -> Result:
+        asked = "dense" if used == DENSE else str(used / DENSE)
+        values = {
+            "status": "done",
+            "exp": "digits",
+            "config": {"seed": 0},
+            "config_hash": "c0ffee",
+            "budget": Budget(asked, DENSE, used, used, 1.0),
+            "split": Split(bank=0, coefficients=0, upsamplers=0, unshared=used),
+            "metrics": Metrics(last={"accuracy": accuracy}),
+            "seed": 0,
+            "steps": 10,
+            "epochs": 1,
+            "wall_s": 60.0,
+            "peak_memory_bytes": None,
+            "dataset": Dataset("digits", "real"),
+            "versions": {"torch": "2.15.0"},
+            "git": Git("0123abc", False),
+            "hardware": Hardware("Linux", "a processor", 2, 1, None, 0),
+        }
+        return Result(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def keep(make_result: Callable[..., Result]) -> Callable[..., Path]:
+    """Return a function that writes the result of these words where its run would."""
+
+    def write(root: Path, *words: str, seed: int = 0, **values: Any) -> Path:
+        config = dataclasses.replace(compose(*words), seed=seed, run_root=str(root))
+        digest = schema.config_hash(config)
+        result = make_result(
+            exp=config.exp, config=schema.to_dict(config), config_hash=digest, seed=seed, **values
+        )
+        return results.write(schema.run_dir(config), result)
+
+    return write

@@ -1,0 +1,68 @@
+"""The tables that npas offers can be run, and the committed ones are what the results say."""
+
+from pathlib import Path
+
+import pytest
+
+from npas.reporting import definitions, results, tables
+from npas.reporting.compose import compose
+from npas.sharing.budget import parse_budget
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", definitions.names())
+def test_every_row_of_every_table_is_a_config_that_can_be_run(name: str) -> None:
+    table = definitions.table(name)
+    cells = tables.fill(table, [])  # composes and checks each row's config
+    assert table.name == name
+    assert len({cell.row.label for cell in cells}) == len(cells)
+    assert any("budget=dense" in row.words for row in table.rows if row.words is not None)
+    assert f"# {table.title}" in tables.markdown(table, cells)
+
+
+def test_an_unknown_table_is_answered_with_a_near_name() -> None:
+    with pytest.raises(ValueError, match="there is no table 'digit'; did you mean digits"):
+        definitions.table("digit")
+
+
+@pytest.mark.parametrize("budget", definitions.NARROW_BUDGETS)
+def test_the_narrower_network_is_the_widest_that_the_budget_allows(budget: str) -> None:
+    config = compose("+exp=digits", "budget=dense")
+    allowed = parse_budget(budget).allowed(definitions.dense_count(config, config.model.width))
+    width = definitions.narrow_width("digits", budget)
+    wider = width + 1 / definitions.WIDTH_STEPS
+    assert definitions.dense_count(config, width) <= allowed
+    assert definitions.dense_count(config, wider) > allowed
+    # The comparison is a fair one only if little is left over.
+    assert definitions.dense_count(config, width) > 0.93 * allowed
+
+
+def test_the_narrow_experiment_is_the_tables_network_of_budget_a_tenth() -> None:
+    width = definitions.narrow_width("digits", "0.1")
+    assert compose("+exp=digits_narrow").model.width == width
+
+
+def test_a_budget_below_the_narrowest_network_is_refused() -> None:
+    with pytest.raises(ValueError, match="even the narrowest network"):
+        definitions.narrow_width("digits", "0.1K")
+
+
+def test_the_largest_is_found_at_both_ends_and_between() -> None:
+    for limit in range(3, 9):
+        assert definitions.largest(lambda n, limit=limit: n <= limit, 3, 8) == limit
+
+
+@pytest.mark.parametrize("name", definitions.names())
+def test_a_committed_table_is_what_the_committed_results_give(name: str) -> None:
+    table = definitions.table(name)
+    page = REPOSITORY / "results" / "tables" / f"{name}.md"
+    written = page.read_text(encoding="utf-8")
+    assert written == tables.markdown(table, tables.load(table, REPOSITORY / "results" / "runs"))
+
+
+def test_committed_results_came_from_finished_runs_of_the_real_data() -> None:
+    for path, result in results.collect(REPOSITORY / "results" / "runs").items():
+        assert result.status in ("done", "diverged"), path
+        assert result.dataset.source == "real", path
+        assert path.parent.parent.name == result.exp, path

@@ -1,0 +1,46 @@
+"""Plots come from result files alone, and the same results give the same files."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from npas.reporting import plots, tables
+from npas.reporting.tables import Row, Table
+
+TABLE = Table(
+    name="tiny",
+    title="A title",
+    rows=(
+        Row("dense", ("+exp=digits", "budget=dense"), "dense"),
+        Row("SSN", ("+exp=digits", "budget=0.1"), "SSN"),
+    ),
+    note="A note.",
+)
+
+
+def test_a_plot_is_written_as_png_and_svg(tmp_path: Path, keep: Callable[..., Path]) -> None:
+    keep(tmp_path, "+exp=digits", "budget=dense")
+    for seed in (0, 1):
+        keep(tmp_path, "+exp=digits", "budget=0.1", seed=seed, used=100, accuracy=95.0 + seed)
+    cells = tables.load(TABLE, tmp_path)
+    paths = plots.accuracy_against_parameters(TABLE, cells, tmp_path / "plots" / "tiny")
+    assert [path.name for path in paths] == ["tiny.png", "tiny.svg"]
+    first = [path.read_bytes() for path in paths]
+    assert first[0].startswith(b"\x89PNG")
+    assert b"<svg" in first[1]
+    plots.accuracy_against_parameters(TABLE, cells, tmp_path / "plots" / "tiny")
+    assert [path.read_bytes() for path in paths] == first
+
+
+def test_without_results_there_is_no_plot(tmp_path: Path) -> None:
+    assert plots.accuracy_against_parameters(TABLE, tables.fill(TABLE, []), tmp_path / "x") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_matplotlib_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "available", lambda: False)
+    with pytest.raises(ValueError, match="pip install 'npas\\[plots\\]'"):
+        plots.accuracy_against_parameters(TABLE, tables.fill(TABLE, []), tmp_path / "x")

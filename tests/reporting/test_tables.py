@@ -1,0 +1,135 @@
+"""A table is made from result files alone, and says what it lacks."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from npas.reporting import results, tables
+from npas.reporting.compose import compose
+from npas.reporting.published import Figure
+from npas.reporting.results import Git, Result
+from npas.reporting.tables import Cell, Row, Table
+
+Make = Callable[..., Result]
+Keep = Callable[..., Path]
+
+TABLE = Table(
+    name="tiny",
+    title="A title",
+    rows=(
+        Row("dense", ("+exp=digits", "budget=dense"), "dense"),
+        Row("SSN", ("+exp=digits", "budget=0.1"), "SSN"),
+        Row("theirs", None, published=Figure("x", "c10", 4.0, 36, "a poster", "a lost digit")),
+    ),
+    note="A note.",
+)
+
+
+def cells(root: Path) -> list[Cell]:
+    return tables.load(TABLE, root)
+
+
+def line(label: str, text: str) -> list[str]:
+    (found,) = re.findall(rf"^\| {label} \|.*$", text, re.MULTILINE)
+    return [entry.strip() for entry in found.strip("|").split("|")]
+
+
+def test_a_cell_is_mean_and_sample_deviation_over_seeds_with_n(tmp_path: Path, keep: Keep) -> None:
+    for seed, accuracy in enumerate((96.0, 97.0, 98.0)):
+        keep(tmp_path, "+exp=digits", "budget=0.1", seed=seed, accuracy=accuracy, used=100)
+    entries = line("SSN", tables.markdown(TABLE, cells(tmp_path)))
+    assert entries[:4] == ["SSN", "100", "97.00 ± 1.00", "3"]
+
+
+def test_a_single_run_has_no_spread_and_the_cell_asks_for_the_rest(
+    tmp_path: Path, keep: Keep
+) -> None:
+    keep(tmp_path, "+exp=digits", "budget=0.1", seed=1, accuracy=96.5, used=100)
+    figure = line("SSN", tables.markdown(TABLE, cells(tmp_path)))[2]
+    assert figure == "96.50; `npas-train -m +exp=digits budget=0.1 seed=0,2`"
+
+
+def test_a_cell_without_results_shows_the_command_that_fills_it(tmp_path: Path) -> None:
+    figure = line("dense", tables.markdown(TABLE, cells(tmp_path)))[2]
+    assert figure == "`npas-train -m +exp=digits budget=dense seed=0,1,2`"
+
+
+def test_a_run_of_another_recipe_does_not_slip_in(tmp_path: Path, keep: Keep) -> None:
+    keep(tmp_path, "+exp=digits", "budget=0.1", "epochs=1", accuracy=50.0, used=100)
+    keep(tmp_path, "+exp=digits", "budget=0.1", "model.width=1", accuracy=50.0, used=100)
+    assert all(not cell.found for cell in cells(tmp_path))
+
+
+def test_keys_that_do_not_decide_the_result_do_not_matter(tmp_path: Path, keep: Keep) -> None:
+    keep(tmp_path, "+exp=digits", "budget=10%", "trainer.log_every=3", used=100)
+    assert list(cells(tmp_path)[1].found) == [0]
+
+
+def test_stand_in_data_feeds_no_table(tmp_path: Path, keep: Keep) -> None:
+    source = results.Dataset("digits", "standin")
+    keep(tmp_path, "+exp=digits", "budget=0.1", used=100, dataset=source)
+    assert not cells(tmp_path)[1].found
+
+
+def test_runs_that_went_wrong_are_shown(tmp_path: Path, keep: Keep) -> None:
+    for seed, status in enumerate(("done", "diverged", "failed")):
+        keep(tmp_path, "+exp=digits", "budget=0.1", seed=seed, used=100, status=status)
+    figure = line("SSN", tables.markdown(TABLE, cells(tmp_path)))[2]
+    # A diverged run is an answer; a failed one is run again.
+    again = "`npas-train +exp=digits budget=0.1 seed=2`"
+    assert figure == f"97.00; diverged: seed 1; failed: seed 2; {again}"
+
+
+def test_errors_stand_beside_published_errors(tmp_path: Path, keep: Keep) -> None:
+    keep(tmp_path, "+exp=digits", "budget=dense", accuracy=95.5)
+    published = Figure("x", "c10", 4.0, 36, "a poster", "a lost digit")
+    row = Row("dense", ("+exp=digits", "budget=dense"), published=published)
+    table = dataclasses.replace(TABLE, rows=(row, TABLE.rows[2]), as_error=True, seeds=(0,))
+    text = tables.markdown(table, tables.load(table, tmp_path))
+    assert "| network | parameters | test error, % | n | published | ours - published |" in text
+    assert line("dense", text) == ["dense", "1,000", "4.50", "1", "4.00 (36M) [2]", "+0.50"]
+    assert line("theirs", text) == ["theirs", "", "", "", "4.00 (36M) [2]", ""]
+    assert "1. Published figures: a poster.\n2. Mended: a lost digit." in text
+
+
+def test_the_table_says_on_what_it_was_measured(tmp_path: Path, keep: Keep) -> None:
+    keep(tmp_path, "+exp=digits", "budget=dense")
+    keep(tmp_path, "+exp=digits", "budget=dense", seed=1, git=Git("0123abc", True))
+    text = tables.markdown(TABLE, cells(tmp_path))
+    origin = "Runs: 2 on a processor, torch 2.15.0; 1 of a tree with uncommitted changes."
+    assert origin in text
+
+
+def test_the_dense_figure_of_an_experiment_is_of_the_same_recipe(
+    tmp_path: Path, keep: Keep
+) -> None:
+    for seed, accuracy in enumerate((97.0, 99.0)):
+        keep(tmp_path / "runs", "+exp=digits", "budget=dense", seed=seed, accuracy=accuracy)
+    keep(tmp_path / "runs", "+exp=digits", "budget=dense", "model.width=1", accuracy=50.0)
+    keep(tmp_path / "runs", "+exp=digits", "budget=0.1", accuracy=50.0, used=100)
+    asked = compose("+exp=digits", "budget=0.1", "seed=7", "sharing.groups=shape")
+    figure = tables.dense_figure(asked, tmp_path)
+    assert figure is not None
+    assert (figure.mean, figure.n) == (98.0, 2)
+    assert tables.dense_figure(compose("+exp=digits", "epochs=1"), tmp_path) is None
+    assert tables.dense_figure(asked, tmp_path / "nowhere") is None
+
+
+def test_a_metric_that_is_not_there_is_named(tmp_path: Path, keep: Keep) -> None:
+    keep(tmp_path, "+exp=digits", "budget=dense")
+    table = dataclasses.replace(TABLE, metric="f1")
+    with pytest.raises(ValueError, match="no metric 'f1': it has accuracy"):
+        tables.markdown(table, cells(tmp_path))
+
+
+def test_a_config_composes_inside_a_running_command(tmp_path: Path) -> None:
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    with initialize_config_module("npas.configs", version_base="1.3"):
+        outer = GlobalHydra.instance().hydra
+        assert compose("+exp=digits", "seed=11").seed == 11
+        assert GlobalHydra.instance().hydra is outer
