@@ -1,0 +1,226 @@
+"""Run a command: compose its config with Hydra, check it, do the work, answer with an exit code.
+
+    Exit code 0: done. 1: a run failed or diverged. 2: the user's words cannot be followed; one line
+    on stderr says what to change. `NPAS_DEBUG=1` or `hydra.verbose=true` adds the traceback.
+
+Hydra brings the sweeps (`-m`, `hydra/launcher=...`), `--cfg job` and `--help`. A sweep's jobs are
+all composed and checked before the first of them starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from npas.cli import errors
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Say how a job ended: `status` as in a result file, or skipped; `detail` is for reading."""
+
+    name: str
+    status: str = "done"
+    detail: str = ""
+
+    @property
+    def fine(self) -> bool:
+        """Tell whether there is nothing to repeat."""
+        return self.status in ("done", "skipped")
+
+
+@dataclass(frozen=True)
+class Command(Generic[T]):
+    """Describe a command: `check` is quick and raises ValueError, `run` does the work."""
+
+    name: str
+    primary: str  # the YAML of npas.configs that it composes
+    keys: Callable[[], Collection[str]]  # their full names, to suggest from
+    check: Callable[[dict[str, Any]], T]
+    run: Callable[[T], Job]
+    close_sweep: Callable[[list[Job]], None] | None = None
+
+
+class RunFailed(Exception):
+    """Carry the first job that failed in another process to the process that started the sweep."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.job = job
+
+
+def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
+    """Run `command` with these words (those of the command line, if None); return the exit code."""
+    # Threads that spin while they wait make a run on a busy machine many times slower. OpenMP
+    # reads this when torch is imported, which no command has done yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    words = _opened(sys.argv[1:] if argv is None else argv)
+    with _one_line_messages(command.name):
+        try:
+            sweeps = errors.parse_arguments(words).multirun or "hydra.mode=MULTIRUN" in words
+            jobs = _sweep(command, words) if sweeps else _single(command, words)
+        except SystemExit as stop:  # Hydra has answered --help or the like
+            return int(stop.code or 0)
+        except KeyboardInterrupt:
+            return 130
+        except Exception as error:
+            return 2 if _explain(error, command, words) else 1
+    return 0 if all(job.fine for job in jobs) else 1
+
+
+def _opened(words: Sequence[str]) -> list[str]:
+    """Let Hydra take more than it would: `-m` anywhere, and keys that a family's YAML leaves out.
+
+    With the pluses `model.KEY=` and `task.KEY=` reach the check against the family's schema.
+    """
+    opened = [f"++{word}" if word.startswith(("model.", "task.")) else word for word in words]
+    return sorted(opened, key=lambda word: word not in ("-m", "--multirun"))
+
+
+def say(command: str, line: str) -> None:
+    """Print a line on stderr, beside the command's own output."""
+    print(f"{command}: {line}", file=sys.stderr, flush=True)
+
+
+def _debugging(words: Sequence[str]) -> bool:
+    """Tell whether the user wants tracebacks."""
+    return os.environ.get("NPAS_DEBUG") == "1" or "hydra.verbose=true" in words
+
+
+def _single(command: Command[T], words: list[str]) -> list[Job]:
+    jobs: list[Job] = []
+    _hydra(command, words, lambda raw: jobs.append(command.run(command.check(raw))))
+    return jobs
+
+
+def _sweep(command: Command[T], words: list[str]) -> list[Job]:
+    """Check all jobs, then run each, whatever becomes of the others."""
+    checked: list[T] = []
+    jobs: list[Job] = []
+    parent = os.getpid()
+
+    def run(raw: dict[str, Any]) -> None:
+        try:
+            job = command.run(command.check(raw))
+        except Exception as error:
+            line = _explain(error, command, words) or f"{type(error).__name__}: {error}"
+            job = Job(_overrides_of_this_job(), "failed", line)
+        jobs.append(job)
+        if not job.fine and os.getpid() != parent:
+            # In a process of another launcher, raising is how the cluster hears of it.
+            raise RunFailed(job)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        # Hydra's own launcher leaves nothing worth keeping; others keep their logs where it is
+        # configured.
+        local = [
+            word for word in words if not word.startswith(("hydra/launcher", "hydra.launcher"))
+        ]
+        here = [*local, f"hydra.sweep.dir={scratch}"]
+        _hydra(command, here, lambda raw: checked.append(command.check(raw)))
+        if not checked:
+            raise ValueError("the sweep has no jobs: one of its lists is empty")
+        try:
+            _hydra(command, here if local == words else words, run)
+        except RunFailed as failure:
+            jobs.append(failure.job)
+    if command.close_sweep is not None:
+        command.close_sweep(jobs)
+    return jobs
+
+
+def _hydra(command: Command[T], words: list[str], task: Callable[[dict[str, Any]], None]) -> None:
+    """Let Hydra act on the words: it calls `task` with each config it composes, as plain data."""
+    import hydra
+    from omegaconf import DictConfig, OmegaConf
+
+    failures: list[Exception] = []
+    parent = os.getpid()
+
+    def run(config: DictConfig) -> None:
+        try:
+            raw = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            assert isinstance(raw, dict)
+            task({str(key): value for key, value in raw.items()})
+        except Exception as error:
+            if os.getpid() != parent:
+                raise
+            failures.append(error)  # kept from Hydra, which would print it in its own way
+
+    configured = hydra.main(
+        version_base="1.3", config_path="pkg://npas.configs", config_name=command.primary
+    )
+    with _command_line(command.name, words):
+        configured(run)()
+    if failures:
+        raise failures[0]
+
+
+def _explain(error: Exception, command: Command[T], words: Sequence[str]) -> str | None:
+    """Print the error's line, and the traceback if asked for or if it is a fault of ours."""
+    line = errors.explain(error, command.keys())
+    if line is None or _debugging(words):
+        traceback.print_exception(error)
+    if line is not None:
+        say(command.name, line)
+    return line
+
+
+def _overrides_of_this_job() -> str:
+    from hydra.core.hydra_config import HydraConfig
+
+    return " ".join(word.lstrip("+") for word in HydraConfig.get().overrides.task)
+
+
+@contextlib.contextmanager
+def _command_line(name: str, words: Sequence[str]) -> Iterator[None]:
+    """Let Hydra, which reads sys.argv, read `words`, and raise its errors instead of printing."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [name, *words], "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        del os.environ["HYDRA_FULL_ERROR"]
+        if full is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+@contextlib.contextmanager
+def _one_line_messages(name: str) -> Iterator[None]:
+    """Print what npas logs and what warns as lines of this command, without places in the code."""
+
+    def show(message: Warning | str, *place: object, **more: object) -> None:
+        say(name, f"warning: {' '.join(str(message).split())}")
+
+    log, handler = logging.getLogger("npas"), _Lines(name)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+class _Lines(logging.Handler):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.command = name
+
+    def emit(self, record: logging.LogRecord) -> None:
+        grave = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        say(self.command, f"{grave}{record.getMessage()}")

@@ -1,0 +1,98 @@
+"""Turn what went wrong with the user's words into one line that says what to change.
+
+Our own errors are `ValueError`s and say so already. Hydra's and OmegaConf's take several lines and
+advise to force a key in with `+`; the table at the end puts each in our words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import NoReturn
+
+from npas._schema import join, unknown_key
+
+
+def explain(error: BaseException, known: Collection[str]) -> str | None:
+    """Return the line for an error that the user can mend, None for any other error.
+
+    `known` are the full names of the command's keys, to suggest from.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    text = str(error)
+    if isinstance(error, HydraException):
+        for pattern, rewrite in _REWRITES:
+            if match := re.search(pattern, text, re.DOTALL):
+                return _one_line(rewrite(match, known))
+        return _one_line(text.split("\nConfig search path:")[0].split("\nSee https:")[0])
+    if isinstance(error, OmegaConfBaseException):
+        where = f" (in {error.full_key})" if error.full_key else ""
+        return _one_line(f"{text.splitlines()[0]}{where}")
+    if isinstance(error, (ValueError, OSError)):
+        return _one_line(text)
+    return None
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Read Hydra's flags and the overrides; ValueError where argparse would print its usage."""
+    from hydra._internal.utils import get_args_parser
+
+    def fail(message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists the keys and --hydra-help the flags")
+
+    parser = get_args_parser()
+    parser.error = fail
+    return parser.parse_args(list(words))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _unknown(match: re.Match[str], known: Collection[str]) -> str:
+    key = match["key"].replace("/", ".")
+    if key == "exp" and "defaults list" in match.string:
+        return f"{key}= needs a plus: write {match['advice']}"
+    if key.startswith("hydra"):
+        return f"unknown key {key!r}: it is none of Hydra's; --hydra-help lists them"
+    return unknown_key(key, known)
+
+
+def _no_option(match: re.Match[str], known: Collection[str]) -> str:
+    group, _, name = match["path"].rpartition("/")
+    options = match["options"].split()
+    close = difflib.get_close_matches(name, options, n=1)
+    advice = f"did you mean {close[0]!r}?" if close else f"choose {join(options)}"
+    return f"there is no {group}={name}: {advice}"
+
+
+def _several_values(match: re.Match[str], known: Collection[str]) -> str:
+    return f"{match['word']} has several values: add -m to run each (a list is written in brackets)"
+
+
+_Rewrite = Callable[[re.Match[str], Collection[str]], str]
+_REWRITES: list[tuple[str, _Rewrite]] = [
+    (r"Could not override '(?P<key>[^']+)'.*use (?P<advice>\S+)", _unknown),
+    (r"Could not delete from config\. '(?P<key>[^']+)'", _unknown),
+    (
+        r"Could not find '(?P<path>[^']+)'.*Available options in [^\n]*:\n(?P<options>.*)\nConfig ",
+        _no_option,
+    ),
+    (r"Ambiguous value for argument '(?P<word>[^\n]*)'", _several_values),
+    (
+        r"Could not append to config\. An item is already at '(?P<key>[^']+)'",
+        lambda match, _: f"+{match['key']}= has a plus too many: write {match['key']}=VALUE",
+    ),
+    (
+        r"Multiple values for (?P<key>\S+)\.",
+        lambda match, _: f"+{match['key']}= has a plus too many: write {match['key']}=NAME",
+    ),
+    (
+        r"Error parsing override '(?P<word>[^\n]*)'\nmissing EQUAL",
+        lambda match, _: f"{match['word']!r} sets nothing: write key=value",
+    ),
+]

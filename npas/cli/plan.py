@@ -1,0 +1,108 @@
+"""Print what a training would allocate: layers, counts and FLOPs. Reads no data, trains nothing.
+
+npas-plan +exp=wrn_cifar100 budget=0.05
+npas-plan +exp=resnet50_imagenet budget=18M format=json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from npas import config as schema
+from npas._schema import convert, unknown_key
+from npas.cli import app, runs
+from npas.cli.app import Job
+from npas.config import Config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from npas.models import InputSpec
+    from npas.sharing import Allocation
+
+NAME = "npas-plan"
+Format = Literal["table", "json"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hold npas-plan's keys: those of npas-train, and how to print."""
+
+    config: Config
+    format: Format
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plan what the words describe; see the top of this file."""
+    return app.main(app.Command(NAME, "plan", keys, check, run), argv)
+
+
+def keys() -> set[str]:
+    """Return the full names of the keys."""
+    return {*schema.known_keys(), "format"}
+
+
+def check(raw: dict[str, Any]) -> Plan:
+    """Check the config and the format; ValueError."""
+    form = convert(raw.pop("format", "table"), Format, "format")
+    for name in raw.keys() - {key.partition(".")[0] for key in keys()}:
+        raise ValueError(unknown_key(name, keys()))
+    return Plan(runs.check(raw), form)
+
+
+def run(plan: Plan) -> Job:
+    """Print the plan."""
+    import torch
+
+    from npas import models, sharing, tasks
+    from npas.training.experiment import share_keywords
+
+    config = plan.config
+    if plan.format == "table":
+        runs.warn_of_ignored(NAME, config)
+    task = tasks.family(config.task.family).Task(
+        config.task, config.data, seed=config.seed, device=torch.device("cpu")
+    )
+    model = models.family(config.model.family).build(config.model, task.spec)
+    allocation = None
+    if config.budget != schema.DENSE:
+        allocation = sharing.plan(model, config.budget, **share_keywords(config))
+    flops = inference_flops(model, task.spec)
+    if plan.format == "json":
+        print(json.dumps({**_figures(model, allocation), "flops": flops}))
+    else:
+        print(runs.plan_text(model, allocation))
+        print(f"inference: {flops:,} FLOPs an input (2 a multiply-add), whatever the budget")
+    return Job(config.exp)
+
+
+def inference_flops(model: nn.Module, spec: InputSpec) -> int:
+    """Count the FLOPs of one input's forward pass; moves the model to the meta device."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, *spec.input_shape, device="meta"))
+    return counter.get_total_flops()
+
+
+def _figures(model: nn.Module, allocation: Allocation | None) -> dict[str, Any]:
+    from npas.sharing import count_parameters
+    from npas.sharing.budget import Budget
+
+    if allocation is not None:
+        plan = allocation.to_dict()
+        return {key: plan[key] for key in ("budget", "split", "groups", "layers")}
+    count = count_parameters(model)
+    split = {"bank": 0, "coefficients": 0, "upsamplers": 0, "unshared": count}
+    budget = Budget(schema.DENSE, dense=count, allowed=count, used=count)
+    return {"budget": budget.to_dict(), "split": split, "groups": [], "layers": []}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Check the config of a run and bring back a run that was stored; what the commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from npas import config as schema
+from npas._schema import join
+from npas.cli import app
+from npas.config import Config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from npas.sharing import Allocation
+    from npas.training import Experiment
+
+
+def check(raw: Mapping[str, Any]) -> Config:
+    """Check a whole config; ValueError. What can be checked without torch is checked without it."""
+    quick = schema.check(raw)
+
+    from npas import models, tasks
+    from npas.sharing.budget import parse_budget
+
+    return schema.check(
+        raw,
+        models.family(quick.model["family"]).Config,
+        tasks.family(quick.task["family"]).Config,
+        lambda budget: parse_budget(budget).canonical,
+    )
+
+
+def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
+    """Build the experiment of a run's folder, or of one checkpoint, with its trained weights.
+
+    `changes` replaces keys that do not decide the result, by full name; None leaves one as it is.
+    ValueError if there is no checkpoint that can be read.
+    """
+    from npas.training import build
+    from npas.training.checkpoint import find_checkpoint
+
+    checkpoint = find_checkpoint(Path(run))
+    raw = checkpoint.state["config"]
+    for key, value in changes.items():
+        assert key in schema.HASH_EXCLUDED or key.partition(".")[0] in schema.HASH_EXCLUDED
+        node, _, leaf = key.rpartition(".")
+        if value is not None:
+            (raw[node] if node else raw)[leaf] = value
+    experiment = build(check(raw))
+    experiment.model.load_state_dict(checkpoint.tensors("model"))
+    return experiment
+
+
+def warn_of_ignored(command: str, config: Config) -> None:
+    """Say which settings have no effect beside the others, a line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for key, reason in schema.ignored(config).items():
+        by_reason.setdefault(reason, []).append(key)
+    for reason, keys in by_reason.items():
+        app.say(command, f"warning: {join(keys, 'and')} ignored: {reason}")
+
+
+def plan_text(model: nn.Module, allocation: Allocation | None) -> str:
+    """Describe the allocation of a network, or the network that shares nothing."""
+    if allocation is not None:
+        return allocation.table()
+    from npas.sharing import count_parameters
+
+    return f"dense network: {count_parameters(model):,} parameters, nothing shared"

@@ -1,0 +1,77 @@
+"""Print a table: the published figures beside ours, from the committed results alone.
+
+npas-table digits
+npas-table wrn_cifar100
+npas-table digits check=true        # exit code 1 if the committed table is another
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from npas._schema import build, join, keys_of
+from npas.cli import app
+from npas.cli.app import Job
+
+NAME = "npas-table"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Hold npas-table's keys; `results` is the checkout's folder, or else the one here."""
+
+    name: str | None = None
+    results: str | None = None
+    check: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            from npas.reporting import definitions
+
+            names = join(definitions.names())
+            raise ValueError(f"the table's name is missing: {NAME} NAME, which is {names}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table that the words name; see the top of this file."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0].isidentifier():
+        words[0] = f"name={words[0]}"
+    return app.main(app.Command(NAME, "table", keys, check, run), words)
+
+
+def keys() -> set[str]:
+    """Return the full names of the keys."""
+    return set(keys_of(Table))
+
+
+def check(raw: dict[str, Any]) -> Table:
+    """Check the keys; ValueError."""
+    return build(Table, raw)
+
+
+def run(options: Table) -> Job:
+    """Print the table, or compare it with the committed one."""
+    from npas.reporting import definitions, tables
+
+    assert options.name is not None
+    table = definitions.table(options.name)
+    folder = Path(options.results) if options.results else tables.results_root()
+    text = tables.markdown(table, tables.load(table, folder / "runs"))
+    if not options.check:
+        print(text, end="")
+        return Job(table.name)
+    committed = folder / "tables" / f"{table.name}.md"
+    if committed.exists() and committed.read_text(encoding="utf-8") == text:
+        print(f"{committed} is what the results say")
+        return Job(table.name)
+    app.say(NAME, f"{committed} is not what the results say: make it again")
+    return Job(table.name, "failed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Train a network inside its parameter budget and evaluate it.
+
+npas-train                                               # digits at a tenth, about a minute
+npas-train +exp=wrn_cifar100 budget=0.1 seed=1
+npas-train -m budget=0.05,0.1,0.5,1,2 seed=0,1,2         # a sweep; finished jobs are skipped
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from npas import config as schema
+from npas.cli import app, runs
+from npas.cli.app import Job
+from npas.config import Config
+
+if TYPE_CHECKING:
+    from npas.reporting.results import Result
+    from npas.training import Experiment
+
+NAME = "npas-train"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what the words describe; see the top of this file."""
+    return app.main(
+        app.Command(NAME, "train", schema.known_keys, runs.check, run, close_sweep), argv
+    )
+
+
+def run(config: Config) -> Job:
+    """Train one config, unless that is done already, and leave its result file."""
+    from npas.reporting import results
+    from npas.training import build
+
+    if config.verbose:
+        logging.getLogger("npas").setLevel(logging.DEBUG)
+    folder = schema.run_dir(config)
+    if not config.force and (done := _finished(config, folder)) is not None:
+        print(f"skipped: {_summary(done)}; {folder} (force=true trains it again)", flush=True)
+        return Job(str(folder), "skipped", _summary(done))
+    runs.warn_of_ignored(NAME, config)
+    experiment = build(config)
+    print(runs.plan_text(experiment.model, experiment.allocation), flush=True)
+    with _config_file(config, folder):
+        result = _train(experiment, folder)
+    results.write(folder, result)
+    if result.error is not None:
+        app.say(NAME, f"{result.status}: {result.error}; {folder}")
+        return Job(str(folder), result.status, result.error)
+    print(f"{result.status}: {_summary(result)}{_beside_dense(config)}; {folder}", flush=True)
+    return Job(str(folder), result.status, _summary(result))
+
+
+def close_sweep(jobs: list[Job]) -> None:
+    """Print what became of each job of a sweep; of those in other processes, the first to fail."""
+    if not jobs:
+        print("the launcher's jobs are done; their run folders hold the results")
+    names = max((len(job.name) for job in jobs), default=0)
+    for job in jobs:
+        print(f"{job.status:9}  {job.name:{names}}  {job.detail}")
+
+
+def _train(experiment: Experiment, folder: Path) -> Result:
+    """Train, and record it however it ends; ValueError if it cannot even begin."""
+    from npas import sharing
+    from npas.reporting.results import Budget, Dataset, Metrics, Result, Split, environment
+    from npas.training import Outcome, train
+
+    config, started = experiment.config, time.perf_counter()
+    try:
+        outcome = train(experiment, folder)
+    except ValueError:
+        raise
+    except Exception as error:  # out of memory, a full disk, a fault of ours: the run has failed
+        traceback.print_exc()
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        outcome = Outcome("failed", {}, 0, 0, time.perf_counter() - started, 0, line)
+    if experiment.allocation is None:
+        count = sharing.count_parameters(experiment.model)
+        budget, split = Budget.of_dense(count), Split(0, 0, 0, unshared=count)
+    else:
+        plan = experiment.allocation.budget
+        budget = Budget(plan.asked, plan.dense, plan.allowed, plan.used, plan.utilization)
+        split = Split(**experiment.allocation.split)
+    return Result(
+        status=outcome.status,
+        exp=config.exp,
+        config=schema.to_dict(config),
+        config_hash=schema.config_hash(config),
+        budget=budget,
+        split=split,
+        metrics=Metrics(**outcome.metrics) if outcome.metrics else None,
+        seed=config.seed,
+        steps=outcome.steps,
+        epochs=outcome.epochs,
+        wall_s=outcome.wall_s,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        dataset=Dataset(experiment.task.name, experiment.task.source),
+        error=outcome.error,
+        **environment(),
+    )
+
+
+@contextlib.contextmanager
+def _config_file(config: Config, folder: Path) -> Iterator[None]:
+    """Put config.yaml into the run's folder; leave no folder if the run cannot begin."""
+    from omegaconf import OmegaConf
+
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    file, temporary = folder / "config.yaml", folder / f"config.yaml.{os.getpid()}.tmp"
+    OmegaConf.save(OmegaConf.create(schema.to_dict(config)), temporary)
+    os.replace(temporary, file)
+    try:
+        yield
+    except ValueError:
+        if new_folders:
+            file.unlink()
+            with contextlib.suppress(OSError):  # something was done after all
+                for path in new_folders:
+                    path.rmdir()
+        raise
+
+
+def _finished(config: Config, folder: Path) -> Result | None:
+    """Return the result of this very config if it was trained to the end."""
+    from npas.reporting import results
+
+    if not (folder / results.FILE_NAME).exists():
+        return None
+    result = results.read(folder)
+    same = result.config_hash == schema.config_hash(config)
+    return result if same and result.status == "done" else None
+
+
+def _summary(result: Result) -> str:
+    budget, metrics = result.budget, result.metrics
+    assert budget is not None and metrics is not None  # the schema's promise for a run that is done
+    text = f"asked {budget.asked}, allowed {budget.allowed:,}, used {budget.used:,} parameters"
+    for name, figures in (("test accuracy", metrics.last), ("chosen on val", metrics.selected)):
+        if figures is not None and (accuracy := figures.get("accuracy")) is not None:
+            text += f"; {name} {accuracy:.2f}%"
+    return text
+
+
+def _beside_dense(config: Config) -> str:
+    """Quote the committed figure of the dense network, where there is one."""
+    from npas.reporting import tables
+
+    if config.budget == schema.DENSE:
+        return ""
+    dense = tables.dense_figure(config)
+    return "" if dense is None else f" (dense: {dense}% over {dense.n} seeds)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Name the commands, and what comes out of one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from npas.cli import evaluate, export, plan, table, train
+
+COMMANDS = {
+    "npas-train": train.main,
+    "npas-plan": plan.main,
+    "npas-eval": evaluate.main,
+    "npas-export": export.main,
+    "npas-table": table.main,
+}
+
+# A network and a schedule that train within a second.
+SMALL = (
+    "model.depth=10",
+    "model.width=0.5",
+    "epochs=1",
+    "batch_size=256",
+    "optim.milestones=[]",
+    "wandb.mode=disabled",
+    "trainer.device=cpu",
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Hold what a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Answer]  # the words of a command line in, its answer out

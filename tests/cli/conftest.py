@@ -1,0 +1,30 @@
+"""Run commands as a user does, but in this process."""
+
+from pathlib import Path
+
+import pytest
+from command_line import COMMANDS, SMALL, Answer, Run
+
+from npas.cli import train
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs a command line."""
+
+    def run_words(*words: str) -> Answer:
+        capsys.readouterr()
+        code = COMMANDS[words[0]](words[1:])
+        captured = capsys.readouterr()
+        return Answer(code, captured.out, captured.err)
+
+    return run_words
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a small shared network once, and return its run's folder."""
+    root = tmp_path_factory.mktemp("trained") / "runs"
+    assert train.main([*SMALL, "budget=0.5", f"run_root={root}"]) == 0
+    (folder,) = root.glob("digits/*")
+    return folder

@@ -1,0 +1,175 @@
+"""npas-train trains, leaves one folder a run, and never does the same work twice."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import SMALL, Run
+from omegaconf import OmegaConf
+
+from npas.cli import runs
+from npas.config import config_hash, run_dir
+from npas.reporting import results
+from npas.training import Outcome
+
+
+def folders(root: str = "runs") -> list[Path]:
+    return sorted(path.parent for path in Path(root).glob("*/*/config.yaml"))
+
+
+def test_a_run_leaves_what_the_design_says_and_nothing_else(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    assert {"config.yaml", "log.jsonl", "result.json", "checkpoints"} == {
+        path.name for path in trained.iterdir()
+    }
+    result = results.read(trained)
+    assert (result.status, result.exp, result.epochs) == ("done", "digits", 1)
+    assert result.budget is not None and result.split is not None
+    assert result.budget.asked == "0.5"
+    assert result.budget.used <= result.budget.allowed == result.budget.dense // 2
+    assert result.metrics is not None and 0 <= result.metrics.last["accuracy"] <= 100
+    assert [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert [path.name for path in trained.parent.parent.iterdir()] == ["digits"]
+
+
+def test_the_folder_is_that_of_the_stored_config(trained: Path) -> None:
+    stored = OmegaConf.to_container(OmegaConf.load(trained / "config.yaml"))
+    config = runs.check(stored)  # type: ignore[arg-type]
+    assert run_dir(config) == trained
+    assert results.read(trained).config_hash == config_hash(config)
+
+
+def test_the_plan_comes_first_and_one_line_closes(run: Run) -> None:
+    answer = run("npas-train", *SMALL, "budget=50%")
+    assert answer.code == 0
+    first, *_, last = answer.out.splitlines()
+    assert first.startswith("layer")
+    assert "stages.0.0.conv1.weight" in answer.out
+    (folder,) = folders()
+    for word in ("done: asked 0.5", "allowed 10,253", "used 10,", "test accuracy", str(folder)):
+        assert word in last
+
+
+def test_the_committed_dense_figure_stands_beside_the_result(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from npas.reporting import tables
+
+    monkeypatch.setattr(tables, "dense_figure", lambda config: tables.Summary(98.61, 0.2, 3))
+    assert "(dense: 98.61 ± 0.20% over 3 seeds)" in run("npas-train", *SMALL, "budget=0.5").out
+    assert "(dense" not in run("npas-train", *SMALL, "budget=dense").out
+
+
+def test_a_finished_run_is_skipped_unless_forced(run: Run) -> None:
+    words = ("npas-train", *SMALL, "budget=0.5")
+    assert run(*words).code == 0
+    (folder,) = folders()
+    first = (folder / "result.json").read_bytes()
+    again = run(*words, "wandb.tags=[other]", "trainer.log_every=1", "budget=50%")
+    assert again.code == 0
+    assert again.out.startswith("skipped: ") and str(folder) in again.out
+    assert (folder / "result.json").read_bytes() == first
+    forced = run(*words, "force=true")
+    assert forced.out.splitlines()[-1].startswith("done: ")
+    assert (folder / "result.json").read_bytes() != first
+    assert folders() == [folder]
+
+
+def test_a_dense_run_shares_nothing_and_says_what_it_ignores(run: Run) -> None:
+    answer = run("npas-train", *SMALL, "budget=dense", "sharing.generator=emb")
+    assert answer.code == 0
+    assert answer.out.startswith("dense network: 20,506 parameters")
+    assert "warning: sharing.generator ignored: budget=dense shares nothing" in answer.err
+    (folder,) = folders()
+    result = results.read(folder)
+    assert result.split == results.Split(0, 0, 0, 20506)
+    assert result.budget == results.Budget.of_dense(20506)
+
+
+def test_a_sweep_gives_each_job_its_folder_and_a_failed_one_does_not_stop_it(run: Run) -> None:
+    answer = run("npas-train", "-m", *SMALL, "budget=0.0001,0.5,dense")
+    assert answer.code == 1
+    assert len(folders()) == 2
+    closing = answer.out.splitlines()[-3:]
+    assert [line.split()[0] for line in closing] == ["failed", "done", "done"]
+    assert "budget=0.0001" in closing[0] and "ask for budget=" in closing[0]
+    assert "Traceback" not in answer.err
+    assert [path.name for path in Path().iterdir()] == ["runs"]
+    assert [path.name for path in Path("runs").iterdir()] == ["digits"]
+
+    again = run("npas-train", *SMALL, "budget=0.5,dense", "--multirun")
+    assert again.code == 0
+    assert [line.split()[0] for line in again.out.splitlines()[-2:]] == ["skipped"] * 2
+
+
+def test_a_sweep_is_checked_whole_before_its_first_job(run: Run, tmp_path: Path) -> None:
+    answer = run("npas-train", "-m", *SMALL, "budget=0.5", "optim.lr=0.1,-1")
+    assert answer.code == 2
+    assert answer.err == "npas-train: optim.lr must be above 0, got -1.0\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_breaks_is_recorded_as_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*anything: object) -> None:
+        raise torch.OutOfMemoryError("17 GiB\nare not there")
+
+    monkeypatch.setattr("npas.training.train", out_of_memory)
+    answer = run("npas-train", *SMALL, "budget=0.5")
+    assert answer.code == 1
+    (folder,) = folders()
+    result = results.read(folder)
+    assert result.status == "failed" and result.metrics is None
+    assert result.error == "OutOfMemoryError: 17 GiB are not there"
+    assert answer.err.splitlines()[-1] == f"npas-train: failed: {result.error}; {folder}"
+
+
+def test_a_run_that_failed_is_taken_up_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*anything: object) -> None:
+        raise RuntimeError("a cable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("npas.training.train", broken)
+        assert run("npas-train", *SMALL, "budget=0.5").code == 1
+    assert run("npas-train", *SMALL, "budget=0.5").code == 0
+    (folder,) = folders()
+    assert results.read(folder).status == "done"
+
+
+def test_a_run_that_diverged_ends_with_exit_code_1(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = {"last": {"accuracy": math.nan}, "selected": None, "selected_on": None}
+    outcome = Outcome("diverged", metrics, 3, 0, 1.0, 0, "loss not finite at step 3")
+    monkeypatch.setattr("npas.training.train", lambda *anything: outcome)
+    answer = run("npas-train", *SMALL, "budget=0.5")
+    assert answer.code == 1
+    (folder,) = folders()
+    assert results.read(folder).status == "diverged"
+    assert "diverged: loss not finite at step 3" in answer.err
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder_of_its_own(run: Run) -> None:
+    Path("runs/digits").mkdir(parents=True)
+    answer = run("npas-train", *SMALL, "batch_size=100000", "budget=0.5")
+    assert answer.code == 2
+    assert not list(Path("runs/digits").iterdir())
+
+
+def test_templates_take_the_place_of_a_budget(run: Run) -> None:
+    words = ("budget=null", "sharing.templates=2", "sharing.groups=shape")
+    answer = run("npas-train", *SMALL, *words)
+    assert answer.code == 0, answer.err
+    (folder,) = folders()
+    assert folder.name.startswith("templates-2_seed-0_")
+
+
+def test_the_released_layout_trains_and_its_result_says_by_how_much_it_oversteps(run: Run) -> None:
+    answer = run("npas-train", *SMALL, "budget=50%", "sharing=reference")
+    assert answer.code == 0, answer.err
+    (folder,) = folders()
+    result = results.read(folder)
+    assert result.budget is not None
+    assert result.budget.used > result.budget.allowed and result.budget.utilization > 1

@@ -1,0 +1,154 @@
+"""Words that cannot be followed end with exit code 2 and a line that says what to change."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import Run
+
+# The command line, and what its one line must hold.
+WRONG = [
+    ("npas-train bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
+    ("npas-train +bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
+    ("npas-train ++bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
+    ("npas-train -m bugdet=0.1,0.2", "unknown key 'bugdet': did you mean 'budget'?"),
+    ("npas-train model.depht=10", "unknown key 'model.depht': did you mean 'model.depth'?"),
+    ("npas-train +model.depht=10", "unknown key 'model.depht': did you mean 'model.depth'?"),
+    ("npas-train optim.lrr=1", "unknown key 'optim.lrr': did you mean 'optim.lr'?"),
+    ("npas-train +optim.sgd.lr=1", "unknown key 'optim.sgd.lr': did you mean 'optim.lr'?"),
+    ("npas-train lr=1", "unknown key 'lr': did you mean 'optim.lr'?"),
+    ("npas-train ~bugdet", "unknown key 'bugdet': did you mean 'budget'?"),
+    ("npas-train hydra.lancher.x=1", "unknown key 'hydra.lancher.x'"),
+    ("npas-train budget", "'budget' sets nothing: write key=value"),
+    ("npas-train budget=", "budget"),
+    ("npas-train epochs=", "epochs must be a whole number, got ''"),
+    ("npas-train budget=abc", "budget=abc is not a budget"),
+    ("npas-train budget=-1", "budget=-1 is not a budget"),
+    ("npas-train budget=0", "budget='0' allows no parameters"),
+    ("npas-train budget=18", "18M"),
+    ("npas-train budget=0.1,0.2", "add -m to run each"),
+    ("npas-train -m budget=0.1,abc", "budget=abc is not a budget"),
+    ("npas-train -m seed=0,1 epochs=-3", "epochs must be at least 1"),
+    ("npas-train -m 'seed=glob(x*)'", "the sweep has no jobs"),
+    ("npas-train ~budget", "budget is missing"),
+    ("npas-train budget=null", "budget is missing"),
+    ("npas-train sharing.templates=2", "exclude each other"),
+    ("npas-train epochs=-3", "epochs must be at least 1, got -3"),
+    ("npas-train epochs=many", "epochs must be a whole number, got 'many'"),
+    ("npas-train precision=fp8", "precision must be fp32, bf16 or fp16, got 'fp8'"),
+    ("npas-train model.depth=27", "model.depth=27"),
+    ("npas-train data=3", "data must be a mapping of keys, got 3"),
+    ("npas-train seed=[1", "no viable alternative"),
+    ("npas-train seed=${nope}", "nope"),
+    ("npas-train +exp=nope", "there is no exp=nope: choose digits"),
+    ("npas-train +exp=digit", "there is no exp=digit: did you mean 'digits'?"),
+    ("npas-train exp=digits", "exp= needs a plus: write +exp=digits"),
+    ("npas-train model=nope", "there is no model=nope: choose"),
+    ("npas-train model=wrn_28_1", "there is no model=wrn_28_1: did you mean 'wrn_28_1"),
+    ("npas-train +model=wrn_16_2", "+model= has a plus too many: write model=NAME"),
+    ("npas-train +budget=0.2", "+budget= has a plus too many: write budget=VALUE"),
+    ("npas-train model.family=lstm", "there is no model family 'lstm'"),
+    ("npas-train task=imagenet", "not available yet"),
+    ("npas-train task=cifar10 model=wrn_16_2 data.download=false", "data.root=data"),
+    ("npas-train budget=0.0001", "ask for budget="),
+    ("npas-train --bogus", "unrecognized arguments: --bogus"),
+    ("npas-train -m --cfg job", "Only one of"),
+    ("npas-train hydra/launcher=nope -m seed=0,1", "there is no hydra/launcher=nope"),
+    ("npas-plan frmat=json", "unknown key 'frmat': did you mean 'format'?"),
+    ("npas-plan +bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
+    ("npas-plan format=xml", "format must be table or json, got 'xml'"),
+    ("npas-plan budget=0.0001 format=json", "ask for budget="),
+    ("npas-eval", "run is missing"),
+    ("npas-eval rum=x", "unknown key 'rum': did you mean 'run'?"),
+    ("npas-eval run=nowhere", "nowhere holds no checkpoint"),
+    ("npas-eval run=x split=train", "split must be test or val, got 'train'"),
+    ("npas-eval run=x data.rot=y", "unknown key 'data.rot': did you mean 'data.root'?"),
+    ("npas-export", "run is missing"),
+    ("npas-export run=x format=pickle", "format must be safetensors, got 'pickle'"),
+    ("npas-export run=nowhere", "nowhere holds no checkpoint"),
+    ("npas-table", "the table's name is missing"),
+    ("npas-table digit", "there is no table 'digit'; did you mean digits?"),
+    ("npas-table name=digits chek=true", "unknown key 'chek': did you mean 'check'?"),
+]
+
+
+@pytest.mark.parametrize(("command", "line"), WRONG, ids=[command for command, _ in WRONG])
+def test_words_that_cannot_be_followed(command: str, line: str, run: Run, tmp_path: Path) -> None:
+    answer = run(*[word.strip("'") for word in command.split()])
+    assert answer.code == 2
+    assert line in answer.err
+    assert answer.err.count("\n") == 1
+    assert "Traceback" not in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_traceback_is_there_for_those_who_ask(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Traceback" in run("npas-train", "hydra.verbose=true", "epochs=-3").err
+    monkeypatch.setenv("NPAS_DEBUG", "1")
+    answer = run("npas-train", "epochs=-3")
+    assert answer.code == 2
+    assert "Traceback" in answer.err
+
+
+def test_a_fault_of_ours_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*anything: object) -> None:
+        raise KeyError("ours")
+
+    monkeypatch.setattr("npas.config.check", fault)
+    answer = run("npas-plan")
+    assert answer.code == 1
+    assert "Traceback" in answer.err and "KeyError: 'ours'" in answer.err
+
+
+def test_hydra_s_own_switches_are_left_as_they_were(run: Run) -> None:
+    before = (list(sys.argv), os.environ.get("HYDRA_FULL_ERROR"))
+    run("npas-train", "epochs=-3")
+    assert (sys.argv, os.environ.get("HYDRA_FULL_ERROR")) == before
+
+
+@pytest.mark.parametrize("command", ["npas-train", "npas-plan", "npas-eval", "npas-export"])
+def test_help_shows_the_usage_and_the_keys(command: str, run: Run, tmp_path: Path) -> None:
+    answer = run(command, "--help")
+    assert answer.code == 0
+    assert f"  {command} " in answer.out
+    assert "Exit code" in answer.out
+    assert not answer.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_config_can_be_seen_without_running_it(run: Run, tmp_path: Path) -> None:
+    answer = run("npas-train", "--cfg", "job", "budget=0.3")
+    assert answer.code == 0
+    assert "budget: 0.3" in answer.out and "hydra" not in answer.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_and_typos_do_not_wait_for_heavy_imports() -> None:
+    code = """
+import contextlib, io, sys
+from npas.cli import plan, train
+with contextlib.redirect_stdout(io.StringIO()):
+    assert plan.main(["--help"]) == 0
+assert train.main(["bugdet=0.1"]) == 2
+assert train.main(["+bugdet=0.1"]) == 2
+heavy = {"torch", "torchvision", "transformers", "sklearn", "wandb", "matplotlib", "numpy"}
+print(*heavy & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+
+
+def test_the_module_runs_as_a_script_and_its_exit_code_reaches_the_shell(tmp_path: Path) -> None:
+    started = time.monotonic()
+    words = [sys.executable, "-m", "npas.cli.train", "+bugdet=0.1"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "npas-train: unknown key 'bugdet': did you mean 'budget'?\n"
+    assert not done.stdout
+    assert time.monotonic() - started < 10
+    assert not list(tmp_path.iterdir())
