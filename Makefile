@@ -1,0 +1,60 @@
+# The commands of this repository. `make train` and `make test` set everything up by themselves.
+PYTHON ?= python3
+VENV ?= .venv
+TABLE ?= digits
+ARGS ?=
+
+BIN := $(VENV)/bin
+# Made once the environment is complete; older than the package's metadata means: install again.
+READY := $(VENV)/.ready
+# Small networks on small images: a second thread costs more than it brings.
+QUIET_THREADS := OMP_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-slow lint type format bench table reproduce-table clean-runs
+
+help:  ## list these targets
+	@awk -F ":.*## " '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(READY)  ## make .venv and install npas with everything its tests need (once; 5 GB)
+
+$(READY): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "npas needs Python 3.10 or newer as '$(PYTHON)'; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Setting up $(VENV), once: a few minutes, about 5 GB."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+train: $(READY)  ## train the default experiment (digits at a tenth of its parameters, about a minute)
+	$(BIN)/npas-train $(ARGS)
+
+test: $(READY)  ## run the quick tests
+	$(QUIET_THREADS) $(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY)  ## run the slow tests: trainings, a built wheel
+	$(QUIET_THREADS) $(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(READY)  ## check style with ruff
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+type: $(READY)  ## check types with mypy
+	$(BIN)/mypy
+
+format: $(READY)  ## rewrite the code in its style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## time a shared training step beside the dense one
+	$(QUIET_THREADS) $(BIN)/python scripts/bench.py $(ARGS)
+
+table: $(READY)  ## print a table from the committed results (TABLE=digits)
+	$(BIN)/npas-table $(TABLE)
+
+reproduce-table: $(READY)  ## run what TABLE lacks and write it to results/ (ESTIMATE=1: only say what)
+	$(BIN)/python scripts/reproduce_table.py $(TABLE) $(if $(ESTIMATE),--estimate)
+
+clean-runs:  ## delete runs/ (committed results stay)
+	rm -rf runs

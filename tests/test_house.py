@@ -1,0 +1,256 @@
+"""The house stands as CONTRIBUTING.md draws it: floors, sizes, words, headers and commands."""
+
+import ast
+import configparser
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from npas.reporting.compose import compose
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "npas"
+FLOORS = {
+    "cli": 6,
+    "reporting": 5,
+    "training": 4,
+    "tasks": 3,
+    "models": 2,
+    "sharing": 1,
+    "config": 0,
+    "_schema": -1,  # what the schema itself stands on
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = sorted(
+    p for folder in ("npas", "scripts", "tests") for p in (ROOT / folder).rglob("*.py")
+)
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "results").glob("*.md")])
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+EXPERIMENTS = sorted((ROOT / "configs" / "exp").glob("*.yaml"))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+# --- floors and sizes
+
+
+def imported(path: Path) -> set[str]:
+    """List the parts of npas that a module imports, anywhere in it: `sharing`, `config`, ..."""
+    package = ["npas", *path.relative_to(PACKAGE).parts[:-1]]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    parts = (full.split(".") for full in found)
+    return {part[1] for part in parts if part[0] == "npas" and len(part) > 1}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_a_module_imports_only_from_its_own_floor_and_those_below(path: Path) -> None:
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if part == "__init__":
+        # The package's own face: the public verbs, all of which are the method's.
+        assert imported(path) <= {"sharing"}
+        return
+    assert part in FLOORS, f"{part} has no floor: is it a room of an existing one?"
+    for other in imported(path) & set(FLOORS):
+        assert other == part or FLOORS[other] < FLOORS[part], f"npas.{part} imports npas.{other}"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "models"], ids=name)
+def test_a_model_never_knows_that_it_shares(path: Path) -> None:
+    assert "sharing" not in imported(path)
+
+
+def test_the_method_needs_torch_alone() -> None:
+    allowed = {*sys.stdlib_module_names, "npas", "torch", "safetensors"}
+    for path in (PACKAGE / "sharing").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.append(node.module)
+            assert {full.partition(".")[0] for full in names} <= allowed, name(path)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_no_file_is_longer_than_400_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_the_training_loop_reads_in_one_sitting() -> None:
+    loop = PACKAGE / "training" / "loop.py"
+    assert len(loop.read_text(encoding="utf-8").splitlines()) <= 180
+
+
+# --- words
+
+# Spelled in parts, so that this file does not hold them.
+LEFT_OPEN = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error")))
+OF_ONE_MACHINE = re.compile("/(" + "|".join(("work", "home", "root", "farm", "tmp")) + ")/")
+NOT_TESTED = re.compile("|".join(("mark.ski" + "p", "xfa" + "il", "assert Tr" + "ue")))
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *PAGES, *CONFIGS, ROOT / "Makefile"], ids=name)
+def test_nothing_is_left_open_or_bound_to_one_machine(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not LEFT_OPEN.search(text)
+    assert not OF_ONE_MACHINE.search(text)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), ids=name)
+def test_every_test_tests(path: Path) -> None:
+    assert not NOT_TESTED.search(path.read_text(encoding="utf-8"))
+
+
+# --- experiments
+
+
+def composes(command: str) -> str:
+    """Compose what an npas-train or npas-plan command asks for, of a sweep its first job."""
+    words = [word for word in shlex.split(command)[1:] if word not in ("-m", "--multirun")]
+    first = [
+        f"{key}={value.split(',')[0] if not value.startswith(('[', '{')) else value}"
+        for key, _, value in (word.partition("=") for word in words)
+    ]
+    ours = [word for word in first if not re.match(r"hydra[./]|format=", word)]
+    return compose(*ours).exp
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_an_experiment_opens_with_its_lab_note(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# @package _global_"
+    notes = dict(line.removeprefix("# ").split(": ", 1) for line in lines[1:5])
+    assert list(notes) == ["Figure", "Expect", "Time", "Command"]
+    assert all(notes.values())
+    assert re.match(r"npas-(train|plan) ", notes["Command"])
+    assert composes(notes["Command"]) == path.stem
+
+
+def test_every_experiment_is_there() -> None:
+    there = {path.stem for path in EXPERIMENTS}
+    assert {"digits", "wrn_cifar10", "wrn_cifar100", "resnet50_imagenet"} <= there
+
+
+# --- commands in the documents
+
+
+def scripts() -> dict[str, str]:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options.entry_points"]["console_scripts"].split("\n")
+    return {key.strip(): value.strip() for key, _, value in (x.partition("=") for x in lines if x)}
+
+
+@pytest.mark.parametrize("script", scripts())
+def test_a_console_script_leads_to_a_function(script: str) -> None:
+    module, _, function = scripts()[script].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_the_documents_name_only_commands_that_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for asked in re.findall(r"`make ([a-z -]+)", text) + re.findall(
+        r"^make ([a-z -]+)", text, re.M
+    ):
+        assert set(asked.split()) <= set(targets), asked
+    assert set(re.findall(r"\bnpas-(?:train|plan|eval|export|fold|table)\b", text)) <= set(
+        scripts()
+    )
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_the_commands_of_the_documents_can_be_run(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for command in re.findall(r"^(npas-(?:train|plan) .*?)(?: +#.*)?$", text, re.MULTILINE):
+        composes(command)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_the_links_of_the_documents_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.slow
+def test_the_readmes_example_runs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(example, {})
+    assert Path("shared/allocation.json").exists()
+
+
+# --- plug-ins
+
+TOY_MODEL = '''
+"""Classify with one linear layer."""
+from dataclasses import dataclass
+from math import prod
+from torch import nn
+
+@dataclass
+class Config:
+    family: str = "toy"
+    hidden: int = 8
+
+def build(config, spec):
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(prod(spec.input_shape), config.hidden),
+        nn.Linear(config.hidden, spec.num_classes),
+    )
+'''
+TOY_TASK = '''
+"""Tell five classes of eight numbers apart."""
+from dataclasses import dataclass
+from npas.models import InputSpec
+
+@dataclass
+class Config:
+    family: str = "toy"
+    classes: int = 5
+
+class Task:
+    def __init__(self, config, data, *, seed, device):
+        self.name, self.source = "toy", "real"
+        self.spec = InputSpec((8,), config.classes)
+        self.selection_metric, self.has_validation = "accuracy", False
+'''
+
+
+def test_a_model_and_a_task_are_a_module_and_a_yaml_each(tmp_path: Path) -> None:
+    """Nothing else is edited: no list, no registry, no import."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "npas", ignore=ignore)
+    shutil.copytree(ROOT / "configs", tmp_path / "npas" / "configs", ignore=ignore)
+    for kind, module in (("model", TOY_MODEL), ("task", TOY_TASK)):
+        (tmp_path / "npas" / f"{kind}s" / "toy.py").write_text(module)
+        (tmp_path / "npas" / "configs" / kind / "toy.yaml").write_text("family: toy\n")
+
+    def plan(*words: str) -> subprocess.CompletedProcess[str]:
+        main = "import sys; from npas.cli.plan import main; sys.exit(main())"
+        command = [sys.executable, "-c", main, "model=toy", "task=toy", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+
+    # 8 x hidden + hidden, then hidden x 5 + 5
+    done = plan("model.hidden=16", "budget=0.8", "format=json")
+    assert done.returncode == 0, done.stderr
+    assert '"dense": 229' in done.stdout
+    typo = plan("model.hiden=16")
+    assert typo.returncode == 2
+    assert "did you mean 'model.hidden'" in typo.stderr

@@ -1,0 +1,77 @@
+"""A wheel is complete: installed into an empty environment, it works from any folder."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_SOURCE = shutil.ignore_patterns(".*", "runs", "data", "build", "*.egg-info", "__pycache__")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from a copy, so that the checkout stays clean."""
+    source = tmp_path_factory.mktemp("wheel") / "source"
+    shutil.copytree(ROOT, source, ignore=NOT_SOURCE)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", ".."]
+    done = subprocess.run(build, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = source.parent.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel alone; the libraries are lent by the environment that runs the tests."""
+    environment = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python"]
+    install = [*pip, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    # A folder named here is only looked into: no .pth file in it, as of an editable npas, is read.
+    (packages / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    return environment / "bin"
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_wheel_carries_configs_figures_and_type_marker(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"npas/py.typed", "npas/reporting/published.yaml", "npas/configs/train.yaml"} <= names
+    yaml = {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
+    assert {f"npas/configs/{path.as_posix()}" for path in yaml} <= names
+    modules = {path.relative_to(ROOT) for path in (ROOT / "npas").rglob("*.py")}
+    assert {path.as_posix() for path in modules} <= names
+    assert not any(name.startswith(("tests", "results", "scripts")) for name in names)
+
+
+def test_the_installed_package_is_the_wheels(scripts: Path) -> None:
+    where = "import npas, npas.configs; print(npas.__file__); print(*npas.configs.__path__)"
+    for path in run(scripts / "python", "-c", where).split():
+        assert Path(path).is_relative_to(scripts.parent)
+
+
+def test_commands_run_from_another_folder(scripts: Path) -> None:
+    assert "budget" in run(scripts / "npas-plan", "+exp=digits")
+    assert "| dense network |" in run(scripts / "npas-table", "digits")
+    words = ("epochs=1", "wandb.mode=disabled", "optim.milestones=[]")
+    assert "test accuracy" in run(scripts / "npas-train", *words)
+    (result,) = Path("runs").glob("digits/*/result.json")
+    assert '"commit": null' in result.read_text()
+
+
+def test_every_command_explains_itself(scripts: Path) -> None:
+    for command in ("npas-train", "npas-plan", "npas-eval", "npas-export", "npas-table"):
+        assert command in run(scripts / command, "--help")
