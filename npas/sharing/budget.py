@@ -30,11 +30,16 @@ class BudgetRequest:
 
     @property
     def canonical(self) -> str:
-        """Spell the budget in the one way that equal budgets share: `0.1`, `2`, `18M`, `1.234K`."""
-        if self.absolute is None:
-            assert self.fraction is not None
-            return _decimal(self.fraction)
-        return spell_count(self.absolute)
+        """Spell the budget in the one way that equal budgets share: `0.1`, `2`, `18M`, `1.234K`.
+
+        What is spelled reads back: a fraction above 16 is written in percent.
+        """
+        if self.absolute is not None:
+            return spell_count(self.absolute)
+        assert self.fraction is not None
+        if self.fraction > LARGEST_BARE_NUMBER:
+            return f"{_decimal(self.fraction * 100)}%"
+        return _decimal(self.fraction)
 
     def allowed(self, dense: int) -> int:
         """Return the number of trainable parameters allowed for a dense network of `dense`."""
@@ -79,25 +84,25 @@ def parse_budget(value: str | float) -> BudgetRequest:
     match = _PATTERN.fullmatch(text)
     if isinstance(value, bool) or match is None:
         raise ValueError(
-            f"budget={text!r} is not a budget: write a fraction of the dense parameters (0.1 or"
+            f"budget={text} is not a budget: write a fraction of the dense parameters (0.1 or"
             " 10%) or an absolute count (18M, 250K, 1.2B)"
         )
     number = Fraction(match["number"] + (match["exponent"] or ""))
     unit = match["unit"]
     if number <= 0:
-        raise ValueError(f"budget={text!r} allows no parameters: write a number above zero")
+        raise ValueError(f"budget={text} allows no parameters: write a number above zero")
     if unit in _SUFFIXES:
         absolute = int(number * _SUFFIXES[unit])
         if absolute < 1:
-            raise ValueError(f"budget={text!r} is less than one parameter: write a larger count")
+            raise ValueError(f"budget={text} is less than one parameter: write a larger count")
         return BudgetRequest(absolute=absolute)
     if unit == "%":
         return BudgetRequest(fraction=number / 100)
     if number > LARGEST_BARE_NUMBER:
-        thousands = _decimal(number / 1000)
+        bare = _decimal(number)
         raise ValueError(
-            f"budget={text!r} could mean {text} times the dense parameters or {text} parameters:"
-            f" write {_decimal(number * 100)}% or {thousands}K (or {text}M)"
+            f"budget={text} could mean {bare} times the dense parameters or {bare} parameters:"
+            f" write {_decimal(number * 100)}% or {_decimal(number / 1000)}K (or {bare}M)"
         )
     return BudgetRequest(fraction=number)
 

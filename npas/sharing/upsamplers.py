@@ -160,9 +160,8 @@ def _adjoint(before: int, after: int, dtype: torch.dtype) -> Tensor:
     outputs = torch.arange(after)
     places = torch.stack([torch.cat([low, high]), torch.cat([outputs, outputs])])
     shares = torch.cat([1 - fraction, fraction]).to(dtype)
-    return torch.sparse_coo_tensor(
-        places, shares, (before, after), check_invariants=False
-    ).coalesce()
+    with torch.sparse.check_sparse_tensor_invariants():  # unsaid, torch warns of either choice
+        return torch.sparse_coo_tensor(places, shares, (before, after)).coalesce()
 
 
 class _Resize(Function):

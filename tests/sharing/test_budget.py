@@ -23,6 +23,7 @@ from npas.sharing.budget import parse_budget, spell_count, split_budget
         ("1.2B", "1.2B", 1_200_000_000),
         ("17.125630M", "17125.63K", 17_125_630),
         (16, "16", 584_590_144),
+        ("2000%", "2000%", 730_737_680),
     ],
 )
 def test_budgets_are_read_as_the_user_means_them(
@@ -30,6 +31,7 @@ def test_budgets_are_read_as_the_user_means_them(
 ) -> None:
     request = parse_budget(value)
     assert (request.canonical, request.allowed(36_536_884)) == (canonical, allowed)
+    assert parse_budget(canonical) == request
 
 
 def test_fractions_are_exact() -> None:
@@ -53,6 +55,7 @@ def test_fractions_are_exact() -> None:
         ("0.0001K", "less than one parameter"),
         (18, "1800% or 0.018K"),
         (18_000_000, "18000K"),
+        (1e5, "write 10000000% or 100K"),
     ],
 )
 def test_nonsense_is_refused_with_what_to_write(value: str | float, says: str) -> None:

@@ -350,3 +350,27 @@ def test_the_summary_shows_every_layer_and_the_totals() -> None:
     used = npas.count_parameters(model)
     assert f"used {used:,}" in text and "asked 0.3" in text
     assert all(layer.name in text for layer in npas.allocation(model).layers)
+
+
+@pytest.mark.slow
+def test_a_torchvision_network_trains_exports_and_materializes_to_the_bit(tmp_path: Path) -> None:
+    import torchvision
+
+    model = npas.share(torchvision.models.resnet50(), budget=0.1)
+    assert npas.count_parameters(model) == 2_555_703
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    before = model.get_parameter("npas_bank_0").detach().clone()
+    F.cross_entropy(model(torch.randn(2, 3, 64, 64)), torch.tensor([1, 7])).backward()
+    optimizer.step()
+    assert (model.get_parameter("npas_bank_0").detach() != before).float().mean() > 0.99
+
+    model.eval()
+    inputs = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        outputs = model(inputs)
+    dense = npas.materialize(copy.deepcopy(model))
+    exported = torchvision.models.resnet50()
+    exported.load_state_dict(dense.state_dict())
+    with torch.no_grad():
+        assert torch.equal(dense(inputs), outputs)
+        assert torch.equal(exported.eval()(inputs), outputs)
