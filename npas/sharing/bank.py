@@ -21,14 +21,13 @@ from npas.sharing.buffers import BufferPool
 
 
 class BankReader:
-    """Hand out one bank's templates for one forward pass and collect their gradients."""
+    """Hand out one bank's templates for one forward pass; their gradients meet in one buffer."""
 
     def __init__(self, bank_P: Tensor, pool: BufferPool) -> None:
-        self.bank_P = bank_P
-        self.pool = pool
-        self._gradient: Tensor | None = None
-        self._backward_pass = -1
-        self._entry = _Entry.apply(bank_P, self)
+        self._bank_P = bank_P
+        self._pool = pool
+        self._buffer = _GradientBuffer(bank_P, pool)
+        self._entry = _Entry.apply(bank_P, self._buffer)
 
     def mix(self, key: object, alpha_K: Tensor, positions: Sequence[int], size: int) -> Tensor:
         """Return sum_k alpha_k T_k, a tensor of `size` values; `key` names the layer's memory.
@@ -36,20 +35,30 @@ class BankReader:
         Raises RuntimeError in backward if the bank or the coefficients were changed in place
         between forward and backward.
         """
-        return _Mix.apply(self.bank_P, self._entry, alpha_K, self, key, tuple(positions), size)
+        places, memory = (tuple(positions), size), (self._pool, key)
+        return _Mix.apply(self._bank_P, self._entry, alpha_K, self._buffer, places, memory)
+
+
+class _GradientBuffer:
+    """Hold a bank's gradient while a backward pass gathers it, apart for every running pass."""
+
+    def __init__(self, bank_P: Tensor, pool: BufferPool) -> None:
+        self._shape = bank_P.shape
+        self._like = bank_P.detach()
+        self._pool = pool
+        self._gradients: dict[int, Tensor] = {}
 
     def gradient(self) -> Tensor:
-        """Return the buffer that belongs to the running backward pass, zeros at first."""
+        """Return the running backward pass's buffer, zeros at first."""
         backward_pass = torch._C._current_graph_task_id()
-        if self._gradient is None or self._backward_pass != backward_pass:
-            self._gradient = self.pool.empty("gradient", self.bank_P.shape, self.bank_P).zero_()
-            self._backward_pass = backward_pass
-        return self._gradient
+        if backward_pass not in self._gradients:
+            buffer = self._pool.empty("gradient", self._shape, self._like).zero_()
+            self._gradients[backward_pass] = buffer
+        return self._gradients[backward_pass]
 
-    def take_gradient(self) -> Tensor | None:
-        """Give the buffer away; None if no layer wrote to it in the running backward pass."""
-        gradient, self._gradient = self._gradient, None
-        return gradient if self._backward_pass == torch._C._current_graph_task_id() else None
+    def take(self) -> Tensor | None:
+        """Give the running pass's buffer away; None if no layer wrote to it."""
+        return self._gradients.pop(torch._C._current_graph_task_id(), None)
 
 
 def mix(bank_P: Tensor, alpha_K: Tensor, positions: Sequence[int], size: int) -> Tensor:
@@ -73,14 +82,14 @@ class _Entry(Function):
     """Stand between the bank and its layers; its backward runs after all of theirs."""
 
     @staticmethod
-    def forward(ctx: Any, bank_P: Tensor, reader: BankReader) -> Tensor:
-        ctx.reader = reader
+    def forward(ctx: Any, bank_P: Tensor, buffer: _GradientBuffer) -> Tensor:
+        ctx.buffer = buffer
         ctx.set_materialize_grads(False)
         return bank_P.new_empty(0)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, None]:
-        return ctx.reader.take_gradient(), None
+        return ctx.buffer.take(), None
 
 
 class _Mix(Function):
@@ -97,26 +106,24 @@ class _Mix(Function):
         bank_P: Tensor,
         entry: Tensor,
         alpha_K: Tensor,
-        reader: BankReader,
-        key: object,
-        positions: tuple[int, ...],
-        size: int,
+        buffer: _GradientBuffer,
+        places: tuple[tuple[int, ...], int],
+        memory: tuple[BufferPool, object],
     ) -> Tensor:
         ctx.inputs = bank_P, alpha_K
         ctx.versions = _versions(bank_P, alpha_K)
-        ctx.reader, ctx.positions, ctx.size = reader, positions, size
+        ctx.buffer, (ctx.positions, ctx.size) = buffer, places
         ctx.set_materialize_grads(False)
-        with torch.autocast(bank_P.device.type, enabled=False):
-            weight_N = reader.pool.empty(key, (size,), bank_P)
-            templates_KN = _templates(bank_P, positions, size)
-            torch.mm(alpha_K.to(bank_P.dtype)[None], templates_KN, out=weight_N[None])
-            return weight_N
+        pool, key = memory
+        weight_N = pool.empty(key, (ctx.size,), bank_P)
+        templates_KN = _templates(bank_P, ctx.positions, ctx.size)
+        torch.mm(alpha_K.to(bank_P.dtype)[None], templates_KN, out=weight_N[None])
+        return weight_N
 
     @staticmethod
     def backward(ctx: Any, gradient_N: Tensor | None) -> tuple[Any, ...]:
-        nothing = (None,) * 6
         if gradient_N is None:
-            return None, *nothing
+            return (None,) * 6
         bank_P, alpha_K = ctx.inputs
         if _versions(bank_P, alpha_K) != ctx.versions:
             raise RuntimeError(
@@ -128,12 +135,12 @@ class _Mix(Function):
         templates_KN = _templates(bank_P, ctx.positions, ctx.size)
         gradient_alpha_K = templates_KN @ gradient_N if needs_alpha else None
         if not needs_bank:
-            return None, None, gradient_alpha_K, None, None, None, None
+            return None, None, gradient_alpha_K, None, None, None
         if torch.is_grad_enabled():  # create_graph: leave the buffer out, stay differentiable
             gradient_P = _scatter(bank_P, torch.outer(alpha_K, gradient_N), ctx.positions)
-            return gradient_P, None, gradient_alpha_K, None, None, None, None
-        _accumulate(ctx.reader.gradient(), alpha_K, gradient_N, ctx.positions)
-        return None, None, gradient_alpha_K, None, None, None, None
+            return gradient_P, None, gradient_alpha_K, None, None, None
+        _accumulate(ctx.buffer.gradient(), alpha_K, gradient_N, ctx.positions)
+        return None, None, gradient_alpha_K, None, None, None
 
 
 def _accumulate(
@@ -160,3 +167,8 @@ def _scatter(bank_P: Tensor, gradients_KN: Tensor, positions: Sequence[int]) -> 
 
 def _versions(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+
+
+def in_function_transform() -> bool:
+    """Tell whether a `torch.func` transform is running, which needs plain operations."""
+    return torch._C._functorch.peek_interpreter_stack() is not None

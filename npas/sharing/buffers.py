@@ -1,8 +1,9 @@
 """Keep the memory of large, short-lived tensors from one step to the next.
 
-The C library gives blocks above 32 MB back to the system at once and maps them anew, page by page,
-at the next step; for generated weights and bank gradients that costs more than computing them. A
-GPU's caching allocator does this already, so this is for CPUs alone.
+The C library gives large freed blocks back to the system (those above 32 MB always, smaller ones by
+what was freed before) and maps them anew, page by page, at the next step; for generated weights and
+bank gradients that costs more than computing them. A GPU's caching allocator does this already, so
+this is for CPUs alone.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import torch
 from torch import Tensor
 
 WORTH_KEEPING = 1 << 20
-"""Bytes below which the C library keeps memory by itself."""
+"""Bytes below which mapping memory anew costs little."""
 
 _use_count = getattr(torch._C, "_storage_Use_Count", None)
 
 
 class BufferPool:
-    """Hand out uninitialized tensors over storages that nobody else refers to any more."""
+    """Hand out uninitialized tensors over storages that no other tensor refers to any more."""
 
     def __init__(self) -> None:
         self._storages: dict[tuple[object, int], torch.UntypedStorage] = {}
@@ -43,12 +44,9 @@ class BufferPool:
             tensor = like.new_empty(shape)
             self._storages[key, size] = tensor.untyped_storage()
             return tensor
-        return like.new_empty(0).set_(storage, 0, tuple(shape), _strides(shape))
+        flat: Tensor = like.new_empty(0).set_(storage)
+        return flat.view(tuple(shape))
 
     def clear(self) -> None:
         """Give the kept memory back."""
         self._storages.clear()
-
-
-def _strides(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))

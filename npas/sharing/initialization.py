@@ -24,18 +24,19 @@ def assign_scales(
 ) -> tuple[Allocation, list[float]]:
     """Give every layer its place in the list of scales; return the standard deviation of each.
 
-    Layers of one shape in one group that their initializer treats alike have one scale (their root
-    mean square), so that sampling noise does not tell them apart.
+    Layers of one group and shape that are made in one way and that their initializer treats alike
+    have one scale (their root mean square), so that sampling noise does not tell them apart.
     """
     deviations: list[float] = []
     groups = []
     for group in allocation.groups:
         place: dict[str, int] = {}
-        for shape in dict.fromkeys(layer.shape for layer in group.layers):
-            ordered = sorted(
-                (layer.name for layer in group.layers if layer.shape == shape),
-                key=spreads.__getitem__,
-            )
+        kinds: dict[object, list[str]] = {}
+        for layer in group.layers:
+            kind = (layer.shape, layer.mixing, len(layer.templates))
+            kinds.setdefault(kind, []).append(layer.name)
+        for names in kinds.values():
+            ordered = sorted(names, key=spreads.__getitem__)
             alike: list[str] = []
             for name in ordered:
                 if alike and spreads[name] > SAME_SPREAD * spreads[alike[0]]:

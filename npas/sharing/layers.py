@@ -59,6 +59,7 @@ def find_layers(
             _refuse_unsharable(tensor.spec.name, tensor.parameter)
         elif tensor.spec.name in excluded or not is_shareable(tensor.parameter):
             continue
+        _refuse_unsupported(tensor)
         layers.append(tensor)
     if not layers:
         raise ValueError(
@@ -133,3 +134,13 @@ def _refuse_unsharable(name: str, parameter: Tensor) -> None:
             f"include names {name!r}, whose initial values are all equal, so no generated weight"
             " can start like it: initialize it at random or leave it out of include"
         )
+
+
+def _refuse_unsupported(layer: Layer) -> None:
+    for owner, _ in layer.owners:
+        for option in ("max_norm", "sparse"):
+            if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and getattr(owner, option):
+                raise ValueError(
+                    f"{layer.spec.name!r} belongs to an embedding with {option}, which writes to"
+                    " its weight or needs a sparse gradient: add it to exclude"
+                )

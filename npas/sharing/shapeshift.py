@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
+from npas.sharing.attachment import attach, close_passes, detach, open_passes
 from npas.sharing.budget import count_parameters, parse_budget
 from npas.sharing.generators import GENERATORS
 from npas.sharing.groups import assign_groups
@@ -30,12 +31,8 @@ from npas.sharing.weights import (
     PREFIX,
     SCALES,
     SharedWeights,
-    attach,
     bank_name,
-    close_passes,
-    detach,
     generator_name,
-    open_passes,
     upsampler_name,
 )
 
@@ -71,8 +68,11 @@ def share(
     over parameter names. `layout="reference"` is the released code's (no exact budgets).
 
     Generated weights start with the spread of the dense ones, whose values are dropped: warns if
-    they look trained. Raises ValueError, naming what to change, for a network that is shared
-    already, a budget below the smallest feasible one and options that do not fit together.
+    they look trained. Weights are generated once per forward pass, and kept without gradients while
+    nothing they depend on changes; writing to a bank through `.data` escapes that.
+
+    Raises ValueError, naming what to change, for a network that is shared already, a budget below
+    the smallest feasible one and options that do not fit together.
     """
     layers = find_layers(_unshared(model), include, exclude)
     allocation = _plan(
@@ -90,10 +90,11 @@ def share(
     spreads = {layer.spec.name: measure_spread(layer.parameter) for layer in layers}
     allocation, deviations = assign_scales(allocation, spreads)
     _build(model, allocation)
-    if layout == "reference":
-        initialize_as_released(model, allocation, seed)
-    else:
-        initialize(model, allocation, deviations, seed)
+    with torch.device("cpu"):  # a seed means the same weights whatever the default device
+        if layout == "reference":
+            initialize_as_released(model, allocation, seed)
+        else:
+            initialize(model, allocation, deviations, seed)
     return model
 
 
@@ -141,7 +142,10 @@ def no_decay_names(model: nn.Module) -> set[str]:
 
 
 def looks_trained(model: nn.Module) -> bool:
-    """Guess from norms: moved running statistics, or weights that are no longer all equal."""
+    """Guess from norms: moved running statistics, or weights that are no longer all equal.
+
+    A network without norms gives no sign.
+    """
     for module in model.modules():
         if "norm" not in type(module).__name__.lower():
             continue
@@ -160,11 +164,12 @@ def materialize(model: nn.Module) -> nn.Module:
     Raises ValueError for a network that is not shared.
     """
     shared = _shared(model)
-    dense = {
-        i: nn.Parameter(shared.weight(i).detach().clone())
-        for i, (_, layer) in enumerate(shared.places)
-        if layer.templates
-    }
+    with torch.inference_mode(False):
+        dense = {
+            i: nn.Parameter(shared.weight(i).detach().clone())
+            for i, (_, layer) in enumerate(shared.places)
+            if layer.templates
+        }
     for module in list(model.modules()):
         if "_npas" in module.__dict__:
             detach(module, dense)
@@ -200,12 +205,12 @@ def load(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn.Module
             raise ValueError(f"{directory} holds no {name}: name a folder that npas.save wrote")
     plan = Allocation.from_dict(json.loads((directory / ALLOCATION_FILE).read_text()))
     _build(_unshared(dense_model), plan)
-    missing, unexpected = load_model(dense_model, str(directory / WEIGHTS_FILE), strict=False)
-    if missing or unexpected:
-        names = sorted([*missing, *unexpected])
-        raise ValueError(
-            f"{directory} was written by another architecture: {names[0]!r} does not match"
-        )
+    try:
+        load_model(dense_model, str(directory / WEIGHTS_FILE))
+    except RuntimeError as error:
+        materialize(dense_model)
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{directory} was written by another architecture: {reason}") from None
     return dense_model
 
 
@@ -263,23 +268,24 @@ def _build(model: nn.Module, allocation: Allocation) -> None:
     """Put zero-valued shared tensors on the root and let every shared layer read them."""
     tensors = {tensor.spec.name: tensor for tensor in find_tensors(model)}
     shared = SharedWeights(model, allocation)
+    # Whatever can be wrong is found before anything changes.
+    owned = [[_dense_tensor(tensors, layer) for layer in g.layers] for g in allocation.groups]
+    likes = [_one_kind(g.name, own) for g, own in zip(allocation.groups, owned, strict=True)]
     index = 0
     for g, group in enumerate(allocation.groups):
-        owned = [_dense_tensor(tensors, layer) for layer in group.layers]
         if group.bank:
-            template = _one_kind(group.name, owned)
             shapes = {bank_name(g): (group.bank,)} | _generator_shapes(g, group)
             for place, layer in enumerate(group.layers):
                 if layer.learned[0]:
                     shapes[upsampler_name(index + place)] = layer.learned
             for name, shape in shapes.items():
-                model.register_parameter(name, nn.Parameter(template.new_zeros(shape)))
-            for place, tensor in enumerate(owned):
+                model.register_parameter(name, nn.Parameter(likes[g].new_zeros(shape)))
+            for place, tensor in enumerate(owned[g]):
                 for owner, attribute in tensor.owners:
                     attach(owner, attribute, index + place, shared)
         index += len(group.layers)
     scales = 1 + max(layer.scale for layer in allocation.layers)
-    model.register_buffer(SCALES, next(iter(tensors.values())).parameter.new_zeros(scales))
+    model.register_buffer(SCALES, likes[0].new_zeros(scales))
     model.__dict__["_npas_shared"] = shared
     open_passes(model, shared)
 
@@ -287,11 +293,12 @@ def _build(model: nn.Module, allocation: Allocation) -> None:
 def _generator_shapes(g: int, group: GroupAllocation) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of a group's generator parameters."""
     rng = torch.Generator()
-    return {
-        generator_name(kind, g, templates): tuple(values.shape)
-        for (mixing, templates), places in generator_rows(group).items()
-        for kind, values in GENERATORS[mixing].parameters([len(places)], templates, rng).items()
-    }
+    with torch.device("cpu"):
+        return {
+            generator_name(kind, g, templates): tuple(values.shape)
+            for (mixing, templates), places in generator_rows(group).items()
+            for kind, values in GENERATORS[mixing].parameters([len(places)], templates, rng).items()
+        }
 
 
 def _dense_tensor(tensors: Mapping[str, Layer], layer: LayerAllocation) -> Layer:

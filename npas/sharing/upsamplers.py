@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+
+from npas.sharing.bank import in_function_transform
 
 WINDOW = 9
 """Values that one learned pattern of `mask` spans: a 3x3 kernel."""
@@ -95,11 +96,8 @@ class Interpolate(Repeat):
 
     def weight(self, source: Tensor, learned: Tensor | None, shape: tuple[int, int]) -> Tensor:
         """Return the resized map; `source` is a matrix, rows x columns."""
-        if (
-            source.is_cpu
-            and not torch.compiler.is_compiling()
-            and not torch.is_inference_mode_enabled()
-        ):
+        plain = torch.compiler.is_compiling() or in_function_transform()
+        if source.is_cpu and not plain and torch.is_grad_enabled():
             return _Resize.apply(source, shape).reshape(-1)
         return _resize(source, shape).reshape(-1)
 
@@ -168,17 +166,18 @@ class _Resize(Function):
     """Resize on a CPU with a backward by sparse products, a third of the built-in one's time."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, source: Tensor, shape: tuple[int, int]) -> Tensor:
-        ctx.source_shape = source.shape  # type: ignore[attr-defined]
+    def forward(ctx: Any, source: Tensor, shape: tuple[int, int]) -> Tensor:
+        ctx.source_shape = source.shape
         return _resize(source, shape)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        rows, columns = ctx.source_shape  # type: ignore[attr-defined]
-        narrow = torch.sparse.mm(
-            _adjoint(columns, gradient.shape[1], gradient.dtype), gradient.T.contiguous()
-        )
-        return torch.sparse.mm(
-            _adjoint(rows, gradient.shape[0], gradient.dtype), narrow.T.contiguous()
-        ), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        rows, columns = ctx.source_shape
+        sizes = [*gradient.shape], [1, 1, rows, columns]
+        if torch.is_grad_enabled() or gradient.dtype not in (torch.float32, torch.float64):
+            built_in = torch.ops.aten.upsample_bilinear2d_backward
+            return built_in(gradient[None, None], *sizes, False, None, None)[0, 0], None
+        by_column = _adjoint(columns, gradient.shape[1], gradient.dtype)
+        narrow = torch.sparse.mm(by_column, gradient.T.contiguous())
+        by_row = _adjoint(rows, gradient.shape[0], gradient.dtype)
+        return torch.sparse.mm(by_row, narrow.T.contiguous()), None

@@ -1,28 +1,30 @@
 """Generate a shared network's weights: once per forward pass, and only then.
 
 The root module holds the trainable tensors as its own parameters, so that each stands once in
-`parameters()` and `state_dict()`. Every shared layer reads its weight through a property of a
-subclass of its own class; nothing else about the layer changes.
+`parameters()` and `state_dict()`. How layers come to read from here: see `attachment.py`.
 """
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from npas.sharing.allocation import Allocation, LayerAllocation
-from npas.sharing.bank import BankReader, mix
+from npas.sharing.bank import BankReader, in_function_transform, mix
 from npas.sharing.buffers import BufferPool
 from npas.sharing.generators import GENERATORS
 from npas.sharing.upsamplers import UPSAMPLERS
 
 PREFIX = "npas_"
 SCALES = f"{PREFIX}scales"
-_SHARED_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 
 def bank_name(group: int) -> str:
@@ -51,20 +53,23 @@ class SharedWeights:
     def __init__(self, root: nn.Module, allocation: Allocation) -> None:
         self.root = root
         self.allocation = allocation
-        self.depth = 0
         self.pool = BufferPool()
-        self._pass: WeightPass | None = None
+        self._open = _OpenPass()
         self._kept: WeightPass | None = None
         self._kept_state: object = None
-        self._checked = False
+        self._kept_sources: list[Tensor] = []
         self.places = self._find_places()
         self.twins = self._find_twins()
         self.rows = self._find_rows()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave generated weights out of copies and pickles."""
-        fresh = {"depth": 0, "_pass": None, "_kept": None, "_kept_state": None, "_checked": False}
-        return self.__dict__ | fresh
+        fresh: dict[str, Any] = {"_kept": None, "_kept_state": None, "_kept_sources": []}
+        return {k: v for k, v in self.__dict__.items() if k != "_open"} | fresh
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Come back with no pass open."""
+        self.__dict__.update(state, _open=_OpenPass())
 
     def _find_places(self) -> list[tuple[int, LayerAllocation]]:
         """Return group index and plan of every layer, in the order of `Allocation.layers`."""
@@ -103,8 +108,7 @@ class SharedWeights:
 
     def parameter(self, name: str) -> Tensor:
         """Return one of the root's tensors as it is now; `functional_call` may have replaced it."""
-        tensor = self.root._parameters.get(name, self.root._buffers.get(name))
-        assert tensor is not None, name
+        tensor: Tensor = getattr(self.root, name)
         return tensor
 
     def sources(self) -> Iterator[Tensor]:
@@ -116,38 +120,32 @@ class SharedWeights:
 
     def begin(self, *_: object) -> None:
         """Open a forward pass (a pre-hook of every module that holds shared layers)."""
-        if torch.compiler.is_compiling():
-            return
-        if self.depth == 0:
-            self._pass = None
-            self._checked = False
-        self.depth += 1
+        if not torch.compiler.is_compiling() and not self._open.is_running():
+            self._open.start(sys._getframe(1))
 
     def end(self, *_: object) -> None:
-        """Close a forward pass, also one that raised; the outermost drops its weights."""
-        if torch.compiler.is_compiling():
-            return
-        self.depth -= 1
-        if self.depth == 0:
-            self._pass = None
+        """Close the forward pass that the same call opened, and drop its weights."""
+        if not torch.compiler.is_compiling() and self._open.opened_by is sys._getframe(1):
+            self._open.start(None)
 
     def weight(self, index: int) -> Tensor:
         """Return the weight of the layer at `index`, in its shape."""
-        if torch.compiler.is_compiling() or _in_function_transform():
+        if torch.compiler.is_compiling() or in_function_transform():
             return WeightPass(self, plain=True).weight(index)
-        if self._pass is not None and torch.is_grad_enabled():
-            return self._pass.weight(self.twins[index])
+        running = self._open.is_running()
+        if running and self._open.weights is not None and torch.is_grad_enabled():
+            return self._open.weights.weight(self.twins[index])
         if not torch.is_grad_enabled() or not any(t.requires_grad for t in self.sources()):
-            return self._keep().weight(self.twins[index])
-        self._kept = None
+            return self._keep(running).weight(self.twins[index])
+        self._forget()
         weights = WeightPass(self)
-        if self.depth:
-            self._pass = weights
+        if running:
+            self._open.weights = weights
         return weights.weight(self.twins[index])
 
-    def _keep(self) -> WeightPass:
+    def _keep(self, running: bool) -> WeightPass:
         """Return the kept weights if they still hold, else a place for new ones."""
-        if self._kept is not None and self._checked and self.depth:
+        if self._kept is not None and running and self._open.checked:
             return self._kept
         state = [
             (object() if t.is_inference() else t._version, t.data_ptr(), t.dtype, t.device)
@@ -156,8 +154,38 @@ class SharedWeights:
         if self._kept is None or state != self._kept_state:
             self.pool.clear()  # kept weights are not made anew every step
             self._kept, self._kept_state = WeightPass(self, kept=True), state
-        self._checked = True
+            # Held, so that no other tensor can come to lie at an address that was compared.
+            self._kept_sources = [t.detach() for t in self.sources()]
+        self._open.checked = running
         return self._kept
+
+    def _forget(self) -> None:
+        self._kept, self._kept_state, self._kept_sources = None, None, []
+
+
+class _OpenPass(threading.local):
+    """Remember, for one thread, the forward pass that is running and what it has generated.
+
+    The pass is running while the frame that opened it is on the stack: that stays true to fact
+    also where an exception, or Ctrl-C, keeps the closing hook from being called.
+    """
+
+    opened_by: FrameType | None = None
+    weights: WeightPass | None = None
+    checked = False
+
+    def start(self, frame: FrameType | None) -> None:
+        """Begin with nothing generated, as opened by this frame; None: no pass."""
+        self.opened_by, self.weights, self.checked = frame, None, False
+
+    def is_running(self) -> bool:
+        """Tell whether the frame that opened the pass is still on this thread's stack."""
+        if self.opened_by is None:
+            return False
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self.opened_by:
+            frame = frame.f_back
+        return frame is not None
 
 
 class WeightPass:
@@ -174,7 +202,7 @@ class WeightPass:
     def weight(self, index: int) -> Tensor:
         """Return the layer's weight, generated at the first call."""
         if self._plain:
-            return self._generate(index)
+            return self._generate_plainly(index)
         if index not in self._weights:
             weight = self._generate_kept(index) if self._is_kept else self._generate(index)
             self._weights[index] = weight, weight._version
@@ -193,6 +221,15 @@ class WeightPass:
             return self._generate(index)
 
     def _generate(self, index: int) -> Tensor:
+        """Generate a weight in full precision; a checkpointed block sees no tensor saved here."""
+        if self._plain:
+            return self._generate_plainly(index)
+        device = self._shared.parameter(SCALES).device.type
+        full = nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+        with saved_tensors_hooks(_hold, _give_back), full:
+            return self._generate_plainly(index)
+
+    def _generate_plainly(self, index: int) -> Tensor:
         _, layer = self._shared.places[index]
         alpha_K = self._alpha(index)
         values = self._mix(index, alpha_K)
@@ -242,86 +279,14 @@ class WeightPass:
         return GENERATORS[mixing].coefficients(parameters, len(members), templates)
 
 
-@dataclass
-class Attachment:
-    """Link an owner of shared tensors to the weights: which attribute is which layer."""
-
-    shared: SharedWeights
-    layers: dict[str, int]
-    order: list[str]
+def _hold(tensor: Tensor) -> tuple[Tensor, int]:
+    return tensor, 0 if tensor.is_inference() else tensor._version
 
 
-def attach(owner: nn.Module, name: str, layer: int, shared: SharedWeights) -> None:
-    """Let a module read its parameter `name` from the shared weights."""
-    attachment = owner.__dict__.setdefault("_npas", Attachment(shared, {}, list(owner._parameters)))
-    attachment.layers[name] = layer
-    del owner._parameters[name]
-    base = _dense_class(owner)
-    owner.__class__ = _shared_class(base, tuple(sorted(attachment.layers)))
-
-
-def detach(owner: nn.Module, parameters: dict[int, nn.Parameter]) -> None:
-    """Give a module its own class and parameters back, in the dense order."""
-    attachment: Attachment = owner.__dict__.pop("_npas")
-    owner.__class__ = _dense_class(owner)
-    kept = dict(owner._parameters)
-    restored = {name: parameters[layer] for name, layer in attachment.layers.items()}
-    owner._parameters.clear()
-    for name in attachment.order:
-        owner._parameters[name] = restored[name] if name in restored else kept[name]
-
-
-def open_passes(root: nn.Module, shared: SharedWeights) -> None:
-    """Let a call of any module that holds shared layers open a forward pass."""
-    for module in root.modules():
-        held = module.modules()
-        if module is root or any("_npas" in m.__dict__ for m in held if m is not module):
-            module.register_forward_pre_hook(shared.begin)
-            module.register_forward_hook(shared.end, always_call=True)
-
-
-def close_passes(root: nn.Module, shared: SharedWeights) -> None:
-    """Take the hooks of `open_passes` away."""
-    for module in root.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key, hook in list(hooks.items()):
-                if getattr(hook, "__self__", None) is shared:
-                    del hooks[key]
-                    module._forward_hooks_always_called.pop(key, None)
-
-
-def _dense_class(owner: nn.Module) -> type[nn.Module]:
-    cls = type(owner)
-    return cls.__mro__[1] if "_npas_names" in cls.__dict__ else cls
-
-
-def _shared_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    """Return the subclass of a module class whose named parameters are generated."""
-    if (base, names) in _SHARED_CLASSES:
-        return _SHARED_CLASSES[base, names]
-
-    def reader(name: str) -> property:
-        return property(lambda module: module._npas.shared.weight(module._npas.layers[name]))
-
-    def reduce(module: nn.Module, _: object) -> tuple[Any, ...]:
-        return _revive, (base, names), module.__getstate__()
-
-    body: dict[str, Any] = {name: reader(name) for name in names} | {"_npas_names": names}
-    body |= {"__reduce_ex__": reduce, "__module__": base.__module__, "__doc__": base.__doc__}
-    if issubclass(base, nn.RNNBase):  # its forward reads this list, not the attributes
-        body["_flat_weights"] = property(
-            lambda module: [getattr(module, name) for name in module._flat_weights_names],
-            lambda module, value: None,
+def _give_back(held: tuple[Tensor, int]) -> Tensor:
+    if _hold(held[0])[1] != held[1]:
+        raise RuntimeError(
+            "a bank or its coefficients were modified in place between forward and backward,"
+            " so the gradients would be wrong: step the optimizer after backward"
         )
-    return _SHARED_CLASSES.setdefault((base, names), type(base.__name__, (base,), body))
-
-
-def _revive(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
-    """Make an empty module of a shared class, for copies and pickles."""
-    cls = _shared_class(base, names)
-    return cls.__new__(cls)
-
-
-def _in_function_transform() -> bool:
-    """Tell whether a `torch.func` transform is running, which needs plain operations."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return held[0]

@@ -174,6 +174,116 @@ def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool) -> N
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+class Checkpointed(Residual):
+    """A network that checkpoints its own blocks, as language models do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images to logits."""
+        x = self.stem(x)
+        for block in self.stage1:
+            x = checkpoint(block, x, use_reentrant=False)
+        x = self.widen(x)
+        for block in self.stage2:
+            x = checkpoint(block, x, use_reentrant=False)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("generator", ["wavg", "emb"])
+@pytest.mark.parametrize(("budget", "upsampler"), [(0.1, "wavg"), (0.1, "inter"), (2.5, "inter")])
+def test_a_network_that_checkpoints_its_blocks(
+    generator: str, budget: float, upsampler: str
+) -> None:
+    gradients = []
+    for network in (Residual, Checkpointed):
+        torch.manual_seed(0)
+        model = npas.share(network(), budget, generator=generator, upsampler=upsampler)
+        step(model.eval()).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_backward_inside_a_backward_leaves_both_right() -> None:
+    model = shared().eval()
+    bank = model.get_parameter("npas_bank_0")
+    inputs, labels = ZOO[0].batch()
+    (step(model) + 3 * step(model)).backward()
+    expected = bank.grad
+    bank.grad = None
+    logits = model(inputs)
+    aside = 3 * F.cross_entropy(model(inputs), labels)
+    logits.register_hook(lambda gradient: aside.backward())
+    F.cross_entropy(logits, labels).backward()
+    torch.testing.assert_close(bank.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_nested_backward_over_one_forward_pass() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(*[nn.Linear(16, 16) for _ in range(3)])
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            half = self.body[0](x)
+            return self.body[1](half).square().sum(), self.body[2](half).square().sum()
+
+    def gradient(nested: bool) -> Tensor:
+        torch.manual_seed(0)
+        model = npas.share(TwoHeads(), 0.8)
+        first, second = model(torch.ones(2, 16))
+        if nested:
+            first.register_hook(lambda g: second.backward(retain_graph=True))
+            first.backward(retain_graph=True)
+        else:
+            (first + second).backward()
+        found = model.get_parameter("npas_bank_0").grad
+        assert found is not None
+        return found
+
+    torch.testing.assert_close(gradient(nested=True), gradient(nested=False))
+
+
+def test_resized_layers_allow_double_backward_and_function_transforms() -> None:
+    model = npas.share(Residual(), 0.1).eval()
+    assert any(layer.upsampler for layer in npas.allocation(model).layers)
+    bank = model.get_parameter("npas_bank_0")
+    (gradient,) = torch.autograd.grad(step(model), [bank], create_graph=True)
+    gradient.square().sum().backward()
+    assert bank.grad is not None and bool(bank.grad.isfinite().all())
+    inputs, labels = ZOO[0].batch()
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, values, (inputs,)), labels)
+
+    found = torch.func.grad(loss)(dict(model.named_parameters()))["npas_bank_0"]
+    torch.testing.assert_close(found, gradient.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_finished_passes_are_freed_at_once() -> None:
+    import gc
+    import weakref
+
+    from npas.sharing.bank import _GradientBuffer
+
+    living: weakref.WeakSet[_GradientBuffer] = weakref.WeakSet()
+    create = _GradientBuffer.__init__
+
+    def watched(self: _GradientBuffer, *rest: object) -> None:
+        create(self, *rest)  # type: ignore[arg-type]
+        living.add(self)
+
+    model = shared()
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_GradientBuffer, "__init__", watched)
+            for _ in range(3):
+                step(model).backward()
+        assert not living
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_trains_and_keeps_the_bank_in_full_precision(dtype: torch.dtype) -> None:
     model = shared()

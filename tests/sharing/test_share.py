@@ -68,7 +68,6 @@ def test_every_cell(
     model.eval()
     with torch.no_grad():
         outputs = model(inputs)
-    assert torch.equal(model(inputs), outputs)  # with gradients, generated anew
     with torch.inference_mode():
         assert torch.equal(model(inputs), outputs)
     twin = copy.deepcopy(model)
@@ -76,6 +75,7 @@ def test_every_cell(
         next(twin.parameters()).add_(1)
         assert torch.equal(model(inputs), outputs), "a copy shares nothing with its original"
     plain = npas.materialize(copy.deepcopy(model))
+    assert torch.equal(plain(inputs), model(inputs))  # with gradients, generated anew
     with torch.no_grad():
         assert torch.equal(plain(inputs), outputs)
     assert {name: value.shape for name, value in plain.state_dict().items()} == dense_state
@@ -208,6 +208,124 @@ def test_an_exception_in_forward_leaves_no_pass_open() -> None:
     with torch.no_grad():
         model.get_parameter("npas_bank_0").mul_(2)
     assert not torch.equal(model(inputs), before)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_forward_leaves_no_stale_weights(error: type[BaseException]) -> None:
+    model = npas.share(Residual(), 0.3).eval()
+    inputs = torch.randn(2, 3, 6, 6)
+
+    def interrupt(*_: object) -> None:
+        raise error
+
+    handle = model.get_submodule("stage2").register_forward_pre_hook(interrupt)
+    with torch.no_grad(), pytest.raises(error):
+        model(inputs)
+    handle.remove()
+    with torch.no_grad():
+        model(inputs)
+        model.load_state_dict({k: 2 * v for k, v in model.state_dict().items()})
+        assert torch.equal(model(inputs), copy.deepcopy(model)(inputs))
+    for _ in range(2):
+        model(inputs).sum().backward()
+        with torch.no_grad():
+            model.get_parameter("npas_bank_0").add_(0.1)
+
+
+@pytest.mark.parametrize(
+    ("generator", "upsampler", "budget"), [("emb", "inter", 2.5), ("wavg", "wavg", 0.1)]
+)
+def test_weights_kept_under_autocast_are_the_full_ones(
+    generator: str, upsampler: str, budget: float
+) -> None:
+    model = npas.share(Residual(), budget, generator=generator, upsampler=upsampler).eval()
+    inputs = torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        fresh = copy.deepcopy(model)(inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(inputs)
+        assert torch.equal(model(inputs), fresh)
+
+
+@torch.no_grad()
+def test_replaced_parameters_are_never_taken_for_the_old_ones() -> None:
+    model = npas.share(Residual(), 2.5, generator="emb").eval()
+    name = next(n for n, _ in model.named_parameters() if n.startswith("npas_affine"))
+    inputs = torch.randn(2, 3, 6, 6)
+    outputs = [
+        torch.func.functional_call(model, {name: model.get_parameter(name) * (1 + i)}, (inputs,))
+        for i in range(20)
+    ]
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(outputs))
+
+
+def test_threads_that_train_one_network_do_not_mix_their_passes() -> None:
+    import threading
+
+    model = npas.share(Residual(), 0.3).eval()
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(5):
+                model(torch.randn(2, 3, 6, 6)).sum().backward()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_recurrent_modules_copy_pickle_and_come_back() -> None:
+    specimen = next(s for s in ZOO if s.name == "recurrent")
+    model = npas.share(specimen.make(), 0.5).eval()
+    inputs, _ = specimen.batch()
+    outputs = model(inputs)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(inputs), outputs)
+    plain = npas.materialize(model)
+    assert torch.equal(copy.deepcopy(plain)(inputs), outputs)
+    assert all(isinstance(w, nn.Parameter) for w in plain.get_submodule("rnn")._flat_weights)  # type: ignore[union-attr]
+
+
+def test_what_fails_while_sharing_leaves_the_network_dense(tmp_path: Path) -> None:
+    mixed = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 8), nn.Linear(8, 8))
+    mixed[3].half()
+    with pytest.raises(ValueError, match="put them in different groups"):
+        npas.share(mixed, 0.5, groups="type")
+    with pytest.raises(ValueError, match="not shared"):
+        npas.materialize(mixed)
+    mixed[3].float()
+    npas.save(npas.share(mixed, 0.5, exclude="3.*"), tmp_path)
+    other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 8), nn.Linear(8, 9))
+    with pytest.raises(ValueError, match="another architecture") as error:
+        npas.load(tmp_path, other)
+    assert "\n" not in str(error.value)
+    assert npas.plan(other, 0.5).budget.used > 0
+
+
+def test_a_mean_of_two_templates_starts_with_the_dense_spread_too() -> None:
+    """The allocator lets one of the equal layers average where coefficients cost too much."""
+    ratios = []
+    for seed in range(20):
+        torch.manual_seed(0)
+        model = nn.Sequential(*[nn.Linear(16, 16) for _ in range(4)])
+        npas.share(model, 1.05, generator="emb", max_templates=1, seed=seed)
+        averaged = [i for i, la in enumerate(npas.allocation(model).layers) if la.mixing == "avg"]
+        assert averaged
+        ratios.append(float(model[averaged[0]].weight.detach().std()) / 0.1443)  # U(-1/4, 1/4)
+    assert sum(r * r for r in ratios) / len(ratios) == pytest.approx(1, abs=0.15)
+
+
+def test_embeddings_that_write_to_their_weight_are_refused() -> None:
+    model = nn.Sequential(nn.Embedding(10, 8, max_norm=1.0), nn.Linear(8, 8))
+    with pytest.raises(ValueError, match="add it to exclude"):
+        npas.share(model, 0.5)
+    npas.share(model, 0.9, exclude="0.weight")
 
 
 def test_saved_once_and_loaded_into_the_bare_architecture(tmp_path: Path) -> None:

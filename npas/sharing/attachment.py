@@ -1,0 +1,125 @@
+"""Let a network's layers read generated weights: a property of a subclass of their own class.
+
+Nothing else about a layer changes. Its dense parameter is gone, so that it is neither trained nor
+saved; `detach` puts a parameter back in its place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from npas.sharing.weights import SharedWeights
+
+_SHARED_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
+
+
+@dataclass
+class Attachment:
+    """Link an owner of shared tensors to the weights: which attribute is which layer."""
+
+    shared: SharedWeights
+    layers: dict[str, int]
+    order: list[str]
+
+
+def attach(owner: nn.Module, name: str, layer: int, shared: SharedWeights) -> None:
+    """Let a module read its parameter `name` from the shared weights."""
+    attachment = owner.__dict__.setdefault("_npas", Attachment(shared, {}, list(owner._parameters)))
+    attachment.layers[name] = layer
+    del owner._parameters[name]
+    owner.__dict__.pop("_flat_weights", None)  # a recurrent module's list of dense weights
+    base = _dense_class(owner)
+    owner.__class__ = _shared_class(base, tuple(sorted(attachment.layers)))
+
+
+def detach(owner: nn.Module, parameters: dict[int, nn.Parameter]) -> None:
+    """Give a module its own class and parameters back, in the dense order."""
+    attachment: Attachment = owner.__dict__.pop("_npas")
+    owner.__class__ = _dense_class(owner)
+    restored = {name: parameters[layer] for name, layer in attachment.layers.items()}
+    found = {**restored, **owner._parameters}
+    owner._parameters.clear()
+    first = [name for name in attachment.order if name in found]
+    for name in dict.fromkeys([*first, *found]):
+        owner._parameters[name] = found[name]
+    if isinstance(owner, nn.RNNBase):
+        owner._init_flat_weights()
+
+
+def open_passes(root: nn.Module, shared: SharedWeights) -> None:
+    """Let a call of any module that holds shared layers open a forward pass."""
+    for module in root.modules():
+        held = module.modules()
+        if module is root or any("_npas" in m.__dict__ for m in held if m is not module):
+            module.register_forward_pre_hook(shared.begin)
+            module.register_forward_hook(shared.end, always_call=True)
+
+
+def close_passes(root: nn.Module, shared: SharedWeights) -> None:
+    """Take the hooks of `open_passes` away."""
+    for module in root.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if getattr(hook, "__self__", None) is shared:
+                    del hooks[key]
+                    module._forward_hooks_always_called.pop(key, None)
+
+
+def _dense_class(owner: nn.Module) -> type[nn.Module]:
+    cls = type(owner)
+    return cls.__mro__[1] if "_npas_names" in cls.__dict__ else cls
+
+
+def _shared_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """Return the subclass of a module class whose named parameters are generated."""
+    if (base, names) in _SHARED_CLASSES:
+        return _SHARED_CLASSES[base, names]
+
+    def reader(name: str) -> property:
+        return property(lambda module: _read(module, name))
+
+    def reduce(module: nn.Module, _: object) -> tuple[Any, ...]:
+        return _revive, (base, names), module.__getstate__()
+
+    body: dict[str, Any] = {name: reader(name) for name in names} | {"_npas_names": names}
+    body |= {"__reduce_ex__": reduce, "__module__": base.__module__, "__doc__": base.__doc__}
+    if issubclass(base, nn.RNNBase):
+        body |= _RECURRENT
+    return _SHARED_CLASSES.setdefault((base, names), type(base.__name__, (base,), body))
+
+
+def _read(module: Any, name: str) -> Tensor:
+    if getattr(module, "_is_replica", False):
+        raise RuntimeError(
+            "nn.DataParallel copies layers but not the bank they read: use DistributedDataParallel"
+        )
+    return module._npas.shared.weight(module._npas.layers[name])
+
+
+def _recurrent_state(module: Any) -> dict[str, Any]:
+    state = dict(nn.Module.__getstate__(module))
+    state["_flat_weight_refs"] = [None] * len(module._flat_weights_names)
+    return state
+
+
+# A recurrent module's forward reads a list of its weights, not the attributes, and cuDNN would lay
+# them out anew as one block; generated weights are no parameters to be moved.
+_RECURRENT: dict[str, Any] = {
+    "_flat_weights": property(
+        lambda module: [getattr(module, name) for name in module._flat_weights_names],
+        lambda module, value: None,
+    ),
+    "_update_flat_weights": lambda module: None,
+    "flatten_parameters": lambda module: None,
+    "__getstate__": _recurrent_state,
+    "__setstate__": nn.Module.__setstate__,
+}
+
+
+def _revive(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """Make an empty module of a shared class, for copies and pickles."""
+    cls = _shared_class(base, names)
+    return cls.__new__(cls)
