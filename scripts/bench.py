@@ -4,8 +4,8 @@
     python scripts/bench.py --allocator keeping --out results/bench/wrn_28_10-b8.json
     python scripts/bench.py --model resnet50 --batch 128 --device cuda --budgets 0.1,2
 
-A step is forward, backward and SGD with momentum, in fp32. Each round times the dense step and then
-each shared one; a ratio is the median over the rounds of shared / dense of the same round, so that
+A step is forward, backward and SGD with momentum, in fp32. Each round times the dense step and each
+shared one, in an order that rotates; a ratio is the median over the rounds of shared / dense of the same round, so that
 what slows the machine slows both sides. The generation share is what making all weights and
 gathering their gradients takes, alone, of the shared step. Peak memory is above the start (before
 the network is built), each network in a process of its own. Warm-up steps are not counted.
@@ -85,9 +85,11 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         step()
         step()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps)
     for _ in range(arguments.rounds):
-        for name, step in steps.items():
-            seconds[name].append(timed(arguments, step))
+        for name in order:
+            seconds[name].append(timed(arguments, steps[name]))
+        order = [*order[1:], order[0]]  # what comes after what must not matter
     rows = []
     for name, network in networks.items():
         ratios = [a / b for a, b in zip(seconds[name], seconds["dense"], strict=True)]

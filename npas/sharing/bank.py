@@ -5,7 +5,10 @@ Here every layer's node adds into one buffer instead, and the bank's gradient le
 entry node: by the ordinary path, once per backward pass, so that DDP, hooks and `autograd.grad` see
 it as they see any other.
 
-Shapes: K templates, N values a template, P values a bank.
+Layers that read the same templates, a block, mix together: their gradients are gathered in one pass
+over templates and buffer, a piece at a time that stays in the cache.
+
+Shapes: L layers of a block, K templates, N values a template, P values a bank.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from torch.autograd import Function
 
 from npas.sharing.buffers import BufferPool
 
+PIECE = 1 << 17
+"""Values a layer that are gathered at a time on a CPU: a block's pieces fit its cache."""
+
 
 class BankReader:
     """Hand out one bank's templates for one forward pass; their gradients meet in one buffer."""
@@ -29,14 +35,16 @@ class BankReader:
         self._buffer = _GradientBuffer(bank_P, pool)
         self._entry = _Entry.apply(bank_P, self._buffer)
 
-    def mix(self, key: object, alpha_K: Tensor, positions: Sequence[int], size: int) -> Tensor:
-        """Return sum_k alpha_k T_k, a tensor of `size` values; `key` names the layer's memory.
+    def mix(
+        self, keys: Sequence[object], alpha_LK: Tensor, positions: Sequence[int], size: int
+    ) -> list[Tensor]:
+        """Return sum_k alpha_lk T_k for each layer of a block, tensors of `size` values.
 
-        Raises RuntimeError in backward if the bank or the coefficients were changed in place
-        between forward and backward.
+        `keys` name the layers' memory. Raises RuntimeError in backward if the bank or the
+        coefficients were changed in place between forward and backward.
         """
-        places, memory = (tuple(positions), size), (self._pool, key)
-        return _Mix.apply(self._bank_P, self._entry, alpha_K, self._buffer, places, memory)
+        places, memory = (tuple(positions), size), (self._pool, tuple(keys))
+        return list(_Mix.apply(self._bank_P, self._entry, alpha_LK, self._buffer, places, memory))
 
 
 class _GradientBuffer:
@@ -93,7 +101,7 @@ class _Entry(Function):
 
 
 class _Mix(Function):
-    """Mix one layer's templates by one matrix product; accumulate by one rank-one update.
+    """Mix the layers of one block, each by one matrix product.
 
     Inputs are kept on the context, with their versions, rather than saved: activation checkpointing
     counts saved tensors, and whether a weight is generated inside a checkpoint or was before must
@@ -105,55 +113,84 @@ class _Mix(Function):
         ctx: Any,
         bank_P: Tensor,
         entry: Tensor,
-        alpha_K: Tensor,
+        alpha_LK: Tensor,
         buffer: _GradientBuffer,
         places: tuple[tuple[int, ...], int],
-        memory: tuple[BufferPool, object],
-    ) -> Tensor:
-        ctx.inputs = bank_P, alpha_K
-        ctx.versions = _versions(bank_P, alpha_K)
+        memory: tuple[BufferPool, tuple[object, ...]],
+    ) -> tuple[Tensor, ...]:
+        ctx.inputs = bank_P, alpha_LK
+        ctx.versions = _versions(bank_P, alpha_LK)
         ctx.buffer, (ctx.positions, ctx.size) = buffer, places
         ctx.set_materialize_grads(False)
-        pool, key = memory
-        weight_N = pool.empty(key, (ctx.size,), bank_P)
         templates_KN = _templates(bank_P, ctx.positions, ctx.size)
-        torch.mm(alpha_K.to(bank_P.dtype)[None], templates_KN, out=weight_N[None])
-        return weight_N
+        pool, keys = memory
+        weights = tuple(pool.empty(key, (ctx.size,), bank_P) for key in keys)
+        for weight_N, alpha_1K in zip(weights, alpha_LK.to(bank_P.dtype).split(1), strict=True):
+            torch.mm(alpha_1K, templates_KN, out=weight_N[None])
+        return weights
 
     @staticmethod
-    def backward(ctx: Any, gradient_N: Tensor | None) -> tuple[Any, ...]:
-        if gradient_N is None:
+    def backward(ctx: Any, *gradients_N: Tensor | None) -> tuple[Any, ...]:
+        bank_P, alpha_LK = ctx.inputs
+        given = {i: g for i, g in enumerate(gradients_N) if g is not None}
+        if not given:
             return (None,) * 6
-        bank_P, alpha_K = ctx.inputs
-        if _versions(bank_P, alpha_K) != ctx.versions:
+        if _versions(bank_P, alpha_LK) != ctx.versions:
             raise RuntimeError(
                 "a bank or its coefficients were modified in place between forward and backward,"
                 " so the gradients would be wrong: step the optimizer after backward"
             )
-        needs_bank, _, needs_alpha = ctx.needs_input_grad[:3]
-        alpha_K = alpha_K.to(bank_P.dtype)
+        needs_bank = ctx.needs_input_grad[0]
+        used, gradients = list(given), list(given.values())
+        alpha_MK = alpha_LK.to(bank_P.dtype)[used]
         templates_KN = _templates(bank_P, ctx.positions, ctx.size)
-        gradient_alpha_K = templates_KN @ gradient_N if needs_alpha else None
-        if not needs_bank:
-            return None, None, gradient_alpha_K, None, None, None
         if torch.is_grad_enabled():  # create_graph: leave the buffer out, stay differentiable
-            gradient_P = _scatter(bank_P, torch.outer(alpha_K, gradient_N), ctx.positions)
-            return gradient_P, None, gradient_alpha_K, None, None, None
-        _accumulate(ctx.buffer.gradient(), alpha_K, gradient_N, ctx.positions)
-        return None, None, gradient_alpha_K, None, None, None
+            gradients_MN = torch.stack(gradients)
+            gradient_MK = gradients_MN @ templates_KN.T
+            gradient_P = _scatter(bank_P, alpha_MK.T @ gradients_MN, ctx.positions)
+        else:
+            gradient_P = None  # it leaves through the entry node
+            regions = _regions(ctx.buffer.gradient(), ctx.positions, ctx.size) if needs_bank else []
+            gradient_MK = _gather(gradients, alpha_MK, templates_KN, regions)
+        gradient_LK = torch.zeros_like(alpha_LK).index_copy(
+            0, torch.tensor(used, device=alpha_LK.device), gradient_MK.to(alpha_LK.dtype)
+        )
+        return gradient_P if needs_bank else None, None, gradient_LK, None, None, None
 
 
-def _accumulate(
-    buffer_P: Tensor, alpha_K: Tensor, gradient_N: Tensor, positions: Sequence[int]
-) -> None:
-    """Add alpha_k times the weight's gradient at every template's place."""
-    size = gradient_N.numel()
+def _regions(buffer_P: Tensor, positions: Sequence[int], size: int) -> list[Tensor]:
+    """Return the places of the templates in the buffer: one matrix, or one each if they overlap."""
     if _side_by_side(positions, size):
-        region_KN = buffer_P[positions[0] : positions[-1] + size].view(-1, size)
-        region_KN.addr_(alpha_K, gradient_N)
-        return
-    for alpha, position in zip(alpha_K, positions, strict=True):
-        buffer_P[position : position + size].addcmul_(alpha, gradient_N)
+        return [buffer_P[positions[0] : positions[-1] + size].view(len(positions), size)]
+    return [buffer_P[p : p + size][None] for p in positions]
+
+
+def _gather(
+    gradients_N: Sequence[Tensor],
+    alpha_LK: Tensor,
+    templates_KN: Tensor,
+    regions: Sequence[Tensor],
+) -> Tensor:
+    """Add alpha^T G to the regions and return G T^T, the gradient of alpha_LK."""
+    size = templates_KN.shape[1]
+    if len(gradients_N) == 1:
+        row = 0
+        for region_RN in regions:
+            region_RN.addr_(alpha_LK[0, row : row + len(region_RN)], gradients_N[0])
+            row += len(region_RN)
+        return (templates_KN @ gradients_N[0])[None]
+    gradient_LK = torch.zeros_like(alpha_LK)
+    piece = PIECE if templates_KN.is_cpu else size
+    for start in range(0, size, piece):
+        part = slice(start, start + piece)
+        stacked_LN = torch.stack([gradient_N[part] for gradient_N in gradients_N])
+        gradient_LK.addmm_(stacked_LN, templates_KN[:, part].T)
+        row = 0
+        for region_RN in regions:
+            alpha_LR = alpha_LK[:, row : row + len(region_RN)]
+            region_RN[:, part].addmm_(alpha_LR.T, stacked_LN)
+            row += len(region_RN)
+    return gradient_LK
 
 
 def _scatter(bank_P: Tensor, gradients_KN: Tensor, positions: Sequence[int]) -> Tensor:

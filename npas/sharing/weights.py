@@ -25,6 +25,8 @@ from npas.sharing.upsamplers import UPSAMPLERS
 
 PREFIX = "npas_"
 SCALES = f"{PREFIX}scales"
+LARGEST_BLOCK = 1 << 22
+"""Weights whose gradients may have to wait for each other: more memory than that is mapped anew."""
 
 
 def bank_name(group: int) -> str:
@@ -61,6 +63,7 @@ class SharedWeights:
         self.places = self._find_places()
         self.twins = self._find_twins()
         self.rows = self._find_rows()
+        self.blocks = self._find_blocks()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave generated weights out of copies and pickles."""
@@ -104,6 +107,21 @@ class SharedWeights:
                 members = among.setdefault(key, [])
                 members.append(i)
                 found[i] = (layer.mixing, key[2], members)
+        return found
+
+    def _find_blocks(self) -> dict[int, list[int]]:
+        """Return for every layer that is generated those that read the same templates with it."""
+        found: dict[int, list[int]] = {}
+        among: dict[object, list[int]] = {}
+        for i, (g, layer) in enumerate(self.places):
+            if self.twins[i] != i:
+                continue
+            key = (g, layer.templates, layer.template_size)
+            block = among.setdefault(key, [])
+            if block and (len(block) + 1) * layer.size > LARGEST_BLOCK:
+                block = among[key] = []
+            block.append(i)
+            found[i] = among[key]
         return found
 
     def parameter(self, name: str) -> Tensor:
@@ -202,10 +220,15 @@ class WeightPass:
     def weight(self, index: int) -> Tensor:
         """Return the layer's weight, generated at the first call."""
         if self._plain:
-            return self._generate_plainly(index)
+            _, layer = self._shared.places[index]
+            bank_P = self._bank(index)
+            alpha_K = self._alpha(index).to(bank_P.dtype)
+            return self._shape(index, mix(bank_P, alpha_K, layer.templates, layer.template_size))
         if index not in self._weights:
-            weight = self._generate_kept(index) if self._is_kept else self._generate(index)
-            self._weights[index] = weight, weight._version
+            # Kept weights serve any later mode, inference mode or not.
+            kept = torch.inference_mode(False) if self._is_kept else nullcontext()
+            with kept, torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_kept):
+                self._generate(self._shared.blocks[index])
         weight, version = self._weights[index]
         if weight._version != version:
             name = self._shared.places[index][1].name
@@ -215,24 +238,28 @@ class WeightPass:
             )
         return weight
 
-    def _generate_kept(self, index: int) -> Tensor:
-        """Generate a weight that any later mode may use, inference mode or not."""
-        with torch.inference_mode(False), torch.no_grad():
-            return self._generate(index)
-
-    def _generate(self, index: int) -> Tensor:
-        """Generate a weight in full precision; a checkpointed block sees no tensor saved here."""
-        if self._plain:
-            return self._generate_plainly(index)
-        device = self._shared.parameter(SCALES).device.type
+    def _generate(self, block: list[int]) -> None:
+        """Generate a block's weights in full precision; no checkpoint sees a tensor saved here."""
+        group, layer = self._shared.places[block[0]]
+        bank_P = self._bank(block[0])
+        if group not in self._readers:
+            self._readers[group] = BankReader(bank_P, self._shared.pool)
+        device = bank_P.device.type
         full = nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
         with saved_tensors_hooks(_hold, _give_back), full:
-            return self._generate_plainly(index)
+            alpha_LK = torch.stack([self._alpha(i) for i in block])
+            reader = self._readers[group]
+            mixed = reader.mix(block, alpha_LK, layer.templates, layer.template_size)
+            for i, values in zip(block, mixed, strict=True):
+                weight = self._shape(i, values)
+                self._weights[i] = weight, weight._version
 
-    def _generate_plainly(self, index: int) -> Tensor:
+    def _bank(self, index: int) -> Tensor:
+        return self._shared.parameter(bank_name(self._shared.places[index][0]))
+
+    def _shape(self, index: int, values: Tensor) -> Tensor:
+        """Make the layer's weight of the values it reads: upsampled if need be, in its shape."""
         _, layer = self._shared.places[index]
-        alpha_K = self._alpha(index)
-        values = self._mix(index, alpha_K)
         if layer.upsampler is None:
             return values.view(layer.shape)
         upsampler = UPSAMPLERS[layer.upsampler]
@@ -242,15 +269,6 @@ class WeightPass:
         if layer.learned[0]:
             learned = self._shared.parameter(upsampler_name(index))
         return upsampler.weight(values, learned, layer.matrix).view(layer.shape)
-
-    def _mix(self, index: int, alpha_K: Tensor) -> Tensor:
-        group, layer = self._shared.places[index]
-        bank_P = self._shared.parameter(bank_name(group))
-        if self._plain:
-            return mix(bank_P, alpha_K.to(bank_P.dtype), layer.templates, layer.template_size)
-        if group not in self._readers:
-            self._readers[group] = BankReader(bank_P, self._shared.pool)
-        return self._readers[group].mix(index, alpha_K, layer.templates, layer.template_size)
 
     def _alpha(self, index: int) -> Tensor:
         """Return the layer's coefficients times its scale; computed for all that share a map."""

@@ -37,6 +37,17 @@ def test_gradients_equal_a_naive_implementation(specimen: Specimen, budget: floa
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12, msg=name)
 
 
+def test_gradients_gathered_piece_by_piece_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shared().double()
+    step_double(model).backward()
+    whole = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    monkeypatch.setattr("npas.sharing.bank.PIECE", 50)
+    step_double(model).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
 @pytest.mark.parametrize("positions", [(0, 6, 12), (3,), (0, 4, 8), (14, 8)])
 def test_mixing_passes_gradcheck(positions: tuple[int, ...]) -> None:
     bank = torch.randn(20, dtype=torch.float64, requires_grad=True)
@@ -44,7 +55,10 @@ def test_mixing_passes_gradcheck(positions: tuple[int, ...]) -> None:
 
     def mixed(bank: Tensor, alpha: Tensor) -> Tensor:
         reader = BankReader(bank, BufferPool())
-        return reader.mix(0, alpha, positions, 6) * reader.mix(1, alpha, positions, 6)
+        block = torch.stack([alpha, alpha.flip(0), alpha**2])
+        first, second, _ = reader.mix([0, 1, 2], block, positions, 6)
+        (alone,) = reader.mix([3], alpha[None], positions, 6)
+        return first * alone, second * first
 
     assert torch.autograd.gradcheck(mixed, (bank, alpha))
     assert torch.autograd.gradgradcheck(mixed, (bank, alpha))
@@ -53,6 +67,11 @@ def test_mixing_passes_gradcheck(positions: tuple[int, ...]) -> None:
 def step(model: nn.Module) -> Tensor:
     inputs, labels = ZOO[0].batch()
     return F.cross_entropy(model(inputs), labels)
+
+
+def step_double(model: nn.Module) -> Tensor:
+    inputs, labels = ZOO[0].batch()
+    return F.cross_entropy(model.eval()(inputs.double()), labels)
 
 
 def shared() -> nn.Module:

@@ -151,9 +151,9 @@ def test_a_layer_used_three_times_is_generated_once(monkeypatch: pytest.MonkeyPa
     generated: list[object] = []
     mix = BankReader.mix
 
-    def counted(self: BankReader, key: object, *rest: object) -> torch.Tensor:
-        generated.append(key)
-        return mix(self, key, *rest)  # type: ignore[arg-type]
+    def counted(self: BankReader, keys: list[int], *rest: object) -> list[torch.Tensor]:
+        generated.extend(keys)
+        return mix(self, keys, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(BankReader, "mix", counted)
     specimen = next(s for s in ZOO if s.name == "reused")
