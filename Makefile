@@ -31,7 +31,7 @@ train: $(READY)  ## train the default experiment (digits at a tenth of its param
 	$(BIN)/npas-train $(ARGS)
 
 test: $(READY)  ## run the quick tests
-	$(QUIET_THREADS) $(BIN)/python -m pytest $(ARGS)
+	$(QUIET_THREADS) $(BIN)/python -m pytest -n auto $(ARGS)
 
 test-slow: $(READY)  ## run the slow tests: trainings, a built wheel
 	$(QUIET_THREADS) $(BIN)/python -m pytest -m slow $(ARGS)

@@ -5,10 +5,11 @@
     python scripts/bench.py --model resnet50 --batch 128 --device cuda --budgets 0.1,2
 
 A step is forward, backward and SGD with momentum, in fp32. Each round times the dense step and each
-shared one, in an order that rotates; a ratio is the median over the rounds of shared / dense of the same round, so that
-what slows the machine slows both sides. The generation share is what making all weights and
-gathering their gradients takes, alone, of the shared step. Peak memory is above the start (before
-the network is built), each network in a process of its own. Warm-up steps are not counted.
+shared one, in an order that rotates; a ratio is the median over the rounds of shared / dense of the
+same round, so that what slows the machine slows both sides. The generation share is what making all
+weights and gathering their gradients takes, alone, of the shared step. Peak memory is above the
+start (before the network is built), each network in a process of its own. Warm-up steps are not
+counted.
 
 On a CPU the C library's allocator decides much: its default gives large blocks back after each use,
 `--allocator keeping` does not, and is nearer to a GPU's caching allocator.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -190,6 +191,8 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     save_model(model, str(directory / WEIGHTS_FILE))
     (directory / ALLOCATION_FILE).write_text(json.dumps(plan.to_dict(), indent=1) + "\n")
+    # safetensors writes for the owner alone.
+    shutil.copymode(directory / ALLOCATION_FILE, directory / WEIGHTS_FILE)
 
 
 def load(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn.Module:
