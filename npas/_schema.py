@@ -101,13 +101,19 @@ def keys_of(kind: type, start: str = "") -> Iterator[str]:
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """Say that `key` does not exist, and which of the `known` full names was probably meant."""
     known = sorted(known)
+    nodes = list(_above(key))
+    for node in nodes:
+        if node in known:
+            return f"unknown key {key!r}: {node} takes a value, not keys; write {node}=VALUE"
+    if within := [name for name in known if name.startswith(f"{key}.")]:
+        return f"{key} is a node of keys: choose {key}=NAME, or set {join(within)}"
     suggestion = _suggestion(key, known)
     if suggestion:
         return f"unknown key {key!r}: did you mean {suggestion!r}?"
-    node = key.rpartition(".")[0]
-    names = [name.removeprefix(f"{node}.") for name in known if name.startswith(f"{node}.")]
-    if names:
-        return f"unknown key {key!r}: {node} has {join(names, 'and')}"
+    for node in nodes:
+        names = [name.removeprefix(f"{node}.") for name in known if name.startswith(f"{node}.")]
+        if names:
+            return f"unknown key {key!r}: {node} has {join(names, 'and')}"
     return f"unknown key {key!r}: there are {join(dict.fromkeys(map(_first, known)), 'and')}"
 
 
@@ -119,15 +125,31 @@ def _suggestion(key: str, known: list[str]) -> str | None:
         by_node.setdefault(name.rpartition(".")[0], {})[name.rpartition(".")[2]] = name
     by_node.setdefault("", {}).update({node: node for node in by_node if node})
     if node not in by_node:
-        near = difflib.get_close_matches(node, by_node, n=1)
-        moved = f"{near[0]}.{leaf}" if near else None
-        return moved if moved in known else moved and (_suggestion(moved, known) or moved)
+        near = _near(node, by_node)
+        if near is None:
+            return None
+        moved = f"{near}.{leaf}" if near else leaf
+        return moved if moved in known else _suggestion(moved, known)
     leaves = {leaf: name for names in reversed(by_node.values()) for leaf, name in names.items()}
     for candidates, cutoff in ((by_node[node], 0.6), (leaves, 0.75)):
-        close = difflib.get_close_matches(leaf, candidates, n=1, cutoff=cutoff)
-        if close:
-            return candidates[close[0]]
+        close = _near(leaf, candidates, cutoff)
+        if close is not None and candidates[close] != key:
+            return candidates[close]
     return None
+
+
+def _near(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Find the name that is spelled most like this one, in capitals or not."""
+    folded = {other.casefold(): other for other in names}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=cutoff)
+    return folded[close[0]] if close else None
+
+
+def _above(key: str) -> Iterator[str]:
+    """Yield the nodes that a key is in, from the inmost: a.b.c -> a.b, a."""
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key
 
 
 def join(names: Iterable[object], last: str = "or") -> str:
@@ -140,6 +162,12 @@ def at_least(key: str, value: float | None, limit: float) -> None:
     """Raise ValueError if the value is there and below `limit`."""
     if value is not None and value < limit:
         raise ValueError(f"{key} must be at least {limit}, got {value}")
+
+
+def at_most(key: str, value: float, limit: float) -> None:
+    """Raise ValueError if the value is above `limit`."""
+    if value > limit:
+        raise ValueError(f"{key} must be at most {limit}, got {value}")
 
 
 def above(key: str, value: float, limit: float) -> None:

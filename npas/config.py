@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from npas._schema import above, at_least, below, build, convert, join, keys_of
+from npas._schema import above, at_least, at_most, below, build, convert, join, keys_of
 
 # Raised by one when a fix changes what an unchanged config trains to, since results from before it
 # cannot stand beside results from after it. It is a key of every stored config and part of every
@@ -179,8 +179,9 @@ class Config:
                 raise ValueError(f"{key} must not be empty")
         at_least("seed", self.seed, 0)
         below("seed", self.seed, 2**32)
-        at_least("epochs", self.epochs, 1)
-        at_least("batch_size", self.batch_size, 1)
+        for key in ("epochs", "batch_size"):
+            at_least(key, getattr(self, key), 1)
+            at_most(key, getattr(self, key), 1_000_000)  # more is a slip, and may fill the memory
         for key in ("model", "task"):
             node = getattr(self, key)
             if isinstance(node, Mapping) and not isinstance(node.get("family"), str):
@@ -204,7 +205,7 @@ class Config:
         # What a budget means is for the method to say; that it looks like one shows at once, and
         # keeps the run's folder, which it names, below its root.
         if self.budget not in (None, DENSE) and not re.fullmatch(
-            r"[\d.]+(e[-+]?\d+)?[%KMBp]?", str(self.budget), re.IGNORECASE
+            r"[\d.]+(e[-+]?\d+)?[%KMB]?", str(self.budget), re.IGNORECASE
         ):
             raise ValueError(
                 f"budget={self.budget} is not a budget: write a fraction of the dense parameters "

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -49,6 +50,7 @@ class Command(Generic[T]):
     check: Callable[[dict[str, Any]], T]
     run: Callable[[T], Job]
     close_sweep: Callable[[list[Job]], None] | None = None
+    after_interrupt: str = ""  # what to say of it
 
 
 class RunFailed(Exception):
@@ -72,6 +74,7 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
         except SystemExit as stop:  # Hydra has answered --help or the like
             return int(stop.code or 0)
         except KeyboardInterrupt:
+            say(command.name, f"interrupted{command.after_interrupt}")
             return 130
         except Exception as error:
             return 2 if _explain(error, command, words) else 1
@@ -81,10 +84,20 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
 def _opened(words: Sequence[str]) -> list[str]:
     """Let Hydra take more than it would: `-m` anywhere, and keys that a family's YAML leaves out.
 
-    With the pluses `model.KEY=` and `task.KEY=` reach the check against the family's schema.
+    With the pluses `model.KEY=` and `task.KEY=` reach the check against the family's schema. With
+    quotes a value may hold what its grammar refuses, as the letters of a path do in most languages.
     """
     opened = [f"++{word}" if word.startswith(("model.", "task.")) else word for word in words]
+    opened = [_quoted(word) for word in opened]
     return sorted(opened, key=lambda word: word not in ("-m", "--multirun"))
+
+
+def _quoted(word: str) -> str:
+    """Quote a plain value that has characters outside of Hydra's grammar; leave all else alone."""
+    plain = re.fullmatch(r"(\+{0,2}[A-Za-z_][\w./@]*=)([^'\"\[\](){},$\\~]+)", word)
+    if plain and not re.fullmatch(r"[\w\s/.:%*@?|+-]*", plain[2], re.ASCII):
+        return f'{plain[1]}"{plain[2]}"'
+    return word
 
 
 def say(command: str, line: str) -> None:
@@ -168,7 +181,7 @@ def _hydra(command: Command[T], words: list[str], task: Callable[[dict[str, Any]
 
 def _explain(error: Exception, command: Command[T], words: Sequence[str]) -> str | None:
     """Print the error's line, and the traceback if asked for or if it is a fault of ours."""
-    line = errors.explain(error, command.keys())
+    line = errors.explain(error, command.keys(), words)
     if line is None or _debugging(words):
         traceback.print_exception(error)
     if line is not None:

@@ -9,21 +9,23 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NoReturn
 
 from npas._schema import join, unknown_key
 
 
-def explain(error: BaseException, known: Collection[str]) -> str | None:
+def explain(error: BaseException, known: Collection[str], words: Sequence[str] = ()) -> str | None:
     """Return the line for an error that the user can mend, None for any other error.
 
-    `known` are the full names of the command's keys, to suggest from.
+    `known` are the full names of the command's keys, to suggest from; `words` are what it was told.
     """
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        return _one_line(_unreadable(error.override.lstrip("+"), known))
     if isinstance(error, HydraException):
         for pattern, rewrite in _REWRITES:
             if match := re.search(pattern, text, re.DOTALL):
@@ -32,6 +34,8 @@ def explain(error: BaseException, known: Collection[str]) -> str | None:
     if isinstance(error, OmegaConfBaseException):
         where = f" (in {error.full_key})" if error.full_key else ""
         return _one_line(f"{text.splitlines()[0]}{where}")
+    if text.startswith("Config group override must be"):  # by Hydra, which leaves out which
+        return _one_line(next(_no_names(words, known), text))
     if isinstance(error, (ValueError, OSError)):
         return _one_line(text)
     return None
@@ -74,6 +78,25 @@ def _several_values(match: re.Match[str], known: Collection[str]) -> str:
     return f"{match['word']} has several values: add -m to run each (a list is written in brackets)"
 
 
+def _unreadable(word: str, known: Collection[str]) -> str:
+    if "=" in word:
+        return (
+            f"{word!r} cannot be read: write key=value, and quote odd characters as 'key=\"value\"'"
+        )
+    return f"{word!r} sets nothing: write {f'run={word}' if 'run' in known else 'key=value'}"
+
+
+def _no_names(words: Sequence[str], known: Collection[str]) -> Iterator[str]:
+    """Say of each word that chooses a number, or nothing, where a YAML's name belongs."""
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        node = key == "exp" or any(name.startswith(f"{key}.") for name in known)
+        if not key:
+            yield _unreadable(word, known)
+        elif node and re.fullmatch(r"null|true|false|[-+.\d][-+.\de]*", value, re.IGNORECASE):
+            yield f"{word!r} names nothing to choose: write {key}=NAME"
+
+
 _Rewrite = Callable[[re.Match[str], Collection[str]], str]
 _REWRITES: list[tuple[str, _Rewrite]] = [
     (r"Could not override '(?P<key>[^']+)'.*use (?P<advice>\S+)", _unknown),
@@ -92,7 +115,14 @@ _REWRITES: list[tuple[str, _Rewrite]] = [
         lambda match, _: f"+{match['key']}= has a plus too many: write {match['key']}=NAME",
     ),
     (
-        r"Error parsing override '(?P<word>[^\n]*)'\nmissing EQUAL",
-        lambda match, _: f"{match['word']!r} sets nothing: write key=value",
+        r"force-add of config groups is not supported: '\+\+(?P<key>[^=']+)=(?P<name>[^']*)'",
+        lambda match, _: (
+            f"++{match['key']}= has a plus too many: write "
+            f"{'+' if match['key'] == 'exp' else ''}{match['key']}={match['name']}"
+        ),
+    ),
+    (
+        r"Sweep parameters '(?P<word>[^\n]*)' requires --multirun",
+        lambda match, _: f"{match['word']} has several values: add -m to run each",
     ),
 ]

@@ -60,14 +60,15 @@ def check(raw: dict[str, Any]) -> Evaluate:
 def run(options: Evaluate) -> Job:
     """Print the metrics of the run's newest checkpoint."""
     assert options.run is not None
-    experiment = runs.restore(
-        options.run,
-        {
-            "trainer.device": options.device,
-            "data.root": options.data.root,
-            "data.download": options.data.download,
-        },
-    )
+    changes = {
+        "trainer.device": options.device,
+        "data.root": options.data.root,
+        "data.download": options.data.download,
+    }
+    try:
+        experiment = runs.restore(options.run, changes)
+    except ValueError as error:  # it may name the run's key, and ours is another
+        raise ValueError(str(error).replace("trainer.device", "device")) from None
     from npas.training.metrics import Diverged, measure
     from npas.training.precision import Precision
 

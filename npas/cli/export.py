@@ -6,6 +6,7 @@ npas-export run=... format=safetensors out=network.safetensors
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -32,6 +33,8 @@ class Export:
     def __post_init__(self) -> None:
         if not self.run:
             raise ValueError("run is missing: name a run's folder, as run=runs/digits/...")
+        if self.out is not None:
+            _check_file(self.out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,21 +57,45 @@ def run(options: Export) -> Job:
     assert options.run is not None
     experiment = runs.restore(options.run, {"trainer.device": "cpu"})
 
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from npas import sharing
+    from npas.tasks._files import give_usual_mode
 
     model = experiment.model
     if experiment.allocation is not None:
         model = sharing.materialize(model)
     out = Path(options.out or Path(options.run) / "export" / "model.safetensors")
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     described = {"format": "pt", "model": json.dumps(asdict(experiment.config.model))}
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary, described)
-    os.replace(temporary, out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary, described)
+        give_usual_mode(temporary)
+        os.replace(temporary, out)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{out} cannot be written ({reason}): name another file as out=") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     print(f"{out}: a dense network of {sharing.count_parameters(model):,} parameters")
     return Job(options.run)
+
+
+def _check_file(out: str) -> None:
+    """Refuse what cannot be the name of a file, before a network is loaded for it; ValueError."""
+    path = Path(out)
+    if not out.strip():
+        raise ValueError("out must not be empty: name a file, as out=network.safetensors")
+    if path.is_dir() or out.endswith(os.sep):
+        raise ValueError(f"out={out} is a folder: name a file, as out={path / 'model.safetensors'}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"out={out} is no regular file: name another")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"out={out} lies below {above}, which is a file: name another")
 
 
 if __name__ == "__main__":

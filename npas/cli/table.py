@@ -7,6 +7,8 @@ npas-table digits check=true        # exit code 1 if the committed table is anot
 
 from __future__ import annotations
 
+import itertools
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,13 +36,18 @@ class Table:
 
             names = join(definitions.names())
             raise ValueError(f"the table's name is missing: {NAME} NAME, which is {names}")
+        if self.results is not None and not Path(self.results).is_dir():
+            raise ValueError(
+                f"there is no folder results={self.results}: name one that holds runs/"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table that the words name; see the top of this file."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0].isidentifier():
-        words[0] = f"name={words[0]}"
+    bare = list(itertools.takewhile(lambda word: not re.search("^-|=", word), words))
+    if bare:  # more than one is the name of no table either, and answered with those there are
+        words[: len(bare)] = [f"name={' '.join(bare)}"]
     return app.main(app.Command(NAME, "table", keys, check, run), words)
 
 

@@ -8,6 +8,7 @@ npas-train -m budget=0.05,0.1,0.5,1,2 seed=0,1,2         # a sweep; finished job
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -27,19 +28,22 @@ if TYPE_CHECKING:
     from npas.training import Experiment
 
 NAME = "npas-train"
+REMEDY = "free space and run the same command: it resumes"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what the words describe; see the top of this file."""
-    return app.main(
-        app.Command(NAME, "train", schema.known_keys, runs.check, run, close_sweep), argv
+    resumes = "; the same command resumes"
+    command = app.Command(
+        NAME, "train", schema.known_keys, runs.check, run, close_sweep, after_interrupt=resumes
     )
+    return app.main(command, argv)
 
 
 def run(config: Config) -> Job:
     """Train one config, unless that is done already, and leave its result file."""
     from npas.reporting import results
-    from npas.training import build
+    from npas.training import build, prepare
 
     if config.verbose:
         logging.getLogger("npas").setLevel(logging.DEBUG)
@@ -47,12 +51,21 @@ def run(config: Config) -> Job:
     if not config.force and (done := _finished(config, folder)) is not None:
         print(f"skipped: {_summary(done)}; {folder} (force=true trains it again)", flush=True)
         return Job(str(folder), "skipped", _summary(done))
-    runs.warn_of_ignored(NAME, config)
     experiment = build(config)
-    print(runs.plan_text(experiment.model, experiment.allocation), flush=True)
-    with _config_file(config, folder):
-        result = _train(experiment, folder)
-    results.write(folder, result)
+    with _alone(config, folder):
+        prepare(experiment)
+        runs.warn_of_ignored(NAME, config)
+        print(runs.plan_text(experiment.model, experiment.allocation), flush=True)
+        try:
+            with _config_file(config, folder):
+                # What it says is of weights that are about to be replaced.
+                (folder / results.FILE_NAME).unlink(missing_ok=True)
+                result = _train(experiment, folder)
+            results.write(folder, result)
+        except OSError as error:
+            line = f"{folder} cannot be written ({error.strerror}): {REMEDY}"
+            app.say(NAME, f"failed: {line}")
+            return Job(str(folder), "failed", line)
     if result.error is not None:
         app.say(NAME, f"{result.status}: {result.error}; {folder}")
         return Job(str(folder), result.status, result.error)
@@ -81,8 +94,11 @@ def _train(experiment: Experiment, folder: Path) -> Result:
     except ValueError:
         raise
     except Exception as error:  # out of memory, a full disk, a fault of ours: the run has failed
-        traceback.print_exc()
-        line = " ".join(f"{type(error).__name__}: {error}".split())
+        if full := _full_disk(error):
+            line = f"{full}: {REMEDY}"
+        else:
+            traceback.print_exc()
+            line = " ".join(f"{type(error).__name__}: {error}".split())
         outcome = Outcome("failed", {}, 0, 0, time.perf_counter() - started, 0, line)
     if experiment.allocation is None:
         count = sharing.count_parameters(experiment.model)
@@ -110,24 +126,56 @@ def _train(experiment: Experiment, folder: Path) -> Result:
     )
 
 
+def _full_disk(error: Exception) -> str | None:
+    """Return the system's words for a full disk or quota, if that is what went wrong."""
+    words = map(os.strerror, (errno.ENOSPC, errno.EDQUOT))
+    # Not every library raises OSError for it: safetensors has an error of its own.
+    return next((word for word in words if word in str(error)), None)
+
+
+@contextlib.contextmanager
+def _alone(config: Config, folder: Path) -> Iterator[None]:
+    """Keep other processes out of the run's folder; ValueError if one is in it.
+
+    The lock lies beside the folder while the run lasts.
+    """
+    from npas.tasks._files import locked
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder.with_name(f".{folder.name}.lock"), wait=False))
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder} is being trained by another process: wait for it, or set run_root"
+            ) from None
+        except OSError as error:
+            raise ValueError(
+                f"run_root={config.run_root} is no folder that can be written to "
+                f"({error.strerror}: {error.filename}): name another"
+            ) from None
+        yield
+
+
 @contextlib.contextmanager
 def _config_file(config: Config, folder: Path) -> Iterator[None]:
     """Put config.yaml into the run's folder; leave no folder if the run cannot begin."""
     from omegaconf import OmegaConf
 
-    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     file, temporary = folder / "config.yaml", folder / f"config.yaml.{os.getpid()}.tmp"
-    OmegaConf.save(OmegaConf.create(schema.to_dict(config)), temporary)
-    os.replace(temporary, file)
+    try:
+        OmegaConf.save(OmegaConf.create(schema.to_dict(config)), temporary)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
     try:
         yield
     except ValueError:
-        if new_folders:
+        if is_new:
             file.unlink()
             with contextlib.suppress(OSError):  # something was done after all
-                for path in new_folders:
-                    path.rmdir()
+                folder.rmdir()
         raise
 
 
@@ -137,7 +185,11 @@ def _finished(config: Config, folder: Path) -> Result | None:
 
     if not (folder / results.FILE_NAME).exists():
         return None
-    result = results.read(folder)
+    try:
+        result = results.read(folder)
+    except (ValueError, OSError) as error:
+        app.say(NAME, f"warning: taking the run as unfinished: {error}")
+        return None
     same = result.config_hash == schema.config_hash(config)
     return result if same and result.status == "done" else None
 

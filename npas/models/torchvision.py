@@ -9,6 +9,7 @@ from torch import nn
 
 from npas.models import InputSpec, near
 
+RGB = 3  # channels of what all of these networks read
 # These two answer with a tuple of logits in training unless their auxiliary heads are off, and
 # warn that their default initialization will change unless it is asked for.
 AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -33,7 +34,13 @@ class Config:
 
 
 def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the named network with `spec.num_classes` outputs."""
+    """Build the named network with `spec.num_classes` outputs. ValueError unless inputs are RGB."""
+    if len(spec.input_shape) != 3 or spec.input_shape[0] != RGB:
+        raise ValueError(
+            f"model.name={config.name} reads {RGB}-channel images, and an input of this task is "
+            f"{'x'.join(map(str, spec.input_shape))}: choose another task, or a WRN as "
+            "model=wrn_16_2"
+        )
     from torchvision import models
 
     extra = {"aux_logits": False, "init_weights": True} if config.name in AUXILIARY_HEADS else {}

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from npas.models import InputSpec
 
 STEM_CHANNELS = 16
+# Beyond these a slip of the hand, not a network: building it would fill the memory first.
+MOST_DEPTH, MOST_WIDTH = 1000, 100
 
 
 @dataclass
@@ -27,6 +29,10 @@ class Config:
     dropout: float = 0.0  # between the two convs of a block
 
     def __post_init__(self) -> None:
+        if self.depth > MOST_DEPTH:
+            raise ValueError(f"model.depth must be at most {MOST_DEPTH}, got {self.depth}")
+        if self.width > MOST_WIDTH:
+            raise ValueError(f"model.width must be at most {MOST_WIDTH}, got {self.width}")
         if self.depth < 10 or (self.depth - 4) % 6:
             below = max(10, self.depth - (self.depth - 4) % 6)
             nearest = "10" if self.depth < 10 else f"{below} or {below + 6}"

@@ -25,6 +25,7 @@ from typing import Any
 
 from npas.config import RECIPE_VERSION
 from npas.reporting.environment import Git, Hardware, environment
+from npas.tasks._files import give_usual_mode
 
 __all__ = [
     "FILE_NAME",
@@ -145,10 +146,10 @@ def write(run_dir: str | Path, result: Result) -> Path:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=FILE_NAME, suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            os.fchmod(handle, 0o644)  # mkstemp makes files that only their owner can read
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        give_usual_mode(Path(temporary))
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -38,7 +38,7 @@ class Task(Protocol):
     has_validation: bool
 
     def setup(self) -> None:
-        """Read the data onto the device. ValueError, one line, if it is missing or damaged."""
+        """Read the data onto the device, once. ValueError, one line, if missing or damaged."""
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Count the full batches of `batch_size` samples (over all ranks) in an epoch."""

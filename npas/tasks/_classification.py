@@ -68,6 +68,8 @@ class Classification:
 
     def setup(self) -> None:
         """Read the data onto the device, the training images with their padding around them."""
+        if self.parts:
+            return
         parts = self.read()
         train = parts["train"]
         parts["train"] = Part(_augment.pad(train.images, self.recipe.padding), train.labels)

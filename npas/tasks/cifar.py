@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from npas.models import InputSpec
-from npas.tasks import _fetch
+from npas.tasks import _fetch, _files
 from npas.tasks._classification import Classification, Part, Recipe, hold_out
 from npas.tasks._unpickle import unpickle
 
@@ -122,7 +122,7 @@ class Task(Classification):
                 f"{self.name} is not under data.root={self.root}: put {archive.filename} (or its "
                 f"folder {archive.folder}) there, or set data.download=true"
             )
-        with _fetch.locked(self.root / f".{archive.filename}.lock"):
+        with _files.locked(self.root / f".{archive.filename}.lock"):
             if complete():  # another process was faster
                 return
             if not packed.is_file():

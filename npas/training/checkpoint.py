@@ -22,6 +22,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from npas.tasks._files import give_usual_mode
+
 log = logging.getLogger(__name__)
 
 FORMAT = 1
@@ -62,7 +64,9 @@ class Checkpoints:
         try:
             for name, group in tensors.items():
                 plain = {key: tensor.detach().contiguous() for key, tensor in group.items()}
-                safetensors.torch.save_file(plain, scratch / f"{name}.safetensors")
+                path = scratch / f"{name}.safetensors"
+                safetensors.torch.save_file(plain, path)
+                give_usual_mode(path)
             _write_json(scratch / STATE, {"format": FORMAT, "step": step, **state})
             _write_json(scratch / MANIFEST, {path.name: _sha256(path) for path in _files(scratch)})
             for path in (*_files(scratch), scratch):
@@ -122,9 +126,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Verify and open one checkpoint. ValueError says what is wrong with it."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        damaged = [name for name in manifest if _sha256(folder / name) != manifest[name]]
         state = json.loads((folder / STATE).read_text())
-    except (OSError, ValueError, AttributeError) as error:
+        if not isinstance(manifest, dict) or not isinstance(state, dict) or "format" not in state:
+            raise ValueError(f"{MANIFEST} or {STATE} is none of ours")
+        damaged = [name for name in manifest if _sha256(folder / name) != manifest[name]]
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is not a whole checkpoint ({error})") from error
     if damaged or STATE not in manifest:
         raise ValueError(f"{folder} is damaged: {damaged or STATE} does not match {MANIFEST}")
@@ -136,14 +142,22 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def find_checkpoint(path: Path) -> Checkpoint:
     """Open the checkpoint that `path` is, or the newest of the run or folder that it is.
 
-    ValueError if there is none that verifies.
+    ValueError, for each reason another, if there is none that verifies.
     """
+    if not path.exists():
+        raise ValueError(f"there is no folder {path}: name a run's folder")
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file: name the run's folder")
     if (path / MANIFEST).exists():
         return open_checkpoint(path)
-    for folder in (path / "checkpoints", path):
-        if found := Checkpoints(folder).newest():
+    damaged = 0
+    for store in (Checkpoints(path / "checkpoints"), Checkpoints(path)):
+        if found := store.newest():
             return found
-    raise ValueError(f"{path} holds no checkpoint that can be read: name a run's folder")
+        damaged += len(store._folders())
+    if damaged:
+        raise ValueError(f"all {damaged} checkpoints in {path} are damaged: train the run again")
+    raise ValueError(f"{path} holds no checkpoint: name a run's folder")
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -12,6 +12,8 @@ from npas.sharing import Allocation, shapeshift
 from npas.tasks import Task
 from npas.training import seeding
 from npas.training.distributed import Process, this_process
+from npas.training.precision import Precision
+from npas.training.state import named_checkpoint
 
 
 @dataclasses.dataclass
@@ -46,6 +48,18 @@ def build(config: Config) -> Experiment:
     if process.device.type == "cuda":
         model.to(memory_format=torch.channels_last)
     return Experiment(config, process, task, model, allocation)
+
+
+def prepare(experiment: Experiment) -> None:
+    """Read the data, and check all that training will ask of them, the device and a checkpoint.
+
+    ValueError for what the user can mend; nothing has been written by then, nor been removed.
+    """
+    config, task = experiment.config, experiment.task
+    named_checkpoint(config)
+    task.setup()
+    task.steps_per_epoch(config.batch_size)
+    Precision(config.precision, experiment.process.device)
 
 
 def share_keywords(config: Config) -> dict[str, Any]:

@@ -76,30 +76,16 @@ class TrainState:
         if wish == "never" or (wish == "auto" and self.config.force):
             self.store.clear()
             return False
-        found = self.store.newest() if wish == "auto" else find_checkpoint(Path(wish))
+        found = self.store.newest() if wish == "auto" else named_checkpoint(self.config)
         if found is None:
             return False
-        self._refuse_another_config(found)
+        _refuse_another_config(self.config, found)
         self._load(found)
         best = self.progress.best
         if best is not None:  # whose weights are wanted at the end
             self.store.adopt(found.folder.parent, best["step"])
         log.info("resuming from %s, after epoch %d", found.folder, self.progress.epoch)
         return True
-
-    def _refuse_another_config(self, found: Checkpoint) -> None:
-        if found.state["config_hash"] == config_hash(self.config):
-            return
-        ours, theirs = flat(to_dict(self.config)), flat(found.state["config"])
-        differing = [
-            f"{key}: {theirs.get(key)} there, {ours.get(key)} here"
-            for key in sorted({*ours, *theirs})
-            if ours.get(key) != theirs.get(key) and not _excluded(key)
-        ]
-        raise ValueError(
-            f"{found.folder} was trained with another config ({'; '.join(differing)}): "
-            "set these keys as they are there, or resume=never"
-        )
 
     def _load(self, found: Checkpoint) -> None:
         self.model.load_state_dict(found.tensors("model"))
@@ -122,6 +108,33 @@ class TrainState:
             for name, parameter in self.model.named_parameters()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
+
+
+def named_checkpoint(config: Config) -> Checkpoint | None:
+    """Open the checkpoint that `config.resume` names; None if it is auto or never.
+
+    ValueError if there is none that can be read, or if it is another config's.
+    """
+    if config.resume in ("auto", "never"):
+        return None
+    found = find_checkpoint(Path(config.resume))
+    _refuse_another_config(config, found)
+    return found
+
+
+def _refuse_another_config(config: Config, found: Checkpoint) -> None:
+    if found.state["config_hash"] == config_hash(config):
+        return
+    ours, theirs = flat(to_dict(config)), flat(found.state["config"])
+    differing = [
+        f"{key}: {theirs.get(key)} there, {ours.get(key)} here"
+        for key in sorted({*ours, *theirs})
+        if ours.get(key) != theirs.get(key) and not _excluded(key)
+    ]
+    raise ValueError(
+        f"{found.folder} was trained with another config ({'; '.join(differing)}): "
+        "set these keys as they are there, or resume=never"
+    )
 
 
 def _rng_tensors() -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ The tables are made from the run's own files. W&B is a convenience: whatever it 
 and the run goes on without it.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ class Tracker:
         run_dir.mkdir(parents=True, exist_ok=True)
         self.path = run_dir / LOG_FILE
         kept = self.path.with_suffix(".tmp")
-        kept.write_text("".join(_lines_until(self.path, step)))
+        kept.write_bytes(b"".join(_lines_until(self.path, step)))
         os.replace(kept, self.path)
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for the run's length)
         self.wandb_id = wandb_id or secrets.token_hex(4)
@@ -94,16 +95,14 @@ def _start_wandb(config: Config, run_dir: Path, run_id: str) -> Any:
         return None
 
 
-def _lines_until(path: Path, step: int) -> list[str]:
-    """Return the log's whole lines up to a step; a kill may have cut the last one short."""
-    kept: list[str] = []
+def _lines_until(path: Path, step: int) -> list[bytes]:
+    """Return the log's good lines up to a step; a kill or a full disk may have cut others short."""
+    kept: list[bytes] = []
     if step and path.exists():
-        for line in path.read_text().splitlines(keepends=True):
-            try:
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # whatever is none of ours
                 if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except ValueError:
-                break
+                    kept.append(line + b"\n")
     return kept
 
 

@@ -1,9 +1,12 @@
 """npas-eval and npas-export bring a stored run back as it was."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from command_line import Run
 from safetensors import safe_open
@@ -52,3 +55,26 @@ def test_an_export_is_the_plain_network_with_the_same_outputs(run: Run, trained:
 def test_an_export_goes_where_it_is_told(run: Run, trained: Path) -> None:
     assert run("npas-export", f"run={trained}", "out=deep/net.safetensors").code == 0
     assert [path.name for path in Path("deep").iterdir()] == ["net.safetensors"]
+    Path("usual").touch()
+    assert Path("deep/net.safetensors").stat().st_mode == Path("usual").stat().st_mode
+
+
+def test_an_export_that_cannot_be_written_leaves_nothing(
+    run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    answer = run("npas-export", f"run={trained}", "out=net.safetensors")
+    assert answer.code == 2
+    line = "net.safetensors cannot be written (No space left on device): name another file as out="
+    assert answer.err == f"npas-export: {line}\n"
+    assert not list(Path().iterdir())
+
+
+def test_an_export_below_a_file_is_refused(run: Run, trained: Path) -> None:
+    Path("file").touch()
+    answer = run("npas-export", f"run={trained}", "out=file/net.safetensors")
+    assert answer.code == 2
+    assert "which is a file: name another" in answer.err

@@ -30,3 +30,8 @@ def test_a_misspelled_name_is_refused_with_near_ones() -> None:
 def test_networks_that_do_not_classify_are_refused() -> None:
     with pytest.raises(ValueError, match="no classification network"):
         torchvision.Config(name="fasterrcnn_resnet50_fpn")
+
+
+def test_images_that_have_not_three_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="1x8x8: choose another task, or a WRN"):
+        torchvision.build(torchvision.Config(), InputSpec((1, 8, 8), 10))

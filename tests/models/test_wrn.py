@@ -62,6 +62,12 @@ def test_a_width_without_channels_is_refused(width: float) -> None:
         wrn.Config(width=width)
 
 
+@pytest.mark.parametrize("slip", [{"depth": 1_000_000}, {"width": 1e4}])
+def test_a_size_that_would_fill_the_memory_is_refused(slip: dict) -> None:
+    with pytest.raises(ValueError, match="must be at most"):
+        wrn.Config(**slip)
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
 def test_dropout_is_a_rate(rate: float) -> None:
     with pytest.raises(ValueError, match=r"model\.dropout"):

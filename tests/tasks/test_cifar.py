@@ -72,11 +72,14 @@ def test_download_without_a_network_is_one_line(ten, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fetch it elsewhere and put it at") as error:
         task.setup()
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "new").exists()
 
 
 def test_downloads_verifies_and_unpacks(ten, make_cifar, tmp_path: Path) -> None:
     task = ten.task(root=str(tmp_path / "new"), download=True)
     task.setup()
+    there = {path.name for path in (tmp_path / "new").iterdir()}
+    assert there == {ten.archive.filename, ten.archive.folder}
     assert torch.equal(task.parts["train"].images, make_cifar(10).parts["train"].images)
 
 

@@ -112,3 +112,11 @@ def test_imagenet_has_its_shape_but_no_data() -> None:
     assert (task.spec.input_shape, task.spec.num_classes) == ((3, 224, 224), 1000)
     with pytest.raises(ValueError, match="not available yet"):
         task.setup()
+
+
+def test_the_data_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make()
+    parts = task.parts
+    monkeypatch.setattr(task, "read", lambda: 1 / 0)
+    task.setup()
+    assert task.parts is parts

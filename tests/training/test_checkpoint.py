@@ -74,6 +74,27 @@ def damage_state(folder: Path) -> None:
     (folder / "state.json").write_text(state.replace("step 2", "step 3"))
 
 
+def seal(folder: Path, **files: object) -> None:
+    """Write these files, and a manifest that vouches for them."""
+    for name, data in files.items():
+        checkpoint._write_json(folder / f"{name}.json", data)
+    (folder / "manifest.json").unlink()
+    manifest = {path.name: checkpoint._sha256(path) for path in checkpoint._files(folder)}
+    checkpoint._write_json(folder / "manifest.json", manifest)
+
+
+def list_as_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[1]")
+
+
+def state_without_format(folder: Path) -> None:
+    seal(folder, state={"step": 2})
+
+
+def list_as_state(folder: Path) -> None:
+    seal(folder, state=[1])
+
+
 def drop(name: str):
     return lambda folder: (folder / name).unlink()
 
@@ -85,6 +106,9 @@ def drop(name: str):
         (damage_length, "model.safetensors"),
         (damage_manifest, "not a whole checkpoint"),
         (damage_state, "state.json"),
+        (list_as_manifest, "not a whole checkpoint"),
+        (state_without_format, "not a whole checkpoint"),
+        (list_as_state, "not a whole checkpoint"),
         (drop("manifest.json"), "not a whole checkpoint"),
         (drop("model.safetensors"), "not a whole checkpoint"),
         (drop("state.json"), "not a whole checkpoint"),
@@ -148,16 +172,31 @@ def test_a_run_its_checkpoints_or_one_of_them_can_be_named(store: Checkpoints) -
     last = save(store, 2)
     for path in (store.folder.parent, store.folder, last):
         assert find_checkpoint(path).folder == last
-    with pytest.raises(ValueError, match="holds no checkpoint"):
-        find_checkpoint(store.folder / "nothing")
+
+
+def test_why_there_is_no_checkpoint_is_said(store: Checkpoints, tmp_path: Path) -> None:
+    def why(path: Path) -> str:
+        with pytest.raises(ValueError) as error:
+            find_checkpoint(path)
+        return str(error.value)
+
+    assert f"there is no folder {tmp_path / 'nothing'}" in why(tmp_path / "nothing")
+    assert f"{tmp_path} holds no checkpoint" in why(tmp_path)
+    folders = [save(store, 1), save(store, 2)]
+    assert "state.json is a file" in why(folders[0] / "state.json")
+    for folder in folders:
+        damage_byte(folder)
+    assert f"all 2 checkpoints in {tmp_path} are damaged" in why(tmp_path)
+
+
+def test_whoever_may_read_a_new_file_may_read_a_checkpoint(store: Checkpoints) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in save(store, 1).iterdir()}
+    assert modes["model.safetensors"] == modes["state.json"]
 
 
 def test_a_later_format_is_refused(store: Checkpoints) -> None:
     folder = save(store, 1)
     state = json.loads((folder / "state.json").read_text())
-    checkpoint._write_json(folder / "state.json", state | {"format": 99})
-    (folder / "manifest.json").unlink()
-    manifest = {path.name: checkpoint._sha256(path) for path in checkpoint._files(folder)}
-    checkpoint._write_json(folder / "manifest.json", manifest)
+    seal(folder, state=state | {"format": 99})
     with pytest.raises(ValueError, match="format 99"):
         open_checkpoint(folder)

@@ -156,7 +156,7 @@ def test_another_configs_checkpoint_is_refused_with_the_keys_that_differ(
 
 
 def test_a_path_without_checkpoints_is_refused(run_small, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no checkpoint"):
+    with pytest.raises(ValueError, match="there is no folder"):
         run_small(resume=str(tmp_path / "nowhere"))
 
 

@@ -86,6 +86,15 @@ def test_going_on_drops_later_lines_and_half_lines(small, tmp_path: Path) -> Non
     assert lines(tmp_path) == []
 
 
+def test_going_on_keeps_the_good_lines_of_a_damaged_log(small, tmp_path: Path) -> None:
+    bad = [b'{"step": 2, "a": "\xc3', b"[1]", b"3", b"null", b'{"step": null}', b"{}", b"\x00"]
+    log = b"\n".join([b'{"step": 1}', *bad, b'{"step": 3}'])  # the last line lacks its end
+    (tmp_path / "log.jsonl").write_bytes(log)
+    with Tracker(small(), tmp_path, 6, None) as tracker:
+        tracker.log({"step": 7})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3, 7]
+
+
 def test_disabled_does_not_even_import_wandb(
     small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,66 @@
+"""Keep files in order that several processes share: locks that leave no trace, modes as usual."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+log = logging.getLogger(__name__)
+
+# What file systems without locks, some of them network ones, answer.
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+TRIES = 1000  # of a file that others remove: far more than there are processes in the way
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock file at `path`, then remove it and those folders made for it that stay empty.
+
+    Others wait for their turn or, without `wait`, get BlockingIOError. A process that is killed
+    blocks nobody: the kernel lets go of its lock, and the next one takes the file over.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        file = _take(path, wait)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # before it is let go: a waiting process sees it is gone
+            file.close()
+    finally:
+        with contextlib.suppress(OSError):  # something lies in it
+            for folder in made:
+                folder.rmdir()
+
+
+def _take(path: Path, wait: bool) -> IO[str]:
+    import fcntl
+
+    for _ in range(TRIES):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # its last holder has removed it
+            file = open(path, "w")  # noqa: SIM115 (open for as long as the lock is held)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+                file.close()
+            except OSError as error:
+                if error.errno in WITHOUT_LOCKS:
+                    log.warning("%s has no locks: start no run twice there", path.parent)
+                    return file
+                file.close()
+                raise
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def give_usual_mode(path: Path) -> None:
+    """Let read a file whoever may read a new one: temporary files are often their owner's alone."""
+    umask = os.umask(0o077)  # there is no way to read it but to set it
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)

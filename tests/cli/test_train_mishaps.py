@@ -1,0 +1,154 @@
+"""Whatever happens to a run, what lies in its folder is true and the same command mends it."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from command_line import SMALL, Run
+from safetensors import SafetensorError
+
+from npas.config import run_dir
+from npas.reporting import results
+from npas.reporting.compose import compose
+from npas.tasks import digits
+from npas.tasks._files import locked
+
+WORDS = ("npas-train", *SMALL, "budget=0.5")
+NO_SPACE = os.strerror(errno.ENOSPC)
+
+
+@pytest.fixture
+def folder() -> Path:
+    """Return the folder of these words' run."""
+    return run_dir(compose(*WORDS[1:]))
+
+
+def lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def interrupted(*anything: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_forced_run_that_is_stopped_does_not_pass_as_finished(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(*WORDS).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("npas.training.train", interrupted)
+        assert run(*WORDS, "force=true").code == 130
+    assert not (folder / "result.json").exists()
+    again = run(*WORDS)
+    assert again.out.splitlines()[-1].startswith("done: ")
+    assert results.read(folder).status == "done"
+
+
+def test_a_forced_run_that_cannot_begin_leaves_the_old_one_as_it_is(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(self: digits.Task) -> None:
+        raise ValueError("no data")
+
+    assert run(*WORDS).code == 0
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.setattr(digits.Task, "read", missing)
+    answer = run(*WORDS, "force=true")
+    assert (answer.code, answer.out) == (2, "")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_an_interrupt_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("npas.training.train", interrupted)
+    answer = run(*WORDS)
+    assert answer.code == 130
+    assert answer.err == "npas-train: interrupted; the same command resumes\n"
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(run: Run, folder: Path) -> None:
+    with locked(lock_of(folder)):
+        answer = run(*WORDS)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err == (
+        f"npas-train: {folder} is being trained by another process: wait for it, or set run_root\n"
+    )
+    assert not folder.exists()
+
+
+def test_the_lock_is_held_while_it_trains_and_one_that_was_left_blocks_nobody(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(*anything: object) -> None:
+        with pytest.raises(BlockingIOError), locked(lock_of(folder), wait=False):
+            raise AssertionError("another got in")
+        raise KeyboardInterrupt
+
+    lock_of(folder).parent.mkdir(parents=True)
+    lock_of(folder).touch()
+    monkeypatch.setattr("npas.training.train", held)
+    assert run(*WORDS).code == 130
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{}", b"[1]", b'{"status": "do', b"\xff\xfe{"])
+def test_a_damaged_result_is_no_result(run: Run, folder: Path, damaged: bytes) -> None:
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_bytes(damaged)
+    answer = run(*WORDS)
+    assert answer.code == 0
+    assert "warning: taking the run as unfinished: " in answer.err
+    assert "Traceback" not in answer.err
+    assert results.read(folder).status == "done"
+
+
+@pytest.mark.parametrize("root", ["file", "file/below", "/proc/nowhere"])
+def test_a_run_root_that_cannot_hold_runs_is_named(run: Run, root: str) -> None:
+    Path("file").touch()
+    answer = run(*WORDS, f"run_root={root}")
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith(f"npas-train: run_root={root} is no folder that can be written to")
+    assert answer.err.count("\n") == 1
+
+
+def test_another_configs_checkpoint_is_refused_before_the_plan(run: Run, trained: Path) -> None:
+    answer = run(*WORDS, "seed=1", f"resume={trained}")
+    assert (answer.code, answer.out) == (2, "")
+    assert "seed: 0 there, 1 here" in answer.err
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, NO_SPACE), SafetensorError(f"I/O error: {NO_SPACE}")]
+)
+def test_a_full_disk_is_one_line_and_the_run_has_failed(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*anything: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("npas.training.train", full)
+        answer = run(*WORDS)
+    assert answer.code == 1
+    said = f"failed: {NO_SPACE}: free space and run the same command: it resumes; {folder}"
+    assert answer.err == f"npas-train: {said}\n"
+    assert results.read(folder).status == "failed"
+    assert run(*WORDS).code == 0
+
+
+@pytest.mark.parametrize("what", ["npas.reporting.results.write", "omegaconf.OmegaConf.save"])
+def test_a_disk_too_full_for_the_runs_files_is_one_line(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def full(*anything: object) -> None:
+        raise OSError(errno.ENOSPC, NO_SPACE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(what, full)
+        answer = run(*WORDS)
+    assert answer.code == 1
+    said = f"failed: {folder} cannot be written ({NO_SPACE}): free space and run the same command"
+    assert answer.err == f"npas-train: {said}: it resumes\n"
+    assert not list(folder.glob("*.tmp"))
+    assert run(*WORDS).code == 0

@@ -1,0 +1,74 @@
+"""Locks keep others out for as long as they are held, and leave no trace."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from npas.tasks._files import give_usual_mode, locked
+
+
+def test_a_lock_and_the_folders_made_for_it_go_with_it(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    with locked(tmp_path / "old" / "new" / "newer" / ".lock"):
+        assert (tmp_path / "old" / "new" / "newer" / ".lock").exists()
+    assert not list((tmp_path / "old").iterdir())
+    with locked(tmp_path / "new" / ".lock"):
+        (tmp_path / "new" / "kept").touch()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["kept"]
+
+
+def test_another_is_refused_until_it_is_let_go(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with locked(path):
+        with pytest.raises(BlockingIOError), locked(path, wait=False):
+            raise AssertionError("it was held")
+        assert path.exists()
+    with locked(path, wait=False):
+        pass
+
+
+def test_what_a_killed_process_left_blocks_nobody(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    with locked(tmp_path / ".lock", wait=False):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_those_who_wait_come_one_at_a_time(tmp_path: Path) -> None:
+    inside, most = [], []
+
+    def work() -> None:
+        for _ in range(5):
+            with locked(tmp_path / "new" / ".lock"):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.001)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 30 and max(most) == 1
+    assert not list(tmp_path.rglob(".lock"))
+
+
+def test_a_folder_that_takes_no_files_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError), locked(Path("/proc/.lock")):
+        raise AssertionError("it was held")
+
+
+def test_a_file_gets_the_mode_of_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch(mode=0o600)
+    before = os.umask(0o027)
+    try:
+        give_usual_mode(path)
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
