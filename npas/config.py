@@ -72,8 +72,8 @@ class SharingConfig:
         names = ("single", "type", "shape", "random")
         if isinstance(self.groups, str) and self.groups not in names:
             raise ValueError(
-                f"sharing.groups must be {join(names)}, or a mapping of layer patterns to group "
-                f"names as {{'stages.0.*': a}}, got {self.groups!r}"
+                f"sharing.groups must be {join(names)}, or a mapping of layer patterns to groups, "
+                f"as 'sharing.groups={{stages.0.*: a}}', got {self.groups!r}"
             )
         if self.groups == "random" and self.num_groups is None:
             raise ValueError("sharing.groups=random needs to know how many: set sharing.num_groups")
