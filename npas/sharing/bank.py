@@ -22,6 +22,10 @@ from torch.autograd import Function
 
 from npas.sharing.buffers import BufferPool
 
+MODIFIED = (
+    "a bank or its coefficients were modified in place between forward and backward, so the"
+    " gradients would be wrong: step the optimizer after backward"
+)
 PIECE = 1 << 17
 """Values a layer that are gathered at a time on a CPU: a block's pieces fit its cache."""
 
@@ -119,7 +123,7 @@ class _Mix(Function):
         memory: tuple[BufferPool, tuple[object, ...]],
     ) -> tuple[Tensor, ...]:
         ctx.inputs = bank_P, alpha_LK
-        ctx.versions = _versions(bank_P, alpha_LK)
+        ctx.versions = versions(bank_P, alpha_LK)
         ctx.buffer, (ctx.positions, ctx.size) = buffer, places
         ctx.set_materialize_grads(False)
         templates_KN = _templates(bank_P, ctx.positions, ctx.size)
@@ -135,14 +139,11 @@ class _Mix(Function):
         given = {i: g for i, g in enumerate(gradients_N) if g is not None}
         if not given:
             return (None,) * 6
-        if _versions(bank_P, alpha_LK) != ctx.versions:
-            raise RuntimeError(
-                "a bank or its coefficients were modified in place between forward and backward,"
-                " so the gradients would be wrong: step the optimizer after backward"
-            )
+        if versions(bank_P, alpha_LK) != ctx.versions:
+            raise RuntimeError(MODIFIED)
         needs_bank = ctx.needs_input_grad[0]
-        used, gradients = list(given), list(given.values())
-        alpha_MK = alpha_LK.to(bank_P.dtype)[used]
+        gradients = list(given.values())
+        alpha_MK = torch.stack([alpha_LK[i] for i in given]).to(bank_P.dtype)
         templates_KN = _templates(bank_P, ctx.positions, ctx.size)
         if torch.is_grad_enabled():  # create_graph: leave the buffer out, stay differentiable
             gradients_MN = torch.stack(gradients)
@@ -152,8 +153,10 @@ class _Mix(Function):
             gradient_P = None  # it leaves through the entry node
             regions = _regions(ctx.buffer.gradient(), ctx.positions, ctx.size) if needs_bank else []
             gradient_MK = _gather(gradients, alpha_MK, templates_KN, regions)
-        gradient_LK = torch.zeros_like(alpha_LK).index_copy(
-            0, torch.tensor(used, device=alpha_LK.device), gradient_MK.to(alpha_LK.dtype)
+        # Rows are picked without an index tensor, which a GPU would have to wait for.
+        rows = dict(zip(given, gradient_MK.to(alpha_LK.dtype), strict=True))
+        gradient_LK = torch.stack(
+            [rows[i] if i in rows else torch.zeros_like(row) for i, row in enumerate(alpha_LK)]
         )
         return gradient_P if needs_bank else None, None, gradient_LK, None, None, None
 
@@ -202,7 +205,8 @@ def _scatter(bank_P: Tensor, gradients_KN: Tensor, positions: Sequence[int]) -> 
     return torch.zeros_like(bank_P).index_add(0, places_KN.reshape(-1), gradients_KN.reshape(-1))
 
 
-def _versions(*tensors: Tensor) -> tuple[int, ...]:
+def versions(*tensors: Tensor) -> tuple[int, ...]:
+    """Return what tells whether tensors were changed in place; inference tensors cannot tell."""
     return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
 
 

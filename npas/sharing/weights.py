@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from npas.sharing.allocation import Allocation, LayerAllocation
-from npas.sharing.bank import BankReader, in_function_transform, mix
+from npas.sharing.bank import MODIFIED, BankReader, in_function_transform, mix, versions
 from npas.sharing.buffers import BufferPool
 from npas.sharing.generators import GENERATORS
 from npas.sharing.upsamplers import UPSAMPLERS
@@ -279,8 +279,9 @@ class WeightPass:
         if index not in self._alphas:
             _, _, members = self._shared.rows[index]
             alpha_LK = self._coefficients(index)
-            at = [self._shared.places[i][1].scale for i in members]
-            rows = (alpha_LK.to(scales.device) * scales[at, None]).unbind(0)
+            # Picked one by one: an index tensor would make a GPU wait.
+            scale_L = torch.stack([scales[self._shared.places[i][1].scale] for i in members])
+            rows = (alpha_LK.to(scales.device) * scale_L[:, None]).unbind(0)
             self._alphas.update(zip(members, rows, strict=True))
         return self._alphas[index]
 
@@ -297,14 +298,11 @@ class WeightPass:
         return GENERATORS[mixing].coefficients(parameters, len(members), templates)
 
 
-def _hold(tensor: Tensor) -> tuple[Tensor, int]:
-    return tensor, 0 if tensor.is_inference() else tensor._version
+def _hold(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    return tensor, versions(tensor)
 
 
-def _give_back(held: tuple[Tensor, int]) -> Tensor:
-    if _hold(held[0])[1] != held[1]:
-        raise RuntimeError(
-            "a bank or its coefficients were modified in place between forward and backward,"
-            " so the gradients would be wrong: step the optimizer after backward"
-        )
+def _give_back(held: tuple[Tensor, tuple[int, ...]]) -> Tensor:
+    if versions(held[0]) != held[1]:
+        raise RuntimeError(MODIFIED)
     return held[0]
