@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from npas._groups import is_path, read_groups
 from npas._schema import above, at_least, at_most, below, build, convert, join, keys_of
 
 # Raised by one when a fix changes what an unchanged config trains to, since results from before it
@@ -27,7 +28,12 @@ from npas._schema import above, at_least, at_most, below, build, convert, join, 
 # hash.
 RECIPE_VERSION = 1
 
+LONGEST = 1_000_000  # epochs, or images a batch: more is a slip, and may fill the memory
+
 DENSE = "dense"  # the budget that trains the dense network and shares nothing
+
+SEARCHED = ("learned", "gradient")  # groupings that a short training of their own has to find
+GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
 
 # The keys that do not decide the result and enter no hash. A node stands for all of its keys.
 HASH_EXCLUDED = frozenset(
@@ -39,6 +45,7 @@ HASH_EXCLUDED = frozenset(
         "verbose",
         "data.root",
         "data.download",
+        "sharing.recompute",
         "trainer",
         "wandb",
     }
@@ -55,6 +62,24 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class SearchConfig:
+    """Say how groups are found where sharing.groups is learned or gradient.
+
+    The search trains one group inside the run's budget, but never more than the dense count, for
+    `epochs` of its own (null: a tenth of the run's), in which it runs through the whole schedule.
+    """
+
+    epochs: int | None = None
+    softmax: bool = False
+    templates: int = 4
+
+    def __post_init__(self) -> None:
+        at_least("sharing.search.epochs", self.epochs, 1)
+        at_most("sharing.search.epochs", self.epochs or 1, LONGEST)
+        at_least("sharing.search.templates", self.templates, 2)
+
+
+@dataclass(frozen=True)
 class SharingConfig:
     """Hold the keywords of `npas.share`; `templates` takes the place of a budget."""
 
@@ -67,20 +92,35 @@ class SharingConfig:
     include: list[str] | None = None
     exclude: list[str] | None = None
     layout: Literal["npas", "reference"] = "npas"
+    recompute: bool = False
+    search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
-        names = ("single", "type", "shape", "random")
-        if isinstance(self.groups, str) and self.groups not in names:
+        if isinstance(self.groups, str) and self.groups not in GROUPINGS:
             raise ValueError(
-                f"sharing.groups must be {join(names)}, or a mapping of layer patterns to groups, "
-                f"as 'sharing.groups={{stages.0.*: a}}', got {self.groups!r}"
+                f"sharing.groups must be {join(GROUPINGS)}, a mapping of layer patterns to groups, "
+                "as 'sharing.groups={stages.0.*: a}', or the folder of a run that found some; "
+                f"{self.groups!r} is none of these"
             )
-        if self.groups == "random" and self.num_groups is None:
-            raise ValueError("sharing.groups=random needs to know how many: set sharing.num_groups")
-        if self.groups != "random" and self.num_groups is not None:
+        counted = self.groups in ("random", *SEARCHED)
+        if counted and self.num_groups is None:
             raise ValueError(
-                f"sharing.num_groups={self.num_groups} is for sharing.groups=random only: set it "
-                "to null"
+                f"sharing.groups={self.groups} needs to know how many: set sharing.num_groups"
+            )
+        if not counted and self.num_groups is not None:
+            raise ValueError(
+                f"sharing.num_groups={self.num_groups} is for sharing.groups=random, learned or "
+                "gradient: set it to null"
+            )
+        if self.groups in SEARCHED and self.templates is not None:
+            raise ValueError(
+                f"sharing.templates={self.templates} needs groups of one shape, and "
+                f"sharing.groups={self.groups} finds others: set a budget in place of templates"
+            )
+        if self.groups == "learned" and self.generator == "avg":
+            raise ValueError(
+                "sharing.groups=learned groups layers by their coefficients, and "
+                "sharing.generator=avg has none: choose wavg or emb"
             )
         at_least("sharing.num_groups", self.num_groups, 1)
         at_least("sharing.max_templates", self.max_templates, 1)
@@ -181,7 +221,7 @@ class Config:
         below("seed", self.seed, 2**32)
         for key in ("epochs", "batch_size"):
             at_least(key, getattr(self, key), 1)
-            at_most(key, getattr(self, key), 1_000_000)  # more is a slip, and may fill the memory
+            at_most(key, getattr(self, key), LONGEST)
         for key in ("model", "task"):
             node = getattr(self, key)
             if isinstance(node, Mapping) and not isinstance(node.get("family"), str):
@@ -234,7 +274,19 @@ def check(
     for node, schema in (("model", model_config), ("task", task_config)):
         if schema is not None and node in values:
             values[node] = build(schema, values[node], node, known)
+    if isinstance(sharing := values.get("sharing"), Mapping):
+        groups = sharing.get("groups")
+        if isinstance(groups, str) and groups not in GROUPINGS and is_path(groups):
+            # What a file says decides the result, not where it lies: the config has its content.
+            values["sharing"] = {**sharing, "groups": read_groups(Path(groups))}
     return build(Config, values, "", known)
+
+
+def search_epochs(config: Config) -> int:
+    """Return the epochs of the search for groups; 0 where nothing is searched."""
+    if config.budget == DENSE or config.sharing.groups not in SEARCHED:
+        return 0
+    return config.sharing.search.epochs or max(1, (config.epochs + 5) // 10)
 
 
 def ignored(config: Config) -> dict[str, str]:
@@ -244,6 +296,19 @@ def ignored(config: Config) -> dict[str, str]:
         for key, value, default in _settings(config.sharing, "sharing."):
             if value != default:
                 found[key] = "budget=dense shares nothing"
+    else:
+        idle: dict[str, str] = {}
+        if config.sharing.templates is not None:
+            reason = f"sharing.templates={config.sharing.templates} fixes what each layer mixes"
+            idle = {"upsampler": reason, "max_templates": reason}
+        if not search_epochs(config):
+            reason = "nothing is searched unless sharing.groups is learned or gradient"
+            idle |= {f"search.{key.name}": reason for key in dataclasses.fields(SearchConfig)}
+        elif config.sharing.generator == "avg":
+            idle |= {"search.softmax": "sharing.generator=avg has no coefficients"}
+        for key, value, default in _settings(config.sharing, "sharing."):
+            if value != default and key.removeprefix("sharing.") in idle:
+                found[key] = idle[key.removeprefix("sharing.")]
     milestones = config.optim.milestones
     if milestones and milestones[0] >= config.epochs:
         found["optim.milestones"] = f"epochs={config.epochs} ends before the first of them"

@@ -2,14 +2,19 @@
 
     python scripts/bench.py                                        # WRN-28-10, batch 8, one thread
     python scripts/bench.py --allocator keeping --out results/bench/wrn_28_10-b8.json
-    python scripts/bench.py --model resnet50 --batch 128 --device cuda --budgets 0.1,2
+    python scripts/bench.py --model encoder --batch 4 --budgets 0.1,0.5 --allocator keeping
+    python scripts/bench.py --mode eval --batch 1 --budgets 2
+    python scripts/bench.py --model resnet50 --batch 128 --device cuda --precision bf16
 
-A step is forward, backward and SGD with momentum, in fp32. Each round times the dense step and each
-shared one, in an order that rotates; a ratio is the median over the rounds of shared / dense of the
-same round, so that what slows the machine slows both sides. The generation share is what making all
+A step is forward, backward and SGD with momentum; `--mode eval` times the forward pass of the
+shared, not materialized, network instead. `encoder` is as large as BERT-large's, without the
+vocabulary: 24 layers of 1,024. Each round times the dense step and each shared one, in an order
+that rotates; a ratio is the median over the rounds of shared / dense of the same round, so that
+what slows the machine slows both sides. The generation share is what making all
 weights and gathering their gradients takes, alone, of the shared step. Peak memory is above the
-start (before the network is built), each network in a process of its own. Warm-up steps are not
-counted.
+start (before the network is built), each network in a process of its own; what the libraries load
+at the first step, whatever trains, is in it, and is measured apart. Warm-up steps are not counted,
+nor is compiling.
 
 On a CPU the C library's allocator decides much: its default gives large blocks back after each use,
 `--allocator keeping` does not, and is nearer to a GPU's caching allocator.
@@ -30,16 +35,25 @@ KEEPING = {
     "MALLOC_MMAP_THRESHOLD_": "8589934592",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
 }
+KEYS = (
+    "model", "mode", "batch", "length", "device", "precision", "recompute", "compile", "threads",
+    "clock", "allocator", "rounds",
+)  # fmt: skip
 MODELS = Path(__file__).parent.parent / "configs" / "model"
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="wrn_28_10", help="a file of configs/model")
+    parser.add_argument("--model", default="wrn_28_10", help="a file of configs/model, or encoder")
+    parser.add_argument("--mode", default="train", choices=["train", "eval"])
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128, help="the encoder's tokens")
     parser.add_argument("--budgets", default="0.1,0.5,2")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--recompute", action="store_true", help="as sharing.recompute")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
@@ -67,6 +81,8 @@ def main() -> None:
     if not arguments.no_memory:
         for row in rows:
             row["peak_mib"] = peak_in_child(row["budget"])
+        if arguments.device == "cpu":
+            rows[0]["libraries_mib"] = peak_in_child("libraries")
     show(arguments, rows)
     if arguments.out:
         write(arguments, rows)
@@ -80,7 +96,8 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
     budgets = arguments.budgets.split(",")
     networks = {"dense": build(arguments)}
-    networks |= {budget: npas.share(build(arguments), budget) for budget in budgets}
+    for budget in budgets:
+        networks[budget] = npas.share(build(arguments), budget, recompute=arguments.recompute)
     steps = {name: stepper(arguments, network) for name, network in networks.items()}
     for step in steps.values():
         step()
@@ -102,7 +119,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             "ratio_low": min(ratios),
             "ratio_high": max(ratios),
         }
-        if name != "dense":
+        if name != "dense" and arguments.mode == "train":
             generate = generation(network)
             generate()
             alone = statistics.median(timed(arguments, generate) for _ in range(3))
@@ -114,19 +131,21 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def build(arguments: argparse.Namespace) -> Any:
-    """Build the dense network that configs/model names."""
+    """Build the dense network that configs/model names, or the encoder."""
     import torch
     from omegaconf import OmegaConf
 
     from npas import models
 
+    torch.manual_seed(0)
+    if arguments.model == "encoder":
+        return encoder().to(arguments.device)
     path = MODELS / f"{arguments.model}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in MODELS.glob("*.yaml")))
         sys.exit(f"--model {arguments.model} is none of {known}")
     values: Any = OmegaConf.to_container(OmegaConf.load(path))
     family = models.family(values["family"])
-    torch.manual_seed(0)
     network = family.build(family.Config(**values), spec(values["family"]))
     return network.to(arguments.device)
 
@@ -140,20 +159,51 @@ def spec(family: str) -> Any:
     return InputSpec((3, 32, 32), 100)
 
 
+def encoder() -> Any:
+    """Build an encoder as large as BERT-large's under a linear classifier's loss."""
+    from transformers import BertConfig
+    from transformers.models.bert.modeling_bert import BertEncoder
+
+    settings = BertConfig(
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    settings._attn_implementation = "sdpa"
+    return BertEncoder(settings)
+
+
 def stepper(arguments: argparse.Namespace, network: Any) -> Callable[[], None]:
-    """Return one training step on a fixed random batch."""
+    """Return one training step, or one evaluation, on a fixed random batch."""
     import torch
 
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
-    large = first.kernel_size[0] == 7  # an ImageNet stem
-    shape = (3, 224, 224) if large else (3, 32, 32)
+    first = next((m for m in network.modules() if isinstance(m, torch.nn.Conv2d)), None)
+    shape: tuple[int, ...] = (arguments.length, 1024)
+    if first is not None:  # the first of an ImageNet network is a 7x7
+        shape = (3, 224, 224) if first.kernel_size[0] == 7 else (3, 32, 32)
     inputs = torch.randn(arguments.batch, *shape, device=arguments.device)
     labels = torch.randint(0, 100, (arguments.batch,), device=arguments.device)
+    bf16 = arguments.precision == "bf16"
+    if arguments.compile:
+        network.compile()
+
+    def outputs() -> torch.Tensor:
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=bf16):
+            found = network(inputs)
+        return found if isinstance(found, torch.Tensor) else found[0].mean(1)
+
+    if arguments.mode == "eval":
+        network.eval()
+        return torch.no_grad()(outputs)
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
 
     def step() -> None:
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(network(inputs), labels).backward()
+        torch.nn.functional.cross_entropy(outputs().float(), labels).backward()
         optimizer.step()
 
     return step
@@ -164,7 +214,7 @@ def generation(network: Any) -> Callable[[], None]:
     import torch
 
     shared = network.__dict__["_npas_shared"]
-    once = sorted(set(shared.twins))
+    once = sorted(set(shared.reading.twins))
     with torch.no_grad():
         gradients = [torch.ones_like(shared.weight(i)) for i in once]
 
@@ -206,22 +256,30 @@ def peak_memory(arguments: argparse.Namespace) -> float:
 
     import npas
 
-    def step_thrice() -> None:
-        network = build(arguments)
-        if arguments.peak_of != "dense":
-            npas.share(network, arguments.peak_of)
+    def step_thrice(network: Any) -> None:
         step = stepper(arguments, network)
         for _ in range(3):
             step()
 
+    def run() -> None:
+        network = build(arguments)
+        if arguments.peak_of != "dense":
+            npas.share(network, arguments.peak_of, recompute=arguments.recompute)
+        step_thrice(network)
+
     if arguments.device == "cuda":
         before = torch.cuda.memory_allocated()
-        step_thrice()
+        run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     torch.randn(64, 64) @ torch.randn(64, 64)  # the libraries' own memory is not the step's
-    build(argparse.Namespace(model="wrn_16_2", device="cpu"))
+    if arguments.model == "encoder":
+        from transformers.models.bert import modeling_bert  # noqa: F401
+    small = build(argparse.Namespace(model="wrn_16_2", device="cpu"))
     before = resident("VmRSS")
-    step_thrice()
+    if arguments.peak_of == "libraries":
+        step_thrice(small)
+    else:
+        run()
     return (resident("VmHWM") - before) / 2**10
 
 
@@ -236,9 +294,10 @@ def resident(field: str) -> int:
 def show(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Print the rows."""
     print(
-        f"{arguments.model}, batch {arguments.batch}, {arguments.device}, fp32,"
-        f" {arguments.threads} thread(s), {arguments.allocator} allocator,"
+        f"{arguments.model}, {arguments.mode}, batch {arguments.batch}, {arguments.device},"
+        f" {arguments.precision}, {arguments.threads} thread(s), {arguments.allocator} allocator,"
         f" {arguments.clock} clock, {arguments.rounds} rounds"
+        f"{', recompute' if arguments.recompute else ''}{', compiled' if arguments.compile else ''}"
     )
     print("budget    parameters   step s   ratio   (lowest-highest)   generation   peak MiB")
     for row in rows:
@@ -249,15 +308,17 @@ def show(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
             f"   ({row['ratio_low']:.3f}-{row['ratio_high']:.3f})     {share}  {peak}"
         )
 
+    if "libraries_mib" in rows[0]:
+        print(
+            f"of every peak, {rows[0]['libraries_mib']:.0f} MiB are the libraries' and a small step"
+        )
+
 
 def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Keep the figures with the machine and the versions they were measured on."""
     from npas.reporting.environment import environment
 
-    settings = {
-        key: getattr(arguments, key)
-        for key in ("model", "batch", "device", "threads", "clock", "allocator", "rounds")
-    }
+    settings = {key: getattr(arguments, key) for key in KEYS}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     found = json.loads(json.dumps(environment(), default=vars))
     arguments.out.write_text(

@@ -1,6 +1,7 @@
 """A config is typed and closed, says what to change, and names its run's folder."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,9 +86,13 @@ WRONG = [
     ({"sharing__templates": 2}, "budget=0.1 and sharing.templates=2 exclude each other"),
     ({"sharing__templates": 0, "budget": None}, "sharing.templates must be at least 1"),
     ({"sharing__generator": "mlp"}, "sharing.generator must be avg, wavg or emb, got 'mlp'"),
-    ({"sharing__groups": "all"}, "sharing.groups must be single, type, shape or random"),
+    ({"sharing__groups": "all"}, "sharing.groups must be single, type, shape, random, learned"),
+    ({"sharing__groups": "runs/none"}, "sharing.groups=runs/none is not there"),
     ({"sharing__groups": "random"}, "sharing.groups=random needs to know how many"),
-    ({"sharing__num_groups": 3}, "sharing.num_groups=3 is for sharing.groups=random only"),
+    ({"sharing__groups": "gradient"}, "sharing.groups=gradient needs to know how many"),
+    ({"sharing__num_groups": 3}, "sharing.num_groups=3 is for sharing.groups=random, learned or"),
+    ({"sharing__search": {"epochs": 0}}, "sharing.search.epochs must be at least 1"),
+    ({"sharing__search": {"epoch": 1}}, "did you mean 'sharing.search.epochs'?"),
     ({"sharing__max_templates": 0}, "sharing.max_templates must be at least 1"),
     ({"optim__lr": 0}, "optim.lr must be above 0"),
     ({"optim__lr": float("nan")}, "optim.lr must be a finite number"),
@@ -180,7 +185,15 @@ OTHER = {
     "wandb.tags": ["a"],
 }
 # Keys that only ever come together with another, or have one valid value.
-TOGETHER = {"sharing.num_groups", "sharing.templates", "trainer.devices", "recipe_version"}
+TOGETHER = {
+    "sharing.num_groups",
+    "sharing.templates",
+    "sharing.search.epochs",
+    "sharing.search.softmax",
+    "sharing.search.templates",
+    "trainer.devices",
+    "recipe_version",
+}
 
 
 def other(key: str, value: Any) -> Any:
@@ -243,6 +256,26 @@ def test_the_order_of_patterns_decides_and_so_does_its_hash() -> None:
     assert config_hash(one) != config_hash(two)
 
 
+def searched(**search: Any) -> Config:
+    return checked(sharing={"groups": "learned", "num_groups": 4, "search": search})
+
+
+def test_the_searchs_settings_decide_the_result_where_there_is_a_search() -> None:
+    settings: list[dict[str, Any]] = [{}, {"epochs": 3}, {"softmax": True}, {"templates": 3}]
+    assert len({config_hash(searched(**search)) for search in settings}) == 4
+
+
+def test_given_groups_enter_the_hash_by_what_they_say_not_where_they_lie(tmp_path: Path) -> None:
+    groups = {"stem": "a", "head": "b"}
+    hashes = {config_hash(checked(sharing__groups=groups))}
+    for name, content in (("one", groups), ("two", groups), ("three", groups | {"head": "a"})):
+        (tmp_path / name).write_text(json.dumps(content))
+        config = checked(sharing__groups=str(tmp_path / name))
+        assert config.sharing.groups == content
+        hashes.add(config_hash(config))
+    assert len(hashes) == 2
+
+
 # --- settings without effect
 
 
@@ -251,6 +284,40 @@ def test_a_dense_run_says_which_sharing_settings_it_ignores_and_does_not_hash_th
     assert ignored(plain) == {}
     assert ignored(set_up) == {"sharing.generator": "budget=dense shares nothing"}
     assert run_dir(plain) == run_dir(set_up)
+
+
+@pytest.mark.parametrize(
+    ("sharing", "names", "reason"),
+    [
+        ({"search": {"epochs": 3, "softmax": True}}, ["epochs", "softmax"], "nothing is searched"),
+        (
+            {
+                "groups": "gradient",
+                "num_groups": 2,
+                "generator": "avg",
+                "search": {"softmax": True},
+            },
+            ["softmax"],
+            "sharing.generator=avg has no coefficients",
+        ),
+    ],
+)
+def test_search_settings_without_a_search_are_ignored(
+    sharing: dict[str, Any], names: list[str], reason: str
+) -> None:
+    plain = {**sharing, "search": {}}
+    found = ignored(checked(sharing=sharing))
+    assert [*found] == [f"sharing.search.{name}" for name in names]
+    assert all(reason in text for text in found.values())
+    assert config_hash(checked(sharing=sharing)) == config_hash(checked(sharing=plain))
+    assert not ignored(searched(epochs=3, softmax=True))
+
+
+def test_templates_leave_upsampler_and_max_templates_without_effect() -> None:
+    sharing = {"templates": 2, "upsampler": "mask", "max_templates": 4}
+    found = ignored(checked(budget=None, sharing=sharing))
+    reason = "sharing.templates=2 fixes what each layer mixes"
+    assert found == {"sharing.upsampler": reason, "sharing.max_templates": reason}
 
 
 def test_a_schedule_that_ends_before_its_first_milestone_says_so() -> None:

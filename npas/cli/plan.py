@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from npas.models import InputSpec
     from npas.sharing import Allocation
+    from npas.training.grouping import Grouping
 
 NAME = "npas-plan"
 Format = Literal["table", "json"]
@@ -59,7 +60,7 @@ def run(plan: Plan) -> Job:
     import torch
 
     from npas import models, sharing, tasks
-    from npas.training.experiment import share_keywords
+    from npas.training.experiment import check_groups, plan_keywords
 
     config = plan.config
     if plan.format == "table":
@@ -70,7 +71,10 @@ def run(plan: Plan) -> Job:
     model = models.family(config.model.family).build(config.model, task.spec)
     allocation = None
     if config.budget != schema.DENSE:
-        allocation = sharing.plan(model, config.budget, **share_keywords(config))
+        grouping = _grouping(config)
+        check_groups(config, model, grouping)
+        keywords = plan_keywords(config, grouping)
+        allocation = sharing.plan(model, config.budget, **keywords)
     flops = inference_flops(model, task.spec)
     if plan.format == "json":
         print(json.dumps({**_figures(model, allocation), "flops": flops}))
@@ -89,6 +93,21 @@ def inference_flops(model: nn.Module, spec: InputSpec) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *spec.input_shape, device="meta"))
     return counter.get_total_flops()
+
+
+def _grouping(config: Config) -> Grouping | None:
+    """Return the groups that the run of this config has found; ValueError if it has not yet."""
+    from npas.training import stored_grouping
+
+    folder = schema.run_dir(config)
+    grouping = stored_grouping(config, folder)
+    if grouping is None and schema.search_epochs(config):
+        raise ValueError(
+            f"sharing.groups={config.sharing.groups} finds its groups in training, and {folder} has"
+            " none yet: run npas-train with the same words first, or plan with"
+            " sharing.groups=single sharing.num_groups=null"
+        )
+    return grouping
 
 
 def _figures(model: nn.Module, allocation: Allocation | None) -> dict[str, Any]:

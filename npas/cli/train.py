@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: Config) -> Job:
     """Train one config, unless that is done already, and leave its result file."""
     from npas.reporting import results
-    from npas.training import build, prepare
+    from npas.training import build, prepare, stored_grouping
 
     if config.verbose:
         logging.getLogger("npas").setLevel(logging.DEBUG)
@@ -51,11 +51,11 @@ def run(config: Config) -> Job:
     if not config.force and (done := _finished(config, folder)) is not None:
         print(f"skipped: {_summary(done)}; {folder} (force=true trains it again)", flush=True)
         return Job(str(folder), "skipped", _summary(done))
-    experiment = build(config)
+    experiment = build(config, stored_grouping(config, folder))
     with _alone(config, folder):
         prepare(experiment)
         runs.warn_of_ignored(NAME, config)
-        print(runs.plan_text(experiment.model, experiment.allocation), flush=True)
+        print(_what_follows(experiment), flush=True)
         try:
             with _config_file(config, folder):
                 # What it says is of weights that are about to be replaced.
@@ -82,15 +82,37 @@ def close_sweep(jobs: list[Job]) -> None:
         print(f"{job.status:9}  {job.name:{names}}  {job.detail}")
 
 
+def _what_follows(experiment: Experiment) -> str:
+    """Say what is about to be trained: the allocation, or the search for one."""
+    if experiment.stage == "train":
+        return runs.plan_text(experiment.model, experiment.allocation)
+    assert experiment.allocation is not None
+    settings, budget = experiment.config.sharing, experiment.allocation.budget
+    return (
+        f"searching {settings.num_groups} groups for {experiment.epochs} epochs: one group of"
+        f" {len(experiment.allocation.layers)} layers, {settings.search.templates} templates each,"
+        f" {budget.used:,} parameters"
+    )
+
+
 def _train(experiment: Experiment, folder: Path) -> Result:
     """Train, and record it however it ends; ValueError if it cannot even begin."""
     from npas import sharing
-    from npas.reporting.results import Budget, Dataset, Metrics, Result, Split, environment
-    from npas.training import Outcome, train
+    from npas.reporting import group_plot
+    from npas.reporting.results import Budget, Dataset, Metrics, Result, Search, Split, environment
+    from npas.training import Outcome, build, search_groups, train
 
     config, started = experiment.config, time.perf_counter()
     try:
-        outcome = train(experiment, folder)
+        if experiment.stage == "search":
+            outcome, grouping = search_groups(experiment, folder)
+            if grouping is not None:
+                experiment = build(config, grouping, experiment.task)
+                print(_what_follows(experiment), flush=True)
+        if experiment.stage == "train":
+            if experiment.grouping is not None:
+                group_plot.draw(experiment.grouping, folder)
+            outcome = train(experiment, folder)
     except ValueError:
         raise
     except Exception as error:  # out of memory, a full disk, a fault of ours: the run has failed
@@ -107,6 +129,7 @@ def _train(experiment: Experiment, folder: Path) -> Result:
         plan = experiment.allocation.budget
         budget = Budget(plan.asked, plan.dense, plan.allowed, plan.used, plan.utilization)
         split = Split(**experiment.allocation.split)
+    found = experiment.grouping
     return Result(
         status=outcome.status,
         exp=config.exp,
@@ -122,6 +145,9 @@ def _train(experiment: Experiment, folder: Path) -> Result:
         peak_memory_bytes=outcome.peak_memory_bytes,
         dataset=Dataset(experiment.task.name, experiment.task.source),
         error=outcome.error,
+        search=None
+        if found is None
+        else Search(found.method, found.num_groups, found.epochs, found.steps, found.wall_s),
         **environment(),
     )
 

@@ -35,6 +35,7 @@ __all__ = [
     "Hardware",
     "Metrics",
     "Result",
+    "Search",
     "Split",
     "collect",
     "environment",
@@ -45,6 +46,7 @@ __all__ = [
 FILE_NAME = "result.json"
 STATUSES = ("done", "diverged", "failed", "preempted")
 SOURCES = ("real", "standin")
+ADDED = ("search",)  # fields that results from before them lack
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,17 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Search:
+    """Say how the run's groups were found, in a training before its own."""
+
+    method: str
+    num_groups: int
+    epochs: int
+    steps: int
+    wall_s: float  # on top of the run's
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Name the data, and say whether it was the real set or a stand-in of the same format."""
 
@@ -117,6 +130,7 @@ class Result:
     created_at: str = field(default_factory=_now)  # ISO 8601, UTC
     recipe_version: int = RECIPE_VERSION
     error: str | None = None  # one line, for a run that did not end well
+    search: Search | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, checked against the schema."""
@@ -221,9 +235,13 @@ def _decode_dataclass(kind: Any, value: object, where: str) -> Any:
         if name not in hints:
             raise ValueError(f"{_at(where, name)} is not a field of a result")
     for name in hints:
-        if name not in entries:
+        if name not in entries and name not in ADDED:
             raise ValueError(f"{_at(where, name)} is missing")
-    fields = {name: _decode(hint, entries[name], _at(where, name)) for name, hint in hints.items()}
+    fields = {
+        name: _decode(hint, entries[name], _at(where, name))
+        for name, hint in hints.items()
+        if name in entries
+    }
     return kind(**fields)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from npas.sharing.budget import Budget
 from npas.sharing.generators import GENERATORS
 
 FORMAT_VERSION = 1
+INDEX = r"(?<![^.])\d+(?![^.])"
+"""A number between two dots of a name: the place of a block among its likes."""
 
 
 @dataclass(frozen=True)
@@ -162,28 +165,51 @@ class Allocation:
             for group in self.groups
             for layer in group.layers
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        right = {2, 4}
-        lines = [
-            "  ".join(
-                cell.rjust(width) if i in right else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
         banks = ", ".join(f"{group.name} {group.bank:,}" for group in self.groups if group.bank)
+        lines = [*_columns(rows, right={2, 4}), "", f"banks    {banks or 'none'}"]
+        return "\n".join([*lines, *self._totals()])
+
+    def summary(self) -> str:
+        """Return the plan in short: a line for all layers alike, a line a group, the totals."""
+        alike: dict[tuple[str, ...], list[LayerAllocation]] = {}
+        for group in self.groups:
+            for layer in group.layers:
+                pattern = re.sub(INDEX, "#", layer.name)
+                key = pattern, str(layer.shape), group.name, str(len(layer.templates)), layer.how
+                alike.setdefault(key, []).append(layer)
+        rows = [("layers", "", "shape", "weights each", "group", "K", "how")]
+        rows += [
+            (
+                _fold([layer.name for layer in layers]),
+                f"x {len(layers)}" if len(layers) > 1 else "",
+                "x".join(map(str, layers[0].shape)),
+                f"{layers[0].size:,}",
+                group_name,
+                str(len(layers[0].templates) or "-"),
+                how,
+            )
+            for (_, _, group_name, _, how), layers in alike.items()
+        ]
+        banks = [("group", "layers", "weights", "bank", "bank / weights")]
+        for group in self.groups:
+            weights = sum(layer.size for layer in group.layers)
+            share = f"{100 * group.bank / weights:.1f}%" if group.bank else "-"
+            bank = f"{group.bank:,}" if group.bank else "none"
+            banks.append((group.name, str(len(group.layers)), f"{weights:,}", bank, share))
+        lines = [*_columns(rows, right={1, 3, 5}), "", *_columns(banks, right={1, 2, 3, 4})]
+        return "\n".join([*lines, "", *self._totals()])
+
+    def _totals(self) -> list[str]:
         parts = ", ".join(f"{name} {count:,}" for name, count in self.split.items())
         budget = self.budget
-        lines += [
-            "",
-            f"banks    {banks or 'none'}",
+        lines = [
             f"split    {parts}",
             f"budget   asked {budget.asked}, dense {budget.dense:,}, allowed {budget.allowed:,},"
             f" used {budget.used:,} ({100 * budget.utilization:.2f}% of allowed)",
         ]
         if self.unread:
             lines.append(f"unread   {self.unread:,} bank parameters that no layer reads")
-        return "\n".join(lines)
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-able data; `from_dict` reads it back."""
@@ -228,3 +254,31 @@ class Allocation:
                 for group in data["groups"]
             ),
         )
+
+
+def _columns(rows: Sequence[tuple[str, ...]], right: Collection[int]) -> list[str]:
+    """Align rows of cells; the columns in `right` to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _fold(names: Sequence[str]) -> str:
+    """Write names that differ in their indices as one: `blocks.{0-11}.fc.weight`."""
+    columns = zip(*(map(int, re.findall(INDEX, name)) for name in names), strict=True)
+    indices = iter([_spell(sorted(set(column))) for column in columns])
+    return re.sub(INDEX, lambda _: next(indices), names[0])
+
+
+def _spell(numbers: Sequence[int]) -> str:
+    """Write sorted numbers as a number, a range or a list."""
+    if len(numbers) == 1:
+        return str(numbers[0])
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{{{numbers[0]}-{numbers[-1]}}}"
+    return f"{{{','.join(map(str, numbers))}}}"

@@ -47,6 +47,12 @@ def allocate(
             f" smallest banks): ask for budget={spell_count(floor)} or more"
         )
     sizes = [sum(layer.size for layer in group) for group in members.values()]
+    # A group of small layers would get a bank too small for any: it holds its largest layer first,
+    # as long as half of the budget can pay for that in all groups alike.
+    even = (allowed - unshared) // (2 * len(members))
+    whole = [min(even, max(layer.size for layer in group)) for group in members.values()]
+    raised = [max(pair) for pair in zip(floors, whole, strict=True)]
+    floors = raised if sum(raised) <= allowed - unshared else floors
     parts = split_budget(allowed - unshared, sizes, floors)
     groups = size_groups(members, parts, scheme, slack=max(allowed // 1000, len(group_of)))
     used = unshared + sum(group.used for group in groups)
@@ -160,7 +166,8 @@ def size_group(
         return size_group(name, layers, available, replace(scheme, generator="avg"))
     draft = _fill(draft, available)
     if len(layers) == 1:  # nobody else reads what the source map leaves over
-        draft.bank = math.prod(draft.source(0))
+        while math.prod(draft.source(0)) < draft.bank:  # a smaller bank may choose another map
+            draft.bank = math.prod(draft.source(0))
     return draft.place(name)
 
 

@@ -7,13 +7,26 @@ saved; `detach` puts a parameter back in its place.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
+from npas.sharing.layers import Layer
 from npas.sharing.weights import SharedWeights
 
 _SHARED_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
+
+
+_ROUNDING: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("forward",),
+    nn.MultiheadAttention: ("forward",),
+    nn.Conv1d: ("forward", "_conv_forward"),
+    nn.Conv2d: ("forward", "_conv_forward"),
+    nn.Conv3d: ("forward", "_conv_forward"),
+    nn.ConvTranspose1d: ("forward",),
+    nn.ConvTranspose2d: ("forward",),
+    nn.ConvTranspose3d: ("forward",),
+}
 
 
 @dataclass
@@ -49,6 +62,26 @@ def detach(owner: nn.Module, parameters: dict[int, nn.Parameter]) -> None:
         owner._init_flat_weights()
 
 
+def rounds_under_autocast(layer: Layer) -> bool:
+    """Tell whether all that reads a tensor is known to round it to autocast's dtype, unasked.
+
+    A subclass with a forward of its own may compute with its weight in full first.
+    """
+    return all(
+        any(
+            isinstance(owner, cls) and all(getattr(type(owner), m) is getattr(cls, m) for m in ms)
+            for cls, ms in _ROUNDING.items()
+        )
+        or (type(owner).__name__, type(owner).__module__)
+        == ("Conv1D", "transformers.pytorch_utils")
+        for owner, _ in layer.owners
+    )
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__name__}"
+
+
 def open_passes(root: nn.Module, shared: SharedWeights) -> None:
     """Let a call of any module that holds shared layers open a forward pass."""
     for module in root.modules():
@@ -78,14 +111,23 @@ def _shared_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
     if (base, names) in _SHARED_CLASSES:
         return _SHARED_CLASSES[base, names]
 
-    def reader(name: str) -> property:
-        return property(lambda module: _read(module, name))
+    def generated(name: str) -> property:
+        def refuse(module: nn.Module, *_: object) -> NoReturn:
+            _refuse_change(module, name)
+
+        return property(lambda module: _read(module, name), refuse, refuse)
 
     def reduce(module: nn.Module, _: object) -> tuple[Any, ...]:
         return _revive, (base, names), module.__getstate__()
 
-    body: dict[str, Any] = {name: reader(name) for name in names} | {"_npas_names": names}
+    def register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if name.removesuffix("_orig") in names:  # what nn.utils.prune would put beside the weight
+            _refuse_change(module, name.removesuffix("_orig"))
+        base.register_parameter(module, name, param)
+
+    body: dict[str, Any] = {name: generated(name) for name in names} | {"_npas_names": names}
     body |= {"__reduce_ex__": reduce, "__module__": base.__module__, "__doc__": base.__doc__}
+    body |= {"register_parameter": register, "__prepare_scriptable__": _refuse_scripting}
     if issubclass(base, nn.RNNBase):
         body |= _RECURRENT
     return _SHARED_CLASSES.setdefault((base, names), type(base.__name__, (base,), body))
@@ -97,6 +139,21 @@ def _read(module: Any, name: str) -> Tensor:
             "nn.DataParallel copies layers but not the bank they read: use DistributedDataParallel"
         )
     return module._npas.shared.weight(module._npas.layers[name])
+
+
+def _refuse_change(module: Any, name: str) -> NoReturn:
+    layer = module._npas.shared.reading.places[module._npas.layers[name]][1].name
+    raise ValueError(
+        f"the weight {layer!r} is generated from a bank and cannot be replaced, deleted or pruned:"
+        " do that before npas.share, or npas.materialize the network first"
+    )
+
+
+def _refuse_scripting(module: nn.Module) -> NoReturn:
+    raise ValueError(
+        "torch.jit.script cannot follow generated weights: npas.materialize the network first, or"
+        " use torch.compile, torch.export or torch.jit.trace"
+    )
 
 
 def _recurrent_state(module: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ Shapes: L layers of a block, K templates, N values a template, P values a bank.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,17 +39,68 @@ class BankReader:
         self._pool = pool
         self._buffer = _GradientBuffer(bank_P, pool)
         self._entry = _Entry.apply(bank_P, self._buffer)
+        self._values: dict[torch.dtype, Tensor] = {bank_P.dtype: bank_P.detach()}
 
     def mix(
-        self, keys: Sequence[object], alpha_LK: Tensor, positions: Sequence[int], size: int
+        self,
+        keys: Sequence[object],
+        alpha_LK: Tensor,
+        positions: Sequence[int],
+        size: int,
+        dtype: torch.dtype | None = None,
     ) -> list[Tensor]:
         """Return sum_k alpha_lk T_k for each layer of a block, tensors of `size` values.
 
-        `keys` name the layers' memory. Raises RuntimeError in backward if the bank or the
-        coefficients were changed in place between forward and backward.
+        `keys` name the layers' memory; a `dtype` other than the bank's is what the templates are
+        rounded to before they mix. Raises RuntimeError in backward if the bank or the coefficients
+        were changed in place between forward and backward.
         """
-        places, memory = (tuple(positions), size), (self._pool, tuple(keys))
-        return list(_Mix.apply(self._bank_P, self._entry, alpha_LK, self._buffer, places, memory))
+        block = self._block(keys, positions, size, dtype or self._bank_P.dtype)
+        return list(_Mix.apply(self._bank_P, self._entry, alpha_LK, self._buffer, block))
+
+    def mix_again(
+        self,
+        keys: Sequence[object],
+        alpha_LK: Tensor,
+        positions: Sequence[int],
+        size: int,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, ...]:
+        """Return what `mix` returned, equal to the bit, without gradients."""
+        return self._block(keys, positions, size, dtype).weights(alpha_LK.detach())
+
+    def _block(
+        self, keys: Sequence[object], positions: Sequence[int], size: int, dtype: torch.dtype
+    ) -> _Block:
+        if dtype not in self._values:
+            self._values[dtype] = self._bank_P.detach().to(dtype)
+        return _Block(tuple(keys), tuple(positions), size, self._values[dtype], self._pool)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Name what the layers of a block read, and where their weights go."""
+
+    keys: tuple[object, ...]
+    positions: tuple[int, ...]
+    size: int
+    values_P: Tensor  # the bank's, in the dtype of the weights
+    pool: BufferPool
+
+    def weights(self, alpha_LK: Tensor) -> tuple[Tensor, ...]:
+        """Mix, one matrix product a layer: each weight has memory of its own, soon free again.
+
+        A GPU's memory costs nothing to map, its launches do: there it is one product in all.
+        """
+        values_P, alpha_LK = self.values_P, alpha_LK.to(self.values_P.dtype)
+        if not values_P.is_cpu:
+            return (alpha_LK @ _templates(values_P, self.positions, self.size)).unbind(0)
+        weights = tuple(self.pool.empty(key, (self.size,), values_P) for key in self.keys)
+        for part in _pieces(self.size, values_P):
+            templates_KN = _templates(values_P, self.positions, self.size, part)
+            for weight_N, alpha_1K in zip(weights, alpha_LK.split(1), strict=True):
+                torch.mm(alpha_1K, templates_KN, out=weight_N[None, part])
+        return weights
 
 
 class _GradientBuffer:
@@ -75,19 +127,28 @@ class _GradientBuffer:
 
 def mix(bank_P: Tensor, alpha_K: Tensor, positions: Sequence[int], size: int) -> Tensor:
     """Return sum_k alpha_k T_k by plain operations, for compilers and function transforms."""
-    templates_KN = _templates(bank_P, positions, size)
-    return alpha_K @ templates_KN
+    return alpha_K @ _templates(bank_P, positions, size).to(alpha_K.dtype)
 
 
 def _side_by_side(positions: Sequence[int], size: int) -> bool:
     return all(p == positions[0] + k * size for k, p in enumerate(positions))
 
 
-def _templates(bank_P: Tensor, positions: Sequence[int], size: int) -> Tensor:
-    """Return the templates as a matrix K x N: a view where they lie side by side."""
+def _templates(
+    bank_P: Tensor, positions: Sequence[int], size: int, part: slice | None = None
+) -> Tensor:
+    """Return the templates, or a part of each, as a matrix K x N: a view if they lie in a row."""
+    part = part or slice(0, size)
     if _side_by_side(positions, size):
-        return bank_P[positions[0] : positions[-1] + size].view(len(positions), size)
-    return torch.stack([bank_P[p : p + size] for p in positions])
+        whole_KN = bank_P[positions[0] : positions[-1] + size].view(len(positions), size)
+        return whole_KN[:, part]
+    return torch.stack([bank_P[p + part.start : p + part.stop] for p in positions])
+
+
+def _pieces(size: int, like: Tensor) -> list[slice]:
+    """Cut a template into pieces that stay in a CPU's cache; a GPU takes it whole."""
+    piece = PIECE if like.is_cpu else size
+    return [slice(start, min(start + piece, size)) for start in range(0, size, piece)]
 
 
 class _Entry(Function):
@@ -119,46 +180,43 @@ class _Mix(Function):
         entry: Tensor,
         alpha_LK: Tensor,
         buffer: _GradientBuffer,
-        places: tuple[tuple[int, ...], int],
-        memory: tuple[BufferPool, tuple[object, ...]],
+        block: _Block,
     ) -> tuple[Tensor, ...]:
         ctx.inputs = bank_P, alpha_LK
         ctx.versions = versions(bank_P, alpha_LK)
-        ctx.buffer, (ctx.positions, ctx.size) = buffer, places
+        ctx.buffer, ctx.positions, ctx.size = buffer, block.positions, block.size
         ctx.set_materialize_grads(False)
-        templates_KN = _templates(bank_P, ctx.positions, ctx.size)
-        pool, keys = memory
-        weights = tuple(pool.empty(key, (ctx.size,), bank_P) for key in keys)
-        for weight_N, alpha_1K in zip(weights, alpha_LK.to(bank_P.dtype).split(1), strict=True):
-            torch.mm(alpha_1K, templates_KN, out=weight_N[None])
-        return weights
+        return block.weights(alpha_LK)
 
     @staticmethod
     def backward(ctx: Any, *gradients_N: Tensor | None) -> tuple[Any, ...]:
         bank_P, alpha_LK = ctx.inputs
         given = {i: g for i, g in enumerate(gradients_N) if g is not None}
         if not given:
-            return (None,) * 6
+            return (None,) * 5
         if versions(bank_P, alpha_LK) != ctx.versions:
             raise RuntimeError(MODIFIED)
-        needs_bank = ctx.needs_input_grad[0]
+        # A buffer that the entry node does not come for would stay.
+        needs_bank = ctx.needs_input_grad[0] and torch._C._will_engine_execute_node(
+            ctx.next_functions[1][0]
+        )
         gradients = list(given.values())
         alpha_MK = torch.stack([alpha_LK[i] for i in given]).to(bank_P.dtype)
-        templates_KN = _templates(bank_P, ctx.positions, ctx.size)
         if torch.is_grad_enabled():  # create_graph: leave the buffer out, stay differentiable
-            gradients_MN = torch.stack(gradients)
+            templates_KN = _templates(bank_P, ctx.positions, ctx.size)
+            gradients_MN = torch.stack(gradients).to(bank_P.dtype)
             gradient_MK = gradients_MN @ templates_KN.T
             gradient_P = _scatter(bank_P, alpha_MK.T @ gradients_MN, ctx.positions)
         else:
             gradient_P = None  # it leaves through the entry node
             regions = _regions(ctx.buffer.gradient(), ctx.positions, ctx.size) if needs_bank else []
-            gradient_MK = _gather(gradients, alpha_MK, templates_KN, regions)
+            gradient_MK = _gather(gradients, alpha_MK, bank_P, ctx.positions, regions)
         # Rows are picked without an index tensor, which a GPU would have to wait for.
         rows = dict(zip(given, gradient_MK.to(alpha_LK.dtype), strict=True))
         gradient_LK = torch.stack(
             [rows[i] if i in rows else torch.zeros_like(row) for i, row in enumerate(alpha_LK)]
         )
-        return gradient_P if needs_bank else None, None, gradient_LK, None, None, None
+        return gradient_P if needs_bank else None, None, gradient_LK, None, None
 
 
 def _regions(buffer_P: Tensor, positions: Sequence[int], size: int) -> list[Tensor]:
@@ -171,27 +229,24 @@ def _regions(buffer_P: Tensor, positions: Sequence[int], size: int) -> list[Tens
 def _gather(
     gradients_N: Sequence[Tensor],
     alpha_LK: Tensor,
-    templates_KN: Tensor,
+    bank_P: Tensor,
+    positions: Sequence[int],
     regions: Sequence[Tensor],
 ) -> Tensor:
     """Add alpha^T G to the regions and return G T^T, the gradient of alpha_LK."""
-    size = templates_KN.shape[1]
-    if len(gradients_N) == 1:
-        row = 0
-        for region_RN in regions:
-            region_RN.addr_(alpha_LK[0, row : row + len(region_RN)], gradients_N[0])
-            row += len(region_RN)
-        return (templates_KN @ gradients_N[0])[None]
+    size = gradients_N[0].numel()
     gradient_LK = torch.zeros_like(alpha_LK)
-    piece = PIECE if templates_KN.is_cpu else size
-    for start in range(0, size, piece):
-        part = slice(start, start + piece)
+    for part in _pieces(size, bank_P):
         stacked_LN = torch.stack([gradient_N[part] for gradient_N in gradients_N])
-        gradient_LK.addmm_(stacked_LN, templates_KN[:, part].T)
+        stacked_LN = stacked_LN.to(bank_P.dtype)
+        gradient_LK.addmm_(stacked_LN, _templates(bank_P, positions, size, part).T)
         row = 0
         for region_RN in regions:
             alpha_LR = alpha_LK[:, row : row + len(region_RN)]
-            region_RN[:, part].addmm_(alpha_LR.T, stacked_LN)
+            if len(stacked_LN) == 1:  # which is faster than a matrix product with one row
+                region_RN[:, part].addr_(alpha_LR[0], stacked_LN[0])
+            else:
+                region_RN[:, part].addmm_(alpha_LR.T, stacked_LN)
             row += len(region_RN)
     return gradient_LK
 
@@ -208,8 +263,3 @@ def _scatter(bank_P: Tensor, gradients_KN: Tensor, positions: Sequence[int]) -> 
 def versions(*tensors: Tensor) -> tuple[int, ...]:
     """Return what tells whether tensors were changed in place; inference tensors cannot tell."""
     return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
-
-
-def in_function_transform() -> bool:
-    """Tell whether a `torch.func` transform is running, which needs plain operations."""
-    return torch._C._functorch.peek_interpreter_stack() is not None

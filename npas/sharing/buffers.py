@@ -8,7 +8,9 @@ this is for CPUs alone.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,14 +41,26 @@ class BufferPool:
         size = math.prod(shape) * like.element_size()
         if not like.is_cpu or size < WORTH_KEEPING or _use_count is None:
             return like.new_empty(shape)
-        storage = self._storages.get((key, size))
+        # Taken out while it is looked at: of two threads one finds it.
+        storage = self._storages.pop((key, size), None)
         if storage is None or _use_count(storage._cdata) > 1:
             tensor = like.new_empty(shape)
-            self._storages[key, size] = tensor.untyped_storage()
-            return tensor
-        flat: Tensor = like.new_empty(0).set_(storage)
-        return flat.view(tuple(shape))
+        else:
+            tensor = like.new_empty(0).set_(storage).view(tuple(shape))
+        self._storages[key, size] = tensor.untyped_storage()
+        return tensor
 
     def clear(self) -> None:
         """Give the kept memory back."""
         self._storages.clear()
+
+
+def give_back_freed() -> None:
+    """Return freed memory to the system, which the GNU C library does not do by itself.
+
+    Between the parameters that stay, a dense network's weights leave holes as large as it was.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -101,10 +101,52 @@ class Embedding:
         return torch.addmm(parameters["shift"], parameters["embeddings"], parameters["affine"])
 
 
+class Alike:
+    """Let all layers start with the same coefficients, so that what tells them apart was learned.
+
+    Orthogonal rows lie far apart from the start. On the digits a short search moved them by a fifth
+    of their length, so that k-means found the initial draw again; from equal rows, seeds agreed on
+    which layers lie near each other (correlation 0.5 to 0.6, where it had been 0.0 to 0.1).
+    With `softmax` the coefficients are the logits of those that mix, as in the released search.
+    """
+
+    def __init__(self, generator: Generator, softmax: bool = False) -> None:
+        self.generator = generator
+        self.softmax = softmax
+
+    def count(self, templates: Sequence[int]) -> int:
+        """Return the generator's own count."""
+        return self.generator.count(templates)
+
+    def parameters(
+        self, layers: Sequence[int], templates: int, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return the generator's parameters, such that every layer weighs all templates alike."""
+        drawn = self.generator.parameters(layers, templates, rng)
+        alpha_K = torch.full((templates,), 1 / math.sqrt(templates))
+        if "embeddings" in drawn:
+            drawn["embeddings"] = (drawn["affine"] @ alpha_K).repeat(sum(layers), 1)
+        else:
+            drawn["coefficients"] = alpha_K.repeat(sum(layers), 1)
+        return drawn
+
+    def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
+        """Return the generator's own, or their softmax: rows that sum to one, of a smaller norm."""
+        alpha_LK = self.generator.coefficients(parameters, layers, templates)
+        return alpha_LK.softmax(1) if self.softmax else alpha_LK
+
+
+CHOICES = ("avg", "wavg", "emb")
+"""The generators to choose from; the others are made of these for the search for groups."""
+
 GENERATORS: dict[str, Generator] = {
     "avg": Average(),
     "wavg": WeightedAverage(),
     "emb": Embedding(),
+    "search_wavg": Alike(WeightedAverage()),
+    "search_emb": Alike(Embedding()),
+    "softmax_wavg": Alike(WeightedAverage(), softmax=True),
+    "softmax_emb": Alike(Embedding(), softmax=True),
 }
 
 

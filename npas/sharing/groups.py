@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from npas.sharing.layers import LayerSpec, match_names
 
 GROUPINGS = ("single", "type", "shape", "random")
+FOUND_BY_TRAINING = ("learned", "gradient")
 
 
 def assign_groups(
@@ -29,6 +30,12 @@ def assign_groups(
     """
     if isinstance(groups, Mapping):
         return _manual(layers, groups)
+    if groups in FOUND_BY_TRAINING:
+        raise ValueError(
+            f"groups={groups!r} has to be found by training: npas-train sharing.groups={groups}"
+            " does that; of its groups.json pass groups={layer['name']: layer['group'] for layer in"
+            " json.load(file)['layers']}"
+        )
     if groups not in GROUPINGS:
         raise ValueError(
             f"groups={groups!r} is unknown: choose {', '.join(GROUPINGS)} or a mapping of patterns"
@@ -65,7 +72,7 @@ def _random(layers: Sequence[LayerSpec], num_groups: int, seed: int) -> dict[str
 def _manual(layers: Sequence[LayerSpec], patterns: Mapping[str, str | int]) -> dict[str, str]:
     if not patterns:
         raise ValueError("groups is an empty mapping: map at least one pattern to a group")
-    match_names([layer.name for layer in layers], patterns, "groups")
+    match_names([layer.name for layer in layers], patterns, "groups", "shareable layer")
     found = {}
     for layer in layers:
         for pattern, group in patterns.items():

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation
 from npas.sharing.generators import GENERATORS
+from npas.sharing.names import SCALES, bank_name, generator_name, upsampler_name
 from npas.sharing.upsamplers import UPSAMPLERS, resize_variance
-from npas.sharing.weights import SCALES, bank_name, generator_name, upsampler_name
 
+PIECE = 1 << 24
+"""Values of a bank that are drawn at a time: one draw in fp32 would exceed a large half bank."""
 SAME_SPREAD = 1.1
 """Layers of one shape whose standard deviations differ by less were initialized alike."""
 
@@ -74,15 +76,20 @@ def initialize(
         bank_spread = math.sqrt(
             sum(layer.size * spreads[layer.scale] ** 2 for layer in group.layers) / weight
         )
-        _set(root, bank_name(g), torch.randn(group.bank, generator=rng) * bank_spread)
-        _draw_generators(root, g, group, rng)
-        for layer in group.layers:
+        for piece in root.get_parameter(bank_name(g)).detach().split(PIECE):
+            piece.copy_(torch.randn(len(piece), generator=rng) * bank_spread)
+        norms = _draw_generators(root, g, group, rng)
+        variances: dict[int, list[float]] = {}
+        for place, layer in enumerate(group.layers):
             if layer.learned[0]:
                 assert layer.upsampler is not None
                 drawn = UPSAMPLERS[layer.upsampler].initial(layer.learned, rng)
                 _set(root, upsampler_name(index), drawn)
-            scales[layer.scale] = spreads[layer.scale] / (bank_spread * _gain(layer))
+            variances.setdefault(layer.scale, []).append(_variance(layer) * norms[place] ** 2)
             index += 1
+        for scale, found in variances.items():
+            gain = math.sqrt(sum(found) / len(found))
+            scales[scale] = spreads[scale] / (bank_spread * gain)
     _set(root, SCALES, scales)
 
 
@@ -122,8 +129,14 @@ def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -
     _set(root, SCALES, torch.ones(root.get_buffer(SCALES).shape))
 
 
-def _draw_generators(root: nn.Module, g: int, group: GroupAllocation, rng: torch.Generator) -> None:
-    """Draw the generators' parameters; layers of one size get orthogonal rows."""
+def _draw_generators(
+    root: nn.Module, g: int, group: GroupAllocation, rng: torch.Generator
+) -> list[float]:
+    """Draw the generators' parameters; layers of one size get orthogonal rows.
+
+    Returns the norm of each layer's coefficients: the spread of what it mixes of unit variance.
+    """
+    norms = [1.0] * len(group.layers)
     for (mixing, templates), places in generator_rows(group).items():
         sizes = [group.layers[place].size for place in places]
         drawn = GENERATORS[mixing].parameters(list(Counter(sorted(sizes)).values()), templates, rng)
@@ -132,6 +145,11 @@ def _draw_generators(root: nn.Module, g: int, group: GroupAllocation, rng: torch
             if kind in ("coefficients", "embeddings"):  # a row a layer
                 values[by_size] = values.clone()
             _set(root, generator_name(kind, g, templates), values)
+        if mixing not in ("wavg", "emb"):  # whose rows have unit norm
+            alpha_LK = GENERATORS[mixing].coefficients(drawn, len(places), templates)
+            for place, norm in zip(places, alpha_LK.norm(dim=1).tolist(), strict=True):
+                norms[place] = norm
+    return norms
 
 
 def generator_rows(group: GroupAllocation) -> dict[tuple[str, int], list[int]]:
@@ -143,13 +161,9 @@ def generator_rows(group: GroupAllocation) -> dict[tuple[str, int], list[int]]:
     return rows
 
 
-def _gain(layer: LayerAllocation) -> float:
-    """Return the spread of a layer's weight over that of the values it reads, at the start."""
-    if layer.upsampler == "inter":
-        return math.sqrt(resize_variance(layer.source, layer.matrix))
-    if layer.mixing == "avg":
-        return 1 / math.sqrt(len(layer.templates))
-    return 1.0
+def _variance(layer: LayerAllocation) -> float:
+    """Return the variance of a layer's weight, made of mixed values of unit variance."""
+    return resize_variance(layer.source, layer.matrix) if layer.upsampler == "inter" else 1.0
 
 
 def _root_mean_square(values: Sequence[float]) -> float:

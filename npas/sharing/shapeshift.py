@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -14,10 +15,18 @@ from torch import Tensor, nn
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
-from npas.sharing.attachment import attach, close_passes, detach, open_passes
+from npas.sharing.attachment import (
+    attach,
+    close_passes,
+    detach,
+    open_passes,
+    rounds_under_autocast,
+)
 from npas.sharing.budget import count_parameters, parse_budget
-from npas.sharing.generators import GENERATORS
+from npas.sharing.buffers import give_back_freed
+from npas.sharing.generators import CHOICES, GENERATORS
 from npas.sharing.groups import assign_groups
+from npas.sharing.guards import free_methods, guard_methods
 from npas.sharing.initialization import (
     assign_scales,
     generator_rows,
@@ -26,16 +35,11 @@ from npas.sharing.initialization import (
     measure_spread,
 )
 from npas.sharing.layers import Layer, find_layers, find_tensors, is_constant
+from npas.sharing.modes import full_precision
+from npas.sharing.names import PREFIX, SCALES, bank_name, generator_name, upsampler_name
 from npas.sharing.reference import allocate_reference
 from npas.sharing.upsamplers import UPSAMPLERS
-from npas.sharing.weights import (
-    PREFIX,
-    SCALES,
-    SharedWeights,
-    bank_name,
-    generator_name,
-    upsampler_name,
-)
+from npas.sharing.weights import SharedWeights
 
 LAYOUTS = ("npas", "reference")
 WEIGHTS_FILE = "model.safetensors"
@@ -59,6 +63,7 @@ def share(
     exclude: Names = None,
     layout: str = "npas",
     seed: int = 0,
+    recompute: bool = False,
 ) -> nn.Module:
     """Share the parameters of `model` inside a budget, in place, and return it.
 
@@ -70,17 +75,19 @@ def share(
 
     Generated weights start with the spread of the dense ones, whose values are dropped: warns if
     they look trained. Weights are generated once per forward pass, and kept without gradients while
-    nothing they depend on changes; writing to a bank through `.data` escapes that.
+    nothing they depend on changes; writing to a bank through `.data` escapes that. With `recompute`
+    they are not kept for backward but generated again, which trades time for memory; saved-tensor
+    hooks around the call, such as a checkpoint's, decide instead where there are any.
 
     Raises ValueError, naming what to change, for a network that is shared already, a budget below
     the smallest feasible one and options that do not fit together.
     """
-    layers = find_layers(_unshared(model), include, exclude)
-    allocation = _plan(
-        model, layers, budget, generator, upsampler, groups, num_groups, max_templates, templates,
-        layout, seed,
+    allocation = plan(
+        model, budget, generator=generator, upsampler=upsampler, groups=groups,
+        num_groups=num_groups, max_templates=max_templates, templates=templates, include=include,
+        exclude=exclude, layout=layout, seed=seed,
     )  # fmt: skip
-    if any(layer.parameter.is_meta for layer in layers):
+    if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the network lies on the meta device, without values: build it on the CPU")
     if looks_trained(model):
         warnings.warn(
@@ -88,15 +95,7 @@ def share(
             " trained from scratch",
             stacklevel=2,
         )
-    spreads = {layer.spec.name: measure_spread(layer.parameter) for layer in layers}
-    allocation, deviations = assign_scales(allocation, spreads)
-    _build(model, allocation)
-    with torch.device("cpu"):  # a seed means the same weights whatever the default device
-        if layout == "reference":
-            initialize_as_released(model, allocation, seed)
-        else:
-            initialize(model, allocation, deviations, seed)
-    return model
+    return apply(model, allocation, seed=seed, recompute=recompute)
 
 
 def plan(
@@ -114,12 +113,59 @@ def plan(
     layout: str = "npas",
     seed: int = 0,
 ) -> Allocation:
-    """Return the allocation that `share` would make of the same arguments; changes nothing."""
+    """Return the allocation that `share` would make of the same arguments; changes nothing.
+
+    But for the layers' fixed scales, which `share` measures.
+    """
     layers = find_layers(_unshared(model), include, exclude)
-    return _plan(
-        model, layers, budget, generator, upsampler, groups, num_groups, max_templates, templates,
-        layout, seed,
-    )  # fmt: skip
+    _choose("generator", generator, CHOICES)
+    _choose("upsampler", upsampler, UPSAMPLERS)
+    _choose("layout", layout, LAYOUTS)
+    for option, count in (("max_templates", max_templates), ("templates", templates)):
+        if count is not None and count < 1:
+            raise ValueError(
+                f"{option}={count} is out of range: give a layer at least one template"
+            )
+    if (budget is None) == (templates is None):
+        raise ValueError(
+            "budget and templates exclude each other: templates fixes the count"
+            if templates is not None
+            else "nothing says how many parameters to use: give a budget (0.1, 18M) or templates"
+        )
+    specs = [layer.spec for layer in layers]
+    group_of = assign_groups(specs, groups, num_groups, seed)
+    scheme = Scheme(generator, upsampler, max_templates, layout)
+    dense = count_parameters(model)
+    if templates is not None:
+        return allocate_templates(specs, group_of, templates, dense, scheme)
+    assert budget is not None
+    request = parse_budget(budget)
+    if layout == "reference":
+        if generator != "wavg":
+            raise ValueError(
+                "layout='reference' mixes with generator='wavg' only: the others never ran"
+            )
+        wrap_after_k = groups in ("type", "shape")
+        return allocate_reference(specs, group_of, request, dense, scheme, wrap_after_k)
+    return allocate(specs, group_of, request, dense, scheme)
+
+
+def apply(
+    model: nn.Module, allocation: Allocation, *, seed: int = 0, recompute: bool = False
+) -> nn.Module:
+    """Share a dense network as a finished allocation says, in place, and return it.
+
+    Raises ValueError where the network is not the one that the allocation was made for.
+    """
+    allocation, deviations = assign_scales(allocation, _measure_spreads(model, allocation))
+    _build(model, allocation, recompute)
+    give_back_freed()  # the dense weights
+    with torch.device("cpu"):  # a seed means the same weights whatever the default device
+        if allocation.scheme.layout == "reference":
+            initialize_as_released(model, allocation, seed)
+        else:
+            initialize(model, allocation, deviations, seed)
+    return model
 
 
 def allocation(model: nn.Module) -> Allocation:
@@ -165,16 +211,17 @@ def materialize(model: nn.Module) -> nn.Module:
     Raises ValueError for a network that is not shared.
     """
     shared = _shared(model)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), full_precision(next(shared.sources()).device):
         dense = {
             i: nn.Parameter(shared.weight(i).detach().clone())
-            for i, (_, layer) in enumerate(shared.places)
+            for i, (_, layer) in enumerate(shared.reading.places)
             if layer.templates
         }
     for module in list(model.modules()):
         if "_npas" in module.__dict__:
             detach(module, dense)
     close_passes(model, shared)
+    free_methods(model)
     for tensors in (model._parameters, model._buffers):
         for name in [name for name in tensors if name.startswith(PREFIX)]:
             del tensors[name]
@@ -195,7 +242,9 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     shutil.copymode(directory / ALLOCATION_FILE, directory / WEIGHTS_FILE)
 
 
-def load(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn.Module:
+def load(
+    directory: str | os.PathLike[str], dense_model: nn.Module, *, recompute: bool = False
+) -> nn.Module:
     """Make `dense_model`, the architecture as built, the network that `save` wrote; return it.
 
     Raises ValueError where files are missing or the architecture is another one.
@@ -207,7 +256,8 @@ def load(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn.Module
         if not (directory / name).is_file():
             raise ValueError(f"{directory} holds no {name}: name a folder that npas.save wrote")
     plan = Allocation.from_dict(json.loads((directory / ALLOCATION_FILE).read_text()))
-    _build(_unshared(dense_model), plan)
+    _build(_unshared(dense_model), plan, recompute)
+    give_back_freed()
     try:
         load_model(dense_model, str(directory / WEIGHTS_FILE))
     except RuntimeError as error:
@@ -218,62 +268,26 @@ def load(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn.Module
 
 
 def summary(model: nn.Module) -> str:
-    """Return the allocation of a shared network as a table."""
-    return allocation(model).table()
+    """Return a shared network's table: layers, groups, templates, asked, allowed and used."""
+    return allocation(model).summary()
 
 
-def _plan(
-    model: nn.Module,
-    layers: Sequence[Layer],
-    budget: str | float | None,
-    generator: str,
-    upsampler: str,
-    groups: Groups,
-    num_groups: int | None,
-    max_templates: int,
-    templates: int | None,
-    layout: str,
-    seed: int,
-) -> Allocation:
-    _choose("generator", generator, GENERATORS)
-    _choose("upsampler", upsampler, UPSAMPLERS)
-    _choose("layout", layout, LAYOUTS)
-    for option, count in (("max_templates", max_templates), ("templates", templates)):
-        if count is not None and count < 1:
-            raise ValueError(
-                f"{option}={count} is out of range: give a layer at least one template"
-            )
-    if (budget is None) == (templates is None):
-        raise ValueError(
-            "budget and templates exclude each other: templates fixes the count"
-            if templates is not None
-            else "nothing says how many parameters to use: give a budget (0.1, 18M) or templates"
-        )
-    specs = [layer.spec for layer in layers]
-    group_of = assign_groups(specs, groups, num_groups, seed)
-    scheme = Scheme(generator, upsampler, max_templates, layout)
-    dense = count_parameters(model)
-    if templates is not None:
-        return allocate_templates(specs, group_of, templates, dense, scheme)
-    assert budget is not None
-    request = parse_budget(budget)
-    if layout == "reference":
-        if generator != "wavg":
-            raise ValueError(
-                "layout='reference' mixes with generator='wavg' only: the others never ran"
-            )
-        wrap_after_k = groups in ("type", "shape")
-        return allocate_reference(specs, group_of, request, dense, scheme, wrap_after_k)
-    return allocate(specs, group_of, request, dense, scheme)
+def _measure_spreads(model: nn.Module, allocation: Allocation) -> dict[str, float]:
+    tensors = {tensor.spec.name: tensor for tensor in find_tensors(_unshared(model))}
+    return {
+        layer.name: measure_spread(_dense_tensor(tensors, layer).parameter)
+        for layer in allocation.layers
+    }
 
 
-def _build(model: nn.Module, allocation: Allocation) -> None:
+def _build(model: nn.Module, allocation: Allocation, recompute: bool = False) -> None:
     """Put zero-valued shared tensors on the root and let every shared layer read them."""
     tensors = {tensor.spec.name: tensor for tensor in find_tensors(model)}
-    shared = SharedWeights(model, allocation)
     # Whatever can be wrong is found before anything changes.
     owned = [[_dense_tensor(tensors, layer) for layer in g.layers] for g in allocation.groups]
     likes = [_one_kind(g.name, own) for g, own in zip(allocation.groups, owned, strict=True)]
+    low = [i for i, layer in enumerate(chain(*owned)) if rounds_under_autocast(layer)]
+    shared = SharedWeights(model, allocation, low, recompute)
     index = 0
     for g, group in enumerate(allocation.groups):
         if group.bank:
@@ -291,6 +305,7 @@ def _build(model: nn.Module, allocation: Allocation) -> None:
     model.register_buffer(SCALES, likes[0].new_zeros(scales))
     model.__dict__["_npas_shared"] = shared
     open_passes(model, shared)
+    guard_methods(model)
 
 
 def _generator_shapes(g: int, group: GroupAllocation) -> dict[str, tuple[int, ...]]:
@@ -328,6 +343,8 @@ def _one_kind(group: str, layers: Sequence[Layer]) -> Tensor:
 
 
 def _unshared(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{model!r} is no network: pass an nn.Module")
     if any("_npas" in module.__dict__ or is_shared(module) for module in model.modules()):
         raise ValueError("the network is shared already: npas.materialize it to share it anew")
     return model

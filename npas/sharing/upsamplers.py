@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from npas.sharing.bank import in_function_transform
+from npas.sharing.modes import needs_plain_operations
 
 WINDOW = 9
 """Values that one learned pattern of `mask` spans: a 3x3 kernel."""
@@ -96,8 +96,7 @@ class Interpolate(Repeat):
 
     def weight(self, source: Tensor, learned: Tensor | None, shape: tuple[int, int]) -> Tensor:
         """Return the resized map; `source` is a matrix, rows x columns."""
-        plain = torch.compiler.is_compiling() or in_function_transform()
-        if source.is_cpu and not plain and torch.is_grad_enabled():
+        if source.is_cpu and torch.is_grad_enabled() and not needs_plain_operations():
             return _Resize.apply(source, shape).reshape(-1)
         return _resize(source, shape).reshape(-1)
 

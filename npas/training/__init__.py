@@ -4,10 +4,22 @@
     prepare(experiment)                   # reads the data; all user errors come now at the latest
     outcome = train(experiment, run_dir)  # everything else
 
+Where groups are to be found by training, `stored_grouping` says whether they have been, and
+`search_groups` finds them; with what they return `build` makes the experiment that shares by them.
+
 Read `loop.py` first.
 """
 
 from npas.training.experiment import Experiment, build, prepare
 from npas.training.loop import Outcome, train
+from npas.training.search import search_groups, stored_grouping
 
-__all__ = ["Experiment", "Outcome", "build", "prepare", "train"]
+__all__ = [
+    "Experiment",
+    "Outcome",
+    "build",
+    "prepare",
+    "search_groups",
+    "stored_grouping",
+    "train",
+]

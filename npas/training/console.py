@@ -14,8 +14,11 @@ SECONDS_BETWEEN_LINES = 5.0
 class ProgressDisplay:
     """Count steps on stderr, with the figures that were logged last."""
 
-    def __init__(self, total: int, done: int, file: TextIO | None = None) -> None:
+    def __init__(
+        self, total: int, done: int, stage: str = "train", file: TextIO | None = None
+    ) -> None:
         self.total = total
+        self.prefix = "" if stage == "train" else f"{stage} "
         self.figures = ""
         self.started, self.first = time.monotonic(), done
         self.last_line = self.started
@@ -39,7 +42,8 @@ class ProgressDisplay:
         elif (now := time.monotonic()) - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             left = (now - self.started) / max(1, step - self.first) * (self.total - step)
-            print(f"step {step}/{self.total}  {self.figures}  {left:.0f} s left", file=self.file)
+            at = f"{self.prefix}step {step}/{self.total}"
+            print(f"{at}  {self.figures}  {left:.0f} s left", file=self.file)
 
     def show(self, record: dict[str, Any]) -> None:
         """Take over the figures of a logged record."""
@@ -47,7 +51,7 @@ class ProgressDisplay:
         self.figures = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
         self.figures = f"epoch {record['epoch']}  {self.figures}"
         if self.bar is not None:
-            self.bar.update(self.task, description=self.figures)
+            self.bar.update(self.task, description=f"{self.prefix}{self.figures}")
 
     def __enter__(self) -> "ProgressDisplay":
         if self.bar is not None:

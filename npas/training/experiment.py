@@ -1,53 +1,78 @@
 """Build what a config describes: the task and the network that shares inside its budget."""
 
 import dataclasses
+import logging
 from typing import Any
 
 import torch
 from torch import nn
 
 from npas import models, tasks
-from npas.config import DENSE, Config
+from npas._groups import GROUPS_FILE
+from npas.config import DENSE, Config, search_epochs
 from npas.sharing import Allocation, shapeshift
+from npas.sharing.layers import find_layers
+from npas.sharing.search import plan_search
 from npas.tasks import Task
 from npas.training import seeding
 from npas.training.distributed import Process, this_process
+from npas.training.grouping import Grouping
 from npas.training.precision import Precision
-from npas.training.state import named_checkpoint
+from npas.training.state import SEARCH, TRAIN, named_checkpoint
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
 class Experiment:
-    """Hold one run's parts, ready to train or to load a checkpoint into."""
+    """Hold one run's parts, ready to train or to load a checkpoint into.
+
+    In the stage "search" the network is the one that groups are found from; in "train", the run's.
+    """
 
     config: Config
     process: Process
     task: Task
     model: nn.Module
     allocation: Allocation | None  # None for a dense network
+    stage: str = TRAIN
+    grouping: Grouping | None = None  # that was found, where one was searched
+
+    @property
+    def epochs(self) -> int:
+        """Return how long this stage trains."""
+        return search_epochs(self.config) if self.stage == SEARCH else self.config.epochs
 
 
-def build(config: Config) -> Experiment:
+def build(config: Config, grouping: Grouping | None = None, task: Task | None = None) -> Experiment:
     """Build task, network and allocation from a checked config; reads no data.
+
+    Where groups are to be searched and no grouping is given, the experiment is the search. `task`
+    saves a later stage from reading the data again.
 
     ValueError for a budget that cannot be, or a device that is not there.
     """
     process = this_process(config.trainer)
     seeding.set_determinism(config.deterministic)
-    task = tasks.family(config.task.family).Task(
-        config.task, config.data, seed=config.seed, device=process.device
-    )
+    if task is None:
+        task = tasks.family(config.task.family).Task(
+            config.task, config.data, seed=config.seed, device=process.device
+        )
     # Built and shared on the CPU, so that a seed means the same weights whatever trains them.
     seeding.seed_torch(config.seed, "init")
     model = models.family(config.model.family).build(config.model, task.spec)
-    allocation = None
-    if config.budget != DENSE:
-        model = shapeshift.share(model, config.budget, **share_keywords(config))
-        allocation = shapeshift.allocation(model)
+    stage = SEARCH if search_epochs(config) and grouping is None else TRAIN
+    if stage == SEARCH:
+        model = _share_for_search(config, model)
+    elif config.budget != DENSE:
+        check_groups(config, model, grouping)
+        keywords = plan_keywords(config, grouping) | {"recompute": config.sharing.recompute}
+        model = shapeshift.share(model, config.budget, **keywords)
+    allocation = shapeshift.allocation(model) if shapeshift.is_shared(model) else None
     model.to(process.device)
     if process.device.type == "cuda":
         model.to(memory_format=torch.channels_last)
-    return Experiment(config, process, task, model, allocation)
+    return Experiment(config, process, task, model, allocation, stage, grouping)
 
 
 def prepare(experiment: Experiment) -> None:
@@ -56,13 +81,64 @@ def prepare(experiment: Experiment) -> None:
     ValueError for what the user can mend; nothing has been written by then, nor been removed.
     """
     config, task = experiment.config, experiment.task
-    named_checkpoint(config)
+    named_checkpoint(config, experiment.stage)
     task.setup()
     task.steps_per_epoch(config.batch_size)
     Precision(config.precision, experiment.process.device)
 
 
-def share_keywords(config: Config) -> dict[str, Any]:
-    """Return the keywords of `npas.share` and `npas.plan` that the config stands for."""
-    keys = dataclasses.fields(config.sharing)
-    return {key.name: getattr(config.sharing, key.name) for key in keys} | {"seed": config.seed}
+def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str, Any]:
+    """Return the keywords of `npas.plan` that the config stands for."""
+    keys = {key.name for key in dataclasses.fields(config.sharing)} - {"search", "recompute"}
+    keywords = {key: getattr(config.sharing, key) for key in keys} | {"seed": config.seed}
+    if grouping is not None:
+        keywords |= {"groups": grouping.groups, "num_groups": None}
+    return keywords
+
+
+def check_groups(config: Config, model: nn.Module, grouping: Grouping | None = None) -> None:
+    """Warn if groups that name each of their layers leave some out, as another network's do.
+
+    ValueError if groups that were found for this very network do.
+    """
+    named = config.sharing.groups if grouping is None else grouping.groups
+    if not isinstance(named, dict) or any(set(name) & set("*?[") for name in named):
+        return
+    layers = find_layers(model, config.sharing.include, config.sharing.exclude)
+    left_out = [layer.spec.name for layer in layers if layer.spec.name not in named]
+    if left_out and grouping is not None:
+        raise ValueError(
+            f"the run's {GROUPS_FILE} lacks {left_out[0]}: delete that file, and the groups are"
+            " found again"
+        )
+    if left_out:
+        log.warning(
+            "sharing.groups leaves %d of %d shareable layers unshared (%s, ...): if the groups are"
+            " another network's, find this one's with sharing.groups=learned",
+            len(left_out),
+            len(layers),
+            left_out[0],
+        )
+
+
+def _share_for_search(config: Config, model: nn.Module) -> nn.Module:
+    """Share a network in one group, to find others by; ValueError if it cannot come to them."""
+    assert config.budget is not None
+    settings = config.sharing
+    # What cannot be planned is said now and not after the search: groups drawn at random need what
+    # found ones will. The released layout is more fastidious, and no draw can stand for others.
+    proxy: dict[str, Any] = {"groups": "random"}
+    if settings.layout == "reference":
+        proxy = {"groups": "single", "num_groups": None}
+    shapeshift.plan(model, config.budget, **plan_keywords(config) | proxy)
+    plan = plan_search(
+        model,
+        config.budget,
+        generator=settings.generator,
+        softmax=settings.search.softmax,
+        templates=settings.search.templates,
+        include=settings.include,
+        exclude=settings.exclude,
+        layout=settings.layout,
+    )
+    return shapeshift.apply(model, plan, seed=config.seed, recompute=settings.recompute)

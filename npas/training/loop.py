@@ -3,9 +3,10 @@
     outcome = train(build(config), run_dir(config))
 
 The test set is read once, after the last epoch, for the last weights and for those that did best on
-held-out data, where the task holds any out. Nothing here waits for the device but logging: a step
-whose loss or gradient is not finite is left out by the optimizer's own kernel, and the run stops as
-"diverged" when it next logs.
+held-out data, where the task holds any out. A search for groups (`search.py`) takes the same steps,
+the whole schedule in its own epochs, and measures nothing. Nothing here waits for the device but
+logging: a step whose loss or gradient is not finite is left out by the optimizer's own kernel, and
+the run stops as "diverged" when it next logs.
 """
 
 import time
@@ -25,8 +26,10 @@ from npas.training.meter import Meter, peak_memory_bytes
 from npas.training.metrics import Diverged, final_metrics, validate
 from npas.training.optim import build_optimizer, learning_rate
 from npas.training.precision import Precision
-from npas.training.state import TrainState
+from npas.training.state import TRAIN, TrainState, checkpoints_folder
 from npas.training.tracking import Tracker
+
+NO_METRICS: dict[str, Any] = {"last": {}, "selected": None, "selected_on": None}
 
 
 @dataclass(frozen=True)
@@ -43,28 +46,29 @@ class Outcome:
 
 
 def train(experiment: Experiment, run_dir: Path) -> Outcome:
-    """Train `experiment.model` in place, from the newest checkpoint in `run_dir` if it has one.
+    """Train `experiment.model` in place, from the stage's newest checkpoint in `run_dir` if any.
 
     The model ends with its last weights. ValueError, before any step, if data are missing or the
     checkpoint is another config's.
     """
     config, task, model = experiment.config, experiment.task, experiment.model
-    process = experiment.process
+    process, stage, epochs = experiment.process, experiment.stage, experiment.epochs
     task.setup()
     steps_per_epoch = task.steps_per_epoch(config.batch_size)
     optimizer = build_optimizer(model, config.optim)
     precision = Precision(config.precision, process.device)
     seeding.seed_torch(config.seed, "dropout")
-    state = TrainState(config, model, optimizer, precision, Checkpoints(run_dir / "checkpoints"))
+    store = Checkpoints(checkpoints_folder(run_dir, stage))
+    state = TrainState(config, model, optimizer, precision, store, stage, experiment.grouping)
     state.resume()
     if config.compile:
         model.compile()  # in place: the names in the state dict stay as they are
 
     progress, meter = state.progress, Meter(process.device)
     started = time.perf_counter() - progress.elapsed_s
-    tracker = Tracker(config, run_dir, progress.step, progress.wandb_id)
+    tracker = Tracker(config, run_dir, progress.step, progress.wandb_id, stage)
     progress.wandb_id = tracker.wandb_id
-    display = ProgressDisplay(config.epochs * steps_per_epoch, progress.step)
+    display = ProgressDisplay(epochs * steps_per_epoch, progress.step, stage)
 
     def report(figures: dict[str, float]) -> None:
         epoch = round(progress.step / steps_per_epoch, 4)
@@ -78,7 +82,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
 
     with tracker, display:
         try:
-            while progress.epoch < config.epochs:
+            while progress.epoch < epochs:
                 model.train()
                 for batch in task.train_batches(
                     progress.epoch,
@@ -87,7 +91,8 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     rank=process.rank,
                     world=process.world,
                 ):
-                    rate = learning_rate(config.optim, progress.step, steps_per_epoch)
+                    at_step = progress.step * config.epochs // epochs  # of the whole schedule
+                    rate = learning_rate(config.optim, at_step, steps_per_epoch)
                     progress.step += 1
                     finite, sums = gradient(task, model, batch, optimizer, precision)
                     went_wrong = meter.add(progress.step, batch.size, finite, sums)
@@ -100,14 +105,13 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                         if bad_step is not None:
                             raise Diverged(f"loss or gradient not finite at step {bad_step}")
                 progress.epoch += 1
-                if task.has_validation:
+                if task.has_validation and stage == TRAIN:
                     report(validate(state, task))
                 progress.elapsed_s = time.perf_counter() - started
                 state.save()
-            metrics = final_metrics(state, task)
+            metrics = final_metrics(state, task) if stage == TRAIN else NO_METRICS
         except Diverged as reason:
-            nothing: dict[str, Any] = {"last": {}, "selected": None, "selected_on": None}
-            return outcome("diverged", nothing, error=str(reason))
+            return outcome("diverged", NO_METRICS, error=str(reason))
         tracker.summarize(metrics["last"])
         return outcome("done", metrics)
 

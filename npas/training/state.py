@@ -13,11 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npas._groups import GROUPS_FILE
 from npas.config import HASH_EXCLUDED, Config, config_hash, to_dict
 from npas.training.checkpoint import Checkpoint, Checkpoints, find_checkpoint
+from npas.training.grouping import Grouping, from_dict
 from npas.training.precision import Precision
 
 log = logging.getLogger(__name__)
+
+SEARCH, TRAIN = "search", "train"  # the stages of a run; most runs have the last alone
 
 
 @dataclass
@@ -42,8 +46,12 @@ class TrainState:
         optimizer: torch.optim.Optimizer,
         precision: Precision,
         store: Checkpoints,
+        stage: str = TRAIN,
+        grouping: Grouping | None = None,
     ) -> None:
         self.config = config
+        self.stage = stage
+        self.grouping = grouping
         self.model = model
         self.optimizer = optimizer
         self.precision = precision
@@ -58,6 +66,8 @@ class TrainState:
             "config": to_dict(self.config),
             "config_hash": config_hash(self.config),
             "scaler": scaler.state_dict() if scaler else None,
+            "stage": self.stage,
+            "grouping": self.grouping.to_dict() if self.grouping else None,
         }
         tensors = {
             "model": self.model.state_dict(),
@@ -72,14 +82,21 @@ class TrainState:
 
         ValueError if it is the checkpoint of another config, with the keys that differ.
         """
-        wish = self.config.resume
-        if wish == "never" or (wish == "auto" and self.config.force):
+        self.progress.wandb_id = self._tracked_as()
+        if starts_anew(self.config):
             self.store.clear()
             return False
-        found = self.store.newest() if wish == "auto" else named_checkpoint(self.config)
+        is_own = self.config.resume == "auto"
+        found = self.store.newest() if is_own else named_checkpoint(self.config, self.stage)
         if found is None:
             return False
         _refuse_another_config(self.config, found)
+        stored = found.state.get("grouping")
+        if self.grouping and stored and from_dict(stored).groups != self.grouping.groups:
+            raise ValueError(
+                f"{found.folder} was trained with other groups than the run's {GROUPS_FILE} has: "
+                "delete that file, or set resume=never"
+            )
         self._load(found)
         best = self.progress.best
         if best is not None:  # whose weights are wanted at the end
@@ -101,6 +118,13 @@ class TrainState:
             torch.cuda.set_rng_state(rng["cuda"])
         self.progress = Progress(**found.state["progress"])
 
+    def _tracked_as(self) -> str | None:
+        """Return the id under which the stage before is tracked: both are one run."""
+        if self.grouping is None:
+            return None
+        search = Checkpoints(checkpoints_folder(self.store.folder.parent, SEARCH)).newest()
+        return search.state["progress"]["wandb_id"] if search else None
+
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         """Name the optimizer's own tensors after the parameters they belong to."""
         return {
@@ -110,16 +134,31 @@ class TrainState:
         }
 
 
-def named_checkpoint(config: Config) -> Checkpoint | None:
+def checkpoints_folder(run_dir: Path, stage: str) -> Path:
+    """Return where a stage of a run keeps its checkpoints."""
+    return run_dir / SEARCH / "checkpoints" if stage == SEARCH else run_dir / "checkpoints"
+
+
+def starts_anew(config: Config) -> bool:
+    """Tell whether the run is to forget what it has done so far."""
+    return config.resume == "never" or (config.resume == "auto" and config.force)
+
+
+def named_checkpoint(config: Config, stage: str = TRAIN) -> Checkpoint | None:
     """Open the checkpoint that `config.resume` names; None if it is auto or never.
 
-    ValueError if there is none that can be read, or if it is another config's.
+    None also if what it names has not come beyond the stage before. ValueError if there is none
+    that can be read, or if it is another config's.
     """
     if config.resume in ("auto", "never"):
         return None
-    found = find_checkpoint(Path(config.resume))
+    path = Path(config.resume)
+    has_trained = (path / "checkpoints").is_dir()
+    if (path / SEARCH).is_dir() and (stage == SEARCH or not has_trained):
+        path = path / SEARCH
+    found = find_checkpoint(path)
     _refuse_another_config(config, found)
-    return found
+    return found if found.state.get("stage", TRAIN) == stage else None
 
 
 def _refuse_another_config(config: Config, found: Checkpoint) -> None:

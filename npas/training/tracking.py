@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from npas.config import Config, to_dict
+from npas.config import Config, search_epochs, to_dict
+from npas.training.state import SEARCH, TRAIN
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +22,25 @@ LOG_FILE = "log.jsonl"
 
 
 class Tracker:
-    """Write what a run logs, a dict of plain numbers a line, each with its "step"."""
+    """Write what a run logs, a dict of plain numbers a line, each with its "step".
 
-    def __init__(self, config: Config, run_dir: Path, step: int, wandb_id: str | None) -> None:
+    Lines of a search for groups say so: "stage": "search".
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        step: int,
+        wandb_id: str | None,
+        stage: str = TRAIN,
+    ) -> None:
         """Go on after `step`, dropping later lines: those steps are about to be done again."""
         run_dir.mkdir(parents=True, exist_ok=True)
+        self.stage = stage
         self.path = run_dir / LOG_FILE
         kept = self.path.with_suffix(".tmp")
-        kept.write_bytes(b"".join(_lines_until(self.path, step)))
+        kept.write_bytes(b"".join(_lines_until(self.path, step, stage)))
         os.replace(kept, self.path)
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for the run's length)
         self.wandb_id = wandb_id or secrets.token_hex(4)
@@ -36,8 +48,10 @@ class Tracker:
 
     def log(self, record: dict[str, Any]) -> None:
         """Write one line; a number that is not finite is written as null."""
-        self.file.write(json.dumps({k: _jsonable(v) for k, v in record.items()}) + "\n")
-        self._tell_wandb(lambda run: run.log(record))
+        marked = record if self.stage == TRAIN else {"stage": self.stage, **record}
+        self.file.write(json.dumps({k: _jsonable(v) for k, v in marked.items()}) + "\n")
+        start = "" if self.stage == TRAIN else f"{self.stage}/"
+        self._tell_wandb(lambda run: run.log({f"{start}{k}": v for k, v in record.items()}))
 
     def summarize(self, metrics: dict[str, Any]) -> None:
         """Tell W&B the run's final figures."""
@@ -89,19 +103,27 @@ def _start_wandb(config: Config, run_dir: Path, run_id: str) -> Any:
         )
         # Steps are data, so that those done again after a resume are not dropped.
         run.define_metric("*", step_metric="step")
+        if search_epochs(config):
+            run.define_metric(f"{SEARCH}/*", step_metric=f"{SEARCH}/step")
         return run
     except Exception as error:  # no key, no network, a full disk, a version that changed
         log.warning("going on without wandb (wandb.mode=%s): %s", mode, _one_line(error))
         return None
 
 
-def _lines_until(path: Path, step: int) -> list[bytes]:
-    """Return the log's good lines up to a step; a kill or a full disk may have cut others short."""
+def _lines_until(path: Path, step: int, stage: str) -> list[bytes]:
+    """Return the log's good lines up to a step; a kill or a full disk may have cut others short.
+
+    Of a search that went before, all stay.
+    """
     kept: list[bytes] = []
-    if step and path.exists():
+    if path.exists():
         for line in path.read_bytes().splitlines():
-            with contextlib.suppress(ValueError, TypeError, KeyError):  # whatever is none of ours
-                if json.loads(line)["step"] <= step:
+            # Whatever is none of ours.
+            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+                record = json.loads(line)
+                is_before = stage == TRAIN and record.get("stage") == SEARCH
+                if is_before or (record["step"] <= step and record.get("stage", TRAIN) == stage):
                     kept.append(line + b"\n")
     return kept
 

@@ -65,7 +65,7 @@ WRONG = [
     ("npas-export run=x out=..", "out=.. is a folder: name a file, as out=../model.safetensors"),
     ("npas-export run=x out=new/", "out=new/ is a folder: name a file"),
     ("npas-export run=x out=/dev/null", "out=/dev/null is no regular file"),
-    ("npas-table digits foo", "did you mean digits?"),
+    ("npas-table digits foo", "did you mean digits or digits_groups?"),
     ("npas-table digits results=nowhere", "there is no folder results=nowhere"),
     ("npas-train seed=${nope}", "nope"),
     ("npas-train +exp=nope", "there is no exp=nope: choose digits"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from npas.sharing.allocation import Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates, place_spans
 from npas.sharing.budget import BudgetRequest, parse_budget
-from npas.sharing.generators import GENERATORS
+from npas.sharing.generators import CHOICES
 from npas.sharing.groups import assign_groups
 from npas.sharing.layers import LayerSpec
 from npas.sharing.upsamplers import UPSAMPLERS
@@ -39,7 +39,7 @@ def networks(draw: st.DrawFn) -> tuple[list[LayerSpec], int]:
 
 SCHEMES = st.builds(
     Scheme,
-    generator=st.sampled_from(sorted(GENERATORS)),
+    generator=st.sampled_from(CHOICES),
     upsampler=st.sampled_from(sorted(UPSAMPLERS)),
     max_templates=st.sampled_from([1, 2, 4, 8]),
 )
@@ -161,6 +161,15 @@ def test_a_tiny_network_has_a_floor_and_names_it() -> None:
     layers = [LayerSpec("a", (8, 8), "linear"), LayerSpec("b", (8, 8), "linear")]
     with pytest.raises(ValueError, match=r"needs at least 26 \(10 unshared, 16 .*budget=0.026K"):
         allocate(layers, assign_groups(layers, "single"), parse_budget("10%"), 138, Scheme())
+
+
+def test_a_resized_layer_alone_in_its_group_reads_its_whole_bank() -> None:
+    """Also where the bank that its source map fills would be given another map."""
+    for allowed in range(8170, 8180):
+        layers = [LayerSpec("a", (256, 64, 1, 1), "conv2d")]
+        request = BudgetRequest(absolute=allowed)
+        plan = allocate(layers, assign_groups(layers, "shape"), request, 16_384, Scheme())
+        assert plan.unread == 0
 
 
 def test_soft_sharing_counts_like_swrn() -> None:

@@ -18,9 +18,7 @@ def naive(model: nn.Module) -> nn.Module:
     """Return the network with weights mixed by plain autograd operations."""
     twin = copy.deepcopy(model)
     shared = twin.__dict__["_npas_shared"]
-    from npas.sharing.weights import WeightPass
-
-    shared.weight = lambda index: WeightPass(shared, plain=True).weight(index)
+    shared.weight = shared.plain_weight
     return twin
 
 
@@ -303,6 +301,42 @@ def test_finished_passes_are_freed_at_once() -> None:
         gc.enable()
 
 
+def test_gradients_of_coefficients_alone_leave_no_buffer_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from npas.sharing.bank import _GradientBuffer
+
+    buffers: list[_GradientBuffer] = []
+    create = _GradientBuffer.__init__
+
+    def watched(self: _GradientBuffer, *rest: object) -> None:
+        create(self, *rest)  # type: ignore[arg-type]
+        buffers.append(self)
+
+    monkeypatch.setattr(_GradientBuffer, "__init__", watched)
+    model = shared()
+    alpha = [p for n, p in model.named_parameters() if n.startswith("npas_coefficients")]
+    loss = step(model)
+    for _ in range(3):
+        torch.autograd.grad(loss, alpha, retain_graph=True)
+    assert buffers and not any(buffer._gradients for buffer in buffers)
+
+
+def test_two_threads_never_get_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, like, size = BufferPool(), torch.empty(0), (1 << 20,)
+    pool.empty("key", size, like)
+    others: list[Tensor] = []
+    count = torch._C._storage_Use_Count
+
+    def interrupted(storage: int) -> int:
+        others.append(pool.empty("key", size, like))  # another thread, at the worst moment
+        return count(storage)
+
+    monkeypatch.setattr("npas.sharing.buffers._use_count", interrupted)
+    mine = pool.empty("key", size, like)
+    assert others and all(mine.data_ptr() != other.data_ptr() for other in others)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_trains_and_keeps_the_bank_in_full_precision(dtype: torch.dtype) -> None:
     model = shared()
@@ -335,30 +369,3 @@ def test_functional_call_and_function_transforms() -> None:
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
     doubled = {name: 2 * p for name, p in parameters.items()}
     assert not torch.equal(loss(doubled), loss(parameters))
-
-
-def test_moving_averages_average_the_banks() -> None:
-    model = shared()
-    average = torch.optim.swa_utils.AveragedModel(model)
-    with torch.no_grad():
-        model.get_parameter("npas_bank_0").add_(1)
-    average.update_parameters(model)
-    average.update_parameters(model)
-    assert torch.isfinite(average(torch.randn(2, 3, 6, 6))).all()
-    assert average.module is not model
-    assert (
-        average.module.get_parameter("npas_bank_0").shape
-        == model.get_parameter("npas_bank_0").shape
-    )
-
-
-@pytest.mark.slow
-def test_compiled_forward_and_backward_equal_eager() -> None:
-    model = npas.share(Residual(), 0.4)
-    compiled = copy.deepcopy(model)
-    compiled.compile(fullgraph=True)
-    for network in (model, compiled):
-        step(network).backward()
-    assert list(compiled.state_dict()) == list(model.state_dict())
-    for (name, ours), theirs in zip(compiled.named_parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)

@@ -55,6 +55,8 @@ def test_the_first_pattern_that_matches_decides() -> None:
     [
         ("shapes", None, "groups='shapes' is unknown: choose single, type, shape, random"),
         ("random", None, "needs num_groups"),
+        ("learned", 4, r"npas-train sharing\.groups=learned.*json\.load\(file\)\['layers'\]"),
+        ("gradient", None, r"npas-train sharing\.groups=gradient"),
         ("single", 3, "num_groups=3 has no use"),
         ("random", 0, "choose 1 to 4"),
         ("random", 5, "choose 1 to 4"),

@@ -1,7 +1,6 @@
-"""What `npas.share` promises, cell by cell: network x generator x upsampler x budget."""
+"""What `npas.share` promises beside the matrix: starts, seeds, refusals, options."""
 
 import copy
-import itertools
 import warnings
 from pathlib import Path
 
@@ -14,77 +13,17 @@ from zoo import ZOO, Residual, Specimen
 import npas
 from npas import sharing
 
-CELLS = [
-    (specimen, generator, upsampler, groups, budget)
-    for specimen, (generator, upsampler), (groups, budget) in itertools.product(
-        ZOO,
-        [("wavg", "inter"), ("wavg", "mask"), ("emb", "repeat"), ("avg", "wavg")],
-        [("single", 0.4), ("single", 1.0), ("single", 2.3), ("shape", 1.4), ("type", 0.7)],
-    )
-]
-
 
 def cell_name(value: object) -> str:
     return value.name if isinstance(value, Specimen) else str(value)
-
-
-@pytest.mark.parametrize(
-    ("specimen", "generator", "upsampler", "groups", "budget"), CELLS, ids=cell_name
-)
-def test_every_cell(
-    specimen: Specimen, generator: str, upsampler: str, groups: str, budget: float
-) -> None:
-    dense = specimen.make()
-    dense_count = npas.count_parameters(dense)
-    dense_state = {name: value.shape for name, value in dense.state_dict().items()}
-    options = {"generator": generator, "upsampler": upsampler, "groups": groups}
-    planned = npas.plan(dense, budget, **options)  # type: ignore[arg-type]
-    model = npas.share(dense, budget, **options)  # type: ignore[arg-type]
-    inputs, labels = specimen.batch()
-
-    plan = npas.allocation(model)
-    assert plan.budget == planned.budget
-    assert npas.count_parameters(model) == plan.budget.used <= int(budget * dense_count)
-    assert len(list(model.parameters())) == len({p.data_ptr() for p in model.parameters()})
-
-    model.train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(20):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(inputs), labels)
-        loss.backward()
-        if not losses:
-            for name, parameter in model.named_parameters():
-                assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-                if name.startswith("npas_bank"):
-                    assert (parameter.grad != 0).float().mean() > 0.99, name
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
-
-    model.eval()
-    with torch.no_grad():
-        outputs = model(inputs)
-    with torch.inference_mode():
-        assert torch.equal(model(inputs), outputs)
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        next(twin.parameters()).add_(1)
-        assert torch.equal(model(inputs), outputs), "a copy shares nothing with its original"
-    plain = npas.materialize(copy.deepcopy(model))
-    assert torch.equal(plain(inputs), model(inputs))  # with gradients, generated anew
-    with torch.no_grad():
-        assert torch.equal(plain(inputs), outputs)
-    assert {name: value.shape for name, value in plain.state_dict().items()} == dense_state
-    assert npas.count_parameters(plain) == dense_count
 
 
 @pytest.mark.parametrize("specimen", ZOO, ids=cell_name)
 def test_materialized_networks_bear_no_trace(specimen: Specimen) -> None:
     dense = specimen.make()
     plain = npas.materialize(npas.share(specimen.make(), 0.5))
-    assert [type(m) for m in plain.modules()] == [type(m) for m in dense.modules()]
+    kinds = [[(type(m).__name__, type(m).__module__) for m in n.modules()] for n in (plain, dense)]
+    assert kinds[0] == kinds[1]
     assert list(plain.state_dict()) == list(dense.state_dict())
     for module, original in zip(plain.modules(), dense.modules(), strict=True):
         assert vars(module).keys() == vars(original).keys()
@@ -276,14 +215,6 @@ def test_soft_sharing_mixes_k_templates_within_a_stage() -> None:
     model(torch.randn(2, 3, 6, 6)).sum().backward()
 
 
-def test_the_summary_shows_every_layer_and_the_totals() -> None:
-    model = npas.share(Residual(), 0.3)
-    text = npas.summary(model)
-    used = npas.count_parameters(model)
-    assert f"used {used:,}" in text and "asked 0.3" in text
-    assert all(layer.name in text for layer in npas.allocation(model).layers)
-
-
 @pytest.mark.slow
 def test_a_torchvision_network_trains_exports_and_materializes_to_the_bit(tmp_path: Path) -> None:
     import torchvision
@@ -306,3 +237,10 @@ def test_a_torchvision_network_trains_exports_and_materializes_to_the_bit(tmp_pa
     with torch.no_grad():
         assert torch.equal(dense(inputs), outputs)
         assert torch.equal(exported.eval()(inputs), outputs)
+
+
+@pytest.mark.parametrize("thing", [[1], nn.Linear, None])
+def test_what_is_no_network_is_refused(thing: object) -> None:
+    for verb in (npas.share, npas.plan):
+        with pytest.raises(ValueError, match=r"is no network: pass an nn\.Module"):
+            verb(thing, 0.5)  # type: ignore[operator]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 
 class Block(nn.Module):
@@ -87,13 +88,132 @@ class Recurrent(nn.Module):
         return self.last(x.mean(1))
 
 
+class Pooled(nn.Module):
+    """A body on sequences (N, T, C), averaged over them, and a classifier."""
+
+    def __init__(self, body: nn.Module, width: int) -> None:
+        super().__init__()
+        self.body = body
+        self.last = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map what the body reads to logits (N, 5)."""
+        x = self.body(x)
+        if isinstance(x, tuple):  # a recurrent layer also returns its state
+            x = x[0]
+        return self.last(x.mean(1))
+
+
+class Recurrences(nn.Module):
+    """A bidirectional GRU, an LSTM with a projection, and a cell that is called at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(6, 8, bidirectional=True, batch_first=True)
+        self.lstm = nn.LSTM(16, 8, proj_size=6, batch_first=True)
+        self.cell = nn.RNNCell(6, 8)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map sequences (N, T, 6) to logits (N, 5)."""
+        x, _ = self.gru(x)
+        x, _ = self.lstm(x)
+        state = x.new_zeros(len(x), 8)
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.last(state)
+
+
+class CrossAttention(nn.Module):
+    """Attention whose queries, keys and values differ in width: three weights, not one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Linear(6, 10)
+        self.attention = nn.MultiheadAttention(
+            6, 2, kdim=8, vdim=10, batch_first=True, add_bias_kv=True
+        )
+        self.keys = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, T, 6) to the same."""
+        return self.attention(x, self.keys(x), self.values(x))[0]
+
+
+class Words(nn.Module):
+    """Embeddings with a padding row, a bag of words, and a decoder tied to the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(8, 12, padding_idx=0)
+        self.bag = nn.EmbeddingBag(8, 12, padding_idx=0)
+        self.middle = nn.Linear(12, 12)
+        self.decode = nn.Linear(12, 8)
+        self.decode.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, T, 3) to logits (N, 8); three signs spell a word."""
+        words = ((x > 0) * torch.tensor([1, 2, 4])).sum(-1)
+        return self.decode(torch.tanh(self.middle(self.embed(words).sum(1) + self.bag(words))))
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight lies transposed, as in GPT-2."""
+
+    def __init__(self, out: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, out) * 0.2)
+        self.bias = nn.Parameter(torch.zeros(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., width) to (..., out)."""
+        return x @ self.weight + self.bias
+
+
+class Bare(nn.Module):
+    """Parameters without a layer: tables, tokens, lists and dictionaries of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, 6))  # constant, so that it stays as it is
+        self.position = nn.Parameter(torch.randn(1, 8, 6) * 0.3)
+        self.relative = nn.Parameter(torch.randn(8, 8) * 0.3)
+        self.layers = nn.ParameterList([torch.randn(6, 6) * 0.4 for _ in range(2)])
+        self.ends = nn.ParameterDict({"first": torch.randn(6, 9) * 0.4})
+        self.mix = Conv1D(9, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 7, 6) to (N, 8, 9)."""
+        x = torch.cat([self.token.expand(len(x), 1, 6), x], dim=1) + self.position
+        for layer in self.layers:
+            x = torch.tanh(self.relative @ x @ layer)
+        return self.mix(x @ self.ends["first"])
+
+
+class Pair(nn.Module):
+    """A bilinear layer on the two halves of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bilinear = nn.Bilinear(6, 6, 8)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 12) to logits (N, 5)."""
+        return self.last(torch.tanh(self.bilinear(x[:, :6], x[:, 6:])))
+
+
 @dataclass(frozen=True)
 class Specimen:
-    """A network, how its input looks and how the dense one is called in test names."""
+    """A network, how its input looks and how the dense one is called in test names.
+
+    `reached` is the part of the banks that one batch gives a gradient at least.
+    """
 
     name: str
     build: Callable[[], nn.Module]
     input_shape: tuple[int, ...]
+    reached: float = 0.99
 
     def make(self, seed: int = 0) -> nn.Module:
         """Build the dense network with weights drawn from `seed`."""
@@ -128,6 +248,46 @@ ZOO = [
             nn.Linear(8, 5),
         ),
         (3, 6, 6),
+    ),
+    Specimen(
+        "volumes",
+        lambda: nn.Sequential(
+            nn.Conv3d(1, 6, 3, padding=1),
+            nn.ConvTranspose3d(6, 4, 2, groups=2),
+            nn.Flatten(2),
+            nn.Conv1d(4, 8, 3),
+            nn.ConvTranspose1d(8, 6, 3, stride=2),
+            nn.Conv1d(6, 6, 3, groups=3),
+            nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(),
+            nn.Linear(6, 5),
+        ),
+        (1, 4, 4, 4),
+    ),
+    Specimen("recurrences", Recurrences, (7, 6)),
+    Specimen(
+        "encoder",  # which reads its layers' weights without calling them, in evaluation mode
+        lambda: Pooled(
+            nn.TransformerEncoder(
+                nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2
+            ),
+            8,
+        ),
+        (7, 8),
+    ),
+    Specimen("attention", lambda: Pooled(CrossAttention(), 6), (7, 6)),
+    Specimen("words", Words, (9, 3), reached=0.85),  # padding gives no gradient
+    Specimen("bare", lambda: Pooled(Bare(), 9), (7, 6)),
+    Specimen("pair", Pair, (12,)),
+    Specimen(
+        "parametrized",
+        lambda: nn.Sequential(
+            weight_norm(nn.Linear(12, 16)),
+            nn.Tanh(),
+            weight_norm(nn.Linear(16, 16)),
+            nn.Linear(16, 5),
+        ),
+        (12,),
     ),
     Specimen("layer", lambda: nn.Linear(40, 5), (40,)),  # the root is the only layer
 ]

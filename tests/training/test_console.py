@@ -46,3 +46,12 @@ def test_time_left_counts_from_where_this_process_began(monkeypatch: pytest.Monk
     display = ProgressDisplay(total=120, done=100, file=file)
     display.step(110)
     assert file.getvalue().rstrip().endswith("10 s left")
+
+
+def test_a_search_says_that_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 100, 10))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(now)))
+    file = io.StringIO()
+    with ProgressDisplay(total=20, done=0, stage="search", file=file) as display:
+        display.step(1)
+    assert file.getvalue().startswith("search step 1/20")

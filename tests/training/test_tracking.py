@@ -86,6 +86,38 @@ def test_going_on_drops_later_lines_and_half_lines(small, tmp_path: Path) -> Non
     assert lines(tmp_path) == []
 
 
+def test_a_searchs_lines_are_marked_and_stay_when_the_run_itself_begins(
+    small, tmp_path: Path
+) -> None:
+    with Tracker(small(), tmp_path, 0, None, stage="search") as tracker:
+        for step in (1, 2, 3):
+            tracker.log({"step": step})
+    with Tracker(small(), tmp_path, 2, None, stage="search") as tracker:
+        tracker.log({"step": 3})
+    search = [{"stage": "search", "step": step} for step in (1, 2, 3)]
+    assert lines(tmp_path) == search
+    with Tracker(small(), tmp_path, 0, None) as tracker:
+        tracker.log({"step": 1})
+    assert lines(tmp_path) == [*search, {"step": 1}]
+    with Tracker(small(), tmp_path, 0, None):
+        pass
+    assert lines(tmp_path) == search
+    with Tracker(small(), tmp_path, 1, None, stage="search"):
+        pass
+    assert lines(tmp_path) == search[:1]
+
+
+def test_a_search_is_tracked_under_names_of_its_own_in_the_same_run(
+    small, tmp_path: Path, fake_wandb: SimpleNamespace
+) -> None:
+    sharing = {"groups": "learned", "num_groups": 2}
+    config = small(budget="0.3", sharing=sharing, wandb={"mode": "online"})
+    with Tracker(config, tmp_path, 0, "abcd1234", stage="search") as tracker:
+        tracker.log({"step": 3, "train/loss": 1.0})
+    assert fake_wandb.run.logged == [{"search/step": 3, "search/train/loss": 1.0}]
+    assert ("search/*", {"step_metric": "search/step"}) in fake_wandb.run.metrics
+
+
 def test_going_on_keeps_the_good_lines_of_a_damaged_log(small, tmp_path: Path) -> None:
     bad = [b'{"step": 2, "a": "\xc3', b"[1]", b"3", b"null", b'{"step": null}', b"{}", b"\x00"]
     log = b"\n".join([b'{"step": 1}', *bad, b'{"step": 3}'])  # the last line lacks its end

@@ -1,0 +1,265 @@
+"""Generate the weights of one forward pass: mixed, upsampled where the bank is small.
+
+In the dtype that their layers compute in: under autocast a convolution or a linear layer would
+round its weight anyway, so its templates are rounded before they mix, which halves what is read and
+written. Other tensors are generated in the bank's own dtype.
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from npas.sharing.bank import MODIFIED, BankReader, mix, versions
+from npas.sharing.buffers import BufferPool
+from npas.sharing.generators import GENERATORS
+from npas.sharing.modes import full_precision, unseen_by_checkpoints
+from npas.sharing.names import PREFIX, SCALES, bank_name, shared_names, upsampler_name
+from npas.sharing.reading import Reading
+from npas.sharing.upsamplers import UPSAMPLERS
+
+Key = tuple[int, torch.dtype]
+
+CHANGED = (
+    "one of the variables needed for gradient computation has been modified by an inplace operation"
+)
+
+
+@dataclass(frozen=True)
+class _Forgotten:
+    """Stand for a generated weight, or a view of it, in what autograd saves for backward."""
+
+    key: Key
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int | torch.SymInt
+
+
+class WeightPass:
+    """Hold what one forward pass generates: readers, coefficients, weights.
+
+    `kept` weights outlive the pass and know no gradients. With `recompute` a weight is dropped as
+    soon as no operation needs it, and generated again for backward; so is one that is read again
+    later in the pass. One that several layers read whole, as their own, stays.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        reading: Reading,
+        pool: BufferPool,
+        *,
+        kept: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        self._root = root
+        self._reading = reading
+        self._pool = pool
+        self._is_kept = kept
+        self._recompute = recompute
+        self._tensors: dict[str, Tensor] = {}
+        self._readers: dict[int, BankReader] = {}
+        self._alphas: dict[int, Tensor] = {}
+        self._weights: dict[Key, Tensor] = {}
+        self._versions: dict[Key, int] = {}
+        self._passing: weakref.WeakValueDictionary[Key, Tensor] = weakref.WeakValueDictionary()
+        self._latest: Tensor | None = None  # most layers read their weight twice in a row
+        self._again: tuple[Key, Tensor] | None = None  # and some use it many times
+        self._storages: dict[int, Key] = {}
+        self._made_of: dict[Key, tuple[int, ...]] = {}
+
+    def weight(self, index: int) -> Tensor:
+        """Return the layer's weight, generated at the first call."""
+        key = index, self._dtype(index)
+        weight = self._weights.get(key)
+        if weight is None and self._recompute:
+            weight = self._passing.get(key)
+        if weight is None:
+            # Kept weights serve any later mode, inference mode or not.
+            mode = torch.inference_mode(False) if self._is_kept else nullcontext()
+            with mode, torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_kept):
+                weight = self._generate(index, key[1])
+        if weight._version != self._versions[key]:
+            raise written(self._reading.places[index][1].name)
+        return weight
+
+    def plain_weight(self, index: int) -> Tensor:
+        """Return the layer's weight by plain operations, for compilers and function transforms."""
+        dtype, (_, layer) = self._dtype(index), self._reading.places[index]
+        with full_precision(self._bank(index).device):
+            alpha_K = self._alpha(index).to(dtype)
+            templates = layer.templates, layer.template_size
+            return self._shape(index, mix(self._bank(index).to(dtype), alpha_K, *templates))
+
+    def pack(self, tensor: Tensor) -> object:
+        """Say what autograd shall hold in place of a tensor it saves: nothing, for a weight."""
+        if tensor.layout is not torch.strided:  # it has no storage
+            return hold(tensor)
+        storage = tensor.untyped_storage()._cdata
+        key = self._storages.get(storage)
+        weight = None if key is None else self._passing.get(key)
+        if key is None or weight is None or weight.untyped_storage()._cdata != storage:
+            return hold(tensor)
+        if tensor.dtype != weight.dtype:  # a weight seen as complex numbers
+            return hold(tensor)
+        return _Forgotten(key, tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def unpack(self, packed: object) -> Tensor:
+        """Return what `pack` was given; RuntimeError if a bank has changed since."""
+        if not isinstance(packed, _Forgotten):
+            return give_back(packed, CHANGED)
+        again = self._again
+        if again is None or again[0] != packed.key:
+            weight = self._passing.get(packed.key)
+            again = self._again = self._latest = None  # free, before there is one more
+            if weight is None:
+                weight = self._generate_again(*packed.key)
+            again = self._again = packed.key, weight.detach()
+        return again[1].as_strided(packed.shape, packed.stride, packed.offset)
+
+    def _dtype(self, index: int) -> torch.dtype:
+        """Return the dtype that the layer computes in, as far as it is known to round its weight.
+
+        Without gradients there is time to mix in full, so that the weight is the materialized one.
+        """
+        bank_P = self._bank(index)
+        device = bank_P.device.type
+        rounds = index in self._reading.low and bank_P.dtype == torch.float32
+        if rounds and device != "meta" and torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return bank_P.dtype
+
+    def _generate(self, index: int, dtype: torch.dtype) -> Tensor:
+        """Generate the weights of a layer's block; no checkpoint sees a tensor saved here."""
+        block = [index] if self._recompute else self._reading.blocks[index]
+        keep = not self._recompute or index in self._reading.common
+        memory: list[object] = list(block) if keep else ["passing"]
+        group, layer = self._reading.places[index]
+        bank_P = self._bank(index)
+        mixed_dtype = bank_P.dtype if self._is_kept else dtype
+        with (
+            saved_tensors_hooks(hold, give_back),
+            unseen_by_checkpoints(),
+            full_precision(bank_P.device),
+        ):
+            if group not in self._readers:
+                self._readers[group] = BankReader(bank_P, self._pool)
+            alpha_LK = torch.stack([self._alpha(i) for i in block])
+            mixed = self._readers[group].mix(
+                memory, alpha_LK, layer.templates, layer.template_size, mixed_dtype
+            )
+            for i, values in zip(block, mixed, strict=True):
+                weight, key = self._shape(i, values).to(dtype), (i, dtype)
+                if self._is_kept:  # like the parameter it stands for: matmul asks how it may fold
+                    weight = weight.detach().requires_grad_(bank_P.requires_grad)
+                self._versions[key] = weight._version
+                if keep:
+                    self._weights[key] = weight
+        if not keep:
+            self._passing[key] = self._latest = weight
+            self._storages[weight.untyped_storage()._cdata] = key
+            self._made_of[key] = versions(*self._inputs(index))
+            return weight
+        return self._weights[index, dtype]
+
+    @torch.no_grad()
+    def _generate_again(self, index: int, dtype: torch.dtype) -> Tensor:
+        if versions(*self._inputs(index)) != self._made_of[index, dtype]:
+            raise RuntimeError(MODIFIED)
+        group, layer = self._reading.places[index]
+        with full_precision(self._bank(index).device):
+            (values,) = self._readers[group].mix_again(
+                ["passing"], self._alpha(index)[None], layer.templates, layer.template_size, dtype
+            )
+            return self._shape(index, values)
+
+    def _inputs(self, index: int) -> list[Tensor]:
+        """Return the tensors that the layer's weight is made of."""
+        learned = self._learned(index)
+        return [self._bank(index), self._alpha(index), *([] if learned is None else [learned])]
+
+    def _tensor(self, name: str) -> Tensor:
+        """Return one of the root's tensors as it was when this pass first read it.
+
+        `functional_call` replaces them while it runs; what is generated again must be the same.
+        """
+        if name not in self._tensors:
+            self._tensors[name] = getattr(self._root, name)
+        return self._tensors[name]
+
+    def _bank(self, index: int) -> Tensor:
+        return self._tensor(bank_name(self._reading.places[index][0]))
+
+    def _learned(self, index: int) -> Tensor | None:
+        has_weights = self._reading.places[index][1].learned[0] > 0
+        return self._tensor(upsampler_name(index)) if has_weights else None
+
+    def _shape(self, index: int, values: Tensor) -> Tensor:
+        """Make the layer's weight of the values it reads: upsampled if need be, in its shape."""
+        _, layer = self._reading.places[index]
+        if layer.upsampler is None:
+            return values.view(layer.shape)
+        upsampler = UPSAMPLERS[layer.upsampler]
+        if layer.upsampler == "inter":
+            return upsampler.weight(values.view(layer.source), None, layer.matrix).view(layer.shape)
+        learned = self._learned(index)
+        if learned is not None:
+            learned = learned.to(values.dtype)
+        return upsampler.weight(values, learned, layer.matrix).view(layer.shape)
+
+    def _alpha(self, index: int) -> Tensor:
+        """Return the layer's coefficients times its scale; computed for all that share a map."""
+        if index not in self._alphas:
+            scales = self._tensor(SCALES)
+            _, layer = self._reading.places[index]
+            if layer.mixing == "none":
+                self._alphas[index] = scales[layer.scale : layer.scale + 1]
+                return self._alphas[index]
+            members = self._reading.rows[index].layers
+            alpha_LK = self._coefficients(index)
+            # Picked one by one: an index tensor would make a GPU wait.
+            scale_L = torch.stack([scales[self._reading.places[i][1].scale] for i in members])
+            rows = (alpha_LK.to(scales.device) * scale_L[:, None]).unbind(0)
+            self._alphas.update(zip(members, rows, strict=True))
+        return self._alphas[index]
+
+    def _coefficients(self, index: int) -> Tensor:
+        """Return alpha_LK of all layers that share the layer's group, generator and K."""
+        rows, group = self._reading.rows[index], self._reading.places[index][0]
+        prefix, suffix = PREFIX, f"_{group}_{rows.templates}"
+        parameters = {
+            name.removeprefix(prefix).removesuffix(suffix): self._tensor(name)
+            for name in shared_names(self._root)
+            if name.endswith(suffix)
+        }
+        generator = GENERATORS[rows.mixing]
+        return generator.coefficients(parameters, len(rows.layers), rows.templates)
+
+
+def written(name: str) -> RuntimeError:
+    """Return the error for writing to a generated weight."""
+    return RuntimeError(
+        f"the generated weight {name!r} was modified in place, which changes no parameter:"
+        " initialize the network before npas.share, or materialize it first"
+    )
+
+
+def hold(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """Pack a tensor that autograd saves as itself, with its version.
+
+    Detached, which shares memory and version: an output would hold the very node that saves it.
+    """
+    return tensor.detach(), versions(tensor)
+
+
+def give_back(held: object, message: str = MODIFIED) -> Tensor:
+    """Return what `hold` packed; RuntimeError if it was changed in place since."""
+    assert isinstance(held, tuple)
+    if versions(held[0]) != held[1]:
+        raise RuntimeError(message)
+    return held[0]

@@ -1,0 +1,29 @@
+"""Name the shared tensors, which the root module holds as its own parameters."""
+
+from __future__ import annotations
+
+from torch import nn
+
+PREFIX = "npas_"
+SCALES = f"{PREFIX}scales"
+
+
+def shared_names(root: nn.Module) -> list[str]:
+    """Name the root's tensors that weights are generated from, also where parametrized."""
+    found = [*root._parameters, *root._buffers, *getattr(root, "parametrizations", ())]
+    return [name for name in found if name.startswith(PREFIX)]
+
+
+def bank_name(group: int) -> str:
+    """Name the root's parameter that is the bank of the group at this place."""
+    return f"{PREFIX}bank_{group}"
+
+
+def generator_name(kind: str, group: int, templates: int) -> str:
+    """Name a generator's parameter for the layers of a group that mix `templates` templates."""
+    return f"{PREFIX}{kind}_{group}_{templates}"
+
+
+def upsampler_name(layer: int) -> str:
+    """Name the upsampler's weights of the layer at this place in `Allocation.layers`."""
+    return f"{PREFIX}upsampler_{layer}"

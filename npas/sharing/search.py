@@ -1,0 +1,192 @@
+"""Plan the network that groups are learned from, and read from it what tells layers apart.
+
+    apply(model, plan_search(model, 0.1))        # one group, four templates for every layer
+    ...                                          # a short training
+    vectors = search_vectors(model)              # what k-means groups (Plummer et al., 3.2)
+
+All layers, whatever their shapes, mix the same K templates, each a K-th of one bank. A layer sees
+a template as a map of about its matrix's aspect (out x rest) and resizes it to its shape, up or
+down. The resize is linear, so the K maps are mixed first and their mixture is resized once.
+
+The layers start with the same coefficients, which the paper leaves open; see `generators.Alike`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
+from npas.sharing.budget import Budget, BudgetRequest, count_parameters, parse_budget, spell_count
+from npas.sharing.generators import GENERATORS
+from npas.sharing.layers import LayerSpec, find_layers
+from npas.sharing.shapeshift import allocation
+from npas.sharing.upsamplers import UPSAMPLERS
+
+GROUP = "search"
+SMALLEST_TEMPLATE = 4
+
+Names = str | Iterable[str] | None
+
+
+def plan_search(
+    model: nn.Module,
+    budget: str | float,
+    *,
+    generator: str = "wavg",
+    softmax: bool = False,
+    templates: int = 4,
+    include: Names = None,
+    exclude: Names = None,
+    layout: str = "npas",
+) -> Allocation:
+    """Return the allocation of the search for groups; changes nothing.
+
+    The search is allowed what `budget` allows, but no more than the dense network has, nor than
+    makes a template as large as the largest layer: beyond that its values would be skipped. Of that
+    it leaves less than a thousandth, or less than K parameters, unused. `layout="reference"` is the
+    released code's: the bank alone takes the budget, and ends of it may stay unread.
+
+    Raises ValueError for a budget too small to search with; it names the smallest.
+    """
+    specs = [layer.spec for layer in find_layers(model, include, exclude)]
+    kind = "softmax" if softmax else "search"
+    mixing = "avg" if generator == "avg" else f"{kind}_{generator}"
+    scheme = Scheme(mixing, "inter", templates, layout)
+    dense = count_parameters(model)
+    request = parse_budget(budget)
+    if layout == "reference":
+        return _plan_as_released(specs, request, dense, scheme)
+    unshared = dense - sum(spec.size for spec in specs)
+    beside = unshared + GENERATORS[mixing].count([templates] * len(specs))
+    floor = beside + templates * SMALLEST_TEMPLATE
+    largest = max(specs, key=lambda spec: spec.size)
+    ceiling = min(dense, beside + templates * largest.size)
+    allowed = min(request.allowed(dense), max(ceiling, floor))
+    if allowed < floor:
+        raise ValueError(
+            f"budget={request.canonical} allows {allowed:,} parameters, but a search for groups"
+            f" with {templates} templates a layer needs at least {floor:,}: ask for"
+            f" budget={spell_count(floor)} or more, or name the groups yourself"
+        )
+    source = _whole_map(allowed - beside, templates, largest, max(allowed // 1000, len(specs)))
+    maps = {spec.shape: search_map(math.prod(source), spec) for spec in specs}
+    group = _group(specs, math.prod(source), maps | {largest.shape: source}, scheme)
+    used = unshared + group.used
+    assert used <= allowed, (used, allowed)
+    assert not group.unread
+    return Allocation(scheme, Budget(request.canonical, dense, allowed, used), unshared, (group,))
+
+
+def search_map(template: int, layer: LayerSpec) -> tuple[int, int]:
+    """Return the map, rows x columns, that a layer sees in `template` values: the released rule."""
+    rest = layer.size // layer.shape[0]
+    rows = max(1, math.isqrt(template * layer.shape[0] // rest))
+    return rows, template // rows
+
+
+def search_vectors(model: nn.Module) -> dict[str, Tensor]:
+    """Return what each layer of a search mixes by, by name: coefficients, or its embedding.
+
+    Of a softmax these are the logits, as released. ValueError for `avg`, which learns neither.
+    """
+    group, templates = _search_group(model), len(allocation(model).layers[0].templates)
+    tensors = dict(model.named_parameters())
+    for kind in ("embeddings", "coefficients"):
+        if (found := tensors.get(f"npas_{kind}_0_{templates}")) is not None:
+            rows = found.detach().cpu().unbind(0)
+            return {layer.name: row for layer, row in zip(group.layers, rows, strict=True)}
+    raise ValueError("generator='avg' has no coefficients to group layers by: use wavg or emb")
+
+
+def template_gradients(model: nn.Module, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring the gradients of the layers' weights to the space they share: the search's template.
+
+    The common space is the template itself. Gradients pass backwards through a layer's resize (its
+    adjoint), so that each becomes what the layer asks of the shared values, one number a value of
+    the template; layers of any shape then speak of the same parameters, and a positive product says
+    that one step serves both. How strongly a layer reads which template, its coefficients, is left
+    out: it can follow, while a conflict of directions stays.
+    """
+    found = {}
+    for layer in _search_group(model).layers:
+        source = torch.zeros(layer.source, requires_grad=True)
+        with torch.enable_grad():
+            weight = UPSAMPLERS["inter"].weight(source, None, layer.matrix)
+        gradient = gradients[layer.name].detach().float().cpu().reshape(-1)
+        (asked,) = torch.autograd.grad(weight, source, gradient)
+        found[layer.name] = asked.reshape(-1)
+    return found
+
+
+def _whole_map(available: int, templates: int, layer: LayerSpec, slack: int) -> tuple[int, int]:
+    """Choose the largest layer's map such that it reads a template to its last value.
+
+    Of the row counts near the aspect it takes the one that leaves the fewest values over; where
+    even that is more than `slack`, a single row, which leaves less than K.
+    """
+    template = available // templates
+    rows, _ = search_map(template, layer)
+    near = range(max(1, rows * 4 // 5), min(rows * 5 // 4 + 1, template) + 1)
+    best = min(near, key=lambda r: (template % r, abs(r - rows)))
+    if available - templates * (template - template % best) > slack:
+        best = 1
+    return best, template // best
+
+
+def _group(
+    specs: Sequence[LayerSpec],
+    template: int,
+    maps: Mapping[tuple[int, ...], tuple[int, int]],
+    scheme: Scheme,
+) -> GroupAllocation:
+    """Let every layer mix the same templates, each through its own map.
+
+    The released code lays each layer's templates side by side, where a map fills its template only
+    nearly: those of another shape then begin a little later.
+    """
+    layers = []
+    for spec in specs:
+        source = maps[spec.shape]
+        size = math.prod(source)
+        apart = size if scheme.layout == "reference" else template
+        layers.append(
+            LayerAllocation(
+                spec.name,
+                spec.shape,
+                spec.kind,
+                tuple(k * apart for k in range(scheme.max_templates)),
+                size,
+                mixing=scheme.generator,
+                upsampler="inter",
+                source=source,
+            )
+        )
+    return GroupAllocation(GROUP, scheme.max_templates * template, tuple(layers))
+
+
+def _plan_as_released(
+    specs: Sequence[LayerSpec], request: BudgetRequest, dense: int, scheme: Scheme
+) -> Allocation:
+    allowed = min(request.allowed(dense), dense)
+    template = allowed // scheme.max_templates
+    if template < SMALLEST_TEMPLATE:
+        floor = spell_count(scheme.max_templates * SMALLEST_TEMPLATE)
+        raise ValueError(
+            f"budget={request.canonical} is too small to search with: ask for budget={floor} or"
+            " more"
+        )
+    maps = {spec.shape: search_map(template, spec) for spec in specs}
+    group = _group(specs, template, maps, scheme)
+    unshared = dense - sum(spec.size for spec in specs)
+    budget = Budget(request.canonical, dense, allowed, unshared + group.used)
+    return Allocation(scheme, budget, unshared, (group,))
+
+
+def _search_group(model: nn.Module) -> GroupAllocation:
+    groups = allocation(model).groups
+    assert len(groups) == 1 and all(layer.upsampler == "inter" for layer in groups[0].layers)
+    return groups[0]

@@ -1,0 +1,120 @@
+"""Group layers by vectors that tell them apart, and keep the outcome as readable JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from npas._groups import GROUPS_FILE
+from npas._schema import build, join
+from npas.config import SEARCHED
+from npas.tasks._random import derive_key
+
+RESTARTS = 10
+"""Beginnings of k-means, of which the best counts."""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Say which layer is in which group, both in order of depth, and how that was found."""
+
+    method: str  # learned or gradient
+    seed: int
+    num_groups: int
+    epochs: int  # of the search, as are the next two
+    steps: int
+    wall_s: float
+    # For gradient: how far two halves of the batches agree on which layers agree, a correlation.
+    half_agreement: float | None
+    groups: dict[str, str]  # by layer
+    # By layer, what told it apart: coefficients or embedding; for gradient its agreement with all.
+    vectors: dict[str, list[float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data, a layer an entry."""
+        data = asdict(self)
+        groups, vectors = data.pop("groups"), data.pop("vectors")
+        layers = [{"name": k, "group": v, "vector": vectors[k]} for k, v in groups.items()]
+        return {**data, "layers": layers}
+
+
+def from_dict(data: Any) -> Grouping:
+    """Read what `to_dict` returned; ValueError for anything else."""
+    try:
+        head = {key: value for key, value in data.items() if key != "layers"}
+        layers = {layer["name"]: layer for layer in data["layers"]}
+        groups = {name: layer["group"] for name, layer in layers.items()}
+        vectors = {name: layer["vector"] for name, layer in layers.items()}
+        found = build(Grouping, {**head, "groups": groups, "vectors": vectors})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if found.method not in SEARCHED:
+        raise ValueError(f"method must be {join(SEARCHED)}, got {found.method!r}")
+    if len({len(vector) for vector in found.vectors.values()}) != 1:
+        raise ValueError("its layers have vectors of different lengths, or there are none")
+    return found
+
+
+def write(run_dir: Path, grouping: Grouping) -> None:
+    """Write `groups.json`, a line a layer, so that a reader sees all of it or nothing."""
+    head = grouping.to_dict()
+    lines = ",\n".join(f"  {json.dumps(layer)}" for layer in head.pop("layers"))
+    text = f'{json.dumps(head, indent=1)[:-2]},\n "layers": [\n{lines}\n ]\n}}\n'
+    temporary = run_dir / f"{GROUPS_FILE}.{os.getpid()}.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, run_dir / GROUPS_FILE)
+
+
+def read(run_dir: Path) -> Grouping | None:
+    """Read the run's `groups.json`, None if there is none; ValueError if it is damaged."""
+    file = run_dir / GROUPS_FILE
+    try:
+        return from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):  # a run_root that is no folder is said later
+        return None
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): delete it, and the groups are found again"
+        ) from None
+
+
+def by_kmeans(vectors: Sequence[Sequence[float]], num_groups: int, seed: int) -> list[int]:
+    """Cluster vectors as they are, with no normalization, by k-means; return each one's cluster.
+
+    Raises ValueError where there are fewer distinct vectors than groups.
+    """
+    distinct = len({tuple(vector) for vector in vectors})
+    if distinct < num_groups:
+        raise ValueError(
+            f"sharing.num_groups={num_groups}, but the layers mix in {distinct} different ways"
+            f" only: set it to {distinct} or less"
+        )
+    from sklearn.cluster import KMeans
+
+    state = derive_key(seed, "groups") % 2**32
+    kmeans = KMeans(num_groups, n_init=RESTARTS, random_state=state)
+    return [int(label) for label in kmeans.fit(vectors).labels_]
+
+
+def by_agreement(cosines: Sequence[Sequence[float]], num_groups: int) -> list[int]:
+    """Merge the two groups that agree most, on average over their pairs, until `num_groups` stay.
+
+    `cosines` holds the agreement of every pair of layers; returns each layer's cluster.
+    """
+    if num_groups == len(cosines):  # nothing to merge, which scikit-learn refuses of one layer
+        return list(range(num_groups))
+    from sklearn.cluster import AgglomerativeClustering
+
+    distances = [[max(0.0, 1 - cosine) for cosine in row] for row in cosines]
+    linkage = AgglomerativeClustering(num_groups, metric="precomputed", linkage="average")
+    return [int(label) for label in linkage.fit(distances).labels_]
+
+
+def named(labels: Mapping[str, int], method: str) -> dict[str, str]:
+    """Name each layer's group after its first appearance in depth: `learned0`, `learned1`, ..."""
+    places = {label: place for place, label in enumerate(dict.fromkeys(labels.values()))}
+    return {layer: f"{method}{places[label]}" for layer, label in labels.items()}

@@ -1,0 +1,181 @@
+"""Find out which layers should share: train with one group for a while, then group the layers.
+
+`sharing.groups=learned` is the paper's way (Plummer et al. 2022, section 3.2): k-means on the
+coefficients, or layer embeddings, that the search has learned.
+
+`sharing.groups=gradient` goes beyond it. SuperWeights (Teterwak et al., "Learning to Compose
+SuperWeights for Neural Parameter Allocation Search", WACV 2024) objects that similar coefficients
+say nothing of layers whose gradients are in conflict, and groups by the gradients' cosine. So do
+we, after the same search. What differs: we bring gradients of all shapes to the one template that
+the layers share, where SuperWeights crops them to common channels within one kernel size; we
+average many batches of training in place of one in evaluation mode; and we merge by average linkage
+down to a given number of groups, where SuperWeights merges greedily above a threshold.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import math
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from npas import sharing
+from npas._groups import GROUPS_FILE
+from npas.config import Config, search_epochs
+from npas.sharing.search import search_vectors, template_gradients
+from npas.training import grouping as groupings
+from npas.training import seeding
+from npas.training.checkpoint import Checkpoints
+from npas.training.experiment import Experiment
+from npas.training.grouping import Grouping
+from npas.training.loop import Outcome, train
+from npas.training.state import SEARCH, named_checkpoint, starts_anew
+
+log = logging.getLogger(__name__)
+
+GRADIENT_BATCHES = 128
+"""Batches whose gradients are averaged."""
+DIGITS = 7  # of a stored number: what float32 has
+
+
+def stored_grouping(config: Config, run_dir: Path) -> Grouping | None:
+    """Return the grouping that the run has found already, None if it is still to be searched.
+
+    It lies in the run's folder, and with every checkpoint that was trained with it. ValueError if
+    it is damaged or another run's, or if `config.resume` names no checkpoint of this config.
+    """
+    if not search_epochs(config) or starts_anew(config):
+        return None
+    if config.resume == "auto":
+        if (found := groupings.read(run_dir)) is not None:
+            _refuse_another_run(config, found, run_dir)
+            return found
+        checkpoint = Checkpoints(run_dir / "checkpoints").newest()
+    else:
+        checkpoint = named_checkpoint(config)
+    stored = checkpoint.state.get("grouping") if checkpoint else None
+    return groupings.from_dict(stored) if stored else None
+
+
+def _refuse_another_run(config: Config, found: Grouping, run_dir: Path) -> None:
+    settings = config.sharing
+    asked = (settings.groups, settings.num_groups, config.seed, search_epochs(config))
+    if asked != (theirs := (found.method, found.num_groups, found.seed, found.epochs)):
+        keys = ("method", "num_groups", "seed", "epochs")
+        differing = [
+            f"{key}: {there} there, {here} here"
+            for key, there, here in zip(keys, theirs, asked, strict=True)
+            if there != here
+        ]
+        raise ValueError(
+            f"{run_dir / GROUPS_FILE} is of another run ({'; '.join(differing)}): delete it, and"
+            " the groups are found again"
+        )
+
+
+def search_groups(experiment: Experiment, run_dir: Path) -> tuple[Outcome, Grouping | None]:
+    """Train the search's network, group the layers by it and write `groups.json`.
+
+    Goes on from the search's newest checkpoint. The grouping is None where the search diverged.
+    ValueError where the layers cannot be told apart enough.
+    """
+    assert experiment.stage == SEARCH
+    if starts_anew(experiment.config):
+        (run_dir / GROUPS_FILE).unlink(missing_ok=True)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    outcome = train(experiment, run_dir)
+    if outcome.status != "done":
+        reason = f"in the search for groups: {outcome.error}"
+        return replace(outcome, error=reason), None
+    started = time.perf_counter()
+    grouping = _group(experiment, outcome)
+    grouping = replace(grouping, wall_s=outcome.wall_s + time.perf_counter() - started)
+    groupings.write(run_dir, grouping)
+    return outcome, grouping
+
+
+def _group(experiment: Experiment, outcome: Outcome) -> Grouping:
+    config = experiment.config
+    method, num_groups = config.sharing.groups, config.sharing.num_groups
+    assert isinstance(method, str) and num_groups is not None
+    agreement = None
+    if method == "learned":
+        vectors = {k: _plain(row) for k, row in search_vectors(experiment.model).items()}
+        labels = groupings.by_kmeans([*vectors.values()], num_groups, config.seed)
+    else:
+        one, other = (template_gradients(experiment.model, g) for g in mean_gradients(experiment))
+        cosines = agreements([one[name] + other[name] for name in one])
+        agreement = _correlation(agreements([*one.values()]), agreements([*other.values()]))
+        log.info("halves of the batches agree on which layers agree: correlation %.2f", agreement)
+        vectors = {name: _plain(row) for name, row in zip(one, cosines, strict=True)}
+        labels = groupings.by_agreement([*vectors.values()], num_groups)
+    groups = groupings.named(dict(zip(vectors, labels, strict=True)), method)
+    return Grouping(
+        method=method,
+        seed=config.seed,
+        num_groups=num_groups,
+        epochs=outcome.epochs,
+        steps=outcome.steps,
+        wall_s=outcome.wall_s,
+        half_agreement=agreement,
+        groups=groups,
+        vectors=vectors,
+    )
+
+
+def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
+    """Return the mean gradient of each shared layer's weight, over two disjoint sets of batches.
+
+    Taken in training mode and fp32, of `GRADIENT_BATCHES` batches of epochs that the search has not
+    seen, every other one in each set.
+    """
+    config, task, process = experiment.config, experiment.task, experiment.process
+    assert experiment.allocation is not None
+    model = sharing.materialize(copy.deepcopy(experiment.model)).train()
+    names = [layer.name for layer in experiment.allocation.layers]
+    parameters = dict(model.named_parameters())
+    seeding.seed_torch(config.seed, "gradients")
+    halves: list[dict[str, Tensor]] = [{}, {}]
+    batches = itertools.chain.from_iterable(
+        task.train_batches(epoch, config.batch_size, rank=process.rank, world=process.world)
+        for epoch in itertools.count(search_epochs(config))
+    )
+    for place, batch in enumerate(itertools.islice(batches, GRADIENT_BATCHES)):
+        loss, _ = task.loss(model, batch)
+        found = torch.autograd.grad(
+            loss, [parameters[name] for name in names], materialize_grads=True
+        )
+        half = halves[place % 2]
+        for name, gradient in zip(names, found, strict=True):
+            half[name] = half[name] + gradient if name in half else gradient
+    return halves
+
+
+def agreements(vectors: list[Tensor]) -> Tensor:
+    """Return the cosine of every two vectors; shorter ones, whose maps leave an end out, end in 0.
+
+    A layer that gets no gradient agrees with itself alone.
+    """
+    length = max(map(len, vectors))
+    rows_LN = torch.stack([torch.nn.functional.pad(v, (0, length - len(v))) for v in vectors])
+    rows_LN = torch.nn.functional.normalize(rows_LN.double(), dim=1)
+    return (rows_LN @ rows_LN.T).fill_diagonal_(1.0)
+
+
+def _correlation(one: Tensor, other: Tensor) -> float:
+    """Correlate what two matrices say of all pairs; 0 where they say the same of each."""
+    above = torch.ones_like(one, dtype=torch.bool).triu(diagonal=1)
+    pairs = torch.stack([one[above], other[above]])
+    found = float(torch.corrcoef(pairs)[0, 1]) if pairs.shape[1] > 1 else math.nan
+    return found if math.isfinite(found) else 0.0
+
+
+def _plain(row: Tensor) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in row.tolist()]

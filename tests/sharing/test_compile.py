@@ -1,0 +1,185 @@
+"""A shared network compiles whole, trains compiled, and compiles no more than a dense one does."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import bank, loss, mlp, shared
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from zoo import Residual
+
+import npas
+
+ROWS = torch.randn(8, 12, generator=torch.Generator().manual_seed(3))
+CLASSES = torch.arange(8) % 5
+# torch warns of itself where a compiled part, also a dense one, is given activations.
+NON_LEAF = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def train(model: nn.Module, batch: Callable[[nn.Module], Tensor], steps: int = 4) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        batch(model).backward()
+        optimizer.step()
+
+
+def rows_loss(model: nn.Module) -> Tensor:
+    return F.cross_entropy(model(ROWS), CLASSES)
+
+
+def assert_same(model: nn.Module, other: nn.Module, rtol: float = 1e-4) -> None:
+    for (name, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-5, msg=name)
+        assert ours.grad is not None and theirs.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=rtol, atol=1e-5, msg=name)
+
+
+def test_one_graph_without_breaks_serves_every_step() -> None:
+    """The backend compiles nothing here: what Dynamo captures is the promise."""
+    eager, compiled = mlp(), mlp()
+    compiled.compile(fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        train(compiled, rows_loss)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"] and not counters["recompiles"]
+    train(eager, rows_loss)
+    assert_same(compiled, eager)
+    assert list(compiled.state_dict()) == list(eager.state_dict())
+
+
+def test_compiled_weights_follow_their_bank_beside_eager_ones() -> None:
+    model = mlp().eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(compiled(ROWS), model(ROWS))
+            bank(model).mul_(2)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@NON_LEAF
+def test_a_part_can_be_compiled_alone() -> None:
+    eager, mixed = mlp(), mlp()
+    mixed.get_submodule("head").compile(fullgraph=True, backend="aot_eager")
+    for model in (eager, mixed):
+        train(model, rows_loss, steps=2)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert_same(mixed, eager)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget": 0.3},  # resized where the bank is small
+        {"budget": 0.3, "upsampler": "wavg"},
+        {"budget": 2.5, "generator": "emb"},
+    ],
+    ids=str,
+)
+def test_every_way_to_make_a_weight_compiles(options: dict[str, Any]) -> None:
+    eager, compiled = mlp(**options), mlp(**options)
+    compiled.compile(fullgraph=True, backend="aot_eager")
+    for model in (eager, compiled):
+        train(model, rows_loss, steps=2)
+    assert_same(compiled, eager)
+
+
+@pytest.mark.slow
+def test_compiled_autocast_answers_as_eager_autocast_does() -> None:
+    eager, compiled = mlp(), mlp()
+    compiled.compile(fullgraph=True, backend="aot_eager")
+    found = []
+    for model in (eager, compiled):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = rows_loss(model)
+        value.backward()
+        gradient = bank(model).grad
+        assert gradient is not None and gradient.dtype == torch.float32
+        found.append((value.detach(), gradient))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0.02, atol=0.02)
+    assert F.cosine_similarity(found[0][1], found[1][1], dim=0) > 0.99
+
+
+@pytest.mark.slow
+def test_training_by_the_default_compiler_equals_eager_training() -> None:
+    eager, compiled = shared(), shared()
+    compiled.compile(fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        train(compiled, loss)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    train(eager, loss)
+    assert_same(compiled, eager, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_breaks_only_where_torch_says_so() -> None:
+    """`backward` inside a compiled function ends a graph, of a dense network too."""
+
+    def breaks(model: nn.Module) -> int:
+        counters.clear()
+        step = torch.compile(lambda: loss(model).backward(), backend="aot_eager")
+        for _ in range(3):
+            step()
+        return sum(counters["graph_break"].values())
+
+    model, dense = shared(), npas.materialize(shared())
+    assert breaks(model) == breaks(dense)
+
+
+class Broken(Residual):
+    """A network whose author broke the graph in the middle."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images to logits."""
+        x = self.stage1(self.stem(x))
+        torch._dynamo.graph_break()
+        return self.head(self.stage2(self.widen(x)).mean((2, 3)))
+
+
+@pytest.mark.slow
+@NON_LEAF
+def test_a_graph_break_of_the_networks_own_does_no_harm() -> None:
+    torch.manual_seed(0)
+    eager = npas.share(Broken(), 0.4)
+    compiled = torch.compile(copy.deepcopy(eager), backend="aot_eager")
+    for model in (eager, compiled):
+        train(model, loss, steps=3)  # type: ignore[arg-type]
+    assert_same(compiled, eager)  # type: ignore[arg-type]
+
+
+def test_fake_tensors_leave_nothing_behind() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model = npas.share(nn.Sequential(*[nn.Linear(600, 600) for _ in range(3)]), 2.0)
+    inputs = torch.randn(2, 600)
+    expected = model(inputs)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            assert model(mode.from_tensor(inputs)).shape == expected.shape
+    with torch.no_grad():
+        assert torch.equal(model(inputs), expected)
+    model(inputs).sum().backward()
+
+
+def test_make_fx_captures_the_generation() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    model = mlp().eval()
+    graph = make_fx(model)(ROWS)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(ROWS), model(ROWS))
+    assert graph(ROWS).requires_grad

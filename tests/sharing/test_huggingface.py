@@ -1,0 +1,189 @@
+"""Transformers: tied heads, generation with a cache, files, checkpointing and the Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import bank
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
+
+import npas
+
+IDS = torch.randint(2, 50, (4, 8), generator=torch.Generator().manual_seed(0))
+MASK = torch.ones_like(IDS)
+
+
+def bert() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=32, max_position_embeddings=20, hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )  # fmt: skip
+
+
+def gpt2() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=24, bos_token_id=0,
+            eos_token_id=1, pad_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    return model.eval()(IDS, attention_mask=MASK).logits
+
+
+@pytest.mark.parametrize("build", [bert, gpt2])
+def test_tied_heads_stay_tied_through_sharing_files_and_materializing(
+    build: Any, tmp_path: Path
+) -> None:
+    dense = npas.count_parameters(build())
+    model = npas.share(build(), 0.4)
+    assert npas.allocation(model).budget.dense == dense
+    assert npas.count_parameters(model) <= 0.4 * dense
+    npas.save(model, tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert [name for name in stored if "bank" in name] == ["npas_bank_0"]
+    assert sum(value.numel() for value in stored.values()) < 0.5 * dense
+    loaded = npas.load(tmp_path, build())
+    assert torch.equal(logits(loaded), logits(model))
+    inward, outward = loaded.get_input_embeddings(), loaded.get_output_embeddings()  # type: ignore[operator]
+    assert torch.equal(inward.weight, outward.weight)
+    expected = logits(loaded)
+    plain = npas.materialize(loaded)
+    assert torch.equal(logits(plain), expected)
+    inward, outward = plain.get_input_embeddings(), plain.get_output_embeddings()  # type: ignore[operator]
+    assert inward.weight is outward.weight
+    assert npas.count_parameters(plain) == dense
+
+
+@pytest.mark.parametrize("build", [bert, gpt2])
+def test_materialized_networks_go_through_save_pretrained(build: Any, tmp_path: Path) -> None:
+    model = npas.materialize(npas.share(build(), 0.4))
+    model.save_pretrained(tmp_path)  # type: ignore[operator]
+    back = type(model).from_pretrained(tmp_path)  # type: ignore[attr-defined]
+    assert torch.equal(logits(back), logits(model))
+
+
+def test_a_shared_network_saved_as_pretrained_keeps_its_banks_for_the_same_sharing(
+    tmp_path: Path,
+) -> None:
+    """`from_pretrained` knows nothing of banks: `npas.save` is the way, this one works by hand."""
+    model = npas.share(bert(), 0.4)
+    model.save_pretrained(tmp_path)  # type: ignore[operator]
+    stored = load_file(tmp_path / "model.safetensors")
+    assert [name for name in stored if "bank" in name] == ["npas_bank_0"]
+    other = npas.share(bert(), 0.4, seed=5)
+    report = other.load_state_dict(stored, strict=False)
+    assert not report.unexpected_keys
+    assert torch.equal(logits(other), logits(model))
+
+
+def test_generation_with_a_cache_makes_the_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from npas.sharing.bank import BankReader
+
+    made: list[object] = []
+    mix = BankReader.mix
+
+    def counted(self: BankReader, keys: list[int], *rest: Any) -> list[Tensor]:
+        made.extend(keys)
+        return mix(self, keys, *rest)
+
+    monkeypatch.setattr(BankReader, "mix", counted)
+    model = npas.share(gpt2(), 0.4).eval()
+    options = {"attention_mask": MASK, "max_new_tokens": 6, "do_sample": False}
+    cached = model.generate(IDS, **options)  # type: ignore[operator]
+    assert cached.shape[1] > IDS.shape[1] + 1
+    plain = model.generate(IDS, use_cache=False, **options)  # type: ignore[operator]
+    assert len(made) == len(set(made)) == len(npas.allocation(model).layers)
+    dense = npas.materialize(model).generate(IDS, **options)  # type: ignore[operator]
+    assert torch.equal(cached, plain) and torch.equal(cached, dense)
+
+
+@pytest.mark.parametrize("build", [bert, gpt2])
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
+def test_checkpointed_blocks_give_the_same_gradients(build: Any) -> None:
+    found = []
+    for reentrant in (None, False, True):
+        model = npas.share(build(), 0.4).train()
+        if reentrant is not None:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
+        model(IDS, attention_mask=MASK, labels=IDS).loss.backward()
+        found.append(bank(model).grad)
+    for gradient in found[1:]:
+        torch.testing.assert_close(gradient, found[0], rtol=1e-4, atol=1e-6)
+
+
+def test_resizing_embeddings_is_refused_and_changes_nothing() -> None:
+    model = npas.share(bert(), 0.4)
+    expected = logits(model)
+    with pytest.raises(ValueError, match=r"resize the embeddings before npas\.share"):
+        model.resize_token_embeddings(60)  # type: ignore[operator]
+    assert torch.equal(logits(model), expected)
+
+
+class Sentences(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """32 sentences of eight tokens, to be repeated."""
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = torch.randint(2, 50, (8,), generator=torch.Generator().manual_seed(index))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+
+def trainer(model: nn.Module, folder: Path) -> Trainer:
+    """Return a Trainer whose optimizer spares what `no_decay_names` names."""
+    arguments = TrainingArguments(
+        str(folder), max_steps=6, save_steps=3, per_device_train_batch_size=4,
+        learning_rate=1e-2, report_to=[], use_cpu=True, logging_steps=1, disable_tqdm=True,
+    )  # fmt: skip
+    spared = npas.sharing.no_decay_names(model)
+    groups = [
+        {"params": [p for n, p in model.named_parameters() if (n in spared) == alone],
+         "weight_decay": 0.0 if alone else 0.1}
+        for alone in (True, False)
+    ]  # fmt: skip
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    return Trainer(model, arguments, train_dataset=Sentences(), optimizers=(optimizer, None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [bert, gpt2])
+def test_the_trainer_trains_saves_and_resumes(build: Any, tmp_path: Path) -> None:
+    model = npas.share(build(), 0.4)
+    spared = [
+        name for name, p in model.named_parameters() if name in npas.sharing.no_decay_names(model)
+    ]
+    run = trainer(model, tmp_path)
+    run.train()
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert float(losses[-1]) < float(losses[0])
+    assert len(run.optimizer.param_groups[0]["params"]) == len(spared) > 0
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    checkpoint = tmp_path / "checkpoint-3"
+    stored = load_file(checkpoint / "model.safetensors")
+    assert set(stored) <= set(model.state_dict()) and "npas_bank_0" in stored
+
+    other = npas.share(build(), 0.4, seed=5)
+    trainer(other, tmp_path).train(resume_from_checkpoint=str(checkpoint))
+    for name, value in other.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0, msg=name)

@@ -1,0 +1,312 @@
+"""Which tensors are shared: every layer kind found, ties and padding kept, the rest refused."""
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+from zoo import ZOO, Bare, CrossAttention, Recurrences, Tied, Words
+
+import npas
+from npas.sharing.layers import find_layers, is_constant
+
+
+def shared_names(model: nn.Module, **patterns: str | list[str]) -> list[str]:
+    return [layer.spec.name for layer in find_layers(model, **patterns)]
+
+
+def two(first: nn.Module, second: nn.Module | None = None) -> nn.Sequential:
+    return nn.Sequential(first, second or nn.Linear(8, 8))
+
+
+def test_every_layer_kind_is_found() -> None:
+    assert shared_names(Recurrences()) == [
+        "gru.weight_ih_l0", "gru.weight_hh_l0",
+        "gru.weight_ih_l0_reverse", "gru.weight_hh_l0_reverse",
+        "lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.weight_hr_l0",
+        "cell.weight_ih", "cell.weight_hh", "last.weight",
+    ]  # fmt: skip
+    assert shared_names(CrossAttention()) == [
+        "values.weight", "attention.q_proj_weight", "attention.k_proj_weight",
+        "attention.v_proj_weight", "attention.out_proj.weight", "keys.weight",
+    ]  # fmt: skip
+    assert shared_names(Bare()) == [
+        "position", "relative", "layers.0", "layers.1", "ends.first", "mix.weight",
+    ]  # fmt: skip
+    assert shared_names(Words()) == ["embed.weight", "bag.weight", "middle.weight"]
+    volumes = next(s for s in ZOO if s.name == "volumes").make()
+    assert len(shared_names(volumes)) == 6
+
+
+def test_types_are_those_of_the_layers_they_derive_from() -> None:
+    class Special(nn.Conv2d):
+        """A convolution with a habit."""
+
+    model = nn.ModuleDict(
+        {
+            "plain": nn.Conv2d(3, 8, 3),
+            "special": Special(8, 8, 3),
+            "normed": parametrizations.weight_norm(nn.Conv2d(8, 8, 3)),
+            "attention": nn.MultiheadAttention(8, 2),
+            "lstm": nn.LSTM(8, 8),
+            "bare": Bare(),
+        }
+    )
+    kinds = {layer.spec.name: layer.spec.kind for layer in find_layers(model)}
+    assert {kinds[name] for name in kinds if name.split(".")[0] in ("plain", "special")} == {
+        "conv2d"
+    }
+    assert kinds["normed.parametrizations.weight.original1"] == "conv2d"
+    assert kinds["attention.out_proj.weight"] == "linear"
+    assert kinds["attention.in_proj_weight"] == "multiheadattention"
+    assert kinds["lstm.weight_ih_l0"] == "lstm"
+    assert kinds["bare.position"] == "bare"
+    assert kinds["bare.layers.0"] == "parameterlist"
+
+
+def test_tied_weights_stay_tied_count_once_and_answer_to_every_name(tmp_path: Path) -> None:
+    model = Words()
+    assert shared_names(model, exclude="decode.weight") == ["bag.weight", "middle.weight"]
+    dense = npas.count_parameters(model)
+    assert dense == 8 * 12 * 2 + 12 * 12 + 12 + 8
+    npas.share(model, 0.5)
+    assert npas.allocation(model).budget.dense == dense
+    npas.save(model, tmp_path)
+    for twin in (model, npas.load(tmp_path, Words()), copy.deepcopy(model)):
+        words = torch.randn(2, 4, 3)
+        outputs = twin.eval()(words)
+        plain = npas.materialize(twin)
+        assert plain.get_parameter("decode.weight") is plain.get_parameter("embed.weight")
+        assert npas.count_parameters(plain) == dense
+        assert torch.equal(plain(words), outputs)
+
+
+def test_one_module_under_two_names_is_one_layer() -> None:
+    inner = nn.Linear(8, 8)
+    model = nn.ModuleDict({"a": inner, "b": nn.Linear(8, 8), "c": inner})
+    assert shared_names(model) == ["a.weight", "b.weight"]
+    assert shared_names(model, exclude="c.*") == ["b.weight"]
+    npas.share(model, 0.6)
+    assert npas.materialize(model)["a"] is model["c"]
+
+
+def test_padding_gives_no_gradient_and_its_row_is_made_like_any_other() -> None:
+    model = npas.share(nn.Embedding(8, 6, padding_idx=2), 0.5)
+    bank = model.get_parameter("npas_bank_0")
+    assert bool(model(torch.tensor([2])).any()), "the dense row of zeros is not kept"
+    model(torch.tensor([2, 2])).sum().backward()
+    assert bank.grad is not None and not bank.grad.any()
+    model(torch.tensor([2, 3])).sum().backward()
+    with_padding = bank.grad.clone()
+    bank.grad = None
+    model(torch.tensor([3])).sum().backward()
+    assert torch.equal(bank.grad, with_padding)
+
+
+def test_a_tied_decoder_gives_the_padding_row_a_gradient_as_in_the_dense_network() -> None:
+    model = Words()
+    npas.share(model, 0.9, exclude=["bag.weight", "middle.weight"], max_templates=1)
+    (layer,) = npas.allocation(model).layers
+    assert layer.upsampler == "inter"
+    model(-torch.ones(2, 3, 3)).square().sum().backward()  # padding alone
+    bank = model.get_parameter("npas_bank_0").grad
+    assert bank is not None and bool(bank[:8].any())
+
+
+def test_weight_norm_shares_directions_and_keeps_lengths() -> None:
+    model = npas.share(two(parametrizations.weight_norm(nn.Linear(8, 8))), 0.6)
+    assert [layer.name for layer in npas.allocation(model).layers] == [
+        "0.parametrizations.weight.original1",
+        "1.weight",
+    ]
+    lengths = model.get_parameter("0.parametrizations.weight.original0").detach().flatten()
+    weight = model[0].weight.detach()
+    torch.testing.assert_close(weight.norm(dim=1), lengths)
+    plain = npas.materialize(model)
+    parametrize.remove_parametrizations(plain[0], "weight")
+    torch.testing.assert_close(plain[0].weight.detach(), weight)
+
+
+def test_spectral_norm_bounds_the_generated_weight() -> None:
+    model = npas.share(two(parametrizations.spectral_norm(nn.Linear(8, 8))), 0.6)
+    with torch.no_grad():
+        for _ in range(50):  # in training mode, each reading is a step of the power iteration
+            weight = model[0].weight
+    assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("build", "original"),
+    [
+        (
+            lambda: parametrizations.orthogonal(nn.Linear(8, 8)),
+            "0.parametrizations.weight.original",
+        ),
+        (lambda: prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5), "0.weight_orig"),
+        (lambda: nn.utils.spectral_norm(nn.Linear(8, 8)), "0.weight_orig"),
+    ],
+    ids=["orthogonal", "pruned", "spectral_norm of old"],
+)
+def test_a_weight_that_is_computed_shares_its_original(
+    build: Callable[[], nn.Module], original: str
+) -> None:
+    model = npas.share(two(build()), 0.6)
+    assert npas.allocation(model).layers[0].name == original
+    model(torch.randn(2, 8)).square().sum().backward()
+    bank = model.get_parameter("npas_bank_0").grad
+    assert bank is not None and bool(bank.any())
+    inputs = torch.randn(2, 8)
+    with torch.no_grad():
+        outputs = model.eval()(inputs)
+        assert torch.equal(npas.materialize(model)(inputs), outputs)
+
+
+class Holder(nn.Module):
+    """Holds parameters beside a linear layer."""
+
+    def __init__(self, **parameters: Tensor) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        for name, value in parameters.items():
+            self.register_parameter(name, nn.Parameter(value, value.is_floating_point()))
+
+
+def overlapping() -> nn.Module:
+    whole = torch.randn(8, 8)
+    return Holder(whole=whole, part=whole[2:6])
+
+
+def tied_by_data() -> nn.Module:
+    model = two(nn.Linear(8, 8))
+    model[1].weight.data = model[0].weight.data
+    return model
+
+
+def quantized() -> nn.Module:
+    from torch.ao.nn.quantized.dynamic import Linear
+
+    return two(Linear(8, 8))
+
+
+REFUSED = {
+    "meta": (lambda: two(nn.Linear(8, 8, device="meta")), "meta device"),
+    "lazy": (lambda: two(nn.LazyLinear(8)), "'0.weight' has no shape yet: run one batch"),
+    "quantized": (quantized, "'0' is quantized (Linear): share and train the floating-point"),
+    "integers": (
+        lambda: Holder(codes=torch.ones(8, 8, dtype=torch.int8)),
+        "'codes' is quantized (torch.int8)",
+    ),
+    "packed": (
+        lambda: Holder(codes=torch.ones(32, 1, dtype=torch.uint8)),
+        "'codes' is quantized (torch.uint8)",
+    ),
+    "float8": (
+        lambda: Holder(small=torch.randn(8, 8).to(torch.float8_e4m3fn)),
+        "'small' is quantized (torch.float8_e4m3fn)",
+    ),
+    "sparse": (
+        lambda: Holder(sparse=torch.eye(8).to_sparse()),
+        "'sparse' is sparse: make it dense or add it to exclude",
+    ),
+    "expanded": (
+        lambda: Holder(rows=torch.randn(1, 8).expand(8, 8)),
+        "'rows' is an expanded tensor",
+    ),
+    "overlapping": (overlapping, "'whole' and 'part' are two parameters in one memory"),
+    "tied by data": (tied_by_data, "'0.weight' and '1.weight' are two parameters in one memory"),
+    "not finite": (
+        lambda: Holder(table=torch.tensor([[0.0, 1.0], [float("nan"), 2.0]])),
+        "'table' holds values that are not finite",
+    ),
+    "compiled": (
+        lambda: torch.compile(two(nn.Linear(8, 8)), backend="eager"),
+        "wrapped by torch.compile, which keeps the dense parameters: share the network first",
+    ),
+    "wrapped": (lambda: nn.DataParallel(two(nn.Linear(8, 8))), "wrapped by nn.DataParallel"),
+    "shared": (lambda: two(npas.share(nn.Linear(8, 8), 0.5)), "shared already"),
+    "nothing": (lambda: nn.LayerNorm((4, 4)), "no shareable tensor"),
+    "writing": (lambda: two(nn.Embedding(9, 8, max_norm=1.0)), "embedding with max_norm"),
+    "frozen": (lambda: nn.Linear(8, 8).requires_grad_(False), "no shareable tensor"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.ao", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_shared_is_refused_with_a_reason_and_left_alone(name: str) -> None:
+    build, reason = REFUSED[name]
+    model = build()
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match=re.escape(reason)) as error:
+        npas.share(model, 0.5)
+    assert "\n" not in str(error.value)
+    assert list(model.state_dict()) == before
+
+
+def test_a_script_is_refused() -> None:
+    with pytest.warns(FutureWarning):
+        model = torch.jit.script(two(nn.Linear(8, 8)))
+    with pytest.raises(ValueError, match="a ScriptModule, whose parameters are fixed"):
+        npas.share(model, 0.5)
+
+
+@pytest.mark.parametrize("name", ["integers", "packed", "float8", "sparse", "expanded"])
+def test_a_tensor_that_cannot_be_shared_may_stay_outside(name: str) -> None:
+    model = REFUSED[name][0]()
+    other = next(n for n, _ in model.named_parameters() if not n.startswith("linear"))
+    before = model.get_parameter(other)
+    npas.share(model, "80%", exclude=other)
+    assert model.get_parameter(other) is before
+
+
+def test_neighbours_in_one_memory_are_no_overlap() -> None:
+    """As the flat weights of a recurrent layer on a GPU are."""
+    whole = torch.randn(128)
+    model = Holder(first=whole[:64].view(8, 8), second=whole[64:].view(8, 8))
+    assert shared_names(model) == ["first", "second", "linear.weight"]
+
+
+def test_complex_parameters_stay_and_cannot_be_included() -> None:
+    model = Holder(linear2=torch.randn(8, 8))
+    model.register_parameter("waves", nn.Parameter(torch.randn(8, 8, dtype=torch.complex64)))
+    assert shared_names(model) == ["linear2", "linear.weight"]
+    with pytest.raises(ValueError, match="'waves', which is complex"):
+        npas.share(model, 0.9, include="waves")
+
+
+def test_patterns_that_match_nothing_name_near_names() -> None:
+    with pytest.raises(ValueError, match=r"exclude pattern 'agian\.weight'.*'again\.weight'"):
+        npas.plan(Tied(), 0.5, exclude="agian.weight")
+    with pytest.raises(ValueError, match=r"include pattern 'nothing\*' matches no parameter"):
+        npas.plan(Tied(), 0.5, include=["last.bias", "nothing*"])
+
+
+def test_only_equal_values_are_constant() -> None:
+    late = torch.zeros(10, 10)
+    assert is_constant(late)
+    late[9, 9] = 1
+    assert not is_constant(late)
+    assert not is_constant(torch.tensor([[0.0, 1.0]]))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_attention_and_encoders_read_generated_weights_on_every_path(mode: str) -> None:
+    """In evaluation mode an encoder layer hands its weights to one fused operation."""
+    torch.manual_seed(0)
+    model: nn.Module = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2
+    )
+    npas.share(model, 0.5).train(mode == "train")
+    inputs = torch.randn(2, 5, 8)
+    padding = torch.tensor([[False] * 5, [False, False, False, True, True]])
+    with torch.no_grad():
+        outputs = model(inputs, src_key_padding_mask=padding)
+    slow = model(inputs, src_key_padding_mask=padding)
+    torch.testing.assert_close(outputs[~padding[: len(outputs)]], slow[~padding])
+    plain = npas.materialize(copy.deepcopy(model))
+    with torch.no_grad():
+        assert torch.equal(plain(inputs, src_key_padding_mask=padding), outputs)

@@ -1,0 +1,196 @@
+"""State dictionaries, files, copies and dtypes: banks travel as any tensor does."""
+
+import copy
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from tiny import INPUTS, bank, loss, outputs, shared
+from torch import Tensor, nn
+from zoo import Residual
+
+import npas
+
+
+class Wrapper(nn.Module):
+    """Hold a network as trainers do: as an attribute, beside a head of its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.head = nn.Linear(5, 2)
+
+    def training_step(self, inputs: Tensor) -> Tensor:
+        """Return a loss, called by name and not through `forward`."""
+        return self.head(self.model(inputs)).square().mean()
+
+
+def test_every_tensor_stands_once_and_in_a_stable_order() -> None:
+    model, other = (shared(0.1, seed, generator="emb", upsampler="mask") for seed in (0, 3))
+    names = [name for name, _ in model.named_parameters()]
+    for twin in (other, copy.deepcopy(model)):
+        assert names == [name for name, _ in twin.named_parameters()]
+    assert names == [name for name in model.state_dict() if name in set(names)]
+    pointers = [value.data_ptr() for value in model.state_dict().values() if value.numel()]
+    assert len(pointers) == len(set(pointers))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_dict_loads_by_copy_and_by_assignment(assign: bool) -> None:
+    model, other = shared().eval(), shared(seed=5).eval()
+    outputs(other)  # weights are kept; the load must end that
+    assert str(other.load_state_dict(model.state_dict(), assign=assign)) == (
+        "<All keys matched successfully>"
+    )
+    assert torch.equal(outputs(other), outputs(model))
+    loss(other).backward()
+    assert bank(other).grad is not None
+
+
+def test_strict_loading_names_what_is_missing_and_partial_loading_takes_the_rest() -> None:
+    model, other = shared(), shared(seed=5).eval()
+    with pytest.raises(RuntimeError, match="npas_bank_0"):
+        other.load_state_dict(Residual().state_dict())
+    partial = {k: v for k, v in model.state_dict().items() if not k.startswith("npas_coefficients")}
+    report = other.load_state_dict(partial, strict=False)
+    assert report.missing_keys == [k for k in model.state_dict() if "coefficients" in k]
+    assert not report.unexpected_keys
+    assert torch.equal(bank(other), bank(model))
+
+
+@pytest.mark.parametrize("wrap", [Wrapper, nn.Sequential], ids=["attribute", "sequential"])
+def test_as_a_part_of_something_larger_the_bank_takes_its_prefix(wrap: type[nn.Module]) -> None:
+    whole, other = wrap(shared()), wrap(shared(seed=5))  # type: ignore[call-arg]
+    prefix = next(iter(whole.state_dict())).partition(".")[0]
+    assert f"{prefix}.npas_bank_0" in whole.state_dict()
+    assert f"{prefix}.npas_bank_0" in dict(whole.named_parameters())
+    other.load_state_dict(whole.state_dict())
+    inner, loaded = whole.get_submodule(prefix).eval(), other.get_submodule(prefix).eval()
+    assert torch.equal(outputs(loaded), outputs(inner))
+    assert npas.is_shared(inner) and not npas.is_shared(whole)
+    with pytest.raises(ValueError, match=r"pass the module that npas\.share returned"):
+        npas.summary(whole)
+    npas.materialize(inner)
+    assert not any("npas" in name for name in whole.state_dict())
+
+
+def test_a_wrapper_that_calls_its_network_by_name_trains_it() -> None:
+    wrapper = Wrapper(shared())
+    optimizer = torch.optim.Adam(wrapper.parameters(), lr=0.01)
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        losses.append(wrapper.training_step(INPUTS))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+    assert bank(wrapper.model).grad is not None
+
+
+@pytest.mark.parametrize("through_model", [False, True])
+def test_safetensors_writes_no_aliases(tmp_path: Path, through_model: bool) -> None:
+    model, other = shared().eval(), shared(seed=5).eval()
+    path = str(tmp_path / "weights.safetensors")
+    if through_model:
+        save_model(model, path)
+        load_model(other, path)
+    else:
+        save_file(model.state_dict(), path)  # refuses tensors that share memory
+        other.load_state_dict(load_file(path))
+    assert torch.equal(outputs(other), outputs(model))
+    assert set(load_file(path)) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_whole_module_can_be_pickled_with_or_without_a_wrapper(wrapped: bool) -> None:
+    model = shared().eval()
+    whole: nn.Module = nn.Sequential(model) if wrapped else model
+    outputs(model)  # kept weights stay out of the file
+    buffer = io.BytesIO()
+    torch.save(whole, buffer)
+    assert buffer.tell() < 4 * npas.count_parameters(model) + 60_000
+    buffer.seek(0)
+    back = torch.load(buffer, weights_only=False)
+    assert torch.equal(outputs(back), outputs(model))
+    loss(back).backward()
+    name = "0.npas_bank_0" if wrapped else "npas_bank_0"
+    assert back.get_parameter(name).grad is not None
+    assert isinstance(back.get_submodule("0.stem" if wrapped else "stem"), nn.Conv2d)
+
+
+def test_a_state_dict_mapped_from_disk_can_be_assigned(tmp_path: Path) -> None:
+    model, other = shared().eval(), shared(seed=5).eval()
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", mmap=True, weights_only=True)
+    other.load_state_dict(state, assign=True)
+    assert torch.equal(outputs(other), outputs(model))
+
+
+def test_copying_a_part_alone_warns_that_its_bank_is_not_in_it() -> None:
+    model = shared()
+    with pytest.warns(UserWarning, match="copied by itself"):
+        part = copy.deepcopy(model.get_submodule("stage1"))
+    assert not any("npas" in name for name, _ in part.named_parameters())
+    twin = copy.deepcopy(nn.Sequential(model))  # warnings are errors: none here
+    assert "0.npas_bank_0" in dict(twin.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_way_to_a_dtype_takes_banks_and_gradients_along(dtype: torch.dtype) -> None:
+    name = {torch.float16: "half", torch.bfloat16: "bfloat16", torch.float64: "double"}[dtype]
+    expected = outputs(shared().eval()).to(dtype)
+    for model in (getattr(shared(), name)(), shared().to(dtype), shared().type(dtype)):
+        answer = model.eval()(INPUTS.to(dtype))
+        answer.float().square().sum().backward()
+        assert answer.dtype == bank(model).dtype == dtype
+        assert bank(model).grad is not None
+        torch.testing.assert_close(answer, expected, rtol=0.1, atol=0.1)
+        model.to(torch.float32)
+        assert torch.isfinite(outputs(model)).all()
+
+
+def test_a_network_can_change_its_dtype_between_two_steps() -> None:
+    model = shared().eval()
+    loss(model).backward()
+    model.zero_grad()
+    model.bfloat16()
+    model(INPUTS.bfloat16()).sum().backward()
+    assert bank(model).grad is not None and bank(model).grad.dtype == torch.bfloat16  # type: ignore[union-attr]
+
+
+def test_the_default_dtype_decides_only_what_is_built_under_it() -> None:
+    single = shared(2.0, generator="avg").eval()
+    expected = outputs(single)
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = shared().eval()
+        assert outputs_of_double(double).dtype == torch.float64
+        assert torch.equal(outputs(single), expected)
+        loss(single).backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert bank(double).dtype == torch.float64
+    assert bank(single).grad.dtype == torch.float32  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def outputs_of_double(model: nn.Module) -> Tensor:
+    return model(INPUTS.double())
+
+
+def test_a_network_moves_to_the_meta_device_and_back_to_empty_memory() -> None:
+    model = shared().eval()
+    state = model.state_dict()
+    empty = copy.deepcopy(model).to("meta")
+    assert empty(INPUTS.to("meta")).device.type == "meta"
+    empty.to_empty(device="cpu").load_state_dict(state)
+    assert torch.equal(outputs(empty), outputs(model))
+
+
+def test_memory_format_and_shared_memory_change_no_output() -> None:
+    model = shared().eval()
+    expected = outputs(model)
+    model.to(memory_format=torch.channels_last).share_memory()
+    torch.testing.assert_close(outputs(model), expected, rtol=1e-4, atol=1e-5)
