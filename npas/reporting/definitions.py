@@ -15,7 +15,7 @@ from npas.reporting.compose import compose
 from npas.reporting.tables import Row, Table
 
 DIGITS_BUDGETS = ("0.02", "0.05", "0.1", "0.25", "0.5", "1", "2", "4")
-GROUPS_BUDGETS = ("0.02", "0.05")
+GROUPS_BUDGETS = ("0.05",)
 GROUPS = 4
 NARROW_BUDGETS = ("0.05", "0.1", "0.25", "0.5")
 CIFAR_BUDGETS = ("0.05", "0.1", "0.25", "0.5", "1", "1.5", "2")
