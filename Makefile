@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 QUIET_THREADS := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint type format bench table reproduce-table clean-runs
+.PHONY: help install train test test-slow lint type format bench zoo table reproduce-table clean-runs
 
 help:  ## list these targets
 	@awk -F ":.*## " '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ format: $(READY)  ## rewrite the code in its style
 
 bench: $(READY)  ## time a shared training step beside the dense one
 	$(QUIET_THREADS) $(BIN)/python scripts/bench.py $(ARGS)
+
+zoo: $(READY)  ## share 130 public architectures, those results/zoo lacks (hours for all)
+	$(QUIET_THREADS) $(BIN)/python scripts/zoo.py $(ARGS)
 
 table: $(READY)  ## print a table from the committed results (TABLE=digits)
 	$(BIN)/npas-table $(TABLE)

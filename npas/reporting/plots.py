@@ -33,19 +33,25 @@ def accuracy_against_parameters(
     with rc_context({"svg.hashsalt": table.name}):  # the same file from the same results
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.add_subplot()
-        for series, values in points.items():
+        # One budget: who is compared stands along the axis, not the parameters.
+        alone = len(points) > 2 and all(len(values) == 1 for values in points.values())
+        for place, (series, values) in enumerate(points.items()):
             parameters, means, spreads = zip(*sorted(values), strict=True)
-            bars = axes.errorbar(
-                parameters, means, yerr=spreads, marker="o", capsize=3, label=series
-            )
-            if len(means) == 1:  # what the others are compared with
+            across = [place] if alone else parameters
+            bars = axes.errorbar(across, means, yerr=spreads, marker="o", capsize=3, label=series)
+            if len(means) == 1 and not alone:  # what the others are compared with
                 axes.axhline(means[0], color=bars.lines[0].get_color(), linestyle=":")
-        axes.set_xscale("log")
-        axes.set_xlabel("trainable parameters")
+        if alone:
+            names = [f"{name}\n{values[0][0]:,}" for name, values in points.items()]
+            axes.set_xticks(range(len(names)), names, fontsize="small")
+            axes.set_xlabel("and trainable parameters")
+        else:
+            axes.set_xscale("log")
+            axes.set_xlabel("trainable parameters")
+            axes.legend()
         axes.set_ylabel(table.heading)
         axes.set_title(table.title, fontsize="medium")
         axes.grid(alpha=0.3)
-        axes.legend()
         paths = [Path(f"{stem}.png"), Path(f"{stem}.svg")]
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)

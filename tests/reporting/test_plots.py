@@ -1,5 +1,6 @@
 """Plots come from result files alone, and the same results give the same files."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,23 @@ def test_a_plot_is_written_as_png_and_svg(tmp_path: Path, keep: Callable[..., Pa
     assert b"<svg" in first[1]
     plots.accuracy_against_parameters(TABLE, cells, tmp_path / "plots" / "tiny")
     assert [path.read_bytes() for path in paths] == first
+
+
+def test_at_one_budget_the_series_stand_side_by_side(
+    tmp_path: Path, keep: Callable[..., Path]
+) -> None:
+    rows = tuple(
+        Row(groups, ("+exp=digits", "budget=0.1", f"sharing.groups={groups}"), groups)
+        for groups in ("single", "type", "shape")
+    )
+    for row in rows:
+        assert row.words is not None
+        keep(tmp_path, *row.words)
+    table = dataclasses.replace(TABLE, rows=rows)
+    png, svg = plots.accuracy_against_parameters(
+        table, tables.load(table, tmp_path), tmp_path / "x"
+    )
+    assert png.exists() and "and trainable parameters" in svg.read_text()
 
 
 def test_without_results_there_is_no_plot(tmp_path: Path) -> None:

@@ -175,7 +175,8 @@ def learns(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < FACTOR * losses[0]
+    # Once a loss is near zero, Adam at this rate may throw it up for a step.
+    assert min(losses[-3:]) < FACTOR * losses[0]
 
 
 @torch.no_grad()
