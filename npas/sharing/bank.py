@@ -27,8 +27,8 @@ MODIFIED = (
     "a bank or its coefficients were modified in place between forward and backward, so the"
     " gradients would be wrong: step the optimizer after backward"
 )
-PIECE = 1 << 17
-"""Values a layer that are gathered at a time on a CPU: a block's pieces fit its cache."""
+PIECE = 1 << 18
+"""Values of a template that a CPU reads at a time, fewer for a block: its pieces fit the cache."""
 
 
 class BankReader:
@@ -145,9 +145,9 @@ def _templates(
     return torch.stack([bank_P[p + part.start : p + part.stop] for p in positions])
 
 
-def _pieces(size: int, like: Tensor) -> list[slice]:
+def _pieces(size: int, like: Tensor, layers: int = 1) -> list[slice]:
     """Cut a template into pieces that stay in a CPU's cache; a GPU takes it whole."""
-    piece = PIECE if like.is_cpu else size
+    piece = max(PIECE // layers, PIECE // 4) if like.is_cpu else size
     return [slice(start, min(start + piece, size)) for start in range(0, size, piece)]
 
 
@@ -236,9 +236,9 @@ def _gather(
     """Add alpha^T G to the regions and return G T^T, the gradient of alpha_LK."""
     size = gradients_N[0].numel()
     gradient_LK = torch.zeros_like(alpha_LK)
-    for part in _pieces(size, bank_P):
-        stacked_LN = torch.stack([gradient_N[part] for gradient_N in gradients_N])
-        stacked_LN = stacked_LN.to(bank_P.dtype)
+    for part in _pieces(size, bank_P, len(gradients_N)):
+        parts = [gradient_N[part] for gradient_N in gradients_N]
+        stacked_LN = (torch.stack(parts) if len(parts) > 1 else parts[0][None]).to(bank_P.dtype)
         gradient_LK.addmm_(stacked_LN, _templates(bank_P, positions, size, part).T)
         row = 0
         for region_RN in regions:
