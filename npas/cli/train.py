@@ -187,14 +187,12 @@ def _config_file(config: Config, folder: Path) -> Iterator[None]:
     """Put config.yaml into the run's folder; leave no folder if the run cannot begin."""
     from omegaconf import OmegaConf
 
+    from npas.tasks._files import write_whole
+
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    file, temporary = folder / "config.yaml", folder / f"config.yaml.{os.getpid()}.tmp"
-    try:
-        OmegaConf.save(OmegaConf.create(schema.to_dict(config)), temporary)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    file = folder / "config.yaml"
+    write_whole(file, OmegaConf.to_yaml(OmegaConf.create(schema.to_dict(config))))
     try:
         yield
     except ValueError:

@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import tempfile
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -25,7 +23,7 @@ from typing import Any
 
 from npas.config import RECIPE_VERSION
 from npas.reporting.environment import Git, Hardware, environment
-from npas.tasks._files import give_usual_mode
+from npas.tasks._files import write_whole
 
 __all__ = [
     "FILE_NAME",
@@ -157,17 +155,7 @@ def write(run_dir: str | Path, result: Result) -> Path:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=FILE_NAME, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        give_usual_mode(Path(temporary))
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(path, text)
     return path
 
 

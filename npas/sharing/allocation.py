@@ -32,8 +32,9 @@ class LayerAllocation:
 
     `templates` are the positions in the bank where its K templates start, each `template_size`
     values long; none for an ordinary parameter. `mixing` is `none` (one template, no
-    coefficients), `avg`, `wavg` or `emb`. An upsampled layer has one template, smaller than its
-    weight: `source` is its matrix form, `learned` the shape of the upsampler's own weights.
+    coefficients), `avg`, `wavg` or `emb`. An upsampled layer has one template (in a search
+    for groups K) not of its weight's size: `source` is its matrix form, `learned` the shape of the
+    upsampler's own weights.
     `scale` is the place of the layer's fixed scale in the network's list of scales.
     """
 

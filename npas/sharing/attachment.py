@@ -16,7 +16,6 @@ from npas.sharing.weights import SharedWeights
 
 _SHARED_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
-
 _ROUNDING: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("forward",),
     nn.MultiheadAttention: ("forward",),
@@ -76,10 +75,6 @@ def rounds_under_autocast(layer: Layer) -> bool:
         == ("Conv1D", "transformers.pytorch_utils")
         for owner, _ in layer.owners
     )
-
-
-def _full_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__name__}"
 
 
 def open_passes(root: nn.Module, shared: SharedWeights) -> None:

@@ -50,7 +50,7 @@ class Average:
 
     def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
         """Return 1/K everywhere."""
-        return torch.full((layers, templates), 1 / templates)
+        return torch.full((layers, templates), 1 / templates, device="cpu")
 
 
 class WeightedAverage:
@@ -104,9 +104,8 @@ class Embedding:
 class Alike:
     """Let all layers start with the same coefficients, so that what tells them apart was learned.
 
-    Orthogonal rows lie far apart from the start. On the digits a short search moved them by a fifth
-    of their length, so that k-means found the initial draw again; from equal rows, seeds agreed on
-    which layers lie near each other (correlation 0.5 to 0.6, where it had been 0.0 to 0.1).
+    Orthogonal rows lie far apart from the start, and a short search moves them little, so that
+    k-means would find the initial draw again.
     With `softmax` the coefficients are the logits of those that mix, as in the released search.
     """
 

@@ -23,6 +23,7 @@ from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation
 from npas.sharing.budget import Budget, BudgetRequest, count_parameters, parse_budget, spell_count
 from npas.sharing.generators import GENERATORS
 from npas.sharing.layers import LayerSpec, find_layers
+from npas.sharing.names import generator_name
 from npas.sharing.shapeshift import allocation
 from npas.sharing.upsamplers import UPSAMPLERS
 
@@ -96,7 +97,7 @@ def search_vectors(model: nn.Module) -> dict[str, Tensor]:
     group, templates = _search_group(model), len(allocation(model).layers[0].templates)
     tensors = dict(model.named_parameters())
     for kind in ("embeddings", "coefficients"):
-        if (found := tensors.get(f"npas_{kind}_0_{templates}")) is not None:
+        if (found := tensors.get(generator_name(kind, 0, templates))) is not None:
             rows = found.detach().cpu().unbind(0)
             return {layer.name: row for layer, row in zip(group.layers, rows, strict=True)}
     raise ValueError("generator='avg' has no coefficients to group layers by: use wavg or emb")

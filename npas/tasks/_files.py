@@ -1,4 +1,4 @@
-"""Keep files in order that several processes share: locks that leave no trace, modes as usual."""
+"""Keep files in order that several processes share: locks, whole files, modes as usual."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import errno
 import logging
 import os
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -42,7 +44,13 @@ def _take(path: Path, wait: bool) -> IO[str]:
     import fcntl
 
     for _ in range(TRIES):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # a file, or a folder that was there a moment ago
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISDIR(path.parent.stat().st_mode):
+                    raise
+            continue
         with contextlib.suppress(FileNotFoundError):  # its last holder has removed it
             file = open(path, "w")  # noqa: SIM115 (open for as long as the lock is held)
             try:
@@ -57,6 +65,22 @@ def _take(path: Path, wait: bool) -> IO[str]:
                 file.close()
                 raise
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the whole new one, also after a crash."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        give_usual_mode(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink()
+        raise
 
 
 def give_usual_mode(path: Path) -> None:

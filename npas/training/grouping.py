@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from npas._groups import GROUPS_FILE
 from npas._schema import build, join
 from npas.config import SEARCHED
+from npas.tasks._files import write_whole
 from npas.tasks._random import derive_key
 
 RESTARTS = 10
@@ -64,9 +64,7 @@ def write(run_dir: Path, grouping: Grouping) -> None:
     head = grouping.to_dict()
     lines = ",\n".join(f"  {json.dumps(layer)}" for layer in head.pop("layers"))
     text = f'{json.dumps(head, indent=1)[:-2]},\n "layers": [\n{lines}\n ]\n}}\n'
-    temporary = run_dir / f"{GROUPS_FILE}.{os.getpid()}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, run_dir / GROUPS_FILE)
+    write_whole(run_dir / GROUPS_FILE, text)
 
 
 def read(run_dir: Path) -> Grouping | None:

@@ -137,7 +137,7 @@ def test_a_full_disk_is_one_line_and_the_run_has_failed(
     assert run(*WORDS).code == 0
 
 
-@pytest.mark.parametrize("what", ["npas.reporting.results.write", "omegaconf.OmegaConf.save"])
+@pytest.mark.parametrize("what", ["npas.reporting.results.write", "npas.tasks._files.write_whole"])
 def test_a_disk_too_full_for_the_runs_files_is_one_line(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
