@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from npas.sharing import (
         Allocation,
         count_parameters,
+        fold,
         is_shared,
         load,
         materialize,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         plan,
         save,
         share,
+        similarity,
         summary,
     )
     from npas.sharing.shapeshift import allocation
@@ -28,6 +30,7 @@ __all__ = [
     "Allocation",
     "allocation",
     "count_parameters",
+    "fold",
     "is_shared",
     "load",
     "materialize",
@@ -35,6 +38,7 @@ __all__ = [
     "plan",
     "save",
     "share",
+    "similarity",
     "summary",
 ]
 

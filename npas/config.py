@@ -21,19 +21,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from npas._groups import is_path, read_groups
-from npas._schema import above, at_least, at_most, below, build, convert, join, keys_of
+from npas._nodes import GROUPINGS as GROUPINGS
+from npas._nodes import LONGEST, SearchConfig
+from npas._nodes import SEARCHED as SEARCHED
+from npas._nodes import SharingConfig as SharingConfig
+from npas._schema import above, at_least, at_most, below, build, convert, keys_of
 
 # Raised by one when a fix changes what an unchanged config trains to, since results from before it
 # cannot stand beside results from after it. It is a key of every stored config and part of every
 # hash.
 RECIPE_VERSION = 1
 
-LONGEST = 1_000_000  # epochs, or images a batch: more is a slip, and may fill the memory
-
 DENSE = "dense"  # the budget that trains the dense network and shares nothing
-
-SEARCHED = ("learned", "gradient")  # groupings that a short training of their own has to find
-GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
 
 # The keys that do not decide the result and enter no hash. A node stands for all of its keys.
 HASH_EXCLUDED = frozenset(
@@ -45,6 +44,7 @@ HASH_EXCLUDED = frozenset(
         "verbose",
         "data.root",
         "data.download",
+        "sharing.lsm_every",
         "sharing.recompute",
         "trainer",
         "wandb",
@@ -62,77 +62,16 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class SearchConfig:
-    """Say how groups are found where sharing.groups is learned or gradient.
+class OptimConfig:
+    """Hold the optimizer's settings; from each milestone, an epoch, on the rate is times `gamma`.
 
-    The search trains one group inside the run's budget, but never more than the dense count, for
-    `epochs` of its own (null: a tenth of the run's), in which it runs through the whole schedule.
+    `momentum` is AdamW's first beta, too.
     """
 
-    epochs: int | None = None
-    softmax: bool = False
-    templates: int = 4
-
-    def __post_init__(self) -> None:
-        at_least("sharing.search.epochs", self.epochs, 1)
-        at_most("sharing.search.epochs", self.epochs or 1, LONGEST)
-        at_least("sharing.search.templates", self.templates, 2)
-
-
-@dataclass(frozen=True)
-class SharingConfig:
-    """Hold the keywords of `npas.share`; `templates` takes the place of a budget."""
-
-    generator: Literal["avg", "wavg", "emb"] = "wavg"
-    upsampler: Literal["inter", "repeat", "mask", "wavg"] = "inter"
-    groups: dict[str, str] | str = "single"
-    num_groups: int | None = None
-    max_templates: int = 8
-    templates: int | None = None
-    include: list[str] | None = None
-    exclude: list[str] | None = None
-    layout: Literal["npas", "reference"] = "npas"
-    recompute: bool = False
-    search: SearchConfig = field(default_factory=SearchConfig)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.groups, str) and self.groups not in GROUPINGS:
-            raise ValueError(
-                f"sharing.groups must be {join(GROUPINGS)}, a mapping of layer patterns to groups, "
-                "as 'sharing.groups={stages.0.*: a}', or the folder of a run that found some; "
-                f"{self.groups!r} is none of these"
-            )
-        counted = self.groups in ("random", *SEARCHED)
-        if counted and self.num_groups is None:
-            raise ValueError(
-                f"sharing.groups={self.groups} needs to know how many: set sharing.num_groups"
-            )
-        if not counted and self.num_groups is not None:
-            raise ValueError(
-                f"sharing.num_groups={self.num_groups} is for sharing.groups=random, learned or "
-                "gradient: set it to null"
-            )
-        if self.groups in SEARCHED and self.templates is not None:
-            raise ValueError(
-                f"sharing.templates={self.templates} needs groups of one shape, and "
-                f"sharing.groups={self.groups} finds others: set a budget in place of templates"
-            )
-        if self.groups == "learned" and self.generator == "avg":
-            raise ValueError(
-                "sharing.groups=learned groups layers by their coefficients, and "
-                "sharing.generator=avg has none: choose wavg or emb"
-            )
-        at_least("sharing.num_groups", self.num_groups, 1)
-        at_least("sharing.max_templates", self.max_templates, 1)
-        at_least("sharing.templates", self.templates, 1)
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Hold SGD's settings; each milestone is an epoch before which the rate takes `gamma`."""
-
+    name: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
+    beta2: float = 0.999
     nesterov: bool = True
     weight_decay: float = 5e-4
     milestones: list[int] = field(default_factory=list)
@@ -143,10 +82,12 @@ class OptimConfig:
         above("optim.lr", self.lr, 0)
         at_least("optim.momentum", self.momentum, 0)
         below("optim.momentum", self.momentum, 1)
+        at_least("optim.beta2", self.beta2, 0)
+        below("optim.beta2", self.beta2, 1)
         at_least("optim.weight_decay", self.weight_decay, 0)
         above("optim.gamma", self.gamma, 0)
         at_least("optim.warmup_epochs", self.warmup_epochs, 0)
-        if self.nesterov and self.momentum == 0:
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError(
                 "optim.nesterov=true needs momentum: set optim.momentum above 0 or "
                 "optim.nesterov=false"
@@ -306,9 +247,18 @@ def ignored(config: Config) -> dict[str, str]:
             idle |= {f"search.{key.name}": reason for key in dataclasses.fields(SearchConfig)}
         elif config.sharing.generator == "avg":
             idle |= {"search.softmax": "sharing.generator=avg has no coefficients"}
+        if config.sharing.generator == "avg":
+            idle |= {
+                key: "sharing.generator=avg has no coefficients"
+                for key in ("coefficients", "lsm_regularizer", "lsm_every")
+            }
         for key, value, default in _settings(config.sharing, "sharing."):
             if value != default and key.removeprefix("sharing.") in idle:
                 found[key] = idle[key.removeprefix("sharing.")]
+    unread = "nesterov" if config.optim.name == "adamw" else "beta2"
+    for key, value, default in _settings(config.optim, "optim."):
+        if key == f"optim.{unread}" and value != default:
+            found[key] = f"optim.name={config.optim.name} has no {unread}"
     milestones = config.optim.milestones
     if milestones and milestones[0] >= config.epochs:
         found["optim.milestones"] = f"epochs={config.epochs} ends before the first of them"

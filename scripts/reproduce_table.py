@@ -96,7 +96,8 @@ def write(table: Table, results: Path) -> None:
     page.write_text(tables.markdown(table, cells), encoding="utf-8")
     print(f"wrote {page}")
     if plots.available():
-        for path in plots.accuracy_against_parameters(table, cells, page.with_suffix("")):
+        draw = table.draw or plots.accuracy_against_parameters
+        for path in draw(table, cells, page.with_suffix("")):
             print(f"wrote {path}")
 
 

@@ -66,7 +66,7 @@ WRONG = [
     ({"epochs": 2_000_000}, "epochs must be at most 1000000, got 2000000"),
     ({"batch_size": 2_000_000}, "batch_size must be at most 1000000, got 2000000"),
     ({"SEED": 1}, "unknown key 'SEED': did you mean 'seed'?"),
-    ({"optim__foo": {"bar": 1}}, "unknown key 'optim.foo.bar': optim has gamma"),
+    ({"optim__foo": {"bar": 1}}, "unknown key 'optim.foo.bar': optim has beta2"),
     ({"optmi": {"xyz": 1}}, "unknown key 'optmi.xyz': there are batch_size"),
     ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
     ({"epochs": ""}, "epochs must be a whole number, got ''"),
@@ -173,10 +173,13 @@ OTHER = {
     "data.split": "45k",
     "sharing.generator": "emb",
     "sharing.upsampler": "mask",
+    "sharing.coefficients": "sparse",
+    "sharing.lsm_regularizer": 0.1,
     "sharing.groups": "type",
     "sharing.include": ["a"],
     "sharing.exclude": ["a"],
     "sharing.layout": "reference",
+    "optim.name": "adamw",
     "optim.milestones": [1],
     "trainer.device": "cpu",
     "wandb.mode": "online",
@@ -186,6 +189,7 @@ OTHER = {
 }
 # Keys that only ever come together with another, or have one valid value.
 TOGETHER = {
+    "optim.beta2",
     "sharing.num_groups",
     "sharing.templates",
     "sharing.search.epochs",
@@ -323,6 +327,14 @@ def test_templates_leave_upsampler_and_max_templates_without_effect() -> None:
 def test_a_schedule_that_ends_before_its_first_milestone_says_so() -> None:
     assert "optim.milestones" in ignored(checked(epochs=5, optim__milestones=[5, 8]))
     assert not ignored(checked(epochs=6, optim__milestones=[5, 8]))
+
+
+def test_each_optimizer_says_which_settings_it_has_not() -> None:
+    assert ignored(checked(optim__beta2=0.9)) == {"optim.beta2": "optim.name=sgd has no beta2"}
+    adamw = checked(optim__name="adamw", optim__nesterov=False)
+    assert ignored(adamw) == {"optim.nesterov": "optim.name=adamw has no nesterov"}
+    assert config_hash(adamw) == config_hash(checked(optim__name="adamw"))
+    assert not ignored(checked(optim__name="adamw", optim__beta2=0.9, optim__momentum=0))
 
 
 GOLDEN = "de6e28b232daa526c80d5b7719ba2514a6156fa9170d2c0d0d4123c8eccc364a"

@@ -24,8 +24,9 @@ FLOORS = {
     "models": 2,
     "sharing": 1,
     "config": 0,
-    "_schema": -1,  # what the schema itself stands on
+    "_nodes": -1,  # parts of the schema, and what it stands on
     "_groups": -1,
+    "_schema": -2,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = sorted(
@@ -143,6 +144,10 @@ def test_an_experiment_opens_with_its_lab_note(path: Path) -> None:
 def test_every_experiment_is_there() -> None:
     there = {path.stem for path in EXPERIMENTS}
     assert {"digits", "wrn_cifar10", "wrn_cifar100", "resnet50_imagenet"} <= there
+    assert {"digits_swrn", "swrn_cifar10", "swrn_cifar100", "swrn_imagenet"} <= there
+    # Every network of the soft sharing poster's tables.
+    assert {f"{name}_cifar{n}" for name in ("densenet", "resnext") for n in (10, 100)} <= there
+    assert {f"{name}_imagenet" for name in ("densenet264", "resnet200", "wrn50_2")} <= there
 
 
 # --- commands in the documents

@@ -20,14 +20,6 @@ NAME = "npas-eval"
 
 
 @dataclass(frozen=True)
-class Data:
-    """Say where the data lie; null: where the run found them."""
-
-    root: str | None = None
-    download: bool | None = None
-
-
-@dataclass(frozen=True)
 class Evaluate:
     """Hold npas-eval's keys."""
 
@@ -35,7 +27,7 @@ class Evaluate:
     split: Literal["test", "val"] = "test"
     format: Literal["table", "json"] = "table"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    data: Data = field(default_factory=Data)
+    data: runs.Data = field(default_factory=runs.Data)
 
     def __post_init__(self) -> None:
         if not self.run:
@@ -60,22 +52,11 @@ def check(raw: dict[str, Any]) -> Evaluate:
 def run(options: Evaluate) -> Job:
     """Print the metrics of the run's newest checkpoint."""
     assert options.run is not None
-    changes = {
-        "trainer.device": options.device,
-        "data.root": options.data.root,
-        "data.download": options.data.download,
-    }
-    try:
-        experiment = runs.restore(options.run, changes)
-    except ValueError as error:  # it may name the run's key, and ours is another
-        raise ValueError(str(error).replace("trainer.device", "device")) from None
+    experiment = runs.restore_to_measure(options.run, options.device, options.data, options.split)
     from npas.training.metrics import Diverged, measure
     from npas.training.precision import Precision
 
     config, task, device = experiment.config, experiment.task, experiment.process.device
-    if options.split == "val" and not task.has_validation:
-        raise ValueError(f"the run held no data out (data.split={config.data.split}): split=test")
-    task.setup()
     precision = Precision(config.precision, device)
     try:
         metrics = measure(task, experiment.model, precision, options.split)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
 
     from npas.sharing import Allocation
     from npas.training import Experiment
+
+
+@dataclass(frozen=True)
+class Data:
+    """Say where the data of a stored run lie; null: where the run found them."""
+
+    root: str | None = None
+    download: bool | None = None
 
 
 def check(raw: Mapping[str, Any]) -> Config:
@@ -58,6 +67,24 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
             (raw[node] if node else raw)[leaf] = value
     experiment = build(check(raw), from_dict(grouping) if grouping else None)
     experiment.model.load_state_dict(checkpoint.tensors("model"))
+    return experiment
+
+
+def restore_to_measure(run: str, device: str, data: Data, split: str) -> Experiment:
+    """Build a run's experiment with its trained weights and read its data; ValueError."""
+    changes = {
+        "trainer.device": device,
+        "data.root": data.root,
+        "data.download": data.download,
+    }
+    try:
+        experiment = restore(run, changes)
+    except ValueError as error:  # it may name the run's key, and ours is another
+        raise ValueError(str(error).replace("trainer.device", "device")) from None
+    if split == "val" and not experiment.task.has_validation:
+        held = experiment.config.data.split
+        raise ValueError(f"the run held no data out (data.split={held}): split=test")
+    experiment.task.setup()
     return experiment
 
 

@@ -145,6 +145,7 @@ def _train(experiment: Experiment, folder: Path) -> Result:
         peak_memory_bytes=outcome.peak_memory_bytes,
         dataset=Dataset(experiment.task.name, experiment.task.source),
         error=outcome.error,
+        history=outcome.history,
         search=None
         if found is None
         else Search(found.method, found.num_groups, found.epochs, found.steps, found.wall_s),
@@ -222,9 +223,9 @@ def _summary(result: Result) -> str:
     budget, metrics = result.budget, result.metrics
     assert budget is not None and metrics is not None  # the schema's promise for a run that is done
     text = f"asked {budget.asked}, allowed {budget.allowed:,}, used {budget.used:,} parameters"
-    for name, figures in (("test accuracy", metrics.last), ("chosen on val", metrics.selected)):
-        if figures is not None and (accuracy := figures.get("accuracy")) is not None:
-            text += f"; {name} {accuracy:.2f}%"
+    for name, figures in (("test", metrics.last), ("chosen on val", metrics.selected)):
+        for metric, value in list((figures or {}).items())[:1]:  # the first is the one that counts
+            text += f"; {name} {metric} {value:.2f}%"
     return text
 
 

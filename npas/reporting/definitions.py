@@ -1,17 +1,17 @@
 """The tables that can be reproduced, as data: which runs each row is, and what it stands beside.
 
-A new table is one more function here and its entry in `_TABLES`.
+A new table is one more function, here or in soft_sharing.py, and its entry in `_TABLES`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 from npas import models
-from npas.config import GROUPINGS, SEARCHED, Config
-from npas.reporting import published
+from npas.config import GROUPINGS, SEARCHED
+from npas.reporting import published, soft_sharing
 from npas.reporting.compose import compose
+from npas.reporting.counts import dense_count
 from npas.reporting.tables import Row, Table
 
 DIGITS_BUDGETS = ("0.02", "0.05", "0.1", "0.25", "0.5", "1", "2", "4")
@@ -108,7 +108,7 @@ def _wrn_cifar(classes: int, with_cutout: list[Row]) -> Table:
         ),
         note="Our runs train on all 50,000 training images with flips, crops and cutout. SSN rows"
         " are WRN 28-10 inside the budget; SWRN d-w-k is soft sharing with k templates. Rows"
-        " without cutout are published figures only: that recipe is not ours.",
+        " without cutout and soft sharing are published figures only here: table swrn runs them.",
         as_error=True,
     )
 
@@ -152,22 +152,6 @@ def narrow_width(exp: str, budget: str) -> float:
     return fitting / WIDTH_STEPS
 
 
-def dense_count(config: Config, width: float) -> int:
-    """Count the dense network's parameters at this width, without making its tensors."""
-    import torch
-
-    from npas import tasks
-    from npas.sharing.budget import count_parameters
-
-    task = tasks.family(config.task.family).Task(
-        config.task, config.data, seed=config.seed, device=torch.device("cpu")
-    )
-    with torch.device("meta"):
-        family = models.family(config.model.family)
-        model = family.build(dataclasses.replace(config.model, width=width), task.spec)
-    return count_parameters(model)
-
-
 def largest(holds: Callable[[int], bool], low: int, high: int) -> int:
     """Return the largest number from `low` to `high` for which `holds`; it fails from there on.
 
@@ -186,4 +170,8 @@ _TABLES: dict[str, Callable[[], Table]] = {
     "digits_groups": _digits_groups,
     "wrn_cifar10": _wrn_cifar10,
     "wrn_cifar100": _wrn_cifar100,
+    "swrn": soft_sharing.swrn,
+    "digits_swrn": soft_sharing.digits_swrn,
+    "shortest_paths": soft_sharing.shortest_paths,
+    "shortest_paths_small": soft_sharing.shortest_paths_small,
 }

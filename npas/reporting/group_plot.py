@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
 
 from npas.reporting import plots
 from npas.training.grouping import Grouping
-
-log = logging.getLogger(__name__)
 
 TOLD_APART_BY = {
     "learned": "what the layers mix by (coefficients or embeddings)",
@@ -20,8 +17,7 @@ TOLD_APART_BY = {
 
 def draw(grouping: Grouping, run_dir: Path) -> list[Path]:
     """Write `groups.png` and `groups.svg` into the run's folder; without matplotlib, only warn."""
-    if not plots.available():
-        log.warning("groups.png is not drawn, for want of matplotlib: pip install 'npas[plots]'")
+    if not plots.possible("groups"):
         return []
     # The object interface leaves the program's own plots and backend alone.
     from matplotlib import colormaps, rc_context
@@ -62,12 +58,7 @@ def draw(grouping: Grouping, run_dir: Path) -> list[Path]:
         for axes in (depth, plane):
             axes.grid(alpha=0.3)
             axes.set_axisbelow(True)
-
-        paths = [run_dir / "groups.png", run_dir / "groups.svg"]
-        for path in paths:
-            undated = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-            figure.savefig(path, dpi=150, metadata=undated)
-    return paths
+        return plots.save(figure, run_dir / "groups")
 
 
 def principal_components(vectors_LV: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:

@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from npas.reporting.tables import Cell, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
 
 
 def available() -> bool:
     """Say whether plots can be made here: matplotlib comes with `pip install npas[plots]`."""
     return importlib.util.find_spec("matplotlib") is not None
+
+
+def possible(stem: str | Path) -> bool:
+    """Say whether `stem.png` can be drawn here; where matplotlib is missing, warn."""
+    if not available():
+        name = f"{Path(stem).name}.png"
+        log.warning("%s is not drawn, for want of matplotlib: pip install 'npas[plots]'", name)
+    return available()
+
+
+def save(figure: Figure, stem: str | Path) -> list[Path]:
+    """Write `stem.png` and `stem.svg`, the same files from the same figure, whenever it is drawn.
+
+    SVG needs the figure to be drawn in an `rc_context` with an `svg.hashsalt`, too.
+    """
+    paths = [Path(f"{stem}.png"), Path(f"{stem}.svg")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # PNG and SVG name their metadata differently; both would carry versions or dates.
+        undated = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+        figure.savefig(path, dpi=150, metadata=undated)
+    return paths
 
 
 def accuracy_against_parameters(
@@ -52,13 +81,7 @@ def accuracy_against_parameters(
         axes.set_ylabel(table.heading)
         axes.set_title(table.title, fontsize="medium")
         axes.grid(alpha=0.3)
-        paths = [Path(f"{stem}.png"), Path(f"{stem}.svg")]
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # PNG and SVG name their metadata differently; both would carry versions or dates.
-            undated = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-            figure.savefig(path, dpi=150, metadata=undated)
-    return paths
+        return save(figure, stem)
 
 
 def _points(table: Table, cells: Sequence[Cell]) -> dict[str, list[tuple[int, float, float]]]:

@@ -27,6 +27,7 @@ class Figure:
     params: float | None  # millions
     source: str  # the document, in words
     note: str | None  # how a garbled figure was mended
+    gpu_days: float | None = None  # that the training took, where the document says so
 
 
 def figure(section: str, name: str, column: str, **match: object) -> Figure:
@@ -54,6 +55,7 @@ def figure(section: str, name: str, column: str, **match: object) -> Figure:
         params=row.get("params"),
         source=document["sources"][row["source"]],
         note=row.get("note"),
+        gpu_days=row.get("gpu_days"),
     )
 
 

@@ -44,7 +44,7 @@ __all__ = [
 FILE_NAME = "result.json"
 STATUSES = ("done", "diverged", "failed", "preempted")
 SOURCES = ("real", "standin")
-ADDED = ("search",)  # fields that results from before them lack
+ADDED = ("search", "history")  # fields that results from before them lack
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,8 @@ class Result:
     recipe_version: int = RECIPE_VERSION
     error: str | None = None  # one line, for a run that did not end well
     search: Search | None = None
+    # Columns of what was measured on held-out data after each epoch: "epoch", "val/f1", ...
+    history: dict[str, list[Any]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, checked against the schema."""
@@ -136,6 +138,8 @@ class Result:
         if self.status != "done" and self.metrics is not None:
             for kind in ("last", "selected"):
                 data["metrics"][kind] = _finite_or_none(data["metrics"][kind])
+        for name, column in (self.history or {}).items():
+            data["history"][name] = [v if v is None or math.isfinite(v) else None for v in column]
         return dataclasses.asdict(from_dict(data))
 
 
@@ -190,7 +194,7 @@ def _finite_or_none(metrics: dict[str, float | None] | None) -> dict[str, float 
 
 
 def _decode(kind: Any, value: object, where: str) -> Any:
-    """Return `value` as `kind`: a dataclass, dict[str, X], X | None or one of JSON's own types."""
+    """Return `value` as `kind`: a dataclass, dict[str, X], X | None a list or a JSON type."""
     if kind is Any:
         return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -204,6 +208,10 @@ def _decode(kind: Any, value: object, where: str) -> Any:
     if origin is dict:
         items = _mapping(value, where).items()
         return {key: _decode(arguments[1], item, _at(where, key)) for key, item in items}
+    if origin is list:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where} must be a list, not {value!r:.60}")
+        return [_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -264,6 +272,8 @@ def _problems(result: Result) -> Iterator[str]:
         yield from _budget_problems(result.budget, result.split, _promises_exactness(result))
     if result.metrics is not None:
         yield from _metrics_problems(result.metrics, done=result.status == "done")
+    if result.history is not None:
+        yield from _history_problems(result.history)
 
 
 def _promises_exactness(result: Result) -> bool:
@@ -294,6 +304,20 @@ def _metrics_problems(metrics: Metrics, done: bool) -> Iterator[str]:
         for name, value in values.items():
             if value is None:
                 yield f"metrics.{kind}.{name} may be null only in a run that is not done"
+
+
+def _history_problems(history: Mapping[str, list[Any]]) -> Iterator[str]:
+    """Yield what is wrong with the columns; a number that was not finite is None in them."""
+    epochs = history.get("epoch", [])
+    counted = all(type(epoch) is int for epoch in epochs)
+    if not counted or any(a >= b for a, b in zip([0, *epochs], epochs, strict=False)):
+        yield f"history.epoch must be epochs from 1 on that increase, not {epochs!r:.60}"
+    for name, column in history.items():
+        if len(column) != len(epochs):
+            yield f"history.{name} must have a value for each of history.epoch ({len(epochs)})"
+        for value in column:
+            if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
+                yield f"history.{name} must hold finite numbers and null, not {value!r:.60}"
 
 
 def _is_time(text: str) -> bool:

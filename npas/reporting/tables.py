@@ -10,9 +10,10 @@ any other epoch count, learning rate or recipe version never slips into a table.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,8 @@ class Row:
     words: tuple[str, ...] | None  # that npas-train gets; None: only the published figure
     series: str = ""  # rows of one series make one line of the plot
     published: Figure | None = None
+    section: str = ""  # rows of one section make one grid, under this heading
+    plan_only: bool = False  # the words can be planned with, but not yet trained with
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,19 @@ class Table:
     metric: str = "accuracy"  # in %, as the result files have it
     as_error: bool = False  # show 100 - metric, as the published tables do
     seeds: tuple[int, ...] = (0, 1, 2)
+    # Counts a row's parameters from its words, to be shown before there is a run, and where figures
+    # are published in a column beside theirs.
+    count: Callable[[Row], int] | None = None
+    # What stands below the grids, and what is drawn in place of the metric against parameters.
+    appendix: Callable[[Sequence[Cell]], list[str]] | None = None
+    draw: Callable[[Table, Sequence[Cell], Path], list[Path]] | None = None
 
     @property
     def heading(self) -> str:
         """Name what the figures are."""
-        return f"test {'error' if self.as_error else self.metric}, %"
+        if self.as_error:
+            return "test error, %"
+        return f"test {'F1' if self.metric == 'f1' else self.metric}, %"
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class Cell:
 
     def missing(self, table: Table) -> tuple[int, ...]:
         """Return the seeds still to be run; a diverged run is an answer, a failed one is not."""
-        if self.row.words is None:
+        if self.row.words is None or self.row.plan_only:
             return ()
         settled = self.having("done", "diverged")
         return tuple(seed for seed in table.seeds if seed not in settled)
@@ -92,6 +103,15 @@ class Cell:
         """Return the count of parameters that the runs used."""
         counts = {result.budget.used for result in self.found.values() if result.budget is not None}
         return counts.pop() if len(counts) == 1 else None
+
+    def gpu_days(self) -> float | None:
+        """Return the mean time of the runs that are done and had a GPU; None where there is none.
+
+        A run uses one GPU, whatever the machine has.
+        """
+        runs = self.having("done").values()
+        times = [run.wall_s for run in runs if run.hardware.gpu is not None]
+        return statistics.fmean(times) / (24 * 60 * 60) if times else None
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
@@ -138,8 +158,8 @@ def markdown(table: Table, cells: Sequence[Cell]) -> str:
         "",
         table.note,
         "",
-        *_grid(table, cells, notes),
-        "",
+        *_grids(table, cells, notes),
+        *(table.appendix(cells) if table.appendix is not None else []),
         *(f"{index}. {note}" for index, note in enumerate(notes, 1)),
         *([""] if notes else []),
         f"Mean over n seeds ± standard deviation of a single run, last epoch. {_origin(cells)}",
@@ -149,32 +169,69 @@ def markdown(table: Table, cells: Sequence[Cell]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _grids(table: Table, cells: Sequence[Cell], notes: list[str]) -> list[str]:
+    lines = []
+    for section, group in itertools.groupby(cells, key=lambda cell: cell.row.section):
+        lines += [f"## {section}", ""] if section else []
+        lines += [*_grid(table, [*group], notes), ""]
+    return lines
+
+
 def _grid(table: Table, cells: Sequence[Cell], notes: list[str]) -> list[str]:
-    compared = any(row.published is not None for row in table.rows)
+    published = [cell.row.published for cell in cells if cell.row.published is not None]
+    counted = table.count is not None
+    timed = counted and any(figure.gpu_days is not None for figure in published)
     columns = ["network", "parameters", table.heading, "n"]
-    if compared:
+    if counted and published:
+        columns.insert(1, "published parameters")
+    if published:
         columns += ["published", "ours - published"]
-    lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
+    if timed:
+        columns += ["GPU-days", "published GPU-days"]
+    lines = [grid_line(columns), grid_line(["---", *["---:"] * (len(columns) - 1)])]
     for cell in cells:
-        summary, parameters = cell.summary(table), cell.parameters()
-        entries = [
-            cell.row.label,
+        row, summary, parameters = cell.row, cell.summary(table), cell.parameters()
+        if parameters is None and table.count is not None and row.words is not None:
+            parameters = table.count(row)
+        entries = [row.label]
+        if counted and published:
+            entries.append(_millions(row.published))
+        entries += [
             f"{parameters:,}" if parameters is not None else "",
             _figure(table, cell),
             str(summary.n) if summary else "",
         ]
-        if compared:
-            entries += _comparison(cell.row.published, summary, notes)
-        lines.append(_line(entries))
+        if published:
+            entries += _comparison(row.published, summary, notes, counted)
+        if timed:
+            entries += _times(cell)
+        lines.append(grid_line(entries))
     return lines
 
 
-def _line(entries: Sequence[str]) -> str:
+def _millions(figure: Figure | None) -> str:
+    return f"{figure.params:g}M" if figure is not None and figure.params is not None else ""
+
+
+def _times(cell: Cell) -> list[str]:
+    """Write the GPU-days of our runs and the published ones."""
+    figure, ours = cell.row.published, cell.gpu_days()
+    theirs = f"{figure.gpu_days:g}" if figure is not None and figure.gpu_days is not None else ""
+    if cell.row.words is None:
+        return ["", theirs]
+    return ["not measured" if ours is None else f"{ours:.2g}", theirs]
+
+
+def grid_line(entries: Sequence[str]) -> str:
+    """Write one line of a markdown table."""
     return f"| {' | '.join(entries)} |"
 
 
 def _figure(table: Table, cell: Cell) -> str:
     """Write our figure, what went wrong, and the command for what is missing."""
+    if cell.row.plan_only:
+        assert cell.row.words is not None
+        return f"not trained in this version; `npas-plan {' '.join(cell.row.words)}`"
     parts = []
     if summary := cell.summary(table):
         parts.append(str(summary))
@@ -186,12 +243,14 @@ def _figure(table: Table, cell: Cell) -> str:
     return "; ".join(parts)
 
 
-def _comparison(figure: Figure | None, summary: Summary | None, notes: list[str]) -> list[str]:
+def _comparison(
+    figure: Figure | None, summary: Summary | None, notes: list[str], counted: bool = False
+) -> list[str]:
     if figure is None:
         return ["", ""]
     text = f"{figure.value:.2f}"
-    if figure.params is not None:
-        text += f" ({figure.params:g}M)"
+    if not counted and (millions := _millions(figure)):  # else they have a column of their own
+        text += f" ({millions})"
     _footnote(notes, f"Published figures: {figure.source}.")
     if figure.note:
         text += f" [{_footnote(notes, f'Mended: {figure.note}.')}]"

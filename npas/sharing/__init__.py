@@ -2,6 +2,8 @@
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.budget import Budget, BudgetRequest, count_parameters, parse_budget
+from npas.sharing.folding import Folding, fold, load_folded, save_folded
+from npas.sharing.recurrence import Similarity, recurrence_reward, similarity
 from npas.sharing.shapeshift import (
     is_shared,
     load,
@@ -17,17 +19,24 @@ __all__ = [
     "Allocation",
     "Budget",
     "BudgetRequest",
+    "Folding",
     "GroupAllocation",
     "LayerAllocation",
     "Scheme",
+    "Similarity",
     "count_parameters",
+    "fold",
     "is_shared",
     "load",
+    "load_folded",
     "materialize",
     "no_decay_names",
     "parse_budget",
     "plan",
+    "recurrence_reward",
     "save",
+    "save_folded",
     "share",
+    "similarity",
     "summary",
 ]

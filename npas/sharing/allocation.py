@@ -24,6 +24,7 @@ class Scheme:
     upsampler: str = "inter"
     max_templates: int = 8
     layout: str = "npas"
+    coefficients: str = "orthogonal"
 
 
 @dataclass(frozen=True)

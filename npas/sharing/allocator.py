@@ -65,14 +65,15 @@ def allocate(
 def allocate_templates(
     layers: Sequence[LayerSpec],
     group_of: Mapping[str, str],
-    templates: int,
+    templates: int | str,
     dense: int,
     scheme: Scheme,
 ) -> Allocation:
     """Plan soft sharing: the layers of a group, all of one shape, mix the same K templates.
 
-    The number of templates fixes the count (Savarese & Maire 2019, SWRN L-w-k). A group of one
-    layer stays an ordinary parameter. Raises ValueError where shapes differ within a group.
+    The number of templates fixes the count (Savarese & Maire 2019, SWRN L-w-k); "layers" gives
+    every group as many as it has layers (their SWRN L-w). A group of one layer stays an ordinary
+    parameter. Raises ValueError where shapes differ within a group.
     """
     groups = []
     for name, group in members_of(layers, group_of).items():
@@ -87,7 +88,8 @@ def allocate_templates(
         if len(group) == 1:
             groups.append(GroupAllocation(name, 0, (ordinary(first),)))
             continue
-        positions = tuple(k * first.size for k in range(templates))
+        count = len(group) if isinstance(templates, str) else templates
+        positions = tuple(k * first.size for k in range(count))
         planned = tuple(
             LayerAllocation(
                 layer.name,
@@ -99,10 +101,11 @@ def allocate_templates(
             )
             for layer in group
         )
-        groups.append(GroupAllocation(name, templates * first.size, planned))
+        groups.append(GroupAllocation(name, count * first.size, planned))
     unshared = dense - sum(layer.size for layer in layers if layer.name in group_of)
     used = unshared + sum(group.used for group in groups)
-    budget = Budget(f"{templates} templates", dense, used, used)
+    asked = "a template a layer" if isinstance(templates, str) else f"{templates} templates"
+    budget = Budget(asked, dense, used, used)
     return Allocation(scheme, budget, unshared, tuple(groups))
 
 

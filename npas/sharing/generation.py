@@ -19,7 +19,7 @@ from npas.sharing.bank import MODIFIED, BankReader, mix, versions
 from npas.sharing.buffers import BufferPool
 from npas.sharing.generators import GENERATORS
 from npas.sharing.modes import full_precision, unseen_by_checkpoints
-from npas.sharing.names import PREFIX, SCALES, bank_name, shared_names, upsampler_name
+from npas.sharing.names import SCALES, bank_name, generator_names, upsampler_name
 from npas.sharing.reading import Reading
 from npas.sharing.upsamplers import UPSAMPLERS
 
@@ -231,12 +231,8 @@ class WeightPass:
     def _coefficients(self, index: int) -> Tensor:
         """Return alpha_LK of all layers that share the layer's group, generator and K."""
         rows, group = self._reading.rows[index], self._reading.places[index][0]
-        prefix, suffix = PREFIX, f"_{group}_{rows.templates}"
-        parameters = {
-            name.removeprefix(prefix).removesuffix(suffix): self._tensor(name)
-            for name in shared_names(self._root)
-            if name.endswith(suffix)
-        }
+        names = generator_names(self._root, group, rows.templates)
+        parameters = {kind: self._tensor(name) for kind, name in names.items()}
         generator = GENERATORS[rows.mixing]
         return generator.coefficients(parameters, len(rows.layers), rows.templates)
 

@@ -24,11 +24,11 @@ class Generator(Protocol):
         """Count the parameters for the layers of a group that mix `templates[i]` templates."""
 
     def parameters(
-        self, layers: Sequence[int], templates: int, rng: torch.Generator
+        self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
     ) -> dict[str, Tensor]:
         """Return the initial parameters, by name, of the layers that mix `templates` each.
 
-        `layers` counts them size by size: coefficients are orthogonal across those of one size.
+        `layers` counts them size by size: the rows of those of one size start as `STARTS` says.
         """
 
     def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
@@ -43,7 +43,7 @@ class Average:
         return 0
 
     def parameters(
-        self, layers: Sequence[int], templates: int, rng: torch.Generator
+        self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
     ) -> dict[str, Tensor]:
         """Return nothing."""
         return {}
@@ -61,10 +61,10 @@ class WeightedAverage:
         return sum(templates)
 
     def parameters(
-        self, layers: Sequence[int], templates: int, rng: torch.Generator
+        self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
     ) -> dict[str, Tensor]:
         """Return alpha_LK, rows of unit norm, orthogonal within every K layers of one size."""
-        return {"coefficients": torch.cat([orthogonal_rows(n, templates, rng) for n in layers])}
+        return {"coefficients": torch.cat([STARTS[start](n, templates, rng) for n in layers])}
 
     def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
         """Return the parameter itself."""
@@ -80,10 +80,10 @@ class Embedding:
         return EMBEDDING_SIZE * len(templates) + maps
 
     def parameters(
-        self, layers: Sequence[int], templates: int, rng: torch.Generator
+        self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
     ) -> dict[str, Tensor]:
-        """Return phi_LE, affine_EK and shift_K such that alpha starts orthogonal, as `wavg`'s."""
-        alpha_LK = torch.cat([orthogonal_rows(n, templates, rng) for n in layers])
+        """Return phi_LE, affine_EK and shift_K such that alpha starts as `wavg`'s."""
+        alpha_LK = torch.cat([STARTS[start](n, templates, rng) for n in layers])
         if templates <= EMBEDDING_SIZE:
             affine_EK = orthogonal_rows(templates, EMBEDDING_SIZE, rng).T
             embeddings_LE = alpha_LK @ affine_EK.T
@@ -118,7 +118,7 @@ class Alike:
         return self.generator.count(templates)
 
     def parameters(
-        self, layers: Sequence[int], templates: int, rng: torch.Generator
+        self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
     ) -> dict[str, Tensor]:
         """Return the generator's parameters, such that every layer weighs all templates alike."""
         drawn = self.generator.parameters(layers, templates, rng)
@@ -161,3 +161,15 @@ def orthogonal_rows(rows: int, columns: int, rng: torch.Generator) -> Tensor:
         orthogonal, triangular = torch.linalg.qr(gaussian)
         blocks.append(orthogonal * triangular.diagonal().sign())
     return torch.cat(blocks)[:rows].float()
+
+
+def sparse_rows(rows: int, columns: int, rng: torch.Generator) -> Tensor:
+    """Return rows of a single one: layer i starts with template i modulo `columns`, and no other.
+
+    Like the others orthogonal within every block of `columns` rows; nothing is drawn.
+    """
+    return torch.eye(columns)[torch.arange(rows) % columns]
+
+
+STARTS = {"orthogonal": orthogonal_rows, "sparse": sparse_rows}
+"""How coefficients start; both are named by Savarese & Maire (2019)."""

@@ -78,7 +78,7 @@ def initialize(
         )
         for piece in root.get_parameter(bank_name(g)).detach().split(PIECE):
             piece.copy_(torch.randn(len(piece), generator=rng) * bank_spread)
-        norms = _draw_generators(root, g, group, rng)
+        norms = _draw_generators(root, g, group, rng, allocation.scheme.coefficients)
         variances: dict[int, list[float]] = {}
         for place, layer in enumerate(group.layers):
             if layer.learned[0]:
@@ -112,7 +112,7 @@ def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -
                     drawn = torch.randn(layer.size, generator=rng) * spread
                     bank[start : start + layer.size] = drawn
             _set(root, bank_name(g), bank)
-            _draw_generators(root, g, group, rng)
+            _draw_generators(root, g, group, rng, allocation.scheme.coefficients)
             for templates, layers in generator_rows(group).items():
                 name = generator_name("coefficients", g, templates[1])
                 if name in root._parameters:
@@ -130,16 +130,17 @@ def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -
 
 
 def _draw_generators(
-    root: nn.Module, g: int, group: GroupAllocation, rng: torch.Generator
+    root: nn.Module, g: int, group: GroupAllocation, rng: torch.Generator, start: str
 ) -> list[float]:
-    """Draw the generators' parameters; layers of one size get orthogonal rows.
+    """Draw the generators' parameters; the rows of layers of one size start as `start` says.
 
     Returns the norm of each layer's coefficients: the spread of what it mixes of unit variance.
     """
     norms = [1.0] * len(group.layers)
     for (mixing, templates), places in generator_rows(group).items():
         sizes = [group.layers[place].size for place in places]
-        drawn = GENERATORS[mixing].parameters(list(Counter(sorted(sizes)).values()), templates, rng)
+        counts = list(Counter(sorted(sizes)).values())
+        drawn = GENERATORS[mixing].parameters(counts, templates, rng, start)
         by_size = sorted(range(len(places)), key=sizes.__getitem__)
         for kind, values in drawn.items():
             if kind in ("coefficients", "embeddings"):  # a row a layer

@@ -24,6 +24,16 @@ def generator_name(kind: str, group: int, templates: int) -> str:
     return f"{PREFIX}{kind}_{group}_{templates}"
 
 
+def generator_names(root: nn.Module, group: int, templates: int) -> dict[str, str]:
+    """Return the names of those that the root has, by kind."""
+    suffix = generator_name("", group, templates).removeprefix(PREFIX)
+    return {
+        name.removeprefix(PREFIX).removesuffix(suffix): name
+        for name in shared_names(root)
+        if name.endswith(suffix)
+    }
+
+
 def upsampler_name(layer: int) -> str:
     """Name the upsampler's weights of the layer at this place in `Allocation.layers`."""
     return f"{PREFIX}upsampler_{layer}"

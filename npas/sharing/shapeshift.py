@@ -24,7 +24,7 @@ from npas.sharing.attachment import (
 )
 from npas.sharing.budget import count_parameters, parse_budget
 from npas.sharing.buffers import give_back_freed
-from npas.sharing.generators import CHOICES, GENERATORS
+from npas.sharing.generators import CHOICES, GENERATORS, STARTS
 from npas.sharing.groups import assign_groups
 from npas.sharing.guards import free_methods, guard_methods
 from npas.sharing.initialization import (
@@ -58,7 +58,8 @@ def share(
     groups: Groups = "single",
     num_groups: int | None = None,
     max_templates: int = 8,
-    templates: int | None = None,
+    templates: int | str | None = None,
+    coefficients: str = "orthogonal",
     include: Names = None,
     exclude: Names = None,
     layout: str = "npas",
@@ -68,10 +69,12 @@ def share(
     """Share the parameters of `model` inside a budget, in place, and return it.
 
     `budget` limits all trainable parameters: `0.1` or `"10%"` of the dense count, `2.0`, `"18M"`.
-    `templates` fixes K instead (soft sharing), and with it the count. `generator` is avg, wavg or
-    emb; `upsampler` inter, repeat, mask or wavg; `groups` single, type, shape, random (with
-    `num_groups`) or a mapping of name patterns to groups. `include` and `exclude` are glob patterns
-    over parameter names. `layout="reference"` is the released code's (no exact budgets).
+    `templates` fixes K instead (soft sharing), and with it the count; "layers" is as many as the
+    group has layers. `generator` is avg, wavg or emb; `coefficients` start orthogonal or sparse
+    (one template a layer); `upsampler` inter, repeat, mask or wavg; `groups` single, type, shape,
+    random (with `num_groups`) or a mapping of name patterns to groups. `include` and `exclude` are
+    glob patterns over parameter names. `layout="reference"` is the released code's (no exact
+    budgets).
 
     Generated weights start with the spread of the dense ones, whose values are dropped: warns if
     they look trained. Weights are generated once per forward pass, and kept without gradients while
@@ -84,8 +87,8 @@ def share(
     """
     allocation = plan(
         model, budget, generator=generator, upsampler=upsampler, groups=groups,
-        num_groups=num_groups, max_templates=max_templates, templates=templates, include=include,
-        exclude=exclude, layout=layout, seed=seed,
+        num_groups=num_groups, max_templates=max_templates, templates=templates,
+        coefficients=coefficients, include=include, exclude=exclude, layout=layout, seed=seed,
     )  # fmt: skip
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the network lies on the meta device, without values: build it on the CPU")
@@ -107,7 +110,8 @@ def plan(
     groups: Groups = "single",
     num_groups: int | None = None,
     max_templates: int = 8,
-    templates: int | None = None,
+    templates: int | str | None = None,
+    coefficients: str = "orthogonal",
     include: Names = None,
     exclude: Names = None,
     layout: str = "npas",
@@ -117,12 +121,16 @@ def plan(
 
     But for the layers' fixed scales, which `share` measures.
     """
-    layers = find_layers(_unshared(model), include, exclude)
+    layers = find_layers(require_unshared(model), include, exclude)
     _choose("generator", generator, CHOICES)
     _choose("upsampler", upsampler, UPSAMPLERS)
     _choose("layout", layout, LAYOUTS)
+    _choose("coefficients", coefficients, STARTS)
     for option, count in (("max_templates", max_templates), ("templates", templates)):
-        if count is not None and count < 1:
+        if isinstance(count, str):
+            if count != "layers":
+                raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")
+        elif count is not None and count < 1:
             raise ValueError(
                 f"{option}={count} is out of range: give a layer at least one template"
             )
@@ -134,16 +142,16 @@ def plan(
         )
     specs = [layer.spec for layer in layers]
     group_of = assign_groups(specs, groups, num_groups, seed)
-    scheme = Scheme(generator, upsampler, max_templates, layout)
+    scheme = Scheme(generator, upsampler, max_templates, layout, coefficients)
     dense = count_parameters(model)
     if templates is not None:
         return allocate_templates(specs, group_of, templates, dense, scheme)
     assert budget is not None
     request = parse_budget(budget)
     if layout == "reference":
-        if generator != "wavg":
+        if generator != "wavg" or coefficients != "orthogonal":
             raise ValueError(
-                "layout='reference' mixes with generator='wavg' only: the others never ran"
+                "layout='reference' mixes with generator='wavg' and orthogonal coefficients only"
             )
         wrap_after_k = groups in ("type", "shape")
         return allocate_reference(specs, group_of, request, dense, scheme, wrap_after_k)
@@ -158,7 +166,7 @@ def apply(
     Raises ValueError where the network is not the one that the allocation was made for.
     """
     allocation, deviations = assign_scales(allocation, _measure_spreads(model, allocation))
-    _build(model, allocation, recompute)
+    install(model, allocation, recompute)
     give_back_freed()  # the dense weights
     with torch.device("cpu"):  # a seed means the same weights whatever the default device
         if allocation.scheme.layout == "reference":
@@ -170,12 +178,20 @@ def apply(
 
 def allocation(model: nn.Module) -> Allocation:
     """Return the allocation of a shared network; ValueError if it is not shared."""
-    return _shared(model).allocation
+    return shared_weights(model).allocation
 
 
 def is_shared(model: nn.Module) -> bool:
     """Tell whether `share` made this network."""
     return "_npas_shared" in model.__dict__
+
+
+def shared_weights(model: nn.Module) -> SharedWeights:
+    """Return what a shared network's layers read from; ValueError if it is not shared."""
+    if not is_shared(model):
+        raise ValueError("the network is not shared: pass the module that npas.share returned")
+    found: SharedWeights = model.__dict__["_npas_shared"]
+    return found
 
 
 def no_decay_names(model: nn.Module) -> set[str]:
@@ -210,7 +226,7 @@ def materialize(model: nn.Module) -> nn.Module:
     Weights come from the call that the forward pass makes, so fp32 results are equal to the bit.
     Raises ValueError for a network that is not shared.
     """
-    shared = _shared(model)
+    shared = shared_weights(model)
     with torch.inference_mode(False), full_precision(next(shared.sources()).device):
         dense = {
             i: nn.Parameter(shared.weight(i).detach().clone())
@@ -256,7 +272,7 @@ def load(
         if not (directory / name).is_file():
             raise ValueError(f"{directory} holds no {name}: name a folder that npas.save wrote")
     plan = Allocation.from_dict(json.loads((directory / ALLOCATION_FILE).read_text()))
-    _build(_unshared(dense_model), plan, recompute)
+    install(require_unshared(dense_model), plan, recompute)
     give_back_freed()
     try:
         load_model(dense_model, str(directory / WEIGHTS_FILE))
@@ -273,14 +289,14 @@ def summary(model: nn.Module) -> str:
 
 
 def _measure_spreads(model: nn.Module, allocation: Allocation) -> dict[str, float]:
-    tensors = {tensor.spec.name: tensor for tensor in find_tensors(_unshared(model))}
+    tensors = {tensor.spec.name: tensor for tensor in find_tensors(require_unshared(model))}
     return {
         layer.name: measure_spread(_dense_tensor(tensors, layer).parameter)
         for layer in allocation.layers
     }
 
 
-def _build(model: nn.Module, allocation: Allocation, recompute: bool = False) -> None:
+def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -> None:
     """Put zero-valued shared tensors on the root and let every shared layer read them."""
     tensors = {tensor.spec.name: tensor for tensor in find_tensors(model)}
     # Whatever can be wrong is found before anything changes.
@@ -342,19 +358,13 @@ def _one_kind(group: str, layers: Sequence[Layer]) -> Tensor:
     return first.detach()
 
 
-def _unshared(model: nn.Module) -> nn.Module:
+def require_unshared(model: nn.Module) -> nn.Module:
+    """Return the network; ValueError if it is none, or shares anywhere."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"{model!r} is no network: pass an nn.Module")
     if any("_npas" in module.__dict__ or is_shared(module) for module in model.modules()):
         raise ValueError("the network is shared already: npas.materialize it to share it anew")
     return model
-
-
-def _shared(model: nn.Module) -> SharedWeights:
-    if not is_shared(model):
-        raise ValueError("the network is not shared: pass the module that npas.share returned")
-    found: SharedWeights = model.__dict__["_npas_shared"]
-    return found
 
 
 def _choose(option: str, value: str, choices: Iterable[str]) -> None:

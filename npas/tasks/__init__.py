@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     """Hold one training batch, augmented and on the training device."""
 
     inputs: Tensor  # float, B x input_shape
-    targets: Tensor  # int64, B
+    targets: Tensor  # what the task asks for: of classes, int64, B
     size: int  # B, known without asking the device
 
 

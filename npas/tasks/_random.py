@@ -27,8 +27,11 @@ def bits(key: int, positions: Tensor) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
-def integers(key: int, positions: Tensor, stop: int) -> Tensor:
-    """Return an integer of 0 .. stop-1, int64, for each position; `stop` up to 2**31."""
+def integers(key: int, positions: Tensor, stop: int | Tensor) -> Tensor:
+    """Return an integer of 0 .. stop-1, int64, for each position; `stop` up to 2**31.
+
+    A tensor of stops has one for each position; where it is 0, so is the answer.
+    """
     return _shift_right(bits(key, positions), 32) * stop >> 32
 
 

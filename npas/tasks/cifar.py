@@ -3,12 +3,12 @@
 The set lies under `data.root` as its author packed it (the "python version", which torchvision
 reads too); `data.download=true` fetches it. `data.split=45k`, the default, holds 5,000 training
 images out to choose a checkpoint by; `50k` trains on all. The recipe is that of both papers:
-zero-padded random crops, flips, cutout of 16 pixels.
+zero-padded random crops, flips, and cutout of 16 pixels unless `task.cutout=false` leaves it out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class Config:
 
     family: str = "cifar"
     classes: int = 10
+    cutout: bool = True
 
     def __post_init__(self) -> None:
         if self.classes not in RECIPES:
@@ -83,10 +84,11 @@ class Task(Classification):
         device: torch.device,
         archive: Archive | None = None,
     ) -> None:
+        recipe = RECIPES[config.classes]
         super().__init__(
             f"cifar{config.classes}",
             InputSpec((3, 32, 32), config.classes),
-            RECIPES[config.classes],
+            recipe if config.cutout else replace(recipe, cutout=0),
             has_validation=data.split != "50k",
             seed=seed,
             device=device,

@@ -12,6 +12,7 @@ from npas._groups import GROUPS_FILE
 from npas.config import DENSE, Config, search_epochs
 from npas.sharing import Allocation, shapeshift
 from npas.sharing.layers import find_layers
+from npas.sharing.recurrence import recurrence_reward
 from npas.sharing.search import plan_search
 from npas.tasks import Task
 from npas.training import seeding
@@ -21,6 +22,9 @@ from npas.training.precision import Precision
 from npas.training.state import SEARCH, TRAIN, named_checkpoint
 
 log = logging.getLogger(__name__)
+
+OF_TRAINING = {"search", "recompute", "lsm_regularizer", "lsm_every"}
+"""The keys of `sharing` that a plan does not depend on."""
 
 
 @dataclasses.dataclass
@@ -68,6 +72,7 @@ def build(config: Config, grouping: Grouping | None = None, task: Task | None = 
         check_groups(config, model, grouping)
         keywords = plan_keywords(config, grouping) | {"recompute": config.sharing.recompute}
         model = shapeshift.share(model, config.budget, **keywords)
+        _check_regularizer(config, model)
     allocation = shapeshift.allocation(model) if shapeshift.is_shared(model) else None
     model.to(process.device)
     if process.device.type == "cuda":
@@ -89,7 +94,7 @@ def prepare(experiment: Experiment) -> None:
 
 def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str, Any]:
     """Return the keywords of `npas.plan` that the config stands for."""
-    keys = {key.name for key in dataclasses.fields(config.sharing)} - {"search", "recompute"}
+    keys = {key.name for key in dataclasses.fields(config.sharing)} - OF_TRAINING
     keywords = {key: getattr(config.sharing, key) for key in keys} | {"seed": config.seed}
     if grouping is not None:
         keywords |= {"groups": grouping.groups, "num_groups": None}
@@ -119,6 +124,16 @@ def check_groups(config: Config, model: nn.Module, grouping: Grouping | None = N
             len(layers),
             left_out[0],
         )
+
+
+def _check_regularizer(config: Config, model: nn.Module) -> None:
+    """ValueError if there is nothing that the regularizer could make alike."""
+    if config.sharing.lsm_regularizer:
+        try:
+            recurrence_reward(model)
+        except ValueError as error:
+            key = f"sharing.lsm_regularizer={config.sharing.lsm_regularizer}"
+            raise ValueError(f"{key} has no use: {error}") from None
 
 
 def _share_for_search(config: Config, model: nn.Module) -> nn.Module:

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npas.sharing.recurrence import recurrence_reward
 from npas.tasks import Batch, Task
 from npas.training import seeding
 from npas.training.checkpoint import Checkpoints
 from npas.training.console import ProgressDisplay
 from npas.training.experiment import Experiment
 from npas.training.meter import Meter, peak_memory_bytes
-from npas.training.metrics import Diverged, final_metrics, validate
+from npas.training.metrics import Diverged, final_metrics, layer_similarity, validate
 from npas.training.optim import build_optimizer, learning_rate
 from npas.training.precision import Precision
 from npas.training.state import TRAIN, TrainState, checkpoints_folder
@@ -43,6 +44,7 @@ class Outcome:
     wall_s: float  # of all the processes that worked on the run, one after the other
     peak_memory_bytes: int  # of this one
     error: str | None = None
+    history: dict[str, list[float]] | None = None  # held-out metrics, a value an epoch
 
 
 def train(experiment: Experiment, run_dir: Path) -> Outcome:
@@ -69,6 +71,8 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
     tracker = Tracker(config, run_dir, progress.step, progress.wandb_id, stage)
     progress.wandb_id = tracker.wandb_id
     display = ProgressDisplay(epochs * steps_per_epoch, progress.step, stage)
+    shares = experiment.allocation is not None and stage == TRAIN
+    regularizer = config.sharing.lsm_regularizer if shares else 0.0
 
     def report(figures: dict[str, float]) -> None:
         epoch = round(progress.step / steps_per_epoch, 4)
@@ -78,10 +82,18 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
 
     def outcome(status: str, metrics: dict[str, Any], error: str | None = None) -> Outcome:
         seconds, memory = time.perf_counter() - started, peak_memory_bytes(process.device)
-        return Outcome(status, metrics, progress.step, progress.epoch, seconds, memory, error)
+        come_to, history = (progress.step, progress.epoch), progress.history or None
+        return Outcome(status, metrics, *come_to, seconds, memory, error, history)
+
+    def compare_layers() -> None:
+        every = config.sharing.lsm_every
+        if shares and every and (progress.epoch % every == 0 or progress.epoch == epochs):
+            tracker.log_similarity(progress.step, progress.epoch, layer_similarity(model))
 
     with tracker, display:
         try:
+            if progress.step == 0:
+                compare_layers()
             while progress.epoch < epochs:
                 model.train()
                 for batch in task.train_batches(
@@ -94,7 +106,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     at_step = progress.step * config.epochs // epochs  # of the whole schedule
                     rate = learning_rate(config.optim, at_step, steps_per_epoch)
                     progress.step += 1
-                    finite, sums = gradient(task, model, batch, optimizer, precision)
+                    finite, sums = gradient(task, model, batch, optimizer, precision, regularizer)
                     went_wrong = meter.add(progress.step, batch.size, finite, sums)
                     update(optimizer, rate, precision, went_wrong)
                     display.step(progress.step)
@@ -107,6 +119,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                 progress.epoch += 1
                 if task.has_validation and stage == TRAIN:
                     report(validate(state, task))
+                compare_layers()
                 progress.elapsed_s = time.perf_counter() - started
                 state.save()
             metrics = final_metrics(state, task) if stage == TRAIN else NO_METRICS
@@ -122,10 +135,19 @@ def gradient(
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
+    regularizer: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Put the batch's gradient into `.grad`; return whether all is finite, and sums to log."""
+    """Put the batch's gradient into `.grad`; return whether all is finite, and sums to log.
+
+    The regularizer rewards layers for growing alike; the loss that is logged is the task's.
+    """
     with precision.autocast():
         loss, sums = task.loss(model, batch)
+    sums = {"loss": loss.detach() * batch.size, **sums}
+    if regularizer:
+        reward = recurrence_reward(model)
+        loss = loss - regularizer * reward
+        sums["recurrence"] = reward.detach() * batch.size
     if precision.scaler is None:
         loss.backward()
     else:
@@ -135,7 +157,7 @@ def gradient(
     finite = loss.isfinite()
     if precision.scaler is None:  # which takes an infinite gradient as its sign to scale less
         finite &= norm.isfinite()
-    return finite, {"loss": loss.detach() * batch.size, **sums, "grad_norm": norm * batch.size}
+    return finite, {**sums, "grad_norm": norm * batch.size}
 
 
 def update(

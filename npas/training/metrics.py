@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from npas.sharing.recurrence import similarity
 from npas.tasks import Task
 from npas.training.precision import Precision
 from npas.training.state import TrainState
@@ -31,6 +32,8 @@ def validate(state: TrainState, task: Task) -> dict[str, float]:
     progress, metric = state.progress, f"val/{task.selection_metric}"
     measured = measure(task, state.model, state.precision, "val")
     progress.metrics = {f"val/{name}": value for name, value in measured.items()}
+    for name, value in {"epoch": progress.epoch, **progress.metrics}.items():
+        progress.history.setdefault(name, []).append(value)
     if progress.best is None or progress.metrics[metric] >= progress.best["metrics"][metric]:
         progress.best = {
             "step": progress.step,
@@ -38,6 +41,11 @@ def validate(state: TrainState, task: Task) -> dict[str, float]:
             "metrics": progress.metrics,
         }
     return progress.metrics
+
+
+def layer_similarity(model: nn.Module) -> list[dict[str, object]]:
+    """Return the layer similarity matrix of every group, as plain data."""
+    return [found.to_dict() for found in similarity(model)]
 
 
 def final_metrics(state: TrainState, task: Task) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Data needs nothing here: batches follow from (seed, epoch, step). The rate follo
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Progress:
     elapsed_s: float = 0.0  # in all the processes that worked on this run
     metrics: dict[str, float] | None = None  # of the last epoch, on held-out data
     best: dict[str, Any] | None = None  # step, epoch and metrics of the best epoch on that data
+    history: dict[str, list[float]] = field(default_factory=dict)  # a column a metric of that data
     wandb_id: str | None = None
 
 

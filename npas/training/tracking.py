@@ -53,6 +53,12 @@ class Tracker:
         start = "" if self.stage == TRAIN else f"{self.stage}/"
         self._tell_wandb(lambda run: run.log({f"{start}{k}": v for k, v in record.items()}))
 
+    def log_similarity(self, step: int, epoch: int, groups: list[dict[str, Any]]) -> None:
+        """Write a line with the layer similarity matrices, as `Similarity.to_dict` has them."""
+        record = {"step": step, "epoch": epoch, "similarity": groups}
+        self.file.write(json.dumps(record) + "\n")
+        self._tell_wandb(lambda run: run.log({"step": step, **_heat_maps(groups)}))
+
     def summarize(self, metrics: dict[str, Any]) -> None:
         """Tell W&B the run's final figures."""
         self._tell_wandb(lambda run: run.summary.update(metrics))
@@ -111,6 +117,19 @@ def _start_wandb(config: Config, run_dir: Path, run_id: str) -> Any:
         return None
 
 
+def _heat_maps(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the matrices as small grey images, one pixel a pair of layers."""
+    import numpy as np
+    import wandb
+
+    return {
+        f"lsm/{group['group']}": wandb.Image(
+            np.nan_to_num(255 * np.array(group["matrix"], dtype=float)).astype(np.uint8)
+        )
+        for group in groups
+    }
+
+
 def _lines_until(path: Path, step: int, stage: str) -> list[bytes]:
     """Return the log's good lines up to a step; a kill or a full disk may have cut others short.
 
@@ -123,7 +142,8 @@ def _lines_until(path: Path, step: int, stage: str) -> list[bytes]:
             with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
                 record = json.loads(line)
                 is_before = stage == TRAIN and record.get("stage") == SEARCH
-                if is_before or (record["step"] <= step and record.get("stage", TRAIN) == stage):
+                is_done = 0 < step >= record["step"] and record.get("stage", TRAIN) == stage
+                if is_before or is_done:
                     kept.append(line + b"\n")
     return kept
 

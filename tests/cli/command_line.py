@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from npas.cli import evaluate, export, plan, table, train
+from npas.cli import evaluate, export, fold, plan, table, train
 
 COMMANDS = {
     "npas-train": train.main,
     "npas-plan": plan.main,
     "npas-eval": evaluate.main,
     "npas-export": export.main,
+    "npas-fold": fold.main,
     "npas-table": table.main,
 }
 

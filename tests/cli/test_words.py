@@ -50,7 +50,7 @@ WRONG = [
     ("npas-train ++exp=digits", "++exp= has a plus too many: write +exp=digits"),
     ("npas-train seed=range(1,3)", "seed=range(1,3) has several values: add -m to run each"),
     ("npas-train recipe_version=2", "recipe_version must be 1, got 2"),
-    ("npas-train +optim.foo.bar=1", "unknown key 'optim.foo.bar': optim has gamma, lr"),
+    ("npas-train +optim.foo.bar=1", "unknown key 'optim.foo.bar': optim has beta2, gamma, lr"),
     ("npas-train optim.lr.x=1", "optim.lr takes a value, not keys; write optim.lr=VALUE"),
     ("npas-train SEED=1", "unknown key 'SEED': did you mean 'seed'?"),
     ("npas-train model.depth=1000000", "model.depth must be at most 1000, got 1000000"),
@@ -68,7 +68,7 @@ WRONG = [
     ("npas-table digits foo", "did you mean digits or digits_groups?"),
     ("npas-table digits results=nowhere", "there is no folder results=nowhere"),
     ("npas-train seed=${nope}", "nope"),
-    ("npas-train +exp=nope", "there is no exp=nope: choose digits"),
+    ("npas-train +exp=nope", "there is no exp=nope: choose densenet264_imagenet"),
     ("npas-train +exp=digit", "there is no exp=digit: did you mean 'digits'?"),
     ("npas-train exp=digits", "exp= needs a plus: write +exp=digits"),
     ("npas-train model=nope", "there is no model=nope: choose"),
@@ -95,7 +95,7 @@ WRONG = [
     ("npas-export run=x format=pickle", "format must be safetensors, got 'pickle'"),
     ("npas-export run=nowhere", "there is no folder nowhere"),
     ("npas-table", "the table's name is missing"),
-    ("npas-table digit", "there is no table 'digit'; did you mean digits?"),
+    ("npas-table digit", "there is no table 'digit'; did you mean digits or digits_swrn?"),
     ("npas-table name=digits chek=true", "unknown key 'chek': did you mean 'check'?"),
 ]
 

@@ -7,7 +7,13 @@ from npas.models import InputSpec, torchvision
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("resnet50", 25_557_032), ("wide_resnet50_2", 68_883_240)]
+    ("name", "count"),
+    [
+        ("resnet50", 25_557_032),
+        ("wide_resnet50_2", 68_883_240),
+        ("resnet200", 64_673_832),
+        ("densenet264", 33_337_704),
+    ],
 )
 def test_counts_are_the_published_ones(name: str, count: int) -> None:
     with torch.device("meta"):
@@ -15,7 +21,7 @@ def test_counts_are_the_published_ones(name: str, count: int) -> None:
     assert sum(p.numel() for p in model.parameters()) == count
 
 
-@pytest.mark.parametrize("name", ["resnet18", "googlenet", "inception_v3"])
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "inception_v3", "densenet264"])
 def test_training_answers_with_one_tensor_of_logits(name: str) -> None:
     with torch.device("meta"):
         model = torchvision.build(torchvision.Config(name=name), InputSpec((3, 96, 96), 7))

@@ -16,7 +16,7 @@ def test_every_row_of_every_table_is_a_config_that_can_be_run(name: str) -> None
     table = definitions.table(name)
     cells = tables.fill(table, [])  # composes and checks each row's config
     assert table.name == name
-    assert len({cell.row.label for cell in cells}) == len(cells)
+    assert len({(cell.row.section, cell.row.label) for cell in cells}) == len(cells)
     assert any("budget=dense" in row.words for row in table.rows if row.words is not None)
     assert f"# {table.title}" in tables.markdown(table, cells)
 

@@ -15,6 +15,8 @@ def test_a_figure_is_found_with_its_source() -> None:
     assert (dropped.value, dropped.note) == (18.85, None)
     assert "poster" in dropped.source
     assert published.figure("squad", "LB-SSN", "squad2_f1").value == 83.0
+    searched = published.figure("nas", "NASNet-A", "c10", params=27.6)
+    assert (searched.value, searched.gpu_days, dropped.gpu_days) == (2.40, 1800, None)
 
 
 @pytest.mark.parametrize(

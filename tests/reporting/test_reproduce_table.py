@@ -1,5 +1,6 @@
 """`make reproduce-table` runs what is missing, keeps it, and writes the table again."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -145,6 +146,17 @@ def test_an_estimate_runs_nothing(
     assert not Path("results/tables").exists()
 
 
+def test_a_table_may_draw_a_plot_of_its_own(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = dataclasses.replace(TABLE, draw=lambda table, cells, stem: [stem.with_suffix(".png")])
+    monkeypatch.setattr(definitions, "table", {"tiny": own}.__getitem__)
+    assert run(script, "--write-only") == 0
+    assert f"wrote {Path('results/tables/tiny.png')}" in capfd.readouterr().out
+
+
 def test_an_unknown_table_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     assert load().main(["digit"]) == 2
-    assert capfd.readouterr().err == "there is no table 'digit'; did you mean digits?\n"
+    assert (
+        capfd.readouterr().err == "there is no table 'digit'; did you mean digits or digits_swrn?\n"
+    )

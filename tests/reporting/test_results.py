@@ -56,6 +56,38 @@ def test_a_search_is_recorded_and_results_from_before_there_was_one_stay_valid(
         results.from_dict({**data, "search": {"method": "learned", "num_groups": 8, "epochs": 2}})
 
 
+def test_a_history_is_recorded_column_by_column_with_null_for_nan(
+    make_result: Make, tmp_path: Path
+) -> None:
+    history = {"epoch": [1, 2, 4], "val/f1": [50.0, math.nan, 75.5]}
+    path = results.write(tmp_path, make_result(history=history))
+    data = json.loads(path.read_text())
+    assert data["history"] == {"epoch": [1, 2, 4], "val/f1": [50.0, None, 75.5]}
+    assert results.read(path).history == data["history"]
+    del data["history"]
+    assert results.from_dict(data).history is None  # results from before there was one stay valid
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        ({"val/f1": [1.0]}, "history.val/f1 must have a value for each of history.epoch .0."),
+        ({"epoch": [1, 2], "val/f1": [1.0]}, "history.val/f1 must have a value for each .*2"),
+        ({"epoch": [0, 1]}, "history.epoch must be epochs from 1 on that increase"),
+        ({"epoch": [2, 2]}, "history.epoch must be epochs from 1 on that increase"),
+        ({"epoch": [1.0]}, "history.epoch must be epochs from 1 on that increase"),
+        ({"epoch": [1], "val/f1": ["high"]}, "history.val/f1 must hold finite numbers and null"),
+        ({"epoch": [1], "val/f1": 1.0}, "history.val/f1 must be a list, not 1.0"),
+    ],
+)
+def test_a_history_that_does_not_hold_together_is_named(
+    make_result: Make, history: dict[str, Any], message: str
+) -> None:
+    data = {**make_result().to_dict(), "history": history}
+    with pytest.raises(ValueError, match=message):
+        results.from_dict(data)
+
+
 def test_a_dense_run_asks_for_dense_and_uses_all_of_it() -> None:
     assert Budget.of_dense(42) == Budget("dense", 42, 42, 42, 1.0)
 

@@ -133,3 +133,70 @@ def test_a_config_composes_inside_a_running_command(tmp_path: Path) -> None:
         outer = GlobalHydra.instance().hydra
         assert compose("+exp=digits", "seed=11").seed == 11
         assert GlobalHydra.instance().hydra is outer
+
+
+COUNTED = Table(
+    name="counted",
+    title="A title",
+    rows=(
+        Row(
+            "ours",
+            ("+exp=digits", "budget=dense"),
+            published=Figure("x", "c10", 4.0, 36.4, "a poster", None, gpu_days=0.4),
+            section="First",
+        ),
+        Row("theirs", None, published=Figure("y", "c10", 3.0, 3, "a poster", None, gpu_days=1800)),
+        Row("later", ("+exp=digits", "budget=0.1"), section="Last", plan_only=True),
+    ),
+    note="A note.",
+    as_error=True,
+    count=lambda row: len(row.words or ()),
+)
+
+
+def test_sections_have_grids_of_their_own(tmp_path: Path) -> None:
+    rows = (
+        dataclasses.replace(COUNTED.rows[0], section="First"),
+        dataclasses.replace(COUNTED.rows[1], section="First"),
+        COUNTED.rows[2],
+    )
+    table = dataclasses.replace(COUNTED, rows=rows)
+    text = tables.markdown(table, tables.fill(table, []))
+    first, last = text.index("## First\n\n| network |"), text.index("## Last\n\n| network |")
+    assert first < text.index("| ours |") < text.index("| theirs |") < last
+    # Only what a section has figures of has a column there.
+    assert "| network | parameters | test error, % | n |\n" in text[last:]
+    assert "\n\n\n" not in text
+
+
+def test_counts_are_planned_beside_the_published_ones(tmp_path: Path, keep: Keep) -> None:
+    text = tables.markdown(COUNTED, tables.fill(COUNTED, []))
+    assert line("ours", text)[:3] == ["ours", "36.4M", "2"]
+    assert line("theirs", text) == ["theirs", "3M", "", "", "", "3.00", "", "", "1800"]
+    keep(tmp_path, "+exp=digits", "budget=dense")
+    text = tables.markdown(COUNTED, tables.load(COUNTED, tmp_path))
+    assert line("ours", text)[2] == "1,000"  # what the run has used
+
+
+def test_gpu_days_are_measured_on_a_gpu_alone(tmp_path: Path, keep: Keep) -> None:
+    words, day = ("+exp=digits", "budget=dense"), 24 * 60 * 60
+    keep(tmp_path, *words, wall_s=7.0 * day)
+    text = tables.markdown(COUNTED, tables.load(COUNTED, tmp_path))
+    assert line("ours", text)[-2:] == ["not measured", "0.4"]
+    gpu = results.Hardware("Linux", "a processor", 2, 1, "a GPU", 4)
+    for seed, days in ((1, 0.2), (2, 0.3)):
+        keep(tmp_path, *words, seed=seed, wall_s=days * day, hardware=gpu)
+    text = tables.markdown(COUNTED, tables.load(COUNTED, tmp_path))
+    assert line("ours", text)[-2:] == ["0.25", "0.4"]
+
+
+def test_what_cannot_be_trained_yet_is_planned_and_never_missing() -> None:
+    cell = tables.fill(COUNTED, [])[2]
+    assert cell.missing(COUNTED) == ()
+    figure = line("later", tables.markdown(COUNTED, [cell]))[2]
+    assert figure == "not trained in this version; `npas-plan +exp=digits budget=0.1`"
+
+
+def test_a_table_may_say_more_below_its_grid() -> None:
+    table = dataclasses.replace(TABLE, appendix=lambda cells: [f"{len(cells)} rows.", ""])
+    assert "|\n\n3 rows.\n\n1. Published" in tables.markdown(table, tables.fill(table, []))

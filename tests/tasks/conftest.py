@@ -126,8 +126,9 @@ class TinySet:
     def task(self, split: str | None = "45k", seed: int = 0, **changes: Any) -> cifar.Task:
         data = {"root": str(self.root), "split": split, "download": False}
         archive = changes.pop("archive", self.archive)
+        config = changes.pop("config", cifar.Config(classes=self.classes))
         return cifar.Task(
-            cifar.Config(classes=self.classes),
+            config,
             SimpleNamespace(**data | changes),
             seed=seed,
             device=torch.device("cpu"),

@@ -57,6 +57,15 @@ def test_only_ten_or_a_hundred_classes() -> None:
         cifar.Config(classes=20)
 
 
+def test_cutout_is_on_unless_it_is_switched_off(ten, make_cifar) -> None:
+    task = ten.task(config=cifar.Config(cutout=False))
+    task.setup()
+    plain, cut = (next(t.train_batches(0, 90)).inputs for t in (task, make_cifar(10)))
+    hidden = (cut == 0).all(1, keepdim=True)
+    assert not (plain == 0).all(1).any() and hidden.any()
+    assert torch.equal(plain.masked_fill(hidden, 0.0), cut)  # the same crops and flips
+
+
 def test_a_missing_set_is_one_line_that_says_what_to_put_where(ten, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz") as error:
         ten.task(root=str(tmp_path / "elsewhere")).setup()

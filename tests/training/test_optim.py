@@ -1,4 +1,4 @@
-"""The optimizer and its schedule are the papers'."""
+"""The optimizer and its schedule are the papers', or AdamW."""
 
 import pytest
 import torch
@@ -74,3 +74,78 @@ def test_steps_are_those_of_plain_sgd(momentum: float, nesterov: bool) -> None:
             optimizer.step()
     torch.testing.assert_close(ours.weight, plain.weight)
     torch.testing.assert_close(ours.bias, plain.bias)
+
+
+def adamw(**changes: float) -> OptimConfig:
+    return OptimConfig(
+        **{"name": "adamw", "lr": 0.01, "beta2": 0.98, "weight_decay": 0.1, "momentum": 0.8}
+        | changes
+    )
+
+
+def test_steps_are_those_of_plain_adamw() -> None:
+    torch.manual_seed(1)
+    ours, plain = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    plain.load_state_dict(ours.state_dict())
+    optimizers = (
+        build_optimizer(ours, adamw()),
+        torch.optim.AdamW(plain.parameters(), 0.01, betas=(0.8, 0.98), weight_decay=0.1),
+    )
+    for _ in range(4):
+        x = torch.randn(7, 5)
+        for layer, optimizer in zip((ours, plain), optimizers, strict=True):
+            optimizer.zero_grad()
+            layer(x).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, plain.weight)
+    torch.testing.assert_close(ours.bias, plain.bias)
+
+
+@pytest.mark.parametrize("config", [OptimConfig(), adamw()], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_step_that_went_wrong_leaves_nothing_behind(config: OptimConfig, before: int) -> None:
+    torch.manual_seed(1)
+    layer = torch.nn.Linear(5, 3)
+    optimizer = build_optimizer(layer, config)
+
+    def step(wrong: bool) -> None:
+        layer(torch.randn(7, 5)).square().sum().backward()
+        if wrong:
+            layer.weight.grad.fill_(float("nan"))
+        optimizer.found_inf = torch.tensor(float(wrong))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def everything() -> list[torch.Tensor]:
+        kept = [value for state in optimizer.state.values() for value in state.values()]
+        return [tensor.clone() for tensor in (*layer.parameters(), *kept)]
+
+    for _ in range(before):
+        step(wrong=False)
+    held = everything()
+    step(wrong=True)
+    assert all(torch.equal(a, b) for a, b in zip(held, everything(), strict=True))
+    step(wrong=False)
+    assert not any(torch.equal(a, b) for a, b in zip(held, everything(), strict=True))
+
+
+def test_all_of_an_optimizers_tensors_are_there_before_the_first_step() -> None:
+    layer = torch.nn.Linear(5, 3)
+    optimizer = build_optimizer(layer, adamw())
+    kept = {p: {name: id(v) for name, v in optimizer.state[p].items()} for p in layer.parameters()}
+    layer(torch.randn(7, 5)).square().sum().backward()
+    optimizer.step()
+    for parameter, tensors in kept.items():
+        assert {name: id(v) for name, v in optimizer.state[parameter].items()} == tensors
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"beta2": 1.0}, "optim.beta2 must be below 1"),
+        ({"beta2": -0.1}, "optim.beta2 must be at least 0"),
+    ],
+)
+def test_betas_out_of_range_are_refused(changes: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        adamw(**changes)

@@ -1,0 +1,95 @@
+"""Hold the `sharing` node of the schema: who shares, by which rules, and how groups are found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from npas._schema import at_least, at_most, join
+
+LONGEST = 1_000_000  # epochs, or images a batch: more is a slip, and may fill the memory
+
+SEARCHED = ("learned", "gradient")  # groupings that a short training of their own has to find
+GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Say how groups are found where sharing.groups is learned or gradient.
+
+    The search trains one group inside the run's budget, but never more than the dense count, for
+    `epochs` of its own (null: a tenth of the run's), in which it runs through the whole schedule.
+    """
+
+    epochs: int | None = None
+    softmax: bool = False
+    templates: int = 4
+
+    def __post_init__(self) -> None:
+        at_least("sharing.search.epochs", self.epochs, 1)
+        at_most("sharing.search.epochs", self.epochs or 1, LONGEST)
+        at_least("sharing.search.templates", self.templates, 2)
+
+
+@dataclass(frozen=True)
+class SharingConfig:
+    """Hold the keywords of `npas.share`, and what training does with coefficients.
+
+    `templates` takes the place of a budget. `lsm_regularizer` times the mean cosine of the
+    coefficients of layers that mix the same templates is taken off the loss. Every `lsm_every`
+    epochs, if not 0, the layer similarity matrix is logged.
+    """
+
+    generator: Literal["avg", "wavg", "emb"] = "wavg"
+    upsampler: Literal["inter", "repeat", "mask", "wavg"] = "inter"
+    groups: dict[str, str] | str = "single"
+    num_groups: int | None = None
+    max_templates: int = 8
+    templates: int | Literal["layers"] | None = None
+    coefficients: Literal["orthogonal", "sparse"] = "orthogonal"
+    lsm_regularizer: float = 0.0
+    lsm_every: int = 0
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    layout: Literal["npas", "reference"] = "npas"
+    recompute: bool = False
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.groups, str) and self.groups not in GROUPINGS:
+            raise ValueError(
+                f"sharing.groups must be {join(GROUPINGS)}, a mapping of layer patterns to groups, "
+                "as 'sharing.groups={stages.0.*: a}', or the folder of a run that found some; "
+                f"{self.groups!r} is none of these"
+            )
+        counted = self.groups in ("random", *SEARCHED)
+        if counted and self.num_groups is None:
+            raise ValueError(
+                f"sharing.groups={self.groups} needs to know how many: set sharing.num_groups"
+            )
+        if not counted and self.num_groups is not None:
+            raise ValueError(
+                f"sharing.num_groups={self.num_groups} is for sharing.groups=random, learned or "
+                "gradient: set it to null"
+            )
+        if self.groups in SEARCHED and self.templates is not None:
+            raise ValueError(
+                f"sharing.templates={self.templates} needs groups of one shape, and "
+                f"sharing.groups={self.groups} finds others: set a budget in place of templates"
+            )
+        if self.groups == "learned" and self.generator == "avg":
+            raise ValueError(
+                "sharing.groups=learned groups layers by their coefficients, and "
+                "sharing.generator=avg has none: choose wavg or emb"
+            )
+        at_least("sharing.num_groups", self.num_groups, 1)
+        at_least("sharing.max_templates", self.max_templates, 1)
+        if isinstance(self.templates, int):
+            at_least("sharing.templates", self.templates, 1)
+        at_least("sharing.lsm_regularizer", self.lsm_regularizer, 0)
+        at_least("sharing.lsm_every", self.lsm_every, 0)
+        if self.coefficients == "sparse" and self.layout == "reference":
+            raise ValueError(
+                "sharing.coefficients=sparse is not how sharing.layout=reference starts: set "
+                "sharing.coefficients=orthogonal or sharing.layout=npas"
+            )

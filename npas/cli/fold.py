@@ -1,0 +1,277 @@
+"""Fold a run's network: layers whose coefficients agree become one, repeated blocks become loops.
+
+npas-fold run=runs/digits_swrn/templates-2_seed-0_1f0c2a9b threshold=0.99
+npas-fold run=... threshold=auto tolerance=0.5        # the shortest network that is still as good
+
+What it writes goes to `fold/` in the run's folder: the layer similarity matrix and, where it was
+logged, how it came about (`lsm`, `lsm_epochs`), the folded architecture (`folded`), each as .png
+and .svg; the network itself (`model.safetensors`, `folding.json`), and all figures (`fold.json`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from npas._schema import above, at_least, at_most, build, keys_of
+from npas.cli import app, runs
+from npas.cli.app import Job
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from npas.training import Experiment
+
+NAME = "npas-fold"
+FILE_NAME = "fold.json"
+AUTO = "auto"
+TOLD = (
+    "tied",
+    "blocks",
+    "plain",
+    "layers_before",
+    "layers",
+    "weights",
+    "parameters_before",
+    "parameters",
+)
+CANDIDATES = (0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.93, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Hold npas-fold's keys.
+
+    `threshold` is the cosine from which on two layers agree; auto takes, of `CANDIDATES`, the one
+    that leaves the fewest layers while the metric on held-out data falls by `tolerance` at most.
+    Equal coefficients have a mean length, which the running statistics of batch norms do not know:
+    these are measured anew on `recalibrate` training batches, without labels or gradients.
+    """
+
+    run: str | None = None
+    threshold: float | Literal["auto"] = 0.99
+    tolerance: float = 0.5
+    recalibrate: int = 20
+    split: Literal["test", "val"] = "test"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    out: str | None = None
+    data: runs.Data = field(default_factory=runs.Data)
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise ValueError("run is missing: name a run's folder, as run=runs/digits_swrn/...")
+        if isinstance(self.threshold, float):
+            above("threshold", self.threshold, 0)
+            at_most("threshold", self.threshold, 1)
+        at_least("tolerance", self.tolerance, 0)
+        at_least("recalibrate", self.recalibrate, 0)
+        if self.out is not None and Path(self.out).exists() and not Path(self.out).is_dir():
+            raise ValueError(f"out={self.out} is a file: name a folder")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fold the run that the words name; see the top of this file."""
+    return app.main(app.Command(NAME, "fold", keys, check, run), argv)
+
+
+def keys() -> set[str]:
+    """Return the full names of the keys."""
+    return set(keys_of(Fold))
+
+
+def check(raw: dict[str, Any]) -> Fold:
+    """Check the keys; ValueError."""
+    return build(Fold, raw)
+
+
+def run(options: Fold) -> Job:
+    """Fold the network of the run's newest checkpoint, measure it, draw it and write it."""
+    assert options.run is not None
+    held_out = "val" if options.threshold == AUTO else options.split
+    experiment = runs.restore_to_measure(options.run, options.device, options.data, held_out)
+    if experiment.allocation is None:
+        raise ValueError(f"{options.run} is of a dense network, whose layers mix nothing")
+    from npas.sharing import folding, recurrence
+    from npas.tasks._files import write_whole
+    from npas.training.metrics import layer_similarity
+
+    matrices = layer_similarity(experiment.model)
+    if not matrices:
+        raise ValueError(
+            f"no layers of {options.run} mix the same templates, so that none can be compared:"
+            " train one with sharing.templates=k, as +exp=digits_swrn"
+        )
+    before = copy.deepcopy(experiment.model)
+    record: dict[str, Any] = {"threshold": options.threshold}
+    if options.threshold == AUTO:
+        record = _choose(experiment, options)
+    tied = copy.deepcopy(before)
+    ties = recurrence.tie(tied, record["threshold"])
+    networks = {"before": before, "tied": copy.deepcopy(tied)}
+    if _recalibrate(experiment, tied, options.recalibrate):
+        networks["recalibrated"] = tied
+    folded = copy.deepcopy(tied)
+    found = folding.fold_tied(folded, ties)
+    networks["folded"] = folded
+    record |= {
+        "recalibrated_on": options.recalibrate if "recalibrated" in networks else 0,
+        "split": options.split,
+        "metric": experiment.task.selection_metric,
+        "metrics": {k: _measure(experiment, v, options.split) for k, v in networks.items()},
+        "outputs_differ_by": _difference(experiment, tied, folded),
+        "similarity": matrices,
+        "history": _logged(Path(options.run)),
+    }
+    told = found.to_dict()  # folding.json has all of it
+    record = _facts(experiment) | {k: told[k] for k in TOLD} | record
+    out = Path(options.out) if options.out else Path(options.run) / "fold"
+    try:
+        folding.save_folded(folded, found, out)
+        write_whole(out / FILE_NAME, json.dumps(record, indent=1) + "\n")
+        _draw(record, out)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"{out} cannot be written ({reason}): name another folder as out="
+        ) from None
+    print(_report(record, out))
+    return Job(options.run)
+
+
+def _choose(experiment: Experiment, options: Fold) -> dict[str, Any]:
+    """Find the threshold on held-out data, and say among which; see `Fold`."""
+    from npas.sharing import folding, recurrence
+
+    metric = experiment.task.selection_metric
+    least = _measure(experiment, experiment.model, "val")[metric] - options.tolerance
+    tried: list[dict[str, Any]] = []
+    for threshold in CANDIDATES:
+        model = copy.deepcopy(experiment.model)
+        ties = recurrence.tie(model, threshold)
+        _recalibrate(experiment, model, options.recalibrate)
+        found = folding.fold_tied(model, ties)
+        value = _measure(experiment, model, "val")[metric]
+        counts = {"layers": found.layers, "weights": found.weights}
+        tried.append({"threshold": threshold, metric: value, **counts})
+    good = [t for t in tried if t[metric] >= least]  # NaN is not
+    best = min(good, key=lambda t: (t["layers"], t["weights"]), default=tried[0])
+    chosen = {"chosen_on": f"val {metric}", "tolerance": options.tolerance, "tried": tried}
+    return {"threshold": best["threshold"], **chosen}
+
+
+def _measure(experiment: Experiment, model: nn.Module, split: str) -> dict[str, float]:
+    from npas.training.precision import Precision
+
+    with Precision(experiment.config.precision, experiment.process.device).autocast():
+        return experiment.task.evaluate(model, split)
+
+
+def _recalibrate(experiment: Experiment, model: nn.Module, batches: int) -> bool:
+    """Measure the norms' running statistics anew; say whether there are any."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+    from torch.optim.swa_utils import update_bn
+
+    if not batches or not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return False
+    config = experiment.config
+    # The last epoch's: a curriculum's first are easier than what the network was made for.
+    seen = experiment.task.train_batches(config.epochs - 1, config.batch_size)
+    update_bn((batch.inputs for batch in itertools.islice(seen, batches)), model)
+    return True
+
+
+def _difference(experiment: Experiment, tied: nn.Module, folded: nn.Module) -> float:
+    """Return how far the two networks' outputs lie apart, as part of the largest output."""
+    import torch
+
+    size = min(experiment.config.batch_size, 64)
+    batch = next(iter(experiment.task.train_batches(0, size)))
+    with torch.no_grad():
+        ours, theirs = folded.eval()(batch.inputs), tied.eval()(batch.inputs)
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def _logged(run: Path) -> list[dict[str, Any]]:
+    """Return the similarity matrices that the run logged, each with its epoch."""
+    from npas.training.tracking import LOG_FILE
+
+    folder = next((path for path in (run, *run.parents) if (path / LOG_FILE).is_file()), None)
+    if folder is None:
+        return []
+    found = []
+    for line in (folder / LOG_FILE).read_text().splitlines():
+        with contextlib.suppress(ValueError):  # a kill may have cut it short
+            entry = json.loads(line)
+            if "similarity" in entry:
+                found.append({key: entry[key] for key in ("epoch", "similarity")})
+    return found
+
+
+def _facts(experiment: Experiment) -> dict[str, Any]:
+    """Say which run was folded, and where."""
+    from npas.config import config_hash
+    from npas.reporting.environment import environment
+
+    config = experiment.config
+    found = {
+        key: vars(value) if hasattr(value, "__dict__") else value
+        for key, value in environment().items()
+    }
+    return {
+        "exp": config.exp,
+        "seed": config.seed,
+        "config_hash": config_hash(config),
+        "dataset": {"name": experiment.task.name, "source": experiment.task.source},
+        **found,
+    }
+
+
+def _draw(record: dict[str, Any], out: Path) -> list[Path]:
+    from npas.reporting import folding_plot, similarity_plot
+
+    title = f"{record['exp']}, seed {record['seed']}"
+    epochs = [(entry["epoch"], entry["similarity"]) for entry in record["history"]]
+    return [
+        *similarity_plot.draw(record["similarity"], out / "lsm", title),
+        *similarity_plot.draw_epochs(epochs, out / "lsm_epochs", title),
+        *folding_plot.draw(
+            record["blocks"],
+            record["tied"],
+            out / "folded",
+            f"{title}, folded at {record['threshold']}",
+        ),
+    ]
+
+
+def _report(record: dict[str, Any], out: Path) -> str:
+    metric, figures = record["metric"], record["metrics"]
+    values = ", ".join(f"{name} {figures[name][metric]:.2f}%" for name in figures)
+    how = f" (chosen on {record['chosen_on']})" if "chosen_on" in record else ""
+    lines = [
+        f"threshold   {record['threshold']}{how}",
+        f"layers      {record['layers_before']} before, {record['layers']} after, of"
+        f" {record['weights']} different weights",
+        f"parameters  {record['parameters_before']:,} before, {record['parameters']:,} after",
+        f"{record['split']} {metric:7} {values}; outputs differ by"
+        f" {record['outputs_differ_by']:.1e} of the largest",
+    ]
+    for loop in (entry for entry in record["blocks"] if entry["times"] > 1):
+        body = ", ".join(loop["blocks"][: loop["period"]])
+        lines.append(
+            f"loop        {loop['container']}: {body} runs {loop['times']} times, for"
+            f" {', '.join(loop['blocks'])}; norms of its own: {loop['own']:,} values"
+        )
+    if record["plain"]:
+        lines.append(f"plain       {', '.join(record['plain'])}: ordinary parameters again")
+    return "\n".join([*lines, f"{out}: fold.json, folding.json, model.safetensors and plots"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

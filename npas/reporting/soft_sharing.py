@@ -1,0 +1,165 @@
+"""Define the tables of soft sharing (Savarese & Maire, ICLR 2019): every row of the poster."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from npas.reporting import curriculum, published
+from npas.reporting.counts import planned_count
+from npas.reporting.tables import Cell, Row, Table
+
+SPLIT = "data.split=50k"  # published figures train on all of the training images
+# Whose words are no `model.depth` and `model.width` of a WRN.
+OTHERS = {
+    "ResNeXt-29 16x64": ("+exp=resnext_cifar{}",),
+    "DenseNet 100-24": ("+exp=densenet_cifar{}",),
+    "DenseNet 190-40": ("+exp=densenet_cifar{}", "model=densenet_bc_190_40"),
+    "WRN 50-2": ("+exp=wrn50_2_imagenet",),
+    "DenseNet-264": ("+exp=densenet264_imagenet",),
+    "ResNet-200": ("+exp=resnet200_imagenet",),
+    "SWRN 50-2": ("+exp=swrn_imagenet",),
+}
+COEFFICIENTS = ("orthogonal", "sparse")
+DIGITS_TEMPLATES = {
+    "1": "1 template",
+    "2": "2 templates",
+    "layers": "as many templates as layers",
+}
+NETWORKS = {
+    "CNN": ("budget=dense", "sharing.templates=null"),
+    "SCNN": ("sharing=scnn",),
+    "SCNN-R": ("sharing=scnn_r",),
+}
+
+
+def swrn() -> Table:
+    """List the poster's networks on CIFAR, on ImageNet and against architecture search."""
+    return Table(
+        name="swrn",
+        title="Soft sharing: parameters and errors beside the published ones",
+        rows=(
+            *_rows("cifar", "c10", "CIFAR-10, without cutout"),
+            *_rows("cifar", "c100", "CIFAR-100, without cutout"),
+            *_rows("imagenet", "top1", "ImageNet, top-1"),
+            *_rows("imagenet", "top5", "ImageNet, top-5"),
+            *_rows("nas", "c10", "CIFAR-10 against architecture search"),
+        ),
+        note="SWRN L-w-k mixes k templates in each stage, SWRN L-w as many as the stage has layers"
+        " that share. Published counts are as printed: those of SWRN on CIFAR are cut off, not"
+        " rounded, so that 33.54 million stand there as 33. Ours are exact, planned without"
+        " training. Our runs train on all 50,000 training images; the WRN and SWRN rows against"
+        " architecture search with cutout, all others without. GPU-days are of one run on one GPU.",
+        as_error=True,
+        count=_count,
+        draw=lambda table, cells, stem: [],  # errors of different tasks make no one plot
+    )
+
+
+def _count(row: Row) -> int:
+    assert row.words is not None
+    return planned_count(*row.words)
+
+
+def _rows(section: str, column: str, heading: str) -> list[Row]:
+    rows = []
+    for entry in published.load()["sections"][section]["rows"]:
+        told_apart = {k: entry[k] for k in ("params", "dropout") if k in entry}
+        rows.append(
+            Row(
+                _label(section, entry),
+                _words(section, entry, column.removeprefix("c")),
+                published=published.figure(section, entry["name"], column, **told_apart),
+                section=heading,
+                plan_only=section == "imagenet",
+            )
+        )
+    return rows
+
+
+def _label(section: str, entry: Mapping[str, Any]) -> str:
+    if entry.get("dropout"):
+        return f"{entry['name']}, dropout {entry['dropout']}"
+    if section == "nas" and not entry.get("cutout"):
+        return f"{entry['name']} ({entry['params']:g}M)"
+    return str(entry["name"])
+
+
+def _words(section: str, entry: Mapping[str, Any], classes: str) -> tuple[str, ...] | None:
+    """Say a row in words; None for the networks that an architecture search has found."""
+    words: tuple[str, ...]
+    if entry["name"] in OTHERS:
+        words = tuple(word.format(classes) for word in OTHERS[entry["name"]])
+        return words if section == "imagenet" else (*words, SPLIT)
+    matched = re.fullmatch(r"(S?)WRN (\d+)-(\d+)(?:-(\d+))?", entry["name"])
+    if matched is None:
+        return None
+    shared, depth, width, templates = matched.groups()
+    if shared:
+        size = (f"model.depth={depth}", f"model.width={width}")
+        mixed = f"sharing.templates={templates or 'layers'}"
+        words = (f"+exp=swrn_cifar{classes}", SPLIT, *size, mixed)
+    else:  # WRN 28-10, the network of that experiment
+        words = (f"+exp=wrn_cifar{classes}", SPLIT, "budget=dense")
+    if entry.get("dropout"):
+        words += (f"model.dropout={entry['dropout']}",)
+    return words if entry.get("cutout") else (*words, "task.cutout=false")
+
+
+def digits_swrn() -> Table:
+    """Compare how coefficients start, on the digits."""
+
+    def row(templates: str, start: str) -> Row:
+        words = ["+exp=digits_swrn", f"sharing.templates={templates}"]
+        if start != COEFFICIENTS[0]:
+            words.append(f"sharing.coefficients={start}")
+        return Row(f"{DIGITS_TEMPLATES[templates]}, {start}", tuple(words), series=start)
+
+    dense = ("+exp=digits_swrn", "budget=dense", "sharing.templates=null")
+    return Table(
+        name="digits_swrn",
+        title="Digits: how the coefficients of soft sharing start",
+        rows=(
+            Row("dense network", dense, series="dense network"),
+            *(row(templates, start) for start in COEFFICIENTS for templates in DIGITS_TEMPLATES),
+        ),
+        note="A deep and narrow Wide ResNet on the digits of the table `digits`; the layers of a"
+        " stage behind its first block mix the stage's templates. `orthogonal`: the layers'"
+        " coefficients start at right angles, as far as there are templates enough; `sparse`: each"
+        " layer starts with one template alone. The poster names both, without figures.",
+        count=_count,
+    )
+
+
+def shortest_paths() -> Table:
+    """Compare networks with and without sharing on grids of 32 by 32 cells."""
+    return _shortest_paths("shortest_paths", "Shortest paths in grids")
+
+
+def shortest_paths_small() -> Table:
+    """Make the same comparison, small enough for two CPU cores."""
+    return _shortest_paths("shortest_paths_small", "Shortest paths in small grids")
+
+
+def _shortest_paths(exp: str, title: str) -> Table:
+    return Table(
+        name=exp,
+        title=f"{title}: F1 where the points lie further apart than in training",
+        rows=tuple(Row(name, (f"+exp={exp}", *words), name) for name, words in NETWORKS.items()),
+        note="Three networks of one depth and width mark the cells on shortest paths between two"
+        " points. The points lie further apart phase by phase: see the settings in"
+        f" `configs/exp/{exp}.yaml`. CNN shares nothing, SCNN mixes templates, SCNN-R is rewarded"
+        " for layers that are alike as well. F1 is over the cells of all bands of distances"
+        " together, the grids the same for every run and none of them trained on. The poster shows"
+        " curves without figures.",
+        metric="f1",
+        count=_count,
+        appendix=curriculum.appendix,
+        draw=_draw_curves,
+    )
+
+
+def _draw_curves(table: Table, cells: Sequence[Cell], stem: Path) -> list[Path]:
+    return curriculum.draw(cells, stem, table.title)

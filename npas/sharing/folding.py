@@ -1,0 +1,241 @@
+"""Fold a shared network whose layers have come to agree: ties, loops, fewer layers.
+
+    folding = fold(model, threshold=0.99)        # in place; folding says what became of it
+    save_folded(model, folding, directory)
+    again = load_folded(directory, dense_model)
+
+(Savarese & Maire, ICLR 2019, sections 3.2 and 4.3 and appendix A.) Layers whose coefficients agree
+get equal ones and so one weight; runs of modules that are then the same become loops. A group whose
+distinct weights take no more parameters than its bank and coefficients gets plain parameters back;
+the others keep on sharing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from npas.sharing.allocation import Allocation, GroupAllocation
+from npas.sharing.budget import Budget, count_parameters
+from npas.sharing.initialization import generator_rows
+from npas.sharing.layers import find_tensors
+from npas.sharing.loops import (
+    Repeat,
+    apply_repeats,
+    block_rows,
+    fold_repeats,
+    is_large,
+    list_blocks,
+)
+from npas.sharing.names import (
+    SCALES,
+    bank_name,
+    generator_name,
+    generator_names,
+    shared_names,
+    upsampler_name,
+)
+from npas.sharing.recurrence import ROWS, tie
+from npas.sharing.shapeshift import install, materialize, require_unshared, shared_weights
+
+WEIGHTS_FILE = "model.safetensors"
+FOLDING_FILE = "folding.json"
+
+
+@dataclass(frozen=True)
+class Folding:
+    """Say what `fold` made of a network.
+
+    `layers` counts the places that hold a weight of two or more dimensions; the body of a loop
+    counts once. `weights` counts the different ones among them.
+    """
+
+    tied: list[list[str]]  # names of layers that have one weight, as in the network before
+    repeats: list[Repeat]
+    blocks: list[Repeat]  # every block of the containers that share, looped or not, to be drawn
+    plain: list[str]  # groups that got plain parameters back
+    allocation: Allocation | None  # of the groups that go on sharing
+    layers_before: int
+    layers: int
+    weights: int
+    parameters_before: int
+    parameters: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, which `load_folded` reads."""
+        kept = self.allocation.to_dict() if self.allocation is not None else None
+        lists = {
+            key: [repeat.to_dict() for repeat in getattr(self, key)]
+            for key in ("repeats", "blocks")
+        }
+        return vars(self) | lists | {"allocation": kept}
+
+
+def fold(model: nn.Module, threshold: float) -> Folding:
+    """Fold a shared network in place, and return what became of it.
+
+    Layers are tied where the cosine of each two of them is at least `threshold` (see
+    `recurrence.tie`). The folded network's outputs equal the tied network's to rounding. Loops are
+    made of the children of plain `nn.Sequential`s; layers that are tied elsewhere are one parameter
+    in several places. The iterations of a loop keep norms, biases and statistics of their own.
+
+    Raises ValueError for a network that is not shared, or a threshold that is no cosine.
+    """
+    return fold_tied(model, tie(model, threshold))
+
+
+@torch.no_grad()
+def fold_tied(model: nn.Module, tied: list[list[str]]) -> Folding:
+    """Fold a shared network whose layers `recurrence.tie` has tied, in place."""
+    shared = shared_weights(model)
+    plan, parameters_before = shared.allocation, count_parameters(model)
+    values = {name: getattr(model, name).detach().clone() for name in shared_names(model)}
+    kept = _kept_groups(plan, tied)
+    materialize(model)
+    layers_before = _count_layers(model)[0]
+    _tie_parameters(model, tied)
+    weights = dict(model.named_parameters(remove_duplicate=False))  # by their names before
+    rows = block_rows(model, [layer.name for layer in plan.layers])
+    repeats = fold_repeats(model)
+    layers, distinct = _count_layers(model)
+    allocation = _allocate(model, plan, kept, weights) if kept else None
+    if allocation is not None:
+        install(model, allocation, shared.recompute)
+        _fill(model, allocation, plan, kept, values)
+    return Folding(
+        tied=tied,
+        repeats=repeats,
+        blocks=list_blocks(rows, repeats),
+        plain=[group.name for g, group in enumerate(plan.groups) if g not in kept and group.bank],
+        allocation=allocation,
+        layers_before=layers_before,
+        layers=layers,
+        weights=distinct,
+        parameters_before=parameters_before,
+        parameters=count_parameters(model),
+    )
+
+
+def save_folded(model: nn.Module, folding: Folding, directory: str | os.PathLike[str]) -> None:
+    """Write a folded network as `model.safetensors`, every weight once, and `folding.json`."""
+    from safetensors.torch import save_model
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(directory / WEIGHTS_FILE))
+    (directory / FOLDING_FILE).write_text(json.dumps(folding.to_dict(), indent=1) + "\n")
+    shutil.copymode(directory / FOLDING_FILE, directory / WEIGHTS_FILE)
+
+
+def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn.Module:
+    """Make `dense_model`, the architecture as built, the network `save_folded` wrote; return it.
+
+    Raises ValueError where files are missing or the architecture is another one.
+    """
+    from safetensors.torch import load_model
+
+    directory = Path(directory)
+    for name in (WEIGHTS_FILE, FOLDING_FILE):
+        if not (directory / name).is_file():
+            raise ValueError(f"{directory} holds no {name}: name a folder that npas-fold wrote")
+    data = json.loads((directory / FOLDING_FILE).read_text())
+    try:
+        _tie_parameters(require_unshared(dense_model), data["tied"])
+        apply_repeats(dense_model, [Repeat.from_dict(repeat) for repeat in data["repeats"]])
+        if data["allocation"] is not None:
+            install(dense_model, Allocation.from_dict(data["allocation"]))
+        load_model(dense_model, str(directory / WEIGHTS_FILE))
+    except (RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{directory} was written by another architecture: {reason}") from None
+    return dense_model
+
+
+def _kept_groups(plan: Allocation, tied: Sequence[Sequence[str]]) -> dict[int, GroupAllocation]:
+    """Return, by place, the groups that go on sharing, with one layer for each different weight."""
+    again = {name for names in tied for name in names[1:]}
+    kept = {}
+    for g, group in enumerate(plan.groups):
+        layers = tuple(layer for layer in group.layers if layer.name not in again)
+        distinct = replace(group, layers=layers)
+        # No fewer parameters than the weights themselves would be: then they are plain ones again.
+        if group.bank and distinct.used < sum(layer.size for layer in layers):
+            kept[g] = distinct
+    return kept
+
+
+def _tie_parameters(model: nn.Module, tied: Sequence[Sequence[str]]) -> None:
+    """Make one parameter of those of each list of names: the first one's."""
+    found = {name: tensor for tensor in find_tensors(model) for name in tensor.names}
+    missing = [name for names in tied for name in names if name not in found]
+    if missing:
+        raise AttributeError(f"the network has no {missing[0]}")
+    for first, *others in tied:
+        for name in others:
+            for owner, attribute in found[name].owners:
+                setattr(owner, attribute, found[first].parameter)
+
+
+def _count_layers(model: nn.Module) -> tuple[int, int]:
+    """Count the places that hold a weight of two or more dimensions, and the different weights."""
+    large = [tensor for tensor in find_tensors(model) if is_large(tensor.parameter)]
+    return sum(len(tensor.owners) for tensor in large), len(large)
+
+
+def _allocate(
+    model: nn.Module,
+    plan: Allocation,
+    kept: Mapping[int, GroupAllocation],
+    weights: Mapping[str, nn.Parameter],
+) -> Allocation:
+    """Plan the folded network: the kept groups, under the names that their weights have in it."""
+    names = {id(tensor.parameter): tensor.spec.name for tensor in find_tensors(model)}
+    groups = tuple(
+        replace(
+            group,
+            layers=tuple(
+                replace(layer, name=names[id(weights[layer.name])]) for layer in group.layers
+            ),
+        )
+        for group in kept.values()
+    )
+    dense = count_parameters(model)
+    unshared = dense - sum(layer.size for group in groups for layer in group.layers)
+    used = unshared + sum(group.used for group in groups)
+    return Allocation(plan.scheme, Budget("folded", dense, used, used), unshared, groups)
+
+
+def _fill(
+    model: nn.Module,
+    allocation: Allocation,
+    plan: Allocation,
+    kept: Mapping[int, GroupAllocation],
+    values: Mapping[str, Tensor],
+) -> None:
+    """Give the folded network's banks, coefficients and upsamplers the values they had."""
+    place = {layer.name: i for i, layer in enumerate(plan.layers)}
+    new: dict[str, Tensor] = {SCALES: values[SCALES][: len(model.get_buffer(SCALES))]}
+    index = 0
+    for g, (old, group) in enumerate(kept.items()):
+        new[bank_name(g)] = values[bank_name(old)]
+        before, mixing = plan.groups[old], generator_rows(group)
+        for key, places in mixing.items():
+            names = [before.layers[i].name for i in generator_rows(before)[key]]
+            rows = [names.index(group.layers[i].name) for i in places]
+            for kind, name in generator_names(model, g, key[1]).items():
+                drawn = values[generator_name(kind, old, key[1])]
+                new[name] = drawn[rows] if kind in ROWS else drawn
+        for layer in group.layers:
+            if layer.learned[0]:
+                new[upsampler_name(index)] = values[upsampler_name(place[layer.name])]
+            index += 1
+    for name, tensor in new.items():
+        getattr(model, name).copy_(tensor)

@@ -1,0 +1,247 @@
+"""Find repeated runs of modules in a network's `nn.Sequential`s, and run each run as a loop.
+
+Nothing here knows of banks: layers repeat where they hold the very same parameter. What is not the
+same, the norms of a block with their statistics, every iteration keeps for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+_BOOKKEEPING = frozenset({*nn.Module().__dict__, "_npas", "_is_full_backward_hook"}) - {"training"}
+_HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Say which modules of a container became a loop: the first `period` of `blocks`, so often.
+
+    `own` counts the values that every iteration keeps for itself, all iterations together.
+    """
+
+    container: str
+    blocks: tuple[str, ...]
+    period: int
+    times: int
+    own: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self) | {"blocks": list(self.blocks)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Repeat:
+        """Read what `to_dict` wrote."""
+        return cls(**{**data, "blocks": tuple(data["blocks"])})
+
+
+class Loop(nn.Module):
+    """Run one module several times over, what it returns going in again.
+
+    The first iteration runs with the tensors of `body`; each further one has its own in place of
+    those that `iterations` holds, under the same names.
+    """
+
+    def __init__(self, body: nn.Module, own: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.body = body
+        self.iterations = nn.ModuleList(own)
+
+    def forward(self, x: Any) -> Any:
+        """Map x through every iteration."""
+        x = self.body(x)
+        for own in self.iterations:
+            tensors = dict([*own.named_parameters(), *own.named_buffers()])
+            x = functional_call(self.body, tensors, (x,)) if tensors else self.body(x)
+        return x
+
+    def extra_repr(self) -> str:
+        """Say how often the body runs."""
+        return f"times={len(self.iterations) + 1}"
+
+
+def fold_repeats(model: nn.Module) -> list[Repeat]:
+    """Turn every run of equal modules in an `nn.Sequential` into a `Loop`, in place; return them.
+
+    Modules are equal if they are built alike and all of their tensors of two or more dimensions are
+    the same parameter; at least one is.
+    """
+    found: list[Repeat] = []
+    _fold_within(model, "", found)
+    return found
+
+
+def apply_repeats(model: nn.Module, repeats: Sequence[Repeat]) -> None:
+    """Fold the runs that `fold_repeats` found in a network of the same architecture, in place."""
+    for repeat in repeats:
+        container = model.get_submodule(repeat.container)
+        blocks = [container._modules.get(name) for name in repeat.blocks]
+        if None in blocks or len(blocks) != repeat.period * repeat.times:
+            raise ValueError(
+                f"the network has no {repeat.container} with {', '.join(repeat.blocks)}"
+            )
+        _replace(container, repeat.blocks, repeat.period)
+
+
+def block_rows(model: nn.Module, layers: Sequence[str]) -> dict[str, list[str]]:
+    """Return the containers whose modules could repeat, with the modules' names.
+
+    They are the plain `nn.Sequential`s in which two modules or more hold some of these layers, and
+    that do not merely hold other such containers.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if not _is_row(module):
+            continue
+        start = f"{name}." if name else ""
+        holding = {
+            key for key in module._modules if any(la.startswith(f"{start}{key}.") for la in layers)
+        }
+        nested = {key for key in holding if _is_row(module._modules[key])}
+        if len(holding) > 1 and nested != holding:
+            found[name] = [key for key, child in module._modules.items() if child is not None]
+    return found
+
+
+def list_blocks(rows: dict[str, list[str]], repeats: Sequence[Repeat]) -> list[Repeat]:
+    """Return every module of these containers in order, those that became a loop together."""
+    looped = {(repeat.container, repeat.blocks[0]): repeat for repeat in repeats}
+    found: list[Repeat] = []
+    for container, names in rows.items():
+        rest = list(names)
+        while rest:
+            single = Repeat(container, (rest[0],), period=1, times=1, own=0)
+            found.append(looped.get((container, rest[0]), single))
+            del rest[: len(found[-1].blocks)]
+    return found
+
+
+def _is_row(module: nn.Module | None) -> bool:
+    return module is not None and type(module).forward is nn.Sequential.forward
+
+
+def _fold_within(module: nn.Module, name: str, found: list[Repeat]) -> None:
+    # From the inside out: a loop's iterations name tensors as they are in the finished body.
+    for child_name, child in module.named_children():
+        _fold_within(child, f"{name}.{child_name}".lstrip("."), found)
+    if _is_row(module):
+        _fold_container(module, name, found)
+
+
+def _fold_container(container: nn.Module, name: str, found: list[Repeat]) -> None:
+    names = [key for key, child in container._modules.items() if child is not None]
+    signatures = [_Signature(container._modules[key]) for key in names]
+    start = 0
+    while start < len(names):
+        period, times = _longest_run(signatures[start:])
+        if times > 1:
+            blocks = tuple(names[start : start + period * times])
+            own = _replace(container, blocks, period)
+            found.append(Repeat(name, blocks, period, times, own))
+        start += period * times
+
+
+def _longest_run(signatures: Sequence[_Signature]) -> tuple[int, int]:
+    """Return period and times of the repetition at the start that saves most modules; or 1, 1."""
+    best = (1, 1)
+    for period in range(1, len(signatures) // 2 + 1):
+        times = 1
+        while signatures[times * period : (times + 1) * period] == signatures[:period]:
+            times += 1
+        saves_more = period * (times - 1) > best[0] * (best[1] - 1)
+        if saves_more and any(signature.same for signature in signatures[:period]):
+            best = (period, times)
+    return best
+
+
+class _Signature:
+    """Compare two modules: equal if one can stand for both but for small tensors of their own."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self.modules: list[object] = []
+        self.same: list[int] = []
+        for name, part in module.named_modules(remove_duplicate=False) if module else ():
+            plain = {
+                key: id(value) if isinstance(value, Tensor) else value
+                for key, value in vars(part).items()
+                if key not in _BOOKKEEPING
+            }
+            hooks = [list(getattr(part, key).values()) for key in _HOOKS]
+            self.modules.append((name, type(part), plain, hooks))
+            for key, tensor in [*part._parameters.items(), *part._buffers.items()]:
+                if tensor is None:
+                    self.modules.append((key, None))
+                    continue
+                self.modules.append((key, tensor.shape, tensor.dtype, tensor.device))
+                if is_large(tensor):
+                    self.same.append(id(tensor))
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, _Signature)
+        if self.same != other.same:
+            return False
+        try:
+            return bool(self.modules == other.modules)
+        except (RuntimeError, ValueError, TypeError):  # attributes that do not compare to a truth
+            return False
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def is_large(tensor: Tensor) -> bool:
+    """Tell a weight, two dimensions or more, from a norm's or a bias's vector."""
+    return sum(length > 1 for length in tensor.shape) > 1
+
+
+def _replace(container: nn.Module, blocks: Sequence[str], period: int) -> int:
+    """Put a loop in the place of the first of these modules; return what its iterations own."""
+    modules = {name: container._modules[name] for name in blocks}
+    chosen = {name: module for name, module in modules.items() if module is not None}
+    periods = [blocks[start : start + period] for start in range(0, len(blocks), period)]
+    bodies = [
+        chosen[names[0]] if period == 1 else nn.Sequential(*(chosen[name] for name in names))
+        for names in periods
+    ]
+    loop = Loop(bodies[0], [_own_tensors(bodies[0], body) for body in bodies[1:]])
+    loop.train(container.training)
+    container._modules[blocks[0]] = loop
+    for name in blocks[1:]:
+        del container._modules[name]
+    values = loop.iterations[0].state_dict().values()  # each iteration has as many
+    return len(periods) * sum(tensor.numel() for tensor in values if tensor.is_floating_point())
+
+
+def _own_tensors(body: nn.Module, iteration: nn.Module) -> nn.Module:
+    """Return a tree of the iteration's tensors that are not the body's, under the body's names."""
+    own = nn.Module()
+    for kind in ("parameters", "buffers"):
+        shared = dict(_named(body, kind))
+        for name, tensor in _named(iteration, kind):
+            if tensor is shared[name]:
+                continue
+            *path, leaf = name.split(".")
+            node = own
+            for part in path:
+                if part not in node._modules:
+                    node.add_module(part, nn.Module())
+                node = node.get_submodule(part)
+            if kind == "parameters":
+                assert isinstance(tensor, nn.Parameter)
+                node.register_parameter(leaf, tensor)
+            else:
+                owner = iteration.get_submodule(".".join(path))
+                persistent = leaf not in owner._non_persistent_buffers_set
+                node.register_buffer(leaf, tensor, persistent=persistent)
+    return own
+
+
+def _named(module: nn.Module, kind: str) -> Iterator[tuple[str, Tensor]]:
+    if kind == "parameters":
+        yield from module.named_parameters(remove_duplicate=False)
+    else:
+        yield from module.named_buffers(remove_duplicate=False)

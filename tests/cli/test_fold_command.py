@@ -1,0 +1,119 @@
+"""npas-fold shows which layers of a run agree, folds them, and says what that costs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from command_line import SMALL, Run
+from safetensors.torch import load_file
+
+from npas.cli import fold, runs, train
+from npas.models import InputSpec, wrn
+from npas.sharing.folding import load_folded
+
+SOFT = (
+    "+exp=digits_swrn",
+    *SMALL,
+    "model.depth=22",
+    "data.split=45k",
+    "sharing.lsm_regularizer=30",
+    "sharing.templates=layers",
+    "epochs=3",
+)
+
+
+@pytest.fixture(scope="module")
+def soft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a small network whose layers grow alike, once."""
+    root = tmp_path_factory.mktemp("soft") / "runs"
+    assert train.main([*SOFT, f"run_root={root}"]) == 0
+    (folder,) = root.glob("digits_swrn/templates-layers_*")
+    return folder
+
+
+def test_a_run_folds_into_loops_and_says_what_it_costs(run: Run, soft: Path) -> None:
+    answer = run("npas-fold", f"run={soft}", "threshold=0.9")
+    assert answer.code == 0, answer.err
+    out = soft / "fold"
+    record = json.loads((out / "fold.json").read_text())
+    assert record["threshold"] == 0.9 and record["split"] == "test"
+    assert record["layers"] < record["layers_before"] == 23
+    assert record["parameters"] < record["parameters_before"]
+    assert record["outputs_differ_by"] < 1e-5
+    assert set(record["metrics"]) == {"before", "tied", "recalibrated", "folded"}
+    assert record["metrics"]["folded"]["loss"] == pytest.approx(
+        record["metrics"]["recalibrated"]["loss"], rel=1e-5
+    )
+    loops = [entry for entry in record["blocks"] if entry["times"] > 1]
+    assert loops and all(entry["own"] > 0 for entry in loops)
+    for words in (f"{record['layers']} after", "runs", "norms of its own", "accuracy", "plain"):
+        assert words in answer.out
+    assert [entry["epoch"] for entry in record["history"]] == [0, 1, 2, 3]
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        *("fold.json", "folding.json", "model.safetensors"),
+        *(f"{stem}.{kind}" for stem in ("lsm", "lsm_epochs", "folded") for kind in ("png", "svg")),
+    }
+
+    network = load_folded(out, wrn.build(wrn.Config(depth=22, width=0.5), InputSpec((1, 8, 8), 10)))
+    task = runs.restore(str(soft), {"trainer.device": "cpu"}).task
+    task.setup()
+    assert task.evaluate(network, "test") == record["metrics"]["folded"]
+    stored = load_file(out / "model.safetensors")  # every weight once
+    assert len(stored) == len(
+        {id(tensor) for tensor in network.state_dict(keep_vars=True).values()}
+    )
+
+
+def test_a_threshold_is_chosen_on_held_out_data(run: Run, soft: Path) -> None:
+    answer = run("npas-fold", f"run={soft}", "threshold=auto", "tolerance=5", "out=there")
+    assert answer.code == 0, answer.err
+    record = json.loads(Path("there/fold.json").read_text())
+    tried = {entry["threshold"]: entry for entry in record["tried"]}
+    assert list(tried) == list(fold.CANDIDATES)
+    assert record["chosen_on"] == "val accuracy"
+    chosen = tried[record["threshold"]]
+    assert chosen["layers"] == record["layers"]
+    unfolded = run("npas-eval", f"run={soft}", "split=val", "format=json", "device=cpu")
+    least = json.loads(unfolded.out)["accuracy"] - 5
+    good = [entry for entry in tried.values() if entry["accuracy"] >= least]
+    assert chosen["layers"] == min(entry["layers"] for entry in good or [tried[0.999]])
+    assert "chosen on val accuracy" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "run is missing"),
+        (("run=nowhere",), "nowhere"),
+        (("run={soft}", "threshold=1.5"), "threshold must be at most 1"),
+        (("run={soft}", "threshold=often"), "threshold must be a finite number or auto"),
+        (("run={soft}", "treshold=0.9"), "did you mean 'threshold'?"),
+        (("run={soft}", "out={soft}/config.yaml"), "is a file"),
+        (("run={trained}",), "no layers of"),
+        (("run={trained}", "threshold=auto"), "held no data out"),
+    ],
+)
+def test_words_that_cannot_be_followed_are_one_line(
+    run: Run, soft: Path, trained: Path, words: tuple[str, ...], says: str
+) -> None:
+    answer = run("npas-fold", *(word.format(soft=soft, trained=trained) for word in words))
+    assert answer.code == 2
+    assert says in answer.err and len(answer.err.splitlines()) <= 2
+
+
+def test_a_dense_run_has_nothing_to_fold(run: Run) -> None:
+    assert run("npas-train", *SMALL, "budget=dense").code == 0
+    (folder,) = Path("runs").glob("digits/*")
+    answer = run("npas-fold", f"run={folder}")
+    assert answer.code == 2 and "dense network" in answer.err
+
+
+def test_a_log_that_was_cut_short_still_shows_what_it_has(run: Run, soft: Path) -> None:
+    folder = Path(shutil.copytree(soft, "cut"))
+    log = folder / "log.jsonl"
+    log.write_text(log.read_text()[:-20] + "\n")
+    assert run("npas-fold", f"run={folder}").code == 0
+    record = json.loads((folder / "fold" / "fold.json").read_text())
+    assert len(record["history"]) >= 3

@@ -1,0 +1,104 @@
+"""Every row of the poster is there, with the exact count that its printed one was made from."""
+
+import json
+import math
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from npas.reporting import published
+from npas.reporting.counts import planned_count
+from npas.reporting.soft_sharing import digits_swrn, shortest_paths_small, swrn
+from npas.reporting.tables import Row
+
+ORACLE = Path(__file__).parents[1] / "sharing" / "oracle" / "swrn_counts.json"
+LAYERS_OF_A_STAGE = 6  # that share, of depth 28
+ROWS = swrn().rows
+WITH_WORDS = [row for row in ROWS if row.words is not None]
+
+
+def named(row: Row) -> str:
+    return f"{row.label} {row.section}"
+
+
+@pytest.mark.parametrize(
+    ("section", "column"),
+    [("cifar", "c10"), ("cifar", "c100"), ("imagenet", "top1"), ("imagenet", "top5"),
+     ("nas", "c10")],
+)  # fmt: skip
+def test_every_published_figure_has_its_row(section: str, column: str) -> None:
+    wanted = Counter(
+        (entry["name"], entry["params"], entry[column])
+        for entry in published.load()["sections"][section]["rows"]
+    )
+    found = Counter(
+        (row.published.name, row.published.params, row.published.value)
+        for row in ROWS
+        if row.published is not None
+    )
+    assert wanted <= found
+
+
+def test_no_row_but_the_published_ones_is_there() -> None:
+    assert len(ROWS) == 11 + 11 + 4 + 4 + 12
+    # What an architecture search has found is no network of ours.
+    unmade = [row.label for row in ROWS if row.words is None]
+    assert len(unmade) == 8 and not any("WRN" in label for label in unmade)
+
+
+@pytest.mark.parametrize("row", WITH_WORDS, ids=named)
+def test_the_exact_count_is_what_was_printed(row: Row) -> None:
+    assert row.words is not None and row.published is not None
+    count = planned_count(*row.words)
+    printed = Decimal(str(row.published.params))
+    places = max(0, -int(printed.as_tuple().exponent)) if printed % 1 else 0
+    millions = Decimal(count) / 1_000_000
+    cut = Decimal(math.floor(millions * 10**places)) / 10**places
+    if "ImageNet" in row.section or "WRN" not in row.label:
+        assert printed in (cut, round(millions, places))
+    else:  # the poster cuts these off: 33.54 million are printed as 33
+        assert printed == cut
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in WITH_WORDS if "WRN" in row.label and "CIFAR" in row.section],
+    ids=named,
+)
+def test_the_exact_count_is_the_known_one(row: Row) -> None:
+    known = {
+        (entry["depth"], entry["width"], entry["templates"], entry["classes"]): entry["params"]
+        for entry in json.loads(ORACLE.read_text(encoding="utf-8"))
+    }
+    assert row.words is not None and row.published is not None
+    depth, width, *mixed = map(int, row.published.name.split(" ")[1].split("-"))
+    templates = mixed[0] if mixed else LAYERS_OF_A_STAGE * row.label.startswith("SWRN")
+    classes = 100 if "CIFAR-100" in row.section else 10
+    assert planned_count(*row.words) == known[depth, width, templates, classes]
+
+
+def test_rows_are_trained_as_published() -> None:
+    for row in WITH_WORDS:
+        words = row.words or ()
+        assert ("model.dropout=0.3" in words) == ("dropout" in row.label)
+        if "CIFAR" in row.section:
+            assert "data.split=50k" in words
+        if "CIFAR" in row.section and "WRN" in row.label:
+            assert ("task.cutout=false" in words) == ("without cutout" in row.section)
+    assert all(row.plan_only == ("ImageNet" in row.section) for row in ROWS)
+
+
+def test_the_digits_compare_how_coefficients_start_at_equal_counts() -> None:
+    counts: dict[str, list[int]] = {}
+    for row in digits_swrn().rows:
+        counts.setdefault(row.series, []).append(planned_count(*(row.words or ())))
+    assert set(counts) == {"dense network", "orthogonal", "sparse"}
+    assert counts["orthogonal"] == counts["sparse"] == sorted(counts["sparse"])
+    assert counts["sparse"][-1] > counts["dense network"][0]  # by the coefficients
+
+
+def test_the_three_networks_differ_in_sharing_alone() -> None:
+    cnn, scnn, scnn_r = (planned_count(*(row.words or ())) for row in shortest_paths_small().rows)
+    assert scnn == scnn_r < cnn

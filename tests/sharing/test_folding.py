@@ -1,0 +1,214 @@
+"""Folding: networks built to fold become loops, with the tied network's outputs."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from soft import GRIDS, Chain, chain, repeated, set_rows
+from torch import Tensor, nn
+
+import npas
+from npas.sharing.folding import Folding, fold, fold_tied, load_folded, save_folded
+from npas.sharing.loops import Loop, Repeat, fold_repeats
+from npas.sharing.recurrence import tie
+
+A, B = [1.0, 0.2, 0.0], [0.0, -1.0, 0.5]
+C, D = [0.7, 0.7, -1.0], [0.1, 0.0, 1.0]
+WEIGHT = 8 * 8 * 9
+OWN = 4 * 8 + 8  # a norm's weight, bias, mean and variance, and conv1's bias
+
+
+@torch.no_grad()
+def outputs(model: nn.Module) -> Tensor:
+    return model.eval()(GRIDS)
+
+
+def folded(rows: list[list[float]], **options: object) -> tuple[nn.Module, nn.Module, Folding]:
+    """Return a network with these coefficients, tied, and the folded one."""
+    model = chain(len(rows[0]), **options)  # type: ignore[arg-type]
+    set_rows(model, rows)
+    ties = tie(model, 0.99)
+    return copy.deepcopy(model), model, fold_tied(model, ties)
+
+
+def test_equal_blocks_become_one_loop_with_the_same_outputs() -> None:
+    tied, model, found = folded(repeated([A, B], 6))
+    assert found.repeats == [Repeat("blocks", ("0", "1", "2", "3", "4", "5"), 1, 6, 6 * OWN)]
+    assert found.blocks == found.repeats
+    loop = model.get_submodule("blocks.0")
+    assert isinstance(loop, Loop) and len(model.blocks) == 1  # type: ignore[arg-type]
+    assert "times=6" in repr(loop)
+    torch.testing.assert_close(outputs(model), outputs(tied), rtol=1e-5, atol=1e-6)
+    # Two weights in place of three templates: the standard parameters are back.
+    assert found.plain == ["blocks"] and found.allocation is None
+    assert not npas.is_shared(model)
+    assert (found.layers_before, found.layers, found.weights) == (13, 3, 3)
+    assert found.parameters_before - found.parameters == WEIGHT + 12 * 3
+    assert found.parameters == npas.count_parameters(model)
+
+
+def test_runs_of_two_blocks_loop_with_period_two() -> None:
+    _, model, found = folded([A, B, C, D] * 3)
+    assert [(r.blocks, r.period, r.times) for r in found.repeats] == [(tuple("012345"), 2, 3)]
+    assert isinstance(model.get_submodule("blocks.0.body"), nn.Sequential)
+
+
+def test_a_run_in_the_middle_leaves_its_neighbours() -> None:
+    tied, model, found = folded([A, B, *[C, D] * 4, B, A])
+    assert [(b.blocks, b.times) for b in found.blocks] == [
+        (("0",), 1),
+        (("1", "2", "3", "4"), 4),
+        (("5",), 1),
+    ]
+    assert list(model.blocks._modules) == ["0", "1", "5"]  # type: ignore[union-attr]
+    torch.testing.assert_close(outputs(model), outputs(tied))
+
+
+def test_more_weights_than_templates_go_on_sharing() -> None:
+    tied, model, found = folded([A, B, A, B, C, D, D, C, A, C, B, D])
+    assert found.plain == [] and found.allocation is not None
+    assert npas.is_shared(model)
+    assert npas.allocation(model) is not None
+    torch.testing.assert_close(outputs(model), outputs(tied))
+    assert found.weights == 4 + 1  # four of the group's and the stem's
+    assert found.allocation.split["coefficients"] == 4 * 3
+    assert found.parameters == npas.count_parameters(model) == found.allocation.budget.used
+    # Blocks 0 and 1 loop; the others hold the same weights in another order.
+    assert [(r.blocks, r.times) for r in found.repeats] == [(("0", "1"), 2)]
+
+
+@pytest.mark.parametrize("generator", ["wavg", "emb"])
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("templates", [2, 3, "layers"])
+def test_folding_at_any_threshold_keeps_the_tied_outputs(
+    generator: str, normed: bool, templates: int | str
+) -> None:
+    for threshold in (0.999, 0.9, 0.5, 0.01):
+        model = chain(templates, normed=normed, generator=generator)
+        tied = copy.deepcopy(model)
+        ties = tie(tied, threshold)
+        found = fold(model, threshold)
+        assert found.tied == ties
+        torch.testing.assert_close(outputs(model), outputs(tied), rtol=1e-5, atol=1e-6)
+        assert found.parameters <= found.parameters_before
+        assert sum(len(block.blocks) for block in found.blocks) == 6
+
+
+def test_a_folded_network_trains_and_keeps_statistics_per_iteration() -> None:
+    _, model, _ = folded(repeated([A, B], 6))
+    means = [t.clone() for n, t in model.named_buffers() if n.endswith("running_mean")]
+    assert len(means) == 6
+    model.train()
+    loss = model(torch.randn(8, 2, 5, 5)).square().mean()
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    moved = [t for n, t in model.named_buffers() if n.endswith("running_mean")]
+    assert not any(torch.equal(a, b) for a, b in zip(means, moved, strict=True))
+    assert len({tuple(t.tolist()) for t in moved}) == 6
+
+
+def test_gradients_of_a_loop_are_those_of_the_layers_it_replaces() -> None:
+    tied, model, _ = folded(repeated([A, B], 6))
+    plain = npas.materialize(tied)
+    for network in (plain, model):
+        network(GRIDS).square().sum().backward()
+    looped = model.get_parameter("blocks.0.body.conv1.weight").grad
+    each = [plain.get_parameter(f"blocks.{i}.conv1.weight").grad for i in range(6)]
+    assert looped is not None and all(grad is not None for grad in each)
+    torch.testing.assert_close(looped, sum(each), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rows", [repeated([A, B], 6), [A, B, A, B, C, D, D, C, A, C, B, D]], ids=["plain", "shared"]
+)
+def test_a_folded_network_comes_back_from_its_files(
+    tmp_path: Path, rows: list[list[float]]
+) -> None:
+    _, model, found = folded(rows)
+    save_folded(model, found, tmp_path)
+    again = load_folded(tmp_path, Chain())
+    assert torch.equal(outputs(again), outputs(model))
+    assert npas.count_parameters(again) == found.parameters
+    with pytest.raises(ValueError, match="another architecture"):
+        load_folded(tmp_path, Chain(count=3))
+    with pytest.raises(ValueError, match="holds no model"):
+        load_folded(tmp_path / "nowhere", Chain())
+
+
+def test_ties_outside_of_a_sequential_are_one_parameter() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.other(torch.relu(self.one(x)))
+
+    model = npas.share(Pair(), templates=2)
+    set_rows(model, [[1.0, 0.0], [1.0, 0.0]])
+    x = torch.randn(2, 4)
+    ties = tie(model, 0.99)  # their scales differ: it is the weights that are set equal
+    assert ties == [["one.weight", "other.weight"]]
+    before = model(x).detach()
+    found = fold_tied(model, ties)
+    assert found.repeats == []
+    assert model.one.weight is model.other.weight
+    assert model.one.bias is not model.other.bias
+    torch.testing.assert_close(model(x), before)
+    assert (found.layers, found.weights) == (2, 1)
+
+
+def test_modules_that_differ_beyond_their_norms_do_not_loop() -> None:
+    block = nn.Conv2d(4, 4, 3, padding=1)
+
+    def with_weight(**options: int) -> nn.Conv2d:
+        conv = nn.Conv2d(4, 4, 3, **{"padding": 1, **options})
+        conv.weight = block.weight
+        return conv
+
+    for odd in (with_weight(dilation=2, padding=2), with_weight().eval(), nn.Conv2d(4, 4, 3, 1, 1)):
+        row = nn.Sequential(block, odd)
+        assert fold_repeats(row) == []
+    hooked = with_weight()
+    hooked.register_forward_hook(lambda *_: None)
+    assert fold_repeats(nn.Sequential(block, hooked)) == []
+    assert fold_repeats(nn.Sequential(nn.ReLU(), nn.ReLU())) == []  # nothing is saved
+    (repeat,) = fold_repeats(nn.Sequential(block, nn.ReLU(), with_weight(), nn.ReLU()))
+    assert (repeat.period, repeat.times, repeat.own) == (2, 2, 2 * 4)
+
+
+def test_loops_within_what_loops() -> None:
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    norms = [nn.LayerNorm(3) for _ in range(4)]
+    for i, norm in enumerate(norms):
+        nn.init.constant_(norm.bias, float(i))
+
+    def layer(linear: nn.Linear, norm: nn.Module) -> nn.Sequential:
+        return nn.Sequential(linear, norm)
+
+    row = nn.Sequential(
+        nn.Sequential(layer(first, norms[0]), layer(second, norms[1])),
+        nn.Sequential(layer(first, norms[2]), layer(second, norms[3])),
+    )
+    x = torch.randn(2, 3)
+    before = row(x)
+    repeats = fold_repeats(row)
+    assert [(r.container, r.times) for r in repeats] == [("0", 2), ("1", 2), ("", 2)]
+    torch.testing.assert_close(row(x), before)
+
+
+def test_a_dense_network_cannot_be_folded() -> None:
+    with pytest.raises(ValueError, match="not shared"):
+        fold(nn.Linear(2, 2), 0.9)
+
+
+def test_loops_compile_and_export() -> None:
+    _, model, _ = folded(repeated([A, B], 6))
+    before = outputs(model)
+    exported = torch.export.export(model, (GRIDS,))
+    torch.testing.assert_close(exported.module()(GRIDS), before)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(GRIDS), before)

@@ -1,0 +1,184 @@
+"""Layers are compared by what they mix: the similarity matrix, the reward, the ties."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from soft import Chain, chain, repeated, set_rows
+from tiny import shared
+from torch import nn
+
+import npas
+from npas.sharing import recurrence
+from npas.sharing.generators import STARTS
+from npas.sharing.recurrence import recurrence_reward, similarity, tie
+
+TWO = [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]
+
+
+def names(*places: str) -> list[str]:
+    return [f"blocks.{place}.weight" for place in places]
+
+
+def test_the_matrix_is_the_absolute_cosine_of_what_layers_mix() -> None:
+    model = chain()
+    rows = [[1.0, 0.0, 0.0], [-2.0, 0.0, 0.0], [1.0, 1.0, 0.0], *repeated([[0.0, 0.0, 3.0]], 9)]
+    set_rows(model, rows)
+    (found,) = similarity(model)
+    assert found.group == "blocks"
+    assert found.layers == tuple(names(*(f"{b}.conv{c}" for b in range(6) for c in (1, 2))))
+    assert found.matrix_LL.shape == (12, 12)
+    expected = [1.0, 1.0, math.sqrt(0.5), 0.0]
+    assert found.matrix_LL[0, :4].tolist() == pytest.approx(expected, abs=1e-7)
+    assert torch.equal(found.matrix_LL, found.matrix_LL.T)
+    plain = found.to_dict()
+    assert plain["matrix"][0][:3] == [1.0, 1.0, 0.707107]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("generator", ["wavg", "emb"])
+def test_the_matrix_is_of_the_coefficients_that_generate(generator: str) -> None:
+    """Weights are the witnesses: what mixes alike is alike, whatever makes the coefficients."""
+    model = chain(2, generator=generator)
+    (found,) = similarity(model)
+    plain = npas.materialize(model)
+    bank_KN = torch.stack([plain.get_parameter(n).detach().flatten() for n in found.layers])
+    # Two templates span all weights: in an orthonormal basis of them these are the coefficients.
+    assert torch.linalg.matrix_rank(bank_KN, rtol=1e-4) == 2
+    assert found.matrix_LL.isfinite().all()
+    same = (found.matrix_LL > 1 - 1e-9).nonzero().tolist()
+    assert [0, 0] in same
+    for i, j in same:
+        cosine = F.cosine_similarity(bank_KN[i], bank_KN[j], dim=0).abs()
+        assert cosine == pytest.approx(1, abs=1e-4)
+
+
+def test_layers_of_different_templates_are_not_compared() -> None:
+    model = shared(2.0)  # layers of several sizes read different templates of one bank
+    (found,) = similarity(model)
+    layers = {layer.name: layer for layer in npas.allocation(model).layers}
+    for i, one in enumerate(found.layers):
+        for j, other in enumerate(found.layers):
+            compared = bool(found.matrix_LL[i, j].isfinite())
+            assert compared == (layers[one].templates == layers[other].templates), (one, other)
+    assert any(None in row for row in found.to_dict()["matrix"])  # type: ignore[attr-defined]
+
+
+def test_the_reward_is_the_mean_cosine_over_all_pairs() -> None:
+    model = chain()
+    rows = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
+    set_rows(model, rows.tolist())
+    pairs = [F.cosine_similarity(rows[i], rows[j], dim=0) for i in range(12) for j in range(i)]
+    assert recurrence_reward(model).item() == pytest.approx(sum(pairs).item() / 66, abs=1e-6)
+    set_rows(model, repeated([[1.0, 2.0, 3.0]], 12))
+    assert recurrence_reward(model).item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("generator", ["wavg", "emb"])
+def test_the_reward_has_the_right_gradient(generator: str) -> None:
+    model = chain(generator=generator).double()
+    names = [name for name, _ in model.named_parameters() if "npas_" in name and "bank" not in name]
+    starts = [model.get_parameter(name).detach().clone().requires_grad_() for name in names]
+
+    def reward(*tensors: torch.Tensor) -> torch.Tensor:
+        parameters = dict(zip(names, tensors, strict=True))
+        with nn.utils.stateless._reparametrize_module(model, parameters):
+            return recurrence_reward(model)
+
+    assert torch.autograd.gradcheck(reward, starts)
+
+
+def test_the_reward_makes_layers_alike() -> None:
+    model = chain(4)
+    coefficients = [p for n, p in model.named_parameters() if "coefficients" in n]
+    optimizer = torch.optim.SGD(coefficients, lr=5.0)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (-recurrence_reward(model)).backward()
+        optimizer.step()
+    (found,) = similarity(model)
+    assert found.matrix_LL.min() > 0.99
+    assert tie(model, 0.98) == [list(found.layers)]
+
+
+def test_nothing_to_make_alike_is_refused() -> None:
+    with pytest.raises(ValueError, match="no two layers mix the same templates"):
+        recurrence_reward(chain(generator="avg"))
+    with pytest.raises(ValueError, match="not shared"):
+        similarity(nn.Linear(2, 2))
+
+
+def test_ties_set_what_agrees_equal_and_leave_the_rest() -> None:
+    model = chain()
+    near = [1.0, 0.01, 0.0]
+    set_rows(model, [[1.0, 0.0, 0.0], near, [-1.0, 0.0, 0.0], *repeated([[0.0, 1.0, 1.0]], 9)])
+    before = model.get_parameter("npas_coefficients_0_3").detach().clone()
+    assert tie(model, 0.999) == [
+        names("0.conv1", "0.conv2"),
+        names("1.conv2", *(f"{b}.conv{c}" for b in range(2, 6) for c in (1, 2))),
+    ]
+    after = model.get_parameter("npas_coefficients_0_3")
+    assert after[0].tolist() == after[1].tolist() == pytest.approx([1.0, 0.005, 0.0])
+    assert torch.equal(after[2:], before[2:])
+
+
+def test_each_two_of_those_tied_agree() -> None:
+    """A chain of neighbours does not tie its ends."""
+    model = chain(2)
+    angles = torch.linspace(0, 1.1, 12)
+    set_rows(model, torch.stack([angles.cos(), angles.sin()], 1).tolist())
+    (found,) = similarity(model)
+    place = {name: i for i, name in enumerate(found.layers)}
+    tied = tie(model, 0.95)
+    assert len(tied) > 1
+    for members in tied:
+        for one in members:
+            for other in members:
+                assert found.matrix_LL[place[one], place[other]] >= 0.95 - 1e-9
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, 1.5, float("nan")])
+def test_a_threshold_that_is_no_cosine_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match="above 0, up to 1"):
+        tie(chain(), threshold)
+
+
+def test_a_threshold_of_one_ties_the_equal() -> None:
+    model = chain()
+    set_rows(model, repeated([[0.3, 0.1, -0.7]], 12))
+    assert len(tie(model, 1.0)[0]) == 12
+
+
+def test_sparse_coefficients_start_with_one_template_each() -> None:
+    model = chain(3, coefficients="sparse")
+    rows = model.get_parameter("npas_coefficients_0_3")
+    assert torch.equal(rows, torch.eye(3).repeat(4, 1))
+    assert npas.allocation(model).scheme.coefficients == "sparse"
+
+
+@pytest.mark.parametrize("start", [*STARTS])
+@pytest.mark.parametrize("generator", ["wavg", "emb"])
+def test_both_starts_keep_the_spread_of_the_dense_weights(start: str, generator: str) -> None:
+    model = chain("layers", coefficients=start, generator=generator)
+    plain, dense = npas.materialize(model), Chain()
+    weights = torch.stack([block.conv1.weight for block in plain.blocks])
+    spread = torch.stack([block.conv1.weight for block in dense.blocks]).std()
+    assert weights.std().item() == pytest.approx(spread.item(), rel=0.1)
+
+
+def test_starts_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValueError, match="orthogonal, sparse"):
+        chain(coefficients="random")
+    with pytest.raises(ValueError, match="orthogonal coefficients only"):
+        shared(layout="reference", coefficients="sparse")
+
+
+def test_as_many_templates_as_layers() -> None:
+    model = chain("layers")
+    (group,) = npas.allocation(model).groups
+    assert {len(layer.templates) for layer in group.layers} == {12}
+    assert group.bank == 12 * 8 * 8 * 9
+    assert group.coefficients == 144
+    with pytest.raises(ValueError, match="'layers'"):
+        chain("all")
+    assert recurrence.ROWS == ("coefficients", "embeddings")

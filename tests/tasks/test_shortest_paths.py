@@ -1,0 +1,204 @@
+"""The curriculum, the bands of distances and F1 are what the task says they are."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from npas.tasks import _grids, shortest_paths
+
+DATA = SimpleNamespace(root="nowhere", split=None, download=False)
+TINY: dict[str, Any] = {
+    "size": 7,
+    "phases": [2, 4, 6],
+    "phase_epochs": 2,
+    "epoch_samples": 50,
+    "val_samples": 20,
+    "test_samples": 30,
+}
+
+
+def make(seed: int = 0, **changes: Any) -> shortest_paths.Task:
+    config = shortest_paths.Config(**TINY | changes)
+    task = shortest_paths.Task(config, DATA, seed=seed, device=torch.device("cpu"))
+    task.setup()
+    return task
+
+
+def lengths(inputs: torch.Tensor) -> torch.Tensor:
+    """Measure how far apart the two points of each input are."""
+    free, ends = inputs[:, 0] == 0, inputs[:, 1] == 1
+    first = torch.zeros_like(ends).flatten(1)
+    first[torch.arange(len(ends)), ends.flatten(1).int().argmax(1)] = True
+    return (_grids.distances(free, first.view_as(ends), 30) * ends).sum((1, 2))
+
+
+class Says(nn.Module):
+    """Answer with a function of the inputs, Bx2xHxW -> BxHxW."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not self.training and not torch.is_grad_enabled()
+        return self.answer(x).unsqueeze(1)
+
+
+def test_batches_are_maps_of_obstacles_and_points_with_their_answers() -> None:
+    (batch, *_) = make().train_batches(0, 25)
+    assert batch.inputs.shape == (25, 2, 7, 7) and batch.targets.shape == (25, 7, 7)
+    assert batch.size == 25
+    assert {*batch.inputs.unique().tolist(), *batch.targets.unique().tolist()} == {0.0, 1.0}
+    assert (batch.inputs[:, 1].sum((1, 2)) == 2).all()
+    assert (batch.targets >= batch.inputs[:, 1]).all()
+    assert (batch.targets * batch.inputs[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize(("epoch", "longest"), [(0, 2), (1, 2), (2, 4), (4, 6), (5, 6), (99, 6)])
+def test_distances_grow_phase_by_phase_and_short_ones_stay(epoch: int, longest: int) -> None:
+    task = make(epoch_samples=400)
+    seen = torch.cat([lengths(batch.inputs) for batch in task.train_batches(epoch, 100)])
+    assert seen.unique().tolist() == list(range(1, longest + 1))
+    assert task.longest(epoch) == longest
+
+
+def test_each_band_of_held_out_grids_begins_where_the_one_before_ends() -> None:
+    parts = make(val_samples=100).parts
+    assert {name: list(part) for name, part in parts.items()} == {
+        "val": [2, 4, 6],
+        "test": [2, 4, 6],
+    }
+    for longest, grids in parts["val"].items():
+        inputs = torch.stack([grids.obstacles, grids.ends], 1).float()
+        assert lengths(inputs).unique().tolist() == [longest - 1, longest]
+        assert len(grids.paths) == 100
+
+
+def test_held_out_grids_are_the_same_for_every_seed_and_never_trained_on() -> None:
+    def keys(inputs: torch.Tensor) -> set[bytes]:
+        return {one.numpy().tobytes() for one in inputs.bool()}
+
+    one, other = make(seed=0, size=12), make(seed=1, size=12)
+    held = [
+        torch.stack([grids.obstacles, grids.ends], 1)
+        for part in one.parts.values()
+        for grids in part.values()
+    ]
+    for mine, theirs in zip(one.parts.values(), other.parts.values(), strict=True):
+        assert all(torch.equal(mine[d].obstacles, theirs[d].obstacles) for d in mine)
+    known = keys(torch.cat(held))
+    assert len(known) == 150
+    for task in (one, other):
+        for epoch in range(6):
+            for batch in task.train_batches(epoch, 25):
+                assert not keys(batch.inputs) & known
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make()
+    whole = [batch.inputs for batch in task.train_batches(3, 10)]
+    assert len(whole) == 5
+    halves = torch.cat([batch.inputs for batch in task.train_batches(3, 5)])
+    assert torch.equal(torch.cat(whole), halves)
+    resumed = [batch.inputs for batch in task.train_batches(3, 10, first_step=3)]
+    assert all(torch.equal(a, b) for a, b in zip(whole[3:], resumed, strict=True))
+    ranks = [list(task.train_batches(3, 10, rank=rank, world=2)) for rank in (0, 1)]
+    for batch, *parts in zip(whole, *ranks, strict=True):
+        assert torch.equal(batch, torch.cat([part.inputs for part in parts]))
+        assert all(part.size == 5 for part in parts)
+    monkeypatch.setattr(shortest_paths, "DRAWN_AT_ONCE", 1)
+    one_by_one = [batch.inputs for batch in task.train_batches(3, 10)]
+    assert all(torch.equal(a, b) for a, b in zip(whole, one_by_one, strict=True))
+    assert not torch.equal(whole[0], next(make(seed=1).train_batches(3, 10)).inputs)
+    assert not torch.equal(whole[0], next(task.train_batches(2, 10)).inputs)
+
+
+def test_f1_is_counted_over_all_cells_of_a_band() -> None:
+    task = make()
+    grids = task.parts["test"]
+    ends_only = task.evaluate(Says(lambda x: x[:, 1] - 0.5), "test")
+    for longest, band in grids.items():
+        asked = band.paths.sum().item()
+        right = 2 * len(band.paths)
+        assert ends_only[f"f1_{longest}"] == pytest.approx(200 * right / (right + asked))
+    asked = sum(band.paths.sum().item() for band in grids.values())
+    assert ends_only["f1"] == pytest.approx(200 * 180 / (180 + asked))
+    assert list(ends_only) == ["f1", "f1_2", "f1_4", "f1_6", "loss"]
+
+
+def test_nothing_marked_is_none_right_and_all_marked_rightly_is_all() -> None:
+    task = make()
+    assert task.evaluate(Says(lambda x: -torch.ones_like(x[:, 0])), "val")["f1"] == 0
+    grids = [(grids.obstacles, grids.ends, grids.paths) for grids in task.parts["val"].values()]
+    known = {
+        torch.stack([o, e]).float().numpy().tobytes(): paths
+        for band in grids
+        for o, e, paths in zip(*band, strict=True)
+    }
+
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([known[one.numpy().tobytes()] for one in x]).float() * 20 - 10
+
+    measured = task.evaluate(Says(answer), "val")
+    assert {value for key, value in measured.items() if key != "loss"} == {100.0}
+    assert measured["loss"] == pytest.approx(0, abs=1e-3)
+
+
+def test_evaluation_leaves_the_mode_alone_and_does_not_depend_on_its_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task, model = make(), nn.Sequential(nn.Conv2d(2, 1, 3, padding=1), nn.Dropout())
+    whole = task.evaluate(model, "test")
+    assert model.training
+    monkeypatch.setattr(shortest_paths, "EVAL_BATCH", 7)
+    assert task.evaluate(model, "test") == pytest.approx(whole)
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_the_cells() -> None:
+    task = make()
+    batch = next(task.train_batches(0, 10))
+    model = nn.Conv2d(2, 1, 3, padding=1)
+    loss, sums = task.loss(model, batch)
+    chance = torch.sigmoid(model(batch.inputs)[:, 0])
+    right = torch.where(batch.targets == 1, chance, 1 - chance)
+    torch.testing.assert_close(loss, -right.log().mean())
+    assert loss.requires_grad and not sums["f1"].requires_grad
+    _, sums = task.loss(lambda _: batch.targets.unsqueeze(1) - 0.5, batch)
+    assert sums["f1"] == 100 * batch.size
+
+
+def test_what_is_known_before_anything_is_drawn() -> None:
+    task = shortest_paths.Task(shortest_paths.Config(), DATA, seed=0, device=torch.device("cpu"))
+    assert task.spec.input_shape == (2, 32, 32) and task.spec.num_classes == 1
+    assert (task.name, task.source) == ("shortest_paths", "real")
+    assert task.has_validation and task.selection_metric == "f1"
+    assert task.steps_per_epoch(64) == 156
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"size": 1}, "task.size must be from 2 to 512, got 1"),
+        ({"density": 1.0}, "task.density must be from 0"),
+        ({"density": -0.1}, "task.density must be from 0"),
+        ({"phases": []}, "task.phases must be lengths above 0 that grow"),
+        ({"phases": [0, 3]}, "task.phases must be lengths above 0 that grow"),
+        ({"phases": [3, 3]}, "task.phases must be lengths above 0 that grow"),
+        ({"phases": [5, 49]}, "no path of 49 moves fits into a 7x7 grid"),
+        ({"phase_epochs": 0}, "task.phase_epochs must be at least 1, got 0"),
+        ({"test_samples": 0}, "task.test_samples must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        shortest_paths.Config(**TINY | changes)
+
+
+def test_batches_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch_size=51 is more than task.epoch_samples=50"):
+        make().steps_per_epoch(51)
+    with pytest.raises(ValueError, match="nearest that does is 9"):
+        next(make().train_batches(0, 10, world=3))
