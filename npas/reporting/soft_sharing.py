@@ -22,7 +22,6 @@ OTHERS = {
     "ResNet-200": ("+exp=resnet200_imagenet",),
     "SWRN 50-2": ("+exp=swrn_imagenet",),
 }
-COEFFICIENTS = ("orthogonal", "sparse")
 DIGITS_TEMPLATES = {
     "1": "1 template",
     "2": "2 templates",
@@ -111,11 +110,9 @@ def _words(section: str, entry: Mapping[str, Any], classes: str) -> tuple[str, .
 def digits_swrn() -> Table:
     """Compare how coefficients start, on the digits."""
 
-    def row(templates: str, start: str) -> Row:
-        words = ["+exp=digits_swrn", f"sharing.templates={templates}"]
-        if start != COEFFICIENTS[0]:
-            words.append(f"sharing.coefficients={start}")
-        return Row(f"{DIGITS_TEMPLATES[templates]}, {start}", tuple(words), series=start)
+    def row(templates: str, series: str, *more: str) -> Row:
+        words = ("+exp=digits_swrn", f"sharing.templates={templates}", *more)
+        return Row(f"{DIGITS_TEMPLATES[templates]}, {series}", words, series=series)
 
     dense = ("+exp=digits_swrn", "budget=dense", "sharing.templates=null")
     return Table(
@@ -123,12 +120,17 @@ def digits_swrn() -> Table:
         title="Digits: how the coefficients of soft sharing start",
         rows=(
             Row("dense network", dense, series="dense network"),
-            *(row(templates, start) for start in COEFFICIENTS for templates in DIGITS_TEMPLATES),
+            *(row(templates, "orthogonal") for templates in DIGITS_TEMPLATES),
+            # With one template a layer has nothing to choose from.
+            *(row(k, "sparse", "sharing.coefficients=sparse") for k in ("2", "layers")),
+            row("2", "regularized", "sharing.lsm_regularizer=1"),
         ),
         note="A deep and narrow Wide ResNet on the digits of the table `digits`; the layers of a"
         " stage behind its first block mix the stage's templates. `orthogonal`: the layers'"
         " coefficients start at right angles, as far as there are templates enough; `sparse`: each"
-        " layer starts with one template alone. The poster names both, without figures.",
+        " layer starts with one template alone. The poster names both, without figures."
+        " `regularized`: orthogonal, and the recurrence regularizer rewards layers for growing"
+        " alike, to be folded. A tenth of the training images is held out.",
         count=_count,
     )
 
