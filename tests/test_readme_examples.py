@@ -7,8 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-SECTION = README.read_text(encoding="utf-8").partition("## Your own network\n")[2].split("\n## ")[0]
-PARTS = re.findall(r"```(python|text)\n(.*?)```", SECTION, re.DOTALL)
+PARTS = re.findall(r"```(python|text)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 EXAMPLES = [
     (code, shown)
     for (kind, code), (_, shown) in zip(PARTS[::2], PARTS[1::2], strict=True)
@@ -16,8 +15,8 @@ EXAMPLES = [
 ]
 
 
-def test_there_are_three_examples_each_with_what_it_prints() -> None:
-    assert [kind for kind, _ in PARTS] == ["python", "text"] * 3
+def test_every_example_stands_with_what_it_prints() -> None:
+    assert [kind for kind, _ in PARTS] == ["python", "text"] * 4
     assert all(code.startswith("import torch") for code, _ in EXAMPLES)
 
 
@@ -27,6 +26,7 @@ def test_there_are_three_examples_each_with_what_it_prints() -> None:
         pytest.param(*EXAMPLES[0], id="cnn", marks=pytest.mark.slow),
         pytest.param(*EXAMPLES[1], id="encoder", marks=pytest.mark.slow),
         pytest.param(*EXAMPLES[2], id="recurrent"),
+        pytest.param(*EXAMPLES[3], id="folded"),
     ],
 )
 def test_an_example_runs_and_prints_what_it_shows(

@@ -69,7 +69,8 @@ def run(config: Config) -> Job:
     if result.error is not None:
         app.say(NAME, f"{result.status}: {result.error}; {folder}")
         return Job(str(folder), result.status, result.error)
-    print(f"{result.status}: {_summary(result)}{_beside_dense(config)}; {folder}", flush=True)
+    beside = _beside_dense(config, experiment.task.selection_metric)
+    print(f"{result.status}: {_summary(result)}{beside}; {folder}", flush=True)
     return Job(str(folder), result.status, _summary(result))
 
 
@@ -229,13 +230,13 @@ def _summary(result: Result) -> str:
     return text
 
 
-def _beside_dense(config: Config) -> str:
+def _beside_dense(config: Config, metric: str) -> str:
     """Quote the committed figure of the dense network, where there is one."""
     from npas.reporting import tables
 
     if config.budget == schema.DENSE:
         return ""
-    dense = tables.dense_figure(config)
+    dense = tables.dense_figure(config, metric)
     return "" if dense is None else f" (dense: {dense}% over {dense.n} seeds)"
 
 

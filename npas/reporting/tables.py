@@ -296,16 +296,18 @@ def results_root() -> Path:
     return checkout if (checkout / "runs").is_dir() else Path("results")
 
 
-def dense_figure(config: schema.Config, root: Path | None = None) -> Summary | None:
+def dense_figure(
+    config: schema.Config, metric: str = "accuracy", root: Path | None = None
+) -> Summary | None:
     """Summarize the committed dense runs that differ from `config` in budget and seed alone.
 
-    The summary is of the last epoch's accuracy; None where no such run was committed.
+    The summary is of the last epoch's `metric`; None where no such run was committed.
     """
     dense = dataclasses.replace(config, budget=schema.DENSE, sharing=schema.SharingConfig())
     committed = result_files.collect((root or results_root()) / "runs", config.exp).values()
     return summarize(
         [
-            _last(result, "accuracy")
+            _last(result, metric)
             for result in committed
             if result.status == "done"
             and result.config_hash

@@ -58,7 +58,7 @@ def test_the_committed_dense_figure_stands_beside_the_result(
 ) -> None:
     from npas.reporting import tables
 
-    monkeypatch.setattr(tables, "dense_figure", lambda config: tables.Summary(98.61, 0.2, 3))
+    monkeypatch.setattr(tables, "dense_figure", lambda *_: tables.Summary(98.61, 0.2, 3))
     assert "(dense: 98.61 ± 0.20% over 3 seeds)" in run("npas-train", *SMALL, "budget=0.5").out
     assert "(dense" not in run("npas-train", *SMALL, "budget=dense").out
 

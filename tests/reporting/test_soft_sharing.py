@@ -94,8 +94,9 @@ def test_the_digits_compare_how_coefficients_start_at_equal_counts() -> None:
     counts: dict[str, list[int]] = {}
     for row in digits_swrn().rows:
         counts.setdefault(row.series, []).append(planned_count(*(row.words or ())))
-    assert set(counts) == {"dense network", "orthogonal", "sparse"}
-    assert counts["orthogonal"] == counts["sparse"] == sorted(counts["sparse"])
+    assert set(counts) == {"dense network", "orthogonal", "sparse", "regularized"}
+    assert counts["orthogonal"][1:] == counts["sparse"] == sorted(counts["sparse"])
+    assert counts["regularized"] == counts["sparse"][:1]
     assert counts["sparse"][-1] > counts["dense network"][0]  # by the coefficients
 
 

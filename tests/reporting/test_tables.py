@@ -111,11 +111,11 @@ def test_the_dense_figure_of_an_experiment_is_of_the_same_recipe(
     keep(tmp_path / "runs", "+exp=digits", "budget=dense", "model.width=1", accuracy=50.0)
     keep(tmp_path / "runs", "+exp=digits", "budget=0.1", accuracy=50.0, used=100)
     asked = compose("+exp=digits", "budget=0.1", "seed=7", "sharing.groups=shape")
-    figure = tables.dense_figure(asked, tmp_path)
+    figure = tables.dense_figure(asked, root=tmp_path)
     assert figure is not None
     assert (figure.mean, figure.n) == (98.0, 2)
-    assert tables.dense_figure(compose("+exp=digits", "epochs=1"), tmp_path) is None
-    assert tables.dense_figure(asked, tmp_path / "nowhere") is None
+    assert tables.dense_figure(compose("+exp=digits", "epochs=1"), root=tmp_path) is None
+    assert tables.dense_figure(asked, root=tmp_path / "nowhere") is None
 
 
 def test_a_metric_that_is_not_there_is_named(tmp_path: Path, keep: Keep) -> None:
