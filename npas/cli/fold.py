@@ -25,7 +25,7 @@ from npas.cli import app, runs
 from npas.cli.app import Job
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from npas.training import Experiment
 
@@ -118,7 +118,8 @@ def run(options: Fold) -> Job:
     if _recalibrate(experiment, tied, options.recalibrate):
         networks["recalibrated"] = tied
     folded = copy.deepcopy(tied)
-    found = folding.fold_tied(folded, ties)
+    example = (_some_inputs(experiment),)
+    found = folding.fold_tied(folded, ties, example)
     networks["folded"] = folded
     record |= {
         "recalibrated_on": options.recalibrate if "recalibrated" in networks else 0,
@@ -156,7 +157,7 @@ def _choose(experiment: Experiment, options: Fold) -> dict[str, Any]:
         model = copy.deepcopy(experiment.model)
         ties = recurrence.tie(model, threshold)
         _recalibrate(experiment, model, options.recalibrate)
-        found = folding.fold_tied(model, ties)
+        found = folding.fold_tied(model, ties, (_some_inputs(experiment),))
         value = _measure(experiment, model, "val")[metric]
         counts = {"layers": found.layers, "weights": found.weights}
         tried.append({"threshold": threshold, metric: value, **counts})
@@ -191,11 +192,15 @@ def _difference(experiment: Experiment, tied: nn.Module, folded: nn.Module) -> f
     """Return how far the two networks' outputs lie apart, as part of the largest output."""
     import torch
 
-    size = min(experiment.config.batch_size, 64)
-    batch = next(iter(experiment.task.train_batches(0, size)))
+    inputs = _some_inputs(experiment)
     with torch.no_grad():
-        ours, theirs = folded.eval()(batch.inputs), tied.eval()(batch.inputs)
+        ours, theirs = folded.eval()(inputs), tied.eval()(inputs)
     return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def _some_inputs(experiment: Experiment) -> Tensor:
+    size = min(experiment.config.batch_size, 64)
+    return next(iter(experiment.task.train_batches(0, size))).inputs
 
 
 def _logged(run: Path) -> list[dict[str, Any]]:

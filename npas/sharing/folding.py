@@ -12,6 +12,7 @@ the others keep on sharing.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -79,21 +80,25 @@ class Folding:
         return vars(self) | lists | {"allocation": kept}
 
 
-def fold(model: nn.Module, threshold: float) -> Folding:
+def fold(model: nn.Module, threshold: float, example: Sequence[Any] | None = None) -> Folding:
     """Fold a shared network in place, and return what became of it.
 
     Layers are tied where the cosine of each two of them is at least `threshold` (see
     `recurrence.tie`). The folded network's outputs equal the tied network's to rounding. Loops are
-    made of the children of plain `nn.Sequential`s; layers that are tied elsewhere are one parameter
-    in several places. The iterations of a loop keep norms, biases and statistics of their own.
+    made of the children of plain `nn.Sequential`s; given an `example`, arguments to call the
+    network with, also of those of `nn.ModuleList`s, if its outputs stay the same then. Layers that
+    are tied elsewhere are one parameter in several places. The iterations of a loop keep norms,
+    biases and statistics of their own.
 
     Raises ValueError for a network that is not shared, or a threshold that is no cosine.
     """
-    return fold_tied(model, tie(model, threshold))
+    return fold_tied(model, tie(model, threshold), example)
 
 
 @torch.no_grad()
-def fold_tied(model: nn.Module, tied: list[list[str]]) -> Folding:
+def fold_tied(
+    model: nn.Module, tied: list[list[str]], example: Sequence[Any] | None = None
+) -> Folding:
     """Fold a shared network whose layers `recurrence.tie` has tied, in place."""
     shared = shared_weights(model)
     plan, parameters_before = shared.allocation, count_parameters(model)
@@ -104,7 +109,7 @@ def fold_tied(model: nn.Module, tied: list[list[str]]) -> Folding:
     _tie_parameters(model, tied)
     weights = dict(model.named_parameters(remove_duplicate=False))  # by their names before
     rows = block_rows(model, [layer.name for layer in plan.layers])
-    repeats = fold_repeats(model)
+    repeats = fold_repeats(model, lists=example is not None and _lists_fold(model, example))
     layers, distinct = _count_layers(model)
     allocation = _allocate(model, plan, kept, weights) if kept else None
     if allocation is not None:
@@ -157,6 +162,18 @@ def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn
         reason = " ".join(str(error).split())
         raise ValueError(f"{directory} was written by another architecture: {reason}") from None
     return dense_model
+
+
+def _lists_fold(model: nn.Module, example: Sequence[Any]) -> bool:
+    """Try on a copy whether the network calls the modules of its lists one after the other."""
+    trial = copy.deepcopy(model).eval()
+    expected = trial(*example)
+    fold_repeats(trial, lists=True)
+    try:
+        torch.testing.assert_close(trial(*example), expected, rtol=1e-3, atol=1e-4)
+    except Exception:  # a list that is used in another way can fail in any
+        return False
+    return True
 
 
 def _kept_groups(plan: Allocation, tied: Sequence[Sequence[str]]) -> dict[int, GroupAllocation]:

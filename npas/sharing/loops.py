@@ -1,4 +1,4 @@
-"""Find repeated runs of modules in a network's `nn.Sequential`s, and run each run as a loop.
+"""Find runs of equal modules in a network's `nn.Sequential`s and lists, and make loops of them.
 
 Nothing here knows of banks: layers repeat where they hold the very same parameter. What is not the
 same, the norms of a block with their statistics, every iteration keeps for itself.
@@ -6,6 +6,7 @@ same, the norms of a block with their statistics, every iteration keeps for itse
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -52,12 +53,12 @@ class Loop(nn.Module):
         self.body = body
         self.iterations = nn.ModuleList(own)
 
-    def forward(self, x: Any) -> Any:
-        """Map x through every iteration."""
-        x = self.body(x)
+    def forward(self, x: Any, *more: Any, **options: Any) -> Any:
+        """Map x through every iteration; what else there is, each gets alike."""
+        x = self.body(x, *more, **options)
         for own in self.iterations:
             tensors = dict([*own.named_parameters(), *own.named_buffers()])
-            x = functional_call(self.body, tensors, (x,)) if tensors else self.body(x)
+            x = functional_call(self.body, tensors, (x, *more), options)
         return x
 
     def extra_repr(self) -> str:
@@ -65,44 +66,47 @@ class Loop(nn.Module):
         return f"times={len(self.iterations) + 1}"
 
 
-def fold_repeats(model: nn.Module) -> list[Repeat]:
+def fold_repeats(model: nn.Module, lists: bool = False) -> list[Repeat]:
     """Turn every run of equal modules in an `nn.Sequential` into a `Loop`, in place; return them.
+
+    With `lists` in an `nn.ModuleList`, too: right where the network's code maps its input through
+    the list's modules one after the other, which nothing here can tell.
 
     Modules are equal if they are built alike and all of their tensors of two or more dimensions are
     the same parameter; at least one is.
     """
     found: list[Repeat] = []
-    _fold_within(model, "", found)
+    _fold_within(model, "", lists, found)
     return found
 
 
 def apply_repeats(model: nn.Module, repeats: Sequence[Repeat]) -> None:
     """Fold the runs that `fold_repeats` found in a network of the same architecture, in place."""
-    for repeat in repeats:
-        container = model.get_submodule(repeat.container)
-        blocks = [container._modules.get(name) for name in repeat.blocks]
-        if None in blocks or len(blocks) != repeat.period * repeat.times:
-            raise ValueError(
-                f"the network has no {repeat.container} with {', '.join(repeat.blocks)}"
-            )
-        _replace(container, repeat.blocks, repeat.period)
+    for name, found in itertools.groupby(repeats, key=lambda repeat: repeat.container):
+        container = model.get_submodule(name)
+        for repeat in found:
+            blocks = [container._modules.get(block) for block in repeat.blocks]
+            if None in blocks or len(blocks) != repeat.period * repeat.times:
+                raise AttributeError(f"the network has no {name} with {', '.join(repeat.blocks)}")
+            _replace(container, repeat.blocks, repeat.period)
+        _number(container)
 
 
 def block_rows(model: nn.Module, layers: Sequence[str]) -> dict[str, list[str]]:
     """Return the containers whose modules could repeat, with the modules' names.
 
-    They are the plain `nn.Sequential`s in which two modules or more hold some of these layers, and
-    that do not merely hold other such containers.
+    They are the plain `nn.Sequential`s and lists in which two modules or more hold some of these
+    layers, and that do not merely hold other such containers.
     """
     found = {}
     for name, module in model.named_modules():
-        if not _is_row(module):
+        if not _is_row(module, lists=True):
             continue
         start = f"{name}." if name else ""
         holding = {
             key for key in module._modules if any(la.startswith(f"{start}{key}.") for la in layers)
         }
-        nested = {key for key in holding if _is_row(module._modules[key])}
+        nested = {key for key in holding if _is_row(module._modules[key], lists=True)}
         if len(holding) > 1 and nested != holding:
             found[name] = [key for key, child in module._modules.items() if child is not None]
     return found
@@ -121,15 +125,17 @@ def list_blocks(rows: dict[str, list[str]], repeats: Sequence[Repeat]) -> list[R
     return found
 
 
-def _is_row(module: nn.Module | None) -> bool:
+def _is_row(module: nn.Module | None, lists: bool) -> bool:
+    if lists and type(module) is nn.ModuleList:
+        return True
     return module is not None and type(module).forward is nn.Sequential.forward
 
 
-def _fold_within(module: nn.Module, name: str, found: list[Repeat]) -> None:
+def _fold_within(module: nn.Module, name: str, lists: bool, found: list[Repeat]) -> None:
     # From the inside out: a loop's iterations name tensors as they are in the finished body.
     for child_name, child in module.named_children():
-        _fold_within(child, f"{name}.{child_name}".lstrip("."), found)
-    if _is_row(module):
+        _fold_within(child, f"{name}.{child_name}".lstrip("."), lists, found)
+    if _is_row(module, lists):
         _fold_container(module, name, found)
 
 
@@ -144,6 +150,15 @@ def _fold_container(container: nn.Module, name: str, found: list[Repeat]) -> Non
             own = _replace(container, blocks, period)
             found.append(Repeat(name, blocks, period, times, own))
         start += period * times
+    _number(container)
+
+
+def _number(container: nn.Module) -> None:
+    """Number the modules that are left as `nn.Sequential` and `nn.ModuleList` do."""
+    if all(name.isdigit() for name in container._modules):
+        left = list(container._modules.values())
+        container._modules.clear()
+        container._modules.update({str(place): module for place, module in enumerate(left)})
 
 
 def _longest_run(signatures: Sequence[_Signature]) -> tuple[int, int]:

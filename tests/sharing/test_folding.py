@@ -61,7 +61,7 @@ def test_a_run_in_the_middle_leaves_its_neighbours() -> None:
         (("1", "2", "3", "4"), 4),
         (("5",), 1),
     ]
-    assert list(model.blocks._modules) == ["0", "1", "5"]  # type: ignore[union-attr]
+    assert list(model.blocks._modules) == ["0", "1", "2"]  # type: ignore[union-attr]
     torch.testing.assert_close(outputs(model), outputs(tied))
 
 
@@ -212,3 +212,34 @@ def test_loops_compile_and_export() -> None:
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(GRIDS), before)
+
+
+class Listed(nn.Module):
+    """Blocks in a list that the network goes through: whole, or skipping its last."""
+
+    def __init__(self, skips: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(5))
+        self.skips = skips
+
+    def forward(self, x: Tensor, shift: float) -> Tensor:
+        layers = [self.layers[i] for i in range(4)] if self.skips else self.layers
+        for layer in layers:
+            x = torch.tanh(layer(x)) + shift if self.skips else layer(x)
+        return x
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_list_loops_where_the_network_maps_through_it(skips: bool) -> None:
+    model = npas.share(Listed(skips), templates=2, groups={"layers.[1-4].*": "a"})
+    set_rows(model, repeated([[1.0, 0.5]], 4))
+    ties = tie(model, 0.99)
+    example = (torch.randn(3, 4), 0.1)
+    before = model(*example).detach()
+    unseen = copy.deepcopy(model)
+    assert fold_tied(unseen, ties).repeats == []  # nobody can tell how the list is used
+    found = fold_tied(model, ties, example)
+    torch.testing.assert_close(model(*example), before)
+    assert [r.blocks for r in found.repeats] == ([] if skips else [("1", "2", "3", "4")])
+    assert len(model.layers) == (5 if skips else 2)  # type: ignore[arg-type]
+    assert found.weights == 2
