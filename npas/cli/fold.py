@@ -3,9 +3,10 @@
 npas-fold run=runs/digits_swrn/templates-2_seed-0_1f0c2a9b threshold=0.99
 npas-fold run=... threshold=auto tolerance=0.5        # the shortest network that is still as good
 
-What it writes goes to `fold/` in the run's folder: the layer similarity matrix and, where it was
-logged, how it came about (`lsm`, `lsm_epochs`), the folded architecture (`folded`), each as .png
-and .svg; the network itself (`model.safetensors`, `folding.json`), and all figures (`fold.json`).
+What it writes goes to `fold-0.99/` in the run's folder, named after the threshold: the layer
+similarity matrix and, where it was logged, how it came about (`lsm`, `lsm_epochs`), the folded
+architecture (`folded`), each as .png and .svg; the network itself (`model.safetensors`,
+`folding.json`), and all figures (`fold.json`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import copy
 import itertools
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -94,10 +96,16 @@ def check(raw: dict[str, Any]) -> Fold:
 def run(options: Fold) -> Job:
     """Fold the network of the run's newest checkpoint, measure it, draw it and write it."""
     assert options.run is not None
-    held_out = "val" if options.threshold == AUTO else options.split
-    experiment = runs.restore_to_measure(options.run, options.device, options.data, held_out)
+    split, remedy = options.split, "split=test"
+    if options.threshold == AUTO:
+        split, remedy = "val", "give a threshold, as threshold=0.99"
+    experiment = runs.restore_to_measure(
+        options.run, options.device, options.data, split, remedy=remedy
+    )
     if experiment.allocation is None:
         raise ValueError(f"{options.run} is of a dense network, whose layers mix nothing")
+    from safetensors import SafetensorError
+
     from npas.sharing import folding, recurrence
     from npas.tasks._files import write_whole
     from npas.training.metrics import layer_similarity
@@ -115,30 +123,31 @@ def run(options: Fold) -> Job:
     tied = copy.deepcopy(before)
     ties = recurrence.tie(tied, record["threshold"])
     networks = {"before": before, "tied": copy.deepcopy(tied)}
-    if _recalibrate(experiment, tied, options.recalibrate):
+    batches = _recalibrate(experiment, tied, options.recalibrate)
+    if batches:
         networks["recalibrated"] = tied
     folded = copy.deepcopy(tied)
     example = (_some_inputs(experiment),)
     found = folding.fold_tied(folded, ties, example)
     networks["folded"] = folded
     record |= {
-        "recalibrated_on": options.recalibrate if "recalibrated" in networks else 0,
+        "recalibrated_on": batches,
         "split": options.split,
         "metric": experiment.task.selection_metric,
         "metrics": {k: _measure(experiment, v, options.split) for k, v in networks.items()},
         "outputs_differ_by": _difference(experiment, tied, folded),
         "similarity": matrices,
-        "history": _logged(Path(options.run)),
+        "history": _logged(options.run),
     }
     told = found.to_dict()  # folding.json has all of it
     record = _facts(experiment) | {k: told[k] for k in TOLD} | record
-    out = Path(options.out) if options.out else Path(options.run) / "fold"
+    out = Path(options.out or _run_folder(options.run) / f"fold-{options.threshold}")
     try:
         folding.save_folded(folded, found, out)
-        write_whole(out / FILE_NAME, json.dumps(record, indent=1) + "\n")
+        write_whole(out / FILE_NAME, json.dumps(record, indent=1, allow_nan=False) + "\n")
         _draw(record, out)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ValueError(
             f"{out} cannot be written ({reason}): name another folder as out="
         ) from None
@@ -151,7 +160,7 @@ def _choose(experiment: Experiment, options: Fold) -> dict[str, Any]:
     from npas.sharing import folding, recurrence
 
     metric = experiment.task.selection_metric
-    least = _measure(experiment, experiment.model, "val")[metric] - options.tolerance
+    before = _measure(experiment, experiment.model, "val")[metric]
     tried: list[dict[str, Any]] = []
     for threshold in CANDIDATES:
         model = copy.deepcopy(experiment.model)
@@ -161,31 +170,49 @@ def _choose(experiment: Experiment, options: Fold) -> dict[str, Any]:
         value = _measure(experiment, model, "val")[metric]
         counts = {"layers": found.layers, "weights": found.weights}
         tried.append({"threshold": threshold, metric: value, **counts})
-    good = [t for t in tried if t[metric] >= least]  # NaN is not
-    best = min(good, key=lambda t: (t["layers"], t["weights"]), default=tried[0])
+    good = [
+        entry
+        for entry in tried
+        if before is not None
+        and entry[metric] is not None
+        and entry[metric] >= before - options.tolerance
+    ]
+    if not good:
+        raise ValueError(
+            f"no threshold of {CANDIDATES[-1]} or more keeps val {metric} within tolerance="
+            f"{options.tolerance} of {before}: allow more, or give a threshold"
+        )
+    best = min(good, key=lambda entry: (entry["layers"], entry["weights"]))
     chosen = {"chosen_on": f"val {metric}", "tolerance": options.tolerance, "tried": tried}
     return {"threshold": best["threshold"], **chosen}
 
 
-def _measure(experiment: Experiment, model: nn.Module, split: str) -> dict[str, float]:
+def _measure(experiment: Experiment, model: nn.Module, split: str) -> dict[str, float | None]:
+    """Evaluate; what is no number is None, as JSON has none for it."""
     from npas.training.precision import Precision
 
     with Precision(experiment.config.precision, experiment.process.device).autocast():
-        return experiment.task.evaluate(model, split)
+        metrics = experiment.task.evaluate(model, split)
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def _recalibrate(experiment: Experiment, model: nn.Module, batches: int) -> bool:
-    """Measure the norms' running statistics anew; say whether there are any."""
+def _recalibrate(experiment: Experiment, model: nn.Module, most: int) -> int:
+    """Measure the norms' running statistics anew; return on how many batches, 0 without norms."""
     from torch.nn.modules.batchnorm import _BatchNorm
     from torch.optim.swa_utils import update_bn
 
-    if not batches or not any(isinstance(module, _BatchNorm) for module in model.modules()):
-        return False
-    config = experiment.config
+    from npas.training.precision import Precision
+
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return 0
+    config, task = experiment.config, experiment.task
     # The last epoch's: a curriculum's first are easier than what the network was made for.
-    seen = experiment.task.train_batches(config.epochs - 1, config.batch_size)
-    update_bn((batch.inputs for batch in itertools.islice(seen, batches)), model)
-    return True
+    seen = task.train_batches(config.epochs - 1, config.batch_size)
+    inputs = [batch.inputs for batch in itertools.islice(seen, most)]
+    if inputs:
+        with Precision(config.precision, experiment.process.device).autocast():
+            update_bn(inputs, model)
+    return len(inputs)
 
 
 def _difference(experiment: Experiment, tied: nn.Module, folded: nn.Module) -> float:
@@ -195,7 +222,7 @@ def _difference(experiment: Experiment, tied: nn.Module, folded: nn.Module) -> f
     inputs = _some_inputs(experiment)
     with torch.no_grad():
         ours, theirs = folded.eval()(inputs), tied.eval()(inputs)
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12))
 
 
 def _some_inputs(experiment: Experiment) -> Tensor:
@@ -203,18 +230,23 @@ def _some_inputs(experiment: Experiment) -> Tensor:
     return next(iter(experiment.task.train_batches(0, size))).inputs
 
 
-def _logged(run: Path) -> list[dict[str, Any]]:
-    """Return the similarity matrices that the run logged, each with its epoch."""
+def _run_folder(run: str) -> Path:
+    """Return the folder of a run that may be named by one of its checkpoints."""
+    path = Path(run)
+    return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
+def _logged(run: str) -> list[dict[str, Any]]:
+    """Return the similarity matrices that the run logged up to its checkpoint, with epochs."""
+    from npas.training.checkpoint import find_checkpoint
     from npas.training.tracking import LOG_FILE
 
-    folder = next((path for path in (run, *run.parents) if (path / LOG_FILE).is_file()), None)
-    if folder is None:
-        return []
+    log, last = _run_folder(run) / LOG_FILE, find_checkpoint(Path(run)).state["progress"]["step"]
     found = []
-    for line in (folder / LOG_FILE).read_text().splitlines():
-        with contextlib.suppress(ValueError):  # a kill may have cut it short
+    for line in log.read_text().splitlines() if log.is_file() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a kill may have cut it short
             entry = json.loads(line)
-            if "similarity" in entry:
+            if entry["step"] <= last:
                 found.append({key: entry[key] for key in ("epoch", "similarity")})
     return found
 
@@ -257,7 +289,10 @@ def _draw(record: dict[str, Any], out: Path) -> list[Path]:
 
 def _report(record: dict[str, Any], out: Path) -> str:
     metric, figures = record["metric"], record["metrics"]
-    values = ", ".join(f"{name} {figures[name][metric]:.2f}%" for name in figures)
+    values = ", ".join(
+        f"{name} {'no number' if value is None else f'{value:.2f}%'}"
+        for name, value in ((name, figures[name][metric]) for name in figures)
+    )
     how = f" (chosen on {record['chosen_on']})" if "chosen_on" in record else ""
     lines = [
         f"threshold   {record['threshold']}{how}",

@@ -70,7 +70,9 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-def restore_to_measure(run: str, device: str, data: Data, split: str) -> Experiment:
+def restore_to_measure(
+    run: str, device: str, data: Data, split: str, remedy: str = "split=test"
+) -> Experiment:
     """Build a run's experiment with its trained weights and read its data; ValueError."""
     changes = {
         "trainer.device": device,
@@ -83,7 +85,7 @@ def restore_to_measure(run: str, device: str, data: Data, split: str) -> Experim
         raise ValueError(str(error).replace("trainer.device", "device")) from None
     if split == "val" and not experiment.task.has_validation:
         held = experiment.config.data.split
-        raise ValueError(f"the run held no data out (data.split={held}): split=test")
+        raise ValueError(f"the run held no data out (data.split={held}): {remedy}")
     experiment.task.setup()
     return experiment
 

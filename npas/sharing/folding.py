@@ -13,9 +13,7 @@ the others keep on sharing.
 from __future__ import annotations
 
 import copy
-import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,17 +22,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npas.sharing import storage
 from npas.sharing.allocation import Allocation, GroupAllocation
 from npas.sharing.budget import Budget, count_parameters
 from npas.sharing.initialization import generator_rows
 from npas.sharing.layers import find_tensors
 from npas.sharing.loops import (
+    Loop,
     Repeat,
     apply_repeats,
     block_rows,
     fold_repeats,
     is_large,
     list_blocks,
+    refuse_loops,
 )
 from npas.sharing.names import (
     SCALES,
@@ -47,7 +48,6 @@ from npas.sharing.names import (
 from npas.sharing.recurrence import ROWS, tie
 from npas.sharing.shapeshift import install, materialize, require_unshared, shared_weights
 
-WEIGHTS_FILE = "model.safetensors"
 FOLDING_FILE = "folding.json"
 
 
@@ -85,13 +85,15 @@ def fold(model: nn.Module, threshold: float, example: Sequence[Any] | None = Non
 
     Layers are tied where the cosine of each two of them is at least `threshold` (see
     `recurrence.tie`). The folded network's outputs equal the tied network's to rounding. Loops are
-    made of the children of plain `nn.Sequential`s; given an `example`, arguments to call the
-    network with, also of those of `nn.ModuleList`s, if its outputs stay the same then. Layers that
-    are tied elsewhere are one parameter in several places. The iterations of a loop keep norms,
-    biases and statistics of their own.
+    made of the children of plain `nn.Sequential`s, which the network must call as a whole. Given an
+    `example`, arguments to call the network with, they are made of those of `nn.ModuleList`s, too,
+    and only where its outputs stay the same then. Layers that are tied elsewhere are one parameter
+    in several places. The iterations of a loop keep norms, biases and statistics of their own.
 
-    Raises ValueError for a network that is not shared, or a threshold that is no cosine.
+    Raises ValueError for a network that is not shared or folded already, or a threshold that is no
+    cosine.
     """
+    refuse_loops(model)
     return fold_tied(model, tie(model, threshold), example)
 
 
@@ -100,16 +102,20 @@ def fold_tied(
     model: nn.Module, tied: list[list[str]], example: Sequence[Any] | None = None
 ) -> Folding:
     """Fold a shared network whose layers `recurrence.tie` has tied, in place."""
+    refuse_loops(model)
     shared = shared_weights(model)
     plan, parameters_before = shared.allocation, count_parameters(model)
-    values = {name: getattr(model, name).detach().clone() for name in shared_names(model)}
+    values = {}
+    for name in shared_names(model):
+        tensor = getattr(model, name)
+        values[name] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
     kept = _kept_groups(plan, tied)
     materialize(model)
     layers_before = _count_layers(model)[0]
     _tie_parameters(model, tied)
     weights = dict(model.named_parameters(remove_duplicate=False))  # by their names before
     rows = block_rows(model, [layer.name for layer in plan.layers])
-    repeats = fold_repeats(model, lists=example is not None and _lists_fold(model, example))
+    repeats = _fold_repeats(model, example)
     layers, distinct = _count_layers(model)
     allocation = _allocate(model, plan, kept, weights) if kept else None
     if allocation is not None:
@@ -131,13 +137,7 @@ def fold_tied(
 
 def save_folded(model: nn.Module, folding: Folding, directory: str | os.PathLike[str]) -> None:
     """Write a folded network as `model.safetensors`, every weight once, and `folding.json`."""
-    from safetensors.torch import save_model
-
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_model(model, str(directory / WEIGHTS_FILE))
-    (directory / FOLDING_FILE).write_text(json.dumps(folding.to_dict(), indent=1) + "\n")
-    shutil.copymode(directory / FOLDING_FILE, directory / WEIGHTS_FILE)
+    storage.write(model, Path(directory), FOLDING_FILE, folding.to_dict())
 
 
 def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn.Module:
@@ -145,35 +145,38 @@ def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn
 
     Raises ValueError where files are missing or the architecture is another one.
     """
-    from safetensors.torch import load_model
+    data = storage.read(Path(directory), FOLDING_FILE, "npas-fold")
+    require_unshared(dense_model)
+    _restore(copy.deepcopy(dense_model), data, Path(directory))  # what fails leaves no half
+    return _restore(dense_model, data, Path(directory))
 
-    directory = Path(directory)
-    for name in (WEIGHTS_FILE, FOLDING_FILE):
-        if not (directory / name).is_file():
-            raise ValueError(f"{directory} holds no {name}: name a folder that npas-fold wrote")
-    data = json.loads((directory / FOLDING_FILE).read_text())
+
+def _restore(model: nn.Module, data: Mapping[str, Any], directory: Path) -> nn.Module:
     try:
-        _tie_parameters(require_unshared(dense_model), data["tied"])
-        apply_repeats(dense_model, [Repeat.from_dict(repeat) for repeat in data["repeats"]])
+        _tie_parameters(model, data["tied"])
+        apply_repeats(model, [Repeat.from_dict(repeat) for repeat in data["repeats"]])
         if data["allocation"] is not None:
-            install(dense_model, Allocation.from_dict(data["allocation"]))
-        load_model(dense_model, str(directory / WEIGHTS_FILE))
-    except (RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{directory} was written by another architecture: {reason}") from None
-    return dense_model
+            install(model, Allocation.from_dict(data["allocation"]))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{directory} was written by another architecture: {error}") from None
+    storage.load_weights(model, directory)
+    return model
 
 
-def _lists_fold(model: nn.Module, example: Sequence[Any]) -> bool:
-    """Try on a copy whether the network calls the modules of its lists one after the other."""
-    trial = copy.deepcopy(model).eval()
-    expected = trial(*example)
-    fold_repeats(trial, lists=True)
-    try:
-        torch.testing.assert_close(trial(*example), expected, rtol=1e-3, atol=1e-4)
-    except Exception:  # a list that is used in another way can fail in any
-        return False
-    return True
+def _fold_repeats(model: nn.Module, example: Sequence[Any] | None) -> list[Repeat]:
+    """Make what loops can be made; with an example none that change the network's outputs."""
+    if example is None:
+        return fold_repeats(model)
+    expected = copy.deepcopy(model).eval()(*example)
+    for lists in (True, False):
+        trial = copy.deepcopy(model).eval()
+        fold_repeats(trial, lists)
+        try:
+            torch.testing.assert_close(trial(*example), expected, rtol=1e-3, atol=1e-4)
+        except Exception:  # a container that is used in another way can fail in any
+            continue
+        return fold_repeats(model, lists)
+    return []
 
 
 def _kept_groups(plan: Allocation, tied: Sequence[Sequence[str]]) -> dict[int, GroupAllocation]:
@@ -202,9 +205,19 @@ def _tie_parameters(model: nn.Module, tied: Sequence[Sequence[str]]) -> None:
 
 
 def _count_layers(model: nn.Module) -> tuple[int, int]:
-    """Count the places that hold a weight of two or more dimensions, and the different weights."""
+    """Count the places that hold a weight of two or more dimensions, and the different weights.
+
+    Of a loop only the body counts.
+    """
+    again = {
+        id(module)
+        for loop in model.modules()
+        if isinstance(loop, Loop)
+        for module in loop.further()
+    }
     large = [tensor for tensor in find_tensors(model) if is_large(tensor.parameter)]
-    return sum(len(tensor.owners) for tensor in large), len(large)
+    owners = [owner for tensor in large for owner, _ in tensor.owners]
+    return sum(id(owner) not in again for owner in owners), len(large)
 
 
 def _allocate(
@@ -250,9 +263,10 @@ def _fill(
             for kind, name in generator_names(model, g, key[1]).items():
                 drawn = values[generator_name(kind, old, key[1])]
                 new[name] = drawn[rows] if kind in ROWS else drawn
+                new[name].requires_grad_(drawn.requires_grad)
         for layer in group.layers:
             if layer.learned[0]:
                 new[upsampler_name(index)] = values[upsampler_name(place[layer.name])]
             index += 1
     for name, tensor in new.items():
-        getattr(model, name).copy_(tensor)
+        getattr(model, name).copy_(tensor).requires_grad_(tensor.requires_grad)

@@ -1,18 +1,19 @@
 """Find runs of equal modules in a network's `nn.Sequential`s and lists, and make loops of them.
 
 Nothing here knows of banks: layers repeat where they hold the very same parameter. What is not the
-same, the norms of a block with their statistics, every iteration keeps for itself.
+same, the norms of a block with their statistics, every iteration keeps for itself: it is a module
+of its own then, whose layers hold the parameters of the first. No tensor is swapped for another,
+so that checkpoints, threads, traces and compilers see a plain network.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 _BOOKKEEPING = frozenset({*nn.Module().__dict__, "_npas", "_is_full_backward_hook"}) - {"training"}
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))
@@ -42,28 +43,47 @@ class Repeat:
 
 
 class Loop(nn.Module):
-    """Run one module several times over, what it returns going in again.
+    """Run a body several times over, what it returns going in again.
 
-    The first iteration runs with the tensors of `body`; each further one has its own in place of
-    those that `iterations` holds, under the same names.
+    `iterations` are the further ones: the very body, or modules that share its parameters but for
+    norms, biases and statistics of their own.
     """
 
-    def __init__(self, body: nn.Module, own: Sequence[nn.Module]) -> None:
+    def __init__(self, bodies: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.body = body
-        self.iterations = nn.ModuleList(own)
+        first, *others = bodies
+        common = {id(tensor) for tensor in _tensors(first)}
+        self.body = first
+        self.iterations = nn.ModuleList(
+            other if any(id(tensor) not in common for tensor in _tensors(other)) else first
+            for other in others
+        )
 
     def forward(self, x: Any, *more: Any, **options: Any) -> Any:
         """Map x through every iteration; what else there is, each gets alike."""
         x = self.body(x, *more, **options)
-        for own in self.iterations:
-            tensors = dict([*own.named_parameters(), *own.named_buffers()])
-            x = functional_call(self.body, tensors, (x, *more), options)
+        for iteration in self.iterations:
+            x = iteration(x, *more, **options)
         return x
 
     def extra_repr(self) -> str:
         """Say how often the body runs."""
         return f"times={len(self.iterations) + 1}"
+
+    def further(self) -> list[nn.Module]:
+        """Return the modules of further iterations that are none of the body's."""
+        own = {id(module) for module in self.body.modules()}
+        return [module for module in self.iterations.modules() if id(module) not in own]
+
+    def count_own(self) -> int:
+        """Count the values, statistics among them, that are not the same in all iterations."""
+        held = [
+            {id(tensor): tensor for tensor in _tensors(body) if tensor.is_floating_point()}
+            for body in (self.body, *self.iterations)
+        ]
+        common = set.intersection(*map(set, held))
+        every = {key: tensor for tensors in held for key, tensor in tensors.items()}
+        return sum(tensor.numel() for key, tensor in every.items() if key not in common)
 
 
 def fold_repeats(model: nn.Module, lists: bool = False) -> list[Repeat]:
@@ -90,6 +110,15 @@ def apply_repeats(model: nn.Module, repeats: Sequence[Repeat]) -> None:
                 raise AttributeError(f"the network has no {name} with {', '.join(repeat.blocks)}")
             _replace(container, repeat.blocks, repeat.period)
         _number(container)
+
+
+def refuse_loops(model: nn.Module) -> None:
+    """ValueError if a network is folded already."""
+    if any(isinstance(module, Loop) for module in model.modules()):
+        raise ValueError(
+            "the network is folded already: fold the one it was made of, and store it with"
+            " npas.sharing.save_folded"
+        )
 
 
 def block_rows(model: nn.Module, layers: Sequence[str]) -> dict[str, list[str]]:
@@ -215,48 +244,19 @@ def is_large(tensor: Tensor) -> bool:
 
 def _replace(container: nn.Module, blocks: Sequence[str], period: int) -> int:
     """Put a loop in the place of the first of these modules; return what its iterations own."""
-    modules = {name: container._modules[name] for name in blocks}
-    chosen = {name: module for name, module in modules.items() if module is not None}
-    periods = [blocks[start : start + period] for start in range(0, len(blocks), period)]
-    bodies = [
-        chosen[names[0]] if period == 1 else nn.Sequential(*(chosen[name] for name in names))
-        for names in periods
-    ]
-    loop = Loop(bodies[0], [_own_tensors(bodies[0], body) for body in bodies[1:]])
-    loop.train(container.training)
+    chosen = [module for name in blocks if (module := container._modules[name]) is not None]
+    bodies = chosen
+    if period > 1:
+        starts = range(0, len(chosen), period)
+        bodies = [nn.Sequential(*chosen[start : start + period]) for start in starts]
+    loop = Loop(bodies)
+    for module in (loop, loop.iterations, *(bodies if period > 1 else ())):
+        module.training = container.training  # but what is within may be in another mode
     container._modules[blocks[0]] = loop
     for name in blocks[1:]:
         del container._modules[name]
-    values = loop.iterations[0].state_dict().values()  # each iteration has as many
-    return len(periods) * sum(tensor.numel() for tensor in values if tensor.is_floating_point())
+    return loop.count_own()
 
 
-def _own_tensors(body: nn.Module, iteration: nn.Module) -> nn.Module:
-    """Return a tree of the iteration's tensors that are not the body's, under the body's names."""
-    own = nn.Module()
-    for kind in ("parameters", "buffers"):
-        shared = dict(_named(body, kind))
-        for name, tensor in _named(iteration, kind):
-            if tensor is shared[name]:
-                continue
-            *path, leaf = name.split(".")
-            node = own
-            for part in path:
-                if part not in node._modules:
-                    node.add_module(part, nn.Module())
-                node = node.get_submodule(part)
-            if kind == "parameters":
-                assert isinstance(tensor, nn.Parameter)
-                node.register_parameter(leaf, tensor)
-            else:
-                owner = iteration.get_submodule(".".join(path))
-                persistent = leaf not in owner._non_persistent_buffers_set
-                node.register_buffer(leaf, tensor, persistent=persistent)
-    return own
-
-
-def _named(module: nn.Module, kind: str) -> Iterator[tuple[str, Tensor]]:
-    if kind == "parameters":
-        yield from module.named_parameters(remove_duplicate=False)
-    else:
-        yield from module.named_buffers(remove_duplicate=False)
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

@@ -21,6 +21,8 @@ from npas.sharing.shapeshift import shared_weights
 
 ROWS = ("coefficients", "embeddings")
 """The generators' parameters that have a row for each layer."""
+UNBOUND = ("wavg", "search_wavg")
+"""Whose coefficients can make up for another scale: they are the parameters themselves."""
 ROUNDING = 1e-12
 """What a cosine, in fp64, of equal rows may fall short of one."""
 
@@ -109,9 +111,9 @@ def tie(model: nn.Module, threshold: float) -> list[list[str]]:
 
     Raises ValueError for a threshold that is not above 0, up to 1.
     """
-    if not 0 < threshold <= 1:
+    if not isinstance(threshold, (int, float)) or not 0 < threshold <= 1:
         raise ValueError(
-            f"threshold={threshold} is no cosine to agree by: give one above 0, up to 1"
+            f"threshold={threshold!r} is no cosine to agree by: give one above 0, up to 1"
         )
     reading = shared_weights(model).reading
     found: dict[int, list[int]] = {}
@@ -139,7 +141,7 @@ def _comparable(reading: Reading, alike: bool = False) -> list[list[int]]:
         key: tuple[object, ...] = (g, layer.mixing, layer.templates)
         if alike:
             key += (layer.shape, layer.template_size, layer.source, i in reading.low)
-            if not layer.mixing.endswith("wavg"):  # an embedding cannot make up for another scale
+            if layer.mixing not in UNBOUND:
                 key += (layer.scale,)
         sets.setdefault(key, []).append(i)
     return [members for members in sets.values() if len(members) > 1]

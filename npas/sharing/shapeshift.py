@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -13,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from npas.sharing import storage
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
 from npas.sharing.attachment import (
@@ -35,6 +34,7 @@ from npas.sharing.initialization import (
     measure_spread,
 )
 from npas.sharing.layers import Layer, find_layers, find_tensors, is_constant
+from npas.sharing.loops import refuse_loops
 from npas.sharing.modes import full_precision
 from npas.sharing.names import PREFIX, SCALES, bank_name, generator_name, upsampler_name
 from npas.sharing.reference import allocate_reference
@@ -42,7 +42,6 @@ from npas.sharing.upsamplers import UPSAMPLERS
 from npas.sharing.weights import SharedWeights
 
 LAYOUTS = ("npas", "reference")
-WEIGHTS_FILE = "model.safetensors"
 ALLOCATION_FILE = "allocation.json"
 
 Names = str | Iterable[str] | None
@@ -229,8 +228,11 @@ def materialize(model: nn.Module) -> nn.Module:
     shared = shared_weights(model)
     with torch.inference_mode(False), full_precision(next(shared.sources()).device):
         dense = {
-            i: nn.Parameter(shared.weight(i).detach().clone())
-            for i, (_, layer) in enumerate(shared.reading.places)
+            i: nn.Parameter(
+                shared.weight(i).detach().clone(),
+                requires_grad=model.get_parameter(bank_name(g)).requires_grad,
+            )
+            for i, (g, layer) in enumerate(shared.reading.places)
             if layer.templates
         }
     for module in list(model.modules()):
@@ -247,15 +249,8 @@ def materialize(model: nn.Module) -> nn.Module:
 
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     """Write a shared network as `model.safetensors`, every bank once, and `allocation.json`."""
-    from safetensors.torch import save_model
-
-    plan = allocation(model)
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_model(model, str(directory / WEIGHTS_FILE))
-    (directory / ALLOCATION_FILE).write_text(json.dumps(plan.to_dict(), indent=1) + "\n")
-    # safetensors writes for the owner alone.
-    shutil.copymode(directory / ALLOCATION_FILE, directory / WEIGHTS_FILE)
+    refuse_loops(model)
+    storage.write(model, Path(directory), ALLOCATION_FILE, allocation(model).to_dict())
 
 
 def load(
@@ -265,21 +260,15 @@ def load(
 
     Raises ValueError where files are missing or the architecture is another one.
     """
-    from safetensors.torch import load_model
-
     directory = Path(directory)
-    for name in (WEIGHTS_FILE, ALLOCATION_FILE):
-        if not (directory / name).is_file():
-            raise ValueError(f"{directory} holds no {name}: name a folder that npas.save wrote")
-    plan = Allocation.from_dict(json.loads((directory / ALLOCATION_FILE).read_text()))
+    plan = Allocation.from_dict(storage.read(directory, ALLOCATION_FILE, "npas.save"))
     install(require_unshared(dense_model), plan, recompute)
     give_back_freed()
     try:
-        load_model(dense_model, str(directory / WEIGHTS_FILE))
-    except RuntimeError as error:
+        storage.load_weights(dense_model, directory)
+    except ValueError:
         materialize(dense_model)
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{directory} was written by another architecture: {reason}") from None
+        raise
     return dense_model
 
 

@@ -42,8 +42,8 @@ class Config:
 
     family: str = "shortest_paths"
     size: int = 32  # rows, and columns
-    density: float = 0.3  # of obstacles
-    phases: list[int] = field(default_factory=lambda: [5, 10, 15, 20, 25])  # the longest paths
+    density: float = 0.4  # of obstacles
+    phases: list[int] = field(default_factory=lambda: [12, 16, 20, 24, 28])  # the longest paths
     phase_epochs: int = 50
     epoch_samples: int = 10_000
     val_samples: int = 200  # of each band of distances, as are the next

@@ -1,11 +1,13 @@
 """npas-fold shows which layers of a run agree, folds them, and says what that costs."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from command_line import SMALL, Run
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from npas.cli import fold, runs, train
@@ -35,7 +37,7 @@ def soft(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_folds_into_loops_and_says_what_it_costs(run: Run, soft: Path) -> None:
     answer = run("npas-fold", f"run={soft}", "threshold=0.9")
     assert answer.code == 0, answer.err
-    out = soft / "fold"
+    out = soft / "fold-0.9"
     record = json.loads((out / "fold.json").read_text())
     assert record["threshold"] == 0.9 and record["split"] == "test"
     assert record["layers"] < record["layers_before"] == 23
@@ -92,7 +94,7 @@ def test_a_threshold_is_chosen_on_held_out_data(run: Run, soft: Path) -> None:
         (("run={soft}", "treshold=0.9"), "did you mean 'threshold'?"),
         (("run={soft}", "out={soft}/config.yaml"), "is a file"),
         (("run={trained}",), "no layers of"),
-        (("run={trained}", "threshold=auto"), "held no data out"),
+        (("run={trained}", "threshold=auto"), "(data.split=50k): give a threshold"),
     ],
 )
 def test_words_that_cannot_be_followed_are_one_line(
@@ -115,5 +117,46 @@ def test_a_log_that_was_cut_short_still_shows_what_it_has(run: Run, soft: Path) 
     log = folder / "log.jsonl"
     log.write_text(log.read_text()[:-20] + "\n")
     assert run("npas-fold", f"run={folder}").code == 0
-    record = json.loads((folder / "fold" / "fold.json").read_text())
+    record = json.loads((folder / "fold-0.99" / "fold.json").read_text())
     assert len(record["history"]) >= 3
+
+
+def test_no_threshold_is_taken_where_none_keeps_the_metric(
+    run: Run, soft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([90.0, *[80.0] * 6, *[None] * 7])
+    monkeypatch.setattr(fold, "_measure", lambda *_: {"accuracy": next(measured)})
+    answer = run("npas-fold", f"run={soft}", "threshold=auto", "out=none")
+    assert answer.code == 2 and not Path("none").exists()
+    assert "keeps val accuracy within tolerance=0.5 of 90.0: allow more" in answer.err
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), SafetensorError("full")])
+def test_a_full_disk_is_one_line_and_leaves_the_files_before(
+    run: Run, soft: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    assert run("npas-fold", f"run={soft}", "out=here").code == 0
+    before = {path.name: path.read_bytes() for path in Path("here").iterdir()}
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("safetensors.torch.save_model", fail)
+    answer = run("npas-fold", f"run={soft}", "threshold=0.5", "out=here")
+    assert answer.code == 2 and len(answer.err.splitlines()) == 1
+    assert "here cannot be written" in answer.err
+    assert {path.name: path.read_bytes() for path in Path("here").iterdir()} == before
+
+
+def test_a_checkpoint_folds_into_the_runs_folder_with_the_history_until_then(
+    run: Run, soft: Path
+) -> None:
+    folder = Path(shutil.copytree(soft, "copy"))
+    with (folder / "log.jsonl").open("a") as log:
+        log.write("3\n[]\n")  # lines of JSON, but none of ours
+    first = min((folder / "checkpoints").glob("step-*"))
+    answer = run("npas-fold", f"run={first}", "threshold=0.5")
+    assert answer.code == 0, answer.err
+    record = json.loads((folder / "fold-0.5" / "fold.json").read_text())
+    epochs = [entry["epoch"] for entry in record["history"]]
+    assert epochs == list(range(len(epochs))) and 1 < len(epochs) < 4

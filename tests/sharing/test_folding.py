@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 import npas
 from npas.sharing.folding import Folding, fold, fold_tied, load_folded, save_folded
-from npas.sharing.loops import Loop, Repeat, fold_repeats
+from npas.sharing.loops import Loop, Repeat
 from npas.sharing.recurrence import tie
+from npas.sharing.search import plan_search
+from npas.sharing.shapeshift import apply
 
 A, B = [1.0, 0.2, 0.0], [0.0, -1.0, 0.5]
 C, D = [0.7, 0.7, -1.0], [0.1, 0.0, 1.0]
@@ -159,59 +161,9 @@ def test_ties_outside_of_a_sequential_are_one_parameter() -> None:
     assert (found.layers, found.weights) == (2, 1)
 
 
-def test_modules_that_differ_beyond_their_norms_do_not_loop() -> None:
-    block = nn.Conv2d(4, 4, 3, padding=1)
-
-    def with_weight(**options: int) -> nn.Conv2d:
-        conv = nn.Conv2d(4, 4, 3, **{"padding": 1, **options})
-        conv.weight = block.weight
-        return conv
-
-    for odd in (with_weight(dilation=2, padding=2), with_weight().eval(), nn.Conv2d(4, 4, 3, 1, 1)):
-        row = nn.Sequential(block, odd)
-        assert fold_repeats(row) == []
-    hooked = with_weight()
-    hooked.register_forward_hook(lambda *_: None)
-    assert fold_repeats(nn.Sequential(block, hooked)) == []
-    assert fold_repeats(nn.Sequential(nn.ReLU(), nn.ReLU())) == []  # nothing is saved
-    (repeat,) = fold_repeats(nn.Sequential(block, nn.ReLU(), with_weight(), nn.ReLU()))
-    assert (repeat.period, repeat.times, repeat.own) == (2, 2, 2 * 4)
-
-
-def test_loops_within_what_loops() -> None:
-    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
-    second.weight = first.weight
-    norms = [nn.LayerNorm(3) for _ in range(4)]
-    for i, norm in enumerate(norms):
-        nn.init.constant_(norm.bias, float(i))
-
-    def layer(linear: nn.Linear, norm: nn.Module) -> nn.Sequential:
-        return nn.Sequential(linear, norm)
-
-    row = nn.Sequential(
-        nn.Sequential(layer(first, norms[0]), layer(second, norms[1])),
-        nn.Sequential(layer(first, norms[2]), layer(second, norms[3])),
-    )
-    x = torch.randn(2, 3)
-    before = row(x)
-    repeats = fold_repeats(row)
-    assert [(r.container, r.times) for r in repeats] == [("0", 2), ("1", 2), ("", 2)]
-    torch.testing.assert_close(row(x), before)
-
-
 def test_a_dense_network_cannot_be_folded() -> None:
     with pytest.raises(ValueError, match="not shared"):
         fold(nn.Linear(2, 2), 0.9)
-
-
-def test_loops_compile_and_export() -> None:
-    _, model, _ = folded(repeated([A, B], 6))
-    before = outputs(model)
-    exported = torch.export.export(model, (GRIDS,))
-    torch.testing.assert_close(exported.module()(GRIDS), before)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(GRIDS), before)
 
 
 class Listed(nn.Module):
@@ -243,3 +195,26 @@ def test_a_list_loops_where_the_network_maps_through_it(skips: bool) -> None:
     assert [r.blocks for r in found.repeats] == ([] if skips else [("1", "2", "3", "4")])
     assert len(model.layers) == (5 if skips else 2)  # type: ignore[arg-type]
     assert found.weights == 2
+
+
+@pytest.mark.parametrize("text", ["{", "3", "{}", '{"tied": 3, "repeats": [], "allocation": null}'])
+def test_a_damaged_description_is_a_value_error_and_changes_nothing(
+    tmp_path: Path, text: str
+) -> None:
+    _, model, found = folded(repeated([A, B], 6))
+    save_folded(model, found, tmp_path)
+    (tmp_path / "folding.json").write_text(text)
+    network = Chain()
+    names = list(network.state_dict())
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        load_folded(tmp_path, network)
+    assert list(network.state_dict()) == names
+
+
+def test_softmax_logits_of_different_scales_are_not_tied() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    with torch.no_grad():
+        dense[2].weight.mul_(3)  # type: ignore[union-attr, operator]
+    model = apply(dense, plan_search(dense, 0.8, softmax=True))
+    assert tie(model, 0.5) == []

@@ -1,6 +1,7 @@
 """Layers are compared by what they mix: the similarity matrix, the reward, the ties."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -137,8 +138,8 @@ def test_each_two_of_those_tied_agree() -> None:
                 assert found.matrix_LL[place[one], place[other]] >= 0.95 - 1e-9
 
 
-@pytest.mark.parametrize("threshold", [0.0, -1.0, 1.5, float("nan")])
-def test_a_threshold_that_is_no_cosine_is_refused(threshold: float) -> None:
+@pytest.mark.parametrize("threshold", [0.0, -1.0, 1.5, float("nan"), "auto", None])
+def test_a_threshold_that_is_no_cosine_is_refused(threshold: Any) -> None:
     with pytest.raises(ValueError, match="above 0, up to 1"):
         tie(chain(), threshold)
 
