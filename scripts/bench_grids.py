@@ -12,6 +12,7 @@ samples a second, and the share of a training's time that the drawing takes.
 
 import argparse
 import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import torch
 
 from npas.config import OptimConfig
 from npas.models import grid_cnn
+from npas.reporting.environment import environment
 from npas.tasks import Batch, shortest_paths
 from npas.training.loop import gradient, update
 from npas.training.optim import build_optimizer
@@ -39,6 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="write the figures here as JSON, too")
     return parser.parse_args()
 
 
@@ -99,6 +102,11 @@ def main() -> None:
     print(f"drawn    {grids_per_s:12,.0f} grids/s")
     print(f"trained  {samples_per_s:12,.0f} samples/s, batches of {args.batch}, {args.precision}")
     print(f"drawing takes {1 / (1 + grids_per_s / samples_per_s):.1%} of a training's time")
+    if args.out:
+        figures = {"grids_per_s": grids_per_s, "samples_per_s": samples_per_s}
+        asked = {key: value for key, value in vars(args).items() if key != "out"}
+        found = {**asked, **figures, **json.loads(json.dumps(environment(), default=vars))}
+        args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_BOOKKEEPING = frozenset({*nn.Module().__dict__, "_npas", "_is_full_backward_hook"}) - {"training"}
+_BOOKKEEPING = frozenset(nn.Module().__dict__) - {"training"}
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))
 
 
@@ -161,7 +161,7 @@ def _is_row(module: nn.Module | None, lists: bool) -> bool:
 
 
 def _fold_within(module: nn.Module, name: str, lists: bool, found: list[Repeat]) -> None:
-    # From the inside out: a loop's iterations name tensors as they are in the finished body.
+    # From the inside out, so that every container has its first name when its turn comes.
     for child_name, child in module.named_children():
         _fold_within(child, f"{name}.{child_name}".lstrip("."), lists, found)
     if _is_row(module, lists):
