@@ -68,7 +68,17 @@ def test_a_run_folds_into_loops_and_says_what_it_costs(run: Run, soft: Path) -> 
     )
 
 
-def test_a_threshold_is_chosen_on_held_out_data(run: Run, soft: Path) -> None:
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures, which take most of the time."""
+    monkeypatch.setattr(fold, "_draw", lambda *_: [])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_threshold_is_chosen_on_held_out_data(
+    run: Run, soft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fold, "CANDIDATES", (0.999, 0.9, 0.5))
     answer = run("npas-fold", f"run={soft}", "threshold=auto", "tolerance=5", "out=there")
     assert answer.code == 0, answer.err
     record = json.loads(Path("there/fold.json").read_text())
@@ -112,6 +122,7 @@ def test_a_dense_run_has_nothing_to_fold(run: Run) -> None:
     assert answer.code == 2 and "dense network" in answer.err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_log_that_was_cut_short_still_shows_what_it_has(run: Run, soft: Path) -> None:
     folder = Path(shutil.copytree(soft, "cut"))
     log = folder / "log.jsonl"
@@ -121,16 +132,19 @@ def test_a_log_that_was_cut_short_still_shows_what_it_has(run: Run, soft: Path) 
     assert len(record["history"]) >= 3
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_threshold_is_taken_where_none_keeps_the_metric(
     run: Run, soft: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = iter([90.0, *[80.0] * 6, *[None] * 7])
+    monkeypatch.setattr(fold, "CANDIDATES", (0.999, 0.5))
+    measured = iter([90.0, 80.0, None])
     monkeypatch.setattr(fold, "_measure", lambda *_: {"accuracy": next(measured)})
     answer = run("npas-fold", f"run={soft}", "threshold=auto", "out=none")
     assert answer.code == 2 and not Path("none").exists()
     assert "keeps val accuracy within tolerance=0.5 of 90.0: allow more" in answer.err
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), SafetensorError("full")])
 def test_a_full_disk_is_one_line_and_leaves_the_files_before(
     run: Run, soft: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -148,6 +162,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_files_before(
     assert {path.name: path.read_bytes() for path in Path("here").iterdir()} == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_checkpoint_folds_into_the_runs_folder_with_the_history_until_then(
     run: Run, soft: Path
 ) -> None:

@@ -47,8 +47,13 @@ def test_layers_are_named_and_what_cannot_be_compared_is_said(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "groups",
-    [[similarity("g", 2)], [similarity("g", 60)], [similarity(f"g{i}", 3) for i in range(13)]],
-    ids=["two layers", "many layers", "many groups"],
+    [
+        pytest.param([similarity("g", 2)], id="two layers"),
+        pytest.param([similarity("g", 60)], id="many layers"),
+        pytest.param(
+            [similarity(f"g{i}", 3) for i in range(13)], id="many groups", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_any_groups_can_be_drawn(tmp_path: Path, groups: list[dict[str, Any]]) -> None:
     assert all(path.exists() for path in similarity_plot.draw(groups, tmp_path / "lsm", "x"))

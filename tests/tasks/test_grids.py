@@ -24,7 +24,7 @@ def cells(mask: torch.Tensor) -> set[tuple[int, int]]:
 
 @pytest.mark.parametrize(
     ("size", "density", "shortest", "longest"),
-    [(2, 0.0, 1, 2), (5, 0.5, 1, 6), (8, 0.3, 3, 9), (13, 0.0, 1, 20), (16, 0.4, 9, 24)],
+    [(2, 0.0, 1, 2), (5, 0.5, 1, 6), (8, 0.3, 3, 9), (7, 0.0, 1, 12), (16, 0.4, 9, 24)],
 )
 def test_the_answer_is_every_cell_of_some_shortest_path(
     size: int, density: float, shortest: int, longest: int
