@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec
+from npas.models._initialization import initialize
 
 STEM_CHANNELS = 64
 # Beyond these a slip of the hand, not a network: building it would fill the memory first.
@@ -86,13 +87,7 @@ class ResNeXt(nn.Module):
             stages.append(nn.Sequential(*stack))
         self.stages = nn.Sequential(*stages)
         self.classifier = nn.Linear(channels, num_classes)
-        self._initialize()
-
-    def _initialize(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.classifier.bias)
+        initialize(self, self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stages(F.relu(self.norm(self.stem(x))))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec
+from npas.models._initialization import initialize
 
 STEM_CHANNELS = 16
 # Beyond these a slip of the hand, not a network: building it would fill the memory first.
@@ -98,13 +99,7 @@ class WideResNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.norm = nn.BatchNorm2d(channels)
         self.classifier = nn.Linear(channels, num_classes)
-        self._initialize()
-
-    def _initialize(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.classifier.bias)
+        initialize(self, self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.stages(self.stem(x))))

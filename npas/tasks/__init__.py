@@ -59,6 +59,16 @@ class Task(Protocol):
         """Measure on "val" or "test", every sample once, in eval mode without gradients."""
 
 
+def rank_share(batch_size: int, world: int) -> int:
+    """Return each rank's part of a batch; ValueError, with the nearest that divides, if unequal."""
+    if batch_size % world:
+        raise ValueError(
+            f"batch_size={batch_size} does not divide by {world} ranks; "
+            f"the nearest that does is {max(1, round(batch_size / world)) * world}"
+        )
+    return batch_size // world
+
+
 def family(name: str) -> ModuleType:
     """Return the module of task family `name`. ValueError, with near names, if there is none."""
     return find_family(__name__, "task", name)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec
-from npas.tasks import Batch, _augment, _random
+from npas.tasks import Batch, _augment, _random, rank_share
 
 EVAL_BATCH = 1000
 # The parts held out of a set are the same for every run: their seed is no key of the config.
@@ -93,12 +93,7 @@ class Classification:
         self, epoch: int, batch_size: int, first_step: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
         """Yield this rank's parts of the epoch's batches; each sample keeps its augmentation."""
-        if batch_size % world:
-            raise ValueError(
-                f"batch_size={batch_size} does not divide by {world} ranks; "
-                f"the nearest that does is {max(1, round(batch_size / world)) * world}"
-            )
-        local = batch_size // world
+        local = rank_share(batch_size, world)
         train = self.parts["train"]
         order_N = _random.permutation(self._key("order", epoch), len(train.labels), self.device)
         draws = self._draws(epoch)

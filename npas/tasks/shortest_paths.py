@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec
-from npas.tasks import Batch, _grids
+from npas.tasks import Batch, _grids, rank_share
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -125,12 +125,7 @@ class Task:
         self, epoch: int, batch_size: int, first_step: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
         """Yield this rank's parts of the epoch's batches, drawn many batches at once."""
-        if batch_size % world:
-            raise ValueError(
-                f"batch_size={batch_size} does not divide by {world} ranks; "
-                f"the nearest that does is {max(1, round(batch_size / world)) * world}"
-            )
-        local, steps = batch_size // world, self.steps_per_epoch(batch_size)
+        local, steps = rank_share(batch_size, world), self.steps_per_epoch(batch_size)
         at_once = max(1, DRAWN_AT_ONCE // local)
         for step in range(first_step, steps, at_once):
             start_S = torch.arange(step, min(step + at_once, steps), device=self.device)
