@@ -7,6 +7,7 @@ from typing import Literal
 
 from npas._schema import at_least, at_most, join
 
+MOST_TEMPLATES = 1000  # of a layer: more is a slip, and would fill the memory
 LONGEST = 1_000_000  # epochs, or images a batch: more is a slip, and may fill the memory
 
 SEARCHED = ("learned", "gradient")  # groupings that a short training of their own has to find
@@ -86,6 +87,7 @@ class SharingConfig:
         at_least("sharing.max_templates", self.max_templates, 1)
         if isinstance(self.templates, int):
             at_least("sharing.templates", self.templates, 1)
+            at_most("sharing.templates", self.templates, MOST_TEMPLATES)
         at_least("sharing.lsm_regularizer", self.lsm_regularizer, 0)
         at_least("sharing.lsm_every", self.lsm_every, 0)
         if self.coefficients == "sparse" and self.layout == "reference":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from npas.config import OptimConfig
+from npas.config import DataConfig, OptimConfig
 from npas.models import grid_cnn
 from npas.reporting.environment import environment
 from npas.tasks import Batch, shortest_paths
@@ -35,14 +35,24 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--preset", default="full", choices=["full", "small"])
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=10, help="training steps a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=positive, default=64)
+    parser.add_argument("--steps", type=positive, default=10, help="training steps a round")
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--out", type=Path, help="write the figures here as JSON, too")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no GPU here that torch can use")
+    return args
+
+
+def positive(text: str) -> int:
+    """Read a number above 0."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
 
 
 def configs(preset: str) -> tuple[shortest_paths.Config, grid_cnn.Config, OptimConfig]:
@@ -76,7 +86,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     task_config, model_config, optim_config = configs(args.preset)
-    task = shortest_paths.Task(task_config, None, seed=0, device=device)  # type: ignore[arg-type]
+    task = shortest_paths.Task(task_config, DataConfig(split=None), seed=0, device=device)
     model = grid_cnn.build(model_config, task.spec).to(device)
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)

@@ -110,6 +110,10 @@ def run(options: Fold) -> Job:
     from npas.tasks._files import write_whole
     from npas.training.metrics import layer_similarity
 
+    folder = _run_folder(options.run)
+    out = Path(options.out or folder / f"fold-{options.threshold}")
+    if out.resolve() in (folder.resolve(), (folder / "checkpoints").resolve()):
+        raise ValueError(f"out={out} holds the run's own files: name another folder")
     matrices = layer_similarity(experiment.model)
     if not matrices:
         raise ValueError(
@@ -141,7 +145,6 @@ def run(options: Fold) -> Job:
     }
     told = found.to_dict()  # folding.json has all of it
     record = _facts(experiment) | {k: told[k] for k in TOLD} | record
-    out = Path(options.out or _run_folder(options.run) / f"fold-{options.threshold}")
     try:
         folding.save_folded(folded, found, out)
         write_whole(out / FILE_NAME, json.dumps(record, indent=1, allow_nan=False) + "\n")

@@ -68,7 +68,7 @@ def run(plan: Plan) -> Job:
     task = tasks.family(config.task.family).Task(
         config.task, config.data, seed=config.seed, device=torch.device("cpu")
     )
-    model = models.family(config.model.family).build(config.model, task.spec)
+    model = models.build(config.model, task.spec)
     allocation = None
     if config.budget != schema.DENSE:
         grouping = _grouping(config)

@@ -5,27 +5,52 @@ A family is a module that offers `Config` (a dataclass: the closed set of its `m
 name starts with an underscore are helpers and no families.
 """
 
+from __future__ import annotations
+
 import difflib
 import importlib
 import pkgutil
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
 class InputSpec:
     """Describe what a network reads and answers.
 
-    `input_shape` leaves out the batch dimension: (channels, height, width) for images.
+    `input_shape` leaves out the batch dimension: (channels, height, width) for images. The answer
+    is one of `num_classes` for the input, or, `per_cell`, that many numbers for each of its cells.
     """
 
     input_shape: tuple[int, ...]
     num_classes: int
+    per_cell: bool = False
 
 
 def family(name: str) -> ModuleType:
     """Return the module of model family `name`. ValueError, with near names, if there is none."""
     return find_family(__name__, "model", name)
+
+
+def build(config: Any, spec: InputSpec) -> nn.Module:
+    """Build the network of a family's config for a task's inputs.
+
+    A family whose networks answer for every cell says so: PER_CELL = True. ValueError where the
+    task asks for the other, or for what the family cannot build.
+    """
+    module = family(config.family)
+    if getattr(module, "PER_CELL", False) != spec.per_cell:
+        answers = ("one answer for the whole input", "an answer for every cell of it")
+        raise ValueError(
+            f"model.family={config.family} gives {answers[not spec.per_cell]}, and the task asks"
+            f" for {answers[spec.per_cell]}: choose another model or another task"
+        )
+    network: nn.Module = module.build(config, spec)
+    return network
 
 
 def find_family(package: str, kind: str, name: str) -> ModuleType:

@@ -46,4 +46,4 @@ def _network(config: Config) -> nn.Module:
         config.task, config.data, seed=config.seed, device=torch.device("cpu")
     )
     with torch.device("meta"):
-        return models.family(config.model.family).build(config.model, task.spec)
+        return models.build(config.model, task.spec)

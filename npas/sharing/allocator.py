@@ -105,6 +105,7 @@ def allocate_templates(
     unshared = dense - sum(layer.size for layer in layers if layer.name in group_of)
     used = unshared + sum(group.used for group in groups)
     asked = "a template a layer" if isinstance(templates, str) else f"{templates} templates"
+    asked = "1 template" if templates == 1 else asked
     budget = Budget(asked, dense, used, used)
     return Allocation(scheme, budget, unshared, tuple(groups))
 

@@ -81,10 +81,11 @@ def draw(
         if not len(pending_M):
             break
     else:
+        missing = length_N[pending_M]
         raise ValueError(
-            f"no two cells {shortest} to {longest} moves apart turned up in {size}x{size} grids "
-            f"with obstacles on {density:.0%} of them: lower task.density or task.phases, or "
-            "raise task.size"
+            f"no two cells {missing.min()} to {missing.max()} moves apart turned up in"
+            f" {size}x{size} grids with obstacles on {density:.0%} of them: lower task.density or"
+            " task.phases, or raise task.size"
         )
     # A cell is on a shortest path if going through it takes no move more.
     through_NHW = from_start_NHW + distances(free_NHW, end_NHW, longest)

@@ -33,6 +33,7 @@ EVAL_BATCH = 500
 DRAWN_AT_ONCE = 4096
 # The grids that are held out are the same for every run: their seed is no key of the config.
 HELD_OUT_SEED = 0
+MOST_CELLS = 50_000_000  # of the mazes held out for one purpose
 MOST_SIZE = 512
 
 
@@ -66,6 +67,13 @@ class Config:
         for key in ("phase_epochs", "epoch_samples", "val_samples", "test_samples"):
             if getattr(self, key) < 1:
                 raise ValueError(f"task.{key} must be at least 1, got {getattr(self, key)}")
+        for key in ("val_samples", "test_samples"):
+            cells = getattr(self, key) * len(self.phases) * self.size**2
+            if cells > MOST_CELLS:
+                raise ValueError(
+                    f"task.{key}={getattr(self, key)} mazes of each of {len(self.phases)} bands are"
+                    f" {cells:,} cells, to be held in memory: at most {MOST_CELLS:,}"
+                )
 
 
 class Task:
@@ -79,11 +87,16 @@ class Task:
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
+        if data.split is not None:
+            raise ValueError(
+                f"data.split={data.split} is no split of shortest_paths, which draws the mazes it"
+                " holds out: set data.split=null"
+            )
         self.config = config
         self.seed = seed
         self.device = device
         # One logit a cell.
-        self.spec = InputSpec((2, config.size, config.size), 1)
+        self.spec = InputSpec((2, config.size, config.size), 1, per_cell=True)
         self.parts: dict[str, dict[int, _grids.Grids]] = {}
 
     def setup(self) -> None:

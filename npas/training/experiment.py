@@ -64,7 +64,7 @@ def build(config: Config, grouping: Grouping | None = None, task: Task | None = 
         )
     # Built and shared on the CPU, so that a seed means the same weights whatever trains them.
     seeding.seed_torch(config.seed, "init")
-    model = models.family(config.model.family).build(config.model, task.spec)
+    model = models.build(config.model, task.spec)
     stage = SEARCH if search_epochs(config) and grouping is None else TRAIN
     if stage == SEARCH:
         model = _share_for_search(config, model)

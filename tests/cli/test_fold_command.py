@@ -103,6 +103,7 @@ def test_a_threshold_is_chosen_on_held_out_data(
         (("run={soft}", "threshold=often"), "threshold must be a finite number or auto"),
         (("run={soft}", "treshold=0.9"), "did you mean 'threshold'?"),
         (("run={soft}", "out={soft}/config.yaml"), "is a file"),
+        (("run={soft}", "out={soft}/checkpoints"), "the run's own files"),
         (("run={trained}",), "no layers of"),
         (("run={trained}", "threshold=auto"), "(data.split=50k): give a threshold"),
     ],

@@ -39,3 +39,14 @@ def test_a_config_cannot_reach_modules_outside_the_package() -> None:
     for name in ("..sharing", "wrn.Config", "", "__init__", "npas.models.wrn"):
         with pytest.raises(ValueError, match="no model family"):
             models.family(name)
+
+
+@pytest.mark.parametrize(("name", "per_cell"), [("wrn", True), ("grid_cnn", False)])
+def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(
+    name: str, per_cell: bool
+) -> None:
+    config = models.family(name).Config()
+    with pytest.raises(ValueError, match=f"model.family={name} gives .* and the task asks for"):
+        models.build(config, InputSpec((3, 32, 32), 10, per_cell=per_cell))
+    with torch.device("meta"):
+        assert parameters(models.build(config, InputSpec((3, 32, 32), 10, not per_cell))) > 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from npas.config import DataConfig
 from npas.tasks import _grids, shortest_paths
 
 DATA = SimpleNamespace(root="nowhere", split=None, download=False)
@@ -202,3 +203,12 @@ def test_batches_that_cannot_be_are_refused() -> None:
         make().steps_per_epoch(51)
     with pytest.raises(ValueError, match="nearest that does is 9"):
         next(make().train_batches(0, 10, world=3))
+
+
+def test_what_it_cannot_hold_or_does_not_read_is_refused() -> None:
+    with pytest.raises(ValueError, match="task.val_samples=100000000 mazes"):
+        shortest_paths.Config(val_samples=100_000_000)
+    with pytest.raises(ValueError, match="set data.split=null"):
+        shortest_paths.Task(
+            shortest_paths.Config(), DataConfig(split="45k"), seed=0, device=torch.device("cpu")
+        )
