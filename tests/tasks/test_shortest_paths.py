@@ -206,9 +206,9 @@ def test_batches_that_cannot_be_are_refused() -> None:
 
 
 def test_what_it_cannot_hold_or_does_not_read_is_refused() -> None:
-    with pytest.raises(ValueError, match="task.val_samples=100000000 mazes"):
+    with pytest.raises(ValueError, match=r"task\.val_samples=100000000 mazes"):
         shortest_paths.Config(val_samples=100_000_000)
-    with pytest.raises(ValueError, match="set data.split=null"):
+    with pytest.raises(ValueError, match=r"set data\.split=null"):
         shortest_paths.Task(
             shortest_paths.Config(), DataConfig(split="45k"), seed=0, device=torch.device("cpu")
         )
