@@ -11,7 +11,14 @@ from npas.sharing.budget import parse_budget
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", definitions.names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Its 42 rows are composed and counted by the tests of that table, too.
+        pytest.param(name, marks=pytest.mark.slow) if name == "swrn" else name
+        for name in definitions.names()
+    ],
+)
 def test_every_row_of_every_table_is_a_config_that_can_be_run(name: str) -> None:
     table = definitions.table(name)
     cells = tables.fill(table, [])  # composes and checks each row's config

@@ -49,7 +49,7 @@ def test_layers_are_named_and_what_cannot_be_compared_is_said(tmp_path: Path) ->
     "groups",
     [
         pytest.param([similarity("g", 2)], id="two layers"),
-        pytest.param([similarity("g", 60)], id="many layers"),
+        pytest.param([similarity("g", 30)], id="many layers"),
         pytest.param(
             [similarity(f"g{i}", 3) for i in range(13)], id="many groups", marks=pytest.mark.slow
         ),
