@@ -25,14 +25,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from npas._schema import above, at_least, at_most, build, keys_of
 from npas.cli import app, runs
 from npas.cli.app import Job
+from npas.reporting.folds import FILE_NAME
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from npas.sharing.folding import Folding
     from npas.training import Experiment
 
 NAME = "npas-fold"
-FILE_NAME = "fold.json"
 AUTO = "auto"
 TOLD = (
     "tied",
@@ -106,7 +107,7 @@ def run(options: Fold) -> Job:
         raise ValueError(f"{options.run} is of a dense network, whose layers mix nothing")
     from safetensors import SafetensorError
 
-    from npas.sharing import folding, recurrence
+    from npas.sharing import folding
     from npas.tasks._files import write_whole
     from npas.training.metrics import layer_similarity
 
@@ -120,34 +121,27 @@ def run(options: Fold) -> Job:
             f"no layers of {options.run} mix the same templates, so that none can be compared:"
             " train one with sharing.templates=k, as +exp=digits_swrn"
         )
-    before = copy.deepcopy(experiment.model)
+    inputs = _training_inputs(experiment, options.recalibrate)
     record: dict[str, Any] = {"threshold": options.threshold}
     if options.threshold == AUTO:
-        record = _choose(experiment, options)
-    tied = copy.deepcopy(before)
-    ties = recurrence.tie(tied, record["threshold"])
-    networks = {"before": before, "tied": copy.deepcopy(tied)}
-    batches = _recalibrate(experiment, tied, options.recalibrate)
-    if batches:
-        networks["recalibrated"] = tied
-    folded = copy.deepcopy(tied)
-    example = (_some_inputs(experiment),)
-    found = folding.fold_tied(folded, ties, example)
-    networks["folded"] = folded
+        record = _choose(experiment, options, inputs)
+    networks, found = _fold(experiment, record["threshold"], options.recalibrate, inputs)
+    recalibrated = networks.get("recalibrated", networks["tied"])
     record |= {
-        "recalibrated_on": batches,
+        "recalibrated_on": len(inputs) if "recalibrated" in networks else 0,
         "split": options.split,
         "metric": experiment.task.selection_metric,
         "metrics": {k: _measure(experiment, v, options.split) for k, v in networks.items()},
-        "outputs_differ_by": _difference(experiment, tied, folded),
+        "outputs_differ_by": _difference(networks["folded"], recalibrated, inputs[0]),
         "similarity": matrices,
         "history": _logged(options.run),
     }
     told = found.to_dict()  # folding.json has all of it
     record = _facts(experiment) | {k: told[k] for k in TOLD} | record
     try:
-        folding.save_folded(folded, found, out)
-        write_whole(out / FILE_NAME, json.dumps(record, indent=1, allow_nan=False) + "\n")
+        folding.save_folded(networks["folded"], found, out)
+        text = json.dumps(record, indent=1, allow_nan=False, default=vars) + "\n"
+        write_whole(out / FILE_NAME, text)
         _draw(record, out)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -158,19 +152,29 @@ def run(options: Fold) -> Job:
     return Job(options.run)
 
 
-def _choose(experiment: Experiment, options: Fold) -> dict[str, Any]:
-    """Find the threshold on held-out data, and say among which; see `Fold`."""
+def _fold(
+    experiment: Experiment, threshold: float, recalibrate: int, inputs: Sequence[Tensor]
+) -> tuple[dict[str, nn.Module], Folding]:
+    """Return the network before, tied, recalibrated (where it has batch norms) and folded."""
     from npas.sharing import folding, recurrence
 
+    networks, model = {"before": experiment.model}, copy.deepcopy(experiment.model)
+    ties = recurrence.tie(model, threshold)
+    networks["tied"] = copy.deepcopy(model)
+    if recalibrate and _recalibrate(experiment, model, inputs):
+        networks["recalibrated"] = copy.deepcopy(model)
+    found = folding.fold_tied(model, ties, (inputs[0],))
+    return networks | {"folded": model}, found
+
+
+def _choose(experiment: Experiment, options: Fold, inputs: Sequence[Tensor]) -> dict[str, Any]:
+    """Find the threshold on held-out data, and say among which; see `Fold`."""
     metric = experiment.task.selection_metric
     before = _measure(experiment, experiment.model, "val")[metric]
     tried: list[dict[str, Any]] = []
     for threshold in CANDIDATES:
-        model = copy.deepcopy(experiment.model)
-        ties = recurrence.tie(model, threshold)
-        _recalibrate(experiment, model, options.recalibrate)
-        found = folding.fold_tied(model, ties, (_some_inputs(experiment),))
-        value = _measure(experiment, model, "val")[metric]
+        networks, found = _fold(experiment, threshold, options.recalibrate, inputs)
+        value = _measure(experiment, networks["folded"], "val")[metric]
         counts = {"layers": found.layers, "weights": found.weights}
         tried.append({"threshold": threshold, metric: value, **counts})
     good = [
@@ -199,38 +203,37 @@ def _measure(experiment: Experiment, model: nn.Module, split: str) -> dict[str, 
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def _recalibrate(experiment: Experiment, model: nn.Module, most: int) -> int:
-    """Measure the norms' running statistics anew; return on how many batches, 0 without norms."""
+def _training_inputs(experiment: Experiment, batches: int) -> list[Tensor]:
+    """Return the inputs of so many training batches, one at least; without labels.
+
+    Of the last epoch: a curriculum's first are easier than what the network was made for.
+    """
+    config = experiment.config
+    seen = experiment.task.train_batches(config.epochs - 1, config.batch_size)
+    return [batch.inputs for batch in itertools.islice(seen, max(1, batches))]
+
+
+def _recalibrate(experiment: Experiment, model: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Measure the norms' running statistics anew; say whether there are any."""
     from torch.nn.modules.batchnorm import _BatchNorm
     from torch.optim.swa_utils import update_bn
 
     from npas.training.precision import Precision
 
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
-        return 0
-    config, task = experiment.config, experiment.task
-    # The last epoch's: a curriculum's first are easier than what the network was made for.
-    seen = task.train_batches(config.epochs - 1, config.batch_size)
-    inputs = [batch.inputs for batch in itertools.islice(seen, most)]
-    if inputs:
-        with Precision(config.precision, experiment.process.device).autocast():
-            update_bn(inputs, model)
-    return len(inputs)
+        return False
+    with Precision(experiment.config.precision, experiment.process.device).autocast():
+        update_bn(inputs, model)
+    return True
 
 
-def _difference(experiment: Experiment, tied: nn.Module, folded: nn.Module) -> float:
+def _difference(folded: nn.Module, tied: nn.Module, inputs: Tensor) -> float:
     """Return how far the two networks' outputs lie apart, as part of the largest output."""
     import torch
 
-    inputs = _some_inputs(experiment)
     with torch.no_grad():
         ours, theirs = folded.eval()(inputs), tied.eval()(inputs)
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12))
-
-
-def _some_inputs(experiment: Experiment) -> Tensor:
-    size = min(experiment.config.batch_size, 64)
-    return next(iter(experiment.task.train_batches(0, size))).inputs
 
 
 def _run_folder(run: str) -> Path:
@@ -260,16 +263,12 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
     from npas.reporting.environment import environment
 
     config = experiment.config
-    found = {
-        key: vars(value) if hasattr(value, "__dict__") else value
-        for key, value in environment().items()
-    }
     return {
         "exp": config.exp,
         "seed": config.seed,
         "config_hash": config_hash(config),
         "dataset": {"name": experiment.task.name, "source": experiment.task.source},
-        **found,
+        **environment(),
     }
 
 

@@ -53,23 +53,18 @@ def similarity(model: nn.Module) -> list[Similarity]:
     ValueError for a network that is not shared.
     """
     shared = shared_weights(model)
-    reading, found = shared.reading, []
-    comparable = {i: members for members in _comparable(reading) for i in members}
-    names = [group.name for group in shared.allocation.groups]
-    cosines = {tuple(members): _cosines(model, reading, members) for members in comparable.values()}
-    for g, name in enumerate(names):
-        layers = [i for i, (group, _) in enumerate(reading.places) if group == g]
-        layers = [i for i in layers if i in comparable]
+    reading, sets, found = shared.reading, _comparable(shared.reading), []
+    for g, group in enumerate(shared.allocation.groups):
+        own = [members for members in sets if reading.places[members[0]][0] == g]
+        layers = sorted(i for members in own for i in members)
         if not layers:
             continue
         matrix_LL = torch.full((len(layers), len(layers)), float("nan"), dtype=torch.float64)
-        for row, i in enumerate(layers):
-            members = comparable[i]
-            cosine_L = cosines[tuple(members)][members.index(i)].abs().double().cpu()
-            for column, j in enumerate(layers):
-                if j in members:
-                    matrix_LL[row, column] = cosine_L[members.index(j)]
-        found.append(Similarity(name, tuple(reading.places[i][1].name for i in layers), matrix_LL))
+        for members in own:
+            places = torch.tensor([layers.index(i) for i in members])
+            matrix_LL[places[:, None], places] = _cosines(model, reading, members).abs()
+        names = tuple(reading.places[i][1].name for i in layers)
+        found.append(Similarity(group.name, names, matrix_LL))
     return found
 
 
