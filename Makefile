@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 QUIET_THREADS := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint type format bench zoo table reproduce-table clean-runs
+.PHONY: help install train test test-faults test-slow lint type format bench zoo table reproduce-table clean-runs
 
 help:  ## list these targets
 	@awk -F ":.*## " '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ train: $(READY)  ## train the default experiment (digits at a tenth of its param
 
 test: $(READY)  ## run the quick tests
 	$(QUIET_THREADS) $(BIN)/python -m pytest -n auto $(ARGS)
+
+test-faults: $(READY)  ## run the fault tests: killed, starved and damaged runs (under five minutes)
+	$(QUIET_THREADS) $(BIN)/python -m pytest -n auto -m fault $(ARGS)
 
 test-slow: $(READY)  ## run the slow tests: trainings, a built wheel
 	$(QUIET_THREADS) $(BIN)/python -m pytest -m slow $(ARGS)

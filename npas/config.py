@@ -32,6 +32,8 @@ from npas._schema import above, at_least, at_most, below, build, convert, keys_o
 # hash.
 RECIPE_VERSION = 1
 
+MOST_PROCESSES = 1024  # of one machine: more is a slip
+
 DENSE = "dense"  # the budget that trains the dense network and shares nothing
 
 # The keys that do not decide the result and enter no hash. A node stands for all of its keys.
@@ -44,9 +46,16 @@ HASH_EXCLUDED = frozenset(
         "verbose",
         "data.root",
         "data.download",
+        "data.workers",
+        "dry_run",
         "sharing.lsm_every",
         "sharing.recompute",
-        "trainer",
+        "trainer.device",
+        "trainer.devices",
+        "trainer.accumulation",
+        "trainer.checkpoint_every",
+        "trainer.keep_last",
+        "trainer.log_every",
         "wandb",
     }
 )
@@ -54,18 +63,27 @@ HASH_EXCLUDED = frozenset(
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Say where the data lie and how much of them to train on; the task says what a split is."""
+    """Say where the data lie and how much of them to train on; the task says what a split is.
+
+    `workers` processes prepare the batches; 0: the training process does.
+    """
 
     root: str = "data"
     split: Literal["45k", "50k"] | None = None
     download: bool = True
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        at_least("data.workers", self.workers, 0)
+        at_most("data.workers", self.workers, MOST_PROCESSES)
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Hold the optimizer's settings; from each milestone, an epoch, on the rate is times `gamma`.
 
-    `momentum` is AdamW's first beta, too.
+    `momentum` is AdamW's first beta, too. With `ema` above 0 a moving average of the weights, of
+    that decay, is what is measured and exported.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -77,9 +95,12 @@ class OptimConfig:
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.2
     warmup_epochs: int = 0
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)
+        at_least("optim.ema", self.ema, 0)
+        below("optim.ema", self.ema, 1)
         at_least("optim.momentum", self.momentum, 0)
         below("optim.momentum", self.momentum, 1)
         at_least("optim.beta2", self.beta2, 0)
@@ -100,18 +121,26 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Say where to train and how often to log; none of it decides the result."""
+    """Say on what to train, when to log and save; only `gradient_dtype` decides the result.
+
+    `devices` processes share each batch; each takes its share in `accumulation` parts. Gradients
+    travel between them as `gradient_dtype`. A checkpoint is written after each epoch and, if
+    `checkpoint_every` is not 0, after every so many steps; the `keep_last` newest are kept.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
+    accumulation: int = 1
+    gradient_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    checkpoint_every: int = 0
+    keep_last: int = 2
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        at_least("trainer.log_every", self.log_every, 1)
-        if self.devices != 1:
-            raise ValueError(
-                f"trainer.devices must be 1, got {self.devices}: this version trains on one device"
-            )
+        for key in ("devices", "accumulation", "keep_last", "log_every"):
+            at_least(f"trainer.{key}", getattr(self, key), 1)
+        at_most("trainer.devices", self.devices, MOST_PROCESSES)
+        at_least("trainer.checkpoint_every", self.checkpoint_every, 0)
 
 
 @dataclass(frozen=True)
@@ -123,6 +152,7 @@ class WandbConfig:
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    artifacts: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +171,7 @@ class Config:
     force: bool = False
     run_root: str = "runs"
     verbose: bool = False
+    dry_run: bool = False
     recipe_version: int = RECIPE_VERSION
     model: Any = field(default_factory=dict)
     task: Any = field(default_factory=dict)
@@ -273,16 +304,21 @@ def config_hash(config: Config) -> str:
     recipe: see RECIPE_VERSION.) Settings that are ignored do not enter either.
     """
     assert dataclasses.is_dataclass(config.model) and dataclasses.is_dataclass(config.task)
-    left_out = HASH_EXCLUDED | set(ignored(config))
+    left_out = set(ignored(config))
     deciding = {
         # The order of a mapping's patterns decides, too: the first that matches a layer counts.
         key: list(value.items()) if isinstance(value, dict) else value
         for key, value, default in _settings(config, "")
-        if key not in left_out and key.partition(".")[0] not in left_out
+        if key not in left_out and not is_excluded(key)
         # A family's own defaults mean nothing without its name.
         if value != default or key in ("recipe_version", "model.family", "task.family")
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def is_excluded(key: str) -> bool:
+    """Tell whether a key, by its full name, does not decide the result."""
+    return key in HASH_EXCLUDED or key.partition(".")[0] in HASH_EXCLUDED
 
 
 def run_dir(config: Config) -> Path:

@@ -182,7 +182,9 @@ OTHER = {
     "sharing.layout": "reference",
     "optim.name": "adamw",
     "optim.milestones": [1],
+    "optim.ema": 0.9,
     "trainer.device": "cpu",
+    "trainer.gradient_dtype": "bf16",
     "wandb.mode": "online",
     "wandb.entity": "us",
     "wandb.group": "us",
@@ -196,7 +198,6 @@ TOGETHER = {
     "sharing.search.epochs",
     "sharing.search.softmax",
     "sharing.search.templates",
-    "trainer.devices",
     "recipe_version",
 }
 

@@ -1,7 +1,9 @@
 """Run a command: compose its config with Hydra, check it, do the work, answer with an exit code.
 
     Exit code 0: done. 1: a run failed or diverged. 2: the user's words cannot be followed; one line
-    on stderr says what to change. `NPAS_DEBUG=1` or `hydra.verbose=true` adds the traceback.
+    on stderr says what to change. 75: stopped by a signal; the same command goes on.
+
+`NPAS_DEBUG=1` or `hydra.verbose=true` adds the traceback to that line.
 
 Hydra brings the sweeps (`-m`, `hydra/launcher=...`), `--cfg job` and `--help`. A sweep's jobs are
 all composed and checked before the first of them starts.
@@ -21,7 +23,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from npas import _launched, _preemption
 from npas.cli import errors
+
+PREEMPTED = "preempted"  # the status of a job that a signal has stopped
 
 T = TypeVar("T")
 
@@ -53,6 +58,10 @@ class Command(Generic[T]):
     after_interrupt: str = ""  # what to say of it
 
 
+class Reported(Exception):
+    """End a process that has failed; what there is to say of it has been said."""
+
+
 class RunFailed(Exception):
     """Carry the first job that failed in another process to the process that started the sweep."""
 
@@ -67,7 +76,7 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
     # reads this when torch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = _opened(sys.argv[1:] if argv is None else argv)
-    with _one_line_messages(command.name):
+    with one_line_messages(command.name):
         try:
             sweeps = errors.parse_arguments(words).multirun or "hydra.mode=MULTIRUN" in words
             jobs = _sweep(command, words) if sweeps else _single(command, words)
@@ -76,8 +85,15 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             say(command.name, f"interrupted{command.after_interrupt}")
             return 130
+        except _preemption.Preempted:
+            say(command.name, f"stopped by a signal{command.after_interrupt}")
+            return _preemption.EXIT_CODE
+        except Reported:
+            return 1
         except Exception as error:
             return 2 if _explain(error, command, words) else 1
+    if any(job.status == PREEMPTED for job in jobs):
+        return _preemption.EXIT_CODE
     return 0 if all(job.fine for job in jobs) else 1
 
 
@@ -101,8 +117,14 @@ def _quoted(word: str) -> str:
 
 
 def say(command: str, line: str) -> None:
-    """Print a line on stderr, beside the command's own output."""
-    print(f"{command}: {line}", file=sys.stderr, flush=True)
+    """Print a line on stderr, beside the command's own output; of several processes the first."""
+    if _launched.leads():
+        print(f"{command}: {line}", file=sys.stderr, flush=True)
+
+
+def say_always(line: str) -> None:
+    """Print a line on stderr, whichever of several processes this is."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _debugging(words: Sequence[str]) -> bool:
@@ -117,7 +139,12 @@ def _single(command: Command[T], words: list[str]) -> list[Job]:
 
 
 def _sweep(command: Command[T], words: list[str]) -> list[Job]:
-    """Check all jobs, then run each, whatever becomes of the others."""
+    """Check all jobs, then run each, whatever becomes of the others; a signal stops them all."""
+    if _launched.place().world > 1:
+        raise ValueError(
+            "a sweep (-m) starts its jobs itself: run it without torchrun or srun, and for several"
+            " processes a job set trainer.devices=N"
+        )
     checked: list[T] = []
     jobs: list[Job] = []
     parent = os.getpid()
@@ -210,7 +237,7 @@ def _command_line(name: str, words: Sequence[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_line_messages(name: str) -> Iterator[None]:
+def one_line_messages(name: str) -> Iterator[None]:
     """Print what npas logs and what warns as lines of this command, without places in the code."""
 
     def show(message: Warning | str, *place: object, **more: object) -> None:

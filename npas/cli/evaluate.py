@@ -59,7 +59,7 @@ def run(options: Evaluate) -> Job:
     config, task, device = experiment.config, experiment.task, experiment.process.device
     precision = Precision(config.precision, device)
     try:
-        metrics = measure(task, experiment.model, precision, options.split)
+        metrics = measure(task, experiment.model, precision, options.split, experiment.process)
     except Diverged as error:
         app.say(NAME, str(error))
         return Job(options.run, "diverged", str(error))

@@ -51,7 +51,7 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     from npas.training import build
     from npas.training.checkpoint import find_checkpoint
     from npas.training.grouping import from_dict
-    from npas.training.state import SEARCH
+    from npas.training.state import SEARCH, load_weights
 
     folder = Path(run)
     if (folder / SEARCH).is_dir() and not (folder / "checkpoints").is_dir():
@@ -61,12 +61,12 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
         raise ValueError(f"{run} is the search for a run's groups: name the run's own folder")
     raw, grouping = checkpoint.state["config"], checkpoint.state.get("grouping")
     for key, value in changes.items():
-        assert key in schema.HASH_EXCLUDED or key.partition(".")[0] in schema.HASH_EXCLUDED
+        assert schema.is_excluded(key)
         node, _, leaf = key.rpartition(".")
         if value is not None:
             (raw[node] if node else raw)[leaf] = value
     experiment = build(check(raw), from_dict(grouping) if grouping else None)
-    experiment.model.load_state_dict(checkpoint.tensors("model"))
+    load_weights(experiment.model, checkpoint)
     return experiment
 
 

@@ -8,16 +8,15 @@ npas-train -m budget=0.05,0.1,0.5,1,2 seed=0,1,2         # a sweep; finished job
 from __future__ import annotations
 
 import contextlib
-import errno
+import dataclasses
+import io
 import logging
-import os
 import sys
-import time
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from npas import _launched, _preemption
 from npas import config as schema
 from npas.cli import app, runs
 from npas.cli.app import Job
@@ -28,50 +27,149 @@ if TYPE_CHECKING:
     from npas.training import Experiment
 
 NAME = "npas-train"
-REMEDY = "free space and run the same command: it resumes"
+AGAIN = "the same command goes on"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what the words describe; see the top of this file."""
-    resumes = "; the same command resumes"
+    resumes = f"; {AGAIN}"
     command = app.Command(
         NAME, "train", schema.known_keys, runs.check, run, close_sweep, after_interrupt=resumes
     )
-    return app.main(command, argv)
+    with _preemption.watching():
+        return app.main(command, argv)
 
 
 def run(config: Config) -> Job:
     """Train one config, unless that is done already, and leave its result file."""
-    from npas.reporting import results
-    from npas.training import build, prepare, stored_grouping
-
     if config.verbose:
         logging.getLogger("npas").setLevel(logging.DEBUG)
+    with _preemption.watching():
+        if _preemption.requested():  # by a signal to the sweep's job before
+            return Job(str(schema.run_dir(config)), app.PREEMPTED, "not started")
+        try:
+            if config.trainer.devices > 1 and _launched.place().world == 1:
+                return _run_in_workers(config)
+            return _run_here(config)
+        except _preemption.Preempted:
+            line = f"nothing was lost: {AGAIN}"
+            app.say(NAME, f"stopped by a signal; {line}")
+            return Job(str(schema.run_dir(config)), app.PREEMPTED, line)
+
+
+def _run_in_workers(config: Config) -> Job:
+    """Train in processes of their own on this machine; ValueError for what they refuse."""
+    from npas.reporting import results
+    from npas.training.launch import WorkersFailed, launch
+
     folder = schema.run_dir(config)
-    if not config.force and (done := _finished(config, folder)) is not None:
-        print(f"skipped: {_summary(done)}; {folder} (force=true trains it again)", flush=True)
-        return Job(str(folder), "skipped", _summary(done))
-    experiment = build(config, stored_grouping(config, folder))
-    with _alone(config, folder):
-        prepare(experiment)
+    if (job := _skipped(config, folder)) is not None:
+        return job
+    before = _stored(folder)
+    try:
+        answer = launch(config.trainer, _work, schema.to_dict(config))
+    except WorkersFailed as failure:
+        found = _stored(folder)
+        has_told = found is not None and found != before and found.status == "failed"
+        if _preemption.requested() and not has_told:  # before a worker was ready to wait
+            raise _preemption.Preempted from None
+        line = str(failure)
+        if found is not None and has_told:
+            line = line if failure.was_killed else f"{found.error}"
+            results.write(folder, dataclasses.replace(found, error=line))
+        app.say(NAME, f"failed: {line}; {folder}")
+        return Job(str(folder), "failed", line)
+    if isinstance(answer, str):
+        raise ValueError(answer)
+    return Job(*answer)
+
+
+def _work(raw: dict[str, Any]) -> tuple[str, str, str] | str:
+    """Be one of the workers: return the job as plain data, or why the config is refused."""
+    try:
+        with app.one_line_messages(NAME):
+            job = run(runs.check(raw))
+    except ValueError as error:
+        return str(error)
+    return job.name, job.status, job.detail
+
+
+def _run_here(config: Config) -> Job:
+    """Train in this process and those that were started beside it."""
+    from npas.cli.recording import alone
+    from npas.training import build, prepare, stored_grouping
+    from npas.training.distributed import joined
+
+    folder = schema.run_dir(config)
+    with joined(config.trainer) as process, contextlib.ExitStack() as stack:
+        if not process.leads:
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        skipped = None
+        with process.together():
+            if process.leads and not config.dry_run:
+                skipped = _skipped(config, folder)
+        if process.from_leader(skipped) is not None:
+            return skipped or Job(str(folder), "skipped")
+        if config.dry_run:
+            return _try(config)
+        with process.together():
+            experiment = build(config, stored_grouping(config, folder))
+            if process.leads:
+                stack.enter_context(alone(config, folder))
+        with process.together():
+            prepare(experiment)
         runs.warn_of_ignored(NAME, config)
         print(_what_follows(experiment), flush=True)
-        try:
-            with _config_file(config, folder):
-                # What it says is of weights that are about to be replaced.
-                (folder / results.FILE_NAME).unlink(missing_ok=True)
-                result = _train(experiment, folder)
-            results.write(folder, result)
-        except OSError as error:
-            line = f"{folder} cannot be written ({error.strerror}): {REMEDY}"
-            app.say(NAME, f"failed: {line}")
-            return Job(str(folder), "failed", line)
+        return _train(experiment, folder)
+
+
+def _try(config: Config) -> Job:
+    """Do one step of the run and write nothing."""
+    from npas.training import build, prepare
+    from npas.training.trial import one_step
+
+    # To download is to write.
+    data = dataclasses.replace(config.data, download=False)
+    experiment = build(dataclasses.replace(config, data=data))
+    prepare(experiment)
+    runs.warn_of_ignored(NAME, config)
+    print(_what_follows(experiment))
+    line = one_step(experiment)
+    print(f"dry run: {line}; nothing was written, the run would be {schema.run_dir(config)}")
+    return Job(str(schema.run_dir(config)))
+
+
+def _train(experiment: Experiment, folder: Path) -> Job:
+    """Train, record it, and say how it ended."""
+    from npas.cli.recording import REMEDY, record
+
+    config = experiment.config
+    try:
+        result = record(experiment, folder, lambda found: print(_what_follows(found), flush=True))
+    except OSError as error:
+        line = f"{folder} cannot be written ({error.strerror}): {REMEDY}"
+        app.say(NAME, f"failed: {line}")
+        if experiment.process.world > 1:
+            raise app.Reported from None
+        return Job(str(folder), "failed", line)
+    if result.status == app.PREEMPTED:
+        line = f"stopped by a signal after step {result.steps}; {AGAIN}"
+        app.say(NAME, f"{result.status}: {line}; {folder}")
+        return Job(str(folder), result.status, line)
     if result.error is not None:
         app.say(NAME, f"{result.status}: {result.error}; {folder}")
         return Job(str(folder), result.status, result.error)
     beside = _beside_dense(config, experiment.task.selection_metric)
     print(f"{result.status}: {_summary(result)}{beside}; {folder}", flush=True)
     return Job(str(folder), result.status, _summary(result))
+
+
+def _skipped(config: Config, folder: Path) -> Job | None:
+    """Return the job of a run that is done already, None if there is something to do."""
+    if config.force or (done := _finished(config, folder)) is None:
+        return None
+    print(f"skipped: {_summary(done)}; {folder} (force=true trains it again)", flush=True)
+    return Job(str(folder), "skipped", _summary(done))
 
 
 def close_sweep(jobs: list[Job]) -> None:
@@ -84,125 +182,27 @@ def close_sweep(jobs: list[Job]) -> None:
 
 
 def _what_follows(experiment: Experiment) -> str:
-    """Say what is about to be trained: the allocation, or the search for one."""
+    """Say what is about to be trained: the allocation, or the search for one, and in how many."""
+    arithmetic = experiment.batch_arithmetic()
+    shared_out = f"\nbatch    {arithmetic}" if "=" in arithmetic else ""
     if experiment.stage == "train":
-        return runs.plan_text(experiment.model, experiment.allocation)
+        return runs.plan_text(experiment.model, experiment.allocation) + shared_out
     assert experiment.allocation is not None
     settings, budget = experiment.config.sharing, experiment.allocation.budget
     return (
         f"searching {settings.num_groups} groups for {experiment.epochs} epochs: one group of"
         f" {len(experiment.allocation.layers)} layers, {settings.search.templates} templates each,"
-        f" {budget.used:,} parameters"
+        f" {budget.used:,} parameters{shared_out}"
     )
 
 
-def _train(experiment: Experiment, folder: Path) -> Result:
-    """Train, and record it however it ends; ValueError if it cannot even begin."""
-    from npas import sharing
-    from npas.reporting import group_plot
-    from npas.reporting.results import Budget, Dataset, Metrics, Result, Search, Split, environment
-    from npas.training import Outcome, build, search_groups, train
+def _stored(folder: Path) -> Result | None:
+    from npas.reporting import results
 
-    config, started = experiment.config, time.perf_counter()
     try:
-        if experiment.stage == "search":
-            outcome, grouping = search_groups(experiment, folder)
-            if grouping is not None:
-                experiment = build(config, grouping, experiment.task)
-                print(_what_follows(experiment), flush=True)
-        if experiment.stage == "train":
-            if experiment.grouping is not None:
-                group_plot.draw(experiment.grouping, folder)
-            outcome = train(experiment, folder)
-    except ValueError:
-        raise
-    except Exception as error:  # out of memory, a full disk, a fault of ours: the run has failed
-        if full := _full_disk(error):
-            line = f"{full}: {REMEDY}"
-        else:
-            traceback.print_exc()
-            line = " ".join(f"{type(error).__name__}: {error}".split())
-        outcome = Outcome("failed", {}, 0, 0, time.perf_counter() - started, 0, line)
-    if experiment.allocation is None:
-        count = sharing.count_parameters(experiment.model)
-        budget, split = Budget.of_dense(count), Split(0, 0, 0, unshared=count)
-    else:
-        plan = experiment.allocation.budget
-        budget = Budget(plan.asked, plan.dense, plan.allowed, plan.used, plan.utilization)
-        split = Split(**experiment.allocation.split)
-    found = experiment.grouping
-    return Result(
-        status=outcome.status,
-        exp=config.exp,
-        config=schema.to_dict(config),
-        config_hash=schema.config_hash(config),
-        budget=budget,
-        split=split,
-        metrics=Metrics(**outcome.metrics) if outcome.metrics else None,
-        seed=config.seed,
-        steps=outcome.steps,
-        epochs=outcome.epochs,
-        wall_s=outcome.wall_s,
-        peak_memory_bytes=outcome.peak_memory_bytes,
-        dataset=Dataset(experiment.task.name, experiment.task.source),
-        error=outcome.error,
-        history=outcome.history,
-        search=None
-        if found is None
-        else Search(found.method, found.num_groups, found.epochs, found.steps, found.wall_s),
-        **environment(),
-    )
-
-
-def _full_disk(error: Exception) -> str | None:
-    """Return the system's words for a full disk or quota, if that is what went wrong."""
-    words = map(os.strerror, (errno.ENOSPC, errno.EDQUOT))
-    # Not every library raises OSError for it: safetensors has an error of its own.
-    return next((word for word in words if word in str(error)), None)
-
-
-@contextlib.contextmanager
-def _alone(config: Config, folder: Path) -> Iterator[None]:
-    """Keep other processes out of the run's folder; ValueError if one is in it.
-
-    The lock lies beside the folder while the run lasts.
-    """
-    from npas.tasks._files import locked
-
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder.with_name(f".{folder.name}.lock"), wait=False))
-        except BlockingIOError:
-            raise ValueError(
-                f"{folder} is being trained by another process: wait for it, or set run_root"
-            ) from None
-        except OSError as error:
-            raise ValueError(
-                f"run_root={config.run_root} is no folder that can be written to "
-                f"({error.strerror}: {error.filename}): name another"
-            ) from None
-        yield
-
-
-@contextlib.contextmanager
-def _config_file(config: Config, folder: Path) -> Iterator[None]:
-    """Put config.yaml into the run's folder; leave no folder if the run cannot begin."""
-    from omegaconf import OmegaConf
-
-    from npas.tasks._files import write_whole
-
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "config.yaml"
-    write_whole(file, OmegaConf.to_yaml(OmegaConf.create(schema.to_dict(config))))
-    try:
-        yield
-    except ValueError:
-        if is_new:
-            file.unlink()
-            with contextlib.suppress(OSError):  # something was done after all
-                folder.rmdir()
-        raise
+        return results.read(folder)
+    except (ValueError, OSError):
+        return None
 
 
 def _finished(config: Config, folder: Path) -> Result | None:

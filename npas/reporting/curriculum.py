@@ -93,6 +93,8 @@ def appendix(cells: Sequence[Cell]) -> list[str]:
                 figure = _summary([run.f1[epoch][band] for run, epoch in ends])
                 texts.append(str(figure or "") if band > phase else f"**{figure or ''}**")
             lines.append(grid_line([f"{longest}", name, *texts, str(len(ends))]))
+    if diverged := _diverged(cells):
+        lines += ["", f"Left out, for it diverged: {'; '.join(diverged)}."]
     return [*lines, ""]
 
 
@@ -130,7 +132,8 @@ def draw(cells: Sequence[Cell], stem: str | Path, title: str) -> list[Path]:
         above.legend(loc="lower right", fontsize="small")
         spread = any(len(runs) > 1 for runs in networks.values())
         shaded = "\nmean over n runs, shaded: ± standard deviation of a single run"
-        figure.suptitle(title + (shaded if spread else ""), fontsize="medium")
+        left_out = "".join(f"\ndiverged: {name}" for name in _diverged(cells))
+        figure.suptitle(title + (shaded if spread else "") + left_out, fontsize="medium")
         return plots.save(figure, stem)
 
 
@@ -141,6 +144,12 @@ def _networks(cells: Sequence[Cell]) -> dict[str, list[Run]]:
         for cell in cells
     }
     return {name: runs for name, runs in found.items() if runs}
+
+
+def _diverged(cells: Sequence[Cell]) -> list[str]:
+    """Name the runs that diverged, as "SCNN (seed 0, 2)"."""
+    found = {cell.row.label: sorted(cell.having("diverged")) for cell in cells}
+    return [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in found.items() if seeds]
 
 
 def _curve(

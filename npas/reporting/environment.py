@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
+from npas._git import PACKAGE_FOLDER as PACKAGE_FOLDER
+from npas._git import Git as Git
+from npas._git import git_state as git_state
+
 PACKAGES = (
     "npas",
     "torch",
@@ -21,14 +23,6 @@ PACKAGES = (
     "safetensors",
     "scikit-learn",
 )
-
-
-@dataclass(frozen=True)
-class Git:
-    """Name the commit that ran; both None where npas does not run from a git checkout."""
-
-    commit: str | None
-    dirty: bool | None  # tracked files outside results/ differ from the commit
 
 
 @dataclass(frozen=True)
@@ -57,29 +51,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def git_state(package: Path = PACKAGE_FOLDER) -> Git:
-    """Read the commit of the checkout that holds `package`, if it is one."""
-    top = _git(package, "rev-parse", "--show-toplevel")
-    # A package installed in some other project's folder must not report that project's commit.
-    if top is None or Path(top).resolve() != package.parent:
-        return Git(None, None)
-    commit = _git(package, "rev-parse", "--verify", "HEAD")
-    # A result that has just been added does not make the code that made it a different one.
-    changes = _git(
-        package.parent, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"
-    )
-    return Git(commit, None if commit is None or changes is None else bool(changes))
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def hardware() -> Hardware:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,12 +50,13 @@ def accuracy_against_parameters(
 ) -> list[Path]:
     """Write `stem.png` and `stem.svg`, a line for each series; nothing where no run is done.
 
-    Raises ValueError where matplotlib is not installed.
+    A cross on the lower edge is a network of which runs have diverged. Raises ValueError where
+    matplotlib is not installed.
     """
     if not available():
         raise ValueError("plots need matplotlib: pip install 'npas[plots]'")
     points = _points(table, cells)
-    if not points:
+    if not any(math.isfinite(point.mean) for values in points.values() for point in values):
         return []
     # The object interface leaves the program's own plots and backend alone.
     from matplotlib import rc_context
@@ -64,19 +67,28 @@ def accuracy_against_parameters(
         axes = figure.add_subplot()
         # One budget: who is compared stands along the axis, not the parameters.
         alone = len(points) > 2 and all(len(values) == 1 for values in points.values())
+        crosses: list[int] = []
         for place, (series, values) in enumerate(points.items()):
-            parameters, means, spreads = zip(*sorted(values), strict=True)
-            across = [place] if alone else parameters
+            values.sort()
+            means, spreads = [point.mean for point in values], [point.spread for point in values]
+            across = [place] if alone else [point.parameters for point in values]
             bars = axes.errorbar(across, means, yerr=spreads, marker="o", capsize=3, label=series)
             if len(means) == 1 and not alone:  # what the others are compared with
                 axes.axhline(means[0], color=bars.lines[0].get_color(), linestyle=":")
+            crosses += [x for x, point in zip(across, values, strict=True) if point.diverged]
+        if crosses:
+            edge = axes.get_xaxis_transform()
+            axes.plot(
+                crosses, [0.0] * len(crosses), "kx", transform=edge, label="diverged", clip_on=False
+            )
         if alone:
-            names = [f"{name}\n{values[0][0]:,}" for name, values in points.items()]
+            names = [f"{name}\n{values[0].parameters:,}" for name, values in points.items()]
             axes.set_xticks(range(len(names)), names, fontsize="small")
             axes.set_xlabel("and trainable parameters")
         else:
             axes.set_xscale("log")
             axes.set_xlabel("trainable parameters")
+        if crosses or not alone:
             axes.legend()
         axes.set_ylabel(table.heading)
         axes.set_title(table.title, fontsize="medium")
@@ -84,12 +96,23 @@ def accuracy_against_parameters(
         return save(figure, stem)
 
 
-def _points(table: Table, cells: Sequence[Cell]) -> dict[str, list[tuple[int, float, float]]]:
-    """Group (parameters, mean, spread) by series."""
-    points: dict[str, list[tuple[int, float, float]]] = {}
+@dataclass(frozen=True, order=True)
+class _Point:
+    parameters: int
+    mean: float  # NaN where no run is done
+    spread: float
+    diverged: bool  # any of its runs
+
+
+def _points(table: Table, cells: Sequence[Cell]) -> dict[str, list[_Point]]:
+    """Return what is known of each series, done or diverged."""
+    points: dict[str, list[_Point]] = {}
     for cell in cells:
         summary, parameters = cell.summary(table), cell.parameters()
-        if summary is not None and parameters is not None:
-            point = (parameters, summary.mean, summary.std or 0.0)
-            points.setdefault(cell.row.series, []).append(point)
+        diverged = bool(cell.having("diverged"))
+        if parameters is not None and (summary is not None or diverged):
+            mean, spread = (summary.mean, summary.std or 0.0) if summary else (math.nan, 0.0)
+            points.setdefault(cell.row.series, []).append(
+                _Point(parameters, mean, spread, diverged)
+            )
     return points

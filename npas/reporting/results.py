@@ -13,38 +13,58 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from npas.config import RECIPE_VERSION
+from npas.config import HASH_EXCLUDED, RECIPE_VERSION
+from npas.reporting._decode import decode
 from npas.reporting.environment import Git, Hardware, environment
 from npas.tasks._files import write_whole
 
 __all__ = [
     "FILE_NAME",
+    "VARYING",
     "Budget",
     "Dataset",
+    "Divergence",
     "Git",
     "Hardware",
     "Metrics",
+    "Parallel",
     "Result",
     "Search",
     "Split",
     "collect",
     "environment",
     "read",
+    "same",
     "write",
 ]
 
 FILE_NAME = "result.json"
 STATUSES = ("done", "diverged", "failed", "preempted")
 SOURCES = ("real", "standin")
-ADDED = ("search", "history")  # fields that results from before them lack
+ADDED = ("search", "history", "parallel", "divergence")  # that results from before them lack
+
+VARYING = (
+    "wall_s",
+    "search.wall_s",
+    "peak_memory_bytes",  # of the process that ended the run
+    "created_at",
+    "hardware",
+    "versions",
+    "git",
+    *(f"config.{key}" for key in sorted(HASH_EXCLUDED)),
+)
+"""Where two results of one config may differ if one run was killed and resumed, the other was not.
+
+A name stands for all below it: times, memory, the machine, what is installed there, and the keys
+that do not decide the result. All else is equal to the bit if `deterministic=true` and machine,
+versions and number of processes stay the same.
+"""
 
 
 @dataclass(frozen=True)
@@ -94,6 +114,24 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Parallel:
+    """Say in how many parts each batch was trained on."""
+
+    ranks: int  # processes, each with its share of the batch
+    nodes: int  # machines that they ran on
+    accumulation: int  # parts of a share, one after the other
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Say where the numbers went wrong, and how large they were by then."""
+
+    step: int
+    norms: dict[str, dict[str, float | None]]
+    """By parameter, of its "weight" and its "gradient"; None: not finite, or there is none."""
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Name the data, and say whether it was the real set or a stand-in of the same format."""
 
@@ -107,7 +145,11 @@ def _now() -> str:
 
 @dataclass(frozen=True)
 class Result:
-    """Record one run; `budget`, `split` and `metrics` are None only if it failed before them."""
+    """Record one run; `budget` and `split` are None only if it failed before them.
+
+    `metrics` are None only in a run that failed or, where `steps` and `epochs` say how far it has
+    come, was preempted.
+    """
 
     status: str
     exp: str
@@ -131,6 +173,8 @@ class Result:
     search: Search | None = None
     # Columns of what was measured on held-out data after each epoch: "epoch", "val/f1", ...
     history: dict[str, list[Any]] | None = None
+    parallel: Parallel | None = None
+    divergence: Divergence | None = None  # of a run that diverged
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, checked against the schema."""
@@ -140,12 +184,14 @@ class Result:
                 data["metrics"][kind] = _finite_or_none(data["metrics"][kind])
         for name, column in (self.history or {}).items():
             data["history"][name] = [v if v is None or math.isfinite(v) else None for v in column]
+        for name, norms in self.divergence.norms.items() if self.divergence else ():
+            data["divergence"]["norms"][name] = _finite_or_none(norms)
         return dataclasses.asdict(from_dict(data))
 
 
 def from_dict(data: object) -> Result:
     """Build a result from JSON data; a `ValueError` names the field that is wrong."""
-    result: Result = _decode(Result, data, "")
+    result: Result = decode(Result, data, optional=ADDED)
     for problem in _problems(result):
         raise ValueError(problem)
     return result
@@ -184,71 +230,34 @@ def collect(root: str | Path, exp: str | None = None) -> dict[Path, Result]:
     return {path: read(path) for path in paths}
 
 
+def same(one: Result, other: Result) -> list[str]:
+    """Return the fields in which two results differ beside those that may: see `VARYING`."""
+    ours, theirs = (dict(_leaves(result.to_dict(), "")) for result in (one, other))
+    missing = object()
+    return [
+        path
+        for path in sorted({*ours, *theirs})
+        if ours.get(path, missing) != theirs.get(path, missing)
+        and not any(path == field or path.startswith(f"{field}.") for field in VARYING)
+    ]
+
+
+def _leaves(node: object, path: str) -> Iterator[tuple[str, object]]:
+    """Yield the full names and values of what is in a node, or the node itself if it is none."""
+    if isinstance(node, Mapping) and node:
+        for name, value in node.items():
+            yield from _leaves(value, f"{path}.{name}" if path else name)
+    else:
+        yield path, node
+
+
 def _finite_or_none(metrics: dict[str, float | None] | None) -> dict[str, float | None] | None:
     if metrics is None:
         return None
     return {k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()}
 
 
-# The schema's two halves: types field by field, then what must hold between fields.
-
-
-def _decode(kind: Any, value: object, where: str) -> Any:
-    """Return `value` as `kind`: a dataclass, dict[str, X], X | None a list or a JSON type."""
-    if kind is Any:
-        return value
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        (kind,) = (argument for argument in arguments if argument is not types.NoneType)
-        return _decode(kind, value, where)
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, value, where)
-    if origin is dict:
-        items = _mapping(value, where).items()
-        return {key: _decode(arguments[1], item, _at(where, key)) for key, item in items}
-    if origin is list:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{where} must be a list, not {value!r:.60}")
-        return [_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{where} must be {_KINDS[kind]}, not {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} must be finite, not {value!r}")
-    return value
-
-
-_KINDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
-
-
-def _decode_dataclass(kind: Any, value: object, where: str) -> Any:
-    entries = _mapping(value, where)
-    hints = typing.get_type_hints(kind)
-    for name in entries:
-        if name not in hints:
-            raise ValueError(f"{_at(where, name)} is not a field of a result")
-    for name in hints:
-        if name not in entries and name not in ADDED:
-            raise ValueError(f"{_at(where, name)} is missing")
-    fields = {
-        name: _decode(hint, entries[name], _at(where, name))
-        for name, hint in hints.items()
-        if name in entries
-    }
-    return kind(**fields)
-
-
-def _mapping(value: object, where: str) -> Mapping[str, object]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{where or 'the file'} must be a JSON object, not {value!r:.60}")
-    return value
-
-
-def _at(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
+# What must hold between fields; the types of single ones are `_decode`'s to check.
 
 
 def _problems(result: Result) -> Iterator[str]:
@@ -265,15 +274,23 @@ def _problems(result: Result) -> Iterator[str]:
             yield f"{name} must not be negative, not {getattr(result, name)}"
     if not _is_time(result.created_at):
         yield f"created_at must be an ISO 8601 time with its zone, not {result.created_at!r}"
-    for name in ("budget", "split", "metrics"):
+    for name in ("budget", "split"):
         if getattr(result, name) is None and result.status != "failed":
             yield f"{name} may be null only in a failed run"
+    if result.metrics is None and result.status not in ("failed", "preempted"):
+        yield "metrics may be null only in a failed or preempted run"
     if result.budget is not None:
         yield from _budget_problems(result.budget, result.split, _promises_exactness(result))
     if result.metrics is not None:
         yield from _metrics_problems(result.metrics, done=result.status == "done")
     if result.history is not None:
         yield from _history_problems(result.history)
+    if result.parallel is not None:
+        for name, count in dataclasses.asdict(result.parallel).items():
+            if count < 1:
+                yield f"parallel.{name} must be at least 1, not {count}"
+    if result.divergence is not None:
+        yield from _divergence_problems(result.divergence, result.status)
 
 
 def _promises_exactness(result: Result) -> bool:
@@ -318,6 +335,16 @@ def _history_problems(history: Mapping[str, list[Any]]) -> Iterator[str]:
         for value in column:
             if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
                 yield f"history.{name} must hold finite numbers and null, not {value!r:.60}"
+
+
+def _divergence_problems(divergence: Divergence, status: str) -> Iterator[str]:
+    if status != "diverged":
+        yield "divergence may be given only in a diverged run"
+    if divergence.step < 0:
+        yield f"divergence.step must not be negative, not {divergence.step}"
+    for name, norms in divergence.norms.items():
+        if set(norms) != {"weight", "gradient"}:
+            yield f"divergence.norms.{name} must have weight and gradient, not {sorted(norms)}"
 
 
 def _is_time(text: str) -> bool:

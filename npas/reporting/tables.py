@@ -107,10 +107,13 @@ class Cell:
     def gpu_days(self) -> float | None:
         """Return the mean time of the runs that are done and had a GPU; None where there is none.
 
-        A run uses one GPU, whatever the machine has.
+        Each of a run's processes uses one GPU, whatever the machine has.
         """
-        runs = self.having("done").values()
-        times = [run.wall_s for run in runs if run.hardware.gpu is not None]
+        times = [
+            run.wall_s * (run.parallel.ranks if run.parallel else 1)
+            for run in self.having("done").values()
+            if run.hardware.gpu is not None
+        ]
         return statistics.fmean(times) / (24 * 60 * 60) if times else None
 
 
@@ -128,8 +131,13 @@ def load(table: Table, runs: str | Path) -> list[Cell]:
 
 
 def fill(table: Table, results: Iterable[Result]) -> list[Cell]:
-    """Give each row the results whose config is the row's own."""
-    by_hash = {r.config_hash: r for r in results if r.dataset.source == "real"}
+    """Give each row the results whose config is the row's own.
+
+    A preempted run is one that goes on: it counts as not run yet.
+    """
+    by_hash = {
+        r.config_hash: r for r in results if r.dataset.source == "real" and r.status != "preempted"
+    }
     cells = []
     for row in table.rows:
         found = {}
@@ -228,14 +236,14 @@ def grid_line(entries: Sequence[str]) -> str:
 
 
 def _figure(table: Table, cell: Cell) -> str:
-    """Write our figure, what went wrong, and the command for what is missing."""
+    """Write the figure of what is done, what went wrong, and the command for what is missing."""
     if cell.row.plan_only:
         assert cell.row.words is not None
         return f"not trained in this version; `npas-plan {' '.join(cell.row.words)}`"
     parts = []
     if summary := cell.summary(table):
         parts.append(str(summary))
-    for status in ("diverged", "failed", "preempted"):
+    for status in ("diverged", "failed"):
         if seeds := cell.having(status):
             parts.append(f"{status}: seed {', '.join(map(str, seeds))}")
     if missing := cell.missing(table):

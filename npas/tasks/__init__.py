@@ -9,20 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from npas.models import InputSpec, find_family
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
 class Batch(NamedTuple):
-    """Hold one training batch, augmented and on the training device."""
+    """Hold one training batch, augmented and on the training device.
 
-    inputs: Tensor  # float, B x input_shape
-    targets: Tensor  # what the task asks for: of classes, int64, B
+    Inputs and targets are each a tensor or, where a task needs several, a dict of them by name.
+    """
+
+    inputs: Any  # B x input_shape, for images float
+    targets: Any  # what the task asks for, B x ...: of classes, int64, B
     size: int  # B, known without asking the device
+
+    def parts(self, count: int) -> list[Batch]:
+        """Cut the batch into `count` equal parts, one after the other, that share its memory."""
+        assert self.size % count == 0, f"{self.size} samples in {count} parts"
+        size = self.size // count
+        inputs, targets = _cut(self.inputs, size), _cut(self.targets, size)
+        return [Batch(*part, size) for part in zip(inputs, targets, strict=True)]
+
+
+def _cut(values: Any, size: int) -> list[Any]:
+    """Cut a tensor, or each one of a dict, along its first dimension."""
+    if isinstance(values, dict):
+        rows = zip(*(value.split(size) for value in values.values()), strict=True)
+        return [dict(zip(values, row, strict=True)) for row in rows]
+    return list(values.split(size))
 
 
 class Task(Protocol):
@@ -32,6 +51,7 @@ class Task(Protocol):
     """
 
     name: str  # of the data set, as results call it
+    device: torch.device  # that the data rest on
     source: str  # "real", or "standin" for data made up to have the real set's shape
     spec: InputSpec
     selection_metric: str  # the key of `evaluate` by which a checkpoint is chosen; higher is better
@@ -44,29 +64,81 @@ class Task(Protocol):
         """Count the full batches of `batch_size` samples (over all ranks) in an epoch."""
 
     def train_batches(
-        self, epoch: int, batch_size: int, first_step: int = 0, rank: int = 0, world: int = 1
+        self,
+        epoch: int,
+        batch_size: int,
+        steps: range | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> Iterator[Batch]:
-        """Yield this rank's parts of the epoch's batches, from batch `first_step` on.
+        """Yield this rank's parts of the batches `steps` of the epoch, in that order; None: of all.
 
         What a sample looks like depends on (seed, epoch, its index) alone: not on batch size,
-        ranks, device, or on where the iteration started.
+        ranks, device, or on which other batches are asked for. ValueError if the batch does not
+        divide by the ranks.
         """
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the batch's mean loss, and sums over its samples of what is to be logged."""
 
-    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
-        """Measure on "val" or "test", every sample once, in eval mode without gradients."""
+    def evaluate(
+        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
+    ) -> dict[str, float]:
+        """Measure on "val" or "test", in eval mode without gradients; all ranks get the answer.
+
+        Every sample counts once over all ranks, and none is added to make them even. The part is
+        cut into the same batches whatever `world` is, and what was counted on each is added up in
+        one order: the same weights measure the same, to the bit, on any number of ranks. `model` is
+        the network itself: DDP's wrapper waits for the others at every batch, and they have
+        different numbers of them.
+        """
 
 
-def rank_share(batch_size: int, world: int) -> int:
-    """Return each rank's part of a batch; ValueError, with the nearest that divides, if unequal."""
-    if batch_size % world:
+def batches(
+    task: Task,
+    epoch: int,
+    batch_size: int,
+    *,
+    first_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Iterate over this rank's parts of the epoch's batches, from batch `first_step` on.
+
+    With `workers` so many other processes make them: the same batches to the bit, in the same
+    order. They draw nothing from torch's own generator, and end with the iteration, also where
+    that is given up early. ValueError if there are workers and the data rest on a GPU.
+    """
+    steps = range(first_step, task.steps_per_epoch(batch_size))
+    if not workers:
+        return task.train_batches(epoch, batch_size, steps, rank, world)
+    from npas.tasks import _workers  # which needs torch at once
+
+    return _workers.batches(task, epoch, batch_size, steps, rank, world, workers)
+
+
+def over_ranks(tensor: Tensor, world: int) -> Tensor:
+    """Add a tensor up over all ranks, in place; a rank alone has it already."""
+    if world > 1:
+        import torch.distributed
+
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def rank_share(batch_size: int, world: int, accumulation: int = 1) -> int:
+    """Count the samples that a rank takes at once: its share of a batch, in `accumulation` parts.
+
+    ValueError, with the nearest batch size that divides, if they are not all equal.
+    """
+    parts = world * accumulation
+    if batch_size % parts:
         raise ValueError(
-            f"batch_size={batch_size} does not divide by {world} ranks; "
-            f"the nearest that does is {max(1, round(batch_size / world)) * world}"
+            f"batch_size={batch_size} does not divide by {world} ranks x trainer.accumulation="
+            f"{accumulation}; the nearest that does is {max(1, round(batch_size / parts)) * parts}"
         )
-    return batch_size // world
+    return batch_size // parts
 
 
 def family(name: str) -> ModuleType:

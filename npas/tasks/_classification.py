@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec
-from npas.tasks import Batch, _augment, _random, rank_share
+from npas.tasks import Batch, _augment, _random, over_ranks, rank_share
 
-EVAL_BATCH = 1000
+EVAL_BATCH = 250  # small enough that many ranks have some of them each
 # The parts held out of a set are the same for every run: their seed is no key of the config.
 SPLIT_SEED = 0
 
@@ -90,14 +90,19 @@ class Classification:
         return count // batch_size
 
     def train_batches(
-        self, epoch: int, batch_size: int, first_step: int = 0, rank: int = 0, world: int = 1
+        self,
+        epoch: int,
+        batch_size: int,
+        steps: range | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> Iterator[Batch]:
-        """Yield this rank's parts of the epoch's batches; each sample keeps its augmentation."""
+        """Yield this rank's parts of these batches; each sample keeps its augmentation."""
         local = rank_share(batch_size, world)
         train = self.parts["train"]
         order_N = _random.permutation(self._key("order", epoch), len(train.labels), self.device)
         draws = self._draws(epoch)
-        for step in range(first_step, self.steps_per_epoch(batch_size)):
+        for step in range(self.steps_per_epoch(batch_size)) if steps is None else steps:
             start = step * batch_size + rank * local
             index_B = order_N[start : start + local]
             drawn = {purpose: draw_N[index_B] for purpose, draw_N in draws.items()}
@@ -142,23 +147,25 @@ class Classification:
         return F.cross_entropy(logits_BK.float(), batch.targets), {"accuracy": 100 * right}
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+    def evaluate(
+        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
+    ) -> dict[str, float]:
         """Measure accuracy in percent and mean loss on "val" or "test", every image once."""
         part = self.parts[split]
         was_training = model.training
         model.eval()
-        right = torch.zeros((), dtype=torch.int64, device=self.device)
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        for images_BHWC, labels_B in zip(
-            part.images.split(EVAL_BATCH), part.labels.split(EVAL_BATCH), strict=True
-        ):
-            images_BHWC = _augment.normalize(images_BHWC, self.mean_C, self.std_C)
+        images, labels = part.images.split(EVAL_BATCH), part.labels.split(EVAL_BATCH)
+        # Of each batch the right answers and the loss; the other ranks' batches stay 0 here.
+        counted_E2 = torch.zeros(len(labels), 2, dtype=torch.float64, device=self.device)
+        for i in range(rank, len(labels), world):
+            images_BHWC = _augment.normalize(images[i], self.mean_C, self.std_C)
             logits_BK = model(_augment.to_nchw(images_BHWC)).float()
-            right += (logits_BK.argmax(1) == labels_B).sum()
-            loss += F.cross_entropy(logits_BK, labels_B, reduction="sum").double()
+            counted_E2[i, 0] = (logits_BK.argmax(1) == labels[i]).sum()
+            counted_E2[i, 1] = F.cross_entropy(logits_BK, labels[i], reduction="sum")
         model.train(was_training)
+        right, loss = over_ranks(counted_E2, world).cpu().sum(0).tolist()
         count = len(part.labels)
-        return {"accuracy": 100 * right.item() / count, "loss": loss.item() / count}
+        return {"accuracy": 100 * right / count, "loss": loss / count}
 
 
 def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:

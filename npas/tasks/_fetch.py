@@ -1,5 +1,8 @@
 """Bring a data set's archive to disk, once, whoever else asks for it: download, verify, unpack."""
 
+from __future__ import annotations
+
+import gzip
 import hashlib
 import logging
 import os
@@ -7,22 +10,17 @@ import shutil
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 30
 SIZE_CAP = 2 << 30  # bytes, of an archive and of what it unpacks to
-
-
-def md5(path: Path) -> str:
-    """Hash a file as the data sets' authors did, against damage and not against attack."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+MEMBER_CAP = 1 << 30  # bytes, of one member
+COUNT_CAP = 100_000  # members
 
 
 def download(url: str, path: Path) -> None:
@@ -45,27 +43,79 @@ def download(url: str, path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def unpack(archive: Path, members: Sequence[str], root: Path) -> None:
-    """Put the named members of a tar file under `root`, each one whole or not at all.
+def unpack(archive: Path, sha256: str, members: Sequence[str], root: Path) -> None:
+    """Put the named members of a tar.gz file under `root`, each one whole or not at all.
 
-    Only these members are touched, through tarfile's "data" filter: no links, no ways out of root.
-    ValueError if the archive is damaged, lacks a member or is suspiciously large.
+    Nothing is read from the archive before its sum is the one expected. Only these members are
+    touched, which must be plain files, through tarfile's "data" filter: no links, no ways out of
+    root. ValueError if the archive is another one, lacks a member, or is suspiciously large; what
+    it unpacks to is counted as it comes, whatever its headers say.
     """
+    wanted = set(members)
     scratch = Path(tempfile.mkdtemp(prefix=".unpack-", dir=root))
     try:
-        with tarfile.open(archive) as tar:
-            found = [tar.getmember(member) for member in members]
-            if sum(info.size for info in found) > SIZE_CAP:
-                raise ValueError(
-                    f"{archive} unpacks to more than {SIZE_CAP} bytes: not our archive"
-                )
-            tar.extractall(scratch, members=found, filter="data")
+        with open(archive, "rb") as file:
+            _check(file, sha256)
+            for tar, info in _members(file):
+                if info.name in wanted:
+                    if not info.isreg() or info.issparse():
+                        raise tarfile.ReadError(f"{info.name} is no plain file")
+                    tar.extract(info, scratch, filter="data")
+                    wanted.remove(info.name)
+                if not wanted:
+                    break
+        if wanted:
+            raise tarfile.ReadError(f"it has no {min(wanted)}")
         for member in members:
             (root / member).parent.mkdir(parents=True, exist_ok=True)
             os.replace(scratch / member, root / member)
-    except (tarfile.TarError, KeyError, EOFError, OSError) as error:
+    except _TooMuch as error:
+        raise ValueError(f"{archive} unpacks to more than {error}: not our archive") from error
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(
             f"{archive} cannot be unpacked ({error}): delete it and get it again"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _TooMuch(Exception):
+    """Say which cap an archive goes beyond."""
+
+
+class _Capped(gzip.GzipFile):
+    """Read a file up to the size cap, counted after decompression."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if self.tell() > SIZE_CAP:
+            raise _TooMuch(f"{SIZE_CAP} bytes")
+        return data
+
+
+def _members(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield what the headers say, one after the other, never going back in the file."""
+    count = total = 0
+    with _Capped(fileobj=file) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
+        for info in tar:
+            count, total = count + 1, total + info.size
+            if count > COUNT_CAP:
+                raise _TooMuch(f"{COUNT_CAP} files")
+            if info.size > MEMBER_CAP:
+                raise _TooMuch(f"{MEMBER_CAP} bytes in one file")
+            if total > SIZE_CAP:  # before they are read
+                raise _TooMuch(f"{SIZE_CAP} bytes")
+            yield tar, info
+
+
+def _check(file: IO[bytes], sha256: str) -> None:
+    """Compare an open file's sum with the published one, and go back to its start."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    if (found := digest.hexdigest()) != sha256:
+        raise ValueError(
+            f"{file.name} is damaged or another archive (sha256 {found}, not {sha256}): delete it"
+            " and set data.download=true"
+        )
+    file.seek(0)

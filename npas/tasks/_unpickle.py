@@ -1,7 +1,8 @@
 """Read data sets that come as pickles, admitting nothing but plain data and numpy arrays.
 
 A pickle may name any function to be called while it loads. Here only what numpy needs to rebuild
-an array can be named; dicts, lists, strings, bytes and numbers need no name at all.
+an array of numbers can be named; dicts, lists, strings, bytes and numbers need no name at all. The
+caller holds the bytes against their published sum first: this is the second of two defences.
 """
 
 import io
@@ -10,13 +11,22 @@ from typing import Any
 
 import numpy as np
 
+
+def _number(name: Any, *flags: Any) -> np.dtype:
+    """Make the type of an array of numbers; no objects, no records."""
+    found = np.dtype(name, *flags)
+    if found.kind not in "biuf":
+        raise pickle.UnpicklingError(f"it holds arrays of {found}, which are no numbers")
+    return found
+
+
 # Old numpy wrote `numpy.core`, new writes `numpy._core`; the function is the same, and private.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 ADMITTED = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): _number,
 }
 
 

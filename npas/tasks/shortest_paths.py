@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec
-from npas.tasks import Batch, _grids, rank_share
+from npas.tasks import Batch, _grids, over_ranks, rank_share
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -135,18 +135,26 @@ class Task:
         return phases[min(epoch // self.config.phase_epochs, len(phases) - 1)]
 
     def train_batches(
-        self, epoch: int, batch_size: int, first_step: int = 0, rank: int = 0, world: int = 1
+        self,
+        epoch: int,
+        batch_size: int,
+        steps: range | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> Iterator[Batch]:
-        """Yield this rank's parts of the epoch's batches, drawn many batches at once."""
-        local, steps = rank_share(batch_size, world), self.steps_per_epoch(batch_size)
+        """Yield this rank's parts of these batches, drawn many batches at once."""
+        local = rank_share(batch_size, world)
+        if steps is None:
+            steps = range(self.steps_per_epoch(batch_size))
         at_once = max(1, DRAWN_AT_ONCE // local)
-        for step in range(first_step, steps, at_once):
-            start_S = torch.arange(step, min(step + at_once, steps), device=self.device)
-            own_B = rank * local + torch.arange(local, device=self.device)
-            index_N = (start_S[:, None] * batch_size + own_B).flatten()
+        own_B = rank * local + torch.arange(local, device=self.device)
+        for first in range(0, len(steps), at_once):
+            now = steps[first : first + at_once]
+            step_S = torch.arange(now.start, now.stop, now.step, device=self.device)
+            index_N = (step_S[:, None] * batch_size + own_B).flatten()
             grids = self._draw(self.seed, f"train {epoch}", index_N, 1, self.longest(epoch))
-            for inputs, targets in _batches(grids, local):
-                yield Batch(inputs, targets, local)
+            for start in range(0, len(index_N), local):
+                yield Batch(*_batch(grids, start, local), local)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy of all cells, and F1 in percent of the whole batch."""
@@ -157,35 +165,41 @@ class Task:
         return loss, {"f1": f1 * batch.size}
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+    def evaluate(
+        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
+    ) -> dict[str, float]:
         """Measure F1 over the cells of "val" or "test", in percent: of all, and of each band."""
         was_training = model.training
         model.eval()
-        counted, all_3 = {}, torch.zeros(3, dtype=torch.int64, device=self.device)
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        for longest, grids in self.parts[split].items():
-            count_3 = torch.zeros(3, dtype=torch.int64, device=self.device)
-            for inputs, targets in _batches(grids, EVAL_BATCH):
-                logits_BHW = model(inputs).squeeze(1).float()
-                count_3 += torch.stack(_counts(logits_BHW, targets))
-                loss += F.binary_cross_entropy_with_logits(
-                    logits_BHW, targets, reduction="sum"
-                ).double()
-            counted[longest] = count_3
-            all_3 += count_3
+        bands = self.parts[split]
+        cut = [
+            (band, start)
+            for band in bands.values()
+            for start in range(0, len(band.paths), EVAL_BATCH)
+        ]
+        # Of each batch the three counts and the loss; the other ranks' batches stay 0 here.
+        counted_E4 = torch.zeros(len(cut), 4, dtype=torch.float64, device=self.device)
+        for i in range(rank, len(cut), world):
+            inputs, targets = _batch(*cut[i], EVAL_BATCH)
+            logits_BHW = model(inputs).squeeze(1).float()
+            counted_E4[i, :3] = torch.stack(_counts(logits_BHW, targets))
+            counted_E4[i, 3] = F.binary_cross_entropy_with_logits(
+                logits_BHW, targets, reduction="sum"
+            )
         model.train(was_training)
-        f1 = {f"f1_{longest}": _f1(count_3) for longest, count_3 in counted.items()}
-        cells = sum(grids.paths.numel() for grids in self.parts[split].values())
-        return {"f1": _f1(all_3), **f1, "loss": loss.item() / cells}
+        # Every band has as many grids as another, D bands in all.
+        counted_D4 = over_ranks(counted_E4, world).cpu().view(len(bands), -1, 4).sum(1)
+        f1 = {f"f1_{n}": _f1(count_4) for n, count_4 in zip(bands, counted_D4, strict=True)}
+        cells = sum(band.paths.numel() for band in bands.values())
+        all_4 = counted_D4.sum(0)
+        return {"f1": _f1(all_4), **f1, "loss": all_4[3].item() / cells}
 
 
-def _batches(grids: _grids.Grids, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield inputs, Bx2xHxW, and targets, BxHxW, as floats."""
-    inputs_N2HW = torch.stack([grids.obstacles, grids.ends], 1)
-    for inputs_B2HW, paths_BHW in zip(
-        inputs_N2HW.split(size), grids.paths.split(size), strict=True
-    ):
-        yield inputs_B2HW.float(), paths_BHW.float()
+def _batch(grids: _grids.Grids, start: int, size: int) -> tuple[Tensor, Tensor]:
+    """Return inputs, Bx2xHxW, and targets, BxHxW, as floats, of `size` grids from `start` on."""
+    own = slice(start, start + size)
+    inputs_B2HW = torch.stack([grids.obstacles[own], grids.ends[own]], 1)
+    return inputs_B2HW.float(), grids.paths[own].float()
 
 
 def _counts(logits_BHW: Tensor, targets_BHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,6 +208,6 @@ def _counts(logits_BHW: Tensor, targets_BHW: Tensor) -> tuple[Tensor, Tensor, Te
     return (marked_BHW & asked_BHW).sum(), marked_BHW.sum(), asked_BHW.sum()
 
 
-def _f1(count_3: Tensor) -> float:
-    right, marked, asked = count_3.tolist()
+def _f1(count_4: Tensor) -> float:
+    right, marked, asked, _ = count_4.tolist()
     return 200 * right / (marked + asked)

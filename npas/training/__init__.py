@@ -11,7 +11,8 @@ Read `loop.py` first.
 """
 
 from npas.training.experiment import Experiment, build, prepare
-from npas.training.loop import Outcome, train
+from npas.training.journal import Outcome
+from npas.training.loop import train
 from npas.training.search import search_groups, stored_grouping
 
 __all__ = [

@@ -41,6 +41,10 @@ class Checkpoint:
         """Read the tensors saved as `name`, onto the CPU."""
         return safetensors.torch.load_file(self.folder / f"{name}.safetensors")
 
+    def has(self, name: str) -> bool:
+        """Tell whether tensors were saved as `name`."""
+        return (self.folder / f"{name}.safetensors").exists()
+
 
 class Checkpoints:
     """Keep a run's newest checkpoints, and its best one, in a folder."""
@@ -57,7 +61,7 @@ class Checkpoints:
         best: int | None = None,
     ) -> Path:
         """Write the checkpoint of `step`; remove all but the newest and that of step `best`."""
-        final = self._path(step)
+        final = self.path(step)
         scratch = final.with_name(f"{final.name}.tmp-{os.getpid()}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -91,11 +95,11 @@ class Checkpoints:
 
     def at(self, step: int) -> Checkpoint:
         """Open the checkpoint of a step. ValueError if it is missing or damaged."""
-        return open_checkpoint(self._path(step))
+        return open_checkpoint(self.path(step))
 
     def adopt(self, folder: Path, step: int) -> None:
         """Copy the checkpoint of a step from another run's folder, unless it is here."""
-        final = self._path(step)
+        final = self.path(step)
         if not final.exists():
             source = Checkpoints(folder).at(step).folder
             scratch = final.with_name(f"{final.name}.tmp-{os.getpid()}")
@@ -106,7 +110,8 @@ class Checkpoints:
         """Remove all checkpoints, to start anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _path(self, step: int) -> Path:
+    def path(self, step: int) -> Path:
+        """Return where the checkpoint of a step is, or would be."""
         return self.folder / f"step-{step:08d}"
 
     def _folders(self) -> list[Path]:

@@ -1,14 +1,32 @@
-"""Say which process this is, of how many, and on which device it computes.
+"""Train in several processes: say which this is, let them agree, and share gradients among them.
 
-One process for now: every caller asks here, so that more of them change this file and not those.
+A process that nobody launched is alone, and everything here then does nothing. NCCL carries what is
+on GPUs and gloo what is on CPUs, such as small plain data; a group of its own carries the votes on
+whether to stop, which so wait for nothing else.
 """
 
+from __future__ import annotations
+
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from npas.config import TrainerConfig
+from npas import _launched, _preemption
+from npas.config import Config, TrainerConfig
+
+T = TypeVar("T")
+
+# A process that dies is noticed at once. This is for one that hangs; reading data may take long.
+TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -18,22 +36,199 @@ class Process:
     rank: int
     world: int
     device: torch.device
+    nodes: int = 1
+    votes: Any = None  # the group that carries votes; None for a process alone
 
     @property
     def leads(self) -> bool:
         """Whether this is the one process that writes files and prints."""
         return self.rank == 0
 
+    def from_leader(self, value: T) -> T:
+        """Return the leader's value, plain data, in every process."""
+        if self.world == 1:
+            return value
+        holder = [value]
+        dist.broadcast_object_list(holder, device=torch.device("cpu"))
+        return holder[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Return every process's value, plain data or CPU tensors, by rank."""
+        found: list[Any] = [None] * self.world
+        if self.world == 1:
+            return [value]
+        dist.all_gather_object(found, value)
+        return found
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Run a part that users' mistakes can end: the ValueError of one becomes that of all.
+
+        Preempted, in all of them, if a signal has asked one to stop.
+        """
+        mistake = None
+        try:
+            yield
+        except ValueError as error:
+            mistake = error
+        said = self.gather((str(mistake or ""), _preemption.requested()))
+        first = next((text for text, _ in said if text), None)
+        if mistake is not None and first == str(mistake):
+            raise mistake
+        if first is not None:
+            raise ValueError(first)
+        if self.world > 1 and any(stop for _, stop in said):
+            raise _preemption.Preempted
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Add a tensor up over all processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: Tensor) -> Tensor:
+        """Return the greatest of all processes' flags, in place and on the device."""
+        if self.world > 1:
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return flag
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the leader's buffers: batch norms' statistics are each one's own."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+
+class StopVote:
+    """Let all processes leave after the same step when a signal has reached any of them.
+
+    A vote is cast after each step and counted after the next, so that nobody waits for it.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.cast: tuple[Any, Tensor] | None = None
+
+    def carried(self) -> bool:
+        """Cast this step's vote; tell whether the last one was to stop."""
+        stop = _preemption.requested()
+        if self.process.world == 1:
+            return stop
+        answer = self._count()
+        ballot = torch.tensor(int(stop))
+        group, greatest = self.process.votes, dist.ReduceOp.MAX
+        self.cast = dist.all_reduce(ballot, greatest, group=group, async_op=True), ballot
+        return answer
+
+    def __enter__(self) -> StopVote:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:  # or the others may never cast theirs
+            self._count()
+
+    def _count(self) -> bool:
+        """Count the vote that is under way, if any."""
+        if self.cast is None:
+            return False
+        work, ballot = self.cast
+        work.wait()
+        self.cast = None
+        return bool(ballot)
+
+
+_joined: Process | None = None
+
 
 def this_process(trainer: TrainerConfig) -> Process:
-    """Find this process's place and device. ValueError for a device that is not there."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        raise ValueError(f"WORLD_SIZE={world}: this version trains in one process; unset it")
+    """Return this process's place and device. ValueError for a device that is not there."""
+    if _joined is not None:
+        return _joined
+    return Process(0, 1, _device(trainer, 0))
+
+
+@contextlib.contextmanager
+def joined(trainer: TrainerConfig) -> Iterator[Process]:
+    """Join the processes that torchrun, srun or `launch` started together; alone, do nothing.
+
+    ValueError for a device that is not there, or a number of them that was not started.
+    """
+    global _joined
+    here = _launched.place()
+    if trainer.devices not in (1, here.local_world):
+        raise ValueError(
+            f"trainer.devices={trainer.devices}, but {here.local_world} processes were started on"
+            " this machine: leave trainer.devices out, it is for starting without torchrun or srun"
+        )
+    if here.world == 1:
+        yield this_process(trainer)
+        return
+    device = _device(trainer, here.local_rank)
+    _launched.meet(os.environ)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
+    )
+    votes = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    _joined = Process(here.rank, here.world, device, here.nodes, votes)
+    try:
+        with _preemption.deferred():  # until all of them have heard of it
+            yield _joined
+    finally:
+        _joined = None
+    dist.destroy_process_group()  # after a failure the others may be gone: ending says it to them
+
+
+def wrap(model: nn.Module, process: Process, config: Config) -> nn.Module:
+    """Wrap the network so that backward averages gradients over the processes.
+
+    Where more than two are to add up to the same bits after a resume, the buckets stay as they
+    first are, which looking for unused parameters brings about: torch would rearrange them after
+    one step, and a resumed run, whose first step is another, would then add in another order.
+    """
+    if process.world == 1:
+        return model
+    keeps_buckets = config.deterministic and process.world > 2
+    network = DistributedDataParallel(model, find_unused_parameters=keeps_buckets)
+    if config.trainer.gradient_dtype != "fp32":
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+        hook = f"{config.trainer.gradient_dtype}_compress_hook"
+        network.register_comm_hook(None, getattr(default_hooks, hook))
+    return network
+
+
+def check_all_used(model: nn.Module) -> None:
+    """Raise ValueError, after a backward, if a parameter got no gradient: DDP would hang or stop.
+
+    Many wrappers wait for every gradient; a parameter that no output depends on has none.
+    """
+    unused = [k for k, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    if unused:
+        raise ValueError(
+            f"{len(unused)} parameters take no part in the loss ({unused[0]}, ...): several"
+            " processes cannot train them; remove them or freeze them"
+        )
+
+
+def _device(trainer: TrainerConfig, local_rank: int) -> torch.device:
     has_gpu = torch.cuda.is_available()
     if trainer.device == "cuda" and not has_gpu:
         raise ValueError("trainer.device=cuda, but torch finds no GPU: set trainer.device=auto")
-    on_gpu = has_gpu and trainer.device != "cpu"
-    return Process(
-        rank=0, world=1, device=torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-    )
+    if not has_gpu or trainer.device == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if count == 1 and "SLURM_LOCALID" in os.environ:  # which may show each task its own alone
+        local_rank = 0
+    if local_rank >= count:
+        raise ValueError(
+            f"there are more processes than the {count} GPUs of this machine: start {count}, or set"
+            " trainer.device=cpu"
+        )
+    return torch.device("cuda", local_rank)

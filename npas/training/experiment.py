@@ -47,6 +47,17 @@ class Experiment:
         """Return how long this stage trains."""
         return search_epochs(self.config) if self.stage == SEARCH else self.config.epochs
 
+    def batch_arithmetic(self) -> str:
+        """Say how a batch is shared out, as "128 = 4 ranks x 2 parts x 16"."""
+        size, parts = self.config.batch_size, self.config.trainer.accumulation
+        ranks = self.process.world
+        factors = [f"{n} {what}" for n, what in ((ranks, "ranks"), (parts, "parts")) if n > 1]
+        return (
+            " x ".join([f"{size} = {factors[0]}", *factors[1:], str(size // ranks // parts)])
+            if factors
+            else str(size)
+        )
+
 
 def build(config: Config, grouping: Grouping | None = None, task: Task | None = None) -> Experiment:
     """Build task, network and allocation from a checked config; reads no data.
@@ -57,6 +68,7 @@ def build(config: Config, grouping: Grouping | None = None, task: Task | None = 
     ValueError for a budget that cannot be, or a device that is not there.
     """
     process = this_process(config.trainer)
+    tasks.rank_share(config.batch_size, process.world, config.trainer.accumulation)
     seeding.set_determinism(config.deterministic)
     if task is None:
         task = tasks.family(config.task.family).Task(

@@ -4,47 +4,31 @@
 
 The test set is read once, after the last epoch, for the last weights and for those that did best on
 held-out data, where the task holds any out. A search for groups (`search.py`) takes the same steps,
-the whole schedule in its own epochs, and measures nothing. Nothing here waits for the device but
-logging: a step whose loss or gradient is not finite is left out by the optimizer's own kernel, and
-the run stops as "diverged" when it next logs.
+the whole schedule in its own epochs, and measures nothing. Several processes share each batch, and
+each takes its share in parts if asked to. Nothing here waits for the device but logging and saving:
+a step whose loss or gradient is not finite is left out by the optimizer's own kernel, and the run
+stops as "diverged" when it next logs. A signal ends it after the step, as "preempted".
 """
 
-import time
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from npas import _preemption, tasks
 from npas.sharing.recurrence import recurrence_reward
 from npas.tasks import Batch, Task
 from npas.training import seeding
-from npas.training.checkpoint import Checkpoints
-from npas.training.console import ProgressDisplay
+from npas.training.distributed import StopVote, check_all_used, wrap
 from npas.training.experiment import Experiment
-from npas.training.meter import Meter, peak_memory_bytes
-from npas.training.metrics import Diverged, final_metrics, layer_similarity, validate
+from npas.training.journal import NO_METRICS, Journal, Outcome
+from npas.training.meter import Diverged
+from npas.training.metrics import final_metrics, validate
 from npas.training.optim import build_optimizer, learning_rate
 from npas.training.precision import Precision
-from npas.training.state import TRAIN, TrainState, checkpoints_folder
-from npas.training.tracking import Tracker
-
-NO_METRICS: dict[str, Any] = {"last": {}, "selected": None, "selected_on": None}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Say how a training ended; `metrics` has the three fields of a result file's."""
-
-    status: str  # "done" or "diverged"
-    metrics: dict[str, Any]  # last: of the last epoch; selected: of the one chosen by selected_on
-    steps: int
-    epochs: int
-    wall_s: float  # of all the processes that worked on the run, one after the other
-    peak_memory_bytes: int  # of this one
-    error: str | None = None
-    history: dict[str, list[float]] | None = None  # held-out metrics, a value an epoch
+from npas.training.state import TRAIN, TrainState
 
 
 def train(experiment: Experiment, run_dir: Path) -> Outcome:
@@ -59,105 +43,110 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
     steps_per_epoch = task.steps_per_epoch(config.batch_size)
     optimizer = build_optimizer(model, config.optim)
     precision = Precision(config.precision, process.device)
-    seeding.seed_torch(config.seed, "dropout")
-    store = Checkpoints(checkpoints_folder(run_dir, stage))
-    state = TrainState(config, model, optimizer, precision, store, stage, experiment.grouping)
+    seeding.seed_torch(config.seed, "dropout", process.rank)
+    state = TrainState(experiment, optimizer, precision, run_dir)
     state.resume()
     if config.compile:
         model.compile()  # in place: the names in the state dict stay as they are
+    network = wrap(model, process, config)
 
-    progress, meter = state.progress, Meter(process.device)
-    started = time.perf_counter() - progress.elapsed_s
-    tracker = Tracker(config, run_dir, progress.step, progress.wandb_id, stage)
-    progress.wandb_id = tracker.wandb_id
-    display = ProgressDisplay(epochs * steps_per_epoch, progress.step, stage)
+    progress, meter, resumed_at = state.progress, state.meter, state.progress.step
+    every, save_every = config.trainer.log_every, config.trainer.checkpoint_every
     shares = experiment.allocation is not None and stage == TRAIN
     regularizer = config.sharing.lsm_regularizer if shares else 0.0
+    journal, vote = Journal(experiment, run_dir, state, steps_per_epoch), StopVote(process)
 
-    def report(figures: dict[str, float]) -> None:
-        epoch = round(progress.step / steps_per_epoch, 4)
-        record = {"step": progress.step, "epoch": epoch, **figures}
-        tracker.log(record)
-        display.show(record)
-
-    def outcome(status: str, metrics: dict[str, Any], error: str | None = None) -> Outcome:
-        seconds, memory = time.perf_counter() - started, peak_memory_bytes(process.device)
-        come_to, history = (progress.step, progress.epoch), progress.history or None
-        return Outcome(status, metrics, *come_to, seconds, memory, error, history)
-
-    def compare_layers() -> None:
-        every = config.sharing.lsm_every
-        if shares and every and (progress.epoch % every == 0 or progress.epoch == epochs):
-            tracker.log_similarity(progress.step, progress.epoch, layer_similarity(model))
-
-    with tracker, display:
+    with journal, vote, _preemption.deferred():
         try:
             if progress.step == 0:
-                compare_layers()
+                journal.compare_layers()
             while progress.epoch < epochs:
-                model.train()
-                for batch in task.train_batches(
+                network.train()
+                for batch in tasks.batches(
+                    task,
                     progress.epoch,
                     config.batch_size,
                     first_step=progress.step - progress.epoch * steps_per_epoch,
                     rank=process.rank,
                     world=process.world,
+                    workers=config.data.workers,
                 ):
                     at_step = progress.step * config.epochs // epochs  # of the whole schedule
                     rate = learning_rate(config.optim, at_step, steps_per_epoch)
                     progress.step += 1
-                    finite, sums = gradient(task, model, batch, optimizer, precision, regularizer)
-                    went_wrong = meter.add(progress.step, batch.size, finite, sums)
+                    parts = batch.parts(config.trainer.accumulation)
+                    finite, sums, norms_N = gradient(
+                        task, network, parts, optimizer, precision, regularizer
+                    )
+                    if process.world > 1 and progress.step == resumed_at + 1:
+                        check_all_used(model)
+                    went_wrong = meter.add(progress.step, batch.size, finite, sums, norms_N)
                     update(optimizer, rate, precision, went_wrong)
-                    display.step(progress.step)
+                    if state.averaged is not None:
+                        state.averaged.update(progress.step)
+                    journal.step()
                     ends_epoch = progress.step % steps_per_epoch == 0
-                    if ends_epoch or progress.step % config.trainer.log_every == 0:
-                        figures, bad_step = meter.read()
-                        report({"lr": rate, **figures})
-                        if bad_step is not None:
-                            raise Diverged(f"loss or gradient not finite at step {bad_step}")
+                    if ends_epoch or progress.step % every == 0:
+                        journal.report({"lr": rate, **meter.read()})
+                        meter.check()
+                    stop = vote.carried()
+                    if stop or (save_every and progress.step % save_every == 0 and not ends_epoch):
+                        state.save()
+                    if stop:
+                        return journal.outcome("preempted")
                 progress.epoch += 1
                 if task.has_validation and stage == TRAIN:
-                    report(validate(state, task))
-                compare_layers()
-                progress.elapsed_s = time.perf_counter() - started
+                    journal.report(validate(state, task))
+                journal.compare_layers()
                 state.save()
             metrics = final_metrics(state, task) if stage == TRAIN else NO_METRICS
         except Diverged as reason:
-            return outcome("diverged", NO_METRICS, error=str(reason))
-        tracker.summarize(metrics["last"])
-        return outcome("done", metrics)
+            return journal.diverged(reason)
+        return journal.outcome("done", metrics)
 
 
 def gradient(
     task: Task,
-    model: nn.Module,
-    batch: Batch,
+    network: nn.Module,
+    parts: list[Batch],
     optimizer: torch.optim.Optimizer,
     precision: Precision,
     regularizer: float = 0.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Put the batch's gradient into `.grad`; return whether all is finite, and sums to log.
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Put the mean gradient of a batch's equal parts into `.grad`, over all processes.
 
-    The regularizer rewards layers for growing alike; the loss that is logged is the task's.
+    Returns whether loss and gradient are finite, sums to log, and the norm of each gradient. The
+    regularizer rewards layers for growing alike; the loss that is logged is the task's.
     """
-    with precision.autocast():
-        loss, sums = task.loss(model, batch)
-    sums = {"loss": loss.detach() * batch.size, **sums}
-    if regularizer:
-        reward = recurrence_reward(model)
-        loss = loss - regularizer * reward
-        sums["recurrence"] = reward.detach() * batch.size
-    if precision.scaler is None:
-        loss.backward()
-    else:
-        precision.scaler.scale(loss).backward()
+    shared_out = network if isinstance(network, DistributedDataParallel) else None
+    model: nn.Module = shared_out.module if shared_out else network
+    sums: dict[str, Tensor] = {}
+    finite = None
+    for part in parts:
+        is_last = part is parts[-1]  # whose backward averages over the processes
+        with shared_out.no_sync() if shared_out and not is_last else nullcontext():
+            with precision.autocast():
+                loss, found = task.loss(network, part)
+            found = {"loss": loss.detach() * part.size, **found}
+            finite = loss.isfinite() if finite is None else finite & loss.isfinite()
+            if regularizer:
+                reward = recurrence_reward(model)
+                loss = loss - regularizer * reward
+                found["recurrence"] = reward.detach() * part.size
+            loss = loss / len(parts)
+            (loss if precision.scaler is None else precision.scaler.scale(loss)).backward()
+        sums = {key: sums.get(key, 0) + value for key, value in found.items()}
+    assert finite is not None
+    if precision.scaler is not None:
         precision.scaler.unscale_(optimizer)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    finite = loss.isfinite()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = [p.new_zeros(()) if p.grad is None else p.grad for p in trained]
+    norms_N = torch.stack(torch._foreach_norm(gradients))
+    norm = torch.linalg.vector_norm(norms_N)
     if precision.scaler is None:  # which takes an infinite gradient as its sign to scale less
         finite &= norm.isfinite()
-    return finite, {**sums, "grad_norm": norm * batch.size}
+    size = sum(part.size for part in parts)
+    return finite, {**sums, "grad_norm": norm * size}, norms_N
 
 
 def update(

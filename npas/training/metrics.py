@@ -3,25 +3,41 @@
 import math
 from typing import Any
 
+import torch
 from torch import nn
 
 from npas.sharing.recurrence import similarity
 from npas.tasks import Task
+from npas.training.distributed import Process
+from npas.training.meter import Diverged as Diverged
 from npas.training.precision import Precision
 from npas.training.state import TrainState
 
-
-class Diverged(Exception):
-    """Tell that a loss, a gradient or a metric is no longer a number."""
+Norms = dict[str, dict[str, float | None]]
 
 
-def measure(task: Task, model: nn.Module, precision: Precision, split: str) -> dict[str, float]:
-    """Evaluate on "val" or "test". Diverged if a metric is not finite."""
+def measure(
+    task: Task,
+    model: nn.Module,
+    precision: Precision,
+    split: str,
+    process: Process,
+    step: int | None = None,
+) -> dict[str, float]:
+    """Evaluate on "val" or "test", all processes together. Diverged if a metric is not finite."""
     with precision.autocast():
-        metrics = task.evaluate(model, split)
+        process.share_buffers(model)
+        metrics = task.evaluate(model, split, rank=process.rank, world=process.world)
     if not all(math.isfinite(value) for value in metrics.values()):
-        raise Diverged(f"metrics not finite on the {split} part: {metrics}")
+        raise Diverged(f"metrics on the {split} part ({metrics})", step)
     return metrics
+
+
+def _measure(state: TrainState, task: Task, split: str) -> dict[str, float]:
+    """Measure a training's network: its averaged weights, where it averages."""
+    with state.weights_to_measure():
+        step = state.progress.step
+        return measure(task, state.model, state.precision, split, state.process, step)
 
 
 def validate(state: TrainState, task: Task) -> dict[str, float]:
@@ -30,7 +46,7 @@ def validate(state: TrainState, task: Task) -> dict[str, float]:
     Of equals the later counts: it has trained longer.
     """
     progress, metric = state.progress, f"val/{task.selection_metric}"
-    measured = measure(task, state.model, state.precision, "val")
+    measured = _measure(state, task, "val")
     progress.metrics = {f"val/{name}": value for name, value in measured.items()}
     for name, value in {"epoch": progress.epoch, **progress.metrics}.items():
         progress.history.setdefault(name, []).append(value)
@@ -53,14 +69,31 @@ def final_metrics(state: TrainState, task: Task) -> dict[str, Any]:
 
     The test set's metrics stand under their own names, those of held-out data as "val/...".
     """
-    model, progress, best = state.model, state.progress, state.progress.best
-    last = {**measure(task, model, state.precision, "test"), **(progress.metrics or {})}
+    progress, best = state.progress, state.progress.best
+    last = {**_measure(state, task, "test"), **(progress.metrics or {})}
     if best is None:
         return {"last": last, "selected": None, "selected_on": None}
     selected = last
     if best["step"] != progress.step:
-        last_weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(state.store.at(best["step"]).tensors("model"))
-        selected = {**measure(task, model, state.precision, "test"), **best["metrics"]}
-        model.load_state_dict(last_weights)
+        with state.weights_of(best["step"]):
+            selected = {**_measure(state, task, "test"), **best["metrics"]}
     return {"last": last, "selected": selected, "selected_on": f"val {task.selection_metric}"}
+
+
+def norms_at_divergence(state: TrainState) -> Norms:
+    """Return each parameter's norm, and that of its gradient in the step that went wrong.
+
+    None where one was not finite, or where no step but a measurement went wrong.
+    """
+    named = [(k, p.detach()) for k, p in state.model.named_parameters() if p.requires_grad]
+    weights = torch.stack([p.norm() for _, p in named]).tolist()
+    bad_N = state.meter.bad_norms_N if int(state.meter.bad_step) >= 0 else None
+    gradients = [math.nan] * len(named) if bad_N is None else bad_N.tolist()
+    return {
+        name: {"weight": _finite(weight), "gradient": _finite(gradient)}
+        for (name, _), weight, gradient in zip(named, weights, gradients, strict=True)
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -35,7 +35,8 @@ from npas.training import seeding
 from npas.training.checkpoint import Checkpoints
 from npas.training.experiment import Experiment
 from npas.training.grouping import Grouping
-from npas.training.loop import Outcome, train
+from npas.training.journal import Outcome
+from npas.training.loop import train
 from npas.training.state import SEARCH, named_checkpoint, starts_anew
 
 log = logging.getLogger(__name__)
@@ -87,18 +88,21 @@ def search_groups(experiment: Experiment, run_dir: Path) -> tuple[Outcome, Group
     ValueError where the layers cannot be told apart enough.
     """
     assert experiment.stage == SEARCH
-    if starts_anew(experiment.config):
+    process = experiment.process
+    if starts_anew(experiment.config) and process.leads:
         (run_dir / GROUPS_FILE).unlink(missing_ok=True)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     outcome = train(experiment, run_dir)
     if outcome.status != "done":
-        reason = f"in the search for groups: {outcome.error}"
+        reason = outcome.error and f"in the search for groups: {outcome.error}"
         return replace(outcome, error=reason), None
     started = time.perf_counter()
-    grouping = _group(experiment, outcome)
+    with process.together():
+        grouping = _group(experiment, outcome)
     grouping = replace(grouping, wall_s=outcome.wall_s + time.perf_counter() - started)
-    groupings.write(run_dir, grouping)
-    return outcome, grouping
+    if process.leads:
+        groupings.write(run_dir, grouping)
+    return outcome, groupings.from_dict(process.from_leader(grouping.to_dict()))
 
 
 def _group(experiment: Experiment, outcome: Outcome) -> Grouping:
@@ -131,7 +135,7 @@ def _group(experiment: Experiment, outcome: Outcome) -> Grouping:
 
 
 def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
-    """Return the mean gradient of each shared layer's weight, over two disjoint sets of batches.
+    """Return the gradient of each shared layer's weight, summed over two disjoint sets of batches.
 
     Taken in training mode and fp32, of `GRADIENT_BATCHES` batches of epochs that the search has not
     seen, every other one in each set.
@@ -155,6 +159,9 @@ def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
         half = halves[place % 2]
         for name, gradient in zip(names, found, strict=True):
             half[name] = half[name] + gradient if name in half else gradient
+    for half in halves:
+        for gradient in half.values():
+            process.total(gradient)
     return halves
 
 

@@ -7,9 +7,13 @@ import torch
 from npas.tasks._random import derive_key
 
 
-def seed_torch(seed: int, purpose: str) -> None:
-    """Seed torch's generators for a purpose ("init", "dropout"); others keep their numbers."""
-    torch.manual_seed(derive_key(seed, purpose) % 2**63)
+def seed_torch(seed: int, purpose: str, rank: int = 0) -> None:
+    """Seed torch's generators for a purpose ("init", "dropout"); others keep their numbers.
+
+    Ranks that draw numbers of their own, as for dropout, are told apart.
+    """
+    words = (purpose, rank) if rank else (purpose,)
+    torch.manual_seed(derive_key(seed, *words) % 2**63)
 
 
 def set_determinism(deterministic: bool) -> None:

@@ -5,23 +5,33 @@ Data needs nothing here: batches follow from (seed, epoch, step). The rate follo
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from npas._groups import GROUPS_FILE
-from npas.config import HASH_EXCLUDED, Config, config_hash, to_dict
-from npas.training.checkpoint import Checkpoint, Checkpoints, find_checkpoint
-from npas.training.grouping import Grouping, from_dict
+from npas.config import Config, config_hash, is_excluded, to_dict
+from npas.training.averaging import AveragedWeights
+from npas.training.checkpoint import Checkpoint, Checkpoints, find_checkpoint, open_checkpoint
+from npas.training.grouping import from_dict
+from npas.training.meter import Meter
 from npas.training.precision import Precision
+
+if TYPE_CHECKING:
+    from npas.training.experiment import Experiment
 
 log = logging.getLogger(__name__)
 
 SEARCH, TRAIN = "search", "train"  # the stages of a run; most runs have the last alone
+ID_FILE = "wandb_id"  # under which W&B tracks the run
+AVERAGED = "averaged"  # the file of averaged weights in a checkpoint
 
 
 @dataclass
@@ -29,7 +39,8 @@ class Progress:
     """Say how far a training has come."""
 
     step: int = 0  # optimizer steps done
-    epoch: int = 0  # whole epochs done
+    epoch: int = 0  # whole epochs done, measured and saved
+    logged: int = 0  # lines of the log, in this stage
     elapsed_s: float = 0.0  # in all the processes that worked on this run
     metrics: dict[str, float] | None = None  # of the last epoch, on held-out data
     best: dict[str, Any] | None = None  # step, epoch and metrics of the best epoch on that data
@@ -42,25 +53,39 @@ class TrainState:
 
     def __init__(
         self,
-        config: Config,
-        model: nn.Module,
+        experiment: Experiment,
         optimizer: torch.optim.Optimizer,
         precision: Precision,
-        store: Checkpoints,
-        stage: str = TRAIN,
-        grouping: Grouping | None = None,
+        run_dir: Path,
     ) -> None:
-        self.config = config
-        self.stage = stage
-        self.grouping = grouping
-        self.model = model
+        self.config = experiment.config
+        self.stage = experiment.stage
+        self.grouping = experiment.grouping
+        self.process = experiment.process
+        self.model = experiment.model
         self.optimizer = optimizer
         self.precision = precision
-        self.store = store
+        self.meter = Meter(self.process)
+        decay = self.config.optim.ema
+        averages = decay > 0 and self.stage == TRAIN
+        self.averaged = AveragedWeights(self.model, decay) if averages else None
+        self.run_dir = run_dir
+        folder = checkpoints_folder(run_dir, self.stage)
+        self.store = Checkpoints(folder, self.config.trainer.keep_last)
         self.progress = Progress()
+        self.since = time.perf_counter()
+
+    def elapsed_s(self) -> float:
+        """Return the seconds that this training has taken, in all the processes it had."""
+        return self.progress.elapsed_s + time.perf_counter() - self.since
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment; Diverged if a step has gone wrong before it."""
+        self.meter.check()
+        ranks = self.process.gather({"rng": self._rng_tensors(), "meter": self.meter.tensors()})
+        self.progress.elapsed_s, self.since = self.elapsed_s(), time.perf_counter()
+        if not self.process.leads:
+            return
         scaler = self.precision.scaler
         state = {
             "progress": asdict(self.progress),
@@ -69,28 +94,54 @@ class TrainState:
             "scaler": scaler.state_dict() if scaler else None,
             "stage": self.stage,
             "grouping": self.grouping.to_dict() if self.grouping else None,
+            "ranks": self.process.world,
         }
-        tensors = {
-            "model": self.model.state_dict(),
-            "optimizer": self._optimizer_tensors(),
-            "rng": _rng_tensors(),
-        }
+        tensors = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}
+        if self.averaged:
+            tensors[AVERAGED] = self.averaged.tensors
+        for kind in ("rng", "meter"):
+            tensors[kind] = {
+                f"{r}/{k}": v for r, own in enumerate(ranks) for k, v in own[kind].items()
+            }
         best = self.progress.best
         self.store.save(self.progress.step, state, tensors, best["step"] if best else None)
+
+    def newest_folder(self) -> Path:
+        """Return the folder of the checkpoint of this step."""
+        return self.store.path(self.progress.step)
 
     def resume(self) -> bool:
         """Restore what `config.resume` asks for, if it is there; say whether anything was.
 
         ValueError if it is the checkpoint of another config, with the keys that differ.
         """
-        self.progress.wandb_id = self._tracked_as()
+        found: Checkpoint | None = None
+        with self.process.together():
+            if self.process.leads:
+                found = self._find()
+        folder = self.process.from_leader(found.folder if found else None)
+        if folder is None:
+            return False
+        with self.process.together():
+            found = found or open_checkpoint(folder)
+            self._load(found)
+        best = self.progress.best
+        if best is not None and self.process.leads:  # whose weights are wanted at the end
+            self.store.adopt(folder.parent, best["step"])
+        if self.process.leads:
+            log.info("resuming from %s, after step %d", folder, self.progress.step)
+        return True
+
+    def _find(self) -> Checkpoint | None:
         if starts_anew(self.config):
             self.store.clear()
-            return False
+            if self.grouping is None:  # after a search the run is tracked already
+                (self.run_dir / ID_FILE).unlink(missing_ok=True)
+            return None
         is_own = self.config.resume == "auto"
         found = self.store.newest() if is_own else named_checkpoint(self.config, self.stage)
         if found is None:
-            return False
+            return None
         _refuse_another_config(self.config, found)
         stored = found.state.get("grouping")
         if self.grouping and stored and from_dict(stored).groups != self.grouping.groups:
@@ -98,12 +149,7 @@ class TrainState:
                 f"{found.folder} was trained with other groups than the run's {GROUPS_FILE} has: "
                 "delete that file, or set resume=never"
             )
-        self._load(found)
-        best = self.progress.best
-        if best is not None:  # whose weights are wanted at the end
-            self.store.adopt(found.folder.parent, best["step"])
-        log.info("resuming from %s, after epoch %d", found.folder, self.progress.epoch)
-        return True
+        return found
 
     def _load(self, found: Checkpoint) -> None:
         self.model.load_state_dict(found.tensors("model"))
@@ -111,20 +157,41 @@ class TrainState:
         with torch.no_grad():
             for name, tensor in self._optimizer_tensors().items():
                 tensor.copy_(saved[name])
+        if self.averaged:
+            self.averaged.load(found.tensors(AVERAGED))
         if self.precision.scaler:
             self.precision.scaler.load_state_dict(found.state["scaler"])
-        rng = found.tensors("rng")
-        torch.set_rng_state(rng["cpu"])
-        if "cuda" in rng and torch.cuda.is_available():
-            torch.cuda.set_rng_state(rng["cuda"])
         self.progress = Progress(**found.state["progress"])
+        if found.state.get("ranks") == self.process.world:
+            own = f"{self.process.rank}/"
+            for kind, load in (("rng", self._load_rng), ("meter", self.meter.load)):
+                tensors = found.tensors(kind).items()
+                load({k.removeprefix(own): v for k, v in tensors if k.startswith(own)})
+        elif self.process.leads:
+            log.warning(
+                "the checkpoint is of %s processes, this is %d: the run goes on, but not to the bit"
+                " as it would have",
+                found.state.get("ranks", "other"),
+                self.process.world,
+            )
 
-    def _tracked_as(self) -> str | None:
-        """Return the id under which the stage before is tracked: both are one run."""
-        if self.grouping is None:
-            return None
-        search = Checkpoints(checkpoints_folder(self.store.folder.parent, SEARCH)).newest()
-        return search.state["progress"]["wandb_id"] if search else None
+    @contextlib.contextmanager
+    def weights_to_measure(self) -> Iterator[None]:
+        """Have the network hold what is to be measured: averaged weights, if there are any."""
+        with self.averaged.in_place() if self.averaged else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def weights_of(self, step: int) -> Iterator[None]:
+        """Have the network hold what a stored step had come to; ValueError if it is damaged."""
+        last = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        averaged, self.averaged = self.averaged, None
+        load_weights(self.model, self.store.at(step))
+        try:
+            yield
+        finally:
+            self.averaged = averaged
+            self.model.load_state_dict(last)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         """Name the optimizer's own tensors after the parameters they belong to."""
@@ -133,6 +200,25 @@ class TrainState:
             for name, parameter in self.model.named_parameters()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
+
+    def _rng_tensors(self) -> dict[str, Tensor]:
+        tensors = {"cpu": torch.get_rng_state()}
+        if self.process.device.type == "cuda":
+            tensors["cuda"] = torch.cuda.get_rng_state(self.process.device)
+        return tensors
+
+    def _load_rng(self, tensors: dict[str, Tensor]) -> None:
+        torch.set_rng_state(tensors["cpu"])
+        if "cuda" in tensors and self.process.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["cuda"], self.process.device)
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Give the network a checkpoint's weights: the averaged ones where it has them."""
+    tensors = checkpoint.tensors("model")
+    if checkpoint.has(AVERAGED):
+        tensors |= checkpoint.tensors(AVERAGED)
+    model.load_state_dict(tensors)
 
 
 def checkpoints_folder(run_dir: Path, stage: str) -> Path:
@@ -169,19 +255,12 @@ def _refuse_another_config(config: Config, found: Checkpoint) -> None:
     differing = [
         f"{key}: {theirs.get(key)} there, {ours.get(key)} here"
         for key in sorted({*ours, *theirs})
-        if ours.get(key) != theirs.get(key) and not _excluded(key)
+        if ours.get(key) != theirs.get(key) and not is_excluded(key)
     ]
     raise ValueError(
         f"{found.folder} was trained with another config ({'; '.join(differing)}): "
         "set these keys as they are there, or resume=never"
     )
-
-
-def _rng_tensors() -> dict[str, Tensor]:
-    tensors = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    return tensors
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -193,7 +272,3 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = value
     return found
-
-
-def _excluded(key: str) -> bool:
-    return key in HASH_EXCLUDED or key.partition(".")[0] in HASH_EXCLUDED

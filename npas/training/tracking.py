@@ -1,24 +1,35 @@
 """Track a run: `log.jsonl` always, Weights & Biases where it works.
 
-The tables are made from the run's own files. W&B is a convenience: whatever it raises is a warning,
-and the run goes on without it.
+The tables are made from the run's own files. W&B is a convenience: whatever it raises, and however
+long it takes, is one warning, and the run goes on without it.
 """
 
-import contextlib
 import json
 import logging
 import os
+import queue
+import re
 import secrets
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from npas._git import PACKAGE_FOLDER
 from npas.config import Config, search_epochs, to_dict
-from npas.training.state import SEARCH, TRAIN
+from npas.tasks._files import write_whole
+from npas.training.state import AVERAGED, ID_FILE, SEARCH, TRAIN
 
 log = logging.getLogger(__name__)
 
 LOG_FILE = "log.jsonl"
+
+START_S = 10.0  # that a training waits for W&B before it begins; W&B may begin later
+INIT_S = 30.0  # that W&B's service tries to reach the server: `init_timeout`, 90 s by default
+FINISH_S = 20.0  # for what is still to be sent at the end: `finish_timeout`, no limit by default
+UPLOAD_S = 600.0  # for the weights
+PREEMPTED_S = 5.0  # at the end, where whoever stops a run kills it half a minute later
 
 
 class Tracker:
@@ -31,46 +42,89 @@ class Tracker:
         self,
         config: Config,
         run_dir: Path,
-        step: int,
+        logged: int,
         wandb_id: str | None,
         stage: str = TRAIN,
+        *,
+        leads: bool = True,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Go on after `step`, dropping later lines: those steps are about to be done again."""
-        run_dir.mkdir(parents=True, exist_ok=True)
+        """Go on after the stage's first `logged` lines, dropping later ones: they come again.
+
+        `wandb_id` names the W&B run to go on in; None: the one that this folder was tracked as
+        before, or a new one. `facts` are plain data for W&B, beside the config. A process that does
+        not lead counts lines, and writes nothing.
+        """
         self.stage = stage
-        self.path = run_dir / LOG_FILE
-        kept = self.path.with_suffix(".tmp")
-        kept.write_bytes(b"".join(_lines_until(self.path, step, stage)))
-        os.replace(kept, self.path)
-        self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for the run's length)
-        self.wandb_id = wandb_id or secrets.token_hex(4)
-        self.wandb = _start_wandb(config, run_dir, self.wandb_id)
+        self.lines = logged  # of this stage
+        self.wandb_id = wandb_id
+        self.status = "failed"  # unless one is told
+        self.uploads = config.wandb.artifacts
+        self.file: Any = None
+        self.wandb: _Wandb | None = None
+        if not leads:
+            return
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / LOG_FILE
+        before, own = _first_lines(path, logged, stage)
+        kept = path.with_suffix(".tmp")
+        kept.write_bytes(b"".join([*before, *own]))
+        os.replace(kept, path)
+        self.lines = len(own)
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115 (open for the run's length)
+        mode = os.environ.get("WANDB_MODE") or config.wandb.mode
+        if mode != "disabled":
+            # Stored before anything is trained, so that a run that is killed goes on as the same.
+            self.wandb_id = wandb_id or _stored_id(run_dir) or secrets.token_hex(4)
+            write_whole(run_dir / ID_FILE, f"{self.wandb_id}\n")
+            self.wandb = _Wandb(mode, config, run_dir, self.wandb_id, dict(facts or {}))
 
     def log(self, record: dict[str, Any]) -> None:
         """Write one line; a number that is not finite is written as null."""
-        marked = record if self.stage == TRAIN else {"stage": self.stage, **record}
-        self.file.write(json.dumps({k: _jsonable(v) for k, v in marked.items()}) + "\n")
-        start = "" if self.stage == TRAIN else f"{self.stage}/"
-        self._tell_wandb(lambda run: run.log({f"{start}{k}": v for k, v in record.items()}))
+        self._write(record if self.stage == TRAIN else {"stage": self.stage, **record})
+        self._tell(lambda run: run.log(self._named(record)))
 
     def log_similarity(self, step: int, epoch: int, groups: list[dict[str, Any]]) -> None:
         """Write a line with the layer similarity matrices, as `Similarity.to_dict` has them."""
-        record = {"step": step, "epoch": epoch, "similarity": groups}
-        self.file.write(json.dumps(record) + "\n")
-        self._tell_wandb(lambda run: run.log({"step": step, **_heat_maps(groups)}))
+        self._write({"step": step, "epoch": epoch, "similarity": groups})
+        self._tell(lambda run: run.log({"step": step, **_heat_maps(groups)}))
 
-    def summarize(self, metrics: dict[str, Any]) -> None:
-        """Tell W&B the run's final figures."""
-        self._tell_wandb(lambda run: run.summary.update(metrics))
+    def summarize(self, figures: Mapping[str, Any]) -> None:
+        """Tell W&B what the run came to; of {"last": {"accuracy": 98.0}} it is "last/accuracy"."""
+        flat: dict[str, Any] = {}
+        for key, value in figures.items():
+            if isinstance(value, Mapping):
+                flat |= {f"{key}/{name}": figure for name, figure in value.items()}
+            elif value is not None:
+                flat[key] = value
+        self._tell(lambda run: run.summary.update(self._named(flat)))
 
-    def _tell_wandb(self, call: Any) -> None:
-        if self.wandb is None:
-            return
-        try:
-            call(self.wandb)
-        except Exception as error:  # it may raise anything, and none of it is worth the run
-            log.warning("wandb failed and is left out from here on: %s", _one_line(error))
-            self.wandb = None
+    def upload(self, checkpoint: Path) -> None:
+        """Have W&B keep a checkpoint's weights, if `wandb.artifacts` asks for it."""
+        if self.wandb is not None and self.uploads:
+            self.wandb.patience_s += UPLOAD_S
+            self._tell(lambda run: _upload(run, checkpoint))
+
+    def ended(self, status: str) -> None:
+        """Say, once, how the run ended: as done, diverged, failed or preempted."""
+        self.status = status
+        self.summarize({"status": status})
+        if status == "preempted" and self.wandb is not None:
+            self._tell(lambda run: run.mark_preempting())
+            self.wandb.patience_s = PREEMPTED_S
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps({k: _jsonable(v) for k, v in record.items()}) + "\n")
+        self.lines += 1
+
+    def _tell(self, call: Callable[[Any], object]) -> None:
+        if self.wandb is not None:
+            self.wandb.tell(call)
+
+    def _named(self, record: dict[str, Any]) -> dict[str, Any]:
+        start = "" if self.stage == TRAIN else f"{self.stage}/"
+        return {f"{start}{key}": value for key, value in record.items()}
 
     def __enter__(self) -> "Tracker":
         return self
@@ -81,40 +135,148 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.file.close()
-        self._tell_wandb(lambda run: run.finish(exit_code=int(error is not None)))
+        if self.file is not None:
+            self.file.close()
+        if self.wandb is not None:
+            self.wandb.close(exit_code=int(error is not None or self.status != "done"))
 
 
-def _start_wandb(config: Config, run_dir: Path, run_id: str) -> Any:
-    """Start or continue the W&B run of this id; None where there is none."""
-    mode: Any = os.environ.get("WANDB_MODE") or config.wandb.mode
-    if mode == "disabled":
-        return None
-    try:
-        import wandb
+class _Wandb:
+    """Talk to W&B in a thread of its own, so that nothing it does can hold up or end a training.
 
-        run = wandb.init(
-            mode=mode,
-            project=config.wandb.project,
-            entity=config.wandb.entity,
-            group=config.wandb.group or config.exp,
-            job_type="train",
-            name=run_dir.name,
-            tags=config.wandb.tags,
-            config=to_dict(config),
-            dir=run_dir,
-            id=run_id,
-            resume="allow" if mode == "online" else None,
-            settings=wandb.Settings(silent=mode == "offline", console="off"),
-        )
-        # Steps are data, so that those done again after a resume are not dropped.
-        run.define_metric("*", step_metric="step")
-        if search_epochs(config):
-            run.define_metric(f"{SEARCH}/*", step_metric=f"{SEARCH}/step")
-        return run
-    except Exception as error:  # no key, no network, a full disk, a version that changed
-        log.warning("going on without wandb (wandb.mode=%s): %s", mode, _one_line(error))
-        return None
+    Online, a run of the same id is gone on with. Offline, each process leaves a folder
+    `wandb/offline-run-*` with its part of the run; `wandb sync` sends them in the order they were
+    begun in, and puts each behind those that came before. Steps that were done again after a kill
+    are in both parts, with the same figures.
+
+    W&B's own "Stop run" comes as SIGINT: the run is saved, and the same command goes on.
+    """
+
+    def __init__(
+        self, mode: str, config: Config, run_dir: Path, run_id: str, facts: dict[str, Any]
+    ) -> None:
+        self.patience_s = FINISH_S
+        self.folder = run_dir / "wandb"
+        self.exit_code = 1
+        self.has_warned = False
+        self.calls: queue.SimpleQueue[Callable[[Any], object] | None] = queue.SimpleQueue()
+        self.started = threading.Event()
+        start = (mode, config, run_dir, run_id, facts)
+        self.thread = threading.Thread(target=self._work, args=start, name="wandb", daemon=True)
+        try:
+            # Here: a data worker that is forked while a thread imports may wait for it forever.
+            import wandb  # noqa: F401
+        except Exception as error:
+            self._warn(f"going on without wandb (wandb.mode={mode})", error)
+            return
+        self.thread.start()
+        self.started.wait(START_S)
+
+    def tell(self, call: Callable[[Any], object]) -> None:
+        """Have the thread make a call with W&B's run, after those before it."""
+        if self.thread.is_alive():
+            self.calls.put(call)
+
+    def close(self, exit_code: int) -> None:
+        """Finish the run, and leave what cannot be sent in time to `wandb sync`."""
+        self.exit_code = exit_code
+        self.calls.put(None)
+        if self.thread.is_alive():
+            self.thread.join(self.patience_s)
+        if self.thread.is_alive():
+            waited = TimeoutError(f"no answer for {self.patience_s:g} s")
+            self._warn(
+                f"not all was sent: `wandb sync --include-online {self.folder}/*run-*`", waited
+            )
+
+    def _work(
+        self, mode: str, config: Config, run_dir: Path, run_id: str, facts: dict[str, Any]
+    ) -> None:
+        # W&B may raise anything, SystemExit included, and none of it is worth the run.
+        try:
+            run = _start_wandb(mode, config, run_dir, run_id, facts)
+        except BaseException as error:  # no key, no network, a full disk, a version that changed
+            self._warn(f"going on without wandb (wandb.mode={mode})", error)
+            return
+        finally:
+            self.started.set()
+        try:
+            _define_metrics(run, config)
+            while (call := self.calls.get()) is not None:
+                call(run)
+        except BaseException as error:
+            self._warn("wandb failed and is left out from here on", error)
+            while self.calls.get() is not None:
+                pass
+        try:
+            run.finish(exit_code=self.exit_code)
+        except BaseException as error:
+            self._warn("wandb failed at the end", error)
+
+    def _warn(self, what: str, error: BaseException) -> None:
+        """Say what went wrong, the first time that something does."""
+        if not self.has_warned:
+            self.has_warned = True
+            log.warning("%s: %s", what, " ".join(str(error).split()) or type(error).__name__)
+
+
+def _start_wandb(
+    mode: Any, config: Config, run_dir: Path, run_id: str, facts: dict[str, Any]
+) -> Any:
+    """Start or continue the W&B run of this id."""
+    import wandb
+
+    # Errors only: it then asks for no key either, where nobody may answer and a bar is drawn.
+    wandb.setup(wandb.Settings(quiet=True, show_info=False))
+    settings = wandb.Settings(
+        quiet=True,
+        show_info=False,
+        console="off",
+        init_timeout=INIT_S,
+        finish_timeout=FINISH_S,
+        finish_timeout_raises=True,
+    )
+    if commit := facts.get("git", {}).get("commit"):  # else W&B takes the current folder's
+        settings.git_commit = commit
+        settings.git_root = str(PACKAGE_FOLDER.parent)
+    run = wandb.init(
+        mode=mode,
+        project=config.wandb.project,
+        entity=config.wandb.entity,
+        group=config.wandb.group or config.exp,
+        job_type="train",
+        name=run_dir.name,
+        tags=config.wandb.tags,
+        config={**to_dict(config), "facts": facts},
+        dir=run_dir,
+        id=run_id,
+        resume="allow",
+        reinit="create_new",  # a run that hangs, or is the caller's own, is none of ours
+        settings=settings,
+    )
+    if not run.offline:
+        log.info("tracked at %s", run.url)
+    return run
+
+
+def _define_metrics(run: Any, config: Config) -> None:
+    """Have figures drawn over steps, which are data: those done again are not dropped."""
+    run.define_metric("*", step_metric="step")
+    if search_epochs(config):
+        run.define_metric(f"{SEARCH}/*", step_metric=f"{SEARCH}/step")
+
+
+def _upload(run: Any, checkpoint: Path) -> None:
+    """Upload a checkpoint's weights, and wait until they are there."""
+    import wandb
+
+    artifact = wandb.Artifact(f"model-{run.id}", type="model")
+    for name in ("model", AVERAGED):
+        if (file := checkpoint / f"{name}.safetensors").exists():
+            artifact.add_file(str(file), policy="immutable")  # no copy: it is not changed any more
+    logged = run.log_artifact(artifact)
+    if not run.offline:
+        logged.wait(timeout=int(UPLOAD_S))
 
 
 def _heat_maps(groups: list[dict[str, Any]]) -> dict[str, Any]:
@@ -130,28 +292,46 @@ def _heat_maps(groups: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _lines_until(path: Path, step: int, stage: str) -> list[bytes]:
-    """Return the log's good lines up to a step; a kill or a full disk may have cut others short.
+def _stored_id(run_dir: Path) -> str | None:
+    """Return the id that the folder was tracked as; None if there is none that could be one."""
+    try:
+        found = (run_dir / ID_FILE).read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    return found if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found) else None
 
-    Of a search that went before, all stay.
+
+def _first_lines(path: Path, count: int, stage: str) -> tuple[list[bytes], list[bytes]]:
+    """Return the lines of a search before this stage, and the first `count` of the stage itself.
+
+    Lines that a kill or a full disk has damaged are left out, but count with those before them.
     """
-    kept: list[bytes] = []
-    if path.exists():
-        for line in path.read_bytes().splitlines():
-            # Whatever is none of ours.
-            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-                record = json.loads(line)
-                is_before = stage == TRAIN and record.get("stage") == SEARCH
-                is_done = 0 < step >= record["step"] and record.get("stage", TRAIN) == stage
-                if is_before or is_done:
-                    kept.append(line + b"\n")
-    return kept
+    before: list[bytes] = []
+    own: list[bytes] = []
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    stages = [_stage_of(line) for line in lines]
+    current, counted = next(filter(None, stages), stage), 0
+    for line, found in zip(lines, stages, strict=True):
+        current = found or current
+        counted += current == stage
+        if found is not None and current == stage and counted <= count:
+            own.append(line + b"\n")
+        elif found == SEARCH and stage == TRAIN:
+            before.append(line + b"\n")
+    return before, own
+
+
+def _stage_of(line: bytes) -> str | None:
+    """Return the stage that a line of the log is of; None if it is none of ours."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return None
+    return SEARCH if record.get("stage") == SEARCH else TRAIN
 
 
 def _jsonable(value: Any) -> Any:
     finite = not isinstance(value, float) or abs(value) < float("inf")
     return value if finite else None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from npas.cli import runs
 from npas.config import config_hash, run_dir
 from npas.reporting import results
+from npas.tasks import digits
 from npas.training import Outcome
 
 
@@ -113,17 +115,43 @@ def test_a_sweep_is_checked_whole_before_its_first_job(run: Run, tmp_path: Path)
 
 
 def test_a_run_that_breaks_is_recorded_as_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def out_of_memory(*anything: object) -> None:
-        raise torch.OutOfMemoryError("17 GiB\nare not there")
+    def broken(*anything: object) -> None:
+        raise RuntimeError("a cable\nhas come loose")
 
-    monkeypatch.setattr("npas.training.train", out_of_memory)
+    monkeypatch.setattr("npas.training.train", broken)
     answer = run("npas-train", *SMALL, "budget=0.5")
     assert answer.code == 1
     (folder,) = folders()
     result = results.read(folder)
     assert result.status == "failed" and result.metrics is None
-    assert result.error == "OutOfMemoryError: 17 GiB are not there"
+    assert result.error == "RuntimeError: a cable has come loose"
     assert answer.err.splitlines()[-1] == f"npas-train: failed: {result.error}; {folder}"
+
+
+@pytest.mark.parametrize(
+    ("fits", "advice"),
+    [
+        (64, "trainer.accumulation=4 (parts of 64) fits"),
+        (0, "not even one sample at a time fits; choose a smaller network or precision"),
+    ],
+)
+def test_out_of_memory_says_what_would_fit(
+    run: Run, monkeypatch: pytest.MonkeyPatch, fits: int, advice: str
+) -> None:
+    loss = digits.Task.loss
+
+    def hungry(self: digits.Task, model: Any, batch: Any) -> Any:
+        if batch.size > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 17 GiB")
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(digits.Task, "loss", hungry)
+    answer = run("npas-train", *SMALL, "budget=0.5")
+    assert answer.code == 1 and "Traceback" not in answer.err
+    (folder,) = folders()
+    error = results.read(folder).error
+    assert error == f"out of memory with batch_size 256: {advice}"
+    assert answer.err == f"npas-train: failed: {error}; {folder}\n"
 
 
 def test_a_run_that_failed_is_taken_up_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,3 +201,36 @@ def test_the_released_layout_trains_and_its_result_says_by_how_much_it_oversteps
     result = results.read(folder)
     assert result.budget is not None
     assert result.budget.used > result.budget.allowed and result.budget.utilization > 1
+
+
+def test_a_dry_run_does_one_step_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+    answer = run("npas-train", *SMALL, "budget=0.5", "dry_run=true", "trainer.accumulation=2")
+    assert (answer.code, answer.err) == (0, "")
+    assert "batch    256 = 2 parts x 128\n" in answer.out
+    last = answer.out.splitlines()[-1]
+    assert last.startswith("dry run: one step: loss ") and "nothing was written" in last
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_tells_of_numbers_that_go_wrong(run: Run, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        loss = digits.Task.loss
+        patch.setattr(digits.Task, "loss", lambda *a: (loss(*a)[0] * math.nan, {}))
+        answer = run("npas-train", *SMALL, "budget=0.5", "dry_run=true")
+    assert answer.code == 2
+    assert "loss or gradient not finite at step 1: lower optim.lr" in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_diverged_run_says_at_which_step_and_what_the_norms_were(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = digits.Task.loss
+    monkeypatch.setattr(digits.Task, "loss", lambda *a: (loss(*a)[0] * math.inf, {}))
+    answer = run("npas-train", *SMALL, "budget=0.5")
+    assert answer.code == 1
+    (folder,) = folders()
+    result = results.read(folder)
+    assert result.status == "diverged" and result.divergence is not None
+    assert result.divergence.step == 1
+    assert {*result.divergence.norms["npas_bank_0"]} == {"weight", "gradient"}

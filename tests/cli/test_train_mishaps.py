@@ -63,7 +63,7 @@ def test_an_interrupt_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("npas.training.train", interrupted)
     answer = run(*WORDS)
     assert answer.code == 130
-    assert answer.err == "npas-train: interrupted; the same command resumes\n"
+    assert answer.err == "npas-train: interrupted; the same command goes on\n"
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(run: Run, folder: Path) -> None:

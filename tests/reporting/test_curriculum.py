@@ -96,6 +96,21 @@ def test_the_plot_states_n_and_the_phases(run: Callable[..., Result], tmp_path: 
     assert png.read_bytes() == first and svg.read_text(encoding="utf-8") == text
 
 
+def test_runs_that_diverged_are_named(run: Callable[..., Result], tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    gone = run(status="diverged", history=None)
+    networks = cells(CNN=[run()], SCNN=[gone, run(), gone])
+    assert curriculum.appendix(networks)[-2:] == [
+        "Left out, for it diverged: SCNN (seed 0, 2).",
+        "",
+    ]
+    assert "| 5 | SCNN | **60.00** | 40.00 | 20.00 | 1 |" in curriculum.appendix(networks)
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        _, svg = curriculum.draw(networks, tmp_path / "curves", "A title")
+    assert "diverged: SCNN (seed 0, 2)" in svg.read_text(encoding="utf-8")
+
+
 def test_numbers_that_were_not_finite_leave_a_gap(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -51,6 +51,43 @@ def test_at_one_budget_the_series_stand_side_by_side(
     assert png.exists() and "and trainable parameters" in svg.read_text()
 
 
+@pytest.mark.parametrize("budgets", [("0.1", "0.5"), ("0.1", "0.1")])
+def test_networks_that_diverged_are_in_the_plot(
+    tmp_path: Path, keep: Callable[..., Path], budgets: tuple[str, str]
+) -> None:
+    import matplotlib as mpl
+
+    first, second = (f"budget={budget}" for budget in budgets)
+    rows = (
+        Row("dense", ("+exp=digits", "budget=dense"), "dense"),
+        Row("some", ("+exp=digits", first, "sharing.groups=type"), "some"),
+        Row("all", ("+exp=digits", second, "sharing.groups=shape"), "all"),
+    )
+    keep(tmp_path, *rows[0].words)
+    keep(tmp_path, *rows[1].words, seed=0, used=100)
+    table = dataclasses.replace(TABLE, rows=rows)
+
+    def draw() -> str:
+        cells = tables.load(table, tmp_path)
+        with mpl.rc_context({"svg.fonttype": "none"}):
+            _, svg = plots.accuracy_against_parameters(table, cells, tmp_path / "x")
+        return svg.read_text()
+
+    assert "diverged" not in draw()
+    keep(tmp_path, *rows[1].words, seed=1, used=100, status="diverged")
+    keep(tmp_path, *rows[2].words, seed=0, used=500, status="diverged")
+    text = draw()
+    assert "diverged" in text and ">all<" in text.replace("\n", "")
+
+
+def test_a_plot_of_nothing_but_diverged_runs_is_not_drawn(
+    tmp_path: Path, keep: Callable[..., Path]
+) -> None:
+    keep(tmp_path / "runs", "+exp=digits", "budget=dense", status="diverged")
+    cells = tables.load(TABLE, tmp_path / "runs")
+    assert plots.accuracy_against_parameters(TABLE, cells, tmp_path / "x") == []
+
+
 def test_without_results_there_is_no_plot(tmp_path: Path) -> None:
     assert plots.accuracy_against_parameters(TABLE, tables.fill(TABLE, []), tmp_path / "x") == []
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from npas.reporting import results
-from npas.reporting.results import Budget, Dataset, Metrics, Result, Search, Split
+from npas.reporting.results import (
+    Budget,
+    Dataset,
+    Divergence,
+    Git,
+    Metrics,
+    Parallel,
+    Result,
+    Search,
+    Split,
+)
 
 Make = Callable[..., Result]
 
@@ -68,6 +78,45 @@ def test_a_history_is_recorded_column_by_column_with_null_for_nan(
     assert results.from_dict(data).history is None  # results from before there was one stay valid
 
 
+def test_a_divergence_is_recorded_with_null_for_norms_that_are_none(
+    make_result: Make, tmp_path: Path
+) -> None:
+    norms = {"fc.weight": {"weight": 3.5, "gradient": math.inf}}
+    divergence = Divergence(step=7, norms=norms)
+    result = make_result(status="diverged", metrics=Metrics({}), divergence=divergence)
+    path = results.write(tmp_path, result)
+    data = json.loads(path.read_text())
+    assert data["divergence"] == {
+        "step": 7,
+        "norms": {"fc.weight": {"weight": 3.5, "gradient": None}},
+    }
+    assert results.read(path).divergence == Divergence(**data["divergence"])
+    assert result.divergence == divergence  # which writing leaves as it is
+
+
+def test_in_how_many_parts_a_batch_was_taken_is_recorded(make_result: Make, tmp_path: Path) -> None:
+    result = make_result(parallel=Parallel(ranks=8, nodes=2, accumulation=4))
+    path = results.write(tmp_path, result)
+    assert json.loads(path.read_text())["parallel"] == {"ranks": 8, "nodes": 2, "accumulation": 4}
+    assert results.read(path) == result
+
+
+@pytest.mark.parametrize("field", results.ADDED)
+def test_results_from_before_a_field_was_added_stay_valid(make_result: Make, field: str) -> None:
+    data = make_result().to_dict()
+    del data[field]
+    assert getattr(results.from_dict(data), field) is None
+
+
+@pytest.mark.parametrize("metrics", [None, Metrics({}), Metrics({"accuracy": math.nan})])
+def test_a_preempted_run_says_how_far_it_has_come_and_needs_no_metrics(
+    make_result: Make, tmp_path: Path, metrics: Metrics | None
+) -> None:
+    results.write(tmp_path, make_result(status="preempted", metrics=metrics, steps=5, epochs=0))
+    read = results.read(tmp_path)
+    assert (read.status, read.steps, read.epochs) == ("preempted", 5, 0)
+
+
 @pytest.mark.parametrize(
     ("history", "message"),
     [
@@ -113,6 +162,11 @@ WRONG = [
     ("metrics.last", {}, "metrics.last must not be empty"),
     ("metrics.last.accuracy", None, "metrics.last.accuracy may be null only"),
     ("metrics.selected_on", "val accuracy", "metrics.selected and metrics.selected_on must both"),
+    ("metrics", None, "metrics may be null only in a failed or preempted run"),
+    ("parallel", {"ranks": 2, "nodes": 1}, "parallel.accumulation is missing"),
+    ("parallel", {"ranks": 0, "nodes": 1, "accumulation": 1}, "parallel.ranks must be at least 1"),
+    ("divergence", {"step": 3, "norms": {}}, "divergence may be given only in a diverged run"),
+    ("divergence", {"step": 3}, "divergence.norms is missing"),
     ("colour", "red", "colour is not a field"),
     ("git.branch", "main", "git.branch is not a field"),
 ]
@@ -132,6 +186,22 @@ def test_a_wrong_field_is_named_with_its_file(
     path.write_text(json.dumps(data))
     with pytest.raises(ValueError, match=f"^{path}: {message}"):
         results.read(path)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "message"),
+    [
+        ({"step": -1, "norms": {}}, "divergence.step must not be negative"),
+        ({"step": 1, "norms": {"a": {"weight": 1}}}, "divergence.norms.a must have weight and"),
+        ({"step": 1, "norms": {"a": {"weight": "1"}}}, "divergence.norms.a.weight must be a num"),
+    ],
+)
+def test_a_divergence_that_does_not_hold_together_is_named(
+    make_result: Make, divergence: dict[str, Any], message: str
+) -> None:
+    data = {**make_result(status="diverged").to_dict(), "divergence": divergence}
+    with pytest.raises(ValueError, match=message):
+        results.from_dict(data)
 
 
 @pytest.mark.parametrize(
@@ -219,3 +289,61 @@ def test_collect_finds_an_experiments_results_in_order(make_result: Make, tmp_pa
     assert [path.parent.name for path in results.collect(tmp_path, "digits")] == ["a", "b"]
     assert len(results.collect(tmp_path)) == 3
     assert results.collect(tmp_path / "nowhere") == {}
+
+
+KILLED = {
+    "wall_s": 75.0,
+    "peak_memory_bytes": 123,
+    "created_at": "2027-01-01T00:00:00+00:00",
+    "versions": {"torch": "2.16.0"},
+    "git": Git(None, None),
+    "search": Search("learned", 8, epochs=2, steps=44, wall_s=9.5),
+    "config": {"seed": 0, "resume": "runs/x", "trainer": {"device": "cuda"}, "wandb": {"tags": []}},
+}
+
+
+def test_a_run_that_was_killed_and_resumed_may_differ_in_times_memory_and_host_alone(
+    make_result: Make,
+) -> None:
+    search = Search("learned", 8, epochs=2, steps=44, wall_s=3.5)
+    straight = make_result(search=search, created_at="2026-12-31T00:00:00+00:00")
+    killed = dataclasses.replace(
+        straight, **KILLED, hardware=dataclasses.replace(straight.hardware, gpu="a GPU", gpus=1)
+    )
+    assert results.same(straight, killed) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"status": "preempted", "steps": 9}, ["status", "steps"]),
+        ({"metrics": Metrics({"accuracy": 97.00000001})}, ["metrics.last.accuracy"]),
+        ({"metrics": Metrics({"accuracy": 97.0, "f1": 1.0})}, ["metrics.last.f1"]),
+        ({"config": {"seed": 0, "optim": {"lr": 0.2}}}, ["config.optim.lr"]),
+        ({"config": {"seed": 0, "wandbs": 1}}, ["config.wandbs"]),
+        ({"history": {"epoch": [1], "val/f1": [2.0]}}, None),
+        ({"search": Search("learned", 8, 2, 44, 3.5)}, None),
+        ({"parallel": Parallel(2, 1, 1)}, None),
+        ({"exp": "other"}, ["exp"]),
+    ],
+)
+def test_all_else_is_told_apart_field_by_field(
+    make_result: Make, changes: dict[str, Any], differing: list[str] | None
+) -> None:
+    one, other = make_result(), make_result(**changes)
+    found = results.same(one, other)
+    assert found == results.same(other, one)
+    if differing is None:
+        (field,) = changes
+        assert found[0] == field and all(path.startswith(field) for path in found)
+    else:
+        assert found == differing
+
+
+def test_what_may_differ_are_fields_that_there_are(make_result: Make) -> None:
+    data = make_result(search=Search("learned", 8, 2, 44, 3.5)).to_dict()
+    for path in results.VARYING:
+        node: Any = data
+        for name in path.split(".") if not path.startswith("config.") else ():
+            assert name in node, path
+            node = node[name]

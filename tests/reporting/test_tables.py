@@ -83,6 +83,33 @@ def test_runs_that_went_wrong_are_shown(tmp_path: Path, keep: Keep) -> None:
     assert figure == f"97.00; diverged: seed 1; failed: seed 2; {again}"
 
 
+@pytest.mark.parametrize(
+    ("statuses", "figure"),
+    [
+        (("done", "diverged", "done"), "97.00 ± 0.00; diverged: seed 1"),
+        (("diverged", "diverged", "diverged"), "diverged: seed 0, 1, 2"),
+        (("diverged", "preempted", "done"), "97.00; diverged: seed 0; `{} seed=1`"),
+        (("preempted", "preempted", "diverged"), "diverged: seed 2; `{sweep} seed=0,1`"),
+        (("preempted",) * 3, "`{sweep} seed=0,1,2`"),
+    ],
+)
+def test_a_cell_says_that_runs_diverged_and_takes_preempted_ones_as_not_run_yet(
+    tmp_path: Path, keep: Keep, statuses: tuple[str, ...], figure: str
+) -> None:
+    for seed, status in enumerate(statuses):
+        keep(tmp_path, "+exp=digits", "budget=0.1", seed=seed, used=100, status=status)
+    words = "+exp=digits budget=0.1"
+    entries = line("SSN", tables.markdown(TABLE, cells(tmp_path)))
+    assert entries[2] == figure.format(f"npas-train {words}", sweep=f"npas-train -m {words}")
+    assert entries[3] == (str(statuses.count("done")) if "done" in statuses else "")
+
+
+def test_preempted_runs_are_none_that_anything_was_measured_on(tmp_path: Path, keep: Keep) -> None:
+    keep(tmp_path, "+exp=digits", "budget=0.1", used=100, status="preempted", metrics=None)
+    assert all(not cell.found for cell in cells(tmp_path))
+    assert "No results yet." in tables.markdown(TABLE, cells(tmp_path))
+
+
 def test_errors_stand_beside_published_errors(tmp_path: Path, keep: Keep) -> None:
     keep(tmp_path, "+exp=digits", "budget=dense", accuracy=95.5)
     published = Figure("x", "c10", 4.0, 36, "a poster", "a lost digit")
@@ -184,8 +211,10 @@ def test_gpu_days_are_measured_on_a_gpu_alone(tmp_path: Path, keep: Keep) -> Non
     text = tables.markdown(COUNTED, tables.load(COUNTED, tmp_path))
     assert line("ours", text)[-2:] == ["not measured", "0.4"]
     gpu = results.Hardware("Linux", "a processor", 2, 1, "a GPU", 4)
-    for seed, days in ((1, 0.2), (2, 0.3)):
-        keep(tmp_path, *words, seed=seed, wall_s=days * day, hardware=gpu)
+    # Of four GPUs that the machine has, the first run used one and the second three.
+    parallel = results.Parallel(ranks=3, nodes=1, accumulation=2)
+    keep(tmp_path, *words, seed=1, wall_s=0.2 * day, hardware=gpu)
+    keep(tmp_path, *words, seed=2, wall_s=0.1 * day, hardware=gpu, parallel=parallel)
     text = tables.markdown(COUNTED, tables.load(COUNTED, tmp_path))
     assert line("ours", text)[-2:] == ["0.25", "0.4"]
 

@@ -1,11 +1,14 @@
-"""Tiny CIFAR sets in the exact format of the published ones, Python 2's pickles included."""
+"""Tiny CIFAR sets in the exact format of the published ones, and processes of a test's own."""
 
 import hashlib
+import multiprocessing
 import pickle
 import struct
 import tarfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,7 +94,7 @@ def archive_of(root: Path, classes: int) -> cifar.Archive:
     published = cifar.published_archive(classes)
     folder = root / published.folder
     packed = root / "packed" / published.filename
-    packed.parent.mkdir(parents=True)
+    packed.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(packed, "w:gz") as tar:
         tar.add(folder, published.folder)
 
@@ -101,7 +104,7 @@ def archive_of(root: Path, classes: int) -> cifar.Archive:
     return cifar.Archive(
         url=packed.as_uri(),
         filename=published.filename,
-        md5=md5(packed),
+        sha256=hashlib.sha256(packed.read_bytes()).hexdigest(),
         folder=published.folder,
         train={name: md5(folder / name) for name in published.train},
         test={name: md5(folder / name) for name in published.test},
@@ -121,7 +124,12 @@ class TinySet:
         return self.root / self.archive.folder
 
     def rewrite(self, name: str, batch: Any) -> None:
+        """Replace a file's contents, and take over the new sum as the published one."""
         python2_pickle(self.folder / name, batch)
+        self.take_over_sums()
+
+    def take_over_sums(self) -> None:
+        self.archive = archive_of(self.root, self.classes)
 
     def task(self, split: str | None = "45k", seed: int = 0, **changes: Any) -> cifar.Task:
         data = {"root": str(self.root), "split": split, "download": False}
@@ -158,3 +166,22 @@ def make_cifar(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., cifar.
         return task
 
     return make
+
+
+@pytest.fixture
+def fork() -> Iterator[Callable[..., BaseProcess]]:
+    """Return a starter of processes, which have imported all already; the test's end ends them."""
+    started: list[BaseProcess] = []
+
+    def start(target: Callable[..., None], *args: Any) -> BaseProcess:
+        process = multiprocessing.get_context("fork").Process(target=target, args=args)
+        started.append(process)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded")
+            process.start()
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()

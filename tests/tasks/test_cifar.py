@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pickle
 import shutil
+import tarfile
 import threading
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def test_no_seed_moves_what_is_held_out(make_cifar) -> None:
 
 def test_the_published_sums_are_the_default() -> None:
     ten, hundred = cifar.published_archive(10), cifar.published_archive(100)
-    assert ten.md5 == "c58f30108f718f92721af3b95e74349a"
+    assert ten.sha256.startswith("6d958be07457") and hundred.sha256.startswith("85cd44d02ba6")
+    assert (len(ten.sha256), len(hundred.sha256)) == (64, 64)
     assert list(ten.train) == [f"data_batch_{n}" for n in range(1, 6)]
     assert hundred.test == {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
 
@@ -113,11 +115,15 @@ def test_many_at_once_download_once(ten, tmp_path: Path, monkeypatch: pytest.Mon
     assert all(task.parts for task in tasks)
 
 
-def test_a_wrong_archive_is_not_unpacked(ten, tmp_path: Path) -> None:
-    archive = dataclasses.replace(ten.archive, md5="0" * 32)
-    with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz is damaged"):
+def test_a_wrong_archive_is_not_even_opened(
+    ten, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("it was opened"))
+    archive = dataclasses.replace(ten.archive, sha256="0" * 64)
+    with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz is damaged") as error:
         ten.task(root=str(tmp_path / "new"), download=True, archive=archive).setup()
-    assert not (tmp_path / "new" / archive.folder).exists()
+    assert "\n" not in str(error.value) and "delete it" in str(error.value)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [archive.filename]
 
 
 def test_a_flipped_bit_is_found(ten) -> None:
@@ -129,20 +135,14 @@ def test_a_flipped_bit_is_found(ten) -> None:
         ten.task().setup()
 
 
-def unchecked(archive: cifar.Archive) -> cifar.Archive:
-    """The same files with no sums to hold against them."""
-    return dataclasses.replace(
-        archive, train=dict.fromkeys(archive.train), test=dict.fromkeys(archive.test)
-    )
-
-
 def test_a_truncated_file_is_no_cifar_file(ten) -> None:
     path = ten.folder / "test_batch"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="test_batch is damaged"):
         ten.task().setup()
+    ten.take_over_sums()
     with pytest.raises(ValueError, match="test_batch is no CIFAR file"):
-        ten.task(archive=unchecked(ten.archive)).setup()
+        ten.task().setup()
 
 
 class Malicious:
@@ -150,10 +150,34 @@ class Malicious:
         return os.mkdir, ("owned",)
 
 
-def test_a_pickle_that_names_a_function_is_refused_even_unchecked(ten, tmp_path: Path) -> None:
+def test_nothing_is_unpickled_before_its_sum_is_the_published_one(
+    ten, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar, "unpickle", lambda data: pytest.fail("it was unpickled"))
+    (ten.folder / "data_batch_1").write_bytes(pickle.dumps({"data": Malicious()}))
+    with pytest.raises(ValueError, match="data_batch_1 is damaged"):
+        ten.task().setup()
+
+
+def test_the_bytes_that_were_checked_are_those_that_are_read(
+    ten, make_cifar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_then_swap(path: Path, data: bytes, md5: str) -> None:
+        real(path, data, md5)
+        path.write_bytes(b"something else")
+
+    real = cifar.check
+    monkeypatch.setattr(cifar, "check", check_then_swap)
+    task = ten.task()
+    task.setup()
+    assert torch.equal(task.parts["test"].images, make_cifar(10).parts["test"].images)
+
+
+def test_a_pickle_that_names_a_function_is_refused_even_if_its_sum_is_right(ten) -> None:
     (ten.folder / "data_batch_2").write_bytes(pickle.dumps({"data": Malicious()}))
+    ten.take_over_sums()
     with pytest.raises(ValueError, match="data_batch_2 is no CIFAR file: refused"):
-        ten.task(archive=unchecked(ten.archive)).setup()
+        ten.task().setup()
     assert not Path("owned").exists()
 
 
@@ -172,10 +196,10 @@ def test_contents_of_another_form_are_refused(ten, change: dict, said: str) -> N
     good = {"data": torch.zeros(20, 3072, dtype=torch.uint8).numpy(), "labels": [0] * 20}
     ten.rewrite("test_batch", good | change)
     with pytest.raises(ValueError, match=said):
-        ten.task(archive=unchecked(ten.archive)).setup()
+        ten.task().setup()
 
 
 def test_a_hundred_classes_in_place_of_ten_are_refused(ten) -> None:
     ten.rewrite("test_batch", {"data": 0, "fine_labels": []})
     with pytest.raises(ValueError, match="holds no 'data' and 'labels'"):
-        ten.task(archive=unchecked(ten.archive)).setup()
+        ten.task().setup()

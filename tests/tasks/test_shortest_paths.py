@@ -104,7 +104,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(monkeypatch: pytest.Monk
     assert len(whole) == 5
     halves = torch.cat([batch.inputs for batch in task.train_batches(3, 5)])
     assert torch.equal(torch.cat(whole), halves)
-    resumed = [batch.inputs for batch in task.train_batches(3, 10, first_step=3)]
+    resumed = [batch.inputs for batch in task.train_batches(3, 10, range(3, 5))]
     assert all(torch.equal(a, b) for a, b in zip(whole[3:], resumed, strict=True))
     ranks = [list(task.train_batches(3, 10, rank=rank, world=2)) for rank in (0, 1)]
     for batch, *parts in zip(whole, *ranks, strict=True):

@@ -41,3 +41,9 @@ def test_nothing_else_can_be_named(named: object) -> None:
 def test_damaged_pickles_are_a_plain_error(data: bytes) -> None:
     with pytest.raises(ValueError, match="refused as a pickle of data"):
         unpickle(data)
+
+
+@pytest.mark.parametrize("array", [np.array([{}]), np.array(["x"]), np.zeros(1, "i4,f4")])
+def test_arrays_hold_numbers_and_nothing_else(array: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="which are no numbers"):
+        unpickle(pickle.dumps(array))

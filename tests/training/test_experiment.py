@@ -5,8 +5,8 @@ import torch
 
 from npas.config import TrainerConfig
 from npas.sharing import count_parameters
-from npas.training import build, distributed
-from npas.training.distributed import this_process
+from npas.training import build
+from npas.training.distributed import Process, this_process
 from npas.training.precision import Precision
 
 CPU = torch.device("cpu")
@@ -62,11 +62,17 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert (process.device, process.leads, process.world) == (CPU, True, 1)
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match="one process"):
-        this_process(TrainerConfig(device="cpu"))
-    assert distributed.__doc__
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(small) -> None:
+    with pytest.raises(ValueError, match="the nearest that does is 255"):
+        build(small(trainer={"accumulation": 3}))
+
+
+def test_the_arithmetic_of_a_batch_is_said(small) -> None:
+    assert build(small()).batch_arithmetic() == "256"
+    assert build(small(trainer={"accumulation": 4})).batch_arithmetic() == "256 = 4 parts x 64"
+    experiment = build(small(trainer={"accumulation": 4}))
+    experiment.process = Process(0, 2, CPU)
+    assert experiment.batch_arithmetic() == "256 = 2 ranks x 4 parts x 32"
 
 
 def test_a_precision_the_device_lacks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

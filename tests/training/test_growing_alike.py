@@ -54,7 +54,7 @@ def test_the_gradient_is_the_losses_less_the_rewards(small) -> None:
         optimizer = build_optimizer(experiment.model, experiment.config.optim)
         torch.manual_seed(0)
         precision = Precision("fp32", experiment.process.device)
-        gradient(experiment.task, experiment.model, batch, optimizer, precision, regularizer)
+        gradient(experiment.task, experiment.model, [batch], optimizer, precision, regularizer)
         return {n: p.grad for n, p in experiment.model.named_parameters() if p.grad is not None}
 
     from npas.sharing import recurrence_reward

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from npas.tasks import Batch
 from npas.training import build, loop, train
+from npas.training.distributed import Process
 from npas.training.meter import Meter
 from npas.training.optim import build_optimizer
 from npas.training.precision import Precision
@@ -66,7 +67,7 @@ def test_the_test_set_is_read_once_after_the_last_epoch(small, tmp_path: Path) -
     asked: list[str] = []
 
     class Spied(Altered):
-        def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        def evaluate(self, model: nn.Module, split: str, **ranks: int) -> dict[str, float]:
             asked.append(split)
             return {"accuracy": 50.0 + len(asked), "loss": 1.0}  # better every time
 
@@ -83,7 +84,7 @@ def test_selected_metrics_are_of_the_best_epochs_weights(small, tmp_path: Path) 
     seen: list[tuple[str, dict[str, Tensor]]] = []
 
     class Scripted(Altered):
-        def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        def evaluate(self, model: nn.Module, split: str, **ranks: int) -> dict[str, float]:
             seen.append((split, weights(model)))
             return {"accuracy": next(scores) if split == "val" else float(len(seen)), "loss": 1.0}
 
@@ -149,18 +150,27 @@ def test_what_is_no_number_never_reaches_the_weights(
     assert outcome.status == "diverged"
     assert outcome.error == f"loss or gradient not finite at step {step}"
     assert outcome.steps == 5  # the end of the epoch was the next time it logged
+    assert outcome.diverged_at == step and outcome.norms is not None
+    named = dict(experiment.model.named_parameters())
+    assert {k: n["weight"] for k, n in outcome.norms.items()} == {
+        k: pytest.approx(float(p.detach().norm())) for k, p in named.items()
+    }
+    assert None in [norms["gradient"] for norms in outcome.norms.values()]
     assert not (tmp_path / "run" / "checkpoints").exists()
 
     # The weights are those before that step, although the run only stopped later.
     reference = build(config)
     reference.task.setup()
     optimizer = build_optimizer(reference.model, config.optim)
-    precision, meter = Precision("fp32", torch.device("cpu")), Meter(torch.device("cpu"))
+    precision, meter = (
+        Precision("fp32", torch.device("cpu")),
+        Meter(Process(0, 1, torch.device("cpu"))),
+    )
     loop.seeding.seed_torch(config.seed, "dropout")
     batches = reference.task.train_batches(0, config.batch_size)
     for n, batch in zip(range(1, step), batches, strict=False):
-        finite, sums = loop.gradient(reference.task, reference.model, batch, optimizer, precision)
-        loop.update(optimizer, 0.1, precision, meter.add(n, batch.size, finite, sums))
+        found = loop.gradient(reference.task, reference.model, [batch], optimizer, precision)
+        loop.update(optimizer, 0.1, precision, meter.add(n, batch.size, *found))
     assert same(weights(experiment.model), weights(reference.model))
 
 
@@ -168,13 +178,15 @@ def test_metrics_that_are_no_numbers_end_the_run(small, tmp_path: Path) -> None:
     experiment = build(small())
 
     class Blind(Altered):
-        def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        def evaluate(self, model: nn.Module, split: str, **ranks: int) -> dict[str, float]:
             return {"accuracy": 10.0, "loss": math.inf}
 
     experiment.task = Blind(experiment.task)
     outcome = train(experiment, tmp_path / "run")
     assert outcome.status == "diverged"
-    assert "not finite on the val part" in str(outcome.error)
+    assert str(outcome.error).startswith("metrics on the val part (")
+    assert outcome.diverged_at == outcome.steps == 5
+    assert outcome.norms is not None and all(n["gradient"] is None for n in outcome.norms.values())
 
 
 def test_a_step_does_not_wait_for_the_device(small, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +194,10 @@ def test_a_step_does_not_wait_for_the_device(small, monkeypatch: pytest.MonkeyPa
     experiment = build(config)
     experiment.task.setup()
     optimizer = build_optimizer(experiment.model, config.optim)
-    precision, meter = Precision("fp32", torch.device("cpu")), Meter(torch.device("cpu"))
+    precision, meter = (
+        Precision("fp32", torch.device("cpu")),
+        Meter(Process(0, 1, torch.device("cpu"))),
+    )
     batch = next(experiment.task.train_batches(0, 64))
 
     def refuse(*_: object) -> None:
@@ -190,8 +205,8 @@ def test_a_step_does_not_wait_for_the_device(small, monkeypatch: pytest.MonkeyPa
 
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    finite, sums = loop.gradient(experiment.task, experiment.model, batch, optimizer, precision)
-    loop.update(optimizer, 0.1, precision, meter.add(1, batch.size, finite, sums))
+    found = loop.gradient(experiment.task, experiment.model, [batch], optimizer, precision)
+    loop.update(optimizer, 0.1, precision, meter.add(1, batch.size, *found))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

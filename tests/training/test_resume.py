@@ -171,21 +171,6 @@ def test_settings_that_do_not_decide_the_result_may_change(
     assert train(experiment, tmp_path / "run").status == "done"
 
 
-def test_the_tracked_run_stays_the_same_one(run_small, stop_after, tmp_path: Path) -> None:
-    def tracked() -> str:
-        newest = Checkpoints(tmp_path / "run" / "checkpoints").newest()
-        assert newest is not None
-        return newest.state["progress"]["wandb_id"]
-
-    stop_after(1)
-    with pytest.raises(Stopped):
-        run_small()
-    first = tracked()
-    stop_after(None)
-    run_small()
-    assert first and tracked() == first
-
-
 def test_checkpoints_hold_no_pickle(run_small, tmp_path: Path) -> None:
     run_small(epochs=1)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]

@@ -1,0 +1,88 @@
+"""Read from the environment which process of a job this is: torchrun's variables, or srun's.
+
+Imports no torch, so that a command knows whether it may print before it has loaded anything.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+FIRST_PORT, PORTS = 20000, 20000  # where the ranks of a job that srun started meet
+
+
+@dataclass(frozen=True)
+class Place:
+    """Name a process's place among those that were started together."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0  # on its machine
+    local_world: int = 1
+
+    @property
+    def nodes(self) -> int:
+        """Return the number of machines."""
+        return max(1, self.world // self.local_world)
+
+
+def place(environ: MutableMapping[str, str] | None = None) -> Place:
+    """Return this process's place; a process that nobody launched is alone.
+
+    ValueError if only some of the variables are there, or one is no number.
+    """
+    environ = os.environ if environ is None else environ
+    if "WORLD_SIZE" in environ:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    elif _number("SLURM_STEP_NUM_TASKS", environ, "1") > 1:
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES")
+    else:
+        return Place()
+    if environ[names[1]] == "1":
+        return Place()
+    missing = [name for name in names if name not in environ]
+    if missing:
+        raise ValueError(
+            f"{names[1]}={environ[names[1]]} is set but {missing[0]} is not: unset it, or start"
+            " with torchrun, srun or trainer.devices=N"
+        )
+    rank, world, local_rank, last = (_number(name, environ) for name in names)
+    is_torchrun = names[0] == "RANK"
+    return Place(rank, world, local_rank, last if is_torchrun else max(1, world // last))
+
+
+def leads() -> bool:
+    """Tell whether this process is the one that prints; one that cannot tell does."""
+    try:
+        return place().rank == 0
+    except ValueError:
+        return True
+
+
+def meet(environ: MutableMapping[str, str]) -> None:
+    """Put torchrun's variables where srun alone started the processes, as torch looks for them."""
+    if "WORLD_SIZE" in environ or (here := place(environ)).world == 1:
+        return
+    job, step = (_number(name, environ, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    environ.setdefault("MASTER_ADDR", first_host(environ.get("SLURM_STEP_NODELIST", "localhost")))
+    environ.setdefault("MASTER_PORT", str(FIRST_PORT + (31 * job + step) % PORTS))
+    environ["RANK"] = str(here.rank)
+    environ["WORLD_SIZE"] = str(here.world)
+    environ["LOCAL_RANK"] = str(here.local_rank)
+    environ["LOCAL_WORLD_SIZE"] = str(here.local_world)
+
+
+def first_host(nodes: str) -> str:
+    """Return the first host of a list as Slurm writes it: `gpu[07-09,12],login` is `gpu07`."""
+    match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodes)
+    return match[1] + (match[2] or "") if match else "localhost"
+
+
+def _number(name: str, environ: MutableMapping[str, str], default: str = "") -> int:
+    value = environ.get(name, default)
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{name}={value} is no number: unset it or mend the launcher") from None

@@ -1,0 +1,169 @@
+"""Train an experiment in its run's folder, and record in a result file how that ended."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from npas import config as schema
+from npas import sharing, training
+from npas.cli import app
+from npas.config import Config
+from npas.reporting import group_plot, results
+from npas.reporting.results import (
+    Budget,
+    Dataset,
+    Divergence,
+    Metrics,
+    Parallel,
+    Result,
+    Search,
+    Split,
+    environment,
+)
+from npas.tasks import _files
+from npas.training import Experiment, Outcome
+from npas.training.trial import advise_on_memory
+
+REMEDY = "free space and run the same command: it resumes"
+
+
+def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment], None]) -> Result:
+    """Train, and write the result file however it ends; ValueError if it cannot even begin.
+
+    `announce` is told of the experiment that a search for groups leads to. Where several processes
+    train, the one that fails first writes the result, and app.Reported ends it and the others.
+    """
+    config, process = experiment.config, experiment.process
+    with config_file(config, folder) if process.leads else contextlib.nullcontext():
+        if process.leads:  # what it says is of weights that are about to be replaced
+            (folder / results.FILE_NAME).unlink(missing_ok=True)
+        process.gather(None)  # so that it is gone before any other might write its own
+        started = time.perf_counter()
+        try:
+            if experiment.stage == "search":
+                outcome, grouping = training.search_groups(experiment, folder)
+                if grouping is not None:
+                    experiment = training.build(config, grouping, experiment.task)
+                    announce(experiment)
+            if experiment.stage == "train":
+                if experiment.grouping is not None and process.leads:
+                    group_plot.draw(experiment.grouping, folder)
+                outcome = training.train(experiment, folder)
+        except ValueError:
+            raise
+        except Exception as error:  # out of memory, a full disk, a fault of ours: it has failed
+            if process.world > 1 and (folder / results.FILE_NAME).exists():
+                raise app.Reported from None  # it was another process that failed
+            line = _why(error, process.rank, process.world)
+            outcome = Outcome("failed", {}, 0, 0, time.perf_counter() - started, 0, line)
+        if outcome.error == OUT_OF_MEMORY:  # not in the handler, whose traceback holds the tensors
+            outcome = Outcome("failed", {}, 0, 0, outcome.wall_s, 0, advise_on_memory(experiment))
+        result = result_of(experiment, outcome)
+    if process.leads or result.status == "failed":
+        results.write(folder, result)
+    if process.world > 1 and result.status == "failed":
+        app.say_always(f"rank {process.rank} failed: {result.error}")
+        raise app.Reported
+    return result
+
+
+OUT_OF_MEMORY = "out of memory"
+
+
+def _why(error: Exception, rank: int, world: int) -> str:
+    """Return what to record of an exception; print its traceback where it is a fault of ours."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return OUT_OF_MEMORY
+    # Not every library raises OSError for a full disk or quota: safetensors has its own error.
+    for word in map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+        if word in str(error):
+            return f"{word}: {REMEDY}"
+    if world > 1:
+        app.say_always(f"rank {rank}:")
+    traceback.print_exc()
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def result_of(experiment: Experiment, outcome: Outcome) -> Result:
+    """Put together what a result file says."""
+    config, process, found = experiment.config, experiment.process, experiment.grouping
+    if experiment.allocation is None:
+        count = sharing.count_parameters(experiment.model)
+        budget, split = Budget.of_dense(count), Split(0, 0, 0, unshared=count)
+    else:
+        plan = experiment.allocation.budget
+        budget = Budget(plan.asked, plan.dense, plan.allowed, plan.used, plan.utilization)
+        split = Split(**experiment.allocation.split)
+    divergence = None
+    if outcome.diverged_at is not None:
+        divergence = Divergence(outcome.diverged_at, outcome.norms or {})
+    return Result(
+        status=outcome.status,
+        exp=config.exp,
+        config=schema.to_dict(config),
+        config_hash=schema.config_hash(config),
+        budget=budget,
+        split=split,
+        metrics=Metrics(**outcome.metrics) if outcome.metrics else None,
+        seed=config.seed,
+        steps=outcome.steps,
+        epochs=outcome.epochs,
+        wall_s=outcome.wall_s,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        dataset=Dataset(experiment.task.name, experiment.task.source),
+        error=outcome.error,
+        history=outcome.history,
+        search=None
+        if found is None
+        else Search(found.method, found.num_groups, found.epochs, found.steps, found.wall_s),
+        parallel=Parallel(process.world, process.nodes, config.trainer.accumulation),
+        divergence=divergence,
+        **environment(),
+    )
+
+
+@contextlib.contextmanager
+def alone(config: Config, folder: Path) -> Iterator[None]:
+    """Keep other processes out of the run's folder; ValueError if one is in it.
+
+    The lock lies beside the folder while the run lasts.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_files.locked(folder.with_name(f".{folder.name}.lock"), wait=False))
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder} is being trained by another process: wait for it, or set run_root"
+            ) from None
+        except OSError as error:
+            raise ValueError(
+                f"run_root={config.run_root} is no folder that can be written to "
+                f"({error.strerror}: {error.filename}): name another"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def config_file(config: Config, folder: Path) -> Iterator[None]:
+    """Put config.yaml into the run's folder; leave no folder if the run cannot begin."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "config.yaml"
+    _files.write_whole(file, OmegaConf.to_yaml(OmegaConf.create(schema.to_dict(config))))
+    try:
+        yield
+    except ValueError:
+        if is_new:
+            file.unlink()
+            with contextlib.suppress(OSError):  # something was done after all
+                folder.rmdir()
+        raise

@@ -1,0 +1,77 @@
+"""Build dataclasses from JSON data, each field of its type and no other field there.
+
+Unlike a config (`npas._schema`), nothing is converted: these are files that npas wrote itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any
+
+
+def decode(kind: Any, value: object, where: str = "", optional: Collection[str] = ()) -> Any:
+    """Return `value` as `kind`: a dataclass, dict[str, X], X | None, a list or a JSON type.
+
+    `optional` are the names of fields that may be missing, and have defaults. A ValueError names
+    the field that is wrong; `where` is the full name of the value itself.
+    """
+    if kind is Any:
+        return value
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (kind,) = (argument for argument in arguments if argument is not types.NoneType)
+        return decode(kind, value, where, optional)
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where, optional)
+    if origin is dict:
+        items = _mapping(value, where).items()
+        return {key: decode(arguments[1], item, _at(where, key), optional) for key, item in items}
+    if origin is list:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where} must be a list, not {value!r:.60}")
+        return [
+            decode(arguments[0], item, f"{where}[{i}]", optional) for i, item in enumerate(value)
+        ]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} must be {_KINDS[kind]}, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} must be finite, not {value!r}")
+    return value
+
+
+_KINDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _decode_dataclass(kind: Any, value: object, where: str, optional: Collection[str]) -> Any:
+    entries = _mapping(value, where)
+    hints = typing.get_type_hints(kind)
+    for name in entries:
+        if name not in hints:
+            raise ValueError(f"{_at(where, name)} is not a field of a result")
+    for name in hints:
+        if name not in entries and name not in optional:
+            raise ValueError(f"{_at(where, name)} is missing")
+    fields = {
+        name: decode(hint, entries[name], _at(where, name), optional)
+        for name, hint in hints.items()
+        if name in entries
+    }
+    return kind(**fields)
+
+
+def _mapping(value: object, where: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{where or 'the file'} must be a JSON object, not {value!r:.60}")
+    return value
+
+
+def _at(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name

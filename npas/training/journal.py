@@ -1,0 +1,143 @@
+"""Tell the log, W&B and the terminal how a training goes, and say how it ended.
+
+Only the leading process writes; the others count along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from npas._git import git_state
+from npas.training.console import ProgressDisplay
+from npas.training.experiment import Experiment
+from npas.training.meter import Diverged, peak_memory_bytes
+from npas.training.metrics import Norms, layer_similarity, norms_at_divergence
+from npas.training.state import TRAIN, TrainState
+from npas.training.tracking import Tracker
+
+NO_METRICS: dict[str, Any] = {"last": {}, "selected": None, "selected_on": None}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Say how a training ended; `metrics` has the three fields of a result file's."""
+
+    status: str  # "done", "diverged", "preempted" or "failed"
+    metrics: dict[str, Any]  # last: of the last epoch; selected: of the one chosen by selected_on
+    steps: int
+    epochs: int
+    wall_s: float  # of all the processes that worked on the run, one after the other
+    peak_memory_bytes: int  # of this one
+    error: str | None = None
+    history: dict[str, list[float]] | None = None  # held-out metrics, a value an epoch
+    diverged_at: int | None = None  # the step, with the norms of all parameters
+    norms: Norms | None = None
+
+
+class Journal:
+    """Keep the records of one training."""
+
+    def __init__(
+        self, experiment: Experiment, run_dir: Path, state: TrainState, steps_per_epoch: int
+    ) -> None:
+        process, progress, stage = experiment.process, state.progress, experiment.stage
+        self.experiment = experiment
+        self.state = state
+        self.steps_per_epoch = steps_per_epoch
+        self.tracker = Tracker(
+            experiment.config,
+            run_dir,
+            progress.logged,
+            progress.wandb_id,
+            stage,
+            leads=process.leads,
+            facts=_facts(experiment),
+        )
+        progress.wandb_id = self.tracker.wandb_id
+        total = experiment.epochs * steps_per_epoch
+        self.display = ProgressDisplay(total, progress.step, stage) if process.leads else None
+
+    def step(self) -> None:
+        """Say that one more step is done."""
+        if self.display is not None:
+            self.display.step(self.state.progress.step)
+
+    def report(self, figures: dict[str, float]) -> None:
+        """Record figures of the step that was just done."""
+        progress = self.state.progress
+        epoch = round(progress.step / self.steps_per_epoch, 4)
+        record = {"step": progress.step, "epoch": epoch, **figures}
+        self.tracker.log(record)
+        progress.logged = self.tracker.lines
+        if self.display is not None:
+            self.display.show(record)
+
+    def compare_layers(self) -> None:
+        """Record the layer similarity matrices, at the start and after epochs that ask for it."""
+        config, progress = self.experiment.config, self.state.progress
+        every = config.sharing.lsm_every
+        if not every or self.experiment.allocation is None or self.experiment.stage != TRAIN:
+            return
+        if progress.epoch % every == 0 or progress.epoch == self.experiment.epochs:
+            groups = layer_similarity(self.experiment.model)
+            self.tracker.log_similarity(progress.step, progress.epoch, groups)
+            progress.logged = self.tracker.lines
+
+    def outcome(self, status: str, metrics: dict[str, Any] = NO_METRICS) -> Outcome:
+        """Close the records of a training that ended so."""
+        self.tracker.summarize(metrics)
+        if status == "done" and self.experiment.stage == TRAIN:
+            self.tracker.upload(self.state.newest_folder())
+        return self._ended(status, metrics)
+
+    def diverged(self, reason: Diverged) -> Outcome:
+        """Close the records of a training whose numbers went wrong."""
+        norms = norms_at_divergence(self.state)
+        return self._ended("diverged", NO_METRICS, str(reason), reason.step, norms)
+
+    def _ended(self, status: str, metrics: dict[str, Any], *more: Any) -> Outcome:
+        state, progress = self.state, self.state.progress
+        self.tracker.ended(status)
+        error, diverged_at, norms = more or (None, None, None)
+        return Outcome(
+            status,
+            metrics,
+            progress.step,
+            progress.epoch,
+            state.elapsed_s(),
+            peak_memory_bytes(state.process.device),
+            error,
+            progress.history or None,
+            diverged_at,
+            norms,
+        )
+
+    def __enter__(self) -> Journal:
+        self.tracker.__enter__()
+        if self.display is not None:
+            self.display.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.display is not None:
+            self.display.__exit__(kind, error, trace)
+        self.tracker.__exit__(kind, error, trace)
+
+
+def _facts(experiment: Experiment) -> dict[str, Any]:
+    """Return what W&B should know of a run beside its config."""
+    plan, process = experiment.allocation, experiment.process
+    return {
+        "git": asdict(git_state()),
+        "ranks": process.world,
+        "nodes": process.nodes,
+        "parameters": None if plan is None else asdict(plan.budget),
+    }

@@ -1,0 +1,81 @@
+"""Try single steps: to see that a run would work, and what fits into the memory where one did not.
+
+Nothing is written, and what the steps do to the network is of no account.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+
+import torch
+
+from npas import tasks
+from npas.training.distributed import wrap
+from npas.training.experiment import Experiment
+from npas.training.loop import gradient, update
+from npas.training.meter import Diverged, Meter, peak_memory_bytes
+from npas.training.optim import build_optimizer, learning_rate
+from npas.training.precision import Precision
+
+
+def one_step(experiment: Experiment) -> str:
+    """Do the run's first step; return a line on it. ValueError if its numbers are not finite."""
+    config, task, process = experiment.config, experiment.task, experiment.process
+    task.setup()
+    meter, precision = Meter(process), Precision(config.precision, process.device)
+    optimizer = build_optimizer(experiment.model, config.optim)
+    network = wrap(experiment.model, process, config).train()
+    batches = tasks.batches(
+        task, 0, config.batch_size, rank=process.rank, world=process.world, workers=0
+    )
+    batch = next(iter(batches))
+    started = time.perf_counter()
+    parts = batch.parts(config.trainer.accumulation)
+    regularizer = config.sharing.lsm_regularizer if experiment.stage == "train" else 0.0
+    finite, sums, norms_N = gradient(task, network, parts, optimizer, precision, regularizer)
+    went_wrong = meter.add(1, batch.size, finite, sums, norms_N)
+    rate = learning_rate(config.optim, 0, task.steps_per_epoch(config.batch_size))
+    update(optimizer, rate, precision, went_wrong)
+    loss = meter.read()["train/loss"]
+    try:
+        meter.check()
+    except Diverged as reason:
+        raise ValueError(f"{reason}: lower optim.lr, or set precision=fp32") from None
+    seconds, memory = time.perf_counter() - started, peak_memory_bytes(process.device)
+    return f"one step: loss {loss:.4g}, {seconds:.2f} s, {memory / 2**20:,.0f} MiB at the peak"
+
+
+def advise_on_memory(experiment: Experiment) -> str:
+    """Say, after a step ran out of memory, in how many parts of a batch it would not have.
+
+    Tries one part of each size that divides this process's share, from large to small.
+    """
+    config, process = experiment.config, experiment.process
+    said = f"out of memory with batch_size {experiment.batch_arithmetic()}"
+    local = tasks.rank_share(config.batch_size, process.world)
+    now = config.trainer.accumulation
+    for parts in (n for n in range(now + 1, local + 1) if local % n == 0):
+        if _fits(experiment, parts):
+            return f"{said}: trainer.accumulation={parts} (parts of {local // parts}) fits"
+    return f"{said}: not even one sample at a time fits; choose a smaller network or precision"
+
+
+def _fits(experiment: Experiment, parts: int) -> bool:
+    config, process = experiment.config, experiment.process
+    optimizer = build_optimizer(experiment.model, config.optim)
+    batches = experiment.task.train_batches(
+        0, config.batch_size, range(1), process.rank, process.world
+    )
+    try:
+        part = next(iter(batches)).parts(parts)[0]
+        precision = Precision(config.precision, process.device)
+        gradient(experiment.task, experiment.model.train(), [part], optimizer, precision)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        optimizer.zero_grad()
+        gc.collect()
+        if process.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return True

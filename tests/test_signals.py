@@ -1,0 +1,98 @@
+"""A signal stops at once where nothing is lost, waits where something is, and the second kills."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from npas import _preemption
+from npas._preemption import SIGNALS, Preempted, deferred, requested, watching
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.fixture(autouse=True)
+def handlers_stay() -> Iterator[None]:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_stops_at_once_or_waits_where_it_is_deferred(number: int) -> None:
+    with watching():
+        with pytest.raises(Preempted):
+            send(number)
+        assert requested()
+    with watching():
+        with deferred():
+            assert not requested()
+            send(number)
+            assert requested()
+        assert requested()
+    assert not requested()
+
+
+def test_what_a_terminal_and_a_launcher_both_deliver_counts_once() -> None:
+    with watching(), deferred():
+        send(signal.SIGINT)
+        send(signal.SIGTERM)
+        assert requested()
+
+
+def test_the_handler_that_was_there_is_called_at_the_end() -> None:
+    called: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: called.append(number))
+    try:
+        with watching():
+            with deferred():
+                send(signal.SIGTERM)  # as a scheduler does that then sends its own
+                send(signal.SIGUSR2)
+                send(signal.SIGUSR2)
+            assert called == []
+        assert called == [signal.SIGUSR2]
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_it_is_passed_on_while_others_do_the_work() -> None:
+    told: list[int] = []
+    with watching():
+        with deferred(forward=told.append), deferred():
+            send(signal.SIGUSR1)
+        assert told == [signal.SIGUSR1]
+
+
+def test_an_inner_watch_is_the_outer_one() -> None:
+    with watching():
+        with watching(), deferred():
+            send(signal.SIGTERM)
+        assert requested()
+
+
+def test_without_a_watch_nothing_is_asked_for() -> None:
+    with deferred():
+        assert not requested()
+
+
+SECOND = """
+import os, signal, time
+from npas import _preemption
+_preemption.SAME_SIGNAL_S = 0.0
+with _preemption.watching(), _preemption.deferred():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("still here")
+"""
+
+
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    done = subprocess.run([sys.executable, "-c", SECOND], capture_output=True, timeout=30)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGINT, b"")
+    assert _preemption.EXIT_CODE == 75
