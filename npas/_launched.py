@@ -13,6 +13,10 @@ from dataclasses import dataclass
 FIRST_PORT, PORTS = 20000, 20000  # where the ranks of a job that srun started meet
 
 
+class Refused(ValueError):
+    """Tell of a user's mistake that all processes of a job know of, and stop for."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Name a process's place among those that were started together."""
@@ -21,6 +25,7 @@ class Place:
     world: int = 1
     local_rank: int = 0  # on its machine
     local_world: int = 1
+    by_slurm: bool = False  # which may show each process its own GPU alone
 
     @property
     def nodes(self) -> int:
@@ -50,7 +55,8 @@ def place(environ: MutableMapping[str, str] | None = None) -> Place:
         )
     rank, world, local_rank, last = (_number(name, environ) for name in names)
     is_torchrun = names[0] == "RANK"
-    return Place(rank, world, local_rank, last if is_torchrun else max(1, world // last))
+    local_world = last if is_torchrun else max(1, world // last)
+    return Place(rank, world, local_rank, local_world, by_slurm=not is_torchrun)
 
 
 def leads() -> bool:

@@ -22,7 +22,7 @@ SRUN = {
     [
         ({}, Place()),
         (TORCHRUN, Place(3, 4, 1, 2)),
-        (SRUN, Place(3, 4, 1, 2)),
+        (SRUN, Place(3, 4, 1, 2, by_slurm=True)),
         ({**TORCHRUN, **SRUN, "RANK": "2"}, Place(2, 4, 1, 2)),  # torchrun within srun
         ({"WORLD_SIZE": "1"}, Place()),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, Place()),  # a batch script, not yet srun

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import time
@@ -13,8 +14,9 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
+from npas import _preemption, sharing, training
 from npas import config as schema
-from npas import sharing, training
+from npas._launched import Refused
 from npas.cli import app
 from npas.config import Config
 from npas.reporting import group_plot, results
@@ -31,13 +33,15 @@ from npas.reporting.results import (
 )
 from npas.tasks import _files
 from npas.training import Experiment, Outcome
+from npas.training.checkpoint import Checkpoints
+from npas.training.state import Progress
 from npas.training.trial import advise_on_memory
 
 REMEDY = "free space and run the same command: it resumes"
 
 
 def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment], None]) -> Result:
-    """Train, and write the result file however it ends; ValueError if it cannot even begin.
+    """Train, and write the result file however it ends; Refused if it cannot even begin.
 
     `announce` is told of the experiment that a search for groups leads to. Where several processes
     train, the one that fails first writes the result, and app.Reported ends it and the others.
@@ -58,22 +62,34 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
                 if experiment.grouping is not None and process.leads:
                     group_plot.draw(experiment.grouping, folder)
                 outcome = training.train(experiment, folder)
-        except ValueError:
+        except Refused:
             raise
+        except _preemption.Preempted:  # between the trainings: all that they did is saved
+            outcome = _cut_short("preempted", folder, started)
         except Exception as error:  # out of memory, a full disk, a fault of ours: it has failed
             if process.world > 1 and (folder / results.FILE_NAME).exists():
                 raise app.Reported from None  # it was another process that failed
-            line = _why(error, process.rank, process.world)
-            outcome = Outcome("failed", {}, 0, 0, time.perf_counter() - started, 0, line)
+            outcome = _cut_short(
+                "failed", folder, started, _why(error, process.rank, process.world)
+            )
         if outcome.error == OUT_OF_MEMORY:  # not in the handler, whose traceback holds the tensors
-            outcome = Outcome("failed", {}, 0, 0, outcome.wall_s, 0, advise_on_memory(experiment))
+            outcome = dataclasses.replace(outcome, error=advise_on_memory(experiment))
         result = result_of(experiment, outcome)
     if process.leads or result.status == "failed":
         results.write(folder, result)
     if process.world > 1 and result.status == "failed":
         app.say_always(f"rank {process.rank} failed: {result.error}")
         raise app.Reported
+    process.gather(None)  # a launcher may end those that are left when the first has gone
     return result
+
+
+def _cut_short(status: str, folder: Path, started: float, error: str | None = None) -> Outcome:
+    """Return the outcome of a run that ended out of turn: it has come as far as it has saved."""
+    newest = Checkpoints(folder / "checkpoints").newest()
+    done = Progress(**newest.state["progress"]) if newest else Progress()
+    seconds = done.elapsed_s or time.perf_counter() - started
+    return Outcome(status, {}, done.step, done.epoch, seconds, 0, error)
 
 
 OUT_OF_MEMORY = "out of memory"
@@ -89,6 +105,8 @@ def _why(error: Exception, rank: int, world: int) -> str:
             return f"{word}: {REMEDY}"
     if world > 1:
         app.say_always(f"rank {rank}:")
+    if isinstance(error, ValueError) and world == 1 and os.environ.get("NPAS_DEBUG") != "1":
+        return " ".join(str(error).split())  # data that went bad, and that it names
     traceback.print_exc()
     return " ".join(f"{type(error).__name__}: {error}".split())
 
@@ -161,7 +179,7 @@ def config_file(config: Config, folder: Path) -> Iterator[None]:
     _files.write_whole(file, OmegaConf.to_yaml(OmegaConf.create(schema.to_dict(config))))
     try:
         yield
-    except ValueError:
+    except Refused:
         if is_new:
             file.unlink()
             with contextlib.suppress(OSError):  # something was done after all

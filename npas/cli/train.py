@@ -12,6 +12,7 @@ import dataclasses
 import io
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,12 +48,15 @@ def run(config: Config) -> Job:
     with _preemption.watching():
         if _preemption.requested():  # by a signal to the sweep's job before
             return Job(str(schema.run_dir(config)), app.PREEMPTED, "not started")
+        is_alone = _launched.place().world == 1
         try:
-            if config.trainer.devices > 1 and _launched.place().world == 1:
+            if config.trainer.devices > 1 and is_alone:
                 return _run_in_workers(config)
-            return _run_here(config)
+            # One of several processes may not leave before it has told the others.
+            with contextlib.nullcontext() if is_alone else _preemption.deferred():
+                return _run_here(config)
         except _preemption.Preempted:
-            line = f"nothing was lost: {AGAIN}"
+            line = f"nothing was lost: {_again(config)}"
             app.say(NAME, f"stopped by a signal; {line}")
             return Job(str(schema.run_dir(config)), app.PREEMPTED, line)
 
@@ -63,7 +67,7 @@ def _run_in_workers(config: Config) -> Job:
     from npas.training.launch import WorkersFailed, launch
 
     folder = schema.run_dir(config)
-    if (job := _skipped(config, folder)) is not None:
+    if not config.dry_run and (job := _skipped(config, folder)) is not None:
         return job
     before = _stored(folder)
     try:
@@ -89,8 +93,14 @@ def _work(raw: dict[str, Any]) -> tuple[str, str, str] | str:
     try:
         with app.one_line_messages(NAME):
             job = run(runs.check(raw))
-    except ValueError as error:
+    except _launched.Refused as error:
         return str(error)
+    except app.Reported:
+        raise
+    except Exception:  # of which torch's launcher would say nothing
+        app.say_always(f"rank {_launched.place().rank}:")
+        traceback.print_exc()
+        raise
     return job.name, job.status, job.detail
 
 
@@ -111,11 +121,16 @@ def _run_here(config: Config) -> Job:
         if process.from_leader(skipped) is not None:
             return skipped or Job(str(folder), "skipped")
         if config.dry_run:
-            return _try(config)
+            with process.together():
+                return _try(config)
+        grouping = None
         with process.together():
-            experiment = build(config, stored_grouping(config, folder))
             if process.leads:
                 stack.enter_context(alone(config, folder))
+                grouping = stored_grouping(config, folder)
+        grouping = process.from_leader(grouping)
+        with process.together():
+            experiment = build(config, grouping)
         with process.together():
             prepare(experiment)
         runs.warn_of_ignored(NAME, config)
@@ -148,12 +163,13 @@ def _train(experiment: Experiment, folder: Path) -> Job:
         result = record(experiment, folder, lambda found: print(_what_follows(found), flush=True))
     except OSError as error:
         line = f"{folder} cannot be written ({error.strerror}): {REMEDY}"
-        app.say(NAME, f"failed: {line}")
         if experiment.process.world > 1:
+            app.say_always(f"{NAME}: rank {experiment.process.rank} failed: {line}")
             raise app.Reported from None
+        app.say(NAME, f"failed: {line}")
         return Job(str(folder), "failed", line)
     if result.status == app.PREEMPTED:
-        line = f"stopped by a signal after step {result.steps}; {AGAIN}"
+        line = f"stopped by a signal after step {result.steps}; {_again(config)}"
         app.say(NAME, f"{result.status}: {line}; {folder}")
         return Job(str(folder), result.status, line)
     if result.error is not None:
@@ -162,6 +178,14 @@ def _train(experiment: Experiment, folder: Path) -> Job:
     beside = _beside_dense(config, experiment.task.selection_metric)
     print(f"{result.status}: {_summary(result)}{beside}; {folder}", flush=True)
     return Job(str(folder), result.status, _summary(result))
+
+
+def _again(config: Config) -> str:
+    """Say how to go on."""
+    for key, value, usual in (("force", config.force, False), ("resume", config.resume, "auto")):
+        if value != usual and value in (True, "never"):
+            return f"the same command without {key}={str(value).lower()} goes on"
+    return AGAIN
 
 
 def _skipped(config: Config, folder: Path) -> Job | None:

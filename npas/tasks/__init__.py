@@ -111,11 +111,21 @@ def batches(
     that is given up early. ValueError if there are workers and the data rest on a GPU.
     """
     steps = range(first_step, task.steps_per_epoch(batch_size))
+    check_workers(task, workers)
     if not workers:
         return task.train_batches(epoch, batch_size, steps, rank, world)
     from npas.tasks import _workers  # which needs torch at once
 
     return _workers.batches(task, epoch, batch_size, steps, rank, world, workers)
+
+
+def check_workers(task: Task, workers: int) -> None:
+    """Raise ValueError if there are to be workers and the data rest on a GPU."""
+    if workers and task.device.type != "cpu":
+        raise ValueError(
+            f"data.workers={workers}: {task.name} rests on the GPU, which makes its batches itself;"
+            " set data.workers=0"
+        )
 
 
 def over_ranks(tensor: Tensor, world: int) -> Tensor:

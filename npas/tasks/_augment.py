@@ -53,10 +53,13 @@ def to_nchw(images_BHWC: Tensor) -> Tensor:
     """Return the batch as BxCxHxW: on a GPU a view, channels-last in memory.
 
     On a CPU a copy in the plain order, since torch 2.15 corrupts its heap there in the backward of
-    a strided 1x1 convolution of 2 to 6 channels over channels-last input.
+    a strided 1x1 convolution of few channels over channels-last input. Images of one channel are
+    copied, too: permuted they count as both, and convolutions would take them for channels-last.
     """
     images_BCHW = images_BHWC.permute(0, 3, 1, 2)
-    return images_BCHW.contiguous() if images_BCHW.is_cpu else images_BCHW
+    if not images_BCHW.is_cpu:
+        return images_BCHW
+    return images_BCHW.clone(memory_format=torch.contiguous_format)
 
 
 def _in_square(centre_B: Tensor, size: int, length: int) -> Tensor:

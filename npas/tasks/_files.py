@@ -79,7 +79,7 @@ def write_whole(path: Path, text: str) -> None:
         give_usual_mode(temporary)
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
         raise
 
 

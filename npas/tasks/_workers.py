@@ -45,14 +45,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Iterate over these steps' batches, made by up to `workers` processes.
 
-    ValueError if the data rest on a GPU. What a worker raises is raised here, in the turn of the
-    batch it stands for.
+    What a worker raises is raised here, in the turn of the batch it stands for.
     """
-    if task.device.type != "cpu":
-        raise ValueError(
-            f"data.workers={workers}: {task.name} rests on the GPU, which makes its batches itself;"
-            " set data.workers=0"
-        )
     work = _Work(task, epoch, batch_size, steps, rank, world)
     return _deliver(work, min(workers, len(steps))) if steps else iter(())
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,17 +72,17 @@ class Checkpoints:
                 path = scratch / f"{name}.safetensors"
                 safetensors.torch.save_file(plain, path)
                 give_usual_mode(path)
-            _write_json(scratch / STATE, {"format": FORMAT, "step": step, **state})
+            _write_json(scratch / STATE, {"format": FORMAT, "step": step, "best": best, **state})
             _write_json(scratch / MANIFEST, {path.name: _sha256(path) for path in _files(scratch)})
             for path in (*_files(scratch), scratch):
                 _sync(path)
-            shutil.rmtree(final, ignore_errors=True)  # there only if it did not verify
+            shutil.rmtree(final, ignore_errors=True)  # of the same step; `newest` reads either
             scratch.rename(final)
             _sync(self.folder)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
-        self._prune(best)
+        self._prune()
         return final
 
     def newest(self) -> Checkpoint | None:
@@ -90,7 +91,8 @@ class Checkpoints:
             try:
                 return open_checkpoint(folder)
             except ValueError as error:
-                log.warning("passing over a checkpoint: %s", error)
+                if folder == self.path(_step_of(folder)):  # else it was never finished
+                    log.warning("passing over a checkpoint: %s", error)
         return None
 
     def at(self, step: int) -> Checkpoint:
@@ -106,25 +108,32 @@ class Checkpoints:
             shutil.copytree(source, scratch)
             scratch.rename(final)
 
-    def clear(self) -> None:
-        """Remove all checkpoints, to start anew."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def clear(self, after: int = -1) -> None:
+        """Remove the checkpoints of all steps after one, which are to be done again."""
+        for folder in self._folders():
+            if _step_of(folder) > after:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def path(self, step: int) -> Path:
         """Return where the checkpoint of a step is, or would be."""
         return self.folder / f"step-{step:08d}"
 
     def _folders(self) -> list[Path]:
-        """List the checkpoints from old to new; what has another name was never finished."""
-        found = self.folder.glob("step-*")
-        return sorted(path for path in found if path.name[5:].isdigit() and path.is_dir())
+        """List the checkpoints from old to new.
 
-    def _prune(self, best: int | None) -> None:
-        for folder in self._folders()[: -self.keep]:
-            if best is None or int(folder.name[5:]) != best:
+        One whose writer was killed is among them: if it verifies, only the renaming was left.
+        """
+        found = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda path: (_step_of(path), "." not in path.name))
+
+    def _prune(self) -> None:
+        """Remove all but the newest, and those that these say were best when they were written."""
+        written = [path for path in self._folders() if "." not in path.name]
+        kept = {path: _best_of(path) for path in written[-self.keep :]}
+        for folder in self._folders():
+            is_best = "." not in folder.name and _step_of(folder) in kept.values()
+            if folder not in kept and not is_best:
                 shutil.rmtree(folder, ignore_errors=True)
-        for folder in self.folder.glob("step-*.tmp-*"):  # left by a process that was killed
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -163,6 +172,24 @@ def find_checkpoint(path: Path) -> Checkpoint:
     if damaged:
         raise ValueError(f"all {damaged} checkpoints in {path} are damaged: train the run again")
     raise ValueError(f"{path} holds no checkpoint: name a run's folder")
+
+
+_NAME = re.compile(r"step-(\d+)(\.tmp-\d+)?")
+
+
+def _step_of(folder: Path) -> int:
+    match = _NAME.fullmatch(folder.name)
+    assert match is not None
+    return int(match[1])
+
+
+def _best_of(folder: Path) -> int | None:
+    """Return the step that was best when the checkpoint was written; None if it does not say."""
+    try:
+        best: int | None = json.loads((folder / STATE).read_text())["best"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return best
 
 
 def _files(folder: Path) -> Iterator[Path]:

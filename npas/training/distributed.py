@@ -8,9 +8,10 @@ whether to stop, which so wait for nothing else.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from npas import _launched, _preemption
 from npas.config import Config, TrainerConfig
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 # A process that dies is noticed at once. This is for one that hangs; reading data may take long.
 TIMEOUT = timedelta(minutes=10)
@@ -62,7 +64,7 @@ class Process:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Run a part that users' mistakes can end: the ValueError of one becomes that of all.
+        """Run a part that users' mistakes can end: the ValueError of one is a Refused in all.
 
         Preempted, in all of them, if a signal has asked one to stop.
         """
@@ -73,10 +75,8 @@ class Process:
             mistake = error
         said = self.gather((str(mistake or ""), _preemption.requested()))
         first = next((text for text, _ in said if text), None)
-        if mistake is not None and first == str(mistake):
-            raise mistake
         if first is not None:
-            raise ValueError(first)
+            raise _launched.Refused(first) from mistake
         if self.world > 1 and any(stop for _, stop in said):
             raise _preemption.Preempted
 
@@ -97,6 +97,13 @@ class Process:
         if self.world > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
+
+    def share_all(self, model: nn.Module) -> None:
+        """Give every process the leader's parameters and buffers."""
+        if self.world > 1:
+            for parameter in model.parameters():
+                dist.broadcast(parameter.detach(), 0)
+            self.share_buffers(model)
 
 
 class StopVote:
@@ -149,7 +156,7 @@ def this_process(trainer: TrainerConfig) -> Process:
     """Return this process's place and device. ValueError for a device that is not there."""
     if _joined is not None:
         return _joined
-    return Process(0, 1, _device(trainer, 0))
+    return Process(0, 1, _device(trainer, _launched.Place()))
 
 
 @contextlib.contextmanager
@@ -168,18 +175,18 @@ def joined(trainer: TrainerConfig) -> Iterator[Process]:
     if here.world == 1:
         yield this_process(trainer)
         return
-    device = _device(trainer, here.local_rank)
     _launched.meet(os.environ)
+    on_gpus = trainer.device != "cpu" and torch.cuda.is_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)
+    votes = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    alone = Process(here.rank, here.world, torch.device("cpu"), here.nodes, votes)
+    with alone.together():
+        device = _device(trainer, here)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
-    )
-    votes = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    _joined = Process(here.rank, here.world, device, here.nodes, votes)
+    _joined = replace(alone, device=device)
     try:
-        with _preemption.deferred():  # until all of them have heard of it
-            yield _joined
+        yield _joined
     finally:
         _joined = None
     dist.destroy_process_group()  # after a failure the others may be gone: ending says it to them
@@ -193,6 +200,8 @@ def wrap(model: nn.Module, process: Process, config: Config) -> nn.Module:
     one step, and a resumed run, whose first step is another, would then add in another order.
     """
     if process.world == 1:
+        if config.trainer.gradient_dtype != "fp32":
+            log.warning("trainer.gradient_dtype ignored: one process sends no gradients")
         return model
     keeps_buckets = config.deterministic and process.world > 2
     network = DistributedDataParallel(model, find_unused_parameters=keeps_buckets)
@@ -205,27 +214,23 @@ def wrap(model: nn.Module, process: Process, config: Config) -> nn.Module:
 
 
 def check_all_used(model: nn.Module) -> None:
-    """Raise ValueError, after a backward, if a parameter got no gradient: DDP would hang or stop.
-
-    Many wrappers wait for every gradient; a parameter that no output depends on has none.
-    """
+    """Raise Refused, after a backward, if a parameter got no gradient: DDP waits for each."""
     unused = [k for k, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if unused:
-        raise ValueError(
+        raise _launched.Refused(
             f"{len(unused)} parameters take no part in the loss ({unused[0]}, ...): several"
             " processes cannot train them; remove them or freeze them"
         )
 
 
-def _device(trainer: TrainerConfig, local_rank: int) -> torch.device:
+def _device(trainer: TrainerConfig, here: _launched.Place) -> torch.device:
     has_gpu = torch.cuda.is_available()
     if trainer.device == "cuda" and not has_gpu:
         raise ValueError("trainer.device=cuda, but torch finds no GPU: set trainer.device=auto")
     if not has_gpu or trainer.device == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    if count == 1 and "SLURM_LOCALID" in os.environ:  # which may show each task its own alone
-        local_rank = 0
+    local_rank = 0 if here.by_slurm and count == 1 else here.local_rank
     if local_rank >= count:
         raise ValueError(
             f"there are more processes than the {count} GPUs of this machine: start {count}, or set"

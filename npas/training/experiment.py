@@ -101,6 +101,7 @@ def prepare(experiment: Experiment) -> None:
     named_checkpoint(config, experiment.stage)
     task.setup()
     task.steps_per_epoch(config.batch_size)
+    tasks.check_workers(task, config.data.workers)
     Precision(config.precision, experiment.process.device)
 
 

@@ -81,7 +81,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     if process.world > 1 and progress.step == resumed_at + 1:
                         check_all_used(model)
                     went_wrong = meter.add(progress.step, batch.size, finite, sums, norms_N)
-                    update(optimizer, rate, precision, went_wrong)
+                    update(optimizer, rate, precision, went_wrong, norms_N)
                     if state.averaged is not None:
                         state.averaged.update(progress.step)
                     journal.step()
@@ -99,6 +99,8 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     journal.report(validate(state, task))
                 journal.compare_layers()
                 state.save()
+                if vote.carried():  # validation may take long
+                    return journal.outcome("preempted")
             metrics = final_metrics(state, task) if stage == TRAIN else NO_METRICS
         except Diverged as reason:
             return journal.diverged(reason)
@@ -143,23 +145,29 @@ def gradient(
     gradients = [p.new_zeros(()) if p.grad is None else p.grad for p in trained]
     norms_N = torch.stack(torch._foreach_norm(gradients))
     norm = torch.linalg.vector_norm(norms_N)
-    if precision.scaler is None:  # which takes an infinite gradient as its sign to scale less
-        finite &= norm.isfinite()
+    # fp16 takes a gradient that is not finite as the sign to scale less, as long as it can.
+    finite &= norm.isfinite() | precision.can_scale_less()
     size = sum(part.size for part in parts)
     return finite, {**sums, "grad_norm": norm * size}, norms_N
 
 
 def update(
-    optimizer: torch.optim.Optimizer, rate: float, precision: Precision, went_wrong: Tensor
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    precision: Precision,
+    went_wrong: Tensor,
+    norms_N: Tensor,
 ) -> None:
-    """Go one step down the gradient, unless a loss or gradient `went_wrong` (1.0 on the device)."""
+    """Go one step down the gradient, unless something `went_wrong` (1.0 on the device).
+
+    Nor where the gradient is not finite, which fp16 mends by scaling less.
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate
-    if precision.scaler is None:
-        # The fused kernel reads this, as it does from a scaler, and writes nothing where it is 1.
-        optimizer.found_inf = went_wrong  # type: ignore[attr-defined]
-        optimizer.step()
-    else:
-        precision.scaler.step(optimizer)
+    overflow = (~norms_N.isfinite().all()).float()
+    # The fused kernel reads this, as it does from a scaler, and writes nothing where it is 1.
+    optimizer.found_inf = torch.maximum(went_wrong, overflow)  # type: ignore[attr-defined]
+    optimizer.step()
+    if precision.scaler is not None:
         precision.scaler.update()
     optimizer.zero_grad()

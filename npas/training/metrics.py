@@ -75,7 +75,9 @@ def final_metrics(state: TrainState, task: Task) -> dict[str, Any]:
         return {"last": last, "selected": None, "selected_on": None}
     selected = last
     if best["step"] != progress.step:
-        with state.weights_of(best["step"]):
+        with state.weights_of(best["step"]) as found:
+            if not found:
+                return {"last": last, "selected": None, "selected_on": None}
             selected = {**_measure(state, task, "test"), **best["metrics"]}
     return {"last": last, "selected": selected, "selected_on": f"val {task.selection_metric}"}
 

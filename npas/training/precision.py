@@ -4,8 +4,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+# Reached from the start only by some 17 overflows in a row: the numbers themselves are wrong.
+SMALLEST_SCALE = 1.0
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -29,6 +32,12 @@ class Precision:
                 f"precision={name} does not run on {device.type} with this torch; "
                 "set precision=fp32"
             ) from error
+
+    def can_scale_less(self) -> Tensor | bool:
+        """Tell, on the device, whether gradients that are not finite may be a matter of scale."""
+        if self.scaler is None:
+            return False
+        return self.scaler.scale(torch.ones((), device=self.device)) >= SMALLEST_SCALE
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which to run the network."""

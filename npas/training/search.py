@@ -37,7 +37,7 @@ from npas.training.experiment import Experiment
 from npas.training.grouping import Grouping
 from npas.training.journal import Outcome
 from npas.training.loop import train
-from npas.training.state import SEARCH, named_checkpoint, starts_anew
+from npas.training.state import SEARCH, descends, named_checkpoint, starts_anew
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def stored_grouping(config: Config, run_dir: Path) -> Grouping | None:
     """
     if not search_epochs(config) or starts_anew(config):
         return None
-    if config.resume == "auto":
+    if config.resume == "auto" or descends(config, run_dir):
         if (found := groupings.read(run_dir)) is not None:
             _refuse_another_run(config, found, run_dir)
             return found

@@ -73,6 +73,7 @@ class TrainState:
         folder = checkpoints_folder(run_dir, self.stage)
         self.store = Checkpoints(folder, self.config.trainer.keep_last)
         self.progress = Progress()
+        self.origin: str | None = None  # the path that `resume` named, if it came from there
         self.since = time.perf_counter()
 
     def elapsed_s(self) -> float:
@@ -95,6 +96,7 @@ class TrainState:
             "stage": self.stage,
             "grouping": self.grouping.to_dict() if self.grouping else None,
             "ranks": self.process.world,
+            "origin": self.origin,
         }
         tensors = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}
         if self.averaged:
@@ -125,12 +127,24 @@ class TrainState:
         with self.process.together():
             found = found or open_checkpoint(folder)
             self._load(found)
-        best = self.progress.best
-        if best is not None and self.process.leads:  # whose weights are wanted at the end
-            self.store.adopt(folder.parent, best["step"])
         if self.process.leads:
+            self.store.clear(after=self.progress.step)
+            self._keep_best(folder.parent)
             log.info("resuming from %s, after step %d", folder, self.progress.step)
+        self.progress.best = self.process.from_leader(self.progress.best)
         return True
+
+    def _keep_best(self, source: Path) -> None:
+        """See that the best step's checkpoint is here for the end; without it none was best."""
+        best = self.progress.best
+        if best is None:
+            return
+        try:
+            self.store.adopt(source, best["step"])
+            self.store.at(best["step"])
+        except ValueError as error:
+            log.warning("the best epoch so far is lost, and chosen among those to come: %s", error)
+            self.progress.best = None
 
     def _find(self) -> Checkpoint | None:
         if starts_anew(self.config):
@@ -138,10 +152,12 @@ class TrainState:
             if self.grouping is None:  # after a search the run is tracked already
                 (self.run_dir / ID_FILE).unlink(missing_ok=True)
             return None
-        is_own = self.config.resume == "auto"
+        is_own = self.config.resume == "auto" or descends(self.config, self.run_dir)
         found = self.store.newest() if is_own else named_checkpoint(self.config, self.stage)
+        self.origin = None if self.config.resume == "auto" else str(Path(self.config.resume))
         if found is None:
             return None
+        self.origin = self.origin or found.state.get("origin")
         _refuse_another_config(self.config, found)
         stored = found.state.get("grouping")
         if self.grouping and stored and from_dict(stored).groups != self.grouping.groups:
@@ -169,9 +185,9 @@ class TrainState:
                 load({k.removeprefix(own): v for k, v in tensors if k.startswith(own)})
         elif self.process.leads:
             log.warning(
-                "the checkpoint is of %s processes, this is %d: the run goes on, but not to the bit"
-                " as it would have",
-                found.state.get("ranks", "other"),
+                "the checkpoint is of another number of processes (%s, now %d): the run goes on,"
+                " but not to the bit as it would have",
+                found.state.get("ranks"),
                 self.process.world,
             )
 
@@ -182,13 +198,20 @@ class TrainState:
             yield
 
     @contextlib.contextmanager
-    def weights_of(self, step: int) -> Iterator[None]:
-        """Have the network hold what a stored step had come to; ValueError if it is damaged."""
+    def weights_of(self, step: int) -> Iterator[bool]:
+        """Have the network hold what a stored step had come to; tell whether it could be read."""
         last = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         averaged, self.averaged = self.averaged, None
-        load_weights(self.model, self.store.at(step))
+        found = False
         try:
-            yield
+            if self.process.leads:
+                try:
+                    load_weights(self.model, self.store.at(step))
+                    found = True
+                except ValueError as error:
+                    log.warning("the best epoch cannot be measured on the test set: %s", error)
+            self.process.share_all(self.model)
+            yield self.process.from_leader(found)
         finally:
             self.averaged = averaged
             self.model.load_state_dict(last)
@@ -224,6 +247,15 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
 def checkpoints_folder(run_dir: Path, stage: str) -> Path:
     """Return where a stage of a run keeps its checkpoints."""
     return run_dir / SEARCH / "checkpoints" if stage == SEARCH else run_dir / "checkpoints"
+
+
+def descends(config: Config, run_dir: Path) -> bool:
+    """Tell whether the run's folder has come further already from the path that `resume` names."""
+    if config.resume in ("auto", "never"):
+        return False
+    stores = (Checkpoints(checkpoints_folder(run_dir, stage)) for stage in (TRAIN, SEARCH))
+    newest = next((found for store in stores if (found := store.newest())), None)
+    return newest is not None and newest.state.get("origin") == str(Path(config.resume))
 
 
 def starts_anew(config: Config) -> bool:

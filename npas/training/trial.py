@@ -36,7 +36,7 @@ def one_step(experiment: Experiment) -> str:
     finite, sums, norms_N = gradient(task, network, parts, optimizer, precision, regularizer)
     went_wrong = meter.add(1, batch.size, finite, sums, norms_N)
     rate = learning_rate(config.optim, 0, task.steps_per_epoch(config.batch_size))
-    update(optimizer, rate, precision, went_wrong)
+    update(optimizer, rate, precision, went_wrong, norms_N)
     loss = meter.read()["train/loss"]
     try:
         meter.check()
@@ -49,7 +49,7 @@ def one_step(experiment: Experiment) -> str:
 def advise_on_memory(experiment: Experiment) -> str:
     """Say, after a step ran out of memory, in how many parts of a batch it would not have.
 
-    Tries one part of each size that divides this process's share, from large to small.
+    Tries parts of each size that divides this process's share, from large to small.
     """
     config, process = experiment.config, experiment.process
     said = f"out of memory with batch_size {experiment.batch_arithmetic()}"
@@ -68,9 +68,10 @@ def _fits(experiment: Experiment, parts: int) -> bool:
         0, config.batch_size, range(1), process.rank, process.world
     )
     try:
-        part = next(iter(batches)).parts(parts)[0]
+        # Two, since the second meets the gradients of the first.
+        two = next(iter(batches)).parts(parts)[:2]
         precision = Precision(config.precision, process.device)
-        gradient(experiment.task, experiment.model.train(), [part], optimizer, precision)
+        gradient(experiment.task, experiment.model.train(), two, optimizer, precision)
     except torch.OutOfMemoryError:
         return False
     finally:

@@ -50,7 +50,26 @@ def test_keeps_the_last_two_and_the_best(store: Checkpoints) -> None:
         save(store, step, best=2 if step >= 2 else None)
     assert steps(store) == [2, 5, 6]
     save(store, 7, best=7)
-    assert steps(store) == [6, 7]
+    assert steps(store) == [2, 6, 7]  # whoever must go back to 6 wants 2 at the end
+    save(store, 8, best=7)
+    assert steps(store) == [7, 8]
+
+
+def test_steps_that_are_to_come_again_are_cleared(store: Checkpoints) -> None:
+    for step in (1, 2, 3):
+        save(store, step, best=1)
+    damage_byte(store.path(3))
+    store.clear(after=2)
+    assert steps(store) == [1, 2]
+
+
+def test_one_that_was_only_to_be_renamed_counts(store: Checkpoints) -> None:
+    save(store, 1)
+    save(store, 2).rename(store.folder / "step-00000002.tmp-4242")
+    newest = store.newest()
+    assert newest is not None and newest.state["step"] == 2
+    save(store, 3)
+    assert steps(store) == [1, 3]
 
 
 def damage_byte(folder: Path) -> None:

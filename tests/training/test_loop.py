@@ -170,8 +170,26 @@ def test_what_is_no_number_never_reaches_the_weights(
     batches = reference.task.train_batches(0, config.batch_size)
     for n, batch in zip(range(1, step), batches, strict=False):
         found = loop.gradient(reference.task, reference.model, [batch], optimizer, precision)
-        loop.update(optimizer, 0.1, precision, meter.add(n, batch.size, *found))
+        loop.update(optimizer, 0.1, precision, meter.add(n, batch.size, *found), found[2])
     assert same(weights(experiment.model), weights(reference.model))
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+def test_fp16_scales_less_for_a_while_and_no_longer(small, tmp_path: Path, how: str) -> None:
+    """A gradient may overflow for its scale; a loss that is no number is one at any scale."""
+
+    class Hopeless(Altered):
+        def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, sums = self.task.loss(model, batch)
+            return SPOILERS[how](loss), sums
+
+    experiment = build(small(precision="fp16", epochs=10))
+    before = weights(experiment.model)
+    experiment.task = Hopeless(experiment.task)
+    outcome = train(experiment, tmp_path / "run")
+    assert outcome.status == "diverged"
+    assert outcome.diverged_at == (1 if how == "loss" else 18)  # 2**16, halved until below 1
+    assert same(before, weights(experiment.model))
 
 
 def test_metrics_that_are_no_numbers_end_the_run(small, tmp_path: Path) -> None:
@@ -206,7 +224,7 @@ def test_a_step_does_not_wait_for_the_device(small, monkeypatch: pytest.MonkeyPa
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     found = loop.gradient(experiment.task, experiment.model, [batch], optimizer, precision)
-    loop.update(optimizer, 0.1, precision, meter.add(1, batch.size, *found))
+    loop.update(optimizer, 0.1, precision, meter.add(1, batch.size, *found), found[2])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

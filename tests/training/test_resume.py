@@ -103,6 +103,70 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert log(tmp_path / "resumed") == log(tmp_path / "straight")
 
 
+def lose(folder: Path, step: int) -> None:
+    (folder / "checkpoints" / f"step-{step:08d}" / "manifest.json").unlink()
+
+
+def test_a_best_epoch_that_is_lost_ends_no_run(
+    run_small, stop_after, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The rate grows beyond all measure after the first epoch, which so stays the best.
+    optim = {"lr": 0.1, "milestones": [1], "gamma": 100.0}
+    stop_after(3)
+    with pytest.raises(Stopped):
+        run_small("run", epochs=4, optim=optim)
+    stop_after(None)
+    lose(tmp_path / "run", 5)
+    _, outcome = run_small("run", epochs=4, optim=optim)
+    assert outcome.status == "done" and outcome.metrics["selected"] is not None
+    assert "the best epoch so far is lost, and chosen among those to come" in caplog.text
+
+
+def test_a_best_epoch_that_is_lost_before_the_test_set_is_read_is_said(
+    run_small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    optim = {"lr": 0.1, "milestones": [1], "gamma": 100.0}
+    save = TrainState.save
+
+    def save_and_lose(self: TrainState) -> None:
+        save(self)
+        if self.progress.epoch == 3:
+            lose(tmp_path / "run", 5)
+
+    monkeypatch.setattr(TrainState, "save", save_and_lose)
+    _, outcome = run_small("run", epochs=3, optim=optim)
+    assert outcome.status == "done" and outcome.metrics["last"]
+    assert outcome.metrics["selected"] is None and outcome.metrics["selected_on"] is None
+    assert "the best epoch cannot be measured on the test set" in caplog.text
+
+
+def test_a_run_that_came_from_a_named_checkpoint_goes_on_from_its_own(
+    run_small, stop_after, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    straight, expected = run_small("straight", epochs=4)
+    stop_after(1)
+    with pytest.raises(Stopped):
+        run_small("old", epochs=4)
+    named = str(tmp_path / "old")
+    for epoch in (2, 3):
+        stop_after(epoch)
+        with pytest.raises(Stopped):
+            run_small("new", epochs=4, resume=named)
+    stop_after(None)
+    with caplog.at_level(logging.INFO):
+        resumed, outcome = run_small("new", epochs=4, resume=named)
+    assert "after step 15" in caplog.text  # its own third epoch, not the first of the other
+    assert same_state(straight, resumed) and outcome.metrics == expected.metrics
+
+
+def test_going_back_to_an_earlier_step_drops_the_later_ones(run_small, tmp_path: Path) -> None:
+    straight, _ = run_small("run", epochs=3)
+    early = tmp_path / "run" / "checkpoints" / "step-00000010"
+    resumed, _ = run_small("run", epochs=3, resume=str(early))
+    assert same_state(straight, resumed)
+    assert log(tmp_path / "run")[-1]["step"] == 15
+
+
 def test_a_finished_run_trains_no_more_and_gives_the_same_metrics(run_small) -> None:
     first, outcome = run_small()
     again, repeated = run_small()
