@@ -33,8 +33,8 @@ train: $(READY)  ## train the default experiment (digits at a tenth of its param
 test: $(READY)  ## run the quick tests
 	$(QUIET_THREADS) $(BIN)/python -m pytest -n auto $(ARGS)
 
-test-faults: $(READY)  ## run the fault tests: killed, starved and damaged runs (under five minutes)
-	$(QUIET_THREADS) $(BIN)/python -m pytest -n auto -m fault $(ARGS)
+test-faults: $(READY)  ## run what starts, kills and starves real processes (under five minutes)
+	$(QUIET_THREADS) $(BIN)/python -m pytest -n auto -m "(fault or dist) and not slow" $(ARGS)
 
 test-slow: $(READY)  ## run the slow tests: trainings, a built wheel
 	$(QUIET_THREADS) $(BIN)/python -m pytest -m slow $(ARGS)

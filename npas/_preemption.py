@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 EXIT_CODE = 75  # sysexits.h: a temporary failure, try again
 # A terminal and a launcher both pass a signal on: two within this time are one.
 SAME_SIGNAL_S = 1.0
@@ -66,6 +66,8 @@ def watching() -> Iterator[None]:
     try:
         for number in SIGNALS:
             before[number] = signal.signal(number, watch.receive)
+            if number == signal.SIGHUP and before[number] == signal.SIG_IGN:  # by nohup
+                signal.signal(number, signal.SIG_IGN)
         yield
     finally:
         _watch = None

@@ -29,6 +29,7 @@ FLOORS = {
     "_schema": -2,
     "_git": -2,  # what every floor may ask of the machine
     "_launched": -2,
+    "_printing": -2,
     "_preemption": -2,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -75,6 +75,16 @@ def test_an_inner_watch_is_the_outer_one() -> None:
         assert requested()
 
 
+def test_a_terminal_that_closes_is_no_matter_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with watching():
+            send(signal.SIGHUP)
+            assert not requested()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_without_a_watch_nothing_is_asked_for() -> None:
     with deferred():
         assert not requested()

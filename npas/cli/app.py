@@ -24,9 +24,11 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from npas import _launched, _preemption
+from npas._printing import print_line
 from npas.cli import errors
 
-PREEMPTED = "preempted"  # the status of a job that a signal has stopped
+# The status of a job that a signal has stopped, and of those of its sweep that it left undone.
+PREEMPTED, WAITING = "preempted", "waiting"
 
 T = TypeVar("T")
 
@@ -92,7 +94,7 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
             return 1
         except Exception as error:
             return 2 if _explain(error, command, words) else 1
-    if any(job.status == PREEMPTED for job in jobs):
+    if any(job.status in (PREEMPTED, WAITING) for job in jobs):
         return _preemption.EXIT_CODE
     return 0 if all(job.fine for job in jobs) else 1
 
@@ -119,12 +121,17 @@ def _quoted(word: str) -> str:
 def say(command: str, line: str) -> None:
     """Print a line on stderr, beside the command's own output; of several processes the first."""
     if _launched.leads():
-        print(f"{command}: {line}", file=sys.stderr, flush=True)
+        print_line(f"{command}: {line}", sys.stderr)
 
 
 def say_always(line: str) -> None:
     """Print a line on stderr, whichever of several processes this is."""
-    print(line, file=sys.stderr, flush=True)
+    print_line(line, sys.stderr)
+
+
+def tell(line: str) -> None:
+    """Print a line of a command's output; a reader who has gone ends no training."""
+    print_line(line, sys.stdout)
 
 
 def _debugging(words: Sequence[str]) -> bool:

@@ -245,7 +245,7 @@ def _run_folder(run: str) -> Path:
 def _logged(run: str) -> list[dict[str, Any]]:
     """Return the similarity matrices that the run logged up to its checkpoint, with epochs."""
     from npas.training.checkpoint import find_checkpoint
-    from npas.training.tracking import LOG_FILE
+    from npas.training.state import LOG_FILE
 
     log, last = _run_folder(run) / LOG_FILE, find_checkpoint(Path(run)).state["progress"]["step"]
     found = []

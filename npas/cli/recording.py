@@ -37,7 +37,13 @@ from npas.training.checkpoint import Checkpoints
 from npas.training.state import Progress
 from npas.training.trial import advise_on_memory
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REMEDY = "free space and run the same command: it resumes"
+
+
+def remedy(error: OSError) -> str:
+    """Say what to do about a run's folder that cannot be written."""
+    return REMEDY if error.errno in FULL else "mend that and run the same command: it resumes"
 
 
 def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment], None]) -> Result:
@@ -100,7 +106,7 @@ def _why(error: Exception, rank: int, world: int) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return OUT_OF_MEMORY
     # Not every library raises OSError for a full disk or quota: safetensors has its own error.
-    for word in map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+    for word in map(os.strerror, FULL):
         if word in str(error):
             return f"{word}: {REMEDY}"
     if world > 1:

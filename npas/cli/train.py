@@ -47,7 +47,9 @@ def run(config: Config) -> Job:
         logging.getLogger("npas").setLevel(logging.DEBUG)
     with _preemption.watching():
         if _preemption.requested():  # by a signal to the sweep's job before
-            return Job(str(schema.run_dir(config)), app.PREEMPTED, "not started")
+            folder = schema.run_dir(config)
+            is_done = not config.force and _finished(config, folder) is not None
+            return Job(str(folder), "skipped" if is_done else app.WAITING)
         is_alone = _launched.place().world == 1
         try:
             if config.trainer.devices > 1 and is_alone:
@@ -134,7 +136,7 @@ def _run_here(config: Config) -> Job:
         with process.together():
             prepare(experiment)
         runs.warn_of_ignored(NAME, config)
-        print(_what_follows(experiment), flush=True)
+        app.tell(_what_follows(experiment))
         return _train(experiment, folder)
 
 
@@ -148,21 +150,21 @@ def _try(config: Config) -> Job:
     experiment = build(dataclasses.replace(config, data=data))
     prepare(experiment)
     runs.warn_of_ignored(NAME, config)
-    print(_what_follows(experiment))
+    app.tell(_what_follows(experiment))
     line = one_step(experiment)
-    print(f"dry run: {line}; nothing was written, the run would be {schema.run_dir(config)}")
+    app.tell(f"dry run: {line}; nothing was written, the run would be {schema.run_dir(config)}")
     return Job(str(schema.run_dir(config)))
 
 
 def _train(experiment: Experiment, folder: Path) -> Job:
     """Train, record it, and say how it ended."""
-    from npas.cli.recording import REMEDY, record
+    from npas.cli.recording import record, remedy
 
     config = experiment.config
     try:
-        result = record(experiment, folder, lambda found: print(_what_follows(found), flush=True))
+        result = record(experiment, folder, lambda found: app.tell(_what_follows(found)))
     except OSError as error:
-        line = f"{folder} cannot be written ({error.strerror}): {REMEDY}"
+        line = f"{folder} cannot be written ({error.strerror}): {remedy(error)}"
         if experiment.process.world > 1:
             app.say_always(f"{NAME}: rank {experiment.process.rank} failed: {line}")
             raise app.Reported from None
@@ -176,33 +178,32 @@ def _train(experiment: Experiment, folder: Path) -> Job:
         app.say(NAME, f"{result.status}: {result.error}; {folder}")
         return Job(str(folder), result.status, result.error)
     beside = _beside_dense(config, experiment.task.selection_metric)
-    print(f"{result.status}: {_summary(result)}{beside}; {folder}", flush=True)
+    app.tell(f"{result.status}: {_summary(result)}{beside}; {folder}")
     return Job(str(folder), result.status, _summary(result))
 
 
 def _again(config: Config) -> str:
     """Say how to go on."""
-    for key, value, usual in (("force", config.force, False), ("resume", config.resume, "auto")):
-        if value != usual and value in (True, "never"):
-            return f"the same command without {key}={str(value).lower()} goes on"
-    return AGAIN
+    if config.force:
+        return "the same command without force=true goes on"
+    return "the same command with resume=auto goes on" if config.resume == "never" else AGAIN
 
 
 def _skipped(config: Config, folder: Path) -> Job | None:
     """Return the job of a run that is done already, None if there is something to do."""
     if config.force or (done := _finished(config, folder)) is None:
         return None
-    print(f"skipped: {_summary(done)}; {folder} (force=true trains it again)", flush=True)
+    app.tell(f"skipped: {_summary(done)}; {folder} (force=true trains it again)")
     return Job(str(folder), "skipped", _summary(done))
 
 
 def close_sweep(jobs: list[Job]) -> None:
     """Print what became of each job of a sweep; of those in other processes, the first to fail."""
     if not jobs:
-        print("the launcher's jobs are done; their run folders hold the results")
+        app.tell("the launcher's jobs are done; their run folders hold the results")
     names = max((len(job.name) for job in jobs), default=0)
     for job in jobs:
-        print(f"{job.status:9}  {job.name:{names}}  {job.detail}")
+        app.tell(f"{job.status:9}  {job.name:{names}}  {job.detail}".rstrip())
 
 
 def _what_follows(experiment: Experiment) -> str:

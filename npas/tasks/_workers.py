@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from npas.tasks import Batch, Task
 
-IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 START_METHOD = "fork" if sys.platform == "linux" else None  # None: the platform's usual one
 GRACE_S = 1.0  # for a worker to finish what it is making when the iteration is given up
 

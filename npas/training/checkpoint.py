@@ -64,7 +64,7 @@ class Checkpoints:
         """Write the checkpoint of `step`; remove all but the newest and that of step `best`."""
         final = self.path(step)
         scratch = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch)
         scratch.mkdir(parents=True)
         try:
             for name, group in tensors.items():
@@ -76,11 +76,11 @@ class Checkpoints:
             _write_json(scratch / MANIFEST, {path.name: _sha256(path) for path in _files(scratch)})
             for path in (*_files(scratch), scratch):
                 _sync(path)
-            shutil.rmtree(final, ignore_errors=True)  # of the same step; `newest` reads either
+            _remove(final)  # of the same step; `newest` reads either
             scratch.rename(final)
             _sync(self.folder)
         except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
+            _remove(scratch)
             raise
         self._prune()
         return final
@@ -99,20 +99,19 @@ class Checkpoints:
         """Open the checkpoint of a step. ValueError if it is missing or damaged."""
         return open_checkpoint(self.path(step))
 
-    def adopt(self, folder: Path, step: int) -> None:
-        """Copy the checkpoint of a step from another run's folder, unless it is here."""
-        final = self.path(step)
+    def adopt(self, checkpoint: Checkpoint) -> None:
+        """Copy a checkpoint from another run's folder, unless it is here."""
+        final = self.path(checkpoint.state["step"])
         if not final.exists():
-            source = Checkpoints(folder).at(step).folder
             scratch = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-            shutil.copytree(source, scratch)
+            shutil.copytree(checkpoint.folder, scratch)
             scratch.rename(final)
 
     def clear(self, after: int = -1) -> None:
         """Remove the checkpoints of all steps after one, which are to be done again."""
         for folder in self._folders():
             if _step_of(folder) > after:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
 
     def path(self, step: int) -> Path:
         """Return where the checkpoint of a step is, or would be."""
@@ -133,7 +132,7 @@ class Checkpoints:
         for folder in self._folders():
             is_best = "." not in folder.name and _step_of(folder) in kept.values()
             if folder not in kept and not is_best:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -190,6 +189,14 @@ def _best_of(folder: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return best
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or whatever lies in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 """Show how a training goes: a bar on a terminal, a plain line every few seconds elsewhere."""
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -7,6 +8,8 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from npas._printing import print_line
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -38,12 +41,13 @@ class ProgressDisplay:
     def step(self, step: int) -> None:
         """Say that `step` steps are done."""
         if self.bar is not None:
-            self.bar.update(self.task, completed=step)
+            with contextlib.suppress(OSError):  # a terminal that is gone ends no training
+                self.bar.update(self.task, completed=step)
         elif (now := time.monotonic()) - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             left = (now - self.started) / max(1, step - self.first) * (self.total - step)
             at = f"{self.prefix}step {step}/{self.total}"
-            print(f"{at}  {self.figures}  {left:.0f} s left", file=self.file)
+            print_line(f"{at}  {self.figures}  {left:.0f} s left", self.file)
 
     def show(self, record: dict[str, Any]) -> None:
         """Take over the figures of a logged record."""
@@ -51,7 +55,8 @@ class ProgressDisplay:
         self.figures = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
         self.figures = f"epoch {record['epoch']}  {self.figures}"
         if self.bar is not None:
-            self.bar.update(self.task, description=f"{self.prefix}{self.figures}")
+            with contextlib.suppress(OSError):
+                self.bar.update(self.task, description=f"{self.prefix}{self.figures}")
 
     def __enter__(self) -> "ProgressDisplay":
         if self.bar is not None:
@@ -65,4 +70,5 @@ class ProgressDisplay:
         trace: TracebackType | None,
     ) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            with contextlib.suppress(OSError):
+                self.bar.stop()

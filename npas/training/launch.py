@@ -67,7 +67,7 @@ def launch(trainer: TrainerConfig, work: Callable[..., Any], *arguments: Any) ->
                 rdzv_endpoint="localhost:0",
                 local_addr="localhost",
                 max_restarts=0,
-                signals_to_handle="SIGHUP",
+                signals_to_handle="SIGQUIT",  # none of ours
             ),
             _work_beside_parent,
         )
@@ -81,7 +81,7 @@ def launch(trainer: TrainerConfig, work: Callable[..., Any], *arguments: Any) ->
 @contextlib.contextmanager
 def _surroundings(workers: int) -> Iterator[None]:
     """Give each worker its part of the cores, and put back what torch changes in this process."""
-    before = signal.getsignal(signal.SIGHUP)
+    before = signal.getsignal(signal.SIGQUIT)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads is None:  # workers that each use every core are slower together than one alone
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers
@@ -92,7 +92,7 @@ def _surroundings(workers: int) -> Iterator[None]:
         if threads is None:
             del os.environ["OMP_NUM_THREADS"]
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGHUP, before)
+            signal.signal(signal.SIGQUIT, before)
 
 
 def _work_beside_parent(work: Callable[..., Any], parent: int, arguments: tuple[Any, ...]) -> Any:

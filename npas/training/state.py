@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from npas._groups import GROUPS_FILE
 from npas.config import Config, config_hash, is_excluded, to_dict
+from npas.tasks._files import write_whole
 from npas.training.averaging import AveragedWeights
 from npas.training.checkpoint import Checkpoint, Checkpoints, find_checkpoint, open_checkpoint
 from npas.training.grouping import from_dict
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SEARCH, TRAIN = "search", "train"  # the stages of a run; most runs have the last alone
+LOG_FILE = "log.jsonl"
 ID_FILE = "wandb_id"  # under which W&B tracks the run
 AVERAGED = "averaged"  # the file of averaged weights in a checkpoint
 
@@ -129,10 +131,22 @@ class TrainState:
             self._load(found)
         if self.process.leads:
             self.store.clear(after=self.progress.step)
+            if folder.parent != self.store.folder:
+                self.store.adopt(found)
+                self._take_over_log(folder)
             self._keep_best(folder.parent)
             log.info("resuming from %s, after step %d", folder, self.progress.step)
         self.progress.best = self.process.from_leader(self.progress.best)
         return True
+
+    def _take_over_log(self, folder: Path) -> None:
+        """Have the log begin as that of the run that another's checkpoint is of."""
+        self.progress.wandb_id = None  # which tracks the other
+        for run in folder.parents[:3]:
+            if (run / LOG_FILE).is_file():
+                write_whole(self.run_dir / LOG_FILE, (run / LOG_FILE).read_text(errors="replace"))
+                return
+        self.progress.logged = 0
 
     def _keep_best(self, source: Path) -> None:
         """See that the best step's checkpoint is here for the end; without it none was best."""
@@ -140,7 +154,8 @@ class TrainState:
         if best is None:
             return
         try:
-            self.store.adopt(source, best["step"])
+            if source != self.store.folder and not self.store.path(best["step"]).exists():
+                self.store.adopt(Checkpoints(source).at(best["step"]))
             self.store.at(best["step"])
         except ValueError as error:
             log.warning("the best epoch so far is lost, and chosen among those to come: %s", error)
@@ -251,7 +266,7 @@ def checkpoints_folder(run_dir: Path, stage: str) -> Path:
 
 def descends(config: Config, run_dir: Path) -> bool:
     """Tell whether the run's folder has come further already from the path that `resume` names."""
-    if config.resume in ("auto", "never"):
+    if config.resume in ("auto", "never") or config.force:
         return False
     stores = (Checkpoints(checkpoints_folder(run_dir, stage)) for stage in (TRAIN, SEARCH))
     newest = next((found for store in stores if (found := store.newest())), None)

@@ -19,11 +19,9 @@ from typing import Any
 from npas._git import PACKAGE_FOLDER
 from npas.config import Config, search_epochs, to_dict
 from npas.tasks._files import write_whole
-from npas.training.state import AVERAGED, ID_FILE, SEARCH, TRAIN
+from npas.training.state import AVERAGED, ID_FILE, LOG_FILE, SEARCH, TRAIN
 
 log = logging.getLogger(__name__)
-
-LOG_FILE = "log.jsonl"
 
 START_S = 10.0  # that a training waits for W&B before it begins; W&B may begin later
 INIT_S = 30.0  # that W&B's service tries to reach the server: `init_timeout`, 90 s by default
@@ -76,7 +74,10 @@ class Tracker:
         if mode != "disabled":
             # Stored before anything is trained, so that a run that is killed goes on as the same.
             self.wandb_id = wandb_id or _stored_id(run_dir) or secrets.token_hex(4)
-            write_whole(run_dir / ID_FILE, f"{self.wandb_id}\n")
+            try:
+                write_whole(run_dir / ID_FILE, f"{self.wandb_id}\n")
+            except OSError as error:
+                log.warning("W&B will not find this run again: %s: %s", ID_FILE, error.strerror)
             self.wandb = _Wandb(mode, config, run_dir, self.wandb_id, dict(facts or {}))
 
     def log(self, record: dict[str, Any]) -> None:
@@ -296,7 +297,7 @@ def _stored_id(run_dir: Path) -> str | None:
     """Return the id that the folder was tracked as; None if there is none that could be one."""
     try:
         found = (run_dir / ID_FILE).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError):
         return None
     return found if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found) else None
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from command_line import SMALL, Run
 from omegaconf import OmegaConf
 
-from npas.cli import runs
+from npas.cli import runs, train
 from npas.config import config_hash, run_dir
 from npas.reporting import results
 from npas.tasks import digits
@@ -234,3 +235,13 @@ def test_a_diverged_run_says_at_which_step_and_what_the_norms_were(
     assert result.status == "diverged" and result.divergence is not None
     assert result.divergence.step == 1
     assert {*result.divergence.norms["npas_bank_0"]} == {"weight", "gradient"}
+
+
+def test_a_reader_who_has_gone_ends_no_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as nobody_reads, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", nobody_reads)
+        assert train.main([*SMALL, "budget=0.5"]) == 0
+    (folder,) = folders()
+    assert results.read(folder).status == "done"

@@ -157,6 +157,36 @@ def test_a_run_that_came_from_a_named_checkpoint_goes_on_from_its_own(
         resumed, outcome = run_small("new", epochs=4, resume=named)
     assert "after step 15" in caplog.text  # its own third epoch, not the first of the other
     assert same_state(straight, resumed) and outcome.metrics == expected.metrics
+    assert log(tmp_path / "new") == log(tmp_path / "straight")  # the other's first lines, too
+
+
+def test_a_finished_run_that_is_named_is_measured_and_taken_over_whole(
+    run_small, tmp_path: Path
+) -> None:
+    straight, expected = run_small("straight", data={"split": "50k"})
+    resumed, outcome = run_small("new", data={"split": "50k"}, resume=str(tmp_path / "straight"))
+    assert outcome.metrics == expected.metrics and same_state(straight, resumed)
+    assert saved(tmp_path / "new").keys() == saved(tmp_path / "straight").keys()
+    assert log(tmp_path / "new") == log(tmp_path / "straight")
+
+
+def test_force_begins_again_with_what_is_named(
+    run_small, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_small("old", epochs=2)
+    named = str(tmp_path / "old" / "checkpoints" / "step-00000005")
+    run_small("new", epochs=2, resume=named)
+    with caplog.at_level(logging.INFO):
+        run_small("new", epochs=2, resume=named, force=True)
+    assert caplog.text.count("after step 5") == 1
+
+
+def test_a_file_where_a_checkpoint_belongs_is_in_nobodys_way(run_small, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "step-00000005").touch()
+    _, outcome = run_small("run", epochs=1)
+    assert outcome.status == "done" and (folder / "step-00000005").is_dir()
 
 
 def test_going_back_to_an_earlier_step_drops_the_later_ones(run_small, tmp_path: Path) -> None:

@@ -193,27 +193,20 @@ def test_starting_anew_forgets_the_groups(searching, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("moment", "next_logged"),
-    [
-        (SEARCH, (SEARCH, 6)),
-        ("groups written", (TRAIN, 2)),
-        pytest.param(TRAIN, (TRAIN, 6), marks=pytest.mark.slow),
-    ],
+    "moment", [SEARCH, "groups written", pytest.param(TRAIN, marks=pytest.mark.slow)]
 )
 def test_another_runs_folder_can_be_named(
-    searching,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    moment: str,
-    next_logged: tuple[str, int],
+    searching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     with monkeypatch.context() as patched, pytest.raises(Stopped):
         stop_at(moment, patched)
         run(searching(), tmp_path / "old")
+    before = [(line.get("stage", TRAIN), line["step"]) for line in log(tmp_path / "old")]
     _, outcome = run(searching(resume=str(tmp_path / "old")), tmp_path / "new")
     assert outcome.status == "done" and outcome.steps == 10
-    first = log(tmp_path / "new")[0]
-    assert (first.get("stage", TRAIN), first["step"]) == next_logged
+    logged = [(line.get("stage", TRAIN), line["step"]) for line in log(tmp_path / "new")]
+    assert logged[: len(before)] == before  # it goes on, and its log is whole
+    assert len(set(logged)) >= len(before) + 2 and logged[-1] == (TRAIN, 10)
 
 
 def test_a_lost_file_is_read_from_the_checkpoint_and_another_is_refused(
