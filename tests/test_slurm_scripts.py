@@ -93,5 +93,5 @@ def test_a_sweep_goes_to_submitit_with_its_words(environ: dict[str, str], tmp_pa
     command = ["bash", str(path), "+exp=digits", "budget=0.1,0.5", "seed=0,1"]
     assert subprocess.run(command, env=environ, cwd=tmp_path, timeout=20).returncode == 0
     said = (tmp_path / "notes").read_text()
-    assert "npas-train -m +exp=digits budget=0.1,0.5 seed=0,1" in said
+    assert "npas-train -m +exp=digits budget=0.1,0.5 seed=0,1 trainer.devices=1" in said
     assert "hydra/launcher=submitit_slurm" in said

@@ -181,6 +181,8 @@ def config_file(config: Config, folder: Path) -> Iterator[None]:
     """Put config.yaml into the run's folder; leave no folder if the run cannot begin."""
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.tmp"):  # left by a process that was killed while it wrote
+        path.unlink(missing_ok=True)
     file = folder / "config.yaml"
     _files.write_whole(file, OmegaConf.to_yaml(OmegaConf.create(schema.to_dict(config))))
     try:

@@ -7,7 +7,7 @@
 # into the same run folder. submitit comes with the extra `slurm`: pip install 'npas[slurm]'.
 set -euo pipefail
 
-exec npas-train -m "$@" \
+exec npas-train -m "$@" trainer.devices="${GPUS:-1}" \
   hydra/launcher=submitit_slurm \
   hydra.launcher.timeout_min="${TIMEOUT_MIN:-1440}" \
   hydra.launcher.gpus_per_node="${GPUS:-1}" \

@@ -102,6 +102,13 @@ def test_a_damaged_result_is_no_result(run: Run, folder: Path, damaged: bytes) -
     assert results.read(folder).status == "done"
 
 
+def test_what_a_killed_process_was_writing_is_cleared_away(run: Run, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml1a2b.tmp").touch()
+    assert run(*WORDS).code == 0
+    assert not list(folder.glob("*.tmp"))
+
+
 @pytest.mark.parametrize("root", ["file", "file/below", "/proc/nowhere"])
 def test_a_run_root_that_cannot_hold_runs_is_named(run: Run, root: str) -> None:
     Path("file").touch()

@@ -1,0 +1,60 @@
+"""Keep one process that forks trainings, and the runs that were not disturbed, for all tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from processes import Forks, Trainings
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1] / "scripts")]  # of forked.py, which processes.py imports
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Return the process that forks others."""
+    from processes import Forks
+
+    with Forks(paths=[HERE]) as found:
+        yield found
+
+
+@pytest.fixture
+def trainings(forks: Forks, tmp_path: Path) -> Trainings:
+    """Return a starter of trainings in this test's folder."""
+    from processes import Trainings
+
+    return Trainings(forks, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def straight(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that trains without disturbance, once for each words; its run's folder.
+
+    `ranks`: in so many processes; `trouble`: only such as lasts for the whole run.
+    """
+    from processes import Trainings, folder_in
+
+    done: dict[object, Path] = {}
+
+    def run(*words: str, ranks: int = 1, norm: str | None = None) -> Path:
+        key = (words, ranks, norm)
+        if key not in done:
+            home = tmp_path_factory.mktemp("straight")
+            starter, trouble = Trainings(forks, home), {"norm": norm}
+            if ranks == 1:
+                ended = [starter.run(*words, trouble=trouble)]
+            else:
+                troubles = dict.fromkeys(range(ranks), trouble)
+                ended = starter.run_ranks(ranks, *words, troubles=troubles)
+            assert [each.code for each in ended] == [0] * ranks, ended[0].err
+            done[key] = folder_in(home / "runs")
+        return done[key]
+
+    return run

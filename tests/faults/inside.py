@@ -1,0 +1,117 @@
+"""What a forked process does: the other side of `processes.py`."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+
+def train(words: list[str], trouble: dict[str, Any] | None = None) -> int:
+    """Run npas-train, with `trouble` (see below) on its way."""
+    from npas.cli import train
+
+    make(trouble or {})
+    return train.main(words)
+
+
+def make(trouble: dict[str, Any]) -> None:
+    """Prepare what `trouble` asks for, when the process has taken that many steps.
+
+    step: after which optimizer step of this process; signals: to send to itself, or to its group
+    where `group` is true; limit: bytes to which a file may grow from then on, as on a full disk;
+    raises: what is said of an error; sleep: seconds, after making the file `asleep`. At once:
+    norm: "group" has no network learn statistics of a batch.
+    """
+    import torch
+
+    if trouble.get("norm") == "group":
+        torch.nn.BatchNorm2d = lambda channels: torch.nn.GroupNorm(1, channels)  # type: ignore
+    if "step" in trouble:
+        after_step(trouble["step"], lambda: happen(trouble))
+
+
+def after_step(step: int, action: Callable[[], None], module: Any = None) -> None:
+    """Act after this many more optimizer steps; `module` is torch.optim.optimizer."""
+    if module is None:
+        from torch.optim import optimizer as module
+    steps = count(1)
+
+    def hook(*anything: object) -> None:
+        if next(steps) == step:
+            action()
+
+    module.register_optimizer_step_post_hook(hook)
+
+
+def happen(trouble: dict[str, Any]) -> None:
+    import resource
+
+    if "limit" in trouble:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (trouble["limit"], resource.RLIM_INFINITY))
+    for number in trouble.get("signals", ()):
+        if trouble.get("group"):
+            os.killpg(os.getpgrp(), number)
+        else:
+            os.kill(os.getpid(), number)
+    if "raises" in trouble:
+        raise RuntimeError(trouble["raises"])
+    if "sleep" in trouble:
+        Path("asleep").touch()
+        time.sleep(trouble["sleep"])
+
+
+def stop_after_each(words: list[str], steps: list[int], ports: list[int] | None = None) -> int:
+    """Train once for each of `steps`: stopped after it, then to the end, below stopped-<step>.
+
+    Without the command line around it, which takes longer to read than all steps take. In one of
+    several ranks the signal reaches the last, and they meet at the next of `ports` each time.
+    """
+    import torch
+
+    from npas.cli import train
+    from npas.reporting.compose import compose
+
+    composed, last = compose(*words), int(os.environ.get("WORLD_SIZE", "1")) - 1
+    is_last = int(os.environ.get("RANK", "0")) == last
+    for step in steps:
+        config = replace(composed, run_root=f"stopped-{step}")
+        for status in ("preempted", "done"):
+            if ports:
+                os.environ["MASTER_PORT"] = str(ports.pop())
+            if status == "preempted" and is_last:
+                after_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            torch.manual_seed(step)  # whatever the generator is at, the run has its own state
+            job = train.run(config)
+            if job.status != status:
+                print(f"stopped after step {step}: {job}", file=sys.stderr)
+                return 1
+    return 0
+
+
+def execute(program: list[str]) -> int:
+    """Become another program; "python" is the one that runs this."""
+    if program[0] == "python":
+        program = [sys.executable, *program[1:]]
+    os.execv(program[0], program)
+
+
+def write_checkpoints(folder: str, report: str, first: int, times: int) -> None:
+    """Write checkpoint after checkpoint, each `times` over; report each that is written."""
+    import torch
+
+    from npas.training.checkpoint import Checkpoints
+
+    store = Checkpoints(Path(folder))
+    with open(report, "a") as file:
+        for step in count(first):
+            weights = {f"w{n}": torch.full((20_000,), float(step)) for n in range(5)}
+            groups = {"model": weights, "optimizer": weights, "rng": {"cpu": torch.tensor([step])}}
+            for _ in range(times):
+                store.save(step, {"note": f"step {step}"}, groups, best=step - step % 10)
+                file.write(f"{step}\n")
+                file.flush()

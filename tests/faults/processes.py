@@ -1,0 +1,136 @@
+"""Run npas-train in processes of its own, look at what it leaves, and compare runs."""
+
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from forked import Ended, Forks, Run
+from kill_runs import differences, left_behind, logged
+
+from npas.reporting import results
+from npas.reporting.results import Result
+from npas.training.checkpoint import Checkpoint, Checkpoints
+
+__all__ = ["Ended", "Forks", "Run", "differences", "left_behind", "logged"]
+
+# Twelve steps in three epochs, within a second; dropout, so that torch's generator matters. The
+# batch divides by 2, 3 and 4.
+WORDS = (
+    "model.depth=10",
+    "model.width=0.5",
+    "model.dropout=0.1",
+    "budget=0.5",
+    "epochs=3",
+    "batch_size=312",
+    "data.split=45k",
+    "optim.milestones=[2]",
+    "deterministic=true",
+    "trainer.device=cpu",
+    "trainer.log_every=1",
+    "wandb.mode=disabled",
+)
+STEPS = 12
+PREEMPTED = 75
+TIMEOUT = 120.0  # seconds that no run here takes, on a busy machine either
+
+
+class Trainings:
+    """Start trainings in forks of one process; each test has its own, in its own folder."""
+
+    def __init__(self, forks: Forks, home: Path) -> None:
+        self.forks = forks
+        self.home = home
+        self.started = 0
+
+    def start(
+        self, *words: str, trouble: dict[str, Any] | None = None, env: dict[str, str] | None = None
+    ) -> Run:
+        """Start npas-train with these words after `WORDS`; `trouble` as in `inside.make`."""
+        return self.call("inside:train", [*WORDS, *words], trouble, env=env)
+
+    def run(self, *words: str, trouble: dict[str, Any] | None = None) -> Ended:
+        """Run npas-train to its end."""
+        return self.start(*words, trouble=trouble).wait(TIMEOUT)
+
+    def start_ranks(
+        self, world: int, *words: str, troubles: dict[int, dict[str, Any]] | None = None
+    ) -> list[Run]:
+        """Start npas-train as torchrun starts its workers: `world` processes that are to meet."""
+        port = free_port()
+        return [
+            self.start(*words, trouble=(troubles or {}).get(rank), env=torchrun(rank, world, port))
+            for rank in range(world)
+        ]
+
+    def run_ranks(
+        self, world: int, *words: str, troubles: dict[int, dict[str, Any]] | None = None
+    ) -> list[Ended]:
+        """Run npas-train in `world` processes to their end."""
+        return [run.wait(TIMEOUT) for run in self.start_ranks(world, *words, troubles=troubles)]
+
+    def execute(self, *program: str, env: dict[str, str] | None = None) -> Run:
+        """Start a program of its own: nothing is forked."""
+        return self.call("inside:execute", list(program), env=env)
+
+    def call(self, function: str, *arguments: Any, env: dict[str, str] | None = None) -> Run:
+        """Call a function of `inside` in a new process."""
+        self.started += 1
+        folder = self.home / f"process-{self.started}"
+        return self.forks.start(function, *arguments, folder=folder, cwd=self.home, env=env)
+
+
+def torchrun(rank: int, world: int, port: int) -> dict[str, str]:
+    """Return the variables that torchrun sets, on one machine."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def wait_until(holds: Callable[[], Any], what: str, timeout: float = TIMEOUT) -> None:
+    """Wait until `holds()` is true; AssertionError says what never came."""
+    started = time.monotonic()
+    while not holds():
+        assert time.monotonic() - started < timeout, f"{what}: not within {timeout} s"
+        time.sleep(0.01)
+
+
+# --- what a run leaves
+
+
+def folder_in(root: Path) -> Path:
+    """Return the folder of the only run below a root."""
+    (folder,) = (path for path in root.glob("[!.]*/*") if path.is_dir())
+    return folder
+
+
+def folder_or_none(root: Path) -> Path | None:
+    return next((path for path in root.glob("[!.]*/*") if path.is_dir()), None)
+
+
+def lines_in(folder: Path | None) -> int:
+    """Count the whole lines of a run's log, perhaps of none yet."""
+    path = folder / "log.jsonl" if folder else None
+    return path.read_text().count("\n") if path and path.exists() else 0
+
+
+def newest(folder: Path) -> Checkpoint:
+    found = Checkpoints(folder / "checkpoints").newest()
+    assert found is not None
+    return found
+
+
+def result(folder: Path) -> Result:
+    return results.read(folder)

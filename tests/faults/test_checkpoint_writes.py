@@ -1,0 +1,64 @@
+"""A checkpoint that was reported written is there, whatever ends the process, and when."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from processes import TIMEOUT, Trainings, wait_until
+
+from npas.training.checkpoint import Checkpoints, open_checkpoint
+
+pytestmark = pytest.mark.fault
+
+KILLS = 30
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["each step once", "each step twice"])
+def test_a_kill_during_a_write_loses_nothing_that_was_written(
+    trainings: Trainings, tmp_path: Path, times: int
+) -> None:
+    store, report = Checkpoints(tmp_path / "checkpoints"), tmp_path / "report"
+    draw, cut_short, last = random.Random(times), 0, 0
+    report.touch()
+    for _ in range(KILLS):
+        run = trainings.call(
+            "inside:write_checkpoints", str(store.folder), str(report), last + 1, times
+        )
+        before = report.stat().st_size
+        wait_until(lambda before=before: report.stat().st_size > before, "a checkpoint")
+        time.sleep(draw.random() * 0.1)  # a few writes long
+        run.signal(signal.SIGKILL)
+        assert run.wait(TIMEOUT).code == 128 + signal.SIGKILL
+        reported = int(report.read_text().split()[-1])
+        cut_short += any(store.folder.glob("*.tmp-*"))
+        newest = store.newest()
+        assert newest is not None
+        last = newest.state["step"]
+        assert last in (reported, reported + 1)
+        for name in ("model", "optimizer"):
+            for tensor in newest.tensors(name).values():
+                assert torch.equal(tensor, torch.full((20_000,), float(last)))
+    assert cut_short > KILLS // 4  # or nothing was tested
+    kept = [path for path in store.folder.glob("step-*") if ".tmp" not in path.name]
+    assert len(kept) <= 4  # the newest two, the best, and one that a kill kept from being removed
+
+
+def test_a_checkpoint_of_half_its_bytes_is_never_seen(trainings: Trainings, tmp_path: Path) -> None:
+    # Whoever reads while another writes, as npas-eval does of a run that trains, finds whole ones.
+    folder, report = tmp_path / "checkpoints", tmp_path / "report"
+    run = trainings.call("inside:write_checkpoints", str(folder), str(report), 1, 1)
+    wait_until(report.exists, "a checkpoint")
+    seen = set()
+    until = time.monotonic() + 2
+    while time.monotonic() < until:
+        path = max(folder.glob("step-????????"), default=None)
+        if path is not None:
+            try:
+                seen.add(open_checkpoint(path).state["step"])
+            except ValueError:
+                assert not path.exists()  # removed in the meantime, for two later ones
+    run.signal(signal.SIGKILL)
+    assert len(seen) > 5

@@ -1,0 +1,71 @@
+"""A run that is stopped after any of its steps resumes to the bit, at the same number of ranks."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from processes import STEPS, TIMEOUT, WORDS, Trainings, differences, folder_in, free_port, torchrun
+
+pytestmark = pytest.mark.fault
+
+Straight = Callable[..., Path]
+
+SHORTER, SHORTER_STEPS = ("epochs=2", "optim.milestones=[1]"), 8
+SEARCH, SEARCH_STEPS = ("sharing.groups=learned", "sharing.num_groups=2"), 4
+LEARNED = (*SEARCH, "sharing.search.epochs=1", *SHORTER)
+ALL_AT_ONCE = ("data.workers=2", "trainer.accumulation=2", "optim.ema=0.9", *SHORTER)
+SELDOM = ("trainer.log_every=5", "trainer.checkpoint_every=3")
+
+
+@pytest.mark.parametrize(
+    ("words", "stopped"),
+    [
+        ((), range(1, STEPS)),
+        (ALL_AT_ONCE, range(1, SHORTER_STEPS)),
+        (("optim.name=adamw", "budget=dense", *SELDOM, *SHORTER), range(1, SHORTER_STEPS)),
+        (("precision=fp16", *SHORTER), (3, 4)),
+        (LEARNED, (1, SEARCH_STEPS - 1, SEARCH_STEPS, SEARCH_STEPS + 1, SEARCH_STEPS + 6)),
+    ],
+    ids=["plain", "workers, accumulation, averaged weights", "adamw, seldom", "fp16", "learned"],
+)
+def test_stopped_after_each_step(
+    trainings: Trainings, straight: Straight, words: tuple[str, ...], stopped: Iterable[int]
+) -> None:
+    steps = [*stopped]
+    ended = trainings.call("inside:stop_after_each", [*WORDS, *words], steps).wait(TIMEOUT)
+    assert ended.code == 0, ended.err
+    for step in steps:
+        folder = folder_in(trainings.home / f"stopped-{step}")
+        assert differences(folder, straight(*words)) == [], f"stopped after step {step}"
+
+
+@pytest.mark.parametrize(
+    ("words", "stopped"),
+    [
+        (("optim.ema=0.9", "data.workers=2", *SHORTER), [*range(1, SHORTER_STEPS - 1)]),
+        (("trainer.accumulation=2", "trainer.gradient_dtype=bf16", *SELDOM), [3, 7]),
+        (LEARNED, [2, 5, 9]),
+    ],
+    ids=["averaged weights, workers", "accumulation, bf16 gradients, seldom", "learned"],
+)
+def test_two_ranks_stopped_after_the_steps(
+    trainings: Trainings, straight: Straight, words: tuple[str, ...], stopped: list[int]
+) -> None:
+    # The signal reaches one rank after these; all stop one step later.
+    ports = [free_port() for _ in range(2 * len(stopped))]
+    runs = [
+        trainings.call(
+            "inside:stop_after_each",
+            [*WORDS, *words],
+            stopped,
+            ports,
+            env=torchrun(rank, 2, 0),
+        )
+        for rank in range(2)
+    ]
+    ended = [run.wait(TIMEOUT) for run in runs]
+    assert [each.code for each in ended] == [0, 0], ended[0].err + ended[1].err
+    expected = straight(*words, ranks=2)
+    for step in stopped:
+        folder = folder_in(trainings.home / f"stopped-{step}")
+        assert differences(folder, expected) == [], f"stopped after step {step}"

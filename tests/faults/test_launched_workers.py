@@ -1,0 +1,146 @@
+"""`trainer.devices=2` starts two workers; whatever happens to one, the job ends in good order."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from processes import (
+    PREEMPTED,
+    TIMEOUT,
+    Run,
+    Trainings,
+    differences,
+    folder_in,
+    folder_or_none,
+    lines_in,
+    newest,
+    result,
+    wait_until,
+)
+
+fault = pytest.mark.fault
+
+Straight = Callable[..., Path]
+TROUBLED = Path(__file__).resolve().parent / "troubled"
+SOON = 60.0
+
+
+def children(process: int) -> list[int]:
+    """List the children of a process that are Python interpreters of its job."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            command = (entry / "cmdline").read_bytes()
+        except OSError:  # it has just ended
+            continue
+        if int(fields[1]) == process and b"spawn_main" in command:
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def all_gone(processes: list[int]) -> bool:
+    return not any(Path(f"/proc/{process}").exists() for process in processes)
+
+
+def steps_of(trainings: Trainings) -> int:
+    return lines_in(folder_or_none(trainings.home / "runs"))
+
+
+@fault
+def test_workers_are_stopped_by_a_signal_to_the_command_to_one_of_them_or_to_all(
+    trainings: Trainings, straight: Straight
+) -> None:
+    words = ("trainer.devices=2", "data.workers=1")
+    before = 0
+
+    def to_command(run: Run) -> None:
+        run.signal(signal.SIGTERM)
+
+    def to_one_worker(run: Run) -> None:
+        os.kill(children(run.process)[-1], signal.SIGUSR1)
+
+    def to_all(run: Run) -> None:
+        for process in [run.process, *children(run.process)]:
+            os.kill(process, signal.SIGINT)
+
+    for send in (to_command, to_one_worker, to_all):
+        run = trainings.start(*words)
+        wait_until(lambda before=before: steps_of(trainings) > before, "a step")
+        workers = children(run.process)
+        assert len(workers) == 2
+        send(run)
+        ended = run.wait(TIMEOUT)
+        assert ended.code == PREEMPTED, f"{send.__name__}: {ended.err}"
+        assert "Traceback" not in ended.err, ended.err
+        assert all_gone(workers)
+        folder = folder_in(trainings.home / "runs")
+        assert result(folder).status == "preempted"
+        assert result(folder).steps == newest(folder).state["progress"]["step"]
+        before = steps_of(trainings)
+    # Started in another way, two ranks go on as well.
+    first, second = trainings.run_ranks(2, "data.workers=1")
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    expected = straight("data.workers=1", ranks=2)
+    assert differences(folder_in(trainings.home / "runs"), expected) == []
+
+
+@fault
+def test_a_second_signal_ends_command_and_workers_at_once(trainings: Trainings) -> None:
+    trouble = {"step": 2, "rank": "1", "sleep": 300}
+    run = trainings.start("trainer.devices=2", env=troubled(trouble))
+    wait_until((trainings.home / "asleep").exists, "the long step")
+    workers = children(run.process)
+    run.signal(signal.SIGTERM)
+    time.sleep(1.3)
+    assert not run.has_ended
+    run.signal(signal.SIGTERM)
+    assert run.wait(10).code == 128 + signal.SIGTERM
+    wait_until(lambda: all_gone(workers), "the end of the workers", timeout=10)
+
+
+def troubled(trouble: dict[str, object]) -> dict[str, str]:
+    """Return the variables that trouble one rank of a job started with them."""
+    return {"TROUBLE": json.dumps(trouble), "PYTHONPATH": str(TROUBLED)}
+
+
+@fault
+def test_a_worker_that_fails_ends_the_job_with_its_traceback(trainings: Trainings) -> None:
+    trouble = {"step": 3, "rank": "1", "raises": "this worker has failed"}
+    run = trainings.start("trainer.devices=2", env=troubled(trouble))
+    wait_until(lambda: steps_of(trainings) >= 2, "two steps")
+    ended = run.wait(SOON)
+    assert ended.code == 1
+    assert "Traceback" in ended.err and "this worker has failed" in ended.err
+    assert ended.err.count("Traceback") == 1, ended.err
+    assert all_gone(children(run.process))
+    found = result(folder_in(trainings.home / "runs"))
+    assert found.status == "failed" and "this worker has failed" in str(found.error)
+
+
+@fault
+def test_a_worker_that_is_killed_ends_the_job(trainings: Trainings) -> None:
+    run = trainings.start("trainer.devices=2", "epochs=300")
+    wait_until(lambda: steps_of(trainings) >= 2, "two steps")
+    workers = children(run.process)
+    os.kill(workers[-1], signal.SIGKILL)
+    ended = run.wait(SOON)
+    assert ended.code == 1
+    # Another worker may have had a traceback before, since it lost its peer: the cause comes last.
+    assert "was killed by SIGKILL" in ended.err.splitlines()[-1]
+    assert all_gone(workers)
+    found = result(folder_in(trainings.home / "runs"))
+    assert found.status == "failed" and "was killed by SIGKILL" in str(found.error)
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_divide_is_refused(trainings: Trainings) -> None:
+    ended = trainings.run("trainer.devices=2", "batch_size=313")
+    assert ended.code == 2
+    (line,) = ended.err.splitlines()
+    assert "batch_size=313" in line and "2 ranks" in line and "312" in line
+    assert not (trainings.home / "runs").exists()

@@ -1,0 +1,189 @@
+"""Several processes train one run: one folder, the same figures, the same end for all of them."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from processes import (
+    PREEMPTED,
+    TIMEOUT,
+    WORDS,
+    Ended,
+    Trainings,
+    differences,
+    folder_in,
+    free_port,
+    logged,
+    newest,
+    result,
+)
+
+pytestmark = pytest.mark.fault
+
+Straight = Callable[..., Path]
+
+# Without dropout, whose draws each rank makes for itself, as every parallel training does.
+SAME = ("model.dropout=0", "epochs=2", "optim.milestones=[1]")
+FAILING = {"step": 3, "raises": "this rank has failed"}
+SOON = 60.0  # seconds within which the others of a rank that fails are to be gone
+
+
+def codes(ended: list[Ended]) -> list[int]:
+    return [each.code for each in ended]
+
+
+def furthest(one: Path, other: Path) -> float:
+    """Return the greatest difference of two runs' weights, of the network's greatest weight."""
+    ours, theirs = newest(one).tensors("model"), newest(other).tensors("model")
+    assert ours.keys() == theirs.keys()
+    scale = max(float(tensor.abs().max()) for tensor in ours.values())
+    return max(float((ours[k].double() - theirs[k].double()).abs().max()) for k in ours) / scale
+
+
+def steps(folder: Path) -> list[int]:
+    return [line["step"] for line in logged(folder)]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["train/loss"] for line in logged(folder) if "train/loss" in line]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [
+        (1, ("trainer.accumulation=2",)),
+        (2, ()),
+        (3, ()),
+        (2, ("trainer.accumulation=2",)),
+    ],
+    ids=["accumulation", "two ranks", "three ranks", "two ranks, accumulation"],
+)
+def test_parts_of_a_batch_add_up_to_the_batch(
+    straight: Straight, ranks: int, words: tuple[str, ...]
+) -> None:
+    # Where no statistics of a batch are learned, as batch norm does of each part.
+    alone = straight(*SAME, norm="group")
+    shared_out = straight(*SAME, *words, ranks=ranks, norm="group")
+    assert furthest(alone, shared_out) < 1e-4
+    assert steps(alone) == steps(shared_out)
+    assert losses(alone) == pytest.approx(losses(shared_out), rel=1e-4)
+
+
+def test_ranks_leave_one_folder_one_log_and_one_voice(trainings: Trainings) -> None:
+    first, second = trainings.run_ranks(2, *SAME)
+    assert codes([first, second]) == [0, 0], first.err + second.err
+    assert (second.out, second.err) == ("", "")
+    folder = folder_in(trainings.home / "runs")
+    assert steps(folder) == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
+    found = result(folder).parallel
+    assert found is not None and (found.ranks, found.nodes, found.accumulation) == (2, 1, 1)
+    assert "312 = 2 " in first.out  # the arithmetic of the batch
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoints",
+        "config.yaml",
+        "log.jsonl",
+        "result.json",
+    }
+
+
+def test_the_same_weights_measure_the_same_on_any_number_of_ranks(
+    trainings: Trainings, straight: Straight
+) -> None:
+    # Each goes on from a training's last checkpoint, where all that is left to do is to measure.
+    done = straight(*SAME)
+    expected = result(done).metrics
+    for ranks in (1, 2, 3):
+        root = trainings.home / f"measured-by-{ranks}"
+        ended = trainings.run_ranks(ranks, *SAME, f"resume={done}", f"run_root={root}")
+        assert codes(ended) == [0] * ranks, "".join(each.err for each in ended)
+        assert result(folder_in(root)).metrics == expected
+
+
+def test_a_resume_at_another_number_of_ranks_is_said_to_differ(
+    trainings: Trainings, straight: Straight
+) -> None:
+    done = straight(*SAME)
+    first, _ = trainings.run_ranks(2, *SAME, f"resume={done}")
+    assert first.code == 0
+    assert "of another number of processes" in first.err and "not to the bit" in first.err
+
+
+def test_a_rank_that_fails_ends_the_others_soon_and_says_why(trainings: Trainings) -> None:
+    first, second = trainings.start_ranks(2, troubles={1: FAILING})
+    ended = second.wait(SOON)
+    assert ended.code == 1
+    assert "Traceback" in ended.err and "this rank has failed" in ended.err
+    # torchrun would end it; it need not wait for that.
+    assert first.wait(SOON).code == 1
+    found = result(folder_in(trainings.home / "runs"))
+    assert found.status == "failed" and "this rank has failed" in str(found.error)
+    assert codes(trainings.run_ranks(2)) == [0, 0]  # the same command goes on
+
+
+def test_a_rank_that_is_killed_ends_the_others_soon(trainings: Trainings) -> None:
+    killed = {"step": 3, "signals": [int(signal.SIGKILL)]}
+    first, second = trainings.start_ranks(2, troubles={1: killed})
+    assert second.wait(TIMEOUT).code == 128 + signal.SIGKILL
+    assert first.wait(SOON).code == 1
+    assert result(folder_in(trainings.home / "runs")).status == "failed"
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(
+    trainings: Trainings,
+) -> None:
+    ended = trainings.run_ranks(2, "batch_size=313")
+    assert codes(ended) == [2, 2]
+    said = ended[0].err + ended[1].err
+    assert "batch_size=313" in said and "2 ranks" in said and "312" in said
+    assert "Traceback" not in said and not (trainings.home / "runs").exists()
+
+
+def test_a_sweep_inside_torchrun_is_refused_with_the_way_to_do_it(trainings: Trainings) -> None:
+    ended = trainings.run_ranks(2, "-m", "seed=0,1")
+    assert codes(ended) == [2, 2]
+    said = ended[0].err + ended[1].err
+    assert "trainer.devices" in said or "torchrun" in said
+    assert "Traceback" not in said and not (trainings.home / "runs").exists()
+
+
+def test_srun_starts_ranks_too(trainings: Trainings, straight: Straight) -> None:
+    # What Slurm sets for two tasks of a step on one node, of a batch job that has more of them.
+    slurm = {
+        "SLURM_JOB_ID": str(free_port()),  # from which follows where they meet
+        "SLURM_STEP_ID": "0",
+        "SLURM_NTASKS": "4",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NODEID": "0",
+    }
+    runs = [
+        trainings.start(*SAME, env=slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
+        for rank in range(2)
+    ]
+    ended = [run.wait(TIMEOUT) for run in runs]
+    assert codes(ended) == [0, 0], ended[0].err + ended[1].err
+    assert differences(folder_in(trainings.home / "runs"), straight(*SAME, ranks=2)) == []
+
+
+def test_a_signal_to_all_ranks_and_their_data_workers(
+    trainings: Trainings, straight: Straight
+) -> None:
+    words = (*SAME, "data.workers=2")
+    trouble = {"step": 3, "signals": [int(signal.SIGTERM)], "group": True}
+    ended = trainings.run_ranks(2, *words, troubles={0: trouble, 1: trouble})
+    assert codes(ended) == [PREEMPTED] * 2, ended[0].err + ended[1].err
+    found = result(folder_in(trainings.home / "runs"))
+    assert found.status == "preempted"
+    assert newest(folder_in(trainings.home / "runs")).state["progress"]["step"] == found.steps
+    assert codes(trainings.run_ranks(2, *words)) == [0, 0]
+    assert differences(folder_in(trainings.home / "runs"), straight(*words, ranks=2)) == []
+
+
+def test_torchrun_itself(trainings: Trainings, straight: Straight) -> None:
+    command = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    run = trainings.execute(*command, "-m", "npas.cli.train", *WORDS, *SAME)
+    ended = run.wait(TIMEOUT)
+    assert ended.code == 0, ended.err
+    assert differences(folder_in(trainings.home / "runs"), straight(*SAME, ranks=2)) == []
