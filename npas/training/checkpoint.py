@@ -99,6 +99,16 @@ class Checkpoints:
         """Open the checkpoint of a step. ValueError if it is missing or damaged."""
         return open_checkpoint(self.path(step))
 
+    def settle(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Rename a checkpoint whose writer was killed when only that was left to do."""
+        final = self.path(checkpoint.state["step"])
+        if checkpoint.folder == final or checkpoint.folder.parent != self.folder:
+            return checkpoint
+        _remove(final)  # which does not verify, or it would have come first
+        checkpoint.folder.rename(final)
+        _sync(self.folder)
+        return Checkpoint(final, checkpoint.state)
+
     def adopt(self, checkpoint: Checkpoint) -> None:
         """Copy a checkpoint from another run's folder, unless it is here."""
         final = self.path(checkpoint.state["step"])

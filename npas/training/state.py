@@ -172,6 +172,7 @@ class TrainState:
         self.origin = None if self.config.resume == "auto" else str(Path(self.config.resume))
         if found is None:
             return None
+        found = self.store.settle(found)
         self.origin = self.origin or found.state.get("origin")
         _refuse_another_config(self.config, found)
         stored = found.state.get("grouping")

@@ -170,6 +170,21 @@ def test_a_finished_run_that_is_named_is_measured_and_taken_over_whole(
     assert log(tmp_path / "new") == log(tmp_path / "straight")
 
 
+def test_a_checkpoint_that_was_only_to_be_renamed_is_as_good_as_any(
+    run_small, stop_after, tmp_path: Path
+) -> None:
+    straight, expected = run_small("straight")
+    stop_after(2)
+    with pytest.raises(Stopped):
+        run_small("run")
+    stop_after(None)
+    last = tmp_path / "run" / "checkpoints" / "step-00000010"
+    last.rename(last.with_name(f"{last.name}.tmp-4242"))
+    resumed, outcome = run_small("run")
+    assert outcome.metrics == expected.metrics and same_state(straight, resumed)
+    assert last.is_dir() and not list(last.parent.glob("*.tmp-*"))
+
+
 def test_force_begins_again_with_what_is_named(
     run_small, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
