@@ -164,19 +164,24 @@ def serve() -> None:
     gc.freeze()  # no fork is to look through what they all share: that alone takes a second
     faulthandler.enable()
     print("ready", flush=True)
+    running: set[int] = set()
     for line in sys.stdin:
         # A process between this one and the call waits for its end, so that this one need not.
-        if os.fork() == 0:
+        process = os.fork()
+        if process == 0:
             call(json.loads(line))
-        reap(os.WNOHANG)
-    reap()
+        running.add(process)
+        reap(running, os.WNOHANG)
+    for process in running:  # whoever asked for them is gone
+        os.kill(process, signal.SIGTERM)
+    reap(running)
 
 
-def reap(options: int = 0) -> None:
+def reap(running: set[int], options: int = 0) -> None:
     """Wait for the processes that have ended, or for all."""
     with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, options)[0]:
-            pass
+        while ended := os.waitpid(-1, options)[0]:
+            running.discard(ended)
 
 
 def import_all() -> None:
@@ -190,11 +195,19 @@ def import_all() -> None:
         importlib.import_module(name)
 
 
+def end(process: int) -> None:
+    """Kill a call and all of its group."""
+    for kill in (os.killpg, os.kill):  # which has no group yet in its first moment
+        with contextlib.suppress(ProcessLookupError):
+            kill(process, signal.SIGKILL)
+
+
 def call(request: dict[str, Any]) -> None:
     """Fork the call, wait for it, write its exit code. Ends the process that it is called in."""
     folder = Path(request["folder"])
     process = os.fork()
     if process:
+        signal.signal(signal.SIGTERM, lambda *_: end(process))
         os.setsid()  # a signal to the server's group is none of its business
         print(process, flush=True)
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
