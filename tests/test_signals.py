@@ -18,9 +18,11 @@ def send(number: int) -> None:
 
 @pytest.fixture(autouse=True)
 def handlers_stay() -> Iterator[None]:
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may be under nohup
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
     assert [signal.getsignal(number) for number in SIGNALS] == before
+    signal.signal(signal.SIGHUP, hangup)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -33,9 +33,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from npas._preemption import SIGNALS
 from npas.tasks import Batch, Task
 
-IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+IGNORED = SIGNALS  # that ask a run to stop
 START_METHOD = "fork" if sys.platform == "linux" else None  # None: the platform's usual one
 GRACE_S = 1.0  # for a worker to finish what it is making when the iteration is given up
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from npas import tasks
+from npas._preemption import SIGNALS
 from npas.tasks import Batch, _workers, digits, shortest_paths
 
 CPU = torch.device("cpu")
@@ -142,12 +143,7 @@ def test_workers_ignore_what_asks_a_run_to_stop() -> None:
                 os.kill(found[-2][1], number)
     assert [step for step, _ in found] == list(range(30))
     assert len({maker for _, maker in found}) == 2
-    assert set(_workers.IGNORED) == {
-        signal.SIGTERM,
-        signal.SIGINT,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-    }
+    assert set(_workers.IGNORED) == set(SIGNALS)
 
 
 def train_under_fire(report: str) -> None:
