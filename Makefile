@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 QUIET_THREADS := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-faults test-slow lint type format bench zoo table reproduce-table clean-runs
+.PHONY: help install train test test-faults test-exps test-slow lint type format bench zoo table reproduce-table clean-runs
 
 help:  ## list these targets
 	@awk -F ":.*## " '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: $(READY)  ## run the quick tests
 
 test-faults: $(READY)  ## run what starts, kills and starves real processes (under five minutes)
 	$(QUIET_THREADS) $(BIN)/python -m pytest -n auto -m "(fault or dist) and not slow" $(ARGS)
+
+test-exps: $(READY)  ## train every experiment on made-up data, and plan it at every budget
+	$(QUIET_THREADS) $(BIN)/python -m pytest -n 2 -m walk $(ARGS)
 
 test-slow: $(READY)  ## run the slow tests: trainings, a built wheel
 	$(QUIET_THREADS) $(BIN)/python -m pytest -m slow $(ARGS)

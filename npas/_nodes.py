@@ -1,4 +1,4 @@
-"""Hold the `sharing` node of the schema: who shares, by which rules, and how groups are found."""
+"""Hold the nodes `sharing` and `data` of the schema: who shares by which rules, and what data."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ MOST_TEMPLATES = 1000  # of a layer: more is a slip, and would fill the memory
 LONGEST = 1_000_000  # epochs, or images a batch: more is a slip, and may fill the memory
 
 SEARCHED = ("learned", "gradient")  # groupings that a short training of their own has to find
+MOST_PROCESSES = 1024  # of one machine: more is a slip
 GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
 
 
@@ -36,7 +37,8 @@ class SearchConfig:
 class SharingConfig:
     """Hold the keywords of `npas.share`, and what training does with coefficients.
 
-    `templates` takes the place of a budget. `lsm_regularizer` times the mean cosine of the
+    `init` names trained weights to start from: a run, or dense weights that are projected into the
+    bank. `templates` takes the place of a budget. `lsm_regularizer` times the mean cosine of the
     coefficients of layers that mix the same templates is taken off the loss. Every `lsm_every`
     epochs, if not 0, the layer similarity matrix is logged.
     """
@@ -54,6 +56,7 @@ class SharingConfig:
     exclude: list[str] | None = None
     layout: Literal["npas", "reference"] = "npas"
     recompute: bool = False
+    init: str | None = None
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
@@ -83,6 +86,8 @@ class SharingConfig:
                 "sharing.groups=learned groups layers by their coefficients, and "
                 "sharing.generator=avg has none: choose wavg or emb"
             )
+        if self.init is not None and not self.init.strip():
+            raise ValueError("sharing.init must not be empty: name a run or a file, or null")
         at_least("sharing.num_groups", self.num_groups, 1)
         at_least("sharing.max_templates", self.max_templates, 1)
         if isinstance(self.templates, int):
@@ -95,3 +100,38 @@ class SharingConfig:
                 "sharing.coefficients=sparse is not how sharing.layout=reference starts: set "
                 "sharing.coefficients=orthogonal or sharing.layout=npas"
             )
+
+
+@dataclass(frozen=True)
+class StandinConfig:
+    """Say how large a rehearsal on made-up data is: samples, and at most how long it trains."""
+
+    train: int = 8
+    test: int = 4
+    epochs: int = 1
+    batch_size: int = 2
+
+    def __post_init__(self) -> None:
+        for key in ("train", "test", "epochs", "batch_size"):
+            at_least(f"data.standin.{key}", getattr(self, key), 1)
+            at_most(f"data.standin.{key}", getattr(self, key), LONGEST)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Say where the data lie and how much of them to train on; the task says what a split is.
+
+    `source=standin` rehearses the experiment on data that are made up in the real set's format.
+    `workers` processes prepare the batches; 0: the training process does.
+    """
+
+    root: str = "data"
+    source: Literal["real", "standin"] = "real"
+    split: Literal["45k", "50k"] | None = None
+    download: bool = True
+    workers: int = 0
+    standin: StandinConfig = field(default_factory=StandinConfig)
+
+    def __post_init__(self) -> None:
+        at_least("data.workers", self.workers, 0)
+        at_most("data.workers", self.workers, MOST_PROCESSES)

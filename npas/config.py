@@ -22,8 +22,9 @@ from typing import Any, Literal
 
 from npas._groups import is_path, read_groups
 from npas._nodes import GROUPINGS as GROUPINGS
-from npas._nodes import LONGEST, SearchConfig
+from npas._nodes import LONGEST, MOST_PROCESSES, SearchConfig, StandinConfig
 from npas._nodes import SEARCHED as SEARCHED
+from npas._nodes import DataConfig as DataConfig
 from npas._nodes import SharingConfig as SharingConfig
 from npas._schema import above, at_least, at_most, below, build, convert, keys_of
 
@@ -32,8 +33,7 @@ from npas._schema import above, at_least, at_most, below, build, convert, keys_o
 # hash.
 RECIPE_VERSION = 1
 
-MOST_PROCESSES = 1024  # of one machine: more is a slip
-
+STANDIN = "standin"  # the source of data that are made up
 DENSE = "dense"  # the budget that trains the dense network and shares nothing
 
 # The keys that do not decide the result and enter no hash. A node stands for all of its keys.
@@ -62,28 +62,13 @@ HASH_EXCLUDED = frozenset(
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Say where the data lie and how much of them to train on; the task says what a split is.
-
-    `workers` processes prepare the batches; 0: the training process does.
-    """
-
-    root: str = "data"
-    split: Literal["45k", "50k"] | None = None
-    download: bool = True
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        at_least("data.workers", self.workers, 0)
-        at_most("data.workers", self.workers, MOST_PROCESSES)
-
-
-@dataclass(frozen=True)
 class OptimConfig:
-    """Hold the optimizer's settings; from each milestone, an epoch, on the rate is times `gamma`.
+    """Hold the optimizer's settings, and how the rate goes.
 
-    `momentum` is AdamW's first beta, too. With `ema` above 0 a moving average of the weights, of
-    that decay, is what is measured and exported.
+    With `schedule=steps` it is times `gamma` from each milestone, an epoch, on; linear and cosine
+    bring it to 0 at the end. `momentum` is AdamW's first beta, too. `clip_norm` limits the norm of
+    the gradient; 0: none. Without `decay_norms` norms and biases take no weight decay. With `ema`
+    above 0 a moving average of the weights, of that decay, is what is measured and exported.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -94,7 +79,10 @@ class OptimConfig:
     weight_decay: float = 5e-4
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.2
-    warmup_epochs: int = 0
+    schedule: Literal["steps", "linear", "cosine"] = "steps"
+    warmup_epochs: int | float = 0
+    clip_norm: float = 0.0
+    decay_norms: bool = True
     ema: float = 0.0
 
     def __post_init__(self) -> None:
@@ -108,6 +96,7 @@ class OptimConfig:
         at_least("optim.weight_decay", self.weight_decay, 0)
         above("optim.gamma", self.gamma, 0)
         at_least("optim.warmup_epochs", self.warmup_epochs, 0)
+        at_least("optim.clip_norm", self.clip_norm, 0)
         if self.name == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError(
                 "optim.nesterov=true needs momentum: set optim.momentum above 0 or "
@@ -204,6 +193,22 @@ class Config:
                 f"trains recipe {RECIPE_VERSION} only"
             )
         self._check_budget()
+        if self.data.source == STANDIN:
+            self._shorten()
+
+    def _shorten(self) -> None:
+        """Train a rehearsal no longer than `data.standin` says: its milestones would never come."""
+        most = self.data.standin
+        shorter: dict[str, Any] = {
+            "epochs": min(self.epochs, most.epochs),
+            "batch_size": min(self.batch_size, most.batch_size),
+            "optim": dataclasses.replace(self.optim, milestones=[]),
+        }
+        if search := self.sharing.search.epochs:
+            epochs = dataclasses.replace(self.sharing.search, epochs=min(search, most.epochs))
+            shorter["sharing"] = dataclasses.replace(self.sharing, search=epochs)
+        for key, value in shorter.items():
+            object.__setattr__(self, key, value)
 
     def _check_budget(self) -> None:
         templates = self.sharing.templates
@@ -286,12 +291,14 @@ def ignored(config: Config) -> dict[str, str]:
         for key, value, default in _settings(config.sharing, "sharing."):
             if value != default and key.removeprefix("sharing.") in idle:
                 found[key] = idle[key.removeprefix("sharing.")]
-    unread = "nesterov" if config.optim.name == "adamw" else "beta2"
-    for key, value, default in _settings(config.optim, "optim."):
+    optim, unread = config.optim, "nesterov" if config.optim.name == "adamw" else "beta2"
+    for key, value, default in _settings(optim, "optim."):
         if key == f"optim.{unread}" and value != default:
-            found[key] = f"optim.name={config.optim.name} has no {unread}"
-    milestones = config.optim.milestones
-    if milestones and milestones[0] >= config.epochs:
+            found[key] = f"optim.name={optim.name} has no {unread}"
+        of_steps = key in ("optim.milestones", "optim.gamma") and value != default
+        if of_steps and optim.schedule != "steps":
+            found[key] = f"optim.schedule={optim.schedule} has no milestones"
+    if optim.schedule == "steps" and optim.milestones and optim.milestones[0] >= config.epochs:
         found["optim.milestones"] = f"epochs={config.epochs} ends before the first of them"
     return found
 
@@ -305,6 +312,8 @@ def config_hash(config: Config) -> str:
     """
     assert dataclasses.is_dataclass(config.model) and dataclasses.is_dataclass(config.task)
     left_out = set(ignored(config))
+    if config.data.source != STANDIN:
+        left_out |= set(keys_of(StandinConfig, "data.standin."))
     deciding = {
         # The order of a mapping's patterns decides, too: the first that matches a layer counts.
         key: list(value.items()) if isinstance(value, dict) else value

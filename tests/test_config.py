@@ -172,6 +172,8 @@ OTHER = {
     "precision": "bf16",
     "resume": "never",
     "data.split": "45k",
+    "data.source": "standin",
+    "sharing.init": "a run",
     "sharing.generator": "emb",
     "sharing.upsampler": "mask",
     "sharing.coefficients": "sparse",
@@ -183,6 +185,8 @@ OTHER = {
     "optim.name": "adamw",
     "optim.milestones": [1],
     "optim.ema": 0.9,
+    "optim.clip_norm": 1.0,
+    "optim.schedule": "cosine",
     "trainer.device": "cpu",
     "trainer.gradient_dtype": "bf16",
     "wandb.mode": "online",
@@ -198,6 +202,7 @@ TOGETHER = {
     "sharing.search.epochs",
     "sharing.search.softmax",
     "sharing.search.templates",
+    *(f"data.standin.{key}" for key in ("train", "test", "epochs", "batch_size")),
     "recipe_version",
 }
 
@@ -219,6 +224,30 @@ def test_the_hash_follows_the_keys_that_decide_the_result_and_no_others(key: str
     assert dict(leaves(changed))[key] != value
     excluded = key in HASH_EXCLUDED or key.partition(".")[0] in HASH_EXCLUDED
     assert (config_hash(changed) == config_hash(checked())) == excluded
+
+
+def rehearsal(**standin: int) -> Config:
+    return checked(
+        data={"source": "standin", "standin": standin}, optim__milestones=[60], epochs=200
+    )
+
+
+def test_a_rehearsal_is_no_longer_than_its_settings_say() -> None:
+    config = rehearsal()
+    assert (config.epochs, config.batch_size, config.optim.milestones) == (1, 2, [])
+    config = rehearsal(epochs=300, batch_size=64)
+    assert (config.epochs, config.batch_size) == (200, 64)
+    assert check(to_dict(config), ToyModel, ToyTask, canonical) == config
+    search = {"groups": "learned", "num_groups": 2, "search": {"epochs": 15}}
+    short = checked(data={"source": "standin"}, sharing=search)
+    assert short.sharing.search.epochs == 1
+
+
+def test_the_settings_of_a_rehearsal_decide_its_result_and_no_other() -> None:
+    assert len({config_hash(rehearsal(**{key: 9})) for key in ("train", "test", "epochs")}) == 3
+    real = [checked(data={"standin": {"train": count}}) for count in (8, 9)]
+    assert config_hash(real[0]) == config_hash(real[1])
+    assert ignored(real[1]) == {}
 
 
 def test_what_is_excluded_from_the_hash_exists() -> None:

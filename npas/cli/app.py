@@ -93,6 +93,9 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
         except Reported:
             return 1
         except Exception as error:
+            if _preemption.requested():  # a library has made another exception of Preempted
+                say(command.name, f"stopped by a signal{command.after_interrupt}")
+                return _preemption.EXIT_CODE
             return 2 if _explain(error, command, words) else 1
     if any(job.status in (PREEMPTED, WAITING) for job in jobs):
         return _preemption.EXIT_CODE

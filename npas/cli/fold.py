@@ -28,7 +28,7 @@ from npas.cli.app import Job
 from npas.reporting.folds import FILE_NAME
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from npas.sharing.folding import Folding
     from npas.training import Experiment
@@ -153,7 +153,7 @@ def run(options: Fold) -> Job:
 
 
 def _fold(
-    experiment: Experiment, threshold: float, recalibrate: int, inputs: Sequence[Tensor]
+    experiment: Experiment, threshold: float, recalibrate: int, inputs: Sequence[Any]
 ) -> tuple[dict[str, nn.Module], Folding]:
     """Return the network before, tied, recalibrated (where it has batch norms) and folded."""
     from npas.sharing import folding, recurrence
@@ -167,7 +167,7 @@ def _fold(
     return networks | {"folded": model}, found
 
 
-def _choose(experiment: Experiment, options: Fold, inputs: Sequence[Tensor]) -> dict[str, Any]:
+def _choose(experiment: Experiment, options: Fold, inputs: Sequence[Any]) -> dict[str, Any]:
     """Find the threshold on held-out data, and say among which; see `Fold`."""
     metric = experiment.task.selection_metric
     before = _measure(experiment, experiment.model, "val")[metric]
@@ -203,17 +203,19 @@ def _measure(experiment: Experiment, model: nn.Module, split: str) -> dict[str, 
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def _training_inputs(experiment: Experiment, batches: int) -> list[Tensor]:
+def _training_inputs(experiment: Experiment, batches: int) -> list[Any]:
     """Return the inputs of so many training batches, one at least; without labels.
 
     Of the last epoch: a curriculum's first are easier than what the network was made for.
     """
-    config = experiment.config
-    seen = experiment.task.train_batches(config.epochs - 1, config.batch_size)
-    return [batch.inputs for batch in itertools.islice(seen, max(1, batches))]
+    from npas import tasks
+
+    config, task, device = experiment.config, experiment.task, experiment.process.device
+    seen = tasks.batches(task, config.epochs - 1, config.batch_size, device=device)
+    return [task.prepared(batch.inputs) for batch in itertools.islice(seen, max(1, batches))]
 
 
-def _recalibrate(experiment: Experiment, model: nn.Module, inputs: Sequence[Tensor]) -> bool:
+def _recalibrate(experiment: Experiment, model: nn.Module, inputs: Sequence[Any]) -> bool:
     """Measure the norms' running statistics anew; say whether there are any."""
     from torch.nn.modules.batchnorm import _BatchNorm
     from torch.optim.swa_utils import update_bn
@@ -227,13 +229,18 @@ def _recalibrate(experiment: Experiment, model: nn.Module, inputs: Sequence[Tens
     return True
 
 
-def _difference(folded: nn.Module, tied: nn.Module, inputs: Tensor) -> float:
+def _difference(folded: nn.Module, tied: nn.Module, inputs: Any) -> float:
     """Return how far the two networks' outputs lie apart, as part of the largest output."""
     import torch
 
+    from npas.tasks import answers
+
     with torch.no_grad():
-        ours, theirs = folded.eval()(inputs), tied.eval()(inputs)
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12))
+        pairs = zip(answers(folded.eval(), inputs), answers(tied.eval(), inputs), strict=True)
+        return max(
+            float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12))
+            for ours, theirs in pairs
+        )
 
 
 def _run_folder(run: str) -> Path:

@@ -1,7 +1,8 @@
-"""Print what a training would allocate: layers, counts and FLOPs. Reads no data, trains nothing.
+"""Print what a training would allocate: layers, counts and FLOPs. Trains nothing.
 
 npas-plan +exp=wrn_cifar100 budget=0.05
 npas-plan +exp=resnet50_imagenet budget=18M format=json
+npas-plan +exp=wrn_cifar100 check_data=true    # and looks whether the data are there, and whole
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from npas.models import InputSpec
     from npas.sharing import Allocation
+    from npas.tasks import Task
     from npas.training.grouping import Grouping
 
 NAME = "npas-plan"
@@ -31,10 +33,11 @@ Format = Literal["table", "json"]
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold npas-plan's keys: those of npas-train, and how to print."""
+    """Hold npas-plan's keys: those of npas-train, how to print, and whether to read the data."""
 
     config: Config
     format: Format
+    check_data: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,15 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def keys() -> set[str]:
     """Return the full names of the keys."""
-    return {*schema.known_keys(), "format"}
+    return {*schema.known_keys(), "format", "check_data"}
 
 
 def check(raw: dict[str, Any]) -> Plan:
-    """Check the config and the format; ValueError."""
+    """Check the config and the command's own keys; ValueError."""
     form = convert(raw.pop("format", "table"), Format, "format")
+    reads = convert(raw.pop("check_data", False), bool, "check_data")
     for name in raw.keys() - {key.partition(".")[0] for key in keys()}:
         raise ValueError(unknown_key(name, keys()))
-    return Plan(runs.check(raw), form)
+    return Plan(runs.check(raw), form, reads)
 
 
 def run(plan: Plan) -> Job:
@@ -76,12 +80,30 @@ def run(plan: Plan) -> Job:
         keywords = plan_keywords(config, grouping)
         allocation = sharing.plan(model, config.budget, **keywords)
     flops = inference_flops(model, task.spec)
+    data = _data(task, config) if plan.check_data else {}
     if plan.format == "json":
-        print(json.dumps({**_figures(model, allocation), "flops": flops}))
+        found = {"data": data} if plan.check_data else {}
+        print(json.dumps({**_figures(model, allocation), "flops": flops, **found}))
     else:
         print(runs.plan_text(model, allocation))
         print(f"inference: {flops:,} FLOPs an input (2 a multiply-add), whatever the budget")
+        for name, line in data.items():
+            print(f"data {name}: {line}")
     return Job(config.exp)
+
+
+def _data(task: Task, config: Config) -> dict[str, str]:
+    """Read the data and say what they are, and what one batch is; ValueError if they are not."""
+    from npas import tasks
+
+    task.setup()
+    batch = next(tasks.batches(task, 0, config.batch_size, workers=config.data.workers))
+    tensors = batch.inputs if isinstance(batch.inputs, dict) else {"inputs": batch.inputs}
+    shapes = [
+        f"{name} {'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in tensors.items()
+    ]
+    return {"source": task.source, **task.inspect(), "batch": ", ".join(shapes)}
 
 
 def inference_flops(model: nn.Module, spec: InputSpec) -> int:
@@ -89,9 +111,11 @@ def inference_flops(model: nn.Module, spec: InputSpec) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from npas.tasks import answers
+
     model.to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, *spec.input_shape, device="meta"))
+        answers(model, spec.example("meta"))
     return counter.get_total_flops()
 
 

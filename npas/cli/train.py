@@ -210,6 +210,12 @@ def _what_follows(experiment: Experiment) -> str:
     """Say what is about to be trained: the allocation, or the search for one, and in how many."""
     arithmetic = experiment.batch_arithmetic()
     shared_out = f"\nbatch    {arithmetic}" if "=" in arithmetic else ""
+    if experiment.task.source == schema.STANDIN:
+        config = experiment.config
+        shared_out += (
+            f"\ndata     made up in the format of {experiment.task.name}: a rehearsal, epochs="
+            f"{config.epochs} batch_size={config.batch_size} (data.standin); no figure of the set's"
+        )
     if experiment.stage == "train":
         return runs.plan_text(experiment.model, experiment.allocation) + shared_out
     assert experiment.allocation is not None
@@ -248,10 +254,11 @@ def _finished(config: Config, folder: Path) -> Result | None:
 def _summary(result: Result) -> str:
     budget, metrics = result.budget, result.metrics
     assert budget is not None and metrics is not None  # the schema's promise for a run that is done
+    where = " on made-up data" if result.dataset.source == schema.STANDIN else ""
     text = f"asked {budget.asked}, allowed {budget.allowed:,}, used {budget.used:,} parameters"
     for name, figures in (("test", metrics.last), ("chosen on val", metrics.selected)):
         for metric, value in list((figures or {}).items())[:1]:  # the first is the one that counts
-            text += f"; {name} {metric} {value:.2f}%"
+            text += f"; {name} {metric} {value:.2f}%{where}"
     return text
 
 
@@ -259,7 +266,7 @@ def _beside_dense(config: Config, metric: str) -> str:
     """Quote the committed figure of the dense network, where there is one."""
     from npas.reporting import tables
 
-    if config.budget == schema.DENSE:
+    if config.budget == schema.DENSE or config.data.source == schema.STANDIN:
         return ""
     dense = tables.dense_figure(config, metric)
     return "" if dense is None else f" (dense: {dense}% over {dense.n} seeds)"

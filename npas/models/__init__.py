@@ -15,20 +15,43 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
+
+
+ANSWERS = {
+    "class": "one answer for the whole input",
+    "cell": "an answer for every cell of the input",
+    "span": "where in a text an answer starts and ends",
+    "pretraining": "the words hidden in a text, and the order of its halves",
+}
 
 
 @dataclass(frozen=True)
 class InputSpec:
     """Describe what a network reads and answers.
 
-    `input_shape` leaves out the batch dimension: (channels, height, width) for images. The answer
-    is one of `num_classes` for the input, or, `per_cell`, that many numbers for each of its cells.
+    `input_shape` leaves out the batch dimension: (channels, height, width) for images, (tokens,)
+    for texts. What is answered is one of `ANSWERS`: by `num_classes` numbers for the input, or that
+    many for each of its cells; for texts the network says itself how many.
     """
 
     input_shape: tuple[int, ...]
     num_classes: int
-    per_cell: bool = False
+    answers: str = "class"
+
+    def example(self, device: torch.device | str) -> Any:
+        """Return one input of zeros, as training feeds it: floats, or the tensors of a text."""
+        import torch
+
+        if len(self.input_shape) > 1:
+            return torch.zeros(1, *self.input_shape, device=device)
+        zeros = torch.zeros(1, *self.input_shape, dtype=torch.int64, device=device)
+        return {
+            "input_ids": zeros,
+            "token_type_ids": zeros.clone(),
+            "attention_mask": torch.ones_like(zeros),
+        }
 
 
 def family(name: str) -> ModuleType:
@@ -39,15 +62,15 @@ def family(name: str) -> ModuleType:
 def build(config: Any, spec: InputSpec) -> nn.Module:
     """Build the network of a family's config for a task's inputs.
 
-    A family whose networks answer for every cell says so: PER_CELL = True. ValueError where the
-    task asks for the other, or for what the family cannot build.
+    A family whose networks answer anything but a class says so: ANSWERS = ("cell",). ValueError
+    where the task asks for something else, or for what the family cannot build.
     """
     module = family(config.family)
-    if getattr(module, "PER_CELL", False) != spec.per_cell:
-        answers = ("one answer for the whole input", "an answer for every cell of it")
+    given: tuple[str, ...] = getattr(module, "ANSWERS", ("class",))
+    if spec.answers not in given:
         raise ValueError(
-            f"model.family={config.family} gives {answers[not spec.per_cell]}, and the task asks"
-            f" for {answers[spec.per_cell]}: choose another model or another task"
+            f"model.family={config.family} gives {' or '.join(ANSWERS[name] for name in given)},"
+            f" and the task asks for {ANSWERS[spec.answers]}: choose another model or another task"
         )
     network: nn.Module = module.build(config, spec)
     return network

@@ -7,6 +7,7 @@ name starts with an underscore are helpers and no families.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -28,12 +29,25 @@ class Batch(NamedTuple):
     targets: Any  # what the task asks for, B x ...: of classes, int64, B
     size: int  # B, known without asking the device
 
+    def to(self, device: torch.device) -> Batch:
+        """Bring the batch to a device; from pinned memory to a GPU without waiting for it."""
+        return Batch(_each(self.inputs, device), _each(self.targets, device), self.size)
+
     def parts(self, count: int) -> list[Batch]:
         """Cut the batch into `count` equal parts, one after the other, that share its memory."""
         assert self.size % count == 0, f"{self.size} samples in {count} parts"
         size = self.size // count
         inputs, targets = _cut(self.inputs, size), _cut(self.targets, size)
         return [Batch(*part, size) for part in zip(inputs, targets, strict=True)]
+
+
+def _each(values: Any, device: torch.device) -> Any:
+    """Bring a tensor, or each one of a dict, to a device."""
+    if isinstance(values, dict):
+        return {name: _each(value, device) for name, value in values.items()}
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def _cut(values: Any, size: int) -> list[Any]:
@@ -51,7 +65,7 @@ class Task(Protocol):
     """
 
     name: str  # of the data set, as results call it
-    device: torch.device  # that the data rest on
+    device: torch.device  # that the data rest on: the CPU if they stream from disk
     source: str  # "real", or "standin" for data made up to have the real set's shape
     spec: InputSpec
     selection_metric: str  # the key of `evaluate` by which a checkpoint is chosen; higher is better
@@ -59,6 +73,12 @@ class Task(Protocol):
 
     def setup(self) -> None:
         """Read the data onto the device, once. ValueError, one line, if missing or damaged."""
+
+    def inspect(self) -> dict[str, str]:
+        """Say of the data that were read what there is, a line each: parts, counts, sums.
+
+        What is published is compared. ValueError for data that are not what they should be.
+        """
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Count the full batches of `batch_size` samples (over all ranks) in an epoch."""
@@ -77,6 +97,9 @@ class Task(Protocol):
         ranks, device, or on which other batches are asked for. ValueError if the batch does not
         divide by the ranks.
         """
+
+    def prepared(self, inputs: Any) -> Any:
+        """Return a batch's inputs as the network takes them: what streams in may come as bytes."""
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the batch's mean loss, and sums over its samples of what is to be logged."""
@@ -103,8 +126,11 @@ def batches(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """Iterate over this rank's parts of the epoch's batches, from batch `first_step` on.
+
+    They come on `device`, wherever the data rest; None: there.
 
     With `workers` so many other processes make them: the same batches to the bit, in the same
     order. They draw nothing from torch's own generator, and end with the iteration, also where
@@ -112,11 +138,35 @@ def batches(
     """
     steps = range(first_step, task.steps_per_epoch(batch_size))
     check_workers(task, workers)
-    if not workers:
-        return task.train_batches(epoch, batch_size, steps, rank, world)
     from npas.tasks import _workers  # which needs torch at once
 
-    return _workers.batches(task, epoch, batch_size, steps, rank, world, workers)
+    make = functools.partial(_make, task, epoch, batch_size, rank, world)
+    made = _workers.iterate(make, steps, workers) if workers else make(steps)
+    return made if device is None or device == task.device else _ahead(made, device)
+
+
+def _make(
+    task: Task, epoch: int, batch_size: int, rank: int, world: int, steps: range
+) -> Iterator[Batch]:
+    return task.train_batches(epoch, batch_size, steps, rank, world)
+
+
+def _ahead(made: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Bring each batch to the device before the one ahead of it is used."""
+    waiting = None
+    for batch in made:
+        batch = batch.to(device)
+        if waiting is not None:
+            yield waiting
+        waiting = batch
+    if waiting is not None:
+        yield waiting
+
+
+def answers(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """Ask a network: of several inputs, each goes by its name, and of texts it answers several."""
+    given = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    return list(given.to_tuple()) if hasattr(given, "to_tuple") else [given]
 
 
 def check_workers(task: Task, workers: int) -> None:

@@ -28,6 +28,7 @@ class Recipe:
     padding: int  # random crops of the image padded by this much
     flip: bool  # mirror half of the images
     cutout: int  # side of the square, 0 for none
+    label_smoothing: float = 0.0  # of the training loss alone
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,6 @@ class Part:
 class Classification:
     """Train on images and count the right answers; the base of the image tasks."""
 
-    source = "real"
     selection_metric = "accuracy"
 
     def __init__(
@@ -53,8 +53,10 @@ class Classification:
         has_validation: bool,
         seed: int,
         device: torch.device,
+        source: str = "real",
     ) -> None:
         self.name = name
+        self.source = source
         self.spec = spec
         self.recipe = recipe
         self.has_validation = has_validation
@@ -79,6 +81,15 @@ class Classification:
         }
         self.mean_C = torch.tensor(self.recipe.mean, device=self.device)
         self.std_C = torch.tensor(self.recipe.std, device=self.device)
+
+    def inspect(self) -> dict[str, str]:
+        """Count the images of each part, and of its classes."""
+        found = {}
+        for name, part in self.parts.items():
+            counts = part.labels.unique(return_counts=True)[1].tolist()
+            each = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
+            found[name] = f"{len(part.labels):,} images of {len(counts)} classes, {each} of each"
+        return found
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Count an epoch's full batches; the samples left over come up in other epochs."""
@@ -140,11 +151,17 @@ class Classification:
             )
         return _augment.to_nchw(images_BHWC)
 
+    def prepared(self, inputs: Tensor) -> Tensor:
+        """Return the images, which are made as the network takes them."""
+        return inputs
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy, and the number of right answers in percent."""
         logits_BK = model(batch.inputs)
         right = (logits_BK.detach().argmax(1) == batch.targets).sum()
-        return F.cross_entropy(logits_BK.float(), batch.targets), {"accuracy": 100 * right}
+        smoothing = self.recipe.label_smoothing
+        loss = F.cross_entropy(logits_BK.float(), batch.targets, label_smoothing=smoothing)
+        return loss, {"accuracy": 100 * right}
 
     @torch.no_grad()
     def evaluate(

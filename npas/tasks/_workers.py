@@ -1,4 +1,4 @@
-"""Make an epoch's batches in other processes: the same batches, in the same order.
+"""Make batches in other processes: the same batches, in the same order.
 
 The workers are forked: they then hold the data without a copy and start in milliseconds, as they do
 anew for every epoch, where a fresh interpreter would import torch first. That is safe after torch
@@ -25,31 +25,29 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from npas._preemption import SIGNALS
-from npas.tasks import Batch, Task
+
+T = TypeVar("T")
 
 IGNORED = SIGNALS  # that ask a run to stop
 START_METHOD = "fork" if sys.platform == "linux" else None  # None: the platform's usual one
 GRACE_S = 1.0  # for a worker to finish what it is making when the iteration is given up
 
 
-def batches(
-    task: Task, epoch: int, batch_size: int, steps: range, rank: int, world: int, workers: int
-) -> Iterator[Batch]:
-    """Iterate over these steps' batches, made by up to `workers` processes.
+def iterate(make: Callable[[range], Iterator[T]], steps: range, workers: int) -> Iterator[T]:
+    """Iterate over what `make` makes of these steps, one item a step, in up to `workers` processes.
 
-    What a worker raises is raised here, in the turn of the batch it stands for.
+    What a worker raises is raised here, in the turn of the item it stands for.
     """
-    work = _Work(task, epoch, batch_size, steps, rank, world)
-    return _deliver(work, min(workers, len(steps))) if steps else iter(())
+    return _deliver(_Work(make, steps), min(workers, len(steps))) if steps else iter(())
 
 
 class _Refusal(NamedTuple):
@@ -60,28 +58,22 @@ class _Refusal(NamedTuple):
 
 
 class _Work(IterableDataset):
-    """Make every W-th batch, where W workers turn by turn make them all."""
+    """Make every W-th item, where W workers turn by turn make them all."""
 
-    def __init__(
-        self, task: Task, epoch: int, batch_size: int, steps: range, rank: int, world: int
-    ) -> None:
-        self.task = task
-        self.epoch = epoch
-        self.batch_size = batch_size
+    def __init__(self, make: Callable[[range], Iterator[Any]], steps: range) -> None:
+        self.make = make
         self.steps = steps
-        self.place = (rank, world)
 
-    def __iter__(self) -> Iterator[Batch | _Refusal]:
+    def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         assert worker is not None
-        own = self.steps[worker.id :: worker.num_workers]
         try:
-            yield from self.task.train_batches(self.epoch, self.batch_size, own, *self.place)
+            yield from self.make(self.steps[worker.id :: worker.num_workers])
         except ValueError as error:
             yield _Refusal(str(error), traceback.format_exc())
 
 
-def _deliver(work: _Work, workers: int) -> Iterator[Batch]:
+def _deliver(work: _Work, workers: int) -> Iterator[Any]:
     watched, held = multiprocessing.Pipe(duplex=False)
     # Python waits at its end for workers that are left, and their SIGTERM would not reach them.
     atexit.register(held.close)

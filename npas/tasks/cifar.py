@@ -4,11 +4,13 @@ The set lies under `data.root` as its author packed it (the "python version", wh
 reads too); `data.download=true` fetches it. `data.split=45k`, the default, holds 5,000 training
 images out to choose a checkpoint by; `50k` trains on all. The recipe is that of both papers:
 zero-padded random crops, flips, and cutout of 16 pixels unless `task.cutout=false` leaves it out.
+`task.label_smoothing` is an option of this project, not of the papers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from npas._schema import at_least, below
 from npas.models import InputSpec
-from npas.tasks import _fetch, _files
+from npas.tasks import _fetch, _files, _standin_cifar
 from npas.tasks._classification import Classification, Part, Recipe, hold_out
 from npas.tasks._unpickle import unpickle
 
@@ -44,10 +47,13 @@ class Config:
     family: str = "cifar"
     classes: int = 10
     cutout: bool = True
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if self.classes not in RECIPES:
             raise ValueError(f"task.classes={self.classes}: CIFAR comes with 10 or 100 classes")
+        at_least("task.label_smoothing", self.label_smoothing, 0)
+        below("task.label_smoothing", self.label_smoothing, 1)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class Task(Classification):
         device: torch.device,
         archive: Archive | None = None,
     ) -> None:
-        recipe = RECIPES[config.classes]
+        recipe = replace(RECIPES[config.classes], label_smoothing=config.label_smoothing)
         super().__init__(
             f"cifar{config.classes}",
             InputSpec((3, 32, 32), config.classes),
@@ -100,22 +106,50 @@ class Task(Classification):
             has_validation=data.split != "50k",
             seed=seed,
             device=device,
+            source=data.source,
         )
         self.root = Path(data.root)
         self.download = data.download
-        self.archive = archive
+        self.standin = data.standin
+        self.archive = archive or published_archive(config.classes)
 
     def read(self) -> dict[str, Part]:
         """Find the set, or fetch it, and read it. ValueError says what to put where."""
-        archive = self.archive or published_archive(self.spec.num_classes)
-        self._ensure(archive)
-        train = self._part(archive, archive.train)
-        parts = {"test": self._part(archive, archive.test)}
-        if self.has_validation:
-            held = hold_out(train.labels, VALIDATION_FRACTION, f"{self.name} validation")
-            parts["val"] = Part(train.images[held], train.labels[held])
-            train = Part(train.images[~held], train.labels[~held])
-        return {"train": train, **parts}
+        if self.source == "standin":
+            return self._read_standin()
+        self._ensure(self.archive)
+        train = self._part(self.archive, self.archive.train)
+        test = self._part(self.archive, self.archive.test)
+        held = hold_out(train.labels, VALIDATION_FRACTION, f"{self.name} validation")
+        return self._split(train, test, held)
+
+    def _read_standin(self) -> dict[str, Part]:
+        """Read a made-up set; its validation images come on top and last: a tenth may be none."""
+        held_out = self.standin.test if self.has_validation else 0
+        wanted = self.standin.train + held_out
+        with tempfile.TemporaryDirectory() as folder:
+            self.root, classes = Path(folder), self.spec.num_classes
+            self.archive = _standin_cifar.write(
+                self.root, self.archive, classes, wanted, self.standin.test
+            )
+            train = self._part(self.archive, self.archive.train)
+            test = self._part(self.archive, self.archive.test)
+        count = len(train.labels)
+        return self._split(train, test, torch.arange(count) >= count - held_out)
+
+    def _split(self, train: Part, test: Part, held: torch.Tensor) -> dict[str, Part]:
+        if not self.has_validation:
+            return {"train": train, "test": test}
+        val = Part(train.images[held], train.labels[held])
+        train = Part(train.images[~held], train.labels[~held])
+        return {"train": train, "test": test, "val": val}
+
+    def inspect(self) -> dict[str, str]:
+        """List the files, whose sums `setup` has compared, and count the images of each part."""
+        sums = self.archive.train | self.archive.test
+        whose = "made up" if self.source == "standin" else "published"
+        files = {f"{self.archive.folder}/{name}": f"md5 {sums[name]}, as {whose}" for name in sums}
+        return files | super().inspect()
 
     def _ensure(self, archive: Archive) -> None:
         """Unpack the archive, or download it first, unless all files are there."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from npas.models import InputSpec
+from npas.tasks import _standin_cifar
 from npas.tasks._classification import Classification, Part, Recipe, hold_out
 
 if TYPE_CHECKING:
@@ -48,10 +49,14 @@ class Task(Classification):
             has_validation=data.split == "45k",
             seed=seed,
             device=device,
+            source=data.source,
         )
+        self.standin = data.standin
 
     def read(self) -> dict[str, Part]:
         """Read the images from the installed scikit-learn and split them."""
+        if self.source == "standin":
+            return self._make_up()
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
@@ -65,3 +70,14 @@ class Task(Classification):
             parts["val"] = Part(images[held], labels[held])
             images, labels = images[~held], labels[~held]
         return {"train": Part(images, labels), **parts}
+
+    def _make_up(self) -> dict[str, Part]:
+        """Make up images of 17 shades for every part; there is no format to rehearse."""
+        counts = {"train": self.standin.train, "test": self.standin.test}
+        if self.has_validation:
+            counts["val"] = self.standin.test
+        parts = {}
+        for purpose, (name, count) in enumerate(counts.items()):
+            images, labels = _standin_cifar.make_up(count, 10, 8, 8, 1, 17, purpose)
+            parts[name] = Part(torch.from_numpy(images), torch.from_numpy(labels))
+        return parts

@@ -15,7 +15,7 @@ the number of grids are choices of this project.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,10 +77,12 @@ class Config:
 
 
 class Task:
-    """Tell of every cell of a maze whether it lies on some shortest path."""
+    """Tell of every cell of a maze whether it lies on some shortest path.
+
+    All mazes are made as they are used; those of a stand-in are merely few.
+    """
 
     name = "shortest_paths"
-    source = "real"
     selection_metric = "f1"
     has_validation = True
 
@@ -92,11 +94,21 @@ class Task:
                 f"data.split={data.split} is no split of shortest_paths, which draws the mazes it"
                 " holds out: set data.split=null"
             )
+        self.source = data.source
+        if self.source == "standin":
+            few = data.standin
+            config = replace(
+                config,
+                phase_epochs=1,
+                epoch_samples=few.train,
+                val_samples=few.test,
+                test_samples=few.test,
+            )
         self.config = config
         self.seed = seed
         self.device = device
         # One logit a cell.
-        self.spec = InputSpec((2, config.size, config.size), 1, per_cell=True)
+        self.spec = InputSpec((2, config.size, config.size), 1, answers="cell")
         self.parts: dict[str, dict[int, _grids.Grids]] = {}
 
     def setup(self) -> None:
@@ -104,6 +116,16 @@ class Task:
         counts = {"val": self.config.val_samples, "test": self.config.test_samples}
         if not self.parts:
             self.parts = {split: self._bands(split, count) for split, count in counts.items()}
+
+    def inspect(self) -> dict[str, str]:
+        """Count the mazes of each part and say what they are."""
+        config, bands = self.config, len(self.config.phases)
+        mazes = f"mazes of {config.size}x{config.size} cells"
+        found = {"train": f"{config.epoch_samples:,} {mazes} an epoch, drawn as they are used"}
+        for name, counts in self.parts.items():
+            count = sum(len(grids.paths) for grids in counts.values())
+            found[name] = f"{count:,} {mazes}, as many of each of {bands} bands of distances"
+        return found
 
     def _bands(self, split: str, count: int) -> dict[int, _grids.Grids]:
         index_N = torch.arange(count, device=self.device)
@@ -155,6 +177,10 @@ class Task:
             grids = self._draw(self.seed, f"train {epoch}", index_N, 1, self.longest(epoch))
             for start in range(0, len(index_N), local):
                 yield Batch(*_batch(grids, start, local), local)
+
+    def prepared(self, inputs: Tensor) -> Tensor:
+        """Return the maps, which are drawn as the network takes them."""
+        return inputs
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy of all cells, and F1 in percent of the whole batch."""

@@ -23,7 +23,7 @@ from npas.training.state import SEARCH, TRAIN, named_checkpoint
 
 log = logging.getLogger(__name__)
 
-OF_TRAINING = {"search", "recompute", "lsm_regularizer", "lsm_every"}
+OF_TRAINING = {"search", "recompute", "lsm_regularizer", "lsm_every", "init"}
 """The keys of `sharing` that a plan does not depend on."""
 
 

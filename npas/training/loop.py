@@ -26,7 +26,7 @@ from npas.training.experiment import Experiment
 from npas.training.journal import NO_METRICS, Journal, Outcome
 from npas.training.meter import Diverged
 from npas.training.metrics import final_metrics, validate
-from npas.training.optim import build_optimizer, learning_rate
+from npas.training.optim import build_optimizer, clip, learning_rate
 from npas.training.precision import Precision
 from npas.training.state import TRAIN, TrainState
 
@@ -70,9 +70,10 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     rank=process.rank,
                     world=process.world,
                     workers=config.data.workers,
+                    device=process.device,
                 ):
                     at_step = progress.step * config.epochs // epochs  # of the whole schedule
-                    rate = learning_rate(config.optim, at_step, steps_per_epoch)
+                    rate = learning_rate(config, at_step, steps_per_epoch)
                     progress.step += 1
                     parts = batch.parts(config.trainer.accumulation)
                     finite, sums, norms_N = gradient(
@@ -81,6 +82,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     if process.world > 1 and progress.step == resumed_at + 1:
                         check_all_used(model)
                     went_wrong = meter.add(progress.step, batch.size, finite, sums, norms_N)
+                    clip(optimizer, config.optim.clip_norm, norms_N)
                     update(optimizer, rate, precision, went_wrong, norms_N)
                     if state.averaged is not None:
                         state.averaged.update(progress.step)

@@ -1,22 +1,28 @@
 """Make the papers' optimizer, SGD with Nesterov momentum, or AdamW, and schedule its rate."""
 
+import math
 from typing import Any
 
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
-from npas.config import OptimConfig
+from npas.config import Config, OptimConfig
 from npas.sharing import no_decay_names
+from npas.sharing.names import PREFIX
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
     """Make the optimizer of the trainable parameters; coefficients and the like do not decay.
 
-    Norms and biases decay, as in the papers. The fused kernels can leave a step out on the device
-    (see `loop.py`), for which every buffer of theirs must be there, as zeros, from the start.
+    Norms and biases decay, as in the papers, unless `decay_norms` is false. The fused kernels can
+    leave a step out on the device (see `loop.py`), for which every buffer of theirs must be there,
+    as zeros, from the start.
     """
-    exempt = no_decay_names(model)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    exempt = no_decay_names(model)
+    if not config.decay_norms:
+        banks = {name for name, _ in named if name.rpartition(".")[2].startswith(PREFIX)}
+        exempt |= {name for name, p in named if p.ndim < 2 and name not in banks}
     groups: list[dict[str, Any]] = [
         {"params": [p for name, p in named if name not in exempt]},
         {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},
@@ -52,10 +58,33 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
     return optimizer
 
 
-def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
-    """Return the rate of a step: a linear warm-up, then times `gamma` from each milestone on."""
-    warmup = config.warmup_epochs * steps_per_epoch
-    rate = config.lr * config.gamma ** sum(
-        step >= epoch * steps_per_epoch for epoch in config.milestones
-    )
-    return rate * min(1.0, (step + 1) / warmup) if warmup else rate
+@torch.no_grad()
+def clip(optimizer: optim.Optimizer, most: float, norms_N: Tensor) -> None:
+    """Scale the gradient down to the norm `most` if it is longer; 0: never. Waits for nothing.
+
+    `norms_N` are the parameters' own, N of them. A norm that is not finite leaves all as it is.
+    """
+    if most:
+        norm = torch.linalg.vector_norm(norms_N)
+        factor = torch.where(norm > most, most / norm, torch.ones_like(norm)).nan_to_num(1.0)
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
+
+
+def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
+    """Return the rate of a step: a linear warm-up, and what the schedule makes of it.
+
+    By steps: times `gamma` from each milestone on. Linear and cosine: from the end of the warm-up
+    down to 0 where the schedule ends.
+    """
+    settings = config.optim
+    warmup = settings.warmup_epochs * steps_per_epoch
+    if step < warmup and settings.schedule != "steps":
+        return settings.lr * min(1.0, (step + 1) / warmup)
+    if settings.schedule == "steps":
+        passed = sum(step >= epoch * steps_per_epoch for epoch in settings.milestones)
+        rate = settings.lr * settings.gamma**passed
+        return rate * min(1.0, (step + 1) / warmup) if warmup else rate
+    done = min(1.0, (step - warmup) / max(1, config.epochs * steps_per_epoch - warmup))
+    left = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return settings.lr * left

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from npas import sharing
+from npas import sharing, tasks
 from npas._groups import GROUPS_FILE
 from npas.config import Config, search_epochs
 from npas.sharing.search import search_vectors, template_gradients
@@ -148,7 +148,14 @@ def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
     seeding.seed_torch(config.seed, "gradients")
     halves: list[dict[str, Tensor]] = [{}, {}]
     batches = itertools.chain.from_iterable(
-        task.train_batches(epoch, config.batch_size, rank=process.rank, world=process.world)
+        tasks.batches(
+            task,
+            epoch,
+            config.batch_size,
+            rank=process.rank,
+            world=process.world,
+            device=process.device,
+        )
         for epoch in itertools.count(search_epochs(config))
     )
     for place, batch in enumerate(itertools.islice(batches, GRADIENT_BATCHES)):

@@ -11,6 +11,7 @@ import time
 import torch
 
 from npas import tasks
+from npas.tasks import Batch
 from npas.training.distributed import wrap
 from npas.training.experiment import Experiment
 from npas.training.loop import gradient, update
@@ -26,16 +27,13 @@ def one_step(experiment: Experiment) -> str:
     meter, precision = Meter(process), Precision(config.precision, process.device)
     optimizer = build_optimizer(experiment.model, config.optim)
     network = wrap(experiment.model, process, config).train()
-    batches = tasks.batches(
-        task, 0, config.batch_size, rank=process.rank, world=process.world, workers=0
-    )
-    batch = next(iter(batches))
+    batch = _first_batch(experiment)
     started = time.perf_counter()
     parts = batch.parts(config.trainer.accumulation)
     regularizer = config.sharing.lsm_regularizer if experiment.stage == "train" else 0.0
     finite, sums, norms_N = gradient(task, network, parts, optimizer, precision, regularizer)
     went_wrong = meter.add(1, batch.size, finite, sums, norms_N)
-    rate = learning_rate(config.optim, 0, task.steps_per_epoch(config.batch_size))
+    rate = learning_rate(config, 0, task.steps_per_epoch(config.batch_size))
     update(optimizer, rate, precision, went_wrong, norms_N)
     loss = meter.read()["train/loss"]
     try:
@@ -44,6 +42,19 @@ def one_step(experiment: Experiment) -> str:
         raise ValueError(f"{reason}: lower optim.lr, or set precision=fp32") from None
     seconds, memory = time.perf_counter() - started, peak_memory_bytes(process.device)
     return f"one step: loss {loss:.4g}, {seconds:.2f} s, {memory / 2**20:,.0f} MiB at the peak"
+
+
+def _first_batch(experiment: Experiment) -> Batch:
+    config, process = experiment.config, experiment.process
+    batches = tasks.batches(
+        experiment.task,
+        0,
+        config.batch_size,
+        rank=process.rank,
+        world=process.world,
+        device=process.device,
+    )
+    return next(batches)
 
 
 def advise_on_memory(experiment: Experiment) -> str:
@@ -64,12 +75,9 @@ def advise_on_memory(experiment: Experiment) -> str:
 def _fits(experiment: Experiment, parts: int) -> bool:
     config, process = experiment.config, experiment.process
     optimizer = build_optimizer(experiment.model, config.optim)
-    batches = experiment.task.train_batches(
-        0, config.batch_size, range(1), process.rank, process.world
-    )
     try:
         # Two, since the second meets the gradients of the first.
-        two = next(iter(batches)).parts(parts)[:2]
+        two = _first_batch(experiment).parts(parts)[:2]
         precision = Precision(config.precision, process.device)
         gradient(experiment.task, experiment.model.train(), two, optimizer, precision)
     except torch.OutOfMemoryError:

@@ -2,12 +2,16 @@
 
 import errno
 import os
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import SMALL, Run
 from safetensors import SafetensorError
 
+from npas._preemption import Preempted
 from npas.config import run_dir
 from npas.reporting import results
 from npas.reporting.compose import compose
@@ -159,3 +163,19 @@ def test_a_disk_too_full_for_the_runs_files_is_one_line(
     assert answer.err == f"npas-train: {said}: it resumes\n"
     assert not list(folder.glob("*.tmp"))
     assert run(*WORDS).code == 0
+
+
+def test_a_stop_that_a_library_turns_into_another_error_is_still_a_stop(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(raw: dict[str, Any]) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except Preempted:
+            raise AttributeError("what a library makes of it") from None
+
+    monkeypatch.setattr("npas.cli.runs.check", check)
+    answer = run("npas-train")
+    assert answer.code == 75
+    assert answer.err == "npas-train: stopped by a signal; the same command goes on\n"

@@ -13,7 +13,9 @@ def parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["densenet", "resnext", "torchvision", "wrn"])
+@pytest.mark.parametrize(
+    "name", ["densenet", "resnet_cifar", "resnext", "torchvision", "vgg", "wrn"]
+)
 def test_a_family_offers_its_config_and_builds_with_its_defaults(name: str) -> None:
     family = models.family(name)
     assert family.Config().family == name
@@ -26,7 +28,7 @@ def test_a_family_offers_its_config_and_builds_with_its_defaults(name: str) -> N
     ("name", "said"),
     [
         ("wnr", "did you mean wrn"),
-        ("xyz", "choose from densenet, .*torchvision, wrn"),
+        ("xyz", "choose from densenet, .*torchvision, .*wrn"),
         ("os", "no model family"),
     ],
 )
@@ -41,12 +43,15 @@ def test_a_config_cannot_reach_modules_outside_the_package() -> None:
             models.family(name)
 
 
-@pytest.mark.parametrize(("name", "per_cell"), [("wrn", True), ("grid_cnn", False)])
+@pytest.mark.parametrize(
+    ("name", "given", "asked"),
+    [("wrn", "class", "cell"), ("grid_cnn", "cell", "class"), ("wrn", "class", "span")],
+)
 def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(
-    name: str, per_cell: bool
+    name: str, given: str, asked: str
 ) -> None:
     config = models.family(name).Config()
     with pytest.raises(ValueError, match=f"model.family={name} gives .* and the task asks for"):
-        models.build(config, InputSpec((3, 32, 32), 10, per_cell=per_cell))
+        models.build(config, InputSpec((3, 32, 32), 10, answers=asked))
     with torch.device("meta"):
-        assert parameters(models.build(config, InputSpec((3, 32, 32), 10, not per_cell))) > 0
+        assert parameters(models.build(config, InputSpec((3, 32, 32), 10, answers=given))) > 0

@@ -2,51 +2,24 @@
 
 import hashlib
 import multiprocessing
-import pickle
-import struct
 import tarfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from npas.tasks import cifar
-
-RECONSTRUCT = np.empty(0).__reduce__()[0]
-
-
-class Python2Pickler(pickle._Pickler):
-    """Write protocol 2 as Python 2 did: strings of bytes, and numpy under its name of that time."""
-
-    dispatch = pickle._Pickler.dispatch.copy()
-
-    def save_string(self, value: str | bytes) -> None:
-        data = value.encode("latin1") if isinstance(value, str) else value
-        short = len(data) < 256
-        head = b"U" + bytes([len(data)]) if short else b"T" + struct.pack("<i", len(data))
-        self.write(head + data)
-        self.memoize(value)
-
-    dispatch[str] = dispatch[bytes] = save_string
-
-    def save_global(self, value: Any, name: str | None = None) -> None:
-        if value is RECONSTRUCT:
-            self.write(b"cnumpy.core.multiarray\n_reconstruct\n")
-            self.memoize(value)
-        else:
-            super().save_global(value, name)
+from npas.config import DataConfig
+from npas.tasks import _standin_cifar, cifar
 
 
 def python2_pickle(path: Path, value: Any) -> None:
-    with open(path, "wb") as file:
-        Python2Pickler(file, protocol=2).dump(value)
+    path.write_bytes(_standin_cifar.python2_pickle(value))
 
 
 def images(count: int, start: int) -> np.ndarray:
@@ -137,7 +110,7 @@ class TinySet:
         config = changes.pop("config", cifar.Config(classes=self.classes))
         return cifar.Task(
             config,
-            SimpleNamespace(**data | changes),
+            DataConfig(**data | changes),
             seed=seed,
             device=torch.device("cpu"),
             archive=archive,

@@ -1,16 +1,16 @@
 """A batch, had whole or in parts, alone or among others, is the same samples each time."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from npas import tasks
+from npas.config import DataConfig
 from npas.tasks import digits, shortest_paths
 
 CPU = torch.device("cpu")
-DATA = SimpleNamespace(root="nowhere", split=None, download=False)
+DATA = DataConfig(root="nowhere", split=None, download=False)
 
 
 @pytest.fixture(scope="module", params=["digits", "shortest_paths"])

@@ -1,18 +1,18 @@
 """The digits are real, split once and for all, and need no file."""
 
 import hashlib
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from npas import tasks
+from npas.config import DataConfig
 from npas.tasks import digits
 from npas.tasks._classification import hold_out
 
 
 def make(split: str | None = None, seed: int = 0) -> digits.Task:
-    data = SimpleNamespace(root="nowhere", split=split, download=False)
+    data = DataConfig(root="nowhere", split=split, download=False)
     task = digits.Task(digits.Config(), data, seed=seed, device=torch.device("cpu"))
     task.setup()
     return task
@@ -54,7 +54,7 @@ def test_no_seed_moves_the_split() -> None:
 
 
 def test_the_spec_is_known_before_any_data_are_read() -> None:
-    data = SimpleNamespace(root="nowhere", split=None, download=False)
+    data = DataConfig(root="nowhere", split=None, download=False)
     task = digits.Task(digits.Config(), data, seed=0, device=torch.device("cpu"))
     assert task.spec.input_shape == (1, 8, 8)
     assert task.spec.num_classes == 10
@@ -107,7 +107,7 @@ def test_a_misspelled_task_is_refused_with_near_names() -> None:
 
 def test_imagenet_has_its_shape_but_no_data() -> None:
     family = tasks.family("imagenet")
-    data = SimpleNamespace(root="nowhere", split=None, download=False)
+    data = DataConfig(root="nowhere", split=None, download=False)
     task = family.Task(family.Config(), data, seed=0, device=torch.device("cpu"))
     assert (task.spec.input_shape, task.spec.num_classes) == ((3, 224, 224), 1000)
     with pytest.raises(ValueError, match="not available yet"):

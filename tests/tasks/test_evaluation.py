@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from npas import tasks
+from npas.config import DataConfig
 from npas.tasks import _classification, digits, shortest_paths
 
 CPU = torch.device("cpu")
-DATA = SimpleNamespace(root="nowhere", split="45k", download=False)
+DATA = DataConfig(root="nowhere", split="45k", download=False)
 FAMILIES = {"digits": _classification, "shortest_paths": shortest_paths}
 
 
@@ -26,7 +26,7 @@ class Network(nn.Module):
     def __init__(self, task: Any) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.per_cell = task.spec.per_cell
+        self.per_cell = task.spec.answers == "cell"
         self.layers = nn.Sequential(
             nn.Conv2d(task.spec.input_shape[0], 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout()
         )
@@ -44,7 +44,7 @@ def make(name: str) -> Any:
         task: Any = digits.Task(digits.Config(), DATA, seed=0, device=CPU)
     else:
         config = shortest_paths.Config(size=7, phases=[2, 4, 6], val_samples=70, test_samples=45)
-        data = SimpleNamespace(split=None)
+        data = DataConfig(split=None)
         task = shortest_paths.Task(config, data, seed=0, device=CPU)
     task.setup()
     return task

@@ -1,6 +1,5 @@
 """The curriculum, the bands of distances and F1 are what the task says they are."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from torch import nn
 from npas.config import DataConfig
 from npas.tasks import _grids, shortest_paths
 
-DATA = SimpleNamespace(root="nowhere", split=None, download=False)
+DATA = DataConfig(root="nowhere", split=None, download=False)
 TINY: dict[str, Any] = {
     "size": 7,
     "phases": [2, 4, 6],

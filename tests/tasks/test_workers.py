@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,11 @@ import torch
 
 from npas import tasks
 from npas._preemption import SIGNALS
+from npas.config import DataConfig
 from npas.tasks import Batch, _workers, digits, shortest_paths
 
 CPU = torch.device("cpu")
-DATA = SimpleNamespace(root="nowhere", split=None, download=False)
+DATA = DataConfig(root="nowhere", split=None, download=False)
 
 
 class Toy:

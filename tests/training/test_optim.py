@@ -1,28 +1,76 @@
 """The optimizer and its schedule are the papers', or AdamW."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from npas.config import OptimConfig
+from npas.config import Config, OptimConfig
 from npas.models import InputSpec, wrn
 from npas.sharing import no_decay_names, share
-from npas.training.optim import build_optimizer, learning_rate
+from npas.training.optim import build_optimizer, clip, learning_rate
 
 
 def model() -> torch.nn.Module:
     return wrn.build(wrn.Config(depth=10, width=1), InputSpec((1, 8, 8), 10))
 
 
+def config_of(epochs: int = 200, **optim: Any) -> Config:
+    family = {"family": "digits"}
+    return Config(
+        budget="0.1", epochs=epochs, model=family, task=family, optim=OptimConfig(**optim)
+    )
+
+
 def test_the_rate_falls_to_a_fifth_at_each_milestone() -> None:
-    config = OptimConfig(lr=0.1, milestones=[60, 120, 160], gamma=0.2)
+    config = config_of(lr=0.1, milestones=[60, 120, 160], gamma=0.2)
     rates = [learning_rate(config, epoch * 10 + 9, 10) for epoch in (0, 59, 60, 119, 120, 160, 199)]
     assert rates == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004, 0.0008, 0.0008])
 
 
 def test_the_rate_warms_up_step_by_step() -> None:
-    config = OptimConfig(lr=0.1, warmup_epochs=2)
+    config = config_of(lr=0.1, warmup_epochs=2)
     rates = [learning_rate(config, step, 5) for step in range(12)]
     assert rates == pytest.approx([0.01 * n for n in range(1, 11)] + [0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle"), [("linear", [0.1, 0.075, 0.05]), ("cosine", [0.1, 0.0853553, 0.05])]
+)
+def test_the_rate_comes_down_to_nothing_after_the_warm_up(
+    schedule: str, middle: list[float]
+) -> None:
+    config = config_of(10, lr=0.1, warmup_epochs=0.4, schedule=schedule)
+    rates = [learning_rate(config, step, 5) for step in range(51)]
+    assert rates[:2] == pytest.approx([0.05, 0.1])
+    assert [rates[step] for step in (2, 14, 26)] == pytest.approx(middle)
+    assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True)
+    assert rates[-1] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("most", [0.0, 0.5, 1e6])
+def test_gradients_are_clipped_as_by_torch(most: float) -> None:
+    layer, twin = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    twin.load_state_dict(layer.state_dict())
+    x = torch.randn(7, 5)
+    for each in (layer, twin):
+        each(x).square().sum().backward()
+    norms_N = torch.stack([p.grad.norm() for p in layer.parameters() if p.grad is not None])
+    clip(build_optimizer(layer, OptimConfig()), most, norms_N)
+    if most:
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), most)
+    for ours, theirs in zip(layer.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_norms_and_biases_can_be_left_without_decay_and_banks_never_are() -> None:
+    shared = share(model(), 0.5)
+    optimizer = build_optimizer(shared, OptimConfig(weight_decay=5e-4, decay_norms=False))
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    names = {n: decay[id(p)] for n, p in shared.named_parameters()}
+    assert names["npas_bank_0"] == 5e-4
+    assert names["classifier.bias"] == names["norm.weight"] == names["norm.bias"] == 0
+    assert {n for n, rate in names.items() if rate} == {"npas_bank_0"}
 
 
 def test_all_that_trains_is_optimized_once() -> None:

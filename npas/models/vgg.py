@@ -1,0 +1,74 @@
+"""Build VGG-16 for small images (Simonyan & Zisserman, ICLR 2015, arXiv 1409.1556).
+
+The thirteen 3x3 convs of the original, each with batch norm and ReLU, in five stages; max pooling
+by 2 behind each of the first four, and the mean over what is left, 2x2 of a 32x32 image. Of the
+three fully connected layers one is left for images of this size, the classifier; with `hidden` 512
+a layer of so many units with batch norm and ReLU comes before it.
+
+    hidden 0: 14,728,266 parameters for 10 classes; hidden 512: 14,991,946
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from npas.models import InputSpec
+from npas.models._initialization import initialize
+
+STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+MOST_HIDDEN = 65_536
+
+
+@dataclass
+class Config:
+    """Hold the `model.*` keys of VGG-16. ValueError for a hidden layer that cannot be built."""
+
+    family: str = "vgg"
+    hidden: int = 0  # units of a layer before the classifier, 0 for none
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hidden <= MOST_HIDDEN:
+            raise ValueError(
+                f"model.hidden={self.hidden}: give the units of a hidden layer, as 512, or 0 for"
+                " none"
+            )
+
+
+def build(config: Config, spec: InputSpec) -> nn.Module:
+    """Build VGG-16 for images of `spec`. ValueError if they are too small to be halved so often."""
+    if min(spec.input_shape[1:]) < 2 ** (len(STAGES) - 1):
+        height, width = spec.input_shape[1:]
+        raise ValueError(
+            f"model.family=vgg halves an image four times, and the task's have {height}x{width}"
+            " pixels: choose another model"
+        )
+    return VGG(config.hidden, spec.input_shape[0], spec.num_classes)
+
+
+class VGG(nn.Module):
+    """Classify images, BxCxHxW -> B x num_classes logits."""
+
+    def __init__(self, hidden: int, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        channels = in_channels
+        modules: list[nn.Module] = []
+        for stage, widths in enumerate(STAGES):
+            if stage:
+                modules.append(nn.MaxPool2d(2))
+            for out_channels in widths:
+                # Convs keep their biases, as in the networks that published figures are of.
+                conv = nn.Conv2d(channels, out_channels, 3, padding=1)
+                modules += [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
+                channels = out_channels
+        self.features = nn.Sequential(*modules)
+        self.hidden: nn.Module = nn.Identity()
+        if hidden:
+            self.hidden = nn.Sequential(
+                nn.Linear(channels, hidden), nn.BatchNorm1d(hidden), nn.ReLU()
+            )
+            channels = hidden
+        self.classifier = nn.Linear(channels, num_classes)
+        initialize(self, self.classifier)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.hidden(self.features(x).mean(dim=(2, 3))))

@@ -1,0 +1,100 @@
+"""Every experiment trains on its stand-in as a user would start it, and plans to the parameter."""
+
+import gc
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import npas.configs
+import pytest
+import torch
+from torch import nn
+
+from npas import models, sharing, tasks
+from npas.cli import plan, train
+from npas.config import DENSE, Config, search_epochs
+from npas.reporting import results
+from npas.reporting.compose import compose
+from npas.sharing.budget import Budget
+from npas.training.experiment import plan_keywords
+
+pytestmark = pytest.mark.walk
+
+EXPERIMENTS = sorted(path.stem for path in (Path(npas.configs.__path__[0]) / "exp").glob("*.yaml"))
+# As little as 1% of the parameters and as much as 200% is what the papers train with.
+BUDGETS = ("0.05", "0.1", "0.2", "0.5", "1", "2")
+# What is named of single networks: SSN's lowest, and the counts of those it stands beside.
+NAMED = {
+    "wrn_cifar10": ("0.01",),
+    "wrn_cifar100": ("0.01",),
+    "wrn50_2_imagenet": ("19M",),
+    "vgg16_cifar10": ("2.64M",),
+    "resnet56_cifar10": ("0.49M",),
+    "resnet110_cifar10": ("1.04M",),
+    "densenet40_cifar10": ("0.66M",),
+    "perceiver_imagenet": ("44.9M",),
+    **{f"{name}_squad{n}": ("18M",) for name in ("ssn", "bert_large") for n in (1, 2)},
+}
+
+
+@pytest.fixture(autouse=True)
+def alone_in_the_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let nothing be downloaded, and give back what a large network took."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    yield
+    gc.collect()
+
+
+@pytest.mark.parametrize("exp", EXPERIMENTS)
+def test_an_experiment_trains_on_its_standin(exp: str, tmp_path: Path) -> None:
+    words = [f"+exp={exp}", "data.source=standin", f"data.root={tmp_path / 'none'}"]
+    words += ["data.download=false", f"run_root={tmp_path / 'runs'}", "trainer.device=cpu"]
+    # Their weights are a gigabyte and more: one checkpoint shows what two would.
+    words += ["trainer.keep_last=1"]
+    assert train.main(words) == 0
+    (folder,) = (tmp_path / "runs" / exp).iterdir()
+    result = results.read(folder)
+    assert (result.status, result.dataset.source) == ("done", "standin")
+    assert result.metrics is not None and result.budget is not None
+    assert result.budget.used <= result.budget.allowed
+    assert not (tmp_path / "none").exists()
+    for file in (folder / "checkpoints").rglob("*"):
+        if file.is_file():
+            file.unlink()
+
+
+@pytest.mark.parametrize("exp", EXPERIMENTS)
+def test_a_plan_is_exact_at_every_budget(exp: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = compose(f"+exp={exp}")
+    if not search_epochs(config):
+        assert plan.main([f"+exp={exp}"]) == 0
+        assert "inference: " in capsys.readouterr().out
+    if config.sharing.templates is not None:
+        return  # there the templates fix the count, which tests/cli/test_swrn_words.py holds
+    model = network(config)
+    dense = sharing.count_parameters(model)
+    own = () if config.budget in (None, DENSE) else (str(config.budget),)
+    for budget in dict.fromkeys((*own, *NAMED.get(exp, ()), *BUDGETS)):
+        asked = sharing.plan(model, budget, **plan_keywords(config) | single(config))
+        assert_exact(asked.budget, sum(1 for _ in asked.layers))
+        assert asked.budget.dense == dense
+
+
+def assert_exact(budget: Budget, layers: int) -> None:
+    short = budget.allowed - budget.used
+    assert 0 <= short <= max(budget.allowed // 1000, layers), budget
+
+
+def single(config: Config) -> dict[str, object]:
+    """Replace a grouping that only a training finds."""
+    return {"groups": "single", "num_groups": None} if search_epochs(config) else {}
+
+
+def network(config: Config) -> nn.Module:
+    task = tasks.family(config.task.family).Task(
+        config.task, config.data, seed=config.seed, device=torch.device("cpu")
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return models.build(config.model, task.spec)
