@@ -44,13 +44,14 @@ class InputSpec:
         """Return one input of zeros, as training feeds it: floats, or the tensors of a text."""
         import torch
 
-        if len(self.input_shape) > 1:
+        if self.answers not in ("span", "pretraining"):
             return torch.zeros(1, *self.input_shape, device=device)
         zeros = torch.zeros(1, *self.input_shape, dtype=torch.int64, device=device)
         return {
             "input_ids": zeros,
             "token_type_ids": zeros.clone(),
-            "attention_mask": torch.ones_like(zeros),
+            # As attention asks for it: given 1 x tokens, transformers would look at its values.
+            "attention_mask": torch.ones(1, 1, *zeros.shape, dtype=torch.bool, device=device),
         }
 
 

@@ -98,6 +98,9 @@ class Task(Protocol):
         divide by the ranks.
         """
 
+    def check_network(self, model: nn.Module) -> None:
+        """Raise ValueError if the network cannot read these data, which only shows once read."""
+
     def prepared(self, inputs: Any) -> Any:
         """Return a batch's inputs as the network takes them: what streams in may come as bytes."""
 

@@ -68,9 +68,8 @@ class Checkpoints:
         scratch.mkdir(parents=True)
         try:
             for name, group in tensors.items():
-                plain = {key: tensor.detach().contiguous() for key, tensor in group.items()}
                 path = scratch / f"{name}.safetensors"
-                safetensors.torch.save_file(plain, path)
+                safetensors.torch.save_file(_apart(group), path)
                 give_usual_mode(path)
             _write_json(scratch / STATE, {"format": FORMAT, "step": step, "best": best, **state})
             _write_json(scratch / MANIFEST, {path.name: _sha256(path) for path in _files(scratch)})
@@ -211,6 +210,18 @@ def _remove(path: Path) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     return iter(sorted(folder.iterdir()))
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return plain tensors that share no memory: of tied ones all but the first are copies."""
+    seen: set[int] = set()
+    found = {}
+    for key, tensor in tensors.items():
+        plain = tensor.detach().contiguous()
+        address = plain.untyped_storage().data_ptr()
+        found[key] = plain.clone() if address in seen else plain
+        seen.add(address)
+    return found
 
 
 def _write_json(path: Path, data: Any) -> None:

@@ -1,0 +1,78 @@
+"""Find the files of a published network or tokenizer: in a folder, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def find_folder(key: str, name: str, files: Sequence[str], needed: Sequence[str]) -> Path:
+    """Return the folder that holds `files` of `name`: one on disk, or the hub's, kept in its cache.
+
+    `files` may hold patterns; a folder will do if it has any of `needed`. What is in the cache
+    already needs no network. ValueError, naming the config's `key` and the remedy, if it cannot be
+    had.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if not _has_any(folder, needed):
+            raise ValueError(f"{key}={name} holds no {' or '.join(needed)}: give another folder")
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        with quietly():
+            for offline in (True, False):
+                try:
+                    where = snapshot_download(
+                        name, allow_patterns=list(files), local_files_only=offline
+                    )
+                except FileNotFoundError:  # nothing in the cache, or no network either
+                    if not offline:
+                        raise
+                    continue
+                if _has_any(Path(where), needed):
+                    return Path(where)
+    except HFValidationError:
+        raise ValueError(f"{key}={name} is no folder here, and no name on a hub") from None
+    except Exception as error:  # whatever the network and its clients come up with
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{key}={name} is no folder here, and fetching it from the Hugging Face hub failed"
+            f" ({reason[:200]}): fetch {', '.join(files)} elsewhere, and give the folder as"
+            f" {key}=FOLDER"
+        ) from error
+    raise ValueError(f"{key}={name} on the Hugging Face hub has no {' or '.join(needed)}")
+
+
+def _has_any(folder: Path, names: Sequence[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Let the hub's client and transformers say nothing meanwhile: what matters is an error."""
+    import huggingface_hub.utils
+    from transformers.utils import logging as of_transformers
+
+    hub: Any = huggingface_hub.utils
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers")]
+    levels, bars = [logger.level for logger in loggers], not hub.are_progress_bars_disabled()
+    of_loading = of_transformers.is_progress_bar_enabled()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        hub.disable_progress_bars()
+        of_transformers.disable_progress_bar()
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            hub.enable_progress_bars()
+        if of_loading:
+            of_transformers.enable_progress_bar()

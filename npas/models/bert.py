@@ -1,0 +1,176 @@
+"""Build BERT and ALBERT, the classes of `transformers` themselves, to find answers or to pre-train.
+
+BERT is Devlin et al. (2019, arXiv 1810.04805), ALBERT Lan et al. (2020, arXiv 1909.11942), whose
+layers are one layer and whose embedding is factorized. Parameters have the names that published
+checkpoints give them. To find answers (SQuAD) a network ends in one linear layer, and has no
+pooler, which nothing would read; to pre-train it has the heads for hidden words and for the order
+of two sentences (BERT's "next sentence" head is asked for the order, too).
+
+    answers:     BERT-large 334,094,338   BERT-base 108,893,186
+                 ALBERT-large 16,636,418  ALBERT-base 11,094,530
+    pre-training: BERT-large 336,226,108  BERT-base 110,106,428
+                 ALBERT-large 17,847,474  ALBERT-base 11,813,810
+
+ALBERT-large is published with 18M: 17,683,968 with its pooler and without any head.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from npas.models import InputSpec, _hub
+
+ANSWERS = ("span", "pretraining")
+# Beyond these a slip of the hand, not a network: building it would fill the memory first.
+MOST_LAYERS, MOST_WIDTH, MOST_WORDS = 1000, 100_000, 10_000_000
+# What a checkpoint's own config calls our keys.
+SHAPE = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "intermediate": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "positions": "max_position_embeddings",
+}
+# How the parameters start that a checkpoint may lack: the heads.
+HEADS = ("qa_outputs.", "cls.", "predictions.", "sop_classifier.", "bert.pooler.", "albert.pooler.")
+
+
+@dataclass
+class Config:
+    """Hold the `model.*` keys of BERT and ALBERT. ValueError for a shape that cannot be built.
+
+    `embedding` is ALBERT's factorized width; BERT's is `hidden`. `pretrained`, a folder or a name
+    on the Hugging Face hub, gives the weights to start from, and must have this shape.
+    """
+
+    family: str = "bert"
+    arch: Literal["bert", "albert"] = "bert"
+    layers: int = 12
+    hidden: int = 768
+    heads: int = 12
+    intermediate: int = 3072
+    vocab_size: int = 30_522
+    embedding: int | None = None
+    dropout: float = 0.1
+    positions: int = 512
+    pretrained: str | None = None
+
+    def __post_init__(self) -> None:
+        most = {"layers": MOST_LAYERS, "heads": self.hidden, "vocab_size": MOST_WORDS}
+        for key in SHAPE:
+            value, limit = getattr(self, key), most.get(key, MOST_WIDTH)
+            if not 1 <= value <= limit:
+                raise ValueError(f"model.{key} must be from 1 to {limit}, got {value}")
+        if self.hidden % self.heads:
+            raise ValueError(
+                f"model.hidden={self.hidden} does not divide by model.heads={self.heads}"
+            )
+        if self.arch == "albert" and not 1 <= (self.embedding or 0) <= MOST_WIDTH:
+            raise ValueError(
+                f"model.embedding must be from 1 to {MOST_WIDTH} for an ALBERT, as 128; got"
+                f" {self.embedding}"
+            )
+        if self.arch == "bert" and self.embedding not in (None, self.hidden):
+            raise ValueError(
+                f"model.embedding={self.embedding}: a BERT's words are as wide as model.hidden;"
+                " leave it null, or set model.arch=albert"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout={self.dropout}: give a rate from 0 up to, not with, 1")
+
+
+def build(config: Config, spec: InputSpec) -> nn.Module:
+    """Build the network for texts of `spec.input_shape[0]` tokens: transformers' own class.
+
+    On the meta device nothing is loaded. ValueError if texts are longer than `positions`, or a
+    checkpoint cannot be had or has another shape.
+    """
+    if spec.input_shape[0] > config.positions:
+        raise ValueError(
+            f"the task's texts have {spec.input_shape[0]} tokens, and model.positions="
+            f"{config.positions}: set task.max_length to at most that"
+        )
+    kind = _class(config.arch, spec.answers)
+    if config.pretrained is None or torch.get_default_device().type == "meta":
+        return kind(_shape(config))
+    return _load(config, config.pretrained, kind)
+
+
+def _class(arch: str, answers: str) -> Any:
+    import transformers
+
+    names = {
+        ("bert", "span"): "BertForQuestionAnswering",
+        ("bert", "pretraining"): "BertForPreTraining",
+        ("albert", "span"): "AlbertForQuestionAnswering",
+        ("albert", "pretraining"): "AlbertForPreTraining",
+    }
+    return getattr(transformers, names[arch, answers])
+
+
+def _shape(config: Config) -> Any:
+    """Return transformers' config of the same shape."""
+    from transformers import AlbertConfig, BertConfig
+
+    shape: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in SHAPE.items()}
+    for rate in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        shape[rate] = config.dropout
+    if config.arch == "bert":
+        return BertConfig(**shape, attn_implementation="sdpa")
+    return AlbertConfig(**shape, embedding_size=config.embedding, attn_implementation="sdpa")
+
+
+def _load(config: Config, name: str, kind: Any) -> nn.Module:
+    """Load a checkpoint, whose own config says of the activation and the like."""
+    from transformers import AutoConfig
+
+    files = ("config.json", "model.safetensors")
+    folder = _hub.find_folder("model.pretrained", name, files, files[1:])
+    try:
+        with _hub.quietly():
+            theirs: Any = AutoConfig.from_pretrained(folder)
+            for rate in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+                setattr(theirs, rate, config.dropout)
+    except Exception as error:  # whatever a broken file makes its readers say
+        raise _unreadable(name, error) from error
+    _compare(config, theirs, name)
+    try:
+        with _hub.quietly():
+            network, found = kind.from_pretrained(
+                folder,
+                config=theirs,
+                attn_implementation="sdpa",
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise _unreadable(name, error) from error
+    absent = sorted(key for key in found["missing_keys"] if not key.startswith(HEADS))
+    if absent:
+        raise ValueError(
+            f"model.pretrained={name} lacks {absent[0]} ({len(absent)} parameters in all): it is"
+            f" no {config.arch} checkpoint"
+        )
+    return network.train()
+
+
+def _unreadable(name: str, error: Exception) -> ValueError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ValueError(f"model.pretrained={name} cannot be read ({reason[:200]}): get it again")
+
+
+def _compare(config: Config, theirs: Any, name: str) -> None:
+    """ValueError if a checkpoint is of another architecture or shape than the config says."""
+    keys = {**SHAPE, "arch": "model_type"}
+    if config.arch == "albert":
+        keys["embedding"] = "embedding_size"
+    for ours, key in keys.items():
+        asked, found = getattr(config, ours), getattr(theirs, key, None)
+        if asked != found:
+            raise ValueError(
+                f"model.pretrained={name} has {ours} {found}, and model.{ours}={asked}: choose the"
+                f" checkpoint's shape, as model=bert_base or model.{ours}={found}"
+            )

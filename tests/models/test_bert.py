@@ -1,0 +1,225 @@
+"""BERT and ALBERT have their published sizes and names, and start from a checkpoint or a seed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from npas.models import InputSpec, _hub, bert, build
+from npas.reporting.compose import compose
+
+SPAN, PRETRAINING = (InputSpec((16,), 2, answers) for answers in ("span", "pretraining"))
+TINY: dict[str, Any] = {
+    "layers": 2, "hidden": 16, "heads": 2, "intermediate": 32, "vocab_size": 50, "positions": 16,
+}  # fmt: skip
+
+
+def config(arch: str = "bert", **changes: Any) -> bert.Config:
+    width = {"embedding": 8} if arch == "albert" else {}
+    return bert.Config(arch=arch, **{**TINY, **width, **changes})
+
+
+def count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "expected"),
+    [
+        ("bert_large", "span", 334_094_338),
+        ("bert_base", "span", 108_893_186),
+        ("albert_large", "span", 16_636_418),
+        ("albert_base", "span", 11_094_530),
+        ("bert_large", "pretraining", 336_226_108),
+        ("bert_base", "pretraining", 110_106_428),
+        ("albert_large", "pretraining", 17_847_474),
+        ("albert_base", "pretraining", 11_813_810),
+    ],
+)
+def test_sizes(name: str, answers: str, expected: int) -> None:
+    shape = compose(f"model={name}", "task=squad1").model
+    with torch.device("meta"):
+        assert count(build(shape, InputSpec((384,), 2, answers))) == expected
+
+
+def test_the_published_count_of_albert_large_is_that_of_the_pooler_and_no_head() -> None:
+    shape = compose("model=albert_large", "task=squad1").model
+    with torch.device("meta"):
+        network: Any = build(shape, InputSpec((384,), 2, "pretraining"))
+        assert count(network.albert) == 17_683_968
+
+
+def test_parameters_have_the_names_of_published_checkpoints() -> None:
+    names = {name for name, _ in build(config(), SPAN).named_parameters()}
+    assert "bert.encoder.layer.1.attention.self.query.weight" in names
+    assert "bert.embeddings.word_embeddings.weight" in names and "qa_outputs.bias" in names
+    assert not any("pooler" in name for name in names)
+    names = {name for name, _ in build(config("albert"), PRETRAINING).named_parameters()}
+    assert "albert.encoder.embedding_hidden_mapping_in.weight" in names
+    layer = "albert.encoder.albert_layer_groups.0.albert_layers.0"
+    assert f"{layer}.attention.query.weight" in names
+    assert {"predictions.dense.weight", "sop_classifier.classifier.weight"} <= names
+
+
+@pytest.mark.parametrize("spec", [SPAN, PRETRAINING], ids=lambda spec: spec.answers)
+@pytest.mark.parametrize("arch", ["bert", "albert"])
+def test_a_seed_means_the_same_weights_and_all_are_used(arch: str, spec: InputSpec) -> None:
+    torch.manual_seed(3)
+    one = build(config(arch), spec)
+    torch.manual_seed(3)
+    other = build(config(arch), spec)
+    for (name, parameter), same in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(parameter, same), name
+    out = one(**spec.example("cpu"))
+    logits = [value for name, value in out.items() if "logits" in name]
+    assert len(logits) == 2
+    sum(value.float().square().sum() for value in logits).backward()
+    assert all(parameter.grad is not None for parameter in one.parameters())
+
+
+@pytest.mark.parametrize("arch", ["bert", "albert"])
+def test_a_forward_on_the_meta_device_looks_at_no_value(arch: str) -> None:
+    network = build(config(arch), SPAN).to("meta")
+    assert network(**SPAN.example("meta")).start_logits.shape == (1, 16)
+
+
+def save(folder: Path, arch: str = "bert", **changes: Any) -> nn.Module:
+    """Store a pre-trained network as the hub has them."""
+    torch.manual_seed(7)
+    network: Any = build(config(arch, **changes), PRETRAINING)
+    network.save_pretrained(folder)
+    return network
+
+
+@pytest.mark.parametrize("arch", ["bert", "albert"])
+def test_a_checkpoint_gives_all_but_the_head(arch: str, tmp_path: Path) -> None:
+    stored = save(tmp_path, arch).state_dict()
+    starts = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        starts.append(build(config(arch, pretrained=str(tmp_path)), SPAN))
+    assert starts[0].training
+    for name, parameter in starts[0].named_parameters():
+        assert torch.equal(parameter, starts[1].get_parameter(name)), name
+        if not name.startswith("qa_outputs"):
+            assert torch.equal(parameter, stored[name]), name
+    full = build(config(arch, pretrained=str(tmp_path)), PRETRAINING).state_dict()
+    assert full.keys() == stored.keys()
+    assert all(torch.equal(full[name], stored[name]) for name in stored)
+
+
+def test_a_checkpoint_keeps_its_activation_and_our_dropout(tmp_path: Path) -> None:
+    save(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "hidden_act": "relu"}))
+    network: Any = build(config(pretrained=str(tmp_path), dropout=0.25), SPAN)
+    assert network.config.hidden_act == "relu"
+    assert network.bert.embeddings.dropout.p == 0.25
+
+
+def test_nothing_is_loaded_on_the_meta_device(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        build(config(pretrained=str(tmp_path / "absent")), SPAN)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layers": 3}, "has layers 2, and model.layers=3"),
+        ({"vocab_size": 60}, "has vocab_size 50"),
+        ({"arch": "albert", "embedding": 8}, "has arch bert, and model.arch=albert"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_refused(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    save(tmp_path)
+    with pytest.raises(ValueError, match=said) as error:
+        build(bert.Config(**{**TINY, **changes, "pretrained": str(tmp_path)}), SPAN)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_without_its_layers_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    kept = {name: value for name, value in load_file(file).items() if ".layer.1." not in name}
+    save_file(kept, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks bert\.encoder\.layer\.1\..* no bert checkpoint"):
+        build(config(pretrained=str(tmp_path)), SPAN)
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
+    save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        build(config(pretrained=str(tmp_path)), SPAN)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no model\.safetensors"):
+        build(config(pretrained=str(tmp_path)), SPAN)
+
+
+def test_without_a_network_a_name_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    calls = []
+
+    def fetch(name: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        calls.append((name, local_files_only))
+        raise FileNotFoundError("Got: ConnectError\nand so on")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(ValueError, match=r"model\.pretrained=FOLDER") as error:
+        build(config(pretrained="bert-tiny"), SPAN)
+    assert calls == [("bert-tiny", True), ("bert-tiny", False)]
+    assert "\n" not in str(error.value) and "ConnectError" in str(error.value)
+
+
+def test_what_is_in_the_cache_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    (tmp_path / "b").write_text("")
+
+    def fetch(name: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        assert local_files_only
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert _hub.find_folder("key", "name", ("a", "b"), ("b",)) == tmp_path
+
+
+def test_a_name_that_cannot_be_is_one_line() -> None:
+    with pytest.raises(ValueError, match="no folder here, and no name on a hub"):
+        _hub.find_folder("key", "no/such/folder/../x", ("a",), ("a",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layers": 0}, r"model\.layers must be from 1"),
+        ({"heads": 3}, r"model\.hidden=16 does not divide by model\.heads=3"),
+        ({"arch": "albert"}, r"model\.embedding must be from 1"),
+        ({"embedding": 8}, "leave it null"),
+        ({"dropout": 1.0}, r"model\.dropout"),
+        ({"vocab_size": 10**9}, r"model\.vocab_size"),
+    ],
+)
+def test_shapes_that_cannot_be(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        bert.Config(**{**TINY, **changes})
+
+
+def test_texts_longer_than_the_positions_and_images_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"17 tokens, and model\.positions=16"):
+        build(config(), InputSpec((17,), 2, "span"))
+    with pytest.raises(ValueError, match="where in a text an answer starts"):
+        build(config(), InputSpec((3, 32, 32), 10))

@@ -1,0 +1,281 @@
+"""Pre-training hides and swaps by seed, epoch and sample alone, and measures to the bit."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from npas._nodes import StandinConfig
+from npas.config import DataConfig
+from npas.models import bert, build
+from npas.tasks import _mlm_reading, _standin_text, _text, mlm
+
+CPU = torch.device("cpu")
+LENGTH = 24
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("text")
+    _standin_text.write_texts(root, 30)
+    _standin_text.write_tokenizer(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def make(root: Path) -> Callable[..., Any]:
+    def made(seed: int = 0, **keys: Any) -> Any:
+        settings = {"max_length": LENGTH, "held_out": 0.2, **keys}
+        config = mlm.Config(tokenizer=str(root / "tokenizer"), **settings)
+        data = DataConfig(root=str(root), split=None, download=False)
+        task = mlm.Task(config, data, seed=seed, device=CPU)
+        task.setup()
+        return task
+
+    return made
+
+
+def network(task: Any, arch: str = "bert", vocab_size: int = 600) -> Any:
+    torch.manual_seed(0)
+    config = bert.Config(
+        arch=arch, layers=1, hidden=16, heads=2, intermediate=16, vocab_size=vocab_size,
+        positions=64, embedding=8 if arch == "albert" else None,
+    )  # fmt: skip
+    return build(config, task.spec)
+
+
+def rows(task: Any, epoch: int = 0, size: int = 12, **how: Any) -> list[Tensor]:
+    """Return what each sample of an epoch is, in order of its batches."""
+    found = []
+    for batch in task.train_batches(epoch, size, **how):
+        values = [*batch.inputs.values(), *batch.targets.values()]
+        found += list(torch.cat([v.reshape(batch.size, -1).long() for v in values], 1))
+    return found
+
+
+def test_reads_documents_of_all_files(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("fünf\n\n\n \nsechs\n", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("\n one \ntwo\n\nthree\nfour", encoding="utf-8")
+    (tmp_path / "c.md").write_text("no text")
+    expected = [["one", "two"], ["three", "four"], ["fünf"], ["sechs"]]
+    assert _mlm_reading.read(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "there is no text in"),
+        ({"a.txt": b"\n \n"}, "hold no text"),
+        ({"a.txt": b"\xff\xfe"}, "is no UTF-8 text"),
+    ],
+)
+def test_what_is_no_text_is_one_line(files: dict[str, bytes], said: str, tmp_path: Path) -> None:
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=said) as error:
+        _mlm_reading.read(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_pieces_hold_every_token_once_and_are_cut_at_lines(root: Path) -> None:
+    tokenizer = _text.load_tokenizer(str(root / "tokenizer"))
+    documents = _mlm_reading.read(root / "text")
+    lines = ["born in oslo", "a", "piano " * 50, "the end", "x"]
+    for document in (*documents, lines):
+        pieces = _mlm_reading.cut([document], tokenizer, 21)
+        own = [row[:n].tolist() for row, n in zip(pieces.ids_NR, pieces.length_N, strict=True)]
+        whole = [e.ids for e in tokenizer.encode(document)]
+        flat = [token for ids in whole for token in ids]
+        kept = [token for ids in own for token in ids]
+        assert kept == flat[: len(kept)] and len(flat) - len(kept) < 2
+        ends = {sum(map(len, whole[: i + 1])) for i in range(len(whole))}
+        at = 0
+        for row, first in zip(own, pieces.first_N.tolist(), strict=True):
+            assert 0 < first < len(row) <= 21
+            inside = [end - at for end in ends if 0 < end - at < len(row)]
+            nearest = min((abs(2 * end - len(row)) for end in inside), default=None)
+            if nearest is None:
+                assert first == len(row) // 2
+            else:
+                assert abs(2 * first - len(row)) == nearest and first in inside
+            at += len(row)
+
+
+def test_a_tenth_held_out_by_no_seed(make: Callable[..., Any]) -> None:
+    one, other = make(), make(seed=1)
+    assert torch.equal(one.parts["test"].ids_NR, other.parts["test"].ids_NR)
+    assert one.counted["train"].startswith("24 documents")
+    assert one.counted["test"].startswith("6 documents")
+    assert len(mlm.held_out(1000, 0.05)) == 50 and len(mlm.held_out(5, 0.05)) == 1
+
+
+def test_a_sample_is_the_same_in_any_batch_on_any_rank(make: Callable[..., Any]) -> None:
+    task = make()
+    whole = rows(task)
+    assert all(torch.equal(a, b) for a, b in zip(whole, rows(task, size=5), strict=False))
+    ranks = [rows(task, rank=rank, world=3) for rank in range(3)]
+    for step in range(len(whole) // 12):
+        again = [row for rank in ranks for row in rank[4 * step : 4 * step + 4]]
+        assert torch.equal(torch.stack(again), torch.stack(whole[12 * step : 12 * step + 12]))
+    assert torch.equal(rows(task, steps=range(1, 2))[0], whole[12])
+    assert not torch.equal(rows(task, epoch=1)[0], whole[0])
+    assert not torch.equal(rows(make(seed=1))[0], whole[0])
+
+
+def shown(task: Any, epoch: int = 0) -> Any:
+    """Yield of each sample its ids as shown, as they were, types, length, and what is asked."""
+    for batch in task.train_batches(epoch, 1):
+        given, asked = batch.inputs, batch.targets
+        real = asked["words"][0] != mlm.NOT_HIDDEN
+        restored = given["input_ids"][0].clone()
+        restored[asked["places"][0][real]] = asked["words"][0][real]
+        length = int(given["attention_mask"].sum())
+        yield given["input_ids"][0], restored, given["token_type_ids"][0], length, asked
+
+
+def test_what_was_hidden_put_back_is_the_text_in_either_order(make: Callable[..., Any]) -> None:
+    task = make()
+    train = task.parts["train"]
+    pieces = {}
+    for ids, first, n in zip(train.ids_NR, train.first_N, train.length_N, strict=True):
+        row = ids[:n].tolist()
+        pieces[(tuple(row[:first]), tuple(row[first:]))] = 0
+        pieces[(tuple(row[first:]), tuple(row[:first]))] = 1
+    cls, sep, pad = (task.tokenizer.special(kind) for kind in ("cls", "sep", "pad"))
+    swapped = []
+    for _, restored, types, length, asked in shown(task):
+        row = restored.tolist()
+        assert row[0] == cls and row[length - 1] == sep and set(row[length:]) <= {pad}
+        middle = row.index(sep)
+        parts = tuple(row[1:middle]), tuple(row[middle + 1 : length - 1])
+        assert pieces[parts] == int(asked["swapped"])
+        assert types.tolist() == [int(middle < i < length) for i in range(LENGTH)]
+        swapped.append(int(asked["swapped"]))
+    assert 0.35 < sum(swapped) / len(swapped) < 0.65
+
+
+def test_fifteen_in_a_hundred_words_are_hidden_eight_in_ten_as_mask(
+    make: Callable[..., Any],
+) -> None:
+    task = make()
+    mask = task.tokenizer.special("mask")
+    counts = {"mask": 0, "kept": 0, "other": 0}
+    places = set()
+    for epoch in range(4):
+        for ids, restored, _, length, asked in shown(task, epoch):
+            real = asked["words"][0] != mlm.NOT_HIDDEN
+            hidden = asked["places"][0][real].tolist()
+            assert len(hidden) == len(set(hidden)) == max(1, round((length - 3) * 0.15))
+            assert all(0 < place < length - 1 for place in hidden)
+            assert not {int(restored[place]) for place in hidden} & {
+                task.tokenizer.special(kind) for kind in ("cls", "sep", "pad")
+            }
+            untouched = [i for i in range(LENGTH) if i not in hidden]
+            assert torch.equal(ids[untouched], restored[untouched])
+            for place in hidden:
+                now, was = int(ids[place]), int(restored[place])
+                counts["mask" if now == mask else "kept" if now == was else "other"] += 1
+                places.add(place)
+    total = sum(counts.values())
+    assert total > 500 and len(places) >= LENGTH - 4
+    assert counts["mask"] / total == pytest.approx(0.8, abs=0.04)
+    assert counts["kept"] / total == pytest.approx(0.1, abs=0.03)
+
+
+@pytest.mark.parametrize("arch", ["bert", "albert"])
+def test_the_loss_is_that_of_words_and_of_orders(arch: str, make: Callable[..., Any]) -> None:
+    task = make()
+    model, batch = network(task, arch).eval(), next(task.train_batches(0, 8))
+    loss, sums = task.loss(model, batch)
+    out = model(**batch.inputs)
+    order = out.seq_relationship_logits if arch == "bert" else out.sop_logits
+    expected, right = [], []
+    for b in range(8):
+        words = []
+        for place, word in zip(batch.targets["places"][b], batch.targets["words"][b], strict=True):
+            if word != mlm.NOT_HIDDEN:
+                words.append(F.cross_entropy(out.prediction_logits[b, place], word))
+                right.append(float(out.prediction_logits[b, place].argmax() == word))
+        swapped = F.cross_entropy(order[b], batch.targets["swapped"][b])
+        expected.append(torch.stack(words).mean() + swapped)
+    assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+    sop = 100 * (order.argmax(1) == batch.targets["swapped"]).sum()
+    assert sums["sop_accuracy"] == sop
+    halves = [task.loss(model, part)[0].item() for part in batch.parts(2)]
+    assert sum(halves) / 2 == pytest.approx(loss.item(), rel=1e-5)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_any_number_of_ranks_measures_the_same_to_the_bit(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlm, "EVAL_BATCH", 7)
+    task = make()
+    model = network(task)
+    alone = task.evaluate(model, "test")
+    assert model.training
+    assert set(alone) == {"mlm_accuracy", "sop_accuracy", "perplexity", "loss"}
+    assert alone == make(seed=1).evaluate(model, "test")  # what is measured has no seed
+    assert 400 < alone["perplexity"] < 900
+    for world in (1, 2, 3, 20):
+        counted: list[Tensor] = []
+
+        def count(tensor: Tensor, ranks: int, into: list[Tensor] = counted) -> Tensor:
+            into.append(tensor.clone())
+            return torch.ones_like(tensor)
+
+        monkeypatch.setattr(mlm, "over_ranks", count)
+        for rank in range(world):
+            task.evaluate(model, "test", rank, world)
+        total = torch.stack(counted).sum(0)
+        monkeypatch.setattr(mlm, "over_ranks", lambda tensor, ranks, total=total: total)
+        assert [task.evaluate(model, "test", rank, world) for rank in range(world)] == (
+            [alone] * world
+        )
+
+
+def test_a_batch_is_what_a_network_reads(make: Callable[..., Any]) -> None:
+    task = make()
+    batch, like = next(task.train_batches(0, 8)), task.spec.example("cpu")
+    assert {k: (v.dtype, v.shape[1:]) for k, v in batch.inputs.items()} == {
+        k: (v.dtype, v.shape[1:]) for k, v in like.items()
+    }
+
+
+def test_what_cannot_be_is_refused(make: Callable[..., Any], root: Path, tmp_path: Path) -> None:
+    for keys in ({"mask_rate": 0.0}, {"mask_rate": 1.0}, {"held_out": 0.0}, {"max_length": 4}):
+        with pytest.raises(ValueError, match=rf"task\.{next(iter(keys))}"):
+            mlm.Config(**keys)
+    with pytest.raises(ValueError, match=r"set data\.split=null"):
+        mlm.Task(mlm.Config(), DataConfig(split="45k"), seed=0, device=CPU)
+    task = make()
+    with pytest.raises(ValueError, match=r"model\.vocab_size=100"):
+        task.evaluate(network(task, vocab_size=100), "test")
+    with pytest.raises(ValueError, match="is more than the"):
+        task.steps_per_epoch(10**6)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "one.txt").write_text("born in oslo\n")
+    config = mlm.Config(tokenizer=str(root / "tokenizer"))
+    with pytest.raises(ValueError, match="leaves no text for the train part"):
+        mlm.Task(config, DataConfig(root=str(tmp_path)), seed=0, device=CPU).setup()
+
+
+def test_a_rehearsal_reads_made_up_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found = []
+    for _ in range(2):
+        data = DataConfig(source="standin", standin=StandinConfig(train=2, test=2), split=None)
+        task = mlm.Task(mlm.Config(), data, seed=0, device=CPU)
+        task.setup()
+        assert not list(tmp_path.iterdir())
+        found.append(torch.stack(rows(task, size=2)))
+    assert torch.equal(*found)
+    lines = task.inspect()
+    assert lines["train"].startswith("2 documents") and lines["test"].startswith("2 documents")
+    assert lines["tokenizer"].startswith("made up")
+    assert task.spec.input_shape == (64,)

@@ -1,0 +1,324 @@
+"""SQuAD is read as published, trained on in any company alike, and measured to the bit."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from npas import tasks
+from npas._nodes import StandinConfig
+from npas.config import DataConfig
+from npas.models import bert, build
+from npas.tasks import _standin_text, squad
+
+CPU = torch.device("cpu")
+LENGTHS = {"max_length": 48, "stride": 16, "max_query": 12}
+
+
+def write(root: Path, version: str, train: int = 40, test: int = 20) -> str:
+    """Write a tiny set and its tokenizer as they would lie on disk; return the tokenizer."""
+    _standin_text.write_squad(root, version, train, test)
+    return str(_standin_text.write_tokenizer(root))
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Return a maker of tasks, ready for use, on true files."""
+    roots = {version: tmp_path_factory.mktemp("squad") for version in ("1.1", "2.0")}
+    tokenizers = {version: write(root, version) for version, root in roots.items()}
+
+    def made(version: str = "2.0", split: Any = None, seed: int = 0, **keys: Any) -> Any:
+        config = squad.Config(version=version, tokenizer=tokenizers[version], **{**LENGTHS, **keys})
+        data = DataConfig(root=str(roots[version]), split=split, download=False)
+        task = squad.Task(config, data, seed=seed, device=CPU)
+        task.setup()
+        return task
+
+    return made
+
+
+def network(task: Any, vocab_size: int = 600) -> Any:
+    torch.manual_seed(0)
+    config = bert.Config(
+        layers=1, hidden=16, heads=2, intermediate=16, vocab_size=vocab_size, positions=64
+    )
+    return build(config, task.spec)
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_reads_a_set_whole(version: str, make: Callable[..., Any]) -> None:
+    task = make(version)
+    assert task.name == f"squad{version}" and task.source == "real"
+    assert task.spec.input_shape == (48,) and task.spec.answers == "span"
+    assert {name: len(part.questions) for name, part in task.parts.items()} == {
+        "train": 40,
+        "test": 20,
+    }
+    assert not task.has_validation
+    windows = [part.features.question_N for part in task.parts.values()]
+    assert all(len(w) > len(set(w.tolist())) for w in windows)  # several of some
+    found = [bool(question.answers) for question in task.parts["train"].questions]
+    assert all(found) == (version == "1.1")
+    tensors = [task.parts["train"].ids_NL, task.parts["train"].start_N]
+    assert all(tensor.dtype == torch.int32 for tensor in tensors)
+
+
+def test_45k_holds_out_whole_articles_by_no_seed(make: Callable[..., Any]) -> None:
+    task, other = make(split="45k"), make(split="45k", seed=1)
+    assert task.has_validation
+    held, kept = ({q.article for q in task.parts[name].questions} for name in ("val", "train"))
+    assert held and not held & kept and len(held | kept) == 4
+    assert [q.id for q in task.parts["val"].questions] == [
+        q.id for q in other.parts["val"].questions
+    ]
+    assert squad.held_out(442) == squad.held_out(442) and len(squad.held_out(442)) == 44
+    with pytest.raises(ValueError, match="only one: set it to null"):
+        squad.held_out(1)
+
+
+def rows(task: Any, **how: Any) -> list[Tensor]:
+    """Return what each sample of an epoch is, in order of its batches."""
+    found = []
+    for batch in task.train_batches(how.pop("epoch", 0), how.pop("size", 12), **how):
+        values = [*batch.inputs.values(), *batch.targets.values()]
+        found += list(torch.cat([v.reshape(batch.size, -1).long() for v in values], 1))
+    return found
+
+
+def test_a_sample_is_the_same_in_any_batch_on_any_rank(make: Callable[..., Any]) -> None:
+    task = make()
+    whole = rows(task, size=12)
+    small = rows(task, size=6)
+    assert all(torch.equal(a, b) for a, b in zip(whole, small, strict=False))
+    ranks = [rows(task, size=12, rank=rank, world=3) for rank in range(3)]
+    for step in range(len(whole) // 12):
+        again = [row for rank in ranks for row in rank[4 * step : 4 * step + 4]]
+        assert torch.equal(torch.stack(again), torch.stack(whole[12 * step : 12 * step + 12]))
+    assert torch.equal(rows(task, steps=range(1, 2))[0], whole[12])
+    assert not torch.equal(rows(task, epoch=1)[0], whole[0])
+    assert not torch.equal(rows(make(seed=1))[0], whole[0])
+
+
+def test_a_batch_is_what_a_network_reads(make: Callable[..., Any]) -> None:
+    task = make()
+    batch = next(task.train_batches(0, 8))
+    like = task.spec.example("cpu")
+    assert {k: (v.dtype, v.shape[1:]) for k, v in batch.inputs.items()} == {
+        k: (v.dtype, v.shape[1:]) for k, v in like.items()
+    }
+    ids, types = batch.inputs["input_ids"], batch.inputs["token_type_ids"]
+    mask = batch.inputs["attention_mask"][:, 0, 0]
+    sep = task.tokenizer.special("sep")
+    assert torch.equal(mask, ids != task.tokenizer.special("pad"))
+    for row, kind, shown in zip(ids, types, mask, strict=True):
+        first, last = (row == sep).nonzero().flatten().tolist()
+        assert kind.tolist() == [int(first < i <= last) for i in range(48)]
+        assert int(shown.sum()) == last + 1
+    for start, end in zip(*batch.targets.values(), strict=True):
+        assert 0 <= start <= end < 48
+
+
+def test_the_loss_is_the_mean_over_starts_and_ends(make: Callable[..., Any]) -> None:
+    task = make()
+    model, batch = network(task).eval(), next(task.train_batches(0, 8))
+    loss, sums = task.loss(model, batch)
+    out = model(
+        **batch.inputs,
+        start_positions=batch.targets["start"],
+        end_positions=batch.targets["end"],
+    )
+    assert loss.item() == pytest.approx(out.loss.item())
+    both = (out.start_logits.argmax(1) == batch.targets["start"]) & (
+        out.end_logits.argmax(1) == batch.targets["end"]
+    )
+    assert sums["exact"] == 100 * both.sum()
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_an_oracle_scores_a_hundred(version: str, make: Callable[..., Any]) -> None:
+    """A network that points where the answer is answers every question right."""
+    task = make(version, split="45k")
+    part = task.parts["val"]
+
+    class Oracle(torch.nn.Module):
+        def forward(self, input_ids: Tensor, **_: Tensor) -> Any:
+            at = [int((part.ids_NL == row).all(1).nonzero()[0]) for row in input_ids.int()]
+            eye = torch.eye(48)
+            found = {"start_logits": eye[part.start_N[at]], "end_logits": eye[part.end_N[at]]}
+            return type("Out", (), found)
+
+    metrics = task.evaluate(Oracle(), "val")
+    assert metrics["f1"] == metrics["em"] == 100
+    names = {"best_f1", "best_em", "threshold", "has_answer_f1", "no_answer_f1"}
+    assert set(metrics) - {"f1", "em"} == (names if version == "2.0" else set())
+
+
+def test_any_number_of_ranks_measures_the_same_to_the_bit(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(squad, "EVAL_BATCH", 7)
+    task = make()
+    model = network(task)
+    alone = task.evaluate(model, "test")
+    assert model.training and alone["f1"] > 0
+    for world in (1, 2, 3, 50):
+        counted: list[Tensor] = []
+
+        def count(tensor: Tensor, ranks: int, into: list[Tensor] = counted) -> Tensor:
+            into.append(tensor.clone())
+            return tensor
+
+        monkeypatch.setattr(squad, "over_ranks", count)
+        for rank in range(world):
+            task.evaluate(model, "test", rank, world)
+        total = torch.stack(counted).sum(0)
+        monkeypatch.setattr(squad, "over_ranks", lambda tensor, ranks, total=total: total)
+        assert [task.evaluate(model, "test", rank, world) for rank in range(world)] == (
+            [alone] * world
+        )
+
+
+def test_a_tokenizer_with_more_words_than_the_network_is_one_line(make: Callable[..., Any]) -> None:
+    task = make()
+    model = network(task, vocab_size=100)
+    with pytest.raises(ValueError, match=r"words, and the network knows model\.vocab_size=100"):
+        task.evaluate(model, "test")
+    with pytest.raises(ValueError, match=r"model\.vocab_size=100"):
+        task.loss(model, next(task.train_batches(0, 4)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"version": "3"}, "SQuAD comes as 1.1 and as 2.0"),
+        ({"max_length": 60}, "leaves no room for a paragraph"),
+        ({"stride": 318}, "at least 317 tokens"),
+        ({"n_best": 0}, r"task\.n_best"),
+        ({"max_answer": 0}, r"task\.max_answer"),
+    ],
+)
+def test_what_cannot_be_is_refused(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        squad.Config(**keys)
+    assert squad.Config(stride=317).stride == 317
+
+
+def fresh(root: Path, version: str = "2.0", tokenizer: str = "absent", **data: Any) -> squad.Task:
+    config = squad.Config(version=version, tokenizer=tokenizer, **LENGTHS)
+    settings = DataConfig(root=str(root), **{"download": False, **data})
+    return squad.Task(config, settings, seed=0, device=CPU)
+
+
+def test_a_missing_set_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"put train-v2\.0\.json and dev-v2\.0\.json there") as e:
+        fresh(tmp_path / "x").setup()
+    assert "data.download=true" in str(e.value) and "\n" not in str(e.value)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Publish a tiny set, with its sums, at an address of the test's own."""
+    site = tmp_path / "site"
+    site.mkdir()
+    write(site, "2.0")
+    sums = {path.name: squad.sha256(path) for path in site.glob("*.json")}
+    monkeypatch.setattr(squad, "URL", site.as_uri() + "/")
+    monkeypatch.setattr(squad, "SHA256", sums)
+    yield site
+
+
+def test_downloads_and_verifies(published: Path, tmp_path: Path) -> None:
+    task = fresh(tmp_path / "new", tokenizer=str(published / "tokenizer"), download=True)
+    task.setup()
+    assert {path.name for path in (tmp_path / "new").iterdir()} == set(squad.SHA256)
+    lines = task.inspect()
+    assert lines["train-v2.0.json"].endswith("as published")
+    assert lines["test"].startswith("20 questions (")
+    assert "on 6 paragraphs of 2 articles" in lines["test"]
+    assert lines["tokenizer"].endswith("words")
+
+
+def test_another_file_than_the_published_is_not_taken(published: Path, tmp_path: Path) -> None:
+    squad.SHA256["dev-v2.0.json"] = "0" * 64
+    with pytest.raises(ValueError, match="is not the published file") as error:
+        fresh(tmp_path / "new", download=True).setup()
+    assert "\n" not in str(error.value)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["train-v2.0.json"]
+
+
+def test_another_file_put_there_is_read_but_the_check_says_so(
+    published: Path, tmp_path: Path
+) -> None:
+    path = published / "dev-v2.0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    task = fresh(published, tokenizer=str(published / "tokenizer"))
+    task.setup()
+    with pytest.raises(ValueError, match=r"dev-v2\.0\.json is not the published file"):
+        task.inspect()
+
+
+def test_answers_that_are_not_there_are_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = write(tmp_path, "1.1")
+    path = tmp_path / "train-v1.1.json"
+    raw = json.loads(path.read_text())
+    raw["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["text"] = "elsewhere"
+    path.write_text(json.dumps(raw))
+    task = fresh(tmp_path, "1.1", tokenizer)
+    task.setup()
+    assert "1 of 40 training questions are left out" in caplog.text
+    assert task.parts["train"].features.left_out == 1
+
+
+def test_a_tokenizer_that_cannot_be_had_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    def fetch(*_: Any, **__: Any) -> str:
+        raise FileNotFoundError("no network")
+
+    write(tmp_path, "2.0")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(ValueError, match=r"give the folder as task\.tokenizer=FOLDER") as error:
+        fresh(tmp_path).setup()
+    assert "\n" not in str(error.value)
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        fresh(tmp_path, tokenizer=str(tmp_path / "tokenizer")).setup()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+@pytest.mark.parametrize("split", [None, "45k"])
+def test_a_rehearsal_reads_made_up_files(
+    version: str, split: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def made() -> Any:
+        data = DataConfig(
+            source="standin", split=split, standin=StandinConfig(train=13, test=5), download=False
+        )
+        task = squad.Task(squad.Config(version=version), data, seed=0, device=CPU)
+        task.setup()
+        return task
+
+    task = made()
+    assert not list(tmp_path.iterdir())
+    assert task.spec.input_shape == (64,)
+    counts = {name: len(part.questions) for name, part in task.parts.items()}
+    assert counts["test"] == 5 and counts["train"] + counts.get("val", 0) == 13
+    assert set(counts) == {"train", "test", *(["val"] if split else [])}
+    one, other = (next(tasks.batches(t, 0, 4)) for t in (task, made()))
+    assert torch.equal(one.inputs["input_ids"], other.inputs["input_ids"])
+    assert "made up" in task.inspect()[f"dev-v{version}.json"]
+    assert all(
+        len(answer) for question in task.parts["test"].questions for answer in question.answers
+    )

@@ -1,0 +1,203 @@
+"""Windows show every token of a paragraph, say where it stands in it, and where the answer is."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from npas.tasks import _squad_answers, _squad_features, _standin_text, _text
+from npas.tasks._squad_features import Features, Lengths
+from npas.tasks._squad_reading import Question
+
+WORDS = ["born", "Zürich", "(1895)", "xyz", "a", "José's", "New", "Haven.", "—", "1900", "  of"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> _text.Tokenizer:
+    return _text.load_standin(tmp_path_factory.mktemp("tokenizer"))
+
+
+def ask(context: str, answer: str | None, text: str = "Where was Ada born?") -> Question:
+    start = None if answer is None else context.index(answer)
+    return Question("q", 0, context, text, () if answer is None else (answer,), start)
+
+
+def words_of(features: Features, n: int, context: str) -> list[tuple[int, str]]:
+    """List a window's tokens of the paragraph: where each starts, and its text."""
+    return [
+        (int(start), context[start:end])
+        for start, end in features.spans_NL2[n, features.second_N[n] : features.length_N[n] - 1]
+    ]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=40),
+    st.integers(0, 39),
+    st.integers(1, 5),
+    st.integers(20, 30),
+    st.integers(1, 8),
+)
+def test_windows_map_back_to_the_paragraph(
+    tokenizer: _text.Tokenizer, words: list[str], first: int, many: int, length: int, stride: int
+) -> None:
+    context = " ".join(words)
+    first = min(first, len(words) - 1)
+    answer = " ".join(words[first : first + many])
+    start = len(" ".join([*words[:first], ""]))
+    question = Question("q", 0, context, "Where was Ada born?", (answer,), start)
+    features = _squad_features.cut(
+        [question], tokenizer, Lengths(length, stride, 5), training=False
+    )
+    whole = tokenizer.inner(context, add_special_tokens=False, return_offsets_mapping=True)
+    asked = tokenizer.inner(question.text, add_special_tokens=False)["input_ids"][:5]
+    cls, sep, pad = (tokenizer.special(kind) for kind in ("cls", "sep", "pad"))
+    seen, starts = set(), defaultdict(list)
+    for n in range(len(features)):
+        second, end = int(features.second_N[n]), int(features.length_N[n])
+        ids = features.ids_NL[n].tolist()
+        # Put together by hand: [CLS] question [SEP] tokens begin.. of the paragraph [SEP] padding.
+        begin = n * stride
+        own = whole["input_ids"][begin : begin + length - len(asked) - 3]
+        assert ids[:end] == [cls, *asked, sep, *own, sep] and set(ids[end:]) <= {pad}
+        offsets = whole["offset_mapping"][begin : begin + len(own)]
+        assert [tuple(span) for span in features.spans_NL2[n, second : end - 1].tolist()] == offsets
+        seen |= set(range(begin, begin + len(own)))
+        for place in np.nonzero(features.may_start_NL[n])[0]:
+            starts[begin + int(place) - second].append((n, min(place - second, end - 2 - place)))
+        # The answer, where it is in the window whole.
+        place, last = int(features.start_N[n]), int(features.end_N[n])
+        if place:
+            text = context[features.spans_NL2[n, place, 0] : features.spans_NL2[n, last, 1]]
+            assert text.strip() == answer.strip()
+        else:
+            assert last == 0
+            low, high = offsets[0][0], offsets[-1][1]
+            assert not (low <= start and start + len(answer) <= high) or answer.strip() == ""
+    assert seen == set(range(len(whole["input_ids"])))
+    # Each token may start an answer once: where the fewer of its two sides is longest.
+    assert sorted(starts) == sorted(seen)
+    for token, places in starts.items():
+        ((window, _),) = places
+        sides = []
+        for n in range(len(features)):
+            count = int(features.length_N[n] - features.second_N[n]) - 1
+            if 0 <= token - n * stride < count:
+                sides.append((min(token - n * stride, n * stride + count - 1 - token), n))
+        assert max(side for side, _ in sides) == dict((n, s) for s, n in sides)[window]
+
+
+def test_the_start_and_end_of_an_answer_inside_a_word(tokenizer: _text.Tokenizer) -> None:
+    context = "Built (1895-1943) in Zürich."
+    features = _squad_features.cut(
+        [ask(context, "1895"), ask(context, "Zürich"), ask(context, None)],
+        tokenizer,
+        Lengths(40, 10, 8),
+        training=True,
+    )
+    texts = [
+        tokenizer.inner.decode(row[start : end + 1])
+        for row, start, end in zip(features.ids_NL, features.start_N, features.end_N, strict=True)
+    ]
+    assert texts == ["1895", "zurich", "[CLS]"]
+    assert features.left_out == 0 and not features.spans_NL2.size
+
+
+def test_training_leaves_out_an_answer_that_is_not_there(tokenizer: _text.Tokenizer) -> None:
+    context = "Ada was born in Oslo."
+    lost = Question("q", 0, context, "Where?", ("Rome",), None)
+    lengths = Lengths(30, 10, 8)
+    features = _squad_features.cut([lost, ask(context, "Oslo")], tokenizer, lengths, training=True)
+    assert features.left_out == 1 and features.question_N.tolist() == [1]
+    assert len(_squad_features.cut([lost], tokenizer, lengths, training=False)) == 1
+    with pytest.raises(ValueError, match="none of the questions"):
+        _squad_features.cut([lost], tokenizer, lengths, training=True)
+
+
+def logits(features: Features, wanted: dict[tuple[int, str], float], context: str) -> np.ndarray:
+    """Return logits that are 0 but at the given tokens of the given windows."""
+    found = np.zeros(features.ids_NL.shape, np.float32)
+    for (n, word), value in wanted.items():
+        (place,) = [i for i, (_, w) in enumerate(words_of(features, n, context)) if w == word]
+        found[n, features.second_N[n] + place] = value
+    return found
+
+
+def test_the_best_stretch_of_all_windows_is_the_answer(tokenizer: _text.Tokenizer) -> None:
+    context = "Ada was born in New Haven. Hugo moved to Oslo."
+    features = _squad_features.cut(
+        [ask(context, "Oslo")], tokenizer, Lengths(16, 3, 5), training=False
+    )
+    assert len(features) > 2
+    shows = {
+        word: [
+            (n, bool(features.may_start_NL[n, features.second_N[n] + i]))
+            for n in range(len(features))
+            for i, (_, text) in enumerate(words_of(features, n, context))
+            if text == word
+        ]
+        for word in ("New", "Oslo")
+    }
+    (best, _), (edge, _) = sorted(shows["New"], key=lambda place: not place[1])[:2]
+    last = dict((may, n) for n, may in shows["Oslo"])[True]
+    start = logits(features, {(best, "New"): 5.0, (last, "Oslo"): 4.0}, context)
+    start += logits(features, {(edge, "New"): 50.0}, context)  # where it does not count
+    end = logits(features, {(best, "Haven"): 3.0, (last, "Oslo"): 3.0}, context)
+    start[:, 0], end[:, 0] = np.arange(len(features)), 1.0
+
+    def decode(n_best: int, most: int) -> _squad_answers.Answers:
+        (found,) = _squad_answers.decode(
+            features, [context], start, end, n_best=n_best, max_answer=most
+        )
+        return found
+
+    found = decode(3, 4)
+    assert found.texts[:2] == ("New Haven", "Oslo") and found.scores[:2] == (8.0, 7.0)
+    assert len(found.texts) == 3 and found.none == 1.0 and found.doubt == -7.0
+    assert decode(1, 1).texts == ("Oslo",)
+    # An answer cannot end before it starts: "was" comes before "New".
+    end += logits(features, {(n, "was"): 9.0 for n, _ in shows["New"][:1]}, context)
+    assert not any(text.startswith("New Haven was") for text in decode(20, 30).texts)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_stretches_are_those_of_a_search_over_all(data: st.DataObject) -> None:
+    length = data.draw(st.integers(3, 12))
+    floats = st.lists(st.integers(-5, 5), min_size=length, max_size=length, unique=False)
+    start, end = (np.array(data.draw(floats), np.float32) for _ in range(2))
+    flags = st.lists(st.booleans(), min_size=length, max_size=length)
+    may_start, may_end = (np.array(data.draw(flags)) for _ in range(2))
+    n_best, most = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
+
+    def likeliest(values: np.ndarray, allowed: np.ndarray) -> set[int]:
+        places = [i for i in range(length) if allowed[i]]
+        return set(sorted(places, key=lambda i: (-values[i], i))[:n_best])
+
+    expected = {
+        (float(start[s] + end[e]), s, e)
+        for s in likeliest(start, may_start)
+        for e in likeliest(end, may_end)
+        if s <= e < s + most
+    }
+    found = _squad_answers.spans(start, end, may_start, may_end, n_best, most)
+    assert set(found) == expected and len(found) == len(expected)
+
+
+def test_no_stretch_at_all_is_an_empty_answer(tokenizer: _text.Tokenizer) -> None:
+    features = _squad_features.cut([ask("", None)], tokenizer, Lengths(16, 3, 5), training=False)
+    zeros = np.zeros(features.ids_NL.shape, np.float32)
+    (found,) = _squad_answers.decode(features, [""], zeros, zeros, n_best=3, max_answer=4)
+    assert found.text == "" and found.doubt == float("inf")
+
+
+def test_the_made_up_tokenizer_is_like_a_bert_s(tmp_path: Path) -> None:
+    tokenizer = _text.Tokenizer("made up", _text.load_standin(tmp_path).inner)
+    ids = tokenizer.inner("José was born in 1895.", "Zürich")["input_ids"]
+    text = tokenizer.inner.decode(ids)
+    assert text == "[CLS] jose was born in 1895. [SEP] zurich [SEP]"
+    assert tokenizer.size < 1024
+    assert len(set(_standin_text.FIRST)) == len(_standin_text.FIRST)
