@@ -130,7 +130,7 @@ def composes(command: str) -> str:
         f"{key}={value.split(',')[0] if not value.startswith(('[', '{')) else value}"
         for key, _, value in (word.partition("=") for word in words)
     ]
-    ours = [word for word in first if not re.match(r"hydra[./]|format=", word)]
+    ours = [word for word in first if not re.match(r"hydra[./]|format=|check_data=", word)]
     return compose(*ours).exp
 
 

@@ -3,11 +3,13 @@
 Two of the deeper networks of the papers are built from its classes under names that it lacks.
 
     resnet50: 25,557,032 parameters for 1,000 classes; wide_resnet50_2: 68,883,240
-    resnet200: 64,673,832; densenet264: 33,337,704
+    the same with `stem: three_convs`: 25,576,264; 68,902,472
+    resnet200: 64,673,832; densenet264: 33,337,704; mobilenet_v2: 3,504,872
+    efficientnet_b0 to b3: 5,288,548; 7,794,184; 9,109,994; 12,233,232
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -19,14 +21,20 @@ RGB = 3  # channels of what all of these networks read
 AUXILIARY_HEADS = ("googlenet", "inception_v3")
 # Blocks or layers a stage (He et al. 2016, arXiv 1603.05027; Huang et al. 2017, arXiv 1608.06993).
 DEEPER = {"resnet200": (3, 24, 36, 3), "densenet264": (6, 12, 64, 48)}
+RESNETS = ("resnet", "wide_resnet", "resnext")  # what their names start with
 
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of a torchvision network. ValueError for a name it does not have."""
+    """Hold the `model.*` keys of a torchvision network. ValueError for a name it does not have.
+
+    With `stem: three_convs` a ResNet starts with three 3x3 convs, as the reference code's do, and
+    not with one 7x7.
+    """
 
     family: str = "torchvision"
     name: str = "resnet50"
+    stem: Literal["conv", "three_convs"] = "conv"
 
     def __post_init__(self) -> None:
         from torchvision import models
@@ -36,6 +44,11 @@ class Config:
             raise ValueError(
                 f"model.name={self.name!r} is no classification network of torchvision; "
                 + near(self.name, names)
+            )
+        if self.stem != "conv" and not self.name.startswith(RESNETS):
+            raise ValueError(
+                f"model.stem={self.stem} is for ResNets, and model.name={self.name} is none: set"
+                " model.stem=conv"
             )
 
 
@@ -51,17 +64,38 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
 
     extra: dict[str, Any] = {"num_classes": spec.num_classes}
     if config.name in DEEPER:
-        return deeper(config.name, **extra)
-    if config.name in AUXILIARY_HEADS:
-        extra |= {"aux_logits": False, "init_weights": True}
-    return models.get_model(config.name, weights=None, **extra)
+        model = deeper(config.name, **extra)
+    else:
+        if config.name in AUXILIARY_HEADS:
+            extra |= {"aux_logits": False, "init_weights": True}
+        model = models.get_model(config.name, weights=None, **extra)
+    if config.stem == "three_convs":
+        model.conv1 = three_convs()
+    return model
 
 
 def deeper(name: str, **extra: Any) -> nn.Module:
-    """Build a network of `DEEPER`; post-activation blocks, as in torchvision's other ResNets."""
+    """Build a network of `DEEPER`; post-activation blocks, as in torchvision's other ResNets.
+
+    The 66 blocks of ResNet-200 start as identities (Goyal et al. 2017, section 5.1): gradients grow
+    some thousand-fold from the last of them to the first otherwise.
+    """
     from torchvision.models import DenseNet, ResNet
     from torchvision.models.resnet import Bottleneck
 
     if name.startswith("densenet"):
         return DenseNet(block_config=DEEPER[name], **extra)
-    return ResNet(Bottleneck, list(DEEPER[name]), **extra)
+    return ResNet(Bottleneck, list(DEEPER[name]), zero_init_residual=True, **extra)
+
+
+def three_convs(middle: int = 32, out: int = 64) -> nn.Sequential:
+    """Make a stem of three 3x3 convs that halves each side; the ResNet's own norm follows it."""
+    convs = [
+        nn.Conv2d(RGB, middle, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(middle, middle, 3, padding=1, bias=False),
+        nn.Conv2d(middle, out, 3, padding=1, bias=False),
+    ]
+    for conv in convs:  # as torchvision starts every conv of a ResNet
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    between = [[nn.BatchNorm2d(middle), nn.ReLU(inplace=True)] for _ in range(2)]
+    return nn.Sequential(convs[0], *between[0], convs[1], *between[1], convs[2])

@@ -1,6 +1,6 @@
 """The tables that can be reproduced, as data: which runs each row is, and what it stands beside.
 
-A new table is one more function, here or in soft_sharing.py, and its entry in `_TABLES`.
+A new table is one more function, here, in soft_sharing.py or larger.py, and its entry in `_TABLES`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from npas import models
 from npas.config import GROUPINGS, SEARCHED
-from npas.reporting import published, soft_sharing
+from npas.reporting import larger, published, soft_sharing
 from npas.reporting.compose import compose
 from npas.reporting.counts import dense_count
 from npas.reporting.tables import Row, Table
@@ -170,6 +170,9 @@ _TABLES: dict[str, Callable[[], Table]] = {
     "digits_groups": _digits_groups,
     "wrn_cifar10": _wrn_cifar10,
     "wrn_cifar100": _wrn_cifar100,
+    "imagenet": larger.imagenet,
+    "perceiver": larger.perceiver,
+    "squad": larger.squad,
     "swrn": soft_sharing.swrn,
     "digits_swrn": soft_sharing.digits_swrn,
     "shortest_paths": soft_sharing.shortest_paths,

@@ -22,6 +22,7 @@ OTHERS = {
     "ResNet-200": ("+exp=resnet200_imagenet",),
     "SWRN 50-2": ("+exp=swrn_imagenet",),
 }
+METRICS = {"top5": "top5_accuracy"}  # of columns that are no accuracy
 DIGITS_TEMPLATES = {
     "1": "1 template",
     "2": "2 templates",
@@ -40,11 +41,11 @@ def swrn() -> Table:
         name="swrn",
         title="Soft sharing: parameters and errors beside the published ones",
         rows=(
-            *_rows("cifar", "c10", "CIFAR-10, without cutout"),
-            *_rows("cifar", "c100", "CIFAR-100, without cutout"),
-            *_rows("imagenet", "top1", "ImageNet, top-1"),
-            *_rows("imagenet", "top5", "ImageNet, top-5"),
-            *_rows("nas", "c10", "CIFAR-10 against architecture search"),
+            *poster_rows("cifar", "c10", "CIFAR-10, without cutout"),
+            *poster_rows("cifar", "c100", "CIFAR-100, without cutout"),
+            *poster_rows("imagenet", "top1", "ImageNet, top-1"),
+            *poster_rows("imagenet", "top5", "ImageNet, top-5"),
+            *poster_rows("nas", "c10", "CIFAR-10 against architecture search"),
         ),
         note="SWRN L-w-k mixes k templates in each stage, SWRN L-w as many as the stage has layers"
         " that share. Published counts are as printed: those of SWRN on CIFAR are cut off, not"
@@ -52,17 +53,24 @@ def swrn() -> Table:
         " training. Our runs train on all 50,000 training images; the WRN and SWRN rows against"
         " architecture search with cutout, all others without. GPU-days are of one run on one GPU.",
         as_error=True,
-        count=_count,
-        draw=lambda table, cells, stem: [],  # errors of different tasks make no one plot
+        count=count_planned,
+        draw=no_plot,  # errors of different tasks make no one plot
     )
 
 
-def _count(row: Row) -> int:
+def no_plot(table: Table, cells: Sequence[Cell], stem: Path) -> list[Path]:
+    """Draw nothing."""
+    return []
+
+
+def count_planned(row: Row) -> int:
+    """Count a row's parameters without training."""
     assert row.words is not None
     return planned_count(*row.words)
 
 
-def _rows(section: str, column: str, heading: str) -> list[Row]:
+def poster_rows(section: str, column: str, heading: str) -> list[Row]:
+    """List the rows of a section that have this column, as one grid under the heading."""
     rows = []
     for entry in published.load()["sections"][section]["rows"]:
         told_apart = {k: entry[k] for k in ("params", "dropout") if k in entry}
@@ -72,7 +80,7 @@ def _rows(section: str, column: str, heading: str) -> list[Row]:
                 _words(section, entry, column.removeprefix("c")),
                 published=published.figure(section, entry["name"], column, **told_apart),
                 section=heading,
-                plan_only=section == "imagenet",
+                metric=METRICS.get(column, ""),
             )
         )
     return rows
@@ -131,7 +139,7 @@ def digits_swrn() -> Table:
         " layer starts with one template alone. The poster names both, without figures."
         " `regularized`: orthogonal, and the recurrence regularizer rewards layers for growing"
         " alike, to be folded. A tenth of the training images is held out.",
-        count=_count,
+        count=count_planned,
     )
 
 
@@ -157,7 +165,7 @@ def _shortest_paths(exp: str, title: str) -> Table:
         " together, the grids the same for every run and none of them trained on. The poster shows"
         " curves without figures.",
         metric="f1",
-        count=_count,
+        count=count_planned,
         appendix=curriculum.appendix,
         draw=_draw_curves,
     )

@@ -34,7 +34,7 @@ class Row:
     series: str = ""  # rows of one series make one line of the plot
     published: Figure | None = None
     section: str = ""  # rows of one section make one grid, under this heading
-    plan_only: bool = False  # the words can be planned with, but not yet trained with
+    metric: str = ""  # in place of the table's
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,13 @@ class Cell:
 
     def summary(self, table: Table) -> Summary | None:
         """Summarize the runs that are done, in the table's unit; None where there are none."""
-        values = [_last(result, table.metric) for result in self.having("done").values()]
+        metric = self.row.metric or table.metric
+        values = [_last(result, metric) for result in self.having("done").values()]
         return summarize([100 - value if table.as_error else value for value in values])
 
     def missing(self, table: Table) -> tuple[int, ...]:
         """Return the seeds still to be run; a diverged run is an answer, a failed one is not."""
-        if self.row.words is None or self.row.plan_only:
+        if self.row.words is None:
             return ()
         settled = self.having("done", "diverged")
         return tuple(seed for seed in table.seeds if seed not in settled)
@@ -237,9 +238,6 @@ def grid_line(entries: Sequence[str]) -> str:
 
 def _figure(table: Table, cell: Cell) -> str:
     """Write the figure of what is done, what went wrong, and the command for what is missing."""
-    if cell.row.plan_only:
-        assert cell.row.words is not None
-        return f"not trained in this version; `npas-plan {' '.join(cell.row.words)}`"
     parts = []
     if summary := cell.summary(table):
         parts.append(str(summary))

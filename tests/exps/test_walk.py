@@ -50,7 +50,10 @@ def alone_in_the_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_an_experiment_trains_on_its_standin(exp: str, tmp_path: Path) -> None:
     words = [f"+exp={exp}", "data.source=standin", f"data.root={tmp_path / 'none'}"]
     words += ["data.download=false", f"run_root={tmp_path / 'runs'}", "trainer.device=cpu"]
-    # Their weights are a gigabyte and more: one checkpoint shows what two would.
+    # Two steps show what the four of a user's own rehearsal would, and one checkpoint what two.
+    own = compose(f"+exp={exp}").data.standin
+    most = {"train": 4, "test": 2, "epochs": 1, "batch_size": 2}
+    words += [f"data.standin.{key}={min(getattr(own, key), n)}" for key, n in most.items()]
     words += ["trainer.keep_last=1"]
     assert train.main(words) == 0
     (folder,) = (tmp_path / "runs" / exp).iterdir()

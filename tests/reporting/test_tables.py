@@ -173,7 +173,7 @@ COUNTED = Table(
             section="First",
         ),
         Row("theirs", None, published=Figure("y", "c10", 3.0, 3, "a poster", None, gpu_days=1800)),
-        Row("later", ("+exp=digits", "budget=0.1"), section="Last", plan_only=True),
+        Row("later", ("+exp=digits", "budget=0.1"), section="Last", metric="loss"),
     ),
     note="A note.",
     as_error=True,
@@ -219,11 +219,11 @@ def test_gpu_days_are_measured_on_a_gpu_alone(tmp_path: Path, keep: Keep) -> Non
     assert line("ours", text)[-2:] == ["0.25", "0.4"]
 
 
-def test_what_cannot_be_trained_yet_is_planned_and_never_missing() -> None:
-    cell = tables.fill(COUNTED, [])[2]
-    assert cell.missing(COUNTED) == ()
-    figure = line("later", tables.markdown(COUNTED, [cell]))[2]
-    assert figure == "not trained in this version; `npas-plan +exp=digits budget=0.1`"
+def test_a_row_may_have_a_metric_of_its_own(tmp_path: Path, keep: Keep) -> None:
+    metrics = results.Metrics({"accuracy": 90.0, "loss": 97.5}, None, None)
+    keep(tmp_path, "+exp=digits", "budget=0.1", metrics=metrics)
+    cell = tables.load(COUNTED, tmp_path)[2]
+    assert line("later", tables.markdown(COUNTED, [cell]))[2].startswith("2.50; ")
 
 
 def test_a_table_may_say_more_below_its_grid() -> None:

@@ -105,15 +105,6 @@ def test_a_misspelled_task_is_refused_with_near_names() -> None:
         tasks.family("_augment")
 
 
-def test_imagenet_has_its_shape_but_no_data() -> None:
-    family = tasks.family("imagenet")
-    data = DataConfig(root="nowhere", split=None, download=False)
-    task = family.Task(family.Config(), data, seed=0, device=torch.device("cpu"))
-    assert (task.spec.input_shape, task.spec.num_classes) == ((3, 224, 224), 1000)
-    with pytest.raises(ValueError, match="not available yet"):
-        task.setup()
-
-
 def test_the_data_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     task = make()
     parts = task.parts

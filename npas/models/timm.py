@@ -1,0 +1,71 @@
+"""Build any classification network of timm (Wightman, "PyTorch Image Models") by its name there.
+
+From fresh weights, with the task's classes; a network that is made for one size of image, as vision
+transformers are, is made for the task's. timm is an extra: pip install npas[timm].
+
+    mobilenetv3_small_100: 2,542,856 parameters for 1,000 classes; vit_small_patch16_224: 22,050,664
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from npas.models import InputSpec
+
+
+@dataclass
+class Config:
+    """Hold the `model.*` keys of a timm network. ValueError for a name that timm does not have."""
+
+    family: str = "timm"
+    name: str = "mobilenetv3_small_100"
+    dropout: float = 0.0  # before the classifier; timm calls it drop_rate
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout={self.dropout}: give a rate from 0 up to, not with, 1")
+        timm = library()
+        if not timm.is_model(self.name):
+            close = difflib.get_close_matches(self.name, timm.list_models(), n=3)
+            # There are more than a thousand names, too many for a line.
+            hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has them"
+            raise ValueError(f"model.name={self.name!r} is no network of timm; {hint}")
+
+
+def library() -> ModuleType:
+    """Import timm. ValueError if it is not installed."""
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise ValueError("model.family=timm needs timm: pip install timm") from None
+    return timm
+
+
+def build(config: Config, spec: InputSpec) -> nn.Module:
+    """Build the named network for `spec`. ValueError unless inputs are images that it can take."""
+    if len(spec.input_shape) != 3:
+        raise ValueError(
+            f"model.name={config.name} reads images, and an input of this task is "
+            f"{'x'.join(map(str, spec.input_shape))}: choose another task or another model"
+        )
+    timm = library()
+    channels, *size = spec.input_shape
+    extra: dict[str, Any] = {"num_classes": spec.num_classes, "in_chans": channels}
+    if config.dropout:
+        extra["drop_rate"] = config.dropout
+    if getattr(timm.get_pretrained_cfg(config.name), "fixed_input_size", False):
+        extra["img_size"] = tuple(size)
+    try:
+        model: nn.Module = timm.create_model(config.name, pretrained=False, **extra)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"timm cannot build model.name={config.name} for images of"
+            f" {'x'.join(map(str, spec.input_shape))}: {said}"
+        ) from None
+    return model

@@ -1,0 +1,81 @@
+"""Keep count of images that cannot be read, in a process and in the workers that it forks.
+
+Each split has a byte an image in memory that these processes share. What a worker finds is there
+for the main process to name, once, and for other workers not to try again; no message has to come
+with a batch, and none can be lost with a worker.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+
+from npas.tasks._imagenet_folder import Images
+from npas.tasks._imagenet_pixels import decode
+
+log = logging.getLogger(__name__)
+
+NAMED = 3  # of the damaged files, in an error
+
+
+class Damage:
+    """Count the damaged images of some splits, of which `most` are let pass."""
+
+    def __init__(self, images: Mapping[str, Images], most: int) -> None:
+        self.images = images
+        self.most = most
+        self.flags = {
+            split: torch.zeros(len(own.labels_N), dtype=torch.uint8).share_memory_()
+            for split, own in images.items()
+        }
+        self.named: set[tuple[str, int]] = set()
+
+    def found(self, split: str, index: int) -> bool:
+        """Tell whether the image was found to be damaged."""
+        return bool(self.flags[split][index])
+
+    def note(self, split: str, index: int) -> None:
+        """Take down that an image is damaged."""
+        self.flags[split][index] = 1
+
+    def count(self) -> int:
+        """Count what all processes have found."""
+        return sum(int(flags.count_nonzero()) for flags in self.flags.values())
+
+    def check(self) -> None:
+        """Raise ValueError, naming some of them, if there are too many."""
+        if (count := self.count()) > self.most:
+            names = [self.images[split].name(i) for split, i in self._all()[:NAMED]]
+            more = ", ..." if count > NAMED else ""
+            raise ValueError(
+                f"{count} images cannot be read, more than task.max_damaged={self.most}:"
+                f" {', '.join(names)}{more}; put whole files there, or raise task.max_damaged"
+            )
+
+    def report(self) -> None:
+        """Warn of those that no warning has named yet, and check the count."""
+        if self.count() > len(self.named):
+            for split, index in self._all():
+                if (split, index) not in self.named:
+                    self.named.add((split, index))
+                    why = _why(self.images[split], index)
+                    log.warning("%s is left out: %s", self.images[split].name(index), why)
+        self.check()
+
+    def _all(self) -> list[tuple[str, int]]:
+        return [
+            (split, index)
+            for split, flags in self.flags.items()
+            for index in flags.nonzero().squeeze(1).tolist()
+        ]
+
+
+def _why(images: Images, index: int) -> str:
+    """Say why an image cannot be read, by trying once more."""
+    try:
+        decode(images.read(index))
+    except (ValueError, OSError) as error:
+        return str(error)
+    return "it could not be read a moment ago"

@@ -1,0 +1,110 @@
+"""Read images that lie in one folder a class, as `torchvision.datasets.ImageFolder` does.
+
+    imagenet/train/n01440764/n01440764_10026.JPEG
+    imagenet/val/n01440764/ILSVRC2012_val_00000293.JPEG
+
+A class's number is its folder's place among the sorted names. The listing is held as arrays: a
+million Python strings would be copied into every worker, page by page, as their counts of
+references change.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ENDINGS = (".jpeg", ".jpg", ".png")
+
+
+class Images(Protocol):
+    """Describe the images of one split, however they are stored. N of them, each with a label."""
+
+    classes: list[str]
+    labels_N: Tensor  # int64
+
+    def name(self, index: int) -> str:
+        """Return where an image lies, for messages."""
+
+    def read(self, index: int) -> bytearray:
+        """Return an image's encoded bytes. OSError if they cannot be had."""
+
+    def total_bytes(self) -> int:
+        """Add up the sizes of all images."""
+
+
+class Folder:
+    """Hold the listing of one split. ValueError, one line, if it is not as it should be.
+
+    `classes` are the names that its folders must have; None: whatever they are, `count` of them.
+    """
+
+    def __init__(self, path: Path, count: int, classes: list[str] | None = None) -> None:
+        self.path = path
+        found = _class_folders(path)
+        if classes is not None and found != classes:
+            odd = sorted(set(found) ^ set(classes))[0]
+            verb = "holds" if odd in found else "lacks"
+            raise ValueError(
+                f"{path} {verb} the class folder {odd}, unlike {path.parent / 'train'}: both must"
+                " have the same"
+            )
+        if len(found) != count:
+            raise ValueError(
+                f"{path} holds {len(found):,} class folders, not the {count:,} of task.classes: put"
+                f" all classes there, or set task.classes={len(found)}"
+            )
+        self.classes = found
+        names: list[bytes] = []
+        counts = []
+        for name in found:
+            own = _images_of(path / name)
+            if not own:
+                raise ValueError(
+                    f"{path / name} holds no image ({', '.join(ENDINGS)}): put the images of that"
+                    " class there"
+                )
+            names += [os.fsencode(os.path.join(name, file)) for file in own]
+            counts.append(len(own))
+        self.names_N = np.array(names, dtype=np.bytes_)
+        self.labels_N = torch.arange(count).repeat_interleave(torch.tensor(counts))
+
+    def relative(self, index: int) -> str:
+        """Return an image's path below the split's folder: class and file."""
+        return os.fsdecode(self.names_N[index].item())
+
+    def name(self, index: int) -> str:
+        return str(self.path / self.relative(index))
+
+    def read(self, index: int) -> bytearray:
+        with open(os.path.join(self.path, self.relative(index)), "rb") as file:
+            return bytearray(file.read())
+
+    def total_bytes(self) -> int:
+        return sum(os.stat(self.name(i)).st_size for i in range(len(self.names_N)))
+
+
+def _class_folders(path: Path) -> list[str]:
+    """List the folders of a split, sorted. ValueError if there are none."""
+    try:
+        with os.scandir(path) as entries:
+            found = [(entry.name, entry.is_dir()) for entry in entries if entry.name[0] != "."]
+    except NotADirectoryError:
+        raise ValueError(f"{path} is no folder") from None
+    folders = sorted(name for name, is_folder in found if is_folder)
+    if not folders and any(name.lower().endswith(ENDINGS) for name, _ in found):
+        raise ValueError(
+            f"{path} holds images and no class folders: move each image into its class's folder"
+        )
+    return folders
+
+
+def _images_of(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries]
+    # Hidden ones are what some systems leave beside a file: "._n01440764_18.JPEG".
+    return sorted(name for name in names if name.lower().endswith(ENDINGS) and name[0] != ".")

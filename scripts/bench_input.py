@@ -1,0 +1,256 @@
+"""Measure samples a second of the input pipelines beside those of the networks that they feed.
+
+    python scripts/bench_input.py                                    # all, in less than 4 minutes
+    python scripts/bench_input.py --workers 0,1,2 --out results/bench/input-cpu.json
+    python scripts/bench_input.py --device cuda --precision bf16 --workers 0,8,16 --batch 128
+    python scripts/bench_input.py --only imagenet --images 400 --networks resnet50
+
+ImageNet's images are made up: JPEGs of 500 x 375 pixels and some 100 KB, as the real ones are on
+average, as folders and as shards, read, decoded, cropped at random to 224 and flipped. They lie in
+the page cache after the first pass, so this measures the processor and not the disk. CIFAR's and
+the digits' pipelines rest on the device. A network's step is forward and backward of a batch that
+is there already. Each round times every row once, in an order that rotates; a figure is the median
+over the rounds. First passes are not counted. Starting the workers is, as in every epoch; these
+epochs are short, and have more of it.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+MODELS = Path(__file__).parent.parent / "configs" / "model"
+KEYS = ("device", "precision", "batch", "images", "threads", "workers", "rounds", "seconds")
+NETWORKS = "resnet50,efficientnet_b0,mobilenet_v2,wrn_28_10,wrn_16_2,wrn_digits"
+HEIGHT, WIDTH, QUALITY = 375, 500, 95
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--images", type=int, default=384, help="made-up images of ImageNet's kind")
+    parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes")
+    parser.add_argument("--networks", default=NETWORKS, help="files of configs/model")
+    parser.add_argument("--only", default="imagenet,cifar,digits,networks")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="that each timing takes at least"
+    )
+    parser.add_argument("--out", type=Path, help="write the figures here as JSON, too")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments = parse()
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    wanted = set(arguments.only.split(","))
+    with tempfile.TemporaryDirectory() as folder:
+        rows: dict[str, Callable[[], int]] = {}
+        if "imagenet" in wanted:
+            rows |= imagenet_rows(arguments, Path(folder))
+        for name in [name for name in ("cifar", "digits") if name in wanted]:
+            rows |= resident_rows(arguments, name)
+        if "networks" in wanted:
+            for network in arguments.networks.split(","):
+                rows[f"step {network}"] = stepper(arguments, network)
+        found = measure(arguments, rows)
+    show(arguments, found)
+    if arguments.out:
+        write(arguments, found)
+
+
+def imagenet_rows(arguments: argparse.Namespace, root: Path) -> dict[str, Callable[[], int]]:
+    """Return an epoch of the ImageNet pipeline in either form, for each number of workers."""
+    import torch
+
+    from npas.config import DataConfig
+    from npas.tasks import _imagenet_shards, imagenet
+    from npas.tasks._imagenet_folder import Folder
+
+    size = write_images(root / "imagenet", arguments.images)
+    print(f"made up {arguments.images} JPEGs of {size:,} bytes on average")
+    folders = {split: Folder(root / "imagenet" / split, 2) for split in ("train", "val")}
+    _imagenet_shards.pack(folders, root / "imagenet-shards", per_shard=100)
+    rows = {}
+    for form in ("folder", "shards"):
+        config: Any = imagenet.Config(classes=2, form=form)
+        data = DataConfig(root=str(root), split=None)
+        task = imagenet.Task(config, data, seed=0, device=torch.device("cpu"))
+        task.setup()
+        for workers in map(int, arguments.workers.split(",")):
+            name = f"imagenet {form}, {workers} workers"
+            rows[name] = epoch(task, min(arguments.batch, arguments.images), arguments, workers)
+    return rows
+
+
+def write_images(folder: Path, count: int) -> int:
+    """Write `count` JPEGs as two classes, and two for val; return their mean size in bytes."""
+    import torch
+    from PIL import Image
+    from torch.nn import functional as F
+
+    torch.manual_seed(0)
+    sizes = []
+    for i in range(count + 2):
+        split = "train" if i < count else "val"
+        # Smooth at large and rough at small scale, as photographs are: the size comes out right.
+        coarse = F.interpolate(torch.rand(1, 3, 12, 16), (HEIGHT, WIDTH), mode="bicubic")[0]
+        fine = F.interpolate(torch.rand(1, 3, HEIGHT // 2, WIDTH // 2), (HEIGHT, WIDTH))[0]
+        pixels = (255 * (0.7 * coarse + 0.12 * fine + 0.06 * torch.rand(3, HEIGHT, WIDTH))).clamp(
+            0, 255
+        )
+        path = folder / split / f"n{i % 2:08d}" / f"n{i % 2:08d}_{i}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).numpy())
+        image.save(path, "JPEG", quality=QUALITY)
+        sizes.append(path.stat().st_size)
+    return sum(sizes) // len(sizes)
+
+
+def resident_rows(arguments: argparse.Namespace, name: str) -> dict[str, Callable[[], int]]:
+    """Return an epoch of a pipeline whose whole set rests on the device."""
+    import torch
+
+    from npas import tasks
+    from npas.config import DataConfig
+    from npas.tasks._classification import Part
+
+    module = tasks.family(name)
+    data = DataConfig(split="50k")
+    task = module.Task(module.Config(), data, seed=0, device=torch.device(arguments.device))
+    if name == "cifar":  # as many images as the real set has, of noise
+        images = torch.randint(0, 256, (50000, 32, 32, 3), dtype=torch.uint8)
+        labels = torch.randint(0, 10, (50000,))
+        part = Part(images[:10], labels[:10])
+        task.read = lambda: {"train": Part(images, labels), "test": part, "val": part}
+    task.setup()
+    return {f"{name}, resident": epoch(task, 128, arguments, 0)}
+
+
+def epoch(task: Any, batch: int, arguments: argparse.Namespace, workers: int) -> Callable[[], int]:
+    """Return a function that takes an epoch's batches to the device and counts the samples."""
+    import torch
+
+    from npas import tasks
+
+    device = torch.device(arguments.device)
+    epochs: Iterator[int] = iter(range(1_000_000))  # each with an order of its own
+
+    def run() -> int:
+        made = tasks.batches(task, next(epochs), batch, workers=workers, device=device)
+        return sum(b.size for b in made)
+
+    return run
+
+
+def stepper(arguments: argparse.Namespace, name: str) -> Callable[[], int]:
+    """Return one forward and backward pass of a network of configs/model on a fixed batch."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from npas import models
+
+    values: Any = OmegaConf.to_container(OmegaConf.load(MODELS / f"{name}.yaml"))
+    family = models.family(values["family"])
+    shape = (3, 32, 32) if name.startswith(("wrn_1", "wrn_2", "wrn_4")) else (3, 224, 224)
+    if name.endswith("digits"):
+        shape = (1, 8, 8)
+    classes = 1000 if shape[-1] == 224 else 10
+    # A whole batch where that is what trains: small images leave a device idle otherwise.
+    size = arguments.batch if shape[-1] == 224 else 128
+    if name == "wrn_28_10" and arguments.device == "cpu":
+        size = arguments.batch
+    torch.manual_seed(0)
+    network = models.build(family.Config(**values), models.InputSpec(shape, classes))
+    network.to(arguments.device).train()
+    inputs = torch.randn(size, *shape, device=arguments.device)
+    if arguments.device == "cuda":
+        network.to(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, classes, (size,), device=arguments.device)
+
+    def run() -> int:
+        network.zero_grad()
+        bf16 = arguments.precision == "bf16"
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=bf16):
+            logits = network(inputs)
+        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+        return size
+
+    return run
+
+
+def measure(
+    arguments: argparse.Namespace, rows: dict[str, Callable[[], int]]
+) -> list[dict[str, Any]]:
+    """Time every row in each round; return samples a second, the median and the extremes."""
+    rates: dict[str, list[float]] = {name: [] for name in rows}
+    for run in rows.values():
+        run()
+    order = list(rows)
+    for _ in range(arguments.rounds):
+        for name in order:
+            rates[name].append(rate(arguments, rows[name]))
+        order = [*order[1:], order[0]]  # what comes after what must not matter
+    return [
+        {"row": name, "samples_s": statistics.median(r), "low": min(r), "high": max(r)}
+        for name, r in rates.items()
+    ]
+
+
+def rate(arguments: argparse.Namespace, run: Callable[[], int]) -> float:
+    """Return samples a second, over runs that take `--seconds` or more together."""
+    import torch
+
+    def synchronize() -> None:
+        if arguments.device == "cuda":
+            torch.cuda.synchronize()
+
+    synchronize()
+    started, count = time.perf_counter(), 0
+    while True:
+        count += run()
+        synchronize()
+        if (taken := time.perf_counter() - started) >= arguments.seconds:
+            return count / taken
+
+
+def show(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Print the rows."""
+    print(
+        f"{arguments.device}, {arguments.precision}, batches of {arguments.batch} (CIFAR and"
+        f" digits: 128), {arguments.threads} thread(s), {arguments.rounds} rounds"
+    )
+    print(f"{'row':<34}{'samples/s':>12}   (lowest-highest)")
+    for row in rows:
+        extremes = f"({row['low']:,.1f}-{row['high']:,.1f})"
+        print(f"{row['row']:<34}{row['samples_s']:>12,.1f}   {extremes}")
+
+
+def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Keep the figures with the machine and the versions they were measured on."""
+    from npas.reporting.environment import environment
+
+    settings = {key: getattr(arguments, key) for key in KEYS}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    found = json.loads(json.dumps(environment(), default=vars))
+    arguments.out.write_text(
+        json.dumps({"settings": settings, "rows": rows, **found}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

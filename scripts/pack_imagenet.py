@@ -1,0 +1,59 @@
+"""Pack ImageNet's folders into WebDataset shards, which are kinder to a file system.
+
+    python scripts/pack_imagenet.py data/imagenet data/imagenet-shards
+    python scripts/pack_imagenet.py data/imagenet fast/imagenet-shards --per-shard 5000
+    npas-train +exp=resnet50_imagenet data.root=data task.form=shards
+
+Images go in as they are, a thousand a shard, in the order of their folders, so that training on
+either form gives the same batches. Broken off and started again, it goes on with the first shard
+that is missing. classes.json beside the shards names the classes and says how much there must be.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("source", type=Path, help="the folder that holds train/ and val/")
+    parser.add_argument("target", type=Path, help="data.root/imagenet-shards")
+    parser.add_argument("--per-shard", type=int, default=1000, help="images")
+    parser.add_argument("--splits", default="train,val", help="train, val or both")
+    parser.add_argument("--quiet", action="store_true", help="print no line a shard")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Pack; exit code 2 and a line for what cannot be."""
+    arguments = parse()
+    try:
+        pack(arguments)
+    except (ValueError, OSError) as error:
+        print(f"pack_imagenet.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def pack(arguments: argparse.Namespace) -> None:
+    """List the folders and write the shards."""
+    from npas.tasks import _imagenet_shards
+    from npas.tasks._imagenet_folder import Folder
+
+    if arguments.per_shard < 1:
+        raise ValueError(f"--per-shard must be at least 1, got {arguments.per_shard}")
+    splits = arguments.splits.split(",")
+    if not set(splits) <= {"train", "val"}:
+        raise ValueError(f"--splits {arguments.splits}: write train, val or train,val")
+    source, target = arguments.source, arguments.target
+    if not (source / "train").is_dir():
+        raise ValueError(f"there is no folder {source / 'train'}: it holds a folder a class")
+    classes = sorted(path.name for path in (source / "train").iterdir() if path.is_dir())
+    folders = {split: Folder(source / split, len(classes), classes) for split in splits}
+    say = (lambda line: None) if arguments.quiet else print
+    _imagenet_shards.pack(folders, target, arguments.per_shard, say)
+    print(f"{target} holds {' and '.join(splits)}: {len(classes):,} classes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The Perceiver is the published one: its counts, its FLOPs, its sharing; and it can be shared."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import npas
+from npas.models import InputSpec, perceiver
+from npas.reporting.compose import compose
+
+SPEC = InputSpec((3, 224, 224), 1000)
+TINY = {"latents": 6, "channels": 8, "cross_attentions": 3, "blocks": 2, "heads": 2, "bands": 3}
+
+
+def tiny(**keys: Any) -> perceiver.Perceiver:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = TINY | keys
+    return perceiver.build(perceiver.Config(**settings), InputSpec((3, 9, 9), 5))  # type: ignore[return-value]
+
+
+def full(share: Any) -> torch.nn.Module:
+    with torch.device("meta"):
+        return perceiver.build(perceiver.Config(share=share), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "published"),
+    [("none", 326_241_856, 326.2), ("cross_layer", 44_912_254, 44.9)],
+)
+def test_counts_and_flops_are_the_published_ones(share: str, count: int, published: float) -> None:
+    model = full(share)
+    assert sum(p.numel() for p in model.parameters()) == count
+    assert round(count / 1e6, 1) == published
+    assert f"{count:,}" in (perceiver.__doc__ or "")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        assert model(SPEC.example("meta")).shape == (1, 1000)
+    # 707.2 G in print; of matrix products alone, as torch counts them, a little less.
+    assert counter.get_total_flops() == 706_279_096_320
+
+
+def test_it_keeps_budgets_as_any_network_does() -> None:
+    model = full("none")
+    for budget, used in (("44.9M", 44_900_000), ("0.1", 32_624_185)):
+        assert npas.plan(model, budget).budget.used == used
+
+
+def test_its_sharing_as_groups_leaves_norms_and_biases_apart() -> None:
+    config = compose("+exp=perceiver_groups_imagenet")
+    sharing = config.sharing
+    plan = npas.plan(
+        full("none"), None, groups=sharing.groups, templates=1, generator=sharing.generator
+    )
+    assert plan.budget.used == 45_393_172
+    cross = (261 * 3 + 1024) + 2 * 1024 + 2 * (261 + 2 * 1024)
+    block = 4 * 1024 + 2 * 1024 + 2 * 2 * 1024
+    assert (cross, block) == (8473, 10240)
+    assert 45_393_172 - 44_912_254 == 6 * cross + 7 * 6 * block == 480_918
+    assert len(plan.groups) == 42
+
+
+def test_groups_tie_what_cross_layer_sharing_ties() -> None:
+    """A network shared by groups computes what the tied one does, once biases and norms agree."""
+    # So wide that no two layers' spreads differ much by chance: each would have its own scale.
+    tied, apart = (tiny(share=how, blocks=6, channels=64) for how in ("cross_layer", "none"))
+    groups = compose("+exp=perceiver_groups_imagenet").sharing.groups
+    assert isinstance(groups, dict)
+    npas.share(apart, None, groups=groups, templates=1, generator="avg")
+    plain = npas.materialize(apart)
+    state = plain.state_dict()
+    for name in tied.state_dict():
+        weight = state[name]
+        if name.startswith("crosses.1.") and weight.ndim > 1:
+            assert torch.equal(weight, state[name.replace("crosses.1.", "crosses.2.")])
+        if name.startswith("stacks.0.") and weight.ndim > 1:
+            assert torch.equal(weight, state[name.replace("stacks.0.", "stacks.2.")])
+    tied.load_state_dict({name: state[name] for name in tied.state_dict()})
+    x = torch.randn(2, 3, 9, 9)
+    torch.testing.assert_close(tied(x), plain(x))
+
+
+def test_it_shares_and_trains() -> None:
+    model = npas.share(tiny(), 0.5)
+    model(torch.randn(2, 3, 9, 9)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("size", [(9, 9), (5, 12), (1, 1)])
+def test_any_size_of_image_will_do(size: tuple[int, int]) -> None:
+    assert tiny()(torch.randn(2, 3, *size)).shape == (2, 5)
+
+
+def test_places_are_fourier_features_of_both_axes() -> None:
+    model = tiny(bands=2, resolution=8)
+    x = torch.randn(2, 3, 4, 6)
+    found = model.with_places(x)
+    assert found.shape == (2, 24, 3 + 2 * 5)
+    row, column = 2, 5
+    expected = []
+    for place in (-1 + 2 * row / 3, -1 + 2 * column / 5):
+        expected += [math.sin(math.pi * f * place) for f in (1, 4)]
+        expected += [math.cos(math.pi * f * place) for f in (1, 4)]
+        expected += [place]
+    torch.testing.assert_close(found[1, row * 6 + column, :3], x[1, :, row, column])
+    torch.testing.assert_close(found[1, row * 6 + column, 3:], torch.tensor(expected))
+
+
+def test_attention_is_the_textbook_s() -> None:
+    layer = perceiver.Attention(8, 5, 6, heads=2)
+    x, context = torch.randn(3, 4, 8), torch.randn(3, 7, 5)
+    q, k, v = layer.query(x), layer.key(context), layer.value(context)
+    heads = []
+    for own in (slice(0, 3), slice(3, 6)):
+        scores = q[..., own] @ k[..., own].transpose(1, 2) / math.sqrt(3)
+        heads.append(scores.softmax(-1) @ v[..., own])
+    torch.testing.assert_close(layer(x, context), layer.out(torch.cat(heads, -1)))
+
+
+def test_a_latent_reads_every_pixel_and_the_order_of_pixels_is_told_by_their_places_alone() -> None:
+    model = tiny().eval()
+    x = torch.randn(1, 3, 6, 6, requires_grad=True)
+    model(x)[0, 0].backward()
+    assert x.grad is not None and (x.grad != 0).all()
+    assert not torch.allclose(model(x), model(x.flip(-1)))
+
+
+def test_shared_layers_are_called_again() -> None:
+    model = tiny(share="cross_layer")
+    assert (len(model.crosses), len(model.stacks)) == (2, 1)
+    calls = []
+    model.stacks[0].register_forward_hook(lambda *of: calls.append("stack"))
+    model.crosses[0].register_forward_hook(lambda *of: calls.append("first"))
+    model.crosses[1].register_forward_hook(lambda *of: calls.append("other"))
+    model(torch.randn(1, 3, 4, 4))
+    assert calls == ["first", "stack", "other", "stack", "other", "stack"]
+    assert len(tiny(share="cross_layer", cross_attentions=1).crosses) == 1
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    model, x = tiny(dropout=0.5), torch.randn(2, 3, 4, 4)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("slip", "said"),
+    [
+        ({"latents": 0}, "model.latents must be at least 1"),
+        ({"blocks": 10_000}, "model.blocks must be at most 1000"),
+        ({"heads": 0}, "model.heads must be at least 1"),
+        ({"heads": 3}, "model.channels=1024 does not divide by model.heads=3"),
+        ({"dropout": 1.0}, "model.dropout must be below 1"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(slip: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        perceiver.Config(**slip)
+
+
+def test_inputs_that_are_no_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="reads images, and an input of this task is 12"):
+        perceiver.build(perceiver.Config(), InputSpec((12,), 3))

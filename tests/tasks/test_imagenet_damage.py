@@ -1,0 +1,172 @@
+"""Images that cannot be read are named once, counted and left out, and too many are an error."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from imagenet_files import WNIDS, encoded, make, pixels, write_tree
+from PIL import Image
+
+from npas import tasks
+from npas.tasks import imagenet
+
+
+class Constant(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), 3, requires_grad=torch.is_grad_enabled())
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "data")
+
+
+def damage(root: Path, *names: str) -> None:
+    """Cut files in half, but empty the first and let the second be missing from then on."""
+    for i, name in enumerate(names):
+        path = root / "imagenet" / name
+        path.write_bytes(b"" if i == 0 else path.read_bytes()[:300])
+
+
+FIRST, SECOND = f"train/{WNIDS[0]}/{WNIDS[0]}_5.JPEG", f"train/{WNIDS[1]}/{WNIDS[1]}_0.JPEG"
+TESTED = f"val/{WNIDS[2]}/ILSVRC2012_val_00010200.JPEG"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_training_images_are_named_once_and_the_next_takes_the_place(
+    tree: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = next(make(tree, flip=False).train_batches(0, 18))
+    damage(tree, FIRST, SECOND)  # which follow each other
+    task = make(tree, flip=False)
+    with caplog.at_level(logging.WARNING):
+        for epoch in (0, 1):
+            for batch in tasks.batches(task, epoch, 6, workers=workers):
+                task.loss(Constant(), batch)
+    assert len(caplog.messages) == 2
+    said = {message.split(" is left out: ")[0].split("imagenet/")[1]: message for message in
+            caplog.messages}  # fmt: skip
+    assert set(said) == {FIRST, SECOND}
+    assert said[FIRST].endswith("it is empty") and "it is no whole image" in said[SECOND]
+    (found,) = tasks.batches(task, 0, 18, workers=workers)
+    changed = (found.inputs != whole.inputs).flatten(1).any(1)
+    assert int(changed.sum()) == 2
+    # Images 5 and 6 are damaged, and 7, of the second class, is seen in the place of both.
+    assert found.targets[changed].tolist() == [1, 1]
+    assert found.targets.bincount().tolist() == [5, 7, 6]
+
+
+def test_what_takes_a_place_does_not_depend_on_batches_or_workers(tree: Path) -> None:
+    damage(tree, FIRST, SECOND)
+    task = make(tree)
+    whole = next(task.train_batches(3, 18))
+    cut = list(tasks.batches(make(tree), 3, 3, workers=2))
+    assert torch.equal(torch.cat([batch.inputs for batch in cut]), whole.inputs)
+    assert torch.equal(torch.cat([batch.targets for batch in cut]), whole.targets)
+
+
+def test_the_last_image_is_followed_by_the_first(tree: Path) -> None:
+    damage(tree, f"train/{WNIDS[2]}/{WNIDS[2]}_5.JPEG")
+    batch = next(make(tree).train_batches(0, 18))
+    assert batch.targets.bincount().tolist() == [7, 6, 5]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_more_than_the_limit_is_an_error_that_names_some(tree: Path, workers: int) -> None:
+    names = [f"train/{WNIDS[0]}/{WNIDS[0]}_{i}.JPEG" for i in range(5)]
+    damage(tree, *names)
+    task = make(tree, max_damaged=3)
+    with pytest.raises(ValueError, match=r"more than task\.max_damaged=3: .*_\d\.JPEG") as error:
+        for batch in tasks.batches(task, 0, 3, workers=workers):
+            task.loss(Constant(), batch)
+    assert "\n" not in str(error.value) and str(error.value).count(".JPEG") == 3
+    assert list(tasks.batches(make(tree, max_damaged=5), 0, 3, workers=workers))
+
+
+def test_a_limit_of_none_lets_nothing_pass(tree: Path) -> None:
+    damage(tree, FIRST)
+    with pytest.raises(ValueError, match=r"1 images cannot be read, .*max_damaged=0"):
+        list(make(tree, max_damaged=0).train_batches(0, 18))
+
+
+def test_a_set_without_a_readable_image_ends(tree: Path) -> None:
+    for path in (tree / "imagenet" / "train").rglob("*.JPEG"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="no training image of imagenet3 can be read"):
+        next(make(tree, max_damaged=1000).train_batches(0, 2))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_test_image_is_left_out_and_said(
+    tree: Path, workers: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imagenet, "EVAL_BATCH", 3)
+    damage(tree, TESTED)
+    task = make(tree, workers=workers)
+    with caplog.at_level(logging.WARNING):
+        found = task.evaluate(Constant(), "test")
+    assert found["accuracy"] == 100 * 3 / 8  # all answers are the first class
+    assert [("left out: it is empty" in message) for message in caplog.messages] == [True, False]
+    assert "ILSVRC2012_val_00010200" in caplog.messages[0]
+    assert caplog.messages[1] == "1 of 9 test images were not measured"
+
+
+def test_a_batch_without_a_readable_image_is_passed_over(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imagenet, "EVAL_BATCH", 1)
+    damage(tree, TESTED)
+    assert make(tree).evaluate(Constant(), "test")["accuracy"] == 100 * 3 / 8
+
+
+def test_too_many_damaged_test_images_are_an_error_for_all_ranks(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imagenet, "EVAL_BATCH", 3)
+    damage(tree, *(f"val/{WNIDS[0]}/ILSVRC2012_val_{10_000 + i:08d}.JPEG" for i in range(2)))
+    with pytest.raises(ValueError, match=r"2 images cannot be read"):
+        make(tree, max_damaged=1).evaluate(Constant(), "test")
+    # The second rank, which has none of them, learns of it by the sum.
+    summed = torch.tensor([[1.0, 1, 1, 1], [3, 3, 3, 3], [3, 3, 3, 3]], dtype=torch.float64)
+    monkeypatch.setattr(imagenet, "over_ranks", lambda tensor, world: summed)
+    with pytest.raises(ValueError, match=r"2 of 9 test images cannot be read, and task\.max_dam"):
+        make(tree, max_damaged=1).evaluate(Constant(), "test", 1, 3)
+
+
+def test_inspection_tries_an_image_of_each_class(
+    tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(tree, SECOND, FIRST)
+    with caplog.at_level(logging.WARNING):
+        found = make(tree).inspect()
+    assert found["readable"] == "5 of 6 images tried, the first of each class"
+    assert len(caplog.messages) == 1 and SECOND in caplog.messages[0]
+    with pytest.raises(ValueError, match="cannot be read"):
+        make(tree, max_damaged=0).inspect()
+
+
+def test_a_file_that_is_gone_or_comes_back_whole_is_no_crash(
+    tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = make(tree)
+    path = tree / "imagenet" / FIRST
+    kept = path.read_bytes()
+    path.unlink()
+    batch = next(task.train_batches(0, 18))
+    path.write_bytes(kept)
+    with caplog.at_level(logging.WARNING):
+        task.loss(Constant(), batch)
+    assert "could not be read a moment ago" in caplog.messages[0]
+
+
+def test_odd_but_whole_files_are_not_damaged(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = Image.fromarray(pixels(5))
+    folder = tree / "imagenet" / "train" / WNIDS[0]
+    (folder / f"{WNIDS[0]}_0.JPEG").write_bytes(encoded(image.convert("CMYK")))
+    (folder / f"{WNIDS[0]}_1.JPEG").write_bytes(encoded(image, "PNG"))
+    (folder / f"{WNIDS[0]}_2.JPEG").write_bytes(encoded(image.convert("L")))
+    task = make(tree, max_damaged=0)
+    assert next(task.train_batches(0, 18)).targets.bincount().tolist() == [6, 6, 6]
+    task.damage.report()
+    assert not caplog.messages

@@ -1,0 +1,129 @@
+"""Pixels are those that torchvision cuts, whatever hides under the name of a JPEG."""
+
+import numpy as np
+import pytest
+import torch
+from imagenet_files import encoded, pixels
+from PIL import Image
+
+from npas.tasks import _imagenet_pixels
+from npas.tasks._imagenet_pixels import Crops, decode
+
+IMAGE = Image.fromarray(pixels(1))
+FORMS = {
+    "rgb": encoded(IMAGE),
+    "progressive": encoded(IMAGE, progressive=True),
+    "grey": encoded(IMAGE.convert("L")),
+    "cmyk": encoded(IMAGE.convert("CMYK")),
+    "png": encoded(IMAGE, "PNG"),
+    "png with alpha": encoded(IMAGE.convert("RGBA"), "PNG"),
+    "png with a palette": encoded(IMAGE.convert("P"), "PNG"),
+}
+
+
+def crops(**keys: object) -> Crops:
+    settings = {"size": 24, "resize": 30, "scale_min": 0.08, "flip": False, "lighting": 0.0}
+    return Crops(**{**settings, "interpolation": "bilinear", **keys})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_kind_of_file_becomes_the_rgb_that_it_shows(form: str) -> None:
+    image = decode(bytearray(FORMS[form]))
+    shown = torch.from_numpy(
+        np.array(IMAGE.convert("L").convert("RGB") if form == "grey" else IMAGE)
+    )
+    assert image.dtype == torch.uint8 and image.shape == (3, 40, 52)
+    off = (image.permute(1, 2, 0).int() - shown.int()).abs().float().mean()
+    assert off < (25 if "palette" in form else 3)
+
+
+@pytest.mark.parametrize("why", [RuntimeError("Unsupported color"), ImportError("is gone")])
+def test_what_torchvision_cannot_read_goes_to_pillow(
+    why: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision.io
+
+    def refuse(*anything: object) -> torch.Tensor:
+        raise why
+
+    expected = {form: decode(bytearray(data)) for form, data in FORMS.items()}
+    monkeypatch.setattr(torchvision.io, "decode_image", refuse)
+    for form, data in FORMS.items():
+        # Two builds of libjpeg may round differently.
+        off = decode(bytearray(data)).int() - expected[form].int()
+        assert off.abs().max() <= 2, form
+
+
+def test_sixteen_bits_become_eight() -> None:
+    deep = Image.fromarray(np.full((9, 9), 40_000, dtype=np.uint16))
+    assert decode(bytearray(encoded(deep, "PNG"))).dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "it is empty"),
+        (FORMS["rgb"][: len(FORMS["rgb"]) // 2], "Truncated File Read|truncated"),
+        (FORMS["png"][: len(FORMS["png"]) // 2], "it is no whole image"),
+        (b"<html>not found</html>", "cannot identify"),
+        (FORMS["rgb"][:2], "it is no whole image"),
+    ],
+)
+def test_damage_is_said_in_a_line(data: bytes, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        decode(bytearray(data))
+    assert "\n" not in str(error.value) and "0x" not in str(error.value)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("scale_min", [0.08, 0.5])
+def test_random_crops_are_torchvision_s_for_the_same_random_numbers(
+    interpolation: str, scale_min: float
+) -> None:
+    from torchvision.transforms import v2
+
+    image = decode(bytearray(FORMS["rgb"]))
+    mode = v2.InterpolationMode(interpolation)
+    theirs = v2.RandomResizedCrop(24, (scale_min, 1.0), interpolation=mode)
+    for key in (0, 7, -3):
+        found = crops(interpolation=interpolation, scale_min=scale_min).training(image, key)
+        torch.manual_seed(key)
+        assert torch.equal(found, theirs(image))
+
+
+def test_half_of_the_images_are_mirrored_and_nothing_else_changes() -> None:
+    image = decode(bytearray(FORMS["rgb"]))
+    mirrored = 0
+    for key in range(60):
+        plain, other = crops().training(image, key), crops(flip=True).training(image, key)
+        mirrored += not torch.equal(plain, other)
+        assert torch.equal(other, plain) or torch.equal(other, plain.flip(-1))
+    assert 15 < mirrored < 45
+
+
+def test_lighting_shifts_the_colours_of_a_whole_image_as_published() -> None:
+    grey = torch.full((3, 40, 40), 128, dtype=torch.uint8)
+    lit = torch.stack([crops(lighting=0.1).training(grey, key) for key in range(400)])
+    shift = lit[:, :, 0, 0].double() - 128
+    assert torch.equal(lit, lit[:, :, :1, :1].expand_as(lit))
+    vectors = torch.tensor(_imagenet_pixels.COMPONENTS, dtype=torch.float64)
+    values = torch.tensor(_imagenet_pixels.COMPONENT_DEVIATIONS, dtype=torch.float64)
+    expected = (255 * 0.1) ** 2 * vectors @ torch.diag(values**2) @ vectors.T
+    torch.testing.assert_close(torch.cov(shift.T), expected, atol=1.5, rtol=0.15)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(3).double(), atol=2e-3, rtol=0)
+
+
+def test_lighting_stops_at_black_and_white() -> None:
+    image = torch.cat([torch.zeros(3, 20, 40), torch.full((3, 20, 40), 255)], 1).to(torch.uint8)
+    for key in range(20):
+        lit = crops(lighting=1.0, scale_min=1.0).training(image, key)
+        assert lit[:, 0].max() < 200 and lit[:, -1].min() > 55  # none has come round
+
+
+@pytest.mark.parametrize("shape", [(40, 52), (52, 40), (30, 30), (12, 90)])
+def test_a_test_image_is_the_middle_as_torchvision_cuts_it(shape: tuple[int, int]) -> None:
+    from torchvision.transforms import v2
+
+    image = torch.from_numpy(pixels(3, *shape).copy()).permute(2, 0, 1)
+    theirs = v2.Compose([v2.Resize(30), v2.CenterCrop(24)])(image)
+    assert torch.equal(crops().test(image), theirs) and theirs.shape == (3, 24, 24)
