@@ -271,7 +271,7 @@ def ignored(config: Config) -> dict[str, str]:
     found = {}
     if config.budget == DENSE:
         for key, value, default in _settings(config.sharing, "sharing."):
-            if value != default:
+            if value != default and key != "sharing.init":  # a dense network starts from it, too
                 found[key] = "budget=dense shares nothing"
     else:
         idle: dict[str, str] = {}

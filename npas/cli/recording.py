@@ -63,6 +63,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
                 outcome, grouping = training.search_groups(experiment, folder)
                 if grouping is not None:
                     experiment = training.build(config, grouping, experiment.task)
+                    training.prepare(experiment)
                     announce(experiment)
             if experiment.stage == "train":
                 if experiment.grouping is not None and process.leads:

@@ -3,6 +3,7 @@
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.budget import Budget, BudgetRequest, count_parameters, parse_budget
 from npas.sharing.folding import Folding, fold, load_folded, save_folded
+from npas.sharing.projection import Projection, project
 from npas.sharing.recurrence import Similarity, recurrence_reward, similarity
 from npas.sharing.shapeshift import (
     is_shared,
@@ -22,6 +23,7 @@ __all__ = [
     "Folding",
     "GroupAllocation",
     "LayerAllocation",
+    "Projection",
     "Scheme",
     "Similarity",
     "count_parameters",
@@ -33,6 +35,7 @@ __all__ = [
     "no_decay_names",
     "parse_budget",
     "plan",
+    "project",
     "recurrence_reward",
     "save",
     "save_folded",

@@ -10,6 +10,7 @@ from torch import nn
 from npas import models, tasks
 from npas._groups import GROUPS_FILE
 from npas.config import DENSE, Config, search_epochs
+from npas.models import InputSpec
 from npas.sharing import Allocation, shapeshift
 from npas.sharing.layers import find_layers
 from npas.sharing.recurrence import recurrence_reward
@@ -74,17 +75,8 @@ def build(config: Config, grouping: Grouping | None = None, task: Task | None = 
         task = tasks.family(config.task.family).Task(
             config.task, config.data, seed=config.seed, device=process.device
         )
-    # Built and shared on the CPU, so that a seed means the same weights whatever trains them.
-    seeding.seed_torch(config.seed, "init")
-    model = models.build(config.model, task.spec)
     stage = SEARCH if search_epochs(config) and grouping is None else TRAIN
-    if stage == SEARCH:
-        model = _share_for_search(config, model)
-    elif config.budget != DENSE:
-        check_groups(config, model, grouping)
-        keywords = plan_keywords(config, grouping) | {"recompute": config.sharing.recompute}
-        model = shapeshift.share(model, config.budget, **keywords)
-        _check_regularizer(config, model)
+    model = build_network(config, task.spec, grouping)
     allocation = shapeshift.allocation(model) if shapeshift.is_shared(model) else None
     model.to(process.device)
     if process.device.type == "cuda":
@@ -92,17 +84,41 @@ def build(config: Config, grouping: Grouping | None = None, task: Task | None = 
     return Experiment(config, process, task, model, allocation, stage, grouping)
 
 
+def build_network(config: Config, spec: InputSpec, grouping: Grouping | None = None) -> nn.Module:
+    """Build the network for a task's inputs and share it, for the search while groups are unknown.
+
+    On the CPU, so that a seed means the same weights whatever trains them. ValueError for a budget
+    that cannot be.
+    """
+    seeding.seed_torch(config.seed, "init")
+    model = models.build(config.model, spec)
+    if search_epochs(config) and grouping is None:
+        return _share_for_search(config, model)
+    if config.budget == DENSE:
+        return model
+    check_groups(config, model, grouping)
+    keywords = plan_keywords(config, grouping) | {"recompute": config.sharing.recompute}
+    model = shapeshift.share(model, config.budget, **keywords)
+    _check_regularizer(config, model)
+    return model
+
+
 def prepare(experiment: Experiment) -> None:
     """Read the data, and check all that training will ask of them, the device and a checkpoint.
 
-    ValueError for what the user can mend; nothing has been written by then, nor been removed.
+    Gives the network the weights of `sharing.init`. ValueError for what the user can mend; nothing
+    has been written by then, nor been removed.
     """
+    from npas.training import initial  # which builds networks itself
+
     config, task = experiment.config, experiment.task
     named_checkpoint(config, experiment.stage)
     task.setup()
     task.steps_per_epoch(config.batch_size)
+    task.check_network(experiment.model)
     tasks.check_workers(task, config.data.workers)
     Precision(config.precision, experiment.process.device)
+    initial.start(experiment)
 
 
 def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str, Any]:

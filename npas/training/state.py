@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from npas._groups import GROUPS_FILE
-from npas.config import Config, config_hash, is_excluded, to_dict
+from npas.config import Config, config_hash, is_excluded, run_dir, to_dict
 from npas.tasks._files import write_whole
 from npas.training.averaging import AveragedWeights
 from npas.training.checkpoint import Checkpoint, Checkpoints, find_checkpoint, open_checkpoint
@@ -277,6 +277,15 @@ def descends(config: Config, run_dir: Path) -> bool:
 def starts_anew(config: Config) -> bool:
     """Tell whether the run is to forget what it has done so far."""
     return config.resume == "never" or (config.resume == "auto" and config.force)
+
+
+def resumes(config: Config, stage: str = TRAIN) -> bool:
+    """Tell whether the run's training has begun before, and is to go on."""
+    if starts_anew(config):
+        return False
+    if config.resume == "auto" or descends(config, run_dir(config)):
+        return Checkpoints(checkpoints_folder(run_dir(config), stage)).newest() is not None
+    return named_checkpoint(config, stage) is not None
 
 
 def named_checkpoint(config: Config, stage: str = TRAIN) -> Checkpoint | None:

@@ -1,0 +1,220 @@
+"""Start a network from trained weights: what `sharing.init=PATH` asks for.
+
+The path is a run of npas, or a file of dense weights: `.safetensors`, or the folder of one, as
+npas-export and transformers write them. Banks of a run that shares alike are taken over as they
+are; other weights are brought into the banks by least squares (`npas.sharing.project`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from npas import config as schema
+from npas import models, tasks
+from npas.config import DENSE, Config
+from npas.sharing import Allocation, GroupAllocation, project, shapeshift
+from npas.sharing.budget import parse_budget
+from npas.sharing.names import SCALES, bank_name, generator_name, generator_names, upsampler_name
+from npas.sharing.projection import copy_others, dense_names
+from npas.sharing.storage import WEIGHTS_FILE
+from npas.training.checkpoint import MANIFEST, find_checkpoint
+from npas.training.experiment import Experiment, build_network
+from npas.training.grouping import from_dict
+from npas.training.state import SEARCH, TRAIN, load_weights, resumes
+
+log = logging.getLogger(__name__)
+
+OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
+"""How BERT's first checkpoints, which are read to this day, name the tensors of norms."""
+NAMED = 3  # of the tensors that stay fresh; the rest is counted
+
+
+def start(experiment: Experiment) -> None:
+    """Give the network the weights that `sharing.init` names, unless the run goes on from its own.
+
+    Logs what became of them. ValueError, in one line, if there are none that fit; before a search
+    for groups only if there are none.
+    """
+    path = experiment.config.sharing.init
+    if path is None or resumes(experiment.config, experiment.stage):
+        return
+    try:
+        done = _start(experiment.model, Path(path), experiment.stage)
+    except ValueError as error:
+        raise ValueError(f"sharing.init={path}: {error}") from None
+    if done:
+        log.info("sharing.init: %s", done)
+
+
+def _start(model: nn.Module, path: Path, stage: str) -> str:
+    if not path.exists():
+        raise ValueError("there is no such file or folder: name a run, or a .safetensors file")
+    is_run = any((path / name).exists() for name in (MANIFEST, "checkpoints", SEARCH))
+    is_run = is_run or any(path.glob("step-*"))
+    if stage == SEARCH:  # the network that is trained now only tells who shares with whom
+        return ""
+    if not is_run:
+        return _from_dense(model, _read(path))
+    stored = _restore(path)
+    if shapeshift.is_shared(stored):
+        theirs, tensors = shapeshift.allocation(stored), dict(stored.state_dict())
+        dense = shapeshift.materialize(stored).state_dict()
+        if shapeshift.is_shared(model) and (done := take_over(model, theirs, tensors)):
+            return _line(done, *copy_others(model, dense))
+    return _from_dense(model, stored.state_dict())
+
+
+def _from_dense(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Project dense weights into the banks, or copy them into a dense network."""
+    state = align(state, dense_names(model))
+    if not shapeshift.is_shared(model):
+        copied, fresh = copy_others(model, state)
+        if not copied:
+            raise ValueError("no tensor there has a name and shape of the network's")
+        return _line("", copied, fresh)
+    found = project(model, state)
+    worst = max(found.errors, key=found.errors.__getitem__, default="")
+    done = f"{len(found.errors)} layers projected, relative error {found.error:.3g}"
+    if worst:
+        done += f" (at most {found.errors[worst]:.3g}: {worst})"
+    return _line(done, found.copied, found.fresh)
+
+
+def _line(done: str, copied: Sequence[str], fresh: Sequence[str]) -> str:
+    parts = [done] if done else []
+    parts.append(f"{len(copied)} tensors copied")
+    if fresh:
+        named = ", ".join(fresh[:NAMED]) + (", ..." if len(fresh) > NAMED else "")
+        parts.append(f"{len(fresh)} left fresh: {named}")
+    return "; ".join(parts)
+
+
+def align(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Return the tensors under the names that most of the wanted ones have.
+
+    A network saved without its head calls `encoder.x` what a whole one calls `bert.encoder.x`: the
+    modules that all names begin with are added or taken away.
+    """
+    plain = {}
+    for name, tensor in state.items():
+        for old, new in OLD_NAMES.items():
+            renamed = name.removesuffix(old) + new
+            if name.endswith(old) and name not in wanted and renamed not in state:
+                name = renamed
+        plain[name] = tensor
+    found = [plain]
+    for prefix in sorted(_prefixes(wanted)):
+        found.append({prefix + name: tensor for name, tensor in plain.items()})
+    for prefix in sorted(_prefixes(plain)):
+        cut = {n.removeprefix(prefix): t for n, t in plain.items() if n.startswith(prefix)}
+        found.append({n: t for n, t in plain.items() if not n.startswith(prefix)} | cut)
+    return max(found, key=lambda names: len(wanted & names.keys()))
+
+
+def _prefixes(names: Mapping[str, object] | set[str]) -> set[str]:
+    """Return the first one, and the first two, modules of each name, with the dot behind them."""
+    parts = [name.split(".") for name in names]
+    return {".".join(part[:depth]) + "." for part in parts for depth in (1, 2) if len(part) > depth}
+
+
+@torch.no_grad()
+def take_over(model: nn.Module, theirs: Allocation, tensors: Mapping[str, Tensor]) -> str:
+    """Copy banks, coefficients and all if each of our groups is one of theirs; say so, or nothing.
+
+    Layers, shapes, positions and sizes must agree; the groups' names and order need not.
+    """
+    known, index = {}, 0
+    for g, group in enumerate(theirs.groups):
+        known[_kind(group)] = g, index
+        index += len(group.layers)
+    names, scales = {}, model.get_buffer(SCALES).clone()
+    given: dict[int, float] = {}
+    layers, index = 0, 0
+    for g, group in enumerate(shapeshift.allocation(model).groups):
+        if group.bank:
+            if _kind(group) not in known:
+                return ""
+            there, first = known[_kind(group)]
+            names[bank_name(g)] = bank_name(there)
+            for count in {len(layer.templates) for layer in group.layers}:
+                for kind, name in generator_names(model, g, count).items():
+                    names[name] = generator_name(kind, there, count)
+            for place, (own, other) in enumerate(
+                zip(group.layers, theirs.groups[there].layers, strict=True)
+            ):
+                if own.learned[0]:
+                    names[upsampler_name(index + place)] = upsampler_name(first + place)
+                scale = float(tensors[SCALES][other.scale])
+                if own.templates and given.setdefault(own.scale, scale) != scale:
+                    return ""  # they tell layers apart that we have started alike
+                scales[own.scale] = scale
+            layers += sum(1 for layer in group.layers if layer.templates)
+        index += len(group.layers)
+    for name, other_name in names.items():
+        model.get_parameter(name).copy_(tensors[other_name])
+    model.get_buffer(SCALES).copy_(scales)
+    banks = sum(1 for group in shapeshift.allocation(model).groups if group.bank)
+    return f"{banks} bank{'s' * (banks != 1)} of {layers} layers taken over as trained"
+
+
+def _kind(group: GroupAllocation) -> GroupAllocation:
+    """Return what two groups have in common that read alike."""
+    layers = tuple(replace(layer, kind="", scale=0) for layer in group.layers)
+    return GroupAllocation("", group.bank, layers)
+
+
+def _restore(path: Path) -> nn.Module:
+    """Build the network of a run's newest checkpoint, or of one, with its weights, on the CPU."""
+    if (path / SEARCH).is_dir() and not (path / "checkpoints").is_dir():
+        raise ValueError("that run is still searching for its groups: train it to its end first")
+    checkpoint = find_checkpoint(path)
+    if checkpoint.state.get("stage", TRAIN) == SEARCH:
+        raise ValueError("that is the search for a run's groups: name the run's own folder")
+    config, grouping = _config(checkpoint.state["config"]), checkpoint.state.get("grouping")
+    task = tasks.family(config.task.family).Task(
+        config.task, config.data, seed=config.seed, device=torch.device("cpu")
+    )
+    model = build_network(config, task.spec, from_dict(grouping) if grouping else None)
+    load_weights(model, checkpoint)
+    return model
+
+
+def _config(raw: Mapping[str, object]) -> Config:
+    """Check a stored config, and leave out where its own weights came from."""
+    quick = schema.check(raw)
+    config = schema.check(
+        raw,
+        models.family(quick.model["family"]).Config,
+        tasks.family(quick.task["family"]).Config,
+        lambda budget: parse_budget(budget).canonical,
+    )
+    if config.budget == DENSE:  # a shared network's scales were measured on them
+        own = {key.name: key.default for key in dataclasses.fields(config.model)}
+        if "pretrained" in own:
+            config = replace(config, model=replace(config.model, pretrained=own["pretrained"]))
+    return config
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read a file of dense weights; ValueError if it is none."""
+    file = path / WEIGHTS_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"the folder holds neither checkpoints nor {WEIGHTS_FILE}: name a run")
+    if (file.parent / shapeshift.ALLOCATION_FILE).is_file():
+        raise ValueError(
+            "npas.save wrote a shared network there: name the run, or what npas-export made of it"
+        )
+    try:
+        return safetensors.torch.load_file(file)
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"it is no .safetensors file that can be read ({reason})") from None

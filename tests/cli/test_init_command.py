@@ -1,0 +1,58 @@
+"""npas-train with sharing.init: a line says what became of the weights; a run goes on alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+from command_line import SMALL, Run
+
+TRAIN = ("npas-train", *SMALL)
+
+
+def test_a_run_starts_from_another_and_says_how(run: Run, trained: Path, tmp_path: Path) -> None:
+    words = (*TRAIN, f"run_root={tmp_path}", "budget=0.5", "seed=1", f"sharing.init={trained}")
+    answer = run(*words)
+    assert answer.code == 0
+    assert "npas-train: sharing.init: 1 bank of 11 layers taken over as trained; " in answer.err
+    assert run(*words).out.startswith("skipped")
+
+
+def test_an_exported_network_is_projected_and_a_dry_run_tells(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "network.safetensors"
+    assert run("npas-export", f"run={trained}", f"out={file}").code == 0
+    start = f"sharing.init={file}"
+    answer = run(*TRAIN, f"run_root={tmp_path}", "budget=0.2", "dry_run=true", start)
+    assert answer.code == 0
+    assert "sharing.init: 11 layers projected, relative error 0." in answer.err
+
+
+def test_a_run_that_has_begun_needs_the_path_no_more(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    path = shutil.copytree(trained, tmp_path / "before")
+    words = (*TRAIN, f"run_root={tmp_path}", "budget=0.3", f"sharing.init={path}")
+    assert run(*words).code == 0
+    shutil.rmtree(path)
+    (result,) = tmp_path.glob("digits/*/result.json")
+    result.unlink()
+    answer = run(*words)
+    assert answer.code == 0 and "resuming from" in answer.err
+    assert json.loads(result.read_text())["config"]["sharing"]["init"] == str(path)
+    answer = run(*words, "seed=5")
+    assert answer.code == 2 and answer.err.count("\n") == 1
+    assert "there is no such file or folder" in answer.err
+
+
+def test_groups_are_found_first(run: Run, trained: Path, tmp_path: Path) -> None:
+    find = ("sharing.groups=learned", "sharing.num_groups=2", f"sharing.init={trained}")
+    answer = run(*TRAIN, f"run_root={tmp_path}", "budget=0.3", *find)
+    assert answer.code == 0
+    assert answer.err.count("sharing.init: ") == 1 and "layers projected" in answer.err
+
+
+def test_it_is_of_use_to_a_dense_network(run: Run, trained: Path, tmp_path: Path) -> None:
+    answer = run(*TRAIN, f"run_root={tmp_path}", "budget=dense", f"sharing.init={trained}")
+    assert answer.code == 0
+    assert "warning" not in answer.err and "tensors copied" in answer.err
