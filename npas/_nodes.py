@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -88,6 +89,8 @@ class SharingConfig:
             )
         if self.init is not None and not self.init.strip():
             raise ValueError("sharing.init must not be empty: name a run or a file, or null")
+        if self.init is not None:  # one path is spelled in many ways, and enters the hash
+            object.__setattr__(self, "init", os.path.normpath(self.init))
         at_least("sharing.num_groups", self.num_groups, 1)
         at_least("sharing.max_templates", self.max_templates, 1)
         if isinstance(self.templates, int):

@@ -62,6 +62,7 @@ def run(options: Export) -> Job:
 
     from npas import sharing
     from npas.tasks._files import give_usual_mode
+    from npas.training.checkpoint import apart
 
     model = experiment.model
     if experiment.allocation is not None:
@@ -71,7 +72,7 @@ def run(options: Export) -> Job:
     described = {"format": "pt", "model": json.dumps(asdict(experiment.config.model))}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary, described)
+        save_file(apart(model.state_dict()), temporary, described)
         give_usual_mode(temporary)
         os.replace(temporary, out)
     except (OSError, SafetensorError) as error:

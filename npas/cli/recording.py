@@ -24,6 +24,7 @@ from npas.reporting.results import (
     Budget,
     Dataset,
     Divergence,
+    Init,
     Metrics,
     Parallel,
     Result,
@@ -32,7 +33,7 @@ from npas.reporting.results import (
     environment,
 )
 from npas.tasks import _files
-from npas.training import Experiment, Outcome
+from npas.training import Experiment, Outcome, initial
 from npas.training.checkpoint import Checkpoints
 from npas.training.state import Progress
 from npas.training.trial import advise_on_memory
@@ -68,6 +69,8 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
             if experiment.stage == "train":
                 if experiment.grouping is not None and process.leads:
                     group_plot.draw(experiment.grouping, folder)
+                if experiment.start is not None and process.leads:
+                    initial.keep(experiment.start, folder)
                 outcome = training.train(experiment, folder)
         except Refused:
             raise
@@ -152,8 +155,15 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         else Search(found.method, found.num_groups, found.epochs, found.steps, found.wall_s),
         parallel=Parallel(process.world, process.nodes, config.trainer.accumulation),
         divergence=divergence,
+        init=_init(config),
         **environment(),
     )
+
+
+def _init(config: Config) -> Init | None:
+    """Return what the run started from, if `sharing.init` names anything."""
+    found = initial.kept(schema.run_dir(config)) if config.sharing.init else None
+    return None if found is None else Init(found.weights, found.became)
 
 
 @contextlib.contextmanager

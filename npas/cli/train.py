@@ -193,8 +193,23 @@ def _skipped(config: Config, folder: Path) -> Job | None:
     """Return the job of a run that is done already, None if there is something to do."""
     if config.force or (done := _finished(config, folder)) is None:
         return None
+    _warn_of_other_start(config, done)
     app.tell(f"skipped: {_summary(done)}; {folder} (force=true trains it again)")
     return Job(str(folder), "skipped", _summary(done))
+
+
+def _warn_of_other_start(config: Config, done: Result) -> None:
+    """Say so if what `sharing.init` names is no longer what the run started from."""
+    if config.sharing.init is None or done.init is None:
+        return
+    from npas.training.initial import weights_sum
+
+    try:
+        is_same = weights_sum(Path(config.sharing.init)) == done.init.weights
+    except (ValueError, OSError):  # gone since
+        return
+    if not is_same:
+        app.say(NAME, f"warning: sharing.init={config.sharing.init} holds other weights than then")
 
 
 def close_sweep(jobs: list[Job]) -> None:

@@ -29,12 +29,13 @@ class Config:
     """Hold the `model.*` keys of a torchvision network. ValueError for a name it does not have.
 
     With `stem: three_convs` a ResNet starts with three 3x3 convs, as the reference code's do, and
-    not with one 7x7.
+    not with one 7x7; with `identities` its blocks start as such (Goyal et al. 2017, section 5.1).
     """
 
     family: str = "torchvision"
     name: str = "resnet50"
     stem: Literal["conv", "three_convs"] = "conv"
+    identities: bool = False
 
     def __post_init__(self) -> None:
         from torchvision import models
@@ -45,10 +46,11 @@ class Config:
                 f"model.name={self.name!r} is no classification network of torchvision; "
                 + near(self.name, names)
             )
-        if self.stem != "conv" and not self.name.startswith(RESNETS):
+        asked = f"stem={self.stem}" if self.stem != "conv" else "identities=true"
+        plain = self.stem == "conv" and not self.identities
+        if not plain and not self.name.startswith(RESNETS):
             raise ValueError(
-                f"model.stem={self.stem} is for ResNets, and model.name={self.name} is none: set"
-                " model.stem=conv"
+                f"model.{asked} is for ResNets, and model.name={self.name} is none: leave it out"
             )
 
 
@@ -63,6 +65,8 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
     from torchvision import models
 
     extra: dict[str, Any] = {"num_classes": spec.num_classes}
+    if config.identities:
+        extra["zero_init_residual"] = True
     if config.name in DEEPER:
         model = deeper(config.name, **extra)
     else:
@@ -77,15 +81,15 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
 def deeper(name: str, **extra: Any) -> nn.Module:
     """Build a network of `DEEPER`; post-activation blocks, as in torchvision's other ResNets.
 
-    The 66 blocks of ResNet-200 start as identities (Goyal et al. 2017, section 5.1): gradients grow
-    some thousand-fold from the last of them to the first otherwise.
+    The 66 blocks of ResNet-200 start as identities: gradients grow some thousand-fold from the last
+    of them to the first otherwise.
     """
     from torchvision.models import DenseNet, ResNet
     from torchvision.models.resnet import Bottleneck
 
     if name.startswith("densenet"):
         return DenseNet(block_config=DEEPER[name], **extra)
-    return ResNet(Bottleneck, list(DEEPER[name]), zero_init_residual=True, **extra)
+    return ResNet(Bottleneck, list(DEEPER[name]), **{**extra, "zero_init_residual": True})
 
 
 def three_convs(middle: int = 32, out: int = 64) -> nn.Sequential:

@@ -9,6 +9,7 @@ from npas.reporting.counts import planned_count
 from npas.reporting.soft_sharing import count_planned, no_plot, poster_rows
 from npas.reporting.tables import Row, Table
 
+FAST = "precision=bf16"  # what the experiments' own commands train with
 IMAGENET_BUDGETS = ("0.1", "19M", "0.5", "1", "2")
 PERCEIVER = {"none": "perceiver_imagenet", "cross-layer": "perceiver_shared_imagenet"}
 # The rows of both versions, the experiment of each, and what an experiment's own words leave open.
@@ -24,7 +25,7 @@ def imagenet() -> Table:
     shared = [
         Row(
             f"SSN, WRN 50-2, budget {budget}",
-            ("+exp=wrn50_2_three_convs_imagenet", f"budget={budget}"),
+            ("+exp=wrn50_2_three_convs_imagenet", f"budget={budget}", FAST),
             section=heading,
             metric=metric,
         )
@@ -52,12 +53,13 @@ def perceiver() -> Table:
     rows = [
         Row(
             f"Perceiver, sharing: {sharing}",
-            (f"+exp={exp}",),
+            (f"+exp={exp}", FAST),
             published=published.figure("perceiver", "Perceiver", "valid", sharing=sharing),
         )
         for sharing, exp in PERCEIVER.items()
     ]
-    rows.append(Row("Perceiver, the same sharing by groups", ("+exp=perceiver_groups_imagenet",)))
+    by_groups = ("+exp=perceiver_groups_imagenet", FAST)
+    rows.append(Row("Perceiver, the same sharing by groups", by_groups))
     return Table(
         name="perceiver",
         title="Perceiver: why sharing helps",
@@ -78,9 +80,9 @@ def squad() -> Table:
         for name, (exp, *words) in SQUAD.items():
             figure = published.figure("squad", name, f"squad{version}_f1")
             heading = f"SQuAD {version}.{'1' if version == 1 else '0'}"
-            command = (f"+exp={exp}_squad{version}", *words)
+            command = (f"+exp={exp}_squad{version}", *words, FAST)
             if name == "LB-SSN":
-                command = (*command, f"sharing.init={run_dir(compose('+exp=ssn_mlm'))}")
+                command = (*command, f"sharing.init={run_dir(compose('+exp=ssn_mlm', FAST))}")
             rows.append(Row(name, command, published=figure, section=heading, metric=metric))
     return Table(
         name="squad",
@@ -89,8 +91,8 @@ def squad() -> Table:
         note="F1 on the development sets, of SQuAD 2.0 at the threshold that does best there, as"
         " the official evaluation reports it. LB-SSN is BERT-large inside 18 million parameters,"
         " the embeddings among them. BERT and ALBERT start from their published weights; LB-SSN"
-        " from a pre-training of its own, `npas-train +exp=ssn_mlm`, whose run `sharing.init`"
-        " names.",
+        " from a pre-training of its own, `npas-train +exp=ssn_mlm precision=bf16`, whose run"
+        " `sharing.init` names.",
         metric="f1",
         count=_count,
         draw=no_plot,

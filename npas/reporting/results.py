@@ -32,6 +32,7 @@ __all__ = [
     "Divergence",
     "Git",
     "Hardware",
+    "Init",
     "Metrics",
     "Parallel",
     "Result",
@@ -47,7 +48,13 @@ __all__ = [
 FILE_NAME = "result.json"
 STATUSES = ("done", "diverged", "failed", "preempted")
 SOURCES = ("real", "standin")
-ADDED = ("search", "history", "parallel", "divergence")  # that results from before them lack
+ADDED = (
+    "search",
+    "history",
+    "parallel",
+    "divergence",
+    "init",
+)  # that results from before them lack
 
 VARYING = (
     "wall_s",
@@ -114,6 +121,14 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Init:
+    """Say what weights `sharing.init` named, by their sha256, and what became of them."""
+
+    weights: str
+    became: str
+
+
+@dataclass(frozen=True)
 class Parallel:
     """Say in how many parts each batch was trained on."""
 
@@ -175,6 +190,7 @@ class Result:
     history: dict[str, list[Any]] | None = None
     parallel: Parallel | None = None
     divergence: Divergence | None = None  # of a run that diverged
+    init: Init | None = None  # of a run that started from trained weights
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, checked against the schema."""

@@ -17,10 +17,10 @@ OTHERS = {
     "ResNeXt-29 16x64": ("+exp=resnext_cifar{}",),
     "DenseNet 100-24": ("+exp=densenet_cifar{}",),
     "DenseNet 190-40": ("+exp=densenet_cifar{}", "model=densenet_bc_190_40"),
-    "WRN 50-2": ("+exp=wrn50_2_imagenet",),
-    "DenseNet-264": ("+exp=densenet264_imagenet",),
-    "ResNet-200": ("+exp=resnet200_imagenet",),
-    "SWRN 50-2": ("+exp=swrn_imagenet",),
+    "WRN 50-2": ("+exp=wrn50_2_imagenet", "precision=bf16"),
+    "DenseNet-264": ("+exp=densenet264_imagenet", "precision=bf16"),
+    "ResNet-200": ("+exp=resnet200_imagenet", "precision=bf16"),
+    "SWRN 50-2": ("+exp=swrn_imagenet", "precision=bf16"),
 }
 METRICS = {"top5": "top5_accuracy"}  # of columns that are no accuracy
 DIGITS_TEMPLATES = {

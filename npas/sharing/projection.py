@@ -17,6 +17,8 @@ Shapes: L layers, K templates, N values a template, P values a bank.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +49,10 @@ AT_ONCE = 1 << 24
 EXACT = 1e-13
 """Squared error, against the weights', that is none."""
 FITTED = "wavg"
+PATIENCE_S = 20.0
+"""Time without a word."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -178,11 +184,14 @@ class _Fit:
     def run(self, rounds: int, steps: int) -> None:
         """Let bank and coefficients take turns until a round wins next to nothing."""
         whole = sum(self.squares.values())
-        before = float("inf")
+        before, said = float("inf"), time.monotonic()
         for _ in range(max(1, rounds)):
             self._fit_bank(steps)
             self._fit_coefficients()
             wrong = sum(self.wrong.values())
+            if time.monotonic() - said > PATIENCE_S:
+                said = time.monotonic()
+                log.info("projecting: relative error %.3g so far", _ratio(wrong, whole))
             if wrong <= EXACT * whole or before - wrong <= SETTLED * wrong:
                 return
             before = wrong
@@ -330,6 +339,8 @@ def copy_others(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str
         first, tensor = next(iter(own.items()))
         fits = [state[name] for name in own if name in state and state[name].shape == tensor.shape]
         if fits:
+            if not fits[0].isfinite().all():
+                raise ValueError(f"{first} is not finite there: take weights that did not diverge")
             tensor.copy_(fits[0])
         (copied if fits else fresh).append(first)
     return copied, fresh

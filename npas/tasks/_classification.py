@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec
-from npas.tasks import Batch, _augment, _random, over_ranks, rank_share
+from npas.tasks import Batch, _augment, _epochs, _random, over_ranks
 
 EVAL_BATCH = 250  # small enough that many ranks have some of them each
 # The parts held out of a set are the same for every run: their seed is no key of the config.
@@ -94,11 +94,7 @@ class Classification:
     def steps_per_epoch(self, batch_size: int) -> int:
         """Count an epoch's full batches; the samples left over come up in other epochs."""
         count = len(self.parts["train"].labels)
-        if batch_size > count:
-            raise ValueError(
-                f"batch_size={batch_size} is more than the {count} training images of {self.name}"
-            )
-        return count // batch_size
+        return _epochs.full_batches(count, batch_size, f"training images of {self.name}")
 
     def train_batches(
         self,
@@ -109,15 +105,14 @@ class Classification:
         world: int = 1,
     ) -> Iterator[Batch]:
         """Yield this rank's parts of these batches; each sample keeps its augmentation."""
-        local = rank_share(batch_size, world)
         train = self.parts["train"]
-        order_N = _random.permutation(self._key("order", epoch), len(train.labels), self.device)
+        order_N = _epochs.order(self.seed, epoch, len(train.labels), self.device)
         draws = self._draws(epoch)
-        for step in range(self.steps_per_epoch(batch_size)) if steps is None else steps:
-            start = step * batch_size + rank * local
-            index_B = order_N[start : start + local]
+        if steps is None:
+            steps = range(self.steps_per_epoch(batch_size))
+        for index_B in _epochs.shares(order_N, batch_size, steps, rank, world):
             drawn = {purpose: draw_N[index_B] for purpose, draw_N in draws.items()}
-            yield Batch(self._augmented(index_B, drawn), train.labels[index_B], local)
+            yield Batch(self._augmented(index_B, drawn), train.labels[index_B], len(index_B))
 
     def _key(self, purpose: str, epoch: int) -> int:
         return _random.derive_key(self.seed, purpose, epoch)

@@ -1,17 +1,22 @@
 """Read a folder of plain text, and cut its documents into pieces that a network can read.
 
 In `text/*.txt` (UTF-8) a line is a sentence or a paragraph, and an empty line parts two documents.
+Files are read as a stream, and so much of them is tokenized at once: what grows with the text is
+the pieces alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
 
 from npas.tasks._text import Tokenizer
+
+CHUNK = 1 << 20  # characters that are tokenized at once, or a line where one is longer
 
 
 @dataclass(frozen=True)
@@ -29,24 +34,34 @@ class Pieces:
         return len(self.ids_NR)
 
 
-def read(folder: Path) -> list[list[str]]:
-    """Return the documents of all files, in the order of their names: lines that are not empty.
+def read(folder: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not empty, of all files in the order of their names.
 
-    ValueError if there are none, or a file is not UTF-8.
+    With each comes the number of its document, from 0 on. ValueError if there are no files, or one
+    is not UTF-8.
     """
-    documents: list[list[str]] = []
+    document = 0
     for path in files(folder):
+        inside = False
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open(encoding="utf-8") as file:
+                # Lines part at form feeds and the like, too, as str.splitlines has it.
+                for line in chain.from_iterable(map(str.splitlines, file)):
+                    if text := line.strip():
+                        yield document, text
+                    elif inside:
+                        document += 1
+                    inside = bool(text)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no UTF-8 text ({error}): convert it") from error
-        document: list[str] = []
-        for line in [*text.splitlines(), ""]:
-            if line.strip():
-                document.append(line.strip())
-            elif document:
-                documents.append(document)
-                document = []
+        document += inside
+
+
+def count(folder: Path) -> int:
+    """Count the documents. ValueError if there are none, or they cannot be read."""
+    documents = 0
+    for number, _ in read(folder):
+        documents = number + 1
     if not documents:
         raise ValueError(f"the files in {folder} hold no text")
     return documents
@@ -63,38 +78,74 @@ def files(folder: Path) -> list[Path]:
     return found
 
 
-def cut(documents: Sequence[Sequence[str]], tokenizer: Tokenizer, room: int) -> Pieces:
+def cut(lines: Iterable[tuple[int, str]], tokenizer: Tokenizer, room: int) -> Pieces:
     """Cut documents into pieces of at most `room` tokens, at the ends of lines where they have any.
 
-    Each piece is cut in two at the end of a line, the one nearest to its middle, or in its middle
-    if it is of one line. A piece of a single token, which has no two parts, is dropped.
+    Each line comes with the number of its document. Each piece is cut in two at the end of a line,
+    the one nearest to its middle, or in its middle if it is of one line. A piece of a single token,
+    which has no two parts, is dropped.
     """
-    rows: list[tuple[list[int], int]] = []
-    for document in documents:
-        lines: list[list[int]] = [
-            encoded.ids[start : start + room]
-            for encoded in tokenizer.encode(document)
-            for start in range(0, len(encoded.ids), room)
-        ]
-        piece: list[list[int]] = []
-        for line in [*lines, None]:
-            if piece and (line is None or sum(map(len, piece)) + len(line) > room):
-                rows.append(_halve(piece))
-                piece = []
-            if line is not None:
-                piece.append(line)
-    rows = [(ids, first) for ids, first in rows if len(ids) > 1]
-    ids_NR = np.zeros((len(rows), room), np.int32)
-    for n, (ids, _) in enumerate(rows):
-        ids_NR[n, : len(ids)] = ids
-    first_N = np.array([first for _, first in rows], np.int32)
-    return Pieces(ids_NR, first_N, np.array([len(ids) for ids, _ in rows], np.int32))
+    found: list[Pieces] = []
+    left_T = np.zeros(0, np.int32)  # the tokens of the piece that is under way,
+    piece: list[int] = []  # and how many each of its lines has
+    document = -1
+    for chunk in _chunks(lines):
+        encoded = tokenizer.encode([line for _, line in chunk])
+        ids_T = np.concatenate([left_T, *(np.array(line.ids, np.int32) for line in encoded)])
+        ended: list[list[int]] = []
+        for (number, _), line in zip(chunk, encoded, strict=True):
+            for start in range(0, len(line), room):
+                length = min(len(line) - start, room)
+                if piece and (number != document or sum(piece) + length > room):
+                    ended.append(piece)
+                    piece = []
+                document = number
+                piece.append(length)
+        del encoded  # which is many times as large as its ids
+        left_T = ids_T[len(ids_T) - sum(piece) :].copy()
+        found.append(_rows(ids_T, ended, room))
+    found.append(_rows(left_T, [piece] if piece else [], room))
+    return _joined(found, room)
 
 
-def _halve(lines: Sequence[Sequence[int]]) -> tuple[list[int], int]:
-    """Return the lines' tokens in a row, and how many of them the first part has."""
-    ids = [token for line in lines for token in line]
-    ends = np.cumsum([len(line) for line in lines])[:-1]
-    if not len(ends):
-        return ids, len(ids) // 2
-    return ids, int(ends[np.abs(2 * ends - len(ids)).argmin()])
+def _chunks(lines: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Yield so many lines at once as make up `CHUNK` characters."""
+    chunk: list[tuple[int, str]] = []
+    size = 0
+    for entry in lines:
+        chunk.append(entry)
+        size += len(entry[1])
+        if size >= CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _rows(ids_T: np.ndarray, pieces: Sequence[Sequence[int]], room: int) -> Pieces:
+    """Give pieces, whose tokens follow one another, a row each; drop those of a single token."""
+    length_N = np.array([sum(piece) for piece in pieces], np.int32)
+    first_N = np.array([_half(piece) for piece in pieces], np.int32)
+    ids_NR = np.zeros((len(pieces), room), np.int32)
+    ids_NR[np.arange(room) < length_N[:, None]] = ids_T[: length_N.sum()]
+    kept_N = length_N > 1
+    return Pieces(ids_NR[kept_N], first_N[kept_N], length_N[kept_N])
+
+
+def _half(lines: Sequence[int]) -> int:
+    """Return how many tokens the first part of a piece has, from how many each of its lines has."""
+    whole = sum(lines)
+    return min(accumulate(lines[:-1]), key=lambda end: abs(2 * end - whole), default=whole // 2)
+
+
+def _joined(found: list[Pieces], room: int) -> Pieces:
+    """Return all pieces as one, and empty the list: there is no time when all are held twice."""
+    first_N = np.concatenate([pieces.first_N for pieces in found])
+    length_N = np.concatenate([pieces.length_N for pieces in found])
+    ids_NR = np.empty((len(length_N), room), np.int32)
+    end = len(ids_NR)
+    while found:
+        ids_PR = found.pop().ids_NR
+        ids_NR[end - len(ids_PR) : end] = ids_PR
+        end -= len(ids_PR)
+    return Pieces(ids_NR, first_N, length_N)

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from npas._schema import above, at_least, at_most, below
 from npas.models import InputSpec
-from npas.tasks import Batch, _imagenet_shards, _random, _standin_jpeg, over_ranks, rank_share
+from npas.tasks import Batch, _epochs, _imagenet_shards, _random, _standin_jpeg, over_ranks
 from npas.tasks._imagenet_damage import Damage, log
 from npas.tasks._imagenet_folder import Folder, Images
 from npas.tasks._imagenet_pixels import Crops, decode
@@ -202,11 +202,7 @@ class Task:
     def steps_per_epoch(self, batch_size: int) -> int:
         """Count an epoch's full batches; the samples left over come up in other epochs."""
         count = len(self.parts["train"].index_N)
-        if batch_size > count:
-            raise ValueError(
-                f"batch_size={batch_size} is more than the {count} training images of {self.name}"
-            )
-        return count // batch_size
+        return _epochs.full_batches(count, batch_size, f"training images of {self.name}")
 
     def train_batches(
         self,
@@ -217,15 +213,13 @@ class Task:
         world: int = 1,
     ) -> Iterator[Batch]:
         """Yield this rank's parts of these batches: bytes, BxCxHxW. Each keeps its augmentation."""
-        local = rank_share(batch_size, world)
-        count = len(self.parts["train"].index_N)
-        key = _random.derive_key(self.seed, "order", epoch)
-        order_N = _random.permutation(key, count, self.device)
+        index_N = self.parts["train"].index_N
+        order_N = _epochs.order(self.seed, epoch, len(index_N), self.device)
         key = _random.derive_key(self.seed, "image", epoch)
-        for step in range(self.steps_per_epoch(batch_size)) if steps is None else steps:
-            start = step * batch_size + rank * local
-            place_B = order_N[start : start + local]
-            key_B = _random.bits(key, self.parts["train"].index_N[place_B])
+        if steps is None:
+            steps = range(self.steps_per_epoch(batch_size))
+        for place_B in _epochs.shares(order_N, batch_size, steps, rank, world):
+            key_B = _random.bits(key, index_N[place_B])
             yield self._training_batch(place_B.tolist(), key_B.tolist())
 
     def _training_batch(self, places: list[int], keys: list[int]) -> Batch:

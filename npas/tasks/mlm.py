@@ -26,12 +26,12 @@ from npas._schema import above, at_least, at_most, below
 from npas.models import InputSpec
 from npas.tasks import (
     Batch,
+    _epochs,
     _mlm_reading,
     _random,
     _standin_text,
     _text,
     over_ranks,
-    rank_share,
 )
 
 if TYPE_CHECKING:
@@ -116,18 +116,19 @@ class Task:
                 _standin_text.write_texts(self.root, made.train + made.test)
                 self._read(_text.load_standin(self.root), made.test / (made.train + made.test))
         else:
-            self._read(_text.load_tokenizer(self.config.tokenizer), self.config.held_out)
+            self._read(self._tokenizer(), self.config.held_out)
 
     def _read(self, tokenizer: _text.Tokenizer, fraction: float) -> None:
         folder = self.root / "text"
-        documents = _mlm_reading.read(folder)
-        held = held_out(len(documents), fraction)
+        documents = _mlm_reading.count(folder)
+        held = held_out(documents, fraction)
         self.tokenizer = tokenizer
         for path in _mlm_reading.files(folder):
             self.counted[f"text/{path.name}"] = f"{path.stat().st_size:,} bytes"
         parts: dict[str, Part] = {}
         for name in ("train", "test"):
-            own = [d for i, d in enumerate(documents) if (i in held) == (name == "test")]
+            test = name == "test"
+            own = (line for line in _mlm_reading.read(folder) if (line[0] in held) == test)
             pieces = _mlm_reading.cut(own, tokenizer, self.length - SPECIAL)
             if not len(pieces):
                 raise ValueError(
@@ -137,8 +138,8 @@ class Task:
             arrays = (pieces.ids_NR, pieces.first_N, pieces.length_N)
             parts[name] = Part(*(torch.from_numpy(array).to(self.device) for array in arrays))
             self.counted[name] = (
-                f"{len(own):,} documents, {int(pieces.length_N.sum()):,} tokens in"
-                f" {len(pieces):,} samples of at most {self.length}"
+                f"{len(held) if test else documents - len(held):,} documents,"
+                f" {int(pieces.length_N.sum()):,} tokens in {len(pieces):,} samples of at most {self.length}"
             )
         self.counted["tokenizer"] = f"{tokenizer.name}, {tokenizer.size:,} words"
         self.parts = parts
@@ -150,11 +151,7 @@ class Task:
     def steps_per_epoch(self, batch_size: int) -> int:
         """Count an epoch's full batches; the samples left over come up in other epochs."""
         count = len(self.parts["train"])
-        if batch_size > count:
-            raise ValueError(
-                f"batch_size={batch_size} is more than the {count} training samples of {self.name}"
-            )
-        return count // batch_size
+        return _epochs.full_batches(count, batch_size, f"training samples of {self.name}")
 
     def train_batches(
         self,
@@ -165,14 +162,13 @@ class Task:
         world: int = 1,
     ) -> Iterator[Batch]:
         """Yield this rank's parts of these batches; what is hidden and swapped is the epoch's."""
-        local = rank_share(batch_size, world)
         train = self.parts["train"]
-        key = _random.derive_key(self.seed, "order", epoch)
-        order_N = _random.permutation(key, len(train), self.device)
-        for step in range(self.steps_per_epoch(batch_size)) if steps is None else steps:
-            start = step * batch_size + rank * local
-            index_B = order_N[start : start + local]
-            yield Batch(*self._hidden(train, index_B, self.seed, f"train {epoch}"), local)
+        order_N = _epochs.order(self.seed, epoch, len(train), self.device)
+        if steps is None:
+            steps = range(self.steps_per_epoch(batch_size))
+        for index_B in _epochs.shares(order_N, batch_size, steps, rank, world):
+            hidden = self._hidden(train, index_B, self.seed, f"train {epoch}")
+            yield Batch(*hidden, len(index_B))
 
     def _hidden(
         self, part: Part, index_B: Tensor, seed: int, purpose: str
@@ -309,5 +305,5 @@ def _count(model: nn.Module, given: dict[str, Tensor], asked: dict[str, Tensor])
 def held_out(documents: int, fraction: float) -> set[int]:
     """Choose the documents to hold out, at least one, by a rule that no seed changes."""
     key = _random.derive_key(HELD_OUT_SEED, "text held out")
-    order = _random.permutation(key, documents, torch.device("cpu")).tolist()
-    return set(order[: max(1, round(fraction * documents))])
+    order = _random.permutation(key, documents, torch.device("cpu"))
+    return set(order[: max(1, round(fraction * documents))].tolist())

@@ -30,6 +30,7 @@ from npas._schema import at_least, at_most
 from npas.models import InputSpec
 from npas.tasks import (
     Batch,
+    _epochs,
     _fetch,
     _files,
     _random,
@@ -40,7 +41,6 @@ from npas.tasks import (
     _standin_text,
     _text,
     over_ranks,
-    rank_share,
 )
 
 if TYPE_CHECKING:
@@ -243,11 +243,7 @@ class Task:
     def steps_per_epoch(self, batch_size: int) -> int:
         """Count an epoch's full batches of windows; those left over come up in other epochs."""
         count = len(self.parts["train"].features)
-        if batch_size > count:
-            raise ValueError(
-                f"batch_size={batch_size} is more than the {count} training windows of {self.name}"
-            )
-        return count // batch_size
+        return _epochs.full_batches(count, batch_size, f"training windows of {self.name}")
 
     def train_batches(
         self,
@@ -258,15 +254,13 @@ class Task:
         world: int = 1,
     ) -> Iterator[Batch]:
         """Yield this rank's parts of these batches of windows, in an order drawn for the epoch."""
-        local = rank_share(batch_size, world)
         train = self.parts["train"]
-        key = _random.derive_key(self.seed, "order", epoch)
-        order_N = _random.permutation(key, len(train.features), self.device)
-        for step in range(self.steps_per_epoch(batch_size)) if steps is None else steps:
-            start = step * batch_size + rank * local
-            index_B = order_N[start : start + local]
+        order_N = _epochs.order(self.seed, epoch, len(train.features), self.device)
+        if steps is None:
+            steps = range(self.steps_per_epoch(batch_size))
+        for index_B in _epochs.shares(order_N, batch_size, steps, rank, world):
             targets = {"start": train.start_N[index_B].long(), "end": train.end_N[index_B].long()}
-            yield Batch(train.inputs(index_B), targets, local)
+            yield Batch(train.inputs(index_B), targets, len(index_B))
 
     def check_network(self, model: nn.Module) -> None:
         """ValueError if the network does not know all words of the tokenizer."""

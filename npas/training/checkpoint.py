@@ -69,7 +69,7 @@ class Checkpoints:
         try:
             for name, group in tensors.items():
                 path = scratch / f"{name}.safetensors"
-                safetensors.torch.save_file(_apart(group), path)
+                safetensors.torch.save_file(apart(group), path)
                 give_usual_mode(path)
             _write_json(scratch / STATE, {"format": FORMAT, "step": step, "best": best, **state})
             _write_json(scratch / MANIFEST, {path.name: _sha256(path) for path in _files(scratch)})
@@ -212,7 +212,7 @@ def _files(folder: Path) -> Iterator[Path]:
     return iter(sorted(folder.iterdir()))
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return plain tensors that share no memory: of tied ones all but the first are copies."""
     seen: set[int] = set()
     found = {}

@@ -1,8 +1,10 @@
 """Build what a config describes: the task and the network that shares inside its budget."""
 
+from __future__ import annotations
+
 import dataclasses
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,6 +23,9 @@ from npas.training.distributed import Process, this_process
 from npas.training.grouping import Grouping
 from npas.training.precision import Precision
 from npas.training.state import SEARCH, TRAIN, named_checkpoint
+
+if TYPE_CHECKING:
+    from npas.training.initial import Start
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,7 @@ class Experiment:
     allocation: Allocation | None  # None for a dense network
     stage: str = TRAIN
     grouping: Grouping | None = None  # that was found, where one was searched
+    start: Start | None = None  # of `sharing.init`, where it has just been read
 
     @property
     def epochs(self) -> int:

@@ -8,9 +8,11 @@ are; other weights are brought into the banks by least squares (`npas.sharing.pr
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -26,16 +28,27 @@ from npas.sharing.budget import parse_budget
 from npas.sharing.names import SCALES, bank_name, generator_name, generator_names, upsampler_name
 from npas.sharing.projection import copy_others, dense_names
 from npas.sharing.storage import WEIGHTS_FILE
+from npas.tasks._files import write_whole
 from npas.training.checkpoint import MANIFEST, find_checkpoint
 from npas.training.experiment import Experiment, build_network
 from npas.training.grouping import from_dict
-from npas.training.state import SEARCH, TRAIN, load_weights, resumes
+from npas.training.state import AVERAGED, SEARCH, TRAIN, load_weights, resumes
 
 log = logging.getLogger(__name__)
 
 OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 """How BERT's first checkpoints, which are read to this day, name the tensors of norms."""
+START_FILE = "init.json"
+LOST = 0.9  # relative error, from which on a projection is hardly a start
 NAMED = 3  # of the tensors that stay fresh; the rest is counted
+
+
+@dataclass(frozen=True)
+class Start:
+    """Say which weights a run started from, by their sha256, and what became of them."""
+
+    weights: str
+    became: str
 
 
 def start(experiment: Experiment) -> None:
@@ -49,20 +62,47 @@ def start(experiment: Experiment) -> None:
         return
     try:
         done = _start(experiment.model, Path(path), experiment.stage)
+        if done:
+            experiment.start = Start(weights_sum(Path(path)), done)
+            log.info("sharing.init: %s", done)
     except ValueError as error:
         raise ValueError(f"sharing.init={path}: {error}") from None
-    if done:
-        log.info("sharing.init: %s", done)
+
+
+def weights_sum(path: Path) -> str:
+    """Return the sha256 of the weights that a path leads to; ValueError if there are none."""
+    if not _is_run(path):
+        file = _file(path)
+        digest = hashlib.sha256()
+        with open(file, "rb") as opened:
+            while chunk := opened.read(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest()
+    checkpoint = find_checkpoint(path)
+    sums: dict[str, str] = json.loads((checkpoint.folder / MANIFEST).read_text())
+    name = AVERAGED if checkpoint.has(AVERAGED) else "model"
+    return sums[f"{name}.safetensors"]
+
+
+def keep(start: Start, folder: Path) -> None:
+    """Write into a run's folder what it started from."""
+    write_whole(folder / START_FILE, json.dumps(dataclasses.asdict(start), indent=1) + "\n")
+
+
+def kept(folder: Path) -> Start | None:
+    """Return what a run's folder says it started from; None if nothing."""
+    try:
+        return Start(**json.loads((folder / START_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _start(model: nn.Module, path: Path, stage: str) -> str:
     if not path.exists():
         raise ValueError("there is no such file or folder: name a run, or a .safetensors file")
-    is_run = any((path / name).exists() for name in (MANIFEST, "checkpoints", SEARCH))
-    is_run = is_run or any(path.glob("step-*"))
     if stage == SEARCH:  # the network that is trained now only tells who shares with whom
         return ""
-    if not is_run:
+    if not _is_run(path):
         return _from_dense(model, _read(path))
     stored = _restore(path)
     if shapeshift.is_shared(stored):
@@ -71,6 +111,12 @@ def _start(model: nn.Module, path: Path, stage: str) -> str:
         if shapeshift.is_shared(model) and (done := take_over(model, theirs, tensors)):
             return _line(done, *copy_others(model, dense))
     return _from_dense(model, stored.state_dict())
+
+
+def _is_run(path: Path) -> bool:
+    """Tell whether a path is a run's folder or one of its checkpoints, and no file of weights."""
+    named = any((path / name).exists() for name in (MANIFEST, "checkpoints", SEARCH))
+    return named or any(path.glob("step-*"))
 
 
 def _from_dense(model: nn.Module, state: Mapping[str, Tensor]) -> str:
@@ -82,6 +128,12 @@ def _from_dense(model: nn.Module, state: Mapping[str, Tensor]) -> str:
             raise ValueError("no tensor there has a name and shape of the network's")
         return _line("", copied, fresh)
     found = project(model, state)
+    if found.error > LOST:
+        log.warning(
+            "sharing.init: the banks are too small for these weights: of what they are, next to"
+            " nothing is left (relative error %.3g)",
+            found.error,
+        )
     worst = max(found.errors, key=found.errors.__getitem__, default="")
     done = f"{len(found.errors)} layers projected, relative error {found.error:.3g}"
     if worst:
@@ -180,6 +232,10 @@ def _restore(path: Path) -> nn.Module:
     if checkpoint.state.get("stage", TRAIN) == SEARCH:
         raise ValueError("that is the search for a run's groups: name the run's own folder")
     config, grouping = _config(checkpoint.state["config"]), checkpoint.state.get("grouping")
+    if (epoch := checkpoint.state["progress"]["epoch"]) < config.epochs:
+        log.warning(
+            "sharing.init: %s has trained %d of its %d epochs so far", path, epoch, config.epochs
+        )
     task = tasks.family(config.task.family).Task(
         config.task, config.data, seed=config.seed, device=torch.device("cpu")
     )
@@ -204,11 +260,17 @@ def _config(raw: Mapping[str, object]) -> Config:
     return config
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """Read a file of dense weights; ValueError if it is none."""
+def _file(path: Path) -> Path:
+    """Return the file of dense weights that a path names; ValueError if there is none."""
     file = path / WEIGHTS_FILE if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"the folder holds neither checkpoints nor {WEIGHTS_FILE}: name a run")
+    return file
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read a file of dense weights; ValueError if it is none."""
+    file = _file(path)
     if (file.parent / shapeshift.ALLOCATION_FILE).is_file():
         raise ValueError(
             "npas.save wrote a shared network there: name the run, or what npas-export made of it"

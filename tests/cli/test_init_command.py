@@ -2,9 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from command_line import SMALL, Run
+
+from npas.config import run_dir
+from npas.reporting import results
+from npas.reporting.compose import compose
 
 TRAIN = ("npas-train", *SMALL)
 
@@ -15,6 +20,17 @@ def test_a_run_starts_from_another_and_says_how(run: Run, trained: Path, tmp_pat
     assert answer.code == 0
     assert "npas-train: sharing.init: 1 bank of 11 layers taken over as trained; " in answer.err
     assert run(*words).out.startswith("skipped")
+    (folder,) = tmp_path.glob("digits/*seed-1*")
+    assert run_dir(compose(*words[1:-1], f"sharing.init={trained}/")) == folder
+    found = results.read(folder).init
+    assert found is not None and found.became.startswith("1 bank of 11 layers taken over")
+    (start,) = folder.glob("init.json")
+    start.write_text(start.read_text().replace(found.weights, "0" * 64))
+    written = results.read(folder)
+    results.write(folder, replace(written, init=replace(found, weights="0" * 64)))
+    again = run(*words)
+    assert again.out.startswith("skipped") and again.code == 0
+    assert "holds other weights than then" in again.err
 
 
 def test_an_exported_network_is_projected_and_a_dry_run_tells(

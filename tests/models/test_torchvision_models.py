@@ -57,7 +57,7 @@ def test_the_blocks_of_the_deepest_network_start_as_identities() -> None:
 
 @pytest.mark.parametrize("name", ["densenet121", "mobilenet_v2", "vgg16"])
 def test_the_stem_is_for_resnets(name: str) -> None:
-    with pytest.raises(ValueError, match=r"model\.stem=three_convs is for ResNets.*stem=conv"):
+    with pytest.raises(ValueError, match=r"model\.stem=three_convs is for ResNets.*leave it out"):
         torchvision.Config(name=name, stem="three_convs")
 
 
@@ -81,3 +81,13 @@ def test_networks_that_do_not_classify_are_refused() -> None:
 def test_images_that_have_not_three_channels_are_refused() -> None:
     with pytest.raises(ValueError, match="1x8x8: choose another task, or a WRN"):
         torchvision.build(torchvision.Config(), InputSpec((1, 8, 8), 10))
+
+
+def test_blocks_that_start_as_identities_pass_on_what_they_get() -> None:
+    network = torchvision.build(
+        torchvision.Config(name="resnet18", identities=True), InputSpec((3, 32, 32), 10)
+    ).eval()
+    x = torch.rand(2, 64, 8, 8)
+    assert torch.equal(network.layer1(x), x)
+    with pytest.raises(ValueError, match=r"model\.identities=true is for ResNets"):
+        torchvision.Config(name="vgg11", identities=True)

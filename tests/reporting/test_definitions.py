@@ -1,10 +1,11 @@
 """The tables that npas offers can be run, and the committed ones are what the results say."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from npas.config import DENSE
+from npas.config import DENSE, config_hash, run_dir
 from npas.reporting import definitions, results, tables
 from npas.reporting.compose import compose
 from npas.sharing.budget import parse_budget
@@ -74,3 +75,33 @@ def test_committed_results_came_from_finished_runs_of_the_real_data() -> None:
         assert result.status in ("done", "diverged"), path
         assert result.dataset.source == "real", path
         assert path.parent.parent.name == result.exp, path
+
+
+def header_words(exp: str) -> list[str]:
+    """Return the words of an experiment's own command, without what its reader has to fill in."""
+    lines = (
+        (REPOSITORY / "configs" / "exp" / f"{exp}.yaml").read_text(encoding="utf-8").splitlines()
+    )
+    (command,) = (line for line in lines if line.startswith("# Command: npas-train "))
+    words = command.removeprefix("# Command: npas-train ").split()
+    return [word for word in words if not re.search(r"=[A-Z]+$", word)]
+
+
+@pytest.mark.parametrize("name", ["imagenet", "perceiver", "squad"])
+def test_what_an_experiments_own_command_trains_fills_its_row(name: str) -> None:
+    for row in definitions.table(name).rows:
+        assert row.words is not None
+        # The budget and the run to start from are the row's to say.
+        words = [word for word in row.words if not word.startswith(("budget=", "sharing.init="))]
+        own = [word for word in header_words(words[0][5:]) if not word.startswith("budget=")]
+        assert config_hash(compose(*words)) == config_hash(compose(*own)), row.label
+
+
+def test_the_shared_bert_starts_where_its_pre_training_ends() -> None:
+    (init,) = {
+        word.removeprefix("sharing.init=")
+        for row in definitions.table("squad").rows
+        for word in row.words or ()
+        if word.startswith("sharing.init=")
+    }
+    assert init == str(run_dir(compose(*header_words("ssn_mlm"))))
