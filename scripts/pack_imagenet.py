@@ -26,19 +26,29 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Pack; exit code 2 and a line for what cannot be."""
+    """Pack; exit code 2 and a line for what cannot be, 130 for Ctrl-C."""
     arguments = parse()
     try:
         pack(arguments)
-    except (ValueError, OSError) as error:
-        print(f"pack_imagenet.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on", 130)
+    except ValueError as error:
+        fail(str(error))
+    except OSError as error:
+        where = error.filename or arguments.target
+        fail(f"{where}: {error.strerror}; mend that, and the same command goes on")
+
+
+def fail(line: str, code: int = 2) -> None:
+    """End with a line on stderr."""
+    print(f"pack_imagenet.py: {line}", file=sys.stderr)
+    sys.exit(code)
 
 
 def pack(arguments: argparse.Namespace) -> None:
     """List the folders and write the shards."""
     from npas.tasks import _imagenet_shards
-    from npas.tasks._imagenet_folder import Folder
+    from npas.tasks._imagenet_folder import Folder, class_folders
 
     if arguments.per_shard < 1:
         raise ValueError(f"--per-shard must be at least 1, got {arguments.per_shard}")
@@ -48,7 +58,12 @@ def pack(arguments: argparse.Namespace) -> None:
     source, target = arguments.source, arguments.target
     if not (source / "train").is_dir():
         raise ValueError(f"there is no folder {source / 'train'}: it holds a folder a class")
-    classes = sorted(path.name for path in (source / "train").iterdir() if path.is_dir())
+    if target.resolve() in (
+        source.resolve(),
+        *((source / split).resolve() for split in ("train", "val")),
+    ):
+        raise ValueError(f"{target} holds the images: name another folder for the shards")
+    classes = class_folders(source / "train")
     folders = {split: Folder(source / split, len(classes), classes) for split in splits}
     say = (lambda line: None) if arguments.quiet else print
     _imagenet_shards.pack(folders, target, arguments.per_shard, say)

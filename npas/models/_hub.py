@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 
-def find_folder(key: str, name: str, files: Sequence[str], needed: Sequence[str]) -> Path:
+def find_folder(
+    key: str, name: str, files: Sequence[str], needed: Sequence[str], *, download: bool = True
+) -> Path:
     """Return the folder that holds `files` of `name`: one on disk, or the hub's, kept in its cache.
 
     `files` may hold patterns; a folder will do if it has any of `needed`. What is in the cache
-    already needs no network. ValueError, naming the config's `key` and the remedy, if it cannot be
-    had.
+    already needs no network, and without `download` none is used. ValueError, naming the config's
+    `key` and the remedy, if it cannot be had.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -26,15 +28,15 @@ def find_folder(key: str, name: str, files: Sequence[str], needed: Sequence[str]
 
     try:
         with quietly():
-            for offline in (True, False):
+            for offline in (True, False) if download else (True,):
                 try:
                     where = snapshot_download(
                         name, allow_patterns=list(files), local_files_only=offline
                     )
                 except FileNotFoundError:  # nothing in the cache, or no network either
-                    if not offline:
-                        raise
-                    continue
+                    if offline:
+                        continue
+                    raise
                 if _has_any(Path(where), needed):
                     return Path(where)
     except HFValidationError:
@@ -46,6 +48,11 @@ def find_folder(key: str, name: str, files: Sequence[str], needed: Sequence[str]
             f" ({reason[:200]}): fetch {', '.join(files)} elsewhere, and give the folder as"
             f" {key}=FOLDER"
         ) from error
+    if not download:
+        raise ValueError(
+            f"{key}={name} is no folder here, and nothing is fetched with data.download=false: put"
+            f" {' or '.join(needed)} into a folder and give it as {key}=FOLDER"
+        )
     raise ValueError(f"{key}={name} on the Hugging Face hub has no {' or '.join(needed)}")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from npas.models import InputSpec
+from npas.models import InputSpec, _fit
 
 
 @dataclass
@@ -68,4 +68,5 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
             f"timm cannot build model.name={config.name} for images of"
             f" {'x'.join(map(str, spec.input_shape))}: {said}"
         ) from None
+    _fit.check(model, config.name, spec)
     return model

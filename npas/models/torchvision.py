@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from npas.models import InputSpec, near
+from npas.models import InputSpec, _fit, near
 
 RGB = 3  # channels of what all of these networks read
 # These two answer with a tuple of logits in training unless their auxiliary heads are off, and
@@ -75,6 +75,7 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
         model = models.get_model(config.name, weights=None, **extra)
     if config.stem == "three_convs":
         model.conv1 = three_convs()
+    _fit.check(model, config.name, spec)
     return model
 
 

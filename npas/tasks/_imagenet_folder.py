@@ -45,7 +45,7 @@ class Folder:
 
     def __init__(self, path: Path, count: int, classes: list[str] | None = None) -> None:
         self.path = path
-        found = _class_folders(path)
+        found = class_folders(path)
         if classes is not None and found != classes:
             odd = sorted(set(found) ^ set(classes))[0]
             verb = "holds" if odd in found else "lacks"
@@ -88,7 +88,7 @@ class Folder:
         return sum(os.stat(self.name(i)).st_size for i in range(len(self.names_N)))
 
 
-def _class_folders(path: Path) -> list[str]:
+def class_folders(path: Path) -> list[str]:
     """List the folders of a split, sorted. ValueError if there are none."""
     try:
         with os.scandir(path) as entries:
@@ -105,6 +105,6 @@ def _class_folders(path: Path) -> list[str]:
 
 def _images_of(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries]
+        names = [entry.name for entry in entries if entry.is_file()]
     # Hidden ones are what some systems leave beside a file: "._n01440764_18.JPEG".
     return sorted(name for name in names if name.lower().endswith(ENDINGS) and name[0] != ".")

@@ -91,3 +91,9 @@ def test_blocks_that_start_as_identities_pass_on_what_they_get() -> None:
     assert torch.equal(network.layer1(x), x)
     with pytest.raises(ValueError, match=r"model\.identities=true is for ResNets"):
         torchvision.Config(name="vgg11", identities=True)
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "inception_v3"])
+def test_a_network_made_for_other_images_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^model.name={name} cannot take images of 3x64x64 \(.*"):
+        torchvision.build(torchvision.Config(name=name), InputSpec((3, 64, 64), 10))
