@@ -50,6 +50,9 @@ HASH_EXCLUDED = frozenset(
         "dry_run",
         "sharing.lsm_every",
         "sharing.recompute",
+        # Of ImageNet alone: how it is packed, and how much damage ends a run.
+        "task.form",
+        "task.max_damaged",
         "trainer.device",
         "trainer.devices",
         "trainer.accumulation",

@@ -13,6 +13,7 @@ import pytest
 
 from npas import config as schema
 from npas.config import HASH_EXCLUDED, Config, check, config_hash, ignored, run_dir, to_dict
+from npas.tasks import imagenet
 
 
 @dataclass
@@ -251,9 +252,17 @@ def test_the_settings_of_a_rehearsal_decide_its_result_and_no_other() -> None:
 
 
 def test_what_is_excluded_from_the_hash_exists() -> None:
-    known = schema.known_keys()
+    known = schema.known_keys(task_config=imagenet.Config)  # some keys are of its alone
     for name in HASH_EXCLUDED:
         assert name in known or any(key.startswith(f"{name}.") for key in known)
+
+
+def test_how_imagenet_is_packed_makes_no_other_run() -> None:
+    hashes = set()
+    for changes in ({}, {"form": "shards"}, {"max_damaged": 50}, {"size": 160}):
+        raw = {"budget": 0.1, "model": {"family": "toy"}, "task": {"family": "imagenet"} | changes}
+        hashes.add(config_hash(check(raw, ToyModel, imagenet.Config, canonical)))
+    assert len(hashes) == 2  # of two sizes
 
 
 def test_equal_budgets_are_one_run_however_they_are_spelled() -> None:

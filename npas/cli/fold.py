@@ -163,7 +163,8 @@ def _fold(
     networks["tied"] = copy.deepcopy(model)
     if recalibrate and _recalibrate(experiment, model, inputs):
         networks["recalibrated"] = copy.deepcopy(model)
-    found = folding.fold_tied(model, ties, (inputs[0],))
+    example = inputs[0] if isinstance(inputs[0], dict) else (inputs[0],)
+    found = folding.fold_tied(model, ties, example)
     return networks | {"folded": model}, found
 
 

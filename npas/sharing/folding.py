@@ -49,6 +49,8 @@ from npas.sharing.recurrence import ROWS, tie
 from npas.sharing.shapeshift import install, materialize, require_unshared, shared_weights
 
 FOLDING_FILE = "folding.json"
+Example = Sequence[Any] | Mapping[str, Any]
+"""What to call a network with: arguments in order, or by their names."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,16 @@ class Folding:
         return vars(self) | lists | {"allocation": kept}
 
 
-def fold(model: nn.Module, threshold: float, example: Sequence[Any] | None = None) -> Folding:
+def fold(model: nn.Module, threshold: float, example: Example | None = None) -> Folding:
     """Fold a shared network in place, and return what became of it.
 
     Layers are tied where the cosine of each two of them is at least `threshold` (see
     `recurrence.tie`). The folded network's outputs equal the tied network's to rounding. Loops are
     made of the children of plain `nn.Sequential`s, which the network must call as a whole. Given an
-    `example`, arguments to call the network with, they are made of those of `nn.ModuleList`s, too,
-    and only where its outputs stay the same then. Layers that are tied elsewhere are one parameter
-    in several places. The iterations of a loop keep norms, biases and statistics of their own.
+    `example`, arguments to call the network with, in order or by name, they are made of those of
+    `nn.ModuleList`s, too, and only where its outputs stay the same then. Layers that are tied
+    elsewhere are one parameter in several places. The iterations of a loop keep norms, biases and
+    statistics of their own.
 
     Raises ValueError for a network that is not shared or folded already, or a threshold that is no
     cosine.
@@ -98,9 +101,7 @@ def fold(model: nn.Module, threshold: float, example: Sequence[Any] | None = Non
 
 
 @torch.no_grad()
-def fold_tied(
-    model: nn.Module, tied: list[list[str]], example: Sequence[Any] | None = None
-) -> Folding:
+def fold_tied(model: nn.Module, tied: list[list[str]], example: Example | None = None) -> Folding:
     """Fold a shared network whose layers `recurrence.tie` has tied, in place."""
     refuse_loops(model)
     shared = shared_weights(model)
@@ -163,20 +164,24 @@ def _restore(model: nn.Module, data: Mapping[str, Any], directory: Path) -> nn.M
     return model
 
 
-def _fold_repeats(model: nn.Module, example: Sequence[Any] | None) -> list[Repeat]:
+def _fold_repeats(model: nn.Module, example: Example | None) -> list[Repeat]:
     """Make what loops can be made; with an example none that change the network's outputs."""
     if example is None:
         return fold_repeats(model)
-    expected = copy.deepcopy(model).eval()(*example)
+    expected = _call(copy.deepcopy(model).eval(), example)
     for lists in (True, False):
         trial = copy.deepcopy(model).eval()
         fold_repeats(trial, lists)
         try:
-            torch.testing.assert_close(trial(*example), expected, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(_call(trial, example), expected, rtol=1e-3, atol=1e-4)
         except Exception:  # a container that is used in another way can fail in any
             continue
         return fold_repeats(model, lists)
     return []
+
+
+def _call(model: nn.Module, example: Example) -> Any:
+    return model(**example) if isinstance(example, Mapping) else model(*example)
 
 
 def _kept_groups(plan: Allocation, tied: Sequence[Sequence[str]]) -> dict[int, GroupAllocation]:

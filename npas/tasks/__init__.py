@@ -190,6 +190,24 @@ def over_ranks(tensor: Tensor, world: int) -> Tensor:
     return tensor
 
 
+def greatest_of_ranks(tensor: Tensor, world: int) -> Tensor:
+    """Put the greatest value of all ranks into each place of a tensor; a rank alone has it."""
+    if world > 1:
+        import torch.distributed
+
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    return tensor
+
+
+def check_damage(task: Task, world: int) -> None:
+    """Let all ranks know what damaged samples each has met, where a task counts them.
+
+    ValueError, in all of them, if they are too many. All ranks must come here together.
+    """
+    if hasattr(task, "damage"):
+        task.damage.agree(world)
+
+
 def rank_share(batch_size: int, world: int, accumulation: int = 1) -> int:
     """Count the samples that a rank takes at once: its share of a batch, in `accumulation` parts.
 

@@ -2,7 +2,10 @@
 
 Each split has a byte an image in memory that these processes share. What a worker finds is there
 for the main process to name, once, and for other workers not to try again; no message has to come
-with a batch, and none can be lost with a worker.
+with a batch, and none can be lost with a worker. Ranks have such bytes each, and share them where
+all of them come by: before an epoch, and before and after a measurement. There the limit is the
+run's, and all end together; between, a rank that has met too many by itself ends without waiting,
+so that a disk that is gone is not searched to its end.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Mapping
 
 import torch
 
+from npas.tasks import greatest_of_ranks
 from npas.tasks._imagenet_folder import Images
 from npas.tasks._imagenet_pixels import decode
 
@@ -21,7 +25,7 @@ NAMED = 3  # of the damaged files, in an error
 
 
 class Damage:
-    """Count the damaged images of some splits, of which `most` are let pass."""
+    """Count the damaged images of some splits, of which `most` are let pass, of all together."""
 
     def __init__(self, images: Mapping[str, Images], most: int) -> None:
         self.images = images
@@ -40,8 +44,14 @@ class Damage:
         """Take down that an image is damaged."""
         self.flags[split][index] = 1
 
+    def agree(self, world: int) -> None:
+        """Let all ranks know what each has found, and report; all must come here together."""
+        for flags in self.flags.values():
+            greatest_of_ranks(flags, world)
+        self.report()
+
     def count(self) -> int:
-        """Count what all processes have found."""
+        """Count what this rank and its workers have found, and others that have shared theirs."""
         return sum(int(flags.count_nonzero()) for flags in self.flags.values())
 
     def check(self) -> None:

@@ -118,7 +118,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
     except ValueError:
         index = None
     if not isinstance(index, dict) or not isinstance(index.get("classes"), list):
-        raise ValueError(f"{folder / INDEX} is damaged: delete it, and run scripts/pack_imagenet.py again")
+        raise ValueError(
+            f"{folder / INDEX} is damaged: delete it, and run scripts/pack_imagenet.py again"
+        )
     return index
 
 

@@ -7,6 +7,7 @@ the pieces alone.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -16,7 +17,7 @@ import numpy as np
 
 from npas.tasks._text import Tokenizer
 
-CHUNK = 1 << 20  # characters that are tokenized at once, or a line where one is longer
+CHUNK = 1 << 18  # characters that are tokenized at once, or a line where one is longer
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,19 @@ def cut(lines: Iterable[tuple[int, str]], tokenizer: Tokenizer, room: int) -> Pi
     the one nearest to its middle, or in its middle if it is of one line. A piece of a single token,
     which has no two parts, is dropped.
     """
-    found: list[Pieces] = []
+    # Arrays that grow in place: there is no time when all pieces are held twice.
+    ids, firsts, lengths = array("i"), array("i"), array("i")
+
+    def add(ids_T: np.ndarray, pieces: Sequence[Sequence[int]]) -> None:
+        """Give pieces, whose tokens follow one another, a row each."""
+        length_P = np.array([sum(piece) for piece in pieces], np.int32)
+        first_P = np.array([_half(piece) for piece in pieces], np.int32)
+        ids_PR = np.zeros((len(pieces), room), np.int32)
+        ids_PR[np.arange(room) < length_P[:, None]] = ids_T[: length_P.sum()]
+        kept_P = length_P > 1
+        for grown, new in ((ids, ids_PR), (firsts, first_P), (lengths, length_P)):
+            grown.frombytes(new[kept_P].tobytes())
+
     left_T = np.zeros(0, np.int32)  # the tokens of the piece that is under way,
     piece: list[int] = []  # and how many each of its lines has
     document = -1
@@ -103,9 +116,9 @@ def cut(lines: Iterable[tuple[int, str]], tokenizer: Tokenizer, room: int) -> Pi
                 piece.append(length)
         del encoded  # which is many times as large as its ids
         left_T = ids_T[len(ids_T) - sum(piece) :].copy()
-        found.append(_rows(ids_T, ended, room))
-    found.append(_rows(left_T, [piece] if piece else [], room))
-    return _joined(found, room)
+        add(ids_T, ended)
+    add(left_T, [piece] if piece else [])
+    return Pieces(np.asarray(ids).reshape(-1, room), np.asarray(firsts), np.asarray(lengths))
 
 
 def _chunks(lines: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
@@ -122,30 +135,7 @@ def _chunks(lines: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]
         yield chunk
 
 
-def _rows(ids_T: np.ndarray, pieces: Sequence[Sequence[int]], room: int) -> Pieces:
-    """Give pieces, whose tokens follow one another, a row each; drop those of a single token."""
-    length_N = np.array([sum(piece) for piece in pieces], np.int32)
-    first_N = np.array([_half(piece) for piece in pieces], np.int32)
-    ids_NR = np.zeros((len(pieces), room), np.int32)
-    ids_NR[np.arange(room) < length_N[:, None]] = ids_T[: length_N.sum()]
-    kept_N = length_N > 1
-    return Pieces(ids_NR[kept_N], first_N[kept_N], length_N[kept_N])
-
-
 def _half(lines: Sequence[int]) -> int:
     """Return how many tokens the first part of a piece has, from how many each of its lines has."""
     whole = sum(lines)
     return min(accumulate(lines[:-1]), key=lambda end: abs(2 * end - whole), default=whole // 2)
-
-
-def _joined(found: list[Pieces], room: int) -> Pieces:
-    """Return all pieces as one, and empty the list: there is no time when all are held twice."""
-    first_N = np.concatenate([pieces.first_N for pieces in found])
-    length_N = np.concatenate([pieces.length_N for pieces in found])
-    ids_NR = np.empty((len(length_N), room), np.int32)
-    end = len(ids_NR)
-    while found:
-        ids_PR = found.pop().ids_NR
-        ids_NR[end - len(ids_PR) : end] = ids_PR
-        end -= len(ids_PR)
-    return Pieces(ids_NR, first_N, length_N)

@@ -1,9 +1,12 @@
-"""Read answers off the logits of a network, the n best of a question, as BERT does.
+"""Read answers off the logits of a network, the n best of a question, much as BERT does.
 
 The score of a stretch of the paragraph is the logit of its first token as a start plus that of its
 last as an end. The score of having no answer is that of the stretch that is [CLS] alone, the lowest
-over the question's windows. A text is cut out of the paragraph by the tokens' places in it; where
-BERT's reader cannot find its tokens there again, it takes the whole words.
+over the question's windows. Two things are not BERT's. A text is cut out of the paragraph by the
+tokens' places in it; where BERT's reader cannot find its tokens there again, it takes the whole
+words. And the n likeliest starts and ends are taken among the places that an answer may have;
+BERT's reader takes them among all places of the window, and then leaves out what cannot be, so that
+fewer than n may remain.
 """
 
 from __future__ import annotations
@@ -99,6 +102,9 @@ def spans(
 
 
 def _best(logits_L: np.ndarray, allowed_L: np.ndarray, count: int) -> np.ndarray:
-    """Return the `count` allowed places with the highest logits, the highest first."""
+    """Return the `count` allowed places with the highest logits, the highest first.
+
+    Unlike BERT's reader, which leaves out what is not allowed after it has taken so many.
+    """
     places = np.nonzero(allowed_L)[0]
     return places[np.argsort(-logits_L[places], kind="stable")[:count]]

@@ -125,7 +125,10 @@ def _windows(
     begin_W = np.array(begins, np.int32)
     count_W = np.minimum(tokens - begin_W, room)
     ids_WL = np.full((len(begins), lengths.window), padding, np.int32)
-    spans_WL2 = np.zeros((*ids_WL.shape, 2), np.int32)
+    # Training needs no more than the ids: a cut of a whole array would keep all of it.
+    kept = len(begins) if spans else 0
+    spans_WL2 = np.zeros((kept, lengths.window, 2), np.int32)
+    may_start_WL = np.zeros((0, lengths.window), bool)
     ids_WL[:, 0] = start
     ids_WL[:, 1 : second - 1] = words
     ids_WL[:, second - 1] = part
@@ -133,13 +136,15 @@ def _windows(
         own, here = slice(begin, begin + count), slice(second, second + count)
         ids_WL[w, here] = paragraph.ids[own]
         ids_WL[w, second + count] = part
-        spans_WL2[w, here, 0] = paragraph.starts[own]
-        spans_WL2[w, here, 1] = paragraph.ends[own]
+        if spans:
+            spans_WL2[w, here, 0] = paragraph.starts[own]
+            spans_WL2[w, here, 1] = paragraph.ends[own]
     places_W2 = np.zeros((len(begins), 2), np.int32)
     if answer is not None:
         inside_W = (begin_W <= answer[0]) & (answer[1] < begin_W + count_W)
         places_W2[inside_W] = second + np.array(answer) - begin_W[inside_W, None]
-    may_start_WL = _may_start(begin_W, count_W, second, lengths.window) if spans else ids_WL[:0] > 0
+    if spans:
+        may_start_WL = _may_start(begin_W, count_W, second, lengths.window)
     return Features(
         ids_WL,
         np.full(len(begins), second, np.int32),
@@ -147,7 +152,7 @@ def _windows(
         places_W2[:, 0],
         places_W2[:, 1],
         np.full(len(begins), index, np.int32),
-        spans_WL2 if spans else spans_WL2[:0],
+        spans_WL2,
         may_start_WL,
         0,
     )

@@ -35,7 +35,7 @@ class Question:
 def read(path: Path, version: str) -> list[Question]:
     """Read a file. ValueError, one line that names the file and the place, if it is none."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no JSON file ({error}): get it again") from error
     try:

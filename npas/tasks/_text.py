@@ -50,13 +50,19 @@ class Tokenizer:
         backend = self.inner.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        found: list[Any] = backend.encode_batch(list(texts), add_special_tokens=False)
+        try:
+            found: list[Any] = backend.encode_batch(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library has no other class of its own
+            raise ValueError(f"task.tokenizer={self.name} cannot cut a text ({error})") from None
         return found
 
 
-def load_tokenizer(name: str) -> Tokenizer:
-    """Load the tokenizer in folder `name`, or of that name on the hub. ValueError, in one line."""
-    folder = _hub.find_folder("task.tokenizer", name, FILES, NEEDED)
+def load_tokenizer(name: str, download: bool = True) -> Tokenizer:
+    """Load the tokenizer in folder `name`, or of that name on the hub. ValueError, in one line.
+
+    Without `download` the hub itself is not asked, only what its cache here holds.
+    """
+    folder = _hub.find_folder("task.tokenizer", name, FILES, NEEDED, download=download)
     from transformers import AutoTokenizer
 
     try:

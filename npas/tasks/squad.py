@@ -156,7 +156,7 @@ class Task:
                 self._read(_text.load_standin(self.root))
         else:
             self._ensure()
-            self._read(_text.load_tokenizer(self.config.tokenizer))
+            self._read(_text.load_tokenizer(self.config.tokenizer, self.data.download))
 
     def _names(self) -> list[str]:
         return [f"{part}-v{self.config.version}.json" for part in ("train", "dev")]
@@ -199,7 +199,10 @@ class Task:
             parts["val"] = [question for question in train if question.article in held]
         for name in self._names():
             path = self.root / name
-            self.files[name] = f"{path.stat().st_size:,} bytes, sha256 {sha256(path)}"
+            found = sha256(path)
+            self.files[name] = f"{path.stat().st_size:,} bytes, sha256 {found}"
+            if self.sums.get(name, found) != found:
+                log.warning("%s is not the published file: its figures are none of SQuAD's", path)
         self.parts = {name: self._part(name, questions) for name, questions in parts.items()}
 
     def _part(self, name: str, questions: list[_squad_reading.Question]) -> Part:
@@ -224,7 +227,7 @@ class Task:
             if name in self.sums and not line.endswith(self.sums[name]):
                 raise ValueError(
                     f"{self.root / name} is not the published file ({line}, not {self.sums[name]}):"
-                    " delete it and set data.download=true"
+                    " move it away and set data.download=true, if you want that one"
                 )
         whose = "made up" if self.source == "standin" else "as published"
         found = {name: f"{line}, {whose}" for name, line in self.files.items()}

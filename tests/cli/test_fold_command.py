@@ -123,6 +123,18 @@ def test_a_dense_run_has_nothing_to_fold(run: Run) -> None:
     assert answer.code == 2 and "dense network" in answer.err
 
 
+def test_a_run_on_texts_folds_too(run: Run, tmp_path: Path) -> None:
+    words = ("+exp=tiny_mlm", "epochs=1", f"run_root={tmp_path}", "trainer.device=cpu")
+    made = ("train=4", "test=2", "epochs=1", "batch_size=2")
+    assert run("npas-train", *words, *(f"data.standin.{word}" for word in made)).code == 0
+    (folder,) = tmp_path.glob("tiny_mlm/*")
+    answer = run("npas-fold", f"run={folder}", "threshold=0.05")
+    assert answer.code == 0, answer.err
+    record = json.loads((folder / "fold-0.05" / "fold.json").read_text())
+    assert record["outputs_differ_by"] < 1e-5 and record["weights"] < record["layers_before"]
+    assert record["metrics"]["folded"] == pytest.approx(record["metrics"]["tied"], rel=1e-5)
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_log_that_was_cut_short_still_shows_what_it_has(run: Run, soft: Path) -> None:
     folder = Path(shutil.copytree(soft, "cut"))

@@ -197,6 +197,29 @@ def test_what_is_in_the_cache_needs_no_network(
     assert _hub.find_folder("key", "name", ("a", "b"), ("b",)) == tmp_path
 
 
+def test_without_download_only_the_cache_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    found: list[Path] = []
+
+    def fetch(name: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        assert local_files_only
+        if not found:
+            raise FileNotFoundError("Cannot find an appropriate cached snapshot folder")
+        return str(found[0])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    for _ in range(2):  # nothing in the cache, then a folder without what is needed
+        with pytest.raises(ValueError, match=r"data\.download=false: put b into a folder") as error:
+            _hub.find_folder("key", "name", ("a", "b"), ("b",), download=False)
+        assert "key=FOLDER" in str(error.value) and "\n" not in str(error.value)
+        found.append(tmp_path)
+    (tmp_path / "b").write_text("")
+    assert _hub.find_folder("key", "name", ("a", "b"), ("b",), download=False) == tmp_path
+
+
 def test_a_name_that_cannot_be_is_one_line() -> None:
     with pytest.raises(ValueError, match="no folder here, and no name on a hub"):
         _hub.find_folder("key", "no/such/folder/../x", ("a",), ("a",))

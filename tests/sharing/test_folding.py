@@ -190,7 +190,10 @@ def test_a_list_loops_where_the_network_maps_through_it(skips: bool) -> None:
     before = model(*example).detach()
     unseen = copy.deepcopy(model)
     assert fold_tied(unseen, ties).repeats == []  # nobody can tell how the list is used
-    found = fold_tied(model, ties, example)
+    named = {"x": example[0], "shift": example[1]}
+    assert fold_tied(copy.deepcopy(model), ties, named) == (
+        found := fold_tied(model, ties, example)
+    )
     torch.testing.assert_close(model(*example), before)
     assert [r.blocks for r in found.repeats] == ([] if skips else [("1", "2", "3", "4")])
     assert len(model.layers) == (5 if skips else 2)  # type: ignore[arg-type]

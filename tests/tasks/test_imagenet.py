@@ -10,7 +10,7 @@ from imagenet_files import CPU, WNIDS, make, write_tree
 
 from npas import tasks
 from npas.config import DataConfig
-from npas.tasks import _imagenet_pixels, _imagenet_split, imagenet
+from npas.tasks import _imagenet_damage, _imagenet_pixels, _imagenet_split, imagenet
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,13 @@ def test_the_thousand_classes_have_the_plain_name_and_shape() -> None:
 def test_keys_out_of_range_are_refused(slip: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         imagenet.Config(**slip)
+
+
+@pytest.mark.parametrize("split", ["45k", "50k"])
+def test_a_split_of_other_sets_is_refused(split: Any) -> None:
+    said = rf"data\.split={split} is no split of ImageNet: set data\.split=null, and task\.held_out"
+    with pytest.raises(ValueError, match=said):
+        imagenet.Task(imagenet.Config(), DataConfig(split=split), seed=0, device=CPU)
 
 
 def test_inspection_counts_and_compares_with_the_published(tree: Path) -> None:
@@ -340,6 +347,7 @@ def test_every_image_counts_once_to_the_bit_over_ranks_and_workers(
         return tensor
 
     monkeypatch.setattr(imagenet, "over_ranks", keep)
+    monkeypatch.setattr(_imagenet_damage, "greatest_of_ranks", lambda tensor, world: tensor)
     monkeypatch.setattr(task, "_say_left_out", lambda *of: None)
     for rank in range(3):
         task.evaluate(model, "test", rank, 3)
@@ -382,17 +390,3 @@ def test_made_up_images_are_read_as_real_ones_and_then_are_gone(
     assert len(list(tmp_path.iterdir())) == 2
     del task, again
     assert not list(tmp_path.iterdir())
-
-
-def test_a_class_shows_in_made_up_pixels(tmp_path: Path) -> None:
-    data = DataConfig(root="nowhere", split=None, source="standin")
-    task = imagenet.Task(imagenet.Config(), data, seed=0, device=CPU)
-    task.setup()
-    test = next(task._test_batches("test", range(1)))
-    parts = [task._decoded("train", i) for i in range(8)]
-    train = torch.stack([task.crops.test(image) for image in parts if image is not None])
-    coarse = [
-        torch.nn.functional.avg_pool2d(x.float(), 16).flatten(1) for x in (train, test.inputs)
-    ]
-    nearest = torch.cdist(coarse[1], coarse[0]).argmin(1)
-    assert torch.equal(task.images["train"].labels_N[nearest], test.targets)

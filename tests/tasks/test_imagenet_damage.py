@@ -1,6 +1,9 @@
 """Images that cannot be read are named once, counted and left out, and too many are an error."""
 
+import json
 import logging
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -120,18 +123,73 @@ def test_a_batch_without_a_readable_image_is_passed_over(
     assert make(tree).evaluate(Constant(), "test")["accuracy"] == 100 * 3 / 8
 
 
-def test_too_many_damaged_test_images_are_an_error_for_all_ranks(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(imagenet, "EVAL_BATCH", 3)
-    damage(tree, *(f"val/{WNIDS[0]}/ILSVRC2012_val_{10_000 + i:08d}.JPEG" for i in range(2)))
-    with pytest.raises(ValueError, match=r"2 images cannot be read"):
+def test_a_part_of_which_nothing_can_be_read_has_no_accuracy(tree: Path) -> None:
+    damage(tree, *(f"val/{path.parent.name}/{path.name}" for path in (tree / "imagenet" / "val")
+                   .glob("*/*")))  # fmt: skip
+    with pytest.raises(ValueError, match="none of the 9 test images of imagenet3 can be read"):
+        make(tree, max_damaged=9).evaluate(Constant(), "test")
+
+
+def test_too_many_damaged_test_images_are_an_error(tree: Path) -> None:
+    damage(tree, *DAMAGED)
+    with pytest.raises(ValueError, match=r"2 images cannot be read, more than .*max_damaged=1"):
         make(tree, max_damaged=1).evaluate(Constant(), "test")
-    # The second rank, which has none of them, learns of it by the sum.
-    summed = torch.tensor([[1.0, 1, 1, 1], [3, 3, 3, 3], [3, 3, 3, 3]], dtype=torch.float64)
-    monkeypatch.setattr(imagenet, "over_ranks", lambda tensor, world: summed)
-    with pytest.raises(ValueError, match=r"2 of 9 test images cannot be read, and task\.max_dam"):
-        make(tree, max_damaged=1).evaluate(Constant(), "test", 1, 3)
+
+
+DAMAGED = [f"val/{WNIDS[0]}/ILSVRC2012_val_{10_000 + i:08d}.JPEG" for i in range(2)]
+
+
+def meet_damage(rank: int, root: Path, folder: Path) -> None:
+    """Write down what a rank of two is told when each has met two damaged images, then others."""
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+
+    def told(do: Callable[[], object]) -> object:
+        try:
+            return do()
+        except ValueError as error:
+            return str(error)
+
+    def met(most: int) -> imagenet.Task:
+        task = make(root, max_damaged=most)
+        task.damage.note("train", 2 * rank)
+        task.damage.note("train", 2 * rank + 1)
+        task.damage.check()  # its own are not too many
+        return task
+
+    task = make(root, max_damaged=2)
+    found = {
+        "epoch": told(lambda: tasks.check_damage(met(3), 2)),
+        "let pass": told(lambda: tasks.check_damage(met(4), 2)),
+        "before measuring": told(lambda: met(3).evaluate(Constant(), "test", rank, 2)),
+        "while": told(lambda: make(root, max_damaged=1).evaluate(Constant(), "test", rank, 2)),
+        "measured": told(lambda: task.evaluate(Constant(), "test", rank, 2)),
+        "known": task.damage.count(),
+    }
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.dist
+def test_the_limit_is_of_all_ranks_together_and_ends_all_of_them(
+    tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fork: Callable[..., BaseProcess],
+) -> None:
+    monkeypatch.setattr(imagenet, "EVAL_BATCH", 3)  # of which the first rank reads all damaged ones
+    damage(tree, *DAMAGED)
+    ranks = [fork(meet_damage, rank, tree, tmp_path) for rank in range(2)]
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert one == other
+    assert one["epoch"].startswith("4 images cannot be read, more than task.max_damaged=3: ")
+    assert one["let pass"] is None
+    assert one["before measuring"] == one["epoch"]
+    assert one["while"].startswith("2 images cannot be read, more than task.max_damaged=1: ")
+    assert one["measured"]["accuracy"] == pytest.approx(100 / 7) and one["known"] == 2
 
 
 def test_inspection_tries_an_image_of_each_class(

@@ -1,9 +1,13 @@
 """Pre-training hides and swaps by seed, epoch and sample alone, and measures to the bit."""
 
+import hashlib
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -61,8 +65,11 @@ def test_reads_documents_of_all_files(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("fünf\n\n\n \nsechs\n", encoding="utf-8")
     (tmp_path / "a.txt").write_text("\n one \ntwo\n\nthree\nfour", encoding="utf-8")
     (tmp_path / "c.md").write_text("no text")
-    expected = [["one", "two"], ["three", "four"], ["fünf"], ["sechs"]]
-    assert _mlm_reading.read(tmp_path) == expected
+    (tmp_path / "d.txt").write_bytes(b"\x0cseven\x0b eight\r\n\x0c\rnine\r\n")
+    lines = ["one", "two", "three", "four", "fünf", "sechs", "seven", "eight", "nine"]
+    expected = list(zip([0, 0, 1, 1, 2, 3, 4, 4, 5], lines, strict=True))
+    assert list(_mlm_reading.read(tmp_path)) == expected
+    assert _mlm_reading.count(tmp_path) == 6
 
 
 @pytest.mark.parametrize(
@@ -77,16 +84,65 @@ def test_what_is_no_text_is_one_line(files: dict[str, bytes], said: str, tmp_pat
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=said) as error:
-        _mlm_reading.read(tmp_path)
+        _mlm_reading.count(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def documents_of(root: Path) -> list[list[str]]:
+    """Return the documents under `root`, and some that are odd."""
+    found: dict[int, list[str]] = {}
+    for number, line in _mlm_reading.read(root / "text"):
+        found.setdefault(number, []).append(line)
+    odd = ["born in oslo", "a", "piano " * 50, "\u200b", "the end", "x"]
+    return [["x"], odd, *found.values(), ["\u200b"], ["x"]]
+
+
+@pytest.mark.parametrize("chunk", [1, 30, 100, 1000, 10**6])
+def test_pieces_are_the_same_however_much_is_tokenized_at_once(
+    chunk: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = _text.load_tokenizer(str(root / "tokenizer"))
+    asked = []
+
+    def encode(texts: list[str]) -> list[Any]:
+        asked.append([len(text) for text in texts])
+        return tokenizer.encode(texts)
+
+    monkeypatch.setattr(_mlm_reading, "CHUNK", chunk)
+    documents = [*documents_of(root), ["a", "piano " * 21], ["x"]]
+    lines = [(number, line) for number, document in enumerate(documents) for line in document]
+    found = _mlm_reading.cut(lines, mock.Mock(encode=encode), 21)
+    assert all(sum(lengths[:-1]) < chunk for lengths in asked)
+
+    expected = []
+    for document in documents:  # each by itself and whole
+        piece: list[list[int]] = []
+        for encoded in tokenizer.encode(document):
+            for start in range(0, len(encoded.ids), 21):
+                part = encoded.ids[start : start + 21]
+                if sum(map(len, piece)) + len(part) > 21:
+                    expected.append(piece)
+                    piece = []
+                piece.append(part)
+        expected.append(piece)
+    whole = [ids for piece in expected if len(ids := list(chain(*piece))) > 1]
+    assert [row[:n].tolist() for row, n in zip(found.ids_NR, found.length_N, strict=True)] == whole
+    assert not any(row[n:].any() for row, n in zip(found.ids_NR, found.length_N, strict=True))
+    assert {array.dtype for array in vars(found).values()} == {np.dtype(np.int32)}
+
+
+def test_pieces_are_what_they_always_were(root: Path) -> None:
+    tokenizer = _text.load_tokenizer(str(root / "tokenizer"))
+    pieces = _mlm_reading.cut(_mlm_reading.read(root / "text"), tokenizer, 21)
+    stored = b"".join(array.astype("<i4").tobytes() for array in vars(pieces).values())
+    assert hashlib.sha256(stored).hexdigest()[:16] == "973299b93e8b13b2"
+    assert sorted(mlm.held_out(40, 0.1)) == [2, 23, 30, 35]
 
 
 def test_pieces_hold_every_token_once_and_are_cut_at_lines(root: Path) -> None:
     tokenizer = _text.load_tokenizer(str(root / "tokenizer"))
-    documents = _mlm_reading.read(root / "text")
-    lines = ["born in oslo", "a", "piano " * 50, "the end", "x"]
-    for document in (*documents, lines):
-        pieces = _mlm_reading.cut([document], tokenizer, 21)
+    for document in documents_of(root):
+        pieces = _mlm_reading.cut([(0, line) for line in document], tokenizer, 21)
         own = [row[:n].tolist() for row, n in zip(pieces.ids_NR, pieces.length_N, strict=True)]
         whole = [e.ids for e in tokenizer.encode(document)]
         flat = [token for ids in whole for token in ids]
@@ -263,6 +319,9 @@ def test_what_cannot_be_is_refused(make: Callable[..., Any], root: Path, tmp_pat
     config = mlm.Config(tokenizer=str(root / "tokenizer"))
     with pytest.raises(ValueError, match="leaves no text for the train part"):
         mlm.Task(config, DataConfig(root=str(tmp_path)), seed=0, device=CPU).setup()
+    data = DataConfig(root=str(tmp_path), split=None, download=False)
+    with pytest.raises(ValueError, match=r"data\.download=false: put tokenizer\.json or"):
+        mlm.Task(mlm.Config(tokenizer="made/up"), data, seed=0, device=CPU).setup()
 
 
 def test_a_rehearsal_reads_made_up_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,13 +251,16 @@ def test_another_file_than_the_published_is_not_taken(published: Path, tmp_path:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["train-v2.0.json"]
 
 
-def test_another_file_put_there_is_read_but_the_check_says_so(
-    published: Path, tmp_path: Path
+def test_another_file_put_there_is_read_with_a_warning_and_fails_the_check(
+    published: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = published / "dev-v2.0.json"
-    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    again = json.dumps(json.loads(path.read_text()), indent=1)
+    path.write_text(again, encoding="utf-8-sig")  # as some editors do
     task = fresh(published, tokenizer=str(published / "tokenizer"))
     task.setup()
+    assert "dev-v2.0.json is not the published file" in caplog.text
+    assert "train-v2.0.json" not in caplog.text
     with pytest.raises(ValueError, match=r"dev-v2\.0\.json is not the published file"):
         task.inspect()
 
@@ -281,17 +284,37 @@ def test_a_tokenizer_that_cannot_be_had_is_one_line(
 ) -> None:
     import huggingface_hub
 
-    def fetch(*_: Any, **__: Any) -> str:
+    asked = []
+
+    def fetch(*_: Any, local_files_only: bool, **__: Any) -> str:
+        asked.append(local_files_only)
         raise FileNotFoundError("no network")
 
     write(tmp_path, "2.0")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    with pytest.raises(ValueError, match=r"give the folder as task\.tokenizer=FOLDER") as error:
-        fresh(tmp_path).setup()
-    assert "\n" not in str(error.value)
+    for download, said in (
+        (True, "give the folder as task"),
+        (False, r"data\.download=false: put"),
+    ):
+        with pytest.raises(ValueError, match=said) as error:
+            fresh(tmp_path, download=download).setup()
+        assert "task.tokenizer=FOLDER" in str(error.value) and "\n" not in str(error.value)
+    assert asked == [True, False, True]  # the cache, the hub; the cache alone
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read") as error:
         fresh(tmp_path, tokenizer=str(tmp_path / "tokenizer")).setup()
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_without_a_word_for_the_unknown_is_one_line(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    tokenizer = Path(write(tmp_path, "2.0"))
+    words = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "the"]
+    bare = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    bare.save(str(tokenizer / "tokenizer.json"))
+    with pytest.raises(ValueError, match="cannot") as error:
+        fresh(tmp_path, tokenizer=str(tokenizer)).setup()
     assert "\n" not in str(error.value)
 
 

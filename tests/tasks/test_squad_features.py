@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,6 +186,24 @@ def test_stretches_are_those_of_a_search_over_all(data: st.DataObject) -> None:
     }
     found = _squad_answers.spans(start, end, may_start, may_end, n_best, most)
     assert set(found) == expected and len(found) == len(expected)
+
+
+def test_training_keeps_no_array_that_it_does_not_need(
+    tokenizer: _text.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Features] = []
+
+    def windows(*args: Any, of: Any = _squad_features._windows, **how: Any) -> Features:
+        rows.append(of(*args, **how))
+        return rows[-1]
+
+    monkeypatch.setattr(_squad_features, "_windows", windows)
+    question = ask("Ada was born in Oslo.", "Oslo")
+    for training in (True, False):
+        _squad_features.cut([question], tokenizer, Lengths(16, 3, 5), training=training)
+    for array in (rows[0].spans_NL2, rows[0].may_start_NL):
+        assert array.size == 0 and array.base is None  # no cut of a larger one, which would stay
+    assert rows[1].spans_NL2.any() and rows[1].may_start_NL.any()
 
 
 def test_no_stretch_at_all_is_an_empty_answer(tokenizer: _text.Tokenizer) -> None:

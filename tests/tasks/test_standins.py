@@ -140,3 +140,15 @@ def test_labels_are_smoothed_in_training_alone() -> None:
 def test_a_share_that_is_none_is_refused(slip: float) -> None:
     with pytest.raises(ValueError, match=r"task\.label_smoothing"):
         cifar.Config(label_smoothing=slip)
+
+
+def test_a_class_shows_in_made_up_photographs() -> None:
+    task: Any = make("imagenet")
+    test = next(task._test_batches("test", range(1)))
+    parts = [task._decoded("train", i) for i in range(8)]
+    train = torch.stack([task.crops.test(image) for image in parts if image is not None])
+    coarse = [
+        torch.nn.functional.avg_pool2d(x.float(), 16).flatten(1) for x in (train, test.inputs)
+    ]
+    nearest = torch.cdist(coarse[1], coarse[0]).argmin(1)
+    assert torch.equal(task.images["train"].labels_N[nearest], test.targets)

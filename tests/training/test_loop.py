@@ -62,6 +62,24 @@ def test_logs_every_so_many_steps_and_at_each_epochs_end(run_small, tmp_path: Pa
     assert {"train/loss", "train/accuracy", "train/grad_norm", "time/step_ms"} < logged[0].keys()
 
 
+def test_damage_that_a_task_counts_is_agreed_on_before_each_epoch(small, tmp_path: Path) -> None:
+    agreed: list[int] = []
+
+    class Damage:
+        def agree(self, world: int) -> None:
+            agreed.append(world)
+            if len(agreed) == 3:
+                raise ValueError("3 images cannot be read")
+
+    experiment = build(small(epochs=3))
+    experiment.task = Altered(experiment.task)
+    experiment.task.damage = Damage()  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="3 images cannot be read"):
+        train(experiment, tmp_path / "run")
+    assert agreed == [1, 1, 1]
+    assert [line["step"] for line in lines(tmp_path / "run")][-1] == 10  # two epochs
+
+
 def test_the_test_set_is_read_once_after_the_last_epoch(small, tmp_path: Path) -> None:
     experiment = build(small(epochs=3))
     asked: list[str] = []
