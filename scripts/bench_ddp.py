@@ -18,14 +18,14 @@ which the buckets were ready, from the start of backward (0) to its last gradien
 
 import argparse
 import json
-import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from ranks import measure_in_ranks
 
 STAGES = {f"stages.{n}.*": f"stage{n}" for n in range(3)}
 GROUPS: dict[str, Any] = {"single": "single", "stages": STAGES}
@@ -51,34 +51,10 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Start the ranks, wait for them, print what the first has measured."""
     arguments = parse()
-    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-
-    from torch import multiprocessing
-
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(rank, (arguments, folder), nprocs=arguments.ranks)
-        rows = json.loads((Path(folder) / "rows.json").read_text())
+    rows = measure_in_ranks(measure, arguments)
     show(arguments, rows)
     if arguments.out:
         write(arguments, rows)
-
-
-def rank(number: int, arguments: argparse.Namespace, folder: str) -> None:
-    """Measure, as one of the ranks; the first leaves the rows in `folder`."""
-    import torch
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    if arguments.device == "cuda":
-        torch.cuda.set_device(number)
-    backend = "nccl" if arguments.device == "cuda" else "gloo"
-    place = {"rank": number, "world_size": arguments.ranks}
-    dist.init_process_group(backend, init_method=f"file://{folder}/store", **place)
-    rows = measure(arguments)
-    if number == 0:
-        (Path(folder) / "rows.json").write_text(json.dumps(rows))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 class Sender:

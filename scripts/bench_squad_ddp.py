@@ -22,14 +22,14 @@ of a shared one the whole bank's.
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ranks import measure_in_ranks
 
 EXP = "ssn_squad2"
 DENSE, SHARED = 334_094_338, 18_000_000
@@ -122,34 +122,10 @@ def main() -> None:
     if arguments.table:
         print(table(Cluster()))
         return
-    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-
-    from torch import multiprocessing
-
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(rank, (arguments, folder), nprocs=arguments.ranks)
-        rows = json.loads((Path(folder) / "rows.json").read_text())
+    rows = measure_in_ranks(measure, arguments)
     show(arguments, rows)
     if arguments.out:
         write(arguments, rows)
-
-
-def rank(number: int, arguments: argparse.Namespace, folder: str) -> None:
-    """Measure, as one of the ranks; the first leaves the rows in `folder`."""
-    import torch
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    if arguments.device == "cuda":
-        torch.cuda.set_device(number)
-    backend = "nccl" if arguments.device == "cuda" else "gloo"
-    place = {"rank": number, "world_size": arguments.ranks}
-    dist.init_process_group(backend, init_method=f"file://{folder}/store", **place)
-    rows = measure(arguments)
-    if number == 0:
-        (Path(folder) / "rows.json").write_text(json.dumps(rows))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
