@@ -62,6 +62,7 @@ class Task(Protocol):
     """Describe what the training loop asks of a task.
 
     The class is made as `Task(config, data, seed=..., device=...)` and reads nothing until `setup`.
+    Tasks derive from this one, for what few of them do in a way of their own.
     """
 
     name: str  # of the data set, as results call it
@@ -99,10 +100,23 @@ class Task(Protocol):
         """
 
     def check_network(self, model: nn.Module) -> None:
-        """Raise ValueError if the network cannot read these data, which only shows once read."""
+        """Raise ValueError if the network cannot read these data, which only shows once read.
+
+        Unless a task says otherwise, every network can that was built for its `spec`.
+        """
+
+    def agree_on_damage(self, world: int) -> None:
+        """Let all ranks know what damaged samples each has met, where a task counts them.
+
+        ValueError, in all of them, if they are too many. All ranks must come here together.
+        """
 
     def prepared(self, inputs: Any) -> Any:
-        """Return a batch's inputs as the network takes them: what streams in may come as bytes."""
+        """Return a batch's inputs as the network takes them: what streams in may come as bytes.
+
+        Unless a task says otherwise, they are made that way.
+        """
+        return inputs
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the batch's mean loss, and sums over its samples of what is to be logged."""
@@ -197,15 +211,6 @@ def greatest_of_ranks(tensor: Tensor, world: int) -> Tensor:
 
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
     return tensor
-
-
-def check_damage(task: Task, world: int) -> None:
-    """Let all ranks know what damaged samples each has met, where a task counts them.
-
-    ValueError, in all of them, if they are too many. All ranks must come here together.
-    """
-    if hasattr(task, "damage"):
-        task.damage.agree(world)
 
 
 def rank_share(batch_size: int, world: int, accumulation: int = 1) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from npas import tasks
 from npas.models import InputSpec
 from npas.tasks import Batch, _augment, _epochs, _random, over_ranks
 
@@ -39,7 +40,7 @@ class Part:
     labels: Tensor
 
 
-class Classification:
+class Classification(tasks.Task):
     """Train on images and count the right answers; the base of the image tasks."""
 
     selection_metric = "accuracy"
@@ -145,13 +146,6 @@ class Classification:
                 images_BHWC, drawn["cutout row"], drawn["cutout column"], self.recipe.cutout
             )
         return _augment.to_nchw(images_BHWC)
-
-    def check_network(self, model: nn.Module) -> None:
-        """Accept every network: it was built for the shape of these images."""
-
-    def prepared(self, inputs: Tensor) -> Tensor:
-        """Return the images, which are made as the network takes them."""
-        return inputs
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy, and the number of right answers in percent."""

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from npas import tasks
 from npas._schema import above, at_least, at_most, below
 from npas.models import InputSpec
 from npas.tasks import Batch, _epochs, _imagenet_shards, _random, _standin_jpeg, over_ranks
@@ -96,7 +97,7 @@ class Part:
     index_N: Tensor
 
 
-class Task:
+class Task(tasks.Task):
     """Classify colour images that stream from disk."""
 
     selection_metric = "accuracy"
@@ -267,8 +268,8 @@ class Task:
         """Make room for images: BxHxWxC, which a GPU's convolutions like better."""
         return torch.empty(count, *self.spec.input_shape[1:], 3, dtype=torch.uint8)
 
-    def check_network(self, model: nn.Module) -> None:
-        """Accept every network: it was built for images of this size and these classes."""
+    def agree_on_damage(self, world: int) -> None:
+        self.damage.agree(world)
 
     def prepared(self, images_BCHW: Tensor) -> Tensor:
         """Turn bytes into floats; on a CPU in the plain order (see `_augment.to_nchw`)."""

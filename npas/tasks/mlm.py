@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from npas import tasks
 from npas._schema import above, at_least, at_most, below
 from npas.models import InputSpec
 from npas.tasks import (
@@ -84,7 +85,7 @@ class Part:
         return len(self.ids_NR)
 
 
-class Task:
+class Task(tasks.Task):
     """Find hidden words, and say which of two parts of a text comes first."""
 
     selection_metric = "mlm_accuracy"
@@ -232,10 +233,6 @@ class Task:
     def check_network(self, model: nn.Module) -> None:
         """ValueError if the network does not know all words of the tokenizer."""
         _text.check_network(model, self.tokenizer)
-
-    def prepared(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the texts, which are made as the network takes them."""
-        return inputs
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy of hidden words plus that of orders, and both accuracies.

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from npas import tasks
 from npas.models import InputSpec
 from npas.tasks import Batch, _grids, over_ranks, rank_share
 
@@ -76,7 +77,7 @@ class Config:
                 )
 
 
-class Task:
+class Task(tasks.Task):
     """Tell of every cell of a maze whether it lies on some shortest path.
 
     All mazes are made as they are used; those of a stand-in are merely few.
@@ -177,13 +178,6 @@ class Task:
             grids = self._draw(self.seed, f"train {epoch}", index_N, 1, self.longest(epoch))
             for start in range(0, len(index_N), local):
                 yield Batch(*_batch(grids, start, local), local)
-
-    def check_network(self, model: nn.Module) -> None:
-        """Accept every network: it was built for the size of these maps."""
-
-    def prepared(self, inputs: Tensor) -> Tensor:
-        """Return the maps, which are drawn as the network takes them."""
-        return inputs
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy of all cells, and F1 in percent of the whole batch."""

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from npas import tasks
 from npas._schema import at_least, at_most
 from npas.models import InputSpec
 from npas.tasks import (
@@ -117,7 +118,7 @@ class Part:
         return _text.inputs(self.ids_NL[index_B], self.second_N[index_B], self.length_N[index_B])
 
 
-class Task:
+class Task(tasks.Task):
     """Point to where in a paragraph the answer to a question starts and ends."""
 
     selection_metric = "f1"
@@ -268,10 +269,6 @@ class Task:
     def check_network(self, model: nn.Module) -> None:
         """ValueError if the network does not know all words of the tokenizer."""
         _text.check_network(model, self.tokenizer)
-
-    def prepared(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the texts, which are made as the network takes them."""
-        return inputs
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy of starts and ends, and how many are both right, in %."""

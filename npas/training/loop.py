@@ -62,7 +62,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                 journal.compare_layers()
             while progress.epoch < epochs:
                 network.train()
-                tasks.check_damage(task, process.world)
+                task.agree_on_damage(process.world)
                 for batch in tasks.batches(
                     task,
                     progress.epoch,

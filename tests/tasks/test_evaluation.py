@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from simulated_ranks import by_ranks
 from torch import Tensor, nn
 
 from npas import tasks
@@ -48,24 +49,6 @@ def make(name: str) -> Any:
         task = shortest_paths.Task(config, data, seed=0, device=CPU)
     task.setup()
     return task
-
-
-def by_ranks(
-    task: Any, model: nn.Module, split: str, world: int, patch: Callable[[Any], None]
-) -> list[dict[str, float]]:
-    """Measure as `world` ranks would, one after the other: count first, then add up and answer."""
-    counted: list[Tensor] = []
-
-    def count(tensor: Tensor, ranks: int) -> Tensor:
-        assert ranks == world
-        counted.append(tensor)
-        return torch.ones_like(tensor)  # what an answer can be made of
-
-    patch(count)
-    for rank in range(world):
-        task.evaluate(model, split, rank, world)
-    patch(lambda tensor, ranks: torch.stack(counted).sum(0))
-    return [task.evaluate(model, split, rank, world) for rank in range(world)]
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

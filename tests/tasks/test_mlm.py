@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from simulated_ranks import by_ranks
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -279,20 +280,10 @@ def test_any_number_of_ranks_measures_the_same_to_the_bit(
     assert alone == make(seed=1).evaluate(model, "test")  # what is measured has no seed
     assert 400 < alone["perplexity"] < 900
     for world in (1, 2, 3, 20):
-        counted: list[Tensor] = []
-
-        def count(tensor: Tensor, ranks: int, into: list[Tensor] = counted) -> Tensor:
-            into.append(tensor.clone())
-            return torch.ones_like(tensor)
-
-        monkeypatch.setattr(mlm, "over_ranks", count)
-        for rank in range(world):
-            task.evaluate(model, "test", rank, world)
-        total = torch.stack(counted).sum(0)
-        monkeypatch.setattr(mlm, "over_ranks", lambda tensor, ranks, total=total: total)
-        assert [task.evaluate(model, "test", rank, world) for rank in range(world)] == (
-            [alone] * world
+        found = by_ranks(
+            task, model, "test", world, lambda f: monkeypatch.setattr(mlm, "over_ranks", f)
         )
+        assert found == [alone] * world
 
 
 def test_a_batch_is_what_a_network_reads(make: Callable[..., Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from simulated_ranks import by_ranks
 from torch import Tensor
 
 from npas import tasks
@@ -166,20 +167,10 @@ def test_any_number_of_ranks_measures_the_same_to_the_bit(
     alone = task.evaluate(model, "test")
     assert model.training and alone["f1"] > 0
     for world in (1, 2, 3, 50):
-        counted: list[Tensor] = []
-
-        def count(tensor: Tensor, ranks: int, into: list[Tensor] = counted) -> Tensor:
-            into.append(tensor.clone())
-            return tensor
-
-        monkeypatch.setattr(squad, "over_ranks", count)
-        for rank in range(world):
-            task.evaluate(model, "test", rank, world)
-        total = torch.stack(counted).sum(0)
-        monkeypatch.setattr(squad, "over_ranks", lambda tensor, ranks, total=total: total)
-        assert [task.evaluate(model, "test", rank, world) for rank in range(world)] == (
-            [alone] * world
+        found = by_ranks(
+            task, model, "test", world, lambda f: monkeypatch.setattr(squad, "over_ranks", f)
         )
+        assert found == [alone] * world
 
 
 def test_a_tokenizer_with_more_words_than_the_network_is_one_line(make: Callable[..., Any]) -> None:

@@ -65,15 +65,14 @@ def test_logs_every_so_many_steps_and_at_each_epochs_end(run_small, tmp_path: Pa
 def test_damage_that_a_task_counts_is_agreed_on_before_each_epoch(small, tmp_path: Path) -> None:
     agreed: list[int] = []
 
-    class Damage:
-        def agree(self, world: int) -> None:
+    class Damaged(Altered):
+        def agree_on_damage(self, world: int) -> None:
             agreed.append(world)
             if len(agreed) == 3:
                 raise ValueError("3 images cannot be read")
 
     experiment = build(small(epochs=3))
-    experiment.task = Altered(experiment.task)
-    experiment.task.damage = Damage()  # type: ignore[attr-defined]
+    experiment.task = Damaged(experiment.task)
     with pytest.raises(ValueError, match="3 images cannot be read"):
         train(experiment, tmp_path / "run")
     assert agreed == [1, 1, 1]
