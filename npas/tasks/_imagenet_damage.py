@@ -34,6 +34,9 @@ class Damage:
             split: torch.zeros(len(own.labels_N), dtype=torch.uint8).share_memory_()
             for split, own in images.items()
         }
+        # Moves when a flag is set, so that a step that met no damage need not go through them.
+        self.noted = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.reported = 0
         self.named: set[tuple[str, int]] = set()
 
     def found(self, split: str, index: int) -> bool:
@@ -43,12 +46,13 @@ class Damage:
     def note(self, split: str, index: int) -> None:
         """Take down that an image is damaged."""
         self.flags[split][index] = 1
+        self.noted += 1
 
     def agree(self, world: int) -> None:
         """Let all ranks know what each has found, and report; all must come here together."""
         for flags in self.flags.values():
             greatest_of_ranks(flags, world)
-        self.report()
+        self._report()
 
     def count(self) -> int:
         """Count what this rank and its workers have found, and others that have shared theirs."""
@@ -65,7 +69,15 @@ class Damage:
             )
 
     def report(self) -> None:
-        """Warn of those that no warning has named yet, and check the count."""
+        """Warn of those that no warning has named yet, and check the count, if there are new ones.
+
+        Two workers that note at once may seem to be one; `agree` goes through all flags.
+        """
+        if (noted := int(self.noted)) != self.reported:
+            self.reported = noted
+            self._report()
+
+    def _report(self) -> None:
         if self.count() > len(self.named):
             for split, index in self._all():
                 if (split, index) not in self.named:
