@@ -69,12 +69,13 @@ class OptimConfig:
     """Hold the optimizer's settings, and how the rate goes.
 
     With `schedule=steps` it is times `gamma` from each milestone, an epoch, on; linear and cosine
-    bring it to 0 at the end. `momentum` is AdamW's first beta, too. `clip_norm` limits the norm of
-    the gradient; 0: none. Without `decay_norms` norms and biases take no weight decay. With `ema`
-    above 0 a moving average of the weights, of that decay, is what is measured and exported.
+    bring it to 0 at the end. `momentum` is the first beta of Adam and its kin, too. `clip_norm`
+    limits the norm of the gradient; 0: none. Without `decay_norms` norms and biases take no weight
+    decay. With `ema` above 0 a moving average of the weights, of that decay, is what is measured
+    and exported.
     """
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamax", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     beta2: float = 0.999
@@ -294,7 +295,7 @@ def ignored(config: Config) -> dict[str, str]:
         for key, value, default in _settings(config.sharing, "sharing."):
             if value != default and key.removeprefix("sharing.") in idle:
                 found[key] = idle[key.removeprefix("sharing.")]
-    optim, unread = config.optim, "nesterov" if config.optim.name == "adamw" else "beta2"
+    optim, unread = config.optim, "beta2" if config.optim.name == "sgd" else "nesterov"
     for key, value, default in _settings(optim, "optim."):
         if key == f"optim.{unread}" and value != default:
             found[key] = f"optim.name={optim.name} has no {unread}"

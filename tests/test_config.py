@@ -371,10 +371,11 @@ def test_a_schedule_that_ends_before_its_first_milestone_says_so() -> None:
 
 def test_each_optimizer_says_which_settings_it_has_not() -> None:
     assert ignored(checked(optim__beta2=0.9)) == {"optim.beta2": "optim.name=sgd has no beta2"}
-    adamw = checked(optim__name="adamw", optim__nesterov=False)
-    assert ignored(adamw) == {"optim.nesterov": "optim.name=adamw has no nesterov"}
-    assert config_hash(adamw) == config_hash(checked(optim__name="adamw"))
-    assert not ignored(checked(optim__name="adamw", optim__beta2=0.9, optim__momentum=0))
+    for name in ("adam", "adamax", "adamw"):
+        found = checked(optim__name=name, optim__nesterov=False)
+        assert ignored(found) == {"optim.nesterov": f"optim.name={name} has no nesterov"}
+        assert config_hash(found) == config_hash(checked(optim__name=name))
+        assert not ignored(checked(optim__name=name, optim__beta2=0.9, optim__momentum=0))
 
 
 GOLDEN = "de6e28b232daa526c80d5b7719ba2514a6156fa9170d2c0d0d4123c8eccc364a"

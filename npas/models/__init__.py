@@ -10,9 +10,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,16 @@ ANSWERS = {
     "cell": "an answer for every cell of the input",
     "span": "where in a text an answer starts and ends",
     "pretraining": "the words hidden in a text, and the order of its halves",
+    "regions": "how well each phrase fits each region of an image",
+    "match": "how well each sentence fits each image",
 }
+
+
+class Input(NamedTuple):
+    """Describe one of several inputs: its shape without the batch, and whether it counts things."""
+
+    shape: tuple[int, ...]
+    is_integer: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,18 +42,31 @@ class InputSpec:
     """Describe what a network reads and answers.
 
     `input_shape` leaves out the batch dimension: (channels, height, width) for images, (tokens,)
-    for texts. What is answered is one of `ANSWERS`: by `num_classes` numbers for the input, or that
-    many for each of its cells; for texts the network says itself how many.
+    for texts. A network of several inputs has them by name in `inputs`. What is answered is one of
+    `ANSWERS`: by `num_classes` numbers for the input, or that many for each of its cells; for texts
+    the network says itself how many.
     """
 
     input_shape: tuple[int, ...]
     num_classes: int
     answers: str = "class"
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+
+    def width(self, name: str) -> int:
+        """Return the last dimension of one of several inputs: how many numbers describe a thing."""
+        return self.inputs[name].shape[-1]
 
     def example(self, device: torch.device | str) -> Any:
-        """Return one input of zeros, as training feeds it: floats, or the tensors of a text."""
+        """Return one empty input as training feeds it: a tensor, or several by name."""
         import torch
 
+        if self.inputs:  # a count of at least 1 is what a count may be, and so may a word's number
+            return {
+                name: torch.ones(1, *shape, dtype=torch.int64, device=device)
+                if is_integer
+                else torch.zeros(1, *shape, device=device)
+                for name, (shape, is_integer) in self.inputs.items()
+            }
         if self.answers not in ("span", "pretraining"):
             return torch.zeros(1, *self.input_shape, device=device)
         zeros = torch.zeros(1, *self.input_shape, dtype=torch.int64, device=device)

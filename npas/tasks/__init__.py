@@ -8,7 +8,8 @@ name starts with an underscore are helpers and no families.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -56,6 +57,25 @@ def _cut(values: Any, size: int) -> list[Any]:
         rows = zip(*(value.split(size) for value in values.values()), strict=True)
         return [dict(zip(values, row, strict=True)) for row in rows]
     return list(values.split(size))
+
+
+class Picture(NamedTuple):
+    """Hold one picture to look at: an image, what to write below it, and boxes to draw into it.
+
+    A box is (left, top, right, bottom) in pixels, by what it is: "truth" or "chosen".
+    """
+
+    image: Path | None  # None, or a file that is not there: only what is written is shown
+    caption: str
+    boxes: Mapping[str, tuple[float, float, float, float]] = {}
+    right: bool | None = None  # whether the network was right; None: that is no question here
+
+
+class Shown(NamedTuple):
+    """Hold one sample to look at: what was asked, and the pictures that were answered."""
+
+    heading: str
+    pictures: Sequence[Picture]
 
 
 class Task(Protocol):
@@ -117,6 +137,14 @@ class Task(Protocol):
         Unless a task says otherwise, they are made that way.
         """
         return inputs
+
+    def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
+        """Return up to `count` samples of "val" or "test", and what the network says of them.
+
+        The same ones whatever the network, spread over the part. Unless a task says otherwise it
+        has nothing to look at: ValueError.
+        """
+        raise ValueError(f"{self.name} has no pictures to show: leave show out")
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the batch's mean loss, and sums over its samples of what is to be logged."""
@@ -183,6 +211,8 @@ def _ahead(made: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 def answers(model: nn.Module, inputs: Any) -> list[Tensor]:
     """Ask a network: of several inputs, each goes by its name, and of texts it answers several."""
     given = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    if isinstance(given, tuple):
+        return list(given)
     return list(given.to_tuple()) if hasattr(given, "to_tuple") else [given]
 
 

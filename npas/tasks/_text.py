@@ -23,10 +23,11 @@ SPECIAL = ("cls", "sep", "pad", "mask")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Hold a tokenizer of `transformers` under the name that the config has for it."""
+    """Hold a tokenizer of `transformers` by the key and the name that the config has for it."""
 
     name: str
     inner: Any
+    key: str = "task.tokenizer"
 
     @cached_property
     def size(self) -> int:
@@ -37,7 +38,7 @@ class Tokenizer:
         """Return the id of the token that starts ("cls"), parts, pads or hides; ValueError."""
         found: int | None = getattr(self.inner, f"{kind}_token_id")
         if found is None:
-            raise ValueError(f"task.tokenizer={self.name} has no {kind} token: use one of a BERT")
+            raise ValueError(f"{self.key}={self.name} has no {kind} token: use one of a BERT")
         return found
 
     def encode(self, texts: Sequence[str]) -> list[Any]:
@@ -53,16 +54,17 @@ class Tokenizer:
         try:
             found: list[Any] = backend.encode_batch(list(texts), add_special_tokens=False)
         except Exception as error:  # the library has no other class of its own
-            raise ValueError(f"task.tokenizer={self.name} cannot cut a text ({error})") from None
+            raise ValueError(f"{self.key}={self.name} cannot cut a text ({error})") from None
         return found
 
 
-def load_tokenizer(name: str, download: bool = True) -> Tokenizer:
+def load_tokenizer(name: str, download: bool = True, key: str = "task.tokenizer") -> Tokenizer:
     """Load the tokenizer in folder `name`, or of that name on the hub. ValueError, in one line.
 
-    Without `download` the hub itself is not asked, only what its cache here holds.
+    Without `download` the hub itself is not asked, only what its cache here holds. `key` is what
+    the config calls it.
     """
-    folder = _hub.find_folder("task.tokenizer", name, FILES, NEEDED, download=download)
+    folder = _hub.find_folder(key, name, FILES, NEEDED, download=download)
     from transformers import AutoTokenizer
 
     try:
@@ -70,13 +72,13 @@ def load_tokenizer(name: str, download: bool = True) -> Tokenizer:
             inner = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever a broken file makes its readers say
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"task.tokenizer={name} cannot be read ({reason[:200]})") from error
+        raise ValueError(f"{key}={name} cannot be read ({reason[:200]})") from error
     if not getattr(inner, "is_fast", False):
         raise ValueError(
-            f"task.tokenizer={name} is a slow one, which does not say where in a text its tokens"
+            f"{key}={name} is a slow one, which does not say where in a text its tokens"
             " are: save it as tokenizer.json"
         )
-    tokenizer = Tokenizer(name, inner)
+    tokenizer = Tokenizer(name, inner, key)
     for kind in SPECIAL:
         tokenizer.special(kind)
     return tokenizer
@@ -109,6 +111,6 @@ def check_network(model: nn.Module, tokenizer: Tokenizer) -> None:
     known = getattr(config, "vocab_size", None)
     if known is not None and known < tokenizer.size:
         raise ValueError(
-            f"task.tokenizer={tokenizer.name} has {tokenizer.size:,} words, and the network knows"
+            f"{tokenizer.key}={tokenizer.name} has {tokenizer.size:,} words, and the network knows"
             f" model.vocab_size={known}: set it to at least that, or use another tokenizer"
         )

@@ -1,4 +1,4 @@
-"""Make the papers' optimizer, SGD with Nesterov momentum, or AdamW, and schedule its rate."""
+"""Make the papers' optimizers, SGD with Nesterov momentum and Adam's kin, and schedule the rate."""
 
 import math
 from typing import Any
@@ -9,6 +9,10 @@ from torch import Tensor, nn, optim
 from npas.config import Config, OptimConfig
 from npas.sharing import no_decay_names
 from npas.sharing.names import PREFIX
+from npas.training.adamax import Adamax
+
+# AdamW takes weight decay off the weights, the older two add it to the gradient.
+ADAMS = {"adam": optim.Adam, "adamw": optim.AdamW}
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
@@ -29,14 +33,15 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     optimizer: optim.Optimizer
-    if config.name == "adamw":
-        optimizer = optim.AdamW(
-            groups,
-            lr=config.lr,
-            betas=(config.momentum, config.beta2),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+    if config.name != "sgd":
+        settings: dict[str, Any] = {
+            "lr": config.lr,
+            "betas": (config.momentum, config.beta2),
+            "weight_decay": config.weight_decay,
+        }
+        if config.name == "adamax":
+            return Adamax(groups, **settings)
+        optimizer = ADAMS[config.name](groups, **settings, fused=True)
         for _, parameter in named:
             optimizer.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),

@@ -23,10 +23,18 @@ SELDOM = ("trainer.log_every=5", "trainer.checkpoint_every=3")
         ((), range(1, STEPS)),
         (ALL_AT_ONCE, range(1, SHORTER_STEPS)),
         (("optim.name=adamw", "budget=dense", *SELDOM, *SHORTER), range(1, SHORTER_STEPS)),
+        (("optim.name=adamax", "optim.clip_norm=2", *SELDOM, *SHORTER), (3, 4)),
         (("precision=fp16", *SHORTER), (3, 4)),
         (LEARNED, (1, SEARCH_STEPS - 1, SEARCH_STEPS, SEARCH_STEPS + 1, SEARCH_STEPS + 6)),
     ],
-    ids=["plain", "workers, accumulation, averaged weights", "adamw, seldom", "fp16", "learned"],
+    ids=[
+        "plain",
+        "workers, accumulation, averaged weights",
+        "adamw, seldom",
+        "adamax",
+        "fp16",
+        "learned",
+    ],
 )
 def test_stopped_after_each_step(
     trainings: Trainings, straight: Straight, words: tuple[str, ...], stopped: Iterable[int]

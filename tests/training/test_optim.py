@@ -1,5 +1,6 @@
-"""The optimizer and its schedule are the papers', or AdamW."""
+"""The optimizer and its schedule are the papers', or torch's own."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -130,25 +131,43 @@ def assert_steps_are_equal(
     torch.testing.assert_close(ours.bias, plain.bias)
 
 
-def adamw(**changes: float) -> OptimConfig:
-    return OptimConfig(
-        **{"name": "adamw", "lr": 0.01, "beta2": 0.98, "weight_decay": 0.1, "momentum": 0.8}
-        | changes
-    )
+def adam(name: str = "adamw", **changes: float) -> OptimConfig:
+    settings = {"lr": 0.01, "beta2": 0.98, "weight_decay": 0.1, "momentum": 0.8} | changes
+    return OptimConfig(name=name, **settings)
 
 
-def test_steps_are_those_of_plain_adamw() -> None:
+THEIRS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
+
+
+@pytest.mark.parametrize("decay", [0.1, 0.0])
+@pytest.mark.parametrize("name", THEIRS)
+def test_steps_are_those_of_torchs_adam_and_its_kin(name: str, decay: float) -> None:
     torch.manual_seed(1)
     ours, plain = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
     plain.load_state_dict(ours.state_dict())
     optimizers = (
-        build_optimizer(ours, adamw()),
-        torch.optim.AdamW(plain.parameters(), 0.01, betas=(0.8, 0.98), weight_decay=0.1),
+        build_optimizer(ours, adam(name, weight_decay=decay)),
+        THEIRS[name](plain.parameters(), 0.01, betas=(0.8, 0.98), weight_decay=decay),
     )
     assert_steps_are_equal(ours, plain, optimizers)
 
 
-@pytest.mark.parametrize("config", [OptimConfig(), adamw()], ids=["sgd", "adamw"])
+def test_an_optimizer_of_ours_goes_on_from_its_state() -> None:
+    torch.manual_seed(1)
+    ours, plain = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    plain.load_state_dict(ours.state_dict())
+    first = build_optimizer(ours, adam("adamax"))
+    ours(torch.ones(2, 5)).square().sum().backward()
+    first.step()
+    again = build_optimizer(ours, adam("adamax"))
+    again.load_state_dict(copy.deepcopy(first.state_dict()))
+    whole = torch.optim.Adamax(plain.parameters(), 0.01, betas=(0.8, 0.98), weight_decay=0.1)
+    plain(torch.ones(2, 5)).square().sum().backward()
+    whole.step()
+    assert_steps_are_equal(ours, plain, (again, whole))
+
+
+@pytest.mark.parametrize("config", [OptimConfig(), *map(adam, THEIRS)], ids=["sgd", *THEIRS])
 @pytest.mark.parametrize("before", [0, 2])
 def test_a_step_that_went_wrong_leaves_nothing_behind(config: OptimConfig, before: int) -> None:
     torch.manual_seed(1)
@@ -176,9 +195,10 @@ def test_a_step_that_went_wrong_leaves_nothing_behind(config: OptimConfig, befor
     assert not any(torch.equal(a, b) for a, b in zip(held, everything(), strict=True))
 
 
-def test_all_of_an_optimizers_tensors_are_there_before_the_first_step() -> None:
+@pytest.mark.parametrize("name", THEIRS)
+def test_all_of_an_optimizers_tensors_are_there_before_the_first_step(name: str) -> None:
     layer = torch.nn.Linear(5, 3)
-    optimizer = build_optimizer(layer, adamw())
+    optimizer = build_optimizer(layer, adam(name))
     kept = {p: {name: id(v) for name, v in optimizer.state[p].items()} for p in layer.parameters()}
     layer(torch.randn(7, 5)).square().sum().backward()
     optimizer.step()
@@ -195,4 +215,4 @@ def test_all_of_an_optimizers_tensors_are_there_before_the_first_step() -> None:
 )
 def test_betas_out_of_range_are_refused(changes: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        adamw(**changes)
+        adam(**changes)

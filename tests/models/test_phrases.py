@@ -1,0 +1,75 @@
+"""Vectors of texts see what is in a text and nothing beyond its length, as torch's own would."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from npas import sharing
+from npas.models import _phrases
+
+LENGTHS_W = torch.tensor([1, 4, 7, 3])
+WIDTH = 5
+
+
+def texts(beyond: float = 0.0) -> Tensor:
+    words_WTV = torch.randn(4, 7, WIDTH, generator=torch.Generator().manual_seed(1))
+    return words_WTV.masked_fill(~_phrases.within(LENGTHS_W, 7)[..., None], beyond)
+
+
+def test_the_mean_is_of_the_words_alone() -> None:
+    for text_TV, length, mean_V in zip(
+        texts(), LENGTHS_W, _phrases.mean(texts(), LENGTHS_W), strict=True
+    ):
+        torch.testing.assert_close(mean_V, text_TV[:length].mean(0))
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_a_gru_reads_what_one_over_packed_texts_does(both_ways: bool) -> None:
+    torch.manual_seed(0)
+    ours = _phrases.GRU(WIDTH, 6, both_ways)
+    theirs = nn.GRU(WIDTH, 6, batch_first=True, bidirectional=both_ways)
+    ours_named, to = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    with torch.no_grad():
+        for name, parameter in to.items():
+            way = "backward_" if name.endswith("_reverse") else "onward"
+            parameter.copy_(ours_named[f"{way}.{name.removesuffix('_reverse')}"])
+    packed = pack_padded_sequence(texts(), LENGTHS_W, batch_first=True, enforce_sorted=False)
+    states_WTH, _ = pad_packed_sequence(theirs(packed)[0], batch_first=True)
+    if both_ways:
+        states_WTH = (states_WTH[..., :6] + states_WTH[..., 6:]) / 2
+    torch.testing.assert_close(ours(texts(), LENGTHS_W), states_WTH)
+    last_WH = torch.stack([own[n - 1] for own, n in zip(states_WTH, LENGTHS_W, strict=True)])
+    torch.testing.assert_close(ours.last(texts(), LENGTHS_W), last_WH)
+    assert sharing.count_parameters(ours) == sharing.count_parameters(theirs)
+
+
+@pytest.mark.parametrize("kind", ["gru", "both ways", "attention"])
+def test_what_stands_beyond_a_text_is_not_read(kind: str) -> None:
+    torch.manual_seed(0)
+    read = _phrases.SelfAttention(WIDTH) if kind == "attention" else None
+    gru = _phrases.GRU(WIDTH, 6, kind == "both ways")
+
+    def answer(beyond: float) -> Tensor:
+        if read is None:
+            return gru(texts(beyond), LENGTHS_W)
+        # The mean that it weighs by takes zeros there for granted, as all words come with.
+        words_WTV = texts()
+        return read(words_WTV if not beyond else torch.cat([words_WTV, texts() * 0], 1), LENGTHS_W)
+
+    torch.testing.assert_close(answer(0.0), answer(9.0))
+
+
+def test_attention_weighs_words_and_has_length_one() -> None:
+    torch.manual_seed(0)
+    attention = _phrases.SelfAttention(WIDTH)
+    found_WV = attention(texts(), LENGTHS_W)
+    torch.testing.assert_close(found_WV.norm(dim=1), torch.ones(4))
+    one_V = texts()[0, 0]
+    torch.testing.assert_close(found_WV[0], one_V / one_V.norm())
+    with torch.no_grad():
+        attention.score.weight.zero_()
+    mean_WV = _phrases.mean(texts(), LENGTHS_W)
+    torch.testing.assert_close(
+        attention(texts(), LENGTHS_W), nn.functional.normalize(mean_WV, dim=1)
+    )
