@@ -1,7 +1,8 @@
-"""Evaluate the checkpoint of a run.
+"""Evaluate the checkpoint of a run, and draw what it answers.
 
 npas-eval run=runs/digits/budget-0.1_seed-0_1f0c2a9b
 npas-eval run=runs/wrn_cifar100/... split=val data.root=/data format=json
+npas-eval run=runs/simnet_scenes/... show=16          # and show-test.png in the run's folder
 """
 
 from __future__ import annotations
@@ -10,21 +11,32 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from npas._schema import build, keys_of
+from npas._schema import at_least, at_most, build, keys_of
 from npas.cli import app, runs
 from npas.cli.app import Job
+from npas.config import STANDIN
+
+if TYPE_CHECKING:
+    from npas.tasks import Shown
+    from npas.training import Experiment
 
 NAME = "npas-eval"
+MOST_SHOWN = 200  # samples: a page that can still be opened
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Hold npas-eval's keys."""
+    """Hold npas-eval's keys.
+
+    `show` samples are drawn beside what the network answers, for tasks that have pictures.
+    """
 
     run: str | None = None
     split: Literal["test", "val"] = "test"
+    show: int = 0
     format: Literal["table", "json"] = "table"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: runs.Data = field(default_factory=runs.Data)
@@ -32,6 +44,8 @@ class Evaluate:
     def __post_init__(self) -> None:
         if not self.run:
             raise ValueError("run is missing: name a run's folder, as run=runs/digits/...")
+        at_least("show", self.show, 0)
+        at_most("show", self.show, MOST_SHOWN)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +64,7 @@ def check(raw: dict[str, Any]) -> Evaluate:
 
 
 def run(options: Evaluate) -> Job:
-    """Print the metrics of the run's newest checkpoint."""
+    """Print the metrics of the run's newest checkpoint, and draw the samples asked for."""
     assert options.run is not None
     experiment = runs.restore_to_measure(options.run, options.device, options.data, options.split)
     from npas.training.metrics import Diverged, measure
@@ -58,6 +72,10 @@ def run(options: Evaluate) -> Job:
 
     config, task, device = experiment.config, experiment.task, experiment.process.device
     precision = Precision(config.precision, device)
+    shown: list[Shown] = []
+    if options.show:  # first: a task that has no pictures says so before all is measured
+        with precision.autocast():
+            shown = task.examples(experiment.model, options.split, options.show)
     try:
         metrics = measure(task, experiment.model, precision, options.split, experiment.process)
     except Diverged as error:
@@ -68,7 +86,27 @@ def run(options: Evaluate) -> Job:
     else:
         for name, value in metrics.items():
             print(f"{name} {value:.4f}")
+    if shown:
+        name = task.selection_metric
+        score = f"{options.split} {name} {metrics[name]:.2f}"
+        if task.source == STANDIN:
+            score += " on made-up data"
+        app.say(NAME, f"{_draw(options, experiment, shown, score)} shows {len(shown)} samples")
     return Job(options.run)
+
+
+def _draw(options: Evaluate, experiment: Experiment, shown: list[Shown], score: str) -> Path:
+    """Write the page into the run's folder; return its path. ValueError if it cannot be written."""
+    from npas.reporting import picture_page
+
+    assert options.run is not None
+    config = experiment.config
+    share = "" if config.budget is None else f", budget {config.budget}"
+    path = runs.folder_of(options.run) / f"show-{options.split}.png"
+    try:
+        return picture_page.draw(shown, path, f"{config.exp}{share}, seed {config.seed}: {score}")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def run(options: Fold) -> Job:
     from npas.tasks._files import write_whole
     from npas.training.metrics import layer_similarity
 
-    folder = _run_folder(options.run)
+    folder = runs.folder_of(options.run)
     out = Path(options.out or folder / f"fold-{options.threshold}")
     if out.resolve() in (folder.resolve(), (folder / "checkpoints").resolve()):
         raise ValueError(f"out={out} holds the run's own files: name another folder")
@@ -244,18 +244,12 @@ def _difference(folded: nn.Module, tied: nn.Module, inputs: Any) -> float:
         )
 
 
-def _run_folder(run: str) -> Path:
-    """Return the folder of a run that may be named by one of its checkpoints."""
-    path = Path(run)
-    return path.parent.parent if path.parent.name == "checkpoints" else path
-
-
 def _logged(run: str) -> list[dict[str, Any]]:
     """Return the similarity matrices that the run logged up to its checkpoint, with epochs."""
     from npas.training.checkpoint import find_checkpoint
     from npas.training.state import LOG_FILE
 
-    log, last = _run_folder(run) / LOG_FILE, find_checkpoint(Path(run)).state["progress"]["step"]
+    log, last = runs.folder_of(run) / LOG_FILE, find_checkpoint(Path(run)).state["progress"]["step"]
     found = []
     for line in log.read_text().splitlines() if log.is_file() else ():
         with contextlib.suppress(ValueError, KeyError, TypeError):  # a kill may have cut it short

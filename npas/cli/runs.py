@@ -42,6 +42,12 @@ def check(raw: Mapping[str, Any]) -> Config:
     )
 
 
+def folder_of(run: str) -> Path:
+    """Return the folder of a run that may be named by one of its checkpoints."""
+    path = Path(run)
+    return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
 def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     """Build the experiment of a run's folder, or of one checkpoint, with its trained weights.
 

@@ -1,6 +1,6 @@
 """The tables that can be reproduced, as data: which runs each row is, and what it stands beside.
 
-A new table is one more function, here, in soft_sharing.py or larger.py, and its entry in `_TABLES`.
+A new table is one more function, here or in a file beside this one, and its entry in `_TABLES`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from npas import models
 from npas.config import GROUPINGS, SEARCHED
-from npas.reporting import larger, published, soft_sharing
+from npas.reporting import larger, published, soft_sharing, vision_language
 from npas.reporting.compose import compose
 from npas.reporting.counts import dense_count
 from npas.reporting.tables import Row, Table
@@ -173,6 +173,10 @@ _TABLES: dict[str, Callable[[], Table]] = {
     "imagenet": larger.imagenet,
     "perceiver": larger.perceiver,
     "squad": larger.squad,
+    "grounding": vision_language.grounding,
+    "retrieval": vision_language.retrieval,
+    "scenes": vision_language.scenes,
+    "scenes_groups": vision_language.scenes_groups,
     "swrn": soft_sharing.swrn,
     "digits_swrn": soft_sharing.digits_swrn,
     "shortest_paths": soft_sharing.shortest_paths,

@@ -24,6 +24,8 @@ from npas.reporting.environment import PACKAGE_FOLDER
 from npas.reporting.published import Figure
 from npas.reporting.results import Result
 
+NAMES = {"f1": "F1", "mr": "recall"}  # of metrics, as a heading has them
+
 
 @dataclass(frozen=True)
 class Row:
@@ -60,7 +62,7 @@ class Table:
         """Name what the figures are."""
         if self.as_error:
             return "test error, %"
-        return f"test {'F1' if self.metric == 'f1' else self.metric}, %"
+        return f"test {NAMES.get(self.metric, self.metric)}, %"
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ WRONG = [
     ("npas-table digits foo", "did you mean digits or digits_groups?"),
     ("npas-table digits results=nowhere", "there is no folder results=nowhere"),
     ("npas-train seed=${nope}", "nope"),
-    ("npas-train +exp=nope", "there is no exp=nope: choose albert_base_squad1"),
+    ("npas-train +exp=nope", "there is no exp=nope: choose adapt_coco"),
     ("npas-train +exp=digit", "there is no exp=digit: did you mean 'digits'?"),
     ("npas-train exp=digits", "exp= needs a plus: write +exp=digits"),
     ("npas-train model=nope", "there is no model=nope: choose"),

@@ -87,7 +87,7 @@ def header_words(exp: str) -> list[str]:
     return [word for word in words if not re.search(r"=[A-Z]+$", word)]
 
 
-@pytest.mark.parametrize("name", ["imagenet", "perceiver", "squad"])
+@pytest.mark.parametrize("name", ["imagenet", "perceiver", "squad", "grounding", "retrieval"])
 def test_what_an_experiments_own_command_trains_fills_its_row(name: str) -> None:
     for row in definitions.table(name).rows:
         assert row.words is not None

@@ -101,7 +101,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does() ->
 def test_a_misspelled_task_is_refused_with_near_names() -> None:
     with pytest.raises(ValueError, match="did you mean digits"):
         tasks.family("digit")
-    with pytest.raises(ValueError, match="choose from cifar, digits, imagenet"):
+    with pytest.raises(ValueError, match="choose from cifar, digits, grounding, imagenet"):
         tasks.family("_augment")
 
 

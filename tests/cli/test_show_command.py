@@ -1,0 +1,108 @@
+"""npas-eval draws what a network answers into the run's folder, where the task has pictures."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import Run
+from PIL import Image, ImageColor
+
+from npas.reporting import picture_page, results
+from npas.tasks import Picture, Shown, digits
+
+Asked = list[tuple[str, int]]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Asked:
+    """Let the digits have pictures; return the parts and counts that were asked for."""
+    calls: Asked = []
+    image = tmp_path / "image.png"
+    Image.new("RGB", (8, 8), "#e0c080").save(image)
+
+    def examples(self: digits.Task, model: torch.nn.Module, split: str, count: int) -> list[Shown]:
+        calls.append((split, count))
+        with torch.no_grad():
+            answer = int(model.eval()(torch.zeros(1, 1, 8, 8)).argmax())
+        return [Shown("which digit?", [Picture(image, f"a {answer}")])] * count
+
+    monkeypatch.setattr(digits.Task, "examples", examples)
+    return calls
+
+
+def test_a_page_goes_to_the_runs_folder_beside_the_metrics(
+    run: Run, trained: Path, asked: Asked
+) -> None:
+    folder = Path(shutil.copytree(trained, "copy"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    answer = run("npas-eval", f"run={folder}", "show=3", "format=json")
+    assert answer.code == 0, answer.err
+    assert asked == [("test", 3)]
+    reported = results.read(trained).metrics
+    assert reported is not None and json.loads(answer.out) == reported.last
+    page = folder / "show-test.png"
+    assert answer.err == f"npas-eval: {page} shows 3 samples\n"
+    with Image.open(page) as opened:
+        opened.load()
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert after == before | {page: page.read_bytes()}  # nothing of the run has changed
+
+
+def test_the_page_of_one_checkpoint_goes_there_too(run: Run, trained: Path, asked: Asked) -> None:
+    folder = Path(shutil.copytree(trained, "copy"))
+    newest = max((folder / "checkpoints").glob("step-*"))
+    assert run("npas-eval", f"run={newest}", "show=1").code == 0
+    assert (folder / "show-test.png").is_file()
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_page_that_cannot_be_written_is_one_line_after_the_metrics(
+    run: Run, trained: Path
+) -> None:
+    folder = Path(shutil.copytree(trained, "copy"))
+    (folder / "show-test.png").mkdir()
+    answer = run("npas-eval", f"run={folder}", "show=1")
+    assert answer.code == 2 and "accuracy" in answer.out
+    (line,) = answer.err.splitlines()
+    assert "show-test.png cannot be written (Is a directory)" in line
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_nothing_is_drawn_unless_it_is_asked_for(run: Run, trained: Path, asked: Asked) -> None:
+    folder = Path(shutil.copytree(trained, "copy"))
+    assert run("npas-eval", f"run={folder}").code == 0
+    assert asked == [] and not list(folder.glob("show-*"))
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("show=1", "has no pictures to show: leave show out"),
+        ("show=-1", "show must be at least 0, got -1"),
+        ("show=201", "show must be at most 200, got 201"),
+        ("show=all", "show must be a whole number, got 'all'"),
+        ("shwo=1", "did you mean 'show'?"),
+    ],
+)
+def test_words_that_cannot_be_followed_are_one_line(
+    run: Run, trained: Path, word: str, says: str
+) -> None:
+    answer = run("npas-eval", f"run={trained}", word)
+    assert answer.code == 2 and answer.out == ""
+    assert says in answer.err and len(answer.err.splitlines()) == 1
+    assert not list(trained.glob("show-*"))
+
+
+def test_phrases_are_shown_with_their_boxes(run: Run, tmp_path: Path) -> None:
+    words = ("+exp=simnet_flickr30k", "budget=0.5", "model.width=8", "data.source=standin")
+    made = ("data.standin.train=4", "data.standin.test=2", f"run_root={tmp_path}", "data.workers=0")
+    answer = run("npas-train", *words, *made, "trainer.device=cpu", "wandb.mode=disabled")
+    assert answer.code == 0, answer.err
+    (folder,) = tmp_path.glob("simnet_flickr30k/*")
+    assert run("npas-eval", f"run={folder}", "split=val", "show=2").code == 0
+    with Image.open(folder / "show-val.png") as page:
+        drawn = np.array(page)[70:]  # below the title and what explains the colours
+    assert (drawn == ImageColor.getrgb(picture_page.TRUTH)).all(2).sum() > 50

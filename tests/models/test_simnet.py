@@ -1,0 +1,235 @@
+"""SimNet is the published one: its counts, arithmetic and readers of phrases; and it shares."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from phrase_regions import inputs, spec
+from torch import Tensor
+from torch.nn import functional as F
+
+import npas
+from npas import models
+from npas.models import InputSpec, _phrases, bag_of_words, simnet
+
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"boxes": False},
+    {"normalize": "regions"},
+    {"phrase": "attention"},
+    {"phrase": "gru"},
+    {"embeddings": 3},
+    {"embeddings": 2, "phrase": "gru"},
+]
+
+
+def make(**keys: Any) -> simnet.SimNet:
+    """Build a small one whose batch norms have seen something, ready to measure."""
+    model = simnet.build(simnet.Config(**{"width": 3} | keys), spec())
+    assert isinstance(model, simnet.SimNet)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+            torch.nn.init.normal_(module.bias)
+    for _ in range(3):
+        model(**inputs())
+    return model.eval()
+
+
+def counts(word: int, **keys: Any) -> tuple[int, int]:
+    """Count weights, and all parameters, of the full size."""
+    with torch.device("meta"):
+        model = simnet.build(simnet.Config(**keys), spec(word, 2048))
+    sizes = [(p.numel(), p.ndim) for p in model.parameters()]
+    return sum(n for n, ndim in sizes if ndim > 1), sum(n for n, _ in sizes)
+
+
+@pytest.mark.parametrize(("word", "weights"), [(300, 5_812_480), (6000, 11_649_280)])
+def test_it_is_as_large_as_the_derivation_says(word: int, weights: int) -> None:
+    width, hidden = 256, 4 * 256
+    branches = hidden * (word + 2048) + 2 * hidden**2
+    assert weights == branches + hidden**2 + hidden * width + width
+    norms, biases = 2 * (3 * hidden + width), 2 * hidden + 1
+    assert (norms, biases) == (6656, 2049)
+    assert counts(word, boxes=False) == (weights, weights + norms + biases)
+    for number in (weights, weights + norms + biases, norms, biases):
+        assert f"{number:,}" in (simnet.__doc__ or "")
+
+
+def test_places_concepts_and_readers_add_what_is_said() -> None:
+    plain, _ = counts(300, boxes=False)
+    assert counts(300)[0] - plain == 20 * 256
+    concepts = 3 * 1024 * 256 + 1024 * (300 + 4)
+    assert counts(300, boxes=False, embeddings=4)[0] - plain == concepts
+    assert counts(300, boxes=False, phrase="attention")[0] - plain == 2 * 300
+    branch, single = 300 * 1024 + 1024**2, 256 * 1024
+    reader = 3 * 256 * (300 + 256)
+    assert counts(300, boxes=False, phrase="gru")[0] - plain == reader + single - branch
+
+
+def naive(model: simnet.SimNet, phrase: np.ndarray, regions: np.ndarray) -> list[float]:
+    """Score the regions, RxF, for a phrase, V: one at a time, from the weights by their names."""
+    state = {name: value.double().numpy() for name, value in model.state_dict().items()}
+
+    def hidden(name: str, x: np.ndarray) -> np.ndarray:
+        x = state[f"{name}.linear.weight"] @ x
+        mean, variance = (state[f"{name}.norm.running_{of}"] for of in ("mean", "var"))
+        x = (x - mean) / np.sqrt(variance + 1e-5)
+        return np.maximum(0, x * state[f"{name}.norm.weight"] + state[f"{name}.norm.bias"])
+
+    def branch(name: str, x: np.ndarray) -> np.ndarray:
+        if f"{name}.weight" in state:
+            return state[f"{name}.weight"] @ x + state[f"{name}.bias"]
+        return state[f"{name}.1.weight"] @ hidden(f"{name}.0", x) + state[f"{name}.1.bias"]
+
+    own = branch("phrase", phrase)
+    own *= np.sqrt(len(own)) / np.linalg.norm(own)
+    table = np.array([branch("region", region) for region in regions])
+    axis = 0 if model.over_regions else 1
+    table *= np.sqrt(table.shape[axis]) / np.linalg.norm(table, axis=axis, keepdims=True)
+    parts = np.ones(1)
+    if model.choice is not None:
+        parts = np.exp(branch("choice", phrase))
+        parts /= parts.sum()
+    scores = []
+    for row in table:
+        joint = hidden("joint", own * row)
+        mixed = sum(part * hidden(f"concepts.{k}", joint) for k, part in enumerate(parts))
+        scores.append((state["score.weight"] @ mixed + state["score.bias"]).item())
+    return scores
+
+
+@pytest.mark.parametrize("keys", WAYS, ids=str)
+def test_scores_are_those_of_a_phrase_and_a_region_taken_alone(keys: dict[str, Any]) -> None:
+    model, given = make(**keys), inputs()
+    with torch.no_grad():
+        found = model(**given)
+        phrases = model.read(given["words"], given["lengths"])
+    regions = given["regions"]
+    if keys.get("boxes", True):
+        regions = torch.cat([regions, given["boxes"]], 2)
+    assert found.shape == (2, 3, 5)
+    for image in range(2):
+        for phrase in range(3):
+            expected = naive(model, phrases[image, phrase].numpy(), regions[image].numpy())
+            np.testing.assert_allclose(found[image, phrase].numpy(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_phrase_is_its_mean_word_of_length_1_or_what_its_reader_says() -> None:
+    given = inputs(images=1, phrases=1)
+    words, lengths = given["words"], given["lengths"]
+    mean = words[0, 0].sum(0) / lengths[0, 0]
+    torch.testing.assert_close(make().read(words, lengths)[0, 0], mean / mean.norm())
+    for keys, kind in (("attention", _phrases.SelfAttention), ("gru", _phrases.GRU)):
+        reader = make(phrase=keys).reader
+        assert isinstance(reader, kind)
+    gru = make(phrase="gru")
+    assert isinstance(gru.reader, _phrases.GRU)
+    states, _ = gru.reader.onward(words[0, :, : int(lengths[0, 0])])
+    torch.testing.assert_close(gru.read(words, lengths)[0, 0], states[0, -1])
+
+
+@pytest.mark.parametrize("keys", [keys for keys in WAYS if "normalize" not in keys], ids=str)
+def test_filling_up_with_the_same_phrases_and_regions_changes_no_score(
+    keys: dict[str, Any],
+) -> None:
+    model, given = make(**keys), inputs()
+    longer = {name: torch.cat([value, value], 1) for name, value in given.items()}
+    longer["words"] = F.pad(longer["words"], (0, 0, 0, 3))  # and places beyond the last word
+    with torch.no_grad():
+        torch.testing.assert_close(model(**longer)[:, :3, :5], model(**given))
+        torch.testing.assert_close(model(**longer)[:, 3:, 5:], model(**given))
+
+
+def test_the_released_form_compares_the_regions_of_one_image() -> None:
+    model, given = make(normalize="regions"), inputs()
+    with torch.no_grad():
+        before = model(**given)
+        given["regions"][0, 0] *= 5
+        after = model(**given)
+    assert (after[0, :, 1:] != before[0, :, 1:]).any()
+    torch.testing.assert_close(after[1], before[1])
+
+
+def test_places_are_read_unless_they_are_left_out() -> None:
+    given = inputs()
+    moved = given | {"boxes": 1 - given["boxes"]}
+    for boxes in (True, False):
+        model = make(boxes=boxes)
+        assert torch.equal(model(**given), model(**moved)) is not boxes
+
+
+def two_words(count: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Draw phrases of two words, each one of two; they mean the region that is like their parity.
+
+    Return the inputs and which of two regions is meant, BxP.
+    """
+    said_BPT = torch.randint(0, 2, (count, 3, 2))
+    words_BPTV = F.one_hot(said_BPT + torch.tensor([0, 2]), 6).float()
+    regions_BRF = F.one_hot(torch.tensor([0, 1]), 7).float().expand(count, -1, -1)
+    given = {
+        "words": words_BPTV,
+        "lengths": torch.full((count, 3), 2),
+        "regions": regions_BRF,
+        "boxes": torch.zeros(count, 2, 5),
+    }
+    return given, said_BPT.sum(2) % 2
+
+
+@pytest.mark.parametrize(("family", "learns"), [(simnet, True), (bag_of_words, False)])
+def test_it_learns_what_words_mean_together_and_the_baseline_cannot(
+    family: Any, learns: bool
+) -> None:
+    model = family.build(family.Config(width=8), spec())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(80):
+        given, meant_BP = two_words(16)
+        sign_BPR = F.one_hot(meant_BP, 2) * 2 - 1
+        loss = F.softplus(-sign_BPR * model(**given)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    given, meant_BP = two_words(64)
+    with torch.no_grad():
+        right = (model.eval()(**given).argmax(2) == meant_BP).float().mean()
+    assert (right > 0.99) if learns else (right < 0.85)  # 3 of 4 cases at most by words alone
+
+
+@pytest.mark.parametrize("keys", WAYS, ids=str)
+def test_it_shares_one_bank_across_text_and_image_and_trains(keys: dict[str, Any]) -> None:
+    model = npas.share(simnet.build(simnet.Config(width=4, **keys), spec()), 0.5)
+    layers = {layer.name for layer in npas.allocation(model).layers}
+    text = "phrase.weight" if keys.get("phrase") == "gru" else "phrase.1.weight"
+    assert {text, "region.1.weight", "joint.linear.weight"} <= layers
+    model(**inputs()).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_it_takes_the_example_of_its_spec_and_16_bits() -> None:
+    model = make()
+    assert model(**spec().example("cpu")).shape == (1, 3, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(**inputs()).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("slip", "said"),
+    [
+        ({"width": 0}, "model.width must be at least 1"),
+        ({"width": 100_000}, "model.width must be at most 65536"),
+        ({"embeddings": 0}, "model.embeddings must be at least 1"),
+        ({"embeddings": 1001}, "model.embeddings must be at most 1000"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(slip: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        simnet.Config(**slip)
+
+
+@pytest.mark.parametrize("family", ["simnet", "bag_of_words"])
+def test_tasks_that_ask_for_something_else_are_refused(family: str) -> None:
+    config = models.family(family).Config()
+    with pytest.raises(ValueError, match=f"model.family={family} gives how well each phrase"):
+        models.build(config, InputSpec((3, 8, 8), 10))
+    assert models.build(config, spec()) is not None

@@ -1,0 +1,192 @@
+"""Flickr30K Entities is read as published, and what is wrong with a file is said in one line."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grounding_files import BOXED, BOXES, CAPTIONS, IDS, annotation, write_flickr
+
+from npas.tasks import _grounding_flickr, _grounding_sets
+from npas.tasks._grounding_phrases import BOXLESS, CLIPPED, Flat, Phrase
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_flickr(tmp_path)
+
+
+def test_each_phrase_has_the_box_around_its_chain(folder: Path) -> None:
+    found = _grounding_flickr.read(folder)
+    assert {split: [image.id for image in own.images] for split, own in found.items()} == IDS
+    reading = found["val"]
+    image = reading.images[0]
+    assert (image.width, image.height) == (100, 60)
+    assert image.path == folder / "flickr30k-images" / "200.jpg"
+    assert reading.phrases[0] == [
+        Phrase("A man", (10, 10, 29, 49), ("people",)),
+        Phrase("a red hat", (14, 10, 24, 17), ("clothing", "other")),
+        Phrase("Two men", (10, 10, 59, 59), ("people",)),
+        Phrase("a dog", (70, 30, 99, 59), ("animals",)),
+        Phrase("The man", (10, 10, 29, 49), ("people",)),
+        Phrase("the dog", (70, 30, 99, 59), ("animals",)),
+        Phrase("a blue car", (0, 0, 39, 19), ("vehicles",)),
+    ]
+    assert dict(reading.counts) == {
+        "captions": 15, "boxes": 18, "phrases without a box": 9,
+    }  # fmt: skip
+
+
+def test_captions_of_some_other_image_are_left_out(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def texts() -> list[str]:
+        return [phrase.text for phrase in _grounding_flickr.read(folder)["train"].phrases[1]]
+
+    assert "The man" not in texts() and len(texts()) == BOXED - 1
+    with open(folder / "UNRELATED_CAPTIONS", "a") as file:
+        file.write("101 5 6\n")
+    with pytest.raises(ValueError, match="'101 5 6' is no id and a number"):
+        texts()
+    (folder / "UNRELATED_CAPTIONS").unlink()
+    assert len(texts()) == BOXED
+    assert "are not left out" in caplog.text
+
+
+def test_phrases_lie_in_arrays_image_by_image(folder: Path) -> None:
+    reading = _grounding_flickr.read(folder)["val"]
+    reading.phrases[1] = []  # an image without any is passed over
+    flat = Flat.of(reading)
+    assert [image.id for image in flat.images] == ["200", "202"] and len(flat) == 2 * BOXED
+    assert flat.types == ["animals", "clothing", "other", "people", "vehicles"]
+    assert len(flat.texts) == BOXED  # the images speak alike
+    for index, phrases in enumerate((reading.phrases[0], reading.phrases[2])):
+        for number, phrase in zip(flat.of_image(index), phrases, strict=True):
+            assert flat.image_of(number) == index
+            assert flat.text(number) == phrase.text
+            assert tuple(flat.boxes_N4[number].tolist()) == phrase.box
+            of = [t for t, is_it in zip(flat.types, flat.is_type_NC[number], strict=True) if is_it]
+            assert tuple(of) == tuple(sorted(phrase.types))
+
+
+def test_a_box_beyond_its_image_is_clipped_and_keeps_its_phrase(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = folder / "Annotations" / "201.xml"
+    path.write_text(annotation("201", {**BOXES, "7": [(0, -4, 40, 20)], "5": [(71, 31, 104, 60)]}))
+    with caplog.at_level(logging.WARNING):
+        reading = _grounding_flickr.read(folder)["val"]
+    boxes = {phrase.text: phrase.box for phrase in reading.phrases[1]}
+    assert boxes["a blue car"] == (0, 0, 39, 19) and boxes["a dog"] == (70, 30, 99, 59)
+    assert reading.counts[CLIPPED] == 2 and len(reading.phrases[1]) == BOXED
+    (line,) = caplog.messages
+    assert "2 boxes reach beyond their image and were clipped" in line and "201.xml" in line
+
+
+def test_a_phrase_whose_chain_is_nowhere_is_left_out_and_counted(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    without = {chain: own for chain, own in BOXES.items() if chain != "7"}
+    (folder / "Annotations" / "301.xml").write_text(annotation("301", without))
+    with caplog.at_level(logging.WARNING):
+        reading = _grounding_flickr.read(folder)["test"]
+    assert len(reading.phrases[1]) == BOXED - 1 and reading.counts[BOXLESS] == 3 * 4 + 1
+    (line,) = caplog.messages
+    assert "1 phrases are left out" in line and "chain 7 of" in line and "301.xml" in line
+
+
+def test_odd_phrases_are_read_for_what_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "1.txt"
+    path.write_text("\ufeff[/EN#1/people  Two  men] , [/EN#12 a hat] .\r\n\n[/EN#3/other ] x\n")
+    one, other = _grounding_flickr.read_captions(path)
+    assert one == [("1", ("people",), "Two men"), ("12", (), "a hat")]
+    assert other == [("3", ("other",), "")]
+
+
+def write(name: str, text: str | bytes) -> Callable[[Path], Any]:
+    data = text if isinstance(text, bytes) else text.encode()
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def unlink(name: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).unlink()
+
+
+def with_box(*box: int) -> Callable[[Path], Any]:
+    return write("Annotations/302.xml", annotation("302", {**BOXES, "5": [box]}))
+
+
+XML = annotation("302")
+DAMAGE = {
+    "cut off": (write("Annotations/302.xml", XML[:200]), r"302\.xml cannot be read as XML.*again"),
+    "no XML": (write("Annotations/302.xml", b"\x89PNG"), r"302\.xml cannot be read as XML"),
+    "empty": (write("Annotations/302.xml", ""), r"302\.xml cannot be read as XML \(no element"),
+    "odd encoding": (
+        write("Annotations/302.xml", '<?xml version="1.0" encoding="nope"?><annotation/>'),
+        r"302\.xml cannot be read as XML",
+    ),
+    "no size": (
+        write("Annotations/302.xml", "<annotation></annotation>"),
+        r"302\.xml is no annotation of flickr30k_entities \(it has no size/width\): unpack",
+    ),
+    "no number": (
+        write("Annotations/302.xml", XML.replace("<xmin>11<", "<xmin>x<", 1)),
+        r"302\.xml is no annotation .*\(xmin is 'x'\)",
+    ),
+    "no edge": (
+        write("Annotations/302.xml", XML.replace("<ymax>50</ymax>", "", 1)),
+        r"302\.xml is no annotation .*it has no ymax",
+    ),
+    "no name": (
+        write("Annotations/302.xml", XML.replace("<name>2</name>", "")),
+        r"302\.xml is no annotation .*an object has no name",
+    ),
+    "no pixels": (
+        write("Annotations/302.xml", annotation("302", size=(0, 60))),
+        r"302\.xml is no annotation .*its size is 0x60",
+    ),
+    "outside": (
+        with_box(201, 1, 220, 20),
+        r"302\.xml: the box 200 0 219 19 of image 302 lies outside its 100x60 pixels: correct it",
+    ),
+    "other side": (with_box(-9, 1, -2, 20), r"302\.xml: the box -10 0 -3 19 .* lies outside"),
+    "inside out": (with_box(40, 1, 20, 20), r"the box 39 0 19 19 of image 302 is empty: correct"),
+    "no XML at all": (unlink("Annotations/300.xml"), r"300\.xml is not there: unpack annotations"),
+    "no sentences": (unlink("Sentences/300.txt"), r"Sentences/300\.txt is not there: unpack"),
+    "empty sentences": (write("Sentences/300.txt", " \n"), r"300\.txt has no caption: unpack"),
+    "no text": (write("Sentences/300.txt", b"\xff\xfe\x00"), r"300\.txt cannot be read \(it is no"),
+    "open bracket": (
+        write("Sentences/300.txt", f"{CAPTIONS[0]}\n[/EN#4/people Two men and a dog .\n"),
+        r"300\.txt: a phrase of caption 2 is no \[/EN#chain/type words\]: unpack",
+    ),
+    "no chain": (write("Sentences/300.txt", "[/EN#x/a A man] ."), r"phrase of caption 1 is no"),
+    "no split": (unlink("val.txt"), r"val\.txt is not there: put the split's file of github"),
+    "empty split": (write("val.txt", "\n"), r"val\.txt names no image"),
+    "a path": (write("val.txt", "../200\n"), r"val\.txt: '../200' is no image's id"),
+    "twice": (write("val.txt", "200\n200\n"), r"names image 200 twice, in val: name it once"),
+    "in two": (write("val.txt", "200\n101\n"), r"names image 101 twice, in train and in val"),
+    "not there": (write("val.txt", "200\n777\n"), r"777\.txt is not there"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_what_is_wrong_with_a_file_is_one_clear_line(what: str, folder: Path) -> None:
+    spoil, said = DAMAGE[what]
+    spoil(folder)
+    with pytest.raises(ValueError, match=said) as error:
+        _grounding_sets.read("flickr30k", folder.parent)
+    assert "\n" not in str(error.value)
+
+
+def test_a_set_that_is_not_there_says_where_it_belongs(tmp_path: Path) -> None:
+    for name, folder in (("flickr30k", "flickr30k_entities"), ("referit", "refclef")):
+        with pytest.raises(ValueError, match=rf"{name} is not under data\.root=.*{folder} as docs"):
+            _grounding_sets.read(name, tmp_path)
+
+
+def test_images_are_listed_by_split_whether_or_not_they_are_there(folder: Path) -> None:
+    found = _grounding_sets.images("flickr30k", folder.parent, "test")
+    assert [image.id for image in found] == IDS["test"]
+    path = _grounding_sets.features_path("flickr30k", folder.parent, "test")
+    assert path == folder / "test_features.h5"

@@ -1,0 +1,297 @@
+"""Images and sentences are read as SCAN's files have them, drawn alike in any company, measured."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from retrieval_files import NAMES, REGIONS, WIDTH, WORD, captions, features, write, write_vocabulary
+from simulated_ranks import by_ranks
+from test_retrieval_scores import sorted_recalls
+from torch import Tensor, nn
+
+from npas import tasks
+from npas.config import DataConfig
+from npas.models import build, family
+from npas.models._match import Match
+from npas.tasks import retrieval
+
+CPU = torch.device("cpu")
+SIZES = {"regions": REGIONS, "region_width": WIDTH, "word_width": WORD, "max_words": 6}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("retrieval")
+    write(folder)
+    return folder
+
+
+def make(root: Path, data: Any = (), seed: int = 0, **keys: Any) -> retrieval.Task:
+    config = retrieval.Config(**{**SIZES, **keys})
+    given = DataConfig(**{"root": str(root), "download": False, **dict(data)})
+    task = retrieval.Task(config, given, seed=seed, device=CPU)
+    task.setup()
+    return task
+
+
+def network(task: retrieval.Task, name: str = "adapt", **keys: Any) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"width": 16, "embedding": 8}
+    sizes |= {"vocab_size": 40} if name == "adapt" else {"dropout": 0.0}
+    return build(family(name).Config(**{**sizes, **keys}), task.spec)
+
+
+def test_a_set_is_read_whole(root: Path) -> None:
+    task = make(root)
+    task.setup()  # which reads nothing twice
+    assert (task.name, task.source, task.has_validation) == ("f30k", "real", True)
+    assert {name: len(part) for name, part in task.parts.items()} == {
+        **{"train": 8, "val": 4, "test": 6},
+    }
+    assert task.spec.answers == "match"
+    assert task.spec.inputs["words"].shape == (1, 8, WORD)  # six words between two marks
+    for name, split in (("train", "train"), ("val", "dev"), ("test", "test")):
+        assert task.parts[name].images.captions == captions(split)
+    own = task.parts["test"].sentences.take(torch.tensor([6]))  # the dog runs. in test
+    numbers = [task.vocabulary.get(w, 3) for w in ["the", "dog", "runs", "in", "test"]]
+    assert own["ids"].tolist() == [[1, *numbers, 2, 0]] and numbers[-1] == 3
+    assert own["words"][0].any(1).tolist() == [False, True, True, True, True, *[False] * 3]
+
+
+def test_words_are_numbered_as_scan_numbered_them_if_that_is_there(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    counted = make(tmp_path)
+    assert {"runs", "the", "cat"} <= set(counted.vocabulary) and "test" not in counted.vocabulary
+    assert "counted in training" in counted.inspect()["words"]
+    beside = write_vocabulary(tmp_path / "vocab" / "f30k_precomp_vocab.json", ["pig"])
+    assert make(tmp_path).vocabulary == beside
+    own = write_vocabulary(folder / "f30k_precomp_vocab.json", ["cow", "pig"])
+    task = make(tmp_path)
+    assert task.vocabulary == own
+    assert "6 are to be learned, as f30k_precomp_vocab.json" in task.inspect()["words"]
+
+
+# --- batches
+
+
+def rows(task: retrieval.Task, **how: Any) -> list[Tensor]:
+    """Return what each sample of an epoch is, in order of its batches."""
+    found = []
+    for batch in task.train_batches(how.pop("epoch", 0), how.pop("size", 8), **how):
+        values = [*batch.inputs.values(), batch.targets["image"]]
+        found += list(torch.cat([v.reshape(batch.size, -1).float() for v in values], 1))
+    return found
+
+
+@pytest.mark.parametrize(("each", "size"), [(1, 8), (2, 4), (5, 4)])
+def test_a_sample_is_the_same_in_any_batch_on_any_rank(root: Path, each: int, size: int) -> None:
+    task = make(root, captions=each)
+    whole = rows(task, size=size)
+    assert len(whole) == (40 if each == 1 else 8)
+    small = rows(task, size=size // 2)
+    assert all(torch.equal(a, b) for a, b in zip(whole, small, strict=True))
+    ranks = [rows(task, size=size, rank=rank, world=2) for rank in range(2)]
+    for step in range(len(whole) // size):
+        half = slice(step * size // 2, (step + 1) * size // 2)
+        again = torch.stack([*ranks[0][half], *ranks[1][half]])
+        assert torch.equal(again, torch.stack(whole[step * size : (step + 1) * size]))
+    assert torch.equal(rows(task, size=size, steps=range(1, 2))[0], whole[size])
+    for other in (rows(task, size=size, epoch=1), rows(make(root, captions=each, seed=1))):
+        assert not torch.equal(torch.stack(other), torch.stack(whole))
+
+
+def test_workers_make_the_same_batches(root: Path) -> None:
+    task = make(root, captions=2)
+    alone, by_two = (list(tasks.batches(task, 3, 4, workers=n)) for n in (0, 2))
+    assert len(alone) == len(by_two) == 2
+    for one, other in zip(alone, by_two, strict=True):
+        for key in ("inputs", "targets"):
+            ours, theirs = getattr(one, key), getattr(other, key)
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_batch_is_what_a_network_reads(root: Path) -> None:
+    task = make(root, captions=3)
+    batch = next(task.train_batches(0, 4))
+    assert {k: (v.dtype, v.shape[1:]) for k, v in batch.inputs.items()} == {
+        k: (v.dtype, v.shape[1:]) for k, v in task.spec.example("cpu").items()
+    }
+    expected = torch.from_numpy(features("train"))[batch.targets["image"]]
+    assert torch.equal(batch.inputs["regions"], expected)
+
+
+def said(task: retrieval.Task, batch: tasks.Batch) -> list[list[str]]:
+    """Return the words of each sample's sentences that have numbers."""
+    word = {number: word for word, number in task.vocabulary.items()}
+    return [
+        [" ".join(word[i] for i in own if i > 3) for own in sample]
+        for sample in batch.inputs["ids"].tolist()
+    ]
+
+
+def test_an_epoch_has_every_sentence_beside_its_image(root: Path) -> None:
+    task = make(root)
+    found = []
+    for batch in task.train_batches(0, 8):
+        for image, own in zip(batch.targets["image"].tolist(), said(task, batch), strict=True):
+            assert NAMES[image] in own[0].split()
+            found.append((image, own[0]))
+    assert len(found) == 40 and len(set(found)) > 24  # three of five differ in known words
+
+
+def test_of_several_sentences_others_are_drawn_in_each_epoch(root: Path) -> None:
+    task = make(root, captions=3)
+    drawn = []
+    for epoch in range(4):
+        batch = next(task.train_batches(epoch, 8))
+        assert sorted(batch.targets["image"].tolist()) == list(range(8))
+        for image, own in zip(batch.targets["image"].tolist(), said(task, batch), strict=True):
+            assert all(NAMES[image] in sentence.split() for sentence in own)
+        order = batch.targets["image"].argsort()
+        drawn.append(batch.inputs["ids"][order])
+    assert all(not torch.equal(drawn[0], other) for other in drawn[1:])
+
+
+def test_a_batch_knows_which_step_it_is_wherever_a_run_goes_on(root: Path) -> None:
+    task = make(root)
+    assert task.steps_per_epoch(16) == 2
+    steps = [
+        int(batch.targets["iteration"][0])
+        for epoch in (0, 1)
+        for batch in task.train_batches(epoch, 16)
+    ]
+    assert steps == [1, 2, 3, 4]
+    again = next(task.train_batches(1, 16, range(1, 2)))
+    assert set(again.targets["iteration"].tolist()) == {4}
+
+
+# --- loss and figures
+
+
+class Fixed(nn.Module):
+    """Say of a batch what it is told to, in place of a network."""
+
+    def __init__(self, similarity: Tensor) -> None:
+        super().__init__()
+        self.similarity = nn.Parameter(similarity)
+
+    def forward(self, **inputs: Tensor) -> Match:
+        return Match(self.similarity, torch.eye(len(self.similarity)))
+
+
+def test_all_sentences_count_at_first_and_the_hardest_in_the_end(root: Path) -> None:
+    task = make(root, beta=0.5, margin=0.2)
+    similarity = torch.tensor([[0.9, 0.8, 0.75], [0.1, 0.5, 0.4], [0.0, 0.0, 0.6]])
+    # Too near by: of images .1 .05 | .1, of sentences none | .1 of the first | .35 of the first,
+    # .0 of the second.
+    image = torch.arange(3)
+    for step in (1, 3):
+        targets = {"image": image, "iteration": torch.full((3,), step)}
+        loss, logged = task.loss(Fixed(similarity), tasks.Batch({}, targets, 3))
+        k = 1 - 0.5**step
+        short = torch.tensor([[0.1, 0.05], [0.0, 0.1], [0.0, 0.0]])
+        others = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.35, 0.0]])
+        total = float(short.sum() + others.sum())
+        hard = 0.1 + 0.1 + 0.5 + 0.35
+        assert loss.item() == pytest.approx(((1 - k) * total + k * hard) / 3)
+        assert float(logged["in_batch"]) == 300.0
+
+
+def test_a_sentence_finds_its_image_also_where_that_is_twice_in_the_batch(root: Path) -> None:
+    task = make(root, captions=2)
+    similarity = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1.0]])
+    for image, right in (([4, 4, 2], 4), ([4, 5, 2], 2)):
+        targets = {"image": torch.tensor(image), "iteration": torch.ones(3)}
+        _, logged = task.loss(Fixed(similarity), tasks.Batch({}, targets, 3))
+        assert float(logged["in_batch"]) == 100 * right / 2
+
+
+@pytest.mark.parametrize("name", ["adapt", "two_branch"])
+@pytest.mark.parametrize("folds", [0, 2])
+def test_figures_are_those_of_everything_compared_with_everything(
+    root: Path, name: str, folds: int
+) -> None:
+    task = make(root, folds=folds)
+    model = network(task, name)
+    part, count = task.parts["test"], 6 // (folds or 1)
+    each = []
+    for fold in range(folds or 1):
+        images = torch.arange(count) + fold * count
+        inputs = part.sentences.take(images[:, None] * 5 + torch.arange(5))
+        inputs["regions"] = part.images.features.read(images)
+        with torch.no_grad():
+            each.append(sorted_recalls(model.eval()(**inputs).similarity.numpy()))
+    model.train()
+    found = task.evaluate(model, "test")
+    assert model.training
+    assert found == pytest.approx({k: np.mean([own[k] for own in each]) for k in each[0]})
+
+
+@pytest.mark.parametrize("name", ["adapt", "two_branch"])
+def test_any_number_of_ranks_measures_the_same_to_the_bit(
+    root: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval, "EVAL_IMAGES", 2)
+    monkeypatch.setattr(retrieval, "EVAL_SENTENCES", 7)
+    task = make(root)
+    model = network(task, name)
+    alone = task.evaluate(model, "test")
+    assert 0 < alone["mr"] < 100
+
+    def patch(replacement: Any) -> None:
+        monkeypatch.setattr(retrieval, "over_ranks", replacement)
+
+    for world in (2, 3, 5):
+        assert all(own == alone for own in by_ranks(task, model, "test", world, patch))
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "keys"),
+    [("adapt", 12, {}), ("two_branch", 40, {"loss": "top", "captions": 2, "negatives": 3})],
+)
+def test_what_fits_is_learned(root: Path, name: str, epochs: int, keys: Any) -> None:
+    task = make(root, **keys)
+    model = network(task, name)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    before = task.evaluate(model, "val")["mr"]
+    size = 20 if task.config.captions == 1 else 8
+    for epoch in range(epochs):
+        for batch in task.train_batches(epoch, size):
+            loss, _ = task.loss(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    after = task.evaluate(model, "val")
+    # Four kinds of images, one of each in val, and sentences that name them.
+    assert after["t2i_r1"] >= 75 and after["mr"] > before
+
+
+# --- what is said
+
+
+def test_what_is_there_is_counted_beside_what_was_published(root: Path) -> None:
+    found = make(root).inspect()
+    assert found["train"] == (
+        f"8 images of {REGIONS} regions of {WIDTH} numbers, 40 sentences; 29,000 images were"
+        " published"
+    )
+    assert list(found) == ["train", "dev", "test", "words"]
+    assert "12 of 20 words have vectors; 18 sentences are longer than 6 words" in found["words"]
+
+
+def test_a_count_as_published_is_said_to_be(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(retrieval.PUBLISHED, "f30k", {"train": 8, "dev": 5, "test": 6})
+    found = make(root).inspect()
+    assert found["train"].endswith("40 sentences, as published")
+    assert found["dev"].endswith("5 images were published")
+
+
+def test_numbers_that_are_none_are_found_by_looking_at_all(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    array = features("dev")
+    array[2, 0, 1] = np.inf
+    np.save(folder / "dev_ims.npy", array)
+    with pytest.raises(ValueError, match=r"dev_ims.npy holds numbers that are none"):
+        make(tmp_path).inspect()
