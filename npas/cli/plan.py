@@ -80,7 +80,7 @@ def run(plan: Plan) -> Job:
         keywords = plan_keywords(config, grouping)
         allocation = sharing.plan(model, config.budget, **keywords)
     flops = inference_flops(model, task.spec)
-    data = _data(task, config) if plan.check_data else {}
+    data = _data(task, model, config) if plan.check_data else {}
     if plan.format == "json":
         found = {"data": data} if plan.check_data else {}
         print(json.dumps({**_figures(model, allocation), "flops": flops, **found}))
@@ -92,11 +92,15 @@ def run(plan: Plan) -> Job:
     return Job(config.exp)
 
 
-def _data(task: Task, config: Config) -> dict[str, str]:
-    """Read the data and say what they are, and what one batch is; ValueError if they are not."""
+def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:
+    """Read the data and say what they are, and what one batch is.
+
+    ValueError if they are not there, or not what this network can read.
+    """
     from npas import tasks
 
     task.setup()
+    task.check_network(model)
     batch = next(tasks.batches(task, 0, config.batch_size, workers=config.data.workers))
     tensors = batch.inputs if isinstance(batch.inputs, dict) else {"inputs": batch.inputs}
     shapes = [

@@ -1,4 +1,4 @@
-"""Start the convolutional networks for small images as their papers do."""
+"""Start networks as their authors do: those for small images, and those for phrases."""
 
 from torch import nn
 
@@ -9,3 +9,12 @@ def initialize(model: nn.Module, classifier: nn.Linear) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     nn.init.zeros_(classifier.bias)
+
+
+def glorot(model: nn.Module) -> None:
+    """Draw linear layers as TensorFlow does (Glorot and Bengio 2010, uniform); biases are 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

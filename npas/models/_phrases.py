@@ -20,7 +20,12 @@ def within(lengths_W: Tensor, places: int) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Weigh each word by itself and by the mean of its text, and add them up, of length 1: WxV."""
+    """Weigh each word by itself and by the mean of its text, and add them up, of length 1: WxV.
+
+    A linear layer and ReLU score each word beside the mean, and a softmax over the text's words
+    makes weights of the scores; without ReLU it would cancel what the mean adds to all of them. A
+    word of zeros has no vector: it has no weight, and does not count in the mean.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -28,10 +33,14 @@ class SelfAttention(nn.Module):
 
     def forward(self, words_WTV: Tensor, lengths_W: Tensor) -> Tensor:
         """Return a vector for each text."""
-        context_WTV = mean(words_WTV, lengths_W)[:, None].expand_as(words_WTV)
-        scores_WT = self.score(torch.cat([context_WTV, words_WTV], 2)).squeeze(2)
-        outside_WT = ~within(lengths_W, words_WTV.shape[1])
-        weights_WT = scores_WT.masked_fill(outside_WT, -torch.inf).softmax(1)
+        inside_WT = within(lengths_W, words_WTV.shape[1])
+        known_WT = inside_WT & (words_WTV != 0).any(2)
+        context_WV = mean(words_WTV, known_WT.sum(1).clamp(min=1))
+        context_WTV = context_WV[:, None].expand_as(words_WTV)
+        scores_WT = F.relu(self.score(torch.cat([context_WTV, words_WTV], 2)).squeeze(2))
+        # Where no word is known, all are weighed: a softmax needs one.
+        weighed_WT = torch.where(known_WT.any(1, keepdim=True), known_WT, inside_WT)
+        weights_WT = scores_WT.masked_fill(~weighed_WT, -torch.inf).softmax(1)
         return F.normalize((weights_WT[..., None] * words_WTV).sum(1), dim=1)
 
 

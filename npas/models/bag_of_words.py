@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from npas._schema import at_least, at_most
-from npas.models import InputSpec, _phrases
-from npas.models.simnet import initialize
+from npas.models import InputSpec, _initialization, _phrases
 
 ANSWERS = ("regions",)
 MOST_WIDTH = 65536  # beyond this a slip of the hand
@@ -58,7 +57,7 @@ class BagOfWords(nn.Module):
         self.phrase = nn.Linear(word, config.width)
         self.region = nn.Linear(region + (box if config.boxes else 0), config.width)
         self.bias = nn.Parameter(torch.zeros(()))
-        initialize(self)
+        _initialization.glorot(self)
 
     def forward(self, words: Tensor, lengths: Tensor, regions: Tensor, boxes: Tensor) -> Tensor:
         if self.boxes:

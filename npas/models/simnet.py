@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas._schema import at_least, at_most
-from npas.models import InputSpec, _phrases
+from npas.models import InputSpec, _initialization, _phrases
 
 ANSWERS = ("regions",)
 # Beyond these a slip of the hand, not a network: building it would fill the memory first.
@@ -111,7 +111,7 @@ class SimNet(nn.Module):
             branch(phrase_width, hidden, config.embeddings) if config.embeddings > 1 else None
         )
         self.score = nn.Linear(config.width, 1)
-        initialize(self)
+        _initialization.glorot(self)  # as the authors' library does
 
     def forward(self, words: Tensor, lengths: Tensor, regions: Tensor, boxes: Tensor) -> Tensor:
         phrases_BPV = self.read(words, lengths)
@@ -150,12 +150,3 @@ def branch(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 def _even(x: Tensor, dim: int) -> Tensor:
     """Scale vectors along a dimension to a mean square of 1."""
     return F.normalize(x, dim=dim) * math.sqrt(x.shape[dim])
-
-
-def initialize(model: nn.Module) -> None:
-    """Draw the linear layers as the authors' library does (Glorot, uniform); their biases are 0."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

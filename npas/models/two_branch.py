@@ -13,6 +13,7 @@ parameters, of which 2 W of each branch are its batch norm's:
     W 2048, E 512, V 300, D 2048: 1,669,632 + 5,249,536 = 6,919,168; with attention 6,919,769
 
 The authors' code also trains the words' vectors, held near to where they were; here they are data.
+It leaves out stop words; here they are words as all others.
 
 Dimensions: B images, R regions, S = B x P sentences, T words in each.
 """
@@ -99,7 +100,7 @@ class TwoBranch(nn.Module):
 
     def encode_sentences(self, words_STV: Tensor, lengths_S: Tensor, ids_ST: Tensor) -> Tensor:
         """Return what sentences become, SxE."""
-        if self.attention is not None:  # which makes zeros count for nothing
+        if self.attention is not None:  # which passes over zeros itself
             return self.text(self.attention(words_STV, lengths_S))
         known_S = (words_STV != 0).any(2).sum(1).clamp(min=1)
         return self.text(_phrases.mean(words_STV, known_S))

@@ -176,6 +176,7 @@ _TABLES: dict[str, Callable[[], Table]] = {
     "grounding": vision_language.grounding,
     "retrieval": vision_language.retrieval,
     "scenes": vision_language.scenes,
+    "scenes_retrieval": vision_language.scenes_retrieval,
     "scenes_groups": vision_language.scenes_groups,
     "swrn": soft_sharing.swrn,
     "digits_swrn": soft_sharing.digits_swrn,

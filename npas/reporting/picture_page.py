@@ -33,11 +33,11 @@ MOST_LINES = 6  # of a heading or a caption; the rest is left out
 
 PAPER, INK, GREY = "#ffffff", "#202020", "#d0d0d0"
 TRUTH, RIGHT, WRONG = "#1a9641", "#2166ac", "#d7191c"
-LEGEND = (
-    (TRUTH, "green: the truth, or the right one"),
-    (RIGHT, "blue: chosen"),
-    (WRONG, "red: chosen, and wrong"),
-)
+LEGEND = {
+    TRUTH: "green: the truth, or the right one",
+    RIGHT: "blue: chosen",
+    WRONG: "red: chosen, and wrong",
+}
 
 
 def draw(shown: Sequence[Shown], path: str | Path, title: str) -> Path:
@@ -66,7 +66,7 @@ def draw(shown: Sequence[Shown], path: str | Path, title: str) -> Path:
     pen = ImageDraw.Draw(page)
     below = head.draw(pen, EDGE, EDGE)
     x = float(EDGE)
-    for colour, words in LEGEND:
+    for colour, words in _legend(shown).items():
         pen.text((x, below), words, fill=colour, font=legend.font)
         x += legend.font.getlength(words) + GAP
     for row, above, tall in zip(rows, headings, heights, strict=True):
@@ -77,6 +77,20 @@ def draw(shown: Sequence[Shown], path: str | Path, title: str) -> Path:
         top += tall + GAP
     _write(page, path)
     return path
+
+
+def _legend(shown: Sequence[Shown]) -> dict[str, str]:
+    """Return what there is to say of the colours that are there."""
+    pictures = [picture for sample in shown for picture in sample.pictures]
+    used = (
+        {TRUTH} if any("truth" in picture.boxes or picture.right for picture in pictures) else set()
+    )
+    used |= {
+        WRONG if picture.right is False else RIGHT
+        for picture in pictures
+        if "chosen" in picture.boxes
+    }
+    return {colour: words for colour, words in LEGEND.items() if colour in used}
 
 
 def _page_width() -> int:

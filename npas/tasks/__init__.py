@@ -125,6 +125,12 @@ class Task(Protocol):
         Unless a task says otherwise, every network can that was built for its `spec`.
         """
 
+    def check_part(self, size: int) -> None:
+        """Raise ValueError if so many samples at once, a rank's part of a batch, cannot be trained.
+
+        Unless a task says otherwise, any number can.
+        """
+
     def agree_on_damage(self, world: int) -> None:
         """Let all ranks know what damaged samples each has met, where a task counts them.
 

@@ -1,4 +1,4 @@
-"""Keep files in order that several processes share: locks, whole files, modes as usual."""
+"""Keep files in order that several processes share: locks, whole files, modes, what went wrong."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -88,3 +89,12 @@ def give_usual_mode(path: Path) -> None:
     umask = os.umask(0o077)  # there is no way to read it but to set it
     os.umask(umask)
     os.chmod(path, 0o666 & ~umask)
+
+
+def reason(error: BaseException) -> str:
+    """Return what went wrong, in one line: in the system's own words where it has any."""
+    # A KeyError's text is shown in quotes.
+    said = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    hidden = re.search(r"error message = '([^']+)'", said)  # the system's, within HDF5's
+    words = hidden[1] if hidden else getattr(error, "strerror", None) or said
+    return (words or type(error).__name__).splitlines()[0][:200]

@@ -42,7 +42,10 @@ class Lot(NamedTuple):
 
 @dataclass
 class Part:
-    """Hold a split: its phrases and their words, in memory, and its regions, on disk."""
+    """Hold a split: its phrases and their words, in memory, and its regions, on disk.
+
+    An image without features is never read: not to be trained on, and its phrases are not measured.
+    """
 
     flat: Flat
     regions: Regions
@@ -51,12 +54,17 @@ class Part:
     sizes: Sizes
 
     @cached_property
+    def there(self) -> list[int]:
+        """Return the numbers of the images that have features."""
+        return np.flatnonzero(self.regions.rows_I).tolist()
+
+    @cached_property
     def lots(self) -> list[Lot]:
         """Return all phrases, each once: of each image as many at a time as a sample has."""
         size = self.sizes.phrases
         return [
             Lot(i, own[start : start + size])
-            for i, own in enumerate(map(self.flat.of_image, range(len(self.flat.images))))
+            for i, own in zip(self.there, map(self.flat.of_image, self.there), strict=True)
             for start in range(0, len(own), size)
         ]
 

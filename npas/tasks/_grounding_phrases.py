@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from npas.tasks._files import reason
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +26,17 @@ CAPTIONS, BOXES = "captions", "boxes"
 UNRELATED = "captions of some other image"
 BOXLESS, WORDLESS = "phrases without a box", "phrases without a word"
 CLIPPED, UNANNOTATED = "boxes clipped", "phrases of a chain that its annotation does not name"
+ODD_BOXES, ODD_PHRASES = "odd boxes", "odd phrases"
+GARBLED = "phrases that are no UTF-8"
 # Of these, what is to be warned of.
 STRANGE = {
     CLIPPED: "boxes reach beyond their image and were clipped to it",
     UNANNOTATED: "phrases are left out, whose chain its annotation does not name",
+    ODD_BOXES: "boxes are empty or outside their image: phrases that speak of them are left out",
+    ODD_PHRASES: "phrases are left out, which are no [/EN#chain/type words] or hold brackets",
+    GARBLED: "phrases hold bytes that are no UTF-8, and are read without them",
 }
+MOST_BAD = 3  # images that a split may lack or that may be odd, or a hundredth of it
 
 Box = tuple[float, float, float, float]
 
@@ -54,13 +62,15 @@ class Phrase(NamedTuple):
 class Reading:
     """Hold what was read of a split: its images, the phrases of each, and counts by what they are.
 
-    `odd` notes where something strange was met first, by what it is.
+    `odd` notes where something strange was met first, by what it is, and `spoiled` the ids of
+    images of which something is left out for it.
     """
 
     images: list[Image] = field(default_factory=list)
     phrases: list[list[Phrase]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     odd: dict[str, str] = field(default_factory=dict)
+    spoiled: set[str] = field(default_factory=set)
 
     def note(self, what: str, where: str) -> None:
         """Count something strange, of which `where` is kept if it is the first."""
@@ -120,38 +130,37 @@ class Flat:
         return int(np.searchsorted(self.first_J, number, side="right")) - 1
 
 
-def inside(box: Box, image: Image, last: tuple[float, float], path: Path) -> tuple[Box, bool]:
-    """Return the part of a box that lies in its image, and whether any had to be cut off.
+def inside(
+    box: Box, image: Image, last: tuple[float, float], reading: Reading, where: str
+) -> Box | None:
+    """Return the part of a box that lies in its image; None if it is empty, or wholly outside.
 
     `last` are the greatest x and y that a box may have. A box that an annotator drew past the edge
-    still says what is meant, and keeps its phrase: it is clipped. ValueError for one that is empty,
-    or wholly outside: it is another image's, or in other units, and so may be the rest of the file.
+    still says what is meant, and keeps its phrase: it is clipped. Either is noted in the reading.
     """
     left, top, right, bottom = box
-    what = f"{path}: the box {left:g} {top:g} {right:g} {bottom:g} of image {image.id}"
-    if not (left <= right and top <= bottom):  # nor where one is no number
-        raise ValueError(f"{what} is empty: correct it, or put the published file there")
-    if right < 0 or bottom < 0 or left > last[0] or top > last[1]:
-        raise ValueError(
-            f"{what} lies outside its {image.width}x{image.height} pixels: correct it, or put the"
-            " published file there"
-        )
+    is_empty = not (left <= right and top <= bottom)  # also where one is not a number
+    if is_empty or right < 0 or bottom < 0 or left > last[0] or top > last[1]:
+        reading.note(ODD_BOXES, f"{left:g} {top:g} {right:g} {bottom:g}, {where}")
+        reading.spoiled.add(image.id)
+        return None
     clipped = max(left, 0), max(top, 0), min(right, last[0]), min(bottom, last[1])
-    return clipped, clipped != box
+    if clipped != box:
+        reading.note(CLIPPED, where)
+    return clipped
 
 
 def read_lines(path: Path, remedy: str) -> list[str]:
     """Return the lines of a text file that say something. ValueError, with the remedy, if it fails.
 
-    Texts come in UTF-8, a few of them with a mark at the start.
+    Texts come in UTF-8, a few of them with a mark at the start; U+FFFD stands for what is none.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
     except FileNotFoundError:
         raise ValueError(f"{path} is not there: {remedy}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise ValueError(f"{path} cannot be read ({reason}): {remedy}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({reason(error)}): {remedy}") from None
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
@@ -166,13 +175,27 @@ def check_apart(ids: Mapping[str, Sequence[str]], where: str) -> None:
             seen[name] = split
 
 
-def warn(name: str, readings: Iterable[Reading]) -> None:
-    """Warn, a line each, of what is strange in a data set, and say what becomes of it."""
-    readings = list(readings)
+def too_many(count: int, images: int) -> bool:
+    """Tell whether so many bad images of a split are no accident: over 1% of them, and over 3."""
+    return count > MOST_BAD and 100 * count > images
+
+
+def warn(name: str, found: Mapping[str, Reading], remedy: str) -> None:
+    """Warn, a line each, of what is strange in a data set, and say what becomes of it.
+
+    ValueError, with the remedy, where something is left out of too many images of a split.
+    """
+    for split, reading in found.items():
+        if too_many(len(reading.spoiled), len(reading.images)):
+            first = reading.odd.get(ODD_BOXES) or reading.odd[ODD_PHRASES]
+            raise ValueError(
+                f"{name}: {len(reading.spoiled):,} of the {len(reading.images):,} images of {split}"
+                f" have boxes or phrases that make no sense (first: {first}): {remedy}"
+            )
     for what, line in STRANGE.items():
-        count = sum(reading.counts[what] for reading in readings)
+        count = sum(reading.counts[what] for reading in found.values())
         if count:
-            first = next(reading.odd[what] for reading in readings if what in reading.odd)
+            first = next(reading.odd[what] for reading in found.values() if what in reading.odd)
             log.warning("%s: %s %s (first: %s)", name, f"{count:,}", line, first)
 
 

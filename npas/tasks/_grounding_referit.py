@@ -1,11 +1,12 @@
 """Read RefCLEF: ReferItGame's expressions (Kazemzadeh et al. 2014) as the refer toolbox packs them.
 
-    refclef/refs(berkeley).p     a pickled list: expressions, their image, annotation and split
-    refclef/instances.json       images with their sizes, and annotations with boxes
-    images/saiapr_tc-12/02/images/2004.jpg      refclef/../images, as instances.json names them
+    refclef/refs(berkeley).p         a pickled list: expressions, their image and split
+    refclef/instances.json           images with their sizes, and annotations with boxes
+    images/saiapr_tc-12/2004.jpg     beside refclef, under the names that instances.json has
 
 Each expression is a phrase: its raw text in small letters, without what is no ASCII. A box is given
 as left, top, width and height, and taken as (left, top, left + width, top + height), as CITE does.
+Expressions whose box is empty or outside its image are left out, counted and warned of.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from npas.tasks._files import reason
 from npas.tasks._grounding_phrases import (
     BOXES,
-    CLIPPED,
+    BOXLESS,
     SPLITS,
     WORDLESS,
     Box,
@@ -59,7 +61,7 @@ def read(folder: Path) -> dict[str, Reading]:
         if not all(isinstance(side, int) and side > 0 for side in sides):
             raise ValueError(f"{path}: image {image.id} has no size of two whole numbers; {_FETCH}")
     found = _splits(folder / REFS, path, images, annotated)
-    warn(FOLDER, found.values())
+    warn(FOLDER, found, _FETCH)
     return found
 
 
@@ -78,8 +80,8 @@ def _splits(
         ]
         phrases = [[_ascii(text) for text in texts] for *_, texts in refs]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = _reason(error)
-        raise ValueError(f"{refs_path} is not as refer writes it ({reason}): {_FETCH}") from None
+        said = _reason(error)
+        raise ValueError(f"{refs_path} is not as refer writes it ({said}): {_FETCH}") from None
     found = {split: Reading() for split in SPLITS}
     place: dict[Any, tuple[str, int]] = {}
     for (split, image_id, ann_id, _), texts in zip(refs, phrases, strict=True):
@@ -101,10 +103,12 @@ def _splits(
                 f" {_FETCH}"
             )
         last = image.width, image.height  # as far as left + width of a box at the edge comes
-        box, was_cut = inside(annotated[ann_id][1], image, last, instances_path)
-        if was_cut:
-            reading.note(CLIPPED, f"annotation {ann_id} of {instances_path}")
+        where = f"annotation {ann_id} of {instances_path}"
+        box = inside(annotated[ann_id][1], image, last, reading, where)
         reading.counts[BOXES] += 1
+        if box is None:
+            reading.counts[BOXLESS] += len(texts)
+            continue
         for text in texts:
             if text:
                 reading.phrases[place[image_id][1]].append(Phrase(text, box))
@@ -122,7 +126,7 @@ def _bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise ValueError(f"{path} is not there: {_FETCH}") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): {_FETCH}") from None
+        raise ValueError(f"{path} cannot be read ({reason(error)}): {_FETCH}") from None
 
 
 def _box(given: Any) -> Box:
@@ -135,7 +139,5 @@ def _ascii(text: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Say in one line what an exception says; of a missing key, which."""
-    if isinstance(error, KeyError):
-        return f"something has no {error}"
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    """Say what an exception says; of a missing key, which."""
+    return f"something has no {error}" if isinstance(error, KeyError) else reason(error)

@@ -12,6 +12,8 @@ from npas.tasks._grounding_phrases import (
     BOXLESS,
     CAPTIONS,
     CLIPPED,
+    ODD_BOXES,
+    ODD_PHRASES,
     UNANNOTATED,
     UNRELATED,
     WORDLESS,
@@ -20,7 +22,7 @@ from npas.tasks._grounding_phrases import (
 )
 
 TRIED = 1000  # images of each part, evenly spread, whose features are read
-LEFT_OUT = (BOXLESS, UNANNOTATED, WORDLESS, UNRELATED)
+LEFT_OUT = (BOXLESS, ODD_BOXES, ODD_PHRASES, UNANNOTATED, WORDLESS, UNRELATED)
 
 
 def report(
@@ -78,16 +80,18 @@ def _beside(count: int, published: int | None, what: str) -> str:
 
 def _features(part: Part) -> str:
     """Describe a file of features; ValueError if one of those tried cannot be read."""
-    regions, tried = part.regions, list(spread(len(part.regions.images), TRIED))
+    regions, tried = part.regions, [part.there[i] for i in spread(len(part.there), TRIED)]
     for index in tried:
         regions.read(index, int(regions.rows_I[index]))
-    rows_I = regions.rows_I
+    rows_I = regions.rows_I[part.there]
     least, most = int(rows_I.min()), int(rows_I.max())
     each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-    return (
+    line = (
         f"{rows_I.sum():,} regions, {each} an image, of {regions.width:,} numbers, in"
         f" {regions.path.stat().st_size:,} bytes; {len(tried):,} of {len(rows_I):,} images read"
     )
+    missing = regions.missing
+    return f"{line}; {len(missing):,} more have none (first: {missing[0]})" if missing else line
 
 
 def _words(parts: Mapping[str, Part]) -> str:
@@ -96,7 +100,8 @@ def _words(parts: Mapping[str, Part]) -> str:
     unknown = int((words.rows_UT[:, 0] == 0).sum())
     return (
         f"{len(texts):,} different phrases of up to {int(texts.max())} words,"
-        f" {len(words.table_NV) - 1:,} vectors of {words.table_NV.shape[1]:,} numbers;"
+        f" {len(words.table_NV) - 1:,} vectors of {words.table_NV.shape[1]:,} numbers, none of"
+        f" {words.unknown:,} other words;"
         f" {unknown:,} phrases without a known word"
     )
 

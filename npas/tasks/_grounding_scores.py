@@ -60,15 +60,20 @@ def compare(scores_BPR: Tensor, overlap_BPR: Tensor, regions_B: Tensor) -> tuple
 
     Returns three figures of each phrase, BxPx3, float64: whether the best scored region is right,
     whether any is, and what part of the regions are. And which the best scored one is, BxP.
+
+    Of a tie for the best score the part that is right counts, so that scores that are all the same
+    measure as chance does, and the first is named. A phrase with a NaN among its scores is wrong.
     """
     place_R = torch.arange(scores_BPR.shape[2], device=regions_B.device)
     is_region_B1R = place_R < regions_B[:, None, None]
-    chosen_BP = scores_BPR.masked_fill(~is_region_B1R, -torch.inf).argmax(2)
+    scores_BPR = scores_BPR.masked_fill(~is_region_B1R, -torch.inf)
+    # The greatest of numbers with a NaN is NaN, which nothing equals.
+    is_best_BPR = (scores_BPR == scores_BPR.amax(2, keepdim=True)) & is_region_B1R
     fits_BPR = (overlap_BPR >= RIGHT) & is_region_B1R
-    right_BP = fits_BPR.gather(2, chosen_BP[..., None]).squeeze(2)
+    right_BP = (is_best_BPR & fits_BPR).sum(2).double() / is_best_BPR.sum(2).clamp(min=1)
     share_BP = fits_BPR.sum(2).double() / regions_B[:, None]
-    found_BP3 = torch.stack([right_BP.double(), fits_BPR.any(2).double(), share_BP], 2)
-    return found_BP3, chosen_BP
+    found_BP3 = torch.stack([right_BP, fits_BPR.any(2).double(), share_BP], 2)
+    return found_BP3, is_best_BPR.byte().argmax(2)
 
 
 def summarize(
@@ -76,7 +81,8 @@ def summarize(
 ) -> dict[str, float]:
     """Return means over phrases, in percent, of what `compare` finds of each.
 
-    A phrase of several types counts for each of them; every type has some.
+    A phrase of several types counts for each of them; every type has some. One whose image has no
+    features is 0 throughout.
     """
     names = ("accuracy", "oracle", "chance")
     found = {name: 100 * own_N.mean() for name, own_N in zip(names, found_N3.T, strict=True)}

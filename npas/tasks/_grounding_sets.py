@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from npas.tasks import _grounding_flickr, _grounding_referit
-from npas.tasks._grounding_phrases import Image, Reading
+from npas.tasks._grounding_phrases import Reading
 
 READERS = {"flickr30k": _grounding_flickr, "referit": _grounding_referit}
 
@@ -24,11 +24,6 @@ def read(name: str, root: Path) -> dict[str, Reading]:
             " set data.source=standin"
         )
     return READERS[name].read(where)
-
-
-def images(name: str, root: Path, split: str) -> list[Image]:
-    """List the images of a split, "train", "val" or "test", whether or not they are there."""
-    return read(name, root)[split].images
 
 
 def features_path(name: str, root: Path, split: str) -> Path:

@@ -13,7 +13,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+
+from npas.tasks._files import reason
 
 MADE_BY = "made_by"  # the attribute of a file that says how it was made
 
@@ -53,10 +54,14 @@ class Store:
                 f"{path} is damaged ({reason(error)}): remove it, and the same command makes it"
                 " anew"
             ) from None
+        if made_by is None:
+            raise ValueError(
+                f"{path} was made by another tool, and nothing is added to it: move it away, and"
+                " the same command makes one"
+            )
         if made_by != self.made_by:
             raise ValueError(
-                f"{path} was made otherwise ({made_by or 'by another tool'}): ask for the same, or"
-                " remove it"
+                f"{path} was made otherwise ({made_by}): ask for the same, or remove it"
             )
         return names
 
@@ -147,10 +152,3 @@ def _whole(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def reason(error: Exception) -> str:
-    """Return what went wrong, in few words: HDF5 hides the system's own in many."""
-    said = str(error)
-    inner = re.search(r"error message = '([^']*)'", said)
-    return inner[1] if inner else getattr(error, "strerror", None) or said.partition("\n")[0]

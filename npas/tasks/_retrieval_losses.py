@@ -50,7 +50,8 @@ def hardest(costs: Costs, weight: Tensor) -> Tensor:
     """Return the mean over sentences: of their greatest costs and, less `weight`, of all costs.
 
     As ADAPT is trained (Wehrmann et al. 2020), whose code adds up and does not divide: its sum over
-    a batch is this one times the number of sentences. `weight` goes from 0, all costs alike, to 1.
+    a batch is this one times the number of sentences, and masks the diagonal alone, where here all
+    pairs of the same image are. `weight` goes from 0, all costs alike, to 1.
     """
     images_SB, sentences_SS, _ = costs
     total = images_SB.sum() + sentences_SS.sum()

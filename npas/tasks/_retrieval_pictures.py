@@ -72,7 +72,7 @@ def _of_image(similarity_SN: Tensor, image: int, own: Split, folder: Path | None
         )
         for place, i in enumerate(best, 1)
     ]
-    place = f"its first sentence comes as number {before + 1:,} of {len(own.captions):,}"
+    place = f"its best sentence comes as number {before + 1:,} of {len(own.captions):,}"
     return Shown(f"Image {own.names[image]}\n{place}", pictures)
 
 

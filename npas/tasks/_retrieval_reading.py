@@ -9,7 +9,6 @@ Dimensions: N images, B of them, R regions of each, D numbers of a region.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,26 +35,26 @@ class Features:
     width: int
 
     def read(self, index_B: Tensor) -> Tensor:
-        """Return the features of these images, BxRxD in float32. ValueError if they are gone."""
+        """Return the features of these images, BxRxD in float32.
+
+        ValueError if they are gone, or some are NaN or infinite.
+        """
         try:
             array = np.load(self.path, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{self.path} cannot be read any more ({error})") from None
-        rows_BRD = array[index_B.numpy() * self.step, : self.regions]
-        return torch.from_numpy(np.asarray(rows_BRD, np.float32))
+        row_B = index_B.numpy() * self.step
+        rows_BRD = np.asarray(array[row_B, : self.regions], np.float32)
+        is_finite_B = np.isfinite(rows_BRD).all((1, 2))
+        if not is_finite_B.all():
+            row = row_B[int(is_finite_B.argmin())]
+            raise ValueError(f"{self.path} has non-finite numbers in row {row}: get it again")
+        return torch.from_numpy(rows_BRD)
 
     def check(self) -> None:
-        """Read every number of every image. ValueError if one is none."""
-        for numbers in self._all():
-            bad_B = ~np.isfinite(self.read(numbers).numpy()).all((1, 2))
-            if bad_B.any():
-                row = int(numbers[int(bad_B.argmax())]) * self.step
-                raise ValueError(
-                    f"{self.path} holds numbers that are none, first in row {row}: get it again"
-                )
-
-    def _all(self) -> Iterator[Tensor]:
-        yield from torch.arange(self.images).split(AT_ONCE)
+        """Read every number of every image. ValueError if one is NaN or infinite."""
+        for index_B in torch.arange(self.images).split(AT_ONCE):
+            self.read(index_B)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Count how often a sentence's image is among the first few, and an image's sentences.
 
-What is like the right one, or is no number, comes before it: a network that says the same of
-everything has found nothing.
+A tie with the right one counts as before it, and so does NaN: a rank is an upper bound, and a
+network that scores everything alike has found nothing.
 
 Dimensions: N images, S = 5 N sentences, five of each image in a row.
 """
@@ -19,14 +19,15 @@ AMONG = (1, 5, 10)
 
 
 def ranks(similarity_SN: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many sentences come before the best of each image's own five, N int64.
+    """Return how many sentences rank before the best of each image's own five, N int64.
 
-    And how many images come before each sentence's own, S.
+    And how many images rank before each sentence's own, S.
     """
     count = similarity_SN.shape[1]
     own_S = torch.arange(len(similarity_SN), device=similarity_SN.device) // PER_IMAGE
     right_S = similarity_SN.gather(1, own_S[:, None]).squeeze(1)
-    image_S = (~(similarity_SN < right_S[:, None])).sum(1) - 1  # less itself
+    # Not "at least", which is false for NaN. The right one is counted, too, and subtracted.
+    image_S = (~(similarity_SN < right_S[:, None])).sum(1) - 1
     best_N = right_S.view(count, PER_IMAGE).amax(1)
     before_SN = ~(similarity_SN < best_N)
     of_own_N = before_SN.gather(1, own_S[:, None]).view(count, PER_IMAGE).sum(1)
@@ -34,7 +35,7 @@ def ranks(similarity_SN: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def recalls(folds: Iterable[Tensor]) -> dict[str, float]:
-    """Return R@1, R@5 and R@10 both ways and their mean, in percent, over parts of equal size.
+    """Return R@1, R@5 and R@10 both ways and their mean, in percent, over folds of equal size.
 
     `i2t` is from an image to its sentences, of which one will do; `t2i` from a sentence to its
     image. Each fold is SxN, and is searched by itself.

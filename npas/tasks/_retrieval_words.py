@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +43,12 @@ class Sentences:
         }
 
 
-def count_words(captions: Iterable[str]) -> dict[str, int]:
-    """Number the words that come up often enough, most frequent first, after the four marks."""
-    counts = Counter(word for caption in captions for word in _words.split(caption))
+def count_words(captions: Iterable[str], known: Container[str] = ()) -> dict[str, int]:
+    """Number the words that come up often enough, most frequent first, after the four marks.
+
+    What is joined by hyphens is one word if it is known as one.
+    """
+    counts = Counter(word for caption in captions for word in _words.split(caption, known))
     often = [word for word, count in counts.items() if count >= LEAST]
     often.sort(key=lambda word: (-counts[word], word))
     return {word: i for i, word in enumerate([NONE, START, END, UNKNOWN, *often])}
@@ -83,8 +86,7 @@ def read_table(
 
     ValueError if the file cannot be read, or knows none of the words.
     """
-    wanted = {word for caption in captions for word in _words.split(caption)}
-    vectors = _words.read_vectors(path, width, wanted)
+    vectors = _words.read_vectors(path, width, _words.spellings(captions))
     if not vectors:
         raise ValueError(f"{path} knows none of the words of these sentences: name another file")
     table_NV = np.vstack([np.zeros((1, width), np.float32), *vectors.values()])
@@ -98,13 +100,16 @@ def look_up(
     table_NV: np.ndarray,
     most: int,
 ) -> Sentences:
-    """Return the places of sentences: of each the first `most` words, and the two marks."""
-    unknown = vocabulary[UNKNOWN]
+    """Return the places of sentences: of each the first `most` words, and the two marks.
+
+    What is joined by hyphens is one word if it has a vector or a number of its own.
+    """
+    unknown, known = vocabulary[UNKNOWN], rows.keys() | vocabulary.keys()
     rows_UT = np.zeros((len(captions), most + MARKS), np.int32)
     ids_UT = np.zeros_like(rows_UT)
     lengths_U = np.zeros(len(captions), np.int32)
     for i, caption in enumerate(captions):
-        words = _words.split(caption)[:most]
+        words = _words.split(caption, known)[:most]
         rows_UT[i, 1 : len(words) + 1] = [rows.get(word, 0) for word in words]
         numbers = [vocabulary.get(word, unknown) for word in words]
         ids_UT[i, : len(words) + MARKS] = [vocabulary[START], *numbers, vocabulary[END]]
@@ -112,18 +117,20 @@ def look_up(
     return Sentences(*map(torch.from_numpy, (table_NV, rows_UT, ids_UT, lengths_U)))
 
 
-def describe(parts: Iterable[tuple[Sequence[str], Sentences]], most: int) -> str:
-    """Say how many of the sentences' words have vectors, and how many sentences were cut."""
-    with_vector: set[str] = set()
-    without: set[str] = set()
+def describe(
+    captions: Iterable[str], vocabulary: Mapping[str, int], rows: Mapping[str, int], most: int
+) -> str:
+    """Say what of the sentences' words has no vector or number, and how many sentences are cut."""
+    known = rows.keys() | vocabulary.keys()
+    counts: Counter[str] = Counter()
     cut = 0
-    for captions, sentences in parts:
-        for caption, rows_T in zip(captions, sentences.rows_UT.numpy(), strict=True):
-            words = _words.split(caption)
-            cut += len(words) > most
-            for word, row in zip(words[:most], rows_T[1:], strict=False):
-                (with_vector if row else without).add(word)
+    for caption in captions:
+        words = _words.split(caption, known)
+        cut += len(words) > most
+        counts.update(words[:most])
+    unknown = sum(count for word, count in counts.items() if word not in vocabulary)
     return (
-        f"{len(with_vector):,} of {len(with_vector | without):,} words have vectors; {cut:,}"
+        f"{unknown:,} of {counts.total():,} word occurrences are {UNKNOWN};"
+        f" {len(counts.keys() & rows.keys()):,} of {len(counts):,} words have vectors; {cut:,}"
         f" sentences are longer than {most} words and lose the rest"
     )

@@ -77,9 +77,13 @@ def ensure(
                     shutil.rmtree(new, ignore_errors=True)
                     raise
     except OSError as error:
+        # Of HDF5 the number says it, and its text much more.
+        reason = os.strerror(error.errno) if error.errno else error
+        if root.exists() and not root.is_dir():
+            reason = f"{root} is no folder"
         raise ValueError(
-            f"{folder} cannot be written ({error.strerror or error}): set data.root to a folder"
-            " with room for made-up scenes"
+            f"{folder} cannot be written ({reason}): set data.root to a folder with room for"
+            " made-up scenes"
         ) from None
     return folder
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from npas.models import _hub
-from npas.tasks import _standin_text
+from npas.tasks import _files, _standin_text
 
 # What a tokenizer consists of, and of which one part will do.
 FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "vocab.txt", "spiece.model")
@@ -71,8 +71,7 @@ def load_tokenizer(name: str, download: bool = True, key: str = "task.tokenizer"
         with _hub.quietly():
             inner = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever a broken file makes its readers say
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{key}={name} cannot be read ({reason[:200]})") from error
+        raise ValueError(f"{key}={name} cannot be read ({_files.reason(error)})") from error
     if not getattr(inner, "is_fast", False):
         raise ValueError(
             f"{key}={name} is a slow one, which does not say where in a text its tokens"

@@ -8,8 +8,9 @@ Dimensions: U texts, T places for words in each, V numbers a word, N rows of the
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,13 @@ from torch import Tensor
 from npas.models import _hub
 from npas.tasks import _text
 
+log = logging.getLogger(__name__)
+
 BERT_BATCH = 64  # texts
+# What GloVe's tokenizer, the Penn Treebank's, cuts off: that's, don't, we're. Not a quoted letter.
+CLITIC = re.compile(r"(n't|'(?:s|re|ve|ll|d|m))(?![\w'])")
+WORD = re.compile(r"\w+(?:['-]\w+)*")
+APOSTROPHES = str.maketrans("\u2019\u02bc", "''")  # as typography has them
 
 
 @dataclass(frozen=True)
@@ -30,37 +37,70 @@ class Words:
     table_NV: Tensor  # float32, float16 of a BERT
     rows_UT: Tensor  # int64
     lengths_U: Tensor  # int64, at least 1: a text of no known word has one of zeros
+    unknown: int = 0  # different words that a file has no vector of
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the words, ...xTxV, float32, and the lengths of the texts of these numbers."""
         return self.table_NV[self.rows_UT[index]].float(), self.lengths_U[index]
 
 
-def split(text: str) -> list[str]:
-    """Cut a text into its words, in small letters; punctuation is left out."""
-    return re.findall(r"\w+(?:'\w+)?", text.lower())
+def split(text: str, known: Container[str] = ()) -> list[str]:
+    """Cut a text into its words, in small letters; punctuation is left out.
+
+    What is joined by hyphens is one word if it is known as one. What an apostrophe joins is cut as
+    the vectors' own texts were, "don't" into do and n't, and may also come so.
+    """
+    return [
+        part for word in _joined(text) for part in ([word] if word in known else word.split("-"))
+    ]
+
+
+def spellings(texts: Iterable[str]) -> set[str]:
+    """Return all words that `split` may make of the texts, whichever of them are known."""
+    joined = {word for text in texts for word in _joined(text)}
+    return joined | {part for word in joined for part in word.split("-")}
+
+
+def _joined(text: str) -> list[str]:
+    """Cut a text into words, those with hyphens whole."""
+    pieces = CLITIC.sub(r" \1 ", text.lower().translate(APOSTROPHES)).split()
+    return [
+        word
+        for piece in pieces
+        for word in ([piece] if CLITIC.fullmatch(piece) else WORD.findall(piece))
+    ]
 
 
 def read_vectors(path: Path, width: int, wanted: Iterable[str]) -> dict[str, np.ndarray]:
     """Return the vectors that a file has of the wanted words: float32, `width` of them each.
 
-    A first line that says how many there are is passed over. ValueError, in one line, for a file
-    that is missing, of another width or no text.
+    Lines of other words are passed over unread; words with spaces in them are never wanted. A first
+    line may say how many there are. A wanted word whose line has another width is left out, with a
+    warning. ValueError, in one line, for a file that is missing, or where that is most words.
     """
     wanted, found = set(wanted), dict[str, np.ndarray]()
+    odd, first, line = 0, "", "\n"
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
-                word, *values = line.rstrip().split(" ")
-                if number == 1 and len(values) == 1:
+                text = line.replace("\t", " ").strip(" \n")
+                word = text.partition(" ")[0].lower()
+                if word not in wanted or word in found:
                     continue
-                if len(values) != width:
-                    raise ValueError(
-                        f"line {number} has {len(values)} numbers and not {width}: set"
-                        " task.word_width to what the file has"
-                    )
-                if word.lower() in wanted:
-                    found.setdefault(word.lower(), np.array(values, dtype=np.float32))
+                # Not at other white space, which some words of the file hold.
+                fields = [field for field in text.split(" ") if field]
+                if number == 1 and _counts(fields):
+                    continue
+                if len(fields) == width + 1:
+                    found[word] = np.array(fields[1:], dtype=np.float32)
+                elif not _goes_on(fields, width):
+                    odd += 1
+                    first = first or f"line {number} has {len(fields) - 1} numbers and not {width}"
+        if odd > len(found):
+            raise ValueError(
+                f"{odd:,} of {odd + len(found):,} words are of another width, {first}: set"
+                " task.word_width to what the file has"
+            )
     except FileNotFoundError:
         raise ValueError(
             f"{path} is not there: put word vectors there, as GloVe's glove.6B.300d.txt, or name"
@@ -71,8 +111,33 @@ def read_vectors(path: Path, width: int, wanted: Iterable[str]) -> dict[str, np.
         raise ValueError(f"{path} cannot be read as word vectors ({reason})") from None
     for word, vector in found.items():
         if not np.isfinite(vector).all():
-            raise ValueError(f"{path} cannot be read as word vectors ({word} has no finite ones)")
+            raise ValueError(
+                f"{path} cannot be read as word vectors ({word} has non-finite numbers)"
+            )
+    if not line.endswith("\n"):
+        log.warning("%s ends within a line: it may be cut off, and lack words", path)
+    if odd:
+        log.warning(
+            "%s: %d of %d words are of another width and left out: %s",
+            *(path, odd, odd + len(found), first),
+        )
     return found
+
+
+def _counts(fields: Sequence[str]) -> bool:
+    """Tell whether a line says how many words there are, and how many numbers of each."""
+    return len(fields) == 2 and all(field.isdecimal() for field in fields)
+
+
+def _goes_on(fields: Sequence[str], width: int) -> bool:
+    """Tell whether a line's word goes on after a space: what is before its numbers is no number."""
+    if len(fields) <= width + 1:
+        return False
+    try:
+        float(fields[-width - 1])
+    except ValueError:
+        return True
+    return False
 
 
 def look_up(texts: Sequence[str], path: Path, width: int, most: int) -> Words:
@@ -80,14 +145,15 @@ def look_up(texts: Sequence[str], path: Path, width: int, most: int) -> Words:
 
     ValueError if it cannot be read, or knows none of them.
     """
-    cut = [split(text) for text in texts]
-    vectors = read_vectors(path, width, {word for words in cut for word in words})
+    vectors = read_vectors(path, width, spellings(texts))
     if not vectors:
         raise ValueError(f"{path} knows none of the words of these texts: name another file")
     row = {word: i for i, word in enumerate(vectors, 1)}
+    cut = [split(text, row) for text in texts]
     known = [[row[word] for word in words if word in row][-most:] for words in cut]
+    unknown = len({word for words in cut for word in words if word not in row})
     table_NV = np.vstack([np.zeros((1, width), np.float32), *vectors.values()])
-    return Words(torch.from_numpy(table_NV), *_padded(known))
+    return Words(torch.from_numpy(table_NV), *_padded(known), unknown)
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

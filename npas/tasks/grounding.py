@@ -8,16 +8,20 @@ say; features come from scripts/extract_regions.py. All three have a part to cho
 Words are vectors out of a file or a BERT's, fixed either way. A sample of an epoch is an image with
 `task.phrases` of its phrases, drawn anew each epoch. The loss is CITE's (Plummer et al. 2018,
 arXiv 1711.08389): logistic, on the regions that overlap a phrase's box by `task.positive` and
-`task.negatives` others for each of these, drawn anew as well.
+`task.negatives` others for each of these, drawn anew as well. CITE's released loop multiplies the
+sum of the labels of all the image's phrases so far, those of -1 included, so that a phrase's number
+of negatives depends on the phrases before it; here it depends on its own regions alone.
 
 Measured is, in percent, the `accuracy` of the best scored region, which is right from an overlap
 (intersection over union) of 0.5 on; beside it the `oracle`, phrases for which there is such a
-region at all, and `chance`, a region drawn at random. Every phrase counts once in each caption.
+region at all, and `chance`, a region drawn at random. Every phrase counts once in each caption, and
+as wrong, in all three, where its image has no features; in training such an image is left out.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,7 +50,7 @@ from npas.tasks import (
     over_ranks,
 )
 from npas.tasks._grounding_parts import Lot, Part, Sizes
-from npas.tasks._grounding_phrases import Box, Flat, Reading, spread
+from npas.tasks._grounding_phrases import Box, Flat, Reading, log, spread
 from npas.tasks._grounding_regions import Regions
 from npas.tasks._scene_sets import Made
 from npas.tasks._scenes import Difficulty
@@ -178,7 +182,13 @@ class Task(tasks.Task):
             if not len(flat):
                 raise ValueError(f"{self.name}: no phrase of {split} has a box: see docs/data.md")
             path = _grounding_sets.features_path(name, root, split)
-            regions[split] = Regions(path, flat.images, config.region_width)
+            regions[split] = own = Regions(path, flat.images, config.region_width)
+            if own.missing:
+                log.warning(
+                    "%s has no features of %s of %s images (first: %s): %s",
+                    path, f"{len(own.missing):,}", f"{len(flat.images):,}", own.missing[0],
+                    "they are left out" if split == "train" else "their phrases count as wrong",
+                )  # fmt: skip
         words = self._look_up([text for flat in flats.values() for text in flat.texts], root)
         parts, first = {}, 0
         for split, flat in flats.items():
@@ -209,7 +219,7 @@ class Task(tasks.Task):
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Count an epoch's full batches of images; those left over come up in other epochs."""
-        count = len(self.parts["train"].flat.images)
+        count = len(self.parts["train"].there)
         return _epochs.full_batches(count, batch_size, f"training images of {self.name}")
 
     def train_batches(
@@ -222,12 +232,12 @@ class Task(tasks.Task):
     ) -> Iterator[Batch]:
         """Yield this rank's parts of these batches: images, some phrases of each, and labels."""
         part, config = self.parts["train"], self.config
-        order_N = _epochs.order(self.seed, epoch, len(part.flat.images), self.device)
+        order_N = _epochs.order(self.seed, epoch, len(part.there), self.device)
         if steps is None:
             steps = range(self.steps_per_epoch(batch_size))
         for index_B in _epochs.shares(order_N, batch_size, steps, rank, world):
             lots, keys = [], []
-            for index in index_B.tolist():
+            for index in map(part.there.__getitem__, index_B.tolist()):
                 key = _random.derive_key(self.seed, "phrases", epoch, index)
                 lots.append(part.drawn(index, key))
                 keys.append(_random.derive_key(self.seed, "negatives", epoch, index))
@@ -266,7 +276,7 @@ class Task(tasks.Task):
         was_training = model.training
         model.eval()
         # Of each phrase whether it is right, whether that can be, and by what chance; the other
-        # ranks' phrases stay 0 here.
+        # ranks' phrases stay 0 here, and those of images without features everywhere.
         found_N3 = torch.zeros(len(part.flat), 3, dtype=torch.float64, device=device)
         for batch in made:
             batch = batch.to(device)
@@ -293,19 +303,21 @@ class Task(tasks.Task):
         shown = []
         for number in spread(len(part.flat), count):
             index = part.flat.image_of(number)
+            boxes = {"truth": _four(part.flat.boxes_N4[number])}
+            path, heading = part.flat.images[index].path, part.flat.text(number)
+            if not part.regions.rows_I[index]:
+                shown.append(Shown(heading, [Picture(path, "no features", boxes, False)]))
+                continue
             batch = part.measuring([Lot(index, [number])]).to(device)
             found_BP3, chosen_BP = _compare(model, batch)
             chosen = int(chosen_BP[0, 0])
             overlap = float(batch.targets["overlaps"][0, 0, chosen])
             _, boxes_R4 = part.regions.read(index, self.sizes.regions)
-            boxes = {"truth": part.flat.boxes_N4[number], "chosen": boxes_R4[chosen]}
-            picture = Picture(
-                part.flat.images[index].path,
-                f"IoU {overlap:.2f}",
-                {name: _four(box_4) for name, box_4 in boxes.items()},
-                bool(found_BP3[0, 0, 0]),
-            )
-            shown.append(Shown(part.flat.text(number), [picture]))
+            boxes["chosen"] = _four(boxes_R4[chosen])
+            # Of a tie the first is shown; where a score is NaN none is right.
+            right = overlap >= _grounding_scores.RIGHT and bool(found_BP3[0, 0, 0] > 0)
+            cut = math.floor(100 * overlap) / 100  # which does not make 0.50 of less
+            shown.append(Shown(heading, [Picture(path, f"IoU {cut:.2f}", boxes, right)]))
         model.train(was_training)
         return shown
 

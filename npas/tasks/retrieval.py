@@ -17,7 +17,6 @@ images of a part.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, cast
@@ -41,7 +40,6 @@ from npas.tasks import (
     _retrieval_sets,
     _retrieval_words,
     over_ranks,
-    rank_share,
 )
 from npas.tasks._retrieval_reading import PER_IMAGE
 from npas.tasks._scene_sets import Made
@@ -49,8 +47,6 @@ from npas.tasks._scenes.world import Difficulty
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
-
-log = logging.getLogger(__name__)
 
 # So many images, or sentences, are encoded at once where all is compared with all.
 EVAL_IMAGES, EVAL_SENTENCES = 100, 500
@@ -118,6 +114,11 @@ class Config:
                 )
         if self.test not in PUBLISHED.get(self.set, {"test"}):
             raise ValueError(f"task.test={self.test}: set={self.set} has none; set task.test=test")
+        if self.folds and self.set != "scenes" and self.test != "testall":
+            other = ", or task.test=testall" if self.set == "coco" else ""
+            raise ValueError(
+                f"task.folds={self.folds} is for COCO's testall: set task.folds=0{other}"
+            )
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,6 @@ class Task(tasks.Task):
             },
         )
         self.parts: dict[str, Part] = {}
-        self.alone = False  # whether it was said that a single image has nothing to be beside
 
     def setup(self) -> None:
         """Read sentences and words, and find the features. ValueError, one line, if they are bad.
@@ -195,9 +195,9 @@ class Task(tasks.Task):
         self.vocabulary = (
             _retrieval_words.read_vocabulary(found.vocabulary)
             if found.vocabulary
-            else _retrieval_words.count_words(read["train"].captions)
+            else _retrieval_words.count_words(read["train"].captions, rows)
         )
-        self.found = found
+        self.rows, self.found = rows, found
         self.parts = {
             name: Part(
                 own,
@@ -223,12 +223,12 @@ class Task(tasks.Task):
                     ", as published" if same else f"; {published[split]:,} images were published"
                 )
             found[split] = line
-        told = [(part.images.captions, part.sentences) for part in self.parts.values()]
+        captions = (said for part in self.parts.values() for said in part.images.captions)
         by = self.found.vocabulary
         numbered = "counted in training" if by is None else f"as {by.name} numbers them"
         found["words"] = (
             f"{len(self.vocabulary):,} are to be learned, {numbered};"
-            f" {_retrieval_words.describe(told, self.words)}"
+            f" {_retrieval_words.describe(captions, self.vocabulary, self.rows, self.words)}"
         )
         return found
 
@@ -251,15 +251,7 @@ class Task(tasks.Task):
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Batch]:
-        """Yield this rank's parts of these batches. Targets say which images and which step it is.
-
-        ValueError if a rank's part is one image, which there would be nothing to compare with.
-        """
-        if rank_share(batch_size, world) < 2:
-            raise ValueError(
-                f"batch_size={batch_size} gives each of {world} ranks one image, and nothing to"
-                f" compare it with: set it to at least {2 * world}"
-            )
+        """Yield this rank's parts of these batches. Targets say which images, and which step."""
         train, per_epoch = self.parts["train"], self.steps_per_epoch(batch_size)
         steps = range(per_epoch) if steps is None else steps
         order_N = _epochs.order(self.seed, epoch, self._items(), self.device)
@@ -281,6 +273,14 @@ class Task(tasks.Task):
         order_B5 = _random.bits(key, sentences_B5).argsort(stable=True, dim=1)
         return item_B, sentences_B5.gather(1, order_B5[:, : self.config.captions])
 
+    def check_part(self, size: int) -> None:
+        """ValueError if that is one image, which there is nothing to compare with."""
+        if size < 2:
+            raise ValueError(
+                "a part of a batch is one image, and there is nothing to compare it with: raise"
+                " batch_size, or lower trainer.devices or trainer.accumulation"
+            )
+
     def check_network(self, model: nn.Module) -> None:
         """ValueError if the network learns fewer words than there are."""
         known = getattr(getattr(model, "module", model), "vocab_size", None)
@@ -297,9 +297,6 @@ class Task(tasks.Task):
         trainer.accumulation a part of that.
         """
         self.check_network(model)
-        if batch.size == 1 and not self.alone:
-            log.warning("a part of a batch is one image: nothing is learned; accumulate fewer")
-            self.alone = True
         config, image_B = self.config, batch.targets["image"]
         match: Match = model(**batch.inputs)
         similarity_SB = match.similarity.float()

@@ -118,6 +118,8 @@ def prepare(experiment: Experiment) -> None:
     from npas.training import initial  # which builds networks itself
 
     config, task = experiment.config, experiment.task
+    world, accumulation = experiment.process.world, config.trainer.accumulation
+    task.check_part(tasks.rank_share(config.batch_size, world, accumulation))
     named_checkpoint(config, experiment.stage)
     task.setup()
     task.steps_per_epoch(config.batch_size)

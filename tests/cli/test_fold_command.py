@@ -188,3 +188,24 @@ def test_a_checkpoint_folds_into_the_runs_folder_with_the_history_until_then(
     record = json.loads((folder / "fold-0.5" / "fold.json").read_text())
     epochs = [entry["epoch"] for entry in record["history"]]
     assert epochs == list(range(len(epochs))) and 1 < len(epochs) < 4
+
+
+@pytest.mark.parametrize(
+    ("exp", "words"),
+    [
+        ("simnet_scenes", ("model.embeddings=3", "model.width=8")),
+        ("adapt_scenes", ("model.width=16", "model.vocab_size=200", "model.embedding=8")),
+        ("two_branch_scenes", ("model.width=16", "model.embedding=16")),
+    ],
+)
+def test_a_network_of_several_inputs_folds(
+    exp: str, words: tuple[str, ...], run: Run, tmp_path: Path
+) -> None:
+    settings = (f"+exp={exp}", "data.source=standin", "budget=null", "sharing.templates=2")
+    small = ("task.region_width=16", "task.word_width=16", f"run_root={tmp_path}/runs")
+    assert train.main([*settings, "sharing.groups=shape", *small, *words]) == 0
+    (folder,) = (tmp_path / "runs" / exp).iterdir()
+    answer = run("npas-fold", f"run={folder}", "threshold=0.01")
+    assert answer.code == 0, answer.err
+    record = json.loads((folder / "fold-0.01" / "fold.json").read_text())
+    assert record["recalibrated_on"] >= 1 and record["outputs_differ_by"] < 1e-4

@@ -35,6 +35,7 @@ NAMED = {
     "resnet110_cifar10": ("1.04M",),
     "densenet40_cifar10": ("0.66M",),
     "perceiver_imagenet": ("44.9M",),
+    **{f"simnet_{name}": ("0.02",) for name in ("flickr30k", "referit", "scenes")},
     **{f"{name}_squad{n}": ("18M",) for name in ("ssn", "bert_large") for n in (1, 2)},
 }
 

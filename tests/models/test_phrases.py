@@ -60,6 +60,50 @@ def test_what_stands_beyond_a_text_is_not_read(kind: str) -> None:
     torch.testing.assert_close(answer(0.0), answer(9.0))
 
 
+def by_hand(attention: _phrases.SelfAttention, text_TV: Tensor) -> Tensor:
+    """Weigh the words of one text, none of which is beyond its end or zeros."""
+    mean_TV = text_TV.mean(0).expand_as(text_TV)
+    joined_TC = torch.cat([mean_TV, text_TV], 1)
+    score_T = (joined_TC @ attention.score.weight[0] + attention.score.bias).clamp(min=0)
+    return nn.functional.normalize((score_T.softmax(0)[:, None] * text_TV).sum(0), dim=0)
+
+
+def test_attention_scores_words_by_themselves_and_by_their_text() -> None:
+    torch.manual_seed(0)
+    attention = _phrases.SelfAttention(WIDTH)
+    nn.init.normal_(attention.score.weight)
+    found_WV = attention(texts(), LENGTHS_W)
+    for text_TV, length, found_V in zip(texts(), LENGTHS_W, found_WV, strict=True):
+        torch.testing.assert_close(found_V, by_hand(attention, text_TV[:length]))
+    with torch.no_grad():
+        attention.score.weight[:, :WIDTH] = 0
+    without_context_WV = attention(texts(), LENGTHS_W)
+    assert (found_WV - without_context_WV).abs().max() > 0.1
+
+
+def test_all_of_the_attention_learns() -> None:
+    torch.manual_seed(0)
+    attention = _phrases.SelfAttention(WIDTH)
+    (attention(texts(), LENGTHS_W) * torch.randn(4, WIDTH)).sum().backward()
+    for name, parameter in attention.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().min() > 1e-3, name
+
+
+def test_attention_passes_over_words_of_zeros() -> None:
+    torch.manual_seed(0)
+    attention = _phrases.SelfAttention(WIDTH)
+    words_WTV = texts()
+    gaps_WTV = torch.zeros(4, 10, WIDTH)
+    gaps_WTV[:, [0, 2, 3, 5, 6, 8, 9]] = words_WTV  # none at 1, 4 and 7
+    last_W = torch.tensor([1, 6, 10, 4])
+    torch.testing.assert_close(attention(gaps_WTV, last_W), attention(words_WTV, LENGTHS_W))
+    nothing_WV = attention((words_WTV * 0).requires_grad_(), LENGTHS_W)
+    nothing_WV.sum().backward()
+    assert not nothing_WV.any()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in attention.parameters())
+
+
 def test_attention_weighs_words_and_has_length_one() -> None:
     torch.manual_seed(0)
     attention = _phrases.SelfAttention(WIDTH)

@@ -94,6 +94,23 @@ def test_the_right_one_of_several_has_a_frame() -> None:
     assert len({where(page, colour)[1] for colour in colours}) == 1
 
 
+@pytest.mark.parametrize(
+    ("boxes", "right", "colours"),
+    [
+        ({}, None, set()),
+        ({}, True, {TRUTH}),
+        ({"truth": BOXES["truth"]}, None, {TRUTH}),
+        (BOXES, True, {TRUTH, RIGHT}),
+        (BOXES, False, {TRUTH, WRONG}),
+    ],
+)
+def test_colours_are_explained_that_are_there(
+    boxes: dict[str, tuple[float, float, float, float]], right: bool | None, colours: set[str]
+) -> None:
+    page = drawn(Shown("a sentence", [Picture(image(), "1.", boxes, right)]))[:70]
+    assert {colour for colour in (TRUTH, RIGHT, WRONG) if count(page, colour)} == colours
+
+
 def test_samples_stand_side_by_side_and_go_on_below() -> None:
     colours = [f"#{40 * i:02x}0080" for i in range(COLUMNS + 1)]
     page = drawn(

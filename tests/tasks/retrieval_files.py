@@ -27,12 +27,16 @@ def features(split: str) -> np.ndarray:
 
 
 def write(root: Path, name: str = "f30k", repeated: bool = False) -> Path:
-    """Write a whole set under `root` and word vectors beside it; return its folder."""
+    """Write a whole set under `root` and word vectors beside it; return its folder.
+
+    COCO's `testall` is what `test` is.
+    """
     folder = root / f"{name}_precomp"
     folder.mkdir(parents=True)
-    for split in COUNTS:
-        array = features(split)
-        (folder / f"{split}_caps.txt").write_text("\n".join(captions(split)) + "\n")
+    for split in [*COUNTS, "testall"] if name == "coco" else COUNTS:
+        own = "test" if split == "testall" else split
+        array = features(own)
+        (folder / f"{split}_caps.txt").write_text("\n".join(captions(own)) + "\n")
         np.save(folder / f"{split}_ims.npy", array.repeat(5, 0) if repeated else array)
     write_vectors(root / "glove.6B.300d.txt")
     return folder

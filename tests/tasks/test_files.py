@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from npas.tasks._files import give_usual_mode, locked
+from npas.tasks._files import give_usual_mode, locked, reason
 
 
 def test_a_lock_and_the_folders_made_for_it_go_with_it(tmp_path: Path) -> None:
@@ -72,3 +72,22 @@ def test_a_file_gets_the_mode_of_a_new_one(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("it's 'this'\nand that"), "it's 'this'"),
+        (ValueError("  \n"), "ValueError"),
+        (KeyError("object 'x' is not there"), "object 'x' is not there"),
+        (KeyError(), "KeyError"),
+        (OSError(28, "No space left on device", "a.h5"), "No space left on device"),
+        (
+            OSError("Cannot open (name = 'a', error message = 'Too large', b = 1)"),
+            "Too large",
+        ),
+        (RuntimeError("x" * 300), "x" * 200),
+    ],
+)
+def test_what_went_wrong_is_one_line(error: Exception, said: str) -> None:
+    assert reason(error) == said

@@ -9,7 +9,16 @@ import pytest
 from grounding_files import BOXED, BOXES, CAPTIONS, IDS, annotation, write_flickr
 
 from npas.tasks import _grounding_flickr, _grounding_sets
-from npas.tasks._grounding_phrases import BOXLESS, CLIPPED, Flat, Phrase
+from npas.tasks._grounding_phrases import (
+    BOXLESS,
+    CLIPPED,
+    GARBLED,
+    ODD_BOXES,
+    ODD_PHRASES,
+    UNANNOTATED,
+    Flat,
+    Phrase,
+)
 
 
 @pytest.fixture
@@ -99,7 +108,8 @@ def test_a_phrase_whose_chain_is_nowhere_is_left_out_and_counted(
 def test_odd_phrases_are_read_for_what_they_are(tmp_path: Path) -> None:
     path = tmp_path / "1.txt"
     path.write_text("\ufeff[/EN#1/people  Two  men] , [/EN#12 a hat] .\r\n\n[/EN#3/other ] x\n")
-    one, other = _grounding_flickr.read_captions(path)
+    (one, other), odd = _grounding_flickr.read_captions(path)
+    assert odd == []
     assert one == [("1", ("people",), "Two men"), ("12", (), "a hat")]
     assert other == [("3", ("other",), "")]
 
@@ -114,7 +124,89 @@ def unlink(name: str) -> Callable[[Path], Any]:
 
 
 def with_box(*box: int) -> Callable[[Path], Any]:
-    return write("Annotations/302.xml", annotation("302", {**BOXES, "5": [box]}))
+    return write("Annotations/302.xml", annotation("302", {**BOXES, "5": [(71, 31, 90, 60), box]}))
+
+
+ODD_BOX = {
+    "outside": (with_box(201, 1, 220, 20), "200 0 219 19, "),
+    "beyond the left side": (with_box(-9, 1, -2, 20), "-10 0 -3 19, "),
+    "inside out": (with_box(40, 1, 20, 20), "39 0 19 19, "),
+}
+
+
+@pytest.mark.parametrize("what", ODD_BOX)
+def test_one_odd_box_costs_its_chain_and_no_more(
+    what: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil, said = ODD_BOX[what]
+    spoil(folder)
+    with caplog.at_level(logging.WARNING):
+        reading = _grounding_flickr.read(folder)["test"]
+    texts = [phrase.text for phrase in reading.phrases[2]]
+    assert texts == ["A man", "a red hat", "Two men", "The man", "a blue car"]
+    assert [len(own) for own in reading.phrases] == [BOXED, BOXED, BOXED - 2, BOXED]
+    counts = reading.counts
+    assert (counts[ODD_BOXES], counts[BOXLESS], counts[UNANNOTATED]) == (1, 3 * 4 + 2, 0)
+    assert counts["boxes"] == 6 * 4 + 1
+    (line,) = caplog.messages
+    assert "1 boxes are empty or outside their image" in line
+    assert said in line and "302.xml" in line
+
+
+ODD_MARKUP = {
+    "open bracket": ("[/EN#4/people Two men and a dog .", []),
+    "nested": ("[/EN#4/people Two men with [/EN#5/animals a dog] ]", ["a dog"]),
+    "bracketed": ("[/EN#4/people Two [sic] men] and [/EN#5/animals a dog]", ["a dog"]),
+    "no chain": ("[/EN#x/people Two men] and [/EN#5/animals a dog]", ["a dog"]),
+}
+
+
+@pytest.mark.parametrize("what", ODD_MARKUP)
+def test_one_odd_phrase_is_left_out_alone(
+    what: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    line, left = ODD_MARKUP[what]
+    (folder / "Sentences" / "300.txt").write_text(f"{CAPTIONS[2]}\n{line}\n")
+    with caplog.at_level(logging.WARNING):
+        reading = _grounding_flickr.read(folder)["test"]
+    assert [phrase.text for phrase in reading.phrases[0]] == ["The man", *left]
+    assert reading.counts[ODD_PHRASES] == 1 and len(reading.phrases[1]) == BOXED
+    (said,) = caplog.messages
+    assert "1 phrases are left out" in said and "caption 2 of " in said and "300.txt" in said
+
+
+def test_bytes_that_are_no_text_are_passed_over_and_counted(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = "[/EN#1/people A man] drinks [/EN#5/animals Caf\u00e9 au lait]".encode("latin1")
+    (folder / "Sentences" / "300.txt").write_bytes(line)
+    with caplog.at_level(logging.WARNING):
+        reading = _grounding_flickr.read(folder)["test"]
+    assert [phrase.text for phrase in reading.phrases[0]] == ["A man", "Caf\ufffd au lait"]
+    assert reading.counts[GARBLED] == 1
+    (said,) = caplog.messages
+    assert "1 phrases hold bytes that are no UTF-8" in said and "300.txt" in said
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "images", "refused"),
+    [(3, 9, False), (4, 9, True), (4, 400, False), (5, 400, True)],
+)
+def test_more_odd_images_than_an_accident_explains_are_refused(
+    spoiled: int, images: int, refused: bool, folder: Path
+) -> None:
+    names = [str(1000 + i) for i in range(images)]
+    for i, name in enumerate(names):
+        boxes = {**BOXES, "5": [(40, 1, 20, 20), (9, 9, 1, 1)]} if i < spoiled else BOXES
+        (folder / "Annotations" / f"{name}.xml").write_text(annotation(name, boxes))
+        (folder / "Sentences" / f"{name}.txt").write_text(CAPTIONS[0])
+    (folder / "train.txt").write_text("\n".join(names))
+    if not refused:
+        assert _grounding_flickr.read(folder)["train"].counts[ODD_BOXES] == 2 * spoiled
+        return
+    with pytest.raises(ValueError, match=f"{spoiled} of the {images} images of train") as error:
+        _grounding_flickr.read(folder)
+    assert "1000.xml" in str(error.value) and "\n" not in str(error.value)
 
 
 XML = annotation("302")
@@ -146,23 +238,16 @@ DAMAGE = {
         write("Annotations/302.xml", annotation("302", size=(0, 60))),
         r"302\.xml is no annotation .*its size is 0x60",
     ),
-    "outside": (
-        with_box(201, 1, 220, 20),
-        r"302\.xml: the box 200 0 219 19 of image 302 lies outside its 100x60 pixels: correct it",
-    ),
-    "other side": (with_box(-9, 1, -2, 20), r"302\.xml: the box -10 0 -3 19 .* lies outside"),
-    "inside out": (with_box(40, 1, 20, 20), r"the box 39 0 19 19 of image 302 is empty: correct"),
     "no XML at all": (unlink("Annotations/300.xml"), r"300\.xml is not there: unpack annotations"),
     "no sentences": (unlink("Sentences/300.txt"), r"Sentences/300\.txt is not there: unpack"),
     "empty sentences": (write("Sentences/300.txt", " \n"), r"300\.txt has no caption: unpack"),
-    "no text": (write("Sentences/300.txt", b"\xff\xfe\x00"), r"300\.txt cannot be read \(it is no"),
-    "open bracket": (
-        write("Sentences/300.txt", f"{CAPTIONS[0]}\n[/EN#4/people Two men and a dog .\n"),
-        r"300\.txt: a phrase of caption 2 is no \[/EN#chain/type words\]: unpack",
+    "a folder": (
+        lambda folder: (unlink("val.txt")(folder), (folder / "val.txt").mkdir()),
+        r"val\.txt cannot be read \(Is a directory\): put the split's file",
     ),
-    "no chain": (write("Sentences/300.txt", "[/EN#x/a A man] ."), r"phrase of caption 1 is no"),
     "no split": (unlink("val.txt"), r"val\.txt is not there: put the split's file of github"),
     "empty split": (write("val.txt", "\n"), r"val\.txt names no image"),
+    "no text": (write("val.txt", b"2\xff0\n"), r"val\.txt: '2\ufffd0' is no image's id"),
     "a path": (write("val.txt", "../200\n"), r"val\.txt: '../200' is no image's id"),
     "twice": (write("val.txt", "200\n200\n"), r"names image 200 twice, in val: name it once"),
     "in two": (write("val.txt", "200\n101\n"), r"names image 101 twice, in train and in val"),
@@ -186,7 +271,8 @@ def test_a_set_that_is_not_there_says_where_it_belongs(tmp_path: Path) -> None:
 
 
 def test_images_are_listed_by_split_whether_or_not_they_are_there(folder: Path) -> None:
-    found = _grounding_sets.images("flickr30k", folder.parent, "test")
-    assert [image.id for image in found] == IDS["test"]
+    found = _grounding_sets.read("flickr30k", folder.parent)["test"]
+    assert [image.id for image in found.images] == IDS["test"]
+    assert not any(image.path.exists() for image in found.images)
     path = _grounding_sets.features_path("flickr30k", folder.parent, "test")
     assert path == folder / "test_features.h5"

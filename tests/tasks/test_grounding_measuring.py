@@ -107,6 +107,29 @@ def test_any_number_of_ranks_measures_the_same_to_the_bit(
         model.sizes = []
 
 
+class Constant(torch.nn.Module):
+    """Score all regions alike."""
+
+    def __init__(self, score: float) -> None:
+        super().__init__()
+        self.score = score
+
+    def forward(self, words: Tensor, regions: Tensor, **_: Tensor) -> Tensor:
+        return torch.full((*words.shape[:2], regions.shape[1]), self.score)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_network_that_does_not_decide_is_as_good_as_chance(
+    name: str, ready: Callable[..., Any]
+) -> None:
+    task = ready(name)
+    found = task.evaluate(Constant(0.5), "test")
+    assert found["accuracy"] == pytest.approx(found["chance"]) and 0 < found["chance"] < 50
+    lost = task.evaluate(Constant(float("nan")), "test")
+    assert {**found, **dict.fromkeys((key for key in found if "accuracy" in key), 0.0)} == lost
+    assert not any(shown.pictures[0].right for shown in task.examples(Constant(np.nan), "test", 9))
+
+
 class Seeing(torch.nn.Module):
     """Score regions by how near they lie to boxes that it is told, in parts of the image."""
 
@@ -131,7 +154,9 @@ def test_examples_show_what_is_asked_and_what_was_chosen(ready: Callable[..., An
         assert picture.boxes["truth"] == tuple(part.flat.boxes_N4[number].tolist())
         chosen, truth = (torch.tensor([picture.boxes[key]]) for key in ("chosen", "truth"))
         overlap = _grounding_scores.overlaps(chosen, truth).item()
-        assert picture.caption == f"IoU {overlap:.2f}" and picture.right == (overlap >= 0.5)
+        assert picture.caption == f"IoU {int(100 * overlap) / 100:.2f}" and picture.right == (
+            overlap >= 0.5
+        )
         images.add(picture.image.name)
     assert images == {f"{name}.jpg" for name in IDS["test"]}
     assert shown[0].pictures[0].right  # which it was told

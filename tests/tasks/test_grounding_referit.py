@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from grounding_files import IDS, expressions, instances, write_refclef
 
 from npas.tasks import _grounding_referit, _standin_cifar
-from npas.tasks._grounding_phrases import CLIPPED, WORDLESS, Phrase
+from npas.tasks._grounding_phrases import BOXLESS, CLIPPED, ODD_BOXES, WORDLESS, Phrase
 
 REFS = "refs(berkeley).p"
 
@@ -61,6 +62,37 @@ def test_what_is_strange_is_counted_and_loses_nothing(
     assert reading.counts[WORDLESS] == 1 and reading.counts[CLIPPED] == 1
     (line,) = caplog.messages
     assert "1 boxes reach beyond their image" in line and "annotation 1001 of" in line
+
+
+@pytest.mark.parametrize(
+    ("box", "said"),
+    [
+        ([500, 1, 9, 9], "500 1 509 10, annotation 1010 of "),
+        ([5, 1, -2, 9], "5 1 3 10, annotation 1010 of "),
+        ([5, float("nan"), 2, 9], "5 nan 7 nan, annotation 1010 of "),
+    ],
+)
+def test_one_odd_box_costs_its_expressions_and_no_more(
+    box: Any, said: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    described = instances()
+    described["annotations"][2]["bbox"] = box
+    (folder / "instances.json").write_text(json.dumps(described))
+    with caplog.at_level(logging.WARNING):
+        reading = _grounding_referit.read(folder)["train"]
+    assert [len(own) for own in reading.phrases] == [3, 1, *[3] * 7]
+    assert reading.counts[ODD_BOXES] == 1 and reading.counts[BOXLESS] == 2
+    (line,) = caplog.messages
+    assert "1 boxes are empty or outside" in line and said in line and "instances.json" in line
+
+
+def test_numbers_may_be_numpys_own(folder: Path) -> None:
+    before = _grounding_referit.read(folder)
+    found = expressions()
+    for ref in found:
+        ref.update(ann_id=np.int64(ref["ann_id"]), image_id=np.int32(ref["image_id"]))
+    (folder / REFS).write_bytes(pickle.dumps(found, protocol=2))
+    assert _grounding_referit.read(folder) == before
 
 
 def changed(change: Callable[[Any], Any]) -> Callable[[Path], Any]:
@@ -132,13 +164,10 @@ DAMAGE = {
     "half a box": (changed(lambda d: d["annotations"][4].update(bbox=[1, 2, 3])), AS_WRITTEN),
     "no size": (changed(lambda d: d["images"][4].update(width="x")), "image 104 has no size of"),
     "flat": (changed(lambda d: d["images"][4].update(height=0)), "image 104 has no size of"),
-    "outside": (
-        changed(lambda d: d["annotations"][2].update(bbox=[500, 1, 9, 9])),
-        r"instances\.json: the box 500 1 509 10 of image 101 lies outside its 100x60 pixels",
-    ),
-    "inside out": (
-        changed(lambda d: d["annotations"][2].update(bbox=[5, 1, -2, 9])),
-        r"the box 5 1 3 10 of image 101 is empty",
+    "other pixels": (
+        changed(lambda d: [own.update(bbox=[500, 1, 9, 9]) for own in d["annotations"][:8]]),
+        r"4 of the 9 images of train have boxes or phrases that make no sense \(first: 500 1 509"
+        r" 10, annotation 1000 of .*instances\.json\): unpack refclef\.zip",
     ),
 }  # fmt: skip
 

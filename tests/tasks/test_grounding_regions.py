@@ -1,7 +1,6 @@
 """Regions stream from HDF5, from several processes; a damaged file is one clear line."""
 
 import multiprocessing
-import os
 import pickle
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -15,6 +14,7 @@ from grounding_files import HEIGHT_OF, IDS, WIDTH, WIDTH_OF, proposals, write_fe
 
 from npas.tasks._grounding_phrases import Image
 from npas.tasks._grounding_regions import Regions, places
+from npas.tasks._region_store import MADE_BY
 
 NAMES = IDS["train"]
 IMAGES = [Image(name, Path(f"{name}.jpg"), WIDTH_OF, HEIGHT_OF) for name in NAMES]
@@ -64,10 +64,16 @@ def test_where_a_box_lies_is_said_in_parts_of_its_image() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def opened(path: Path) -> list[str]:
+    """List this process's descriptors of a file."""
+    own = Path("/proc/self/fd")
+    return [link.name for link in own.iterdir() if link.exists() and link.samefile(path)]
+
+
 def read_all(regions: Regions, queue: Any) -> None:
+    inherited = opened(regions.path)
     sums = [regions.read(i % 9, 20)[0].sum().item() for i in range(180)]
-    opened = regions._opened
-    queue.put((sums, opened is not None and opened[0] == os.getpid()))
+    queue.put((sums, inherited, len(opened(regions.path))))
 
 
 def test_forked_processes_read_what_their_parent_does(
@@ -75,14 +81,17 @@ def test_forked_processes_read_what_their_parent_does(
 ) -> None:
     regions = Regions(path, IMAGES, WIDTH)
     sums = [regions.read(i, 20)[0].sum().item() for i in range(len(NAMES))]  # it is open here now
+    assert len(opened(path)) == 1
     queue: Any = multiprocessing.get_context("fork").Queue()
     processes = [fork(read_all, regions, queue) for _ in range(3)]
     for _ in processes:
-        assert queue.get(timeout=60) == (sums * 20, True)
+        assert queue.get(timeout=60) == (sums * 20, [], 1)  # each opens it for itself
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
     assert regions.read(0, 20)[0].sum().item() == sums[0]
+    regions.close()
+    assert opened(path) == []
     copied = pickle.loads(pickle.dumps(regions))  # as processes that are not forked get it
     assert copied.read(0, 20)[0].sum().item() == sums[0]
 
@@ -121,6 +130,40 @@ def scratch(path: Path) -> None:
     path.write_bytes(data)
 
 
+def without(*names: str, ours: bool = False) -> Callable[[Path], Any]:
+    """Take images out of a file, which our own script has written or not."""
+
+    def change(file: Any) -> None:
+        for name in names:
+            del file[name]
+        if ours:
+            file.attrs[MADE_BY] = "{}"
+
+    return rows(change)
+
+
+def test_a_few_images_may_be_missing_and_are_named(path: Path) -> None:
+    without("102", "104", "106")(path)
+    regions = Regions(path, IMAGES, WIDTH)
+    assert regions.missing == ["102", "104", "106"]
+    assert regions.rows_I.tolist() == [12, 13, 0, 12, 0, 14, 0, 13, 14]
+    np.testing.assert_array_equal(regions.read(3, 99)[1], proposals(3, 12))
+
+
+@pytest.mark.parametrize(("missing", "refused"), [(4, False), (5, True)])
+def test_no_more_than_a_hundredth_may_be_missing(
+    missing: int, refused: bool, tmp_path: Path
+) -> None:
+    names = [str(i) for i in range(400)]
+    write_features(tmp_path / "features.h5", names[missing:], count=2)
+    images = [Image(name, Path(name), WIDTH_OF, HEIGHT_OF) for name in names]
+    if not refused:
+        assert Regions(tmp_path / "features.h5", images, WIDTH).missing == names[:4]
+        return
+    with pytest.raises(ValueError, match=r"no features of 5 of 400 images \(first: 0\)"):
+        Regions(tmp_path / "features.h5", images, WIDTH)
+
+
 ROWS = np.ones((3, WIDTH + 9), np.float32)
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not there": (Path.unlink, r"is not there: extract the regions' features with scripts/extract"),
@@ -128,10 +171,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no HDF5": (lambda p: p.write_bytes(b"PK"), r"cannot be read as HDF5 \(.*\): move it away and"),
     "empty": (lambda p: p.write_bytes(b""), r"cannot be read as HDF5"),
     "cut off": (cut, r"cannot be read as HDF5 \(.*truncated"),
-    "an image less": (
-        rows(lambda f: f.__delitem__("103")),
-        r"has no features of image 103: run scripts/extract_regions\.py, which adds what is",
+    "images less": (
+        without(*NAMES[3:7], ours=True),
+        r"no features of 4 of 9 images \(first: 103\), and up to 1% may be missing: run"
+        r" scripts/extract_regions\.py, which adds them and names those it cannot read",
     ),
+    # The script adds nothing to a file that is not its own.
+    "images less of another tool": (
+        without(*NAMES[3:7]),
+        r"run scripts/extract_regions\.py, once this file, which another tool made, is moved away",
+    ),
+    "no image": (without(*NAMES), r"no features of 9 of 9 images"),
     "a group": (rows(lambda f: (f.__delitem__("103"), f.create_group("103"))), "103 is damaged"),
     "no box": (replace(ROWS[:0]), r"103 is no matrix of numbers with a row a box"),
     "a vector": (replace(ROWS[0]), r"103 is no matrix"),
@@ -152,6 +202,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         with_row(300, 0, 400, 5),
         r"box 300 0 400 5 .* lies outside it: boxes must be",
     ),
+    "beyond all bounds": (with_row(-1e6, 0, 1e6, 5), r"box -1e\+06 0 1e\+06 5 .* lies outside it"),
 }
 
 
@@ -164,7 +215,7 @@ def test_what_is_wrong_with_a_file_is_one_clear_line(what: str, path: Path) -> N
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("what", ["an image less", "wider", "cut off"])
+@pytest.mark.parametrize("what", ["images less", "wider", "cut off"])
 def test_what_can_be_told_without_reading_all_is_told_at_the_start(what: str, path: Path) -> None:
     DAMAGE[what][0](path)
     with pytest.raises(ValueError, match=DAMAGE[what][1]):

@@ -107,6 +107,33 @@ def test_repeated_regions_are_neither_chosen_nor_counted() -> None:
     assert found.dtype == torch.float64
 
 
+INF, NAN = float("inf"), float("nan")
+TIES: dict[str, tuple[list[float], list[float], int, float, int]] = {
+    # scores, overlaps, how many regions are real; what counts as right, and which is chosen
+    "all alike": ([0, 0, 0, 0], [0.1, 0.5, 0.1, 0.1], 4, 0.25, 0),
+    "two best": ([1, 3, 0, 3], [0.9, 0.1, 0.9, 0.9], 4, 0.5, 1),
+    "two that are right": ([3, 1, 3], [0.9, 0.1, 0.8], 3, 1.0, 0),
+    "two that are wrong": ([3, 1, 3], [0.1, 0.9, 0.1], 3, 0.0, 0),
+    "what is repeated": ([2, 1, 2, 1], [0.1, 0.9, 0.9, 0.9], 2, 0.0, 0),
+    "nothing is possible": ([-INF, -INF, 0], [0.9, 0.1, 0.9], 2, 0.5, 0),
+    "overflown": ([INF, 0, INF], [0.1, 0.9, 0.9], 3, 0.5, 0),
+    "NaN": ([1, NAN, 0], [0.9, 0.9, 0.9], 3, 0.0, 0),
+    "all NaN": ([NAN, NAN], [0.9, 0.9], 2, 0.0, 0),
+    "NaN of what is repeated": ([1, 0, NAN], [0.9, 0.1, 0.1], 2, 1.0, 0),
+}
+
+
+@pytest.mark.parametrize("what", TIES)
+def test_a_tie_counts_as_the_part_of_it_that_is_right_and_nan_as_wrong(what: str) -> None:
+    scores, overlap, count, right, first = TIES[what]
+    given = torch.tensor([[scores]]).float(), torch.tensor([[overlap]])
+    found, chosen = compare(*given, torch.tensor([count]))
+    fits = [near >= 0.5 for near in overlap[:count]]
+    expected = [right, float(any(fits)), sum(fits) / count]
+    assert found[0, 0].tolist() == pytest.approx(expected)
+    assert int(chosen) == first
+
+
 def test_a_type_is_measured_on_its_own_phrases() -> None:
     found = np.array([[1, 1, 0.5], [0, 1, 0.25], [0, 0, 0], [1, 1, 0.25]])
     of = np.array([[True, False], [True, True], [False, True], [False, False]])

@@ -25,6 +25,7 @@ SIZES = {"regions": REGIONS, "region_width": WIDTH, "word_width": WORD, "max_wor
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("retrieval")
     write(folder)
+    write(folder, "coco")
     return folder
 
 
@@ -213,7 +214,8 @@ def test_a_sentence_finds_its_image_also_where_that_is_twice_in_the_batch(root: 
 def test_figures_are_those_of_everything_compared_with_everything(
     root: Path, name: str, folds: int
 ) -> None:
-    task = make(root, folds=folds)
+    keys = {"set": "coco", "test": "testall", "folds": folds} if folds else {}
+    task = make(root, **keys)
     model = network(task, name)
     part, count = task.parts["test"], 6 // (folds or 1)
     each = []
@@ -278,7 +280,10 @@ def test_what_is_there_is_counted_beside_what_was_published(root: Path) -> None:
         " published"
     )
     assert list(found) == ["train", "dev", "test", "words"]
-    assert "12 of 20 words have vectors; 18 sentences are longer than 6 words" in found["words"]
+    # Of training's all are numbered; of dev's 4 images and test's 6 their splits' names, in all
+    # sentences but the last, which is cut before it.
+    assert "40 of 486 word occurrences are <unk>; 12 of 20 words have vectors; " in found["words"]
+    assert "18 sentences are longer than 6 words" in found["words"]
 
 
 def test_a_count_as_published_is_said_to_be(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,10 +293,10 @@ def test_a_count_as_published_is_said_to_be(root: Path, monkeypatch: pytest.Monk
     assert found["dev"].endswith("5 images were published")
 
 
-def test_numbers_that_are_none_are_found_by_looking_at_all(tmp_path: Path) -> None:
+def test_non_finite_numbers_are_found_by_looking_at_all(tmp_path: Path) -> None:
     folder = write(tmp_path)
     array = features("dev")
     array[2, 0, 1] = np.inf
     np.save(folder / "dev_ims.npy", array)
-    with pytest.raises(ValueError, match=r"dev_ims.npy holds numbers that are none"):
+    with pytest.raises(ValueError, match=r"dev_ims.npy has non-finite numbers"):
         make(tmp_path).inspect()

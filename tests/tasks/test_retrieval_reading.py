@@ -108,27 +108,36 @@ def test_a_bad_file_is_named_with_what_to_do(
     assert len(reading.read(folder, "test", REGIONS, WIDTH)) == COUNTS["test"]
 
 
-def test_numbers_that_are_none_are_found(tmp_path: Path) -> None:
+def test_non_finite_numbers_are_found(tmp_path: Path) -> None:
     folder = write(tmp_path, repeated=True)
     array = np.load(folder / "train_ims.npy")
     array[35, 1, 2] = np.nan
     np.save(folder / "train_ims.npy", array)
-    with pytest.raises(ValueError, match=r"train_ims.npy holds numbers that are none, .* row 35"):
-        reading.read(folder, "train", REGIONS, WIDTH).features.check()
+    found = reading.read(folder, "train", REGIONS, WIDTH).features
+    for look in (found.check, lambda: found.read(torch.tensor([2, 7]))):
+        with pytest.raises(
+            ValueError, match=r"train_ims.npy has non-finite numbers in row 35: get"
+        ):
+            look()
+    found.read(torch.tensor([2, 6]))
 
 
 # --- words
 
 
-def looked_up(said: list[str], most: int = 4) -> tuple[words.Sentences, dict[str, int]]:
-    vocabulary = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "a": 4, "dog": 5, "purple": 6}
+VOCABULARY = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "a": 4, "dog": 5, "purple": 6}
+ROWS = {"a": 1, "dog": 2}
+
+
+def looked_up(
+    said: list[str], most: int = 4, numbers: dict[str, int] = VOCABULARY
+) -> words.Sentences:
     table = np.concatenate([np.zeros((1, 2)), 1 + np.arange(4).reshape(2, 2)]).astype(np.float32)
-    rows = {"a": 1, "dog": 2}
-    return words.look_up(said, vocabulary, rows, table, most), rows
+    return words.look_up(said, numbers, ROWS, table, most)
 
 
 def test_a_sentence_is_its_words_between_two_marks() -> None:
-    found, _ = looked_up(["A purple dog, today!", "a dog a dog a a", ""])
+    found = looked_up(["A purple dog, today!", "a dog a dog a a", ""])
     taken = found.take(torch.tensor([[0, 2], [1, 0]]))
     assert {k: (v.dtype, tuple(v.shape)) for k, v in taken.items()} == {
         "words": (torch.float32, (2, 2, 6, 2)),
@@ -144,11 +153,24 @@ def test_a_sentence_is_its_words_between_two_marks() -> None:
 
 
 def test_words_that_come_up_four_times_are_numbered() -> None:
-    said = ["The dog, the dog!", "the cat; a dog", "the dog: a cat a", "A cat", "cat's"]
+    said = ["The dog, the dog!", "the cat; a dog", "the dog: a cat a", "A cat", "cats"]
     assert words.count_words(said) == {
         **{"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3},
         **{"a": 4, "dog": 5, "the": 6},
     }
+
+
+def test_joined_words_are_numbered_whole_where_they_are_known_so() -> None:
+    said = ["a T-shirt's dog", "a dog-purple a"]
+    numbers = VOCABULARY | {"t-shirt": 7, "'s": 8}
+    assert looked_up(said, 5, numbers).ids_UT.tolist() == [
+        [1, 4, 7, 8, 5, 2, 0],
+        [1, 4, 5, 6, 4, 2, 0],
+    ]
+    assert looked_up(said, 5).ids_UT.tolist()[0] == [1, 4, 3, 3, 3, 5, 2]
+    for known, counted in (({"t-shirt"}, {"'s", "t-shirt"}), ((), {"'s", "t", "shirt"})):
+        found = words.count_words(["T-shirt's"] * 4, known)
+        assert set(found) - {"<pad>", "<start>", "<end>", "<unk>"} == counted
 
 
 def test_scans_own_vocabulary_is_taken(tmp_path: Path) -> None:
@@ -198,8 +220,8 @@ def test_vectors_are_those_of_the_sentences_words(tmp_path: Path) -> None:
 
 
 def test_it_is_said_what_words_lack_a_vector_and_what_is_cut() -> None:
-    said = ["a purple dog", "a dog a dog a dog"]
-    found, _ = looked_up(said)
-    assert words.describe([(said, found)], 4) == (
-        "2 of 3 words have vectors; 1 sentences are longer than 4 words and lose the rest"
+    said = ["a purple dog", "a dog a dog a dog", "a cat's cat-dog"]
+    assert words.describe(said, VOCABULARY, ROWS, 4) == (
+        "3 of 11 word occurrences are <unk>; 2 of 5 words have vectors; 2 sentences are longer than"
+        " 4 words and lose the rest"
     )

@@ -54,7 +54,7 @@ def test_a_network_that_says_the_same_of_everything_finds_nothing(value: float) 
     assert set(found.values()) == {0.0}
 
 
-def test_one_that_is_no_number_finds_nothing_and_hides_nothing() -> None:
+def test_nan_finds_nothing_and_hides_nothing() -> None:
     similarity = torch.eye(20).repeat_interleave(5, 0)
     assert set(scores.recalls([similarity]).values()) == {100.0}
     similarity[7] = torch.nan  # comes before all others that an image is compared with

@@ -18,6 +18,7 @@ from npas.tasks import _retrieval_reading, _scene_sets, retrieval
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("retrieval")
+    write(folder, "coco")
     write(folder)
     return folder
 
@@ -91,7 +92,7 @@ def test_scenes_are_a_set_of_their_own_that_is_made_once(tmp_path: Path) -> None
 def test_all_words_of_the_scenes_have_vectors(tmp_path: Path) -> None:
     keys = {"set": "scenes", "made": _scene_sets.Made(20, 5, 5), "regions": 2, "region_width": 4}
     line = make(tmp_path, **keys, max_words=100).inspect()["words"]
-    have, _, there = line.split("; ")[1].split(" ")[:3]
+    have, _, there = line.split("; ")[2].split(" ")[:3]
     assert have == there, line
 
 
@@ -126,7 +127,7 @@ def test_examples_show_what_fits_best_and_where_the_right_one_is(tmp_path: Path)
     assert all(p.image is None for p in below)
     assert captions("test")[best[0]] in below[0].caption
     place = int((similarity[:, 2] > similarity[10:15, 2].max()).sum()) + 1
-    assert shown[1].heading.endswith(f"its first sentence comes as number {place} of 30")
+    assert shown[1].heading.endswith(f"its best sentence comes as number {place} of 30")
     assert len(task.examples(model, "test", 100)) == 6
     (tmp_path / "pictures").rmdir()
     with pytest.raises(ValueError, match=r"pictures is not there: set task.images"):
@@ -153,6 +154,11 @@ def test_without_pictures_names_are_shown(root: Path) -> None:
         ({"negatives": 0}, "task.negatives must be at least 1"),
         ({"sentence_factor": -1.0}, "task.sentence_factor must be at least 0"),
         ({"folds": -1}, "task.folds must be at least 0"),
+        ({"folds": 5}, r"task.folds=5 is for COCO's testall: set task.folds=0$"),
+        (
+            {"set": "coco", "folds": 5},
+            "is for COCO's testall: set task.folds=0, or task.test=testall",
+        ),
         ({"test": "testall"}, "set=f30k has none; set task.test=test"),
         ({"set": "scenes", "test": "testall"}, "set=scenes has none"),
         ({"set": "scenes", "vectors": "mine.txt"}, "task.vectors=mine.txt is not read where"),
@@ -163,7 +169,8 @@ def test_without_pictures_names_are_shown(root: Path) -> None:
 def test_keys_that_cannot_be_are_refused(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         retrieval.Config(**keys)
-    assert retrieval.Config(set="coco", test="testall").test == "testall"
+    assert retrieval.Config(set="coco", test="testall", folds=5).test == "testall"
+    assert retrieval.Config(set="scenes", folds=5).folds == 5
 
 
 def test_a_set_that_is_not_there_says_where_to_put_it(tmp_path: Path) -> None:
@@ -179,7 +186,7 @@ def test_a_set_that_is_not_there_says_where_to_put_it(tmp_path: Path) -> None:
 
 def test_folds_must_be_equal(root: Path) -> None:
     with pytest.raises(ValueError, match=r"task.folds=3 does not divide the 4 images of dev"):
-        make(root, folds=3)
+        make(root, set="coco", test="testall", folds=3)
 
 
 def test_a_network_of_too_few_words_is_refused(root: Path) -> None:
@@ -195,19 +202,13 @@ def test_a_network_of_too_few_words_is_refused(root: Path) -> None:
     task.check_network(network(task, embedding=0, vocab_size=5))  # which learns no words
 
 
-def test_a_batch_needs_more_than_one_image(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_part_of_a_batch_needs_more_than_one_image(root: Path) -> None:
     task = make(root)
-    with pytest.raises(ValueError, match=r"2 ranks one image, .* set it to at least 4"):
-        next(task.train_batches(0, 2, world=2))
+    task.check_part(2)
+    with pytest.raises(ValueError, match=r"a part of a batch is one image, .* raise batch_size"):
+        task.check_part(1)
     with pytest.raises(ValueError, match="batch_size=41 is more than the 40 training sentences"):
         task.steps_per_epoch(41)
-    model = network(task).eval()
-    for part in next(task.train_batches(0, 2)).parts(2):
-        loss, _ = task.loss(model, part)
-        assert loss == 0
-    assert [record.message for record in caplog.records] == [
-        "a part of a batch is one image: nothing is learned; accumulate fewer"
-    ]
 
 
 def test_a_file_that_is_damaged_later_is_met_where_it_is_read(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Pickled data sets are read without running anything they name."""
 
+import codecs
 import os
 import pickle
 from pathlib import Path
@@ -16,6 +17,64 @@ def test_plain_data_and_arrays_come_through(protocol: int) -> None:
     found = unpickle(pickle.dumps(data, protocol=protocol))
     assert np.array_equal(found["a"], data["a"])
     assert found["b"] == data["b"]
+
+
+@pytest.mark.parametrize("module", ["numpy.core", "numpy._core"])
+@pytest.mark.parametrize("protocol", [0, 2])
+@pytest.mark.parametrize("number", [np.float64(0.1), np.int32(-7), np.uint8(200), np.bool_(True)])
+def test_single_numbers_of_numpys_come_through_of_any_age(
+    number: np.generic, protocol: int, module: str
+) -> None:
+    data = pickle.dumps([number], protocol=protocol)
+    assert data.count(b"numpy._core.multiarray") == 1
+    (found,) = unpickle(data.replace(b"numpy._core.multiarray", f"{module}.multiarray".encode()))
+    assert found == number and found.dtype == number.dtype
+
+
+def test_single_numbers_as_python_2_wrote_them_come_through() -> None:
+    # The bytes are a string there, which comes as latin-1.
+    raw = np.float64(-0.1).tobytes()
+    assert max(raw) > 127
+    data = (
+        b"\x80\x02cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nU\x02f8K\x00K\x01\x87R"
+        b"U\x08" + raw + b"\x86R."
+    )
+    assert unpickle(data) == -0.1
+
+
+class Scalar:
+    """Ask for a number of numpy's, made of what is given."""
+
+    def __init__(self, *given: object) -> None:
+        self.given = given
+
+    def __reduce__(self) -> tuple:
+        return np.float64(0).__reduce__()[0], self.given
+
+
+class Encoded(Scalar):
+    """Ask for bytes of a text."""
+
+    def __reduce__(self) -> tuple:
+        return codecs.encode, self.given
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (np.str_("x"), "which are no numbers"),
+        (np.complex64(1), "which are no numbers"),
+        (np.void(b"ab"), "which are no numbers"),
+        (Scalar(np.dtype("O"), b"12345678"), "which are no numbers"),
+        (Scalar("f8", b"12345678"), "which is no number"),
+        (Scalar(np.dtype("f8"), b"1234"), "a float64 of 4 bytes"),
+        (Encoded("a", "rot13"), "it holds bytes as rot13"),
+        (Scalar(np.dtype("f8"), None), "refused as a pickle of data"),
+    ],
+)
+def test_single_values_are_numbers_and_nothing_else(value: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        unpickle(pickle.dumps(value))
 
 
 class Malicious:

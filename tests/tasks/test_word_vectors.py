@@ -1,5 +1,6 @@
 """Words are looked up in a file of vectors, or come from a BERT; what is wrong is one line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from npas.tasks import _standin_text, _text, _words
+from npas.tasks._scenes import captions, language, world
 
 TEXTS = ["A red Square", "the small circle, left of it", "zzz", "don't"]
 VECTORS = "a 1 0\nred 0 1\nsquare 0.5 0.5\nRed 9 9\ncircle -1 2e-1\nleft 3 3\n"
@@ -19,11 +21,45 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_texts_are_cut_into_words_without_punctuation() -> None:
-    assert _words.split("A man, in a 'red' T-shirt; don't!") == [
-        *("a", "man", "in", "a", "red", "t", "shirt"),
-        "don't",
-    ]
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A man, in a 'red' cap!", "a man in a red cap"),
+        ("a man's dog; it's big", "a man 's dog it 's big"),
+        ("a man\u2019s dog", "a man 's dog"),  # as typography has it
+        ("a man 's dog", "a man 's dog"),  # already apart
+        ("don't, isn't (can't)", "do n't is n't ca n't"),
+        ("they do n't", "they do n't"),
+        ("we're, I've; he'll: she'd! I'm", "we 're i 've he 'll she 'd i 'm"),
+        ("the dogs' bowls", "the dogs bowls"),
+        ("at 5 o'clock", "at 5 o'clock"),
+        ("the letter 'm' on a 'stop' sign", "the letter m on a stop sign"),
+        ("a T-shirt", "a t-shirt"),
+        ("a T-shirt-clad man", "a t shirt clad man"),
+        ("a dark-haired woman - and a dog", "a dark haired woman and a dog"),
+        ("her mother-in-law's hat", "her mother-in-law 's hat"),
+        ("a black-and-white one", "a black and white one"),
+        (" -- ' 's", "'s"),
+        ("", ""),
+    ],
+)
+def test_texts_are_cut_into_words_as_vectors_are_of(text: str, words: str) -> None:
+    known = {"t-shirt", "mother-in-law", "black-and"}
+    assert _words.split(text, known) == words.split()
+    assert set(words.split()) <= _words.spellings([text])
+
+
+def test_the_made_up_worlds_words_are_as_they_stand() -> None:
+    difficulty = world.Difficulty()
+    told = list[str]()
+    for number in range(20):
+        scene = world.draw_scene(difficulty, 0, number)
+        told += map(captions.plain, captions.tell(scene, difficulty).captions)
+        told += [text for own in language.refer(scene, difficulty).values() for text in own]
+    for text in told:
+        words = re.findall(r"\w+(?:'\w+)?", text.lower())
+        assert _words.split(text) == words and _words.spellings([text]) == set(words)
+    assert all(_words.split(word) == [word] for word in captions.vocabulary())
 
 
 def test_known_words_are_looked_up_and_others_left_out(file: Path) -> None:
@@ -41,21 +77,60 @@ def test_of_a_long_text_the_last_words_are_kept(file: Path) -> None:
     assert words.take(torch.tensor(0))[0].tolist() == [[0, 1], [0.5, 0.5]]
 
 
-def test_a_first_line_that_counts_is_passed_over(tmp_path: Path) -> None:
+def test_what_is_joined_is_looked_up_whole_or_by_its_parts(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.txt"
+    path.write_text("t-shirt 1 0\ndark 2 0\nhaired 3 0\nt 4 0\nshirt 5 0\n's 6 0\nn't 7 0\n")
+    words = _words.look_up(["dark-haired", "t-shirt's", "don't"], path, 2, 10)
+    found = [words.take(torch.tensor(i))[0][:, 0].tolist() for i in range(3)]
+    assert found == [[2, 3], [1, 6], [7, 0]]
+
+
+def test_a_first_line_that_counts_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "vectors.vec"
     path.write_text("6 2\n" + VECTORS)
     assert list(_words.read_vectors(path, 2, ["red", "up"])) == ["red"]
+    assert not caplog.records
+
+
+def test_words_may_have_spaces_and_lines_other_white_space(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "vectors.txt"
+    # The second and the third are no vectors of "at" and of "left"; there is a word in the fourth.
+    lines = [b"", b"at name@site 9 9", b"left . . 9 9", b"5\xc2\xa0th 9 9", b" red\t 1  2 ", b"\t"]
+    lines += [b"\xff\xfe 9 9", b"at 3 4\r", b"caf\xe9 9 9"]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    found = _words.read_vectors(path, 2, ["at", "left", "5", "red"])
+    assert {word: own.tolist() for word, own in found.items()} == {"red": [1, 2], "at": [3, 4]}
+    assert not caplog.records
+
+
+def test_words_of_another_width_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "vectors.txt"
+    path.write_text("a 1 0\nred 0\nup 1 2 3\nleft 3 3\n\nunheard 1\n")
+    found = _words.read_vectors(path, 2, ["a", "red", "up", "left"])
+    assert list(found) == ["a", "left"]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and record.message == (
+        f"{path}: 2 of 4 words are of another width and left out: line 2 has 1 numbers and not 2"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (None, "is not there: put word vectors there"),
-        ("a 1 0\nred 0\n", "line 2 has 1 numbers and not 2: set task.word_width"),
+        ("a 1 0\nred 0\nup 1\n", "2 of 3 words are of another width, line 2 has 1 numbers and not"),
+        ("a 1 0 2 3\nred 0 1 2 3\n", "line 1 has 4 numbers and not 2: set task.word_width to what"),
         ("a 1 x\n", "cannot be read as word vectors .could not convert"),
-        ("a 1 nan\n", "a has no finite ones"),
+        ("a 1 nan\n", "a has non-finite numbers"),
         ("b 1 0\n", "knows none of the words"),
-        ("\xff", "cannot be read as word vectors .'utf-8'"),
+        ("\xff\xfe\x00", "knows none of the words"),
+        ("", "knows none of the words"),
     ],
 )
 def test_a_file_that_is_no_vectors_is_refused(tmp_path: Path, text: str | None, said: str) -> None:
@@ -63,7 +138,7 @@ def test_a_file_that_is_no_vectors_is_refused(tmp_path: Path, text: str | None, 
     if text is not None:
         path.write_bytes(text.encode("latin1"))
     with pytest.raises(ValueError, match=said) as caught:
-        _words.look_up(["a"], path, 2, 10)
+        _words.look_up(["a red one up"], path, 2, 10)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
@@ -98,3 +173,16 @@ def test_a_bert_says_what_words_mean_where_they_stand(
     with pytest.raises(ValueError, match=r"task\.bert=.*cannot be read"):
         (bert / "config.json").write_text("{")
         _words.from_bert(texts, str(bert), 8, 10, device)
+
+
+def test_a_file_that_is_cut_off_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "vectors.txt"
+    path.write_text(VECTORS)
+    whole = _words.look_up(TEXTS, path, 2, 10)
+    assert not caplog.records
+    path.write_text(VECTORS.rstrip("\n")[:-1])
+    cut = _words.look_up(TEXTS, path, 2, 10)
+    assert "ends within a line: it may be cut off" in caplog.text
+    assert 0 < whole.unknown < cut.unknown

@@ -230,15 +230,17 @@ def write_scan(
     (folder / "images").mkdir(parents=True)
     eyes = Eyes(width)
     for split, count in counts.items():
-        path, shape = folder / f"{split}_ims.npy", (count, regions, width)
-        features = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        head = {"descr": "<f4", "fortran_order": False, "shape": (count, regions, width)}
         captions, names = [], []
-        for i, scene in enumerate(scenes(difficulty, split, count, seed)):
-            names.append(str(scene.number))
-            image = folder / "images" / f"{names[-1]}.jpg"
-            features[i] = picture(image, scene, difficulty, regions, eyes)[:, :width]
-            captions += [plain(caption) for caption in tell(scene, difficulty).captions]
-        features.flush()
+        # Image by image, and not through memory: a disk that is full is an error then, no signal.
+        with open(folder / f"{split}_ims.npy", "wb") as features:
+            np.lib.format.write_array_header_1_0(features, head)
+            for scene in scenes(difficulty, split, count, seed):
+                names.append(str(scene.number))
+                image = folder / "images" / f"{names[-1]}.jpg"
+                found_RX = picture(image, scene, difficulty, regions, eyes)
+                features.write(found_RX[:, :width].astype("<f4").tobytes())
+                captions += [plain(caption) for caption in tell(scene, difficulty).captions]
         _write_lines(folder / f"{split}_caps.txt", captions)
         _write_lines(folder / f"{split}_ids.txt", names)
 
