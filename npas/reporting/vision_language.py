@@ -93,7 +93,7 @@ def scenes() -> Table:
                 Row(f"SSN, SimNet, budget {budget}", (exp, f"budget={budget}"), series="SSN")
                 for budget in BUDGETS
             ),
-            Row("the best region (oracle)", dense, metric="oracle", section="The upper bound"),
+            Row("the best region (oracle)", dense, "oracle", None, "The upper bound", "oracle"),
         ),
         note="Made-up scenes: shapes drawn by a generator, which stand in for no data set. From"
         " pixels to regions and their features nothing is learned or taken from elsewhere. The bag"
