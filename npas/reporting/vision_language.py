@@ -98,7 +98,6 @@ def scenes() -> Table:
         note="Made-up scenes: shapes drawn by a generator, which stand in for no data set. From"
         " pixels to regions and their features nothing is learned or taken from elsewhere. The bag"
         " of words is linear in the mean of a phrase's word vectors and in a region's features.",
-        draw=None,
     )
 
 

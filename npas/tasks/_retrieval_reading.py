@@ -16,8 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from npas.tasks._files import reason
+
 PER_IMAGE = 5  # sentences
 AT_ONCE = 64  # images that are looked through at once
+_PUT = "put the files there that docs/data.md names, or set data.source=standin"
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,9 @@ def _lines(path: Path) -> list[str]:
     try:
         lines = path.read_bytes().decode().split("\n")
     except FileNotFoundError:
-        raise ValueError(
-            f"{path} is not there: put the files there that docs/data.md names, or set"
-            " data.source=standin"
-        ) from None
+        raise ValueError(f"{path} is not there: {_PUT}") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path} cannot be read ({reason}): get it again") from None
+        raise ValueError(f"{path} cannot be read ({reason(error)}): get it again") from None
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
@@ -126,13 +125,9 @@ def _shape(path: Path, width: int) -> tuple[int, int]:
     try:
         array = np.load(path, mmap_mode="r")
     except FileNotFoundError:
-        raise ValueError(
-            f"{path} is not there: put the files there that docs/data.md names, or set"
-            " data.source=standin"
-        ) from None
+        raise ValueError(f"{path} is not there: {_PUT}") from None
     except Exception as error:  # whatever a broken file makes numpy say
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read ({reason[:200]}): get it again") from None
+        raise ValueError(f"{path} cannot be read ({reason(error)}): get it again") from None
     shape = "x".join(map(str, getattr(array, "shape", ())))
     if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind != "f":
         raise ValueError(

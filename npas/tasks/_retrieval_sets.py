@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from npas.tasks import _scene_sets
-from npas.tasks._scenes.world import Difficulty
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -35,10 +34,9 @@ def find(config: Config, data: DataConfig, regions: int, owner: object) -> Found
     splits = {"train": "train", "val": "dev", "test": config.test}
     if data.source == "standin":
         few = data.standin
-        difficulty = config.scenes if config.set == "scenes" else Difficulty()
         counts = {"train": few.train, "dev": few.test, config.test: few.test}
         root = _scene_sets.temporary(owner)
-        _write(root, name, config, difficulty, counts, regions, SEED)
+        _write(root, name, config, counts, regions, SEED)
     elif config.set == "scenes":
         made = config.made
         counts = {"train": made.train, "dev": made.val, "test": made.test}
@@ -53,7 +51,7 @@ def find(config: Config, data: DataConfig, regions: int, owner: object) -> Found
             config.scenes,
             made,
             sizes,
-            lambda new: _write(new, name, config, config.scenes, counts, regions, made.seed),
+            lambda new: _write(new, name, config, counts, regions, made.seed),
         )
     else:
         return _real(root, name, splits, config)
@@ -77,12 +75,11 @@ def _write(
     root: Path,
     name: str,
     config: Config,
-    difficulty: Difficulty,
     counts: dict[str, int],
     regions: int,
     seed: int,
 ) -> None:
     from npas.tasks import _scenes
 
-    _scenes.write_scan(root, name, difficulty, counts, regions, config.region_width, seed)
+    _scenes.write_scan(root, name, config.scenes, counts, regions, config.region_width, seed)
     _scenes.write_vectors(root / VECTORS, config.word_width)

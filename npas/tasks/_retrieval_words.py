@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from npas.tasks import _words
+from npas.tasks._files import reason
 
 NONE, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
 MARKS = 2
@@ -69,11 +70,10 @@ def read_vocabulary(path: Path) -> dict[str, int]:
         if found[NONE]:
             raise ValueError(f"{NONE} is not number 0")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        if isinstance(error, (TypeError, KeyError, AttributeError)):
-            reason = "it has no word2idx"
+        is_other = isinstance(error, (TypeError, KeyError, AttributeError))
+        said = "it has no word2idx" if is_other else reason(error)
         raise ValueError(
-            f"{path} cannot be read as a vocabulary ({reason}): get it again, or move it away to"
+            f"{path} cannot be read as a vocabulary ({said}): get it again, or move it away to"
             " take the training sentences' own"
         ) from None
     return dict(found)

@@ -77,10 +77,8 @@ def ensure(
                     shutil.rmtree(new, ignore_errors=True)
                     raise
     except OSError as error:
-        # Of HDF5 the number says it, and its text much more.
-        reason = os.strerror(error.errno) if error.errno else error
-        if root.exists() and not root.is_dir():
-            reason = f"{root} is no folder"
+        is_other = root.exists() and not root.is_dir()
+        reason = f"{root} is no folder" if is_other else _files.reason(error)
         raise ValueError(
             f"{folder} cannot be written ({reason}): set data.root to a folder with room for"
             " made-up scenes"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from npas.models import _hub
 from npas.tasks import _text
+from npas.tasks._files import reason
 
 log = logging.getLogger(__name__)
 
@@ -96,24 +97,22 @@ def read_vectors(path: Path, width: int, wanted: Iterable[str]) -> dict[str, np.
                 elif not _goes_on(fields, width):
                     odd += 1
                     first = first or f"line {number} has {len(fields) - 1} numbers and not {width}"
-        if odd > len(found):
-            raise ValueError(
-                f"{odd:,} of {odd + len(found):,} words are of another width, {first}: set"
-                " task.word_width to what the file has"
-            )
     except FileNotFoundError:
         raise ValueError(
             f"{path} is not there: put word vectors there, as GloVe's glove.6B.300d.txt, or name"
             " another file as task.vectors"
         ) from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path} cannot be read as word vectors ({reason})") from None
+        said = reason(error)
+        raise ValueError(f"{path} cannot be read as word vectors ({said}): get it again") from None
+    if odd > len(found):
+        raise ValueError(
+            f"{path}: {odd:,} of {odd + len(found):,} words are of another width, {first}: set"
+            " task.word_width to what the file has"
+        )
     for word, vector in found.items():
         if not np.isfinite(vector).all():
-            raise ValueError(
-                f"{path} cannot be read as word vectors ({word} has non-finite numbers)"
-            )
+            raise ValueError(f"{path}: {word} has non-finite numbers: get the file again")
     if not line.endswith("\n"):
         log.warning("%s ends within a line: it may be cut off, and lack words", path)
     if odd:
@@ -188,8 +187,7 @@ def from_bert(
         with _hub.quietly():
             bert = AutoModel.from_pretrained(folder, dtype=torch.float32).to(device).eval()
     except Exception as error:  # whatever a broken file makes its readers say
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"task.bert={name} cannot be read ({reason[:200]})") from error
+        raise ValueError(f"task.bert={name} cannot be read ({reason(error)})") from error
     if bert.config.hidden_size != width:
         raise ValueError(
             f"task.bert={name} gives {bert.config.hidden_size} numbers a word, and task.word_width="

@@ -210,7 +210,7 @@ class Task(tasks.Task):
             path = root / ("vectors.txt" if made_up else config.vectors)
             found = _words.look_up(texts, path, config.word_width, config.max_words)
         more = config.max_words - found.rows_UT.shape[1]
-        return _words.Words(found.table_NV, F.pad(found.rows_UT, (0, more)), found.lengths_U)
+        return replace(found, rows_UT=F.pad(found.rows_UT, (0, more)))
 
     def inspect(self) -> dict[str, str]:
         """Count what there is beside what was published, and try to read some of each part."""

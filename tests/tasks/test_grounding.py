@@ -255,6 +255,17 @@ def test_scores_that_are_no_labels_do_not_count_however_great(ready: Callable[..
 # --- the files
 
 
+def test_inspect_counts_the_words_that_the_file_lacks(tmp_path: Path) -> None:
+    WRITERS["flickr30k"](tmp_path)
+    vectors = tmp_path / "glove.6B.300d.txt"
+    lines = vectors.read_text().splitlines(keepends=True)
+    for left_out in (0, 2):
+        vectors.write_text("".join(lines[left_out:]))
+        task = make(tmp_path, "flickr30k")
+        task.setup()
+        assert f"none of {left_out} other words;" in task.inspect()["words"]
+
+
 def test_inspect_says_what_there_is_beside_what_was_published(ready: Callable[..., Any]) -> None:
     found = ready().inspect()
     assert found["train"] == (
