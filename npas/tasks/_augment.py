@@ -52,9 +52,8 @@ def normalize(images_BHWC: Tensor, mean_C: Tensor, std_C: Tensor) -> Tensor:
 def to_nchw(images_BHWC: Tensor) -> Tensor:
     """Return the batch as BxCxHxW: on a GPU a view, channels-last in memory.
 
-    On a CPU a copy in the plain order, since torch 2.15 corrupts its heap there in the backward of
-    a strided 1x1 convolution of few channels over channels-last input. Images of one channel are
-    copied, too: permuted they count as both, and convolutions would take them for channels-last.
+    On a CPU it is a copy in contiguous (NCHW) order, also for images of one channel, which would
+    count as channels-last: torch 2.15 corrupts its heap in some channels-last convolutions on CPUs.
     """
     images_BCHW = images_BHWC.permute(0, 3, 1, 2)
     if not images_BCHW.is_cpu:

@@ -4,7 +4,8 @@ The set lies under `data.root` as its author packed it (the "python version", wh
 reads too); `data.download=true` fetches it. `data.split=45k`, the default, holds 5,000 training
 images out to choose a checkpoint by; `50k` trains on all. The recipe is that of both papers:
 zero-padded random crops, flips, and cutout of 16 pixels unless `task.cutout=false` leaves it out.
-`task.label_smoothing` is an option of this project, not of the papers.
+`task.label_smoothing` is an option of this project, not of the papers, and so is `task.image_size`:
+16 averages each 2x2 pixels into one, for experiments on CPUs; crops and cutout shrink alike.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 VALIDATION_FRACTION = 0.1
 PIXELS = 3 * 32 * 32
+IMAGE_SIZES = (32, 16, 8)
 # Means and deviations of the channels as the Wide ResNet authors gave them.
 RECIPES = {
     10: Recipe((125.3, 123.0, 113.9), (63.0, 62.1, 66.7), padding=4, flip=True, cutout=16),
@@ -48,8 +50,14 @@ class Config:
     classes: int = 10
     cutout: bool = True
     label_smoothing: float = 0.0
+    image_size: int = 32
 
     def __post_init__(self) -> None:
+        if self.image_size not in IMAGE_SIZES:
+            raise ValueError(
+                f"task.image_size={self.image_size}: CIFAR's 32x32 images can be halved only to"
+                f" {' or '.join(map(str, IMAGE_SIZES[1:]))}"
+            )
         if self.classes not in RECIPES:
             raise ValueError(f"task.classes={self.classes}: CIFAR comes with 10 or 100 classes")
         at_least("task.label_smoothing", self.label_smoothing, 0)
@@ -98,11 +106,16 @@ class Task(Classification):
         device: torch.device,
         archive: Archive | None = None,
     ) -> None:
-        recipe = replace(RECIPES[config.classes], label_smoothing=config.label_smoothing)
+        recipe, self.factor = RECIPES[config.classes], 32 // config.image_size
         super().__init__(
             f"cifar{config.classes}",
-            InputSpec((3, 32, 32), config.classes),
-            recipe if config.cutout else replace(recipe, cutout=0),
+            InputSpec((3, config.image_size, config.image_size), config.classes),
+            replace(
+                recipe,
+                label_smoothing=config.label_smoothing,
+                padding=recipe.padding // self.factor,
+                cutout=recipe.cutout // self.factor if config.cutout else 0,
+            ),
             has_validation=data.split != "50k",
             seed=seed,
             device=device,
@@ -191,8 +204,20 @@ class Task(Classification):
             labels.append(answers)
         images = np.concatenate(rows).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         return Part(
-            torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(np.concatenate(labels))
+            shrink(torch.from_numpy(np.ascontiguousarray(images)), self.factor),
+            torch.from_numpy(np.concatenate(labels)),
         )
+
+
+def shrink(images_NHWC: torch.Tensor, factor: int) -> torch.Tensor:
+    """Return the images, bytes, with each factor x factor square averaged into one pixel."""
+    if factor == 1:
+        return images_NHWC
+    count, height, width, channels = images_NHWC.shape
+    squares = images_NHWC.reshape(
+        count, height // factor, factor, width // factor, factor, channels
+    )
+    return squares.float().mean(dim=(2, 4)).round().to(torch.uint8)
 
 
 def parse(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:

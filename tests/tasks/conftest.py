@@ -133,8 +133,11 @@ def make_cifar(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., cifar.
     """Return a maker of CIFAR tasks that are ready for use."""
     sets = {n: tiny_set(tmp_path_factory.mktemp("cifar") / str(n), n) for n in (10, 100)}
 
-    def make(classes: int = 10, split: str = "45k", seed: int = 0) -> cifar.Task:
-        task = sets[classes].task(split, seed)
+    def make(
+        classes: int = 10, split: str = "45k", seed: int = 0, image_size: int = 32
+    ) -> cifar.Task:
+        config = cifar.Config(classes=classes, image_size=image_size)
+        task = sets[classes].task(split, seed, config=config)
         task.setup()
         return task
 

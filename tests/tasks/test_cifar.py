@@ -54,6 +54,16 @@ def test_other_files_than_the_published_are_refused(ten) -> None:
         ten.task(archive=None).setup()
 
 
+def test_halved_images_are_the_means_of_their_squares(make_cifar) -> None:
+    whole, half = make_cifar(10), make_cifar(10, image_size=16)
+    assert half.spec.input_shape == (3, 16, 16)
+    assert half.parts["train"].images.shape[1:] == (20, 20, 3)  # padded by 2 each side
+    squares = whole.parts["test"].images.unfold(1, 2, 2).unfold(2, 2, 2)
+    assert torch.equal(half.parts["test"].images, squares.float().mean((-1, -2)).round().byte())
+    with pytest.raises(ValueError, match=r"task\.image_size=20: .* only to 16 or 8"):
+        cifar.Config(image_size=20)
+
+
 def test_only_ten_or_a_hundred_classes() -> None:
     with pytest.raises(ValueError, match="10 or 100 classes"):
         cifar.Config(classes=20)
