@@ -1,4 +1,4 @@
-"""The README's examples run and print what they show; the transparency page names real tests."""
+"""The examples of README and docs run and print what they show; pages name tests that exist."""
 
 import re
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
-PARTS = re.findall(r"```(python|text)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-EXAMPLES = [
-    (code, shown)
-    for (kind, code), (_, shown) in zip(PARTS[::2], PARTS[1::2], strict=True)
-    if kind == "python"
+PAGES = [ROOT / page for page in ("README.md", "docs/library.md", "docs/soft-sharing.md")]
+PARTS = [
+    part
+    for page in PAGES
+    for part in re.findall(r"```(python|text)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
 ]
+EXAMPLES = [(code, shown) for (_, code), (_, shown) in zip(PARTS[::2], PARTS[1::2], strict=True)]
 
 
 def test_every_example_stands_with_what_it_prints() -> None:
@@ -32,10 +32,20 @@ def test_every_example_stands_with_what_it_prints() -> None:
 def test_an_example_runs_and_prints_what_it_shows(
     code: str, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    exec(compile(code, "example", "exec"), {"__name__": "__main__"})
     printed = " ".join(capsys.readouterr().out.split())
     for piece in shown.split("...\n"):  # what stands between is left out
         assert " ".join(piece.split()) in printed
+
+
+def test_the_readme_is_one_page() -> None:
+    assert (ROOT / "README.md").stat().st_size <= 8192
+
+
+def test_links_between_pages_lead_to_files() -> None:
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            assert "://" in link or (page.parent / link).exists(), (page.name, link)
 
 
 def test_every_row_of_the_transparency_page_names_a_test_that_exists() -> None:
