@@ -125,6 +125,8 @@ class DataConfig:
     """Say where the data lie and how much of them to train on; the task says what a split is.
 
     `source=standin` rehearses the experiment on data that are made up in the real set's format.
+    Data that differ from the published checksums or counts, where these are known, are refused;
+    `verify=warn` reads them with a warning, and their results stand beside no published figure.
     `workers` processes prepare the batches; 0: the training process does.
     """
 
@@ -132,6 +134,7 @@ class DataConfig:
     source: Literal["real", "standin"] = "real"
     split: Literal["45k", "50k"] | None = None
     download: bool = True
+    verify: Literal["refuse", "warn"] = "refuse"
     workers: int = 0
     standin: StandinConfig = field(default_factory=StandinConfig)
 

@@ -295,6 +295,8 @@ def ignored(config: Config) -> dict[str, str]:
         for key, value, default in _settings(config.sharing, "sharing."):
             if value != default and key.removeprefix("sharing.") in idle:
                 found[key] = idle[key.removeprefix("sharing.")]
+    if config.data.source == STANDIN and config.data.verify != "refuse":
+        found["data.verify"] = f"data.source={STANDIN} makes up its data"
     optim, unread = config.optim, "beta2" if config.optim.name == "sgd" else "nesterov"
     for key, value, default in _settings(optim, "optim."):
         if key == f"optim.{unread}" and value != default:

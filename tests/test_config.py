@@ -190,6 +190,7 @@ OTHER = {
     "optim.schedule": "cosine",
     "trainer.device": "cpu",
     "trainer.gradient_dtype": "bf16",
+    "data.verify": "warn",
     "wandb.mode": "online",
     "wandb.entity": "us",
     "wandb.group": "us",

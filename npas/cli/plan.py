@@ -89,6 +89,9 @@ def run(plan: Plan) -> Job:
         print(f"inference: {flops:,} FLOPs an input (2 a multiply-add), whatever the budget")
         for name, line in data.items():
             print(f"data {name}: {line}")
+    compared = task.compared if plan.check_data and config.data.verify == "refuse" else None
+    if compared is not None and compared.difference is not None:
+        raise ValueError(compared.difference)
     return Job(config.exp)
 
 
@@ -99,6 +102,8 @@ def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:
     """
     from npas import tasks
 
+    if task.compared is not None:
+        task.compared.collects = True  # what differs is printed, too, and refused then
     task.setup()
     task.check_network(model)
     batch = next(tasks.batches(task, 0, config.batch_size, workers=config.data.workers))

@@ -32,7 +32,7 @@ from npas.reporting.results import (
     Split,
     environment,
 )
-from npas.tasks import _files
+from npas.tasks import Task, _files
 from npas.training import Experiment, Outcome, initial
 from npas.training.checkpoint import Checkpoints
 from npas.training.state import Progress
@@ -147,7 +147,7 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         epochs=outcome.epochs,
         wall_s=outcome.wall_s,
         peak_memory_bytes=outcome.peak_memory_bytes,
-        dataset=Dataset(experiment.task.name, experiment.task.source),
+        dataset=_dataset(experiment.task),
         error=outcome.error,
         history=outcome.history,
         search=None
@@ -158,6 +158,14 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         init=_init(config),
         **environment(),
     )
+
+
+def _dataset(task: Task) -> Dataset:
+    """Return which data were read, and how they compare with the published ones."""
+    compared = task.compared
+    if compared is None or task.source != "real":
+        return Dataset(task.name, task.source)
+    return Dataset(task.name, task.source, compared.published, dict(compared.found))
 
 
 def _init(config: Config) -> Init | None:

@@ -270,6 +270,8 @@ def _summary(result: Result) -> str:
     budget, metrics = result.budget, result.metrics
     assert budget is not None and metrics is not None  # the schema's promise for a run that is done
     where = " on made-up data" if result.dataset.source == schema.STANDIN else ""
+    if result.dataset.published is False:
+        where = " on data that are not the published ones"
     text = f"asked {budget.asked}, allowed {budget.allowed:,}, used {budget.used:,} parameters"
     for name, figures in (("test", metrics.last), ("chosen on val", metrics.selected)):
         for metric, value in list((figures or {}).items())[:1]:  # the first is the one that counts

@@ -54,6 +54,8 @@ ADDED = (
     "parallel",
     "divergence",
     "init",
+    "published",
+    "files",
 )  # that results from before them lack
 
 VARYING = (
@@ -148,10 +150,15 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Name the data, and say whether it was the real set or a stand-in of the same format."""
+    """Name the data, and say whether it was the real set or a stand-in of the same format.
+
+    `published` says whether the files have the published checksums; None where none are known.
+    """
 
     name: str
     source: str
+    published: bool | None = None
+    files: dict[str, str] | None = None  # what was compared: a checksum or a count of each
 
 
 def _now() -> str:
@@ -282,6 +289,8 @@ def _problems(result: Result) -> Iterator[str]:
         yield f"status must be one of {', '.join(STATUSES)}, not {result.status!r}"
     if result.dataset.source not in SOURCES:
         yield f"dataset.source must be {' or '.join(SOURCES)}, not {result.dataset.source!r}"
+    if result.dataset.source != "real" and result.dataset.published is not None:
+        yield "dataset.published must be null where dataset.source is not real"
     for name in ("exp", "config_hash"):
         if not getattr(result, name):
             yield f"{name} must not be empty"

@@ -4,7 +4,9 @@
     print(markdown(table, load(table, "results/runs")))
 
 A result belongs to a row if its config has the hash of the row's own config, so that a run with
-any other epoch count, learning rate or recipe version never slips into a table.
+any other epoch count, learning rate or recipe version never slips into a table. Runs on data that
+are not the published ones stand only in rows that ask for `data.verify=warn`: these are marked as a
+copy's, and have no published figure.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ class Cell:
 
     row: Row
     found: dict[int, Result]
+    copy: bool = False  # of the published data
 
     def having(self, *statuses: str) -> dict[int, Result]:
         """Return the results of these statuses, by seed."""
@@ -139,18 +142,22 @@ def fill(table: Table, results: Iterable[Result]) -> list[Cell]:
     A preempted run is one that goes on: it counts as not run yet.
     """
     by_hash = {
-        r.config_hash: r for r in results if r.dataset.source == "real" and r.status != "preempted"
+        (r.config_hash, r.dataset.published is False): r
+        for r in results
+        if r.dataset.source == "real" and r.status != "preempted"
     }
     cells = []
     for row in table.rows:
-        found = {}
+        found, copy = {}, False
         if row.words is not None:
             config = compose(*row.words)
+            copy = config.data.verify == "warn"
+            assert not (copy and row.published), f"{row.label}: a copy has no published figure"
             for seed in table.seeds:
-                key = schema.config_hash(dataclasses.replace(config, seed=seed))
+                key = schema.config_hash(dataclasses.replace(config, seed=seed)), copy
                 if key in by_hash:
                     found[seed] = by_hash[key]
-        cells.append(Cell(row, found))
+        cells.append(Cell(row, found, copy))
     return cells
 
 
@@ -204,7 +211,7 @@ def _grid(table: Table, cells: Sequence[Cell], notes: list[str]) -> list[str]:
         row, summary, parameters = cell.row, cell.summary(table), cell.parameters()
         if parameters is None and table.count is not None and row.words is not None:
             parameters = table.count(row)
-        entries = [row.label]
+        entries = [f"{row.label} (copy)" if cell.copy else row.label]
         if counted and published:
             entries.append(_millions(row.published))
         entries += [
@@ -283,6 +290,8 @@ def _origin(cells: Sequence[Cell]) -> str:
         for run in runs
     )
     text = "Runs: " + "; ".join(f"{count} on {name}" for name, count in sorted(machines.items()))
+    if copies := sum(run.dataset.published is False for run in runs):
+        text += f"; {copies} (copy) on data that are not the published files"
     changed = sum(run.git.dirty is True for run in runs)
     return text + (f"; {changed} of a tree with uncommitted changes." if changed else ".")
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from npas.tasks._published import Comparison
+
 
 class Batch(NamedTuple):
     """Hold one training batch, augmented and on the training device.
@@ -91,14 +93,19 @@ class Task(Protocol):
     spec: InputSpec
     selection_metric: str  # the key of `evaluate` by which a checkpoint is chosen; higher is better
     has_validation: bool
+    # With what was published; None where nothing that could be compared is known of the set.
+    compared: Comparison | None = None
 
     def setup(self) -> None:
-        """Read the data onto the device, once. ValueError, one line, if missing or damaged."""
+        """Read the data onto the device, once. ValueError, one line, if missing or damaged.
+
+        What is known of the published data is compared as `data.verify` asks.
+        """
 
     def inspect(self) -> dict[str, str]:
         """Say of the data that were read what there is, a line each: parts, counts, sums.
 
-        What is published is compared. ValueError for data that are not what they should be.
+        It says of each whether it is as published. ValueError for data that cannot be read.
         """
 
     def steps_per_epoch(self, batch_size: int) -> int:

@@ -30,7 +30,15 @@ from torch.nn import functional as F
 from npas import tasks
 from npas._schema import above, at_least, at_most, below
 from npas.models import InputSpec
-from npas.tasks import Batch, _epochs, _imagenet_shards, _random, _standin_jpeg, over_ranks
+from npas.tasks import (
+    Batch,
+    _epochs,
+    _imagenet_shards,
+    _published,
+    _random,
+    _standin_jpeg,
+    over_ranks,
+)
 from npas.tasks._imagenet_damage import Damage, log
 from npas.tasks._imagenet_folder import Folder, Images
 from npas.tasks._imagenet_pixels import Crops, decode
@@ -100,6 +108,7 @@ class Part:
 class Task(tasks.Task):
     """Classify colour images that stream from disk."""
 
+    compared: _published.Comparison
     selection_metric = "accuracy"
 
     def __init__(
@@ -120,6 +129,7 @@ class Task(tasks.Task):
         if self.source == "standin":
             size = min(size, STANDIN_SIZE)
         self.spec = InputSpec((3, size, size), config.classes)
+        self.compared = _published.Comparison(data.verify)
         self.crops = Crops(
             size,
             round(config.resize * size / config.size),
@@ -141,6 +151,7 @@ class Task(tasks.Task):
         else:
             images = self._find(Path(self.data.root), self.config.classes)
             held_out = self.config.held_out
+            self._compare(images)
         labels_N = images["train"].labels_N
         held_N = hold_out(labels_N, held_out)
         self.images = images
@@ -153,15 +164,14 @@ class Task(tasks.Task):
 
     def _find(self, root: Path, classes: int) -> dict[str, Images]:
         """List both splits, as folders or as shards."""
+        folder = root / self._folder()
         if self.config.form == "shards":
-            folder = root / "imagenet-shards"
             if not folder.is_dir():
                 raise ValueError(
                     f"{self.name} is not under data.root={root}: pack it with"
                     f" scripts/pack_imagenet.py into {folder}, or set data.source=standin"
                 )
             return {s: _imagenet_shards.Shards(folder, s, classes) for s in PUBLISHED}
-        folder = root / "imagenet"
         for split in PUBLISHED:
             if not (folder / split).exists():
                 raise ValueError(
@@ -170,6 +180,22 @@ class Task(tasks.Task):
                 )
         train = Folder(folder / "train", classes)
         return {"train": train, "val": Folder(folder / "val", classes, train.classes)}
+
+    def _compare(self, images: dict[str, Images]) -> None:
+        """Compare how many images there are with the published: their checksums are not known."""
+        for split, own in images.items():
+            expected = f"{PUBLISHED[split]:,} images" if self.config.classes == CLASSES else None
+            self.compared.add(
+                split,
+                f"{len(own.labels_N):,} images",
+                expected,
+                path=Path(self.data.root) / self._folder() / split,
+                remedy="complete it",
+                proves=False,
+            )
+
+    def _folder(self) -> str:
+        return "imagenet-shards" if self.config.form == "shards" else "imagenet"
 
     def _make_up(self) -> tuple[dict[str, Images], int]:
         """Write made-up images to a folder that is gone with the task, and list them."""

@@ -1,7 +1,8 @@
 """Answer questions by pointing into a paragraph: SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018).
 
 The official JSON files lie under `data.root` (`train-v1.1.json`, `dev-v1.1.json`, and so for 2.0);
-`data.download=true` fetches them. Windows, n-best answers and the threshold for having none are
+`data.download=true` fetches them. Other files than the published are refused unless
+`data.verify=warn`. Windows, n-best answers and the threshold for having none are
 BERT's (Devlin et al. 2019); the scores are the official ones, in percent. What is measured as
 "test" is the dev set, as in every paper: the test set's answers are not public. With
 `data.split=45k` a tenth of the training articles is held out to choose a checkpoint by; otherwise
@@ -14,7 +15,6 @@ ALBERT's published figures are.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -34,6 +34,7 @@ from npas.tasks import (
     _epochs,
     _fetch,
     _files,
+    _published,
     _random,
     _squad_answers,
     _squad_features,
@@ -121,6 +122,7 @@ class Part:
 class Task(tasks.Task):
     """Point to where in a paragraph the answer to a question starts and ends."""
 
+    compared: _published.Comparison
     selection_metric = "f1"
 
     def __init__(
@@ -142,6 +144,7 @@ class Task(tasks.Task):
         )
         self.spec = InputSpec((self.lengths.window,), 2, answers="span")
         self.sums = SHA256
+        self.compared = _published.Comparison(data.verify)
         self.parts: dict[str, Part] = {}
         self.files: dict[str, str] = {}  # what each was, for `inspect`
 
@@ -180,15 +183,27 @@ class Task(tasks.Task):
                 path = self.root / name
                 new = self.root / f".{name}.new"  # nobody reads it before its sum is right
                 _fetch.download(URL + name, new)
-                if (found := sha256(new)) != self.sums[name]:
+                if (found := _published.sha256(new)) != f"sha256 {self.sums[name]}":
                     new.unlink()
                     raise ValueError(
-                        f"{URL}{name} is not the published file (sha256 {found}, not"
+                        f"{URL}{name} is not the published file ({found}, not sha256"
                         f" {self.sums[name]}): fetch it elsewhere and put it at {path}"
                     )
                 new.replace(path)
 
     def _read(self, tokenizer: _text.Tokenizer) -> None:
+        for name in self._names():
+            path = self.root / name
+            found = _published.sha256(path)
+            expected = f"sha256 {self.sums[name]}" if name in self.sums else None
+            self.files[name] = f"{path.stat().st_size:,} bytes, {found}, {self._whose(name, found)}"
+            self.compared.add(
+                name,
+                found,
+                expected,
+                path=path,
+                remedy="move it away, and data.download=true fetches the published one",
+            )
         train, test = (
             _squad_reading.read(self.root / name, self.config.version) for name in self._names()
         )
@@ -198,12 +213,6 @@ class Task(tasks.Task):
             held = held_out(max(question.article for question in train) + 1)
             parts["train"] = [question for question in train if question.article not in held]
             parts["val"] = [question for question in train if question.article in held]
-        for name in self._names():
-            path = self.root / name
-            found = sha256(path)
-            self.files[name] = f"{path.stat().st_size:,} bytes, sha256 {found}"
-            if self.sums.get(name, found) != found:
-                log.warning("%s is not the published file: its figures are none of SQuAD's", path)
         self.parts = {name: self._part(name, questions) for name, questions in parts.items()}
 
     def _part(self, name: str, questions: list[_squad_reading.Question]) -> Part:
@@ -222,16 +231,15 @@ class Task(tasks.Task):
         arrays = [torch.from_numpy(getattr(features, key)).to(self.device) for key in names]
         return Part(questions, features, *arrays)
 
+    def _whose(self, name: str, found: str) -> str:
+        if name not in self.sums:
+            return "made up"
+        same = found == f"sha256 {self.sums[name]}"
+        return "as published" if same else f"not the published {self.sums[name]}"
+
     def inspect(self) -> dict[str, str]:
-        """Say what the files are and hold. ValueError if one is not the published one."""
-        for name, line in self.files.items():
-            if name in self.sums and not line.endswith(self.sums[name]):
-                raise ValueError(
-                    f"{self.root / name} is not the published file ({line}, not {self.sums[name]}):"
-                    " move it away and set data.download=true, if you want that one"
-                )
-        whose = "made up" if self.source == "standin" else "as published"
-        found = {name: f"{line}, {whose}" for name, line in self.files.items()}
+        """Say what the files are, whether as published, and what they hold."""
+        found = dict(self.files)
         for name, part in self.parts.items():
             answerable = sum(bool(question.answers) for question in part.questions)
             found[name] = (
@@ -326,8 +334,3 @@ def held_out(articles: int) -> set[int]:
     key = _random.derive_key(SPLIT_SEED, "squad validation")
     order = _random.permutation(key, articles, torch.device("cpu")).tolist()
     return set(order[: max(1, round(VALIDATION_FRACTION * articles))])
-
-
-def sha256(path: Path) -> str:
-    """Return the sum of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

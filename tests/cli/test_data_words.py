@@ -7,6 +7,7 @@ import pytest
 from command_line import SMALL, Run
 
 from npas.reporting import results
+from npas.tasks import _standin_cifar, cifar
 
 
 def test_the_data_are_counted_and_one_batch_is_made(run: Run, tmp_path: Path) -> None:
@@ -59,3 +60,21 @@ def test_a_rehearsal_says_what_it_is_wherever_it_gives_a_figure(run: Run, tmp_pa
     (file,) = tmp_path.rglob("result.json")
     assert results.read(file.parent).dataset.source == "standin"
     assert run(*words).out.startswith("skipped: ")
+
+
+def test_a_copy_is_counted_refused_unless_asked_for_and_recorded(run: Run, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    made = _standin_cifar.write(root, cifar.published_archive(10), 10, 40, 20)
+    words = ("+exp=wrn_cifar10", *SMALL, "batch_size=20", "data.split=50k", f"data.root={root}")
+    answer = run("npas-plan", *words, "check_data=true")
+    assert answer.code == 2 and "data.verify=warn to use it as it is" in answer.err
+    assert f"test_batch: md5 {made.test['test_batch']}; md5 40351d" in answer.out
+    assert "data test: 20 images of 10 classes" in answer.out
+    assert run("npas-train", *words).code == 2 and not (tmp_path / "runs").exists()
+    answer = run("npas-train", *words, "data.verify=warn")
+    assert answer.code == 0, answer.err
+    assert "% on data that are not the published ones" in answer.out
+    (file,) = tmp_path.rglob("result.json")
+    dataset = results.read(file.parent).dataset
+    assert dataset.published is False and len(dataset.files) == 6

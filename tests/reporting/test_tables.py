@@ -74,6 +74,28 @@ def test_stand_in_data_feeds_no_table(tmp_path: Path, keep: Keep) -> None:
     assert not cells(tmp_path)[1].found
 
 
+COPY = ("+exp=wrn_cifar10", "budget=0.1")
+
+
+@pytest.mark.parametrize("published", [True, False, None])
+def test_results_on_a_copy_of_the_data_stand_in_rows_of_the_copy_alone(
+    published: bool | None, tmp_path: Path, keep: Keep
+) -> None:
+    rows = (Row("set", COPY), Row("jpeg", (*COPY, "data.verify=warn")))
+    table = dataclasses.replace(TABLE, rows=rows)
+    dataset = results.Dataset("cifar10", "real", published)
+    for row in rows:
+        keep(tmp_path, *row.words, used=100, dataset=dataset)
+    own, copy = tables.load(table, tmp_path)
+    assert (bool(own.found), bool(copy.found)) == (published is not False, published is False)
+    text = tables.markdown(table, [own, copy])
+    assert "| jpeg (copy) |" in text and "| set |" in text
+    assert ("1 (copy) on data that are not the published files" in text) == (published is False)
+    beside = dataclasses.replace(rows[1], published=Figure("x", "c10", 4.0, 36, "a poster", ""))
+    with pytest.raises(AssertionError, match="a copy has no published figure"):
+        tables.fill(dataclasses.replace(table, rows=(beside,)), [])
+
+
 def test_runs_that_went_wrong_are_shown(tmp_path: Path, keep: Keep) -> None:
     for seed, status in enumerate(("done", "diverged", "failed")):
         keep(tmp_path, "+exp=digits", "budget=0.1", seed=seed, used=100, status=status)

@@ -41,10 +41,12 @@ def write_tree(root: Path, train: int = 6, val: int = 3, wnids: tuple[str, ...] 
     return root
 
 
-def make(root: Path, seed: int = 0, workers: int = 0, **keys: Any) -> imagenet.Task:
+def make(
+    root: Path, seed: int = 0, workers: int = 0, verify: Any = "refuse", **keys: Any
+) -> imagenet.Task:
     """Make the task for a tree of `write_tree`, with crops of 16 pixels unless keys say others."""
     keys = {"classes": len(WNIDS), "size": 16, "resize": 20} | keys
-    data = DataConfig(root=str(root), split=None, workers=workers)
+    data = DataConfig(root=str(root), split=None, workers=workers, verify=verify)
     task = imagenet.Task(imagenet.Config(**keys), data, seed=seed, device=CPU)
     task.setup()
     return task

@@ -50,7 +50,7 @@ def test_the_published_sums_are_the_default() -> None:
 
 
 def test_other_files_than_the_published_are_refused(ten) -> None:
-    with pytest.raises(ValueError, match=r"data_batch_1 is damaged .*set data\.download=true"):
+    with pytest.raises(ValueError, match=r"data_batch_1 is not as published .*data\.verify=warn"):
         ten.task(archive=None).setup()
 
 
@@ -62,6 +62,34 @@ def test_halved_images_are_the_means_of_their_squares(make_cifar) -> None:
     assert torch.equal(half.parts["test"].images, squares.float().mean((-1, -2)).round().byte())
     with pytest.raises(ValueError, match=r"task\.image_size=20: .* only to 16 or 8"):
         cifar.Config(image_size=20)
+
+
+def test_a_copy_is_read_where_it_is_asked_for_and_recorded(
+    ten, caplog: pytest.LogCaptureFixture
+) -> None:
+    true = ten.task(verify="warn")
+    true.setup()
+    assert true.compared.published is True and not caplog.records
+    copy = ten.task(archive=None, verify="warn")
+    copy.setup()
+    assert copy.compared.published is False and len(copy.compared.found) == 6
+    assert len(caplog.records) == 1 and "data_batch_1 is not as published" in caplog.text
+    assert torch.equal(copy.parts["test"].images, true.parts["test"].images)
+    file = "cifar-10-batches-py/test_batch"
+    md5 = ten.archive.test["test_batch"]
+    assert true.inspect()[file] == f"md5 {md5}, as published"
+    assert copy.inspect()[file].startswith(f"md5 {md5}; md5 ") and copy.inspect()["test"]
+
+
+def test_another_archive_put_there_by_hand_is_a_copy_too(ten, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    shutil.copy(ten.root / "packed" / ten.archive.filename, tmp_path / "new")
+    published = cifar.published_archive(10)
+    with pytest.raises(ValueError, match=r"sha256 .*data\.verify=warn takes it as it is"):
+        ten.task(root=str(tmp_path / "new"), archive=published).setup()
+    copy = ten.task(root=str(tmp_path / "new"), archive=published, verify="warn")
+    copy.setup()
+    assert copy.compared.published is False and copy.parts
 
 
 def test_only_ten_or_a_hundred_classes() -> None:
@@ -141,14 +169,14 @@ def test_a_flipped_bit_is_found(ten) -> None:
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="data_batch_3 is damaged"):
+    with pytest.raises(ValueError, match="data_batch_3 is not as published"):
         ten.task().setup()
 
 
 def test_a_truncated_file_is_no_cifar_file(ten) -> None:
     path = ten.folder / "test_batch"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="test_batch is damaged"):
+    with pytest.raises(ValueError, match="test_batch is not as published"):
         ten.task().setup()
     ten.take_over_sums()
     with pytest.raises(ValueError, match="test_batch is no CIFAR file"):
@@ -165,20 +193,20 @@ def test_nothing_is_unpickled_before_its_sum_is_the_published_one(
 ) -> None:
     monkeypatch.setattr(cifar, "unpickle", lambda data: pytest.fail("it was unpickled"))
     (ten.folder / "data_batch_1").write_bytes(pickle.dumps({"data": Malicious()}))
-    with pytest.raises(ValueError, match="data_batch_1 is damaged"):
+    with pytest.raises(ValueError, match="data_batch_1 is not as published"):
         ten.task().setup()
 
 
 def test_the_bytes_that_were_checked_are_those_that_are_read(
     ten, make_cifar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def check_then_swap(path: Path, data: bytes, md5: str) -> None:
-        real(path, data, md5)
+    def check_then_swap(name: str, *args: str, path: Path, **how: str) -> None:
+        real(name, *args, path=path, **how)
         path.write_bytes(b"something else")
 
-    real = cifar.check
-    monkeypatch.setattr(cifar, "check", check_then_swap)
     task = ten.task()
+    real = task.compared.add
+    monkeypatch.setattr(task.compared, "add", check_then_swap)
     task.setup()
     assert torch.equal(task.parts["test"].images, make_cifar(10).parts["test"].images)
 

@@ -135,6 +135,7 @@ def test_inspection_counts_and_compares_with_the_published(tree: Path) -> None:
     found = make(tree, held_out=3).inspect()
     size = sum(path.stat().st_size for path in (tree / "imagenet" / "train").rglob("*.JPEG"))
     assert found["train"] == f"18 images of 3 classes, {size:,} bytes"
+    assert make(tree).compared.published is None  # no checksums are known
     assert found["held out"] == "3 training images, for val"
     assert found["readable"] == "6 of 6 images tried, the first of each class"
 
@@ -145,7 +146,10 @@ def test_inspection_says_how_far_a_thousand_classes_are_from_the_published(tmp_p
         for wnid in wnids:
             (tmp_path / "imagenet" / split / wnid).mkdir(parents=True)
             (tmp_path / "imagenet" / split / wnid / "a.JPEG").write_bytes(b"")
-    task = make(tmp_path, classes=1000, max_damaged=2000)
+    with pytest.raises(ValueError, match=r"1,000 images, not 1,281,167 .*data\.verify=warn"):
+        make(tmp_path, classes=1000)
+    task = make(tmp_path, classes=1000, max_damaged=2000, verify="warn")
+    assert task.compared.published is False
     task._decoded = lambda split, index: torch.empty(0)  # type: ignore[method-assign]
     found = task.inspect()
     assert found["train"] == "1,000 images of 1,000 classes, 0 bytes; 1,281,167 were published"
