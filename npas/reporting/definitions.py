@@ -92,8 +92,8 @@ def _cifar10_small() -> Table:
         ),
         note="WRN-16-2, five epochs. The images are a public JPEG copy of CIFAR-10, not the"
         " published bytes, halved in size: these figures stand beside each other, not beside"
-        " published ones. All rows train for the same steps, with the same augmentation and at one rate,"
-        " 0.2, which was tuned for none of them.",
+        " published ones. All rows train for the same steps, with the same augmentation and at one"
+        " rate, 0.2, which was tuned for none of them.",
     )
 
 
