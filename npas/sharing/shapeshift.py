@@ -193,16 +193,6 @@ def shared_weights(model: nn.Module) -> SharedWeights:
     return found
 
 
-def no_decay_names(model: nn.Module) -> set[str]:
-    """Name the parameters that take no weight decay: coefficients, embeddings, upsamplers."""
-    return {
-        name
-        for name, _ in model.named_parameters()
-        if (leaf := name.rpartition(".")[2]).startswith(PREFIX)
-        and not leaf.startswith(f"{PREFIX}bank_")
-    }
-
-
 def looks_trained(model: nn.Module) -> bool:
     """Guess from norms: moved running statistics, or weights that are no longer all equal.
 

@@ -151,18 +151,12 @@ class Sentences(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 def trainer(model: nn.Module, folder: Path) -> Trainer:
-    """Return a Trainer whose optimizer spares what `no_decay_names` names."""
+    """Return a Trainer with an optimizer of `param_groups`."""
     arguments = TrainingArguments(
         str(folder), max_steps=6, save_steps=3, per_device_train_batch_size=4,
         learning_rate=1e-2, report_to=[], use_cpu=True, logging_steps=1, disable_tqdm=True,
     )  # fmt: skip
-    spared = npas.sharing.no_decay_names(model)
-    groups = [
-        {"params": [p for n, p in model.named_parameters() if (n in spared) == alone],
-         "weight_decay": 0.0 if alone else 0.1}
-        for alone in (True, False)
-    ]  # fmt: skip
-    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    optimizer = torch.optim.AdamW(npas.param_groups(model, 0.1, decay_norms=True), lr=1e-2)
     return Trainer(model, arguments, train_dataset=Sentences(), optimizers=(optimizer, None))
 
 
@@ -177,7 +171,7 @@ def test_the_trainer_trains_saves_and_resumes(build: Any, tmp_path: Path) -> Non
     run.train()
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     assert float(losses[-1]) < float(losses[0])
-    assert len(run.optimizer.param_groups[0]["params"]) == len(spared) > 0
+    assert len(run.optimizer.param_groups[1]["params"]) == len(spared) > 0
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     checkpoint = tmp_path / "checkpoint-3"
     stored = load_file(checkpoint / "model.safetensors")
