@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -26,6 +27,7 @@ from npas.sharing.buffers import give_back_freed
 from npas.sharing.generators import CHOICES, GENERATORS, STARTS
 from npas.sharing.groups import assign_groups
 from npas.sharing.guards import free_methods, guard_methods
+from npas.sharing.holders import Dropped, warn_of_holders
 from npas.sharing.initialization import (
     assign_scales,
     generator_rows,
@@ -276,7 +278,15 @@ def _measure_spreads(model: nn.Module, allocation: Allocation) -> dict[str, floa
 
 
 def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -> None:
-    """Put zero-valued shared tensors on the root and let every shared layer read them."""
+    """Put zero-valued shared tensors on the root and let every shared layer read them.
+
+    Warns of optimizers and the like that hold the dense parameters, which are the network's no
+    longer.
+    """
+    warn_of_holders(_install(model, allocation, recompute))  # once no frame here holds them
+
+
+def _install(model: nn.Module, allocation: Allocation, recompute: bool) -> Dropped:
     tensors = {tensor.spec.name: tensor for tensor in find_tensors(model)}
     # Whatever can be wrong is found before anything changes.
     owned = [[_dense_tensor(tensors, layer) for layer in g.layers] for g in allocation.groups]
@@ -301,6 +311,12 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     model.__dict__["_npas_shared"] = shared
     open_passes(model, shared)
     guard_methods(model)
+    return {
+        tensor.spec.name: weakref.ref(tensor.parameter)
+        for group, own in zip(allocation.groups, owned, strict=True)
+        if group.bank
+        for tensor in own
+    }
 
 
 def _generator_shapes(g: int, group: GroupAllocation) -> dict[str, tuple[int, ...]]:
