@@ -39,6 +39,7 @@ from npas.sharing.layers import Layer, find_layers, find_tensors, is_constant
 from npas.sharing.loops import refuse_loops
 from npas.sharing.modes import full_precision
 from npas.sharing.names import PREFIX, SCALES, bank_name, generator_name, upsampler_name
+from npas.sharing.parts import free_parts, guard_parts
 from npas.sharing.reference import allocate_reference
 from npas.sharing.upsamplers import UPSAMPLERS
 from npas.sharing.weights import SharedWeights
@@ -232,6 +233,7 @@ def materialize(model: nn.Module) -> nn.Module:
             detach(module, dense)
     close_passes(model, shared)
     free_methods(model)
+    free_parts(model)
     for tensors in (model._parameters, model._buffers):
         for name in [name for name in tensors if name.startswith(PREFIX)]:
             del tensors[name]
@@ -311,6 +313,7 @@ def _install(model: nn.Module, allocation: Allocation, recompute: bool) -> Dropp
     model.__dict__["_npas_shared"] = shared
     open_passes(model, shared)
     guard_methods(model)
+    guard_parts(model)
     return {
         tensor.spec.name: weakref.ref(tensor.parameter)
         for group, own in zip(allocation.groups, owned, strict=True)
