@@ -168,7 +168,7 @@ def apply(
     Raises ValueError where the network is not the one that the allocation was made for.
     """
     allocation, deviations = assign_scales(allocation, _measure_spreads(model, allocation))
-    install(model, allocation, recompute)
+    warn_of_holders(install(model, allocation, recompute))
     give_back_freed()  # the dense weights
     with torch.device("cpu"):  # a seed means the same weights whatever the default device
         if allocation.scheme.layout == "reference":
@@ -256,7 +256,7 @@ def load(
     """
     directory = Path(directory)
     plan = Allocation.from_dict(storage.read(directory, ALLOCATION_FILE, "npas.save"))
-    install(require_unshared(dense_model), plan, recompute)
+    warn_of_holders(install(require_unshared(dense_model), plan, recompute))
     give_back_freed()
     try:
         storage.load_weights(dense_model, directory)
@@ -279,16 +279,12 @@ def _measure_spreads(model: nn.Module, allocation: Allocation) -> dict[str, floa
     }
 
 
-def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -> None:
+def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -> Dropped:
     """Put zero-valued shared tensors on the root and let every shared layer read them.
 
-    Warns of optimizers and the like that hold the dense parameters, which are the network's no
-    longer.
+    Returns the dense parameters, which are the network's no longer, by name, if they are still
+    alive.
     """
-    warn_of_holders(_install(model, allocation, recompute))  # once no frame here holds them
-
-
-def _install(model: nn.Module, allocation: Allocation, recompute: bool) -> Dropped:
     tensors = {tensor.spec.name: tensor for tensor in find_tensors(model)}
     # Whatever can be wrong is found before anything changes.
     owned = [[_dense_tensor(tensors, layer) for layer in g.layers] for g in allocation.groups]
