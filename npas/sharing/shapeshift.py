@@ -40,6 +40,7 @@ from npas.sharing.loops import refuse_loops
 from npas.sharing.modes import full_precision
 from npas.sharing.names import PREFIX, SCALES, bank_name, generator_name, upsampler_name
 from npas.sharing.parts import free_parts, guard_parts
+from npas.sharing.pretrained import free_saving, guard_saving
 from npas.sharing.reference import allocate_reference
 from npas.sharing.upsamplers import UPSAMPLERS
 from npas.sharing.weights import SharedWeights
@@ -234,6 +235,7 @@ def materialize(model: nn.Module) -> nn.Module:
     close_passes(model, shared)
     free_methods(model)
     free_parts(model)
+    free_saving(model)
     for tensors in (model._parameters, model._buffers):
         for name in [name for name in tensors if name.startswith(PREFIX)]:
             del tensors[name]
@@ -310,6 +312,7 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     open_passes(model, shared)
     guard_methods(model)
     guard_parts(model)
+    guard_saving(model)
     return {
         tensor.spec.name: weakref.ref(tensor.parameter)
         for group, own in zip(allocation.groups, owned, strict=True)
