@@ -24,6 +24,7 @@ from npas.sharing.attachment import (
 )
 from npas.sharing.budget import count_parameters, parse_budget
 from npas.sharing.buffers import give_back_freed
+from npas.sharing.dense_states import unwatch_loading, watch_loading
 from npas.sharing.generators import CHOICES, GENERATORS, STARTS
 from npas.sharing.groups import assign_groups
 from npas.sharing.guards import free_methods, guard_methods
@@ -236,6 +237,7 @@ def materialize(model: nn.Module) -> nn.Module:
     free_methods(model)
     free_parts(model)
     free_saving(model)
+    unwatch_loading(model)
     for tensors in (model._parameters, model._buffers):
         for name in [name for name in tensors if name.startswith(PREFIX)]:
             del tensors[name]
@@ -313,6 +315,7 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     guard_methods(model)
     guard_parts(model)
     guard_saving(model)
+    watch_loading(model)
     return {
         tensor.spec.name: weakref.ref(tensor.parameter)
         for group, own in zip(allocation.groups, owned, strict=True)
