@@ -160,6 +160,42 @@ def sharded(rank: int, out: str) -> None:
     torch.save(found, f"{out}{rank}")
 
 
+def flattened(rank: int, out: str) -> None:
+    """FSDP1, which puts all parameters into one, and shows them as views or as parameters."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    found = {}
+    for kept in (False, True):
+        model = FullyShardedDataParallel(
+            build(), use_orig_params=kept, device_id=torch.device("cpu")
+        )
+        losses = train(model, slice(rank, None, 2))
+        with torch.no_grad():
+            answers = {"losses": torch.tensor(losses), "first": model(batch()[0])}
+        state = model.state_dict()
+        found["parameters" if kept else "views"] = answers | {
+            k: v.clone() for k, v in state.items()
+        }
+    torch.save(found, f"{out}{rank}")
+
+
+@pytest.mark.dist
+@pytest.mark.filterwarnings("ignore:.*FSDP.*")
+def test_flattened_ranks_train_as_one_process_does(tmp_path: Path) -> None:
+    ranks = run(flattened, tmp_path)
+    model = build()
+    losses = torch.tensor(train(model, slice(None)))
+    with torch.no_grad():
+        first = model(batch()[0])
+    for mode in ("views", "parameters"):
+        together = (ranks[0][mode]["losses"] + ranks[1][mode]["losses"]) / 2
+        torch.testing.assert_close(together, losses, rtol=1e-5, atol=1e-6, msg=mode)
+        for rank in ranks:
+            torch.testing.assert_close(rank[mode]["first"], first, rtol=1e-4, atol=1e-5)
+            for name, parameter in model.named_parameters():
+                torch.testing.assert_close(rank[mode][name], parameter, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.dist
 @pytest.mark.slow
 def test_fully_sharded_ranks_train_as_one_process_does(tmp_path: Path) -> None:
