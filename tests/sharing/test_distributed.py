@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import npas
 
@@ -21,6 +22,8 @@ MODES: dict[str, dict[str, bool]] = {
     "unused parameters": {"find_unused_parameters": True},
     "bucket view": {"gradient_as_bucket_view": True},
     "accumulated": {},
+    "checkpoints": {},
+    "reentrant checkpoints": {"static_graph": True},  # see docs/transparency.md
 }
 
 
@@ -45,10 +48,27 @@ def step(model: DistributedDataParallel, rank: int, micro_batches: int) -> None:
             (F.cross_entropy(model(inputs[i]), labels[i]) / micro_batches).backward()
 
 
+class Checkpointed(nn.Sequential):
+    """Call every layer in a checkpoint of its own."""
+
+    reentrant = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images to logits."""
+        x.requires_grad_()
+        for layer in self:
+            x = checkpoint(layer, x, use_reentrant=self.reentrant)
+        return x
+
+
 def eager(rank: int, out: str) -> None:
     found = {}
     for mode, options in MODES.items():
-        model = DistributedDataParallel(build(), **options)
+        inner = build()
+        if "checkpoints" in mode:
+            inner.__class__ = Checkpointed
+            inner.reentrant = mode.startswith("reentrant")
+        model = DistributedDataParallel(inner, **options)
         for _ in range(2):  # DDP rebuilds its buckets after the first step
             model.zero_grad()
             step(model, rank, micro_batches=2 if mode == "accumulated" else 1)
