@@ -116,7 +116,10 @@ def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:
 
 
 def inference_flops(model: nn.Module, spec: InputSpec) -> int:
-    """Count the FLOPs of one input's forward pass; moves the model to the meta device."""
+    """Count the FLOPs of one input's forward pass; moves the model to the meta device.
+
+    Operations are counted: counters that look layers up by class find no shared ones.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -2,6 +2,7 @@
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.budget import Budget, BudgetRequest, count_parameters, parse_budget
+from npas.sharing.decay import no_decay_names, param_groups
 from npas.sharing.folding import Folding, fold, load_folded, save_folded
 from npas.sharing.projection import Projection, project
 from npas.sharing.recurrence import Similarity, recurrence_reward, similarity
@@ -9,7 +10,6 @@ from npas.sharing.shapeshift import (
     is_shared,
     load,
     materialize,
-    no_decay_names,
     plan,
     save,
     share,
@@ -33,6 +33,7 @@ __all__ = [
     "load_folded",
     "materialize",
     "no_decay_names",
+    "param_groups",
     "parse_budget",
     "plan",
     "project",

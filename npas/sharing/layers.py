@@ -91,6 +91,11 @@ def find_layers(
         _refuse_unsupported(tensor)
         layers.append(tensor)
     if not layers:
+        if any(is_shareable(t.parameter) for t in tensors if not excluded.isdisjoint(t.names)):
+            raise ValueError(
+                "exclude takes away every shareable tensor, so nothing is left to share: narrow its"
+                " patterns"
+            )
         raise ValueError(
             "the network has no shareable tensor (a trainable parameter with two or more non-unit"
             " dimensions and a non-constant initialization): name tensors with include"

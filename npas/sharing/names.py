@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 PREFIX = "npas_"
 SCALES = f"{PREFIX}scales"
 
 
 def shared_names(root: nn.Module) -> list[str]:
-    """Name the root's tensors that weights are generated from, also where parametrized."""
-    found = [*root._parameters, *root._buffers, *getattr(root, "parametrizations", ())]
+    """Name the root's tensors that weights are generated from, also where parametrized.
+
+    Where FSDP1 has flattened the parameters, they are plain attributes.
+    """
+    plain = [name for name, value in root.__dict__.items() if isinstance(value, Tensor)]
+    found = [*root._parameters, *root._buffers, *getattr(root, "parametrizations", ()), *plain]
     return [name for name in found if name.startswith(PREFIX)]
 
 

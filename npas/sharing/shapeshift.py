@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -23,9 +24,11 @@ from npas.sharing.attachment import (
 )
 from npas.sharing.budget import count_parameters, parse_budget
 from npas.sharing.buffers import give_back_freed
+from npas.sharing.dense_states import unwatch_loading, watch_loading
 from npas.sharing.generators import CHOICES, GENERATORS, STARTS
 from npas.sharing.groups import assign_groups
 from npas.sharing.guards import free_methods, guard_methods
+from npas.sharing.holders import Dropped, warn_of_holders
 from npas.sharing.initialization import (
     assign_scales,
     generator_rows,
@@ -37,6 +40,8 @@ from npas.sharing.layers import Layer, find_layers, find_tensors, is_constant
 from npas.sharing.loops import refuse_loops
 from npas.sharing.modes import full_precision
 from npas.sharing.names import PREFIX, SCALES, bank_name, generator_name, upsampler_name
+from npas.sharing.parts import free_parts, guard_parts
+from npas.sharing.pretrained import free_saving, guard_saving
 from npas.sharing.reference import allocate_reference
 from npas.sharing.upsamplers import UPSAMPLERS
 from npas.sharing.weights import SharedWeights
@@ -165,7 +170,7 @@ def apply(
     Raises ValueError where the network is not the one that the allocation was made for.
     """
     allocation, deviations = assign_scales(allocation, _measure_spreads(model, allocation))
-    install(model, allocation, recompute)
+    warn_of_holders(install(model, allocation, recompute))
     give_back_freed()  # the dense weights
     with torch.device("cpu"):  # a seed means the same weights whatever the default device
         if allocation.scheme.layout == "reference":
@@ -191,16 +196,6 @@ def shared_weights(model: nn.Module) -> SharedWeights:
         raise ValueError("the network is not shared: pass the module that npas.share returned")
     found: SharedWeights = model.__dict__["_npas_shared"]
     return found
-
-
-def no_decay_names(model: nn.Module) -> set[str]:
-    """Name the parameters that take no weight decay: coefficients, embeddings, upsamplers."""
-    return {
-        name
-        for name, _ in model.named_parameters()
-        if (leaf := name.rpartition(".")[2]).startswith(PREFIX)
-        and not leaf.startswith(f"{PREFIX}bank_")
-    }
 
 
 def looks_trained(model: nn.Module) -> bool:
@@ -240,6 +235,9 @@ def materialize(model: nn.Module) -> nn.Module:
             detach(module, dense)
     close_passes(model, shared)
     free_methods(model)
+    free_parts(model)
+    free_saving(model)
+    unwatch_loading(model)
     for tensors in (model._parameters, model._buffers):
         for name in [name for name in tensors if name.startswith(PREFIX)]:
             del tensors[name]
@@ -262,7 +260,7 @@ def load(
     """
     directory = Path(directory)
     plan = Allocation.from_dict(storage.read(directory, ALLOCATION_FILE, "npas.save"))
-    install(require_unshared(dense_model), plan, recompute)
+    warn_of_holders(install(require_unshared(dense_model), plan, recompute))
     give_back_freed()
     try:
         storage.load_weights(dense_model, directory)
@@ -285,8 +283,12 @@ def _measure_spreads(model: nn.Module, allocation: Allocation) -> dict[str, floa
     }
 
 
-def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -> None:
-    """Put zero-valued shared tensors on the root and let every shared layer read them."""
+def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -> Dropped:
+    """Put zero-valued shared tensors on the root and let every shared layer read them.
+
+    Returns the dense parameters, which are the network's no longer, by name, if they are still
+    alive.
+    """
     tensors = {tensor.spec.name: tensor for tensor in find_tensors(model)}
     # Whatever can be wrong is found before anything changes.
     owned = [[_dense_tensor(tensors, layer) for layer in g.layers] for g in allocation.groups]
@@ -311,6 +313,15 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     model.__dict__["_npas_shared"] = shared
     open_passes(model, shared)
     guard_methods(model)
+    guard_parts(model)
+    guard_saving(model)
+    watch_loading(model)
+    return {
+        tensor.spec.name: weakref.ref(tensor.parameter)
+        for group, own in zip(allocation.groups, owned, strict=True)
+        if group.bank
+        for tensor in own
+    }
 
 
 def _generator_shapes(g: int, group: GroupAllocation) -> dict[str, tuple[int, ...]]:

@@ -36,6 +36,13 @@ def write(model: nn.Module, directory: Path, name: str, description: dict[str, A
                 temporary.unlink()
 
 
+def describe(directory: Path, name: str, description: dict[str, Any]) -> None:
+    """Write a description beside weights that lie there already."""
+    new = directory / f"{name}.{os.getpid()}.tmp"
+    new.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    os.replace(new, directory / name)
+
+
 def read(directory: Path, name: str, writer: str) -> dict[str, Any]:
     """Return the description; ValueError where a file is missing or no such description."""
     for file in (WEIGHTS_FILE, name):

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from npas import tasks
+from npas.tasks import Task
+
+if TYPE_CHECKING:
+    from npas.training.state import TrainState
+
+BATCHES = 50
+"""Training batches, at most, that averaged weights see for their batch norms' statistics."""
 
 
 class AveragedWeights:
     """Average what is floating in a network's state: parameters and statistics of norms.
 
     The decay grows to its full value, min(decay, (1 + t) / (10 + t)) at update t, so that a short
-    training is not left with its random beginning.
+    training is not left with its random beginning. Of a shared network it is the bank and the
+    coefficients that are averaged, not the weights they generate; those are products of the two.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -45,3 +58,42 @@ class AveragedWeights:
             yield
         finally:
             self.model.load_state_dict(last)
+
+
+@torch.no_grad()
+def renew_statistics(state: TrainState, task: Task) -> None:
+    """Give averaged weights their own statistics of batch norms, on the epoch's first batches.
+
+    The average of the statistics that other weights had fits them badly, most of all in a short
+    run. All else is in evaluation mode, so nothing is drawn at
+    random. Does nothing without averaged weights or batch norms.
+    """
+    norms = [
+        m for m in state.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
+    ]
+    if state.averaged is None or not norms:
+        return
+    config, process = state.config, state.process
+    momenta = [norm.momentum for norm in norms]
+    batches = tasks.batches(
+        task,
+        state.progress.epoch,
+        config.batch_size,
+        rank=process.rank,
+        world=process.world,
+        workers=config.data.workers,
+        device=process.device,
+    )
+    with state.averaged.in_place():
+        state.model.eval()
+        for norm in norms:
+            norm.train().reset_running_stats()
+            norm.momentum = None  # the plain mean over the batches
+        for batch in itertools.islice(batches, BATCHES):
+            for part in batch.parts(config.trainer.accumulation):
+                with state.precision.autocast():
+                    task.loss(state.model, part)
+        state.averaged.load(state.model.state_dict())
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    state.model.eval()

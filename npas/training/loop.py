@@ -21,6 +21,7 @@ from npas import _preemption, tasks
 from npas.sharing.recurrence import recurrence_reward
 from npas.tasks import Batch, Task
 from npas.training import seeding
+from npas.training.averaging import renew_statistics
 from npas.training.distributed import StopVote, check_all_used, wrap
 from npas.training.experiment import Experiment
 from npas.training.journal import NO_METRICS, Journal, Outcome
@@ -97,6 +98,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                         state.save()
                     if stop:
                         return journal.outcome("preempted")
+                renew_statistics(state, task)
                 progress.epoch += 1
                 if task.has_validation and stage == TRAIN:
                     journal.report(validate(state, task))

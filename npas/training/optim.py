@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from npas.config import Config, OptimConfig
-from npas.sharing import no_decay_names
-from npas.sharing.names import PREFIX
+from npas.sharing import param_groups
 from npas.training.adamax import Adamax
 
 # AdamW takes weight decay off the weights, the older two add it to the gradient.
@@ -22,27 +21,18 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
     leave a step out on the device (see `loop.py`), for which every buffer of theirs must be there,
     as zeros, from the start.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    exempt = no_decay_names(model)
-    if not config.decay_norms:
-        banks = {name for name, _ in named if name.rpartition(".")[2].startswith(PREFIX)}
-        exempt |= {name for name, p in named if p.ndim < 2 and name not in banks}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in named if name not in exempt]},
-        {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = param_groups(model, config.weight_decay, decay_norms=config.decay_norms)
+    trained = [p for group in groups for p in group["params"]]
     optimizer: optim.Optimizer
     if config.name != "sgd":
         settings: dict[str, Any] = {
             "lr": config.lr,
             "betas": (config.momentum, config.beta2),
-            "weight_decay": config.weight_decay,
         }
         if config.name == "adamax":
             return Adamax(groups, **settings)
         optimizer = ADAMS[config.name](groups, **settings, fused=True)
-        for _, parameter in named:
+        for parameter in trained:
             optimizer.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
@@ -54,11 +44,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
         fused=True,
     )
     if config.momentum:
-        for _, parameter in named:
+        for parameter in trained:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import npas
 
@@ -21,6 +22,8 @@ MODES: dict[str, dict[str, bool]] = {
     "unused parameters": {"find_unused_parameters": True},
     "bucket view": {"gradient_as_bucket_view": True},
     "accumulated": {},
+    "checkpoints": {},
+    "reentrant checkpoints": {"static_graph": True},  # see docs/transparency.md
 }
 
 
@@ -45,10 +48,27 @@ def step(model: DistributedDataParallel, rank: int, micro_batches: int) -> None:
             (F.cross_entropy(model(inputs[i]), labels[i]) / micro_batches).backward()
 
 
+class Checkpointed(nn.Sequential):
+    """Call every layer in a checkpoint of its own."""
+
+    reentrant = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images to logits."""
+        x.requires_grad_()
+        for layer in self:
+            x = checkpoint(layer, x, use_reentrant=self.reentrant)
+        return x
+
+
 def eager(rank: int, out: str) -> None:
     found = {}
     for mode, options in MODES.items():
-        model = DistributedDataParallel(build(), **options)
+        inner = build()
+        if "checkpoints" in mode:
+            inner.__class__ = Checkpointed
+            inner.reentrant = mode.startswith("reentrant")
+        model = DistributedDataParallel(inner, **options)
         for _ in range(2):  # DDP rebuilds its buckets after the first step
             model.zero_grad()
             step(model, rank, micro_batches=2 if mode == "accumulated" else 1)
@@ -158,6 +178,42 @@ def sharded(rank: int, out: str) -> None:
         answers = {"losses": torch.tensor(losses), "first": first, "second": second}
         found[mode] = answers | (state if rank == 0 else {})
     torch.save(found, f"{out}{rank}")
+
+
+def flattened(rank: int, out: str) -> None:
+    """FSDP1, which puts all parameters into one, and shows them as views or as parameters."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    found = {}
+    for kept in (False, True):
+        model = FullyShardedDataParallel(
+            build(), use_orig_params=kept, device_id=torch.device("cpu")
+        )
+        losses = train(model, slice(rank, None, 2))
+        with torch.no_grad():
+            answers = {"losses": torch.tensor(losses), "first": model(batch()[0])}
+        state = model.state_dict()
+        found["parameters" if kept else "views"] = answers | {
+            k: v.clone() for k, v in state.items()
+        }
+    torch.save(found, f"{out}{rank}")
+
+
+@pytest.mark.dist
+@pytest.mark.filterwarnings("ignore:.*FSDP.*")
+def test_flattened_ranks_train_as_one_process_does(tmp_path: Path) -> None:
+    ranks = run(flattened, tmp_path)
+    model = build()
+    losses = torch.tensor(train(model, slice(None)))
+    with torch.no_grad():
+        first = model(batch()[0])
+    for mode in ("views", "parameters"):
+        together = (ranks[0][mode]["losses"] + ranks[1][mode]["losses"]) / 2
+        torch.testing.assert_close(together, losses, rtol=1e-5, atol=1e-6, msg=mode)
+        for rank in ranks:
+            torch.testing.assert_close(rank[mode]["first"], first, rtol=1e-4, atol=1e-5)
+            for name, parameter in model.named_parameters():
+                torch.testing.assert_close(rank[mode][name], parameter, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.dist

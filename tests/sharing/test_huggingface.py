@@ -1,14 +1,17 @@
 """Transformers: tied heads, generation with a cache, files, checkpointing and the Trainer."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_file
 from tiny import bank
 from torch import Tensor, nn
 from transformers import (
+    AutoModel,
     BertConfig,
     BertForMaskedLM,
     GPT2Config,
@@ -82,18 +85,49 @@ def test_materialized_networks_go_through_save_pretrained(build: Any, tmp_path: 
     assert torch.equal(logits(back), logits(model))
 
 
-def test_a_shared_network_saved_as_pretrained_keeps_its_banks_for_the_same_sharing(
-    tmp_path: Path,
+@pytest.mark.parametrize("build", [bert, gpt2])
+def test_a_shared_network_saved_as_pretrained_is_read_by_load_and_refused_by_from_pretrained(
+    build: Any, tmp_path: Path
 ) -> None:
-    """`from_pretrained` knows nothing of banks: `npas.save` is the way, this one works by hand."""
-    model = npas.share(bert(), 0.4)
+    model = npas.share(build(), 0.4)
     model.save_pretrained(tmp_path)  # type: ignore[operator]
     stored = load_file(tmp_path / "model.safetensors")
     assert [name for name in stored if "bank" in name] == ["npas_bank_0"]
-    other = npas.share(bert(), 0.4, seed=5)
-    report = other.load_state_dict(stored, strict=False)
-    assert not report.unexpected_keys
-    assert torch.equal(logits(other), logits(model))
+    for reader in (type(build()), AutoModel):
+        with pytest.raises(ValueError, match=r"shared network, read it with npas\.load"):
+            reader.from_pretrained(tmp_path)
+    config = type(build().config).from_pretrained(tmp_path)
+    loaded = npas.load(tmp_path, type(build())(config))
+    assert torch.equal(logits(loaded), logits(model))
+    plain = npas.materialize(copy.deepcopy(loaded))
+    plain.save_pretrained(tmp_path / "plain")  # type: ignore[operator]
+    back = type(build()).from_pretrained(tmp_path / "plain")
+    assert torch.equal(logits(back), logits(model))
+
+
+class Mixed(nn.Sequential, PyTorchModelHubMixin):
+    """A network that another library's `save_pretrained` writes."""
+
+
+@pytest.mark.parametrize(
+    ("save", "said"),
+    [
+        (lambda folder: npas.share(bert(), 0.4).bert.save_pretrained(folder), "knows nothing of"),
+        (
+            lambda folder: npas.share(Mixed(nn.Linear(9, 9), nn.Linear(9, 9)), 0.7)
+            .save_pretrained(folder), "knows nothing of banks: npas.save the whole",
+        ),
+        (
+            lambda folder: npas.share(bert(), 0.4).save_pretrained(folder, push_to_hub=True),
+            "save without it",
+        ),
+    ],
+    ids=["a part", "another library", "an upload"],
+)  # fmt: skip
+def test_other_ways_to_save_pretrained_are_refused(save: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        save(tmp_path)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_generation_with_a_cache_makes_the_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,18 +185,12 @@ class Sentences(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 def trainer(model: nn.Module, folder: Path) -> Trainer:
-    """Return a Trainer whose optimizer spares what `no_decay_names` names."""
+    """Return a Trainer with an optimizer of `param_groups`."""
     arguments = TrainingArguments(
         str(folder), max_steps=6, save_steps=3, per_device_train_batch_size=4,
         learning_rate=1e-2, report_to=[], use_cpu=True, logging_steps=1, disable_tqdm=True,
     )  # fmt: skip
-    spared = npas.sharing.no_decay_names(model)
-    groups = [
-        {"params": [p for n, p in model.named_parameters() if (n in spared) == alone],
-         "weight_decay": 0.0 if alone else 0.1}
-        for alone in (True, False)
-    ]  # fmt: skip
-    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    optimizer = torch.optim.AdamW(npas.param_groups(model, 0.1, decay_norms=True), lr=1e-2)
     return Trainer(model, arguments, train_dataset=Sentences(), optimizers=(optimizer, None))
 
 
@@ -177,11 +205,12 @@ def test_the_trainer_trains_saves_and_resumes(build: Any, tmp_path: Path) -> Non
     run.train()
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     assert float(losses[-1]) < float(losses[0])
-    assert len(run.optimizer.param_groups[0]["params"]) == len(spared) > 0
+    assert len(run.optimizer.param_groups[1]["params"]) == len(spared) > 0
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     checkpoint = tmp_path / "checkpoint-3"
     stored = load_file(checkpoint / "model.safetensors")
     assert set(stored) <= set(model.state_dict()) and "npas_bank_0" in stored
+    assert torch.equal(bank(npas.load(checkpoint, build())), stored["npas_bank_0"])
 
     other = npas.share(build(), 0.4, seed=5)
     trainer(other, tmp_path).train(resume_from_checkpoint=str(checkpoint))

@@ -284,6 +284,15 @@ def test_patterns_that_match_nothing_name_near_names() -> None:
         npas.plan(Tied(), 0.5, include=["last.bias", "nothing*"])
 
 
+def test_nothing_left_to_share_is_laid_to_what_took_it() -> None:
+    for exclude in ("*", ["again.weight", "*"]):
+        with pytest.raises(ValueError, match="exclude takes away every shareable tensor"):
+            npas.plan(Tied(), 0.5, exclude=exclude)
+    for exclude in (None, "*"):
+        with pytest.raises(ValueError, match="the network has no shareable tensor"):
+            npas.plan(nn.LayerNorm(8), 0.5, exclude=exclude)
+
+
 def test_only_equal_values_are_constant() -> None:
     late = torch.zeros(10, 10)
     assert is_constant(late)

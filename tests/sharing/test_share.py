@@ -11,7 +11,6 @@ from torch import nn
 from zoo import ZOO, Residual, Specimen
 
 import npas
-from npas import sharing
 
 
 def cell_name(value: object) -> str:
@@ -191,15 +190,6 @@ def test_dropping_weights_that_look_trained_warns() -> None:
     stepped(torch.randn(4, 3, 6, 6))  # moves the running statistics
     with pytest.warns(UserWarning, match="look trained"):
         npas.share(stepped, 0.3)
-
-
-def test_coefficients_take_no_weight_decay_and_banks_do() -> None:
-    model = npas.share(Residual(), 0.1, generator="emb", upsampler="mask")
-    names = sharing.no_decay_names(model)
-    shared = {name for name, _ in model.named_parameters() if name.startswith("npas_")}
-    assert shared - names == {"npas_bank_0"}
-    assert {name.split("_")[1] for name in names} == {"embeddings", "affine", "shift", "upsampler"}
-    assert sharing.no_decay_names(Residual()) == set()
 
 
 def test_soft_sharing_mixes_k_templates_within_a_stage() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
-from tiny import INPUTS, bank, loss, outputs, shared
+from tiny import INPUTS, Mlp, bank, loss, mlp, outputs, shared
 from torch import Tensor, nn
 from zoo import Residual
 
@@ -194,3 +194,28 @@ def test_memory_format_and_shared_memory_change_no_output() -> None:
     expected = outputs(model)
     model.to(memory_format=torch.channels_last).share_memory()
     torch.testing.assert_close(outputs(model), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_dense_state_dict_is_pointed_to_projection(nested: bool) -> None:
+    torch.manual_seed(1)
+    dense = Mlp()
+    model: nn.Module = copy.deepcopy(mlp())
+    if nested:
+        model, dense = nn.ModuleDict({"part": model}), nn.ModuleDict({"part": dense})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    said = (
+        r"4 shared layers \(body.first.weight, ...\).*npas\.sharing\.project\(model, state_dict\)"
+    )
+    with pytest.raises(RuntimeError, match=said):
+        model.load_state_dict(dense.state_dict())
+    with pytest.warns(UserWarning, match=said) as caught:
+        report = model.load_state_dict(dense.state_dict(), strict=False)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert len(report.unexpected_keys) == 4
+    moved = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    assert moved == {name for name in dense.state_dict() if name.endswith("bias")}
+    model.load_state_dict(model.state_dict())
+    inner = model.get_submodule("part") if nested else model
+    npas.materialize(inner)
+    model.load_state_dict(dense.state_dict())

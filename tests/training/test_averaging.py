@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import torch
+from torch.optim.swa_utils import update_bn
 
+from npas import tasks
 from npas.training.averaging import AveragedWeights
 from npas.training.checkpoint import Checkpoints
 from npas.training.state import load_weights
@@ -48,3 +50,23 @@ def test_they_are_what_is_measured_and_restored(run_small, tmp_path: Path) -> No
     load_weights(experiment.model, newest)
     measured = experiment.task.evaluate(experiment.model, "test")
     assert {k: outcome.metrics["last"][k] for k in measured} == measured
+
+
+def test_their_batch_norms_have_statistics_of_their_own(run_small, tmp_path: Path) -> None:
+    experiment, _ = run_small(
+        budget="0.5", model={"dropout": 0.0}, optim={"milestones": [], "ema": 0.9}
+    )
+    newest = Checkpoints(tmp_path / "run" / "checkpoints").newest()
+    assert newest is not None
+    model, config = experiment.model, experiment.config
+    load_weights(model, newest)
+    stored = {name: value.clone() for name, value in model.state_dict().items()}
+    batches = tasks.batches(experiment.task, config.epochs - 1, config.batch_size)
+    update_bn((batch.inputs for batch in batches), model)
+    renewed = 0
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(stored[name], value, rtol=1e-4, atol=1e-5, msg=name)
+            renewed += "running" in name
+    assert renewed
+    assert {norm.momentum for norm in model.modules() if hasattr(norm, "running_mean")} == {0.1}

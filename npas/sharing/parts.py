@@ -1,0 +1,67 @@
+"""Warn where a part of a shared network is asked for parameters that only the whole has.
+
+`SGD(model.fc.parameters())` and `model.layer1.requires_grad_(False)` would leave out the weights
+that the part reads from the network's banks, and nothing would show it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import nn
+
+# These go through a network's parts for their own book-keeping, over and over.
+_LIBRARIES = (
+    *("torch", "npas", "transformers", "accelerate", "peft", "deepspeed"),
+    *("lightning", "pytorch_lightning", "lightning_fabric"),
+)
+
+
+def _parameters(part: nn.Module, recurse: bool = True) -> Iterator[nn.Parameter]:
+    _warn("parameters() of a part lacks", recurse)
+    return type(part).parameters(part, recurse)
+
+
+def _requires_grad_(part: nn.Module, requires_grad: bool = True) -> nn.Module:
+    _warn("requires_grad_() of a part does not reach", True)
+    return type(part).requires_grad_(part, requires_grad)
+
+
+# Not named_parameters, of which torch.compile demands that it be a method.
+GUARDS = {"parameters": _parameters, "requires_grad_": _requires_grad_}
+
+
+def guard_parts(root: nn.Module) -> None:
+    """Put the guards before the methods of every module but the root that reads a bank."""
+    for module in root.modules():
+        if module is not root and any("_npas" in m.__dict__ for m in module.modules()):
+            for name, guard in GUARDS.items():
+                module.__dict__[name] = partial(guard, module)
+
+
+def free_parts(root: nn.Module) -> None:
+    """Take the guards away."""
+    for module in root.modules():
+        for name, guard in GUARDS.items():
+            if getattr(module.__dict__.get(name), "func", None) is guard:
+                del module.__dict__[name]
+
+
+def _warn(what: str, recurse: bool) -> None:
+    """Warn at the line that asks, unless it is a library's and not there to freeze."""
+    if torch.compiler.is_compiling():
+        return
+    caller = sys._getframe(2)
+    freezes = "freeze" in caller.f_code.co_name
+    library = caller.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES
+    if freezes or (recurse and not library):
+        warnings.warn(
+            f"{what} the weights that it reads from the network's banks: to train or freeze a part"
+            " alone, share without it (exclude) or give it a group of its own, and train or freeze"
+            " that group's bank and coefficients",
+            stacklevel=3,
+        )

@@ -1,0 +1,77 @@
+"""Weight decay reaches banks and matrices, and neither coefficients nor, unasked, norms."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune
+from zoo import Residual
+
+import npas
+
+Optimizer = Callable[..., torch.optim.Optimizer]
+OPTIMIZERS: dict[str, Optimizer] = {
+    "SGD": torch.optim.SGD,
+    "AdamW": torch.optim.AdamW,
+    "Adafactor": torch.optim.Adafactor,
+}
+
+
+def network(**options: Any) -> nn.Module:
+    """Return a shared network with every kind of shared tensor and an unshared matrix."""
+    return npas.share(
+        Residual(), 0.1, generator="emb", upsampler="mask", exclude="head*", **options
+    )
+
+
+def decayed(model: nn.Module, optimizer: torch.optim.Optimizer) -> set[str]:
+    """Name what one step moves where all gradients are zero."""
+    with torch.no_grad():
+        for parameter in model.parameters():  # a norm's bias of zeros would not show its decay
+            parameter.add_(0.5)
+            parameter.grad = torch.zeros_like(parameter)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+
+
+@pytest.mark.parametrize("decay_norms", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_decay_moves_banks_and_matrices_alone(optimizer: str, decay_norms: bool) -> None:
+    model = network()
+    groups = npas.param_groups(model, 0.1, lr=0.5, decay_norms=decay_norms)
+    names = {name for name, _ in model.named_parameters()}
+    norms = {name for name in names if not name.startswith("npas_")} - {"head.weight"}
+    expected = {"npas_bank_0", "head.weight"} | (norms if decay_norms else set())
+    assert norms and len(names - norms - expected) > 2
+    assert decayed(model, OPTIMIZERS[optimizer](groups)) == expected
+    optimized = [id(p) for group in groups for p in group["params"]]
+    assert sorted(optimized) == sorted(id(p) for p in model.parameters())
+    assert {group["lr"] for group in groups} == {0.5}
+
+
+def test_names_tell_also_where_a_network_is_a_part_is_wrapped_or_parametrized() -> None:
+    model = network()
+    exempt = npas.sharing.no_decay_names(model)
+    kinds = {name.split("_")[1] for name in exempt}
+    assert kinds == {"embeddings", "affine", "shift", "upsampler"}
+    whole = nn.ModuleDict({"npas_part": nn.ModuleDict({"body": model})})
+    assert npas.sharing.no_decay_names(whole) == {f"npas_part.body.{name}" for name in exempt}
+    for name in (exempt_one := sorted(exempt)[0], "npas_bank_0"):
+        parametrize.register_parametrization(model, name, nn.Identity())
+    prune.l1_unstructured(model, sorted(exempt)[1], 0.5)
+    found = npas.sharing.no_decay_names(model)
+    assert f"parametrizations.{exempt_one}.original" in found
+    assert f"{sorted(exempt)[1]}_orig" in found and len(found) == len(exempt)
+
+
+def test_a_dense_network_goes_by_dimensions_and_what_is_frozen_is_left_out() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    decays, others = npas.param_groups(model, 0.1)
+    assert decays == {"params": [model[0].weight], "weight_decay": 0.1}
+    assert others["weight_decay"] == 0 and len(others["params"]) == 3
+    model[1].requires_grad_(False)
+    model[0].bias.requires_grad_(False)
+    assert len(npas.param_groups(model, 0.1)) == 1

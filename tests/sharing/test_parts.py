@@ -1,0 +1,113 @@
+"""A part asked for parameters that the whole network has says so, and only to who asks."""
+
+import copy
+import pickle
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny import Mlp, loss, shared
+from torch import nn
+from zoo import Residual
+
+import npas
+
+ASKED: dict[str, tuple[Callable[[Any], object], str]] = {
+    "freezing a stage": (lambda m: m.stage1.requires_grad_(False), r"requires_grad_\(\) of a part"),
+    "freezing a layer": (lambda m: m.head.requires_grad_(False), r"requires_grad_\(\) of a part"),
+    "freezing one by one": (
+        lambda m: [p.requires_grad_(False) for p in m.stage1.parameters()], r"^parameters\(\) of a"
+    ),
+    "training a head": (lambda m: torch.optim.SGD(m.head.parameters(), 0.1), r"^parameters\(\) of"),
+    "a copy": (lambda m: copy.deepcopy(m).stage1.parameters(), r"^parameters\(\) of a part"),
+    "a pickle": (lambda m: pickle.loads(pickle.dumps(m)).head.parameters(), r"^parameters\(\) of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_a_part_asked_for_its_parameters_warns_at_the_line_that_asks(asked: str) -> None:
+    ask, said = ASKED[asked]
+    with pytest.warns(UserWarning, match=said + ".*share without it") as caught:
+        ask(shared())
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert "\n" not in str(caught[0].message)
+
+
+def in_library(name: str, function: str) -> Callable[[nn.Module], object]:
+    """Return a library's function that asks a module for its parameters."""
+    library = types.ModuleType(name)
+    exec(f"def {function}(m): return list(m.parameters())", library.__dict__)
+    return library.__dict__[function]
+
+
+def materialized(model: Any) -> object:
+    parameters = [*npas.materialize(model).get_submodule("stage1").parameters()]
+    assert "parameters" not in model.stage1.__dict__
+    return parameters
+
+
+SILENT: dict[str, Callable[[Any], object]] = {
+    "the whole": lambda m: (list(m.parameters()), m.requires_grad_(True)),
+    "what shares nothing": lambda m: m.stage1[0].norm.requires_grad_(False),
+    "an owner of the whole": lambda m: list(nn.ModuleList([m]).parameters()),
+    "module by module": lambda m: [[*k.parameters(recurse=False)] for k in m.modules()],
+    "a library": lambda m: in_library("transformers.modeling", "device")(m.stage1),
+    "materialized": materialized,
+    "averages": lambda m: torch.optim.swa_utils.AveragedModel(m).update_parameters(m),
+    "part compiled": lambda m: m.stage1.compile(backend="eager"),
+    "files": lambda m: m.load_state_dict(m.to(torch.float32).state_dict()),
+}
+
+
+@pytest.mark.parametrize("asked", SILENT)
+def test_nobody_else_is_warned(asked: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SILENT[asked](shared())
+
+
+def test_a_library_that_freezes_a_part_is_warned() -> None:
+    with pytest.warns(UserWarning, match=r"^parameters\(\) of a part lacks"):
+        in_library("transformers.models", "freeze_base_model")(shared().get_submodule("stage1"))
+
+
+class Asking(Mlp):
+    """Ask a part for its dtype at every call, as transformers' models do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, 12) to logits (N, 5)."""
+        return super().forward(x.to(next(self.head.parameters()).dtype))
+
+
+def test_a_compiled_network_may_ask_its_parts() -> None:
+    torch.manual_seed(0)
+    model = npas.share(Asking(), 0.7)
+    inputs = torch.ones(2, 12)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")
+    with pytest.warns(UserWarning, match="of a part lacks"):
+        expected = model(inputs)
+    torch.testing.assert_close(compiled(inputs), expected)
+
+
+def test_a_part_in_a_group_of_its_own_is_frozen_with_its_bank() -> None:
+    """As the documentation says."""
+    groups = {"stage1.*": "frozen", "*": "trained"}
+    model = npas.share(Residual(), 0.5, groups=groups)
+    g = [group.name for group in npas.allocation(model).groups].index("frozen")
+    for name, parameter in model.named_parameters():
+        if name.startswith(("stage1.", f"npas_bank_{g}", f"npas_coefficients_{g}_")):
+            parameter.requires_grad_(False)
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), 0.1)
+
+    def weights() -> dict[str, torch.Tensor]:
+        dense = npas.materialize(copy.deepcopy(model))
+        return {name: p.detach() for name, p in dense.named_parameters()}
+
+    before = weights()
+    loss(model).backward()
+    optimizer.step()
+    moved = {name for name, value in weights().items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if not name.startswith("stage1.")}
