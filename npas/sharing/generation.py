@@ -117,7 +117,7 @@ class WeightPass:
                 if (index, dtype) not in again._weights:
                     with torch.inference_mode(False):
                         again._generate(index, dtype)
-                is_written = not _same_bytes(weight, again._weights.pop((index, dtype)))
+                is_written = not same_bytes(weight, again._weights.pop((index, dtype)))
             if is_written:
                 return self._reading.places[index][1].name
         return None
@@ -272,7 +272,7 @@ def written(name: str) -> RuntimeError:
     )
 
 
-def _same_bytes(one: Tensor, other: Tensor) -> bool:
+def same_bytes(one: Tensor, other: Tensor) -> bool:
     """Compare values bit by bit: what is not a number equals itself."""
     same = (one.dtype, one.shape, one.device) == (other.dtype, other.shape, other.device)
     pair = (tensor.detach().reshape(-1).view(torch.uint8) for tensor in (one, other))

@@ -38,7 +38,7 @@ from npas.sharing.names import (
     upsampler_name,
 )
 from npas.sharing.reading import Reading, Rows
-from npas.sharing.shapeshift import shared_weights
+from npas.sharing.shapeshift import is_shared, shared_weights
 from npas.sharing.upsamplers import UPSAMPLERS
 
 SOLVED = 1e-12
@@ -295,7 +295,8 @@ def _exact(tensor: Tensor) -> Tensor:
 
 def dense_names(model: nn.Module) -> set[str]:
     """Return the names that the tensors of a network have, or had before it was shared."""
-    shared = {name for names in shared_layers(shared_weights(model)).values() for name in names}
+    layers = shared_layers(shared_weights(model)) if is_shared(model) else {}
+    shared = {name for names in layers.values() for name in names}
     return shared | {name for name in model.state_dict() if not name.startswith(PREFIX)}
 
 

@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from npas.sharing.allocation import Allocation
 from npas.sharing.buffers import BufferPool
-from npas.sharing.generation import WeightPass, written
+from npas.sharing.generation import WeightPass, same_bytes, written
 from npas.sharing.guards import refuse_parametrized_sequence, refuse_torch_pruning
 from npas.sharing.modes import needs_plain_operations
 from npas.sharing.names import shared_names, shared_value
@@ -181,7 +181,7 @@ class SharedWeights:
         if kept is None:
             return
         same = self._state(sources) == self._kept_state and all(
-            bool(now.isclose(before, rtol=0, atol=0, equal_nan=True))
+            same_bytes(now, before)
             for now, before in zip(_sums(sources), self._kept_sums, strict=True)
             if not now.is_meta
         )
@@ -205,8 +205,16 @@ class SharedWeights:
 
 @torch.no_grad()
 def _sums(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return each tensor's sum, which a change through `.data` changes, too; waits for no GPU."""
-    return [t.sum(dtype=None if t.device.type == "mps" else torch.float64) for t in tensors]
+    """Return each tensor's sum and norm, by which a change through `.data` shows, too.
+
+    In fp32, as fp64 sums of fp32 tensors are slow on a CPU; nothing here waits for a GPU.
+    """
+    found = []
+    for tensor in tensors:
+        dtype = torch.float32 if tensor.element_size() < 4 else None
+        norm = torch.linalg.vector_norm(tensor, dtype=dtype)
+        found.append(torch.stack([tensor.sum(dtype=dtype), norm]))
+    return found
 
 
 class _OpenPass(threading.local):
