@@ -209,6 +209,12 @@ class Allocation:
             f"budget   asked {budget.asked}, dense {budget.dense:,}, allowed {budget.allowed:,},"
             f" used {budget.used:,} ({100 * budget.utilization:.2f}% of allowed)",
         ]
+        over = budget.used - budget.allowed
+        if over > 0 and self.scheme.layout != "reference":  # whose budgets are of banks alone
+            lines.append(
+                f"over     {over:,} parameters more than the budget allows: the network was changed"
+                " after it was shared"
+            )
         if self.unread:
             lines.append(f"unread   {self.unread:,} bank parameters that no layer reads")
         return lines

@@ -6,6 +6,8 @@ saved; `detach` puts a parameter back in its place.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -41,13 +43,14 @@ def attach(owner: nn.Module, name: str, layer: int, shared: SharedWeights) -> No
     """Let a module read its parameter `name` from the shared weights."""
     attachment = owner.__dict__.setdefault("_npas", Attachment(shared, {}, list(owner._parameters)))
     attachment.layers[name] = layer
+    shared.owners.add(owner)
     del owner._parameters[name]
     owner.__dict__.pop("_flat_weights", None)  # a recurrent module's list of dense weights
     base = _dense_class(owner)
     owner.__class__ = _shared_class(base, tuple(sorted(attachment.layers)))
 
 
-def detach(owner: nn.Module, parameters: dict[int, nn.Parameter]) -> None:
+def detach(owner: nn.Module, parameters: Mapping[int, nn.Parameter]) -> None:
     """Give a module its own class and parameters back, in the dense order."""
     attachment: Attachment = owner.__dict__.pop("_npas")
     owner.__class__ = _dense_class(owner)
@@ -84,12 +87,14 @@ def open_passes(root: nn.Module, shared: SharedWeights) -> None:
         if module is root or any("_npas" in m.__dict__ for m in held if m is not module):
             module.register_forward_pre_hook(shared.begin)
             module.register_forward_hook(shared.end, always_call=True)
+    root.register_state_dict_pre_hook(shared.refuse_written)
 
 
 def close_passes(root: nn.Module, shared: SharedWeights) -> None:
     """Take the hooks of `open_passes` away."""
     for module in root.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        every = (module._forward_pre_hooks, module._forward_hooks, module._state_dict_pre_hooks)
+        for hooks in every:
             for key, hook in list(hooks.items()):
                 if getattr(hook, "__self__", None) is shared:
                     del hooks[key]
@@ -102,30 +107,100 @@ def _dense_class(owner: nn.Module) -> type[nn.Module]:
 
 
 def _shared_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    """Return the subclass of a module class whose named parameters are generated."""
+    """Return the subclass of a module class whose named parameters are generated.
+
+    A module of the class that nothing is attached to (`type(layer)(8, 8)` is of the base class, but
+    a user may have made subclasses) behaves as one of the base class.
+    """
     if (base, names) in _SHARED_CLASSES:
         return _SHARED_CLASSES[base, names]
 
-    def generated(name: str) -> property:
-        def refuse(module: nn.Module, *_: object) -> NoReturn:
-            _refuse_change(module, name)
-
-        return property(lambda module: _read(module, name), refuse, refuse)
+    @functools.wraps(base.__init__)
+    def init(module: nn.Module, *args: Any, **options: Any) -> None:
+        if "_npas" in module.__dict__:
+            _refuse_change(module, names[0])
+        if type(module) is cls:
+            module.__class__ = base
+        base.__init__(module, *args, **options)
 
     def reduce(module: nn.Module, _: object) -> tuple[Any, ...]:
         return _revive, (base, names), module.__getstate__()
 
     def register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if name.removesuffix("_orig") in names:  # what nn.utils.prune would put beside the weight
-            _refuse_change(module, name.removesuffix("_orig"))
+        own = name.removesuffix("_orig")  # what nn.utils.prune would put beside the weight
+        if own in names and is_attached(module, own):
+            _refuse_change(module, own)
         base.register_parameter(module, name, param)
 
-    body: dict[str, Any] = {name: generated(name) for name in names} | {"_npas_names": names}
+    body: dict[str, Any] = {name: _generated(name) for name in names} | {"_npas_names": names}
     body |= {"__reduce_ex__": reduce, "__module__": base.__module__, "__doc__": base.__doc__}
     body |= {"register_parameter": register, "__prepare_scriptable__": _refuse_scripting}
+    body |= {"__init__": init}
     if issubclass(base, nn.RNNBase):
         body |= _RECURRENT
-    return _SHARED_CLASSES.setdefault((base, names), type(base.__name__, (base,), body))
+    if issubclass(base, nn.ParameterList):
+        body["__getitem__"] = functools.partialmethod(_get_item, base)
+    if issubclass(base, nn.ParameterDict):
+        body["copy"] = _copy_dict
+    cls = _SHARED_CLASSES.setdefault((base, names), type(base.__name__, (base,), body))
+    return cls
+
+
+def is_attached(module: nn.Module, name: str) -> bool:
+    """Tell whether a module's attribute is a generated weight."""
+    attachment = getattr(module, "_npas", None)
+    return attachment is not None and name in attachment.layers
+
+
+def _generated(name: str) -> property:
+    """Return the property that generates a weight; where none is attached, a plain attribute."""
+
+    def get(module: nn.Module) -> Any:
+        if is_attached(module, name):
+            return _read(module, name)
+        if name in module.__dict__:
+            return module.__dict__[name]
+        raise AttributeError(name)  # nn.Module.__getattr__ then looks among the parameters
+
+    def set_(module: nn.Module, value: object) -> None:
+        if is_attached(module, name):
+            _refuse_change(module, name)
+        module.__dict__[name] = value
+
+    def delete(module: nn.Module) -> None:
+        if is_attached(module, name):
+            _refuse_change(module, name)
+        if module.__dict__.pop(name, None) is None:
+            raise AttributeError(name)
+
+    return property(get, set_, delete)
+
+
+def _get_item(module: nn.ParameterList, base: type[nn.ParameterList], index: Any) -> Any:
+    """Return an item of a list; of a slice a list whose generated items stay generated."""
+    if not isinstance(index, slice):
+        return base.__getitem__(module, index)
+    part = nn.ParameterList()
+    chosen = [str(i) for i in range(*index.indices(len(module)))]
+    for place, name in enumerate(chosen):
+        part.append(nn.Parameter() if is_attached(module, name) else getattr(module, name))
+        _attach_as(part, str(place), module, name)
+    return part
+
+
+def _copy_dict(module: nn.ParameterDict) -> nn.ParameterDict:
+    """Return a copy of a dictionary whose generated items stay generated."""
+    part = nn.ParameterDict()
+    for key in module:
+        name = module._key_to_attr(key)
+        part[key] = nn.Parameter() if is_attached(module, name) else getattr(module, name)
+        _attach_as(part, name, module, name)
+    return part
+
+
+def _attach_as(part: nn.Module, name: str, module: Any, source: str) -> None:
+    if is_attached(module, source):
+        attach(part, name, module._npas.layers[source], module._npas.shared)
 
 
 def _read(module: Any, name: str) -> Tensor:
@@ -144,7 +219,9 @@ def _refuse_change(module: Any, name: str) -> NoReturn:
     )
 
 
-def _refuse_scripting(module: nn.Module) -> NoReturn:
+def _refuse_scripting(module: nn.Module) -> nn.Module:
+    if "_npas" not in module.__dict__:
+        return module
     raise ValueError(
         "torch.jit.script cannot follow generated weights: npas.materialize the network first, or"
         " use torch.compile, torch.export or torch.jit.trace"

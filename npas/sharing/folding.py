@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from npas.sharing import storage
+from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation, GroupAllocation
 from npas.sharing.budget import Budget, count_parameters
 from npas.sharing.initialization import generator_rows
@@ -46,7 +46,13 @@ from npas.sharing.names import (
     upsampler_name,
 )
 from npas.sharing.recurrence import ROWS, tie
-from npas.sharing.shapeshift import install, materialize, require_unshared, shared_weights
+from npas.sharing.shapeshift import (
+    install,
+    is_shared,
+    materialize,
+    require_unshared,
+    shared_weights,
+)
 
 FOLDING_FILE = "folding.json"
 Example = Sequence[Any] | Mapping[str, Any]
@@ -104,7 +110,7 @@ def fold(model: nn.Module, threshold: float, example: Example | None = None) -> 
 def fold_tied(model: nn.Module, tied: list[list[str]], example: Example | None = None) -> Folding:
     """Fold a shared network whose layers `recurrence.tie` has tied, in place."""
     refuse_loops(model)
-    shared = shared_weights(model)
+    shared = audit.follow(shared_weights(model))
     plan, parameters_before = shared.allocation, count_parameters(model)
     values = {}
     for name in shared_names(model):
@@ -137,7 +143,14 @@ def fold_tied(model: nn.Module, tied: list[list[str]], example: Example | None =
 
 
 def save_folded(model: nn.Module, folding: Folding, directory: str | os.PathLike[str]) -> None:
-    """Write a folded network as `model.safetensors`, every weight once, and `folding.json`."""
+    """Write a folded network as `model.safetensors`, every weight once, and `folding.json`.
+
+    Raises ValueError where nothing could load the files, as `npas.save` does.
+    """
+    if is_shared(model):
+        shared = audit.follow(shared_weights(model))
+        audit.refuse_unloadable(shared, "save_folded")
+        folding = replace(folding, allocation=shared.allocation)
     storage.write(model, Path(directory), FOLDING_FILE, folding.to_dict())
 
 

@@ -19,7 +19,13 @@ from npas.sharing.bank import MODIFIED, BankReader, mix, versions
 from npas.sharing.buffers import BufferPool
 from npas.sharing.generators import GENERATORS
 from npas.sharing.modes import full_precision, unseen_by_checkpoints
-from npas.sharing.names import SCALES, bank_name, generator_names, upsampler_name
+from npas.sharing.names import (
+    SCALES,
+    bank_name,
+    generator_names,
+    shared_value,
+    upsampler_name,
+)
 from npas.sharing.reading import Reading
 from npas.sharing.upsamplers import UPSAMPLERS
 
@@ -95,6 +101,26 @@ class WeightPass:
             alpha_K = self._alpha(index).to(dtype)
             templates = layer.templates, layer.template_size
             return self._shape(index, mix(self._bank(index).to(dtype), alpha_K, *templates))
+
+    @torch.no_grad()
+    def find_written(self, compare: bool) -> str | None:
+        """Name a kept weight that was written to since it was generated; None if there is none.
+
+        A version counter tells, but writing through `.data` moves none: with `compare` every weight
+        is generated again and its bytes are compared. Right only while what the weights are
+        generated from is unchanged.
+        """
+        again = WeightPass(self._root, self._reading, BufferPool(), kept=True)
+        for (index, dtype), weight in list(self._weights.items()):
+            is_written = weight._version != self._versions[index, dtype]
+            if compare and not is_written and not weight.is_meta:
+                if (index, dtype) not in again._weights:
+                    with torch.inference_mode(False):
+                        again._generate(index, dtype)
+                is_written = not same_bytes(weight, again._weights.pop((index, dtype)))
+            if is_written:
+                return self._reading.places[index][1].name
+        return None
 
     def pack(self, tensor: Tensor) -> object:
         """Say what autograd shall hold in place of a tensor it saves: nothing, for a weight."""
@@ -189,7 +215,7 @@ class WeightPass:
         `functional_call` replaces them while it runs; what is generated again must be the same.
         """
         if name not in self._tensors:
-            self._tensors[name] = getattr(self._root, name)
+            self._tensors[name] = shared_value(self._root, name)
         return self._tensors[name]
 
     def _bank(self, index: int) -> Tensor:
@@ -241,8 +267,16 @@ def written(name: str) -> RuntimeError:
     """Return the error for writing to a generated weight."""
     return RuntimeError(
         f"the generated weight {name!r} was modified in place, which changes no parameter:"
-        " initialize the network before npas.share, or materialize it first"
+        " initialize the network before npas.share, or call npas.materialize before you change"
+        " weights (merging adapters does, too)"
     )
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    """Compare values bit by bit: what is not a number equals itself."""
+    same = (one.dtype, one.shape, one.device) == (other.dtype, other.shape, other.device)
+    pair = (tensor.detach().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return same and torch.equal(*pair)
 
 
 def hold(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:

@@ -1,10 +1,14 @@
-"""Guard a shared network's methods that would look for the dense parameters it no longer has.
+"""Guard a shared network against what would look for the dense parameters it no longer has.
 
-Hugging Face's models bring some: called on a shared network they would fail half-way and leave it
-changed. Known by name, so that nothing is imported.
+Hugging Face's models have such methods: called on a shared network they would fail half-way and
+leave it changed. torch-pruning follows the graph from one layer's weight to the next through their
+bank. All are known by name, so that nothing is imported.
 """
 
 from __future__ import annotations
+
+import sys
+from types import FrameType
 
 from torch import nn
 
@@ -31,6 +35,32 @@ GUARDED = {
     "resize_token_embeddings": _refuse_resizing,
     "init_weights": _refuse_initializing,
 }
+
+
+def refuse_torch_pruning() -> None:
+    """ValueError if torch-pruning's dependency graph is being built, which calls the network.
+
+    It would prune every layer with every other, in a time that grows fast with their number.
+    """
+    if "torch_pruning" not in sys.modules:
+        return
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("torch_pruning.dependency"):
+            raise ValueError(
+                "torch-pruning cannot prune generated weights, which all depend on one bank:"
+                " npas.materialize the network first"
+            )
+        frame = frame.f_back
+
+
+def refuse_parametrized_sequence(root: nn.Module) -> None:
+    """ValueError for an `nn.Sequential` with a parametrization, which it would call as a module."""
+    if isinstance(root, nn.Sequential) and "parametrizations" in root._modules:
+        raise ValueError(
+            "torch cannot call an nn.Sequential whose own parameters are parametrized: put the"
+            " nn.Sequential into a module before npas.share, or remove the parametrization"
+        )
 
 
 def guard_methods(root: nn.Module) -> None:

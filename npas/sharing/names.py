@@ -6,16 +6,57 @@ from torch import Tensor, nn
 
 PREFIX = "npas_"
 SCALES = f"{PREFIX}scales"
+_PRUNED, _MASK = "_orig", "_mask"
+"""What `torch.nn.utils.prune` adds to the name of a parameter for its two tensors."""
 
 
 def shared_names(root: nn.Module) -> list[str]:
-    """Name the root's tensors that weights are generated from, also where parametrized.
+    """Name the root's tensors that weights are generated from, also pruned or parametrized ones.
 
     Where FSDP1 has flattened the parameters, they are plain attributes.
     """
     plain = [name for name, value in root.__dict__.items() if isinstance(value, Tensor)]
     found = [*root._parameters, *root._buffers, *getattr(root, "parametrizations", ()), *plain]
-    return [name for name in found if name.startswith(PREFIX)]
+    named = [
+        name.removesuffix(_PRUNED)
+        for name in found
+        if name.startswith(PREFIX) and not name.endswith(_MASK)
+    ]
+    return list(dict.fromkeys(named))  # a pruned tensor is a plain attribute, too
+
+
+def shared_value(root: nn.Module, name: str) -> Tensor:
+    """Return the tensor that weights are generated from, as pruned or parametrized.
+
+    `torch.nn.utils.prune` computes the pruned tensor only when the root is called, so that it would
+    be out of date where a part of the network is called.
+    """
+    original = root._parameters.get(name + _PRUNED)
+    mask = root._buffers.get(name + _MASK)
+    if original is None or mask is None:
+        found: Tensor = getattr(root, name)
+        return found
+    return mask.to(original.dtype) * original
+
+
+def is_pruned(root: nn.Module, name: str) -> bool:
+    """Tell whether `torch.nn.utils.prune` prunes a shared tensor."""
+    return name + _PRUNED in root._parameters
+
+
+def is_parametrized(root: nn.Module, name: str) -> bool:
+    """Tell whether `torch.nn.utils.parametrize` computes a shared tensor."""
+    return name in getattr(root, "parametrizations", ())
+
+
+def is_trainable(root: nn.Module, name: str) -> bool:
+    """Tell whether a shared tensor, or what it is computed from, takes gradients."""
+    if is_parametrized(root, name):
+        return any(
+            p.requires_grad for p in root.get_submodule(f"parametrizations.{name}").parameters()
+        )
+    own = root._parameters.get(name, root._parameters.get(name + _PRUNED))
+    return own is not None and own.requires_grad
 
 
 def bank_name(group: int) -> str:

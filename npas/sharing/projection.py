@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from npas.sharing.allocation import LayerAllocation
+from npas.sharing.audit import follow, refuse_unloadable, shared_layers
 from npas.sharing.generators import GENERATORS
 from npas.sharing.modes import full_precision
 from npas.sharing.names import (
@@ -37,7 +38,7 @@ from npas.sharing.names import (
     upsampler_name,
 )
 from npas.sharing.reading import Reading, Rows
-from npas.sharing.shapeshift import shared_weights
+from npas.sharing.shapeshift import is_shared, shared_weights
 from npas.sharing.upsamplers import UPSAMPLERS
 
 SOLVED = 1e-12
@@ -78,12 +79,14 @@ def project(
     `rounds` is how often, at most, bank and coefficients take turns, `steps` how many conjugate
     gradient steps a turn has. Tensors that are not shared are copied where name and shape agree.
 
-    Raises ValueError, before anything changes, for a network that is not shared, and where a shared
-    layer's weight is missing, has another shape or is not finite.
+    Raises ValueError, before anything changes, for a network that is not shared or cannot be stored
+    as it is now (see `npas.save`), and where a shared layer's weight is missing, has another shape
+    or is not finite.
     """
-    shared = shared_weights(model)
+    shared = follow(shared_weights(model))
+    refuse_unloadable(shared, "npas.sharing.project")
     reading = Reading(shared.allocation)
-    names = _names(model)
+    names = shared_layers(shared)
     targets = {
         i: _target(dense_state, names[i], layer)
         for i, (_, layer) in enumerate(reading.places)
@@ -290,19 +293,10 @@ def _exact(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float64, copy=True)
 
 
-def _names(model: nn.Module) -> dict[int, list[str]]:
-    """Return every name that a shared layer's weight has in the network."""
-    found: dict[int, list[str]] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        attachment = module.__dict__.get("_npas")
-        for attribute, index in attachment.layers.items() if attachment else ():
-            found.setdefault(index, []).append(f"{prefix}.{attribute}".lstrip("."))
-    return found
-
-
 def dense_names(model: nn.Module) -> set[str]:
     """Return the names that the tensors of a network have, or had before it was shared."""
-    shared = {name for names in _names(model).values() for name in names}
+    layers = shared_layers(shared_weights(model)) if is_shared(model) else {}
+    shared = {name for names in layers.values() for name in names}
     return shared | {name for name in model.state_dict() if not name.startswith(PREFIX)}
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from npas.sharing.audit import follow, refuse_unloadable
 from npas.sharing.generators import GENERATORS
-from npas.sharing.names import SCALES, generator_names
+from npas.sharing.names import SCALES, generator_names, shared_value
 from npas.sharing.reading import Reading
 from npas.sharing.shapeshift import shared_weights
 
@@ -50,9 +51,9 @@ class Similarity:
 def similarity(model: nn.Module) -> list[Similarity]:
     """Return the layer similarity matrix of every group in which layers can be compared.
 
-    ValueError for a network that is not shared.
+    ValueError for a network that is not shared, or that a shared layer is gone from.
     """
-    shared = shared_weights(model)
+    shared = follow(shared_weights(model))
     reading, sets, found = shared.reading, _comparable(shared.reading), []
     for g, group in enumerate(shared.allocation.groups):
         own = [members for members in sets if reading.places[members[0]][0] == g]
@@ -104,13 +105,17 @@ def tie(model: nn.Module, threshold: float) -> list[list[str]]:
     are averaged too. Layers of opposite coefficients do not agree. Those whose weights are
     identical anyway are named as tied as well.
 
-    Raises ValueError for a threshold that is not above 0, up to 1.
+    Raises ValueError for a threshold that is not above 0, up to 1, and for a network that cannot be
+    folded as it is now: a shared layer is gone, a bank is pruned, a part is wrapped.
     """
     if not isinstance(threshold, (int, float)) or not 0 < threshold <= 1:
         raise ValueError(
             f"threshold={threshold!r} is no cosine to agree by: give one above 0, up to 1"
         )
-    reading = shared_weights(model).reading
+    shared = follow(shared_weights(model))
+    shared.refuse_written()
+    refuse_unloadable(shared, "npas.fold")
+    reading = shared.reading
     found: dict[int, list[int]] = {}
     for i, twin in enumerate(reading.twins):
         found.setdefault(twin, []).append(i)
@@ -146,7 +151,7 @@ def _coefficients(model: nn.Module, reading: Reading, members: Sequence[int]) ->
     """Return alpha_LK of these layers, which share a generator and K; in fp32 at least."""
     rows, group = reading.rows[members[0]], reading.places[members[0]][0]
     names = generator_names(model, group, rows.templates)
-    parameters = {kind: getattr(model, name) for kind, name in names.items()}
+    parameters = {kind: shared_value(model, name) for kind, name in names.items()}
     alpha_LK = GENERATORS[rows.mixing].coefficients(parameters, len(rows.layers), rows.templates)
     if list(members) != rows.layers:  # picked one by one: an index tensor would make a GPU wait
         alpha_LK = torch.stack([alpha_LK[rows.layers.index(i)] for i in members])

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
-from npas.sharing import storage
+from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
 from npas.sharing.attachment import (
@@ -39,7 +40,17 @@ from npas.sharing.initialization import (
 from npas.sharing.layers import Layer, find_layers, find_tensors, is_constant
 from npas.sharing.loops import refuse_loops
 from npas.sharing.modes import full_precision
-from npas.sharing.names import PREFIX, SCALES, bank_name, generator_name, upsampler_name
+from npas.sharing.names import (
+    PREFIX,
+    SCALES,
+    bank_name,
+    generator_name,
+    is_parametrized,
+    is_pruned,
+    is_trainable,
+    shared_names,
+    upsampler_name,
+)
 from npas.sharing.parts import free_parts, guard_parts
 from npas.sharing.pretrained import free_saving, guard_saving
 from npas.sharing.reference import allocate_reference
@@ -181,8 +192,11 @@ def apply(
 
 
 def allocation(model: nn.Module) -> Allocation:
-    """Return the allocation of a shared network; ValueError if it is not shared."""
-    return shared_weights(model).allocation
+    """Return the allocation of a shared network, as it is now.
+
+    ValueError if it is not shared, or if a shared layer is gone from it.
+    """
+    return audit.follow(shared_weights(model)).allocation
 
 
 def is_shared(model: nn.Module) -> bool:
@@ -218,21 +232,34 @@ def materialize(model: nn.Module) -> nn.Module:
     """Turn a shared network into a plain dense one with the same outputs, in place; return it.
 
     Weights come from the call that the forward pass makes, so fp32 results are equal to the bit.
-    Raises ValueError for a network that is not shared.
+    Layers that were moved out of the network get their weights, too.
+    Raises ValueError for a network that is not shared, and RuntimeError where a generated weight
+    was written to.
     """
     shared = shared_weights(model)
-    with torch.inference_mode(False), full_precision(next(shared.sources()).device):
-        dense = {
-            i: nn.Parameter(
-                shared.weight(i).detach().clone(),
-                requires_grad=model.get_parameter(bank_name(g)).requires_grad,
-            )
-            for i, (g, layer) in enumerate(shared.reading.places)
-            if layer.templates
-        }
-    for module in list(model.modules()):
-        if "_npas" in module.__dict__:
-            detach(module, dense)
+    shared.refuse_written()
+    for part in list(model.modules()):
+        if part is not model and is_shared(part):
+            materialize(part)
+    owners = [
+        owner
+        for owner in dict.fromkeys((*model.modules(), *shared.owners))
+        if "_npas" in owner.__dict__
+    ]
+    # A copy of another network's part, put into this one, reads the bank of a copy of that network.
+    dense: dict[SharedWeights, dict[int, nn.Parameter]] = {}
+    for attachment in (owner.__dict__["_npas"] for owner in owners):
+        weights = dense.setdefault(attachment.shared, {})
+        for i in attachment.layers.values():
+            if i not in weights:
+                weights[i] = _plain_weight(attachment.shared, i)
+    for name in shared_names(model):
+        if is_pruned(model, name):
+            prune.remove(model, name)
+        elif is_parametrized(model, name):
+            _remove_parametrization(model, name)
+    for owner in owners:
+        detach(owner, dense[owner.__dict__["_npas"].shared])
     close_passes(model, shared)
     free_methods(model)
     free_parts(model)
@@ -245,10 +272,33 @@ def materialize(model: nn.Module) -> nn.Module:
     return model
 
 
+def _remove_parametrization(model: nn.Module, name: str) -> None:
+    """Leave the class as it is, which copies of the network have in common: torch changes it."""
+    parametrizations = model.get_submodule("parametrizations")
+    del parametrizations._modules[name]
+    if not parametrizations._modules:
+        del model._modules["parametrizations"]
+        model.__class__ = type(model).__mro__[1]
+
+
+def _plain_weight(shared: SharedWeights, index: int) -> nn.Parameter:
+    bank = bank_name(shared.reading.places[index][0])
+    with torch.inference_mode(False), full_precision(next(shared.sources()).device):
+        weight = shared.weight(index).detach().clone()
+    return nn.Parameter(weight, requires_grad=is_trainable(shared.root, bank))
+
+
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
-    """Write a shared network as `model.safetensors`, every bank once, and `allocation.json`."""
+    """Write a shared network as `model.safetensors`, every bank once, and `allocation.json`.
+
+    The names are those that layers have now. Raises ValueError where nothing could load the files:
+    a shared layer is gone, a bank is pruned, a part is wrapped; RuntimeError where a generated
+    weight was written to.
+    """
     refuse_loops(model)
-    storage.write(model, Path(directory), ALLOCATION_FILE, allocation(model).to_dict())
+    shared = audit.follow(shared_weights(model))
+    audit.refuse_unloadable(shared, "npas.save")
+    storage.write(model, Path(directory), ALLOCATION_FILE, shared.allocation.to_dict())
 
 
 def load(
@@ -271,7 +321,10 @@ def load(
 
 
 def summary(model: nn.Module) -> str:
-    """Return a shared network's table: layers, groups, templates, asked, allowed and used."""
+    """Return a shared network's table: layers, groups, templates, asked, allowed and used.
+
+    Of the network as it is now; ValueError where a shared layer is gone from it.
+    """
     return allocation(model).summary()
 
 
@@ -311,6 +364,7 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     scales = 1 + max(layer.scale for layer in allocation.layers)
     model.register_buffer(SCALES, likes[0].new_zeros(scales))
     model.__dict__["_npas_shared"] = shared
+    shared.others = audit.count_others(shared)
     open_passes(model, shared)
     guard_methods(model)
     guard_parts(model)

@@ -10,7 +10,8 @@ import copy
 import sys
 import threading
 import warnings
-from collections.abc import Collection, Iterator
+import weakref
+from collections.abc import Collection, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -21,9 +22,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from npas.sharing.allocation import Allocation
 from npas.sharing.buffers import BufferPool
-from npas.sharing.generation import WeightPass, written
+from npas.sharing.generation import WeightPass, same_bytes, written
+from npas.sharing.guards import refuse_parametrized_sequence, refuse_torch_pruning
 from npas.sharing.modes import needs_plain_operations
-from npas.sharing.names import shared_names
+from npas.sharing.names import shared_names, shared_value
 from npas.sharing.reading import Reading
 
 
@@ -51,15 +53,23 @@ class SharedWeights:
         self._kept: WeightPass | None = None
         self._kept_state: object = None
         self._kept_sources: list[Tensor] = []
+        self._kept_sums: list[Tensor] = []
+        self.owners: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        """The modules that read from here, wherever they are now; of a copy none."""
+        self.others: dict[str, tuple[int, bool]] = {}
+        """Size of every parameter that is not shared, and whether it counted, when last counted."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave generated weights out of copies and pickles."""
-        fresh: dict[str, Any] = {"_kept": None, "_kept_state": None, "_kept_sources": []}
-        return {k: v for k, v in self.__dict__.items() if k != "_open"} | fresh
+        """Leave generated weights out of copies and pickles; RuntimeError if one was written to."""
+        self.refuse_written()
+        fresh: dict[str, Any] = {"_kept": None, "_kept_state": None}
+        fresh |= {"_kept_sources": [], "_kept_sums": []}
+        left_out = ("_open", "owners")
+        return {k: v for k, v in self.__dict__.items() if k not in left_out} | fresh
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Come back with no pass open."""
-        self.__dict__.update(state, _open=_OpenPass())
+        self.__dict__.update(state, _open=_OpenPass(), owners=weakref.WeakSet())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedWeights:
         """Copy with the network; warn where a part of it is copied by itself."""
@@ -76,12 +86,14 @@ class SharedWeights:
     def sources(self) -> Iterator[Tensor]:
         """Yield every tensor that generated weights depend on."""
         for name in shared_names(self.root):
-            yield getattr(self.root, name)
+            yield shared_value(self.root, name)
 
     def begin(self, *_: object) -> None:
         """Open a forward pass (a pre-hook of every module that holds shared layers)."""
         if not torch.compiler.is_compiling() and not self._open.is_running():
             self._refuse_writes()
+            refuse_torch_pruning()
+            refuse_parametrized_sequence(self.root)
             self._open.start(sys._getframe(1))
             if self.recompute and torch.is_grad_enabled() and not needs_plain_operations():
                 self._forget()
@@ -130,6 +142,18 @@ class SharedWeights:
             return self._kept
         _watch_optimizers()
         sources = list(self.sources())
+        state = self._state(sources)
+        if self._kept is None or state != self._kept_state:
+            self.pool.clear()  # kept weights are not made anew every step
+            self._kept, self._kept_state = self._pass(kept=True), state
+            # Held, so that no other tensor can come to lie at an address that was compared.
+            self._kept_sources = [t.detach() for t in sources]
+            self._kept_sums = _sums(sources)
+        self._open.checked = running
+        return self._kept
+
+    def _state(self, sources: Sequence[Tensor]) -> list[object]:
+        """Return what differs once a source has changed, but for what moves no version counter."""
         state: list[object] = [_last_step[0]]
         state += [
             (
@@ -141,13 +165,31 @@ class SharedWeights:
             )
             for t in sources
         ]
-        if self._kept is None or state != self._kept_state:
-            self.pool.clear()  # kept weights are not made anew every step
-            self._kept, self._kept_state = self._pass(kept=True), state
-            # Held, so that no other tensor can come to lie at an address that was compared.
-            self._kept_sources = [t.detach() for t in sources]
-        self._open.checked = running
-        return self._kept
+        return state
+
+    def refuse_written(self, *_: object) -> None:
+        """RuntimeError if a kept weight was written to, which changes outputs and no parameter.
+
+        Called before anything reads the parameters to store or copy them (as the root's
+        `state_dict` pre-hook among others). Weights whose bank was changed in a way that moves no
+        version counter are only out of date: they are dropped.
+        """
+        if needs_plain_operations():
+            return
+        self._refuse_writes()
+        kept, sources = self._kept, list(self.sources())
+        if kept is None:
+            return
+        same = self._state(sources) == self._kept_state and all(
+            same_bytes(now, before)
+            for now, before in zip(_sums(sources), self._kept_sums, strict=True)
+            if not now.is_meta
+        )
+        name = kept.find_written(compare=same)
+        if name is not None or not same:
+            self._forget()
+        if name is not None:
+            raise written(name)
 
     def _refuse_writes(self) -> None:
         """Raise if the weight that was last read outside a pass was written to since."""
@@ -157,7 +199,22 @@ class SharedWeights:
             raise written(read[0])
 
     def _forget(self) -> None:
-        self._kept, self._kept_state, self._kept_sources = None, None, []
+        self._kept, self._kept_state = None, None
+        self._kept_sources, self._kept_sums = [], []
+
+
+@torch.no_grad()
+def _sums(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return each tensor's sum and norm, by which a change through `.data` shows, too.
+
+    In fp32, as fp64 sums of fp32 tensors are slow on a CPU; nothing here waits for a GPU.
+    """
+    found = []
+    for tensor in tensors:
+        dtype = torch.float32 if tensor.element_size() < 4 else None
+        norm = torch.linalg.vector_norm(tensor, dtype=dtype)
+        found.append(torch.stack([tensor.sum(dtype=dtype), norm]))
+    return found
 
 
 class _OpenPass(threading.local):

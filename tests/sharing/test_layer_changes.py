@@ -1,5 +1,8 @@
 """What a user may do to a shared layer, what is refused in one line, and what parts do."""
 
+import copy
+import inspect
+import pickle
 import warnings
 from collections.abc import Callable
 
@@ -41,12 +44,14 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "delete": delete,
     "register": lambda m: stem(m).register_parameter("weight", None),
     "prune": lambda m: prune.l1_unstructured(stem(m), "weight", 0.5),
+    "fuse": lambda m: nn.utils.fuse_conv_bn_eval(stem(m), nn.BatchNorm2d(8).eval()),
     "functional_call": lambda m: torch.func.functional_call(
         m, {"stem.weight": torch.ones(8, 3, 3, 3)}, (INPUTS,)
     ),
 }
 
 
+@pytest.mark.filterwarnings("ignore:a part of a shared network was copied:UserWarning")
 @pytest.mark.parametrize("change", CHANGES)
 def test_replacing_a_generated_weight_is_refused_and_changes_nothing(change: str) -> None:
     model = shared().eval()
@@ -80,7 +85,7 @@ class Doubled(nn.Module):
         return 2 * x
 
 
-def test_a_bank_can_be_pruned_and_parametrized_like_any_parameter() -> None:
+def test_gradients_of_a_pruned_bank_are_masked_and_a_parametrized_one_is_computed() -> None:
     model = shared().eval()
     expected = outputs(model)
     prune.l1_unstructured(model, "npas_bank_0", 0.5)
@@ -202,6 +207,102 @@ def test_quantization_comes_after_materializing() -> None:
         answer = outputs(quantized)
     assert type(quantized.head).__module__.startswith("torch.ao.nn.quantized")
     torch.testing.assert_close(answer, outputs(model), rtol=0.1, atol=0.1)
+
+
+def test_torch_pruning_is_refused_in_one_line_and_works_once_materialized() -> None:
+    """Stands in for the module that builds its dependency graph, known by name."""
+    import sys
+    from types import ModuleType
+
+    pruning, graph = ModuleType("torch_pruning"), ModuleType("torch_pruning.dependency.graph")
+    exec("def build_dependency(model, inputs):\n    return model(inputs)", graph.__dict__)
+    model = shared().eval()
+    expected = outputs(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch_pruning", pruning)
+        assert torch.equal(outputs(model), expected)
+        with pytest.raises(ValueError, match=r"npas\.materialize the network first") as error:
+            graph.build_dependency(nn.Sequential(model), INPUTS)
+        assert "\n" not in str(error.value)
+        graph.build_dependency(npas.materialize(model), INPUTS)
+
+
+def test_a_layers_class_makes_plain_layers() -> None:
+    """As libraries do that make a layer like another: of the base class, as from it."""
+    torch.manual_seed(0)
+    embedding, recurrent = nn.Embedding(12, 8), nn.LSTM(8, 8)
+    model = npas.share(nn.ModuleList([nn.Linear(8, 8), embedding, recurrent]), 0.6)
+    x = torch.randn(3, 2, 8)
+    table = torch.randn(4, 8)
+    for made, base in (
+        (type(model[0])(8, 5), nn.Linear),
+        (type(model[2])(8, 4), nn.LSTM),
+        (embedding.from_pretrained(table), nn.Embedding),
+    ):
+        assert type(made) is base
+        assert torch.equal(made.weight if base is nn.Embedding else table, table)
+        twin = pickle.loads(pickle.dumps(made))
+        y = torch.tensor([1]) if base is nn.Embedding else x
+        torch.testing.assert_close(twin(y), copy.deepcopy(made)(y))
+        assert list(twin.state_dict()) == list(base(8, 4).state_dict())
+    assert inspect.signature(type(model[0])) == inspect.signature(nn.Linear)
+    with pytest.raises(ValueError, match="is generated from a bank"):
+        model[0].__init__(8, 8)  # type: ignore[misc]
+
+
+def test_a_subclass_of_a_layers_class_behaves_as_one_of_the_base() -> None:
+    model = shared()
+
+    class Scaled(type(stem(model))):  # type: ignore[misc]
+        """A convolution of twice the output."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """Return twice the convolution."""
+            return 2 * super().forward(x)
+
+    made = Scaled(3, 4, 3)
+    assert [name for name, _ in made.named_parameters()] == ["weight", "bias"]
+    made.weight = nn.Parameter(torch.ones(4, 3, 3, 3))
+    made(INPUTS).sum().backward()
+    assert made.weight.grad is not None
+    del made.weight
+    assert not hasattr(made, "weight")
+    made.weight = torch.zeros(4, 3, 3, 3)
+    assert made(INPUTS).std() > 0 or made.bias is not None
+    npas.share(nn.Sequential(Scaled(3, 4, 3), Scaled(4, 4, 3)), 0.7)(INPUTS).sum().backward()
+
+
+class Lists(nn.Module):
+    """Hold weights in a list and a dictionary, and read them by slices and copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = nn.ParameterList(torch.randn(6, 6) for _ in range(4))
+        self.items.append(torch.zeros(6))
+        self.table = nn.ParameterDict({"a": torch.randn(6, 6), "b": torch.zeros(6)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, 6) to (N, 6)."""
+        for weight in [*self.items[1:3], *self.items[::-2][1:], self.items[-2]]:
+            x = x @ weight
+        table = self.table.copy()
+        return x @ table["a"] + table["b"] + self.items[3:][1]
+
+
+def test_slices_and_copies_of_lists_of_parameters_stay_generated() -> None:
+    torch.manual_seed(0)
+    model, x = npas.share(Lists(), 0.7), torch.randn(3, 6)
+    loss = model(x).square().sum()
+    gradient = torch.autograd.grad(loss, list(model.parameters()))
+    part = model.items[:3]
+    assert isinstance(part, nn.ParameterList) and len(part) == 3 and not list(part.parameters())
+    assert len(list(model.items[3:].parameters())) == 1
+    part.append(nn.Parameter(torch.ones(2)))
+    assert part[-1].requires_grad and len(model.items) == 5
+    twin = npas.materialize(copy.deepcopy(model))
+    torch.testing.assert_close(twin(x).square().sum(), loss)
+    assert len(gradient) == 4 and all(bool(g.any()) for g in gradient)
+    assert all(bool(g.any()) for g in torch.autograd.grad(twin(x).sum(), list(twin.parameters())))
 
 
 def test_data_parallel_is_refused_in_one_line() -> None:

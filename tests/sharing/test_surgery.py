@@ -1,0 +1,317 @@
+"""A network whose modules are changed after sharing is stored as it is then, or refused."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils import parametrize, prune
+
+import npas
+
+INPUTS = torch.randn(3, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+Surgery = Callable[["Net"], object]
+
+
+class Net(nn.Module):
+    """Two convolutions with norms, a list of four equal blocks, a head that can be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+        )
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        self.head: nn.Module = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 3, 5, 5) to (N, classes)."""
+        x = self.body(x).mean((2, 3))
+        for block in self.blocks:
+            x = block(x).tanh()
+        return self.head(x)
+
+
+class Adapter(nn.Module):
+    """Add a low-rank path to a layer."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base, self.down, self.up = base, nn.Linear(8, 2), nn.Linear(2, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output and the path's."""
+        return self.base(x) + self.up(self.down(x))
+
+
+def dense(seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    return Net().eval()
+
+
+def shared(**options: object) -> Net:
+    model = npas.share(dense(), 0.6, **options)  # type: ignore[arg-type]
+    assert isinstance(model, Net)
+    return model
+
+
+@torch.no_grad()
+def outputs(model: nn.Module) -> Tensor:
+    return model(INPUTS)
+
+
+def swap(m: Net) -> None:
+    m.blocks[0], m.blocks[1] = m.blocks[1], m.blocks[0]
+
+
+def shorten(m: Net) -> None:
+    m.blocks = m.blocks[::2]
+
+
+FOLLOWED: dict[str, Surgery] = {
+    "nothing": lambda m: None,
+    "an unshared head of another size": lambda m: setattr(m, "head", nn.Linear(8, 700)),
+    "two layers swapped": swap,
+    "all layers reversed": lambda m: setattr(m, "blocks", nn.ModuleList(reversed(m.blocks))),
+    "a layer used twice": lambda m: m.blocks.append(m.blocks[0]),
+    "a layer under a second, earlier name": lambda m: setattr(m.body[2], "x", m.blocks),
+    "a plain layer inserted": lambda m: m.blocks.insert(1, nn.Linear(8, 8)),
+    "a layer within an adapter": lambda m: m.blocks.__setitem__(2, Adapter(m.blocks[2])),
+    "a part within a container": lambda m: setattr(m, "body", nn.Sequential(m.body)),
+    "a norm taken away": lambda m: m.body.__setitem__(1, nn.Identity()),
+    "norms converted": nn.SyncBatchNorm.convert_sync_batchnorm,
+    "a parameter added": lambda m: setattr(m, "temperature", nn.Parameter(torch.ones(1))),
+    "an unshared part frozen": lambda m: m.head.requires_grad_(False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_what_is_followed_loads_with_the_same_outputs_and_is_counted(
+    name: str, tmp_path: Path
+) -> None:
+    model = shared(exclude="head.*")
+    outputs(model)  # weights are kept
+    FOLLOWED[name](model)
+    expected = outputs(model)
+    npas.save(model, tmp_path)
+    again = dense(seed=5)
+    FOLLOWED[name](again)
+    assert torch.equal(outputs(npas.load(tmp_path, again.eval())), expected)
+    assert npas.allocation(again) == npas.allocation(model)
+    budget = npas.allocation(model).budget
+    assert budget.used == sum(p.numel() for p in model.parameters())
+    assert ("more than the budget allows" in npas.summary(model)) == (budget.used > budget.allowed)
+    twin = npas.materialize(copy.deepcopy(model))
+    assert torch.equal(outputs(twin), expected)
+    assert not any("npas" in key for key in twin.state_dict())
+    assert budget.dense == npas.count_parameters(twin.requires_grad_())
+
+
+def test_a_head_that_oversteps_the_budget_is_told() -> None:
+    model = shared(exclude="head.*")
+    assert "more than the budget allows" not in npas.summary(model)
+    model.head = nn.Linear(8, 700)
+    assert "more than the budget allows" in npas.summary(model)
+    model.head = nn.Linear(8, 5)
+    assert "more than the budget allows" not in npas.summary(model)
+
+
+GONE = "which is not in it any more"
+REFUSED: dict[str, tuple[Surgery, str]] = {
+    "the head replaced": (lambda m: setattr(m, "head", nn.Linear(8, 5)), f"'head.weight', {GONE}"),
+    "the head deleted": (lambda m: setattr(m, "head", nn.Identity()), f"'head.weight', {GONE}"),
+    "half of the layers": (shorten, f"'blocks.1.weight', {GONE}"),
+    "a layer popped": (lambda m: m.blocks.pop(3), f"'blocks.3.weight', {GONE}"),
+    "a layer deleted": (lambda m: m.blocks.__delitem__(0), GONE),
+    "a copy of a part": (
+        lambda m: setattr(m, "more", copy.deepcopy(m.blocks)), "'more.0' reads the bank of another"
+    ),
+    "another shared network": (
+        lambda m: setattr(m, "more", shared()), "'more.body.0' reads the bank of another"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:a part of a shared network was copied:UserWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_file_could_describe_is_refused_but_for_materializing(
+    name: str, tmp_path: Path
+) -> None:
+    surgery, words = REFUSED[name]
+    model = shared()
+    state = dense().state_dict()
+    surgery(model)
+    expected = outputs(model)
+    for use in (
+        lambda: npas.save(model, tmp_path),
+        lambda: npas.summary(model),
+        lambda: npas.allocation(model),
+        lambda: npas.similarity(model),
+        lambda: npas.fold(model, 0.9),
+        lambda: npas.sharing.project(model, state),
+    ):
+        with pytest.raises(ValueError, match=words) as error:
+            use()
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+    assert torch.equal(outputs(npas.materialize(model)), expected)
+    assert not any("npas" in key for key in model.state_dict())
+
+
+def test_a_part_moved_to_another_network_is_materialized_with_its_own() -> None:
+    model = shared()
+    part = nn.Sequential(model.blocks.pop(3))
+    x = torch.ones(1, 8)
+    expected = part(x).detach()
+    npas.materialize(model)
+    assert torch.equal(part(x).detach(), expected)
+    assert list(part.state_dict()) == ["0.weight", "0.bias"]
+
+
+def test_wrappers_inside_of_a_network_keep_its_names(tmp_path: Path) -> None:
+    model = shared()
+    expected = outputs(model)
+    model.blocks[1] = checkpoint_wrapper(model.blocks[1])
+    npas.save(model, tmp_path)
+    assert torch.equal(outputs(npas.load(tmp_path, dense(5))), expected)
+    plain, model.body = model.body, nn.DataParallel(model.body)
+    with pytest.raises(ValueError, match=r"'body' is wrapped by nn\.DataParallel"):
+        npas.save(model, tmp_path)
+    model.body = plain
+    npas.save(model, tmp_path)
+
+
+class Half(nn.Module):
+    """Halve a tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x / 2."""
+        return x / 2
+
+
+def halve(model: nn.Module, name: str) -> None:
+    parametrize.register_parametrization(model, name, Half())
+
+
+BANKS: dict[str, tuple[Callable[[nn.Module, str], object], Callable[[nn.Module, str], object]]] = {
+    "pruned": (lambda m, name: prune.l1_unstructured(m, name, 0.5), prune.remove),
+    "pruned twice": (
+        lambda m, name: [prune.l1_unstructured(m, name, 0.3) for _ in "12"], prune.remove
+    ),
+    "parametrized": (halve, parametrize.remove_parametrizations),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["bank", "coefficients"])
+@pytest.mark.parametrize("change", BANKS)
+def test_a_bank_can_be_pruned_and_parametrized(change: str, kind: str, tmp_path: Path) -> None:
+    """Read anywhere, trained, materialized; saved once that is undone."""
+    model = shared()
+    name = next(key for key, _ in model.named_parameters() if kind in key)
+    part, x = model.blocks[1], torch.randn(2, 8)
+    do, undo = BANKS[change]
+    plain = outputs(model)
+    do(model, name)
+    expected = outputs(model)
+    assert not torch.equal(expected, plain)
+    for _ in range(2):  # a part's graph and the whole's are apart
+        part(x).sum().backward()
+        model(INPUTS).sum().backward()
+    trained = [p for key, p in model.named_parameters() if name in key]
+    assert trained and all(p.grad is not None for p in trained)
+    for use in (
+        lambda: npas.save(model, tmp_path),
+        lambda: npas.fold(model, 0.9),
+        lambda: npas.sharing.project(model, dense().state_dict()),
+    ):
+        with pytest.raises(ValueError, match=f"needs the plain parameter {name}: call torch"):
+            use()
+    assert npas.allocation(model).budget.used == npas.count_parameters(model)
+    npas.similarity(model)
+    twin = shared()
+    do(twin, name)
+    npas.materialize(twin)
+    assert torch.equal(outputs(twin), expected)
+    torch.testing.assert_close(twin.blocks[1](x), part(x))
+    assert list(twin.state_dict()) == list(dense().state_dict())
+    assert type(twin) is Net and not twin._forward_pre_hooks
+    undo(model, name)
+    npas.save(model, tmp_path)
+    assert torch.equal(outputs(npas.load(tmp_path, dense(5))), expected)
+
+
+def test_the_bank_of_a_sequence_can_be_pruned_and_not_parametrized() -> None:
+    """A parametrization is a child module, which an `nn.Sequential` would call."""
+    model = npas.share(nn.Sequential(*(nn.Linear(6, 6) for _ in range(4))), 0.55)
+    x = torch.randn(2, 6)
+    plain = model(x)
+    prune.l1_unstructured(model, "npas_bank_0", 0.5)
+    assert not torch.equal(model(x), plain)
+    prune.remove(model, "npas_bank_0")
+    halve(model, "npas_bank_0")
+    with pytest.raises(ValueError, match=r"put the nn\.Sequential into a module") as error:
+        model(x)
+    assert "\n" not in str(error.value)
+
+
+def write_back(model: Net) -> None:
+    """Write as adapters are merged, and look at another layer."""
+    model.blocks[1].weight.data = model.blocks[1].weight.data + 0.1
+    assert model.blocks[2].weight.shape == (8, 8)
+
+
+WRITES: dict[str, Surgery] = {
+    "through data": lambda m: m.blocks[1].weight.data.add_(0.1),
+    "other data": write_back,
+    "in place": lambda m: m.blocks[1].weight.add_(0.1),
+}
+USES: dict[str, Callable[[nn.Module, Path], object]] = {
+    "save": npas.save,
+    "state_dict": lambda m, _: nn.Sequential(m).state_dict(),
+    "deepcopy": lambda m, _: copy.deepcopy(m),
+    "pickle": lambda m, path: torch.save(m, path / "whole.pt"),
+    "materialize": lambda m, _: npas.materialize(m),
+    "fold": lambda m, _: npas.fold(m, 0.9),
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["without gradients", "frozen"])
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("use", USES)
+def test_a_written_weight_is_refused_before_it_is_lost(
+    write: str, use: str, frozen: bool, tmp_path: Path
+) -> None:
+    """As adapters are merged: into the weights that evaluation or a frozen network keeps."""
+    model = shared().requires_grad_(not frozen)
+    expected = outputs(model)
+    with torch.set_grad_enabled(frozen):
+        WRITES[write](model)
+    with pytest.raises(RuntimeError, match=r"'blocks\.1\.weight' was modified.*npas\.materialize"):
+        USES[use](model, tmp_path)
+    assert torch.equal(outputs(model), expected), "once told, the network goes on"
+    USES[use](model, tmp_path)
+
+
+def test_weights_of_a_bank_that_changed_unseen_are_stale_and_not_written() -> None:
+    """Also those that are no numbers, and those in a dtype of their own."""
+    for change in (lambda bank: bank.mul_(2), lambda bank: bank.fill_(float("nan"))):
+        model = shared()
+        outputs(model)
+        change(model.get_parameter("npas_bank_0").data)
+        model.state_dict()
+        answer = outputs(model)
+        torch.testing.assert_close(answer, outputs(copy.deepcopy(model)), equal_nan=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs(model)
+    model.state_dict()
+
+
+def test_a_frozen_network_whose_weights_were_not_written_is_stored(tmp_path: Path) -> None:
+    for options in ({"generator": "emb"}, {"upsampler": "mask"}, {"upsampler": "wavg"}):
+        model = npas.share(dense(), 0.35, **options).requires_grad_(False)  # type: ignore[arg-type]
+        outputs(model)
+        npas.save(model, tmp_path)
+        assert torch.equal(outputs(npas.load(tmp_path, dense(3))), outputs(model))
