@@ -32,8 +32,9 @@ class SharedWeights:
 
     With gradients, a weight lives for one forward pass of the outermost module that was called (and
     is generated anew for the next). Without, it is kept until a bank, a coefficient, their dtype or
-    their device changes or any optimizer steps: version counters tell, but fused optimizers and
-    writing through `.data` escape them.
+    their device changes, any optimizer steps, or `train`, `eval` or `load_state_dict` is called.
+    Version counters show a change; writing through `.data` and collectives of `torch.distributed`
+    do not move them.
 
     `low` are the layers known to round their weights under autocast. With `recompute` weights are
     not kept for backward but generated again.
@@ -84,7 +85,7 @@ class SharedWeights:
             self._refuse_writes()
             self._open.start(sys._getframe(1))
             if self.recompute and torch.is_grad_enabled() and not needs_plain_operations():
-                self._forget()
+                self.forget()
                 self._open.recompute(self._pass(recompute=True))
 
     def end(self, *_: object) -> None:
@@ -105,7 +106,7 @@ class SharedWeights:
         if not running:
             self._refuse_writes()
         if torch.is_grad_enabled() and any(t.requires_grad for t in self.sources()):
-            self._forget()
+            self.forget()
             weights = self._pass()
             if running:
                 self._open.weights = weights
@@ -126,8 +127,9 @@ class SharedWeights:
 
     def _keep(self, running: bool) -> WeightPass:
         """Return the kept weights if they still hold, else a place for new ones."""
-        if self._kept is not None and running and self._open.checked:
-            return self._kept
+        kept = self._kept  # read once: another thread may forget it meanwhile
+        if kept is not None and running and self._open.checked:
+            return kept
         _watch_optimizers()
         sources = list(self.sources())
         state: list[object] = [_last_step[0]]
@@ -141,22 +143,24 @@ class SharedWeights:
             )
             for t in sources
         ]
-        if self._kept is None or state != self._kept_state:
+        if kept is None or state != self._kept_state:
             self.pool.clear()  # kept weights are not made anew every step
-            self._kept, self._kept_state = self._pass(kept=True), state
+            self._kept = kept = self._pass(kept=True)
+            self._kept_state = state
             # Held, so that no other tensor can come to lie at an address that was compared.
             self._kept_sources = [t.detach() for t in sources]
         self._open.checked = running
-        return self._kept
+        return kept
 
     def _refuse_writes(self) -> None:
         """Raise if the weight that was last read outside a pass was written to since."""
         read, self._open.read = self._open.read, None
         if read and read[1]._version != read[2]:
-            self._forget()
+            self.forget()
             raise written(read[0])
 
-    def _forget(self) -> None:
+    def forget(self, *_: object) -> None:
+        """Drop the kept weights, so that the next evaluation generates them anew (also a hook)."""
         self._kept, self._kept_state, self._kept_sources = None, None, []
 
 
