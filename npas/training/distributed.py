@@ -172,7 +172,7 @@ def joined(trainer: TrainerConfig) -> Iterator[Process]:
     """
     global _joined
     here = _launched.place()
-    if trainer.devices not in (1, here.local_world):
+    if trainer.devices not in (1, here.local_world, here.world):
         raise ValueError(
             f"trainer.devices={trainer.devices}, but {here.local_world} processes were started on"
             " this machine: leave trainer.devices out, it is for starting without torchrun or srun"
