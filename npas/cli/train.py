@@ -306,7 +306,7 @@ def _beside_dense(config: Config, metric: str) -> str:
     if config.budget == schema.DENSE or config.data.source == schema.STANDIN:
         return ""
     dense = tables.dense_figure(config, metric)
-    return "" if dense is None else f" (dense: {dense}% over {dense.n} seeds)"
+    return "" if dense is None else f"; dense: {dense}% over {dense.n} seeds"
 
 
 if __name__ == "__main__":
