@@ -120,15 +120,16 @@ class TrainerConfig:
 
     `devices` processes share each batch; each takes its share in `accumulation` parts. Both decide
     the result. Of processes that torchrun or srun started, npas-train sets `devices` to how many
-    they are. Gradients travel between them as `gradient_dtype`. A checkpoint is written after each
-    epoch and, if `checkpoint_every` is not 0, after every so many steps; the `keep_last` newest are
-    kept.
+    they are. Gradients travel between them as `gradient_dtype`. With `tf32` GPUs round the factors
+    of fp32 convolutions and matrix products to TF32. A checkpoint is written after each epoch and,
+    if `checkpoint_every` is not 0, after every so many steps; the `keep_last` newest are kept.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
     accumulation: int = 1
     gradient_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tf32: bool = False
     checkpoint_every: int = 0
     keep_last: int = 2
     log_every: int = 10

@@ -77,6 +77,7 @@ def build(config: Config, grouping: Grouping | None = None, task: Task | None = 
     process = this_process(config.trainer)
     tasks.rank_share(config.batch_size, process.world, config.trainer.accumulation)
     seeding.set_determinism(config.deterministic)
+    seeding.set_tf32(config.trainer.tf32, process.device)
     if task is None:
         task = tasks.family(config.task.family).Task(
             config.task, config.data, seed=config.seed, device=process.device
