@@ -54,14 +54,16 @@ HASH_EXCLUDED = frozenset(
         "task.form",
         "task.max_damaged",
         "trainer.device",
-        "trainer.devices",
-        "trainer.accumulation",
         "trainer.checkpoint_every",
         "trainer.keep_last",
         "trainer.log_every",
         "wandb",
     }
 )
+
+# How a batch is shared out. Batch norms see a part at a time, so these decide the result, too; but
+# a run may be told, by `resume=DIR`, to go on from a checkpoint of other numbers.
+OF_PARTS = ("trainer.devices", "trainer.accumulation")
 
 
 @dataclass(frozen=True)
@@ -114,17 +116,20 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Say on what to train, when to log and save; only `gradient_dtype` decides the result.
+    """Say on what to train, when to log and save.
 
-    `devices` processes share each batch; each takes its share in `accumulation` parts. Gradients
-    travel between them as `gradient_dtype`. A checkpoint is written after each epoch and, if
-    `checkpoint_every` is not 0, after every so many steps; the `keep_last` newest are kept.
+    `devices` processes share each batch; each takes its share in `accumulation` parts. Both decide
+    the result. Of processes that torchrun or srun started, npas-train sets `devices` to how many
+    they are. Gradients travel between them as `gradient_dtype`. With `tf32` GPUs round the factors
+    of fp32 convolutions and matrix products to TF32. A checkpoint is written after each epoch and,
+    if `checkpoint_every` is not 0, after every so many steps; the `keep_last` newest are kept.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
     accumulation: int = 1
     gradient_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tf32: bool = False
     checkpoint_every: int = 0
     keep_last: int = 2
     log_every: int = 10
@@ -329,6 +334,12 @@ def config_hash(config: Config) -> str:
         if value != default or key in ("recipe_version", "model.family", "task.family")
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def in_parts(config: Config, devices: int, accumulation: int) -> Config:
+    """Return the config of the same run with its batches shared out in another way."""
+    trainer = dataclasses.replace(config.trainer, devices=devices, accumulation=accumulation)
+    return dataclasses.replace(config, trainer=trainer)
 
 
 def is_excluded(key: str) -> bool:

@@ -99,7 +99,7 @@ def _cut_short(status: str, folder: Path, started: float, error: str | None = No
     newest = Checkpoints(folder / "checkpoints").newest()
     done = Progress(**newest.state["progress"]) if newest else Progress()
     seconds = done.elapsed_s or time.perf_counter() - started
-    return Outcome(status, {}, done.step, done.epoch, seconds, 0, error)
+    return Outcome(status, {}, done.step, done.epoch, seconds, 0, error, earlier=done.earlier)
 
 
 OUT_OF_MEMORY = "out of memory"
@@ -153,7 +153,9 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         search=None
         if found is None
         else Search(found.method, found.num_groups, found.epochs, found.steps, found.wall_s),
-        parallel=Parallel(process.world, process.nodes, config.trainer.accumulation),
+        parallel=Parallel(
+            process.world, process.nodes, config.trainer.accumulation, outcome.earlier
+        ),
         divergence=divergence,
         init=_init(config),
         **environment(),

@@ -35,10 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train what the words describe; see the top of this file."""
     resumes = f"; {AGAIN}"
     command = app.Command(
-        NAME, "train", schema.known_keys, runs.check, run, close_sweep, after_interrupt=resumes
+        NAME, "train", schema.known_keys, check, run, close_sweep, after_interrupt=resumes
     )
     with _preemption.watching():
         return app.main(command, argv)
+
+
+def check(raw: dict[str, Any]) -> Config:
+    """Check a config; ValueError. `trainer.devices` is the processes that were started, if any."""
+    config, here = runs.check(raw), _launched.place()
+    if here.world > 1 and config.trainer.devices in (1, here.local_world):
+        return schema.in_parts(config, here.world, config.trainer.accumulation)
+    return config
 
 
 def run(config: Config) -> Job:
@@ -94,7 +102,7 @@ def _work(raw: dict[str, Any]) -> tuple[str, str, str] | str:
     """Be one of the workers: return the job as plain data, or why the config is refused."""
     try:
         with app.one_line_messages(NAME):
-            job = run(runs.check(raw))
+            job = run(check(raw))
     except _launched.Refused as error:
         return str(error)
     except app.Reported:
@@ -273,10 +281,24 @@ def _summary(result: Result) -> str:
     if result.dataset.published is False:
         where = " on data that are not the published ones"
     text = f"asked {budget.asked}, allowed {budget.allowed:,}, used {budget.used:,} parameters"
-    for name, figures in (("test", metrics.last), ("chosen on val", metrics.selected)):
-        for metric, value in list((figures or {}).items())[:1]:  # the first is the one that counts
-            text += f"; {name} {metric} {value:.2f}%{where}"
+    metric = next(iter(metrics.last))  # the first is the one that counts
+    text += f"; test {metric} {metrics.last[metric]:.2f}%{where} (last epoch)"
+    if metrics.selected is not None:
+        epoch = _chosen_epoch(result)
+        text += (
+            f", {metrics.selected[metric]:.2f}% ({'' if epoch is None else f'epoch {epoch}, '}"
+            f"chosen on {metrics.selected_on})"
+        )
     return text
+
+
+def _chosen_epoch(result: Result) -> int | None:
+    """Return the last epoch that measured what the chosen one did; None if none is recorded."""
+    assert result.metrics is not None and result.metrics.selected is not None
+    metric = str(result.metrics.selected_on).replace(" ", "/", 1)
+    history, chosen = result.history or {}, result.metrics.selected.get(metric)
+    measured = zip(history.get("epoch", []), history.get(metric, []), strict=False)
+    return max((epoch for epoch, value in measured if value == chosen), default=None)
 
 
 def _beside_dense(config: Config, metric: str) -> str:
@@ -286,7 +308,7 @@ def _beside_dense(config: Config, metric: str) -> str:
     if config.budget == schema.DENSE or config.data.source == schema.STANDIN:
         return ""
     dense = tables.dense_figure(config, metric)
-    return "" if dense is None else f" (dense: {dense}% over {dense.n} seeds)"
+    return "" if dense is None else f"; dense: {dense}% over {dense.n} seeds"
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ ADDED = (
     "init",
     "published",
     "files",
+    "earlier",
 )  # that results from before them lack
 
 VARYING = (
@@ -137,6 +138,9 @@ class Parallel:
     ranks: int  # processes, each with its share of the batch
     nodes: int  # machines that they ran on
     accumulation: int  # parts of a share, one after the other
+    # Of a run that went on from a checkpoint of other numbers: those ("ranks", "accumulation"), and
+    # up to which step ("steps") they held.
+    earlier: list[dict[str, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -312,7 +316,7 @@ def _problems(result: Result) -> Iterator[str]:
         yield from _history_problems(result.history)
     if result.parallel is not None:
         for name, count in dataclasses.asdict(result.parallel).items():
-            if count < 1:
+            if name != "earlier" and count < 1:
                 yield f"parallel.{name} must be at least 1, not {count}"
     if result.divergence is not None:
         yield from _divergence_problems(result.divergence, result.status)

@@ -15,9 +15,10 @@ import dataclasses
 import itertools
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from npas import config as schema
 from npas.reporting import results as result_files
@@ -139,26 +140,51 @@ def load(table: Table, runs: str | Path) -> list[Cell]:
 def fill(table: Table, results: Iterable[Result]) -> list[Cell]:
     """Give each row the results whose config is the row's own.
 
-    A preempted run is one that goes on: it counts as not run yet.
+    A preempted run is one that goes on: it counts as not run yet. Of a run on several processes, or
+    in parts, the config is another: where a row has none of its own, those of one such setting
+    stand there, of the one with most seeds.
     """
     by_hash = {
         (r.config_hash, r.dataset.published is False): r
         for r in results
-        if r.dataset.source == "real" and r.status != "preempted"
+        if r.dataset.source == "real" and r.status != "preempted" and _is_as_configured(r)
     }
+    settings = sorted({_parts(result.config) for result in by_hash.values()})
     cells = []
     for row in table.rows:
-        found, copy = {}, False
+        found: dict[int, Result] = {}
+        copy = False
         if row.words is not None:
             config = compose(*row.words)
             copy = config.data.verify == "warn"
             assert not (copy and row.published), f"{row.label}: a copy has no published figure"
-            for seed in table.seeds:
-                key = schema.config_hash(dataclasses.replace(config, seed=seed)), copy
-                if key in by_hash:
-                    found[seed] = by_hash[key]
+            own = config.trainer.devices, config.trainer.accumulation
+            for parts in (own, *settings):
+                divided = schema.in_parts(config, *parts)
+                keys = {
+                    seed: (schema.config_hash(dataclasses.replace(divided, seed=seed)), copy)
+                    for seed in table.seeds
+                }
+                having = {seed: by_hash[key] for seed, key in keys.items() if key in by_hash}
+                if len(having) > len(found):
+                    found = having
+                if parts == own and found:
+                    break
         cells.append(Cell(row, found, copy))
     return cells
+
+
+def _is_as_configured(result: Result) -> bool:
+    """Tell whether each of the run's batches was shared out as its config says, if it is known."""
+    found = result.parallel
+    if found is None:
+        return True
+    return not found.earlier and (found.ranks, found.accumulation) == _parts(result.config)
+
+
+def _parts(config: Mapping[str, Any]) -> tuple[int, int]:
+    trainer = config.get("trainer", {})
+    return trainer.get("devices", 1), trainer.get("accumulation", 1)
 
 
 def command(row: Row, seeds: Sequence[int]) -> str:
@@ -292,6 +318,10 @@ def _origin(cells: Sequence[Cell]) -> str:
     text = "Runs: " + "; ".join(f"{count} on {name}" for name, count in sorted(machines.items()))
     if copies := sum(run.dataset.published is False for run in runs):
         text += f"; {copies} (copy) on data that are not the published files"
+    parts = Counter(_parts(run.config) for run in runs)
+    for (ranks, accumulation), count in sorted(parts.items()):
+        if (ranks, accumulation) != (1, 1):
+            text += f"; {count} in {ranks} processes x {accumulation} parts"
     changed = sum(run.git.dirty is True for run in runs)
     return text + (f"; {changed} of a tree with uncommitted changes." if changed else ".")
 

@@ -81,7 +81,11 @@ def rounds_under_autocast(layer: Layer) -> bool:
 
 
 def open_passes(root: nn.Module, shared: SharedWeights) -> None:
-    """Let a call of any module that holds shared layers open a forward pass."""
+    """Let a call of any module that holds shared layers open a forward pass.
+
+    Loading a state dict makes the root forget kept weights, as its layers' `train` and `eval` do.
+    """
+    root.register_load_state_dict_post_hook(shared.forget)
     for module in root.modules():
         held = module.modules()
         if module is root or any("_npas" in m.__dict__ for m in held if m is not module):
@@ -93,8 +97,12 @@ def open_passes(root: nn.Module, shared: SharedWeights) -> None:
 def close_passes(root: nn.Module, shared: SharedWeights) -> None:
     """Take the hooks of `open_passes` away."""
     for module in root.modules():
-        every = (module._forward_pre_hooks, module._forward_hooks, module._state_dict_pre_hooks)
-        for hooks in every:
+        for hooks in (
+            module._forward_pre_hooks,
+            module._forward_hooks,
+            module._state_dict_pre_hooks,
+            module._load_state_dict_post_hooks,
+        ):
             for key, hook in list(hooks.items()):
                 if getattr(hook, "__self__", None) is shared:
                     del hooks[key]
@@ -132,10 +140,17 @@ def _shared_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
             _refuse_change(module, own)
         base.register_parameter(module, name, param)
 
+    def train(module: nn.Module, *mode: Any, **named: Any) -> nn.Module:
+        attachment = module.__dict__.get("_npas")
+        if attachment is not None:  # what was written meanwhile may have moved no version counter
+            attachment.shared.refuse_written()
+            attachment.shared.forget()
+        return base.train(module, *mode, **named)
+
     body: dict[str, Any] = {name: _generated(name) for name in names} | {"_npas_names": names}
     body |= {"__reduce_ex__": reduce, "__module__": base.__module__, "__doc__": base.__doc__}
     body |= {"register_parameter": register, "__prepare_scriptable__": _refuse_scripting}
-    body |= {"__init__": init}
+    body |= {"__init__": init, "train": train}  # `eval` calls `train`
     if issubclass(base, nn.RNNBase):
         body |= _RECURRENT
     if issubclass(base, nn.ParameterList):

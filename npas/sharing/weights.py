@@ -34,8 +34,9 @@ class SharedWeights:
 
     With gradients, a weight lives for one forward pass of the outermost module that was called (and
     is generated anew for the next). Without, it is kept until a bank, a coefficient, their dtype or
-    their device changes or any optimizer steps: version counters tell, but fused optimizers and
-    writing through `.data` escape them.
+    their device changes, any optimizer steps, or `train`, `eval` or `load_state_dict` is called.
+    Version counters show a change; writing through `.data` and collectives of `torch.distributed`
+    do not move them.
 
     `low` are the layers known to round their weights under autocast. With `recompute` weights are
     not kept for backward but generated again.
@@ -96,7 +97,7 @@ class SharedWeights:
             refuse_parametrized_sequence(self.root)
             self._open.start(sys._getframe(1))
             if self.recompute and torch.is_grad_enabled() and not needs_plain_operations():
-                self._forget()
+                self.forget()
                 self._open.recompute(self._pass(recompute=True))
 
     def end(self, *_: object) -> None:
@@ -117,7 +118,7 @@ class SharedWeights:
         if not running:
             self._refuse_writes()
         if torch.is_grad_enabled() and any(t.requires_grad for t in self.sources()):
-            self._forget()
+            self.forget()
             weights = self._pass()
             if running:
                 self._open.weights = weights
@@ -138,19 +139,21 @@ class SharedWeights:
 
     def _keep(self, running: bool) -> WeightPass:
         """Return the kept weights if they still hold, else a place for new ones."""
-        if self._kept is not None and running and self._open.checked:
-            return self._kept
+        kept = self._kept  # read once: another thread may forget it meanwhile
+        if kept is not None and running and self._open.checked:
+            return kept
         _watch_optimizers()
         sources = list(self.sources())
         state = self._state(sources)
-        if self._kept is None or state != self._kept_state:
+        if kept is None or state != self._kept_state:
             self.pool.clear()  # kept weights are not made anew every step
-            self._kept, self._kept_state = self._pass(kept=True), state
+            self._kept = kept = self._pass(kept=True)
+            self._kept_state = state
             # Held, so that no other tensor can come to lie at an address that was compared.
             self._kept_sources = [t.detach() for t in sources]
             self._kept_sums = _sums(sources)
         self._open.checked = running
-        return self._kept
+        return kept
 
     def _state(self, sources: Sequence[Tensor]) -> list[object]:
         """Return what differs once a source has changed, but for what moves no version counter."""
@@ -171,8 +174,9 @@ class SharedWeights:
         """RuntimeError if a kept weight was written to, which changes outputs and no parameter.
 
         Called before anything reads the parameters to store or copy them (as the root's
-        `state_dict` pre-hook among others). Weights whose bank was changed in a way that moves no
-        version counter are only out of date: they are dropped.
+        `state_dict` pre-hook among others), and by `train` and `eval`, which drop kept weights.
+        Weights whose bank was changed in a way that moves no version counter are only out of date:
+        they are dropped.
         """
         if needs_plain_operations():
             return
@@ -187,7 +191,7 @@ class SharedWeights:
         )
         name = kept.find_written(compare=same)
         if name is not None or not same:
-            self._forget()
+            self.forget()
         if name is not None:
             raise written(name)
 
@@ -195,10 +199,11 @@ class SharedWeights:
         """Raise if the weight that was last read outside a pass was written to since."""
         read, self._open.read = self._open.read, None
         if read and read[1]._version != read[2]:
-            self._forget()
+            self.forget()
             raise written(read[0])
 
-    def _forget(self) -> None:
+    def forget(self, *_: object) -> None:
+        """Drop the kept weights, so that the next evaluation generates them anew (also a hook)."""
         self._kept, self._kept_state = None, None
         self._kept_sources, self._kept_sums = [], []
 

@@ -132,11 +132,19 @@ class Task(Protocol):
         Unless a task says otherwise, every network can that was built for its `spec`.
         """
 
-    def check_part(self, size: int) -> None:
-        """Raise ValueError if so many samples at once, a rank's part of a batch, cannot be trained.
+    def check_parts(self, size: int, parts: int) -> None:
+        """Raise ValueError if a batch cannot be trained in `parts` parts of `size` samples.
 
-        Unless a task says otherwise, any number can.
+        The parts are those of all ranks. Unless a task says otherwise, it can.
         """
+
+    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
+        """Return the factor of each part's loss in that of the batch, times the `world` ranks.
+
+        Over all ranks they add up to `world`, and ranks average. All ranks must come here together.
+        Unless a task says otherwise, all parts count alike: None.
+        """
+        return None
 
     def agree_on_damage(self, world: int) -> None:
         """Let all ranks know what damaged samples each has met, where a task counts them.

@@ -243,11 +243,16 @@ class Task(tasks.Task):
                 keys.append(_random.derive_key(self.seed, "negatives", epoch, index))
             yield part.training(lots, keys, config.positive, config.negatives)
 
+    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor]:
+        """Weigh parts by their labelled pairs, so that the loss is the mean over the batch's."""
+        count_P = torch.stack([(part.targets["labels"] != 0).sum() for part in parts]).float()
+        total = over_ranks(count_P.sum(), world)
+        return list((world * count_P / total.clamp(min=1)).unbind())
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean logistic loss of this part's labelled pairs, and how many fit best.
 
-        The mean is over the pairs of a phrase and a region that are here: ranks, and parts of a
-        batch, weigh the same however many they have. `fits_best` is, in percent, for how many of
+        A pair is of a phrase and a region. `fits_best` is, in percent, for how many of
         the phrases that some region fits such a one has the best score.
         """
         labels_BPR = batch.targets["labels"]

@@ -273,12 +273,17 @@ class Task(tasks.Task):
         order_B5 = _random.bits(key, sentences_B5).argsort(stable=True, dim=1)
         return item_B, sentences_B5.gather(1, order_B5[:, : self.config.captions])
 
-    def check_part(self, size: int) -> None:
-        """ValueError if that is one image, which there is nothing to compare with."""
+    def check_parts(self, size: int, parts: int) -> None:
+        """ValueError if that is not the whole batch, or one image with nothing to compare it."""
+        if parts > 1:
+            raise ValueError(
+                f"the loss of {self.name} compares all of a batch, so it cannot be cut into {parts}"
+                " parts: train in one process, with trainer.devices=1 and trainer.accumulation=1"
+            )
         if size < 2:
             raise ValueError(
-                "a part of a batch is one image, and there is nothing to compare it with: raise"
-                " batch_size, or lower trainer.devices or trainer.accumulation"
+                f"batch_size={size}: there is nothing to compare one image with; set batch_size=2"
+                " or more"
             )
 
     def check_network(self, model: nn.Module) -> None:
@@ -291,11 +296,7 @@ class Task(tasks.Task):
             )
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss, and in percent how many sentences find their image in the batch.
-
-        What is compared is what this process has at once: its own part of the batch, and with
-        trainer.accumulation a part of that.
-        """
+        """Return the loss, and in percent how many sentences find their image in the batch."""
         self.check_network(model)
         config, image_B = self.config, batch.targets["image"]
         match: Match = model(**batch.inputs)

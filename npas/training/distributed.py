@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import TracebackType
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.nn.parallel import DistributedDataParallel
 
 from npas import _launched, _preemption
@@ -84,26 +85,30 @@ class Process:
         """Add a tensor up over all processes, in place."""
         if self.world > 1:
             dist.all_reduce(tensor)
+            increment_version(tensor)
         return tensor
 
     def any(self, flag: Tensor) -> Tensor:
         """Return the greatest of all processes' flags, in place and on the device."""
         if self.world > 1:
             dist.all_reduce(flag, dist.ReduceOp.MAX)
+            increment_version(flag)
         return flag
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the leader's buffers: batch norms' statistics are each one's own."""
-        if self.world > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
+        self._broadcast(model.buffers())
 
     def share_all(self, model: nn.Module) -> None:
         """Give every process the leader's parameters and buffers."""
+        self._broadcast(model.parameters())
+        self.share_buffers(model)
+
+    def _broadcast(self, tensors: Iterable[Tensor]) -> None:
         if self.world > 1:
-            for parameter in model.parameters():
-                dist.broadcast(parameter.detach(), 0)
-            self.share_buffers(model)
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
+                increment_version(tensor)  # a collective writes without, and kept weights compare
 
 
 class StopVote:
@@ -167,7 +172,7 @@ def joined(trainer: TrainerConfig) -> Iterator[Process]:
     """
     global _joined
     here = _launched.place()
-    if trainer.devices not in (1, here.local_world):
+    if trainer.devices not in (1, here.local_world, here.world):
         raise ValueError(
             f"trainer.devices={trainer.devices}, but {here.local_world} processes were started on"
             " this machine: leave trainer.devices out, it is for starting without torchrun or srun"

@@ -77,6 +77,7 @@ def build(config: Config, grouping: Grouping | None = None, task: Task | None = 
     process = this_process(config.trainer)
     tasks.rank_share(config.batch_size, process.world, config.trainer.accumulation)
     seeding.set_determinism(config.deterministic)
+    seeding.set_tf32(config.trainer.tf32, process.device)
     if task is None:
         task = tasks.family(config.task.family).Task(
             config.task, config.data, seed=config.seed, device=process.device
@@ -118,8 +119,7 @@ def prepare(experiment: Experiment) -> None:
     from npas.training import initial  # which builds networks itself
 
     config, task = experiment.config, experiment.task
-    world, accumulation = experiment.process.world, config.trainer.accumulation
-    task.check_part(tasks.rank_share(config.batch_size, world, accumulation))
+    check_parts(experiment)
     named_checkpoint(config, experiment.stage)
     task.setup()
     task.steps_per_epoch(config.batch_size)
@@ -127,6 +127,14 @@ def prepare(experiment: Experiment) -> None:
     tasks.check_workers(task, config.data.workers)
     Precision(config.precision, experiment.process.device)
     initial.start(experiment)
+
+
+def check_parts(experiment: Experiment, accumulation: int | None = None) -> None:
+    """ValueError if the task's loss cannot be had in the parts that batches are taken in."""
+    config, world = experiment.config, experiment.process.world
+    accumulation = accumulation or config.trainer.accumulation
+    size = tasks.rank_share(config.batch_size, world, accumulation)
+    experiment.task.check_parts(size, world * accumulation)
 
 
 def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Only the leading process writes; the others count along.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,6 +35,7 @@ class Outcome:
     history: dict[str, list[float]] | None = None  # held-out metrics, a value an epoch
     diverged_at: int | None = None  # the step, with the norms of all parameters
     norms: Norms | None = None
+    earlier: list[dict[str, int]] = field(default_factory=list)  # see `Progress`
 
 
 class Journal:
@@ -113,6 +114,7 @@ class Journal:
             progress.history or None,
             diverged_at,
             norms,
+            progress.earlier,
         )
 
     def __enter__(self) -> Journal:

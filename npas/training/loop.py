@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,7 +24,7 @@ from npas.tasks import Batch, Task
 from npas.training import seeding
 from npas.training.averaging import renew_statistics
 from npas.training.distributed import StopVote, check_all_used, wrap
-from npas.training.experiment import Experiment
+from npas.training.experiment import Experiment, check_parts
 from npas.training.journal import NO_METRICS, Journal, Outcome
 from npas.training.meter import Diverged
 from npas.training.metrics import final_metrics, validate
@@ -40,6 +41,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
     """
     config, task, model = experiment.config, experiment.task, experiment.model
     process, stage, epochs = experiment.process, experiment.stage, experiment.epochs
+    check_parts(experiment)
     task.setup()
     steps_per_epoch = task.steps_per_epoch(config.batch_size)
     optimizer = build_optimizer(model, config.optim)
@@ -120,7 +122,7 @@ def gradient(
     precision: Precision,
     regularizer: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Put the mean gradient of a batch's equal parts into `.grad`, over all processes.
+    """Put the gradient of a batch's loss into `.grad`, from its parts and over all processes.
 
     Returns whether loss and gradient are finite, sums to log, and the norm of each gradient. The
     regularizer rewards layers for growing alike; the loss that is logged is the task's.
@@ -128,19 +130,21 @@ def gradient(
     shared_out = network if isinstance(network, DistributedDataParallel) else None
     model: nn.Module = shared_out.module if shared_out else network
     sums: dict[str, Tensor] = {}
-    finite = None
-    for part in parts:
+    finite, size = None, sum(part.size for part in parts)
+    world = dist.get_world_size(shared_out.process_group) if shared_out else 1
+    weights = task.part_weights(parts, world) or [torch.tensor(1 / len(parts))] * len(parts)
+    for part, weight in zip(parts, weights, strict=True):
         is_last = part is parts[-1]  # whose backward averages over the processes
         with shared_out.no_sync() if shared_out and not is_last else nullcontext():
             with precision.autocast():
                 loss, found = task.loss(network, part)
-            found = {"loss": loss.detach() * part.size, **found}
+            found = {"loss": loss.detach() * weight * size, **found}
             finite = loss.isfinite() if finite is None else finite & loss.isfinite()
             if regularizer:
                 reward = recurrence_reward(model)
                 loss = loss - regularizer * reward
                 found["recurrence"] = reward.detach() * part.size
-            loss = loss / len(parts)
+            loss = loss * weight
             (loss if precision.scaler is None else precision.scaler.scale(loss)).backward()
         sums = {key: sums.get(key, 0) + value for key, value in found.items()}
     assert finite is not None
@@ -152,7 +156,6 @@ def gradient(
     norm = torch.linalg.vector_norm(norms_N)
     # fp16 takes a gradient that is not finite as the sign to scale less, as long as it can.
     finite &= norm.isfinite() | precision.can_scale_less()
-    size = sum(part.size for part in parts)
     return finite, {**sums, "grad_norm": norm * size}, norms_N
 
 

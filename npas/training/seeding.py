@@ -1,10 +1,14 @@
-"""Seed each purpose from the one root seed, and ask torch for equal bits where that is wanted."""
+"""Seed each purpose from the one root seed, and set torch's global switches that change numbers."""
 
+import logging
 import os
+from typing import Any
 
 import torch
 
 from npas.tasks._random import derive_key
+
+log = logging.getLogger(__name__)
 
 
 def seed_torch(seed: int, purpose: str, rank: int = 0) -> None:
@@ -27,3 +31,21 @@ def set_determinism(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
+
+
+def set_tf32(tf32: bool, device: torch.device) -> None:
+    """Let a GPU round the factors of fp32 convolutions, RNNs and matrix products to TF32, or not.
+
+    torch's own default is to do so in convolutions and RNNs alone. Warns where there is no GPU.
+    """
+    if device.type != "cuda":
+        if tf32:
+            log.warning("trainer.tf32 ignored: it is for GPUs")
+        return
+    # Both of torch's interfaces, the older first: where they disagree, reading the older one, as
+    # torch itself does, raises RuntimeError.
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    cudnn: Any = torch.backends.cudnn
+    for switch in (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul):
+        switch.fp32_precision = "tf32" if tf32 else "ieee"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from npas._groups import GROUPS_FILE
-from npas.config import Config, config_hash, is_excluded, run_dir, to_dict
+from npas.config import OF_PARTS, Config, config_hash, in_parts, is_excluded, run_dir, to_dict
 from npas.tasks._files import write_whole
 from npas.training.averaging import AveragedWeights
 from npas.training.checkpoint import Checkpoint, Checkpoints, find_checkpoint, open_checkpoint
@@ -48,6 +48,8 @@ class Progress:
     best: dict[str, Any] | None = None  # step, epoch and metrics of the best epoch on that data
     history: dict[str, list[float]] = field(default_factory=dict)  # a column a metric of that data
     wandb_id: str | None = None
+    # Stretches of the run whose batches were shared out in another way, up to which step each.
+    earlier: list[dict[str, int]] = field(default_factory=list)
 
 
 class TrainState:
@@ -174,7 +176,7 @@ class TrainState:
             return None
         found = self.store.settle(found)
         self.origin = self.origin or found.state.get("origin")
-        _refuse_another_config(self.config, found)
+        refuse_another_config(self.config, found)
         stored = found.state.get("grouping")
         if self.grouping and stored and from_dict(stored).groups != self.grouping.groups:
             raise ValueError(
@@ -199,12 +201,22 @@ class TrainState:
             for kind, load in (("rng", self._load_rng), ("meter", self.meter.load)):
                 tensors = found.tensors(kind).items()
                 load({k.removeprefix(own): v for k, v in tensors if k.startswith(own)})
-        elif self.process.leads:
+        self._note_other_parts(found)
+
+    def _note_other_parts(self, found: Checkpoint) -> None:
+        """Record, and warn, if the checkpoint's batches were shared out in another way."""
+        ours = self.process.world, self.config.trainer.accumulation
+        theirs = found.state.get("ranks", 1), _parts_of(found)[1]
+        if ours == theirs:
+            return
+        step = self.progress.step
+        self.progress.earlier.append({"steps": step, "ranks": theirs[0], "accumulation": theirs[1]})
+        if self.process.leads:
             log.warning(
-                "the checkpoint is of another number of processes (%s, now %d): the run goes on,"
-                " but not to the bit as it would have",
-                found.state.get("ranks"),
-                self.process.world,
+                "the checkpoint is of another number of processes or parts (%d x %d, now %d x %d):"
+                " the run goes on, but not to the bit as it would have, and result.json records it",
+                *theirs,
+                *ours,
             )
 
     @contextlib.contextmanager
@@ -301,23 +313,35 @@ def named_checkpoint(config: Config, stage: str = TRAIN) -> Checkpoint | None:
     if (path / SEARCH).is_dir() and (stage == SEARCH or not has_trained):
         path = path / SEARCH
     found = find_checkpoint(path)
-    _refuse_another_config(config, found)
+    refuse_another_config(config, found)
     return found if found.state.get("stage", TRAIN) == stage else None
 
 
-def _refuse_another_config(config: Config, found: Checkpoint) -> None:
-    if found.state["config_hash"] == config_hash(config):
+def refuse_another_config(config: Config, found: Checkpoint) -> None:
+    """ValueError, with the keys that differ, if a checkpoint is another config's.
+
+    It may be of another number of processes, or of parts of a batch.
+    """
+    # Of checkpoints that are older than this rule the parts did not enter the hash.
+    same = (in_parts(config, *parts) for parts in (_parts_of(found), (1, 1)))
+    if found.state["config_hash"] in {config_hash(config), *map(config_hash, same)}:
         return
     ours, theirs = flat(to_dict(config)), flat(found.state["config"])
     differing = [
         f"{key}: {theirs.get(key)} there, {ours.get(key)} here"
         for key in sorted({*ours, *theirs})
-        if ours.get(key) != theirs.get(key) and not is_excluded(key)
+        if ours.get(key) != theirs.get(key) and not is_excluded(key) and key not in OF_PARTS
     ]
     raise ValueError(
         f"{found.folder} was trained with another config ({'; '.join(differing)}): "
         "set these keys as they are there, or resume=never"
     )
+
+
+def _parts_of(found: Checkpoint) -> tuple[int, int]:
+    """Return `trainer.devices` and `trainer.accumulation` of a checkpoint's config."""
+    trainer = found.state["config"].get("trainer", {})
+    return trainer.get("devices", 1), trainer.get("accumulation", 1)
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from npas import tasks
 from npas.tasks import Batch
 from npas.training.distributed import wrap
-from npas.training.experiment import Experiment
+from npas.training.experiment import Experiment, check_parts
 from npas.training.loop import gradient, update
 from npas.training.meter import Diverged, Meter, peak_memory_bytes
 from npas.training.optim import build_optimizer, learning_rate
@@ -66,6 +66,10 @@ def advise_on_memory(experiment: Experiment) -> str:
     said = f"out of memory with batch_size {experiment.batch_arithmetic()}"
     local = tasks.rank_share(config.batch_size, process.world)
     now = config.trainer.accumulation
+    try:
+        check_parts(experiment, local)
+    except ValueError:  # the loss needs the whole batch
+        return f"{said}: choose a smaller batch_size or network, or another precision"
     for parts in (n for n in range(now + 1, local + 1) if local % n == 0):
         if _fits(experiment, parts):
             return f"{said}: trainer.accumulation={parts} (parts of {local // parts}) fits"

@@ -56,7 +56,7 @@ def test_a_rehearsal_says_what_it_is_wherever_it_gives_a_figure(run: Run, tmp_pa
         "data     made up in the format of digits: a rehearsal, epochs=2 batch_size=2" in answer.out
     )
     assert "% on made-up data" in answer.out
-    assert "(dense:" not in answer.out
+    assert "dense:" not in answer.out
     (file,) = tmp_path.rglob("result.json")
     assert results.read(file.parent).dataset.source == "standin"
     assert run(*words).out.startswith("skipped: ")

@@ -1,8 +1,10 @@
 """npas-train trains, leaves one folder a run, and never does the same work twice."""
 
+import dataclasses
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +58,39 @@ def test_the_plan_comes_first_and_one_line_closes(run: Run) -> None:
         assert word in last
 
 
+def test_the_closing_line_says_of_which_epoch_and_part_each_figure_is(run: Run) -> None:
+    """The chosen epoch was chosen on held-out data; its figure is of the test set."""
+    words = ("npas-train", *SMALL, "budget=0.5", "data.split=45k", "epochs=2")
+    last = run(*words).out.splitlines()[-1]
+    (folder,) = folders()
+    stored = results.read(folder)
+    later = {"accuracy": 61.2, "val/accuracy": 7.0}
+    chosen = {"accuracy": 62.01, "val/accuracy": 7.44}
+    epochs = {"epoch": [1, 2, 3], "val/accuracy": [7.44, 7.44, 7.0]}
+    metrics = results.Metrics(later, chosen, "val accuracy")
+    known = dataclasses.replace(stored, metrics=metrics, history=epochs)
+    text = "test accuracy 61.20% (last epoch), 62.01% (epoch 2, chosen on val accuracy); "
+    for result, expected in (
+        (known, text),
+        (dataclasses.replace(known, history=None), text.replace("epoch 2, ", "")),
+        (
+            dataclasses.replace(known, metrics=results.Metrics(later)),
+            "test accuracy 61.20% (last epoch); ",
+        ),
+    ):
+        results.write(folder, result)
+        assert expected in run(*words).out, "as a run that is done already"
+    assert re.search(r"% \(last epoch\), [\d.]+% \(epoch [12], chosen on val accuracy\); ", last)
+
+
 def test_the_committed_dense_figure_stands_beside_the_result(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from npas.reporting import tables
 
     monkeypatch.setattr(tables, "dense_figure", lambda *_: tables.Summary(98.61, 0.2, 3))
-    assert "(dense: 98.61 ± 0.20% over 3 seeds)" in run("npas-train", *SMALL, "budget=0.5").out
-    assert "(dense" not in run("npas-train", *SMALL, "budget=dense").out
+    assert "; dense: 98.61 ± 0.20% over 3 seeds;" in run("npas-train", *SMALL, "budget=0.5").out
+    assert "dense:" not in run("npas-train", *SMALL, "budget=dense").out
 
 
 def test_a_finished_run_is_skipped_unless_forced(run: Run) -> None:

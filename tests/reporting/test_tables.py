@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -234,11 +235,44 @@ def test_gpu_days_are_measured_on_a_gpu_alone(tmp_path: Path, keep: Keep) -> Non
     assert line("ours", text)[-2:] == ["not measured", "0.4"]
     gpu = results.Hardware("Linux", "a processor", 2, 1, "a GPU", 4)
     # Of four GPUs that the machine has, the first run used one and the second three.
-    parallel = results.Parallel(ranks=3, nodes=1, accumulation=2)
     keep(tmp_path, *words, seed=1, wall_s=0.2 * day, hardware=gpu)
-    keep(tmp_path, *words, seed=2, wall_s=0.1 * day, hardware=gpu, parallel=parallel)
     text = tables.markdown(COUNTED, tables.load(COUNTED, tmp_path))
-    assert line("ours", text)[-2:] == ["0.25", "0.4"]
+    assert line("ours", text)[-2:] == ["0.2", "0.4"]
+    keep_parts(keep, tmp_path / "three", *words, wall_s=0.1 * day, hardware=gpu)
+    text = tables.markdown(COUNTED, tables.load(COUNTED, tmp_path / "three"))
+    assert line("ours", text)[-2:] == ["0.3", "0.4"]
+
+
+def keep_parts(keep: Keep, root: Path, *words: str, **values: Any) -> None:
+    """Write the result of a run of 3 processes x 2 parts."""
+    parallel = values.pop("parallel", results.Parallel(ranks=3, nodes=1, accumulation=2))
+    parts = ("trainer.devices=3", "trainer.accumulation=2")
+    keep(root, *words, *parts, parallel=parallel, **values)
+
+
+def test_runs_in_other_parts_stand_in_a_row_but_are_never_pooled(
+    tmp_path: Path, keep: Keep
+) -> None:
+    words = ("+exp=digits", "budget=dense")
+
+    def shown() -> tuple[str, str]:
+        text = tables.markdown(TABLE, cells(tmp_path))
+        return line("dense", text)[2], text
+
+    def metrics(accuracy: float) -> results.Metrics:
+        return results.Metrics({"accuracy": accuracy}, None, None)
+
+    mixed = results.Parallel(3, 1, 2, [{"steps": 5, "ranks": 1, "accumulation": 1}])
+    keep_parts(keep, tmp_path, *words, metrics=metrics(50.0), parallel=mixed)
+    unlike = results.Parallel(3, 1, 1)  # of an old version, which did not hash what it had
+    keep(tmp_path, *words, seed=1, metrics=metrics(50.0), parallel=unlike)
+    assert "processes" not in shown()[1]
+    keep_parts(keep, tmp_path, *words, seed=2, metrics=metrics(80.0))
+    figure, text = shown()
+    assert figure.startswith("80.00") and "1 in 3 processes x 2 parts" in text
+    keep(tmp_path, *words, metrics=metrics(90.0))
+    figure, text = shown()
+    assert figure.startswith("90.00") and "processes" not in text
 
 
 def test_a_row_may_have_a_metric_of_its_own(tmp_path: Path, keep: Keep) -> None:

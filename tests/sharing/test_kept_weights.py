@@ -64,10 +64,40 @@ def fused_step(model: nn.Module, name: str) -> None:
     torch.optim.__dict__[name](model.parameters(), lr=0.1, fused=True).step()
 
 
+def scaled_step(model: nn.Module) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    scaler.scale(torch.ones(()))
+    scaler.step(torch.optim.SGD(model.parameters(), lr=0.1, fused=True))
+    scaler.update()
+
+
+def silently(model: nn.Module) -> None:
+    """Write to the bank as `.data`, numpy and collectives do: no version counter moves."""
+    version = bank(model)._version
+    bank(model).data.mul_(2)
+    assert bank(model)._version == version
+
+
+def in_inference_mode(model: nn.Module) -> None:
+    with torch.inference_mode():
+        bank(model).mul_(2)
+
+
 CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "foreach step": lambda m: torch.optim.SGD(m.parameters(), lr=0.1, foreach=True).step(),
     "fused SGD": lambda m: fused_step(m, "SGD"),
     "fused AdamW": lambda m: fused_step(m, "AdamW"),
+    "fused step of a scaler": scaled_step,
+    "in inference mode": in_inference_mode,
+    "silently, then eval()": lambda m: (silently(m), m.eval()),
+    "silently, then train() and eval()": lambda m: (m.train(), silently(m), m.eval()),
+    "silently, then a part's eval()": lambda m: (silently(m), m.get_submodule("stage1").eval()),
+    "silently, then eval() of a model around": lambda m: (silently(m), nn.Sequential(m).eval()),
+    "silently, then a partial state": lambda m: (silently(m), m.load_state_dict({}, strict=False)),
+    "silently, then a state around": lambda m: (
+        silently(m),
+        nn.Sequential(m).load_state_dict({}, strict=False),
+    ),
     "parameter replaced": lambda m: setattr(m, "npas_bank_0", nn.Parameter(2 * bank(m).detach())),
     "data replaced": lambda m: setattr(bank(m), "data", 2 * bank(m).data),
     "state loaded": lambda m: m.load_state_dict({k: 2 * v for k, v in m.state_dict().items()}),
@@ -89,6 +119,16 @@ def test_a_change_between_two_evaluations_is_seen(change: str) -> None:
     after = outputs(model)
     assert not torch.equal(after, before)
     assert torch.equal(after, outputs(copy.deepcopy(model))), "as generated anew"
+
+
+def test_materializing_reads_the_bank_as_it_is() -> None:
+    """Not the weights that the evaluation before has kept."""
+    model = shared().eval()
+    outputs(model)
+    silently(model)
+    expected = outputs(copy.deepcopy(model))
+    assert torch.equal(outputs(npas.materialize(model)), expected)
+    assert not model._load_state_dict_post_hooks and type(model.eval()).train is nn.Module.train
 
 
 def test_a_change_of_a_parametrized_bank_is_seen() -> None:

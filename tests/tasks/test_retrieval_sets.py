@@ -202,11 +202,13 @@ def test_a_network_of_too_few_words_is_refused(root: Path) -> None:
     task.check_network(network(task, embedding=0, vocab_size=5))  # which learns no words
 
 
-def test_a_part_of_a_batch_needs_more_than_one_image(root: Path) -> None:
+def test_a_batch_is_whole_and_has_more_than_one_image(root: Path) -> None:
     task = make(root)
-    task.check_part(2)
-    with pytest.raises(ValueError, match=r"a part of a batch is one image, .* raise batch_size"):
-        task.check_part(1)
+    task.check_parts(2, 1)
+    with pytest.raises(ValueError, match=r"batch_size=1: there is nothing to compare one image"):
+        task.check_parts(1, 1)
+    with pytest.raises(ValueError, match=r"cannot be cut into 2 parts: train in one process"):
+        task.check_parts(2, 2)
     with pytest.raises(ValueError, match="batch_size=41 is more than the 40 training sentences"):
         task.steps_per_epoch(41)
 
