@@ -19,8 +19,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from npas._decode import decode
 from npas.config import HASH_EXCLUDED, RECIPE_VERSION
-from npas.reporting._decode import decode
 from npas.reporting.environment import Git, Hardware, environment
 from npas.tasks._files import write_whole
 
