@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import types
 import typing
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 LARGEST = 1 << 63
 """Integers from here on are no count, position or size: torch holds them in 64 bits."""
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds; OSError if it cannot be read, ValueError if it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def decode(kind: Any, value: object, where: str = "", optional: Collection[str] = ()) -> Any:

@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from npas._decode import read_json
+
 WEIGHTS_FILE = "model.safetensors"
 DIGEST, WEIGHTS = "digest", "weights_sha256"
 """The fields of a description with the sha256 of its other fields and of `model.safetensors`."""
@@ -74,8 +76,8 @@ def read(directory: Path, name: str, writer: str) -> Stored:
         if not file.is_file():
             raise ValueError(f"{directory} holds no {file.name}: name a folder that {writer} wrote")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        description = read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): write it again with {writer}") from None
     if not isinstance(description, dict):
         raise ValueError(f"{path} is no description that {writer} wrote")
