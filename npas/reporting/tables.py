@@ -257,11 +257,10 @@ def _figure(table: Table, cell: Cell) -> str:
     for status in ("diverged", "failed"):
         if seeds := cell.having(status):
             parts.append(f"{status}: seed {', '.join(map(str, seeds))}")
-    done = cell.having("done").items()
-    if table.epoch == "selected" and (
-        seeds := [seed for seed, result in done if not _has_chosen(result)]
-    ):
-        parts.append(f"no epoch chosen: seed {', '.join(map(str, seeds))}")
+    if table.epoch == "selected":
+        done = cell.having("done").items()
+        if unchosen := [str(seed) for seed, result in done if not _has_chosen(result)]:
+            parts.append(f"no epoch chosen: seed {', '.join(unchosen)}")
     if missing := cell.missing(table):
         parts.append(f"`{command(cell.row, missing)}`")
     return "; ".join(parts)
