@@ -6,8 +6,9 @@ read_groups(Path("mine.json"))                                 # {"stages.0.*": 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from npas._decode import read_json, shown
 
 GROUPS_FILE = "groups.json"
 
@@ -24,10 +25,20 @@ def read_groups(path: Path) -> dict[str, str]:
     """
     file = path / GROUPS_FILE if path.is_dir() else path
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if "layers" in found:
-            found = {layer["name"]: layer["group"] for layer in found["layers"]}
-        if not found or not all(isinstance(group, (str, int)) for group in found.values()):
+        found = read_json(file)
+        if isinstance(found.get("layers"), list):
+            layers = found["layers"]
+            found = {layer["name"]: layer["group"] for layer in layers}
+            if len(found) < len(layers):
+                raise ValueError("it names a layer twice")
+        for name, group in found.items():
+            if (
+                not isinstance(name, str)
+                or type(group) not in (str, int)
+                or not (name and group != "")
+            ):
+                raise ValueError(f"it maps {shown(name)} to {shown(group)}, which is no group")
+        if not found:
             raise ValueError("it maps no layers to groups")
     except FileNotFoundError:
         what = f"holds no {GROUPS_FILE}" if path.is_dir() else "is not there"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -78,15 +78,15 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     elif hint is bool and isinstance(value, bool):
         return value
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        if hint is int and float(value).is_integer():
+        if hint is int and (isinstance(value, int) or value.is_integer()):
             return int(value)
-        if hint is float and math.isfinite(value):
+        if hint is float and abs(value) <= sys.float_info.max:
             return float(value)
         if hint is str:
             return str(value)
     elif hint is str and isinstance(value, str):
         return value
-    raise ValueError(f"{key} must be {_describe(hint)}, got {value!r}")
+    raise ValueError(f"{key} must be {_describe(hint)}, got {value!r:.200}")
 
 
 def keys_of(kind: type, start: str = "") -> Iterator[str]:

@@ -27,6 +27,7 @@ FLOORS = {
     "_nodes": -1,  # parts of the schema, and what it stands on
     "_groups": -1,
     "_schema": -2,
+    "_decode": -2,
     "_git": -2,  # what every floor may ask of the machine
     "_launched": -2,
     "_printing": -2,

@@ -35,6 +35,7 @@ from npas.reporting.results import (
 from npas.tasks import Task, _files
 from npas.training import Experiment, Outcome, initial
 from npas.training.checkpoint import Checkpoints
+from npas.training.checks import read_progress
 from npas.training.state import Progress
 from npas.training.trial import advise_on_memory
 
@@ -97,7 +98,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
 def _cut_short(status: str, folder: Path, started: float, error: str | None = None) -> Outcome:
     """Return the outcome of a run that ended out of turn: it has come as far as it has saved."""
     newest = Checkpoints(folder / "checkpoints").newest()
-    done = Progress(**newest.state["progress"]) if newest else Progress()
+    done = read_progress(newest, Progress) if newest else Progress()
     seconds = done.elapsed_s or time.perf_counter() - started
     return Outcome(status, {}, done.step, done.epoch, seconds, 0, error, earlier=done.earlier)
 

@@ -69,8 +69,9 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     for key, value in changes.items():
         assert schema.is_excluded(key)
         node, _, leaf = key.rpartition(".")
-        if value is not None:
-            (raw[node] if node else raw)[leaf] = value
+        target = raw.setdefault(node, {}) if node else raw
+        if value is not None and isinstance(target, dict):  # what is none, `check` refuses
+            target[leaf] = value
     experiment = build(check(raw), from_dict(grouping) if grouping else None)
     load_weights(experiment.model, checkpoint)
     return experiment

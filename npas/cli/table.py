@@ -3,17 +3,19 @@
 npas-table digits
 npas-table wrn_cifar100
 npas-table digits check=true        # exit code 1 if the committed table is another
+npas-table squad epoch=selected     # of the epochs chosen on held-out data, not of the last ones
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from npas._schema import build, join, keys_of
 from npas.cli import app
@@ -29,6 +31,7 @@ class Table:
     name: str | None = None
     results: str | None = None
     check: bool = False
+    epoch: Literal["last", "selected"] = "last"
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -36,6 +39,8 @@ class Table:
 
             names = join(definitions.names())
             raise ValueError(f"the table's name is missing: {NAME} NAME, which is {names}")
+        if self.check and self.epoch != "last":
+            raise ValueError("committed tables are of the last epoch: leave check or epoch out")
         if self.results is not None and not Path(self.results).is_dir():
             raise ValueError(
                 f"there is no folder results={self.results}: name one that holds runs/"
@@ -66,7 +71,7 @@ def run(options: Table) -> Job:
     from npas.reporting import definitions, tables
 
     assert options.name is not None
-    table = definitions.table(options.name)
+    table = dataclasses.replace(definitions.table(options.name), epoch=options.epoch)
     folder = Path(options.results) if options.results else tables.results_root()
     text = tables.markdown(table, tables.load(table, folder / "runs"))
     if not options.check:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,8 +20,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from npas._decode import decode, read_json
 from npas.config import HASH_EXCLUDED, RECIPE_VERSION
-from npas.reporting._decode import decode
 from npas.reporting.environment import Git, Hardware, environment
 from npas.tasks._files import write_whole
 
@@ -44,6 +45,8 @@ __all__ = [
     "same",
     "write",
 ]
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "result.json"
 STATUSES = ("done", "diverged", "failed", "preempted")
@@ -242,19 +245,29 @@ def read(path: str | Path) -> Result:
     if path.is_dir():
         path = path / FILE_NAME
     try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return from_dict(read_json(path))
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such result file") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
+    except OSError as error:
+        raise ValueError(f"{path}: it cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def collect(root: str | Path, exp: str | None = None) -> dict[Path, Result]:
-    """Read every `root/<exp>/<folder>/result.json`, of one experiment or of all, sorted by path."""
-    paths = sorted(Path(root).glob(f"{exp or '*'}/*/{FILE_NAME}"))
-    return {path: read(path) for path in paths}
+    """Read every `root/<exp>/<folder>/result.json`, of one experiment or of all, sorted by path.
+
+    Files that cannot be read are left out, each with a warning that names it.
+    """
+    found = {}
+    for path in sorted(Path(root).glob(f"{exp or '*'}/*/{FILE_NAME}")):
+        try:
+            found[path] = read(path)
+        except ValueError as error:
+            log.warning("left out: %s", " ".join(str(error).split()))
+    return found
 
 
 def same(one: Result, other: Result) -> list[str]:

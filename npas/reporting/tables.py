@@ -27,6 +27,7 @@ from npas.reporting.environment import PACKAGE_FOLDER
 from npas.reporting.published import Figure
 from npas.reporting.results import Result
 
+EPOCHS = {"last": "last epoch", "selected": "of the epoch chosen on held-out data"}
 NAMES = {"f1": "F1", "mr": "recall"}  # of metrics, as a heading has them
 
 
@@ -52,6 +53,7 @@ class Table:
     note: str  # how to read it: which data, which split
     metric: str = "accuracy"  # in %, as the result files have it
     as_error: bool = False  # show 100 - metric, as the published tables do
+    epoch: str = "last"  # "selected": the figures of the epoch that was chosen on held-out data
     seeds: tuple[int, ...] = (0, 1, 2)
     # Counts a row's parameters from its words, to be shown before there is a run, and where figures
     # are published in a column beside theirs.
@@ -94,9 +96,17 @@ class Cell:
         return {seed: result for seed, result in self.found.items() if result.status in statuses}
 
     def summary(self, table: Table) -> Summary | None:
-        """Summarize the runs that are done, in the table's unit; None where there are none."""
+        """Summarize the runs that are done, in the table's unit; None where there are none.
+
+        Of the chosen epoch where the table shows it: then runs that held nothing out are left out.
+        """
         metric = self.row.metric or table.metric
-        values = [_last(result, metric) for result in self.having("done").values()]
+        chosen = table.epoch == "selected"
+        values = [
+            _measured(result, metric, chosen)
+            for result in self.having("done").values()
+            if not chosen or _has_chosen(result)
+        ]
         return summarize([100 - value if table.as_error else value for value in values])
 
     def missing(self, table: Table) -> tuple[int, ...]:
@@ -206,7 +216,8 @@ def markdown(table: Table, cells: Sequence[Cell]) -> str:
         *(table.appendix(cells) if table.appendix is not None else []),
         *(f"{index}. {note}" for index, note in enumerate(notes, 1)),
         *([""] if notes else []),
-        f"Mean over n seeds ± standard deviation of a single run, last epoch. {_origin(cells)}",
+        f"Mean over n seeds ± standard deviation of a single run, {EPOCHS[table.epoch]}."
+        f" {_origin(cells)}",
         "",
         f"Made from `results/runs/` by `make reproduce-table TABLE={table.name}`; never edited.",
     ]
@@ -279,6 +290,10 @@ def _figure(table: Table, cell: Cell) -> str:
     for status in ("diverged", "failed"):
         if seeds := cell.having(status):
             parts.append(f"{status}: seed {', '.join(map(str, seeds))}")
+    if table.epoch == "selected":
+        done = cell.having("done").items()
+        if unchosen := [str(seed) for seed, result in done if not _has_chosen(result)]:
+            parts.append(f"no epoch chosen: seed {', '.join(unchosen)}")
     if missing := cell.missing(table):
         parts.append(f"`{command(cell.row, missing)}`")
     return "; ".join(parts)
@@ -326,13 +341,19 @@ def _origin(cells: Sequence[Cell]) -> str:
     return text + (f"; {changed} of a tree with uncommitted changes." if changed else ".")
 
 
-def _last(result: Result, metric: str) -> float:
+def _has_chosen(result: Result) -> bool:
+    return result.metrics is not None and result.metrics.selected is not None
+
+
+def _measured(result: Result, metric: str, chosen: bool = False) -> float:
+    """Return a metric of the last epoch, or of the one chosen on held-out data."""
     assert result.metrics is not None  # the schema's promise for a run that is done
-    value = result.metrics.last.get(metric)
+    found = (result.metrics.selected if chosen else result.metrics.last) or {}
+    value = found.get(metric)
     if value is None:
         raise ValueError(
             f"the result of {result.exp} with seed {result.seed} has no metric {metric!r}: it has "
-            f"{', '.join(result.metrics.last)}"
+            f"{', '.join(found)}"
         )
     return value
 
@@ -354,7 +375,7 @@ def dense_figure(
     committed = result_files.collect((root or results_root()) / "runs", config.exp).values()
     return summarize(
         [
-            _last(result, metric)
+            _measured(result, metric)
             for result in committed
             if result.status == "done"
             and result.config_hash

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from npas._decode import decode, shown
 from npas.sharing.budget import Budget
 from npas.sharing.generators import GENERATORS
+from npas.sharing.validation import check_allocation
 
 FORMAT_VERSION = 1
 INDEX = r"(?<![^.])\d+(?![^.])"
@@ -239,29 +241,71 @@ class Allocation:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Allocation:
-        """Read what `to_dict` wrote; ValueError for another format."""
-        if data.get("format") != FORMAT_VERSION:
+    def from_dict(cls, data: object) -> Allocation:
+        """Read what `to_dict` wrote.
+
+        ValueError, naming the field, for another format and for a plan that does not hold together:
+        unknown names, positions outside of their bank, counts that do not add up.
+        """
+        version = data.get("format") if isinstance(data, Mapping) else None
+        if version != FORMAT_VERSION:
             raise ValueError(
-                f"the allocation has format {data.get('format')!r}, this version reads"
+                f"the allocation has format {shown(version)}, this version reads"
                 f" {FORMAT_VERSION}: use the npas version that wrote it"
             )
-        members: dict[str, list[LayerAllocation]] = {g["name"]: [] for g in data["groups"]}
-        for entry in data["layers"]:
-            fields: dict[str, Any] = {
-                key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()
-            }
-            members[fields.pop("group")].append(LayerAllocation(**fields))
-        budget = {key: value for key, value in data["budget"].items() if key != "utilization"}
-        return cls(
-            scheme=Scheme(**data["scheme"]),
-            budget=Budget(**budget),
-            unshared=data["unshared"],
-            groups=tuple(
-                GroupAllocation(group["name"], group["bank"], tuple(members[group["name"]]))
-                for group in data["groups"]
-            ),
+        stored: _Stored = decode(_Stored, data, optional=("coefficients",))
+        members: dict[str, list[LayerAllocation]] = {group.name: [] for group in stored.groups}
+        for entry in stored.layers:
+            if entry.group not in members:
+                raise ValueError(f"layer {shown(entry.name)} is in no group of the file's")
+            values = {key.name: getattr(entry, key.name) for key in fields(LayerAllocation)}
+            members[entry.group].append(LayerAllocation(**values))
+        if [group.layers for group in stored.groups] != [len(own) for own in members.values()]:
+            raise ValueError("groups must say how many layers each has, by a name of its own")
+        groups = tuple(
+            GroupAllocation(group.name, group.bank, tuple(members[group.name]))
+            for group in stored.groups
         )
+        kept = stored.budget
+        budget = Budget(kept.asked, kept.dense, kept.allowed, kept.used)
+        found = cls(stored.scheme, budget, stored.unshared, groups)
+        check_allocation(found, stored.split, stored.unread, kept.utilization)
+        return found
+
+
+@dataclass(frozen=True)
+class _StoredBudget:
+    asked: str
+    dense: int
+    allowed: int
+    used: int
+    utilization: float
+
+
+@dataclass(frozen=True)
+class _StoredGroup:
+    name: str
+    bank: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class _StoredLayer(LayerAllocation):
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Hold the fields of a stored allocation, as `Allocation.to_dict` returns them."""
+
+    format: int
+    scheme: Scheme
+    budget: _StoredBudget
+    split: dict[str, int]
+    unread: int
+    groups: list[_StoredGroup]
+    layers: list[_StoredLayer]
+    unshared: int
 
 
 def _columns(rows: Sequence[tuple[str, ...]], right: Collection[int]) -> list[str]:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npas._decode import decode
 from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation, GroupAllocation
 from npas.sharing.budget import Budget, count_parameters
@@ -48,8 +49,10 @@ from npas.sharing.names import (
 from npas.sharing.recurrence import ROWS, tie
 from npas.sharing.shapeshift import (
     install,
+    install_stored,
     is_shared,
     materialize,
+    read_plan,
     require_unshared,
     shared_weights,
 )
@@ -86,6 +89,13 @@ class Folding:
             for key in ("repeats", "blocks")
         }
         return vars(self) | lists | {"allocation": kept}
+
+
+@dataclass(frozen=True)
+class _Stored(Folding):
+    """Hold the fields of `folding.json`."""
+
+    allocation: Any  # whose own reader checks it
 
 
 def fold(model: nn.Module, threshold: float, example: Example | None = None) -> Folding:
@@ -157,24 +167,26 @@ def save_folded(model: nn.Module, folding: Folding, directory: str | os.PathLike
 def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn.Module:
     """Make `dense_model`, the architecture as built, the network `save_folded` wrote; return it.
 
-    Raises ValueError where files are missing or the architecture is another one.
+    Raises ValueError, with the network left as it was, where files are missing, were changed since
+    they were written or do not hold together, and where the architecture is another one.
     """
-    data = storage.read(Path(directory), FOLDING_FILE, "npas-fold")
-    require_unshared(dense_model)
-    _restore(copy.deepcopy(dense_model), data, Path(directory))  # what fails leaves no half
-    return _restore(dense_model, data, Path(directory))
-
-
-def _restore(model: nn.Module, data: Mapping[str, Any], directory: Path) -> nn.Module:
+    path = Path(directory) / FOLDING_FILE
+    stored = storage.read(path.parent, FOLDING_FILE, "npas-fold")
     try:
-        _tie_parameters(model, data["tied"])
-        apply_repeats(model, [Repeat.from_dict(repeat) for repeat in data["repeats"]])
-        if data["allocation"] is not None:
-            install(model, Allocation.from_dict(data["allocation"]))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{directory} was written by another architecture: {error}") from None
-    storage.load_weights(model, directory)
-    return model
+        data: _Stored = decode(_Stored, stored.description)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    plan = None if data.allocation is None else read_plan(data.allocation, path)
+    with storage.unchanged_on_failure(require_unshared(dense_model)):
+        try:
+            _tie_parameters(dense_model, data.tied)
+            apply_repeats(dense_model, data.repeats)
+        except AttributeError as error:
+            raise ValueError(f"{directory} was written by another architecture: {error}") from None
+        if plan is not None:
+            install_stored(dense_model, plan, stored)
+        storage.load_weights(dense_model, stored)
+    return dense_model
 
 
 def _fold_repeats(model: nn.Module, example: Example | None) -> list[Repeat]:
@@ -211,11 +223,17 @@ def _kept_groups(plan: Allocation, tied: Sequence[Sequence[str]]) -> dict[int, G
 
 
 def _tie_parameters(model: nn.Module, tied: Sequence[Sequence[str]]) -> None:
-    """Make one parameter of those of each list of names: the first one's."""
+    """Make one parameter of those of each list of names: the first one's.
+
+    AttributeError where the network has no parameters of these names and of one shape.
+    """
     found = {name: tensor for tensor in find_tensors(model) for name in tensor.names}
     missing = [name for names in tied for name in names if name not in found]
     if missing:
         raise AttributeError(f"the network has no {missing[0]}")
+    for names in tied:
+        if len({found[name].spec.shape for name in names}) != 1:
+            raise AttributeError(f"the layers {names!r:.60} that are tied must have one shape")
     for first, *others in tied:
         for name in others:
             for owner, attribute in found[name].owners:

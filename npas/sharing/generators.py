@@ -23,6 +23,9 @@ class Generator(Protocol):
     def count(self, templates: Sequence[int]) -> int:
         """Count the parameters for the layers of a group that mix `templates[i]` templates."""
 
+    def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the parameters, by name, of layers that mix `templates` each."""
+
     def parameters(
         self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
     ) -> dict[str, Tensor]:
@@ -42,6 +45,10 @@ class Average:
         """Return 0."""
         return 0
 
+    def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
+        """Return nothing."""
+        return {}
+
     def parameters(
         self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
     ) -> dict[str, Tensor]:
@@ -59,6 +66,10 @@ class WeightedAverage:
     def count(self, templates: Sequence[int]) -> int:
         """Return K summed over the layers."""
         return sum(templates)
+
+    def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
+        """Return L x K."""
+        return {"coefficients": (layers, templates)}
 
     def parameters(
         self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
@@ -78,6 +89,14 @@ class Embedding:
         """Return 24 a layer and (24 + 1) K for every distinct K."""
         maps = sum((EMBEDDING_SIZE + 1) * k for k in Counter(templates))
         return EMBEDDING_SIZE * len(templates) + maps
+
+    def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
+        """Return L x 24, 24 x K and K."""
+        return {
+            "embeddings": (layers, EMBEDDING_SIZE),
+            "affine": (EMBEDDING_SIZE, templates),
+            "shift": (templates,),
+        }
 
     def parameters(
         self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
@@ -116,6 +135,10 @@ class Alike:
     def count(self, templates: Sequence[int]) -> int:
         """Return the generator's own count."""
         return self.generator.count(templates)
+
+    def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
+        """Return the generator's own shapes."""
+        return self.generator.shapes(layers, templates)
 
     def parameters(
         self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"

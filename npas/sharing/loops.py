@@ -36,11 +36,6 @@ class Repeat:
         """Return plain data."""
         return asdict(self) | {"blocks": list(self.blocks)}
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Repeat:
-        """Read what `to_dict` wrote."""
-        return cls(**{**data, "blocks": tuple(data["blocks"])})
-
 
 class Loop(nn.Module):
     """Run a body several times over, what it returns going in again.
@@ -101,12 +96,17 @@ def fold_repeats(model: nn.Module, lists: bool = False) -> list[Repeat]:
 
 
 def apply_repeats(model: nn.Module, repeats: Sequence[Repeat]) -> None:
-    """Fold the runs that `fold_repeats` found in a network of the same architecture, in place."""
+    """Fold the runs that `fold_repeats` found in a network of the same architecture, in place.
+
+    AttributeError where the network has no such runs.
+    """
     for name, found in itertools.groupby(repeats, key=lambda repeat: repeat.container):
         container = model.get_submodule(name)
         for repeat in found:
             blocks = [container._modules.get(block) for block in repeat.blocks]
-            if None in blocks or len(blocks) != repeat.period * repeat.times:
+            counts = repeat.period, repeat.times, len(set(repeat.blocks))
+            is_run = min(counts) > 0 and len(blocks) == repeat.period * repeat.times == counts[2]
+            if None in blocks or not is_run or not _is_row(container, lists=True):
                 raise AttributeError(f"the network has no {name} with {', '.join(repeat.blocks)}")
             _replace(container, repeat.blocks, repeat.period)
         _number(container)

@@ -64,7 +64,7 @@ def _save(
     if is_main_process:
         directory = Path(save_directory)
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        storage.describe(directory, "config.json", config | {FILE_KEY: MARK})
+        storage.write_json(directory / "config.json", config | {FILE_KEY: MARK})
         allocation = root.__dict__["_npas_shared"].allocation.to_dict()
         storage.describe(directory, "allocation.json", allocation)
 

@@ -55,9 +55,9 @@ from npas.sharing.parts import free_parts, guard_parts
 from npas.sharing.pretrained import free_saving, guard_saving
 from npas.sharing.reference import allocate_reference
 from npas.sharing.upsamplers import UPSAMPLERS
+from npas.sharing.validation import LAYOUTS
 from npas.sharing.weights import SharedWeights
 
-LAYOUTS = ("npas", "reference")
 ALLOCATION_FILE = "allocation.json"
 
 Names = str | Iterable[str] | None
@@ -307,18 +307,51 @@ def load(
 ) -> nn.Module:
     """Make `dense_model`, the architecture as built, the network that `save` wrote; return it.
 
-    Raises ValueError where files are missing or the architecture is another one.
+    Raises ValueError, with the network left as it was, where files are missing, were changed since
+    they were written or do not hold together, and where the architecture is another one. An
+    `allocation.json` without its "digest" may have been edited: its plan is used if it holds
+    together.
     """
     directory = Path(directory)
-    plan = Allocation.from_dict(storage.read(directory, ALLOCATION_FILE, "npas.save"))
-    warn_of_holders(install(require_unshared(dense_model), plan, recompute))
+    stored = storage.read(directory, ALLOCATION_FILE, "npas.save")
+    plan = read_plan(stored.description, directory / ALLOCATION_FILE)
+    with storage.unchanged_on_failure(require_unshared(dense_model)):
+        dropped = install_stored(dense_model, plan, stored, recompute)
+        storage.load_weights(dense_model, stored)
+    warn_of_holders(dropped)
     give_back_freed()
-    try:
-        storage.load_weights(dense_model, directory)
-    except ValueError:
-        materialize(dense_model)
-        raise
     return dense_model
+
+
+def read_plan(data: object, path: Path) -> Allocation:
+    """Return the allocation that a file holds; ValueError, naming the file, if it is none."""
+    try:
+        return Allocation.from_dict(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def install_stored(
+    model: nn.Module, plan: Allocation, stored: storage.Stored, recompute: bool = False
+) -> Dropped:
+    """Share as a stored allocation says, once its tensors are known to have the shapes it needs.
+
+    Returns what `install` returns. ValueError where the shapes differ, and where the network is
+    another one.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
+    for name, shape in shared_shapes(plan).items():
+        storage.check_tensor(stored, name, shape)
+    dropped = install(model, plan, recompute)
+    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(PREFIX))
+    others = own - sum(group.ordinary for group in plan.groups)
+    if plan.unshared > others:  # there may be more than that: what was frozen when it was shared
+        raise ValueError(
+            f"{stored.directory} was written by another architecture: it has {plan.unshared:,}"
+            f" parameters that are not shared, and the network has {others:,}"
+        )
+    return dropped
 
 
 def summary(model: nn.Module) -> str:
@@ -352,11 +385,7 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     index = 0
     for g, group in enumerate(allocation.groups):
         if group.bank:
-            shapes = {bank_name(g): (group.bank,)} | _generator_shapes(g, group)
-            for place, layer in enumerate(group.layers):
-                if layer.learned[0]:
-                    shapes[upsampler_name(index + place)] = layer.learned
-            for name, shape in shapes.items():
+            for name, shape in _group_shapes(g, group, index).items():
                 model.register_parameter(name, nn.Parameter(likes[g].new_zeros(shape)))
             for place, tensor in enumerate(owned[g]):
                 for owner, attribute in tensor.owners:
@@ -379,15 +408,26 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     }
 
 
-def _generator_shapes(g: int, group: GroupAllocation) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of a group's generator parameters."""
-    rng = torch.Generator()
-    with torch.device("cpu"):
-        return {
-            generator_name(kind, g, templates): tuple(values.shape)
-            for (mixing, templates), places in generator_rows(group).items()
-            for kind, values in GENERATORS[mixing].parameters([len(places)], templates, rng).items()
-        }
+def shared_shapes(allocation: Allocation) -> dict[str, tuple[int, ...]]:
+    """Return the shapes, by name, of all tensors that `install` puts on the root."""
+    found: dict[str, tuple[int, ...]] = {}
+    index = 0
+    for g, group in enumerate(allocation.groups):
+        found |= _group_shapes(g, group, index) if group.bank else {}
+        index += len(group.layers)
+    return found | {SCALES: (1 + max(layer.scale for layer in allocation.layers),)}
+
+
+def _group_shapes(g: int, group: GroupAllocation, first: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a group's tensors; `first` is the place of its first layer."""
+    shapes: dict[str, tuple[int, ...]] = {bank_name(g): (group.bank,)}
+    for (mixing, templates), places in generator_rows(group).items():
+        for kind, shape in GENERATORS[mixing].shapes(len(places), templates).items():
+            shapes[generator_name(kind, g, templates)] = shape
+    for place, layer in enumerate(group.layers):
+        if layer.learned[0]:
+            shapes[upsampler_name(first + place)] = layer.learned
+    return shapes
 
 
 def _dense_tensor(tensors: Mapping[str, Layer], layer: LayerAllocation) -> Layer:

@@ -15,14 +15,17 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from npas._decode import decode, read_json, shown
 from npas.tasks._files import give_usual_mode
 
 log = logging.getLogger(__name__)
@@ -38,9 +41,34 @@ class Checkpoint:
     folder: Path
     state: dict[str, Any]
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """Read the tensors saved as `name`, onto the CPU."""
-        return safetensors.torch.load_file(self.folder / f"{name}.safetensors")
+    def tensors(self, name: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Read the tensors saved as `name`, onto the CPU.
+
+        ValueError if there are none, or none of the names, shapes and dtypes of those in `like`.
+        """
+        file = f"{name}.safetensors"
+        with self.refusing():
+            try:
+                found = safetensors.torch.load_file(self.folder / file)
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{file} cannot be read: {error}") from None
+            for key, tensor in (like or {}).items():
+                check_tensor(found.get(key), tensor, f"{key!r} in {file}")
+            if like is not None and len(found) > len(like):
+                other = next(key for key in found if key not in like)
+                raise ValueError(f"{file} has {shown(other)}, which the run has not")
+        return found
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Have a ValueError say in one line which checkpoint it is about, and what to do."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(
+                f"{self.folder} does not fit this run ({' '.join(str(error).split())}): remove that"
+                " folder to go on from the checkpoint before, or set resume=never"
+            ) from None
 
     def has(self, name: str) -> bool:
         """Tell whether tensors were saved as `name`."""
@@ -147,10 +175,12 @@ class Checkpoints:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Verify and open one checkpoint. ValueError says what is wrong with it."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        state = json.loads((folder / STATE).read_text())
-        if not isinstance(manifest, dict) or not isinstance(state, dict) or "format" not in state:
-            raise ValueError(f"{MANIFEST} or {STATE} is none of ours")
+        manifest = decode(dict[str, str], read_json(folder / MANIFEST), MANIFEST)
+        state = _decode_state(read_json(folder / STATE), folder)
+        if odd := [name for name in manifest if not _PLAIN.fullmatch(name)]:
+            raise ValueError(f"{MANIFEST} names {shown(odd[0])}, which is no file of a checkpoint")
+        if others := {path.name for path in folder.glob("*.safetensors")} - manifest.keys():
+            raise ValueError(f"{MANIFEST} lacks {min(others)}")
         damaged = [name for name in manifest if _sha256(folder / name) != manifest[name]]
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is not a whole checkpoint ({error})") from error
@@ -159,6 +189,55 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if state["format"] != FORMAT:
         raise ValueError(f"{folder} has format {state['format']}; this npas reads {FORMAT}")
     return Checkpoint(folder, state)
+
+
+class _State(dict[str, Any]):
+    """Hold the fields of `state.json`; ValueError for one that it lacks."""
+
+    folder: Path
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(f"{self.folder / STATE} lacks {key!r}: set resume=never")
+
+
+_KINDS: dict[str, Any] = {
+    "format": int,
+    "step": int,
+    "progress": dict[str, Any],
+    "config": dict[str, Any],
+    "config_hash": str,
+    "scaler": dict[str, Any] | None,
+    "stage": str,
+    "grouping": dict[str, Any] | None,
+    "ranks": int,
+    "origin": str | None,
+}
+"""What the fields of `state.json` are, where they are there."""
+_PLAIN = re.compile(r"\w[\w.-]*")
+
+
+def _decode_state(raw: object, folder: Path) -> _State:
+    state = _State(decode(dict[str, Any], raw, STATE))
+    state.folder = folder
+    if "format" not in state:
+        raise ValueError(f"{STATE} is none of ours")
+    for key in state.keys() & _KINDS.keys():
+        decode(_KINDS[key], state[key], f"{STATE}: {key}")
+    named = _NAME.fullmatch(folder.name)
+    if state["format"] == FORMAT and named and int(named[1]) != state["step"]:
+        raise ValueError(f"its name is of another step than {state['step']}")
+    return state
+
+
+def check_tensor(found: Tensor | None, like: Tensor, what: str) -> None:
+    """ValueError unless a tensor was found, and has the shape and dtype of another."""
+    if found is None:
+        raise ValueError(f"there is no {what}")
+    if (found.shape, found.dtype) != (like.shape, like.dtype):
+        raise ValueError(
+            f"{what} is {list(found.shape)}, {found.dtype}, and the run's {list(like.shape)},"
+            f" {like.dtype}"
+        )
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
@@ -194,7 +273,7 @@ def _step_of(folder: Path) -> int:
 def _best_of(folder: Path) -> int | None:
     """Return the step that was best when the checkpoint was written; None if it does not say."""
     try:
-        best: int | None = json.loads((folder / STATE).read_text())["best"]
+        best: int | None = decode(int | None, read_json(folder / STATE)["best"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return best

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from npas._decode import read_json
 from npas._groups import GROUPS_FILE
 from npas._schema import build, join
 from npas.config import SEARCHED
@@ -56,6 +57,10 @@ def from_dict(data: Any) -> Grouping:
         raise ValueError(f"method must be {join(SEARCHED)}, got {found.method!r}")
     if len({len(vector) for vector in found.vectors.values()}) != 1:
         raise ValueError("its layers have vectors of different lengths, or there are none")
+    if len(layers) < len(data["layers"]) or not all(groups):
+        raise ValueError("its layers must have names, each its own")
+    if min(found.seed, found.epochs, found.steps, found.wall_s) < 0:
+        raise ValueError("its seed, epochs, steps and wall_s must not be negative")
     return found
 
 
@@ -71,7 +76,7 @@ def read(run_dir: Path) -> Grouping | None:
     """Read the run's `groups.json`, None if there is none; ValueError if it is damaged."""
     file = run_dir / GROUPS_FILE
     try:
-        return from_dict(json.loads(file.read_text(encoding="utf-8")))
+        return from_dict(read_json(file))
     except (FileNotFoundError, NotADirectoryError):  # a run_root that is no folder is said later
         return None
     except (ValueError, OSError) as error:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from npas import config as schema
 from npas import models, tasks
+from npas._decode import decode, read_json
 from npas.config import DENSE, Config
 from npas.sharing import Allocation, GroupAllocation, project, shapeshift
 from npas.sharing.budget import parse_budget
@@ -30,9 +31,10 @@ from npas.sharing.projection import copy_others, dense_names
 from npas.sharing.storage import WEIGHTS_FILE
 from npas.tasks._files import write_whole
 from npas.training.checkpoint import MANIFEST, find_checkpoint
+from npas.training.checks import read_progress
 from npas.training.experiment import Experiment, build_network
 from npas.training.grouping import from_dict
-from npas.training.state import AVERAGED, SEARCH, TRAIN, load_weights, resumes
+from npas.training.state import AVERAGED, SEARCH, TRAIN, Progress, load_weights, resumes
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +81,11 @@ def weights_sum(path: Path) -> str:
                 digest.update(chunk)
         return digest.hexdigest()
     checkpoint = find_checkpoint(path)
-    sums: dict[str, str] = json.loads((checkpoint.folder / MANIFEST).read_text())
+    sums: dict[str, str] = read_json(checkpoint.folder / MANIFEST)
     name = AVERAGED if checkpoint.has(AVERAGED) else "model"
-    return sums[f"{name}.safetensors"]
+    if (found := sums.get(f"{name}.safetensors")) is None:
+        raise ValueError(f"{checkpoint.folder} holds no weights: name another run")
+    return found
 
 
 def keep(start: Start, folder: Path) -> None:
@@ -92,8 +96,9 @@ def keep(start: Start, folder: Path) -> None:
 def kept(folder: Path) -> Start | None:
     """Return what a run's folder says it started from; None if nothing."""
     try:
-        return Start(**json.loads((folder / START_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found: Start = decode(Start, read_json(folder / START_FILE))
+        return found
+    except (OSError, ValueError):
         return None
 
 
@@ -232,7 +237,7 @@ def _restore(path: Path) -> nn.Module:
     if checkpoint.state.get("stage", TRAIN) == SEARCH:
         raise ValueError("that is the search for a run's groups: name the run's own folder")
     config, grouping = _config(checkpoint.state["config"]), checkpoint.state.get("grouping")
-    if (epoch := checkpoint.state["progress"]["epoch"]) < config.epochs:
+    if (epoch := read_progress(checkpoint, Progress).epoch) < config.epochs:
         log.warning(
             "sharing.init: %s has trained %d of its %d epochs so far", path, epoch, config.epochs
         )

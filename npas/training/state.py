@@ -20,7 +20,14 @@ from npas._groups import GROUPS_FILE
 from npas.config import OF_PARTS, Config, config_hash, in_parts, is_excluded, run_dir, to_dict
 from npas.tasks._files import write_whole
 from npas.training.averaging import AveragedWeights
-from npas.training.checkpoint import Checkpoint, Checkpoints, find_checkpoint, open_checkpoint
+from npas.training.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    check_tensor,
+    find_checkpoint,
+    open_checkpoint,
+)
+from npas.training.checks import Length, check_counts, check_scaler, read_progress
 from npas.training.grouping import from_dict
 from npas.training.meter import Meter
 from npas.training.precision import Precision
@@ -66,6 +73,7 @@ class TrainState:
         self.stage = experiment.stage
         self.grouping = experiment.grouping
         self.process = experiment.process
+        self.task, self.epochs = experiment.task, experiment.epochs
         self.model = experiment.model
         self.optimizer = optimizer
         self.precision = precision
@@ -186,21 +194,27 @@ class TrainState:
         return found
 
     def _load(self, found: Checkpoint) -> None:
-        self.model.load_state_dict(found.tensors("model"))
-        saved = found.tensors("optimizer")
+        length = Length(self.epochs, self.task.steps_per_epoch(self.config.batch_size))
+        metric = f"val/{self.task.selection_metric}"
+        progress = read_progress(found, Progress, length, metric)
+        own = self._optimizer_tensors()
+        saved = found.tensors("optimizer", own)
+        self.model.load_state_dict(found.tensors("model", self.model.state_dict()))
         with torch.no_grad():
-            for name, tensor in self._optimizer_tensors().items():
+            for name, tensor in own.items():
                 tensor.copy_(saved[name])
         if self.averaged:
-            self.averaged.load(found.tensors(AVERAGED))
-        if self.precision.scaler:
-            self.precision.scaler.load_state_dict(found.state["scaler"])
-        self.progress = Progress(**found.state["progress"])
+            self.averaged.load(found.tensors(AVERAGED, self.averaged.tensors))
+        if scaler := self.precision.scaler:
+            with found.refusing():
+                scaler.load_state_dict(check_scaler(found.state["scaler"], scaler.state_dict()))
+        self.progress = progress
         if found.state.get("ranks") == self.process.world:
-            own = f"{self.process.rank}/"
-            for kind, load in (("rng", self._load_rng), ("meter", self.meter.load)):
+            for kind, load in (("rng", self._load_rng), ("meter", self._load_meter)):
+                start = f"{self.process.rank}/"
                 tensors = found.tensors(kind).items()
-                load({k.removeprefix(own): v for k, v in tensors if k.startswith(own)})
+                with found.refusing():
+                    load({k.removeprefix(start): v for k, v in tensors if k.startswith(start)})
         self._note_other_parts(found)
 
     def _note_other_parts(self, found: Checkpoint) -> None:
@@ -259,16 +273,34 @@ class TrainState:
         return tensors
 
     def _load_rng(self, tensors: dict[str, Tensor]) -> None:
-        torch.set_rng_state(tensors["cpu"])
-        if "cuda" in tensors and self.process.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["cuda"], self.process.device)
+        for name, like in self._rng_tensors().items():
+            if name != "cuda" or name in tensors:  # it may have been trained without a GPU
+                check_tensor(tensors.get(name), like, f"state of random numbers ({name})")
+        try:
+            torch.set_rng_state(tensors["cpu"])
+            if "cuda" in tensors and self.process.device.type == "cuda":
+                torch.cuda.set_rng_state(tensors["cuda"], self.process.device)
+        except RuntimeError as error:
+            raise ValueError(f"its state of random numbers is none: {error}") from None
+
+    def _load_meter(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            like = torch.zeros((), dtype=torch.float64)
+            check_tensor(
+                tensor, torch.zeros(2, dtype=torch.int64) if name == "counts" else like, name
+            )
+        check_tensor(tensors.get("counts"), torch.zeros(2, dtype=torch.int64), "counts")
+        check_counts(tensors["counts"], self.progress)
+        self.meter.load(tensors)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Give the network a checkpoint's weights: the averaged ones where it has them."""
-    tensors = checkpoint.tensors("model")
+    own = model.state_dict()
+    tensors = checkpoint.tensors("model", own)
     if checkpoint.has(AVERAGED):
-        tensors |= checkpoint.tensors(AVERAGED)
+        averaged = {name: tensor for name, tensor in own.items() if tensor.is_floating_point()}
+        tensors |= checkpoint.tensors(AVERAGED, averaged)
     model.load_state_dict(tensors)
 
 
@@ -332,8 +364,9 @@ def refuse_another_config(config: Config, found: Checkpoint) -> None:
         for key in sorted({*ours, *theirs})
         if ours.get(key) != theirs.get(key) and not is_excluded(key) and key not in OF_PARTS
     ]
+    why = "; ".join(differing) or "by its config_hash"
     raise ValueError(
-        f"{found.folder} was trained with another config ({'; '.join(differing)}): "
+        f"{found.folder} was trained with another config ({why}): "
         "set these keys as they are there, or resume=never"
     )
 

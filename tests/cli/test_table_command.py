@@ -30,3 +30,14 @@ def test_a_committed_table_is_compared_with_its_results(run: Run) -> None:
     answer = run(*words)
     assert answer.code == 1
     assert "is not what the results say" in answer.err
+
+
+def test_chosen_epochs_and_broken_results(run: Run) -> None:
+    Path("mine/runs/digits/broken").mkdir(parents=True)
+    Path("mine/runs/digits/broken/result.json").write_text("{", encoding="utf-8")
+    answer = run("npas-table", "digits", "results=mine", "epoch=selected")
+    assert answer.code == 0, answer.err
+    assert "chosen on held-out data" in answer.out
+    assert "mine/runs/digits/broken/result.json" in answer.err
+    answer = run("npas-table", "digits", "results=mine", "epoch=selected", "check=true")
+    assert answer.code == 2 and "leave check or epoch out" in answer.err

@@ -71,7 +71,9 @@ def test_a_committed_table_is_what_the_committed_results_give(name: str) -> None
 
 
 def test_committed_results_came_from_finished_runs_of_the_real_data() -> None:
-    for path, result in results.collect(REPOSITORY / "results" / "runs").items():
+    found = results.collect(REPOSITORY / "results" / "runs")
+    assert list(found) == sorted(REPOSITORY.glob("results/runs/*/*/result.json"))  # all are whole
+    for path, result in found.items():
         assert result.status in ("done", "diverged"), path
         assert result.dataset.source == "real", path
         assert path.parent.parent.name == result.exp, path

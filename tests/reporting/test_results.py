@@ -296,6 +296,23 @@ def test_collect_finds_an_experiments_results_in_order(make_result: Make, tmp_pa
     assert results.collect(tmp_path / "nowhere") == {}
 
 
+def test_collect_leaves_out_what_it_cannot_read_and_names_it(
+    make_result: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = {"cut": '{"status": ', "deep": "[" * 10**5, "none": "{}", "bytes": "\udcff"}
+    for name, text in broken.items():
+        folder = tmp_path / "digits" / name
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(text, errors="surrogateescape")
+    (tmp_path / "digits" / "folder" / "result.json").mkdir(parents=True)
+    results.write(tmp_path / "digits" / "whole", make_result())
+    assert [path.parent.name for path in results.collect(tmp_path)] == ["whole"]
+    assert len(caplog.messages) == len(broken) + 1
+    for name in [*broken, "folder"]:
+        (line,) = [line for line in caplog.messages if f"/digits/{name}/result.json" in line]
+        assert "\n" not in line
+
+
 KILLED = {
     "wall_s": 75.0,
     "peak_memory_bytes": 123,

@@ -11,7 +11,7 @@ import pytest
 from npas.reporting import results, tables
 from npas.reporting.compose import compose
 from npas.reporting.published import Figure
-from npas.reporting.results import Git, Result
+from npas.reporting.results import Git, Metrics, Result
 from npas.reporting.tables import Cell, Row, Table
 
 Make = Callable[..., Result]
@@ -280,6 +280,22 @@ def test_a_row_may_have_a_metric_of_its_own(tmp_path: Path, keep: Keep) -> None:
     keep(tmp_path, "+exp=digits", "budget=0.1", metrics=metrics)
     cell = tables.load(COUNTED, tmp_path)[2]
     assert line("later", tables.markdown(COUNTED, [cell]))[2].startswith("2.50; ")
+
+
+def test_a_table_can_show_the_epochs_that_were_chosen_on_held_out_data(
+    tmp_path: Path, keep: Keep
+) -> None:
+    words = ("+exp=digits", "budget=dense")
+    row = Row("a network", words)
+    table = Table("t", "T", (row,), "note", epoch="selected", seeds=(0, 1))
+    chosen = Metrics({"accuracy": 90.0}, {"accuracy": 95.5}, "val accuracy")
+    keep(tmp_path, *words, seed=0, metrics=chosen)
+    keep(tmp_path, *words, seed=1, accuracy=80.0)
+    text = tables.markdown(table, tables.load(table, tmp_path))
+    assert "| 95.50; no epoch chosen: seed 1 | 1 |" in text
+    assert "chosen on held-out data" in text and "last epoch" not in text
+    last = tables.markdown(dataclasses.replace(table, epoch="last"), tables.load(table, tmp_path))
+    assert "| 85.00 ± 7.07 | 2 |" in last
 
 
 def test_a_table_may_say_more_below_its_grid() -> None:

@@ -74,7 +74,17 @@ def test_the_file_reads_back_and_is_readable(tmp_path: Path) -> None:
 
 def test_no_file_is_no_grouping_and_a_damaged_one_says_what_to_do(tmp_path: Path) -> None:
     assert grouping.read(tmp_path) is None
-    for text in ("", "[]", "{}", '{"layers": [{"name": "a"}]}', '{"layers": 3}'):
+    twice = json.dumps(FOUND.to_dict() | {"layers": 2 * FOUND.to_dict()["layers"]})
+    for text in (
+        twice,
+        "[" * 10**5,
+        '{"seed": 1' + "0" * 400 + "}",
+        "",
+        "[]",
+        "{}",
+        '{"layers": [{"name": "a"}]}',
+        '{"layers": 3}',
+    ):
         (tmp_path / "groups.json").write_text(text)
         with pytest.raises(ValueError, match=r"is damaged \(.*delete it"):
             grouping.read(tmp_path)
@@ -86,14 +96,46 @@ def test_no_file_is_no_grouping_and_a_damaged_one_says_what_to_do(tmp_path: Path
         ("method", "guessed", "method must be learned or gradient, got 'guessed'"),
         ("vectors", FOUND.vectors | {"head": [1.0]}, "vectors of different lengths"),
         ("seed", "x", "seed must be a whole number"),
+        ("seed", -1, "must not be negative"),
+        ("groups", GROUPS | {"": "learned0"}, "names, each its own"),
     ],
 )
 def test_a_file_of_odd_content_is_damaged(
     tmp_path: Path, field: str, value: Any, says: str
 ) -> None:
-    grouping.write(tmp_path, dataclasses.replace(FOUND, **{field: value}))
+    odd = dataclasses.replace(FOUND, **{field: value})
+    vectors = FOUND.vectors | {name: [0.0, 0.0, 0.0] for name in odd.groups if name not in GROUPS}
+    grouping.write(
+        tmp_path, dataclasses.replace(odd, vectors=odd.vectors if field == "vectors" else vectors)
+    )
     with pytest.raises(ValueError, match=rf"is damaged \(.*{says}.*delete it"):
         grouping.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 10**5,
+        "[]",
+        '{"a": true}',
+        '{"a": 0.5}',
+        '{"a": {"b": "c"}}',
+        '{"": "a"}',
+        '{"a": ""}',
+        '{"layers": [{"name": "a", "group": "b"}, {"name": "a", "group": "c"}]}',
+        '{"layers": [{"name": 3, "group": "b"}]}',
+        '{"layers": [3]}',
+        '{"layers": {}}',
+    ],
+)
+def test_a_file_that_maps_no_layers_to_groups_is_one_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(text)
+    with pytest.raises(
+        ValueError, match=r"cannot be read \(.*name a run that found groups"
+    ) as error:
+        read_groups(file)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
 def test_a_folder_in_the_files_place_is_said(tmp_path: Path) -> None:

@@ -1,0 +1,319 @@
+"""Folders that were damaged or edited: the same network or one line, and nothing half done."""
+
+import copy
+import json
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import npas
+from npas.sharing import storage
+from npas.sharing.folding import fold, load_folded, save_folded
+
+BUDGETS = {"wavg": 0.6, "emb": 2.0, "avg": 0.3}
+
+
+class Net(nn.Module):
+    """Two convolutions of one shape, one larger linear layer, a norm and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv1d(4, 4, 2), nn.BatchNorm1d(4), nn.Conv1d(4, 4, 2))
+        self.gru = nn.GRU(4, 5)
+        self.head = nn.Linear(5, 80)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 4, 9) to (7, N, 80)."""
+        return self.head(self.gru(self.body(x).permute(2, 0, 1))[0])
+
+
+INPUTS = torch.randn(3, 4, 9, generator=torch.Generator().manual_seed(0))
+
+
+def network(seed: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
+    return Net().eval()
+
+
+@torch.no_grad()
+def outputs(model: nn.Module) -> Tensor:
+    return model(INPUTS)
+
+
+def edit(folder: Path, change: Callable[[Any], Any], name: str = "allocation.json") -> None:
+    """Change the description, which then says no more by what it was written with."""
+    data = json.loads((folder / name).read_text())
+    del data[storage.DIGEST]
+    (folder / name).write_text(json.dumps(change(data)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    npas.save(npas.share(network(0), 0.6, upsampler="mask"), tmp_path)
+    return tmp_path
+
+
+def attempt(
+    folder: Path, dense: nn.Module, load: Callable[..., nn.Module] = npas.load
+) -> str | None:
+    """Load; return the one line of a refusal, with the network checked to be as it was."""
+    values = {k: (v, v.clone()) for k, v in dense.state_dict(keep_vars=True).items()}
+    classes = [type(module) for module in dense.modules()]
+    before = outputs(dense)
+    try:
+        with warnings.catch_warnings():  # of `values`, which has the dense parameters
+            warnings.filterwarnings("ignore", "a dict was made before npas.share")
+            load(folder, dense)
+    except ValueError as error:
+        says = str(error)
+    else:
+        assert outputs(dense).isfinite().all()
+        return None
+    assert "\n" not in says and len(says) < 600
+    assert [type(module) for module in dense.modules()] == classes
+    after = dense.state_dict(keep_vars=True)
+    assert list(after) == list(values)
+    assert all(after[k] is v and torch.equal(v, w) for k, (v, w) in values.items())
+    assert not npas.is_shared(dense) and torch.equal(outputs(dense), before)
+    return says
+
+
+def check_refused(
+    folder: Path, dense: nn.Module, load: Callable[..., nn.Module] = npas.load
+) -> str:
+    """Load; return the one line of the refusal, which there must be."""
+    says = attempt(folder, dense, load)
+    assert says is not None
+    return says
+
+
+def put(*path: Any) -> Callable[[Any], Any]:
+    """Return a change that sets the value at a path: its last item."""
+
+    def change(data: Any) -> Any:
+        node = data
+        for key in path[:-2]:
+            node = node[key]
+        node[path[-2]] = path[-1]
+        return data
+
+    return change
+
+
+def drop(*path: Any) -> Callable[[Any], Any]:
+    """Return a change that deletes the value at a path."""
+
+    def change(data: Any) -> Any:
+        node = data
+        for key in path[:-1]:
+            node = node[key]
+        del node[path[-1]]
+        return data
+
+    return change
+
+
+EDITS = {
+    "negative position": (put("layers", 0, "templates", 0, -1), "0 and bank - template_size"),
+    "position too high": (put("layers", 0, "templates", 0, 10**12), "0 and bank - template_size"),
+    "positions swapped": (lambda d: put("layers", 0, "templates", _back(d))(d), "from low to high"),
+    "position of a fraction": (put("layers", 0, "templates", 0, 0.5), "must be an integer"),
+    "position beyond 64 bits": (put("layers", 0, "templates", 0, 10**30), "within 64 bits"),
+    "a million templates": (put("layers", 0, "templates", [0] * 10**6), "more than its bank"),
+    "no templates": (put("layers", 0, "templates", []), "one position or more"),
+    "template size": (put("layers", 0, "template_size", 3), "its weight's size"),
+    "negative scale": (put("layers", 0, "scale", -1), "scale must not be negative"),
+    "scale too high": (put("layers", 0, "scale", 10**12), "npas_scales has shape"),
+    "unknown upsampler": (put("layers", -1, "upsampler", "nearest"), "upsampler must be null"),
+    "no upsampler": (put("layers", -1, "upsampler", None), "source must be"),
+    "huge source": (put("layers", -1, "source", [10**9, 10**9]), "source must be"),
+    "source of three": (put("layers", -1, "source", [1, 1, 1]), "must be a list of 2"),
+    "learned": (put("layers", -1, "learned", [1, 8]), "learned must be the shape"),
+    "unknown mixing": (put("layers", 0, "mixing", "max"), "mixing must be none, avg"),
+    "no mixing": (put("layers", 0, "mixing", "none"), "mixing=none takes one template"),
+    "another shape": (put("layers", 0, "shape", [4, 2, 4]), "has no body.0.weight of shape"),
+    "an empty shape": (put("layers", 0, "shape", []), "whole numbers above 0"),
+    "another layer": (put("layers", 0, "name", "body.9.weight"), "has no body.9.weight"),
+    "a layer twice": (put("layers", 0, "name", "body.2.weight"), "a name of its own"),
+    "another group": (put("layers", 0, "group", "mine"), "in no group"),
+    "a huge bank": (put("groups", 0, "bank", 10**13), "layers add up to"),
+    "no bank": (put("groups", 0, "bank", 0), "since its group has no bank"),
+    "used": (put("budget", "used", 10**9), "budget.used must be"),
+    "dense": (put("budget", "dense", 5), "budget.dense must be"),
+    "utilization": (put("budget", "utilization", 0.01), "budget.utilization must be"),
+    "split": (put("split", "bank", 1), "split must be"),
+    "unread": (put("unread", 7), "unread must be"),
+    "unshared": (put("unshared", 10**9), "layers add up to"),
+    "unknown generator": (put("scheme", "generator", "max"), "scheme.generator must be avg"),
+    "unknown layout": (put("scheme", "layout", "mine"), "scheme.layout must be npas"),
+    "no templates allowed": (put("scheme", "max_templates", 0), "max_templates must be above 0"),
+    "a field too many": (put("layers", 0, "colour", "red"), "colour is not a field"),
+    "a field too few": (drop("layers", 0, "source"), "source is missing"),
+    "unshared and dense": (lambda d: _add(d, 10), "the network has 126"),
+    "no groups": (drop("groups"), "groups is missing"),
+    "format": (put("format", 2), "has format 2"),
+    "a list": (lambda data: [data], "no description"),
+}
+
+
+def _add(data: Any, count: int) -> Any:
+    """Count more parameters that are not shared, wherever they are counted."""
+    data["unshared"] += count
+    data["split"]["unshared"] += count
+    for field in ("dense", "allowed", "used"):
+        data["budget"][field] += count
+    data["budget"]["utilization"] = data["budget"]["used"] / data["budget"]["allowed"]
+    return data
+
+
+def _back(data: Any) -> list[int]:
+    return data["layers"][0]["templates"][::-1]
+
+
+@pytest.mark.parametrize("change, says", EDITS.values(), ids=EDITS)
+def test_an_edited_plan_that_does_not_hold_together_is_refused(
+    folder: Path, change: Callable[[Any], Any], says: str
+) -> None:
+    edit(folder, change)
+    assert says in check_refused(folder, network())
+
+
+def _leaves(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every place of a value: its container and its key."""
+    for key in list(node) if isinstance(node, dict) else range(len(node)):
+        yield node, key
+        if isinstance(node[key], (dict, list)):
+            yield from _leaves(node[key])
+
+
+VALUES = [None, True, -1, 0, 1, 2, 17, 10**6, 10**12, 10**40, 0.5, 1e300, "", "x", [], [1], {}]
+
+
+@pytest.mark.parametrize("generator", BUDGETS)
+def test_random_edits_give_a_network_that_computes_or_one_line(
+    tmp_path: Path, generator: str
+) -> None:
+    npas.save(npas.share(network(0), BUDGETS[generator], generator=generator), tmp_path)
+    whole, rng = (tmp_path / "allocation.json").read_text(), random.Random(generator)
+    refused = 0
+    for _ in range(70):
+        (tmp_path / "allocation.json").write_text(whole)
+
+        def change(data: Any) -> Any:
+            node, key = rng.choice(list(_leaves(data)))
+            kind = rng.randrange(4)
+            if kind == 0:
+                del node[key]
+            elif kind == 1 and isinstance(node[key], int):
+                node[key] += rng.choice([-1, 1])
+            elif kind == 2:
+                other, there = rng.choice(list(_leaves(data)))
+                node[key] = copy.deepcopy(other[there])
+            else:
+                node[key] = rng.choice(VALUES)
+            return data
+
+        edit(tmp_path, change)
+        refused += attempt(tmp_path, network()) is not None
+    assert refused > 20
+
+
+def test_what_was_changed_since_it_was_written_is_told_by_its_checksum(folder: Path) -> None:
+    path, weights = folder / "allocation.json", folder / "model.safetensors"
+    data = json.loads(path.read_text())
+    positions = data["layers"][0]["templates"]
+    data["layers"][0]["templates"] = [0, *positions[1:-1], positions[-1] - 1]
+    path.write_text(json.dumps(data))
+    assert 'delete its "digest"' in check_refused(folder, network())
+    edit(folder, lambda edited: edited)
+    assert npas.is_shared(npas.load(folder, network()))  # knowingly
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    assert "not the file that" in check_refused(folder, network())
+
+
+def test_folders_from_before_there_were_checksums_are_read(folder: Path) -> None:
+    expected = outputs(npas.load(folder, network()))
+    for field in (storage.DIGEST, storage.WEIGHTS):
+        path = folder / "allocation.json"
+        data = json.loads(path.read_text())
+        del data[field]
+        data["scheme"].pop("coefficients", None)  # which the first folders lack
+        path.write_text(json.dumps(data))
+        if field == storage.DIGEST:
+            assert torch.equal(outputs(npas.load(folder, network())), expected)
+    assert torch.equal(outputs(npas.load(folder, network())), expected)
+
+
+TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    "one lacks": (lambda t: t.pop("body.1.bias"), "lacks 'body.1.bias'"),
+    "one more": (lambda t: t.update(more=torch.ones(1)), "'more'"),
+    "no bank": (lambda t: t.pop("npas_bank_0"), "npas_bank_0 has shape"),
+    "a longer bank": (lambda t: t.update(npas_bank_0=torch.ones(10**4)), "npas_bank_0 has shape"),
+    "whole numbers": (lambda t: t.update({"head.bias": torch.ones(80).int()}), "torch.int32"),
+    "another shape": (lambda t: t.update({"head.bias": torch.ones(81)}), "head.bias has shape"),
+}
+
+
+@pytest.mark.parametrize("change, says", TENSORS.values(), ids=TENSORS)
+def test_tensors_of_another_network_are_refused(
+    folder: Path, change: Callable[[dict[str, Tensor]], object], says: str
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    edit(folder, lambda data: {k: v for k, v in data.items() if k != storage.WEIGHTS})
+    assert says in check_refused(folder, network())
+
+
+def test_a_network_without_values_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="meta device"):
+        npas.load(folder, network().to("meta"))
+
+
+class Chain(nn.Module):
+    """Four blocks of one shape, each with a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = (nn.Sequential(nn.Linear(9, 9), nn.BatchNorm1d(4)) for _ in range(4))
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 4, 9) to its like."""
+        return self.blocks(x)
+
+
+FOLDS = {
+    "unknown name": (put("tied", 0, 0, "blocks.7.0.weight"), "has no blocks.7.0.weight"),
+    "another shape": (put("tied", 0, 0, "blocks.0.0.bias"), "must have one shape"),
+    "no container": (put("repeats", 0, "container", "heads"), "another architecture"),
+    "no row": (put("repeats", 0, "container", "blocks.0.0"), "another architecture"),
+    "a block twice": (put("repeats", 0, "blocks", ["0", "0"]), "another architecture"),
+    "no period": (put("repeats", 0, "period", 0), "another architecture"),
+    "too often": (put("repeats", 0, "times", 9), "another architecture"),
+    "a field too few": (drop("repeats", 0, "own"), "own is missing"),
+    "an allocation": (put("allocation", {"format": 1}), "scheme is missing"),
+}
+
+
+@pytest.mark.parametrize("change, says", FOLDS.values(), ids=FOLDS)
+def test_an_edited_folding_is_refused(
+    tmp_path: Path, change: Callable[[Any], Any], says: str
+) -> None:
+    torch.manual_seed(0)
+    model = npas.share(Chain(), templates=2)
+    with torch.no_grad():
+        model.get_parameter("npas_coefficients_0_2").copy_(torch.tensor([[1.0, 0.5]] * 4))
+    save_folded(model, fold(model, 0.99), tmp_path)
+    assert torch.equal(outputs(load_folded(tmp_path, Chain()).eval()), outputs(model.eval()))
+    edit(tmp_path, change, "folding.json")
+    assert says in check_refused(tmp_path, Chain().eval(), load_folded)
