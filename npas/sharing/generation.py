@@ -8,6 +8,7 @@ written. Other tensors are generated in the bank's own dtype.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -103,17 +104,17 @@ class WeightPass:
             return self._shape(index, mix(self._bank(index).to(dtype), alpha_K, *templates))
 
     @torch.no_grad()
-    def find_written(self, compare: bool) -> str | None:
+    def find_written(self, compare: Collection[int]) -> str | None:
         """Name a kept weight that was written to since it was generated; None if there is none.
 
-        A version counter tells, but writing through `.data` moves none: with `compare` every weight
-        is generated again and its bytes are compared. Right only while what the weights are
+        A version counter tells, but writing through `.data` moves none: the weights of the layers
+        in `compare` are generated again and their bytes compared. Right only while what they are
         generated from is unchanged.
         """
         again = WeightPass(self._root, self._reading, BufferPool(), kept=True)
         for (index, dtype), weight in list(self._weights.items()):
             is_written = weight._version != self._versions[index, dtype]
-            if compare and not is_written and not weight.is_meta:
+            if index in compare and not is_written and not weight.is_meta:
                 if (index, dtype) not in again._weights:
                     with torch.inference_mode(False):
                         again._generate(index, dtype)

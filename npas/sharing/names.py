@@ -1,8 +1,9 @@
-"""Name the shared tensors, which the root module holds as its own parameters."""
+"""Name, read and remove the shared tensors, which the root module holds as its own parameters."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 PREFIX = "npas_"
 SCALES = f"{PREFIX}scales"
@@ -57,6 +58,22 @@ def is_trainable(root: nn.Module, name: str) -> bool:
         )
     own = root._parameters.get(name, root._parameters.get(name + _PRUNED))
     return own is not None and own.requires_grad
+
+
+def remove_shared(root: nn.Module) -> None:
+    """Take the shared tensors from the root, with what prunes or parametrizes them."""
+    for name in shared_names(root):
+        if is_pruned(root, name):
+            prune.remove(root, name)
+        elif is_parametrized(root, name):
+            # torch's function takes the name from the class, which copies of the root have, too.
+            parametrizations = root.get_submodule("parametrizations")
+            del parametrizations._modules[name]
+            if not parametrizations._modules:
+                del root._modules["parametrizations"]
+                root.__class__ = type(root).__mro__[1]
+        for tensors in (root._parameters, root._buffers):
+            tensors.pop(name, None)
 
 
 def bank_name(group: int) -> str:

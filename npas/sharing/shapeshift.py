@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
@@ -39,16 +38,12 @@ from npas.sharing.initialization import (
 )
 from npas.sharing.layers import Layer, find_layers, find_tensors, is_constant
 from npas.sharing.loops import refuse_loops
-from npas.sharing.modes import full_precision
 from npas.sharing.names import (
     PREFIX,
     SCALES,
     bank_name,
     generator_name,
-    is_parametrized,
-    is_pruned,
-    is_trainable,
-    shared_names,
+    remove_shared,
     upsampler_name,
 )
 from npas.sharing.parts import free_parts, guard_parts
@@ -253,12 +248,8 @@ def materialize(model: nn.Module) -> nn.Module:
         weights = dense.setdefault(attachment.shared, {})
         for i in attachment.layers.values():
             if i not in weights:
-                weights[i] = _plain_weight(attachment.shared, i)
-    for name in shared_names(model):
-        if is_pruned(model, name):
-            prune.remove(model, name)
-        elif is_parametrized(model, name):
-            _remove_parametrization(model, name)
+                weights[i] = attachment.shared.dense_parameter(i)
+    remove_shared(model)  # first: a parametrization of the root's has made a class of its own
     for owner in owners:
         detach(owner, dense[owner.__dict__["_npas"].shared])
     close_passes(model, shared)
@@ -266,27 +257,8 @@ def materialize(model: nn.Module) -> nn.Module:
     free_parts(model)
     free_saving(model)
     unwatch_loading(model)
-    for tensors in (model._parameters, model._buffers):
-        for name in [name for name in tensors if name.startswith(PREFIX)]:
-            del tensors[name]
     del model.__dict__["_npas_shared"]
     return model
-
-
-def _remove_parametrization(model: nn.Module, name: str) -> None:
-    """Leave the class as it is, which copies of the network have in common: torch changes it."""
-    parametrizations = model.get_submodule("parametrizations")
-    del parametrizations._modules[name]
-    if not parametrizations._modules:
-        del model._modules["parametrizations"]
-        model.__class__ = type(model).__mro__[1]
-
-
-def _plain_weight(shared: SharedWeights, index: int) -> nn.Parameter:
-    bank = bank_name(shared.reading.places[index][0])
-    with torch.inference_mode(False), full_precision(next(shared.sources()).device):
-        weight = shared.weight(index).detach().clone()
-    return nn.Parameter(weight, requires_grad=is_trainable(shared.root, bank))
 
 
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:

@@ -24,8 +24,8 @@ from npas.sharing.allocation import Allocation
 from npas.sharing.buffers import BufferPool
 from npas.sharing.generation import WeightPass, same_bytes, written
 from npas.sharing.guards import refuse_parametrized_sequence, refuse_torch_pruning
-from npas.sharing.modes import needs_plain_operations
-from npas.sharing.names import shared_names, shared_value
+from npas.sharing.modes import full_precision, needs_plain_operations
+from npas.sharing.names import bank_name, is_trainable, shared_names, shared_value
 from npas.sharing.reading import Reading
 
 
@@ -55,6 +55,7 @@ class SharedWeights:
         self._kept_state: object = None
         self._kept_sources: list[Tensor] = []
         self._kept_sums: list[Tensor] = []
+        self._kept_read: set[int] = set()  # outside of passes, by who may write to them
         self.owners: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         """The modules that read from here, wherever they are now; of a copy none."""
         self.others: dict[str, tuple[int, bool]] = {}
@@ -64,7 +65,7 @@ class SharedWeights:
         """Leave generated weights out of copies and pickles; RuntimeError if one was written to."""
         self.refuse_written()
         fresh: dict[str, Any] = {"_kept": None, "_kept_state": None}
-        fresh |= {"_kept_sources": [], "_kept_sums": []}
+        fresh |= {"_kept_sources": [], "_kept_sums": [], "_kept_read": set()}
         left_out = ("_open", "owners")
         return {k: v for k, v in self.__dict__.items() if k not in left_out} | fresh
 
@@ -126,9 +127,20 @@ class SharedWeights:
             weights = self._keep(running)
         weight = weights.weight(twin)
         if not running:
+            self._kept_read.add(twin)
             # Somebody may be about to initialize it; what is remembered holds no graph.
             self._open.read = self.reading.places[index][1].name, weight.detach(), weight._version
         return weight
+
+    def dense_parameter(self, index: int) -> nn.Parameter:
+        """Return the weight of the layer at `index` as a parameter; it trains where its bank does.
+
+        It comes from the call that the forward pass makes, and is equal to the bit.
+        """
+        bank = bank_name(self.reading.places[index][0])
+        with torch.inference_mode(False), full_precision(next(self.sources()).device):
+            weight = self.weight(index).detach().clone()
+        return nn.Parameter(weight, requires_grad=is_trainable(self.root, bank))
 
     def plain_weight(self, index: int) -> Tensor:
         """Return the weight of the layer at `index` by plain operations, made for this call."""
@@ -151,7 +163,7 @@ class SharedWeights:
             self._kept_state = state
             # Held, so that no other tensor can come to lie at an address that was compared.
             self._kept_sources = [t.detach() for t in sources]
-            self._kept_sums = _sums(sources)
+            self._kept_sums, self._kept_read = _sums(sources), set()
         self._open.checked = running
         return kept
 
@@ -189,7 +201,7 @@ class SharedWeights:
             for now, before in zip(_sums(sources), self._kept_sums, strict=True)
             if not now.is_meta
         )
-        name = kept.find_written(compare=same)
+        name = kept.find_written(self._kept_read if same else ())
         if name is not None or not same:
             self.forget()
         if name is not None:
@@ -205,7 +217,7 @@ class SharedWeights:
     def forget(self, *_: object) -> None:
         """Drop the kept weights, so that the next evaluation generates them anew (also a hook)."""
         self._kept, self._kept_state = None, None
-        self._kept_sources, self._kept_sums = [], []
+        self._kept_sources, self._kept_sums, self._kept_read = [], [], set()
 
 
 @torch.no_grad()
