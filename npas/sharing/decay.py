@@ -30,7 +30,8 @@ def param_groups(
     """
     rate = {} if lr is None else {"lr": lr}
     exempt = no_decay_names(model)
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
