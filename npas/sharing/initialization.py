@@ -96,9 +96,10 @@ def initialize(
 def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -> None:
     """Draw banks and coefficients as the released code does, its uninitialized tail excepted.
 
-    Banks are He-normal as 3x3 filters, then every template again for its own layer, rarest shape
-    first; layers that exceed the bank are left out. Coefficients are orthogonal over all layers of
-    one K, so their rows shrink where more layers than templates share. All scales are one.
+    Banks are He-normal as 3x3 filters, then every template again for its own layer; layers that
+    exceed the bank are left out. Shapes come in the reverse of the order they are placed in: the
+    rarest first, of equally common ones the one that appears last. Where templates overlap the last
+    draw stays. Coefficients are orthogonal over all layers of one K. All scales are one.
     """
     rng = torch.Generator().manual_seed(seed)
     index = 0
@@ -106,7 +107,10 @@ def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -
         if group.bank:
             bank = torch.randn(group.bank, generator=rng) * math.sqrt(2 / 9)
             common = Counter(layer.shape for layer in group.layers)
-            for layer in sorted(group.layers, key=lambda layer: common[layer.shape]):
+            first = {shape: i for i, shape in enumerate(common)}
+            for layer in sorted(
+                group.layers, key=lambda layer: (common[layer.shape], -first[layer.shape])
+            ):
                 for start in () if layer.upsampler else layer.templates:
                     spread = math.sqrt(2 / (layer.size // layer.shape[0]))
                     drawn = torch.randn(layer.size, generator=rng) * spread
