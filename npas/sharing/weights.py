@@ -10,6 +10,7 @@ import copy
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Collection, Iterator
 from types import FrameType
 from typing import Any
@@ -23,7 +24,7 @@ from npas.sharing.allocation import Allocation
 from npas.sharing.buffers import BufferPool
 from npas.sharing.generation import WeightPass, written
 from npas.sharing.modes import needs_plain_operations
-from npas.sharing.names import shared_names
+from npas.sharing.names import PREFIX, shared_names
 from npas.sharing.reading import Reading
 
 
@@ -32,8 +33,8 @@ class SharedWeights:
 
     With gradients, a weight lives for one forward pass of the outermost module that was called (and
     is generated anew for the next). Without, it is kept until a bank, a coefficient, their dtype or
-    their device changes or any optimizer steps: version counters tell, but fused optimizers and
-    writing through `.data` escape them.
+    their device changes or any optimizer steps: version counters tell, which fused optimizers do
+    not move (see `_note_step`); writing through `.data` escapes them.
 
     `low` are the layers known to round their weights under autocast. With `recompute` weights are
     not kept for backward but generated again.
@@ -51,6 +52,7 @@ class SharedWeights:
         self._kept: WeightPass | None = None
         self._kept_state: object = None
         self._kept_sources: list[Tensor] = []
+        _watch_optimizers(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave generated weights out of copies and pickles."""
@@ -60,6 +62,7 @@ class SharedWeights:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Come back with no pass open."""
         self.__dict__.update(state, _open=_OpenPass())
+        _watch_optimizers(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedWeights:
         """Copy with the network; warn where a part of it is copied by itself."""
@@ -128,7 +131,6 @@ class SharedWeights:
         """Return the kept weights if they still hold, else a place for new ones."""
         if self._kept is not None and running and self._open.checked:
             return self._kept
-        _watch_optimizers()
         sources = list(self.sources())
         state: list[object] = [_last_step[0]]
         state += [
@@ -200,10 +202,27 @@ class _OpenPass(threading.local):
 
 
 _last_step: list[object] = [None]
+_alive: weakref.WeakSet[SharedWeights] = weakref.WeakSet()
 
 
-def _watch_optimizers() -> None:
+def _watch_optimizers(shared: SharedWeights) -> None:
     """Note every optimizer step from now on: a fused one leaves version counters as they are."""
+    _alive.add(shared)
     if _last_step[0] is None:
         _last_step[0] = object()
-        register_optimizer_step_post_hook(lambda *_: _last_step.__setitem__(0, object()))
+        register_optimizer_step_post_hook(_note_step)
+
+
+def _note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Move the version counters of the shared tensors that an optimizer has changed."""
+    _last_step[0] = object()
+    ours = {
+        id(tensor)
+        for shared in _alive
+        for name, tensor in shared.root._parameters.items()
+        if name.startswith(PREFIX)
+    }
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in ours and parameter.grad is not None:
+                torch.autograd.graph.increment_version(parameter)
