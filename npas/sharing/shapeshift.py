@@ -69,11 +69,12 @@ def share(
 
     `budget` limits all trainable parameters: `0.1` or `"10%"` of the dense count, `2.0`, `"18M"`.
     `templates` fixes K instead (soft sharing), and with it the count; "layers" is as many as the
-    group has layers. `generator` is avg, wavg or emb; `coefficients` start orthogonal or sparse
-    (one template a layer); `upsampler` inter, repeat, mask or wavg; `groups` single, type, shape,
-    random (with `num_groups`) or a mapping of name patterns to groups. `include` and `exclude` are
-    glob patterns over parameter names. `layout="reference"` is the released code's (no exact
-    budgets).
+    group has layers. `generator` is avg, wavg or emb; `coefficients` start orthogonal, sparse (one
+    template a layer) or released (one orthogonal matrix for all layers of one K, whose rows shrink
+    where they are more than K); `upsampler` inter, repeat, mask or wavg; `groups` single, type,
+    shape, random (with `num_groups`) or a mapping of name patterns to groups. `include` and
+    `exclude` are glob patterns over parameter names. `layout="reference"` is the released code's
+    (no exact budgets).
 
     Generated weights start with the spread of the dense ones, whose values are dropped: warns if
     they look trained. Weights are generated once per forward pass, and kept without gradients while
@@ -148,9 +149,9 @@ def plan(
     assert budget is not None
     request = parse_budget(budget)
     if layout == "reference":
-        if generator != "wavg" or coefficients != "orthogonal":
+        if generator != "wavg" or coefficients == "sparse":
             raise ValueError(
-                "layout='reference' mixes with generator='wavg' and orthogonal coefficients only"
+                "layout='reference' mixes with generator='wavg' and coefficients='released' only"
             )
         wrap_after_k = groups in ("type", "shape")
         return allocate_reference(specs, group_of, request, dense, scheme, wrap_after_k)
@@ -194,13 +195,19 @@ def shared_weights(model: nn.Module) -> SharedWeights:
 
 
 def no_decay_names(model: nn.Module) -> set[str]:
-    """Name the parameters that take no weight decay: coefficients, embeddings, upsamplers."""
-    return {
-        name
-        for name, _ in model.named_parameters()
-        if (leaf := name.rpartition(".")[2]).startswith(PREFIX)
-        and not leaf.startswith(f"{PREFIX}bank_")
-    }
+    """Name the parameters that take no weight decay: coefficients, embeddings, upsamplers.
+
+    With `layout="reference"` the coefficients alone, as in the released code.
+    """
+    found = set()
+    for name, _ in model.named_parameters():
+        path, _, leaf = name.rpartition(".")
+        if leaf.startswith(PREFIX) and not leaf.startswith(f"{PREFIX}bank_"):
+            root = model.get_submodule(path)
+            released = is_shared(root) and allocation(root).scheme.layout == "reference"
+            if not (released and leaf.startswith(f"{PREFIX}upsampler_")):
+                found.add(name)
+    return found
 
 
 def looks_trained(model: nn.Module) -> bool:

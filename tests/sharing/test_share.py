@@ -202,6 +202,14 @@ def test_coefficients_take_no_weight_decay_and_banks_do() -> None:
     assert sharing.no_decay_names(Residual()) == set()
 
 
+def test_with_the_released_layout_upsamplers_decay_too() -> None:
+    model = npas.share(Residual(), 0.1, upsampler="mask", layout="reference")
+    wrapped = nn.Sequential(model)
+    names = {name for name, _ in wrapped.named_parameters() if "npas_" in name}
+    names -= sharing.no_decay_names(wrapped)
+    assert {name.split("_")[1] for name in names} == {"bank", "upsampler"}
+
+
 def test_soft_sharing_mixes_k_templates_within_a_stage() -> None:
     model = npas.share(
         Residual(),
