@@ -71,7 +71,8 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
         node, _, leaf = key.rpartition(".")
         if value is not None:
             (raw[node] if node else raw)[leaf] = value
-    experiment = build(check(raw), from_dict(grouping) if grouping else None)
+    grouped = from_dict(grouping) if grouping else None
+    experiment = build(check(raw), grouped, stored=checkpoint.state)
     load_weights(experiment.model, checkpoint)
     return experiment
 

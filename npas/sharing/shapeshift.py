@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -174,6 +175,31 @@ def apply(
         else:
             initialize(model, allocation, deviations, seed)
     return model
+
+
+def take_scales(model: nn.Module, allocation: Allocation) -> None:
+    """Give the layers of a shared network the places in the list of scales that a plan gives them.
+
+    The scales themselves are to be loaded. ValueError if the plans differ in anything else.
+    """
+    shared = shared_weights(model)
+    if _without_scales(allocation) != _without_scales(shared.allocation):
+        raise ValueError(
+            "its allocation is another than this version of npas plans: go on with the version"
+            " that wrote it, or train anew with resume=never"
+        )
+    if allocation != shared.allocation:
+        shared.replace(allocation)
+        scales = 1 + max(layer.scale for layer in allocation.layers)
+        model.register_buffer(SCALES, model.get_buffer(SCALES).new_ones(scales))
+
+
+def _without_scales(allocation: Allocation) -> Allocation:
+    groups = tuple(
+        replace(group, layers=tuple(replace(layer, scale=0) for layer in group.layers))
+        for group in allocation.groups
+    )
+    return replace(allocation, groups=groups)
 
 
 def allocation(model: nn.Module) -> Allocation:

@@ -81,6 +81,11 @@ class SharedWeights:
         for name in shared_names(self.root):
             yield getattr(self.root, name)
 
+    def replace(self, allocation: Allocation) -> None:
+        """Generate from now on what another allocation of the same layers says."""
+        self.allocation, self.reading = allocation, Reading(allocation, self.reading.low)
+        self._forget()
+
     def begin(self, *_: object) -> None:
         """Open a forward pass (a pre-hook of every module that holds shared layers)."""
         if not torch.compiler.is_compiling() and not self._open.is_running():

@@ -239,7 +239,8 @@ def _restore(path: Path) -> nn.Module:
     task = tasks.family(config.task.family).Task(
         config.task, config.data, seed=config.seed, device=torch.device("cpu")
     )
-    model = build_network(config, task.spec, from_dict(grouping) if grouping else None)
+    grouped = from_dict(grouping) if grouping else None
+    model = build_network(config, task.spec, grouped, checkpoint.state)
     load_weights(model, checkpoint)
     return model
 

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from npas import models
 from npas._groups import GROUPS_FILE
 from npas.config import Config, config_hash, is_excluded, run_dir, to_dict
+from npas.sharing import Allocation, shapeshift
 from npas.tasks._files import write_whole
 from npas.training.averaging import AveragedWeights
 from npas.training.checkpoint import Checkpoint, Checkpoints, find_checkpoint, open_checkpoint
@@ -65,6 +67,7 @@ class TrainState:
         self.grouping = experiment.grouping
         self.process = experiment.process
         self.model = experiment.model
+        self.architecture = models.architecture_of(self.config.model, self.model)
         self.optimizer = optimizer
         self.precision = precision
         self.meter = Meter(self.process)
@@ -97,6 +100,8 @@ class TrainState:
             "scaler": scaler.state_dict() if scaler else None,
             "stage": self.stage,
             "grouping": self.grouping.to_dict() if self.grouping else None,
+            "allocation": self._allocation(),
+            "architecture": self.architecture,
             "ranks": self.process.world,
             "origin": self.origin,
         }
@@ -183,7 +188,20 @@ class TrainState:
             )
         return found
 
+    def _allocation(self) -> dict[str, Any] | None:
+        """Return who shares what: `build` makes the same network of it whatever it would plan."""
+        return (
+            shapeshift.allocation(self.model).to_dict()
+            if shapeshift.is_shared(self.model)
+            else None
+        )
+
     def _load(self, found: Checkpoint) -> None:
+        if stored := found.state.get("allocation"):
+            try:
+                shapeshift.take_scales(self.model, Allocation.from_dict(stored))
+            except ValueError as error:
+                raise ValueError(f"{found.folder} cannot be resumed: {error}") from None
         self.model.load_state_dict(found.tensors("model"))
         saved = found.tensors("optimizer")
         with torch.no_grad():
