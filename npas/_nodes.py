@@ -50,7 +50,7 @@ class SharingConfig:
     num_groups: int | None = None
     max_templates: int = 8
     templates: int | Literal["layers"] | None = None
-    coefficients: Literal["orthogonal", "sparse"] = "orthogonal"
+    coefficients: Literal["orthogonal", "sparse", "released"] = "orthogonal"
     lsm_regularizer: float = 0.0
     lsm_every: int = 0
     include: list[str] | None = None
@@ -101,7 +101,7 @@ class SharingConfig:
         if self.coefficients == "sparse" and self.layout == "reference":
             raise ValueError(
                 "sharing.coefficients=sparse is not how sharing.layout=reference starts: set "
-                "sharing.coefficients=orthogonal or sharing.layout=npas"
+                "sharing.coefficients=released or sharing.layout=npas"
             )
 
 

@@ -72,7 +72,8 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
         target = raw.setdefault(node, {}) if node else raw
         if value is not None and isinstance(target, dict):  # what is none, `check` refuses
             target[leaf] = value
-    experiment = build(check(raw), from_dict(grouping) if grouping else None)
+    grouped = from_dict(grouping) if grouping else None
+    experiment = build(check(raw), grouped, stored=checkpoint.state)
     load_weights(experiment.model, checkpoint)
     return experiment
 

@@ -83,11 +83,13 @@ def family(name: str) -> ModuleType:
     return find_family(__name__, "model", name)
 
 
-def build(config: Any, spec: InputSpec) -> nn.Module:
+def build(config: Any, spec: InputSpec, architecture: Mapping[str, Any] | None = None) -> nn.Module:
     """Build the network of a family's config for a task's inputs.
 
-    A family whose networks answer anything but a class says so: ANSWERS = ("cell",). ValueError
-    where the task asks for something else, or for what the family cannot build.
+    A family whose networks answer anything but a class says so: ANSWERS = ("cell",). With an
+    `architecture`, what `architecture_of` returned for a network of this config, that network is
+    built again without the files it was loaded from. ValueError where the task asks for something
+    else, or for what the family cannot build.
     """
     module = family(config.family)
     given: tuple[str, ...] = getattr(module, "ANSWERS", ("class",))
@@ -96,8 +98,19 @@ def build(config: Any, spec: InputSpec) -> nn.Module:
             f"model.family={config.family} gives {' or '.join(ANSWERS[name] for name in given)},"
             f" and the task asks for {ANSWERS[spec.answers]}: choose another model or another task"
         )
-    network: nn.Module = module.build(config, spec)
+    again = {} if architecture is None else {"architecture": architecture}
+    network: nn.Module = module.build(config, spec, **again)
     return network
+
+
+def architecture_of(config: Any, network: nn.Module) -> dict[str, Any] | None:
+    """Return, as JSON-able data, what a network is beyond its config: None for most families.
+
+    A family that may load a network offers `architecture(network)`.
+    """
+    describe = getattr(family(config.family), "architecture", None)
+    found: dict[str, Any] | None = describe(network) if describe else None
+    return found
 
 
 def find_family(package: str, kind: str, name: str) -> ModuleType:

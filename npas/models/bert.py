@@ -14,6 +14,8 @@ of two sentences (BERT's "next sentence" head is asked for the order, too).
 ALBERT-large is published with 18M: 17,683,968 with its pooler and without any head.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,11 +84,13 @@ class Config:
             raise ValueError(f"model.dropout={self.dropout}: give a rate from 0 up to, not with, 1")
 
 
-def build(config: Config, spec: InputSpec) -> nn.Module:
+def build(
+    config: Config, spec: InputSpec, architecture: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Build the network for texts of `spec.input_shape[0]` tokens: transformers' own class.
 
-    On the meta device nothing is loaded. ValueError if texts are longer than `positions`, or a
-    checkpoint cannot be had or has another shape.
+    On the meta device, and with an `architecture`, nothing is loaded. ValueError if texts are
+    longer than `positions`, or a checkpoint cannot be had or has another shape.
     """
     if spec.input_shape[0] > config.positions:
         raise ValueError(
@@ -94,9 +98,18 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
             f"{config.positions}: set task.max_length to at most that"
         )
     kind = _class(config.arch, spec.answers)
+    if architecture is not None:
+        described = type(_shape(config)).from_dict(dict(architecture), attn_implementation="sdpa")
+        return kind(described)
     if config.pretrained is None or torch.get_default_device().type == "meta":
         return kind(_shape(config))
     return _load(config, config.pretrained, kind)
+
+
+def architecture(network: Any) -> dict[str, Any]:
+    """Return transformers' config of a network that was built here."""
+    found: dict[str, Any] = json.loads(network.config.to_json_string(use_diff=False))
+    return found
 
 
 def _class(arch: str, answers: str) -> Any:

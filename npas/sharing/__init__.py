@@ -4,17 +4,10 @@ from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation
 from npas.sharing.budget import Budget, BudgetRequest, count_parameters, parse_budget
 from npas.sharing.decay import no_decay_names, param_groups
 from npas.sharing.folding import Folding, fold, load_folded, save_folded
+from npas.sharing.install import is_shared, materialize
 from npas.sharing.projection import Projection, project
 from npas.sharing.recurrence import Similarity, recurrence_reward, similarity
-from npas.sharing.shapeshift import (
-    is_shared,
-    load,
-    materialize,
-    plan,
-    save,
-    share,
-    summary,
-)
+from npas.sharing.shapeshift import load, plan, save, share, summary
 
 __all__ = [
     "Allocation",

@@ -59,10 +59,8 @@ class LayerAllocation:
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """Return the matrix that `inter` resizes to: out x rest, one row for a one-row source."""
-        if self.source[0] == 1:
-            return 1, self.size
-        return self.shape[0], self.size // self.shape[0]
+        """Return the matrix that `inter` resizes to: one row for a one-row source."""
+        return (1, self.size) if self.source[0] == 1 else matrix_form(self.shape)
 
     @property
     def how(self) -> str:
@@ -79,6 +77,12 @@ class LayerAllocation:
     def intervals(self) -> list[tuple[int, int]]:
         """Return the half-open ranges of the bank that the layer reads."""
         return [(start, start + self.template_size) for start in self.templates]
+
+
+def matrix_form(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return rows x rest of a tensor: out x rest, and N x D for a position table of 1 x N x D."""
+    rows = next((length for length in shape if length > 1), 1)
+    return rows, math.prod(shape) // rows
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
+from npas.sharing.allocation import (
+    Allocation,
+    GroupAllocation,
+    LayerAllocation,
+    Scheme,
+    matrix_form,
+)
 from npas.sharing.budget import Budget, BudgetRequest, spell_count, split_budget
 from npas.sharing.generators import GENERATORS
 from npas.sharing.layers import LayerSpec
@@ -232,9 +238,8 @@ class _Draft:
 
     def source(self, i: int) -> tuple[int, int]:
         """Return the matrix an upsampled layer reads."""
-        shape = self.layers[i].shape
         if self.scheme.upsampler == "inter":
-            return source_map(self.bank, (shape[0], self.layers[i].size // shape[0]))
+            return source_map(self.bank, matrix_form(self.layers[i].shape))
         return (1, self.bank)
 
     @property

@@ -46,9 +46,22 @@ def param_groups(
 
 
 def no_decay_names(model: nn.Module) -> set[str]:
-    """Name the parameters that take no weight decay: coefficients, embeddings, upsamplers."""
-    return {
-        name
-        for name, _ in model.named_parameters()
-        if (found := _SHARED.search(name)) and not found[1].startswith("bank_")
+    """Name the parameters that take no weight decay: coefficients, embeddings, upsamplers.
+
+    With `layout="reference"` upsamplers decay, as in the released code.
+    """
+    released = {
+        path
+        for path, module in model.named_modules()
+        if (shared := module.__dict__.get("_npas_shared")) is not None
+        and shared.allocation.scheme.layout == "reference"
     }
+    names = set()
+    for name, _ in model.named_parameters():
+        found = _SHARED.search(name)
+        if found is None or found[1].startswith("bank_"):
+            continue
+        path = name[: found.start()].removesuffix("parametrizations").rstrip(".")
+        if not (found[1].startswith("upsampler_") and path in released):
+            names.add(name)
+    return names

@@ -27,6 +27,14 @@ from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation, GroupAllocation
 from npas.sharing.budget import Budget, count_parameters
 from npas.sharing.initialization import generator_rows
+from npas.sharing.install import (
+    install,
+    install_stored,
+    is_shared,
+    materialize,
+    require_unshared,
+    shared_weights,
+)
 from npas.sharing.layers import find_tensors
 from npas.sharing.loops import (
     Loop,
@@ -47,15 +55,7 @@ from npas.sharing.names import (
     upsampler_name,
 )
 from npas.sharing.recurrence import ROWS, tie
-from npas.sharing.shapeshift import (
-    install,
-    install_stored,
-    is_shared,
-    materialize,
-    read_plan,
-    require_unshared,
-    shared_weights,
-)
+from npas.sharing.shapeshift import read_plan
 
 FOLDING_FILE = "folding.json"
 Example = Sequence[Any] | Mapping[str, Any]

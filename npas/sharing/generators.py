@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 EMBEDDING_SIZE = 24
 
@@ -31,7 +31,7 @@ class Generator(Protocol):
     ) -> dict[str, Tensor]:
         """Return the initial parameters, by name, of the layers that mix `templates` each.
 
-        `layers` counts them size by size: the rows of those of one size start as `STARTS` says.
+        `layers` counts them size by size; `start` is one of `STARTS`.
         """
 
     def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
@@ -74,8 +74,8 @@ class WeightedAverage:
     def parameters(
         self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
     ) -> dict[str, Tensor]:
-        """Return alpha_LK, rows of unit norm, orthogonal within every K layers of one size."""
-        return {"coefficients": torch.cat([STARTS[start](n, templates, rng) for n in layers])}
+        """Return alpha_LK as `start_rows` draws them."""
+        return {"coefficients": start_rows(start, layers, templates, rng)}
 
     def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
         """Return the parameter itself."""
@@ -102,7 +102,7 @@ class Embedding:
         self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
     ) -> dict[str, Tensor]:
         """Return phi_LE, affine_EK and shift_K such that alpha starts as `wavg`'s."""
-        alpha_LK = torch.cat([STARTS[start](n, templates, rng) for n in layers])
+        alpha_LK = start_rows(start, layers, templates, rng)
         if templates <= EMBEDDING_SIZE:
             affine_EK = orthogonal_rows(templates, EMBEDDING_SIZE, rng).T
             embeddings_LE = alpha_LK @ affine_EK.T
@@ -194,5 +194,24 @@ def sparse_rows(rows: int, columns: int, rng: torch.Generator) -> Tensor:
     return torch.eye(columns)[torch.arange(rows) % columns]
 
 
-STARTS = {"orthogonal": orthogonal_rows, "sparse": sparse_rows}
-"""How coefficients start; both are named by Savarese & Maire (2019)."""
+def released_rows(rows: int, columns: int, rng: torch.Generator) -> Tensor:
+    """Draw one orthogonal matrix: of more rows than columns the rows are shorter than one.
+
+    So do the codes of Savarese & Maire (2019) and of Plummer et al. (2022).
+    """
+    return nn.init.orthogonal_(torch.empty(rows, columns), generator=rng)
+
+
+STARTS = {"orthogonal": orthogonal_rows, "sparse": sparse_rows, "released": released_rows}
+"""How coefficients start. Savarese & Maire (2019) name the first two; their code does the last."""
+
+
+def start_rows(start: str, layers: Sequence[int], templates: int, rng: torch.Generator) -> Tensor:
+    """Return alpha_LK for layers that are counted size by size.
+
+    `orthogonal` and `sparse` rows have unit norm and are orthogonal within every K layers of one
+    size; `released` ones are drawn for all sizes at once.
+    """
+    if start == "released":
+        return released_rows(sum(layers), templates, rng)
+    return torch.cat([STARTS[start](n, templates, rng) for n in layers])

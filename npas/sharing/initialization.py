@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation
-from npas.sharing.generators import GENERATORS
+from npas.sharing.generators import GENERATORS, released_rows
 from npas.sharing.names import SCALES, bank_name, generator_name, upsampler_name
-from npas.sharing.upsamplers import UPSAMPLERS, resize_variance
+from npas.sharing.resize import mean_variance
+from npas.sharing.upsamplers import UPSAMPLERS
 
 PIECE = 1 << 24
 """Values of a bank that are drawn at a time: one draw in fp32 would exceed a large half bank."""
@@ -96,9 +97,10 @@ def initialize(
 def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -> None:
     """Draw banks and coefficients as the released code does, its uninitialized tail excepted.
 
-    Banks are He-normal as 3x3 filters, then every template again for its own layer, rarest shape
-    first; layers that exceed the bank are left out. Coefficients are orthogonal over all layers of
-    one K, so their rows shrink where more layers than templates share. All scales are one.
+    Banks are He-normal as 3x3 filters, then every template again for its own layer; layers that
+    exceed the bank are left out. Shapes come in the reverse of the order they are placed in: the
+    rarest first, of equally common ones the one that appears last. Where templates overlap the last
+    draw stays. Coefficients are orthogonal over all layers of one K. All scales are one.
     """
     rng = torch.Generator().manual_seed(seed)
     index = 0
@@ -106,7 +108,10 @@ def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -
         if group.bank:
             bank = torch.randn(group.bank, generator=rng) * math.sqrt(2 / 9)
             common = Counter(layer.shape for layer in group.layers)
-            for layer in sorted(group.layers, key=lambda layer: common[layer.shape]):
+            first = {shape: i for i, shape in enumerate(common)}
+            for layer in sorted(
+                group.layers, key=lambda layer: (common[layer.shape], -first[layer.shape])
+            ):
                 for start in () if layer.upsampler else layer.templates:
                     spread = math.sqrt(2 / (layer.size // layer.shape[0]))
                     drawn = torch.randn(layer.size, generator=rng) * spread
@@ -116,8 +121,7 @@ def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -
             for templates, layers in generator_rows(group).items():
                 name = generator_name("coefficients", g, templates[1])
                 if name in root._parameters:
-                    drawn = torch.empty(len(layers), templates[1])
-                    _set(root, name, nn.init.orthogonal_(drawn, generator=rng))
+                    _set(root, name, released_rows(len(layers), templates[1], rng))
         for layer in group.layers:
             if layer.learned[0]:
                 spread = 1 / math.prod(layer.learned)
@@ -134,7 +138,8 @@ def _draw_generators(
 ) -> list[float]:
     """Draw the generators' parameters; the rows of layers of one size start as `start` says.
 
-    Returns the norm of each layer's coefficients: the spread of what it mixes of unit variance.
+    Returns the norm of each layer's coefficients: the spread of what it mixes of unit variance. The
+    norms of a `released` start, which may be below one, count as one: scales do not undo them.
     """
     norms = [1.0] * len(group.layers)
     for (mixing, templates), places in generator_rows(group).items():
@@ -146,7 +151,7 @@ def _draw_generators(
             if kind in ("coefficients", "embeddings"):  # a row a layer
                 values[by_size] = values.clone()
             _set(root, generator_name(kind, g, templates), values)
-        if mixing not in ("wavg", "emb"):  # whose rows have unit norm
+        if mixing not in ("wavg", "emb"):  # whose rows have unit norm, or are released
             alpha_LK = GENERATORS[mixing].coefficients(drawn, len(places), templates)
             for place, norm in zip(places, alpha_LK.norm(dim=1).tolist(), strict=True):
                 norms[place] = norm
@@ -164,7 +169,7 @@ def generator_rows(group: GroupAllocation) -> dict[tuple[str, int], list[int]]:
 
 def _variance(layer: LayerAllocation) -> float:
     """Return the variance of a layer's weight, made of mixed values of unit variance."""
-    return resize_variance(layer.source, layer.matrix) if layer.upsampler == "inter" else 1.0
+    return mean_variance(layer.source, layer.matrix) if layer.upsampler == "inter" else 1.0
 
 
 def _root_mean_square(values: Sequence[float]) -> float:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from npas.sharing.allocation import LayerAllocation
 from npas.sharing.audit import follow, refuse_unloadable, shared_layers
 from npas.sharing.generators import GENERATORS
+from npas.sharing.install import is_shared, shared_weights
 from npas.sharing.modes import full_precision
 from npas.sharing.names import (
     PREFIX,
@@ -38,7 +39,6 @@ from npas.sharing.names import (
     upsampler_name,
 )
 from npas.sharing.reading import Reading, Rows
-from npas.sharing.shapeshift import is_shared, shared_weights
 from npas.sharing.upsamplers import UPSAMPLERS
 
 SOLVED = 1e-12

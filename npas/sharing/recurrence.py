@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from npas.sharing.audit import follow, refuse_unloadable
 from npas.sharing.generators import GENERATORS
+from npas.sharing.install import shared_weights
 from npas.sharing.names import SCALES, generator_names, shared_value
 from npas.sharing.reading import Reading
-from npas.sharing.shapeshift import shared_weights
 
 ROWS = ("coefficients", "embeddings")
 """The generators' parameters that have a row for each layer."""

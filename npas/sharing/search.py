@@ -19,7 +19,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
+from npas.sharing.allocation import (
+    Allocation,
+    GroupAllocation,
+    LayerAllocation,
+    Scheme,
+    matrix_form,
+)
 from npas.sharing.budget import Budget, BudgetRequest, count_parameters, parse_budget, spell_count
 from npas.sharing.generators import GENERATORS
 from npas.sharing.layers import LayerSpec, find_layers
@@ -84,8 +90,8 @@ def plan_search(
 
 def search_map(template: int, layer: LayerSpec) -> tuple[int, int]:
     """Return the map, rows x columns, that a layer sees in `template` values: the released rule."""
-    rest = layer.size // layer.shape[0]
-    rows = max(1, math.isqrt(template * layer.shape[0] // rest))
+    out, rest = matrix_form(layer.shape)
+    rows = max(1, math.isqrt(template * out // rest))
     return rows, template // rows
 
 

@@ -4,54 +4,38 @@ from __future__ import annotations
 
 import os
 import warnings
-import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from npas.sharing import audit, storage
-from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
+from npas.sharing.allocation import Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
-from npas.sharing.attachment import (
-    attach,
-    close_passes,
-    detach,
-    open_passes,
-    rounds_under_autocast,
-)
 from npas.sharing.budget import count_parameters, parse_budget
 from npas.sharing.buffers import give_back_freed
-from npas.sharing.dense_states import unwatch_loading, watch_loading
-from npas.sharing.generators import CHOICES, GENERATORS, STARTS
+from npas.sharing.generators import CHOICES, STARTS
 from npas.sharing.groups import assign_groups
-from npas.sharing.guards import free_methods, guard_methods
-from npas.sharing.holders import Dropped, warn_of_holders
+from npas.sharing.holders import warn_of_holders
 from npas.sharing.initialization import (
     assign_scales,
-    generator_rows,
     initialize,
     initialize_as_released,
     measure_spread,
 )
-from npas.sharing.layers import Layer, find_layers, find_tensors, is_constant
-from npas.sharing.loops import refuse_loops
-from npas.sharing.names import (
-    PREFIX,
-    SCALES,
-    bank_name,
-    generator_name,
-    remove_shared,
-    upsampler_name,
+from npas.sharing.install import (
+    dense_tensor,
+    install,
+    install_stored,
+    require_unshared,
+    shared_weights,
 )
-from npas.sharing.parts import free_parts, guard_parts
-from npas.sharing.pretrained import free_saving, guard_saving
+from npas.sharing.layers import find_layers, find_tensors, is_constant
+from npas.sharing.loops import refuse_loops
 from npas.sharing.reference import allocate_reference
 from npas.sharing.upsamplers import UPSAMPLERS
 from npas.sharing.validation import LAYOUTS
-from npas.sharing.weights import SharedWeights
 
 ALLOCATION_FILE = "allocation.json"
 
@@ -80,11 +64,12 @@ def share(
 
     `budget` limits all trainable parameters: `0.1` or `"10%"` of the dense count, `2.0`, `"18M"`.
     `templates` fixes K instead (soft sharing), and with it the count; "layers" is as many as the
-    group has layers. `generator` is avg, wavg or emb; `coefficients` start orthogonal or sparse
-    (one template a layer); `upsampler` inter, repeat, mask or wavg; `groups` single, type, shape,
-    random (with `num_groups`) or a mapping of name patterns to groups. `include` and `exclude` are
-    glob patterns over parameter names. `layout="reference"` is the released code's (no exact
-    budgets).
+    group has layers. `generator` is avg, wavg or emb; `coefficients` start orthogonal, sparse (one
+    template a layer) or released (one orthogonal matrix for all layers of one K, whose rows shrink
+    where they are more than K); `upsampler` inter, repeat, mask or wavg; `groups` single, type,
+    shape, random (with `num_groups`) or a mapping of name patterns to groups. `include` and
+    `exclude` are glob patterns over parameter names. `layout="reference"` is the released code's
+    (no exact budgets).
 
     Generated weights start with the spread of the dense ones, whose values are dropped: warns if
     they look trained. Weights are generated once per forward pass, and kept without gradients while
@@ -160,9 +145,9 @@ def plan(
     assert budget is not None
     request = parse_budget(budget)
     if layout == "reference":
-        if generator != "wavg" or coefficients != "orthogonal":
+        if generator != "wavg" or coefficients == "sparse":
             raise ValueError(
-                "layout='reference' mixes with generator='wavg' and orthogonal coefficients only"
+                "layout='reference' mixes with generator='wavg' and coefficients='released' only"
             )
         wrap_after_k = groups in ("type", "shape")
         return allocate_reference(specs, group_of, request, dense, scheme, wrap_after_k)
@@ -195,19 +180,6 @@ def allocation(model: nn.Module) -> Allocation:
     return audit.follow(shared_weights(model)).allocation
 
 
-def is_shared(model: nn.Module) -> bool:
-    """Tell whether `share` made this network."""
-    return "_npas_shared" in model.__dict__
-
-
-def shared_weights(model: nn.Module) -> SharedWeights:
-    """Return what a shared network's layers read from; ValueError if it is not shared."""
-    if not is_shared(model):
-        raise ValueError("the network is not shared: pass the module that npas.share returned")
-    found: SharedWeights = model.__dict__["_npas_shared"]
-    return found
-
-
 def looks_trained(model: nn.Module) -> bool:
     """Guess from norms: moved running statistics, or weights that are no longer all equal.
 
@@ -221,44 +193,6 @@ def looks_trained(model: nn.Module) -> bool:
             if isinstance(tensor, Tensor) and not tensor.is_meta and not is_constant(tensor):
                 return True
     return False
-
-
-@torch.no_grad()
-def materialize(model: nn.Module) -> nn.Module:
-    """Turn a shared network into a plain dense one with the same outputs, in place; return it.
-
-    Weights come from the call that the forward pass makes, so fp32 results are equal to the bit.
-    Layers that were moved out of the network get their weights, too.
-    Raises ValueError for a network that is not shared, and RuntimeError where a generated weight
-    was written to.
-    """
-    shared = shared_weights(model)
-    shared.refuse_written()
-    for part in list(model.modules()):
-        if part is not model and is_shared(part):
-            materialize(part)
-    owners = [
-        owner
-        for owner in dict.fromkeys((*model.modules(), *shared.owners))
-        if "_npas" in owner.__dict__
-    ]
-    # A copy of another network's part, put into this one, reads the bank of a copy of that network.
-    dense: dict[SharedWeights, dict[int, nn.Parameter]] = {}
-    for attachment in (owner.__dict__["_npas"] for owner in owners):
-        weights = dense.setdefault(attachment.shared, {})
-        for i in attachment.layers.values():
-            if i not in weights:
-                weights[i] = attachment.shared.dense_parameter(i)
-    remove_shared(model)  # first: a parametrization of the root's has made a class of its own
-    for owner in owners:
-        detach(owner, dense[owner.__dict__["_npas"].shared])
-    close_passes(model, shared)
-    free_methods(model)
-    free_parts(model)
-    free_saving(model)
-    unwatch_loading(model)
-    del model.__dict__["_npas_shared"]
-    return model
 
 
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
@@ -303,29 +237,6 @@ def read_plan(data: object, path: Path) -> Allocation:
         raise ValueError(f"{path}: {error}") from None
 
 
-def install_stored(
-    model: nn.Module, plan: Allocation, stored: storage.Stored, recompute: bool = False
-) -> Dropped:
-    """Share as a stored allocation says, once its tensors are known to have the shapes it needs.
-
-    Returns what `install` returns. ValueError where the shapes differ, and where the network is
-    another one.
-    """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
-    for name, shape in shared_shapes(plan).items():
-        storage.check_tensor(stored, name, shape)
-    dropped = install(model, plan, recompute)
-    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(PREFIX))
-    others = own - sum(group.ordinary for group in plan.groups)
-    if plan.unshared > others:  # there may be more than that: what was frozen when it was shared
-        raise ValueError(
-            f"{stored.directory} was written by another architecture: it has {plan.unshared:,}"
-            f" parameters that are not shared, and the network has {others:,}"
-        )
-    return dropped
-
-
 def summary(model: nn.Module) -> str:
     """Return a shared network's table: layers, groups, templates, asked, allowed and used.
 
@@ -337,101 +248,9 @@ def summary(model: nn.Module) -> str:
 def _measure_spreads(model: nn.Module, allocation: Allocation) -> dict[str, float]:
     tensors = {tensor.spec.name: tensor for tensor in find_tensors(require_unshared(model))}
     return {
-        layer.name: measure_spread(_dense_tensor(tensors, layer).parameter)
+        layer.name: measure_spread(dense_tensor(tensors, layer).parameter)
         for layer in allocation.layers
     }
-
-
-def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -> Dropped:
-    """Put zero-valued shared tensors on the root and let every shared layer read them.
-
-    Returns the dense parameters, which are the network's no longer, by name, if they are still
-    alive.
-    """
-    tensors = {tensor.spec.name: tensor for tensor in find_tensors(model)}
-    # Whatever can be wrong is found before anything changes.
-    owned = [[_dense_tensor(tensors, layer) for layer in g.layers] for g in allocation.groups]
-    likes = [_one_kind(g.name, own) for g, own in zip(allocation.groups, owned, strict=True)]
-    low = [i for i, layer in enumerate(chain(*owned)) if rounds_under_autocast(layer)]
-    shared = SharedWeights(model, allocation, low, recompute)
-    index = 0
-    for g, group in enumerate(allocation.groups):
-        if group.bank:
-            for name, shape in _group_shapes(g, group, index).items():
-                model.register_parameter(name, nn.Parameter(likes[g].new_zeros(shape)))
-            for place, tensor in enumerate(owned[g]):
-                for owner, attribute in tensor.owners:
-                    attach(owner, attribute, index + place, shared)
-        index += len(group.layers)
-    scales = 1 + max(layer.scale for layer in allocation.layers)
-    model.register_buffer(SCALES, likes[0].new_zeros(scales))
-    model.__dict__["_npas_shared"] = shared
-    shared.others = audit.count_others(shared)
-    open_passes(model, shared)
-    guard_methods(model)
-    guard_parts(model)
-    guard_saving(model)
-    watch_loading(model)
-    return {
-        tensor.spec.name: weakref.ref(tensor.parameter)
-        for group, own in zip(allocation.groups, owned, strict=True)
-        if group.bank
-        for tensor in own
-    }
-
-
-def shared_shapes(allocation: Allocation) -> dict[str, tuple[int, ...]]:
-    """Return the shapes, by name, of all tensors that `install` puts on the root."""
-    found: dict[str, tuple[int, ...]] = {}
-    index = 0
-    for g, group in enumerate(allocation.groups):
-        found |= _group_shapes(g, group, index) if group.bank else {}
-        index += len(group.layers)
-    return found | {SCALES: (1 + max(layer.scale for layer in allocation.layers),)}
-
-
-def _group_shapes(g: int, group: GroupAllocation, first: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a group's tensors; `first` is the place of its first layer."""
-    shapes: dict[str, tuple[int, ...]] = {bank_name(g): (group.bank,)}
-    for (mixing, templates), places in generator_rows(group).items():
-        for kind, shape in GENERATORS[mixing].shapes(len(places), templates).items():
-            shapes[generator_name(kind, g, templates)] = shape
-    for place, layer in enumerate(group.layers):
-        if layer.learned[0]:
-            shapes[upsampler_name(first + place)] = layer.learned
-    return shapes
-
-
-def _dense_tensor(tensors: Mapping[str, Layer], layer: LayerAllocation) -> Layer:
-    found = tensors.get(layer.name)
-    if found is None or found.spec.shape != layer.shape:
-        raise ValueError(
-            f"the network has no {layer.name} of shape {list(layer.shape)}: build the architecture"
-            " that the allocation was made for"
-        )
-    return found
-
-
-def _one_kind(group: str, layers: Sequence[Layer]) -> Tensor:
-    """Return a parameter that tells the bank's dtype and device; ValueError if they differ."""
-    first = layers[0].parameter
-    for layer in layers:
-        if (layer.parameter.dtype, layer.parameter.device) != (first.dtype, first.device):
-            raise ValueError(
-                f"group {group!r} holds {layers[0].spec.name} ({first.dtype}, {first.device}) and"
-                f" {layer.spec.name} ({layer.parameter.dtype}, {layer.parameter.device}): put them"
-                " in different groups, or share before moving parts of the network"
-            )
-    return first.detach()
-
-
-def require_unshared(model: nn.Module) -> nn.Module:
-    """Return the network; ValueError if it is none, or shares anywhere."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{model!r} is no network: pass an nn.Module")
-    if any("_npas" in module.__dict__ or is_shared(module) for module in model.modules()):
-        raise ValueError("the network is shared already: npas.materialize it to share it anew")
-    return model
 
 
 def _choose(option: str, value: str, choices: Iterable[str]) -> None:

@@ -7,15 +7,12 @@ and `wavg` with a few learned weights a layer.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
-from npas.sharing.modes import needs_plain_operations
+from npas.sharing.resize import resize
 
 WINDOW = 9
 """Values that one learned pattern of `mask` spans: a 3x3 kernel."""
@@ -96,9 +93,7 @@ class Interpolate(Repeat):
 
     def weight(self, source: Tensor, learned: Tensor | None, shape: tuple[int, int]) -> Tensor:
         """Return the resized map; `source` is a matrix, rows x columns."""
-        if source.is_cpu and torch.is_grad_enabled() and not needs_plain_operations():
-            return _Resize.apply(source, shape).reshape(-1)
-        return _resize(source, shape).reshape(-1)
+        return resize(source, shape).reshape(-1)
 
 
 UPSAMPLERS: dict[str, Upsampler] = {
@@ -126,57 +121,3 @@ def source_map(bank: int, shape: tuple[int, int]) -> tuple[int, int]:
 
     best = min(nearest, key=lambda r: (unread(r), abs(r - ideal)), default=1)
     return (best, min(columns, bank // best)) if unread(best) * 1000 <= bank else (1, bank)
-
-
-def resize_variance(source: tuple[int, int], shape: tuple[int, int]) -> float:
-    """Return the mean variance of a bilinear resize of independent unit-variance values."""
-    factors = []
-    for before, after in zip(source, shape, strict=True):
-        low, high, fraction = _taps(before, after)
-        squared = torch.where(low == high, 1.0, (1 - fraction) ** 2 + fraction**2)
-        factors.append(float(squared.mean()))
-    return factors[0] * factors[1]
-
-
-def _resize(source: Tensor, shape: tuple[int, int]) -> Tensor:
-    return F.interpolate(source[None, None], shape, mode="bilinear", align_corners=False)[0, 0]
-
-
-def _taps(before: int, after: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each output its two source positions and the second one's share."""
-    at = (torch.arange(after, dtype=torch.float64) + 0.5) * (before / after) - 0.5
-    at = at.clamp(min=0)
-    low = at.floor().long().clamp(max=before - 1)
-    return low, (low + 1).clamp(max=before - 1), at - low
-
-
-@lru_cache(maxsize=64)
-def _adjoint(before: int, after: int, dtype: torch.dtype) -> Tensor:
-    """Return the sparse transpose of one dimension's resize, before x after."""
-    low, high, fraction = _taps(before, after)
-    outputs = torch.arange(after)
-    places = torch.stack([torch.cat([low, high]), torch.cat([outputs, outputs])])
-    shares = torch.cat([1 - fraction, fraction]).to(dtype)
-    with torch.sparse.check_sparse_tensor_invariants():  # unsaid, torch warns of either choice
-        return torch.sparse_coo_tensor(places, shares, (before, after)).coalesce()
-
-
-class _Resize(Function):
-    """Resize on a CPU with a backward by sparse products, a third of the built-in one's time."""
-
-    @staticmethod
-    def forward(ctx: Any, source: Tensor, shape: tuple[int, int]) -> Tensor:
-        ctx.source_shape = source.shape
-        return _resize(source, shape)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        rows, columns = ctx.source_shape
-        sizes = [*gradient.shape], [1, 1, rows, columns]
-        if torch.is_grad_enabled() or gradient.dtype not in (torch.float32, torch.float64):
-            built_in = torch.ops.aten.upsample_bilinear2d_backward
-            return built_in(gradient[None, None], *sizes, False, None, None)[0, 0], None
-        by_column = _adjoint(columns, gradient.shape[1], gradient.dtype)
-        narrow = torch.sparse.mm(by_column, gradient.T.contiguous())
-        by_row = _adjoint(rows, gradient.shape[0], gradient.dtype)
-        return torch.sparse.mm(by_row, narrow.T.contiguous()), None

@@ -25,7 +25,7 @@ from npas.sharing.buffers import BufferPool
 from npas.sharing.generation import WeightPass, same_bytes, written
 from npas.sharing.guards import refuse_parametrized_sequence, refuse_torch_pruning
 from npas.sharing.modes import full_precision, needs_plain_operations
-from npas.sharing.names import bank_name, is_trainable, shared_names, shared_value
+from npas.sharing.names import PREFIX, bank_name, is_trainable, shared_names, shared_value
 from npas.sharing.reading import Reading
 
 
@@ -35,8 +35,8 @@ class SharedWeights:
     With gradients, a weight lives for one forward pass of the outermost module that was called (and
     is generated anew for the next). Without, it is kept until a bank, a coefficient, their dtype or
     their device changes, any optimizer steps, or `train`, `eval` or `load_state_dict` is called.
-    Version counters show a change; writing through `.data` and collectives of `torch.distributed`
-    do not move them.
+    Version counters show a change, also a fused optimizer's (see `_note_step`); writing through
+    `.data` and collectives of `torch.distributed` do not move them.
 
     `low` are the layers known to round their weights under autocast. With `recompute` weights are
     not kept for backward but generated again.
@@ -60,6 +60,7 @@ class SharedWeights:
         """The modules that read from here, wherever they are now; of a copy none."""
         self.others: dict[str, tuple[int, bool]] = {}
         """Size of every parameter that is not shared, and whether it counted, when last counted."""
+        _watch_optimizers(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave generated weights out of copies and pickles; RuntimeError if one was written to."""
@@ -72,6 +73,7 @@ class SharedWeights:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Come back with no pass open."""
         self.__dict__.update(state, _open=_OpenPass(), owners=weakref.WeakSet())
+        _watch_optimizers(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedWeights:
         """Copy with the network; warn where a part of it is copied by itself."""
@@ -89,6 +91,11 @@ class SharedWeights:
         """Yield every tensor that generated weights depend on."""
         for name in shared_names(self.root):
             yield shared_value(self.root, name)
+
+    def replace(self, allocation: Allocation) -> None:
+        """Generate from now on what another allocation of the same layers says."""
+        self.allocation, self.reading = allocation, Reading(allocation, self.reading.low)
+        self.forget()
 
     def begin(self, *_: object) -> None:
         """Open a forward pass (a pre-hook of every module that holds shared layers)."""
@@ -154,7 +161,6 @@ class SharedWeights:
         kept = self._kept  # read once: another thread may forget it meanwhile
         if kept is not None and running and self._open.checked:
             return kept
-        _watch_optimizers()
         sources = list(self.sources())
         state = self._state(sources)
         if kept is None or state != self._kept_state:
@@ -274,10 +280,27 @@ class _OpenPass(threading.local):
 
 
 _last_step: list[object] = [None]
+_alive: weakref.WeakSet[SharedWeights] = weakref.WeakSet()
 
 
-def _watch_optimizers() -> None:
+def _watch_optimizers(shared: SharedWeights) -> None:
     """Note every optimizer step from now on: a fused one leaves version counters as they are."""
+    _alive.add(shared)
     if _last_step[0] is None:
         _last_step[0] = object()
-        register_optimizer_step_post_hook(lambda *_: _last_step.__setitem__(0, object()))
+        register_optimizer_step_post_hook(_note_step)
+
+
+def _note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Move the version counters of the shared tensors that an optimizer has changed."""
+    _last_step[0] = object()
+    ours = {
+        id(tensor)
+        for shared in _alive
+        for name, tensor in shared.root._parameters.items()
+        if name.startswith(PREFIX)
+    }
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in ours and parameter.grad is not None:
+                torch.autograd.graph.increment_version(parameter)

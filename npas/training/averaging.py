@@ -47,7 +47,7 @@ class AveragedWeights:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from stored averages."""
         for name, tensor in self.tensors.items():
-            tensor.copy_(tensors[name])
+            self.tensors[name] = tensors[name].to(tensor)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

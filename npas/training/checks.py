@@ -102,3 +102,14 @@ def check_counts(samples_steps: torch.Tensor, progress: Progress) -> None:
     samples, steps = samples_steps.tolist()
     if not 0 <= steps <= min(samples, progress.step):
         raise ValueError(f"the meter has counted {steps} steps of {samples} samples")
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested nodes to full key names: {"optim": {"lr": 0.1}} -> {"optim.lr": 0.1}."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from npas import models, tasks
 from npas._groups import GROUPS_FILE
 from npas.config import DENSE, Config, search_epochs
 from npas.models import InputSpec
-from npas.sharing import Allocation, shapeshift
+from npas.sharing import Allocation, install, shapeshift
 from npas.sharing.layers import find_layers
 from npas.sharing.recurrence import recurrence_reward
 from npas.sharing.search import plan_search
@@ -66,11 +67,17 @@ class Experiment:
         )
 
 
-def build(config: Config, grouping: Grouping | None = None, task: Task | None = None) -> Experiment:
+def build(
+    config: Config,
+    grouping: Grouping | None = None,
+    task: Task | None = None,
+    stored: Mapping[str, Any] | None = None,
+) -> Experiment:
     """Build task, network and allocation from a checked config; reads no data.
 
     Where groups are to be searched and no grouping is given, the experiment is the search. `task`
-    saves a later stage from reading the data again.
+    saves a later stage from reading the data again. `stored` is the state of a checkpoint whose
+    network is built, see `build_network`.
 
     ValueError for a budget that cannot be, or a device that is not there.
     """
@@ -83,22 +90,34 @@ def build(config: Config, grouping: Grouping | None = None, task: Task | None = 
             config.task, config.data, seed=config.seed, device=process.device
         )
     stage = SEARCH if search_epochs(config) and grouping is None else TRAIN
-    model = build_network(config, task.spec, grouping)
-    allocation = shapeshift.allocation(model) if shapeshift.is_shared(model) else None
+    model = build_network(config, task.spec, grouping, stored)
+    allocation = shapeshift.allocation(model) if install.is_shared(model) else None
     model.to(process.device)
     if process.device.type == "cuda":
         model.to(memory_format=torch.channels_last)
     return Experiment(config, process, task, model, allocation, stage, grouping)
 
 
-def build_network(config: Config, spec: InputSpec, grouping: Grouping | None = None) -> nn.Module:
+def build_network(
+    config: Config,
+    spec: InputSpec,
+    grouping: Grouping | None = None,
+    stored: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """Build the network for a task's inputs and share it, for the search while groups are unknown.
 
-    On the CPU, so that a seed means the same weights whatever trains them. ValueError for a budget
-    that cannot be.
+    On the CPU, so that a seed means the same weights whatever trains them. With the state of a
+    checkpoint, `stored`, it is the network that the checkpoint's weights are for: shared as its
+    allocation says, and with no file of pretrained weights read. ValueError for a budget that
+    cannot be.
     """
+    stored = stored or {}
     seeding.seed_torch(config.seed, "init")
-    model = models.build(config.model, spec)
+    model = models.build(config.model, spec, stored.get("architecture"))
+    if stored.get("allocation"):
+        plan = Allocation.from_dict(stored["allocation"])
+        install.install(model, plan, config.sharing.recompute)
+        return model
     if search_epochs(config) and grouping is None:
         return _share_for_search(config, model)
     if config.budget == DENSE:

@@ -24,7 +24,7 @@ from npas import config as schema
 from npas import models, tasks
 from npas._decode import decode, read_json
 from npas.config import DENSE, Config
-from npas.sharing import Allocation, GroupAllocation, project, shapeshift
+from npas.sharing import Allocation, GroupAllocation, install, project, shapeshift
 from npas.sharing.budget import parse_budget
 from npas.sharing.names import SCALES, bank_name, generator_name, generator_names, upsampler_name
 from npas.sharing.projection import copy_others, dense_names
@@ -110,10 +110,10 @@ def _start(model: nn.Module, path: Path, stage: str) -> str:
     if not _is_run(path):
         return _from_dense(model, _read(path))
     stored = _restore(path)
-    if shapeshift.is_shared(stored):
+    if install.is_shared(stored):
         theirs, tensors = shapeshift.allocation(stored), dict(stored.state_dict())
-        dense = shapeshift.materialize(stored).state_dict()
-        if shapeshift.is_shared(model) and (done := take_over(model, theirs, tensors)):
+        dense = install.materialize(stored).state_dict()
+        if install.is_shared(model) and (done := take_over(model, theirs, tensors)):
             return _line(done, *copy_others(model, dense))
     return _from_dense(model, stored.state_dict())
 
@@ -127,7 +127,7 @@ def _is_run(path: Path) -> bool:
 def _from_dense(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Project dense weights into the banks, or copy them into a dense network."""
     state = align(state, dense_names(model))
-    if not shapeshift.is_shared(model):
+    if not install.is_shared(model):
         copied, fresh = copy_others(model, state)
         if not copied:
             raise ValueError("no tensor there has a name and shape of the network's")
@@ -244,7 +244,8 @@ def _restore(path: Path) -> nn.Module:
     task = tasks.family(config.task.family).Task(
         config.task, config.data, seed=config.seed, device=torch.device("cpu")
     )
-    model = build_network(config, task.spec, from_dict(grouping) if grouping else None)
+    grouped = from_dict(grouping) if grouping else None
+    model = build_network(config, task.spec, grouped, checkpoint.state)
     load_weights(model, checkpoint)
     return model
 

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from npas import models
 from npas._groups import GROUPS_FILE
 from npas.config import OF_PARTS, Config, config_hash, in_parts, is_excluded, run_dir, to_dict
+from npas.sharing import Allocation, install, shapeshift
 from npas.tasks._files import write_whole
 from npas.training.averaging import AveragedWeights
 from npas.training.checkpoint import (
@@ -27,7 +29,7 @@ from npas.training.checkpoint import (
     find_checkpoint,
     open_checkpoint,
 )
-from npas.training.checks import Length, check_counts, check_scaler, read_progress
+from npas.training.checks import Length, check_counts, check_scaler, flat, read_progress
 from npas.training.grouping import from_dict
 from npas.training.meter import Meter
 from npas.training.precision import Precision
@@ -75,6 +77,7 @@ class TrainState:
         self.process = experiment.process
         self.task, self.epochs = experiment.task, experiment.epochs
         self.model = experiment.model
+        self.architecture = models.architecture_of(self.config.model, self.model)
         self.optimizer = optimizer
         self.precision = precision
         self.meter = Meter(self.process)
@@ -107,6 +110,8 @@ class TrainState:
             "scaler": scaler.state_dict() if scaler else None,
             "stage": self.stage,
             "grouping": self.grouping.to_dict() if self.grouping else None,
+            "allocation": self._allocation(),
+            "architecture": self.architecture,
             "ranks": self.process.world,
             "origin": self.origin,
         }
@@ -193,18 +198,31 @@ class TrainState:
             )
         return found
 
+    def _allocation(self) -> dict[str, Any] | None:
+        """Return who shares what: `build` makes the same network of it whatever it would plan."""
+        return (
+            shapeshift.allocation(self.model).to_dict() if install.is_shared(self.model) else None
+        )
+
     def _load(self, found: Checkpoint) -> None:
         length = Length(self.epochs, self.task.steps_per_epoch(self.config.batch_size))
         metric = f"val/{self.task.selection_metric}"
         progress = read_progress(found, Progress, length, metric)
+        if stored := found.state.get("allocation"):
+            try:
+                install.take_scales(self.model, Allocation.from_dict(stored))
+            except ValueError as error:
+                raise ValueError(f"{found.folder} cannot be resumed: {error}") from None
         own = self._optimizer_tensors()
         saved = found.tensors("optimizer", own)
-        self.model.load_state_dict(found.tensors("model", self.model.state_dict()))
+        weights = self.model.state_dict()
+        self.model.load_state_dict(found.tensors("model", weights))
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(saved[name])
         if self.averaged:
-            self.averaged.load(found.tensors(AVERAGED, self.averaged.tensors))
+            averages = {name: weights[name] for name in self.averaged.tensors}
+            self.averaged.load(found.tensors(AVERAGED, averages))
         if scaler := self.precision.scaler:
             with found.refusing():
                 scaler.load_state_dict(check_scaler(found.state["scaler"], scaler.state_dict()))
@@ -375,14 +393,3 @@ def _parts_of(found: Checkpoint) -> tuple[int, int]:
     """Return `trainer.devices` and `trainer.accumulation` of a checkpoint's config."""
     trainer = found.state["config"].get("trainer", {})
     return trainer.get("devices", 1), trainer.get("accumulation", 1)
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested nodes to full key names: {"optim": {"lr": 0.1}} -> {"optim.lr": 0.1}."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

@@ -1,10 +1,12 @@
 """npas-eval and npas-export bring a stored run back as it was."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from npas.cli import runs
-from npas.models import InputSpec, family
+from npas.models import InputSpec, bert, family
 from npas.reporting import results
 
 
@@ -25,6 +27,58 @@ def test_an_evaluation_finds_what_the_run_reported(run: Run, trained: Path) -> N
     assert json.loads(answer.out) == reported.last
     table = run("npas-eval", f"run={trained}").out
     assert f"accuracy {reported.last['accuracy']:.4f}" in table
+
+
+def test_a_checkpoint_without_its_allocation_is_read_as_before(run: Run, trained: Path) -> None:
+    expected = run("npas-eval", f"run={trained}", "format=json", "device=cpu").out
+    folder = Path(shutil.copytree(trained, "old"))
+    for checkpoint in (folder / "checkpoints").iterdir():
+        state = json.loads((checkpoint / "state.json").read_text())
+        del state["allocation"], state["architecture"]
+        (checkpoint / "state.json").write_text(json.dumps(state))
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        digest = hashlib.sha256((checkpoint / "state.json").read_bytes()).hexdigest()
+        (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"state.json": digest}))
+    answer = run("npas-eval", f"run={folder}", "format=json", "device=cpu")
+    assert answer.code == 0 and answer.out == expected
+
+
+@pytest.mark.parametrize("arch", ["bert", "albert"])
+@pytest.mark.parametrize("budget", ["dense", "0.6"])
+def test_a_fine_tuned_network_needs_no_pretrained_one_again(
+    run: Run, tmp_path: Path, arch: str, budget: str
+) -> None:
+    """Nor does what the folder's own config said get lost: here, of its activation."""
+    shape = {"layers": 1, "hidden": 8, "heads": 2, "intermediate": 16}
+    embedding = 4 if arch == "albert" else None
+    config = bert.Config(arch=arch, vocab_size=1024, positions=128, embedding=embedding, **shape)
+    network = bert.build(config, InputSpec((128,), 0, "pretraining"))
+    network.config.hidden_act = "relu"
+    network.save_pretrained(tmp_path / "published")
+    answer = run(
+        "npas-train",
+        "+exp=tiny_squad",
+        f"model.arch={arch}",
+        f"model.embedding={'null' if embedding is None else embedding}",
+        *(f"model.{key}={value}" for key, value in shape.items()),
+        f"model.pretrained={tmp_path / 'published'}",
+        f"budget={budget}",
+        "data.standin={train: 8, test: 4, epochs: 1, batch_size: 4}",
+        "wandb.mode=disabled",
+        "trainer.device=cpu",
+        f"run_root={tmp_path}",
+    )
+    assert answer.code == 0, answer.err
+    (folder,) = tmp_path.glob("tiny_squad/*")
+    shutil.rmtree(tmp_path / "published")
+    answer = run("npas-eval", f"run={folder}", "format=json", "device=cpu")
+    reported = results.read(folder).metrics
+    assert answer.code == 0, answer.err
+    assert reported is not None and json.loads(answer.out) == reported.last
+    restored: Any = runs.restore(str(folder), {"trainer.device": "cpu"}).model
+    assert restored.config.hidden_act == "relu"
+    answer = run("npas-export", f"run={folder}")
+    assert answer.code == 0, answer.err
 
 
 def test_an_evaluation_of_data_that_was_not_held_out_says_so(run: Run, trained: Path) -> None:

@@ -84,6 +84,21 @@ def test_npas_plan_prints_the_same_counts(words: tuple[str, ...], count: int, ru
     assert json.loads(answer.out)["budget"]["used"] == count == planned(*words).budget.used
 
 
+@pytest.mark.parametrize(
+    ("exp", "start"),
+    {
+        "swrn_cifar10": "released",
+        "swrn_cifar100": "released",
+        "swrn_imagenet": "released",
+        "swrn_40_8_8": "released",
+        "digits_swrn": "orthogonal",  # of committed results
+        "shortest_paths_small": "orthogonal",
+    }.items(),
+)
+def test_what_reproduces_a_paper_starts_as_its_code(exp: str, start: str) -> None:
+    assert compose(f"+exp={exp}").sharing.coefficients == start
+
+
 def test_a_stage_shares_its_3x3_convs_behind_the_first_block() -> None:
     plan = planned("+exp=swrn_cifar10")
     for stage, group in enumerate(plan.groups):

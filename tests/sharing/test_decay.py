@@ -75,3 +75,11 @@ def test_a_dense_network_goes_by_dimensions_and_what_is_frozen_is_left_out() -> 
     model[1].requires_grad_(False)
     model[0].bias.requires_grad_(False)
     assert len(npas.param_groups(model, 0.1)) == 1
+
+
+def test_with_the_released_layout_upsamplers_decay_too() -> None:
+    model = npas.share(Residual(), 0.1, upsampler="mask", layout="reference")
+    wrapped = nn.Sequential(model)
+    names = {name for name, _ in wrapped.named_parameters() if "npas_" in name}
+    names -= npas.sharing.no_decay_names(wrapped)
+    assert {name.split("_")[1] for name in names} == {"bank", "upsampler"}

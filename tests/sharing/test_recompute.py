@@ -50,6 +50,29 @@ def test_gradients_are_the_same(specimen: Specimen, budget: float, upsampler: st
         usual.zero_grad()
 
 
+@pytest.mark.parametrize("form", ["for-loop", "foreach", "fused"])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("budget", [0.4, 2.3])
+def test_a_step_between_forward_and_backward_is_refused(
+    budget: float, optimizer: Callable[..., torch.optim.Optimizer], form: str
+) -> None:
+    """Also a fused one, which moves no version counter; a step of others' parameters is none."""
+    choice = {"for-loop": {"foreach": False}}.get(form, {form: True})
+    for model in twins(ZOO[0], budget, upsampler="mask"):
+        inputs, labels = ZOO[0].batch()
+        other = nn.Linear(2, 2)
+        other(torch.ones(2)).sum().backward()
+        F.cross_entropy(model(inputs), labels).backward()
+        value = F.cross_entropy(model(inputs), labels)
+        optimizer(other.parameters(), lr=0.1, **choice).step()
+        value.backward()
+        value = F.cross_entropy(model(inputs), labels)
+        shared = [p for name, p in model.named_parameters() if "npas_" in name]
+        optimizer(shared, lr=0.1, **choice).step()
+        with pytest.raises(RuntimeError, match="step the optimizer after backward"):
+            value.backward()
+
+
 def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
     """Count what the graph of one forward pass keeps alive of generated weights."""
     seen: list[weakref.ref[Tensor]] = []

@@ -157,6 +157,16 @@ def test_sparse_coefficients_start_with_one_template_each() -> None:
     assert npas.allocation(model).scheme.coefficients == "sparse"
 
 
+@pytest.mark.parametrize("templates", [3, 12, 20])
+def test_released_coefficients_start_as_one_orthogonal_matrix(templates: int) -> None:
+    """Of more layers than templates the rows are shorter than one, and no scale makes up for it."""
+    model = chain(templates, coefficients="released")
+    rows = model.get_parameter(f"npas_coefficients_0_{templates}").detach()
+    products = rows.T @ rows if templates < 12 else rows @ rows.T
+    torch.testing.assert_close(products, torch.eye(len(products)), rtol=0, atol=1e-5)
+    assert model.get_buffer("npas_scales").tolist() == pytest.approx([1.0])
+
+
 @pytest.mark.parametrize("start", [*STARTS])
 @pytest.mark.parametrize("generator", ["wavg", "emb"])
 def test_both_starts_keep_the_spread_of_the_dense_weights(start: str, generator: str) -> None:
@@ -170,7 +180,7 @@ def test_both_starts_keep_the_spread_of_the_dense_weights(start: str, generator:
 def test_starts_that_do_not_exist_are_refused() -> None:
     with pytest.raises(ValueError, match="orthogonal, sparse"):
         chain(coefficients="random")
-    with pytest.raises(ValueError, match="orthogonal coefficients only"):
+    with pytest.raises(ValueError, match="coefficients='released' only"):
         shared(layout="reference", coefficients="sparse")
 
 

@@ -1,6 +1,8 @@
 """Layouts and numbers of the released code, recorded from runs of it (float64)."""
 
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +167,27 @@ def test_every_bank_value_is_initialized_also_the_tail() -> None:
     npas.share(model, "5.999K", layout="reference")
     bank = model.get_parameter("npas_bank_0").detach()
     assert bool((bank != 0).all()) and float(bank.abs().max()) < 5
+
+
+@pytest.mark.parametrize("budget", ["2%", "10%", "50%"])
+def test_the_last_layer_to_draw_a_region_decides_its_spread(budget: str) -> None:
+    """The released order, the reverse of `Counter.most_common`, painted value by value."""
+    record = next(r for r in RECORDED if r["arch"] == "wrn-16-2" and r["groups"] == 1)
+    model = Plain(
+        [
+            {"i": i, "shape": shape, "kind": "SConv2d" if len(shape) == 4 else "SLinear"}
+            for i, (_, _, shape, _, _) in enumerate(sorted(record["layers"]))
+        ]
+    )
+    (group,) = npas.allocation(npas.share(model, budget, layout="reference")).groups
+    spread = torch.full((group.bank,), (2 / 9) ** 0.5)
+    for shape, _ in Counter(layer.shape for layer in group.layers).most_common()[::-1]:
+        for layer in group.layers:
+            if layer.shape == shape and len(layer.templates) * layer.size <= group.bank:
+                for low, high in layer.intervals:
+                    spread[low:high] = (2 / np.prod(shape[1:])) ** 0.5
+    bounds = [0, *(1 + (spread.diff() != 0).nonzero()[:, 0]).tolist(), group.bank]
+    drawn = model.get_parameter("npas_bank_0").detach()
+    for low, high in itertools.pairwise(bounds):
+        found = float(drawn[low:high].square().mean().sqrt() / spread[low])
+        assert abs(found - 1) < 5 / (2 * (high - low)) ** 0.5, (low, high)

@@ -3,12 +3,18 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import npas
+from npas.cli.runs import restore
+from npas.models._initialization import initialize
+from npas.sharing.allocator import allocate
 from npas.training import Experiment, build, train
 from npas.training.checkpoint import Checkpoints
 from npas.training.state import TrainState
@@ -101,6 +107,51 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert "resuming from" in caplog.text and "step-00000005" in caplog.text
     assert same_state(straight, resumed) and outcome.metrics == expected.metrics
     assert log(tmp_path / "resumed") == log(tmp_path / "straight")
+
+
+def spread_unevenly(model: nn.Module, *rest: Any) -> None:
+    """Initialize as another version of the library might, so that scales are laid out anew."""
+    initialize(model, *rest)
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    for i, module in enumerate(convs):
+        module.weight.data *= 1.5 ** (i % 3)
+
+
+@pytest.mark.parametrize("optim", [{}, {"ema": 0.9}], ids=["plain", "averaged"])
+def test_a_resumed_run_keeps_its_scales_whatever_the_initializer_has_become(
+    run_small, stop_after, monkeypatch: pytest.MonkeyPatch, optim: dict[str, Any], tmp_path: Path
+) -> None:
+    case = {"budget": "0.5", "optim": optim, "model": {"depth": 16}}
+    straight, expected = run_small("straight", **case)
+    stop_after(1)
+    with pytest.raises(Stopped):
+        run_small("resumed", **case)
+    stop_after(None)
+    monkeypatch.setattr("npas.models.wrn.initialize", spread_unevenly)
+    assert npas.allocation(build(straight.config).model) != straight.allocation
+    resumed, outcome = run_small("resumed", **case)
+    assert same_state(straight, resumed) and outcome.metrics == expected.metrics
+    restored = restore(str(tmp_path / "resumed"), {})  # as npas-eval, -export and -fold do
+    assert restored.allocation == straight.allocation
+    if not optim:
+        assert same_state(straight, restored)
+
+
+def test_a_checkpoint_of_another_allocation_is_not_resumed(
+    run_small, stop_after, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(1)
+    with pytest.raises(Stopped):
+        run_small("resumed", budget="0.5")
+    stop_after(None)
+
+    def allocate_otherwise(*arguments: Any) -> npas.Allocation:
+        made = allocate(*arguments)
+        return replace(made, groups=tuple(replace(g, bank=g.bank - 1) for g in made.groups))
+
+    monkeypatch.setattr("npas.sharing.shapeshift.allocate", allocate_otherwise)
+    with pytest.raises(ValueError, match=r"cannot be resumed: its allocation .* resume=never"):
+        run_small("resumed", budget="0.5")
 
 
 def lose(folder: Path, step: int) -> None:

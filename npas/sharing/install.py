@@ -1,0 +1,232 @@
+"""Put shared tensors and generated weights into a network, and take them out again."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from npas.sharing import audit, storage
+from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation
+from npas.sharing.attachment import (
+    attach,
+    close_passes,
+    detach,
+    open_passes,
+    rounds_under_autocast,
+)
+from npas.sharing.dense_states import unwatch_loading, watch_loading
+from npas.sharing.generators import GENERATORS
+from npas.sharing.guards import free_methods, guard_methods
+from npas.sharing.holders import Dropped
+from npas.sharing.initialization import (
+    generator_rows,
+)
+from npas.sharing.layers import Layer, find_tensors
+from npas.sharing.names import (
+    PREFIX,
+    SCALES,
+    bank_name,
+    generator_name,
+    remove_shared,
+    upsampler_name,
+)
+from npas.sharing.parts import free_parts, guard_parts
+from npas.sharing.pretrained import free_saving, guard_saving
+from npas.sharing.weights import SharedWeights
+
+
+def take_scales(model: nn.Module, allocation: Allocation) -> None:
+    """Give the layers of a shared network the places in the list of scales that a plan gives them.
+
+    The scales themselves are to be loaded. ValueError if the plans differ in anything else.
+    """
+    shared = shared_weights(model)
+    if _without_scales(allocation) != _without_scales(shared.allocation):
+        raise ValueError(
+            "its allocation is another than this version of npas plans: go on with the version"
+            " that wrote it, or train anew with resume=never"
+        )
+    if allocation != shared.allocation:
+        shared.replace(allocation)
+        scales = 1 + max(layer.scale for layer in allocation.layers)
+        model.register_buffer(SCALES, model.get_buffer(SCALES).new_ones(scales))
+
+
+def _without_scales(allocation: Allocation) -> Allocation:
+    groups = tuple(
+        replace(group, layers=tuple(replace(layer, scale=0) for layer in group.layers))
+        for group in allocation.groups
+    )
+    return replace(allocation, groups=groups)
+
+
+def is_shared(model: nn.Module) -> bool:
+    """Tell whether `share` made this network."""
+    return "_npas_shared" in model.__dict__
+
+
+def shared_weights(model: nn.Module) -> SharedWeights:
+    """Return what a shared network's layers read from; ValueError if it is not shared."""
+    if not is_shared(model):
+        raise ValueError("the network is not shared: pass the module that npas.share returned")
+    found: SharedWeights = model.__dict__["_npas_shared"]
+    return found
+
+
+@torch.no_grad()
+def materialize(model: nn.Module) -> nn.Module:
+    """Turn a shared network into a plain dense one with the same outputs, in place; return it.
+
+    Weights come from the call that the forward pass makes, so fp32 results are equal to the bit.
+    Layers that were moved out of the network get their weights, too.
+    Raises ValueError for a network that is not shared, and RuntimeError where a generated weight
+    was written to.
+    """
+    shared = shared_weights(model)
+    shared.refuse_written()
+    for part in list(model.modules()):
+        if part is not model and is_shared(part):
+            materialize(part)
+    owners = [
+        owner
+        for owner in dict.fromkeys((*model.modules(), *shared.owners))
+        if "_npas" in owner.__dict__
+    ]
+    # A copy of another network's part, put into this one, reads the bank of a copy of that network.
+    dense: dict[SharedWeights, dict[int, nn.Parameter]] = {}
+    for attachment in (owner.__dict__["_npas"] for owner in owners):
+        weights = dense.setdefault(attachment.shared, {})
+        for i in attachment.layers.values():
+            if i not in weights:
+                weights[i] = attachment.shared.dense_parameter(i)
+    remove_shared(model)  # first: a parametrization of the root's has made a class of its own
+    for owner in owners:
+        detach(owner, dense[owner.__dict__["_npas"].shared])
+    close_passes(model, shared)
+    free_methods(model)
+    free_parts(model)
+    free_saving(model)
+    unwatch_loading(model)
+    del model.__dict__["_npas_shared"]
+    return model
+
+
+def install_stored(
+    model: nn.Module, plan: Allocation, stored: storage.Stored, recompute: bool = False
+) -> Dropped:
+    """Share as a stored allocation says, once its tensors are known to have the shapes it needs.
+
+    Returns what `install` returns. ValueError where the shapes differ, and where the network is
+    another one.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
+    for name, shape in shared_shapes(plan).items():
+        storage.check_tensor(stored, name, shape)
+    dropped = install(model, plan, recompute)
+    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(PREFIX))
+    others = own - sum(group.ordinary for group in plan.groups)
+    if plan.unshared > others:  # there may be more than that: what was frozen when it was shared
+        raise ValueError(
+            f"{stored.directory} was written by another architecture: it has {plan.unshared:,}"
+            f" parameters that are not shared, and the network has {others:,}"
+        )
+    return dropped
+
+
+def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -> Dropped:
+    """Put zero-valued shared tensors on the root and let every shared layer read them.
+
+    Returns the dense parameters, which are the network's no longer, by name, if they are still
+    alive.
+    """
+    tensors = {tensor.spec.name: tensor for tensor in find_tensors(model)}
+    # Whatever can be wrong is found before anything changes.
+    owned = [[dense_tensor(tensors, layer) for layer in g.layers] for g in allocation.groups]
+    likes = [_one_kind(g.name, own) for g, own in zip(allocation.groups, owned, strict=True)]
+    low = [i for i, layer in enumerate(chain(*owned)) if rounds_under_autocast(layer)]
+    shared = SharedWeights(model, allocation, low, recompute)
+    index = 0
+    for g, group in enumerate(allocation.groups):
+        if group.bank:
+            for name, shape in _group_shapes(g, group, index).items():
+                model.register_parameter(name, nn.Parameter(likes[g].new_zeros(shape)))
+            for place, tensor in enumerate(owned[g]):
+                for owner, attribute in tensor.owners:
+                    attach(owner, attribute, index + place, shared)
+        index += len(group.layers)
+    scales = 1 + max(layer.scale for layer in allocation.layers)
+    model.register_buffer(SCALES, likes[0].new_zeros(scales))
+    model.__dict__["_npas_shared"] = shared
+    shared.others = audit.count_others(shared)
+    open_passes(model, shared)
+    guard_methods(model)
+    guard_parts(model)
+    guard_saving(model)
+    watch_loading(model)
+    return {
+        tensor.spec.name: weakref.ref(tensor.parameter)
+        for group, own in zip(allocation.groups, owned, strict=True)
+        if group.bank
+        for tensor in own
+    }
+
+
+def shared_shapes(allocation: Allocation) -> dict[str, tuple[int, ...]]:
+    """Return the shapes, by name, of all tensors that `install` puts on the root."""
+    found: dict[str, tuple[int, ...]] = {}
+    index = 0
+    for g, group in enumerate(allocation.groups):
+        found |= _group_shapes(g, group, index) if group.bank else {}
+        index += len(group.layers)
+    return found | {SCALES: (1 + max(layer.scale for layer in allocation.layers),)}
+
+
+def _group_shapes(g: int, group: GroupAllocation, first: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a group's tensors; `first` is the place of its first layer."""
+    shapes: dict[str, tuple[int, ...]] = {bank_name(g): (group.bank,)}
+    for (mixing, templates), places in generator_rows(group).items():
+        for kind, shape in GENERATORS[mixing].shapes(len(places), templates).items():
+            shapes[generator_name(kind, g, templates)] = shape
+    for place, layer in enumerate(group.layers):
+        if layer.learned[0]:
+            shapes[upsampler_name(first + place)] = layer.learned
+    return shapes
+
+
+def dense_tensor(tensors: Mapping[str, Layer], layer: LayerAllocation) -> Layer:
+    """Return a network's tensor that a plan names; ValueError if it has none of that shape."""
+    found = tensors.get(layer.name)
+    if found is None or found.spec.shape != layer.shape:
+        raise ValueError(
+            f"the network has no {layer.name} of shape {list(layer.shape)}: build the architecture"
+            " that the allocation was made for"
+        )
+    return found
+
+
+def _one_kind(group: str, layers: Sequence[Layer]) -> Tensor:
+    """Return a parameter that tells the bank's dtype and device; ValueError if they differ."""
+    first = layers[0].parameter
+    for layer in layers:
+        if (layer.parameter.dtype, layer.parameter.device) != (first.dtype, first.device):
+            raise ValueError(
+                f"group {group!r} holds {layers[0].spec.name} ({first.dtype}, {first.device}) and"
+                f" {layer.spec.name} ({layer.parameter.dtype}, {layer.parameter.device}): put them"
+                " in different groups, or share before moving parts of the network"
+            )
+    return first.detach()
+
+
+def require_unshared(model: nn.Module) -> nn.Module:
+    """Return the network; ValueError if it is none, or shares anywhere."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{model!r} is no network: pass an nn.Module")
+    if any("_npas" in module.__dict__ or is_shared(module) for module in model.modules()):
+        raise ValueError("the network is shared already: npas.materialize it to share it anew")
+    return model

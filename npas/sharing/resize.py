@@ -1,0 +1,210 @@
+"""Resize a matrix bilinearly: half-pixel centres, no corner alignment, as `F.interpolate` does.
+
+`F.interpolate` rounds positions to fp32, which fails for long rows. Here they are integers: output
+i of `after` lies at n / (2 after) with n = (2 i + 1) before - after, kept inside the source, and
+mixes the values on both sides of it in the shares that the remainder gives. The forward pass and
+its adjoint multiply by the same numbers.
+
+`before` and `after` are the lengths of one dimension in the source and in what is made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from npas.sharing.modes import needs_plain_operations
+
+TILE = 1 << 18
+"""Values that a CPU makes at a time: what is needed in between stays in its cache."""
+LARGE_TILE = 1 << 24
+"""The same on other devices, where it limits the memory."""
+SHORT = 1 << 14
+"""The longest span whose taps are remembered."""
+
+Shape = tuple[int, int]
+Span = tuple[int, int]  # half-open
+Taps = tuple[Tensor, Tensor, Tensor, Tensor]
+Bags = tuple[Tensor, Tensor, Tensor]
+Like = tuple[torch.dtype, torch.device]
+
+
+def resize(source: Tensor, shape: Shape) -> Tensor:
+    """Return the matrix `source` resized to `shape`, in its dtype; differentiable to any order.
+
+    Half precision is mixed in fp32 and rounded once.
+    """
+    if not source.is_meta and not needs_plain_operations():
+        resized: Tensor = _Resize.apply(source, shape)
+        return resized
+    wide = _wide(source)
+    for dim in (1, 0):
+        span = 0, shape[dim]
+        wide = _mix(wide, dim, _taps(source.shape[dim], shape[dim], span, _like(wide)))
+    return wide.to(source.dtype)
+
+
+def mean_variance(source: Shape, shape: Shape) -> float:
+    """Return the mean variance of a resize of independent unit-variance values."""
+    factors = []
+    for before, after in zip(source, shape, strict=True):
+        squares = 0.0
+        for span in _spans(after, LARGE_TILE):
+            _, _, near, far = _taps(before, after, span, (torch.float64, torch.device("cpu")))
+            squares += float((near.square() + far.square()).sum())
+        factors.append(squares / after)
+    return factors[0] * factors[1]
+
+
+class _Resize(Function):
+    """Resize by tiles; the backward pass is the adjoint, whose own backward pass is this."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, shape: Shape) -> Tensor:
+        ctx.source = rows, columns = (source.shape[0], source.shape[1])
+        made, wide, size = source.new_empty(shape), _wide(source), _tile_size(source)
+        for across in _spans(shape[1], size):
+            by_column = _remember(_taps, columns, shape[1], across, wide)
+            for down in _spans(shape[0], size // (across[1] - across[0])):
+                first, last = _sources(rows, shape[0], down)
+                low, high, near, far = _remember(_taps, rows, shape[0], down, wide)
+                part = _mix(wide[first:last], 1, by_column)
+                part = _mix(part, 0, (low - first, high - first, near, far))
+                made[slice(*down), slice(*across)] = part
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Adjoint.apply(gradient, ctx.source), None
+
+
+class _Adjoint(Function):
+    """Multiply by the transpose of a resize: each source value gathers from its readers."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, source: Shape) -> Tensor:
+        ctx.shape = rows, columns = (gradient.shape[0], gradient.shape[1])
+        made, size = gradient.new_empty(source), _tile_size(gradient)
+        for across in _spans(source[1], size * source[1] // max(source[1], columns)):
+            left, right = _readers(source[1], columns, across)
+            by_column = _remember(_bags, source[1], columns, across, gradient)
+            height = size // (right - left + 1) * source[0] // max(source[0], rows)
+            for down in _spans(source[0], height):
+                top, bottom = _readers(source[0], rows, down)
+                by_row = _remember(_bags, source[0], rows, down, gradient)
+                part = _gather(_wide(gradient[top:bottom, left:right]), by_row)
+                made[slice(*down), slice(*across)] = _gather(part.T, by_column).T
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Resize.apply(gradient, ctx.shape), None
+
+
+def _mix(source: Tensor, dim: int, taps: Taps) -> Tensor:
+    """Resize one dimension, equal to the bit whatever part of it is made."""
+    low, high, near, far = taps
+    if dim == 0:
+        near, far = near[:, None], far[:, None]
+    # Products are rounded before their sum: the last bit would else depend on the layout.
+    return source.index_select(dim, low).mul_(near).add_(source.index_select(dim, high).mul_(far))
+
+
+def _gather(gradient: Tensor, bags: Bags) -> Tensor:
+    places, begins, shares = bags
+    return F.embedding_bag(
+        places, gradient.contiguous(), begins, mode="sum", per_sample_weights=shares
+    )
+
+
+def _taps(before: int, after: int, outputs: Span, like: Like) -> Taps:
+    """Return for each output of a span its two source positions, and their shares."""
+    dtype, device = like
+    at = _positions(before, after, torch.arange(*outputs, device=device))
+    low = at // (2 * after)
+    rest = at - low * (2 * after)
+    near, far = (part.to(dtype) / (2 * after) for part in (2 * after - rest, rest))
+    return low, (low + 1).clamp(max=before - 1), near, far
+
+
+def _bags(before: int, after: int, sources: Span, like: Like) -> Bags:
+    """Return what each source value of a span gathers: places, where each begins, the shares.
+
+    Places are counted from the first of the span's `_readers` on.
+    """
+    (start, stop), (dtype, device) = sources, like
+    place = torch.arange(start - 1, stop + 1, device=device)
+    first = -((after - before + 2 * after * place) // (-2 * before))
+    first = first.clamp(0, after).where(place > 0, 0).where(place < before, after)
+    counts = first[2:] - first[:-2]
+    begins = counts.cumsum(0) - counts
+    edges = [_first_reader(before, after, p) for p in (start - 1, start, stop - 1, stop)]
+    total = edges[2] + edges[3] - edges[0] - edges[1]  # of counts; known without asking a device
+    owner = place[1:-1].repeat_interleave(counts, output_size=total)
+    outputs = torch.arange(total, device=device)
+    outputs += (first[:-2] - begins).repeat_interleave(counts, output_size=total)
+    away = (_positions(before, after, outputs) - 2 * after * owner).abs()
+    return outputs - edges[0], begins, (2 * after - away).to(dtype) / (2 * after)
+
+
+def _positions(before: int, after: int, outputs: Tensor) -> Tensor:
+    """Return where outputs lie in the source, times 2 `after`."""
+    return ((2 * outputs + 1) * before - after).clamp(0, 2 * after * (before - 1))
+
+
+def _sources(before: int, after: int, outputs: Span) -> Span:
+    """Return the span of the source that a span of outputs reads."""
+    low, high = (
+        max(0, (2 * i + 1) * before - after) // (2 * after) for i in (outputs[0], outputs[1] - 1)
+    )
+    return low, min(before, high + 2)
+
+
+def _readers(before: int, after: int, sources: Span) -> Span:
+    """Return the span of outputs that read any of a span of the source."""
+    first = _first_reader(before, after, sources[0] - 1)
+    return first, _first_reader(before, after, sources[1])
+
+
+def _first_reader(before: int, after: int, position: int) -> int:
+    """Return the first output whose lower source position is at least this one."""
+    if not 0 < position < before:
+        return 0 if position <= 0 else after
+    return max(0, -((after - before + 2 * after * position) // (-2 * before)))
+
+
+def _remember(make: Callable[..., Any], before: int, after: int, span: Span, like: Tensor) -> Any:
+    """Return the `_taps` or `_bags`, from memory where they are short and were asked for lately."""
+    asked = before, after, span, _like(like)
+    return _remembered(make, *asked) if max(before, after) <= SHORT else make(*asked)
+
+
+@lru_cache(maxsize=512)
+def _remembered(make: Callable[..., Any], *asked: Any) -> Any:
+    with torch.inference_mode(False):
+        return make(*asked)
+
+
+def _like(tensor: Tensor) -> Like:
+    return torch.promote_types(tensor.dtype, torch.float32), tensor.device
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in fp32 at least."""
+    return tensor.to(_like(tensor)[0])
+
+
+def _tile_size(like: Tensor) -> int:
+    return TILE if like.is_cpu else LARGE_TILE
+
+
+def _spans(length: int, size: int) -> Iterator[Span]:
+    """Cut a length into spans of `size`, or of one where that is less."""
+    size = max(1, size)
+    return ((start, min(start + size, length)) for start in range(0, length, size))
