@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = app.Command(
         NAME, "train", schema.known_keys, runs.check, run, close_sweep, after_interrupt=resumes
     )
-    with _preemption.watching():
+    # Whoever calls this from Python, with words of its own, expects its own SIGTERM to end it.
+    with _preemption.watching("keep" if argv is None else "deliver"):
         return app.main(command, argv)
 
 
@@ -93,7 +94,7 @@ def _run_in_workers(config: Config) -> Job:
 def _work(raw: dict[str, Any]) -> tuple[str, str, str] | str:
     """Be one of the workers: return the job as plain data, or why the config is refused."""
     try:
-        with app.one_line_messages(NAME):
+        with _preemption.watching("keep"), app.one_line_messages(NAME):
             job = run(runs.check(raw))
     except _launched.Refused as error:
         return str(error)
