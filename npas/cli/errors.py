@@ -71,6 +71,8 @@ def _no_option(match: re.Match[str], known: Collection[str]) -> str:
     options = match["options"].split()
     close = difflib.get_close_matches(name, options, n=1)
     advice = f"did you mean {close[0]!r}?" if close else f"choose {join(options)}"
+    if group.startswith("hydra/"):
+        advice += f", or install the plugin that brings it (hydra-{name}-{group[6:]})"
     return f"there is no {group}={name}: {advice}"
 
 
@@ -106,6 +108,13 @@ _REWRITES: list[tuple[str, _Rewrite]] = [
         _no_option,
     ),
     (r"Ambiguous value for argument '(?P<word>[^\n]*)'", _several_values),
+    (
+        r"BasicSweeper does not support sweep type : INTERVAL",
+        lambda *_: (
+            "interval() is for a sweeper that searches: add hydra/sweeper=optuna, or list"
+            " the values"
+        ),
+    ),
     (
         r"Could not append to config\. An item is already at '(?P<key>[^']+)'",
         lambda match, _: f"+{match['key']}= has a plus too many: write {match['key']}=VALUE",
