@@ -52,6 +52,8 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     """Build the experiment of a run's folder, or of one checkpoint, with its trained weights.
 
     `changes` replaces keys that do not decide the result, by full name; None leaves one as it is.
+    Its `unfinished` says so if the run was not trained to its end.
+
     ValueError if there is no checkpoint that can be read.
     """
     from npas.training import build
@@ -73,7 +75,23 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
             (raw[node] if node else raw)[leaf] = value
     experiment = build(check(raw), from_dict(grouping) if grouping else None)
     load_weights(experiment.model, checkpoint)
+    experiment.unfinished = _unfinished(folder_of(run), checkpoint.state["progress"], experiment)
     return experiment
+
+
+def _unfinished(folder: Path, progress: Mapping[str, Any], experiment: Experiment) -> str | None:
+    """Return how far a run came whose checkpoint is not its end; None for one that is."""
+    from npas.reporting import results
+
+    try:
+        status = results.read(folder).status
+    except (ValueError, OSError):  # a run that is still training, or was killed, has no result
+        status = None
+    step, epoch, epochs = progress["step"], progress["epoch"], experiment.config.epochs
+    if epoch >= epochs and status in (None, "done"):
+        return None
+    ended = "" if status in (None, "done") else f"; the run's status is {status}"
+    return f"unfinished: weights after step {step}, {epoch} of {epochs} epochs done{ended}"
 
 
 def restore_to_measure(
