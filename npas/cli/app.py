@@ -107,10 +107,12 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
 def _opened(words: Sequence[str]) -> list[str]:
     """Let Hydra take more than it would: `-m` anywhere, and keys that a family's YAML leaves out.
 
-    With the pluses `model.KEY=` and `task.KEY=` reach the check against the family's schema. With
+    With the pluses `model.KEY=` and `task.KEY=` reach the check against the family's schema, and
+    `run=DIR` the commands that compose a config and may take a stored one instead. With
     quotes a value may hold what its grammar refuses, as the letters of a path do in most languages.
     """
-    opened = [f"++{word}" if word.startswith(("model.", "task.")) else word for word in words]
+    closed = ("model.", "task.", "run=")
+    opened = [f"++{word}" if word.startswith(closed) else word for word in words]
     opened = [_quoted(word) for word in opened]
     return sorted(opened, key=lambda word: word not in ("-m", "--multirun"))
 

@@ -3,6 +3,7 @@
 npas-train                                               # digits at a tenth, about a minute
 npas-train +exp=wrn_cifar100 budget=0.1 seed=1
 npas-train -m budget=0.05,0.1,0.5,1,2 seed=0,1,2         # a sweep; finished jobs are skipped
+npas-train run=runs/digits/budget-0.1_seed-0_1f0c2a9b    # as its config.yaml says, goes on there
 """
 
 from __future__ import annotations
@@ -38,16 +39,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = app.Command(
         NAME,
         "train",
-        schema.known_keys,
-        runs.check,
-        run,
+        keys,
+        runs.check_words,
+        _start,
         close_sweep,
-        lambda config, has_value: run(config, "search" if has_value else "sweep"),
+        lambda asked, has_value: _start(asked, "search" if has_value else "sweep"),
         after_interrupt=resumes,
     )
     # Whoever calls this from Python, with words of its own, expects its own SIGTERM to end it.
     with _preemption.watching("keep" if argv is None else "deliver"):
         return app.main(command, argv)
+
+
+def keys() -> set[str]:
+    """Return the full names of the keys."""
+    return {*schema.known_keys(), "run"}
+
+
+def _start(asked: tuple[Config, str | None], within: Within = None) -> Job:
+    config, note = asked
+    if note is not None:
+        app.say(NAME, note)
+    return run(config, within)
 
 
 def run(config: Config, within: Within = None) -> Job:
