@@ -136,6 +136,7 @@ def _run_here(config: Config, within: Within) -> Job:
     from npas.cli.recording import alone
     from npas.training import build, prepare, stored_grouping
     from npas.training.distributed import joined
+    from npas.training.tracking import mode_of
 
     folder = schema.run_dir(config)
     with joined(config.trainer) as process, contextlib.ExitStack() as stack:
@@ -166,6 +167,8 @@ def _run_here(config: Config, within: Within) -> Job:
         with process.together():
             prepare(experiment)
         runs.warn_of_ignored(NAME, config)
+        if (mode := mode_of(config)) != config.wandb.mode:
+            app.say(NAME, f"WANDB_MODE={mode} overrules wandb.mode={config.wandb.mode}")
         app.tell(_what_follows(experiment, within))
         return _train(experiment, folder, within)
 
