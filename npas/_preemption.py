@@ -4,20 +4,22 @@
         with deferred():          # ... but not in here, where one asks instead:
             if requested(): ...   # save, then leave
 
-A second signal ends the process at once. Handlers that were there before are called at the end:
-a scheduler's own may requeue the job. Imports no torch.
+A second signal ends the process at once. Handlers that were there before are put back and called
+at the end: a scheduler's own may requeue the job. Imports no torch.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 EXIT_CODE = 75  # sysexits.h: a temporary failure, try again
@@ -54,29 +56,83 @@ class _Watch:
 _watch: _Watch | None = None
 
 
+class _Handlers:
+    """Remember the handlers of signals: Python's, and those that C code has installed.
+
+    (`signal.getsignal` does not know of the latter: `faulthandler.register`, an embedding program.)
+    """
+
+    def __init__(self, *numbers: int) -> None:
+        self.of = {number: signal.getsignal(number) for number in numbers}
+        self._sigaction = ctypes.CDLL(None).sigaction
+        self._actions = {number: ctypes.create_string_buffer(1024) for number in numbers}
+        for number, action in self._actions.items():  # a struct sigaction has 152 bytes on Linux
+            self._sigaction(number, None, action)
+
+    def put_back(self) -> None:
+        """Install them again."""
+        for number, handler in self.of.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            self._sigaction(number, self._actions[number], None)
+
+
 @contextlib.contextmanager
-def watching() -> Iterator[None]:
-    """Catch the signals; within another `watching`, or beside the main thread, do nothing."""
+def restoring(*numbers: int) -> Iterator[None]:
+    """Put the handlers of these signals back at the end; beside the main thread, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = _Handlers(*numbers)
+    try:
+        yield
+    finally:
+        handlers.put_back()
+
+
+@contextlib.contextmanager
+def watching(at_end: Literal["restore", "deliver", "keep"] = "restore") -> Iterator[None]:
+    """Catch the signals; within another `watching`, or beside the main thread, do nothing.
+
+    At the end the earlier handlers are put back, and those that are functions are called for the
+    signals that came. With "deliver" the default action is taken for them, too, as a program that
+    calls npas expects of its own SIGTERM. With "keep", for a process that ends here with an exit
+    code of its own, a repeated signal is still recognized after the end, and changes nothing.
+    """
     global _watch
     if _watch is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
     _watch = watch = _Watch()
-    before: dict[int, Any] = {}
+    if at_end == "keep":
+        atexit.register(_ignore_repeated, watch)  # before others are: it is called after them
+    before = _Handlers(*SIGNALS)
     try:
         for number in SIGNALS:
-            before[number] = signal.signal(number, watch.receive)
-            if number == signal.SIGHUP and before[number] == signal.SIG_IGN:  # by nohup
-                signal.signal(number, signal.SIG_IGN)
+            if number != signal.SIGHUP or before.of[number] != signal.SIG_IGN:  # not under nohup
+                signal.signal(number, watch.receive)
         yield
     finally:
+        watch.deferring += 1  # a signal that comes now raises nothing any more
         _watch = None
-        for caught, handler in before.items():
-            signal.signal(caught, signal.SIG_DFL if handler is None else handler)
-    for received in dict.fromkeys(watch.received):
-        handler = before[received]
-        if callable(handler) and handler is not signal.default_int_handler:
-            handler(received, None)
+        if at_end != "keep" or not watch.received:
+            before.put_back()
+        for received in dict.fromkeys(watch.received):
+            _hand_on(received, before.of[received], by_default=at_end == "deliver")
+
+
+def _hand_on(number: int, handler: Any, *, by_default: bool) -> None:
+    """Call the handler of a signal that was caught; `by_default` also where it is the default."""
+    if callable(handler) and handler is not signal.default_int_handler:
+        handler(number, None)
+    elif by_default and handler != signal.SIG_IGN:
+        signal.raise_signal(number)
+
+
+def _ignore_repeated(watch: _Watch) -> None:
+    """Ignore signals while Python exits, where no handler of its own is called any more."""
+    if watch.received:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,8 @@ from npas._schema import above, at_least, at_most, below, build, convert, keys_o
 # hash.
 RECIPE_VERSION = 1
 
+NO_PACKAGE = "its first line must be '# @package _global_', so that its keys stand at the top"
+
 STANDIN = "standin"  # the source of data that are made up
 DENSE = "dense"  # the budget that trains the dense network and shares nothing
 
@@ -252,6 +254,8 @@ def check(
     nonsense; without it the budget is kept as it is spelled.
     """
     values, known = dict(raw), known_keys(model_config, task_config)
+    if isinstance(values.get("exp"), Mapping):
+        raise ValueError(f"the file chosen as +exp=: {NO_PACKAGE}")
     if values.get("budget") is not None:
         budget = convert(values["budget"], str, "budget")
         if budget != DENSE and canonical_budget is not None:

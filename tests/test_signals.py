@@ -108,3 +108,63 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", SECOND], capture_output=True, timeout=30)
     assert (done.returncode, done.stdout) == (128 + signal.SIGINT, b"")
     assert _preemption.EXIT_CODE == 75
+
+
+def left_by(code: str) -> tuple[int, str]:
+    """Run this code in a process of its own; return its exit code and what it printed."""
+    start = "import atexit, faulthandler, os, signal, sys\n"
+    start += "from npas._preemption import deferred, watching\n"
+    start += "send = lambda number: os.kill(os.getpid(), number)\n"
+    words = [sys.executable, "-c", start + code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    return done.returncode, done.stdout
+
+
+# What comes while a program uses npas, and after: as if npas had not been there.
+LIBRARY = {
+    "after a use": ("with watching('deliver'): pass\nsend(15)", -15, ""),
+    "after a nested use": ("with watching(), watching('deliver'): pass\nsend(15)", -15, ""),
+    "while it works": ("with watching('deliver'), deferred(): send(15)\nprint('on')", -15, ""),
+    "Ctrl-C": (
+        "try:\n with watching('deliver'), deferred(): send(2)\n"
+        "except KeyboardInterrupt: print('interrupted')",
+        0,
+        "interrupted\n",
+    ),
+    "an error": ("with watching('deliver'), deferred(): send(15); 1 / 0", -15, ""),
+    "ignored": (
+        "signal.signal(15, signal.SIG_IGN)\n"
+        "with watching('deliver'), deferred(): send(15)\nsend(15); print('on')",
+        0,
+        "on\n",
+    ),
+    "a handler of C code": (
+        "faulthandler.register(signal.SIGUSR1, sys.stdout)\n"
+        "with watching('deliver'): pass\nsend(signal.SIGUSR1); os._exit(7)",
+        7,
+        "Current thread",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LIBRARY)
+def test_a_program_that_uses_npas_gets_its_signals(case: str) -> None:
+    code, status, out = LIBRARY[case]
+    found = left_by(code)
+    assert found[0] == status and found[1].startswith(out) and bool(found[1]) == bool(out), found
+
+
+def test_a_signal_that_is_repeated_at_the_end_of_a_command_changes_nothing() -> None:
+    code = """
+class Late:
+    def __del__(self): send(2)  # when Python calls no handlers any more
+late = Late()
+with watching("keep"):
+    atexit.register(send, 2)
+    with deferred():
+        send(2)
+send(2)
+send(15)
+sys.exit(75)
+"""
+    assert left_by(code) == (75, "")

@@ -16,7 +16,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -40,6 +39,7 @@ class Job:
     name: str
     status: str = "done"
     detail: str = ""
+    value: float | None = None  # by which a sweeper may search: more is better
 
     @property
     def fine(self) -> bool:
@@ -57,6 +57,8 @@ class Command(Generic[T]):
     check: Callable[[dict[str, Any]], T]
     run: Callable[[T], Job]
     close_sweep: Callable[[list[Job]], None] | None = None
+    # As `run`, with less output; whether its value is needed, as by a sweeper that searches.
+    run_in_sweep: Callable[[T, bool], Job] | None = None
     after_interrupt: str = ""  # what to say of it
 
 
@@ -65,7 +67,7 @@ class Reported(Exception):
 
 
 class RunFailed(Exception):
-    """Carry the first job that failed in another process to the process that started the sweep."""
+    """Carry a job that failed through a launcher or a sweeper to what started the sweep."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -81,7 +83,7 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
     with one_line_messages(command.name):
         try:
             sweeps = errors.parse_arguments(words).multirun or "hydra.mode=MULTIRUN" in words
-            jobs = _sweep(command, words) if sweeps else _single(command, words)
+            jobs = _swept(command, words) if sweeps else _single(command, words)
         except SystemExit as stop:  # Hydra has answered --help or the like
             return int(stop.code or 0)
         except KeyboardInterrupt:
@@ -96,7 +98,7 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
             if _preemption.requested():  # a library has made another exception of Preempted
                 say(command.name, f"stopped by a signal{command.after_interrupt}")
                 return _preemption.EXIT_CODE
-            return 2 if _explain(error, command, words) else 1
+            return 2 if explain(error, command, words) else 1
     if any(job.status in (PREEMPTED, WAITING) for job in jobs):
         return _preemption.EXIT_CODE
     return 0 if all(job.fine for job in jobs) else 1
@@ -105,10 +107,12 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
 def _opened(words: Sequence[str]) -> list[str]:
     """Let Hydra take more than it would: `-m` anywhere, and keys that a family's YAML leaves out.
 
-    With the pluses `model.KEY=` and `task.KEY=` reach the check against the family's schema. With
+    With the pluses `model.KEY=` and `task.KEY=` reach the check against the family's schema, and
+    `run=DIR` the commands that compose a config and may take a stored one instead. With
     quotes a value may hold what its grammar refuses, as the letters of a path do in most languages.
     """
-    opened = [f"++{word}" if word.startswith(("model.", "task.")) else word for word in words]
+    closed = ("model.", "task.", "run=")
+    opened = [f"++{word}" if word.startswith(closed) else word for word in words]
     opened = [_quoted(word) for word in opened]
     return sorted(opened, key=lambda word: word not in ("-m", "--multirun"))
 
@@ -144,68 +148,34 @@ def _debugging(words: Sequence[str]) -> bool:
 
 def _single(command: Command[T], words: list[str]) -> list[Job]:
     jobs: list[Job] = []
-    _hydra(command, words, lambda raw: jobs.append(command.run(command.check(raw))))
+    compose(command, words, lambda raw: jobs.append(command.run(command.check(raw))))
     return jobs
 
 
-def _sweep(command: Command[T], words: list[str]) -> list[Job]:
-    """Check all jobs, then run each, whatever becomes of the others; a signal stops them all."""
-    if _launched.place().world > 1:
-        raise ValueError(
-            "a sweep (-m) starts its jobs itself: run it without torchrun or srun, and for several"
-            " processes a job set trainer.devices=N"
-        )
-    checked: list[T] = []
-    jobs: list[Job] = []
-    parent = os.getpid()
+def _swept(command: Command[T], words: list[str]) -> list[Job]:
+    from npas.cli import sweep
 
-    def run(raw: dict[str, Any]) -> None:
-        try:
-            job = command.run(command.check(raw))
-        except Exception as error:
-            line = _explain(error, command, words) or f"{type(error).__name__}: {error}"
-            job = Job(_overrides_of_this_job(), "failed", line)
-        jobs.append(job)
-        if not job.fine and os.getpid() != parent:
-            # In a process of another launcher, raising is how the cluster hears of it.
-            raise RunFailed(job)
-
-    with tempfile.TemporaryDirectory() as scratch:
-        # Hydra's own launcher leaves nothing worth keeping; others keep their logs where it is
-        # configured.
-        local = [
-            word for word in words if not word.startswith(("hydra/launcher", "hydra.launcher"))
-        ]
-        here = [*local, f"hydra.sweep.dir={scratch}"]
-        _hydra(command, here, lambda raw: checked.append(command.check(raw)))
-        if not checked:
-            raise ValueError("the sweep has no jobs: one of its lists is empty")
-        try:
-            _hydra(command, here if local == words else words, run)
-        except RunFailed as failure:
-            jobs.append(failure.job)
-    if command.close_sweep is not None:
-        command.close_sweep(jobs)
-    return jobs
+    return sweep.run(command, words)
 
 
-def _hydra(command: Command[T], words: list[str], task: Callable[[dict[str, Any]], None]) -> None:
+def compose(
+    command: Command[T], words: list[str], task: Callable[[dict[str, Any]], float | None]
+) -> None:
     """Let Hydra act on the words: it calls `task` with each config it composes, as plain data."""
     import hydra
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
 
     failures: list[Exception] = []
     parent = os.getpid()
 
-    def run(config: DictConfig) -> None:
+    def run(config: DictConfig) -> float | None:
         try:
-            raw = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-            assert isinstance(raw, dict)
-            task({str(key): value for key, value in raw.items()})
+            return task(plain(config))
         except Exception as error:
-            if os.getpid() != parent:
+            if os.getpid() != parent or isinstance(error, RunFailed):
                 raise
             failures.append(error)  # kept from Hydra, which would print it in its own way
+            return None
 
     configured = hydra.main(
         version_base="1.3", config_path="pkg://npas.configs", config_name=command.primary
@@ -216,7 +186,16 @@ def _hydra(command: Command[T], words: list[str], task: Callable[[dict[str, Any]
         raise failures[0]
 
 
-def _explain(error: Exception, command: Command[T], words: Sequence[str]) -> str | None:
+def plain(config: Any) -> dict[str, Any]:
+    """Return a composed config as plain data; an OmegaConfBaseException if a value is missing."""
+    from omegaconf import OmegaConf
+
+    raw = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(raw, dict)
+    return {str(key): value for key, value in raw.items()}
+
+
+def explain(error: Exception, command: Command[T], words: Sequence[str]) -> str | None:
     """Print the error's line, and the traceback if asked for or if it is a fault of ours."""
     line = errors.explain(error, command.keys(), words)
     if line is None or _debugging(words):
@@ -224,12 +203,6 @@ def _explain(error: Exception, command: Command[T], words: Sequence[str]) -> str
     if line is not None:
         say(command.name, line)
     return line
-
-
-def _overrides_of_this_job() -> str:
-    from hydra.core.hydra_config import HydraConfig
-
-    return " ".join(word.lstrip("+") for word in HydraConfig.get().overrides.task)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,11 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from npas._schema import join, unknown_key
+from npas.config import NO_PACKAGE
 
 
 def explain(error: BaseException, known: Collection[str], words: Sequence[str] = ()) -> str | None:
@@ -68,10 +70,33 @@ def _unknown(match: re.Match[str], known: Collection[str]) -> str:
 
 def _no_option(match: re.Match[str], known: Collection[str]) -> str:
     group, _, name = match["path"].rpartition("/")
+    if group != "hydra" and not group.startswith("hydra/"):
+        group, _, name = match["path"].partition("/")
+        if "/" in name or name.endswith(".yaml"):
+            return _no_file(group, Path(name))
     options = match["options"].split()
     close = difflib.get_close_matches(name, options, n=1)
     advice = f"did you mean {close[0]!r}?" if close else f"choose {join(options)}"
+    if group.startswith("hydra/"):
+        advice += f", or install the plugin that brings it (hydra-{name}-{group[6:]})"
+    elif folder := re.search(r"provider=command-line, path=(?:file://)?(\S+)", match.string):
+        advice = f"no {Path(folder[1]) / group / name}.yaml is there; {advice}"
     return f"there is no {group}={name}: {advice}"
+
+
+def _no_file(group: str, file: Path) -> str:
+    """Say how to choose a file of the user's own, which the word has named by its path."""
+    plus, folder, where = "+" if group == "exp" else "", "DIR", f"put it into DIR/{group}/ and "
+    if file.absolute().parent.name == group and file.with_suffix(".yaml").exists():
+        folder, where = str(file.parent.parent), ""
+    return (
+        f"{plus}{group}={file} is a path, and {plus}{group}= takes a name: {where}write"
+        f" --config-dir {folder} {plus}{group}={file.stem}"
+    )
+
+
+def _no_package(match: re.Match[str], known: Collection[str]) -> str:
+    return f"{match['file']}: {NO_PACKAGE}"
 
 
 def _several_values(match: re.Match[str], known: Collection[str]) -> str:
@@ -83,7 +108,9 @@ def _unreadable(word: str, known: Collection[str]) -> str:
         return (
             f"{word!r} cannot be read: write key=value, and quote odd characters as 'key=\"value\"'"
         )
-    return f"{word!r} sets nothing: write {f'run={word}' if 'run' in known else 'key=value'}"
+    # Of the commands that have many other keys, only what looks like a folder is meant as one.
+    names_run = "run" in known and ("/" in word or "budget" not in known)
+    return f"{word!r} sets nothing: write {f'run={word}' if names_run else 'key=value'}"
 
 
 def _no_names(words: Sequence[str], known: Collection[str]) -> Iterator[str]:
@@ -99,6 +126,7 @@ def _no_names(words: Sequence[str], known: Collection[str]) -> Iterator[str]:
 
 _Rewrite = Callable[[re.Match[str], Collection[str]], str]
 _REWRITES: list[tuple[str, _Rewrite]] = [
+    (r"In '(?P<file>exp/[^']+)': Could not override '[^']*@exp[.']", _no_package),
     (r"Could not override '(?P<key>[^']+)'.*use (?P<advice>\S+)", _unknown),
     (r"Could not delete from config\. '(?P<key>[^']+)'", _unknown),
     (
@@ -107,12 +135,22 @@ _REWRITES: list[tuple[str, _Rewrite]] = [
     ),
     (r"Ambiguous value for argument '(?P<word>[^\n]*)'", _several_values),
     (
+        r"BasicSweeper does not support sweep type : INTERVAL",
+        lambda *_: (
+            "interval() is for a sweeper that searches: add hydra/sweeper=optuna, or list"
+            " the values"
+        ),
+    ),
+    (
         r"Could not append to config\. An item is already at '(?P<key>[^']+)'",
         lambda match, _: f"+{match['key']}= has a plus too many: write {match['key']}=VALUE",
     ),
     (
         r"Multiple values for (?P<key>\S+)\.",
-        lambda match, _: f"+{match['key']}= has a plus too many: write {match['key']}=NAME",
+        lambda match, _: (
+            f"+{match['key']}= has a plus too many: write {match['key']}=NAME (in the defaults of a"
+            f" file: override /{match['key']}: NAME)"
+        ),
     ),
     (
         r"force-add of config groups is not supported: '\+\+(?P<key>[^=']+)=(?P<name>[^']*)'",

@@ -82,8 +82,11 @@ def run(options: Evaluate) -> Job:
         app.say(NAME, str(error))
         return Job(options.run, "diverged", str(error))
     if options.format == "json":
-        print(json.dumps(metrics))
+        unfinished = {"unfinished": experiment.unfinished} if experiment.unfinished else {}
+        print(json.dumps({**metrics, **unfinished}))
     else:
+        if experiment.unfinished:
+            print(experiment.unfinished)
         for name, value in metrics.items():
             print(f"{name} {value:.4f}")
     if shown:
@@ -91,6 +94,8 @@ def run(options: Evaluate) -> Job:
         score = f"{options.split} {name} {metrics[name]:.2f}"
         if task.source == STANDIN:
             score += " on made-up data"
+        if experiment.unfinished:
+            score += f" ({experiment.unfinished.partition(';')[0]})"
         app.say(NAME, f"{_draw(options, experiment, shown, score)} shows {len(shown)} samples")
     return Job(options.run)
 

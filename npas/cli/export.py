@@ -70,6 +70,8 @@ def run(options: Export) -> Job:
     out = Path(options.out or Path(options.run) / "export" / "model.safetensors")
     temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     described = {"format": "pt", "model": json.dumps(asdict(experiment.config.model))}
+    if experiment.unfinished:
+        described["unfinished"] = experiment.unfinished
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_file(apart(model.state_dict()), temporary, described)
@@ -82,6 +84,8 @@ def run(options: Export) -> Job:
         with contextlib.suppress(OSError):
             temporary.unlink()
     print(f"{out}: a dense network of {sharing.count_parameters(model):,} parameters")
+    if experiment.unfinished:
+        print(experiment.unfinished)
     return Job(options.run)
 
 

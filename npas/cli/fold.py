@@ -285,6 +285,7 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
     return {
         "exp": config.exp,
         "seed": config.seed,
+        **({"unfinished": experiment.unfinished} if experiment.unfinished else {}),
         "config_hash": config_hash(config),
         "dataset": {"name": experiment.task.name, "source": experiment.task.source},
         **environment(),
@@ -295,6 +296,8 @@ def _draw(record: dict[str, Any], out: Path) -> list[Path]:
     from npas.reporting import folding_plot, similarity_plot
 
     title = f"{record['exp']}, seed {record['seed']}"
+    if "unfinished" in record:
+        title += f" ({record['unfinished'].partition(';')[0]})"
     epochs = [(entry["epoch"], entry["similarity"]) for entry in record["history"]]
     return [
         *similarity_plot.draw(record["similarity"], out / "lsm", title),
@@ -329,6 +332,8 @@ def _report(record: dict[str, Any], out: Path) -> str:
             f"loop        {loop['container']}: {body} runs {loop['times']} times, for"
             f" {', '.join(loop['blocks'])}; norms of its own: {loop['own']:,} values"
         )
+    if "unfinished" in record:
+        lines.insert(0, record["unfinished"])
     if record["plain"]:
         lines.append(f"plain       {', '.join(record['plain'])}: ordinary parameters again")
     return "\n".join([*lines, f"{out}: fold.json, folding.json, model.safetensors and plots"])

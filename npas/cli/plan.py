@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def keys() -> set[str]:
     """Return the full names of the keys."""
-    return {*schema.known_keys(), "format", "check_data"}
+    return {*schema.known_keys(), "format", "check_data", "run"}
 
 
 def check(raw: dict[str, Any]) -> Plan:
@@ -56,7 +56,7 @@ def check(raw: dict[str, Any]) -> Plan:
     reads = convert(raw.pop("check_data", False), bool, "check_data")
     for name in raw.keys() - {key.partition(".")[0] for key in keys()}:
         raise ValueError(unknown_key(name, keys()))
-    return Plan(runs.check(raw), form, reads)
+    return Plan(runs.check_words(raw)[0], form, reads)
 
 
 def run(plan: Plan) -> Job:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import time
 import traceback
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 from npas import _preemption, sharing, training
 from npas import config as schema
 from npas._launched import Refused
-from npas.cli import app
+from npas.cli import app, runs
 from npas.config import Config
 from npas.reporting import group_plot, results
 from npas.reporting.results import (
@@ -38,6 +39,8 @@ from npas.training.checkpoint import Checkpoints
 from npas.training.checks import read_progress
 from npas.training.state import Progress
 from npas.training.trial import advise_on_memory
+
+log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REMEDY = "free space and run the same command: it resumes"
@@ -205,7 +208,15 @@ def config_file(config: Config, folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.tmp"):  # left by a process that was killed while it wrote
         path.unlink(missing_ok=True)
-    file = folder / "config.yaml"
+    file = folder / runs.CONFIG_FILE
+    if found := runs.edited(folder, config):
+        kept = file.with_name("config.edited.yaml")
+        os.replace(file, kept)
+        log.warning(
+            "%s was edited (%s): it is kept as %s, which `npas-train run=%s` trains; this run goes"
+            " by the command line",
+            *(file, found, kept.name, kept),
+        )
     _files.write_whole(file, OmegaConf.to_yaml(OmegaConf.create(schema.to_dict(config))))
     try:
         yield

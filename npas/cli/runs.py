@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from npas import config as schema
 from npas._schema import join
 from npas.cli import app
 from npas.config import Config
+
+CONFIG_FILE = "config.yaml"
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,6 +45,92 @@ def check(raw: Mapping[str, Any]) -> Config:
     )
 
 
+def check_words(raw: dict[str, Any]) -> tuple[Config, str | None]:
+    """Check what a command line was composed to; ValueError.
+
+    `run=DIR` (or a YAML file) takes the config that a run stored, and the words beside it change
+    single keys of that. The text says so if this is another run than the one in the folder.
+    """
+    run = raw.pop("run", None)
+    if run is None:
+        return check(raw), None
+    file = Path(str(run))
+    file = file / CONFIG_FILE if file.is_dir() else file
+    stored, folder = read_config(file), file.parent
+    if isinstance(stored.get("exp"), str) and folder.absolute().parent.name == stored["exp"]:
+        deep = folder if len(folder.parts) > 2 else folder.absolute()
+        stored["run_root"] = str(deep.parent.parent)
+    # These are for one command each.
+    stored |= {key: raw[key] for key in ("resume", "force", "verbose", "dry_run")}
+    _change(stored, raw)
+    config = check(stored)
+    if schema.run_dir(config).absolute() == folder.absolute():
+        return config, None
+    return config, f"run={run}: with these settings it is another run: {schema.run_dir(config)}"
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a config.yaml as plain data; ValueError if it cannot be."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        stored = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}): name a run's folder") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} is no config that can be read: {reason}") from None
+    if not isinstance(stored, dict):
+        raise ValueError(f"{file} must be a mapping of keys")
+    return {str(key): value for key, value in stored.items()}
+
+
+def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:
+    """Take over from what was composed the keys that the command line names; ValueError."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = list(HydraConfig.get().overrides.task)
+    for override in OverridesParser.create().parse_overrides(words):
+        key, value, node = override.key_or_group, composed, stored
+        if key == "run":
+            continue
+        *above, leaf = key.split(".")
+        for name in above:
+            value, node = value.get(name, {}), node.setdefault(name, {})
+        if override.is_delete() or key == "exp" or isinstance(value.get(leaf), dict):
+            raise ValueError(
+                f"{override.input_line} cannot stand beside run=: change single keys, as"
+                " optim.lr=0.1"
+            )
+        node[leaf] = value[leaf]
+
+
+def edited(folder: Path, config: Config) -> str | None:
+    """Return what was changed by hand in a run's config.yaml; None if nothing, or there is none.
+
+    A key that does not decide the result may also differ because the run is continued with another
+    value: it counts only if it is not what the run's last result says, either.
+    """
+    from npas.reporting import results
+    from npas.training.checks import flat
+
+    file = folder / CONFIG_FILE
+    if not file.exists():
+        return None
+    try:
+        stored = flat(schema.to_dict(check(read_config(file))))
+    except ValueError as error:
+        return str(error)
+    ours = {k: v for k, v in flat(schema.to_dict(config)).items() if not schema.is_excluded(k)}
+    with contextlib.suppress(ValueError, OSError):  # no result, or none that can be read
+        ours |= flat(results.read(folder).config)
+    changed = [key for key, value in ours.items() if key in stored and stored[key] != value]
+    return f"{join(changed, 'and')} changed" if changed else None
+
+
 def folder_of(run: str) -> Path:
     """Return the folder of a run that may be named by one of its checkpoints."""
     path = Path(run)
@@ -52,6 +141,8 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     """Build the experiment of a run's folder, or of one checkpoint, with its trained weights.
 
     `changes` replaces keys that do not decide the result, by full name; None leaves one as it is.
+    Its `unfinished` says so if the run was not trained to its end.
+
     ValueError if there is no checkpoint that can be read.
     """
     from npas.training import build
@@ -75,7 +166,23 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     grouped = from_dict(grouping) if grouping else None
     experiment = build(check(raw), grouped, stored=checkpoint.state)
     load_weights(experiment.model, checkpoint)
+    experiment.unfinished = _unfinished(folder_of(run), checkpoint.state["progress"], experiment)
     return experiment
+
+
+def _unfinished(folder: Path, progress: Mapping[str, Any], experiment: Experiment) -> str | None:
+    """Return how far a run came whose checkpoint is not its end; None for one that is."""
+    from npas.reporting import results
+
+    try:
+        status = results.read(folder).status
+    except (ValueError, OSError):  # a run that is still training, or was killed, has no result
+        status = None
+    step, epoch, epochs = progress["step"], progress["epoch"], experiment.config.epochs
+    if epoch >= epochs and status in (None, "done"):
+        return None
+    ended = "" if status in (None, "done") else f"; the run's status is {status}"
+    return f"unfinished: weights after step {step}, {epoch} of {epochs} epochs done{ended}"
 
 
 def restore_to_measure(

@@ -3,6 +3,7 @@
 npas-train                                               # digits at a tenth, about a minute
 npas-train +exp=wrn_cifar100 budget=0.1 seed=1
 npas-train -m budget=0.05,0.1,0.5,1,2 seed=0,1,2         # a sweep; finished jobs are skipped
+npas-train run=runs/digits/budget-0.1_seed-0_1f0c2a9b    # as its config.yaml says, goes on there
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from npas import _launched, _preemption
 from npas import config as schema
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from npas.reporting.results import Result
     from npas.training import Experiment
 
+Within = Literal["sweep", "search"] | None
 NAME = "npas-train"
 AGAIN = "the same command goes on"
 
@@ -35,22 +37,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train what the words describe; see the top of this file."""
     resumes = f"; {AGAIN}"
     command = app.Command(
-        NAME, "train", schema.known_keys, check, run, close_sweep, after_interrupt=resumes
+        NAME,
+        "train",
+        keys,
+        _check,
+        _start,
+        close_sweep,
+        lambda asked, has_value: _start(asked, "search" if has_value else "sweep"),
+        after_interrupt=resumes,
     )
-    with _preemption.watching():
+    # Whoever calls this from Python, with words of its own, expects its own SIGTERM to end it.
+    with _preemption.watching("keep" if argv is None else "deliver"):
         return app.main(command, argv)
+
+
+def keys() -> set[str]:
+    """Return the full names of the keys."""
+    return {*schema.known_keys(), "run"}
+
+
+def _check(raw: dict[str, Any]) -> tuple[Config, str | None]:
+    config, note = runs.check_words(raw)
+    return _as_started(config), note
 
 
 def check(raw: dict[str, Any]) -> Config:
     """Check a config; ValueError. `trainer.devices` is the processes that were started, if any."""
-    config, here = runs.check(raw), _launched.place()
+    return _as_started(runs.check(raw))
+
+
+def _as_started(config: Config) -> Config:
+    here = _launched.place()
     if here.world > 1 and config.trainer.devices in (1, here.local_world):
         return schema.in_parts(config, here.world, config.trainer.accumulation)
     return config
 
 
-def run(config: Config) -> Job:
-    """Train one config, unless that is done already, and leave its result file."""
+def _start(asked: tuple[Config, str | None], within: Within = None) -> Job:
+    config, note = asked
+    if note is not None:
+        app.say(NAME, note)
+    return run(config, within)
+
+
+def run(config: Config, within: Within = None) -> Job:
+    """Train one config, unless that is done already, and leave its result file; ValueError.
+
+    `within` a sweep less is printed; within a search the job must have a value to search by.
+    """
     if config.verbose:
         logging.getLogger("npas").setLevel(logging.DEBUG)
     with _preemption.watching():
@@ -61,17 +95,17 @@ def run(config: Config) -> Job:
         is_alone = _launched.place().world == 1
         try:
             if config.trainer.devices > 1 and is_alone:
-                return _run_in_workers(config)
+                return _run_in_workers(config, within)
             # One of several processes may not leave before it has told the others.
             with contextlib.nullcontext() if is_alone else _preemption.deferred():
-                return _run_here(config)
+                return _run_here(config, within)
         except _preemption.Preempted:
             line = f"nothing was lost: {_again(config)}"
             app.say(NAME, f"stopped by a signal; {line}")
             return Job(str(schema.run_dir(config)), app.PREEMPTED, line)
 
 
-def _run_in_workers(config: Config) -> Job:
+def _run_in_workers(config: Config, within: Within) -> Job:
     """Train in processes of their own on this machine; ValueError for what they refuse."""
     from npas.reporting import results
     from npas.training.launch import WorkersFailed, launch
@@ -81,7 +115,7 @@ def _run_in_workers(config: Config) -> Job:
         return job
     before = _stored(folder)
     try:
-        answer = launch(config.trainer, _work, schema.to_dict(config))
+        answer = launch(config.trainer, _work, schema.to_dict(config), within)
     except WorkersFailed as failure:
         found = _stored(folder)
         has_told = found is not None and found != before and found.status == "failed"
@@ -98,11 +132,11 @@ def _run_in_workers(config: Config) -> Job:
     return Job(*answer)
 
 
-def _work(raw: dict[str, Any]) -> tuple[str, str, str] | str:
+def _work(raw: dict[str, Any], within: Within) -> tuple[Any, ...] | str:
     """Be one of the workers: return the job as plain data, or why the config is refused."""
     try:
-        with app.one_line_messages(NAME):
-            job = run(check(raw))
+        with _preemption.watching("keep"), app.one_line_messages(NAME):
+            job = run(check(raw), within)
     except _launched.Refused as error:
         return str(error)
     except app.Reported:
@@ -111,14 +145,15 @@ def _work(raw: dict[str, Any]) -> tuple[str, str, str] | str:
         app.say_always(f"rank {_launched.place().rank}:")
         traceback.print_exc()
         raise
-    return job.name, job.status, job.detail
+    return job.name, job.status, job.detail, job.value
 
 
-def _run_here(config: Config) -> Job:
+def _run_here(config: Config, within: Within) -> Job:
     """Train in this process and those that were started beside it."""
     from npas.cli.recording import alone
     from npas.training import build, prepare, stored_grouping
     from npas.training.distributed import joined
+    from npas.training.tracking import mode_of
 
     folder = schema.run_dir(config)
     with joined(config.trainer) as process, contextlib.ExitStack() as stack:
@@ -141,11 +176,18 @@ def _run_here(config: Config) -> Job:
         grouping = process.from_leader(grouping)
         with process.together():
             experiment = build(config, grouping)
+            if within == "search" and not experiment.task.has_validation:
+                raise ValueError(
+                    f"a search needs held-out data, but data.split={config.data.split} holds none"
+                    " out: set data.split"
+                )
         with process.together():
             prepare(experiment)
         runs.warn_of_ignored(NAME, config)
-        app.tell(_what_follows(experiment))
-        return _train(experiment, folder)
+        if (mode := mode_of(config)) != config.wandb.mode:
+            app.say(NAME, f"WANDB_MODE={mode} overrules wandb.mode={config.wandb.mode}")
+        app.tell(_what_follows(experiment, within))
+        return _train(experiment, folder, within)
 
 
 def _try(config: Config) -> Job:
@@ -164,13 +206,13 @@ def _try(config: Config) -> Job:
     return Job(str(schema.run_dir(config)))
 
 
-def _train(experiment: Experiment, folder: Path) -> Job:
+def _train(experiment: Experiment, folder: Path, within: Within) -> Job:
     """Train, record it, and say how it ended."""
     from npas.cli.recording import record, remedy
 
     config = experiment.config
     try:
-        result = record(experiment, folder, lambda found: app.tell(_what_follows(found)))
+        result = record(experiment, folder, lambda found: app.tell(_what_follows(found, within)))
     except OSError as error:
         line = f"{folder} cannot be written ({error.strerror}): {remedy(error)}"
         if experiment.process.world > 1:
@@ -187,7 +229,7 @@ def _train(experiment: Experiment, folder: Path) -> Job:
         return Job(str(folder), result.status, result.error)
     beside = _beside_dense(config, experiment.task.selection_metric)
     app.tell(f"{result.status}: {_summary(result)}{beside}; {folder}")
-    return Job(str(folder), result.status, _summary(result))
+    return Job(str(folder), result.status, _summary(result), _value(result))
 
 
 def _again(config: Config) -> str:
@@ -203,7 +245,7 @@ def _skipped(config: Config, folder: Path) -> Job | None:
         return None
     _warn_of_other_start(config, done)
     app.tell(f"skipped: {_summary(done)}; {folder} (force=true trains it again)")
-    return Job(str(folder), "skipped", _summary(done))
+    return Job(str(folder), "skipped", _summary(done), _value(done))
 
 
 def _warn_of_other_start(config: Config, done: Result) -> None:
@@ -229,8 +271,11 @@ def close_sweep(jobs: list[Job]) -> None:
         app.tell(f"{job.status:9}  {job.name:{names}}  {job.detail}".rstrip())
 
 
-def _what_follows(experiment: Experiment) -> str:
-    """Say what is about to be trained: the allocation, or the search for one, and in how many."""
+def _what_follows(experiment: Experiment, within: Within = None) -> str:
+    """Return what is about to be trained: the allocation, or the search for one, and in how many.
+
+    Within a sweep, of the allocation only the last line, which is the budget.
+    """
     arithmetic = experiment.batch_arithmetic()
     shared_out = f"\nbatch    {arithmetic}" if "=" in arithmetic else ""
     if experiment.task.source == schema.STANDIN:
@@ -240,7 +285,8 @@ def _what_follows(experiment: Experiment) -> str:
             f"{config.epochs} batch_size={config.batch_size} (data.standin); no figure of the set's"
         )
     if experiment.stage == "train":
-        return runs.plan_text(experiment.model, experiment.allocation) + shared_out
+        plan = runs.plan_text(experiment.model, experiment.allocation)
+        return (plan.splitlines()[-1] if within else plan) + shared_out
     assert experiment.allocation is not None
     settings, budget = experiment.config.sharing, experiment.allocation.budget
     return (
@@ -299,6 +345,13 @@ def _chosen_epoch(result: Result) -> int | None:
     history, chosen = result.history or {}, result.metrics.selected.get(metric)
     measured = zip(history.get("epoch", []), history.get(metric, []), strict=False)
     return max((epoch for epoch, value in measured if value == chosen), default=None)
+
+
+def _value(result: Result) -> float | None:
+    """Return the best of the held-out metrics that chose the checkpoint; None if none were."""
+    history = result.history or {}
+    held_out = [key for key in history if key.startswith("val/")]
+    return max(history[held_out[0]]) if held_out else None  # the first is the one that counts
 
 
 def _beside_dense(config: Config, metric: str) -> str:

@@ -51,9 +51,10 @@ def _row(path: Path, root: Path) -> str:
         threshold = str(fold["threshold"])
         if "chosen_on" in fold:
             threshold += f" ({fold['chosen_on']}, tolerance {fold['tolerance']})"
+        unfinished = " (unfinished run)" if "unfinished" in fold else ""
         return _line(
             [
-                f"[{folder}]({folder}/folded.png)",
+                f"[{folder}]({folder}/folded.png){unfinished}",
                 threshold,
                 f"{fold['layers_before']} → {fold['layers']}",
                 str(fold["weights"]),

@@ -49,6 +49,7 @@ class Experiment:
     stage: str = TRAIN
     grouping: Grouping | None = None  # that was found, where one was searched
     start: Start | None = None  # of `sharing.init`, where it has just been read
+    unfinished: str | None = None  # how far the weights came, where a run did not end
 
     @property
     def epochs(self) -> int:

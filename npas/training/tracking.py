@@ -4,12 +4,14 @@ The tables are made from the run's own files. W&B is a convenience: whatever it 
 long it takes, is one warning, and the run goes on without it.
 """
 
+import contextlib
 import json
 import logging
 import os
 import queue
 import re
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,12 +24,18 @@ from npas.tasks._files import write_whole
 from npas.training.state import AVERAGED, ID_FILE, LOG_FILE, SEARCH, TRAIN
 
 log = logging.getLogger(__name__)
+WANDB_LOG = logging.getLogger("wandb")
 
 START_S = 10.0  # that a training waits for W&B before it begins; W&B may begin later
 INIT_S = 30.0  # that W&B's service tries to reach the server: `init_timeout`, 90 s by default
 FINISH_S = 20.0  # for what is still to be sent at the end: `finish_timeout`, no limit by default
 UPLOAD_S = 600.0  # for the weights
 PREEMPTED_S = 5.0  # at the end, where whoever stops a run kills it half a minute later
+
+
+def mode_of(config: Config) -> str:
+    """Return how W&B tracks the run: by WANDB_MODE where it is set, else by `wandb.mode`."""
+    return os.environ.get("WANDB_MODE") or config.wandb.mode
 
 
 class Tracker:
@@ -70,7 +78,7 @@ class Tracker:
         os.replace(kept, path)
         self.lines = len(own)
         self.file = open(path, "a", buffering=1)  # noqa: SIM115 (open for the run's length)
-        mode = os.environ.get("WANDB_MODE") or config.wandb.mode
+        mode = mode_of(config)
         if mode != "disabled":
             # Stored before anything is trained, so that a run that is killed goes on as the same.
             self.wandb_id = wandb_id or _stored_id(run_dir) or secrets.token_hex(4)
@@ -170,6 +178,8 @@ class _Wandb:
         except Exception as error:
             self._warn(f"going on without wandb (wandb.mode={mode})", error)
             return
+        # Where wandb's log file cannot be written, logging prints a traceback for each line of it.
+        WANDB_LOG.addHandler = self._add_handler  # type: ignore[method-assign]
         self.thread.start()
         self.started.wait(START_S)
 
@@ -189,6 +199,17 @@ class _Wandb:
             self._warn(
                 f"not all was sent: `wandb sync --include-online {self.folder}/*run-*`", waited
             )
+        self.has_warned = True  # what comes later is no news after the command's last line
+        with contextlib.suppress(AttributeError):
+            del WANDB_LOG.addHandler
+
+    def _add_handler(self, hdlr: logging.Handler) -> None:
+        def fail(record: logging.LogRecord) -> None:
+            error = sys.exc_info()[1] or OSError("unknown error")
+            self._warn("wandb cannot write its log file", error)
+
+        hdlr.handleError = fail  # type: ignore[method-assign]
+        logging.Logger.addHandler(WANDB_LOG, hdlr)
 
     def _work(
         self, mode: str, config: Config, run_dir: Path, run_id: str, facts: dict[str, Any]

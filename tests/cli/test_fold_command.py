@@ -1,5 +1,6 @@
 """npas-fold shows which layers of a run agree, folds them, and says what that costs."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from npas.cli import fold, runs, train
 from npas.models import InputSpec, wrn
+from npas.reporting import results
 from npas.sharing.folding import load_folded
 
 SOFT = (
@@ -209,3 +211,14 @@ def test_a_network_of_several_inputs_folds(
     assert answer.code == 0, answer.err
     record = json.loads((folder / "fold-0.01" / "fold.json").read_text())
     assert record["recalibrated_on"] >= 1 and record["outputs_differ_by"] < 1e-4
+
+
+def test_a_fold_of_an_unfinished_run_says_so(run: Run, soft: Path) -> None:
+    folder = Path(shutil.copytree(soft, "copy"))
+    result = results.read(folder)
+    results.write(folder, dataclasses.replace(result, status="failed", metrics=None))
+    answer = run("npas-fold", f"run={folder}", "threshold=0.9", "recalibrate=0")
+    line = f"unfinished: weights after step {result.steps}, 3 of 3 epochs done"
+    assert answer.out.splitlines()[0] == f"{line}; the run's status is failed"
+    fold = json.loads((folder / "fold-0.9" / "fold.json").read_text())
+    assert fold["unfinished"] == answer.out.splitlines()[0]

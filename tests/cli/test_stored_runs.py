@@ -5,18 +5,23 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command_line import Run
+from command_line import SMALL, Run
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from npas.cli import runs
+from npas.cli import runs, train
 from npas.models import InputSpec, bert, family
 from npas.reporting import results
+from npas.tasks import digits
 
 
 def test_an_evaluation_finds_what_the_run_reported(run: Run, trained: Path) -> None:
@@ -132,3 +137,60 @@ def test_an_export_below_a_file_is_refused(run: Run, trained: Path) -> None:
     answer = run("npas-export", f"run={trained}", "out=file/net.safetensors")
     assert answer.code == 2
     assert "which is a file: name another" in answer.err
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Stop a run of three epochs after its eighth step, in the second; return its folder."""
+    root, steps, loss = tmp_path_factory.mktemp("stopped") / "runs", count(1), digits.Task.loss
+
+    def stopping(self: digits.Task, model: Any, batch: Any) -> Any:
+        if next(steps) == 8:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return loss(self, model, batch)
+
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits.Task, "loss", stopping)
+        assert train.main([*SMALL, "budget=0.5", "epochs=3", f"run_root={root}"]) == 75
+    signal.signal(signal.SIGUSR1, before)
+    (folder,) = root.glob("digits/*")
+    yield folder
+
+
+WEIGHTS = "unfinished: weights after step 8, 1 of 3 epochs done"
+
+
+@pytest.mark.parametrize(
+    ("status", "line"),
+    [
+        ("preempted", f"{WEIGHTS}; the run's status is preempted"),
+        ("failed", f"{WEIGHTS}; the run's status is failed"),
+        ("diverged", f"{WEIGHTS}; the run's status is diverged"),
+        (None, WEIGHTS),  # it was killed
+    ],
+)
+def test_what_is_made_of_an_unfinished_run_says_so(
+    run: Run, stopped: Path, status: str | None, line: str
+) -> None:
+    folder = Path(shutil.copytree(stopped, "copy"))
+    result = results.read(folder)
+    (folder / "result.json").unlink()
+    if status is not None:
+        metrics = results.Metrics({"accuracy": None}) if status == "diverged" else None
+        divergence = results.Divergence(9, {}) if status == "diverged" else None
+        changed = replace(result, status=status, metrics=metrics, divergence=divergence)
+        results.write(folder, changed)
+    out = run("npas-eval", f"run={folder}").out.splitlines()
+    assert out[0] == line and len(out) > 1
+    assert json.loads(run("npas-eval", f"run={folder}", "format=json").out)["unfinished"] == line
+    assert run("npas-export", f"run={folder}", "out=net.safetensors").out.splitlines()[-1] == line
+    with safe_open("net.safetensors", "pt") as file:
+        assert file.metadata()["unfinished"] == line
+
+
+def test_what_is_made_of_a_finished_run_says_nothing_of_it(run: Run, trained: Path) -> None:
+    run("npas-export", f"run={trained}", "out=net.safetensors")
+    with safe_open("net.safetensors", "pt") as file:
+        assert "unfinished" not in file.metadata()
+    assert "unfinished" not in run("npas-eval", f"run={trained}").out

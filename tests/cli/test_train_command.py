@@ -272,3 +272,14 @@ def test_a_reader_who_has_gone_ends_no_training(run: Run, monkeypatch: pytest.Mo
         assert train.main([*SMALL, "budget=0.5"]) == 0
     (folder,) = folders()
     assert results.read(folder).status == "done"
+
+
+@pytest.mark.parametrize("mode", ["disabled", "offline"])
+def test_the_environment_overrules_the_tracking_mode_and_says_so(
+    run: Run, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    answer = run("npas-train", *SMALL, "budget=0.5", f"wandb.mode={mode}")
+    line = "npas-train: WANDB_MODE=disabled overrules wandb.mode=offline\n"
+    assert answer.err == (line if mode == "offline" else "")
+    assert not list(Path("runs").rglob("wandb*"))

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,17 @@ def test_a_disk_too_full_for_the_runs_files_is_one_line(
     assert run(*WORDS).code == 0
 
 
+@pytest.fixture
+def terminated() -> Iterator[list[int]]:
+    """Note the SIGTERMs that this process gets beside the commands it runs."""
+    numbers: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: numbers.append(number))
+    yield numbers
+    signal.signal(signal.SIGTERM, before)
+
+
 def test_a_stop_that_a_library_turns_into_another_error_is_still_a_stop(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch, terminated: list[int]
 ) -> None:
     def check(raw: dict[str, Any]) -> None:
         try:
@@ -179,3 +189,16 @@ def test_a_stop_that_a_library_turns_into_another_error_is_still_a_stop(
     answer = run("npas-train")
     assert answer.code == 75
     assert answer.err == "npas-train: stopped by a signal; the same command goes on\n"
+    assert terminated == [signal.SIGTERM]
+
+
+def test_ctrl_c_ends_the_program_that_called_the_command(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(raw: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
+    monkeypatch.setattr("npas.cli.runs.check", check)
+    with pytest.raises(KeyboardInterrupt):
+        run("npas-train")

@@ -1,6 +1,7 @@
 """Words that cannot be followed end with exit code 2 and a line that says what to change."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -33,6 +34,11 @@ WRONG = [
     ("npas-train -m budget=0.1,abc", "budget=abc is not a budget"),
     ("npas-train -m seed=0,1 epochs=-3", "epochs must be at least 1"),
     ("npas-train -m 'seed=glob(x*)'", "the sweep has no jobs"),
+    ("npas-train -m seed=range(0,100),-1", "seed=range(0,100),-1: range(), interval(), glob() and"),
+    ("npas-train -m seed=1,glob(x*)", "seed=1,glob(x*): range(), interval(), glob() and"),
+    ("npas-train -m seed=range(0,9,0)", "seed=range(0,9,0): the step of a range must not be 0"),
+    ("npas-train -m optim.lr=interval(0,1)", "add hydra/sweeper=optuna, or list the values"),
+    ("npas-train -m hydra/sweeper=none_such", "install the plugin that brings it"),
     ("npas-train ~budget", "budget is missing"),
     ("npas-train budget=null", "budget is missing"),
     ("npas-train sharing.templates=2", "exclude each other"),
@@ -59,6 +65,7 @@ WRONG = [
     ("npas-train batch_size=100000", "batch_size=100000 is more than the 1438 training images"),
     ("npas-train resume=nope", "there is no folder nope: name a run's folder"),
     ("npas-eval runs/digits/x", "'runs/digits/x' sets nothing: write run=runs/digits/x"),
+    ("npas-train runs/digits/x", "'runs/digits/x' sets nothing: write run=runs/digits/x"),
     ("npas-export runs/été", "'runs/été' sets nothing: write run=runs/été"),
     ("npas-eval run=runs/été", "there is no folder runs/été"),
     ("npas-export run=x out=", "out must not be empty"),
@@ -126,6 +133,48 @@ def test_words_that_cannot_be_followed(command: str, line: str, run: Run, tmp_pa
     assert answer.err.count("\n") == 1
     assert "Traceback" not in answer.err and not answer.out
     assert not list(tmp_path.iterdir())
+
+
+HEAD = "# @package _global_\n"
+FILES = {
+    "conf/exp/bare.yaml": "budget: 0.3\n",
+    "conf/exp/blank.yaml": f"exp: mine\n{HEAD}budget: 0.3\n",
+    "conf/exp/override.yaml": "defaults:\n  - override /optim: adam_simnet\nbudget: 0.3\n",
+    "conf/exp/twice.yaml": f"{HEAD}defaults:\n  - /optim: adam_simnet\n",
+    "exp/mine.yaml": f"{HEAD}budget: 0.3\n",
+    "mine.yaml": f"{HEAD}budget: 0.3\n",
+}
+FIRST_LINE = "its first line must be '# @package _global_', so that its keys stand at the top"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("+exp=exp/mine.yaml", "takes a name: write --config-dir . +exp=mine"),
+        ("+exp=conf/exp/bare", "takes a name: write --config-dir conf +exp=bare"),
+        ("+exp=./exp/mine.yaml", "takes a name: write --config-dir . +exp=mine"),
+        ("+exp=mine.yaml", "put it into DIR/exp/ and write --config-dir DIR +exp=mine"),
+        ("+exp=nope/mine.yaml", "put it into DIR/exp/ and write --config-dir DIR +exp=mine"),
+        ("model=mine.yaml", "put it into DIR/model/ and write --config-dir DIR model=mine"),
+        ("--config-dir exp +exp=mine", "/exp/exp/mine.yaml is there; "),
+        ("--config-dir conf +exp=bare", f"the file chosen as +exp=: {FIRST_LINE}"),
+        ("--config-dir conf +exp=blank", f"the file chosen as +exp=: {FIRST_LINE}"),
+        ("--config-dir conf +exp=override", f"exp/override: {FIRST_LINE}"),
+        ("--config-dir conf +exp=twice", "(in the defaults of a file: override /optim: NAME)"),
+    ],
+)
+def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(
+    words: str, line: str, run: Run
+) -> None:
+    for name, text in FILES.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+    answer = run("npas-plan", *words.split())
+    assert answer.code == 2
+    assert line in answer.err and answer.err.count("\n") == 1
+    remedy = re.search(r"write (--config-dir [^D]\S* \S+)", answer.err)
+    if remedy and "bare" not in words:
+        assert run("npas-plan", *remedy[1].split()).code == 0
 
 
 @pytest.mark.parametrize("root", ["josé/runs", "a#b", "a=b", "日本"])

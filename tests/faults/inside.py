@@ -16,7 +16,8 @@ def train(words: list[str], trouble: dict[str, Any] | None = None) -> int:
     from npas.cli import train
 
     make(trouble or {})
-    return train.main(words)
+    sys.argv = ["npas-train", *words]
+    return train.main()
 
 
 def make(trouble: dict[str, Any]) -> None:

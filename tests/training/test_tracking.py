@@ -1,7 +1,12 @@
 """The log is complete without W&B, and goes on after a kill as if there had been none."""
 
+import errno
 import json
+import logging
+import os
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,3 +82,40 @@ def test_a_damaged_line_is_left_out_and_counts_as_logged(small, tmp_path: Path, 
             assert tracker.lines == 2
             tracker.log({"step": 4})
         assert [line["step"] for line in lines(tmp_path)] == [*kept, 1, 3, 4]
+
+
+class FullDisk:
+    def write(self, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_wandbs_log_on_a_full_disk_is_one_line(
+    small,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logger, handler = logging.getLogger("wandb"), logging.StreamHandler(FullDisk())
+
+    def init(**settings: Any) -> None:
+        logger.addHandler(handler)
+        for _ in range(3):
+            logger.warning("what wandb logs")
+        raise RuntimeError("nor can it do anything else")
+
+    module = ModuleType("wandb")
+    vars(module).update(init=init, setup=lambda settings: None, Settings=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.delenv("WANDB_MODE")
+    try:
+        with Tracker(small(wandb={"mode": "offline"}), tmp_path, 0, None):
+            pass
+        logger.warning("at the end of the process")
+    finally:
+        logger.removeHandler(handler)
+    assert capsys.readouterr().err == ""
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("npas")]
+    reason = os.strerror(errno.ENOSPC)
+    assert said == [f"wandb cannot write its log file: [Errno {errno.ENOSPC}] {reason}"]
+    assert "addHandler" not in vars(logger)

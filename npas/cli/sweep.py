@@ -1,0 +1,189 @@
+"""Run the jobs of a sweep (`-m`): check them all, then run each, whatever becomes of the others.
+
+A sweeper that searches, as `hydra/sweeper=optuna`, chooses each job by the values of those before
+it: its jobs are checked one by one, and each returns `Job.value`, of which higher is better.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from npas import _launched
+from npas.cli import app, errors
+from npas.cli.app import Command, Job
+
+T = TypeVar("T")
+
+OWN_SWEEPER = "BasicSweeper"  # Hydra's
+SECONDS_BETWEEN_LINES = 5.0  # while the jobs are checked, each in about a tenth of a second
+_ALONE = "range(), interval(), glob() and choice() cannot stand in a list: write its values out"
+
+
+class _Ended(BaseException):
+    """End a search at once: Hydra catches an `Exception`, and the sweeper would count it."""
+
+    def __init__(self, refusal: ValueError | None = None) -> None:
+        self.refusal = refusal
+
+
+def run(command: Command[T], words: list[str]) -> list[Job]:
+    """Run the jobs that the words describe, and return how each of them ended; ValueError."""
+    if _launched.place().world > 1:
+        raise ValueError(
+            "a sweep (-m) starts its jobs itself: run it without torchrun or srun, and for several"
+            " processes a job set trainer.devices=N"
+        )
+    _check_words(words)
+    sweep = _Sweep(command, words)
+    with tempfile.TemporaryDirectory() as scratch, _checking(sweep.check):
+        # Hydra's own launcher and sweeper leave nothing worth keeping; others keep their logs and
+        # results where it is configured.
+        keeps = any(
+            word.startswith(("hydra/", "hydra.launcher", "hydra.sweeper")) for word in words
+        )
+        here = words if keeps else [*words, f"hydra.sweep.dir={scratch}"]
+        try:
+            app.compose(command, here, sweep.run)
+        except app.RunFailed as failure:
+            sweep.jobs += [] if failure.job in sweep.jobs else [failure.job]
+        except _Ended as ended:
+            if ended.refusal is not None:
+                raise ended.refusal from None
+    if command.close_sweep is not None:
+        command.close_sweep(sweep.jobs)
+    if sweep.found:
+        value, best = max(sweep.found)
+        app.tell(f"best: {value:.2f}% by {best}")
+    return sweep.jobs
+
+
+class _Sweep(Generic[T]):
+    def __init__(self, command: Command[T], words: Sequence[str]) -> None:
+        self.command = command
+        self.words = words
+        self.jobs: list[Job] = []
+        self.total: int | None = None  # where it is known
+        self.found: list[tuple[float, str]] = []  # of a search: values, and by which words
+        self.process = os.getpid()
+
+    def check(self, sweeper: Any) -> None:
+        """Compose and check all jobs of Hydra's own sweeper; ValueError for the first that fails.
+
+        This takes the place of the sweeper's own check, which composes them only.
+        """
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import open_dict
+
+        if self.total is not None:  # with the batch before
+            return
+        jobs = [list(overrides) for batch in sweeper.overrides for overrides in batch]
+        if not jobs:
+            raise ValueError("the sweep has no jobs: one of its lists is empty")
+        self.total, said = len(jobs), time.monotonic()
+        hydra = HydraConfig.instance()
+        before = hydra.cfg
+        try:
+            for number, overrides in enumerate(jobs):
+                if time.monotonic() - said > SECONDS_BETWEEN_LINES:
+                    said = time.monotonic()
+                    app.say(self.command.name, f"checked {number} of {self.total} jobs")
+                loader = sweeper.hydra_context.config_loader
+                config = loader.load_sweep_config(sweeper.config, overrides)
+                with open_dict(config):
+                    config.hydra.job.id = config.hydra.job.num = number
+                    hydra.set_config(config)  # which values may refer to
+                    del config["hydra"]
+                self.command.check(app.plain(config))
+        finally:
+            hydra.cfg = before
+
+    def run(self, raw: dict[str, Any]) -> float | None:
+        """Check and run the job that Hydra has composed; return its value."""
+        from hydra.core.hydra_config import HydraConfig
+
+        command, hydra = self.command, HydraConfig.get()
+        searches = not hydra.sweeper._target_.endswith(f".{OWN_SWEEPER}")
+        if searches:
+            _check_direction(hydra.sweeper)
+        words = " ".join(self._own(hydra.overrides.task))
+        total = self.total or hydra.sweeper.get("n_trials")
+        app.say(command.name, f"[{hydra.job.num + 1}{f'/{total}' if total else ''}] {words}")
+        try:
+            checked = command.check(raw)
+            if command.run_in_sweep is not None:
+                job = command.run_in_sweep(checked, searches)
+            else:
+                job = command.run(checked)
+        except Exception as error:
+            line = app.explain(error, command, self.words) or f"{type(error).__name__}: {error}"
+            job = Job(words, "failed", line)
+        self.jobs.append(job)
+        if not job.fine and os.getpid() != self.process:
+            # In a process of another launcher, raising is how the cluster hears of it.
+            raise app.RunFailed(job)
+        if not job.fine and searches:
+            may_fail = hydra.sweeper.get("max_failure_rate") and job.status == "failed"
+            raise app.RunFailed(job) if may_fail else _Ended
+        if searches and job.value is not None:
+            self.found.append((job.value, words))
+        return job.value
+
+    def _own(self, overrides: Sequence[str]) -> list[str]:
+        """Return the words that make this job another than the others."""
+        own = [word for word in overrides if word not in self.words]
+        return [word.lstrip("+") for word in own or overrides]
+
+
+@contextlib.contextmanager
+def _checking(check: Callable[[Any], None]) -> Iterator[None]:
+    """Have Hydra's own sweeper call `check(sweeper)` where it would see that its jobs compose."""
+    from hydra.plugins.sweeper import Sweeper
+
+    validate = Sweeper.validate_batch_is_legal
+
+    def checked(sweeper: Any, batch: Sequence[Sequence[str]]) -> None:
+        # By its name: Hydra imports its plugins anew, so that the class is not the one seen here.
+        if type(sweeper).__name__ == OWN_SWEEPER:
+            check(sweeper)
+        else:
+            validate(sweeper, batch)
+
+    Sweeper.validate_batch_is_legal = checked
+    try:
+        yield
+    finally:
+        Sweeper.validate_batch_is_legal = validate
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse lists of values that Hydra would answer without naming the word; ValueError."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep, Glob, Sweep
+
+    overrides = errors.parse_arguments(words).overrides
+    for override in OverridesParser.create().parse_overrides(overrides):
+        word, value = override.input_line, override.value()
+        listed = value.list if isinstance(value, ChoiceSweep) else []
+        if any(isinstance(each, (Sweep, Glob)) for each in listed):
+            raise ValueError(f"{word}: {_ALONE}")
+        if override.is_range_sweep() and not getattr(value, "step", 1):
+            raise ValueError(f"{word}: the step of a range must not be 0")
+
+
+def _check_direction(sweeper: Any) -> None:
+    """Refuse a search for the lowest value, which is optuna's default."""
+    asked = sweeper.get("direction", "maximize")
+    directions = asked if hasattr(asked, "__len__") and not isinstance(asked, str) else [asked]
+    names = [getattr(each, "name", each) for each in directions]
+    if names != ["maximize"]:
+        raise _Ended(
+            ValueError(
+                f"hydra.sweeper.direction={','.join(map(str, names))}: a job returns one metric, of"
+                " which more is better: write hydra.sweeper.direction=maximize"
+            )
+        )

@@ -1,0 +1,144 @@
+"""A run's config.yaml can be started from, and what a user has changed in it is not lost."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import SMALL, Run
+
+from npas.cli import runs, train
+from npas.cli.app import Job
+from npas.config import Config, run_dir
+
+WORDS = ("npas-train", *SMALL, "budget=0.5")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """Note the configs that npas-train would run, and run none."""
+    configs: list[Config] = []
+
+    def run(config: Config, within: object = None) -> Job:
+        configs.append(config)
+        return Job(str(run_dir(config)))
+
+    monkeypatch.setattr(train, "run", run)
+    return configs
+
+
+@pytest.fixture
+def folder(trained: Path) -> Path:
+    """Return a copy of a finished run's folder, below another root, from where it is called."""
+    return Path(shutil.copytree(trained, f"moved/{trained.parent.name}/{trained.name}"))
+
+
+def edit(folder: Path, key: str, value: str) -> None:
+    file = folder / "config.yaml"
+    text, count = re.subn(rf"(?m)^( *{key}:).*$", rf"\1 {value}", file.read_text())
+    assert count == 1
+    file.write_text(text)
+
+
+@pytest.mark.parametrize("name", ["", "/config.yaml"])
+def test_a_run_starts_from_its_config_in_its_folder(
+    run: Run, folder: Path, asked: list[Config], name: str
+) -> None:
+    answer = run("npas-train", f"run={folder}{name}", "trainer.log_every=3")
+    assert (answer.code, answer.err) == (0, "")
+    assert run_dir(asked[0]) == folder and asked[0].trainer.log_every == 3
+    assert run("npas-plan", f"run={folder}").code == 0
+
+
+def test_a_finished_run_is_skipped_and_words_for_once_are_not_taken_from_the_file(
+    run: Run, folder: Path
+) -> None:
+    edit(folder, "force", "true")
+    answer = run("npas-train", f"run={folder}")
+    assert answer.out.startswith("skipped: "), answer.err
+
+
+def test_an_edited_config_is_a_run_of_its_own_and_one_line_says_so(
+    run: Run, folder: Path, asked: list[Config]
+) -> None:
+    edit(folder, "lr", "0.05")
+    answer = run("npas-train", f"run={folder}")
+    assert asked[0].optim.lr == 0.05 and run_dir(asked[0]).parent == folder.parent
+    note = f"run={folder}: with these settings it is another run: {run_dir(asked[0])}"
+    assert answer.err == f"npas-train: {note}\n"
+    sweep = run("npas-train", "-m", f"run={folder}", "seed=1,2")
+    assert sweep.code == 0, sweep.err
+    assert [(config.seed, config.optim.lr) for config in asked[1:]] == [(1, 0.05), (2, 0.05)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("lr", "-1", "optim.lr must be above 0, got -1.0"),
+        ("lr", "fast", "optim.lr must be a finite number, got 'fast'"),
+        ("lr", "0.1\n  lrr: 1", "unknown key 'optim.lrr': did you mean 'optim.lr'?"),
+        ("lr", "[1", "is no config that can be read"),
+    ],
+)
+def test_a_stored_config_is_checked_as_any(
+    run: Run, folder: Path, asked: list[Config], key: str, value: str, line: str
+) -> None:
+    edit(folder, key, value)
+    answer = run("npas-train", f"run={folder}")
+    assert answer.code == 2 and not asked
+    assert line in answer.err and answer.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["run=nowhere"],
+            "nowhere cannot be read (No such file or directory): name a run's folder",
+        ),
+        (["run=moved"], "moved/config.yaml cannot be read"),
+        (["run=list.yaml"], "list.yaml must be a mapping of keys"),
+        (["run=FOLDER", "optim=adam_simnet"], "optim=adam_simnet cannot stand beside run="),
+        (["run=FOLDER", "+exp=digits"], "+exp=digits cannot stand beside run="),
+        (["run=FOLDER", "model.depht=3"], "unknown key 'model.depht': did you mean"),
+        (["run=FOLDER", "~seed"], "~seed cannot stand beside run="),
+    ],
+)
+def test_what_cannot_be_started_from(
+    run: Run, folder: Path, asked: list[Config], words: list[str], line: str
+) -> None:
+    Path("list.yaml").write_text("- 1\n")
+    answer = run("npas-train", *[word.replace("FOLDER", str(folder)) for word in words])
+    assert answer.code == 2 and not asked
+    assert line in answer.err and answer.err.count("\n") == 1
+
+
+def interrupted(*anything: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "changed"),
+    [
+        ("lr", "0.05", "optim.lr changed"),
+        ("log_every", "7", "trainer.log_every changed"),
+        ("lr", "fast", "optim.lr must be a finite number, got 'fast'"),
+    ],
+)
+def test_an_edited_config_is_kept_and_said_before_the_run_writes_its_own(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str, changed: str
+) -> None:
+    untouched = Path(shutil.copytree(folder, "untouched"))
+    words: tuple[Any, ...] = (*WORDS, "run_root=moved", "force=true")
+    monkeypatch.setattr("npas.training.train", interrupted)
+    assert "edited" not in run(*words, "trainer.keep_last=5").err  # the command line may differ
+    shutil.copytree(untouched, folder, dirs_exist_ok=True)
+    edit(folder, key, value)
+    edited = (folder / "config.yaml").read_text()
+    line = run(*words).err.splitlines()[0]
+    kept = folder / "config.edited.yaml"
+    assert line.startswith(f"npas-train: warning: {folder}/config.yaml was edited ({changed}): ")
+    assert f"`npas-train run={kept}` trains" in line
+    assert kept.read_text() == edited
+    assert runs.edited(folder, runs.check(runs.read_config(folder / "config.yaml"))) is None

@@ -1,0 +1,128 @@
+"""A sweep checks its jobs once, counts them, and gives a sweeper that searches what it needs."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pytest
+from command_line import SMALL, Run
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+
+from npas.cli import sweep, train
+from npas.cli.app import Job
+from npas.config import Config
+from npas.reporting import results
+
+WORDS = (*SMALL, "budget=0.5", "data.split=45k")
+
+
+class Search(Sweeper):
+    """Try two learning rates, as a sweeper that searches would, and note what comes back."""
+
+    seen: ClassVar[list[float]] = []
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        for number, rate in enumerate((0.01, 0.02)):
+            assert self.launcher is not None
+            job = [f"optim.lr={rate}", *arguments]
+            (returned,) = self.launcher.launch([job], initial_job_idx=number)
+            self.seen.append(float(returned.return_value))
+
+
+@pytest.fixture
+def search(run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """Install `Search` as the plugin hydra/sweeper=search; return the values that it was given."""
+    assert run("npas-train", "--cfg", "job").code == 0  # Hydra has found its plugins by now
+    name = "hydra_plugins.search.Search"
+    node = {"_target_": name, "direction": "maximize", "n_trials": 2}
+    store = ConfigStore.instance()
+    store.store(group="hydra/sweeper", name="search", node=node, provider="test")
+    monkeypatch.setitem(Plugins.instance().class_name_to_class, name, Search)
+    monkeypatch.setattr(Search, "seen", [])
+    yield Search.seen
+    del store.repo["hydra"]["sweeper"]["search.yaml"]
+
+
+def test_a_search_is_given_the_best_held_out_metric_of_each_job(
+    run: Run, search: list[float]
+) -> None:
+    answer = run("npas-train", "-m", "hydra/sweeper=search", *WORDS)
+    assert answer.code == 0, answer.err
+    lines = [line for line in answer.out.splitlines() if line.startswith("done: ")]
+    histories = [results.read(line.split("; ")[-1]).history for line in lines]
+    assert search == [max(history["val/accuracy"]) for history in histories if history]
+    assert answer.err.splitlines() == [f"npas-train: [{n}/2] optim.lr=0.0{n}" for n in (1, 2)]
+    best = max(zip(search, ("0.01", "0.02"), strict=True))
+    assert answer.out.splitlines()[-1] == f"best: {best[0]:.2f}% by optim.lr={best[1]}"
+    again = run("npas-train", "-m", "hydra/sweeper=search", *WORDS)
+    assert again.code == 0 and search[2:] == search[:2]  # of runs that are skipped, too
+
+
+@pytest.mark.parametrize(
+    ("word", "line", "code"),
+    [
+        ("hydra.sweeper.direction=minimize", "write hydra.sweeper.direction=maximize", 2),
+        ("data.split=50k", "a search needs held-out data, but data.split=50k", 1),
+        ("batch_size=100000", "batch_size=100000 is more than the", 1),
+    ],
+)
+def test_a_search_that_can_learn_nothing_ends_with_one_line(
+    run: Run, search: list[float], word: str, line: str, code: int
+) -> None:
+    answer = run("npas-train", "-m", "hydra/sweeper=search", *WORDS, word)
+    assert answer.code == code
+    assert line in answer.err.splitlines()[-1] and len(answer.err.splitlines()) <= 2
+    assert search == []
+
+
+def test_the_jobs_are_composed_and_checked_once_with_a_count(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    composed, compose = [], ConfigLoaderImpl.load_sweep_config
+    within: list[object] = []
+
+    def counting(self: Any, *arguments: Any, **named: Any) -> Any:
+        composed.append(len(within))  # how many jobs have run by then
+        return compose(self, *arguments, **named)
+
+    def job(config: Config, kind: object = None) -> Job:
+        within.append(kind)
+        return Job(f"seed {config.seed}")
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counting)
+    monkeypatch.setattr(sweep, "SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr(train, "run", job)
+    answer = run("npas-train", "-m", "seed=range(3,6)", "budget=0.2")
+    assert answer.code == 0
+    said = [line.removeprefix("npas-train: ") for line in answer.err.splitlines()]
+    assert said == [
+        *(f"checked {number} of 3 jobs" for number in range(3)),
+        *(f"[{number}/3] seed={number + 2}" for number in (1, 2, 3)),
+    ]
+    assert composed == [0, 0, 0, 0, 1, 2]  # before the first job, and each by the launcher
+    assert within == ["sweep"] * 3
+
+
+def test_batches_of_jobs_are_checked_before_the_first(run: Run) -> None:
+    words = ("hydra.sweeper.max_batch_size=1", "optim.lr=0.1,-1")
+    answer = run("npas-train", "-m", *SMALL, *words)
+    assert answer.code == 2
+    assert answer.err == "npas-train: optim.lr must be above 0, got -1.0\n"
+
+
+def test_a_job_of_a_sweep_prints_its_budget_and_no_table(run: Run) -> None:
+    answer = run("npas-train", "-m", *SMALL, "budget=0.5", "seed=0,1")
+    assert answer.code == 0
+    first = [line.split()[0] for line in answer.out.splitlines()]
+    assert first == ["budget", "done:"] * 2 + ["done"] * 2
