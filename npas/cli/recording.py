@@ -72,6 +72,8 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
                 if experiment.start is not None and process.leads:
                     initial.keep(experiment.start, folder)
                 outcome = training.train(experiment, folder)
+                if outcome.status == "done" and process.leads:
+                    experiment.task.write_answers("test", folder)
         except Refused:
             raise
         except _preemption.Preempted:  # between the trainings: all that they did is saved

@@ -159,6 +159,13 @@ class Task(Protocol):
         """
         raise ValueError(f"{self.name} has no pictures to show: leave show out")
 
+    def write_answers(self, split: str, folder: Path) -> list[Path]:
+        """Write what the last `evaluate` of a split answered, as the set's own scripts read it.
+
+        Return the files. Unless a task says otherwise, there are none.
+        """
+        return []
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the batch's mean loss, and sums over its samples of what is to be logged."""
 
