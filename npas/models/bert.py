@@ -102,13 +102,13 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
 def _class(arch: str, answers: str) -> Any:
     import transformers
 
-    names = {
-        ("bert", "span"): "BertForQuestionAnswering",
-        ("bert", "pretraining"): "BertForPreTraining",
-        ("albert", "span"): "AlbertForQuestionAnswering",
-        ("albert", "pretraining"): "AlbertForPreTraining",
-    }
-    return getattr(transformers, names[arch, answers])
+    if answers == "pretraining":
+        from npas.models import _pretraining
+
+        names = {"bert": "BertForPreTraining", "albert": "AlbertForPreTraining"}
+        return getattr(_pretraining, names[arch])
+    names = {"bert": "BertForQuestionAnswering", "albert": "AlbertForQuestionAnswering"}
+    return getattr(transformers, names[arch])
 
 
 def _shape(config: Config) -> Any:
