@@ -182,6 +182,11 @@ class Task(Protocol):
         """
 
 
+def has_pictures(task: Task) -> bool:
+    """Tell whether a task has `examples` to show; reads no data."""
+    return type(task).examples is not Task.examples
+
+
 def batches(
     task: Task,
     epoch: int,
