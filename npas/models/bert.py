@@ -127,8 +127,9 @@ def _load(config: Config, name: str, kind: Any) -> nn.Module:
     """Load a checkpoint, whose own config says of the activation and the like."""
     from transformers import AutoConfig
 
-    files = ("config.json", "model.safetensors")
-    folder = _hub.find_folder("model.pretrained", name, files, files[1:])
+    whole = ("model.safetensors", "model.safetensors.index.json")
+    files = ("config.json", *whole, "model-*.safetensors")
+    folder = _hub.find_folder("model.pretrained", name, files, whole)
     try:
         with _hub.quietly():
             theirs: Any = AutoConfig.from_pretrained(folder)

@@ -111,6 +111,17 @@ def test_a_checkpoint_gives_all_but_the_head(arch: str, tmp_path: Path) -> None:
     assert all(torch.equal(full[name], stored[name]) for name in stored)
 
 
+def test_a_checkpoint_in_several_files_is_read(tmp_path: Path) -> None:
+    network: Any = save(tmp_path / "whole")
+    network.save_pretrained(tmp_path / "many", max_shard_size="10KB")
+    assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 1
+    assert not (tmp_path / "many" / "model.safetensors").exists()
+    one, many = (
+        build(config(pretrained=str(tmp_path / n)), PRETRAINING) for n in ("whole", "many")
+    )
+    assert all(torch.equal(a, many.state_dict()[k]) for k, a in one.state_dict().items())
+
+
 def test_a_checkpoint_keeps_its_activation_and_our_dropout(tmp_path: Path) -> None:
     save(tmp_path)
     file = tmp_path / "config.json"
