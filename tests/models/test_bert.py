@@ -208,6 +208,25 @@ def test_what_is_in_the_cache_needs_no_network(
     assert _hub.find_folder("key", "name", ("a", "b"), ("b",)) == tmp_path
 
 
+@pytest.mark.parametrize(("name", "asked"), [("a/b", {}), ("a/b@v1", {"revision": "v1"})])
+def test_a_revision_is_asked_for_and_the_commit_noted(
+    name: str, asked: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    (tmp_path / "c0ffee").mkdir()
+    (tmp_path / "c0ffee" / "b").write_text("")
+
+    def fetch(repository: str, *, allow_patterns: list[str], local_files_only: bool, **how: str):
+        assert repository == "a/b" and how == asked
+        return str(tmp_path / "c0ffee")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(_hub, "COMMITS", {})
+    _hub.find_folder("key", name, ("b",), ("b",))
+    assert list(_hub.COMMITS.items()) == [(name, "a/b@c0ffee")]
+
+
 def test_without_download_only_the_cache_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
