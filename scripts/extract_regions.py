@@ -178,9 +178,11 @@ def read(image: Image) -> Tensor:
     import PIL.Image
     import torch
 
+    from npas.tasks._imagenet_pixels import to_rgb
+
     try:
         with PIL.Image.open(image.path) as file:
-            pixels_HWC = np.array(file.convert("RGB"))
+            pixels_HWC = np.array(to_rgb(file))
     except FileNotFoundError:
         raise ValueError(f"{image.path} is not there") from None
     except Exception as error:  # whatever damaged files make their readers say

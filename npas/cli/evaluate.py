@@ -66,14 +66,16 @@ def check(raw: dict[str, Any]) -> Evaluate:
 def run(options: Evaluate) -> Job:
     """Print the metrics of the run's newest checkpoint, and draw the samples asked for."""
     assert options.run is not None
-    experiment = runs.restore_to_measure(options.run, options.device, options.data, options.split)
+    experiment = runs.restore_to_measure(
+        options.run, options.device, options.data, options.split, show=options.show > 0
+    )
     from npas.training.metrics import Diverged, measure
     from npas.training.precision import Precision
 
     config, task, device = experiment.config, experiment.task, experiment.process.device
     precision = Precision(config.precision, device)
     shown: list[Shown] = []
-    if options.show:  # first: a task that has no pictures says so before all is measured
+    if options.show:
         with precision.autocast():
             shown = task.examples(experiment.model, options.split, options.show)
     try:
@@ -81,6 +83,8 @@ def run(options: Evaluate) -> Job:
     except Diverged as error:
         app.say(NAME, str(error))
         return Job(options.run, "diverged", str(error))
+    for path in task.write_answers(options.split, runs.folder_of(options.run)):
+        app.say(NAME, f"{path} holds the answers")
     if options.format == "json":
         unfinished = {"unfinished": experiment.unfinished} if experiment.unfinished else {}
         print(json.dumps({**metrics, **unfinished}))

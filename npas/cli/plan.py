@@ -7,6 +7,7 @@ npas-plan +exp=wrn_cifar100 check_data=true    # and looks whether the data are 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -83,16 +84,36 @@ def run(plan: Plan) -> Job:
     data = _data(task, model, config) if plan.check_data else {}
     if plan.format == "json":
         found = {"data": data} if plan.check_data else {}
-        print(json.dumps({**_figures(model, allocation), "flops": flops, **found}))
+        shape = list(task.spec.input_shape)
+        figures = {**_figures(model, allocation), "flops": flops, "input_shape": shape}
+        print(json.dumps(figures | found))
     else:
         print(runs.plan_text(model, allocation))
         print(f"inference: {flops:,} FLOPs an input (2 a multiply-add), whatever the budget")
+        if note := _of_rehearsal(task, config):
+            print(note)
         for name, line in data.items():
             print(f"data {name}: {line}")
     compared = task.compared if plan.check_data and config.data.verify == "refuse" else None
     if compared is not None and compared.difference is not None:
         raise ValueError(compared.difference)
     return Job(config.exp)
+
+
+def _of_rehearsal(task: Task, config: Config) -> str:
+    """Return a note if the inputs of a rehearsal are smaller than the real set's, else nothing."""
+    import torch
+
+    from npas import tasks
+
+    real = tasks.family(config.task.family).Task(
+        config.task,
+        dataclasses.replace(config.data, source="real"),
+        seed=config.seed,
+        device=torch.device("cpu"),
+    )
+    own, whole = ("x".join(map(str, t.spec.input_shape)) for t in (task, real))
+    return "" if own == whole else f"inputs: {own} of a rehearsal; the set's are {whole}"
 
 
 def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:

@@ -20,6 +20,7 @@ from npas import config as schema
 from npas._launched import Refused
 from npas.cli import app, runs
 from npas.config import Config
+from npas.models import _hub
 from npas.reporting import group_plot, results
 from npas.reporting.results import (
     Budget,
@@ -76,6 +77,8 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
                 if experiment.start is not None and process.leads:
                     initial.keep(experiment.start, folder)
                 outcome = training.train(experiment, folder)
+                if outcome.status == "done" and process.leads:
+                    experiment.task.write_answers("test", folder)
         except Refused:
             raise
         except _preemption.Preempted:  # between the trainings: all that they did is saved
@@ -162,6 +165,7 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         ),
         divergence=divergence,
         init=_init(config),
+        hub=_hub_commits(config),
         **environment(),
     )
 
@@ -172,6 +176,17 @@ def _dataset(task: Task) -> Dataset:
     if compared is None or task.source != "real":
         return Dataset(task.name, task.source)
     return Dataset(task.name, task.source, compared.published, dict(compared.found))
+
+
+def _hub_commits(config: Config) -> dict[str, str] | None:
+    """Return which commits of the Hugging Face hub were read, by the keys that named them."""
+    found = {
+        f"{node}.{key}": _hub.COMMITS[value]
+        for node in ("model", "task")
+        for key, value in vars(getattr(config, node)).items()
+        if isinstance(value, str) and value in _hub.COMMITS
+    }
+    return found or None
 
 
 def _init(config: Config) -> Init | None:

@@ -186,9 +186,14 @@ def _unfinished(folder: Path, progress: Mapping[str, Any], experiment: Experimen
 
 
 def restore_to_measure(
-    run: str, device: str, data: Data, split: str, remedy: str = "split=test"
+    run: str, device: str, data: Data, split: str, remedy: str = "split=test", show: bool = False
 ) -> Experiment:
-    """Build a run's experiment with its trained weights and read its data; ValueError."""
+    """Build a run's experiment with its trained weights and read its data; ValueError.
+
+    What the run cannot do, as to `show` samples of a task without pictures, is refused before.
+    """
+    from npas.tasks import has_pictures
+
     changes = {
         "trainer.device": device,
         "data.root": data.root,
@@ -201,6 +206,8 @@ def restore_to_measure(
     if split == "val" and not experiment.task.has_validation:
         held = experiment.config.data.split
         raise ValueError(f"the run held no data out (data.split={held}): {remedy}")
+    if show and not has_pictures(experiment.task):
+        raise ValueError(f"{experiment.task.name} has no pictures to show: leave show out")
     experiment.task.setup()
     return experiment
 

@@ -8,12 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# What was read from the hub in this process: "name@commit" by the name that was asked for.
+COMMITS: dict[str, str] = {}
+
 
 def find_folder(
     key: str, name: str, files: Sequence[str], needed: Sequence[str], *, download: bool = True
 ) -> Path:
     """Return the folder that holds `files` of `name`: one on disk, or the hub's, kept in its cache.
 
+    "name@revision" asks for a commit, tag or branch; without one, the newest. `COMMITS` then tells
+    which commit it was.
     `files` may hold patterns; a folder will do if it has any of `needed`. What is in the cache
     already needs no network, and without `download` none is used. ValueError, naming the config's
     `key` and the remedy, if it cannot be had.
@@ -26,18 +31,24 @@ def find_folder(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    repository, _, revision = name.partition("@")
+    how: Any = {"revision": revision} if revision else {}
     try:
         with quietly():
             for offline in (True, False) if download else (True,):
                 try:
                     where = snapshot_download(
-                        name, allow_patterns=list(files), local_files_only=offline
+                        repository,
+                        allow_patterns=list(files),
+                        local_files_only=offline,
+                        **how,
                     )
                 except FileNotFoundError:  # nothing in the cache, or no network either
                     if offline:
                         continue
                     raise
                 if _has_any(Path(where), needed):
+                    COMMITS[name] = f"{repository}@{Path(where).name}"
                     return Path(where)
     except HFValidationError:
         raise ValueError(f"{key}={name} is no folder here, and no name on a hub") from None

@@ -115,13 +115,13 @@ def architecture(network: Any) -> dict[str, Any]:
 def _class(arch: str, answers: str) -> Any:
     import transformers
 
-    names = {
-        ("bert", "span"): "BertForQuestionAnswering",
-        ("bert", "pretraining"): "BertForPreTraining",
-        ("albert", "span"): "AlbertForQuestionAnswering",
-        ("albert", "pretraining"): "AlbertForPreTraining",
-    }
-    return getattr(transformers, names[arch, answers])
+    if answers == "pretraining":
+        from npas.models import _pretraining
+
+        names = {"bert": "BertForPreTraining", "albert": "AlbertForPreTraining"}
+        return getattr(_pretraining, names[arch])
+    names = {"bert": "BertForQuestionAnswering", "albert": "AlbertForQuestionAnswering"}
+    return getattr(transformers, names[arch])
 
 
 def _shape(config: Config) -> Any:
@@ -140,8 +140,9 @@ def _load(config: Config, name: str, kind: Any) -> nn.Module:
     """Load a checkpoint, whose own config says of the activation and the like."""
     from transformers import AutoConfig
 
-    files = ("config.json", "model.safetensors")
-    folder = _hub.find_folder("model.pretrained", name, files, files[1:])
+    whole = ("model.safetensors", "model.safetensors.index.json")
+    files = ("config.json", *whole, "model-*.safetensors")
+    folder = _hub.find_folder("model.pretrained", name, files, whole)
     try:
         with _hub.quietly():
             theirs: Any = AutoConfig.from_pretrained(folder)

@@ -317,9 +317,11 @@ def _read(path: Path) -> tuple[Image | None, str]:
     """Return an image in colours, or none and why."""
     from PIL import Image
 
+    from npas.tasks._imagenet_pixels import to_rgb
+
     try:
         with Image.open(path) as file:
-            return file.convert("RGB"), ""
+            return to_rgb(file), ""
     except FileNotFoundError:
         return None, "is not there"
     # Whatever damaged files make their readers say: a page is not lost over one of them.

@@ -60,6 +60,7 @@ ADDED = (
     "published",
     "files",
     "earlier",
+    "hub",
 )  # that results from before them lack
 
 VARYING = (
@@ -205,6 +206,9 @@ class Result:
     parallel: Parallel | None = None
     divergence: Divergence | None = None  # of a run that diverged
     init: Init | None = None  # of a run that started from trained weights
+    hub: dict[str, str] | None = (
+        None  # "name@commit" by key, of what came from the Hugging Face hub
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, checked against the schema."""

@@ -167,6 +167,13 @@ class Task(Protocol):
         """
         raise ValueError(f"{self.name} has no pictures to show: leave show out")
 
+    def write_answers(self, split: str, folder: Path) -> list[Path]:
+        """Write what the last `evaluate` of a split answered, as the set's own scripts read it.
+
+        Return the files. Unless a task says otherwise, there are none.
+        """
+        return []
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the batch's mean loss, and sums over its samples of what is to be logged."""
 
@@ -181,6 +188,11 @@ class Task(Protocol):
         the network itself: DDP's wrapper waits for the others at every batch, and they have
         different numbers of them.
         """
+
+
+def has_pictures(task: Task) -> bool:
+    """Tell whether a task has `examples` to show; reads no data."""
+    return type(task).examples is not Task.examples
 
 
 def batches(

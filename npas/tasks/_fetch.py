@@ -12,7 +12,7 @@ import tempfile
 import urllib.request
 import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,10 @@ def unpack(archive: Path, sha256: str | None, members: Sequence[str], root: Path
     """Put the named members of a tar.gz file under `root`, each one whole or not at all.
 
     Nothing is read from the archive before its sum is the one expected (None: any). Only these
-    members are touched, which must be plain files, through tarfile's "data" filter: no links, no
-    ways out of root. ValueError if the archive is another one, lacks a member, or is suspiciously
-    large; what it unpacks to is counted as it comes, whatever its headers say.
+    members are touched, which must be plain files: no links, no ways out of root. They are copied
+    here, since tarfile's filters came with Python 3.10.12 and 3.11.4. ValueError if the archive is
+    another one, lacks a member, or is suspiciously large; what it unpacks to is counted as it
+    comes, whatever its headers say.
     """
     wanted = set(members)
     scratch = Path(tempfile.mkdtemp(prefix=".unpack-", dir=root))
@@ -61,7 +62,7 @@ def unpack(archive: Path, sha256: str | None, members: Sequence[str], root: Path
                 if info.name in wanted:
                     if not info.isreg() or info.issparse():
                         raise tarfile.ReadError(f"{info.name} is no plain file")
-                    tar.extract(info, scratch, filter="data")
+                    _copy(tar, info, scratch)
                     wanted.remove(info.name)
                 if not wanted:
                     break
@@ -78,6 +79,20 @@ def unpack(archive: Path, sha256: str | None, members: Sequence[str], root: Path
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _copy(tar: tarfile.TarFile, info: tarfile.TarInfo, folder: Path) -> None:
+    """Write a plain file of an archive below `folder`; ReadError if it leads out, or is cut off."""
+    name = PurePosixPath(info.name)
+    if name.is_absolute() or ".." in name.parts:
+        raise tarfile.ReadError(f"{info.name} leads out of its folder")
+    source, target = tar.extractfile(info), folder / name
+    assert source is not None  # of a plain file there is one
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "wb") as file:
+        shutil.copyfileobj(source, file)
+    if target.stat().st_size != info.size:
+        raise tarfile.ReadError(f"{info.name} is cut off")
 
 
 class _TooMuch(Exception):

@@ -10,8 +10,8 @@ A phrase stands in its caption as `[/EN#chain/type/type words]`. Phrases of one 
 same things; chain 0 is of things that cannot be seen. A chain has boxes, or is said to have none,
 being the whole scene or nowhere. The box of a phrase is the smallest around all of its chain.
 
-Captions of some other image are left out of every split, also of test: 21 captions there, which
-published figures may count.
+Captions of some other image are left out of every split. The published list has 21, all of training
+images.
 
 A chain of which a box is empty or outside the image is taken to have none, and what stands in a
 caption as no such phrase is passed over; both are counted and warned of.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from npas.tasks import _grounding_flickr, _grounding_referit
+from npas.tasks import _grounding_flickr, _grounding_referit, _published
 from npas.tasks._grounding_phrases import Reading
 
 READERS = {"flickr30k": _grounding_flickr, "referit": _grounding_referit}
@@ -24,6 +25,26 @@ def read(name: str, root: Path) -> dict[str, Reading]:
             " set data.source=standin"
         )
     return READERS[name].read(where)
+
+
+def compare(
+    name: str, root: Path, readings: Mapping[str, Reading], compared: _published.Comparison
+) -> None:
+    """Count the images beside the published, and record the files that ReferIt is read from.
+
+    No checksums of either set are known. ValueError as `Comparison.add`.
+    """
+    where = folder(name, root)
+    if name == "flickr30k":
+        for split, reading in readings.items():
+            published = _grounding_flickr.PUBLISHED[split]
+            compared.add_images(split, len(reading.images), published, where / f"{split}.txt")
+        return
+    for file in (_grounding_referit.REFS, _grounding_referit.INSTANCES):
+        path = where / file
+        compared.add(file, _published.sha256(path), None, path=path, remedy="")
+    count = sum(len(reading.images) for reading in readings.values())
+    compared.add_images("all", count, _grounding_referit.PUBLISHED_IMAGES, where)
 
 
 def features_path(name: str, root: Path, split: str) -> Path:

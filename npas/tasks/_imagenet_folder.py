@@ -10,6 +10,7 @@ references change.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ENDINGS = (".jpeg", ".jpg", ".png")
+log = logging.getLogger(__name__)
+
+# Those of torchvision's ImageFolder.
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 class Images(Protocol):
@@ -39,6 +43,9 @@ class Images(Protocol):
 
 class Folder:
     """Hold the listing of one split. ValueError, one line, if it is not as it should be.
+
+    Warns of how much lies in the class folders that is no image by its name, or in folders of
+    theirs; what is hidden does not count.
 
     `classes` are the names that its folders must have; None: whatever they are, `count` of them.
     """
@@ -61,8 +68,10 @@ class Folder:
         self.classes = found
         names: list[bytes] = []
         counts = []
+        left_out: list[str] = []
         for name in found:
-            own = _images_of(path / name)
+            own, others = _images_of(path / name)
+            left_out += [os.path.join(name, other) for other in others]
             if not own:
                 raise ValueError(
                     f"{path / name} holds no image ({', '.join(ENDINGS)}): put the images of that"
@@ -70,6 +79,15 @@ class Folder:
                 )
             names += [os.fsencode(os.path.join(name, file)) for file in own]
             counts.append(len(own))
+        if left_out:
+            log.warning(
+                "%s: %d entries of its class folders are left out, no file with the ending of an"
+                " image: %s%s",
+                path,
+                len(left_out),
+                left_out[0],
+                ", ..." if len(left_out) > 1 else "",
+            )
         self.names_N = np.array(names, dtype=np.bytes_)
         self.labels_N = torch.arange(count).repeat_interleave(torch.tensor(counts))
 
@@ -96,15 +114,21 @@ def class_folders(path: Path) -> list[str]:
     except NotADirectoryError:
         raise ValueError(f"{path} is no folder") from None
     folders = sorted(name for name, is_folder in found if is_folder)
-    if not folders and any(name.lower().endswith(ENDINGS) for name, _ in found):
+    if not folders and any(_is_image(name) for name, _ in found):
         raise ValueError(
             f"{path} holds images and no class folders: move each image into its class's folder"
         )
     return folders
 
 
-def _images_of(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_file()]
+def _images_of(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of a class's images, and of all else there."""
     # Hidden ones are what some systems leave beside a file: "._n01440764_18.JPEG".
-    return sorted(name for name in names if name.lower().endswith(ENDINGS) and name[0] != ".")
+    with os.scandir(folder) as entries:
+        found = {e.name: e.is_file() for e in entries if e.name[0] != "."}
+    images = {name for name, is_file in found.items() if is_file and _is_image(name)}
+    return sorted(images), sorted(found.keys() - images)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(ENDINGS)

@@ -13,10 +13,13 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 COMPONENT_DEVIATIONS = (0.2175, 0.0188, 0.0045)
 COMPONENTS = (  # a row for each of red, green, blue; a column for each component
@@ -27,7 +30,7 @@ COMPONENTS = (  # a row for each of red, green, blue; a column for each componen
 
 
 def decode(data: bytearray) -> Tensor:
-    """Decode a JPEG or PNG, whatever its name says, to RGB: CxHxW bytes. ValueError says why not.
+    """Decode an image file, whatever its name says, to RGB: CxHxW bytes. ValueError says why not.
 
     By torchvision, which takes two thirds of Pillow's time, while it has a decoder: its release
     0.29 says that it will not for ever. What it cannot read goes to Pillow.
@@ -50,11 +53,27 @@ def _by_pillow(data: bytearray) -> Tensor:
     from PIL import Image
 
     try:
-        pixels_HWC = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+        pixels_HWC = np.array(to_rgb(Image.open(io.BytesIO(data))))
     except Exception as error:  # its decoders raise many kinds
         said = str(error).partition("<")[0].strip() or type(error).__name__
         raise ValueError(f"it is no whole image ({said})") from None
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+
+
+def to_rgb(image: Image) -> Image:
+    """Return an image with 8 bits for each of red, green and blue.
+
+    Of 16 bits the upper 8 count, as where Pillow itself reads 16 bits a colour; its own conversion
+    of a grey image would cut off at 255. ValueError for 32-bit numbers, whose range is not known.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers, mode {image.mode}: save it with 8 or 16")
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True)

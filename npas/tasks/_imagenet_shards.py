@@ -188,7 +188,7 @@ def _key(folder: Folder, index: int) -> tuple[str, bytes]:
     label, _, file = folder.relative(index).partition(os.sep)
     stem, _, ending = file.rpartition(".")
     key = f"{label}/{stem.replace('.', '_')}"
-    image = "png" if ending.lower() == "png" else "jpg"
+    image = ending.lower().replace("jpeg", "jpg")
     return key, os.fsencode(f"{key}.{image}")
 
 

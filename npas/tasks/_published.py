@@ -60,6 +60,11 @@ class Comparison:
         if first:
             log.warning("%s: results on these data stand beside no published figure", said)
 
+    def add_images(self, name: str, count: int, published: int | None, path: Path) -> None:
+        """Record how many images a part has, and compare where checksums are not known."""
+        expected = None if published is None else f"{published:,} images"
+        self.add(name, f"{count:,} images", expected, path=path, remedy="get all", proves=False)
+
 
 def md5(data: bytes) -> str:
     """Return the md5 checksum of bytes, with the algorithm's name."""

@@ -3,7 +3,8 @@
 The score of a stretch of the paragraph is the logit of its first token as a start plus that of its
 last as an end. The score of having no answer is that of the stretch that is [CLS] alone, the lowest
 over the question's windows. Two things are not BERT's. A text is cut out of the paragraph by the
-tokens' places in it; where BERT's reader cannot find its tokens there again, it takes the whole
+tokens' places in it, with the combining marks behind the last one, which a tokenizer that strips
+accents has left out; where BERT's reader cannot find its tokens there again, it takes the whole
 words. And the n likeliest starts and ends are taken among the places that an answer may have;
 BERT's reader takes them among all places of the window, and then leaves out what cannot be, so that
 fewer than n may remain.
@@ -11,6 +12,7 @@ fewer than n may remain.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -68,11 +70,19 @@ def decode(
         found.sort(key=lambda entry: -entry[0])
         best: dict[str, float] = {}
         for score, first, last in found:
-            if text := contexts[question][first:last].strip():
+            context = contexts[question]
+            if text := context[first : _with_marks(context, last)].strip():
                 best.setdefault(text, score)
             if len(best) == n_best:
                 break
         yield Answers(question, tuple(best), tuple(best.values()), none)
+
+
+def _with_marks(text: str, end: int) -> int:
+    """Return the end of a stretch that is not to part a letter from its combining marks."""
+    while end < len(text) and unicodedata.category(text[end]) == "Mn":
+        end += 1
+    return end
 
 
 def _allowed(features: Features, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -41,7 +41,14 @@ def exact(answer: str, gold: str) -> float:
 
 
 def score(answer: str, golds: Sequence[str], version: str) -> tuple[float, float]:
-    """Return exact match and F1 of an answer to a question with these true ones, maybe none."""
+    """Return exact match and F1 of an answer to a question with these true ones.
+
+    There may be none in 2.0. In 1.1 there must be one, or ValueError: the official script fails.
+    """
+    if version == "1.1" and not golds:
+        raise ValueError(
+            "it has no answer, and 1.1 scores none such: leave it out, or score as 2.0"
+        )
     if version != "1.1":
         golds = [gold for gold in golds if words(gold)] or [""]
     return (
@@ -77,7 +84,13 @@ def summarize(
     figures of BERT's kind are, the one of F1 as `threshold`; and F1 at threshold 0 over the
     questions with and without an answer.
     """
-    scores_Q2 = np.array([score(t, g, version) for t, g in zip(texts, golds, strict=True)])
+    scores = []
+    for number, (text, true) in enumerate(zip(texts, golds, strict=True)):
+        try:
+            scores.append(score(text, true, version))
+        except ValueError as error:
+            raise ValueError(f"question {number}, counted from 0: {error}") from None
+    scores_Q2 = np.array(scores)
     if version == "1.1":
         em, mean = 100 * scores_Q2.mean(0)
         return {"f1": float(mean), "em": float(em)}

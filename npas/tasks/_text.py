@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +67,30 @@ def load_tokenizer(name: str, download: bool = True, key: str = "task.tokenizer"
     the config calls it.
     """
     folder = _hub.find_folder(key, name, FILES, NEEDED, download=download)
+    try:
+        return _load(folder, name, key)
+    except ValueError as error:
+        if _names_its_kind(folder):
+            raise
+        raise ValueError(
+            f"{key}={name} does not say what kind of tokenizer it is: put a config.json with its"
+            ' model_type there, as {"model_type": "bert"} or {"model_type": "albert"}'
+        ) from error
+
+
+def _names_its_kind(folder: Path) -> bool:
+    """Tell whether the files say by which of transformers' classes they are to be read."""
+    for file, field in (
+        ("config.json", "model_type"),
+        ("tokenizer_config.json", "tokenizer_class"),
+    ):
+        with suppress(OSError, ValueError, TypeError):
+            if field in json.loads((folder / file).read_text(encoding="utf-8")):
+                return True
+    return False
+
+
+def _load(folder: Path, name: str, key: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:

@@ -43,6 +43,7 @@ from npas.tasks import (
     _grounding_report,
     _grounding_scores,
     _grounding_sets,
+    _published,
     _random,
     _scene_sets,
     _scenes,
@@ -111,6 +112,7 @@ class Config:
 class Task(tasks.Task):
     """Score the regions of an image for each of its phrases."""
 
+    compared: _published.Comparison
     selection_metric = "accuracy"
     has_validation = True
 
@@ -143,6 +145,7 @@ class Task(tasks.Task):
         }
         self.spec = InputSpec((), 1, answers="regions", inputs=inputs)
         self.is_made_up = config.set == "scenes" or self.source == "standin"
+        self.compared = _published.Comparison(data.verify)
         self.readings: dict[str, Reading] = {}
         self.parts: dict[str, Part] = {}
 
@@ -176,6 +179,8 @@ class Task(tasks.Task):
         config = self.config
         name = "referit" if config.set == "referit" else "flickr30k"
         readings = _grounding_sets.read(name, root)
+        if not self.is_made_up:
+            _grounding_sets.compare(name, root, readings, self.compared)
         flats, regions = {}, {}
         for split, reading in readings.items():
             flats[split] = flat = Flat.of(reading)
@@ -215,7 +220,9 @@ class Task(tasks.Task):
     def inspect(self) -> dict[str, str]:
         """Count what there is beside what was published, and try to read some of each part."""
         published = None if self.is_made_up else self.config.set
-        return _grounding_report.report(self.readings, self.parts, published)
+        found = _grounding_report.report(self.readings, self.parts, published)
+        sums = {k: v for k, v in self.compared.found.items() if v.startswith("sha256")}
+        return found | sums
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Count an epoch's full batches of images; those left over come up in other epochs."""

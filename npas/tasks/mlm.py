@@ -285,14 +285,12 @@ def _count(model: nn.Module, given: dict[str, Tensor], asked: dict[str, Tensor])
 
     The hidden words, their loss, how many are right; 1, the loss of the order, whether it is right.
     """
-    found = model(**given)
+    found = model(**given, places_BM=asked["places"])
     # BERT's head for the next sentence, or ALBERT's own: 0 says in order, 1 swapped.
     order = "seq_relationship_logits" if "seq_relationship_logits" in found else "sop_logits"
     order_B2, swapped_B = found[order].float(), asked["swapped"]
-    words_BLV, words_BM = found["prediction_logits"], asked["words"]
-    # Of all places only the hidden ones, B x V x M.
-    places_BMV = asked["places"][:, :, None].expand(-1, -1, words_BLV.shape[2])
-    words_BVM = words_BLV.gather(1, places_BMV).float().transpose(1, 2)
+    words_BM = asked["words"]
+    words_BVM = found["prediction_logits"].float().transpose(1, 2)
     lost_BM = F.cross_entropy(words_BVM, words_BM, ignore_index=NOT_HIDDEN, reduction="none")
     return torch.stack(
         [

@@ -32,6 +32,7 @@ from npas.tasks import (
     Batch,
     Shown,
     _epochs,
+    _published,
     _random,
     _retrieval_losses,
     _retrieval_pictures,
@@ -135,6 +136,7 @@ class Part:
 class Task(tasks.Task):
     """Match sentences with images whose region features stream from disk."""
 
+    compared: _published.Comparison
     selection_metric = "mr"
     has_validation = True  # all these sets have a part to choose a checkpoint by
 
@@ -170,6 +172,7 @@ class Task(tasks.Task):
             },
         )
         self.parts: dict[str, Part] = {}
+        self.compared = _published.Comparison(data.verify)
 
     def setup(self) -> None:
         """Read sentences and words, and find the features. ValueError, one line, if they are bad.
@@ -184,6 +187,10 @@ class Task(tasks.Task):
             name: _retrieval_reading.read(found.folder, split, self.regions, config.region_width)
             for name, split in found.splits.items()
         }
+        if self.source == "real":
+            for name, split in found.splits.items():
+                published = PUBLISHED.get(self.name, {}).get(split)
+                self.compared.add_images(split, len(read[name]), published, found.folder / split)
         for name in ("val", "test"):
             if len(read[name]) % self.folds:
                 raise ValueError(

@@ -15,12 +15,13 @@ ALBERT's published figures are.
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +148,7 @@ class Task(tasks.Task):
         self.compared = _published.Comparison(data.verify)
         self.parts: dict[str, Part] = {}
         self.files: dict[str, str] = {}  # what each was, for `inspect`
+        self.answered: dict[str, list[_squad_answers.Answers]] = {}  # by split, the last time
 
     def setup(self) -> None:
         """Read the files and cut them into windows, which come to rest on the device."""
@@ -319,12 +321,34 @@ class Task(tasks.Task):
                 max_answer=self.config.max_answer,
             )
         )
+        self.answered[split] = found
         return _squad_scores.summarize(
             [answers.text for answers in found],
             [answers.doubt for answers in found],
             [question.answers for question in part.questions],
             self.config.version,
         )
+
+    def write_answers(self, split: str, folder: Path) -> list[Path]:
+        """Write predictions.json and, of 2.0, null_odds.json and answers.json; return the files.
+
+        By question: the answer, empty where having none scores better; by how much it does; and
+        the answer whatever that is. Of held-out questions they are named predictions-val.json, ...
+        """
+        ids = [question.id for question in self.parts[split].questions]
+        found = self.answered[split]
+        always = {ids[answers.question]: answers.text for answers in found}
+        doubts = {ids[answers.question]: answers.doubt for answers in found}
+        named: dict[str, dict[str, Any]] = {"predictions": always}
+        if self.config.version != "1.1":
+            given = {name: text if doubts[name] <= 0 else "" for name, text in always.items()}
+            named = {"predictions": given, "null_odds": doubts, "answers": always}
+        paths = []
+        for name, content in named.items():
+            path = folder / f"{name}{'' if split == 'test' else f'-{split}'}.json"
+            _files.write_whole(path, json.dumps(content, indent=4) + "\n")
+            paths.append(path)
+        return paths
 
 
 def held_out(articles: int) -> set[int]:

@@ -1,8 +1,9 @@
 """Start a network from trained weights: what `sharing.init=PATH` asks for.
 
 The path is a run of npas, or a file of dense weights: `.safetensors`, or the folder of one, as
-npas-export and transformers write them. Banks of a run that shares alike are taken over as they
-are; other weights are brought into the banks by least squares (`npas.sharing.project`).
+npas-export and transformers write them, or of several with their index. Banks of a run that shares
+alike are taken over as they are; other weights are brought into the banks by least squares
+(`npas.sharing.project`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from npas import config as schema
@@ -28,8 +27,8 @@ from npas.sharing import Allocation, GroupAllocation, install, project, shapeshi
 from npas.sharing.budget import parse_budget
 from npas.sharing.names import SCALES, bank_name, generator_name, generator_names, upsampler_name
 from npas.sharing.projection import copy_others, dense_names
-from npas.sharing.storage import WEIGHTS_FILE
 from npas.tasks._files import write_whole
+from npas.training import dense_weights
 from npas.training.checkpoint import MANIFEST, find_checkpoint
 from npas.training.checks import read_progress
 from npas.training.experiment import Experiment, build_network
@@ -74,11 +73,11 @@ def start(experiment: Experiment) -> None:
 def weights_sum(path: Path) -> str:
     """Return the sha256 of the weights that a path leads to; ValueError if there are none."""
     if not _is_run(path):
-        file = _file(path)
         digest = hashlib.sha256()
-        with open(file, "rb") as opened:
-            while chunk := opened.read(1 << 20):
-                digest.update(chunk)
+        for file in dense_weights.files(path):
+            with open(file, "rb") as opened:
+                while chunk := opened.read(1 << 20):
+                    digest.update(chunk)
         return digest.hexdigest()
     checkpoint = find_checkpoint(path)
     sums: dict[str, str] = read_json(checkpoint.folder / MANIFEST)
@@ -108,7 +107,7 @@ def _start(model: nn.Module, path: Path, stage: str) -> str:
     if stage == SEARCH:  # the network that is trained now only tells who shares with whom
         return ""
     if not _is_run(path):
-        return _from_dense(model, _read(path))
+        return _from_dense(model, dense_weights.read(path))
     stored = _restore(path)
     if install.is_shared(stored):
         theirs, tensors = shapeshift.allocation(stored), dict(stored.state_dict())
@@ -264,25 +263,3 @@ def _config(raw: Mapping[str, object]) -> Config:
         if "pretrained" in own:
             config = replace(config, model=replace(config.model, pretrained=own["pretrained"]))
     return config
-
-
-def _file(path: Path) -> Path:
-    """Return the file of dense weights that a path names; ValueError if there is none."""
-    file = path / WEIGHTS_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(f"the folder holds neither checkpoints nor {WEIGHTS_FILE}: name a run")
-    return file
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Read a file of dense weights; ValueError if it is none."""
-    file = _file(path)
-    if (file.parent / shapeshift.ALLOCATION_FILE).is_file():
-        raise ValueError(
-            "npas.save wrote a shared network there: name the run, or what npas-export made of it"
-        )
-    try:
-        return safetensors.torch.load_file(file)
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"it is no .safetensors file that can be read ({reason})") from None

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from command_line import SMALL, Run
 
+from npas.cli import recording
+from npas.models import _hub
 from npas.reporting import results
+from npas.reporting.compose import compose
 from npas.tasks import _standin_cifar, cifar
 
 
@@ -78,3 +81,13 @@ def test_a_copy_is_counted_refused_unless_asked_for_and_recorded(run: Run, tmp_p
     (file,) = tmp_path.rglob("result.json")
     dataset = results.read(file.parent).dataset
     assert dataset.published is False and len(dataset.files) == 6
+
+
+def test_the_commits_of_the_hub_that_a_run_read_are_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = compose("+exp=bert_base_squad2", "model.pretrained=a/b@v1", "task.tokenizer=tok")
+    monkeypatch.setattr(_hub, "COMMITS", {"a/b@v1": "a/b@c0ffee", "of another run": "x@y"})
+    assert recording._hub_commits(config) == {"model.pretrained": "a/b@c0ffee"}
+    monkeypatch.setattr(_hub, "COMMITS", {})
+    assert recording._hub_commits(config) is None

@@ -36,7 +36,7 @@ def test_a_budget_below_the_floor_names_the_floor(run: Run) -> None:
 
 def test_the_json_is_one_object_of_known_keys(run: Run) -> None:
     found = plan(run, "+exp=wrn_cifar10", "budget=10%")
-    assert set(found) == {"budget", "split", "groups", "layers", "flops"}
+    assert set(found) == {"budget", "split", "groups", "layers", "flops", "input_shape"}
     assert set(found["budget"]) == {"asked", "dense", "allowed", "used", "utilization"}
     assert found["budget"]["dense"] == 36_479_194
     assert isinstance(found["layers"], list) and isinstance(found["groups"], list)
@@ -71,3 +71,10 @@ def test_a_sweep_of_plans_leaves_nothing_behind(run: Run, tmp_path: Path) -> Non
     asked = [json.loads(line)["budget"]["asked"] for line in answer.out.splitlines()]
     assert asked == ["0.1", "0.2"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("source", ["real", "standin"])
+def test_the_flops_of_a_rehearsals_smaller_inputs_are_named(run: Run, source: str) -> None:
+    words = ("npas-plan", "+exp=resnet50_imagenet", f"data.source={source}")
+    said = "inputs: 3x64x64 of a rehearsal; the set's are 3x224x224"
+    assert (said in run(*words).out) == (source == "standin")

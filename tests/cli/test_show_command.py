@@ -87,9 +87,10 @@ def test_nothing_is_drawn_unless_it_is_asked_for(run: Run, trained: Path, asked:
         ("shwo=1", "did you mean 'show'?"),
     ],
 )
-def test_words_that_cannot_be_followed_are_one_line(
-    run: Run, trained: Path, word: str, says: str
+def test_words_that_cannot_be_followed_are_one_line_before_any_data_are_read(
+    run: Run, trained: Path, word: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(digits.Task, "setup", lambda task: pytest.fail("the data were read"))
     answer = run("npas-eval", f"run={trained}", word)
     assert answer.code == 2 and answer.out == ""
     assert says in answer.err and len(answer.err.splitlines()) == 1

@@ -111,6 +111,17 @@ def test_a_checkpoint_gives_all_but_the_head(arch: str, tmp_path: Path) -> None:
     assert all(torch.equal(full[name], stored[name]) for name in stored)
 
 
+def test_a_checkpoint_in_several_files_is_read(tmp_path: Path) -> None:
+    network: Any = save(tmp_path / "whole")
+    network.save_pretrained(tmp_path / "many", max_shard_size="10KB")
+    assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 1
+    assert not (tmp_path / "many" / "model.safetensors").exists()
+    one, many = (
+        build(config(pretrained=str(tmp_path / n)), PRETRAINING) for n in ("whole", "many")
+    )
+    assert all(torch.equal(a, many.state_dict()[k]) for k, a in one.state_dict().items())
+
+
 def test_a_checkpoint_keeps_its_activation_and_our_dropout(tmp_path: Path) -> None:
     save(tmp_path)
     file = tmp_path / "config.json"
@@ -195,6 +206,25 @@ def test_what_is_in_the_cache_needs_no_network(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert _hub.find_folder("key", "name", ("a", "b"), ("b",)) == tmp_path
+
+
+@pytest.mark.parametrize(("name", "asked"), [("a/b", {}), ("a/b@v1", {"revision": "v1"})])
+def test_a_revision_is_asked_for_and_the_commit_noted(
+    name: str, asked: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    (tmp_path / "c0ffee").mkdir()
+    (tmp_path / "c0ffee" / "b").write_text("")
+
+    def fetch(repository: str, *, allow_patterns: list[str], local_files_only: bool, **how: str):
+        assert repository == "a/b" and how == asked
+        return str(tmp_path / "c0ffee")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(_hub, "COMMITS", {})
+    _hub.find_folder("key", name, ("b",), ("b",))
+    assert list(_hub.COMMITS.items()) == [(name, "a/b@c0ffee")]
 
 
 def test_without_download_only_the_cache_is_asked(

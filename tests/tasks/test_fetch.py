@@ -46,6 +46,17 @@ def test_unpacks_the_named_members_alone(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tgz", "set"]
 
 
+def test_a_python_without_filters_for_archives_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_3_10_0(self, member, path="", set_attrs=True, *, numeric_owner=False) -> None:
+        pytest.fail("nothing would keep links and ways out")
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", of_3_10_0)
+    unpack(tar_of(tmp_path / "a.tgz", (tarfile.TarInfo("set/a"), b"abc")), ["set/a"], tmp_path)
+    assert (tmp_path / "set" / "a").read_bytes() == b"abc"
+
+
 def test_an_archive_of_another_sum_is_not_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Phrases are grounded alike in any company, and what a file holds is said."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -360,3 +361,18 @@ def test_features_of_many_boxes_are_cut_to_the_best(tmp_path: Path) -> None:
     features, _ = part.regions.read(0, 100)
     assert len(features) == 40
     assert torch.equal(batch.inputs["regions"][0], torch.from_numpy(features[:7]))
+
+
+@pytest.mark.parametrize("name", ["flickr30k", "referit"])
+def test_other_counts_than_the_published_are_refused_unless_asked_for(
+    name: str, roots: dict[str, Path]
+) -> None:
+    root = roots[name]
+    with pytest.raises(ValueError, match=r"images, not .* images\): .*data\.verify=warn"):
+        make(root, name, verify="refuse").setup()
+    task = make(root, name)
+    task.setup()
+    assert task.compared.published is False
+    if name == "referit":  # which comes as a pickle
+        found = hashlib.sha256((root / "refclef" / "refs(berkeley).p").read_bytes()).hexdigest()
+        assert task.inspect()["refs(berkeley).p"] == f"sha256 {found}"

@@ -54,9 +54,22 @@ def test_what_torchvision_cannot_read_goes_to_pillow(
         assert off.abs().max() <= 2, form
 
 
-def test_sixteen_bits_become_eight() -> None:
-    deep = Image.fromarray(np.full((9, 9), 40_000, dtype=np.uint16))
-    assert decode(bytearray(encoded(deep, "PNG"))).dtype == torch.uint8
+DEEP = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_become_eight(form: str) -> None:
+    image = decode(bytearray(encoded(Image.fromarray(DEEP), form)))
+    assert image.dtype == torch.uint8
+    assert torch.equal(
+        image, torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, 16, 16)
+    )
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_of_an_unknown_range_are_no_image(kind: type) -> None:
+    with pytest.raises(ValueError, match=r"32-bit numbers, mode [IF]: save it with 8 or 16"):
+        decode(bytearray(encoded(Image.fromarray(DEEP.astype(kind)), "TIFF")))
 
 
 @pytest.mark.parametrize(

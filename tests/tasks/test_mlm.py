@@ -247,7 +247,12 @@ def test_fifteen_in_a_hundred_words_are_hidden_eight_in_ten_as_mask(
 def test_the_loss_is_that_of_words_and_of_orders(arch: str, make: Callable[..., Any]) -> None:
     task = make()
     model, batch = network(task, arch).eval(), next(task.train_batches(0, 8))
+    head = (model.cls if arch == "bert" else model).predictions.decoder
+    seen: list[Any] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1]))
     loss, sums = task.loss(model, batch)
+    hook.remove()
+    assert seen == [batch.targets["places"].shape]  # and no other place
     out = model(**batch.inputs)
     order = out.seq_relationship_logits if arch == "bert" else out.sop_logits
     expected, right = [], []

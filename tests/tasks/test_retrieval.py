@@ -31,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(root: Path, data: Any = (), seed: int = 0, **keys: Any) -> retrieval.Task:
     config = retrieval.Config(**{**SIZES, **keys})
-    given = DataConfig(**{"root": str(root), "download": False, **dict(data)})
+    given = DataConfig(**{"root": str(root), "download": False, "verify": "warn", **dict(data)})
     task = retrieval.Task(config, given, seed=seed, device=CPU)
     task.setup()
     return task
@@ -300,3 +300,9 @@ def test_non_finite_numbers_are_found_by_looking_at_all(tmp_path: Path) -> None:
     np.save(folder / "dev_ims.npy", array)
     with pytest.raises(ValueError, match=r"dev_ims.npy has non-finite numbers"):
         make(tmp_path).inspect()
+
+
+def test_other_counts_than_the_published_are_refused_unless_asked_for(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"images, not 29,000 images\): .*data\.verify=warn"):
+        make(root, {"verify": "refuse"})
+    assert make(root).compared.published is False

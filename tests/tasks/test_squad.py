@@ -15,7 +15,7 @@ from npas import tasks
 from npas._nodes import StandinConfig
 from npas.config import DataConfig
 from npas.models import bert, build
-from npas.tasks import _standin_text, squad
+from npas.tasks import _squad_scores, _standin_text, squad
 
 CPU = torch.device("cpu")
 LENGTHS = {"max_length": 48, "stride": 16, "max_query": 12}
@@ -342,3 +342,33 @@ def test_a_rehearsal_reads_made_up_files(
     assert all(
         len(answer) for question in task.parts["test"].questions for answer in question.answers
     )
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_answers_are_written_as_the_official_scripts_read_them(
+    version: str, make: Callable[..., Any], tmp_path: Path
+) -> None:
+    task = make(version, split="45k")
+    metrics = {split: task.evaluate(network(task), split) for split in ("val", "test")}
+    for split, ending in (("val", "-val"), ("test", "")):
+        paths = task.write_answers(split, tmp_path)
+        found = {path.name: json.loads(path.read_text()) for path in paths}
+        questions = {question.id: question.answers for question in task.parts[split].questions}
+        assert all(set(content) == set(questions) for content in found.values())
+        names = ["predictions"] if version == "1.1" else ["predictions", "null_odds", "answers"]
+        assert list(found) == [f"{name}{ending}.json" for name in names]
+
+        def mean_f1(texts: dict[str, str], true: dict[str, Any] = questions) -> float:
+            scores = [_squad_scores.score(texts[key], true[key], version)[1] for key in true]
+            return 100 * sum(scores) / len(scores)
+
+        predictions = found[f"predictions{ending}.json"]
+        assert mean_f1(predictions) == pytest.approx(metrics[split]["f1"])
+        if version == "2.0":
+            odds, answers = found[f"null_odds{ending}.json"], found[f"answers{ending}.json"]
+            best = max(
+                mean_f1({key: text if odds[key] <= t else "" for key, text in answers.items()})
+                for t in (*odds.values(), -1e9)
+            )
+            assert best == pytest.approx(metrics[split]["best_f1"])
+            assert predictions == {key: t if odds[key] <= 0 else "" for key, t in answers.items()}

@@ -220,3 +220,21 @@ def test_the_made_up_tokenizer_is_like_a_bert_s(tmp_path: Path) -> None:
     assert text == "[CLS] jose was born in 1895. [SEP] zurich [SEP]"
     assert tokenizer.size < 1024
     assert len(set(_standin_text.FIRST)) == len(_standin_text.FIRST)
+
+
+@pytest.mark.parametrize(
+    "answer", ["Haven", "Havene\u0301", "Haven\u0328\u0301", "e\u0301 Haven\u0301"]
+)
+def test_an_answer_ends_with_the_marks_on_its_last_letter(
+    answer: str, tokenizer: _text.Tokenizer
+) -> None:
+    """A tokenizer that strips accents leaves them out of its last token's place."""
+    context = f"New {answer} was born, a\u0301."
+    features = _squad_features.cut(
+        [ask(context, answer)], tokenizer, Lengths(40, 8, 5), training=False
+    )
+    logits_2NL = np.full((2, *features.ids_NL.shape), -9.0)
+    for logits_NL, place_N in zip(logits_2NL, (features.start_N, features.end_N), strict=True):
+        logits_NL[np.arange(len(features)), place_N] = 9.0
+    (found,) = _squad_answers.decode(features, [context], *logits_2NL, n_best=3, max_answer=9)
+    assert found.text == answer

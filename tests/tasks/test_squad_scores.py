@@ -127,3 +127,9 @@ def test_the_threshold_is_the_best_of_all(questions: list[tuple[int, bool, float
         assert at(found["threshold"]) == pytest.approx(found["best_f1"])
     else:
         assert found["threshold"] == 0
+
+
+def test_a_question_without_answers_is_named_under_1_1_and_right_to_leave_in_2_0() -> None:
+    assert scores.score("", [], "2.0") == (1.0, 1.0)
+    with pytest.raises(ValueError, match=r"question 1, counted from 0: .*score as 2\.0"):
+        scores.summarize(["x", "y"], [0.0, 0.0], [["x"], []], "1.1")

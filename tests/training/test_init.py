@@ -203,7 +203,7 @@ def test_names_are_those_before_sharing(small: MakeConfig) -> None:
     [
         (lambda path: None, r"sharing\.init=.*: there is no such file or folder"),
         (lambda path: path.mkdir(), "holds neither checkpoints nor model.safetensors"),
-        (lambda path: path.write_text("no tensors"), r"it is no \.safetensors file"),
+        (lambda path: path.write_text("no tensors"), r"path is no \.safetensors file"),
         (lambda path: write(path, {"a": torch.ones(2)}), "no tensor stem.weight"),
         (
             lambda path: write(path, {"stem.weight": torch.ones(2)}),
