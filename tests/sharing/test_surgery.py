@@ -275,6 +275,8 @@ USES: dict[str, Callable[[nn.Module, Path], object]] = {
     "pickle": lambda m, path: torch.save(m, path / "whole.pt"),
     "materialize": lambda m, _: npas.materialize(m),
     "fold": lambda m, _: npas.fold(m, 0.9),
+    "eval": lambda m, _: m.eval(),
+    "train": lambda m, _: nn.Sequential(m).train(),
 }
 
 
