@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from npas._budget import BudgetLike
 from npas.sharing import storage
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
@@ -35,6 +36,7 @@ from npas.sharing.initialization import (
 )
 from npas.sharing.layers import Layer, find_layers, find_tensors, is_constant
 from npas.sharing.loops import refuse_loops
+from npas.sharing.memory import refuse_budget, refuse_plan
 from npas.sharing.modes import full_precision
 from npas.sharing.names import PREFIX, SCALES, bank_name, generator_name, upsampler_name
 from npas.sharing.reference import allocate_reference
@@ -50,7 +52,7 @@ Groups = str | Mapping[str, str | int]
 
 def share(
     model: nn.Module,
-    budget: str | float | None = None,
+    budget: BudgetLike | None = None,
     *,
     generator: str = "wavg",
     upsampler: str = "inter",
@@ -84,6 +86,7 @@ def share(
     Raises ValueError, naming what to change, for a network that is shared already, a budget below
     the smallest feasible one and options that do not fit together.
     """
+    refuse_budget(require_unshared(model), budget)
     allocation = plan(
         model, budget, generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, max_templates=max_templates, templates=templates,
@@ -102,7 +105,7 @@ def share(
 
 def plan(
     model: nn.Module,
-    budget: str | float | None = None,
+    budget: BudgetLike | None = None,
     *,
     generator: str = "wavg",
     upsampler: str = "inter",
@@ -162,8 +165,10 @@ def apply(
 ) -> nn.Module:
     """Share a dense network as a finished allocation says, in place, and return it.
 
-    Raises ValueError where the network is not the one that the allocation was made for.
+    Raises ValueError where the network is not the one that the allocation was made for, and where
+    its device has no memory for it.
     """
+    refuse_plan(allocation)
     allocation, deviations = assign_scales(allocation, _measure_spreads(model, allocation))
     install(model, allocation, recompute)
     give_back_freed()  # the dense weights
