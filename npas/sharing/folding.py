@@ -51,10 +51,10 @@ from npas.sharing.shapeshift import (
     install,
     install_stored,
     materialize,
-    read_plan,
     require_unshared,
     shared_weights,
 )
+from npas.sharing.stored import read_plan
 
 FOLDING_FILE = "folding.json"
 Example = Sequence[Any] | Mapping[str, Any]

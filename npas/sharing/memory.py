@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from npas._budget import BudgetLike, parse_budget
 from npas.sharing.allocation import Allocation
@@ -20,7 +21,7 @@ def refuse_budget(model: nn.Module, budget: BudgetLike | None) -> None:
 
     That is the parameters alone: training takes several times as much.
     """
-    if budget is not None:
+    if budget is not None and not any(map(is_lazy, model.parameters())):  # which are refused anyway
         request = parse_budget(budget)
         allowed = request.allowed(count_parameters(model))
         size = max((p.element_size() for p in model.parameters()), default=4)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from npas._budget import BudgetLike
 from npas.sharing import storage
-from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
+from npas.sharing.allocation import Allocation, LayerAllocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
 from npas.sharing.attachment import (
     attach,
@@ -24,12 +24,11 @@ from npas.sharing.attachment import (
 )
 from npas.sharing.budget import count_parameters, parse_budget
 from npas.sharing.buffers import give_back_freed
-from npas.sharing.generators import CHOICES, GENERATORS, STARTS
+from npas.sharing.generators import CHOICES, STARTS
 from npas.sharing.groups import assign_groups
 from npas.sharing.guards import free_methods, guard_methods
 from npas.sharing.initialization import (
     assign_scales,
-    generator_rows,
     initialize,
     initialize_as_released,
     measure_spread,
@@ -38,8 +37,9 @@ from npas.sharing.layers import Layer, find_layers, find_tensors, is_constant
 from npas.sharing.loops import refuse_loops
 from npas.sharing.memory import refuse_budget, refuse_plan
 from npas.sharing.modes import full_precision
-from npas.sharing.names import PREFIX, SCALES, bank_name, generator_name, upsampler_name
+from npas.sharing.names import PREFIX, SCALES, bank_name
 from npas.sharing.reference import allocate_reference
+from npas.sharing.stored import check_tensors, check_unshared, group_shapes, read_plan
 from npas.sharing.upsamplers import UPSAMPLERS
 from npas.sharing.validation import LAYOUTS
 from npas.sharing.weights import SharedWeights
@@ -278,33 +278,13 @@ def load(
     return dense_model
 
 
-def read_plan(data: object, path: Path) -> Allocation:
-    """Return the allocation that a file holds; ValueError, naming the file, if it is none."""
-    try:
-        return Allocation.from_dict(data)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 def install_stored(
     model: nn.Module, plan: Allocation, stored: storage.Stored, recompute: bool = False
 ) -> None:
-    """Share as a stored allocation says, once its tensors are known to have the shapes it needs.
-
-    ValueError where they do not, and where the network is another one.
-    """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
-    for name, shape in shared_shapes(plan).items():
-        storage.check_tensor(stored, name, shape)
+    """Share as a stored allocation says; ValueError unless it fits its tensors and the network."""
+    check_tensors(plan, stored, model)
     install(model, plan, recompute)
-    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(PREFIX))
-    others = own - sum(group.ordinary for group in plan.groups)
-    if plan.unshared > others:  # there may be more than that: what was frozen when it was shared
-        raise ValueError(
-            f"{stored.directory} was written by another architecture: it has {plan.unshared:,}"
-            f" parameters that are not shared, and the network has {others:,}"
-        )
+    check_unshared(plan, stored, model)
 
 
 def summary(model: nn.Module) -> str:
@@ -331,7 +311,7 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     index = 0
     for g, group in enumerate(allocation.groups):
         if group.bank:
-            for name, shape in _group_shapes(g, group, index).items():
+            for name, shape in group_shapes(g, group, index).items():
                 model.register_parameter(name, nn.Parameter(likes[g].new_zeros(shape)))
             for place, tensor in enumerate(owned[g]):
                 for owner, attribute in tensor.owners:
@@ -342,28 +322,6 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     model.__dict__["_npas_shared"] = shared
     open_passes(model, shared)
     guard_methods(model)
-
-
-def shared_shapes(allocation: Allocation) -> dict[str, tuple[int, ...]]:
-    """Return the shapes, by name, of all tensors that `install` puts on the root."""
-    found: dict[str, tuple[int, ...]] = {}
-    index = 0
-    for g, group in enumerate(allocation.groups):
-        found |= _group_shapes(g, group, index) if group.bank else {}
-        index += len(group.layers)
-    return found | {SCALES: (1 + max(layer.scale for layer in allocation.layers),)}
-
-
-def _group_shapes(g: int, group: GroupAllocation, first: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a group's tensors; `first` is the place of its first layer."""
-    shapes: dict[str, tuple[int, ...]] = {bank_name(g): (group.bank,)}
-    for (mixing, templates), places in generator_rows(group).items():
-        for kind, shape in GENERATORS[mixing].shapes(len(places), templates).items():
-            shapes[generator_name(kind, g, templates)] = shape
-    for place, layer in enumerate(group.layers):
-        if layer.learned[0]:
-            shapes[upsampler_name(first + place)] = layer.learned
-    return shapes
 
 
 def _dense_tensor(tensors: Mapping[str, Layer], layer: LayerAllocation) -> Layer:
