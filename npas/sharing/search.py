@@ -85,7 +85,7 @@ def plan_search(
 def search_map(template: int, layer: LayerSpec) -> tuple[int, int]:
     """Return the map, rows x columns, that a layer sees in `template` values: the released rule."""
     rest = layer.size // layer.shape[0]
-    rows = max(1, math.isqrt(template * layer.shape[0] // rest))
+    rows = min(max(1, math.isqrt(template * layer.shape[0] // rest)), template)
     return rows, template // rows
 
 
