@@ -1,7 +1,7 @@
 """Hold the typed, closed schema that every composed YAML is checked against.
 
     raw = {"exp": "digits", "budget": "10%", ...}         # what Hydra composed, as plain dicts
-    config = check(raw, wrn.Config, digits.Config, lambda value: parse_budget(value).canonical)
+    config = check(raw, wrn.Config, digits.Config)
     run_dir(config)                                       # runs/digits/budget-0.1_seed-0_1f0c2a9b
 
 Whatever is wrong with `raw` is a `ValueError` of one line that names the key and the remedy. This
@@ -15,11 +15,12 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from npas._budget import parse_budget
 from npas._groups import is_path, read_groups
 from npas._nodes import GROUPINGS as GROUPINGS
 from npas._nodes import LONGEST, MOST_PROCESSES, SearchConfig, StandinConfig
@@ -230,37 +231,39 @@ class Config:
                 f"budget={self.budget} and sharing.templates={templates} exclude each other: set "
                 "budget=null or sharing.templates=null"
             )
-        # What a budget means is for the method to say; that it looks like one shows at once, and
-        # keeps the run's folder, which it names, below its root.
-        if self.budget not in (None, DENSE) and not re.fullmatch(
-            r"[\d.]+(e[-+]?\d+)?[%KMB]?", str(self.budget), re.IGNORECASE
-        ):
-            raise ValueError(
-                f"budget={self.budget} is not a budget: write a fraction of the dense parameters "
-                "(0.1 or 10%), a count (18M, 250K) or dense"
-            )
+        if self.budget not in (None, DENSE):
+            canonical_budget(self.budget)
+
+
+def canonical_budget(text: str) -> str:
+    """Return the one text that equal budgets share; ValueError if it is no budget.
+
+    A quotient is none here: the text names the run's folder.
+    """
+    try:
+        found = parse_budget(text).canonical
+    except ValueError as error:
+        hint = f", or {DENSE}" if "is not a budget" in str(error) else ""
+        raise ValueError(f"{error}{hint}") from None
+    if "/" in found:
+        raise ValueError(f"budget={text} has no end as a decimal: write some digits of it, as 0.33")
+    return found
 
 
 def check(
-    raw: Mapping[str, Any],
-    model_config: type | None = None,
-    task_config: type | None = None,
-    canonical_budget: Callable[[str], str] | None = None,
+    raw: Mapping[str, Any], model_config: type | None = None, task_config: type | None = None
 ) -> Config:
     """Build the config that `raw` describes; ValueError, in one line, for anything wrong in it.
 
     `model_config` and `task_config` are the families' dataclasses; without one its node stays a
-    plain, unchecked mapping. `canonical_budget` maps equal budgets to one text and raises for
-    nonsense; without it the budget is kept as it is spelled.
+    plain, unchecked mapping. The budget is spelled in the one way that equal budgets share.
     """
     values, known = dict(raw), known_keys(model_config, task_config)
     if isinstance(values.get("exp"), Mapping):
         raise ValueError(f"the file chosen as +exp=: {NO_PACKAGE}")
     if values.get("budget") is not None:
         budget = convert(values["budget"], str, "budget")
-        if budget != DENSE and canonical_budget is not None:
-            budget = canonical_budget(budget)
-        values["budget"] = budget
+        values["budget"] = budget if budget == DENSE else canonical_budget(budget)
     for node, schema in (("model", model_config), ("task", task_config)):
         if schema is not None and node in values:
             values[node] = build(schema, values[node], node, known)

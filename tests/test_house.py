@@ -28,6 +28,7 @@ FLOORS = {
     "_groups": -1,
     "_schema": -2,
     "_decode": -2,
+    "_budget": -2,
     "_git": -2,  # what every floor may ask of the machine
     "_launched": -2,
     "_printing": -2,

@@ -35,13 +35,11 @@ def check(raw: Mapping[str, Any]) -> Config:
     quick = schema.check(raw)
 
     from npas import models, tasks
-    from npas.sharing.budget import parse_budget
 
     return schema.check(
         raw,
         models.family(quick.model["family"]).Config,
         tasks.family(quick.task["family"]).Config,
-        lambda budget: parse_budget(budget).canonical,
     )
 
 

@@ -18,7 +18,6 @@ def compose(*words: str) -> schema.Config:
     from omegaconf import OmegaConf
 
     from npas import models, tasks
-    from npas.sharing.budget import parse_budget
 
     with _own_hydra(), initialize_config_module("npas.configs", version_base="1.3"):
         composed = OmegaConf.to_container(hydra_compose("train", list(words)), resolve=True)
@@ -28,7 +27,6 @@ def compose(*words: str) -> schema.Config:
         raw,
         models.family(raw["model"]["family"]).Config,
         tasks.family(raw["task"]["family"]).Config,
-        lambda budget: parse_budget(budget).canonical,
     )
 
 

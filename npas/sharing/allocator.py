@@ -334,7 +334,10 @@ def choose_templates(sizes: Sequence[int], bank: int, most: int, upsampled_span:
         if held_back:
             templates[max(held_back, key=lambda i: sizes[i])] += 1
             return templates
-        most += 1
+        # All that fit have `most`: nothing changes before they read all, or one is held back.
+        fitting = [n for k, n in zip(templates, sizes, strict=True) if k]
+        enough = -(-(bank - upsampled_span) // sum(fitting))
+        most = min(enough, bank // max(fitting) + 1)
 
 
 def _draft(layers: Sequence[LayerSpec], bank: int, most: int, scheme: Scheme) -> _Draft:

@@ -55,7 +55,7 @@ from npas.sharing.names import (
     upsampler_name,
 )
 from npas.sharing.recurrence import ROWS, tie
-from npas.sharing.shapeshift import read_plan
+from npas.sharing.stored import read_plan
 
 FOLDING_FILE = "folding.json"
 Example = Sequence[Any] | Mapping[str, Any]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from npas.sharing import audit, storage
-from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation
+from npas.sharing.allocation import Allocation, LayerAllocation
 from npas.sharing.attachment import (
     attach,
     close_passes,
@@ -20,23 +20,16 @@ from npas.sharing.attachment import (
     rounds_under_autocast,
 )
 from npas.sharing.dense_states import unwatch_loading, watch_loading
-from npas.sharing.generators import GENERATORS
 from npas.sharing.guards import free_methods, guard_methods
 from npas.sharing.holders import Dropped
-from npas.sharing.initialization import (
-    generator_rows,
-)
 from npas.sharing.layers import Layer, find_tensors
 from npas.sharing.names import (
-    PREFIX,
     SCALES,
-    bank_name,
-    generator_name,
     remove_shared,
-    upsampler_name,
 )
 from npas.sharing.parts import free_parts, guard_parts
 from npas.sharing.pretrained import free_saving, guard_saving
+from npas.sharing.stored import check_tensors, check_unshared, group_shapes
 from npas.sharing.weights import SharedWeights
 
 
@@ -119,23 +112,13 @@ def materialize(model: nn.Module) -> nn.Module:
 def install_stored(
     model: nn.Module, plan: Allocation, stored: storage.Stored, recompute: bool = False
 ) -> Dropped:
-    """Share as a stored allocation says, once its tensors are known to have the shapes it needs.
+    """Share as a stored allocation says, and return what `install` returns.
 
-    Returns what `install` returns. ValueError where the shapes differ, and where the network is
-    another one.
+    ValueError unless the allocation fits its tensors and the network.
     """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
-    for name, shape in shared_shapes(plan).items():
-        storage.check_tensor(stored, name, shape)
+    check_tensors(plan, stored, model)
     dropped = install(model, plan, recompute)
-    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(PREFIX))
-    others = own - sum(group.ordinary for group in plan.groups)
-    if plan.unshared > others:  # there may be more than that: what was frozen when it was shared
-        raise ValueError(
-            f"{stored.directory} was written by another architecture: it has {plan.unshared:,}"
-            f" parameters that are not shared, and the network has {others:,}"
-        )
+    check_unshared(plan, stored, model)
     return dropped
 
 
@@ -154,7 +137,7 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     index = 0
     for g, group in enumerate(allocation.groups):
         if group.bank:
-            for name, shape in _group_shapes(g, group, index).items():
+            for name, shape in group_shapes(g, group, index).items():
                 model.register_parameter(name, nn.Parameter(likes[g].new_zeros(shape)))
             for place, tensor in enumerate(owned[g]):
                 for owner, attribute in tensor.owners:
@@ -175,28 +158,6 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
         if group.bank
         for tensor in own
     }
-
-
-def shared_shapes(allocation: Allocation) -> dict[str, tuple[int, ...]]:
-    """Return the shapes, by name, of all tensors that `install` puts on the root."""
-    found: dict[str, tuple[int, ...]] = {}
-    index = 0
-    for g, group in enumerate(allocation.groups):
-        found |= _group_shapes(g, group, index) if group.bank else {}
-        index += len(group.layers)
-    return found | {SCALES: (1 + max(layer.scale for layer in allocation.layers),)}
-
-
-def _group_shapes(g: int, group: GroupAllocation, first: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a group's tensors; `first` is the place of its first layer."""
-    shapes: dict[str, tuple[int, ...]] = {bank_name(g): (group.bank,)}
-    for (mixing, templates), places in generator_rows(group).items():
-        for kind, shape in GENERATORS[mixing].shapes(len(places), templates).items():
-            shapes[generator_name(kind, g, templates)] = shape
-    for place, layer in enumerate(group.layers):
-        if layer.learned[0]:
-            shapes[upsampler_name(first + place)] = layer.learned
-    return shapes
 
 
 def dense_tensor(tensors: Mapping[str, Layer], layer: LayerAllocation) -> Layer:

@@ -91,7 +91,7 @@ def plan_search(
 def search_map(template: int, layer: LayerSpec) -> tuple[int, int]:
     """Return the map, rows x columns, that a layer sees in `template` values: the released rule."""
     out, rest = matrix_form(layer.shape)
-    rows = max(1, math.isqrt(template * out // rest))
+    rows = min(max(1, math.isqrt(template * out // rest)), template)
     return rows, template // rows
 
 

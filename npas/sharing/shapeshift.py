@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from npas._budget import BudgetLike
 from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
@@ -33,7 +34,9 @@ from npas.sharing.install import (
 )
 from npas.sharing.layers import find_layers, find_tensors, is_constant
 from npas.sharing.loops import refuse_loops
+from npas.sharing.memory import refuse_budget, refuse_plan
 from npas.sharing.reference import allocate_reference
+from npas.sharing.stored import read_plan
 from npas.sharing.upsamplers import UPSAMPLERS
 from npas.sharing.validation import LAYOUTS
 
@@ -45,7 +48,7 @@ Groups = str | Mapping[str, str | int]
 
 def share(
     model: nn.Module,
-    budget: str | float | None = None,
+    budget: BudgetLike | None = None,
     *,
     generator: str = "wavg",
     upsampler: str = "inter",
@@ -81,6 +84,7 @@ def share(
     Raises ValueError, naming what to change, for a network that is shared already, a budget below
     the smallest feasible one and options that do not fit together.
     """
+    refuse_budget(require_unshared(model), budget)
     allocation = plan(
         model, budget, generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, max_templates=max_templates, templates=templates,
@@ -99,7 +103,7 @@ def share(
 
 def plan(
     model: nn.Module,
-    budget: str | float | None = None,
+    budget: BudgetLike | None = None,
     *,
     generator: str = "wavg",
     upsampler: str = "inter",
@@ -159,8 +163,10 @@ def apply(
 ) -> nn.Module:
     """Share a dense network as a finished allocation says, in place, and return it.
 
-    Raises ValueError where the network is not the one that the allocation was made for.
+    Raises ValueError where the network is not the one that the allocation was made for, and where
+    its device has no memory for it.
     """
+    refuse_plan(allocation)
     allocation, deviations = assign_scales(allocation, _measure_spreads(model, allocation))
     warn_of_holders(install(model, allocation, recompute))
     give_back_freed()  # the dense weights
@@ -227,14 +233,6 @@ def load(
     warn_of_holders(dropped)
     give_back_freed()
     return dense_model
-
-
-def read_plan(data: object, path: Path) -> Allocation:
-    """Return the allocation that a file holds; ValueError, naming the file, if it is none."""
-    try:
-        return Allocation.from_dict(data)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def summary(model: nn.Module) -> str:

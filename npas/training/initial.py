@@ -24,7 +24,6 @@ from npas import models, tasks
 from npas._decode import decode, read_json
 from npas.config import DENSE, Config
 from npas.sharing import Allocation, GroupAllocation, install, project, shapeshift
-from npas.sharing.budget import parse_budget
 from npas.sharing.names import SCALES, bank_name, generator_name, generator_names, upsampler_name
 from npas.sharing.projection import copy_others, dense_names
 from npas.tasks._files import write_whole
@@ -256,7 +255,6 @@ def _config(raw: Mapping[str, object]) -> Config:
         raw,
         models.family(quick.model["family"]).Config,
         tasks.family(quick.task["family"]).Config,
-        lambda budget: parse_budget(budget).canonical,
     )
     if config.budget == DENSE:  # a shared network's scales were measured on them
         own = {key.name: key.default for key in dataclasses.fields(config.model)}

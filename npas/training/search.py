@@ -37,12 +37,15 @@ from npas.training.experiment import Experiment
 from npas.training.grouping import Grouping
 from npas.training.journal import Outcome
 from npas.training.loop import train
+from npas.training.precision import Precision
 from npas.training.state import SEARCH, descends, named_checkpoint, starts_anew
 
 log = logging.getLogger(__name__)
 
 GRADIENT_BATCHES = 128
 """Batches whose gradients are averaged."""
+FP16_SCALE = 1024.0
+"""What a loss is multiplied by in fp16, so that small gradients do not underflow."""
 DIGITS = 7  # of a stored number: what float32 has
 
 
@@ -137,8 +140,9 @@ def _group(experiment: Experiment, outcome: Outcome) -> Grouping:
 def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
     """Return the gradient of each shared layer's weight, summed over two disjoint sets of batches.
 
-    Taken in training mode and fp32, of `GRADIENT_BATCHES` batches of epochs that the search has not
-    seen, every other one in each set.
+    Taken in training mode, in the run's precision and in as many parts as the search took them, so
+    that what the search had memory for fits here; of `GRADIENT_BATCHES` batches of epochs that the
+    search has not seen, every other one in each set. The sums are fp32.
     """
     config, task, process = experiment.config, experiment.task, experiment.process
     assert experiment.allocation is not None
@@ -158,14 +162,22 @@ def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
         )
         for epoch in itertools.count(search_epochs(config))
     )
+    precision = Precision(config.precision, process.device)
+    scale = FP16_SCALE if precision.scaler else 1.0
+    wanted = [parameters[name] for name in names]
     for place, batch in enumerate(itertools.islice(batches, GRADIENT_BATCHES)):
-        loss, _ = task.loss(model, batch)
-        found = torch.autograd.grad(
-            loss, [parameters[name] for name in names], materialize_grads=True
-        )
-        half = halves[place % 2]
-        for name, gradient in zip(names, found, strict=True):
-            half[name] = half[name] + gradient if name in half else gradient
+        half, parts = halves[place % 2], batch.parts(config.trainer.accumulation)
+        for part in parts:
+            with precision.autocast():
+                loss, _ = task.loss(model, part)
+            scaled = loss * (scale / len(parts))
+            for name, found in zip(
+                names, torch.autograd.grad(scaled, wanted, materialize_grads=True), strict=True
+            ):
+                gradient = found / scale
+                if precision.scaler:  # a value that overflowed says nothing
+                    gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+                half[name] = half[name] + gradient if name in half else gradient
     for half in halves:
         for gradient in half.values():
             process.total(gradient)

@@ -1,9 +1,16 @@
+from decimal import Decimal
 from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import npas
+from npas.sharing import memory
+from npas.sharing.allocator import choose_templates
 from npas.sharing.budget import parse_budget, spell_count, split_budget
 
 
@@ -24,6 +31,18 @@ from npas.sharing.budget import parse_budget, spell_count, split_budget
         ("17.125630M", "17125.63K", 17_125_630),
         (16, "16", 584_590_144),
         ("2000%", "2000%", 730_737_680),
+        ("18m", "18M", 18_000_000),
+        ("1k", "1K", 1_000),
+        ("1.5b", "1.5B", 1_500_000_000),
+        (Fraction(1, 10), "0.1", 3_653_688),
+        (Fraction(1, 3), "1/3", 12_178_961),
+        ("1/4", "0.25", 9_134_221),
+        (Decimal("0.1"), "0.1", 3_653_688),
+        (np.float32(0.1), "0.1", 3_653_688),
+        (np.int64(2), "2", 73_073_768),
+        ("33.333333333333336%", "0.33333333333333336", 12_178_961),
+        ("1000000.5%", "1000000.5%", 365_369_022_684),
+        ("1e30%", f"1{'0' * 30}%", 36_536_884 * 10**28),
     ],
 )
 def test_budgets_are_read_as_the_user_means_them(
@@ -48,14 +67,20 @@ def test_fractions_are_exact() -> None:
         ("nan", "is not a budget"),
         ("inf", "is not a budget"),
         ("1_000", "is not a budget"),
-        ("18m", "is not a budget"),
+        ("1/0", "is not a budget"),
+        ("9" * 200, "is not a budget"),
+        ("1e999", "is not a budget"),
+        ("1e99B", "too many digits"),
+        ("1." + 60 * "3" + "e-60%", "too many digits"),
         (True, "is not a budget"),
         (0, "above zero"),
         ("0%", "above zero"),
         ("0.0001K", "less than one parameter"),
-        (18, "1800% or 0.018K"),
-        (18_000_000, "18000K"),
-        (1e5, "write 10000000% or 100K"),
+        (18, "write 18% of the dense parameters, 1800% for 18 times as many, or 18M for millions$"),
+        (18_000_000, "no unit: write 18M for 18,000,000 parameters$"),
+        (1e5, "no unit: write 100K for 100,000 parameters$"),
+        (1234.5, "write 1.234K for 1,234 parameters$"),
+        ([0.1], "is not a budget"),
     ],
 )
 def test_nonsense_is_refused_with_what_to_write(value: str | float, says: str) -> None:
@@ -64,7 +89,28 @@ def test_nonsense_is_refused_with_what_to_write(value: str | float, says: str) -
     assert "\n" not in str(error.value)
 
 
-@given(st.integers(min_value=1, max_value=10**12))
+DIGITS = st.text("0123456789", min_size=1, max_size=30)
+NUMBERS = st.builds(lambda a, b: f"{a}.{b}", DIGITS, DIGITS)
+TEXTS = st.builds(
+    lambda number, exponent, unit: f"{number}{exponent}{unit}",
+    NUMBERS,
+    st.one_of(st.just(""), st.builds(lambda e: f"e{e}", st.integers(-99, 99))),
+    st.sampled_from(["", "%", "k", "M", "B"]),
+)
+
+
+@given(st.one_of(TEXTS, st.fractions(min_value=0, max_value=16), st.floats(0, 16)))
+def test_the_canonical_form_reads_back_as_the_very_budget(value: str | float | Fraction) -> None:
+    try:
+        request = parse_budget(value)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return
+    again = parse_budget(request.canonical)
+    assert again == request and again.canonical == request.canonical
+
+
+@given(st.integers(min_value=1, max_value=10**20))
 def test_a_spelled_count_reads_back(count: int) -> None:
     assert parse_budget(spell_count(count)).absolute == count
 
@@ -85,3 +131,59 @@ def test_parts_sum_to_the_total_and_respect_floors(
 def test_parts_are_proportional_where_floors_allow() -> None:
     assert split_budget(100, [1, 3], [0, 0]) == [25, 75]
     assert split_budget(100, [1, 10, 100], [16, 16, 16]) == [16, 16, 68]
+
+
+@pytest.mark.parametrize("budget", ["9000B", "1e30%", "30000%"])
+def test_what_no_memory_can_hold_is_refused_before_it_is_made(
+    budget: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Linear(60, 60), nn.Linear(60, 60), nn.Linear(60, 10))
+    names = list(model.state_dict())
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
+    with pytest.raises(
+        ValueError, match=r"which take [\d.,]+ GiB.*: ask for a smaller budget$"
+    ) as error:
+        npas.share(model, budget)
+    assert "\n" not in str(error.value)
+    assert list(model.state_dict()) == names
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**7)
+    if budget == "30000%":  # the parameters fit, and what starts the coefficients does not
+        monkeypatch.setattr(memory, "_DOUBLES", 10**5)
+        with pytest.raises(ValueError, match=r"[\d,]+ templates a layer, which take"):
+            npas.share(model, budget)
+
+
+def test_a_machine_has_memory() -> None:
+    found = memory.free_bytes(torch.device("cpu"))
+    assert found is not None and 10**8 < found < 10**15
+    assert memory.free_bytes(torch.device("meta")) is None
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    st.integers(1, 3000),
+    st.integers(1, 9),
+    st.integers(0, 50),
+)
+def test_the_smallest_number_of_templates_that_reads_the_bank_is_found(
+    sizes: list[int], bank: int, most: int, span: int
+) -> None:
+    span = min(span, bank)
+
+    def one_by_one(most: int) -> list[int]:
+        while True:
+            templates = [min(most, bank // size) for size in sizes]
+            read = span + sum(k * n for k, n in zip(templates, sizes, strict=True))
+            if read >= bank or not any(templates):
+                return templates
+            held = [
+                i
+                for i, n in enumerate(sizes)
+                if 0 < templates[i] < most and templates[i] * n < bank
+            ]
+            if held:
+                templates[max(held, key=lambda i: sizes[i])] += 1
+                return templates
+            most += 1
+
+    assert choose_templates(sizes, bank, most, span) == one_by_one(most)

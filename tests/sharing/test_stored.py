@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import npas
 from npas.sharing import storage
 from npas.sharing.folding import fold, load_folded, save_folded
+from npas.sharing.search import plan_search
 
 BUDGETS = {"wavg": 0.6, "emb": 2.0, "avg": 0.3}
 
@@ -317,3 +318,38 @@ def test_an_edited_folding_is_refused(
     assert torch.equal(outputs(load_folded(tmp_path, Chain()).eval()), outputs(model.eval()))
     edit(tmp_path, change, "folding.json")
     assert says in check_refused(tmp_path, Chain().eval(), load_folded)
+
+
+def test_every_kind_of_plan_reads_back() -> None:
+    wide = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 300), nn.LSTM(4, 9))
+    upsamplers, budgets = ("inter", "repeat", "mask", "wavg"), (0.1, 0.2, 0.5, 1, 4, "3000%")
+    makers: list[Callable[[], Any]] = [
+        lambda: npas.plan(network(), templates=2, groups={"body.?.weight": "a"}),
+        *(
+            (lambda net=net, b=b, up=up, kind=kind: npas.plan(net, b, upsampler=up, **kind))
+            for net in (wide, network())
+            for b in budgets
+            for up in upsamplers
+            for kind in ({}, {"generator": "emb"}, {"generator": "avg", "groups": "type"})
+        ),
+        *(
+            (lambda b=b, up=up: npas.plan(wide, b, upsampler=up, layout="reference"))
+            for b in budgets
+            for up in upsamplers
+        ),
+        *(
+            (lambda net=net, b=b, kind=kind: plan_search(net, b, **kind))
+            for net in (wide, network())
+            for b in budgets
+            for kind in ({}, {"softmax": True}, {"layout": "reference"}, {"generator": "avg"})
+        ),
+    ]
+    kinds = set()
+    for make in makers:
+        try:
+            plan = make()
+        except ValueError:  # a budget below what that plan needs
+            continue
+        assert npas.Allocation.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+        kinds |= {(la.mixing, la.upsampler, plan.scheme.layout) for la in plan.layers}
+    assert len(kinds) >= 18

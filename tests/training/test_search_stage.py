@@ -182,6 +182,38 @@ def test_gradients_of_equal_data_agree(searching, monkeypatch: pytest.MonkeyPatc
         assert cosine > 0.3, name
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_gradients_take_no_more_memory_than_the_search_did(
+    searching, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Batches come in the search's parts, and in the run's precision."""
+    monkeypatch.setattr(search, "GRADIENT_BATCHES", 2)
+    model = {"dropout": 0.0}
+    changes = {"sharing": {"groups": "gradient"}, "batch_size": 32, "model": model}
+    seen = []
+
+    def loss_of(task: Any, network: Any, batch: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        enabled = torch.is_autocast_enabled("cpu")
+        seen.append((batch.size, torch.get_autocast_dtype("cpu") if enabled else None))
+        # What a batch norm or dropout sees differs between parts: a plain mean does not.
+        outputs = network.eval()(batch.inputs)
+        return torch.nn.functional.cross_entropy(outputs.float(), batch.targets), {}
+
+    found = []
+    for count, dtype in ((1, "fp32"), (4, precision)):
+        experiment = build(searching(**changes, precision=dtype, trainer={"accumulation": count}))
+        experiment.task.setup()
+        monkeypatch.setattr(type(experiment.task), "loss", loss_of)
+        found.append(search.mean_gradients(experiment))
+    kind = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert seen == [(32, None)] * 2 + [(8, kind)] * 8
+    for half, whole in zip(found[1], found[0], strict=True):
+        for name, gradient in half.items():
+            assert gradient.dtype == torch.float32
+            error = (gradient - whole[name]).norm() / whole[name].norm().clamp_min(1e-12)
+            assert error < (1e-4 if precision == "fp32" else 0.25), (name, error)
+
+
 def test_starting_anew_forgets_the_groups(searching, tmp_path: Path) -> None:
     run(searching(epochs=1), tmp_path)
     anew = searching(epochs=1, force=True)

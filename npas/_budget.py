@@ -1,0 +1,126 @@
+"""Read parameter budgets, and write each in one way: `0.1`, `10%`, `18M`. Needs no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from numbers import Rational, Real
+
+BudgetLike = str | float | Rational | Decimal
+LARGEST_BARE_NUMBER = 16
+LONGEST = 100  # characters of a budget, however it is written
+_SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9}
+_PATTERN = re.compile(
+    r"(?P<number>\d+(\.\d*)?|\.\d+|\d+/\d+)(?P<exponent>[eE][-+]?\d{1,2})?(?P<unit>[%KMB]?)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class BudgetRequest:
+    """Hold a budget as asked for: a fraction of the dense count, or an absolute count.
+
+    Exactly one of the two is set. Fractions are exact, so that `29%` of 100 parameters is 29.
+    """
+
+    fraction: Fraction | None = None
+    absolute: int | None = None
+
+    @property
+    def canonical(self) -> str:
+        """Spell the budget in the one way that equal budgets share: `0.1`, `2`, `18M`, `1.234K`.
+
+        What is spelled reads back as this very budget: a fraction above 16 is written in percent.
+        """
+        if self.absolute is not None:
+            return spell_count(self.absolute)
+        assert self.fraction is not None
+        if self.fraction > LARGEST_BARE_NUMBER:
+            return f"{_spell(self.fraction * 100)}%"
+        return _spell(self.fraction)
+
+    def allowed(self, dense: int) -> int:
+        """Return the number of trainable parameters allowed for a dense network of `dense`."""
+        if self.absolute is not None:
+            return self.absolute
+        assert self.fraction is not None
+        return int(self.fraction * dense)
+
+
+def parse_budget(value: BudgetLike) -> BudgetRequest:
+    """Parse `0.1`, `"10%"`, `2.0`, `"18M"`, `"250k"`, `"1.2B"`, `Fraction(1, 3)`, `"1/3"`.
+
+    A float stands for the shortest decimal that reads back as it. Raises ValueError for anything
+    else, and for a bare number above 16: it would be a budget of more than 1600% or a forgotten
+    suffix, and only the user knows which.
+    """
+    text = str(value).strip()
+    match = _PATTERN.fullmatch(text) if len(text) <= LONGEST else None
+    is_number = isinstance(value, (str, Real, Decimal)) and not isinstance(value, bool)
+    if match is None or not is_number or re.search(r"/0*(\D|$)", text):
+        raise ValueError(
+            f"budget={text[:LONGEST]} is not a budget: write a fraction of the dense parameters"
+            " (0.1 or 10%) or an absolute count (18M, 250K, 1.2B)"
+        )
+    request = _request(text, match)
+    if len(request.canonical) > LONGEST:
+        raise ValueError(f"budget={text} has too many digits: write fewer")
+    return request
+
+
+def _request(text: str, match: re.Match[str]) -> BudgetRequest:
+    number = Fraction(match["number"]) * Fraction("1" + (match["exponent"] or ""))
+    unit = match["unit"].upper()
+    if number <= 0:
+        raise ValueError(f"budget={text} allows no parameters: write a number above zero")
+    if unit in _SUFFIXES:
+        absolute = int(number * _SUFFIXES[unit])
+        if absolute < 1:
+            raise ValueError(f"budget={text} is less than one parameter: write a larger count")
+        return BudgetRequest(absolute=absolute)
+    if unit == "%":
+        return BudgetRequest(fraction=number / 100)
+    if number > LARGEST_BARE_NUMBER:
+        raise ValueError(f"budget={text} has no unit: write {_readings(number)}")
+    return BudgetRequest(fraction=number)
+
+
+def _readings(number: Fraction) -> str:
+    """Say how to write what a bare number may have been meant as."""
+    if number >= 1000:
+        return f"{spell_count(int(number))} for {int(number):,} parameters"
+    bare = _spell(number)
+    return (
+        f"{bare}% of the dense parameters, {_spell(number * 100)}% for {bare} times as many, or"
+        f" {bare}M for millions"
+    )
+
+
+def spell_count(count: int) -> str:
+    """Write an absolute count exactly, as a budget can be asked for: `18M`, `17.126K`."""
+    for suffix in ("B", "M"):
+        unit = _SUFFIXES[suffix]
+        if count >= unit and count * 1000 % unit == 0:
+            return _spell(Fraction(count, unit)) + suffix
+    return _spell(Fraction(count, 1000)) + "K"
+
+
+def _spell(number: Fraction) -> str:
+    """Write a number exactly: as the shortest decimal, digit by digit, or as a quotient."""
+    if number.denominator == 1:
+        return str(number.numerator)
+    short = repr(float(number))
+    if Fraction(short) == number:
+        return short
+    digits, rest = 0, number.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    if rest > 1:
+        return f"{number.numerator}/{number.denominator}"
+    while (scaled := number * 10**digits).denominator > 1:
+        digits += 1
+    text = str(scaled.numerator).rjust(digits + 1, "0")
+    return f"{text[:-digits]}.{text[-digits:]}"
