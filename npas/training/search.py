@@ -167,10 +167,12 @@ def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
     wanted = [parameters[name] for name in names]
     for place, batch in enumerate(itertools.islice(batches, GRADIENT_BATCHES)):
         half, parts = halves[place % 2], batch.parts(config.trainer.accumulation)
-        for part in parts:
+        even = [torch.tensor(1 / len(parts))] * len(parts)
+        weights = task.part_weights(parts, process.world) or even
+        for part, weight in zip(parts, weights, strict=True):
             with precision.autocast():
                 loss, _ = task.loss(model, part)
-            scaled = loss * (scale / len(parts))
+            scaled = loss * (weight * scale)
             for name, found in zip(
                 names, torch.autograd.grad(scaled, wanted, materialize_grads=True), strict=True
             ):
