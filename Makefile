@@ -1,12 +1,17 @@
 # The commands of this repository. `make train` and `make test` set everything up by themselves.
 PYTHON ?= python3
 VENV ?= .venv
+# Versions that the tests pass with. Where one is not served, and where this is empty, the newest
+# that setup.cfg allows are installed.
+CONSTRAINTS ?= constraints/tested.txt
 TABLE ?= digits
 ARGS ?=
 
 BIN := $(VENV)/bin
 # Made once the environment is complete; older than the package's metadata means: install again.
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+HINT := "The npas commands are in $(BIN): '. $(BIN)/activate' puts them on the PATH."
 # Small networks on small images: a second thread costs more than it brings.
 QUIET_THREADS := OMP_NUM_THREADS=1
 
@@ -16,19 +21,25 @@ QUIET_THREADS := OMP_NUM_THREADS=1
 help:  ## list these targets
 	@awk -F ":.*## " '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(READY)  ## make .venv and install npas with everything its tests need (once; 5 GB)
+install: $(READY)  ## make .venv and install npas with everything its tests need (once; 6.3 GB)
 
-$(READY): setup.cfg pyproject.toml
+$(READY): setup.cfg pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 	  { echo "npas needs Python 3.10 or newer as '$(PYTHON)'; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "Setting up $(VENV), once: a few minutes, about 5 GB."
+	@echo "Setting up $(VENV), once: a few minutes, 6.3 GB of disk."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(PIP) install --quiet --upgrade pip
+	@if $(PIP) install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[dev]'; \
+	then echo "Installed the versions of $(or $(CONSTRAINTS),setup.cfg)."; \
+	else $(PIP) install --quiet --editable '.[dev]' && \
+	  echo "Not every version of $(CONSTRAINTS) could be installed (see above):" \
+	    "the newest that setup.cfg allows were installed instead, which may not be tested."; fi
+	@echo $(HINT)
 	@touch $@
 
 train: $(READY)  ## train the default experiment (digits at a tenth of its parameters, about a minute)
 	$(BIN)/npas-train $(ARGS)
+	@echo $(HINT)
 
 test: $(READY)  ## run the quick tests
 	$(QUIET_THREADS) $(BIN)/python -m pytest -n auto $(ARGS)
