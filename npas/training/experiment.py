@@ -142,6 +142,8 @@ def prepare(experiment: Experiment) -> None:
     check_parts(experiment)
     named_checkpoint(config, experiment.stage)
     task.setup()
+    if config.data.verify == "warn" and task.source == "real" and task.compared is None:
+        log.warning("data.verify=warn has no effect: nothing published of %s is known", task.name)
     task.steps_per_epoch(config.batch_size)
     task.check_network(experiment.model)
     tasks.check_workers(task, config.data.workers)

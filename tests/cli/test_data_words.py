@@ -83,6 +83,12 @@ def test_a_copy_is_counted_refused_unless_asked_for_and_recorded(run: Run, tmp_p
     assert dataset.published is False and len(dataset.files) == 6
 
 
+def test_a_comparison_that_cannot_be_made_is_warned_of(run: Run) -> None:
+    answer = run("npas-train", *SMALL, "data.verify=warn", "dry_run=true")
+    assert answer.code == 0, answer.err
+    assert "data.verify=warn has no effect: nothing published of digits is known" in answer.err
+
+
 def test_the_commits_of_the_hub_that_a_run_read_are_recorded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
