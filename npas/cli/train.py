@@ -135,8 +135,10 @@ def _run_in_workers(config: Config, within: Within) -> Job:
 def _work(raw: dict[str, Any], within: Within) -> tuple[Any, ...] | str:
     """Be one of the workers: return the job as plain data, or why the config is refused."""
     try:
-        with _preemption.watching("keep"), app.one_line_messages(NAME):
-            job = run(check(raw), within)
+        with app.one_line_messages(NAME):
+            config = check(raw)
+            with _preemption.watching("keep"):
+                job = run(config, within)
     except _launched.Refused as error:
         return str(error)
     except app.Reported:
