@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -243,11 +242,9 @@ print(*heavy & set(sys.modules))
 
 
 def test_the_module_runs_as_a_script_and_its_exit_code_reaches_the_shell(tmp_path: Path) -> None:
-    started = time.monotonic()
     words = [sys.executable, "-m", "npas.cli.train", "+bugdet=0.1"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "npas-train: unknown key 'bugdet': did you mean 'budget'?\n"
     assert not done.stdout
-    assert time.monotonic() - started < 10
     assert not list(tmp_path.iterdir())

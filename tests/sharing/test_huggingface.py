@@ -174,20 +174,20 @@ def test_resizing_embeddings_is_refused_and_changes_nothing() -> None:
 
 
 class Sentences(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """32 sentences of eight tokens, to be repeated."""
+    """Four sentences of eight tokens, to be repeated, eight times each."""
 
     def __len__(self) -> int:
         return 32
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        ids = torch.randint(2, 50, (8,), generator=torch.Generator().manual_seed(index))
+        ids = torch.randint(2, 50, (8,), generator=torch.Generator().manual_seed(index % 4))
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
 def trainer(model: nn.Module, folder: Path) -> Trainer:
     """Return a Trainer with an optimizer of `param_groups`."""
     arguments = TrainingArguments(
-        str(folder), max_steps=6, save_steps=3, per_device_train_batch_size=4,
+        str(folder), max_steps=20, save_steps=10, per_device_train_batch_size=4,
         learning_rate=1e-2, report_to=[], use_cpu=True, logging_steps=1, disable_tqdm=True,
     )  # fmt: skip
     optimizer = torch.optim.AdamW(npas.param_groups(model, 0.1, decay_norms=True), lr=1e-2)
@@ -204,10 +204,11 @@ def test_the_trainer_trains_saves_and_resumes(build: Any, tmp_path: Path) -> Non
     run = trainer(model, tmp_path)
     run.train()
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-    assert float(losses[-1]) < float(losses[0])
+    # Of two networks and six seeds each: to 0.65 of it and below.
+    assert float(losses[-1]) < 0.85 * float(losses[0])
     assert len(run.optimizer.param_groups[1]["params"]) == len(spared) > 0
     expected = {name: value.clone() for name, value in model.state_dict().items()}
-    checkpoint = tmp_path / "checkpoint-3"
+    checkpoint = tmp_path / "checkpoint-10"
     stored = load_file(checkpoint / "model.safetensors")
     assert set(stored) <= set(model.state_dict()) and "npas_bank_0" in stored
     assert torch.equal(bank(npas.load(checkpoint, build())), stored["npas_bank_0"])

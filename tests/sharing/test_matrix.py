@@ -26,8 +26,8 @@ GENERATORS = ("avg", "wavg", "emb")
 UPSAMPLERS = ("inter", "repeat", "mask", "wavg")
 GROUPS = ("single", "type", "shape", "random", "manual")
 BUDGETS = ("50%", "100%", "230%")
-STEPS, FACTOR = 20, 0.8
-"""So many steps of Adam bring the loss below this part of what it was."""
+STEPS, FACTOR = 40, 0.6
+"""So many steps of Adam bring the loss below this part of what it was; over ten seeds to 0.24."""
 
 
 class Cell(NamedTuple):

@@ -80,12 +80,12 @@ def test_a_wrapper_that_calls_its_network_by_name_trains_it() -> None:
     wrapper = Wrapper(shared())
     optimizer = torch.optim.Adam(wrapper.parameters(), lr=0.01)
     losses = []
-    for _ in range(15):
+    for _ in range(60):
         optimizer.zero_grad()
         losses.append(wrapper.training_step(INPUTS))
         losses[-1].backward()
         optimizer.step()
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.3 * losses[0]  # over ten seeds: 0.007 times and below
     assert bank(wrapper.model).grad is not None
 
 

@@ -249,15 +249,21 @@ def test_any_number_of_ranks_measures_the_same_to_the_bit(
         assert all(own == alone for own in by_ranks(task, model, "test", world, patch))
 
 
+TWO_BRANCH = {"loss": "top", "captions": 2, "negatives": 3}
+
+
 @pytest.mark.parametrize(
-    ("name", "epochs", "keys"),
-    [("adapt", 12, {}), ("two_branch", 40, {"loss": "top", "captions": 2, "negatives": 3})],
+    ("name", "epochs", "keys", "sizes"),
+    [
+        ("adapt", 20, {}, {}),
+        ("two_branch", 40, TWO_BRANCH, {"width": 64, "embedding": 32}),
+    ],
 )
-def test_what_fits_is_learned(root: Path, name: str, epochs: int, keys: Any) -> None:
+def test_what_fits_is_learned(root: Path, name: str, epochs: int, keys: Any, sizes: Any) -> None:
     task = make(root, **keys)
-    model = network(task, name)
+    model = network(task, name, **sizes)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    before = task.evaluate(model, "val")["mr"]
+    before = task.evaluate(model, "train")
     size = 20 if task.config.captions == 1 else 8
     for epoch in range(epochs):
         for batch in task.train_batches(epoch, size):
@@ -265,9 +271,9 @@ def test_what_fits_is_learned(root: Path, name: str, epochs: int, keys: Any) -> 
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    after = task.evaluate(model, "val")
-    # Four kinds of images, one of each in val, and sentences that name them.
-    assert after["t2i_r1"] >= 75 and after["mr"] > before
+    after = task.evaluate(model, "train")
+    # Chance is one of eight images. Over ten seeds: at most 23 before and at least 72 after.
+    assert before["t2i_r1"] < 40 < 50 < after["t2i_r1"]
 
 
 # --- what is said
