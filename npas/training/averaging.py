@@ -47,7 +47,7 @@ class AveragedWeights:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from stored averages."""
         for name, tensor in self.tensors.items():
-            self.tensors[name] = tensors[name].to(tensor)
+            self.tensors[name] = tensors[name].to(tensor, copy=True)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -65,8 +65,8 @@ def renew_statistics(state: TrainState, task: Task) -> None:
     """Give averaged weights their own statistics of batch norms, on the epoch's first batches.
 
     The average of the statistics that other weights had fits them badly, most of all in a short
-    run. All else is in evaluation mode, so nothing is drawn at
-    random. Does nothing without averaged weights or batch norms.
+    run. All else is in evaluation mode, so nothing is drawn at random. Does nothing without
+    averaged weights or batch norms.
     """
     norms = [
         m for m in state.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats

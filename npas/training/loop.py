@@ -3,11 +3,11 @@
     outcome = train(build(config), run_dir(config))
 
 The test set is read once, after the last epoch, for the last weights and for those that did best on
-held-out data, where the task holds any out. A search for groups (`search.py`) takes the same steps,
-the whole schedule in its own epochs, and measures nothing. Several processes share each batch, and
-each takes its share in parts if asked to. Nothing here waits for the device but logging and saving:
-a step whose loss or gradient is not finite is left out by the optimizer's own kernel, and the run
-stops as "diverged" when it next logs. A signal ends it after the step, as "preempted".
+held-out data, if any. A search for groups (`search.py`) takes the same steps, the whole schedule in
+its own epochs, and measures nothing. Several processes share each batch, each in parts if asked to.
+Nothing here waits for the device but logging and saving: a step whose loss or gradient is not
+finite is left out by the optimizer's kernel, and the run stops as "diverged" when it next logs. A
+signal ends it after the step, as "preempted".
 """
 
 from contextlib import nullcontext
@@ -36,8 +36,7 @@ from npas.training.state import TRAIN, TrainState
 def train(experiment: Experiment, run_dir: Path) -> Outcome:
     """Train `experiment.model` in place, from the stage's newest checkpoint in `run_dir` if any.
 
-    The model ends with its last weights. ValueError, before any step, if data are missing or the
-    checkpoint is another config's.
+    The model ends with its last weights. ValueError if data are missing or a checkpoint misfits.
     """
     config, task, model = experiment.config, experiment.task, experiment.model
     process, stage, epochs = experiment.process, experiment.stage, experiment.epochs

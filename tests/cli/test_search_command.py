@@ -125,7 +125,7 @@ def test_another_run_takes_the_groups_by_content(run: Run, found: Path, tmp_path
         ("{", "cannot be read"),
         ("[1]", "cannot be read"),
         ("{}", "it maps no layers to groups"),
-        ('{"a": null}', "it maps no layers to groups"),
+        ('{"a": null}', "it maps 'a' to None, which is no group"),
     ],
 )
 def test_a_file_without_groups_is_one_clear_line(run: Run, content: str | None, says: str) -> None:
