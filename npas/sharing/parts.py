@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -23,9 +23,7 @@ _LIBRARIES = (
 
 def _parameters(part: nn.Module, recurse: bool = True) -> Iterator[nn.Parameter]:
     found = type(part).parameters(part, recurse)
-    warn = (
-        None if torch.compiler.is_compiling() else _warning(part, recurse, "parameters()", "lacks")
-    )
+    warn = _warning(part, recurse, "parameters()", "lacks")
     return found if warn is None else _after_first(found, warn)
 
 
@@ -60,9 +58,9 @@ def guard_parts(root: nn.Module) -> None:
                 module.__dict__[name] = partial(guard, module)
 
 
-def free_parts(root: nn.Module) -> None:
+def free_parts(modules: Iterable[nn.Module]) -> None:
     """Take the guards away."""
-    for module in root.modules():
+    for module in modules:
         for name, guard in GUARDS.items():
             if getattr(module.__dict__.get(name), "func", None) is guard:
                 del module.__dict__[name]
@@ -73,6 +71,8 @@ def _warning(part: nn.Module, recurse: bool, method: str, what: str) -> Callable
 
     And where the part reads no bank any more.
     """
+    if torch.compiler.is_compiling():
+        return None
     caller = sys._getframe(2)
     freezes = "freeze" in caller.f_code.co_name
     library = caller.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES

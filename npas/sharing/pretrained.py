@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,9 +38,9 @@ def guard_saving(root: nn.Module) -> None:
                 module.__dict__["save_pretrained"] = _refuse
 
 
-def free_saving(root: nn.Module) -> None:
+def free_saving(modules: Iterable[nn.Module]) -> None:
     """Take the guards away."""
-    for module in root.modules():
+    for module in modules:
         guard = module.__dict__.get("save_pretrained")
         if guard is _refuse or getattr(guard, "func", None) is _save:
             del module.__dict__["save_pretrained"]

@@ -53,8 +53,8 @@ class SharedWeights:
         self.pool = BufferPool()
         self._open = _OpenPass()
         self._kept: _Kept | None = None
-        self.owners: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        """The modules that read from here, wherever they are now; of a copy none."""
+        self.modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        """The modules that sharing has changed, wherever they are now; of a copy none."""
         self.others: dict[str, tuple[int, bool]] = {}
         """Size of every parameter that is not shared, and whether it counted, when last counted."""
         _watch_optimizers(self)
@@ -62,12 +62,12 @@ class SharedWeights:
     def __getstate__(self) -> dict[str, Any]:
         """Leave generated weights out of copies and pickles; RuntimeError if one was written to."""
         self.refuse_written()
-        left_out = ("_open", "owners")
+        left_out = ("_open", "modules")
         return {k: v for k, v in self.__dict__.items() if k not in left_out} | {"_kept": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Come back with no pass open."""
-        self.__dict__.update(state, _open=_OpenPass(), owners=weakref.WeakSet())
+        self.__dict__.update(state, _open=_OpenPass(), modules=weakref.WeakSet())
         _watch_optimizers(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedWeights:
@@ -285,15 +285,18 @@ class _OpenPass(threading.local):
 
 
 _last_step: list[object] = [None]
-_alive: weakref.WeakSet[SharedWeights] = weakref.WeakSet()
+_alive: tuple[weakref.ref[SharedWeights], ...] = ()  # replaced whole, as other threads read it
+_adding = threading.Lock()
 
 
 def _watch_optimizers(shared: SharedWeights) -> None:
     """Note every optimizer step from now on: a fused one leaves version counters as they are."""
-    _alive.add(shared)
-    if _last_step[0] is None:
-        _last_step[0] = object()
-        register_optimizer_step_post_hook(_note_step)
+    global _alive
+    with _adding:
+        _alive = (*(ref for ref in _alive if ref() is not None), weakref.ref(shared))
+        if _last_step[0] is None:
+            _last_step[0] = object()
+            register_optimizer_step_post_hook(_note_step)
 
 
 def _note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -301,8 +304,10 @@ def _note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
     _last_step[0] = object()
     ours = {
         id(tensor)
-        for shared in _alive
-        for name, tensor in shared.root._parameters.items()
+        for ref in _alive
+        if (shared := ref()) is not None
+        # While another thread copies a network, its root is still empty.
+        for name, tensor in list(shared.root.__dict__.get("_parameters", {}).items())
         if name.startswith(PREFIX)
     }
     for group in optimizer.param_groups:

@@ -77,6 +77,18 @@ def test_a_thread_may_drop_kept_weights_while_another_saves(
     assert "npas_bank_0" in model.state_dict()
 
 
+def test_a_thread_may_step_while_another_copies_or_loads_a_network() -> None:
+    """The network whose copy is not whole yet has no parameters."""
+    model = shared()
+    loss(model).backward()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    root = model.__class__.__new__(model.__class__)
+    state = model.__dict__["_npas_shared"].__getstate__() | {"root": root}
+    half_made = weights.SharedWeights.__new__(weights.SharedWeights)
+    half_made.__setstate__(state)
+    optimizer.step()
+
+
 def fused_step(model: nn.Module, name: str) -> None:
     torch.optim.__dict__[name](model.parameters(), lr=0.1, fused=True).step()
 
