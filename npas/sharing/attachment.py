@@ -7,7 +7,7 @@ saved; `detach` puts a parameter back in its place.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -43,7 +43,7 @@ def attach(owner: nn.Module, name: str, layer: int, shared: SharedWeights) -> No
     """Let a module read its parameter `name` from the shared weights."""
     attachment = owner.__dict__.setdefault("_npas", Attachment(shared, {}, list(owner._parameters)))
     attachment.layers[name] = layer
-    shared.owners.add(owner)
+    shared.modules.add(owner)
     del owner._parameters[name]
     owner.__dict__.pop("_flat_weights", None)  # a recurrent module's list of dense weights
     base = _dense_class(owner)
@@ -94,9 +94,9 @@ def open_passes(root: nn.Module, shared: SharedWeights) -> None:
     root.register_state_dict_pre_hook(shared.refuse_written)
 
 
-def close_passes(root: nn.Module, shared: SharedWeights) -> None:
+def close_passes(modules: Iterable[nn.Module], shared: SharedWeights) -> None:
     """Take the hooks of `open_passes` away."""
-    for module in root.modules():
+    for module in modules:
         for hooks in (
             module._forward_pre_hooks,
             module._forward_hooks,

@@ -8,6 +8,7 @@ bank. All are known by name, so that nothing is imported.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from types import FrameType
 
 from torch import nn
@@ -71,9 +72,9 @@ def guard_methods(root: nn.Module) -> None:
                 module.__dict__[name] = guard
 
 
-def free_methods(root: nn.Module) -> None:
+def free_methods(modules: Iterable[nn.Module]) -> None:
     """Take the guards away."""
-    for module in root.modules():
+    for module in modules:
         for name, guard in GUARDED.items():
             if module.__dict__.get(name) is guard:
                 del module.__dict__[name]

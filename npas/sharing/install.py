@@ -76,7 +76,7 @@ def materialize(model: nn.Module) -> nn.Module:
     """Turn a shared network into a plain dense one with the same outputs, in place; return it.
 
     Weights come from the call that the forward pass makes, so fp32 results are equal to the bit.
-    Layers that were moved out of the network get their weights, too.
+    Parts that were moved out of the network become dense, too.
     Raises ValueError for a network that is not shared, and RuntimeError where a generated weight
     was written to.
     """
@@ -85,11 +85,8 @@ def materialize(model: nn.Module) -> nn.Module:
     for part in list(model.modules()):
         if part is not model and is_shared(part):
             materialize(part)
-    owners = [
-        owner
-        for owner in dict.fromkeys((*model.modules(), *shared.owners))
-        if "_npas" in owner.__dict__
-    ]
+    modules = list(dict.fromkeys((*model.modules(), *shared.modules)))
+    owners = [module for module in modules if "_npas" in module.__dict__]
     # A copy of another network's part, put into this one, reads the bank of a copy of that network.
     dense: dict[SharedWeights, dict[int, nn.Parameter]] = {}
     for attachment in (owner.__dict__["_npas"] for owner in owners):
@@ -100,10 +97,10 @@ def materialize(model: nn.Module) -> nn.Module:
     remove_shared(model)  # first: a parametrization of the root's has made a class of its own
     for owner in owners:
         detach(owner, dense[owner.__dict__["_npas"].shared])
-    close_passes(model, shared)
-    free_methods(model)
-    free_parts(model)
-    free_saving(model)
+    close_passes(modules, shared)
+    free_methods(modules)
+    free_parts(modules)
+    free_saving(modules)
     unwatch_loading(model)
     del model.__dict__["_npas_shared"]
     return model
@@ -147,6 +144,7 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     model.register_buffer(SCALES, likes[0].new_zeros(scales))
     model.__dict__["_npas_shared"] = shared
     shared.others = audit.count_others(shared)
+    shared.modules.update(model.modules())
     open_passes(model, shared)
     guard_methods(model)
     guard_parts(model)

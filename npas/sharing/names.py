@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -17,7 +19,8 @@ def shared_names(root: nn.Module) -> list[str]:
     Where FSDP1 has flattened the parameters, they are plain attributes.
     """
     plain = [name for name, value in root.__dict__.items() if isinstance(value, Tensor)]
-    found = [*root._parameters, *root._buffers, *getattr(root, "parametrizations", ()), *plain]
+    parametrized: Any = root._modules.get("parametrizations", ())  # getattr is slow where none is
+    found = [*root._parameters, *root._buffers, *parametrized, *plain]
     named = [
         name.removesuffix(_PRUNED)
         for name in found
@@ -32,6 +35,9 @@ def shared_value(root: nn.Module, name: str) -> Tensor:
     `torch.nn.utils.prune` computes the pruned tensor only when the root is called, so that it would
     be out of date where a part of the network is called.
     """
+    own = root._parameters.get(name)
+    if own is not None:  # as nearly always: what follows takes long for what runs at every read
+        return own
     original = root._parameters.get(name + _PRUNED)
     mask = root._buffers.get(name + _MASK)
     if original is None or mask is None:

@@ -7,15 +7,19 @@ of other libraries, and of a part, is refused. Known by name, so that nothing is
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import sys
+import warnings
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from torch import nn
 
-from npas.sharing import storage
+from npas.sharing import audit, storage
 from npas.sharing.loops import refuse_loops
 
 # transformers' name for the file of weights. It refuses one of no known suffix, and shows it.
@@ -34,9 +38,9 @@ def guard_saving(root: nn.Module) -> None:
                 module.__dict__["save_pretrained"] = _refuse
 
 
-def free_saving(root: nn.Module) -> None:
+def free_saving(modules: Iterable[nn.Module]) -> None:
     """Take the guards away."""
-    for module in root.modules():
+    for module in modules:
         guard = module.__dict__.get("save_pretrained")
         if guard is _refuse or getattr(guard, "func", None) is _save:
             del module.__dict__["save_pretrained"]
@@ -54,19 +58,34 @@ def _save(
     *arguments: Any,
     **options: Any,
 ) -> None:
-    if options.get("push_to_hub"):
+    signature = inspect.signature(type(root).save_pretrained)
+    call = signature.bind(root, save_directory, is_main_process, *arguments, **options)
+    given = {**call.arguments, **call.arguments.get("kwargs", {})}
+    if given.get("push_to_hub"):
         raise ValueError(
             "push_to_hub=True would upload before the files are whole: save without it, then call"
             " push_to_hub"
         )
+    for name in ("variant", "distributed_checkpoint"):
+        if given.get(name):
+            raise ValueError(f"npas.load reads {storage.WEIGHTS_FILE} alone: save without {name}")
+    if "max_shard_size" in given:
+        warnings.warn(
+            f"max_shard_size is ignored: npas.load reads one file, {storage.WEIGHTS_FILE}",
+            stacklevel=2,
+        )
+    if "max_shard_size" in signature.parameters:
+        call.arguments["max_shard_size"] = sys.maxsize
     refuse_loops(root)
-    type(root).save_pretrained(root, save_directory, is_main_process, *arguments, **options)
+    shared = root.__dict__["_npas_shared"]
+    if given.get("state_dict") is None:  # else a wrapper gathered it, which names parts otherwise
+        audit.refuse_unloadable(audit.follow(shared), "save_pretrained")
+    type(root).save_pretrained(*call.args, **call.kwargs)
     if is_main_process:
         directory = Path(save_directory)
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         storage.write_json(directory / "config.json", config | {FILE_KEY: MARK})
-        allocation = root.__dict__["_npas_shared"].allocation.to_dict()
-        storage.describe(directory, "allocation.json", allocation)
+        storage.describe(directory, "allocation.json", shared.allocation.to_dict())
 
 
 def _refuse(*_: object, **__: object) -> NoReturn:

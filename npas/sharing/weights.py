@@ -12,6 +12,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -51,13 +52,9 @@ class SharedWeights:
         self.reading = Reading(allocation, low)
         self.pool = BufferPool()
         self._open = _OpenPass()
-        self._kept: WeightPass | None = None
-        self._kept_state: object = None
-        self._kept_sources: list[Tensor] = []
-        self._kept_sums: list[Tensor] = []
-        self._kept_read: set[int] = set()  # outside of passes, by who may write to them
-        self.owners: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        """The modules that read from here, wherever they are now; of a copy none."""
+        self._kept: _Kept | None = None
+        self.modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        """The modules that sharing has changed, wherever they are now; of a copy none."""
         self.others: dict[str, tuple[int, bool]] = {}
         """Size of every parameter that is not shared, and whether it counted, when last counted."""
         _watch_optimizers(self)
@@ -65,14 +62,12 @@ class SharedWeights:
     def __getstate__(self) -> dict[str, Any]:
         """Leave generated weights out of copies and pickles; RuntimeError if one was written to."""
         self.refuse_written()
-        fresh: dict[str, Any] = {"_kept": None, "_kept_state": None}
-        fresh |= {"_kept_sources": [], "_kept_sums": [], "_kept_read": set()}
-        left_out = ("_open", "owners")
-        return {k: v for k, v in self.__dict__.items() if k not in left_out} | fresh
+        left_out = ("_open", "modules")
+        return {k: v for k, v in self.__dict__.items() if k not in left_out} | {"_kept": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Come back with no pass open."""
-        self.__dict__.update(state, _open=_OpenPass(), owners=weakref.WeakSet())
+        self.__dict__.update(state, _open=_OpenPass(), modules=weakref.WeakSet())
         _watch_optimizers(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedWeights:
@@ -131,10 +126,12 @@ class SharedWeights:
             if running:
                 self._open.weights = weights
         else:
-            weights = self._keep(running)
+            kept = self._keep(running)
+            weights = kept.weights
+            if not running:
+                kept.read.add(twin)
         weight = weights.weight(twin)
         if not running:
-            self._kept_read.add(twin)
             # Somebody may be about to initialize it; what is remembered holds no graph.
             self._open.read = self.reading.places[index][1].name, weight.detach(), weight._version
         return weight
@@ -156,20 +153,17 @@ class SharedWeights:
     def _pass(self, *, kept: bool = False, recompute: bool = False) -> WeightPass:
         return WeightPass(self.root, self.reading, self.pool, kept=kept, recompute=recompute)
 
-    def _keep(self, running: bool) -> WeightPass:
+    def _keep(self, running: bool) -> _Kept:
         """Return the kept weights if they still hold, else a place for new ones."""
         kept = self._kept  # read once: another thread may forget it meanwhile
         if kept is not None and running and self._open.checked:
             return kept
         sources = list(self.sources())
         state = self._state(sources)
-        if kept is None or state != self._kept_state:
+        if kept is None or state != kept.state:
             self.pool.clear()  # kept weights are not made anew every step
-            self._kept = kept = self._pass(kept=True)
-            self._kept_state = state
-            # Held, so that no other tensor can come to lie at an address that was compared.
-            self._kept_sources = [t.detach() for t in sources]
-            self._kept_sums, self._kept_read = _sums(sources), set()
+            held = [t.detach() for t in sources]
+            self._kept = kept = _Kept(self._pass(kept=True), state, held, _sums(sources), set())
         self._open.checked = running
         return kept
 
@@ -199,15 +193,16 @@ class SharedWeights:
         if needs_plain_operations():
             return
         self._refuse_writes()
-        kept, sources = self._kept, list(self.sources())
+        kept = self._kept
         if kept is None:
             return
-        same = self._state(sources) == self._kept_state and all(
+        sources = list(self.sources())
+        same = self._state(sources) == kept.state and all(
             same_bytes(now, before)
-            for now, before in zip(_sums(sources), self._kept_sums, strict=True)
+            for now, before in zip(_sums(sources), kept.sums, strict=True)
             if not now.is_meta
         )
-        name = kept.find_written(self._kept_read if same else ())
+        name = kept.weights.find_written(kept.read if same else ())
         if name is not None or not same:
             self.forget()
         if name is not None:
@@ -222,8 +217,18 @@ class SharedWeights:
 
     def forget(self, *_: object) -> None:
         """Drop the kept weights, so that the next evaluation generates them anew (also a hook)."""
-        self._kept, self._kept_state = None, None
-        self._kept_sources, self._kept_sums, self._kept_read = [], [], set()
+        self._kept = None
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Hold kept weights with what they were made of, as one object that threads replace whole."""
+
+    weights: WeightPass
+    state: list[object]
+    sources: list[Tensor]  # so that no other tensor can come to lie at an address in `state`
+    sums: list[Tensor]
+    read: set[int]  # outside of passes, by who may write to them
 
 
 @torch.no_grad()
@@ -280,15 +285,18 @@ class _OpenPass(threading.local):
 
 
 _last_step: list[object] = [None]
-_alive: weakref.WeakSet[SharedWeights] = weakref.WeakSet()
+_alive: tuple[weakref.ref[SharedWeights], ...] = ()  # replaced whole, as other threads read it
+_adding = threading.Lock()
 
 
 def _watch_optimizers(shared: SharedWeights) -> None:
     """Note every optimizer step from now on: a fused one leaves version counters as they are."""
-    _alive.add(shared)
-    if _last_step[0] is None:
-        _last_step[0] = object()
-        register_optimizer_step_post_hook(_note_step)
+    global _alive
+    with _adding:
+        _alive = (*(ref for ref in _alive if ref() is not None), weakref.ref(shared))
+        if _last_step[0] is None:
+            _last_step[0] = object()
+            register_optimizer_step_post_hook(_note_step)
 
 
 def _note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -296,8 +304,10 @@ def _note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
     _last_step[0] = object()
     ours = {
         id(tensor)
-        for shared in _alive
-        for name, tensor in shared.root._parameters.items()
+        for ref in _alive
+        if (shared := ref()) is not None
+        # While another thread copies a network, its root is still empty.
+        for name, tensor in list(shared.root.__dict__.get("_parameters", {}).items())
         if name.startswith(PREFIX)
     }
     for group in optimizer.param_groups:

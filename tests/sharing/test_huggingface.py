@@ -10,6 +10,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_file
 from tiny import bank
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from transformers import (
     AutoModel,
     BertConfig,
@@ -105,6 +106,12 @@ def test_a_shared_network_saved_as_pretrained_is_read_by_load_and_refused_by_fro
     assert torch.equal(logits(back), logits(model))
 
 
+def cut(model: Any) -> Any:
+    """Take out the last block."""
+    model.bert.encoder.layer = model.bert.encoder.layer[:1]
+    return model
+
+
 class Mixed(nn.Sequential, PyTorchModelHubMixin):
     """A network that another library's `save_pretrained` writes."""
 
@@ -121,13 +128,43 @@ class Mixed(nn.Sequential, PyTorchModelHubMixin):
             lambda folder: npas.share(bert(), 0.4).save_pretrained(folder, push_to_hub=True),
             "save without it",
         ),
+        (
+            lambda folder: npas.share(bert(), 0.4).save_pretrained(folder, True, None, True),
+            "save without it",
+        ),
+        (lambda folder: npas.share(bert(), 0.4).save_pretrained(folder, variant="fp16"), "variant"),
+        (
+            lambda folder: prune.l1_unstructured(npas.share(bert(), 0.4), "npas_bank_0", 0.1)
+            .save_pretrained(folder), "needs the plain parameter npas_bank_0",
+        ),
+        (lambda folder: cut(npas.share(bert(), 0.4)).save_pretrained(folder), "not in it any more"),
     ],
-    ids=["a part", "another library", "an upload"],
+    ids=[
+        "a part", "another library", "an upload", "by position", "a variant", "pruned",
+        "a layer gone",
+    ],
 )  # fmt: skip
 def test_other_ways_to_save_pretrained_are_refused(save: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said) as error:
         save(tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_what_is_saved_over_older_files_is_what_load_reads(tmp_path: Path) -> None:
+    """In one file, also where transformers would split it beside the old one."""
+    model: Any = npas.share(bert(), 0.4)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        bank(model).mul_(2.0)
+    model.bert.extra = nn.Linear(3, 3)  # counted as it is now, as npas.save does
+    with pytest.warns(UserWarning, match="max_shard_size is ignored") as caught:
+        model.save_pretrained(tmp_path, max_shard_size="4KB")
+    assert [warning.filename for warning in caught] == [__file__]
+    again: Any = bert()
+    again.bert.extra = nn.Linear(3, 3)
+    loaded = npas.load(tmp_path, again)
+    assert torch.equal(logits(loaded), logits(model))
+    assert npas.allocation(loaded) == npas.allocation(model)
 
 
 def test_generation_with_a_cache_makes_the_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import npas
+from npas.sharing import weights
 
 
 @pytest.fixture
@@ -58,6 +59,34 @@ def test_threads_that_evaluate_one_network_read_the_same_weights() -> None:
     for thread in threads:
         thread.join()
     assert len(answers) == 40 and all(torch.equal(answer, expected) for answer in answers)
+
+
+def test_a_thread_may_drop_kept_weights_while_another_saves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = shared().eval()
+    outputs(model)
+    sums = weights._sums
+
+    def forgotten_meanwhile(tensors: Sequence[Tensor]) -> list[Tensor]:
+        own.forget()
+        return sums(tensors)
+
+    own = model.__dict__["_npas_shared"]
+    monkeypatch.setattr(weights, "_sums", forgotten_meanwhile)
+    assert "npas_bank_0" in model.state_dict()
+
+
+def test_a_thread_may_step_while_another_copies_or_loads_a_network() -> None:
+    """The network whose copy is not whole yet has no parameters."""
+    model = shared()
+    loss(model).backward()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    root = model.__class__.__new__(model.__class__)
+    state = model.__dict__["_npas_shared"].__getstate__() | {"root": root}
+    half_made = weights.SharedWeights.__new__(weights.SharedWeights)
+    half_made.__setstate__(state)
+    optimizer.step()
 
 
 def fused_step(model: nn.Module, name: str) -> None:
