@@ -5,8 +5,8 @@
     run_dir(config)                                       # runs/digits/budget-0.1_seed-0_1f0c2a9b
 
 Whatever is wrong with `raw` is a `ValueError` of one line that names the key and the remedy. This
-module imports neither torch nor any floor of npas: what it must know of them is passed in, and
-`check(raw)` alone, without the families' own keys, answers a typo before either is imported.
+module imports neither torch nor any other layer of npas: what it must know of them is passed in,
+and `check(raw)` alone, without the families' own keys, answers a typo before either is imported.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run a command: compose its config with Hydra, check it, do the work, answer with an exit code.
 
-    Exit code 0: done. 1: a run failed or diverged. 2: the user's words cannot be followed; one line
+    Exit code 0: done. 1: a run failed or diverged. 2: invalid arguments or files; one line
     on stderr says what to change. 75: stopped by a signal; the same command goes on.
 
 `NPAS_DEBUG=1` or `hydra.verbose=true` adds the traceback to that line.
