@@ -5,8 +5,8 @@
     run_dir(config)                                       # runs/digits/budget-0.1_seed-0_1f0c2a9b
 
 Whatever is wrong with `raw` is a `ValueError` of one line that names the key and the remedy. This
-module imports neither torch nor any floor of npas: what it must know of them is passed in, and
-`check(raw)` alone, without the families' own keys, answers a typo before either is imported.
+module imports neither torch nor any other layer of npas: what it must know of them is passed in,
+and `check(raw)` alone, without the families' own keys, answers a typo before either is imported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from npas._nodes import LONGEST, MOST_PROCESSES, SearchConfig, StandinConfig
 from npas._nodes import SEARCHED as SEARCHED
 from npas._nodes import DataConfig as DataConfig
 from npas._nodes import SharingConfig as SharingConfig
-from npas._schema import above, at_least, at_most, below, build, convert, keys_of
+from npas._schema import above, at_least, at_most, below, build, keys_of
 
 # Raised by one when a fix changes what an unchanged config trains to, since results from before it
 # cannot stand beside results from after it. It is a key of every stored config and part of every
@@ -262,7 +262,7 @@ def check(
     if isinstance(values.get("exp"), Mapping):
         raise ValueError(f"the file chosen as +exp=: {NO_PACKAGE}")
     if values.get("budget") is not None:
-        budget = convert(values["budget"], str, "budget")
+        budget = str(values["budget"])  # true or a list, too, which is refused as no budget
         values["budget"] = budget if budget == DENSE else canonical_budget(budget)
     for node, schema in (("model", model_config), ("task", task_config)):
         if schema is not None and node in values:

@@ -1,6 +1,6 @@
 """Run a command: compose its config with Hydra, check it, do the work, answer with an exit code.
 
-    Exit code 0: done. 1: a run failed or diverged. 2: the user's words cannot be followed; one line
+    Exit code 0: done. 1: a run failed or diverged. 2: invalid arguments or files; one line
     on stderr says what to change. 75: stopped by a signal; the same command goes on.
 
 `NPAS_DEBUG=1` or `hydra.verbose=true` adds the traceback to that line.
@@ -79,9 +79,10 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait make a run on a busy machine many times slower. OpenMP
     # reads this when torch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    words = _opened(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     with one_line_messages(command.name):
         try:
+            words = _opened(words)
             sweeps = errors.parse_arguments(words).multirun or "hydra.mode=MULTIRUN" in words
             jobs = _swept(command, words) if sweeps else _single(command, words)
         except SystemExit as stop:  # Hydra has answered --help or the like
@@ -105,7 +106,7 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
 
 
 def _opened(words: Sequence[str]) -> list[str]:
-    """Let Hydra take more than it would: `-m` anywhere, and keys that a family's YAML leaves out.
+    """Let Hydra take more than it would: flags anywhere, and keys that a family's YAML leaves out.
 
     With the pluses `model.KEY=` and `task.KEY=` reach the check against the family's schema, and
     `run=DIR` the commands that compose a config and may take a stored one instead. With
@@ -114,7 +115,14 @@ def _opened(words: Sequence[str]) -> list[str]:
     closed = ("model.", "task.", "run=")
     opened = [f"++{word}" if word.startswith(closed) else word for word in words]
     opened = [_quoted(word) for word in opened]
-    return sorted(opened, key=lambda word: word not in ("-m", "--multirun"))
+    with contextlib.suppress(ValueError):  # which is raised, and answered, when they are parsed
+        # argparse, as Hydra calls it, reads no overrides behind a flag that stands among them.
+        overrides = errors.parse_arguments(opened).overrides
+        flags = [*opened]
+        for word in overrides:
+            flags.remove(word)
+        return flags + overrides
+    return opened
 
 
 def _quoted(word: str) -> str:

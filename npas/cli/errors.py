@@ -52,7 +52,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
     parser = get_args_parser()
     parser.error = fail
-    return parser.parse_args(list(words))
+    return parser.parse_intermixed_args(list(words))
 
 
 def _one_line(text: str) -> str:

@@ -61,7 +61,10 @@ def check_words(raw: dict[str, Any]) -> tuple[Config, str | None]:
     # These are for one command each.
     stored |= {key: raw[key] for key in ("resume", "force", "verbose", "dry_run")}
     _change(stored, raw)
-    config = check(stored)
+    try:
+        config = check(stored)
+    except ValueError as error:
+        raise ValueError(f"run={run}: {error}") from None
     if schema.run_dir(config).absolute() == folder.absolute():
         return config, None
     return config, f"run={run}: with these settings it is another run: {schema.run_dir(config)}"
@@ -80,8 +83,8 @@ def read_config(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{file} is no config that can be read: {reason}") from None
-    if not isinstance(stored, dict):
-        raise ValueError(f"{file} must be a mapping of keys")
+    if not isinstance(stored, dict) or not stored:
+        raise ValueError(f"{file} must be a mapping of keys: put the run's own config back")
     return {str(key): value for key, value in stored.items()}
 
 
@@ -95,6 +98,8 @@ def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:
         key, value, node = override.key_or_group, composed, stored
         if key == "run":
             continue
+        if "." not in key and key not in composed and not override.is_delete():
+            continue  # a key of the command's own, as npas-plan's format, which it has taken out
         *above, leaf = key.split(".")
         for name in above:
             value, node = value.get(name, {}), node.setdefault(name, {})

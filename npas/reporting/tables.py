@@ -219,9 +219,16 @@ def markdown(table: Table, cells: Sequence[Cell]) -> str:
         f"Mean over n seeds ± standard deviation of a single run, {EPOCHS[table.epoch]}."
         f" {_origin(cells)}",
         "",
-        f"Made from `results/runs/` by `make reproduce-table TABLE={table.name}`; never edited.",
+        f"Made from `results/runs/` by `{_maker(table)}`; never edited.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _maker(table: Table) -> str:
+    """Return the command that makes the table: make writes only those of the last epoch."""
+    if table.epoch == "last":
+        return f"make reproduce-table TABLE={table.name}"
+    return f"npas-table {table.name} epoch={table.epoch}"
 
 
 def _grids(table: Table, cells: Sequence[Cell], notes: list[str]) -> list[str]:

@@ -258,6 +258,8 @@ def find_checkpoint(path: Path) -> Checkpoint:
         damaged += len(store._folders())
     if damaged:
         raise ValueError(f"all {damaged} checkpoints in {path} are damaged: train the run again")
+    if (path / "config.yaml").exists():  # of a run that ended before it saved one
+        raise ValueError(f"{path} holds no checkpoint: train it by npas-train run={path}")
     raise ValueError(f"{path} holds no checkpoint: name a run's folder")
 
 

@@ -48,7 +48,8 @@ def test_a_run_starts_from_its_config_in_its_folder(
     answer = run("npas-train", f"run={folder}{name}", "trainer.log_every=3")
     assert (answer.code, answer.err) == (0, "")
     assert run_dir(asked[0]) == folder and asked[0].trainer.log_every == 3
-    assert run("npas-plan", f"run={folder}").code == 0
+    answer = run("npas-plan", f"run={folder}", "format=json", "check_data=true", "seed=3")
+    assert answer.code == 0 and answer.out.startswith("{"), answer.err
 
 
 def test_a_finished_run_is_skipped_and_words_for_once_are_not_taken_from_the_file(
@@ -99,9 +100,10 @@ def test_a_stored_config_is_checked_as_any(
         ),
         (["run=moved"], "moved/config.yaml cannot be read"),
         (["run=list.yaml"], "list.yaml must be a mapping of keys"),
+        (["run=empty.yaml"], "empty.yaml must be a mapping of keys"),
         (["run=FOLDER", "optim=adam_simnet"], "optim=adam_simnet cannot stand beside run="),
         (["run=FOLDER", "+exp=digits"], "+exp=digits cannot stand beside run="),
-        (["run=FOLDER", "model.depht=3"], "unknown key 'model.depht': did you mean"),
+        (["run=FOLDER", "model.depht=3"], "run=FOLDER: unknown key 'model.depht': did you mean"),
         (["run=FOLDER", "~seed"], "~seed cannot stand beside run="),
     ],
 )
@@ -109,6 +111,8 @@ def test_what_cannot_be_started_from(
     run: Run, folder: Path, asked: list[Config], words: list[str], line: str
 ) -> None:
     Path("list.yaml").write_text("- 1\n")
+    Path("empty.yaml").touch()
+    line = line.replace("FOLDER", str(folder))
     answer = run("npas-train", *[word.replace("FOLDER", str(folder)) for word in words])
     assert answer.code == 2 and not asked
     assert line in answer.err and answer.err.count("\n") == 1

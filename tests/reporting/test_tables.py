@@ -294,6 +294,7 @@ def test_a_table_can_show_the_epochs_that_were_chosen_on_held_out_data(
     text = tables.markdown(table, tables.load(table, tmp_path))
     assert "| 95.50; no epoch chosen: seed 1 | 1 |" in text
     assert "chosen on held-out data" in text and "last epoch" not in text
+    assert "by `npas-table t epoch=selected`" in text and "reproduce-table" not in text
     last = tables.markdown(dataclasses.replace(table, epoch="last"), tables.load(table, tmp_path))
     assert "| 85.00 ± 7.07 | 2 |" in last
 

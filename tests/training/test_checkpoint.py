@@ -200,7 +200,9 @@ def test_why_there_is_no_checkpoint_is_said(store: Checkpoints, tmp_path: Path) 
         return str(error.value)
 
     assert f"there is no folder {tmp_path / 'nothing'}" in why(tmp_path / "nothing")
-    assert f"{tmp_path} holds no checkpoint" in why(tmp_path)
+    assert f"{tmp_path} holds no checkpoint: name a run's folder" in why(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    assert f"{tmp_path} holds no checkpoint: train it by npas-train run=" in why(tmp_path)
     folders = [save(store, 1), save(store, 2)]
     assert "state.json is a file" in why(folders[0] / "state.json")
     for folder in folders:
