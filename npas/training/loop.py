@@ -51,7 +51,6 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
     if config.compile:
         model.compile()  # in place: the names in the state dict stay as they are
     network = wrap(model, process, config)
-
     progress, meter, resumed_at = state.progress, state.meter, state.progress.step
     every, save_every = config.trainer.log_every, config.trainer.checkpoint_every
     shares = experiment.allocation is not None and stage == TRAIN
