@@ -2,12 +2,11 @@
 
     outcome = train(build(config), run_dir(config))
 
-The test set is read once, after the last epoch, for the last weights and for those that did best on
-held-out data, where the task holds any out. A search for groups (`search.py`) takes the same steps,
-the whole schedule in its own epochs, and measures nothing. Several processes share each batch, and
-each takes its share in parts if asked to. Nothing here waits for the device but logging and saving:
-a step whose loss or gradient is not finite is left out by the optimizer's own kernel, and the run
-stops as "diverged" when it next logs. A signal ends it after the step, as "preempted".
+The test set is read once, at the end, for the last weights and the best on held-out data, if any. A
+search for groups (`search.py`) takes the same steps, the whole schedule in its own epochs, and
+measures nothing. Processes share each batch, in parts if asked to. Only logging and saving wait for
+the device: the optimizer's kernel leaves out a step whose loss or gradient is not finite, and the
+run stops as "diverged" when it next logs. A signal ends it after the step, as "preempted".
 """
 
 from contextlib import nullcontext
