@@ -24,8 +24,11 @@ def explain(error: BaseException, known: Collection[str], words: Sequence[str] =
     """
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     text = str(error)
+    if isinstance(error, YAMLError):  # of a file of the user's own; the text names file and line
+        return _one_line(f"a file is not YAML, correct it: {text}")
     if isinstance(error, OverrideParseException):
         return _one_line(_unreadable(error.override.lstrip("+"), known))
     if isinstance(error, HydraException):

@@ -2,12 +2,11 @@
 
     outcome = train(build(config), run_dir(config))
 
-The test set is read once, after the last epoch, for the last weights and for those that did best on
-held-out data, if any. A search for groups (`search.py`) takes the same steps, the whole schedule in
-its own epochs, and measures nothing. Several processes share each batch, each in parts if asked to.
-Nothing here waits for the device but logging and saving: a step whose loss or gradient is not
-finite is left out by the optimizer's kernel, and the run stops as "diverged" when it next logs. A
-signal ends it after the step, as "preempted".
+The test set is read once, at the end, for the last weights and the best on held-out data, if any. A
+search for groups (`search.py`) takes the same steps, the whole schedule in its own epochs, and
+measures nothing. Processes share each batch, in parts if asked to. Only logging and saving wait for
+the device: the optimizer's kernel leaves out a step whose loss or gradient is not finite, and the
+run stops as "diverged" when it next logs. A signal ends it after the step, as "preempted".
 """
 
 from contextlib import nullcontext
@@ -36,7 +35,8 @@ from npas.training.state import TRAIN, TrainState
 def train(experiment: Experiment, run_dir: Path) -> Outcome:
     """Train `experiment.model` in place, from the stage's newest checkpoint in `run_dir` if any.
 
-    The model ends with its last weights. ValueError if data are missing or a checkpoint misfits.
+    The model ends with its last weights. ValueError, before any step, if data are missing or the
+    checkpoint is another config's.
     """
     config, task, model = experiment.config, experiment.task, experiment.model
     process, stage, epochs = experiment.process, experiment.stage, experiment.epochs
@@ -51,6 +51,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
     if config.compile:
         model.compile()  # in place: the names in the state dict stay as they are
     network = wrap(model, process, config)
+
     progress, meter, resumed_at = state.progress, state.meter, state.progress.step
     every, save_every = config.trainer.log_every, config.trainer.checkpoint_every
     shares = experiment.allocation is not None and stage == TRAIN

@@ -141,6 +141,7 @@ FILES = {
     "conf/exp/blank.yaml": f"exp: mine\n{HEAD}budget: 0.3\n",
     "conf/exp/override.yaml": "defaults:\n  - override /optim: adam_simnet\nbudget: 0.3\n",
     "conf/exp/twice.yaml": f"{HEAD}defaults:\n  - /optim: adam_simnet\n",
+    "conf/exp/open.yaml": f"{HEAD}optim: {{lr: 1\n",
     "exp/mine.yaml": f"{HEAD}budget: 0.3\n",
     "mine.yaml": f"{HEAD}budget: 0.3\n",
 }
@@ -161,6 +162,7 @@ FIRST_LINE = "its first line must be '# @package _global_', so that its keys sta
         ("seed=1 --config-dir conf +exp=bare", f"the file chosen as +exp=: {FIRST_LINE}"),
         ("--config-dir conf +exp=blank", f"the file chosen as +exp=: {FIRST_LINE}"),
         ("--config-dir conf +exp=override", f"exp/override: {FIRST_LINE}"),
+        ("--config-dir conf +exp=open", "a file is not YAML, correct it: while parsing"),
         ("--config-dir conf +exp=twice", "(in the defaults of a file: override /optim: NAME)"),
     ],
 )
