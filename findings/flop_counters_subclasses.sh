@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# ptflops 0.7.5, thop 0.1.1.post2209072238, torchinfo 1.8.0 with torch 2.13.0 (CPU, Python 3.11), numpy 2.3.5.
+# ptflops 0.7.5, thop 0.1.1.post2209072238 with torch 2.13.0 (CPU, Python 3.11), numpy 2.3.5.
 # Counters of multiply-adds that look layers up by their exact class count nothing, or next to nothing, in a subclass of
 # nn.Conv2d that overrides nothing; torch.utils.flop_counter, which counts operations, is right for both.
-# Seen (multiply-adds of one 3x3 convolution, exact class / subclass; flop_counter counts two per multiply-add):
-#   see the printed table; thop and ptflops give the subclass less than a tenth, flop_counter the same
+# Seen (multiply-adds of one 3x3 convolution, exact class and subclass; flop_counter's FLOPs halved):
+#   flop_counter  147,456  147,456
+#   thop          147,456        0
+#   ptflops       147,456        0
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/env"
-"$folder/env/bin/python" -m pip install --quiet torch==2.13.0 numpy==2.3.5 ptflops==0.7.5 thop==0.1.1.post2209072238 torchinfo==1.8.0
+"$folder/env/bin/python" -m pip install --quiet torch==2.13.0 numpy==2.3.5 ptflops==0.7.5 thop==0.1.1.post2209072238
 "$folder/env/bin/python" - <<'PYTHON'
 import torch
 from ptflops import get_model_complexity_info
