@@ -58,15 +58,16 @@ def keys() -> set[str]:
 
 def _check(raw: dict[str, Any]) -> tuple[Config, str | None]:
     config, note = runs.check_words(raw)
-    return _as_started(config), note
+    return as_started(config), note
 
 
 def check(raw: dict[str, Any]) -> Config:
-    """Check a config; ValueError. `trainer.devices` is the processes that were started, if any."""
-    return _as_started(runs.check(raw))
+    """Check a config; ValueError."""
+    return as_started(runs.check(raw))
 
 
-def _as_started(config: Config) -> Config:
+def as_started(config: Config) -> Config:
+    """Return the config with the number of processes that torchrun or srun started, if they did."""
     here = _launched.place()
     if here.world > 1 and config.trainer.devices in (1, here.local_world):
         return schema.in_parts(config, here.world, config.trainer.accumulation)

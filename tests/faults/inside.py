@@ -77,7 +77,7 @@ def stop_after_each(words: list[str], steps: list[int], ports: list[int] | None 
     from npas.cli import train
     from npas.reporting.compose import compose
 
-    composed, last = compose(*words), int(os.environ.get("WORLD_SIZE", "1")) - 1
+    composed, last = train.as_started(compose(*words)), int(os.environ.get("WORLD_SIZE", "1")) - 1
     is_last = int(os.environ.get("RANK", "0")) == last
     for step in steps:
         config = replace(composed, run_root=f"stopped-{step}")
