@@ -50,19 +50,23 @@ def _find_holders(parameters: Sequence[nn.Parameter]) -> dict[str, set[int]]:
     found: dict[str, set[int]] = {}
     reached: dict[int, set[int]] = {id(p): {id(p)} for p in parameters}
     level: Sequence[Any] = parameters
-    seen = {id(level), id(found), id(reached), id(parameters)}
+    ours = {id(level), id(found), id(reached), id(parameters)}
+    seen: set[int] = set()
     for _ in range(_DEEPEST):
         if not level:
             break
         referrers = gc.get_referrers(*level)
-        seen |= {id(referrers), id(level)}
+        ours |= {id(referrers), id(level)}
         next_level: list[Any] = []
-        seen.add(id(next_level))
+        ours.add(id(next_level))
         climbed: set[int] = set()
         for referrer in referrers:
-            if id(referrer) in seen or isinstance(referrer, FrameType):
+            if id(referrer) in ours or isinstance(referrer, FrameType):
                 continue
             below = [id(x) for x in gc.get_referents(referrer) if id(x) in reached]
+            if id(referrer) in seen:  # reached by a shorter way, as an optimizer by its state
+                climbed.update(below)
+                continue
             ids = set().union(*(reached[key] for key in below))
             if isinstance(referrer, dict) and "__builtins__" in referrer:
                 continue  # the variables of a module

@@ -18,15 +18,15 @@ def shared_names(root: nn.Module) -> list[str]:
 
     Where FSDP1 has flattened the parameters, they are plain attributes.
     """
-    plain = [name for name, value in root.__dict__.items() if isinstance(value, Tensor)]
     parametrized: Any = root._modules.get("parametrizations", ())  # getattr is slow where none is
-    found = [*root._parameters, *root._buffers, *parametrized, *plain]
-    named = [
+    found = [*root._parameters, *parametrized]
+    if not any(name.startswith(PREFIX) for name in found):  # only then: dynamo cannot follow it
+        found += [name for name, value in root.__dict__.items() if isinstance(value, Tensor)]
+    return [
         name.removesuffix(_PRUNED)
-        for name in found
+        for name in (*found, *root._buffers)
         if name.startswith(PREFIX) and not name.endswith(_MASK)
     ]
-    return list(dict.fromkeys(named))  # a pruned tensor is a plain attribute, too
 
 
 def shared_value(root: nn.Module, name: str) -> Tensor:
