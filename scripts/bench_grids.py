@@ -23,7 +23,8 @@ import torch
 from npas.config import DataConfig, OptimConfig
 from npas.models import grid_cnn
 from npas.reporting.environment import environment
-from npas.tasks import Batch, shortest_paths
+from npas.tasks.base import Batch
+from npas.tasks.shortest_paths import task as shortest_paths
 from npas.training.loop import gradient, update
 from npas.training.optim import build_optimizer
 from npas.training.precision import Precision

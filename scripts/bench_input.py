@@ -77,13 +77,14 @@ def imagenet_rows(arguments: argparse.Namespace, root: Path) -> dict[str, Callab
     import torch
 
     from npas.config import DataConfig
-    from npas.tasks import _imagenet_shards, imagenet
-    from npas.tasks._imagenet_folder import Folder
+    from npas.tasks.imagenet import shards
+    from npas.tasks.imagenet import task as imagenet
+    from npas.tasks.imagenet.folder import Folder
 
     size = write_images(root / "imagenet", arguments.images)
     print(f"made up {arguments.images} JPEGs of {size:,} bytes on average")
     folders = {split: Folder(root / "imagenet" / split, 2) for split in ("train", "val")}
-    _imagenet_shards.pack(folders, root / "imagenet-shards", per_shard=100)
+    shards.pack(folders, root / "imagenet-shards", per_shard=100)
     rows = {}
     for form in ("folder", "shards"):
         config: Any = imagenet.Config(classes=2, form=form)
@@ -126,7 +127,7 @@ def resident_rows(arguments: argparse.Namespace, name: str) -> dict[str, Callabl
 
     from npas import tasks
     from npas.config import DataConfig
-    from npas.tasks._classification import Part
+    from npas.tasks.classification import Part
 
     module = tasks.family(name)
     data = DataConfig(split="50k")
@@ -144,13 +145,13 @@ def epoch(task: Any, batch: int, arguments: argparse.Namespace, workers: int) ->
     """Return a function that takes an epoch's batches to the device and counts the samples."""
     import torch
 
-    from npas import tasks
+    from npas.tasks import base
 
     device = torch.device(arguments.device)
     epochs: Iterator[int] = iter(range(1_000_000))  # each with an order of its own
 
     def run() -> int:
-        made = tasks.batches(task, next(epochs), batch, workers=workers, device=device)
+        made = base.batches(task, next(epochs), batch, workers=workers, device=device)
         return sum(b.size for b in made)
 
     return run

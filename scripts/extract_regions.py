@@ -30,14 +30,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npas.tasks._files import reason
-from npas.tasks._region_store import Store
+from npas.tasks.common.files import reason
+from npas.tasks.grounding.region_store import Store
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from npas.tasks._grounding_phrases import Image
+    from npas.tasks.grounding.phrases import Image
 
 NETWORKS = ("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn")
 SPLITS = ("train", "val", "test")
@@ -99,8 +99,8 @@ def extract(arguments: argparse.Namespace) -> int:
     """Extract what is not there yet of each split; return the exit code."""
     import torch
 
-    from npas.tasks import _grounding_sets
-    from npas.tasks._files import locked
+    from npas.tasks.common.files import locked
+    from npas.tasks.grounding import sets
 
     splits = arguments.splits.split(",")
     if not set(splits) <= set(SPLITS):
@@ -111,11 +111,11 @@ def extract(arguments: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {arguments.device}: there is none that torch can use") from None
     settings = describe(arguments)
-    read_splits = _grounding_sets.read(arguments.set, arguments.root)
+    read_splits = sets.read(arguments.set, arguments.root)
     left_out, extractor = 0, None
     for split in splits:
         images = read_splits[split].images
-        target = _grounding_sets.features_path(arguments.set, arguments.root, split)
+        target = sets.features_path(arguments.set, arguments.root, split)
         if images and not images[0].path.parent.is_dir():
             raise ValueError(f"there is no folder {images[0].path.parent}: put the images there")
         try:
@@ -178,7 +178,7 @@ def read(image: Image) -> Tensor:
     import PIL.Image
     import torch
 
-    from npas.tasks._imagenet_pixels import to_rgb
+    from npas.tasks.imagenet.transforms import to_rgb
 
     try:
         with PIL.Image.open(image.path) as file:

@@ -47,8 +47,8 @@ def fail(line: str, code: int = 2) -> None:
 
 def pack(arguments: argparse.Namespace) -> None:
     """List the folders and write the shards."""
-    from npas.tasks import _imagenet_shards
-    from npas.tasks._imagenet_folder import Folder, class_folders
+    from npas.tasks.imagenet import shards
+    from npas.tasks.imagenet.folder import Folder, class_folders
 
     if arguments.per_shard < 1:
         raise ValueError(f"--per-shard must be at least 1, got {arguments.per_shard}")
@@ -66,7 +66,7 @@ def pack(arguments: argparse.Namespace) -> None:
     classes = class_folders(source / "train")
     folders = {split: Folder(source / split, len(classes), classes) for split in splits}
     say = (lambda line: None) if arguments.quiet else print
-    _imagenet_shards.pack(folders, target, arguments.per_shard, say)
+    shards.pack(folders, target, arguments.per_shard, say)
     print(f"{target} holds {' and '.join(splits)}: {len(classes):,} classes")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from npas import config as schema
 from npas.config import HASH_EXCLUDED, Config, check, config_hash, ignored, run_dir, to_dict
-from npas.tasks import imagenet
+from npas.tasks.imagenet import task as imagenet
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 import pytest
 
-from npas import _launched
-from npas._launched import Place
+from npas.utils import processes
+from npas.utils.processes import Place
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 SRUN = {
@@ -29,11 +29,11 @@ SRUN = {
     ],
 )
 def test_a_process_knows_its_place(environ: dict[str, str], place: Place) -> None:
-    assert _launched.place(environ) == place
+    assert processes.place(environ) == place
 
 
 def test_nodes_are_counted() -> None:
-    assert _launched.place(TORCHRUN).nodes == 2 and Place().nodes == 1
+    assert processes.place(TORCHRUN).nodes == 2 and Place().nodes == 1
 
 
 @pytest.mark.parametrize(
@@ -45,26 +45,26 @@ def test_nodes_are_counted() -> None:
 )
 def test_half_an_environment_is_refused(environ: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        _launched.place(environ)
+        processes.place(environ)
 
 
 def test_sruns_processes_meet_on_the_first_host() -> None:
     environ = dict(SRUN)
-    _launched.meet(environ)
+    processes.meet(environ)
     assert environ["MASTER_ADDR"] == "gpu07"
     assert 20000 <= int(environ["MASTER_PORT"]) < 40000
-    assert _launched.place({k: v for k, v in environ.items() if "SLURM" not in k}) == Place(
+    assert processes.place({k: v for k, v in environ.items() if "SLURM" not in k}) == Place(
         3, 4, 1, 2
     )
     other = {**SRUN, "SLURM_STEP_ID": "1"}
-    _launched.meet(other)
+    processes.meet(other)
     assert other["MASTER_PORT"] != environ["MASTER_PORT"]
 
 
 def test_what_is_set_is_left_as_it_is() -> None:
     for environ in ({}, TORCHRUN):
         changed = dict(environ)
-        _launched.meet(changed)
+        processes.meet(changed)
         assert changed == environ
 
 
@@ -72,4 +72,4 @@ def test_what_is_set_is_left_as_it_is() -> None:
     ("nodes", "host"), [("gpu[07-09,12],login", "gpu07"), ("a,b", "a"), ("n1", "n1")]
 )
 def test_the_first_host_of_a_list(nodes: str, host: str) -> None:
-    assert _launched.first_host(nodes) == host
+    assert processes.first_host(nodes) == host

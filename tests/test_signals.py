@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from npas import _preemption
-from npas._preemption import SIGNALS, Preempted, deferred, requested, watching
+from npas.utils import signals
+from npas.utils.signals import SIGNALS, Preempted, deferred, requested, watching
 
 
 def send(number: int) -> None:
@@ -107,13 +107,13 @@ with _preemption.watching(), _preemption.deferred():
 def test_a_second_signal_ends_the_process_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", SECOND], capture_output=True, timeout=30)
     assert (done.returncode, done.stdout) == (128 + signal.SIGINT, b"")
-    assert _preemption.EXIT_CODE == 75
+    assert signals.EXIT_CODE == 75
 
 
 def left_by(code: str) -> tuple[int, str]:
     """Run this code in a process of its own; return its exit code and what it printed."""
     start = "import atexit, faulthandler, os, signal, sys\n"
-    start += "from npas._preemption import deferred, watching\n"
+    start += "from npas.utils.signals import deferred, watching\n"
     start += "send = lambda number: os.kill(os.getpid(), number)\n"
     words = [sys.executable, "-c", start + code]
     done = subprocess.run(words, capture_output=True, text=True, timeout=30)

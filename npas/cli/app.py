@@ -22,9 +22,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from npas import _launched, _preemption
-from npas._printing import print_line
 from npas.cli import errors
+from npas.utils import processes, signals
+from npas.utils.printing import print_line
 
 # The status of a job that a signal has stopped, and of those of its sweep that it left undone.
 PREEMPTED, WAITING = "preempted", "waiting"
@@ -90,18 +90,18 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             say(command.name, f"interrupted{command.after_interrupt}")
             return 130
-        except _preemption.Preempted:
+        except signals.Preempted:
             say(command.name, f"stopped by a signal{command.after_interrupt}")
-            return _preemption.EXIT_CODE
+            return signals.EXIT_CODE
         except Reported:
             return 1
         except Exception as error:
-            if _preemption.requested():  # a library has made another exception of Preempted
+            if signals.requested():  # a library has made another exception of Preempted
                 say(command.name, f"stopped by a signal{command.after_interrupt}")
-                return _preemption.EXIT_CODE
+                return signals.EXIT_CODE
             return 2 if explain(error, command, words) else 1
     if any(job.status in (PREEMPTED, WAITING) for job in jobs):
-        return _preemption.EXIT_CODE
+        return signals.EXIT_CODE
     return 0 if all(job.fine for job in jobs) else 1
 
 
@@ -135,7 +135,7 @@ def _quoted(word: str) -> str:
 
 def say(command: str, line: str) -> None:
     """Print a line on stderr, beside the command's own output; of several processes the first."""
-    if _launched.leads():
+    if processes.leads():
         print_line(f"{command}: {line}", sys.stderr)
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from npas._schema import join, unknown_key
 from npas.config import NO_PACKAGE
+from npas.utils.schema import join, unknown_key
 
 
 def explain(error: BaseException, known: Collection[str], words: Sequence[str] = ()) -> str | None:

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from npas._schema import at_least, at_most, build, keys_of
 from npas.cli import app, runs
 from npas.cli.app import Job
 from npas.config import STANDIN
+from npas.utils.schema import at_least, at_most, build, keys_of
 
 if TYPE_CHECKING:
-    from npas.tasks import Shown
+    from npas.tasks.base import Shown
     from npas.training import Experiment
 
 NAME = "npas-eval"

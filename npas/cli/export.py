@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from npas._schema import build, keys_of
 from npas.cli import app, runs
 from npas.cli.app import Job
+from npas.utils.schema import build, keys_of
 
 NAME = "npas-export"
 
@@ -61,7 +61,7 @@ def run(options: Export) -> Job:
     from safetensors.torch import save_file
 
     from npas import sharing
-    from npas.tasks._files import give_usual_mode
+    from npas.tasks.common.files import give_usual_mode
     from npas.training.checkpoint import apart
 
     model = experiment.model

@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from npas._schema import above, at_least, at_most, build, keys_of
 from npas.cli import app, runs
 from npas.cli.app import Job
 from npas.reporting.folds import FILE_NAME
+from npas.utils.schema import above, at_least, at_most, build, keys_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -108,7 +108,7 @@ def run(options: Fold) -> Job:
     from safetensors import SafetensorError
 
     from npas.sharing import folding
-    from npas.tasks._files import write_whole
+    from npas.tasks.common.files import write_whole
     from npas.training.metrics import layer_similarity
 
     folder = runs.folder_of(options.run)
@@ -209,10 +209,10 @@ def _training_inputs(experiment: Experiment, batches: int) -> list[Any]:
 
     Of the last epoch: a curriculum's first are easier than what the network was made for.
     """
-    from npas import tasks
+    from npas.tasks import base
 
     config, task, device = experiment.config, experiment.task, experiment.process.device
-    seen = tasks.batches(task, config.epochs - 1, config.batch_size, device=device)
+    seen = base.batches(task, config.epochs - 1, config.batch_size, device=device)
     return [task.prepared(batch.inputs) for batch in itertools.islice(seen, max(1, batches))]
 
 
@@ -222,7 +222,7 @@ def _recalibrate(experiment: Experiment, model: nn.Module, inputs: Sequence[Any]
     from torch.nn.modules.batchnorm import _BatchNorm
     from torch.optim.swa_utils import update_bn
 
-    from npas.tasks import answers
+    from npas.tasks.base import answers
     from npas.training.precision import Precision
 
     class Named(nn.Module):
@@ -247,7 +247,7 @@ def _difference(folded: nn.Module, tied: nn.Module, inputs: Any) -> float:
     """Return how far the two networks' outputs lie apart, as part of the largest output."""
     import torch
 
-    from npas.tasks import answers
+    from npas.tasks.base import answers
 
     with torch.no_grad():
         pairs = zip(answers(folded.eval(), inputs), answers(tied.eval(), inputs), strict=True)

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from npas import config as schema
-from npas._schema import convert, unknown_key
 from npas.cli import app, runs
 from npas.cli.app import Job
 from npas.config import Config
+from npas.utils.schema import convert, unknown_key
 
 if TYPE_CHECKING:
     from torch import nn
 
     from npas.models import InputSpec
     from npas.sharing import Allocation
-    from npas.tasks import Task
+    from npas.tasks.base import Task
     from npas.training.grouping import Grouping
 
 NAME = "npas-plan"
@@ -121,13 +121,13 @@ def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:
 
     ValueError if they are not there, or not what this network can read.
     """
-    from npas import tasks
+    from npas.tasks import base
 
     if task.compared is not None:
         task.compared.collects = True  # what differs is printed, too, and refused then
     task.setup()
     task.check_network(model)
-    batch = next(tasks.batches(task, 0, config.batch_size, workers=config.data.workers))
+    batch = next(base.batches(task, 0, config.batch_size, workers=config.data.workers))
     tensors = batch.inputs if isinstance(batch.inputs, dict) else {"inputs": batch.inputs}
     shapes = [
         f"{name} {'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
@@ -144,7 +144,7 @@ def inference_flops(model: nn.Module, spec: InputSpec) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from npas.tasks import answers
+    from npas.tasks.base import answers
 
     model.to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

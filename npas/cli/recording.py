@@ -15,9 +15,8 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from npas import _preemption, sharing, training
 from npas import config as schema
-from npas._launched import Refused
+from npas import sharing, training
 from npas.cli import app, runs
 from npas.config import Config
 from npas.models import _hub
@@ -34,12 +33,15 @@ from npas.reporting.results import (
     Split,
     environment,
 )
-from npas.tasks import Task, _files
+from npas.tasks.base import Task
+from npas.tasks.common import files
 from npas.training import Experiment, Outcome, initial
 from npas.training.checkpoint import Checkpoints
 from npas.training.checks import read_progress
 from npas.training.state import Progress
 from npas.training.trial import advise_on_memory
+from npas.utils import signals
+from npas.utils.processes import Refused
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
                     experiment.task.write_answers("test", folder)
         except Refused:
             raise
-        except _preemption.Preempted:  # between the trainings: all that they did is saved
+        except signals.Preempted:  # between the trainings: all that they did is saved
             outcome = _cut_short("preempted", folder, started)
         except Exception as error:  # out of memory, a full disk, a fault of ours: it has failed
             if process.world > 1 and (folder / results.FILE_NAME).exists():
@@ -203,7 +205,7 @@ def alone(config: Config, folder: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_files.locked(folder.with_name(f".{folder.name}.lock"), wait=False))
+            stack.enter_context(files.locked(folder.with_name(f".{folder.name}.lock"), wait=False))
         except BlockingIOError:
             raise ValueError(
                 f"{folder} is being trained by another process: wait for it, or set run_root"
@@ -232,7 +234,7 @@ def config_file(config: Config, folder: Path) -> Iterator[None]:
             " by the command line",
             *(file, found, kept.name, kept),
         )
-    _files.write_whole(file, OmegaConf.to_yaml(OmegaConf.create(schema.to_dict(config))))
+    files.write_whole(file, OmegaConf.to_yaml(OmegaConf.create(schema.to_dict(config))))
     try:
         yield
     except Refused:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from npas import config as schema
-from npas._schema import join
 from npas.cli import app
 from npas.config import Config
+from npas.utils.schema import join
 
 CONFIG_FILE = "config.yaml"
 
@@ -195,7 +195,7 @@ def restore_to_measure(
 
     What the run cannot do, as to `show` samples of a task without pictures, is refused before.
     """
-    from npas.tasks import has_pictures
+    from npas.tasks.base import has_pictures
 
     changes = {
         "trainer.device": device,

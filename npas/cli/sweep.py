@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-from npas import _launched
 from npas.cli import app, errors
 from npas.cli.app import Command, Job
+from npas.utils import processes
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class _Ended(BaseException):
 
 def run(command: Command[T], words: list[str]) -> list[Job]:
     """Run the jobs that the words describe, and return how each of them ended; ValueError."""
-    if _launched.place().world > 1:
+    if processes.place().world > 1:
         raise ValueError(
             "a sweep (-m) starts its jobs itself: run it without torchrun or srun, and for several"
             " processes a job set trainer.devices=N"

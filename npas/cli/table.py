@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from npas._schema import build, join, keys_of
 from npas.cli import app
 from npas.cli.app import Job
+from npas.utils.schema import build, join, keys_of
 
 NAME = "npas-table"
 

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from npas import _launched, _preemption
 from npas import config as schema
 from npas.cli import app, runs
 from npas.cli.app import Job
 from npas.config import Config
+from npas.utils import processes, signals
 
 if TYPE_CHECKING:
     from npas.reporting.results import Result
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         after_interrupt=resumes,
     )
     # Whoever calls this from Python, with words of its own, expects its own SIGTERM to end it.
-    with _preemption.watching("keep" if argv is None else "deliver"):
+    with signals.watching("keep" if argv is None else "deliver"):
         return app.main(command, argv)
 
 
@@ -68,7 +68,7 @@ def check(raw: dict[str, Any]) -> Config:
 
 def as_started(config: Config) -> Config:
     """Return the config with the number of processes that torchrun or srun started, if they did."""
-    here = _launched.place()
+    here = processes.place()
     if here.world > 1 and config.trainer.devices in (1, here.local_world):
         return schema.in_parts(config, here.world, config.trainer.accumulation)
     return config
@@ -88,19 +88,19 @@ def run(config: Config, within: Within = None) -> Job:
     """
     if config.verbose:
         logging.getLogger("npas").setLevel(logging.DEBUG)
-    with _preemption.watching():
-        if _preemption.requested():  # by a signal to the sweep's job before
+    with signals.watching():
+        if signals.requested():  # by a signal to the sweep's job before
             folder = schema.run_dir(config)
             is_done = not config.force and _finished(config, folder) is not None
             return Job(str(folder), "skipped" if is_done else app.WAITING)
-        is_alone = _launched.place().world == 1
+        is_alone = processes.place().world == 1
         try:
             if config.trainer.devices > 1 and is_alone:
                 return _run_in_workers(config, within)
             # One of several processes may not leave before it has told the others.
-            with contextlib.nullcontext() if is_alone else _preemption.deferred():
+            with contextlib.nullcontext() if is_alone else signals.deferred():
                 return _run_here(config, within)
-        except _preemption.Preempted:
+        except signals.Preempted:
             line = f"nothing was lost: {_again(config)}"
             app.say(NAME, f"stopped by a signal; {line}")
             return Job(str(schema.run_dir(config)), app.PREEMPTED, line)
@@ -120,8 +120,8 @@ def _run_in_workers(config: Config, within: Within) -> Job:
     except WorkersFailed as failure:
         found = _stored(folder)
         has_told = found is not None and found != before and found.status == "failed"
-        if _preemption.requested() and not has_told:  # before a worker was ready to wait
-            raise _preemption.Preempted from None
+        if signals.requested() and not has_told:  # before a worker was ready to wait
+            raise signals.Preempted from None
         line = str(failure)
         if found is not None and has_told:
             line = line if failure.was_killed else f"{found.error}"
@@ -138,14 +138,14 @@ def _work(raw: dict[str, Any], within: Within) -> tuple[Any, ...] | str:
     try:
         with app.one_line_messages(NAME):
             config = check(raw)
-            with _preemption.watching("keep"):
+            with signals.watching("keep"):
                 job = run(config, within)
-    except _launched.Refused as error:
+    except processes.Refused as error:
         return str(error)
     except app.Reported:
         raise
     except Exception:  # of which torch's launcher would say nothing
-        app.say_always(f"rank {_launched.place().rank}:")
+        app.say_always(f"rank {processes.place().rank}:")
         traceback.print_exc()
         raise
     return job.name, job.status, job.detail, job.value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -113,14 +113,16 @@ def architecture_of(config: Any, network: nn.Module) -> dict[str, Any] | None:
     return found
 
 
-def find_family(package: str, kind: str, name: str) -> ModuleType:
+def find_family(package: str, kind: str, name: str, helpers: Collection[str] = ()) -> ModuleType:
     """Import `package.name` if it is one of the package's own family modules.
 
-    The listing is what keeps a config from naming any other importable module.
+    `helpers` are its modules that are no families. The listing keeps a config from naming any
+    other importable module.
     Raises ValueError, naming the `kind` of family and near names, for anything else.
     """
     found = pkgutil.iter_modules(importlib.import_module(package).__path__)
-    names = sorted(module.name for module in found if not module.name.startswith("_"))
+    listed = {module.name for module in found if not module.name.startswith("_")}
+    names = sorted(listed - set(helpers))
     if name not in names:
         raise ValueError(f"there is no {kind} family {name!r}; {near(name, names)}")
     return importlib.import_module(f"{package}.{name}")

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas._schema import above, at_least, at_most
 from npas.models import InputSpec, _phrases
 from npas.models._match import Match
+from npas.utils.schema import above, at_least, at_most
 
 ANSWERS = ("match",)
 # Beyond these a slip of the hand, not a network: building it would fill the memory first.

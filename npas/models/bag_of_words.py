@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from npas._schema import at_least, at_most
 from npas.models import InputSpec, _initialization, _phrases
+from npas.utils.schema import at_least, at_most
 
 ANSWERS = ("regions",)
 MOST_WIDTH = 65536  # beyond this a slip of the hand

@@ -39,8 +39,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas._schema import at_least, at_most
 from npas.models import InputSpec, _initialization, _phrases
+from npas.utils.schema import at_least, at_most
 
 ANSWERS = ("regions",)
 # Beyond these a slip of the hand, not a network: building it would fill the memory first.

@@ -26,9 +26,9 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas._schema import at_least, at_most, below
 from npas.models import InputSpec, _phrases
 from npas.models._match import Match, distance
+from npas.utils.schema import at_least, at_most, below
 
 ANSWERS = ("match",)
 MOST_WIDTH = 65536  # beyond it a slip of the hand: building the network would fill the memory first

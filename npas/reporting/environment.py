@@ -9,9 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from npas._git import PACKAGE_FOLDER as PACKAGE_FOLDER
-from npas._git import Git as Git
-from npas._git import git_state as git_state
+from npas.utils.git import PACKAGE_FOLDER as PACKAGE_FOLDER
+from npas.utils.git import Git as Git
+from npas.utils.git import git_state as git_state
 
 PACKAGES = (
     "npas",

@@ -16,8 +16,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from npas.tasks import Picture, Shown
-from npas.tasks._files import give_usual_mode
+from npas.tasks.base import Picture, Shown
+from npas.tasks.common.files import give_usual_mode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -317,7 +317,7 @@ def _read(path: Path) -> tuple[Image | None, str]:
     """Return an image in colours, or none and why."""
     from PIL import Image
 
-    from npas.tasks._imagenet_pixels import to_rgb
+    from npas.tasks.imagenet.transforms import to_rgb
 
     try:
         with Image.open(path) as file:

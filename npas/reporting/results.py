@@ -20,10 +20,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from npas._decode import decode, read_json
 from npas.config import HASH_EXCLUDED, RECIPE_VERSION
 from npas.reporting.environment import Git, Hardware, environment
-from npas.tasks._files import write_whole
+from npas.tasks.common.files import write_whole
+from npas.utils.json_data import decode, read_json
 
 __all__ = [
     "FILE_NAME",

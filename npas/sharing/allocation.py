@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from npas._decode import decode, shown
 from npas.sharing.budget import Budget
 from npas.sharing.generators import GENERATORS
 from npas.sharing.validation import check_allocation
+from npas.utils.json_data import decode, shown
 
 FORMAT_VERSION = 1
 INDEX = r"(?<![^.])\d+(?![^.])"

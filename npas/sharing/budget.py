@@ -1,4 +1,4 @@
-"""Count and split parameter budgets; how they are written is `npas._budget`'s to say."""
+"""Count and split parameter budgets; how they are written is `npas.utils.budget`'s to say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from npas._budget import BudgetRequest, parse_budget, spell_count
+from npas.utils.budget import BudgetRequest, parse_budget, spell_count
 
 if TYPE_CHECKING:
     from torch import nn

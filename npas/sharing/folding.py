@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from npas._decode import decode
 from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation, GroupAllocation
 from npas.sharing.budget import Budget, count_parameters
@@ -56,6 +55,7 @@ from npas.sharing.names import (
 )
 from npas.sharing.recurrence import ROWS, tie
 from npas.sharing.stored import read_plan
+from npas.utils.json_data import decode
 
 FOLDING_FILE = "folding.json"
 Example = Sequence[Any] | Mapping[str, Any]

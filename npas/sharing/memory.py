@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from npas._budget import BudgetLike, parse_budget
 from npas.sharing.allocation import Allocation
 from npas.sharing.budget import count_parameters
+from npas.utils.budget import BudgetLike, parse_budget
 
 _DOUBLES = 3  # K x K matrices of fp64 that starting coefficients takes at a time
 

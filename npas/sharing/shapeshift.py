@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from npas._budget import BudgetLike
 from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
@@ -39,6 +38,7 @@ from npas.sharing.reference import allocate_reference
 from npas.sharing.stored import read_plan
 from npas.sharing.upsamplers import UPSAMPLERS
 from npas.sharing.validation import LAYOUTS
+from npas.utils.budget import BudgetLike
 
 ALLOCATION_FILE = "allocation.json"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from npas._decode import read_json
+from npas.utils.json_data import read_json
 
 WEIGHTS_FILE = "model.safetensors"
 DIGEST, WEIGHTS = "digest", "weights_sha256"

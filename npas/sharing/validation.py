@@ -1,7 +1,7 @@
 """Check an allocation that was read from a file before any of it is used.
 
-Fields and types are `npas._decode`'s to check. Here is what must hold between them, as tables of
-rules: every position lies in its bank, every name is known and every count adds up.
+`npas.utils.json_data` checks fields and types. Here are the rules between fields, as tables:
+every position lies in its bank, every name is known and every count adds up.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from npas._decode import shown
 from npas.sharing.generators import GENERATORS, STARTS
 from npas.sharing.upsamplers import UPSAMPLERS, WINDOW
+from npas.utils.json_data import shown
 
 if TYPE_CHECKING:
     from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation

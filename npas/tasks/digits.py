@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from npas.models import InputSpec
-from npas.tasks import _standin_cifar
-from npas.tasks._classification import Classification, Part, Recipe, hold_out
+from npas.tasks.cifar import synthetic
+from npas.tasks.classification import Classification, Part, Recipe, hold_out
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -78,6 +78,6 @@ class Task(Classification):
             counts["val"] = self.standin.test
         parts = {}
         for purpose, (name, count) in enumerate(counts.items()):
-            images, labels = _standin_cifar.make_up(count, 10, 8, 8, 1, 17, purpose)
+            images, labels = synthetic.make_up(count, 10, 8, 8, 1, 17, purpose)
             parts[name] = Part(torch.from_numpy(images), torch.from_numpy(labels))
         return parts

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from npas import tasks
-from npas.tasks import Task
+from npas.tasks import base
+from npas.tasks.base import Task
 
 if TYPE_CHECKING:
     from npas.training.state import TrainState
@@ -75,7 +75,7 @@ def renew_statistics(state: TrainState, task: Task) -> None:
         return
     config, process = state.config, state.process
     momenta = [norm.momentum for norm in norms]
-    batches = tasks.batches(
+    batches = base.batches(
         task,
         state.progress.epoch,
         config.batch_size,

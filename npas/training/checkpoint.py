@@ -25,8 +25,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from npas._decode import decode, read_json, shown
-from npas.tasks._files import give_usual_mode
+from npas.tasks.common.files import give_usual_mode
+from npas.utils.json_data import decode, read_json, shown
 
 log = logging.getLogger(__name__)
 

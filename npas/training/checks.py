@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from npas._decode import decode, shown
 from npas.training.checkpoint import Checkpoint
+from npas.utils.json_data import decode, shown
 
 if TYPE_CHECKING:
     from npas.training.state import Progress

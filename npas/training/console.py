@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from npas._printing import print_line
+from npas.utils.printing import print_line
 
 SECONDS_BETWEEN_LINES = 5.0
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.nn.parallel import DistributedDataParallel
 
-from npas import _launched, _preemption
 from npas.config import Config, TrainerConfig
+from npas.utils import processes, signals
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -74,12 +74,12 @@ class Process:
             yield
         except ValueError as error:
             mistake = error
-        said = self.gather((str(mistake or ""), _preemption.requested()))
+        said = self.gather((str(mistake or ""), signals.requested()))
         first = next((text for text, _ in said if text), None)
         if first is not None:
-            raise _launched.Refused(first) from mistake
+            raise processes.Refused(first) from mistake
         if self.world > 1 and any(stop for _, stop in said):
-            raise _preemption.Preempted
+            raise signals.Preempted
 
     def total(self, tensor: Tensor) -> Tensor:
         """Add a tensor up over all processes, in place."""
@@ -123,7 +123,7 @@ class StopVote:
 
     def carried(self) -> bool:
         """Cast this step's vote; tell whether the last one was to stop."""
-        stop = _preemption.requested()
+        stop = signals.requested()
         if self.process.world == 1:
             return stop
         answer = self._count()
@@ -161,7 +161,7 @@ def this_process(trainer: TrainerConfig) -> Process:
     """Return this process's place and device. ValueError for a device that is not there."""
     if _joined is not None:
         return _joined
-    return Process(0, 1, _device(trainer, _launched.Place()))
+    return Process(0, 1, _device(trainer, processes.Place()))
 
 
 @contextlib.contextmanager
@@ -171,7 +171,7 @@ def joined(trainer: TrainerConfig) -> Iterator[Process]:
     ValueError for a device that is not there, or a number of them that was not started.
     """
     global _joined
-    here = _launched.place()
+    here = processes.place()
     if trainer.devices not in (1, here.local_world, here.world):
         raise ValueError(
             f"trainer.devices={trainer.devices}, but {here.local_world} processes were started on"
@@ -180,7 +180,7 @@ def joined(trainer: TrainerConfig) -> Iterator[Process]:
     if here.world == 1:
         yield this_process(trainer)
         return
-    _launched.meet(os.environ)
+    processes.meet(os.environ)
     on_gpus = trainer.device != "cpu" and torch.cuda.is_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)
     votes = dist.new_group(backend="gloo", timeout=TIMEOUT)
@@ -222,13 +222,13 @@ def check_all_used(model: nn.Module) -> None:
     """Raise Refused, after a backward, if a parameter got no gradient: DDP waits for each."""
     unused = [k for k, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if unused:
-        raise _launched.Refused(
+        raise processes.Refused(
             f"{len(unused)} parameters take no part in the loss ({unused[0]}, ...): several"
             " processes cannot train them; remove them or freeze them"
         )
 
 
-def _device(trainer: TrainerConfig, here: _launched.Place) -> torch.device:
+def _device(trainer: TrainerConfig, here: processes.Place) -> torch.device:
     has_gpu = torch.cuda.is_available()
     if trainer.device == "cuda" and not has_gpu:
         raise ValueError("trainer.device=cuda, but torch finds no GPU: set trainer.device=auto")

@@ -11,19 +11,20 @@ import torch
 from torch import nn
 
 from npas import models, tasks
-from npas._groups import GROUPS_FILE
 from npas.config import DENSE, Config, search_epochs
 from npas.models import InputSpec
 from npas.sharing import Allocation, install, shapeshift
 from npas.sharing.layers import find_layers
 from npas.sharing.recurrence import recurrence_reward
 from npas.sharing.search import plan_search
-from npas.tasks import Task
+from npas.tasks import base
+from npas.tasks.base import Task
 from npas.training import seeding
 from npas.training.distributed import Process, this_process
 from npas.training.grouping import Grouping
 from npas.training.precision import Precision
 from npas.training.state import SEARCH, TRAIN, named_checkpoint
+from npas.utils.groups_file import GROUPS_FILE
 
 if TYPE_CHECKING:
     from npas.training.initial import Start
@@ -83,7 +84,7 @@ def build(
     ValueError for a budget that cannot be, or a device that is not there.
     """
     process = this_process(config.trainer)
-    tasks.rank_share(config.batch_size, process.world, config.trainer.accumulation)
+    base.rank_share(config.batch_size, process.world, config.trainer.accumulation)
     seeding.set_determinism(config.deterministic)
     seeding.set_tf32(config.trainer.tf32, process.device)
     if task is None:
@@ -146,7 +147,7 @@ def prepare(experiment: Experiment) -> None:
         log.warning("data.verify=warn has no effect: nothing published of %s is known", task.name)
     task.steps_per_epoch(config.batch_size)
     task.check_network(experiment.model)
-    tasks.check_workers(task, config.data.workers)
+    base.check_workers(task, config.data.workers)
     Precision(config.precision, experiment.process.device)
     initial.start(experiment)
 
@@ -155,7 +156,7 @@ def check_parts(experiment: Experiment, accumulation: int | None = None) -> None
     """ValueError if the task's loss cannot be had in the parts that batches are taken in."""
     config, world = experiment.config, experiment.process.world
     accumulation = accumulation or config.trainer.accumulation
-    size = tasks.rank_share(config.batch_size, world, accumulation)
+    size = base.rank_share(config.batch_size, world, accumulation)
     experiment.task.check_parts(size, world * accumulation)
 
 

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from npas._decode import read_json
-from npas._groups import GROUPS_FILE
-from npas._schema import build, join
 from npas.config import SEARCHED
-from npas.tasks._files import write_whole
-from npas.tasks._random import derive_key
+from npas.tasks.common.files import write_whole
+from npas.utils.groups_file import GROUPS_FILE
+from npas.utils.json_data import read_json
+from npas.utils.rng import derive_key
+from npas.utils.schema import build, join
 
 RESTARTS = 10
 """Beginnings of k-means, of which the best counts."""

@@ -21,18 +21,18 @@ from torch import Tensor, nn
 
 from npas import config as schema
 from npas import models, tasks
-from npas._decode import decode, read_json
 from npas.config import DENSE, Config
 from npas.sharing import Allocation, GroupAllocation, install, project, shapeshift
 from npas.sharing.names import SCALES, bank_name, generator_name, generator_names, upsampler_name
 from npas.sharing.projection import copy_others, dense_names
-from npas.tasks._files import write_whole
+from npas.tasks.common.files import write_whole
 from npas.training import dense_weights
 from npas.training.checkpoint import MANIFEST, find_checkpoint
 from npas.training.checks import read_progress
 from npas.training.experiment import Experiment, build_network
 from npas.training.grouping import from_dict
 from npas.training.state import AVERAGED, SEARCH, TRAIN, Progress, load_weights, resumes
+from npas.utils.json_data import decode, read_json
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from npas._git import git_state
 from npas.training.console import ProgressDisplay
 from npas.training.experiment import Experiment
 from npas.training.meter import Diverged, peak_memory_bytes
 from npas.training.metrics import Norms, layer_similarity, norms_at_divergence
 from npas.training.state import TRAIN, TrainState
 from npas.training.tracking import Tracker
+from npas.utils.git import git_state
 
 NO_METRICS: dict[str, Any] = {"last": {}, "selected": None, "selected_on": None}
 

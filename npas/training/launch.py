@@ -24,8 +24,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from npas import _preemption
 from npas.config import TrainerConfig
+from npas.utils import signals
 
 POLL_S = 0.2
 
@@ -54,7 +54,7 @@ def launch(trainer: TrainerConfig, work: Callable[..., Any], *arguments: Any) ->
     with (
         tempfile.TemporaryDirectory() as scratch,
         _surroundings(trainer.devices),
-        _preemption.deferred(forward=messenger.tell),
+        signals.deferred(forward=messenger.tell),
     ):
         start = elastic_launch(
             LaunchConfig(
@@ -86,7 +86,7 @@ def _surroundings(workers: int) -> Iterator[None]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores // workers))
     try:
-        with _preemption.restoring(signal.SIGQUIT):
+        with signals.restoring(signal.SIGQUIT):
             yield
     finally:
         if threads is None:

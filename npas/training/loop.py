@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from npas import _preemption, tasks
 from npas.sharing.recurrence import recurrence_reward
-from npas.tasks import Batch, Task
+from npas.tasks import base
+from npas.tasks.base import Batch, Task
 from npas.training import seeding
 from npas.training.averaging import renew_statistics
 from npas.training.distributed import StopVote, check_all_used, wrap
@@ -30,6 +30,7 @@ from npas.training.metrics import final_metrics, validate
 from npas.training.optim import build_optimizer, clip, learning_rate
 from npas.training.precision import Precision
 from npas.training.state import TRAIN, TrainState
+from npas.utils import signals
 
 
 def train(experiment: Experiment, run_dir: Path) -> Outcome:
@@ -58,14 +59,14 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
     regularizer = config.sharing.lsm_regularizer if shares else 0.0
     journal, vote = Journal(experiment, run_dir, state, steps_per_epoch), StopVote(process)
 
-    with journal, vote, _preemption.deferred():
+    with journal, vote, signals.deferred():
         try:
             if progress.step == 0:
                 journal.compare_layers()
             while progress.epoch < epochs:
                 network.train()
                 task.agree_on_damage(process.world)
-                for batch in tasks.batches(
+                for batch in base.batches(
                     task,
                     progress.epoch,
                     config.batch_size,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from npas.sharing.recurrence import similarity
-from npas.tasks import Task
+from npas.tasks.base import Task
 from npas.training.distributed import Process
 from npas.training.meter import Diverged as Diverged
 from npas.training.precision import Precision

@@ -26,10 +26,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from npas import sharing, tasks
-from npas._groups import GROUPS_FILE
+from npas import sharing
 from npas.config import Config, search_epochs
 from npas.sharing.search import search_vectors, template_gradients
+from npas.tasks import base
 from npas.training import grouping as groupings
 from npas.training import seeding
 from npas.training.checkpoint import Checkpoints
@@ -39,6 +39,7 @@ from npas.training.journal import Outcome
 from npas.training.loop import train
 from npas.training.precision import Precision
 from npas.training.state import SEARCH, descends, named_checkpoint, starts_anew
+from npas.utils.groups_file import GROUPS_FILE
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
     seeding.seed_torch(config.seed, "gradients")
     halves: list[dict[str, Tensor]] = [{}, {}]
     batches = itertools.chain.from_iterable(
-        tasks.batches(
+        base.batches(
             task,
             epoch,
             config.batch_size,

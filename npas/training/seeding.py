@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from npas.tasks._random import derive_key
+from npas.utils.rng import derive_key
 
 log = logging.getLogger(__name__)
 

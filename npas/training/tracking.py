@@ -18,10 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from npas._git import PACKAGE_FOLDER
 from npas.config import Config, search_epochs, to_dict
-from npas.tasks._files import write_whole
+from npas.tasks.common.files import write_whole
 from npas.training.state import AVERAGED, ID_FILE, LOG_FILE, SEARCH, TRAIN
+from npas.utils.git import PACKAGE_FOLDER
 
 log = logging.getLogger(__name__)
 WANDB_LOG = logging.getLogger("wandb")

@@ -10,8 +10,8 @@ import time
 
 import torch
 
-from npas import tasks
-from npas.tasks import Batch
+from npas.tasks import base
+from npas.tasks.base import Batch
 from npas.training.distributed import wrap
 from npas.training.experiment import Experiment, check_parts
 from npas.training.loop import gradient, update
@@ -46,7 +46,7 @@ def one_step(experiment: Experiment) -> str:
 
 def _first_batch(experiment: Experiment) -> Batch:
     config, process = experiment.config, experiment.process
-    batches = tasks.batches(
+    batches = base.batches(
         experiment.task,
         0,
         config.batch_size,
@@ -64,7 +64,7 @@ def advise_on_memory(experiment: Experiment) -> str:
     """
     config, process = experiment.config, experiment.process
     said = f"out of memory with batch_size {experiment.batch_arithmetic()}"
-    local = tasks.rank_share(config.batch_size, process.world)
+    local = base.rank_share(config.batch_size, process.world)
     now = config.trainer.accumulation
     try:
         check_parts(experiment, local)

@@ -10,7 +10,8 @@ from npas.cli import recording
 from npas.models import _hub
 from npas.reporting import results
 from npas.reporting.compose import compose
-from npas.tasks import _standin_cifar, cifar
+from npas.tasks.cifar import synthetic
+from npas.tasks.cifar import task as cifar
 
 
 def test_the_data_are_counted_and_one_batch_is_made(run: Run, tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_rehearsal_says_what_it_is_wherever_it_gives_a_figure(run: Run, tmp_pa
 def test_a_copy_is_counted_refused_unless_asked_for_and_recorded(run: Run, tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()
-    made = _standin_cifar.write(root, cifar.published_archive(10), 10, 40, 20)
+    made = synthetic.write(root, cifar.published_archive(10), 10, 40, 20)
     words = ("+exp=wrn_cifar10", *SMALL, "batch_size=20", "data.split=50k", f"data.root={root}")
     answer = run("npas-plan", *words, "check_data=true")
     assert answer.code == 2 and "data.verify=warn to use it as it is" in answer.err

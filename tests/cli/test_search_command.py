@@ -18,7 +18,7 @@ from npas.cli import train
 from npas.config import Config, run_dir
 from npas.reporting import results
 from npas.reporting.compose import compose
-from npas.tasks import cifar
+from npas.tasks.cifar import task as cifar
 from npas.training import grouping
 from npas.training.checkpoint import find_checkpoint
 

@@ -11,7 +11,8 @@ from command_line import Run
 from PIL import Image, ImageColor
 
 from npas.reporting import picture_page, results
-from npas.tasks import Picture, Shown, digits
+from npas.tasks import digits
+from npas.tasks.base import Picture, Shown
 
 Asked = list[tuple[str, int]]
 

@@ -12,12 +12,12 @@ import pytest
 from command_line import SMALL, Run
 from safetensors import SafetensorError
 
-from npas._preemption import Preempted
 from npas.config import run_dir
 from npas.reporting import results
 from npas.reporting.compose import compose
 from npas.tasks import digits
-from npas.tasks._files import locked
+from npas.tasks.common.files import locked
+from npas.utils.signals import Preempted
 
 WORDS = ("npas-train", *SMALL, "budget=0.5")
 NO_SPACE = os.strerror(errno.ENOSPC)
@@ -149,7 +149,9 @@ def test_a_full_disk_is_one_line_and_the_run_has_failed(
     assert run(*WORDS).code == 0
 
 
-@pytest.mark.parametrize("what", ["npas.reporting.results.write", "npas.tasks._files.write_whole"])
+@pytest.mark.parametrize(
+    "what", ["npas.reporting.results.write", "npas.tasks.common.files.write_whole"]
+)
 def test_a_disk_too_full_for_the_runs_files_is_one_line(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:

@@ -8,7 +8,7 @@ from PIL import Image, ImageColor
 
 from npas.reporting import picture_page
 from npas.reporting.picture_page import COLUMNS, GREY, HEIGHT, INK, RIGHT, TRUTH, WIDTH, WRONG
-from npas.tasks import Picture, Shown
+from npas.tasks.base import Picture, Shown
 
 SAND = "#e0c080"
 TITLE = "a run"

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from npas.config import DataConfig
-from npas.tasks import _standin_cifar, cifar
+from npas.tasks.cifar import synthetic
+from npas.tasks.cifar import task as cifar
 
 
 def python2_pickle(path: Path, value: Any) -> None:
-    path.write_bytes(_standin_cifar.python2_pickle(value))
+    path.write_bytes(synthetic.python2_pickle(value))
 
 
 def images(count: int, start: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from npas.config import DataConfig
-from npas.tasks import grounding
+from npas.tasks.grounding import task as grounding
 
 CPU = torch.device("cpu")
 WIDTH, WORD_WIDTH = 6, 3

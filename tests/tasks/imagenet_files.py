@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from npas.config import DataConfig
-from npas.tasks import imagenet
+from npas.tasks.imagenet import task as imagenet
 
 CPU = torch.device("cpu")
 WNIDS = ("n01440764", "n01443537", "n02510455")

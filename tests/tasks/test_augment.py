@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from npas.tasks import _augment
-from npas.tasks.cifar import RECIPES
+from npas.tasks.cifar.task import RECIPES
+from npas.tasks.common import augment
 from npas.tasks.digits import RECIPE as DIGITS
 
 
@@ -106,13 +106,13 @@ def test_digits_shift_by_one_pixel_without_flip_or_cutout() -> None:
 def test_a_flip_mirrors_left_and_right() -> None:
     image = torch.arange(6, dtype=torch.uint8).view(1, 2, 3, 1)
     zero = torch.zeros(1, dtype=torch.int64)
-    padded = _augment.pad(image, 1)
-    flipped = _augment.windows(padded, zero, zero + 1, zero + 1, zero == 0, size=3)
+    padded = augment.pad(image, 1)
+    flipped = augment.windows(padded, zero, zero + 1, zero + 1, zero == 0, size=3)
     assert flipped[0, :2, :, 0].tolist() == [[2, 1, 0], [5, 4, 3]]
 
 
 def test_batches_on_a_cpu_lie_in_the_plain_order() -> None:
     images_BHWC = torch.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3)
-    images_BCHW = _augment.to_nchw(images_BHWC)
+    images_BCHW = augment.to_nchw(images_BHWC)
     assert images_BCHW.is_contiguous()
     assert torch.equal(images_BCHW[1, 2], images_BHWC[1, :, :, 2])

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from npas import tasks
 from npas.config import DataConfig
-from npas.tasks import digits, shortest_paths
+from npas.tasks import base, digits
+from npas.tasks.base import Batch
+from npas.tasks.shortest_paths import task as shortest_paths
 
 CPU = torch.device("cpu")
 DATA = DataConfig(root="nowhere", split=None, download=False)
@@ -24,7 +25,7 @@ def task(request: pytest.FixtureRequest) -> Any:
     return made
 
 
-def same(one: tasks.Batch, other: tasks.Batch) -> bool:
+def same(one: Batch, other: Batch) -> bool:
     return (
         torch.equal(one.inputs, other.inputs)
         and torch.equal(one.targets, other.targets)
@@ -51,15 +52,15 @@ def test_any_steps_of_an_epoch_can_be_asked_for(
 
 
 def test_an_epoch_goes_on_where_it_was_left(task: Any) -> None:
-    whole = list(tasks.batches(task, 1, 12))
-    later = list(tasks.batches(task, 1, 12, first_step=4))
+    whole = list(base.batches(task, 1, 12))
+    later = list(base.batches(task, 1, 12, first_step=4))
     assert len(whole) == task.steps_per_epoch(12)
     assert all(same(a, b) for a, b in zip(later, whole[4:], strict=True))
-    assert not list(tasks.batches(task, 1, 12, first_step=len(whole)))
+    assert not list(base.batches(task, 1, 12, first_step=len(whole)))
 
 
 def test_parts_are_equal_pieces_in_order(task: Any) -> None:
-    batch = next(tasks.batches(task, 0, 12))
+    batch = next(base.batches(task, 0, 12))
     for count in (1, 2, 3, 12):
         parts = batch.parts(count)
         assert [part.size for part in parts] == [12 // count] * count
@@ -70,7 +71,7 @@ def test_parts_are_equal_pieces_in_order(task: Any) -> None:
 
 def test_parts_of_dicts_are_dicts() -> None:
     inputs = {"words": torch.arange(8).view(4, 2), "length": torch.arange(4)}
-    first, second = tasks.Batch(inputs, {"answer": torch.arange(4)}, 4).parts(2)
+    first, second = Batch(inputs, {"answer": torch.arange(4)}, 4).parts(2)
     assert list(first.inputs) == ["words", "length"]
     assert second.inputs["words"].tolist() == [[4, 5], [6, 7]]
     assert (first.inputs["length"].tolist(), second.targets["answer"].tolist()) == ([0, 1], [2, 3])
@@ -78,14 +79,14 @@ def test_parts_of_dicts_are_dicts() -> None:
 
 def test_parts_that_would_not_be_equal_are_our_own_mistake() -> None:
     with pytest.raises(AssertionError, match="4 samples in 3 parts"):
-        tasks.Batch(torch.zeros(4, 1), torch.zeros(4), 4).parts(3)
+        Batch(torch.zeros(4, 1), torch.zeros(4), 4).parts(3)
 
 
 @pytest.mark.parametrize(
     ("batch", "world", "accumulation", "share"), [(64, 1, 1, 64), (64, 2, 4, 8), (12, 3, 2, 2)]
 )
 def test_a_rank_takes_its_share_in_parts(batch, world, accumulation, share) -> None:
-    assert tasks.rank_share(batch, world, accumulation) == share
+    assert base.rank_share(batch, world, accumulation) == share
 
 
 @pytest.mark.parametrize(
@@ -96,9 +97,9 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(
     batch, world, accumulation, nearest
 ) -> None:
     with pytest.raises(ValueError) as error:
-        tasks.rank_share(batch, world, accumulation)
+        base.rank_share(batch, world, accumulation)
     assert str(error.value) == (
         f"batch_size={batch} does not divide by {world} ranks x trainer.accumulation="
         f"{accumulation}; the nearest that does is {nearest}"
     )
-    assert tasks.rank_share(nearest, world, accumulation) * world * accumulation == nearest
+    assert base.rank_share(nearest, world, accumulation) * world * accumulation == nearest

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from npas.tasks import cifar
+from npas.tasks.cifar import task as cifar
 
 
 @pytest.mark.parametrize(("classes", "train"), [(10, 100), (100, 200)])

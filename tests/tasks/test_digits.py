@@ -8,7 +8,7 @@ import torch
 from npas import tasks
 from npas.config import DataConfig
 from npas.tasks import digits
-from npas.tasks._classification import hold_out
+from npas.tasks.classification import hold_out
 
 
 def make(split: str | None = None, seed: int = 0) -> digits.Task:

@@ -12,13 +12,14 @@ import torch
 from simulated_ranks import by_ranks
 from torch import Tensor, nn
 
-from npas import tasks
 from npas.config import DataConfig
-from npas.tasks import _classification, digits, shortest_paths
+from npas.tasks import base, classification, digits
+from npas.tasks.base import over_ranks
+from npas.tasks.shortest_paths import task as shortest_paths
 
 CPU = torch.device("cpu")
 DATA = DataConfig(root="nowhere", split="45k", download=False)
-FAMILIES = {"digits": _classification, "shortest_paths": shortest_paths}
+FAMILIES = {"digits": classification, "shortest_paths": shortest_paths}
 
 
 class Network(nn.Module):
@@ -98,18 +99,18 @@ def test_a_loss_that_is_no_number_is_none_for_any_rank(
     model = Network(task)
     nn.init.constant_(model.answer.weight, float("nan"))
     for metrics in by_ranks(
-        task, model, "test", world, lambda f: monkeypatch.setattr(_classification, "over_ranks", f)
+        task, model, "test", world, lambda f: monkeypatch.setattr(classification, "over_ranks", f)
     ):
         assert math.isnan(metrics["loss"])
 
 
 def test_image_tasks_measure_in_batches_of_250() -> None:
-    assert _classification.EVAL_BATCH == 250
+    assert classification.EVAL_BATCH == 250
 
 
 def test_a_rank_alone_asks_nobody() -> None:
     tensor = torch.ones(3)
-    assert tasks.over_ranks(tensor, 1) is tensor
+    assert over_ranks(tensor, 1) is tensor
 
 
 def measure(rank: int, world: int, folder: Path) -> None:
@@ -120,7 +121,7 @@ def measure(rank: int, world: int, folder: Path) -> None:
         task = make(name)
         found[name] = [task.evaluate(Network(task), s, rank, world) for s in ("val", "test")]
         plain, made = (
-            list(tasks.batches(task, 0, 240, rank=rank, world=world, workers=n)) for n in (0, 2)
+            list(base.batches(task, 0, 240, rank=rank, world=world, workers=n)) for n in (0, 2)
         )
         found[f"{name} batches"] = len(plain)
         for one, other in zip(plain, made, strict=True):

@@ -16,9 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import detection
 
-from npas.tasks import _files, _grounding_sets
-from npas.tasks._grounding_regions import Regions
-from npas.tasks._scenes import Difficulty, write_flickr30k
+from npas.tasks.common import files
+from npas.tasks.grounding import sets
+from npas.tasks.grounding.regions import Regions
+from npas.tasks.scenes import Difficulty, write_flickr30k
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "extract_regions.py"
 WORDS = ("flickr30k", "--weights=none", "--size=64", "--most=6", "--per-part=2", "--splits=test")
@@ -135,7 +136,7 @@ def test_rows_are_the_detectors_proposals_and_features(
 
 def test_the_place_is_the_boxs_part_of_the_image_and_the_task_reads_it(extract: Extract) -> None:
     assert extract() == 0
-    listed = _grounding_sets.read("flickr30k", Path("data"))["test"].images
+    listed = sets.read("flickr30k", Path("data"))["test"].images
     regions = Regions(TARGET, listed, 2048)
     for i, image in enumerate(listed):
         rows = stored()[image.id]
@@ -332,7 +333,7 @@ def test_other_settings_and_other_processes_do_not_mix(quickly: Extract, capsys:
     assert quickly() == 0
     assert quickly("--most=5") == 2
     assert "was made otherwise" in capsys.readouterr().err
-    with _files.locked(TARGET.with_name(f".{TARGET.name}.lock")):
+    with files.locked(TARGET.with_name(f".{TARGET.name}.lock")):
         assert quickly() == 2
     assert "is being written by another process" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from npas.tasks import _fetch
+from npas.tasks.common import download
 
 
 def tar_of(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
@@ -35,7 +35,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str = 
 
 
 def unpack(archive: Path, members: list[str], root: Path) -> None:
-    _fetch.unpack(archive, hashlib.sha256(archive.read_bytes()).hexdigest(), members, root)
+    download.unpack(archive, hashlib.sha256(archive.read_bytes()).hexdigest(), members, root)
 
 
 def test_unpacks_the_named_members_alone(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_an_archive_of_another_sum_is_not_opened(
     archive.write_bytes(archive.read_bytes()[:-1] + b"\1")
     monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("it was opened"))
     with pytest.raises(ValueError, match=r"a\.tgz is damaged or another archive \(sha256 ") as e:
-        _fetch.unpack(archive, sha256, ["set/a"], tmp_path)
+        download.unpack(archive, sha256, ["set/a"], tmp_path)
     assert "\n" not in str(e.value)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tgz"]
 
@@ -157,10 +157,10 @@ def test_a_member_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_downloads_are_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fetch, "SIZE_CAP", 100)
+    monkeypatch.setattr(download, "SIZE_CAP", 100)
     (tmp_path / "big").write_bytes(bytes(101))
     with pytest.raises(ValueError, match="more than 100 bytes"):
-        _fetch.download((tmp_path / "big").as_uri(), tmp_path / "copy")
+        download.download((tmp_path / "big").as_uri(), tmp_path / "copy")
     assert not list(tmp_path.glob("copy*"))
 
 
@@ -177,7 +177,7 @@ def test_members_are_capped_each_in_sum_and_in_number(
 ) -> None:
     members = [(tarfile.TarInfo(f"set/{name}"), bytes(10_000)) for name in "abc"]
     archive = tar_of(tmp_path / "a.tgz", *members)
-    monkeypatch.setattr(_fetch, cap, most)
+    monkeypatch.setattr(download, cap, most)
     with pytest.raises(ValueError, match=said):
         unpack(archive, ["set/a", "set/b", "set/c"], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tgz"]
@@ -190,7 +190,7 @@ def test_a_bomb_stops_at_the_cap_and_fills_no_disk(
 ) -> None:
     archive = headers(tmp_path / "a.tgz", [member("set/bomb", size=said)[0]], bytes(8 << 20))
     assert archive.stat().st_size < 1 << 16
-    monkeypatch.setattr(_fetch, "SIZE_CAP", 1 << 20)
+    monkeypatch.setattr(download, "SIZE_CAP", 1 << 20)
     with pytest.raises(ValueError, match=r"more than 1048576 bytes|bytes in one file"):
         unpack(archive, [wanted], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tgz"]
@@ -203,6 +203,6 @@ def test_a_header_that_is_a_bomb_stops_at_the_cap(
     comment = tarfile.TarInfo("comment")
     comment.type, comment.size = tarfile.XHDTYPE, 8 << 20
     archive = headers(tmp_path / "a.tgz", [comment], bytes(8 << 20))
-    monkeypatch.setattr(_fetch, "SIZE_CAP", 1 << 20)
+    monkeypatch.setattr(download, "SIZE_CAP", 1 << 20)
     with pytest.raises(ValueError, match="more than 1048576 bytes"):
         unpack(archive, ["set/a"], tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from npas.tasks._files import give_usual_mode, locked, reason
+from npas.tasks.common.files import give_usual_mode, locked, reason
 
 
 def test_a_lock_and_the_folders_made_for_it_go_with_it(tmp_path: Path) -> None:

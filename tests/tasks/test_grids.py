@@ -6,7 +6,7 @@ import networkx as nx
 import pytest
 import torch
 
-from npas.tasks import _grids
+from npas.tasks.shortest_paths import mazes
 
 # Of the 50 grids below. Committed results are of grids drawn so: another sum is another data set.
 SUM = "a6b34c5c36642b58211bc9ae8911bf0897265af82ae40de4d80ccb964a8f6cce"
@@ -29,7 +29,7 @@ def cells(mask: torch.Tensor) -> set[tuple[int, int]]:
 def test_the_answer_is_every_cell_of_some_shortest_path(
     size: int, density: float, shortest: int, longest: int
 ) -> None:
-    grids = _grids.draw(7, "test", torch.arange(60), size, density, shortest, longest)
+    grids = mazes.draw(7, "test", torch.arange(60), size, density, shortest, longest)
     for obstacles, ends, paths in zip(grids.obstacles, grids.ends, grids.paths, strict=True):
         graph = graph_of(obstacles)
         start, end = cells(ends)
@@ -42,7 +42,7 @@ def test_distances_are_those_of_networkx_and_stop_at_the_limit() -> None:
     free = torch.rand(40, 9, 11, generator=torch.Generator().manual_seed(1)) > 0.35
     start = torch.zeros_like(free)
     start[:, 4, 5] = free[:, 4, 5] = True
-    found = _grids.distances(free, start, 12)
+    found = mazes.distances(free, start, 12)
     for free_HW, found_HW in zip(free, found, strict=True):
         lengths = nx.single_source_shortest_path_length(graph_of(~free_HW), (4, 5))
         for row in range(9):
@@ -51,7 +51,7 @@ def test_distances_are_those_of_networkx_and_stop_at_the_limit() -> None:
 
 
 def test_lengths_come_up_evenly_and_obstacles_as_often_as_asked() -> None:
-    grids = _grids.draw(0, "test", torch.arange(6000), 12, 0.3, 1, 6)
+    grids = mazes.draw(0, "test", torch.arange(6000), 12, 0.3, 1, 6)
     apart = (grids.paths.flatten(1).sum(1) - 1).clamp(max=1)
     assert apart.min() == 1
     assert abs(grids.obstacles.float().mean() - 0.3) < 0.01
@@ -59,7 +59,7 @@ def test_lengths_come_up_evenly_and_obstacles_as_often_as_asked() -> None:
     first = torch.zeros_like(ends).flatten(1)
     first[torch.arange(6000), ends.flatten(1).int().argmax(1)] = True
     first = first.view_as(ends)
-    length = (_grids.distances(free, first, 6) * ends).sum((1, 2))
+    length = (mazes.distances(free, first, 6) * ends).sum((1, 2))
     counts = length.bincount(minlength=7)
     assert counts[0] == 0 and len(counts) == 7
     assert (counts[1:] - 1000).abs().max() < 150
@@ -67,7 +67,7 @@ def test_lengths_come_up_evenly_and_obstacles_as_often_as_asked() -> None:
 
 def test_a_grid_depends_on_its_index_alone() -> None:
     def draw(index: list[int], seed: int = 3, purpose: str = "test") -> list[bytes]:
-        grids = _grids.draw(seed, purpose, torch.tensor(index), 8, 0.45, 1, 12)
+        grids = mazes.draw(seed, purpose, torch.tensor(index), 8, 0.45, 1, 12)
         stacked = torch.stack([grids.obstacles, grids.ends, grids.paths], 1)
         return [one.numpy().tobytes() for one in stacked]
 
@@ -80,7 +80,7 @@ def test_a_grid_depends_on_its_index_alone() -> None:
 
 
 def test_grids_stay_as_they_were() -> None:
-    grids = _grids.draw(0, "test", torch.arange(50), 10, 0.3, 2, 9)
+    grids = mazes.draw(0, "test", torch.arange(50), 10, 0.3, 2, 9)
     stacked = torch.stack([grids.obstacles, grids.ends, grids.paths])
     assert hashlib.sha256(stacked.numpy().tobytes()).hexdigest() == SUM
 
@@ -88,7 +88,7 @@ def test_grids_stay_as_they_were() -> None:
 @pytest.mark.gpu
 def test_a_gpu_draws_the_same_grids() -> None:
     host, device = (
-        _grids.draw(0, "test", torch.arange(500, device=where), 16, 0.35, 1, 20)
+        mazes.draw(0, "test", torch.arange(500, device=where), 16, 0.35, 1, 20)
         for where in ("cpu", "cuda")
     )
     assert torch.equal(host.obstacles, device.obstacles.cpu())
@@ -97,6 +97,6 @@ def test_a_gpu_draws_the_same_grids() -> None:
 
 
 def test_what_never_turns_up_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_grids, "MOST_ATTEMPTS", 5)
+    monkeypatch.setattr(mazes, "MOST_ATTEMPTS", 5)
     with pytest.raises(ValueError, match=r"14 to 15 moves apart .* lower task.density"):
-        _grids.draw(0, "test", torch.arange(3), 4, 0.9, 14, 15)
+        mazes.draw(0, "test", torch.arange(3), 4, 0.9, 14, 15)

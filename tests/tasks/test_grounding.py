@@ -23,8 +23,10 @@ from grounding_files import (
 )
 from torch import Tensor
 
-from npas import tasks
-from npas.tasks import _grounding_scores, _random, grounding
+from npas.tasks import base
+from npas.tasks.grounding import metrics
+from npas.tasks.grounding import task as grounding
+from npas.utils import rng
 
 WRITERS = {"flickr30k": write_flickr, "referit": write_refclef}
 
@@ -97,7 +99,7 @@ def test_a_sample_is_the_same_in_any_batch_on_any_rank(
 
 def test_workers_make_the_same_batches(ready: Callable[..., Any]) -> None:
     task = ready()
-    plain, made = (list(tasks.batches(task, 0, 2, workers=n)) for n in (0, 2))
+    plain, made = (list(base.batches(task, 0, 2, workers=n)) for n in (0, 2))
     assert len(plain) == 4
     for one, other in zip(plain, made, strict=True):
         for key, value in {**one.inputs, **one.targets}.items():
@@ -121,8 +123,8 @@ def test_a_batch_is_what_a_network_reads(ready: Callable[..., Any]) -> None:
 def numbers(task: Any, epoch: int = 0) -> tuple[list[int], list[list[int]]]:
     """Return which images an epoch's samples are of, and which of their phrases they show."""
     part = task.parts["train"]
-    order = _random.permutation(_random.derive_key(task.seed, "order", epoch), 9, CPU).tolist()
-    keys = [_random.derive_key(task.seed, "phrases", epoch, i) for i in order]
+    order = rng.permutation(rng.derive_key(task.seed, "order", epoch), 9, CPU).tolist()
+    keys = [rng.derive_key(task.seed, "phrases", epoch, i) for i in order]
     return order, [list(part.drawn(i, k).phrases) for i, k in zip(order, keys, strict=True)]
 
 
@@ -147,7 +149,7 @@ def test_what_is_shown_is_the_images_own_and_what_is_repeated_is_not_trained_on(
         assert torch.equal(inputs["lengths"][: len(phrases)], lengths)
         labels = batch.targets["labels"][row]
         assert (labels[len(phrases) :] == 0).all() and (labels[:, count:] == 0).all()
-        overlap = _grounding_scores.overlaps(torch.from_numpy(part.flat.boxes_N4[phrases]), boxes)
+        overlap = metrics.overlaps(torch.from_numpy(part.flat.boxes_N4[phrases]), boxes)
         own = labels[: len(phrases), :count]
         assert torch.equal(own == 1, overlap >= 0.6) and (overlap[own == -1] < 0.4).all()
         wanted = 3 * (own == 1).sum(1)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from grounding_files import BOXED, BOXES, CAPTIONS, IDS, annotation, write_flickr
 
-from npas.tasks import _grounding_flickr, _grounding_sets
-from npas.tasks._grounding_phrases import (
+from npas.tasks.grounding import flickr, sets
+from npas.tasks.grounding.phrases import (
     BOXLESS,
     CLIPPED,
     GARBLED,
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_each_phrase_has_the_box_around_its_chain(folder: Path) -> None:
-    found = _grounding_flickr.read(folder)
+    found = flickr.read(folder)
     assert {split: [image.id for image in own.images] for split, own in found.items()} == IDS
     reading = found["val"]
     image = reading.images[0]
@@ -51,7 +51,7 @@ def test_captions_of_some_other_image_are_left_out(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def texts() -> list[str]:
-        return [phrase.text for phrase in _grounding_flickr.read(folder)["train"].phrases[1]]
+        return [phrase.text for phrase in flickr.read(folder)["train"].phrases[1]]
 
     assert "The man" not in texts() and len(texts()) == BOXED - 1
     with open(folder / "UNRELATED_CAPTIONS", "a") as file:
@@ -64,7 +64,7 @@ def test_captions_of_some_other_image_are_left_out(
 
 
 def test_phrases_lie_in_arrays_image_by_image(folder: Path) -> None:
-    reading = _grounding_flickr.read(folder)["val"]
+    reading = flickr.read(folder)["val"]
     reading.phrases[1] = []  # an image without any is passed over
     flat = Flat.of(reading)
     assert [image.id for image in flat.images] == ["200", "202"] and len(flat) == 2 * BOXED
@@ -85,7 +85,7 @@ def test_a_box_beyond_its_image_is_clipped_and_keeps_its_phrase(
     path = folder / "Annotations" / "201.xml"
     path.write_text(annotation("201", {**BOXES, "7": [(0, -4, 40, 20)], "5": [(71, 31, 104, 60)]}))
     with caplog.at_level(logging.WARNING):
-        reading = _grounding_flickr.read(folder)["val"]
+        reading = flickr.read(folder)["val"]
     boxes = {phrase.text: phrase.box for phrase in reading.phrases[1]}
     assert boxes["a blue car"] == (0, 0, 39, 19) and boxes["a dog"] == (70, 30, 99, 59)
     assert reading.counts[CLIPPED] == 2 and len(reading.phrases[1]) == BOXED
@@ -99,7 +99,7 @@ def test_a_phrase_whose_chain_is_nowhere_is_left_out_and_counted(
     without = {chain: own for chain, own in BOXES.items() if chain != "7"}
     (folder / "Annotations" / "301.xml").write_text(annotation("301", without))
     with caplog.at_level(logging.WARNING):
-        reading = _grounding_flickr.read(folder)["test"]
+        reading = flickr.read(folder)["test"]
     assert len(reading.phrases[1]) == BOXED - 1 and reading.counts[BOXLESS] == 3 * 4 + 1
     (line,) = caplog.messages
     assert "1 phrases are left out" in line and "chain 7 of" in line and "301.xml" in line
@@ -108,7 +108,7 @@ def test_a_phrase_whose_chain_is_nowhere_is_left_out_and_counted(
 def test_odd_phrases_are_read_for_what_they_are(tmp_path: Path) -> None:
     path = tmp_path / "1.txt"
     path.write_text("\ufeff[/EN#1/people  Two  men] , [/EN#12 a hat] .\r\n\n[/EN#3/other ] x\n")
-    (one, other), odd = _grounding_flickr.read_captions(path)
+    (one, other), odd = flickr.read_captions(path)
     assert odd == []
     assert one == [("1", ("people",), "Two men"), ("12", (), "a hat")]
     assert other == [("3", ("other",), "")]
@@ -141,7 +141,7 @@ def test_one_odd_box_costs_its_chain_and_no_more(
     spoil, said = ODD_BOX[what]
     spoil(folder)
     with caplog.at_level(logging.WARNING):
-        reading = _grounding_flickr.read(folder)["test"]
+        reading = flickr.read(folder)["test"]
     texts = [phrase.text for phrase in reading.phrases[2]]
     assert texts == ["A man", "a red hat", "Two men", "The man", "a blue car"]
     assert [len(own) for own in reading.phrases] == [BOXED, BOXED, BOXED - 2, BOXED]
@@ -168,7 +168,7 @@ def test_one_odd_phrase_is_left_out_alone(
     line, left = ODD_MARKUP[what]
     (folder / "Sentences" / "300.txt").write_text(f"{CAPTIONS[2]}\n{line}\n")
     with caplog.at_level(logging.WARNING):
-        reading = _grounding_flickr.read(folder)["test"]
+        reading = flickr.read(folder)["test"]
     assert [phrase.text for phrase in reading.phrases[0]] == ["The man", *left]
     assert reading.counts[ODD_PHRASES] == 1 and len(reading.phrases[1]) == BOXED
     (said,) = caplog.messages
@@ -181,7 +181,7 @@ def test_bytes_that_are_no_text_are_passed_over_and_counted(
     line = "[/EN#1/people A man] drinks [/EN#5/animals Caf\u00e9 au lait]".encode("latin1")
     (folder / "Sentences" / "300.txt").write_bytes(line)
     with caplog.at_level(logging.WARNING):
-        reading = _grounding_flickr.read(folder)["test"]
+        reading = flickr.read(folder)["test"]
     assert [phrase.text for phrase in reading.phrases[0]] == ["A man", "Caf\ufffd au lait"]
     assert reading.counts[GARBLED] == 1
     (said,) = caplog.messages
@@ -202,10 +202,10 @@ def test_more_odd_images_than_an_accident_explains_are_refused(
         (folder / "Sentences" / f"{name}.txt").write_text(CAPTIONS[0])
     (folder / "train.txt").write_text("\n".join(names))
     if not refused:
-        assert _grounding_flickr.read(folder)["train"].counts[ODD_BOXES] == 2 * spoiled
+        assert flickr.read(folder)["train"].counts[ODD_BOXES] == 2 * spoiled
         return
     with pytest.raises(ValueError, match=f"{spoiled} of the {images} images of train") as error:
-        _grounding_flickr.read(folder)
+        flickr.read(folder)
     assert "1000.xml" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -260,19 +260,19 @@ def test_what_is_wrong_with_a_file_is_one_clear_line(what: str, folder: Path) ->
     spoil, said = DAMAGE[what]
     spoil(folder)
     with pytest.raises(ValueError, match=said) as error:
-        _grounding_sets.read("flickr30k", folder.parent)
+        sets.read("flickr30k", folder.parent)
     assert "\n" not in str(error.value)
 
 
 def test_a_set_that_is_not_there_says_where_it_belongs(tmp_path: Path) -> None:
     for name, folder in (("flickr30k", "flickr30k_entities"), ("referit", "refclef")):
         with pytest.raises(ValueError, match=rf"{name} is not under data\.root=.*{folder} as docs"):
-            _grounding_sets.read(name, tmp_path)
+            sets.read(name, tmp_path)
 
 
 def test_images_are_listed_by_split_whether_or_not_they_are_there(folder: Path) -> None:
-    found = _grounding_sets.read("flickr30k", folder.parent)["test"]
+    found = sets.read("flickr30k", folder.parent)["test"]
     assert [image.id for image in found.images] == IDS["test"]
     assert not any(image.path.exists() for image in found.images)
-    path = _grounding_sets.features_path("flickr30k", folder.parent, "test")
+    path = sets.features_path("flickr30k", folder.parent, "test")
     assert path == folder / "test_features.h5"

@@ -11,7 +11,8 @@ from grounding_files import BOXED, IDS, Network, make, write_flickr, write_refcl
 from simulated_ranks import by_ranks
 from torch import Tensor
 
-from npas.tasks import _grounding_scores, grounding
+from npas.tasks.grounding import metrics
+from npas.tasks.grounding import task as grounding
 
 WRITERS = {"flickr30k": write_flickr, "referit": write_refclef}
 
@@ -153,7 +154,7 @@ def test_examples_show_what_is_asked_and_what_was_chosen(ready: Callable[..., An
         assert sample.heading == part.flat.text(number)
         assert picture.boxes["truth"] == tuple(part.flat.boxes_N4[number].tolist())
         chosen, truth = (torch.tensor([picture.boxes[key]]) for key in ("chosen", "truth"))
-        overlap = _grounding_scores.overlaps(chosen, truth).item()
+        overlap = metrics.overlaps(chosen, truth).item()
         assert picture.caption == f"IoU {int(100 * overlap) / 100:.2f}" and picture.right == (
             overlap >= 0.5
         )

@@ -9,7 +9,7 @@ import pytest
 from grounding_files import BOXED, IDS, Network, make, write_flickr
 from simulated_ranks import by_ranks
 
-from npas.tasks import grounding
+from npas.tasks.grounding import task as grounding
 
 GONE = {"train": ["102", "107"], "val": [], "test": ["301"]}
 

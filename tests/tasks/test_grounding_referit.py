@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from grounding_files import IDS, expressions, instances, write_refclef
 
-from npas.tasks import _grounding_referit, _standin_cifar
-from npas.tasks._grounding_phrases import BOXLESS, CLIPPED, ODD_BOXES, WORDLESS, Phrase
+from npas.tasks.cifar import synthetic
+from npas.tasks.grounding import referit
+from npas.tasks.grounding.phrases import BOXLESS, CLIPPED, ODD_BOXES, WORDLESS, Phrase
 
 REFS = "refs(berkeley).p"
 
@@ -23,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_expression_is_a_phrase_in_small_ascii_letters(folder: Path) -> None:
-    found = _grounding_referit.read(folder)
+    found = referit.read(folder)
     assert {split: [image.id for image in own.images] for split, own in found.items()} == IDS
     man, dog = (10, 10, 30, 50), (70, 30, 100, 60)
     for reading in found.values():
@@ -39,12 +40,12 @@ def test_every_expression_is_a_phrase_in_small_ascii_letters(folder: Path) -> No
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, "of Python 2"])
 def test_a_pickle_of_any_age_is_read(protocol: Any, folder: Path) -> None:
-    before = _grounding_referit.read(folder)
+    before = referit.read(folder)
     refs = expressions()
     is_old = isinstance(protocol, str)
-    data = _standin_cifar.python2_pickle(refs) if is_old else pickle.dumps(refs, protocol=protocol)
+    data = synthetic.python2_pickle(refs) if is_old else pickle.dumps(refs, protocol=protocol)
     (folder / REFS).write_bytes(data)
-    assert _grounding_referit.read(folder) == before
+    assert referit.read(folder) == before
 
 
 def test_what_is_strange_is_counted_and_loses_nothing(
@@ -56,7 +57,7 @@ def test_what_is_strange_is_counted_and_loses_nothing(
     (folder / REFS).write_bytes(pickle.dumps(refs, protocol=2))
     (folder / "instances.json").write_text(json.dumps(described))
     with caplog.at_level(logging.WARNING):
-        reading = _grounding_referit.read(folder)["train"]
+        reading = referit.read(folder)["train"]
     assert [phrase.text for phrase in reading.phrases[0]] == ["the man with caf hat", "dog left"]
     assert reading.phrases[0][1].box == (70, 30, 100, 60)
     assert reading.counts[WORDLESS] == 1 and reading.counts[CLIPPED] == 1
@@ -79,7 +80,7 @@ def test_one_odd_box_costs_its_expressions_and_no_more(
     described["annotations"][2]["bbox"] = box
     (folder / "instances.json").write_text(json.dumps(described))
     with caplog.at_level(logging.WARNING):
-        reading = _grounding_referit.read(folder)["train"]
+        reading = referit.read(folder)["train"]
     assert [len(own) for own in reading.phrases] == [3, 1, *[3] * 7]
     assert reading.counts[ODD_BOXES] == 1 and reading.counts[BOXLESS] == 2
     (line,) = caplog.messages
@@ -87,12 +88,12 @@ def test_one_odd_box_costs_its_expressions_and_no_more(
 
 
 def test_numbers_may_be_numpys_own(folder: Path) -> None:
-    before = _grounding_referit.read(folder)
+    before = referit.read(folder)
     found = expressions()
     for ref in found:
         ref.update(ann_id=np.int64(ref["ann_id"]), image_id=np.int32(ref["image_id"]))
     (folder / REFS).write_bytes(pickle.dumps(found, protocol=2))
-    assert _grounding_referit.read(folder) == before
+    assert referit.read(folder) == before
 
 
 def changed(change: Callable[[Any], Any]) -> Callable[[Path], Any]:
@@ -179,6 +180,6 @@ def test_what_is_wrong_with_a_file_is_one_clear_line(
     spoil, said = DAMAGE[what]
     spoil(folder)
     with pytest.raises(ValueError, match=said) as error:
-        _grounding_referit.read(folder)
+        referit.read(folder)
     assert "\n" not in str(error.value)
     assert capsys.readouterr().out == ""  # nothing that a pickle names is called

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from grounding_files import HEIGHT_OF, IDS, WIDTH, WIDTH_OF, proposals, write_features
 
-from npas.tasks._grounding_phrases import Image
-from npas.tasks._grounding_regions import Regions, places
-from npas.tasks._region_store import MADE_BY
+from npas.tasks.grounding.phrases import Image
+from npas.tasks.grounding.region_store import MADE_BY
+from npas.tasks.grounding.regions import Regions, places
 
 NAMES = IDS["train"]
 IMAGES = [Image(name, Path(f"{name}.jpg"), WIDTH_OF, HEIGHT_OF) for name in NAMES]

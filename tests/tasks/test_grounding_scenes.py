@@ -10,10 +10,11 @@ import pytest
 import torch
 from grounding_files import WIDTH, Network, make
 
-from npas import tasks
 from npas._nodes import StandinConfig
 from npas.models import bag_of_words, build
-from npas.tasks import _scenes, grounding
+from npas.tasks import base
+from npas.tasks import scenes as scene_module
+from npas.tasks.grounding import task as grounding
 
 MADE = grounding.Made(train=12, val=3, test=4)
 
@@ -33,7 +34,7 @@ def test_a_set_is_written_once_and_read_again(root: Path, monkeypatch: pytest.Mo
     def write(*_: Any) -> None:
         raise AssertionError("written again")
 
-    monkeypatch.setattr(_scenes, "write_flickr30k", write)
+    monkeypatch.setattr(scene_module, "write_flickr30k", write)
     task = scenes(root)
     task.setup()
     assert task.name == "scenes" and task.source == "real"
@@ -79,7 +80,7 @@ def test_a_network_learns_what_phrases_speak_of(root: Path) -> None:
     model = build(bag_of_words.Config(width=16), task.spec)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for epoch in range(15):
-        for batch in tasks.batches(task, epoch, 10):
+        for batch in base.batches(task, epoch, 10):
             loss, _ = task.loss(model, batch)
             optimizer.zero_grad()
             loss.backward()
@@ -114,7 +115,7 @@ def test_a_rehearsal_reads_made_up_files(
     assert shapes == {
         "words": (4, 10, 8), "lengths": (4,), "regions": (20, WIDTH), "boxes": (20, 5),
     }  # fmt: skip
-    one, again = (next(tasks.batches(t, 0, 4)) for t in (task, other))
+    one, again = (next(base.batches(t, 0, 4)) for t in (task, other))
     for key, values in one.inputs.items():
         assert torch.equal(values, again.inputs[key])
         assert values.shape[1:] == shapes[key]
@@ -129,7 +130,7 @@ def test_what_cannot_be_written_is_one_line(root: Path, monkeypatch: pytest.Monk
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_scenes, "write_flickr30k", full)
+    monkeypatch.setattr(scene_module, "write_flickr30k", full)
     with pytest.raises(ValueError, match=r"cannot be written \(No space left on device\)") as error:
         scenes(root, region_width=7).setup()
     assert "\n" not in str(error.value)

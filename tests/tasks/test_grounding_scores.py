@@ -8,7 +8,7 @@ import torch
 from grounding_files import proposals
 from torchvision.ops import box_iou
 
-from npas.tasks._grounding_scores import FAR, LESS_FAR, compare, labels, overlaps, summarize
+from npas.tasks.grounding.metrics import FAR, LESS_FAR, compare, labels, overlaps, summarize
 
 KEY = 1234
 

@@ -8,9 +8,13 @@ import pytest
 import torch
 from imagenet_files import CPU, WNIDS, make, write_tree
 
-from npas import tasks
 from npas.config import DataConfig
-from npas.tasks import _imagenet_damage, _imagenet_pixels, _imagenet_split, imagenet
+from npas.tasks import base
+from npas.tasks.base import Batch
+from npas.tasks.imagenet import damage
+from npas.tasks.imagenet import split as split_module
+from npas.tasks.imagenet import task as imagenet
+from npas.tasks.imagenet import transforms as transform_module
 
 
 @pytest.fixture(scope="module")
@@ -176,15 +180,15 @@ def test_a_class_must_keep_something_to_train_on(tree: Path, count: int) -> None
 
 def test_classes_of_unequal_size_give_what_they_can() -> None:
     labels = torch.tensor([0] * 5 + [1] * 2 + [2] * 9)
-    assert labels[_imagenet_split.hold_out(labels, 4)].bincount().tolist() == [2, 1, 1]
+    assert labels[split_module.hold_out(labels, 4)].bincount().tolist() == [2, 1, 1]
     with pytest.raises(ValueError, match="a class with none"):
-        _imagenet_split.hold_out(labels, 5)
+        split_module.hold_out(labels, 5)
 
 
 # --- batches
 
 
-def same(one: tasks.Batch, other: tasks.Batch) -> bool:
+def same(one: Batch, other: Batch) -> bool:
     return (
         torch.equal(one.inputs, other.inputs)
         and torch.equal(one.targets, other.targets)
@@ -208,13 +212,13 @@ def test_any_cut_into_batches_ranks_and_workers_has_the_same_samples(
 ) -> None:
     task = make(tree, lighting=0.1)
     whole = next(task.train_batches(2, 16))
-    smaller = list(tasks.batches(task, 2, 4, workers=workers))
+    smaller = list(base.batches(task, 2, 4, workers=workers))
     assert torch.equal(torch.cat([b.inputs for b in smaller]), whole.inputs)
     assert torch.equal(torch.cat([b.targets for b in smaller]), whole.targets)
-    ranks = [list(tasks.batches(task, 2, 8, rank=r, world=2, workers=workers)) for r in (0, 1)]
+    ranks = [list(base.batches(task, 2, 8, rank=r, world=2, workers=workers)) for r in (0, 1)]
     dealt = [part.inputs for pair in zip(*ranks, strict=True) for part in pair]
     assert torch.equal(torch.cat(dealt), whole.inputs)
-    later = list(tasks.batches(task, 2, 4, first_step=2, workers=workers))
+    later = list(base.batches(task, 2, 4, first_step=2, workers=workers))
     assert all(same(a, b) for a, b in zip(later, smaller[2:], strict=True))
 
 
@@ -271,7 +275,7 @@ def test_the_network_gets_normalised_floats_and_smoothing_is_for_training(tree: 
     assert model.seen.is_contiguous() and float(sums["accuracy"]) == 600.0
     log = torch.log_softmax(torch.tensor([2.0, 1.0, 0.0]), 0)  # each class as often as another
     assert float(loss) == pytest.approx(-float(log.mean()), rel=1e-5)
-    skewed = tasks.Batch(batch.inputs, torch.zeros_like(batch.targets), 18)
+    skewed = Batch(batch.inputs, torch.zeros_like(batch.targets), 18)
     smoothed = -0.7 * log[0] - 0.3 * log.mean()
     assert float(task.loss(model, skewed)[0]) == pytest.approx(float(smoothed), rel=1e-5)
     assert task.evaluate(model, "test")["loss"] == pytest.approx(-float(log.mean()), rel=1e-5)
@@ -351,7 +355,7 @@ def test_every_image_counts_once_to_the_bit_over_ranks_and_workers(
         return tensor
 
     monkeypatch.setattr(imagenet, "over_ranks", keep)
-    monkeypatch.setattr(_imagenet_damage, "greatest_of_ranks", lambda tensor, world: tensor)
+    monkeypatch.setattr(damage, "greatest_of_ranks", lambda tensor, world: tensor)
     monkeypatch.setattr(task, "_say_left_out", lambda *of: None)
     for rank in range(3):
         task.evaluate(model, "test", rank, 3)
@@ -364,7 +368,7 @@ def test_held_out_images_are_seen_as_test_images_are(tree: Path) -> None:
     task = make(tree, held_out=3)
     batch = next(task._test_batches("val", range(1)))
     index = task.parts["val"].index_N.tolist()
-    image = _imagenet_pixels.decode(task.images["train"].read(index[0]))
+    image = transform_module.decode(task.images["train"].read(index[0]))
     assert torch.equal(batch.inputs[0], task.crops.test(image))
     assert batch.targets.tolist() == task.images["train"].labels_N[index].tolist()
 

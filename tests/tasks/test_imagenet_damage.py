@@ -11,8 +11,8 @@ import torch
 from imagenet_files import WNIDS, encoded, make, pixels, write_tree
 from PIL import Image
 
-from npas import tasks
-from npas.tasks import imagenet
+from npas.tasks import base
+from npas.tasks.imagenet import task as imagenet
 
 
 class Constant(torch.nn.Module):
@@ -45,14 +45,14 @@ def test_damaged_training_images_are_named_once_and_the_next_takes_the_place(
     task = make(tree, flip=False)
     with caplog.at_level(logging.WARNING):
         for epoch in (0, 1):
-            for batch in tasks.batches(task, epoch, 6, workers=workers):
+            for batch in base.batches(task, epoch, 6, workers=workers):
                 task.loss(Constant(), batch)
     assert len(caplog.messages) == 2
     said = {message.split(" is left out: ")[0].split("imagenet/")[1]: message for message in
             caplog.messages}  # fmt: skip
     assert set(said) == {FIRST, SECOND}
     assert said[FIRST].endswith("it is empty") and "it is no whole image" in said[SECOND]
-    (found,) = tasks.batches(task, 0, 18, workers=workers)
+    (found,) = base.batches(task, 0, 18, workers=workers)
     changed = (found.inputs != whole.inputs).flatten(1).any(1)
     assert int(changed.sum()) == 2
     # Images 5 and 6 are damaged, and 7, of the second class, is seen in the place of both.
@@ -64,7 +64,7 @@ def test_what_takes_a_place_does_not_depend_on_batches_or_workers(tree: Path) ->
     damage(tree, FIRST, SECOND)
     task = make(tree)
     whole = next(task.train_batches(3, 18))
-    cut = list(tasks.batches(make(tree), 3, 3, workers=2))
+    cut = list(base.batches(make(tree), 3, 3, workers=2))
     assert torch.equal(torch.cat([batch.inputs for batch in cut]), whole.inputs)
     assert torch.equal(torch.cat([batch.targets for batch in cut]), whole.targets)
 
@@ -81,10 +81,10 @@ def test_more_than_the_limit_is_an_error_that_names_some(tree: Path, workers: in
     damage(tree, *names)
     task = make(tree, max_damaged=3)
     with pytest.raises(ValueError, match=r"more than task\.max_damaged=3: .*_\d\.JPEG") as error:
-        for batch in tasks.batches(task, 0, 3, workers=workers):
+        for batch in base.batches(task, 0, 3, workers=workers):
             task.loss(Constant(), batch)
     assert "\n" not in str(error.value) and str(error.value).count(".JPEG") == 3
-    assert list(tasks.batches(make(tree, max_damaged=5), 0, 3, workers=workers))
+    assert list(base.batches(make(tree, max_damaged=5), 0, 3, workers=workers))
 
 
 def test_a_limit_of_none_lets_nothing_pass(tree: Path) -> None:

@@ -7,8 +7,8 @@ from imagenet_files import WNIDS, encoded, make, pixels, write_tree
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from npas.tasks import _imagenet_shards
-from npas.tasks._imagenet_folder import ENDINGS
+from npas.tasks.imagenet import shards
+from npas.tasks.imagenet.folder import ENDINGS
 
 
 def test_the_endings_are_torchvisions_and_what_is_left_out_is_counted(
@@ -27,7 +27,7 @@ def test_the_endings_are_torchvisions_and_what_is_left_out_is_counted(
     assert all(task._decoded("train", i) is not None for i in range(6, 10))
     (said,) = caplog.messages
     assert "train: 2 entries of its class folders are left out" in said and "a.gif, ..." in said
-    _imagenet_shards.pack({"train": task.images["train"]}, tmp_path / "imagenet-shards")
-    packed = _imagenet_shards.Shards(tmp_path / "imagenet-shards", "train", len(WNIDS))
+    shards.pack({"train": task.images["train"]}, tmp_path / "imagenet-shards")
+    packed = shards.Shards(tmp_path / "imagenet-shards", "train", len(WNIDS))
     assert packed.name(6).endswith("z_BMP.bmp") and packed.name(0).endswith("_0.jpg")
     assert packed.read(9) == task.images["train"].read(9)

@@ -6,8 +6,8 @@ import torch
 from imagenet_files import encoded, pixels
 from PIL import Image
 
-from npas.tasks import _imagenet_pixels
-from npas.tasks._imagenet_pixels import Crops, decode
+from npas.tasks.imagenet import transforms
+from npas.tasks.imagenet.transforms import Crops, decode
 
 IMAGE = Image.fromarray(pixels(1))
 FORMS = {
@@ -119,8 +119,8 @@ def test_lighting_shifts_the_colours_of_a_whole_image_as_published() -> None:
     lit = torch.stack([crops(lighting=0.1).training(grey, key) for key in range(400)])
     shift = lit[:, :, 0, 0].double() - 128
     assert torch.equal(lit, lit[:, :, :1, :1].expand_as(lit))
-    vectors = torch.tensor(_imagenet_pixels.COMPONENTS, dtype=torch.float64)
-    values = torch.tensor(_imagenet_pixels.COMPONENT_DEVIATIONS, dtype=torch.float64)
+    vectors = torch.tensor(transforms.COMPONENTS, dtype=torch.float64)
+    values = torch.tensor(transforms.COMPONENT_DEVIATIONS, dtype=torch.float64)
     expected = (255 * 0.1) ** 2 * vectors @ torch.diag(values**2) @ vectors.T
     torch.testing.assert_close(torch.cov(shift.T), expected, atol=1.5, rtol=0.15)
     torch.testing.assert_close(vectors.T @ vectors, torch.eye(3).double(), atol=2e-3, rtol=0)

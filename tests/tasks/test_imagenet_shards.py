@@ -12,10 +12,10 @@ import pytest
 import torch
 from imagenet_files import WNIDS, make, write_tree
 
-from npas import tasks
-from npas.tasks import _imagenet_shards
-from npas.tasks._imagenet_folder import Folder
-from npas.tasks._imagenet_tar import members
+from npas.tasks import base
+from npas.tasks.imagenet import shards
+from npas.tasks.imagenet.folder import Folder
+from npas.tasks.imagenet.tar import members
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "pack_imagenet.py"
 
@@ -52,7 +52,7 @@ def test_shards_are_read_equal_to_the_folder(tree: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_on_shards_gives_the_same_batches(tree: Path, workers: int) -> None:
     made = [
-        list(tasks.batches(make(tree, form=form, held_out=2), 1, 4, first_step=1, workers=workers))
+        list(base.batches(make(tree, form=form, held_out=2), 1, 4, first_step=1, workers=workers))
         for form in ("folder", "shards")
     ]
     assert len(made[0]) == 3
@@ -71,7 +71,7 @@ def test_a_shard_is_a_plain_tar_of_pairs_the_same_bytes_each_time(
         path = tree / "imagenet" / "train" / WNIDS[1] / f"{WNIDS[1]}_1.JPEG"
         assert image is not None and image.read() == path.read_bytes()
     folder = Folder(tree / "imagenet" / "train", 3)
-    _imagenet_shards.pack({"train": folder}, tmp_path / "again", 7)
+    shards.pack({"train": folder}, tmp_path / "again", 7)
     assert (tmp_path / "again" / "train-000001.tar").read_bytes() == shard(tree).read_bytes()
 
 
@@ -115,9 +115,7 @@ def test_a_shard_is_whole_or_not_there(tree: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
-        _imagenet_shards._write_shard(
-            Folder(tree / "imagenet" / "train", 3), range(7, 14), shard(tree)
-        )
+        shards._write_shard(Folder(tree / "imagenet" / "train", 3), range(7, 14), shard(tree))
     assert [p.name for p in shard(tree).parent.glob("*1.tar*")] == ["val-000001.tar"]
 
 
@@ -156,9 +154,7 @@ def test_the_script_says_what_is_missing(
 def test_a_shard_of_other_images_is_not_taken_for_ours(tree: Path) -> None:
     os.replace(shard(tree, "train-000000"), shard(tree))
     with pytest.raises(ValueError, match=r"train-000001\.tar holds other images: delete it"):
-        _imagenet_shards.pack(
-            {"train": Folder(tree / "imagenet" / "train", 3)}, shard(tree).parent, 7
-        )
+        shards.pack({"train": Folder(tree / "imagenet" / "train", 3)}, shard(tree).parent, 7)
 
 
 def write_tar(path: Path, files: dict[str, bytes]) -> None:

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 from npas._nodes import StandinConfig
 from npas.config import DataConfig
 from npas.models import bert, build
-from npas.tasks import _mlm_reading, _standin_text, _text, mlm
+from npas.tasks.common import synthetic_text, tokenization
+from npas.tasks.mlm import reader
+from npas.tasks.mlm import task as mlm
 
 CPU = torch.device("cpu")
 LENGTH = 24
@@ -26,8 +28,8 @@ LENGTH = 24
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("text")
-    _standin_text.write_texts(root, 30)
-    _standin_text.write_tokenizer(root)
+    synthetic_text.write_texts(root, 30)
+    synthetic_text.write_tokenizer(root)
     return root
 
 
@@ -69,8 +71,8 @@ def test_reads_documents_of_all_files(tmp_path: Path) -> None:
     (tmp_path / "d.txt").write_bytes(b"\x0cseven\x0b eight\r\n\x0c\rnine\r\n")
     lines = ["one", "two", "three", "four", "fünf", "sechs", "seven", "eight", "nine"]
     expected = list(zip([0, 0, 1, 1, 2, 3, 4, 4, 5], lines, strict=True))
-    assert list(_mlm_reading.read(tmp_path)) == expected
-    assert _mlm_reading.count(tmp_path) == 6
+    assert list(reader.read(tmp_path)) == expected
+    assert reader.count(tmp_path) == 6
 
 
 @pytest.mark.parametrize(
@@ -85,14 +87,14 @@ def test_what_is_no_text_is_one_line(files: dict[str, bytes], said: str, tmp_pat
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=said) as error:
-        _mlm_reading.count(tmp_path)
+        reader.count(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def documents_of(root: Path) -> list[list[str]]:
     """Return the documents under `root`, and some that are odd."""
     found: dict[int, list[str]] = {}
-    for number, line in _mlm_reading.read(root / "text"):
+    for number, line in reader.read(root / "text"):
         found.setdefault(number, []).append(line)
     odd = ["born in oslo", "a", "piano " * 50, "\u200b", "the end", "x"]
     return [["x"], odd, *found.values(), ["\u200b"], ["x"]]
@@ -102,17 +104,17 @@ def documents_of(root: Path) -> list[list[str]]:
 def test_pieces_are_the_same_however_much_is_tokenized_at_once(
     chunk: int, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = _text.load_tokenizer(str(root / "tokenizer"))
+    tokenizer = tokenization.load_tokenizer(str(root / "tokenizer"))
     asked = []
 
     def encode(texts: list[str]) -> list[Any]:
         asked.append([len(text) for text in texts])
         return tokenizer.encode(texts)
 
-    monkeypatch.setattr(_mlm_reading, "CHUNK", chunk)
+    monkeypatch.setattr(reader, "CHUNK", chunk)
     documents = [*documents_of(root), ["a", "piano " * 21], ["x"]]
     lines = [(number, line) for number, document in enumerate(documents) for line in document]
-    found = _mlm_reading.cut(lines, mock.Mock(encode=encode), 21)
+    found = reader.cut(lines, mock.Mock(encode=encode), 21)
     assert all(sum(lengths[:-1]) < chunk for lengths in asked)
 
     expected = []
@@ -133,17 +135,17 @@ def test_pieces_are_the_same_however_much_is_tokenized_at_once(
 
 
 def test_pieces_are_what_they_always_were(root: Path) -> None:
-    tokenizer = _text.load_tokenizer(str(root / "tokenizer"))
-    pieces = _mlm_reading.cut(_mlm_reading.read(root / "text"), tokenizer, 21)
+    tokenizer = tokenization.load_tokenizer(str(root / "tokenizer"))
+    pieces = reader.cut(reader.read(root / "text"), tokenizer, 21)
     stored = b"".join(array.astype("<i4").tobytes() for array in vars(pieces).values())
     assert hashlib.sha256(stored).hexdigest()[:16] == "973299b93e8b13b2"
     assert sorted(mlm.held_out(40, 0.1)) == [2, 23, 30, 35]
 
 
 def test_pieces_hold_every_token_once_and_are_cut_at_lines(root: Path) -> None:
-    tokenizer = _text.load_tokenizer(str(root / "tokenizer"))
+    tokenizer = tokenization.load_tokenizer(str(root / "tokenizer"))
     for document in documents_of(root):
-        pieces = _mlm_reading.cut([(0, line) for line in document], tokenizer, 21)
+        pieces = reader.cut([(0, line) for line in document], tokenizer, 21)
         own = [row[:n].tolist() for row, n in zip(pieces.ids_NR, pieces.length_N, strict=True)]
         whole = [e.ids for e in tokenizer.encode(document)]
         flat = [token for ids in whole for token in ids]

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from npas.tasks import _region_store
-from npas.tasks._region_store import Store
+from npas.tasks.grounding import region_store
+from npas.tasks.grounding.region_store import Store
 
 SETTINGS = {"network": "a", "most": 3}
 TARGET = Path("test_features.h5")
@@ -124,7 +124,7 @@ def test_a_full_disk_is_one_line_and_what_was_kept_goes_on(
 def test_too_little_room_to_join_is_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(".")._replace(free=10)
     with monkeypatch.context() as patch:
-        patch.setattr(_region_store.shutil, "disk_usage", lambda _: usage)
+        patch.setattr(region_store.shutil, "disk_usage", lambda _: usage)
         with pytest.raises(ValueError, match=r"GB more while parts are joined, and 0\.0 are free"):
             fill(5)
     assert len(Store(TARGET, SETTINGS, 2).done) == 5

@@ -11,11 +11,12 @@ from simulated_ranks import by_ranks
 from test_retrieval_scores import sorted_recalls
 from torch import Tensor, nn
 
-from npas import tasks
 from npas.config import DataConfig
 from npas.models import build, family
 from npas.models._match import Match
-from npas.tasks import retrieval
+from npas.tasks import base
+from npas.tasks.base import Batch
+from npas.tasks.retrieval import task as retrieval
 
 CPU = torch.device("cpu")
 SIZES = {"regions": REGIONS, "region_width": WIDTH, "word_width": WORD, "max_words": 6}
@@ -105,7 +106,7 @@ def test_a_sample_is_the_same_in_any_batch_on_any_rank(root: Path, each: int, si
 
 def test_workers_make_the_same_batches(root: Path) -> None:
     task = make(root, captions=2)
-    alone, by_two = (list(tasks.batches(task, 3, 4, workers=n)) for n in (0, 2))
+    alone, by_two = (list(base.batches(task, 3, 4, workers=n)) for n in (0, 2))
     assert len(alone) == len(by_two) == 2
     for one, other in zip(alone, by_two, strict=True):
         for key in ("inputs", "targets"):
@@ -123,7 +124,7 @@ def test_a_batch_is_what_a_network_reads(root: Path) -> None:
     assert torch.equal(batch.inputs["regions"], expected)
 
 
-def said(task: retrieval.Task, batch: tasks.Batch) -> list[list[str]]:
+def said(task: retrieval.Task, batch: Batch) -> list[list[str]]:
     """Return the words of each sample's sentences that have numbers."""
     word = {number: word for word, number in task.vocabulary.items()}
     return [
@@ -190,7 +191,7 @@ def test_all_sentences_count_at_first_and_the_hardest_in_the_end(root: Path) -> 
     image = torch.arange(3)
     for step in (1, 3):
         targets = {"image": image, "iteration": torch.full((3,), step)}
-        loss, logged = task.loss(Fixed(similarity), tasks.Batch({}, targets, 3))
+        loss, logged = task.loss(Fixed(similarity), Batch({}, targets, 3))
         k = 1 - 0.5**step
         short = torch.tensor([[0.1, 0.05], [0.0, 0.1], [0.0, 0.0]])
         others = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.35, 0.0]])
@@ -205,7 +206,7 @@ def test_a_sentence_finds_its_image_also_where_that_is_twice_in_the_batch(root: 
     similarity = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1.0]])
     for image, right in (([4, 4, 2], 4), ([4, 5, 2], 2)):
         targets = {"image": torch.tensor(image), "iteration": torch.ones(3)}
-        _, logged = task.loss(Fixed(similarity), tasks.Batch({}, targets, 3))
+        _, logged = task.loss(Fixed(similarity), Batch({}, targets, 3))
         assert float(logged["in_batch"]) == 100 * right / 2
 
 

@@ -21,8 +21,8 @@ from retrieval_files import (
     write_vocabulary,
 )
 
-from npas.tasks import _retrieval_reading as reading
-from npas.tasks import _retrieval_words as words
+from npas.tasks.retrieval import reader as reading
+from npas.tasks.retrieval import words
 
 
 @pytest.mark.parametrize("repeated", [False, True])

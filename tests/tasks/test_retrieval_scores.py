@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from npas.models._match import Match
-from npas.tasks import _retrieval_losses as losses
-from npas.tasks import _retrieval_scores as scores
+from npas.tasks.retrieval import losses
+from npas.tasks.retrieval import metrics as scores
 
 
 def sorted_recalls(similarity_SN: np.ndarray) -> dict[str, float]:

@@ -10,9 +10,11 @@ import torch
 from retrieval_files import NAMES, REGIONS, WIDTH, captions, write
 from test_retrieval import CPU, make, network
 
-from npas._schema import build as build_config
 from npas.config import DataConfig
-from npas.tasks import _retrieval_reading, _scene_sets, retrieval
+from npas.tasks.retrieval import reader
+from npas.tasks.retrieval import task as retrieval
+from npas.tasks.scenes import dataset
+from npas.utils.schema import build as build_config
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +87,12 @@ def test_scenes_are_a_set_of_their_own_that_is_made_once(tmp_path: Path) -> None
     again = made(config)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert again.parts["train"].images.captions == task.parts["train"].images.captions
-    made(dataclasses.replace(config, made=_scene_sets.Made(12, 4, 5, seed=2)))
+    made(dataclasses.replace(config, made=dataset.Made(12, 4, 5, seed=2)))
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_all_words_of_the_scenes_have_vectors(tmp_path: Path) -> None:
-    keys = {"set": "scenes", "made": _scene_sets.Made(20, 5, 5), "regions": 2, "region_width": 4}
+    keys = {"set": "scenes", "made": dataset.Made(20, 5, 5), "regions": 2, "region_width": 4}
     line = make(tmp_path, **keys, max_words=100).inspect()["words"]
     have, _, there = line.split("; ")[2].split(" ")[:3]
     assert have == there, line
@@ -215,7 +217,7 @@ def test_a_batch_is_whole_and_has_more_than_one_image(root: Path) -> None:
 
 def test_a_file_that_is_damaged_later_is_met_where_it_is_read(tmp_path: Path) -> None:
     folder = write(tmp_path)
-    found = _retrieval_reading.read(folder, "dev", REGIONS, WIDTH)
+    found = reader.read(folder, "dev", REGIONS, WIDTH)
     (folder / "dev_ims.npy").unlink()
     with pytest.raises(ValueError, match=r"dev_ims.npy cannot be read any more"):
         found.features.read(torch.arange(2))

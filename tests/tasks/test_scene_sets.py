@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from npas.tasks import _scene_sets
-from npas.tasks._scene_sets import Made
-from npas.tasks._scenes.world import Difficulty
+from npas.tasks.scenes import dataset
+from npas.tasks.scenes.dataset import Made
+from npas.tasks.scenes.world import Difficulty
 
 
 def ensure(root: Path, write: Callable[[Path], Any], **changes: Any) -> Path:
@@ -22,7 +22,7 @@ def ensure(root: Path, write: Callable[[Path], Any], **changes: Any) -> Path:
         "made": Made(),
         "sizes": {"width": 8},
     }
-    return _scene_sets.ensure(root, **{**given, **changes}, write=write)
+    return dataset.ensure(root, **{**given, **changes}, write=write)
 
 
 def write(folder: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_temporary_set_is_gone_with_its_owner() -> None:
         """Whatever needs the set."""
 
     owner = Owner()
-    folder = _scene_sets.temporary(owner)
+    folder = dataset.temporary(owner)
     (folder / "file").write_text("")
     del owner
     assert not folder.exists()

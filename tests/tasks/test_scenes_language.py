@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from npas.tasks._scenes import Difficulty
-from npas.tasks._scenes.captions import Phrase, Story, marked, plain, tell, vocabulary
-from npas.tasks._scenes.language import refer
-from npas.tasks._scenes.world import Scene, Thing, draw_scene
+from npas.tasks.scenes import Difficulty
+from npas.tasks.scenes.captions import Phrase, Story, marked, plain, tell, vocabulary
+from npas.tasks.scenes.language import refer
+from npas.tasks.scenes.world import Scene, Thing, draw_scene
 
 MEANING = {
     "disc": "circle",

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from npas.tasks._scenes import Difficulty
-from npas.tasks._scenes.captions import tell
-from npas.tasks._scenes.drawing import render
-from npas.tasks._scenes.language import alike
-from npas.tasks._scenes.regions import FAR, GREY, MARGIN, NEAR, REACH, Eyes, propose, union, views
-from npas.tasks._scenes.world import COLOURS, Scene, Thing, draw_scene
+from npas.tasks.scenes import Difficulty
+from npas.tasks.scenes.captions import tell
+from npas.tasks.scenes.drawing import render
+from npas.tasks.scenes.language import alike
+from npas.tasks.scenes.regions import FAR, GREY, MARGIN, NEAR, REACH, Eyes, propose, union, views
+from npas.tasks.scenes.world import COLOURS, Scene, Thing, draw_scene
 
 
 def overlaps(boxes_R4: np.ndarray, truth: Any) -> np.ndarray:

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from npas.tasks import _words
-from npas.tasks._scenes import (
+from npas.tasks.common import word_vectors
+from npas.tasks.scenes import (
     Difficulty,
     write_bert,
     write_flickr30k,
@@ -24,8 +24,8 @@ from npas.tasks._scenes import (
     write_scan,
     write_vectors,
 )
-from npas.tasks._scenes.captions import tell, vocabulary
-from npas.tasks._scenes.world import draw_scene
+from npas.tasks.scenes.captions import tell, vocabulary
+from npas.tasks.scenes.world import draw_scene
 
 COUNTS = {"train": 40, "val": 3, "test": 4}
 WIDTH = 8
@@ -249,7 +249,7 @@ def test_arrays_and_captions_of_scan_belong_together(tmp_path: Path) -> None:
 
 def test_every_word_has_a_vector(tmp_path: Path) -> None:
     write_vectors(tmp_path / "vectors.txt", 7)
-    found = _words.read_vectors(tmp_path / "vectors.txt", 7, vocabulary())
+    found = word_vectors.read_vectors(tmp_path / "vectors.txt", 7, vocabulary())
     assert set(found) == set(vocabulary())
     values = np.stack(list(found.values()))
     assert 0.3 < values.std() < 0.5 and len(np.unique(values, axis=0)) == len(values)
@@ -263,7 +263,9 @@ def test_a_bert_knows_every_word_whole(tmp_path: Path) -> None:
     for path in (tmp_path / "bert").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
     texts = ["A red box", " ".join(vocabulary()), "left of", "of left"]
-    words = _words.from_bert(texts, str(tmp_path / "bert"), 8, 200, torch.device("cpu"), False)
+    words = word_vectors.from_bert(
+        texts, str(tmp_path / "bert"), 8, 200, torch.device("cpu"), False
+    )
     assert words.lengths_U.tolist() == [3, len(vocabulary()), 2, 2]
     first, turned = (words.take(torch.tensor([i]))[0][0, :2] for i in (2, 3))
     assert not torch.allclose(first[0], turned[1], atol=1e-3)  # it reads what stands beside

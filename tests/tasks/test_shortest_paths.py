@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from npas.config import DataConfig
-from npas.tasks import _grids, shortest_paths
+from npas.tasks.shortest_paths import mazes
+from npas.tasks.shortest_paths import task as shortest_paths
 
 DATA = DataConfig(root="nowhere", split=None, download=False)
 TINY: dict[str, Any] = {
@@ -32,7 +33,7 @@ def lengths(inputs: torch.Tensor) -> torch.Tensor:
     free, ends = inputs[:, 0] == 0, inputs[:, 1] == 1
     first = torch.zeros_like(ends).flatten(1)
     first[torch.arange(len(ends)), ends.flatten(1).int().argmax(1)] = True
-    return (_grids.distances(free, first.view_as(ends), 30) * ends).sum((1, 2))
+    return (mazes.distances(free, first.view_as(ends), 30) * ends).sum((1, 2))
 
 
 class Says(nn.Module):

@@ -11,11 +11,13 @@ import torch
 from simulated_ranks import by_ranks
 from torch import Tensor
 
-from npas import tasks
 from npas._nodes import StandinConfig
 from npas.config import DataConfig
 from npas.models import bert, build
-from npas.tasks import _squad_scores, _standin_text, squad
+from npas.tasks import base
+from npas.tasks.common import synthetic_text
+from npas.tasks.squad import metrics as metric_module
+from npas.tasks.squad import task as squad
 
 CPU = torch.device("cpu")
 LENGTHS = {"max_length": 48, "stride": 16, "max_query": 12}
@@ -23,8 +25,8 @@ LENGTHS = {"max_length": 48, "stride": 16, "max_query": 12}
 
 def write(root: Path, version: str, train: int = 40, test: int = 20) -> str:
     """Write a tiny set and its tokenizer as they would lie on disk; return the tokenizer."""
-    _standin_text.write_squad(root, version, train, test)
-    return str(_standin_text.write_tokenizer(root))
+    synthetic_text.write_squad(root, version, train, test)
+    return str(synthetic_text.write_tokenizer(root))
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +338,7 @@ def test_a_rehearsal_reads_made_up_files(
     counts = {name: len(part.questions) for name, part in task.parts.items()}
     assert counts["test"] == 5 and counts["train"] + counts.get("val", 0) == 13
     assert set(counts) == {"train", "test", *(["val"] if split else [])}
-    one, other = (next(tasks.batches(t, 0, 4)) for t in (task, made()))
+    one, other = (next(base.batches(t, 0, 4)) for t in (task, made()))
     assert torch.equal(one.inputs["input_ids"], other.inputs["input_ids"])
     assert "made up" in task.inspect()[f"dev-v{version}.json"]
     assert all(
@@ -359,7 +361,7 @@ def test_answers_are_written_as_the_official_scripts_read_them(
         assert list(found) == [f"{name}{ending}.json" for name in names]
 
         def mean_f1(texts: dict[str, str], true: dict[str, Any] = questions) -> float:
-            scores = [_squad_scores.score(texts[key], true[key], version)[1] for key in true]
+            scores = [metric_module.score(texts[key], true[key], version)[1] for key in true]
             return 100 * sum(scores) / len(scores)
 
         predictions = found[f"predictions{ending}.json"]

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from npas.tasks import _squad_answers, _squad_features, _standin_text, _text
-from npas.tasks._squad_features import Features, Lengths
-from npas.tasks._squad_reading import Question
+from npas.tasks.common import synthetic_text, tokenization
+from npas.tasks.squad import decode as decode_module
+from npas.tasks.squad import windows as window_module
+from npas.tasks.squad.reader import Question
+from npas.tasks.squad.windows import Features, Lengths
 
 WORDS = ["born", "Zürich", "(1895)", "xyz", "a", "José's", "New", "Haven.", "—", "1900", "  of"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> _text.Tokenizer:
-    return _text.load_standin(tmp_path_factory.mktemp("tokenizer"))
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> tokenization.Tokenizer:
+    return tokenization.load_standin(tmp_path_factory.mktemp("tokenizer"))
 
 
 def ask(context: str, answer: str | None, text: str = "Where was Ada born?") -> Question:
@@ -43,16 +45,19 @@ def words_of(features: Features, n: int, context: str) -> list[tuple[int, str]]:
     st.integers(1, 8),
 )
 def test_windows_map_back_to_the_paragraph(
-    tokenizer: _text.Tokenizer, words: list[str], first: int, many: int, length: int, stride: int
+    tokenizer: tokenization.Tokenizer,
+    words: list[str],
+    first: int,
+    many: int,
+    length: int,
+    stride: int,
 ) -> None:
     context = " ".join(words)
     first = min(first, len(words) - 1)
     answer = " ".join(words[first : first + many])
     start = len(" ".join([*words[:first], ""]))
     question = Question("q", 0, context, "Where was Ada born?", (answer,), start)
-    features = _squad_features.cut(
-        [question], tokenizer, Lengths(length, stride, 5), training=False
-    )
+    features = window_module.cut([question], tokenizer, Lengths(length, stride, 5), training=False)
     whole = tokenizer.inner(context, add_special_tokens=False, return_offsets_mapping=True)
     asked = tokenizer.inner(question.text, add_special_tokens=False)["input_ids"][:5]
     cls, sep, pad = (tokenizer.special(kind) for kind in ("cls", "sep", "pad"))
@@ -91,9 +96,11 @@ def test_windows_map_back_to_the_paragraph(
         assert max(side for side, _ in sides) == dict((n, s) for s, n in sides)[window]
 
 
-def test_the_start_and_end_of_an_answer_inside_a_word(tokenizer: _text.Tokenizer) -> None:
+def test_the_start_and_end_of_an_answer_inside_a_word(
+    tokenizer: tokenization.Tokenizer,
+) -> None:
     context = "Built (1895-1943) in Zürich."
-    features = _squad_features.cut(
+    features = window_module.cut(
         [ask(context, "1895"), ask(context, "Zürich"), ask(context, None)],
         tokenizer,
         Lengths(40, 10, 8),
@@ -107,15 +114,17 @@ def test_the_start_and_end_of_an_answer_inside_a_word(tokenizer: _text.Tokenizer
     assert features.left_out == 0 and not features.spans_NL2.size
 
 
-def test_training_leaves_out_an_answer_that_is_not_there(tokenizer: _text.Tokenizer) -> None:
+def test_training_leaves_out_an_answer_that_is_not_there(
+    tokenizer: tokenization.Tokenizer,
+) -> None:
     context = "Ada was born in Oslo."
     lost = Question("q", 0, context, "Where?", ("Rome",), None)
     lengths = Lengths(30, 10, 8)
-    features = _squad_features.cut([lost, ask(context, "Oslo")], tokenizer, lengths, training=True)
+    features = window_module.cut([lost, ask(context, "Oslo")], tokenizer, lengths, training=True)
     assert features.left_out == 1 and features.question_N.tolist() == [1]
-    assert len(_squad_features.cut([lost], tokenizer, lengths, training=False)) == 1
+    assert len(window_module.cut([lost], tokenizer, lengths, training=False)) == 1
     with pytest.raises(ValueError, match="none of the questions"):
-        _squad_features.cut([lost], tokenizer, lengths, training=True)
+        window_module.cut([lost], tokenizer, lengths, training=True)
 
 
 def logits(features: Features, wanted: dict[tuple[int, str], float], context: str) -> np.ndarray:
@@ -127,9 +136,11 @@ def logits(features: Features, wanted: dict[tuple[int, str], float], context: st
     return found
 
 
-def test_the_best_stretch_of_all_windows_is_the_answer(tokenizer: _text.Tokenizer) -> None:
+def test_the_best_stretch_of_all_windows_is_the_answer(
+    tokenizer: tokenization.Tokenizer,
+) -> None:
     context = "Ada was born in New Haven. Hugo moved to Oslo."
-    features = _squad_features.cut(
+    features = window_module.cut(
         [ask(context, "Oslo")], tokenizer, Lengths(16, 3, 5), training=False
     )
     assert len(features) > 2
@@ -149,8 +160,8 @@ def test_the_best_stretch_of_all_windows_is_the_answer(tokenizer: _text.Tokenize
     end = logits(features, {(best, "Haven"): 3.0, (last, "Oslo"): 3.0}, context)
     start[:, 0], end[:, 0] = np.arange(len(features)), 1.0
 
-    def decode(n_best: int, most: int) -> _squad_answers.Answers:
-        (found,) = _squad_answers.decode(
+    def decode(n_best: int, most: int) -> decode_module.Answers:
+        (found,) = decode_module.decode(
             features, [context], start, end, n_best=n_best, max_answer=most
         )
         return found
@@ -184,57 +195,57 @@ def test_stretches_are_those_of_a_search_over_all(data: st.DataObject) -> None:
         for e in likeliest(end, may_end)
         if s <= e < s + most
     }
-    found = _squad_answers.spans(start, end, may_start, may_end, n_best, most)
+    found = decode_module.spans(start, end, may_start, may_end, n_best, most)
     assert set(found) == expected and len(found) == len(expected)
 
 
 def test_training_keeps_no_array_that_it_does_not_need(
-    tokenizer: _text.Tokenizer, monkeypatch: pytest.MonkeyPatch
+    tokenizer: tokenization.Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[Features] = []
 
-    def windows(*args: Any, of: Any = _squad_features._windows, **how: Any) -> Features:
+    def windows(*args: Any, of: Any = window_module._windows, **how: Any) -> Features:
         rows.append(of(*args, **how))
         return rows[-1]
 
-    monkeypatch.setattr(_squad_features, "_windows", windows)
+    monkeypatch.setattr(window_module, "_windows", windows)
     question = ask("Ada was born in Oslo.", "Oslo")
     for training in (True, False):
-        _squad_features.cut([question], tokenizer, Lengths(16, 3, 5), training=training)
+        window_module.cut([question], tokenizer, Lengths(16, 3, 5), training=training)
     for array in (rows[0].spans_NL2, rows[0].may_start_NL):
         assert array.size == 0 and array.base is None  # no cut of a larger one, which would stay
     assert rows[1].spans_NL2.any() and rows[1].may_start_NL.any()
 
 
-def test_no_stretch_at_all_is_an_empty_answer(tokenizer: _text.Tokenizer) -> None:
-    features = _squad_features.cut([ask("", None)], tokenizer, Lengths(16, 3, 5), training=False)
+def test_no_stretch_at_all_is_an_empty_answer(tokenizer: tokenization.Tokenizer) -> None:
+    features = window_module.cut([ask("", None)], tokenizer, Lengths(16, 3, 5), training=False)
     zeros = np.zeros(features.ids_NL.shape, np.float32)
-    (found,) = _squad_answers.decode(features, [""], zeros, zeros, n_best=3, max_answer=4)
+    (found,) = decode_module.decode(features, [""], zeros, zeros, n_best=3, max_answer=4)
     assert found.text == "" and found.doubt == float("inf")
 
 
 def test_the_made_up_tokenizer_is_like_a_bert_s(tmp_path: Path) -> None:
-    tokenizer = _text.Tokenizer("made up", _text.load_standin(tmp_path).inner)
+    tokenizer = tokenization.Tokenizer("made up", tokenization.load_standin(tmp_path).inner)
     ids = tokenizer.inner("José was born in 1895.", "Zürich")["input_ids"]
     text = tokenizer.inner.decode(ids)
     assert text == "[CLS] jose was born in 1895. [SEP] zurich [SEP]"
     assert tokenizer.size < 1024
-    assert len(set(_standin_text.FIRST)) == len(_standin_text.FIRST)
+    assert len(set(synthetic_text.FIRST)) == len(synthetic_text.FIRST)
 
 
 @pytest.mark.parametrize(
     "answer", ["Haven", "Havene\u0301", "Haven\u0328\u0301", "e\u0301 Haven\u0301"]
 )
 def test_an_answer_ends_with_the_marks_on_its_last_letter(
-    answer: str, tokenizer: _text.Tokenizer
+    answer: str, tokenizer: tokenization.Tokenizer
 ) -> None:
     """A tokenizer that strips accents leaves them out of its last token's place."""
     context = f"New {answer} was born, a\u0301."
-    features = _squad_features.cut(
+    features = window_module.cut(
         [ask(context, answer)], tokenizer, Lengths(40, 8, 5), training=False
     )
     logits_2NL = np.full((2, *features.ids_NL.shape), -9.0)
     for logits_NL, place_N in zip(logits_2NL, (features.start_N, features.end_N), strict=True):
         logits_NL[np.arange(len(features)), place_N] = 9.0
-    (found,) = _squad_answers.decode(features, [context], *logits_2NL, n_best=3, max_answer=9)
+    (found,) = decode_module.decode(features, [context], *logits_2NL, n_best=3, max_answer=9)
     assert found.text == answer

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from npas.tasks import _squad_reading as reading
+from npas.tasks.squad import reader as reading
 
 CONTEXT = "The Norman dynasty (911\u20131135) ruled in Rouen, Normandy."
 OFFICIAL: dict[str, Any] = {

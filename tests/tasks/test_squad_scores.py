@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npas.tasks import _squad_scores as scores
+from npas.tasks.squad import metrics as scores
 
 GOLDEN: dict[str, Any] = json.loads(
     Path(__file__).with_name("squad_scores.json").read_text(encoding="utf-8")

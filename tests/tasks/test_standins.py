@@ -11,8 +11,10 @@ from torch import nn
 from npas import tasks
 from npas._nodes import StandinConfig
 from npas.config import DataConfig
-from npas.tasks import Task, _standin_cifar, cifar
-from npas.tasks._unpickle import unpickle
+from npas.tasks.base import Task
+from npas.tasks.cifar import synthetic
+from npas.tasks.cifar import task as cifar
+from npas.tasks.common.unpickle import unpickle
 
 
 def make(family: str, train: int = 8, test: int = 4, split: Any = None, **keys: Any) -> Task:
@@ -70,7 +72,7 @@ def test_nothing_is_left_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("classes", [10, 100])
 def test_files_are_of_the_published_form(classes: int, tmp_path: Path) -> None:
     published = cifar.published_archive(classes)
-    archive = _standin_cifar.write(tmp_path, published, classes, 23, 7)
+    archive = synthetic.write(tmp_path, published, classes, 23, 7)
     assert (archive.train.keys(), archive.test.keys()) == (
         published.train.keys(),
         published.test.keys(),

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from npas.tasks import _standin_text, _text
+from npas.tasks.common import synthetic_text, tokenization
 
 
 def wordpiece(folder: Path) -> None:
     """Write BERT's two forms: the words alone, and the whole tokenizer."""
-    whole = _standin_text.write_tokenizer(folder) / "tokenizer.json"
+    whole = synthetic_text.write_tokenizer(folder) / "tokenizer.json"
     ids = json.loads(whole.read_text())["model"]["vocab"]
     (folder / "vocab.txt").write_text("\n".join(sorted(ids, key=ids.__getitem__)))
     whole.rename(folder / "tokenizer.json")
@@ -48,10 +48,10 @@ def test_one_file_will_do_if_a_config_says_what_kind_it_is(
     alone.mkdir()
     (tmp_path / file).rename(alone / file)
     with pytest.raises(ValueError, match=r'put a config\.json .*"model_type": "bert"') as error:
-        _text.load_tokenizer(str(alone))
+        tokenization.load_tokenizer(str(alone))
     assert "\n" not in str(error.value) and "task.tokenizer=" in str(error.value)
     (alone / "config.json").write_text(json.dumps({"model_type": kind}))
-    tokenizer = _text.load_tokenizer(str(alone))
+    tokenizer = tokenization.load_tokenizer(str(alone))
     (found,) = tokenizer.encode(["the xa sees"])
     assert found.offsets[0][0] == 0 and found.offsets[-1][1] == 11
-    assert all(0 <= tokenizer.special(name) < tokenizer.size for name in _text.SPECIAL)
+    assert all(0 <= tokenizer.special(name) < tokenizer.size for name in tokenization.SPECIAL)

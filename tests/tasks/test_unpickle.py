@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from npas.tasks._unpickle import unpickle
+from npas.tasks.common.unpickle import unpickle
 
 
 @pytest.mark.parametrize("protocol", [3, 4])

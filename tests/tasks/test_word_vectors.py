@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from npas.tasks import _standin_text, _text, _words
-from npas.tasks._scenes import captions, language, world
+from npas.tasks.common import synthetic_text, tokenization, word_vectors
+from npas.tasks.scenes import captions, language, world
 
 TEXTS = ["A red Square", "the small circle, left of it", "zzz", "don't"]
 VECTORS = "a 1 0\nred 0 1\nsquare 0.5 0.5\nRed 9 9\ncircle -1 2e-1\nleft 3 3\n"
@@ -45,8 +45,8 @@ def file(tmp_path: Path) -> Path:
 )
 def test_texts_are_cut_into_words_as_vectors_are_of(text: str, words: str) -> None:
     known = {"t-shirt", "mother-in-law", "black-and"}
-    assert _words.split(text, known) == words.split()
-    assert set(words.split()) <= _words.spellings([text])
+    assert word_vectors.split(text, known) == words.split()
+    assert set(words.split()) <= word_vectors.spellings([text])
 
 
 def test_the_made_up_worlds_words_are_as_they_stand() -> None:
@@ -58,12 +58,12 @@ def test_the_made_up_worlds_words_are_as_they_stand() -> None:
         told += [text for own in language.refer(scene, difficulty).values() for text in own]
     for text in told:
         words = re.findall(r"\w+(?:'\w+)?", text.lower())
-        assert _words.split(text) == words and _words.spellings([text]) == set(words)
-    assert all(_words.split(word) == [word] for word in captions.vocabulary())
+        assert word_vectors.split(text) == words and word_vectors.spellings([text]) == set(words)
+    assert all(word_vectors.split(word) == [word] for word in captions.vocabulary())
 
 
 def test_known_words_are_looked_up_and_others_left_out(file: Path) -> None:
-    words = _words.look_up(TEXTS, file, 2, 10)
+    words = word_vectors.look_up(TEXTS, file, 2, 10)
     found_PTV, lengths_P = words.take(torch.tensor([[1, 0], [2, 3]]))
     assert lengths_P.tolist() == [[2, 3], [1, 1]]
     assert found_PTV.shape == (2, 2, 3, 2)
@@ -73,14 +73,14 @@ def test_known_words_are_looked_up_and_others_left_out(file: Path) -> None:
 
 
 def test_of_a_long_text_the_last_words_are_kept(file: Path) -> None:
-    words = _words.look_up(TEXTS, file, 2, 2)
+    words = word_vectors.look_up(TEXTS, file, 2, 2)
     assert words.take(torch.tensor(0))[0].tolist() == [[0, 1], [0.5, 0.5]]
 
 
 def test_what_is_joined_is_looked_up_whole_or_by_its_parts(tmp_path: Path) -> None:
     path = tmp_path / "vectors.txt"
     path.write_text("t-shirt 1 0\ndark 2 0\nhaired 3 0\nt 4 0\nshirt 5 0\n's 6 0\nn't 7 0\n")
-    words = _words.look_up(["dark-haired", "t-shirt's", "don't"], path, 2, 10)
+    words = word_vectors.look_up(["dark-haired", "t-shirt's", "don't"], path, 2, 10)
     found = [words.take(torch.tensor(i))[0][:, 0].tolist() for i in range(3)]
     assert found == [[2, 3], [1, 6], [7, 0]]
 
@@ -90,7 +90,7 @@ def test_a_first_line_that_counts_is_passed_over(
 ) -> None:
     path = tmp_path / "vectors.vec"
     path.write_text("6 2\n" + VECTORS)
-    assert list(_words.read_vectors(path, 2, ["red", "up"])) == ["red"]
+    assert list(word_vectors.read_vectors(path, 2, ["red", "up"])) == ["red"]
     assert not caplog.records
 
 
@@ -102,7 +102,7 @@ def test_words_may_have_spaces_and_lines_other_white_space(
     lines = [b"", b"at name@site 9 9", b"left . . 9 9", b"5\xc2\xa0th 9 9", b" red\t 1  2 ", b"\t"]
     lines += [b"\xff\xfe 9 9", b"at 3 4\r", b"caf\xe9 9 9"]
     path.write_bytes(b"\n".join(lines) + b"\n")
-    found = _words.read_vectors(path, 2, ["at", "left", "5", "red"])
+    found = word_vectors.read_vectors(path, 2, ["at", "left", "5", "red"])
     assert {word: own.tolist() for word, own in found.items()} == {"red": [1, 2], "at": [3, 4]}
     assert not caplog.records
 
@@ -112,7 +112,7 @@ def test_words_of_another_width_are_left_out(
 ) -> None:
     path = tmp_path / "vectors.txt"
     path.write_text("a 1 0\nred 0\nup 1 2 3\nleft 3 3\n\nunheard 1\n")
-    found = _words.read_vectors(path, 2, ["a", "red", "up", "left"])
+    found = word_vectors.read_vectors(path, 2, ["a", "red", "up", "left"])
     assert list(found) == ["a", "left"]
     (record,) = caplog.records
     assert record.levelname == "WARNING" and record.message == (
@@ -138,16 +138,16 @@ def test_a_file_that_is_no_vectors_is_refused(tmp_path: Path, text: str | None, 
     if text is not None:
         path.write_bytes(text.encode("latin1"))
     with pytest.raises(ValueError, match=said) as caught:
-        _words.look_up(["a red one up"], path, 2, 10)
+        word_vectors.look_up(["a red one up"], path, 2, 10)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
 @pytest.fixture
 def bert(tmp_path: Path) -> Path:
-    folder = _standin_text.write_tokenizer(tmp_path)
+    folder = synthetic_text.write_tokenizer(tmp_path)
     torch.manual_seed(0)
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    size = _text.load_tokenizer(str(folder)).size
+    size = tokenization.load_tokenizer(str(folder)).size
     BertModel(BertConfig(vocab_size=size, intermediate_size=8, **shape)).save_pretrained(folder)
     return folder
 
@@ -157,8 +157,11 @@ def test_a_bert_says_what_words_mean_where_they_stand(
 ) -> None:
     texts = ["Where was Ada born?", "Ada", "", "Ada was born in Paris."]
     device = torch.device("cpu")
-    words = _words.from_bert(texts, str(bert), 8, 10, device)
-    model, tokenizer = BertModel.from_pretrained(bert).eval(), _text.load_tokenizer(str(bert))
+    words = word_vectors.from_bert(texts, str(bert), 8, 10, device)
+    model, tokenizer = (
+        BertModel.from_pretrained(bert).eval(),
+        tokenization.load_tokenizer(str(bert)),
+    )
     ends = tokenizer.special("cls"), tokenizer.special("sep")
     for i, encoded in enumerate(tokenizer.encode(texts)):
         ids = torch.tensor([[ends[0], *encoded.ids, ends[1]]])
@@ -168,11 +171,11 @@ def test_a_bert_says_what_words_mean_where_they_stand(
         torch.testing.assert_close(found_TV[: len(alone_TV)], alone_TV, atol=2e-3, rtol=2e-3)
         assert not found_TV[len(alone_TV) :].any()
     with pytest.raises(ValueError, match=r"gives 8 numbers a word, and task\.word_width=300"):
-        _words.from_bert(texts, str(bert), 300, 10, device)
+        word_vectors.from_bert(texts, str(bert), 300, 10, device)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=r"task\.bert=.*cannot be read"):
         (bert / "config.json").write_text("{")
-        _words.from_bert(texts, str(bert), 8, 10, device)
+        word_vectors.from_bert(texts, str(bert), 8, 10, device)
 
 
 def test_a_file_that_is_cut_off_is_warned_of(
@@ -180,9 +183,9 @@ def test_a_file_that_is_cut_off_is_warned_of(
 ) -> None:
     path = tmp_path / "vectors.txt"
     path.write_text(VECTORS)
-    whole = _words.look_up(TEXTS, path, 2, 10)
+    whole = word_vectors.look_up(TEXTS, path, 2, 10)
     assert not caplog.records
     path.write_text(VECTORS.rstrip("\n")[:-1])
-    cut = _words.look_up(TEXTS, path, 2, 10)
+    cut = word_vectors.look_up(TEXTS, path, 2, 10)
     assert "ends within a line: it may be cut off" in caplog.text
     assert 0 < whole.unknown < cut.unknown

@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from npas import tasks
-from npas._preemption import SIGNALS
 from npas.config import DataConfig
-from npas.tasks import Batch, _workers, digits, shortest_paths
+from npas.tasks import base, digits
+from npas.tasks.base import Batch
+from npas.tasks.common import workers as worker_module
+from npas.tasks.shortest_paths import task as shortest_paths
+from npas.utils.signals import SIGNALS
 
 CPU = torch.device("cpu")
 DATA = DataConfig(root="nowhere", split=None, download=False)
@@ -57,7 +59,7 @@ def fail(error: Exception) -> Callable[[], None]:
 
 
 def batches(toy: Any, workers: int = 2, first_step: int = 0) -> Any:
-    return tasks.batches(toy, 0, 2, first_step=first_step, workers=workers)
+    return base.batches(toy, 0, 2, first_step=first_step, workers=workers)
 
 
 def step_of(batch: Batch) -> int:
@@ -88,10 +90,10 @@ def test_any_number_of_workers_makes_the_same_batches_to_the_bit(
     task.setup()
     size = task.steps_per_epoch(1) // 7 // 2 * 2
     place: dict[str, Any] = {"first_step": first_step, "rank": rank, "world": world}
-    expected = list(tasks.batches(task, 1, size, **place))
+    expected = list(base.batches(task, 1, size, **place))
     assert len(expected) == 7 - first_step
     for workers in (1, 2):
-        found = list(tasks.batches(task, 1, size, **place, workers=workers))
+        found = list(base.batches(task, 1, size, **place, workers=workers))
         for one, other in zip(found, expected, strict=True):
             assert isinstance(one, Batch) and one.size == other.size == size // world
             assert torch.equal(one.inputs, other.inputs)
@@ -138,25 +140,25 @@ def test_workers_ignore_what_asks_a_run_to_stop() -> None:
     for batch in batches(Toy(30)):
         found.append((step_of(batch), maker_of(batch)))
         if 2 <= len(found) < 6:
-            for number in _workers.IGNORED:
+            for number in worker_module.IGNORED:
                 os.kill(found[-1][1], number)
                 os.kill(found[-2][1], number)
     assert [step for step, _ in found] == list(range(30))
     assert len({maker for _, maker in found}) == 2
-    assert set(_workers.IGNORED) == set(SIGNALS)
+    assert set(worker_module.IGNORED) == set(SIGNALS)
 
 
 def train_under_fire(report: str) -> None:
     """Iterate while every process of the group gets signals, from before the workers are there."""
     os.setpgid(0, 0)
     got: list[int] = []
-    for number in _workers.IGNORED:
+    for number in worker_module.IGNORED:
         signal.signal(number, lambda number, frame: got.append(number))
     over = threading.Event()
 
     def fire() -> None:
         while not over.is_set():
-            for number in _workers.IGNORED:
+            for number in worker_module.IGNORED:
                 os.killpg(0, number)
             time.sleep(0.0005)
 
@@ -164,7 +166,7 @@ def train_under_fire(report: str) -> None:
     for _ in range(5):
         assert [step_of(batch) for batch in batches(Toy(6))] == list(range(6))
     over.set()
-    assert set(got) == set(_workers.IGNORED)
+    assert set(got) == set(worker_module.IGNORED)
     Path(report).write_text("through")
 
 
@@ -204,7 +206,7 @@ def test_giving_up_early_ends_the_workers_quickly(way: str) -> None:
 def test_a_worker_in_the_middle_of_a_long_batch_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_workers, "GRACE_S", 0.1)
+    monkeypatch.setattr(worker_module, "GRACE_S", 0.1)
     iterator = batches(Toy(at={2: lambda: time.sleep(100), 3: lambda: time.sleep(100)}))
     assert [step_of(next(iterator)) for _ in range(2)] == [0, 1]
     started = time.monotonic()

@@ -11,7 +11,7 @@ import npas
 from npas import tasks
 from npas.config import config_hash, in_parts, run_dir
 from npas.reporting.compose import compose
-from npas.tasks import grounding
+from npas.tasks.grounding import task as grounding
 from npas.training import build, train
 from npas.training.checkpoint import find_checkpoint
 from npas.training.experiment import check_parts

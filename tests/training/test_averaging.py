@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import update_bn
 
-from npas import tasks
+from npas.tasks import base
 from npas.training.averaging import AveragedWeights
 from npas.training.checkpoint import Checkpoints
 from npas.training.state import load_weights
@@ -61,7 +61,7 @@ def test_their_batch_norms_have_statistics_of_their_own(run_small, tmp_path: Pat
     model, config = experiment.model, experiment.config
     load_weights(model, newest)
     stored = {name: value.clone() for name, value in model.state_dict().items()}
-    batches = tasks.batches(experiment.task, config.epochs - 1, config.batch_size)
+    batches = base.batches(experiment.task, config.epochs - 1, config.batch_size)
     update_bn((batch.inputs for batch in batches), model)
     renewed = 0
     for name, value in model.state_dict().items():

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from npas._launched import Refused
 from npas.training import build, checkpoint
 from npas.training.checkpoint import open_checkpoint
 from npas.training.optim import build_optimizer
 from npas.training.precision import Precision
 from npas.training.state import TrainState, load_weights
+from npas.utils.processes import Refused
 
 Change = Callable[[dict[str, Any]], object]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from npas.tasks import Batch
+from npas.tasks.base import Batch
 from npas.training import build, loop, train
 from npas.training.distributed import Process
 from npas.training.meter import Meter

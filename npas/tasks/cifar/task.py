@@ -1,0 +1,252 @@
+"""Classify the 32x32 photographs of CIFAR-10 and CIFAR-100 (Krizhevsky, 2009).
+
+The set lies under `data.root` as its author packed it (the "python version", which torchvision
+reads too); `data.download=true` fetches it. Files with other checksums than the published ones are
+refused unless `data.verify=warn`. `data.split=45k`, the default, holds 5,000 training
+images out to choose a checkpoint by; `50k` trains on all. The recipe is that of both papers:
+zero-padded random crops, flips, and cutout of 16 pixels unless `task.cutout=false` leaves it out.
+`task.label_smoothing` is an option of this project, not of the papers, and so is `task.image_size`:
+16 averages each 2x2 pixels into one, for experiments on CPUs; crops and cutout shrink alike.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from npas.models import InputSpec
+from npas.tasks.cifar import synthetic
+from npas.tasks.classification import Classification, Part, Recipe, hold_out
+from npas.tasks.common import checksums, download
+from npas.tasks.common.files import locked
+from npas.tasks.common.unpickle import unpickle
+from npas.utils.schema import at_least, below
+
+if TYPE_CHECKING:
+    from npas.config import DataConfig
+
+VALIDATION_FRACTION = 0.1
+PIXELS = 3 * 32 * 32
+IMAGE_SIZES = (32, 16, 8)
+# Means and deviations of the channels as the Wide ResNet authors gave them.
+RECIPES = {
+    10: Recipe((125.3, 123.0, 113.9), (63.0, 62.1, 66.7), padding=4, flip=True, cutout=16),
+    100: Recipe((129.3, 124.1, 112.4), (68.2, 65.4, 70.4), padding=4, flip=True, cutout=16),
+}
+SHA256 = {
+    10: "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    100: "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+}
+
+
+@dataclass
+class Config:
+    """Hold the `task.*` keys of CIFAR. ValueError unless it has 10 or 100 classes."""
+
+    family: str = "cifar"
+    classes: int = 10
+    cutout: bool = True
+    label_smoothing: float = 0.0
+    image_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.image_size not in IMAGE_SIZES:
+            raise ValueError(
+                f"task.image_size={self.image_size}: CIFAR's 32x32 images can be halved only to"
+                f" {' or '.join(map(str, IMAGE_SIZES[1:]))}"
+            )
+        if self.classes not in RECIPES:
+            raise ValueError(f"task.classes={self.classes}: CIFAR comes with 10 or 100 classes")
+        at_least("task.label_smoothing", self.label_smoothing, 0)
+        below("task.label_smoothing", self.label_smoothing, 1)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """List the files of a CIFAR set with their md5 sums, and the archive's sha256."""
+
+    url: str
+    filename: str
+    sha256: str
+    folder: str
+    train: dict[str, str]
+    test: dict[str, str]
+
+
+def published_archive(classes: int) -> Archive:
+    """Return the files of the published set, as torchvision lists them but for the archive's sum.
+
+    The author published md5 sums. An archive is held against a sum that nobody can forge today.
+    """
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    known: Any = CIFAR10 if classes == 10 else CIFAR100
+    return Archive(
+        url=known.url,
+        filename=known.filename,
+        sha256=SHA256[classes],
+        folder=known.base_folder,
+        train=dict(known.train_list),
+        test=dict(known.test_list),
+    )
+
+
+class Task(Classification):
+    """Classify 32x32 colour images into 10 or 100 classes."""
+
+    compared: checksums.Comparison
+
+    def __init__(
+        self,
+        config: Config,
+        data: DataConfig,
+        *,
+        seed: int,
+        device: torch.device,
+        archive: Archive | None = None,
+    ) -> None:
+        recipe, self.factor = RECIPES[config.classes], 32 // config.image_size
+        super().__init__(
+            f"cifar{config.classes}",
+            InputSpec((3, config.image_size, config.image_size), config.classes),
+            replace(
+                recipe,
+                label_smoothing=config.label_smoothing,
+                padding=recipe.padding // self.factor,
+                cutout=recipe.cutout // self.factor if config.cutout else 0,
+            ),
+            has_validation=data.split != "50k",
+            seed=seed,
+            device=device,
+            source=data.source,
+        )
+        self.root = Path(data.root)
+        self.download = data.download
+        self.standin = data.standin
+        self.archive = archive or published_archive(config.classes)
+        self.compared = checksums.Comparison(data.verify)
+
+    def read(self) -> dict[str, Part]:
+        """Find the set, or fetch it, and read it. ValueError says what to put where."""
+        if self.source == "standin":
+            return self._read_standin()
+        self._ensure(self.archive)
+        train = self._part(self.archive, self.archive.train)
+        test = self._part(self.archive, self.archive.test)
+        held = hold_out(train.labels, VALIDATION_FRACTION, f"{self.name} validation")
+        return self._split(train, test, held)
+
+    def _read_standin(self) -> dict[str, Part]:
+        """Read a made-up set; its validation images come on top and last: a tenth may be none."""
+        held_out = self.standin.test if self.has_validation else 0
+        wanted = self.standin.train + held_out
+        with tempfile.TemporaryDirectory() as folder:
+            self.root, classes = Path(folder), self.spec.num_classes
+            self.archive = synthetic.write(
+                self.root, self.archive, classes, wanted, self.standin.test
+            )
+            train = self._part(self.archive, self.archive.train)
+            test = self._part(self.archive, self.archive.test)
+        count = len(train.labels)
+        return self._split(train, test, torch.arange(count) >= count - held_out)
+
+    def _split(self, train: Part, test: Part, held: torch.Tensor) -> dict[str, Part]:
+        if not self.has_validation:
+            return {"train": train, "test": test}
+        val = Part(train.images[held], train.labels[held])
+        train = Part(train.images[~held], train.labels[~held])
+        return {"train": train, "test": test, "val": val}
+
+    def inspect(self) -> dict[str, str]:
+        """List the files and their sums, and count the images of each part."""
+        whose = "made up" if self.source == "standin" else "published"
+        files = {}
+        for name, md5 in (self.archive.train | self.archive.test).items():
+            file = f"{self.archive.folder}/{name}"
+            found = self.compared.found[file]
+            same = found == f"md5 {md5}"
+            files[file] = f"{found}, as {whose}" if same else f"{found}; md5 {md5} was published"
+        return files | super().inspect()
+
+    def _ensure(self, archive: Archive) -> None:
+        """Unpack the archive, or download it first, unless all files are there."""
+        members = [f"{archive.folder}/{name}" for name in (*archive.train, *archive.test)]
+        packed = self.root / archive.filename
+
+        def complete() -> bool:
+            return all((self.root / member).is_file() for member in members)
+
+        if complete():
+            return
+        if not packed.is_file() and not self.download:
+            raise ValueError(
+                f"{self.name} is not under data.root={self.root}: put {archive.filename} (or its "
+                f"folder {archive.folder}) there, or set data.download=true"
+            )
+        with locked(self.root / f".{archive.filename}.lock"):
+            if complete():  # another process was faster
+                return
+            expected = archive.sha256 if self.compared.verify == "refuse" else None
+            if not packed.is_file():
+                download.download(archive.url, packed)
+                expected = archive.sha256
+            download.unpack(packed, expected, members, self.root)
+
+    def _part(self, archive: Archive, files: dict[str, str]) -> Part:
+        """Read pickled batches of rows of 3,072 bytes (channel, row, column) into NHWC.
+
+        A file is unpickled, as plain data alone, once its sum has been compared.
+        """
+        rows, labels = [], []
+        for name, md5 in files.items():
+            path = self.root / archive.folder / name
+            data = path.read_bytes()
+            self.compared.add(
+                f"{archive.folder}/{name}",
+                checksums.md5(data),
+                f"md5 {md5}",
+                path=path,
+                remedy="delete it, and data.download=true fetches the published set",
+            )
+            try:
+                images, answers = parse(unpickle(data), self.spec.num_classes)
+            except ValueError as error:
+                raise ValueError(f"{path} is no CIFAR file: {error}") from error
+            rows.append(images)
+            labels.append(answers)
+        images = np.concatenate(rows).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return Part(
+            shrink(torch.from_numpy(np.ascontiguousarray(images)), self.factor),
+            torch.from_numpy(np.concatenate(labels)),
+        )
+
+
+def shrink(images_NHWC: torch.Tensor, factor: int) -> torch.Tensor:
+    """Return the images, bytes, with each factor x factor square averaged into one pixel."""
+    if factor == 1:
+        return images_NHWC
+    count, height, width, channels = images_NHWC.shape
+    squares = images_NHWC.reshape(
+        count, height // factor, factor, width // factor, factor, channels
+    )
+    return squares.float().mean(dim=(2, 4)).round().to(torch.uint8)
+
+
+def parse(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows, N x 3072 bytes, and labels, N, of one file. ValueError if it has none."""
+    key = "labels" if classes == 10 else "fine_labels"
+    if not isinstance(batch, dict) or not {"data", key} <= batch.keys():
+        raise ValueError(f"it holds no 'data' and {key!r}")
+    rows, labels = batch["data"], np.asarray(batch[key])
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (PIXELS,):
+        raise ValueError(f"its images are not rows of {PIXELS} bytes")
+    if labels.dtype.kind != "i" or labels.shape != rows.shape[:1]:
+        raise ValueError("it has not one label for each image")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"its labels are not 0 to {classes - 1}")
+    return rows, labels.astype(np.int64)

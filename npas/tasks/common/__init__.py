@@ -1,0 +1,1 @@
+"""What several tasks need: sampling, workers, downloads, archives, tokenizers, word vectors."""

@@ -1,0 +1,205 @@
+"""Hold which phrase speaks of which box of which image, however a data set writes it down.
+
+A box is (left, top, right, bottom) in pixels counted from 0; right and bottom belong to it.
+
+Dimensions: I images of a split, N phrases, C types.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from npas.tasks.common.files import reason
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+# What a reading counts.
+CAPTIONS, BOXES = "captions", "boxes"
+UNRELATED = "captions of some other image"
+BOXLESS, WORDLESS = "phrases without a box", "phrases without a word"
+CLIPPED, UNANNOTATED = "boxes clipped", "phrases of a chain that its annotation does not name"
+ODD_BOXES, ODD_PHRASES = "odd boxes", "odd phrases"
+GARBLED = "phrases that are no UTF-8"
+# Of these, what is to be warned of.
+STRANGE = {
+    CLIPPED: "boxes reach beyond their image and were clipped to it",
+    UNANNOTATED: "phrases are left out, whose chain its annotation does not name",
+    ODD_BOXES: "boxes are empty or outside their image: phrases that speak of them are left out",
+    ODD_PHRASES: "phrases are left out, which are no [/EN#chain/type words] or hold brackets",
+    GARBLED: "phrases hold bytes that are no UTF-8, and are read without them",
+}
+MOST_BAD = 3  # images that a split may lack or that may be odd, or a hundredth of it
+
+Box = tuple[float, float, float, float]
+
+
+class Image(NamedTuple):
+    """Name an image, where it lies and its size in pixels; the file itself may be missing."""
+
+    id: str  # as feature files name it
+    path: Path
+    width: int
+    height: int
+
+
+class Phrase(NamedTuple):
+    """Hold a phrase, the box that it speaks of, and what kinds of things it is of, if known."""
+
+    text: str
+    box: Box
+    types: tuple[str, ...] = ()
+
+
+@dataclass
+class Reading:
+    """Hold what was read of a split: its images, the phrases of each, and counts by what they are.
+
+    `odd` notes where something strange was met first, by what it is, and `spoiled` the ids of
+    images of which something is left out for it.
+    """
+
+    images: list[Image] = field(default_factory=list)
+    phrases: list[list[Phrase]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    odd: dict[str, str] = field(default_factory=dict)
+    spoiled: set[str] = field(default_factory=set)
+
+    def note(self, what: str, where: str) -> None:
+        """Count something strange, of which `where` is kept if it is the first."""
+        self.counts[what] += 1
+        self.odd.setdefault(what, where)
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Hold the phrases of images that have at least one, as arrays.
+
+    Lists of a million small objects would be copied into every worker, page by page.
+    """
+
+    images: list[Image]
+    first_J: np.ndarray  # int64, J = I + 1: image i has the phrases first_J[i] .. first_J[i+1]-1
+    texts: list[str]  # each once
+    text_N: np.ndarray  # int64: which of them
+    boxes_N4: np.ndarray  # float32
+    types: list[str]  # sorted
+    is_type_NC: np.ndarray  # bool: a phrase may be of several types
+
+    @classmethod
+    def of(cls, reading: Reading) -> Flat:
+        """Lay out what was read."""
+        pairs = zip(reading.images, reading.phrases, strict=True)
+        with_any = [(image, own) for image, own in pairs if own]
+        every = [phrase for _, own in with_any for phrase in own]
+        number: dict[str, int] = {}
+        text_N = [number.setdefault(phrase.text, len(number)) for phrase in every]
+        types = sorted({name for phrase in every for name in phrase.types})
+        is_type = [[name in phrase.types for name in types] for phrase in every]
+        boxes = [phrase.box for phrase in every]
+        return cls(
+            [image for image, _ in with_any],
+            np.cumsum([0, *(len(own) for _, own in with_any)]),
+            list(number),
+            np.array(text_N, dtype=np.int64),
+            np.array(boxes, dtype=np.float32).reshape(len(every), 4),
+            types,
+            np.array(is_type, dtype=bool).reshape(len(every), len(types)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.text_N)
+
+    def text(self, number: int) -> str:
+        """Return a phrase."""
+        return self.texts[self.text_N[number]]
+
+    def of_image(self, index: int) -> range:
+        """Return the numbers of an image's phrases."""
+        return range(int(self.first_J[index]), int(self.first_J[index + 1]))
+
+    def image_of(self, number: int) -> int:
+        """Return the image that a phrase is of."""
+        return int(np.searchsorted(self.first_J, number, side="right")) - 1
+
+
+def inside(
+    box: Box, image: Image, last: tuple[float, float], reading: Reading, where: str
+) -> Box | None:
+    """Return the part of a box that lies in its image; None if it is empty, or wholly outside.
+
+    `last` are the greatest x and y that a box may have. A box that an annotator drew past the edge
+    still says what is meant, and keeps its phrase: it is clipped. Either is noted in the reading.
+    """
+    left, top, right, bottom = box
+    is_empty = not (left <= right and top <= bottom)  # also where one is not a number
+    if is_empty or right < 0 or bottom < 0 or left > last[0] or top > last[1]:
+        reading.note(ODD_BOXES, f"{left:g} {top:g} {right:g} {bottom:g}, {where}")
+        reading.spoiled.add(image.id)
+        return None
+    clipped = max(left, 0), max(top, 0), min(right, last[0]), min(bottom, last[1])
+    if clipped != box:
+        reading.note(CLIPPED, where)
+    return clipped
+
+
+def read_lines(path: Path, remedy: str) -> list[str]:
+    """Return the lines of a text file that say something. ValueError, with the remedy, if it fails.
+
+    Texts come in UTF-8, a few of them with a mark at the start; U+FFFD stands for what is none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there: {remedy}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({reason(error)}): {remedy}") from None
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def check_apart(ids: Mapping[str, Sequence[str]], where: str) -> None:
+    """ValueError if an image is named twice, in one split or in two: it would be trained on."""
+    seen: dict[str, str] = {}
+    for split, own in ids.items():
+        for name in own:
+            if name in seen:
+                others = f"in {seen[name]} and in {split}" if seen[name] != split else f"in {split}"
+                raise ValueError(f"{where} names image {name} twice, {others}: name it once")
+            seen[name] = split
+
+
+def too_many(count: int, images: int) -> bool:
+    """Tell whether so many bad images of a split are no accident: over 1% of them, and over 3."""
+    return count > MOST_BAD and 100 * count > images
+
+
+def warn(name: str, found: Mapping[str, Reading], remedy: str) -> None:
+    """Warn, a line each, of what is strange in a data set, and say what becomes of it.
+
+    ValueError, with the remedy, where something is left out of too many images of a split.
+    """
+    for split, reading in found.items():
+        if too_many(len(reading.spoiled), len(reading.images)):
+            first = reading.odd.get(ODD_BOXES) or reading.odd[ODD_PHRASES]
+            raise ValueError(
+                f"{name}: {len(reading.spoiled):,} of the {len(reading.images):,} images of {split}"
+                f" have boxes or phrases that make no sense (first: {first}): {remedy}"
+            )
+    for what, line in STRANGE.items():
+        count = sum(reading.counts[what] for reading in found.values())
+        if count:
+            first = next(reading.odd[what] for reading in found.values() if what in reading.odd)
+            log.warning("%s: %s %s (first: %s)", name, f"{count:,}", line, first)
+
+
+def spread(count: int, wanted: int) -> Iterator[int]:
+    """Yield up to so many of `count` numbers, evenly spread."""
+    wanted = min(count, wanted)
+    yield from (i * count // wanted for i in range(wanted))

@@ -1,0 +1,334 @@
+"""Find what a phrase speaks of: choose one of an image's proposed regions. Phrase grounding.
+
+`task.set` is Flickr30K Entities (Plummer et al. 2017, IJCV), ReferIt (RefCLEF, Kazemzadeh et al.
+2014) or `scenes`, a made-up world in Entities' format that is written to `data.root` once. Phrases,
+boxes and features lie on disk as `_grounding_flickr`, `_grounding_referit` and `_grounding_regions`
+say; features come from scripts/extract_regions.py. All three have a part to choose a checkpoint by.
+
+Words are vectors out of a file or a BERT's, fixed either way. A sample of an epoch is an image with
+`task.phrases` of its phrases, drawn anew each epoch. The loss is CITE's (Plummer et al. 2018,
+arXiv 1711.08389): logistic, on the regions that overlap a phrase's box by `task.positive` and
+`task.negatives` others for each of these, drawn anew as well. CITE's released loop multiplies the
+sum of the labels of all the image's phrases so far, those of -1 included, so that a phrase's number
+of negatives depends on the phrases before it; here it depends on its own regions alone.
+
+Measured is, in percent, the `accuracy` of the best scored region, which is right from an overlap
+(intersection over union) of 0.5 on; beside it the `oracle`, phrases for which there is such a
+region at all, and `chance`, a region drawn at random. Every phrase counts once in each caption, and
+as wrong, in all three, where its image has no features; in training such an image is left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from npas.models import Input, InputSpec
+from npas.tasks import base, scenes
+from npas.tasks.base import Batch, Picture, Shown, over_ranks
+from npas.tasks.common import checksums, sampler, word_vectors
+from npas.tasks.grounding import metrics, report, sets
+from npas.tasks.grounding.batch import Lot, Part, Sizes
+from npas.tasks.grounding.phrases import Box, Flat, Reading, log, spread
+from npas.tasks.grounding.regions import Regions
+from npas.tasks.scenes import Difficulty, dataset
+from npas.tasks.scenes.dataset import Made
+from npas.utils import rng
+from npas.utils.schema import at_least, at_most
+
+if TYPE_CHECKING:
+    from npas.config import DataConfig
+
+NAMES = {"flickr30k": "flickr30k_entities", "referit": "referit", "scenes": "scenes"}
+EVAL_BATCH = 8  # lots of an image's phrases, small enough that many ranks have some of them each
+STANDIN_REGIONS, STANDIN_PHRASES = 20, 4
+# Beyond these a slip of the hand.
+MOST = {
+    "region_width": 100_000, "regions": 10_000, "phrases": 1000, "word_width": 100_000,
+    "max_words": 500, "negatives": 10_000,
+}  # fmt: skip
+
+
+@dataclass
+class Config:
+    """Hold the `task.*` keys of phrase grounding. ValueError for what cannot be.
+
+    `vectors` is a text file under `data.root`, `bert` a folder, or a name on the Hugging Face hub;
+    the made-up world has its own of either. `scenes` says what that is like, `made` how much of it.
+    """
+
+    family: str = "grounding"
+    set: Literal["flickr30k", "referit", "scenes"] = "flickr30k"
+    region_width: int = 2048  # numbers that describe a region
+    regions: int = 300  # of an image, at most: the best ones
+    phrases: int = 16  # of an image, in a sample
+    words: Literal["vectors", "bert"] = "vectors"
+    vectors: str = "glove.6B.300d.txt"
+    bert: str = "bert-base-uncased"
+    word_width: int = 300  # numbers that describe a word
+    max_words: int = 10  # of a phrase: the last ones
+    positive: float = 0.6  # least overlap of a region that is trained to fit
+    negatives: int = 2  # for each that does
+    scenes: Difficulty = field(default_factory=Difficulty)
+    made: Made = field(default_factory=Made)
+
+    def __post_init__(self) -> None:
+        for key, most in MOST.items():
+            at_least(f"task.{key}", getattr(self, key), 1)
+            at_most(f"task.{key}", getattr(self, key), most)
+        at_least("task.positive", self.positive, metrics.LESS_FAR)
+        at_most("task.positive", self.positive, 1)
+        for key in ("vectors", "bert"):
+            value = getattr(self, key)
+            if not value.strip():
+                raise ValueError(f"task.{key} must not be empty")
+            if self.set == "scenes" and value != getattr(Config, key):
+                raise ValueError(
+                    f"task.{key}={value} is not read where task.set=scenes, which has words of its"
+                    " own: leave it out"
+                )
+
+
+class Task(base.Task):
+    """Score the regions of an image for each of its phrases."""
+
+    compared: checksums.Comparison
+    selection_metric = "accuracy"
+    has_validation = True
+
+    def __init__(
+        self, config: Config, data: DataConfig, *, seed: int, device: torch.device
+    ) -> None:
+        self.name = NAMES[config.set]
+        if data.split is not None:
+            raise ValueError(
+                f"data.split={data.split} is no split of {self.name}, which has a part of its own"
+                " to choose a checkpoint by: set data.split=null"
+            )
+        self.config = config
+        self.data = data
+        self.seed = seed
+        self.computing = device  # where a BERT reads the phrases
+        self.device = torch.device("cpu")  # whatever trains: features stream from disk
+        self.source = data.source
+        self.sizes = Sizes(config.phrases, config.regions)
+        if self.source == "standin":
+            self.sizes = Sizes(
+                min(config.phrases, STANDIN_PHRASES), min(config.regions, STANDIN_REGIONS)
+            )
+        size, words = self.sizes, (config.max_words, config.word_width)
+        inputs = {
+            "words": Input((size.phrases, *words)),
+            "lengths": Input((size.phrases,), True),
+            "regions": Input((size.regions, config.region_width)),
+            "boxes": Input((size.regions, 5)),
+        }
+        self.spec = InputSpec((), 1, answers="regions", inputs=inputs)
+        self.is_made_up = config.set == "scenes" or self.source == "standin"
+        self.compared = checksums.Comparison(data.verify)
+        self.readings: dict[str, Reading] = {}
+        self.parts: dict[str, Part] = {}
+
+    def setup(self) -> None:
+        """Read the phrases and look for the regions' features, which stay on disk. ValueError."""
+        if self.parts:
+            return
+        config, root = self.config, Path(self.data.root)
+        if self.source == "standin":
+            few = self.data.standin
+            root = dataset.temporary(self)
+            self._write({"train": few.train, "val": few.test, "test": few.test}, 0, root)
+        elif config.set == "scenes":
+            sizes = {key: getattr(config, key) for key in ("region_width", "word_width")}
+            form = f"flickr30k {config.words}"
+            write = functools.partial(self._write, config.made.counts(), config.made.seed)
+            root = dataset.ensure(root, form, config.scenes, config.made, sizes, write)
+        self._read(root)
+
+    def _write(self, counts: dict[str, int], seed: int, root: Path) -> None:
+        """Write the made-up world: images, phrases, features and words."""
+        config = self.config
+        write = scenes.write_referit if config.set == "referit" else scenes.write_flickr30k
+        write(root, config.scenes, counts, config.region_width, seed)
+        if config.words == "bert":
+            scenes.write_bert(root / "bert", config.word_width)
+        else:
+            scenes.write_vectors(root / "vectors.txt", config.word_width)
+
+    def _read(self, root: Path) -> None:
+        config = self.config
+        name = "referit" if config.set == "referit" else "flickr30k"
+        readings = sets.read(name, root)
+        if not self.is_made_up:
+            sets.compare(name, root, readings, self.compared)
+        flats, regions = {}, {}
+        for split, reading in readings.items():
+            flats[split] = flat = Flat.of(reading)
+            if not len(flat):
+                raise ValueError(f"{self.name}: no phrase of {split} has a box: see docs/data.md")
+            path = sets.features_path(name, root, split)
+            regions[split] = own = Regions(path, flat.images, config.region_width)
+            if own.missing:
+                log.warning(
+                    "%s has no features of %s of %s images (first: %s): %s",
+                    path, f"{len(own.missing):,}", f"{len(flat.images):,}", own.missing[0],
+                    "they are left out" if split == "train" else "their phrases count as wrong",
+                )  # fmt: skip
+        words = self._look_up([text for flat in flats.values() for text in flat.texts], root)
+        parts, first = {}, 0
+        for split, flat in flats.items():
+            text_N = torch.from_numpy(flat.text_N) + first
+            parts[split] = Part(flat, regions[split], words, text_N, self.sizes)
+            first += len(flat.texts)
+        self.parts = parts
+        # Half a million small objects less.
+        self.readings = {split: replace(own, phrases=[]) for split, own in readings.items()}
+
+    def _look_up(self, texts: list[str], root: Path) -> word_vectors.Words:
+        """Turn texts into words, with `max_words` places for each."""
+        config, made_up = self.config, self.is_made_up
+        if config.words == "bert":
+            folder = str(root / "bert") if made_up else config.bert
+            size, download = (config.word_width, config.max_words), self.data.download
+            found = word_vectors.from_bert(texts, folder, *size, self.computing, download)
+        else:
+            path = root / ("vectors.txt" if made_up else config.vectors)
+            found = word_vectors.look_up(texts, path, config.word_width, config.max_words)
+        more = config.max_words - found.rows_UT.shape[1]
+        return replace(found, rows_UT=F.pad(found.rows_UT, (0, more)))
+
+    def inspect(self) -> dict[str, str]:
+        """Count what there is beside what was published, and try to read some of each part."""
+        published = None if self.is_made_up else self.config.set
+        found = report.report(self.readings, self.parts, published)
+        sums = {k: v for k, v in self.compared.found.items() if v.startswith("sha256")}
+        return found | sums
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Count an epoch's full batches of images; those left over come up in other epochs."""
+        count = len(self.parts["train"].there)
+        return sampler.full_batches(count, batch_size, f"training images of {self.name}")
+
+    def train_batches(
+        self,
+        epoch: int,
+        batch_size: int,
+        steps: range | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Batch]:
+        """Yield this rank's parts of these batches: images, some phrases of each, and labels."""
+        part, config = self.parts["train"], self.config
+        order_N = sampler.order(self.seed, epoch, len(part.there), self.device)
+        if steps is None:
+            steps = range(self.steps_per_epoch(batch_size))
+        for index_B in sampler.shares(order_N, batch_size, steps, rank, world):
+            lots, keys = [], []
+            for index in map(part.there.__getitem__, index_B.tolist()):
+                key = rng.derive_key(self.seed, "phrases", epoch, index)
+                lots.append(part.drawn(index, key))
+                keys.append(rng.derive_key(self.seed, "negatives", epoch, index))
+            yield part.training(lots, keys, config.positive, config.negatives)
+
+    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor]:
+        """Weigh parts by their labelled pairs, so that the loss is the mean over the batch's."""
+        count_P = torch.stack([(part.targets["labels"] != 0).sum() for part in parts]).float()
+        total = over_ranks(count_P.sum(), world)
+        return list((world * count_P / total.clamp(min=1)).unbind())
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean logistic loss of this part's labelled pairs, and how many fit best.
+
+        A pair is of a phrase and a region. `fits_best` is, in percent, for how many of
+        the phrases that some region fits such a one has the best score.
+        """
+        labels_BPR = batch.targets["labels"]
+        scores_BPR = model(**batch.inputs).float()
+        is_labelled_BPR = labels_BPR != 0
+        lost_BPR = F.softplus(-scores_BPR * labels_BPR) * is_labelled_BPR
+        loss = lost_BPR.sum() / is_labelled_BPR.sum().clamp(min=1)
+        best_BP1 = scores_BPR.detach().argmax(2, keepdim=True)
+        right = (labels_BPR.gather(2, best_BP1) > 0).sum()
+        asked = (labels_BPR > 0).any(2).sum().clamp(min=1)
+        return loss, {"fits_best": 100 * right / asked * batch.size}
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
+    ) -> dict[str, float]:
+        """Measure on "val" or "test", every phrase once; see the module's top. And by type."""
+        from npas.tasks.common.workers import iterate
+
+        part, workers = self.parts[split], self.data.workers
+        steps = range(-(-len(part.lots) // EVAL_BATCH))
+        own = steps[rank::world]
+        make = functools.partial(self._measured, split)
+        made = iterate(make, own, workers) if workers else make(own)
+        device = next(model.parameters(), torch.empty(0)).device
+        was_training = model.training
+        model.eval()
+        # Of each phrase whether it is right, whether that can be, and by what chance; the other
+        # ranks' phrases stay 0 here, and those of images without features everywhere.
+        found_N3 = torch.zeros(len(part.flat), 3, dtype=torch.float64, device=device)
+        for batch in made:
+            batch = batch.to(device)
+            found_BP3, _ = _compare(model, batch)
+            number_BP = batch.targets["phrases"]
+            found_N3[number_BP[number_BP >= 0]] = found_BP3[number_BP >= 0]
+        model.train(was_training)
+        of_all_N3 = over_ranks(found_N3, world).cpu().numpy()
+        return metrics.summarize(of_all_N3, part.flat.types, part.flat.is_type_NC)
+
+    def _measured(self, split: str, steps: range) -> Iterator[Batch]:
+        """Yield batches of what is measured."""
+        part = self.parts[split]
+        for step in steps:
+            yield part.measuring(part.lots[step * EVAL_BATCH : (step + 1) * EVAL_BATCH])
+
+    @torch.no_grad()
+    def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
+        """Return phrases, each with its box and the one that the network chose."""
+        part = self.parts[split]
+        device = next(model.parameters(), torch.empty(0)).device
+        was_training = model.training
+        model.eval()
+        shown = []
+        for number in spread(len(part.flat), count):
+            index = part.flat.image_of(number)
+            boxes = {"truth": _four(part.flat.boxes_N4[number])}
+            path, heading = part.flat.images[index].path, part.flat.text(number)
+            if not part.regions.rows_I[index]:
+                shown.append(Shown(heading, [Picture(path, "no features", boxes, False)]))
+                continue
+            batch = part.measuring([Lot(index, [number])]).to(device)
+            found_BP3, chosen_BP = _compare(model, batch)
+            chosen = int(chosen_BP[0, 0])
+            overlap = float(batch.targets["overlaps"][0, 0, chosen])
+            _, boxes_R4 = part.regions.read(index, self.sizes.regions)
+            boxes["chosen"] = _four(boxes_R4[chosen])
+            # Of a tie the first is shown; where a score is NaN none is right.
+            right = overlap >= metrics.RIGHT and bool(found_BP3[0, 0, 0] > 0)
+            cut = math.floor(100 * overlap) / 100  # which does not make 0.50 of less
+            shown.append(Shown(heading, [Picture(path, f"IoU {cut:.2f}", boxes, right)]))
+        model.train(was_training)
+        return shown
+
+
+def _compare(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Hold what a network answers against what is right: see `_grounding_scores.compare`."""
+    scores_BPR, targets = model(**batch.inputs).float(), batch.targets
+    return metrics.compare(scores_BPR, targets["overlaps"], targets["regions"])
+
+
+def _four(box_4: np.ndarray) -> Box:
+    left, top, right, bottom = box_4.tolist()
+    return left, top, right, bottom

@@ -1,0 +1,311 @@
+"""Pre-train on plain text: find the words that are hidden, and which of two parts comes first.
+
+Hidden words are BERT's task (Devlin et al. 2019, arXiv 1810.04805): of the tokens chosen, 15%,
+eight in ten are replaced by [MASK], one by any word, and one stays. The order of two neighbouring
+parts is ALBERT's (Lan et al. 2020, arXiv 1909.11942): half of the pairs are swapped.
+
+The text lies in `data.root/text/*.txt`: UTF-8, a sentence or paragraph a line, an empty line
+between documents. `task.held_out` of the documents, chosen by a rule that no seed changes, are what
+is measured as "test".
+
+Nothing of it is stored in between: every process, of which there is one a GPU, tokenizes all of the
+text at every start, about half a million tokens a second on two CPU cores (measured), and holds all
+of it. Samples rest on the device whole at 4 bytes a place, padding included: 4 to 6 GB for a
+billion tokens, and as much in the host's memory while they are cut. A corpus of BERT's size, 3.3
+billion words, takes hours and about 25 GB a process that way (estimate).
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from npas.models import InputSpec
+from npas.tasks import base
+from npas.tasks.base import Batch, over_ranks
+from npas.tasks.common import sampler, synthetic_text, tokenization
+from npas.tasks.mlm import reader
+from npas.utils import rng
+from npas.utils.schema import above, at_least, at_most, below
+
+if TYPE_CHECKING:
+    from npas.config import DataConfig
+
+EVAL_BATCH = 32
+# What is held out and how it is hidden is the same for every run: the seed is no key of the config.
+HELD_OUT_SEED = 0
+SPECIAL = 3  # [CLS] before the first part, [SEP] after each
+STANDIN_LENGTH = 64
+NOT_HIDDEN = -100  # what cross-entropy leaves out
+
+
+@dataclass
+class Config:
+    """Hold the `task.*` keys of pre-training. ValueError for what cannot be.
+
+    `tokenizer` is a folder, or a name on the Hugging Face hub.
+    """
+
+    family: str = "mlm"
+    max_length: int = 128  # tokens of a sample
+    mask_rate: float = 0.15  # of its words
+    held_out: float = 0.05  # of the documents
+    tokenizer: str = "bert-large-uncased"
+
+    def __post_init__(self) -> None:
+        at_least("task.max_length", self.max_length, SPECIAL + 2)
+        at_most("task.max_length", self.max_length, 100_000)
+        for key in ("mask_rate", "held_out"):
+            above(f"task.{key}", getattr(self, key), 0)
+            below(f"task.{key}", getattr(self, key), 1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Hold N pieces on the device, as `_mlm_reading.Pieces` describes them."""
+
+    ids_NR: Tensor
+    first_N: Tensor
+    length_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids_NR)
+
+
+class Task(base.Task):
+    """Find hidden words, and say which of two parts of a text comes first."""
+
+    selection_metric = "mlm_accuracy"
+    has_validation = False
+
+    def __init__(
+        self, config: Config, data: DataConfig, *, seed: int, device: torch.device
+    ) -> None:
+        if data.split is not None:
+            raise ValueError(
+                f"data.split={data.split} is no split of plain text, of which task.held_out is held"
+                " out: set data.split=null"
+            )
+        self.config = config
+        self.data = data
+        self.seed = seed
+        self.device = device
+        self.source = data.source
+        self.name = "text"
+        self.root = Path(data.root)
+        length = config.max_length
+        self.length = min(length, STANDIN_LENGTH) if self.source == "standin" else length
+        self.spec = InputSpec((self.length,), 2, answers="pretraining")
+        self.parts: dict[str, Part] = {}
+        self.counted: dict[str, str] = {}  # what there is, for `inspect`
+
+    def setup(self) -> None:
+        """Read the documents and cut them into pieces, which come to rest on the device."""
+        if self.parts:
+            return
+        if self.source == "standin":
+            made = self.data.standin
+            with tempfile.TemporaryDirectory() as folder:
+                self.root = Path(folder)
+                synthetic_text.write_texts(self.root, made.train + made.test)
+                self._read(
+                    tokenization.load_standin(self.root), made.test / (made.train + made.test)
+                )
+        else:
+            tokenizer = tokenization.load_tokenizer(self.config.tokenizer, self.data.download)
+            self._read(tokenizer, self.config.held_out)
+
+    def _read(self, tokenizer: tokenization.Tokenizer, fraction: float) -> None:
+        folder = self.root / "text"
+        documents = reader.count(folder)
+        held = held_out(documents, fraction)
+        self.tokenizer = tokenizer
+        for path in reader.files(folder):
+            self.counted[f"text/{path.name}"] = f"{path.stat().st_size:,} bytes"
+        parts: dict[str, Part] = {}
+        for name in ("train", "test"):
+            test = name == "test"
+            own = (line for line in reader.read(folder) if (line[0] in held) == test)
+            pieces = reader.cut(own, tokenizer, self.length - SPECIAL)
+            if not len(pieces):
+                raise ValueError(
+                    f"{folder} leaves no text for the {name} part: it needs two documents of two"
+                    " words each, or more"
+                )
+            arrays = (pieces.ids_NR, pieces.first_N, pieces.length_N)
+            parts[name] = Part(*(torch.from_numpy(array).to(self.device) for array in arrays))
+            self.counted[name] = (
+                f"{len(held) if test else documents - len(held):,} documents,"
+                f" {int(pieces.length_N.sum()):,} tokens in {len(pieces):,} samples of at"
+                f" most {self.length}"
+            )
+        self.counted["tokenizer"] = f"{tokenizer.name}, {tokenizer.size:,} words"
+        self.parts = parts
+
+    def inspect(self) -> dict[str, str]:
+        """Say what the files are and what was read of them; no text has published sums."""
+        return dict(self.counted)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Count an epoch's full batches; the samples left over come up in other epochs."""
+        count = len(self.parts["train"])
+        return sampler.full_batches(count, batch_size, f"training samples of {self.name}")
+
+    def train_batches(
+        self,
+        epoch: int,
+        batch_size: int,
+        steps: range | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Batch]:
+        """Yield this rank's parts of these batches; what is hidden and swapped is the epoch's."""
+        train = self.parts["train"]
+        order_N = sampler.order(self.seed, epoch, len(train), self.device)
+        if steps is None:
+            steps = range(self.steps_per_epoch(batch_size))
+        for index_B in sampler.shares(order_N, batch_size, steps, rank, world):
+            hidden = self._hidden(train, index_B, self.seed, f"train {epoch}")
+            yield Batch(*hidden, len(index_B))
+
+    def _hidden(
+        self, part: Part, index_B: Tensor, seed: int, purpose: str
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what a network reads, and what it is to find: by seed, purpose and index alone."""
+
+        def key(what: str) -> int:
+            return rng.derive_key(seed, purpose, what)
+
+        first_B, length_B = part.first_N[index_B].long(), part.length_N[index_B].long()
+        swapped_B = rng.integers(key("swap"), index_B, 2)
+        lead_B = torch.where(swapped_B == 1, length_B - first_B, first_B)  # what now comes first
+        place_L = torch.arange(self.length, device=self.device)
+        in_lead_BL = (place_L >= 1) & (place_L <= lead_B[:, None])
+        in_rest_BL = (place_L >= lead_B[:, None] + 2) & (place_L <= length_B[:, None] + 1)
+        # Where in the piece each token comes from: the lead from behind the first part if swapped.
+        behind_B, before_B = swapped_B * first_B, (1 - swapped_B) * first_B
+        from_BL = torch.where(
+            in_lead_BL,
+            place_L - 1 + behind_B[:, None],
+            place_L - 2 - lead_B[:, None] + before_B[:, None],
+        )
+        is_word_BL = in_lead_BL | in_rest_BL
+        words_BL = (
+            part.ids_NR[index_B].long().gather(1, from_BL.clamp(0, self.length - SPECIAL - 1))
+        )
+        special = {kind: self.tokenizer.special(kind) for kind in ("cls", "sep", "pad", "mask")}
+        is_text_BL = place_L < length_B[:, None] + SPECIAL
+        ids_BL = torch.where(is_text_BL, special["sep"], special["pad"])
+        ids_BL[:, 0] = special["cls"]
+        ids_BL = torch.where(is_word_BL, words_BL, ids_BL)
+
+        # The words with the lowest draws are hidden, at least one: M at most.
+        place_BL = index_B[:, None] * self.length + place_L
+        draw_BL = rng.integers(key("hide"), place_BL, 2**31)
+        order_BL = draw_BL.masked_fill(~is_word_BL, 2**31).argsort(dim=1, stable=True)
+        count_B = (length_B * self.config.mask_rate).round().clamp(min=1)
+        most = max(1, round((self.length - SPECIAL) * self.config.mask_rate))
+        hidden_BM = order_BL[:, :most]
+        is_hidden_BM = torch.arange(most, device=self.device) < count_B[:, None]
+        words_BM = ids_BL.gather(1, hidden_BM)
+        counter_BM = place_BL.gather(1, hidden_BM)
+        how_BM = rng.integers(key("how"), counter_BM, 10)
+        any_BM = rng.integers(key("word"), counter_BM, self.tokenizer.size)
+        shown_BM = torch.where(
+            how_BM < 8, special["mask"], torch.where(how_BM < 9, any_BM, words_BM)
+        )
+        shown_BM = torch.where(is_hidden_BM, shown_BM, words_BM)
+        given = tokenization.inputs(
+            ids_BL.scatter(1, hidden_BM, shown_BM), lead_B + 2, length_B + SPECIAL
+        )
+        words_BM = words_BM.masked_fill(~is_hidden_BM, NOT_HIDDEN)
+        return given, {"places": hidden_BM, "words": words_BM, "swapped": swapped_B}
+
+    def check_network(self, model: nn.Module) -> None:
+        """ValueError if the network does not know all words of the tokenizer."""
+        tokenization.check_network(model, self.tokenizer)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean cross-entropy of hidden words plus that of orders, and both accuracies.
+
+        The mean over words is taken sample by sample first, so that it does not depend on how a
+        batch is shared out.
+        """
+        self.check_network(model)
+        counted_B6 = _count(model, *batch[:2])
+        hidden_B, lost_B, right_B, _, order_B, in_order_B = counted_B6.unbind(1)
+        loss = (lost_B / hidden_B + order_B).mean()
+        return loss, {
+            "mlm_accuracy": 100 * (right_B / hidden_B).sum().detach(),
+            "sop_accuracy": 100 * in_order_B.sum().detach(),
+        }
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
+    ) -> dict[str, float]:
+        """Measure on "test": accuracies in percent, of words and of orders, and the losses.
+
+        `perplexity` is of the hidden words; `loss` the sum of the mean over them and over orders.
+        """
+        self.check_network(model)
+        part = self.parts[split]
+        was_training = model.training
+        model.eval()
+        index_N = torch.arange(len(part), device=self.device)
+        cuts = index_N.split(EVAL_BATCH)
+        # Sums over each batch; the other ranks' batches stay 0 here.
+        counted_E6 = torch.zeros(len(cuts), 6, dtype=torch.float64, device=self.device)
+        for i in range(rank, len(cuts), world):
+            counted_B6 = _count(model, *self._hidden(part, cuts[i], HELD_OUT_SEED, split))
+            counted_E6[i] = counted_B6.sum(0, dtype=torch.float64)
+        model.train(was_training)
+        hidden, lost, right, count, order, in_order = (
+            over_ranks(counted_E6, world).cpu().sum(0).tolist()
+        )
+        return {
+            "mlm_accuracy": 100 * right / hidden,
+            "sop_accuracy": 100 * in_order / count,
+            "perplexity": math.exp(min(lost / hidden, 700)),  # of more there is no float
+            "loss": lost / hidden + order / count,
+        }
+
+
+def _count(model: nn.Module, given: dict[str, Tensor], asked: dict[str, Tensor]) -> Tensor:
+    """Return six figures of each sample, B x 6.
+
+    The hidden words, their loss, how many are right; 1, the loss of the order, whether it is right.
+    """
+    found = model(**given, places_BM=asked["places"])
+    # BERT's head for the next sentence, or ALBERT's own: 0 says in order, 1 swapped.
+    order = "seq_relationship_logits" if "seq_relationship_logits" in found else "sop_logits"
+    order_B2, swapped_B = found[order].float(), asked["swapped"]
+    words_BM = asked["words"]
+    words_BVM = found["prediction_logits"].float().transpose(1, 2)
+    lost_BM = F.cross_entropy(words_BVM, words_BM, ignore_index=NOT_HIDDEN, reduction="none")
+    return torch.stack(
+        [
+            (words_BM != NOT_HIDDEN).sum(1).float(),
+            lost_BM.sum(1),
+            (words_BVM.detach().argmax(1) == words_BM).sum(1).float(),
+            torch.ones_like(swapped_B, dtype=torch.float32),
+            F.cross_entropy(order_B2, swapped_B, reduction="none"),
+            (order_B2.detach().argmax(1) == swapped_B).float(),
+        ],
+        1,
+    )
+
+
+def held_out(documents: int, fraction: float) -> set[int]:
+    """Choose the documents to hold out, at least one, by a rule that no seed changes."""
+    key = rng.derive_key(HELD_OUT_SEED, "text held out")
+    order = rng.permutation(key, documents, torch.device("cpu"))
+    return set(order[: max(1, round(fraction * documents))].tolist())

@@ -1,0 +1,142 @@
+"""Read images and sentences as SCAN (Lee et al. 2018) lays them out: features stay on disk.
+
+A folder holds, of each split, `<split>_caps.txt`, five sentences of each image, a line each;
+`<split>_ims.npy`, float numbers of images x regions x features, where an image may also stand five
+times, once a sentence; and, if it likes, `<split>_ids.txt`, the names of images or of sentences.
+
+Dimensions: N images, B of them, R regions of each, D numbers of a region.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from npas.tasks.common.files import reason
+
+PER_IMAGE = 5  # sentences
+AT_ONCE = 64  # images that are looked through at once
+_PUT = "put the files there that docs/data.md names, or set data.source=standin"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Hold where the features of a split lie, and read some images' when asked to.
+
+    The file is opened anew each time, and no more of it is read: what other processes do is no
+    matter.
+    """
+
+    path: Path
+    images: int
+    step: int  # rows of an image: 1 or 5
+    regions: int
+    width: int
+
+    def read(self, index_B: Tensor) -> Tensor:
+        """Return the features of these images, BxRxD in float32.
+
+        ValueError if they are gone, or some are NaN or infinite.
+        """
+        try:
+            array = np.load(self.path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{self.path} cannot be read any more ({error})") from None
+        row_B = index_B.numpy() * self.step
+        rows_BRD = np.asarray(array[row_B, : self.regions], np.float32)
+        is_finite_B = np.isfinite(rows_BRD).all((1, 2))
+        if not is_finite_B.all():
+            row = row_B[int(is_finite_B.argmin())]
+            raise ValueError(f"{self.path} has non-finite numbers in row {row}: get it again")
+        return torch.from_numpy(rows_BRD)
+
+    def check(self) -> None:
+        """Read every number of every image. ValueError if one is NaN or infinite."""
+        for index_B in torch.arange(self.images).split(AT_ONCE):
+            self.read(index_B)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Hold one split: its features, the sentences, five an image in a row, and images' names."""
+
+    features: Features
+    captions: list[str]
+    names: list[str]
+
+    def __len__(self) -> int:
+        return self.features.images
+
+
+def read(folder: Path, split: str, regions: int, width: int) -> Split:
+    """Read a split, of its features the shape alone.
+
+    ValueError, one line that says what to change, if a file is missing, damaged, or does not fit
+    the others.
+    """
+    captions = _lines(folder / f"{split}_caps.txt")
+    if not captions or len(captions) % PER_IMAGE:
+        raise ValueError(
+            f"{folder / f'{split}_caps.txt'} has {len(captions):,} lines, which is not {PER_IMAGE}"
+            " of each image: get it again"
+        )
+    count = len(captions) // PER_IMAGE
+    path = folder / f"{split}_ims.npy"
+    rows, there = _shape(path, width)
+    if rows not in (count, len(captions)):
+        raise ValueError(
+            f"{path} has {rows:,} images, and {split}_caps.txt sentences of {count:,}: they are"
+            " not of one set"
+        )
+    if there < regions:
+        raise ValueError(
+            f"{path} has {there} regions an image: set task.regions to at most that, not {regions}"
+        )
+    names = [str(i) for i in range(count)]
+    path_ids = folder / f"{split}_ids.txt"
+    if path_ids.exists():
+        names = [line.strip() for line in _lines(path_ids)]
+        if len(names) not in (count, len(captions)):
+            raise ValueError(
+                f"{path_ids} has {len(names):,} names, for {count:,} images of {PER_IMAGE}"
+                " sentences: get it again, or leave it out"
+            )
+        names = names[:: len(names) // count]
+    return Split(Features(path, count, rows // count, regions, width), captions, names)
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a text file, of whichever system; characters that break lines do not."""
+    try:
+        lines = path.read_bytes().decode().split("\n")
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there: {_PUT}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({reason(error)}): get it again") from None
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def _shape(path: Path, width: int) -> tuple[int, int]:
+    """Return how many images, or sentences, an array is of, and how many regions each has."""
+    try:
+        array = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there: {_PUT}") from None
+    except Exception as error:  # whatever a broken file makes numpy say
+        raise ValueError(f"{path} cannot be read ({reason(error)}): get it again") from None
+    shape = "x".join(map(str, getattr(array, "shape", ())))
+    if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind != "f":
+        raise ValueError(
+            f"{path} is no array of floats of images x regions x {width} (shape {shape or 'none'}):"
+            " get it again"
+        )
+    if array.shape[2] != width:
+        raise ValueError(
+            f"{path} has {array.shape[2]} numbers a region: set task.region_width to that, not"
+            f" {width}"
+        )
+    return array.shape[0], array.shape[1]

@@ -1,0 +1,359 @@
+"""Find images by sentences and sentences by images: Flickr30K and COCO, as SCAN prepared them.
+
+The arrays of Lee et al. (2018) lie under `data.root`, in `f30k_precomp` and `coco_precomp`: 36
+region features of each image, found by others' detector, and five sentences; see docs/data.md. They
+stay on disk and are read as they are used. Learned words are numbered as SCAN's own file says,
+`<set>_precomp_vocab.json` beside the arrays or under `vocab/`, or as the training sentences have
+them; each word also has a fixed vector of `task.vectors`. `set: scenes` are made-up images, written
+once to `data.root`.
+
+Recalls are in percent: R@1, R@5 and R@10, from an image to any of its sentences (`i2t`) and from a
+sentence to its image (`t2i`), and their mean, `mr`. COCO is measured on all 5,000 images of its
+`testall`, or with `task.folds=5` on each thousand of them.
+
+Dimensions: B images of a batch, P sentences of each, S = B x P, R regions, D numbers of a region, N
+images of a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from npas.models import Input, InputSpec
+from npas.models._match import Match, Matcher
+from npas.tasks import base
+from npas.tasks.base import Batch, Shown, over_ranks
+from npas.tasks.common import checksums, sampler
+from npas.tasks.retrieval import losses, metrics, reader, sets, words
+from npas.tasks.retrieval.images import examples
+from npas.tasks.retrieval.reader import PER_IMAGE
+from npas.tasks.scenes.dataset import Made
+from npas.tasks.scenes.world import Difficulty
+from npas.utils import rng
+from npas.utils.schema import above, at_least, at_most, below
+
+if TYPE_CHECKING:
+    from npas.config import DataConfig
+
+# So many images, or sentences, are encoded at once where all is compared with all.
+EVAL_IMAGES, EVAL_SENTENCES = 100, 500
+STANDIN_REGIONS, STANDIN_WORDS = 12, 20  # at most
+# Beyond these a slip of the hand, which would fill the memory.
+MOST = {"regions": 10_000, "region_width": 65536, "word_width": 65536, "max_words": 10_000}
+# Images, with five sentences each; Karpathy's splits.
+PUBLISHED = {
+    "f30k": {"train": 29_000, "dev": 1014, "test": 1000},
+    "coco": {"train": 113_287, "dev": 5000, "test": 1000, "testall": 5000},
+}
+
+
+@dataclass
+class Config:
+    """Hold the `task.*` keys of retrieval. ValueError for what cannot be.
+
+    `loss=hardest` is ADAPT's: all that others in a batch fall short of the margin and, from step to
+    step more, 1 - beta^step, the hardest alone. Their code adds up where this is the mean over the
+    sentences: their optim.clip_norm is to be divided by the batch size. `loss=top` is two-branch
+    networks': the `negatives` worst, of images times `image_factor`, of sentences, and of sentences
+    among themselves times `sentence_factor`.
+    """
+
+    family: str = "retrieval"
+    set: Literal["f30k", "coco", "scenes"] = "f30k"
+    regions: int = 36  # of an image; of more, the first
+    region_width: int = 2048
+    vectors: str = "glove.6B.300d.txt"  # under data.root
+    word_width: int = 300
+    max_words: int = 32  # of a sentence; of more, the first
+    captions: int = 1  # of an image in a batch, P: with 1 an epoch has all sentences, else images
+    loss: Literal["hardest", "top"] = "hardest"
+    margin: float = 0.2
+    beta: float = 0.991
+    negatives: int = 10
+    image_factor: float = 1.5
+    sentence_factor: float = 0.1
+    test: Literal["test", "testall"] = "test"
+    folds: int = 0  # of equal size that are searched each by itself; 0: all as one
+    images: str = ""  # folder under data.root of the images, as <name>.jpg, to be shown
+    scenes: Difficulty = field(default_factory=Difficulty)
+    made: Made = field(default_factory=Made)
+
+    def __post_init__(self) -> None:
+        for key, most in MOST.items():
+            at_least(f"task.{key}", getattr(self, key), 1)
+            at_most(f"task.{key}", getattr(self, key), most)
+        at_least("task.captions", self.captions, 1)
+        at_most("task.captions", self.captions, PER_IMAGE)
+        above("task.margin", self.margin, 0)
+        at_least("task.beta", self.beta, 0)
+        below("task.beta", self.beta, 1)
+        for key, least in (("negatives", 1), ("image_factor", 0), ("sentence_factor", 0)):
+            at_least(f"task.{key}", getattr(self, key), least)
+        at_least("task.folds", self.folds, 0)
+        if not self.vectors.strip():
+            raise ValueError("task.vectors must not be empty: name a file of word vectors")
+        for key in ("vectors", "images"):
+            value = getattr(self, key)
+            if self.set == "scenes" and value != getattr(Config, key):
+                raise ValueError(
+                    f"task.{key}={value} is not read where task.set=scenes, which has its own:"
+                    " leave it out"
+                )
+        if self.test not in PUBLISHED.get(self.set, {"test"}):
+            raise ValueError(f"task.test={self.test}: set={self.set} has none; set task.test=test")
+        if self.folds and self.set != "scenes" and self.test != "testall":
+            other = ", or task.test=testall" if self.set == "coco" else ""
+            raise ValueError(
+                f"task.folds={self.folds} is for COCO's testall: set task.folds=0{other}"
+            )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Hold one part: its images, whose features are on disk, and its sentences on the CPU."""
+
+    images: reader.Split
+    sentences: words.Sentences
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Task(base.Task):
+    """Match sentences with images whose region features stream from disk."""
+
+    compared: checksums.Comparison
+    selection_metric = "mr"
+    has_validation = True  # all these sets have a part to choose a checkpoint by
+
+    def __init__(
+        self, config: Config, data: DataConfig, *, seed: int, device: torch.device
+    ) -> None:
+        if data.split is not None:
+            raise ValueError(
+                f"data.split={data.split} is no split of {config.set}, which has a part to choose a"
+                " checkpoint by: set data.split=null"
+            )
+        self.config = config
+        self.data = data
+        self.seed = seed
+        self.name = config.set
+        self.device = torch.device("cpu")  # whatever trains: batches stream from disk
+        self.source = data.source
+        self.regions, self.words, self.folds = config.regions, config.max_words, config.folds or 1
+        if self.source == "standin":
+            self.regions = min(self.regions, STANDIN_REGIONS)
+            self.words = min(self.words, STANDIN_WORDS)
+            self.folds = 1
+        places = self.words + words.MARKS
+        self.spec = InputSpec(
+            (),
+            1,
+            answers="match",
+            inputs={
+                "words": Input((config.captions, places, config.word_width)),
+                "lengths": Input((config.captions,), True),
+                "regions": Input((self.regions, config.region_width)),
+                "ids": Input((config.captions, places), True),
+            },
+        )
+        self.parts: dict[str, Part] = {}
+        self.compared = checksums.Comparison(data.verify)
+
+    def setup(self) -> None:
+        """Read sentences and words, and find the features. ValueError, one line, if they are bad.
+
+        Made-up ones are written first, where they are not there yet.
+        """
+        if self.parts:
+            return
+        config = self.config
+        found = sets.find(config, self.data, self.regions, self)
+        read = {
+            name: reader.read(found.folder, split, self.regions, config.region_width)
+            for name, split in found.splits.items()
+        }
+        if self.source == "real":
+            for name, split in found.splits.items():
+                published = PUBLISHED.get(self.name, {}).get(split)
+                self.compared.add_images(split, len(read[name]), published, found.folder / split)
+        for name in ("val", "test"):
+            if len(read[name]) % self.folds:
+                raise ValueError(
+                    f"task.folds={self.folds} does not divide the {len(read[name]):,} images of"
+                    f" {found.splits[name]}: set it to 0, or to what does"
+                )
+        captions = [caption for own in read.values() for caption in own.captions]
+        rows, table_NV = words.read_table(found.vectors, config.word_width, captions)
+        self.vocabulary = (
+            words.read_vocabulary(found.vocabulary)
+            if found.vocabulary
+            else words.count_words(read["train"].captions, rows)
+        )
+        self.rows, self.found = rows, found
+        self.parts = {
+            name: Part(
+                own,
+                words.look_up(own.captions, self.vocabulary, rows, table_NV, self.words),
+            )
+            for name, own in read.items()
+        }
+
+    def inspect(self) -> dict[str, str]:
+        """Count images, sentences and words beside the published, and read every number once."""
+        found = {}
+        published = PUBLISHED.get(self.name, {}) if self.source == "real" else {}
+        for name, part in self.parts.items():
+            features, split = part.images.features, self.found.splits[name]
+            features.check()
+            line = (
+                f"{len(part):,} images of {self.regions} regions of {features.width} numbers,"
+                f" {len(part.images.captions):,} sentences"
+            )
+            if split in published:
+                same = len(part) == published[split]
+                line += (
+                    ", as published" if same else f"; {published[split]:,} images were published"
+                )
+            found[split] = line
+        captions = (said for part in self.parts.values() for said in part.images.captions)
+        by = self.found.vocabulary
+        numbered = "counted in training" if by is None else f"as {by.name} numbers them"
+        found["words"] = (
+            f"{len(self.vocabulary):,} are to be learned, {numbered};"
+            f" {words.describe(captions, self.vocabulary, self.rows, self.words)}"
+        )
+        return found
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Count an epoch's full batches; what is left over comes up in other epochs."""
+        return sampler.full_batches(self._items(), batch_size, f"training {self._what()}")
+
+    def _items(self) -> int:
+        count = len(self.parts["train"])
+        return count * PER_IMAGE if self.config.captions == 1 else count
+
+    def _what(self) -> str:
+        return f"{'sentences' if self.config.captions == 1 else 'images'} of {self.name}"
+
+    def train_batches(
+        self,
+        epoch: int,
+        batch_size: int,
+        steps: range | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Batch]:
+        """Yield this rank's parts of these batches. Targets say which images, and which step."""
+        train, per_epoch = self.parts["train"], self.steps_per_epoch(batch_size)
+        steps = range(per_epoch) if steps is None else steps
+        order_N = sampler.order(self.seed, epoch, self._items(), self.device)
+        shares = sampler.shares(order_N, batch_size, steps, rank, world)
+        for step, item_B in zip(steps, shares, strict=True):
+            image_B, sentence_BP = self._drawn(epoch, item_B)
+            inputs = train.sentences.take(sentence_BP)
+            inputs["regions"] = train.images.features.read(image_B)
+            iteration_B = torch.full_like(image_B, epoch * per_epoch + step + 1)
+            targets = {"image": image_B, "iteration": iteration_B}
+            yield Batch(inputs, targets, len(item_B))
+
+    def _drawn(self, epoch: int, item_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images of these items, B, and the sentences drawn of each, BxP."""
+        if self.config.captions == 1:
+            return item_B // PER_IMAGE, item_B[:, None]
+        key = rng.derive_key(self.seed, "sentences", epoch)
+        sentences_B5 = item_B[:, None] * PER_IMAGE + torch.arange(PER_IMAGE)
+        order_B5 = rng.bits(key, sentences_B5).argsort(stable=True, dim=1)
+        return item_B, sentences_B5.gather(1, order_B5[:, : self.config.captions])
+
+    def check_parts(self, size: int, parts: int) -> None:
+        """ValueError if that is not the whole batch, or one image with nothing to compare it."""
+        if parts > 1:
+            raise ValueError(
+                f"the loss of {self.name} compares all of a batch, so it cannot be cut into {parts}"
+                " parts: train in one process, with trainer.devices=1 and trainer.accumulation=1"
+            )
+        if size < 2:
+            raise ValueError(
+                f"batch_size={size}: there is nothing to compare one image with; set batch_size=2"
+                " or more"
+            )
+
+    def check_network(self, model: nn.Module) -> None:
+        """ValueError if the network learns fewer words than there are."""
+        known = getattr(getattr(model, "module", model), "vocab_size", None)
+        if known is not None and known < len(self.vocabulary):
+            raise ValueError(
+                f"{self.name} has {len(self.vocabulary):,} words to be learned, and the network has"
+                f" model.vocab_size={known}: set it to at least that"
+            )
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, and in percent how many sentences find their image in the batch."""
+        self.check_network(model)
+        config, image_B = self.config, batch.targets["image"]
+        match: Match = model(**batch.inputs)
+        similarity_SB = match.similarity.float()
+        costs = losses.costs(similarity_SB, image_B, config.margin)
+        if config.loss == "hardest":
+            weight = 1 - config.beta ** batch.targets["iteration"][0].float()
+            loss = losses.hardest(costs, weight)
+        else:
+            loss = losses.top(
+                costs,
+                match,
+                config.margin,
+                config.negatives,
+                config.image_factor,
+                config.sentence_factor,
+            )
+        own_S = losses.owners(similarity_SB)
+        found_S = image_B[similarity_SB.detach().argmax(1)] == image_B[own_S]
+        return loss, {"in_batch": 100 * found_S.sum() / config.captions}
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
+    ) -> dict[str, float]:
+        """Measure the recalls on "val" or "test", every image with every sentence of its fold."""
+        return metrics.recalls(self._similarity(model, split, rank, world))
+
+    def _similarity(self, model: nn.Module, split: str, rank: int, world: int) -> Tensor:
+        """Return how well sentences fit images, fold by fold: FxSxN. Ranks take images in turn."""
+        self.check_network(model)
+        part, network = self.parts[split], cast(Matcher, model)
+        device = next(model.parameters(), torch.empty(0)).device
+        was_training = model.training
+        model.eval()
+        encoded = []
+        for index in torch.arange(len(part) * PER_IMAGE).split(EVAL_SENTENCES):
+            taken = {key: value.to(device) for key, value in part.sentences.take(index).items()}
+            encoded.append(network.encode_sentences(taken["words"], taken["lengths"], taken["ids"]))
+        sentences_SE = torch.cat(encoded)
+        count = len(part) // self.folds
+        # The other ranks' images stay 0 here.
+        similarity_FSN = torch.zeros(self.folds, count * PER_IMAGE, count, device=device)
+        cuts = [
+            (fold, index)
+            for fold in range(self.folds)
+            for index in torch.arange(count).split(EVAL_IMAGES)
+        ]
+        for fold, index in cuts[rank::world]:
+            regions_BRD = part.images.features.read(fold * count + index).to(device)
+            images_B = network.encode_images(regions_BRD)
+            own = sentences_SE[fold * count * PER_IMAGE : (fold + 1) * count * PER_IMAGE]
+            similarity_FSN[fold, :, index[0] : index[-1] + 1] = network.match(images_B, own).float()
+        model.train(was_training)
+        return over_ranks(similarity_FSN, world)
+
+    @torch.no_grad()
+    def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
+        """Return sentences with the images that fit best, and by turns images with sentences."""
+        similarity_FSN = self._similarity(model, split, 0, 1).cpu()
+        images = self.parts[split].images
+        return examples(similarity_FSN, images, self.found.pictures, count)

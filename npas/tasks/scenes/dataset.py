@@ -1,0 +1,99 @@
+"""Keep sets of made-up scenes on disk: written once, by one process, and whole.
+
+A set lies in a folder under `data.root` whose name ends in a hash of all that decides its bytes, so
+that no set is taken for another, and runs that ask for the same one share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from npas.tasks.common import files
+from npas.tasks.scenes.world import Difficulty
+from npas.utils.schema import at_least, at_most
+
+WORLD = 1  # which world it is: one more when the same keys come to mean other bytes
+MOST = 10_000_000  # images of a split: more is a slip, and would fill the disk
+
+
+@dataclass(frozen=True)
+class Made:
+    """Hold the `task.made.*` keys: how many images each split has, and which. ValueError."""
+
+    train: int = 2000
+    val: int = 200
+    test: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("train", "val", "test"):
+            at_least(f"task.made.{key}", getattr(self, key), 1)
+            at_most(f"task.made.{key}", getattr(self, key), MOST)
+        at_least("task.made.seed", self.seed, 0)
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of images of each split."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+
+def ensure(
+    root: Path,
+    form: str,
+    difficulty: Difficulty,
+    made: Made,
+    sizes: dict[str, int],
+    write: Callable[[Path], Any],
+) -> Path:
+    """Return the folder of a set, written by `write(folder)` if it is not there yet.
+
+    `form` says in which form, `sizes` what else decides its bytes. Whoever is killed leaves nothing
+    that is taken for a set. ValueError, one line, where it cannot be written.
+    """
+    decides = [WORLD, form, dataclasses.asdict(difficulty), dataclasses.asdict(made), sizes]
+    text = json.dumps(decides, sort_keys=True)
+    name = f"scenes-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    folder, new = root / name, root / f".{name}.new"
+    if folder.is_dir():
+        return folder
+    try:
+        with files.locked(root / f".{name}.lock"):
+            if not folder.is_dir():
+                shutil.rmtree(new, ignore_errors=True)  # of one that was killed
+                try:
+                    new.mkdir(parents=True)
+                    write(new)
+                    os.replace(new, folder)
+                except BaseException:
+                    shutil.rmtree(new, ignore_errors=True)
+                    raise
+    except OSError as error:
+        is_other = root.exists() and not root.is_dir()
+        reason = f"{root} is no folder" if is_other else files.reason(error)
+        raise ValueError(
+            f"{folder} cannot be written ({reason}): set data.root to a folder with room for"
+            " made-up scenes"
+        ) from None
+    return folder
+
+
+def temporary(owner: object) -> Path:
+    """Return a new folder that is gone when its owner is, or this process."""
+    folder = tempfile.mkdtemp(prefix="npas-scenes-")
+    weakref.finalize(owner, _remove, folder, os.getpid())
+    return Path(folder)
+
+
+def _remove(folder: str, process: int) -> None:
+    """Delete a folder, unless this is a forked copy of the process that made it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,114 @@
+"""Draw the pixels of a scene.
+
+Legend: H rows, W columns of the image or of a thing's box.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from npas.tasks.scenes.world import COLOURS, TONES, Scene, Thing
+
+SLOPE = 15  # of the background's grey, from the middle to an edge
+FINE = 4  # points a pixel is averaged over, along each side
+PERIODS = 3  # of a pattern along a side
+STAR = np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
+
+
+def render(scene: Scene, noise: float) -> np.ndarray:
+    """Return the scene's pixels, uint8, HxWx3; `noise` is the standard deviation of each."""
+    rng = np.random.default_rng((scene.seed, scene.number))
+    down, across = rng.uniform(-SLOPE, SLOPE, 2)
+    down_H1 = np.linspace(-down, down, scene.height, dtype=np.float32)[:, None]
+    across_W = np.linspace(-across, across, scene.width, dtype=np.float32)
+    grey_HW = TONES[scene.tone] + down_H1 + across_W
+    pixels_HW3 = np.repeat(grey_HW[..., None], 3, 2)
+    for thing in scene.things:
+        colour = (COLOURS[thing.colour] + rng.normal(0, noise, 3)).astype(np.float32)
+        left, top, right, bottom = thing.box
+        height, width = bottom - top + 1, right - left + 1
+        dark_HW = _pattern(thing.material, height, width)[..., None]
+        own_HW3 = colour + dark_HW * (_other(thing) - colour)
+        mask_HW = _mask(thing.shape, height, width)[..., None]
+        under_HW3 = pixels_HW3[top : bottom + 1, left : right + 1]
+        under_HW3 += mask_HW * (own_HW3 - under_HW3)
+    grain_HW = rng.standard_normal((scene.height, scene.width), dtype=np.float32)
+    pixels_HW3 += np.float32(noise) * grain_HW[..., None]
+    return pixels_HW3.clip(0, 255).astype(np.uint8)
+
+
+def _other(thing: Thing) -> np.ndarray:
+    """Return the second colour of a thing's pattern: darker, or lighter of a dark thing."""
+    colour = np.array(COLOURS[thing.colour], dtype=np.float32)
+    return colour * 0.35 if colour.mean() > 90 else colour + (255 - colour) * 0.65
+
+
+def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far across and down each point of a box is, from -1 to 1: fine rows, columns."""
+    down, across = (
+        ((np.arange(side * FINE) + 0.5) / (side * FINE) * 2 - 1) for side in (height, width)
+    )
+    return across[None, :], down[:, None]
+
+
+def _averaged(inside: np.ndarray, height: int, width: int) -> np.ndarray:
+    found = np.broadcast_to(inside, (height * FINE, width * FINE))
+    return found.reshape(height, FINE, width, FINE).mean((1, 3), dtype=np.float32)
+
+
+@functools.lru_cache(maxsize=4096)
+def _mask(shape: str, height: int, width: int) -> np.ndarray:
+    """Return how much of each pixel a shape that fills the box covers, HxW."""
+    x, y = _grid(height, width)
+    away = np.hypot(x, y)
+    if shape == "circle":
+        inside = away < 1
+    elif shape == "ring":
+        inside = (away < 1) & (away > 0.55)
+    elif shape == "triangle":
+        inside = np.abs(x) < (y + 1) / 2
+    elif shape == "cross":
+        inside = np.minimum(np.abs(x), np.abs(y)) < 0.33
+    elif shape == "diamond":
+        inside = np.abs(x) + np.abs(y) < 1
+    elif shape == "heart":
+        lobes = np.hypot(np.abs(x) - 0.5, (y + 0.45) / 1.1) < 0.5
+        inside = lobes | ((y > -0.45) & (np.abs(x) < (1 - y) / 1.45))
+    elif shape == "star":
+        inside = _star(x, y)
+    else:
+        assert shape == "square", shape
+        inside = np.full((1, 1), True)
+    return _averaged(inside, height, width)
+
+
+def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Tell which points lie in a five-pointed star that fills the box."""
+    # Its points lie on a circle: what they reach to the sides and down is less than the radius.
+    x = x * np.sin(2 * np.pi / 5)
+    y = (y + 1) / 2 * (1 + STAR[0]) - 1
+    angle = np.arctan2(x, -y) % (2 * np.pi / 5)
+    angle = np.minimum(angle, 2 * np.pi / 5 - angle)
+    along, beside = np.hypot(x, y) * np.cos(angle), np.hypot(x, y) * np.sin(angle)
+    inner = 0.45 * STAR
+    # Left of the line from the point (1, 0) to the notch between two points.
+    return (along - 1) * inner[1] - beside * (inner[0] - 1) < 0
+
+
+@functools.lru_cache(maxsize=4096)
+def _pattern(material: str, height: int, width: int) -> np.ndarray:
+    """Return how much of the second colour each pixel has, HxW."""
+    x, y = _grid(height, width)
+    wave_x, wave_y = (np.sin(np.pi * PERIODS * along) > 0 for along in (x, y))
+    if material == "striped":
+        found = wave_y
+    elif material == "checked":
+        found = wave_x ^ wave_y
+    elif material == "dotted":
+        found = np.cos(np.pi * PERIODS * x) + np.cos(np.pi * PERIODS * y) > 0.7
+    else:
+        assert material == "plain", material
+        found = np.full((1, 1), False)
+    return _averaged(found, height, width)

@@ -1,0 +1,165 @@
+"""Propose regions of a scene, and say in numbers what their pixels show.
+
+Proposals are what a detector gives: boxes around things, more or less well placed, and boxes around
+several things, parts of things or nothing at all. A region's numbers are seen twice over: near, its
+own box, and far, a window of one size whose middle it is, with what lies beside it. Each number
+adds up the pixels of a random patch of one of the two, with random signs that are the same for
+small blocks of them, and cuts off what is below 0. So they hold colour, shape, material, size and
+neighbours, and name none of them.
+
+Legend: R regions, D numbers a region, V pixels of both views, H rows and W columns of the image.
+"""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+import numpy as np
+
+from npas.tasks.scenes.language import alike
+from npas.tasks.scenes.world import Difficulty, Scene
+
+NEAR, FAR = 12, 20  # pixels along the side of a view
+MARGIN = 0.1  # of a box's side, that the near view shows around it
+REACH = 0.6  # of the square root of the image's area: how far the far view shows to each side
+GREY = 128
+SCALE = 1 / 512  # a power of two: then every number is exact, whoever adds up in which order
+LOOSE = 2.5  # how much further off a bad proposal's edges are than a good one's
+Box = tuple[float, float, float, float]
+
+
+def propose(scene: Scene, difficulty: Difficulty, count: int) -> np.ndarray:
+    """Return `count` boxes, float32, Rx4: first and last pixel across and down, best first.
+
+    There is a good one of every thing, and of things that are alike together, if `count` allows.
+    """
+    rng = scene.random("proposals")
+    things: list[Box] = [thing.box for thing in scene.things]
+    good = things + [union([things[i] for i in group]) for group in alike(scene)]
+    found = [(1.0, _jittered(rng, box, difficulty.jitter)) for box in good[:count]]
+    makers = (_loose, _anywhere, _several, _part)
+    for i in range(count - len(found)):
+        make = makers[i % len(makers)]
+        box = make(rng, scene, difficulty, things[i // len(makers) % len(things)])
+        found.append((0.5 if make is _loose else 0.0, box))
+    scored = [(score + rng.gauss(0, 0.5), _inside(box, scene)) for score, box in found]
+    return np.array([box for _, box in sorted(scored, reverse=True)], dtype=np.float32)
+
+
+def union(boxes: list[Box]) -> Box:
+    """Return the least box around some."""
+    left, top, right, bottom = zip(*boxes, strict=True)
+    return min(left), min(top), max(right), max(bottom)
+
+
+def _jittered(rng: Random, box: Box, jitter: float) -> Box:
+    left, top, right, bottom = box
+    width, height = right - left + 1, bottom - top + 1
+    off = [max(-2.0, min(2.0, rng.gauss(0, 1))) * jitter for _ in range(4)]
+    return (
+        left + off[0] * width,
+        top + off[1] * height,
+        right + off[2] * width,
+        bottom + off[3] * height,
+    )
+
+
+def _loose(rng: Random, scene: Scene, difficulty: Difficulty, box: Box) -> Box:
+    return _jittered(rng, box, LOOSE * difficulty.jitter)
+
+
+def _anywhere(rng: Random, scene: Scene, difficulty: Difficulty, box: Box) -> Box:
+    """Put a box of about a thing's size somewhere."""
+    width, height = ((box[i + 2] - box[i]) * rng.uniform(0.7, 1.6) for i in (0, 1))
+    left = rng.uniform(0, scene.width - width)
+    top = rng.uniform(0, scene.height - height)
+    return left, top, left + width, top + height
+
+
+def _several(rng: Random, scene: Scene, difficulty: Difficulty, box: Box) -> Box:
+    other = rng.choice(scene.things).box
+    return _jittered(rng, union([box, other]), difficulty.jitter)
+
+
+def _part(rng: Random, scene: Scene, difficulty: Difficulty, box: Box) -> Box:
+    """Cut a third to a half off one side of a thing."""
+    cut = list(box)
+    side = rng.randrange(4)
+    inward = (box[2] - box[0], box[3] - box[1])[side % 2] * rng.uniform(0.45, 0.6)
+    cut[side] += inward if side < 2 else -inward
+    return cut[0], cut[1], cut[2], cut[3]
+
+
+def _inside(box: Box, scene: Scene) -> Box:
+    """Round to pixels of the image; at least four along each side."""
+    found: list[int] = []
+    for low, high, size in ((box[0], box[2], scene.width), (box[1], box[3], scene.height)):
+        first = min(max(0, round(low)), size - 4)
+        found += [first, max(first + 3, min(size - 1, round(high)))]
+    left, right, top, bottom = found
+    return left, top, right, bottom
+
+
+class Eyes:
+    """Turn regions into numbers, always by the same random sums: they depend on `width` alone."""
+
+    def __init__(self, width: int) -> None:
+        rng = np.random.default_rng(width)
+        # The first half of the numbers looks at the near view, the others at the far one.
+        halves = ((NEAR, width - width // 2), (FAR, width // 2))
+        self.sums = [_patches(rng, side, count) for side, count in halves]
+
+    def see(self, pixels_HW3: np.ndarray, boxes_R4: np.ndarray) -> np.ndarray:
+        """Return the numbers of these regions of an image, float32, RxD."""
+        seen = views(pixels_HW3, boxes_R4)
+        found_RD = np.concatenate([v @ sums for v, sums in zip(seen, self.sums, strict=True)], 1)
+        return np.maximum(found_RD, 0) * np.float32(SCALE)
+
+
+def _patches(rng: np.random.Generator, side: int, count: int) -> np.ndarray:
+    """Draw `count` patches of a view, with a sign for each of their pixels: float32, VxD."""
+    sums_DH3W = np.zeros((count, side, 3, side), dtype=np.float32)
+    for own_H3W in sums_DH3W:
+        high, wide = rng.integers(side // 3, side + 1, 2)
+        top, left = rng.integers(0, side - high + 1), rng.integers(0, side - wide + 1)
+        grain = rng.integers(1, side // 3 + 1)
+        coarse = rng.integers(0, 2, (-(-high // grain), 3, -(-wide // grain))) * 2 - 1
+        signs = coarse.repeat(grain, 0).repeat(grain, 2)[:high, :, :wide]
+        own_H3W[top : top + high, :, left : left + wide] = signs
+    return np.ascontiguousarray(sums_DH3W.reshape(count, 3 * side**2).T)
+
+
+def views(pixels_HW3: np.ndarray, boxes_R4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the near and the far view of each region: whole numbers in float32, RxV each.
+
+    A view's pixel is the mean over a few of the image's, less `GREY`; 0 beyond the image. Pixels
+    come row by row, in each row channel by channel.
+    """
+    height, width = pixels_HW3.shape[:2]
+    image_H3W = np.ascontiguousarray(pixels_HW3.transpose(0, 2, 1)).astype(np.float32) - GREY
+    low_R2, high_R2 = boxes_R4[:, :2], boxes_R4[:, 2:] + 1
+    margin_R2 = np.float32(MARGIN) * (high_R2 - low_R2)
+    middle_R2, reach = (low_R2 + high_R2) / 2, np.float32(REACH * math.sqrt(height * width))
+    near = _shrunk(image_H3W, low_R2 - margin_R2, high_R2 + margin_R2, NEAR)
+    return near, _shrunk(image_H3W, middle_R2 - reach, middle_R2 + reach, FAR)
+
+
+def _shrunk(
+    image_H3W: np.ndarray, low_R2: np.ndarray, high_R2: np.ndarray, side: int
+) -> np.ndarray:
+    """Shrink rectangles of an image to so many pixels along each side: S rows, T columns."""
+    height, _, width = image_H3W.shape
+    part_S = np.arange(side + 1, dtype=np.float32) / np.float32(side)
+    edges_R2S = np.rint(low_R2[..., None] + part_S * (high_R2 - low_R2)[..., None])
+    first_R2S = edges_R2S[..., :-1, None]
+    last_R2S = np.maximum(edges_R2S[..., 1:, None], first_R2S + 1)
+    x_W, y_H = (np.arange(size, dtype=np.float32) for size in (width, height))
+    columns_RTW = ((x_W >= first_R2S[:, 0]) & (x_W < last_R2S[:, 0])).astype(np.float32)
+    rows_RSH = ((y_H >= first_R2S[:, 1]) & (y_H < last_R2S[:, 1])).astype(np.float32)
+    # Sums of whole numbers, below 2**24: exact.
+    half = rows_RSH.reshape(-1, height) @ image_H3W.reshape(height, -1)
+    sums_RS3T = half.reshape(-1, side * 3, width) @ columns_RTW.transpose(0, 2, 1)
+    count_R2S = (last_R2S - first_R2S)[..., 0]
+    area_RS1T = count_R2S[:, 1, :, None, None] * count_R2S[:, 0, None, None, :]
+    return np.rint(sums_RS3T.reshape(-1, side, 3, side) / area_RS1T).reshape(len(low_R2), -1)

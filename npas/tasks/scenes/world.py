@@ -1,0 +1,184 @@
+"""Draw scenes: a handful of things with a shape, a colour, a size, a material and a place.
+
+What a scene looks like depends on a seed and its number alone. The things of one scene share few
+shapes and colours, so that it often takes several words, or a neighbour, to say which one is meant.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from random import Random
+
+from npas.utils.schema import at_least, at_most
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
+# Of pixels: red, green, blue.
+COLOURS = {
+    "red": (205, 45, 40),
+    "blue": (45, 80, 205),
+    "green": (50, 160, 65),
+    "yellow": (235, 210, 60),
+    "purple": (140, 60, 165),
+    "orange": (240, 140, 40),
+    "white": (245, 245, 245),
+    "black": (20, 20, 20),
+}
+MATERIALS = ("plain", "striped", "dotted", "checked")
+# How long a side is, as a part of the square root of the image's area; some of them, by number.
+SIZES = {"small": 0.15, "medium": 0.21, "large": 0.28}
+SIZES_OF = {1: ("medium",), 2: ("small", "large"), 3: ("small", "medium", "large")}
+TONES = {"dark": 70, "pale": 170}  # grey of a background
+RELATIONS = ("left of", "right of", "above", "below")
+
+MOST_THINGS = 8
+MOST_HIDDEN = 0.2  # of a thing's box
+ATTEMPTS = 30  # to find a place for a thing
+# A direction is clear if it leads this much further than across.
+CLEAR = 1.25
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """Hold the `task.scenes.*` keys: what is in a scene and how it is told. ValueError."""
+
+    least: int = 4  # things in a scene
+    most: int = 7
+    shapes: int = 5  # of these many kinds, as are the next three
+    colours: int = 6
+    sizes: int = 2
+    materials: int = 3
+    palette: int = 3  # shapes, and colours, in one scene at most: fewer look more alike
+    relations: float = 0.35  # part of the phrases that take a neighbour to tell who is meant
+    pronouns: float = 0.1  # part of the captions with an "it", which no box can be told from
+    groups: float = 0.15  # part of the captions that tell of several things at once
+    proposals: int = 20  # boxes of an image, all beyond the things themselves being distractors
+    jitter: float = 0.1  # of a proposal's edges, as a part of the side
+    noise: float = 10.0  # standard deviation of pixels and colours, of 255
+    height: int = 96  # of an image in pixels
+    width: int = 128
+
+    def __post_init__(self) -> None:
+        at_least("task.scenes.least", self.least, 2)
+        at_most("task.scenes.most", self.most, MOST_THINGS)
+        at_least("task.scenes.most", self.most, self.least)
+        kinds = {"shapes": SHAPES, "colours": COLOURS, "sizes": SIZES, "materials": MATERIALS}
+        for key, there in kinds.items():
+            at_least(f"task.scenes.{key}", getattr(self, key), 1)
+            at_most(f"task.scenes.{key}", getattr(self, key), len(there))
+        at_least("task.scenes.palette", self.palette, 1)
+        for key in ("relations", "pronouns", "groups"):
+            at_least(f"task.scenes.{key}", getattr(self, key), 0)
+            at_most(f"task.scenes.{key}", getattr(self, key), 1)
+        at_least("task.scenes.proposals", self.proposals, self.most)
+        at_most("task.scenes.proposals", self.proposals, 1000)
+        at_least("task.scenes.jitter", self.jitter, 0)
+        at_most("task.scenes.jitter", self.jitter, 0.5)
+        at_least("task.scenes.noise", self.noise, 0)
+        at_most("task.scenes.noise", self.noise, 100)
+        for key in ("height", "width"):
+            at_least(f"task.scenes.{key}", getattr(self, key), 64)
+            at_most(f"task.scenes.{key}", getattr(self, key), 1024)
+        if max(self.height, self.width) > 2 * min(self.height, self.width):
+            raise ValueError(
+                f"task.scenes.height={self.height} and width={self.width}: one may be twice the"
+                " other at most"
+            )
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Hold a thing and its box: left, top, right, bottom pixel, all of them still in it."""
+
+    shape: str
+    colour: str
+    size: str
+    material: str
+    box: tuple[int, int, int, int]
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Return x and y, in pixels."""
+        left, top, right, bottom = self.box
+        return (left + right) / 2, (top + bottom) / 2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Hold a scene: its things, later ones in front of earlier ones, before a background."""
+
+    seed: int
+    number: int
+    height: int
+    width: int
+    tone: str  # of the background
+    things: tuple[Thing, ...]
+
+    def random(self, purpose: str) -> Random:
+        """Return random numbers of this scene for one purpose: the same ones each time."""
+        return Random(f"{purpose} {self.seed} {self.number}")
+
+
+def draw_scene(difficulty: Difficulty, seed: int, number: int) -> Scene:
+    """Draw scene `number`; where its things find no place, another is drawn in its stead."""
+    attempt = 0
+    while True:
+        rng = Random(f"scene {seed} {number} {attempt}")
+        things = _things(rng, difficulty)
+        if things:
+            tone = rng.choice(list(TONES))
+            return Scene(seed, number, difficulty.height, difficulty.width, tone, things)
+        attempt += 1
+
+
+def _things(rng: Random, difficulty: Difficulty) -> tuple[Thing, ...]:
+    """Draw things; none if one of them finds no place."""
+    shapes = _some(rng, SHAPES[: difficulty.shapes], difficulty.palette)
+    colours = _some(rng, tuple(COLOURS)[: difficulty.colours], difficulty.palette)
+    things: list[Thing] = []
+    for _ in range(rng.randint(difficulty.least, difficulty.most)):
+        size = rng.choice(SIZES_OF[difficulty.sizes])
+        box = _place(rng, difficulty, size, things)
+        if box is None:
+            return ()
+        material = rng.choice(MATERIALS[: difficulty.materials])
+        things.append(Thing(rng.choice(shapes), rng.choice(colours), size, material, box))
+    return tuple(things)
+
+
+def _some(rng: Random, values: tuple[str, ...], most: int) -> list[str]:
+    return rng.sample(values, min(most, len(values)))
+
+
+def _place(
+    rng: Random, difficulty: Difficulty, size: str, things: list[Thing]
+) -> tuple[int, int, int, int] | None:
+    """Find a box that hides little of the others, and is little hidden; None if there is none."""
+    side = SIZES[size] * math.sqrt(difficulty.height * difficulty.width) * rng.uniform(0.93, 1.07)
+    stretch = rng.uniform(0.92, 1.08)
+    width, height = round(side * stretch), round(side / stretch)
+    for _ in range(ATTEMPTS):
+        left = rng.randrange(1, difficulty.width - width)
+        top = rng.randrange(1, difficulty.height - height)
+        box = (left, top, left + width - 1, top + height - 1)
+        if all(_hidden(box, other.box) <= MOST_HIDDEN for other in things):
+            return box
+    return None
+
+
+def _hidden(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
+    """Return what two boxes have in common as a part of the smaller one."""
+    width = min(one[2], other[2]) - max(one[0], other[0]) + 1
+    height = min(one[3], other[3]) - max(one[1], other[1]) + 1
+    areas = [(box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (one, other)]
+    return max(0, width) * max(0, height) / min(areas)
+
+
+def relation(thing: Thing, other: Thing) -> str | None:
+    """Say where a thing is, seen from another: one of `RELATIONS`, None where it is not clear."""
+    across, down = (a - b for a, b in zip(thing.centre, other.centre, strict=True))
+    if abs(across) > CLEAR * abs(down):
+        return "left of" if across < 0 else "right of"
+    if abs(down) > CLEAR * abs(across):
+        return "above" if down < 0 else "below"
+    return None

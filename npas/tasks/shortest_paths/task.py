@@ -1,0 +1,235 @@
+"""Mark the shortest paths through grid mazes: an algorithm to learn, on data made as they are used.
+
+A network reads the map of obstacles and two query points, and says of every cell whether it lies
+on some shortest path between the two (moves go to the four neighbours). Training is a curriculum:
+in its phase n, which lasts `phase_epochs`, the points are 1 to `phases[n]` moves apart. Lengths are
+drawn evenly from all of these, so that what was learned before stays trained while every length
+of the phase comes up as often as another; points drawn evenly over a maze would nearly all be far
+apart. Each phase opens a new band of distances; what is measured, after every epoch, is F1 on every
+band, the ones still to come included: how well the network extrapolates.
+
+The task, the growing distance and F1 are of Savarese & Maire (ICLR 2019). Density, distances and
+the number of grids are choices of this project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from npas.models import InputSpec
+from npas.tasks import base
+from npas.tasks.base import Batch, over_ranks, rank_share
+from npas.tasks.shortest_paths.mazes import Grids, draw
+
+if TYPE_CHECKING:
+    from npas.config import DataConfig
+
+EVAL_BATCH = 500
+# Grids that training draws at once: enough to keep a GPU busy, few enough to need little memory.
+DRAWN_AT_ONCE = 4096
+# The grids that are held out are the same for every run: their seed is no key of the config.
+HELD_OUT_SEED = 0
+MOST_CELLS = 50_000_000  # of the mazes held out for one purpose
+MOST_SIZE = 512
+
+
+@dataclass
+class Config:
+    """Hold the `task.*` keys of shortest paths. ValueError for grids that cannot be."""
+
+    family: str = "shortest_paths"
+    size: int = 32  # rows, and columns
+    density: float = 0.4  # of obstacles
+    phases: list[int] = field(default_factory=lambda: [12, 16, 20, 24, 28])  # the longest paths
+    phase_epochs: int = 50
+    epoch_samples: int = 10_000
+    val_samples: int = 200  # of each band of distances, as are the next
+    test_samples: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.size <= MOST_SIZE:
+            raise ValueError(f"task.size must be from 2 to {MOST_SIZE}, got {self.size}")
+        if not 0 <= self.density < 1:
+            raise ValueError(f"task.density must be from 0 up to, not with, 1, got {self.density}")
+        if not self.phases or any(
+            a >= b for a, b in zip([0, *self.phases], self.phases, strict=False)
+        ):
+            raise ValueError(f"task.phases must be lengths above 0 that grow, got {self.phases}")
+        if self.phases[-1] >= self.size**2:
+            raise ValueError(
+                f"task.phases: no path of {self.phases[-1]} moves fits into a {self.size}x"
+                f"{self.size} grid"
+            )
+        for key in ("phase_epochs", "epoch_samples", "val_samples", "test_samples"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"task.{key} must be at least 1, got {getattr(self, key)}")
+        for key in ("val_samples", "test_samples"):
+            cells = getattr(self, key) * len(self.phases) * self.size**2
+            if cells > MOST_CELLS:
+                raise ValueError(
+                    f"task.{key}={getattr(self, key)} mazes of each of {len(self.phases)} bands are"
+                    f" {cells:,} cells, to be held in memory: at most {MOST_CELLS:,}"
+                )
+
+
+class Task(base.Task):
+    """Tell of every cell of a maze whether it lies on some shortest path.
+
+    All mazes are made as they are used; those of a stand-in are merely few.
+    """
+
+    name = "shortest_paths"
+    selection_metric = "f1"
+    has_validation = True
+
+    def __init__(
+        self, config: Config, data: DataConfig, *, seed: int, device: torch.device
+    ) -> None:
+        if data.split is not None:
+            raise ValueError(
+                f"data.split={data.split} is no split of shortest_paths, which draws the mazes it"
+                " holds out: set data.split=null"
+            )
+        self.source = data.source
+        if self.source == "standin":
+            few = data.standin
+            config = replace(
+                config,
+                phase_epochs=1,
+                epoch_samples=few.train,
+                val_samples=few.test,
+                test_samples=few.test,
+            )
+        self.config = config
+        self.seed = seed
+        self.device = device
+        # One logit a cell.
+        self.spec = InputSpec((2, config.size, config.size), 1, answers="cell")
+        self.parts: dict[str, dict[int, Grids]] = {}
+
+    def setup(self) -> None:
+        """Draw the grids that are held out, for each band of distances."""
+        counts = {"val": self.config.val_samples, "test": self.config.test_samples}
+        if not self.parts:
+            self.parts = {split: self._bands(split, count) for split, count in counts.items()}
+
+    def inspect(self) -> dict[str, str]:
+        """Count the mazes of each part and say what they are."""
+        config, bands = self.config, len(self.config.phases)
+        mazes = f"mazes of {config.size}x{config.size} cells"
+        found = {"train": f"{config.epoch_samples:,} {mazes} an epoch, drawn as they are used"}
+        for name, counts in self.parts.items():
+            count = sum(len(grids.paths) for grids in counts.values())
+            found[name] = f"{count:,} {mazes}, as many of each of {bands} bands of distances"
+        return found
+
+    def _bands(self, split: str, count: int) -> dict[int, Grids]:
+        index_N = torch.arange(count, device=self.device)
+        return {
+            longest: self._draw(HELD_OUT_SEED, f"{split} {longest}", index_N, before + 1, longest)
+            for before, longest in zip([0, *self.config.phases], self.config.phases, strict=False)
+        }
+
+    def _draw(self, seed: int, purpose: str, index_N: Tensor, shortest: int, longest: int) -> Grids:
+        size, density = self.config.size, self.config.density
+        return draw(
+            seed, f"grids {purpose}", index_N, size, density, shortest=shortest, longest=longest
+        )
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Count an epoch's full batches; what is left over of `epoch_samples` is not drawn."""
+        if batch_size > self.config.epoch_samples:
+            raise ValueError(
+                f"batch_size={batch_size} is more than task.epoch_samples="
+                f"{self.config.epoch_samples}"
+            )
+        return self.config.epoch_samples // batch_size
+
+    def longest(self, epoch: int) -> int:
+        """Return how far apart the points are, at most, in this epoch's phase."""
+        phases = self.config.phases
+        return phases[min(epoch // self.config.phase_epochs, len(phases) - 1)]
+
+    def train_batches(
+        self,
+        epoch: int,
+        batch_size: int,
+        steps: range | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Batch]:
+        """Yield this rank's parts of these batches, drawn many batches at once."""
+        local = rank_share(batch_size, world)
+        if steps is None:
+            steps = range(self.steps_per_epoch(batch_size))
+        at_once = max(1, DRAWN_AT_ONCE // local)
+        own_B = rank * local + torch.arange(local, device=self.device)
+        for first in range(0, len(steps), at_once):
+            now = steps[first : first + at_once]
+            step_S = torch.arange(now.start, now.stop, now.step, device=self.device)
+            index_N = (step_S[:, None] * batch_size + own_B).flatten()
+            grids = self._draw(self.seed, f"train {epoch}", index_N, 1, self.longest(epoch))
+            for start in range(0, len(index_N), local):
+                yield Batch(*_batch(grids, start, local), local)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean cross-entropy of all cells, and F1 in percent of the whole batch."""
+        logits_BHW = model(batch.inputs).squeeze(1).float()
+        right, marked, asked = _counts(logits_BHW.detach(), batch.targets)
+        f1 = 200 * right / (marked + asked)
+        loss = F.binary_cross_entropy_with_logits(logits_BHW, batch.targets)
+        return loss, {"f1": f1 * batch.size}
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
+    ) -> dict[str, float]:
+        """Measure F1 over the cells of "val" or "test", in percent: of all, and of each band."""
+        was_training = model.training
+        model.eval()
+        bands = self.parts[split]
+        cut = [
+            (band, start)
+            for band in bands.values()
+            for start in range(0, len(band.paths), EVAL_BATCH)
+        ]
+        # Of each batch the three counts and the loss; the other ranks' batches stay 0 here.
+        counted_E4 = torch.zeros(len(cut), 4, dtype=torch.float64, device=self.device)
+        for i in range(rank, len(cut), world):
+            inputs, targets = _batch(*cut[i], EVAL_BATCH)
+            logits_BHW = model(inputs).squeeze(1).float()
+            counted_E4[i, :3] = torch.stack(_counts(logits_BHW, targets))
+            counted_E4[i, 3] = F.binary_cross_entropy_with_logits(
+                logits_BHW, targets, reduction="sum"
+            )
+        model.train(was_training)
+        # Every band has as many grids as another, D bands in all.
+        counted_D4 = over_ranks(counted_E4, world).cpu().view(len(bands), -1, 4).sum(1)
+        f1 = {f"f1_{n}": _f1(count_4) for n, count_4 in zip(bands, counted_D4, strict=True)}
+        cells = sum(band.paths.numel() for band in bands.values())
+        all_4 = counted_D4.sum(0)
+        return {"f1": _f1(all_4), **f1, "loss": all_4[3].item() / cells}
+
+
+def _batch(grids: Grids, start: int, size: int) -> tuple[Tensor, Tensor]:
+    """Return inputs, Bx2xHxW, and targets, BxHxW, as floats, of `size` grids from `start` on."""
+    own = slice(start, start + size)
+    inputs_B2HW = torch.stack([grids.obstacles[own], grids.ends[own]], 1)
+    return inputs_B2HW.float(), grids.paths[own].float()
+
+
+def _counts(logits_BHW: Tensor, targets_BHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count the cells that were marked rightly, that were marked, and that were to be marked."""
+    marked_BHW, asked_BHW = logits_BHW > 0, targets_BHW > 0
+    return (marked_BHW & asked_BHW).sum(), marked_BHW.sum(), asked_BHW.sum()
+
+
+def _f1(count_4: Tensor) -> float:
+    right, marked, asked, _ = count_4.tolist()
+    return 200 * right / (marked + asked)

@@ -1,0 +1,173 @@
+"""Cut questions and their paragraphs into windows that a network can read, as BERT does.
+
+A window is [CLS] question [SEP] a stretch of the paragraph [SEP]. Where the paragraph is too long
+for one, the next starts `stride` tokens further on. A token that several windows hold may start an
+answer only in the one that shows the most around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from npas.tasks.common.tokenization import Tokenizer
+from npas.tasks.squad.reader import Question
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Count in tokens how long windows and questions may be, and how far windows are apart."""
+
+    window: int
+    stride: int
+    question: int
+
+
+@dataclass(frozen=True)
+class Features:
+    """Hold N windows of L tokens, as arrays on the CPU.
+
+    For training: ids, where the paragraph starts in the window, how many tokens there are before
+    the padding, and the first and the last token of the answer, both 0, at [CLS], if it is not in
+    the window. To read answers off: the question each belongs to, where a token starts and ends in
+    the paragraph, and which ones may start an answer; without `spans` these two are empty.
+    """
+
+    ids_NL: np.ndarray  # int32, as all of the following unless said otherwise
+    second_N: np.ndarray
+    length_N: np.ndarray
+    start_N: np.ndarray
+    end_N: np.ndarray
+    question_N: np.ndarray
+    spans_NL2: np.ndarray
+    may_start_NL: np.ndarray  # bool
+    left_out: int  # questions whose answer is not to be found, in training
+
+    def __len__(self) -> int:
+        return len(self.ids_NL)
+
+
+@dataclass
+class _Paragraph:
+    """Hold a paragraph's tokens: ids and where they start and end, T each."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+def cut(
+    questions: Sequence[Question], tokenizer: Tokenizer, lengths: Lengths, *, training: bool
+) -> Features:
+    """Cut all questions; in training leave out those whose answer is not in the paragraph."""
+    left_out = 0
+    contexts = {question.context: i for i, question in enumerate(questions)}
+    paragraphs = {
+        text: _paragraph(encoded)
+        for text, encoded in zip(contexts, tokenizer.encode(list(contexts)), strict=True)
+    }
+    asked = tokenizer.encode([question.text for question in questions])
+    special = [tokenizer.special(kind) for kind in ("cls", "sep", "pad")]
+    rows: list[Features] = []
+    for i, (question, encoded) in enumerate(zip(questions, asked, strict=True)):
+        paragraph = paragraphs[question.context]
+        answer = _answer(question, paragraph)
+        if training and question.answers and answer is None:
+            left_out += 1
+            continue
+        words = np.array(encoded.ids[: lengths.question], np.int32)
+        rows.append(_windows(i, words, paragraph, answer, lengths, special, spans=not training))
+    if not rows:
+        raise ValueError("none of the questions has an answer that is in its paragraph")
+    arrays = {
+        key: np.concatenate([getattr(row, key) for row in rows])
+        for key in Features.__dataclass_fields__
+        if key != "left_out"
+    }
+    return Features(**arrays, left_out=left_out)
+
+
+def _paragraph(encoded: object) -> _Paragraph:
+    ids: list[int] = encoded.ids  # type: ignore[attr-defined]
+    spans_T2 = np.array(encoded.offsets, np.int32).reshape(-1, 2)  # type: ignore[attr-defined]
+    return _Paragraph(np.array(ids, np.int32), spans_T2[:, 0], spans_T2[:, 1])
+
+
+def _answer(question: Question, paragraph: _Paragraph) -> tuple[int, int] | None:
+    """Return the first and the last token of the first answer; None if there is none."""
+    if question.start is None:
+        return None
+    end = question.start + len(question.answers[0])
+    first = int(np.searchsorted(paragraph.ends, question.start, "right"))
+    last = int(np.searchsorted(paragraph.starts, end, "left")) - 1
+    return (first, last) if first <= last else None
+
+
+def _windows(
+    index: int,
+    words: np.ndarray,
+    paragraph: _Paragraph,
+    answer: tuple[int, int] | None,
+    lengths: Lengths,
+    special: Sequence[int],
+    *,
+    spans: bool,
+) -> Features:
+    """Cut one question's paragraph: W windows."""
+    start, part, padding = special
+    second, tokens = len(words) + 2, len(paragraph.ids)
+    room = lengths.window - second - 1
+    begins = [0]
+    while begins[-1] + room < tokens:
+        begins.append(begins[-1] + lengths.stride)
+    begin_W = np.array(begins, np.int32)
+    count_W = np.minimum(tokens - begin_W, room)
+    ids_WL = np.full((len(begins), lengths.window), padding, np.int32)
+    # Training needs no more than the ids: a cut of a whole array would keep all of it.
+    kept = len(begins) if spans else 0
+    spans_WL2 = np.zeros((kept, lengths.window, 2), np.int32)
+    may_start_WL = np.zeros((0, lengths.window), bool)
+    ids_WL[:, 0] = start
+    ids_WL[:, 1 : second - 1] = words
+    ids_WL[:, second - 1] = part
+    for w, (begin, count) in enumerate(zip(begins, count_W.tolist(), strict=True)):
+        own, here = slice(begin, begin + count), slice(second, second + count)
+        ids_WL[w, here] = paragraph.ids[own]
+        ids_WL[w, second + count] = part
+        if spans:
+            spans_WL2[w, here, 0] = paragraph.starts[own]
+            spans_WL2[w, here, 1] = paragraph.ends[own]
+    places_W2 = np.zeros((len(begins), 2), np.int32)
+    if answer is not None:
+        inside_W = (begin_W <= answer[0]) & (answer[1] < begin_W + count_W)
+        places_W2[inside_W] = second + np.array(answer) - begin_W[inside_W, None]
+    if spans:
+        may_start_WL = _may_start(begin_W, count_W, second, lengths.window)
+    return Features(
+        ids_WL,
+        np.full(len(begins), second, np.int32),
+        (second + count_W + 1).astype(np.int32),
+        places_W2[:, 0],
+        places_W2[:, 1],
+        np.full(len(begins), index, np.int32),
+        spans_WL2,
+        may_start_WL,
+        0,
+    )
+
+
+def _may_start(begin_W: np.ndarray, count_W: np.ndarray, second: int, length: int) -> np.ndarray:
+    """Tell which tokens of each window see more around them there than in any other: W x L."""
+    token_T = np.arange(begin_W[-1] + count_W[-1])
+    left_WT = token_T - begin_W[:, None]
+    right_WT = begin_W[:, None] + count_W[:, None] - 1 - token_T
+    # The shorter side counts; the longer window decides between equals, and then the first.
+    score_WT = np.minimum(left_WT, right_WT) + 0.01 * count_W[:, None]
+    score_WT[(left_WT < 0) | (right_WT < 0)] = -np.inf
+    may_WL = np.zeros((len(begin_W), length), bool)
+    if len(token_T):
+        best_T = score_WT.argmax(0)
+        may_WL[best_T, second + token_T - begin_W[best_T]] = True
+    return may_WL

@@ -1,0 +1,1 @@
+"""What several layers need: files, random numbers, git, signals, processes, printing."""

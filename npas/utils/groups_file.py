@@ -1,0 +1,54 @@
+"""Read which layers share with each other from a file: `sharing.groups=PATH`.
+
+read_groups(Path("runs/digits/budget-0.1_seed-0_1f0c2a9b"))    # its groups.json
+read_groups(Path("mine.json"))                                 # {"stages.0.*": "early", ...}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from npas.utils.json_data import read_json, shown
+
+GROUPS_FILE = "groups.json"
+
+
+def is_path(value: str) -> bool:
+    """Tell whether a text names a file or folder rather than a grouping."""
+    return bool(value.strip()) and ("/" in value or Path(value).exists())
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """Return layers (or patterns) and their groups: of a run's folder, its file or any mapping.
+
+    ValueError, in one line, for a file that is not there or holds something else.
+    """
+    file = path / GROUPS_FILE if path.is_dir() else path
+    try:
+        found = read_json(file)
+        if isinstance(found.get("layers"), list):
+            layers = found["layers"]
+            found = {layer["name"]: layer["group"] for layer in layers}
+            if len(found) < len(layers):
+                raise ValueError("it names a layer twice")
+        for name, group in found.items():
+            if (
+                not isinstance(name, str)
+                or type(group) not in (str, int)
+                or not (name and group != "")
+            ):
+                raise ValueError(f"it maps {shown(name)} to {shown(group)}, which is no group")
+        if not found:
+            raise ValueError("it maps no layers to groups")
+    except FileNotFoundError:
+        what = f"holds no {GROUPS_FILE}" if path.is_dir() else "is not there"
+        raise ValueError(
+            f"sharing.groups={path} {what}: name a run that found groups, or a JSON file"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"sharing.groups={path} cannot be read ({reason}): name a run that found groups, or a"
+            " JSON file that maps layers to groups"
+        ) from None
+    return {str(pattern): str(group) for pattern, group in found.items()}
