@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from npas.utils.schema import at_least, at_most, join
+from npas.utils.schema import at_least, at_most, below, join
 
 MOST_TEMPLATES = 1000  # of a layer: more is a slip, and would fill the memory
 LONGEST = 1_000_000  # epochs, or images a batch: more is a slip, and may fill the memory
@@ -39,7 +39,7 @@ class SharingConfig:
     """Hold the keywords of `npas.share`, and what training does with coefficients.
 
     `init` names trained weights to start from: a run, or dense weights that are projected into the
-    bank. `templates` takes the place of a budget. `lsm_regularizer` times the mean cosine of the
+    bank. `templates` takes the place of a budget. `recurrence_weight` times the mean cosine of the
     coefficients of layers that mix the same templates is taken off the loss. Every `lsm_every`
     epochs, if not 0, the layer similarity matrix is logged.
     """
@@ -50,12 +50,12 @@ class SharingConfig:
     num_groups: int | None = None
     max_templates: int = 8
     templates: int | Literal["layers"] | None = None
-    coefficients: Literal["orthogonal", "sparse", "released"] = "orthogonal"
-    lsm_regularizer: float = 0.0
+    coefficient_init: Literal["orthogonal", "sparse", "released"] = "orthogonal"
+    recurrence_weight: float = 0.0
     lsm_every: int = 0
     include: list[str] | None = None
     exclude: list[str] | None = None
-    layout: Literal["npas", "reference"] = "npas"
+    allocator: Literal["npas", "reference"] = "npas"
     recompute: bool = False
     init: str | None = None
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -96,17 +96,17 @@ class SharingConfig:
         if isinstance(self.templates, int):
             at_least("sharing.templates", self.templates, 1)
             at_most("sharing.templates", self.templates, MOST_TEMPLATES)
-        at_least("sharing.lsm_regularizer", self.lsm_regularizer, 0)
+        at_least("sharing.recurrence_weight", self.recurrence_weight, 0)
         at_least("sharing.lsm_every", self.lsm_every, 0)
-        if self.coefficients == "sparse" and self.layout == "reference":
+        if self.coefficient_init == "sparse" and self.allocator == "reference":
             raise ValueError(
-                "sharing.coefficients=sparse is not how sharing.layout=reference starts: set "
-                "sharing.coefficients=released or sharing.layout=npas"
+                "sharing.coefficient_init=sparse is not how sharing.allocator=reference starts: "
+                "set sharing.coefficient_init=released or sharing.allocator=npas"
             )
 
 
 @dataclass(frozen=True)
-class StandinConfig:
+class SyntheticConfig:
     """Say how large a rehearsal on made-up data is: samples, and at most how long it trains."""
 
     train: int = 8
@@ -116,28 +116,31 @@ class StandinConfig:
 
     def __post_init__(self) -> None:
         for key in ("train", "test", "epochs", "batch_size"):
-            at_least(f"data.standin.{key}", getattr(self, key), 1)
-            at_most(f"data.standin.{key}", getattr(self, key), LONGEST)
+            at_least(f"data.synthetic.{key}", getattr(self, key), 1)
+            at_most(f"data.synthetic.{key}", getattr(self, key), LONGEST)
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Say where the data lie and how much of them to train on; the task says what a split is.
 
-    `source=standin` rehearses the experiment on data that are made up in the real set's format.
+    `source=synthetic` rehearses the experiment on data that are made up in the real set's format.
     Data that differ from the published checksums or counts, where these are known, are refused;
     `verify=warn` reads them with a warning, and their results stand beside no published figure.
     `workers` processes prepare the batches; 0: the training process does.
     """
 
     root: str = "data"
-    source: Literal["real", "standin"] = "real"
-    split: Literal["45k", "50k"] | None = None
+    source: Literal["real", "synthetic"] = "real"
+    val_fraction: float | None = None
     download: bool = True
     verify: Literal["refuse", "warn"] = "refuse"
     workers: int = 0
-    standin: StandinConfig = field(default_factory=StandinConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
+        if self.val_fraction is not None:
+            at_least("data.val_fraction", self.val_fraction, 0)
+            below("data.val_fraction", self.val_fraction, 1)
         at_least("data.workers", self.workers, 0)
         at_most("data.workers", self.workers, MOST_PROCESSES)

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from npas._nodes import GROUPINGS as GROUPINGS
-from npas._nodes import LONGEST, MOST_PROCESSES, SearchConfig, StandinConfig
+from npas._nodes import LONGEST, MOST_PROCESSES, SearchConfig, SyntheticConfig
 from npas._nodes import SEARCHED as SEARCHED
 from npas._nodes import DataConfig as DataConfig
 from npas._nodes import SharingConfig as SharingConfig
 from npas.utils.budget import parse_budget
 from npas.utils.groups_file import is_path, read_groups
+from npas.utils.renames import first_setting
 from npas.utils.schema import above, at_least, at_most, below, build, keys_of
 
 # Raised by one when a fix changes what an unchanged config trains to, since results from before it
@@ -36,7 +37,7 @@ RECIPE_VERSION = 1
 
 NO_PACKAGE = "its first line must be '# @package _global_', so that its keys stand at the top"
 
-STANDIN = "standin"  # the source of data that are made up
+SYNTHETIC = "synthetic"  # the source of data that are made up
 DENSE = "dense"  # the budget that trains the dense network and shares nothing
 
 # The keys that do not decide the result and enter no hash. A node stands for all of its keys.
@@ -66,18 +67,18 @@ HASH_EXCLUDED = frozenset(
 
 # How a batch is shared out. Batch norms see a part at a time, so these decide the result, too; but
 # a run may be told, by `resume=DIR`, to go on from a checkpoint of other numbers.
-OF_PARTS = ("trainer.devices", "trainer.accumulation")
+OF_PARTS = ("trainer.devices", "trainer.grad_accum_steps")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Hold the optimizer's settings, and how the rate goes.
 
-    With `schedule=steps` it is times `gamma` from each milestone, an epoch, on; linear and cosine
-    bring it to 0 at the end. `momentum` is the first beta of Adam and its kin, too. `clip_norm`
-    limits the norm of the gradient; 0: none. Without `decay_norms` norms and biases take no weight
-    decay. With `ema` above 0 a moving average of the weights, of that decay, is what is measured
-    and exported.
+    `schedule=multistep` multiplies the rate by `gamma` at each milestone (an epoch); linear and
+    cosine bring it to 0 at the end. `momentum` is also the first beta of the Adam optimizers.
+    `clip_norm` limits the norm of the gradient; 0: no limit. Without `decay_norm_bias` norms and
+    biases take no weight decay. With `ema_decay` above 0 the exponential moving average of the
+    weights is what is measured and exported.
     """
 
     name: Literal["sgd", "adam", "adamax", "adamw"] = "sgd"
@@ -88,16 +89,16 @@ class OptimConfig:
     weight_decay: float = 5e-4
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.2
-    schedule: Literal["steps", "linear", "cosine"] = "steps"
+    schedule: Literal["multistep", "linear", "cosine"] = "multistep"
     warmup_epochs: int | float = 0
     clip_norm: float = 0.0
-    decay_norms: bool = True
-    ema: float = 0.0
+    decay_norm_bias: bool = True
+    ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)
-        at_least("optim.ema", self.ema, 0)
-        below("optim.ema", self.ema, 1)
+        at_least("optim.ema_decay", self.ema_decay, 0)
+        below("optim.ema_decay", self.ema_decay, 1)
         at_least("optim.momentum", self.momentum, 0)
         below("optim.momentum", self.momentum, 1)
         at_least("optim.beta2", self.beta2, 0)
@@ -121,8 +122,8 @@ class OptimConfig:
 class TrainerConfig:
     """Say on what to train, when to log and save.
 
-    `devices` processes share each batch; each takes its share in `accumulation` parts. Both decide
-    the result. Of processes that torchrun or srun started, npas-train sets `devices` to how many
+    `devices` processes share each batch; each takes its share in `grad_accum_steps` parts. Both
+    change the result. Of processes that torchrun or srun started, npas-train sets `devices` to how many
     they are. Gradients travel between them as `gradient_dtype`. With `tf32` GPUs round the factors
     of fp32 convolutions and matrix products to TF32. A checkpoint is written after each epoch and,
     if `checkpoint_every` is not 0, after every so many steps; the `keep_last` newest are kept.
@@ -130,7 +131,7 @@ class TrainerConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
-    accumulation: int = 1
+    grad_accum_steps: int = 1
     gradient_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     tf32: bool = False
     checkpoint_every: int = 0
@@ -138,7 +139,7 @@ class TrainerConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for key in ("devices", "accumulation", "keep_last", "log_every"):
+        for key in ("devices", "grad_accum_steps", "keep_last", "log_every"):
             at_least(f"trainer.{key}", getattr(self, key), 1)
         at_most("trainer.devices", self.devices, MOST_PROCESSES)
         at_least("trainer.checkpoint_every", self.checkpoint_every, 0)
@@ -205,12 +206,12 @@ class Config:
                 f"trains recipe {RECIPE_VERSION} only"
             )
         self._check_budget()
-        if self.data.source == STANDIN:
+        if self.data.source == SYNTHETIC:
             self._shorten()
 
     def _shorten(self) -> None:
-        """Train a rehearsal no longer than `data.standin` says: its milestones would never come."""
-        most = self.data.standin
+        """Limit a run on synthetic data to what `data.synthetic` says, without milestones."""
+        most = self.data.synthetic
         shorter: dict[str, Any] = {
             "epochs": min(self.epochs, most.epochs),
             "batch_size": min(self.batch_size, most.batch_size),
@@ -302,21 +303,21 @@ def ignored(config: Config) -> dict[str, str]:
         if config.sharing.generator == "avg":
             idle |= {
                 key: "sharing.generator=avg has no coefficients"
-                for key in ("coefficients", "lsm_regularizer", "lsm_every")
+                for key in ("coefficient_init", "recurrence_weight", "lsm_every")
             }
         for key, value, default in _settings(config.sharing, "sharing."):
             if value != default and key.removeprefix("sharing.") in idle:
                 found[key] = idle[key.removeprefix("sharing.")]
-    if config.data.source == STANDIN and config.data.verify != "refuse":
-        found["data.verify"] = f"data.source={STANDIN} makes up its data"
+    if config.data.source == SYNTHETIC and config.data.verify != "refuse":
+        found["data.verify"] = f"data.source={SYNTHETIC} makes up its data"
     optim, unread = config.optim, "beta2" if config.optim.name == "sgd" else "nesterov"
     for key, value, default in _settings(optim, "optim."):
         if key == f"optim.{unread}" and value != default:
             found[key] = f"optim.name={optim.name} has no {unread}"
         of_steps = key in ("optim.milestones", "optim.gamma") and value != default
-        if of_steps and optim.schedule != "steps":
+        if of_steps and optim.schedule != "multistep":
             found[key] = f"optim.schedule={optim.schedule} has no milestones"
-    if optim.schedule == "steps" and optim.milestones and optim.milestones[0] >= config.epochs:
+    if optim.schedule == "multistep" and optim.milestones and optim.milestones[0] >= config.epochs:
         found["optim.milestones"] = f"epochs={config.epochs} ends before the first of them"
     return found
 
@@ -330,22 +331,24 @@ def config_hash(config: Config) -> str:
     """
     assert dataclasses.is_dataclass(config.model) and dataclasses.is_dataclass(config.task)
     left_out = set(ignored(config))
-    if config.data.source != STANDIN:
-        left_out |= set(keys_of(StandinConfig, "data.standin."))
-    deciding = {
+    if config.data.source != SYNTHETIC:
+        left_out |= set(keys_of(SyntheticConfig, "data.synthetic."))
+    deciding = dict(
         # The order of a mapping's patterns decides, too: the first that matches a layer counts.
-        key: list(value.items()) if isinstance(value, dict) else value
+        first_setting(key, list(value.items()) if isinstance(value, dict) else value)
         for key, value, default in _settings(config, "")
         if key not in left_out and not is_excluded(key)
         # A family's own defaults mean nothing without its name.
         if value != default or key in ("recipe_version", "model.family", "task.family")
-    }
+    )
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
-def in_parts(config: Config, devices: int, accumulation: int) -> Config:
+def in_parts(config: Config, devices: int, grad_accum_steps: int) -> Config:
     """Return the config of the same run with its batches shared out in another way."""
-    trainer = dataclasses.replace(config.trainer, devices=devices, accumulation=accumulation)
+    trainer = dataclasses.replace(
+        config.trainer, devices=devices, grad_accum_steps=grad_accum_steps
+    )
     return dataclasses.replace(config, trainer=trainer)
 
 

@@ -130,7 +130,7 @@ def resident_rows(arguments: argparse.Namespace, name: str) -> dict[str, Callabl
     from npas.tasks.classification import Part
 
     module = tasks.family(name)
-    data = DataConfig(split="50k")
+    data = DataConfig(val_fraction=0.0)
     task = module.Task(module.Config(), data, seed=0, device=torch.device(arguments.device))
     if name == "cifar":  # as many images as the real set has, of noise
         images = torch.randint(0, 256, (50000, 32, 32, 3), dtype=torch.uint8)

@@ -2,7 +2,7 @@
 
     python scripts/kill_runs.py --kills 20
     python scripts/kill_runs.py --kills 200 --out results/reliability/digits-kills.json
-    python scripts/kill_runs.py --kills 50 --seed 1 data.workers=2 trainer.accumulation=2
+    python scripts/kill_runs.py --kills 50 --seed 1 data.workers=2 trainer.grad_accum_steps=2
 
 The training is of digits, a second long, `deterministic=true`; words of npas-train may be added. It
 first runs undisturbed. Then it is started anew, killed at a moment that is as likely to fall on its
@@ -34,9 +34,9 @@ WORDS = (
     "budget=0.5",
     "epochs=5",
     "batch_size=312",
-    "data.split=45k",
+    "data.val_fraction=0.1",
     "optim.milestones=[2,4]",
-    "optim.ema=0.9",
+    "optim.ema_decay=0.9",
     "deterministic=true",
     "trainer.device=cpu",
     "trainer.log_every=2",

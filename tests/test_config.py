@@ -96,7 +96,7 @@ WRONG = [
     ({"optim__momentum": 0}, "optim.nesterov=true needs momentum"),
     ({"optim__milestones": [3, 2]}, "optim.milestones must be epochs above 0 that increase"),
     ({"optim__weight_decay": -1}, "optim.weight_decay must be at least 0"),
-    ({"data__split": "44k"}, "data.split must be 45k or 50k or null, got '44k'"),
+    ({"data__val_fraction": 1.5}, "data.val_fraction must be below 1, got 1.5"),
     ({"trainer__device": "tpu"}, "trainer.device must be auto, cpu or cuda, got 'tpu'"),
     ({"trainer__log_every": 0}, "trainer.log_every must be at least 1"),
     ({"wandb__mode": "on"}, "wandb.mode must be online, offline or disabled, got 'on'"),
@@ -166,20 +166,20 @@ OTHER = {
     "budget": "0.2",
     "precision": "bf16",
     "resume": "never",
-    "data.split": "45k",
-    "data.source": "standin",
+    "data.val_fraction": 0.1,
+    "data.source": "synthetic",
     "sharing.init": "a run",
     "sharing.generator": "emb",
     "sharing.upsampler": "mask",
-    "sharing.coefficients": "sparse",
-    "sharing.lsm_regularizer": 0.1,
+    "sharing.coefficient_init": "sparse",
+    "sharing.recurrence_weight": 0.1,
     "sharing.groups": "type",
     "sharing.include": ["a"],
     "sharing.exclude": ["a"],
-    "sharing.layout": "reference",
+    "sharing.allocator": "reference",
     "optim.name": "adamw",
     "optim.milestones": [1],
-    "optim.ema": 0.9,
+    "optim.ema_decay": 0.9,
     "optim.clip_norm": 1.0,
     "optim.schedule": "cosine",
     "trainer.device": "cpu",
@@ -198,7 +198,7 @@ TOGETHER = {
     "sharing.search.epochs",
     "sharing.search.softmax",
     "sharing.search.templates",
-    *(f"data.standin.{key}" for key in ("train", "test", "epochs", "batch_size")),
+    *(f"data.synthetic.{key}" for key in ("train", "test", "epochs", "batch_size")),
     "recipe_version",
 }
 
@@ -222,9 +222,9 @@ def test_the_hash_follows_the_keys_that_decide_the_result_and_no_others(key: str
     assert (config_hash(changed) == config_hash(checked())) == excluded
 
 
-def rehearsal(**standin: int) -> Config:
+def rehearsal(**synthetic: int) -> Config:
     return checked(
-        data={"source": "standin", "standin": standin}, optim__milestones=[60], epochs=200
+        data={"source": "synthetic", "synthetic": synthetic}, optim__milestones=[60], epochs=200
     )
 
 
@@ -235,13 +235,13 @@ def test_a_rehearsal_is_no_longer_than_its_settings_say() -> None:
     assert (config.epochs, config.batch_size) == (200, 64)
     assert check(to_dict(config), ToyModel, ToyTask) == config
     search = {"groups": "learned", "num_groups": 2, "search": {"epochs": 15}}
-    short = checked(data={"source": "standin"}, sharing=search)
+    short = checked(data={"source": "synthetic"}, sharing=search)
     assert short.sharing.search.epochs == 1
 
 
 def test_the_settings_of_a_rehearsal_decide_its_result_and_no_other() -> None:
     assert len({config_hash(rehearsal(**{key: 9})) for key in ("train", "test", "epochs")}) == 3
-    real = [checked(data={"standin": {"train": count}}) for count in (8, 9)]
+    real = [checked(data={"synthetic": {"train": count}}) for count in (8, 9)]
     assert config_hash(real[0]) == config_hash(real[1])
     assert ignored(real[1]) == {}
 

@@ -26,7 +26,7 @@ PROGRAMS = {
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    """Return an environment in which the stand-ins are found first."""
+    """Return an environment in which the synthetic data are found first."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, text in PROGRAMS.items():

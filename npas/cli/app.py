@@ -135,7 +135,7 @@ def _quoted(word: str) -> str:
 
 def say(command: str, line: str) -> None:
     """Print a line on stderr, beside the command's own output; of several processes the first."""
-    if processes.leads():
+    if processes.is_main_process():
         print_line(f"{command}: {line}", sys.stderr)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from npas.cli import app, runs
 from npas.cli.app import Job
-from npas.config import STANDIN
+from npas.config import SYNTHETIC
 from npas.utils.schema import at_least, at_most, build, keys_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def run(options: Evaluate) -> Job:
     if shown:
         name = task.selection_metric
         score = f"{options.split} {name} {metrics[name]:.2f}"
-        if task.source == STANDIN:
+        if task.source == SYNTHETIC:
             score += " on made-up data"
         if experiment.unfinished:
             score += f" ({experiment.unfinished.partition(';')[0]})"

@@ -222,7 +222,7 @@ def _recalibrate(experiment: Experiment, model: nn.Module, inputs: Sequence[Any]
     from torch.nn.modules.batchnorm import _BatchNorm
     from torch.optim.swa_utils import update_bn
 
-    from npas.tasks.base import answers
+    from npas.tasks.base import outputs
     from npas.training.precision import Precision
 
     class Named(nn.Module):
@@ -234,7 +234,7 @@ def _recalibrate(experiment: Experiment, model: nn.Module, inputs: Sequence[Any]
             self.train(model.training)
 
         def forward(self, inputs: Any) -> Any:
-            return answers(self.model, inputs)
+            return outputs(self.model, inputs)
 
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return False
@@ -247,10 +247,10 @@ def _difference(folded: nn.Module, tied: nn.Module, inputs: Any) -> float:
     """Return how far the two networks' outputs lie apart, as part of the largest output."""
     import torch
 
-    from npas.tasks.base import answers
+    from npas.tasks.base import outputs
 
     with torch.no_grad():
-        pairs = zip(answers(folded.eval(), inputs), answers(tied.eval(), inputs), strict=True)
+        pairs = zip(outputs(folded.eval(), inputs), outputs(tied.eval(), inputs), strict=True)
         return max(
             float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12))
             for ours, theirs in pairs

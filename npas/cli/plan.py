@@ -144,11 +144,11 @@ def inference_flops(model: nn.Module, spec: InputSpec) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from npas.tasks.base import answers
+    from npas.tasks.base import outputs
 
     model.to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        answers(model, spec.example("meta"))
+        outputs(model, spec.example("meta"))
     return counter.get_total_flops()
 
 
@@ -169,14 +169,14 @@ def _grouping(config: Config) -> Grouping | None:
 
 def _figures(model: nn.Module, allocation: Allocation | None) -> dict[str, Any]:
     from npas.sharing import count_parameters
-    from npas.sharing.budget import Budget
+    from npas.sharing.budget import BudgetReport
 
     if allocation is not None:
         plan = allocation.to_dict()
         return {key: plan[key] for key in ("budget", "split", "groups", "layers")}
     count = count_parameters(model)
     split = {"bank": 0, "coefficients": 0, "upsamplers": 0, "unshared": count}
-    budget = Budget(schema.DENSE, dense=count, allowed=count, used=count)
+    budget = BudgetReport(schema.DENSE, dense=count, allowed=count, used=count)
     return {"budget": budget.to_dict(), "split": split, "groups": [], "layers": []}
 
 

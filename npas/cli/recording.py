@@ -22,7 +22,7 @@ from npas.config import Config
 from npas.models import _hub
 from npas.reporting import group_plot, results
 from npas.reporting.results import (
-    Budget,
+    BudgetReport,
     Dataset,
     Divergence,
     Init,
@@ -38,8 +38,8 @@ from npas.tasks.common import files
 from npas.training import Experiment, Outcome, initial
 from npas.training.checkpoint import Checkpoints
 from npas.training.checks import read_progress
+from npas.training.dry_run import advise_on_memory
 from npas.training.state import Progress
-from npas.training.trial import advise_on_memory
 from npas.utils import signals
 from npas.utils.processes import Refused
 
@@ -61,8 +61,8 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
     train, the one that fails first writes the result, and app.Reported ends it and the others.
     """
     config, process = experiment.config, experiment.process
-    with config_file(config, folder) if process.leads else contextlib.nullcontext():
-        if process.leads:  # what it says is of weights that are about to be replaced
+    with config_file(config, folder) if process.is_main else contextlib.nullcontext():
+        if process.is_main:  # what it says is of weights that are about to be replaced
             (folder / results.FILE_NAME).unlink(missing_ok=True)
         process.gather(None)  # so that it is gone before any other might write its own
         started = time.perf_counter()
@@ -74,12 +74,12 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
                     training.prepare(experiment)
                     announce(experiment)
             if experiment.stage == "train":
-                if experiment.grouping is not None and process.leads:
+                if experiment.grouping is not None and process.is_main:
                     group_plot.draw(experiment.grouping, folder)
-                if experiment.start is not None and process.leads:
+                if experiment.start is not None and process.is_main:
                     initial.keep(experiment.start, folder)
                 outcome = training.train(experiment, folder)
-                if outcome.status == "done" and process.leads:
+                if outcome.status == "done" and process.is_main:
                     experiment.task.write_answers("test", folder)
         except Refused:
             raise
@@ -94,7 +94,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
         if outcome.error == OUT_OF_MEMORY:  # not in the handler, whose traceback holds the tensors
             outcome = dataclasses.replace(outcome, error=advise_on_memory(experiment))
         result = result_of(experiment, outcome)
-    if process.leads or result.status == "failed":
+    if process.is_main or result.status == "failed":
         results.write(folder, result)
     if process.world > 1 and result.status == "failed":
         app.say_always(f"rank {process.rank} failed: {result.error}")
@@ -135,10 +135,10 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
     config, process, found = experiment.config, experiment.process, experiment.grouping
     if experiment.allocation is None:
         count = sharing.count_parameters(experiment.model)
-        budget, split = Budget.of_dense(count), Split(0, 0, 0, unshared=count)
+        budget, split = BudgetReport.of_dense(count), Split(0, 0, 0, unshared=count)
     else:
         plan = experiment.allocation.budget
-        budget = Budget(plan.asked, plan.dense, plan.allowed, plan.used, plan.utilization)
+        budget = BudgetReport(plan.asked, plan.dense, plan.allowed, plan.used, plan.utilization)
         split = Split(**experiment.allocation.split)
     divergence = None
     if outcome.diverged_at is not None:
@@ -163,7 +163,7 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         if found is None
         else Search(found.method, found.num_groups, found.epochs, found.steps, found.wall_s),
         parallel=Parallel(
-            process.world, process.nodes, config.trainer.accumulation, outcome.earlier
+            process.world, process.nodes, config.trainer.grad_accum_steps, outcome.earlier
         ),
         divergence=divergence,
         init=_init(config),

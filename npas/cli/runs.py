@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from npas import config as schema
 from npas.cli import app
 from npas.config import Config
+from npas.utils.renames import modernize
 from npas.utils.schema import join
 
 CONFIG_FILE = "config.yaml"
@@ -85,7 +86,7 @@ def read_config(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is no config that can be read: {reason}") from None
     if not isinstance(stored, dict) or not stored:
         raise ValueError(f"{file} must be a mapping of keys: put the run's own config back")
-    return {str(key): value for key, value in stored.items()}
+    return modernize({str(key): value for key, value in stored.items()})
 
 
 def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:
@@ -207,8 +208,8 @@ def restore_to_measure(
     except ValueError as error:  # it may name the run's key, and ours is another
         raise ValueError(str(error).replace("trainer.device", "device")) from None
     if split == "val" and not experiment.task.has_validation:
-        held = experiment.config.data.split
-        raise ValueError(f"the run held no data out (data.split={held}): {remedy}")
+        held = experiment.config.data.val_fraction
+        raise ValueError(f"the run held no data out (data.val_fraction={held}): {remedy}")
     if show and not has_pictures(experiment.task):
         raise ValueError(f"{experiment.task.name} has no pictures to show: leave show out")
     experiment.task.setup()

@@ -70,7 +70,7 @@ def as_started(config: Config) -> Config:
     """Return the config with the number of processes that torchrun or srun started, if they did."""
     here = processes.place()
     if here.world > 1 and config.trainer.devices in (1, here.local_world):
-        return schema.in_parts(config, here.world, config.trainer.accumulation)
+        return schema.in_parts(config, here.world, config.trainer.grad_accum_steps)
     return config
 
 
@@ -160,11 +160,11 @@ def _run_here(config: Config, within: Within) -> Job:
 
     folder = schema.run_dir(config)
     with joined(config.trainer) as process, contextlib.ExitStack() as stack:
-        if not process.leads:
+        if not process.is_main:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         skipped = None
         with process.together():
-            if process.leads and not config.dry_run:
+            if process.is_main and not config.dry_run:
                 skipped = _skipped(config, folder)
         if process.from_leader(skipped) is not None:
             return skipped or Job(str(folder), "skipped")
@@ -173,7 +173,7 @@ def _run_here(config: Config, within: Within) -> Job:
                 return _try(config)
         grouping = None
         with process.together():
-            if process.leads:
+            if process.is_main:
                 stack.enter_context(alone(config, folder))
                 grouping = stored_grouping(config, folder)
         grouping = process.from_leader(grouping)
@@ -181,8 +181,8 @@ def _run_here(config: Config, within: Within) -> Job:
             experiment = build(config, grouping)
             if within == "search" and not experiment.task.has_validation:
                 raise ValueError(
-                    f"a search needs held-out data, but data.split={config.data.split} holds none"
-                    " out: set data.split"
+                    "a search needs held-out data, but"
+                    f" data.val_fraction={config.data.val_fraction} holds none out: set data.val_fraction"
                 )
         with process.together():
             prepare(experiment)
@@ -196,7 +196,7 @@ def _run_here(config: Config, within: Within) -> Job:
 def _try(config: Config) -> Job:
     """Do one step of the run and write nothing."""
     from npas.training import build, prepare
-    from npas.training.trial import one_step
+    from npas.training.dry_run import one_step
 
     # To download is to write.
     data = dataclasses.replace(config.data, download=False)
@@ -281,11 +281,11 @@ def _what_follows(experiment: Experiment, within: Within = None) -> str:
     """
     arithmetic = experiment.batch_arithmetic()
     shared_out = f"\nbatch    {arithmetic}" if "=" in arithmetic else ""
-    if experiment.task.source == schema.STANDIN:
+    if experiment.task.source == schema.SYNTHETIC:
         config = experiment.config
         shared_out += (
-            f"\ndata     made up in the format of {experiment.task.name}: a rehearsal, epochs="
-            f"{config.epochs} batch_size={config.batch_size} (data.standin); no figure of the set's"
+            f"\ndata     synthetic, in the format of {experiment.task.name}: a dry run with epochs="
+            f"{config.epochs} batch_size={config.batch_size} (data.synthetic); its metrics mean nothing"
         )
     if experiment.stage == "train":
         plan = runs.plan_text(experiment.model, experiment.allocation)
@@ -326,7 +326,7 @@ def _finished(config: Config, folder: Path) -> Result | None:
 def _summary(result: Result) -> str:
     budget, metrics = result.budget, result.metrics
     assert budget is not None and metrics is not None  # the schema's promise for a run that is done
-    where = " on made-up data" if result.dataset.source == schema.STANDIN else ""
+    where = " on made-up data" if result.dataset.source == schema.SYNTHETIC else ""
     if result.dataset.published is False:
         where = " on data that are not the published ones"
     text = f"asked {budget.asked}, allowed {budget.allowed:,}, used {budget.used:,} parameters"
@@ -361,7 +361,7 @@ def _beside_dense(config: Config, metric: str) -> str:
     """Quote the committed figure of the dense network, where there is one."""
     from npas.reporting import tables
 
-    if config.budget == schema.DENSE or config.data.source == schema.STANDIN:
+    if config.budget == schema.DENSE or config.data.source == schema.SYNTHETIC:
         return ""
     dense = tables.dense_figure(config, metric)
     return "" if dense is None else f"; dense: {dense}% over {dense.n} seeds"

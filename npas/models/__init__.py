@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-ANSWERS = {
+OUTPUTS = {
     "class": "one answer for the whole input",
     "cell": "an answer for every cell of the input",
     "span": "where in a text an answer starts and ends",
@@ -43,13 +43,13 @@ class InputSpec:
 
     `input_shape` leaves out the batch dimension: (channels, height, width) for images, (tokens,)
     for texts. A network of several inputs has them by name in `inputs`. What is answered is one of
-    `ANSWERS`: by `num_classes` numbers for the input, or that many for each of its cells; for texts
+    `OUTPUTS`: by `num_classes` numbers for the input, or that many for each of its cells; for texts
     the network says itself how many.
     """
 
     input_shape: tuple[int, ...]
     num_classes: int
-    answers: str = "class"
+    outputs: str = "class"
     inputs: Mapping[str, Input] = field(default_factory=dict)
 
     def width(self, name: str) -> int:
@@ -67,7 +67,7 @@ class InputSpec:
                 else torch.zeros(1, *shape, device=device)
                 for name, (shape, is_integer) in self.inputs.items()
             }
-        if self.answers not in ("span", "pretraining"):
+        if self.outputs not in ("span", "pretraining"):
             return torch.zeros(1, *self.input_shape, device=device)
         zeros = torch.zeros(1, *self.input_shape, dtype=torch.int64, device=device)
         return {
@@ -86,17 +86,17 @@ def family(name: str) -> ModuleType:
 def build(config: Any, spec: InputSpec, architecture: Mapping[str, Any] | None = None) -> nn.Module:
     """Build the network of a family's config for a task's inputs.
 
-    A family whose networks answer anything but a class says so: ANSWERS = ("cell",). With an
+    A family whose networks answer anything but a class says so: OUTPUTS = ("cell",). With an
     `architecture`, what `architecture_of` returned for a network of this config, that network is
     built again without the files it was loaded from. ValueError where the task asks for something
     else, or for what the family cannot build.
     """
     module = family(config.family)
-    given: tuple[str, ...] = getattr(module, "ANSWERS", ("class",))
-    if spec.answers not in given:
+    given: tuple[str, ...] = getattr(module, "OUTPUTS", ("class",))
+    if spec.outputs not in given:
         raise ValueError(
-            f"model.family={config.family} gives {' or '.join(ANSWERS[name] for name in given)},"
-            f" and the task asks for {ANSWERS[spec.answers]}: choose another model or another task"
+            f"model.family={config.family} gives {' or '.join(OUTPUTS[name] for name in given)},"
+            f" and the task asks for {OUTPUTS[spec.outputs]}: choose another model or another task"
         )
     again = {} if architecture is None else {"architecture": architecture}
     network: nn.Module = module.build(config, spec, **again)

@@ -33,7 +33,7 @@ from npas.models import InputSpec, _phrases
 from npas.models._match import Match
 from npas.utils.schema import above, at_least, at_most
 
-ANSWERS = ("match",)
+OUTPUTS = ("match",)
 # Beyond these a slip of the hand, not a network: building it would fill the memory first.
 MOST_WIDTH, MOST_WORDS, MOST_FOVEA = 65536, 10_000_000, 1e4
 LEAK = 0.1  # of the leaky ReLU

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from npas.models import InputSpec, _initialization, _phrases
 from npas.utils.schema import at_least, at_most
 
-ANSWERS = ("regions",)
+OUTPUTS = ("regions",)
 MOST_WIDTH = 65536  # beyond this a slip of the hand
 
 

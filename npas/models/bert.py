@@ -24,7 +24,7 @@ from torch import nn
 
 from npas.models import InputSpec, _hub
 
-ANSWERS = ("span", "pretraining")
+OUTPUTS = ("span", "pretraining")
 # Beyond these a slip of the hand, not a network: building it would fill the memory first.
 MOST_LAYERS, MOST_WIDTH, MOST_WORDS = 1000, 100_000, 10_000_000
 # What a checkpoint's own config calls our keys.
@@ -97,7 +97,7 @@ def build(
             f"the task's texts have {spec.input_shape[0]} tokens, and model.positions="
             f"{config.positions}: set task.max_length to at most that"
         )
-    kind = _class(config.arch, spec.answers)
+    kind = _class(config.arch, spec.outputs)
     if architecture is not None:
         described = type(_shape(config)).from_dict(dict(architecture), attn_implementation="sdpa")
         return kind(described)
@@ -112,10 +112,10 @@ def architecture(network: Any) -> dict[str, Any]:
     return found
 
 
-def _class(arch: str, answers: str) -> Any:
+def _class(arch: str, outputs: str) -> Any:
     import transformers
 
-    if answers == "pretraining":
+    if outputs == "pretraining":
         from npas.models import _pretraining
 
         names = {"bert": "BertForPreTraining", "albert": "AlbertForPreTraining"}

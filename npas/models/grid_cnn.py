@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from npas.models import InputSpec
 
-ANSWERS = ("cell",)
+OUTPUTS = ("cell",)
 # Beyond these a slip of the hand, not a network: building it would fill the memory first.
 MOST_DEPTH, MOST_WIDTH = 1000, 4096
 

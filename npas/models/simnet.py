@@ -42,7 +42,7 @@ from torch.nn import functional as F
 from npas.models import InputSpec, _initialization, _phrases
 from npas.utils.schema import at_least, at_most
 
-ANSWERS = ("regions",)
+OUTPUTS = ("regions",)
 # Beyond these a slip of the hand, not a network: building it would fill the memory first.
 MOST = {"width": 65536, "embeddings": 1000}
 

@@ -143,7 +143,7 @@ def _wrn_cifar(classes: int, with_cutout: list[Row]) -> Table:
 
 
 def _full(classes: int) -> tuple[str, ...]:
-    return f"+exp=wrn_cifar{classes}", "data.split=50k"
+    return f"+exp=wrn_cifar{classes}", "data.val_fraction=0"
 
 
 def _dense(classes: int) -> tuple[str, ...]:

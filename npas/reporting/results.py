@@ -24,11 +24,12 @@ from npas.config import HASH_EXCLUDED, RECIPE_VERSION
 from npas.reporting.environment import Git, Hardware, environment
 from npas.tasks.common.files import write_whole
 from npas.utils.json_data import decode, read_json
+from npas.utils.renames import modernize
 
 __all__ = [
     "FILE_NAME",
     "VARYING",
-    "Budget",
+    "BudgetReport",
     "Dataset",
     "Divergence",
     "Git",
@@ -50,7 +51,7 @@ log = logging.getLogger(__name__)
 
 FILE_NAME = "result.json"
 STATUSES = ("done", "diverged", "failed", "preempted")
-SOURCES = ("real", "standin")
+SOURCES = ("real", "synthetic")
 ADDED = (
     "search",
     "history",
@@ -82,7 +83,7 @@ versions and number of processes stay the same.
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetReport:
     """Say what was asked for and what it came to, in trainable parameters."""
 
     asked: str  # canonical, as "0.1" or "18M"; "dense" for a network that shares nothing
@@ -92,14 +93,14 @@ class Budget:
     utilization: float  # used / allowed
 
     @classmethod
-    def of_dense(cls, count: int) -> Budget:
+    def of_dense(cls, count: int) -> BudgetReport:
         """Give the budget of the dense network itself."""
         return cls("dense", dense=count, allowed=count, used=count, utilization=1.0)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Say where the used parameters are; the four add up to `Budget.used`."""
+    """Say where the used parameters are; the four add up to `BudgetReport.used`."""
 
     bank: int
     coefficients: int
@@ -141,9 +142,9 @@ class Parallel:
 
     ranks: int  # processes, each with its share of the batch
     nodes: int  # machines that they ran on
-    accumulation: int  # parts of a share, one after the other
-    # Of a run that went on from a checkpoint of other numbers: those ("ranks", "accumulation"), and
-    # up to which step ("steps") they held.
+    grad_accum_steps: int  # parts of a share, one after the other
+    # Of a run resumed with other numbers: the earlier ones ("ranks", "grad_accum_steps") and the
+    # step up to which they held ("steps").
     earlier: list[dict[str, int]] = field(default_factory=list)
 
 
@@ -158,7 +159,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Name the data, and say whether it was the real set or a stand-in of the same format.
+    """Name the data, and say whether it was the real set or a synthetic data of the same format.
 
     `published` says whether the files have the published checksums; None where none are known.
     """
@@ -185,7 +186,7 @@ class Result:
     exp: str
     config: dict[str, Any]
     config_hash: str
-    budget: Budget | None
+    budget: BudgetReport | None
     split: Split | None
     metrics: Metrics | None
     seed: int
@@ -225,10 +226,25 @@ class Result:
 
 def from_dict(data: object) -> Result:
     """Build a result from JSON data; a `ValueError` names the field that is wrong."""
-    result: Result = decode(Result, data, optional=ADDED)
+    result: Result = decode(Result, _modernize(data), optional=ADDED)
     for problem in _problems(result):
         raise ValueError(problem)
     return result
+
+
+def _modernize(data: object) -> object:
+    """Return a stored result of any version with today's names."""
+    if not isinstance(data, Mapping):
+        return data
+    found = dict(data)
+    if isinstance(found.get("config"), Mapping):
+        found["config"] = modernize(found["config"])
+    if isinstance(dataset := found.get("dataset"), Mapping) and dataset.get("source") == "standin":
+        found["dataset"] = {**dataset, "source": "synthetic"}
+    if isinstance(parallel := found.get("parallel"), Mapping) and "accumulation" in parallel:
+        names = {"accumulation": "grad_accum_steps"}
+        found["parallel"] = {names.get(name, name): value for name, value in parallel.items()}
+    return found
 
 
 def write(run_dir: str | Path, result: Result) -> Path:
@@ -342,10 +358,10 @@ def _problems(result: Result) -> Iterator[str]:
 def _promises_exactness(result: Result) -> bool:
     """Tell whether the layout keeps to the budget: the released one limits its banks alone."""
     sharing = result.config.get("sharing")
-    return not isinstance(sharing, Mapping) or sharing.get("layout") != "reference"
+    return not isinstance(sharing, Mapping) or sharing.get("allocator") != "reference"
 
 
-def _budget_problems(budget: Budget, split: Split | None, exact: bool) -> Iterator[str]:
+def _budget_problems(budget: BudgetReport, split: Split | None, exact: bool) -> Iterator[str]:
     if budget.used <= 0 or (exact and budget.used > budget.allowed):
         yield f"budget.used must be within budget.allowed ({budget.allowed}), not {budget.used}"
     elif not math.isclose(budget.utilization, budget.used / budget.allowed, abs_tol=1e-6):

@@ -168,7 +168,7 @@ def fill(table: Table, results: Iterable[Result]) -> list[Cell]:
             config = compose(*row.words)
             copy = config.data.verify == "warn"
             assert not (copy and row.published), f"{row.label}: a copy has no published figure"
-            own = config.trainer.devices, config.trainer.accumulation
+            own = config.trainer.devices, config.trainer.grad_accum_steps
             for parts in (own, *settings):
                 divided = schema.in_parts(config, *parts)
                 keys = {
@@ -189,12 +189,12 @@ def _is_as_configured(result: Result) -> bool:
     found = result.parallel
     if found is None:
         return True
-    return not found.earlier and (found.ranks, found.accumulation) == _parts(result.config)
+    return not found.earlier and (found.ranks, found.grad_accum_steps) == _parts(result.config)
 
 
 def _parts(config: Mapping[str, Any]) -> tuple[int, int]:
     trainer = config.get("trainer", {})
-    return trainer.get("devices", 1), trainer.get("accumulation", 1)
+    return trainer.get("devices", 1), trainer.get("grad_accum_steps", 1)
 
 
 def command(row: Row, seeds: Sequence[int]) -> str:
@@ -341,9 +341,9 @@ def _origin(cells: Sequence[Cell]) -> str:
     if copies := sum(run.dataset.published is False for run in runs):
         text += f"; {copies} (copy) on data that are not the published files"
     parts = Counter(_parts(run.config) for run in runs)
-    for (ranks, accumulation), count in sorted(parts.items()):
-        if (ranks, accumulation) != (1, 1):
-            text += f"; {count} in {ranks} processes x {accumulation} parts"
+    for (ranks, grad_accum_steps), count in sorted(parts.items()):
+        if (ranks, grad_accum_steps) != (1, 1):
+            text += f"; {count} in {ranks} processes x {grad_accum_steps} parts"
     changed = sum(run.git.dirty is True for run in runs)
     return text + (f"; {changed} of a tree with uncommitted changes." if changed else ".")
 

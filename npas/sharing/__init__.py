@@ -1,7 +1,7 @@
 """The method: share a network's parameters inside a budget. Needs torch alone."""
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
-from npas.sharing.budget import Budget, BudgetRequest, count_parameters, parse_budget
+from npas.sharing.budget import Budget, BudgetReport, count_parameters, parse_budget
 from npas.sharing.decay import no_decay_names, param_groups
 from npas.sharing.folding import Folding, fold, load_folded, save_folded
 from npas.sharing.install import is_shared, materialize
@@ -12,7 +12,7 @@ from npas.sharing.shapeshift import load, plan, save, share, summary
 __all__ = [
     "Allocation",
     "Budget",
-    "BudgetRequest",
+    "BudgetReport",
     "Folding",
     "GroupAllocation",
     "LayerAllocation",

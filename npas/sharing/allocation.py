@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from npas.sharing.budget import Budget
+from npas.sharing.budget import BudgetReport
 from npas.sharing.generators import GENERATORS
 from npas.sharing.validation import check_allocation
 from npas.utils.json_data import decode, shown
@@ -25,8 +25,8 @@ class Scheme:
     generator: str = "wavg"
     upsampler: str = "inter"
     max_templates: int = 8
-    layout: str = "npas"
-    coefficients: str = "orthogonal"
+    allocator: str = "npas"
+    coefficient_init: str = "orthogonal"
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Allocation:
     """Hold the whole plan: groups, banks, template positions and exact counts."""
 
     scheme: Scheme
-    budget: Budget
+    budget: BudgetReport
     unshared: int
     groups: tuple[GroupAllocation, ...]
 
@@ -216,7 +216,7 @@ class Allocation:
             f" used {budget.used:,} ({100 * budget.utilization:.2f}% of allowed)",
         ]
         over = budget.used - budget.allowed
-        if over > 0 and self.scheme.layout != "reference":  # whose budgets are of banks alone
+        if over > 0 and self.scheme.allocator != "reference":  # whose budgets are of banks alone
             lines.append(
                 f"over     {over:,} parameters more than the budget allows: the network was changed"
                 " after it was shared"
@@ -257,7 +257,11 @@ class Allocation:
                 f"the allocation has format {shown(version)}, this version reads"
                 f" {FORMAT_VERSION}: use the npas version that wrote it"
             )
-        stored: _Stored = decode(_Stored, data, optional=("coefficients",))
+        assert isinstance(data, Mapping)
+        if isinstance(scheme := data.get("scheme"), Mapping):  # as earlier versions named it
+            names = {"layout": "allocator", "coefficients": "coefficient_init"}
+            data = {**data, "scheme": {names.get(key, key): scheme[key] for key in scheme}}
+        stored: _Stored = decode(_Stored, data, optional=("coefficient_init",))
         members: dict[str, list[LayerAllocation]] = {group.name: [] for group in stored.groups}
         for entry in stored.layers:
             if entry.group not in members:
@@ -271,7 +275,7 @@ class Allocation:
             for group in stored.groups
         )
         kept = stored.budget
-        budget = Budget(kept.asked, kept.dense, kept.allowed, kept.used)
+        budget = BudgetReport(kept.asked, kept.dense, kept.allowed, kept.used)
         found = cls(stored.scheme, budget, stored.unshared, groups)
         check_allocation(found, stored.split, stored.unread, kept.utilization)
         return found

@@ -20,7 +20,7 @@ from npas.sharing.allocation import (
     Scheme,
     matrix_form,
 )
-from npas.sharing.budget import Budget, BudgetRequest, spell_count, split_budget
+from npas.sharing.budget import Budget, BudgetReport, spell_count, split_budget
 from npas.sharing.generators import GENERATORS
 from npas.sharing.layers import LayerSpec
 from npas.sharing.upsamplers import UPSAMPLERS, source_map
@@ -32,7 +32,7 @@ SMALLEST_BANK = 16
 def allocate(
     layers: Sequence[LayerSpec],
     group_of: Mapping[str, str],
-    request: BudgetRequest,
+    request: Budget,
     dense: int,
     scheme: Scheme,
 ) -> Allocation:
@@ -64,7 +64,7 @@ def allocate(
     used = unshared + sum(group.used for group in groups)
     assert used <= allowed, (used, allowed)
     assert not any(group.unread for group in groups)
-    budget = Budget(request.canonical, dense, allowed, used)
+    budget = BudgetReport(request.canonical, dense, allowed, used)
     return Allocation(scheme, budget, unshared, tuple(groups))
 
 
@@ -112,7 +112,7 @@ def allocate_templates(
     used = unshared + sum(group.used for group in groups)
     asked = "a template a layer" if isinstance(templates, str) else f"{templates} templates"
     asked = "1 template" if templates == 1 else asked
-    budget = Budget(asked, dense, used, used)
+    budget = BudgetReport(asked, dense, used, used)
     return Allocation(scheme, budget, unshared, tuple(groups))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from npas.sharing.allocation import Allocation, LayerAllocation
-from npas.sharing.budget import Budget, parse_budget
+from npas.sharing.budget import BudgetReport, parse_budget
 from npas.sharing.layers import WRAPPERS
 from npas.sharing.names import PREFIX, is_parametrized, is_pruned, shared_names
 from npas.sharing.reading import Reading
@@ -143,6 +143,6 @@ def _recount(allocation: Allocation, more: int) -> Allocation:
         allowed = budget.allowed + more
     return replace(
         allocation,
-        budget=Budget(budget.asked, dense, allowed, used),
+        budget=BudgetReport(budget.asked, dense, allowed, used),
         unshared=allocation.unshared + more,
     )

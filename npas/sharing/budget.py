@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from npas.utils.budget import BudgetRequest, parse_budget, spell_count
+from npas.utils.budget import Budget, parse_budget, spell_count
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
     "Budget",
-    "BudgetRequest",
+    "BudgetReport",
     "count_parameters",
     "parse_budget",
     "spell_count",
@@ -22,7 +22,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetReport:
     """Compare what was asked, what that allows and what the allocation uses, in parameters."""
 
     asked: str

@@ -17,12 +17,12 @@ _SHARED = re.compile(rf"(?:^|\.){PREFIX}(\w+?)(?:\.original\d*)?$")  # also wher
 
 
 def param_groups(
-    model: nn.Module, weight_decay: float, *, lr: float | None = None, decay_norms: bool = False
+    model: nn.Module, weight_decay: float, *, lr: float | None = None, decay_norm_bias: bool = False
 ) -> list[dict[str, Any]]:
     """Return the parameter groups of an optimizer, each trainable parameter in one of them.
 
     Banks and unshared matrices take `weight_decay`. Coefficients, embeddings and upsamplers take
-    none, and neither do norms and biases (what has fewer than two dimensions) unless `decay_norms`.
+    none; neither do norms and biases (fewer than two dimensions) unless `decay_norm_bias`.
     With `lr` every group gets that rate. A group without parameters is left out.
 
     Works for a dense network and for any optimizer:
@@ -36,7 +36,7 @@ def param_groups(
         if not parameter.requires_grad:
             continue
         is_norm = parameter.ndim < 2 and not _SHARED.search(name)
-        takes_none = name in exempt or (is_norm and not decay_norms)
+        takes_none = name in exempt or (is_norm and not decay_norm_bias)
         (others if takes_none else decayed).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": weight_decay, **rate},
@@ -48,13 +48,13 @@ def param_groups(
 def no_decay_names(model: nn.Module) -> set[str]:
     """Name the parameters that take no weight decay: coefficients, embeddings, upsamplers.
 
-    With `layout="reference"` upsamplers decay, as in the released code.
+    With `allocator="reference"` upsamplers decay, as in the released code.
     """
     released = {
         path
         for path, module in model.named_modules()
         if (shared := module.__dict__.get("_npas_shared")) is not None
-        and shared.allocation.scheme.layout == "reference"
+        and shared.allocation.scheme.allocator == "reference"
     }
     names = set()
     for name, _ in model.named_parameters():

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation, GroupAllocation
-from npas.sharing.budget import Budget, count_parameters
+from npas.sharing.budget import BudgetReport, count_parameters
 from npas.sharing.initialization import generator_rows
 from npas.sharing.install import (
     install,
@@ -276,7 +276,7 @@ def _allocate(
     dense = count_parameters(model)
     unshared = dense - sum(layer.size for group in groups for layer in group.layers)
     used = unshared + sum(group.used for group in groups)
-    return Allocation(plan.scheme, Budget("folded", dense, used, used), unshared, groups)
+    return Allocation(plan.scheme, BudgetReport("folded", dense, used, used), unshared, groups)
 
 
 def _fill(

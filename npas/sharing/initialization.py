@@ -79,7 +79,7 @@ def initialize(
         )
         for piece in root.get_parameter(bank_name(g)).detach().split(PIECE):
             piece.copy_(torch.randn(len(piece), generator=rng) * bank_spread)
-        norms = _draw_generators(root, g, group, rng, allocation.scheme.coefficients)
+        norms = _draw_generators(root, g, group, rng, allocation.scheme.coefficient_init)
         variances: dict[int, list[float]] = {}
         for place, layer in enumerate(group.layers):
             if layer.learned[0]:
@@ -117,7 +117,7 @@ def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -
                     drawn = torch.randn(layer.size, generator=rng) * spread
                     bank[start : start + layer.size] = drawn
             _set(root, bank_name(g), bank)
-            _draw_generators(root, g, group, rng, allocation.scheme.coefficients)
+            _draw_generators(root, g, group, rng, allocation.scheme.coefficient_init)
             for templates, layers in generator_rows(group).items():
                 name = generator_name("coefficients", g, templates[1])
                 if name in root._parameters:

@@ -1,4 +1,4 @@
-"""Lay templates out as the released code does, for comparison (`layout="reference"`).
+"""Lay templates out as the released code does, for comparison (`allocator="reference"`).
 
 The budget limits the bank weights alone, blocks of K templates lie on a grid of their own size, and
 what no block reaches is never read: the plan prints it. Nothing here promises an exact budget.
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.allocator import members_of, ordinary
-from npas.sharing.budget import Budget, BudgetRequest
+from npas.sharing.budget import Budget, BudgetReport
 from npas.sharing.layers import LayerSpec
 from npas.sharing.upsamplers import UPSAMPLERS, WINDOW
 
@@ -22,7 +22,7 @@ _TRIM = {"repeat": WINDOW, "mask": WINDOW, "wavg": 2}
 def allocate_reference(
     layers: Sequence[LayerSpec],
     group_of: Mapping[str, str],
-    request: BudgetRequest,
+    request: Budget,
     dense: int,
     scheme: Scheme,
     wrap_after_k: bool,
@@ -39,7 +39,7 @@ def allocate_reference(
     left = bank_budget - alone
     if shared and left <= 0:
         raise ValueError(
-            f"layout='reference' keeps layers that are alone in their group, {alone:,} weights;"
+            f"allocator='reference' keeps layers that are alone in their group, {alone:,} weights;"
             f" budget={request.canonical} allows {bank_budget:,}: ask for more, or groups='single'"
         )
     groups = []
@@ -52,7 +52,7 @@ def allocate_reference(
     unshared = dense - alone - shared
     used = unshared + sum(group.used for group in groups)
     return Allocation(
-        scheme, Budget(request.canonical, dense, bank_budget, used), unshared, tuple(groups)
+        scheme, BudgetReport(request.canonical, dense, bank_budget, used), unshared, tuple(groups)
     )
 
 
@@ -61,7 +61,9 @@ def _place(
 ) -> tuple[LayerAllocation, ...]:
     """Give every layer a block of the grid of its block size, most common shape first."""
     if bank < 1:
-        raise ValueError("layout='reference' leaves a group no bank at this budget: ask for more")
+        raise ValueError(
+            "allocator='reference' leaves a group no bank at this budget: ask for more"
+        )
     common = Counter(layer.shape for layer in group)
     first = {shape: i for i, shape in enumerate(common)}
     cursor: dict[int, int] = {}
@@ -107,8 +109,8 @@ def _source(layer: LayerSpec, bank: int, scheme: Scheme) -> tuple[int, int]:
         trimmed = bank - bank % _TRIM[scheme.upsampler]
         if trimmed * -(-layer.size // bank) < layer.size:
             raise ValueError(
-                f"layout='reference' trims the bank to {trimmed:,}, too short for {layer.name} at"
-                " this budget: ask for a slightly different budget"
+                f"allocator='reference' trims the bank to {trimmed:,}, too short for {layer.name}"
+                " at this budget: ask for a slightly different budget"
             )
         return 1, trimmed
     out, rest = layer.shape[0], layer.shape[1:]
@@ -120,7 +122,7 @@ def _source(layer: LayerSpec, bank: int, scheme: Scheme) -> tuple[int, int]:
             break
         share -= 0.05
     if not rows * columns:
-        raise ValueError(f"layout='reference' cannot shrink {layer.name} to a bank of {bank:,}")
+        raise ValueError(f"allocator='reference' cannot shrink {layer.name} to a bank of {bank:,}")
     return rows, columns
 
 

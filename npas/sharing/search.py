@@ -26,7 +26,7 @@ from npas.sharing.allocation import (
     Scheme,
     matrix_form,
 )
-from npas.sharing.budget import Budget, BudgetRequest, count_parameters, parse_budget, spell_count
+from npas.sharing.budget import Budget, BudgetReport, count_parameters, parse_budget, spell_count
 from npas.sharing.generators import GENERATORS
 from npas.sharing.layers import LayerSpec, find_layers
 from npas.sharing.names import generator_name
@@ -48,24 +48,24 @@ def plan_search(
     templates: int = 4,
     include: Names = None,
     exclude: Names = None,
-    layout: str = "npas",
+    allocator: str = "npas",
 ) -> Allocation:
     """Return the allocation of the search for groups; changes nothing.
 
     The search is allowed what `budget` allows, but no more than the dense network has, nor than
     makes a template as large as the largest layer: beyond that its values would be skipped. Of that
-    it leaves less than a thousandth, or less than K parameters, unused. `layout="reference"` is the
-    released code's: the bank alone takes the budget, and ends of it may stay unread.
+    it leaves less than a thousandth, or less than K parameters, unused. `allocator="reference"` is the released
+    code's: the bank alone takes the budget, and ends of it may stay unread.
 
     Raises ValueError for a budget too small to search with; it names the smallest.
     """
     specs = [layer.spec for layer in find_layers(model, include, exclude)]
     kind = "softmax" if softmax else "search"
     mixing = "avg" if generator == "avg" else f"{kind}_{generator}"
-    scheme = Scheme(mixing, "inter", templates, layout)
+    scheme = Scheme(mixing, "inter", templates, allocator)
     dense = count_parameters(model)
     request = parse_budget(budget)
-    if layout == "reference":
+    if allocator == "reference":
         return _plan_as_released(specs, request, dense, scheme)
     unshared = dense - sum(spec.size for spec in specs)
     beside = unshared + GENERATORS[mixing].count([templates] * len(specs))
@@ -85,7 +85,9 @@ def plan_search(
     used = unshared + group.used
     assert used <= allowed, (used, allowed)
     assert not group.unread
-    return Allocation(scheme, Budget(request.canonical, dense, allowed, used), unshared, (group,))
+    return Allocation(
+        scheme, BudgetReport(request.canonical, dense, allowed, used), unshared, (group,)
+    )
 
 
 def search_map(template: int, layer: LayerSpec) -> tuple[int, int]:
@@ -159,7 +161,7 @@ def _group(
     for spec in specs:
         source = maps[spec.shape]
         size = math.prod(source)
-        apart = size if scheme.layout == "reference" else template
+        apart = size if scheme.allocator == "reference" else template
         layers.append(
             LayerAllocation(
                 spec.name,
@@ -176,7 +178,7 @@ def _group(
 
 
 def _plan_as_released(
-    specs: Sequence[LayerSpec], request: BudgetRequest, dense: int, scheme: Scheme
+    specs: Sequence[LayerSpec], request: Budget, dense: int, scheme: Scheme
 ) -> Allocation:
     allowed = min(request.allowed(dense), dense)
     template = allowed // scheme.max_templates
@@ -189,7 +191,7 @@ def _plan_as_released(
     maps = {spec.shape: search_map(template, spec) for spec in specs}
     group = _group(specs, template, maps, scheme)
     unshared = dense - sum(spec.size for spec in specs)
-    budget = Budget(request.canonical, dense, allowed, unshared + group.used)
+    budget = BudgetReport(request.canonical, dense, allowed, unshared + group.used)
     return Allocation(scheme, budget, unshared, (group,))
 
 

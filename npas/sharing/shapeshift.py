@@ -37,7 +37,7 @@ from npas.sharing.memory import refuse_budget, refuse_plan
 from npas.sharing.reference import allocate_reference
 from npas.sharing.stored import read_plan
 from npas.sharing.upsamplers import UPSAMPLERS
-from npas.sharing.validation import LAYOUTS
+from npas.sharing.validation import ALLOCATORS
 from npas.utils.budget import BudgetLike
 
 ALLOCATION_FILE = "allocation.json"
@@ -56,10 +56,10 @@ def share(
     num_groups: int | None = None,
     max_templates: int = 8,
     templates: int | str | None = None,
-    coefficients: str = "orthogonal",
+    coefficient_init: str = "orthogonal",
     include: Names = None,
     exclude: Names = None,
-    layout: str = "npas",
+    allocator: str = "npas",
     seed: int = 0,
     recompute: bool = False,
 ) -> nn.Module:
@@ -71,7 +71,7 @@ def share(
     template a layer) or released (one orthogonal matrix for all layers of one K, whose rows shrink
     where they are more than K); `upsampler` inter, repeat, mask or wavg; `groups` single, type,
     shape, random (with `num_groups`) or a mapping of name patterns to groups. `include` and
-    `exclude` are glob patterns over parameter names. `layout="reference"` is the released code's
+    `exclude` are glob patterns over parameter names. `allocator="reference"` is the released code's
     (no exact budgets).
 
     Generated weights start with the spread of the dense ones, whose values are dropped: warns if
@@ -88,7 +88,8 @@ def share(
     allocation = plan(
         model, budget, generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, max_templates=max_templates, templates=templates,
-        coefficients=coefficients, include=include, exclude=exclude, layout=layout, seed=seed,
+        coefficient_init=coefficient_init, include=include, exclude=exclude,
+        allocator=allocator, seed=seed,
     )  # fmt: skip
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the network lies on the meta device, without values: build it on the CPU")
@@ -111,10 +112,10 @@ def plan(
     num_groups: int | None = None,
     max_templates: int = 8,
     templates: int | str | None = None,
-    coefficients: str = "orthogonal",
+    coefficient_init: str = "orthogonal",
     include: Names = None,
     exclude: Names = None,
-    layout: str = "npas",
+    allocator: str = "npas",
     seed: int = 0,
 ) -> Allocation:
     """Return the allocation that `share` would make of the same arguments; changes nothing.
@@ -124,8 +125,8 @@ def plan(
     layers = find_layers(require_unshared(model), include, exclude)
     _choose("generator", generator, CHOICES)
     _choose("upsampler", upsampler, UPSAMPLERS)
-    _choose("layout", layout, LAYOUTS)
-    _choose("coefficients", coefficients, STARTS)
+    _choose("allocator", allocator, ALLOCATORS)
+    _choose("coefficient_init", coefficient_init, STARTS)
     for option, count in (("max_templates", max_templates), ("templates", templates)):
         if isinstance(count, str):
             if count != "layers":
@@ -142,16 +143,17 @@ def plan(
         )
     specs = [layer.spec for layer in layers]
     group_of = assign_groups(specs, groups, num_groups, seed)
-    scheme = Scheme(generator, upsampler, max_templates, layout, coefficients)
+    scheme = Scheme(generator, upsampler, max_templates, allocator, coefficient_init)
     dense = count_parameters(model)
     if templates is not None:
         return allocate_templates(specs, group_of, templates, dense, scheme)
     assert budget is not None
     request = parse_budget(budget)
-    if layout == "reference":
-        if generator != "wavg" or coefficients == "sparse":
+    if allocator == "reference":
+        if generator != "wavg" or coefficient_init == "sparse":
             raise ValueError(
-                "layout='reference' mixes with generator='wavg' and coefficients='released' only"
+                "allocator='reference' mixes with generator='wavg' and"
+                " coefficient_init='released' only"
             )
         wrap_after_k = groups in ("type", "shape")
         return allocate_reference(specs, group_of, request, dense, scheme, wrap_after_k)
@@ -171,7 +173,7 @@ def apply(
     warn_of_holders(install(model, allocation, recompute))
     give_back_freed()  # the dense weights
     with torch.device("cpu"):  # a seed means the same weights whatever the default device
-        if allocation.scheme.layout == "reference":
+        if allocation.scheme.allocator == "reference":
             initialize_as_released(model, allocation, seed)
         else:
             initialize(model, allocation, deviations, seed)

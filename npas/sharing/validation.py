@@ -17,13 +17,13 @@ from npas.utils.json_data import shown
 if TYPE_CHECKING:
     from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation
 
-LAYOUTS = ("npas", "reference")
+ALLOCATORS = ("npas", "reference")
 NOTHING = (0, 0)
 NAMES: dict[str, Sequence[str]] = {
     "generator": tuple(GENERATORS),
     "upsampler": tuple(UPSAMPLERS),
-    "layout": LAYOUTS,
-    "coefficients": tuple(STARTS),
+    "allocator": ALLOCATORS,
+    "coefficient_init": tuple(STARTS),
 }
 """The fields of a scheme that name something, with the names there are."""
 

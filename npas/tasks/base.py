@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from npas.config import DataConfig
     from npas.tasks.common.checksums import Comparison
 
 
@@ -88,7 +89,7 @@ class Task(Protocol):
 
     name: str  # of the data set, as results call it
     device: torch.device  # that the data rest on: the CPU if they stream from disk
-    source: str  # "real", or "standin" for data made up to have the real set's shape
+    source: str  # "real", or "synthetic" for data made up to have the real set's shape
     spec: InputSpec
     selection_metric: str  # the key of `evaluate` by which a checkpoint is chosen; higher is better
     has_validation: bool
@@ -240,8 +241,8 @@ def _ahead(made: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         yield waiting
 
 
-def answers(model: nn.Module, inputs: Any) -> list[Tensor]:
-    """Ask a network: of several inputs, each goes by its name, and of texts it answers several."""
+def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """Return a network's outputs as a list; a dict of inputs is passed by name."""
     given = model(**inputs) if isinstance(inputs, dict) else model(inputs)
     if isinstance(given, tuple):
         return list(given)
@@ -275,15 +276,25 @@ def greatest_of_ranks(tensor: Tensor, world: int) -> Tensor:
     return tensor
 
 
-def rank_share(batch_size: int, world: int, accumulation: int = 1) -> int:
-    """Count the samples that a rank takes at once: its share of a batch, in `accumulation` parts.
+def rank_share(batch_size: int, world: int, grad_accum_steps: int = 1) -> int:
+    """Return the samples of one forward pass: a rank's share of a batch over `grad_accum_steps`.
 
     ValueError, with the nearest batch size that divides, if they are not all equal.
     """
-    parts = world * accumulation
+    parts = world * grad_accum_steps
     if batch_size % parts:
         raise ValueError(
-            f"batch_size={batch_size} does not divide by {world} ranks x trainer.accumulation="
-            f"{accumulation}; the nearest that does is {max(1, round(batch_size / parts)) * parts}"
+            f"batch_size={batch_size} does not divide by {world} ranks x"
+            f" trainer.grad_accum_steps={grad_accum_steps}; the nearest that does is"
+            f" {max(1, round(batch_size / parts)) * parts}"
         )
     return batch_size // parts
+
+
+def refuse_val_fraction(data: DataConfig, name: str, reason: str) -> None:
+    """Raise ValueError if `data.val_fraction` is set for a task that holds no part out itself."""
+    if data.val_fraction is not None:
+        raise ValueError(
+            f"data.val_fraction={data.val_fraction} does not apply to {name}, {reason}: set"
+            " data.val_fraction=null"
+        )

@@ -52,7 +52,7 @@ class Classification(Task):
         spec: InputSpec,
         recipe: Recipe,
         *,
-        has_validation: bool,
+        val_fraction: float,
         seed: int,
         device: torch.device,
         source: str = "real",
@@ -61,7 +61,8 @@ class Classification(Task):
         self.source = source
         self.spec = spec
         self.recipe = recipe
-        self.has_validation = has_validation
+        self.val_fraction = val_fraction
+        self.has_validation = val_fraction > 0
         self.seed = seed
         self.device = device
         self.parts: dict[str, Part] = {}

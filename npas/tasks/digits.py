@@ -1,9 +1,8 @@
 """Classify scikit-learn's 1,797 handwritten digits: 8x8 real images that need no download.
 
 A fifth of every class is the test set, the same in every run; the figures published here are of it.
-The rest, 1,438 images, is trained on; with `data.split=45k` a tenth of it is held out to choose a
-checkpoint by (the split is named after CIFAR's). Images move by one pixel; a flip would make most
-digits into none.
+The rest, 1,438 images, is trained on, less `data.val_fraction` of it that is held out to choose a
+checkpoint by. Images move by one pixel; a flip would make most digits into none.
 
 Source: UCI Optical Recognition of Handwritten Digits, as bundled by `sklearn.datasets.load_digits`.
 """
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from npas.config import DataConfig
 
 TEST_FRACTION = 0.2
-VALIDATION_FRACTION = 0.1
 # Pixels count 0 to 16; mean and deviation are those of the training images.
 RECIPE = Recipe(mean=(4.89,), std=(6.03,), padding=1, flip=False, cutout=0)
 
@@ -46,16 +44,16 @@ class Task(Classification):
             "digits",
             InputSpec((1, 8, 8), 10),
             RECIPE,
-            has_validation=data.split == "45k",
+            val_fraction=data.val_fraction or 0.0,
             seed=seed,
             device=device,
             source=data.source,
         )
-        self.standin = data.standin
+        self.synthetic = data.synthetic
 
     def read(self) -> dict[str, Part]:
         """Read the images from the installed scikit-learn and split them."""
-        if self.source == "standin":
+        if self.source == "synthetic":
             return self._make_up()
         from sklearn.datasets import load_digits
 
@@ -66,16 +64,16 @@ class Task(Classification):
         parts = {"test": Part(images[test], labels[test])}
         images, labels = images[~test], labels[~test]
         if self.has_validation:
-            held = hold_out(labels, VALIDATION_FRACTION, "digits validation")
+            held = hold_out(labels, self.val_fraction, "digits validation")
             parts["val"] = Part(images[held], labels[held])
             images, labels = images[~held], labels[~held]
         return {"train": Part(images, labels), **parts}
 
     def _make_up(self) -> dict[str, Part]:
         """Make up images of 17 shades for every part; there is no format to rehearse."""
-        counts = {"train": self.standin.train, "test": self.standin.test}
+        counts = {"train": self.synthetic.train, "test": self.synthetic.test}
         if self.has_validation:
-            counts["val"] = self.standin.test
+            counts["val"] = self.synthetic.test
         parts = {}
         for purpose, (name, count) in enumerate(counts.items()):
             images, labels = synthetic.make_up(count, 10, 8, 8, 1, 17, purpose)

@@ -90,7 +90,7 @@ def renew_statistics(state: TrainState, task: Task) -> None:
             norm.train().reset_running_stats()
             norm.momentum = None  # the plain mean over the batches
         for batch in itertools.islice(batches, BATCHES):
-            for part in batch.parts(config.trainer.accumulation):
+            for part in batch.parts(config.trainer.grad_accum_steps):
                 with state.precision.autocast():
                     task.loss(state.model, part)
         state.averaged.load(state.model.state_dict())

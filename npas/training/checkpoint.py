@@ -27,6 +27,7 @@ from torch import Tensor
 
 from npas.tasks.common.files import give_usual_mode
 from npas.utils.json_data import decode, read_json, shown
+from npas.utils.renames import modernize
 
 log = logging.getLogger(__name__)
 
@@ -223,6 +224,11 @@ def _decode_state(raw: object, folder: Path) -> _State:
         raise ValueError(f"{STATE} is none of ours")
     for key in state.keys() & _KINDS.keys():
         decode(_KINDS[key], state[key], f"{STATE}: {key}")
+    if isinstance(state.get("config"), dict):
+        state["config"] = modernize(state["config"])
+    for part in (state.get("progress") or {}).get("earlier") or ():
+        if isinstance(part, dict) and "accumulation" in part:
+            part["grad_accum_steps"] = part.pop("accumulation")
     named = _NAME.fullmatch(folder.name)
     if state["format"] == FORMAT and named and int(named[1]) != state["step"]:
         raise ValueError(f"its name is of another step than {state['step']}")

@@ -43,7 +43,7 @@ class Process:
     votes: Any = None  # the group that carries votes; None for a process alone
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one process that writes files and prints."""
         return self.rank == 0
 

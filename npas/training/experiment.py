@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OF_TRAINING = {"search", "recompute", "lsm_regularizer", "lsm_every", "init"}
+OF_TRAINING = {"search", "recompute", "recurrence_weight", "lsm_every", "init"}
 """The keys of `sharing` that a plan does not depend on."""
 
 
@@ -59,7 +59,7 @@ class Experiment:
 
     def batch_arithmetic(self) -> str:
         """Say how a batch is shared out, as "128 = 4 ranks x 2 parts x 16"."""
-        size, parts = self.config.batch_size, self.config.trainer.accumulation
+        size, parts = self.config.batch_size, self.config.trainer.grad_accum_steps
         ranks = self.process.world
         factors = [f"{n} {what}" for n, what in ((ranks, "ranks"), (parts, "parts")) if n > 1]
         return (
@@ -84,7 +84,7 @@ def build(
     ValueError for a budget that cannot be, or a device that is not there.
     """
     process = this_process(config.trainer)
-    base.rank_share(config.batch_size, process.world, config.trainer.accumulation)
+    base.rank_share(config.batch_size, process.world, config.trainer.grad_accum_steps)
     seeding.set_determinism(config.deterministic)
     seeding.set_tf32(config.trainer.tf32, process.device)
     if task is None:
@@ -152,12 +152,12 @@ def prepare(experiment: Experiment) -> None:
     initial.start(experiment)
 
 
-def check_parts(experiment: Experiment, accumulation: int | None = None) -> None:
+def check_parts(experiment: Experiment, grad_accum_steps: int | None = None) -> None:
     """ValueError if the task's loss cannot be had in the parts that batches are taken in."""
     config, world = experiment.config, experiment.process.world
-    accumulation = accumulation or config.trainer.accumulation
-    size = base.rank_share(config.batch_size, world, accumulation)
-    experiment.task.check_parts(size, world * accumulation)
+    grad_accum_steps = grad_accum_steps or config.trainer.grad_accum_steps
+    size = base.rank_share(config.batch_size, world, grad_accum_steps)
+    experiment.task.check_parts(size, world * grad_accum_steps)
 
 
 def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str, Any]:
@@ -196,11 +196,11 @@ def check_groups(config: Config, model: nn.Module, grouping: Grouping | None = N
 
 def _check_regularizer(config: Config, model: nn.Module) -> None:
     """ValueError if there is nothing that the regularizer could make alike."""
-    if config.sharing.lsm_regularizer:
+    if config.sharing.recurrence_weight:
         try:
             recurrence_reward(model)
         except ValueError as error:
-            key = f"sharing.lsm_regularizer={config.sharing.lsm_regularizer}"
+            key = f"sharing.recurrence_weight={config.sharing.recurrence_weight}"
             raise ValueError(f"{key} has no use: {error}") from None
 
 
@@ -211,7 +211,7 @@ def _share_for_search(config: Config, model: nn.Module) -> nn.Module:
     # What cannot be planned is said now and not after the search: groups drawn at random need what
     # found ones will. The released layout is more fastidious, and no draw can stand for others.
     proxy: dict[str, Any] = {"groups": "random"}
-    if settings.layout == "reference":
+    if settings.allocator == "reference":
         proxy = {"groups": "single", "num_groups": None}
     shapeshift.plan(model, config.budget, **plan_keywords(config) | proxy)
     plan = plan_search(
@@ -222,6 +222,6 @@ def _share_for_search(config: Config, model: nn.Module) -> nn.Module:
         templates=settings.search.templates,
         include=settings.include,
         exclude=settings.exclude,
-        layout=settings.layout,
+        allocator=settings.allocator,
     )
     return shapeshift.apply(model, plan, seed=config.seed, recompute=settings.recompute)

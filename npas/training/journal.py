@@ -54,12 +54,12 @@ class Journal:
             progress.logged,
             progress.wandb_id,
             stage,
-            leads=process.leads,
+            is_main=process.is_main,
             facts=_facts(experiment),
         )
         progress.wandb_id = self.tracker.wandb_id
         total = experiment.epochs * steps_per_epoch
-        self.display = ProgressDisplay(total, progress.step, stage) if process.leads else None
+        self.display = ProgressDisplay(total, progress.step, stage) if process.is_main else None
 
     def step(self) -> None:
         """Say that one more step is done."""

@@ -56,7 +56,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
     progress, meter, resumed_at = state.progress, state.meter, state.progress.step
     every, save_every = config.trainer.log_every, config.trainer.checkpoint_every
     shares = experiment.allocation is not None and stage == TRAIN
-    regularizer = config.sharing.lsm_regularizer if shares else 0.0
+    regularizer = config.sharing.recurrence_weight if shares else 0.0
     journal, vote = Journal(experiment, run_dir, state, steps_per_epoch), StopVote(process)
 
     with journal, vote, signals.deferred():
@@ -79,7 +79,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     at_step = progress.step * config.epochs // epochs  # of the whole schedule
                     rate = learning_rate(config, at_step, steps_per_epoch)
                     progress.step += 1
-                    parts = batch.parts(config.trainer.accumulation)
+                    parts = batch.parts(config.trainer.grad_accum_steps)
                     finite, sums, norms_N = gradient(
                         task, network, parts, optimizer, precision, regularizer
                     )

@@ -17,11 +17,11 @@ ADAMS = {"adam": optim.Adam, "adamw": optim.AdamW}
 def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
     """Make the optimizer of the trainable parameters; coefficients and the like do not decay.
 
-    Norms and biases decay, as in the papers, unless `decay_norms` is false. The fused kernels can
-    leave a step out on the device (see `loop.py`), for which every buffer of theirs must be there,
-    as zeros, from the start.
+    Norms and biases decay, as in the papers, unless `decay_norm_bias` is false. The fused kernels
+    can skip a step on the device (see `loop.py`), which needs all their buffers from the start,
+    as zeros.
     """
-    groups = param_groups(model, config.weight_decay, decay_norms=config.decay_norms)
+    groups = param_groups(model, config.weight_decay, decay_norm_bias=config.decay_norm_bias)
     trained = [p for group in groups for p in group["params"]]
     optimizer: optim.Optimizer
     if config.name != "sgd":
@@ -73,9 +73,9 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     """
     settings = config.optim
     warmup = settings.warmup_epochs * steps_per_epoch
-    if step < warmup and settings.schedule != "steps":
+    if step < warmup and settings.schedule != "multistep":
         return settings.lr * min(1.0, (step + 1) / warmup)
-    if settings.schedule == "steps":
+    if settings.schedule == "multistep":
         passed = sum(step >= epoch * steps_per_epoch for epoch in settings.milestones)
         rate = settings.lr * settings.gamma**passed
         return rate * min(1.0, (step + 1) / warmup) if warmup else rate

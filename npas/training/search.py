@@ -93,7 +93,7 @@ def search_groups(experiment: Experiment, run_dir: Path) -> tuple[Outcome, Group
     """
     assert experiment.stage == SEARCH
     process = experiment.process
-    if starts_anew(experiment.config) and process.leads:
+    if starts_anew(experiment.config) and process.is_main:
         (run_dir / GROUPS_FILE).unlink(missing_ok=True)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     outcome = train(experiment, run_dir)
@@ -104,7 +104,7 @@ def search_groups(experiment: Experiment, run_dir: Path) -> tuple[Outcome, Group
     with process.together():
         grouping = _group(experiment, outcome)
     grouping = replace(grouping, wall_s=outcome.wall_s + time.perf_counter() - started)
-    if process.leads:
+    if process.is_main:
         groupings.write(run_dir, grouping)
     return outcome, groupings.from_dict(process.from_leader(grouping.to_dict()))
 
@@ -167,7 +167,7 @@ def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
     scale = FP16_SCALE if precision.scaler else 1.0
     wanted = [parameters[name] for name in names]
     for place, batch in enumerate(itertools.islice(batches, GRADIENT_BATCHES)):
-        half, parts = halves[place % 2], batch.parts(config.trainer.accumulation)
+        half, parts = halves[place % 2], batch.parts(config.trainer.grad_accum_steps)
         even = [torch.tensor(1 / len(parts))] * len(parts)
         weights = task.part_weights(parts, process.world) or even
         for part, weight in zip(parts, weights, strict=True):

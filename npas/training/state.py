@@ -81,7 +81,7 @@ class TrainState:
         self.optimizer = optimizer
         self.precision = precision
         self.meter = Meter(self.process)
-        decay = self.config.optim.ema
+        decay = self.config.optim.ema_decay
         averages = decay > 0 and self.stage == TRAIN
         self.averaged = AveragedWeights(self.model, decay) if averages else None
         self.run_dir = run_dir
@@ -100,7 +100,7 @@ class TrainState:
         self.meter.check()
         ranks = self.process.gather({"rng": self._rng_tensors(), "meter": self.meter.tensors()})
         self.progress.elapsed_s, self.since = self.elapsed_s(), time.perf_counter()
-        if not self.process.leads:
+        if not self.process.is_main:
             return
         scaler = self.precision.scaler
         state = {
@@ -136,7 +136,7 @@ class TrainState:
         """
         found: Checkpoint | None = None
         with self.process.together():
-            if self.process.leads:
+            if self.process.is_main:
                 found = self._find()
         folder = self.process.from_leader(found.folder if found else None)
         if folder is None:
@@ -144,7 +144,7 @@ class TrainState:
         with self.process.together():
             found = found or open_checkpoint(folder)
             self._load(found)
-        if self.process.leads:
+        if self.process.is_main:
             self.store.clear(after=self.progress.step)
             if folder.parent != self.store.folder:
                 self.store.adopt(found)
@@ -237,13 +237,15 @@ class TrainState:
 
     def _note_other_parts(self, found: Checkpoint) -> None:
         """Record, and warn, if the checkpoint's batches were shared out in another way."""
-        ours = self.process.world, self.config.trainer.accumulation
+        ours = self.process.world, self.config.trainer.grad_accum_steps
         theirs = found.state.get("ranks", 1), _parts_of(found)[1]
         if ours == theirs:
             return
         step = self.progress.step
-        self.progress.earlier.append({"steps": step, "ranks": theirs[0], "accumulation": theirs[1]})
-        if self.process.leads:
+        self.progress.earlier.append(
+            {"steps": step, "ranks": theirs[0], "grad_accum_steps": theirs[1]}
+        )
+        if self.process.is_main:
             log.warning(
                 "the checkpoint is of another number of processes or parts (%d x %d, now %d x %d):"
                 " the run goes on, but not to the bit as it would have, and result.json records it",
@@ -264,7 +266,7 @@ class TrainState:
         averaged, self.averaged = self.averaged, None
         found = False
         try:
-            if self.process.leads:
+            if self.process.is_main:
                 try:
                     load_weights(self.model, self.store.at(step))
                     found = True
@@ -390,6 +392,6 @@ def refuse_another_config(config: Config, found: Checkpoint) -> None:
 
 
 def _parts_of(found: Checkpoint) -> tuple[int, int]:
-    """Return `trainer.devices` and `trainer.accumulation` of a checkpoint's config."""
+    """Return `trainer.devices` and `trainer.grad_accum_steps` of a checkpoint's config."""
     trainer = found.state["config"].get("trainer", {})
-    return trainer.get("devices", 1), trainer.get("accumulation", 1)
+    return trainer.get("devices", 1), trainer.get("grad_accum_steps", 1)

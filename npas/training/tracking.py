@@ -52,7 +52,7 @@ class Tracker:
         wandb_id: str | None,
         stage: str = TRAIN,
         *,
-        leads: bool = True,
+        is_main: bool = True,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         """Go on after the stage's first `logged` lines, dropping later ones: they come again.
@@ -68,7 +68,7 @@ class Tracker:
         self.uploads = config.wandb.artifacts
         self.file: Any = None
         self.wandb: _Wandb | None = None
-        if not leads:
+        if not is_main:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / LOG_FILE

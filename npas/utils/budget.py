@@ -19,7 +19,7 @@ _PATTERN = re.compile(
 
 
 @dataclass(frozen=True)
-class BudgetRequest:
+class Budget:
     """Hold a budget as asked for: a fraction of the dense count, or an absolute count.
 
     Exactly one of the two is set. Fractions are exact, so that `29%` of 100 parameters is 29.
@@ -49,7 +49,7 @@ class BudgetRequest:
         return int(self.fraction * dense)
 
 
-def parse_budget(value: BudgetLike) -> BudgetRequest:
+def parse_budget(value: BudgetLike) -> Budget:
     """Parse `0.1`, `"10%"`, `2.0`, `"18M"`, `"250k"`, `"1.2B"`, `Fraction(1, 3)`, `"1/3"`.
 
     A float stands for the shortest decimal that reads back as it. Raises ValueError for anything
@@ -70,7 +70,7 @@ def parse_budget(value: BudgetLike) -> BudgetRequest:
     return request
 
 
-def _request(text: str, match: re.Match[str]) -> BudgetRequest:
+def _request(text: str, match: re.Match[str]) -> Budget:
     number = Fraction(match["number"]) * Fraction("1" + (match["exponent"] or ""))
     unit = match["unit"].upper()
     if number <= 0:
@@ -79,12 +79,12 @@ def _request(text: str, match: re.Match[str]) -> BudgetRequest:
         absolute = int(number * _SUFFIXES[unit])
         if absolute < 1:
             raise ValueError(f"budget={text} is less than one parameter: write a larger count")
-        return BudgetRequest(absolute=absolute)
+        return Budget(absolute=absolute)
     if unit == "%":
-        return BudgetRequest(fraction=number / 100)
+        return Budget(fraction=number / 100)
     if number > LARGEST_BARE_NUMBER:
         raise ValueError(f"budget={text} has no unit: write {_readings(number)}")
-    return BudgetRequest(fraction=number)
+    return Budget(fraction=number)
 
 
 def _readings(number: Fraction) -> str:

@@ -59,7 +59,7 @@ def place(environ: MutableMapping[str, str] | None = None) -> Place:
     return Place(rank, world, local_rank, local_world, by_slurm=not is_torchrun)
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Tell whether this process is the one that prints; one that cannot tell does."""
     try:
         return place().rank == 0

@@ -21,6 +21,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from npas.utils.renames import new_name
+
 T = TypeVar("T")
 
 
@@ -100,6 +102,8 @@ def keys_of(kind: type, start: str = "") -> Iterator[str]:
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """Say that `key` does not exist, and which of the `known` full names was probably meant."""
+    if new := new_name(key):
+        return f"unknown key {key!r}: it is now {new!r}"
     known = sorted(known)
     nodes = list(_above(key))
     for node in nodes:

@@ -39,9 +39,9 @@ def test_no_data_are_read_unless_asked_for(run: Run) -> None:
         (("+exp=wrn_cifar10", "data.download=false", "check_data=true"), "cifar10 is not under"),
         (("check_data=perhaps",), "check_data must be true or false, got 'perhaps'"),
         (("check_dat=true",), "unknown key 'check_dat': did you mean 'check_data'?"),
-        (("data.source=fake",), "data.source must be real or standin, got 'fake'"),
-        (("data.standin.train=0",), "data.standin.train must be at least 1, got 0"),
-        (("data.standin.trian=9",), "did you mean 'data.standin.train'?"),
+        (("data.source=fake",), "data.source must be real or synthetic, got 'fake'"),
+        (("data.synthetic.train=0",), "data.synthetic.train must be at least 1, got 0"),
+        (("data.synthetic.trian=9",), "did you mean 'data.synthetic.train'?"),
     ],
 )
 def test_what_is_missing_or_misspelt_is_one_line(
@@ -53,7 +53,7 @@ def test_what_is_missing_or_misspelt_is_one_line(
 
 
 def test_a_rehearsal_says_what_it_is_wherever_it_gives_a_figure(run: Run, tmp_path: Path) -> None:
-    words = ("npas-train", *SMALL, "data.source=standin", "data.standin.epochs=2", "epochs=9")
+    words = ("npas-train", *SMALL, "data.source=synthetic", "data.synthetic.epochs=2", "epochs=9")
     answer = run(*words)
     assert answer.code == 0, answer.err
     assert (
@@ -62,7 +62,7 @@ def test_a_rehearsal_says_what_it_is_wherever_it_gives_a_figure(run: Run, tmp_pa
     assert "% on made-up data" in answer.out
     assert "dense:" not in answer.out
     (file,) = tmp_path.rglob("result.json")
-    assert results.read(file.parent).dataset.source == "standin"
+    assert results.read(file.parent).dataset.source == "synthetic"
     assert run(*words).out.startswith("skipped: ")
 
 
@@ -70,7 +70,13 @@ def test_a_copy_is_counted_refused_unless_asked_for_and_recorded(run: Run, tmp_p
     root = tmp_path / "data"
     root.mkdir()
     made = synthetic.write(root, cifar.published_archive(10), 10, 40, 20)
-    words = ("+exp=wrn_cifar10", *SMALL, "batch_size=20", "data.split=50k", f"data.root={root}")
+    words = (
+        "+exp=wrn_cifar10",
+        *SMALL,
+        "batch_size=20",
+        "data.val_fraction=0",
+        f"data.root={root}",
+    )
     answer = run("npas-plan", *words, "check_data=true")
     assert answer.code == 2 and "data.verify=warn to use it as it is" in answer.err
     assert f"test_batch: md5 {made.test['test_batch']}; md5 40351d" in answer.out

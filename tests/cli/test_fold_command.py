@@ -20,8 +20,8 @@ SOFT = (
     "+exp=digits_swrn",
     *SMALL,
     "model.depth=22",
-    "data.split=45k",
-    "sharing.lsm_regularizer=30",
+    "data.val_fraction=0.1",
+    "sharing.recurrence_weight=30",
     "sharing.templates=layers",
     "epochs=3",
 )
@@ -107,7 +107,7 @@ def test_a_threshold_is_chosen_on_held_out_data(
         (("run={soft}", "out={soft}/config.yaml"), "is a file"),
         (("run={soft}", "out={soft}/checkpoints"), "the run's own files"),
         (("run={trained}",), "no layers of"),
-        (("run={trained}", "threshold=auto"), "(data.split=50k): give a threshold"),
+        (("run={trained}", "threshold=auto"), "(data.val_fraction=0): give a threshold"),
     ],
 )
 def test_words_that_cannot_be_followed_are_one_line(
@@ -128,7 +128,7 @@ def test_a_dense_run_has_nothing_to_fold(run: Run) -> None:
 def test_a_run_on_texts_folds_too(run: Run, tmp_path: Path) -> None:
     words = ("+exp=tiny_mlm", "epochs=1", f"run_root={tmp_path}", "trainer.device=cpu")
     made = ("train=4", "test=2", "epochs=1", "batch_size=2")
-    assert run("npas-train", *words, *(f"data.standin.{word}" for word in made)).code == 0
+    assert run("npas-train", *words, *(f"data.synthetic.{word}" for word in made)).code == 0
     (folder,) = tmp_path.glob("tiny_mlm/*")
     answer = run("npas-fold", f"run={folder}", "threshold=0.05")
     assert answer.code == 0, answer.err
@@ -203,7 +203,7 @@ def test_a_checkpoint_folds_into_the_runs_folder_with_the_history_until_then(
 def test_a_network_of_several_inputs_folds(
     exp: str, words: tuple[str, ...], run: Run, tmp_path: Path
 ) -> None:
-    settings = (f"+exp={exp}", "data.source=standin", "budget=null", "sharing.templates=2")
+    settings = (f"+exp={exp}", "data.source=synthetic", "budget=null", "sharing.templates=2")
     small = ("task.region_width=16", "task.word_width=16", f"run_root={tmp_path}/runs")
     assert train.main([*settings, "sharing.groups=shape", *small, *words]) == 0
     (folder,) = (tmp_path / "runs" / exp).iterdir()

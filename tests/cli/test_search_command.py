@@ -210,10 +210,10 @@ def test_the_cifar_experiment_learns_eight_groups_and_resumes_across_the_boundar
 ) -> None:
     """The real network (WRN-28-10), two steps a stage, on files in CIFAR's format."""
     root = tmp_path / "data"
-    monkeypatch.setattr(cifar, "published_archive", write_standin(root))
+    monkeypatch.setattr(cifar, "published_archive", write_synthetic(root))
     words = (
         "npas-train", "+exp=wrn_cifar100", "sharing.groups=learned", "sharing.num_groups=8",
-        "budget=0.1", f"data.root={root}", "data.split=50k", "data.download=false", "epochs=1",
+        "budget=0.1", f"data.root={root}", "data.val_fraction=0", "data.download=false", "epochs=1",
         "batch_size=8", "optim.milestones=[]", "wandb.mode=disabled", "trainer.device=cpu",
         "deterministic=true",
     )  # fmt: skip
@@ -246,7 +246,7 @@ def newest(folder: Path) -> dict[str, torch.Tensor]:
     return find_checkpoint(folder).tensors("model")
 
 
-def write_standin(root: Path) -> Callable[[int], cifar.Archive]:
+def write_synthetic(root: Path) -> Callable[[int], cifar.Archive]:
     """Write sixteen random images in CIFAR-100's format; return what lists them, unsummed."""
     published = cifar.published_archive(100)
     files = [*published.train, *published.test]

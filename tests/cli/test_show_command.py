@@ -99,8 +99,13 @@ def test_words_that_cannot_be_followed_are_one_line_before_any_data_are_read(
 
 
 def test_phrases_are_shown_with_their_boxes(run: Run, tmp_path: Path) -> None:
-    words = ("+exp=simnet_flickr30k", "budget=0.5", "model.width=8", "data.source=standin")
-    made = ("data.standin.train=4", "data.standin.test=2", f"run_root={tmp_path}", "data.workers=0")
+    words = ("+exp=simnet_flickr30k", "budget=0.5", "model.width=8", "data.source=synthetic")
+    made = (
+        "data.synthetic.train=4",
+        "data.synthetic.test=2",
+        f"run_root={tmp_path}",
+        "data.workers=0",
+    )
     answer = run("npas-train", *words, *made, "trainer.device=cpu", "wandb.mode=disabled")
     assert answer.code == 0, answer.err
     (folder,) = tmp_path.glob("simnet_flickr30k/*")

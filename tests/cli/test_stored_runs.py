@@ -68,7 +68,7 @@ def test_a_fine_tuned_network_needs_no_pretrained_one_again(
         *(f"model.{key}={value}" for key, value in shape.items()),
         f"model.pretrained={tmp_path / 'published'}",
         f"budget={budget}",
-        "data.standin={train: 8, test: 4, epochs: 1, batch_size: 4}",
+        "data.synthetic={train: 8, test: 4, epochs: 1, batch_size: 4}",
         "wandb.mode=disabled",
         "trainer.device=cpu",
         f"run_root={tmp_path}",

@@ -14,7 +14,7 @@ from npas.cli.app import Job
 from npas.config import Config
 from npas.reporting import results
 
-WORDS = (*SMALL, "budget=0.5", "data.split=45k")
+WORDS = (*SMALL, "budget=0.5", "data.val_fraction=0.1")
 
 
 class Search(Sweeper):
@@ -71,7 +71,7 @@ def test_a_search_is_given_the_best_held_out_metric_of_each_job(
     ("word", "line", "code"),
     [
         ("hydra.sweeper.direction=minimize", "write hydra.sweeper.direction=maximize", 2),
-        ("data.split=50k", "a search needs held-out data, but data.split=50k", 1),
+        ("data.val_fraction=0", "a search needs held-out data, but data.val_fraction=0", 1),
         ("batch_size=100000", "batch_size=100000 is more than the", 1),
     ],
 )

@@ -96,7 +96,7 @@ def test_npas_plan_prints_the_same_counts(words: tuple[str, ...], count: int, ru
     }.items(),
 )
 def test_what_reproduces_a_paper_starts_as_its_code(exp: str, start: str) -> None:
-    assert compose(f"+exp={exp}").sharing.coefficients == start
+    assert compose(f"+exp={exp}").sharing.coefficient_init == start
 
 
 def test_a_stage_shares_its_3x3_convs_behind_the_first_block() -> None:

@@ -60,7 +60,7 @@ def test_the_plan_comes_first_and_one_line_closes(run: Run) -> None:
 
 def test_the_closing_line_says_of_which_epoch_and_part_each_figure_is(run: Run) -> None:
     """The chosen epoch was chosen on held-out data; its figure is of the test set."""
-    words = ("npas-train", *SMALL, "budget=0.5", "data.split=45k", "epochs=2")
+    words = ("npas-train", *SMALL, "budget=0.5", "data.val_fraction=0.1", "epochs=2")
     last = run(*words).out.splitlines()[-1]
     (folder,) = folders()
     stored = results.read(folder)
@@ -116,7 +116,7 @@ def test_a_dense_run_shares_nothing_and_says_what_it_ignores(run: Run) -> None:
     (folder,) = folders()
     result = results.read(folder)
     assert result.split == results.Split(0, 0, 0, 20506)
-    assert result.budget == results.Budget.of_dense(20506)
+    assert result.budget == results.BudgetReport.of_dense(20506)
 
 
 def test_a_sweep_gives_each_job_its_folder_and_a_failed_one_does_not_stop_it(run: Run) -> None:
@@ -159,7 +159,7 @@ def test_a_run_that_breaks_is_recorded_as_failed(run: Run, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("fits", "advice"),
     [
-        (64, "trainer.accumulation=4 (parts of 64) fits"),
+        (64, "trainer.grad_accum_steps=4 (parts of 64) fits"),
         (0, "not even one sample at a time fits; choose a smaller network or precision"),
     ],
 )
@@ -232,7 +232,7 @@ def test_the_released_layout_trains_and_its_result_says_by_how_much_it_oversteps
 
 
 def test_a_dry_run_does_one_step_and_writes_nothing(run: Run, tmp_path: Path) -> None:
-    answer = run("npas-train", *SMALL, "budget=0.5", "dry_run=true", "trainer.accumulation=2")
+    answer = run("npas-train", *SMALL, "budget=0.5", "dry_run=true", "trainer.grad_accum_steps=2")
     assert (answer.code, answer.err) == (0, "")
     assert "batch    256 = 2 parts x 128\n" in answer.out
     last = answer.out.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Every experiment trains on its stand-in as a user would start it, and plans to the parameter."""
+"""Every experiment trains on synthetic data as a user would start it, and plans exactly."""
 
 import gc
 import warnings
@@ -15,7 +15,7 @@ from npas.cli import plan, train
 from npas.config import DENSE, Config, search_epochs
 from npas.reporting import results
 from npas.reporting.compose import compose
-from npas.sharing.budget import Budget
+from npas.sharing.budget import BudgetReport
 from npas.training.experiment import plan_keywords
 
 pytestmark = pytest.mark.walk
@@ -50,18 +50,18 @@ def alone_in_the_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("exp", EXPERIMENTS)
-def test_an_experiment_trains_on_its_standin(exp: str, tmp_path: Path) -> None:
-    words = [f"+exp={exp}", "data.source=standin", f"data.root={tmp_path / 'none'}"]
+def test_an_experiment_trains_on_its_synthetic(exp: str, tmp_path: Path) -> None:
+    words = [f"+exp={exp}", "data.source=synthetic", f"data.root={tmp_path / 'none'}"]
     words += ["data.download=false", f"run_root={tmp_path / 'runs'}", "trainer.device=cpu"]
     # Two steps show what the four of a user's own rehearsal would, and one checkpoint what two.
-    own = compose(f"+exp={exp}").data.standin
+    own = compose(f"+exp={exp}").data.synthetic
     most = {"train": 4, "test": 2, "epochs": 1, "batch_size": 2}
-    words += [f"data.standin.{key}={min(getattr(own, key), n)}" for key, n in most.items()]
+    words += [f"data.synthetic.{key}={min(getattr(own, key), n)}" for key, n in most.items()]
     words += ["trainer.keep_last=1"]
     assert train.main(words) == 0
     (folder,) = (tmp_path / "runs" / exp).iterdir()
     result = results.read(folder)
-    assert (result.status, result.dataset.source) == ("done", "standin")
+    assert (result.status, result.dataset.source) == ("done", "synthetic")
     assert result.metrics is not None and result.budget is not None
     assert result.budget.used <= result.budget.allowed
     assert not (tmp_path / "none").exists()
@@ -88,7 +88,7 @@ def test_a_plan_is_exact_at_every_budget(exp: str, capsys: pytest.CaptureFixture
         assert asked.budget.dense == dense
 
 
-def assert_exact(budget: Budget, layers: int) -> None:
+def assert_exact(budget: BudgetReport, layers: int) -> None:
     short = budget.allowed - budget.used
     assert 0 <= short <= max(budget.allowed // 1000, layers), budget
 

@@ -13,7 +13,7 @@ Straight = Callable[..., Path]
 SHORTER, SHORTER_STEPS = ("epochs=2", "optim.milestones=[1]"), 8
 SEARCH, SEARCH_STEPS = ("sharing.groups=learned", "sharing.num_groups=2"), 4
 LEARNED = (*SEARCH, "sharing.search.epochs=1", *SHORTER)
-ALL_AT_ONCE = ("data.workers=2", "trainer.accumulation=2", "optim.ema=0.9", *SHORTER)
+ALL_AT_ONCE = ("data.workers=2", "trainer.grad_accum_steps=2", "optim.ema_decay=0.9", *SHORTER)
 SELDOM = ("trainer.log_every=5", "trainer.checkpoint_every=3")
 
 
@@ -50,8 +50,8 @@ def test_stopped_after_each_step(
 @pytest.mark.parametrize(
     ("words", "stopped"),
     [
-        (("optim.ema=0.9", "data.workers=2", *SHORTER), [*range(1, SHORTER_STEPS - 1)]),
-        (("trainer.accumulation=2", "trainer.gradient_dtype=bf16", *SELDOM), [3, 7]),
+        (("optim.ema_decay=0.9", "data.workers=2", *SHORTER), [*range(1, SHORTER_STEPS - 1)]),
+        (("trainer.grad_accum_steps=2", "trainer.gradient_dtype=bf16", *SELDOM), [3, 7]),
         (LEARNED, [2, 5, 9]),
     ],
     ids=["averaged weights, workers", "accumulation, bf16 gradients, seldom", "learned"],

@@ -61,8 +61,8 @@ CASES: dict[str, tuple[int, tuple[str, ...], dict[str, Any]]] = {
     "SIGTERM to all, data workers": (TERM, ("data.workers=2",), {"group": True}),
     "SIGUSR1 to all, data workers": (USR1, ("data.workers=2",), {"group": True}),
     "two at once": (TERM, (), {"signals": [TERM, TERM, INT]}),
-    "accumulation": (TERM, ("trainer.accumulation=2",), {}),
-    "averaged weights": (TERM, ("optim.ema=0.9",), {}),
+    "grad_accum_steps": (TERM, ("trainer.grad_accum_steps=2",), {}),
+    "averaged weights": (TERM, ("optim.ema_decay=0.9",), {}),
     "seldom logged": (TERM, ("trainer.log_every=3",), {}),
 }
 

@@ -52,10 +52,10 @@ def losses(folder: Path) -> list[float]:
 @pytest.mark.parametrize(
     ("ranks", "words"),
     [
-        (1, ("trainer.accumulation=2",)),
+        (1, ("trainer.grad_accum_steps=2",)),
         (2, ()),
         (3, ()),
-        (2, ("trainer.accumulation=2",)),
+        (2, ("trainer.grad_accum_steps=2",)),
     ],
     ids=["accumulation", "two ranks", "three ranks", "two ranks, accumulation"],
 )
@@ -77,7 +77,7 @@ def test_ranks_leave_one_folder_one_log_and_one_voice(trainings: Trainings) -> N
     folder = folder_in(trainings.home / "runs")
     assert steps(folder) == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
     found = result(folder).parallel
-    assert found is not None and (found.ranks, found.nodes, found.accumulation) == (2, 1, 1)
+    assert found is not None and (found.ranks, found.nodes, found.grad_accum_steps) == (2, 1, 1)
     assert "312 = 2 " in first.out  # the arithmetic of the batch
     assert {path.name for path in folder.iterdir()} == {
         "checkpoints",

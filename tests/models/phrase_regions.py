@@ -16,7 +16,7 @@ def spec(word: int = WORD, region: int = REGION, places: int = 4) -> InputSpec:
         "regions": Input((5, region)),
         "boxes": Input((5, BOX)),
     }
-    return InputSpec((), 1, answers="regions", inputs=inputs)
+    return InputSpec((), 1, outputs="regions", inputs=inputs)
 
 
 def inputs(

@@ -16,7 +16,7 @@ def spec(word: int = WORD, region: int = REGION, each: int = 2, places: int = 5)
         "regions": Input((4, region)),
         "ids": Input((each, places), True),
     }
-    return InputSpec((), 1, answers="match", inputs=inputs)
+    return InputSpec((), 1, outputs="match", inputs=inputs)
 
 
 def inputs(images: int = 3, each: int = 2, places: int = 5, seed: int = 0) -> dict[str, Tensor]:

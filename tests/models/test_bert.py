@@ -64,7 +64,7 @@ def test_parameters_have_the_names_of_published_checkpoints() -> None:
     assert {"predictions.dense.weight", "sop_classifier.classifier.weight"} <= names
 
 
-@pytest.mark.parametrize("spec", [SPAN, PRETRAINING], ids=lambda spec: spec.answers)
+@pytest.mark.parametrize("spec", [SPAN, PRETRAINING], ids=lambda spec: spec.outputs)
 @pytest.mark.parametrize("arch", ["bert", "albert"])
 def test_a_seed_means_the_same_weights_and_all_are_used(arch: str, spec: InputSpec) -> None:
     torch.manual_seed(3)

@@ -10,7 +10,7 @@ import pytest
 from npas import config as schema
 from npas.reporting import results
 from npas.reporting.compose import compose
-from npas.reporting.results import Budget, Dataset, Git, Hardware, Metrics, Result, Split
+from npas.reporting.results import BudgetReport, Dataset, Git, Hardware, Metrics, Result, Split
 
 DENSE = 1_000
 
@@ -26,7 +26,7 @@ def make_result() -> Callable[..., Result]:
             "exp": "digits",
             "config": {"seed": 0},
             "config_hash": "c0ffee",
-            "budget": Budget(asked, DENSE, used, used, 1.0),
+            "budget": BudgetReport(asked, DENSE, used, used, 1.0),
             "split": Split(bank=0, coefficients=0, upsamplers=0, unshared=used),
             "metrics": Metrics(last={"accuracy": accuracy}),
             "seed": 0,

@@ -96,7 +96,10 @@ def test_what_an_experiments_own_command_trains_fills_its_row(name: str) -> None
         # The budget, the run to start from and CITE's layers are the row's to say.
         said = ("budget=", "sharing.init=", "model.embeddings=")
         words = [word for word in row.words if not word.startswith(said)]
-        machine = ("budget=", "trainer.accumulation=")  # a row takes runs in any number of parts
+        machine = (
+            "budget=",
+            "trainer.grad_accum_steps=",
+        )  # a row takes runs in any number of parts
         own = [word for word in header_words(words[0][5:]) if not word.startswith(machine)]
         assert config_hash(compose(*words)) == config_hash(compose(*own)), row.label
 

@@ -12,7 +12,7 @@ import pytest
 
 from npas.reporting import results
 from npas.reporting.results import (
-    Budget,
+    BudgetReport,
     Dataset,
     Divergence,
     Git,
@@ -29,7 +29,7 @@ Make = Callable[..., Result]
 def test_what_is_written_is_read_back_equal(make_result: Make, tmp_path: Path) -> None:
     result = make_result(
         used=100,
-        budget=Budget("0.1", 1000, 100, 99, 0.99),
+        budget=BudgetReport("0.1", 1000, 100, 99, 0.99),
         split=Split(bank=60, coefficients=9, upsamplers=10, unshared=20),
         metrics=Metrics({"accuracy": 97.5}, {"accuracy": 98.0}, "val accuracy"),
     )
@@ -95,8 +95,8 @@ def test_a_divergence_is_recorded_with_null_for_norms_that_are_none(
 
 
 def test_in_how_many_parts_a_batch_was_taken_is_recorded(make_result: Make, tmp_path: Path) -> None:
-    earlier = [{"steps": 5, "ranks": 1, "accumulation": 2}]
-    parallel = {"ranks": 8, "nodes": 2, "accumulation": 4}
+    earlier = [{"steps": 5, "ranks": 1, "grad_accum_steps": 2}]
+    parallel = {"ranks": 8, "nodes": 2, "grad_accum_steps": 4}
     result = make_result(parallel=Parallel(**parallel, earlier=earlier))
     path = results.write(tmp_path, result)
     assert json.loads(path.read_text())["parallel"] == {**parallel, "earlier": earlier}
@@ -142,7 +142,7 @@ def test_a_history_that_does_not_hold_together_is_named(
 
 
 def test_a_dense_run_asks_for_dense_and_uses_all_of_it() -> None:
-    assert Budget.of_dense(42) == Budget("dense", 42, 42, 42, 1.0)
+    assert BudgetReport.of_dense(42) == BudgetReport("dense", 42, 42, 42, 1.0)
 
 
 WRONG = [
@@ -156,7 +156,7 @@ WRONG = [
     ("created_at", "2026-11-21T10:00:00", "created_at must be an ISO 8601 time with its zone"),
     ("config", [], "config must be a JSON object"),
     ("versions.torch", 2, "versions.torch must be a string"),
-    ("dataset.source", "fake", "dataset.source must be real or standin"),
+    ("dataset.source", "fake", "dataset.source must be real or synthetic"),
     ("budget", None, "budget may be null only in a failed run"),
     ("budget.used", 1001, r"budget.used must be within budget.allowed \(1000\), not 1001"),
     ("budget.used", 0, "budget.used must be within"),
@@ -167,8 +167,12 @@ WRONG = [
     ("metrics.last.accuracy", None, "metrics.last.accuracy may be null only"),
     ("metrics.selected_on", "val accuracy", "metrics.selected and metrics.selected_on must both"),
     ("metrics", None, "metrics may be null only in a failed or preempted run"),
-    ("parallel", {"ranks": 2, "nodes": 1}, "parallel.accumulation is missing"),
-    ("parallel", {"ranks": 0, "nodes": 1, "accumulation": 1}, "parallel.ranks must be at least 1"),
+    ("parallel", {"ranks": 2, "nodes": 1}, "parallel.grad_accum_steps is missing"),
+    (
+        "parallel",
+        {"ranks": 0, "nodes": 1, "grad_accum_steps": 1},
+        "parallel.ranks must be at least 1",
+    ),
     ("divergence", {"step": 3, "norms": {}}, "divergence may be given only in a diverged run"),
     ("divergence", {"step": 3}, "divergence.norms is missing"),
     ("colour", "red", "colour is not a field"),
@@ -242,7 +246,7 @@ def test_a_cut_off_or_absent_file_is_named(tmp_path: Path) -> None:
         ({"config": {"lr": math.inf}}, "Out of range float values"),
         ({"config": {"path": Path("x")}}, "not JSON serializable"),
         ({"dataset": Dataset("digits", "made up")}, "dataset.source must be"),
-        ({"dataset": Dataset("digits", "standin", True)}, "dataset.published must be null"),
+        ({"dataset": Dataset("digits", "synthetic", True)}, "dataset.published must be null"),
     ],
 )
 def test_nothing_that_could_not_be_read_is_written(

@@ -84,7 +84,7 @@ def test_rows_are_trained_as_published() -> None:
         words = row.words or ()
         assert ("model.dropout=0.3" in words) == ("dropout" in row.label)
         if "CIFAR" in row.section:
-            assert "data.split=50k" in words
+            assert "data.val_fraction=0" in words
         if "CIFAR" in row.section and "WRN" in row.label:
             assert ("task.cutout=false" in words) == ("without cutout" in row.section)
     assert all((row.metric == "top5_accuracy") == ("top-5" in row.section) for row in ROWS)

@@ -70,7 +70,7 @@ def test_keys_that_do_not_decide_the_result_do_not_matter(tmp_path: Path, keep: 
 
 
 def test_stand_in_data_feeds_no_table(tmp_path: Path, keep: Keep) -> None:
-    source = results.Dataset("digits", "standin")
+    source = results.Dataset("digits", "synthetic")
     keep(tmp_path, "+exp=digits", "budget=0.1", used=100, dataset=source)
     assert not cells(tmp_path)[1].found
 
@@ -245,8 +245,8 @@ def test_gpu_days_are_measured_on_a_gpu_alone(tmp_path: Path, keep: Keep) -> Non
 
 def keep_parts(keep: Keep, root: Path, *words: str, **values: Any) -> None:
     """Write the result of a run of 3 processes x 2 parts."""
-    parallel = values.pop("parallel", results.Parallel(ranks=3, nodes=1, accumulation=2))
-    parts = ("trainer.devices=3", "trainer.accumulation=2")
+    parallel = values.pop("parallel", results.Parallel(ranks=3, nodes=1, grad_accum_steps=2))
+    parts = ("trainer.devices=3", "trainer.grad_accum_steps=2")
     keep(root, *words, *parts, parallel=parallel, **values)
 
 
@@ -262,7 +262,7 @@ def test_runs_in_other_parts_stand_in_a_row_but_are_never_pooled(
     def metrics(accuracy: float) -> results.Metrics:
         return results.Metrics({"accuracy": accuracy}, None, None)
 
-    mixed = results.Parallel(3, 1, 2, [{"steps": 5, "ranks": 1, "accumulation": 1}])
+    mixed = results.Parallel(3, 1, 2, [{"steps": 5, "ranks": 1, "grad_accum_steps": 1}])
     keep_parts(keep, tmp_path, *words, metrics=metrics(50.0), parallel=mixed)
     unlike = results.Parallel(3, 1, 1)  # of an old version, which did not hash what it had
     keep(tmp_path, *words, seed=1, metrics=metrics(50.0), parallel=unlike)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from npas.sharing.allocation import Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates, place_spans
-from npas.sharing.budget import BudgetRequest, parse_budget
+from npas.sharing.budget import Budget, parse_budget
 from npas.sharing.generators import CHOICES
 from npas.sharing.groups import assign_groups
 from npas.sharing.layers import LayerSpec
@@ -66,12 +66,12 @@ def test_every_budget_is_kept_used_up_and_read_whole(
     except ValueError as error:
         floor = int(re.search(r"at least ([\d,]+)", str(error)).group(1).replace(",", ""))  # type: ignore[union-attr]
         assert request.allowed(dense) < floor
-        plan = allocate(layers, group_of, BudgetRequest(absolute=floor), dense, scheme)
+        plan = allocate(layers, group_of, Budget(absolute=floor), dense, scheme)
         with pytest.raises(
             ValueError,
             match=f"budget={re.escape(parse_budget(f'{floor / 1000}K').canonical)} or more",
         ):
-            allocate(layers, group_of, BudgetRequest(absolute=floor - 1), dense, scheme)
+            allocate(layers, group_of, Budget(absolute=floor - 1), dense, scheme)
         check(plan, layers, unshared, slack=floor)
         return
     check(plan, layers, unshared, slack=max(plan.budget.allowed // 1000, len(layers)))
@@ -167,7 +167,7 @@ def test_a_resized_layer_alone_in_its_group_reads_its_whole_bank() -> None:
     """Also where the bank that its source map fills would be given another map."""
     for allowed in range(8170, 8180):
         layers = [LayerSpec("a", (256, 64, 1, 1), "conv2d")]
-        request = BudgetRequest(absolute=allowed)
+        request = Budget(absolute=allowed)
         plan = allocate(layers, assign_groups(layers, "shape"), request, 16_384, Scheme())
         assert plan.unread == 0
 

@@ -37,14 +37,14 @@ def decayed(model: nn.Module, optimizer: torch.optim.Optimizer) -> set[str]:
     return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
 
 
-@pytest.mark.parametrize("decay_norms", [False, True])
+@pytest.mark.parametrize("decay_norm_bias", [False, True])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_decay_moves_banks_and_matrices_alone(optimizer: str, decay_norms: bool) -> None:
+def test_decay_moves_banks_and_matrices_alone(optimizer: str, decay_norm_bias: bool) -> None:
     model = network()
-    groups = npas.param_groups(model, 0.1, lr=0.5, decay_norms=decay_norms)
+    groups = npas.param_groups(model, 0.1, lr=0.5, decay_norm_bias=decay_norm_bias)
     names = {name for name, _ in model.named_parameters()}
     norms = {name for name in names if not name.startswith("npas_")} - {"head.weight"}
-    expected = {"npas_bank_0", "head.weight"} | (norms if decay_norms else set())
+    expected = {"npas_bank_0", "head.weight"} | (norms if decay_norm_bias else set())
     assert norms and len(names - norms - expected) > 2
     assert decayed(model, OPTIMIZERS[optimizer](groups)) == expected
     optimized = [id(p) for group in groups for p in group["params"]]
@@ -78,7 +78,7 @@ def test_a_dense_network_goes_by_dimensions_and_what_is_frozen_is_left_out() -> 
 
 
 def test_with_the_released_layout_upsamplers_decay_too() -> None:
-    model = npas.share(Residual(), 0.1, upsampler="mask", layout="reference")
+    model = npas.share(Residual(), 0.1, upsampler="mask", allocator="reference")
     wrapped = nn.Sequential(model)
     names = {name for name, _ in wrapped.named_parameters() if "npas_" in name}
     names -= npas.sharing.no_decay_names(wrapped)

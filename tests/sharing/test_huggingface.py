@@ -227,7 +227,7 @@ def trainer(model: nn.Module, folder: Path) -> Trainer:
         str(folder), max_steps=20, save_steps=10, per_device_train_batch_size=4,
         learning_rate=1e-2, report_to=[], use_cpu=True, logging_steps=1, disable_tqdm=True,
     )  # fmt: skip
-    optimizer = torch.optim.AdamW(npas.param_groups(model, 0.1, decay_norms=True), lr=1e-2)
+    optimizer = torch.optim.AdamW(npas.param_groups(model, 0.1, decay_norm_bias=True), lr=1e-2)
     return Trainer(model, arguments, train_dataset=Sentences(), optimizers=(optimizer, None))
 
 

@@ -151,16 +151,16 @@ def test_a_threshold_of_one_ties_the_equal() -> None:
 
 
 def test_sparse_coefficients_start_with_one_template_each() -> None:
-    model = chain(3, coefficients="sparse")
+    model = chain(3, coefficient_init="sparse")
     rows = model.get_parameter("npas_coefficients_0_3")
     assert torch.equal(rows, torch.eye(3).repeat(4, 1))
-    assert npas.allocation(model).scheme.coefficients == "sparse"
+    assert npas.allocation(model).scheme.coefficient_init == "sparse"
 
 
 @pytest.mark.parametrize("templates", [3, 12, 20])
 def test_released_coefficients_start_as_one_orthogonal_matrix(templates: int) -> None:
     """Of more layers than templates the rows are shorter than one, and no scale makes up for it."""
-    model = chain(templates, coefficients="released")
+    model = chain(templates, coefficient_init="released")
     rows = model.get_parameter(f"npas_coefficients_0_{templates}").detach()
     products = rows.T @ rows if templates < 12 else rows @ rows.T
     torch.testing.assert_close(products, torch.eye(len(products)), rtol=0, atol=1e-5)
@@ -179,9 +179,9 @@ def test_both_starts_keep_the_spread_of_the_dense_weights(start: str, generator:
 
 def test_starts_that_do_not_exist_are_refused() -> None:
     with pytest.raises(ValueError, match="orthogonal, sparse"):
-        chain(coefficients="random")
-    with pytest.raises(ValueError, match="coefficients='released' only"):
-        shared(layout="reference", coefficients="sparse")
+        chain(coefficient_init="random")
+    with pytest.raises(ValueError, match="coefficient_init='released' only"):
+        shared(allocator="reference", coefficient_init="sparse")
 
 
 def test_as_many_templates_as_layers() -> None:

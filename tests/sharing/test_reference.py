@@ -13,14 +13,14 @@ from torch import nn
 
 import npas
 from npas.sharing.allocation import Scheme
-from npas.sharing.budget import BudgetRequest, spell_count
+from npas.sharing.budget import Budget, spell_count
 from npas.sharing.layers import LayerSpec
 from npas.sharing.reference import allocate_reference
 
 ORACLE = Path(__file__).parent / "oracle"
-LAYOUTS: list[dict[str, Any]] = json.loads((ORACLE / "layouts.json").read_text())
-RECORDED = [record for record in LAYOUTS if "layers" in record]
-FAILED = [record for record in LAYOUTS if "error" in record]
+ALLOCATORS: list[dict[str, Any]] = json.loads((ORACLE / "layouts.json").read_text())
+RECORDED = [record for record in ALLOCATORS if "layers" in record]
+FAILED = [record for record in ALLOCATORS if "error" in record]
 GENERATION = sorted(path.stem for path in ORACLE.glob("[mu]*.npz"))  # the search has its own test
 
 
@@ -36,7 +36,7 @@ def reference(record: dict[str, Any], entries: list[Any]) -> npas.Allocation:
     return allocate_reference(
         specs,
         {name: str(group) for _, name, _, group, _ in entries},
-        BudgetRequest(absolute=record["max_params"]),
+        Budget(absolute=record["max_params"]),
         record["dense_total"],
         Scheme("wavg", record["upsample"], record["bank_size"], "reference"),
         wrap_after_k=record["groups"] != 1,
@@ -75,7 +75,7 @@ def test_where_the_released_code_stops_we_say_why(record: dict[str, Any]) -> Non
         (at, name, shape, groups[record["groups"]](shape), None)  # type: ignore[operator]
         for at, name, shape, _, _ in entries
     ]
-    with pytest.raises(ValueError, match="layout='reference'"):
+    with pytest.raises(ValueError, match="allocator='reference'"):
         reference(record, regrouped)
 
 
@@ -105,7 +105,7 @@ def test_weights_and_gradients_agree(case: str) -> None:
         upsampler=meta["upsample"],
         groups={1: "single", -1: "shape"}[meta["groups"]],
         max_templates=meta["bank_size"],
-        layout="reference",
+        allocator="reference",
     )
     plan = npas.allocation(model)
     numbers = [
@@ -157,14 +157,14 @@ def test_weights_and_gradients_agree(case: str) -> None:
 
 def test_the_plan_prints_what_the_released_layout_leaves_unread() -> None:
     model = Plain(json.loads(str(np.load(ORACLE / "mix_g1_k8.npz")["meta"]))["layers"])
-    plan = npas.plan(model, "6K", layout="reference")
+    plan = npas.plan(model, "6K", allocator="reference")
     assert plan.unread > 0
     assert f"unread   {plan.unread:,} bank parameters" in plan.table()
 
 
 def test_every_bank_value_is_initialized_also_the_tail() -> None:
     model = Plain(json.loads(str(np.load(ORACLE / "mix_g1_k8.npz")["meta"]))["layers"])
-    npas.share(model, "5.999K", layout="reference")
+    npas.share(model, "5.999K", allocator="reference")
     bank = model.get_parameter("npas_bank_0").detach()
     assert bool((bank != 0).all()) and float(bank.abs().max()) < 5
 
@@ -179,7 +179,7 @@ def test_the_last_layer_to_draw_a_region_decides_its_spread(budget: str) -> None
             for i, (_, _, shape, _, _) in enumerate(sorted(record["layers"]))
         ]
     )
-    (group,) = npas.allocation(npas.share(model, budget, layout="reference")).groups
+    (group,) = npas.allocation(npas.share(model, budget, allocator="reference")).groups
     spread = torch.full((group.bank,), (2 / 9) ** 0.5)
     for shape, _ in Counter(layer.shape for layer in group.layers).most_common()[::-1]:
         for layer in group.layers:

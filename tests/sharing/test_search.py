@@ -55,7 +55,7 @@ def test_weights_and_gradients_are_the_released_codes() -> None:
         conv = layer["kind"] == "SConv2d"
         made = nn.Conv2d(shape[1], shape[0], shape[2]) if conv else nn.Linear(shape[1], shape[0])
         model.add_module(f"layer{layer['i']}", made.double())
-    plan = plan_search(model, "0.333K", softmax=True, layout="reference")
+    plan = plan_search(model, "0.333K", softmax=True, allocator="reference")
     assert [planned.source for planned in plan.layers] == [tuple(e["in_shape"]) for e in layers]
     apply(model, plan)
 

@@ -153,7 +153,7 @@ EDITS = {
     "unread": (put("unread", 7), "unread must be"),
     "unshared": (put("unshared", 10**9), "layers add up to"),
     "unknown generator": (put("scheme", "generator", "max"), "scheme.generator must be avg"),
-    "unknown layout": (put("scheme", "layout", "mine"), "scheme.layout must be npas"),
+    "unknown layout": (put("scheme", "layout", "mine"), "scheme.allocator must be npas"),
     "no templates allowed": (put("scheme", "max_templates", 0), "max_templates must be above 0"),
     "a field too many": (put("layers", 0, "colour", "red"), "colour is not a field"),
     "a field too few": (drop("layers", 0, "source"), "source is missing"),
@@ -333,7 +333,7 @@ def test_every_kind_of_plan_reads_back() -> None:
             for kind in ({}, {"generator": "emb"}, {"generator": "avg", "groups": "type"})
         ),
         *(
-            (lambda b=b, up=up: npas.plan(wide, b, upsampler=up, layout="reference"))
+            (lambda b=b, up=up: npas.plan(wide, b, upsampler=up, allocator="reference"))
             for b in budgets
             for up in upsamplers
         ),
@@ -341,7 +341,7 @@ def test_every_kind_of_plan_reads_back() -> None:
             (lambda net=net, b=b, kind=kind: plan_search(net, b, **kind))
             for net in (wide, network())
             for b in budgets
-            for kind in ({}, {"softmax": True}, {"layout": "reference"}, {"generator": "avg"})
+            for kind in ({}, {"softmax": True}, {"allocator": "reference"}, {"generator": "avg"})
         ),
     ]
     kinds = set()
@@ -351,5 +351,5 @@ def test_every_kind_of_plan_reads_back() -> None:
         except ValueError:  # a budget below what that plan needs
             continue
         assert npas.Allocation.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
-        kinds |= {(la.mixing, la.upsampler, plan.scheme.layout) for la in plan.layers}
+        kinds |= {(la.mixing, la.upsampler, plan.scheme.allocator) for la in plan.layers}
     assert len(kinds) >= 18

@@ -105,8 +105,8 @@ class TinySet:
     def take_over_sums(self) -> None:
         self.archive = archive_of(self.root, self.classes)
 
-    def task(self, split: str | None = "45k", seed: int = 0, **changes: Any) -> cifar.Task:
-        data = {"root": str(self.root), "split": split, "download": False}
+    def task(self, val_fraction: float | None = 0.1, seed: int = 0, **changes: Any) -> cifar.Task:
+        data = {"root": str(self.root), "val_fraction": val_fraction, "download": False}
         archive = changes.pop("archive", self.archive)
         config = changes.pop("config", cifar.Config(classes=self.classes))
         return cifar.Task(
@@ -135,10 +135,10 @@ def make_cifar(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., cifar.
     sets = {n: tiny_set(tmp_path_factory.mktemp("cifar") / str(n), n) for n in (10, 100)}
 
     def make(
-        classes: int = 10, split: str = "45k", seed: int = 0, image_size: int = 32
+        classes: int = 10, val_fraction: float = 0.1, seed: int = 0, image_size: int = 32
     ) -> cifar.Task:
         config = cifar.Config(classes=classes, image_size=image_size)
-        task = sets[classes].task(split, seed, config=config)
+        task = sets[classes].task(val_fraction, seed, config=config)
         task.setup()
         return task
 

@@ -83,23 +83,23 @@ def test_parts_that_would_not_be_equal_are_our_own_mistake() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "world", "accumulation", "share"), [(64, 1, 1, 64), (64, 2, 4, 8), (12, 3, 2, 2)]
+    ("batch", "world", "grad_accum_steps", "share"), [(64, 1, 1, 64), (64, 2, 4, 8), (12, 3, 2, 2)]
 )
-def test_a_rank_takes_its_share_in_parts(batch, world, accumulation, share) -> None:
-    assert base.rank_share(batch, world, accumulation) == share
+def test_a_rank_takes_its_share_in_parts(batch, world, grad_accum_steps, share) -> None:
+    assert base.rank_share(batch, world, grad_accum_steps) == share
 
 
 @pytest.mark.parametrize(
-    ("batch", "world", "accumulation", "nearest"),
+    ("batch", "world", "grad_accum_steps", "nearest"),
     [(64, 3, 1, 63), (64, 1, 3, 63), (64, 2, 3, 66), (1, 4, 1, 4), (100, 8, 1, 96)],
 )
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(
-    batch, world, accumulation, nearest
+    batch, world, grad_accum_steps, nearest
 ) -> None:
     with pytest.raises(ValueError) as error:
-        base.rank_share(batch, world, accumulation)
+        base.rank_share(batch, world, grad_accum_steps)
     assert str(error.value) == (
-        f"batch_size={batch} does not divide by {world} ranks x trainer.accumulation="
-        f"{accumulation}; the nearest that does is {nearest}"
+        f"batch_size={batch} does not divide by {world} ranks x trainer.grad_accum_steps="
+        f"{grad_accum_steps}; the nearest that does is {nearest}"
     )
-    assert base.rank_share(nearest, world, accumulation) * world * accumulation == nearest
+    assert base.rank_share(nearest, world, grad_accum_steps) * world * grad_accum_steps == nearest

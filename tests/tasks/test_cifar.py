@@ -16,7 +16,7 @@ from npas.tasks.cifar import task as cifar
 
 @pytest.mark.parametrize(("classes", "train"), [(10, 100), (100, 200)])
 def test_reads_the_published_format(make_cifar, classes: int, train: int) -> None:
-    task = make_cifar(classes, split="50k")
+    task = make_cifar(classes, val_fraction=0.0)
     assert task.name == f"cifar{classes}"
     assert task.parts["train"].images.shape == (train, 40, 40, 3)
     assert task.parts["train"].labels.tolist()[:12] == [n % classes for n in range(12)]
@@ -27,8 +27,8 @@ def test_reads_the_published_format(make_cifar, classes: int, train: int) -> Non
 
 
 def test_45k_holds_out_a_tenth_of_every_class_and_50k_nothing(make_cifar) -> None:
-    task = make_cifar(10, split="45k")
-    assert task.has_validation and not make_cifar(10, split="50k").has_validation
+    task = make_cifar(10, val_fraction=0.1)
+    assert task.has_validation and not make_cifar(10, val_fraction=0.0).has_validation
     assert task.parts["val"].labels.bincount().tolist() == [1] * 10
     assert task.parts["train"].labels.bincount().tolist() == [9] * 10
     held = set(task.parts["val"].images[:, 0, 0, 2].tolist())

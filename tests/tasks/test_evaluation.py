@@ -18,7 +18,7 @@ from npas.tasks.base import over_ranks
 from npas.tasks.shortest_paths import task as shortest_paths
 
 CPU = torch.device("cpu")
-DATA = DataConfig(root="nowhere", split="45k", download=False)
+DATA = DataConfig(root="nowhere", val_fraction=0.1, download=False)
 FAMILIES = {"digits": classification, "shortest_paths": shortest_paths}
 
 
@@ -28,7 +28,7 @@ class Network(nn.Module):
     def __init__(self, task: Any) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.per_cell = task.spec.answers == "cell"
+        self.per_cell = task.spec.outputs == "cell"
         self.layers = nn.Sequential(
             nn.Conv2d(task.spec.input_shape[0], 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout()
         )

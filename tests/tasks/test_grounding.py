@@ -59,7 +59,7 @@ def test_reads_a_set_whole(ready: Callable[..., Any]) -> None:
         task = ready(name)
         assert task.name == called and task.source == "real"
         assert task.has_validation and task.selection_metric == "accuracy"
-        assert task.spec.answers == "regions" and task.device == CPU
+        assert task.spec.outputs == "regions" and task.device == CPU
         counts = {split: (len(p.flat.images), len(p.flat)) for split, p in task.parts.items()}
         # Of Flickr30K a caption of image 101 is of some other image.
         train = 9 * phrases - (name == "flickr30k")
@@ -347,9 +347,9 @@ def test_what_cannot_be_is_refused(keys: dict[str, Any], said: str) -> None:
 
 def test_the_sets_have_splits_of_their_own(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"data\.split=45k is no split of flickr30k_entities.*null"
+        ValueError, match=r"data\.val_fraction=0\.1 does not apply to flickr30k_entities.*null"
     ):
-        make(tmp_path, split="45k")
+        make(tmp_path, val_fraction=0.1)
 
 
 def test_features_of_many_boxes_are_cut_to_the_best(tmp_path: Path) -> None:

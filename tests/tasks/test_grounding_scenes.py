@@ -10,7 +10,7 @@ import pytest
 import torch
 from grounding_files import WIDTH, Network, make
 
-from npas._nodes import StandinConfig
+from npas._nodes import SyntheticConfig
 from npas.models import bag_of_words, build
 from npas.tasks import base
 from npas.tasks import scenes as scene_module
@@ -96,11 +96,11 @@ def test_a_rehearsal_reads_made_up_files(
     name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    standin = StandinConfig(train=5, test=2)
+    synthetic = SyntheticConfig(train=5, test=2)
     keys = {"regions": 300, "phrases": 16, "words": words, "word_width": 8}
 
     def made() -> Any:
-        task = make(tmp_path / "nowhere", name, source="standin", standin=standin, **keys)
+        task = make(tmp_path / "nowhere", name, source="synthetic", synthetic=synthetic, **keys)
         task.setup()
         return task
 
@@ -108,7 +108,7 @@ def test_a_rehearsal_reads_made_up_files(
         return list(tmp_path.glob("npas-*"))  # torch may put one of its own there
 
     task, other = made(), made()
-    assert task.source == "standin" and len(folders()) == 2
+    assert task.source == "synthetic" and len(folders()) == 2
     counts = {split: len(part.flat.images) for split, part in task.parts.items()}
     assert counts == {"train": 5, "val": 2, "test": 2}
     shapes = {key: given.shape for key, given in task.spec.inputs.items()}

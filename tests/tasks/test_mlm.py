@@ -14,7 +14,7 @@ from simulated_ranks import by_ranks
 from torch import Tensor
 from torch.nn import functional as F
 
-from npas._nodes import StandinConfig
+from npas._nodes import SyntheticConfig
 from npas.config import DataConfig
 from npas.models import bert, build
 from npas.tasks.common import synthetic_text, tokenization
@@ -306,7 +306,7 @@ def test_what_cannot_be_is_refused(make: Callable[..., Any], root: Path, tmp_pat
         with pytest.raises(ValueError, match=rf"task\.{next(iter(keys))}"):
             mlm.Config(**keys)
     with pytest.raises(ValueError, match=r"set data\.split=null"):
-        mlm.Task(mlm.Config(), DataConfig(split="45k"), seed=0, device=CPU)
+        mlm.Task(mlm.Config(), DataConfig(val_fraction=0.1), seed=0, device=CPU)
     task = make()
     with pytest.raises(ValueError, match=r"model\.vocab_size=100"):
         task.evaluate(network(task, vocab_size=100), "test")
@@ -326,7 +326,9 @@ def test_a_rehearsal_reads_made_up_files(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = []
     for _ in range(2):
-        data = DataConfig(source="standin", standin=StandinConfig(train=2, test=2), split=None)
+        data = DataConfig(
+            source="synthetic", synthetic=SyntheticConfig(train=2, test=2), split=None
+        )
         task = mlm.Task(mlm.Config(), data, seed=0, device=CPU)
         task.setup()
         assert not list(tmp_path.iterdir())

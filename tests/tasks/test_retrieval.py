@@ -52,7 +52,7 @@ def test_a_set_is_read_whole(root: Path) -> None:
     assert {name: len(part) for name, part in task.parts.items()} == {
         **{"train": 8, "val": 4, "test": 6},
     }
-    assert task.spec.answers == "match"
+    assert task.spec.outputs == "match"
     assert task.spec.inputs["words"].shape == (1, 8, WORD)  # six words between two marks
     for name, split in (("train", "train"), ("val", "dev"), ("test", "test")):
         assert task.parts[name].images.captions == captions(split)

@@ -36,8 +36,8 @@ def test_a_rehearsal_needs_no_files_and_leaves_none(
     tmp_path: Path, name: str, keys: dict[str, Any]
 ) -> None:
     wide = {"region_width": 16, "word_width": 6, "regions": 36, "max_words": 32}
-    task = make(tmp_path / "none", {"source": "standin"}, set=name, **wide, **keys)
-    assert (task.name, task.source) == (name, "standin")
+    task = make(tmp_path / "none", {"source": "synthetic"}, set=name, **wide, **keys)
+    assert (task.name, task.source) == (name, "synthetic")
     assert {part: len(own) for part, own in task.parts.items()} == {
         **{"train": 8, "val": 4, "test": 4},
     }
@@ -182,8 +182,8 @@ def test_a_set_that_is_not_there_says_where_to_put_it(tmp_path: Path) -> None:
     (tmp_path / "glove.6B.300d.txt").unlink()
     with pytest.raises(ValueError, match=r"glove.6B.300d.txt is not there"):
         make(tmp_path)
-    with pytest.raises(ValueError, match=r"data.split=45k is no split of f30k"):
-        make(tmp_path, {"split": "45k"})
+    with pytest.raises(ValueError, match=r"data.val_fraction=0.1 does not apply to f30k"):
+        make(tmp_path, {"val_fraction": 0.1})
 
 
 def test_folds_must_be_equal(root: Path) -> None:

@@ -210,5 +210,8 @@ def test_what_it_cannot_hold_or_does_not_read_is_refused() -> None:
         shortest_paths.Config(val_samples=100_000_000)
     with pytest.raises(ValueError, match=r"set data\.split=null"):
         shortest_paths.Task(
-            shortest_paths.Config(), DataConfig(split="45k"), seed=0, device=torch.device("cpu")
+            shortest_paths.Config(),
+            DataConfig(val_fraction=0.1),
+            seed=0,
+            device=torch.device("cpu"),
         )

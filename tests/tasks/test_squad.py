@@ -11,7 +11,7 @@ import torch
 from simulated_ranks import by_ranks
 from torch import Tensor
 
-from npas._nodes import StandinConfig
+from npas._nodes import SyntheticConfig
 from npas.config import DataConfig
 from npas.models import bert, build
 from npas.tasks import base
@@ -37,7 +37,9 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
     def made(version: str = "2.0", split: Any = None, seed: int = 0, **keys: Any) -> Any:
         config = squad.Config(version=version, tokenizer=tokenizers[version], **{**LENGTHS, **keys})
-        data = DataConfig(root=str(roots[version]), split=split, download=False, verify="warn")
+        data = DataConfig(
+            root=str(roots[version]), val_fraction=split, download=False, verify="warn"
+        )
         task = squad.Task(config, data, seed=seed, device=CPU)
         task.setup()
         return task
@@ -57,7 +59,7 @@ def network(task: Any, vocab_size: int = 600) -> Any:
 def test_reads_a_set_whole(version: str, make: Callable[..., Any]) -> None:
     task = make(version)
     assert task.name == f"squad{version}" and task.source == "real"
-    assert task.spec.input_shape == (48,) and task.spec.answers == "span"
+    assert task.spec.input_shape == (48,) and task.spec.outputs == "span"
     assert {name: len(part.questions) for name, part in task.parts.items()} == {
         "train": 40,
         "test": 20,
@@ -72,7 +74,7 @@ def test_reads_a_set_whole(version: str, make: Callable[..., Any]) -> None:
 
 
 def test_45k_holds_out_whole_articles_by_no_seed(make: Callable[..., Any]) -> None:
-    task, other = make(split="45k"), make(split="45k", seed=1)
+    task, other = make(val_fraction=0.1), make(val_fraction=0.1, seed=1)
     assert task.has_validation
     held, kept = ({q.article for q in task.parts[name].questions} for name in ("val", "train"))
     assert held and not held & kept and len(held | kept) == 4
@@ -145,7 +147,7 @@ def test_the_loss_is_the_mean_over_starts_and_ends(make: Callable[..., Any]) -> 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
 def test_an_oracle_scores_a_hundred(version: str, make: Callable[..., Any]) -> None:
     """A network that points where the answer is answers every question right."""
-    task = make(version, split="45k")
+    task = make(version, val_fraction=0.1)
     part = task.parts["val"]
 
     class Oracle(torch.nn.Module):
@@ -318,7 +320,7 @@ def test_a_tokenizer_without_a_word_for_the_unknown_is_one_line(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
-@pytest.mark.parametrize("split", [None, "45k"])
+@pytest.mark.parametrize("split", [None, 0.1])
 def test_a_rehearsal_reads_made_up_files(
     version: str, split: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,7 +328,10 @@ def test_a_rehearsal_reads_made_up_files(
 
     def made() -> Any:
         data = DataConfig(
-            source="standin", split=split, standin=StandinConfig(train=13, test=5), download=False
+            source="synthetic",
+            val_fraction=split,
+            synthetic=SyntheticConfig(train=13, test=5),
+            download=False,
         )
         task = squad.Task(squad.Config(version=version), data, seed=0, device=CPU)
         task.setup()
@@ -350,7 +355,7 @@ def test_a_rehearsal_reads_made_up_files(
 def test_answers_are_written_as_the_official_scripts_read_them(
     version: str, make: Callable[..., Any], tmp_path: Path
 ) -> None:
-    task = make(version, split="45k")
+    task = make(version, val_fraction=0.1)
     metrics = {split: task.evaluate(network(task), split) for split in ("val", "test")}
     for split, ending in (("val", "-val"), ("test", "")):
         paths = task.write_answers(split, tmp_path)

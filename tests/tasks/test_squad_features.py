@@ -20,7 +20,7 @@ WORDS = ["born", "Zürich", "(1895)", "xyz", "a", "José's", "New", "Haven.", "�
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> tokenization.Tokenizer:
-    return tokenization.load_standin(tmp_path_factory.mktemp("tokenizer"))
+    return tokenization.load_synthetic(tmp_path_factory.mktemp("tokenizer"))
 
 
 def ask(context: str, answer: str | None, text: str = "Where was Ada born?") -> Question:
@@ -225,7 +225,7 @@ def test_no_stretch_at_all_is_an_empty_answer(tokenizer: tokenization.Tokenizer)
 
 
 def test_the_made_up_tokenizer_is_like_a_bert_s(tmp_path: Path) -> None:
-    tokenizer = tokenization.Tokenizer("made up", tokenization.load_standin(tmp_path).inner)
+    tokenizer = tokenization.Tokenizer("made up", tokenization.load_synthetic(tmp_path).inner)
     ids = tokenizer.inner("José was born in 1895.", "Zürich")["input_ids"]
     text = tokenizer.inner.decode(ids)
     assert text == "[CLS] jose was born in 1895. [SEP] zurich [SEP]"

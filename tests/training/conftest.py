@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {
     "batch_size": 256,
     "model": {"family": "wrn", "depth": 10, "width": 0.5, "dropout": 0.1},
     "task": {"family": "digits"},
-    "data": {"split": "45k"},
+    "data": {"val_fraction": 0.1},
     "optim": {"lr": 0.1, "milestones": [1]},
     "trainer": {"device": "cpu", "log_every": 2},
     "wandb": {"mode": "disabled"},

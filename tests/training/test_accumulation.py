@@ -64,7 +64,7 @@ EXPERIMENTS = {
     "grounding": ("simnet_scenes", ()),
     "retrieval": ("adapt_scenes", ()),
 }
-STANDIN = {"train": 6, "test": 2, "batch_size": 6}
+SYNTHETIC = {"train": 6, "test": 2, "batch_size": 6}
 
 
 class Images(nn.Module):
@@ -83,12 +83,14 @@ class Images(nn.Module):
 def test_every_task_gives_parts_the_gradient_of_the_batch_or_refuses_them(family: str) -> None:
     """Batch norms and dropout, which see parts, are in evaluation mode."""
     exp, more = EXPERIMENTS[family]
-    words = [f"+exp={exp}", "budget=dense", "batch_size=6", "data.source=standin", *more]
-    few = [f"data.standin.{key}={count}" for key, count in STANDIN.items()]
-    experiment = build(compose(*words, *few, "trainer.accumulation=3"))
+    words = [f"+exp={exp}", "budget=dense", "batch_size=6", "data.source=synthetic", *more]
+    few = [f"data.synthetic.{key}={count}" for key, count in SYNTHETIC.items()]
+    experiment = build(compose(*words, *few, "trainer.grad_accum_steps=3"))
     task, model = experiment.task, experiment.model
     if family == "retrieval":
-        with pytest.raises(ValueError, match=r"compares all of a batch.*trainer.accumulation=1$"):
+        with pytest.raises(
+            ValueError, match=r"compares all of a batch.*trainer.grad_accum_steps=1$"
+        ):
             train(experiment, Path("run"))
         check_parts(build(compose(*words, *few)))
         return
@@ -118,8 +120,8 @@ def test_every_task_gives_parts_the_gradient_of_the_batch_or_refuses_them(family
 def test_ranks_weigh_their_labelled_pairs_by_those_of_all_ranks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    few = [f"data.standin.{key}={count}" for key, count in STANDIN.items()]
-    words = ("+exp=simnet_scenes", "budget=dense", "batch_size=6", "data.source=standin", *few)
+    few = [f"data.synthetic.{key}={count}" for key, count in SYNTHETIC.items()]
+    words = ("+exp=simnet_scenes", "budget=dense", "batch_size=6", "data.source=synthetic", *few)
     experiment = build(compose(*words))
     task, model = experiment.task, experiment.model.eval()
     task.setup()
@@ -142,7 +144,7 @@ def test_no_task_is_left_out_above() -> None:
 
 
 def test_a_run_in_parts_logs_and_ends_like_one(small, run_small, tmp_path: Path) -> None:
-    _, outcome = run_small("parts", trainer={"accumulation": 4}, epochs=1)
+    _, outcome = run_small("parts", trainer={"grad_accum_steps": 4}, epochs=1)
     assert (outcome.status, outcome.steps) == ("done", 5)
 
 
@@ -150,20 +152,20 @@ def test_other_parts_are_another_run_that_may_go_on_from_this_one(
     small, run_small, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = small(epochs=1, run_root=str(tmp_path))
-    parts = small(epochs=1, run_root=str(tmp_path), trainer={"accumulation": 2})
+    parts = small(epochs=1, run_root=str(tmp_path), trainer={"grad_accum_steps": 2})
     assert run_dir(whole) != run_dir(parts)
     assert train(build(whole), run_dir(whole)).earlier == []
     named = dataclasses.replace(parts, epochs=1, resume=str(run_dir(whole)))
     outcome = train(build(named), run_dir(parts))
     assert (outcome.status, outcome.steps) == ("done", 5)
-    assert outcome.earlier == [{"steps": 5, "ranks": 1, "accumulation": 1}]
+    assert outcome.earlier == [{"steps": 5, "ranks": 1, "grad_accum_steps": 1}]
     assert "(1 x 1, now 1 x 2)" in caplog.text and "not to the bit" in caplog.text
     again = train(build(named), run_dir(parts))  # from the run's own checkpoint
     assert again.earlier == outcome.earlier
 
 
 def test_a_run_from_before_parts_were_hashed_goes_on(small, tmp_path: Path) -> None:
-    parts = small(epochs=1, trainer={"accumulation": 2})
+    parts = small(epochs=1, trainer={"grad_accum_steps": 2})
     train(build(parts), tmp_path / "old")
     (state,) = (tmp_path / "old" / "checkpoints").glob("*/state.json")
     assert config_hash(parts) in state.read_text()

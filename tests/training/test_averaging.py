@@ -40,7 +40,7 @@ def test_they_stand_in_for_the_length_of_a_with() -> None:
 def test_they_are_what_is_measured_and_restored(run_small, tmp_path: Path) -> None:
     plain, without = run_small("plain", budget="0.5", epochs=1, optim={"milestones": []})
     experiment, outcome = run_small(
-        "averaged", budget="0.5", epochs=1, optim={"milestones": [], "ema": 0.99}
+        "averaged", budget="0.5", epochs=1, optim={"milestones": [], "ema_decay": 0.99}
     )
     for name, tensor in plain.model.state_dict().items():  # training itself does not see them
         assert torch.equal(tensor, experiment.model.state_dict()[name]), name
@@ -54,7 +54,7 @@ def test_they_are_what_is_measured_and_restored(run_small, tmp_path: Path) -> No
 
 def test_their_batch_norms_have_statistics_of_their_own(run_small, tmp_path: Path) -> None:
     experiment, _ = run_small(
-        budget="0.5", model={"dropout": 0.0}, optim={"milestones": [], "ema": 0.9}
+        budget="0.5", model={"dropout": 0.0}, optim={"milestones": [], "ema_decay": 0.9}
     )
     newest = Checkpoints(tmp_path / "run" / "checkpoints").newest()
     assert newest is not None

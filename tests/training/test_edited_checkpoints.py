@@ -101,7 +101,7 @@ TENSORS: dict[str, tuple[str, Callable[[Tensors], object], str]] = {
 
 
 def test_an_edited_checkpoint_is_refused_in_one_line(run_small, small, tmp_path: Path) -> None:
-    changes = {"epochs": 1, "precision": "fp16", "optim": {"ema": 0.9, "milestones": []}}
+    changes = {"epochs": 1, "precision": "fp16", "optim": {"ema_decay": 0.9, "milestones": []}}
     run_small("whole", **changes)
     config = small(**changes)
     experiment = build(config)

@@ -59,18 +59,18 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ValueError, match=r"set trainer\.device=auto"):
         this_process(TrainerConfig(device="cuda"))
     process = this_process(TrainerConfig(device="auto"))
-    assert (process.device, process.leads, process.world) == (CPU, True, 1)
+    assert (process.device, process.is_main, process.world) == (CPU, True, 1)
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(small) -> None:
     with pytest.raises(ValueError, match="the nearest that does is 255"):
-        build(small(trainer={"accumulation": 3}))
+        build(small(trainer={"grad_accum_steps": 3}))
 
 
 def test_the_arithmetic_of_a_batch_is_said(small) -> None:
     assert build(small()).batch_arithmetic() == "256"
-    assert build(small(trainer={"accumulation": 4})).batch_arithmetic() == "256 = 4 parts x 64"
-    experiment = build(small(trainer={"accumulation": 4}))
+    assert build(small(trainer={"grad_accum_steps": 4})).batch_arithmetic() == "256 = 4 parts x 64"
+    experiment = build(small(trainer={"grad_accum_steps": 4}))
     experiment.process = Process(0, 2, CPU)
     assert experiment.batch_arithmetic() == "256 = 2 ranks x 4 parts x 32"
 

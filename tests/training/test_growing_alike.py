@@ -37,7 +37,7 @@ def test_the_regularizer_makes_layers_alike_and_leaves_the_logged_loss_alone(
     run_small, tmp_path: Path
 ) -> None:
     without, _ = run_small("without", **soft())
-    with_it, _ = run_small("with", **soft(lsm_regularizer=30.0))
+    with_it, _ = run_small("with", **soft(recurrence_weight=30.0))
     assert mean_similarity(with_it.model) > 0.9 > mean_similarity(without.model)
     lines = read(tmp_path / "with")
     logged = [line for line in lines if "train/loss" in line]
@@ -70,8 +70,10 @@ def test_the_gradient_is_the_losses_less_the_rewards(small) -> None:
 
 
 def test_a_regularizer_without_a_use_is_refused_before_any_step(small) -> None:
-    with pytest.raises(ValueError, match=r"sharing.lsm_regularizer=0.1 has no use: no two layers"):
-        build(small(budget="0.5", sharing={"groups": "shape", "lsm_regularizer": 0.1}))
+    with pytest.raises(
+        ValueError, match=r"sharing.recurrence_weight=0.1 has no use: no two layers"
+    ):
+        build(small(budget="0.5", sharing={"groups": "shape", "recurrence_weight": 0.1}))
 
 
 def test_the_similarity_is_logged_every_so_many_epochs_and_at_both_ends(
@@ -100,7 +102,7 @@ def test_logging_the_similarity_changes_nothing_that_is_trained(run_small) -> No
 def test_a_resumed_run_has_the_same_log_and_history(
     small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    config = small(epochs=3, **soft(lsm_every=1, lsm_regularizer=0.1))
+    config = small(epochs=3, **soft(lsm_every=1, recurrence_weight=0.1))
     straight = train(build(config), tmp_path / "straight")
 
     class Stopped(Exception):
@@ -143,5 +145,5 @@ def test_a_run_killed_in_its_first_epoch_logs_its_start_once(small, tmp_path: Pa
 
 
 def test_a_run_without_held_out_data_has_no_history(run_small) -> None:
-    _, outcome = run_small(data={"split": "50k"}, epochs=1)
+    _, outcome = run_small(data={"val_fraction": 0.0}, epochs=1)
     assert outcome.history is None

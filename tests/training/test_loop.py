@@ -120,7 +120,7 @@ def test_selected_metrics_are_of_the_best_epochs_weights(small, tmp_path: Path) 
 
 
 def test_without_held_out_data_only_the_last_epoch_counts(run_small) -> None:
-    _, outcome = run_small(data={"split": "50k"})
+    _, outcome = run_small(data={"val_fraction": 0.0})
     assert outcome.metrics["selected"] is None and outcome.metrics["selected_on"] is None
     assert set(outcome.metrics["last"]) == {"accuracy", "loss"}
 

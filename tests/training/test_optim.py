@@ -66,7 +66,7 @@ def test_gradients_are_clipped_as_by_torch(most: float) -> None:
 
 def test_norms_and_biases_can_be_left_without_decay_and_banks_never_are() -> None:
     shared = share(model(), 0.5)
-    optimizer = build_optimizer(shared, OptimConfig(weight_decay=5e-4, decay_norms=False))
+    optimizer = build_optimizer(shared, OptimConfig(weight_decay=5e-4, decay_norm_bias=False))
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     names = {n: decay[id(p)] for n, p in shared.named_parameters()}
     assert names["npas_bank_0"] == 5e-4

@@ -66,7 +66,7 @@ CASES = [
     {"budget": "dense"},
     {"budget": "0.2"},
     pytest.param({"budget": "0.5", "precision": "fp16"}, marks=pytest.mark.slow),
-    {"budget": "dense", "data": {"split": "50k"}},
+    {"budget": "dense", "data": {"val_fraction": 0.0}},
 ]
 
 
@@ -117,7 +117,7 @@ def spread_unevenly(model: nn.Module, *rest: Any) -> None:
         module.weight.data *= 1.5 ** (i % 3)
 
 
-@pytest.mark.parametrize("optim", [{}, {"ema": 0.9}], ids=["plain", "averaged"])
+@pytest.mark.parametrize("optim", [{}, {"ema_decay": 0.9}], ids=["plain", "averaged"])
 def test_a_resumed_run_keeps_its_scales_whatever_the_initializer_has_become(
     run_small, stop_after, monkeypatch: pytest.MonkeyPatch, optim: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -214,8 +214,10 @@ def test_a_run_that_came_from_a_named_checkpoint_goes_on_from_its_own(
 def test_a_finished_run_that_is_named_is_measured_and_taken_over_whole(
     run_small, tmp_path: Path
 ) -> None:
-    straight, expected = run_small("straight", data={"split": "50k"})
-    resumed, outcome = run_small("new", data={"split": "50k"}, resume=str(tmp_path / "straight"))
+    straight, expected = run_small("straight", data={"val_fraction": 0.0})
+    resumed, outcome = run_small(
+        "new", data={"val_fraction": 0.0}, resume=str(tmp_path / "straight")
+    )
     assert outcome.metrics == expected.metrics and same_state(straight, resumed)
     assert saved(tmp_path / "new").keys() == saved(tmp_path / "straight").keys()
     assert log(tmp_path / "new") == log(tmp_path / "straight")

@@ -201,7 +201,9 @@ def test_gradients_take_no_more_memory_than_the_search_did(
 
     found = []
     for count, dtype in ((1, "fp32"), (4, precision)):
-        experiment = build(searching(**changes, precision=dtype, trainer={"accumulation": count}))
+        experiment = build(
+            searching(**changes, precision=dtype, trainer={"grad_accum_steps": count})
+        )
         experiment.task.setup()
         monkeypatch.setattr(type(experiment.task), "loss", loss_of)
         found.append(search.mean_gradients(experiment))

@@ -2,7 +2,7 @@
 
 The set lies under `data.root` as its author packed it (the "python version", which torchvision
 reads too); `data.download=true` fetches it. Files with other checksums than the published ones are
-refused unless `data.verify=warn`. `data.split=45k`, the default, holds 5,000 training
+refused unless `data.verify=warn`. `data.val_fraction=0.1`, the default, holds 5,000 training
 images out to choose a checkpoint by; `50k` trains on all. The recipe is that of both papers:
 zero-padded random crops, flips, and cutout of 16 pixels unless `task.cutout=false` leaves it out.
 `task.label_smoothing` is an option of this project, not of the papers, and so is `task.image_size`:
@@ -30,7 +30,6 @@ from npas.utils.schema import at_least, below
 if TYPE_CHECKING:
     from npas.config import DataConfig
 
-VALIDATION_FRACTION = 0.1
 PIXELS = 3 * 32 * 32
 IMAGE_SIZES = (32, 16, 8)
 # Means and deviations of the channels as the Wide ResNet authors gave them.
@@ -120,35 +119,35 @@ class Task(Classification):
                 padding=recipe.padding // self.factor,
                 cutout=recipe.cutout // self.factor if config.cutout else 0,
             ),
-            has_validation=data.split != "50k",
+            val_fraction=data.val_fraction or 0.0,
             seed=seed,
             device=device,
             source=data.source,
         )
         self.root = Path(data.root)
         self.download = data.download
-        self.standin = data.standin
+        self.synthetic = data.synthetic
         self.archive = archive or published_archive(config.classes)
         self.compared = checksums.Comparison(data.verify)
 
     def read(self) -> dict[str, Part]:
         """Find the set, or fetch it, and read it. ValueError says what to put where."""
-        if self.source == "standin":
-            return self._read_standin()
+        if self.source == "synthetic":
+            return self._read_synthetic()
         self._ensure(self.archive)
         train = self._part(self.archive, self.archive.train)
         test = self._part(self.archive, self.archive.test)
-        held = hold_out(train.labels, VALIDATION_FRACTION, f"{self.name} validation")
+        held = hold_out(train.labels, self.val_fraction, f"{self.name} validation")
         return self._split(train, test, held)
 
-    def _read_standin(self) -> dict[str, Part]:
+    def _read_synthetic(self) -> dict[str, Part]:
         """Read a made-up set; its validation images come on top and last: a tenth may be none."""
-        held_out = self.standin.test if self.has_validation else 0
-        wanted = self.standin.train + held_out
+        held_out = self.synthetic.test if self.has_validation else 0
+        wanted = self.synthetic.train + held_out
         with tempfile.TemporaryDirectory() as folder:
             self.root, classes = Path(folder), self.spec.num_classes
             self.archive = synthetic.write(
-                self.root, self.archive, classes, wanted, self.standin.test
+                self.root, self.archive, classes, wanted, self.synthetic.test
             )
             train = self._part(self.archive, self.archive.train)
             test = self._part(self.archive, self.archive.test)
@@ -164,7 +163,7 @@ class Task(Classification):
 
     def inspect(self) -> dict[str, str]:
         """List the files and their sums, and count the images of each part."""
-        whose = "made up" if self.source == "standin" else "published"
+        whose = "made up" if self.source == "synthetic" else "published"
         files = {}
         for name, md5 in (self.archive.train | self.archive.test).items():
             file = f"{self.archive.folder}/{name}"

@@ -109,7 +109,7 @@ def _load(folder: Path, name: str, key: str) -> Tokenizer:
     return tokenizer
 
 
-def load_standin(root: Path) -> Tokenizer:
+def load_synthetic(root: Path) -> Tokenizer:
     """Write the tokenizer of the made-up world under `root`, and load it."""
     tokenizer = load_tokenizer(str(synthetic_text.write_tokenizer(root)))
     return replace(tokenizer, name="made up")

@@ -23,7 +23,7 @@ def read(name: str, root: Path) -> dict[str, Reading]:
     if not where.is_dir():
         raise ValueError(
             f"{name} is not under data.root={root}: put it into {where} as docs/data.md says, or"
-            " set data.source=standin"
+            " set data.source=synthetic"
         )
     return READERS[name].read(where)
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 NAMES = {"flickr30k": "flickr30k_entities", "referit": "referit", "scenes": "scenes"}
 EVAL_BATCH = 8  # lots of an image's phrases, small enough that many ranks have some of them each
-STANDIN_REGIONS, STANDIN_PHRASES = 20, 4
+SYNTHETIC_REGIONS, SYNTHETIC_PHRASES = 20, 4
 # Beyond these a slip of the hand.
 MOST = {
     "region_width": 100_000, "regions": 10_000, "phrases": 1000, "word_width": 100_000,
@@ -109,11 +109,9 @@ class Task(base.Task):
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
         self.name = NAMES[config.set]
-        if data.split is not None:
-            raise ValueError(
-                f"data.split={data.split} is no split of {self.name}, which has a part of its own"
-                " to choose a checkpoint by: set data.split=null"
-            )
+        base.refuse_val_fraction(
+            data, self.name, "which has a part of its own to choose a checkpoint by"
+        )
         self.config = config
         self.data = data
         self.seed = seed
@@ -121,9 +119,9 @@ class Task(base.Task):
         self.device = torch.device("cpu")  # whatever trains: features stream from disk
         self.source = data.source
         self.sizes = Sizes(config.phrases, config.regions)
-        if self.source == "standin":
+        if self.source == "synthetic":
             self.sizes = Sizes(
-                min(config.phrases, STANDIN_PHRASES), min(config.regions, STANDIN_REGIONS)
+                min(config.phrases, SYNTHETIC_PHRASES), min(config.regions, SYNTHETIC_REGIONS)
             )
         size, words = self.sizes, (config.max_words, config.word_width)
         inputs = {
@@ -132,8 +130,8 @@ class Task(base.Task):
             "regions": Input((size.regions, config.region_width)),
             "boxes": Input((size.regions, 5)),
         }
-        self.spec = InputSpec((), 1, answers="regions", inputs=inputs)
-        self.is_made_up = config.set == "scenes" or self.source == "standin"
+        self.spec = InputSpec((), 1, outputs="regions", inputs=inputs)
+        self.is_made_up = config.set == "scenes" or self.source == "synthetic"
         self.compared = checksums.Comparison(data.verify)
         self.readings: dict[str, Reading] = {}
         self.parts: dict[str, Part] = {}
@@ -143,8 +141,8 @@ class Task(base.Task):
         if self.parts:
             return
         config, root = self.config, Path(self.data.root)
-        if self.source == "standin":
-            few = self.data.standin
+        if self.source == "synthetic":
+            few = self.data.synthetic
             root = dataset.temporary(self)
             self._write({"train": few.train, "val": few.test, "test": few.test}, 0, root)
         elif config.set == "scenes":

@@ -47,7 +47,7 @@ MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 # Large enough for a GPU; a Perceiver's map of attention, of which there is one at a time, is 10 GB.
 EVAL_BATCH = 100
-STANDIN_SIZE = 64  # of a made-up image's crop, at most
+SYNTHETIC_SIZE = 64  # of a made-up image's crop, at most
 PUBLISHED = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC 2012, in 1,000 classes
 CLASSES = 1000
 MOST_CLASSES, MOST_SIZE = 1_000_000, 4096  # beyond these a slip of the hand
@@ -67,7 +67,7 @@ class Config:
     resize: int = 256
     scale_min: float = 0.08
     flip: bool = True
-    lighting: float = 0.0
+    pca_noise: float = 0.0
     label_smoothing: float = 0.0
     form: Literal["folder", "shards"] = "folder"
     held_out: int = 0
@@ -86,8 +86,8 @@ class Config:
             )
         above("task.scale_min", self.scale_min, 0)
         at_most("task.scale_min", self.scale_min, 1)
-        at_least("task.lighting", self.lighting, 0)
-        at_most("task.lighting", self.lighting, 10)
+        at_least("task.pca_noise", self.pca_noise, 0)
+        at_most("task.pca_noise", self.pca_noise, 10)
         at_least("task.label_smoothing", self.label_smoothing, 0)
         below("task.label_smoothing", self.label_smoothing, 1)
 
@@ -109,11 +109,9 @@ class Task(base.Task):
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
-        if data.split is not None:
-            raise ValueError(
-                f"data.split={data.split} is no split of ImageNet: set data.split=null, and"
-                " task.held_out to how many training images to hold out"
-            )
+        base.refuse_val_fraction(
+            data, "ImageNet", "of which task.held_out training images are held out"
+        )
         self.config = config
         self.data = data
         self.seed = seed
@@ -121,8 +119,8 @@ class Task(base.Task):
         self.device = torch.device("cpu")  # whatever trains: batches stream from disk
         self.source = data.source
         size = config.size
-        if self.source == "standin":
-            size = min(size, STANDIN_SIZE)
+        if self.source == "synthetic":
+            size = min(size, SYNTHETIC_SIZE)
         self.spec = InputSpec((3, size, size), config.classes)
         self.compared = checksums.Comparison(data.verify)
         self.crops = Crops(
@@ -130,7 +128,7 @@ class Task(base.Task):
             round(config.resize * size / config.size),
             config.scale_min,
             config.flip,
-            config.lighting,
+            config.pca_noise,
             config.interpolation,
         )
         self.has_validation = config.held_out > 0
@@ -141,7 +139,7 @@ class Task(base.Task):
         """List the images, once. ValueError, one line, if they are missing or not what they are."""
         if self.parts:
             return
-        if self.source == "standin":
+        if self.source == "synthetic":
             images, held_out = self._make_up()
         else:
             images = self._find(Path(self.data.root), self.config.classes)
@@ -164,14 +162,14 @@ class Task(base.Task):
             if not folder.is_dir():
                 raise ValueError(
                     f"{self.name} is not under data.root={root}: pack it with"
-                    f" scripts/pack_imagenet.py into {folder}, or set data.source=standin"
+                    f" scripts/pack_imagenet.py into {folder}, or set data.source=synthetic"
                 )
             return {s: shards.Shards(folder, s, classes) for s in PUBLISHED}
         for split in PUBLISHED:
             if not (folder / split).exists():
                 raise ValueError(
                     f"{self.name} is not under data.root={root}: put its class folders into"
-                    f" {folder / split}, or set data.source=standin"
+                    f" {folder / split}, or set data.source=synthetic"
                 )
         train = Folder(folder / "train", classes)
         return {"train": train, "val": Folder(folder / "val", classes, train.classes)}
@@ -190,7 +188,7 @@ class Task(base.Task):
         """Write made-up images to a folder that is gone with the task, and list them."""
         folder = tempfile.mkdtemp(prefix="npas-imagenet-")
         weakref.finalize(self, _remove, folder, os.getpid())
-        root, wanted = Path(folder), self.data.standin
+        root, wanted = Path(folder), self.data.synthetic
         held_out = wanted.test if self.has_validation else 0
         classes = jpeg.write(
             root / "imagenet", self.config.classes, wanted.train + held_out, wanted.test

@@ -84,7 +84,7 @@ class Crops:
     resize: int  # of a test image's shorter side, before its middle is cut out
     scale_min: float  # least share of the area that a random crop takes
     flip: bool
-    lighting: float  # deviation of the noise along each component, of the component's own
+    pca_noise: float  # deviation of the noise along each component, of the component's own
     interpolation: str
 
     def training(self, image_CHW: Tensor, key: int) -> Tensor:
@@ -103,8 +103,8 @@ class Crops:
         image_CHW = crop.transform(image_CHW, crop.make_params([image_CHW]))
         if self.flip and torch.rand(()) < 0.5:
             image_CHW = image_CHW.flip(-1)
-        if self.lighting:
-            alpha_3 = self.lighting * torch.randn(3) * torch.tensor(COMPONENT_DEVIATIONS)
+        if self.pca_noise:
+            alpha_3 = self.pca_noise * torch.randn(3) * torch.tensor(COMPONENT_DEVIATIONS)
             shift_C = (255 * (torch.tensor(COMPONENTS) @ alpha_3)).round().to(torch.int16)
             lit = image_CHW.to(torch.int16) + shift_C[:, None, None]
             image_CHW = lit.clamp(0, 255).to(torch.uint8)

@@ -43,7 +43,7 @@ EVAL_BATCH = 32
 # What is held out and how it is hidden is the same for every run: the seed is no key of the config.
 HELD_OUT_SEED = 0
 SPECIAL = 3  # [CLS] before the first part, [SEP] after each
-STANDIN_LENGTH = 64
+SYNTHETIC_LENGTH = 64
 NOT_HIDDEN = -100  # what cross-entropy leaves out
 
 
@@ -89,11 +89,7 @@ class Task(base.Task):
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
-        if data.split is not None:
-            raise ValueError(
-                f"data.split={data.split} is no split of plain text, of which task.held_out is held"
-                " out: set data.split=null"
-            )
+        base.refuse_val_fraction(data, "plain text", "of which task.held_out is held out")
         self.config = config
         self.data = data
         self.seed = seed
@@ -102,8 +98,8 @@ class Task(base.Task):
         self.name = "text"
         self.root = Path(data.root)
         length = config.max_length
-        self.length = min(length, STANDIN_LENGTH) if self.source == "standin" else length
-        self.spec = InputSpec((self.length,), 2, answers="pretraining")
+        self.length = min(length, SYNTHETIC_LENGTH) if self.source == "synthetic" else length
+        self.spec = InputSpec((self.length,), 2, outputs="pretraining")
         self.parts: dict[str, Part] = {}
         self.counted: dict[str, str] = {}  # what there is, for `inspect`
 
@@ -111,13 +107,13 @@ class Task(base.Task):
         """Read the documents and cut them into pieces, which come to rest on the device."""
         if self.parts:
             return
-        if self.source == "standin":
-            made = self.data.standin
+        if self.source == "synthetic":
+            made = self.data.synthetic
             with tempfile.TemporaryDirectory() as folder:
                 self.root = Path(folder)
                 synthetic_text.write_texts(self.root, made.train + made.test)
                 self._read(
-                    tokenization.load_standin(self.root), made.test / (made.train + made.test)
+                    tokenization.load_synthetic(self.root), made.test / (made.train + made.test)
                 )
         else:
             tokenizer = tokenization.load_tokenizer(self.config.tokenizer, self.data.download)

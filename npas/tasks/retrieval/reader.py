@@ -20,7 +20,7 @@ from npas.tasks.common.files import reason
 
 PER_IMAGE = 5  # sentences
 AT_ONCE = 64  # images that are looked through at once
-_PUT = "put the files there that docs/data.md names, or set data.source=standin"
+_PUT = "put the files there that docs/data.md names, or set data.source=synthetic"
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ def find(config: Config, data: DataConfig, regions: int, owner: object) -> Found
     """
     root, name = Path(data.root), f"{config.set}_precomp"
     splits = {"train": "train", "val": "dev", "test": config.test}
-    if data.source == "standin":
-        few = data.standin
+    if data.source == "synthetic":
+        few = data.synthetic
         counts = {"train": few.train, "dev": few.test, config.test: few.test}
         root = dataset.temporary(owner)
         _write(root, name, config, counts, regions, SEED)
@@ -62,7 +62,7 @@ def _real(root: Path, name: str, splits: dict[str, str], config: Config) -> Foun
     if not (root / name).is_dir():
         raise ValueError(
             f"{config.set} is not under data.root={root}: put its arrays into {root / name} as"
-            " docs/data.md says, or set data.source=standin"
+            " docs/data.md says, or set data.source=synthetic"
         )
     # Beside the arrays, or where SCAN's own archive has it.
     places = (root / name / f"{name}_vocab.json", root / "vocab" / f"{name}_vocab.json")

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 # So many images, or sentences, are encoded at once where all is compared with all.
 EVAL_IMAGES, EVAL_SENTENCES = 100, 500
-STANDIN_REGIONS, STANDIN_WORDS = 12, 20  # at most
+SYNTHETIC_REGIONS, SYNTHETIC_WORDS = 12, 20  # at most
 # Beyond these a slip of the hand, which would fill the memory.
 MOST = {"regions": 10_000, "region_width": 65536, "word_width": 65536, "max_words": 10_000}
 # Images, with five sentences each; Karpathy's splits.
@@ -134,11 +134,9 @@ class Task(base.Task):
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
-        if data.split is not None:
-            raise ValueError(
-                f"data.split={data.split} is no split of {config.set}, which has a part to choose a"
-                " checkpoint by: set data.split=null"
-            )
+        base.refuse_val_fraction(
+            data, config.set, "which has a part of its own to choose a checkpoint by"
+        )
         self.config = config
         self.data = data
         self.seed = seed
@@ -146,15 +144,15 @@ class Task(base.Task):
         self.device = torch.device("cpu")  # whatever trains: batches stream from disk
         self.source = data.source
         self.regions, self.words, self.folds = config.regions, config.max_words, config.folds or 1
-        if self.source == "standin":
-            self.regions = min(self.regions, STANDIN_REGIONS)
-            self.words = min(self.words, STANDIN_WORDS)
+        if self.source == "synthetic":
+            self.regions = min(self.regions, SYNTHETIC_REGIONS)
+            self.words = min(self.words, SYNTHETIC_WORDS)
             self.folds = 1
         places = self.words + words.MARKS
         self.spec = InputSpec(
             (),
             1,
-            answers="match",
+            outputs="match",
             inputs={
                 "words": Input((config.captions, places, config.word_width)),
                 "lengths": Input((config.captions,), True),
@@ -276,7 +274,7 @@ class Task(base.Task):
         if parts > 1:
             raise ValueError(
                 f"the loss of {self.name} compares all of a batch, so it cannot be cut into {parts}"
-                " parts: train in one process, with trainer.devices=1 and trainer.accumulation=1"
+                " parts: set trainer.devices=1 and trainer.grad_accum_steps=1"
             )
         if size < 2:
             raise ValueError(

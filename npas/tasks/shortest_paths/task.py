@@ -81,7 +81,7 @@ class Config:
 class Task(base.Task):
     """Tell of every cell of a maze whether it lies on some shortest path.
 
-    All mazes are made as they are used; those of a stand-in are merely few.
+    All mazes are made as they are used; those of a synthetic data are merely few.
     """
 
     name = "shortest_paths"
@@ -91,14 +91,10 @@ class Task(base.Task):
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
-        if data.split is not None:
-            raise ValueError(
-                f"data.split={data.split} is no split of shortest_paths, which draws the mazes it"
-                " holds out: set data.split=null"
-            )
+        base.refuse_val_fraction(data, "shortest_paths", "which draws the mazes that it holds out")
         self.source = data.source
-        if self.source == "standin":
-            few = data.standin
+        if self.source == "synthetic":
+            few = data.synthetic
             config = replace(
                 config,
                 phase_epochs=1,
@@ -110,7 +106,7 @@ class Task(base.Task):
         self.seed = seed
         self.device = device
         # One logit a cell.
-        self.spec = InputSpec((2, config.size, config.size), 1, answers="cell")
+        self.spec = InputSpec((2, config.size, config.size), 1, outputs="cell")
         self.parts: dict[str, dict[int, Grids]] = {}
 
     def setup(self) -> None:

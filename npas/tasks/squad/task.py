@@ -4,9 +4,9 @@ The official JSON files lie under `data.root` (`train-v1.1.json`, `dev-v1.1.json
 `data.download=true` fetches them. Other files than the published are refused unless
 `data.verify=warn`. Windows, n-best answers and the threshold for having none are
 BERT's (Devlin et al. 2019); the scores are the official ones, in percent. What is measured as
-"test" is the dev set, as in every paper: the test set's answers are not public. With
-`data.split=45k` a tenth of the training articles is held out to choose a checkpoint by; otherwise
-all are trained on and the last weights count.
+"test" is the dev set, as in every paper: the test set's answers are not public. `data.val_fraction`
+of the training articles is held out to choose a checkpoint by; with 0 all are trained on and the
+last weights count.
 
 1.1 reports `f1` and `em`. For 2.0 these are what the network says by itself, with threshold 0;
 `best_f1` and `best_em` are with the threshold that is best on the dev set itself, as BERT's and
@@ -49,12 +49,11 @@ SHA256 = {
     "dev-v2.0.json": "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8",
 }
 EVAL_BATCH = 32  # windows; small enough that many ranks have some of them each
-VALIDATION_FRACTION = 0.1  # of the articles
 # The articles held out are the same for every run: their seed is no key of the config.
 SPLIT_SEED = 0
 SPECIAL = 3  # tokens of a window besides question and paragraph
 # A made-up text is rehearsed on in shorter windows.
-STANDIN_LENGTHS = {"max_length": 64, "stride": 16, "max_query": 16}
+SYNTHETIC_LENGTHS = {"max_length": 64, "stride": 16, "max_query": 16}
 
 
 @dataclass
@@ -127,14 +126,15 @@ class Task(base.Task):
         self.source = data.source
         self.name = f"squad{config.version}"
         self.root = Path(data.root)
-        self.has_validation = data.split == "45k"
-        lengths = {key: getattr(config, key) for key in STANDIN_LENGTHS}
-        if self.source == "standin":
-            lengths = {key: min(lengths[key], most) for key, most in STANDIN_LENGTHS.items()}
+        self.val_fraction = data.val_fraction or 0.0
+        self.has_validation = self.val_fraction > 0
+        lengths = {key: getattr(config, key) for key in SYNTHETIC_LENGTHS}
+        if self.source == "synthetic":
+            lengths = {key: min(lengths[key], most) for key, most in SYNTHETIC_LENGTHS.items()}
         self.lengths = windows.Lengths(
             lengths["max_length"], lengths["stride"], lengths["max_query"]
         )
-        self.spec = InputSpec((self.lengths.window,), 2, answers="span")
+        self.spec = InputSpec((self.lengths.window,), 2, outputs="span")
         self.sums = SHA256
         self.compared = checksums.Comparison(data.verify)
         self.parts: dict[str, Part] = {}
@@ -145,12 +145,12 @@ class Task(base.Task):
         """Read the files and cut them into windows, which come to rest on the device."""
         if self.parts:
             return
-        if self.source == "standin":
+        if self.source == "synthetic":
             with tempfile.TemporaryDirectory() as folder:
                 self.root, self.sums = Path(folder), {}
-                made = self.data.standin
+                made = self.data.synthetic
                 synthetic_text.write_squad(self.root, self.config.version, made.train, made.test)
-                self._read(tokenization.load_standin(self.root))
+                self._read(tokenization.load_synthetic(self.root))
         else:
             self._ensure()
             self._read(tokenization.load_tokenizer(self.config.tokenizer, self.data.download))
@@ -201,7 +201,7 @@ class Task(base.Task):
         self.tokenizer = tokenizer
         parts = {"train": train, "test": test}
         if self.has_validation:
-            held = held_out(max(question.article for question in train) + 1)
+            held = held_out(max(question.article for question in train) + 1, self.val_fraction)
             parts["train"] = [question for question in train if question.article not in held]
             parts["val"] = [question for question in train if question.article in held]
         self.parts = {name: self._part(name, questions) for name, questions in parts.items()}
@@ -338,10 +338,12 @@ class Task(base.Task):
         return paths
 
 
-def held_out(articles: int) -> set[int]:
-    """Choose a tenth of the articles, by a rule that no seed changes. ValueError of less than 2."""
+def held_out(articles: int, fraction: float) -> set[int]:
+    """Return the articles held out, the same for every seed. ValueError if there is only one."""
     if articles < 2:
-        raise ValueError("data.split=45k holds out articles, and there is only one: set it to null")
+        raise ValueError(
+            f"data.val_fraction={fraction} holds out articles, and there is only one: set it to 0"
+        )
     key = rng.derive_key(SPLIT_SEED, "squad validation")
     order = rng.permutation(key, articles, torch.device("cpu")).tolist()
-    return set(order[: max(1, round(VALIDATION_FRACTION * articles))])
+    return set(order[: max(1, round(fraction * articles))])

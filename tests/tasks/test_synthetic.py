@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from npas import tasks
-from npas._nodes import StandinConfig
+from npas._nodes import SyntheticConfig
 from npas.config import DataConfig
 from npas.tasks.base import Task
 from npas.tasks.cifar import synthetic
@@ -21,10 +21,10 @@ def make(family: str, train: int = 8, test: int = 4, split: Any = None, **keys: 
     module = tasks.family(family)
     data = DataConfig(
         root="nowhere",
-        source="standin",
-        split=split,
+        source="synthetic",
+        val_fraction=split,
         download=False,
-        standin=StandinConfig(train=train, test=test),
+        synthetic=SyntheticConfig(train=train, test=test),
     )
     task = module.Task(module.Config(**keys), data, seed=0, device=torch.device("cpu"))
     task.setup()
@@ -39,12 +39,12 @@ def network(task: Task) -> nn.Module:
 
 
 @pytest.mark.parametrize(("family", "keys"), [("cifar", {}), ("digits", {})])
-@pytest.mark.parametrize("split", ["45k", "50k"])
+@pytest.mark.parametrize("split", [0.1, 0.0])
 def test_as_many_images_as_were_asked_for(family: str, keys: dict[str, Any], split: str) -> None:
     task: Any = make(family, split=split)
     counts = {name: len(part.labels) for name, part in task.parts.items()}
-    assert counts == {"train": 8, "test": 4} | ({"val": 4} if split == "45k" else {})
-    assert task.source == "standin"
+    assert counts == {"train": 8, "test": 4} | ({"val": 4} if split == 0.1 else {})
+    assert task.source == "synthetic"
     assert all(part.images.dtype == torch.uint8 for part in task.parts.values())
 
 
@@ -52,7 +52,7 @@ def test_as_many_images_as_were_asked_for(family: str, keys: dict[str, Any], spl
 def test_a_hundred_classes_and_uneven_files_and_too_few_images(classes: int) -> None:
     task: Any = make("cifar", train=1, test=1, classes=classes)
     assert len(task.parts["train"].labels) == (4 if classes == 10 else 1)  # five files, a val image
-    task = make("cifar", train=203, test=7, classes=classes, split="50k")
+    task = make("cifar", train=203, test=7, classes=classes, val_fraction=0.0)
     assert task.parts["train"].labels.bincount().tolist()[0] in (3, 21)
     assert len(task.parts["train"].labels) == 203
 
@@ -127,7 +127,10 @@ def test_what_lies_on_disk_is_told(ten: Any) -> None:
 
 
 def test_labels_are_smoothed_in_training_alone() -> None:
-    plain, smoothed = make("cifar", split="50k"), make("cifar", split="50k", label_smoothing=0.1)
+    plain, smoothed = (
+        make("cifar", val_fraction=0.0),
+        make("cifar", val_fraction=0.0, label_smoothing=0.1),
+    )
     model = network(plain)
     batch = next(plain.train_batches(0, 8))
     loss, target = smoothed.loss(model, batch)[0], batch.targets

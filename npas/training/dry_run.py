@@ -29,8 +29,8 @@ def one_step(experiment: Experiment) -> str:
     network = wrap(experiment.model, process, config).train()
     batch = _first_batch(experiment)
     started = time.perf_counter()
-    parts = batch.parts(config.trainer.accumulation)
-    regularizer = config.sharing.lsm_regularizer if experiment.stage == "train" else 0.0
+    parts = batch.parts(config.trainer.grad_accum_steps)
+    regularizer = config.sharing.recurrence_weight if experiment.stage == "train" else 0.0
     finite, sums, norms_N = gradient(task, network, parts, optimizer, precision, regularizer)
     went_wrong = meter.add(1, batch.size, finite, sums, norms_N)
     rate = learning_rate(config, 0, task.steps_per_epoch(config.batch_size))
@@ -65,14 +65,14 @@ def advise_on_memory(experiment: Experiment) -> str:
     config, process = experiment.config, experiment.process
     said = f"out of memory with batch_size {experiment.batch_arithmetic()}"
     local = base.rank_share(config.batch_size, process.world)
-    now = config.trainer.accumulation
+    now = config.trainer.grad_accum_steps
     try:
         check_parts(experiment, local)
     except ValueError:  # the loss needs the whole batch
         return f"{said}: choose a smaller batch_size or network, or another precision"
     for parts in (n for n in range(now + 1, local + 1) if local % n == 0):
         if _fits(experiment, parts):
-            return f"{said}: trainer.accumulation={parts} (parts of {local // parts}) fits"
+            return f"{said}: trainer.grad_accum_steps={parts} (parts of {local // parts}) fits"
     return f"{said}: not even one sample at a time fits; choose a smaller network or precision"
 
 

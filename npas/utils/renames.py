@@ -1,0 +1,62 @@
+"""Read what earlier versions wrote under other key names, and hash configs as they did.
+
+`+trainer.accumulation=2` on a command line is an unknown key whose error names the new one; a
+config.yaml, a checkpoint or a result.json from before the change is read as if it had the new
+names. Hashes are of the first names, so that the folders of earlier runs are still found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+KEYS = {  # old full name, of a key or a node -> new one
+    "data.split": "data.val_fraction",
+    "data.standin": "data.synthetic",
+    "optim.decay_norms": "optim.decay_norm_bias",
+    "optim.ema": "optim.ema_decay",
+    "sharing.coefficients": "sharing.coefficient_init",
+    "sharing.layout": "sharing.allocator",
+    "sharing.lsm_regularizer": "sharing.recurrence_weight",
+    "task.lighting": "task.pca_noise",
+    "trainer.accumulation": "trainer.grad_accum_steps",
+}
+VALUES: dict[str, dict[Any, Any]] = {  # by new full name, old value -> new one
+    "data.source": {"standin": "synthetic"},
+    "data.val_fraction": {"45k": 0.1, "50k": 0.0},
+    "optim.schedule": {"steps": "multistep"},
+}
+_FIRST_KEYS = {new: old for old, new in KEYS.items()}
+_FIRST_VALUES = {key: {new: old for old, new in values.items()} for key, values in VALUES.items()}
+
+
+def new_name(key: str) -> str | None:
+    """Return the new name of a key or of a key within a renamed node; None: it was not renamed."""
+    for old, new in KEYS.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return None
+
+
+def first_setting(key: str, value: Any) -> tuple[str, Any]:
+    """Return a key and its value as the first version named them: what is hashed."""
+    if isinstance(value, (str, float, int)) and not isinstance(value, bool):
+        value = _FIRST_VALUES.get(key, {}).get(value, value)
+    for new, old in _FIRST_KEYS.items():
+        if key == new or key.startswith(f"{new}."):
+            return old + key.removeprefix(new), value
+    return key, value
+
+
+def modernize(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a stored config, plain data of any version, with today's key names and values."""
+    found: dict[str, Any] = {}
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        key = new_name(key) or key
+        if isinstance(value, Mapping):
+            value = modernize(value, f"{key}.")
+        elif isinstance(value, str):
+            value = VALUES.get(key, {}).get(value, value)
+        found[key.removeprefix(prefix)] = value
+    return found
