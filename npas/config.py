@@ -123,9 +123,9 @@ class TrainerConfig:
     """Say on what to train, when to log and save.
 
     `devices` processes share each batch; each takes its share in `grad_accum_steps` parts. Both
-    change the result. Of processes that torchrun or srun started, npas-train sets `devices` to how many
-    they are. Gradients travel between them as `gradient_dtype`. With `tf32` GPUs round the factors
-    of fp32 convolutions and matrix products to TF32. A checkpoint is written after each epoch and,
+    change the result. Under torchrun or srun npas-train sets `devices` to the number of processes.
+    Gradients travel between them as `gradient_dtype`. With `tf32` GPUs round the factors of fp32
+    convolutions and matrix products to TF32. A checkpoint is written after each epoch and,
     if `checkpoint_every` is not 0, after every so many steps; the `keep_last` newest are kept.
     """
 

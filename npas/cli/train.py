@@ -182,7 +182,7 @@ def _run_here(config: Config, within: Within) -> Job:
             if within == "search" and not experiment.task.has_validation:
                 raise ValueError(
                     "a search needs held-out data, but"
-                    f" data.val_fraction={config.data.val_fraction} holds none out: set data.val_fraction"
+                    f" data.val_fraction={config.data.val_fraction} holds none out: set it"
                 )
         with process.together():
             prepare(experiment)
@@ -285,7 +285,7 @@ def _what_follows(experiment: Experiment, within: Within = None) -> str:
         config = experiment.config
         shared_out += (
             f"\ndata     synthetic, in the format of {experiment.task.name}: a dry run with epochs="
-            f"{config.epochs} batch_size={config.batch_size} (data.synthetic); its metrics mean nothing"
+            f"{config.epochs} batch_size={config.batch_size} (data.synthetic); metrics mean nothing"
         )
     if experiment.stage == "train":
         plan = runs.plan_text(experiment.model, experiment.allocation)

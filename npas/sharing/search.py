@@ -54,8 +54,9 @@ def plan_search(
 
     The search is allowed what `budget` allows, but no more than the dense network has, nor than
     makes a template as large as the largest layer: beyond that its values would be skipped. Of that
-    it leaves less than a thousandth, or less than K parameters, unused. `allocator="reference"` is the released
-    code's: the bank alone takes the budget, and ends of it may stay unread.
+    it leaves less than a thousandth, or less than K parameters, unused. With
+    `allocator="reference"`, the released code's, the bank alone takes the budget, and
+    ends of it may stay unread.
 
     Raises ValueError for a budget too small to search with; it names the smallest.
     """

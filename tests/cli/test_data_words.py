@@ -57,7 +57,8 @@ def test_a_rehearsal_says_what_it_is_wherever_it_gives_a_figure(run: Run, tmp_pa
     answer = run(*words)
     assert answer.code == 0, answer.err
     assert (
-        "data     made up in the format of digits: a rehearsal, epochs=2 batch_size=2" in answer.out
+        "data     synthetic, in the format of digits: a dry run with epochs=2 batch_size=2"
+        in answer.out
     )
     assert "% on made-up data" in answer.out
     assert "dense:" not in answer.out

@@ -107,7 +107,7 @@ def test_a_threshold_is_chosen_on_held_out_data(
         (("run={soft}", "out={soft}/config.yaml"), "is a file"),
         (("run={soft}", "out={soft}/checkpoints"), "the run's own files"),
         (("run={trained}",), "no layers of"),
-        (("run={trained}", "threshold=auto"), "(data.val_fraction=0): give a threshold"),
+        (("run={trained}", "threshold=auto"), "(data.val_fraction=0.0): give a threshold"),
     ],
 )
 def test_words_that_cannot_be_followed_are_one_line(

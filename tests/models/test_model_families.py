@@ -52,6 +52,6 @@ def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(
 ) -> None:
     config = models.family(name).Config()
     with pytest.raises(ValueError, match=f"model.family={name} gives .* and the task asks for"):
-        models.build(config, InputSpec((3, 32, 32), 10, answers=asked))
+        models.build(config, InputSpec((3, 32, 32), 10, outputs=asked))
     with torch.device("meta"):
-        assert parameters(models.build(config, InputSpec((3, 32, 32), 10, answers=given))) > 0
+        assert parameters(models.build(config, InputSpec((3, 32, 32), 10, outputs=given))) > 0

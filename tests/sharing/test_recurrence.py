@@ -170,7 +170,7 @@ def test_released_coefficients_start_as_one_orthogonal_matrix(templates: int) ->
 @pytest.mark.parametrize("start", [*STARTS])
 @pytest.mark.parametrize("generator", ["wavg", "emb"])
 def test_both_starts_keep_the_spread_of_the_dense_weights(start: str, generator: str) -> None:
-    model = chain("layers", coefficients=start, generator=generator)
+    model = chain("layers", coefficient_init=start, generator=generator)
     plain, dense = npas.materialize(model), Chain()
     weights = torch.stack([block.conv1.weight for block in plain.blocks])
     spread = torch.stack([block.conv1.weight for block in dense.blocks]).std()

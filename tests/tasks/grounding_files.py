@@ -180,7 +180,7 @@ def write_refclef(root: Path) -> Path:
 def make(root: Path, name: str = "flickr30k", seed: int = 0, **keys: Any) -> Any:
     """Return a task on files that lie under `root`, not yet set up."""
     sizes = {"region_width": WIDTH, "word_width": WORD_WIDTH, "regions": 13, "phrases": 5}
-    data = {k: keys.pop(k) for k in ("source", "synthetic", "split", "workers") if k in keys}
+    data = {k: keys.pop(k) for k in ("source", "synthetic", "val_fraction", "workers") if k in keys}
     verify = keys.pop("verify", "warn")  # nothing here has as many images as was published
     config = grounding.Config(**{"set": name, **sizes, **keys})
     given = DataConfig(root=str(root), download=False, verify=verify, **data)

@@ -46,7 +46,7 @@ def make(
 ) -> imagenet.Task:
     """Make the task for a tree of `write_tree`, with crops of 16 pixels unless keys say others."""
     keys = {"classes": len(WNIDS), "size": 16, "resize": 20} | keys
-    data = DataConfig(root=str(root), split=None, workers=workers, verify=verify)
+    data = DataConfig(root=str(root), val_fraction=None, workers=workers, verify=verify)
     task = imagenet.Task(imagenet.Config(**keys), data, seed=seed, device=CPU)
     task.setup()
     return task

@@ -11,7 +11,7 @@ from npas.tasks.base import Batch
 from npas.tasks.shortest_paths import task as shortest_paths
 
 CPU = torch.device("cpu")
-DATA = DataConfig(root="nowhere", split=None, download=False)
+DATA = DataConfig(root="nowhere", val_fraction=None, download=False)
 
 
 @pytest.fixture(scope="module", params=["digits", "shortest_paths"])

@@ -139,9 +139,9 @@ def test_an_archive_put_there_by_hand_is_unpacked_without_download(ten, tmp_path
 
 def test_many_at_once_download_once(ten, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    real = cifar._fetch.download
+    real = cifar.download.download
     monkeypatch.setattr(
-        cifar._fetch, "download", lambda url, to: (calls.append(url), real(url, to))
+        cifar.download, "download", lambda url, to: (calls.append(url), real(url, to))
     )
     tasks = [ten.task(root=str(tmp_path / "new"), download=True) for _ in range(4)]
     threads = [threading.Thread(target=task.setup) for task in tasks]

@@ -46,7 +46,7 @@ def make(name: str) -> Any:
         task: Any = digits.Task(digits.Config(), DATA, seed=0, device=CPU)
     else:
         config = shortest_paths.Config(size=7, phases=[2, 4, 6], val_samples=70, test_samples=45)
-        data = DataConfig(split=None)
+        data = DataConfig(val_fraction=None)
         task = shortest_paths.Task(config, data, seed=0, device=CPU)
     task.setup()
     return task

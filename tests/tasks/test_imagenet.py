@@ -96,7 +96,7 @@ def test_a_tree_that_is_not_as_it_should_be_is_one_clear_line(
 
 
 def test_the_thousand_classes_have_the_plain_name_and_shape() -> None:
-    data = DataConfig(root="nowhere", split=None)
+    data = DataConfig(root="nowhere", val_fraction=None)
     task = imagenet.Task(imagenet.Config(), data, seed=0, device=torch.device("meta"))
     assert (task.name, task.spec.input_shape, task.spec.num_classes) == (
         "imagenet",
@@ -117,7 +117,7 @@ def test_the_thousand_classes_have_the_plain_name_and_shape() -> None:
         ({"resize": 10_000}, "task.resize must be at most"),
         ({"scale_min": 0.0}, "task.scale_min must be above 0"),
         ({"scale_min": 1.5}, "task.scale_min must be at most 1"),
-        ({"lighting": -0.1}, "task.pca_noise must be at least 0"),
+        ({"pca_noise": -0.1}, "task.pca_noise must be at least 0"),
         ({"label_smoothing": 1.0}, "task.label_smoothing must be below 1"),
         ({"held_out": -1}, "task.held_out must be at least 0"),
         ({"max_damaged": -1}, "task.max_damaged must be at least 0"),
@@ -210,7 +210,7 @@ def test_batches_are_bytes_in_an_order_of_their_own_each_epoch(tree: Path) -> No
 def test_any_cut_into_batches_ranks_and_workers_has_the_same_samples(
     tree: Path, workers: int
 ) -> None:
-    task = make(tree, lighting=0.1)
+    task = make(tree, pca_noise=0.1)
     whole = next(task.train_batches(2, 16))
     smaller = list(base.batches(task, 2, 4, workers=workers))
     assert torch.equal(torch.cat([b.inputs for b in smaller]), whole.inputs)
@@ -241,7 +241,7 @@ def test_holding_out_changes_no_other_image(tree: Path) -> None:
 
 
 def test_making_batches_draws_nothing_from_torch_s_generator(tree: Path) -> None:
-    task = make(tree, lighting=0.1)
+    task = make(tree, pca_noise=0.1)
     before = torch.get_rng_state()
     list(task.train_batches(0, 6))
     assert torch.equal(torch.get_rng_state(), before)
@@ -383,7 +383,7 @@ def test_made_up_images_are_read_as_real_ones_and_then_are_gone(
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    data = DataConfig(root="nowhere", split=None, source="synthetic")
+    data = DataConfig(root="nowhere", val_fraction=None, source="synthetic")
     config = imagenet.Config(form=form, held_out=10_000)
     task = imagenet.Task(config, data, seed=0, device=CPU)
     assert task.spec.input_shape == (3, 64, 64) and task.spec.num_classes == 1000

@@ -22,7 +22,7 @@ FORMS = {
 
 
 def crops(**keys: object) -> Crops:
-    settings = {"size": 24, "resize": 30, "scale_min": 0.08, "flip": False, "lighting": 0.0}
+    settings = {"size": 24, "resize": 30, "scale_min": 0.08, "flip": False, "pca_noise": 0.0}
     return Crops(**{**settings, "interpolation": "bilinear", **keys})  # type: ignore[arg-type]
 
 
@@ -116,7 +116,7 @@ def test_half_of_the_images_are_mirrored_and_nothing_else_changes() -> None:
 
 def test_lighting_shifts_the_colours_of_a_whole_image_as_published() -> None:
     grey = torch.full((3, 40, 40), 128, dtype=torch.uint8)
-    lit = torch.stack([crops(lighting=0.1).training(grey, key) for key in range(400)])
+    lit = torch.stack([crops(pca_noise=0.1).training(grey, key) for key in range(400)])
     shift = lit[:, :, 0, 0].double() - 128
     assert torch.equal(lit, lit[:, :, :1, :1].expand_as(lit))
     vectors = torch.tensor(transforms.COMPONENTS, dtype=torch.float64)
@@ -129,7 +129,7 @@ def test_lighting_shifts_the_colours_of_a_whole_image_as_published() -> None:
 def test_lighting_stops_at_black_and_white() -> None:
     image = torch.cat([torch.zeros(3, 20, 40), torch.full((3, 20, 40), 255)], 1).to(torch.uint8)
     for key in range(20):
-        lit = crops(lighting=1.0, scale_min=1.0).training(image, key)
+        lit = crops(pca_noise=1.0, scale_min=1.0).training(image, key)
         assert lit[:, 0].max() < 200 and lit[:, -1].min() > 55  # none has come round
 
 

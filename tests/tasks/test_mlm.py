@@ -38,7 +38,7 @@ def make(root: Path) -> Callable[..., Any]:
     def made(seed: int = 0, **keys: Any) -> Any:
         settings = {"max_length": LENGTH, "held_out": 0.2, **keys}
         config = mlm.Config(tokenizer=str(root / "tokenizer"), **settings)
-        data = DataConfig(root=str(root), split=None, download=False)
+        data = DataConfig(root=str(root), val_fraction=None, download=False)
         task = mlm.Task(config, data, seed=seed, device=CPU)
         task.setup()
         return task
@@ -305,7 +305,7 @@ def test_what_cannot_be_is_refused(make: Callable[..., Any], root: Path, tmp_pat
     for keys in ({"mask_rate": 0.0}, {"mask_rate": 1.0}, {"held_out": 0.0}, {"max_length": 4}):
         with pytest.raises(ValueError, match=rf"task\.{next(iter(keys))}"):
             mlm.Config(**keys)
-    with pytest.raises(ValueError, match=r"set data\.split=null"):
+    with pytest.raises(ValueError, match=r"set data\.val_fraction=null"):
         mlm.Task(mlm.Config(), DataConfig(val_fraction=0.1), seed=0, device=CPU)
     task = make()
     with pytest.raises(ValueError, match=r"model\.vocab_size=100"):
@@ -317,7 +317,7 @@ def test_what_cannot_be_is_refused(make: Callable[..., Any], root: Path, tmp_pat
     config = mlm.Config(tokenizer=str(root / "tokenizer"))
     with pytest.raises(ValueError, match="leaves no text for the train part"):
         mlm.Task(config, DataConfig(root=str(tmp_path)), seed=0, device=CPU).setup()
-    data = DataConfig(root=str(tmp_path), split=None, download=False)
+    data = DataConfig(root=str(tmp_path), val_fraction=None, download=False)
     with pytest.raises(ValueError, match=r"data\.download=false: put tokenizer\.json or"):
         mlm.Task(mlm.Config(tokenizer="made/up"), data, seed=0, device=CPU).setup()
 

@@ -10,7 +10,7 @@ from npas.config import DataConfig
 from npas.tasks.shortest_paths import mazes
 from npas.tasks.shortest_paths import task as shortest_paths
 
-DATA = DataConfig(root="nowhere", split=None, download=False)
+DATA = DataConfig(root="nowhere", val_fraction=None, download=False)
 TINY: dict[str, Any] = {
     "size": 7,
     "phases": [2, 4, 6],
@@ -208,7 +208,7 @@ def test_batches_that_cannot_be_are_refused() -> None:
 def test_what_it_cannot_hold_or_does_not_read_is_refused() -> None:
     with pytest.raises(ValueError, match=r"task\.val_samples=100000000 mazes"):
         shortest_paths.Config(val_samples=100_000_000)
-    with pytest.raises(ValueError, match=r"set data\.split=null"):
+    with pytest.raises(ValueError, match=r"set data\.val_fraction=null"):
         shortest_paths.Task(
             shortest_paths.Config(),
             DataConfig(val_fraction=0.1),

@@ -26,7 +26,7 @@ from npas.tasks.shortest_paths import task as shortest_paths
 from npas.utils.signals import SIGNALS
 
 CPU = torch.device("cpu")
-DATA = DataConfig(root="nowhere", split=None, download=False)
+DATA = DataConfig(root="nowhere", val_fraction=None, download=False)
 
 
 class Toy:

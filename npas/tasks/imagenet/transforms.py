@@ -1,6 +1,6 @@
 """Turn the bytes of an image file into the pixels that a network sees.
 
-Resizing works on tensors of bytes, by torchvision's second transforms. The lighting noise shifts
+Resizing works on tensors of bytes, by torchvision's second transforms. The PCA noise shifts
 the colours along the principal components of ImageNet's pixels; components and their standard
 deviations as published for it (Krizhevsky, Sutskever & Hinton 2012, section 4.1; the numbers are
 those that came with fb.resnet.torch, for pixels of 0 to 1).
