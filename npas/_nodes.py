@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from npas.utils.schema import at_least, at_most, below, join
+from npas.utils.checks import at_least, at_most, below, join
 
 MOST_TEMPLATES = 1000  # of a layer: more is a slip, and would fill the memory
 LONGEST = 1_000_000  # epochs, or images a batch: more is a slip, and may fill the memory

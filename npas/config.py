@@ -26,9 +26,10 @@ from npas._nodes import SEARCHED as SEARCHED
 from npas._nodes import DataConfig as DataConfig
 from npas._nodes import SharingConfig as SharingConfig
 from npas.utils.budget import parse_budget
+from npas.utils.checks import above, at_least, at_most, below
 from npas.utils.groups_file import is_path, read_groups
 from npas.utils.renames import first_setting
-from npas.utils.schema import above, at_least, at_most, below, build, keys_of
+from npas.utils.schema import build, keys_of
 
 # Raised by one when a fix changes what an unchanged config trains to, since results from before it
 # cannot stand beside results from after it. It is a key of every stored config and part of every

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from npas import config as schema
 from npas.cli import app
 from npas.config import Config
+from npas.utils.checks import join
 from npas.utils.renames import modernize
-from npas.utils.schema import join
 
 CONFIG_FILE = "config.yaml"
 

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from npas.cli import app
 from npas.cli.app import Job
-from npas.utils.schema import build, join, keys_of
+from npas.utils.checks import join
+from npas.utils.schema import build, keys_of
 
 NAME = "npas-table"
 

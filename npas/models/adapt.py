@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from npas.models import InputSpec, _phrases
 from npas.models._match import Match
-from npas.utils.schema import above, at_least, at_most
+from npas.utils.checks import above, at_least, at_most
 
 OUTPUTS = ("match",)
 # Beyond these a slip of the hand, not a network: building it would fill the memory first.

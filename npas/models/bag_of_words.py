@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from npas.models import InputSpec, _initialization, _phrases
-from npas.utils.schema import at_least, at_most
+from npas.utils.checks import at_least, at_most
 
 OUTPUTS = ("regions",)
 MOST_WIDTH = 65536  # beyond this a slip of the hand

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec
-from npas.utils.schema import at_least, at_most, below
+from npas.utils.checks import at_least, at_most, below
 
 # Beyond these a slip of the hand, not a network: building it would fill the memory first.
 MOST = {

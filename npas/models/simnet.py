@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec, _initialization, _phrases
-from npas.utils.schema import at_least, at_most
+from npas.utils.checks import at_least, at_most
 
 OUTPUTS = ("regions",)
 # Beyond these a slip of the hand, not a network: building it would fill the memory first.

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from npas.models import InputSpec, _phrases
 from npas.models._match import Match, distance
-from npas.utils.schema import at_least, at_most, below
+from npas.utils.checks import at_least, at_most, below
 
 OUTPUTS = ("match",)
 MOST_WIDTH = 65536  # beyond it a slip of the hand: building the network would fill the memory first

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from npas.utils.checks import join
 from npas.utils.renames import new_name
 
 T = TypeVar("T")
@@ -154,36 +155,6 @@ def _above(key: str) -> Iterator[str]:
     while "." in key:
         key = key.rpartition(".")[0]
         yield key
-
-
-def join(names: Iterable[object], last: str = "or") -> str:
-    """Write names as a list in a sentence: `a, b or c`."""
-    *head, tail = [str(name) for name in names]
-    return f"{', '.join(head)} {last} {tail}" if head else tail
-
-
-def at_least(key: str, value: float | None, limit: float) -> None:
-    """Raise ValueError if the value is there and below `limit`."""
-    if value is not None and value < limit:
-        raise ValueError(f"{key} must be at least {limit}, got {value}")
-
-
-def at_most(key: str, value: float, limit: float) -> None:
-    """Raise ValueError if the value is above `limit`."""
-    if value > limit:
-        raise ValueError(f"{key} must be at most {limit}, got {value}")
-
-
-def above(key: str, value: float, limit: float) -> None:
-    """Raise ValueError unless the value is above `limit`."""
-    if value <= limit:
-        raise ValueError(f"{key} must be above {limit}, got {value}")
-
-
-def below(key: str, value: float, limit: float) -> None:
-    """Raise ValueError unless the value is below `limit`."""
-    if value >= limit:
-        raise ValueError(f"{key} must be below {limit}, got {value}")
 
 
 def _describe(hint: Any) -> str:

@@ -25,7 +25,7 @@ from npas.tasks.classification import Classification, Part, Recipe, hold_out
 from npas.tasks.common import checksums, download
 from npas.tasks.common.files import locked
 from npas.tasks.common.unpickle import unpickle
-from npas.utils.schema import at_least, below
+from npas.utils.checks import at_least, below
 
 if TYPE_CHECKING:
     from npas.config import DataConfig

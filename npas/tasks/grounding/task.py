@@ -43,7 +43,7 @@ from npas.tasks.grounding.regions import Regions
 from npas.tasks.scenes import Difficulty, dataset
 from npas.tasks.scenes.dataset import Made
 from npas.utils import rng
-from npas.utils.schema import at_least, at_most
+from npas.utils.checks import at_least, at_most
 
 if TYPE_CHECKING:
     from npas.config import DataConfig

@@ -37,7 +37,7 @@ from npas.tasks.imagenet.folder import Folder, Images
 from npas.tasks.imagenet.split import hold_out
 from npas.tasks.imagenet.transforms import Crops, decode
 from npas.utils import rng
-from npas.utils.schema import above, at_least, at_most, below
+from npas.utils.checks import above, at_least, at_most, below
 
 if TYPE_CHECKING:
     from npas.config import DataConfig

@@ -34,7 +34,7 @@ from npas.tasks.base import Batch, over_ranks
 from npas.tasks.common import sampler, synthetic_text, tokenization
 from npas.tasks.mlm import reader
 from npas.utils import rng
-from npas.utils.schema import above, at_least, at_most, below
+from npas.utils.checks import above, at_least, at_most, below
 
 if TYPE_CHECKING:
     from npas.config import DataConfig

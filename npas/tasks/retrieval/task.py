@@ -35,7 +35,7 @@ from npas.tasks.retrieval.reader import PER_IMAGE
 from npas.tasks.scenes.dataset import Made
 from npas.tasks.scenes.world import Difficulty
 from npas.utils import rng
-from npas.utils.schema import above, at_least, at_most, below
+from npas.utils.checks import above, at_least, at_most, below
 
 if TYPE_CHECKING:
     from npas.config import DataConfig

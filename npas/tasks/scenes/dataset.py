@@ -20,7 +20,7 @@ from typing import Any
 
 from npas.tasks.common import files
 from npas.tasks.scenes.world import Difficulty
-from npas.utils.schema import at_least, at_most
+from npas.utils.checks import at_least, at_most
 
 WORLD = 1  # which world it is: one more when the same keys come to mean other bytes
 MOST = 10_000_000  # images of a split: more is a slip, and would fill the disk

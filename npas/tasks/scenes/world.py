@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from random import Random
 
-from npas.utils.schema import at_least, at_most
+from npas.utils.checks import at_least, at_most
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
 # Of pixels: red, green, blue.

@@ -33,7 +33,7 @@ from npas.tasks.base import Batch, over_ranks
 from npas.tasks.common import checksums, download, files, sampler, synthetic_text, tokenization
 from npas.tasks.squad import decode, metrics, reader, windows
 from npas.utils import rng
-from npas.utils.schema import at_least, at_most
+from npas.utils.checks import at_least, at_most
 
 if TYPE_CHECKING:
     from npas.config import DataConfig

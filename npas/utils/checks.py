@@ -1,0 +1,35 @@
+"""Raise ValueError for a config value that is out of range, naming its key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def join(names: Iterable[object], last: str = "or") -> str:
+    """Write names as a list in a sentence: `a, b or c`."""
+    *head, tail = [str(name) for name in names]
+    return f"{', '.join(head)} {last} {tail}" if head else tail
+
+
+def at_least(key: str, value: float | None, limit: float) -> None:
+    """Raise ValueError if the value is there and below `limit`."""
+    if value is not None and value < limit:
+        raise ValueError(f"{key} must be at least {limit}, got {value}")
+
+
+def at_most(key: str, value: float, limit: float) -> None:
+    """Raise ValueError if the value is above `limit`."""
+    if value > limit:
+        raise ValueError(f"{key} must be at most {limit}, got {value}")
+
+
+def above(key: str, value: float, limit: float) -> None:
+    """Raise ValueError unless the value is above `limit`."""
+    if value <= limit:
+        raise ValueError(f"{key} must be above {limit}, got {value}")
+
+
+def below(key: str, value: float, limit: float) -> None:
+    """Raise ValueError unless the value is below `limit`."""
+    if value >= limit:
+        raise ValueError(f"{key} must be below {limit}, got {value}")
