@@ -84,7 +84,7 @@ def run(options: Evaluate) -> Job:
     except Diverged as error:
         app.say(NAME, str(error))
         return Job(options.run, "diverged", str(error))
-    for path in task.write_answers(options.split, runs.folder_of(options.run)):
+    for path in task.write_predictions(options.split, runs.folder_of(options.run)):
         app.say(NAME, f"{path} holds the answers")
     if options.format == "json":
         unfinished = {"unfinished": experiment.unfinished} if experiment.unfinished else {}

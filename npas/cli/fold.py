@@ -214,7 +214,7 @@ def _training_inputs(experiment: Experiment, batches: int) -> list[Any]:
 
     config, task, device = experiment.config, experiment.task, experiment.process.device
     seen = base.batches(task, config.epochs - 1, config.batch_size, device=device)
-    return [task.prepared(batch.inputs) for batch in itertools.islice(seen, max(1, batches))]
+    return [task.preprocess(batch.inputs) for batch in itertools.islice(seen, max(1, batches))]
 
 
 def _recalibrate(experiment: Experiment, model: nn.Module, inputs: Sequence[Any]) -> bool:

@@ -80,7 +80,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
                     initial.keep(experiment.start, folder)
                 outcome = training.train(experiment, folder)
                 if outcome.status == "done" and process.is_main:
-                    experiment.task.write_answers("test", folder)
+                    experiment.task.write_predictions("test", folder)
         except Refused:
             raise
         except signals.Preempted:  # between the trainings: all that they did is saved

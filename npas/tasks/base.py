@@ -1,18 +1,15 @@
-"""Hold the tasks npas trains on: data, loss and metric of one task family a module of this folder.
-
-A family is a module that offers `Config` (a dataclass: the closed set of its `task.*` keys) and
-`Task`, a class that keeps the protocol below. `family("cifar")` finds `cifar.py`; modules whose
-name starts with an underscore are helpers and no families.
-"""
+"""What every task shares: batches, the order of samples, ranks, and the class they derive from."""
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from npas.models import InputSpec
+from npas.utils import rng
 
 if TYPE_CHECKING:
     import torch
@@ -80,36 +77,77 @@ class Shown(NamedTuple):
     pictures: Sequence[Picture]
 
 
-class Task(Protocol):
-    """Describe what the training loop asks of a task.
+class Task(abc.ABC):
+    """A data set with its loss and its metrics: what the training loop asks of a task.
 
-    The class is made as `Task(config, data, seed=..., device=...)` and reads nothing until `setup`.
-    Tasks derive from this one, for what few of them do in a way of their own.
+    Made as `Task(config, data, seed=..., device=...)`; nothing is read until `setup`. The base owns
+    the order of an epoch's samples, each rank's share of a batch and the workers; a task gives
+    `train_size`, `collate`, `loss` and `evaluate`.
     """
 
-    name: str  # of the data set, as results call it
-    device: torch.device  # that the data rest on: the CPU if they stream from disk
-    source: str  # "real", or "synthetic" for data made up to have the real set's shape
+    name: str  # of the data set, as in result files
+    device: torch.device  # the data are on; the CPU if they stream from disk
+    source: str  # "real" or "synthetic"
+    seed: int
     spec: InputSpec
-    selection_metric: str  # the key of `evaluate` by which a checkpoint is chosen; higher is better
+    selection_metric: str  # the key of `evaluate` that chooses a checkpoint; higher is better
     has_validation: bool
-    # With what was published; None where nothing that could be compared is known of the set.
-    compared: Comparison | None = None
+    samples = "training samples"  # what `train_size` counts, for messages
+    compared: Comparison | None = None  # with the published files; None where none are known
 
+    @abc.abstractmethod
     def setup(self) -> None:
         """Read the data onto the device, once. ValueError, one line, if missing or damaged.
 
-        What is known of the published data is compared as `data.verify` asks.
+        They are compared with the published data as `data.verify` asks.
         """
 
-    def inspect(self) -> dict[str, str]:
-        """Say of the data that were read what there is, a line each: parts, counts, sums.
+    @property
+    @abc.abstractmethod
+    def train_size(self) -> int:
+        """The number of training samples in an epoch."""
 
-        It says of each whether it is as published. ValueError for data that cannot be read.
+    @abc.abstractmethod
+    def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
+        """Return the training samples with these numbers as a batch, on the task's device.
+
+        `step` counts batches from the start of training. A sample depends on (seed, epoch, its
+        number) alone: not on batch size, ranks, device or the other samples.
+        """
+
+    @abc.abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the batch's mean loss, and the sums over its samples of what is logged."""
+
+    @abc.abstractmethod
+    def evaluate(
+        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
+    ) -> dict[str, float]:
+        """Return the metrics of "val" or "test", in eval mode without gradients, on all ranks.
+
+        Every sample counts once over all ranks. The split is cut into the same batches and summed
+        in the same order whatever `world` is, so that the result is equal to the bit. `model` is
+        the network itself, not DDP's wrapper: ranks have different numbers of batches.
+        """
+
+    @abc.abstractmethod
+    def inspect(self) -> dict[str, str]:
+        """Return a line each about the data that were read: splits, counts, checksums.
+
+        Each says whether it is as published. ValueError for data that cannot be read.
         """
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Count the full batches of `batch_size` samples (over all ranks) in an epoch."""
+        """Return the full batches in an epoch; samples left over come up in other epochs.
+
+        ValueError if there is none. `batch_size` is over all ranks.
+        """
+        if batch_size > self.train_size:
+            raise ValueError(
+                f"batch_size={batch_size} is more than the {self.train_size} {self.samples} of"
+                f" {self.name}"
+            )
+        return self.train_size // batch_size
 
     def train_batches(
         self,
@@ -119,75 +157,53 @@ class Task(Protocol):
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Batch]:
-        """Yield this rank's parts of the batches `steps` of the epoch, in that order; None: of all.
+        """Yield this rank's share of the batches `steps` of an epoch; None: of all of them.
 
-        What a sample looks like depends on (seed, epoch, its index) alone: not on batch size,
-        ranks, device, or on which other batches are asked for. ValueError if the batch does not
-        divide by the ranks.
+        ValueError if a batch does not divide by the ranks.
         """
+        local, per_epoch = rank_share(batch_size, world), self.steps_per_epoch(batch_size)
+        key = rng.derive_key(self.seed, "order", epoch)
+        order_N = rng.permutation(key, self.train_size, self.device)
+        for step in range(per_epoch) if steps is None else steps:
+            start = step * batch_size + rank * local
+            index_B = order_N[start : start + local]
+            yield self.collate(index_B, epoch, epoch * per_epoch + step)
+
+    # What a task may do in its own way.
 
     def check_network(self, model: nn.Module) -> None:
-        """Raise ValueError if the network cannot read these data, which only shows once read.
-
-        Unless a task says otherwise, every network can that was built for its `spec`.
-        """
+        """Raise ValueError if a network that was built for `spec` cannot read these data."""
 
     def check_parts(self, size: int, parts: int) -> None:
-        """Raise ValueError if a batch cannot be trained in `parts` parts of `size` samples.
-
-        The parts are those of all ranks. Unless a task says otherwise, it can.
-        """
+        """Raise ValueError if a batch cannot be trained as `parts` parts of `size` samples."""
 
     def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
-        """Return the factor of each part's loss in that of the batch, times the `world` ranks.
+        """Return the factor of each part's loss, which add up to `world`; None: all 1 / parts.
 
-        Over all ranks they add up to `world`, and ranks average. All ranks must come here together.
-        Unless a task says otherwise, all parts count alike: None.
+        Called on all ranks together; ranks average.
         """
         return None
 
-    def agree_on_damage(self, world: int) -> None:
-        """Let all ranks know what damaged samples each has met, where a task counts them.
+    def sync_damage(self, world: int) -> None:
+        """Exchange between ranks, all together, which damaged samples each has met.
 
-        ValueError, in all of them, if they are too many. All ranks must come here together.
+        ValueError, on all ranks, if they are too many.
         """
 
-    def prepared(self, inputs: Any) -> Any:
-        """Return a batch's inputs as the network takes them: what streams in may come as bytes.
-
-        Unless a task says otherwise, they are made that way.
-        """
+    def preprocess(self, inputs: Any) -> Any:
+        """Return a batch's inputs as the network takes them, where they stream in as bytes."""
         return inputs
 
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
-        """Return up to `count` samples of "val" or "test", and what the network says of them.
+        """Return up to `count` samples of "val" or "test" with the network's outputs, to be drawn.
 
-        The same ones whatever the network, spread over the part. Unless a task says otherwise it
-        has nothing to look at: ValueError.
+        The same samples whatever the network. ValueError for a task without pictures.
         """
         raise ValueError(f"{self.name} has no pictures to show: leave show out")
 
-    def write_answers(self, split: str, folder: Path) -> list[Path]:
-        """Write what the last `evaluate` of a split answered, as the set's own scripts read it.
-
-        Return the files. Unless a task says otherwise, there are none.
-        """
+    def write_predictions(self, split: str, folder: Path) -> list[Path]:
+        """Write the predictions of the last `evaluate` in the official format; return the files."""
         return []
-
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the batch's mean loss, and sums over its samples of what is to be logged."""
-
-    def evaluate(
-        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
-    ) -> dict[str, float]:
-        """Measure on "val" or "test", in eval mode without gradients; all ranks get the answer.
-
-        Every sample counts once over all ranks, and none is added to make them even. The part is
-        cut into the same batches whatever `world` is, and what was counted on each is added up in
-        one order: the same weights measure the same, to the bit, on any number of ranks. `model` is
-        the network itself: DDP's wrapper waits for the others at every batch, and they have
-        different numbers of them.
-        """
 
 
 def has_pictures(task: Task) -> bool:

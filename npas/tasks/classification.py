@@ -4,7 +4,6 @@ A task names its data set and its `Recipe`, and `read()`s the images; the rest i
 set rests on the training device as bytes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from npas.models import InputSpec
 from npas.tasks.base import Batch, Task, over_ranks
-from npas.tasks.common import augment, sampler
+from npas.tasks.common import augment
 from npas.utils import rng
 
 EVAL_BATCH = 250  # small enough that many ranks have some of them each
@@ -43,6 +42,8 @@ class Part:
 
 class Classification(Task):
     """Train on images and count the right answers; the base of the image tasks."""
+
+    samples = "training images"
 
     selection_metric = "accuracy"
 
@@ -94,41 +95,25 @@ class Classification(Task):
             found[name] = f"{len(part.labels):,} images of {len(counts)} classes, {each} of each"
         return found
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Count an epoch's full batches; the samples left over come up in other epochs."""
-        count = len(self.parts["train"].labels)
-        return sampler.full_batches(count, batch_size, f"training images of {self.name}")
+    @property
+    def train_size(self) -> int:
+        return len(self.parts["train"].labels)
 
-    def train_batches(
-        self,
-        epoch: int,
-        batch_size: int,
-        steps: range | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Iterator[Batch]:
-        """Yield this rank's parts of these batches; each sample keeps its augmentation."""
-        train = self.parts["train"]
-        order_N = sampler.order(self.seed, epoch, len(train.labels), self.device)
-        draws = self._draws(epoch)
-        if steps is None:
-            steps = range(self.steps_per_epoch(batch_size))
-        for index_B in sampler.shares(order_N, batch_size, steps, rank, world):
-            drawn = {purpose: draw_N[index_B] for purpose, draw_N in draws.items()}
-            yield Batch(self._augmented(index_B, drawn), train.labels[index_B], len(index_B))
+    def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
+        labels_B = self.parts["train"].labels[index_B]
+        return Batch(self._augmented(index_B, self._draws(epoch, index_B)), labels_B, len(index_B))
 
     def _key(self, purpose: str, epoch: int) -> int:
         return rng.derive_key(self.seed, purpose, epoch)
 
-    def _draws(self, epoch: int) -> dict[str, Tensor]:
-        """Draw what decides an epoch's augmentation, for every training image: N integers each."""
+    def _draws(self, epoch: int, index_B: Tensor) -> dict[str, Tensor]:
+        """Return what decides the augmentation of these training images: B integers each."""
         size, offsets = self.spec.input_shape[-1], 2 * self.recipe.padding + 1
         stops = {"crop top": offsets, "crop left": offsets, "flip": 2 if self.recipe.flip else 1}
         if self.recipe.cutout:
             stops |= {"cutout row": size, "cutout column": size}
-        sample_N = torch.arange(len(self.parts["train"].labels), device=self.device)
         return {
-            purpose: rng.integers(self._key(purpose, epoch), sample_N, stop)
+            purpose: rng.integers(self._key(purpose, epoch), index_B, stop)
             for purpose, stop in stops.items()
         }
 

@@ -65,7 +65,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                 journal.compare_layers()
             while progress.epoch < epochs:
                 network.train()
-                task.agree_on_damage(process.world)
+                task.sync_damage(process.world)
                 for batch in base.batches(
                     task,
                     progress.epoch,

@@ -159,8 +159,8 @@ def meet_damage(rank: int, root: Path, folder: Path) -> None:
 
     task = make(root, max_damaged=2)
     found = {
-        "epoch": told(lambda: met(3).agree_on_damage(2)),
-        "let pass": told(lambda: met(4).agree_on_damage(2)),
+        "epoch": told(lambda: met(3).sync_damage(2)),
+        "let pass": told(lambda: met(4).sync_damage(2)),
         "before measuring": told(lambda: met(3).evaluate(Constant(), "test", rank, 2)),
         "while": told(lambda: make(root, max_damaged=1).evaluate(Constant(), "test", rank, 2)),
         "measured": told(lambda: task.evaluate(Constant(), "test", rank, 2)),

@@ -327,7 +327,7 @@ def test_a_rehearsal_reads_made_up_files(tmp_path: Path, monkeypatch: pytest.Mon
     found = []
     for _ in range(2):
         data = DataConfig(
-            source="synthetic", synthetic=SyntheticConfig(train=2, test=2), split=None
+            source="synthetic", synthetic=SyntheticConfig(train=2, test=2), val_fraction=None
         )
         task = mlm.Task(mlm.Config(), data, seed=0, device=CPU)
         task.setup()

@@ -209,7 +209,7 @@ def test_a_batch_is_whole_and_has_more_than_one_image(root: Path) -> None:
     task.check_parts(2, 1)
     with pytest.raises(ValueError, match=r"batch_size=1: there is nothing to compare one image"):
         task.check_parts(1, 1)
-    with pytest.raises(ValueError, match=r"cannot be cut into 2 parts: train in one process"):
+    with pytest.raises(ValueError, match=r"cannot be cut into 2 parts: set trainer.devices=1"):
         task.check_parts(2, 2)
     with pytest.raises(ValueError, match="batch_size=41 is more than the 40 training sentences"):
         task.steps_per_epoch(41)

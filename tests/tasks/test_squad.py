@@ -35,10 +35,10 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     roots = {version: tmp_path_factory.mktemp("squad") for version in ("1.1", "2.0")}
     tokenizers = {version: write(root, version) for version, root in roots.items()}
 
-    def made(version: str = "2.0", split: Any = None, seed: int = 0, **keys: Any) -> Any:
+    def made(version: str = "2.0", val_fraction: Any = None, seed: int = 0, **keys: Any) -> Any:
         config = squad.Config(version=version, tokenizer=tokenizers[version], **{**LENGTHS, **keys})
         data = DataConfig(
-            root=str(roots[version]), val_fraction=split, download=False, verify="warn"
+            root=str(roots[version]), val_fraction=val_fraction, download=False, verify="warn"
         )
         task = squad.Task(config, data, seed=seed, device=CPU)
         task.setup()
@@ -73,7 +73,7 @@ def test_reads_a_set_whole(version: str, make: Callable[..., Any]) -> None:
     assert all(tensor.dtype == torch.int32 for tensor in tensors)
 
 
-def test_45k_holds_out_whole_articles_by_no_seed(make: Callable[..., Any]) -> None:
+def test_val_fraction_holds_out_whole_articles_by_no_seed(make: Callable[..., Any]) -> None:
     task, other = make(val_fraction=0.1), make(val_fraction=0.1, seed=1)
     assert task.has_validation
     held, kept = ({q.article for q in task.parts[name].questions} for name in ("val", "train"))
@@ -81,9 +81,11 @@ def test_45k_holds_out_whole_articles_by_no_seed(make: Callable[..., Any]) -> No
     assert [q.id for q in task.parts["val"].questions] == [
         q.id for q in other.parts["val"].questions
     ]
-    assert squad.held_out(442) == squad.held_out(442) and len(squad.held_out(442)) == 44
-    with pytest.raises(ValueError, match="only one: set it to null"):
-        squad.held_out(1)
+    assert (
+        squad.held_out(442, 0.1) == squad.held_out(442, 0.1) and len(squad.held_out(442, 0.1)) == 44
+    )
+    with pytest.raises(ValueError, match="only one: set it to 0"):
+        squad.held_out(1, 0.1)
 
 
 def rows(task: Any, **how: Any) -> list[Tensor]:
@@ -358,7 +360,7 @@ def test_answers_are_written_as_the_official_scripts_read_them(
     task = make(version, val_fraction=0.1)
     metrics = {split: task.evaluate(network(task), split) for split in ("val", "test")}
     for split, ending in (("val", "-val"), ("test", "")):
-        paths = task.write_answers(split, tmp_path)
+        paths = task.write_predictions(split, tmp_path)
         found = {path.name: json.loads(path.read_text()) for path in paths}
         questions = {question.id: question.answers for question in task.parts[split].questions}
         assert all(set(content) == set(questions) for content in found.values())

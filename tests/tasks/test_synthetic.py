@@ -17,12 +17,12 @@ from npas.tasks.cifar import task as cifar
 from npas.tasks.common.unpickle import unpickle
 
 
-def make(family: str, train: int = 8, test: int = 4, split: Any = None, **keys: Any) -> Task:
+def make(family: str, train: int = 8, test: int = 4, val_fraction: Any = None, **keys: Any) -> Task:
     module = tasks.family(family)
     data = DataConfig(
         root="nowhere",
         source="synthetic",
-        val_fraction=split,
+        val_fraction=val_fraction,
         download=False,
         synthetic=SyntheticConfig(train=train, test=test),
     )
@@ -41,7 +41,7 @@ def network(task: Task) -> nn.Module:
 @pytest.mark.parametrize(("family", "keys"), [("cifar", {}), ("digits", {})])
 @pytest.mark.parametrize("split", [0.1, 0.0])
 def test_as_many_images_as_were_asked_for(family: str, keys: dict[str, Any], split: str) -> None:
-    task: Any = make(family, split=split)
+    task: Any = make(family, val_fraction=split)
     counts = {name: len(part.labels) for name, part in task.parts.items()}
     assert counts == {"train": 8, "test": 4} | ({"val": 4} if split == 0.1 else {})
     assert task.source == "synthetic"
@@ -50,7 +50,7 @@ def test_as_many_images_as_were_asked_for(family: str, keys: dict[str, Any], spl
 
 @pytest.mark.parametrize("classes", [10, 100])
 def test_a_hundred_classes_and_uneven_files_and_too_few_images(classes: int) -> None:
-    task: Any = make("cifar", train=1, test=1, classes=classes)
+    task: Any = make("cifar", train=1, test=1, classes=classes, val_fraction=0.1)
     assert len(task.parts["train"].labels) == (4 if classes == 10 else 1)  # five files, a val image
     task = make("cifar", train=203, test=7, classes=classes, val_fraction=0.0)
     assert task.parts["train"].labels.bincount().tolist()[0] in (3, 21)

@@ -69,7 +69,7 @@ def test_damage_that_a_task_counts_is_agreed_on_before_each_epoch(small, tmp_pat
     agreed: list[int] = []
 
     class Damaged(Altered):
-        def agree_on_damage(self, world: int) -> None:
+        def sync_damage(self, world: int) -> None:
             agreed.append(world)
             if len(agreed) == 3:
                 raise ValueError("3 images cannot be read")

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from npas.models import Input, InputSpec
 from npas.tasks import base, scenes
 from npas.tasks.base import Batch, Picture, Shown, over_ranks
-from npas.tasks.common import checksums, sampler, word_vectors
+from npas.tasks.common import checksums, word_vectors
 from npas.tasks.grounding import metrics, report, sets
 from npas.tasks.grounding.batch import Lot, Part, Sizes
 from npas.tasks.grounding.phrases import Box, Flat, Reading, log, spread
@@ -100,6 +100,8 @@ class Config:
 
 class Task(base.Task):
     """Score the regions of an image for each of its phrases."""
+
+    samples = "training images"
 
     compared: checksums.Comparison
     selection_metric = "accuracy"
@@ -211,31 +213,17 @@ class Task(base.Task):
         sums = {k: v for k, v in self.compared.found.items() if v.startswith("sha256")}
         return found | sums
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Count an epoch's full batches of images; those left over come up in other epochs."""
-        count = len(self.parts["train"].there)
-        return sampler.full_batches(count, batch_size, f"training images of {self.name}")
+    @property
+    def train_size(self) -> int:
+        return len(self.parts["train"].there)
 
-    def train_batches(
-        self,
-        epoch: int,
-        batch_size: int,
-        steps: range | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Iterator[Batch]:
-        """Yield this rank's parts of these batches: images, some phrases of each, and labels."""
-        part, config = self.parts["train"], self.config
-        order_N = sampler.order(self.seed, epoch, len(part.there), self.device)
-        if steps is None:
-            steps = range(self.steps_per_epoch(batch_size))
-        for index_B in sampler.shares(order_N, batch_size, steps, rank, world):
-            lots, keys = [], []
-            for index in map(part.there.__getitem__, index_B.tolist()):
-                key = rng.derive_key(self.seed, "phrases", epoch, index)
-                lots.append(part.drawn(index, key))
-                keys.append(rng.derive_key(self.seed, "negatives", epoch, index))
-            yield part.training(lots, keys, config.positive, config.negatives)
+    def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
+        """Return images, some phrases of each, and labels."""
+        part, lots, keys = self.parts["train"], [], []
+        for index in map(part.there.__getitem__, index_B.tolist()):
+            lots.append(part.drawn(index, rng.derive_key(self.seed, "phrases", epoch, index)))
+            keys.append(rng.derive_key(self.seed, "negatives", epoch, index))
+        return part.training(lots, keys, self.config.positive, self.config.negatives)
 
     def part_weights(self, parts: list[Batch], world: int) -> list[Tensor]:
         """Weigh parts by their labelled pairs, so that the loss is the mean over the batch's."""

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from npas.models import InputSpec
 from npas.tasks import base
 from npas.tasks.base import Batch, over_ranks
-from npas.tasks.common import checksums, jpeg, sampler
+from npas.tasks.common import checksums, jpeg
 from npas.tasks.imagenet import shards
 from npas.tasks.imagenet.damage import Damage, log
 from npas.tasks.imagenet.folder import Folder, Images
@@ -102,6 +102,8 @@ class Part:
 
 class Task(base.Task):
     """Classify colour images that stream from disk."""
+
+    samples = "training images"
 
     compared: checksums.Comparison
     selection_metric = "accuracy"
@@ -223,28 +225,15 @@ class Task(base.Task):
         self.damage.report()
         return found
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Count an epoch's full batches; the samples left over come up in other epochs."""
-        count = len(self.parts["train"].index_N)
-        return sampler.full_batches(count, batch_size, f"training images of {self.name}")
+    @property
+    def train_size(self) -> int:
+        return len(self.parts["train"].index_N)
 
-    def train_batches(
-        self,
-        epoch: int,
-        batch_size: int,
-        steps: range | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Iterator[Batch]:
-        """Yield this rank's parts of these batches: bytes, BxCxHxW. Each keeps its augmentation."""
-        index_N = self.parts["train"].index_N
-        order_N = sampler.order(self.seed, epoch, len(index_N), self.device)
+    def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
+        """Return images as bytes, BxCxHxW, and their classes."""
         key = rng.derive_key(self.seed, "image", epoch)
-        if steps is None:
-            steps = range(self.steps_per_epoch(batch_size))
-        for place_B in sampler.shares(order_N, batch_size, steps, rank, world):
-            key_B = rng.bits(key, index_N[place_B])
-            yield self._training_batch(place_B.tolist(), key_B.tolist())
+        key_B = rng.bits(key, self.parts["train"].index_N[index_B])
+        return self._training_batch(index_B.tolist(), key_B.tolist())
 
     def _training_batch(self, places: list[int], keys: list[int]) -> Batch:
         images_BHWC, labels = self._empty(len(places)), []
@@ -281,10 +270,10 @@ class Task(base.Task):
         """Make room for images: BxHxWxC, which a GPU's convolutions like better."""
         return torch.empty(count, *self.spec.input_shape[1:], 3, dtype=torch.uint8)
 
-    def agree_on_damage(self, world: int) -> None:
+    def sync_damage(self, world: int) -> None:
         self.damage.agree(world)
 
-    def prepared(self, images_BCHW: Tensor) -> Tensor:
+    def preprocess(self, images_BCHW: Tensor) -> Tensor:
         """Turn bytes into floats; on a CPU in the plain order (see `_augment.to_nchw`)."""
         device = images_BCHW.device
         if device not in self.colours:
@@ -300,7 +289,7 @@ class Task(base.Task):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy, and the number of right answers in percent."""
         self.damage.report()
-        logits_BK = model(self.prepared(batch.inputs))
+        logits_BK = model(self.preprocess(batch.inputs))
         right = (logits_BK.detach().argmax(1) == batch.targets).sum()
         smoothing = self.config.label_smoothing
         loss = F.cross_entropy(logits_BK.float(), batch.targets, label_smoothing=smoothing)
@@ -331,7 +320,7 @@ class Task(base.Task):
         for i, batch in zip(own, made, strict=True):
             if batch.size:
                 batch = batch.to(device)
-                logits_BK = model(self.prepared(batch.inputs)).float()
+                logits_BK = model(self.preprocess(batch.inputs)).float()
                 best_B5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices
                 right_B5 = best_B5 == batch.targets[:, None]
                 counted_E4[i, 0] = right_B5[:, 0].sum()

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +30,7 @@ from torch.nn import functional as F
 from npas.models import InputSpec
 from npas.tasks import base
 from npas.tasks.base import Batch, over_ranks
-from npas.tasks.common import sampler, synthetic_text, tokenization
+from npas.tasks.common import synthetic_text, tokenization
 from npas.tasks.mlm import reader
 from npas.utils import rng
 from npas.utils.checks import above, at_least, at_most, below
@@ -150,27 +149,13 @@ class Task(base.Task):
         """Say what the files are and what was read of them; no text has published sums."""
         return dict(self.counted)
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Count an epoch's full batches; the samples left over come up in other epochs."""
-        count = len(self.parts["train"])
-        return sampler.full_batches(count, batch_size, f"training samples of {self.name}")
+    @property
+    def train_size(self) -> int:
+        return len(self.parts["train"])
 
-    def train_batches(
-        self,
-        epoch: int,
-        batch_size: int,
-        steps: range | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Iterator[Batch]:
-        """Yield this rank's parts of these batches; what is hidden and swapped is the epoch's."""
-        train = self.parts["train"]
-        order_N = sampler.order(self.seed, epoch, len(train), self.device)
-        if steps is None:
-            steps = range(self.steps_per_epoch(batch_size))
-        for index_B in sampler.shares(order_N, batch_size, steps, rank, world):
-            hidden = self._hidden(train, index_B, self.seed, f"train {epoch}")
-            yield Batch(*hidden, len(index_B))
+    def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
+        hidden = self._hidden(self.parts["train"], index_B, self.seed, f"train {epoch}")
+        return Batch(*hidden, len(index_B))
 
     def _hidden(
         self, part: Part, index_B: Tensor, seed: int, purpose: str

@@ -17,7 +17,6 @@ images of a part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -28,7 +27,7 @@ from npas.models import Input, InputSpec
 from npas.models._match import Match, Matcher
 from npas.tasks import base
 from npas.tasks.base import Batch, Shown, over_ranks
-from npas.tasks.common import checksums, sampler
+from npas.tasks.common import checksums
 from npas.tasks.retrieval import losses, metrics, reader, sets, words
 from npas.tasks.retrieval.images import examples
 from npas.tasks.retrieval.reader import PER_IMAGE
@@ -149,6 +148,7 @@ class Task(base.Task):
             self.words = min(self.words, SYNTHETIC_WORDS)
             self.folds = 1
         places = self.words + words.MARKS
+        self.samples = f"training {'sentences' if config.captions == 1 else 'images'}"
         self.spec = InputSpec(
             (),
             1,
@@ -228,37 +228,19 @@ class Task(base.Task):
         )
         return found
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Count an epoch's full batches; what is left over comes up in other epochs."""
-        return sampler.full_batches(self._items(), batch_size, f"training {self._what()}")
-
-    def _items(self) -> int:
+    @property
+    def train_size(self) -> int:
         count = len(self.parts["train"])
         return count * PER_IMAGE if self.config.captions == 1 else count
 
-    def _what(self) -> str:
-        return f"{'sentences' if self.config.captions == 1 else 'images'} of {self.name}"
-
-    def train_batches(
-        self,
-        epoch: int,
-        batch_size: int,
-        steps: range | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Iterator[Batch]:
-        """Yield this rank's parts of these batches. Targets say which images, and which step."""
-        train, per_epoch = self.parts["train"], self.steps_per_epoch(batch_size)
-        steps = range(per_epoch) if steps is None else steps
-        order_N = sampler.order(self.seed, epoch, self._items(), self.device)
-        shares = sampler.shares(order_N, batch_size, steps, rank, world)
-        for step, item_B in zip(steps, shares, strict=True):
-            image_B, sentence_BP = self._drawn(epoch, item_B)
-            inputs = train.sentences.take(sentence_BP)
-            inputs["regions"] = train.images.features.read(image_B)
-            iteration_B = torch.full_like(image_B, epoch * per_epoch + step + 1)
-            targets = {"image": image_B, "iteration": iteration_B}
-            yield Batch(inputs, targets, len(item_B))
+    def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
+        """Return regions and sentences. Targets say which images, and which step from 1 on."""
+        train = self.parts["train"]
+        image_B, sentence_BP = self._drawn(epoch, index_B)
+        inputs = train.sentences.take(sentence_BP)
+        inputs["regions"] = train.images.features.read(image_B)
+        targets = {"image": image_B, "iteration": torch.full_like(image_B, step + 1)}
+        return Batch(inputs, targets, len(index_B))
 
     def _drawn(self, epoch: int, item_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images of these items, B, and the sentences drawn of each, BxP."""

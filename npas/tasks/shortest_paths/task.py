@@ -87,6 +87,7 @@ class Task(base.Task):
     name = "shortest_paths"
     selection_metric = "f1"
     has_validation = True
+    samples = "mazes an epoch (task.epoch_samples)"
 
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
@@ -138,14 +139,13 @@ class Task(base.Task):
             seed, f"grids {purpose}", index_N, size, density, shortest=shortest, longest=longest
         )
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Count an epoch's full batches; what is left over of `epoch_samples` is not drawn."""
-        if batch_size > self.config.epoch_samples:
-            raise ValueError(
-                f"batch_size={batch_size} is more than task.epoch_samples="
-                f"{self.config.epoch_samples}"
-            )
-        return self.config.epoch_samples // batch_size
+    @property
+    def train_size(self) -> int:
+        return self.config.epoch_samples
+
+    def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
+        grids = self._draw(self.seed, f"train {epoch}", index_B, 1, self.longest(epoch))
+        return Batch(*_batch(grids, 0, len(index_B)), len(index_B))
 
     def longest(self, epoch: int) -> int:
         """Return how far apart the points are, at most, in this epoch's phase."""
@@ -160,10 +160,9 @@ class Task(base.Task):
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Batch]:
-        """Yield this rank's parts of these batches, drawn many batches at once."""
-        local = rank_share(batch_size, world)
-        if steps is None:
-            steps = range(self.steps_per_epoch(batch_size))
+        """Yield this rank's share of these batches, in order: mazes are drawn many at once."""
+        local, per_epoch = rank_share(batch_size, world), self.steps_per_epoch(batch_size)
+        steps = range(per_epoch) if steps is None else steps
         at_once = max(1, DRAWN_AT_ONCE // local)
         own_B = rank * local + torch.arange(local, device=self.device)
         for first in range(0, len(steps), at_once):

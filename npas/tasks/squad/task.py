@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ from torch.nn import functional as F
 from npas.models import InputSpec
 from npas.tasks import base
 from npas.tasks.base import Batch, over_ranks
-from npas.tasks.common import checksums, download, files, sampler, synthetic_text, tokenization
+from npas.tasks.common import checksums, download, files, synthetic_text, tokenization
 from npas.tasks.squad import decode, metrics, reader, windows
 from npas.utils import rng
 from npas.utils.checks import at_least, at_most
@@ -112,6 +111,8 @@ class Part:
 
 class Task(base.Task):
     """Point to where in a paragraph the answer to a question starts and ends."""
+
+    samples = "training windows"
 
     compared: checksums.Comparison
     selection_metric = "f1"
@@ -241,27 +242,14 @@ class Task(base.Task):
         found["tokenizer"] = f"{self.tokenizer.name}, {self.tokenizer.size:,} words"
         return found
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Count an epoch's full batches of windows; those left over come up in other epochs."""
-        count = len(self.parts["train"].features)
-        return sampler.full_batches(count, batch_size, f"training windows of {self.name}")
+    @property
+    def train_size(self) -> int:
+        return len(self.parts["train"].features)
 
-    def train_batches(
-        self,
-        epoch: int,
-        batch_size: int,
-        steps: range | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Iterator[Batch]:
-        """Yield this rank's parts of these batches of windows, in an order drawn for the epoch."""
+    def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
         train = self.parts["train"]
-        order_N = sampler.order(self.seed, epoch, len(train.features), self.device)
-        if steps is None:
-            steps = range(self.steps_per_epoch(batch_size))
-        for index_B in sampler.shares(order_N, batch_size, steps, rank, world):
-            targets = {"start": train.start_N[index_B].long(), "end": train.end_N[index_B].long()}
-            yield Batch(train.inputs(index_B), targets, len(index_B))
+        targets = {"start": train.start_N[index_B].long(), "end": train.end_N[index_B].long()}
+        return Batch(train.inputs(index_B), targets, len(index_B))
 
     def check_network(self, model: nn.Module) -> None:
         """ValueError if the network does not know all words of the tokenizer."""
@@ -316,7 +304,7 @@ class Task(base.Task):
             self.config.version,
         )
 
-    def write_answers(self, split: str, folder: Path) -> list[Path]:
+    def write_predictions(self, split: str, folder: Path) -> list[Path]:
         """Write predictions.json and, of 2.0, null_odds.json and answers.json; return the files.
 
         By question: the answer, empty where having none scores better; by how much it does; and
