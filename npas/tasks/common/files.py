@@ -1,71 +1,55 @@
-"""Keep files in order that several processes share: locks, whole files, modes, what went wrong."""
+"""Files that several processes share: locks, atomic writes, modes, one-line error reasons."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import re
-import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
-log = logging.getLogger(__name__)
+from filelock import BaseFileLock, FileLock, Timeout
 
-# What file systems without locks, some of them network ones, answer.
-WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-TRIES = 1000  # of a file that others remove: far more than there are processes in the way
+TRIES = 1000  # of a folder that other processes remove in between
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock file at `path`, then remove it and those folders made for it that stay empty.
+    """Hold the lock file `path`; remove it and the empty folders made for it afterwards.
 
-    Others wait for their turn or, without `wait`, get BlockingIOError. A process that is killed
-    blocks nobody: the kernel lets go of its lock, and the next one takes the file over.
+    Other processes wait or, without `wait`, get BlockingIOError. The lock of a killed process is
+    free. Where the file system has no locks, filelock's marker files stand in for them.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     try:
-        file = _take(path, wait)
+        lock = _acquire(path, wait)
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # before it is let go: a waiting process sees it is gone
-            file.close()
+            path.unlink(missing_ok=True)  # before the release: who waits sees that it is gone
+            lock.release()
     finally:
-        with contextlib.suppress(OSError):  # something lies in it
+        with contextlib.suppress(OSError):  # not empty
             for folder in made:
                 folder.rmdir()
 
 
-def _take(path: Path, wait: bool) -> IO[str]:
-    import fcntl
-
-    for _ in range(TRIES):
+def _acquire(path: Path, wait: bool) -> BaseFileLock:
+    lock = FileLock(path, timeout=-1 if wait else 0, poll_interval=0.01)
+    for left in reversed(range(TRIES)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:  # a file, or a folder that was there a moment ago
-            with contextlib.suppress(FileNotFoundError):
-                if not stat.S_ISDIR(path.parent.stat().st_mode):
-                    raise
-            continue
-        with contextlib.suppress(FileNotFoundError):  # its last holder has removed it
-            file = open(path, "w")  # noqa: SIM115 (open for as long as the lock is held)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    return file
-                file.close()
-            except OSError as error:
-                if error.errno in WITHOUT_LOCKS:
-                    log.warning("%s has no locks: start no run twice there", path.parent)
-                    return file
-                file.close()
+            path.touch()  # filelock reports a folder that cannot be written to as a timeout
+            lock.acquire()
+            break
+        except Timeout:
+            raise BlockingIOError(errno.EAGAIN, "locked by another process", str(path)) from None
+        except (FileNotFoundError, FileExistsError):  # the folder was removed, or cannot be made
+            if not left or (path.parent.exists() and not path.parent.is_dir()):
                 raise
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return lock
 
 
 def write_whole(path: Path, text: str) -> None:
