@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         similarity,
         summary,
     )
-    from npas.sharing.shapeshift import allocation
+    from npas.sharing.api import allocation
 
 __all__ = [
     "Allocation",
@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
 
         return version("npas")
     if name == "allocation":
-        return import_module("npas.sharing.shapeshift").allocation
+        return import_module("npas.sharing.api").allocation
     if name in __all__:
         return getattr(import_module("npas.sharing"), name)
     raise AttributeError(f"module 'npas' has no attribute {name!r}")

@@ -88,7 +88,7 @@ def imagenet_rows(arguments: argparse.Namespace, root: Path) -> dict[str, Callab
     rows = {}
     for form in ("folder", "shards"):
         config: Any = imagenet.Config(classes=2, form=form)
-        data = DataConfig(root=str(root), split=None)
+        data = DataConfig(root=str(root), val_fraction=None)
         task = imagenet.Task(config, data, seed=0, device=torch.device("cpu"))
         task.setup()
         for workers in map(int, arguments.workers.split(",")):

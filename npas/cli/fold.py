@@ -157,10 +157,10 @@ def _fold(
     experiment: Experiment, threshold: float, recalibrate: int, inputs: Sequence[Any]
 ) -> tuple[dict[str, nn.Module], Folding]:
     """Return the network before, tied, recalibrated (where it has batch norms) and folded."""
-    from npas.sharing import folding, recurrence
+    from npas.sharing import folding, layer_similarity
 
     networks, model = {"before": experiment.model}, copy.deepcopy(experiment.model)
-    ties = recurrence.tie(model, threshold)
+    ties = layer_similarity.tie(model, threshold)
     networks["tied"] = copy.deepcopy(model)
     if recalibrate and _recalibrate(experiment, model, inputs):
         networks["recalibrated"] = copy.deepcopy(model)

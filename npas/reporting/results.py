@@ -4,8 +4,7 @@
     write(run_dir, result)                      # run_dir/result.json, atomically
     for path, result in collect("results/runs", "digits").items(): ...
 
-Reading and writing check the same schema: a file that `read` accepts has every field, of the right
-type, and no other. An error is a `ValueError` that names the file and the field.
+Reading and writing check the same schema. A `ValueError` names the file and the field.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from npas.config import HASH_EXCLUDED, RECIPE_VERSION
 from npas.reporting.environment import Git, Hardware, environment
 from npas.tasks.common.files import write_whole
 from npas.utils.json_data import decode, read_json
-from npas.utils.renames import modernize
+from npas.utils.renames import modernize_result
 
 __all__ = [
     "FILE_NAME",
@@ -226,25 +225,10 @@ class Result:
 
 def from_dict(data: object) -> Result:
     """Build a result from JSON data; a `ValueError` names the field that is wrong."""
-    result: Result = decode(Result, _modernize(data), optional=ADDED)
+    result: Result = decode(Result, modernize_result(data), optional=ADDED)
     for problem in _problems(result):
         raise ValueError(problem)
     return result
-
-
-def _modernize(data: object) -> object:
-    """Return a stored result of any version with today's names."""
-    if not isinstance(data, Mapping):
-        return data
-    found = dict(data)
-    if isinstance(found.get("config"), Mapping):
-        found["config"] = modernize(found["config"])
-    if isinstance(dataset := found.get("dataset"), Mapping) and dataset.get("source") == "standin":
-        found["dataset"] = {**dataset, "source": "synthetic"}
-    if isinstance(parallel := found.get("parallel"), Mapping) and "accumulation" in parallel:
-        names = {"accumulation": "grad_accum_steps"}
-        found["parallel"] = {names.get(name, name): value for name, value in parallel.items()}
-    return found
 
 
 def write(run_dir: str | Path, result: Result) -> Path:

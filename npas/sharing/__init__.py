@@ -1,13 +1,13 @@
 """The method: share a network's parameters inside a budget. Needs torch alone."""
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
+from npas.sharing.api import load, plan, save, share, summary
 from npas.sharing.budget import Budget, BudgetReport, count_parameters, parse_budget
-from npas.sharing.decay import no_decay_names, param_groups
 from npas.sharing.folding import Folding, fold, load_folded, save_folded
 from npas.sharing.install import is_shared, materialize
+from npas.sharing.layer_similarity import Similarity, recurrence_reward, similarity
+from npas.sharing.optimizer_groups import no_decay_names, param_groups
 from npas.sharing.projection import Projection, project
-from npas.sharing.recurrence import Similarity, recurrence_reward, similarity
-from npas.sharing.shapeshift import load, plan, save, share, summary
 
 __all__ = [
     "Allocation",

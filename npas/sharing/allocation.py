@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from npas.sharing.budget import BudgetReport
-from npas.sharing.generators import GENERATORS
+from npas.sharing.coefficients import GENERATORS
 from npas.sharing.validation import check_allocation
 from npas.utils.json_data import decode, shown
 

@@ -21,9 +21,9 @@ from npas.sharing.allocation import (
     matrix_form,
 )
 from npas.sharing.budget import Budget, BudgetReport, spell_count, split_budget
-from npas.sharing.generators import GENERATORS
+from npas.sharing.coefficients import GENERATORS
 from npas.sharing.layers import LayerSpec
-from npas.sharing.upsamplers import UPSAMPLERS, source_map
+from npas.sharing.upsample import UPSAMPLERS, source_map
 
 SMALLEST_BANK = 16
 """A bank below this is no network worth training; a smaller group needs its own size."""

@@ -14,6 +14,7 @@ Shapes: L layers of a block, K templates, N values a template, P values a bank.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from npas.sharing.buffers import BufferPool
+from npas.sharing.memory import BufferPool
+from npas.sharing.torch_private import backward_pass, will_execute
 
 MODIFIED = (
     "a bank or its coefficients were modified in place between forward and backward, so the"
@@ -114,15 +116,15 @@ class _GradientBuffer:
 
     def gradient(self) -> Tensor:
         """Return the running backward pass's buffer, zeros at first."""
-        backward_pass = torch._C._current_graph_task_id()
-        if backward_pass not in self._gradients:
+        running = backward_pass()
+        if running not in self._gradients:
             buffer = self._pool.empty("gradient", self._shape, self._like).zero_()
-            self._gradients[backward_pass] = buffer
-        return self._gradients[backward_pass]
+            self._gradients[running] = buffer
+        return self._gradients[running]
 
     def take(self) -> Tensor | None:
         """Give the running pass's buffer away; None if no layer wrote to it."""
-        return self._gradients.pop(torch._C._current_graph_task_id(), None)
+        return self._gradients.pop(backward_pass(), None)
 
 
 def mix(bank_P: Tensor, alpha_K: Tensor, positions: Sequence[int], size: int) -> Tensor:
@@ -197,9 +199,7 @@ class _Mix(Function):
         if versions(bank_P, alpha_LK) != ctx.versions:
             raise RuntimeError(MODIFIED)
         # A buffer that the entry node does not come for would stay.
-        needs_bank = ctx.needs_input_grad[0] and torch._C._will_engine_execute_node(
-            ctx.next_functions[1][0]
-        )
+        needs_bank = ctx.needs_input_grad[0] and will_execute(ctx.next_functions[1][0])
         gradients = list(given.values())
         alpha_MK = torch.stack([alpha_LK[i] for i in given]).to(bank_P.dtype)
         if torch.is_grad_enabled():  # create_graph: leave the buffer out, stay differentiable
@@ -263,3 +263,10 @@ def _scatter(bank_P: Tensor, gradients_KN: Tensor, positions: Sequence[int]) -> 
 def versions(*tensors: Tensor) -> tuple[int, ...]:
     """Return what tells whether tensors were changed in place; inference tensors cannot tell."""
     return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which autocast is off."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

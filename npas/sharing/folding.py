@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation, GroupAllocation
 from npas.sharing.budget import BudgetReport, count_parameters
-from npas.sharing.initialization import generator_rows
+from npas.sharing.init import generator_rows
 from npas.sharing.install import (
     install,
     install_stored,
@@ -34,7 +34,16 @@ from npas.sharing.install import (
     require_unshared,
     shared_weights,
 )
-from npas.sharing.layers import find_tensors
+from npas.sharing.layer_similarity import ROWS, tie
+from npas.sharing.layers import (
+    SCALES,
+    bank_name,
+    find_tensors,
+    generator_name,
+    generator_names,
+    shared_names,
+    upsampler_name,
+)
 from npas.sharing.loops import (
     Loop,
     Repeat,
@@ -45,15 +54,6 @@ from npas.sharing.loops import (
     list_blocks,
     refuse_loops,
 )
-from npas.sharing.names import (
-    SCALES,
-    bank_name,
-    generator_name,
-    generator_names,
-    shared_names,
-    upsampler_name,
-)
-from npas.sharing.recurrence import ROWS, tie
 from npas.sharing.stored import read_plan
 from npas.utils.json_data import decode
 

@@ -19,16 +19,15 @@ from npas.sharing.attachment import (
     open_passes,
     rounds_under_autocast,
 )
-from npas.sharing.dense_states import unwatch_loading, watch_loading
-from npas.sharing.guards import free_methods, guard_methods
-from npas.sharing.holders import Dropped
-from npas.sharing.layers import Layer, find_tensors
-from npas.sharing.names import (
+from npas.sharing.audit import Dropped
+from npas.sharing.guards import guard, remove_guards
+from npas.sharing.layers import (
     SCALES,
+    Layer,
+    find_tensors,
     remove_shared,
 )
-from npas.sharing.parts import free_parts, guard_parts
-from npas.sharing.pretrained import free_saving, guard_saving
+from npas.sharing.storage import free_saving, guard_saving
 from npas.sharing.stored import check_tensors, check_unshared, group_shapes
 from npas.sharing.weights import SharedWeights
 
@@ -98,10 +97,8 @@ def materialize(model: nn.Module) -> nn.Module:
     for owner in owners:
         detach(owner, dense[owner.__dict__["_npas"].shared])
     close_passes(modules, shared)
-    free_methods(modules)
-    free_parts(modules)
+    remove_guards(model, modules)
     free_saving(modules)
-    unwatch_loading(model)
     del model.__dict__["_npas_shared"]
     return model
 
@@ -146,10 +143,8 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     shared.others = audit.count_others(shared)
     shared.modules.update(model.modules())
     open_passes(model, shared)
-    guard_methods(model)
-    guard_parts(model)
+    guard(model)
     guard_saving(model)
-    watch_loading(model)
     return {
         tensor.spec.name: weakref.ref(tensor.parameter)
         for group, own in zip(allocation.groups, owned, strict=True)

@@ -1,17 +1,76 @@
-"""Compare what a plan needs with the memory of the machine, before any of it is taken."""
+"""Keep the memory of large, short-lived tensors from one step to the next.
+
+The C library gives large freed blocks back to the system (those above 32 MB always, smaller ones by
+what was freed before) and maps them anew, page by page, at the next step; for generated weights and
+bank gradients that costs more than computing them. A GPU's caching allocator does this already, so
+this is for CPUs alone.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from npas.sharing.allocation import Allocation
 from npas.sharing.budget import count_parameters
+from npas.sharing.torch_private import is_shared_storage
 from npas.utils.budget import BudgetLike, parse_budget
+
+WORTH_KEEPING = 1 << 20
+"""Bytes below which mapping memory anew costs little."""
+
+
+class BufferPool:
+    """Hand out uninitialized tensors over storages that no other tensor refers to any more."""
+
+    def __init__(self) -> None:
+        self._storages: dict[tuple[object, int], torch.UntypedStorage] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as an empty pool."""
+        return BufferPool, ()
+
+    def empty(self, key: object, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Return a tensor of `shape` and of the dtype and device of `like`.
+
+        One storage is kept for every `key`; it is used again once every tensor over it is gone.
+        """
+        size = math.prod(shape) * like.element_size()
+        if not like.is_cpu or size < WORTH_KEEPING:
+            return like.new_empty(shape)
+        # Taken out while it is looked at: of two threads one finds it.
+        storage = self._storages.pop((key, size), None)
+        if storage is None or is_shared_storage(storage):
+            tensor = like.new_empty(shape)
+        else:
+            tensor = like.new_empty(0).set_(storage).view(tuple(shape))
+        self._storages[key, size] = tensor.untyped_storage()
+        return tensor
+
+    def clear(self) -> None:
+        """Give the kept memory back."""
+        self._storages.clear()
+
+
+def give_back_freed() -> None:
+    """Return freed memory to the system, which the GNU C library does not do by itself.
+
+    Between the parameters that stay, a dense network's weights leave holes as large as it was.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
 
 _DOUBLES = 3  # K x K matrices of fp64 that starting coefficients takes at a time
 

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from npas.sharing.allocation import LayerAllocation
 from npas.sharing.audit import follow, refuse_unloadable, shared_layers
-from npas.sharing.generators import GENERATORS
+from npas.sharing.bank import full_precision
+from npas.sharing.coefficients import GENERATORS
+from npas.sharing.generation import Reading, Rows
 from npas.sharing.install import is_shared, shared_weights
-from npas.sharing.modes import full_precision
-from npas.sharing.names import (
+from npas.sharing.layers import (
     PREFIX,
     SCALES,
     bank_name,
@@ -38,8 +39,7 @@ from npas.sharing.names import (
     generator_names,
     upsampler_name,
 )
-from npas.sharing.reading import Reading, Rows
-from npas.sharing.upsamplers import UPSAMPLERS
+from npas.sharing.upsample import UPSAMPLERS
 
 SOLVED = 1e-12
 """Residual of the normal equations, against the right-hand side, that ends a bank's turn."""

@@ -26,12 +26,11 @@ from npas.sharing.allocation import (
     Scheme,
     matrix_form,
 )
+from npas.sharing.api import allocation
 from npas.sharing.budget import Budget, BudgetReport, count_parameters, parse_budget, spell_count
-from npas.sharing.generators import GENERATORS
-from npas.sharing.layers import LayerSpec, find_layers
-from npas.sharing.names import generator_name
-from npas.sharing.shapeshift import allocation
-from npas.sharing.upsamplers import UPSAMPLERS
+from npas.sharing.coefficients import GENERATORS
+from npas.sharing.layers import LayerSpec, find_layers, generator_name
+from npas.sharing.upsample import UPSAMPLERS
 
 GROUP = "search"
 SMALLEST_TEMPLATE = 4

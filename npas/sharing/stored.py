@@ -8,9 +8,9 @@ from torch import nn
 
 from npas.sharing import storage
 from npas.sharing.allocation import Allocation, GroupAllocation
-from npas.sharing.generators import GENERATORS
-from npas.sharing.initialization import generator_rows
-from npas.sharing.names import PREFIX, SCALES, bank_name, generator_name, upsampler_name
+from npas.sharing.coefficients import GENERATORS
+from npas.sharing.init import generator_rows
+from npas.sharing.layers import PREFIX, SCALES, bank_name, generator_name, upsampler_name
 
 
 def read_plan(data: object, path: Path) -> Allocation:

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from npas.sharing.generators import GENERATORS, STARTS
-from npas.sharing.upsamplers import UPSAMPLERS, WINDOW
+from npas.sharing.coefficients import GENERATORS, STARTS
+from npas.sharing.upsample import UPSAMPLERS, WINDOW
 from npas.utils.json_data import shown
 
 if TYPE_CHECKING:

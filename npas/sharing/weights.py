@@ -7,7 +7,6 @@ The root module holds the trainable tensors as its own parameters, so that each 
 from __future__ import annotations
 
 import copy
-import sys
 import threading
 import warnings
 import weakref
@@ -22,12 +21,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from npas.sharing.allocation import Allocation
-from npas.sharing.buffers import BufferPool
-from npas.sharing.generation import WeightPass, same_bytes, written
+from npas.sharing.bank import full_precision
+from npas.sharing.generation import Reading, WeightPass, same_bytes, written
 from npas.sharing.guards import refuse_parametrized_sequence, refuse_torch_pruning
-from npas.sharing.modes import full_precision, needs_plain_operations
-from npas.sharing.names import PREFIX, bank_name, is_trainable, shared_names, shared_value
-from npas.sharing.reading import Reading
+from npas.sharing.layers import PREFIX, bank_name, is_trainable, shared_names, shared_value
+from npas.sharing.memory import BufferPool
+from npas.sharing.torch_private import caller, has_saved_tensors_hooks, is_traced
 
 
 class SharedWeights:
@@ -98,8 +97,8 @@ class SharedWeights:
             self._refuse_writes()
             refuse_torch_pruning()
             refuse_parametrized_sequence(self.root)
-            self._open.start(sys._getframe(1))
-            if self.recompute and torch.is_grad_enabled() and not needs_plain_operations():
+            self._open.start(caller(1))
+            if self.recompute and torch.is_grad_enabled() and not is_traced():
                 self.forget()
                 self._open.recompute(self._pass(recompute=True))
 
@@ -108,12 +107,12 @@ class SharedWeights:
         if torch.compiler.is_compiling():
             return
         # After an exception the frame that opened the pass is gone.
-        if self._open.opened_by is sys._getframe(1) or not self._open.is_running():
+        if self._open.opened_by is caller(1) or not self._open.is_running():
             self._open.start(None)
 
     def weight(self, index: int) -> Tensor:
         """Return the weight of the layer at `index`, in its shape."""
-        if needs_plain_operations():
+        if is_traced():
             return self.plain_weight(index)
         running, twin = self._open.is_running(), self.reading.twins[index]
         if running and self._open.weights is not None and torch.is_grad_enabled():
@@ -190,7 +189,7 @@ class SharedWeights:
         Weights whose bank was changed in a way that moves no version counter are only out of date:
         they are dropped.
         """
-        if needs_plain_operations():
+        if is_traced():
             return
         self._refuse_writes()
         kept = self._kept
@@ -270,7 +269,7 @@ class _OpenPass(threading.local):
         Unless somebody else, such as a checkpoint, decides already what autograd saves.
         """
         self.weights = weights
-        if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+        if not has_saved_tensors_hooks():
             self.hooks = saved_tensors_hooks(weights.pack, weights.unpack)
             self.hooks.__enter__()
 
@@ -278,7 +277,7 @@ class _OpenPass(threading.local):
         """Tell whether the frame that opened the pass is still on this thread's stack."""
         if self.opened_by is None:
             return False
-        frame: FrameType | None = sys._getframe(1)
+        frame: FrameType | None = caller(1)
         while frame is not None and frame is not self.opened_by:
             frame = frame.f_back
         return frame is not None

@@ -13,7 +13,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from npas.sharing import shapeshift
+from npas.sharing import api
 from npas.sharing.storage import WEIGHTS_FILE
 
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
@@ -42,7 +42,7 @@ def read(path: Path) -> dict[str, Tensor]:
     """Read dense weights; ValueError if they are none, or not whole."""
     found: dict[str, Tensor] = {}
     for file in files(path):
-        if (file.parent / shapeshift.ALLOCATION_FILE).is_file():
+        if (file.parent / api.ALLOCATION_FILE).is_file():
             raise ValueError(
                 "npas.save wrote a shared network there: name the run, or what npas-export made of"
                 " it"

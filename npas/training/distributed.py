@@ -121,7 +121,7 @@ class StopVote:
         self.process = process
         self.cast: tuple[Any, Tensor] | None = None
 
-    def carried(self) -> bool:
+    def should_stop(self) -> bool:
         """Cast this step's vote; tell whether the last one was to stop."""
         stop = signals.requested()
         if self.process.world == 1:

@@ -13,9 +13,9 @@ from torch import nn
 from npas import models, tasks
 from npas.config import DENSE, Config, search_epochs
 from npas.models import InputSpec
-from npas.sharing import Allocation, install, shapeshift
+from npas.sharing import Allocation, api, install
+from npas.sharing.layer_similarity import recurrence_reward
 from npas.sharing.layers import find_layers
-from npas.sharing.recurrence import recurrence_reward
 from npas.sharing.search import plan_search
 from npas.tasks import base
 from npas.tasks.base import Task
@@ -93,7 +93,7 @@ def build(
         )
     stage = SEARCH if search_epochs(config) and grouping is None else TRAIN
     model = build_network(config, task.spec, grouping, stored)
-    allocation = shapeshift.allocation(model) if install.is_shared(model) else None
+    allocation = api.allocation(model) if install.is_shared(model) else None
     model.to(process.device)
     if process.device.type == "cuda":
         model.to(memory_format=torch.channels_last)
@@ -126,7 +126,7 @@ def build_network(
         return model
     check_groups(config, model, grouping)
     keywords = plan_keywords(config, grouping) | {"recompute": config.sharing.recompute}
-    model = shapeshift.share(model, config.budget, **keywords)
+    model = api.share(model, config.budget, **keywords)
     _check_regularizer(config, model)
     return model
 
@@ -213,7 +213,7 @@ def _share_for_search(config: Config, model: nn.Module) -> nn.Module:
     proxy: dict[str, Any] = {"groups": "random"}
     if settings.allocator == "reference":
         proxy = {"groups": "single", "num_groups": None}
-    shapeshift.plan(model, config.budget, **plan_keywords(config) | proxy)
+    api.plan(model, config.budget, **plan_keywords(config) | proxy)
     plan = plan_search(
         model,
         config.budget,
@@ -224,4 +224,4 @@ def _share_for_search(config: Config, model: nn.Module) -> nn.Module:
         exclude=settings.exclude,
         allocator=settings.allocator,
     )
-    return shapeshift.apply(model, plan, seed=config.seed, recompute=settings.recompute)
+    return api.apply(model, plan, seed=config.seed, recompute=settings.recompute)

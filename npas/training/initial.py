@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from npas import config as schema
 from npas import models, tasks
 from npas.config import DENSE, Config
-from npas.sharing import Allocation, GroupAllocation, install, project, shapeshift
-from npas.sharing.names import SCALES, bank_name, generator_name, generator_names, upsampler_name
+from npas.sharing import Allocation, GroupAllocation, api, install, project
+from npas.sharing.layers import SCALES, bank_name, generator_name, generator_names, upsampler_name
 from npas.sharing.projection import copy_others, dense_names
 from npas.tasks.common.files import write_whole
 from npas.training import dense_weights
@@ -109,7 +109,7 @@ def _start(model: nn.Module, path: Path, stage: str) -> str:
         return _from_dense(model, dense_weights.read(path))
     stored = _restore(path)
     if install.is_shared(stored):
-        theirs, tensors = shapeshift.allocation(stored), dict(stored.state_dict())
+        theirs, tensors = api.allocation(stored), dict(stored.state_dict())
         dense = install.materialize(stored).state_dict()
         if install.is_shared(model) and (done := take_over(model, theirs, tensors)):
             return _line(done, *copy_others(model, dense))
@@ -194,7 +194,7 @@ def take_over(model: nn.Module, theirs: Allocation, tensors: Mapping[str, Tensor
     names, scales = {}, model.get_buffer(SCALES).clone()
     given: dict[int, float] = {}
     layers, index = 0, 0
-    for g, group in enumerate(shapeshift.allocation(model).groups):
+    for g, group in enumerate(api.allocation(model).groups):
         if group.bank:
             if _kind(group) not in known:
                 return ""
@@ -217,7 +217,7 @@ def take_over(model: nn.Module, theirs: Allocation, tensors: Mapping[str, Tensor
     for name, other_name in names.items():
         model.get_parameter(name).copy_(tensors[other_name])
     model.get_buffer(SCALES).copy_(scales)
-    banks = sum(1 for group in shapeshift.allocation(model).groups if group.bank)
+    banks = sum(1 for group in api.allocation(model).groups if group.bank)
     return f"{banks} bank{'s' * (banks != 1)} of {layers} layers taken over as trained"
 
 

@@ -17,9 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from npas.sharing.recurrence import recurrence_reward
-from npas.tasks import base
-from npas.tasks.base import Batch, Task
+from npas.sharing.layer_similarity import recurrence_reward
+from npas.tasks.base import Batch, Task, batches
 from npas.training import seeding
 from npas.training.averaging import renew_statistics
 from npas.training.distributed import StopVote, check_all_used, wrap
@@ -66,7 +65,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
             while progress.epoch < epochs:
                 network.train()
                 task.sync_damage(process.world)
-                for batch in base.batches(
+                for batch in batches(
                     task,
                     progress.epoch,
                     config.batch_size,
@@ -95,7 +94,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     if ends_epoch or progress.step % every == 0:
                         journal.report({"lr": rate, **meter.read()})
                         meter.check()
-                    stop = vote.carried()
+                    stop = vote.should_stop()
                     if stop or (save_every and progress.step % save_every == 0 and not ends_epoch):
                         state.save()
                     if stop:
@@ -106,7 +105,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     journal.report(validate(state, task))
                 journal.compare_layers()
                 state.save()
-                if vote.carried():  # validation may take long
+                if vote.should_stop():  # validation may take long
                     return journal.outcome("preempted")
             metrics = final_metrics(state, task) if stage == TRAIN else NO_METRICS
         except Diverged as reason:

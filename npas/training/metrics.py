@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from npas.sharing.recurrence import similarity
+from npas.sharing.layer_similarity import similarity
 from npas.tasks.base import Task
 from npas.training.distributed import Process
 from npas.training.meter import Diverged as Diverged

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from npas import models
 from npas.config import OF_PARTS, Config, config_hash, in_parts, is_excluded, run_dir, to_dict
-from npas.sharing import Allocation, install, shapeshift
+from npas.sharing import Allocation, api, install
 from npas.tasks.common.files import write_whole
 from npas.training.averaging import AveragedWeights
 from npas.training.checkpoint import (
@@ -200,9 +200,7 @@ class TrainState:
 
     def _allocation(self) -> dict[str, Any] | None:
         """Return who shares what: `build` makes the same network of it whatever it would plan."""
-        return (
-            shapeshift.allocation(self.model).to_dict() if install.is_shared(self.model) else None
-        )
+        return api.allocation(self.model).to_dict() if install.is_shared(self.model) else None
 
     def _load(self, found: Checkpoint) -> None:
         length = Length(self.epochs, self.task.steps_per_epoch(self.config.batch_size))

@@ -60,3 +60,18 @@ def modernize(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             value = VALUES.get(key, {}).get(value, value)
         found[key.removeprefix(prefix)] = value
     return found
+
+
+def modernize_result(data: object) -> object:
+    """Return a stored result of any version with today's names."""
+    if not isinstance(data, Mapping):
+        return data
+    found = dict(data)
+    if isinstance(found.get("config"), Mapping):
+        found["config"] = modernize(found["config"])
+    if isinstance(dataset := found.get("dataset"), Mapping) and dataset.get("source") == "standin":
+        found["dataset"] = {**dataset, "source": "synthetic"}
+    if isinstance(parallel := found.get("parallel"), Mapping) and "accumulation" in parallel:
+        names = {"accumulation": "grad_accum_steps"}
+        found["parallel"] = {names.get(name, name): value for name, value in parallel.items()}
+    return found

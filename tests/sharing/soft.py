@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import npas
-from npas.sharing.names import generator_names
+from npas.sharing.layers import generator_names
 
 GRIDS = torch.randn(3, 2, 5, 5, generator=torch.Generator().manual_seed(3))
 

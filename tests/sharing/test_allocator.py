@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from npas.sharing.allocation import Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates, place_spans
 from npas.sharing.budget import Budget, parse_budget
-from npas.sharing.generators import CHOICES
+from npas.sharing.coefficients import CHOICES
 from npas.sharing.groups import assign_groups
 from npas.sharing.layers import LayerSpec
-from npas.sharing.upsamplers import UPSAMPLERS
+from npas.sharing.upsample import UPSAMPLERS
 
 CHANNELS = st.sampled_from([1, 2, 3, 4, 8, 10, 16, 17, 32, 64, 100])
 

@@ -10,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from zoo import ZOO, Residual, Specimen
 
 import npas
+from npas.sharing import memory
 from npas.sharing.bank import BankReader
-from npas.sharing.buffers import BufferPool
+from npas.sharing.memory import BufferPool
 
 
 def naive(model: nn.Module) -> nn.Module:
@@ -326,13 +327,13 @@ def test_two_threads_never_get_the_same_memory(monkeypatch: pytest.MonkeyPatch) 
     pool, like, size = BufferPool(), torch.empty(0), (1 << 20,)
     pool.empty("key", size, like)
     others: list[Tensor] = []
-    count = torch._C._storage_Use_Count
+    is_shared = memory.is_shared_storage
 
-    def interrupted(storage: int) -> int:
+    def interrupted(storage: torch.UntypedStorage) -> bool:
         others.append(pool.empty("key", size, like))  # another thread, at the worst moment
-        return count(storage)
+        return is_shared(storage)
 
-    monkeypatch.setattr("npas.sharing.buffers._use_count", interrupted)
+    monkeypatch.setattr(memory, "is_shared_storage", interrupted)
     mine = pool.empty("key", size, like)
     assert others and all(mine.data_ptr() != other.data_ptr() for other in others)
 

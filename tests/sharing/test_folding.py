@@ -9,11 +9,11 @@ from soft import GRIDS, Chain, chain, repeated, set_rows
 from torch import Tensor, nn
 
 import npas
+from npas.sharing.api import apply
 from npas.sharing.folding import Folding, fold, fold_tied, load_folded, save_folded
+from npas.sharing.layer_similarity import tie
 from npas.sharing.loops import Loop, Repeat
-from npas.sharing.recurrence import tie
 from npas.sharing.search import plan_search
-from npas.sharing.shapeshift import apply
 
 A, B = [1.0, 0.2, 0.0], [0.0, -1.0, 0.5]
 C, D = [0.7, 0.7, -1.0], [0.1, 0.0, 1.0]

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 import npas
 from npas.sharing.folding import fold, fold_tied
+from npas.sharing.layer_similarity import tie
 from npas.sharing.loops import Loop, fold_repeats
-from npas.sharing.recurrence import tie
 
 A, B = [1.0, 0.2, 0.0], [0.0, -1.0, 0.5]
 

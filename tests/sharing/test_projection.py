@@ -12,7 +12,7 @@ from zoo import ZOO, Residual, Specimen, Tied
 import npas
 from npas.sharing import project
 from npas.sharing.allocation import Allocation
-from npas.sharing.names import PREFIX
+from npas.sharing.layers import PREFIX
 
 
 class Stack(nn.Module):

@@ -11,9 +11,9 @@ from tiny import shared
 from torch import nn
 
 import npas
-from npas.sharing import recurrence
-from npas.sharing.generators import STARTS
-from npas.sharing.recurrence import recurrence_reward, similarity, tie
+from npas.sharing import layer_similarity
+from npas.sharing.coefficients import STARTS
+from npas.sharing.layer_similarity import recurrence_reward, similarity, tie
 
 TWO = [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]
 
@@ -192,4 +192,4 @@ def test_as_many_templates_as_layers() -> None:
     assert group.coefficients == 144
     with pytest.raises(ValueError, match="'layers'"):
         chain("all")
-    assert recurrence.ROWS == ("coefficients", "embeddings")
+    assert layer_similarity.ROWS == ("coefficients", "embeddings")

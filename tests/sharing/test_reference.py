@@ -15,7 +15,7 @@ import npas
 from npas.sharing.allocation import Scheme
 from npas.sharing.budget import Budget, spell_count
 from npas.sharing.layers import LayerSpec
-from npas.sharing.reference import allocate_reference
+from npas.sharing.released_layout import allocate_reference
 
 ORACLE = Path(__file__).parent / "oracle"
 ALLOCATORS: list[dict[str, Any]] = json.loads((ORACLE / "layouts.json").read_text())

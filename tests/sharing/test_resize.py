@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import npas
-from npas.sharing import resize as resizing
+from npas.sharing import upsample
 from npas.sharing.allocation import Allocation
-from npas.sharing.resize import mean_variance, resize
+from npas.sharing.upsample import mean_variance, resize
 
 SHAPES = {
     "as many": ((4, 6), (4, 6)),
@@ -30,7 +30,7 @@ def draw(shape: tuple[int, int], dtype: torch.dtype, seed: int = 0) -> Tensor:
 @pytest.fixture(params=[None, 64], ids=["usual tiles", "small tiles"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param:
-        monkeypatch.setattr(resizing, "TILE", request.param)
+        monkeypatch.setattr(upsample, "TILE", request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import npas
+from npas.sharing.api import apply
 from npas.sharing.search import plan_search, search_map, search_vectors, template_gradients
-from npas.sharing.shapeshift import apply
 
 ORACLE = Path(__file__).parent / "oracle" / "learn_groups_small.npz"
 

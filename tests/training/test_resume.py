@@ -149,7 +149,7 @@ def test_a_checkpoint_of_another_allocation_is_not_resumed(
         made = allocate(*arguments)
         return replace(made, groups=tuple(replace(g, bank=g.bank - 1) for g in made.groups))
 
-    monkeypatch.setattr("npas.sharing.shapeshift.allocate", allocate_otherwise)
+    monkeypatch.setattr("npas.sharing.api.allocate", allocate_otherwise)
     with pytest.raises(ValueError, match=r"cannot be resumed: its allocation .* resume=never"):
         run_small("resumed", budget="0.5")
 

@@ -117,7 +117,7 @@ def test_a_process_that_does_not_lead_counts_lines_and_writes_nothing(
     small, tmp_path: Path, wandb: FakeWandb
 ) -> None:
     config, run_dir = small(wandb={"mode": "online", "artifacts": True}), tmp_path / "run"
-    with Tracker(config, run_dir, 3, "abcd1234", leads=False) as tracker:
+    with Tracker(config, run_dir, 3, "abcd1234", is_main=False) as tracker:
         tracker.log({"step": 1})
         tracker.log_similarity(1, 1, [])
         tracker.summarize({"last": {"accuracy": 98.0}})

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from npas.sharing.names import PREFIX
+from npas.sharing.layers import PREFIX
 
 _SHARED = re.compile(rf"(?:^|\.){PREFIX}(\w+?)(?:\.original\d*)?$")  # also where parametrized
 

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
+from npas.sharing.audit import warn_of_holders
 from npas.sharing.budget import count_parameters, parse_budget
-from npas.sharing.buffers import give_back_freed
-from npas.sharing.generators import CHOICES, STARTS
+from npas.sharing.coefficients import CHOICES, STARTS
 from npas.sharing.groups import assign_groups
-from npas.sharing.holders import warn_of_holders
-from npas.sharing.initialization import (
+from npas.sharing.init import (
     assign_scales,
     initialize,
     initialize_as_released,
@@ -33,10 +32,10 @@ from npas.sharing.install import (
 )
 from npas.sharing.layers import find_layers, find_tensors, is_constant
 from npas.sharing.loops import refuse_loops
-from npas.sharing.memory import refuse_budget, refuse_plan
-from npas.sharing.reference import allocate_reference
+from npas.sharing.memory import give_back_freed, refuse_budget, refuse_plan
+from npas.sharing.released_layout import allocate_reference
 from npas.sharing.stored import read_plan
-from npas.sharing.upsamplers import UPSAMPLERS
+from npas.sharing.upsample import UPSAMPLERS
 from npas.sharing.validation import ALLOCATORS
 from npas.utils.budget import BudgetLike
 

@@ -14,7 +14,7 @@ from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation
 from npas.sharing.allocator import members_of, ordinary
 from npas.sharing.budget import Budget, BudgetReport
 from npas.sharing.layers import LayerSpec
-from npas.sharing.upsamplers import UPSAMPLERS, WINDOW
+from npas.sharing.upsample import UPSAMPLERS, WINDOW
 
 _TRIM = {"repeat": WINDOW, "mask": WINDOW, "wavg": 2}
 

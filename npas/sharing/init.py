@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation
-from npas.sharing.generators import GENERATORS, released_rows
-from npas.sharing.names import SCALES, bank_name, generator_name, upsampler_name
-from npas.sharing.resize import mean_variance
-from npas.sharing.upsamplers import UPSAMPLERS
+from npas.sharing.coefficients import GENERATORS, released_rows
+from npas.sharing.layers import SCALES, bank_name, generator_name, upsampler_name
+from npas.sharing.upsample import UPSAMPLERS, mean_variance
 
 PIECE = 1 << 24
 """Values of a bank that are drawn at a time: one draw in fp32 would exceed a large half bank."""

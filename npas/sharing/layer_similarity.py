@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.sharing.audit import follow, refuse_unloadable
-from npas.sharing.generators import GENERATORS
+from npas.sharing.coefficients import GENERATORS
+from npas.sharing.generation import Reading
 from npas.sharing.install import shared_weights
-from npas.sharing.names import SCALES, generator_names, shared_value
-from npas.sharing.reading import Reading
+from npas.sharing.layers import SCALES, generator_names, shared_value
 
 ROWS = ("coefficients", "embeddings")
 """The generators' parameters that have a row for each layer."""

@@ -1,0 +1,79 @@
+"""Every private function of torch, and of Python's frames, that npas needs.
+
+Each stands for something that torch does but has no public name for. `tests/sharing/
+test_torch_private.py` fails when a torch release changes one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import (
+    _disable_current_modes,
+    _get_current_dispatch_mode_stack,
+)
+from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
+
+_TRACERS = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+_storage_use_count = getattr(torch._C, "_storage_Use_Count", None)
+
+backward_pass = torch._C._current_graph_task_id
+"""Return the number of the backward pass that runs on this thread; -1: none."""
+
+will_execute = torch._C._will_engine_execute_node
+"""Return whether the running backward pass will come to a node of the graph."""
+
+
+def is_shared_storage(storage: torch.UntypedStorage) -> bool:
+    """Return whether any tensor still uses a storage, or torch cannot say."""
+    return _storage_use_count is None or _storage_use_count(storage._cdata) > 1
+
+
+def has_saved_tensors_hooks() -> bool:
+    """Return whether `saved_tensors_hooks` are active, such as a checkpoint's."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+def is_traced() -> bool:
+    """Return whether a compiler, a function transform or a trace is running.
+
+    That is `torch.compile`, `torch.export`, `torch.func`, forward-mode differentiation,
+    `torch.jit.trace`, `make_fx` or fake tensors. They cannot follow an autograd function that
+    writes to memory of its own, and nothing that is computed under them may be kept.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+        or any(torch._C._get_dispatch_mode(key) is not None for key in _TRACERS)
+    )
+
+
+def hidden_from_checkpoints() -> AbstractContextManager[object]:
+    """Return a context whose operations selective checkpoints neither save nor expect again.
+
+    Whether a weight is generated inside a checkpoint or before it must make no difference.
+    """
+    selective = (_CachingTorchDispatchMode, _CachedTorchDispatchMode)
+    if any(isinstance(mode, selective) for mode in _get_current_dispatch_mode_stack()):
+        hidden: AbstractContextManager[object] = _disable_current_modes()
+        return hidden
+    return nullcontext()
+
+
+caller: Any = sys._getframe
+"""`caller(1)` returns the frame that called the function it is used in; fast, for hot paths."""
+
+
+def frames(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame and those that called it, innermost first."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
