@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from npas import config as schema
-from npas.config import HASH_EXCLUDED, Config, check, config_hash, ignored, run_dir, to_dict
+from npas.config import (
+    HASH_EXCLUDED,
+    Config,
+    config_hash,
+    ignored,
+    load_config,
+    run_dir,
+    to_dict,
+)
 from npas.tasks.imagenet import task as imagenet
 
 
@@ -39,7 +47,7 @@ def checked(**changes: Any) -> Config:
     for key, value in changes.items():
         node, _, leaf = key.rpartition("__")
         (raw.setdefault(node, {}) if node else raw)[leaf] = value
-    return check(raw, ToyModel, ToyTask)
+    return load_config(raw, ToyModel, ToyTask)
 
 
 # Changes, and what the one line must hold.
@@ -114,16 +122,16 @@ def test_what_is_wrong_is_one_line_that_names_the_key(changes: dict[str, Any], l
 @pytest.mark.parametrize("budget", ["abc", "-1", "../..", "0.1/x", "dens", "", "18 M", "1/0"])
 def test_a_text_that_is_no_budget_is_refused_without_the_method(budget: str) -> None:
     with pytest.raises(ValueError, match=r"is not a budget.*, or dense$"):
-        check({"budget": budget, "model": {"family": "toy"}, "task": {"family": "toy"}})
+        load_config({"budget": budget, "model": {"family": "toy"}, "task": {"family": "toy"}})
 
 
 def test_a_typo_is_answered_without_the_families_and_without_torch() -> None:
     """The first check of a command is this one: it must not wait for heavy imports."""
     code = """
 import sys
-from npas.config import check
+from npas.config import load_config
 try:
-    check({"model": {"family": "wrn"}, "task": {"family": "digits"}, "bugdet": 0.1})
+    load_config({"model": {"family": "wrn"}, "task": {"family": "digits"}, "bugdet": 0.1})
 except ValueError as error:
     assert "budget" in str(error)
     sys.exit("torch" in sys.modules)
@@ -144,7 +152,7 @@ def test_values_come_out_in_the_types_of_the_schema() -> None:
 
 def test_a_stored_config_checks_to_itself() -> None:
     config = checked(budget="10%", model__depth=4, sharing__groups={"b*": "b", "a*": "a"})
-    again = check(to_dict(config), ToyModel, ToyTask)
+    again = load_config(to_dict(config), ToyModel, ToyTask)
     assert again == config
     assert run_dir(again) == run_dir(config)
 
@@ -233,7 +241,7 @@ def test_a_rehearsal_is_no_longer_than_its_settings_say() -> None:
     assert (config.epochs, config.batch_size, config.optim.milestones) == (1, 2, [])
     config = rehearsal(epochs=300, batch_size=64)
     assert (config.epochs, config.batch_size) == (200, 64)
-    assert check(to_dict(config), ToyModel, ToyTask) == config
+    assert load_config(to_dict(config), ToyModel, ToyTask) == config
     search = {"groups": "learned", "num_groups": 2, "search": {"epochs": 15}}
     short = checked(data={"source": "synthetic"}, sharing=search)
     assert short.sharing.search.epochs == 1
@@ -256,7 +264,7 @@ def test_how_imagenet_is_packed_makes_no_other_run() -> None:
     hashes = set()
     for changes in ({}, {"form": "shards"}, {"max_damaged": 50}, {"size": 160}):
         raw = {"budget": 0.1, "model": {"family": "toy"}, "task": {"family": "imagenet"} | changes}
-        hashes.add(config_hash(check(raw, ToyModel, imagenet.Config)))
+        hashes.add(config_hash(load_config(raw, ToyModel, imagenet.Config)))
     assert len(hashes) == 2  # of two sizes
 
 
@@ -291,7 +299,7 @@ def test_a_key_added_with_a_default_leaves_the_hash_as_it_is() -> None:
         dropout: float = 0.0
 
     raw = to_dict(checked(model__depth=4))
-    assert config_hash(check(raw, Grown, ToyTask)) == GOLDEN
+    assert config_hash(load_config(raw, Grown, ToyTask)) == GOLDEN
 
 
 def test_the_order_of_patterns_decides_and_so_does_its_hash() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from npas.config import NO_PACKAGE
+from npas.config.typed import unknown_key
 from npas.utils.checks import join
-from npas.utils.schema import unknown_key
 
 
 def explain(error: BaseException, known: Collection[str], words: Sequence[str] = ()) -> str | None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from npas.cli import app, runs
 from npas.cli.app import Job
 from npas.config import SYNTHETIC
+from npas.config.typed import build, keys_of
 from npas.utils.checks import at_least, at_most
-from npas.utils.schema import build, keys_of
 
 if TYPE_CHECKING:
     from npas.tasks.base import Shown

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from npas.cli import app, runs
 from npas.cli.app import Job
-from npas.utils.schema import build, keys_of
+from npas.config.typed import build, keys_of
 
 NAME = "npas-export"
 

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from npas.cli import app, runs
 from npas.cli.app import Job
+from npas.config.typed import build, keys_of
 from npas.reporting.folds import FILE_NAME
 from npas.utils.checks import above, at_least, at_most
-from npas.utils.schema import build, keys_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -18,7 +18,7 @@ from npas import config as schema
 from npas.cli import app, runs
 from npas.cli.app import Job
 from npas.config import Config
-from npas.utils.schema import convert, unknown_key
+from npas.config.typed import convert, unknown_key
 
 if TYPE_CHECKING:
     from torch import nn

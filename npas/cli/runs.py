@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from npas import config as schema
 from npas.cli import app
 from npas.config import Config
+from npas.config.renames import modernize
 from npas.utils.checks import join
-from npas.utils.renames import modernize
 
 CONFIG_FILE = "config.yaml"
 
@@ -33,11 +33,11 @@ class Data:
 
 def check(raw: Mapping[str, Any]) -> Config:
     """Check a whole config; ValueError. What can be checked without torch is checked without it."""
-    quick = schema.check(raw)
+    quick = schema.load_config(raw)
 
     from npas import models, tasks
 
-    return schema.check(
+    return schema.load_config(
         raw,
         models.family(quick.model["family"]).Config,
         tasks.family(quick.task["family"]).Config,

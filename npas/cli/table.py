@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from npas.cli import app
 from npas.cli.app import Job
+from npas.config.typed import build, keys_of
 from npas.utils.checks import join
-from npas.utils.schema import build, keys_of
 
 NAME = "npas-table"
 

@@ -23,7 +23,7 @@ def compose(*words: str) -> schema.Config:
         composed = OmegaConf.to_container(hydra_compose("train", list(words)), resolve=True)
     assert isinstance(composed, dict)
     raw: dict[str, Any] = {str(key): value for key, value in composed.items()}
-    return schema.check(
+    return schema.load_config(
         raw,
         models.family(raw["model"]["family"]).Config,
         tasks.family(raw["task"]["family"]).Config,

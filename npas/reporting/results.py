@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from npas.config import HASH_EXCLUDED, RECIPE_VERSION
+from npas.config.renames import modernize_result
 from npas.reporting.environment import Git, Hardware, environment
 from npas.tasks.common.files import write_whole
 from npas.utils.json_data import decode, read_json
-from npas.utils.renames import modernize_result
 
 __all__ = [
     "FILE_NAME",

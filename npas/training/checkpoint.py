@@ -25,9 +25,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from npas.config.renames import modernize
 from npas.tasks.common.files import give_usual_mode
 from npas.utils.json_data import decode, read_json, shown
-from npas.utils.renames import modernize
 
 log = logging.getLogger(__name__)
 

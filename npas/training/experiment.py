@@ -12,6 +12,7 @@ from torch import nn
 
 from npas import models, tasks
 from npas.config import DENSE, Config, search_epochs
+from npas.config.groups_file import GROUPS_FILE
 from npas.models import InputSpec
 from npas.sharing import Allocation, api, install
 from npas.sharing.layer_similarity import recurrence_reward
@@ -24,7 +25,6 @@ from npas.training.distributed import Process, this_process
 from npas.training.grouping import Grouping
 from npas.training.precision import Precision
 from npas.training.state import SEARCH, TRAIN, named_checkpoint
-from npas.utils.groups_file import GROUPS_FILE
 
 if TYPE_CHECKING:
     from npas.training.initial import Start

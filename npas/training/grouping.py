@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from npas.config import SEARCHED
+from npas.config.groups_file import GROUPS_FILE
+from npas.config.typed import build
 from npas.tasks.common.files import write_whole
 from npas.utils.checks import join
-from npas.utils.groups_file import GROUPS_FILE
 from npas.utils.json_data import read_json
 from npas.utils.rng import derive_key
-from npas.utils.schema import build
 
 RESTARTS = 10
 """Beginnings of k-means, of which the best counts."""

@@ -250,8 +250,8 @@ def _restore(path: Path) -> nn.Module:
 
 def _config(raw: Mapping[str, object]) -> Config:
     """Check a stored config, and leave out where its own weights came from."""
-    quick = schema.check(raw)
-    config = schema.check(
+    quick = schema.load_config(raw)
+    config = schema.load_config(
         raw,
         models.family(quick.model["family"]).Config,
         tasks.family(quick.task["family"]).Config,

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from npas import sharing
 from npas.config import Config, search_epochs
+from npas.config.groups_file import GROUPS_FILE
 from npas.sharing.search import search_vectors, template_gradients
 from npas.tasks import base
 from npas.training import grouping as groupings
@@ -39,7 +40,6 @@ from npas.training.journal import Outcome
 from npas.training.loop import train
 from npas.training.precision import Precision
 from npas.training.state import SEARCH, descends, named_checkpoint, starts_anew
-from npas.utils.groups_file import GROUPS_FILE
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from npas import models
 from npas.config import OF_PARTS, Config, config_hash, in_parts, is_excluded, run_dir, to_dict
+from npas.config.groups_file import GROUPS_FILE
 from npas.sharing import Allocation, api, install
 from npas.tasks.common.files import write_whole
 from npas.training.averaging import AveragedWeights
@@ -32,7 +33,6 @@ from npas.training.checks import Length, check_counts, check_scaler, flat, read_
 from npas.training.grouping import from_dict
 from npas.training.meter import Meter
 from npas.training.precision import Precision
-from npas.utils.groups_file import GROUPS_FILE
 
 if TYPE_CHECKING:
     from npas.training.experiment import Experiment

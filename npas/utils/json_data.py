@@ -1,6 +1,6 @@
 """Build dataclasses from JSON data, each field of its type and no other field there.
 
-Unlike a config (`npas.utils.schema`), nothing is converted: these are files that npas wrote itself.
+Unlike a config (`npas.config.typed`), nothing is converted: these are files that npas wrote itself.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 import torch
 from grounding_files import WIDTH, Network, make
 
-from npas._nodes import SyntheticConfig
+from npas.config.schema import SyntheticConfig
 from npas.models import bag_of_words, build
 from npas.tasks import base
 from npas.tasks import scenes as scene_module

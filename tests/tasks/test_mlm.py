@@ -14,8 +14,8 @@ from simulated_ranks import by_ranks
 from torch import Tensor
 from torch.nn import functional as F
 
-from npas._nodes import SyntheticConfig
 from npas.config import DataConfig
+from npas.config.schema import SyntheticConfig
 from npas.models import bert, build
 from npas.tasks.common import synthetic_text, tokenization
 from npas.tasks.mlm import reader

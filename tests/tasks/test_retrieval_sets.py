@@ -11,10 +11,10 @@ from retrieval_files import NAMES, REGIONS, WIDTH, captions, write
 from test_retrieval import CPU, make, network
 
 from npas.config import DataConfig
+from npas.config.typed import build as build_config
 from npas.tasks.retrieval import reader
 from npas.tasks.retrieval import task as retrieval
 from npas.tasks.scenes import dataset
-from npas.utils.schema import build as build_config
 
 
 @pytest.fixture(scope="module")

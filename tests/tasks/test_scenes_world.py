@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from npas.config.typed import build, keys_of
 from npas.tasks.scenes import Difficulty
 from npas.tasks.scenes.drawing import render
 from npas.tasks.scenes.world import COLOURS, MATERIALS, SHAPES, Scene, Thing, draw_scene, relation
-from npas.utils.schema import build, keys_of
 
 
 def drawn(count: int = 60, **keys: Any) -> list[Scene]:

@@ -11,8 +11,8 @@ import torch
 from simulated_ranks import by_ranks
 from torch import Tensor
 
-from npas._nodes import SyntheticConfig
 from npas.config import DataConfig
+from npas.config.schema import SyntheticConfig
 from npas.models import bert, build
 from npas.tasks import base
 from npas.tasks.common import synthetic_text

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from npas import tasks
-from npas._nodes import SyntheticConfig
 from npas.config import DataConfig
+from npas.config.schema import SyntheticConfig
 from npas.tasks.base import Task
 from npas.tasks.cifar import synthetic
 from npas.tasks.cifar import task as cifar

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from npas.config import Config, check
+from npas.config import Config, load_config
 from npas.models import wrn
 from npas.tasks import digits
 from npas.training import Experiment, Outcome, build, train
@@ -38,7 +38,7 @@ def small() -> MakeConfig:
             key: SMALL.get(key, {}) | value if isinstance(value, dict) else value
             for key, value in changes.items()
         }
-        return check(SMALL | merged, wrn.Config, digits.Config)
+        return load_config(SMALL | merged, wrn.Config, digits.Config)
 
     return make
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from npas import config as schema
+from npas.config.groups_file import read_groups
 from npas.training import grouping
 from npas.training.grouping import Grouping
-from npas.utils.groups_file import read_groups
 
 GROUPS = {"stem": "learned0", "a.conv": "learned1", "b.conv": "learned1", "head": "learned0"}
 FOUND = Grouping(

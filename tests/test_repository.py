@@ -1,4 +1,4 @@
-"""The house stands as CONTRIBUTING.md draws it: floors, sizes, words, headers and commands."""
+"""The repository keeps its rules: layers, sizes, names, headers of experiments, commands in documents."""
 
 import ast
 import configparser
@@ -23,7 +23,6 @@ LAYERS = {
     "tasks": 4,
     "models": 3,
     "config": 2,
-    "_nodes": 2,
     "sharing": 1,
     "utils": 0,
 }
@@ -44,7 +43,7 @@ def read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-# --- floors and sizes
+# --- layers and sizes
 
 
 def imported(path: Path) -> set[str]:
@@ -63,20 +62,59 @@ def imported(path: Path) -> set[str]:
 
 
 # A rule is one test over all files that it holds for: a test a file was a quarter of all tests.
-def test_a_module_imports_only_from_its_own_floor_and_those_below() -> None:
+def test_a_module_imports_only_from_its_own_layer_and_those_below() -> None:
     for path in MODULES:
         part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if part == "__init__":
             # The package's own face: the public verbs, all of which are the method's.
             assert imported(path) <= {"sharing"}
             continue
-        assert part in LAYERS, f"{part} has no floor: is it a room of an existing one?"
+        assert part in LAYERS, f"{part} has no layer: does it belong in an existing package?"
         for other in imported(path) & set(LAYERS):
-            assert (
-                other == part
-                or LAYERS[other] < LAYERS[part]
-                or {part, other} <= {"config", "_nodes"}
-            ), f"{name(path)} imports {other}"
+            assert other == part or LAYERS[other] < LAYERS[part], f"{name(path)} imports {other}"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(["npas", *(part for part in parts if part != "__init__")])
+
+
+def imports_at_start(path: Path, modules: set[str]) -> set[str]:
+    """Return the modules of npas that a module imports when it is imported itself."""
+    found: set[str] = set()
+    nodes: list[ast.AST] = [ast.parse(read(path))]
+    while nodes:
+        node = nodes.pop()
+        is_typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or is_typing:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+        nodes += ast.iter_child_nodes(node)
+    own = module_name(path)
+    return {name for name in found & modules if not own.startswith(f"{name}.")} - {own}
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    modules = {module_name(path) for path in MODULES}
+    left = {module_name(path): imports_at_start(path, modules) for path in MODULES}
+    while free := {name for name, needed in left.items() if not needed & left.keys()}:
+        left = {name: needed for name, needed in left.items() if name not in free}
+    assert not left, f"import cycles among {sorted(left)}"
+
+
+def test_no_two_places_share_more_than_a_dozen_lines() -> None:
+    window, places = 13, {}
+    for path in MODULES:
+        kept = [line for line in map(str.strip, read(path).splitlines()) if line]
+        # Imports and the parameters of a signature may repeat.
+        lines = [line for line in kept if not re.match(r"import |from |#|\w+: .*,$", line)]
+        for i in range(len(lines) - window + 1):
+            text = "\n".join(lines[i : i + window])
+            assert text not in places, f"{name(path)} and {places[text]} share: {text}"
+            places[text] = name(path)
 
 
 def test_a_model_never_knows_that_it_shares() -> None:

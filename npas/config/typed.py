@@ -21,8 +21,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from npas.config.renames import new_name
 from npas.utils.checks import join
-from npas.utils.renames import new_name
 
 T = TypeVar("T")
 
