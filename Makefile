@@ -47,7 +47,7 @@ test: $(READY)  ## run the quick tests
 test-faults: $(READY)  ## run what starts, kills and starves real processes (under five minutes)
 	$(QUIET_THREADS) $(BIN)/python -m pytest -n auto -m "(fault or dist) and not slow" $(ARGS)
 
-test-exps: $(READY)  ## train every experiment on made-up data, and plan it at every budget
+test-exps: $(READY)  ## train every experiment on synthetic data, and plan it at every budget
 	$(QUIET_THREADS) $(BIN)/python -m pytest -n 2 -m walk $(ARGS)
 
 test-slow: $(READY)  ## run the slow tests: trainings, a built wheel

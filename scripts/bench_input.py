@@ -5,7 +5,7 @@
     python scripts/bench_input.py --device cuda --precision bf16 --workers 0,8,16 --batch 128
     python scripts/bench_input.py --only imagenet --images 400 --networks resnet50
 
-ImageNet's images are made up: JPEGs of 500 x 375 pixels and some 100 KB, as the real ones are on
+ImageNet's images are synthetic: JPEGs of 500 x 375 pixels and some 100 KB, as the real ones are on
 average, as folders and as shards, read, decoded, cropped at random to 224 and flipped. They lie in
 the page cache after the first pass, so this measures the processor and not the disk. CIFAR's and
 the digits' pipelines rest on the device. A network's step is forward and backward of a batch that
@@ -36,7 +36,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--images", type=int, default=384, help="made-up images of ImageNet's kind")
+    parser.add_argument(
+        "--images", type=int, default=384, help="synthetic images of ImageNet's kind"
+    )
     parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes")
     parser.add_argument("--networks", default=NETWORKS, help="files of configs/model")
     parser.add_argument("--only", default="imagenet,cifar,digits,networks")
@@ -82,7 +84,7 @@ def imagenet_rows(arguments: argparse.Namespace, root: Path) -> dict[str, Callab
     from npas.tasks.imagenet.folder import Folder
 
     size = write_images(root / "imagenet", arguments.images)
-    print(f"made up {arguments.images} JPEGs of {size:,} bytes on average")
+    print(f"wrote {arguments.images} JPEGs of {size:,} bytes on average")
     folders = {split: Folder(root / "imagenet" / split, 2) for split in ("train", "val")}
     shards.pack(folders, root / "imagenet-shards", per_shard=100)
     rows = {}

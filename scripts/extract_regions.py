@@ -12,7 +12,7 @@ Proposals are those of the region proposal network, after non-maximum suppressio
 
 Broken off, also by a kill, the same command goes on: images are kept in parts, written whole, which
 become the one file at the end. Images that are missing or damaged are named and left out; once they
-are mended, the same command adds them, and tasks do without up to 1% of a split. Exit code 0: all
+are fixed, the same command adds them, and tasks do without up to 1% of a split. Exit code 0: all
 are there; 1: some were left out; 2: cannot be done; 130: interrupted.
 
 Space: 2.5 MB an image at 300 proposals, less what lzf saves, and twice that while parts are joined.
@@ -56,7 +56,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--weights",
         default="DEFAULT",
-        help="DEFAULT: torchvision's, of COCO; a file with a state dict; none: a rehearsal",
+        help="DEFAULT: torchvision's, of COCO; a file with a state dict; none: a synthetic run",
     )
     parser.add_argument("--most", type=positive, default=300, help="proposals of an image")
     parser.add_argument("--size", type=positive, default=800, help="shorter side, in pixels")
@@ -86,7 +86,7 @@ def main(words: Sequence[str] | None = None) -> int:
         complain(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        complain(f"{where}{reason(error)}; mend that, and the same command goes on")
+        complain(f"{where}{reason(error)}; fix that, and the same command goes on")
     return 2
 
 
@@ -132,7 +132,7 @@ def extract(arguments: argparse.Namespace) -> int:
         print(f"{target} holds {count:,} of the {len(images):,} images of {split}")
     if left_out:
         complain(
-            f"{left_out:,} images left out: mend them, and the same command adds them; tasks do"
+            f"{left_out:,} images left out: fix them, and the same command adds them; tasks do"
             " without up to 1% of a split"
         )
     return 1 if left_out else 0
@@ -158,7 +158,7 @@ def _each(
 
 
 def describe(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Say what decides the features: files of other settings do not belong together."""
+    """Return what decides the features: files of other settings do not belong together."""
     weights = arguments.weights
     if weights not in ("DEFAULT", "none"):
         path = Path(weights)

@@ -45,7 +45,7 @@ POLL = 0.01  # seconds between two looks
 
 @dataclass(frozen=True)
 class Ended:
-    """Say how a process ended: its exit code (128 + n: by signal n) and what it printed."""
+    """How a process ended: its exit code (128 + n: by signal n) and what it printed."""
 
     code: int
     out: str
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def has_ended(self) -> bool:
-        """Tell whether the process is gone."""
+        """Return whether the process is gone."""
         return (self.folder / "code").exists()
 
     def signal(self, number: int) -> None:

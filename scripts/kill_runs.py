@@ -4,8 +4,8 @@
     python scripts/kill_runs.py --kills 200 --out results/reliability/digits-kills.json
     python scripts/kill_runs.py --kills 50 --seed 1 data.workers=2 trainer.grad_accum_steps=2
 
-The training is of digits, a second long, `deterministic=true`; words of npas-train may be added. It
-first runs undisturbed. Then it is started anew, killed at a moment that is as likely to fall on its
+The training is of digits, a second long, `deterministic=true`; npas-train's keys may be added.
+It first runs undisturbed. Then it is started again, killed at a moment as likely to fall on its
 start as on any step or write, by SIGKILL or by one of the signals that ask to stop, and started
 again with the same command, until it is done; one in three is killed again on its way. What it then
 leaves is compared with what the undisturbed run left: `result.json` but for the fields that
@@ -156,7 +156,7 @@ def trial(
 
 
 def whereabouts(home: Path) -> dict[str, Any]:
-    """Say how far a killed run had come: the last logged step and the newest checkpoint's."""
+    """Return how far a killed run had come: the last logged step and the newest checkpoint's."""
     folders = [path for path in home.glob("runs/[!.]*/*") if path.is_dir()]
     steps = logged_steps(folders[0]) if folders else []
     saved = [int(p.name[5:]) for f in folders for p in f.glob("checkpoints/step-????????")]

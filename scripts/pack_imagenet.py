@@ -36,7 +36,7 @@ def main() -> None:
         fail(str(error))
     except OSError as error:
         where = error.filename or arguments.target
-        fail(f"{where}: {error.strerror}; mend that, and the same command goes on")
+        fail(f"{where}: {error.strerror}; fix that, and the same command goes on")
 
 
 def fail(line: str, code: int = 2) -> None:

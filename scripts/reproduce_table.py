@@ -77,7 +77,7 @@ def adopt(table: Table, run_root: Path, results: Path) -> None:
 
 
 def estimate(table: Table, cells: Sequence[Cell], runs: int) -> str:
-    """Say how many runs are missing and, from those that are there, how long they will take."""
+    """Return how many runs are missing and, from those that are there, how long they will take."""
     if not runs:
         return f"table {table.name}: every result is there."
     text = f"table {table.name}: {runs} runs are missing"

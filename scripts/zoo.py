@@ -2,7 +2,7 @@
 
     make zoo                                            # what results/zoo lacks, then the table
     python scripts/zoo.py --only 'torchvision/resnet*'  # some of them
-    python scripts/zoo.py --only timm/dla34 --again     # anew, though its result is there
+    python scripts/zoo.py --only timm/dla34 --again     # again, though its result is there
     python scripts/zoo.py --show                        # the table alone
 
 For each budget: share, count (used <= allowed, and slack within the promise), forward and backward
@@ -261,7 +261,7 @@ def floating(output: Any) -> Iterator[Tensor]:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Tell whether all values are finite, in pieces: a mask of a giant's would be large."""
+    """Return whether all values are finite, in pieces: a mask of a giant's would be large."""
     return all(bool(piece.isfinite().all()) for piece in tensor.flatten().split(1 << 24))
 
 

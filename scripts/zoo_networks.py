@@ -18,7 +18,7 @@ Inputs = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Case:
-    """Name an architecture, build it, make a batch for it; note what is out of the ordinary."""
+    """An architecture, build it, make a batch for it; note what is out of the ordinary."""
 
     name: str
     build: Callable[[], nn.Module]

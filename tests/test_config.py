@@ -230,16 +230,16 @@ def test_the_hash_follows_the_keys_that_decide_the_result_and_no_others(key: str
     assert (config_hash(changed) == config_hash(checked())) == excluded
 
 
-def rehearsal(**synthetic: int) -> Config:
+def synthetic_run(**synthetic: int) -> Config:
     return checked(
         data={"source": "synthetic", "synthetic": synthetic}, optim__milestones=[60], epochs=200
     )
 
 
 def test_a_rehearsal_is_no_longer_than_its_settings_say() -> None:
-    config = rehearsal()
+    config = synthetic_run()
     assert (config.epochs, config.batch_size, config.optim.milestones) == (1, 2, [])
-    config = rehearsal(epochs=300, batch_size=64)
+    config = synthetic_run(epochs=300, batch_size=64)
     assert (config.epochs, config.batch_size) == (200, 64)
     assert load_config(to_dict(config), ToyModel, ToyTask) == config
     search = {"groups": "learned", "num_groups": 2, "search": {"epochs": 15}}
@@ -248,7 +248,7 @@ def test_a_rehearsal_is_no_longer_than_its_settings_say() -> None:
 
 
 def test_the_settings_of_a_rehearsal_decide_its_result_and_no_other() -> None:
-    assert len({config_hash(rehearsal(**{key: 9})) for key in ("train", "test", "epochs")}) == 3
+    assert len({config_hash(synthetic_run(**{key: 9})) for key in ("train", "test", "epochs")}) == 3
     real = [checked(data={"synthetic": {"train": count}}) for count in (8, 9)]
     assert config_hash(real[0]) == config_hash(real[1])
     assert ignored(real[1]) == {}

@@ -1,4 +1,4 @@
-"""The repository keeps its rules: layers, sizes, names, headers of experiments, commands in documents."""
+"""The repository keeps its rules: layers, sizes, names, headers, commands in documents."""
 
 import ast
 import configparser

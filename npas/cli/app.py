@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Job:
-    """Say how a job ended: `status` as in a result file, or skipped; `detail` is for reading."""
+    """How a job ended: `status` as in a result file, or skipped; `detail` is for reading."""
 
     name: str
     status: str = "done"
@@ -43,13 +43,13 @@ class Job:
 
     @property
     def fine(self) -> bool:
-        """Tell whether there is nothing to repeat."""
+        """Return whether there is nothing to repeat."""
         return self.status in ("done", "skipped")
 
 
 @dataclass(frozen=True)
 class Command(Generic[T]):
-    """Describe a command: `check` is quick and raises ValueError, `run` does the work."""
+    """A command: `check` is quick and raises ValueError, `run` does the work."""
 
     name: str
     primary: str  # the YAML of npas.configs that it composes
@@ -75,16 +75,18 @@ class RunFailed(Exception):
 
 
 def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
-    """Run `command` with these words (those of the command line, if None); return the exit code."""
+    """Run `command` with these arguments (None: sys.argv's); return the exit code."""
     # Threads that spin while they wait make a run on a busy machine many times slower. OpenMP
     # reads this when torch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     with one_line_messages(command.name):
         try:
-            words = _opened(words)
-            sweeps = errors.parse_arguments(words).multirun or "hydra.mode=MULTIRUN" in words
-            jobs = _swept(command, words) if sweeps else _single(command, words)
+            arguments = _opened(arguments)
+            sweeps = (
+                errors.parse_arguments(arguments).multirun or "hydra.mode=MULTIRUN" in arguments
+            )
+            jobs = _swept(command, arguments) if sweeps else _single(command, arguments)
         except SystemExit as stop:  # Hydra has answered --help or the like
             return int(stop.code or 0)
         except KeyboardInterrupt:
@@ -99,13 +101,13 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
             if signals.requested():  # a library has made another exception of Preempted
                 say(command.name, f"stopped by a signal{command.after_interrupt}")
                 return signals.EXIT_CODE
-            return 2 if explain(error, command, words) else 1
+            return 2 if explain(error, command, arguments) else 1
     if any(job.status in (PREEMPTED, WAITING) for job in jobs):
         return signals.EXIT_CODE
     return 0 if all(job.fine for job in jobs) else 1
 
 
-def _opened(words: Sequence[str]) -> list[str]:
+def _opened(arguments: Sequence[str]) -> list[str]:
     """Let Hydra take more than it would: flags anywhere, and keys that a family's YAML leaves out.
 
     With the pluses `model.KEY=` and `task.KEY=` reach the check against the family's schema, and
@@ -113,7 +115,7 @@ def _opened(words: Sequence[str]) -> list[str]:
     quotes a value may hold what its grammar refuses, as the letters of a path do in most languages.
     """
     closed = ("model.", "task.", "run=")
-    opened = [f"++{word}" if word.startswith(closed) else word for word in words]
+    opened = [f"++{word}" if word.startswith(closed) else word for word in arguments]
     opened = [_quoted(word) for word in opened]
     with contextlib.suppress(ValueError):  # which is raised, and answered, when they are parsed
         # argparse, as Hydra calls it, reads no overrides behind a flag that stands among them.
@@ -149,27 +151,27 @@ def tell(line: str) -> None:
     print_line(line, sys.stdout)
 
 
-def _debugging(words: Sequence[str]) -> bool:
-    """Tell whether the user wants tracebacks."""
-    return os.environ.get("NPAS_DEBUG") == "1" or "hydra.verbose=true" in words
+def _debugging(arguments: Sequence[str]) -> bool:
+    """Return whether the user wants tracebacks."""
+    return os.environ.get("NPAS_DEBUG") == "1" or "hydra.verbose=true" in arguments
 
 
-def _single(command: Command[T], words: list[str]) -> list[Job]:
+def _single(command: Command[T], arguments: list[str]) -> list[Job]:
     jobs: list[Job] = []
-    compose(command, words, lambda raw: jobs.append(command.run(command.check(raw))))
+    compose(command, arguments, lambda raw: jobs.append(command.run(command.check(raw))))
     return jobs
 
 
-def _swept(command: Command[T], words: list[str]) -> list[Job]:
+def _swept(command: Command[T], arguments: list[str]) -> list[Job]:
     from npas.cli import sweep
 
-    return sweep.run(command, words)
+    return sweep.run(command, arguments)
 
 
 def compose(
-    command: Command[T], words: list[str], task: Callable[[dict[str, Any]], float | None]
+    command: Command[T], arguments: list[str], task: Callable[[dict[str, Any]], float | None]
 ) -> None:
-    """Let Hydra act on the words: it calls `task` with each config it composes, as plain data."""
+    """Let Hydra compose: it calls `task` with each config, as plain data."""
     import hydra
     from omegaconf import DictConfig
 
@@ -188,7 +190,7 @@ def compose(
     configured = hydra.main(
         version_base="1.3", config_path="pkg://npas.configs", config_name=command.primary
     )
-    with _command_line(command.name, words):
+    with _command_line(command.name, arguments):
         configured(run)()
     if failures:
         raise failures[0]
@@ -203,10 +205,10 @@ def plain(config: Any) -> dict[str, Any]:
     return {str(key): value for key, value in raw.items()}
 
 
-def explain(error: Exception, command: Command[T], words: Sequence[str]) -> str | None:
+def explain(error: Exception, command: Command[T], arguments: Sequence[str]) -> str | None:
     """Print the error's line, and the traceback if asked for or if it is a fault of ours."""
-    line = errors.explain(error, command.keys(), words)
-    if line is None or _debugging(words):
+    line = errors.explain(error, command.keys(), arguments)
+    if line is None or _debugging(arguments):
         traceback.print_exception(error)
     if line is not None:
         say(command.name, line)
@@ -214,10 +216,10 @@ def explain(error: Exception, command: Command[T], words: Sequence[str]) -> str 
 
 
 @contextlib.contextmanager
-def _command_line(name: str, words: Sequence[str]) -> Iterator[None]:
-    """Let Hydra, which reads sys.argv, read `words`, and raise its errors instead of printing."""
+def _command_line(name: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Let Hydra read `arguments` in place of sys.argv, and raise its errors, not print them."""
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [name, *words], "1"
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [name, *arguments], "1"
     try:
         yield
     finally:

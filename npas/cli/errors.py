@@ -1,7 +1,7 @@
-"""Turn what went wrong with the user's words into one line that says what to change.
+"""Turn what went wrong with the user's arguments into one line that says what to change.
 
 Our own errors are `ValueError`s and say so already. Hydra's and OmegaConf's take several lines and
-advise to force a key in with `+`; the table at the end puts each in our words.
+advise to force a key in with `+`; the table at the end says each in one line.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from npas.config.typed import unknown_key
 from npas.utils.checks import join
 
 
-def explain(error: BaseException, known: Collection[str], words: Sequence[str] = ()) -> str | None:
-    """Return the line for an error that the user can mend, None for any other error.
+def explain(
+    error: BaseException, known: Collection[str], arguments: Sequence[str] = ()
+) -> str | None:
+    """Return the line for an error that the user can fix, None for any other error.
 
-    `known` are the full names of the command's keys, to suggest from; `words` are what it was told.
+    `known` are the full names of the command's keys, to suggest from.
     """
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
@@ -41,13 +43,13 @@ def explain(error: BaseException, known: Collection[str], words: Sequence[str] =
         where = f" (in {error.full_key})" if error.full_key else ""
         return _one_line(f"{text.splitlines()[0]}{where}")
     if text.startswith("Config group override must be"):  # by Hydra, which leaves out which
-        return _one_line(next(_no_names(words, known), text))
+        return _one_line(next(_no_names(arguments, known), text))
     if isinstance(error, (ValueError, OSError)):
         return _one_line(text)
     return None
 
 
-def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read Hydra's flags and the overrides; ValueError where argparse would print its usage."""
     from hydra._internal.utils import get_args_parser
 
@@ -56,7 +58,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
     parser = get_args_parser()
     parser.error = fail
-    return parser.parse_intermixed_args(list(words))
+    return parser.parse_intermixed_args(list(arguments))
 
 
 def _one_line(text: str) -> str:
@@ -89,7 +91,7 @@ def _no_option(match: re.Match[str], known: Collection[str]) -> str:
 
 
 def _no_file(group: str, file: Path) -> str:
-    """Say how to choose a file of the user's own, which the word has named by its path."""
+    """Return how to choose a file of the user's own, which the word has named by its path."""
     plus, folder, where = "+" if group == "exp" else "", "DIR", f"put it into DIR/{group}/ and "
     if file.absolute().parent.name == group and file.with_suffix(".yaml").exists():
         folder, where = str(file.parent.parent), ""
@@ -117,9 +119,9 @@ def _unreadable(word: str, known: Collection[str]) -> str:
     return f"{word!r} sets nothing: write {f'run={word}' if names_run else 'key=value'}"
 
 
-def _no_names(words: Sequence[str], known: Collection[str]) -> Iterator[str]:
+def _no_names(arguments: Sequence[str], known: Collection[str]) -> Iterator[str]:
     """Say of each word that chooses a number, or nothing, where a YAML's name belongs."""
-    for word in words:
+    for word in arguments:
         key, _, value = word.lstrip("+").partition("=")
         node = key == "exp" or any(name.startswith(f"{key}.") for name in known)
         if not key:

@@ -30,7 +30,7 @@ MOST_SHOWN = 200  # samples: a page that can still be opened
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Hold npas-eval's keys.
+    """The keys of npas-eval.
 
     `show` samples are drawn beside what the network answers, for tasks that have pictures.
     """
@@ -50,7 +50,7 @@ class Evaluate:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate the run that the words name; see the top of this file."""
+    """Evaluate the run that the arguments name; see the top of this file."""
     return app.main(app.Command(NAME, "evaluate", keys, check, run), argv)
 
 
@@ -98,7 +98,7 @@ def run(options: Evaluate) -> Job:
         name = task.selection_metric
         score = f"{options.split} {name} {metrics[name]:.2f}"
         if task.source == SYNTHETIC:
-            score += " on made-up data"
+            score += " on synthetic data"
         if experiment.unfinished:
             score += f" ({experiment.unfinished.partition(';')[0]})"
         app.say(NAME, f"{_draw(options, experiment, shown, score)} shows {len(shown)} samples")

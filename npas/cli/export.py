@@ -24,7 +24,7 @@ NAME = "npas-export"
 
 @dataclass(frozen=True)
 class Export:
-    """Hold npas-export's keys; without `out` the file lies in the run's folder."""
+    """The keys of npas-export; without `out` the file lies in the run's folder."""
 
     run: str | None = None
     format: Literal["safetensors"] = "safetensors"
@@ -38,7 +38,7 @@ class Export:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export the run that the words name; see the top of this file."""
+    """Export the run that the arguments name; see the top of this file."""
     return app.main(app.Command(NAME, "export", keys, check, run), argv)
 
 

@@ -51,12 +51,12 @@ CANDIDATES = (0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.93, 0.9, 0.85, 0.8, 0.7, 0
 
 @dataclass(frozen=True)
 class Fold:
-    """Hold npas-fold's keys.
+    """The keys of npas-fold.
 
     `threshold` is the cosine from which on two layers agree; auto takes, of `CANDIDATES`, the one
     that leaves the fewest layers while the metric on held-out data falls by `tolerance` at most.
     Equal coefficients have a mean length, which the running statistics of batch norms do not know:
-    these are measured anew on `recalibrate` training batches, without labels or gradients.
+    these are measured again on `recalibrate` training batches, without labels or gradients.
     """
 
     run: str | None = None
@@ -81,7 +81,7 @@ class Fold:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fold the run that the words name; see the top of this file."""
+    """Fold the run that the arguments name; see the top of this file."""
     return app.main(app.Command(NAME, "fold", keys, check, run), argv)
 
 
@@ -218,7 +218,7 @@ def _training_inputs(experiment: Experiment, batches: int) -> list[Any]:
 
 
 def _recalibrate(experiment: Experiment, model: nn.Module, inputs: Sequence[Any]) -> bool:
-    """Measure the norms' running statistics anew; say whether there are any."""
+    """Measure the norms' running statistics again; say whether there are any."""
     from torch import nn
     from torch.nn.modules.batchnorm import _BatchNorm
     from torch.optim.swa_utils import update_bn
@@ -278,7 +278,7 @@ def _logged(run: str) -> list[dict[str, Any]]:
 
 
 def _facts(experiment: Experiment) -> dict[str, Any]:
-    """Say which run was folded, and where."""
+    """Return which run was folded, and where."""
     from npas.config import config_hash
     from npas.reporting.environment import environment
 

@@ -34,7 +34,7 @@ Format = Literal["table", "json"]
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold npas-plan's keys: those of npas-train, how to print, and whether to read the data."""
+    """The keys of npas-plan: those of npas-train, how to print, and whether to read the data."""
 
     config: Config
     format: Format
@@ -42,7 +42,7 @@ class Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Plan what the words describe; see the top of this file."""
+    """Plan what the arguments describe; see the top of this file."""
     return app.main(app.Command(NAME, "plan", keys, check, run), argv)
 
 
@@ -90,7 +90,7 @@ def run(plan: Plan) -> Job:
     else:
         print(runs.plan_text(model, allocation))
         print(f"inference: {flops:,} FLOPs an input (2 a multiply-add), whatever the budget")
-        if note := _of_rehearsal(task, config):
+        if note := _of_synthetic_inputs(task, config):
             print(note)
         for name, line in data.items():
             print(f"data {name}: {line}")
@@ -100,8 +100,8 @@ def run(plan: Plan) -> Job:
     return Job(config.exp)
 
 
-def _of_rehearsal(task: Task, config: Config) -> str:
-    """Return a note if the inputs of a rehearsal are smaller than the real set's, else nothing."""
+def _of_synthetic_inputs(task: Task, config: Config) -> str:
+    """Return a note if synthetic inputs are smaller than the real set's, else nothing."""
     import torch
 
     from npas import tasks
@@ -113,7 +113,7 @@ def _of_rehearsal(task: Task, config: Config) -> str:
         device=torch.device("cpu"),
     )
     own, whole = ("x".join(map(str, t.spec.input_shape)) for t in (task, real))
-    return "" if own == whole else f"inputs: {own} of a rehearsal; the set's are {whole}"
+    return "" if own == whole else f"inputs: {own} of a synthetic run; the set's are {whole}"
 
 
 def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:
@@ -161,7 +161,7 @@ def _grouping(config: Config) -> Grouping | None:
     if grouping is None and schema.search_epochs(config):
         raise ValueError(
             f"sharing.groups={config.sharing.groups} finds its groups in training, and {folder} has"
-            " none yet: run npas-train with the same words first, or plan with"
+            " none yet: run npas-train with the same arguments first, or plan with"
             " sharing.groups=single sharing.num_groups=null"
         )
     return grouping

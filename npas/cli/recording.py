@@ -50,8 +50,8 @@ REMEDY = "free space and run the same command: it resumes"
 
 
 def remedy(error: OSError) -> str:
-    """Say what to do about a run's folder that cannot be written."""
-    return REMEDY if error.errno in FULL else "mend that and run the same command: it resumes"
+    """Return what to do about a run's folder that cannot be written."""
+    return REMEDY if error.errno in FULL else "fix that and run the same command: it resumes"
 
 
 def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment], None]) -> Result:

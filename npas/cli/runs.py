@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Data:
-    """Say where the data of a stored run lie; null: where the run found them."""
+    """Where the data of a stored run lie; null: where the run found them."""
 
     root: str | None = None
     download: bool | None = None
@@ -47,7 +47,7 @@ def check(raw: Mapping[str, Any]) -> Config:
 def check_words(raw: dict[str, Any]) -> tuple[Config, str | None]:
     """Check what a command line was composed to; ValueError.
 
-    `run=DIR` (or a YAML file) takes the config that a run stored, and the words beside it change
+    `run=DIR` (or a YAML file) takes the config that a run stored; the other arguments change
     single keys of that. The text says so if this is another run than the one in the folder.
     """
     run = raw.pop("run", None)
@@ -94,8 +94,8 @@ def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    words = list(HydraConfig.get().overrides.task)
-    for override in OverridesParser.create().parse_overrides(words):
+    arguments = list(HydraConfig.get().overrides.task)
+    for override in OverridesParser.create().parse_overrides(arguments):
         key, value, node = override.key_or_group, composed, stored
         if key == "run":
             continue
@@ -217,7 +217,7 @@ def restore_to_measure(
 
 
 def warn_of_ignored(command: str, config: Config) -> None:
-    """Say which settings have no effect beside the others, a line for each reason."""
+    """Report which settings have no effect beside the others, a line for each reason."""
     by_reason: dict[str, list[str]] = {}
     for key, reason in schema.ignored(config).items():
         by_reason.setdefault(reason, []).append(key)
@@ -226,7 +226,7 @@ def warn_of_ignored(command: str, config: Config) -> None:
 
 
 def plan_text(model: nn.Module, allocation: Allocation | None) -> str:
-    """Describe the allocation of a network, or the network that shares nothing."""
+    """Return a description of the allocation of a network, or the network that shares nothing."""
     if allocation is not None:
         return allocation.table()
     from npas.sharing import count_parameters

@@ -31,22 +31,22 @@ class _Ended(BaseException):
         self.refusal = refusal
 
 
-def run(command: Command[T], words: list[str]) -> list[Job]:
-    """Run the jobs that the words describe, and return how each of them ended; ValueError."""
+def run(command: Command[T], arguments: list[str]) -> list[Job]:
+    """Run the jobs that the arguments describe, and return how each of them ended; ValueError."""
     if processes.place().world > 1:
         raise ValueError(
             "a sweep (-m) starts its jobs itself: run it without torchrun or srun, and for several"
             " processes a job set trainer.devices=N"
         )
-    _check_words(words)
-    sweep = _Sweep(command, words)
+    _check_words(arguments)
+    sweep = _Sweep(command, arguments)
     with tempfile.TemporaryDirectory() as scratch, _checking(sweep.check):
         # Hydra's own launcher and sweeper leave nothing worth keeping; others keep their logs and
         # results where it is configured.
         keeps = any(
-            word.startswith(("hydra/", "hydra.launcher", "hydra.sweeper")) for word in words
+            word.startswith(("hydra/", "hydra.launcher", "hydra.sweeper")) for word in arguments
         )
-        here = words if keeps else [*words, f"hydra.sweep.dir={scratch}"]
+        here = arguments if keeps else [*arguments, f"hydra.sweep.dir={scratch}"]
         try:
             app.compose(command, here, sweep.run)
         except app.RunFailed as failure:
@@ -63,12 +63,12 @@ def run(command: Command[T], words: list[str]) -> list[Job]:
 
 
 class _Sweep(Generic[T]):
-    def __init__(self, command: Command[T], words: Sequence[str]) -> None:
+    def __init__(self, command: Command[T], arguments: Sequence[str]) -> None:
         self.command = command
-        self.words = words
+        self.arguments = arguments
         self.jobs: list[Job] = []
         self.total: int | None = None  # where it is known
-        self.found: list[tuple[float, str]] = []  # of a search: values, and by which words
+        self.found: list[tuple[float, str]] = []  # of a search: values, and by which arguments
         self.process = os.getpid()
 
     def check(self, sweeper: Any) -> None:
@@ -110,9 +110,9 @@ class _Sweep(Generic[T]):
         searches = not hydra.sweeper._target_.endswith(f".{OWN_SWEEPER}")
         if searches:
             _check_direction(hydra.sweeper)
-        words = " ".join(self._own(hydra.overrides.task))
+        arguments = " ".join(self._own(hydra.overrides.task))
         total = self.total or hydra.sweeper.get("n_trials")
-        app.say(command.name, f"[{hydra.job.num + 1}{f'/{total}' if total else ''}] {words}")
+        app.say(command.name, f"[{hydra.job.num + 1}{f'/{total}' if total else ''}] {arguments}")
         try:
             checked = command.check(raw)
             if command.run_in_sweep is not None:
@@ -120,8 +120,8 @@ class _Sweep(Generic[T]):
             else:
                 job = command.run(checked)
         except Exception as error:
-            line = app.explain(error, command, self.words) or f"{type(error).__name__}: {error}"
-            job = Job(words, "failed", line)
+            line = app.explain(error, command, self.arguments) or f"{type(error).__name__}: {error}"
+            job = Job(arguments, "failed", line)
         self.jobs.append(job)
         if not job.fine and os.getpid() != self.process:
             # In a process of another launcher, raising is how the cluster hears of it.
@@ -130,12 +130,12 @@ class _Sweep(Generic[T]):
             may_fail = hydra.sweeper.get("max_failure_rate") and job.status == "failed"
             raise app.RunFailed(job) if may_fail else _Ended
         if searches and job.value is not None:
-            self.found.append((job.value, words))
+            self.found.append((job.value, arguments))
         return job.value
 
     def _own(self, overrides: Sequence[str]) -> list[str]:
-        """Return the words that make this job another than the others."""
-        own = [word for word in overrides if word not in self.words]
+        """Return the arguments that make this job another than the others."""
+        own = [word for word in overrides if word not in self.arguments]
         return [word.lstrip("+") for word in own or overrides]
 
 
@@ -147,7 +147,7 @@ def _checking(check: Callable[[Any], None]) -> Iterator[None]:
     validate = Sweeper.validate_batch_is_legal
 
     def checked(sweeper: Any, batch: Sequence[Sequence[str]]) -> None:
-        # By its name: Hydra imports its plugins anew, so that the class is not the one seen here.
+        # By its name: Hydra imports its plugins again, so that the class is not the one seen here.
         if type(sweeper).__name__ == OWN_SWEEPER:
             check(sweeper)
         else:
@@ -160,12 +160,12 @@ def _checking(check: Callable[[Any], None]) -> Iterator[None]:
         Sweeper.validate_batch_is_legal = validate
 
 
-def _check_words(words: Sequence[str]) -> None:
+def _check_words(arguments: Sequence[str]) -> None:
     """Refuse lists of values that Hydra would answer without naming the word; ValueError."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ChoiceSweep, Glob, Sweep
 
-    overrides = errors.parse_arguments(words).overrides
+    overrides = errors.parse_arguments(arguments).overrides
     for override in OverridesParser.create().parse_overrides(overrides):
         word, value = override.input_line, override.value()
         listed = value.list if isinstance(value, ChoiceSweep) else []

@@ -27,7 +27,7 @@ NAME = "npas-table"
 
 @dataclass(frozen=True)
 class Table:
-    """Hold npas-table's keys; `results` is the checkout's folder, or else the one here."""
+    """The keys of npas-table; `results` is the checkout's folder, or else the one here."""
 
     name: str | None = None
     results: str | None = None
@@ -49,12 +49,12 @@ class Table:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table that the words name; see the top of this file."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    bare = list(itertools.takewhile(lambda word: not re.search("^-|=", word), words))
+    """Print the table that the arguments name; see the top of this file."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    bare = list(itertools.takewhile(lambda word: not re.search("^-|=", word), arguments))
     if bare:  # more than one is the name of no table either, and answered with those there are
-        words[: len(bare)] = [f"name={' '.join(bare)}"]
-    return app.main(app.Command(NAME, "table", keys, check, run), words)
+        arguments[: len(bare)] = [f"name={' '.join(bare)}"]
+    return app.main(app.Command(NAME, "table", keys, check, run), arguments)
 
 
 def keys() -> set[str]:

@@ -34,7 +34,7 @@ AGAIN = "the same command goes on"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train what the words describe; see the top of this file."""
+    """Train what the arguments describe; see the top of this file."""
     resumes = f"; {AGAIN}"
     command = app.Command(
         NAME,
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lambda asked, has_value: _start(asked, "search" if has_value else "sweep"),
         after_interrupt=resumes,
     )
-    # Whoever calls this from Python, with words of its own, expects its own SIGTERM to end it.
+    # Whoever calls this from Python, with arguments of its own, expects its own SIGTERM to end it.
     with signals.watching("keep" if argv is None else "deliver"):
         return app.main(command, argv)
 
@@ -236,7 +236,7 @@ def _train(experiment: Experiment, folder: Path, within: Within) -> Job:
 
 
 def _again(config: Config) -> str:
-    """Say how to go on."""
+    """Return how to go on."""
     if config.force:
         return "the same command without force=true goes on"
     return "the same command with resume=auto goes on" if config.resume == "never" else AGAIN
@@ -326,7 +326,7 @@ def _finished(config: Config, folder: Path) -> Result | None:
 def _summary(result: Result) -> str:
     budget, metrics = result.budget, result.metrics
     assert budget is not None and metrics is not None  # the schema's promise for a run that is done
-    where = " on made-up data" if result.dataset.source == schema.SYNTHETIC else ""
+    where = " on synthetic data" if result.dataset.source == schema.SYNTHETIC else ""
     if result.dataset.published is False:
         where = " on data that are not the published ones"
     text = f"asked {budget.asked}, allowed {budget.allowed:,}, used {budget.used:,} parameters"

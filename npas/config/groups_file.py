@@ -14,7 +14,7 @@ GROUPS_FILE = "groups.json"
 
 
 def is_path(value: str) -> bool:
-    """Tell whether a text names a file or folder rather than a grouping."""
+    """Return whether a text names a file or folder rather than a grouping."""
     return bool(value.strip()) and ("/" in value or Path(value).exists())
 
 

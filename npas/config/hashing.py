@@ -74,7 +74,7 @@ def in_parts(config: Config, devices: int, grad_accum_steps: int) -> Config:
 
 
 def is_excluded(key: str) -> bool:
-    """Tell whether a key, by its full name, does not decide the result."""
+    """Return whether a key, by its full name, does not decide the result."""
     return key in HASH_EXCLUDED or key.partition(".")[0] in HASH_EXCLUDED
 
 

@@ -23,20 +23,20 @@ RECIPE_VERSION = 1
 
 NO_PACKAGE = "its first line must be '# @package _global_', so that its keys stand at the top"
 
-SYNTHETIC = "synthetic"  # the source of data that are made up
+SYNTHETIC = "synthetic"  # the source of data that are synthetic
 DENSE = "dense"  # the budget that trains the dense network and shares nothing
 
-MOST_TEMPLATES = 1000  # of a layer: more is a slip, and would fill the memory
-LONGEST = 1_000_000  # epochs, or images a batch: more is a slip, and may fill the memory
+MOST_TEMPLATES = 1000  # of a layer: more is a typing error, and would fill the memory
+LONGEST = 1_000_000  # epochs, or images a batch: more is a typing error, and may fill the memory
 
 SEARCHED = ("learned", "gradient")  # groupings that a short training of their own has to find
-MOST_PROCESSES = 1024  # of one machine: more is a slip
+MOST_PROCESSES = 1024  # of one machine: more is a typing error
 GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Say how groups are found where sharing.groups is learned or gradient.
+    """How groups are found where sharing.groups is learned or gradient.
 
     The search trains one group inside the run's budget, but never more than the dense count, for
     `epochs` of its own (null: a tenth of the run's), in which it runs through the whole schedule.
@@ -54,7 +54,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class SharingConfig:
-    """Hold the keywords of `npas.share`, and what training does with coefficients.
+    """The keywords of `npas.share`, and what training does with coefficients.
 
     `init` names trained weights to start from: a run, or dense weights that are projected into the
     bank. `templates` takes the place of a budget. `recurrence_weight` times the mean cosine of the
@@ -125,7 +125,7 @@ class SharingConfig:
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """Say how large a rehearsal on made-up data is: samples, and at most how long it trains."""
+    """How large a run on synthetic data is: samples, and at most how long it trains."""
 
     train: int = 8
     test: int = 4
@@ -140,11 +140,11 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Say where the data lie and how much of them to train on; the task says what a split is.
+    """Where the data lie and how much of them to train on; the task says what a split is.
 
-    `source=synthetic` rehearses the experiment on data that are made up in the real set's format.
+    `source=synthetic` runs the experiment on data that are synthetic in the real set's format.
     Data that differ from the published checksums or counts, where these are known, are refused;
-    `verify=warn` reads them with a warning, and their results stand beside no published figure.
+    `verify=warn` reads them with a warning, and their results are not compared with published ones.
     `workers` processes prepare the batches; 0: the training process does.
     """
 
@@ -166,7 +166,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Hold the optimizer's settings, and how the rate goes.
+    """The optimizer's settings, and how the rate goes.
 
     `schedule=multistep` multiplies the rate by `gamma` at each milestone (an epoch); linear and
     cosine bring it to 0 at the end. `momentum` is also the first beta of the Adam optimizers.
@@ -214,7 +214,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Say on what to train, when to log and save.
+    """On what to train, when to log and save.
 
     `devices` processes share each batch; each takes its share in `grad_accum_steps` parts. Both
     change the result. Under torchrun or srun npas-train sets `devices` to the number of processes.
@@ -241,7 +241,7 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """Say whether and under which names Weights & Biases tracks the run."""
+    """Whether and under which names Weights & Biases tracks the run."""
 
     mode: Literal["online", "offline", "disabled"] = "offline"
     project: str = "npas"
@@ -253,7 +253,7 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Hold one run's whole configuration; `model` and `task` are their families' own `Config`."""
+    """One run's whole configuration; `model` and `task` are their families' own `Config`."""
 
     exp: str = "digits"
     budget: str | None = None

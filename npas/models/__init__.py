@@ -31,7 +31,7 @@ OUTPUTS = {
 
 
 class Input(NamedTuple):
-    """Describe one of several inputs: its shape without the batch, and whether it counts things."""
+    """One of several inputs: its shape without the batch, and whether it counts things."""
 
     shape: tuple[int, ...]
     is_integer: bool = False
@@ -39,7 +39,7 @@ class Input(NamedTuple):
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Describe what a network reads and answers.
+    """What a network reads and answers.
 
     `input_shape` leaves out the batch dimension: (channels, height, width) for images, (tokens,)
     for texts. A network of several inputs has them by name in `inputs`. What is answered is one of
@@ -129,6 +129,6 @@ def find_family(package: str, kind: str, name: str, helpers: Collection[str] = (
 
 
 def near(name: str, names: list[str]) -> str:
-    """Say which of `names` come near `name`, or list them all where none does."""
+    """Return which of `names` come near `name`, or list them all where none does."""
     close = difflib.get_close_matches(str(name), names, n=3)
     return f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}"

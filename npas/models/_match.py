@@ -18,7 +18,7 @@ EPSILON = 1e-4  # below the root of a distance, whose slope would be infinite at
 
 
 class Match(NamedTuple):
-    """Hold how well each sentence fits each image, higher is better, and the sentences themselves.
+    """How well each sentence fits each image, higher is better, and the sentences themselves.
 
     Of P sentences an image, sentence i is of image i // P.
     """
@@ -28,7 +28,7 @@ class Match(NamedTuple):
 
 
 class Matcher(Protocol):
-    """Describe the steps of a network that matches sentences with images."""
+    """The steps of a network that matches sentences with images."""
 
     def encode_images(self, regions_BRD: Tensor) -> Tensor:
         """Return what images become, B x ..."""

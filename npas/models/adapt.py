@@ -34,7 +34,7 @@ from npas.models._match import Match
 from npas.utils.checks import above, at_least, at_most
 
 OUTPUTS = ("match",)
-# Beyond these a slip of the hand, not a network: building it would fill the memory first.
+# Beyond these a typing error, not a network: building it would fill the memory first.
 MOST_WIDTH, MOST_WORDS, MOST_FOVEA = 65536, 10_000_000, 1e4
 LEAK = 0.1  # of the leaky ReLU
 MOST_NUMBERS = 2**26  # that are weighted at once: 256 MiB
@@ -42,7 +42,7 @@ MOST_NUMBERS = 2**26  # that are weighted at once: 256 MiB
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of ADAPT-T2I. ValueError for what cannot be built.
+    """The `model.*` keys of ADAPT-T2I. ValueError for what cannot be built.
 
     `embedding=0` leaves learned vectors out: words are then their fixed ones alone.
     """

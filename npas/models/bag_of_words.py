@@ -24,12 +24,12 @@ from npas.models import InputSpec, _initialization, _phrases
 from npas.utils.checks import at_least, at_most
 
 OUTPUTS = ("regions",)
-MOST_WIDTH = 65536  # beyond this a slip of the hand
+MOST_WIDTH = 65536  # beyond this a typing error
 
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of the baseline. ValueError for a width out of range."""
+    """The `model.*` keys of the baseline. ValueError for a width out of range."""
 
     family: str = "bag_of_words"
     width: int = 256

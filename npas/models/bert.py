@@ -25,7 +25,7 @@ from torch import nn
 from npas.models import InputSpec, _hub
 
 OUTPUTS = ("span", "pretraining")
-# Beyond these a slip of the hand, not a network: building it would fill the memory first.
+# Beyond these a typing error, not a network: building it would fill the memory first.
 MOST_LAYERS, MOST_WIDTH, MOST_WORDS = 1000, 100_000, 10_000_000
 # What a checkpoint's own config calls our keys.
 SHAPE = {
@@ -42,7 +42,7 @@ HEADS = ("qa_outputs.", "cls.", "predictions.", "sop_classifier.", "bert.pooler.
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of BERT and ALBERT. ValueError for a shape that cannot be built.
+    """The `model.*` keys of BERT and ALBERT. ValueError for a shape that cannot be built.
 
     `embedding` is ALBERT's factorized width; BERT's is `hidden`. `pretrained`, a folder or a name
     on the Hugging Face hub, gives the weights to start from, and must have this shape.

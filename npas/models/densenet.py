@@ -17,13 +17,13 @@ from npas.models import InputSpec
 from npas.models._initialization import initialize
 
 PLAIN_STEM, NARROWED = 16, 4
-# Beyond these a slip of the hand, not a network: building it would fill the memory first.
+# Beyond these a typing error, not a network: building it would fill the memory first.
 MOST_DEPTH, MOST_GROWTH = 1000, 1000
 
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of a DenseNet. ValueError for a depth that cannot be built."""
+    """The `model.*` keys of a DenseNet. ValueError for a depth that cannot be built."""
 
     family: str = "densenet"
     depth: int = 100

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from npas.models import InputSpec
 
 OUTPUTS = ("cell",)
-# Beyond these a slip of the hand, not a network: building it would fill the memory first.
+# Beyond these a typing error, not a network: building it would fill the memory first.
 MOST_DEPTH, MOST_WIDTH = 1000, 4096
 
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of a grid CNN. ValueError for a depth or width out of range."""
+    """The `model.*` keys of a grid CNN. ValueError for a depth or width out of range."""
 
     family: str = "grid_cnn"
     depth: int = 24

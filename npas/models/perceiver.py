@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from npas.models import InputSpec
 from npas.utils.checks import at_least, at_most, below
 
-# Beyond these a slip of the hand, not a network: building it would fill the memory first.
+# Beyond these a typing error, not a network: building it would fill the memory first.
 MOST = {
     "latents": 65536,
     "channels": 65536,
@@ -41,7 +41,7 @@ MOST = {
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of a Perceiver. ValueError for what cannot be built."""
+    """The `model.*` keys of a Perceiver. ValueError for what cannot be built."""
 
     family: str = "perceiver"
     share: Literal["none", "cross_layer"] = "none"

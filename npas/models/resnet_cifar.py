@@ -18,12 +18,12 @@ from npas.models._initialization import initialize
 from npas.models.wrn import conv3x3
 
 STEM_CHANNELS = 16
-MOST_DEPTH = 2000  # beyond it a slip of the hand; the authors' deepest has 1202
+MOST_DEPTH = 2000  # beyond it a typing error; the authors' deepest has 1202
 
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of a small ResNet. ValueError for a depth that cannot be built."""
+    """The `model.*` keys of a small ResNet. ValueError for a depth that cannot be built."""
 
     family: str = "resnet_cifar"
     depth: int = 56

@@ -17,13 +17,13 @@ from npas.models import InputSpec
 from npas.models._initialization import initialize
 
 STEM_CHANNELS = 64
-# Beyond these a slip of the hand, not a network: building it would fill the memory first.
+# Beyond these a typing error, not a network: building it would fill the memory first.
 MOST_DEPTH, MOST_CHANNELS = 1000, 8192
 
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of a ResNeXt. ValueError for a depth or width that cannot be."""
+    """The `model.*` keys of a ResNeXt. ValueError for a depth or width that cannot be."""
 
     family: str = "resnext"
     depth: int = 29

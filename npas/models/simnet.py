@@ -43,13 +43,13 @@ from npas.models import InputSpec, _initialization, _phrases
 from npas.utils.checks import at_least, at_most
 
 OUTPUTS = ("regions",)
-# Beyond these a slip of the hand, not a network: building it would fill the memory first.
+# Beyond these a typing error, not a network: building it would fill the memory first.
 MOST = {"width": 65536, "embeddings": 1000}
 
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of a similarity network. ValueError for what cannot be built."""
+    """The `model.*` keys of a similarity network. ValueError for what cannot be built."""
 
     family: str = "simnet"
     width: int = 256  # D; what is hidden is four times as wide

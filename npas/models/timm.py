@@ -20,7 +20,7 @@ from npas.models import InputSpec, _fit
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of a timm network. ValueError for a name that timm does not have."""
+    """The `model.*` keys of a timm network. ValueError for a name that timm does not have."""
 
     family: str = "timm"
     name: str = "mobilenetv3_small_100"

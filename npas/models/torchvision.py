@@ -26,7 +26,7 @@ RESNETS = ("resnet", "wide_resnet", "resnext")  # what their names start with
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of a torchvision network. ValueError for a name it does not have.
+    """The `model.*` keys of a torchvision network. ValueError for a name it does not have.
 
     With `stem: three_convs` a ResNet starts with three 3x3 convs, as the reference code's do, and
     not with one 7x7; with `identities` its blocks start as such (Goyal et al. 2017, section 5.1).

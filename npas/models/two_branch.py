@@ -31,12 +31,12 @@ from npas.models._match import Match, distance
 from npas.utils.checks import at_least, at_most, below
 
 OUTPUTS = ("match",)
-MOST_WIDTH = 65536  # beyond it a slip of the hand: building the network would fill the memory first
+MOST_WIDTH = 65536  # beyond it a typing error: building the network would fill the memory first
 
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of a two-branch network. ValueError for what cannot be built."""
+    """The `model.*` keys of a two-branch network. ValueError for what cannot be built."""
 
     family: str = "two_branch"
     width: int = 2048

@@ -21,7 +21,7 @@ MOST_HIDDEN = 65_536
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of VGG-16. ValueError for a hidden layer that cannot be built."""
+    """The `model.*` keys of VGG-16. ValueError for a hidden layer that cannot be built."""
 
     family: str = "vgg"
     hidden: int = 0  # units of a layer before the classifier, 0 for none

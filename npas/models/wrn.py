@@ -16,13 +16,13 @@ from npas.models import InputSpec
 from npas.models._initialization import initialize
 
 STEM_CHANNELS = 16
-# Beyond these a slip of the hand, not a network: building it would fill the memory first.
+# Beyond these a typing error, not a network: building it would fill the memory first.
 MOST_DEPTH, MOST_WIDTH = 1000, 100
 
 
 @dataclass
 class Config:
-    """Hold the `model.*` keys of a WRN. ValueError for a depth or width that cannot be built."""
+    """The `model.*` keys of a WRN. ValueError for a depth or width that cannot be built."""
 
     family: str = "wrn"
     depth: int = 28

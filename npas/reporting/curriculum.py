@@ -24,7 +24,7 @@ COLUMN = "val/f1_{}"
 
 @dataclass(frozen=True)
 class Run:
-    """Hold one run's F1 on each band: by the epoch it was measured after, by the band's place."""
+    """One run's F1 on each band: by the epoch it was measured after, by the band's place."""
 
     bands: tuple[int, ...]  # the longest distance of each
     phase_epochs: int
@@ -147,7 +147,7 @@ def _networks(cells: Sequence[Cell]) -> dict[str, list[Run]]:
 
 
 def _diverged(cells: Sequence[Cell]) -> list[str]:
-    """Name the runs that diverged, as "SCNN (seed 0, 2)"."""
+    """Return the names of the runs that diverged, as "SCNN (seed 0, 2)"."""
     found = {cell.row.label: sorted(cell.having("diverged")) for cell in cells}
     return [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in found.items() if seeds]
 

@@ -27,7 +27,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Hardware:
-    """Name the machine's parts, but not the machine."""
+    """The machine's parts, but not the machine."""
 
     platform: str
     cpu: str
@@ -54,7 +54,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> Hardware:
-    """Describe this process's processor and GPUs."""
+    """Return a description of this process's processor and GPUs."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -124,7 +124,7 @@ def _font(size: int) -> FreeTypeFont | ImageFont:
 
 @dataclass(frozen=True)
 class _Text:
-    """Hold words that are broken into lines no wider than `width` pixels."""
+    """Words that are broken into lines no wider than `width` pixels."""
 
     words: str
     width: int
@@ -180,7 +180,7 @@ class _Text:
 
 @dataclass(frozen=True)
 class _Cell:
-    """Hold one picture with an image, or several without: a column of captions."""
+    """One picture with an image, or several without: a column of captions."""
 
     pictures: tuple[Picture, ...]
 
@@ -214,7 +214,7 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Block:
-    """Hold one sample: a heading, and rows of cells below it."""
+    """One sample: a heading, and rows of cells below it."""
 
     heading: _Text
     heading_height: int

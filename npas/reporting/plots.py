@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 
 
 def available() -> bool:
-    """Say whether plots can be made here: matplotlib comes with `pip install npas[plots]`."""
+    """Return whether plots can be made here: matplotlib comes with `pip install npas[plots]`."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def possible(stem: str | Path) -> bool:
-    """Say whether `stem.png` can be drawn here; where matplotlib is missing, warn."""
+    """Return whether `stem.png` can be drawn here; where matplotlib is missing, warn."""
     if not available():
         name = f"{Path(stem).name}.png"
         log.warning("%s is not drawn, for want of matplotlib: pip install 'npas[plots]'", name)

@@ -19,7 +19,7 @@ READINGS = ("clean", "mended")
 
 @dataclass(frozen=True)
 class Figure:
-    """Hold one published number."""
+    """One published number."""
 
     name: str
     column: str

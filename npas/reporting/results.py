@@ -83,7 +83,7 @@ versions and number of processes stay the same.
 
 @dataclass(frozen=True)
 class BudgetReport:
-    """Say what was asked for and what it came to, in trainable parameters."""
+    """What was asked for and what it came to, in trainable parameters."""
 
     asked: str  # canonical, as "0.1" or "18M"; "dense" for a network that shares nothing
     dense: int
@@ -99,7 +99,7 @@ class BudgetReport:
 
 @dataclass(frozen=True)
 class Split:
-    """Say where the used parameters are; the four add up to `BudgetReport.used`."""
+    """Where the used parameters are; the four add up to `BudgetReport.used`."""
 
     bank: int
     coefficients: int
@@ -109,7 +109,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Hold the last epoch's metrics and those of the epoch chosen on held-out data."""
+    """The last epoch's metrics and those of the epoch chosen on held-out data."""
 
     last: dict[str, float | None]  # None: the number was not finite
     selected: dict[str, float | None] | None = None
@@ -118,7 +118,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Search:
-    """Say how the run's groups were found, in a training before its own."""
+    """How the run's groups were found, in a training before its own."""
 
     method: str
     num_groups: int
@@ -129,7 +129,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Init:
-    """Say what weights `sharing.init` named, by their sha256, and what became of them."""
+    """What weights `sharing.init` named, by their sha256, and what became of them."""
 
     weights: str
     became: str
@@ -137,7 +137,7 @@ class Init:
 
 @dataclass(frozen=True)
 class Parallel:
-    """Say in how many parts each batch was trained on."""
+    """In how many parts each batch was trained on."""
 
     ranks: int  # processes, each with its share of the batch
     nodes: int  # machines that they ran on
@@ -149,7 +149,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Say where the numbers went wrong, and how large they were by then."""
+    """Where the numbers went wrong, and how large they were by then."""
 
     step: int
     norms: dict[str, dict[str, float | None]]
@@ -158,7 +158,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Name the data, and say whether it was the real set or a synthetic data of the same format.
+    """The data set, real or synthetic in the same format.
 
     `published` says whether the files have the published checksums; None where none are known.
     """
@@ -340,7 +340,7 @@ def _problems(result: Result) -> Iterator[str]:
 
 
 def _promises_exactness(result: Result) -> bool:
-    """Tell whether the layout keeps to the budget: the released one limits its banks alone."""
+    """Return whether the layout keeps to the budget: the released one limits its banks alone."""
     sharing = result.config.get("sharing")
     return not isinstance(sharing, Mapping) or sharing.get("allocator") != "reference"
 

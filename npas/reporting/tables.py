@@ -85,7 +85,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Cell:
-    """Hold what is there for one row, by seed."""
+    """What is there for one row, by seed."""
 
     row: Row
     found: dict[int, Result]

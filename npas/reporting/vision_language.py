@@ -95,7 +95,7 @@ def scenes() -> Table:
             ),
             Row("the best region (oracle)", dense, "oracle", None, "The upper bound", "oracle"),
         ),
-        note="Made-up scenes: shapes drawn by a generator, which stand in for no data set. From"
+        note="Synthetic scenes: shapes drawn by a generator, which stand in for no data set. From"
         " pixels to regions and their features nothing is learned or taken from elsewhere. The bag"
         " of words is linear in the mean of a phrase's word vectors and in a region's features.",
     )
@@ -115,7 +115,7 @@ def scenes_retrieval() -> Table:
         name="scenes_retrieval",
         title="Rendered scenes: image-sentence retrieval",
         rows=tuple(rows),
-        note="The mean of six recalls over 200 made-up scenes and their 1,000 sentences, by narrow"
+        note="The mean of six recalls over 200 rendered scenes and their 1,000 sentences, by narrow"
         " networks; to draw answers by lot gives 2.6. No paper has figures for it.",
         metric="mr",
         seeds=(0,),

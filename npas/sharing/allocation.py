@@ -20,7 +20,7 @@ INDEX = r"(?<![^.])\d+(?![^.])"
 
 @dataclass(frozen=True)
 class Scheme:
-    """Name the rules an allocation follows."""
+    """The rules an allocation follows."""
 
     generator: str = "wavg"
     upsampler: str = "inter"
@@ -31,7 +31,7 @@ class Scheme:
 
 @dataclass(frozen=True)
 class LayerAllocation:
-    """Say how one layer gets its weight.
+    """How one layer gets its weight.
 
     `templates` are the positions in the bank where its K templates start, each `template_size`
     values long; none for an ordinary parameter. `mixing` is `none` (one template, no
@@ -87,7 +87,7 @@ def matrix_form(shape: tuple[int, ...]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class GroupAllocation:
-    """Hold the layers that share one bank of `bank` values; 0 where they are ordinary."""
+    """The layers that share one bank of `bank` values; 0 where they are ordinary."""
 
     name: str
     bank: int
@@ -129,7 +129,7 @@ class GroupAllocation:
 
 @dataclass(frozen=True)
 class Allocation:
-    """Hold the whole plan: groups, banks, template positions and exact counts."""
+    """The whole plan: groups, banks, template positions and exact counts."""
 
     scheme: Scheme
     budget: BudgetReport
@@ -304,7 +304,7 @@ class _StoredLayer(LayerAllocation):
 
 @dataclass(frozen=True)
 class _Stored:
-    """Hold the fields of a stored allocation, as `Allocation.to_dict` returns them."""
+    """The fields of a stored allocation, as `Allocation.to_dict` returns them."""
 
     format: int
     scheme: Scheme

@@ -152,12 +152,12 @@ def size_groups(
     left = sum(parts) - sum(group.used for group in sized)
     if left:
         names = list(members)
-        heir = max(range(len(sized)), key=lambda i: (len(sized[i].layers) > 1, sized[i].used))
-        name, layers = names[heir], members[names[heir]]
-        part = sized[heir].used + left
-        sized[heir] = size_group(name, layers, part, scheme)
-        if part - sized[heir].used > slack:
-            sized[heir] = size_group(name, layers, part, replace(scheme, generator="avg"))
+        recipient = max(range(len(sized)), key=lambda i: (len(sized[i].layers) > 1, sized[i].used))
+        name, layers = names[recipient], members[names[recipient]]
+        part = sized[recipient].used + left
+        sized[recipient] = size_group(name, layers, part, scheme)
+        if part - sized[recipient].used > slack:
+            sized[recipient] = size_group(name, layers, part, replace(scheme, generator="avg"))
     return sized
 
 
@@ -207,7 +207,7 @@ def smallest_group(layers: Sequence[LayerSpec], scheme: Scheme) -> int:
 
 @dataclass
 class _Draft:
-    """Hold a bank size with K per layer (0: upsampled) and what that costs and covers."""
+    """A bank size with K per layer (0: upsampled) and what that costs and covers."""
 
     layers: Sequence[LayerSpec]
     scheme: Scheme

@@ -65,7 +65,7 @@ def detach(owner: nn.Module, parameters: Mapping[int, nn.Parameter]) -> None:
 
 
 def rounds_under_autocast(layer: Layer) -> bool:
-    """Tell whether all that reads a tensor is known to round it to autocast's dtype, unasked.
+    """Return whether all that reads a tensor is known to round it to autocast's dtype, unasked.
 
     A subclass with a forward of its own may compute with its weight in full first.
     """
@@ -162,7 +162,7 @@ def _shared_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
 
 
 def is_attached(module: nn.Module, name: str) -> bool:
-    """Tell whether a module's attribute is a generated weight."""
+    """Return whether a module's attribute is a generated weight."""
     attachment = getattr(module, "_npas", None)
     return attachment is not None and name in attachment.layers
 
@@ -250,7 +250,7 @@ def _recurrent_state(module: Any) -> dict[str, Any]:
 
 
 # A recurrent module's forward reads a list of its weights, not the attributes, and cuDNN would lay
-# them out anew as one block; generated weights are no parameters to be moved.
+# them out again as one block; generated weights are no parameters to be moved.
 _RECURRENT: dict[str, Any] = {
     "_flat_weights": property(
         lambda module: [getattr(module, name) for name in module._flat_weights_names],

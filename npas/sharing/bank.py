@@ -81,7 +81,7 @@ class BankReader:
 
 @dataclass(frozen=True)
 class _Block:
-    """Name what the layers of a block read, and where their weights go."""
+    """What the layers of a block read, and where their weights go."""
 
     keys: tuple[object, ...]
     positions: tuple[int, ...]
@@ -106,7 +106,7 @@ class _Block:
 
 
 class _GradientBuffer:
-    """Hold a bank's gradient while a backward pass gathers it, apart for every running pass."""
+    """A bank's gradient while a backward pass gathers it, apart for every running pass."""
 
     def __init__(self, bank_P: Tensor, pool: BufferPool) -> None:
         self._shape = bank_P.shape

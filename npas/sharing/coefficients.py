@@ -18,7 +18,7 @@ EMBEDDING_SIZE = 24
 
 
 class Generator(Protocol):
-    """Say what a way of mixing needs: its parameter count, its parameters, its coefficients."""
+    """What a way of mixing needs: its parameter count, its parameters, its coefficients."""
 
     def count(self, templates: Sequence[int]) -> int:
         """Count the parameters for the layers of a group that mix `templates[i]` templates."""

@@ -64,7 +64,7 @@ Example = Sequence[Any] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Folding:
-    """Say what `fold` made of a network.
+    """What `fold` made of a network.
 
     `layers` counts the places that hold a weight of two or more dimensions; the body of a loop
     counts once. `weights` counts the different ones among them.
@@ -93,7 +93,7 @@ class Folding:
 
 @dataclass(frozen=True)
 class _Stored(Folding):
-    """Hold the fields of `folding.json`."""
+    """The fields of `folding.json`."""
 
     allocation: Any  # whose own reader checks it
 

@@ -37,7 +37,7 @@ often, and takes more memory. At most the first or, where it is more, this part 
 
 @dataclass(frozen=True)
 class Rows:
-    """Name the layers whose coefficients come from one parameter: one generator, one K."""
+    """The layers whose coefficients come from one parameter: one generator, one K."""
 
     mixing: str
     templates: int
@@ -45,7 +45,7 @@ class Rows:
 
 
 class Reading:
-    """Say who reads what with whom; layers are places in `Allocation.layers`.
+    """Who reads what with whom; layers are places in `Allocation.layers`.
 
     `places`: group and plan of each layer. `twins`: for each layer the first whose weight is
     identical; `common`: those firsts that have others. `rows`: for each mixing layer those it
@@ -131,7 +131,7 @@ class _Forgotten:
 
 
 class WeightPass:
-    """Hold what one forward pass generates: readers, coefficients, weights.
+    """What one forward pass generates: readers, coefficients, weights.
 
     `kept` weights outlive the pass and know no gradients. With `recompute` a weight is dropped as
     soon as no operation needs it, and generated again for backward; so is one that is read again
@@ -207,7 +207,7 @@ class WeightPass:
         return None
 
     def pack(self, tensor: Tensor) -> object:
-        """Say what autograd shall hold in place of a tensor it saves: nothing, for a weight."""
+        """Return what autograd shall hold in place of a tensor it saves: nothing, for a weight."""
         if tensor.layout is not torch.strided:  # it has no storage
             return hold(tensor)
         storage = tensor.untyped_storage()._cdata

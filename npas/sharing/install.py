@@ -41,7 +41,7 @@ def take_scales(model: nn.Module, allocation: Allocation) -> None:
     if _without_scales(allocation) != _without_scales(shared.allocation):
         raise ValueError(
             "its allocation is another than this version of npas plans: go on with the version"
-            " that wrote it, or train anew with resume=never"
+            " that wrote it, or train again with resume=never"
         )
     if allocation != shared.allocation:
         shared.replace(allocation)
@@ -58,7 +58,7 @@ def _without_scales(allocation: Allocation) -> Allocation:
 
 
 def is_shared(model: nn.Module) -> bool:
-    """Tell whether `share` made this network."""
+    """Return whether `share` made this network."""
     return "_npas_shared" in model.__dict__
 
 
@@ -182,5 +182,5 @@ def require_unshared(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"{model!r} is no network: pass an nn.Module")
     if any("_npas" in module.__dict__ or is_shared(module) for module in model.modules()):
-        raise ValueError("the network is shared already: npas.materialize it to share it anew")
+        raise ValueError("the network is shared already: npas.materialize it to share it again")
     return model

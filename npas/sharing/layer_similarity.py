@@ -30,7 +30,7 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Similarity:
-    """Hold a group's layer similarity matrix: abs(cosine) of coefficients, NaN between layers that
+    """A group's layer similarity matrix: abs(cosine) of coefficients, NaN between layers that
     do not mix the same templates.
     """
 

@@ -54,17 +54,17 @@ def shared_value(root: nn.Module, name: str) -> Tensor:
 
 
 def is_pruned(root: nn.Module, name: str) -> bool:
-    """Tell whether `torch.nn.utils.prune` prunes a shared tensor."""
+    """Return whether `torch.nn.utils.prune` prunes a shared tensor."""
     return name + _PRUNED in root._parameters
 
 
 def is_parametrized(root: nn.Module, name: str) -> bool:
-    """Tell whether `torch.nn.utils.parametrize` computes a shared tensor."""
+    """Return whether `torch.nn.utils.parametrize` computes a shared tensor."""
     return name in getattr(root, "parametrizations", ())
 
 
 def is_trainable(root: nn.Module, name: str) -> bool:
-    """Tell whether a shared tensor, or what it is computed from, takes gradients."""
+    """Return whether a shared tensor, or what it is computed from, takes gradients."""
     if is_parametrized(root, name):
         return any(
             p.requires_grad for p in root.get_submodule(f"parametrizations.{name}").parameters()
@@ -90,7 +90,7 @@ def remove_shared(root: nn.Module) -> None:
 
 
 def bank_name(group: int) -> str:
-    """Name the root's parameter that is the bank of the group at this place."""
+    """Return the names of the root's parameter that is the bank of the group at this place."""
     return f"{PREFIX}bank_{group}"
 
 
@@ -132,7 +132,7 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """Describe one shareable tensor without holding it: what the allocation needs to know."""
+    """One shareable tensor without holding it: what the allocation needs to know."""
 
     name: str
     shape: tuple[int, ...]
@@ -234,7 +234,7 @@ def find_tensors(model: nn.Module) -> list[Layer]:
 
 
 def is_shareable(parameter: Tensor) -> bool:
-    """Tell whether a tensor is shared unless the user says otherwise."""
+    """Return whether a tensor is shared unless the user says otherwise."""
     return (
         parameter.requires_grad
         and parameter.is_floating_point()
@@ -245,7 +245,7 @@ def is_shareable(parameter: Tensor) -> bool:
 
 
 def is_constant(parameter: Tensor) -> bool:
-    """Tell whether all values are equal, as in a norm's weight or a zero-initialized token."""
+    """Return whether all values are equal, as in a norm's weight or a zero-initialized token."""
     if parameter.is_meta or parameter.layout is not torch.strided:
         return False
     flat = parameter.detach().reshape(-1)

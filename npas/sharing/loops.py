@@ -21,7 +21,7 @@ _HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))
 
 @dataclass(frozen=True)
 class Repeat:
-    """Say which modules of a container became a loop: the first `period` of `blocks`, so often.
+    """Which modules of a container became a loop: the first `period` of `blocks`, so often.
 
     `own` counts the values that every iteration keeps for itself, all iterations together.
     """
@@ -62,7 +62,7 @@ class Loop(nn.Module):
         return x
 
     def extra_repr(self) -> str:
-        """Say how often the body runs."""
+        """Return how often the body runs."""
         return f"times={len(self.iterations) + 1}"
 
     def further(self) -> list[nn.Module]:

@@ -1,9 +1,9 @@
 """Keep the memory of large, short-lived tensors from one step to the next.
 
 The C library gives large freed blocks back to the system (those above 32 MB always, smaller ones by
-what was freed before) and maps them anew, page by page, at the next step; for generated weights and
-bank gradients that costs more than computing them. A GPU's caching allocator does this already, so
-this is for CPUs alone.
+what was freed before) and maps them again, page by page, at the next step; for generated weights
+and bank gradients that costs more than computing them. A GPU's caching allocator does this
+already, so this is for CPUs alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from npas.sharing.torch_private import is_shared_storage
 from npas.utils.budget import BudgetLike, parse_budget
 
 WORTH_KEEPING = 1 << 20
-"""Bytes below which mapping memory anew costs little."""
+"""Bytes below which mapping memory again costs little."""
 
 
 class BufferPool:

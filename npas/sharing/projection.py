@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Projection:
-    """Say how near generated weights came, and what became of the other tensors.
+    """How near generated weights came, and what became of the other tensors.
 
     `errors` are |W - generated| / |W| of each projected layer, `error` the same of all together.
     `copied` names what was taken over as it is, `fresh` what the given weights do not have.
@@ -117,7 +117,7 @@ def _ratio(wrong: float, whole: float) -> float:
 
 
 class _Kind:
-    """Hold layers that read the same templates and are upsampled alike, if at all."""
+    """Layers that read the same templates and are upsampled alike, if at all."""
 
     def __init__(self, layer: LayerAllocation, learned: Tensor | None) -> None:
         self.layer = layer

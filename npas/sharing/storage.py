@@ -30,7 +30,7 @@ DIGEST, WEIGHTS = "digest", "weights_sha256"
 
 @dataclass(frozen=True)
 class Stored:
-    """Hold what a folder holds: a description, without its checksums, and tensors on the CPU."""
+    """What a folder holds: a description, without its checksums, and tensors on the CPU."""
 
     directory: Path
     description: dict[str, Any]

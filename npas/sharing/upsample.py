@@ -23,7 +23,7 @@ WINDOW = 9
 
 
 class Upsampler(Protocol):
-    """Say what an upsampler reads and learns, and how it makes `size` weights of a source."""
+    """What an upsampler reads and learns, and how it makes `size` weights of a source."""
 
     def learned(self, size: int, bank: int) -> tuple[int, int]:
         """Return the shape of the learned weights of a layer of `size` over a bank of `bank`."""

@@ -125,7 +125,7 @@ def _check_layer(layer: LayerAllocation, group: GroupAllocation) -> None:
 
 
 def _can_hold(layer: LayerAllocation, bank: int) -> bool:
-    """Tell whether the allocator could place so many: the last may be paid by coefficients."""
+    """Return whether the allocator could place so many: the last may be paid by coefficients."""
     count = len(layer.templates)
     paid = 0 if layer.mixing == "none" else GENERATORS[layer.mixing].count([count])
     return (count - 1) * layer.template_size < bank + paid
@@ -143,7 +143,7 @@ def _source(layer: LayerAllocation) -> tuple[int, int]:
 
 
 def _learns_enough(layer: LayerAllocation) -> bool:
-    """Tell whether what the upsampler has learned makes as many values as the weight has."""
+    """Return whether what the upsampler has learned makes as many values as the weight has."""
     rows, columns = layer.learned
     if layer.upsampler == "mask":
         return columns == WINDOW and rows > 0 and layer.template_size * (1 + rows) >= layer.size

@@ -33,8 +33,8 @@ class SharedWeights:
     """Generate and cache the weights of one shared network.
 
     With gradients, a weight lives for one forward pass of the outermost module that was called (and
-    is generated anew for the next). Without, it is kept until a bank, a coefficient, their dtype or
-    their device changes, any optimizer steps, or `train`, `eval` or `load_state_dict` is called.
+    is generated again for the next). Without, it is kept until a bank, a coefficient, their dtype
+    or their device changes, any optimizer steps, or `train`, `eval` or `load_state_dict` is called.
     Version counters show a change, also a fused optimizer's (see `_note_step`); writing through
     `.data` and collectives of `torch.distributed` do not move them.
 
@@ -160,7 +160,7 @@ class SharedWeights:
         sources = list(self.sources())
         state = self._state(sources)
         if kept is None or state != kept.state:
-            self.pool.clear()  # kept weights are not made anew every step
+            self.pool.clear()  # kept weights are not made again every step
             held = [t.detach() for t in sources]
             self._kept = kept = _Kept(self._pass(kept=True), state, held, _sums(sources), set())
         self._open.checked = running
@@ -215,13 +215,13 @@ class SharedWeights:
             raise written(read[0])
 
     def forget(self, *_: object) -> None:
-        """Drop the kept weights, so that the next evaluation generates them anew (also a hook)."""
+        """Drop the kept weights, so that the next evaluation generates them again (also a hook)."""
         self._kept = None
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """Hold kept weights with what they were made of, as one object that threads replace whole."""
+    """Kept weights with what they were made of, as one object that threads replace whole."""
 
     weights: WeightPass
     state: list[object]
@@ -274,7 +274,7 @@ class _OpenPass(threading.local):
             self.hooks.__enter__()
 
     def is_running(self) -> bool:
-        """Tell whether the frame that opened the pass is still on this thread's stack."""
+        """Return whether the frame that opened the pass is still on this thread's stack."""
         if self.opened_by is None:
             return False
         frame: FrameType | None = caller(1)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """Hold one training batch, augmented and on the training device.
+    """One training batch, augmented and on the training device.
 
     Inputs and targets are each a tensor or, where a task needs several, a dict of them by name.
     """
@@ -59,7 +59,7 @@ def _cut(values: Any, size: int) -> list[Any]:
 
 
 class Picture(NamedTuple):
-    """Hold one picture to look at: an image, what to write below it, and boxes to draw into it.
+    """One picture to look at: an image, what to write below it, and boxes to draw into it.
 
     A box is (left, top, right, bottom) in pixels, by what it is: "truth" or "chosen".
     """
@@ -71,7 +71,7 @@ class Picture(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """Hold one sample to look at: what was asked, and the pictures that were answered."""
+    """One sample to look at: what was asked, and the pictures that were answered."""
 
     heading: str
     pictures: Sequence[Picture]
@@ -207,7 +207,7 @@ class Task(abc.ABC):
 
 
 def has_pictures(task: Task) -> bool:
-    """Tell whether a task has `examples` to show; reads no data."""
+    """Return whether a task has `examples` to show; reads no data."""
     return type(task).examples is not Task.examples
 
 

@@ -34,7 +34,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Part:
-    """Hold the images of one part of a set, NxHxWxC bytes, and their labels, N."""
+    """The images of one part of a set, NxHxWxC bytes, and their labels, N."""
 
     images: Tensor
     labels: Tensor

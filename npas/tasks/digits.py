@@ -29,7 +29,7 @@ RECIPE = Recipe(mean=(4.89,), std=(6.03,), padding=1, flip=False, cutout=0)
 
 @dataclass
 class Config:
-    """Hold the `task.*` keys of the digits: there is nothing to choose."""
+    """The `task.*` keys of the digits: there is nothing to choose."""
 
     family: str = "digits"
 
@@ -70,7 +70,7 @@ class Task(Classification):
         return {"train": Part(images, labels), **parts}
 
     def _make_up(self) -> dict[str, Part]:
-        """Make up images of 17 shades for every part; there is no format to rehearse."""
+        """Make up images of 17 shades for every part; there is no format to try."""
         counts = {"train": self.synthetic.train, "test": self.synthetic.test}
         if self.has_validation:
             counts["val"] = self.synthetic.test

@@ -72,7 +72,7 @@ class Checkpoint:
             ) from None
 
     def has(self, name: str) -> bool:
-        """Tell whether tensors were saved as `name`."""
+        """Return whether tensors were saved as `name`."""
         return (self.folder / f"{name}.safetensors").exists()
 
 
@@ -193,7 +193,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 class _State(dict[str, Any]):
-    """Hold the fields of `state.json`; ValueError for one that it lacks."""
+    """The fields of `state.json`; ValueError for one that it lacks."""
 
     folder: Path
 

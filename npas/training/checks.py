@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Best:
-    """Hold the fields of `Progress.best`."""
+    """The fields of `Progress.best`."""
 
     step: int
     epoch: int
@@ -29,13 +29,13 @@ class _Best:
 
 @dataclass(frozen=True)
 class Length:
-    """Say how long a training is."""
+    """How long a training is."""
 
     epochs: int
     steps_per_epoch: int
 
     def has(self, step: int, epoch: int) -> bool:
-        """Tell whether a training comes by this step with so many whole epochs done.
+        """Return whether a training comes by this step with so many whole epochs done.
 
         One that was stopped by a signal after an epoch's last step has not done that epoch yet.
         """

@@ -39,7 +39,7 @@ class ProgressDisplay:
             self.task = self.bar.add_task("", total=total, completed=done)
 
     def step(self, step: int) -> None:
-        """Say that `step` steps are done."""
+        """Report that `step` steps are done."""
         if self.bar is not None:
             with contextlib.suppress(OSError):  # a terminal that is gone ends no training
                 self.bar.update(self.task, completed=step)

@@ -34,7 +34,7 @@ TIMEOUT = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class Process:
-    """Name this process's place among those that train together, and its device."""
+    """This process's place among those that train together, and its device."""
 
     rank: int
     world: int

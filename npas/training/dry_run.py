@@ -1,6 +1,6 @@
 """Try single steps: to see that a run would work, and what fits into the memory where one did not.
 
-Nothing is written, and what the steps do to the network is of no account.
+Nothing is written, and what the steps do to the network is not kept.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ OF_TRAINING = {"search", "recompute", "recurrence_weight", "lsm_every", "init"}
 
 @dataclasses.dataclass
 class Experiment:
-    """Hold one run's parts, ready to train or to load a checkpoint into.
+    """One run's parts, ready to train or to load a checkpoint into.
 
     In the stage "search" the network is the one that groups are found from; in "train", the run's.
     """
@@ -58,7 +58,7 @@ class Experiment:
         return search_epochs(self.config) if self.stage == SEARCH else self.config.epochs
 
     def batch_arithmetic(self) -> str:
-        """Say how a batch is shared out, as "128 = 4 ranks x 2 parts x 16"."""
+        """Return how a batch is shared out, as "128 = 4 ranks x 2 parts x 16"."""
         size, parts = self.config.batch_size, self.config.trainer.grad_accum_steps
         ranks = self.process.world
         factors = [f"{n} {what}" for n, what in ((ranks, "ranks"), (parts, "parts")) if n > 1]
@@ -134,7 +134,7 @@ def build_network(
 def prepare(experiment: Experiment) -> None:
     """Read the data, and check all that training will ask of them, the device and a checkpoint.
 
-    Gives the network the weights of `sharing.init`. ValueError for what the user can mend; nothing
+    Gives the network the weights of `sharing.init`. ValueError for what the user can fix; nothing
     has been written by then, nor been removed.
     """
     from npas.training import initial  # which builds networks itself
@@ -209,7 +209,7 @@ def _share_for_search(config: Config, model: nn.Module) -> nn.Module:
     assert config.budget is not None
     settings = config.sharing
     # What cannot be planned is said now and not after the search: groups drawn at random need what
-    # found ones will. The released layout is more fastidious, and no draw can stand for others.
+    # found ones will. The released layout is stricter, and no draw can stand for others.
     proxy: dict[str, Any] = {"groups": "random"}
     if settings.allocator == "reference":
         proxy = {"groups": "single", "num_groups": None}

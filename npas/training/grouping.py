@@ -22,7 +22,7 @@ RESTARTS = 10
 
 @dataclass(frozen=True)
 class Grouping:
-    """Say which layer is in which group, both in order of depth, and how that was found."""
+    """Which layer is in which group, both in order of depth, and how that was found."""
 
     method: str  # learned or gradient
     seed: int

@@ -45,7 +45,7 @@ NAMED = 3  # of the tensors that stay fresh; the rest is counted
 
 @dataclass(frozen=True)
 class Start:
-    """Say which weights a run started from, by their sha256, and what became of them."""
+    """Which weights a run started from, by their sha256, and what became of them."""
 
     weights: str
     became: str
@@ -117,7 +117,7 @@ def _start(model: nn.Module, path: Path, stage: str) -> str:
 
 
 def _is_run(path: Path) -> bool:
-    """Tell whether a path is a run's folder or one of its checkpoints, and no file of weights."""
+    """Return whether a path is a run's folder or one of its checkpoints, and no file of weights."""
     named = any((path / name).exists() for name in (MANIFEST, "checkpoints", SEARCH))
     return named or any(path.glob("step-*"))
 

@@ -23,7 +23,7 @@ NO_METRICS: dict[str, Any] = {"last": {}, "selected": None, "selected_on": None}
 
 @dataclass(frozen=True)
 class Outcome:
-    """Say how a training ended; `metrics` has the three fields of a result file's."""
+    """How a training ended; `metrics` has the three fields of a result file's."""
 
     status: str  # "done", "diverged", "preempted" or "failed"
     metrics: dict[str, Any]  # last: of the last epoch; selected: of the one chosen by selected_on
@@ -62,7 +62,7 @@ class Journal:
         self.display = ProgressDisplay(total, progress.step, stage) if process.is_main else None
 
     def step(self) -> None:
-        """Say that one more step is done."""
+        """Report that one more step is done."""
         if self.display is not None:
             self.display.step(self.state.progress.step)
 

@@ -167,7 +167,7 @@ def update(
 ) -> None:
     """Go one step down the gradient, unless something `went_wrong` (1.0 on the device).
 
-    Nor where the gradient is not finite, which fp16 mends by scaling less.
+    Nor where the gradient is not finite, which fp16 corrects by scaling less.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate

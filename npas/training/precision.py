@@ -13,7 +13,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """Hold the compute type and, for fp16, the gradient scaler of one training.
+    """The compute type and, for fp16, the gradient scaler of one training.
 
     ValueError if the device cannot compute in that type.
     """

@@ -47,7 +47,7 @@ AVERAGED = "averaged"  # the file of averaged weights in a checkpoint
 
 @dataclass
 class Progress:
-    """Say how far a training has come."""
+    """How far a training has come."""
 
     step: int = 0  # optimizer steps done
     epoch: int = 0  # whole epochs done, measured and saved
@@ -277,7 +277,7 @@ class TrainState:
             self.model.load_state_dict(last)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
-        """Name the optimizer's own tensors after the parameters they belong to."""
+        """Return the names of the optimizer's own tensors after the parameters they belong to."""
         return {
             f"{name}/{key}": value
             for name, parameter in self.model.named_parameters()
@@ -337,12 +337,12 @@ def descends(config: Config, run_dir: Path) -> bool:
 
 
 def starts_anew(config: Config) -> bool:
-    """Tell whether the run is to forget what it has done so far."""
+    """Return whether the run is to forget what it has done so far."""
     return config.resume == "never" or (config.resume == "auto" and config.force)
 
 
 def resumes(config: Config, stage: str = TRAIN) -> bool:
-    """Tell whether the run's training has begun before, and is to go on."""
+    """Return whether the run's training has begun before, and is to go on."""
     if starts_anew(config):
         return False
     if config.resume == "auto" or descends(config, run_dir(config)):

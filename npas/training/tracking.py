@@ -236,7 +236,7 @@ class _Wandb:
             self._warn("wandb failed at the end", error)
 
     def _warn(self, what: str, error: BaseException) -> None:
-        """Say what went wrong, the first time that something does."""
+        """Report what went wrong, the first time that something does."""
         if not self.has_warned:
             self.has_warned = True
             log.warning("%s: %s", what, " ".join(str(error).split()) or type(error).__name__)

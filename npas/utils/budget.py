@@ -20,7 +20,7 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class Budget:
-    """Hold a budget as asked for: a fraction of the dense count, or an absolute count.
+    """A budget as asked for: a fraction of the dense count, or an absolute count.
 
     Exactly one of the two is set. Fractions are exact, so that `29%` of 100 parameters is 29.
     """
@@ -88,7 +88,7 @@ def _request(text: str, match: re.Match[str]) -> Budget:
 
 
 def _readings(number: Fraction) -> str:
-    """Say how to write what a bare number may have been meant as."""
+    """Return how to write what a bare number may have been meant as."""
     if number >= 1000:
         return f"{spell_count(int(number))} for {int(number):,} parameters"
     bare = _spell(number)

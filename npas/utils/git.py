@@ -11,7 +11,7 @@ PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Git:
-    """Name the commit that ran; both None where npas does not run from a git checkout."""
+    """The commit that ran; both None where npas does not run from a git checkout."""
 
     commit: str | None
     dirty: bool | None  # tracked files outside results/ differ from the commit

@@ -19,7 +19,7 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Place:
-    """Name a process's place among those that were started together."""
+    """A process's place among those that were started together."""
 
     rank: int = 0
     world: int = 1
@@ -60,7 +60,7 @@ def place(environ: MutableMapping[str, str] | None = None) -> Place:
 
 
 def is_main_process() -> bool:
-    """Tell whether this process is the one that prints; one that cannot tell does."""
+    """Return whether this process is the one that prints; one that cannot tell does."""
     try:
         return place().rank == 0
     except ValueError:
@@ -91,4 +91,4 @@ def _number(name: str, environ: MutableMapping[str, str], default: str = "") -> 
     try:
         return int(value)
     except ValueError:
-        raise ValueError(f"{name}={value} is no number: unset it or mend the launcher") from None
+        raise ValueError(f"{name}={value} is no number: unset it or fix the launcher") from None

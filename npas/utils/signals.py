@@ -152,5 +152,5 @@ def deferred(forward: Callable[[int], None] | None = None) -> Iterator[None]:
 
 
 def requested() -> bool:
-    """Tell whether a signal has asked to stop."""
+    """Return whether a signal has asked to stop."""
     return _watch is not None and bool(_watch.received)

@@ -1,4 +1,4 @@
-"""What lies under data.root is looked at before a training, or made up for a rehearsal."""
+"""What lies under data.root is looked at before a training, or synthetic for a synthetic run."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_a_rehearsal_says_what_it_is_wherever_it_gives_a_figure(run: Run, tmp_pa
         "data     synthetic, in the format of digits: a dry run with epochs=2 batch_size=2"
         in answer.out
     )
-    assert "% on made-up data" in answer.out
+    assert "% on synthetic data" in answer.out
     assert "dense:" not in answer.out
     (file,) = tmp_path.rglob("result.json")
     assert results.read(file.parent).dataset.source == "synthetic"

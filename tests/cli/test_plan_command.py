@@ -76,5 +76,5 @@ def test_a_sweep_of_plans_leaves_nothing_behind(run: Run, tmp_path: Path) -> Non
 @pytest.mark.parametrize("source", ["real", "synthetic"])
 def test_the_flops_of_a_rehearsals_smaller_inputs_are_named(run: Run, source: str) -> None:
     words = ("npas-plan", "+exp=resnet50_imagenet", f"data.source={source}")
-    said = "inputs: 3x64x64 of a rehearsal; the set's are 3x224x224"
+    said = "inputs: 3x64x64 of a synthetic run; the set's are 3x224x224"
     assert (said in run(*words).out) == (source == "synthetic")

@@ -89,7 +89,7 @@ def test_a_plan_is_of_the_groups_that_the_run_found(run: Run, found: Path) -> No
     words = [word for word in FIND[1:] if not word.startswith("wandb")]
     answer = run("npas-plan", *words)
     assert answer.code == 2
-    assert "has none yet: run npas-train with the same words first, or plan with" in answer.err
+    assert "has none yet: run npas-train with the same arguments first, or plan with" in answer.err
     answer = run("npas-plan", *words, f"run_root={found.parent.parent}")
     assert answer.code == 0, answer.err
     assert "learned0" in answer.out and "asked 0.3" in answer.out

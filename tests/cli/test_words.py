@@ -207,7 +207,7 @@ def test_a_fault_of_ours_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch
     def fault(*anything: object) -> None:
         raise KeyError("ours")
 
-    monkeypatch.setattr("npas.config.check", fault)
+    monkeypatch.setattr("npas.config.load_config", fault)
     answer = run("npas-plan")
     assert answer.code == 1
     assert "Traceback" in answer.err and "KeyError: 'ours'" in answer.err

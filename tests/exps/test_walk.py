@@ -53,7 +53,7 @@ def alone_in_the_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_an_experiment_trains_on_its_synthetic(exp: str, tmp_path: Path) -> None:
     words = [f"+exp={exp}", "data.source=synthetic", f"data.root={tmp_path / 'none'}"]
     words += ["data.download=false", f"run_root={tmp_path / 'runs'}", "trainer.device=cpu"]
-    # Two steps show what the four of a user's own rehearsal would, and one checkpoint what two.
+    # Two steps show what the four of a user's own synthetic run would, and one checkpoint what two.
     own = compose(f"+exp={exp}").data.synthetic
     most = {"train": 4, "test": 2, "epochs": 1, "batch_size": 2}
     words += [f"data.synthetic.{key}={min(getattr(own, key), n)}" for key, n in most.items()]

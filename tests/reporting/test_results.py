@@ -245,7 +245,7 @@ def test_a_cut_off_or_absent_file_is_named(tmp_path: Path) -> None:
         ({"metrics": Metrics({"accuracy": math.nan})}, "metrics.last.accuracy must be finite"),
         ({"config": {"lr": math.inf}}, "Out of range float values"),
         ({"config": {"path": Path("x")}}, "not JSON serializable"),
-        ({"dataset": Dataset("digits", "made up")}, "dataset.source must be"),
+        ({"dataset": Dataset("digits", "fake")}, "dataset.source must be"),
         ({"dataset": Dataset("digits", "synthetic", True)}, "dataset.published must be null"),
     ],
 )

@@ -147,7 +147,7 @@ def test_a_change_between_two_evaluations_is_seen(change: str) -> None:
     CHANGES[change](model)
     after = outputs(model)
     assert not torch.equal(after, before)
-    assert torch.equal(after, outputs(copy.deepcopy(model))), "as generated anew"
+    assert torch.equal(after, outputs(copy.deepcopy(model))), "as generated again"
 
 
 def test_materializing_reads_the_bank_as_it_is() -> None:

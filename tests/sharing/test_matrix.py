@@ -200,7 +200,7 @@ def is_itself_in_every_form(
     plain = npas.materialize(twin)
     assert torch.equal(plain(inputs), outputs)
     with torch.enable_grad():
-        assert torch.equal(plain(inputs), loaded(inputs)), "generated anew"
+        assert torch.equal(plain(inputs), loaded(inputs)), "generated again"
     assert {name: value.shape for name, value in plain.state_dict().items()} == {
         name: value.shape for name, value in dense.state_dict().items()
     }

@@ -225,7 +225,7 @@ def test_a_bad_image_is_named_and_added_once_it_is_mended(
     assert quickly() == 1
     first, last = capsys.readouterr().err.splitlines()
     assert str(path) in first and said in first
-    assert "1 images left out: mend them, and the same command adds them; tasks do without" in last
+    assert "1 images left out: fix them, and the same command adds them; tasks do without" in last
     before = stored()
     assert list(before) == [IDS[0], IDS[2]]
     path.write_bytes(good)

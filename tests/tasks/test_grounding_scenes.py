@@ -1,4 +1,4 @@
-"""The made-up world is a set of its own, written once, and stands in for the published ones."""
+"""The synthetic world is a set of its own, written once, and stands in for the published ones."""
 
 import gc
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def test_a_set_is_written_once_and_read_again(root: Path, monkeypatch: pytest.Mo
     counts = {split: len(part.flat.images) for split, part in task.parts.items()}
     assert counts == {"train": 12, "val": 3, "test": 4}
     assert [path.name[:7] for path in root.iterdir()] == ["scenes-"]
-    assert task.inspect()["all"] == "19 images, made up; 95 captions"
+    assert task.inspect()["all"] == "19 images, synthetic; 95 captions"
     for changed in ({"word_width": 7}, {"made": grounding.Made(train=12, val=3, test=5)}):
         with pytest.raises(AssertionError, match="written again"):
             scenes(root, **changed).setup()
@@ -120,7 +120,7 @@ def test_a_rehearsal_reads_made_up_files(
         assert torch.equal(values, again.inputs[key])
         assert values.shape[1:] == shapes[key]
     assert task.evaluate(Network(task), "val")["oracle"] > 50
-    assert "made up" in task.inspect()["all"]
+    assert "synthetic" in task.inspect()["all"]
     del task, other
     gc.collect()
     assert not folders()

@@ -8,7 +8,14 @@ import torch
 from grounding_files import proposals
 from torchvision.ops import box_iou
 
-from npas.tasks.grounding.metrics import FAR, LESS_FAR, compare, labels, overlaps, summarize
+from npas.tasks.grounding.metrics import (
+    NEG_IOU,
+    NEG_IOU_FALLBACK,
+    compare,
+    labels,
+    overlaps,
+    summarize,
+)
 
 KEY = 1234
 
@@ -70,7 +77,7 @@ def test_where_few_are_far_off_those_less_far_count_too() -> None:
     assert drawn(overlap).count(-1) == 2
     assert drawn([0.7, 0.5, 0.4, 0.1]).count(-1) == 1  # no more are there
     assert drawn([0.7, 0.35, 0.2, 0.1]) == [1, 0, -1, -1]  # enough are far off
-    assert (FAR, LESS_FAR) == (0.3, 0.4)
+    assert (NEG_IOU, NEG_IOU_FALLBACK) == (0.3, 0.4)
 
 
 def test_a_phrase_that_nothing_fits_is_not_trained_on() -> None:

@@ -373,7 +373,7 @@ def test_held_out_images_are_seen_as_test_images_are(tree: Path) -> None:
     assert batch.targets.tolist() == task.images["train"].labels_N[index].tolist()
 
 
-# --- made-up data
+# --- synthetic data
 
 
 @pytest.mark.parametrize("form", ["folder", "shards"])

@@ -182,8 +182,8 @@ def test_damaged_headers_and_odd_contents_are_one_clear_line(tree: Path) -> None
     with pytest.raises(ValueError, match=r"damaged at byte 1,024: make it again"):
         make(tree, form="shards")
     for files, said in [
-        ({"a/b.jpg": b"x"}, r"a/b has no label \(\.cls\); pack it anew"),
-        ({"a/b.cls": b"0"}, r"a/b has no image \(\.jpg\); pack it anew"),
+        ({"a/b.jpg": b"x"}, r"a/b has no label \(\.cls\); pack it again"),
+        ({"a/b.cls": b"0"}, r"a/b has no image \(\.jpg\); pack it again"),
         ({"a/b.jpg": b"x", "a/b.cls": b"n01440764"}, r"a/b\.cls holds no class number"),
         ({"a/b.jpg": b"x", "a/b.png": b"x", "a/b.cls": b"0"}, r"two images named a/b"),
     ]:

@@ -336,5 +336,5 @@ def test_a_rehearsal_reads_made_up_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert torch.equal(*found)
     lines = task.inspect()
     assert lines["train"].startswith("2 documents") and lines["test"].startswith("2 documents")
-    assert lines["tokenizer"].startswith("made up")
+    assert lines["tokenizer"].startswith("synthetic")
     assert task.spec.input_shape == (64,)

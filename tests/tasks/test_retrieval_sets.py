@@ -1,4 +1,4 @@
-"""Sets of images and sentences are found or made up, shown, and refused where they cannot be."""
+"""Sets of images and sentences are found or synthetic, shown, and refused where they cannot be."""
 
 import dataclasses
 import gc
@@ -25,7 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# --- made up
+# --- synthetic
 
 
 @pytest.mark.parametrize(

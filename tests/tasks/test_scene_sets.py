@@ -1,4 +1,4 @@
-"""A made-up set is written once, whole, and under a name that says what is in it."""
+"""A synthetic set is written once, whole, and under a name that says what is in it."""
 
 import multiprocessing
 import stat

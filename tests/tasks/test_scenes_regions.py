@@ -11,7 +11,17 @@ from npas.tasks.scenes import Difficulty
 from npas.tasks.scenes.captions import tell
 from npas.tasks.scenes.drawing import render
 from npas.tasks.scenes.language import alike
-from npas.tasks.scenes.regions import FAR, GREY, MARGIN, NEAR, REACH, Eyes, propose, union, views
+from npas.tasks.scenes.regions import (
+    GREY,
+    MARGIN,
+    NEAR,
+    NEG_IOU,
+    REACH,
+    Eyes,
+    propose,
+    union,
+    views,
+)
 from npas.tasks.scenes.world import COLOURS, Scene, Thing, draw_scene
 
 
@@ -123,7 +133,7 @@ def test_views_are_means_of_pixels() -> None:
         close = naive(image, left - edge, top - edge, size + 2 * edge, size + 2 * edge, NEAR)
         assert np.mean(close == near_V) > 0.8  # a rounded edge may fall either way
         x, y = (left + right + 1) / 2, (top + bottom + 1) / 2
-        wide = naive(image, x - reach, y - reach, 2 * reach, 2 * reach, FAR)
+        wide = naive(image, x - reach, y - reach, 2 * reach, 2 * reach, NEG_IOU)
         assert np.mean(wide == far_V) > 0.8
 
 

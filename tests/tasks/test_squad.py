@@ -347,7 +347,7 @@ def test_a_rehearsal_reads_made_up_files(
     assert set(counts) == {"train", "test", *(["val"] if split else [])}
     one, other = (next(base.batches(t, 0, 4)) for t in (task, made()))
     assert torch.equal(one.inputs["input_ids"], other.inputs["input_ids"])
-    assert "made up" in task.inspect()[f"dev-v{version}.json"]
+    assert "synthetic" in task.inspect()[f"dev-v{version}.json"]
     assert all(
         len(answer) for question in task.parts["test"].questions for answer in question.answers
     )

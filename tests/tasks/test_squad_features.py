@@ -225,7 +225,7 @@ def test_no_stretch_at_all_is_an_empty_answer(tokenizer: tokenization.Tokenizer)
 
 
 def test_the_made_up_tokenizer_is_like_a_bert_s(tmp_path: Path) -> None:
-    tokenizer = tokenization.Tokenizer("made up", tokenization.load_synthetic(tmp_path).inner)
+    tokenizer = tokenization.Tokenizer("synthetic", tokenization.load_synthetic(tmp_path).inner)
     ids = tokenizer.inner("José was born in 1895.", "Zürich")["input_ids"]
     text = tokenizer.inner.decode(ids)
     assert text == "[CLS] jose was born in 1895. [SEP] zurich [SEP]"

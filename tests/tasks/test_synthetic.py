@@ -1,4 +1,4 @@
-"""Made-up data have the published form, are read by the real reader, and can be learned from."""
+"""Synthetic data have the published form, are read by the real reader, and can be learned from."""
 
 import hashlib
 from pathlib import Path
@@ -119,7 +119,7 @@ def test_what_lies_on_disk_is_told(ten: Any) -> None:
     told = task.inspect()
     assert told["cifar-10-batches-py/test_batch"].endswith("as published")
     assert told["train"] == "90 images of 10 classes, 9 of each"
-    assert "as made up" in make("cifar").inspect()["cifar-10-batches-py/data_batch_1"]
+    assert "as synthetic" in make("cifar").inspect()["cifar-10-batches-py/data_batch_1"]
     assert "images of 8 classes" in make("digits").inspect()["train"]
     told = make("shortest_paths", size=12, phases=[4, 8]).inspect()
     assert told["train"].startswith("8 mazes of 12x12 cells an epoch")

@@ -54,7 +54,7 @@ def test_parts_add_up_to_the_batch(small, parts: int, precision: str) -> None:
         torch.testing.assert_close(summed[name], expected, msg=name, check_dtype=False, **close)
 
 
-# Of each family an experiment on made-up data; of one that is no image task its own network.
+# Of each family an experiment on synthetic data; of one that is no image task its own network.
 EXPERIMENTS = {
     "digits": ("digits", ()),
     "cifar": ("wrn_cifar10", ()),

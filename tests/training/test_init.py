@@ -178,8 +178,8 @@ def test_a_run_that_goes_on_does_not_start_again(
     folder = str(run_dir(ours.config))
     begin(tmp_path / "run", budget="0.5", epochs=1, resume=folder)
     monkeypatch.setattr(initial, "_start", lambda *_: "it started")
-    for anew in ({"resume": "never"}, {"force": True}, {"seed": 3}):
-        assert "it started" in begin(tmp_path / "run", budget="0.5", epochs=1, **anew)[1]
+    for again in ({"resume": "never"}, {"force": True}, {"seed": 3}):
+        assert "it started" in begin(tmp_path / "run", budget="0.5", epochs=1, **again)[1]
 
 
 def test_before_a_search_nothing_is_taken_and_behind_it_all(

@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 
 def spread_unevenly(model: nn.Module, *rest: Any) -> None:
-    """Initialize as another version of the library might, so that scales are laid out anew."""
+    """Initialize as another version of the library might, so that scales are laid out again."""
     initialize(model, *rest)
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     for i, module in enumerate(convs):

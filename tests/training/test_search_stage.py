@@ -218,11 +218,11 @@ def test_gradients_take_no_more_memory_than_the_search_did(
 
 def test_starting_anew_forgets_the_groups(searching, tmp_path: Path) -> None:
     run(searching(epochs=1), tmp_path)
-    anew = searching(epochs=1, force=True)
-    assert stored_grouping(anew, tmp_path) is None
+    again = searching(epochs=1, force=True)
+    assert stored_grouping(again, tmp_path) is None
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Stopped):
         stop_at(SEARCH, patched)
-        run(anew, tmp_path)
+        run(again, tmp_path)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["log.jsonl", "search"]
 
 

@@ -38,7 +38,7 @@ def make_up(
 
 
 def write(root: Path, archive: Archive, classes: int, train: int, test: int) -> Archive:
-    """Write a made-up set of so many images under `root`; return the archive with its md5 sums.
+    """Write a synthetic set of so many images under `root`; return the archive with its md5 sums.
 
     At least one image a file, of which the published set has five for training and one for test.
     """

@@ -45,7 +45,7 @@ SHA256 = {
 
 @dataclass
 class Config:
-    """Hold the `task.*` keys of CIFAR. ValueError unless it has 10 or 100 classes."""
+    """The `task.*` keys of CIFAR. ValueError unless it has 10 or 100 classes."""
 
     family: str = "cifar"
     classes: int = 10
@@ -80,7 +80,7 @@ class Archive:
 def published_archive(classes: int) -> Archive:
     """Return the files of the published set, as torchvision lists them but for the archive's sum.
 
-    The author published md5 sums. An archive is held against a sum that nobody can forge today.
+    The author published md5 sums. An archive is compared with a sum that nobody can forge today.
     """
     from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -141,7 +141,7 @@ class Task(Classification):
         return self._split(train, test, held)
 
     def _read_synthetic(self) -> dict[str, Part]:
-        """Read a made-up set; its validation images come on top and last: a tenth may be none."""
+        """Read a synthetic set; its validation images come on top and last: a tenth may be none."""
         held_out = self.synthetic.test if self.has_validation else 0
         wanted = self.synthetic.train + held_out
         with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +163,7 @@ class Task(Classification):
 
     def inspect(self) -> dict[str, str]:
         """List the files and their sums, and count the images of each part."""
-        whose = "made up" if self.source == "synthetic" else "published"
+        whose = "synthetic" if self.source == "synthetic" else "published"
         files = {}
         for name, md5 in (self.archive.train | self.archive.test).items():
             file = f"{self.archive.folder}/{name}"

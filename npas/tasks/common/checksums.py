@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Comparison:
-    """Hold, for each file or part that was read, its checksum or count.
+    """For each file or part that was read, its checksum or count.
 
     `published` is True if all that was compared has the published checksum, False if anything
     differs, and None if nothing with a published checksum was read. `difference` describes the
@@ -58,7 +58,7 @@ class Comparison:
         if self.verify == "refuse":
             raise ValueError(self.difference)
         if first:
-            log.warning("%s: results on these data stand beside no published figure", said)
+            log.warning("%s: results on these data are not compared with published figures", said)
 
     def add_images(self, name: str, count: int, published: int | None, path: Path) -> None:
         """Record how many images a part has, and compare where checksums are not known."""

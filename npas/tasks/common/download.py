@@ -96,7 +96,7 @@ def _copy(tar: tarfile.TarFile, info: tarfile.TarInfo, folder: Path) -> None:
 
 
 class _TooMuch(Exception):
-    """Say which cap an archive goes beyond."""
+    """Which cap an archive goes beyond."""
 
 
 class _Capped(gzip.GzipFile):

@@ -4,56 +4,73 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from filelock import BaseFileLock, FileLock, Timeout
+log = logging.getLogger(__name__)
 
-TRIES = 1000  # of a folder that other processes remove in between
+# Errors of file systems without locks, some of them network ones.
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+TRIES = 1000  # of a file that others remove: far more than there are processes in the way
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock file `path`; remove it and the empty folders made for it afterwards.
 
-    Other processes wait or, without `wait`, get BlockingIOError. The lock of a killed process is
-    free. Where the file system has no locks, filelock's marker files stand in for them.
+    Others wait or, without `wait`, get BlockingIOError. The kernel frees a killed process's lock.
+    By hand because filelock's releases differ: some delete the file when they release it, which
+    makes two holders where others do so too, and 4.3 reports an unwritable folder as a timeout.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     try:
-        lock = _acquire(path, wait)
+        file = _take(path, wait)
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # before the release: who waits sees that it is gone
-            lock.release()
+            path.unlink(missing_ok=True)  # before it is let go: a waiting process sees it is gone
+            file.close()
     finally:
-        with contextlib.suppress(OSError):  # not empty
+        with contextlib.suppress(OSError):  # something lies in it
             for folder in made:
                 folder.rmdir()
 
 
-def _acquire(path: Path, wait: bool) -> BaseFileLock:
-    lock = FileLock(path, timeout=-1 if wait else 0, poll_interval=0.01)
-    for left in reversed(range(TRIES)):
+def _take(path: Path, wait: bool) -> IO[str]:
+    import fcntl
+
+    for _ in range(TRIES):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()  # filelock reports a folder that cannot be written to as a timeout
-            lock.acquire()
-            break
-        except Timeout:
-            raise BlockingIOError(errno.EAGAIN, "locked by another process", str(path)) from None
-        except (FileNotFoundError, FileExistsError):  # the folder was removed, or cannot be made
-            if not left or (path.parent.exists() and not path.parent.is_dir()):
+        except FileExistsError:  # a file, or a folder that was there a moment ago
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISDIR(path.parent.stat().st_mode):
+                    raise
+            continue
+        with contextlib.suppress(FileNotFoundError):  # its last holder has removed it
+            file = open(path, "w")  # noqa: SIM115 (open for as long as the lock is held)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+                file.close()
+            except OSError as error:
+                if error.errno in WITHOUT_LOCKS:
+                    log.warning("%s has no locks: start no run twice there", path.parent)
+                    return file
+                file.close()
                 raise
-    return lock
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the whole new one, also after a crash."""
+    """Write a file atomically: a reader sees the old one or the whole new one, also after a crash."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     temporary = Path(name)
     try:
@@ -69,7 +86,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def give_usual_mode(path: Path) -> None:
-    """Let read a file whoever may read a new one: temporary files are often their owner's alone."""
+    """Give a temporary file, which often only its owner may read, the mode of a new file."""
     umask = os.umask(0o077)  # there is no way to read it but to set it
     os.umask(umask)
     os.chmod(path, 0o666 & ~umask)

@@ -67,7 +67,7 @@ ASKING = {
 
 @dataclass(frozen=True)
 class Life:
-    """Hold what there is to tell of somebody, and what of it is told."""
+    """What there is to tell of somebody, and what of it is told."""
 
     facts: dict[str, str]
     told: tuple[str, ...]

@@ -25,7 +25,7 @@ SPECIAL = ("cls", "sep", "pad", "mask")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Hold a tokenizer of `transformers` by the key and the name that the config has for it."""
+    """A tokenizer of `transformers` by the key and the name that the config has for it."""
 
     name: str
     inner: Any
@@ -79,7 +79,7 @@ def load_tokenizer(name: str, download: bool = True, key: str = "task.tokenizer"
 
 
 def _names_its_kind(folder: Path) -> bool:
-    """Tell whether the files say by which of transformers' classes they are to be read."""
+    """Return whether the files say by which of transformers' classes they are to be read."""
     for file, field in (
         ("config.json", "model_type"),
         ("tokenizer_config.json", "tokenizer_class"),
@@ -110,9 +110,9 @@ def _load(folder: Path, name: str, key: str) -> Tokenizer:
 
 
 def load_synthetic(root: Path) -> Tokenizer:
-    """Write the tokenizer of the made-up world under `root`, and load it."""
+    """Write the tokenizer of the synthetic world under `root`, and load it."""
     tokenizer = load_tokenizer(str(synthetic_text.write_tokenizer(root)))
-    return replace(tokenizer, name="made up")
+    return replace(tokenizer, name="synthetic")
 
 
 def inputs(ids_BL: Tensor, second_B: Tensor, length_B: Tensor) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ APOSTROPHES = str.maketrans("\u2019\u02bc", "''")  # as typography has them
 
 @dataclass(frozen=True)
 class Words:
-    """Hold the words of some texts: row 0 of the table is none, and stands beyond a text's end."""
+    """The words of some texts: row 0 of the table is none, and stands beyond a text's end."""
 
     table_NV: Tensor  # float32, float16 of a BERT
     rows_UT: Tensor  # int64
@@ -124,7 +124,7 @@ def read_vectors(path: Path, width: int, wanted: Iterable[str]) -> dict[str, np.
 
 
 def _counts(fields: Sequence[str]) -> bool:
-    """Tell whether a line says how many words there are, and how many numbers of each."""
+    """Return whether a line says how many words there are, and how many numbers of each."""
     return len(fields) == 2 and all(field.isdecimal() for field in fields)
 
 

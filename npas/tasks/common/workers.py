@@ -1,7 +1,7 @@
 """Make batches in other processes: the same batches, in the same order.
 
 The workers are forked: they then hold the data without a copy and start in milliseconds, as they do
-anew for every epoch, where a fresh interpreter would import torch first. That is safe after torch
+again for every epoch, where a fresh interpreter would import torch first. That is safe after torch
 has computed and gloo has connected, though a fork takes none of their threads along: a worker
 computes on one thread, talks to no other rank, and leaves without cleaning up what it inherited.
 A GPU cannot be used after a fork. Outside Linux, where the system's own libraries do not outlive a

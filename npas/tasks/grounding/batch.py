@@ -28,14 +28,14 @@ from npas.utils import rng
 
 
 class Sizes(NamedTuple):
-    """Hold what all samples have in common."""
+    """What all samples have in common."""
 
     phrases: int  # P
     regions: int  # R
 
 
 class Lot(NamedTuple):
-    """Name phrases of one image, by their numbers in the part: P of them at most."""
+    """Phrases of one image, by their numbers in the part: P of them at most."""
 
     image: int
     phrases: Sequence[int]
@@ -43,7 +43,7 @@ class Lot(NamedTuple):
 
 @dataclass
 class Part:
-    """Hold a split: its phrases and their words, in memory, and its regions, on disk.
+    """A split: its phrases and their words, in memory, and its regions, on disk.
 
     An image without features is never read: not to be trained on, and its phrases are not measured.
     """
@@ -91,7 +91,7 @@ class Part:
         return Batch(inputs, {"labels": labels_BPR}, len(lots))
 
     def measuring(self, lots: Sequence[Lot]) -> Batch:
-        """Return inputs, and what answers are held against.
+        """Return inputs, and what answers are compared with.
 
         Overlaps of each phrase and region, BxPxR, how many regions are no repetition, B, and which
         phrases these are, BxP, -1 for a repetition.

@@ -58,7 +58,7 @@ _SPLIT = "put the split's file of github.com/BryanPlummer/flickr30k_entities the
 
 
 class Mention(NamedTuple):
-    """Hold a phrase of a caption as it is written there."""
+    """A phrase of a caption as it is written there."""
 
     chain: str
     types: tuple[str, ...]

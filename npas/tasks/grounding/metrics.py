@@ -17,7 +17,10 @@ from torch import Tensor
 from npas.utils import rng
 
 RIGHT = 0.5  # least overlap of a region that answers a phrase
-FAR, LESS_FAR = 0.3, 0.4  # negatives overlap less; where there are too few, the second counts
+NEG_IOU, NEG_IOU_FALLBACK = (
+    0.3,
+    0.4,
+)  # negatives overlap less; where there are too few, the second counts
 
 
 def overlaps(first_P4: Tensor, second_R4: Tensor) -> Tensor:
@@ -44,7 +47,7 @@ def labels(overlap_PR: Tensor, positive: float, negatives: int, key: int) -> Ten
     """
     fits_PR = overlap_PR >= positive
     wanted_P = negatives * fits_PR.sum(1)
-    far_PR, less_far_PR = overlap_PR < FAR, overlap_PR < LESS_FAR
+    far_PR, less_far_PR = overlap_PR < NEG_IOU, overlap_PR < NEG_IOU_FALLBACK
     is_enough_P = far_PR.sum(1) >= wanted_P
     may_be_PR = torch.where(is_enough_P[:, None], far_PR, less_far_PR)
     place_PR = torch.arange(overlap_PR.numel()).view_as(overlap_PR)

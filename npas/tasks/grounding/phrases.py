@@ -1,4 +1,4 @@
-"""Hold which phrase speaks of which box of which image, however a data set writes it down.
+"""Hold which phrase refers to which box of which image, however a data set writes it down.
 
 A box is (left, top, right, bottom) in pixels counted from 0; right and bottom belong to it.
 
@@ -42,7 +42,7 @@ Box = tuple[float, float, float, float]
 
 
 class Image(NamedTuple):
-    """Name an image, where it lies and its size in pixels; the file itself may be missing."""
+    """An image, where it lies and its size in pixels; the file itself may be missing."""
 
     id: str  # as feature files name it
     path: Path
@@ -51,7 +51,7 @@ class Image(NamedTuple):
 
 
 class Phrase(NamedTuple):
-    """Hold a phrase, the box that it speaks of, and what kinds of things it is of, if known."""
+    """A phrase, the box that it refers to, and what kinds of things it is of, if known."""
 
     text: str
     box: Box
@@ -60,7 +60,7 @@ class Phrase(NamedTuple):
 
 @dataclass
 class Reading:
-    """Hold what was read of a split: its images, the phrases of each, and counts by what they are.
+    """What was read of a split: its images, the phrases of each, and counts by what they are.
 
     `odd` notes where something strange was met first, by what it is, and `spoiled` the ids of
     images of which something is left out for it.
@@ -80,7 +80,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Flat:
-    """Hold the phrases of images that have at least one, as arrays.
+    """The phrases of images that have at least one, as arrays.
 
     Lists of a million small objects would be copied into every worker, page by page.
     """
@@ -176,7 +176,7 @@ def check_apart(ids: Mapping[str, Sequence[str]], where: str) -> None:
 
 
 def too_many(count: int, images: int) -> bool:
-    """Tell whether so many bad images of a split are no accident: over 1% of them, and over 3."""
+    """Return whether so many bad images of a split are no accident: over 1% of them, and over 3."""
     return count > MOST_BAD and 100 * count > images
 
 

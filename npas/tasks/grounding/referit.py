@@ -90,7 +90,7 @@ def _splits(
         if image_id not in images or annotated.get(ann_id, (None, None))[0] != image_id:
             raise ValueError(
                 f"{instances_path} has no annotation {ann_id} of an image {image_id}, which"
-                f" {refs_path.name} speaks of: {_FETCH}"
+                f" {refs_path.name} refers to: {_FETCH}"
             )
         image, reading = images[image_id], found[split]
         if image_id not in place:
@@ -139,5 +139,5 @@ def _ascii(text: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Say what an exception says; of a missing key, which."""
+    """Return what an exception says; of a missing key, which."""
     return f"something has no {error}" if isinstance(error, KeyError) else reason(error)

@@ -52,7 +52,7 @@ class Store:
         except OSError as error:
             raise ValueError(
                 f"{path} is damaged ({reason(error)}): remove it, and the same command makes it"
-                " anew"
+                " again"
             ) from None
         if made_by is None:
             raise ValueError(
@@ -133,7 +133,7 @@ class Store:
 
     def _unwritable(self, path: Path, error: Exception) -> ValueError:
         return ValueError(
-            f"{path} cannot be written ({reason(error)}): mend that, and the same command goes on"
+            f"{path} cannot be written ({reason(error)}): fix that, and the same command goes on"
         )
 
 

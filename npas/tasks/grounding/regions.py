@@ -36,7 +36,7 @@ _AGAIN = "move it away and run scripts/extract_regions.py again"
 
 
 class Regions:
-    """Hold the features of a split's images, which stay in their file.
+    """The features of a split's images, which stay in their file.
 
     `rows_I` counts each image's regions, `missing` names images that have none. ValueError, one
     line, if these are too many, or rows are not `width` features and a box.

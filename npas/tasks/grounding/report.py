@@ -28,9 +28,9 @@ LEFT_OUT = (BOXLESS, ODD_BOXES, ODD_PHRASES, UNANNOTATED, WORDLESS, UNRELATED)
 def report(
     readings: Mapping[str, Reading], parts: Mapping[str, Part], published: str | None
 ) -> dict[str, str]:
-    """Describe each split, all of them, features, words and images, a line each.
+    """Return a description of each split, all of them, features, words and images, a line each.
 
-    `published` is the set to compare with, "flickr30k" or "referit"; None: it is made up.
+    `published` is the set to compare with, "flickr30k" or "referit"; None: it is synthetic.
     """
     found = {}
     each = flickr.PUBLISHED if published == "flickr30k" else {}
@@ -61,7 +61,7 @@ def _all(readings: Mapping[str, Reading], published: str | None) -> str:
     if published == "referit":
         return _beside(images, referit.PUBLISHED_IMAGES, "images")
     if published is None:
-        line = f"{images:,} images, made up"
+        line = f"{images:,} images, synthetic"
         return f"{line}; {captions:,} captions" if captions else line
     parts = (
         _beside(images, sum(flickr.PUBLISHED.values()), "images"),
@@ -107,7 +107,7 @@ def _words(parts: Mapping[str, Part]) -> str:
 
 
 def _images(readings: Mapping[str, Reading]) -> str:
-    """Say how many image files are there; only looking and extracting features need them."""
+    """Return how many image files are there; only looking and extracting features need them."""
     counts: Counter[bool] = Counter()
     first = None
     for reading in readings.values():

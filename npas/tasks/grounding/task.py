@@ -1,14 +1,14 @@
-"""Find what a phrase speaks of: choose one of an image's proposed regions. Phrase grounding.
+"""Find what a phrase refers to: choose one of an image's proposed regions. Phrase grounding.
 
 `task.set` is Flickr30K Entities (Plummer et al. 2017, IJCV), ReferIt (RefCLEF, Kazemzadeh et al.
-2014) or `scenes`, a made-up world in Entities' format that is written to `data.root` once. Phrases,
+2014) or `scenes`, a rendered world in Entities' format, written to `data.root` once. Phrases,
 boxes and features lie on disk as `_grounding_flickr`, `_grounding_referit` and `_grounding_regions`
 say; features come from scripts/extract_regions.py. All three have a part to choose a checkpoint by.
 
 Words are vectors out of a file or a BERT's, fixed either way. A sample of an epoch is an image with
-`task.phrases` of its phrases, drawn anew each epoch. The loss is CITE's (Plummer et al. 2018,
+`task.phrases` of its phrases, drawn again each epoch. The loss is CITE's (Plummer et al. 2018,
 arXiv 1711.08389): logistic, on the regions that overlap a phrase's box by `task.positive` and
-`task.negatives` others for each of these, drawn anew as well. CITE's released loop multiplies the
+`task.negatives` others for each of these, drawn again as well. CITE's released loop multiplies the
 sum of the labels of all the image's phrases so far, those of -1 included, so that a phrase's number
 of negatives depends on the phrases before it; here it depends on its own regions alone.
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 NAMES = {"flickr30k": "flickr30k_entities", "referit": "referit", "scenes": "scenes"}
 EVAL_BATCH = 8  # lots of an image's phrases, small enough that many ranks have some of them each
 SYNTHETIC_REGIONS, SYNTHETIC_PHRASES = 20, 4
-# Beyond these a slip of the hand.
+# Beyond these a typing error.
 MOST = {
     "region_width": 100_000, "regions": 10_000, "phrases": 1000, "word_width": 100_000,
     "max_words": 500, "negatives": 10_000,
@@ -60,10 +60,10 @@ MOST = {
 
 @dataclass
 class Config:
-    """Hold the `task.*` keys of phrase grounding. ValueError for what cannot be.
+    """The `task.*` keys of phrase grounding. ValueError for what cannot be.
 
     `vectors` is a text file under `data.root`, `bert` a folder, or a name on the Hugging Face hub;
-    the made-up world has its own of either. `scenes` says what that is like, `made` how much of it.
+    the rendered world has its own. `scenes` says what is in it, `made` how much of it.
     """
 
     family: str = "grounding"
@@ -85,7 +85,7 @@ class Config:
         for key, most in MOST.items():
             at_least(f"task.{key}", getattr(self, key), 1)
             at_most(f"task.{key}", getattr(self, key), most)
-        at_least("task.positive", self.positive, metrics.LESS_FAR)
+        at_least("task.positive", self.positive, metrics.NEG_IOU_FALLBACK)
         at_most("task.positive", self.positive, 1)
         for key in ("vectors", "bert"):
             value = getattr(self, key)
@@ -155,7 +155,7 @@ class Task(base.Task):
         self._read(root)
 
     def _write(self, counts: dict[str, int], seed: int, root: Path) -> None:
-        """Write the made-up world: images, phrases, features and words."""
+        """Write the synthetic world: images, phrases, features and words."""
         config = self.config
         write = scenes.write_referit if config.set == "referit" else scenes.write_flickr30k
         write(root, config.scenes, counts, config.region_width, seed)

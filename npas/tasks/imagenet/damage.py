@@ -40,7 +40,7 @@ class Damage:
         self.named: set[tuple[str, int]] = set()
 
     def found(self, split: str, index: int) -> bool:
-        """Tell whether the image was found to be damaged."""
+        """Return whether the image was found to be damaged."""
         return bool(self.flags[split][index])
 
     def note(self, split: str, index: int) -> None:
@@ -95,7 +95,7 @@ class Damage:
 
 
 def _why(images: Images, index: int) -> str:
-    """Say why an image cannot be read, by trying once more."""
+    """Return why an image cannot be read, by trying once more."""
     try:
         decode(images.read(index))
     except (ValueError, OSError) as error:

@@ -26,7 +26,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".w
 
 
 class Images(Protocol):
-    """Describe the images of one split, however they are stored. N of them, each with a label."""
+    """The images of one split, however they are stored. N of them, each with a label."""
 
     classes: list[str]
     labels_N: Tensor  # int64
@@ -42,7 +42,7 @@ class Images(Protocol):
 
 
 class Folder:
-    """Hold the listing of one split. ValueError, one line, if it is not as it should be.
+    """The listing of one split. ValueError, one line, if it is not as it should be.
 
     Warns of how much lies in the class folders that is no image by its name, or in folders of
     theirs; what is hidden does not count.

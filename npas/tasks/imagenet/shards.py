@@ -33,7 +33,7 @@ READERS = 8  # threads that read headers: they mostly wait for the disk
 
 
 class Shards:
-    """Hold where the images of one split lie. ValueError, one line, if a shard is damaged."""
+    """Where the images of one split lie. ValueError, one line, if a shard is damaged."""
 
     def __init__(self, folder: Path, split: str, count: int) -> None:
         self.paths = _shards_of(folder, split)
@@ -134,15 +134,15 @@ def index_shard(path: Path) -> list[tuple[bytes, int, int, int]]:
         key = f"{folder}/{stem}"
         if f".{ending.lower()}" in ENDINGS:
             if key in images:
-                raise ValueError(f"{path} holds two images named {key}: rename one and pack anew")
+                raise ValueError(f"{path} holds two images named {key}: rename one and pack again")
             images[key] = (os.fsencode(member.name), member.offset, member.size)
         elif ending == "cls":
             if not re.fullmatch(rb"\s*\d{1,9}\s*", member.start):
-                raise ValueError(f"{path}: {member.name} holds no class number; pack it anew")
+                raise ValueError(f"{path}: {member.name} holds no class number; pack it again")
             labels[key] = int(member.start)
     if odd := sorted(images.keys() ^ labels.keys()):
         lacks = "label (.cls)" if odd[0] in images else "image (.jpg)"
-        raise ValueError(f"{path}: {odd[0]} has no {lacks}; pack it anew")
+        raise ValueError(f"{path}: {odd[0]} has no {lacks}; pack it again")
     return [(*found, labels[key]) for key, found in images.items()]
 
 

@@ -18,7 +18,7 @@ FILES, LONG_NAME, EXTENDED, PASSED_OVER = b"0\0", b"L", b"x", b"g5"  # by the he
 
 
 class Member(NamedTuple):
-    """Say where a file's bytes lie in the archive; `start` is known where the window held it."""
+    """Where a file's bytes lie in the archive; `start` is known where the window held it."""
 
     name: str
     offset: int
@@ -55,7 +55,7 @@ def members(path: Path) -> Iterator[Member]:
                 yield Member(long_name or name, data, size, start)
                 long_name = None
             elif kind not in PASSED_OVER:
-                raise ValueError(f"{path} holds {name}, which is no plain file: pack it anew")
+                raise ValueError(f"{path} holds {name}, which is no plain file: pack it again")
             at = data + -(-size // BLOCK) * BLOCK
 
 

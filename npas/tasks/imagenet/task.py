@@ -47,15 +47,15 @@ MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 # Large enough for a GPU; a Perceiver's map of attention, of which there is one at a time, is 10 GB.
 EVAL_BATCH = 100
-SYNTHETIC_SIZE = 64  # of a made-up image's crop, at most
+SYNTHETIC_SIZE = 64  # of a synthetic image's crop, at most
 PUBLISHED = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC 2012, in 1,000 classes
 CLASSES = 1000
-MOST_CLASSES, MOST_SIZE = 1_000_000, 4096  # beyond these a slip of the hand
+MOST_CLASSES, MOST_SIZE = 1_000_000, 4096  # beyond these a typing error
 
 
 @dataclass
 class Config:
-    """Hold the `task.*` keys of ImageNet. ValueError for what cannot be.
+    """The `task.*` keys of ImageNet. ValueError for what cannot be.
 
     `max_damaged` is a limit of all ranks together. What was found is not kept with a checkpoint: a
     run that goes on counts from 0, and finds damaged images again when it meets them.
@@ -94,7 +94,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Part:
-    """Hold which images of a split a part has: their indices, N, in the split's order."""
+    """Which images of a split a part has: their indices, N, in the split's order."""
 
     split: str
     index_N: Tensor
@@ -187,7 +187,7 @@ class Task(base.Task):
         return "imagenet-shards" if self.config.form == "shards" else "imagenet"
 
     def _make_up(self) -> tuple[dict[str, Images], int]:
-        """Write made-up images to a folder that is gone with the task, and list them."""
+        """Write synthetic images to a folder that is gone with the task, and list them."""
         folder = tempfile.mkdtemp(prefix="npas-imagenet-")
         weakref.finalize(self, _remove, folder, os.getpid())
         root, wanted = Path(folder), self.data.synthetic
@@ -352,7 +352,7 @@ class Task(base.Task):
             yield Batch(images_BCHW, torch.tensor(labels, dtype=torch.int64), len(labels))
 
     def _say_left_out(self, split: str, left_out: int, count: int) -> None:
-        """Say how many images, over all ranks, were not measured; ValueError if all of them."""
+        """Report how many images, over all ranks, were not measured; ValueError if all of them."""
         if left_out == count:
             raise ValueError(f"none of the {count:,} {split} images of {self.name} can be read")
         if left_out:

@@ -22,7 +22,7 @@ CHUNK = 1 << 18  # characters that are tokenized at once, or a line where one is
 
 @dataclass(frozen=True)
 class Pieces:
-    """Hold N pieces of documents, without special tokens, padded with 0 to R tokens.
+    """N pieces of documents, without special tokens, padded with 0 to R tokens.
 
     A piece is cut in two, its first part `first_N` tokens long and the whole `length_N`.
     """

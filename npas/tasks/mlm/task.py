@@ -48,7 +48,7 @@ NOT_HIDDEN = -100  # what cross-entropy leaves out
 
 @dataclass
 class Config:
-    """Hold the `task.*` keys of pre-training. ValueError for what cannot be.
+    """The `task.*` keys of pre-training. ValueError for what cannot be.
 
     `tokenizer` is a folder, or a name on the Hugging Face hub.
     """
@@ -69,7 +69,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Part:
-    """Hold N pieces on the device, as `_mlm_reading.Pieces` describes them."""
+    """N pieces on the device, as `_mlm_reading.Pieces` describes them."""
 
     ids_NR: Tensor
     first_N: Tensor
@@ -146,7 +146,7 @@ class Task(base.Task):
         self.parts = parts
 
     def inspect(self) -> dict[str, str]:
-        """Say what the files are and what was read of them; no text has published sums."""
+        """Return what the files are and what was read of them; no text has published sums."""
         return dict(self.counted)
 
     @property

@@ -14,7 +14,7 @@ from npas.models._match import Match, distance
 
 
 class Costs(NamedTuple):
-    """Hold by how much each sentence's pair falls short of the margin: 0 where it does not.
+    """By how much each sentence's pair falls short of the margin: 0 where it does not.
 
     Beside another image, SxB, and beside another sentence, SxS; 0 also where that is of the same
     image, which may be in a batch several times.

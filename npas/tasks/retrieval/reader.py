@@ -25,9 +25,9 @@ _PUT = "put the files there that docs/data.md names, or set data.source=syntheti
 
 @dataclass(frozen=True)
 class Features:
-    """Hold where the features of a split lie, and read some images' when asked to.
+    """Where the features of a split lie, and read some images' when asked to.
 
-    The file is opened anew each time, and no more of it is read: what other processes do is no
+    The file is opened again each time, and no more of it is read: what other processes do is no
     matter.
     """
 
@@ -62,7 +62,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Split:
-    """Hold one split: its features, the sentences, five an image in a row, and images' names."""
+    """One split: its features, the sentences, five an image in a row, and images' names."""
 
     features: Features
     captions: list[str]

@@ -1,4 +1,4 @@
-"""Find where a set of images and sentences lies, or write a made-up one."""
+"""Find where a set of images and sentences lies, or write a synthetic one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from npas.config import DataConfig
     from npas.tasks.retrieval.task import Config
 
-VECTORS = "vectors.txt"  # of made-up words
-SEED = 0  # of a rehearsal's scenes
+VECTORS = "vectors.txt"  # of synthetic words
+SEED = 0  # of a synthetic run's scenes
 
 
 class Found(NamedTuple):
-    """Hold where a set's files are."""
+    """Where a set's files are."""
 
     folder: Path
     splits: dict[str, str]  # what the files of "train", "val" and "test" are called
@@ -26,9 +26,9 @@ class Found(NamedTuple):
 
 
 def find(config: Config, data: DataConfig, regions: int, owner: object) -> Found:
-    """Find the files of a set; made-up ones are written where they are not there yet.
+    """Find the files of a set; synthetic ones are written where they are not there yet.
 
-    Those of a rehearsal are gone with their `owner`. ValueError, one line, if there are none.
+    Those of a synthetic run are gone with their `owner`. ValueError, one line, if there are none.
     """
     root, name = Path(data.root), f"{config.set}_precomp"
     splits = {"train": "train", "val": "dev", "test": config.test}

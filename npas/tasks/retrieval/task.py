@@ -4,8 +4,8 @@ The arrays of Lee et al. (2018) lie under `data.root`, in `f30k_precomp` and `co
 region features of each image, found by others' detector, and five sentences; see docs/data.md. They
 stay on disk and are read as they are used. Learned words are numbered as SCAN's own file says,
 `<set>_precomp_vocab.json` beside the arrays or under `vocab/`, or as the training sentences have
-them; each word also has a fixed vector of `task.vectors`. `set: scenes` are made-up images, written
-once to `data.root`.
+them; each word also has a fixed vector of `task.vectors`. `set: scenes` are rendered images,
+written once to `data.root`.
 
 Recalls are in percent: R@1, R@5 and R@10, from an image to any of its sentences (`i2t`) and from a
 sentence to its image (`t2i`), and their mean, `mr`. COCO is measured on all 5,000 images of its
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # So many images, or sentences, are encoded at once where all is compared with all.
 EVAL_IMAGES, EVAL_SENTENCES = 100, 500
 SYNTHETIC_REGIONS, SYNTHETIC_WORDS = 12, 20  # at most
-# Beyond these a slip of the hand, which would fill the memory.
+# Beyond these a typing error, which would fill the memory.
 MOST = {"regions": 10_000, "region_width": 65536, "word_width": 65536, "max_words": 10_000}
 # Images, with five sentences each; Karpathy's splits.
 PUBLISHED = {
@@ -53,7 +53,7 @@ PUBLISHED = {
 
 @dataclass
 class Config:
-    """Hold the `task.*` keys of retrieval. ValueError for what cannot be.
+    """The `task.*` keys of retrieval. ValueError for what cannot be.
 
     `loss=hardest` is ADAPT's: all that others in a batch fall short of the margin and, from step to
     step more, 1 - beta^step, the hardest alone. Their code adds up where this is the mean over the
@@ -114,7 +114,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Part:
-    """Hold one part: its images, whose features are on disk, and its sentences on the CPU."""
+    """One part: its images, whose features are on disk, and its sentences on the CPU."""
 
     images: reader.Split
     sentences: words.Sentences
@@ -166,7 +166,7 @@ class Task(base.Task):
     def setup(self) -> None:
         """Read sentences and words, and find the features. ValueError, one line, if they are bad.
 
-        Made-up ones are written first, where they are not there yet.
+        Synthetic ones are written first, where they are not there yet.
         """
         if self.parts:
             return

@@ -28,7 +28,7 @@ LEAST = 4  # times that a word must come up in training to be learned by itself
 
 @dataclass(frozen=True)
 class Sentences:
-    """Hold the places of sentences: rows of the table, words' numbers, 0 from a length on."""
+    """The places of sentences: rows of the table, words' numbers, 0 from a length on."""
 
     table_NV: Tensor  # float32; row 0 is zeros
     rows_UT: Tensor  # int32, as the others

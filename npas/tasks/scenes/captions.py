@@ -57,7 +57,7 @@ UNSEEN_PART, BACKGROUND_PART, ABSENT_PART = 0.15, 0.2, 0.05
 
 @dataclass(frozen=True)
 class Phrase:
-    """Hold a phrase: what it means is a chain of its scene, 0 if nothing that can be seen."""
+    """A phrase: what it means is a chain of its scene, 0 if nothing that can be seen."""
 
     text: str
     chain: int
@@ -69,7 +69,7 @@ Caption = tuple[str | Phrase, ...]
 
 @dataclass(frozen=True)
 class Story:
-    """Hold a scene's captions, and what their chains mean: numbers of things, or none with a box.
+    """A scene's captions, and what their chains mean: numbers of things, or none with a box.
 
     Of chains without a box those in `scenes` mean the whole scene, the others are not there.
     """

@@ -1,4 +1,4 @@
-"""Keep sets of made-up scenes on disk: written once, by one process, and whole.
+"""Keep sets of synthetic scenes on disk: written once, by one process, and whole.
 
 A set lies in a folder under `data.root` whose name ends in a hash of all that decides its bytes, so
 that no set is taken for another, and runs that ask for the same one share it.
@@ -23,12 +23,12 @@ from npas.tasks.scenes.world import Difficulty
 from npas.utils.checks import at_least, at_most
 
 WORLD = 1  # which world it is: one more when the same keys come to mean other bytes
-MOST = 10_000_000  # images of a split: more is a slip, and would fill the disk
+MOST = 10_000_000  # images of a split: more is a typing error, and would fill the disk
 
 
 @dataclass(frozen=True)
 class Made:
-    """Hold the `task.made.*` keys: how many images each split has, and which. ValueError."""
+    """The `task.made.*` keys: how many images each split has, and which. ValueError."""
 
     train: int = 2000
     val: int = 200
@@ -81,7 +81,7 @@ def ensure(
         reason = f"{root} is no folder" if is_other else files.reason(error)
         raise ValueError(
             f"{folder} cannot be written ({reason}): set data.root to a folder with room for"
-            " made-up scenes"
+            " synthetic scenes"
         ) from None
     return folder
 

@@ -50,7 +50,7 @@ def plural(noun: str) -> str:
 
 
 class Words(NamedTuple):
-    """Hold what a phrase says of a thing: an attribute that is not said is empty."""
+    """What a phrase says of a thing: an attribute that is not said is empty."""
 
     size: str = ""
     colour: str = ""
@@ -58,7 +58,7 @@ class Words(NamedTuple):
     shape: str = ""
 
     def true_of(self, thing: Thing) -> bool:
-        """Tell whether all that is said is true."""
+        """Return whether all that is said is true."""
         return (
             self.size in ("", thing.size)
             and self.colour in ("", thing.colour)

@@ -40,7 +40,7 @@ CLEAR = 1.25
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Hold the `task.scenes.*` keys: what is in a scene and how it is told. ValueError."""
+    """The `task.scenes.*` keys: what is in a scene and how it is told. ValueError."""
 
     least: int = 4  # things in a scene
     most: int = 7
@@ -88,7 +88,7 @@ class Difficulty:
 
 @dataclass(frozen=True)
 class Thing:
-    """Hold a thing and its box: left, top, right, bottom pixel, all of them still in it."""
+    """A thing and its box: left, top, right, bottom pixel, all of them still in it."""
 
     shape: str
     colour: str
@@ -105,7 +105,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Hold a scene: its things, later ones in front of earlier ones, before a background."""
+    """A scene: its things, later ones in front of earlier ones, before a background."""
 
     seed: int
     number: int

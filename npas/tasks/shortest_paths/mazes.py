@@ -23,7 +23,7 @@ _FINE = 1 << 16  # obstacles are drawn from 16 bits each, four cells to a random
 
 @dataclass(frozen=True)
 class Grids:
-    """Hold grids and the answers to them: bool, NxHxW each."""
+    """Grids and the answers to them: bool, NxHxW each."""
 
     obstacles: Tensor
     ends: Tensor  # the two query points

@@ -41,7 +41,7 @@ MOST_SIZE = 512
 
 @dataclass
 class Config:
-    """Hold the `task.*` keys of shortest paths. ValueError for grids that cannot be."""
+    """The `task.*` keys of shortest paths. ValueError for grids that cannot be."""
 
     family: str = "shortest_paths"
     size: int = 32  # rows, and columns

@@ -24,7 +24,7 @@ from npas.tasks.squad.windows import Features
 
 @dataclass(frozen=True)
 class Answers:
-    """Hold one question's answers: the best first, each text once, and the score of having none."""
+    """One question's answers: the best first, each text once, and the score of having none."""
 
     question: int
     texts: tuple[str, ...]

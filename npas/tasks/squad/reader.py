@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Question:
-    """Hold one question; all questions of a paragraph have the same `context` object.
+    """One question; all questions of a paragraph have the same `context` object.
 
     `answers` are those of all annotators, none if it cannot be answered. The first one's text is
     what training points to, at character `start`: None if there is none, or if it is not there.
@@ -50,7 +50,7 @@ def read(path: Path, version: str) -> list[Question]:
 
 
 class _Malformed(Exception):
-    """Say what is missing where."""
+    """What is missing where."""
 
 
 def _get(node: Any, key: str, kind: type, where: str) -> Any:

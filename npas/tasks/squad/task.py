@@ -51,13 +51,13 @@ EVAL_BATCH = 32  # windows; small enough that many ranks have some of them each
 # The articles held out are the same for every run: their seed is no key of the config.
 SPLIT_SEED = 0
 SPECIAL = 3  # tokens of a window besides question and paragraph
-# A made-up text is rehearsed on in shorter windows.
+# A synthetic text is read in shorter windows.
 SYNTHETIC_LENGTHS = {"max_length": 64, "stride": 16, "max_query": 16}
 
 
 @dataclass
 class Config:
-    """Hold the `task.*` keys of SQuAD: lengths are in tokens. ValueError for what cannot be.
+    """The `task.*` keys of SQuAD: lengths are in tokens. ValueError for what cannot be.
 
     `tokenizer` is a folder, or a name on the Hugging Face hub.
     """
@@ -92,7 +92,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Part:
-    """Hold one part: its questions, its windows on the CPU and, N x L and N each, on the device."""
+    """One part: its questions, its windows on the CPU and, N x L and N each, on the device."""
 
     questions: list[reader.Question]
     features: windows.Features
@@ -223,12 +223,12 @@ class Task(base.Task):
 
     def _whose(self, name: str, found: str) -> str:
         if name not in self.sums:
-            return "made up"
+            return "synthetic"
         same = found == f"sha256 {self.sums[name]}"
         return "as published" if same else f"not the published {self.sums[name]}"
 
     def inspect(self) -> dict[str, str]:
-        """Say what the files are, whether as published, and what they hold."""
+        """Return what the files are, whether as published, and what they hold."""
         found = dict(self.files)
         for name, part in self.parts.items():
             answerable = sum(bool(question.answers) for question in part.questions)

@@ -27,7 +27,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Features:
-    """Hold N windows of L tokens, as arrays on the CPU.
+    """N windows of L tokens, as arrays on the CPU.
 
     For training: ids, where the paragraph starts in the window, how many tokens there are before
     the padding, and the first and the last token of the answer, both 0, at [CLS], if it is not in
@@ -51,7 +51,7 @@ class Features:
 
 @dataclass
 class _Paragraph:
-    """Hold a paragraph's tokens: ids and where they start and end, T each."""
+    """A paragraph's tokens: ids and where they start and end, T each."""
 
     ids: np.ndarray
     starts: np.ndarray

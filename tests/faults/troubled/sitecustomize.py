@@ -1,4 +1,4 @@
-"""Trouble one rank of a job whose processes are started anew: their path begins with this folder.
+"""Trouble one rank of a job whose processes are started again: their path begins with this folder.
 
 The variable TROUBLE holds what `inside.make` understands, as JSON, and the rank it is for. Python
 reads this file at every start; torch is not loaded for it, but the trouble with torch's optimizers.
