@@ -70,7 +70,7 @@ def _take(path: Path, wait: bool) -> IO[str]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file atomically: a reader sees the old one or the whole new one, also after a crash."""
+    """Write a file atomically: a reader sees the old or the whole new one, also after a crash."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     temporary = Path(name)
     try:

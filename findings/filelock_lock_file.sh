@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# filelock 3.29.0 and 4.3.1 (Python 3.11, Linux), which torch and huggingface_hub bring along.
+#                                                    3.29.0    4.3.1
+#   after release() the lock file is                 deleted   still there
+#   timeout=0 where no file can be made              Timeout   Timeout
+# A program that deletes the file itself before it releases, to leave nothing behind, is right with 4.3.1; with 3.29.0
+# the second deletion can hit the file that another process has just made and locked. And Timeout does not mean that
+# somebody holds the lock: a folder that cannot be written to answers the same.
+set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+for version in 3.29.0 4.3.1; do
+  "${PYTHON:-python3}" -m venv "$folder/$version"
+  "$folder/$version/bin/python" -m pip install --quiet "filelock==$version"
+  "$folder/$version/bin/python" - "$version" "$folder" <<'PYTHON'
+import sys
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+version, folder = sys.argv[1], Path(sys.argv[2])
+path = folder / f"{version}.lock"
+lock = FileLock(path, timeout=0)
+lock.acquire()
+assert path.exists()
+lock.release()
+left = path.exists()
+try:
+    FileLock("/proc/.lock", timeout=0).acquire()  # where no process can make a file
+except Timeout:
+    error = "Timeout"
+except OSError as other:
+    error = type(other).__name__
+print(f"{version:7} file left: {left}, error: {error}")
+assert (left, error) == (version == "4.3.1", "Timeout")
+PYTHON
+done
