@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import npas
 from npas.config import NO_PACKAGE
 from npas.config.typed import unknown_key
 from npas.utils.checks import join
@@ -49,15 +50,36 @@ def explain(
     return None
 
 
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_SWITCHES = (
+    *("--help -h", "--hydra-help", "--resolve", "--run -r", "--multirun -m"),
+    "--shell-completion -sc",
+)
+_VALUES = (
+    *("--package -p", "--config-path -cp", "--config-name -cn", "--config-dir -cd"),
+    "--experimental-rerun",
+)
+
+
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read Hydra's flags and the overrides; ValueError where argparse would print its usage."""
-    from hydra._internal.utils import get_args_parser
+    """Parse the flags of Hydra 1.3 and the overrides; ValueError for one that it does not have.
+
+    `--version` prints that of npas and exits.
+    """
 
     def fail(message: str) -> NoReturn:
         raise ValueError(f"{message}; --help lists the keys and --hydra-help the flags")
 
-    parser = get_args_parser()
-    parser.error = fail
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.error = fail  # type: ignore[method-assign]
+    for flags in _SWITCHES:
+        parser.add_argument(*flags.split(), action="store_true")
+    for flags in _VALUES:
+        parser.add_argument(*flags.split())
+    parser.add_argument("--version", action="version", version=f"npas {npas.__version__}")
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--info", "-i", const="all", nargs="?", choices=_INFO)
+    parser.add_argument("overrides", nargs="*")
     return parser.parse_intermixed_args(list(arguments))
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from command_line import Run
 
+import npas
+
 # The command line, and what its one line must hold.
 WRONG = [
     ("npas-train bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
@@ -258,3 +260,8 @@ def test_the_module_runs_as_a_script_and_its_exit_code_reaches_the_shell(tmp_pat
     assert done.stderr == "npas-train: unknown key 'bugdet': did you mean 'budget'?\n"
     assert not done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_the_version_is_that_of_npas(run: Run) -> None:
+    answer = run("npas-plan", "--version")
+    assert (answer.code, answer.out) == (0, f"npas {npas.__version__}\n")
