@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from command_line import Run
 
-BUDGETS = ("0.01", "0.1", "1", "1.5", "2")
+BUDGETS = [("wrn_cifar100", b) for b in ("0.01", "0.1", "1.5")] + [("resnet50_imagenet", "2")]
 
 
 def plan(run: Run, *words: str) -> dict:
@@ -15,8 +15,7 @@ def plan(run: Run, *words: str) -> dict:
     return json.loads(answer.out)
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("exp", ["wrn_cifar100", "resnet50_imagenet"])
+@pytest.mark.parametrize(("exp", "budget"), BUDGETS)
 def test_a_plan_keeps_its_budget(exp: str, budget: str, run: Run, tmp_path: Path) -> None:
     found = plan(run, f"+exp={exp}", f"budget={budget}")
     counts = found["budget"]

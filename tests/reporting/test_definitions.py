@@ -13,23 +13,6 @@ from npas.sharing.budget import parse_budget
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        # Its 42 rows are composed and counted by the tests of that table, too.
-        pytest.param(name, marks=pytest.mark.slow) if name == "swrn" else name
-        for name in definitions.names()
-    ],
-)
-def test_every_row_of_every_table_is_a_config_that_can_be_run(name: str) -> None:
-    table = definitions.table(name)
-    cells = tables.fill(table, [])  # composes and checks each row's config
-    assert table.name == name
-    assert len({(cell.row.section, cell.row.label) for cell in cells}) == len(cells)
-    assert any(compose(*row.words).budget == DENSE for row in table.rows if row.words is not None)
-    assert f"# {table.title}" in tables.markdown(table, cells)
-
-
 def test_an_unknown_table_is_answered_with_a_near_name() -> None:
     with pytest.raises(ValueError, match="there is no table 'digit'; did you mean digits"):
         definitions.table("digit")
@@ -65,9 +48,12 @@ def test_the_largest_is_found_at_both_ends_and_between() -> None:
 @pytest.mark.parametrize("name", definitions.names())
 def test_a_committed_table_is_what_the_committed_results_give(name: str) -> None:
     table = definitions.table(name)
+    cells = tables.load(table, REPOSITORY / "results" / "runs")  # composes and checks each row
     page = REPOSITORY / "results" / "tables" / f"{name}.md"
-    written = page.read_text(encoding="utf-8")
-    assert written == tables.markdown(table, tables.load(table, REPOSITORY / "results" / "runs"))
+    assert page.read_text(encoding="utf-8") == tables.markdown(table, cells)
+    assert table.name == name
+    assert len({(cell.row.section, cell.row.label) for cell in cells}) == len(cells)
+    assert any(compose(*row.words).budget == DENSE for row in table.rows if row.words is not None)
 
 
 def test_committed_results_came_from_finished_runs_of_the_real_data() -> None:

@@ -204,7 +204,7 @@ def test_random_edits_give_a_network_that_computes_or_one_line(
     npas.save(npas.share(network(0), BUDGETS[generator], generator=generator), tmp_path)
     whole, rng = (tmp_path / "allocation.json").read_text(), random.Random(generator)
     refused = 0
-    for _ in range(70):
+    for _ in range(30):
         (tmp_path / "allocation.json").write_text(whole)
 
         def change(data: Any) -> Any:
@@ -223,7 +223,7 @@ def test_random_edits_give_a_network_that_computes_or_one_line(
 
         edit(tmp_path, change)
         refused += attempt(tmp_path, network()) is not None
-    assert refused > 20
+    assert refused > 8
 
 
 def test_what_was_changed_since_it_was_written_is_told_by_its_checksum(folder: Path) -> None:
