@@ -1,5 +1,6 @@
 """Give every test the same start: one thread, fixed seeds, no tracking, a folder of its own."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -17,4 +18,5 @@ torch.set_num_threads(1)
 def fresh_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seed torch, and let what a test writes to relative paths (runs, data) land in tmp_path."""
     monkeypatch.chdir(tmp_path)
+    logging.getLogger().setLevel(logging.WARNING)  # Hydra may have set another
     torch.manual_seed(0)

@@ -57,7 +57,7 @@ def check(raw: dict[str, Any]) -> Plan:
     reads = convert(raw.pop("check_data", False), bool, "check_data")
     for name in raw.keys() - {key.partition(".")[0] for key in keys()}:
         raise ValueError(unknown_key(name, keys()))
-    return Plan(runs.check_words(raw)[0], form, reads)
+    return Plan(runs.check_arguments(raw)[0], form, reads)
 
 
 def run(plan: Plan) -> Job:

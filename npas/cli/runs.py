@@ -44,7 +44,7 @@ def check(raw: Mapping[str, Any]) -> Config:
     )
 
 
-def check_words(raw: dict[str, Any]) -> tuple[Config, str | None]:
+def check_arguments(raw: dict[str, Any]) -> tuple[Config, str | None]:
     """Check what a command line was composed to; ValueError.
 
     `run=DIR` (or a YAML file) takes the config that a run stored; the other arguments change

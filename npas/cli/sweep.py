@@ -38,7 +38,7 @@ def run(command: Command[T], arguments: list[str]) -> list[Job]:
             "a sweep (-m) starts its jobs itself: run it without torchrun or srun, and for several"
             " processes a job set trainer.devices=N"
         )
-    _check_words(arguments)
+    _check_arguments(arguments)
     sweep = _Sweep(command, arguments)
     with tempfile.TemporaryDirectory() as scratch, _checking(sweep.check):
         # Hydra's own launcher and sweeper leave nothing worth keeping; others keep their logs and
@@ -160,7 +160,7 @@ def _checking(check: Callable[[Any], None]) -> Iterator[None]:
         Sweeper.validate_batch_is_legal = validate
 
 
-def _check_words(arguments: Sequence[str]) -> None:
+def _check_arguments(arguments: Sequence[str]) -> None:
     """Refuse lists of values that Hydra would answer without naming the word; ValueError."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ChoiceSweep, Glob, Sweep

@@ -57,7 +57,7 @@ def keys() -> set[str]:
 
 
 def _check(raw: dict[str, Any]) -> tuple[Config, str | None]:
-    config, note = runs.check_words(raw)
+    config, note = runs.check_arguments(raw)
     return as_started(config), note
 
 

@@ -28,11 +28,11 @@ SMALL = (
 
 @dataclass(frozen=True)
 class Answer:
-    """Hold what a command answered."""
+    """A command's exit code and output."""
 
     code: int
     out: str
     err: str
 
 
-Run = Callable[..., Answer]  # the words of a command line in, its answer out
+Run = Callable[..., Answer]  # command-line arguments -> Answer

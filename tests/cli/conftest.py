@@ -12,13 +12,13 @@ from npas.cli import train
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Return a function that runs a command line."""
 
-    def run_words(*words: str) -> Answer:
+    def run_command(*arguments: str) -> Answer:
         capsys.readouterr()
-        code = COMMANDS[words[0]](words[1:])
+        code = COMMANDS[arguments[0]](arguments[1:])
         captured = capsys.readouterr()
         return Answer(code, captured.out, captured.err)
 
-    return run_words
+    return run_command
 
 
 @pytest.fixture(scope="session")

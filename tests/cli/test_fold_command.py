@@ -51,8 +51,8 @@ def test_a_run_folds_into_loops_and_says_what_it_costs(run: Run, soft: Path) -> 
     )
     loops = [entry for entry in record["blocks"] if entry["times"] > 1]
     assert loops and all(entry["own"] > 0 for entry in loops)
-    for words in (f"{record['layers']} after", "runs", "norms of its own", "accuracy", "plain"):
-        assert words in answer.out
+    for text in (f"{record['layers']} after", "runs", "norms of its own", "accuracy", "plain"):
+        assert text in answer.out
     assert [entry["epoch"] for entry in record["history"]] == [0, 1, 2, 3]
     names = {path.name for path in out.iterdir()}
     assert names == {
@@ -97,7 +97,7 @@ def test_a_threshold_is_chosen_on_held_out_data(
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         ((), "run is missing"),
         (("run=nowhere",), "nowhere"),
@@ -110,10 +110,10 @@ def test_a_threshold_is_chosen_on_held_out_data(
         (("run={trained}", "threshold=auto"), "(data.val_fraction=0.0): give a threshold"),
     ],
 )
-def test_words_that_cannot_be_followed_are_one_line(
-    run: Run, soft: Path, trained: Path, words: tuple[str, ...], says: str
+def test_invalid_arguments_are_one_line(
+    run: Run, soft: Path, trained: Path, arguments: tuple[str, ...], says: str
 ) -> None:
-    answer = run("npas-fold", *(word.format(soft=soft, trained=trained) for word in words))
+    answer = run("npas-fold", *(word.format(soft=soft, trained=trained) for word in arguments))
     assert answer.code == 2
     assert says in answer.err and len(answer.err.splitlines()) <= 2
 
@@ -126,9 +126,9 @@ def test_a_dense_run_has_nothing_to_fold(run: Run) -> None:
 
 
 def test_a_run_on_texts_folds_too(run: Run, tmp_path: Path) -> None:
-    words = ("+exp=tiny_mlm", "epochs=1", f"run_root={tmp_path}", "trainer.device=cpu")
+    arguments = ("+exp=tiny_mlm", "epochs=1", f"run_root={tmp_path}", "trainer.device=cpu")
     made = ("train=4", "test=2", "epochs=1", "batch_size=2")
-    assert run("npas-train", *words, *(f"data.synthetic.{word}" for word in made)).code == 0
+    assert run("npas-train", *arguments, *(f"data.synthetic.{word}" for word in made)).code == 0
     (folder,) = tmp_path.glob("tiny_mlm/*")
     answer = run("npas-fold", f"run={folder}", "threshold=0.05")
     assert answer.code == 0, answer.err
@@ -193,7 +193,7 @@ def test_a_checkpoint_folds_into_the_runs_folder_with_the_history_until_then(
 
 
 @pytest.mark.parametrize(
-    ("exp", "words"),
+    ("exp", "arguments"),
     [
         ("simnet_scenes", ("model.embeddings=3", "model.width=8")),
         ("adapt_scenes", ("model.width=16", "model.vocab_size=200", "model.embedding=8")),
@@ -201,11 +201,11 @@ def test_a_checkpoint_folds_into_the_runs_folder_with_the_history_until_then(
     ],
 )
 def test_a_network_of_several_inputs_folds(
-    exp: str, words: tuple[str, ...], run: Run, tmp_path: Path
+    exp: str, arguments: tuple[str, ...], run: Run, tmp_path: Path
 ) -> None:
     settings = (f"+exp={exp}", "data.source=synthetic", "budget=null", "sharing.templates=2")
     small = ("task.region_width=16", "task.word_width=16", f"run_root={tmp_path}/runs")
-    assert train.main([*settings, "sharing.groups=shape", *small, *words]) == 0
+    assert train.main([*settings, "sharing.groups=shape", *small, *arguments]) == 0
     (folder,) = (tmp_path / "runs" / exp).iterdir()
     answer = run("npas-fold", f"run={folder}", "threshold=0.01")
     assert answer.code == 0, answer.err

@@ -15,20 +15,20 @@ TRAIN = ("npas-train", *SMALL)
 
 
 def test_a_run_starts_from_another_and_says_how(run: Run, trained: Path, tmp_path: Path) -> None:
-    words = (*TRAIN, f"run_root={tmp_path}", "budget=0.5", "seed=1", f"sharing.init={trained}")
-    answer = run(*words)
+    arguments = (*TRAIN, f"run_root={tmp_path}", "budget=0.5", "seed=1", f"sharing.init={trained}")
+    answer = run(*arguments)
     assert answer.code == 0
     assert "npas-train: sharing.init: 1 bank of 11 layers taken over as trained; " in answer.err
-    assert run(*words).out.startswith("skipped")
+    assert run(*arguments).out.startswith("skipped")
     (folder,) = tmp_path.glob("digits/*seed-1*")
-    assert run_dir(compose(*words[1:-1], f"sharing.init={trained}/")) == folder
+    assert run_dir(compose(*arguments[1:-1], f"sharing.init={trained}/")) == folder
     found = results.read(folder).init
     assert found is not None and found.became.startswith("1 bank of 11 layers taken over")
     (start,) = folder.glob("init.json")
     start.write_text(start.read_text().replace(found.weights, "0" * 64))
     written = results.read(folder)
     results.write(folder, replace(written, init=replace(found, weights="0" * 64)))
-    again = run(*words)
+    again = run(*arguments)
     assert again.out.startswith("skipped") and again.code == 0
     assert "holds other weights than then" in again.err
 
@@ -48,15 +48,15 @@ def test_a_run_that_has_begun_needs_the_path_no_more(
     run: Run, trained: Path, tmp_path: Path
 ) -> None:
     path = shutil.copytree(trained, tmp_path / "before")
-    words = (*TRAIN, f"run_root={tmp_path}", "budget=0.3", f"sharing.init={path}")
-    assert run(*words).code == 0
+    arguments = (*TRAIN, f"run_root={tmp_path}", "budget=0.3", f"sharing.init={path}")
+    assert run(*arguments).code == 0
     shutil.rmtree(path)
     (result,) = tmp_path.glob("digits/*/result.json")
     result.unlink()
-    answer = run(*words)
+    answer = run(*arguments)
     assert answer.code == 0 and "resuming from" in answer.err
     assert json.loads(result.read_text())["config"]["sharing"]["init"] == str(path)
-    answer = run(*words, "seed=5")
+    answer = run(*arguments, "seed=5")
     assert answer.code == 2 and answer.err.count("\n") == 1
     assert "there is no such file or folder" in answer.err
 

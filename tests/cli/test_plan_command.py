@@ -9,8 +9,8 @@ from command_line import Run
 BUDGETS = [("wrn_cifar100", b) for b in ("0.01", "0.1", "1.5")] + [("resnet50_imagenet", "2")]
 
 
-def plan(run: Run, *words: str) -> dict:
-    answer = run("npas-plan", "format=json", *words)
+def plan(run: Run, *arguments: str) -> dict:
+    answer = run("npas-plan", "format=json", *arguments)
     assert answer.code == 0, answer.err
     return json.loads(answer.out)
 
@@ -74,6 +74,6 @@ def test_a_sweep_of_plans_leaves_nothing_behind(run: Run, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("source", ["real", "synthetic"])
 def test_the_flops_of_a_rehearsals_smaller_inputs_are_named(run: Run, source: str) -> None:
-    words = ("npas-plan", "+exp=resnet50_imagenet", f"data.source={source}")
+    arguments = ("npas-plan", "+exp=resnet50_imagenet", f"data.source={source}")
     said = "inputs: 3x64x64 of a synthetic run; the set's are 3x224x224"
-    assert (said in run(*words).out) == (source == "synthetic")
+    assert (said in run(*arguments).out) == (source == "synthetic")

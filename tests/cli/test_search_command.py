@@ -86,11 +86,11 @@ def test_the_search_itself_is_no_run(run: Run, found: Path, tmp_path: Path) -> N
 
 
 def test_a_plan_is_of_the_groups_that_the_run_found(run: Run, found: Path) -> None:
-    words = [word for word in FIND[1:] if not word.startswith("wandb")]
-    answer = run("npas-plan", *words)
+    arguments = [word for word in FIND[1:] if not word.startswith("wandb")]
+    answer = run("npas-plan", *arguments)
     assert answer.code == 2
     assert "has none yet: run npas-train with the same arguments first, or plan with" in answer.err
-    answer = run("npas-plan", *words, f"run_root={found.parent.parent}")
+    answer = run("npas-plan", *arguments, f"run_root={found.parent.parent}")
     assert answer.code == 0, answer.err
     assert "learned0" in answer.out and "asked 0.3" in answer.out
 
@@ -138,9 +138,9 @@ def test_a_file_without_groups_is_one_clear_line(run: Run, content: str | None, 
 
 
 def test_groups_of_a_smaller_network_leave_layers_out_and_say_so(run: Run, found: Path) -> None:
-    words = ("npas-plan", f"sharing.groups={found}", "budget=0.9", "model.width=0.5")
-    assert not run(*words, "model.depth=10").err
-    answer = run(*words, "model.depth=16")
+    arguments = ("npas-plan", f"sharing.groups={found}", "budget=0.9", "model.width=0.5")
+    assert not run(*arguments, "model.depth=10").err
+    answer = run(*arguments, "model.depth=16")
     assert answer.code == 0
     assert "sharing.groups leaves 6 of 17 shareable layers unshared (stages.0.1" in answer.err
 
@@ -173,7 +173,7 @@ def test_a_damaged_file_in_the_run_says_what_to_do(
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (("sharing.groups=learned",), "needs to know how many: set sharing.num_groups"),
         (
@@ -190,9 +190,9 @@ def test_a_damaged_file_in_the_run_says_what_to_do(
     ],
 )
 def test_settings_that_cannot_be_followed_are_refused(
-    run: Run, words: tuple[str, ...], says: str
+    run: Run, arguments: tuple[str, ...], says: str
 ) -> None:
-    answer = run("npas-train", *SMALL, *words)
+    answer = run("npas-train", *SMALL, *arguments)
     assert answer.code == 2 and says in answer.err
     assert not Path("runs").exists()
 
@@ -211,7 +211,7 @@ def test_the_cifar_experiment_learns_eight_groups_and_resumes_across_the_boundar
     """The real network (WRN-28-10), two steps a stage, on files in CIFAR's format."""
     root = tmp_path / "data"
     monkeypatch.setattr(cifar, "published_archive", write_synthetic(root))
-    words = (
+    arguments = (
         "npas-train", "+exp=wrn_cifar100", "sharing.groups=learned", "sharing.num_groups=8",
         "budget=0.1", f"data.root={root}", "data.val_fraction=0", "data.download=false", "epochs=1",
         "batch_size=8", "optim.milestones=[]", "wandb.mode=disabled", "trainer.device=cpu",
@@ -219,11 +219,11 @@ def test_the_cifar_experiment_learns_eight_groups_and_resumes_across_the_boundar
     )  # fmt: skip
     with monkeypatch.context() as patched:
         patched.setattr(grouping, "write", interrupt)
-        answer = run(*words)
+        answer = run(*arguments)
     assert answer.code == 130 and "the same command resumes" in answer.err
-    resumed = run(*words)
+    resumed = run(*arguments)
     assert resumed.code == 0, resumed.err
-    straight = run(*words, "run_root=straight")
+    straight = run(*arguments, "run_root=straight")
     assert straight.code == 0, straight.err
 
     (one,), (other,) = Path("runs").glob("*/budget-*"), Path("straight").glob("*/budget-*")

@@ -88,7 +88,7 @@ def test_nothing_is_drawn_unless_it_is_asked_for(run: Run, trained: Path, asked:
         ("shwo=1", "did you mean 'show'?"),
     ],
 )
-def test_words_that_cannot_be_followed_are_one_line_before_any_data_are_read(
+def test_invalid_arguments_are_one_line_before_any_data_are_read(
     run: Run, trained: Path, word: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(digits.Task, "setup", lambda task: pytest.fail("the data were read"))
@@ -99,14 +99,14 @@ def test_words_that_cannot_be_followed_are_one_line_before_any_data_are_read(
 
 
 def test_phrases_are_shown_with_their_boxes(run: Run, tmp_path: Path) -> None:
-    words = ("+exp=simnet_flickr30k", "budget=0.5", "model.width=8", "data.source=synthetic")
+    arguments = ("+exp=simnet_flickr30k", "budget=0.5", "model.width=8", "data.source=synthetic")
     made = (
         "data.synthetic.train=4",
         "data.synthetic.test=2",
         f"run_root={tmp_path}",
         "data.workers=0",
     )
-    answer = run("npas-train", *words, *made, "trainer.device=cpu", "wandb.mode=disabled")
+    answer = run("npas-train", *arguments, *made, "trainer.device=cpu", "wandb.mode=disabled")
     assert answer.code == 0, answer.err
     (folder,) = tmp_path.glob("simnet_flickr30k/*")
     assert run("npas-eval", f"run={folder}", "split=val", "show=2").code == 0

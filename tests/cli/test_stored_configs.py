@@ -92,7 +92,7 @@ def test_a_stored_config_is_checked_as_any(
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         (
             ["run=nowhere"],
@@ -108,12 +108,12 @@ def test_a_stored_config_is_checked_as_any(
     ],
 )
 def test_what_cannot_be_started_from(
-    run: Run, folder: Path, asked: list[Config], words: list[str], line: str
+    run: Run, folder: Path, asked: list[Config], arguments: list[str], line: str
 ) -> None:
     Path("list.yaml").write_text("- 1\n")
     Path("empty.yaml").touch()
     line = line.replace("FOLDER", str(folder))
-    answer = run("npas-train", *[word.replace("FOLDER", str(folder)) for word in words])
+    answer = run("npas-train", *[word.replace("FOLDER", str(folder)) for word in arguments])
     assert answer.code == 2 and not asked
     assert line in answer.err and answer.err.count("\n") == 1
 
@@ -134,13 +134,13 @@ def test_an_edited_config_is_kept_and_said_before_the_run_writes_its_own(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str, changed: str
 ) -> None:
     untouched = Path(shutil.copytree(folder, "untouched"))
-    words: tuple[Any, ...] = (*WORDS, "run_root=moved", "force=true")
+    arguments: tuple[Any, ...] = (*WORDS, "run_root=moved", "force=true")
     monkeypatch.setattr("npas.training.train", interrupted)
-    assert "edited" not in run(*words, "trainer.keep_last=5").err  # the command line may differ
+    assert "edited" not in run(*arguments, "trainer.keep_last=5").err  # the command line may differ
     shutil.copytree(untouched, folder, dirs_exist_ok=True)
     edit(folder, key, value)
     edited = (folder / "config.yaml").read_text()
-    line = run(*words).err.splitlines()[0]
+    line = run(*arguments).err.splitlines()[0]
     kept = folder / "config.edited.yaml"
     assert line.startswith(f"npas-train: warning: {folder}/config.yaml was edited ({changed}): ")
     assert f"`npas-train run={kept}` trains" in line

@@ -115,8 +115,8 @@ def test_the_jobs_are_composed_and_checked_once_with_a_count(
 
 
 def test_batches_of_jobs_are_checked_before_the_first(run: Run) -> None:
-    words = ("hydra.sweeper.max_batch_size=1", "optim.lr=0.1,-1")
-    answer = run("npas-train", "-m", *SMALL, *words)
+    arguments = ("hydra.sweeper.max_batch_size=1", "optim.lr=0.1,-1")
+    answer = run("npas-train", "-m", *SMALL, *arguments)
     assert answer.code == 2
     assert answer.err == "npas-train: optim.lr must be above 0, got -1.0\n"
 

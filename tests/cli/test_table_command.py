@@ -15,19 +15,22 @@ def test_a_table_without_results_shows_the_commands_that_fill_it(run: Run) -> No
 
 def test_the_name_is_a_key_like_others(run: Run) -> None:
     Path("empty").mkdir()
-    words = ("results=empty",)
-    assert run("npas-table", "name=digits", *words).out == run("npas-table", "digits", *words).out
+    arguments = ("results=empty",)
+    assert (
+        run("npas-table", "name=digits", *arguments).out
+        == run("npas-table", "digits", *arguments).out
+    )
 
 
 def test_a_committed_table_is_compared_with_its_results(run: Run) -> None:
-    words = ("npas-table", "digits", "results=mine", "check=true")
+    arguments = ("npas-table", "digits", "results=mine", "check=true")
     Path("mine/tables").mkdir(parents=True)
-    assert run(*words).code == 1
-    Path("mine/tables/digits.md").write_text(run(*words[:-1]).out, encoding="utf-8")
-    assert run(*words).code == 0
+    assert run(*arguments).code == 1
+    Path("mine/tables/digits.md").write_text(run(*arguments[:-1]).out, encoding="utf-8")
+    assert run(*arguments).code == 0
     with open("mine/tables/digits.md", "a", encoding="utf-8") as file:
         file.write("edited\n")
-    answer = run(*words)
+    answer = run(*arguments)
     assert answer.code == 1
     assert "is not what the results say" in answer.err
 

@@ -60,8 +60,8 @@ def test_the_plan_comes_first_and_one_line_closes(run: Run) -> None:
 
 def test_the_closing_line_says_of_which_epoch_and_part_each_figure_is(run: Run) -> None:
     """The chosen epoch was chosen on held-out data; its figure is of the test set."""
-    words = ("npas-train", *SMALL, "budget=0.5", "data.val_fraction=0.1", "epochs=2")
-    last = run(*words).out.splitlines()[-1]
+    arguments = ("npas-train", *SMALL, "budget=0.5", "data.val_fraction=0.1", "epochs=2")
+    last = run(*arguments).out.splitlines()[-1]
     (folder,) = folders()
     stored = results.read(folder)
     later = {"accuracy": 61.2, "val/accuracy": 7.0}
@@ -79,7 +79,7 @@ def test_the_closing_line_says_of_which_epoch_and_part_each_figure_is(run: Run) 
         ),
     ):
         results.write(folder, result)
-        assert expected in run(*words).out, "as a run that is done already"
+        assert expected in run(*arguments).out, "as a run that is done already"
     assert re.search(r"% \(last epoch\), [\d.]+% \(epoch [12], chosen on val accuracy\); ", last)
 
 
@@ -94,15 +94,15 @@ def test_the_committed_dense_figure_stands_beside_the_result(
 
 
 def test_a_finished_run_is_skipped_unless_forced(run: Run) -> None:
-    words = ("npas-train", *SMALL, "budget=0.5")
-    assert run(*words).code == 0
+    arguments = ("npas-train", *SMALL, "budget=0.5")
+    assert run(*arguments).code == 0
     (folder,) = folders()
     first = (folder / "result.json").read_bytes()
-    again = run(*words, "wandb.tags=[other]", "trainer.log_every=1", "budget=50%")
+    again = run(*arguments, "wandb.tags=[other]", "trainer.log_every=1", "budget=50%")
     assert again.code == 0
     assert again.out.startswith("skipped: ") and str(folder) in again.out
     assert (folder / "result.json").read_bytes() == first
-    forced = run(*words, "force=true")
+    forced = run(*arguments, "force=true")
     assert forced.out.splitlines()[-1].startswith("done: ")
     assert (folder / "result.json").read_bytes() != first
     assert folders() == [folder]
@@ -215,8 +215,8 @@ def test_a_run_that_cannot_begin_leaves_no_folder_of_its_own(run: Run) -> None:
 
 
 def test_templates_take_the_place_of_a_budget(run: Run) -> None:
-    words = ("budget=null", "sharing.templates=2", "sharing.groups=shape")
-    answer = run("npas-train", *SMALL, *words)
+    arguments = ("budget=null", "sharing.templates=2", "sharing.groups=shape")
+    answer = run("npas-train", *SMALL, *arguments)
     assert answer.code == 0, answer.err
     (folder,) = folders()
     assert folder.name.startswith("templates-2_seed-0_")

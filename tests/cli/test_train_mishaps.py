@@ -25,7 +25,7 @@ NO_SPACE = os.strerror(errno.ENOSPC)
 
 @pytest.fixture
 def folder() -> Path:
-    """Return the folder of these words' run."""
+    """Return the folder of these arguments' run."""
     return run_dir(compose(*WORDS[1:]))
 
 

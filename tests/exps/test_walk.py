@@ -77,7 +77,7 @@ def test_a_plan_is_exact_at_every_budget(exp: str, capsys: pytest.CaptureFixture
         assert plan.main([f"+exp={exp}"]) == 0
         assert "inference: " in capsys.readouterr().out
     if config.sharing.templates is not None:
-        return  # there the templates fix the count, which tests/cli/test_swrn_words.py holds
+        return  # there the templates fix the count, which tests/cli/test_swrn_plans.py holds
     model = network(config)
     dense = sharing.count_parameters(model)
     own = () if config.budget in (None, DENSE) else (str(config.budget),)

@@ -348,7 +348,7 @@ def test_a_full_disk_is_one_line(
         patch.setattr("os.fsync", full)
         assert quickly() == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot be written (No space left on device): mend that" in line
+    assert "cannot be written (No space left on device): fix that" in line
     assert quickly() == 0 and list(stored()) == IDS
 
 

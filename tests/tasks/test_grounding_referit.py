@@ -152,7 +152,7 @@ DAMAGE = {
     ),
     "no annotation": (
         refs(lambda f: f[3].update(ann_id=77)),
-        r"instances\.json has no annotation 77 of an image 101, which refs\(berkeley\)\.p speaks",
+        r"instances\.json has no annotation 77 of an image 101, which refs\(berkeley\)\.p refers",
     ),
     "other image's": (refs(lambda f: f[3].update(ann_id=1000)), r"no annotation 1000 of an image"),
     "no JSON": (write("instances.json", b"{"), rf"instances\.json {AS_WRITTEN}"),

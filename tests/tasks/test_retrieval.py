@@ -62,7 +62,7 @@ def test_a_set_is_read_whole(root: Path) -> None:
     assert own["words"][0].any(1).tolist() == [False, True, True, True, True, *[False] * 3]
 
 
-def test_words_are_numbered_as_scan_numbered_them_if_that_is_there(tmp_path: Path) -> None:
+def test_arguments_are_numbered_as_scan_numbered_them_if_that_is_there(tmp_path: Path) -> None:
     folder = write(tmp_path)
     counted = make(tmp_path)
     assert {"runs", "the", "cat"} <= set(counted.vocabulary) and "test" not in counted.vocabulary

@@ -152,7 +152,7 @@ def test_a_sentence_is_its_words_between_two_marks() -> None:
     assert not taken["words"][0, 1].any()
 
 
-def test_words_that_come_up_four_times_are_numbered() -> None:
+def test_arguments_that_come_up_four_times_are_numbered() -> None:
     said = ["The dog, the dog!", "the cat; a dog", "the dog: a cat a", "A cat", "cats"]
     assert words.count_words(said) == {
         **{"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3},

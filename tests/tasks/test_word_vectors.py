@@ -94,7 +94,7 @@ def test_a_first_line_that_counts_is_passed_over(
     assert not caplog.records
 
 
-def test_words_may_have_spaces_and_lines_other_white_space(
+def test_arguments_may_have_spaces_and_lines_other_white_space(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "vectors.txt"
@@ -107,7 +107,7 @@ def test_words_may_have_spaces_and_lines_other_white_space(
     assert not caplog.records
 
 
-def test_words_of_another_width_are_left_out(
+def test_arguments_of_another_width_are_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "vectors.txt"

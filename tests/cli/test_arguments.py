@@ -134,7 +134,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("command", "line"), WRONG, ids=[command for command, _ in WRONG])
-def test_words_that_cannot_be_followed(command: str, line: str, run: Run, tmp_path: Path) -> None:
+def test_invalid_arguments(command: str, line: str, run: Run, tmp_path: Path) -> None:
     answer = run(*[word.strip("'") for word in command.split()])
     assert answer.code == 2
     assert line in answer.err
@@ -157,7 +157,7 @@ FIRST_LINE = "its first line must be '# @package _global_', so that its keys sta
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         ("+exp=exp/mine.yaml", "takes a name: write --config-dir . +exp=mine"),
         ("+exp=conf/exp/bare", "takes a name: write --config-dir conf +exp=bare"),
@@ -175,16 +175,16 @@ FIRST_LINE = "its first line must be '# @package _global_', so that its keys sta
     ],
 )
 def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(
-    words: str, line: str, run: Run
+    arguments: str, line: str, run: Run
 ) -> None:
     for name, text in FILES.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
-    answer = run("npas-plan", *words.split())
+    answer = run("npas-plan", *arguments.split())
     assert answer.code == 2
     assert line in answer.err and answer.err.count("\n") == 1
     remedy = re.search(r"write (--config-dir [^D]\S* \S+)", answer.err)
-    if remedy and "bare" not in words:
+    if remedy and "bare" not in arguments:
         assert run("npas-plan", *remedy[1].split()).code == 0
 
 
@@ -254,8 +254,8 @@ print(*heavy & set(sys.modules))
 
 
 def test_the_module_runs_as_a_script_and_its_exit_code_reaches_the_shell(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "npas.cli.train", "+bugdet=0.1"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    arguments = [sys.executable, "-m", "npas.cli.train", "+bugdet=0.1"]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "npas-train: unknown key 'bugdet': did you mean 'budget'?\n"
     assert not done.stdout

@@ -1,4 +1,4 @@
-"""SWRN L-w-k is words over the same engine, and counts to the parameter what the papers count."""
+"""The counts of soft sharing, as npas-plan prints them, are the reference's."""
 
 import functools
 import json
@@ -26,20 +26,20 @@ POSTER += [(28, 18, "layers"), (28, 18, 2)]
 
 
 @functools.cache
-def network(*words: str) -> nn.Module:
-    """Build the dense network of these words on the meta device."""
-    config = compose(*words)
+def network(*arguments: str) -> nn.Module:
+    """Build the dense network of these arguments on the meta device."""
+    config = compose(*arguments)
     with torch.device("meta"):
         shape = (3, 224, 224) if config.task.family == "imagenet" else (3, 32, 32)
         classes = 1000 if config.task.family == "imagenet" else config.task.classes
         return models.family(config.model.family).build(config.model, InputSpec(shape, classes))
 
 
-def planned(*words: str) -> npas.Allocation:
-    """Plan what the words say, by `npas.plan`."""
-    config = compose(*words)
+def planned(*arguments: str) -> npas.Allocation:
+    """Plan what the arguments say, by `npas.plan`."""
+    config = compose(*arguments)
     groups = config.sharing.groups
-    return npas.plan(network(*words), templates=config.sharing.templates, groups=groups)
+    return npas.plan(network(*arguments), templates=config.sharing.templates, groups=groups)
 
 
 @pytest.mark.parametrize(("depth", "width", "templates", "classes"), sorted(KNOWN))
@@ -64,12 +64,12 @@ def test_every_row_of_the_poster_counts_as_published(
 ) -> None:
     layers = 2 * ((depth - 4) // 6 - 1)  # that share, in each stage
     row = KNOWN[depth, width, layers if templates == "layers" else templates, classes]
-    words = f"model.depth={depth}", f"model.width={width}", f"sharing.templates={templates}"
-    assert planned(f"+exp=swrn_cifar{classes}", *words).budget.used == row["params"]
+    arguments = f"model.depth={depth}", f"model.width={width}", f"sharing.templates={templates}"
+    assert planned(f"+exp=swrn_cifar{classes}", *arguments).budget.used == row["params"]
 
 
 @pytest.mark.parametrize(
-    ("words", "count"),
+    ("arguments", "count"),
     [
         (("+exp=swrn_cifar10",), 17_125_630),
         (("+exp=swrn_cifar10", "sharing.templates=layers"), 36_479_302),
@@ -78,10 +78,10 @@ def test_every_row_of_the_poster_counts_as_published(
         (("+exp=swrn_40_8_8",), 29_555_402),
     ],
 )
-def test_npas_plan_prints_the_same_counts(words: tuple[str, ...], count: int, run: Run) -> None:
-    answer = run("npas-plan", *words, "format=json")
+def test_npas_plan_prints_the_same_counts(arguments: tuple[str, ...], count: int, run: Run) -> None:
+    answer = run("npas-plan", *arguments, "format=json")
     assert answer.code == 0, answer.err
-    assert json.loads(answer.out)["budget"]["used"] == count == planned(*words).budget.used
+    assert json.loads(answer.out)["budget"]["used"] == count == planned(*arguments).budget.used
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_a_bottleneck_stage_shares_first_with_first_and_last_with_last() -> None
 
 @pytest.mark.parametrize("templates", ["1", "2", "layers"])
 def test_an_swrn_trains_on_the_digits(templates: str, run: Run, tmp_path: Path) -> None:
-    words = [word for word in SMALL if not word.startswith("model.depth")]
+    arguments = [word for word in SMALL if not word.startswith("model.depth")]
     asked = f"sharing.templates={templates}", "model.depth=16"
-    answer = run("npas-train", "+exp=digits_swrn", *words, *asked)
+    answer = run("npas-train", "+exp=digits_swrn", *arguments, *asked)
     assert answer.code == 0, answer.err
     (result,) = tmp_path.glob("runs/digits_swrn/*/result.json")
     split = json.loads(result.read_text())["split"]

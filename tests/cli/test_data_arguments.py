@@ -34,7 +34,7 @@ def test_no_data_are_read_unless_asked_for(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "said"),
     [
         (("+exp=wrn_cifar10", "data.download=false", "check_data=true"), "cifar10 is not under"),
         (("check_data=perhaps",), "check_data must be true or false, got 'perhaps'"),
@@ -45,16 +45,22 @@ def test_no_data_are_read_unless_asked_for(run: Run) -> None:
     ],
 )
 def test_what_is_missing_or_misspelt_is_one_line(
-    words: tuple[str, ...], said: str, run: Run
+    arguments: tuple[str, ...], said: str, run: Run
 ) -> None:
-    answer = run("npas-plan", *words)
+    answer = run("npas-plan", *arguments)
     assert (answer.code, len(answer.err.splitlines())) == (2, 1)
     assert said in answer.err
 
 
 def test_a_rehearsal_says_what_it_is_wherever_it_gives_a_figure(run: Run, tmp_path: Path) -> None:
-    words = ("npas-train", *SMALL, "data.source=synthetic", "data.synthetic.epochs=2", "epochs=9")
-    answer = run(*words)
+    arguments = (
+        "npas-train",
+        *SMALL,
+        "data.source=synthetic",
+        "data.synthetic.epochs=2",
+        "epochs=9",
+    )
+    answer = run(*arguments)
     assert answer.code == 0, answer.err
     assert (
         "data     synthetic, in the format of digits: a dry run with epochs=2 batch_size=2"
@@ -64,26 +70,26 @@ def test_a_rehearsal_says_what_it_is_wherever_it_gives_a_figure(run: Run, tmp_pa
     assert "dense:" not in answer.out
     (file,) = tmp_path.rglob("result.json")
     assert results.read(file.parent).dataset.source == "synthetic"
-    assert run(*words).out.startswith("skipped: ")
+    assert run(*arguments).out.startswith("skipped: ")
 
 
 def test_a_copy_is_counted_refused_unless_asked_for_and_recorded(run: Run, tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()
     made = synthetic.write(root, cifar.published_archive(10), 10, 40, 20)
-    words = (
+    arguments = (
         "+exp=wrn_cifar10",
         *SMALL,
         "batch_size=20",
         "data.val_fraction=0",
         f"data.root={root}",
     )
-    answer = run("npas-plan", *words, "check_data=true")
+    answer = run("npas-plan", *arguments, "check_data=true")
     assert answer.code == 2 and "data.verify=warn to use it as it is" in answer.err
     assert f"test_batch: md5 {made.test['test_batch']}; md5 40351d" in answer.out
     assert "data test: 20 images of 10 classes" in answer.out
-    assert run("npas-train", *words).code == 2 and not (tmp_path / "runs").exists()
-    answer = run("npas-train", *words, "data.verify=warn")
+    assert run("npas-train", *arguments).code == 2 and not (tmp_path / "runs").exists()
+    answer = run("npas-train", *arguments, "data.verify=warn")
     assert answer.code == 0, answer.err
     assert "% on data that are not the published ones" in answer.out
     (file,) = tmp_path.rglob("result.json")
