@@ -94,9 +94,9 @@ def test_without_a_watch_nothing_is_asked_for() -> None:
 
 SECOND = """
 import os, signal, time
-from npas import _preemption
-_preemption.SAME_SIGNAL_S = 0.0
-with _preemption.watching(), _preemption.deferred():
+from npas.utils import signals
+signals.SAME_SIGNAL_S = 0.0
+with signals.watching(), signals.deferred():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGINT)
