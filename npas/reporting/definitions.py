@@ -91,9 +91,10 @@ def _cifar10_small() -> Table:
             *_shared(SMALL_BUDGETS, *words),
         ),
         note="WRN-16-2, five epochs. The images are a public JPEG copy of CIFAR-10, not the"
-        " published bytes, halved in size: these figures stand beside each other, not beside"
+        " published bytes, halved in size: compare these figures with each other, not with"
         " published ones. All rows train for the same steps, with the same augmentation and at one"
-        " rate, 0.2, which was tuned for none of them.",
+        " rate, 0.2: of 0.1, 0.2 and 0.4 the best for the dense network on the held-out tenth"
+        " (74.8, 75.6 and 75.4%, one seed each), and tuned for no other row.",
     )
 
 

@@ -301,7 +301,7 @@ def _finite_or_none(metrics: dict[str, float | None] | None) -> dict[str, float 
     return {k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()}
 
 
-# What must hold between fields; the types of single ones are `_decode`'s to check.
+# What must hold between fields; the types of single ones are `json_data.decode`'s to check.
 
 
 def _problems(result: Result) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 Images rest as uint8 in NHWC order with their zero padding already around them, so that picking,
 cropping and flipping a batch is one gather of bytes.
-Random numbers come in from outside: see `_random.py`.
+Random numbers come in from outside: see `npas/utils/rng.py`.
 
 Dimensions: N images in the set, B in the batch, H x W pixels, C channels, p pixels of padding.
 """

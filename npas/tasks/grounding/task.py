@@ -2,7 +2,7 @@
 
 `task.set` is Flickr30K Entities (Plummer et al. 2017, IJCV), ReferIt (RefCLEF, Kazemzadeh et al.
 2014) or `scenes`, a rendered world in Entities' format, written to `data.root` once. Phrases,
-boxes and features lie on disk as `_grounding_flickr`, `_grounding_referit` and `_grounding_regions`
+boxes and features lie on disk as `flickr`, `referit` and `regions`
 say; features come from scripts/extract_regions.py. All three have a part to choose a checkpoint by.
 
 Words are vectors out of a file or a BERT's, fixed either way. A sample of an epoch is an image with
@@ -310,7 +310,7 @@ class Task(base.Task):
 
 
 def _compare(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Hold what a network answers against what is right: see `_grounding_scores.compare`."""
+    """Hold what a network answers against what is right: see `metrics.compare`."""
     scores_BPR, targets = model(**batch.inputs).float(), batch.targets
     return metrics.compare(scores_BPR, targets["overlaps"], targets["regions"])
 

@@ -274,7 +274,7 @@ class Task(base.Task):
         self.damage.agree(world)
 
     def preprocess(self, images_BCHW: Tensor) -> Tensor:
-        """Turn bytes into floats; on a CPU in the plain order (see `_augment.to_nchw`)."""
+        """Turn bytes into floats; on a CPU in the plain order (see `augment.to_nchw`)."""
         device = images_BCHW.device
         if device not in self.colours:
             mean_C11, std_C11 = (

@@ -69,7 +69,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Part:
-    """N pieces on the device, as `_mlm_reading.Pieces` describes them."""
+    """N pieces on the device, as `reader.Pieces` describes them."""
 
     ids_NR: Tensor
     first_N: Tensor
