@@ -63,11 +63,11 @@ class Command(Generic[T]):
 
 
 class Reported(Exception):
-    """End a process that has failed; what there is to say of it has been said."""
+    """Ends a process that failed; its message has been printed."""
 
 
 class RunFailed(Exception):
-    """Carry a job that failed through a launcher or a sweeper to what started the sweep."""
+    """Passes a failed job through a launcher or a sweeper to what started the sweep."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -108,7 +108,7 @@ def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
 
 
 def _opened(arguments: Sequence[str]) -> list[str]:
-    """Let Hydra take more than it would: flags anywhere, and keys that a family's YAML leaves out.
+    """Return arguments that Hydra accepts: flags anywhere, keys that a YAML leaves out.
 
     With the pluses `model.KEY=` and `task.KEY=` reach the check against the family's schema, and
     `run=DIR` the commands that compose a config and may take a stored one instead. With
@@ -171,7 +171,7 @@ def _swept(command: Command[T], arguments: list[str]) -> list[Job]:
 def compose(
     command: Command[T], arguments: list[str], task: Callable[[dict[str, Any]], float | None]
 ) -> None:
-    """Let Hydra compose: it calls `task` with each config, as plain data."""
+    """Compose with Hydra and call `task` with each config, as plain data."""
     import hydra
     from omegaconf import DictConfig
 
@@ -217,7 +217,7 @@ def explain(error: Exception, command: Command[T], arguments: Sequence[str]) -> 
 
 @contextlib.contextmanager
 def _command_line(name: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Let Hydra read `arguments` in place of sys.argv, and raise its errors, not print them."""
+    """Make Hydra read `arguments` in place of sys.argv, and raise its errors."""
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [name, *arguments], "1"
     try:

@@ -142,7 +142,7 @@ def _unreadable(word: str, known: Collection[str]) -> str:
 
 
 def _no_names(arguments: Sequence[str], known: Collection[str]) -> Iterator[str]:
-    """Say of each word that chooses a number, or nothing, where a YAML's name belongs."""
+    """Yield a line for each argument that gives a number or nothing for the name of a YAML."""
     for word in arguments:
         key, _, value = word.lstrip("+").partition("=")
         node = key == "exp" or any(name.startswith(f"{key}.") for name in known)

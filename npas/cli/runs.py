@@ -90,7 +90,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:
-    """Take over from what was composed the keys that the command line names; ValueError."""
+    """Copy the keys that the command line names from the composed config; ValueError."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

@@ -25,7 +25,7 @@ _ALONE = "range(), interval(), glob() and choice() cannot stand in a list: write
 
 
 class _Ended(BaseException):
-    """End a search at once: Hydra catches an `Exception`, and the sweeper would count it."""
+    """Ends a search at once: Hydra would catch an `Exception` and count it as a trial."""
 
     def __init__(self, refusal: ValueError | None = None) -> None:
         self.refusal = refusal
@@ -141,7 +141,7 @@ class _Sweep(Generic[T]):
 
 @contextlib.contextmanager
 def _checking(check: Callable[[Any], None]) -> Iterator[None]:
-    """Have Hydra's own sweeper call `check(sweeper)` where it would see that its jobs compose."""
+    """Make Hydra's own sweeper call `check(sweeper)` in place of its check of the jobs."""
     from hydra.plugins.sweeper import Sweeper
 
     validate = Sweeper.validate_batch_is_legal

@@ -134,7 +134,7 @@ def _run_in_workers(config: Config, within: Within) -> Job:
 
 
 def _work(raw: dict[str, Any], within: Within) -> tuple[Any, ...] | str:
-    """Be one of the workers: return the job as plain data, or why the config is refused."""
+    """Run in one of the workers: return the job as plain data, or why it is refused."""
     try:
         with app.one_line_messages(NAME):
             config = check(raw)
@@ -252,7 +252,7 @@ def _skipped(config: Config, folder: Path) -> Job | None:
 
 
 def _warn_of_other_start(config: Config, done: Result) -> None:
-    """Say so if what `sharing.init` names is no longer what the run started from."""
+    """Warn if what `sharing.init` names is no longer what the run started from."""
     if config.sharing.init is None or done.init is None:
         return
     from npas.training.initial import weights_sum

@@ -102,7 +102,7 @@ def keys_of(kind: type, start: str = "") -> Iterator[str]:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """Say that `key` does not exist, and which of the `known` full names was probably meant."""
+    """Return the message for an unknown key, with the nearest of the `known` full names."""
     if new := new_name(key):
         return f"unknown key {key!r}: it is now {new!r}"
     known = sorted(known)

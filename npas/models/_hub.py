@@ -73,7 +73,7 @@ def _has_any(folder: Path, names: Sequence[str]) -> bool:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Let the hub's client and transformers say nothing meanwhile: what matters is an error."""
+    """Silence the hub's client and transformers; errors are still raised."""
     import huggingface_hub.utils
     from transformers.utils import logging as of_transformers
 

@@ -1,4 +1,4 @@
-"""Say what networks answer that match sentences with images.
+"""The outputs of networks that match sentences with images.
 
 Such a network reads `words`, `lengths`, `ids` and `regions`, and its forward gives a `Match` of all
 sentences with all images of a batch. It is made of three steps, which can be asked for alone where

@@ -15,12 +15,12 @@ def mean(words_WTV: Tensor, lengths_W: Tensor) -> Tensor:
 
 
 def within(lengths_W: Tensor, places: int) -> Tensor:
-    """Tell which of so many places are in the texts, WxT."""
+    """Return a mask of the places within the texts, WxT."""
     return torch.arange(places, device=lengths_W.device) < lengths_W[:, None]
 
 
 class SelfAttention(nn.Module):
-    """Weigh each word by itself and by the mean of its text, and add them up, of length 1: WxV.
+    """Attention pooling of a text's words by each word and their mean, of length 1: WxV.
 
     A linear layer and ReLU score each word beside the mean, and a softmax over the text's words
     makes weights of the scores; without ReLU it would cancel what the mean adds to all of them. A

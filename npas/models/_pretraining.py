@@ -1,4 +1,4 @@
-"""Let transformers' BERT and ALBERT for pre-training say their words at some places only.
+"""Compute the word logits of transformers' BERT and ALBERT at chosen places only.
 
 The last layer has an output for each word of the vocabulary: at all places it takes more memory
 than the rest of the network, and the loss is of some 15% of them.

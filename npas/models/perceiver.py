@@ -78,7 +78,7 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Let queries, BxLxC, look at BxPxI: q, k and v have `inner` channels, in `heads` heads."""
+    """Attention of queries BxLxC over BxPxI: q, k and v have `inner` channels in `heads` heads."""
 
     def __init__(self, channels: int, context: int, inner: int, heads: int) -> None:
         super().__init__()
@@ -98,14 +98,14 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """Go from C channels to as many and back to as many: the paper widens by 1."""
+    """Two linear layers of C channels: the paper widens by a factor of 1."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, channels))
 
 
 class CrossLayer(nn.Module):
-    """Let the latents read the input: BxLxC, BxPxI -> BxLxC."""
+    """Cross-attention of the latents over the input: BxLxC, BxPxI -> BxLxC."""
 
     def __init__(self, config: Config, context: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class CrossLayer(nn.Module):
 
 
 class SelfLayer(nn.Module):
-    """Let the latents look at each other: BxLxC -> BxLxC."""
+    """Self-attention of the latents: BxLxC -> BxLxC."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class Perceiver(nn.Module):
 
 
 def fourier_features(size: int, bands: int, resolution: int, device: torch.device) -> Tensor:
-    """Describe `size` places from -1 to 1: size x (2F + 1), sines, cosines and the place itself.
+    """Return features of `size` places from -1 to 1: size x (2F + 1), sines, cosines, place.
 
     The frequencies go from 1 to half of `resolution`, equally spaced, times pi.
     """

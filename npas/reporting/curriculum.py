@@ -1,4 +1,4 @@
-"""Follow networks through a curriculum: F1 on the band being trained, and on those still to come.
+"""Plot a curriculum: F1 on the band being trained, and on those still to come.
 
 All of it comes from the `history` of result files: F1 on held-out grids of each band of distances,
 after each epoch.

@@ -110,7 +110,7 @@ def _narrower(exp: str, *words: str) -> list[Row]:
 
 
 def _wrn_cifar10() -> Table:
-    """Stand beside the poster's figures with cutout, which is our recipe, and without."""
+    """The poster's figures with cutout, which is our recipe, and without."""
     with_cutout = [
         Row(
             f"{name}, cutout",

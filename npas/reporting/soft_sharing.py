@@ -95,7 +95,7 @@ def _label(section: str, entry: Mapping[str, Any]) -> str:
 
 
 def _words(section: str, entry: Mapping[str, Any], classes: str) -> tuple[str, ...] | None:
-    """Say a row in words; None for the networks that an architecture search has found."""
+    """Return a row's command-line arguments; None for networks of architecture search."""
     words: tuple[str, ...]
     if entry["name"] in OTHERS:
         words = tuple(word.format(classes) for word in OTHERS[entry["name"]])

@@ -185,7 +185,7 @@ def fill(table: Table, results: Iterable[Result]) -> list[Cell]:
 
 
 def _is_as_configured(result: Result) -> bool:
-    """Tell whether each of the run's batches was shared out as its config says, if it is known."""
+    """Return whether all batches were split over ranks and parts as the config says."""
     found = result.parallel
     if found is None:
         return True
@@ -329,7 +329,7 @@ def _footnote(notes: list[str], note: str) -> int:
 
 
 def _origin(cells: Sequence[Cell]) -> str:
-    """Say on what the runs were measured, and how many of them from a changed tree."""
+    """Return on what hardware the runs were made, and how many from a changed tree."""
     runs = [result for cell in cells for result in cell.found.values()]
     if not runs:
         return "No results yet."

@@ -1,4 +1,4 @@
-"""Describe which layer reads what: pure data, made before any tensor, exact to the parameter."""
+"""Which layer reads what: pure data, made before any tensor, exact to the parameter."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class LayerAllocation:
 
     @property
     def how(self) -> str:
-        """Say in a few words how the weight is made."""
+        """Return in a few words how the weight is made."""
         if not self.templates:
             return "ordinary parameter"
         if self.upsampler == "inter":

@@ -251,7 +251,7 @@ class _Draft:
         ]
 
     def place(self, name: str) -> GroupAllocation:
-        """Hand out positions and return the group's plan."""
+        """Assign positions and return the group's plan."""
         spans = self.spans
         placed = []
         for i, start in enumerate(self.starts(spans)):

@@ -1,4 +1,4 @@
-"""Let a network's layers read generated weights: a property of a subclass of their own class.
+"""Make a network's layers read generated weights: a property of a subclass of their class.
 
 Nothing else about a layer changes. Its dense parameter is gone, so that it is neither trained nor
 saved; `detach` puts a parameter back in its place.
@@ -40,7 +40,7 @@ class Attachment:
 
 
 def attach(owner: nn.Module, name: str, layer: int, shared: SharedWeights) -> None:
-    """Let a module read its parameter `name` from the shared weights."""
+    """Make a module read its parameter `name` from the shared weights."""
     attachment = owner.__dict__.setdefault("_npas", Attachment(shared, {}, list(owner._parameters)))
     attachment.layers[name] = layer
     shared.modules.add(owner)
@@ -81,7 +81,7 @@ def rounds_under_autocast(layer: Layer) -> bool:
 
 
 def open_passes(root: nn.Module, shared: SharedWeights) -> None:
-    """Let a call of any module that holds shared layers open a forward pass.
+    """Make a call of any module with shared layers open a forward pass.
 
     Loading a state dict makes the root forget kept weights, as its layers' `train` and `eval` do.
     """
@@ -95,7 +95,7 @@ def open_passes(root: nn.Module, shared: SharedWeights) -> None:
 
 
 def close_passes(modules: Iterable[nn.Module], shared: SharedWeights) -> None:
-    """Take the hooks of `open_passes` away."""
+    """Remove the hooks of `open_passes`."""
     for module in modules:
         for hooks in (
             module._forward_pre_hooks,

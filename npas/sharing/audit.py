@@ -31,7 +31,7 @@ ORIGINAL = f"parametrizations.{PREFIX}"
 
 
 def follow(shared: SharedWeights) -> SharedWeights:
-    """Bring names and counts of the allocation up to date with the network; return `shared`.
+    """Update names and counts of the allocation from the network; return `shared`.
 
     Raises ValueError, naming the layer, where a shared layer is gone from the network, or where the
     network holds layers of another shared network.
@@ -229,7 +229,7 @@ def _find_holders(parameters: Sequence[nn.Parameter]) -> dict[str, set[int]]:
 def _name_containers(
     found: dict[str, set[int]], reached: Mapping[int, set[int]], alone: Iterable[Any]
 ) -> None:
-    """Take in the containers that nothing but a variable holds."""
+    """Add the containers that only a variable refers to."""
     for container in alone:
         name = f"a {type(container).__name__}"
         found.setdefault(name, set()).update(reached[id(container)])

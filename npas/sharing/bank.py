@@ -34,7 +34,7 @@ PIECE = 1 << 18
 
 
 class BankReader:
-    """Hand out one bank's templates for one forward pass; their gradients meet in one buffer."""
+    """One bank's templates for one forward pass; their gradients add up in one buffer."""
 
     def __init__(self, bank_P: Tensor, pool: BufferPool) -> None:
         self._bank_P = bank_P
@@ -154,7 +154,7 @@ def _pieces(size: int, like: Tensor, layers: int = 1) -> list[slice]:
 
 
 class _Entry(Function):
-    """Stand between the bank and its layers; its backward runs after all of theirs."""
+    """A node between the bank and its layers; its backward runs after all of theirs."""
 
     @staticmethod
     def forward(ctx: Any, bank_P: Tensor, buffer: _GradientBuffer) -> Tensor:

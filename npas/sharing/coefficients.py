@@ -121,7 +121,7 @@ class Embedding:
 
 
 class Alike:
-    """Let all layers start with the same coefficients, so that what tells them apart was learned.
+    """Equal coefficients for all layers at the start: differences are then learned.
 
     Orthogonal rows lie far apart from the start, and a short search moves them little, so that
     k-means would find the initial draw again.

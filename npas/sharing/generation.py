@@ -122,7 +122,7 @@ CHANGED = (
 
 @dataclass(frozen=True)
 class _Forgotten:
-    """Stand for a generated weight, or a view of it, in what autograd saves for backward."""
+    """A placeholder for a generated weight, or a view of it, that autograd saves."""
 
     key: Key
     shape: torch.Size

@@ -169,7 +169,7 @@ def guard(root: nn.Module) -> None:
 
 
 def remove_guards(root: nn.Module, modules: Iterable[nn.Module]) -> None:
-    """Take the guards off these modules of a network that is shared no more."""
+    """Remove the guards from the modules of a network that is no longer shared."""
     for module in modules:
         for name, method in [*METHODS.items(), *PARTS.items()]:
             own = module.__dict__.get(name)

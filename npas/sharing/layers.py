@@ -74,7 +74,7 @@ def is_trainable(root: nn.Module, name: str) -> bool:
 
 
 def remove_shared(root: nn.Module) -> None:
-    """Take the shared tensors from the root, with what prunes or parametrizes them."""
+    """Remove the shared tensors from the root, with what prunes or parametrizes them."""
     for name in shared_names(root):
         if is_pruned(root, name):
             prune.remove(root, name)

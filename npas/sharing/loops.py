@@ -238,7 +238,7 @@ class _Signature:
 
 
 def is_large(tensor: Tensor) -> bool:
-    """Tell a weight, two dimensions or more, from a norm's or a bias's vector."""
+    """Return whether a tensor is a weight of two or more dimensions, not a norm or bias."""
     return sum(length > 1 for length in tensor.shape) > 1
 
 

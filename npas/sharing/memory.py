@@ -30,7 +30,7 @@ WORTH_KEEPING = 1 << 20
 
 
 class BufferPool:
-    """Hand out uninitialized tensors over storages that no other tensor refers to any more."""
+    """Uninitialized tensors over kept storages that no other tensor uses any more."""
 
     def __init__(self) -> None:
         self._storages: dict[tuple[object, int], torch.UntypedStorage] = {}

@@ -1,4 +1,4 @@
-"""Say which parameters take weight decay, which the number of dimensions cannot tell.
+"""Optimizer groups with and without weight decay for shared networks.
 
 The usual rules, such as timm's and nanoGPT's, decay what has two or more dimensions. In a shared
 network the weights are a bank, which is flat, and the coefficients, which are not, have rows.

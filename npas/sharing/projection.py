@@ -1,4 +1,4 @@
-"""Bring dense weights into the banks of a shared network, by least squares.
+"""Project dense weights into the banks of a shared network, by least squares.
 
 Of all weights that the network's banks and coefficients can generate, find those nearest to the
 given ones: minimise sum_i |W_i - generated_i|^2 over each group. A generated weight is linear in
@@ -185,7 +185,7 @@ class _Fit:
         self.kinds = list(kinds.values())
 
     def run(self, rounds: int, steps: int) -> None:
-        """Let bank and coefficients take turns until a round wins next to nothing."""
+        """Alternate between bank and coefficients until a round gains next to nothing."""
         whole = sum(self.squares.values())
         before, said = float("inf"), time.monotonic()
         for _ in range(max(1, rounds)):

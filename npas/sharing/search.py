@@ -112,7 +112,7 @@ def search_vectors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def template_gradients(model: nn.Module, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring the gradients of the layers' weights to the space they share: the search's template.
+    """Map the gradients of the layers' weights to the space of the search's template.
 
     The common space is the template itself. Gradients pass backwards through a layer's resize (its
     adjoint), so that each becomes what the layer asks of the shared values, one number a value of
@@ -152,7 +152,7 @@ def _group(
     maps: Mapping[tuple[int, ...], tuple[int, int]],
     scheme: Scheme,
 ) -> GroupAllocation:
-    """Let every layer mix the same templates, each through its own map.
+    """Make every layer mix the same templates, each through its own map.
 
     The released code lays each layer's templates side by side, where a map fills its template only
     nearly: those of another shape then begin a little later.

@@ -180,7 +180,7 @@ def unchanged_on_failure(model: nn.Module) -> Iterator[None]:
 
 
 class _Before:
-    """Remember a module as it is now.
+    """The state of a module now.
 
     Of a parameter only its memory is kept, and itself as long as anybody else keeps it: one that
     nothing but this held would look as if an optimizer still did.
@@ -265,7 +265,7 @@ def guard_saving(root: nn.Module) -> None:
 
 
 def free_saving(modules: Iterable[nn.Module]) -> None:
-    """Take the guards away."""
+    """Remove the guards."""
     for module in modules:
         guard = module.__dict__.get("save_pretrained")
         if guard is _refuse or getattr(guard, "func", None) is _save:

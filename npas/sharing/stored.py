@@ -1,4 +1,4 @@
-"""Hold a stored allocation against its tensors and against the network it is to share."""
+"""Check a stored allocation against its tensors and the network to be shared."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ def _sums(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _OpenPass(threading.local):
-    """Remember, for one thread, the forward pass that is running and what it has generated.
+    """The forward pass that runs on one thread, and what it has generated.
 
     The pass is running while the frame that opened it is on the stack: that stays true to fact
     also where an exception, or Ctrl-C, keeps the closing hook from being called.
@@ -264,9 +264,9 @@ class _OpenPass(threading.local):
         self.opened_by, self.weights, self.checked, self.hooks = frame, None, False, None
 
     def recompute(self, weights: WeightPass) -> None:
-        """Let autograd save none of the weights that this pass generates.
+        """Make autograd save none of the weights that this pass generates.
 
-        Unless somebody else, such as a checkpoint, decides already what autograd saves.
+        Unless other hooks, such as a checkpoint's, decide already what autograd saves.
         """
         self.weights = weights
         if not has_saved_tensors_hooks():

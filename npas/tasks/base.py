@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     size: int  # B, known without asking the device
 
     def to(self, device: torch.device) -> Batch:
-        """Bring the batch to a device; from pinned memory to a GPU without waiting for it."""
+        """Return the batch on a device; from pinned memory to a GPU without waiting for it."""
         return Batch(_each(self.inputs, device), _each(self.targets, device), self.size)
 
     def parts(self, count: int) -> list[Batch]:
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 def _each(values: Any, device: torch.device) -> Any:
-    """Bring a tensor, or each one of a dict, to a device."""
+    """Move a tensor, or each one of a dict, to a device."""
     if isinstance(values, dict):
         return {name: _each(value, device) for name, value in values.items()}
     if device.type == "cuda" and values.device.type == "cpu":
@@ -246,7 +246,7 @@ def _make(
 
 
 def _ahead(made: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Bring each batch to the device before the one ahead of it is used."""
+    """Yield batches on the device, the next already being copied."""
     waiting = None
     for batch in made:
         batch = batch.to(device)

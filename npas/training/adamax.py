@@ -42,7 +42,7 @@ class Adamax(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Go one step; parameters without a gradient stay."""
+        """Take one step; parameters without a gradient stay."""
         assert closure is None
         for group in self.param_groups:
             found = [p for p in group["params"] if p.grad is not None]

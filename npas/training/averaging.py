@@ -37,7 +37,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights that optimizer step `step`, counted from 1, has come to."""
+        """Add the weights after optimizer step `step`, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         state = self.model.state_dict()
         torch._foreach_lerp_(
@@ -45,7 +45,7 @@ class AveragedWeights:
         )
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from stored averages."""
+        """Load stored averages."""
         for name, tensor in self.tensors.items():
             self.tensors[name] = tensors[name].to(tensor, copy=True)
 

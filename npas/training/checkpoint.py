@@ -62,7 +62,7 @@ class Checkpoint:
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Have a ValueError say in one line which checkpoint it is about, and what to do."""
+        """Name the checkpoint, and what to do, in the one line of a ValueError."""
         try:
             yield
         except ValueError as error:

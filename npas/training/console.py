@@ -50,7 +50,7 @@ class ProgressDisplay:
             print_line(f"{at}  {self.figures}  {left:.0f} s left", self.file)
 
     def show(self, record: dict[str, Any]) -> None:
-        """Take over the figures of a logged record."""
+        """Show the figures of a logged record."""
         shown = {k: v for k, v in record.items() if k.startswith(("train/", "val/"))}
         self.figures = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
         self.figures = f"epoch {record['epoch']}  {self.figures}"

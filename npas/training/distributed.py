@@ -112,7 +112,7 @@ class Process:
 
 
 class StopVote:
-    """Let all processes leave after the same step when a signal has reached any of them.
+    """Stops all processes after the same step when a signal has reached any of them.
 
     A vote is cast after each step and counted after the next, so that nobody waits for it.
     """

@@ -58,7 +58,7 @@ def _first_batch(experiment: Experiment) -> Batch:
 
 
 def advise_on_memory(experiment: Experiment) -> str:
-    """Say, after a step ran out of memory, in how many parts of a batch it would not have.
+    """Return, after a step ran out of memory, how many parts of a batch would fit.
 
     Tries parts of each size that divides this process's share, from large to small.
     """

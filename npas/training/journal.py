@@ -1,6 +1,6 @@
-"""Tell the log, W&B and the terminal how a training goes, and say how it ended.
+"""Report a training to the log, W&B and the terminal, and return how it ended.
 
-Only the leading process writes; the others count along.
+Only the main process writes.
 """
 
 from __future__ import annotations

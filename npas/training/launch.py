@@ -31,7 +31,7 @@ POLL_S = 0.2
 
 
 class WorkersFailed(Exception):
-    """Tell, in one line, which worker ended the job, and whether a signal had ended it."""
+    """One line on which worker ended the job, and whether a signal had ended it."""
 
     def __init__(self, rank: int, code: int) -> None:
         super().__init__(_describe(rank, code))
@@ -111,7 +111,7 @@ def _leave_after(parent: int) -> None:
 
 
 class _Messenger:
-    """Hand a signal on to all workers, also to those that are only about to be started."""
+    """Passes a signal on to all workers, also to those about to be started."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers

@@ -165,7 +165,7 @@ def update(
     went_wrong: Tensor,
     norms_N: Tensor,
 ) -> None:
-    """Go one step down the gradient, unless something `went_wrong` (1.0 on the device).
+    """Take an optimizer step, unless something `went_wrong` (1.0 on the device).
 
     Nor where the gradient is not finite, which fp16 corrects by scaling less.
     """

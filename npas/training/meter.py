@@ -11,7 +11,7 @@ from npas.training.distributed import Process
 
 
 class Diverged(Exception):
-    """Tell that a loss, a gradient or a metric is no longer a number, and since which step."""
+    """A loss, a gradient or a metric is no longer finite since a step."""
 
     def __init__(self, what: str, step: int | None = None) -> None:
         super().__init__(f"{what} not finite" + (f" at step {step}" if step is not None else ""))
@@ -41,7 +41,7 @@ class Meter:
     def add(
         self, step: int, size: int, finite: Tensor, sums: dict[str, Tensor], norms_N: Tensor
     ) -> Tensor:
-        """Take in one step: sums over its `size` samples, and whether it was `finite`.
+        """Add one step: sums over its `size` samples, and whether it was `finite`.
 
         Returns 1.0, on the device, if this or an earlier step went wrong anywhere, else 0.0.
         """
@@ -83,7 +83,7 @@ class Meter:
         return {**kept, "counts": torch.tensor([self.samples, self.steps])}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from what `tensors` returned."""
+        """Load what `tensors` returned."""
         self.samples, self.steps = tensors["counts"].tolist()
         self.untimed = self.steps, self.samples  # by this process's clock
         for key, value in tensors.items():

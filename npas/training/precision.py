@@ -34,7 +34,7 @@ class Precision:
             ) from error
 
     def can_scale_less(self) -> Tensor | bool:
-        """Tell, on the device, whether gradients that are not finite may be a matter of scale."""
+        """Return, on the device, whether a smaller loss scale may make gradients finite."""
         if self.scaler is None:
             return False
         return self.scaler.scale(torch.ones((), device=self.device)) >= SMALLEST_SCALE

@@ -34,7 +34,7 @@ def set_determinism(deterministic: bool) -> None:
 
 
 def set_tf32(tf32: bool, device: torch.device) -> None:
-    """Let a GPU round the factors of fp32 convolutions, RNNs and matrix products to TF32, or not.
+    """Set whether GPUs round factors of fp32 convolutions, RNNs and products to TF32.
 
     torch's own default is to do so in convolutions and RNNs alone. Warns where there is no GPU.
     """

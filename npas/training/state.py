@@ -155,7 +155,7 @@ class TrainState:
         return True
 
     def _take_over_log(self, folder: Path) -> None:
-        """Have the log begin as that of the run that another's checkpoint is of."""
+        """Start the log with that of the run whose checkpoint is resumed."""
         self.progress.wandb_id = None  # which tracks the other
         for run in folder.parents[:3]:
             if (run / LOG_FILE).is_file():
@@ -253,13 +253,13 @@ class TrainState:
 
     @contextlib.contextmanager
     def weights_to_measure(self) -> Iterator[None]:
-        """Have the network hold what is to be measured: averaged weights, if there are any."""
+        """Put the weights to be measured, averaged ones if there are any, into the network."""
         with self.averaged.in_place() if self.averaged else contextlib.nullcontext():
             yield
 
     @contextlib.contextmanager
     def weights_of(self, step: int) -> Iterator[bool]:
-        """Have the network hold what a stored step had come to; tell whether it could be read."""
+        """Put a stored step's weights into the network; yield whether they could be read."""
         last = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         averaged, self.averaged = self.averaged, None
         found = False
@@ -328,7 +328,7 @@ def checkpoints_folder(run_dir: Path, stage: str) -> Path:
 
 
 def descends(config: Config, run_dir: Path) -> bool:
-    """Tell whether the run's folder has come further already from the path that `resume` names."""
+    """Return whether the run has already gone on from the path that `resume` names."""
     if config.resume in ("auto", "never") or config.force:
         return False
     stores = (Checkpoints(checkpoints_folder(run_dir, stage)) for stage in (TRAIN, SEARCH))

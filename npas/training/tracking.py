@@ -55,7 +55,7 @@ class Tracker:
         is_main: bool = True,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Go on after the stage's first `logged` lines, dropping later ones: they come again.
+        """Continue after the stage's first `logged` lines, dropping later ones.
 
         `wandb_id` names the W&B run to go on in; None: the one that this folder was tracked as
         before, or a new one. `facts` are plain data for W&B, beside the config. A process that does
@@ -99,7 +99,7 @@ class Tracker:
         self._tell(lambda run: run.log({"step": step, **_heat_maps(groups)}))
 
     def summarize(self, figures: Mapping[str, Any]) -> None:
-        """Tell W&B what the run came to; of {"last": {"accuracy": 98.0}} it is "last/accuracy"."""
+        """Set the run's summary in W&B; of {"last": {"accuracy": 98.0}} it is "last/accuracy"."""
         flat: dict[str, Any] = {}
         for key, value in figures.items():
             if isinstance(value, Mapping):
@@ -109,13 +109,13 @@ class Tracker:
         self._tell(lambda run: run.summary.update(self._named(flat)))
 
     def upload(self, checkpoint: Path) -> None:
-        """Have W&B keep a checkpoint's weights, if `wandb.artifacts` asks for it."""
+        """Upload a checkpoint's weights to W&B, if `wandb.artifacts` asks for it."""
         if self.wandb is not None and self.uploads:
             self.wandb.patience_s += UPLOAD_S
             self._tell(lambda run: _upload(run, checkpoint))
 
     def ended(self, status: str) -> None:
-        """Say, once, how the run ended: as done, diverged, failed or preempted."""
+        """Record, once, how the run ended: done, diverged, failed or preempted."""
         self.status = status
         self.summarize({"status": status})
         if status == "preempted" and self.wandb is not None:
@@ -184,7 +184,7 @@ class _Wandb:
         self.started.wait(START_S)
 
     def tell(self, call: Callable[[Any], object]) -> None:
-        """Have the thread make a call with W&B's run, after those before it."""
+        """Queue a call on W&B's run for the thread."""
         if self.thread.is_alive():
             self.calls.put(call)
 
@@ -282,7 +282,7 @@ def _start_wandb(
 
 
 def _define_metrics(run: Any, config: Config) -> None:
-    """Have figures drawn over steps, which are data: those done again are not dropped."""
+    """Plot metrics over our own step count: W&B would drop steps that are done again."""
     run.define_metric("*", step_metric="step")
     if search_epochs(config):
         run.define_metric(f"{SEARCH}/*", step_metric=f"{SEARCH}/step")

@@ -14,7 +14,7 @@ FIRST_PORT, PORTS = 20000, 20000  # where the ranks of a job that srun started m
 
 
 class Refused(ValueError):
-    """Tell of a user's mistake that all processes of a job know of, and stop for."""
+    """A user's error that all processes of a job know of and stop for."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ SAME_SIGNAL_S = 1.0
 
 
 class Preempted(BaseException):
-    """Tell that a signal asked to stop where there was nothing to save."""
+    """A signal asked to stop where there was nothing to save."""
 
 
 class _Watch:
@@ -57,7 +57,7 @@ _watch: _Watch | None = None
 
 
 class _Handlers:
-    """Remember the handlers of signals: Python's, and those that C code has installed.
+    """The handlers of signals: Python's, and those that C code has installed.
 
     (`signal.getsignal` does not know of the latter: `faulthandler.register`, an embedding program.)
     """
@@ -137,7 +137,7 @@ def _ignore_repeated(watch: _Watch) -> None:
 
 @contextlib.contextmanager
 def deferred(forward: Callable[[int], None] | None = None) -> Iterator[None]:
-    """Let a signal wait until it is asked for; `forward` hands it on to other processes."""
+    """Defer signals until `requested` is asked; `forward` passes them on to processes."""
     if _watch is None:
         yield
         return

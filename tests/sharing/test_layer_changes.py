@@ -273,7 +273,7 @@ def test_a_subclass_of_a_layers_class_behaves_as_one_of_the_base() -> None:
 
 
 class Lists(nn.Module):
-    """Hold weights in a list and a dictionary, and read them by slices and copies."""
+    """Weights in a list and a dictionary, and read them by slices and copies."""
 
     def __init__(self) -> None:
         super().__init__()

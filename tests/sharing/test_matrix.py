@@ -110,7 +110,7 @@ def feasible(cell: Cell, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_new(cell: Cell, options: dict[str, Any]) -> bool:
-    """Tell whether the upsampler plays a part; if none does, the plan is that of `inter`."""
+    """Return whether the upsampler plays a part; if none does, the plan is that of `inter`."""
     plan = npas.plan(cell.specimen.make(), **options)
     if cell.upsampler == "inter" or any(layer.upsampler for layer in plan.layers):
         return True

@@ -80,7 +80,7 @@ def test_where_the_released_code_stops_we_say_why(record: dict[str, Any]) -> Non
 
 
 class Plain(nn.Module):
-    """Hold layers of the recorded shapes, no biases."""
+    """Layers of the recorded shapes, no biases."""
 
     def __init__(self, layers: list[dict[str, Any]]) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ ORACLE = Path(__file__).parent / "oracle" / "learn_groups_small.npz"
 
 
 class Mixed(nn.Module):
-    """Hold layers of many kinds and shapes, some of them not shared."""
+    """Layers of many kinds and shapes, some of them not shared."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ import npas
 
 
 class Wrapper(nn.Module):
-    """Hold a network as trainers do: as an attribute, beside a head of its own."""
+    """A network as trainers do: as an attribute, beside a head of its own."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

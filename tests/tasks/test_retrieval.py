@@ -173,7 +173,7 @@ def test_a_batch_knows_which_step_it_is_wherever_a_run_goes_on(root: Path) -> No
 
 
 class Fixed(nn.Module):
-    """Say of a batch what it is told to, in place of a network."""
+    """Of a batch what it is told to, in place of a network."""
 
     def __init__(self, similarity: Tensor) -> None:
         super().__init__()

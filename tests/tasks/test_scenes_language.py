@@ -69,7 +69,7 @@ def offset(thing: Thing, other: Thing) -> tuple[float, float]:
 
 
 def mostly(way: str, x: float, y: float) -> bool:
-    """Tell whether an offset leads further this way than across."""
+    """Return whether an offset leads further this way than across."""
     far = {"left of": -x, "right of": x, "above": -y, "over": -y, "below": y, "under": y}[way]
     return far > 0 and abs(far) == max(abs(x), abs(y))
 

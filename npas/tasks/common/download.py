@@ -1,4 +1,4 @@
-"""Bring a data set's archive to disk, once, whoever else asks for it: download, verify, unpack."""
+"""Download, verify and unpack a data set's archive, once for all processes."""
 
 from __future__ import annotations
 

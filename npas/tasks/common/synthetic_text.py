@@ -73,7 +73,7 @@ class Life:
     told: tuple[str, ...]
 
     def sentences(self) -> list[str]:
-        """Tell it, in order."""
+        """Return the sentences, in order."""
         return [TELLING[kind].format(**self.facts) for kind in self.told]
 
 
@@ -128,7 +128,7 @@ def _article(rng: Random, version: str, name: str, questions: int) -> dict[str, 
 
 
 def _paragraph(rng: Random, version: str, name: str, questions: int) -> dict[str, Any]:
-    """Tell two or three lives, and ask; of 2.0 a third of the questions has no answer."""
+    """Write two or three lives and questions; of 2.0 a third of the questions has no answer."""
     *names, absent = draw_names(rng, rng.choice((3, 4)))
     lives = [draw_life(rng, person, sentences=3) for person in names]
     context = " ".join(sentence for life in lives for sentence in life.sentences())

@@ -129,7 +129,7 @@ def _counts(fields: Sequence[str]) -> bool:
 
 
 def _goes_on(fields: Sequence[str], width: int) -> bool:
-    """Tell whether a line's word goes on after a space: what is before its numbers is no number."""
+    """Return whether a line's word has a space: what precedes the numbers is no number."""
     if len(fields) <= width + 1:
         return False
     try:

@@ -51,7 +51,7 @@ def iterate(make: Callable[[range], Iterator[T]], steps: range, workers: int) ->
 
 
 class _Refusal(NamedTuple):
-    """Carry a ValueError to the main process: torch would put a traceback into its message."""
+    """A ValueError for the main process: torch would put a traceback into its message."""
 
     message: str
     where: str

@@ -1,4 +1,4 @@
-"""Hold boxes against each other: which regions answer a phrase, and which a network chose.
+"""Overlaps of boxes: which regions match a phrase, and which a network chose.
 
 Boxes are left, top, right, bottom in pixels, and hold the pixels of their edges: one from 3 to 3 is
 a pixel wide. That is how Flickr30K Entities measures (pl-clc, CITE).
@@ -59,7 +59,7 @@ def labels(overlap_PR: Tensor, positive: float, negatives: int, key: int) -> Ten
 
 
 def compare(scores_BPR: Tensor, overlap_BPR: Tensor, regions_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Hold scores against overlaps, where images have so many regions: what follows repeats them.
+    """Compare scores with overlaps; regions beyond an image's number repeat others.
 
     Returns three figures of each phrase, BxPx3, float64: whether the best scored region is right,
     whether any is, and what part of the regions are. And which the best scored one is, BxP.

@@ -1,4 +1,4 @@
-"""Hold which phrase refers to which box of which image, however a data set writes it down.
+"""Which phrase refers to which box of which image, for all data sets.
 
 A box is (left, top, right, bottom) in pixels counted from 0; right and bottom belong to it.
 

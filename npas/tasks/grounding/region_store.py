@@ -27,7 +27,7 @@ MADE_BY = "made_by"  # the attribute of a file that says how it was made
 
 
 class Store:
-    """Take in the matrices of images, `per_part` at a time, and join them into the file `target`.
+    """Collects the matrices of images, `per_part` at a time, into the file `target`.
 
     `settings` says how they were made: ValueError, here and later, for files that were made
     otherwise or are damaged, and where the disk is full. One process at a time.
@@ -66,7 +66,7 @@ class Store:
         return names
 
     def add(self, name: str, rows_RD: np.ndarray) -> bool:
-        """Take an image; say whether a part was written with it."""
+        """Add an image; return whether a part was written with it."""
         self.waiting[name] = rows_RD
         if len(self.waiting) < self.per_part:
             return False

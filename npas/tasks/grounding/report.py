@@ -1,4 +1,4 @@
-"""Say what the files of a grounding set hold, beside what was published, and try to read some."""
+"""Report what a grounding set's files hold, compared with what was published."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _all(readings: Mapping[str, Reading], published: str | None) -> str:
 
 
 def _beside(count: int, published: int | None, what: str) -> str:
-    """Say a count, and whether it is the published one."""
+    """Return a count, and whether it is the published one."""
     if published is None:
         return f"{count:,} {what}"
     same = "as published" if count == published else f"{published:,} were published"
@@ -79,7 +79,7 @@ def _beside(count: int, published: int | None, what: str) -> str:
 
 
 def _features(part: Part) -> str:
-    """Describe a file of features; ValueError if one of those tried cannot be read."""
+    """Return a line on a file of features; ValueError if one tried cannot be read."""
     regions, tried = part.regions, [part.there[i] for i in spread(len(part.there), TRIED)]
     for index in tried:
         regions.read(index, int(regions.rows_I[index]))

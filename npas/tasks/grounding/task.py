@@ -226,7 +226,7 @@ class Task(base.Task):
         return part.training(lots, keys, self.config.positive, self.config.negatives)
 
     def part_weights(self, parts: list[Batch], world: int) -> list[Tensor]:
-        """Weigh parts by their labelled pairs, so that the loss is the mean over the batch's."""
+        """Return weights by labelled pairs, so that the loss is the mean over the batch's."""
         count_P = torch.stack([(part.targets["labels"] != 0).sum() for part in parts]).float()
         total = over_ranks(count_P.sum(), world)
         return list((world * count_P / total.clamp(min=1)).unbind())
@@ -310,7 +310,7 @@ class Task(base.Task):
 
 
 def _compare(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Hold what a network answers against what is right: see `metrics.compare`."""
+    """Compare a network's outputs with the labels: see `metrics.compare`."""
     scores_BPR, targets = model(**batch.inputs).float(), batch.targets
     return metrics.compare(scores_BPR, targets["overlaps"], targets["regions"])
 

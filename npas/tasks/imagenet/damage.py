@@ -44,12 +44,12 @@ class Damage:
         return bool(self.flags[split][index])
 
     def note(self, split: str, index: int) -> None:
-        """Take down that an image is damaged."""
+        """Record that an image is damaged."""
         self.flags[split][index] = 1
         self.noted += 1
 
     def agree(self, world: int) -> None:
-        """Let all ranks know what each has found, and report; all must come here together."""
+        """Exchange between ranks, all together, what each has found, and report it."""
         for flags in self.flags.values():
             greatest_of_ranks(flags, world)
         self._report()

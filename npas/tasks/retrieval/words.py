@@ -120,7 +120,7 @@ def look_up(
 def describe(
     captions: Iterable[str], vocabulary: Mapping[str, int], rows: Mapping[str, int], most: int
 ) -> str:
-    """Say what of the sentences' words has no vector or number, and how many sentences are cut."""
+    """Return which words have no vector or number, and how many sentences are cut."""
     known = rows.keys() | vocabulary.keys()
     counts: Counter[str] = Counter()
     cut = 0

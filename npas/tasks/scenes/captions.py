@@ -1,4 +1,4 @@
-"""Tell of a scene in captions, whose phrases say which things they mean.
+"""Write captions of a scene, whose phrases are linked to the things they mean.
 
 A phrase about one thing is true of that thing alone, one about several means all that its words
 are true of. Phrases also refer back ("it"), to the background, to what is not there and to nothing
@@ -96,7 +96,7 @@ def plain(caption: Caption) -> str:
 
 
 def tell(scene: Scene, difficulty: Difficulty) -> Story:
-    """Tell of a scene in five captions."""
+    """Return five captions of a scene."""
     return _Telling(scene, difficulty).story()
 
 
@@ -157,7 +157,7 @@ class _Telling:
         return _finished([*pieces, "."])
 
     def _more(self, first: int | None, order: list[int]) -> list[str | Phrase]:
-        """Go on to another thing, by where it is if that is clear, and perhaps to a third."""
+        """Add another thing, by its place if that is clear, and perhaps a third."""
         rng = self.rng
         pieces: list[str | Phrase] = []
         for i in order[: rng.choice((1, 1, 2))]:
@@ -168,7 +168,7 @@ class _Telling:
         return pieces
 
     def _thing(self, number: int) -> Phrase:
-        """Tell a thing; where nothing tells it, as some of its kind, which means none."""
+        """Describe a thing; where nothing identifies it, as some of its kind (linked to none)."""
         thing = self.scene.things[number]
         wanted = self.rng.random() < self.difficulty.relations
         if wanted or not self.teller.telling[number]:
@@ -190,7 +190,7 @@ class _Telling:
         return Phrase(text, self._chain(group), ("people", TYPES[thing.shape]))
 
     def _back(self, number: int) -> list[str | Phrase]:
-        """Say something more of a thing, which is "it" by now."""
+        """Add a sentence on a thing, which is "it" by now."""
         thing = self.scene.things[number]
         it = Phrase("it", self._chain((number,)), ("clothing",))
         said = self.rng.choice((thing.size, thing.colour, thing.material))

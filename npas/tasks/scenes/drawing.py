@@ -85,7 +85,7 @@ def _mask(shape: str, height: int, width: int) -> np.ndarray:
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Tell which points lie in a five-pointed star that fills the box."""
+    """Return which points lie in a five-pointed star that fills the box."""
     # Its points lie on a circle: what they reach to the sides and down is less than the radius.
     x = x * np.sin(2 * np.pi / 5)
     y = (y + 1) / 2 * (1 + STAR[0]) - 1

@@ -127,12 +127,12 @@ class Teller:
         self.neighbours: dict[int, list[tuple[Words, int]]] = {}
 
     def by_attributes(self, number: int) -> str | None:
-        """Tell a thing by its attributes; None where another has them all, too."""
+        """Describe a thing by its attributes; None where another has them all, too."""
         among = self.telling[number]
         return self._choose(among).spoken(self.rng) if among else None
 
     def by_neighbour(self, number: int, article: str = "") -> str | None:
-        """Tell a thing by words true of others, too, and where it is; None where nothing does.
+        """Describe a thing by shared attributes and a neighbour; None where nothing does.
 
         The neighbour is told by its attributes, and of all others that the words are true of it is
         clear that they are elsewhere, seen from it. An article goes before each of the two.
@@ -152,7 +152,7 @@ class Teller:
         return " ".join([article, told[0], told[1], article, told[2]] if article else told)
 
     def by_place(self, number: int) -> str | None:
-        """Tell a thing by words true of others, too, and the side of the image it is at, or None.
+        """Describe a thing by shared attributes and its side of the image, or None.
 
         It is further to that side than any other that the words are true of.
         """
@@ -189,7 +189,7 @@ class Teller:
 
 
 def refer(scene: Scene, difficulty: Difficulty) -> dict[int, list[str]]:
-    """Tell each thing in one to three expressions, as players of ReferIt did: without articles.
+    """Return one to three expressions for each thing, as in ReferIt: without articles.
 
     Things that nothing tells are left out. `difficulty.relations` is the part of those told by a
     neighbour or by a side of the image, where one of the two is possible.

@@ -175,7 +175,7 @@ def _hidden(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) ->
 
 
 def relation(thing: Thing, other: Thing) -> str | None:
-    """Say where a thing is, seen from another: one of `RELATIONS`, None where it is not clear."""
+    """Return the relation of a thing to another, of `RELATIONS`; None if it is not clear."""
     across, down = (a - b for a, b in zip(thing.centre, other.centre, strict=True))
     if abs(across) > CLEAR * abs(down):
         return "left of" if across < 0 else "right of"

@@ -79,9 +79,9 @@ class Config:
 
 
 class Task(base.Task):
-    """Tell of every cell of a maze whether it lies on some shortest path.
+    """Classify every cell of a maze: does it lie on some shortest path?
 
-    All mazes are made as they are used; those of a synthetic data are merely few.
+    All mazes are made as they are used; with data.source=synthetic there are few.
     """
 
     name = "shortest_paths"

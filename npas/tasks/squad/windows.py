@@ -159,7 +159,7 @@ def _windows(
 
 
 def _may_start(begin_W: np.ndarray, count_W: np.ndarray, second: int, length: int) -> np.ndarray:
-    """Tell which tokens of each window see more around them there than in any other: W x L."""
+    """Return which tokens have more context in each window than in any other: W x L."""
     token_T = np.arange(begin_W[-1] + count_W[-1])
     left_WT = token_T - begin_W[:, None]
     right_WT = begin_W[:, None] + count_W[:, None] - 1 - token_T
