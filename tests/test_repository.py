@@ -79,27 +79,26 @@ def module_name(path: Path) -> str:
     return ".".join(["npas", *(part for part in parts if part != "__init__")])
 
 
-def imports_at_start(path: Path, modules: set[str]) -> set[str]:
-    """Return the modules of npas that a module imports when it is imported itself."""
+def imports_of(path: Path, modules: set[str]) -> set[str]:
+    """Return the modules of npas that a module imports, also within functions."""
     found: set[str] = set()
     nodes: list[ast.AST] = [ast.parse(read(path))]
     while nodes:
         node = nodes.pop()
-        is_typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or is_typing:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & modules or {str(node.module)}
         nodes += ast.iter_child_nodes(node)
-    own = module_name(path)
-    return {name for name in found & modules if not own.startswith(f"{name}.")} - {own}
+    return found & modules - {module_name(path)}
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
     modules = {module_name(path) for path in MODULES}
-    left = {module_name(path): imports_at_start(path, modules) for path in MODULES}
+    left = {module_name(path): imports_of(path, modules) for path in MODULES}
     while free := {name for name, needed in left.items() if not needed & left.keys()}:
         left = {name: needed for name, needed in left.items() if name not in free}
     assert not left, f"import cycles among {sorted(left)}"

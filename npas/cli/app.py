@@ -1,20 +1,10 @@
-"""Run a command: compose its config with Hydra, check it, do the work, answer with an exit code.
-
-    Exit code 0: done. 1: a run failed or diverged. 2: invalid arguments or files; one line
-    on stderr says what to change. 75: stopped by a signal; the same command goes on.
-
-`NPAS_DEBUG=1` or `hydra.verbose=true` adds the traceback to that line.
-
-Hydra brings the sweeps (`-m`, `hydra/launcher=...`), `--cfg job` and `--help`. A sweep's jobs are
-all composed and checked before the first of them starts.
-"""
+"""What every command stands on: its jobs, its messages, and how Hydra composes its config."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -23,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from npas.cli import errors
-from npas.utils import processes, signals
+from npas.utils import processes
 from npas.utils.printing import print_line
 
 # The status of a job that a signal has stopped, and of those of its sweep that it left undone.
@@ -74,67 +64,6 @@ class RunFailed(Exception):
         self.job = job
 
 
-def main(command: Command[T], argv: Sequence[str] | None = None) -> int:
-    """Run `command` with these arguments (None: sys.argv's); return the exit code."""
-    # Threads that spin while they wait make a run on a busy machine many times slower. OpenMP
-    # reads this when torch is imported, which no command has done yet.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    with one_line_messages(command.name):
-        try:
-            arguments = _opened(arguments)
-            sweeps = (
-                errors.parse_arguments(arguments).multirun or "hydra.mode=MULTIRUN" in arguments
-            )
-            jobs = _swept(command, arguments) if sweeps else _single(command, arguments)
-        except SystemExit as stop:  # Hydra has answered --help or the like
-            return int(stop.code or 0)
-        except KeyboardInterrupt:
-            say(command.name, f"interrupted{command.after_interrupt}")
-            return 130
-        except signals.Preempted:
-            say(command.name, f"stopped by a signal{command.after_interrupt}")
-            return signals.EXIT_CODE
-        except Reported:
-            return 1
-        except Exception as error:
-            if signals.requested():  # a library has made another exception of Preempted
-                say(command.name, f"stopped by a signal{command.after_interrupt}")
-                return signals.EXIT_CODE
-            return 2 if explain(error, command, arguments) else 1
-    if any(job.status in (PREEMPTED, WAITING) for job in jobs):
-        return signals.EXIT_CODE
-    return 0 if all(job.fine for job in jobs) else 1
-
-
-def _opened(arguments: Sequence[str]) -> list[str]:
-    """Return arguments that Hydra accepts: flags anywhere, keys that a YAML leaves out.
-
-    With the pluses `model.KEY=` and `task.KEY=` reach the check against the family's schema, and
-    `run=DIR` the commands that compose a config and may take a stored one instead. With
-    quotes a value may hold what its grammar refuses, as the letters of a path do in most languages.
-    """
-    closed = ("model.", "task.", "run=")
-    opened = [f"++{word}" if word.startswith(closed) else word for word in arguments]
-    opened = [_quoted(word) for word in opened]
-    with contextlib.suppress(ValueError):  # which is raised, and answered, when they are parsed
-        # argparse, as Hydra calls it, reads no overrides behind a flag that stands among them.
-        overrides = errors.parse_arguments(opened).overrides
-        flags = [*opened]
-        for word in overrides:
-            flags.remove(word)
-        return flags + overrides
-    return opened
-
-
-def _quoted(word: str) -> str:
-    """Quote a plain value that has characters outside of Hydra's grammar; leave all else alone."""
-    plain = re.fullmatch(r"(\+{0,2}[A-Za-z_][\w./@]*=)([^'\"\[\](){},$\\~]+)", word)
-    if plain and not re.fullmatch(r"[\w\s/.:%*@?|+-]*", plain[2], re.ASCII):
-        return f'{plain[1]}"{plain[2]}"'
-    return word
-
-
 def say(command: str, line: str) -> None:
     """Print a line on stderr, beside the command's own output; of several processes the first."""
     if processes.is_main_process():
@@ -151,21 +80,9 @@ def tell(line: str) -> None:
     print_line(line, sys.stdout)
 
 
-def _debugging(arguments: Sequence[str]) -> bool:
+def is_debugging(arguments: Sequence[str]) -> bool:
     """Return whether the user wants tracebacks."""
     return os.environ.get("NPAS_DEBUG") == "1" or "hydra.verbose=true" in arguments
-
-
-def _single(command: Command[T], arguments: list[str]) -> list[Job]:
-    jobs: list[Job] = []
-    compose(command, arguments, lambda raw: jobs.append(command.run(command.check(raw))))
-    return jobs
-
-
-def _swept(command: Command[T], arguments: list[str]) -> list[Job]:
-    from npas.cli import sweep
-
-    return sweep.run(command, arguments)
 
 
 def compose(
@@ -208,7 +125,7 @@ def plain(config: Any) -> dict[str, Any]:
 def explain(error: Exception, command: Command[T], arguments: Sequence[str]) -> str | None:
     """Print the error's line, and the traceback if asked for or if it is a fault of ours."""
     line = errors.explain(error, command.keys(), arguments)
-    if line is None or _debugging(arguments):
+    if line is None or is_debugging(arguments):
         traceback.print_exception(error)
     if line is not None:
         say(command.name, line)

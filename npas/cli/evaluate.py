@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from npas.cli import app, runs
+from npas.cli import app, entry, runs
 from npas.cli.app import Job
 from npas.config import SYNTHETIC
 from npas.config.typed import build, keys_of
@@ -51,7 +51,7 @@ class Evaluate:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate the run that the arguments name; see the top of this file."""
-    return app.main(app.Command(NAME, "evaluate", keys, check, run), argv)
+    return entry.main(app.Command(NAME, "evaluate", keys, check, run), argv)
 
 
 def keys() -> set[str]:

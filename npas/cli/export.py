@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from npas.cli import app, runs
+from npas.cli import app, entry, runs
 from npas.cli.app import Job
 from npas.config.typed import build, keys_of
 
@@ -39,7 +39,7 @@ class Export:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export the run that the arguments name; see the top of this file."""
-    return app.main(app.Command(NAME, "export", keys, check, run), argv)
+    return entry.main(app.Command(NAME, "export", keys, check, run), argv)
 
 
 def keys() -> set[str]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from npas.cli import app, runs
+from npas.cli import app, entry, runs
 from npas.cli.app import Job
 from npas.config.typed import build, keys_of
 from npas.reporting.folds import FILE_NAME
@@ -82,7 +82,7 @@ class Fold:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fold the run that the arguments name; see the top of this file."""
-    return app.main(app.Command(NAME, "fold", keys, check, run), argv)
+    return entry.main(app.Command(NAME, "fold", keys, check, run), argv)
 
 
 def keys() -> set[str]:
@@ -327,7 +327,7 @@ def _report(record: dict[str, Any], out: Path) -> str:
         f"{record['split']} {metric:7} {values}; outputs differ by"
         f" {record['outputs_differ_by']:.1e} of the largest",
     ]
-    for loop in (entry for entry in record["blocks"] if entry["times"] > 1):
+    for loop in (block for block in record["blocks"] if block["times"] > 1):
         body = ", ".join(loop["blocks"][: loop["period"]])
         lines.append(
             f"loop        {loop['container']}: {body} runs {loop['times']} times, for"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from npas import config as schema
-from npas.cli import app, runs
+from npas.cli import app, entry, runs
 from npas.cli.app import Job
 from npas.config import Config
 from npas.config.typed import convert, unknown_key
@@ -43,7 +43,7 @@ class Plan:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan what the arguments describe; see the top of this file."""
-    return app.main(app.Command(NAME, "plan", keys, check, run), argv)
+    return entry.main(app.Command(NAME, "plan", keys, check, run), argv)
 
 
 def keys() -> set[str]:

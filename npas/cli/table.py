@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from npas.cli import app
+from npas.cli import app, entry
 from npas.cli.app import Job
 from npas.config.typed import build, keys_of
 from npas.utils.checks import join
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bare = list(itertools.takewhile(lambda word: not re.search("^-|=", word), arguments))
     if bare:  # more than one is the name of no table either, and answered with those there are
         arguments[: len(bare)] = [f"name={' '.join(bare)}"]
-    return app.main(app.Command(NAME, "table", keys, check, run), arguments)
+    return entry.main(app.Command(NAME, "table", keys, check, run), arguments)
 
 
 def keys() -> set[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from npas import config as schema
-from npas.cli import app, runs
+from npas.cli import app, entry, runs
 from npas.cli.app import Job
 from npas.config import Config
 from npas.utils import processes, signals
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     # Whoever calls this from Python, with arguments of its own, expects its own SIGTERM to end it.
     with signals.watching("keep" if argv is None else "deliver"):
-        return app.main(command, argv)
+        return entry.main(command, argv)
 
 
 def keys() -> set[str]:

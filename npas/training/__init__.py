@@ -10,9 +10,10 @@ Where groups are to be found by training, `stored_grouping` says whether they ha
 Read `loop.py` first.
 """
 
-from npas.training.experiment import Experiment, build, prepare
+from npas.training.experiment import Experiment, build
 from npas.training.journal import Outcome
 from npas.training.loop import train
+from npas.training.preparation import prepare
 from npas.training.search import search_groups, stored_grouping
 
 __all__ = [

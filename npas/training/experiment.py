@@ -23,8 +23,7 @@ from npas.tasks.base import Task
 from npas.training import seeding
 from npas.training.distributed import Process, this_process
 from npas.training.grouping import Grouping
-from npas.training.precision import Precision
-from npas.training.state import SEARCH, TRAIN, named_checkpoint
+from npas.training.state import SEARCH, TRAIN
 
 if TYPE_CHECKING:
     from npas.training.initial import Start
@@ -129,27 +128,6 @@ def build_network(
     model = api.share(model, config.budget, **keywords)
     _check_regularizer(config, model)
     return model
-
-
-def prepare(experiment: Experiment) -> None:
-    """Read the data, and check all that training will ask of them, the device and a checkpoint.
-
-    Gives the network the weights of `sharing.init`. ValueError for what the user can fix; nothing
-    has been written by then, nor been removed.
-    """
-    from npas.training import initial  # which builds networks itself
-
-    config, task = experiment.config, experiment.task
-    check_parts(experiment)
-    named_checkpoint(config, experiment.stage)
-    task.setup()
-    if config.data.verify == "warn" and task.source == "real" and task.compared is None:
-        log.warning("data.verify=warn has no effect: nothing published of %s is known", task.name)
-    task.steps_per_epoch(config.batch_size)
-    task.check_network(experiment.model)
-    base.check_workers(task, config.data.workers)
-    Precision(config.precision, experiment.process.device)
-    initial.start(experiment)
 
 
 def check_parts(experiment: Experiment, grad_accum_steps: int | None = None) -> None:

@@ -1,0 +1,32 @@
+"""Read the data and make every check before a training writes or removes anything."""
+
+from __future__ import annotations
+
+import logging
+
+from npas.tasks import base
+from npas.training import initial
+from npas.training.experiment import Experiment, check_parts
+from npas.training.precision import Precision
+from npas.training.state import named_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def prepare(experiment: Experiment) -> None:
+    """Read the data, and check all that training will ask of them, the device and a checkpoint.
+
+    Gives the network the weights of `sharing.init`. ValueError for what the user can fix; nothing
+    has been written by then, nor been removed.
+    """
+    config, task = experiment.config, experiment.task
+    check_parts(experiment)
+    named_checkpoint(config, experiment.stage)
+    task.setup()
+    if config.data.verify == "warn" and task.source == "real" and task.compared is None:
+        log.warning("data.verify=warn has no effect: nothing published of %s is known", task.name)
+    task.steps_per_epoch(config.batch_size)
+    task.check_network(experiment.model)
+    base.check_workers(task, config.data.workers)
+    Precision(config.precision, experiment.process.device)
+    initial.start(experiment)
