@@ -38,6 +38,7 @@ from npas.sharing.stored import read_plan
 from npas.sharing.upsample import UPSAMPLERS
 from npas.sharing.validation import ALLOCATORS
 from npas.utils.budget import BudgetLike
+from npas.utils.keywords import renamed
 
 ALLOCATION_FILE = "allocation.json"
 
@@ -45,6 +46,7 @@ Names = str | Iterable[str] | None
 Groups = str | Mapping[str, str | int]
 
 
+@renamed(layout="allocator", coefficients="coefficient_init")
 def share(
     model: nn.Module,
     budget: BudgetLike | None = None,
@@ -101,6 +103,7 @@ def share(
     return apply(model, allocation, seed=seed, recompute=recompute)
 
 
+@renamed(layout="allocator", coefficients="coefficient_init")
 def plan(
     model: nn.Module,
     budget: BudgetLike | None = None,
