@@ -9,16 +9,17 @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-for version in 3.29.0 4.3.1; do
-  "${PYTHON:-python3}" -m venv "$folder/$version"
-  "$folder/$version/bin/python" -m pip install --quiet "filelock==$version"
-  "$folder/$version/bin/python" - "$version" "$folder" <<'PYTHON'
+for name in older newer; do "${PYTHON:-python3}" -m venv "$folder/$name"; done
+"$folder/older/bin/python" -m pip install --quiet filelock==3.29.0
+"$folder/newer/bin/python" -m pip install --quiet filelock==4.3.1
+for name in older newer; do
+  "$folder/$name/bin/python" - "$folder" <<'PYTHON'
 import sys
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, Timeout, __version__ as version
 
-version, folder = sys.argv[1], Path(sys.argv[2])
+folder = Path(sys.argv[1])
 path = folder / f"{version}.lock"
 lock = FileLock(path, timeout=0)
 lock.acquire()
