@@ -85,7 +85,10 @@ def share(
     Raises ValueError, naming what to change, for a network that is shared already, a budget below
     the smallest feasible one and options that do not fit together.
     """
-    refuse_budget(require_unshared(model), budget)
+    require_unshared(model)
+    if budget is not None:
+        budget = parse_budget(budget)
+        refuse_budget(model, budget)
     allocation = plan(
         model, budget, generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, max_templates=max_templates, templates=templates,

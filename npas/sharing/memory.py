@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 from npas.sharing.allocation import Allocation
 from npas.sharing.budget import count_parameters
 from npas.sharing.torch_private import is_shared_storage
-from npas.utils.budget import BudgetLike, parse_budget
+from npas.utils.budget import Budget
 
 WORTH_KEEPING = 1 << 20
 """Bytes below which mapping memory again costs little."""
@@ -75,17 +75,16 @@ def give_back_freed() -> None:
 _DOUBLES = 3  # K x K matrices of fp64 that starting coefficients takes at a time
 
 
-def refuse_budget(model: nn.Module, budget: BudgetLike | None) -> None:
+def refuse_budget(model: nn.Module, budget: Budget) -> None:
     """Raise ValueError if the memory of the network's device cannot hold what a budget allows.
 
     That is the parameters alone: training takes several times as much.
     """
-    if budget is not None and not any(map(is_lazy, model.parameters())):  # which are refused anyway
-        request = parse_budget(budget)
-        allowed = request.allowed(count_parameters(model))
+    if not any(map(is_lazy, model.parameters())):  # which are refused anyway
+        allowed = budget.allowed(count_parameters(model))
         size = max((p.element_size() for p in model.parameters()), default=4)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        _refuse(request.canonical, f"{allowed:,} parameters", allowed * size, device)
+        _refuse(budget.canonical, f"{allowed:,} parameters", allowed * size, device)
 
 
 def refuse_plan(plan: Allocation) -> None:

@@ -8,7 +8,6 @@ from decimal import Decimal
 from fractions import Fraction
 from numbers import Rational, Real
 
-BudgetLike = str | float | Rational | Decimal
 LARGEST_BARE_NUMBER = 16
 LONGEST = 100  # characters of a budget, however it is written
 _SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9}
@@ -49,13 +48,18 @@ class Budget:
         return int(self.fraction * dense)
 
 
+BudgetLike = str | float | Rational | Decimal | Budget
+
+
 def parse_budget(value: BudgetLike) -> Budget:
     """Parse `0.1`, `"10%"`, `2.0`, `"18M"`, `"250k"`, `"1.2B"`, `Fraction(1, 3)`, `"1/3"`.
 
-    A float stands for the shortest decimal that reads back as it. Raises ValueError for anything
-    else, and for a bare number above 16: it would be a budget of more than 1600% or a forgotten
-    suffix, and only the user knows which.
+    A `Budget` is returned as it is; a float stands for the shortest decimal that reads back as it.
+    Raises ValueError for anything else, and for a bare number above 16: it may be a budget of more
+    than 1600% or a forgotten suffix.
     """
+    if isinstance(value, Budget):
+        return value
     text = str(value).strip()
     match = _PATTERN.fullmatch(text) if len(text) <= LONGEST else None
     is_number = isinstance(value, (str, Real, Decimal)) and not isinstance(value, bool)

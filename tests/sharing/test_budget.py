@@ -53,6 +53,13 @@ def test_budgets_are_read_as_the_user_means_them(
     assert parse_budget(canonical) == request
 
 
+def test_a_parsed_budget_is_passed_on() -> None:
+    budget = parse_budget("10%")
+    assert parse_budget(budget) is budget
+    plans = [npas.plan(torch.nn.Linear(30, 20), given) for given in (budget, "10%", 0.1)]
+    assert plans[0] == plans[1] == plans[2]
+
+
 def test_fractions_are_exact() -> None:
     assert parse_budget(0.29).allowed(100) == 29
     assert parse_budget("29%").fraction == Fraction(29, 100)
