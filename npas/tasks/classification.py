@@ -165,11 +165,19 @@ class Classification(Task):
 
 
 def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
-    """Choose `fraction` of every class, by a rule that no seed changes: a mask, bool, N."""
+    """Return the same `fraction` of every class for every seed: a mask, bool, N.
+
+    ValueError if that is none of the images or all.
+    """
     rank_N = rng.bits(rng.derive_key(SPLIT_SEED, purpose), torch.arange(len(labels_N)))
     held_N = torch.zeros(len(labels_N), dtype=torch.bool)
     for label in labels_N.unique():
         members = (labels_N == label).nonzero().squeeze(1)
         members = members[rank_N[members].argsort(stable=True)]
         held_N[members[: round(fraction * len(members))]] = True
+    if held_N.all() or not held_N.any():
+        raise ValueError(
+            f"data.val_fraction={fraction} holds out {int(held_N.sum()):,} of {len(held_N):,} images:"
+            " choose one that leaves some to train on and some to validate on"
+        )
     return held_N

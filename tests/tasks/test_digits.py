@@ -111,3 +111,11 @@ def test_the_data_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "read", lambda: 1 / 0)
     task.setup()
     assert task.parts is parts
+
+
+@pytest.mark.parametrize("fraction", [0.0001, 0.9999])
+def test_a_fraction_that_leaves_a_part_empty_is_refused(fraction: float) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^data\.val_fraction={fraction} holds out .* choose one"
+    ):
+        make(fraction)

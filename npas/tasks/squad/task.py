@@ -334,4 +334,4 @@ def held_out(articles: int, fraction: float) -> set[int]:
         )
     key = rng.derive_key(SPLIT_SEED, "squad validation")
     order = rng.permutation(key, articles, torch.device("cpu")).tolist()
-    return set(order[: max(1, round(fraction * articles))])
+    return set(order[: min(articles - 1, max(1, round(fraction * articles)))])
