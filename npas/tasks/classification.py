@@ -167,7 +167,7 @@ class Classification(Task):
 def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
     """Return the same `fraction` of every class for every seed: a mask, bool, N.
 
-    ValueError if that is none of the images or all.
+    ValueError if a fraction above 0 is none of the images or all.
     """
     rank_N = rng.bits(rng.derive_key(SPLIT_SEED, purpose), torch.arange(len(labels_N)))
     held_N = torch.zeros(len(labels_N), dtype=torch.bool)
@@ -175,9 +175,9 @@ def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
         members = (labels_N == label).nonzero().squeeze(1)
         members = members[rank_N[members].argsort(stable=True)]
         held_N[members[: round(fraction * len(members))]] = True
-    if held_N.all() or not held_N.any():
+    if fraction and (held_N.all() or not held_N.any()):
         raise ValueError(
-            f"data.val_fraction={fraction} holds out {int(held_N.sum()):,} of {len(held_N):,} images:"
-            " choose one that leaves some to train on and some to validate on"
+            f"data.val_fraction={fraction} holds out {int(held_N.sum()):,} of {len(held_N):,}"
+            " images: choose one that leaves some to train on and some to validate on"
         )
     return held_N
