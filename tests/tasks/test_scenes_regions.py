@@ -12,10 +12,10 @@ from npas.tasks.scenes.captions import tell
 from npas.tasks.scenes.drawing import render
 from npas.tasks.scenes.language import alike
 from npas.tasks.scenes.regions import (
+    FAR,
     GREY,
     MARGIN,
     NEAR,
-    NEG_IOU,
     REACH,
     Eyes,
     propose,
@@ -133,7 +133,7 @@ def test_views_are_means_of_pixels() -> None:
         close = naive(image, left - edge, top - edge, size + 2 * edge, size + 2 * edge, NEAR)
         assert np.mean(close == near_V) > 0.8  # a rounded edge may fall either way
         x, y = (left + right + 1) / 2, (top + bottom + 1) / 2
-        wide = naive(image, x - reach, y - reach, 2 * reach, 2 * reach, NEG_IOU)
+        wide = naive(image, x - reach, y - reach, 2 * reach, 2 * reach, FAR)
         assert np.mean(wide == far_V) > 0.8
 
 

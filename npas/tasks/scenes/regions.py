@@ -20,7 +20,7 @@ import numpy as np
 from npas.tasks.scenes.language import alike
 from npas.tasks.scenes.world import Difficulty, Scene
 
-NEAR, NEG_IOU = 12, 20  # pixels along the side of a view
+NEAR, FAR = 12, 20  # pixels along the side of a view
 MARGIN = 0.1  # of a box's side, that the near view shows around it
 REACH = 0.6  # of the square root of the image's area: how far the far view shows to each side
 GREY = 128
@@ -107,7 +107,7 @@ class Eyes:
     def __init__(self, width: int) -> None:
         rng = np.random.default_rng(width)
         # The first half of the numbers looks at the near view, the others at the far one.
-        halves = ((NEAR, width - width // 2), (NEG_IOU, width // 2))
+        halves = ((NEAR, width - width // 2), (FAR, width // 2))
         self.sums = [_patches(rng, side, count) for side, count in halves]
 
     def see(self, pixels_HW3: np.ndarray, boxes_R4: np.ndarray) -> np.ndarray:
@@ -142,7 +142,7 @@ def views(pixels_HW3: np.ndarray, boxes_R4: np.ndarray) -> tuple[np.ndarray, np.
     margin_R2 = np.float32(MARGIN) * (high_R2 - low_R2)
     middle_R2, reach = (low_R2 + high_R2) / 2, np.float32(REACH * math.sqrt(height * width))
     near = _shrunk(image_H3W, low_R2 - margin_R2, high_R2 + margin_R2, NEAR)
-    return near, _shrunk(image_H3W, middle_R2 - reach, middle_R2 + reach, NEG_IOU)
+    return near, _shrunk(image_H3W, middle_R2 - reach, middle_R2 + reach, FAR)
 
 
 def _shrunk(
