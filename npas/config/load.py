@@ -86,7 +86,7 @@ def ignored(config: Config) -> dict[str, str]:
             if value != default and key.removeprefix("sharing.") in idle:
                 found[key] = idle[key.removeprefix("sharing.")]
     if config.data.source == SYNTHETIC and config.data.verify != "refuse":
-        found["data.verify"] = f"data.source={SYNTHETIC} makes up its data"
+        found["data.verify"] = f"data.source={SYNTHETIC} generates its data"
     optim, unread = config.optim, "beta2" if config.optim.name == "sgd" else "nesterov"
     for key, value, default in settings(optim, "optim."):
         if key == f"optim.{unread}" and value != default:

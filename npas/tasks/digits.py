@@ -70,7 +70,7 @@ class Task(Classification):
         return {"train": Part(images, labels), **parts}
 
     def _make_up(self) -> dict[str, Part]:
-        """Make up images of 17 shades for every part; there is no format to try."""
+        """Generate images of 17 shades for every part; there is no file format."""
         counts = {"train": self.synthetic.train, "test": self.synthetic.test}
         if self.has_validation:
             counts["val"] = self.synthetic.test

@@ -1,4 +1,4 @@
-"""Make up images that stand in for real ones, and write them in the form CIFAR is published in.
+"""Generate images and write them in the format of CIFAR.
 
 Every class has a coarse pattern of its own, which noise covers half: there is something to learn.
 The same bytes each time.

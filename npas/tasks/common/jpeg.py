@@ -1,4 +1,4 @@
-"""Make up JPEGs that stand in for ImageNet, and write them as its folders lie.
+"""Generate JPEGs and write them as the folders of ImageNet.
 
 Every class has a coarse pattern of its own, which noise covers half. The same bytes each time.
 """

@@ -1,4 +1,4 @@
-"""Make up a little world of people, and write it as SQuAD, as plain text and as a tokenizer.
+"""Generate texts about people, and write them as SQuAD, as plain text and as a tokenizer.
 
 Paragraphs tell of several people where and when they were born, what they worked as, where they
 moved and what they played; questions ask for one of these. Whoever has the same name elsewhere has

@@ -1,4 +1,4 @@
-"""Make up a rendered world, and write it as published sets of images and sentences lie on disk.
+"""Generate a rendered world and write it in the formats of published sets.
 
 `world` draws scenes, `language` finds words for their things and `captions` tells of them,
 `drawing` makes pixels, `regions` what a detector would see there, and `writing` the files of

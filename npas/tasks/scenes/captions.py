@@ -101,7 +101,7 @@ def tell(scene: Scene, difficulty: Difficulty) -> Story:
 
 
 class _Telling:
-    """Make up the captions of one scene, whose chains have numbers that no other scene has."""
+    """Return the captions of one scene, whose chains have numbers that no other scene has."""
 
     def __init__(self, scene: Scene, difficulty: Difficulty) -> None:
         self.scene = scene
