@@ -37,9 +37,8 @@ from npas.tasks.base import Task
 from npas.tasks.common import files
 from npas.training import Experiment, Outcome, initial
 from npas.training.checkpoint import Checkpoints
-from npas.training.checks import read_progress
 from npas.training.dry_run import advise_on_memory
-from npas.training.state import Progress
+from npas.training.progress import Progress, read_progress
 from npas.utils import signals
 from npas.utils.processes import Refused
 
@@ -106,7 +105,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
 def _cut_short(status: str, folder: Path, started: float, error: str | None = None) -> Outcome:
     """Return the outcome of a run that ended out of turn: it has come as far as it has saved."""
     newest = Checkpoints(folder / "checkpoints").newest()
-    done = read_progress(newest, Progress) if newest else Progress()
+    done = read_progress(newest) if newest else Progress()
     seconds = done.elapsed_s or time.perf_counter() - started
     return Outcome(status, {}, done.step, done.epoch, seconds, 0, error, earlier=done.earlier)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from npas import config as schema
 from npas.cli import app
-from npas.config import Config
+from npas.config import Config, flat
 from npas.config.renames import modernize
 from npas.utils.checks import join
 
@@ -119,7 +119,6 @@ def edited(folder: Path, config: Config) -> str | None:
     value: it counts only if it is not what the run's last result says, either.
     """
     from npas.reporting import results
-    from npas.training.checks import flat
 
     file = folder / CONFIG_FILE
     if not file.exists():
@@ -151,8 +150,8 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     """
     from npas.training import build
     from npas.training.checkpoint import find_checkpoint
-    from npas.training.grouping import from_dict
-    from npas.training.state import SEARCH, load_weights
+    from npas.training.grouping import SEARCH, from_dict
+    from npas.training.state import load_weights
 
     folder = Path(run)
     if (folder / SEARCH).is_dir() and not (folder / "checkpoints").is_dir():

@@ -16,8 +16,8 @@ from npas.utils.checks import join
 from npas.utils.json_data import read_json
 from npas.utils.rng import derive_key
 
-RESTARTS = 10
-"""Beginnings of k-means, of which the best counts."""
+SEARCH, TRAIN = "search", "train"  # the stages of a run; most runs have the last alone
+RESTARTS = 10  # beginnings of k-means, of which the best counts
 
 
 @dataclass(frozen=True)

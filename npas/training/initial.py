@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,10 +28,10 @@ from npas.sharing.projection import copy_others, dense_names
 from npas.tasks.common.files import write_whole
 from npas.training import dense_weights
 from npas.training.checkpoint import MANIFEST, find_checkpoint
-from npas.training.checks import read_progress
-from npas.training.experiment import Experiment, build_network
-from npas.training.grouping import from_dict
-from npas.training.state import AVERAGED, SEARCH, TRAIN, Progress, load_weights, resumes
+from npas.training.experiment import Experiment, Start, build_network
+from npas.training.grouping import SEARCH, TRAIN, from_dict
+from npas.training.progress import read_progress
+from npas.training.state import AVERAGED, load_weights, resumes
 from npas.utils.json_data import decode, read_json
 
 log = logging.getLogger(__name__)
@@ -41,14 +41,6 @@ OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 START_FILE = "init.json"
 LOST = 0.9  # relative error, from which on a projection is hardly a start
 NAMED = 3  # of the tensors that stay fresh; the rest is counted
-
-
-@dataclass(frozen=True)
-class Start:
-    """Which weights a run started from, by their sha256, and what became of them."""
-
-    weights: str
-    became: str
 
 
 def start(experiment: Experiment) -> None:
@@ -235,7 +227,7 @@ def _restore(path: Path) -> nn.Module:
     if checkpoint.state.get("stage", TRAIN) == SEARCH:
         raise ValueError("that is the search for a run's groups: name the run's own folder")
     config, grouping = _config(checkpoint.state["config"]), checkpoint.state.get("grouping")
-    if (epoch := read_progress(checkpoint, Progress).epoch) < config.epochs:
+    if (epoch := read_progress(checkpoint).epoch) < config.epochs:
         log.warning(
             "sharing.init: %s has trained %d of its %d epochs so far", path, epoch, config.epochs
         )

@@ -1,5 +1,6 @@
 """Measure a network on held-out data, choose the best epoch by it, and read the test set once."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -35,7 +36,7 @@ def measure(
 
 def _measure(state: TrainState, task: Task, split: str) -> dict[str, float]:
     """Measure a training's network: its averaged weights, where it averages."""
-    with state.weights_to_measure():
+    with state.averaged.in_place() if state.averaged else contextlib.nullcontext():
         step = state.progress.step
         return measure(task, state.model, state.precision, split, state.process, step)
 
