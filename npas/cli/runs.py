@@ -149,16 +149,10 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     ValueError if there is no checkpoint that can be read.
     """
     from npas.training import build
-    from npas.training.checkpoint import find_checkpoint
-    from npas.training.grouping import SEARCH, from_dict
-    from npas.training.state import load_weights
+    from npas.training.grouping import from_dict
+    from npas.training.state import load_weights, trained_checkpoint
 
-    folder = Path(run)
-    if (folder / SEARCH).is_dir() and not (folder / "checkpoints").is_dir():
-        raise ValueError(f"{run} is still searching for its groups: train it to its end first")
-    checkpoint = find_checkpoint(folder)
-    if checkpoint.state.get("stage") == SEARCH:
-        raise ValueError(f"{run} is the search for a run's groups: name the run's own folder")
+    checkpoint = trained_checkpoint(Path(run))
     raw, grouping = checkpoint.state["config"], checkpoint.state.get("grouping")
     for key, value in changes.items():
         assert schema.is_excluded(key)

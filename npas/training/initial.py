@@ -29,15 +29,15 @@ from npas.tasks.common.files import write_whole
 from npas.training import dense_weights
 from npas.training.checkpoint import MANIFEST, find_checkpoint
 from npas.training.experiment import Experiment, Start, build_network
-from npas.training.grouping import SEARCH, TRAIN, from_dict
+from npas.training.grouping import SEARCH, from_dict
 from npas.training.progress import read_progress
-from npas.training.state import AVERAGED, load_weights, resumes
+from npas.training.state import AVERAGED, load_weights, resumes, trained_checkpoint
 from npas.utils.json_data import decode, read_json
 
 log = logging.getLogger(__name__)
 
+# How BERT's first checkpoints, which are read to this day, name the tensors of norms.
 OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
-"""How BERT's first checkpoints, which are read to this day, name the tensors of norms."""
 START_FILE = "init.json"
 LOST = 0.9  # relative error, from which on a projection is hardly a start
 NAMED = 3  # of the tensors that stay fresh; the rest is counted
@@ -63,19 +63,16 @@ def start(experiment: Experiment) -> None:
 
 def weights_sum(path: Path) -> str:
     """Return the sha256 of the weights that a path leads to; ValueError if there are none."""
-    if not _is_run(path):
-        digest = hashlib.sha256()
-        for file in dense_weights.files(path):
-            with open(file, "rb") as opened:
-                while chunk := opened.read(1 << 20):
-                    digest.update(chunk)
-        return digest.hexdigest()
-    checkpoint = find_checkpoint(path)
-    sums: dict[str, str] = read_json(checkpoint.folder / MANIFEST)
-    name = AVERAGED if checkpoint.has(AVERAGED) else "model"
-    if (found := sums.get(f"{name}.safetensors")) is None:
-        raise ValueError(f"{checkpoint.folder} holds no weights: name another run")
-    return found
+    if _is_run(path):
+        checkpoint = find_checkpoint(path)
+        name = AVERAGED if checkpoint.has(AVERAGED) else "model"
+        return str(read_json(checkpoint.folder / MANIFEST)[f"{name}.safetensors"])
+    digest = hashlib.sha256()
+    for file in dense_weights.files(path):
+        with open(file, "rb") as opened:
+            while chunk := opened.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def keep(start: Start, folder: Path) -> None:
@@ -221,11 +218,7 @@ def _kind(group: GroupAllocation) -> GroupAllocation:
 
 def _restore(path: Path) -> nn.Module:
     """Build the network of a run's newest checkpoint, or of one, with its weights, on the CPU."""
-    if (path / SEARCH).is_dir() and not (path / "checkpoints").is_dir():
-        raise ValueError("that run is still searching for its groups: train it to its end first")
-    checkpoint = find_checkpoint(path)
-    if checkpoint.state.get("stage", TRAIN) == SEARCH:
-        raise ValueError("that is the search for a run's groups: name the run's own folder")
+    checkpoint = trained_checkpoint(path)
     config, grouping = _config(checkpoint.state["config"]), checkpoint.state.get("grouping")
     if (epoch := read_progress(checkpoint).epoch) < config.epochs:
         log.warning(

@@ -261,6 +261,16 @@ class TrainState:
         return tensors
 
 
+def trained_checkpoint(path: Path) -> Checkpoint:
+    """Open a run's newest checkpoint, or one of them; ValueError also for one of a search."""
+    if (path / SEARCH).is_dir() and not (path / "checkpoints").is_dir():
+        raise ValueError(f"{path} is still searching for its groups: train it to its end first")
+    found = find_checkpoint(path)
+    if found.state.get("stage", TRAIN) == SEARCH:
+        raise ValueError(f"{path} is the search for a run's groups: name the run's own folder")
+    return found
+
+
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Give the network a checkpoint's weights: the averaged ones where it has them."""
     own = model.state_dict()
