@@ -131,7 +131,7 @@ def test_the_groups_cover_every_shared_layer_in_depth_order(searching, tmp_path:
     with pytest.raises(ValueError, match=r"trained with other groups than the run's groups\.json"):
         run(config, tmp_path)
     groupings.write(tmp_path, dataclasses.replace(found, num_groups=5, seed=1))
-    with pytest.raises(ValueError, match="of another run: .* delete it"):
+    with pytest.raises(ValueError, match=r"of another run: .* delete it"):
         stored_grouping(config, tmp_path)
     name, *rest = found.groups
     with pytest.raises(ValueError, match=rf"groups\.json lacks {name}: delete that file"):
