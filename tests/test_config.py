@@ -175,6 +175,7 @@ OTHER = {
     "precision": "bf16",
     "resume": "never",
     "data.val_fraction": 0.1,
+    "optim.min_lr": 0.01,
     "data.source": "synthetic",
     "sharing.init": "a run",
     "sharing.generator": "emb",

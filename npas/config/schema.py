@@ -169,7 +169,7 @@ class OptimConfig:
     """The optimizer's settings, and how the rate goes.
 
     `schedule=multistep` multiplies the rate by `gamma` at each milestone (an epoch); linear and
-    cosine bring it to 0 at the end. `momentum` is also the first beta of the Adam optimizers.
+    cosine bring it to `min_lr` at the end. `momentum` is also the first beta of the Adam kind.
     `clip_norm` limits the norm of the gradient; 0: no limit. Without `decay_norm_bias` norms and
     biases take no weight decay. With `ema_decay` above 0 the exponential moving average of the
     weights is what is measured and exported.
@@ -177,6 +177,7 @@ class OptimConfig:
 
     name: Literal["sgd", "adam", "adamax", "adamw"] = "sgd"
     lr: float = 0.1
+    min_lr: float = 0.0
     momentum: float = 0.9
     beta2: float = 0.999
     nesterov: bool = True
@@ -191,6 +192,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)
+        at_least("optim.min_lr", self.min_lr, 0)
+        at_most("optim.min_lr", self.min_lr, self.lr)
         at_least("optim.ema_decay", self.ema_decay, 0)
         below("optim.ema_decay", self.ema_decay, 1)
         at_least("optim.momentum", self.momentum, 0)

@@ -90,7 +90,8 @@ class Task(abc.ABC):
     source: str  # "real" or "synthetic"
     seed: int
     spec: InputSpec
-    selection_metric: str  # the key of `evaluate` that chooses a checkpoint; higher is better
+    selection_metric: str  # the key of `evaluate` that chooses a checkpoint
+    lower_is_better = False  # of the selection metric
     has_validation: bool
     samples = "training samples"  # what `train_size` counts, for messages
     compared: Comparison | None = None  # with the published files; None where none are known

@@ -69,7 +69,7 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     """Return the rate of a step: a linear warm-up, and what the schedule makes of it.
 
     By steps: times `gamma` from each milestone on. Linear and cosine: from the end of the warm-up
-    down to 0 where the schedule ends.
+    down to `min_lr` where the schedule ends.
     """
     settings = config.optim
     warmup = settings.warmup_epochs * steps_per_epoch
@@ -81,4 +81,4 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
         return rate * min(1.0, (step + 1) / warmup) if warmup else rate
     done = min(1.0, (step - warmup) / max(1, config.epochs * steps_per_epoch - warmup))
     left = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return settings.lr * left
+    return settings.min_lr + (settings.lr - settings.min_lr) * left
