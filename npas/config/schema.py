@@ -169,7 +169,8 @@ class OptimConfig:
     """The optimizer's settings, and how the rate goes.
 
     `schedule=multistep` multiplies the rate by `gamma` at each milestone (an epoch); linear and
-    cosine bring it to `min_lr` at the end. `momentum` is also the first beta of the Adam kind.
+    cosine bring it to `min_lr` at the end; wsd (warm up, stay, decay) linearly in the last
+    `decay_fraction` of the training. `momentum` is also the first beta of the Adam kind.
     `clip_norm` limits the norm of the gradient; 0: no limit. Without `decay_norm_bias` norms and
     biases take no weight decay. With `ema_decay` above 0 the exponential moving average of the
     weights is what is measured and exported.
@@ -184,7 +185,8 @@ class OptimConfig:
     weight_decay: float = 5e-4
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.2
-    schedule: Literal["multistep", "linear", "cosine"] = "multistep"
+    schedule: Literal["multistep", "linear", "cosine", "wsd"] = "multistep"
+    decay_fraction: float = 0.1
     warmup_epochs: int | float = 0
     clip_norm: float = 0.0
     decay_norm_bias: bool = True
@@ -192,6 +194,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)
+        above("optim.decay_fraction", self.decay_fraction, 0)
+        at_most("optim.decay_fraction", self.decay_fraction, 1)
         at_least("optim.min_lr", self.min_lr, 0)
         at_most("optim.min_lr", self.min_lr, self.lr)
         at_least("optim.ema_decay", self.ema_decay, 0)

@@ -216,3 +216,17 @@ def test_all_of_an_optimizers_tensors_are_there_before_the_first_step(name: str)
 def test_betas_out_of_range_are_refused(changes: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         adam(**changes)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
+def test_schedules_end_at_min_lr(schedule: str) -> None:
+    config = config_of(
+        2, lr=1.0, min_lr=0.1, schedule=schedule, warmup_epochs=0.2, decay_fraction=0.25
+    )
+    rates = [learning_rate(config, step, 50) for step in range(101)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[100] == pytest.approx(0.1)
+    middle = {"linear": 0.55, "cosine": 0.55, "wsd": 1.0}[schedule]
+    assert rates[55] == pytest.approx(middle)
+    if schedule == "wsd":
+        assert rates[75] == 1.0 and rates[88] == pytest.approx(0.1 + 0.9 * 0.48)
