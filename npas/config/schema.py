@@ -220,6 +220,30 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """A teacher whose outputs are to be matched: a run's folder, or "dense"; null: none.
+
+    The loss is (1 - weight) x the task's + weight x temperature^2 KL (Hinton et al. 2015), and
+    `hidden_weight` times the mean squared difference of the outputs of the modules that the
+    patterns `hidden` name.
+    """
+
+    teacher: str | None = None
+    weight: float = 0.9
+    temperature: float = 4.0
+    hidden: list[str] = field(default_factory=list)
+    hidden_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.teacher is not None and not self.teacher.strip():
+            raise ValueError("distill.teacher must not be empty: name a run, dense, or null")
+        at_least("distill.weight", self.weight, 0)
+        at_most("distill.weight", self.weight, 1)
+        above("distill.temperature", self.temperature, 0)
+        at_least("distill.hidden_weight", self.hidden_weight, 0)
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     """On what to train, when to log and save.
 
@@ -281,6 +305,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     sharing: SharingConfig = field(default_factory=SharingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 

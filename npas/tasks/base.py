@@ -6,7 +6,7 @@ import abc
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from npas.models import InputSpec
 from npas.utils import rng
@@ -75,6 +75,18 @@ class Shown(NamedTuple):
 
     heading: str
     pictures: Sequence[Picture]
+
+
+class Learner(Protocol):
+    """What a training step asks for: a task's loss, or one that a teacher's outputs add to."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the batch's mean loss, and sums over its samples to log."""
+        ...
+
+    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
+        """Return the factor of each part's loss; None: all equal."""
+        ...
 
 
 class Task(abc.ABC):

@@ -31,7 +31,9 @@ def one_step(experiment: Experiment) -> str:
     started = time.perf_counter()
     parts = batch.parts(config.trainer.grad_accum_steps)
     regularizer = config.sharing.recurrence_weight if experiment.stage == "train" else 0.0
-    finite, sums, norms_N = gradient(task, network, parts, optimizer, precision, regularizer)
+    finite, sums, norms_N = gradient(
+        experiment.learner, network, parts, optimizer, precision, regularizer
+    )
     went_wrong = meter.add(1, batch.size, finite, sums, norms_N)
     rate = learning_rate(config, 0, task.steps_per_epoch(config.batch_size))
     update(optimizer, rate, precision, went_wrong, norms_N)

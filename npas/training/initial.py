@@ -100,6 +100,11 @@ def kept(folder: Path) -> Start | None:
         return None
 
 
+def load_into(network: nn.Module, path: Path) -> None:
+    """Give a dense network the trained weights of a run or a file; ValueError if none fit."""
+    _start(network, path, TRAIN)
+
+
 def _start(model: nn.Module, path: Path, stage: str) -> str:
     if not path.exists():
         raise ValueError("there is no such file or folder: name a run, or a .safetensors file")
@@ -107,7 +112,7 @@ def _start(model: nn.Module, path: Path, stage: str) -> str:
         return ""
     if not _is_run(path):
         return _from_dense(model, dense_weights.read(path))
-    stored = _restore(path)
+    stored = restore(path)
     if install.is_shared(stored):
         theirs, tensors = api.allocation(stored), dict(stored.state_dict())
         dense = install.materialize(stored).state_dict()
@@ -227,7 +232,7 @@ def _kind(group: GroupAllocation) -> GroupAllocation:
     return GroupAllocation("", group.bank, layers)
 
 
-def _restore(path: Path) -> nn.Module:
+def restore(path: Path) -> nn.Module:
     """Build the network of a run's newest checkpoint, or of one, with its weights, on the CPU."""
     if (path / SEARCH).is_dir() and not (path / "checkpoints").is_dir():
         raise ValueError("that run is still searching for its groups: train it to its end first")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from npas.sharing.layer_similarity import recurrence_reward
-from npas.tasks.base import Batch, Task, batches
+from npas.tasks.base import Batch, Learner, batches
 from npas.training import seeding
 from npas.training.averaging import renew_statistics
 from npas.training.distributed import StopVote, check_all_used, wrap
@@ -80,7 +80,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     progress.step += 1
                     parts = batch.parts(config.trainer.grad_accum_steps)
                     finite, sums, norms_N = gradient(
-                        task, network, parts, optimizer, precision, regularizer
+                        experiment.learner, network, parts, optimizer, precision, regularizer
                     )
                     if process.world > 1 and progress.step == resumed_at + 1:
                         check_all_used(model)
@@ -114,7 +114,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
 
 
 def gradient(
-    task: Task,
+    task: Learner,
     network: nn.Module,
     parts: list[Batch],
     optimizer: torch.optim.Optimizer,
