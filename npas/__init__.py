@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from npas.sharing import (
         Allocation,
         count_parameters,
+        distillation_loss,
         fold,
         is_shared,
         load,
@@ -31,6 +32,7 @@ __all__ = [
     "Allocation",
     "allocation",
     "count_parameters",
+    "distillation_loss",
     "fold",
     "is_shared",
     "load",

@@ -142,6 +142,8 @@ def test_values_come_out_in_the_types_of_the_schema() -> None:
 LEAVES = {key: value for key, value, _ in settings(checked(), "")}
 # Another valid value of every key that has more than two, or whose neighbours limit it.
 OTHER = {
+    "trainer.max_seconds": 60.0,
+    "distill.teacher": "a run",
     "budget": "0.2",
     "precision": "bf16",
     "resume": "never",
@@ -171,6 +173,9 @@ OTHER = {
 }
 # Keys that only ever come together with another, or have one valid value.
 TOGETHER = {
+    *(f"distill.{key}" for key in ("weight", "temperature", "hidden", "hidden_weight")),
+    "optim.min_lr",
+    "optim.decay_fraction",
     "optim.beta2",
     "sharing.num_groups",
     "sharing.templates",

@@ -94,6 +94,15 @@ def ignored(config: Config) -> dict[str, str]:
         of_steps = key in ("optim.milestones", "optim.gamma") and value != default
         if of_steps and optim.schedule != "multistep":
             found[key] = f"optim.schedule={optim.schedule} has no milestones"
+        if key == "optim.min_lr" and value != default and optim.schedule == "multistep":
+            found[key] = "optim.schedule=multistep ends where its milestones lead"
+        if key == "optim.decay_fraction" and value != default and optim.schedule != "wsd":
+            found[key] = f"optim.schedule={optim.schedule} decays from its beginning"
+    for key, value, default in settings(config.distill, "distill."):
+        if value != default and config.distill.teacher is None:
+            found[key] = "distill.teacher=null names no teacher"
+    if config.distill.teacher and config.distill.hidden_weight != 1 and not config.distill.hidden:
+        found["distill.hidden_weight"] = "distill.hidden names no modules"
     if optim.schedule == "multistep" and optim.milestones and optim.milestones[0] >= config.epochs:
         found["optim.milestones"] = f"epochs={config.epochs} ends before the first of them"
     return found

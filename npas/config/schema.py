@@ -169,7 +169,8 @@ class OptimConfig:
     """The optimizer's settings, and how the rate goes.
 
     `schedule=multistep` multiplies the rate by `gamma` at each milestone (an epoch); linear and
-    cosine bring it to 0 at the end. `momentum` is also the first beta of the Adam optimizers.
+    cosine bring it to `min_lr` at the end; wsd (warm up, stay, decay) linearly in the last
+    `decay_fraction` of the training. `momentum` is also the first beta of the Adam kind.
     `clip_norm` limits the norm of the gradient; 0: no limit. Without `decay_norm_bias` norms and
     biases take no weight decay. With `ema_decay` above 0 the exponential moving average of the
     weights is what is measured and exported.
@@ -177,13 +178,15 @@ class OptimConfig:
 
     name: Literal["sgd", "adam", "adamax", "adamw"] = "sgd"
     lr: float = 0.1
+    min_lr: float = 0.0
     momentum: float = 0.9
     beta2: float = 0.999
     nesterov: bool = True
     weight_decay: float = 5e-4
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.2
-    schedule: Literal["multistep", "linear", "cosine"] = "multistep"
+    schedule: Literal["multistep", "linear", "cosine", "wsd"] = "multistep"
+    decay_fraction: float = 0.1
     warmup_epochs: int | float = 0
     clip_norm: float = 0.0
     decay_norm_bias: bool = True
@@ -191,6 +194,10 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)
+        above("optim.decay_fraction", self.decay_fraction, 0)
+        at_most("optim.decay_fraction", self.decay_fraction, 1)
+        at_least("optim.min_lr", self.min_lr, 0)
+        at_most("optim.min_lr", self.min_lr, self.lr)
         at_least("optim.ema_decay", self.ema_decay, 0)
         below("optim.ema_decay", self.ema_decay, 1)
         at_least("optim.momentum", self.momentum, 0)
@@ -213,6 +220,30 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """A teacher whose outputs are to be matched: a run's folder, or "dense"; null: none.
+
+    The loss is (1 - weight) x the task's + weight x temperature^2 KL (Hinton et al. 2015), and
+    `hidden_weight` times the mean squared difference of the outputs of the modules that the
+    patterns `hidden` name.
+    """
+
+    teacher: str | None = None
+    weight: float = 0.9
+    temperature: float = 4.0
+    hidden: list[str] = field(default_factory=list)
+    hidden_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.teacher is not None and not self.teacher.strip():
+            raise ValueError("distill.teacher must not be empty: name a run, dense, or null")
+        at_least("distill.weight", self.weight, 0)
+        at_most("distill.weight", self.weight, 1)
+        above("distill.temperature", self.temperature, 0)
+        at_least("distill.hidden_weight", self.hidden_weight, 0)
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     """On what to train, when to log and save.
 
@@ -221,6 +252,8 @@ class TrainerConfig:
     Gradients travel between them as `gradient_dtype`. With `tf32` GPUs round the factors of fp32
     convolutions and matrix products to TF32. A checkpoint is written after each epoch and,
     if `checkpoint_every` is not 0, after every so many steps; the `keep_last` newest are kept.
+    `max_seconds` ends the training by the clock, and the schedule runs by it where it is faster
+    than the steps; such a run cannot be repeated to the bit.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -229,6 +262,7 @@ class TrainerConfig:
     gradient_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     tf32: bool = False
     checkpoint_every: int = 0
+    max_seconds: float | None = None
     keep_last: int = 2
     log_every: int = 10
 
@@ -237,6 +271,8 @@ class TrainerConfig:
             at_least(f"trainer.{key}", getattr(self, key), 1)
         at_most("trainer.devices", self.devices, MOST_PROCESSES)
         at_least("trainer.checkpoint_every", self.checkpoint_every, 0)
+        if self.max_seconds is not None:
+            above("trainer.max_seconds", self.max_seconds, 0)
 
 
 @dataclass(frozen=True)
@@ -274,6 +310,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     sharing: SharingConfig = field(default_factory=SharingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 

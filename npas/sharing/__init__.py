@@ -3,6 +3,7 @@
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.api import load, plan, save, share, summary
 from npas.sharing.budget import Budget, BudgetReport, count_parameters, parse_budget
+from npas.sharing.distillation import distillation_loss
 from npas.sharing.folding import Folding, fold, load_folded, save_folded
 from npas.sharing.install import is_shared, materialize
 from npas.sharing.layer_similarity import Similarity, recurrence_reward, similarity
@@ -20,6 +21,7 @@ __all__ = [
     "Scheme",
     "Similarity",
     "count_parameters",
+    "distillation_loss",
     "fold",
     "is_shared",
     "load",

@@ -6,7 +6,7 @@ import abc
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from npas.models import InputSpec
 from npas.utils import rng
@@ -77,6 +77,18 @@ class Shown(NamedTuple):
     pictures: Sequence[Picture]
 
 
+class Learner(Protocol):
+    """What a training step asks for: a task's loss, or one that a teacher's outputs add to."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the batch's mean loss, and sums over its samples to log."""
+        ...
+
+    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
+        """Return the factor of each part's loss; None: all equal."""
+        ...
+
+
 class Task(abc.ABC):
     """A data set with its loss and its metrics: what the training loop asks of a task.
 
@@ -90,7 +102,8 @@ class Task(abc.ABC):
     source: str  # "real" or "synthetic"
     seed: int
     spec: InputSpec
-    selection_metric: str  # the key of `evaluate` that chooses a checkpoint; higher is better
+    selection_metric: str  # the key of `evaluate` that chooses a checkpoint
+    lower_is_better = False  # of the selection metric
     has_validation: bool
     samples = "training samples"  # what `train_size` counts, for messages
     compared: Comparison | None = None  # with the published files; None where none are known

@@ -29,8 +29,9 @@ def one_step(experiment: Experiment) -> str:
     batch = next(experiment.batches(epoch=0))
     started = time.perf_counter()
     parts = batch.parts(config.trainer.grad_accum_steps)
-    weight = experiment.recurrence_weight
-    finite, sums, norms_N = gradient(task, network, parts, optimizer, precision, weight)
+    finite, sums, norms_N = gradient(
+        experiment.learner, network, parts, optimizer, precision, experiment.recurrence_weight
+    )
     went_wrong = meter.add(1, batch.size, finite, sums, norms_N)
     rate = learning_rate(config, 0, task.steps_per_epoch(config.batch_size))
     update(optimizer, rate, precision, went_wrong, norms_N)
@@ -69,7 +70,7 @@ def _fits(experiment: Experiment, parts: int) -> bool:
         # Two, since the second meets the gradients of the first.
         two = next(experiment.batches(epoch=0)).parts(parts)[:2]
         precision = Precision(config.precision, process.device)
-        gradient(experiment.task, experiment.model.train(), two, optimizer, precision)
+        gradient(experiment.learner, experiment.model.train(), two, optimizer, precision)
     except torch.OutOfMemoryError:
         return False
     finally:

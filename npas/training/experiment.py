@@ -19,7 +19,7 @@ from npas.sharing.layer_similarity import recurrence_reward
 from npas.sharing.layers import find_layers
 from npas.sharing.search import plan_search
 from npas.tasks import base
-from npas.tasks.base import Batch, Task
+from npas.tasks.base import Batch, Learner, Task
 from npas.training import seeding
 from npas.training.distributed import Process, this_process
 from npas.training.grouping import SEARCH, TRAIN, Grouping
@@ -54,6 +54,10 @@ class Experiment:
     grouping: Grouping | None = None  # that was found, where one was searched
     start: Start | None = None  # of `sharing.init`, where it has just been read
     unfinished: str | None = None  # how far the weights came, where a run did not end
+    learner: Learner = dataclasses.field(init=False)  # the task, or it and a teacher's outputs
+
+    def __post_init__(self) -> None:
+        self.learner = self.task
 
     @property
     def epochs(self) -> int:

@@ -29,7 +29,7 @@ from npas.tasks.common.files import write_whole
 from npas.training import dense_weights
 from npas.training.checkpoint import MANIFEST, find_checkpoint
 from npas.training.experiment import Experiment, Start, build_network
-from npas.training.grouping import SEARCH, from_dict
+from npas.training.grouping import SEARCH, TRAIN, from_dict
 from npas.training.progress import read_progress
 from npas.training.state import AVERAGED, load_weights, resumes, trained_checkpoint
 from npas.utils.json_data import decode, read_json
@@ -89,6 +89,11 @@ def kept(folder: Path) -> Start | None:
         return None
 
 
+def load_into(network: nn.Module, path: Path) -> None:
+    """Give a dense network the trained weights of a run or a file; ValueError if none fit."""
+    _start(network, path, TRAIN)
+
+
 def _start(model: nn.Module, path: Path, stage: str) -> str:
     if not path.exists():
         raise ValueError("there is no such file or folder: name a run, or a .safetensors file")
@@ -96,7 +101,7 @@ def _start(model: nn.Module, path: Path, stage: str) -> str:
         return ""
     if not _is_run(path):
         return _from_dense(model, dense_weights.read(path))
-    stored = _restore(path)
+    stored = restore(path)
     if install.is_shared(stored):
         theirs, tensors = api.allocation(stored), dict(stored.state_dict())
         dense = install.materialize(stored).state_dict()
@@ -216,7 +221,7 @@ def _kind(group: GroupAllocation) -> GroupAllocation:
     return GroupAllocation("", group.bank, layers)
 
 
-def _restore(path: Path) -> nn.Module:
+def restore(path: Path) -> nn.Module:
     """Build the network of a run's newest checkpoint, or of one, with its weights, on the CPU."""
     checkpoint = trained_checkpoint(path)
     config, grouping = _config(checkpoint.state["config"]), checkpoint.state.get("grouping")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from npas.sharing.layer_similarity import recurrence_reward
-from npas.tasks.base import Batch, Task
+from npas.tasks.base import Batch, Learner
 from npas.training import seeding
 from npas.training.averaging import renew_statistics
 from npas.training.distributed import StopVote, check_all_used, wrap
@@ -41,6 +41,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
     """
     config, task, model = experiment.config, experiment.task, experiment.model
     process, epochs = experiment.process, experiment.epochs
+    learner, reward = experiment.learner, experiment.recurrence_weight
     measures = experiment.stage == TRAIN
     check_parts(experiment)
     task.setup()
@@ -56,23 +57,28 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
 
     progress, meter, resumed_at = state.progress, state.meter, state.progress.step
     every, save_every = config.trainer.log_every, config.trainer.checkpoint_every
-    journal, vote = Journal(experiment, run_dir, state, steps_per_epoch), StopVote(process)
+    journal = Journal(experiment, run_dir, state, steps_per_epoch)
+    vote = StopVote(process, progress.elapsed_s, state.elapsed_s)
+    most_s = config.trainer.max_seconds if measures else None
 
     with journal, vote, signals.deferred():
         try:
             if progress.step == 0:
                 journal.compare_layers()
-            while progress.epoch < epochs:
+            while progress.epoch < epochs and not vote.is_over(most_s):
                 network.train()
                 task.sync_damage(process.world)
                 done = progress.step - progress.epoch * steps_per_epoch
                 for batch in experiment.batches(progress.epoch, done, config.data.workers):
                     at_step = progress.step * config.epochs // epochs  # of the whole schedule
+                    if most_s is not None:
+                        by_clock = config.epochs * steps_per_epoch * vote.elapsed_s / most_s
+                        at_step = max(at_step, int(by_clock))
                     rate = learning_rate(config, at_step, steps_per_epoch)
                     progress.step += 1
                     parts = batch.parts(config.trainer.grad_accum_steps)
                     finite, sums, norms_N = gradient(
-                        task, network, parts, optimizer, precision, experiment.recurrence_weight
+                        learner, network, parts, optimizer, precision, reward
                     )
                     if process.world > 1 and progress.step == resumed_at + 1:
                         check_all_used(model)
@@ -91,8 +97,10 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                         state.save()
                     if stop:
                         return journal.outcome("preempted")
+                    if vote.is_over(most_s):
+                        break
                 renew_statistics(experiment, state.averaged, precision, progress.epoch)
-                progress.epoch += 1
+                progress.epoch = progress.step // steps_per_epoch  # as before if the clock ended it
                 if task.has_validation and measures:
                     journal.report(validate(state, task))
                 journal.compare_layers()
@@ -106,7 +114,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
 
 
 def gradient(
-    task: Task,
+    task: Learner,
     network: nn.Module,
     parts: list[Batch],
     optimizer: torch.optim.Optimizer,

@@ -51,7 +51,9 @@ def validate(state: TrainState, task: Task) -> dict[str, float]:
     progress.metrics = {f"val/{name}": value for name, value in measured.items()}
     for name, value in {"epoch": progress.epoch, **progress.metrics}.items():
         progress.history.setdefault(name, []).append(value)
-    if progress.best is None or progress.metrics[metric] >= progress.best["metrics"][metric]:
+    sign = -1 if task.lower_is_better else 1
+    best = -math.inf if progress.best is None else sign * progress.best["metrics"][metric]
+    if sign * progress.metrics[metric] >= best:
         progress.best = {
             "step": progress.step,
             "epoch": progress.epoch,

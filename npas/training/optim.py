@@ -111,8 +111,8 @@ def clip(optimizer: optim.Optimizer, most: float, norms_N: Tensor) -> None:
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     """Return the rate of a step: a linear warm-up, and what the schedule makes of it.
 
-    By steps: times `gamma` from each milestone on. Linear and cosine: from the end of the warm-up
-    down to 0 where the schedule ends.
+    multistep: times `gamma` from each milestone on. linear, cosine: from the end of the warm-up
+    down to `min_lr` at the schedule's end; wsd: linearly, in the last `decay_fraction` of it.
     """
     settings = config.optim
     warmup = settings.warmup_epochs * steps_per_epoch
@@ -122,6 +122,12 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
         passed = sum(step >= epoch * steps_per_epoch for epoch in settings.milestones)
         rate = settings.lr * settings.gamma**passed
         return rate * min(1.0, (step + 1) / warmup) if warmup else rate
-    done = min(1.0, (step - warmup) / max(1, config.epochs * steps_per_epoch - warmup))
-    left = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return settings.lr * left
+    steps = config.epochs * steps_per_epoch
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    if settings.schedule == "cosine":
+        left = (1 + math.cos(math.pi * done)) / 2
+    elif settings.schedule == "linear":
+        left = 1 - done
+    else:
+        left = min(1.0, (1 - step / steps) / settings.decay_fraction)
+    return settings.min_lr + (settings.lr - settings.min_lr) * left

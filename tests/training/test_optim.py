@@ -153,3 +153,14 @@ def test_a_step_that_went_wrong_leaves_nothing_behind(config: OptimConfig, befor
     step(wrong=False)
     assert not any(torch.equal(a, b) for a, b in zip(held, everything(), strict=True))
     assert own == [id(tensor) for tensor in tensors()]  # all were there before the first step
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
+def test_schedules_end_at_min_lr(schedule: str) -> None:
+    keys = {"lr": 1.0, "min_lr": 0.1, "warmup_epochs": 0.2, "decay_fraction": 0.25}
+    found = rates(101, epochs=2, steps_per_epoch=50, schedule=schedule, **keys)
+    assert found[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert found[100] == pytest.approx(0.1)
+    assert found[55] == pytest.approx({"linear": 0.55, "cosine": 0.55, "wsd": 1.0}[schedule])
+    if schedule == "wsd":
+        assert found[75] == 1.0 and found[88] == pytest.approx(0.1 + 0.9 * 0.48)
