@@ -130,7 +130,7 @@ def prepare(experiment: Experiment) -> None:
     with torch.no_grad():
         learner.loss(experiment.model, batch)
     experiment.model.train(was_training)
-    experiment.learner = learner
+    experiment.distilled = learner
 
 
 def _dense(config: Config, task: Task) -> nn.Module:

@@ -54,10 +54,12 @@ class Experiment:
     grouping: Grouping | None = None  # that was found, where one was searched
     start: Start | None = None  # of `sharing.init`, where it has just been read
     unfinished: str | None = None  # how far the weights came, where a run did not end
-    learner: Learner = dataclasses.field(init=False)  # the task, or it and a teacher's outputs
+    distilled: Learner | None = None  # the task with a teacher's outputs to match
 
-    def __post_init__(self) -> None:
-        self.learner = self.task
+    @property
+    def learner(self) -> Learner:
+        """Return what gives the training loss: the task, or it and a teacher's outputs."""
+        return self.distilled or self.task
 
     @property
     def epochs(self) -> int:
