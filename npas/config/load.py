@@ -89,10 +89,11 @@ def ignored(config: Config) -> dict[str, str]:
                 found[key] = idle[key.removeprefix("sharing.")]
     if config.data.source == SYNTHETIC and config.data.verify != "refuse":
         found["data.verify"] = f"data.source={SYNTHETIC} generates its data"
-    optim, unread = config.optim, "beta2" if config.optim.name == "sgd" else "nesterov"
+    optim = config.optim
+    unread = {"sgd": ["beta2", "muon"], "muon": []}.get(optim.name, ["nesterov", "muon"])
     for key, value, default in settings(optim, "optim."):
-        if key == f"optim.{unread}" and value != default:
-            found[key] = f"optim.name={optim.name} has no {unread}"
+        if (name := key.split(".")[1]) in unread and value != default:
+            found[key] = f"optim.name={optim.name} has no {name}"
         of_steps = key in ("optim.milestones", "optim.gamma") and value != default
         if of_steps and optim.schedule != "multistep":
             found[key] = f"optim.schedule={optim.schedule} has no milestones"

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from npas.config.muon import MuonConfig
 from npas.utils.budget import parse_budget
 from npas.utils.checks import above, at_least, at_most, below, join
 
@@ -199,7 +200,7 @@ class OptimConfig:
     weights is what is measured and exported.
     """
 
-    name: Literal["sgd", "adam", "adamax", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamax", "adamw", "muon"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     beta2: float = 0.999
@@ -212,6 +213,7 @@ class OptimConfig:
     clip_norm: float = 0.0
     decay_norm_bias: bool = True
     ema_decay: float = 0.0
+    muon: MuonConfig = field(default_factory=MuonConfig)
 
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)
@@ -225,7 +227,7 @@ class OptimConfig:
         above("optim.gamma", self.gamma, 0)
         at_least("optim.warmup_epochs", self.warmup_epochs, 0)
         at_least("optim.clip_norm", self.clip_norm, 0)
-        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+        if self.name in ("sgd", "muon") and self.nesterov and self.momentum == 0:
             raise ValueError(
                 "optim.nesterov=true needs momentum: set optim.momentum above 0 or "
                 "optim.nesterov=false"
