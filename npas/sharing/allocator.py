@@ -21,7 +21,7 @@ from npas.sharing.allocation import (
     matrix_form,
 )
 from npas.sharing.budget import Budget, BudgetReport, spell_count, split_budget
-from npas.sharing.coefficients import GENERATORS
+from npas.sharing.coefficients import GENERATORS, OF_DEPTH
 from npas.sharing.layers import LayerSpec
 from npas.sharing.low_rank import correct, count_corrections
 from npas.sharing.upsample import UPSAMPLERS, source_map
@@ -313,15 +313,19 @@ def place_spans(spans: Sequence[int], bank: int, covered: int = 0) -> list[int]:
     return starts
 
 
-def choose_templates(sizes: Sequence[int], bank: int, most: int, upsampled_span: int) -> list[int]:
+def choose_templates(
+    sizes: Sequence[int], bank: int, most: int, upsampled_span: int, overlap: bool = False
+) -> list[int]:
     """Return K for each layer, 0 where it does not fit, such that the bank can be read whole.
 
-    K = min(most, floor(bank / size)); where that leaves values unread, the largest layer that the
-    floor holds back gets one template more (overlapping), and failing that `most` grows.
+    K = min(most, floor(bank / size)), or the ceiling with `overlap`; where that leaves values
+    unread, the largest layer that the floor holds back gets one template more (overlapping), and
+    failing that `most` grows.
     `upsampled_span` is what the layers that do not fit read.
     """
     while True:
-        templates = [min(most, bank // size) for size in sizes]
+        more = [overlap and 0 < bank % size < bank for size in sizes]
+        templates = [min(most, bank // n + one) for n, one in zip(sizes, more, strict=True)]
         read = upsampled_span + sum(k * n for k, n in zip(templates, sizes, strict=True))
         if read >= bank or not any(templates):
             return templates
@@ -341,7 +345,9 @@ def _draft(layers: Sequence[LayerSpec], bank: int, most: int, scheme: Scheme) ->
     empty = _Draft(layers, scheme, bank, [0] * len(layers), [scheme.generator] * len(layers))
     too_large = [i for i, layer in enumerate(layers) if layer.size > bank]
     span = sum(math.prod(empty.source(i)) for i in too_large[:2])  # two cover any bank
-    empty.templates = choose_templates([layer.size for layer in layers], bank, most, span)
+    # Functions of depth make sense of templates that all layers of a shape read.
+    overlap = scheme.coefficient_init in OF_DEPTH
+    empty.templates = choose_templates([la.size for la in layers], bank, most, span, overlap)
     return empty
 
 

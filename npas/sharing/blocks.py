@@ -54,8 +54,9 @@ def expand(
 ) -> list[str]:
     """Return name patterns with the selectors among them replaced by names.
 
-    `@embeddings` are the weights of embeddings, `@first` and `@last` all that lies in the first and
-    in the last numbered block. ValueError for a selector that is unknown or selects nothing.
+    `@embeddings` are the weights of embeddings, if there are any; `@first` and `@last` all that
+    lies in the first and in the last numbered block. ValueError for an unknown selector, and where
+    no blocks are numbered.
     """
     found: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else (patterns or ()):
@@ -65,8 +66,8 @@ def expand(
         if pattern not in SELECTORS:
             raise ValueError(f"{option}={pattern!r} is unknown: choose {', '.join(SELECTORS)}")
         selected = _selected(tensors)[pattern]
-        if not selected:
-            raise ValueError(f"{option}={pattern!r} selects nothing in this network: leave it out")
+        if not selected and pattern != "@embeddings":
+            raise ValueError(f"{option}={pattern!r} selects nothing: no blocks here are numbered")
         found += map(glob.escape, selected)
     return found
 

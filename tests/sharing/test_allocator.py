@@ -42,6 +42,7 @@ SCHEMES = st.builds(
     generator=st.sampled_from((*CHOICES, "fixed")),
     upsampler=st.sampled_from(sorted(UPSAMPLERS)),
     max_templates=st.sampled_from([1, 2, 4, 8]),
+    coefficient_init=st.sampled_from(["orthogonal", "legendre"]),
     low_rank=st.sampled_from([0, 0, 1, 4]),
 )
 GROUPS = st.sampled_from(["single", "type", "shape", "place", "depth:2", "random"])

@@ -198,9 +198,11 @@ def test_what_cannot_be_is_said(options: dict[str, Any], says: str) -> None:
         npas.share(transformer(), 0.9, **options)
 
 
-def test_a_selector_that_selects_nothing_is_said() -> None:
-    with pytest.raises(ValueError, match="exclude='@embeddings' selects nothing"):
-        npas.share(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), 0.9, exclude="@embeddings")
+def test_a_selector_needs_blocks_and_no_embeddings() -> None:
+    plain = nn.ModuleDict({name: nn.Linear(8, 8) for name in "ab"})
+    assert len(npas.plan(plain, 0.9, exclude="@embeddings").layers) == 2
+    with pytest.raises(ValueError, match="exclude='@last' selects nothing: no blocks here"):
+        npas.plan(plain, 0.9, exclude="@last")
 
 
 # --- low-rank corrections
