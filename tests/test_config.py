@@ -99,25 +99,6 @@ WRONG = [
     ({"sharing__search": {"epochs": 0}}, "sharing.search.epochs must be at least 1"),
     ({"sharing__search": {"epoch": 1}}, "did you mean 'sharing.search.epochs'?"),
     ({"sharing__max_templates": 0}, "sharing.max_templates must be at least 1"),
-    ({"sharing__low_rank": -1}, "sharing.low_rank must be at least 0"),
-    ({"sharing__groups": "depth:0"}, "place, depth:2, a mapping"),
-    (
-        {"sharing": {"train_coefficients": False, "generator": "emb"}},
-        "sharing.train_coefficients=false needs sharing.generator=wavg",
-    ),
-    (
-        {"sharing": {"allocator": "reference", "coefficient_init": "cosine"}},
-        "sharing.coefficient_init=cosine is not how",
-    ),
-    (
-        {"sharing": {"allocator": "reference", "low_rank": 2}},
-        "sharing.allocator=reference has neither sharing.low_rank",
-    ),
-    ({"optim__muon": {"bank": "sgd"}}, "optim.muon.bank must be adam or templates"),
-    ({"optim__muon": {"bank_lr": 0}}, "optim.muon.bank_lr must be above 0"),
-    ({"optim__muon": {"beta1": 1}}, "optim.muon.beta1 must be below 1"),
-    ({"optim__muon": {"newton_schulz_steps": 0}}, "newton_schulz_steps must be at least 1"),
-    ({"optim__muon": {"embeding_lr": 1}}, "did you mean 'optim.muon.embedding_lr'?"),
     ({"optim__lr": 0}, "optim.lr must be above 0"),
     ({"optim__lr": float("nan")}, "optim.lr must be a finite number"),
     ({"optim__momentum": 1}, "optim.momentum must be below 1"),
@@ -387,15 +368,6 @@ def test_search_settings_without_a_search_are_ignored(
     assert not ignored(searched(epochs=3, softmax=True))
 
 
-def test_fixed_coefficients_cannot_be_rewarded_for_growing_alike() -> None:
-    sharing = {"train_coefficients": False, "recurrence_weight": 0.1}
-    (found,) = ignored(checked(sharing=sharing)).items()
-    assert found == (
-        "sharing.recurrence_weight",
-        "sharing.train_coefficients=false keeps them as they are",
-    )
-
-
 def test_templates_leave_upsampler_and_max_templates_without_effect() -> None:
     sharing = {"templates": 2, "upsampler": "mask", "max_templates": 4}
     found = ignored(checked(budget=None, sharing=sharing))
@@ -410,10 +382,6 @@ def test_a_schedule_that_ends_before_its_first_milestone_says_so() -> None:
 
 def test_each_optimizer_says_which_settings_it_has_not() -> None:
     assert ignored(checked(optim__beta2=0.9)) == {"optim.beta2": "optim.name=sgd has no beta2"}
-    own = {"bank": "adam", "beta1": 0.8}
-    assert [*ignored(checked(optim__muon=own))] == ["optim.muon.bank", "optim.muon.beta1"]
-    muon = checked(optim__name="muon", optim__muon=own, optim__beta2=0.9, optim__nesterov=False)
-    assert not ignored(muon)
     for name in ("adam", "adamax", "adamw"):
         found = checked(optim__name=name, optim__nesterov=False)
         assert ignored(found) == {"optim.nesterov": f"optim.name={name} has no nesterov"}
