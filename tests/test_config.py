@@ -19,6 +19,7 @@ from npas.config import (
     run_dir,
     to_dict,
 )
+from npas.config.muon import MuonConfig
 from npas.config.schema import settings
 from npas.tasks.imagenet import task as imagenet
 
@@ -177,6 +178,7 @@ TOGETHER = {
     "optim.min_lr",
     "optim.decay_fraction",
     "optim.beta2",
+    *(f"optim.muon.{key.name}" for key in dataclasses.fields(MuonConfig)),
     "sharing.num_groups",
     "sharing.templates",
     "sharing.search.epochs",

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from npas.config.muon import MuonConfig
 from npas.utils.budget import parse_budget
 from npas.utils.checks import above, at_least, at_most, below, join
 
@@ -32,6 +33,7 @@ LONGEST = 1_000_000  # epochs, or images a batch: more is a typing error, and ma
 SEARCHED = ("learned", "gradient")  # groupings that a short training of their own has to find
 MOST_PROCESSES = 1024  # of one machine: more is a typing error
 GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
+BY_NAME = re.compile(r"place|depth:[1-9]\d{0,3}")  # groupings by where names have numbers
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,11 @@ class SharingConfig:
     num_groups: int | None = None
     max_templates: int = 8
     templates: int | Literal["layers"] | None = None
-    coefficient_init: Literal["orthogonal", "sparse", "released"] = "orthogonal"
+    coefficient_init: Literal["orthogonal", "sparse", "released", "legendre", "cosine"] = (
+        "orthogonal"
+    )
+    train_coefficients: bool = True
+    low_rank: int = 0
     recurrence_weight: float = 0.0
     lsm_every: int = 0
     include: list[str] | None = None
@@ -79,10 +85,11 @@ class SharingConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
-        if isinstance(self.groups, str) and self.groups not in GROUPINGS:
+        if isinstance(self.groups, str) and not is_grouping(self.groups):
             raise ValueError(
-                f"sharing.groups must be {join(GROUPINGS)}, a mapping of layer patterns to groups, "
-                "as 'sharing.groups={stages.0.*: a}', or the folder of a run that found some; "
+                f"sharing.groups must be {join(GROUPINGS)}, place, depth:2, a mapping of layer "
+                "patterns to groups, as 'sharing.groups={stages.0.*: a}', or the folder of a run "
+                "that found some; "
                 f"{self.groups!r} is none of these"
             )
         counted = self.groups in ("random", *SEARCHED)
@@ -111,16 +118,34 @@ class SharingConfig:
             object.__setattr__(self, "init", os.path.normpath(self.init))
         at_least("sharing.num_groups", self.num_groups, 1)
         at_least("sharing.max_templates", self.max_templates, 1)
+        at_least("sharing.low_rank", self.low_rank, 0)
+        if not self.train_coefficients and self.generator != "wavg":
+            raise ValueError(
+                "sharing.train_coefficients=false needs sharing.generator=wavg, whose coefficients "
+                f"are free of anything that trains; {self.generator} is another"
+            )
         if isinstance(self.templates, int):
             at_least("sharing.templates", self.templates, 1)
             at_most("sharing.templates", self.templates, MOST_TEMPLATES)
         at_least("sharing.recurrence_weight", self.recurrence_weight, 0)
         at_least("sharing.lsm_every", self.lsm_every, 0)
-        if self.coefficient_init == "sparse" and self.allocator == "reference":
-            raise ValueError(
-                "sharing.coefficient_init=sparse is not how sharing.allocator=reference starts: "
-                "set sharing.coefficient_init=released or sharing.allocator=npas"
-            )
+        if self.allocator == "reference":
+            if self.coefficient_init not in ("orthogonal", "released"):
+                raise ValueError(
+                    f"sharing.coefficient_init={self.coefficient_init} is not how "
+                    "sharing.allocator=reference starts: set sharing.coefficient_init=released or "
+                    "sharing.allocator=npas"
+                )
+            if self.low_rank or not self.train_coefficients:
+                raise ValueError(
+                    "sharing.allocator=reference has neither sharing.low_rank nor fixed "
+                    "coefficients: set sharing.allocator=npas"
+                )
+
+
+def is_grouping(text: str) -> bool:
+    """Return whether a text is a way to group layers, and no path."""
+    return text in GROUPINGS or BY_NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -176,7 +201,7 @@ class OptimConfig:
     weights is what is measured and exported.
     """
 
-    name: Literal["sgd", "adam", "adamax", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamax", "adamw", "muon"] = "sgd"
     lr: float = 0.1
     min_lr: float = 0.0
     momentum: float = 0.9
@@ -191,6 +216,7 @@ class OptimConfig:
     clip_norm: float = 0.0
     decay_norm_bias: bool = True
     ema_decay: float = 0.0
+    muon: MuonConfig = field(default_factory=MuonConfig)
 
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)
@@ -208,7 +234,7 @@ class OptimConfig:
         above("optim.gamma", self.gamma, 0)
         at_least("optim.warmup_epochs", self.warmup_epochs, 0)
         at_least("optim.clip_norm", self.clip_norm, 0)
-        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+        if self.name in ("sgd", "muon") and self.nesterov and self.momentum == 0:
             raise ValueError(
                 "optim.nesterov=true needs momentum: set optim.momentum above 0 or "
                 "optim.nesterov=false"

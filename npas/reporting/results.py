@@ -61,6 +61,7 @@ ADDED = (
     "files",
     "earlier",
     "hub",
+    "low_rank",
 )  # that results from before them lack
 
 VARYING = (
@@ -99,12 +100,13 @@ class BudgetReport:
 
 @dataclass(frozen=True)
 class Split:
-    """Where the used parameters are; the four add up to `BudgetReport.used`."""
+    """Where the used parameters are; the parts add up to `BudgetReport.used`."""
 
     bank: int
     coefficients: int
     upsamplers: int
     unshared: int
+    low_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -299,9 +301,6 @@ def _finite_or_none(metrics: dict[str, float | None] | None) -> dict[str, float 
     if metrics is None:
         return None
     return {k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()}
-
-
-# What must hold between fields; the types of single ones are `json_data.decode`'s to check.
 
 
 def _problems(result: Result) -> Iterator[str]:

@@ -27,6 +27,7 @@ class Scheme:
     max_templates: int = 8
     allocator: str = "npas"
     coefficient_init: str = "orthogonal"
+    low_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ class LayerAllocation:
 
     `templates` are the positions in the bank where its K templates start, each `template_size`
     values long; none for an ordinary parameter. `mixing` is `none` (one template, no
-    coefficients), `avg`, `wavg` or `emb`. An upsampled layer has one template (in a search
+    coefficients), `avg`, `wavg`, `emb` or `fixed`. An upsampled layer has one template (in a search
     for groups K) not of its weight's size: `source` is its matrix form, `learned` the shape of the
     upsampler's own weights.
-    `scale` is the place of the layer's fixed scale in the network's list of scales.
+    `scale` is the place of the layer's fixed scale in the network's list of scales. `rank` is that
+    of a correction of its own, two matrices whose product is added to what is generated; 0: none.
     """
 
     name: str
@@ -51,11 +53,17 @@ class LayerAllocation:
     source: tuple[int, int] = (0, 0)
     learned: tuple[int, int] = (0, 0)
     scale: int = 0
+    rank: int = 0
 
     @property
     def size(self) -> int:
         """Return the number of weights."""
         return math.prod(self.shape)
+
+    @property
+    def correction(self) -> int:
+        """Count the parameters of the low-rank correction."""
+        return correction_size(self.shape, self.rank)
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -68,10 +76,10 @@ class LayerAllocation:
         if not self.templates:
             return "ordinary parameter"
         if self.upsampler == "inter":
-            return f"inter from {self.source[0]}x{self.source[1]}"
-        if self.upsampler:
-            return self.upsampler
-        return "one template" if self.mixing == "none" else self.mixing
+            how = f"inter from {self.source[0]}x{self.source[1]}"
+        else:
+            how = self.upsampler or ("one template" if self.mixing == "none" else self.mixing)
+        return f"{how} + rank {self.rank}" if self.rank else how
 
     @property
     def intervals(self) -> list[tuple[int, int]]:
@@ -83,6 +91,11 @@ def matrix_form(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return rows x rest of a tensor: out x rest, and N x D for a position table of 1 x N x D."""
     rows = next((length for length in shape if length > 1), 1)
     return rows, math.prod(shape) // rows
+
+
+def correction_size(shape: tuple[int, ...], rank: int) -> int:
+    """Count the parameters of a correction of this rank: rows x r and r x columns."""
+    return rank * sum(matrix_form(shape))
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,11 @@ class GroupAllocation:
         return sum(math.prod(layer.learned) for layer in self.layers)
 
     @property
+    def corrections(self) -> int:
+        """Count the parameters of low-rank corrections."""
+        return sum(layer.correction for layer in self.layers)
+
+    @property
     def ordinary(self) -> int:
         """Count the weights of layers that stay ordinary parameters."""
         return sum(layer.size for layer in self.layers if not layer.templates)
@@ -115,7 +133,7 @@ class GroupAllocation:
     @property
     def used(self) -> int:
         """Count every trainable parameter of the group."""
-        return self.bank + self.coefficients + self.upsamplers + self.ordinary
+        return self.bank + self.coefficients + self.upsamplers + self.corrections + self.ordinary
 
     @property
     def unread(self) -> int:
@@ -144,11 +162,13 @@ class Allocation:
     @property
     def split(self) -> dict[str, int]:
         """Return the used parameters by what they are; the parts sum to `budget.used`."""
+        corrections = sum(group.corrections for group in self.groups)
         return {
             "bank": sum(group.bank for group in self.groups),
             "coefficients": sum(group.coefficients for group in self.groups),
             "upsamplers": sum(group.upsamplers for group in self.groups),
             "unshared": self.unshared + sum(group.ordinary for group in self.groups),
+            **({"low_rank": corrections} if corrections else {}),
         }
 
     @property
@@ -261,7 +281,8 @@ class Allocation:
         if isinstance(scheme := data.get("scheme"), Mapping):  # as earlier versions named it
             names = {"layout": "allocator", "coefficients": "coefficient_init"}
             data = {**data, "scheme": {names.get(key, key): scheme[key] for key in scheme}}
-        stored: _Stored = decode(_Stored, data, optional=("coefficient_init",))
+        later = ("coefficient_init", "low_rank", "rank")
+        stored: _Stored = decode(_Stored, data, optional=later)
         members: dict[str, list[LayerAllocation]] = {group.name: [] for group in stored.groups}
         for entry in stored.layers:
             if entry.group not in members:

@@ -15,7 +15,7 @@ from npas.sharing.allocation import Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
 from npas.sharing.audit import warn_of_holders
 from npas.sharing.budget import count_parameters, parse_budget
-from npas.sharing.coefficients import CHOICES, STARTS
+from npas.sharing.coefficients import CHOICES, FIXED, OF_DEPTH, STARTS
 from npas.sharing.groups import assign_groups
 from npas.sharing.init import (
     assign_scales,
@@ -58,6 +58,8 @@ def share(
     max_templates: int = 8,
     templates: int | str | None = None,
     coefficient_init: str = "orthogonal",
+    train_coefficients: bool = True,
+    low_rank: int = 0,
     include: Names = None,
     exclude: Names = None,
     allocator: str = "npas",
@@ -69,11 +71,14 @@ def share(
     `budget` limits all trainable parameters: `0.1` or `"10%"` of the dense count, `2.0`, `"18M"`.
     `templates` fixes K instead (soft sharing), and with it the count; "layers" is as many as the
     group has layers. `generator` is avg, wavg or emb; `coefficients` start orthogonal, sparse (one
-    template a layer) or released (one orthogonal matrix for all layers of one K, whose rows shrink
-    where they are more than K); `upsampler` inter, repeat, mask or wavg; `groups` single, type,
-    shape, random (with `num_groups`) or a mapping of name patterns to groups. `include` and
-    `exclude` are glob patterns over parameter names. `allocator="reference"` is the released code's
-    (no exact budgets).
+    template a layer), released (one orthogonal matrix for all layers of one K, whose rows shrink
+    where they are more than K), legendre or cosine (functions of depth among the layers of a group
+    and shape); without `train_coefficients` they stay, and are no parameters. `upsampler` is inter,
+    repeat, mask or wavg; `groups` single, type, shape, place, "depth:2", random (with `num_groups`)
+    or a mapping of name patterns to groups. `low_rank=r` adds two matrices of that rank to each
+    layer that shares with others. `include` and `exclude` are glob patterns over parameter names,
+    or "@embeddings", "@first" and "@last" (numbered block). `allocator="reference"` is the released
+    code's (no exact budgets).
 
     Generated weights start with the spread of the dense ones, whose values are dropped: warns if
     they look trained. Weights are generated once per forward pass, and kept without gradients while
@@ -92,8 +97,8 @@ def share(
     allocation = plan(
         model, budget, generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, max_templates=max_templates, templates=templates,
-        coefficient_init=coefficient_init, include=include, exclude=exclude,
-        allocator=allocator, seed=seed,
+        coefficient_init=coefficient_init, train_coefficients=train_coefficients,
+        low_rank=low_rank, include=include, exclude=exclude, allocator=allocator, seed=seed,
     )  # fmt: skip
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the network lies on the meta device, without values: build it on the CPU")
@@ -118,6 +123,8 @@ def plan(
     max_templates: int = 8,
     templates: int | str | None = None,
     coefficient_init: str = "orthogonal",
+    train_coefficients: bool = True,
+    low_rank: int = 0,
     include: Names = None,
     exclude: Names = None,
     allocator: str = "npas",
@@ -131,7 +138,14 @@ def plan(
     _choose("generator", generator, CHOICES)
     _choose("upsampler", upsampler, UPSAMPLERS)
     _choose("allocator", allocator, ALLOCATORS)
-    _choose("coefficient_init", coefficient_init, STARTS)
+    _choose("coefficient_init", coefficient_init, (*STARTS, *OF_DEPTH))
+    if low_rank < 0:
+        raise ValueError(f"low_rank={low_rank} is out of range: give a rank, or 0 for none")
+    if not train_coefficients and generator != "wavg":
+        raise ValueError(
+            f"train_coefficients=False needs generator='wavg', not {generator!r}: its coefficients"
+            " are free of anything that trains"
+        )
     for option, count in (("max_templates", max_templates), ("templates", templates)):
         if isinstance(count, str):
             if count != "layers":
@@ -148,17 +162,18 @@ def plan(
         )
     specs = [layer.spec for layer in layers]
     group_of = assign_groups(specs, groups, num_groups, seed)
-    scheme = Scheme(generator, upsampler, max_templates, allocator, coefficient_init)
+    mixing = generator if train_coefficients else FIXED
+    scheme = Scheme(mixing, upsampler, max_templates, allocator, coefficient_init, low_rank)
     dense = count_parameters(model)
     if templates is not None:
         return allocate_templates(specs, group_of, templates, dense, scheme)
     assert budget is not None
     request = parse_budget(budget)
     if allocator == "reference":
-        if generator != "wavg" or coefficient_init == "sparse":
+        if mixing != "wavg" or coefficient_init in ("sparse", *OF_DEPTH) or low_rank:
             raise ValueError(
                 "allocator='reference' mixes with generator='wavg' and"
-                " coefficient_init='released' only"
+                " coefficient_init='released' only, which train, and corrects nothing"
             )
         wrap_after_k = groups in ("type", "shape")
         return allocate_reference(specs, group_of, request, dense, scheme, wrap_after_k)

@@ -25,6 +25,7 @@ from npas.sharing.layers import (
     shared_value,
     upsampler_name,
 )
+from npas.sharing.low_rank import add_correction, factor_names
 from npas.sharing.memory import BufferPool
 from npas.sharing.torch_private import hidden_from_checkpoints
 from npas.sharing.upsample import UPSAMPLERS
@@ -109,8 +110,7 @@ class Reading:
 
 
 def _has_own_numbers(layer: LayerAllocation) -> bool:
-    mixes = layer.mixing != "none" and GENERATORS[layer.mixing].count([1]) > 0
-    return mixes or layer.learned[0] > 0
+    return layer.mixing not in ("none", "avg") or layer.learned[0] > 0 or layer.rank > 0
 
 
 Key = tuple[int, torch.dtype]
@@ -291,7 +291,8 @@ class WeightPass:
     def _inputs(self, index: int) -> list[Tensor]:
         """Return the tensors that the layer's weight is made of."""
         learned = self._learned(index)
-        return [self._bank(index), self._alpha(index), *([] if learned is None else [learned])]
+        own = [*([] if learned is None else [learned]), *self._factors(index)]
+        return [self._bank(index), self._alpha(index), *own]
 
     def _tensor(self, name: str) -> Tensor:
         """Return one of the root's tensors as it was when this pass first read it.
@@ -309,8 +310,18 @@ class WeightPass:
         has_weights = self._reading.places[index][1].learned[0] > 0
         return self._tensor(upsampler_name(index)) if has_weights else None
 
+    def _factors(self, index: int) -> list[Tensor]:
+        """Return B and A of the layer's correction, if it has one."""
+        rank = self._reading.places[index][1].rank
+        return [self._tensor(name) for name in factor_names(index)] if rank else []
+
     def _shape(self, index: int, values: Tensor) -> Tensor:
-        """Make the layer's weight of the values it reads: upsampled if need be, in its shape."""
+        """Make the layer's weight of the values it reads: in its shape, and corrected."""
+        weight, factors = self._upsampled(index, values), self._factors(index)
+        return add_correction(weight, *factors) if factors else weight
+
+    def _upsampled(self, index: int, values: Tensor) -> Tensor:
+        """Lay the values out in the layer's shape, upsampled if need be."""
         _, layer = self._reading.places[index]
         if layer.upsampler is None:
             return values.view(layer.shape)

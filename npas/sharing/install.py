@@ -20,8 +20,10 @@ from npas.sharing.attachment import (
     rounds_under_autocast,
 )
 from npas.sharing.audit import Dropped
+from npas.sharing.coefficients import FIXED
 from npas.sharing.guards import guard, remove_guards
 from npas.sharing.layers import (
+    PREFIX,
     SCALES,
     Layer,
     find_tensors,
@@ -132,7 +134,10 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     for g, group in enumerate(allocation.groups):
         if group.bank:
             for name, shape in group_shapes(g, group, index).items():
-                model.register_parameter(name, nn.Parameter(likes[g].new_zeros(shape)))
+                if name.startswith(f"{PREFIX}{FIXED}_"):
+                    model.register_buffer(name, likes[g].new_zeros(shape))
+                else:
+                    model.register_parameter(name, nn.Parameter(likes[g].new_zeros(shape)))
             for place, tensor in enumerate(owned[g]):
                 for owner, attribute in tensor.owners:
                     attach(owner, attribute, index + place, shared)

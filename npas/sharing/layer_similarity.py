@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.sharing.audit import follow, refuse_unloadable
-from npas.sharing.coefficients import GENERATORS
+from npas.sharing.coefficients import FIXED, GENERATORS
 from npas.sharing.generation import Reading
 from npas.sharing.install import shared_weights
 from npas.sharing.layers import SCALES, generator_names, shared_value
 
-ROWS = ("coefficients", "embeddings")
+ROWS = ("coefficients", "embeddings", FIXED)
 """The generators' parameters that have a row for each layer."""
-UNBOUND = ("wavg", "search_wavg")
+UNBOUND = ("wavg", "search_wavg", FIXED)
 """Whose coefficients can make up for another scale: they are the parameters themselves."""
 ROUNDING = 1e-12
 """What a cosine, in fp64, of equal rows may fall short of one."""
@@ -136,7 +136,8 @@ def _comparable(reading: Reading, alike: bool = False) -> list[list[int]]:
     """
     sets: dict[object, list[int]] = {}
     for i, (g, layer) in enumerate(reading.places):
-        if layer.mixing == "none" or not GENERATORS[layer.mixing].count([1]) or layer.learned[0]:
+        has_own = layer.learned[0] or (alike and layer.rank)
+        if layer.mixing in ("none", "avg") or has_own:
             continue
         key: tuple[object, ...] = (g, layer.mixing, layer.templates)
         if alike:

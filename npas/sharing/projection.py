@@ -39,6 +39,7 @@ from npas.sharing.layers import (
     generator_names,
     upsampler_name,
 )
+from npas.sharing.low_rank import factor_names
 from npas.sharing.upsample import UPSAMPLERS
 
 SOLVED = 1e-12
@@ -92,6 +93,9 @@ def project(
         for i, (_, layer) in enumerate(reading.places)
         if layer.templates
     }
+    for i, (_, layer) in enumerate(reading.places):
+        if layer.rank:  # what is projected is what the bank generates
+            model.get_parameter(factor_names(i)[0]).zero_()
     errors: dict[int, tuple[float, float]] = {}
     with torch.inference_mode(False), torch.no_grad(), full_precision(torch.device("cpu")):
         for g, group in enumerate(shared.allocation.groups):

@@ -11,6 +11,7 @@ from npas.sharing.allocation import Allocation, GroupAllocation
 from npas.sharing.coefficients import GENERATORS
 from npas.sharing.init import generator_rows
 from npas.sharing.layers import PREFIX, SCALES, bank_name, generator_name, upsampler_name
+from npas.sharing.low_rank import factor_shapes
 
 
 def read_plan(data: object, path: Path) -> Allocation:
@@ -66,4 +67,5 @@ def group_shapes(g: int, group: GroupAllocation, first: int) -> dict[str, tuple[
     for place, layer in enumerate(group.layers):
         if layer.learned[0]:
             shapes[upsampler_name(first + place)] = layer.learned
+        shapes |= factor_shapes(first + place, layer)
     return shapes

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from npas.sharing.coefficients import GENERATORS, STARTS
+from npas.sharing.coefficients import GENERATORS, OF_DEPTH, STARTS
 from npas.sharing.upsample import UPSAMPLERS, WINDOW
 from npas.utils.json_data import shown
 
@@ -23,7 +23,7 @@ NAMES: dict[str, Sequence[str]] = {
     "generator": tuple(GENERATORS),
     "upsampler": tuple(UPSAMPLERS),
     "allocator": ALLOCATORS,
-    "coefficient_init": tuple(STARTS),
+    "coefficient_init": (*STARTS, *OF_DEPTH),
 }
 """The fields of a scheme that name something, with the names there are."""
 
@@ -42,13 +42,14 @@ _ALL: tuple[Rule, ...] = (
 )
 _ORDINARY: tuple[Rule, ...] = (
     (
-        "it must have no templates, source or upsampler, since its group has no bank",
+        "it must have no templates, source, upsampler or rank, since its group has no bank",
         lambda la, _: (
             not la.templates
             and not la.template_size
             and la.mixing == "none"
             and la.upsampler is None
             and la.source == la.learned == NOTHING
+            and not la.rank
         ),
     ),
 )
@@ -74,6 +75,7 @@ _BANKED: tuple[Rule, ...] = (
         lambda la, _: la.upsampler is not None or la.template_size == la.size,
     ),
     ("learned must be the shape that its upsampler needs", lambda la, _: _learns_enough(la)),
+    ("rank must cost less than its weight", lambda la, _: 0 <= la.correction < la.size),
 )
 
 
@@ -89,6 +91,8 @@ def check_allocation(
             raise ValueError(f"scheme.{field} must be {', '.join(known)}, not {shown(name)}")
     if plan.scheme.max_templates < 1:
         raise ValueError(f"scheme.max_templates must be above 0, not {plan.scheme.max_templates}")
+    if plan.scheme.low_rank < 0:
+        raise ValueError(f"scheme.low_rank must not be negative, not {plan.scheme.low_rank}")
     for group in plan.groups:
         if group.bank < 0 or not group.layers:
             raise ValueError(f"group {shown(group.name)} must have layers and no negative bank")

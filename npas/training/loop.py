@@ -170,7 +170,7 @@ def update(
     Nor where the gradient is not finite, which fp16 corrects by scaling less.
     """
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1.0)
     overflow = (~norms_N.isfinite().all()).float()
     # The fused kernel reads this, as it does from a scaler, and writes nothing where it is 1.
     optimizer.found_inf = torch.maximum(went_wrong, overflow)  # type: ignore[attr-defined]

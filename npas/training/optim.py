@@ -1,4 +1,4 @@
-"""Make the papers' optimizers, SGD with Nesterov momentum and Adam's kin, and schedule the rate."""
+"""Make the optimizers, SGD with Nesterov momentum, Adam's kin and Muon, and schedule the rate."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn, optim
 
 from npas.config import Config, OptimConfig
 from npas.sharing import param_groups
+from npas.training.muon import build_muon
 
 EPS = 1e-8  # of Adamax
 
@@ -69,6 +70,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
     can skip a step on the device (see `loop.py`), which needs all their buffers from the start,
     as zeros.
     """
+    if config.name == "muon":
+        return build_muon(model, config)
     groups = param_groups(model, config.weight_decay, decay_norm_bias=config.decay_norm_bias)
     trained = [p for group in groups for p in group["params"]]
     optimizer: optim.Optimizer

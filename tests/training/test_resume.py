@@ -34,6 +34,12 @@ def saved(folder: Path) -> dict[str, torch.Tensor]:
 CASES = [
     {"budget": "0.2"},
     pytest.param({"budget": "0.5", "precision": "fp16"}, marks=pytest.mark.slow),
+    {
+        "budget": "0.8",
+        "optim": {"name": "muon", "lr": 0.02, "schedule": "cosine", "milestones": []},
+        "sharing": {"coefficient_init": "cosine", "train_coefficients": False, "low_rank": 2},
+        "trainer": {"grad_accum_steps": 2},
+    },
     {"budget": "dense", "data": {"val_fraction": 0.0}, "trainer": {"keep_last": 1}},
 ]
 
