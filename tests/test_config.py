@@ -1,5 +1,6 @@
 """A config is typed and closed, says what to change, and names its run's folder."""
 
+import dataclasses
 import json
 import subprocess
 import sys
