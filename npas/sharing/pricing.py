@@ -1,0 +1,221 @@
+"""Count the bytes of a network's artifact before any exists, and plan a network for so many.
+
+    price(model, plan(model, 0.1), Packing())      # bytes before compression, header included
+
+A plan's price is that of the artifact to the byte, but for the layers' fixed scales, of which
+`share` may need fewer than the plan pays for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from npas.sharing import audit
+from npas.sharing.allocation import (
+    Allocation,
+    GroupAllocation,
+    LayerAllocation,
+    Scheme,
+    matrix_form,
+)
+from npas.sharing.allocator import allocate, members_of, smallest_group
+from npas.sharing.budget import count_parameters
+from npas.sharing.install import is_shared, shared_weights
+from npas.sharing.layers import PREFIX, SCALES, LayerSpec, bank_name
+from npas.sharing.quantize import PLAIN, count_bytes, row_of
+from npas.sharing.stored import shared_shapes
+from npas.utils.budget import Budget, spell_count, spell_size
+from npas.utils.packing import Packing
+
+SMALL = 65_536
+"""Values up to which a tensor that is no bank is not quantized."""
+PREAMBLE = struct.Struct("<4sBBHQI")
+"""Before the body: magic, version, compression, 0, the body's bytes and crc32 once unpacked."""
+LENGTH = struct.Struct("<I")
+"""Of the header, which the body begins with."""
+SPARE = 64  # bytes that another budget's name and counts may add to a header
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of an artifact: its kind is one of `quantize.LEVELS`, in rows, or `PLAIN`."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    row: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Return how many it takes."""
+        return count_bytes(self.kind, math.prod(self.shape), self.row)
+
+
+def price(model: nn.Module, allocation: Allocation | None, packing: Packing) -> int:
+    """Return the bytes before compression of the artifact of a network that shares as planned.
+
+    The network is shared, or dense still; without an allocation that stays so.
+    """
+    if is_shared(model):
+        allocation = audit.follow(shared_weights(model)).allocation
+    elif allocation is not None:
+        most = len(allocation.layers) - 1  # `share` gives layers that start alike one scale
+        groups = tuple(
+            replace(g, layers=tuple(replace(layer, scale=most) for layer in g.layers))
+            for g in allocation.groups
+        )
+        allocation = replace(allocation, groups=groups)
+    entries = layout(model, allocation, packing)
+    header = LENGTH.size + len(describe(entries, allocation, packing))
+    return PREAMBLE.size + header + sum(entry.bytes for entry in entries)
+
+
+def layout(model: nn.Module, allocation: Allocation | None, packing: Packing) -> list[Entry]:
+    """List what an artifact holds: every tensor of the state dict, once."""
+    state = model.state_dict(keep_vars=True)
+    state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    rows = {}
+    if allocation is not None:
+        rows = {bank_name(g): _bank_row(own) for g, own in enumerate(allocation.groups) if own.bank}
+    layers = {id(p) for m in model.modules() if _is_layer(m) for p in m._parameters.values()}
+    seen: set[int] = set()
+    found = []
+    if allocation is not None and not is_shared(model):
+        seen = {id(state[layer.name]) for layer in allocation.layers if layer.templates}
+        dtype = state[allocation.layers[0].name].dtype
+        for name, shape in shared_shapes(allocation).items():
+            found.append(_entry(name, shape, str(dtype), name != SCALES, False, rows, packing))
+    for name, tensor in state.items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            learned = isinstance(tensor, nn.Parameter)
+            is_layers = id(tensor) in layers and not name.startswith(PREFIX)
+            shape, dtype_name = tuple(tensor.shape), str(tensor.dtype)
+            found.append(_entry(name, shape, dtype_name, learned, is_layers, rows, packing))
+    return found
+
+
+def _entry(
+    name: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    learned: bool,
+    of_layer: bool,
+    rows: dict[str, int],
+    packing: Packing,
+) -> Entry:
+    """Choose a tensor's kind: buffers and integers stay what they are."""
+    dtype = dtype.removeprefix("torch.")
+    if dtype not in PLAIN:
+        raise ValueError(f"{name!r} is {dtype}, which an artifact cannot hold: convert it first")
+    if not learned or not PLAIN[dtype].is_floating_point:
+        return Entry(name, shape, dtype)
+    size = math.prod(shape)
+    if name in rows or size > SMALL:
+        return Entry(name, shape, f"q{packing.bits}", min(rows.get(name, row_of(shape)), size))
+    exact = packing.scheme == "golf" and not of_layer  # "learned vectors"
+    return Entry(name, shape, "float32" if exact else "float16")
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Return whether a module is a layer of torch's: what it owns are no loose vectors."""
+    return any(
+        cls.__module__.startswith("torch.nn.modules.")
+        and not cls.__module__.endswith((".module", ".container"))
+        for cls in type(module).__mro__
+    )
+
+
+def _bank_row(group: GroupAllocation) -> int:
+    """Return how many values of a bank have one scale: a row as most of its weights read it."""
+    weights: dict[int, int] = {}
+    for layer in group.layers:
+        rows, columns = layer.source
+        row = columns if rows > 1 else matrix_form(layer.shape)[1]
+        weights[row] = weights.get(row, 0) + layer.size
+    return max(weights, key=weights.__getitem__)
+
+
+_FIELDS = (*(field.name for field in fields(LayerAllocation)), "group")
+
+
+def describe(entries: list[Entry], allocation: Allocation | None, packing: Packing) -> bytes:
+    """Return the header: JSON with the tensors in order and the plan, its layers as bare lists."""
+    plan: dict[str, Any] | None = None
+    if allocation is not None:
+        plan = allocation.to_dict()
+        plan["layers"] = [[layer[name] for name in _FIELDS] for layer in plan["layers"]]
+    tensors = [[entry.name, entry.shape, entry.kind, entry.row] for entry in entries]
+    header = {"bits": packing.bits, "scheme": packing.scheme, "tensors": tensors, "plan": plan}
+    return json.dumps(header, separators=(",", ":")).encode()
+
+
+def parse(header: bytes) -> tuple[list[Entry], Allocation | None]:
+    """Return what `describe` was given; ValueError, TypeError or KeyError for another header."""
+    data = json.loads(header)
+    entries = [Entry(n, tuple(shape), kind, row) for n, shape, kind, row in data["tensors"]]
+    plan = data["plan"]
+    if plan is None:
+        return entries, None
+    layers = [dict(zip(_FIELDS, layer, strict=True)) for layer in plan["layers"]]
+    return entries, Allocation.from_dict({**plan, "layers": layers})
+
+
+def fit(
+    model: nn.Module,
+    request: Budget,
+    layers: Sequence[LayerSpec],
+    group_of: Mapping[str, str],
+    scheme: Scheme,
+    packing: Packing,
+) -> Allocation:
+    """Return the plan of the most parameters whose artifact fits the bytes before compression.
+
+    Or before it shrinks by `packing.expected_ratio`. The steps of the price are searched by
+    interpolation and by halves. ValueError if even the fewest parameters that can be allocated take
+    more, naming how much they take.
+    """
+    assert request.size is not None
+    room = int(request.size * packing.expected_ratio)
+    dense = count_parameters(model)
+    members = members_of(layers, group_of).values()
+    floor = dense - sum(layer.size for group in members for layer in group)
+    floor += sum(smallest_group(group, scheme) for group in members)
+
+    def priced(count: int) -> tuple[Allocation, int]:
+        plan = allocate(layers, group_of, Budget(absolute=count), dense, scheme)
+        plan = replace(plan, budget=replace(plan.budget, asked=request.canonical))
+        return plan, price(model, plan, packing)
+
+    best, least = priced(floor)
+    if least > room:
+        needed = math.ceil((least + SPARE) / packing.expected_ratio)
+        raise ValueError(
+            f"budget={request.canonical} is too small: the least this network can share,"
+            f" {spell_count(floor)} parameters, takes {least:,} bytes before compression: ask for"
+            f" budget={spell_size(needed)} or more"
+        )
+    low, high = (floor, least), (room * 8 // packing.bits, 0)
+    if high[0] > low[0]:
+        high = high[0], priced(high[0])[1]
+    for step in range(60):
+        if high[0] - low[0] < 2 or room - low[1] < room // 4000:
+            break
+        count = (low[0] + high[0]) // 2
+        if step % 3 < 2:  # the price is nearly a straight line
+            slope = (high[1] - low[1]) / (high[0] - low[0])
+            count = low[0] + int((room - low[1]) / slope) if slope > 0 else count
+            count = min(max(count, low[0] + 1), high[0] - 1)
+        plan, taken = priced(count)
+        if taken <= room:
+            best, low = plan, (count, taken)
+        else:
+            high = count, taken
+    return best
