@@ -61,7 +61,7 @@ WRONG = [
     ({"model__depht": 10}, "unknown key 'model.depht': did you mean 'model.depth'?"),
     ({"modle": {"depth": 10}}, "unknown key 'modle.depth': did you mean 'model.depth'?"),
     ({"trainr": {}}, "unknown key 'trainr': did you mean 'trainer'?"),
-    ({"qqq": 1}, "unknown key 'qqq': there are batch_size, budget"),
+    ({"qqq": 1}, "unknown key 'qqq': there are artifact, batch_size, budget"),
     ({"model__depth": 11}, "model: depth must be even, got 11"),
     ({"model__depth": "deep"}, "model.depth must be a whole number, got 'deep'"),
     ({"optim": 0.1}, "optim must be a mapping of keys, got 0.1"),
@@ -70,7 +70,7 @@ WRONG = [
     ({"batch_size": 2_000_000}, "batch_size must be at most 1000000, got 2000000"),
     ({"SEED": 1}, "unknown key 'SEED': did you mean 'seed'?"),
     ({"optim__foo": {"bar": 1}}, "unknown key 'optim.foo.bar': optim has beta2"),
-    ({"optmi": {"xyz": 1}}, "unknown key 'optmi.xyz': there are batch_size"),
+    ({"optmi": {"xyz": 1}}, "unknown key 'optmi.xyz': there are artifact, batch_size"),
     ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
     ({"epochs": ""}, "epochs must be a whole number, got ''"),
     ({"epochs": True}, "epochs must be a whole number, got True"),
@@ -206,6 +206,7 @@ TOGETHER = {
     "sharing.search.epochs",
     "sharing.search.softmax",
     "sharing.search.templates",
+    *(f"artifact.{key}" for key in ("bits", "scheme", "compression", "expected_ratio")),
     *(f"data.synthetic.{key}" for key in ("train", "test", "epochs", "batch_size")),
     "recipe_version",
 }
@@ -228,6 +229,14 @@ def test_the_hash_follows_the_keys_that_decide_the_result_and_no_others(key: str
     assert dict(leaves(changed))[key] != value
     excluded = key in HASH_EXCLUDED or key.partition(".")[0] in HASH_EXCLUDED
     assert (config_hash(changed) == config_hash(checked())) == excluded
+
+
+def test_how_an_artifact_is_packed_decides_the_run_that_exports_one() -> None:
+    settings = (("bits", 6), ("scheme", "golf"), ("compression", "lzma"), ("expected_ratio", 2))
+    for given, differing in (({"budget": "0.5MB"}, 5), ({"artifact__export": True}, 4), ({}, 1)):
+        found = [checked(**given, **{f"artifact__{key}": value}) for key, value in settings]
+        assert len({config_hash(config) for config in (checked(**given), *found)}) == differing
+    assert (checked(budget="0.5MB").cap, checked().cap) == (500_000, None)
 
 
 def synthetic_run(**synthetic: int) -> Config:
