@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from npas.sharing import audit
@@ -29,13 +30,15 @@ from npas.sharing.allocator import allocate, members_of, smallest_group
 from npas.sharing.budget import count_parameters
 from npas.sharing.install import is_shared, shared_weights
 from npas.sharing.layers import PREFIX, SCALES, LayerSpec, bank_name
-from npas.sharing.quantize import PLAIN, count_bytes, row_of
+from npas.sharing.quantize import PLAIN, count_bytes
 from npas.sharing.stored import shared_shapes
 from npas.utils.budget import Budget, spell_count, spell_size
 from npas.utils.packing import Packing
 
 SMALL = 65_536
 """Values up to which a tensor that is no bank is not quantized."""
+VECTOR_ROW = 4096
+"""Values of a quantized vector that have one scale."""
 PREAMBLE = struct.Struct("<4sBBHQI")
 """Before the body: magic, version, compression, 0, the body's bytes and crc32 once unpacked."""
 LENGTH = struct.Struct("<I")
@@ -84,44 +87,33 @@ def layout(model: nn.Module, allocation: Allocation | None, packing: Packing) ->
     rows = {}
     if allocation is not None:
         rows = {bank_name(g): _bank_row(own) for g, own in enumerate(allocation.groups) if own.bank}
-    layers = {id(p) for m in model.modules() if _is_layer(m) for p in m._parameters.values()}
-    seen: set[int] = set()
-    found = []
     if allocation is not None and not is_shared(model):
-        seen = {id(state[layer.name]) for layer in allocation.layers if layer.templates}
         dtype = state[allocation.layers[0].name].dtype
+        dense = {id(state[layer.name]) for layer in allocation.layers if layer.templates}
+        state = {name: tensor for name, tensor in state.items() if id(tensor) not in dense}
         for name, shape in shared_shapes(allocation).items():
-            found.append(_entry(name, shape, str(dtype), name != SCALES, False, rows, packing))
+            empty = torch.empty(shape, dtype=dtype, device="meta")
+            state[name] = empty if name == SCALES else nn.Parameter(empty)
+    layers = {id(p) for m in model.modules() if _is_layer(m) for p in m._parameters.values()}
+    found: dict[int, Entry] = {}
     for name, tensor in state.items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            learned = isinstance(tensor, nn.Parameter)
-            is_layers = id(tensor) in layers and not name.startswith(PREFIX)
-            shape, dtype_name = tuple(tensor.shape), str(tensor.dtype)
-            found.append(_entry(name, shape, dtype_name, learned, is_layers, rows, packing))
-    return found
+        of_layer = id(tensor) in layers and not name.startswith(PREFIX)
+        small = "float32" if packing.scheme == "golf" and not of_layer else "float16"
+        found.setdefault(id(tensor), _entry(name, tensor, rows.get(name), small, packing.bits))
+    return list(found.values())
 
 
-def _entry(
-    name: str,
-    shape: tuple[int, ...],
-    dtype: str,
-    learned: bool,
-    of_layer: bool,
-    rows: dict[str, int],
-    packing: Packing,
-) -> Entry:
+def _entry(name: str, tensor: Tensor, row: int | None, small: str, bits: int) -> Entry:
     """Choose a tensor's kind: buffers and integers stay what they are."""
-    dtype = dtype.removeprefix("torch.")
+    shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
     if dtype not in PLAIN:
         raise ValueError(f"{name!r} is {dtype}, which an artifact cannot hold: convert it first")
-    if not learned or not PLAIN[dtype].is_floating_point:
+    if not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point():
         return Entry(name, shape, dtype)
-    size = math.prod(shape)
-    if name in rows or size > SMALL:
-        return Entry(name, shape, f"q{packing.bits}", min(rows.get(name, row_of(shape)), size))
-    exact = packing.scheme == "golf" and not of_layer  # "learned vectors"
-    return Entry(name, shape, "float32" if exact else "float16")
+    if row is None and tensor.numel() <= SMALL:
+        return Entry(name, shape, small)
+    row = row or matrix_form(shape)[1]
+    return Entry(name, shape, f"q{bits}", min(row if row > 1 else VECTOR_ROW, tensor.numel()))
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -6,8 +6,6 @@ themselves in a type of that name. R rows of N values.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -122,9 +120,3 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def _tensor(data: bytes, kind: torch.dtype) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=kind) if data else torch.empty(0, dtype=kind)
-
-
-def row_of(shape: tuple[int, ...]) -> int:
-    """Return how many values have one scale: a row of out x rest, 4,096 of a vector."""
-    longest = [n for n in shape if n > 1]
-    return math.prod(longest[1:]) if len(longest) > 1 else 4096
