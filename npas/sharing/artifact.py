@@ -3,9 +3,9 @@
     write_artifact(model, "artifact.npas", bits=6)
     read_artifact("artifact.npas", Model())        # the architecture as built, or shared alike
 
-The file is a preamble (magic, version, compression, length and checksum of what follows) and a
-compressed body: the length of a JSON header, the header (each tensor's name, shape, kind and row
-length; the plan), and the tensors' bytes in its order. Nothing is pickled.
+The file is a preamble (magic, version, compression, lengths and checksum of what follows), a JSON
+header (each tensor's name, shape, kind and row length; the plan), compressed by zlib, and the
+tensors' bytes in its order, compressed together. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import lzma
 import math
 import os
-import struct
 import zlib
 from pathlib import Path
 from typing import Literal
@@ -27,13 +26,13 @@ from npas.sharing.budget import count_parameters
 from npas.sharing.install import install_stored, is_shared, require_unshared, shared_weights
 from npas.sharing.loops import refuse_loops
 from npas.sharing.memory import give_back_freed
-from npas.sharing.pricing import LENGTH, PREAMBLE, describe, layout, parse
+from npas.sharing.pricing import PREAMBLE, describe, layout, parse
 from npas.sharing.quantize import decode, encode
 from npas.utils.budget import spell_count, spell_size
 from npas.utils.packing import Artifact, Packing
 
 MAGIC, VERSION = b"NPAS", 1
-_BROKEN = (zlib.error, lzma.LZMAError, struct.error)
+_BROKEN = (zlib.error, lzma.LZMAError)
 _COMPRESSIONS = ("none", "zlib", "lzma")  # by their number in the file
 
 
@@ -53,33 +52,28 @@ def write_artifact(
     and for a network that cannot be stored: values that are not finite, pruned or wrapped parts.
     """
     packing = Packing(bits, scheme, compression)
-    body = _pack(model, packing)
-    packed, used = _compress(body, compression), compression
-    if len(packed) >= len(body):
-        packed, used = body, "none"
-    number = _COMPRESSIONS.index(used)
-    preamble = PREAMBLE.pack(MAGIC, VERSION, number, 0, len(body), zlib.crc32(body))
-    found = Artifact(
-        len(preamble) + len(packed), len(preamble) + len(body), bits, scheme, used, cap
-    )
+    header, data = _pack(model, packing)
+    packed, used = _compress(data, compression), compression
+    if len(packed) >= len(data):
+        packed, used = data, "none"
+    number, checksum = _COMPRESSIONS.index(used), zlib.crc32(data, zlib.crc32(header))
+    start = PREAMBLE.pack(MAGIC, VERSION, number, 0, len(header), len(data), checksum) + header
+    found = Artifact(len(start) + len(packed), len(start) + len(data), bits, scheme, used, cap)
     if cap is not None and found.bytes > cap:
-        # A header shrinks more than numbers do, and the next one has as long a header.
-        header = LENGTH.size + LENGTH.unpack_from(body)[0]
-        of_header = len(_compress(body[:header], compression))
-        shrunk = (len(packed) - of_header) / (len(body) - header)
-        fits = header + int((cap - of_header) / shrunk)
-        count = count_parameters(model) - (len(body) - fits) * 8 // bits
-        count -= count % 10 ** max(0, len(str(count)) - 3)  # a round number, and a little room
+        ratio = len(data) / len(packed)
+        excess = len(data) - int((cap - len(start)) * ratio)
+        fits = count_parameters(model) - excess * 8 // bits
+        fits -= fits % 10 ** max(0, len(str(fits)) - 3)  # a round number, and a little room
         raise ValueError(
             f"the artifact takes {found.bytes:,} bytes, {found.bytes - cap:,} more than"
-            f" budget={spell_size(cap)}: it compressed by {len(body) / len(packed):.3f}; the"
-            f" nearest that fits is about budget={spell_count(max(count, 1))} (parameters), or set"
-            f" artifact.expected_ratio={max(1.0, fits * 100 // cap / 100)}"
+            f" budget={spell_size(cap)}: the nearest that fits is about"
+            f" budget={spell_count(max(fits, 1))} (parameters), or set artifact.expected_ratio="
+            f"{int(ratio * 100) / 100}, by which it was compressed"
         )
     path = Path(path)
     new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        new.write_bytes(preamble + packed)
+        new.write_bytes(start + packed)
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
@@ -113,8 +107,8 @@ def read_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     return model
 
 
-def _pack(model: nn.Module, packing: Packing) -> bytes:
-    """Return the body of a network's artifact."""
+def _pack(model: nn.Module, packing: Packing) -> tuple[bytes, bytes]:
+    """Return the header and the data of a network's artifact."""
     refuse_loops(model)
     allocation = None
     if is_shared(model):
@@ -123,20 +117,20 @@ def _pack(model: nn.Module, packing: Packing) -> bytes:
         allocation = shared.allocation
     state = model.state_dict()
     entries = layout(model, allocation, packing)
-    header = describe(entries, allocation, packing)
-    parts = [LENGTH.pack(len(header)), header]
+    parts = []
     for entry in entries:
         try:
             parts.append(encode(state[entry.name], entry.kind, entry.row, packing.scheme == "golf"))
         except ValueError as error:
             raise ValueError(f"{entry.name!r} cannot be stored: {error}") from None
-    return b"".join(parts)
+    header = zlib.compress(describe(entries, allocation, packing), 9)
+    return header, b"".join(parts)
 
 
-def _compress(body: bytes, compression: str) -> bytes:
+def _compress(data: bytes, compression: str) -> bytes:
     if compression == "zlib":
-        return zlib.compress(body, 9)
-    return lzma.compress(body, preset=9) if compression == "lzma" else body
+        return zlib.compress(data, 9)
+    return lzma.compress(data, preset=9) if compression == "lzma" else data
 
 
 def _read(path: Path) -> tuple[Allocation | None, dict[str, Tensor]]:
@@ -147,20 +141,21 @@ def _read(path: Path) -> tuple[Allocation | None, dict[str, Tensor]]:
         raise ValueError(f"{path} cannot be read ({error.strerror}): name an artifact") from None
     if len(data) < PREAMBLE.size or data[:4] != MAGIC:
         raise ValueError(f"{path} is no artifact that npas wrote: name one, as DIR/artifact.npas")
-    _, version, number, _, length, checksum = PREAMBLE.unpack_from(data)
+    _, version, number, _, header_size, size, checksum = PREAMBLE.unpack_from(data)
     if version != VERSION:
         raise ValueError(f"{path} has version {version}, this npas reads {VERSION}: write it again")
+    header, packed = data[PREAMBLE.size :][:header_size], data[PREAMBLE.size + header_size :]
     try:
-        body = _decompress(data[PREAMBLE.size :], _COMPRESSIONS[number], length)
-        if len(body) != length or zlib.crc32(body) != checksum:
+        unpacked = _decompress(packed, _COMPRESSIONS[number], size)
+        if len(unpacked) != size or zlib.crc32(unpacked, zlib.crc32(header)) != checksum:
             raise ValueError("its checksum is another")
-        start = LENGTH.size + LENGTH.unpack_from(body)[0]
-        entries, plan = parse(body[LENGTH.size : start])
-        if sum(entry.bytes for entry in entries) != length - start:
+        entries, plan = parse(zlib.decompress(header))
+        if sum(entry.bytes for entry in entries) != size:
             raise ValueError("its tensors have another size than its header says")
+        start = 0
         tensors = {}
         for entry in entries:
-            part = body[start : start + entry.bytes]
+            part = unpacked[start : start + entry.bytes]
             flat = decode(part, entry.kind, math.prod(entry.shape), entry.row)
             tensors[entry.name] = flat.view(entry.shape)
             start += entry.bytes
@@ -170,12 +165,12 @@ def _read(path: Path) -> tuple[Allocation | None, dict[str, Tensor]]:
     return plan, tensors
 
 
-def _decompress(data: bytes, compression: str, length: int) -> bytes:
-    """Return at most one byte more than `length`; ValueError for bytes behind the end."""
+def _decompress(data: bytes, compression: str, size: int) -> bytes:
+    """Return at most one byte more than `size`; ValueError for bytes behind the end."""
     if compression == "none":
         return data
     tool = zlib.decompressobj() if compression == "zlib" else lzma.LZMADecompressor()
-    body: bytes = tool.decompress(data, length + 1)
+    found: bytes = tool.decompress(data, size + 1)
     if not tool.eof or tool.unused_data:
         raise ValueError("it does not end where it should")
-    return body
+    return found

@@ -2,8 +2,8 @@
 
     price(model, plan(model, 0.1), Packing())      # bytes before compression, header included
 
-A plan's price is that of the artifact to the byte, but for the layers' fixed scales, of which
-`share` may need fewer than the plan pays for.
+An artifact takes at most its plan's price: a header shrinks by more than the half that it is priced
+at, whatever zlib is there, and `share` may need fewer fixed scales than there are layers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -39,10 +40,9 @@ SMALL = 65_536
 """Values up to which a tensor that is no bank is not quantized."""
 VECTOR_ROW = 4096
 """Values of a quantized vector that have one scale."""
-PREAMBLE = struct.Struct("<4sBBHQI")
-"""Before the body: magic, version, compression, 0, the body's bytes and crc32 once unpacked."""
-LENGTH = struct.Struct("<I")
-"""Of the header, which the body begins with."""
+PREAMBLE = struct.Struct("<4sBBHIQI")
+"""Magic, version, compression, 0; bytes of the header, of the data once unpacked; their crc32."""
+SHORT_HEADER = 128  # bytes of a header that shrinks little
 SPARE = 64  # bytes that another budget's name and counts may add to a header
 
 
@@ -62,22 +62,27 @@ class Entry:
 
 
 def price(model: nn.Module, allocation: Allocation | None, packing: Packing) -> int:
-    """Return the bytes before compression of the artifact of a network that shares as planned.
+    """Return the most bytes before compression of the artifact of a network shared as planned.
 
     The network is shared, or dense still; without an allocation that stays so.
     """
+    return sum(_prices(model, allocation, packing))
+
+
+def _prices(model: nn.Module, allocation: Allocation | None, packing: Packing) -> tuple[int, int]:
+    """Return the bytes of preamble and header, and those of the data."""
     if is_shared(model):
         allocation = audit.follow(shared_weights(model)).allocation
-    elif allocation is not None:
-        most = len(allocation.layers) - 1  # `share` gives layers that start alike one scale
+    elif allocation is not None:  # `share` gives layers that start alike one scale
+        scales = count()
         groups = tuple(
-            replace(g, layers=tuple(replace(layer, scale=most) for layer in g.layers))
+            replace(g, layers=tuple(replace(layer, scale=next(scales)) for layer in g.layers))
             for g in allocation.groups
         )
         allocation = replace(allocation, groups=groups)
     entries = layout(model, allocation, packing)
-    header = LENGTH.size + len(describe(entries, allocation, packing))
-    return PREAMBLE.size + header + sum(entry.bytes for entry in entries)
+    header = len(describe(entries, allocation, packing)) // 2 + SHORT_HEADER
+    return PREAMBLE.size + header, sum(entry.bytes for entry in entries)
 
 
 def layout(model: nn.Module, allocation: Allocation | None, packing: Packing) -> list[Entry]:
@@ -150,7 +155,7 @@ def describe(entries: list[Entry], allocation: Allocation | None, packing: Packi
 
 
 def parse(header: bytes) -> tuple[list[Entry], Allocation | None]:
-    """Return what `describe` was given; ValueError, TypeError or KeyError for another header."""
+    """Return what `describe` was given; one of several errors for any other header."""
     data = json.loads(header)
     entries = [Entry(n, tuple(shape), kind, row) for n, shape, kind, row in data["tensors"]]
     plan = data["plan"]
@@ -170,44 +175,44 @@ def fit(
 ) -> Allocation:
     """Return the plan of the most parameters whose artifact fits the bytes before compression.
 
-    Or before it shrinks by `packing.expected_ratio`. The steps of the price are searched by
-    interpolation and by halves. ValueError if even the fewest parameters that can be allocated take
-    more, naming how much they take.
+    Or after all but the header shrinks by `packing.expected_ratio`. The steps of the price are
+    searched by interpolation and by halves. ValueError if even the fewest parameters that can be
+    allocated take more, naming how much they take.
     """
     assert request.size is not None
-    room = int(request.size * packing.expected_ratio)
+    room = request.size
     dense = count_parameters(model)
     members = members_of(layers, group_of).values()
     floor = dense - sum(layer.size for group in members for layer in group)
     floor += sum(smallest_group(group, scheme) for group in members)
 
-    def priced(count: int) -> tuple[Allocation, int]:
-        plan = allocate(layers, group_of, Budget(absolute=count), dense, scheme)
+    def priced(parameters: int) -> tuple[Allocation, int]:
+        plan = allocate(layers, group_of, Budget(absolute=parameters), dense, scheme)
         plan = replace(plan, budget=replace(plan.budget, asked=request.canonical))
-        return plan, price(model, plan, packing)
+        header, data = _prices(model, plan, packing)
+        return plan, header + math.ceil(data / packing.expected_ratio)
 
     best, least = priced(floor)
     if least > room:
-        needed = math.ceil((least + SPARE) / packing.expected_ratio)
         raise ValueError(
             f"budget={request.canonical} is too small: the least this network can share,"
-            f" {spell_count(floor)} parameters, takes {least:,} bytes before compression: ask for"
-            f" budget={spell_size(needed)} or more"
+            f" {spell_count(floor)} parameters, takes {least:,} bytes: ask for"
+            f" budget={spell_size(least + SPARE)} or more"
         )
-    low, high = (floor, least), (room * 8 // packing.bits, 0)
+    low, high = (floor, least), (int(room * packing.expected_ratio * 8) // packing.bits, 0)
     if high[0] > low[0]:
         high = high[0], priced(high[0])[1]
     for step in range(60):
         if high[0] - low[0] < 2 or room - low[1] < room // 4000:
             break
-        count = (low[0] + high[0]) // 2
+        parameters = (low[0] + high[0]) // 2
         if step % 3 < 2:  # the price is nearly a straight line
             slope = (high[1] - low[1]) / (high[0] - low[0])
-            count = low[0] + int((room - low[1]) / slope) if slope > 0 else count
-            count = min(max(count, low[0] + 1), high[0] - 1)
-        plan, taken = priced(count)
+            parameters = low[0] + int((room - low[1]) / slope) if slope > 0 else parameters
+            parameters = min(max(parameters, low[0] + 1), high[0] - 1)
+        plan, taken = priced(parameters)
         if taken <= room:
-            best, low = plan, (count, taken)
+            best, low = plan, (parameters, taken)
         else:
-            high = count, taken
+            high = parameters, taken
     return best

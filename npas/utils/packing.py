@@ -16,8 +16,8 @@ class Packing:
 
     `rows` quantizes banks and tensors of more than 65,536 values to `bits`, each row by its largest
     value, and keeps smaller ones in fp16; `golf` is the scheme of the Parameter Golf contest's
-    baseline. A budget in bytes holds before compression, unless `expected_ratio`, bytes before over
-    after it, says how much more may be planned.
+    baseline. A budget in bytes holds before compression, unless `expected_ratio`, bytes of tensors
+    before over after it, says how much more may be planned.
     """
 
     bits: Literal[8, 6] = 8

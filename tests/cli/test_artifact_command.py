@@ -84,8 +84,8 @@ def test_an_artifact_over_its_budget_fails_and_keeps_what_was_trained(run: Run) 
     answer = run(*words)
     assert answer.code == 1
     (line,) = [line for line in answer.err.splitlines() if "failed" in line]
-    assert "more than budget=12KB: it compressed by 1." in line
-    assert "nearest that fits is about budget=" in line
+    assert "more than budget=12KB: the nearest that fits is about budget=" in line
+    assert "or set artifact.expected_ratio=1." in line
     (folder,) = Path("runs/digits").iterdir()
     result = results.read(folder)
     assert result.status == "failed" and result.artifact is None
@@ -119,7 +119,7 @@ def test_groups_are_searched_within_the_bytes(run: Run) -> None:
     experiment = runs.restore(str(folder), {"trainer.device": "cpu"})
     taken = price(experiment.model, experiment.allocation, experiment.config.artifact)
     found = results.read(folder).artifact
-    assert found is not None and found.bytes_before_compression == taken <= 20_000
+    assert found is not None and found.bytes_before_compression <= taken <= 20_000
 
 
 @pytest.mark.parametrize(

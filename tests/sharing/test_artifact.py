@@ -77,8 +77,8 @@ def test_a_plan_of_bytes_holds_before_compression(
     planned = price(dense, plan, packing)
     model = npas.share(dense, plan.budget.asked, **options)
     found = written(model, **packing.keywords)
-    assert price(model, None, packing) == found.bytes_before_compression
-    assert planned - 16 * len(plan.layers) <= found.bytes_before_compression <= planned <= cap
+    assert found.bytes_before_compression <= price(model, None, packing) <= planned <= cap
+    assert planned - price(model, None, packing) <= 8 * len(plan.layers)  # their scales
     assert npas.allocation(model).budget == plan.budget
     assert npas.count_parameters(model) == plan.budget.used
 
@@ -90,21 +90,21 @@ def test_the_bytes_are_used(budget: str, bits: Any) -> None:
     cap = npas.parse_budget(budget).size or 0
     assert price(Residual(), plan, Packing(bits=bits)) > 0.995 * cap
     more = npas.plan(Residual(), budget, packing=Packing(bits=bits, expected_ratio=1.25))
-    assert 1.24 * cap < price(Residual(), more, Packing(bits=bits)) <= 1.25 * cap
+    assert 1.2 * cap < price(Residual(), more, Packing(bits=bits)) <= 1.25 * cap
 
 
 def test_an_artifact_over_its_cap_names_what_fits() -> None:
     packing = Packing(expected_ratio=3)
     model = npas.share(Residual(), "20KB", packing=packing)
     FILE.write_text("before")
-    with pytest.raises(ValueError, match="more than budget=20KB: it compressed by 1") as error:
+    with pytest.raises(ValueError, match="more than budget=20KB: the nearest") as error:
         write_artifact(model, FILE, cap=20_000)
     assert FILE.read_text() == "before" and not list(Path().glob("*.tmp"))
-    nearest = re.search(r"budget=(\S+) \(parameters\).*expected_ratio=(\S+)$", str(error.value))
+    nearest = re.search(r"budget=(\S+) \(parameters\).*expected_ratio=([\d.]+),", str(error.value))
     assert nearest
     written(npas.share(Residual(), nearest[1]), cap=20_000)
     packing = Packing(expected_ratio=float(nearest[2]))
-    assert written(npas.share(Residual(), "20KB", packing=packing), cap=20_000).bytes > 19_000
+    assert written(npas.share(Residual(), "20KB", packing=packing), cap=20_000).bytes > 17_500
 
 
 def test_a_layout_without_exact_budgets_takes_no_bytes() -> None:
@@ -173,7 +173,7 @@ def test_golf_is_the_contest_baselines_scheme() -> None:
         expected[name] = torch.from_numpy(read)
     other = read_artifact(FILE, Golf())
     header = found.bytes - size
-    assert 100 < header < 400
+    assert 100 < header < 300
     assert model.tokens.weight.abs().max() > 127 * 1 / 127  # some rows above the least scale
     for name, tensor in other.state_dict().items():
         step = expected[name].abs().max() / 127
@@ -242,7 +242,7 @@ def test_a_dense_network_and_its_buffers_are_stored() -> None:
     model = Residual()
     model(torch.randn(8, 3, 6, 6))  # moves the norms' statistics
     found = written(model)
-    assert found.bytes_before_compression == price(model, None, Packing())
+    assert price(model, None, Packing()) * 0.9 < found.bytes_before_compression
     other = read_artifact(FILE, Residual())
     for name, tensor in model.named_buffers():
         assert torch.equal(tensor, other.get_buffer(name)), name
@@ -268,10 +268,12 @@ def changed(change: Callable[[bytearray], object]) -> None:
     FILE.write_bytes(data)
 
 
-def cut_body(data: bytearray) -> None:
-    """Drop the last byte within the compressed body, and say so in the preamble."""
-    body = zlib.decompress(data[20:])[:-1]
-    data[8:] = struct.pack("<QI", len(body), zlib.crc32(body)) + zlib.compress(body, 9)
+def cut_tensor(data: bytearray) -> None:
+    """Drop the last byte of the last tensor, and say so in the preamble."""
+    header = data[24:][: struct.unpack_from("<I", data, 8)[0]]
+    values = zlib.decompress(data[24 + len(header) :])[:-1]
+    data[12:24] = struct.pack("<QI", len(values), zlib.crc32(header + values))
+    data[24 + len(header) :] = zlib.compress(values, 9)
 
 
 @pytest.mark.parametrize(
@@ -284,9 +286,9 @@ def cut_body(data: bytearray) -> None:
         (lambda data: data.__setitem__(9, data[9] ^ 1), "is damaged"),
         (lambda data: data.__setitem__(len(data) // 2, data[len(data) // 2] ^ 1), "is damaged"),
         (lambda data: data.__delitem__(slice(-3, None)), "is damaged"),
-        (lambda data: data.__delitem__(slice(20, None)), "is damaged"),
+        (lambda data: data.__delitem__(slice(24, None)), "is damaged"),
         (lambda data: data.extend(b"more"), "is damaged"),
-        (cut_body, "is damaged .*another size"),
+        (cut_tensor, "is damaged .*another size"),
     ],
 )
 @pytest.mark.parametrize("compression", ["zlib", "lzma", "none"])
@@ -297,7 +299,7 @@ def test_a_damaged_file_is_one_line(
     with torch.no_grad():
         model.get_parameter("npas_bank_0")[:2000] = 0  # so that either compression shrinks it
     assert written(model, compression=compression).compression == compression
-    if change is cut_body and compression != "zlib":
+    if change is cut_tensor and compression != "zlib":
         return
     changed(change)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
