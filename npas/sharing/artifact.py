@@ -32,7 +32,7 @@ from npas.utils.budget import spell_count, spell_size
 from npas.utils.packing import Artifact, Packing
 
 MAGIC, VERSION = b"NPAS", 1
-_BROKEN = (zlib.error, lzma.LZMAError)
+_BROKEN = (zlib.error, lzma.LZMAError, EOFError, OverflowError)
 _COMPRESSIONS = ("none", "zlib", "lzma")  # by their number in the file
 
 
@@ -159,7 +159,7 @@ def _read(path: Path) -> tuple[Allocation | None, dict[str, Tensor]]:
             flat = decode(part, entry.kind, math.prod(entry.shape), entry.row)
             tensors[entry.name] = flat.view(entry.shape)
             start += entry.bytes
-    except (ValueError, TypeError, LookupError, RuntimeError, EOFError, *_BROKEN) as error:
+    except (ValueError, TypeError, LookupError, RuntimeError, *_BROKEN) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is damaged ({reason}): write it again") from None
     return plan, tensors

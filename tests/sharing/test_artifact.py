@@ -284,6 +284,8 @@ def cut_tensor(data: bytearray) -> None:
         (lambda data: data.__setitem__(4, 9), "has version 9, this npas reads 1"),
         (lambda data: data.__setitem__(5, 7), "is damaged"),
         (lambda data: data.__setitem__(9, data[9] ^ 1), "is damaged"),
+        (lambda data: data.__setitem__(19, 255), "is damaged"),
+        (lambda data: data.__setitem__(30, data[30] ^ 1), "is damaged"),
         (lambda data: data.__setitem__(len(data) // 2, data[len(data) // 2] ^ 1), "is damaged"),
         (lambda data: data.__delitem__(slice(-3, None)), "is damaged"),
         (lambda data: data.__delitem__(slice(24, None)), "is damaged"),
