@@ -62,13 +62,13 @@ WRONG = [
     ({"model__depht": 10}, "unknown key 'model.depht': did you mean 'model.depth'?"),
     ({"modle": {"depth": 10}}, "unknown key 'modle.depth': did you mean 'model.depth'?"),
     ({"trainr": {}}, "unknown key 'trainr': did you mean 'trainer'?"),
-    ({"qqq": 1}, "unknown key 'qqq': there are batch_size, budget"),
+    ({"qqq": 1}, "unknown key 'qqq': there are artifact, batch_size, budget"),
     ({"model__depth": 11}, "model: depth must be even, got 11"),
     ({"model__depth": "deep"}, "model.depth must be a whole number, got 'deep'"),
     ({"optim": 0.1}, "optim must be a mapping of keys, got 0.1"),
     ({"epochs": -3}, "epochs must be at least 1, got -3"),
     ({"epochs": 2_000_000}, "epochs must be at most 1000000, got 2000000"),
-    ({"optim__foo": {"bar": 1}}, "unknown key 'optim.foo.bar': optim has beta2"),
+    ({"optim__foo": {"quux": 1}}, "unknown key 'optim.foo.quux': optim has beta2"),
     ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
     ({"epochs": True}, "epochs must be a whole number, got True"),
     ({"seed": 2**32}, "seed must be below 4294967296"),
@@ -185,6 +185,7 @@ TOGETHER = {
     "sharing.search.epochs",
     "sharing.search.softmax",
     "sharing.search.templates",
+    *(f"artifact.{key}" for key in ("bits", "scheme", "compression", "expected_ratio")),
     *(f"data.synthetic.{key}" for key in ("train", "test", "epochs", "batch_size")),
     "recipe_version",
 }
@@ -208,6 +209,14 @@ def test_the_hash_follows_the_keys_that_decide_the_result_and_no_others() -> Non
     known = schema.known_keys(task_config=imagenet.Config)  # some keys are of its alone
     for name in HASH_EXCLUDED:
         assert name in known or any(key.startswith(f"{name}.") for key in known)
+
+
+def test_how_an_artifact_is_packed_decides_the_run_that_exports_one() -> None:
+    settings = (("bits", 6), ("scheme", "golf"), ("compression", "lzma"), ("expected_ratio", 2))
+    for given, differing in (({"budget": "0.5MB"}, 5), ({"artifact__export": True}, 4), ({}, 1)):
+        found = [checked(**given, **{f"artifact__{key}": value}) for key, value in settings]
+        assert len({config_hash(config) for config in (checked(**given), *found)}) == differing
+    assert (checked(budget="0.5MB").cap, checked().cap) == (500_000, None)
 
 
 def synthetic_run(**synthetic: int) -> Config:

@@ -218,6 +218,16 @@ def warn_of_ignored(command: str, config: Config) -> None:
         app.say(command, f"warning: {join(keys, 'and')} ignored: {reason}")
 
 
+def artifact_text(taken: int, config: Config) -> str:
+    """Return what the artifact of a network takes, and may take, in words."""
+    packing, cap = config.artifact, config.cap
+    text = f"artifact {taken:,} bytes before compression ({packing.words})"
+    if cap is None:
+        return text
+    expected = packing.expected_ratio
+    return f"{text} of {cap:,}{f' x {expected:g} expected' if expected > 1 else ''}"
+
+
 def plan_text(model: nn.Module, allocation: Allocation | None) -> str:
     """Return a description of the allocation of a network, or the network that shares nothing."""
     if allocation is not None:

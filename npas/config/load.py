@@ -87,6 +87,11 @@ def ignored(config: Config) -> dict[str, str]:
         for key, value, default in settings(config.sharing, "sharing."):
             if value != default and key.removeprefix("sharing.") in idle:
                 found[key] = idle[key.removeprefix("sharing.")]
+    for key, value, default in settings(config.artifact, "artifact."):
+        if value != default and (not config.exports or (key.endswith("ratio") and not config.cap)):
+            found[key] = "it needs a budget in bytes (16MB)" + (
+                "" if config.exports else " or artifact.export=true"
+            )
     if config.data.source == SYNTHETIC and config.data.verify != "refuse":
         found["data.verify"] = f"data.source={SYNTHETIC} generates its data"
     optim = config.optim

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from npas.config.muon import MuonConfig
 from npas.utils.budget import parse_budget
 from npas.utils.checks import above, at_least, at_most, below, join
+from npas.utils.packing import Packing
 
 # Raised by one when a fix changes what an unchanged config trains to, since results from before it
 # cannot stand beside results from after it. It is a key of every stored config and part of every
@@ -302,6 +303,13 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True)
+class ArtifactConfig(Packing):
+    """Whether a run exports an artifact at its end; one with a budget in bytes always does."""
+
+    export: bool = False
+
+
+@dataclass(frozen=True)
 class WandbConfig:
     """Whether and under which names Weights & Biases tracks the run."""
 
@@ -339,6 +347,7 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    artifact: ArtifactConfig = field(default_factory=ArtifactConfig)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", self.exp):
@@ -365,6 +374,16 @@ class Config:
         self._check_budget()
         if self.data.source == SYNTHETIC:
             self._shorten()
+
+    @property
+    def cap(self) -> int | None:
+        """Return the bytes that the run's artifact may take; None without a budget in bytes."""
+        return None if self.budget in (None, DENSE) else parse_budget(str(self.budget)).size
+
+    @property
+    def exports(self) -> bool:
+        """Return whether the run ends with an artifact."""
+        return self.artifact.export or self.cap is not None
 
     def _shorten(self) -> None:
         """Limit a run on synthetic data to what `data.synthetic` says, without milestones."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from npas.sharing import audit, storage
+from npas.sharing import audit, pricing, storage
 from npas.sharing.allocation import Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
 from npas.sharing.audit import warn_of_holders
@@ -39,6 +39,7 @@ from npas.sharing.upsample import UPSAMPLERS
 from npas.sharing.validation import ALLOCATORS
 from npas.utils.budget import BudgetLike
 from npas.utils.keywords import renamed
+from npas.utils.packing import Packing
 
 ALLOCATION_FILE = "allocation.json"
 
@@ -65,10 +66,12 @@ def share(
     allocator: str = "npas",
     seed: int = 0,
     recompute: bool = False,
+    packing: Packing | None = None,
 ) -> nn.Module:
     """Share the parameters of `model` inside a budget, in place, and return it.
 
     `budget` limits all trainable parameters: `0.1` or `"10%"` of the dense count, `2.0`, `"18M"`.
+    `"16MB"` limits the bytes of the artifact that `write_artifact` makes, by `packing`, instead.
     `templates` fixes K instead (soft sharing), and with it the count; "layers" is as many as the
     group has layers. `generator` is avg, wavg or emb; `coefficients` start orthogonal, sparse (one
     template a layer), released (one orthogonal matrix for all layers of one K, whose rows shrink
@@ -98,7 +101,8 @@ def share(
         model, budget, generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, max_templates=max_templates, templates=templates,
         coefficient_init=coefficient_init, train_coefficients=train_coefficients,
-        low_rank=low_rank, include=include, exclude=exclude, allocator=allocator, seed=seed,
+        low_rank=low_rank, include=include, exclude=exclude, allocator=allocator,
+        seed=seed, packing=packing,
     )  # fmt: skip
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the network lies on the meta device, without values: build it on the CPU")
@@ -129,6 +133,7 @@ def plan(
     exclude: Names = None,
     allocator: str = "npas",
     seed: int = 0,
+    packing: Packing | None = None,
 ) -> Allocation:
     """Return the allocation that `share` would make of the same arguments; changes nothing.
 
@@ -169,6 +174,13 @@ def plan(
         return allocate_templates(specs, group_of, templates, dense, scheme)
     assert budget is not None
     request = parse_budget(budget)
+    if request.size is not None:
+        if allocator == "reference":
+            raise ValueError(
+                f"budget={request.canonical} bounds bytes, and allocator='reference' banks alone:"
+                " use allocator='npas'"
+            )
+        return pricing.fit(model, request, specs, group_of, scheme, packing or Packing())
     if allocator == "reference":
         if mixing != "wavg" or coefficient_init in ("sparse", *OF_DEPTH) or low_rank:
             raise ValueError(

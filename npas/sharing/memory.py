@@ -81,7 +81,8 @@ def refuse_budget(model: nn.Module, budget: Budget) -> None:
     That is the parameters alone: training takes several times as much.
     """
     if not any(map(is_lazy, model.parameters())):  # which are refused anyway
-        allowed = budget.allowed(count_parameters(model))
+        # Of bytes about as many parameters as bytes.
+        allowed = budget.size or budget.allowed(count_parameters(model))
         size = max((p.element_size() for p in model.parameters()), default=4)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         _refuse(budget.canonical, f"{allowed:,} parameters", allowed * size, device)

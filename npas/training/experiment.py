@@ -15,6 +15,7 @@ from npas.config import DENSE, Config, search_epochs
 from npas.config.groups_file import GROUPS_FILE
 from npas.models import InputSpec
 from npas.sharing import Allocation, api, install
+from npas.sharing.budget import spell_count
 from npas.sharing.layer_similarity import recurrence_reward
 from npas.sharing.layers import find_layers
 from npas.sharing.search import plan_search
@@ -168,6 +169,7 @@ def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str,
     """Return the keywords of `npas.plan` that the config stands for."""
     keys = {key.name for key in dataclasses.fields(config.sharing)} - OF_TRAINING
     keywords = {key: getattr(config.sharing, key) for key in keys} | {"seed": config.seed}
+    keywords["packing"] = config.artifact
     if grouping is not None:
         keywords |= {"groups": grouping.groups, "num_groups": None}
     return keywords
@@ -217,10 +219,10 @@ def _share_for_search(config: Config, model: nn.Module) -> nn.Module:
     proxy: dict[str, Any] = {"groups": "random"}
     if settings.allocator == "reference":
         proxy = {"groups": "single", "num_groups": None}
-    api.plan(model, config.budget, **plan_keywords(config) | proxy)
+    drawn = api.plan(model, config.budget, **plan_keywords(config) | proxy)
     plan = plan_search(
         model,
-        config.budget,
+        config.budget if config.cap is None else spell_count(drawn.budget.allowed),
         generator=settings.generator,
         softmax=settings.search.softmax,
         templates=settings.search.templates,
