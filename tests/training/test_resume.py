@@ -13,7 +13,7 @@ from torch import nn
 
 import npas
 from npas.cli.runs import restore
-from npas.models._initialization import initialize
+from npas.models._cnn import initialize
 from npas.sharing.allocator import allocate
 from npas.training import Experiment, build, train
 from npas.training.checkpoint import Checkpoints

@@ -1,17 +1,17 @@
-"""SimNet is the published one: its counts, arithmetic and readers of phrases; and it shares."""
+"""The networks of phrase grounding are the published ones, and the baseline knows no more."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from phrase_regions import inputs, spec
+from network_inputs import build, count, inputs, spec
 from torch import Tensor
 from torch.nn import functional as F
 
 import npas
 from npas import models
-from npas.models import InputSpec, _phrases, bag_of_words, simnet
+from npas.models import bag_of_words, simnet
 
 WAYS: list[dict[str, Any]] = [
     {},
@@ -26,46 +26,37 @@ WAYS: list[dict[str, Any]] = [
 
 def make(**keys: Any) -> simnet.SimNet:
     """Build a small one whose batch norms have seen something, ready to measure."""
-    model = simnet.build(simnet.Config(**{"width": 3} | keys), spec())
-    assert isinstance(model, simnet.SimNet)
+    model = build("simnet", **{"width": 3} | keys)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             torch.nn.init.uniform_(module.weight, 0.5, 2)
             torch.nn.init.normal_(module.bias)
-    for _ in range(3):
-        model(**inputs())
+    for seed in range(3):
+        model(**inputs("regions", seed=seed))
     return model.eval()
 
 
-def counts(word: int, **keys: Any) -> tuple[int, int]:
-    """Count weights, and all parameters, of the full size."""
-    with torch.device("meta"):
-        model = simnet.build(simnet.Config(**keys), spec(word, 2048))
-    sizes = [(p.numel(), p.ndim) for p in model.parameters()]
-    return sum(n for n, ndim in sizes if ndim > 1), sum(n for n, _ in sizes)
-
-
-@pytest.mark.parametrize(("word", "weights"), [(300, 5_812_480), (6000, 11_649_280)])
-def test_it_is_as_large_as_the_derivation_says(word: int, weights: int) -> None:
+def test_counts_are_as_the_derivation_says() -> None:
     width, hidden = 256, 4 * 256
-    branches = hidden * (word + 2048) + 2 * hidden**2
-    assert weights == branches + hidden**2 + hidden * width + width
     norms, biases = 2 * (3 * hidden + width), 2 * hidden + 1
-    assert (norms, biases) == (6656, 2049)
-    assert counts(word, boxes=False) == (weights, weights + norms + biases)
-    for number in (weights, weights + norms + biases, norms, biases):
-        assert f"{number:,}" in (simnet.__doc__ or "")
-
-
-def test_places_concepts_and_readers_add_what_is_said() -> None:
-    plain, _ = counts(300, boxes=False)
-    assert counts(300)[0] - plain == 20 * 256
-    concepts = 3 * 1024 * 256 + 1024 * (300 + 4)
-    assert counts(300, boxes=False, embeddings=4)[0] - plain == concepts
-    assert counts(300, boxes=False, phrase="attention")[0] - plain == 2 * 300
-    branch, single = 300 * 1024 + 1024**2, 256 * 1024
-    reader = 3 * 256 * (300 + 256)
-    assert counts(300, boxes=False, phrase="gru")[0] - plain == reader + single - branch
+    for word, weights in ((300, 5_812_480), (6000, 11_649_280)):
+        branches = hidden * (word + 2048) + 2 * hidden**2
+        assert weights == branches + hidden**2 + hidden * width + width
+        assert count("simnet", word, boxes=False) == weights + norms + biases
+        for number in (weights, weights + norms + biases, norms, biases):
+            assert f"{number:,}" in (simnet.__doc__ or "")
+    plain = count("simnet", boxes=False)
+    assert count("simnet") - plain == 20 * 256
+    # Norms and biases of the layers that are added, beside their weights.
+    concepts = 3 * (1024 * 256 + 2 * 256) + 1024 * (300 + 4) + 2 * 1024 + 4
+    assert count("simnet", boxes=False, embeddings=4) - plain == concepts
+    assert count("simnet", boxes=False, phrase="attention") - plain == 2 * 300 + 1
+    branch = 300 * 1024 + 1024**2 + 2 * 1024 + 1024
+    gru = 3 * 256 * (300 + 256 + 2) + 256 * 1024 + 1024
+    assert count("simnet", boxes=False, phrase="gru") - plain == gru - branch
+    assert count("bag_of_words", boxes=False) == 256 * (300 + 2048) + 2 * 256 + 1 == 601_601
+    assert count("bag_of_words") == 601_601 + 1280
+    assert "601,601 parameters; 1,280 more" in (bag_of_words.__doc__ or "")
 
 
 def naive(model: simnet.SimNet, phrase: np.ndarray, regions: np.ndarray) -> list[float]:
@@ -102,61 +93,63 @@ def naive(model: simnet.SimNet, phrase: np.ndarray, regions: np.ndarray) -> list
 
 @pytest.mark.parametrize("keys", WAYS, ids=str)
 def test_scores_are_those_of_a_phrase_and_a_region_taken_alone(keys: dict[str, Any]) -> None:
-    model, given = make(**keys), inputs()
+    model, given = make(**keys), inputs("regions")
     with torch.no_grad():
         found = model(**given)
         phrases = model.read(given["words"], given["lengths"])
     regions = given["regions"]
     if keys.get("boxes", True):
         regions = torch.cat([regions, given["boxes"]], 2)
-    assert found.shape == (2, 3, 5)
+    assert found.shape == (2, 3, 4)
     for image in range(2):
         for phrase in range(3):
             expected = naive(model, phrases[image, phrase].numpy(), regions[image].numpy())
             np.testing.assert_allclose(found[image, phrase].numpy(), expected, rtol=1e-3, atol=1e-4)
+    if model.over_regions:  # of one image alone
+        given["regions"][0, 0] *= 5
+        after = model(**given)
+        assert (after[0, :, 1:] != found[0, :, 1:]).any()
+        torch.testing.assert_close(after[1], found[1])
+        return
+    # Filling up with the same phrases and regions, and places beyond the last word: no change.
+    longer = {name: torch.cat([value, value], 1) for name, value in given.items()}
+    longer["words"] = F.pad(longer["words"], (0, 0, 0, 3))
+    with torch.no_grad():
+        torch.testing.assert_close(model(**longer), found.repeat(1, 2, 2))
 
 
 def test_a_phrase_is_its_mean_word_of_length_1_or_what_its_reader_says() -> None:
-    given = inputs(images=1, phrases=1)
+    given = inputs("regions", images=1, texts=1)
     words, lengths = given["words"], given["lengths"]
     mean = words[0, 0].sum(0) / lengths[0, 0]
     torch.testing.assert_close(make().read(words, lengths)[0, 0], mean / mean.norm())
-    for keys, kind in (("attention", _phrases.SelfAttention), ("gru", _phrases.GRU)):
-        reader = make(phrase=keys).reader
-        assert isinstance(reader, kind)
-    gru = make(phrase="gru")
-    assert isinstance(gru.reader, _phrases.GRU)
+    attends: Any = make(phrase="attention")
+    expected = attends.reader(words.flatten(0, 1), lengths.flatten())
+    torch.testing.assert_close(attends.read(words, lengths)[0], expected)
+    gru: Any = make(phrase="gru")
     states, _ = gru.reader.onward(words[0, :, : int(lengths[0, 0])])
     torch.testing.assert_close(gru.read(words, lengths)[0, 0], states[0, -1])
 
 
-@pytest.mark.parametrize("keys", [keys for keys in WAYS if "normalize" not in keys], ids=str)
-def test_filling_up_with_the_same_phrases_and_regions_changes_no_score(
-    keys: dict[str, Any],
-) -> None:
-    model, given = make(**keys), inputs()
-    longer = {name: torch.cat([value, value], 1) for name, value in given.items()}
-    longer["words"] = F.pad(longer["words"], (0, 0, 0, 3))  # and places beyond the last word
-    with torch.no_grad():
-        torch.testing.assert_close(model(**longer)[:, :3, :5], model(**given))
-        torch.testing.assert_close(model(**longer)[:, 3:, 5:], model(**given))
+def test_the_baseline_adds_up_what_each_word_says_of_each_feature() -> None:
+    model, given = build("bag_of_words", width=4), inputs("regions")
+    torch.nn.init.normal_(model.bias)
+    found = model(**given)
+    assert found.shape == (2, 3, 4)
+    for image, phrase, region in ((0, 0, 0), (0, 2, 3), (1, 1, 2)):
+        length = int(given["lengths"][image, phrase])
+        mean = given["words"][image, phrase, :length].mean(0)
+        features = torch.cat([given[name][image, region] for name in ("regions", "boxes")])
+        expected = model.phrase(mean) @ model.region(features) / 4**0.5 + model.bias
+        torch.testing.assert_close(found[image, phrase, region], expected)
 
 
-def test_the_released_form_compares_the_regions_of_one_image() -> None:
-    model, given = make(normalize="regions"), inputs()
-    with torch.no_grad():
-        before = model(**given)
-        given["regions"][0, 0] *= 5
-        after = model(**given)
-    assert (after[0, :, 1:] != before[0, :, 1:]).any()
-    torch.testing.assert_close(after[1], before[1])
-
-
-def test_places_are_read_unless_they_are_left_out() -> None:
-    given = inputs()
+@pytest.mark.parametrize("family", ["simnet", "bag_of_words"])
+def test_places_are_read_unless_they_are_left_out(family: str) -> None:
+    given = inputs("regions")
     moved = given | {"boxes": 1 - given["boxes"]}
     for boxes in (True, False):
-        model = make(boxes=boxes)
+        model = build(family, width=4, boxes=boxes).eval()
         assert torch.equal(model(**given), model(**moved)) is not boxes
 
 
@@ -177,11 +170,11 @@ def two_words(count: int) -> tuple[dict[str, Tensor], Tensor]:
     return given, said_BPT.sum(2) % 2
 
 
-@pytest.mark.parametrize(("family", "learns"), [(simnet, True), (bag_of_words, False)])
+@pytest.mark.parametrize(("family", "learns"), [("simnet", True), ("bag_of_words", False)])
 def test_it_learns_what_words_mean_together_and_the_baseline_cannot(
-    family: Any, learns: bool
+    family: str, learns: bool
 ) -> None:
-    model = family.build(family.Config(width=8), spec())
+    model = build(family, width=8)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(80):
         given, meant_BP = two_words(16)
@@ -198,38 +191,30 @@ def test_it_learns_what_words_mean_together_and_the_baseline_cannot(
 
 @pytest.mark.parametrize("keys", WAYS, ids=str)
 def test_it_shares_one_bank_across_text_and_image_and_trains(keys: dict[str, Any]) -> None:
-    model = npas.share(simnet.build(simnet.Config(width=4, **keys), spec()), 0.5)
+    model = npas.share(build("simnet", width=4, **keys), 0.5)
     layers = {layer.name for layer in npas.allocation(model).layers}
     text = "phrase.weight" if keys.get("phrase") == "gru" else "phrase.1.weight"
     assert {text, "region.1.weight", "joint.linear.weight"} <= layers
-    model(**inputs()).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    for own in (model, npas.share(build("bag_of_words", width=32), 0.6)):
+        own(**inputs("regions")).square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in own.parameters())
 
 
 def test_it_takes_the_example_of_its_spec_and_16_bits() -> None:
-    model = make()
-    assert model(**spec().example("cpu")).shape == (1, 3, 5)
+    assert make()(**spec("regions").example("cpu")).shape == (1, 3, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        assert model(**inputs()).isfinite().all()
+        assert make()(**inputs("regions")).isfinite().all()
 
 
 @pytest.mark.parametrize(
-    ("slip", "said"),
+    ("family", "slip", "said"),
     [
-        ({"width": 0}, "model.width must be at least 1"),
-        ({"width": 100_000}, "model.width must be at most 65536"),
-        ({"embeddings": 0}, "model.embeddings must be at least 1"),
-        ({"embeddings": 1001}, "model.embeddings must be at most 1000"),
+        ("simnet", {"width": 0}, "model.width must be at least 1"),
+        ("simnet", {"width": 100_000}, "model.width must be at most 65536"),
+        ("simnet", {"embeddings": 1001}, "model.embeddings must be at most 1000"),
+        ("bag_of_words", {"width": 65537}, "model.width must be at most 65536"),
     ],
 )
-def test_what_cannot_be_built_is_refused(slip: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_built_is_refused(family: str, slip: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        simnet.Config(**slip)
-
-
-@pytest.mark.parametrize("family", ["simnet", "bag_of_words"])
-def test_tasks_that_ask_for_something_else_are_refused(family: str) -> None:
-    config = models.family(family).Config()
-    with pytest.raises(ValueError, match=f"model.family={family} gives how well each phrase"):
-        models.build(config, InputSpec((3, 8, 8), 10))
-    assert models.build(config, spec()) is not None
+        models.family(family).Config(**slip)
