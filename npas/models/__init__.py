@@ -67,11 +67,9 @@ class InputSpec:
                 else torch.zeros(1, *shape, device=device)
                 for name, (shape, is_integer) in self.inputs.items()
             }
-        is_text = self.outputs in ("span", "pretraining")
-        dtype = torch.int64 if is_text else torch.float32
-        zeros = torch.zeros(1, *self.input_shape, dtype=dtype, device=device)
-        if not is_text:
-            return zeros
+        if self.outputs not in ("span", "pretraining"):
+            return torch.zeros(1, *self.input_shape, device=device)
+        zeros = torch.zeros(1, *self.input_shape, dtype=torch.int64, device=device)
         # As attention asks for it: given 1 x tokens, transformers would look at its values.
         mask = torch.ones(1, 1, *zeros.shape, dtype=torch.bool, device=device)
         return {"input_ids": zeros, "token_type_ids": zeros.clone(), "attention_mask": mask}

@@ -52,32 +52,30 @@ class Folder:
 
     def __init__(self, path: Path, count: int, classes: list[str] | None = None) -> None:
         self.path = path
-        found = class_folders(path)
-        if classes is not None and found != classes:
-            odd = sorted(set(found) ^ set(classes))[0]
-            verb = "holds" if odd in found else "lacks"
+        self.classes = class_folders(path)
+        if odd := sorted(set(self.classes) ^ set(classes or self.classes)):
+            verb = "holds" if odd[0] in self.classes else "lacks"
             raise ValueError(
-                f"{path} {verb} the class folder {odd}, unlike {path.parent / 'train'}: both must"
-                " have the same"
+                f"{path} {verb} the class folder {odd[0]}, unlike {path.parent / 'train'}: both"
+                " must have the same"
             )
-        if len(found) != count:
+        if len(self.classes) != count:
             raise ValueError(
-                f"{path} holds {len(found):,} class folders, not the {count:,} of task.classes: put"
-                f" all classes there, or set task.classes={len(found)}"
+                f"{path} holds {len(self.classes):,} class folders, not the {count:,} of"
+                f" task.classes: put all classes there, or set task.classes={len(self.classes)}"
             )
-        self.classes = found
         names: list[bytes] = []
-        counts = []
-        left_out: list[str] = []
-        for name in found:
-            own, others = _images_of(path / name)
-            left_out += [os.path.join(name, other) for other in others]
+        counts, left_out = [], []
+        for label in self.classes:
+            entries = {os.path.join(label, e.name): e.is_file() for e in _visible(path / label)}
+            own = sorted(name for name, is_file in entries.items() if is_file and _is_image(name))
             if not own:
                 raise ValueError(
-                    f"{path / name} holds no image ({', '.join(ENDINGS)}): put the images of that"
+                    f"{path / label} holds no image ({', '.join(ENDINGS)}): put the images of that"
                     " class there"
                 )
-            names += [os.fsencode(os.path.join(name, file)) for file in own]
+            left_out += sorted(entries.keys() - set(own))
+            names += map(os.fsencode, own)
             counts.append(len(own))
         if left_out:
             log.warning(
@@ -108,26 +106,21 @@ class Folder:
 
 def class_folders(path: Path) -> list[str]:
     """List the folders of a split, sorted. ValueError if there are none."""
-    try:
-        with os.scandir(path) as entries:
-            found = [(entry.name, entry.is_dir()) for entry in entries if entry.name[0] != "."]
-    except NotADirectoryError:
-        raise ValueError(f"{path} is no folder") from None
-    folders = sorted(name for name, is_folder in found if is_folder)
-    if not folders and any(_is_image(name) for name, _ in found):
+    if not path.is_dir():
+        raise ValueError(f"{path} is no folder")
+    found = _visible(path)
+    folders = sorted(entry.name for entry in found if entry.is_dir())
+    if not folders and any(_is_image(entry.name) for entry in found):
         raise ValueError(
             f"{path} holds images and no class folders: move each image into its class's folder"
         )
     return folders
 
 
-def _images_of(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of a class's images, and of all else there."""
-    # Hidden ones are what some systems leave beside a file: "._n01440764_18.JPEG".
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """List what is there, but not what some systems leave beside a file: "._n01440764_18.JPEG"."""
     with os.scandir(folder) as entries:
-        found = {e.name: e.is_file() for e in entries if e.name[0] != "."}
-    images = {name for name, is_file in found.items() if is_file and _is_image(name)}
-    return sorted(images), sorted(found.keys() - images)
+        return [entry for entry in entries if entry.name[0] != "."]
 
 
 def _is_image(name: str) -> bool:
