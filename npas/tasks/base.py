@@ -141,12 +141,12 @@ class Task(abc.ABC):
 
         ValueError if there is none. `batch_size` is over all ranks.
         """
-        if batch_size > self.train_size:
+        size = self.train_size
+        if batch_size > size:
             raise ValueError(
-                f"batch_size={batch_size} is more than the {self.train_size} {self.samples} of"
-                f" {self.name}"
+                f"batch_size={batch_size} is more than the {size} {self.samples} of {self.name}"
             )
-        return self.train_size // batch_size
+        return size // batch_size
 
     def train_batches(
         self,

@@ -216,22 +216,6 @@ def test_without_download_only_the_cache_is_asked(tmp_path: Path, hub: Hub) -> N
         _hub.find_folder("key", "name", ("a", "b"), ("b",))
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"layers": 0}, r"model\.layers must be at least 1"),
-        ({"heads": 3}, r"model\.hidden=16 does not divide by model\.heads=3"),
-        ({"arch": "albert"}, r"model\.embedding must be from 1"),
-        ({"embedding": 8}, "leave it null"),
-        ({"dropout": 1.0}, r"model\.dropout"),
-        ({"vocab_size": 10**9}, r"model\.vocab_size"),
-    ],
-)
-def test_shapes_that_cannot_be(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        bert.Config(**{**TINY, **changes})
-
-
 def test_texts_longer_than_the_positions_and_images_are_refused() -> None:
     with pytest.raises(ValueError, match=r"17 tokens, and model\.positions=16"):
         build(config(), InputSpec((17,), 2, "span"))

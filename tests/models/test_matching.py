@@ -197,21 +197,3 @@ def test_steps_by_themselves_give_the_same_also_of_a_shared_network(family: str)
             torch.testing.assert_close(found_SB, whole)
             alone = model.match(images[1:], model.encode_sentences(*(x[3:4] for x in flat)))
             torch.testing.assert_close(alone[0, 0], whole[3, 1])
-
-
-@pytest.mark.parametrize(
-    ("family", "keys", "said"),
-    [
-        ("adapt", {"width": 0}, "model.width must be at least 1"),
-        ("adapt", {"width": 65537}, "model.width must be at most 65536"),
-        ("adapt", {"vocab_size": 0}, "model.vocab_size must be at least 1"),
-        ("adapt", {"embedding": -1}, "model.embedding must be at least 0"),
-        ("adapt", {"fovea": 0.0}, "model.fovea must be above 0"),
-        ("two_branch", {"width": 0}, "model.width must be at least 1"),
-        ("two_branch", {"embedding": 65537}, "model.embedding must be at most 65536"),
-        ("two_branch", {"dropout": 1.0}, "model.dropout=1.0: give a rate"),
-    ],
-)
-def test_what_cannot_be_built_is_refused(family: str, keys: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        models.family(family).Config(**keys)

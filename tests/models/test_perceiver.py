@@ -72,14 +72,6 @@ def test_groups_tie_what_cross_layer_sharing_ties() -> None:
     torch.testing.assert_close(tied(x), plain(x))
 
 
-@pytest.mark.parametrize("size", [(9, 9), (5, 12), (1, 1)])
-def test_it_shares_and_trains_on_images_of_any_size(size: tuple[int, int]) -> None:
-    model = npas.share(tiny(), 0.5)
-    answer = model(torch.randn(2, 3, *size))
-    answer.sum().backward()
-    assert answer.shape == (2, 5) and all(p.grad is not None for p in model.parameters())
-
-
 def test_places_are_fourier_features_of_both_axes() -> None:
     model = tiny(bands=2, resolution=8)
     x = torch.randn(2, 3, 4, 6)
@@ -124,27 +116,3 @@ def test_shared_layers_are_called_again() -> None:
     model(torch.randn(1, 3, 4, 4))
     assert calls == ["first", "stack", "other", "stack", "other", "stack"]
     assert len(tiny(share="cross_layer", cross_attentions=1).crosses) == 1
-
-
-def test_dropout_acts_in_training_alone() -> None:
-    model, x = tiny(dropout=0.5), torch.randn(2, 3, 4, 4)
-    assert not torch.equal(model(x), model(x))
-    model.eval()
-    assert torch.equal(model(x), model(x))
-
-
-@pytest.mark.parametrize(
-    ("slip", "said"),
-    [
-        ({"latents": 0}, "model.latents must be at least 1"),
-        ({"blocks": 10_000}, "model.blocks must be at most 1000"),
-        ({"heads": 0}, "model.heads must be at least 1"),
-        ({"heads": 3}, "model.channels=1024 does not divide by model.heads=3"),
-        ({"dropout": 1.0}, "model.dropout=1.0: give a rate"),
-    ],
-)
-def test_what_cannot_be_built_is_refused(slip: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        perceiver.Config(**slip)
-    with pytest.raises(ValueError, match="reads images, and an input of this task is 12"):
-        perceiver.build(perceiver.Config(**TINY), InputSpec((12,), 3))  # type: ignore[arg-type]

@@ -148,13 +148,12 @@ class Task(Resident):
 
     def inspect(self) -> dict[str, str]:
         """List the files and their sums, and count the images of each part."""
-        whose = "synthetic" if self.source == "synthetic" else "published"
-        files = {}
+        whose, files = {"real": "published"}.get(self.source, self.source), {}
         for name, md5 in (self.archive.train | self.archive.test).items():
             file = f"{self.archive.folder}/{name}"
             found = self.compared.found[file]
-            same = found == f"md5 {md5}"
-            files[file] = f"{found}, as {whose}" if same else f"{found}; md5 {md5} was published"
+            differs = found != f"md5 {md5}"
+            files[file] = found + (f"; md5 {md5} was published" if differs else f", as {whose}")
         return files | super().inspect()
 
     def _ensure(self, archive: Archive) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from npas.tasks.base import over_ranks
-from npas.tasks.imagenet.folder import Images
+from npas.tasks.imagenet.shards import Images
 from npas.tasks.imagenet.transforms import decode
 
 log = logging.getLogger(__name__)

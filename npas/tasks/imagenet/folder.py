@@ -13,11 +13,9 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -25,24 +23,8 @@ log = logging.getLogger(__name__)
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-class Images(Protocol):
-    """The images of one split, however they are stored. N of them, each with a label."""
-
-    classes: list[str]
-    labels_N: Tensor  # int64
-
-    def name(self, index: int) -> str:
-        """Return where an image lies, for messages."""
-
-    def read(self, index: int) -> bytearray:
-        """Return an image's encoded bytes. OSError if they cannot be had."""
-
-    def total_bytes(self) -> int:
-        """Add up the sizes of all images."""
-
-
 class Folder:
-    """The listing of one split. ValueError, one line, if it is not as it should be.
+    """The images of one split, N with a label each. ValueError, one line, if they are not in order.
 
     Warns of how much lies in the class folders that is no image by its name, or in folders of
     theirs; what is hidden does not count.
@@ -78,14 +60,10 @@ class Folder:
             names += map(os.fsencode, own)
             counts.append(len(own))
         if left_out:
-            log.warning(
-                "%s: %d entries of its class folders are left out, no file with the ending of an"
-                " image: %s%s",
-                path,
-                len(left_out),
-                left_out[0],
-                ", ..." if len(left_out) > 1 else "",
+            said = (
+                "%s: %d entries of its class folders are left out, no images by their endings: %s%s"
             )
+            log.warning(said, path, len(left_out), left_out[0], ", ..." * (len(left_out) > 1))
         self.names_N = np.array(names, dtype=np.bytes_)
         self.labels_N = torch.arange(count).repeat_interleave(torch.tensor(counts))
 
@@ -94,13 +72,16 @@ class Folder:
         return os.fsdecode(self.names_N[index].item())
 
     def name(self, index: int) -> str:
+        """Return where an image lies, for messages."""
         return str(self.path / self.relative(index))
 
     def read(self, index: int) -> bytearray:
+        """Return an image's encoded bytes. OSError if they cannot be had."""
         with open(os.path.join(self.path, self.relative(index)), "rb") as file:
             return bytearray(file.read())
 
     def total_bytes(self) -> int:
+        """Add up the sizes of all images."""
         return sum(os.stat(self.name(i)).st_size for i in range(len(self.names_N)))
 
 

@@ -33,7 +33,7 @@ PACKING = "classes.json"
 
 
 class Shards:
-    """Where the images of one split lie. ValueError, one line, if a shard is damaged."""
+    """The images of one split, as `Folder` has them. ValueError, one line, if one is damaged."""
 
     def __init__(self, folder: Path, split: str, count: int) -> None:
         self.paths = _shards_of(folder, split)
@@ -74,6 +74,9 @@ class Shards:
 
     def total_bytes(self) -> int:
         return int(self.places_N4[:, 2].sum())
+
+
+Images = Folder | Shards
 
 
 def _shards_of(folder: Path, split: str) -> list[Path]:

@@ -35,7 +35,7 @@ from npas.tasks.classification import SPLIT_SEED, Classification
 from npas.tasks.common import checksums, workers
 from npas.tasks.imagenet import shards
 from npas.tasks.imagenet.damage import Damage, log
-from npas.tasks.imagenet.folder import Folder, Images
+from npas.tasks.imagenet.folder import Folder
 from npas.tasks.imagenet.transforms import Crops
 from npas.utils import rng
 from npas.utils.checks import above, at_least, at_most, below
@@ -121,13 +121,9 @@ class Task(Classification):
             size = min(size, SYNTHETIC_SIZE)
         self.spec = InputSpec((3, size, size), config.classes)
         self.compared = checksums.Comparison(data.verify)
+        resize = round(config.resize * size / config.size)
         self.crops = Crops(
-            size,
-            round(config.resize * size / config.size),
-            config.scale_min,
-            config.flip,
-            config.pca_noise,
-            config.interpolation,
+            size, resize, config.scale_min, config.flip, config.pca_noise, config.interpolation
         )
         self.label_smoothing = config.label_smoothing
         self.has_validation = config.held_out > 0
@@ -161,7 +157,7 @@ class Task(Classification):
     def _folder(self, root: Path) -> Path:
         return root / ("imagenet-shards" if self.config.form == "shards" else "imagenet")
 
-    def _find(self, root: Path, classes: int) -> dict[str, Images]:
+    def _find(self, root: Path, classes: int) -> dict[str, shards.Images]:
         """List both splits, as folders or as shards."""
         folder, packed = self._folder(root), self.config.form == "shards"
         for split in PUBLISHED:
@@ -178,7 +174,7 @@ class Task(Classification):
         train = Folder(folder / "train", classes)
         return {"train": train, "val": Folder(folder / "val", classes, train.classes)}
 
-    def _generate(self) -> tuple[dict[str, Images], int]:
+    def _generate(self) -> tuple[dict[str, shards.Images], int]:
         """Write synthetic images to a folder that is gone with the task, and list them.
 
         As many classes as there are images of either part at most, so that none is without. Return
