@@ -46,6 +46,43 @@ def test_an_unknown_family_is_refused_with_near_names() -> None:
         tasks.family("_base")
 
 
+@pytest.mark.parametrize(
+    ("family", "slip", "said"),
+    [
+        ("cifar", {"classes": 20}, "10 or 100 classes"),
+        (
+            "cifar",
+            {"image_size": 20},
+            "task.image_size=20: CIFAR's 32x32 images can be halved only",
+        ),
+        ("cifar", {"label_smoothing": 1.0}, "task.label_smoothing must be below 1"),
+        ("imagenet", {"classes": 1}, "task.classes must be at least 2"),
+        ("imagenet", {"size": 4}, "task.size must be at least 8"),
+        ("imagenet", {"size": 300}, "task.resize=256 is less than task.size=300"),
+        ("imagenet", {"resize": 10_000}, "task.resize must be at most"),
+        ("imagenet", {"scale_min": 0.0}, "task.scale_min must be above 0"),
+        ("imagenet", {"scale_min": 1.5}, "task.scale_min must be at most 1"),
+        ("imagenet", {"pca_noise": -0.1}, "task.pca_noise must be at least 0"),
+        ("imagenet", {"label_smoothing": -0.1}, "task.label_smoothing must be at least 0"),
+        ("imagenet", {"held_out": -1}, "task.held_out must be at least 0"),
+        ("imagenet", {"max_damaged": -1}, "task.max_damaged must be at least 0"),
+        ("shortest_paths", {"size": 1}, "task.size must be at least 2, got 1"),
+        ("shortest_paths", {"size": 513}, "task.size must be at most 512, got 513"),
+        ("shortest_paths", {"density": 1.0}, "task.density must be below 1"),
+        ("shortest_paths", {"phases": []}, "task.phases must be lengths above 0 that grow"),
+        ("shortest_paths", {"phases": [0, 3]}, "task.phases must be lengths above 0 that grow"),
+        ("shortest_paths", {"phases": [3, 3]}, "task.phases must be lengths above 0 that grow"),
+        ("shortest_paths", {"phases": [5, 1024]}, "no path of 1024 moves fits into a 32x32 grid"),
+        ("shortest_paths", {"phase_epochs": 0}, "task.phase_epochs must be at least 1, got 0"),
+        ("shortest_paths", {"val_samples": 10**8}, "task.val_samples must be at most"),
+    ],
+)
+def test_keys_out_of_range_are_refused(family: str, slip: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as error:
+        tasks.family(family).Config(**slip)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
 def test_full_batches_are_counted_and_an_order_depends_on_epoch_and_seed() -> None:
     assert [Numbers(size=10).steps_per_epoch(size) for size in (1, 3, 10)] == [10, 3, 1]
     with pytest.raises(ValueError, match=r"batch_size=11 is more than the 10 training images of x"):

@@ -109,24 +109,12 @@ def test_f1_is_counted_over_all_cells_of_a_band() -> None:
     asked = sum(band.paths.sum().item() for band in grids.values())
     assert ends_only["f1"] == pytest.approx(200 * 180 / (180 + asked))
     assert list(ends_only) == ["f1", "f1_2", "f1_4", "f1_6", "loss"]
-
-
-def test_nothing_marked_is_none_right_and_all_marked_rightly_is_all() -> None:
-    task = make()
+    losses = [
+        nn.functional.binary_cross_entropy_with_logits(band.ends.float() - 0.5, band.paths.float())
+        for band in grids.values()
+    ]
+    assert ends_only["loss"] == pytest.approx(float(sum(losses)) / 3)
     assert task.evaluate(Says(lambda x: -torch.ones_like(x[:, 0])), "val")["f1"] == 0
-    grids = [(grids.obstacles, grids.ends, grids.paths) for grids in task.parts["val"].values()]
-    known = {
-        torch.stack([o, e]).float().numpy().tobytes(): paths
-        for band in grids
-        for o, e, paths in zip(*band, strict=True)
-    }
-
-    def answer(x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([known[one.numpy().tobytes()] for one in x]).float() * 20 - 10
-
-    measured = task.evaluate(Says(answer), "val")
-    assert {value for key, value in measured.items() if key != "loss"} == {100.0}
-    assert measured["loss"] == pytest.approx(0, abs=1e-3)
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_cells() -> None:
@@ -140,27 +128,6 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_cells() -> None:
     assert loss.requires_grad and not sums["f1"].requires_grad
     _, sums = task.loss(lambda _: batch.targets.unsqueeze(1) - 0.5, batch)
     assert sums["f1"] == 100 * batch.size
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"size": 1}, "task.size must be at least 2, got 1"),
-        ({"size": 513}, "task.size must be at most 512, got 513"),
-        ({"density": 1.0}, "task.density must be below 1"),
-        ({"density": -0.1}, "task.density must be at least 0"),
-        ({"val_samples": 10**8}, "task.val_samples must be at most 340136"),
-        ({"phases": []}, "task.phases must be lengths above 0 that grow"),
-        ({"phases": [0, 3]}, "task.phases must be lengths above 0 that grow"),
-        ({"phases": [3, 3]}, "task.phases must be lengths above 0 that grow"),
-        ({"phases": [5, 49]}, "no path of 49 moves fits into a 7x7 grid"),
-        ({"phase_epochs": 0}, "task.phase_epochs must be at least 1, got 0"),
-        ({"test_samples": 0}, "task.test_samples must be at least 1, got 0"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        shortest_paths.Config(**TINY | changes)
 
 
 def test_what_is_known_before_anything_is_drawn() -> None:
