@@ -33,10 +33,15 @@ def depth(config: Any, kind: str, step: int, rest: int, most: int = 1000) -> Non
     below = max(step + rest, config.depth - (config.depth - rest) % step)
     if below != config.depth:
         nearest = f"{below} or {below + step}" if config.depth > below else below
-        raise ValueError(
-            f"model.depth={config.depth}: a {kind} has {step}n + {rest} layers; the nearest is"
-            f" {nearest}"
-        )
+        said = f"a {kind} has {step}n + {rest} layers; the nearest is {nearest}"
+        raise ValueError(f"model.depth={config.depth}: {said}")
+
+
+def divides(config: Any, key: str, by: str = "heads") -> None:
+    """Raise ValueError unless one key divides by the other."""
+    in_range(config, **{by: (1, getattr(config, key))})
+    if (whole := getattr(config, key)) % (part := getattr(config, by)):
+        raise ValueError(f"model.{key}={whole} does not divide by model.{by}={part}")
 
 
 def images(config: Any, spec: InputSpec, channels: int | None = None) -> None:

@@ -62,23 +62,16 @@ class Config:
     pretrained: str | None = None
 
     def __post_init__(self) -> None:
-        _checks.in_range(self, layers=(1, 1000), vocab_size=(1, 10**7), heads=(1, self.hidden))
+        _checks.in_range(self, layers=(1, 1000), vocab_size=(1, 10**7))
         _checks.in_range(
             self, **{k: (1, MOST_WIDTH) for k in ("hidden", "intermediate", "positions")}
         )
-        if self.hidden % self.heads:
-            raise ValueError(
-                f"model.hidden={self.hidden} does not divide by model.heads={self.heads}"
-            )
+        _checks.divides(self, "hidden")
         if self.arch == "albert" and not 1 <= (self.embedding or 0) <= MOST_WIDTH:
-            raise ValueError(
-                f"model.embedding must be from 1 to {MOST_WIDTH} for an ALBERT, as 128; got"
-                f" {self.embedding}"
-            )
+            raise ValueError(f"model.embedding={self.embedding}: an ALBERT needs a width, as 128")
         if self.arch == "bert" and self.embedding not in (None, self.hidden):
             raise ValueError(
-                f"model.embedding={self.embedding}: a BERT's words are as wide as model.hidden;"
-                " leave it null, or set model.arch=albert"
+                f"model.embedding={self.embedding} is for ALBERTs alone: leave it null"
             )
         _checks.rate(self)
 
@@ -92,10 +85,8 @@ def build(
     longer than `positions`, or a checkpoint cannot be had or has another shape.
     """
     if spec.input_shape[0] > config.positions:
-        raise ValueError(
-            f"the task's texts have {spec.input_shape[0]} tokens, and model.positions="
-            f"{config.positions}: set task.max_length to at most that"
-        )
+        most = f"model.positions={config.positions}: set task.max_length to at most that"
+        raise ValueError(f"the task's texts have {spec.input_shape[0]} tokens, and {most}")
     import transformers
 
     bert = config.arch == "bert"
@@ -139,10 +130,8 @@ def _load(config: Config, name: str, kind: Any) -> nn.Module:
     for ours, key in keys.items():
         asked, found = getattr(config, ours), getattr(theirs, key, None)
         if asked != found:
-            raise ValueError(
-                f"model.pretrained={name} has {ours} {found}, and model.{ours}={asked}: choose the"
-                f" checkpoint's shape, as model=bert_base or model.{ours}={found}"
-            )
+            own = f"model.pretrained={name} has {ours} {found}, and model.{ours}={asked}"
+            raise ValueError(f"{own}: choose the checkpoint's shape, as model=bert_base")
     for key in DROPOUTS:
         setattr(theirs, key, config.dropout)
     with _readable(name):
@@ -155,10 +144,8 @@ def _load(config: Config, name: str, kind: Any) -> nn.Module:
         )
     absent = sorted(key for key in told["missing_keys"] if not key.startswith(HEADS))
     if absent:
-        raise ValueError(
-            f"model.pretrained={name} lacks {absent[0]} ({len(absent)} parameters in all): it is"
-            f" no {config.arch} checkpoint"
-        )
+        lacks = f"lacks {absent[0]} ({len(absent)} parameters in all)"
+        raise ValueError(f"model.pretrained={name} {lacks}: it is no {config.arch} checkpoint")
     return network.train()
 
 
@@ -169,7 +156,5 @@ def _readable(name: str) -> Iterator[None]:
         with _hub.quietly():
             yield
     except Exception as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"model.pretrained={name} cannot be read ({why[:200]}): get it again"
-        ) from error
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"model.pretrained={name} cannot be read ({why}): get it again") from error

@@ -46,11 +46,7 @@ class Config:
     def __post_init__(self) -> None:
         _checks.in_range(self, latents=(1, 65536), channels=(1, 65536), resolution=(1, 65536))
         _checks.in_range(self, cross_attentions=(1, 1000), blocks=(1, 1000), bands=(1, 4096))
-        _checks.in_range(self, heads=(1, self.channels))
-        if self.channels % self.heads:
-            raise ValueError(
-                f"model.channels={self.channels} does not divide by model.heads={self.heads}"
-            )
+        _checks.divides(self, "channels")
         _checks.rate(self)
 
 

@@ -52,10 +52,8 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(config.name, pretrained=False, **extra)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"timm cannot build model.name={config.name} for images of"
-            f" {'x'.join(map(str, spec.input_shape))}: {said}"
-        ) from None
+        said, shape = str(error).strip().partition("\n")[0], "x".join(map(str, spec.input_shape))
+        named = f"timm cannot build model.name={config.name}"
+        raise ValueError(f"{named} for images of {shape}: {said}") from None
     _checks.takes(model, config.name, spec)
     return model

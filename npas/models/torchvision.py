@@ -41,15 +41,11 @@ class Config:
 
         names = [*models.list_models(module=models), *DEEPER]
         if self.name not in names:
-            raise ValueError(
-                f"model.name={self.name!r} is no classification network of torchvision; "
-                + near(self.name, names)
-            )
+            said = f"model.name={self.name!r} is no classification network of torchvision"
+            raise ValueError(f"{said}; {near(self.name, names)}")
         if (self.stem != "conv" or self.identities) and not self.name.startswith(RESNETS):
             asked = f"stem={self.stem}" if self.stem != "conv" else "identities=true"
-            raise ValueError(
-                f"model.{asked} is for ResNets, and model.name={self.name} is none: leave it out"
-            )
+            raise ValueError(f"model.{asked} is for ResNets, and model.name={self.name} is none")
 
 
 def build(config: Config, spec: InputSpec) -> nn.Module:

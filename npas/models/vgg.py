@@ -36,10 +36,8 @@ class VGG(nn.Module):
         super().__init__()
         channels, height, width = spec.input_shape
         if min(height, width) < 2 ** (len(STAGES) - 1):
-            raise ValueError(
-                f"model.family=vgg halves an image four times, and the task's have {height}x{width}"
-                " pixels: choose another model"
-            )
+            said = "model.family=vgg halves an image four times"
+            raise ValueError(f"{said}, and the task's have {height}x{width} pixels")
         modules: list[nn.Module] = []
         for stage, widths in enumerate(STAGES):
             if stage:

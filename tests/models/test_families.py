@@ -129,7 +129,7 @@ def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(
         ("perceiver", {"heads": 3}, "model.channels=1024 does not divide by model.heads=3"),
         ("bert", {"layers": 0}, "model.layers must be at least 1"),
         ("bert", {"heads": 5}, "model.hidden=768 does not divide by model.heads=5"),
-        ("bert", {"arch": "albert"}, "model.embedding must be from 1"),
+        ("bert", {"arch": "albert"}, "an ALBERT needs a width"),
         ("bert", {"embedding": 8}, "leave it null"),
         ("bert", {"dropout": 1.0}, "model.dropout=1.0: give a rate"),
         ("bert", {"vocab_size": 10**9}, "model.vocab_size must be at most"),

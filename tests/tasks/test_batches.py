@@ -53,7 +53,7 @@ def test_an_unknown_family_is_refused_with_near_names() -> None:
         (
             "cifar",
             {"image_size": 20},
-            "task.image_size=20: CIFAR's 32x32 images can be halved only",
+            "task.image_size=20: CIFAR comes with 32, 16 or 8",
         ),
         ("cifar", {"label_smoothing": 1.0}, "task.label_smoothing must be below 1"),
         ("imagenet", {"classes": 1}, "task.classes must be at least 2"),

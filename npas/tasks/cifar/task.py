@@ -55,10 +55,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.image_size not in (32, 16, 8):
-            raise ValueError(
-                f"task.image_size={self.image_size}: CIFAR's 32x32 images can be halved only to 16"
-                " or 8"
-            )
+            raise ValueError(f"task.image_size={self.image_size}: CIFAR comes with 32, 16 or 8")
         if self.classes not in RECIPES:
             raise ValueError(f"task.classes={self.classes}: CIFAR comes with 10 or 100 classes")
         at_least("task.label_smoothing", self.label_smoothing, 0)

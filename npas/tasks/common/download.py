@@ -78,9 +78,8 @@ def unpack(archive: Path, sha256: str | None, members: Sequence[str], root: Path
             (root / member).parent.mkdir(parents=True, exist_ok=True)
             os.replace(scratch / member, root / member)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(
-            f"{archive} cannot be unpacked ({error}): delete it and get it again"
-        ) from error
+        said = f"{archive} cannot be unpacked ({error})"
+        raise ValueError(f"{said}: delete it and get it again") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

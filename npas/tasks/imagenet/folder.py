@@ -37,25 +37,19 @@ class Folder:
         self.classes = class_folders(path)
         if odd := sorted(set(self.classes) ^ set(classes or self.classes)):
             verb = "holds" if odd[0] in self.classes else "lacks"
-            raise ValueError(
-                f"{path} {verb} the class folder {odd[0]}, unlike {path.parent / 'train'}: both"
-                " must have the same"
-            )
+            other = path.parent / "train"
+            raise ValueError(f"{path} {verb} the class folder {odd[0]}, unlike {other}")
         if len(self.classes) != count:
-            raise ValueError(
-                f"{path} holds {len(self.classes):,} class folders, not the {count:,} of"
-                f" task.classes: put all classes there, or set task.classes={len(self.classes)}"
-            )
+            found = len(self.classes)
+            said = f"{path} holds {found:,} class folders, not the {count:,} of task.classes"
+            raise ValueError(f"{said}: put all classes there, or set task.classes={found}")
         names: list[bytes] = []
         counts, left_out = [], []
         for label in self.classes:
             entries = {os.path.join(label, e.name): e.is_file() for e in _visible(path / label)}
             own = sorted(name for name, is_file in entries.items() if is_file and _is_image(name))
             if not own:
-                raise ValueError(
-                    f"{path / label} holds no image ({', '.join(ENDINGS)}): put the images of that"
-                    " class there"
-                )
+                raise ValueError(f"{path / label} holds no image ({', '.join(ENDINGS)})")
             left_out += sorted(entries.keys() - set(own))
             names += map(os.fsencode, own)
             counts.append(len(own))
@@ -92,9 +86,7 @@ def class_folders(path: Path) -> list[str]:
     found = _visible(path)
     folders = sorted(entry.name for entry in found if entry.is_dir())
     if not folders and any(_is_image(entry.name) for entry in found):
-        raise ValueError(
-            f"{path} holds images and no class folders: move each image into its class's folder"
-        )
+        raise ValueError(f"{path} holds images and no class folders: move each into its class's")
     return folders
 
 

@@ -40,25 +40,19 @@ class Shards:
         packing = _read_packing(folder)
         self.classes: list[str] = packing.get("classes") or [str(label) for label in range(count)]
         if len(self.classes) != count:
-            raise ValueError(
-                f"{folder / PACKING} names {len(self.classes):,} classes, not the {count:,} of"
-                f" task.classes: set task.classes={len(self.classes)}"
-            )
+            said = f"{folder / PACKING} names {len(self.classes):,} classes, not the {count:,}"
+            raise ValueError(f"{said} of task.classes: set task.classes={len(self.classes)}")
         self.names_N, self.places_N4 = _index(folder / f".{split}.npz", self.paths)
         self.labels_N = torch.from_numpy(self.places_N4[:, 3].copy())
         there = {"images": len(self.names_N), "shards": len(self.paths)}
         if (planned := packing.get(split, there)) != there:
-            raise ValueError(
-                f"{folder} holds {there['images']:,} {split} images in {there['shards']:,} shards,"
-                f" and {planned['images']:,} in {planned['shards']:,} were to be packed: run"
-                " scripts/pack_imagenet.py again"
-            )
+            found = f"{there['images']:,} {split} images in {there['shards']:,} shards"
+            wanted = f"{planned['images']:,} in {planned['shards']:,} were to be packed"
+            raise ValueError(f"{folder} holds {found}, and {wanted}: pack it again")
         if odd := sorted(set(self.labels_N.unique().tolist()) ^ set(range(count))):
             verb = "lacks" if odd[0] < count else "holds"
-            raise ValueError(
-                f"{folder} {verb} {split} images of class {odd[0]}, and task.classes={count}: set"
-                " it to the number of classes, or add the shards that are missing"
-            )
+            said = f"{folder} {verb} {split} images of class {odd[0]}, and task.classes={count}"
+            raise ValueError(f"{said}: set another, or add the shards that are missing")
 
     def name(self, index: int) -> str:
         shard = self.paths[self.places_N4[index, 0]]
@@ -87,9 +81,8 @@ def _shards_of(folder: Path, split: str) -> list[Path]:
             numbered[int(matched[1])] = path
     for number in range(max(len(numbered), 1)):
         if number not in numbered:
-            raise ValueError(
-                f"{folder} lacks {split}-{number:06d}.tar: add it, or see scripts/pack_imagenet.py"
-            )
+            lacks = f"{folder} lacks {split}-{number:06d}.tar"
+            raise ValueError(f"{lacks}: add it, or see scripts/pack_imagenet.py")
     return [numbered[number] for number in sorted(numbered)]
 
 
@@ -102,9 +95,7 @@ def _read_packing(folder: Path) -> dict[str, Any]:
     except ValueError:
         packing = None
     if not isinstance(packing, dict) or not isinstance(packing.get("classes"), list):
-        raise ValueError(
-            f"{folder / PACKING} is damaged: delete it, and run scripts/pack_imagenet.py again"
-        )
+        raise ValueError(f"{folder / PACKING} is damaged: run scripts/pack_imagenet.py again")
     return packing
 
 
@@ -143,9 +134,7 @@ def index_shard(path: Path) -> list[tuple[bytes, int, int, int]]:
                     raise ValueError(f"{path} holds {name}, which is no plain file: pack it again")
                 if f".{ending.lower()}" in ENDINGS:
                     if key in images:
-                        raise ValueError(
-                            f"{path} holds two images named {key}: rename one and pack again"
-                        )
+                        raise ValueError(f"{path} holds two images named {key}: rename one")
                     images[key] = (os.fsencode(member.name), member.offset_data, member.size)
                 elif ending == "cls":
                     content = tar.extractfile(member)
@@ -158,9 +147,7 @@ def index_shard(path: Path) -> list[tuple[bytes, int, int, int]]:
             if file.read(512) != bytes(512):  # tarfile takes what it cannot read for the end
                 raise tarfile.ReadError(f"no header and no end mark at byte {at:,}")
     except tarfile.TarError as error:
-        raise ValueError(
-            f"{path} is damaged or cut short ({error}): make that shard again"
-        ) from None
+        raise ValueError(f"{path} is damaged or cut short ({error}): make it again") from None
     if odd := sorted(images.keys() ^ labels.keys()):
         lacks = "label (.cls)" if odd[0] in images else "image (.jpg)"
         raise ValueError(f"{path}: {odd[0]} has no {lacks}; pack it again")
@@ -184,10 +171,8 @@ def pack(
         planned[split] = {"images": count, "shards": -(-count // per_shard)}
     earlier = _read_packing(target)
     if any(planned[key] != value for key, value in earlier.items() if key in planned):
-        raise ValueError(
-            f"{target / PACKING} is of other images, or of shards of another size: pack into"
-            " another folder, or delete that one"
-        )
+        said = f"{target / PACKING} is of other images, or of shards of another size"
+        raise ValueError(f"{said}: pack into another folder, or delete that one")
     # Written first: a packing that was broken off is then known as one.
     files.write_whole(target / PACKING, json.dumps({**earlier, **planned}, indent=1) + "\n")
     for split, folder in folders.items():

@@ -81,10 +81,8 @@ class Config:
             at_least(f"task.{key}", getattr(self, key), least)
             at_most(f"task.{key}", getattr(self, key), most)
         if self.resize < self.size:
-            raise ValueError(
-                f"task.resize={self.resize} is less than task.size={self.size}, which is cut out of"
-                f" it: set task.resize={self.size} or more"
-            )
+            sizes = f"task.resize={self.resize} is less than task.size={self.size}"
+            raise ValueError(f"{sizes}, which is cut out of it")
         above("task.scale_min", self.scale_min, 0)
         at_most("task.scale_min", self.scale_min, 1)
         at_least("task.label_smoothing", self.label_smoothing, 0)
@@ -165,10 +163,8 @@ class Task(Classification):
                 remedy = f"put its class folders into {folder / split}"
                 if packed:
                     remedy = f"pack it with scripts/pack_imagenet.py into {folder}"
-                raise ValueError(
-                    f"{self.name} is not under data.root={root}: {remedy}, or set"
-                    " data.source=synthetic"
-                )
+                said = f"{self.name} is not under data.root={root}: {remedy}"
+                raise ValueError(f"{said}, or set data.source=synthetic")
         if packed:
             return {split: shards.Shards(folder, split, classes) for split in PUBLISHED}
         train = Folder(folder / "train", classes)
@@ -218,9 +214,8 @@ class Task(Classification):
                 readable.append(self.damage.decoded(split, first) is not None)
         if self.has_validation:
             found["held out"] = f"{len(self.parts['val'].index_N):,} training images, for val"
-        found["readable"] = (
-            f"{sum(readable):,} of {len(readable):,} images tried, the first of each class"
-        )
+        tried = f"{sum(readable):,} of {len(readable):,} images tried"
+        found["readable"] = f"{tried}, the first of each class"
         self.damage.report()
         return found
 
@@ -352,10 +347,8 @@ def hold_out(labels_N: Tensor, count: int) -> Tensor:
     held_N[chosen] = True
     left_K = labels_N[~held_N].bincount(minlength=len(sizes_K))
     if count and int(left_K[sizes_K > 0].min()) == 0:
-        raise ValueError(
-            f"task.held_out={count} of {len(labels_N):,} training images would leave a class with"
-            " none to train on: hold out fewer"
-        )
+        said = f"task.held_out={count} of {len(labels_N):,} training images"
+        raise ValueError(f"{said} would leave a class with none to train on: hold out fewer")
     return held_N
 
 

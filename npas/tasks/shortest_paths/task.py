@@ -60,10 +60,8 @@ class Config:
         if not self.phases or sorted({0, *self.phases}) != [0, *self.phases]:
             raise ValueError(f"task.phases must be lengths above 0 that grow, got {self.phases}")
         if self.phases[-1] >= self.size**2:
-            raise ValueError(
-                f"task.phases: no path of {self.phases[-1]} moves fits into a {self.size}x"
-                f"{self.size} grid"
-            )
+            grid = f"{self.size}x{self.size} grid"
+            raise ValueError(f"task.phases: no path of {self.phases[-1]} moves fits into a {grid}")
         at_least("task.phase_epochs", self.phase_epochs, 1)
         at_least("task.epoch_samples", self.epoch_samples, 1)
         # Mazes that are held out stay in memory.
