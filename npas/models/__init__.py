@@ -73,12 +73,9 @@ class InputSpec:
         if self.outputs not in ("span", "pretraining"):
             return torch.zeros(1, *self.input_shape, device=device)
         zeros = torch.zeros(1, *self.input_shape, dtype=torch.int64, device=device)
-        return {
-            "input_ids": zeros,
-            "token_type_ids": zeros.clone(),
-            # As attention asks for it: given 1 x tokens, transformers would look at its values.
-            "attention_mask": torch.ones(1, 1, *zeros.shape, dtype=torch.bool, device=device),
-        }
+        # As attention asks for it: given 1 x tokens, transformers would look at its values.
+        mask = torch.ones(1, 1, *zeros.shape, dtype=torch.bool, device=device)
+        return {"input_ids": zeros, "token_type_ids": zeros.clone(), "attention_mask": mask}
 
 
 def family(name: str) -> ModuleType:

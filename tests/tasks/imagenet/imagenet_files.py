@@ -1,4 +1,4 @@
-"""Tiny ImageNets in the form of the published one, with the odd files that the real one has."""
+"""Tiny ImageNets in the form of the published one."""
 
 import io
 from pathlib import Path

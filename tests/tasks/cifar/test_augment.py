@@ -1,13 +1,12 @@
-"""Augmentation is that of the papers, and is the same whatever batch a sample falls into."""
+"""Augmentation is that of the papers."""
 
 from collections import Counter
 
 import pytest
 import torch
 
+from npas.tasks import classification
 from npas.tasks.cifar.task import RECIPES
-from npas.tasks.common import augment
-from npas.tasks.digits import RECIPE as DIGITS
 
 
 def pixels(batch: torch.Tensor) -> torch.Tensor:
@@ -60,35 +59,6 @@ def test_padding_is_black_before_it_is_normalised(epochs: torch.Tensor) -> None:
     assert pixels(epochs).min() == 0
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("batch_size", [6, 30, 90])
-def test_a_sample_looks_the_same_in_any_batch_on_any_rank(make_cifar, batch_size, world) -> None:
-    task = make_cifar()
-    whole = next(task.train_batches(3, 90))
-    ranks = [list(task.train_batches(3, batch_size, rank=r, world=world)) for r in range(world)]
-    parts = [part for step in zip(*ranks, strict=True) for part in step]
-    assert torch.equal(torch.cat([part.inputs for part in parts]), whole.inputs)
-    assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
-    assert {part.size for part in parts} == {batch_size // world}
-
-
-def test_batches_go_on_in_the_middle_of_an_epoch(make_cifar) -> None:
-    task = make_cifar()
-    later = list(task.train_batches(1, 30, range(1, 3)))
-    for found, expected in zip(later, list(task.train_batches(1, 30))[1:], strict=True):
-        assert torch.equal(found.inputs, expected.inputs)
-
-
-def test_epochs_and_seeds_differ(make_cifar) -> None:
-    batches = [
-        next(make_cifar(seed=seed).train_batches(epoch, 90))
-        for seed, epoch in ((0, 0), (0, 1), (1, 0))
-    ]
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        assert not torch.equal(batches[a].inputs, batches[b].inputs)
-        assert not torch.equal(batches[a].targets, batches[b].targets)
-
-
 def test_every_sample_comes_up_once_an_epoch(make_cifar) -> None:
     # Blue numbers the image; beside it there is only padding, 0, and cutout, the mean of 114.
     batches = make_cifar().train_batches(0, 9)
@@ -99,20 +69,22 @@ def test_every_sample_comes_up_once_an_epoch(make_cifar) -> None:
     assert len({number for numbers in seen for number in numbers}) == 90
 
 
-def test_digits_shift_by_one_pixel_without_flip_or_cutout() -> None:
-    assert (DIGITS.padding, DIGITS.flip, DIGITS.cutout) == (1, False, 0)
-
-
 def test_a_flip_mirrors_left_and_right() -> None:
-    image = torch.arange(6, dtype=torch.uint8).view(1, 2, 3, 1)
+    padded = torch.nn.functional.pad(torch.arange(6).view(1, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     zero = torch.zeros(1, dtype=torch.int64)
-    padded = augment.pad(image, 1)
-    flipped = augment.windows(padded, zero, zero + 1, zero + 1, zero == 0, size=3)
+    flipped = classification.windows(padded, zero, zero + 1, zero + 1, zero == 0, size=3)
     assert flipped[0, :2, :, 0].tolist() == [[2, 1, 0], [5, 4, 3]]
+
+
+def test_cutout_is_on_unless_it_is_switched_off(make_cifar) -> None:
+    plain, cut = (next(make_cifar(cutout=on).train_batches(0, 90)).inputs for on in (False, True))
+    hidden = (cut == 0).all(1, keepdim=True)
+    assert not (plain == 0).all(1).any() and hidden.any()
+    assert torch.equal(plain.masked_fill(hidden, 0.0), cut)  # the same crops and flips
 
 
 def test_batches_on_a_cpu_lie_in_the_plain_order() -> None:
     images_BHWC = torch.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3)
-    images_BCHW = augment.to_nchw(images_BHWC)
+    images_BCHW = classification.to_nchw(images_BHWC)
     assert images_BCHW.is_contiguous()
     assert torch.equal(images_BCHW[1, 2], images_BHWC[1, :, :, 2])
