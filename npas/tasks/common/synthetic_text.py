@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -105,26 +105,24 @@ def draw_names(rng: Random, count: int) -> list[str]:
 
 
 def write_squad(root: Path, version: str, train: int, test: int) -> None:
-    """Write `train-v1.1.json` and `dev-v1.1.json`, or those of 2.0, with so many questions."""
+    """Write `train-v1.1.json` and `dev-v1.1.json`, or those of 2.0, with so many questions.
+
+    A paragraph has four of them, an article twelve; there are two articles, so that one can be
+    held out.
+    """
     for part, count in (("train", train), ("dev", test)):
         rng = Random(f"squad {version} {part}")
-        articles, left = [], count
-        while left:
-            # Two articles at least, so that one can be held out.
-            wanted = min(left, 12, max(1, count // 2))
-            articles.append(_article(rng, version, f"{part}{count - left}", wanted))
-            left -= wanted
+        articles = []
+        for first in range(0, count, many := min(12, max(1, count // 2))):
+            here = min(many, count - first)
+            name = f"{part}{first}"
+            paragraphs = [
+                _paragraph(rng, version, f"{name}-{i // 4}", min(4, here - i))
+                for i in range(0, here, 4)
+            ]
+            articles.append({"title": f"People_{name}", "paragraphs": paragraphs})
         made = {"version": f"v{version}" if version == "2.0" else version, "data": articles}
         (root / f"{part}-v{version}.json").write_text(json.dumps(made), encoding="utf-8")
-
-
-def _article(rng: Random, version: str, name: str, questions: int) -> dict[str, Any]:
-    paragraphs: list[dict[str, Any]] = []
-    while questions:
-        wanted = min(questions, 4)
-        paragraphs.append(_paragraph(rng, version, f"{name}-{len(paragraphs)}", wanted))
-        questions -= wanted
-    return {"title": f"People_{name}", "paragraphs": paragraphs}
 
 
 def _paragraph(rng: Random, version: str, name: str, questions: int) -> dict[str, Any]:
@@ -165,21 +163,27 @@ def write_texts(root: Path, documents: int) -> None:
     """Write `text/*.txt`: documents of ten sentences, two files of them where there are two."""
     (root / "text").mkdir()
     rng = Random("texts")
-    made = list(_documents(rng, documents))
+    made = []
+    for _ in range(documents):
+        lives = [draw_life(rng, name, sentences=4) for name in draw_names(rng, 3)]
+        made.append("\n".join(sentence for life in lives for sentence in life.sentences()))
     half = max(1, documents // 2)
     for i, part in enumerate((made[:half], made[half:])):
         if part:
-            text = "\n\n".join("\n".join(document) for document in part)
+            text = "\n\n".join(part)
             (root / "text" / f"{i}.txt").write_text(f"{text}\n", encoding="utf-8")
 
 
-def _documents(rng: Random, count: int) -> Iterator[list[str]]:
-    for _ in range(count):
-        lives = [draw_life(rng, name, sentences=4) for name in draw_names(rng, 3)]
-        yield [sentence for life in lives for sentence in life.sentences()]
-
-
 # --- the tokenizer
+
+
+def write_wordpieces(folder: Path, words: Iterable[str]) -> None:
+    """Write the words of a BERT's tokenizer into a new folder, as transformers stores them."""
+    folder.mkdir(parents=True)
+    lines = "".join(f"{word}\n" for word in words)
+    (folder / "vocab.txt").write_text(lines, encoding="utf-8")
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def write_tokenizer(root: Path) -> Path:
@@ -187,41 +191,16 @@ def write_tokenizer(root: Path) -> Path:
 
     It knows most words of this world whole, years as two pieces, and anything else by letters.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import normalizers
 
-    normalizer = normalizers.BertNormalizer(lowercase=True)
-    words: list[str] = []
-    for text in (*FIRST, *LAST, *CITIES, *JOBS, *INSTRUMENTS, *OTHERS):
-        words += normalizer.normalize_str(text).split()
-    # Each seventh name comes in pieces.
-    pieces = {normalizer.normalize_str(text) for text in (*FIRST[::7], *LAST[::7])}
+    bare = normalizers.BertNormalizer(lowercase=True).normalize_str
+    words = " ".join(map(bare, (*FIRST, *LAST, *CITIES, *JOBS, *INSTRUMENTS, *OTHERS))).split()
+    cut = set(map(bare, (*FIRST[::7], *LAST[::7])))  # each seventh name comes in pieces
     letters = string.ascii_lowercase + string.digits
     years = [f"{n:02}" for n in range(100)]
-    vocabulary = dict.fromkeys(
-        (
-            *SPECIAL, *string.punctuation, *letters, *(f"##{letter}" for letter in letters),
-            *years, *(f"##{year}" for year in years),
-            *(word for word in words if word not in pieces),
-        )
+    vocabulary = (
+        *SPECIAL, *string.punctuation, *letters, *(f"##{letter}" for letter in letters),
+        *years, *(f"##{year}" for year in years), *(word for word in words if word not in cut),
     )  # fmt: skip
-    ids = {word: i for i, word in enumerate(vocabulary)}
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    tokenizer.add_special_tokens(list(SPECIAL))
-    folder = root / "tokenizer"
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    roles = ("pad", "unk", "cls", "sep", "mask")
-    settings: dict[str, object] = {
-        f"{role}_token": token for role, token in zip(roles, SPECIAL, strict=True)
-    }
-    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return folder
+    write_wordpieces(root / "tokenizer", dict.fromkeys(vocabulary))
+    return root / "tokenizer"

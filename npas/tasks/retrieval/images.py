@@ -25,57 +25,34 @@ def examples(similarity_FSN: Tensor, images: Split, folder: Path | None, count: 
     if folder is not None and not folder.is_dir():
         raise ValueError(f"{folder} is not there: set task.images to a folder under data.root")
     count = min(count, len(images))
-    in_fold = similarity_FSN.shape[2]
-    shown = []
-    for turn in range(count):
-        fold, place = divmod(turn * len(images) // count, in_fold)
-        similarity_SN = similarity_FSN[fold]
-        own = Split(
-            images.features,
-            images.captions[fold * in_fold * PER_IMAGE :][: in_fold * PER_IMAGE],
-            images.names[fold * in_fold :][:in_fold],
-        )
-        if turn % 2 == 0:
-            sentence = place * PER_IMAGE + turn // 2 % PER_IMAGE
-            shown.append(_of_sentence(similarity_SN, sentence, own, folder))
-        else:
-            shown.append(_of_image(similarity_SN, place, own, folder))
-    return shown
+    places = [turn * len(images) // count for turn in range(count)]
+    return [_example(similarity_FSN, images, folder, *turn) for turn in enumerate(places)]
 
 
-def _of_sentence(similarity_SN: Tensor, sentence: int, own: Split, folder: Path | None) -> Shown:
-    """Show the images that fit a sentence best."""
-    before = int(metrics.ranks(similarity_SN)[1][sentence])
-    best = similarity_SN[sentence].sort(descending=True, stable=True).indices[:BEST].tolist()
-    pictures = [
-        Picture(
-            _path(folder, own.names[i]),
-            f"{place}. {own.names[i]} ({similarity_SN[sentence, i]:.2f})",
-            right=i == sentence // PER_IMAGE,
-        )
-        for place, i in enumerate(best, 1)
-    ]
-    place = f"its image comes as number {before + 1:,} of {len(own.names):,}"
-    return Shown(f"{own.captions[sentence]}\n{place}", pictures)
-
-
-def _of_image(similarity_SN: Tensor, image: int, own: Split, folder: Path | None) -> Shown:
-    """Show an image, and the sentences that fit it best."""
-    before = int(metrics.ranks(similarity_SN)[0][image])
-    best = similarity_SN[:, image].sort(descending=True, stable=True).indices[:BEST].tolist()
-    path = _path(folder, own.names[image])
-    pictures = [] if path is None else [Picture(path, own.names[image])]
+def _example(
+    similarity_FSN: Tensor, images: Split, folder: Path | None, turn: int, place: int
+) -> Shown:
+    """Ask for a sentence of an image, in even turns, or for the image."""
+    fold, image = divmod(place, similarity_FSN.shape[2])
+    similarity_SN = similarity_FSN[fold]
+    names = images.names[place - image :][: similarity_SN.shape[1]]
+    captions = images.captions[(place - image) * PER_IMAGE :][: len(similarity_SN)]
+    before_N, before_S = metrics.ranks(similarity_SN)
+    paths = [None if folder is None else folder / f"{name}.jpg" for name in names]
+    if turn % 2 == 0:
+        sentence = image * PER_IMAGE + turn // 2 % PER_IMAGE
+        scores, best = similarity_SN[sentence].sort(descending=True, stable=True)
+        pictures = [
+            Picture(paths[i], f"{n}. {names[i]} ({score:.2f})", right=i == image)
+            for n, score, i in zip(range(1, BEST + 1), scores.tolist(), best.tolist(), strict=False)
+        ]
+        where = f"its image comes as number {int(before_S[sentence]) + 1:,} of {len(names):,}"
+        return Shown(f"{captions[sentence]}\n{where}", pictures)
+    scores, best = similarity_SN[:, image].sort(descending=True, stable=True)
+    pictures = [Picture(paths[image], names[image])] if folder else []
     pictures += [
-        Picture(
-            None,
-            f"{place}. {own.captions[i]} ({similarity_SN[i, image]:.2f})",
-            right=i // PER_IMAGE == image,
-        )
-        for place, i in enumerate(best, 1)
+        Picture(None, f"{n}. {captions[i]} ({score:.2f})", right=i // PER_IMAGE == image)
+        for n, score, i in zip(range(1, BEST + 1), scores.tolist(), best.tolist(), strict=False)
     ]
-    place = f"its best sentence comes as number {before + 1:,} of {len(own.captions):,}"
-    return Shown(f"Image {own.names[image]}\n{place}", pictures)
-
-
-def _path(folder: Path | None, name: str) -> Path | None:
-    return None if folder is None else folder / f"{name}.jpg"
+    where = f"its best sentence comes as number {int(before_N[image]) + 1:,} of {len(captions):,}"
+    return Shown(f"Image {names[image]}\n{where}", pictures)

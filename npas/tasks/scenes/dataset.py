@@ -13,14 +13,17 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from npas.tasks.common import files
 from npas.tasks.scenes.world import Difficulty
 from npas.utils.checks import at_least, at_most
+
+if TYPE_CHECKING:
+    from npas.config import DataConfig
 
 WORLD = 1  # which world it is: one more when the same keys come to mean other bytes
 MOST = 10_000_000  # images of a split: more is a typing error, and would fill the disk
@@ -41,9 +44,40 @@ class Made:
             at_most(f"task.made.{key}", getattr(self, key), MOST)
         at_least("task.made.seed", self.seed, 0)
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of images of each split."""
-        return {"train": self.train, "val": self.val, "test": self.test}
+
+def refuse_unread(config: Any, keys: Sequence[str]) -> None:
+    """Raise ValueError if one of the keys is set where `task.set=scenes`, which has its own."""
+    for key in keys:
+        value = getattr(config, key)
+        if config.set == "scenes" and value != getattr(type(config), key):
+            raise ValueError(
+                f"task.{key}={value} is not read where task.set=scenes, which has its own: leave it"
+                " out"
+            )
+
+
+def find(
+    owner: object,
+    data: DataConfig,
+    form: str,
+    difficulty: Difficulty,
+    made: Made,
+    sizes: dict[str, int],
+    write: Callable[[Path, dict[str, int], int], Any],
+) -> Path:
+    """Return the folder of the scenes that a task asks for, which `write(folder, counts, seed)`.
+
+    Those of a synthetic run are few, and gone when their owner is; others lie under `data.root`.
+    """
+    if data.source != "synthetic":
+        counts = {"train": made.train, "val": made.val, "test": made.test}
+        root = Path(data.root)
+        return ensure(
+            root, form, difficulty, made, sizes, lambda new: write(new, counts, made.seed)
+        )
+    few, root = data.synthetic, temporary(owner)
+    write(root, {"train": few.train, "val": few.test, "test": few.test}, 0)
+    return root
 
 
 def ensure(
@@ -73,15 +107,12 @@ def ensure(
                     new.mkdir(parents=True)
                     write(new)
                     os.replace(new, folder)
-                except BaseException:
+                finally:
                     shutil.rmtree(new, ignore_errors=True)
-                    raise
     except OSError as error:
-        is_other = root.exists() and not root.is_dir()
-        reason = f"{root} is no folder" if is_other else files.reason(error)
         raise ValueError(
-            f"{folder} cannot be written ({reason}): set data.root to a folder with room for"
-            " synthetic scenes"
+            f"{folder} cannot be written ({files.reason(error)}): set data.root to a folder with"
+            " room for synthetic scenes"
         ) from None
     return folder
 
