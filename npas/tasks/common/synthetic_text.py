@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 _FIRST = (
     "Ada Alan Amir Anna Arne Björn Carl Chloé Clara Dora Eli Emil Erik Eva Fatima Fred Greta Hana"
@@ -65,32 +64,24 @@ ASKING = {
 }
 
 
-@dataclass(frozen=True)
-class Life:
-    """What there is to tell of somebody, and what of it is told."""
+class Life(NamedTuple):
+    """What there is to tell of somebody, and which of the sentences are told, in order."""
 
     facts: dict[str, str]
-    told: tuple[str, ...]
+    told: list[str]
 
     def sentences(self) -> list[str]:
-        """Return the sentences, in order."""
+        """Return the sentences."""
         return [TELLING[kind].format(**self.facts) for kind in self.told]
 
 
 def draw_life(rng: Random, name: str, sentences: int) -> Life:
     """Draw a life, of which so many of four sentences are told."""
     born = rng.randrange(1850, 1960)
-    facts = {
-        "name": name,
-        "born_in": rng.choice(CITIES),
-        "born": str(born),
-        "job": rng.choice(JOBS),
-        "moved_to": rng.choice(CITIES),
-        "moved": str(born + rng.randrange(18, 60)),
-        "instrument": rng.choice(INSTRUMENTS),
-    }
-    told = sorted(rng.sample(list(TELLING), sentences), key=list(TELLING).index)
-    return Life(facts, tuple(told))
+    facts = {"name": name, "born_in": rng.choice(CITIES), "born": str(born)}
+    facts |= {"job": rng.choice(JOBS), "moved_to": rng.choice(CITIES)}
+    facts |= {"moved": str(born + rng.randrange(18, 60)), "instrument": rng.choice(INSTRUMENTS)}
+    return Life(facts, sorted(rng.sample(list(TELLING), sentences), key=list(TELLING).index))
 
 
 def draw_names(rng: Random, count: int) -> list[str]:
@@ -132,11 +123,10 @@ def _paragraph(rng: Random, version: str, name: str, questions: int) -> dict[str
     context = " ".join(sentence for life in lives for sentence in life.sentences())
     asked = []
     for i in range(questions):
-        impossible = version == "2.0" and rng.random() < 1 / 3
         entry: dict[str, Any] = {"id": f"{name}-{i}"}
         if version == "2.0":
-            entry["is_impossible"] = impossible
-        if impossible:
+            entry["is_impossible"] = rng.random() < 1 / 3
+        if entry.get("is_impossible"):
             question = rng.choice(list(ASKING))
             entry |= {"question": question.format(name=absent), "answers": []}
             entry["plausible_answers"] = [_answer(context, lives[0], *ASKING[question])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -107,13 +108,10 @@ def inputs(ids_BL: Tensor, second_B: Tensor, length_B: Tensor) -> dict[str, Tens
 class TextTask(base.Task):
     """Train on texts that a tokenizer cuts, `task.tokenizer` or of synthetic ones their own.
 
-    A task gives `write`, which writes its synthetic files, `ensure`, which looks for real ones, and
-    `read`, which makes `parts` of what lies under `root`.
+    What lies under `root` becomes `parts`.
     """
 
     tokenizer: Tokenizer
-    root: Path
-    parts: dict[str, Any]
 
     def __init__(self, config: Any, data: DataConfig, seed: int, device: torch.device) -> None:
         self.config = config
@@ -122,33 +120,33 @@ class TextTask(base.Task):
         self.device = device
         self.source = data.source
         self.root = Path(data.root)
-        self.parts = {}
+        self.parts: dict[str, Any] = {}
 
     def setup(self) -> None:
         """Read the files, whose samples come to rest on the device."""
         if self.parts:
             return
-        if self.source == "synthetic":
-            with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:
+            if self.source == "synthetic":
                 self.root = Path(folder)
                 self.write()
                 self.tokenizer = load_synthetic(self.root)
-                self.read()
-        else:
-            self.ensure()
-            self.tokenizer = load_tokenizer(self.config.tokenizer, self.data.download)
+            else:
+                self.ensure()
+                self.tokenizer = load_tokenizer(self.config.tokenizer, self.data.download)
             self.read()
 
+    @abc.abstractmethod
     def write(self) -> None:
         """Write the synthetic set under `root`."""
-        raise AssertionError
 
+    @abc.abstractmethod
     def ensure(self) -> None:
         """Look for the files. ValueError, one line, if they are missing."""
 
+    @abc.abstractmethod
     def read(self) -> None:
         """Read the files under `root` into `parts`. ValueError."""
-        raise AssertionError
 
     def check_network(self, model: nn.Module) -> None:
         """ValueError if the network does not know all words of the tokenizer."""

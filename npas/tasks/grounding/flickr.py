@@ -24,26 +24,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from npas.tasks.common.files import reason
-from npas.tasks.grounding.phrases import (
-    BOXES,
-    BOXLESS,
-    CAPTIONS,
-    ODD_PHRASES,
-    SPLITS,
-    UNRELATED,
-    WORDLESS,
-    Box,
-    Image,
-    Phrase,
-    Reading,
-    log,
-    warn,
-)
+from npas.tasks.grounding.phrases import SPLITS, Box, Counted, Image, Phrase, Reading, log, warn
 
 FOLDER = "flickr30k_entities"
 # Images of each split.
 PUBLISHED = {"train": 29_783, "val": 1_000, "test": 1_000}
-PUBLISHED_CAPTIONS = 158_915
 NOT_VISIBLE = "0"  # the chain
 
 _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s/\[\]]+)*)\s*([^\[\]]*)\]")
@@ -106,7 +91,7 @@ def _read(folder: Path, named: list[str], left_out: set[tuple[str, str]]) -> Rea
     for name in named:
         path = folder / "Annotations" / f"{name}.xml"
         image, boxes, without = read_annotation(path, folder / f"flickr30k-images/{name}.jpg", name)
-        counts[BOXES] += sum(map(len, boxes.values()))
+        counts[Counted.BOXES] += sum(map(len, boxes.values()))
         last = image.width - 1, image.height - 1
         around: dict[str, Box] = {}
         for chain, own in boxes.items():
@@ -119,24 +104,24 @@ def _read(folder: Path, named: list[str], left_out: set[tuple[str, str]]) -> Rea
         phrases = []
         text_path = folder / "Sentences" / f"{name}.txt"
         for number, line in enumerate(_lines(text_path), 1):
-            counts[CAPTIONS] += 1
+            counts[Counted.CAPTIONS] += 1
             mentions = _PHRASE.findall(line)
             for _ in range(line.count("[/EN#") - len(mentions)):
-                reading.note(ODD_PHRASES, f"caption {number} of {text_path}", name)
-                counts[BOXLESS] += 1
+                reading.note(Counted.ODD_PHRASES, f"caption {number} of {text_path}", name)
+                counts[Counted.BOXLESS] += 1
             if (name, str(number)) in left_out:
-                counts[UNRELATED] += 1
+                counts[Counted.UNRELATED] += 1
                 continue
             for chain, types, words in mentions:
                 if not words.strip():
-                    counts[WORDLESS] += 1
+                    counts[Counted.WORDLESS] += 1
                 elif chain in around:
                     text = " ".join(words.split())
                     phrases.append(Phrase(text, around[chain], tuple(types.split("/")[1:])))
                 else:
-                    counts[BOXLESS] += 1
+                    counts[Counted.BOXLESS] += 1
                     if chain != NOT_VISIBLE and chain not in without:
-                        reading.note(ODD_PHRASES, f"chain {chain} of {path}")
+                        reading.note(Counted.ODD_PHRASES, f"chain {chain} of {path}")
         reading.images.append(image)
         reading.phrases.append(phrases)
     return reading

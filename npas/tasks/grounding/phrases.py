@@ -19,20 +19,26 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-# What a reading counts.
-CAPTIONS, BOXES = "captions", "boxes"
-UNRELATED = "captions of some other image"
-BOXLESS, WORDLESS = "phrases without a box", "phrases without a word"
-CLIPPED, ODD_BOXES, ODD_PHRASES = "boxes clipped", "odd boxes", "odd phrases"
-# Of these, what is to be warned of.
-STRANGE = {
-    CLIPPED: "boxes reach beyond their image and were clipped to it",
-    ODD_BOXES: "boxes are empty or outside their image: phrases that speak of them are left out",
-    ODD_PHRASES: "phrases are left out, which are no [/EN#chain/type words], or of no known chain",
-}
 MOST_BAD = 3  # images that a split may lack or that may be odd, or a hundredth of it
 
 Box = tuple[float, float, float, float]
+
+
+class Counted:
+    """What a reading counts."""
+
+    CAPTIONS, BOXES = "captions", "boxes"
+    UNRELATED = "captions of some other image"
+    BOXLESS, WORDLESS = "phrases without a box", "phrases without a word"
+    CLIPPED, ODD_BOXES, ODD_PHRASES = "boxes clipped", "odd boxes", "odd phrases"
+
+
+# Of these, what is to be warned of.
+STRANGE = {
+    Counted.CLIPPED: "boxes reach beyond their image and were clipped to it",
+    Counted.ODD_BOXES: "boxes are empty or outside their image: their phrases are left out",
+    Counted.ODD_PHRASES: "phrases are left out, no [/EN#chain/type words] or of no known chain",
+}
 
 
 class Image(NamedTuple):
@@ -82,11 +88,13 @@ class Reading:
         left, top, right, bottom = box
         is_empty = not (left <= right and top <= bottom)  # also where one is not a number
         if is_empty or right < 0 or bottom < 0 or left > last[0] or top > last[1]:
-            self.note(ODD_BOXES, f"{left:g} {top:g} {right:g} {bottom:g}, {where}", image.id)
+            self.note(
+                Counted.ODD_BOXES, f"{left:g} {top:g} {right:g} {bottom:g}, {where}", image.id
+            )
             return None
         clipped = max(left, 0), max(top, 0), min(right, last[0]), min(bottom, last[1])
         if clipped != box:
-            self.note(CLIPPED, where)
+            self.note(Counted.CLIPPED, where)
         return clipped
 
 
@@ -153,7 +161,7 @@ def warn(name: str, found: Mapping[str, Reading], remedy: str) -> None:
     """
     for split, reading in found.items():
         if too_many(len(reading.spoiled), len(reading.images)):
-            first = reading.odd.get(ODD_BOXES) or reading.odd[ODD_PHRASES]
+            first = reading.odd.get(Counted.ODD_BOXES) or reading.odd[Counted.ODD_PHRASES]
             raise ValueError(
                 f"{name}: {len(reading.spoiled):,} of the {len(reading.images):,} images of {split}"
                 f" have boxes or phrases that make no sense (first: {first}): {remedy}"

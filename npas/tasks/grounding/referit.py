@@ -18,17 +18,7 @@ from typing import Any
 
 from npas.tasks.common.files import reason
 from npas.tasks.common.unpickle import unpickle
-from npas.tasks.grounding.phrases import (
-    BOXES,
-    BOXLESS,
-    SPLITS,
-    WORDLESS,
-    Box,
-    Image,
-    Phrase,
-    Reading,
-    warn,
-)
+from npas.tasks.grounding.phrases import SPLITS, Box, Counted, Image, Phrase, Reading, warn
 
 FOLDER = "refclef"
 PUBLISHED_IMAGES = 19_997  # published, of all splits together
@@ -106,10 +96,10 @@ def _splits(
         last = image.width, image.height  # as far as left + width of a box at the edge comes
         where = f"annotation {ann_id} of {instances_path}"
         box = reading.inside(annotated[ann_id][1], image, last, where)
-        reading.counts[BOXES] += 1
+        reading.counts[Counted.BOXES] += 1
         for text in texts:
             if box is None or not text:
-                reading.counts[WORDLESS if box else BOXLESS] += 1
+                reading.counts[Counted.WORDLESS if box else Counted.BOXLESS] += 1
             else:
                 reading.phrases[index].append(Phrase(text, box))
     if not all(reading.images for reading in found.values()):

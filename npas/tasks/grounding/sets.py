@@ -8,22 +8,10 @@ from pathlib import Path
 from npas.tasks.common import checksums
 from npas.tasks.grounding import flickr, referit
 from npas.tasks.grounding.batch import Part
-from npas.tasks.grounding.phrases import (
-    BOXES,
-    BOXLESS,
-    CAPTIONS,
-    CLIPPED,
-    ODD_BOXES,
-    ODD_PHRASES,
-    UNRELATED,
-    WORDLESS,
-    Reading,
-    spread,
-)
+from npas.tasks.grounding.phrases import Reading, spread
 
 READERS = {"flickr30k": flickr, "referit": referit}
 TRIED = 1000  # images of each part, evenly spread, whose features are read
-NOTED = (BOXLESS, ODD_BOXES, ODD_PHRASES, WORDLESS, UNRELATED, CLIPPED)
 
 
 def folder(name: str, root: Path) -> Path:
@@ -70,39 +58,30 @@ def compare(
 def report(
     readings: Mapping[str, Reading], parts: Mapping[str, Part], published: str | None
 ) -> dict[str, str]:
-    """Return a description of each split, all of them, features and words, a line each.
+    """Return a description of each split and of the words, a line each.
 
     `published` is the set to compare with, "flickr30k" or "referit"; None: it is synthetic.
     ValueError for features that cannot be read.
     """
     found = {}
-    each = flickr.PUBLISHED if published == "flickr30k" else {}
+    known = flickr.PUBLISHED if published == "flickr30k" else {}
     for split, reading in readings.items():
-        counts, images = reading.counts, _beside(len(reading.images), each.get(split), "images")
-        noted = "".join(f", {counts[what]:,} {what}" for what in NOTED if counts[what])
-        there = sum(image.path.is_file() for image in reading.images)
-        found[split] = (
-            f"{images}, {there:,} of them as files, {len(parts[split].flat):,} phrases with a box,"
-            f" {counts[BOXES]:,} boxes{noted}"
-        )
-    count = sum(len(reading.images) for reading in readings.values())
-    captions = sum(reading.counts[CAPTIONS] for reading in readings.values())
-    if published == "flickr30k":
-        in_all = _beside(captions, flickr.PUBLISHED_CAPTIONS, "captions")
-        found["all"] = f"{_beside(count, sum(each.values()), 'images')}, {in_all}"
-    else:
-        known = referit.PUBLISHED_IMAGES if published else None
-        found["all"] = _beside(count, known, "images" if published else "images, synthetic")
-    for split, part in parts.items():
+        part = parts[split]
         regions, rows_I = part.regions, part.regions.rows_I[part.there]
         tried = [part.there[i] for i in spread(len(part.there), TRIED)]
         for index in tried:
             regions.read(index, int(regions.rows_I[index]))
-        found[f"{split} features"] = (
-            f"{rows_I.sum():,} regions, {rows_I.min():,} to {rows_I.max():,} an image, of"
-            f" {regions.width:,} numbers; {len(tried):,} of {len(rows_I):,} images read,"
-            f" {len(regions.missing):,} more have none"
+        there = sum(image.path.is_file() for image in reading.images)
+        counts = "".join(f", {count:,} {what}" for what, count in sorted(reading.counts.items()))
+        found[split] = (
+            f"{_beside(len(reading.images), known.get(split))}, {there:,} of them as files,"
+            f" {len(part.flat):,} phrases with a box{counts}, {rows_I.sum():,} regions,"
+            f" {rows_I.min():,} to {rows_I.max():,} an image, of {regions.width:,} numbers;"
+            f" {len(tried):,} of {len(rows_I):,} images read, {len(regions.missing):,} have none"
         )
+    images = sum(len(reading.images) for reading in readings.values())
+    in_all = referit.PUBLISHED_IMAGES if published == "referit" else sum(known.values())
+    found["all"] = _beside(images, in_all or None)
     words = next(iter(parts.values())).words
     found["words"] = (
         f"{len(words.lengths_U):,} different phrases of up to {int(words.lengths_U.max())} words,"
@@ -112,9 +91,9 @@ def report(
     return found
 
 
-def _beside(count: int, published: int | None, what: str) -> str:
-    """Return a count, and whether it is the published one."""
+def _beside(count: int, published: int | None) -> str:
+    """Return a count of images, and whether it is the published one."""
     if published is None:
-        return f"{count:,} {what}"
+        return f"{count:,} images"
     same = "as published" if count == published else f"{published:,} were published"
-    return f"{count:,} {what} ({same})"
+    return f"{count:,} images ({same})"

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import Input, InputSpec
-from npas.tasks import base, scenes
+from npas.tasks import scenes
 from npas.tasks.base import Batch, Picture, Shown, over_ranks
-from npas.tasks.common import checksums, word_vectors
+from npas.tasks.common import word_vectors
 from npas.tasks.common.measure import fill, measuring
 from npas.tasks.grounding import metrics, sets
 from npas.tasks.grounding.batch import Lot, Part, Sizes
@@ -44,7 +44,7 @@ from npas.tasks.grounding.regions import Regions
 from npas.tasks.scenes import Difficulty, dataset
 from npas.tasks.scenes.dataset import Made
 from npas.utils import rng
-from npas.utils.checks import at_least, at_most
+from npas.utils.checks import within
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -84,35 +84,24 @@ class Config:
     made: Made = field(default_factory=Made)
 
     def __post_init__(self) -> None:
-        for key, (least, most) in LIMITS.items():
-            at_least(f"task.{key}", getattr(self, key), least)
-            at_most(f"task.{key}", getattr(self, key), most)
+        within("task", self, LIMITS)
         for key in ("vectors", "bert"):
             if not getattr(self, key).strip():
                 raise ValueError(f"task.{key} must not be empty")
         dataset.refuse_unread(self, ("vectors", "bert"))
 
 
-class Task(base.Task):
+class Task(dataset.SceneTask):
     """Score the regions of an image for each of its phrases."""
 
     samples = "training images"
-
-    compared: checksums.Comparison
     selection_metric = "accuracy"
-    has_validation = True
 
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
-        self.name = NAMES[config.set]
-        base.refuse_val_fraction(data, self.name, "which has a part to choose a checkpoint by")
-        self.config = config
-        self.data = data
-        self.seed = seed
+        super().__init__(config, data, seed, NAMES[config.set])
         self.computing = device  # where a BERT reads the phrases
-        self.device = torch.device("cpu")  # whatever trains: features stream from disk
-        self.source = data.source
         size = Sizes(config.phrases, config.regions)
         if self.source == "synthetic":
             size = Sizes(*map(min, size, (SYNTHETIC_PHRASES, SYNTHETIC_REGIONS)))
@@ -124,10 +113,7 @@ class Task(base.Task):
             "boxes": Input((size.regions, 5)),
         }
         self.spec = InputSpec((), 1, outputs="regions", inputs=inputs)
-        self.is_made_up = config.set == "scenes" or self.source == "synthetic"
-        self.compared = checksums.Comparison(data.verify)
         self.readings: dict[str, Reading] = {}
-        self.parts: dict[str, Part] = {}
 
     def setup(self) -> None:
         """Read the phrases and look for the regions' features, which stay on disk. ValueError."""
@@ -136,9 +122,7 @@ class Task(base.Task):
         config, root = self.config, Path(self.data.root)
         name = "referit" if config.set == "referit" else "flickr30k"
         if self.is_made_up:
-            sizes = {key: getattr(config, key) for key in ("region_width", "word_width")}
-            made = config.scenes, config.made, sizes, self._write
-            root = dataset.find(self, self.data, f"flickr30k {config.words}", *made)
+            root = self.find(f"flickr30k {config.words}", {}, self._write)
         readings = sets.read(name, root)
         if not self.is_made_up:
             sets.compare(name, root, readings, self.compared)

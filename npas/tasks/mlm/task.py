@@ -86,6 +86,9 @@ class Task(tokenization.TextTask):
         made = self.data.synthetic
         synthetic_text.write_texts(self.root, made.train + made.test)
 
+    def ensure(self) -> None:
+        reader.files(self.root / "text")
+
     def read(self) -> None:
         folder, made = self.root / "text", self.data.synthetic
         is_real = self.source == "real"

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from npas.models import Input, InputSpec
 from npas.models._match import Match, Matcher
-from npas.tasks import base, scenes
+from npas.tasks import scenes
 from npas.tasks.base import Batch, Shown
-from npas.tasks.common import checksums, word_vectors
+from npas.tasks.common import word_vectors
 from npas.tasks.common.measure import fill, measuring
 from npas.tasks.retrieval import losses, metrics, reader, words
 from npas.tasks.retrieval.images import examples
@@ -38,7 +38,7 @@ from npas.tasks.scenes import dataset
 from npas.tasks.scenes.dataset import Made
 from npas.tasks.scenes.world import Difficulty
 from npas.utils import rng
-from npas.utils.checks import above, at_least, at_most, below
+from npas.utils.checks import above, below, within
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -93,9 +93,7 @@ class Config:
     made: Made = field(default_factory=Made)
 
     def __post_init__(self) -> None:
-        for key, (least, most) in LIMITS.items():
-            at_least(f"task.{key}", getattr(self, key), least)
-            at_most(f"task.{key}", getattr(self, key), most)
+        within("task", self, LIMITS)
         above("task.margin", self.margin, 0)
         below("task.beta", self.beta, 1)
         if not self.vectors.strip():
@@ -121,23 +119,15 @@ class Part:
         return len(self.images)
 
 
-class Task(base.Task):
+class Task(dataset.SceneTask):
     """Match sentences with images whose region features stream from disk."""
 
-    compared: checksums.Comparison
     selection_metric = "mr"
-    has_validation = True  # all these sets have a part to choose a checkpoint by
 
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
-        base.refuse_val_fraction(data, config.set, "which has a part to choose a checkpoint by")
-        self.config = config
-        self.data = data
-        self.seed = seed
-        self.name = config.set
-        self.device = torch.device("cpu")  # whatever trains: batches stream from disk
-        self.source = data.source
+        super().__init__(config, data, seed, config.set)
         self.regions, self.words, self.folds = config.regions, config.max_words, config.folds or 1
         if self.source == "synthetic":
             self.regions = min(self.regions, SYNTHETIC_REGIONS)
@@ -155,10 +145,8 @@ class Task(base.Task):
             "ids": Input((config.captions, places), True),
         }
         self.spec = InputSpec((), 1, outputs="match", inputs=inputs)
-        self.parts: dict[str, Part] = {}
         self.vocabulary_path: Path | None = None  # none: words are counted
         self.pictures: Path | None = None  # the folder of the images themselves
-        self.compared = checksums.Comparison(data.verify)
 
     def setup(self) -> None:
         """Read sentences and words, and find the features. ValueError, one line, if they are bad.
@@ -167,16 +155,11 @@ class Task(base.Task):
         """
         if self.parts:
             return
-        config, data = self.config, self.data
-        name = f"{config.set}_precomp"
-        if config.set == "scenes" or self.source == "synthetic":
-            sizes = {"regions": self.regions}
-            sizes |= {key: getattr(config, key) for key in ("region_width", "word_width")}
-            made = config.scenes, config.made, sizes, self._write
-            root = dataset.find(self, data, "scan", *made)
+        config, root, name = self.config, Path(self.data.root), f"{self.config.set}_precomp"
+        if self.is_made_up:
+            root = self.find("scan", {"regions": self.regions}, self._write)
             vectors, self.pictures = root / VECTORS, root / name / "images"
         else:
-            root = Path(data.root)
             if not (root / name).is_dir():
                 raise ValueError(
                     f"{config.set} is not under data.root={root}: put its arrays into"

@@ -16,28 +16,9 @@ import dataclasses
 import itertools
 from dataclasses import dataclass
 
-from npas.tasks.scenes.language import (
-    PLACES,
-    SAID,
-    Teller,
-    Words,
-    alike,
-    choose,
-    kind,
-    plural,
-    those,
-)
-from npas.tasks.scenes.world import (
-    COLOURS,
-    MATERIALS,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    TONES,
-    Difficulty,
-    Scene,
-    relation,
-)
+from npas.tasks.scenes import language, world
+from npas.tasks.scenes.language import Teller, Words, alike, choose, kind, plural, those
+from npas.tasks.scenes.world import Difficulty, Scene, relation
 
 CAPTIONS = 5
 TYPES = {
@@ -195,8 +176,17 @@ class _Telling:
 
 def vocabulary() -> list[str]:
     """Return every word of captions and expressions, in small letters, in order."""
-    texts = [*SHAPES, *COLOURS, *MATERIALS, *SIZES, *TONES, *RELATIONS, *PLACES, OTHERS]
+    texts = [
+        *world.SHAPES,
+        *world.COLOURS,
+        *world.MATERIALS,
+        *world.SIZES,
+        *world.TONES,
+        *world.RELATIONS,
+        *language.PLACES,
+        OTHERS,
+    ]
     texts += [*STARTS, *BETWEEN, *UNSEEN, *ABSENT, *BACKGROUNDS]
-    texts += itertools.chain(*SAID.values(), *NUMBERS.values())
-    texts += [plural(noun) for shape in SHAPES for noun in SAID.get(shape, (shape,))]
+    texts += itertools.chain(*language.SAID.values(), *NUMBERS.values())
+    texts += [plural(noun) for shape in world.SHAPES for noun in language.SAID.get(shape, (shape,))]
     return sorted({word for text in texts for word in text.lower().split()})

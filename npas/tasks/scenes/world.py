@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from random import Random
 
-from npas.utils.checks import at_least, at_most
+from npas.utils.checks import at_least, within
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
 # Of pixels: red, green, blue.
@@ -67,9 +67,7 @@ class Difficulty:
     width: int = 128
 
     def __post_init__(self) -> None:
-        for key, (least, most) in LIMITS.items():
-            at_least(f"task.scenes.{key}", getattr(self, key), least)
-            at_most(f"task.scenes.{key}", getattr(self, key), most)
+        within("task.scenes", self, LIMITS)
         at_least("task.scenes.most", self.most, self.least)
         at_least("task.scenes.proposals", self.proposals, self.most)
         if max(self.height, self.width) > 2 * min(self.height, self.width):

@@ -101,11 +101,9 @@ class Part:
     start_N: Tensor
     end_N: Tensor
 
-    def inputs(self, index_B: Tensor | slice) -> dict[str, Tensor]:
+    def inputs(self, own: Tensor | slice) -> dict[str, Tensor]:
         """Return what a network reads of these windows."""
-        return tokenization.inputs(
-            self.ids_NL[index_B], self.second_N[index_B], self.length_N[index_B]
-        )
+        return tokenization.inputs(self.ids_NL[own], self.second_N[own], self.length_N[own])
 
 
 class Task(tokenization.TextTask):

@@ -73,14 +73,10 @@ def test_a_set_is_read_whole_and_counted(
     if name == "flickr30k":
         assert lines["train"] == (
             "9 images (29,783 were published), 0 of them as files, 62 phrases with a box, 54"
-            " boxes, 26 phrases without a box, 1 captions of some other image"
+            " boxes, 45 captions, 1 captions of some other image, 26 phrases without a box, 117"
+            " regions, 12 to 14 an image, of 6 numbers; 9 of 9 images read, 0 have none"
         )
-        assert lines["all"] == (
-            "16 images (31,783 were published), 80 captions (158,915 were published)"
-        )
-        assert lines["train features"] == (
-            "117 regions, 12 to 14 an image, of 6 numbers; 9 of 9 images read, 0 more have none"
-        )
+        assert lines["all"] == "16 images (31,783 were published)"
         assert lines["words"].startswith("21 different phrases of up to 3 words, ")
     else:
         assert lines["all"] == "16 images (19,997 were published)"
@@ -292,7 +288,7 @@ def test_images_without_features_are_not_trained_on_and_their_phrases_are_wrong(
     _, train, test = caplog.messages  # first that these are not the published images
     assert train.endswith("no features of 2 of 9 images (first: 102): they are left out")
     assert test.endswith("no features of 1 of 4 images (first: 301): their phrases count as wrong")
-    assert task.inspect()["train features"].endswith("7 of 7 images read, 2 more have none")
+    assert task.inspect()["train"].endswith("7 of 7 images read, 2 have none")
     shown = [task.parts["train"].flat.images[i].id for i in task.parts["train"].there]
     assert task.train_size == 7 and shown == sorted(set(IDS["train"]) - {"102", "107"})
     assert len(next(task.train_batches(0, 7)).inputs["regions"]) == 7
@@ -363,7 +359,7 @@ def test_scenes_are_written_once_and_a_network_learns_what_phrases_speak_of(
     made = grounding.Made(train=40, val=1, test=14)
     task = set_up(tmp_path, name="scenes", made=made, **keys)
     assert task.name == "scenes" and task.source == "real"
-    assert task.inspect()["all"] == "55 images, synthetic"
+    assert task.inspect()["all"] == "55 images"
     (folder,) = tmp_path.iterdir()
     assert folder.name.startswith("scenes-")
 

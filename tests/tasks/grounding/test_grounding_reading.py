@@ -23,15 +23,7 @@ from grounding_files import (
 
 from npas.tasks.cifar import synthetic
 from npas.tasks.grounding import flickr, referit, sets
-from npas.tasks.grounding.phrases import (
-    BOXLESS,
-    CLIPPED,
-    ODD_BOXES,
-    ODD_PHRASES,
-    WORDLESS,
-    Flat,
-    Phrase,
-)
+from npas.tasks.grounding.phrases import Counted, Flat, Phrase
 
 REFS = "refs(berkeley).p"
 
@@ -85,7 +77,7 @@ def test_each_phrase_has_the_box_around_its_chain(entities: Path) -> None:
         Phrase("the dog", (70, 30, 99, 59), ("animals",)),
         Phrase("a blue car", (0, 0, 39, 19), ("vehicles",)),
     ]
-    assert dict(reading.counts) == {"captions": 15, "boxes": 18, BOXLESS: 9}
+    assert dict(reading.counts) == {"captions": 15, "boxes": 18, Counted.BOXLESS: 9}
     assert sets.features_path("flickr30k", entities.parent, "test").parent == entities
 
 
@@ -132,23 +124,33 @@ def told(line: str | bytes) -> Callable[[Path], Any]:
 
 WITHOUT_DOG = ["A man", "a red hat", "Two men", "The man", "a blue car"]
 ODD: dict[str, tuple[Callable[[Path], Any], list[str], str, str]] = {
-    "outside": (boxed(c5=[(71, 31, 90, 60), (201, 1, 220, 20)]), WITHOUT_DOG, ODD_BOXES, "200 0 "),
-    "left of it": (boxed(c5=[(-9, 1, -2, 20)]), WITHOUT_DOG, ODD_BOXES, "-10 0 -3 19, "),
-    "inside out": (boxed(c5=[(40, 1, 20, 20)]), WITHOUT_DOG, ODD_BOXES, "39 0 19 19, "),
+    "outside": (
+        boxed(c5=[(71, 31, 90, 60), (201, 1, 220, 20)]),
+        WITHOUT_DOG,
+        Counted.ODD_BOXES,
+        "200 0 ",
+    ),
+    "left of it": (boxed(c5=[(-9, 1, -2, 20)]), WITHOUT_DOG, Counted.ODD_BOXES, "-10 0 -3 19, "),
+    "inside out": (boxed(c5=[(40, 1, 20, 20)]), WITHOUT_DOG, Counted.ODD_BOXES, "39 0 19 19, "),
     "no such chain": (
         boxed(c5=None),
         WITHOUT_DOG,
-        ODD_PHRASES,
+        Counted.ODD_PHRASES,
         "2 phrases are left out, .*chain 5 of",
     ),
-    "open": (told("[/EN#4/people Two men and a dog ."), ["The man"], ODD_PHRASES, "caption 2 of "),
+    "open": (
+        told("[/EN#4/people Two men and a dog ."),
+        ["The man"],
+        Counted.ODD_PHRASES,
+        "caption 2 of ",
+    ),
     "nested": (
         told("[/EN#4/people Two with [/EN#5/animals a dog] ]"),
         ["The man", "a dog"],
-        ODD_PHRASES,
+        Counted.ODD_PHRASES,
         "1 phrases are left out",
     ),
-    "no chain": (told("[/EN#x/people Two]"), ["The man"], ODD_PHRASES, "302.txt"),
+    "no chain": (told("[/EN#x/people Two]"), ["The man"], Counted.ODD_PHRASES, "302.txt"),
 }
 
 
@@ -176,7 +178,7 @@ def test_what_can_be_mended_is_read(entities: Path, caplog: pytest.LogCaptureFix
         Phrase("A man", (10, 10, 29, 49), ("people",)),
         Phrase("Caf\ufffd", (70, 30, 99, 59)),
     ]
-    assert reading.counts[CLIPPED] == 2 and reading.counts[WORDLESS] == 1
+    assert reading.counts[Counted.CLIPPED] == 2 and reading.counts[Counted.WORDLESS] == 1
     (said,) = caplog.messages
     assert "2 boxes reach beyond their image and were clipped" in said and "302.xml" in said
 
@@ -192,7 +194,7 @@ def test_more_odd_images_than_an_accident_explains_are_refused(
         (entities / "Sentences" / f"{name}.txt").write_text(CAPTIONS[0])
     (entities / "train.txt").write_text("\n".join(names))
     if not refused:
-        assert flickr.read(entities)["train"].counts[ODD_BOXES] == 2 * spoiled
+        assert flickr.read(entities)["train"].counts[Counted.ODD_BOXES] == 2 * spoiled
         return
     with pytest.raises(ValueError, match=r"4 of the 9 images of train have .*1000\.xml"):
         flickr.read(entities)
@@ -210,7 +212,7 @@ def test_every_expression_is_a_phrase_in_small_ascii_letters(refclef: Path) -> N
             expected = [("the man with caf hat", man), ("man", man), ("dog left", dog)]
             assert own == [Phrase(*pair) for pair in expected]
         # A box at the edge ends one beyond the last pixel; that is how CITE takes it.
-        assert reading.counts[CLIPPED] == 0
+        assert reading.counts[Counted.CLIPPED] == 0
     image = found["val"].images[1]
     assert image.path == refclef.parent / "images/saiapr_tc-12/02/images/201.jpg"
     assert (image.width, image.height) == (100, 60)
@@ -236,7 +238,7 @@ def test_what_is_strange_is_counted_and_costs_no_more_than_itself(
     reading = referit.read(refclef)["train"]
     assert [len(own) for own in reading.phrases] == [2, 1, 1, *[3] * 6]
     assert reading.phrases[0][1].box == (70, 30, 100, 60)
-    counts = {WORDLESS: 1, CLIPPED: 1, ODD_BOXES: 2, BOXLESS: 4}
+    counts = {Counted.WORDLESS: 1, Counted.CLIPPED: 1, Counted.ODD_BOXES: 2, Counted.BOXLESS: 4}
     assert {key: reading.counts[key] for key in counts} == counts
     one, other = sorted(caplog.messages)
     assert "1 boxes reach beyond their image" in one and "annotation 1001 of" in one
