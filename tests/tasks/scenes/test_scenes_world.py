@@ -59,16 +59,15 @@ def pixels(thing: Thing) -> set[tuple[int, int]]:
 
 
 def test_large_things_are_larger_than_small_ones_and_grow_with_the_image() -> None:
-    def widths(**keys: Any) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for scene in drawn(sizes=3, **keys):
+    widths: dict[tuple[int, str], list[int]] = {}
+    for height in (96, 192):
+        for scene in drawn(sizes=3, height=height, width=height + height // 3):
             for thing in scene.things:
-                found.setdefault(thing.size, []).append(thing.box[2] - thing.box[0] + 1)
-        return found
-
-    one, twice = widths(), widths(height=192, width=256)
-    assert max(one["small"]) < min(one["medium"]) and max(one["medium"]) < min(one["large"])
-    assert min(twice["small"]) > 1.8 * min(one["small"])
+                own = widths.setdefault((height, thing.size), [])
+                own.append(thing.box[2] - thing.box[0] + 1)
+    small, medium, large = (widths[96, size] for size in ("small", "medium", "large"))
+    assert max(small) < min(medium) and max(medium) < min(large)
+    assert min(widths[192, "small"]) > 1.8 * min(small)
 
 
 @pytest.mark.parametrize(
