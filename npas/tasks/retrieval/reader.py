@@ -93,16 +93,14 @@ def read(folder: Path, split: str, regions: int, width: int) -> Split:
             f"{path} has {array.shape[1]} regions an image of {array.shape[2]} numbers each: set"
             f" task.regions to at most that, not {regions}, and task.region_width, not {width}"
         )
-    names = [str(i) for i in range(count)]
     path_ids = folder / f"{split}_ids.txt"
-    if path_ids.exists():
-        names = [line.strip() for line in _lines(path_ids)]
-        if len(names) not in (count, len(captions)):
-            raise ValueError(
-                f"{path_ids} has {len(names):,} names, for {count:,} images of {PER_IMAGE}"
-                " sentences: get it again, or leave it out"
-            )
-        names = names[:: len(names) // count]
+    names = _lines(path_ids) if path_ids.exists() else [str(i) for i in range(count)]
+    if len(names) not in (count, len(captions)):
+        raise ValueError(
+            f"{path_ids} has {len(names):,} names, for {count:,} images of {PER_IMAGE} sentences:"
+            " get it again, or leave it out"
+        )
+    names = [name.strip() for name in names[:: len(names) // count]]
     return Split(Features(path, count, len(array) // count, regions, width), captions, names)
 
 

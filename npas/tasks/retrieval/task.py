@@ -32,7 +32,6 @@ from npas.tasks.base import Batch, Shown
 from npas.tasks.common import word_vectors
 from npas.tasks.common.measure import fill, measuring
 from npas.tasks.retrieval import losses, metrics, reader, words
-from npas.tasks.retrieval.images import examples
 from npas.tasks.retrieval.reader import PER_IMAGE
 from npas.tasks.scenes import dataset
 from npas.tasks.scenes.dataset import Made
@@ -131,8 +130,7 @@ class Task(dataset.SceneTask):
         self.regions, self.words, self.folds = config.regions, config.max_words, config.folds or 1
         if self.source == "synthetic":
             self.regions = min(self.regions, SYNTHETIC_REGIONS)
-            self.words = min(self.words, SYNTHETIC_WORDS)
-            self.folds = 1
+            self.words, self.folds = min(self.words, SYNTHETIC_WORDS), 1
         # What the files of each part are called.
         self.splits = {"train": "train", "val": "dev", "test": config.test}
         self.published = PUBLISHED.get(self.name, {}) if self.source == "real" else {}
@@ -325,4 +323,5 @@ class Task(dataset.SceneTask):
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
         """Return sentences with the images that fit best, and by turns images with sentences."""
         similarity_FSN = self._similarity(model, split, 0, 1).cpu()
-        return examples(similarity_FSN, self.parts[split].images, self.pictures, count)
+        images = self.parts[split].images
+        return metrics.examples(similarity_FSN, images, self.pictures, count)

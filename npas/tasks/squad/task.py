@@ -136,18 +136,16 @@ class Task(tokenization.TextTask):
     def ensure(self) -> None:
         """Download what is missing. ValueError says what to put where."""
 
-        def missing() -> list[str]:
-            return [name for name in self.sums if not (self.root / name).is_file()]
-
-        if not missing():
-            return
-        if not self.data.download:
+        missing = [name for name in self.sums if not (self.root / name).is_file()]
+        if missing and not self.data.download:
             raise ValueError(
-                f"{self.name} is not under data.root={self.root}: put {' and '.join(missing())}"
-                " there, or set data.download=true"
+                f"{self.name} is not under data.root={self.root}: put {' and '.join(missing)} there"
+                ", or set data.download=true"
             )
-        with files.locked(self.root / f".{self.name}.lock"):
-            for name in missing():
+        for name in missing:
+            with files.locked(self.root / f".{self.name}.lock"):
+                if (self.root / name).is_file():
+                    continue  # another process was faster
                 path, new = self.root / name, self.root / f".{name}.new"
                 download.download(URL + name, new)  # nobody reads it before its sum is right
                 if (found := checksums.sha256(new)) != f"sha256 {self.sums[name]}":
