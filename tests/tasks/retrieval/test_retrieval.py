@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 from retrieval_files import NAMES, REGIONS, WIDTH, WORD, captions, features, write, write_vocabulary
-from simulated_ranks import by_ranks
 from test_retrieval_scores import sorted_recalls
 from torch import Tensor, nn
 
 from npas.config import DataConfig
 from npas.models import build, family
 from npas.models._match import Match
-from npas.tasks import base
 from npas.tasks.base import Batch
 from npas.tasks.retrieval import task as retrieval
+from npas.tasks.scenes import Difficulty
+from npas.tasks.scenes.dataset import Made
 
 CPU = torch.device("cpu")
 SIZES = {"regions": REGIONS, "region_width": WIDTH, "word_width": WORD, "max_words": 6}
@@ -78,52 +78,6 @@ def test_arguments_are_numbered_as_scan_numbered_them_if_that_is_there(tmp_path:
 # --- batches
 
 
-def rows(task: retrieval.Task, **how: Any) -> list[Tensor]:
-    """Return what each sample of an epoch is, in order of its batches."""
-    found = []
-    for batch in task.train_batches(how.pop("epoch", 0), how.pop("size", 8), **how):
-        values = [*batch.inputs.values(), batch.targets["image"]]
-        found += list(torch.cat([v.reshape(batch.size, -1).float() for v in values], 1))
-    return found
-
-
-@pytest.mark.parametrize(("each", "size"), [(1, 8), (2, 4), (5, 4)])
-def test_a_sample_is_the_same_in_any_batch_on_any_rank(root: Path, each: int, size: int) -> None:
-    task = make(root, captions=each)
-    whole = rows(task, size=size)
-    assert len(whole) == (40 if each == 1 else 8)
-    small = rows(task, size=size // 2)
-    assert all(torch.equal(a, b) for a, b in zip(whole, small, strict=True))
-    ranks = [rows(task, size=size, rank=rank, world=2) for rank in range(2)]
-    for step in range(len(whole) // size):
-        half = slice(step * size // 2, (step + 1) * size // 2)
-        again = torch.stack([*ranks[0][half], *ranks[1][half]])
-        assert torch.equal(again, torch.stack(whole[step * size : (step + 1) * size]))
-    assert torch.equal(rows(task, size=size, steps=range(1, 2))[0], whole[size])
-    for other in (rows(task, size=size, epoch=1), rows(make(root, captions=each, seed=1))):
-        assert not torch.equal(torch.stack(other), torch.stack(whole))
-
-
-def test_workers_make_the_same_batches(root: Path) -> None:
-    task = make(root, captions=2)
-    alone, by_two = (list(base.batches(task, 3, 4, workers=n)) for n in (0, 2))
-    assert len(alone) == len(by_two) == 2
-    for one, other in zip(alone, by_two, strict=True):
-        for key in ("inputs", "targets"):
-            ours, theirs = getattr(one, key), getattr(other, key)
-            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def test_a_batch_is_what_a_network_reads(root: Path) -> None:
-    task = make(root, captions=3)
-    batch = next(task.train_batches(0, 4))
-    assert {k: (v.dtype, v.shape[1:]) for k, v in batch.inputs.items()} == {
-        k: (v.dtype, v.shape[1:]) for k, v in task.spec.example("cpu").items()
-    }
-    expected = torch.from_numpy(features("train"))[batch.targets["image"]]
-    assert torch.equal(batch.inputs["regions"], expected)
-
-
 def said(task: retrieval.Task, batch: Batch) -> list[list[str]]:
     """Return the words of each sample's sentences that have numbers."""
     word = {number: word for word, number in task.vocabulary.items()}
@@ -137,10 +91,15 @@ def test_an_epoch_has_every_sentence_beside_its_image(root: Path) -> None:
     task = make(root)
     found = []
     for batch in task.train_batches(0, 8):
+        expected = torch.from_numpy(features("train"))[batch.targets["image"]]
+        assert torch.equal(batch.inputs["regions"], expected)
         for image, own in zip(batch.targets["image"].tolist(), said(task, batch), strict=True):
             assert NAMES[image] in own[0].split()
             found.append((image, own[0]))
     assert len(found) == 40 and len(set(found)) > 24  # three of five differ in known words
+    # A batch knows which step it is, wherever a run goes on.
+    later = next(task.train_batches(1, 16, range(1, 2)))
+    assert task.steps_per_epoch(16) == 2 and set(later.targets["iteration"].tolist()) == {4}
 
 
 def test_of_several_sentences_others_are_drawn_in_each_epoch(root: Path) -> None:
@@ -154,19 +113,6 @@ def test_of_several_sentences_others_are_drawn_in_each_epoch(root: Path) -> None
         order = batch.targets["image"].argsort()
         drawn.append(batch.inputs["ids"][order])
     assert all(not torch.equal(drawn[0], other) for other in drawn[1:])
-
-
-def test_a_batch_knows_which_step_it_is_wherever_a_run_goes_on(root: Path) -> None:
-    task = make(root)
-    assert task.steps_per_epoch(16) == 2
-    steps = [
-        int(batch.targets["iteration"][0])
-        for epoch in (0, 1)
-        for batch in task.train_batches(epoch, 16)
-    ]
-    assert steps == [1, 2, 3, 4]
-    again = next(task.train_batches(1, 16, range(1, 2)))
-    assert set(again.targets["iteration"].tolist()) == {4}
 
 
 # --- loss and figures
@@ -232,24 +178,6 @@ def test_figures_are_those_of_everything_compared_with_everything(
     assert found == pytest.approx({k: np.mean([own[k] for own in each]) for k in each[0]})
 
 
-@pytest.mark.parametrize("name", ["adapt", "two_branch"])
-def test_any_number_of_ranks_measures_the_same_to_the_bit(
-    root: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retrieval, "EVAL_IMAGES", 2)
-    monkeypatch.setattr(retrieval, "EVAL_SENTENCES", 7)
-    task = make(root)
-    model = network(task, name)
-    alone = task.evaluate(model, "test")
-    assert 0 < alone["mr"] < 100
-
-    def patch(replacement: Any) -> None:
-        monkeypatch.setattr(retrieval, "over_ranks", replacement)
-
-    for world in (2, 3, 5):
-        assert all(own == alone for own in by_ranks(task, model, "test", world, patch))
-
-
 TWO_BRANCH = {"loss": "top", "captions": 2, "negatives": 3}
 
 
@@ -280,36 +208,112 @@ def test_what_fits_is_learned(root: Path, name: str, epochs: int, keys: Any, siz
 # --- what is said
 
 
-def test_what_is_there_is_counted_beside_what_was_published(root: Path) -> None:
+def test_what_is_there_is_counted_beside_what_was_published(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"images, not 29,000 images\): .*data\.verify=warn"):
+        make(root, {"verify": "refuse"})
+    assert make(root).compared.published is False
+    monkeypatch.setitem(retrieval.PUBLISHED, "f30k", {"train": 8, "dev": 5, "test": 6})
     found = make(root).inspect()
-    assert found["train"] == (
-        f"8 images of {REGIONS} regions of {WIDTH} numbers, 40 sentences; 29,000 images were"
-        " published"
-    )
-    assert list(found) == ["train", "dev", "test", "words"]
+    line = f"8 images of {REGIONS} regions of {WIDTH} numbers, 40 sentences, as published"
+    assert found["train"] == line and found["dev"].endswith("; 5 images were published")
     # Of training's all are numbered; of dev's 4 images and test's 6 their splits' names, in all
     # sentences but the last, which is cut before it.
     assert "40 of 486 word occurrences are <unk>; 12 of 20 words have vectors; " in found["words"]
     assert "18 sentences are longer than 6 words" in found["words"]
-
-
-def test_a_count_as_published_is_said_to_be(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(retrieval.PUBLISHED, "f30k", {"train": 8, "dev": 5, "test": 6})
-    found = make(root).inspect()
-    assert found["train"].endswith("40 sentences, as published")
-    assert found["dev"].endswith("5 images were published")
-
-
-def test_non_finite_numbers_are_found_by_looking_at_all(tmp_path: Path) -> None:
-    folder = write(tmp_path)
     array = features("dev")
     array[2, 0, 1] = np.inf
-    np.save(folder / "dev_ims.npy", array)
-    with pytest.raises(ValueError, match=r"dev_ims.npy has non-finite numbers"):
+    np.save(write(tmp_path) / "dev_ims.npy", array)
+    with pytest.raises(ValueError, match=r"dev_ims.npy has non-finite numbers in row 2"):
         make(tmp_path).inspect()
 
 
-def test_other_counts_than_the_published_are_refused_unless_asked_for(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"images, not 29,000 images\): .*data\.verify=warn"):
-        make(root, {"verify": "refuse"})
-    assert make(root).compared.published is False
+def test_examples_show_what_fits_best_and_where_the_right_one_is(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    (folder / "test_ids.txt").write_text("".join(f"im{i}\n" for i in range(6)))
+    (tmp_path / "pictures").mkdir()
+    task = make(tmp_path, images="pictures")
+    model = network(task)
+    shown = task.examples(model, "test", 3)
+    headings = ["a cat runs in test", "Image im2", f"the {NAMES[4]} runs. in test"]
+    assert [own.heading.split("\n")[0] for own in shown] == headings
+    similarity = task._similarity(model, "test", 0, 1)[0]
+    for own, sentence in ((shown[0], 0), (shown[2], 21)):
+        best = similarity[sentence].argsort(descending=True)[:5].tolist()
+        assert [p.caption.split()[1] for p in own.pictures] == [f"im{i}" for i in best]
+        assert [p.right for p in own.pictures] == [i == sentence // 5 for i in best]
+        assert [p.image for p in own.pictures] == [tmp_path / f"pictures/im{i}.jpg" for i in best]
+        place = int((similarity[sentence] > similarity[sentence, sentence // 5]).sum()) + 1
+        assert own.heading.endswith(f"its image comes as number {place} of 6")
+    first, *below = shown[1].pictures
+    assert first.image == tmp_path / "pictures" / "im2.jpg" and len(below) == 5
+    best = similarity[:, 2].argsort(descending=True)[:5].tolist()
+    assert [p.right for p in below] == [i // 5 == 2 for i in best]
+    assert all(p.image is None for p in below) and captions("test")[best[0]] in below[0].caption
+    place = int((similarity[:, 2] > similarity[10:15, 2].max()).sum()) + 1
+    assert shown[1].heading.endswith(f"its best sentence comes as number {place} of 30")
+    assert len(task.examples(model, "test", 100)) == 6
+    (tmp_path / "pictures").rmdir()
+    with pytest.raises(ValueError, match=r"pictures is not there: set task.images"):
+        task.examples(model, "test", 1)
+    bare = make(tmp_path).examples(model, "val", 2)  # names alone
+    assert all(p.image is None and p.caption for own in bare for p in own.pictures)
+
+
+def test_scenes_are_a_set_of_their_own_whose_words_all_have_vectors(tmp_path: Path) -> None:
+    keys = {"set": "scenes", "max_words": 100, "scenes": Difficulty(least=2, most=3)}
+    task = make(tmp_path, made=Made(12, 4, 5), **keys)
+    assert (task.name, task.source) == ("scenes", "real")
+    counts = {part: len(own) for part, own in task.parts.items()}
+    assert counts == {"train": 12, "val": 4, "test": 5}
+    have, _, there = task.inspect()["words"].split("; ")[2].split(" ")[:3]
+    assert have == there
+    (folder,) = tmp_path.iterdir()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    again = make(tmp_path, made=Made(12, 4, 5), **keys)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert again.parts["train"].images.captions == task.parts["train"].images.captions
+    make(tmp_path, made=Made(12, 4, 5, seed=2), **keys)
+    assert len(list(tmp_path.iterdir())) == 2
+    shown = task.examples(network(task, vocab_size=200), "test", 1)
+    assert shown[0].pictures[0].image.is_file()
+
+
+# --- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"regions": 0}, "task.regions must be at least 1"),
+        ({"region_width": 10**6}, "task.region_width must be at most 65536"),
+        ({"captions": 6}, "task.captions must be at most 5"),
+        ({"margin": 0.0}, "task.margin must be above 0"),
+        ({"beta": 1.0}, "task.beta must be below 1"),
+        ({"sentence_factor": -1.0}, "task.sentence_factor must be at least 0"),
+        ({"folds": 5}, r"task.folds=5 is for COCO's testall: set task.folds=0, or"),
+        ({"test": "testall"}, "set=f30k has none; set task.test=test"),
+        ({"set": "scenes", "test": "testall"}, "set=scenes has none"),
+        ({"set": "scenes", "images": "mine"}, "task.images=mine is not read where"),
+        ({"vectors": " "}, "task.vectors must not be empty"),
+    ],
+)
+def test_keys_that_cannot_be_are_refused(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        retrieval.Config(**keys)
+    assert retrieval.Config(set="scenes", folds=5).folds == 5
+
+
+def test_what_does_not_fit_is_one_line(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"coco is not under data.root=.*coco_precomp"):
+        make(tmp_path, set="coco")
+    with pytest.raises(ValueError, match=r"task.folds=3 does not divide the 4 images of dev"):
+        make(root, set="coco", test="testall", folds=3)
+    task = make(root)
+    task.check_network(network(task, embedding=0, vocab_size=5))  # which learns no words
+    task.check_parts(2, 1)
+    with pytest.raises(ValueError, match=r"batch_size=1: there is nothing to compare one image"):
+        task.check_parts(1, 1)
+    with pytest.raises(ValueError, match=r"cannot be cut into 2 parts: set trainer.devices=1"):
+        task.check_parts(2, 2)

@@ -126,43 +126,26 @@ def expressions() -> list[dict[str, Any]]:
         for name in names:
             for thing, texts in enumerate((["The man with Caf\u00e9 hat", "man"], ["dog  LEFT"])):
                 number = 10 * int(name) + thing
-                sentences = [
-                    {"raw": text, "sent": text.lower(), "tokens": text.split(), "sent_id": i}
-                    for i, text in enumerate(texts)
-                ]
-                refs.append(
-                    {
-                        "ref_id": number, "ann_id": number, "category_id": thing,
-                        "image_id": int(name), "split": split, "sentences": sentences,
-                        "sent_ids": [0, 1], "file_name": f"02/images/{name}_1.jpg",
-                    }
-                )  # fmt: skip
+                said = [{"raw": text, "sent": text.lower(), "sent_id": 0} for text in texts]
+                ref = {"ref_id": number, "ann_id": number, "category_id": thing, "sent_ids": [0, 1]}
+                refs.append({**ref, "image_id": int(name), "split": split, "sentences": said})
     return refs
 
 
 def instances() -> dict[str, Any]:
     """Return what instances.json holds; boxes are left, top, width and height."""
-    names = [name for own in IDS.values() for name in own]
+    size = {"width": WIDTH_OF, "height": HEIGHT_OF}
+    numbers = [int(name) for own in IDS.values() for name in own]
+    boxes = ([10, 10, 20, 40], [70, 30, 30, 30.0])
     return {
         "info": {"version": "1.0"},
-        "licenses": [],
-        "images": [
-            {
-                "id": int(name), "file_name": f"02/images/{name}.jpg",
-                "width": WIDTH_OF, "height": HEIGHT_OF,
-            }
-            for name in names
-        ],
+        "images": [{"id": n, "file_name": f"02/images/{n}.jpg", **size} for n in numbers],
         "annotations": [
-            {
-                "id": 10 * int(name) + thing, "image_id": int(name), "category_id": thing,
-                "bbox": box, "area": 0, "iscrowd": 0, "segmentation": [],
-            }
-            for name in names
-            for thing, box in enumerate(([10, 10, 20, 40], [70, 30, 30, 30.0]))
+            {"id": 10 * n + thing, "image_id": n, "category_id": thing, "bbox": box, "area": 0}
+            for n in numbers
+            for thing, box in enumerate(boxes)
         ],
-        "categories": [{"id": 0, "name": "man"}, {"id": 1, "name": "dog"}],
-    }  # fmt: skip
+    }
 
 
 def write_refclef(root: Path) -> Path:
@@ -175,6 +158,9 @@ def write_refclef(root: Path) -> Path:
         write_features(folder / f"{split}_features.h5", names)
     write_words(root)
     return folder
+
+
+WRITERS = {"flickr30k": write_flickr, "referit": write_refclef}
 
 
 def make(root: Path, name: str = "flickr30k", seed: int = 0, **keys: Any) -> Any:

@@ -1,5 +1,7 @@
-"""Windows show every token of a paragraph, say where it stands in it, and where the answer is."""
+"""Official files are read, and cut into windows that answers can be read off again."""
 
+import copy
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from npas.tasks.common import synthetic_text, tokenization
+from npas.tasks.common import tokenization
 from npas.tasks.squad import decode as decode_module
+from npas.tasks.squad import reader
 from npas.tasks.squad import windows as window_module
 from npas.tasks.squad.reader import Question
 from npas.tasks.squad.windows import Features, Lengths
@@ -60,7 +63,7 @@ def test_windows_map_back_to_the_paragraph(
     features = window_module.cut([question], tokenizer, Lengths(length, stride, 5), training=False)
     whole = tokenizer.inner(context, add_special_tokens=False, return_offsets_mapping=True)
     asked = tokenizer.inner(question.text, add_special_tokens=False)["input_ids"][:5]
-    cls, sep, pad = (tokenizer.special(kind) for kind in ("cls", "sep", "pad"))
+    cls, sep, pad = (tokenizer.special[kind] for kind in ("cls", "sep", "pad"))
     seen, starts = set(), defaultdict(list)
     for n in range(len(features)):
         second, end = int(features.second_N[n]), int(features.length_N[n])
@@ -111,16 +114,10 @@ def test_the_start_and_end_of_an_answer_inside_a_word(
         for row, start, end in zip(features.ids_NL, features.start_N, features.end_N, strict=True)
     ]
     assert texts == ["1895", "zurich", "[CLS]"]
-    assert features.left_out == 0 and not features.spans_NL2.size
-
-
-def test_training_leaves_out_an_answer_that_is_not_there(
-    tokenizer: tokenization.Tokenizer,
-) -> None:
-    context = "Ada was born in Oslo."
+    assert features.left_out == 0 and not features.spans_NL2.size  # which training needs not
     lost = Question("q", 0, context, "Where?", ("Rome",), None)
-    lengths = Lengths(30, 10, 8)
-    features = window_module.cut([lost, ask(context, "Oslo")], tokenizer, lengths, training=True)
+    pair, lengths = [lost, ask(context, "1895")], Lengths(40, 10, 8)
+    features = window_module.cut(pair, tokenizer, lengths, training=True)
     assert features.left_out == 1 and features.question_N.tolist() == [1]
     assert len(window_module.cut([lost], tokenizer, lengths, training=False)) == 1
     with pytest.raises(ValueError, match="none of the questions"):
@@ -173,6 +170,10 @@ def test_the_best_stretch_of_all_windows_is_the_answer(
     # An answer cannot end before it starts: "was" comes before "New".
     end += logits(features, {(n, "was"): 9.0 for n, _ in shows["New"][:1]}, context)
     assert not any(text.startswith("New Haven was") for text in decode(20, 30).texts)
+    bare = window_module.cut([ask("", None)], tokenizer, Lengths(16, 3, 5), training=False)
+    zeros = np.zeros(bare.ids_NL.shape, np.float32)
+    (found,) = decode_module.decode(bare, [""], zeros, zeros, n_best=3, max_answer=4)
+    assert found.text == "" and found.doubt == float("inf")  # no stretch at all
 
 
 @settings(max_examples=60)
@@ -199,40 +200,6 @@ def test_stretches_are_those_of_a_search_over_all(data: st.DataObject) -> None:
     assert set(found) == expected and len(found) == len(expected)
 
 
-def test_training_keeps_no_array_that_it_does_not_need(
-    tokenizer: tokenization.Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows: list[Features] = []
-
-    def windows(*args: Any, of: Any = window_module._windows, **how: Any) -> Features:
-        rows.append(of(*args, **how))
-        return rows[-1]
-
-    monkeypatch.setattr(window_module, "_windows", windows)
-    question = ask("Ada was born in Oslo.", "Oslo")
-    for training in (True, False):
-        window_module.cut([question], tokenizer, Lengths(16, 3, 5), training=training)
-    for array in (rows[0].spans_NL2, rows[0].may_start_NL):
-        assert array.size == 0 and array.base is None  # no cut of a larger one, which would stay
-    assert rows[1].spans_NL2.any() and rows[1].may_start_NL.any()
-
-
-def test_no_stretch_at_all_is_an_empty_answer(tokenizer: tokenization.Tokenizer) -> None:
-    features = window_module.cut([ask("", None)], tokenizer, Lengths(16, 3, 5), training=False)
-    zeros = np.zeros(features.ids_NL.shape, np.float32)
-    (found,) = decode_module.decode(features, [""], zeros, zeros, n_best=3, max_answer=4)
-    assert found.text == "" and found.doubt == float("inf")
-
-
-def test_the_made_up_tokenizer_is_like_a_bert_s(tmp_path: Path) -> None:
-    tokenizer = tokenization.Tokenizer("synthetic", tokenization.load_synthetic(tmp_path).inner)
-    ids = tokenizer.inner("José was born in 1895.", "Zürich")["input_ids"]
-    text = tokenizer.inner.decode(ids)
-    assert text == "[CLS] jose was born in 1895. [SEP] zurich [SEP]"
-    assert tokenizer.size < 1024
-    assert len(set(synthetic_text.FIRST)) == len(synthetic_text.FIRST)
-
-
 @pytest.mark.parametrize(
     "answer", ["Haven", "Havene\u0301", "Haven\u0328\u0301", "e\u0301 Haven\u0301"]
 )
@@ -249,3 +216,96 @@ def test_an_answer_ends_with_the_marks_on_its_last_letter(
         logits_NL[np.arange(len(features)), place_N] = 9.0
     (found,) = decode_module.decode(features, [context], *logits_2NL, n_best=3, max_answer=9)
     assert found.text == answer
+
+
+# --- the files
+
+CONTEXT = "The Norman dynasty (911\u20131135) ruled in Rouen, Normandy."
+QUESTIONS: list[dict[str, Any]] = [
+    {
+        "question": "Where did they rule?", "id": "56ddde6b", "is_impossible": False,
+        "answers": [{"text": t, "answer_start": CONTEXT.index(t)} for t in ("Rouen", "Normandy")],
+    },
+    {
+        "question": "Where did they not rule?", "id": "5ad39d53", "is_impossible": True,
+        "answers": [], "plausible_answers": [{"text": "Normandy", "answer_start": 46}],
+    },
+]  # fmt: skip
+OFFICIAL: dict[str, Any] = {
+    "version": "v2.0",
+    "data": [
+        {"title": "Normans", "paragraphs": [{"qas": QUESTIONS, "context": CONTEXT}]},
+        {"title": "Nothing", "paragraphs": []},
+    ],
+}
+
+
+def read(folder: Path, raw: Any, version: str = "2.0") -> list[Question]:
+    path = folder / "dev.json"
+    path.write_bytes(raw if isinstance(raw, bytes) else json.dumps(raw).encode())
+    return reader.read(path, version)
+
+
+def test_the_official_form_is_read(tmp_path: Path) -> None:
+    one, other = read(tmp_path, OFFICIAL)
+    assert (one.id, one.article, one.text) == ("56ddde6b", 0, "Where did they rule?")
+    assert one.answers == ("Rouen", "Normandy") and one.start == 39
+    assert other.answers == () and other.start is None and one.context is other.context
+    raw = copy.deepcopy(OFFICIAL)
+    with pytest.raises(ValueError, match=r"question 1 of paragraph 0 .* SQuAD 1\.1 has one"):
+        read(tmp_path, raw, "1.1")
+    del raw["data"][0]["paragraphs"][0]["qas"][1]
+    del raw["data"][0]["paragraphs"][0]["qas"][0]["is_impossible"]
+    assert len(read(tmp_path, raw, "1.1")) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("data", "the text: has no 'data' that is a list"),
+        ("data.1.paragraphs", "article 1: has no 'paragraphs'"),
+        ("data.0.paragraphs.0.context", "paragraph 0 of article 0: has no 'context'"),
+        ("data.0.paragraphs.0.qas.1.id", "question 1 of .*: has no 'id'"),
+        ("data.0.paragraphs.0.qas.0.question", "has no 'question' that is a str"),
+        ("data.0.paragraphs.0.qas.0.answers.1.text", "question 0 .* no 'text'"),
+        ("data.0.paragraphs.0.qas.0.answers.0.answer_start", "no 'answer_start' that is a int"),
+    ],
+)
+@pytest.mark.parametrize("value", [None, True], ids=["absent", "of another type"])
+def test_a_missing_key_is_one_line(path: str, said: str, value: Any, tmp_path: Path) -> None:
+    raw = copy.deepcopy(OFFICIAL)
+    node: Any = raw
+    *above, last = path.split(".")
+    for key in above:
+        node = node[int(key) if key.isdigit() else key]
+    node[last] = value
+    with pytest.raises(ValueError, match=said) as error:
+        read(tmp_path, raw)
+    assert "dev.json is no SQuAD file" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_no_such_file_is_one_line(tmp_path: Path) -> None:
+    twice = copy.deepcopy(OFFICIAL)
+    twice["data"].append(twice["data"][0])
+    for raw in (b'{"data": [', b"[]", b'"data"', b'{"data": []}', b"\x80", twice):
+        with pytest.raises(ValueError, match=r"dev\.json is no SQuAD file") as error:
+            read(tmp_path, raw)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "found"),
+    [
+        ("Rouen", 39, 39),
+        ("1135", 22, 24),  # within the words that lie there
+        ("Normandy", 39, 46),
+        ("dynasty", 39, None),
+        ("Normandy", -1, None),
+        ("Normandy", 1000, None),
+        ("  ", 3, None),
+    ],
+)
+def test_answers_are_looked_for_where_they_should_be(
+    text: str, start: int, found: int | None
+) -> None:
+    assert reader.find_answer(CONTEXT, text, start) == found

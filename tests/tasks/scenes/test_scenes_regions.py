@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
+from torchvision.ops import box_iou
 
 from npas.tasks.scenes import Difficulty
 from npas.tasks.scenes.captions import tell
@@ -26,38 +26,26 @@ from npas.tasks.scenes.world import COLOURS, Scene, Thing, draw_scene
 
 
 def overlaps(boxes_R4: np.ndarray, truth: Any) -> np.ndarray:
-    """Count pixels in both and in either, one by one."""
-    found = []
-    for left, top, right, bottom in boxes_R4.astype(int).tolist():
-        one = np.zeros((200, 300), dtype=bool)
-        other = one.copy()
-        one[top : bottom + 1, left : right + 1] = True
-        other[int(truth[1]) : int(truth[3]) + 1, int(truth[0]) : int(truth[2]) + 1] = True
-        found.append((one & other).sum() / (one | other).sum())
-    return np.array(found)
+    """Return the intersection over union of each with the true one, edges included."""
+    more = torch.tensor([0.0, 0, 1, 1])
+    first, second = torch.from_numpy(boxes_R4), torch.tensor([list(map(float, truth))])
+    return box_iou(first + more, second + more)[:, 0].numpy()
 
 
 # --- proposals
 
 
-@pytest.mark.parametrize("count", [7, 20, 36])
-def test_as_many_boxes_as_wanted_within_the_image(count: int) -> None:
-    difficulty = Difficulty(jitter=0.3)
+def test_as_many_boxes_as_wanted_within_the_image_a_good_one_of_every_thing() -> None:
     for number in range(30):
-        scene = draw_scene(difficulty, 0, number)
+        scene, count = draw_scene(Difficulty(), 0, number), (7, 20, 36)[number % 3]
+        difficulty = Difficulty(jitter=0.3)
         boxes_R4 = propose(scene, difficulty, count)
         assert boxes_R4.shape == (count, 4) and boxes_R4.dtype == np.float32
         assert (boxes_R4 == boxes_R4.round()).all() and (boxes_R4 >= 0).all()
         assert (boxes_R4[:, 2:] <= [127, 95]).all()
         assert (boxes_R4[:, 2:] - boxes_R4[:, :2] >= 3).all()
         assert (propose(scene, difficulty, count) == boxes_R4).all()
-
-
-def test_without_jitter_every_thing_and_group_has_its_very_box() -> None:
-    difficulty = Difficulty(jitter=0)
-    for number in range(20):
-        scene = draw_scene(difficulty, 0, number)
-        boxes = {tuple(box) for box in propose(scene, difficulty, 20).tolist()}
+        boxes = {tuple(box) for box in propose(scene, Difficulty(jitter=0), 20).tolist()}
         assert {tuple(map(float, thing.box)) for thing in scene.things} <= boxes
         for group in alike(scene):
             assert tuple(map(float, union([scene.things[i].box for i in group]))) in boxes
@@ -66,7 +54,7 @@ def test_without_jitter_every_thing_and_group_has_its_very_box() -> None:
 def measured(difficulty: Difficulty) -> tuple[float, float]:
     """Return the oracle's accuracy on phrases of some scenes, and that of guessing."""
     best, guessed = [], []
-    for number in range(40):
+    for number in range(25):
         scene = draw_scene(difficulty, 0, number)
         boxes_R4 = propose(scene, difficulty, difficulty.proposals)
         for group in {meant for meant in tell(scene, difficulty).chains.values() if meant}:
@@ -79,22 +67,7 @@ def measured(difficulty: Difficulty) -> tuple[float, float]:
 def test_guessing_is_often_wrong_and_the_oracle_seldom() -> None:
     oracle, chance = measured(Difficulty())
     assert oracle > 0.95 and 0.08 < chance < 0.15
-    off, _ = measured(Difficulty(jitter=0.4))
-    assert off < oracle - 0.1  # jitter does what it says
-    _, among_many = measured(Difficulty(proposals=60))
-    assert among_many < chance
-
-
-def test_better_boxes_come_first_more_often() -> None:
-    difficulty = Difficulty()
-    first, last = [], []
-    for number in range(40):
-        scene = draw_scene(difficulty, 0, number)
-        boxes_R4 = propose(scene, difficulty, 20)
-        best_R = np.max([overlaps(boxes_R4, thing.box) for thing in scene.things], 0)
-        first.append(best_R[:10].mean())
-        last.append(best_R[10:].mean())
-    assert np.mean(first) > np.mean(last) + 0.1
+    assert measured(Difficulty(jitter=0.4))[0] < oracle - 0.1  # jitter does what it says
 
 
 # --- what is seen
@@ -165,14 +138,14 @@ def test_colours_and_shapes_can_be_learned_from_the_numbers() -> None:
     difficulty, eyes = Difficulty(jitter=0.05), Eyes(256)
     colours, shapes = list(COLOURS), ["circle", "square", "triangle", "star", "cross"]
     features, labels = [], []
-    for number in range(300):
+    for number in range(200):
         scene = draw_scene(difficulty, 0, number)
         boxes_R4 = np.array([thing.box for thing in scene.things], dtype=np.float32)
         features.append(eyes.see(render(scene, difficulty.noise), boxes_R4))
         labels += [(colours.index(t.colour), shapes.index(t.shape)) for t in scene.things]
     seen_ND = torch.from_numpy(np.concatenate(features))
     seen_ND = (seen_ND - seen_ND.mean(0)) / (seen_ND.std(0) + 1e-3)
-    train, test = slice(0, -400), slice(-400, None)
+    train, test = slice(0, -250), slice(-250, None)
 
     def accuracy(label_N: torch.Tensor, *layers: nn.Module) -> float:
         model = nn.Sequential(*layers)

@@ -21,8 +21,8 @@ from npas.tasks.grounding import sets
 from npas.tasks.grounding.regions import Regions
 from npas.tasks.scenes import Difficulty, write_flickr30k
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "extract_regions.py"
-WORDS = ("flickr30k", "--weights=none", "--size=64", "--most=6", "--per-part=2", "--splits=test")
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "extract_regions.py"
+WORDS = ("flickr30k", "--weights=none", "--size=64", "--most=6", "--splits=test")
 FOLDER = Path("data/flickr30k_entities")
 TARGET = FOLDER / "test_features.h5"
 IDS = ["3000000000", "3000000001", "3000000002"]
@@ -116,11 +116,13 @@ def pooled(stage_1CHW: torch.Tensor, box: torch.Tensor, scale: float) -> torch.T
     return found.mean((2, 3))[0]
 
 
-def test_rows_are_the_detectors_proposals_and_features(
+def test_rows_are_the_detectors_proposals_and_features_and_the_task_reads_them(
     extract: Extract, detector: nn.Module
 ) -> None:
     assert extract() == 0
-    for name, rows in stored().items():
+    listed = sets.read("flickr30k", Path("data"))["test"].images
+    regions = Regions(TARGET, listed, 2048)
+    for i, (name, rows) in enumerate(stored().items()):
         kept = seen(detector, name)
         padded, (_, height, width) = kept["input"], pixels(name).shape
         assert (height, width) == (96, 128)
@@ -132,14 +134,6 @@ def test_rows_are_the_detectors_proposals_and_features(
         for row, proposal in zip(rows, kept["proposals"], strict=True):
             feature = pooled(kept["stage"], proposal, kept["stage"].shape[3] / padded.shape[3])
             np.testing.assert_allclose(row[:2048], feature.numpy(), rtol=1e-3, atol=1e-4)
-
-
-def test_the_place_is_the_boxs_part_of_the_image_and_the_task_reads_it(extract: Extract) -> None:
-    assert extract() == 0
-    listed = sets.read("flickr30k", Path("data"))["test"].images
-    regions = Regions(TARGET, listed, 2048)
-    for i, image in enumerate(listed):
-        rows = stored()[image.id]
         features, boxes = regions.read(i, 300)
         np.testing.assert_array_equal(features, rows[:, :2048])
         np.testing.assert_array_equal(boxes, rows[:, -4:])
@@ -148,11 +142,7 @@ def test_the_place_is_the_boxs_part_of_the_image_and_the_task_reads_it(extract: 
         np.testing.assert_allclose(rows[:, 2048:2052], boxes / [128, 96, 128, 96], rtol=1e-5)
         area = (right - left + 1) * (bottom - top + 1) / (128 * 96)
         np.testing.assert_allclose(rows[:, 2052], area, rtol=1e-4)
-
-
-def test_features_of_the_head_are_what_the_detector_classifies(
-    extract: Extract, detector: nn.Module
-) -> None:
+    TARGET.unlink()
     assert extract("--features=head") == 0
     for name, rows in stored().items():
         assert rows.shape[1] == 1024 + 5 + 4
@@ -191,37 +181,30 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
     assert len(calls) == 4  # two were kept
     after = stored()
     assert list(after) == IDS and all(np.array_equal(after[i], whole[i]) for i in IDS)
-
-
-def test_what_is_there_is_not_made_again(
-    quickly: Extract, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    assert quickly() == 0
-    monkeypatch.delattr(script, "build")  # no network is needed
-    assert quickly("--per-part=7") == 0
+    monkeypatch.delattr(script, "build")  # no network is needed where nothing is left to do
+    assert quickly("--quiet") == 0
     assert f"{TARGET} holds 3 of the 3 images of test" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("data", "said"),
     [
-        ("missing", "is not there: left out"),
-        ("no image", "cannot be read (cannot identify"),
-        ("cut short", "cannot be read (image file is truncated"),
+        (None, "is not there: left out"),
+        (b"nothing", "cannot be read (cannot identify"),
+        (slice(900), "cannot be read (image file is truncated"),
         ("another", "is 50x40 and annotated as 128x96: left out"),
     ],
 )
 def test_a_bad_image_is_named_and_added_once_it_is_mended(
-    quickly: Extract, capsys: Any, kind: str, said: str
+    quickly: Extract, capsys: Any, data: Any, said: str
 ) -> None:
     path = image_path(IDS[1])
     good = path.read_bytes()
-    if kind == "missing":
-        path.unlink()
-    elif kind == "another":
+    path.unlink()
+    if data == "another":
         Image.new("RGB", (50, 40)).save(path)
-    else:
-        path.write_bytes(good[: len(good) // 2] if kind == "cut short" else b"nothing")
+    elif data is not None:
+        path.write_bytes(good[data] if isinstance(data, slice) else data)
     assert quickly() == 1
     first, last = capsys.readouterr().err.splitlines()
     assert str(path) in first and said in first
@@ -247,6 +230,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     asked: list[dict[str, Any]] = []
 
     def make(**settings: Any) -> nn.Module:
+        if settings["weights"] is not None:
+            raise urllib.error.URLError("no network")
         asked.append(settings)
         return tiny()
 
@@ -260,85 +245,47 @@ def test_weights_are_read_from_a_file(script: ModuleType, made: list[dict[str, A
     torch.save(state, "weights.pth")
     loaded = script.build(script.parse([*WORDS, "--weights=weights.pth"])).state_dict()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
-    assert made[0]["num_classes"] == 91
-    assert made[0]["weights"] is made[0]["weights_backbone"] is None  # nothing is downloaded
+    assert made[0]["num_classes"] == 91 and made[0]["weights_backbone"] is None
     assert (made[0]["rpn_post_nms_top_n_test"], made[0]["rpn_nms_thresh"]) == (6, 0.7)
 
 
 @pytest.mark.usefixtures("made")
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        ("lacking", "is of another network than fasterrcnn_resnet50_fpn_v2: it has no rpn.weight"),
-        ("extra", "than fasterrcnn_resnet50_fpn_v2: it has a rpn.other; name its own as --network"),
-        ("other shape", "is no state dict of fasterrcnn_resnet50_fpn_v2 (Error(s) in loading"),
-        ("no state", "is no state dict of fasterrcnn_resnet50_fpn_v2 ("),
-        ("no torch", "is no state dict of fasterrcnn_resnet50_fpn_v2 ("),
-    ],
-)
-def test_weights_of_something_else_are_one_line(
-    script: ModuleType, capsys: Any, kind: str, said: str
-) -> None:
-    state, name = tiny().state_dict(), "rpn.weight"
-    if kind == "lacking":
-        del state[name]
-    elif kind == "extra":
-        state["rpn.other"] = torch.zeros(1)
-    elif kind == "other shape":
-        state[name] = torch.zeros(1)
-    torch.save({"model": 1} if kind == "no state" else state, "weights.pth")
-    if kind == "no torch":
-        Path("weights.pth").write_text("nothing")
-    assert script.main([*WORDS, "--weights=weights.pth"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
-
-
-def test_weights_that_cannot_be_downloaded_are_one_line(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    def offline(**_: Any) -> None:
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr(detection, "fasterrcnn_resnet50_fpn_v2", offline)
-    assert script.main([*WORDS, "--weights=DEFAULT"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "--weights DEFAULT cannot be downloaded" in line and "give a file" in line
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--weights=nowhere.pth",), "--weights nowhere.pth: there is no such file"),
-        (("--splits=test,dev",), "--splits test,dev: write some of train,val,test"),
-        (("--device=abacus",), "--device abacus: there is none that torch can use"),
-        (("--root=nowhere",), "flickr30k is not under data.root=nowhere"),
-    ],
-)
 def test_what_cannot_be_is_one_line(
-    quickly: Extract, capsys: Any, words: tuple[str, ...], said: str
+    script: ModuleType, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert quickly(*words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("extract_regions.py: ") and said in line
+    state, shape = tiny().state_dict(), {"rpn.weight": torch.zeros(1)}
+    torch.save({**state, "rpn.other": torch.zeros(1)}, "extra.pth")
+    torch.save({**state, **shape}, "shape.pth")
+    torch.save({"model": 1}, "model.pth")
+    del state["rpn.weight"]
+    torch.save(state, "lacking.pth")
+    Path("text.pth").write_text("nothing")
+    other, none = (
+        "is of another network than fasterrcnn_resnet50_fpn_v2: it has",
+        "is no state dict",
+    )
+    for word, said in (
+        ("--weights=lacking.pth", f"{other} no rpn.weight"),
+        ("--weights=extra.pth", f"{other} a rpn.other; name its own as --network"),
+        ("--weights=shape.pth", f"{none} of fasterrcnn_resnet50_fpn_v2 (Error(s) in loading"),
+        ("--weights=model.pth", none),
+        ("--weights=text.pth", none),
+        ("--weights=nowhere.pth", "--weights nowhere.pth: there is no such file"),
+        ("--weights=DEFAULT", "--weights DEFAULT cannot be downloaded"),
+        ("--splits=test,dev", "--splits test,dev: write some of train,val,test"),
+        ("--device=abacus", "--device abacus: there is none that torch can use"),
+        ("--root=nowhere", "flickr30k is not under data.root=nowhere"),
+    ):
+        assert script.main([*WORDS, word]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("extract_regions.py: ") and said in line, line
+    for word in ("--most=0", "--size=big"):
+        with pytest.raises(SystemExit):
+            script.main([*WORDS, word])
+        assert "must be a whole number above 0" in capsys.readouterr().err
 
 
-def test_a_folder_without_images_is_said_at_once(quickly: Extract, capsys: Any) -> None:
-    (FOLDER / "flickr30k-images").rename(FOLDER / "elsewhere")
-    assert quickly() == 2
-    assert "flickr30k-images: put the images there" in capsys.readouterr().err
-
-
-def test_other_settings_and_other_processes_do_not_mix(quickly: Extract, capsys: Any) -> None:
-    assert quickly() == 0
-    assert quickly("--most=5") == 2
-    assert "was made otherwise" in capsys.readouterr().err
-    with files.locked(TARGET.with_name(f".{TARGET.name}.lock")):
-        assert quickly() == 2
-    assert "is being written by another process" in capsys.readouterr().err
-
-
-def test_a_full_disk_is_one_line(
+def test_other_settings_processes_and_disks_do_not_mix(
     quickly: Extract, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     def full(_: int) -> None:
@@ -350,10 +297,11 @@ def test_a_full_disk_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be written (No space left on device): fix that" in line
     assert quickly() == 0 and list(stored()) == IDS
-
-
-@pytest.mark.parametrize("word", ["--most=0", "--size=big", "--per-part=-1"])
-def test_counts_are_counts(script: ModuleType, capsys: Any, word: str) -> None:
-    with pytest.raises(SystemExit):
-        script.main([*WORDS, word])
-    assert "must be a whole number above 0" in capsys.readouterr().err
+    assert quickly("--most=5") == 2
+    assert "was made otherwise" in capsys.readouterr().err
+    with files.locked(TARGET.with_name(f".{TARGET.name}.lock")):
+        assert quickly() == 2
+    assert "is being written by another process" in capsys.readouterr().err
+    (FOLDER / "flickr30k-images").rename(FOLDER / "elsewhere")
+    assert quickly() == 2
+    assert "flickr30k-images: put the images there" in capsys.readouterr().err

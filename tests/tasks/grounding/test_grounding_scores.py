@@ -48,13 +48,6 @@ def test_overlaps_are_torchvisions_with_both_edges() -> None:
     torch.testing.assert_close(found, box_iou(first + more, second + more))
 
 
-def test_half_is_right() -> None:
-    # Half of ten by ten, in numbers of every size: where it must come out as a half.
-    for start in (0, 7, 333, 4001):
-        one = boxes([start, start, start + 9, start + 9])
-        assert overlaps(one, boxes([start, start, start + 4, start + 9])).item() == 0.5
-
-
 def drawn(overlap: list[float], negatives: int = 2, key: int = KEY) -> list[int]:
     return labels(torch.tensor([overlap]), 0.6, negatives, key)[0].tolist()
 
@@ -80,16 +73,12 @@ def test_where_few_are_far_off_those_less_far_count_too() -> None:
     assert (NEG_IOU, NEG_IOU_FALLBACK) == (0.3, 0.4)
 
 
-def test_a_phrase_that_nothing_fits_is_not_trained_on() -> None:
-    assert drawn([0.59, 0.1, 0.2]) == [0, 0, 0]
-
-
 def test_phrases_draw_for_themselves() -> None:
     overlap = torch.full((30, 40), 0.1)
-    overlap[:, 0] = 1
+    overlap[1:, 0] = 1
     found = labels(overlap, 0.6, 2, KEY)
-    assert found.dtype == torch.int8
-    assert ((found < 0).sum(1) == 2).all() and len(found.unique(dim=0)) > 20
+    assert found.dtype == torch.int8 and not found[0].any()  # which nothing fits
+    assert ((found[1:] < 0).sum(1) == 2).all() and len(found.unique(dim=0)) > 20
 
 
 def naive(scores: Any, overlap: Any, counts: Any) -> list[list[float]]:

@@ -1,6 +1,6 @@
 """Scenes are drawn from a seed and a number, and are as hard as the keys say."""
 
-import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,14 +31,10 @@ KINDS: dict[str, Callable[[Scene], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("key", KINDS)
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_so_many_kinds_turn_up(key: str, count: int) -> None:
-    found = [KINDS[key](scene) for scene in drawn(**{key: count})]
-    assert len(set().union(*found)) == count
-
-
-def test_no_scene_has_more_shapes_or_colours_than_its_palette() -> None:
+def test_so_many_kinds_turn_up() -> None:
+    for key, count in itertools.product(KINDS, (1, 3)):
+        found = [KINDS[key](scene) for scene in drawn(40, **{key: count})]
+        assert len(set().union(*found)) == count
     for most in (1, 3):
         scenes = drawn(palette=most, shapes=8, colours=8, least=7)
         for key in ("shapes", "colours"):
@@ -47,13 +43,13 @@ def test_no_scene_has_more_shapes_or_colours_than_its_palette() -> None:
 
 def test_so_many_things_and_all_of_them_to_be_seen() -> None:
     assert {len(scene.things) for scene in drawn()} == {4, 5, 6, 7}
-    for keys in ({}, {"height": 64, "width": 64}, {"least": 8, "most": 8, "sizes": 3}):
-        for scene in drawn(**keys):
-            for i, thing in enumerate(scene.things):
+    for keys in ({"height": 64, "width": 64}, {"least": 8, "most": 8, "sizes": 3}):
+        for scene in drawn(30, **keys):
+            covers = [pixels(thing) for thing in scene.things]
+            for i, (thing, own) in enumerate(zip(scene.things, covers, strict=True)):
                 left, top, right, bottom = thing.box
                 assert 0 <= left < right < scene.width and 0 <= top < bottom < scene.height
-                own = pixels(thing)
-                hidden = [len(own & pixels(other)) for other in scene.things[i + 1 :]]
+                hidden = [len(own & other) for other in covers[i + 1 :]]
                 assert max(hidden, default=0) <= 0.2 * len(own)
 
 
@@ -63,16 +59,15 @@ def pixels(thing: Thing) -> set[tuple[int, int]]:
 
 
 def test_large_things_are_larger_than_small_ones_and_grow_with_the_image() -> None:
-    def widths(**keys: Any) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for scene in drawn(sizes=3, **keys):
+    widths: dict[tuple[int, str], list[int]] = {}
+    for height in (96, 192):
+        for scene in drawn(sizes=3, height=height, width=height + height // 3):
             for thing in scene.things:
-                found.setdefault(thing.size, []).append(thing.box[2] - thing.box[0] + 1)
-        return found
-
-    one, twice = widths(), widths(height=192, width=256)
-    assert max(one["small"]) < min(one["medium"]) and max(one["medium"]) < min(one["large"])
-    assert min(twice["small"]) > 1.8 * min(one["small"])
+                own = widths.setdefault((height, thing.size), [])
+                own.append(thing.box[2] - thing.box[0] + 1)
+    small, medium, large = (widths[96, size] for size in ("small", "medium", "large"))
+    assert max(small) < min(medium) and max(medium) < min(large)
+    assert min(widths[192, "small"]) > 1.8 * min(small)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +95,6 @@ def test_the_keys_are_those_of_a_config() -> None:
     scenes = build(Difficulty, {"least": 2, "jitter": 0}, "task.scenes")
     assert (scenes.least, scenes.jitter, scenes.most) == (2, 0.0, 7)
     assert "task.scenes.relations" in set(keys_of(Difficulty, "task.scenes."))
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        scenes.least = 3  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -110,18 +103,10 @@ def test_the_keys_are_those_of_a_config() -> None:
         ({"least": 1}, "task.scenes.least must be at least 2"),
         ({"most": 9}, "task.scenes.most must be at most 8"),
         ({"least": 6, "most": 5}, "task.scenes.most must be at least 6"),
-        ({"shapes": 0}, "task.scenes.shapes must be at least 1"),
         ({"shapes": len(SHAPES) + 1}, "task.scenes.shapes must be at most 8"),
-        ({"colours": len(COLOURS) + 1}, "task.scenes.colours must be at most 8"),
-        ({"sizes": 4}, "task.scenes.sizes must be at most 3"),
-        ({"materials": len(MATERIALS) + 1}, "task.scenes.materials must be at most 4"),
         ({"palette": 0}, "task.scenes.palette must be at least 1"),
         ({"relations": 1.1}, "task.scenes.relations must be at most 1"),
-        ({"pronouns": -0.1}, "task.scenes.pronouns must be at least 0"),
-        ({"groups": 2}, "task.scenes.groups must be at most 1"),
         ({"proposals": 6}, "task.scenes.proposals must be at least 7"),
-        ({"jitter": 0.6}, "task.scenes.jitter must be at most 0.5"),
-        ({"noise": -1}, "task.scenes.noise must be at least 0"),
         ({"height": 63}, "task.scenes.height must be at least 64"),
         ({"height": 100, "width": 201}, "one may be twice the other at most"),
     ],

@@ -2,17 +2,14 @@
 
 import os
 import resource
-import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
-from npas.tasks.grounding import region_store
 from npas.tasks.grounding.region_store import Store
 
 SETTINGS = {"network": "a", "most": 3}
@@ -25,9 +22,9 @@ def rows(name: str) -> np.ndarray:
     return np.random.default_rng(int(name)).random((3, 20)).astype(np.float32)
 
 
-def fill(count: int, per_part: int = 2) -> int:
+def fill(count: int) -> int:
     """Store the images that are not there yet; return how many there are."""
-    store = Store(TARGET, SETTINGS, per_part)
+    store = Store(TARGET, SETTINGS)
     for name in (str(i) for i in range(count)):
         if name not in store.done:
             store.add(name, rows(name))
@@ -44,65 +41,52 @@ def check(count: int) -> None:
     assert [path.name for path in Path().iterdir()] == [TARGET.name]
 
 
-@pytest.mark.parametrize("per_part", [1, 2, 5, 100])
-def test_parts_become_one_file(per_part: int) -> None:
-    assert fill(5, per_part) == 5
-    check(5)
-
-
 def test_more_images_are_added_and_what_is_there_is_kept() -> None:
-    fill(3)
-    assert Store(TARGET, SETTINGS, 2).done == {"0", "1", "2"}
+    assert fill(0) == 0 and not list(Path().iterdir())
+    assert fill(3) == 3
+    check(3)
+    assert Store(TARGET, SETTINGS).done == {"0", "1", "2"}
     before = TARGET.stat().st_mtime_ns
     assert fill(3) == 3 and TARGET.stat().st_mtime_ns == before  # nothing to do, nothing written
     assert fill(7) == 7
     check(7)
 
 
-def test_no_image_makes_no_file() -> None:
-    assert fill(0) == 0
-    assert list(Path().iterdir()) == []
-
-
-# Ends with a kill -9 at the n-th call of a function, counted over parts and the joined file.
-KILLED = """
-import os, shutil, signal, sys
-sys.path.append(sys.argv[3])
-import test_region_store
-module, name = sys.argv[1].split(".")
-left, true = int(sys.argv[2]), getattr(sys.modules[module], name)
-def count(*given, **keys):
-    global left
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return true(*given, **keys)
-setattr(sys.modules[module], name, count)
-test_region_store.fill(5)
-"""
+class Killed(BaseException):
+    """Whatever ends the process."""
 
 
 @pytest.mark.parametrize(
     ("function", "call", "kept"),
     [
-        ("os.replace", 2, 2),  # before the second part has its name
-        ("os.fsync", 4, 5),  # while parts are joined
-        ("shutil.rmtree", 1, 5),  # before the parts are gone
+        ("os.replace", 2, 1),  # before the second image has its name
+        ("os.fsync", 6, 5),  # while all are joined
+        ("shutil.rmtree", 1, 5),  # before their own files are gone
     ],
 )
-def test_a_kill_loses_no_more_than_the_part_it_hits(function: str, call: int, kept: int) -> None:
-    words = [sys.executable, "-c", KILLED, function, str(call), str(Path(__file__).parent)]
-    assert subprocess.run(words, timeout=60).returncode == -signal.SIGKILL
-    assert len(Store(TARGET, SETTINGS, 2).done) == kept
+def test_an_end_loses_no_more_than_the_image_it_hits(
+    function: str, call: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = function.split(".")
+    true, calls = getattr(sys.modules[module], name), iter(range(1, 99))
+
+    def killed(*given: Any, **keys: Any) -> Any:
+        if next(calls) == call:
+            raise Killed
+        return true(*given, **keys)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(function, killed)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # which a kill does not do either
+        fill(5)
+    assert len(Store(TARGET, SETTINGS).done) == kept
     assert fill(5) == 5
     check(5)
 
 
 @pytest.mark.parametrize("joining", [False, True])
-def test_a_full_disk_is_one_line_and_what_was_kept_goes_on(
-    joining: bool,
-) -> None:
-    store = Store(TARGET, SETTINGS, 2)
+def test_a_full_disk_is_one_line_and_what_was_kept_goes_on(joining: bool) -> None:
+    store = Store(TARGET, SETTINGS)
     for name in "0123":
         store.add(name, rows(name))
     largest = max(path.stat().st_size for path in PARTS.iterdir())
@@ -111,23 +95,12 @@ def test_a_full_disk_is_one_line_and_what_was_kept_goes_on(
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest + 50 if joining else 100, before[1]))
     try:
         with pytest.raises(ValueError, match=r"h5 cannot be written \((F|f)ile too large\): fix"):
-            store.finish() if joining else [store.add(name, rows(name)) for name in "45"]
+            store.finish() if joining else store.add("4", rows("4"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not TARGET.exists() and not list(Path().rglob("*.tmp"))
     assert fill(6) == 6
     check(6)
-
-
-def test_too_little_room_to_join_is_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(".")._replace(free=10)
-    with monkeypatch.context() as patch:
-        patch.setattr(region_store.shutil, "disk_usage", lambda _: usage)
-        with pytest.raises(ValueError, match=r"GB more while parts are joined, and 0\.0 are free"):
-            fill(5)
-    assert len(Store(TARGET, SETTINGS, 2).done) == 5
-    assert fill(5) == 5
-    check(5)
 
 
 @pytest.mark.parametrize("which", ["file", "part"])
@@ -136,23 +109,24 @@ def test_a_damaged_file_is_named(which: str) -> None:
     path = TARGET
     if which == "part":
         PARTS.mkdir()
-        path = PARTS / "part-000000.h5"
+        path = PARTS / "0.h5"
         TARGET.rename(path)
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(ValueError, match=rf"{path} is damaged \(.*\): remove it, and the same"):
-        Store(TARGET, SETTINGS, 2)
+        Store(TARGET, SETTINGS)
     path.unlink()
     assert fill(4) == 4
 
 
 def test_files_that_were_made_otherwise_do_not_mix() -> None:
     fill(2)
-    with pytest.raises(ValueError, match=r'made otherwise \(\{"most": 3, "network": "a"\}\): ask'):
-        Store(TARGET, SETTINGS | {"most": 4}, 2)
+    with pytest.raises(
+        ValueError, match=r'made otherwise \(\{"most": 3, "network": "a"\}\), and no'
+    ):
+        Store(TARGET, SETTINGS | {"most": 4})
     with h5py.File(TARGET, "w") as file:
         file["0"] = rows("0")
-    # To ask that tool for the same again would lead nowhere.
-    with pytest.raises(ValueError, match=r"made by another tool, .* move it away, and the same"):
-        Store(TARGET, SETTINGS, 2)
-    TARGET.rename("elsewhere.h5")
-    assert fill(2) == 2
+    with pytest.raises(
+        ValueError, match=r"made otherwise \(by another tool\), .* move it away, and"
+    ):
+        Store(TARGET, SETTINGS)
