@@ -47,7 +47,7 @@ def test_the_file_holds_every_promised_field(make_result: Make, tmp_path: Path) 
         "created_at",
     }  # fmt: skip
     assert set(data["budget"]) == {"asked", "dense", "allowed", "used", "utilization"}
-    assert set(data["split"]) == {"bank", "coefficients", "upsamplers", "unshared"}
+    assert set(data["split"]) == {"bank", "coefficients", "upsamplers", "unshared", "low_rank"}
     assert set(data["metrics"]) == {"last", "selected", "selected_on"}
     assert set(data["dataset"]) == {"name", "source", "published", "files"}
     assert set(data["git"]) == {"commit", "dirty"}
@@ -106,7 +106,7 @@ def test_in_how_many_parts_a_batch_was_taken_is_recorded(make_result: Make, tmp_
 @pytest.mark.parametrize("field", results.ADDED)
 def test_results_from_before_a_field_was_added_stay_valid(make_result: Make, field: str) -> None:
     data = make_result(parallel=Parallel(1, 1, 1)).to_dict()
-    of = next((key for key in ("dataset", "parallel") if field in data[key]), None)
+    of = next((key for key in ("dataset", "parallel", "split") if field in data[key]), None)
     del (data[of] if of else data)[field]
     found = results.from_dict(data)
     assert not getattr(getattr(found, of) if of else found, field)

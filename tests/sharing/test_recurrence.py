@@ -192,4 +192,4 @@ def test_as_many_templates_as_layers() -> None:
     assert group.coefficients == 144
     with pytest.raises(ValueError, match="'layers'"):
         chain("all")
-    assert layer_similarity.ROWS == ("coefficients", "embeddings")
+    assert layer_similarity.ROWS == ("coefficients", "embeddings", "fixed")
