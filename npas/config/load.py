@@ -8,7 +8,6 @@ list or mapping, take infinity for a number and 1 for true, and their errors hav
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from npas.config.schema import (
     SYNTHETIC,
     Config,
     SearchConfig,
+    SharingConfig,
     canonical_budget,
     settings,
 )
@@ -62,41 +62,41 @@ def search_epochs(config: Config) -> int:
 
 def ignored(config: Config) -> dict[str, str]:
     """Return the keys whose settings have no effect beside the others, each with the reason."""
-    found = {}
+    sharing, optim = config.sharing, config.optim
+    idle: dict[str, str] = {}  # by full name
+
+    def leave_out(reason: str, *keys: str) -> None:
+        idle.update(dict.fromkeys(keys, reason))
+
+    if not search_epochs(config):
+        reason = "nothing is searched unless sharing.groups is learned or gradient"
+        leave_out(reason, *keys_of(SearchConfig, "sharing.search."))
+    if sharing.generator == "avg":
+        without = ["coefficient_init", "recurrence_weight", "lsm_every"]
+        without += ["search.softmax"] if search_epochs(config) else []
+        reason = "sharing.generator=avg has no coefficients"
+        leave_out(reason, *(f"sharing.{key}" for key in without))
+    if sharing.templates is not None:
+        reason = f"sharing.templates={sharing.templates} fixes what each layer mixes"
+        leave_out(reason, "sharing.upsampler", "sharing.max_templates")
     if config.budget == DENSE:
-        for key, value, default in settings(config.sharing, "sharing."):
-            if value != default and key != "sharing.init":  # a dense network starts from it, too
-                found[key] = "budget=dense shares nothing"
-    else:
-        idle: dict[str, str] = {}
-        if config.sharing.templates is not None:
-            reason = f"sharing.templates={config.sharing.templates} fixes what each layer mixes"
-            idle = {"upsampler": reason, "max_templates": reason}
-        if not search_epochs(config):
-            reason = "nothing is searched unless sharing.groups is learned or gradient"
-            idle |= {f"search.{key.name}": reason for key in dataclasses.fields(SearchConfig)}
-        elif config.sharing.generator == "avg":
-            idle |= {"search.softmax": "sharing.generator=avg has no coefficients"}
-        if config.sharing.generator == "avg":
-            idle |= {
-                key: "sharing.generator=avg has no coefficients"
-                for key in ("coefficient_init", "recurrence_weight", "lsm_every")
-            }
-        for key, value, default in settings(config.sharing, "sharing."):
-            if value != default and key.removeprefix("sharing.") in idle:
-                found[key] = idle[key.removeprefix("sharing.")]
-    if config.data.source == SYNTHETIC and config.data.verify != "refuse":
-        found["data.verify"] = f"data.source={SYNTHETIC} generates its data"
-    optim, unread = config.optim, "beta2" if config.optim.name == "sgd" else "nesterov"
-    for key, value, default in settings(optim, "optim."):
-        if key == f"optim.{unread}" and value != default:
-            found[key] = f"optim.name={optim.name} has no {unread}"
-        of_steps = key in ("optim.milestones", "optim.gamma") and value != default
-        if of_steps and optim.schedule != "multistep":
-            found[key] = f"optim.schedule={optim.schedule} has no milestones"
-    if optim.schedule == "multistep" and optim.milestones and optim.milestones[0] >= config.epochs:
-        found["optim.milestones"] = f"epochs={config.epochs} ends before the first of them"
-    return found
+        # But a dense network starts from sharing.init, too.
+        keys = set(keys_of(SharingConfig, "sharing.")) - {"sharing.init"}
+        leave_out("budget=dense shares nothing", *keys)
+    if config.data.source == SYNTHETIC:
+        leave_out(f"data.source={SYNTHETIC} generates its data", "data.verify")
+    unread = "beta2" if optim.name == "sgd" else "nesterov"
+    leave_out(f"optim.name={optim.name} has no {unread}", f"optim.{unread}")
+    if optim.schedule != "multistep":
+        reason = f"optim.schedule={optim.schedule} has no milestones"
+        leave_out(reason, "optim.milestones", "optim.gamma")
+    elif optim.milestones and optim.milestones[0] >= config.epochs:
+        leave_out(f"epochs={config.epochs} ends before the first of them", "optim.milestones")
+    return {
+        key: idle[key]
+        for key, value, default in settings(config, "")
+        if key in idle and value != default
+    }
 
 
 def known_keys(model_config: type | None = None, task_config: type | None = None) -> set[str]:

@@ -105,17 +105,18 @@ class SharingConfig:
                 "sharing.groups=learned groups layers by their coefficients, and "
                 "sharing.generator=avg has none: choose wavg or emb"
             )
-        if self.init is not None and not self.init.strip():
-            raise ValueError("sharing.init must not be empty: name a run or a file, or null")
         if self.init is not None:  # one path is spelled in many ways, and enters the hash
             object.__setattr__(self, "init", os.path.normpath(self.init))
-        at_least("sharing.num_groups", self.num_groups, 1)
-        at_least("sharing.max_templates", self.max_templates, 1)
         if isinstance(self.templates, int):
             at_least("sharing.templates", self.templates, 1)
             at_most("sharing.templates", self.templates, MOST_TEMPLATES)
-        at_least("sharing.recurrence_weight", self.recurrence_weight, 0)
-        at_least("sharing.lsm_every", self.lsm_every, 0)
+        for key, least in (
+            ("num_groups", 1),
+            ("max_templates", 1),
+            ("recurrence_weight", 0),
+            ("lsm_every", 0),
+        ):
+            at_least(f"sharing.{key}", getattr(self, key), least)
         if self.coefficient_init == "sparse" and self.allocator == "reference":
             raise ValueError(
                 "sharing.coefficient_init=sparse is not how sharing.allocator=reference starts: "
@@ -190,17 +191,12 @@ class OptimConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        above("optim.lr", self.lr, 0)
-        at_least("optim.ema_decay", self.ema_decay, 0)
-        below("optim.ema_decay", self.ema_decay, 1)
-        at_least("optim.momentum", self.momentum, 0)
-        below("optim.momentum", self.momentum, 1)
-        at_least("optim.beta2", self.beta2, 0)
-        below("optim.beta2", self.beta2, 1)
-        at_least("optim.weight_decay", self.weight_decay, 0)
-        above("optim.gamma", self.gamma, 0)
-        at_least("optim.warmup_epochs", self.warmup_epochs, 0)
-        at_least("optim.clip_norm", self.clip_norm, 0)
+        for key in ("lr", "gamma"):
+            above(f"optim.{key}", getattr(self, key), 0)
+        for key in ("momentum", "beta2", "ema_decay", "weight_decay", "warmup_epochs", "clip_norm"):
+            at_least(f"optim.{key}", getattr(self, key), 0)
+        for key in ("momentum", "beta2", "ema_decay"):
+            below(f"optim.{key}", getattr(self, key), 1)
         if self.name == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError(
                 "optim.nesterov=true needs momentum: set optim.momentum above 0 or "
