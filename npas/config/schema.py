@@ -295,7 +295,16 @@ class Config:
                 f"recipe_version must be {RECIPE_VERSION}, got {self.recipe_version}: this npas "
                 f"trains recipe {RECIPE_VERSION} only"
             )
-        self._check_budget()
+        templates = self.sharing.templates
+        if self.budget is None and templates is None:
+            raise ValueError("budget is missing: set budget=0.1, budget=dense or sharing.templates")
+        if self.budget is not None and templates is not None:
+            raise ValueError(
+                f"budget={self.budget} and sharing.templates={templates} exclude each other: set "
+                "budget=null or sharing.templates=null"
+            )
+        if self.budget not in (None, DENSE):
+            canonical_budget(self.budget)
         if self.data.source == SYNTHETIC:
             self._shorten()
 
@@ -312,18 +321,6 @@ class Config:
             shorter["sharing"] = dataclasses.replace(self.sharing, search=epochs)
         for key, value in shorter.items():
             object.__setattr__(self, key, value)
-
-    def _check_budget(self) -> None:
-        templates = self.sharing.templates
-        if self.budget is None and templates is None:
-            raise ValueError("budget is missing: set budget=0.1, budget=dense or sharing.templates")
-        if self.budget is not None and templates is not None:
-            raise ValueError(
-                f"budget={self.budget} and sharing.templates={templates} exclude each other: set "
-                "budget=null or sharing.templates=null"
-            )
-        if self.budget not in (None, DENSE):
-            canonical_budget(self.budget)
 
 
 def canonical_budget(text: str) -> str:

@@ -41,10 +41,8 @@ from npas.training.state import starts_anew, to_resume
 
 log = logging.getLogger(__name__)
 
-GRADIENT_BATCHES = 128
-"""Batches whose gradients are averaged."""
-FP16_SCALE = 1024.0
-"""What a loss is multiplied by in fp16, so that small gradients do not underflow."""
+GRADIENT_BATCHES = 128  # whose gradients are averaged
+FP16_SCALE = 1024.0  # of a loss in fp16, so that small gradients do not underflow
 DIGITS = 7  # of a stored number: what float32 has
 
 
