@@ -113,23 +113,24 @@ class SharingConfig:
                 "sharing.groups=learned groups layers by their coefficients, and "
                 "sharing.generator=avg has none: choose wavg or emb"
             )
-        if self.init is not None and not self.init.strip():
-            raise ValueError("sharing.init must not be empty: name a run or a file, or null")
         if self.init is not None:  # one path is spelled in many ways, and enters the hash
             object.__setattr__(self, "init", os.path.normpath(self.init))
-        at_least("sharing.num_groups", self.num_groups, 1)
-        at_least("sharing.max_templates", self.max_templates, 1)
-        at_least("sharing.low_rank", self.low_rank, 0)
+        if isinstance(self.templates, int):
+            at_least("sharing.templates", self.templates, 1)
+            at_most("sharing.templates", self.templates, MOST_TEMPLATES)
+        for key, least in (
+            ("num_groups", 1),
+            ("max_templates", 1),
+            ("recurrence_weight", 0),
+            ("lsm_every", 0),
+            ("low_rank", 0),
+        ):
+            at_least(f"sharing.{key}", getattr(self, key), least)
         if not self.train_coefficients and self.generator != "wavg":
             raise ValueError(
                 "sharing.train_coefficients=false needs sharing.generator=wavg, whose coefficients "
                 f"are free of anything that trains; {self.generator} is another"
             )
-        if isinstance(self.templates, int):
-            at_least("sharing.templates", self.templates, 1)
-            at_most("sharing.templates", self.templates, MOST_TEMPLATES)
-        at_least("sharing.recurrence_weight", self.recurrence_weight, 0)
-        at_least("sharing.lsm_every", self.lsm_every, 0)
         if self.allocator == "reference":
             if self.coefficient_init not in ("orthogonal", "released"):
                 raise ValueError(
@@ -220,21 +221,15 @@ class OptimConfig:
     muon: MuonConfig = field(default_factory=MuonConfig)
 
     def __post_init__(self) -> None:
-        above("optim.lr", self.lr, 0)
-        above("optim.decay_fraction", self.decay_fraction, 0)
+        for key in ("lr", "gamma", "decay_fraction"):
+            above(f"optim.{key}", getattr(self, key), 0)
+        for key in ("momentum", "beta2", "ema_decay", "weight_decay", "warmup_epochs", "clip_norm"):
+            at_least(f"optim.{key}", getattr(self, key), 0)
+        for key in ("momentum", "beta2", "ema_decay"):
+            below(f"optim.{key}", getattr(self, key), 1)
         at_most("optim.decay_fraction", self.decay_fraction, 1)
         at_least("optim.min_lr", self.min_lr, 0)
         at_most("optim.min_lr", self.min_lr, self.lr)
-        at_least("optim.ema_decay", self.ema_decay, 0)
-        below("optim.ema_decay", self.ema_decay, 1)
-        at_least("optim.momentum", self.momentum, 0)
-        below("optim.momentum", self.momentum, 1)
-        at_least("optim.beta2", self.beta2, 0)
-        below("optim.beta2", self.beta2, 1)
-        at_least("optim.weight_decay", self.weight_decay, 0)
-        above("optim.gamma", self.gamma, 0)
-        at_least("optim.warmup_epochs", self.warmup_epochs, 0)
-        at_least("optim.clip_norm", self.clip_norm, 0)
         if self.name in ("sgd", "muon") and self.nesterov and self.momentum == 0:
             raise ValueError(
                 "optim.nesterov=true needs momentum: set optim.momentum above 0 or "
@@ -371,7 +366,16 @@ class Config:
                 f"recipe_version must be {RECIPE_VERSION}, got {self.recipe_version}: this npas "
                 f"trains recipe {RECIPE_VERSION} only"
             )
-        self._check_budget()
+        templates = self.sharing.templates
+        if self.budget is None and templates is None:
+            raise ValueError("budget is missing: set budget=0.1, budget=dense or sharing.templates")
+        if self.budget is not None and templates is not None:
+            raise ValueError(
+                f"budget={self.budget} and sharing.templates={templates} exclude each other: set "
+                "budget=null or sharing.templates=null"
+            )
+        if self.budget not in (None, DENSE):
+            canonical_budget(self.budget)
         if self.data.source == SYNTHETIC:
             self._shorten()
 
@@ -398,18 +402,6 @@ class Config:
             shorter["sharing"] = dataclasses.replace(self.sharing, search=epochs)
         for key, value in shorter.items():
             object.__setattr__(self, key, value)
-
-    def _check_budget(self) -> None:
-        templates = self.sharing.templates
-        if self.budget is None and templates is None:
-            raise ValueError("budget is missing: set budget=0.1, budget=dense or sharing.templates")
-        if self.budget is not None and templates is not None:
-            raise ValueError(
-                f"budget={self.budget} and sharing.templates={templates} exclude each other: set "
-                "budget=null or sharing.templates=null"
-            )
-        if self.budget not in (None, DENSE):
-            canonical_budget(self.budget)
 
 
 def canonical_budget(text: str) -> str:
