@@ -13,11 +13,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from npas.cli import app, entry, runs
 from npas.cli.app import Job
-from npas.config.typed import build, keys_of
 
 NAME = "npas-export"
 
@@ -26,35 +25,22 @@ NAME = "npas-export"
 class Export:
     """The keys of npas-export; without `out` the file lies in the run's folder."""
 
-    run: str | None = None
+    run: str
     format: Literal["safetensors"] = "safetensors"
     out: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.run:
-            raise ValueError("run is missing: name a run's folder, as run=runs/digits/...")
         if self.out is not None:
             _check_file(self.out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export the run that the arguments name; see the top of this file."""
-    return entry.main(app.Command(NAME, "export", keys, check, run), argv)
-
-
-def keys() -> set[str]:
-    """Return the full names of the keys."""
-    return set(keys_of(Export))
-
-
-def check(raw: dict[str, Any]) -> Export:
-    """Check the keys; ValueError."""
-    return build(Export, raw)
+    return entry.main(app.Command.of(NAME, "export", Export, run), argv)
 
 
 def run(options: Export) -> Job:
     """Materialize the newest checkpoint's network and write it, whole or not at all."""
-    assert options.run is not None
     experiment = runs.restore(options.run, {"trainer.device": "cpu"})
 
     from safetensors import SafetensorError
@@ -92,10 +78,8 @@ def run(options: Export) -> Job:
 def _check_file(out: str) -> None:
     """Refuse what cannot be the name of a file, before a network is loaded for it; ValueError."""
     path = Path(out)
-    if not out.strip():
-        raise ValueError("out must not be empty: name a file, as out=network.safetensors")
-    if path.is_dir() or out.endswith(os.sep):
-        raise ValueError(f"out={out} is a folder: name a file, as out={path / 'model.safetensors'}")
+    if not out.strip() or path.is_dir() or out.endswith(os.sep):
+        raise ValueError(f"out={out} is no file: name one, as out={path / 'network.safetensors'}")
     if path.exists() and not path.is_file():
         raise ValueError(f"out={out} is no regular file: name another")
     above = next(folder for folder in path.absolute().parents if folder.exists())
