@@ -8,7 +8,6 @@ npas-eval run=runs/simnet_scenes/... show=16          # and show-test.png in the
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +101,3 @@ def _draw(options: Evaluate, experiment: Experiment, shown: list[Shown], score: 
         return picture_page.draw(shown, path, f"{config.exp}{share}, seed {config.seed}: {score}")
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror or error})") from None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,8 +29,11 @@ class Export:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        if self.out is not None:
-            _check_file(self.out)
+        if self.out is not None:  # before a network is loaded for it
+            path = Path(self.out)
+            if not path.name or self.out.endswith(os.sep) or (path.exists() and not path.is_file()):
+                text = f"is no file: name one, as out={path / 'network.safetensors'}"
+                raise ValueError(f"out={self.out} {text}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,19 +75,3 @@ def run(options: Export) -> Job:
     if experiment.unfinished:
         print(experiment.unfinished)
     return Job(options.run)
-
-
-def _check_file(out: str) -> None:
-    """Refuse what cannot be the name of a file, before a network is loaded for it; ValueError."""
-    path = Path(out)
-    if not out.strip() or path.is_dir() or out.endswith(os.sep):
-        raise ValueError(f"out={out} is no file: name one, as out={path / 'network.safetensors'}")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"out={out} is no regular file: name another")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise ValueError(f"out={out} lies below {above}, which is a file: name another")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,7 +16,6 @@ import copy
 import itertools
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -298,7 +297,3 @@ def _report(record: dict[str, Any], out: Path) -> str:
     if record["plain"]:
         lines.append(f"plain       {', '.join(record['plain'])}: ordinary parameters again")
     return "\n".join([*lines, f"{out}: fold.json, folding.json, model.safetensors and plots"])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

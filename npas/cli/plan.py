@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -168,7 +167,3 @@ def _dense_figures(model: nn.Module) -> dict[str, Any]:
     split = {"bank": 0, "coefficients": 0, "upsamplers": 0, "unshared": count}
     budget = BudgetReport.of_dense(count).to_dict()
     return {"budget": budget, "split": split, "groups": [], "layers": []}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

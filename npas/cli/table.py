@@ -66,7 +66,3 @@ def run(options: Table) -> Job:
         return Job(table.name)
     app.say(NAME, f"{committed} is not what the results say: make it again")
     return Job(table.name, "failed")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

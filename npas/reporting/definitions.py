@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from npas import models
 from npas.config import GROUPINGS, SEARCHED, run_dir
@@ -50,9 +51,9 @@ def table(name: str) -> Table:
     return _TABLES[name]()
 
 
-def _ssn(budgets: Sequence[str], *words: str, network: str = "SSN", series: str = "") -> list[Row]:
-    """List a network inside these budgets."""
-    return [Row(f"{network}, budget {b}", (*words, f"budget={b}"), series) for b in budgets]
+def _ssn(budgets: Sequence[str], words: str, network: str = "SSN", **row: Any) -> list[Row]:
+    """List a network inside these budgets, each of which stands in the words for {}."""
+    return [Row(f"{network}, budget {b}", tuple(words.format(b).split()), **row) for b in budgets]
 
 
 def _narrower(exp: str, *words: str) -> list[Row]:
@@ -72,7 +73,7 @@ def _digits() -> Table:
         rows=(
             Row("dense network", ("+exp=digits", DENSE), series="dense network"),
             *_narrower("digits", "+exp=digits_narrow"),
-            *_ssn(DIGITS_BUDGETS, "+exp=digits", series="SSN"),
+            *_ssn(DIGITS_BUDGETS, "+exp=digits budget={}", series="SSN"),
         ),
         note="A Wide ResNet on scikit-learn's 8x8 digits; a fixed fifth of them is the test set."
         " No paper has figures for this task: it shows within minutes what a budget costs.",
@@ -108,7 +109,7 @@ def _cifar10_small() -> Table:
         rows=(
             Row("dense network", (*words, DENSE), series="dense network"),
             *_narrower("cifar10_small", *words, DENSE),
-            *_ssn(SMALL_BUDGETS, *words, series="SSN"),
+            *_ssn(SMALL_BUDGETS, f"{' '.join(words)} budget={{}}", series="SSN"),
         ),
         note="WRN-16-2, five epochs. The images are a public JPEG copy of CIFAR-10, not the"
         " published bytes, halved in size: compare these figures with each other, not with"
@@ -139,7 +140,11 @@ def _wrn_cifar(classes: int) -> Table:
     return Table(
         name=f"wrn_cifar{classes}",
         title=f"CIFAR-{classes}: Wide ResNets inside parameter budgets",
-        rows=(*with_cutout, *_ssn(CIFAR_BUDGETS, *words, series="SSN"), *without),
+        rows=(
+            *with_cutout,
+            *_ssn(CIFAR_BUDGETS, f"{' '.join(words)} budget={{}}", series="SSN"),
+            *without,
+        ),
         note="Our runs train on all 50,000 training images with flips, crops and cutout. SSN rows"
         " are WRN 28-10 inside the budget; SWRN d-w-k is soft sharing with k templates. Rows"
         " without cutout and soft sharing are published figures only here: table swrn runs them.",
@@ -149,14 +154,11 @@ def _wrn_cifar(classes: int) -> Table:
 
 def _imagenet() -> Table:
     """List the poster's networks, and a Wide ResNet inside budgets."""
-    words = ("+exp=wrn50_2_three_convs_imagenet",)
+    words = f"+exp=wrn50_2_three_convs_imagenet budget={{}} {FAST}"
     rows: list[Row] = []
     for heading, column, metric in (("Top-1", "top1", ""), ("Top-5", "top5", "top5_accuracy")):
         rows += poster_rows("imagenet", column, heading)
-        rows += [
-            replace(row, words=(*(row.words or ()), FAST), section=heading, metric=metric)
-            for row in _ssn(IMAGENET_BUDGETS, *words, network="SSN, WRN 50-2")
-        ]
+        rows += _ssn(IMAGENET_BUDGETS, words, "SSN, WRN 50-2", section=heading, metric=metric)
     return Table(
         name="imagenet",
         title="ImageNet: errors beside the published ones",
@@ -236,10 +238,8 @@ def _grounding() -> Table:
             Row(f"CITE, {concepts} embeddings", cite, published=figure, section=name),
             Row("SimNet", (exp, DENSE, FAST), section=name),
         ]
-        rows += [
-            Row(f"SSN, SimNet, budget {budget}", (exp, f"budget={budget}", FAST), section=name)
-            for budget in GROUNDING_BUDGETS
-        ]
+        words = f"{exp} budget={{}} {FAST}"
+        rows += _ssn(GROUNDING_BUDGETS, words, "SSN, SimNet", section=name)
     return Table(
         name="grounding",
         title="Phrase grounding: accuracy beside the published figures",
@@ -263,17 +263,10 @@ def _retrieval() -> Table:
                 figure = None
                 if (network, metric) != ("ADAPT-T2I", "mr"):
                     figure = published.figure("retrieval", network, f"{data}_{metric}")
-                words, section = (f"+exp={exp}_{data}",), f"{name}: {meaning}"
-                rows.append(Row(network, (*words, DENSE, FAST), "", figure, section, metric))
-                rows += [
-                    Row(
-                        f"SSN, {network}, budget {budget}",
-                        (*words, f"budget={budget}", FAST),
-                        section=section,
-                        metric=metric,
-                    )
-                    for budget in ("0.1", "0.5", "2")
-                ]
+                exp, section = f"+exp={exp}_{data}", f"{name}: {meaning}"
+                rows.append(Row(network, (exp, DENSE, FAST), "", figure, section, metric))
+                words, ssn = f"{exp} budget={{}} {FAST}", f"SSN, {network}"
+                rows += _ssn(("0.1", "0.5", "2"), words, ssn, section=section, metric=metric)
     return Table(
         name="retrieval",
         title="Image-sentence retrieval: recalls beside the published ones",
@@ -301,7 +294,7 @@ def _scenes() -> Table:
             Row("bag of words", ("+exp=bag_of_words_scenes",), series="bag of words"),
             Row("SimNet", dense, series="SimNet, dense"),
             Row("SimNet, phrases by a GRU", (exp, "model.phrase=gru", DENSE), series="with a GRU"),
-            *_ssn(GROUNDING_BUDGETS, exp, network="SSN, SimNet", series="SSN"),
+            *_ssn(GROUNDING_BUDGETS, f"{exp} budget={{}}", "SSN, SimNet", series="SSN"),
             Row("the best region (oracle)", dense, "oracle", None, "The upper bound", "oracle"),
         ),
         note="Synthetic scenes: shapes drawn by a generator, which stand in for no data set. From"
@@ -315,7 +308,7 @@ def _scenes_retrieval() -> Table:
     rows = []
     for network, exp in (("ADAPT-T2I", "adapt"), ("two-branch", "two_branch")):
         rows.append(Row(network, (f"+exp={exp}_scenes", DENSE)))
-        rows += _ssn(("0.1",), f"+exp={exp}_scenes", network=f"SSN, {network}")
+        rows += _ssn(("0.1",), f"+exp={exp}_scenes budget={{}}", f"SSN, {network}")
     return Table(
         name="scenes_retrieval",
         title="Rendered scenes: image-sentence retrieval",

@@ -1,26 +1,18 @@
 """npas-train with groups to be found: one command does both stages, the others know the run."""
 
 import contextlib
-import dataclasses
 import io
 import json
-import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from command_line import SMALL, Run
 
 from npas.cli import train
 from npas.config import Config, run_dir
 from npas.reporting import results
 from npas.reporting.compose import compose
-from npas.tasks.cifar import task as cifar
-from npas.training import grouping
-from npas.training.checkpoint import find_checkpoint
 
 FIND = ("npas-train", *SMALL, "budget=0.3", "sharing.groups=learned", "sharing.num_groups=3")
 
@@ -140,59 +132,3 @@ def test_a_damaged_file_in_the_run_says_what_to_do(
     (folder / "groups.json").unlink()
     answer = run(*FIND, f"run_root={root}")
     assert answer.code == 0 and "searching" not in answer.out
-
-
-@pytest.mark.slow
-def test_the_cifar_experiment_learns_eight_groups_and_resumes_across_the_boundary(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The real network (WRN-28-10), two steps a stage, on files in CIFAR's format."""
-    root = tmp_path / "data"
-    monkeypatch.setattr(cifar, "published_archive", write_synthetic(root))
-    arguments = (
-        "npas-train", "+exp=wrn_cifar100", "sharing.groups=learned", "sharing.num_groups=8",
-        "budget=0.1", f"data.root={root}", "data.val_fraction=0", "data.download=false", "epochs=1",
-        "batch_size=8", "optim.milestones=[]", "wandb.mode=disabled", "trainer.device=cpu",
-        "deterministic=true",
-    )  # fmt: skip
-    with monkeypatch.context() as patched:
-        patched.setattr(grouping, "write", interrupt)
-        answer = run(*arguments)
-    assert answer.code == 130 and "the same command resumes" in answer.err
-    resumed = run(*arguments)
-    assert resumed.code == 0, resumed.err
-    straight = run(*arguments, "run_root=straight")
-    assert straight.code == 0, straight.err
-
-    (one,), (other,) = Path("runs").glob("*/budget-*"), Path("straight").glob("*/budget-*")
-    ours, theirs = (json.loads((folder / "groups.json").read_text()) for folder in (one, other))
-    assert ours["layers"] == theirs["layers"] and len(ours["layers"]) == 29
-    assert len({layer["group"] for layer in ours["layers"]}) == 8
-    a, b = (results.read(folder) for folder in (one, other))
-    assert a.metrics == b.metrics and a.search is not None
-    for folder in (one, other):
-        assert run("npas-eval", f"run={folder}", f"data.root={root}").code == 0
-    tensors = [newest(folder) for folder in (one, other)]
-    assert all(torch.equal(tensors[0][k], tensors[1][k]) for k in tensors[0])
-
-
-def interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def newest(folder: Path) -> dict[str, torch.Tensor]:
-    return find_checkpoint(folder).tensors("model")
-
-
-def write_synthetic(root: Path) -> Callable[[int], cifar.Archive]:
-    """Write sixteen random images in CIFAR-100's format; return what lists them, unsummed."""
-    published = cifar.published_archive(100)
-    files = [*published.train, *published.test]
-    (root / published.folder).mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for name in files:
-        images = rng.integers(0, 255, (16, 3072), dtype=np.uint8)
-        batch = {"data": images, "fine_labels": list(range(16))}
-        (root / published.folder / name).write_bytes(pickle.dumps(batch, protocol=4))
-    train, test = ({name: None for name in part} for part in (published.train, published.test))
-    return lambda classes: dataclasses.replace(published, train=train, test=test)

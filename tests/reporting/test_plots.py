@@ -190,17 +190,6 @@ def test_a_strip_shows_epochs_from_the_first_to_the_last(words: Callable[..., st
     assert fold_plots.thin(list(range(1, 8)), most=3) == [1, 4, 7]
 
 
-def test_an_epoch_logged_twice_is_shown_as_logged_last(tmp_path: Path) -> None:
-    draw, (early, late, _), other = (
-        fold_plots.similarity_over_epochs,
-        SIMILAR,
-        similarity("early", 5),
-    )
-    again, _ = draw([(1, [early]), (2, [late]), (1, [other])], tmp_path / "again", "x")
-    once, _ = draw([(1, [other]), (2, [late])], tmp_path / "once", "x")
-    assert again.read_bytes() == once.read_bytes()
-
-
 def test_loops_blocks_and_ties_are_written(words: Callable[..., str]) -> None:
     text = words(fold_plots.folded, BLOCKS, LOOPED + OTHERS, Path("x"), "A title")
     times = "\N{MULTIPLICATION SIGN}"
