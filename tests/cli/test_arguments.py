@@ -176,7 +176,7 @@ def test_the_traceback_is_there_for_those_who_ask_and_of_faults_of_ours(
 
 
 def test_help_version_and_config_are_shown_without_running(run: Run, tmp_path: Path) -> None:
-    for command in ("npas-train", "npas-plan", "npas-eval", "npas-export"):
+    for command in ("npas-train", "npas-eval"):
         answer = run(command, "--help")
         assert (answer.code, answer.err) == (0, "")
         assert f"  {command} " in answer.out and "Exit code" in answer.out

@@ -111,6 +111,7 @@ def test_what_cannot_be_folded_is_one_line(run: Run, soft: Path, trained: Path) 
         assert says in answer.err and len(answer.err.splitlines()) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_on_texts_folds_too(run: Run, tmp_path: Path) -> None:
     arguments = ("+exp=tiny_mlm", "epochs=1", f"run_root={tmp_path}", "trainer.device=cpu")
     made = ("train=4", "test=2", "epochs=1", "batch_size=2")
@@ -168,6 +169,7 @@ def test_a_checkpoint_folds_into_the_runs_folder_with_the_history_until_then(
     assert epochs == list(range(len(epochs))) and 1 < len(epochs) < 4
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("exp", "arguments"),
     [
