@@ -40,6 +40,8 @@ def parse(arguments: list[str], known: Collection[str]) -> argparse.Namespace:
     parser = get_args_parser()
     parser.error = fail
     asked = parser.parse_intermixed_args(arguments)
+    if asked.shell_completion:  # its words are no keys
+        return asked
     asked.overrides = [_accepted(word) for word in asked.overrides]
     asked.multirun |= "hydra.mode=MULTIRUN" in asked.overrides
     if asked.config_path is not None:
@@ -78,11 +80,11 @@ def _check(override: Any, asked: argparse.Namespace, known: Collection[str]) -> 
         return
     if not key:
         raise ValueError(_unreadable(word, known))
-    configs = import_module("npas.configs").__path__
-    folders = [*configs, *filter(None, [asked.config_dir])]
-    group = any(Path(folder, key).is_dir() for folder in folders)
     root = f"{key.partition('.')[0]}.family"
     is_known = key in known or root in known or any(k.startswith(f"{key}.") for k in known)
+    configs = import_module("npas.configs").__path__
+    ours = is_known and any(Path(folder, key).is_dir() for folder in configs)
+    group = ours or (asked.config_dir is not None and Path(asked.config_dir, key).is_dir())
     if not group and not is_known:
         raise ValueError(unknown_key(key, known))
     if override.is_sweep_override():
@@ -98,7 +100,7 @@ def _check(override: Any, asked: argparse.Namespace, known: Collection[str]) -> 
         raise ValueError(f"{word!r} names nothing to choose: write {key}=NAME")
     pluses = len(override.input_line) - len(word)
     right = 1 if key == "exp" else 0
-    if not override.is_delete() and (pluses != right if group else pluses == 1 and key in known):
+    if not override.is_delete() and (pluses != right if ours else pluses == 1 and key in known):
         raise ValueError(f"{override.input_line}: write {'+' * right}{word}")
 
 

@@ -245,9 +245,9 @@ def _skipped(config: Config, folder: Path) -> Job | None:
 
 def _warn_of_other_start(config: Config, done: Result) -> None:
     """Warn if what `sharing.init` names is no longer what the run started from."""
-    from npas.training.initial import weights_sum
-
     if config.sharing.init is not None and done.init is not None:
+        from npas.training.initial import weights_sum
+
         with contextlib.suppress(ValueError, OSError):  # gone since
             if weights_sum(Path(config.sharing.init)) != done.init.weights:
                 line = f"sharing.init={config.sharing.init} holds other weights than then"

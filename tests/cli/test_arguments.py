@@ -28,6 +28,7 @@ WRONG = [
     ("npas-plan frmat=json", "unknown key 'frmat': did you mean 'format'?"),
     ("npas-plan check_dat=true", "unknown key 'check_dat': did you mean 'check_data'?"),
     ("npas-eval rum=x", "unknown key 'rum': did you mean 'run'?"),
+    ("npas-eval run=x model=y", "unknown key 'model'"),
     ("npas-eval run=x data.rot=y", "unknown key 'data.rot': did you mean 'data.root'?"),
     ("npas-fold run=x treshold=0.9", "did you mean 'threshold'?"),
     ("npas-table name=digits chek=true", "unknown key 'chek': did you mean 'check'?"),
@@ -127,6 +128,7 @@ FILES = {
     "conf/exp/twice.yaml": f"{HEAD}defaults:\n  - /optim: adam_simnet\n",
     "conf/exp/open.yaml": f"{HEAD}optim: {{lr: 1\n",
     "conf/exp/mine.yaml": f"{HEAD}budget: 0.3\n",
+    "conf/own/big.yaml": f"{HEAD}budget: 0.4\n",
 }
 FIRST_LINE = "its first line must be '# @package _global_', so that its keys stand at the top"
 
@@ -148,6 +150,7 @@ def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(run: Run
         assert answer.code == 2
         assert line in answer.err and answer.err.count("\n") == 1
     assert "asked 0.3" in run("npas-plan", "--config-dir", "conf", "+exp=mine").out
+    assert "asked 0.4" in run("npas-plan", "--config-dir", "conf", "+own=big").out
 
 
 @pytest.mark.parametrize("root", ["josé/runs", "a#b=c", "日本"])
