@@ -28,7 +28,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_one_command_leaves_groups_their_picture_and_the_result(found: Path) -> None:
+def test_one_command_searches_and_leaves_groups_their_picture_and_the_result(
+    run: Run, found: Path
+) -> None:
     names = {path.name for path in found.iterdir()}
     assert {"groups.json", "groups.png", "groups.svg", "result.json", "search"} < names
     result = results.read(found)
@@ -38,9 +40,6 @@ def test_one_command_leaves_groups_their_picture_and_the_result(found: Path) -> 
     search = (result.search.method, result.search.num_groups, result.search.steps)
     assert search == ("learned", 3, 5)
     assert result.steps == 5  # its own alone
-
-
-def test_it_says_that_it_searches_and_then_what_it_found(run: Run, found: Path) -> None:
     root = found.parent.parent
     printed = (root / "printed").read_text()
     first, *rest = printed.splitlines()
