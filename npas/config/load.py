@@ -13,20 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from npas.config.groups_file import is_path, read_groups
-from npas.config.muon import MuonConfig
+from npas.config.optim import MuonConfig
 from npas.config.schema import (
     DENSE,
     NO_PACKAGE,
-    SEARCHED,
     SYNTHETIC,
     Config,
     DistillConfig,
-    SearchConfig,
-    SharingConfig,
     canonical_budget,
-    is_grouping,
     settings,
 )
+from npas.config.sharing import SEARCHED, SearchConfig, SharingConfig, is_grouping
 from npas.config.typed import build, keys_of
 from npas.utils.packing import Packing
 
