@@ -1,9 +1,10 @@
-"""Evaluate the checkpoint of a run, and draw what it answers.
+"""Evaluate the checkpoint of a run, and draw or print what it answers.
 
 npas-eval run=runs/digits/budget-0.1_seed-0_1f0c2a9b
 npas-eval run=runs/wrn_cifar100/... split=val data.root=/data format=json
 npas-eval run=runs/... artifact=runs/.../artifact.npas   # the quantized network, read back
 npas-eval run=runs/simnet_scenes/... show=16          # and show-test.png in the run's folder
+npas-eval run=runs/shakespeare/... show=5             # and prints how it continues five texts
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MOST_SHOWN = 200  # samples: a page that can still be opened
 class Evaluate:
     """The keys of npas-eval.
 
-    `show` samples are drawn beside what the network answers, for tasks that have pictures.
+    `show` samples are drawn beside what the network answers, or printed where that is text.
     """
 
     run: str
@@ -91,7 +92,12 @@ def run(options: Evaluate) -> Job:
             score += " on synthetic data"
         if experiment.unfinished:
             score += f" ({experiment.unfinished.partition(';')[0]})"
-        app.say(NAME, f"{_draw(options, experiment, shown, score)} shows {len(shown)} samples")
+        if all(picture.image is None for sample in shown for picture in sample.pictures):
+            for sample in shown:
+                print(f"\n--- {sample.heading!r} goes on:")
+                print(*(picture.caption for picture in sample.pictures), sep="\n")
+        else:
+            app.say(NAME, f"{_draw(options, experiment, shown, score)} shows {len(shown)} samples")
     return Job(options.run)
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from npas import models
 from npas.config import GROUPINGS, SEARCHED, run_dir
-from npas.reporting import published, soft_sharing
+from npas.reporting import language_models, published, soft_sharing
 from npas.reporting.compose import compose, dense_count
 from npas.reporting.soft_sharing import poster_rows
 from npas.reporting.tables import Row, Table
+from npas.reporting.verdicts import verdicts
 
 DIGITS_BUDGETS = ("0.02", "0.05", "0.1", "0.25", "0.5", "1", "2", "4")
 NARROW_BUDGETS = ("0.05", "0.1", "0.25", "0.5")
@@ -110,6 +111,13 @@ def _cifar10_small() -> Table:
             Row("dense network", (*words, DENSE), series="dense network"),
             *_narrower("cifar10_small", *words, DENSE),
             *_ssn(SMALL_BUDGETS, f"{' '.join(words)} budget={{}}", series="SSN"),
+        ),
+        appendix=verdicts(
+            {
+                b: (f"SSN, budget {b}", f"narrower dense network of budget {b}")
+                for b in NARROW_BUDGETS
+            },
+            "accuracy",
         ),
         note="WRN-16-2, five epochs. The images are a public JPEG copy of CIFAR-10, not the"
         " published bytes, halved in size: compare these figures with each other, not with"
@@ -369,6 +377,7 @@ _TABLES: dict[str, Callable[[], Table]] = {
     "digits": _digits,
     "digits_groups": _digits_groups,
     "cifar10_small": _cifar10_small,
+    "shakespeare": language_models.shakespeare,
     "wrn_cifar10": lambda: _wrn_cifar(10),
     "wrn_cifar100": lambda: _wrn_cifar(100),
     "imagenet": _imagenet,

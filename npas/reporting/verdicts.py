@@ -1,0 +1,60 @@
+"""Say where sharing wins, ties and loses against another network of as many parameters."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from npas.reporting.tables import Cell, grid_line
+from npas.utils.printing import LOSSES
+
+ERRORS = 2  # standard errors, from which on a difference counts
+
+
+def verdicts(pairs: Mapping[str, tuple[str, str]], metric: str) -> Callable[..., list[str]]:
+    """Return an appendix for a table: by budget, the labels of its shared and its other row."""
+
+    def lines(cells: Sequence[Cell]) -> list[str]:
+        found = {cell.row.label: _values(cell, metric) for cell in cells}
+        rows = []
+        for budget, (shared, other) in pairs.items():
+            ours, theirs = found[shared], found[other]
+            if len(ours) > 1 and len(theirs) > 1:
+                rows.append(grid_line([budget, *_compare(ours, theirs, metric)]))
+        if not rows:
+            return []
+        heads = ["budget", "shared", "narrower dense", "difference", "standard error", "sharing"]
+        return [
+            "## What a budget buys",
+            "",
+            f"Means, and whether they differ by more than {ERRORS} standard errors of their"
+            " difference.",
+            "",
+            grid_line(heads),
+            grid_line(["---", *["---:"] * 4, "---"]),
+            *rows,
+            "",
+        ]
+
+    return lines
+
+
+def _values(cell: Cell, metric: str) -> list[float]:
+    measured = [run.metrics.last.get(metric) for run in cell.having("done").values() if run.metrics]
+    return [value for value in measured if value is not None]
+
+
+def _compare(ours: list[float], theirs: list[float], metric: str) -> list[str]:
+    digits = 3 if metric in LOSSES else 2
+    means = statistics.fmean(ours), statistics.fmean(theirs)
+    apart = means[0] - means[1]
+    error = math.sqrt(sum(statistics.variance(each) / len(each) for each in (ours, theirs)))
+    gain = -apart if metric in LOSSES else apart
+    verdict = "ties" if abs(gain) <= ERRORS * error else "wins" if gain > 0 else "loses"
+    return [
+        *(f"{mean:.{digits}f}" for mean in means),
+        f"{apart:+.{digits}f}",
+        f"{error:.{digits}f}",
+        verdict,
+    ]
