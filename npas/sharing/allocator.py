@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from npas.sharing.allocation import (
     Allocation,
@@ -92,21 +93,13 @@ def allocate_templates(
                     " groups='shape' or a mapping"
                 )
         if len(group) == 1:
-            groups.append(GroupAllocation(name, 0, (ordinary(first),)))
+            groups.append(GroupAllocation(name, 0, (LayerAllocation(**vars(first)),)))
             continue
         count = len(group) if isinstance(templates, str) else templates
         positions = tuple(k * first.size for k in range(count))
-        planned = tuple(
-            LayerAllocation(
-                layer.name,
-                layer.shape,
-                layer.kind,
-                positions,
-                layer.size,
-                mixing=scheme.generator,
-            )
-            for layer in group
-        )
+        reads: dict[str, Any] = {"templates": positions, "template_size": first.size}
+        reads["mixing"] = scheme.generator
+        planned = tuple(LayerAllocation(**vars(layer), **reads) for layer in group)
         groups.append(GroupAllocation(name, count * first.size, planned))
     unshared = dense - sum(layer.size for layer in layers if layer.name in group_of)
     used = unshared + sum(group.used for group in groups)
@@ -125,11 +118,6 @@ def members_of(
         if layer.name in group_of:
             members.setdefault(group_of[layer.name], []).append(layer)
     return members
-
-
-def ordinary(layer: LayerSpec) -> LayerAllocation:
-    """Plan a layer that keeps a parameter of its own."""
-    return LayerAllocation(layer.name, layer.shape, layer.kind)
 
 
 def size_groups(
@@ -260,19 +248,12 @@ class _Draft:
             # Templates that do not fit side by side are spread evenly and overlap.
             room = min(k * size, self.bank) - size
             positions = tuple(start + j * room // max(k - 1, 1) for j in range(max(k, 1)))
-            placed.append(
-                LayerAllocation(
-                    layer.name,
-                    layer.shape,
-                    layer.kind,
-                    positions,
-                    size,
-                    mixing=self.mixing[i] if k > 1 else "none",
-                    upsampler=None if k else self.scheme.upsampler,
-                    source=(0, 0) if k else self.source(i),
-                    learned=self.learned(i),
-                )
-            )
+            how: dict[str, Any] = {"mixing": self.mixing[i]} if k > 1 else {}
+            if not k:
+                how = {"upsampler": self.scheme.upsampler, "source": self.source(i)}
+                how["learned"] = self.learned(i)
+            how |= {"templates": positions, "template_size": size}
+            placed.append(LayerAllocation(**vars(layer), **how))
         return GroupAllocation(name, self.bank, tuple(placed))
 
     def starts(self, spans: Sequence[int]) -> list[int]:
@@ -390,5 +371,5 @@ def _size_single(name: str, layer: LayerSpec, available: int, scheme: Scheme) ->
     templates = -(-available // layer.size)
     bank = available - GENERATORS[scheme.generator].count([templates])
     if templates == 1 or bank <= layer.size:
-        return GroupAllocation(name, 0, (ordinary(layer),))
+        return GroupAllocation(name, 0, (LayerAllocation(**vars(layer)),))
     return _Draft([layer], scheme, bank, [templates], [scheme.generator]).place(name)

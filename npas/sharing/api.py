@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,33 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from npas.sharing import audit, storage
-from npas.sharing.allocation import Allocation, Scheme
+from npas.sharing.allocation import ALLOCATORS, Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
-from npas.sharing.audit import warn_of_holders
 from npas.sharing.budget import count_parameters, parse_budget
 from npas.sharing.coefficients import CHOICES, STARTS
 from npas.sharing.groups import assign_groups
-from npas.sharing.init import (
-    assign_scales,
-    initialize,
-    initialize_as_released,
-    measure_spread,
-)
+from npas.sharing.init import assign_scales, initialize, initialize_as_released
 from npas.sharing.install import (
-    dense_tensor,
+    find_planned,
     install,
-    install_stored,
     require_unshared,
+    restore,
     shared_weights,
 )
 from npas.sharing.layers import find_layers, find_tensors, is_constant
 from npas.sharing.loops import refuse_loops
-from npas.sharing.memory import give_back_freed, refuse_budget, refuse_plan
 from npas.sharing.released_layout import allocate_reference
-from npas.sharing.stored import read_plan
 from npas.sharing.upsample import UPSAMPLERS
-from npas.sharing.validation import ALLOCATORS
-from npas.utils.budget import BudgetLike
+from npas.utils.budget import Budget, BudgetLike
 from npas.utils.keywords import renamed
 
 ALLOCATION_FILE = "allocation.json"
@@ -88,7 +81,7 @@ def share(
     require_unshared(model)
     if budget is not None:
         budget = parse_budget(budget)
-        refuse_budget(model, budget)
+        _refuse_huge(model, budget)
     allocation = plan(
         model, budget, generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, max_templates=max_templates, templates=templates,
@@ -127,32 +120,33 @@ def plan(
 
     But for the layers' fixed scales, which `share` measures.
     """
-    layers = find_layers(require_unshared(model), include, exclude)
-    _choose("generator", generator, CHOICES)
-    _choose("upsampler", upsampler, UPSAMPLERS)
-    _choose("allocator", allocator, ALLOCATORS)
-    _choose("coefficient_init", coefficient_init, STARTS)
+    specs = [layer.spec for layer in find_layers(require_unshared(model), include, exclude)]
+    for option, value, choices in (
+        ("generator", generator, CHOICES),
+        ("upsampler", upsampler, UPSAMPLERS),
+        ("allocator", allocator, ALLOCATORS),
+        ("coefficient_init", coefficient_init, STARTS),
+    ):
+        if value not in choices:
+            raise ValueError(f"{option}={value!r} is unknown: choose {', '.join(choices)}")
     for option, count in (("max_templates", max_templates), ("templates", templates)):
-        if isinstance(count, str):
-            if count != "layers":
-                raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")
-        elif count is not None and count < 1:
+        if isinstance(count, str) and count != "layers":
+            raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")
+        if isinstance(count, int) and count < 1:
             raise ValueError(
                 f"{option}={count} is out of range: give a layer at least one template"
             )
-    if (budget is None) == (templates is None):
-        raise ValueError(
-            "budget and templates exclude each other: templates fixes the count"
-            if templates is not None
-            else "nothing says how many parameters to use: give a budget (0.1, 18M) or templates"
-        )
-    specs = [layer.spec for layer in layers]
+    if budget is not None and templates is not None:
+        raise ValueError("budget and templates exclude each other: templates fixes the count")
     group_of = assign_groups(specs, groups, num_groups, seed)
     scheme = Scheme(generator, upsampler, max_templates, allocator, coefficient_init)
     dense = count_parameters(model)
     if templates is not None:
         return allocate_templates(specs, group_of, templates, dense, scheme)
-    assert budget is not None
+    if budget is None:
+        raise ValueError(
+            "nothing says how many parameters to use: give a budget (0.1, 18M) or templates"
+        )
     request = parse_budget(budget)
     if allocator == "reference":
         if generator != "wavg" or coefficient_init == "sparse":
@@ -170,13 +164,18 @@ def apply(
 ) -> nn.Module:
     """Share a dense network as a finished allocation says, in place, and return it.
 
-    Raises ValueError where the network is not the one that the allocation was made for, and where
-    its device has no memory for it.
+    Raises ValueError where the network is not the one that the allocation was made for.
     """
-    refuse_plan(allocation)
-    allocation, deviations = assign_scales(allocation, _measure_spreads(model, allocation))
-    warn_of_holders(install(model, allocation, recompute))
-    give_back_freed()  # the dense weights
+    tensors = find_planned(require_unshared(model), allocation.layers)
+    # Root mean squares: the spread that each layer's initializer gave it.
+    spreads = {
+        tensor.spec.name: float(tensor.parameter.detach().double().square().mean().sqrt())
+        for tensor in tensors
+    }
+    del tensors  # or they would look as if somebody held them
+    allocation, deviations = assign_scales(allocation, spreads)
+    audit.warn_of_optimizers(install(model, allocation, recompute))
+    _give_back_freed()
     with torch.device("cpu"):  # a seed means the same weights whatever the default device
         if allocation.scheme.allocator == "reference":
             initialize_as_released(model, allocation, seed)
@@ -231,14 +230,15 @@ def load(
     `allocation.json` without its "digest" may have been edited: its plan is used if it holds
     together.
     """
-    directory = Path(directory)
-    stored = storage.read(directory, ALLOCATION_FILE, "npas.save")
-    plan = read_plan(stored.description, directory / ALLOCATION_FILE)
-    with storage.unchanged_on_failure(require_unshared(dense_model)):
-        dropped = install_stored(dense_model, plan, stored, recompute)
-        storage.load_weights(dense_model, stored)
-    warn_of_holders(dropped)
-    give_back_freed()
+    path = Path(directory) / ALLOCATION_FILE
+    stored = storage.read(path.parent, ALLOCATION_FILE, "npas.save")
+    try:
+        allocation = Allocation.from_dict(stored.description)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    dropped = restore(require_unshared(dense_model), allocation, stored, recompute)
+    audit.warn_of_optimizers(dropped)
+    _give_back_freed()
     return dense_model
 
 
@@ -250,14 +250,27 @@ def summary(model: nn.Module) -> str:
     return allocation(model).summary()
 
 
-def _measure_spreads(model: nn.Module, allocation: Allocation) -> dict[str, float]:
-    tensors = {tensor.spec.name: tensor for tensor in find_tensors(require_unshared(model))}
-    return {
-        layer.name: measure_spread(dense_tensor(tensors, layer).parameter)
-        for layer in allocation.layers
-    }
+def _refuse_huge(model: nn.Module, budget: Budget) -> None:
+    """Raise ValueError if this machine's memory cannot hold the parameters that a budget allows."""
+    trained = [t.parameter for t in find_tensors(model) if t.parameter.requires_grad]
+    largest = max((parameter.element_size() for parameter in trained), default=4)
+    needed = budget.allowed(sum(parameter.numel() for parameter in trained)) * largest
+    if hasattr(os, "sysconf") and needed > (there := _memory()):
+        raise ValueError(
+            f"budget={budget.canonical} takes {needed / 2**30:,.1f} GiB for its parameters alone,"
+            f" and this machine has {there / 2**30:,.1f} GiB: ask for a smaller budget"
+        )
 
 
-def _choose(option: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{option}={value!r} is unknown: choose {', '.join(choices)}")
+def _memory() -> int:
+    """Return this machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _give_back_freed() -> None:
+    """Return the dense weights' memory to the system, which the GNU C library does not by itself.
+
+    Between the parameters that stay, they leave holes as large as they were.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)

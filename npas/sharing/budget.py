@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from npas.utils.budget import Budget, parse_budget, spell_count
+from npas.utils.budget import Budget as Budget
+from npas.utils.budget import parse_budget as parse_budget
+from npas.utils.budget import spell_count as spell_count
 
 if TYPE_CHECKING:
     from torch import nn
-
-__all__ = [
-    "Budget",
-    "BudgetReport",
-    "count_parameters",
-    "parse_budget",
-    "spell_count",
-    "split_budget",
-]
 
 
 @dataclass(frozen=True)
@@ -37,13 +30,7 @@ class BudgetReport:
 
     def to_dict(self) -> dict[str, str | int | float]:
         """Return the five figures as they stand in `result.json`."""
-        return {
-            "asked": self.asked,
-            "dense": self.dense,
-            "allowed": self.allowed,
-            "used": self.used,
-            "utilization": self.utilization,
-        }
+        return asdict(self) | {"utilization": self.utilization}
 
 
 def count_parameters(model: nn.Module) -> int:

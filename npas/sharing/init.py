@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation
-from npas.sharing.coefficients import GENERATORS, released_rows
+from npas.sharing.coefficients import GENERATORS, ROWS, released_rows
 from npas.sharing.layers import SCALES, bank_name, generator_name, upsampler_name
 from npas.sharing.upsample import UPSAMPLERS, mean_variance
 
@@ -50,11 +50,6 @@ def assign_scales(
         layers = tuple(replace(layer, scale=place[layer.name]) for layer in group.layers)
         groups.append(replace(group, layers=layers))
     return replace(allocation, groups=tuple(groups)), deviations
-
-
-def measure_spread(parameter: Tensor) -> float:
-    """Return the root mean square of a dense parameter: the spread its initializer gave it."""
-    return float(parameter.detach().double().square().mean().sqrt())
 
 
 def initialize(
@@ -117,7 +112,7 @@ def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -
                     bank[start : start + layer.size] = drawn
             _set(root, bank_name(g), bank)
             _draw_generators(root, g, group, rng, allocation.scheme.coefficient_init)
-            for templates, layers in generator_rows(group).items():
+            for templates, layers in group.rows.items():
                 name = generator_name("coefficients", g, templates[1])
                 if name in root._parameters:
                     _set(root, name, released_rows(len(layers), templates[1], rng))
@@ -141,13 +136,13 @@ def _draw_generators(
     norms of a `released` start, which may be below one, count as one: scales do not undo them.
     """
     norms = [1.0] * len(group.layers)
-    for (mixing, templates), places in generator_rows(group).items():
+    for (mixing, templates), places in group.rows.items():
         sizes = [group.layers[place].size for place in places]
         counts = list(Counter(sorted(sizes)).values())
         drawn = GENERATORS[mixing].parameters(counts, templates, rng, start)
         by_size = sorted(range(len(places)), key=sizes.__getitem__)
         for kind, values in drawn.items():
-            if kind in ("coefficients", "embeddings"):  # a row a layer
+            if kind in ROWS:
                 values[by_size] = values.clone()
             _set(root, generator_name(kind, g, templates), values)
         if mixing not in ("wavg", "emb"):  # whose rows have unit norm, or are released
@@ -155,15 +150,6 @@ def _draw_generators(
             for place, norm in zip(places, alpha_LK.norm(dim=1).tolist(), strict=True):
                 norms[place] = norm
     return norms
-
-
-def generator_rows(group: GroupAllocation) -> dict[tuple[str, int], list[int]]:
-    """Return the places in the group of the layers that share a generator and K."""
-    rows: dict[tuple[str, int], list[int]] = {}
-    for place, layer in enumerate(group.layers):
-        if layer.mixing != "none":
-            rows.setdefault((layer.mixing, len(layer.templates)), []).append(place)
-    return rows
 
 
 def _variance(layer: LayerAllocation) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,32 +22,19 @@ WINDOW = 9
 """Values that one learned pattern of `mask` spans: a 3x3 kernel."""
 
 
-class Upsampler(Protocol):
-    """What an upsampler reads and learns, and how it makes `size` weights of a source."""
+class Repeat:
+    """Tile the bank. The base of the other upsamplers."""
 
     def learned(self, size: int, bank: int) -> tuple[int, int]:
         """Return the shape of the learned weights of a layer of `size` over a bank of `bank`."""
-
-    def initial(self, shape: tuple[int, int], rng: torch.Generator) -> Tensor:
-        """Return the initial learned weights, such that every weight keeps the bank's variance."""
-
-    def weight(self, source: Tensor, learned: Tensor | None, shape: tuple[int, int]) -> Tensor:
-        """Return the flat weight whose matrix form, out x rest, is `shape`."""
-
-
-class Repeat:
-    """Tile the bank."""
-
-    def learned(self, size: int, bank: int) -> tuple[int, int]:
-        """Return no weights."""
         return (0, 0)
 
     def initial(self, shape: tuple[int, int], rng: torch.Generator) -> Tensor:
-        """Return no weights."""
+        """Return the initial learned weights, such that every weight keeps the bank's variance."""
         return torch.empty(shape)
 
     def weight(self, source: Tensor, learned: Tensor | None, shape: tuple[int, int]) -> Tensor:
-        """Return copies of the source, cut at the layer's size."""
+        """Return the flat weight whose matrix form, out x rest, is `shape`: copies, cut there."""
         size = math.prod(shape)
         return source.repeat(-(-size // source.numel()))[:size]
 
@@ -100,7 +87,7 @@ class Interpolate(Repeat):
         return resize(source, shape).reshape(-1)
 
 
-UPSAMPLERS: dict[str, Upsampler] = {
+UPSAMPLERS: dict[str, Repeat] = {
     "inter": Interpolate(),
     "repeat": Repeat(),
     "mask": Mask(),

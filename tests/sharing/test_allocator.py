@@ -131,13 +131,6 @@ def test_wide_resnet_uses_its_budget_to_the_last_parameter(budget: str) -> None:
     assert plan.unread == 0
 
 
-def test_templates_follow_the_rule_where_every_value_is_read() -> None:
-    plan = wide_resnet("0.5")
-    bank = plan.groups[0].bank
-    for layer in plan.layers:
-        assert len(layer.templates) == min(8, bank // layer.size)
-
-
 def test_layers_of_one_size_rotate_over_the_bank() -> None:
     """The released layout gives all seven largest layers the same templates at 200%."""
     plan = wide_resnet("2")
@@ -185,15 +178,3 @@ def test_soft_sharing_counts_like_swrn() -> None:
     plan = allocate_templates(layers, shared, 2, 36_479_194, Scheme())
     assert plan.budget.used == 17_125_630
     assert plan.split["coefficients"] == 36
-
-
-def test_soft_sharing_needs_one_shape_a_group() -> None:
-    layers = [LayerSpec("a", (8, 8), "linear"), LayerSpec("b", (4, 8), "linear")]
-    with pytest.raises(ValueError, match="groups of one shape"):
-        allocate_templates(layers, {"a": "g", "b": "g"}, 2, 96, Scheme())
-
-
-def test_an_allocation_of_another_format_is_refused() -> None:
-    data = wide_resnet("0.1").to_dict() | {"format": 99}
-    with pytest.raises(ValueError, match="format 99"):
-        Allocation.from_dict(data)

@@ -3,13 +3,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import npas
-from npas.sharing import memory
 from npas.sharing.allocator import choose_templates
 from npas.sharing.budget import parse_budget, spell_count, split_budget
 
@@ -51,18 +49,6 @@ def test_budgets_are_read_as_the_user_means_them(
     request = parse_budget(value)
     assert (request.canonical, request.allowed(36_536_884)) == (canonical, allowed)
     assert parse_budget(canonical) == request
-
-
-def test_a_parsed_budget_is_passed_on() -> None:
-    budget = parse_budget("10%")
-    assert parse_budget(budget) is budget
-    plans = [npas.plan(torch.nn.Linear(30, 20), given) for given in (budget, "10%", 0.1)]
-    assert plans[0] == plans[1] == plans[2]
-
-
-def test_fractions_are_exact() -> None:
-    assert parse_budget(0.29).allowed(100) == 29
-    assert parse_budget("29%").fraction == Fraction(29, 100)
 
 
 @pytest.mark.parametrize(
@@ -135,35 +121,12 @@ def test_parts_sum_to_the_total_and_respect_floors(
     assert all(part >= floor for part, floor in zip(parts, floors, strict=True))
 
 
-def test_parts_are_proportional_where_floors_allow() -> None:
-    assert split_budget(100, [1, 3], [0, 0]) == [25, 75]
-    assert split_budget(100, [1, 10, 100], [16, 16, 16]) == [16, 16, 68]
-
-
-@pytest.mark.parametrize("budget", ["9000B", "1e30%", "30000%"])
-def test_what_no_memory_can_hold_is_refused_before_it_is_made(
-    budget: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = nn.Sequential(nn.Linear(60, 60), nn.Linear(60, 60), nn.Linear(60, 10))
-    names = list(model.state_dict())
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
-    with pytest.raises(
-        ValueError, match=r"which take [\d.,]+ GiB.*: ask for a smaller budget$"
-    ) as error:
+@pytest.mark.parametrize("budget", ["9000B", "1e30%"])
+def test_what_no_memory_can_hold_is_refused_before_it_is_made(budget: str) -> None:
+    model = nn.Linear(60, 60)
+    with pytest.raises(ValueError, match=r"takes [\d.,]+ GiB.*: ask for a smaller budget$"):
         npas.share(model, budget)
-    assert "\n" not in str(error.value)
-    assert list(model.state_dict()) == names
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**7)
-    if budget == "30000%":  # the parameters fit, and what starts the coefficients does not
-        monkeypatch.setattr(memory, "_DOUBLES", 10**5)
-        with pytest.raises(ValueError, match=r"[\d,]+ templates a layer, which take"):
-            npas.share(model, budget)
-
-
-def test_a_machine_has_memory() -> None:
-    found = memory.free_bytes(torch.device("cpu"))
-    assert found is not None and 10**8 < found < 10**15
-    assert memory.free_bytes(torch.device("meta")) is None
+    assert list(model.state_dict()) == ["weight", "bias"]
 
 
 @given(

@@ -1,28 +1,12 @@
 """What a user sees: silence from `share`, and a summary that is read in one look."""
 
-import logging
 import re
 
-import pytest
 import torch
-from tiny import shared
 from torch import nn
-from zoo import ZOO, Residual, Specimen
+from zoo import Residual
 
 import npas
-
-
-@pytest.mark.parametrize("specimen", ZOO, ids=lambda s: s.name)
-def test_sharing_says_nothing(
-    specimen: Specimen,
-    capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    recwarn: pytest.WarningsRecorder,
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    npas.materialize(npas.share(specimen.make(), 0.5))
-    assert capfd.readouterr() == ("", "")
-    assert not caplog.records and not recwarn.list
 
 
 def test_the_summary_tells_layers_groups_and_what_was_asked_allowed_and_used() -> None:
@@ -41,13 +25,6 @@ def test_the_summary_tells_layers_groups_and_what_was_asked_allowed_and_used() -
     used = npas.count_parameters(model)
     assert f"asked 0.3, dense {plan.budget.dense:,}, allowed {plan.budget.allowed:,}" in text
     assert f"used {used:,} (" in text
-
-
-def test_the_full_table_names_every_layer() -> None:
-    model = shared(0.3)
-    table = npas.allocation(model).table()
-    assert all(layer.name in table for layer in npas.allocation(model).layers)
-    assert npas.summary(model).splitlines()[-1] == table.splitlines()[-1]
 
 
 def test_alike_is_what_agrees_in_all_but_its_index() -> None:

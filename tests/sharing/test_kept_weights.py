@@ -2,32 +2,14 @@
 
 import copy
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import INPUTS, LABELS, bank, loss, outputs, shared
+from tiny import INPUTS, bank, loss, outputs, shared
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import npas
-from npas.sharing import weights
-
-
-@pytest.fixture
-def generated(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """List every weight that is generated from here on."""
-    from npas.sharing.bank import BankReader
-
-    made: list[object] = []
-    mix = BankReader.mix
-
-    def counted(self: BankReader, keys: list[int], *rest: object) -> list[Tensor]:
-        made.extend(keys)
-        return mix(self, keys, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(BankReader, "mix", counted)
-    return made
 
 
 def layers(model: nn.Module) -> int:
@@ -59,34 +41,6 @@ def test_threads_that_evaluate_one_network_read_the_same_weights() -> None:
     for thread in threads:
         thread.join()
     assert len(answers) == 40 and all(torch.equal(answer, expected) for answer in answers)
-
-
-def test_a_thread_may_drop_kept_weights_while_another_saves(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = shared().eval()
-    outputs(model)
-    sums = weights._sums
-
-    def forgotten_meanwhile(tensors: Sequence[Tensor]) -> list[Tensor]:
-        own.forget()
-        return sums(tensors)
-
-    own = model.__dict__["_npas_shared"]
-    monkeypatch.setattr(weights, "_sums", forgotten_meanwhile)
-    assert "npas_bank_0" in model.state_dict()
-
-
-def test_a_thread_may_step_while_another_copies_or_loads_a_network() -> None:
-    """The network whose copy is not whole yet has no parameters."""
-    model = shared()
-    loss(model).backward()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    root = model.__class__.__new__(model.__class__)
-    state = model.__dict__["_npas_shared"].__getstate__() | {"root": root}
-    half_made = weights.SharedWeights.__new__(weights.SharedWeights)
-    half_made.__setstate__(state)
-    optimizer.step()
 
 
 def fused_step(model: nn.Module, name: str) -> None:
@@ -150,34 +104,6 @@ def test_a_change_between_two_evaluations_is_seen(change: str) -> None:
     assert torch.equal(after, outputs(copy.deepcopy(model))), "as generated again"
 
 
-def test_materializing_reads_the_bank_as_it_is() -> None:
-    """Not the weights that the evaluation before has kept."""
-    model = shared().eval()
-    outputs(model)
-    silently(model)
-    expected = outputs(copy.deepcopy(model))
-    assert torch.equal(outputs(npas.materialize(model)), expected)
-    assert not model._load_state_dict_post_hooks and type(model.eval()).train is nn.Module.train
-
-
-def test_a_change_of_a_parametrized_bank_is_seen() -> None:
-    class Double(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return 2 * x
-
-    model = shared(2.5).eval()
-    names = ["npas_bank_0", next(n for n, _ in model.named_parameters() if "coefficients" in n)]
-    expected = outputs(model)
-    for name in names:
-        nn.utils.parametrize.register_parametrization(model, name, Double())
-        assert not torch.equal(outputs(model), expected)
-        with torch.no_grad():
-            model.get_parameter(f"parametrizations.{name}.original").mul_(0.5)
-        assert torch.equal(outputs(model), expected)
-    loss(model).backward()
-    assert all(p.grad is not None for n, p in model.named_parameters() if "parametrizations" in n)
-
-
 def test_a_teacher_that_follows_through_data_is_never_stale() -> None:
     """Self-distillation writes its momentum average through `.data`, which moves no counter."""
     student = shared().eval()
@@ -194,30 +120,6 @@ def test_a_teacher_that_follows_through_data_is_never_stale() -> None:
         after = outputs(teacher)
         assert not torch.equal(after, before)
         assert torch.equal(after, outputs(copy.deepcopy(teacher)))
-
-
-def test_moving_averages_follow_and_renew_their_norms() -> None:
-    model = shared()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    expected = bank(model).detach().clone()
-    average.eval()
-    for step in range(3):
-        optimizer.zero_grad()
-        loss(model).backward()
-        optimizer.step()
-        average.update_parameters(model)
-        # The first update copies, the others average.
-        now = bank(model).detach().clone()
-        expected = now if step == 0 else 0.5 * (expected + now)
-        torch.testing.assert_close(bank(average.module), expected)
-        fresh = outputs(copy.deepcopy(average.module))
-        assert torch.equal(outputs(average), fresh), "evaluated between updates, never stale"
-    norm = average.module.get_submodule("stage1.0.norm")
-    before = norm.get_buffer("running_mean").clone()
-    update_bn([(INPUTS, LABELS)], average)
-    assert not torch.equal(norm.get_buffer("running_mean"), before)
-    assert any(name == "module.npas_bank_0" for name in average.state_dict())
 
 
 def test_kept_weights_serve_training_that_follows() -> None:

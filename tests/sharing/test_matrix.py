@@ -40,7 +40,6 @@ class Cell(NamedTuple):
     budget: str
 
     def options(self) -> dict[str, Any]:
-        """Return what `npas.share` is called with."""
         options: dict[str, Any] = {
             "budget": self.budget,
             "generator": self.generator,
@@ -205,31 +204,3 @@ def is_itself_in_every_form(
         name: value.shape for name, value in dense.state_dict().items()
     }
     assert npas.count_parameters(plain) == npas.count_parameters(dense)
-
-
-def test_the_quick_cells_hold_every_pair() -> None:
-    for one, other in itertools.combinations(range(5), 2):
-        wanted = {(cell[one], cell[other]) for cell in ALL}
-        assert {(cell[one], cell[other]) for cell in QUICK} == wanted, Cell._fields[one]
-
-
-@pytest.mark.parametrize(
-    ("budget", "generator", "upsampler"),
-    [(0.6, "wavg", upsampler) for upsampler in UPSAMPLERS]
-    + [(2.0, generator, "inter") for generator in GENERATORS],
-)
-def test_gradients_of_the_smallest_network_are_its_slopes(
-    budget: float, generator: str, upsampler: str
-) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 12))
-    npas.share(model, budget, generator=generator, upsampler=upsampler).double()
-    layers = npas.allocation(model).layers
-    assert any(layer.upsampler if budget < 1 else len(layer.templates) > 1 for layer in layers)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    inputs = torch.randn(2, 4, dtype=torch.float64)
-
-    def outputs(*values: Tensor) -> Any:
-        return functional_call(model, dict(zip(names, values, strict=True)), inputs)
-
-    assert torch.autograd.gradcheck(outputs, parameters)
