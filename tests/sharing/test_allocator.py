@@ -50,7 +50,7 @@ BUDGETS = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(networks(), SCHEMES, GROUPS, BUDGETS, st.integers(0, 3))
 def test_every_budget_is_kept_used_up_and_read_whole(
     network: tuple[list[LayerSpec], int], scheme: Scheme, groups: str, fraction: float, seed: int

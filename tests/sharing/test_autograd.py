@@ -1,5 +1,7 @@
 """Gradients reach the bank by the ordinary path, whoever asks for them and however."""
 
+import gc
+import weakref
 from functools import partial
 from typing import Any
 
@@ -12,6 +14,8 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import npas
+from npas.sharing import bank as memory
+from npas.sharing.bank import BankReader, BufferPool, _GradientBuffer
 
 
 def test_per_sample_gradients_by_vmap_add_up_to_the_batch_gradient() -> None:
@@ -44,13 +48,6 @@ def test_forward_mode_agrees_with_a_difference_quotient() -> None:
     torch.testing.assert_close(
         tangent, (ahead - behind).detach() / (2 * step), rtol=1e-4, atol=1e-6
     )
-    with torch.autograd.forward_ad.dual_level():
-        dual = {
-            name: torch.autograd.forward_ad.make_dual(p, directions[name])
-            for name, p in parameters.items()
-        }
-        same = torch.autograd.forward_ad.unpack_dual(run(dual)).tangent
-    torch.testing.assert_close(same, tangent)
 
 
 def test_double_backward_agrees_with_plain_mixing() -> None:
@@ -212,3 +209,132 @@ def test_selective_checkpoints_see_the_networks_operations_alone(
         model(torch.ones(4, 16)).square().sum().backward()
         found.append(bank(model).grad)
     torch.testing.assert_close(found[0], found[1])
+
+
+# --- the bank's buffer
+
+
+def test_gradients_gathered_piece_by_piece_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shared().eval()
+    whole = gradients(model)
+    monkeypatch.setattr(memory, "PIECE", 50)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("positions", [(0, 6, 12), (3,), (0, 4, 8), (14, 8)])
+def test_mixing_passes_gradcheck(positions: tuple[int, ...]) -> None:
+    values = torch.randn(20, dtype=torch.float64, requires_grad=True)
+    alpha = torch.randn(len(positions), dtype=torch.float64, requires_grad=True)
+
+    def mixed(values: Tensor, alpha: Tensor) -> Tensor:
+        reader = BankReader(values, BufferPool())
+        rows = torch.stack([alpha, alpha.flip(0), alpha**2])
+        first, second, _ = reader.mix(reader.block([0, 1, 2], positions, 6), rows)
+        (alone,) = reader.mix(reader.block([3], positions, 6), alpha[None])
+        return first * alone, second * first
+
+    assert torch.autograd.gradcheck(mixed, (values, alpha))
+    assert torch.autograd.gradgradcheck(mixed, (values, alpha))
+
+
+def test_a_backward_that_skips_the_bank_leaves_nothing_behind() -> None:
+    model = shared().eval()
+    expected = gradients(model)["npas_bank_0"]
+    alpha = [p for n, p in model.named_parameters() if n.startswith("npas_coefficients")]
+    value = loss(model)
+    torch.autograd.grad(value, alpha, retain_graph=True)
+    value.backward()
+    torch.testing.assert_close(bank(model).grad, expected)
+
+
+def test_repeated_and_accumulated_backward_add_up() -> None:
+    model = shared().eval()
+    once = gradients(model)["npas_bank_0"]
+    value = loss(model)
+    for times in (1, 2):
+        value.backward(retain_graph=True)
+        torch.testing.assert_close(bank(model).grad, times * once)
+    loss(model).backward()
+    torch.testing.assert_close(bank(model).grad, 3 * once)
+
+
+def test_memory_is_used_again_and_kept_gradients_are_not_overwritten() -> None:
+    model = npas.share(nn.Sequential(*[nn.Linear(600, 600) for _ in range(3)]), 2.0)
+    places = []
+    for _ in range(3):
+        bank(model).grad = None
+        model(torch.randn(2, 600)).sum().backward()
+        places.append(bank(model).grad.data_ptr())  # type: ignore[union-attr]
+    assert places[1] == places[2]
+    kept = bank(model).grad
+    assert kept is not None
+    before = kept.clone()
+    bank(model).grad = None
+    answers = [model(torch.randn(2, 600)) for _ in range(2)]  # two graphs: weights are apart
+    answers[0].sum().backward()
+    answers[1].sum().backward()
+    assert torch.equal(kept, before)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool) -> None:
+    model = shared().eval()
+    x = INPUTS.clone().requires_grad_()
+    for name in ("stem", "stage1", "widen", "stage2"):
+        x = checkpoint(model.get_submodule(name), x, use_reentrant=reentrant)
+    F.cross_entropy(model.get_submodule("head")(x.mean((2, 3))), LABELS).backward()
+    for name, gradient in gradients(shared()).items():
+        found = model.get_parameter(name).grad
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_nested_backward_over_one_forward_pass() -> None:
+    found = []
+    for nested in (False, True):
+        torch.manual_seed(0)
+        model = npas.share(nn.ModuleList(nn.Linear(16, 16) for _ in range(3)), 0.8)
+        half = model[0](torch.ones(2, 16))
+        first, second = model[1](half).square().sum(), model[2](half).square().sum()
+        if nested:
+            first.register_hook(lambda g, second=second: second.backward(retain_graph=True))
+            first.backward(retain_graph=True)
+        else:
+            (first + second).backward()
+        found.append(bank(model).grad)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_finished_passes_are_freed_at_once() -> None:
+    living: weakref.WeakSet[_GradientBuffer] = weakref.WeakSet()
+    create = _GradientBuffer.__init__
+
+    def watched(self: _GradientBuffer, *rest: object) -> None:
+        create(self, *rest)  # type: ignore[arg-type]
+        living.add(self)
+
+    model = shared()
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_GradientBuffer, "__init__", watched)
+            for _ in range(3):
+                loss(model).backward()
+        assert not living
+    finally:
+        gc.enable()
+
+
+def test_two_threads_never_get_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, like, size = BufferPool(), torch.empty(0), (1 << 20,)
+    pool.empty("key", size, like)
+    others: list[Tensor] = []
+    is_shared = memory.is_shared_storage
+
+    def interrupted(storage: torch.UntypedStorage) -> bool:
+        others.append(pool.empty("key", size, like))  # another thread, at the worst moment
+        return is_shared(storage)
+
+    monkeypatch.setattr(memory, "is_shared_storage", interrupted)
+    mine = pool.empty("key", size, like)
+    assert others and all(mine.data_ptr() != other.data_ptr() for other in others)

@@ -1,5 +1,7 @@
 """Transformers: tied heads, generation with a cache, files, checkpointing and the Trainer."""
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,24 @@ def test_checkpointed_blocks_give_the_same_gradients(build: Any) -> None:
         found.append(bank(model).grad)
     for gradient in found[1:]:
         torch.testing.assert_close(gradient, found[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [bert, gpt2])
+def test_tied_again_or_resized_a_shared_network_stays_as_it_is(build: Any) -> None:
+    model: Any = npas.share(build(), 0.4)
+    count, expected = npas.count_parameters(model), logits(model)
+    for twin in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        twin.tie_weights()
+        with pytest.raises(ValueError, match=r"resize the embeddings before npas\.share"):
+            twin.resize_token_embeddings(60)
+        with pytest.raises(ValueError, match="give it another seed"):
+            twin.init_weights()
+        assert torch.equal(logits(twin), expected)
+        assert npas.count_parameters(twin) == count
+    plain: Any = npas.materialize(model)
+    plain.resize_token_embeddings(60, mean_resizing=False)
+    assert plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
+    assert plain(torch.tensor([[59]])).logits.shape == (1, 1, 60)
 
 
 class Sentences(torch.utils.data.Dataset[dict[str, Tensor]]):

@@ -1,11 +1,14 @@
-"""What `npas.share` promises beside the matrix: starts, seeds, refusals, options."""
+"""What `npas.share` promises beside the matrix: starts, seeds, refusals, summaries, FLOPs."""
 
+import re
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import INPUTS, shared
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO, Residual, Specimen
 
 import npas
@@ -153,3 +156,62 @@ def test_what_is_no_network_is_refused(thing: object) -> None:
     for verb in (npas.share, npas.plan):
         with pytest.raises(ValueError, match=r"is no network: pass an nn\.Module"):
             verb(thing, 0.5)  # type: ignore[operator]
+
+
+def test_the_summary_tells_layers_groups_and_what_was_asked_allowed_and_used() -> None:
+    model = npas.share(Residual(), 0.3, groups="type", exclude="stem.weight")
+    plan, text = npas.allocation(model), npas.summary(model)
+    lines = text.splitlines()
+    assert re.fullmatch(
+        r"stage1\.\{0-2\}\.conv1\.weight +x 3 +8x8x3x3 +576 +conv2d +\d +\w+", lines[1]
+    )
+    assert "head.weight" in text and "stem" not in text
+    folded = [re.search(r"  x (\d+)  ", line) for line in lines[1 : lines.index("")]]
+    assert sum(int(found[1]) if found else 1 for found in folded) == len(plan.layers)
+    for group in plan.groups:
+        pattern = rf"{group.name} +{len(group.layers)} +[\d,]+ +({group.bank:,}|none)"
+        assert any(re.match(pattern, line) for line in lines)
+    used = npas.count_parameters(model)
+    assert f"asked 0.3, dense {plan.budget.dense:,}, allowed {plan.budget.allowed:,}" in text
+    assert f"used {used:,} (" in text
+
+
+def test_alike_is_what_agrees_in_all_but_its_index() -> None:
+    model = nn.ModuleDict(
+        {
+            "blocks": nn.ModuleList([nn.Linear(16, 16) for _ in range(12)]),
+            "odd": nn.ModuleList([nn.Linear(8 + 8 * (i % 2), 16) for i in range(4)]),
+            "conv1": nn.Conv2d(4, 4, 3),
+            "conv2": nn.Conv2d(4, 4, 3),
+        }
+    )
+    names = [line.split(" ")[0] for line in npas.plan(model, 0.5).summary().splitlines()[1:6]]
+    assert names == [
+        "blocks.{0-11}.weight", "odd.{0,2}.weight", "odd.{1,3}.weight", "conv1.weight",
+        "conv2.weight",
+    ]  # fmt: skip
+
+
+def test_a_network_of_two_hundred_layers_fits_a_screen() -> None:
+    import transformers
+
+    with torch.device("meta"):
+        config = transformers.BertConfig(num_hidden_layers=32)
+        model = transformers.BertModel(config)
+    plan = npas.plan(model, 0.1, groups="type")
+    lines = plan.summary().splitlines()
+    assert len(plan.layers) == 3 + 32 * 6 + 1
+    assert len(lines) < 24 and max(map(len, lines)) < 125
+
+
+def flops(model: nn.Module) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(INPUTS)
+    return int(counter.get_total_flops())
+
+
+def test_counting_operations_finds_the_dense_networks_flops() -> None:
+    model, dense = shared().eval(), flops(Residual().eval())
+    assert flops(model) > dense  # the weights are made once
+    assert flops(model) == dense
+    assert flops(npas.materialize(model)) == dense

@@ -179,18 +179,6 @@ class Bare(nn.Module):
         return self.mix(x @ self.ends["first"])
 
 
-class Pair(nn.Module):
-    """A bilinear layer on the two halves of its input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bilinear = nn.Bilinear(6, 6, 8)
-        self.last = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.bilinear(x[:, :6], x[:, 6:])))
-
-
 @dataclass(frozen=True)
 class Specimen:
     """A network, how its input looks and how the dense one is called in test names.
@@ -266,7 +254,6 @@ ZOO = [
     Specimen("attention", lambda: Pooled(CrossAttention(), 6), (7, 6)),
     Specimen("words", Words, (9, 3), reached=0.85),  # padding gives no gradient
     Specimen("bare", lambda: Pooled(Bare(), 9), (7, 6)),
-    Specimen("pair", Pair, (12,)),
     Specimen(
         "parametrized",
         lambda: nn.Sequential(
