@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation
+from npas.sharing.allocation import Allocation, GroupAllocation
 from npas.sharing.coefficients import GENERATORS, ROWS, released_rows
 from npas.sharing.layers import SCALES, bank_name, generator_name, upsampler_name
 from npas.sharing.upsample import UPSAMPLERS, mean_variance
@@ -29,27 +29,23 @@ def assign_scales(
     Layers of one group and shape that are made in one way and that their initializer treats alike
     have one scale (their root mean square), so that sampling noise does not tell them apart.
     """
-    deviations: list[float] = []
-    groups = []
-    for group in allocation.groups:
-        place: dict[str, int] = {}
-        kinds: dict[object, list[str]] = {}
+    kinds: dict[object, list[str]] = {}
+    for g, group in enumerate(allocation.groups):
         for layer in group.layers:
-            kind = (layer.shape, layer.mixing, len(layer.templates))
+            kind = (g, layer.shape, layer.mixing, len(layer.templates))
             kinds.setdefault(kind, []).append(layer.name)
-        for names in kinds.values():
-            ordered = sorted(names, key=spreads.__getitem__)
-            alike: list[str] = []
-            for name in ordered:
-                if alike and spreads[name] > SAME_SPREAD * spreads[alike[0]]:
-                    deviations.append(_root_mean_square([spreads[n] for n in alike]))
-                    alike = []
-                place[name] = len(deviations)
-                alike.append(name)
-            deviations.append(_root_mean_square([spreads[n] for n in alike]))
-        layers = tuple(replace(layer, scale=place[layer.name]) for layer in group.layers)
-        groups.append(replace(group, layers=layers))
-    return replace(allocation, groups=tuple(groups)), deviations
+    place: dict[str, int] = {}
+    alike: list[list[float]] = []
+    for names in kinds.values():
+        least = -1.0
+        for name in sorted(names, key=spreads.__getitem__):
+            if spreads[name] > SAME_SPREAD * least:
+                alike.append([])
+                least = spreads[name]
+            place[name] = len(alike) - 1
+            alike[-1].append(spreads[name])
+    deviations = [math.sqrt(sum(x**2 for x in found) / len(found)) for found in alike]
+    return allocation.map(lambda layer: replace(layer, scale=place[layer.name])), deviations
 
 
 def initialize(
@@ -80,7 +76,9 @@ def initialize(
                 assert layer.upsampler is not None
                 drawn = UPSAMPLERS[layer.upsampler].initial(layer.learned, rng)
                 _set(root, upsampler_name(index), drawn)
-            variances.setdefault(layer.scale, []).append(_variance(layer) * norms[place] ** 2)
+            resized = layer.upsampler == "inter"
+            variance = mean_variance(layer.source, layer.matrix) if resized else 1.0
+            variances.setdefault(layer.scale, []).append(variance * norms[place] ** 2)
             index += 1
         for scale, found in variances.items():
             gain = math.sqrt(sum(found) / len(found))
@@ -150,15 +148,6 @@ def _draw_generators(
             for place, norm in zip(places, alpha_LK.norm(dim=1).tolist(), strict=True):
                 norms[place] = norm
     return norms
-
-
-def _variance(layer: LayerAllocation) -> float:
-    """Return the variance of a layer's weight, made of mixed values of unit variance."""
-    return mean_variance(layer.source, layer.matrix) if layer.upsampler == "inter" else 1.0
-
-
-def _root_mean_square(values: Sequence[float]) -> float:
-    return math.sqrt(sum(value**2 for value in values) / len(values))
 
 
 @torch.no_grad()
