@@ -315,13 +315,11 @@ class WeightPass:
         _, layer = self._reading.places[index]
         if layer.upsampler is None:
             return values.view(layer.shape)
-        upsampler = UPSAMPLERS[layer.upsampler]
-        if layer.upsampler == "inter":
-            return upsampler.weight(values.view(layer.source), None, layer.matrix).view(layer.shape)
         learned = self._learned(index)
         if learned is not None:
             learned = learned.to(values.dtype)
-        return upsampler.weight(values, learned, layer.matrix).view(layer.shape)
+        upsampler = UPSAMPLERS[layer.upsampler]
+        return upsampler.weight(values, learned, layer.source, layer.matrix).view(layer.shape)
 
     def _alpha(self, index: int) -> Tensor:
         """Return the layer's coefficients times its scale; computed for all that share a map."""

@@ -131,11 +131,11 @@ class _Kind:
             return values_KN
         return torch.stack([self.narrow(self._widen(values_N)) for values_N in values_KN])
 
-    def _widen(self, source_N: Tensor) -> Tensor:
+    def _widen(self, values_N: Tensor) -> Tensor:
         layer = self.layer
         assert layer.upsampler is not None
-        source = source_N.view(layer.source) if layer.upsampler == "inter" else source_N
-        return UPSAMPLERS[layer.upsampler].weight(source, self.learned, layer.matrix).reshape(-1)
+        upsampler = UPSAMPLERS[layer.upsampler]
+        return upsampler.weight(values_N, self.learned, layer.source, layer.matrix)
 
 
 class _Fit:

@@ -138,12 +138,11 @@ def template_gradients(model: nn.Module, gradients: Mapping[str, Tensor]) -> dic
     """
     found = {}
     for layer in _search_group(model).layers:
-        source = torch.zeros(layer.source, requires_grad=True)
+        values_N = torch.zeros(layer.template_size, requires_grad=True)
         with torch.enable_grad():
-            weight = UPSAMPLERS["inter"].weight(source, None, layer.matrix)
+            weight = UPSAMPLERS["inter"].weight(values_N, None, layer.source, layer.matrix)
         gradient = gradients[layer.name].detach().float().cpu().reshape(-1)
-        (asked,) = torch.autograd.grad(weight, source, gradient)
-        found[layer.name] = asked.reshape(-1)
+        (found[layer.name],) = torch.autograd.grad(weight, values_N, gradient)
     return found
 
 
