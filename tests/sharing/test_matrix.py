@@ -26,8 +26,8 @@ GENERATORS = ("avg", "wavg", "emb")
 UPSAMPLERS = ("inter", "repeat", "mask", "wavg")
 GROUPS = ("single", "type", "shape", "random", "manual")
 BUDGETS = ("50%", "100%", "230%")
-STEPS, FACTOR = 40, 0.6
-"""So many steps of Adam bring the loss below this part of what it was; over ten seeds to 0.24."""
+STEPS, FACTOR = 25, 0.8
+"""So many steps of Adam bring the loss below this part of what it was."""
 
 
 class Cell(NamedTuple):
@@ -200,7 +200,10 @@ def is_itself_in_every_form(
     assert torch.equal(plain(inputs), outputs)
     with torch.enable_grad():
         assert torch.equal(plain(inputs), loaded(inputs)), "generated again"
-    assert {name: value.shape for name, value in plain.state_dict().items()} == {
-        name: value.shape for name, value in dense.state_dict().items()
-    }
+    shapes = [[(k, v.shape) for k, v in n.state_dict().items()] for n in (plain, dense)]
+    assert shapes[0] == shapes[1]
     assert npas.count_parameters(plain) == npas.count_parameters(dense)
+    for ours, theirs in zip(plain.modules(), dense.modules(), strict=True):  # no trace of npas
+        assert type(ours).__name__ == type(theirs).__name__
+        assert vars(ours).keys() == vars(theirs).keys()
+        assert not ours._forward_pre_hooks and not ours._forward_hooks

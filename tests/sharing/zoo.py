@@ -68,21 +68,6 @@ class Tied(nn.Module):
         return self.last(torch.tanh(self.middle(torch.tanh(self.encode(x) + self.again(x)))))
 
 
-class Recurrent(nn.Module):
-    """An LSTM, whose forward reads a list of its weights, and attention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn = nn.LSTM(6, 12, num_layers=2, batch_first=True)
-        self.attention = nn.MultiheadAttention(12, 2, batch_first=True)
-        self.last = nn.Linear(12, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, _ = self.rnn(x)
-        x, _ = self.attention(x, x, x)
-        return self.last(x.mean(1))
-
-
 class Pooled(nn.Module):
     """A body on sequences (N, T, C), averaged over them, and a classifier."""
 
@@ -207,7 +192,6 @@ ZOO = [
     Specimen("residual", Residual, (3, 6, 6)),
     Specimen("reused", Reused, (12,)),
     Specimen("tied", Tied, (12,)),
-    Specimen("recurrent", Recurrent, (7, 6)),
     Specimen(
         "sequential",  # the root itself is a container that calls its children in order
         lambda: nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Linear(16, 5)),
