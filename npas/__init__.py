@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from npas import sharing as sharing
     from npas.sharing import (
         Allocation,
+        Packing,
         count_parameters,
+        distillation_loss,
         fold,
         is_shared,
         load,
@@ -20,17 +22,21 @@ if TYPE_CHECKING:
         param_groups,
         parse_budget,
         plan,
+        read_artifact,
         save,
         share,
         similarity,
         summary,
+        write_artifact,
     )
     from npas.sharing.api import allocation
 
 __all__ = [
     "Allocation",
+    "Packing",
     "allocation",
     "count_parameters",
+    "distillation_loss",
     "fold",
     "is_shared",
     "load",
@@ -38,10 +44,12 @@ __all__ = [
     "param_groups",
     "parse_budget",
     "plan",
+    "read_artifact",
     "save",
     "share",
     "similarity",
     "summary",
+    "write_artifact",
 ]
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from npas.config import (
     run_dir,
     to_dict,
 )
+from npas.config.muon import MuonConfig
+from npas.config.schema import settings
 from npas.tasks.imagenet import task as imagenet
 
 
@@ -61,53 +62,38 @@ WRONG = [
     ({"model__depht": 10}, "unknown key 'model.depht': did you mean 'model.depth'?"),
     ({"modle": {"depth": 10}}, "unknown key 'modle.depth': did you mean 'model.depth'?"),
     ({"trainr": {}}, "unknown key 'trainr': did you mean 'trainer'?"),
-    ({"qqq": 1}, "unknown key 'qqq': there are batch_size, budget"),
+    ({"qqq": 1}, "unknown key 'qqq': there are artifact, batch_size, budget"),
     ({"model__depth": 11}, "model: depth must be even, got 11"),
     ({"model__depth": "deep"}, "model.depth must be a whole number, got 'deep'"),
     ({"optim": 0.1}, "optim must be a mapping of keys, got 0.1"),
     ({"epochs": -3}, "epochs must be at least 1, got -3"),
     ({"epochs": 2_000_000}, "epochs must be at most 1000000, got 2000000"),
-    ({"batch_size": 2_000_000}, "batch_size must be at most 1000000, got 2000000"),
-    ({"SEED": 1}, "unknown key 'SEED': did you mean 'seed'?"),
-    ({"optim__foo": {"bar": 1}}, "unknown key 'optim.foo.bar': optim has beta2"),
-    ({"optmi": {"xyz": 1}}, "unknown key 'optmi.xyz': there are batch_size"),
+    ({"optim__foo": {"quux": 1}}, "unknown key 'optim.foo.quux': optim has beta2"),
     ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
-    ({"epochs": ""}, "epochs must be a whole number, got ''"),
     ({"epochs": True}, "epochs must be a whole number, got True"),
-    ({"batch_size": 0}, "batch_size must be at least 1"),
-    ({"seed": -1}, "seed must be at least 0"),
     ({"seed": 2**32}, "seed must be below 4294967296"),
     ({"precision": "fp8"}, "precision must be fp32, bf16 or fp16, got 'fp8'"),
     ({"compile": "yes"}, "compile must be true or false, got 'yes'"),
     ({"resume": " "}, "resume must not be empty"),
-    ({"run_root": ""}, "run_root must not be empty"),
     ({"recipe_version": 7}, "recipe_version must be 1, got 7"),
     ({"exp": "../elsewhere"}, "exp must be a folder name"),
-    ({"exp": ".."}, "exp must be a folder name"),
-    ({"exp": "a/b"}, "exp must be a folder name"),
     ({"budget": None}, "budget is missing: set budget=0.1, budget=dense or sharing.templates"),
     ({"sharing__templates": 2}, "budget=0.1 and sharing.templates=2 exclude each other"),
     ({"sharing__templates": 0, "budget": None}, "sharing.templates must be at least 1"),
-    ({"sharing__templates": 10**9, "budget": None}, "sharing.templates must be at most 1000"),
     ({"sharing__generator": "mlp"}, "sharing.generator must be avg, wavg or emb, got 'mlp'"),
     ({"sharing__groups": "all"}, "sharing.groups must be single, type, shape, random, learned"),
-    ({"sharing__groups": "runs/none"}, "sharing.groups=runs/none is not there"),
+    ({"sharing__groups": "runs/none"}, "sharing.groups=runs/none cannot be read (No such file"),
     ({"sharing__groups": "random"}, "sharing.groups=random needs to know how many"),
-    ({"sharing__groups": "gradient"}, "sharing.groups=gradient needs to know how many"),
     ({"sharing__num_groups": 3}, "sharing.num_groups=3 is for sharing.groups=random, learned or"),
     ({"sharing__search": {"epochs": 0}}, "sharing.search.epochs must be at least 1"),
     ({"sharing__search": {"epoch": 1}}, "did you mean 'sharing.search.epochs'?"),
-    ({"sharing__max_templates": 0}, "sharing.max_templates must be at least 1"),
     ({"optim__lr": 0}, "optim.lr must be above 0"),
     ({"optim__lr": float("nan")}, "optim.lr must be a finite number"),
     ({"optim__momentum": 1}, "optim.momentum must be below 1"),
     ({"optim__momentum": 0}, "optim.nesterov=true needs momentum"),
     ({"optim__milestones": [3, 2]}, "optim.milestones must be epochs above 0 that increase"),
-    ({"optim__weight_decay": -1}, "optim.weight_decay must be at least 0"),
     ({"data__val_fraction": 1.5}, "data.val_fraction must be below 1, got 1.5"),
     ({"trainer__device": "tpu"}, "trainer.device must be auto, cpu or cuda, got 'tpu'"),
-    ({"trainer__log_every": 0}, "trainer.log_every must be at least 1"),
-    ({"wandb__mode": "on"}, "wandb.mode must be online, offline or disabled, got 'on'"),
 ]
 
 
@@ -145,32 +131,21 @@ def test_values_come_out_in_the_types_of_the_schema() -> None:
     )
     assert (config.epochs, config.optim.lr, config.exp) == (100, 1.0, "2024")
     assert type(config.epochs) is int and type(config.optim.lr) is float
-    assert config.sharing.include == ["head.*"]
-    assert config.sharing.groups == {"stem": "a"}
+    assert config.sharing.include == ["head.*"] and config.sharing.groups == {"stem": "a"}
     assert config.model == ToyModel()
-
-
-def test_a_stored_config_checks_to_itself() -> None:
     config = checked(budget="10%", model__depth=4, sharing__groups={"b*": "b", "a*": "a"})
-    again = load_config(to_dict(config), ToyModel, ToyTask)
-    assert again == config
-    assert run_dir(again) == run_dir(config)
+    again = load_config(to_dict(config), ToyModel, ToyTask)  # as it is stored
+    assert again == config and run_dir(again) == run_dir(config)
 
 
 # --- hash and folder
 
 
-def leaves(node: Any, start: str = "") -> Iterator[tuple[str, Any]]:
-    for entry in dataclasses.fields(node):
-        value = getattr(node, entry.name)
-        if dataclasses.is_dataclass(value):
-            yield from leaves(value, f"{start}{entry.name}.")
-        else:
-            yield f"{start}{entry.name}", value
-
-
+LEAVES = {key: value for key, value, _ in settings(checked(), "")}
 # Another valid value of every key that has more than two, or whose neighbours limit it.
 OTHER = {
+    "trainer.max_seconds": 60.0,
+    "distill.teacher": "a run",
     "budget": "0.2",
     "precision": "bf16",
     "resume": "never",
@@ -200,12 +175,17 @@ OTHER = {
 }
 # Keys that only ever come together with another, or have one valid value.
 TOGETHER = {
+    *(f"distill.{key}" for key in ("weight", "temperature", "hidden", "hidden_weight")),
+    "optim.min_lr",
+    "optim.decay_fraction",
     "optim.beta2",
+    *(f"optim.muon.{key.name}" for key in dataclasses.fields(MuonConfig)),
     "sharing.num_groups",
     "sharing.templates",
     "sharing.search.epochs",
     "sharing.search.softmax",
     "sharing.search.templates",
+    *(f"artifact.{key}" for key in ("bits", "scheme", "compression", "expected_ratio")),
     *(f"data.synthetic.{key}" for key in ("train", "test", "epochs", "batch_size")),
     "recipe_version",
 }
@@ -221,13 +201,22 @@ def other(key: str, value: Any) -> Any:
     return value + 2 if isinstance(value, int) else f"{value}2"
 
 
-@pytest.mark.parametrize("key", sorted({key for key, _ in leaves(checked())} - TOGETHER))
-def test_the_hash_follows_the_keys_that_decide_the_result_and_no_others(key: str) -> None:
-    value = dict(leaves(checked()))[key]
-    changed = checked(**{key.replace(".", "__"): other(key, value)})
-    assert dict(leaves(changed))[key] != value
-    excluded = key in HASH_EXCLUDED or key.partition(".")[0] in HASH_EXCLUDED
-    assert (config_hash(changed) == config_hash(checked())) == excluded
+def test_the_hash_follows_the_keys_that_decide_the_result_and_no_others() -> None:
+    for key in LEAVES.keys() - TOGETHER:
+        changed = checked(**{key.replace(".", "__"): other(key, LEAVES[key])})
+        excluded = key in HASH_EXCLUDED or key.partition(".")[0] in HASH_EXCLUDED
+        assert (config_hash(changed) == config_hash(checked())) == excluded, key
+    known = schema.known_keys(task_config=imagenet.Config)  # some keys are of its alone
+    for name in HASH_EXCLUDED:
+        assert name in known or any(key.startswith(f"{name}.") for key in known)
+
+
+def test_how_an_artifact_is_packed_decides_the_run_that_exports_one() -> None:
+    settings = (("bits", 6), ("scheme", "golf"), ("compression", "lzma"), ("expected_ratio", 2))
+    for given, differing in (({"budget": "0.5MB"}, 5), ({"artifact__export": True}, 4), ({}, 1)):
+        found = [checked(**given, **{f"artifact__{key}": value}) for key, value in settings]
+        assert len({config_hash(config) for config in (checked(**given), *found)}) == differing
+    assert (checked(budget="0.5MB").cap, checked().cap) == (500_000, None)
 
 
 def synthetic_run(**synthetic: int) -> Config:
@@ -250,14 +239,7 @@ def test_a_rehearsal_is_no_longer_than_its_settings_say() -> None:
 def test_the_settings_of_a_rehearsal_decide_its_result_and_no_other() -> None:
     assert len({config_hash(synthetic_run(**{key: 9})) for key in ("train", "test", "epochs")}) == 3
     real = [checked(data={"synthetic": {"train": count}}) for count in (8, 9)]
-    assert config_hash(real[0]) == config_hash(real[1])
-    assert ignored(real[1]) == {}
-
-
-def test_what_is_excluded_from_the_hash_exists() -> None:
-    known = schema.known_keys(task_config=imagenet.Config)  # some keys are of its alone
-    for name in HASH_EXCLUDED:
-        assert name in known or any(key.startswith(f"{name}.") for key in known)
+    assert config_hash(real[0]) == config_hash(real[1]) and ignored(real[1]) == {}
 
 
 def test_how_imagenet_is_packed_makes_no_other_run() -> None:
@@ -268,20 +250,12 @@ def test_how_imagenet_is_packed_makes_no_other_run() -> None:
     assert len(hashes) == 2  # of two sizes
 
 
-def test_equal_budgets_are_one_run_however_they_are_spelled() -> None:
+def test_the_folder_says_what_the_run_is_however_its_budget_is_spelled() -> None:
     folders = {run_dir(checked(budget=budget)) for budget in (0.1, "0.1", "10%", "1/10", 1e-1)}
-    assert len(folders) == 1
-    assert folders.pop().name.startswith("budget-0.1_seed-0_")
-
-
-def test_a_budget_that_has_no_end_as_a_decimal_names_no_folder() -> None:
-    assert checked(budget="18m").budget == "18M"
+    assert len(folders) == 1 and folders.pop().name.startswith("budget-0.1_seed-0_")
     with pytest.raises(ValueError, match="as a decimal"):
         checked(budget="1/3")
-
-
-def test_the_folder_says_what_the_run_is() -> None:
-    config = checked(exp="mine", seed=3, budget="18M", run_root="elsewhere")
+    config = checked(exp="mine", seed=3, budget="18m", run_root="elsewhere")
     hexadecimal = config_hash(config)[:8]
     assert run_dir(config) == Path(f"elsewhere/mine/budget-18M_seed-3_{hexadecimal}")
     templates = run_dir(checked(budget=None, sharing__templates=2))
@@ -290,16 +264,14 @@ def test_the_folder_says_what_the_run_is() -> None:
 
 def test_the_hash_of_a_config_stays_what_it_was() -> None:
     """Committed results are found by it: a change here is a change of RECIPE_VERSION."""
-    assert config_hash(checked(model__depth=4)) == GOLDEN
 
-
-def test_a_key_added_with_a_default_leaves_the_hash_as_it_is() -> None:
     @dataclass
     class Grown(ToyModel):
-        dropout: float = 0.0
+        dropout: float = 0.0  # a key added with a default leaves the hash as it is
 
     raw = to_dict(checked(model__depth=4))
-    assert config_hash(load_config(raw, Grown, ToyTask)) == GOLDEN
+    for kind in (ToyModel, Grown):
+        assert config_hash(load_config(raw, kind, ToyTask)) == GOLDEN
 
 
 def test_the_order_of_patterns_decides_and_so_does_its_hash() -> None:
@@ -339,41 +311,22 @@ def test_a_dense_run_says_which_sharing_settings_it_ignores_and_does_not_hash_th
     assert run_dir(plain) == run_dir(set_up)
 
 
-@pytest.mark.parametrize(
-    ("sharing", "names", "reason"),
-    [
-        ({"search": {"epochs": 3, "softmax": True}}, ["epochs", "softmax"], "nothing is searched"),
-        (
-            {
-                "groups": "gradient",
-                "num_groups": 2,
-                "generator": "avg",
-                "search": {"softmax": True},
-            },
-            ["softmax"],
-            "sharing.generator=avg has no coefficients",
-        ),
-    ],
-)
-def test_search_settings_without_a_search_are_ignored(
-    sharing: dict[str, Any], names: list[str], reason: str
-) -> None:
-    plain = {**sharing, "search": {}}
-    found = ignored(checked(sharing=sharing))
-    assert [*found] == [f"sharing.search.{name}" for name in names]
-    assert all(reason in text for text in found.values())
-    assert config_hash(checked(sharing=sharing)) == config_hash(checked(sharing=plain))
-    assert not ignored(searched(epochs=3, softmax=True))
-
-
-def test_templates_leave_upsampler_and_max_templates_without_effect() -> None:
+def test_settings_without_effect_are_named_and_do_not_enter_the_hash() -> None:
+    search = {"epochs": 3, "softmax": True}
+    avg = {"groups": "gradient", "num_groups": 2, "generator": "avg"}
+    for sharing, plain, names, reason in (
+        ({"search": search}, {}, ["epochs", "softmax"], "nothing is searched"),
+        (avg | {"search": {"softmax": True}}, avg, ["softmax"], "generator=avg has no coefficient"),
+    ):
+        found = ignored(checked(sharing=sharing))
+        assert [*found] == [f"sharing.search.{name}" for name in names]
+        assert all(reason in text for text in found.values())
+        assert config_hash(checked(sharing=sharing)) == config_hash(checked(sharing=plain))
+    assert not ignored(searched(**search))
     sharing = {"templates": 2, "upsampler": "mask", "max_templates": 4}
-    found = ignored(checked(budget=None, sharing=sharing))
     reason = "sharing.templates=2 fixes what each layer mixes"
+    found = ignored(checked(budget=None, sharing=sharing))
     assert found == {"sharing.upsampler": reason, "sharing.max_templates": reason}
-
-
-def test_a_schedule_that_ends_before_its_first_milestone_says_so() -> None:
     assert "optim.milestones" in ignored(checked(epochs=5, optim__milestones=[5, 8]))
     assert not ignored(checked(epochs=6, optim__milestones=[5, 8]))
 

@@ -2,6 +2,7 @@
 
 npas-eval run=runs/digits/budget-0.1_seed-0_1f0c2a9b
 npas-eval run=runs/wrn_cifar100/... split=val data.root=/data format=json
+npas-eval run=runs/... artifact=runs/.../artifact.npas   # the quantized network, read back
 npas-eval run=runs/simnet_scenes/... show=16          # and show-test.png in the run's folder
 """
 
@@ -36,6 +37,7 @@ class Evaluate:
     """
 
     run: str | None = None
+    artifact: str | None = None
     split: Literal["test", "val"] = "test"
     show: int = 0
     format: Literal["table", "json"] = "table"
@@ -70,9 +72,12 @@ def run(options: Evaluate) -> Job:
     experiment = runs.restore_to_measure(
         options.run, options.device, options.data, options.split, show=options.show > 0
     )
+    from npas.sharing.artifact import read_artifact
     from npas.training.metrics import Diverged, measure
     from npas.training.precision import Precision
 
+    if options.artifact is not None:
+        read_artifact(options.artifact, experiment.model)
     config, task, device = experiment.config, experiment.task, experiment.process.device
     precision = Precision(config.precision, device)
     shown: list[Shown] = []

@@ -1,7 +1,8 @@
-"""Write a run's network as the plain dense network that it computes.
+"""Write a run's network as the plain dense network that it computes, or as few bytes.
 
 npas-export run=runs/digits/budget-0.1_seed-0_1f0c2a9b
 npas-export run=... format=safetensors out=network.safetensors
+npas-export run=... format=artifact bits=6            # quantized, compressed, still shared
 """
 
 from __future__ import annotations
@@ -11,30 +12,47 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from npas.cli import app, entry, runs
 from npas.cli.app import Job
 from npas.config.typed import build, keys_of
+
+if TYPE_CHECKING:
+    from npas.training import Experiment
 
 NAME = "npas-export"
 
 
 @dataclass(frozen=True)
 class Export:
-    """The keys of npas-export; without `out` the file lies in the run's folder."""
+    """The keys of npas-export; without `out` the file lies in the run's folder.
+
+    The last three are for artifacts; null: as the run's own.
+    """
 
     run: str | None = None
-    format: Literal["safetensors"] = "safetensors"
+    format: Literal["safetensors", "artifact"] = "safetensors"
     out: str | None = None
+    bits: Literal[8, 6] | None = None
+    scheme: Literal["rows", "golf"] | None = None
+    compression: Literal["zlib", "lzma", "none"] | None = None
 
     def __post_init__(self) -> None:
         if not self.run:
             raise ValueError("run is missing: name a run's folder, as run=runs/digits/...")
+        if self.format != "artifact" and (given := self.packing):
+            raise ValueError(f"{next(iter(given))} needs format=artifact: set both, or none")
         if self.out is not None:
             _check_file(self.out)
+
+    @property
+    def packing(self) -> dict[str, Any]:
+        """Return what was said of how an artifact is packed."""
+        names = ("bits", "scheme", "compression")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,9 +71,11 @@ def check(raw: dict[str, Any]) -> Export:
 
 
 def run(options: Export) -> Job:
-    """Materialize the newest checkpoint's network and write it, whole or not at all."""
+    """Write the newest checkpoint's network, materialized or packed, whole or not at all."""
     assert options.run is not None
     experiment = runs.restore(options.run, {"trainer.device": "cpu"})
+    if options.format == "artifact":
+        return _write_artifact(options, experiment)
 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -84,6 +104,28 @@ def run(options: Export) -> Job:
         with contextlib.suppress(OSError):
             temporary.unlink()
     print(f"{out}: a dense network of {sharing.count_parameters(model):,} parameters")
+    if experiment.unfinished:
+        print(experiment.unfinished)
+    return Job(options.run)
+
+
+def _write_artifact(options: Export, experiment: Experiment) -> Job:
+    """Write the network as an artifact; ValueError if it is over the run's budget in bytes."""
+    from npas.sharing.artifact import write_artifact
+
+    assert options.run is not None
+    config = experiment.config
+    packing = replace(config.artifact, **options.packing)
+    out = Path(options.out or Path(options.run) / "export" / "artifact.npas")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        found = write_artifact(experiment.model, out, **packing.keywords, cap=config.cap)
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written ({error.strerror}): name another") from None
+    print(
+        f"{out}: {found.bytes:,} bytes ({packing.words}; {found.bytes_before_compression:,} before"
+        " compression)"
+    )
     if experiment.unfinished:
         print(experiment.unfinished)
     return Job(options.run)

@@ -261,12 +261,12 @@ def _difference(folded: nn.Module, tied: nn.Module, inputs: Any) -> float:
 def _logged(run: str) -> list[dict[str, Any]]:
     """Return the similarity matrices that the run logged up to its checkpoint, with epochs."""
     from npas.training.checkpoint import find_checkpoint
-    from npas.training.checks import read_progress
-    from npas.training.state import LOG_FILE, Progress
+    from npas.training.progress import read_progress
+    from npas.training.state import LOG_FILE
 
     log, last = (
         runs.folder_of(run) / LOG_FILE,
-        read_progress(find_checkpoint(Path(run)), Progress).step,
+        read_progress(find_checkpoint(Path(run))).step,
     )
     found = []
     for line in log.read_text().splitlines() if log.is_file() else ():

@@ -80,15 +80,18 @@ def run(plan: Plan) -> Job:
         check_groups(config, model, grouping)
         keywords = plan_keywords(config, grouping)
         allocation = sharing.plan(model, config.budget, **keywords)
+    taken = sharing.price(model, allocation, config.artifact)
     flops = inference_flops(model, task.spec)
     data = _data(task, model, config) if plan.check_data else {}
     if plan.format == "json":
         found = {"data": data} if plan.check_data else {}
         shape = list(task.spec.input_shape)
         figures = {**_figures(model, allocation), "flops": flops, "input_shape": shape}
+        figures["artifact"] = {"bytes_before_compression": taken, "cap": config.cap}
         print(json.dumps(figures | found))
     else:
         print(runs.plan_text(model, allocation))
+        print(runs.artifact_text(taken, config))
         print(f"inference: {flops:,} FLOPs an input (2 a multiply-add), whatever the budget")
         if note := _of_synthetic_inputs(task, config):
             print(note)

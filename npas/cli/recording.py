@@ -36,10 +36,11 @@ from npas.reporting.results import (
 from npas.tasks.base import Task
 from npas.tasks.common import files
 from npas.training import Experiment, Outcome, initial
+from npas.training.artifact import export
 from npas.training.checkpoint import Checkpoints
-from npas.training.checks import read_progress
 from npas.training.dry_run import advise_on_memory
-from npas.training.state import Progress
+from npas.training.meter import Diverged
+from npas.training.progress import Progress, read_progress
 from npas.utils import signals
 from npas.utils.processes import Refused
 
@@ -65,7 +66,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
         if process.is_main:  # what it says is of weights that are about to be replaced
             (folder / results.FILE_NAME).unlink(missing_ok=True)
         process.gather(None)  # so that it is gone before any other might write its own
-        started = time.perf_counter()
+        started, artifact = time.perf_counter(), None
         try:
             if experiment.stage == "search":
                 outcome, grouping = training.search_groups(experiment, folder)
@@ -81,6 +82,11 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
                 outcome = training.train(experiment, folder)
                 if outcome.status == "done" and process.is_main:
                     experiment.task.write_predictions("test", folder)
+                if outcome.status == "done" and config.exports:
+                    try:
+                        artifact = export(experiment, folder)
+                    except (Refused, Diverged) as error:  # what was trained is saved
+                        outcome = dataclasses.replace(outcome, status="failed", error=str(error))
         except Refused:
             raise
         except signals.Preempted:  # between the trainings: all that they did is saved
@@ -93,7 +99,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
             )
         if outcome.error == OUT_OF_MEMORY:  # not in the handler, whose traceback holds the tensors
             outcome = dataclasses.replace(outcome, error=advise_on_memory(experiment))
-        result = result_of(experiment, outcome)
+        result = dataclasses.replace(result_of(experiment, outcome), artifact=artifact)
     if process.is_main or result.status == "failed":
         results.write(folder, result)
     if process.world > 1 and result.status == "failed":
@@ -106,7 +112,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
 def _cut_short(status: str, folder: Path, started: float, error: str | None = None) -> Outcome:
     """Return the outcome of a run that ended out of turn: it has come as far as it has saved."""
     newest = Checkpoints(folder / "checkpoints").newest()
-    done = read_progress(newest, Progress) if newest else Progress()
+    done = read_progress(newest) if newest else Progress()
     seconds = done.elapsed_s or time.perf_counter() - started
     return Outcome(status, {}, done.step, done.epoch, seconds, 0, error, earlier=done.earlier)
 

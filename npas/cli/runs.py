@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from npas import config as schema
 from npas.cli import app
-from npas.config import Config
+from npas.config import Config, flat
 from npas.config.renames import modernize
 from npas.utils.checks import join
 
@@ -119,7 +119,6 @@ def edited(folder: Path, config: Config) -> str | None:
     value: it counts only if it is not what the run's last result says, either.
     """
     from npas.reporting import results
-    from npas.training.checks import flat
 
     file = folder / CONFIG_FILE
     if not file.exists():
@@ -150,16 +149,10 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     ValueError if there is no checkpoint that can be read.
     """
     from npas.training import build
-    from npas.training.checkpoint import find_checkpoint
     from npas.training.grouping import from_dict
-    from npas.training.state import SEARCH, load_weights
+    from npas.training.state import load_weights, trained_checkpoint
 
-    folder = Path(run)
-    if (folder / SEARCH).is_dir() and not (folder / "checkpoints").is_dir():
-        raise ValueError(f"{run} is still searching for its groups: train it to its end first")
-    checkpoint = find_checkpoint(folder)
-    if checkpoint.state.get("stage") == SEARCH:
-        raise ValueError(f"{run} is the search for a run's groups: name the run's own folder")
+    checkpoint = trained_checkpoint(Path(run))
     raw, grouping = checkpoint.state["config"], checkpoint.state.get("grouping")
     for key, value in changes.items():
         assert schema.is_excluded(key)
@@ -223,6 +216,16 @@ def warn_of_ignored(command: str, config: Config) -> None:
         by_reason.setdefault(reason, []).append(key)
     for reason, keys in by_reason.items():
         app.say(command, f"warning: {join(keys, 'and')} ignored: {reason}")
+
+
+def artifact_text(taken: int, config: Config) -> str:
+    """Return what the artifact of a network takes, and may take, in words."""
+    packing, cap = config.artifact, config.cap
+    text = f"artifact {taken:,} bytes before compression ({packing.words})"
+    if cap is None:
+        return text
+    expected = packing.expected_ratio
+    return f"{text} of {cap:,}{f' x {expected:g} expected' if expected > 1 else ''}"
 
 
 def plan_text(model: nn.Module, allocation: Allocation | None) -> str:

@@ -281,6 +281,11 @@ def _what_follows(experiment: Experiment, within: Within = None) -> str:
     """
     arithmetic = experiment.batch_arithmetic()
     shared_out = f"\nbatch    {arithmetic}" if "=" in arithmetic else ""
+    if experiment.config.exports and experiment.stage == "train":
+        from npas.sharing import price
+
+        taken = price(experiment.model, experiment.allocation, experiment.config.artifact)
+        shared_out = f"\n{runs.artifact_text(taken, experiment.config)}{shared_out}"
     if experiment.task.source == schema.SYNTHETIC:
         config = experiment.config
         shared_out += (
@@ -338,6 +343,9 @@ def _summary(result: Result) -> str:
             f", {metrics.selected[metric]:.2f}% ({'' if epoch is None else f'epoch {epoch}, '}"
             f"chosen on {metrics.selected_on})"
         )
+    if (artifact := result.artifact) is not None:
+        assert artifact.metrics is not None
+        text += f"; artifact {artifact.bytes:,} bytes, {artifact.metrics[metric]:.2f} read back"
     return text
 
 

@@ -3,6 +3,7 @@
 from npas.config.hashing import HASH_EXCLUDED as HASH_EXCLUDED
 from npas.config.hashing import OF_PARTS as OF_PARTS
 from npas.config.hashing import config_hash as config_hash
+from npas.config.hashing import flat as flat
 from npas.config.hashing import in_parts as in_parts
 from npas.config.hashing import is_excluded as is_excluded
 from npas.config.hashing import run_dir as run_dir

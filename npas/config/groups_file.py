@@ -23,28 +23,15 @@ def read_groups(path: Path) -> dict[str, str]:
 
     ValueError, in one line, for a file that is not there or holds something else.
     """
-    file = path / GROUPS_FILE if path.is_dir() else path
     try:
-        found = read_json(file)
+        found = read_json(path / GROUPS_FILE if path.is_dir() else path)
         if isinstance(found.get("layers"), list):
-            layers = found["layers"]
-            found = {layer["name"]: layer["group"] for layer in layers}
-            if len(found) < len(layers):
-                raise ValueError("it names a layer twice")
+            found = {layer["name"]: layer["group"] for layer in found["layers"]}
         for name, group in found.items():
-            if (
-                not isinstance(name, str)
-                or type(group) not in (str, int)
-                or not (name and group != "")
-            ):
+            if type(group) not in (str, int) or group == "" or not name:
                 raise ValueError(f"it maps {shown(name)} to {shown(group)}, which is no group")
         if not found:
             raise ValueError("it maps no layers to groups")
-    except FileNotFoundError:
-        what = f"holds no {GROUPS_FILE}" if path.is_dir() else "is not there"
-        raise ValueError(
-            f"sharing.groups={path} {what}: name a run that found groups, or a JSON file"
-        ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(

@@ -16,13 +16,13 @@ from typing import Any
 from npas.config.groups_file import is_path, read_groups
 from npas.config.schema import (
     DENSE,
-    GROUPINGS,
     NO_PACKAGE,
     SEARCHED,
     SYNTHETIC,
     Config,
     SearchConfig,
     canonical_budget,
+    is_grouping,
     settings,
 )
 from npas.config.typed import build, keys_of
@@ -47,7 +47,7 @@ def load_config(
             values[node] = build(schema, values[node], node, known)
     if isinstance(sharing := values.get("sharing"), Mapping):
         groups = sharing.get("groups")
-        if isinstance(groups, str) and groups not in GROUPINGS and is_path(groups):
+        if isinstance(groups, str) and not is_grouping(groups) and is_path(groups):
             # What a file says decides the result, not where it lies: the config has its content.
             values["sharing"] = {**sharing, "groups": read_groups(Path(groups))}
     return build(Config, values, "", known)
@@ -82,18 +82,35 @@ def ignored(config: Config) -> dict[str, str]:
                 key: "sharing.generator=avg has no coefficients"
                 for key in ("coefficient_init", "recurrence_weight", "lsm_every")
             }
+        if not config.sharing.train_coefficients:
+            idle["recurrence_weight"] = "sharing.train_coefficients=false keeps them as they are"
         for key, value, default in settings(config.sharing, "sharing."):
             if value != default and key.removeprefix("sharing.") in idle:
                 found[key] = idle[key.removeprefix("sharing.")]
+    for key, value, default in settings(config.artifact, "artifact."):
+        if value != default and (not config.exports or (key.endswith("ratio") and not config.cap)):
+            found[key] = "it needs a budget in bytes (16MB)" + (
+                "" if config.exports else " or artifact.export=true"
+            )
     if config.data.source == SYNTHETIC and config.data.verify != "refuse":
         found["data.verify"] = f"data.source={SYNTHETIC} generates its data"
-    optim, unread = config.optim, "beta2" if config.optim.name == "sgd" else "nesterov"
+    optim = config.optim
+    unread = {"sgd": ["beta2", "muon"], "muon": []}.get(optim.name, ["nesterov", "muon"])
     for key, value, default in settings(optim, "optim."):
-        if key == f"optim.{unread}" and value != default:
-            found[key] = f"optim.name={optim.name} has no {unread}"
+        if (name := key.split(".")[1]) in unread and value != default:
+            found[key] = f"optim.name={optim.name} has no {name}"
         of_steps = key in ("optim.milestones", "optim.gamma") and value != default
         if of_steps and optim.schedule != "multistep":
             found[key] = f"optim.schedule={optim.schedule} has no milestones"
+        if key == "optim.min_lr" and value != default and optim.schedule == "multistep":
+            found[key] = "optim.schedule=multistep ends where its milestones lead"
+        if key == "optim.decay_fraction" and value != default and optim.schedule != "wsd":
+            found[key] = f"optim.schedule={optim.schedule} decays from its beginning"
+    for key, value, default in settings(config.distill, "distill."):
+        if value != default and config.distill.teacher is None:
+            found[key] = "distill.teacher=null names no teacher"
+    if config.distill.teacher and config.distill.hidden_weight != 1 and not config.distill.hidden:
+        found["distill.hidden_weight"] = "distill.hidden names no modules"
     if optim.schedule == "multistep" and optim.milestones and optim.milestones[0] >= config.epochs:
         found["optim.milestones"] = f"epochs={config.epochs} ends before the first of them"
     return found

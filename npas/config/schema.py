@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from npas.config.muon import MuonConfig
 from npas.utils.budget import parse_budget
 from npas.utils.checks import above, at_least, at_most, below, join
+from npas.utils.packing import Packing
 
 # Raised by one when a fix changes what an unchanged config trains to, since results from before it
 # cannot stand beside results from after it. It is a key of every stored config and part of every
@@ -32,6 +34,7 @@ LONGEST = 1_000_000  # epochs, or images a batch: more is a typing error, and ma
 SEARCHED = ("learned", "gradient")  # groupings that a short training of their own has to find
 MOST_PROCESSES = 1024  # of one machine: more is a typing error
 GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
+BY_NAME = re.compile(r"place|depth:[1-9]\d{0,3}")  # groupings by where names have numbers
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,11 @@ class SharingConfig:
     num_groups: int | None = None
     max_templates: int = 8
     templates: int | Literal["layers"] | None = None
-    coefficient_init: Literal["orthogonal", "sparse", "released"] = "orthogonal"
+    coefficient_init: Literal["orthogonal", "sparse", "released", "legendre", "cosine"] = (
+        "orthogonal"
+    )
+    train_coefficients: bool = True
+    low_rank: int = 0
     recurrence_weight: float = 0.0
     lsm_every: int = 0
     include: list[str] | None = None
@@ -79,10 +86,11 @@ class SharingConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
-        if isinstance(self.groups, str) and self.groups not in GROUPINGS:
+        if isinstance(self.groups, str) and not is_grouping(self.groups):
             raise ValueError(
-                f"sharing.groups must be {join(GROUPINGS)}, a mapping of layer patterns to groups, "
-                "as 'sharing.groups={stages.0.*: a}', or the folder of a run that found some; "
+                f"sharing.groups must be {join(GROUPINGS)}, place, depth:2, a mapping of layer "
+                "patterns to groups, as 'sharing.groups={stages.0.*: a}', or the folder of a run "
+                "that found some; "
                 f"{self.groups!r} is none of these"
             )
         counted = self.groups in ("random", *SEARCHED)
@@ -111,16 +119,34 @@ class SharingConfig:
             object.__setattr__(self, "init", os.path.normpath(self.init))
         at_least("sharing.num_groups", self.num_groups, 1)
         at_least("sharing.max_templates", self.max_templates, 1)
+        at_least("sharing.low_rank", self.low_rank, 0)
+        if not self.train_coefficients and self.generator != "wavg":
+            raise ValueError(
+                "sharing.train_coefficients=false needs sharing.generator=wavg, whose coefficients "
+                f"are free of anything that trains; {self.generator} is another"
+            )
         if isinstance(self.templates, int):
             at_least("sharing.templates", self.templates, 1)
             at_most("sharing.templates", self.templates, MOST_TEMPLATES)
         at_least("sharing.recurrence_weight", self.recurrence_weight, 0)
         at_least("sharing.lsm_every", self.lsm_every, 0)
-        if self.coefficient_init == "sparse" and self.allocator == "reference":
-            raise ValueError(
-                "sharing.coefficient_init=sparse is not how sharing.allocator=reference starts: "
-                "set sharing.coefficient_init=released or sharing.allocator=npas"
-            )
+        if self.allocator == "reference":
+            if self.coefficient_init not in ("orthogonal", "released"):
+                raise ValueError(
+                    f"sharing.coefficient_init={self.coefficient_init} is not how "
+                    "sharing.allocator=reference starts: set sharing.coefficient_init=released or "
+                    "sharing.allocator=npas"
+                )
+            if self.low_rank or not self.train_coefficients:
+                raise ValueError(
+                    "sharing.allocator=reference has neither sharing.low_rank nor fixed "
+                    "coefficients: set sharing.allocator=npas"
+                )
+
+
+def is_grouping(text: str) -> bool:
+    """Return whether a text is a way to group layers, and no path."""
+    return text in GROUPINGS or BY_NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -169,28 +195,36 @@ class OptimConfig:
     """The optimizer's settings, and how the rate goes.
 
     `schedule=multistep` multiplies the rate by `gamma` at each milestone (an epoch); linear and
-    cosine bring it to 0 at the end. `momentum` is also the first beta of the Adam optimizers.
+    cosine bring it to `min_lr` at the end; wsd (warm up, stay, decay) linearly in the last
+    `decay_fraction` of the training. `momentum` is also the first beta of the Adam kind.
     `clip_norm` limits the norm of the gradient; 0: no limit. Without `decay_norm_bias` norms and
     biases take no weight decay. With `ema_decay` above 0 the exponential moving average of the
     weights is what is measured and exported.
     """
 
-    name: Literal["sgd", "adam", "adamax", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamax", "adamw", "muon"] = "sgd"
     lr: float = 0.1
+    min_lr: float = 0.0
     momentum: float = 0.9
     beta2: float = 0.999
     nesterov: bool = True
     weight_decay: float = 5e-4
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.2
-    schedule: Literal["multistep", "linear", "cosine"] = "multistep"
+    schedule: Literal["multistep", "linear", "cosine", "wsd"] = "multistep"
+    decay_fraction: float = 0.1
     warmup_epochs: int | float = 0
     clip_norm: float = 0.0
     decay_norm_bias: bool = True
     ema_decay: float = 0.0
+    muon: MuonConfig = field(default_factory=MuonConfig)
 
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)
+        above("optim.decay_fraction", self.decay_fraction, 0)
+        at_most("optim.decay_fraction", self.decay_fraction, 1)
+        at_least("optim.min_lr", self.min_lr, 0)
+        at_most("optim.min_lr", self.min_lr, self.lr)
         at_least("optim.ema_decay", self.ema_decay, 0)
         below("optim.ema_decay", self.ema_decay, 1)
         at_least("optim.momentum", self.momentum, 0)
@@ -201,7 +235,7 @@ class OptimConfig:
         above("optim.gamma", self.gamma, 0)
         at_least("optim.warmup_epochs", self.warmup_epochs, 0)
         at_least("optim.clip_norm", self.clip_norm, 0)
-        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+        if self.name in ("sgd", "muon") and self.nesterov and self.momentum == 0:
             raise ValueError(
                 "optim.nesterov=true needs momentum: set optim.momentum above 0 or "
                 "optim.nesterov=false"
@@ -213,6 +247,30 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """A teacher whose outputs are to be matched: a run's folder, or "dense"; null: none.
+
+    The loss is (1 - weight) x the task's + weight x temperature^2 KL (Hinton et al. 2015), and
+    `hidden_weight` times the mean squared difference of the outputs of the modules that the
+    patterns `hidden` name.
+    """
+
+    teacher: str | None = None
+    weight: float = 0.9
+    temperature: float = 4.0
+    hidden: list[str] = field(default_factory=list)
+    hidden_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.teacher is not None and not self.teacher.strip():
+            raise ValueError("distill.teacher must not be empty: name a run, dense, or null")
+        at_least("distill.weight", self.weight, 0)
+        at_most("distill.weight", self.weight, 1)
+        above("distill.temperature", self.temperature, 0)
+        at_least("distill.hidden_weight", self.hidden_weight, 0)
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     """On what to train, when to log and save.
 
@@ -221,6 +279,8 @@ class TrainerConfig:
     Gradients travel between them as `gradient_dtype`. With `tf32` GPUs round the factors of fp32
     convolutions and matrix products to TF32. A checkpoint is written after each epoch and,
     if `checkpoint_every` is not 0, after every so many steps; the `keep_last` newest are kept.
+    `max_seconds` ends the training by the clock, and the schedule runs by it where it is faster
+    than the steps; such a run cannot be repeated to the bit.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -229,6 +289,7 @@ class TrainerConfig:
     gradient_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     tf32: bool = False
     checkpoint_every: int = 0
+    max_seconds: float | None = None
     keep_last: int = 2
     log_every: int = 10
 
@@ -237,6 +298,15 @@ class TrainerConfig:
             at_least(f"trainer.{key}", getattr(self, key), 1)
         at_most("trainer.devices", self.devices, MOST_PROCESSES)
         at_least("trainer.checkpoint_every", self.checkpoint_every, 0)
+        if self.max_seconds is not None:
+            above("trainer.max_seconds", self.max_seconds, 0)
+
+
+@dataclass(frozen=True)
+class ArtifactConfig(Packing):
+    """Whether a run exports an artifact at its end; one with a budget in bytes always does."""
+
+    export: bool = False
 
 
 @dataclass(frozen=True)
@@ -274,8 +344,10 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     sharing: SharingConfig = field(default_factory=SharingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    artifact: ArtifactConfig = field(default_factory=ArtifactConfig)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", self.exp):
@@ -302,6 +374,16 @@ class Config:
         self._check_budget()
         if self.data.source == SYNTHETIC:
             self._shorten()
+
+    @property
+    def cap(self) -> int | None:
+        """Return the bytes that the run's artifact may take; None without a budget in bytes."""
+        return None if self.budget in (None, DENSE) else parse_budget(str(self.budget)).size
+
+    @property
+    def exports(self) -> bool:
+        """Return whether the run ends with an artifact."""
+        return self.artifact.export or self.cap is not None
 
     def _shorten(self) -> None:
         """Limit a run on synthetic data to what `data.synthetic` says, without milestones."""

@@ -24,6 +24,7 @@ OUTPUTS = {
     "class": "one answer for the whole input",
     "cell": "an answer for every cell of the input",
     "span": "where in a text an answer starts and ends",
+    "token": "what comes next at every place of a text",
     "pretraining": "the words hidden in a text, and the order of its halves",
     "regions": "how well each phrase fits each region of an image",
     "match": "how well each sentence fits each image",
@@ -67,15 +68,14 @@ class InputSpec:
                 else torch.zeros(1, *shape, device=device)
                 for name, (shape, is_integer) in self.inputs.items()
             }
+        if self.outputs == "token":
+            return torch.zeros(1, *self.input_shape, dtype=torch.int64, device=device)
         if self.outputs not in ("span", "pretraining"):
             return torch.zeros(1, *self.input_shape, device=device)
         zeros = torch.zeros(1, *self.input_shape, dtype=torch.int64, device=device)
-        return {
-            "input_ids": zeros,
-            "token_type_ids": zeros.clone(),
-            # As attention asks for it: given 1 x tokens, transformers would look at its values.
-            "attention_mask": torch.ones(1, 1, *zeros.shape, dtype=torch.bool, device=device),
-        }
+        # As attention asks for it: given 1 x tokens, transformers would look at its values.
+        mask = torch.ones(1, 1, *zeros.shape, dtype=torch.bool, device=device)
+        return {"input_ids": zeros, "token_type_ids": zeros.clone(), "attention_mask": mask}
 
 
 def family(name: str) -> ModuleType:

@@ -23,52 +23,45 @@ def find_folder(
     already needs no network, and without `download` none is used. ValueError, naming the config's
     `key` and the remedy, if it cannot be had.
     """
+
+    def has_any(folder: Path) -> bool:
+        return any((folder / file).is_file() for file in needed)
+
+    wanted = " or ".join(needed)
     folder = Path(name)
     if folder.is_dir():
-        if not _has_any(folder, needed):
-            raise ValueError(f"{key}={name} holds no {' or '.join(needed)}: give another folder")
+        if not has_any(folder):
+            raise ValueError(f"{key}={name} holds no {wanted}: give another folder")
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     repository, _, revision = name.partition("@")
     how: Any = {"revision": revision} if revision else {}
-    try:
-        with quietly():
-            for offline in (True, False) if download else (True,):
-                try:
-                    where = snapshot_download(
-                        repository,
-                        allow_patterns=list(files),
-                        local_files_only=offline,
-                        **how,
-                    )
-                except FileNotFoundError:  # nothing in the cache, or no network either
-                    if offline:
-                        continue
-                    raise
-                if _has_any(Path(where), needed):
-                    COMMITS[name] = f"{repository}@{Path(where).name}"
-                    return Path(where)
-    except HFValidationError:
-        raise ValueError(f"{key}={name} is no folder here, and no name on a hub") from None
-    except Exception as error:  # whatever the network and its clients come up with
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{key}={name} is no folder here, and fetching it from the Hugging Face hub failed"
-            f" ({reason[:200]}): fetch {', '.join(files)} elsewhere, and give the folder as"
-            f" {key}=FOLDER"
-        ) from error
+    why = f"it has no {wanted} on the Hugging Face hub"
     if not download:
-        raise ValueError(
-            f"{key}={name} is no folder here, and nothing is fetched with data.download=false: put"
-            f" {' or '.join(needed)} into a folder and give it as {key}=FOLDER"
-        )
-    raise ValueError(f"{key}={name} on the Hugging Face hub has no {' or '.join(needed)}")
-
-
-def _has_any(folder: Path, names: Sequence[str]) -> bool:
-    return any((folder / name).is_file() for name in names)
+        why = "nothing is fetched with data.download=false"
+    cause: Exception | None = None
+    for offline in (True, False) if download else (True,):
+        try:
+            with quietly():
+                where = snapshot_download(
+                    repository, allow_patterns=list(files), local_files_only=offline, **how
+                )
+        except HFValidationError:
+            raise ValueError(f"{key}={name} is no folder here, and no name on a hub") from None
+        except Exception as error:  # whatever the network and its clients come up with
+            if not offline:
+                said = (str(error).strip() or type(error).__name__).splitlines()[0]
+                why, cause = f"fetching it from the Hugging Face hub failed ({said[:200]})", error
+            continue
+        if has_any(Path(where)):
+            COMMITS[name] = f"{repository}@{Path(where).name}"
+            return Path(where)
+    raise ValueError(
+        f"{key}={name} is no folder here, and {why}: put {wanted} into a folder, and give the"
+        f" folder as {key}=FOLDER"
+    ) from cause
 
 
 @contextmanager

@@ -77,3 +77,12 @@ def _turned(values_WTV: Tensor, lengths_W: Tensor) -> Tensor:
         place_T < lengths_W[:, None], lengths_W[:, None] - 1 - place_T, place_T.expand(1, -1)
     )
     return values_WTV.gather(1, from_WT[..., None].expand_as(values_WTV))
+
+
+def glorot(model: nn.Module) -> None:
+    """Draw linear layers as TensorFlow does (Glorot and Bengio 2010, uniform); biases are 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

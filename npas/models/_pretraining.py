@@ -14,29 +14,29 @@ from transformers.models.albert.modeling_albert import AlbertForPreTrainingOutpu
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
 
-class BertForPreTraining(transformers.BertForPreTraining):
+class AtPlaces:
     """Is transformers' class; with `places_BM` the words' logits are of these places, B x M x V."""
 
-    def forward(self, *args: Any, places_BM: Tensor | None = None, **given: Any) -> Any:
+    def forward(self: Any, *args: Any, places_BM: Tensor | None = None, **given: Any) -> Any:
         if places_BM is None:
-            return super().forward(*args, **given)
-        encoded = self.bert(*args, **given, return_dict=True)
-        at_places_BMH = _pick(encoded.last_hidden_state, places_BM)
-        words, order = self.cls(at_places_BMH, encoded.pooler_output)
+            return super().forward(*args, **given)  # type: ignore[misc]
+        encoded = self.base_model(*args, **given, return_dict=True)
+        states_BLH = encoded.last_hidden_state
+        index_BMH = places_BM[:, :, None].expand(-1, -1, states_BLH.shape[2])
+        return self.answer(states_BLH.gather(1, index_BMH), encoded.pooler_output)
+
+
+class BertForPreTraining(AtPlaces, transformers.BertForPreTraining):
+    """BERT with the heads for hidden words and the order of sentences."""
+
+    def answer(self, states_BMH: Tensor, pooled_BH: Tensor) -> Any:
+        words, order = self.cls(states_BMH, pooled_BH)
         return BertForPreTrainingOutput(prediction_logits=words, seq_relationship_logits=order)
 
 
-class AlbertForPreTraining(transformers.AlbertForPreTraining):
-    """Is transformers' class; with `places_BM` the words' logits are of these places, B x M x V."""
+class AlbertForPreTraining(AtPlaces, transformers.AlbertForPreTraining):
+    """ALBERT with these heads."""
 
-    def forward(self, *args: Any, places_BM: Tensor | None = None, **given: Any) -> Any:
-        if places_BM is None:
-            return super().forward(*args, **given)
-        encoded = self.albert(*args, **given, return_dict=True)
-        words = self.predictions(_pick(encoded.last_hidden_state, places_BM))
-        order = self.sop_classifier(encoded.pooler_output)
+    def answer(self, states_BMH: Tensor, pooled_BH: Tensor) -> Any:
+        words, order = self.predictions(states_BMH), self.sop_classifier(pooled_BH)
         return AlbertForPreTrainingOutput(prediction_logits=words, sop_logits=order)
-
-
-def _pick(states_BLH: Tensor, places_BM: Tensor) -> Tensor:
-    return states_BLH.gather(1, places_BM[:, :, None].expand(-1, -1, states_BLH.shape[2]))

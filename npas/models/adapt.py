@@ -29,13 +29,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec, _phrases
-from npas.models._match import Match
-from npas.utils.checks import above, at_least, at_most
+from npas.models import InputSpec, _checks, _phrases
+from npas.models._match import Match, Matcher
+from npas.utils.checks import above
 
 OUTPUTS = ("match",)
-# Beyond these a typing error, not a network: building it would fill the memory first.
-MOST_WIDTH, MOST_WORDS, MOST_FOVEA = 65536, 10_000_000, 1e4
 LEAK = 0.1  # of the leaky ReLU
 MOST_NUMBERS = 2**26  # that are weighted at once: 256 MiB
 
@@ -54,36 +52,22 @@ class Config:
     fovea: float = 10.0  # how sharp the softmax over regions is
 
     def __post_init__(self) -> None:
-        at_least("model.width", self.width, 1)
-        at_most("model.width", self.width, MOST_WIDTH)
-        at_least("model.vocab_size", self.vocab_size, 1)
-        at_most("model.vocab_size", self.vocab_size, MOST_WORDS)
-        at_least("model.embedding", self.embedding, 0)
-        at_most("model.embedding", self.embedding, MOST_WIDTH)
+        _checks.in_range(self, width=(1, 65536), embedding=(0, 65536), vocab_size=(1, 10**7))
         above("model.fovea", self.fovea, 0)
-        at_most("model.fovea", self.fovea, MOST_FOVEA)
+        _checks.in_range(self, fovea=(0, 1e4))
 
 
-def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the network of `config` for sentences and images of `spec`, however many there are."""
-    return Adapt(config, spec.width("words"), spec.width("regions"))
+class Adapt(Matcher):
+    """Match sentences with images, however many: by the cosine of a sentence and what it adapts."""
 
-
-class Adapt(nn.Module):
-    """Match every sentence of a batch with every image: see `_match` for the steps.
-
-    Words come as BxPxTxV, zeros from the lengths, BxP, on, their numbers as BxPxT, and regions as
-    BxRxD.
-    """
-
-    def __init__(self, config: Config, word: int, region: int) -> None:
+    def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
         width, learned = config.width, config.embedding
         self.fovea = config.fovea
         self.vocab_size = config.vocab_size if learned else None
-        self.image = nn.Linear(region, width)
+        self.image = nn.Linear(spec.width("regions"), width)
         self.embedding = nn.Embedding(config.vocab_size, learned) if learned else None
-        self.gru = _phrases.GRU(word + learned, width, both_ways=True)
+        self.gru = _phrases.GRU(spec.width("words") + learned, width, both_ways=True)
         self.norm = nn.BatchNorm1d(width, affine=False)
         self.scale = nn.Linear(width, width)
         self.shift = nn.Linear(width, width)
@@ -94,27 +78,23 @@ class Adapt(nn.Module):
 
     def forward(self, words: Tensor, lengths: Tensor, regions: Tensor, ids: Tensor) -> Match:
         """Return the match of all sentences with all images, and the sentences."""
-        images_BRH = self.encode_images(regions)
-        sentences_SH = self.encode_sentences(
-            words.flatten(0, 1), lengths.flatten(0, 1), ids.flatten(0, 1)
-        )
-        similarity_SB = self.match(images_BRH, sentences_SH)
+        similarity_SB, sentences_SH = super().forward(words, lengths, regions, ids)
         return Match(similarity_SB, F.normalize(sentences_SH.float(), dim=1))
 
     def encode_images(self, regions_BRD: Tensor) -> Tensor:
-        """Return what images become: BxRxH, normalized number by number."""
+        # Normalized number by number.
         regions_BRH = F.normalize(F.leaky_relu(self.image(regions_BRD), LEAK), dim=2)
         return self.norm(regions_BRH.flatten(0, 1)).view_as(regions_BRH)
 
     def encode_sentences(self, words_STV: Tensor, lengths_S: Tensor, ids_ST: Tensor) -> Tensor:
-        """Return the mean of each sentence's states, SxH."""
+        # Each sentence is the mean of its states.
         if self.embedding is not None:
             words_STV = torch.cat([words_STV, self.embedding(ids_ST).to(words_STV.dtype)], 2)
         states_STH = F.normalize(self.gru(words_STV, lengths_S), dim=2)
         return _phrases.mean(states_STH, lengths_S)
 
     def match(self, images_BRH: Tensor, sentences_SH: Tensor) -> Tensor:
-        """Return how well each sentence fits each image, SxB: cosines. Some sentences at a time."""
+        # Some sentences at a time.
         scale_SH, shift_SH = self.scale(sentences_SH) + 1, self.shift(sentences_SH)
         aims_SH = F.normalize(sentences_SH.float(), dim=1)
         at_once = max(1, MOST_NUMBERS // max(1, images_BRH.numel()))
@@ -154,3 +134,6 @@ class Fovea(torch.autograd.Function):
 
 def _weights(images_BRH: Tensor, sharp_sH: Tensor) -> Tensor:
     return (sharp_sH[:, None, None] * images_BRH).softmax(2)
+
+
+build = Adapt

@@ -20,11 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from npas.models import InputSpec, _initialization, _phrases
-from npas.utils.checks import at_least, at_most
+from npas.models import InputSpec, _checks, _phrases
 
 OUTPUTS = ("regions",)
-MOST_WIDTH = 65536  # beyond this a typing error
 
 
 @dataclass
@@ -36,13 +34,7 @@ class Config:
     boxes: bool = True
 
     def __post_init__(self) -> None:
-        at_least("model.width", self.width, 1)
-        at_most("model.width", self.width, MOST_WIDTH)
-
-
-def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the baseline for phrases and regions of `spec`, however many there are."""
-    return BagOfWords(config, spec.width("words"), spec.width("regions"), spec.width("boxes"))
+        _checks.in_range(self, width=(1, 65536))
 
 
 class BagOfWords(nn.Module):
@@ -51,13 +43,14 @@ class BagOfWords(nn.Module):
     Words come as BxPxTxV, zeros from the lengths, BxP, on; regions as BxRxF, their places as BxRx5.
     """
 
-    def __init__(self, config: Config, word: int, region: int, box: int) -> None:
+    def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
         self.boxes, self.scale = config.boxes, 1 / math.sqrt(config.width)
-        self.phrase = nn.Linear(word, config.width)
-        self.region = nn.Linear(region + (box if config.boxes else 0), config.width)
+        box = spec.width("boxes") if config.boxes else 0
+        self.phrase = nn.Linear(spec.width("words"), config.width)
+        self.region = nn.Linear(spec.width("regions") + box, config.width)
         self.bias = nn.Parameter(torch.zeros(()))
-        _initialization.glorot(self)
+        _phrases.glorot(self)
 
     def forward(self, words: Tensor, lengths: Tensor, regions: Tensor, boxes: Tensor) -> Tensor:
         if self.boxes:
@@ -65,3 +58,6 @@ class BagOfWords(nn.Module):
         phrases_WV = _phrases.mean(words.flatten(0, 1), lengths.flatten())
         phrases_BPD = self.phrase(phrases_WV).unflatten(0, lengths.shape)
         return phrases_BPD @ self.region(regions).mT * self.scale + self.bias
+
+
+build = BagOfWords

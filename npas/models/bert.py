@@ -15,18 +15,18 @@ ALBERT-large is published with 18M: 17,683,968 with its pooler and without any h
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from npas.models import InputSpec, _hub
+from npas.models import InputSpec, _checks, _hub
 
 OUTPUTS = ("span", "pretraining")
-# Beyond these a typing error, not a network: building it would fill the memory first.
-MOST_LAYERS, MOST_WIDTH, MOST_WORDS = 1000, 100_000, 10_000_000
+MOST_WIDTH = 100_000
 # What a checkpoint's own config calls our keys.
 SHAPE = {
     "layers": "num_hidden_layers",
@@ -36,6 +36,7 @@ SHAPE = {
     "vocab_size": "vocab_size",
     "positions": "max_position_embeddings",
 }
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 # How the parameters start that a checkpoint may lack: the heads.
 HEADS = ("qa_outputs.", "cls.", "predictions.", "sop_classifier.", "bert.pooler.", "albert.pooler.")
 
@@ -61,27 +62,18 @@ class Config:
     pretrained: str | None = None
 
     def __post_init__(self) -> None:
-        most = {"layers": MOST_LAYERS, "heads": self.hidden, "vocab_size": MOST_WORDS}
-        for key in SHAPE:
-            value, limit = getattr(self, key), most.get(key, MOST_WIDTH)
-            if not 1 <= value <= limit:
-                raise ValueError(f"model.{key} must be from 1 to {limit}, got {value}")
-        if self.hidden % self.heads:
-            raise ValueError(
-                f"model.hidden={self.hidden} does not divide by model.heads={self.heads}"
-            )
+        _checks.in_range(self, layers=(1, 1000), vocab_size=(1, 10**7))
+        _checks.in_range(
+            self, **{k: (1, MOST_WIDTH) for k in ("hidden", "intermediate", "positions")}
+        )
+        _checks.divides(self, "hidden")
         if self.arch == "albert" and not 1 <= (self.embedding or 0) <= MOST_WIDTH:
-            raise ValueError(
-                f"model.embedding must be from 1 to {MOST_WIDTH} for an ALBERT, as 128; got"
-                f" {self.embedding}"
-            )
+            raise ValueError(f"model.embedding={self.embedding}: an ALBERT needs a width, as 128")
         if self.arch == "bert" and self.embedding not in (None, self.hidden):
             raise ValueError(
-                f"model.embedding={self.embedding}: a BERT's words are as wide as model.hidden;"
-                " leave it null, or set model.arch=albert"
+                f"model.embedding={self.embedding} is for ALBERTs alone: leave it null"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout={self.dropout}: give a rate from 0 up to, not with, 1")
+        _checks.rate(self)
 
 
 def build(
@@ -93,16 +85,27 @@ def build(
     longer than `positions`, or a checkpoint cannot be had or has another shape.
     """
     if spec.input_shape[0] > config.positions:
-        raise ValueError(
-            f"the task's texts have {spec.input_shape[0]} tokens, and model.positions="
-            f"{config.positions}: set task.max_length to at most that"
-        )
-    kind = _class(config.arch, spec.outputs)
+        most = f"model.positions={config.positions}: set task.max_length to at most that"
+        raise ValueError(f"the task's texts have {spec.input_shape[0]} tokens, and {most}")
+    import transformers
+
+    bert = config.arch == "bert"
+    kind: Any = transformers.BertForQuestionAnswering
+    if not bert:
+        kind = transformers.AlbertForQuestionAnswering
+    if spec.outputs == "pretraining":
+        from npas.models import _pretraining
+
+        kind = _pretraining.BertForPreTraining if bert else _pretraining.AlbertForPreTraining
+    shape: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in SHAPE.items()}
+    shape |= dict.fromkeys(DROPOUTS, config.dropout)
+    if not bert:
+        shape["embedding_size"] = config.embedding
     if architecture is not None:
-        described = type(_shape(config)).from_dict(dict(architecture), attn_implementation="sdpa")
+        described = kind.config_class.from_dict(dict(architecture), attn_implementation="sdpa")
         return kind(described)
     if config.pretrained is None or torch.get_default_device().type == "meta":
-        return kind(_shape(config))
+        return kind(kind.config_class(**shape, attn_implementation="sdpa"))
     return _load(config, config.pretrained, kind)
 
 
@@ -112,79 +115,46 @@ def architecture(network: Any) -> dict[str, Any]:
     return found
 
 
-def _class(arch: str, outputs: str) -> Any:
-    import transformers
-
-    if outputs == "pretraining":
-        from npas.models import _pretraining
-
-        names = {"bert": "BertForPreTraining", "albert": "AlbertForPreTraining"}
-        return getattr(_pretraining, names[arch])
-    names = {"bert": "BertForQuestionAnswering", "albert": "AlbertForQuestionAnswering"}
-    return getattr(transformers, names[arch])
-
-
-def _shape(config: Config) -> Any:
-    """Return transformers' config of the same shape."""
-    from transformers import AlbertConfig, BertConfig
-
-    shape: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in SHAPE.items()}
-    for rate in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        shape[rate] = config.dropout
-    if config.arch == "bert":
-        return BertConfig(**shape, attn_implementation="sdpa")
-    return AlbertConfig(**shape, embedding_size=config.embedding, attn_implementation="sdpa")
-
-
 def _load(config: Config, name: str, kind: Any) -> nn.Module:
-    """Load a checkpoint, whose own config says of the activation and the like."""
+    """Load a checkpoint of the config's shape; its own config says of the activation and so on."""
     from transformers import AutoConfig
 
     whole = ("model.safetensors", "model.safetensors.index.json")
     files = ("config.json", *whole, "model-*.safetensors")
     folder = _hub.find_folder("model.pretrained", name, files, whole)
-    try:
-        with _hub.quietly():
-            theirs: Any = AutoConfig.from_pretrained(folder)
-            for rate in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-                setattr(theirs, rate, config.dropout)
-    except Exception as error:  # whatever a broken file makes its readers say
-        raise _unreadable(name, error) from error
-    _compare(config, theirs, name)
-    try:
-        with _hub.quietly():
-            network, found = kind.from_pretrained(
-                folder,
-                config=theirs,
-                attn_implementation="sdpa",
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except Exception as error:
-        raise _unreadable(name, error) from error
-    absent = sorted(key for key in found["missing_keys"] if not key.startswith(HEADS))
-    if absent:
-        raise ValueError(
-            f"model.pretrained={name} lacks {absent[0]} ({len(absent)} parameters in all): it is"
-            f" no {config.arch} checkpoint"
-        )
-    return network.train()
-
-
-def _unreadable(name: str, error: Exception) -> ValueError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ValueError(f"model.pretrained={name} cannot be read ({reason[:200]}): get it again")
-
-
-def _compare(config: Config, theirs: Any, name: str) -> None:
-    """ValueError if a checkpoint is of another architecture or shape than the config says."""
+    with _readable(name):
+        theirs: Any = AutoConfig.from_pretrained(folder)
     keys = {**SHAPE, "arch": "model_type"}
     if config.arch == "albert":
         keys["embedding"] = "embedding_size"
     for ours, key in keys.items():
         asked, found = getattr(config, ours), getattr(theirs, key, None)
         if asked != found:
-            raise ValueError(
-                f"model.pretrained={name} has {ours} {found}, and model.{ours}={asked}: choose the"
-                f" checkpoint's shape, as model=bert_base or model.{ours}={found}"
-            )
+            own = f"model.pretrained={name} has {ours} {found}, and model.{ours}={asked}"
+            raise ValueError(f"{own}: choose the checkpoint's shape, as model=bert_base")
+    for key in DROPOUTS:
+        setattr(theirs, key, config.dropout)
+    with _readable(name):
+        network, told = kind.from_pretrained(
+            folder,
+            config=theirs,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    absent = sorted(key for key in told["missing_keys"] if not key.startswith(HEADS))
+    if absent:
+        lacks = f"lacks {absent[0]} ({len(absent)} parameters in all)"
+        raise ValueError(f"model.pretrained={name} {lacks}: it is no {config.arch} checkpoint")
+    return network.train()
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn whatever a broken file makes its readers say into a ValueError of one line."""
+    try:
+        with _hub.quietly():
+            yield
+    except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"model.pretrained={name} cannot be read ({why}): get it again") from error

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec
-from npas.models._initialization import initialize
+from npas.models import InputSpec, _checks
+from npas.models._cnn import conv3x3, initialize
 
 PLAIN_STEM, NARROWED = 16, 4
-# Beyond these a typing error, not a network: building it would fill the memory first.
-MOST_DEPTH, MOST_GROWTH = 1000, 1000
 
 
 @dataclass
@@ -32,25 +30,10 @@ class Config:
     dropout: float = 0.0  # behind every 3x3 conv
 
     def __post_init__(self) -> None:
-        if self.depth > MOST_DEPTH:
-            raise ValueError(f"model.depth must be at most {MOST_DEPTH}, got {self.depth}")
-        step = 6 if self.bottleneck else 3
-        if self.depth < step + 4 or (self.depth - 4) % step:
-            below = max(step + 4, self.depth - (self.depth - 4) % step)
-            nearest = f"{below} or {below + step}" if self.depth > below else str(below)
-            raise ValueError(
-                f"model.depth={self.depth}: a DenseNet{'-BC' * self.bottleneck} has {step}n + 4"
-                f" layers; the nearest is {nearest}"
-            )
-        if not 1 <= self.growth <= MOST_GROWTH:
-            raise ValueError(f"model.growth must be 1 to {MOST_GROWTH}, got {self.growth}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout={self.dropout}: give a rate from 0 up to, not with, 1")
-
-
-def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the DenseNet of `config` for images of `spec`, of 4 pixels a side or more."""
-    return DenseNet(config, spec.input_shape[0], spec.num_classes)
+        kind = f"DenseNet{'-BC' * self.bottleneck}"
+        _checks.depth(self, kind, step=6 if self.bottleneck else 3, rest=4)
+        _checks.in_range(self, growth=(1, 1000))
+        _checks.rate(self)
 
 
 class Layer(nn.Module):
@@ -59,30 +42,30 @@ class Layer(nn.Module):
     def __init__(self, channels: int, config: Config) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.narrow: nn.Module | None = None
+        self.narrow: nn.Module = nn.Identity()
         if config.bottleneck:
             narrowed = NARROWED * config.growth
             self.narrow = activated(channels, nn.Conv2d(channels, narrowed, 1, bias=False))
             channels = narrowed
-        conv = nn.Conv2d(channels, config.growth, 3, padding=1, bias=False)
-        self.grow = activated(channels, conv)
+        self.grow = activated(channels, conv3x3(channels, config.growth))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.grow(x if self.narrow is None else self.narrow(x))
+        out = self.grow(self.narrow(x))
         return torch.cat((x, F.dropout(out, self.dropout, self.training)), dim=1)
 
 
 class DenseNet(nn.Module):
-    """Classify images, BxCxHxW -> B x num_classes logits."""
+    """Classify images of 4 pixels a side or more, BxCxHxW -> B x num_classes logits."""
 
-    def __init__(self, config: Config, in_channels: int, num_classes: int) -> None:
+    def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
         layers = (config.depth - 4) // (6 if config.bottleneck else 3)
         channels = 2 * config.growth if config.bottleneck else PLAIN_STEM
-        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        blocks = []
+        self.stem = conv3x3(spec.input_shape[0], channels)
+        blocks: list[nn.Module] = []
         for block in range(3):
             if block:
+                kept = channels // 2 if config.bottleneck else channels
                 kept = channels // 2 if config.bottleneck else channels
                 conv = nn.Conv2d(channels, kept, 1, bias=False)
                 blocks.append(activated(channels, conv, nn.AvgPool2d(2)))
@@ -92,7 +75,7 @@ class DenseNet(nn.Module):
             channels += layers * config.growth
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(channels)
-        self.classifier = nn.Linear(channels, num_classes)
+        self.classifier = nn.Linear(channels, spec.num_classes)
         initialize(self, self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,3 +86,6 @@ class DenseNet(nn.Module):
 def activated(channels: int, *modules: nn.Module) -> nn.Sequential:
     """Put batch norm and ReLU before modules that read this many channels."""
     return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), *modules)
+
+
+build = DenseNet

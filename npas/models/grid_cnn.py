@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec
+from npas.models import InputSpec, _checks
+from npas.models._cnn import conv3x3
 
 OUTPUTS = ("cell",)
-# Beyond these a typing error, not a network: building it would fill the memory first.
-MOST_DEPTH, MOST_WIDTH = 1000, 4096
 
 
 @dataclass
@@ -30,14 +29,7 @@ class Config:
     width: int = 32
 
     def __post_init__(self) -> None:
-        for key, most in (("depth", MOST_DEPTH), ("width", MOST_WIDTH)):
-            if not 1 <= getattr(self, key) <= most:
-                raise ValueError(f"model.{key} must be from 1 to {most}, got {getattr(self, key)}")
-
-
-def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the network of `config` for grids of `spec`, which need no fixed height and width."""
-    return GridCNN(config.depth, config.width, spec.input_shape[0], spec.num_classes)
+        _checks.in_range(self, depth=(1, 1000), width=(1, 4096))
 
 
 class Block(nn.Module):
@@ -46,26 +38,29 @@ class Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels)
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv = conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(F.relu(self.norm(x)))
 
 
 class GridCNN(nn.Module):
-    """Answer for every cell of a grid, BxCxHxW -> BxDxHxW logits."""
+    """Answer for every cell of a grid of any height and width, BxCxHxW -> BxDxHxW logits."""
 
-    def __init__(self, depth: int, width: int, in_channels: int, out_channels: int) -> None:
+    def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
-        self.norm = nn.BatchNorm2d(width)
-        self.head = nn.Conv2d(width, out_channels, 1)
+        self.stem = conv3x3(spec.input_shape[0], config.width)
+        self.blocks = nn.Sequential(*(Block(config.width) for _ in range(config.depth)))
+        self.norm = nn.BatchNorm2d(config.width)
+        self.head = nn.Conv2d(config.width, spec.num_classes, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        assert self.head.bias is not None
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.relu(self.norm(self.blocks(self.stem(x)))))
+
+
+build = GridCNN

@@ -25,18 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec
-from npas.utils.checks import at_least, at_most, below
-
-# Beyond these a typing error, not a network: building it would fill the memory first.
-MOST = {
-    "latents": 65536,
-    "channels": 65536,
-    "cross_attentions": 1000,
-    "blocks": 1000,
-    "bands": 4096,
-    "resolution": 65536,
-}
+from npas.models import InputSpec, _checks
 
 
 @dataclass
@@ -55,26 +44,10 @@ class Config:
     dropout: float = 0.0  # behind attention and MLP
 
     def __post_init__(self) -> None:
-        for key, most in MOST.items():
-            at_least(f"model.{key}", getattr(self, key), 1)
-            at_most(f"model.{key}", getattr(self, key), most)
-        at_least("model.heads", self.heads, 1)
-        if self.channels % self.heads:
-            raise ValueError(
-                f"model.channels={self.channels} does not divide by model.heads={self.heads}"
-            )
-        at_least("model.dropout", self.dropout, 0)
-        below("model.dropout", self.dropout, 1)
-
-
-def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the Perceiver of `config` for images of `spec`, of any size."""
-    if len(spec.input_shape) != 3:
-        raise ValueError(
-            "model.family=perceiver reads images, and an input of this task is "
-            f"{'x'.join(map(str, spec.input_shape))}: choose another task or another model"
-        )
-    return Perceiver(config, spec.input_shape[0], spec.num_classes)
+        _checks.in_range(self, latents=(1, 65536), channels=(1, 65536), resolution=(1, 65536))
+        _checks.in_range(self, cross_attentions=(1, 1000), blocks=(1, 1000), bands=(1, 4096))
+        _checks.divides(self, "channels")
+        _checks.rate(self)
 
 
 class Attention(nn.Module):
@@ -97,92 +70,80 @@ class Attention(nn.Module):
         return self.out(mixed_BHLD.transpose(1, 2).flatten(2))
 
 
-class MLP(nn.Sequential):
-    """Two linear layers of C channels: the paper widens by a factor of 1."""
+class Layer(nn.Module):
+    """Attention of the latents, BxLxC, over the input, BxPxI, or without `inputs` over themselves.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, channels))
+    The MLP has C channels in between: the paper widens by a factor of 1.
+    """
 
-
-class CrossLayer(nn.Module):
-    """Cross-attention of the latents over the input: BxLxC, BxPxI -> BxLxC."""
-
-    def __init__(self, config: Config, context: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(config.channels)
-        self.context_norm = nn.LayerNorm(context)
-        self.attention = Attention(config.channels, context, context, heads=1)
-        self.mlp_norm = nn.LayerNorm(config.channels)
-        self.mlp = MLP(config.channels)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x_BLC: Tensor, context_BPI: Tensor) -> Tensor:
-        read_BLC = self.attention(self.norm(x_BLC), self.context_norm(context_BPI))
-        x_BLC = x_BLC + self.dropout(read_BLC)
-        return x_BLC + self.dropout(self.mlp(self.mlp_norm(x_BLC)))
-
-
-class SelfLayer(nn.Module):
-    """Self-attention of the latents: BxLxC -> BxLxC."""
-
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, inputs: int | None = None) -> None:
         super().__init__()
         channels = config.channels
         self.norm = nn.LayerNorm(channels)
-        self.attention = Attention(channels, channels, channels, config.heads)
+        if inputs is None:
+            self.attention = Attention(channels, channels, channels, config.heads)
+        else:
+            self.context_norm = nn.LayerNorm(inputs)
+            self.attention = Attention(channels, inputs, inputs, heads=1)
         self.mlp_norm = nn.LayerNorm(channels)
-        self.mlp = MLP(channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, channels)
+        )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BLC: Tensor) -> Tensor:
+    def forward(self, x_BLC: Tensor, input_BPI: Tensor | None = None) -> Tensor:
         own_BLC = self.norm(x_BLC)
-        x_BLC = x_BLC + self.dropout(self.attention(own_BLC, own_BLC))
+        context = own_BLC if input_BPI is None else self.context_norm(input_BPI)
+        x_BLC = x_BLC + self.dropout(self.attention(own_BLC, context))
         return x_BLC + self.dropout(self.mlp(self.mlp_norm(x_BLC)))
 
 
 class Perceiver(nn.Module):
-    """Classify images of any size, BxCxHxW -> B x num_classes logits."""
+    """Classify images of any size, BxCxHxW -> B x num_classes logits. ValueError for no images.
 
-    def __init__(self, config: Config, in_channels: int, num_classes: int) -> None:
+    Latents start with a deviation of 0.02 and weights with one of 1 / sqrt(fan-in); biases are 0.
+    The authors cut both off at two deviations, which for so many takes longer than it is worth.
+    """
+
+    def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
+        _checks.images(config, spec)
         self.bands, self.resolution = config.bands, config.resolution
         self.passes = config.cross_attentions
         shares = config.share == "cross_layer"
         crosses = min(2, self.passes) if shares else self.passes
-        context = in_channels + 2 * (2 * config.bands + 1)
+        inputs = spec.input_shape[0] + 2 * (2 * config.bands + 1)
         self.latents = nn.Parameter(torch.empty(config.latents, config.channels))
-        self.crosses = nn.ModuleList(CrossLayer(config, context) for _ in range(crosses))
+        self.crosses = nn.ModuleList(Layer(config, inputs) for _ in range(crosses))
         self.stacks = nn.ModuleList(
-            nn.Sequential(*(SelfLayer(config) for _ in range(config.blocks)))
+            nn.Sequential(*(Layer(config) for _ in range(config.blocks)))
             for _ in range(1 if shares else self.passes)
         )
-        self.classifier = nn.Linear(config.channels, num_classes)
-        initialize(self)
+        self.classifier = nn.Linear(config.channels, spec.num_classes)
+        nn.init.normal_(self.latents, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
+                nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        context_BPI = self.with_places(x)
+        input_BPI = self.with_places(x)
         # Not a view: without gradients that one still asks for them, and torch's counter of FLOPs
         # takes offence.
         x_BLC = self.latents.repeat(len(x), 1, 1)
         for i in range(self.passes):
-            x_BLC = self.crosses[min(i, len(self.crosses) - 1)](x_BLC, context_BPI)
+            x_BLC = self.crosses[min(i, len(self.crosses) - 1)](x_BLC, input_BPI)
             x_BLC = self.stacks[min(i, len(self.stacks) - 1)](x_BLC)
         return self.classifier(x_BLC.mean(dim=1))
 
     def with_places(self, x: Tensor) -> Tensor:
         """Put each pixel's place beside its colours: BxCxHxW -> BxPxI."""
-        height, width = x.shape[2:]
+        sizes = x.shape[2:]
         rows_HF, columns_WF = (
-            fourier_features(size, self.bands, self.resolution, x.device)
-            for size in (height, width)
+            fourier_features(size, self.bands, self.resolution, x.device) for size in sizes
         )
-        places_HWF = torch.cat(
-            (
-                rows_HF[:, None].expand(-1, width, -1),
-                columns_WF[None].expand(height, -1, -1),
-            ),
-            dim=-1,
-        ).to(x.dtype)
+        rows_HWF = rows_HF[:, None].expand(*sizes, -1)
+        places_HWF = torch.cat((rows_HWF, columns_WF.expand(*sizes, -1)), dim=-1).to(x.dtype)
         places_BHWF = places_HWF.expand(len(x), -1, -1, -1)
         return torch.cat((x.permute(0, 2, 3, 1), places_BHWF), dim=-1).flatten(1, 2)
 
@@ -197,13 +158,4 @@ def fourier_features(size: int, bands: int, resolution: int, device: torch.devic
     return torch.cat((angle_SF.sin(), angle_SF.cos(), place_S[:, None]), dim=1)
 
 
-def initialize(model: Perceiver) -> None:
-    """Draw latents with a deviation of 0.02 and weights with one of 1 / sqrt(fan-in); biases are 0.
-
-    The authors cut both off at two deviations, which for so many takes longer than it is worth.
-    """
-    nn.init.normal_(model.latents, std=0.02)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
-            nn.init.zeros_(module.bias)
+build = Perceiver

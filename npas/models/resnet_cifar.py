@@ -13,12 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec
-from npas.models._initialization import initialize
-from npas.models.wrn import conv3x3
-
-STEM_CHANNELS = 16
-MOST_DEPTH = 2000  # beyond it a typing error; the authors' deepest has 1202
+from npas.models import InputSpec, _checks
+from npas.models._cnn import conv3x3, initialize, stages
 
 
 @dataclass
@@ -29,20 +25,8 @@ class Config:
     depth: int = 56
 
     def __post_init__(self) -> None:
-        if self.depth > MOST_DEPTH:
-            raise ValueError(f"model.depth must be at most {MOST_DEPTH}, got {self.depth}")
-        if self.depth < 8 or (self.depth - 2) % 6:
-            below = max(8, self.depth - (self.depth - 2) % 6)
-            nearest = f"{below} or {below + 6}" if self.depth > below else str(below)
-            raise ValueError(
-                f"model.depth={self.depth}: a ResNet for small images has 6n + 2 layers; the"
-                f" nearest is {nearest}"
-            )
-
-
-def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the ResNet of `config` for images of `spec`, which need no fixed height and width."""
-    return ResNet(config.depth, spec.input_shape[0], spec.num_classes)
+        # The authors' deepest has 1202.
+        _checks.depth(self, "ResNet for small images", step=6, rest=2, most=2000)
 
 
 class Block(nn.Module):
@@ -60,31 +44,25 @@ class Block(nn.Module):
         out = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
         if self.stride != 1 or self.new:
             # Half of the zeros before the channels that are there, half behind them.
-            before = self.new // 2
-            x = F.pad(
-                x[..., :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new - before)
-            )
+            zeros = (0, 0, 0, 0, self.new // 2, self.new - self.new // 2)
+            x = F.pad(x[..., :: self.stride, :: self.stride], zeros)
         return F.relu(out + x)
 
 
 class ResNet(nn.Module):
-    """Classify images, BxCxHxW -> B x num_classes logits."""
+    """Classify images of any height and width, BxCxHxW -> B x num_classes logits."""
 
-    def __init__(self, depth: int, in_channels: int, num_classes: int) -> None:
+    def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
-        self.stem = conv3x3(in_channels, STEM_CHANNELS)
-        self.norm = nn.BatchNorm2d(STEM_CHANNELS)
-        channels, stages = STEM_CHANNELS, []
-        for stage, stride in enumerate((1, 2, 2)):
-            out_channels, stack = STEM_CHANNELS * 2**stage, []
-            for block in range((depth - 2) // 6):
-                stack.append(Block(channels, out_channels, stride if block == 0 else 1))
-                channels = out_channels
-            stages.append(nn.Sequential(*stack))
-        self.stages = nn.Sequential(*stages)
-        self.classifier = nn.Linear(channels, num_classes)
+        self.stem = conv3x3(spec.input_shape[0], 16)
+        self.norm = nn.BatchNorm2d(16)
+        self.stages = stages(Block, 16, (16, 32, 64), (config.depth - 2) // 6)
+        self.classifier = nn.Linear(64, spec.num_classes)
         initialize(self, self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stages(F.relu(self.norm(self.stem(x))))
         return self.classifier(x.mean(dim=(2, 3)))
+
+
+build = ResNet

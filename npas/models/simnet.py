@@ -39,12 +39,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec, _initialization, _phrases
-from npas.utils.checks import at_least, at_most
+from npas.models import InputSpec, _checks, _phrases
 
 OUTPUTS = ("regions",)
-# Beyond these a typing error, not a network: building it would fill the memory first.
-MOST = {"width": 65536, "embeddings": 1000}
 
 
 @dataclass
@@ -59,14 +56,7 @@ class Config:
     normalize: Literal["features", "regions"] = "features"
 
     def __post_init__(self) -> None:
-        for key, most in MOST.items():
-            at_least(f"model.{key}", getattr(self, key), 1)
-            at_most(f"model.{key}", getattr(self, key), most)
-
-
-def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the network of `config` for phrases and regions of `spec`, however many there are."""
-    return SimNet(config, spec.width("words"), spec.width("regions"), spec.width("boxes"))
+        _checks.in_range(self, width=(1, 65536), embeddings=(1, 1000))
 
 
 class Hidden(nn.Module):
@@ -87,31 +77,27 @@ class SimNet(nn.Module):
     Words come as BxPxTxV, zeros from the lengths, BxP, on; regions as BxRxF, their places as BxRx5.
     """
 
-    def __init__(self, config: Config, word: int, region: int, box: int) -> None:
+    def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
-        hidden = 4 * config.width
+        hidden, word = 4 * config.width, spec.width("words")
         self.boxes, self.over_regions = config.boxes, config.normalize == "regions"
         self.reader: nn.Module | None = None
-        phrase_width = word
         if config.phrase == "attention":
             self.reader = _phrases.SelfAttention(word)
-        elif config.phrase == "gru":
-            phrase_width = config.width
-            self.reader = _phrases.GRU(word, phrase_width)
         if config.phrase == "gru":
-            self.phrase: nn.Module = nn.Linear(phrase_width, hidden)
+            self.reader, word = _phrases.GRU(word, config.width), config.width
+            self.phrase: nn.Module = nn.Linear(word, hidden)
         else:
-            self.phrase = branch(phrase_width, hidden, hidden)
-        self.region = branch(region + (box if config.boxes else 0), hidden, hidden)
+            self.phrase = branch(word, hidden, hidden)
+        box = spec.width("boxes") if config.boxes else 0
+        self.region = branch(spec.width("regions") + box, hidden, hidden)
         self.joint = Hidden(hidden, hidden)
-        self.concepts = nn.ModuleList(
-            Hidden(hidden, config.width) for _ in range(config.embeddings)
-        )
-        self.choice = (
-            branch(phrase_width, hidden, config.embeddings) if config.embeddings > 1 else None
-        )
+        concepts = (Hidden(hidden, config.width) for _ in range(config.embeddings))
+        self.concepts = nn.ModuleList(concepts)
+        chooses = config.embeddings > 1
+        self.choice = branch(word, hidden, config.embeddings) if chooses else None
         self.score = nn.Linear(config.width, 1)
-        _initialization.glorot(self)  # as the authors' library does
+        _phrases.glorot(self)  # as the authors' library does
 
     def forward(self, words: Tensor, lengths: Tensor, regions: Tensor, boxes: Tensor) -> Tensor:
         phrases_BPV = self.read(words, lengths)
@@ -150,3 +136,6 @@ def branch(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 def _even(x: Tensor, dim: int) -> Tensor:
     """Scale vectors along a dimension to a mean square of 1."""
     return F.normalize(x, dim=dim) * math.sqrt(x.shape[dim])
+
+
+build = SimNet

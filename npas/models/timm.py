@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from npas.models import InputSpec, _fit
+from npas.models import InputSpec, _checks
 
 
 @dataclass
@@ -27,9 +26,11 @@ class Config:
     dropout: float = 0.0  # before the classifier; timm calls it drop_rate
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout={self.dropout}: give a rate from 0 up to, not with, 1")
-        timm = library()
+        _checks.rate(self)
+        try:
+            import timm
+        except ModuleNotFoundError:
+            raise ValueError("model.family=timm needs timm: pip install timm") from None
         if not timm.is_model(self.name):
             close = difflib.get_close_matches(self.name, timm.list_models(), n=3)
             # There are more than a thousand names, too many for a line.
@@ -37,23 +38,11 @@ class Config:
             raise ValueError(f"model.name={self.name!r} is no network of timm; {hint}")
 
 
-def library() -> ModuleType:
-    """Import timm. ValueError if it is not installed."""
-    try:
-        import timm
-    except ModuleNotFoundError:
-        raise ValueError("model.family=timm needs timm: pip install timm") from None
-    return timm
-
-
 def build(config: Config, spec: InputSpec) -> nn.Module:
     """Build the named network for `spec`. ValueError unless inputs are images that it can take."""
-    if len(spec.input_shape) != 3:
-        raise ValueError(
-            f"model.name={config.name} reads images, and an input of this task is "
-            f"{'x'.join(map(str, spec.input_shape))}: choose another task or another model"
-        )
-    timm = library()
+    import timm
+
+    _checks.images(config, spec)
     channels, *size = spec.input_shape
     extra: dict[str, Any] = {"num_classes": spec.num_classes, "in_chans": channels}
     if config.dropout:
@@ -63,10 +52,8 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(config.name, pretrained=False, **extra)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"timm cannot build model.name={config.name} for images of"
-            f" {'x'.join(map(str, spec.input_shape))}: {said}"
-        ) from None
-    _fit.check(model, config.name, spec)
+        said, shape = str(error).strip().partition("\n")[0], "x".join(map(str, spec.input_shape))
+        named = f"timm cannot build model.name={config.name}"
+        raise ValueError(f"{named} for images of {shape}: {said}") from None
+    _checks.takes(model, config.name, spec)
     return model

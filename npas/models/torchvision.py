@@ -13,9 +13,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from npas.models import InputSpec, _fit, near
+from npas.models import InputSpec, _checks, near
 
-RGB = 3  # channels of what all of these networks read
 # These two answer with a tuple of logits in training unless their auxiliary heads are off, and
 # warn that their default initialization will change unless it is asked for.
 AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -42,61 +41,45 @@ class Config:
 
         names = [*models.list_models(module=models), *DEEPER]
         if self.name not in names:
-            raise ValueError(
-                f"model.name={self.name!r} is no classification network of torchvision; "
-                + near(self.name, names)
-            )
-        asked = f"stem={self.stem}" if self.stem != "conv" else "identities=true"
-        plain = self.stem == "conv" and not self.identities
-        if not plain and not self.name.startswith(RESNETS):
-            raise ValueError(
-                f"model.{asked} is for ResNets, and model.name={self.name} is none: leave it out"
-            )
+            said = f"model.name={self.name!r} is no classification network of torchvision"
+            raise ValueError(f"{said}; {near(self.name, names)}")
+        if (self.stem != "conv" or self.identities) and not self.name.startswith(RESNETS):
+            asked = f"stem={self.stem}" if self.stem != "conv" else "identities=true"
+            raise ValueError(f"model.{asked} is for ResNets, and model.name={self.name} is none")
 
 
 def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the named network with `spec.num_classes` outputs. ValueError unless inputs are RGB."""
-    if len(spec.input_shape) != 3 or spec.input_shape[0] != RGB:
-        raise ValueError(
-            f"model.name={config.name} reads {RGB}-channel images, and an input of this task is "
-            f"{'x'.join(map(str, spec.input_shape))}: choose another task, or a WRN as "
-            "model=wrn_16_2"
-        )
-    from torchvision import models
+    """Build the named network with `spec.num_classes` outputs. ValueError unless inputs are RGB.
 
+    The deeper two have post-activation blocks, as torchvision's other ResNets. The 66 blocks of
+    ResNet-200 start as identities: gradients grow some thousand-fold from the last of them to the
+    first otherwise.
+    """
+    from torchvision import models
+    from torchvision.models.resnet import Bottleneck
+
+    _checks.images(config, spec, channels=3)
     extra: dict[str, Any] = {"num_classes": spec.num_classes}
-    if config.identities:
+    if config.identities or config.name == "resnet200":
         extra["zero_init_residual"] = True
-    if config.name in DEEPER:
-        model = deeper(config.name, **extra)
+    if config.name in AUXILIARY_HEADS:
+        extra |= {"aux_logits": False, "init_weights": True}
+    if config.name == "resnet200":
+        model: nn.Module = models.ResNet(Bottleneck, list(DEEPER[config.name]), **extra)
+    elif config.name == "densenet264":
+        model = models.DenseNet(block_config=DEEPER[config.name], **extra)
     else:
-        if config.name in AUXILIARY_HEADS:
-            extra |= {"aux_logits": False, "init_weights": True}
         model = models.get_model(config.name, weights=None, **extra)
     if config.stem == "three_convs":
         model.conv1 = three_convs()
-    _fit.check(model, config.name, spec)
+    _checks.takes(model, config.name, spec)
     return model
-
-
-def deeper(name: str, **extra: Any) -> nn.Module:
-    """Build a network of `DEEPER`; post-activation blocks, as in torchvision's other ResNets.
-
-    The 66 blocks of ResNet-200 start as identities: gradients grow some thousand-fold from the last
-    of them to the first otherwise.
-    """
-    from torchvision.models import DenseNet, ResNet
-    from torchvision.models.resnet import Bottleneck
-
-    if name.startswith("densenet"):
-        return DenseNet(block_config=DEEPER[name], **extra)
-    return ResNet(Bottleneck, list(DEEPER[name]), **{**extra, "zero_init_residual": True})
 
 
 def three_convs(middle: int = 32, out: int = 64) -> nn.Sequential:
     """Make a stem of three 3x3 convs that halves each side; the ResNet's own norm follows it."""
     convs = [
-        nn.Conv2d(RGB, middle, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(3, middle, 3, stride=2, padding=1, bias=False),
         nn.Conv2d(middle, middle, 3, padding=1, bias=False),
         nn.Conv2d(middle, out, 3, padding=1, bias=False),
     ]

@@ -26,12 +26,10 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec, _phrases
-from npas.models._match import Match, distance
-from npas.utils.checks import at_least, at_most, below
+from npas.models import InputSpec, _checks, _phrases
+from npas.models._match import Matcher, distance
 
 OUTPUTS = ("match",)
-MOST_WIDTH = 65536  # beyond it a typing error: building the network would fill the memory first
 
 
 @dataclass
@@ -45,16 +43,8 @@ class Config:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        for key in ("width", "embedding"):
-            at_least(f"model.{key}", getattr(self, key), 1)
-            at_most(f"model.{key}", getattr(self, key), MOST_WIDTH)
-        at_least("model.dropout", self.dropout, 0)
-        below("model.dropout", self.dropout, 1)
-
-
-def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the network of `config` for sentences and images of `spec`, however many there are."""
-    return TwoBranch(config, spec.width("words"), spec.width("regions"))
+        _checks.in_range(self, width=(1, 65536), embedding=(1, 65536))
+        _checks.rate(self)
 
 
 class Branch(nn.Module):
@@ -72,39 +62,31 @@ class Branch(nn.Module):
         return F.normalize(self.out(hidden).float(), dim=1)
 
 
-class TwoBranch(nn.Module):
-    """Match every sentence of a batch with every image: see `_match` for the steps.
+class TwoBranch(Matcher):
+    """Match sentences with images, however many: by the distance of what they become, E numbers.
 
-    Words come as BxPxTxV, zeros from the lengths, BxP, on, and regions as BxRxD. The numbers of
-    words are not read: a word without a vector is passed over.
+    The numbers of words are not read: a word without a vector is passed over.
     """
 
-    def __init__(self, config: Config, word: int, region: int) -> None:
+    def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
+        word, region = spec.width("words"), spec.width("regions")
         attends = config.sentence == "attention"
         self.attention = _phrases.SelfAttention(word) if attends else None
         self.text = Branch(word, config)
         self.image = Branch(region, config)
 
-    def forward(self, words: Tensor, lengths: Tensor, regions: Tensor, ids: Tensor) -> Match:
-        """Return the match of all sentences with all images, and the sentences."""
-        images_BE = self.encode_images(regions)
-        sentences_SE = self.encode_sentences(
-            words.flatten(0, 1), lengths.flatten(0, 1), ids.flatten(0, 1)
-        )
-        return Match(self.match(images_BE, sentences_SE), sentences_SE)
-
     def encode_images(self, regions_BRD: Tensor) -> Tensor:
-        """Return what images become, BxE."""
         return self.image(regions_BRD.mean(1))
 
     def encode_sentences(self, words_STV: Tensor, lengths_S: Tensor, ids_ST: Tensor) -> Tensor:
-        """Return what sentences become, SxE."""
         if self.attention is not None:  # which passes over zeros itself
             return self.text(self.attention(words_STV, lengths_S))
         known_S = (words_STV != 0).any(2).sum(1).clamp(min=1)
         return self.text(_phrases.mean(words_STV, known_S))
 
     def match(self, images_BE: Tensor, sentences_SE: Tensor) -> Tensor:
-        """Return how near each sentence is to each image, SxB: 0 less their distance."""
         return -distance(sentences_SE, images_BE)
+
+
+build = TwoBranch

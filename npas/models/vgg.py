@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from npas.models import InputSpec
-from npas.models._initialization import initialize
+from npas.models import InputSpec, _checks
+from npas.models._cnn import initialize
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-MOST_HIDDEN = 65_536
 
 
 @dataclass
@@ -27,30 +26,18 @@ class Config:
     hidden: int = 0  # units of a layer before the classifier, 0 for none
 
     def __post_init__(self) -> None:
-        if not 0 <= self.hidden <= MOST_HIDDEN:
-            raise ValueError(
-                f"model.hidden={self.hidden}: give the units of a hidden layer, as 512, or 0 for"
-                " none"
-            )
-
-
-def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build VGG-16 for images of `spec`. ValueError if they are too small to be halved so often."""
-    if min(spec.input_shape[1:]) < 2 ** (len(STAGES) - 1):
-        height, width = spec.input_shape[1:]
-        raise ValueError(
-            f"model.family=vgg halves an image four times, and the task's have {height}x{width}"
-            " pixels: choose another model"
-        )
-    return VGG(config.hidden, spec.input_shape[0], spec.num_classes)
+        _checks.in_range(self, hidden=(0, 65_536))
 
 
 class VGG(nn.Module):
-    """Classify images, BxCxHxW -> B x num_classes logits."""
+    """Classify images, BxCxHxW -> B x num_classes logits. ValueError below 16 pixels a side."""
 
-    def __init__(self, hidden: int, in_channels: int, num_classes: int) -> None:
+    def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
-        channels = in_channels
+        channels, height, width = spec.input_shape
+        if min(height, width) < 2 ** (len(STAGES) - 1):
+            said = "model.family=vgg halves an image four times"
+            raise ValueError(f"{said}, and the task's have {height}x{width} pixels")
         modules: list[nn.Module] = []
         for stage, widths in enumerate(STAGES):
             if stage:
@@ -62,13 +49,15 @@ class VGG(nn.Module):
                 channels = out_channels
         self.features = nn.Sequential(*modules)
         self.hidden: nn.Module = nn.Identity()
-        if hidden:
-            self.hidden = nn.Sequential(
-                nn.Linear(channels, hidden), nn.BatchNorm1d(hidden), nn.ReLU()
-            )
-            channels = hidden
-        self.classifier = nn.Linear(channels, num_classes)
+        if config.hidden:
+            linear = nn.Linear(channels, config.hidden)
+            self.hidden = nn.Sequential(linear, nn.BatchNorm1d(config.hidden), nn.ReLU())
+            channels = config.hidden
+        self.classifier = nn.Linear(channels, spec.num_classes)
         initialize(self, self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.hidden(self.features(x).mean(dim=(2, 3))))
+
+
+build = VGG

@@ -8,16 +8,15 @@ changes. Global average pooling makes the network take 32x32 (CIFAR) and 8x8 (di
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec
-from npas.models._initialization import initialize
+from npas.models import InputSpec, _checks
+from npas.models._cnn import conv3x3, initialize, stages
 
 STEM_CHANNELS = 16
-# Beyond these a typing error, not a network: building it would fill the memory first.
-MOST_DEPTH, MOST_WIDTH = 1000, 100
 
 
 @dataclass
@@ -30,30 +29,9 @@ class Config:
     dropout: float = 0.0  # between the two convs of a block
 
     def __post_init__(self) -> None:
-        if self.depth > MOST_DEPTH:
-            raise ValueError(f"model.depth must be at most {MOST_DEPTH}, got {self.depth}")
-        if self.width > MOST_WIDTH:
-            raise ValueError(f"model.width must be at most {MOST_WIDTH}, got {self.width}")
-        if self.depth < 10 or (self.depth - 4) % 6:
-            below = max(10, self.depth - (self.depth - 4) % 6)
-            nearest = "10" if self.depth < 10 else f"{below} or {below + 6}"
-            raise ValueError(
-                f"model.depth={self.depth}: a WRN has 6n + 4 layers; the nearest is {nearest}"
-            )
-        if not self.width > 0 or round(STEM_CHANNELS * self.width) < 1:
-            raise ValueError(
-                f"model.width={self.width}: the first stage has round(16 * width) channels; "
-                "give at least 0.04"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout={self.dropout}: give a rate from 0 up to, not with, 1")
-
-
-def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the WRN of `config` for images of `spec`, which need no fixed height and width."""
-    return WideResNet(
-        config.depth, config.width, config.dropout, spec.input_shape[0], spec.num_classes
-    )
+        _checks.depth(self, "WRN", step=6, rest=4)
+        _checks.in_range(self, width=(0.04, 100))  # below, the first stage has no channel
+        _checks.rate(self)
 
 
 class Block(nn.Module):
@@ -80,25 +58,16 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Classify images, BxCxHxW -> B x num_classes logits."""
+    """Classify images of any height and width, BxCxHxW -> B x num_classes logits."""
 
-    def __init__(
-        self, depth: int, width: float, dropout: float, in_channels: int, num_classes: int
-    ) -> None:
+    def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
-        blocks = (depth - 4) // 6
-        self.stem = conv3x3(in_channels, STEM_CHANNELS)
-        channels, stages = STEM_CHANNELS, []
-        for stage, stride in enumerate((1, 2, 2)):
-            out_channels = round(STEM_CHANNELS * 2**stage * width)
-            stack = []
-            for block in range(blocks):
-                stack.append(Block(channels, out_channels, stride if block == 0 else 1, dropout))
-                channels = out_channels
-            stages.append(nn.Sequential(*stack))
-        self.stages = nn.Sequential(*stages)
-        self.norm = nn.BatchNorm2d(channels)
-        self.classifier = nn.Linear(channels, num_classes)
+        self.stem = conv3x3(spec.input_shape[0], STEM_CHANNELS)
+        widths = [round(STEM_CHANNELS * 2**stage * config.width) for stage in range(3)]
+        block = partial(Block, dropout=config.dropout)
+        self.stages = stages(block, STEM_CHANNELS, widths, (config.depth - 4) // 6)
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.classifier = nn.Linear(widths[-1], spec.num_classes)
         initialize(self, self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,6 +75,4 @@ class WideResNet(nn.Module):
         return self.classifier(x.mean(dim=(2, 3)))
 
 
-def conv3x3(channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """Build a 3x3 conv that keeps the image size at stride 1."""
-    return nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
+build = WideResNet

@@ -24,10 +24,12 @@ from npas.config.renames import modernize_result
 from npas.reporting.environment import Git, Hardware, environment
 from npas.tasks.common.files import write_whole
 from npas.utils.json_data import decode, read_json
+from npas.utils.packing import Artifact
 
 __all__ = [
     "FILE_NAME",
     "VARYING",
+    "Artifact",
     "BudgetReport",
     "Dataset",
     "Divergence",
@@ -52,15 +54,8 @@ FILE_NAME = "result.json"
 STATUSES = ("done", "diverged", "failed", "preempted")
 SOURCES = ("real", "synthetic")
 ADDED = (
-    "search",
-    "history",
-    "parallel",
-    "divergence",
-    "init",
-    "published",
-    "files",
-    "earlier",
-    "hub",
+    *("search", "history", "parallel", "divergence", "init", "published", "files", "earlier"),
+    *("hub", "low_rank", "artifact"),
 )  # that results from before them lack
 
 VARYING = (
@@ -99,12 +94,13 @@ class BudgetReport:
 
 @dataclass(frozen=True)
 class Split:
-    """Where the used parameters are; the four add up to `BudgetReport.used`."""
+    """Where the used parameters are; the parts add up to `BudgetReport.used`."""
 
     bank: int
     coefficients: int
     upsamplers: int
     unshared: int
+    low_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -206,9 +202,9 @@ class Result:
     parallel: Parallel | None = None
     divergence: Divergence | None = None  # of a run that diverged
     init: Init | None = None  # of a run that started from trained weights
-    hub: dict[str, str] | None = (
-        None  # "name@commit" by key, of what came from the Hugging Face hub
-    )
+    # "name@commit" by key, of what came from the Hugging Face hub
+    hub: dict[str, str] | None = None
+    artifact: Artifact | None = None  # of a run that exported one
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, checked against the schema."""
@@ -299,9 +295,6 @@ def _finite_or_none(metrics: dict[str, float | None] | None) -> dict[str, float 
     if metrics is None:
         return None
     return {k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()}
-
-
-# What must hold between fields; the types of single ones are `json_data.decode`'s to check.
 
 
 def _problems(result: Result) -> Iterator[str]:

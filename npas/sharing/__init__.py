@@ -2,24 +2,31 @@
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.api import load, plan, save, share, summary
+from npas.sharing.artifact import read_artifact, write_artifact
 from npas.sharing.budget import Budget, BudgetReport, count_parameters, parse_budget
+from npas.sharing.distillation import distillation_loss
 from npas.sharing.folding import Folding, fold, load_folded, save_folded
 from npas.sharing.install import is_shared, materialize
 from npas.sharing.layer_similarity import Similarity, recurrence_reward, similarity
 from npas.sharing.optimizer_groups import no_decay_names, param_groups
+from npas.sharing.pricing import price
 from npas.sharing.projection import Projection, project
+from npas.utils.packing import Artifact, Packing
 
 __all__ = [
     "Allocation",
+    "Artifact",
     "Budget",
     "BudgetReport",
     "Folding",
     "GroupAllocation",
     "LayerAllocation",
+    "Packing",
     "Projection",
     "Scheme",
     "Similarity",
     "count_parameters",
+    "distillation_loss",
     "fold",
     "is_shared",
     "load",
@@ -29,11 +36,14 @@ __all__ = [
     "param_groups",
     "parse_budget",
     "plan",
+    "price",
     "project",
+    "read_artifact",
     "recurrence_reward",
     "save",
     "save_folded",
     "share",
     "similarity",
     "summary",
+    "write_artifact",
 ]

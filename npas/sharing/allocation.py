@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from npas.sharing.blocks import place_of, spell_names
 from npas.sharing.budget import BudgetReport
-from npas.sharing.coefficients import GENERATORS, STARTS
-from npas.sharing.layers import LayerSpec
+from npas.sharing.coefficients import GENERATORS, OF_DEPTH, STARTS
+from npas.sharing.layers import LayerSpec, matrix_form
 from npas.sharing.upsample import UPSAMPLERS, WINDOW
 from npas.utils.json_data import decode, shown
 
 FORMAT_VERSION = 1
 ALLOCATORS = ("npas", "reference")
 Cells = tuple[str, ...]
-INDEX = r"(?<![^.])\d+(?![^.])"
-"""A number between two dots of a name: the place of a block among its likes."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class Scheme:
     max_templates: int = 8
     allocator: str = "npas"
     coefficient_init: str = "orthogonal"
+    low_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,11 @@ class LayerAllocation(LayerSpec):
 
     `templates` are the positions in the bank where its K templates start, each `template_size`
     values long; none for an ordinary parameter. `mixing` is `none` (one template, no
-    coefficients), `avg`, `wavg` or `emb`. An upsampled layer has one template (in a search
+    coefficients), `avg`, `wavg`, `emb` or `fixed`. An upsampled layer has one template (in a search
     for groups K) not of its weight's size: `source` is its matrix form, `learned` the shape of the
     upsampler's own weights.
-    `scale` is the place of the layer's fixed scale in the network's list of scales.
+    `scale` is the place of the layer's fixed scale in the network's list of scales. `rank` is that
+    of a correction of its own, two matrices whose product is added to what is generated; 0: none.
     """
 
     templates: tuple[int, ...] = ()
@@ -51,6 +51,12 @@ class LayerAllocation(LayerSpec):
     source: tuple[int, int] = (0, 0)
     learned: tuple[int, int] = (0, 0)
     scale: int = 0
+    rank: int = 0
+
+    @property
+    def correction(self) -> int:
+        """Count the parameters of the low-rank correction: rows x r and r x columns."""
+        return self.rank * sum(matrix_form(self.shape))
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -63,19 +69,15 @@ class LayerAllocation(LayerSpec):
         if not self.templates:
             return "ordinary parameter"
         if self.upsampler == "inter":
-            return f"inter from {self.source[0]}x{self.source[1]}"
-        return self.upsampler or ("one template" if self.mixing == "none" else self.mixing)
+            how = f"inter from {self.source[0]}x{self.source[1]}"
+        else:
+            how = self.upsampler or ("one template" if self.mixing == "none" else self.mixing)
+        return f"{how} + rank {self.rank}" if self.rank else how
 
     @property
     def intervals(self) -> list[tuple[int, int]]:
         """Return the half-open ranges of the bank that the layer reads."""
         return [(start, start + self.template_size) for start in self.templates]
-
-
-def matrix_form(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return rows x rest of a tensor: out x rest, and N x D for a position table of 1 x N x D."""
-    rows = next((length for length in shape if length > 1), 1)
-    return rows, math.prod(shape) // rows
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ class GroupAllocation:
         return sum(math.prod(layer.learned) for layer in self.layers)
 
     @property
+    def corrections(self) -> int:
+        """Count the parameters of low-rank corrections."""
+        return sum(layer.correction for layer in self.layers)
+
+    @property
     def ordinary(self) -> int:
         """Count the weights of layers that stay ordinary parameters."""
         return sum(layer.size for layer in self.layers if not layer.templates)
@@ -114,7 +121,7 @@ class GroupAllocation:
     @property
     def used(self) -> int:
         """Count every trainable parameter of the group."""
-        return self.bank + self.coefficients + self.upsamplers + self.ordinary
+        return self.bank + self.coefficients + self.upsamplers + self.corrections + self.ordinary
 
     @property
     def unread(self) -> int:
@@ -148,11 +155,13 @@ class Allocation:
     @property
     def split(self) -> dict[str, int]:
         """Return the used parameters by what they are; the parts sum to `budget.used`."""
+        corrections = sum(group.corrections for group in self.groups)
         return {
             "bank": sum(group.bank for group in self.groups),
             "coefficients": sum(group.coefficients for group in self.groups),
             "upsamplers": sum(group.upsamplers for group in self.groups),
             "unshared": self.unshared + sum(group.ordinary for group in self.groups),
+            **({"low_rank": corrections} if corrections else {}),
         }
 
     @property
@@ -183,11 +192,11 @@ class Allocation:
         alike: dict[Cells, list[str]] = {}
         for group in self.groups:
             for layer in group.layers:
-                key = re.sub(INDEX, "#", layer.name), *_cells(layer, group.name)
+                key = place_of(layer.name), *_cells(layer, group.name)
                 alike.setdefault(key, []).append(layer.name)
         rows: list[Cells] = [("layers", "", "shape", "weights each", "group", "K", "how")]
         for (_, *cells), names in alike.items():
-            rows.append((_fold(names), f"x {len(names)}" if len(names) > 1 else "", *cells))
+            rows.append((spell_names(names), f"x {len(names)}" if len(names) > 1 else "", *cells))
         banks = [("group", "layers", "weights", "bank", "bank / weights")]
         for group in self.groups:
             weights = sum(layer.size for layer in group.layers)
@@ -251,7 +260,8 @@ class Allocation:
         if isinstance(scheme := data.get("scheme"), Mapping):  # as earlier versions named it
             names = {"layout": "allocator", "coefficients": "coefficient_init"}
             data = {**data, "scheme": {names.get(key, key): scheme[key] for key in scheme}}
-        stored: _Stored = decode(_Stored, data, optional=("coefficient_init",))
+        later = ("coefficient_init", "low_rank", "rank")
+        stored: _Stored = decode(_Stored, data, optional=later)
         members: dict[str, list[LayerAllocation]] = {group.name: [] for group in stored.groups}
         for entry in stored.layers:
             if entry.group not in members:
@@ -298,7 +308,7 @@ def _check(plan: Allocation, data: Mapping[str, Any]) -> None:
         "generator": GENERATORS,
         "upsampler": UPSAMPLERS,
         "allocator": ALLOCATORS,
-        "coefficient_init": STARTS,
+        "coefficient_init": (*STARTS, *OF_DEPTH),
     }
     for field, known in names.items():
         if (name := getattr(plan.scheme, field)) not in known:
@@ -309,9 +319,12 @@ def _check(plan: Allocation, data: Mapping[str, Any]) -> None:
                 raise ValueError(f"layer {shown(layer.name)}: {fault}")
     if len({layer.name for layer in plan.layers}) < max(1, len(plan.layers)):
         raise ValueError("layers must be one or more, each of a name of its own")
-    counts = (plan.scheme.max_templates, plan.budget.allowed, plan.unshared + 1)
+    scheme = plan.scheme
+    counts = scheme.max_templates, scheme.low_rank + 1, plan.budget.allowed, plan.unshared + 1
     if min(*counts, *(min(group.bank + 1, len(group.layers)) for group in plan.groups)) < 1:
-        raise ValueError("unshared, max_templates, budget.allowed and groups must not be negative")
+        raise ValueError(
+            "unshared, max_templates, low_rank, budget.allowed and groups must not be negative"
+        )
     used = plan.unshared + sum(group.used for group in plan.groups)
     dense = plan.unshared + sum(layer.size for layer in plan.layers)
     counted = replace(plan, budget=replace(plan.budget, used=used, dense=dense)).to_dict()
@@ -344,6 +357,8 @@ def _fault(layer: LayerAllocation, bank: int) -> str:
     paid = 0 if layer.mixing == "none" else GENERATORS[layer.mixing].count([count])
     if (count - 1) * size >= bank + paid:  # the last may be paid by coefficients
         return "templates are more than its bank can hold"
+    if not 0 <= layer.correction < layer.size:
+        return "rank must cost less than its weight"
     if layer.mixing == "none" and count > 1:
         return "mixing=none takes one template"
     source = (1, size)
@@ -381,19 +396,3 @@ def _cells(layer: LayerAllocation, group: str) -> Cells:
     """Return what both tables say of a layer: shape, weights, group, K, how."""
     shape, count = "x".join(map(str, layer.shape)), str(len(layer.templates) or "-")
     return shape, f"{layer.size:,}", group, count, layer.how
-
-
-def _fold(names: Sequence[str]) -> str:
-    """Write names that differ in their indices as one: `blocks.{0-11}.fc.weight`."""
-    columns = zip(*(map(int, re.findall(INDEX, name)) for name in names), strict=True)
-    indices = iter([_spell(sorted(set(column))) for column in columns])
-    return re.sub(INDEX, lambda _: next(indices), names[0])
-
-
-def _spell(numbers: Sequence[int]) -> str:
-    """Write sorted numbers as a number, a range or a list."""
-    if len(numbers) == 1:
-        return str(numbers[0])
-    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
-        return f"{{{numbers[0]}-{numbers[-1]}}}"
-    return f"{{{','.join(map(str, numbers))}}}"

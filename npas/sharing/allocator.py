@@ -19,11 +19,11 @@ from npas.sharing.allocation import (
     GroupAllocation,
     LayerAllocation,
     Scheme,
-    matrix_form,
 )
 from npas.sharing.budget import Budget, BudgetReport, spell_count, split_budget
-from npas.sharing.coefficients import GENERATORS
-from npas.sharing.layers import LayerSpec
+from npas.sharing.coefficients import GENERATORS, OF_DEPTH
+from npas.sharing.layers import LayerSpec, matrix_form
+from npas.sharing.low_rank import correct, count_corrections
 from npas.sharing.upsample import UPSAMPLERS, source_map
 
 SMALLEST_BANK = 16
@@ -44,24 +44,28 @@ def allocate(
     """
     members = members_of(layers, group_of)
     unshared = dense - sum(layer.size for group in members.values() for layer in group)
+    corrections = count_corrections(members.values(), scheme.low_rank)
+    beside = unshared + corrections
     allowed = request.allowed(dense)
     floors = [smallest_group(group, scheme) for group in members.values()]
-    floor = unshared + sum(floors)
+    floor = beside + sum(floors)
     if allowed < floor:
         raise ValueError(
             f"budget={request.canonical} allows {allowed:,} of {dense:,} parameters, but this"
-            f" network needs at least {floor:,} ({unshared:,} unshared, {sum(floors):,} for the"
+            f" network needs at least {floor:,} ({unshared:,} unshared,"
+            f"{f' {corrections:,} low-rank,' if corrections else ''} {sum(floors):,} for the"
             f" smallest banks): ask for budget={spell_count(floor)} or more"
         )
     sizes = [sum(layer.size for layer in group) for group in members.values()]
     # A group of small layers would get a bank too small for any: it holds its largest layer first,
     # as long as half of the budget can pay for that in all groups alike.
-    even = (allowed - unshared) // (2 * len(members))
+    even = (allowed - beside) // (2 * len(members))
     whole = [min(even, max(layer.size for layer in group)) for group in members.values()]
     raised = [max(pair) for pair in zip(floors, whole, strict=True)]
-    floors = raised if sum(raised) <= allowed - unshared else floors
-    parts = split_budget(allowed - unshared, sizes, floors)
-    groups = size_groups(members, parts, scheme, slack=max(allowed // 1000, len(group_of)))
+    floors = raised if sum(raised) <= allowed - beside else floors
+    parts = split_budget(allowed - beside, sizes, floors)
+    sized = size_groups(members, parts, scheme, slack=max(allowed // 1000, len(group_of)))
+    groups = [correct(group, scheme.low_rank) for group in sized]
     used = unshared + sum(group.used for group in groups)
     assert used <= allowed, (used, allowed)
     assert not any(group.unread for group in groups)
@@ -100,7 +104,8 @@ def allocate_templates(
         reads: dict[str, Any] = {"templates": positions, "template_size": first.size}
         reads["mixing"] = scheme.generator
         planned = tuple(LayerAllocation(**vars(layer), **reads) for layer in group)
-        groups.append(GroupAllocation(name, count * first.size, planned))
+        shared = GroupAllocation(name, count * first.size, planned)
+        groups.append(correct(shared, scheme.low_rank))
     unshared = dense - sum(layer.size for layer in layers if layer.name in group_of)
     used = unshared + sum(group.used for group in groups)
     asked = "a template a layer" if isinstance(templates, str) else f"{templates} templates"
@@ -297,15 +302,19 @@ def place_spans(spans: Sequence[int], bank: int, covered: int = 0) -> list[int]:
     return starts
 
 
-def choose_templates(sizes: Sequence[int], bank: int, most: int, upsampled_span: int) -> list[int]:
+def choose_templates(
+    sizes: Sequence[int], bank: int, most: int, upsampled_span: int, overlap: bool = False
+) -> list[int]:
     """Return K for each layer, 0 where it does not fit, such that the bank can be read whole.
 
-    K = min(most, floor(bank / size)); where that leaves values unread, the largest layer that the
-    floor holds back gets one template more (overlapping), and failing that `most` grows.
+    K = min(most, floor(bank / size)), or the ceiling with `overlap`; where that leaves values
+    unread, the largest layer that the floor holds back gets one template more (overlapping), and
+    failing that `most` grows.
     `upsampled_span` is what the layers that do not fit read.
     """
     while True:
-        templates = [min(most, bank // size) for size in sizes]
+        more = [overlap and 0 < bank % size < bank for size in sizes]
+        templates = [min(most, bank // n + one) for n, one in zip(sizes, more, strict=True)]
         read = upsampled_span + sum(k * n for k, n in zip(templates, sizes, strict=True))
         if read >= bank or not any(templates):
             return templates
@@ -325,7 +334,9 @@ def _draft(layers: Sequence[LayerSpec], bank: int, most: int, scheme: Scheme) ->
     empty = _Draft(layers, scheme, bank, [0] * len(layers), [scheme.generator] * len(layers))
     too_large = [i for i, layer in enumerate(layers) if layer.size > bank]
     span = sum(math.prod(empty.source(i)) for i in too_large[:2])  # two cover any bank
-    empty.templates = choose_templates([layer.size for layer in layers], bank, most, span)
+    # Functions of depth make sense of templates that all layers of a shape read.
+    overlap = scheme.coefficient_init in OF_DEPTH
+    empty.templates = choose_templates([la.size for la in layers], bank, most, span, overlap)
     return empty
 
 
@@ -370,6 +381,9 @@ def _size_single(name: str, layer: LayerSpec, available: int, scheme: Scheme) ->
     """Size a group of one layer that its part covers: ordinary, or mixing when there is more."""
     templates = -(-available // layer.size)
     bank = available - GENERATORS[scheme.generator].count([templates])
+    while templates > 2 and layer.size < bank < layer.size + templates - 1:  # no room for so many
+        templates -= 1
+        bank = available - GENERATORS[scheme.generator].count([templates])
     if templates == 1 or bank <= layer.size:
         return GroupAllocation(name, 0, (LayerAllocation(**vars(layer)),))
     return _Draft([layer], scheme, bank, [templates], [scheme.generator]).place(name)

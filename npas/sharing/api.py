@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,15 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from npas.sharing import audit, storage
+from npas.sharing import audit, pricing, storage
 from npas.sharing.allocation import ALLOCATORS, Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
 from npas.sharing.budget import count_parameters, parse_budget
-from npas.sharing.coefficients import CHOICES, STARTS
+from npas.sharing.coefficients import CHOICES, FIXED, OF_DEPTH, STARTS
 from npas.sharing.groups import assign_groups
 from npas.sharing.init import assign_scales, initialize, initialize_as_released
 from npas.sharing.install import (
     find_planned,
+    give_back_freed,
     install,
     require_unshared,
     restore,
@@ -32,6 +31,7 @@ from npas.sharing.released_layout import allocate_reference
 from npas.sharing.upsample import UPSAMPLERS
 from npas.utils.budget import Budget, BudgetLike
 from npas.utils.keywords import renamed
+from npas.utils.packing import Packing
 
 ALLOCATION_FILE = "allocation.json"
 
@@ -51,22 +51,29 @@ def share(
     max_templates: int = 8,
     templates: int | str | None = None,
     coefficient_init: str = "orthogonal",
+    train_coefficients: bool = True,
+    low_rank: int = 0,
     include: Names = None,
     exclude: Names = None,
     allocator: str = "npas",
     seed: int = 0,
     recompute: bool = False,
+    packing: Packing | None = None,
 ) -> nn.Module:
     """Share the parameters of `model` inside a budget, in place, and return it.
 
     `budget` limits all trainable parameters: `0.1` or `"10%"` of the dense count, `2.0`, `"18M"`.
+    `"16MB"` limits the bytes of the artifact that `write_artifact` makes, by `packing`, instead.
     `templates` fixes K instead (soft sharing), and with it the count; "layers" is as many as the
     group has layers. `generator` is avg, wavg or emb; `coefficients` start orthogonal, sparse (one
-    template a layer) or released (one orthogonal matrix for all layers of one K, whose rows shrink
-    where they are more than K); `upsampler` inter, repeat, mask or wavg; `groups` single, type,
-    shape, random (with `num_groups`) or a mapping of name patterns to groups. `include` and
-    `exclude` are glob patterns over parameter names. `allocator="reference"` is the released code's
-    (no exact budgets).
+    template a layer), released (one orthogonal matrix for all layers of one K, whose rows shrink
+    where they are more than K), legendre or cosine (functions of depth among the layers of a group
+    and shape); without `train_coefficients` they stay, and are no parameters. `upsampler` is inter,
+    repeat, mask or wavg; `groups` single, type, shape, place, "depth:2", random (with `num_groups`)
+    or a mapping of name patterns to groups. `low_rank=r` adds two matrices of that rank to each
+    layer that shares with others. `include` and `exclude` are glob patterns over parameter names,
+    or "@embeddings", "@first" and "@last" (numbered block). `allocator="reference"` is the released
+    code's (no exact budgets).
 
     Generated weights start with the spread of the dense ones, whose values are dropped: warns if
     they look trained. Weights are generated once per forward pass, and kept without gradients while
@@ -85,8 +92,9 @@ def share(
     allocation = plan(
         model, budget, generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, max_templates=max_templates, templates=templates,
-        coefficient_init=coefficient_init, include=include, exclude=exclude,
-        allocator=allocator, seed=seed,
+        coefficient_init=coefficient_init, train_coefficients=train_coefficients,
+        low_rank=low_rank, include=include, exclude=exclude, allocator=allocator,
+        seed=seed, packing=packing,
     )  # fmt: skip
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the network lies on the meta device, without values: build it on the CPU")
@@ -111,10 +119,13 @@ def plan(
     max_templates: int = 8,
     templates: int | str | None = None,
     coefficient_init: str = "orthogonal",
+    train_coefficients: bool = True,
+    low_rank: int = 0,
     include: Names = None,
     exclude: Names = None,
     allocator: str = "npas",
     seed: int = 0,
+    packing: Packing | None = None,
 ) -> Allocation:
     """Return the allocation that `share` would make of the same arguments; changes nothing.
 
@@ -125,10 +136,17 @@ def plan(
         ("generator", generator, CHOICES),
         ("upsampler", upsampler, UPSAMPLERS),
         ("allocator", allocator, ALLOCATORS),
-        ("coefficient_init", coefficient_init, STARTS),
+        ("coefficient_init", coefficient_init, (*STARTS, *OF_DEPTH)),
     ):
         if value not in choices:
             raise ValueError(f"{option}={value!r} is unknown: choose {', '.join(choices)}")
+    if low_rank < 0:
+        raise ValueError(f"low_rank={low_rank} is out of range: give a rank, or 0 for none")
+    if not train_coefficients and generator != "wavg":
+        raise ValueError(
+            f"train_coefficients=False needs generator='wavg', not {generator!r}: its coefficients"
+            " are free of anything that trains"
+        )
     for option, count in (("max_templates", max_templates), ("templates", templates)):
         if isinstance(count, str) and count != "layers":
             raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")
@@ -139,7 +157,8 @@ def plan(
     if budget is not None and templates is not None:
         raise ValueError("budget and templates exclude each other: templates fixes the count")
     group_of = assign_groups(specs, groups, num_groups, seed)
-    scheme = Scheme(generator, upsampler, max_templates, allocator, coefficient_init)
+    mixing = generator if train_coefficients else FIXED
+    scheme = Scheme(mixing, upsampler, max_templates, allocator, coefficient_init, low_rank)
     dense = count_parameters(model)
     if templates is not None:
         return allocate_templates(specs, group_of, templates, dense, scheme)
@@ -148,11 +167,18 @@ def plan(
             "nothing says how many parameters to use: give a budget (0.1, 18M) or templates"
         )
     request = parse_budget(budget)
+    if request.size is not None:
+        if allocator == "reference":
+            raise ValueError(
+                f"budget={request.canonical} bounds bytes, and allocator='reference' banks alone:"
+                " use allocator='npas'"
+            )
+        return pricing.fit(model, request, specs, group_of, scheme, packing or Packing())
     if allocator == "reference":
-        if generator != "wavg" or coefficient_init == "sparse":
+        if mixing != "wavg" or coefficient_init in ("sparse", *OF_DEPTH) or low_rank:
             raise ValueError(
                 "allocator='reference' mixes with generator='wavg' and"
-                " coefficient_init='released' only"
+                " coefficient_init='released' only, which train, and corrects nothing"
             )
         wrap_after_k = groups in ("type", "shape")
         return allocate_reference(specs, group_of, request, dense, scheme, wrap_after_k)
@@ -175,7 +201,7 @@ def apply(
     del tensors  # or they would look as if somebody held them
     allocation, deviations = assign_scales(allocation, spreads)
     audit.warn_of_optimizers(install(model, allocation, recompute))
-    _give_back_freed()
+    give_back_freed()
     with torch.device("cpu"):  # a seed means the same weights whatever the default device
         if allocation.scheme.allocator == "reference":
             initialize_as_released(model, allocation, seed)
@@ -238,7 +264,7 @@ def load(
         raise ValueError(f"{path}: {error}") from None
     dropped = restore(require_unshared(dense_model), allocation, stored, recompute)
     audit.warn_of_optimizers(dropped)
-    _give_back_freed()
+    give_back_freed()
     return dense_model
 
 
@@ -254,7 +280,9 @@ def _refuse_huge(model: nn.Module, budget: Budget) -> None:
     """Raise ValueError if this machine's memory cannot hold the parameters that a budget allows."""
     trained = [t.parameter for t in find_tensors(model) if t.parameter.requires_grad]
     largest = max((parameter.element_size() for parameter in trained), default=4)
-    needed = budget.allowed(sum(parameter.numel() for parameter in trained)) * largest
+    dense = sum(parameter.numel() for parameter in trained)
+    # Of bytes about as many parameters as bytes.
+    needed = (budget.size or budget.allowed(dense)) * largest
     if hasattr(os, "sysconf") and needed > (there := _memory()):
         raise ValueError(
             f"budget={budget.canonical} takes {needed / 2**30:,.1f} GiB for its parameters alone,"
@@ -265,12 +293,3 @@ def _refuse_huge(model: nn.Module, budget: Budget) -> None:
 def _memory() -> int:
     """Return this machine's memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _give_back_freed() -> None:
-    """Return the dense weights' memory to the system, which the GNU C library does not by itself.
-
-    Between the parameters that stay, they leave holes as large as they were.
-    """
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)

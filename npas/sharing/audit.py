@@ -132,7 +132,7 @@ def _recount(allocation: Allocation, more: int) -> Allocation:
     dense, used = budget.dense + more, budget.used + more
     try:
         allowed = parse_budget(budget.asked).allowed(dense)
-    except ValueError:  # a number of templates was asked for, not of parameters
+    except ValueError:  # templates or bytes were asked for, not parameters
         allowed = budget.allowed + more
     return replace(
         allocation,

@@ -13,6 +13,10 @@ import torch
 from torch import Tensor, nn
 
 EMBEDDING_SIZE = 24
+FIXED = "fixed"
+"""The generator of coefficients that do not train, and the kind of its buffers."""
+Start = str | Tensor
+"""One of `STARTS`, or the rows themselves."""
 
 
 class Average:
@@ -28,7 +32,11 @@ class Average:
         return sum(math.prod(shape) for k, n in alike for shape in self.shapes(n, k).values())
 
     def parameters(
-        self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
+        self,
+        layers: Sequence[int],
+        templates: int,
+        rng: torch.Generator,
+        start: Start = "orthogonal",
     ) -> dict[str, Tensor]:
         """Return the initial parameters, by name, of layers that are counted size by size.
 
@@ -49,7 +57,11 @@ class WeightedAverage(Average):
         return {"coefficients": (layers, templates)}
 
     def parameters(
-        self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
+        self,
+        layers: Sequence[int],
+        templates: int,
+        rng: torch.Generator,
+        start: Start = "orthogonal",
     ) -> dict[str, Tensor]:
         """Return alpha_LK as `start_rows` draws them."""
         return {"coefficients": start_rows(start, layers, templates, rng)}
@@ -57,6 +69,32 @@ class WeightedAverage(Average):
     def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
         """Return the parameter itself."""
         return parameters["coefficients"]
+
+
+class Fixed(WeightedAverage):
+    """Mix by the coefficients that layers start with: they stay, and are no parameters."""
+
+    def count(self, templates: Sequence[int]) -> int:
+        """Return 0."""
+        return 0
+
+    def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
+        """Return L x K, of a buffer."""
+        return {FIXED: (layers, templates)}
+
+    def parameters(
+        self,
+        layers: Sequence[int],
+        templates: int,
+        rng: torch.Generator,
+        start: Start = "orthogonal",
+    ) -> dict[str, Tensor]:
+        """Return alpha_LK as `start_rows` draws them."""
+        return {FIXED: start_rows(start, layers, templates, rng)}
+
+    def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
+        """Return the buffer itself."""
+        return parameters[FIXED]
 
 
 class Embedding(Average):
@@ -68,7 +106,11 @@ class Embedding(Average):
         return {"embeddings": (layers, EMBEDDING_SIZE), "affine": affine, "shift": (templates,)}
 
     def parameters(
-        self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
+        self,
+        layers: Sequence[int],
+        templates: int,
+        rng: torch.Generator,
+        start: Start = "orthogonal",
     ) -> dict[str, Tensor]:
         """Return phi_LE, affine_EK and shift_K such that alpha starts as `wavg`'s."""
         alpha_LK = start_rows(start, layers, templates, rng)
@@ -106,7 +148,11 @@ class Alike(Average):
         return self.generator.shapes(layers, templates)
 
     def parameters(
-        self, layers: Sequence[int], templates: int, rng: torch.Generator, start: str = "orthogonal"
+        self,
+        layers: Sequence[int],
+        templates: int,
+        rng: torch.Generator,
+        start: Start = "orthogonal",
     ) -> dict[str, Tensor]:
         """Return the generator's parameters, such that every layer weighs all templates alike."""
         drawn = self.generator.parameters(layers, templates, rng)
@@ -124,14 +170,15 @@ class Alike(Average):
 
 
 CHOICES = ("avg", "wavg", "emb")
-"""The generators to choose from; the others are made of these for the search for groups."""
-ROWS = ("coefficients", "embeddings")
-"""The parameters that have a row for each layer."""
+"""The generators to choose from; `fixed` is wavg without training, the others are the search's."""
+ROWS = ("coefficients", "embeddings", FIXED)
+"""The parameters, and the buffer, that have a row for each layer."""
 
 GENERATORS: dict[str, Average] = {
     "avg": Average(),
     "wavg": WeightedAverage(),
     "emb": Embedding(),
+    FIXED: Fixed(),
     "search_wavg": Alike(WeightedAverage()),
     "search_emb": Alike(Embedding()),
     "softmax_wavg": Alike(WeightedAverage(), softmax=True),
@@ -171,14 +218,39 @@ def released_rows(rows: int, columns: int, rng: torch.Generator) -> Tensor:
 
 STARTS = {"orthogonal": orthogonal_rows, "sparse": sparse_rows, "released": released_rows}
 """How coefficients start. Savarese & Maire (2019) name the first two; their code does the last."""
+LEAST = 0.01
+OF_DEPTH = ("legendre", "cosine")
+"""Starts that follow from where a layer stands among its likes; nothing is drawn."""
 
 
-def start_rows(start: str, layers: Sequence[int], templates: int, rng: torch.Generator) -> Tensor:
+def at_depths(start: str, depths: Sequence[float], templates: int) -> Tensor:
+    """Return alpha_LK of layers at depths t from -1 to 1: functions of depth, rows of unit norm.
+
+    The k-th template, k from 0 on, weighs the Legendre polynomial P_k(t), or cos(k pi (t + 1) / 2).
+    Unit norm keeps the variance of what a row mixes. None is 0: a value that it alone would read
+    could not train.
+    """
+    depth_L = torch.tensor(depths, dtype=torch.float64)
+    if start == "cosine":
+        order_K = torch.arange(templates, dtype=torch.float64)
+        alpha_LK = torch.cos(order_K * ((depth_L[:, None] + 1) * math.pi / 2))
+    else:
+        columns = [torch.ones_like(depth_L), depth_L]
+        for k in range(1, templates - 1):  # (k + 1) P_k+1 = (2 k + 1) t P_k - k P_k-1
+            columns.append(((2 * k + 1) * depth_L * columns[k] - k * columns[k - 1]) / (k + 1))
+        alpha_LK = torch.stack(columns[:templates], dim=1)
+    alpha_LK = alpha_LK.where(alpha_LK.abs() > LEAST, LEAST)
+    return nn.functional.normalize(alpha_LK, dim=1).float()
+
+
+def start_rows(start: Start, layers: Sequence[int], templates: int, rng: torch.Generator) -> Tensor:
     """Return alpha_LK for layers that are counted size by size.
 
     `orthogonal` and `sparse` rows have unit norm and are orthogonal within every K layers of one
     size; `released` ones are drawn for all sizes at once.
     """
+    if isinstance(start, Tensor):
+        return start
     if start == "released":
         return released_rows(sum(layers), templates, rng)
     return torch.cat([STARTS[start](n, templates, rng) for n in layers])

@@ -54,6 +54,7 @@ from npas.sharing.loops import (
     list_blocks,
     refuse_loops,
 )
+from npas.sharing.low_rank import factor_names
 from npas.utils.json_data import decode
 
 FOLDING_FILE = "folding.json"
@@ -290,6 +291,9 @@ def _fill(
         for layer in group.layers:
             if layer.learned[0]:
                 new[upsampler_name(index)] = values[upsampler_name(place[layer.name])]
+            if layer.rank:
+                pairs = zip(factor_names(index), factor_names(place[layer.name]), strict=True)
+                new |= {name: values[before] for name, before in pairs}
             index += 1
     for name, tensor in new.items():
         getattr(model, name).copy_(tensor).requires_grad_(tensor.requires_grad)

@@ -25,6 +25,7 @@ from npas.sharing.layers import (
     shared_value,
     upsampler_name,
 )
+from npas.sharing.low_rank import add_correction, factor_names
 from npas.sharing.torch_private import hidden_from_checkpoints
 from npas.sharing.upsample import UPSAMPLERS
 
@@ -85,7 +86,7 @@ class Reading:
         first: dict[object, int] = {}
         found = []
         for i, (g, layer) in enumerate(self.places):
-            if _kinds(layer.mixing) or layer.learned[0]:
+            if _kinds(layer.mixing) or layer.learned[0] or layer.rank:
                 found.append(i)
                 continue
             key = (g, layer.shape, layer.templates, layer.mixing, layer.source, layer.scale)
@@ -292,7 +293,8 @@ class WeightPass:
     def _inputs(self, index: int) -> list[Tensor]:
         """Return the tensors that the layer's weight is made of."""
         learned = self._learned(index)
-        return [self._bank(index), self._alpha(index), *([] if learned is None else [learned])]
+        own = [*([] if learned is None else [learned]), *self._factors(index)]
+        return [self._bank(index), self._alpha(index), *own]
 
     def _tensor(self, name: str) -> Tensor:
         """Return one of the root's tensors as it was when this pass first read it.
@@ -310,8 +312,18 @@ class WeightPass:
         has_weights = self._reading.places[index][1].learned[0] > 0
         return self._tensor(upsampler_name(index)) if has_weights else None
 
+    def _factors(self, index: int) -> list[Tensor]:
+        """Return B and A of the layer's correction, if it has one."""
+        rank = self._reading.places[index][1].rank
+        return [self._tensor(name) for name in factor_names(index)] if rank else []
+
     def _shape(self, index: int, values: Tensor) -> Tensor:
-        """Make the layer's weight of the values it reads: upsampled if need be, in its shape."""
+        """Make the layer's weight of the values it reads: in its shape, and corrected."""
+        weight, factors = self._upsampled(index, values), self._factors(index)
+        return add_correction(weight, *factors) if factors else weight
+
+    def _upsampled(self, index: int, values: Tensor) -> Tensor:
+        """Lay the values out in the layer's shape, upsampled if need be."""
         _, layer = self._reading.places[index]
         if layer.upsampler is None:
             return values.view(layer.shape)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from npas.sharing.blocks import parts_by_depth, place_of
 from npas.sharing.layers import LayerSpec, match_names
 
-GROUPINGS = ("single", "type", "shape", "random")
+GROUPINGS = ("single", "type", "shape", "random", "place")
+BY_DEPTH = re.compile(r"depth:(\d{1,4})")
 FOUND_BY_TRAINING = ("learned", "gradient")
 
 
@@ -21,9 +24,10 @@ def assign_groups(
     """Map each shared layer's name to its group's name, in the order of `layers`.
 
     `single`: one group. `type`: one for each layer type. `shape`: one for each type and shape.
-    `random`: `num_groups` groups of even length, drawn from `seed`. A mapping of glob patterns to
-    groups: the first pattern that matches a layer decides; a layer that none matches stays
-    unshared.
+    `place`: one for the layers of one shape whose names differ in numbers alone. `depth:n`: n
+    groups of consecutive numbered blocks, as even as they can be. `random`: `num_groups` groups of
+    even length, drawn from `seed`. A mapping of glob patterns to groups: the first pattern that
+    matches a layer decides; a layer that none matches stays unshared.
 
     Raises ValueError for an unknown grouping, for a pattern that matches nothing and for a
     `num_groups` that is missing, out of range or without a use.
@@ -36,15 +40,21 @@ def assign_groups(
             " does that; of its groups.json pass groups={layer['name']: layer['group'] for layer in"
             " json.load(file)['layers']}"
         )
-    if groups not in GROUPINGS:
+    by_depth = BY_DEPTH.fullmatch(groups)
+    if groups not in GROUPINGS and by_depth is None:
         raise ValueError(
-            f"groups={groups!r} is unknown: choose {', '.join(GROUPINGS)} or a mapping of patterns"
-            " to groups"
+            f"groups={groups!r} is unknown: choose {', '.join(GROUPINGS)}, depth:2 or a mapping of"
+            " patterns to groups"
         )
     if groups == "random":
         return _random(layers, num_groups, seed)
     if num_groups is not None:
         raise ValueError(f"num_groups={num_groups} has no use with groups={groups!r}: leave it out")
+    if by_depth is not None:
+        parts = parts_by_depth([layer.name for layer in layers], int(by_depth[1]))
+        return {name: f"depth{part}" for name, part in parts.items()}
+    if groups == "place":
+        return {la.name: f"{place_of(la.name)} {'x'.join(map(str, la.shape))}" for la in layers}
     if groups == "single":
         return {layer.name: "all" for layer in layers}
     if groups == "type":

@@ -11,8 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from npas.sharing.allocation import Allocation, GroupAllocation
-from npas.sharing.coefficients import GENERATORS, ROWS, released_rows
+from npas.sharing.coefficients import (
+    FIXED,
+    GENERATORS,
+    OF_DEPTH,
+    ROWS,
+    Start,
+    at_depths,
+    released_rows,
+)
 from npas.sharing.layers import SCALES, bank_name, generator_name, upsampler_name
+from npas.sharing.low_rank import draw_right, factor_names
 from npas.sharing.upsample import UPSAMPLERS, mean_variance
 
 PIECE = 1 << 24
@@ -76,6 +85,9 @@ def initialize(
                 assert layer.upsampler is not None
                 drawn = UPSAMPLERS[layer.upsampler].initial(layer.learned, rng)
                 _set(root, upsampler_name(index), drawn)
+            if layer.rank:
+                right = factor_names(index)[1]
+                _set(root, right, draw_right(root.get_parameter(right).shape, rng))
             resized = layer.upsampler == "inter"
             variance = mean_variance(layer.source, layer.matrix) if resized else 1.0
             variances.setdefault(layer.scale, []).append(variance * norms[place] ** 2)
@@ -134,20 +146,40 @@ def _draw_generators(
     norms of a `released` start, which may be below one, count as one: scales do not undo them.
     """
     norms = [1.0] * len(group.layers)
+    depths = layer_depths(group)
     for (mixing, templates), places in group.rows.items():
         sizes = [group.layers[place].size for place in places]
+        rows: Start = start
+        if start in OF_DEPTH:  # these are in the layers' own order
+            sizes = [0] * len(places)
+            rows = at_depths(start, [depths[place] for place in places], templates)
         counts = list(Counter(sorted(sizes)).values())
-        drawn = GENERATORS[mixing].parameters(counts, templates, rng, start)
+        drawn = GENERATORS[mixing].parameters(counts, templates, rng, rows)
         by_size = sorted(range(len(places)), key=sizes.__getitem__)
         for kind, values in drawn.items():
             if kind in ROWS:
                 values[by_size] = values.clone()
             _set(root, generator_name(kind, g, templates), values)
-        if mixing not in ("wavg", "emb"):  # whose rows have unit norm, or are released
+        if mixing not in ("wavg", "emb", FIXED):  # whose rows have unit norm, or are released
             alpha_LK = GENERATORS[mixing].coefficients(drawn, len(places), templates)
             for place, norm in zip(places, alpha_LK.norm(dim=1).tolist(), strict=True):
                 norms[place] = norm
     return norms
+
+
+def layer_depths(group: GroupAllocation) -> list[float]:
+    """Return each layer's depth among those of its shape: from -1, the first, to 1, the last.
+
+    One alone is the last, where every function of depth weighs all templates.
+    """
+    number: Counter[tuple[int, ...]] = Counter(layer.shape for layer in group.layers)
+    seen: Counter[tuple[int, ...]] = Counter()
+    depths = []
+    for layer in group.layers:
+        seen[layer.shape] += 1
+        last = number[layer.shape] - 1
+        depths.append(2 * (seen[layer.shape] - 1) / last - 1 if last else 1.0)
+    return depths
 
 
 @torch.no_grad()

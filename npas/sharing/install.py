@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import weakref
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,9 +14,10 @@ from torch import nn
 from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation, LayerAllocation
 from npas.sharing.attachment import attach, detach, rounds_under_autocast
-from npas.sharing.coefficients import GENERATORS
+from npas.sharing.coefficients import FIXED, GENERATORS
 from npas.sharing.guards import guard, remove_guards
 from npas.sharing.layers import (
+    PREFIX,
     SCALES,
     Layer,
     bank_name,
@@ -23,6 +26,7 @@ from npas.sharing.layers import (
     remove_shared,
     upsampler_name,
 )
+from npas.sharing.low_rank import factor_shapes
 from npas.sharing.weights import SharedWeights
 
 Dropped = dict[str, "weakref.ref[nn.Parameter]"]
@@ -95,7 +99,10 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
         like = tensors[0].parameter.detach()
         if group.bank:
             for name, shape in group_shapes(allocation, g).items():
-                model.register_parameter(name, nn.Parameter(like.new_zeros(shape)))
+                if is_buffer(name):
+                    model.register_buffer(name, like.new_zeros(shape))
+                else:
+                    model.register_parameter(name, nn.Parameter(like.new_zeros(shape)))
             for place, tensor in enumerate(tensors):
                 dropped[tensor.spec.name] = weakref.ref(tensor.parameter)
                 for owner, attribute in tensor.owners:
@@ -127,7 +134,7 @@ def find_planned(model: nn.Module, layers: Iterable[LayerAllocation]) -> list[La
 
 
 def group_shapes(allocation: Allocation, g: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a group's trainable tensors, by name."""
+    """Return the shapes of a group's tensors, by name."""
     group = allocation.groups[g]
     first = sum(len(before.layers) for before in allocation.groups[:g])
     shapes: dict[str, tuple[int, ...]] = {bank_name(g): (group.bank,)}
@@ -137,7 +144,21 @@ def group_shapes(allocation: Allocation, g: int) -> dict[str, tuple[int, ...]]:
     for place, layer in enumerate(group.layers):
         if layer.learned[0]:
             shapes[upsampler_name(first + place)] = layer.learned
+        shapes |= factor_shapes(first + place, layer)
     return shapes
+
+
+def shared_shapes(allocation: Allocation) -> dict[str, tuple[int, ...]]:
+    """Return the shapes, by name, of all tensors that `install` puts on the root."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for g, group in enumerate(allocation.groups):
+        shapes |= group_shapes(allocation, g) if group.bank else {}
+    return shapes | {SCALES: (allocation.scales,)}
+
+
+def is_buffer(name: str) -> bool:
+    """Return whether a tensor that `install` puts on the root does not train."""
+    return name == SCALES or name.startswith(f"{PREFIX}{FIXED}_")
 
 
 def restore(
@@ -156,10 +177,8 @@ def restore(
         for tensor in find_planned(model, banked):
             for name in tensor.names:
                 own.pop(name, None)
-        shapes: dict[str, tuple[int, ...]] = {SCALES: (plan.scales,)}
-        for g in (g for g, group in enumerate(plan.groups) if group.bank):
-            shapes |= group_shapes(plan, g)
-        own |= {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        shapes = shared_shapes(plan).items()
+        own |= {name: torch.empty(shape, device="meta") for name, shape in shapes}
         others = sum(p.numel() for p in model.parameters()) - sum(la.size for la in plan.layers)
         if plan.unshared > others:  # it may have more: what was frozen did not count
             raise ValueError(
@@ -171,6 +190,15 @@ def restore(
         dropped = install(model, plan, recompute)
     model.load_state_dict(stored.tensors, strict=False)
     return dropped
+
+
+def give_back_freed() -> None:
+    """Return the dense weights' memory to the system, which the GNU C library does not by itself.
+
+    Between the parameters that stay, they leave holes as large as they were.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 @torch.no_grad()

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.sharing.audit import follow, refuse_unloadable
-from npas.sharing.coefficients import ROWS
+from npas.sharing.coefficients import FIXED, ROWS
 from npas.sharing.generation import Reading
 from npas.sharing.install import shared_weights
 from npas.sharing.layers import SCALES, shared_value
 
-UNBOUND = ("wavg", "search_wavg")
+UNBOUND = ("wavg", "search_wavg", FIXED)
 """Whose coefficients can make up for another scale: they are the parameters themselves."""
 ROUNDING = 1e-12
 """What a cosine, in fp64, of equal rows may fall short of one."""
@@ -134,7 +134,8 @@ def _comparable(reading: Reading, alike: bool = False) -> list[list[int]]:
     """
     sets: dict[object, list[int]] = {}
     for i, (g, layer) in enumerate(reading.places):
-        if i not in reading.rows or not reading.rows[i].names or layer.learned[0]:
+        has_own = layer.learned[0] or (alike and layer.rank)
+        if i not in reading.rows or not reading.rows[i].names or has_own:
             continue
         key: tuple[object, ...] = (g, layer.mixing, layer.templates)
         if alike:

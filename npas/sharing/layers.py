@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
+from npas.sharing.blocks import expand
+
 PREFIX = "npas_"
 SCALES = f"{PREFIX}scales"
 _PRUNED, _MASK = "_orig", "_mask"
@@ -132,6 +134,12 @@ WRAPPERS = {
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+def matrix_form(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return rows x rest of a tensor: out x rest, and N x D for a position table of 1 x N x D."""
+    rows = next((length for length in shape if length > 1), 1)
+    return rows, math.prod(shape) // rows
+
+
 @dataclass(frozen=True)
 class LayerSpec:
     """One shareable tensor without holding it: what the allocation needs to know."""
@@ -168,7 +176,8 @@ def find_layers(
 
     Shareable is a trainable floating-point parameter with two or more non-unit dimensions and a
     non-constant initialization. `include` adds tensors that this rule leaves out (by glob pattern
-    over parameter names), `exclude` takes tensors away; a tied tensor answers to all its names.
+    over parameter names, or one of `blocks.SELECTORS`), `exclude` takes tensors away; a tied tensor
+    answers to all its names.
 
     The original of a parametrized weight (`weight_norm`, `spectral_norm`) is shared, and its
     parametrization computes the weight from it as ever. The padding row of an embedding gets no
@@ -181,8 +190,8 @@ def find_layers(
     """
     tensors = find_tensors(model)
     names = [name for tensor in tensors for name in tensor.names]
-    included = match_names(names, include, "include")
-    excluded = match_names(names, exclude, "exclude")
+    included = match_names(names, expand(include, "include", tensors), "include")
+    excluded = match_names(names, expand(exclude, "exclude", tensors), "exclude")
     layers = []
     for tensor in tensors:
         if not excluded.isdisjoint(tensor.names):

@@ -23,9 +23,9 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Return the parameter groups of an optimizer, each trainable parameter in one of them.
 
-    Banks and unshared matrices take `weight_decay`. Coefficients, embeddings and upsamplers take
-    none; neither do norms and biases (fewer than two dimensions) unless `decay_norm_bias`.
-    With `lr` every group gets that rate. A group without parameters is left out.
+    Banks and unshared matrices take `weight_decay`. Coefficients, embeddings, upsamplers and
+    low-rank corrections take none; neither do norms and biases (fewer than two dimensions) unless
+    `decay_norm_bias`. With `lr` every group gets that rate. A group without parameters is left out.
 
     Works for a dense network and for any optimizer:
     `torch.optim.AdamW(npas.param_groups(model, 0.05), lr=1e-3)`.
@@ -48,7 +48,7 @@ def param_groups(
 
 
 def no_decay_names(model: nn.Module) -> set[str]:
-    """Name the parameters that take no weight decay: coefficients, embeddings, upsamplers.
+    """Name the parameters that take no weight decay: all that is shared but banks.
 
     With `allocator="reference"` upsamplers decay, as in the released code.
     """

@@ -29,6 +29,7 @@ from npas.sharing.bank import full_precision
 from npas.sharing.generation import Reading
 from npas.sharing.install import is_shared, shared_weights
 from npas.sharing.layers import PREFIX, SCALES, bank_name, upsampler_name
+from npas.sharing.low_rank import factor_names
 from npas.sharing.upsample import UPSAMPLERS
 
 SOLVED = 1e-12
@@ -78,6 +79,9 @@ def project(
         for i, (_, layer) in enumerate(reading.places)
         if layer.templates
     }
+    for i, (_, layer) in enumerate(reading.places):
+        if layer.rank:  # what is projected is what the bank generates
+            model.get_parameter(factor_names(i)[0]).zero_()
     wrong: dict[int, float] = {}
     squares: dict[int, float] = {}
     with torch.inference_mode(False), torch.no_grad(), full_precision(torch.device("cpu")):

@@ -24,12 +24,11 @@ from npas.sharing.allocation import (
     GroupAllocation,
     LayerAllocation,
     Scheme,
-    matrix_form,
 )
 from npas.sharing.api import allocation
 from npas.sharing.budget import BudgetReport, count_parameters, parse_budget, spell_count
 from npas.sharing.coefficients import GENERATORS
-from npas.sharing.layers import LayerSpec, find_layers, generator_name
+from npas.sharing.layers import LayerSpec, find_layers, generator_name, matrix_form
 from npas.sharing.upsample import UPSAMPLERS
 
 GROUP = "search"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from npas.models import InputSpec
 from npas.utils import rng
@@ -31,31 +31,30 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; from pinned memory to a GPU without waiting for it."""
-        return Batch(_each(self.inputs, device), _each(self.targets, device), self.size)
+
+        def move(value: Tensor) -> Tensor:
+            if device.type == "cuda" and value.device.type == "cpu":
+                value = value.pin_memory()
+            return value.to(device, non_blocking=True)
+
+        return Batch(_each(self.inputs, move), _each(self.targets, move), self.size)
 
     def parts(self, count: int) -> list[Batch]:
         """Cut the batch into `count` equal parts, one after the other, that share its memory."""
         assert self.size % count == 0, f"{self.size} samples in {count} parts"
         size = self.size // count
-        inputs, targets = _cut(self.inputs, size), _cut(self.targets, size)
-        return [Batch(*part, size) for part in zip(inputs, targets, strict=True)]
+
+        def part(values: Any, i: int) -> Any:
+            return _each(values, lambda value: value[i * size : (i + 1) * size])
+
+        return [Batch(part(self.inputs, i), part(self.targets, i), size) for i in range(count)]
 
 
-def _each(values: Any, device: torch.device) -> Any:
-    """Move a tensor, or each one of a dict, to a device."""
+def _each(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Change a tensor, or each one of a dict."""
     if isinstance(values, dict):
-        return {name: _each(value, device) for name, value in values.items()}
-    if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
-
-
-def _cut(values: Any, size: int) -> list[Any]:
-    """Cut a tensor, or each one of a dict, along its first dimension."""
-    if isinstance(values, dict):
-        rows = zip(*(value.split(size) for value in values.values()), strict=True)
-        return [dict(zip(values, row, strict=True)) for row in rows]
-    return list(values.split(size))
+        return {name: _each(value, change) for name, value in values.items()}
+    return change(values)
 
 
 class Picture(NamedTuple):
@@ -77,6 +76,18 @@ class Shown(NamedTuple):
     pictures: Sequence[Picture]
 
 
+class Learner(Protocol):
+    """What a training step asks for: a task's loss, or one that a teacher's outputs add to."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the batch's mean loss, and sums over its samples to log."""
+        ...
+
+    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
+        """Return the factor of each part's loss; None: all equal."""
+        ...
+
+
 class Task(abc.ABC):
     """A data set with its loss and its metrics: what the training loop asks of a task.
 
@@ -90,7 +101,8 @@ class Task(abc.ABC):
     source: str  # "real" or "synthetic"
     seed: int
     spec: InputSpec
-    selection_metric: str  # the key of `evaluate` that chooses a checkpoint; higher is better
+    selection_metric: str  # the key of `evaluate` that chooses a checkpoint
+    lower_is_better = False  # of the selection metric
     has_validation: bool
     samples = "training samples"  # what `train_size` counts, for messages
     compared: Comparison | None = None  # with the published files; None where none are known
@@ -142,12 +154,12 @@ class Task(abc.ABC):
 
         ValueError if there is none. `batch_size` is over all ranks.
         """
-        if batch_size > self.train_size:
+        size = self.train_size
+        if batch_size > size:
             raise ValueError(
-                f"batch_size={batch_size} is more than the {self.train_size} {self.samples} of"
-                f" {self.name}"
+                f"batch_size={batch_size} is more than the {size} {self.samples} of {self.name}"
             )
-        return self.train_size // batch_size
+        return size // batch_size
 
     def train_batches(
         self,
@@ -234,15 +246,9 @@ def batches(
     check_workers(task, workers)
     from npas.tasks.common.workers import iterate  # which needs torch at once
 
-    make = functools.partial(_make, task, epoch, batch_size, rank, world)
-    made = iterate(make, steps, workers) if workers else make(steps)
+    make = functools.partial(task.train_batches, epoch, batch_size, rank=rank, world=world)
+    made = iterate(make, steps, workers)
     return made if device is None or device == task.device else _ahead(made, device)
-
-
-def _make(
-    task: Task, epoch: int, batch_size: int, rank: int, world: int, steps: range
-) -> Iterator[Batch]:
-    return task.train_batches(epoch, batch_size, steps, rank, world)
 
 
 def _ahead(made: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -274,22 +280,41 @@ def check_workers(task: Task, workers: int) -> None:
         )
 
 
-def over_ranks(tensor: Tensor, world: int) -> Tensor:
-    """Add a tensor up over all ranks, in place; a rank alone has it already."""
+def over_ranks(tensor: Tensor, world: int, operation: str = "SUM") -> Tensor:
+    """Add a tensor up over all ranks, or take the "MAX", in place; a rank alone has it already."""
     if world > 1:
         import torch.distributed
 
-        torch.distributed.all_reduce(tensor)
+        torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, operation))
     return tensor
 
 
-def greatest_of_ranks(tensor: Tensor, world: int) -> Tensor:
-    """Put the greatest value of all ranks into each place of a tensor; a rank alone has it."""
-    if world > 1:
-        import torch.distributed
+def measure(
+    model: nn.Module,
+    count: Callable[[int], Sequence[Tensor | int]],
+    batches: int,
+    numbers: int,
+    rank: int,
+    world: int,
+    device: torch.device,
+) -> Tensor:
+    """Return what `count` finds in each of the batches, by whatever rank: batches x numbers.
 
-        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-    return tensor
+    In eval mode and without gradients; `count` gets the numbers of this rank's batches, in order.
+    All is in float64 on the CPU, added up in one order: the same to the bit however many ranks.
+    """
+    import torch
+
+    was_training = model.training
+    model.eval()
+    # The other ranks' batches stay 0 here.
+    counted_EN = torch.zeros(batches, numbers, dtype=torch.float64, device=device)
+    with torch.no_grad():
+        for i in range(rank, batches, world):
+            for n, number in enumerate(count(i)):
+                counted_EN[i, n] = number
+    model.train(was_training)
+    return over_ranks(counted_EN, world).cpu()
 
 
 def rank_share(batch_size: int, world: int, grad_accum_steps: int = 1) -> int:

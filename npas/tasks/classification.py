@@ -1,23 +1,47 @@
-"""Share what image classification tasks have in common: batches, loss, accuracy, held-out parts.
+"""Share what image classification tasks have in common: loss, accuracy, batches, held-out parts.
 
-A task names its data set and its `Recipe`, and `read()`s the images; the rest is here. The whole
-set rests on the training device as bytes.
+A `Classification` says how its training images come. Of a `Resident` one the whole set rests on the
+training device as bytes, NHWC with the zero padding already around them, so that picking, cropping
+and flipping a batch is one gather of bytes. It names its `Recipe` and `read()`s the images.
+
+Dimensions: N images in the set, B in the batch, H x W pixels, C channels, K classes.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec
-from npas.tasks.base import Batch, Task, over_ranks
-from npas.tasks.common import augment
+from npas.tasks.base import Batch, Task, measure
 from npas.utils import rng
+
+if TYPE_CHECKING:
+    from npas.config import DataConfig
 
 EVAL_BATCH = 250  # small enough that many ranks have some of them each
 # The parts held out of a set are the same for every run: their seed is no key of the config.
 SPLIT_SEED = 0
+
+
+class Classification(Task):
+    """Train on images and count the right answers; the base of the image tasks."""
+
+    samples = "training images"
+    selection_metric = "accuracy"
+    label_smoothing = 0.0  # of the training loss alone
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean cross-entropy, and the number of right answers in percent."""
+        logits_BK = model(self.preprocess(batch.inputs))
+        right = (logits_BK.detach().argmax(1) == batch.targets).sum()
+        smoothing = self.label_smoothing
+        loss = F.cross_entropy(logits_BK.float(), batch.targets, label_smoothing=smoothing)
+        return loss, {"accuracy": 100 * right}
 
 
 @dataclass(frozen=True)
@@ -29,7 +53,6 @@ class Recipe:
     padding: int  # random crops of the image padded by this much
     flip: bool  # mirror half of the images
     cutout: int  # side of the square, 0 for none
-    label_smoothing: float = 0.0  # of the training loss alone
 
 
 @dataclass(frozen=True)
@@ -39,31 +62,33 @@ class Part:
     images: Tensor
     labels: Tensor
 
+    def split(self, held_N: Tensor) -> tuple[Part, Part]:
+        """Return the images that are not held out, and those that are."""
+        return Part(self.images[~held_N], self.labels[~held_N]), Part(
+            self.images[held_N], self.labels[held_N]
+        )
 
-class Classification(Task):
-    """Train on images and count the right answers; the base of the image tasks."""
 
-    samples = "training images"
-
-    selection_metric = "accuracy"
+class Resident(Classification):
+    """Classify the images of a set that fits on the device."""
 
     def __init__(
         self,
         name: str,
         spec: InputSpec,
         recipe: Recipe,
+        data: DataConfig,
         *,
-        val_fraction: float,
         seed: int,
         device: torch.device,
-        source: str = "real",
     ) -> None:
         self.name = name
-        self.source = source
+        self.source = data.source
         self.spec = spec
         self.recipe = recipe
-        self.val_fraction = val_fraction
-        self.has_validation = val_fraction > 0
+        self.synthetic = data.synthetic
+        self.val_fraction = data.val_fraction or 0.0
+        self.has_validation = self.val_fraction > 0
         self.seed = seed
         self.device = device
         self.parts: dict[str, Part] = {}
@@ -76,9 +101,9 @@ class Classification(Task):
         """Read the data onto the device, the training images with their padding around them."""
         if self.parts:
             return
-        parts = self.read()
+        parts, padding = self.read(), (0, 0, *[self.recipe.padding] * 4)
         train = parts["train"]
-        parts["train"] = Part(augment.pad(train.images, self.recipe.padding), train.labels)
+        parts["train"] = Part(F.pad(train.images, padding), train.labels)
         self.parts = {
             name: Part(part.images.to(self.device), part.labels.to(self.device))
             for name, part in parts.items()
@@ -101,67 +126,42 @@ class Classification(Task):
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
         labels_B = self.parts["train"].labels[index_B]
-        return Batch(self._augmented(index_B, self._draws(epoch, index_B)), labels_B, len(index_B))
+        return Batch(self._augmented(index_B, epoch), labels_B, len(index_B))
 
-    def _key(self, purpose: str, epoch: int) -> int:
-        return rng.derive_key(self.seed, purpose, epoch)
+    def _augmented(self, index_B: Tensor, epoch: int) -> Tensor:
+        """Return these training images, BxCxHxW: each depends on seed, epoch and index alone."""
+        recipe, size = self.recipe, self.spec.input_shape[-1]
 
-    def _draws(self, epoch: int, index_B: Tensor) -> dict[str, Tensor]:
-        """Return what decides the augmentation of these training images: B integers each."""
-        size, offsets = self.spec.input_shape[-1], 2 * self.recipe.padding + 1
-        stops = {"crop top": offsets, "crop left": offsets, "flip": 2 if self.recipe.flip else 1}
-        if self.recipe.cutout:
-            stops |= {"cutout row": size, "cutout column": size}
-        return {
-            purpose: rng.integers(self._key(purpose, epoch), index_B, stop)
-            for purpose, stop in stops.items()
-        }
+        def draw(purpose: str, stop: int) -> Tensor:
+            return rng.integers(rng.derive_key(self.seed, purpose, epoch), index_B, stop)
 
-    def _augmented(self, index_B: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """Return the training images of these indices as their draws make them: BxCxHxW."""
-        images_BHWC = augment.windows(
-            self.parts["train"].images,
-            index_B,
-            top_B=drawn["crop top"],
-            left_B=drawn["crop left"],
-            flip_B=drawn["flip"] == 1,
-            size=self.spec.input_shape[-1],
-        )
-        images_BHWC = augment.normalize(images_BHWC, self.mean_C, self.std_C)
-        if self.recipe.cutout:
-            images_BHWC = augment.cutout(
-                images_BHWC, drawn["cutout row"], drawn["cutout column"], self.recipe.cutout
-            )
-        return augment.to_nchw(images_BHWC)
+        top_B, left_B = (draw(f"crop {side}", 2 * recipe.padding + 1) for side in ("top", "left"))
+        flip_B = draw("flip", 2 if recipe.flip else 1) == 1
+        images_NHWC = self.parts["train"].images
+        images_BHWC = self._normalized(windows(images_NHWC, index_B, top_B, left_B, flip_B, size))
+        if recipe.cutout:
+            row_B, column_B = draw("cutout row", size), draw("cutout column", size)
+            images_BHWC = cutout(images_BHWC, row_B, column_B, recipe.cutout)
+        return to_nchw(images_BHWC)
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean cross-entropy, and the number of right answers in percent."""
-        logits_BK = model(batch.inputs)
-        right = (logits_BK.detach().argmax(1) == batch.targets).sum()
-        smoothing = self.recipe.label_smoothing
-        loss = F.cross_entropy(logits_BK.float(), batch.targets, label_smoothing=smoothing)
-        return loss, {"accuracy": 100 * right}
+    def _normalized(self, images_BHWC: Tensor) -> Tensor:
+        return (images_BHWC.float() - self.mean_C) / self.std_C
 
-    @torch.no_grad()
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
         """Measure accuracy in percent and mean loss on "val" or "test", every image once."""
         part = self.parts[split]
-        was_training = model.training
-        model.eval()
         images, labels = part.images.split(EVAL_BATCH), part.labels.split(EVAL_BATCH)
-        # Of each batch the right answers and the loss; the other ranks' batches stay 0 here.
-        counted_E2 = torch.zeros(len(labels), 2, dtype=torch.float64, device=self.device)
-        for i in range(rank, len(labels), world):
-            images_BHWC = augment.normalize(images[i], self.mean_C, self.std_C)
-            logits_BK = model(augment.to_nchw(images_BHWC)).float()
-            counted_E2[i, 0] = (logits_BK.argmax(1) == labels[i]).sum()
-            counted_E2[i, 1] = F.cross_entropy(logits_BK, labels[i], reduction="sum")
-        model.train(was_training)
-        right, loss = over_ranks(counted_E2, world).cpu().sum(0).tolist()
-        count = len(part.labels)
-        return {"accuracy": 100 * right / count, "loss": loss / count}
+
+        def count(i: int) -> tuple[Tensor, Tensor]:
+            logits_BK = model(to_nchw(self._normalized(images[i]))).float()
+            right = (logits_BK.argmax(1) == labels[i]).sum()
+            return right, F.cross_entropy(logits_BK, labels[i], reduction="sum")
+
+        counted_E2 = measure(model, count, len(labels), 2, rank, world, self.device)
+        right, loss = counted_E2.sum(0).tolist()
+        return {"accuracy": 100 * right / len(part.labels), "loss": loss / len(part.labels)}
 
 
 def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
@@ -181,3 +181,45 @@ def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
             " images: choose one that leaves some to train on and some to validate on"
         )
     return held_N
+
+
+def windows(
+    padded_NHWC: Tensor, index_B: Tensor, top_B: Tensor, left_B: Tensor, flip_B: Tensor, size: int
+) -> Tensor:
+    """Pick images by index and cut from each the size x size window at its offset: BxHxWxC.
+
+    `top_B` and `left_B` count from the padding's corner; where `flip_B` is true the window is
+    mirrored left to right.
+    """
+    steps = torch.arange(size, device=index_B.device)
+    rows_BH = top_B[:, None] + steps
+    columns_BW = left_B[:, None] + torch.where(flip_B[:, None], size - 1 - steps, steps)
+    return padded_NHWC[index_B[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]]
+
+
+def cutout(images_BHWC: Tensor, row_B: Tensor, column_B: Tensor, length: int) -> Tensor:
+    """Zero the length x length square around each image's (row, column), clipped at the border.
+
+    DeVries & Taylor 2017 (arXiv 1708.04552): the centre is any pixel, so that corners often leave
+    only a part of the square inside; it is applied to normalised images, where 0 is the mean.
+    """
+
+    def inside(centre_B: Tensor, size: int) -> Tensor:
+        distance_BS = torch.arange(size, device=centre_B.device) - centre_B[:, None]
+        return (distance_BS >= -(length // 2)) & (distance_BS < length - length // 2)
+
+    height, width = images_BHWC.shape[1:3]
+    inside_BHW = inside(row_B, height)[:, :, None] & inside(column_B, width)[:, None, :]
+    return images_BHWC.masked_fill(inside_BHW.unsqueeze(-1), 0.0)
+
+
+def to_nchw(images_BHWC: Tensor) -> Tensor:
+    """Return the batch as BxCxHxW: on a GPU a view, channels-last in memory.
+
+    On a CPU it is a copy in contiguous (NCHW) order, also for images of one channel, which would
+    count as channels-last: torch 2.15 corrupts its heap in some channels-last convolutions on CPUs.
+    """
+    images_BCHW = images_BHWC.permute(0, 3, 1, 2)
+    if not images_BCHW.is_cpu:
+        return images_BCHW
+    return images_BCHW.clone(memory_format=torch.contiguous_format)

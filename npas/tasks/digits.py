@@ -17,7 +17,7 @@ import torch
 
 from npas.models import InputSpec
 from npas.tasks.cifar import synthetic
-from npas.tasks.classification import Classification, Part, Recipe, hold_out
+from npas.tasks.classification import Part, Recipe, Resident, hold_out
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -34,42 +34,32 @@ class Config:
     family: str = "digits"
 
 
-class Task(Classification):
+class Task(Resident):
     """Classify 8x8 grey images into ten digits."""
 
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
-        super().__init__(
-            "digits",
-            InputSpec((1, 8, 8), 10),
-            RECIPE,
-            val_fraction=data.val_fraction or 0.0,
-            seed=seed,
-            device=device,
-            source=data.source,
-        )
-        self.synthetic = data.synthetic
+        spec = InputSpec((1, 8, 8), 10)
+        super().__init__("digits", spec, RECIPE, data, seed=seed, device=device)
 
     def read(self) -> dict[str, Part]:
-        """Read the images from the installed scikit-learn and split them."""
+        """Read the images from the installed scikit-learn, or generate some, and split them."""
         if self.source == "synthetic":
-            return self._make_up()
+            return self._generate()
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
         images = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(-1)
         labels = torch.from_numpy(bunch.target.astype(np.int64))
-        test = hold_out(labels, TEST_FRACTION, "digits test")
-        parts = {"test": Part(images[test], labels[test])}
-        images, labels = images[~test], labels[~test]
-        if self.has_validation:
-            held = hold_out(labels, self.val_fraction, "digits validation")
-            parts["val"] = Part(images[held], labels[held])
-            images, labels = images[~held], labels[~held]
-        return {"train": Part(images, labels), **parts}
+        train, test = Part(images, labels).split(hold_out(labels, TEST_FRACTION, "digits test"))
+        if not self.has_validation:
+            return {"train": train, "test": test}
+        held_N = hold_out(train.labels, self.val_fraction, "digits validation")
+        train, val = train.split(held_N)
+        return {"train": train, "test": test, "val": val}
 
-    def _make_up(self) -> dict[str, Part]:
+    def _generate(self) -> dict[str, Part]:
         """Generate images of 17 shades for every part; there is no file format."""
         counts = {"train": self.synthetic.train, "test": self.synthetic.test}
         if self.has_validation:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from npas.tasks import base
-from npas.tasks.base import Task
+from npas.training.experiment import Experiment
+from npas.training.precision import Precision
 
-if TYPE_CHECKING:
-    from npas.training.state import TrainState
-
-BATCHES = 50
-"""Training batches, at most, that averaged weights see for their batch norms' statistics."""
+BATCHES = 50  # of training, at most, that averaged weights see for their batch norms' statistics
 
 
 class AveragedWeights:
@@ -61,39 +56,31 @@ class AveragedWeights:
 
 
 @torch.no_grad()
-def renew_statistics(state: TrainState, task: Task) -> None:
+def renew_statistics(
+    experiment: Experiment, averaged: AveragedWeights | None, precision: Precision, epoch: int
+) -> None:
     """Give averaged weights their own statistics of batch norms, on the epoch's first batches.
 
     The average of the statistics that other weights had fits them badly, most of all in a short
-    run. All else is in evaluation mode, so nothing is drawn at random. Does nothing without
-    averaged weights or batch norms.
+    run. All else is in evaluation mode, so nothing is drawn at random, which torch's own
+    `update_bn` does not promise. Does nothing without averaged weights or batch norms.
     """
-    norms = [
-        m for m in state.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
-    ]
-    if state.averaged is None or not norms:
+    model, task = experiment.model, experiment.task
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if averaged is None or not norms:
         return
-    config, process = state.config, state.process
     momenta = [norm.momentum for norm in norms]
-    batches = base.batches(
-        task,
-        state.progress.epoch,
-        config.batch_size,
-        rank=process.rank,
-        world=process.world,
-        workers=config.data.workers,
-        device=process.device,
-    )
-    with state.averaged.in_place():
-        state.model.eval()
+    with averaged.in_place():
+        model.eval()
         for norm in norms:
             norm.train().reset_running_stats()
             norm.momentum = None  # the plain mean over the batches
+        batches = experiment.batches(epoch, workers=experiment.config.data.workers)
         for batch in itertools.islice(batches, BATCHES):
-            for part in batch.parts(config.trainer.grad_accum_steps):
-                with state.precision.autocast():
-                    task.loss(state.model, part)
-        state.averaged.load(state.model.state_dict())
+            for part in batch.parts(experiment.config.trainer.grad_accum_steps):
+                with precision.autocast():
+                    task.loss(model, part)
+        averaged.load(model.state_dict())
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    state.model.eval()
+    model.eval()

@@ -9,7 +9,6 @@ A checkpoint is written under another name, synced and then renamed, so that one
 whole; one that does not match its manifest is passed over for the one before. Nothing is pickled.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from npas.config.renames import modernize
+from npas.tasks.common.checksums import sha256
 from npas.tasks.common.files import give_usual_mode
 from npas.utils.json_data import decode, read_json, shown
 
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.json"
+_NAME = re.compile(r"step-(\d+)(\.tmp-\d+)?")
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,27 @@ class Checkpoint:
         """
         file = f"{name}.safetensors"
         with self.refusing():
-            try:
-                found = safetensors.torch.load_file(self.folder / file)
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{file} cannot be read: {error}") from None
+            found = safetensors.torch.load_file(self.folder / file)
             for key, tensor in (like or {}).items():
-                check_tensor(found.get(key), tensor, f"{key!r} in {file}")
-            if like is not None and len(found) > len(like):
-                other = next(key for key in found if key not in like)
-                raise ValueError(f"{file} has {shown(other)}, which the run has not")
+                other = found[key]
+                if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
+                    raise ValueError(
+                        f"{key!r} in {file} is {list(other.shape)}, {other.dtype}, and the run's"
+                        f" {list(tensor.shape)}, {tensor.dtype}"
+                    )
+            if more := found.keys() - (found if like is None else like).keys():
+                raise ValueError(f"{file} has {shown(min(more))}, which the run has not")
         return found
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Name the checkpoint, and what to do, in the one line of a ValueError."""
+        """Name the checkpoint, and what to do, in a ValueError of one line if it does not fit."""
         try:
             yield
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(
-                f"{self.folder} does not fit this run ({' '.join(str(error).split())}): remove that"
+                f"{self.folder} does not fit this run ({' '.join(reason.split())}): remove that"
                 " folder to go on from the checkpoint before, or set resume=never"
             ) from None
 
@@ -101,8 +104,8 @@ class Checkpoints:
                 safetensors.torch.save_file(apart(group), path)
                 give_usual_mode(path)
             _write_json(scratch / STATE, {"format": FORMAT, "step": step, "best": best, **state})
-            _write_json(scratch / MANIFEST, {path.name: _sha256(path) for path in _files(scratch)})
-            for path in (*_files(scratch), scratch):
+            write_manifest(scratch)
+            for path in (*scratch.iterdir(), scratch):
                 _sync(path)
             _remove(final)  # of the same step; `newest` reads either
             scratch.rename(final)
@@ -115,17 +118,13 @@ class Checkpoints:
 
     def newest(self) -> Checkpoint | None:
         """Open the newest checkpoint that verifies; log which were passed over, and why."""
-        for folder in reversed(self._folders()):
+        for folder in reversed(self.folders()):
             try:
                 return open_checkpoint(folder)
             except ValueError as error:
-                if folder == self.path(_step_of(folder)):  # else it was never finished
+                if _is_finished(folder):
                     log.warning("passing over a checkpoint: %s", error)
         return None
-
-    def at(self, step: int) -> Checkpoint:
-        """Open the checkpoint of a step. ValueError if it is missing or damaged."""
-        return open_checkpoint(self.path(step))
 
     def settle(self, checkpoint: Checkpoint) -> Checkpoint:
         """Rename a checkpoint whose writer was killed when only that was left to do."""
@@ -147,7 +146,7 @@ class Checkpoints:
 
     def clear(self, after: int = -1) -> None:
         """Remove the checkpoints of all steps after one, which are to be done again."""
-        for folder in self._folders():
+        for folder in self.folders():
             if _step_of(folder) > after:
                 _remove(folder)
 
@@ -155,21 +154,21 @@ class Checkpoints:
         """Return where the checkpoint of a step is, or would be."""
         return self.folder / f"step-{step:08d}"
 
-    def _folders(self) -> list[Path]:
+    def folders(self) -> list[Path]:
         """List the checkpoints from old to new.
 
         One whose writer was killed is among them: if it verifies, only the renaming was left.
         """
         found = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda path: (_step_of(path), "." not in path.name))
+        return sorted(found, key=lambda path: (_step_of(path), _is_finished(path)))
 
     def _prune(self) -> None:
         """Remove all but the newest, and those that these say were best when they were written."""
-        written = [path for path in self._folders() if "." not in path.name]
-        kept = {path: _best_of(path) for path in written[-self.keep :]}
-        for folder in self._folders():
-            is_best = "." not in folder.name and _step_of(folder) in kept.values()
-            if folder not in kept and not is_best:
+        finished = [path for path in self.folders() if _is_finished(path)]
+        kept = finished[-self.keep :]
+        best = [_best_of(path) for path in kept]
+        for folder in self.folders():
+            if folder not in kept and not (folder in finished and _step_of(folder) in best):
                 _remove(folder)
 
 
@@ -177,73 +176,21 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Verify and open one checkpoint. ValueError says what is wrong with it."""
     try:
         manifest = decode(dict[str, str], read_json(folder / MANIFEST), MANIFEST)
-        state = _decode_state(read_json(folder / STATE), folder)
-        if odd := [name for name in manifest if not _PLAIN.fullmatch(name)]:
-            raise ValueError(f"{MANIFEST} names {shown(odd[0])}, which is no file of a checkpoint")
-        if others := {path.name for path in folder.glob("*.safetensors")} - manifest.keys():
-            raise ValueError(f"{MANIFEST} lacks {min(others)}")
-        damaged = [name for name in manifest if _sha256(folder / name) != manifest[name]]
-    except (OSError, ValueError) as error:
+        state = decode(dict[str, Any], read_json(folder / STATE), STATE)
+        damaged = [name for name in manifest if _sum_of(folder / name) != manifest[name]]
+        written = state["format"]
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} is not a whole checkpoint ({error})") from error
     if damaged or STATE not in manifest:
         raise ValueError(f"{folder} is damaged: {damaged or STATE} does not match {MANIFEST}")
-    if state["format"] != FORMAT:
-        raise ValueError(f"{folder} has format {state['format']}; this npas reads {FORMAT}")
-    return Checkpoint(folder, state)
-
-
-class _State(dict[str, Any]):
-    """The fields of `state.json`; ValueError for one that it lacks."""
-
-    folder: Path
-
-    def __missing__(self, key: str) -> Any:
-        raise ValueError(f"{self.folder / STATE} lacks {key!r}: set resume=never")
-
-
-_KINDS: dict[str, Any] = {
-    "format": int,
-    "step": int,
-    "progress": dict[str, Any],
-    "config": dict[str, Any],
-    "config_hash": str,
-    "scaler": dict[str, Any] | None,
-    "stage": str,
-    "grouping": dict[str, Any] | None,
-    "ranks": int,
-    "origin": str | None,
-}
-"""What the fields of `state.json` are, where they are there."""
-_PLAIN = re.compile(r"\w[\w.-]*")
-
-
-def _decode_state(raw: object, folder: Path) -> _State:
-    state = _State(decode(dict[str, Any], raw, STATE))
-    state.folder = folder
-    if "format" not in state:
-        raise ValueError(f"{STATE} is none of ours")
-    for key in state.keys() & _KINDS.keys():
-        decode(_KINDS[key], state[key], f"{STATE}: {key}")
-    if isinstance(state.get("config"), dict):
+    if written != FORMAT:
+        raise ValueError(f"{folder} has format {written}; this npas reads {FORMAT}")
+    if "config" in state:
         state["config"] = modernize(state["config"])
-    for part in (state.get("progress") or {}).get("earlier") or ():
-        if isinstance(part, dict) and "accumulation" in part:
+    for part in state.get("progress", {}).get("earlier", ()):
+        if "accumulation" in part:
             part["grad_accum_steps"] = part.pop("accumulation")
-    named = _NAME.fullmatch(folder.name)
-    if state["format"] == FORMAT and named and int(named[1]) != state["step"]:
-        raise ValueError(f"its name is of another step than {state['step']}")
-    return state
-
-
-def check_tensor(found: Tensor | None, like: Tensor, what: str) -> None:
-    """ValueError unless a tensor was found, and has the shape and dtype of another."""
-    if found is None:
-        raise ValueError(f"there is no {what}")
-    if (found.shape, found.dtype) != (like.shape, like.dtype):
-        raise ValueError(
-            f"{what} is {list(found.shape)}, {found.dtype}, and the run's {list(like.shape)},"
-            f" {like.dtype}"
-        )
+    return Checkpoint(folder, state)
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
@@ -251,25 +198,20 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
     ValueError, for each reason another, if there is none that verifies.
     """
-    if not path.exists():
-        raise ValueError(f"there is no folder {path}: name a run's folder")
     if not path.is_dir():
-        raise ValueError(f"{path} is a file: name the run's folder")
+        raise ValueError(f"there is no folder {path}: name a run's folder")
     if (path / MANIFEST).exists():
         return open_checkpoint(path)
     damaged = 0
     for store in (Checkpoints(path / "checkpoints"), Checkpoints(path)):
         if found := store.newest():
             return found
-        damaged += len(store._folders())
+        damaged += len(store.folders())
     if damaged:
         raise ValueError(f"all {damaged} checkpoints in {path} are damaged: train the run again")
     if (path / "config.yaml").exists():  # of a run that ended before it saved one
         raise ValueError(f"{path} holds no checkpoint: train it by npas-train run={path}")
     raise ValueError(f"{path} holds no checkpoint: name a run's folder")
-
-
-_NAME = re.compile(r"step-(\d+)(\.tmp-\d+)?")
 
 
 def _step_of(folder: Path) -> int:
@@ -278,25 +220,21 @@ def _step_of(folder: Path) -> int:
     return int(match[1])
 
 
+def _is_finished(folder: Path) -> bool:
+    return "." not in folder.name
+
+
 def _best_of(folder: Path) -> int | None:
     """Return the step that was best when the checkpoint was written; None if it does not say."""
     try:
-        best: int | None = decode(int | None, read_json(folder / STATE)["best"])
+        best: int | None = read_json(folder / STATE)["best"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return best
 
 
-def _remove(path: Path) -> None:
-    """Remove a folder, or whatever lies in its place."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return iter(sorted(folder.iterdir()))
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -311,16 +249,18 @@ def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def write_manifest(folder: Path) -> None:
+    """Write the checksums of a checkpoint's files."""
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    _write_json(folder / MANIFEST, {path.name: _sum_of(path) for path in files})
+
+
 def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _sum_of(path: Path) -> str:
+    return sha256(path).removeprefix("sha256 ")
 
 
 def _sync(path: Path) -> None:

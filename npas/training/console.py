@@ -1,9 +1,10 @@
 """Show how a training goes: a bar on a terminal, a plain line every few seconds elsewhere."""
 
+from __future__ import annotations
+
 import contextlib
 import sys
 import time
-from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -15,60 +16,43 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class ProgressDisplay:
-    """Count steps on stderr, with the figures that were logged last."""
+    """Count steps on stderr, with the figures that were logged last, within a `with`."""
 
-    def __init__(
-        self, total: int, done: int, stage: str = "train", file: TextIO | None = None
-    ) -> None:
+    def __init__(self, total: int, done: int, file: TextIO | None = None) -> None:
         self.total = total
-        self.prefix = "" if stage == "train" else f"{stage} "
         self.figures = ""
         self.started, self.first = time.monotonic(), done
         self.last_line = self.started
         self.file = file or sys.stderr
-        console = Console(file=self.file)
-        self.bar: Progress | None = None
-        if console.is_terminal:
-            self.bar = Progress(
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-                console=console,
-            )
-            self.task = self.bar.add_task("", total=total, completed=done)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(
+            *columns, TextColumn("{task.description}"), console=Console(file=self.file)
+        )
+        self.task = self.bar.add_task("", total=total, completed=done)
+        self.is_terminal = self.bar.console.is_terminal
 
     def step(self, step: int) -> None:
         """Report that `step` steps are done."""
-        if self.bar is not None:
+        if self.is_terminal:
             with contextlib.suppress(OSError):  # a terminal that is gone ends no training
-                self.bar.update(self.task, completed=step)
+                self.bar.update(self.task, completed=step, description=self.figures)
         elif (now := time.monotonic()) - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             left = (now - self.started) / max(1, step - self.first) * (self.total - step)
-            at = f"{self.prefix}step {step}/{self.total}"
-            print_line(f"{at}  {self.figures}  {left:.0f} s left", self.file)
+            print_line(f"step {step}/{self.total}  {self.figures}  {left:.0f} s left", self.file)
 
     def show(self, record: dict[str, Any]) -> None:
-        """Show the figures of a logged record."""
+        """Show the figures of a logged record from the next step on."""
         shown = {k: v for k, v in record.items() if k.startswith(("train/", "val/"))}
-        self.figures = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
-        self.figures = f"epoch {record['epoch']}  {self.figures}"
-        if self.bar is not None:
-            with contextlib.suppress(OSError):
-                self.bar.update(self.task, description=f"{self.prefix}{self.figures}")
+        figures = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
+        self.figures = f"epoch {record['epoch']}  {figures}"
 
-    def __enter__(self) -> "ProgressDisplay":
-        if self.bar is not None:
+    def __enter__(self) -> ProgressDisplay:
+        if self.is_terminal:
             self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.bar is not None:
+    def __exit__(self, *error: object) -> None:
+        if self.is_terminal:
             with contextlib.suppress(OSError):
                 self.bar.stop()

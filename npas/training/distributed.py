@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import TracebackType
@@ -112,22 +112,30 @@ class Process:
 
 
 class StopVote:
-    """Stops all processes after the same step when a signal has reached any of them.
+    """Stops all processes after the same step when a signal or the clock asks any of them to.
 
     A vote is cast after each step and counted after the next, so that nobody waits for it.
+    `elapsed_s` is the time, in seconds, that all agree on; `clock` reads a process's own.
     """
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, elapsed_s: float, clock: Callable[[], float]) -> None:
         self.process = process
+        self.elapsed_s = elapsed_s
+        self.clock = clock
         self.cast: tuple[Any, Tensor] | None = None
+
+    def is_over(self, most_s: float | None) -> bool:
+        """Return whether the time agreed on has reached `most_s`; None: there is no limit."""
+        return most_s is not None and self.elapsed_s >= most_s
 
     def should_stop(self) -> bool:
         """Cast this step's vote; tell whether the last one was to stop."""
-        stop = signals.requested()
+        stop, now = signals.requested(), self.clock()
         if self.process.world == 1:
+            self.elapsed_s = now
             return stop
         answer = self._count()
-        ballot = torch.tensor(int(stop))
+        ballot = torch.tensor([float(stop), now], dtype=torch.float64)
         group, greatest = self.process.votes, dist.ReduceOp.MAX
         self.cast = dist.all_reduce(ballot, greatest, group=group, async_op=True), ballot
         return answer
@@ -151,7 +159,8 @@ class StopVote:
         work, ballot = self.cast
         work.wait()
         self.cast = None
-        return bool(ballot)
+        stop, self.elapsed_s = ballot.tolist()
+        return bool(stop)
 
 
 _joined: Process | None = None

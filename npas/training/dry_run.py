@@ -11,7 +11,6 @@ import time
 import torch
 
 from npas.tasks import base
-from npas.tasks.base import Batch
 from npas.training.distributed import wrap
 from npas.training.experiment import Experiment, check_parts
 from npas.training.loop import gradient, update
@@ -27,11 +26,12 @@ def one_step(experiment: Experiment) -> str:
     meter, precision = Meter(process), Precision(config.precision, process.device)
     optimizer = build_optimizer(experiment.model, config.optim)
     network = wrap(experiment.model, process, config).train()
-    batch = _first_batch(experiment)
+    batch = next(experiment.batches(epoch=0))
     started = time.perf_counter()
     parts = batch.parts(config.trainer.grad_accum_steps)
-    regularizer = config.sharing.recurrence_weight if experiment.stage == "train" else 0.0
-    finite, sums, norms_N = gradient(task, network, parts, optimizer, precision, regularizer)
+    finite, sums, norms_N = gradient(
+        experiment.learner, network, parts, optimizer, precision, experiment.recurrence_weight
+    )
     went_wrong = meter.add(1, batch.size, finite, sums, norms_N)
     rate = learning_rate(config, 0, task.steps_per_epoch(config.batch_size))
     update(optimizer, rate, precision, went_wrong, norms_N)
@@ -42,19 +42,6 @@ def one_step(experiment: Experiment) -> str:
         raise ValueError(f"{reason}: lower optim.lr, or set precision=fp32") from None
     seconds, memory = time.perf_counter() - started, peak_memory_bytes(process.device)
     return f"one step: loss {loss:.4g}, {seconds:.2f} s, {memory / 2**20:,.0f} MiB at the peak"
-
-
-def _first_batch(experiment: Experiment) -> Batch:
-    config, process = experiment.config, experiment.process
-    batches = base.batches(
-        experiment.task,
-        0,
-        config.batch_size,
-        rank=process.rank,
-        world=process.world,
-        device=process.device,
-    )
-    return next(batches)
 
 
 def advise_on_memory(experiment: Experiment) -> str:
@@ -81,9 +68,9 @@ def _fits(experiment: Experiment, parts: int) -> bool:
     optimizer = build_optimizer(experiment.model, config.optim)
     try:
         # Two, since the second meets the gradients of the first.
-        two = _first_batch(experiment).parts(parts)[:2]
+        two = next(experiment.batches(epoch=0)).parts(parts)[:2]
         precision = Precision(config.precision, process.device)
-        gradient(experiment.task, experiment.model.train(), two, optimizer, precision)
+        gradient(experiment.learner, experiment.model.train(), two, optimizer, precision)
     except torch.OutOfMemoryError:
         return False
     finally:

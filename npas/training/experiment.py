@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,23 +15,28 @@ from npas.config import DENSE, Config, search_epochs
 from npas.config.groups_file import GROUPS_FILE
 from npas.models import InputSpec
 from npas.sharing import Allocation, api, install
+from npas.sharing.budget import spell_count
 from npas.sharing.layer_similarity import recurrence_reward
 from npas.sharing.layers import find_layers
 from npas.sharing.search import plan_search
 from npas.tasks import base
-from npas.tasks.base import Task
+from npas.tasks.base import Batch, Learner, Task
 from npas.training import seeding
 from npas.training.distributed import Process, this_process
-from npas.training.grouping import Grouping
-from npas.training.state import SEARCH, TRAIN
-
-if TYPE_CHECKING:
-    from npas.training.initial import Start
+from npas.training.grouping import SEARCH, TRAIN, Grouping
 
 log = logging.getLogger(__name__)
 
 OF_TRAINING = {"search", "recompute", "recurrence_weight", "lsm_every", "init"}
 """The keys of `sharing` that a plan does not depend on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Which weights a run started from, by their sha256, and what became of them."""
+
+    weights: str
+    became: str
 
 
 @dataclasses.dataclass
@@ -50,22 +55,44 @@ class Experiment:
     grouping: Grouping | None = None  # that was found, where one was searched
     start: Start | None = None  # of `sharing.init`, where it has just been read
     unfinished: str | None = None  # how far the weights came, where a run did not end
+    distilled: Learner | None = None  # the task with a teacher's outputs to match
+
+    @property
+    def learner(self) -> Learner:
+        """Return what gives the training loss: the task, or it and a teacher's outputs."""
+        return self.distilled or self.task
 
     @property
     def epochs(self) -> int:
         """Return how long this stage trains."""
         return search_epochs(self.config) if self.stage == SEARCH else self.config.epochs
 
+    @property
+    def recurrence_weight(self) -> float:
+        """Return how much layers are rewarded for growing alike: not in a search."""
+        shares = self.allocation is not None and self.stage == TRAIN
+        return self.config.sharing.recurrence_weight if shares else 0.0
+
+    def batches(self, epoch: int, first_step: int = 0, workers: int = 0) -> Iterator[Batch]:
+        """Iterate over this process's parts of an epoch's batches, on its device."""
+        return base.batches(
+            self.task,
+            epoch,
+            self.config.batch_size,
+            first_step=first_step,
+            rank=self.process.rank,
+            world=self.process.world,
+            workers=workers,
+            device=self.process.device,
+        )
+
     def batch_arithmetic(self) -> str:
         """Return how a batch is shared out, as "128 = 4 ranks x 2 parts x 16"."""
         size, parts = self.config.batch_size, self.config.trainer.grad_accum_steps
         ranks = self.process.world
         factors = [f"{n} {what}" for n, what in ((ranks, "ranks"), (parts, "parts")) if n > 1]
-        return (
-            " x ".join([f"{size} = {factors[0]}", *factors[1:], str(size // ranks // parts)])
-            if factors
-            else str(size)
-        )
+        rest = str(size // ranks // parts)
+        return f"{size} = {' x '.join([*factors, rest])}" if factors else rest
 
 
 def build(
@@ -142,6 +169,7 @@ def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str,
     """Return the keywords of `npas.plan` that the config stands for."""
     keys = {key.name for key in dataclasses.fields(config.sharing)} - OF_TRAINING
     keywords = {key: getattr(config.sharing, key) for key in keys} | {"seed": config.seed}
+    keywords["packing"] = config.artifact
     if grouping is not None:
         keywords |= {"groups": grouping.groups, "num_groups": None}
     return keywords
@@ -191,10 +219,10 @@ def _share_for_search(config: Config, model: nn.Module) -> nn.Module:
     proxy: dict[str, Any] = {"groups": "random"}
     if settings.allocator == "reference":
         proxy = {"groups": "single", "num_groups": None}
-    api.plan(model, config.budget, **plan_keywords(config) | proxy)
+    drawn = api.plan(model, config.budget, **plan_keywords(config) | proxy)
     plan = plan_search(
         model,
-        config.budget,
+        config.budget if config.cap is None else spell_count(drawn.budget.allowed),
         generator=settings.generator,
         softmax=settings.search.softmax,
         templates=settings.search.templates,

@@ -8,16 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from npas.config import SEARCHED
 from npas.config.groups_file import GROUPS_FILE
 from npas.config.typed import build
 from npas.tasks.common.files import write_whole
-from npas.utils.checks import join
 from npas.utils.json_data import read_json
 from npas.utils.rng import derive_key
 
-RESTARTS = 10
-"""Beginnings of k-means, of which the best counts."""
+SEARCH, TRAIN = "search", "train"  # the stages of a run; most runs have the last alone
+RESTARTS = 10  # beginnings of k-means, of which the best counts
 
 
 @dataclass(frozen=True)
@@ -48,21 +46,11 @@ def from_dict(data: Any) -> Grouping:
     """Read what `to_dict` returned; ValueError for anything else."""
     try:
         head = {key: value for key, value in data.items() if key != "layers"}
-        layers = {layer["name"]: layer for layer in data["layers"]}
-        groups = {name: layer["group"] for name, layer in layers.items()}
-        vectors = {name: layer["vector"] for name, layer in layers.items()}
-        found = build(Grouping, {**head, "groups": groups, "vectors": vectors})
+        groups = {layer["name"]: layer["group"] for layer in data["layers"]}
+        vectors = {layer["name"]: layer["vector"] for layer in data["layers"]}
+        return build(Grouping, {**head, "groups": groups, "vectors": vectors})
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    if found.method not in SEARCHED:
-        raise ValueError(f"method must be {join(SEARCHED)}, got {found.method!r}")
-    if len({len(vector) for vector in found.vectors.values()}) != 1:
-        raise ValueError("its layers have vectors of different lengths, or there are none")
-    if len(layers) < len(data["layers"]) or not all(groups):
-        raise ValueError("its layers must have names, each its own")
-    if min(found.seed, found.epochs, found.steps, found.wall_s) < 0:
-        raise ValueError("its seed, epochs, steps and wall_s must not be negative")
-    return found
 
 
 def write(run_dir: Path, grouping: Grouping) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,27 +28,19 @@ from npas.sharing.projection import copy_others, dense_names
 from npas.tasks.common.files import write_whole
 from npas.training import dense_weights
 from npas.training.checkpoint import MANIFEST, find_checkpoint
-from npas.training.checks import read_progress
-from npas.training.experiment import Experiment, build_network
-from npas.training.grouping import from_dict
-from npas.training.state import AVERAGED, SEARCH, TRAIN, Progress, load_weights, resumes
+from npas.training.experiment import Experiment, Start, build_network
+from npas.training.grouping import SEARCH, TRAIN, from_dict
+from npas.training.progress import read_progress
+from npas.training.state import AVERAGED, load_weights, resumes, trained_checkpoint
 from npas.utils.json_data import decode, read_json
 
 log = logging.getLogger(__name__)
 
+# How BERT's first checkpoints, which are read to this day, name the tensors of norms.
 OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
-"""How BERT's first checkpoints, which are read to this day, name the tensors of norms."""
 START_FILE = "init.json"
 LOST = 0.9  # relative error, from which on a projection is hardly a start
 NAMED = 3  # of the tensors that stay fresh; the rest is counted
-
-
-@dataclass(frozen=True)
-class Start:
-    """Which weights a run started from, by their sha256, and what became of them."""
-
-    weights: str
-    became: str
 
 
 def start(experiment: Experiment) -> None:
@@ -71,19 +63,16 @@ def start(experiment: Experiment) -> None:
 
 def weights_sum(path: Path) -> str:
     """Return the sha256 of the weights that a path leads to; ValueError if there are none."""
-    if not _is_run(path):
-        digest = hashlib.sha256()
-        for file in dense_weights.files(path):
-            with open(file, "rb") as opened:
-                while chunk := opened.read(1 << 20):
-                    digest.update(chunk)
-        return digest.hexdigest()
-    checkpoint = find_checkpoint(path)
-    sums: dict[str, str] = read_json(checkpoint.folder / MANIFEST)
-    name = AVERAGED if checkpoint.has(AVERAGED) else "model"
-    if (found := sums.get(f"{name}.safetensors")) is None:
-        raise ValueError(f"{checkpoint.folder} holds no weights: name another run")
-    return found
+    if _is_run(path):
+        checkpoint = find_checkpoint(path)
+        name = AVERAGED if checkpoint.has(AVERAGED) else "model"
+        return str(read_json(checkpoint.folder / MANIFEST)[f"{name}.safetensors"])
+    digest = hashlib.sha256()
+    for file in dense_weights.files(path):
+        with open(file, "rb") as opened:
+            while chunk := opened.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def keep(start: Start, folder: Path) -> None:
@@ -100,6 +89,11 @@ def kept(folder: Path) -> Start | None:
         return None
 
 
+def load_into(network: nn.Module, path: Path) -> None:
+    """Give a dense network the trained weights of a run or a file; ValueError if none fit."""
+    _start(network, path, TRAIN)
+
+
 def _start(model: nn.Module, path: Path, stage: str) -> str:
     if not path.exists():
         raise ValueError("there is no such file or folder: name a run, or a .safetensors file")
@@ -107,7 +101,7 @@ def _start(model: nn.Module, path: Path, stage: str) -> str:
         return ""
     if not _is_run(path):
         return _from_dense(model, dense_weights.read(path))
-    stored = _restore(path)
+    stored = restore(path)
     if install.is_shared(stored):
         theirs, tensors = api.allocation(stored), dict(stored.state_dict())
         dense = install.materialize(stored).state_dict()
@@ -227,15 +221,11 @@ def _kind(group: GroupAllocation) -> GroupAllocation:
     return GroupAllocation("", group.bank, layers)
 
 
-def _restore(path: Path) -> nn.Module:
+def restore(path: Path) -> nn.Module:
     """Build the network of a run's newest checkpoint, or of one, with its weights, on the CPU."""
-    if (path / SEARCH).is_dir() and not (path / "checkpoints").is_dir():
-        raise ValueError("that run is still searching for its groups: train it to its end first")
-    checkpoint = find_checkpoint(path)
-    if checkpoint.state.get("stage", TRAIN) == SEARCH:
-        raise ValueError("that is the search for a run's groups: name the run's own folder")
+    checkpoint = trained_checkpoint(path)
     config, grouping = _config(checkpoint.state["config"]), checkpoint.state.get("grouping")
-    if (epoch := read_progress(checkpoint, Progress).epoch) < config.epochs:
+    if (epoch := read_progress(checkpoint).epoch) < config.epochs:
         log.warning(
             "sharing.init: %s has trained %d of its %d epochs so far", path, epoch, config.epochs
         )

@@ -5,16 +5,17 @@ Only the main process writes.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from npas.training.console import ProgressDisplay
 from npas.training.experiment import Experiment
+from npas.training.grouping import TRAIN
 from npas.training.meter import Diverged, peak_memory_bytes
 from npas.training.metrics import Norms, layer_similarity, norms_at_divergence
-from npas.training.state import TRAIN, TrainState
+from npas.training.state import TrainState
 from npas.training.tracking import Tracker
 from npas.utils.git import git_state
 
@@ -38,28 +39,40 @@ class Outcome:
     earlier: list[dict[str, int]] = field(default_factory=list)  # see `Progress`
 
 
-class Journal:
-    """Keep the records of one training."""
+class Journal(contextlib.ExitStack):
+    """Keep the records of one training, within a `with`."""
 
     def __init__(
         self, experiment: Experiment, run_dir: Path, state: TrainState, steps_per_epoch: int
     ) -> None:
-        process, progress, stage = experiment.process, state.progress, experiment.stage
+        super().__init__()
+        process, progress, plan = experiment.process, state.progress, experiment.allocation
         self.experiment = experiment
         self.state = state
         self.steps_per_epoch = steps_per_epoch
+        facts = {
+            "git": asdict(git_state()),
+            "ranks": process.world,
+            "nodes": process.nodes,
+            "parameters": None if plan is None else asdict(plan.budget),
+        }
         self.tracker = Tracker(
             experiment.config,
             run_dir,
             progress.logged,
             progress.wandb_id,
-            stage,
             is_main=process.is_main,
-            facts=_facts(experiment),
+            facts=facts,
         )
         progress.wandb_id = self.tracker.wandb_id
         total = experiment.epochs * steps_per_epoch
-        self.display = ProgressDisplay(total, progress.step, stage) if process.is_main else None
+        self.display = ProgressDisplay(total, progress.step) if process.is_main else None
+
+    def __enter__(self) -> Journal:
+        self.enter_context(self.tracker)
+        if self.display is not None:
+            self.enter_context(self.display)
+        return self
 
     def step(self) -> None:
         """Report that one more step is done."""
@@ -78,31 +91,36 @@ class Journal:
 
     def compare_layers(self) -> None:
         """Record the layer similarity matrices, at the start and after epochs that ask for it."""
-        config, progress = self.experiment.config, self.state.progress
-        every = config.sharing.lsm_every
-        if not every or self.experiment.allocation is None or self.experiment.stage != TRAIN:
+        experiment, progress = self.experiment, self.state.progress
+        every = experiment.config.sharing.lsm_every
+        if not every or experiment.allocation is None or experiment.stage != TRAIN:
             return
-        if progress.epoch % every == 0 or progress.epoch == self.experiment.epochs:
-            groups = layer_similarity(self.experiment.model)
-            self.tracker.log_similarity(progress.step, progress.epoch, groups)
+        if progress.epoch % every == 0 or progress.epoch == experiment.epochs:
+            groups = layer_similarity(experiment.model)
+            record = {"step": progress.step, "epoch": progress.epoch, "similarity": groups}
+            self.tracker.write(record)
             progress.logged = self.tracker.lines
 
     def outcome(self, status: str, metrics: dict[str, Any] = NO_METRICS) -> Outcome:
         """Close the records of a training that ended so."""
         self.tracker.summarize(metrics)
         if status == "done" and self.experiment.stage == TRAIN:
-            self.tracker.upload(self.state.newest_folder())
+            self.tracker.upload(self.state.store.path(self.state.progress.step))
         return self._ended(status, metrics)
 
     def diverged(self, reason: Diverged) -> Outcome:
         """Close the records of a training whose numbers went wrong."""
-        norms = norms_at_divergence(self.state)
-        return self._ended("diverged", NO_METRICS, str(reason), reason.step, norms)
+        return self._ended(
+            "diverged",
+            NO_METRICS,
+            error=str(reason),
+            diverged_at=reason.step,
+            norms=norms_at_divergence(self.state),
+        )
 
-    def _ended(self, status: str, metrics: dict[str, Any], *more: Any) -> Outcome:
+    def _ended(self, status: str, metrics: dict[str, Any], **more: Any) -> Outcome:
         state, progress = self.state, self.state.progress
         self.tracker.ended(status)
-        error, diverged_at, norms = more or (None, None, None)
         return Outcome(
             status,
             metrics,
@@ -110,36 +128,7 @@ class Journal:
             progress.epoch,
             state.elapsed_s(),
             peak_memory_bytes(state.process.device),
-            error,
-            progress.history or None,
-            diverged_at,
-            norms,
-            progress.earlier,
+            history=progress.history or None,
+            earlier=progress.earlier,
+            **more,
         )
-
-    def __enter__(self) -> Journal:
-        self.tracker.__enter__()
-        if self.display is not None:
-            self.display.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.display is not None:
-            self.display.__exit__(kind, error, trace)
-        self.tracker.__exit__(kind, error, trace)
-
-
-def _facts(experiment: Experiment) -> dict[str, Any]:
-    """Return what W&B should know of a run beside its config."""
-    plan, process = experiment.allocation, experiment.process
-    return {
-        "git": asdict(git_state()),
-        "ranks": process.world,
-        "nodes": process.nodes,
-        "parameters": None if plan is None else asdict(plan.budget),
-    }

@@ -81,16 +81,17 @@ def launch(trainer: TrainerConfig, work: Callable[..., Any], *arguments: Any) ->
 @contextlib.contextmanager
 def _surroundings(workers: int) -> Iterator[None]:
     """Give each worker its part of the cores, and put back what torch changes in this process."""
-    threads = os.environ.get("OMP_NUM_THREADS")
+    threads, quits = os.environ.get("OMP_NUM_THREADS"), signal.getsignal(signal.SIGQUIT)
     if threads is None:  # workers that each use every core are slower together than one alone
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores // workers))
     try:
-        with signals.restoring(signal.SIGQUIT):
-            yield
+        yield
     finally:
         if threads is None:
             del os.environ["OMP_NUM_THREADS"]
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGQUIT, quits or signal.SIG_DFL)
 
 
 def _work_beside_parent(work: Callable[..., Any], parent: int, arguments: tuple[Any, ...]) -> Any:

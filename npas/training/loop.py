@@ -18,28 +18,31 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from npas.sharing.layer_similarity import recurrence_reward
-from npas.tasks.base import Batch, Task, batches
+from npas.tasks.base import Batch, Learner
 from npas.training import seeding
 from npas.training.averaging import renew_statistics
 from npas.training.distributed import StopVote, check_all_used, wrap
 from npas.training.experiment import Experiment, check_parts
+from npas.training.grouping import TRAIN
 from npas.training.journal import NO_METRICS, Journal, Outcome
 from npas.training.meter import Diverged
 from npas.training.metrics import final_metrics, validate
 from npas.training.optim import build_optimizer, clip, learning_rate
 from npas.training.precision import Precision
-from npas.training.state import TRAIN, TrainState
+from npas.training.state import TrainState
 from npas.utils import signals
 
 
 def train(experiment: Experiment, run_dir: Path) -> Outcome:
-    """Train `experiment.model` in place, from the stage's newest checkpoint in `run_dir` if any.
+    """Train `experiment.model` in place, from the newest checkpoint in `run_dir` if any.
 
     The model ends with its last weights. ValueError, before any step, if data are missing or the
     checkpoint is another config's.
     """
     config, task, model = experiment.config, experiment.task, experiment.model
-    process, stage, epochs = experiment.process, experiment.stage, experiment.epochs
+    process, epochs = experiment.process, experiment.epochs
+    learner, reward = experiment.learner, experiment.recurrence_weight
+    measures = experiment.stage == TRAIN
     check_parts(experiment)
     task.setup()
     steps_per_epoch = task.steps_per_epoch(config.batch_size)
@@ -54,33 +57,28 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
 
     progress, meter, resumed_at = state.progress, state.meter, state.progress.step
     every, save_every = config.trainer.log_every, config.trainer.checkpoint_every
-    shares = experiment.allocation is not None and stage == TRAIN
-    regularizer = config.sharing.recurrence_weight if shares else 0.0
-    journal, vote = Journal(experiment, run_dir, state, steps_per_epoch), StopVote(process)
+    journal = Journal(experiment, run_dir, state, steps_per_epoch)
+    vote = StopVote(process, progress.elapsed_s, state.elapsed_s)
+    most_s = config.trainer.max_seconds if measures else None
 
     with journal, vote, signals.deferred():
         try:
             if progress.step == 0:
                 journal.compare_layers()
-            while progress.epoch < epochs:
+            while progress.epoch < epochs and not vote.is_over(most_s):
                 network.train()
                 task.sync_damage(process.world)
-                for batch in batches(
-                    task,
-                    progress.epoch,
-                    config.batch_size,
-                    first_step=progress.step - progress.epoch * steps_per_epoch,
-                    rank=process.rank,
-                    world=process.world,
-                    workers=config.data.workers,
-                    device=process.device,
-                ):
+                done = progress.step - progress.epoch * steps_per_epoch
+                for batch in experiment.batches(progress.epoch, done, config.data.workers):
                     at_step = progress.step * config.epochs // epochs  # of the whole schedule
+                    if most_s is not None:
+                        by_clock = config.epochs * steps_per_epoch * vote.elapsed_s / most_s
+                        at_step = max(at_step, int(by_clock))
                     rate = learning_rate(config, at_step, steps_per_epoch)
                     progress.step += 1
                     parts = batch.parts(config.trainer.grad_accum_steps)
                     finite, sums, norms_N = gradient(
-                        task, network, parts, optimizer, precision, regularizer
+                        learner, network, parts, optimizer, precision, reward
                     )
                     if process.world > 1 and progress.step == resumed_at + 1:
                         check_all_used(model)
@@ -99,22 +97,24 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                         state.save()
                     if stop:
                         return journal.outcome("preempted")
-                renew_statistics(state, task)
-                progress.epoch += 1
-                if task.has_validation and stage == TRAIN:
+                    if vote.is_over(most_s):
+                        break
+                renew_statistics(experiment, state.averaged, precision, progress.epoch)
+                progress.epoch = progress.step // steps_per_epoch  # as before if the clock ended it
+                if task.has_validation and measures:
                     journal.report(validate(state, task))
                 journal.compare_layers()
                 state.save()
                 if vote.should_stop():  # validation may take long
                     return journal.outcome("preempted")
-            metrics = final_metrics(state, task) if stage == TRAIN else NO_METRICS
+            metrics = final_metrics(state, task) if measures else NO_METRICS
         except Diverged as reason:
             return journal.diverged(reason)
         return journal.outcome("done", metrics)
 
 
 def gradient(
-    task: Task,
+    task: Learner,
     network: nn.Module,
     parts: list[Batch],
     optimizer: torch.optim.Optimizer,
@@ -170,7 +170,7 @@ def update(
     Nor where the gradient is not finite, which fp16 corrects by scaling less.
     """
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1.0)
     overflow = (~norms_N.isfinite().all()).float()
     # The fused kernel reads this, as it does from a scaler, and writes nothing where it is 1.
     optimizer.found_inf = torch.maximum(went_wrong, overflow)  # type: ignore[attr-defined]

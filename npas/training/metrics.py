@@ -1,5 +1,6 @@
 """Measure a network on held-out data, choose the best epoch by it, and read the test set once."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -35,7 +36,7 @@ def measure(
 
 def _measure(state: TrainState, task: Task, split: str) -> dict[str, float]:
     """Measure a training's network: its averaged weights, where it averages."""
-    with state.weights_to_measure():
+    with state.averaged.in_place() if state.averaged else contextlib.nullcontext():
         step = state.progress.step
         return measure(task, state.model, state.precision, split, state.process, step)
 
@@ -50,7 +51,9 @@ def validate(state: TrainState, task: Task) -> dict[str, float]:
     progress.metrics = {f"val/{name}": value for name, value in measured.items()}
     for name, value in {"epoch": progress.epoch, **progress.metrics}.items():
         progress.history.setdefault(name, []).append(value)
-    if progress.best is None or progress.metrics[metric] >= progress.best["metrics"][metric]:
+    sign = -1 if task.lower_is_better else 1
+    best = -math.inf if progress.best is None else sign * progress.best["metrics"][metric]
+    if sign * progress.metrics[metric] >= best:
         progress.best = {
             "step": progress.step,
             "epoch": progress.epoch,

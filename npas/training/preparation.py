@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from npas.tasks import base
-from npas.training import initial
+from npas.training import distillation, initial
 from npas.training.experiment import Experiment, check_parts
 from npas.training.precision import Precision
 from npas.training.state import named_checkpoint
@@ -30,3 +30,4 @@ def prepare(experiment: Experiment) -> None:
     base.check_workers(task, config.data.workers)
     Precision(config.precision, experiment.process.device)
     initial.start(experiment)
+    distillation.prepare(experiment)

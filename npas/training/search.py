@@ -30,16 +30,15 @@ from npas import sharing
 from npas.config import Config, search_epochs
 from npas.config.groups_file import GROUPS_FILE
 from npas.sharing.search import search_vectors, template_gradients
-from npas.tasks import base
 from npas.training import grouping as groupings
 from npas.training import seeding
 from npas.training.checkpoint import Checkpoints
 from npas.training.experiment import Experiment
-from npas.training.grouping import Grouping
+from npas.training.grouping import SEARCH, Grouping
 from npas.training.journal import Outcome
 from npas.training.loop import train
 from npas.training.precision import Precision
-from npas.training.state import SEARCH, descends, named_checkpoint, starts_anew
+from npas.training.state import descends, named_checkpoint, starts_anew
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +57,15 @@ def stored_grouping(config: Config, run_dir: Path) -> Grouping | None:
     """
     if not search_epochs(config) or starts_anew(config):
         return None
-    if config.resume == "auto" or descends(config, run_dir):
+    if config.resume == "auto" or any(descends(config, run_dir / part) for part in ("", SEARCH)):
         if (found := groupings.read(run_dir)) is not None:
-            _refuse_another_run(config, found, run_dir)
+            settings = config.sharing
+            asked = (settings.groups, settings.num_groups, config.seed, search_epochs(config))
+            if asked != (found.method, found.num_groups, found.seed, found.epochs):
+                raise ValueError(
+                    f"{run_dir / GROUPS_FILE} is of another run: its method, num_groups, seed or"
+                    " epochs differ; delete it, and the groups are found again"
+                )
             return found
         checkpoint = Checkpoints(run_dir / "checkpoints").newest()
     else:
@@ -69,34 +74,19 @@ def stored_grouping(config: Config, run_dir: Path) -> Grouping | None:
     return groupings.from_dict(stored) if stored else None
 
 
-def _refuse_another_run(config: Config, found: Grouping, run_dir: Path) -> None:
-    settings = config.sharing
-    asked = (settings.groups, settings.num_groups, config.seed, search_epochs(config))
-    if asked != (theirs := (found.method, found.num_groups, found.seed, found.epochs)):
-        keys = ("method", "num_groups", "seed", "epochs")
-        differing = [
-            f"{key}: {there} there, {here} here"
-            for key, there, here in zip(keys, theirs, asked, strict=True)
-            if there != here
-        ]
-        raise ValueError(
-            f"{run_dir / GROUPS_FILE} is of another run ({'; '.join(differing)}): delete it, and"
-            " the groups are found again"
-        )
-
-
 def search_groups(experiment: Experiment, run_dir: Path) -> tuple[Outcome, Grouping | None]:
     """Train the search's network, group the layers by it and write `groups.json`.
 
-    Goes on from the search's newest checkpoint. The grouping is None where the search diverged.
-    ValueError where the layers cannot be told apart enough.
+    The search is a run of its own in the sub-folder `search`, and goes on from its newest
+    checkpoint. The grouping is None where it diverged. ValueError where the layers cannot be told
+    apart enough.
     """
     assert experiment.stage == SEARCH
     process = experiment.process
     if starts_anew(experiment.config) and process.is_main:
         (run_dir / GROUPS_FILE).unlink(missing_ok=True)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-    outcome = train(experiment, run_dir)
+    outcome = train(experiment, run_dir / SEARCH)
     if outcome.status != "done":
         reason = outcome.error and f"in the search for groups: {outcome.error}"
         return replace(outcome, error=reason), None
@@ -153,15 +143,7 @@ def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
     seeding.seed_torch(config.seed, "gradients")
     halves: list[dict[str, Tensor]] = [{}, {}]
     batches = itertools.chain.from_iterable(
-        base.batches(
-            task,
-            epoch,
-            config.batch_size,
-            rank=process.rank,
-            world=process.world,
-            device=process.device,
-        )
-        for epoch in itertools.count(search_epochs(config))
+        map(experiment.batches, itertools.count(search_epochs(config)))
     )
     precision = Precision(config.precision, process.device)
     scale = FP16_SCALE if precision.scaler else 1.0

@@ -9,56 +9,39 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from npas import models
-from npas.config import OF_PARTS, Config, config_hash, in_parts, is_excluded, run_dir, to_dict
+from npas.config import (
+    OF_PARTS,
+    Config,
+    config_hash,
+    flat,
+    in_parts,
+    is_excluded,
+    run_dir,
+    to_dict,
+)
 from npas.config.groups_file import GROUPS_FILE
 from npas.sharing import Allocation, api, install
 from npas.tasks.common.files import write_whole
 from npas.training.averaging import AveragedWeights
-from npas.training.checkpoint import (
-    Checkpoint,
-    Checkpoints,
-    check_tensor,
-    find_checkpoint,
-    open_checkpoint,
-)
-from npas.training.checks import Length, check_counts, check_scaler, flat, read_progress
-from npas.training.grouping import from_dict
+from npas.training.checkpoint import Checkpoint, Checkpoints, find_checkpoint, open_checkpoint
+from npas.training.experiment import Experiment
+from npas.training.grouping import SEARCH, TRAIN, from_dict
 from npas.training.meter import Meter
 from npas.training.precision import Precision
-
-if TYPE_CHECKING:
-    from npas.training.experiment import Experiment
+from npas.training.progress import Progress, read_progress
 
 log = logging.getLogger(__name__)
 
-SEARCH, TRAIN = "search", "train"  # the stages of a run; most runs have the last alone
 LOG_FILE = "log.jsonl"
 ID_FILE = "wandb_id"  # under which W&B tracks the run
 AVERAGED = "averaged"  # the file of averaged weights in a checkpoint
-
-
-@dataclass
-class Progress:
-    """How far a training has come."""
-
-    step: int = 0  # optimizer steps done
-    epoch: int = 0  # whole epochs done, measured and saved
-    logged: int = 0  # lines of the log, in this stage
-    elapsed_s: float = 0.0  # in all the processes that worked on this run
-    metrics: dict[str, float] | None = None  # of the last epoch, on held-out data
-    best: dict[str, Any] | None = None  # step, epoch and metrics of the best epoch on that data
-    history: dict[str, list[float]] = field(default_factory=dict)  # a column a metric of that data
-    wandb_id: str | None = None
-    # Stretches of the run whose batches were shared out in another way, up to which step each.
-    earlier: list[dict[str, int]] = field(default_factory=list)
 
 
 class TrainState:
@@ -71,22 +54,18 @@ class TrainState:
         precision: Precision,
         run_dir: Path,
     ) -> None:
-        self.config = experiment.config
-        self.stage = experiment.stage
-        self.grouping = experiment.grouping
-        self.process = experiment.process
-        self.task, self.epochs = experiment.task, experiment.epochs
+        self.experiment = experiment
+        self.config, self.process = experiment.config, experiment.process
         self.model = experiment.model
         self.architecture = models.architecture_of(self.config.model, self.model)
         self.optimizer = optimizer
         self.precision = precision
         self.meter = Meter(self.process)
         decay = self.config.optim.ema_decay
-        averages = decay > 0 and self.stage == TRAIN
+        averages = decay > 0 and experiment.stage == TRAIN
         self.averaged = AveragedWeights(self.model, decay) if averages else None
         self.run_dir = run_dir
-        folder = checkpoints_folder(run_dir, self.stage)
-        self.store = Checkpoints(folder, self.config.trainer.keep_last)
+        self.store = Checkpoints(run_dir / "checkpoints", self.config.trainer.keep_last)
         self.progress = Progress()
         self.origin: str | None = None  # the path that `resume` named, if it came from there
         self.since = time.perf_counter()
@@ -102,15 +81,17 @@ class TrainState:
         self.progress.elapsed_s, self.since = self.elapsed_s(), time.perf_counter()
         if not self.process.is_main:
             return
-        scaler = self.precision.scaler
+        scaler, grouping = self.precision.scaler, self.experiment.grouping
+        shares = install.is_shared(self.model)
         state = {
             "progress": asdict(self.progress),
             "config": to_dict(self.config),
             "config_hash": config_hash(self.config),
             "scaler": scaler.state_dict() if scaler else None,
-            "stage": self.stage,
-            "grouping": self.grouping.to_dict() if self.grouping else None,
-            "allocation": self._allocation(),
+            "stage": self.experiment.stage,
+            "grouping": grouping.to_dict() if grouping else None,
+            # `build` makes the same network of it whatever it would plan.
+            "allocation": api.allocation(self.model).to_dict() if shares else None,
             "architecture": self.architecture,
             "ranks": self.process.world,
             "origin": self.origin,
@@ -124,10 +105,6 @@ class TrainState:
             }
         best = self.progress.best
         self.store.save(self.progress.step, state, tensors, best["step"] if best else None)
-
-    def newest_folder(self) -> Path:
-        """Return the folder of the checkpoint of this step."""
-        return self.store.path(self.progress.step)
 
     def resume(self) -> bool:
         """Restore what `config.resume` asks for, if it is there; say whether anything was.
@@ -157,7 +134,7 @@ class TrainState:
     def _take_over_log(self, folder: Path) -> None:
         """Start the log with that of the run whose checkpoint is resumed."""
         self.progress.wandb_id = None  # which tracks the other
-        for run in folder.parents[:3]:
+        for run in folder.parents[:2]:
             if (run / LOG_FILE).is_file():
                 write_whole(self.run_dir / LOG_FILE, (run / LOG_FILE).read_text(errors="replace"))
                 return
@@ -168,69 +145,68 @@ class TrainState:
         best = self.progress.best
         if best is None:
             return
+        path = self.store.path(best["step"])
         try:
-            if source != self.store.folder and not self.store.path(best["step"]).exists():
-                self.store.adopt(Checkpoints(source).at(best["step"]))
-            self.store.at(best["step"])
+            if not path.exists():
+                self.store.adopt(open_checkpoint(source / path.name))
+            open_checkpoint(path)
         except ValueError as error:
             log.warning("the best epoch so far is lost, and chosen among those to come: %s", error)
             self.progress.best = None
 
     def _find(self) -> Checkpoint | None:
-        if starts_anew(self.config):
+        config, grouping = self.config, self.experiment.grouping
+        if starts_anew(config):
             self.store.clear()
-            if self.grouping is None:  # after a search the run is tracked already
-                (self.run_dir / ID_FILE).unlink(missing_ok=True)
+            (self.run_dir / ID_FILE).unlink(missing_ok=True)
             return None
-        is_own = self.config.resume == "auto" or descends(self.config, self.run_dir)
-        found = self.store.newest() if is_own else named_checkpoint(self.config, self.stage)
-        self.origin = None if self.config.resume == "auto" else str(Path(self.config.resume))
+        is_own = config.resume == "auto" or descends(config, self.run_dir)
+        found = self.store.newest() if is_own else named_checkpoint(config, self.experiment.stage)
+        self.origin = None if config.resume == "auto" else str(Path(config.resume))
         if found is None:
             return None
         found = self.store.settle(found)
         self.origin = self.origin or found.state.get("origin")
-        refuse_another_config(self.config, found)
+        refuse_another_config(config, found)
         stored = found.state.get("grouping")
-        if self.grouping and stored and from_dict(stored).groups != self.grouping.groups:
+        if grouping and stored and from_dict(stored).groups != grouping.groups:
             raise ValueError(
                 f"{found.folder} was trained with other groups than the run's {GROUPS_FILE} has: "
                 "delete that file, or set resume=never"
             )
         return found
 
-    def _allocation(self) -> dict[str, Any] | None:
-        """Return who shares what: `build` makes the same network of it whatever it would plan."""
-        return api.allocation(self.model).to_dict() if install.is_shared(self.model) else None
-
     def _load(self, found: Checkpoint) -> None:
-        length = Length(self.epochs, self.task.steps_per_epoch(self.config.batch_size))
-        metric = f"val/{self.task.selection_metric}"
-        progress = read_progress(found, Progress, length, metric)
-        if stored := found.state.get("allocation"):
-            try:
+        steps_per_epoch = self.experiment.task.steps_per_epoch(self.config.batch_size)
+        progress = read_progress(found, self.experiment.epochs, steps_per_epoch)
+        with found.refusing(), torch.no_grad():
+            if stored := found.state.get("allocation"):
                 install.take_scales(self.model, Allocation.from_dict(stored))
-            except ValueError as error:
-                raise ValueError(f"{found.folder} cannot be resumed: {error}") from None
-        own = self._optimizer_tensors()
-        saved = found.tensors("optimizer", own)
-        weights = self.model.state_dict()
-        self.model.load_state_dict(found.tensors("model", weights))
-        with torch.no_grad():
+            own, weights = self._optimizer_tensors(), self.model.state_dict()
+            saved = found.tensors("optimizer", own)
+            self.model.load_state_dict(found.tensors("model", weights))
             for name, tensor in own.items():
                 tensor.copy_(saved[name])
-        if self.averaged:
-            averages = {name: weights[name] for name in self.averaged.tensors}
-            self.averaged.load(found.tensors(AVERAGED, averages))
-        if scaler := self.precision.scaler:
-            with found.refusing():
-                scaler.load_state_dict(check_scaler(found.state["scaler"], scaler.state_dict()))
-        self.progress = progress
-        if found.state.get("ranks") == self.process.world:
-            for kind, load in (("rng", self._load_rng), ("meter", self._load_meter)):
+            if self.averaged:
+                averages = {name: weights[name] for name in self.averaged.tensors}
+                self.averaged.load(found.tensors(AVERAGED, averages))
+            if scaler := self.precision.scaler:
+                scaler.load_state_dict(found.state["scaler"])
+            if found.state.get("ranks") == self.process.world:
                 start = f"{self.process.rank}/"
-                tensors = found.tensors(kind).items()
-                with found.refusing():
-                    load({k.removeprefix(start): v for k, v in tensors if k.startswith(start)})
+                rng, meter = (
+                    {
+                        name.removeprefix(start): tensor
+                        for name, tensor in found.tensors(kind).items()
+                        if name.startswith(start)
+                    }
+                    for kind in ("rng", "meter")
+                )
+                torch.set_rng_state(rng["cpu"])
+                if "cuda" in rng and self.process.device.type == "cuda":
+                    torch.cuda.set_rng_state(rng["cuda"], self.process.device)
+                self.meter.load(meter)
+        self.progress = progress
         self._note_other_parts(found)
 
     def _note_other_parts(self, found: Checkpoint) -> None:
@@ -252,12 +228,6 @@ class TrainState:
             )
 
     @contextlib.contextmanager
-    def weights_to_measure(self) -> Iterator[None]:
-        """Put the weights to be measured, averaged ones if there are any, into the network."""
-        with self.averaged.in_place() if self.averaged else contextlib.nullcontext():
-            yield
-
-    @contextlib.contextmanager
     def weights_of(self, step: int) -> Iterator[bool]:
         """Put a stored step's weights into the network; yield whether they could be read."""
         last = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
@@ -266,7 +236,7 @@ class TrainState:
         try:
             if self.process.is_main:
                 try:
-                    load_weights(self.model, self.store.at(step))
+                    load_weights(self.model, open_checkpoint(self.store.path(step)))
                     found = True
                 except ValueError as error:
                     log.warning("the best epoch cannot be measured on the test set: %s", error)
@@ -290,26 +260,15 @@ class TrainState:
             tensors["cuda"] = torch.cuda.get_rng_state(self.process.device)
         return tensors
 
-    def _load_rng(self, tensors: dict[str, Tensor]) -> None:
-        for name, like in self._rng_tensors().items():
-            if name != "cuda" or name in tensors:  # it may have been trained without a GPU
-                check_tensor(tensors.get(name), like, f"state of random numbers ({name})")
-        try:
-            torch.set_rng_state(tensors["cpu"])
-            if "cuda" in tensors and self.process.device.type == "cuda":
-                torch.cuda.set_rng_state(tensors["cuda"], self.process.device)
-        except RuntimeError as error:
-            raise ValueError(f"its state of random numbers is none: {error}") from None
 
-    def _load_meter(self, tensors: dict[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
-            like = torch.zeros((), dtype=torch.float64)
-            check_tensor(
-                tensor, torch.zeros(2, dtype=torch.int64) if name == "counts" else like, name
-            )
-        check_tensor(tensors.get("counts"), torch.zeros(2, dtype=torch.int64), "counts")
-        check_counts(tensors["counts"], self.progress)
-        self.meter.load(tensors)
+def trained_checkpoint(path: Path) -> Checkpoint:
+    """Open a run's newest checkpoint, or one of them; ValueError also for one of a search."""
+    if (path / SEARCH).is_dir() and not (path / "checkpoints").is_dir():
+        raise ValueError(f"{path} is still searching for its groups: train it to its end first")
+    found = find_checkpoint(path)
+    if found.state.get("stage", TRAIN) == SEARCH:
+        raise ValueError(f"{path} is the search for a run's groups: name the run's own folder")
+    return found
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -322,17 +281,11 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     model.load_state_dict(tensors)
 
 
-def checkpoints_folder(run_dir: Path, stage: str) -> Path:
-    """Return where a stage of a run keeps its checkpoints."""
-    return run_dir / SEARCH / "checkpoints" if stage == SEARCH else run_dir / "checkpoints"
-
-
-def descends(config: Config, run_dir: Path) -> bool:
-    """Return whether the run has already gone on from the path that `resume` names."""
+def descends(config: Config, folder: Path) -> bool:
+    """Return whether the training there has already gone on from the path that `resume` names."""
     if config.resume in ("auto", "never") or config.force:
         return False
-    stores = (Checkpoints(checkpoints_folder(run_dir, stage)) for stage in (TRAIN, SEARCH))
-    newest = next((found for store in stores if (found := store.newest())), None)
+    newest = Checkpoints(folder / "checkpoints").newest()
     return newest is not None and newest.state.get("origin") == str(Path(config.resume))
 
 
@@ -341,12 +294,13 @@ def starts_anew(config: Config) -> bool:
     return config.resume == "never" or (config.resume == "auto" and config.force)
 
 
-def resumes(config: Config, stage: str = TRAIN) -> bool:
-    """Return whether the run's training has begun before, and is to go on."""
+def resumes(config: Config, stage: str) -> bool:
+    """Return whether the run's training, or its search for groups, has begun and is to go on."""
+    folder = run_dir(config) / (SEARCH if stage == SEARCH else "")
     if starts_anew(config):
         return False
-    if config.resume == "auto" or descends(config, run_dir(config)):
-        return Checkpoints(checkpoints_folder(run_dir(config), stage)).newest() is not None
+    if config.resume == "auto" or descends(config, folder):
+        return Checkpoints(folder / "checkpoints").newest() is not None
     return named_checkpoint(config, stage) is not None
 
 
@@ -382,9 +336,8 @@ def refuse_another_config(config: Config, found: Checkpoint) -> None:
         for key in sorted({*ours, *theirs})
         if ours.get(key) != theirs.get(key) and not is_excluded(key) and key not in OF_PARTS
     ]
-    why = "; ".join(differing) or "by its config_hash"
     raise ValueError(
-        f"{found.folder} was trained with another config ({why}): "
+        f"{found.folder} was trained with another config ({'; '.join(differing)}): "
         "set these keys as they are there, or resume=never"
     )
 

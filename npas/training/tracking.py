@@ -4,27 +4,26 @@ The tables are made from the run's own files. W&B is a convenience: whatever it 
 long it takes, is one warning, and the run goes on without it.
 """
 
-import contextlib
+from __future__ import annotations
+
 import json
 import logging
 import os
 import queue
 import re
 import secrets
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from npas.config import Config, search_epochs, to_dict
+from npas.config import Config, to_dict
 from npas.tasks.common.files import write_whole
-from npas.training.state import AVERAGED, ID_FILE, LOG_FILE, SEARCH, TRAIN
+from npas.training.grouping import SEARCH, TRAIN
+from npas.training.state import AVERAGED, ID_FILE, LOG_FILE
 from npas.utils.git import PACKAGE_FOLDER
 
 log = logging.getLogger(__name__)
-WANDB_LOG = logging.getLogger("wandb")
 
 START_S = 10.0  # that a training waits for W&B before it begins; W&B may begin later
 INIT_S = 30.0  # that W&B's service tries to reach the server: `init_timeout`, 90 s by default
@@ -39,10 +38,7 @@ def mode_of(config: Config) -> str:
 
 
 class Tracker:
-    """Write what a run logs, a dict of plain numbers a line, each with its "step".
-
-    Lines of a search for groups say so: "stage": "search".
-    """
+    """Write what a run logs, a dict of plain numbers a line, each with its "step"."""
 
     def __init__(
         self,
@@ -50,19 +46,17 @@ class Tracker:
         run_dir: Path,
         logged: int,
         wandb_id: str | None,
-        stage: str = TRAIN,
         *,
         is_main: bool = True,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Continue after the stage's first `logged` lines, dropping later ones.
+        """Continue after the log's first `logged` lines, dropping later ones.
 
         `wandb_id` names the W&B run to go on in; None: the one that this folder was tracked as
         before, or a new one. `facts` are plain data for W&B, beside the config. A process that does
         not lead counts lines, and writes nothing.
         """
-        self.stage = stage
-        self.lines = logged  # of this stage
+        self.lines = logged
         self.wandb_id = wandb_id
         self.status = "failed"  # unless one is told
         self.uploads = config.wandb.artifacts
@@ -72,9 +66,9 @@ class Tracker:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / LOG_FILE
-        before, own = _first_lines(path, logged, stage)
+        before, own = _first_lines(path, logged)
         kept = path.with_suffix(".tmp")
-        kept.write_bytes(b"".join([*before, *own]))
+        kept.write_bytes(b"".join([*(before if logged else ()), *own]))
         os.replace(kept, path)
         self.lines = len(own)
         self.file = open(path, "a", buffering=1)  # noqa: SIM115 (open for the run's length)
@@ -89,14 +83,15 @@ class Tracker:
             self.wandb = _Wandb(mode, config, run_dir, self.wandb_id, dict(facts or {}))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Write one line; a number that is not finite is written as null."""
-        self._write(record if self.stage == TRAIN else {"stage": self.stage, **record})
-        self._tell(lambda run: run.log(self._named(record)))
+        """Write one line, to W&B, too; a number that is not finite is written as null."""
+        self.write(record)
+        self._tell(lambda run: run.log(record))
 
-    def log_similarity(self, step: int, epoch: int, groups: list[dict[str, Any]]) -> None:
-        """Write a line with the layer similarity matrices, as `Similarity.to_dict` has them."""
-        self._write({"step": step, "epoch": epoch, "similarity": groups})
-        self._tell(lambda run: run.log({"step": step, **_heat_maps(groups)}))
+    def write(self, record: dict[str, Any]) -> None:
+        """Write one line to the log alone."""
+        if self.file is not None:
+            self.file.write(json.dumps({k: _jsonable(v) for k, v in record.items()}) + "\n")
+        self.lines += 1
 
     def summarize(self, figures: Mapping[str, Any]) -> None:
         """Set the run's summary in W&B; of {"last": {"accuracy": 98.0}} it is "last/accuracy"."""
@@ -106,7 +101,7 @@ class Tracker:
                 flat |= {f"{key}/{name}": figure for name, figure in value.items()}
             elif value is not None:
                 flat[key] = value
-        self._tell(lambda run: run.summary.update(self._named(flat)))
+        self._tell(lambda run: run.summary.update(flat))
 
     def upload(self, checkpoint: Path) -> None:
         """Upload a checkpoint's weights to W&B, if `wandb.artifacts` asks for it."""
@@ -122,28 +117,14 @@ class Tracker:
             self._tell(lambda run: run.mark_preempting())
             self.wandb.patience_s = PREEMPTED_S
 
-    def _write(self, record: dict[str, Any]) -> None:
-        if self.file is not None:
-            self.file.write(json.dumps({k: _jsonable(v) for k, v in record.items()}) + "\n")
-        self.lines += 1
-
     def _tell(self, call: Callable[[Any], object]) -> None:
-        if self.wandb is not None:
-            self.wandb.tell(call)
+        if self.wandb is not None and self.wandb.thread.is_alive():
+            self.wandb.calls.put(call)
 
-    def _named(self, record: dict[str, Any]) -> dict[str, Any]:
-        start = "" if self.stage == TRAIN else f"{self.stage}/"
-        return {f"{start}{key}": value for key, value in record.items()}
-
-    def __enter__(self) -> "Tracker":
+    def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.file is not None:
             self.file.close()
         if self.wandb is not None:
@@ -178,15 +159,8 @@ class _Wandb:
         except Exception as error:
             self._warn(f"going on without wandb (wandb.mode={mode})", error)
             return
-        # Where wandb's log file cannot be written, logging prints a traceback for each line of it.
-        WANDB_LOG.addHandler = self._add_handler  # type: ignore[method-assign]
         self.thread.start()
         self.started.wait(START_S)
-
-    def tell(self, call: Callable[[Any], object]) -> None:
-        """Queue a call on W&B's run for the thread."""
-        if self.thread.is_alive():
-            self.calls.put(call)
 
     def close(self, exit_code: int) -> None:
         """Finish the run, and leave what cannot be sent in time to `wandb sync`."""
@@ -200,30 +174,19 @@ class _Wandb:
                 f"not all was sent: `wandb sync --include-online {self.folder}/*run-*`", waited
             )
         self.has_warned = True  # what comes later is no news after the command's last line
-        with contextlib.suppress(AttributeError):
-            del WANDB_LOG.addHandler
 
-    def _add_handler(self, hdlr: logging.Handler) -> None:
-        def fail(record: logging.LogRecord) -> None:
-            error = sys.exc_info()[1] or OSError("unknown error")
-            self._warn("wandb cannot write its log file", error)
-
-        hdlr.handleError = fail  # type: ignore[method-assign]
-        logging.Logger.addHandler(WANDB_LOG, hdlr)
-
-    def _work(
-        self, mode: str, config: Config, run_dir: Path, run_id: str, facts: dict[str, Any]
-    ) -> None:
+    def _work(self, mode: str, *start: Any) -> None:
         # W&B may raise anything, SystemExit included, and none of it is worth the run.
         try:
-            run = _start_wandb(mode, config, run_dir, run_id, facts)
+            run = _start_wandb(mode, *start)
         except BaseException as error:  # no key, no network, a full disk, a version that changed
             self._warn(f"going on without wandb (wandb.mode={mode})", error)
             return
         finally:
             self.started.set()
         try:
-            _define_metrics(run, config)
+            # Plotted over our own step count: W&B would drop steps that are done again.
+            run.define_metric("*", step_metric="step")
             while (call := self.calls.get()) is not None:
                 call(run)
         except BaseException as error:
@@ -249,10 +212,10 @@ def _start_wandb(
     import wandb
 
     # Errors only: it then asks for no key either, where nobody may answer and a bar is drawn.
-    wandb.setup(wandb.Settings(quiet=True, show_info=False))
+    quiet: dict[str, Any] = {"quiet": True, "show_info": False}
+    wandb.setup(wandb.Settings(**quiet))
     settings = wandb.Settings(
-        quiet=True,
-        show_info=False,
+        **quiet,
         console="off",
         init_timeout=INIT_S,
         finish_timeout=FINISH_S,
@@ -261,13 +224,14 @@ def _start_wandb(
     if commit := facts.get("git", {}).get("commit"):  # else W&B takes the current folder's
         settings.git_commit = commit
         settings.git_root = str(PACKAGE_FOLDER.parent)
+    searches = run_dir.name == SEARCH
     run = wandb.init(
         mode=mode,
         project=config.wandb.project,
         entity=config.wandb.entity,
         group=config.wandb.group or config.exp,
-        job_type="train",
-        name=run_dir.name,
+        job_type=SEARCH if searches else TRAIN,
+        name=f"{run_dir.parent.name}/{SEARCH}" if searches else run_dir.name,
         tags=config.wandb.tags,
         config={**to_dict(config), "facts": facts},
         dir=run_dir,
@@ -279,13 +243,6 @@ def _start_wandb(
     if not run.offline:
         log.info("tracked at %s", run.url)
     return run
-
-
-def _define_metrics(run: Any, config: Config) -> None:
-    """Plot metrics over our own step count: W&B would drop steps that are done again."""
-    run.define_metric("*", step_metric="step")
-    if search_epochs(config):
-        run.define_metric(f"{SEARCH}/*", step_metric=f"{SEARCH}/step")
 
 
 def _upload(run: Any, checkpoint: Path) -> None:
@@ -301,19 +258,6 @@ def _upload(run: Any, checkpoint: Path) -> None:
         logged.wait(timeout=int(UPLOAD_S))
 
 
-def _heat_maps(groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the matrices as small grey images, one pixel a pair of layers."""
-    import numpy as np
-    import wandb
-
-    return {
-        f"lsm/{group['group']}": wandb.Image(
-            np.nan_to_num(255 * np.array(group["matrix"], dtype=float)).astype(np.uint8)
-        )
-        for group in groups
-    }
-
-
 def _stored_id(run_dir: Path) -> str | None:
     """Return the id that the folder was tracked as; None if there is none that could be one."""
     try:
@@ -323,35 +267,28 @@ def _stored_id(run_dir: Path) -> str | None:
     return found if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found) else None
 
 
-def _first_lines(path: Path, count: int, stage: str) -> tuple[list[bytes], list[bytes]]:
-    """Return the lines of a search before this stage, and the first `count` of the stage itself.
+def _first_lines(path: Path, count: int) -> tuple[list[bytes], list[bytes]]:
+    """Return the first `count` lines of a log, and before them those of a search.
 
-    Lines that a kill or a full disk has damaged are left out, but count with those before them.
+    Lines that a kill or a full disk has damaged are left out, but count. Earlier versions logged a
+    search for groups in the run's own log, in lines that do not count.
     """
     before: list[bytes] = []
     own: list[bytes] = []
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    stages = [_stage_of(line) for line in lines]
-    current, counted = next(filter(None, stages), stage), 0
-    for line, found in zip(lines, stages, strict=True):
-        current = found or current
-        counted += current == stage
-        if found is not None and current == stage and counted <= count:
-            own.append(line + b"\n")
-        elif found == SEARCH and stage == TRAIN:
+    counted = 0
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            is_whole, stage = isinstance(record["step"], int), record.get("stage", TRAIN)
+        except (ValueError, TypeError, KeyError):
+            is_whole, stage = False, TRAIN
+        if stage == SEARCH:
             before.append(line + b"\n")
+            continue
+        counted += 1
+        if is_whole and counted <= count:
+            own.append(line + b"\n")
     return before, own
-
-
-def _stage_of(line: bytes) -> str | None:
-    """Return the stage that a line of the log is of; None if it is none of ours."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-        return None
-    return SEARCH if record.get("stage") == SEARCH else TRAIN
 
 
 def _jsonable(value: Any) -> Any:

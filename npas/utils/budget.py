@@ -1,4 +1,4 @@
-"""Read parameter budgets, and write each in one way: `0.1`, `10%`, `18M`. Needs no torch."""
+"""Read budgets, and write each in one way: `0.1`, `10%`, `18M`, `16MB`. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,39 +11,49 @@ from numbers import Rational, Real
 LARGEST_BARE_NUMBER = 16
 LONGEST = 100  # characters of a budget, however it is written
 _SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9}
+_BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}  # two letters: 1.2B stays 1.2 billion parameters
 _PATTERN = re.compile(
-    r"(?P<number>\d+(\.\d*)?|\.\d+|\d+/\d+)(?P<exponent>[eE][-+]?\d{1,2})?(?P<unit>[%KMB]?)",
+    r"(?P<number>\d+(\.\d*)?|\.\d+|\d+/\d+)(?P<exponent>[eE][-+]?\d{1,2})?(?P<unit>[KMG]B|[%KMB]?)",
     re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget as asked for: a fraction of the dense count, or an absolute count.
+    """A budget as asked for: a fraction of the dense count, an absolute count, or bytes.
 
-    Exactly one of the two is set. Fractions are exact, so that `29%` of 100 parameters is 29.
+    Exactly one of the three is set. Fractions are exact, so that `29%` of 100 parameters is 29.
+    `size` bounds the exported artifact in bytes, and with it the parameters.
     """
 
     fraction: Fraction | None = None
     absolute: int | None = None
+    size: int | None = None
 
     @property
     def canonical(self) -> str:
-        """Spell the budget in the one way that equal budgets share: `0.1`, `2`, `18M`, `1.234K`.
+        """Spell the budget in the one way that equal budgets share: `0.1`, `2`, `18M`, `16MB`.
 
         What is spelled reads back as this very budget: a fraction above 16 is written in percent.
         """
         if self.absolute is not None:
             return spell_count(self.absolute)
+        if self.size is not None:
+            return spell_size(self.size)
         assert self.fraction is not None
         if self.fraction > LARGEST_BARE_NUMBER:
             return f"{_spell(self.fraction * 100)}%"
         return _spell(self.fraction)
 
     def allowed(self, dense: int) -> int:
-        """Return the number of trainable parameters allowed for a dense network of `dense`."""
+        """Return the number of trainable parameters allowed for a dense network of `dense`.
+
+        ValueError for bytes: how many parameters they hold is the network's to say.
+        """
         if self.absolute is not None:
             return self.absolute
+        if self.size is not None:
+            raise ValueError(f"budget={self.canonical} bounds bytes, not parameters: npas.plan it")
         assert self.fraction is not None
         return int(self.fraction * dense)
 
@@ -54,7 +64,8 @@ BudgetLike = str | float | Rational | Decimal | Budget
 def parse_budget(value: BudgetLike) -> Budget:
     """Parse `0.1`, `"10%"`, `2.0`, `"18M"`, `"250k"`, `"1.2B"`, `Fraction(1, 3)`, `"1/3"`.
 
-    A `Budget` is returned as it is; a float stands for the shortest decimal that reads back as it.
+    `"16MB"` and `"500KB"` are bytes, of 1,000 a KB. A `Budget` is returned as it is; a float stands
+    for the shortest decimal that reads back as it.
     Raises ValueError for anything else, and for a bare number above 16: it may be a budget of more
     than 1600% or a forgotten suffix.
     """
@@ -67,6 +78,7 @@ def parse_budget(value: BudgetLike) -> Budget:
         raise ValueError(
             f"budget={text[:LONGEST]} is not a budget: write a fraction of the dense parameters"
             " (0.1 or 10%) or an absolute count (18M, 250K, 1.2B)"
+            ", or the bytes of an artifact (16MB, 500KB)"
         )
     request = _request(text, match)
     if len(request.canonical) > LONGEST:
@@ -84,6 +96,10 @@ def _request(text: str, match: re.Match[str]) -> Budget:
         if absolute < 1:
             raise ValueError(f"budget={text} is less than one parameter: write a larger count")
         return Budget(absolute=absolute)
+    if unit in _BYTES:
+        if (size := int(number * _BYTES[unit])) < 1:
+            raise ValueError(f"budget={text} is less than one byte: write a larger size")
+        return Budget(size=size)
     if unit == "%":
         return Budget(fraction=number / 100)
     if number > LARGEST_BARE_NUMBER:
@@ -104,11 +120,22 @@ def _readings(number: Fraction) -> str:
 
 def spell_count(count: int) -> str:
     """Write an absolute count exactly, as a budget can be asked for: `18M`, `17.126K`."""
-    for suffix in ("B", "M"):
-        unit = _SUFFIXES[suffix]
+    return _spell_in(count, _SUFFIXES)
+
+
+def spell_size(size: int) -> str:
+    """Write bytes exactly, as a budget can be asked for: `16MB`, `15863.489KB`, `0.012KB`."""
+    return _spell_in(size, _BYTES)
+
+
+def _spell_in(count: int, units: dict[str, int]) -> str:
+    """Write a count in the largest unit of which it has three decimals at most, or thousands."""
+    smallest, *larger = units
+    for suffix in reversed(larger):
+        unit = units[suffix]
         if count >= unit and count * 1000 % unit == 0:
             return _spell(Fraction(count, unit)) + suffix
-    return _spell(Fraction(count, 1000)) + "K"
+    return _spell(Fraction(count, units[smallest])) + smallest
 
 
 def _spell(number: Fraction) -> str:

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 EXIT_CODE = 75  # sysexits.h: a temporary failure, try again
@@ -56,39 +55,6 @@ class _Watch:
 _watch: _Watch | None = None
 
 
-class _Handlers:
-    """The handlers of signals: Python's, and those that C code has installed.
-
-    (`signal.getsignal` does not know of the latter: `faulthandler.register`, an embedding program.)
-    """
-
-    def __init__(self, *numbers: int) -> None:
-        self.of = {number: signal.getsignal(number) for number in numbers}
-        self._sigaction = ctypes.CDLL(None).sigaction
-        self._actions = {number: ctypes.create_string_buffer(1024) for number in numbers}
-        for number, action in self._actions.items():  # a struct sigaction has 152 bytes on Linux
-            self._sigaction(number, None, action)
-
-    def put_back(self) -> None:
-        """Install them again."""
-        for number, handler in self.of.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-            self._sigaction(number, self._actions[number], None)
-
-
-@contextlib.contextmanager
-def restoring(*numbers: int) -> Iterator[None]:
-    """Put the handlers of these signals back at the end; beside the main thread, do nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = _Handlers(*numbers)
-    try:
-        yield
-    finally:
-        handlers.put_back()
-
-
 @contextlib.contextmanager
 def watching(at_end: Literal["restore", "deliver", "keep"] = "restore") -> Iterator[None]:
     """Catch the signals; within another `watching`, or beside the main thread, do nothing.
@@ -105,27 +71,27 @@ def watching(at_end: Literal["restore", "deliver", "keep"] = "restore") -> Itera
     _watch = watch = _Watch()
     if at_end == "keep":
         atexit.register(_ignore_repeated, watch)  # before others are: it is called after them
-    before = _Handlers(*SIGNALS)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in [*before.items()]:
+        # None: not installed from Python, and not to be put back. Ignored: by nohup.
+        if handler is None or (number == signal.SIGHUP and handler == signal.SIG_IGN):
+            del before[number]
     try:
-        for number in SIGNALS:
-            if number != signal.SIGHUP or before.of[number] != signal.SIG_IGN:  # not under nohup
-                signal.signal(number, watch.receive)
+        for number in before:
+            signal.signal(number, watch.receive)
         yield
     finally:
         watch.deferring += 1  # a signal that comes now raises nothing any more
         _watch = None
         if at_end != "keep" or not watch.received:
-            before.put_back()
+            for number, handler in before.items():
+                signal.signal(number, handler)
         for received in dict.fromkeys(watch.received):
-            _hand_on(received, before.of[received], by_default=at_end == "deliver")
-
-
-def _hand_on(number: int, handler: Any, *, by_default: bool) -> None:
-    """Call the handler of a signal that was caught; `by_default` also where it is the default."""
-    if callable(handler) and handler is not signal.default_int_handler:
-        handler(number, None)
-    elif by_default and handler != signal.SIG_IGN:
-        signal.raise_signal(number)
+            handler = before[signal.Signals(received)]
+            if callable(handler) and handler is not signal.default_int_handler:
+                handler(received, None)
+            elif at_end == "deliver" and handler != signal.SIG_IGN:
+                signal.raise_signal(received)
 
 
 def _ignore_repeated(watch: _Watch) -> None:

@@ -125,7 +125,7 @@ WRONG = [
     ("npas-eval run=x split=train", "split must be test or val, got 'train'"),
     ("npas-eval run=x data.rot=y", "unknown key 'data.rot': did you mean 'data.root'?"),
     ("npas-export", "run is missing"),
-    ("npas-export run=x format=pickle", "format must be safetensors, got 'pickle'"),
+    ("npas-export run=x format=pickle", "format must be safetensors or artifact, got 'pickle'"),
     ("npas-export run=nowhere", "there is no folder nowhere"),
     ("npas-table", "the table's name is missing"),
     ("npas-table digit", "there is no table 'digit'; did you mean digits or digits_swrn?"),

@@ -35,7 +35,7 @@ def test_a_budget_below_the_floor_names_the_floor(run: Run) -> None:
 
 def test_the_json_is_one_object_of_known_keys(run: Run) -> None:
     found = plan(run, "+exp=wrn_cifar10", "budget=10%")
-    assert set(found) == {"budget", "split", "groups", "layers", "flops", "input_shape"}
+    assert set(found) == {"budget", "split", "groups", "layers", "flops", "input_shape", "artifact"}
     assert set(found["budget"]) == {"asked", "dense", "allowed", "used", "utilization"}
     assert found["budget"]["dense"] == 36_479_194
     assert isinstance(found["layers"], list) and isinstance(found["groups"], list)

@@ -121,7 +121,7 @@ def test_another_run_takes_the_groups_by_content(run: Run, found: Path, tmp_path
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "is not there"),
+        (None, "No such file"),
         ("{", "cannot be read"),
         ("[1]", "cannot be read"),
         ("{}", "it maps no layers to groups"),
@@ -154,7 +154,7 @@ def test_a_root_that_is_a_file_is_one_clear_line(run: Run, command: str) -> None
 
 def test_a_run_without_groups_says_so(run: Run, trained: Path) -> None:
     answer = run("npas-train", *SMALL, f"sharing.groups={trained}")
-    assert answer.code == 2 and "holds no groups.json: name a run that found groups" in answer.err
+    assert answer.code == 2 and "name a run that found groups" in answer.err
 
 
 def test_a_damaged_file_in_the_run_says_what_to_do(

@@ -70,6 +70,16 @@ def test_parts_of_a_batch_add_up_to_the_batch(
     assert losses(alone) == pytest.approx(losses(shared_out), rel=1e-4)
 
 
+def test_ranks_export_one_artifact_and_measure_what_it_holds(trainings: Trainings) -> None:
+    ended = trainings.run_ranks(2, *SAME, "budget=12KB")
+    assert codes(ended) == [0, 0], ended[0].err + ended[1].err
+    found = result(folder_in(trainings.home / "runs"))
+    assert found.artifact is not None and found.artifact.metrics is not None
+    assert found.artifact.bytes <= found.artifact.bytes_before_compression <= 12_000
+    over = trainings.run_ranks(2, *SAME, "budget=12KB", "artifact.expected_ratio=4", "seed=1")
+    assert codes(over) == [1, 1] and "more than budget=12KB" in over[0].err
+
+
 def test_ranks_leave_one_folder_one_log_and_one_voice(trainings: Trainings) -> None:
     first, second = trainings.run_ranks(2, *SAME)
     assert codes([first, second]) == [0, 0], first.err + second.err

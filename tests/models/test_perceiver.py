@@ -18,7 +18,7 @@ TINY = {"latents": 6, "channels": 8, "cross_attentions": 3, "blocks": 2, "heads"
 def tiny(**keys: Any) -> perceiver.Perceiver:
     torch.manual_seed(0)
     settings: dict[str, Any] = TINY | keys
-    return perceiver.build(perceiver.Config(**settings), InputSpec((3, 9, 9), 5))  # type: ignore[return-value]
+    return perceiver.build(perceiver.Config(**settings), InputSpec((3, 9, 9), 5))
 
 
 def full(share: Any) -> torch.nn.Module:
@@ -41,23 +41,14 @@ def test_counts_and_flops_are_the_published_ones(share: str, count: int, publish
     assert counter.get_total_flops() == 706_279_096_320
 
 
-def test_it_keeps_budgets_as_any_network_does() -> None:
-    model = full("none")
-    for budget, used in (("44.9M", 44_900_000), ("0.1", 32_624_185)):
-        assert npas.plan(model, budget).budget.used == used
-
-
 def test_its_sharing_as_groups_leaves_norms_and_biases_apart() -> None:
-    config = compose("+exp=perceiver_groups_imagenet")
-    sharing = config.sharing
-    plan = npas.plan(
-        full("none"), None, groups=sharing.groups, templates=1, generator=sharing.generator
-    )
-    assert plan.budget.used == 45_393_172
+    model = full("none")
+    assert npas.plan(model, "44.9M").budget.used == 44_900_000
+    sharing = compose("+exp=perceiver_groups_imagenet").sharing
+    plan = npas.plan(model, None, groups=sharing.groups, templates=1, generator=sharing.generator)
     cross = (261 * 3 + 1024) + 2 * 1024 + 2 * (261 + 2 * 1024)
     block = 4 * 1024 + 2 * 1024 + 2 * 2 * 1024
-    assert (cross, block) == (8473, 10240)
-    assert 45_393_172 - 44_912_254 == 6 * cross + 7 * 6 * block == 480_918
+    assert plan.budget.used - 44_912_254 == 6 * cross + 7 * 6 * block == 480_918
     assert len(plan.groups) == 42
 
 
@@ -79,17 +70,6 @@ def test_groups_tie_what_cross_layer_sharing_ties() -> None:
     tied.load_state_dict({name: state[name] for name in tied.state_dict()})
     x = torch.randn(2, 3, 9, 9)
     torch.testing.assert_close(tied(x), plain(x))
-
-
-def test_it_shares_and_trains() -> None:
-    model = npas.share(tiny(), 0.5)
-    model(torch.randn(2, 3, 9, 9)).sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
-
-
-@pytest.mark.parametrize("size", [(9, 9), (5, 12), (1, 1)])
-def test_any_size_of_image_will_do(size: tuple[int, int]) -> None:
-    assert tiny()(torch.randn(2, 3, *size)).shape == (2, 5)
 
 
 def test_places_are_fourier_features_of_both_axes() -> None:
@@ -136,30 +116,3 @@ def test_shared_layers_are_called_again() -> None:
     model(torch.randn(1, 3, 4, 4))
     assert calls == ["first", "stack", "other", "stack", "other", "stack"]
     assert len(tiny(share="cross_layer", cross_attentions=1).crosses) == 1
-
-
-def test_dropout_acts_in_training_alone() -> None:
-    model, x = tiny(dropout=0.5), torch.randn(2, 3, 4, 4)
-    assert not torch.equal(model(x), model(x))
-    model.eval()
-    assert torch.equal(model(x), model(x))
-
-
-@pytest.mark.parametrize(
-    ("slip", "said"),
-    [
-        ({"latents": 0}, "model.latents must be at least 1"),
-        ({"blocks": 10_000}, "model.blocks must be at most 1000"),
-        ({"heads": 0}, "model.heads must be at least 1"),
-        ({"heads": 3}, "model.channels=1024 does not divide by model.heads=3"),
-        ({"dropout": 1.0}, "model.dropout must be below 1"),
-    ],
-)
-def test_what_cannot_be_built_is_refused(slip: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        perceiver.Config(**slip)
-
-
-def test_inputs_that_are_no_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="reads images, and an input of this task is 12"):
-        perceiver.build(perceiver.Config(), InputSpec((12,), 3))

@@ -22,6 +22,11 @@ def naive_weights(plan: Allocation, tensors: Mapping[str, Tensor]) -> dict[str, 
                 values = mixed(layer, g, row, tensors) * tensors["npas_scales"][layer.scale]
                 learned = tensors.get(f"npas_upsampler_{number}")
                 weights[layer.name] = stretched(layer, values, learned).reshape(layer.shape)
+                if layer.rank:
+                    factors = tensors[f"npas_left_{number}"], tensors[f"npas_right_{number}"]
+                    weights[layer.name] = weights[layer.name] + (factors[0] @ factors[1]).reshape(
+                        layer.shape
+                    )
             number += 1
     return weights
 
@@ -36,6 +41,8 @@ def mixed(layer: LayerAllocation, g: int, row: int, tensors: Mapping[str, Tensor
         alpha = torch.full((k,), 1 / k).to(bank)  # a constant, rounded to fp32
     elif layer.mixing == "wavg":
         alpha = tensors[f"npas_coefficients_{g}_{k}"][row]
+    elif layer.mixing == "fixed":
+        alpha = tensors[f"npas_fixed_{g}_{k}"][row]
     else:
         embedding = tensors[f"npas_embeddings_{g}_{k}"][row]
         alpha = tensors[f"npas_affine_{g}_{k}"].T @ embedding + tensors[f"npas_shift_{g}_{k}"]

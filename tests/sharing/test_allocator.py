@@ -13,7 +13,7 @@ from npas.sharing.allocator import allocate, allocate_templates, place_spans
 from npas.sharing.budget import Budget, parse_budget
 from npas.sharing.coefficients import CHOICES
 from npas.sharing.groups import assign_groups
-from npas.sharing.layers import LayerSpec
+from npas.sharing.layers import LayerSpec, matrix_form
 from npas.sharing.upsample import UPSAMPLERS
 
 CHANNELS = st.sampled_from([1, 2, 3, 4, 8, 10, 16, 17, 32, 64, 100])
@@ -32,18 +32,20 @@ def networks(draw: st.DrawFn) -> tuple[list[LayerSpec], int]:
     for i in range(depth):
         shape = shapes[draw(st.integers(0, len(shapes) - 1))]
         layers.append(
-            LayerSpec(f"layer{i}.weight", shape, "linear" if len(shape) == 2 else "conv2d")
+            LayerSpec(f"layer.{i}.weight", shape, "linear" if len(shape) == 2 else "conv2d")
         )
     return layers, draw(st.integers(0, 400))
 
 
 SCHEMES = st.builds(
     Scheme,
-    generator=st.sampled_from(CHOICES),
+    generator=st.sampled_from((*CHOICES, "fixed")),
     upsampler=st.sampled_from(sorted(UPSAMPLERS)),
     max_templates=st.sampled_from([1, 2, 4, 8]),
+    coefficient_init=st.sampled_from(["orthogonal", "legendre"]),
+    low_rank=st.sampled_from([0, 0, 1, 4]),
 )
-GROUPS = st.sampled_from(["single", "type", "shape", "random"])
+GROUPS = st.sampled_from(["single", "type", "shape", "place", "depth:2", "random"])
 BUDGETS = st.one_of(
     st.floats(0.005, 4.0),
     st.floats(0.9, 2.1),  # groups of one layer change their ways between 100% and 200%
@@ -56,6 +58,7 @@ def test_every_budget_is_kept_used_up_and_read_whole(
     network: tuple[list[LayerSpec], int], scheme: Scheme, groups: str, fraction: float, seed: int
 ) -> None:
     layers, unshared = network
+    groups = "single" if len(layers) == 1 else groups
     group_of = assign_groups(
         layers, groups, min(3, len(layers)) if groups == "random" else None, seed
     )
@@ -102,6 +105,7 @@ def count(plan: Allocation) -> int:
             k = len(layer.templates)
             total += layer.size if not k else 0
             total += layer.learned[0] * layer.learned[1]
+            total += layer.rank * sum(matrix_form(layer.shape))
             total += k if layer.mixing == "wavg" else 24 if layer.mixing == "emb" else 0
             if layer.mixing == "emb":
                 maps.add(k)

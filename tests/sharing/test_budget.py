@@ -43,6 +43,25 @@ def test_budgets_are_read_as_the_user_means_them(
 
 
 @pytest.mark.parametrize(
+    ("value", "canonical", "size"),
+    [
+        ("16MB", "16MB", 16_000_000),
+        ("500KB", "500KB", 500_000),
+        ("0.5mb", "500KB", 500_000),
+        ("1.2GB", "1.2GB", 1_200_000_000),
+        ("15.863489MB", "15863.489KB", 15_863_489),
+        ("0.012KB", "0.012KB", 12),
+    ],
+)
+def test_two_letters_are_bytes(value: str, canonical: str, size: int) -> None:
+    request = parse_budget(value)
+    assert (request.canonical, request.size, request.absolute) == (canonical, size, None)
+    assert parse_budget(canonical) == request
+    with pytest.raises(ValueError, match="bounds bytes, not parameters"):
+        request.allowed(100)
+
+
+@pytest.mark.parametrize(
     ("value", "says"),
     [
         ("abc", "is not a budget"),
@@ -56,6 +75,8 @@ def test_budgets_are_read_as_the_user_means_them(
         (True, "is not a budget"),
         (0, "above zero"),
         ("0.0001K", "less than one parameter"),
+        ("0.0001KB", "less than one byte"),
+        ("16TB", "is not a budget"),
         (18, "write 18% of the dense parameters, 1800% for 18 times as many, or 18M for millions$"),
         (18_000_000, "no unit: write 18M for 18,000,000 parameters$"),
         (1234.5, "write 1.234K for 1,234 parameters$"),
@@ -74,7 +95,7 @@ TEXTS = st.builds(
     lambda number, exponent, unit: f"{number}{exponent}{unit}",
     NUMBERS,
     st.one_of(st.just(""), st.builds(lambda e: f"e{e}", st.integers(-99, 99))),
-    st.sampled_from(["", "%", "k", "M", "B"]),
+    st.sampled_from(["", "%", "k", "M", "B", "KB", "gb"]),
 )
 
 

@@ -5,88 +5,107 @@ from typing import Any
 import pytest
 import torch
 
-from npas.config import DataConfig
-from npas.tasks import base, digits
-from npas.tasks.base import Batch
+from npas import tasks
+from npas.tasks import base
+from npas.tasks.base import Batch, Task
 from npas.tasks.shortest_paths import task as shortest_paths
 
-CPU = torch.device("cpu")
-DATA = DataConfig(root="nowhere", val_fraction=None, download=False)
+
+class Numbers(Task):
+    """A batch is the numbers of its samples."""
+
+    name, device, samples = "x", torch.device("cpu"), "training images"
+
+    def __init__(self, seed: int = 0, size: int = 13) -> None:
+        self.seed, self.size = seed, size
+
+    def setup(self) -> None: ...
+    def inspect(self) -> dict[str, str]: ...
+    def loss(self, model: Any, batch: Batch) -> Any: ...
+    def evaluate(self, *of: Any) -> Any: ...
+
+    @property
+    def train_size(self) -> int:
+        return self.size
+
+    def collate(self, index_B: torch.Tensor, epoch: int, step: int) -> Batch:
+        return Batch(index_B, step, len(index_B))
 
 
-@pytest.fixture(scope="module", params=["digits", "shortest_paths"])
-def task(request: pytest.FixtureRequest) -> Any:
-    if request.param == "digits":
-        made: Any = digits.Task(digits.Config(), DATA, seed=0, device=CPU)
-    else:
-        config = shortest_paths.Config(size=7, phases=[2, 4], epoch_samples=130)
-        made = shortest_paths.Task(config, DATA, seed=0, device=CPU)
-    made.setup()
-    return made
+@pytest.mark.parametrize("method", ["setup", "collate", "train_size", "loss", "evaluate"])
+def test_a_task_that_lacks_a_method_cannot_be_made(method: str) -> None:
+    methods = {name: value for name, value in vars(Numbers).items() if name != method}
+    with pytest.raises(TypeError, match=method):
+        type("Forgetful", (Task,), methods)()
 
 
-def same(one: Batch, other: Batch) -> bool:
-    return (
-        torch.equal(one.inputs, other.inputs)
-        and torch.equal(one.targets, other.targets)
-        and one.size == other.size
-    )
-
-
-@pytest.mark.parametrize(
-    "steps",
-    [range(0), range(3, 10), range(1, 10, 3), range(9, 10), range(0, 10, 7), range(9, -1, -2)],
-    ids=str,
-)
-@pytest.mark.parametrize("at_once", [1, 24, 4096])
-def test_any_steps_of_an_epoch_can_be_asked_for(
-    task: Any, monkeypatch: pytest.MonkeyPatch, steps: range, at_once: int
-) -> None:
-    monkeypatch.setattr(shortest_paths, "DRAWN_AT_ONCE", at_once)
-    for rank in range(2):
-        whole = list(task.train_batches(2, 12, None, rank, 2))
-        assert len(whole) == task.steps_per_epoch(12) >= 10
-        found = list(task.train_batches(2, 12, steps, rank=rank, world=2))
-        for step, batch in zip(steps, found, strict=True):
-            assert same(batch, whole[step])
-
-
-def test_an_epoch_goes_on_where_it_was_left(task: Any) -> None:
-    whole = list(base.batches(task, 1, 12))
-    later = list(base.batches(task, 1, 12, first_step=4))
-    assert len(whole) == task.steps_per_epoch(12)
-    assert all(same(a, b) for a, b in zip(later, whole[4:], strict=True))
-    assert not list(base.batches(task, 1, 12, first_step=len(whole)))
-
-
-def test_parts_are_equal_pieces_in_order(task: Any) -> None:
-    batch = next(base.batches(task, 0, 12))
-    for count in (1, 2, 3, 12):
-        parts = batch.parts(count)
-        assert [part.size for part in parts] == [12 // count] * count
-        assert torch.equal(torch.cat([part.inputs for part in parts]), batch.inputs)
-        assert torch.equal(torch.cat([part.targets for part in parts]), batch.targets)
-        assert all(len(part.inputs) == len(part.targets) == part.size for part in parts)
-
-
-def test_parts_of_dicts_are_dicts() -> None:
-    inputs = {"words": torch.arange(8).view(4, 2), "length": torch.arange(4)}
-    first, second = Batch(inputs, {"answer": torch.arange(4)}, 4).parts(2)
-    assert list(first.inputs) == ["words", "length"]
-    assert second.inputs["words"].tolist() == [[4, 5], [6, 7]]
-    assert (first.inputs["length"].tolist(), second.targets["answer"].tolist()) == ([0, 1], [2, 3])
-
-
-def test_parts_that_would_not_be_equal_are_our_own_mistake() -> None:
-    with pytest.raises(AssertionError, match="4 samples in 3 parts"):
-        Batch(torch.zeros(4, 1), torch.zeros(4), 4).parts(3)
+def test_an_unknown_family_is_refused_with_near_names() -> None:
+    with pytest.raises(ValueError, match="did you mean digits"):
+        tasks.family("digit")
+    with pytest.raises(ValueError, match="choose from cifar, digits, grounding, imagenet"):
+        tasks.family("_base")
 
 
 @pytest.mark.parametrize(
-    ("batch", "world", "grad_accum_steps", "share"), [(64, 1, 1, 64), (64, 2, 4, 8), (12, 3, 2, 2)]
+    ("family", "slip", "said"),
+    [
+        ("cifar", {"classes": 20}, "10 or 100 classes"),
+        (
+            "cifar",
+            {"image_size": 20},
+            "task.image_size=20: CIFAR comes with 32, 16 or 8",
+        ),
+        ("cifar", {"label_smoothing": 1.0}, "task.label_smoothing must be below 1"),
+        ("imagenet", {"classes": 1}, "task.classes must be at least 2"),
+        ("imagenet", {"size": 4}, "task.size must be at least 8"),
+        ("imagenet", {"size": 300}, "task.resize=256 is less than task.size=300"),
+        ("imagenet", {"resize": 10_000}, "task.resize must be at most"),
+        ("imagenet", {"scale_min": 0.0}, "task.scale_min must be above 0"),
+        ("imagenet", {"scale_min": 1.5}, "task.scale_min must be at most 1"),
+        ("imagenet", {"pca_noise": -0.1}, "task.pca_noise must be at least 0"),
+        ("imagenet", {"label_smoothing": -0.1}, "task.label_smoothing must be at least 0"),
+        ("imagenet", {"held_out": -1}, "task.held_out must be at least 0"),
+        ("imagenet", {"max_damaged": -1}, "task.max_damaged must be at least 0"),
+        ("shortest_paths", {"size": 1}, "task.size must be at least 2, got 1"),
+        ("shortest_paths", {"size": 513}, "task.size must be at most 512, got 513"),
+        ("shortest_paths", {"density": 1.0}, "task.density must be below 1"),
+        ("shortest_paths", {"phases": []}, "task.phases must be lengths above 0 that grow"),
+        ("shortest_paths", {"phases": [0, 3]}, "task.phases must be lengths above 0 that grow"),
+        ("shortest_paths", {"phases": [3, 3]}, "task.phases must be lengths above 0 that grow"),
+        ("shortest_paths", {"phases": [5, 1024]}, "no path of 1024 moves fits into a 32x32 grid"),
+        ("shortest_paths", {"phase_epochs": 0}, "task.phase_epochs must be at least 1, got 0"),
+        ("shortest_paths", {"val_samples": 10**8}, "task.val_samples must be at most"),
+    ],
 )
-def test_a_rank_takes_its_share_in_parts(batch, world, grad_accum_steps, share) -> None:
-    assert base.rank_share(batch, world, grad_accum_steps) == share
+def test_keys_out_of_range_are_refused(family: str, slip: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as error:
+        tasks.family(family).Config(**slip)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_full_batches_are_counted_and_an_order_depends_on_epoch_and_seed() -> None:
+    assert [Numbers(size=10).steps_per_epoch(size) for size in (1, 3, 10)] == [10, 3, 1]
+    with pytest.raises(ValueError, match=r"batch_size=11 is more than the 10 training images of x"):
+        Numbers(size=10).steps_per_epoch(11)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        return [int(batch.inputs) for batch in Numbers(seed, 50).train_batches(epoch, 1)]
+
+    orders = [order(*of) for of in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    assert orders[0] == orders[3] and len({tuple(order) for order in orders}) == 3
+    assert all(sorted(order) == list(range(50)) for order in orders)
+
+
+def test_ranks_have_equal_shares_of_each_batch() -> None:
+    whole = [batch.inputs.tolist() for batch in Numbers().train_batches(2, 4)]
+    assert len(whole) == 3
+    for rank in (0, 1):
+        shares = list(Numbers().train_batches(2, 4, range(2, 0, -1), rank, 2))
+        own = slice(2 * rank, 2 * rank + 2)
+        assert [share.inputs.tolist() for share in shares] == [whole[2][own], whole[1][own]]
+        assert [share.targets for share in shares] == [2 * 3 + 2, 2 * 3 + 1]
+    for batch, world, grad_accum_steps, share in ((64, 1, 1, 64), (64, 2, 4, 8), (12, 3, 2, 2)):
+        assert base.rank_share(batch, world, grad_accum_steps) == share
 
 
 @pytest.mark.parametrize(
@@ -94,7 +113,7 @@ def test_a_rank_takes_its_share_in_parts(batch, world, grad_accum_steps, share) 
     [(64, 3, 1, 63), (64, 1, 3, 63), (64, 2, 3, 66), (1, 4, 1, 4), (100, 8, 1, 96)],
 )
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(
-    batch, world, grad_accum_steps, nearest
+    batch: int, world: int, grad_accum_steps: int, nearest: int
 ) -> None:
     with pytest.raises(ValueError) as error:
         base.rank_share(batch, world, grad_accum_steps)
@@ -103,3 +122,56 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(
         f"{grad_accum_steps}; the nearest that does is {nearest}"
     )
     assert base.rank_share(nearest, world, grad_accum_steps) * world * grad_accum_steps == nearest
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return (
+        torch.equal(one.inputs, other.inputs)
+        and torch.equal(one.targets, other.targets)
+        and one.inputs.stride() == other.inputs.stride()
+        and one.size == other.size
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "at_once"),
+    [("digits", 1), ("shortest_paths", 1), ("shortest_paths", 24), ("shortest_paths", 4096)],
+)
+def test_any_steps_of_an_epoch_are_the_same_samples_in_any_batch_on_any_rank(
+    family: str, at_once: int, tiny_task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shortest_paths, "DRAWN_AT_ONCE", at_once)
+    task = tiny_task(family)
+    whole = list(task.train_batches(2, 12))
+    assert len(whole) == task.steps_per_epoch(12) >= 10
+    for world in (1, 2, 3):
+        ranks = [list(base.batches(task, 2, 12, rank=r, world=world)) for r in range(world)]
+        for batch, *parts in zip(whole, *ranks, strict=True):
+            assert {part.size for part in parts} == {12 // world}
+            for name in ("inputs", "targets"):
+                found = torch.cat([getattr(part, name) for part in parts])
+                assert torch.equal(found, getattr(batch, name))
+    smaller = torch.cat([batch.inputs for batch in task.train_batches(2, 6, range(20))])
+    assert torch.equal(smaller, torch.cat([batch.inputs for batch in whole[:10]]))
+    for steps in (range(0), range(3, 10), range(1, 10, 3), range(9, -1, -2)):
+        found = list(task.train_batches(2, 12, steps))
+        assert all(same(a, whole[step]) for a, step in zip(found, steps, strict=True))
+    later = list(base.batches(task, 2, 12, first_step=4))
+    assert all(same(a, b) for a, b in zip(later, whole[4:], strict=True))
+    assert not list(base.batches(task, 2, 12, first_step=len(whole)))
+    assert not same(next(task.train_batches(3, 12)), whole[0])
+
+
+@pytest.mark.parametrize("family", ["digits", "shortest_paths"])
+def test_parts_are_equal_pieces_in_order(family: str, tiny_task: Any) -> None:
+    batch = next(base.batches(tiny_task(family), 0, 12))
+    for count in (1, 2, 3, 12):
+        parts = batch.parts(count)
+        assert [part.size for part in parts] == [12 // count] * count
+        assert torch.equal(torch.cat([part.inputs for part in parts]), batch.inputs)
+        assert torch.equal(torch.cat([part.targets for part in parts]), batch.targets)
+    inputs = {"words": torch.arange(8).view(4, 2), "length": torch.arange(4)}
+    first, second = Batch(inputs, {"answer": torch.arange(4)}, 4).parts(2)
+    assert list(first.inputs) == ["words", "length"]
+    assert second.inputs["words"].tolist() == [[4, 5], [6, 7]]
+    assert (first.inputs["length"].tolist(), second.targets["answer"].tolist()) == ([0, 1], [2, 3])

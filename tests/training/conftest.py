@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from trained import Stopped, stop_after
 
 from npas.config import Config, load_config
 from npas.models import wrn
@@ -29,26 +31,40 @@ MakeConfig = Callable[..., Config]
 RunSmall = Callable[..., tuple[Experiment, Outcome]]
 
 
+def make_small(**changes: Any) -> Config:
+    """Make a small config: `make_small(epochs=3, optim={"lr": 1})`; nodes are merged."""
+    merged = {
+        key: SMALL.get(key, {}) | value if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
+    return load_config(SMALL | merged, wrn.Config, digits.Config)
+
+
 @pytest.fixture
 def small() -> MakeConfig:
-    """Return a maker of small configs: `small(epochs=3, optim={"lr": 1})`; nodes are merged."""
-
-    def make(**changes: Any) -> Config:
-        merged = {
-            key: SMALL.get(key, {}) | value if isinstance(value, dict) else value
-            for key, value in changes.items()
-        }
-        return load_config(SMALL | merged, wrn.Config, digits.Config)
-
-    return make
+    """Return a maker of small configs."""
+    return make_small
 
 
 @pytest.fixture
-def run_small(small: MakeConfig, tmp_path: Path) -> RunSmall:
+def run_small(tmp_path: Path) -> RunSmall:
     """Return a runner of small trainings: builds, trains, gives back both."""
 
     def run(folder: str = "run", **changes: Any) -> tuple[Experiment, Outcome]:
-        experiment = build(small(**changes))
+        experiment = build(make_small(**changes))
         return experiment, train(experiment, tmp_path / folder)
+
+    return run
+
+
+@pytest.fixture
+def interrupt(run_small: RunSmall, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a runner of small trainings that are killed after their n-th epoch's checkpoint."""
+
+    def run(after: int, folder: str = "run", **changes: Any) -> None:
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            stop_after(patch, after)
+            run_small(folder, **changes)
+        torch.manual_seed(99)  # another process would not have this one's generator either
 
     return run

@@ -1,45 +1,36 @@
 """A config becomes a task and a network inside its budget, the same for the same seed."""
 
+import io
+
 import pytest
 import torch
 
 from npas.config import TrainerConfig
 from npas.sharing import count_parameters
-from npas.training import build
+from npas.training import build, console
+from npas.training.console import ProgressDisplay
 from npas.training.distributed import Process, this_process
 from npas.training.precision import Precision
 
 CPU = torch.device("cpu")
 
 
-def test_the_dense_budget_shares_nothing(small) -> None:
+@pytest.mark.parametrize("budget", ["0.3", "2.0", "10K", None])
+def test_a_budget_is_kept_and_accounted_for(small, budget: str | None) -> None:
+    sharing = {"groups": "shape", "templates": None if budget else 2, "max_templates": 3}
+    experiment = build(small(budget=budget, sharing=sharing, model={"depth": 16}))
+    assert experiment.allocation is not None and len(experiment.allocation.groups) > 1
+    asked = experiment.allocation.budget
+    assert count_parameters(experiment.model) == asked.used <= asked.allowed
+    assert experiment.task.parts == {}  # no data are read yet
+
+
+def test_the_dense_budget_shares_nothing_and_an_impossible_one_is_refused(small) -> None:
     experiment = build(small(budget="dense"))
     assert experiment.allocation is None
     assert not [name for name, _ in experiment.model.named_parameters() if "npas" in name]
-
-
-@pytest.mark.parametrize("budget", ["0.3", "2.0", "10K"])
-def test_a_budget_is_kept_and_accounted_for(small, budget: str) -> None:
-    experiment = build(small(budget=budget))
-    assert experiment.allocation is not None
-    asked = experiment.allocation.budget
-    assert count_parameters(experiment.model) == asked.used <= asked.allowed
-
-
-def test_an_impossible_budget_is_refused(small) -> None:
     with pytest.raises(ValueError, match="smallest"):
         build(small(budget="0.001"))
-
-
-def test_the_keywords_of_sharing_are_passed_on(small) -> None:
-    experiment = build(small(budget="0.5", sharing={"groups": "shape", "max_templates": 3}))
-    assert len(experiment.allocation.to_dict()["groups"]) > 1
-
-
-def test_soft_sharing_has_templates_in_place_of_a_budget(small) -> None:
-    config = small(budget=None, sharing={"templates": 2, "groups": "shape"}, model={"depth": 16})
-    experiment = build(config)
-    assert count_parameters(experiment.model) == experiment.allocation.budget.used
 
 
 def test_the_seed_fixes_the_initial_network(small) -> None:
@@ -50,10 +41,6 @@ def test_the_seed_fixes_the_initial_network(small) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(weights(1), weights(2), strict=True))
 
 
-def test_building_reads_no_data(small) -> None:
-    assert build(small()).task.parts == {}
-
-
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"set trainer\.device=auto"):
@@ -62,20 +49,20 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert (process.device, process.is_main, process.world) == (CPU, True, 1)
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(small) -> None:
+def test_the_arithmetic_of_a_batch_is_said(small) -> None:
+    assert build(small()).batch_arithmetic() == "256"
+    experiment = build(small(trainer={"grad_accum_steps": 4}))
+    assert experiment.batch_arithmetic() == "256 = 4 parts x 64"
+    experiment.process = Process(0, 2, CPU)
+    assert experiment.batch_arithmetic() == "256 = 2 ranks x 4 parts x 32"
     with pytest.raises(ValueError, match="the nearest that does is 255"):
         build(small(trainer={"grad_accum_steps": 3}))
 
 
-def test_the_arithmetic_of_a_batch_is_said(small) -> None:
-    assert build(small()).batch_arithmetic() == "256"
-    assert build(small(trainer={"grad_accum_steps": 4})).batch_arithmetic() == "256 = 4 parts x 64"
-    experiment = build(small(trainer={"grad_accum_steps": 4}))
-    experiment.process = Process(0, 2, CPU)
-    assert experiment.batch_arithmetic() == "256 = 2 ranks x 4 parts x 32"
-
-
 def test_a_precision_the_device_lacks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    scalers = {name: Precision(name, CPU).scaler for name in ("fp32", "bf16", "fp16")}
+    assert [name for name, scaler in scalers.items() if scaler is not None] == ["fp16"]
+
     def fail(*_: object) -> None:
         raise RuntimeError('"slow_conv2d" not implemented for Half')
 
@@ -84,7 +71,26 @@ def test_a_precision_the_device_lacks_is_one_line(monkeypatch: pytest.MonkeyPatc
         Precision("fp16", CPU)
 
 
-def test_only_fp16_scales_its_loss() -> None:
-    assert Precision("fp16", CPU).scaler is not None
-    assert Precision("bf16", CPU).scaler is None
-    assert Precision("fp32", CPU).scaler is None
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("file", [Terminal(), io.StringIO()], ids=["terminal", "file"])
+def test_progress_is_a_bar_on_a_terminal_and_a_few_plain_lines_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, file: io.StringIO
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    now = iter(range(1000))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(now)))
+    with ProgressDisplay(total=20, done=10, file=file) as display:
+        display.show({"step": 5, "epoch": 0.5, "train/loss": 0.123456, "lr": 0.1})
+        for step in range(11, 21):
+            display.step(step)
+    printed = file.getvalue()
+    if file.isatty():
+        assert "20/20" in printed and "train/loss 0.1235" in printed
+    else:
+        # The time left counts from where this process began.
+        assert printed.splitlines()[0] == "step 15/20  epoch 0.5  train/loss 0.1235  5 s left"
+        assert printed.count("\n") == 2 and "\x1b" not in printed and "\r" not in printed

@@ -1,5 +1,7 @@
 """A run starts from trained weights: banks as they are, or dense weights brought into them."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from npas.training import Experiment, build, initial, prepare, train
 
 RunSmall = Callable[..., Any]
 MakeConfig = Callable[..., Config]
+State = dict[str, Tensor]
 
 
 @pytest.fixture
@@ -38,108 +41,116 @@ def begin(
     return make
 
 
-def dense(experiment: Experiment) -> dict[str, Tensor]:
+@pytest.fixture
+def fresh(small: MakeConfig) -> State:
+    """Return the state of a dense network."""
+    return copied(build(small(seed=5)).model.state_dict())
+
+
+def dense(experiment: Experiment) -> State:
     """Return what a run's network computes with; it is dense afterwards."""
     model = experiment.model
     return (npas.materialize(model) if npas.is_shared(model) else model).state_dict()
 
 
-def of_run(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def copied(state: State) -> State:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def write(path: Path, state: dict[str, Tensor]) -> Path:
+def equal(one: State, other: State) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def write(path: Path, state: State) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
     return path
 
 
-def test_a_run_that_shares_alike_gives_its_banks_as_they_are(
+def test_a_run_gives_its_banks_or_is_projected(
     run_small: RunSmall, begin: Any, tmp_path: Path
 ) -> None:
     before, _ = run_small(budget="0.3", epochs=1, seed=1)
-    trained = of_run(before.model.state_dict())
+    trained = copied(before.model.state_dict())
     ours, said = begin(tmp_path / "run", budget="0.3")
     assert "sharing.init: 1 bank of " in said and "taken over as trained" in said
-    own = ours.model.state_dict()
-    assert own.keys() == trained.keys()
-    assert all(torch.equal(own[name], trained[name]) for name in own)
+    assert ours.model.state_dict().keys() == trained.keys()
+    assert equal(trained, ours.model.state_dict())
 
-
-@pytest.mark.parametrize("part", ["", "checkpoints"])
-def test_a_run_of_another_budget_is_projected(
-    run_small: RunSmall, begin: Any, tmp_path: Path, part: str
-) -> None:
-    before, _ = run_small(budget="0.3", epochs=1)
-    trained = of_run(dense(before))
-    ours, said = begin(tmp_path / "run" / part, budget="0.5")
-    assert "layers projected, relative error" in said and "left fresh" not in said
+    trained = copied(dense(before))
+    for part in ("", "checkpoints"):
+        ours, said = begin(tmp_path / "run" / part, budget="0.5")
+        assert "layers projected, relative error" in said and "left fresh" not in said
     found = dense(ours)
     wrong = sum(float((found[name] - trained[name]).square().sum()) for name in found)
     assert wrong < 0.5 * sum(float(tensor.square().sum()) for tensor in trained.values())
     assert torch.equal(found["norm.running_var"], trained["norm.running_var"])
+
+    ours, said = begin(tmp_path / "run", budget="dense")
+    assert said.startswith("sharing.init: ") and "projected" not in said
+    assert equal(ours.model.state_dict(), trained) and not ignored(ours.config)
 
 
 def test_a_dense_run_is_projected_exactly_where_the_budget_allows(
     run_small: RunSmall, begin: Any, tmp_path: Path
 ) -> None:
     before, _ = run_small(epochs=1)
-    trained = of_run(before.model.state_dict())
+    trained = copied(before.model.state_dict())
     ours, _ = begin(tmp_path / "run", budget="2")
     assert all(torch.allclose(tensor, trained[n], atol=1e-5) for n, tensor in dense(ours).items())
-
-
-def test_a_dense_network_takes_what_fits(run_small: RunSmall, begin: Any, tmp_path: Path) -> None:
-    before, _ = run_small(budget="0.3", epochs=1)
-    trained = of_run(dense(before))
-    ours, said = begin(tmp_path / "run", budget="dense")
-    assert said.startswith("sharing.init: ") and "projected" not in said
-    own = ours.model.state_dict()
-    assert all(torch.equal(own[name], trained[name]) for name in own)
-    assert not ignored(ours.config)
 
 
 @pytest.mark.parametrize(
     ("added", "cut"), [("", "stages."), ("", "stages.0."), ("base.", ""), ("model.base.", "")]
 )
 def test_a_file_under_names_with_more_or_fewer_modules(
-    small: MakeConfig, tmp_path: Path, begin: Any, added: str, cut: str
+    fresh: State, tmp_path: Path, begin: Any, added: str, cut: str
 ) -> None:
-    state = of_run(build(small(seed=5)).model.state_dict())
-    if cut:
-        state = {name: t for name, t in state.items() if name.startswith(cut)}
+    state = {name: tensor for name, tensor in fresh.items() if name.startswith(cut)}
     named = {added + name.removeprefix(cut): tensor for name, tensor in state.items()}
     ours, said = begin(write(tmp_path / "file.safetensors", named), budget="dense")
-    own = ours.model.state_dict()
-    assert all(torch.equal(own[name], tensor) for name, tensor in state.items())
+    assert equal(state, ours.model.state_dict())
     assert ("left fresh: " in said) == bool(cut)
 
 
+def shards(folder: Path, state: State) -> None:
+    """Write a state as transformers does what is too large for one file."""
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    where = {key: names[i % 2] for i, key in enumerate(state)}
+    for name in names:
+        write(folder / name, {key: state[key] for key in state if where[key] == name})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+@pytest.mark.parametrize("split", [False, True])
 def test_a_folder_of_weights_and_old_names_of_norms(
-    small: MakeConfig, tmp_path: Path, begin: Any
+    fresh: State, tmp_path: Path, begin: Any, split: bool
 ) -> None:
-    state = of_run(build(small(seed=5)).model.state_dict())
     old = {
         name.replace("norm.weight", "norm.gamma").replace("norm.bias", "norm.beta"): t + 1
-        for name, t in state.items()
+        for name, t in fresh.items()
     }
-    assert "norm.gamma" in old
-    write(tmp_path / "folder" / "model.safetensors", old)
-    ours, said = begin(tmp_path / "folder", budget="dense")
-    assert torch.equal(ours.model.state_dict()["norm.weight"], state["norm.weight"] + 1)
-    assert "left fresh" not in said
+    folder = tmp_path / "folder"
+    if split:
+        shards(folder, old)
+    else:
+        write(folder / "model.safetensors", old)
+    ours, said = begin(folder, budget="dense")
+    assert equal({name: tensor + 1 for name, tensor in fresh.items()}, ours.model.state_dict())
+    assert "left fresh" not in said and ours.start is not None
+    files = sorted(folder.glob("*.safetensors"))
+    expected = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    assert ours.start.weights == initial.weights_sum(folder) == expected
 
 
 def test_a_head_of_other_classes_stays_fresh_and_is_named(
-    small: MakeConfig, tmp_path: Path, begin: Any
+    fresh: State, tmp_path: Path, begin: Any
 ) -> None:
-    state = of_run(build(small(seed=5)).model.state_dict())
-    state["classifier.weight"] = state["classifier.weight"][:3]
-    state["classifier.bias"] = state["classifier.bias"][:3]
-    file = write(tmp_path / "file.safetensors", state)
+    heads = {name: fresh[name][:3] for name in ("classifier.weight", "classifier.bias")}
+    file = write(tmp_path / "file.safetensors", fresh | heads)
     ours, said = begin(file, budget="0.5", sharing={"exclude": ["classifier.*"]})
-    fresh = build(ours.config).model.state_dict()["classifier.weight"]
-    assert torch.equal(ours.model.state_dict()["classifier.weight"], fresh)
+    expected = build(ours.config).model.state_dict()["classifier.weight"]
+    assert torch.equal(ours.model.state_dict()["classifier.weight"], expected)
     assert said.endswith("2 left fresh: classifier.weight, classifier.bias")
 
 
@@ -155,36 +166,31 @@ def test_groups_that_are_in_another_order_are_found_again() -> None:
         )
 
     theirs, ours = network(0, 3), network(1, 4)
-    tensors = dict(theirs.state_dict())
-    done = initial.take_over(ours, npas.allocation(theirs), tensors)
+    plan, tensors = npas.allocation(theirs), dict(theirs.state_dict())
+    done = initial.take_over(ours, plan, tensors)
     assert done == "2 banks of 10 layers taken over as trained"
     shared = [layer.name for layer in npas.allocation(ours).layers]
     generated, wanted = (npas.materialize(n).state_dict() for n in (ours, theirs))
-    assert all(torch.equal(generated[name], wanted[name]) for name in shared)
+    assert equal({name: generated[name] for name in shared}, wanted)
     other = network(1, 4, budget=0.95)
-    before = of_run(other.state_dict())
-    assert initial.take_over(other, npas.allocation(network(0, 3)), tensors) == ""
-    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+    before = copied(other.state_dict())
+    assert initial.take_over(other, plan, tensors) == "" and equal(before, other.state_dict())
 
 
 def test_a_run_that_goes_on_does_not_start_again(
     begin: Any, run_small: RunSmall, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_small(epochs=1)
-    ours, _ = begin(tmp_path / "run", budget="0.5", epochs=1)
+    case = {"budget": "0.5", "epochs": 1}
+    ours, _ = begin(tmp_path / "run", **case)
     train(ours, run_dir(ours.config))
-    monkeypatch.setattr(initial, "_start", lambda *_: pytest.fail("it started again"))
-    begin(tmp_path / "run", budget="0.5", epochs=1)
-    folder = str(run_dir(ours.config))
-    begin(tmp_path / "run", budget="0.5", epochs=1, resume=folder)
-    monkeypatch.setattr(initial, "_start", lambda *_: "it started")
+    for again in ({}, {"resume": str(run_dir(ours.config))}):
+        assert "sharing.init" not in begin(tmp_path / "run", **case, **again)[1]
     for again in ({"resume": "never"}, {"force": True}, {"seed": 3}):
-        assert "it started" in begin(tmp_path / "run", budget="0.5", epochs=1, **again)[1]
+        assert "layers projected" in begin(tmp_path / "run", **case, **again)[1]
 
 
-def test_before_a_search_nothing_is_taken_and_behind_it_all(
-    begin: Any, run_small: RunSmall, tmp_path: Path
-) -> None:
+def test_before_a_search_nothing_is_taken(begin: Any, run_small: RunSmall, tmp_path: Path) -> None:
     run_small(epochs=1)
     sharing = {"groups": "learned", "num_groups": 2}
     searching, said = begin(tmp_path / "run", budget="0.5", sharing=sharing)
@@ -196,6 +202,16 @@ def test_before_a_search_nothing_is_taken_and_behind_it_all(
 def test_names_are_those_before_sharing(small: MakeConfig) -> None:
     plain, shared = (build(small(budget=budget)).model for budget in ("dense", "0.5"))
     assert dense_names(shared) == set(plain.state_dict()) == dense_names(plain)
+
+
+def spoilt_shards(path: Path) -> None:
+    shards(path, {"a": torch.ones(2), "b": torch.ones(2)})
+    next(path.glob("*1-of*")).unlink()
+
+
+def pickle(path: Path) -> None:
+    path.mkdir()
+    (path / "pytorch_model.bin.index.json").write_text("{}")
 
 
 @pytest.mark.parametrize(
@@ -216,6 +232,15 @@ def test_names_are_those_before_sharing(small: MakeConfig) -> None:
             ),
             "npas.save wrote a shared network",
         ),
+        (spoilt_shards, r"model-00001-of-00002.safetensors is no \.safetensors file"),
+        (
+            lambda path: (
+                path.mkdir(),
+                (path / "model.safetensors.index.json").write_text("{}"),
+            ),
+            "has no weight_map of files",
+        ),
+        (pickle, "pytorch_model.bin.index.json is a pickle"),
         (lambda path: (path / "checkpoints").mkdir(parents=True), "holds no checkpoint"),
         (lambda path: (path / "search").mkdir(parents=True), "still searching for its groups"),
     ],

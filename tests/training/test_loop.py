@@ -10,119 +10,118 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from trained import log, same
 
 from npas.tasks.base import Batch
-from npas.training import build, loop, train
-from npas.training.distributed import Process
+from npas.training import Experiment, build, loop, train
 from npas.training.meter import Meter
 from npas.training.optim import build_optimizer
 from npas.training.precision import Precision
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+@pytest.fixture(autouse=True)
+def usual_algorithms() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+class Altered:
+    """A task that does as another does, but for what a test changes."""
+
+    def __init__(self, task: Any, **changes: Any) -> None:
+        self.task = task
+        vars(self).update(changes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.named_parameters()}
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-class Altered:
-    """A task that does as another does, but for what a test changes."""
-
-    def __init__(self, task: Any) -> None:
-        self.task = task
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
-
-
-@pytest.mark.parametrize("budget", ["dense", "0.3"])
-def test_learns_the_digits(run_small, tmp_path: Path, budget: str) -> None:
+def test_learns_the_digits(run_small, tmp_path: Path) -> None:
     model = {"width": 1, "dropout": 0.0}
     words = {"epochs": 3, "batch_size": 64, "optim": {"milestones": [2]}, "model": model}
-    _, outcome = run_small(budget=budget, **words)
+    _, outcome = run_small(budget="0.3", **words)
     assert outcome.status == "done" and outcome.error is None
     # Over seeds 0 to 9, with torch 2.11 as with 2.14: 90 and above, loss at most 0.15 of the first.
     assert outcome.metrics["last"]["accuracy"] > 75
     assert (outcome.steps, outcome.epochs) == (3 * 20, 3)
-    assert outcome.wall_s > 0
-    assert outcome.peak_memory_bytes > 50e6
-    logged = [line["train/loss"] for line in lines(tmp_path / "run") if "train/loss" in line]
+    assert outcome.wall_s > 0 and outcome.peak_memory_bytes > 50e6
+    logged = [line["train/loss"] for line in log(tmp_path / "run") if "train/loss" in line]
     assert logged[-1] < logged[0] / 2
 
 
 def test_logs_every_so_many_steps_and_at_each_epochs_end(run_small, tmp_path: Path) -> None:
-    run_small()
-    logged = lines(tmp_path / "run")
+    one, outcome = run_small(deterministic=True)
+    logged = log(tmp_path / "run")
     assert [line["step"] for line in logged if "lr" in line] == [2, 4, 5, 6, 8, 10]
     assert [line["step"] for line in logged if "val/accuracy" in line] == [5, 10]
     assert [line["lr"] for line in logged if "lr" in line] == pytest.approx([0.1] * 3 + [0.02] * 3)
-    assert {"train/loss", "train/accuracy", "train/grad_norm", "time/step_ms"} < logged[0].keys()
+    assert {"train/loss", "train/accuracy", "train/grad_norm"} < logged[0].keys()
+    json.dumps(dataclasses.asdict(outcome), allow_nan=False)  # an outcome is plain data
+    other, _ = run_small("again", deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled() and same(one.model, other.model)
 
 
 def test_damage_that_a_task_counts_is_agreed_on_before_each_epoch(small, tmp_path: Path) -> None:
     agreed: list[int] = []
 
-    class Damaged(Altered):
-        def sync_damage(self, world: int) -> None:
-            agreed.append(world)
-            if len(agreed) == 3:
-                raise ValueError("3 images cannot be read")
+    def sync_damage(world: int) -> None:
+        agreed.append(world)
+        if len(agreed) == 3:
+            raise ValueError("3 images cannot be read")
 
     experiment = build(small(epochs=3))
-    experiment.task = Damaged(experiment.task)
+    experiment.task = Altered(experiment.task, sync_damage=sync_damage)
     with pytest.raises(ValueError, match="3 images cannot be read"):
         train(experiment, tmp_path / "run")
-    assert agreed == [1, 1, 1]
-    assert [line["step"] for line in lines(tmp_path / "run")][-1] == 10  # two epochs
+    assert agreed == [1, 1, 1] and log(tmp_path / "run")[-1]["step"] == 10  # two epochs
 
 
-def test_the_test_set_is_read_once_after_the_last_epoch(small, tmp_path: Path) -> None:
-    experiment = build(small(epochs=3))
-    asked: list[str] = []
+def scripted(experiment: Experiment, scores: list[float]) -> list[tuple[str, dict[str, Tensor]]]:
+    """Let held-out data be measured as these; return the list of what is measured."""
+    seen: list[tuple[str, dict[str, Tensor]]] = []
 
-    class Spied(Altered):
-        def evaluate(self, model: nn.Module, split: str, **ranks: int) -> dict[str, float]:
-            asked.append(split)
-            return {"accuracy": 50.0 + len(asked), "loss": 1.0}  # better every time
+    def evaluate(model: nn.Module, split: str, **ranks: int) -> dict[str, float]:
+        seen.append((split, weights(model)))
+        return {"accuracy": scores.pop(0) if split == "val" else float(len(seen)), "loss": 1.0}
 
-    experiment.task = Spied(experiment.task)
+    experiment.task = Altered(experiment.task, evaluate=evaluate)
+    return seen
+
+
+def test_the_test_set_is_read_at_the_end_for_the_last_and_the_best_weights(
+    small, tmp_path: Path
+) -> None:
+    experiment = build(small(epochs=4))
+    seen = scripted(experiment, [10.0, 30.0, 20.0, 30.0 - 1e-9])
     outcome = train(experiment, tmp_path / "run")
-    assert asked == ["val", "val", "val", "test"]
+    assert [split for split, _ in seen] == ["val"] * 4 + ["test"] * 2
+    last, selected = seen[4][1], seen[5][1]
+    assert equal(last, seen[3][1]) and equal(selected, seen[1][1]) and not equal(last, selected)
+    assert outcome.metrics["last"]["accuracy"] == 5
+    assert outcome.metrics["selected"]["accuracy"] == 6
+    assert outcome.metrics["selected"]["val/accuracy"] == 30
+    assert equal(weights(experiment.model), last)
+
+    experiment = build(small())
+    seen = scripted(experiment, [10.0, 30.0])
+    outcome = train(experiment, tmp_path / "once")
+    assert [split for split, _ in seen] == ["val", "val", "test"]
     assert outcome.metrics["last"] == outcome.metrics["selected"]
     assert outcome.metrics["selected_on"] == "val accuracy"
 
 
-def test_selected_metrics_are_of_the_best_epochs_weights(small, tmp_path: Path) -> None:
-    experiment = build(small(epochs=4))
-    scores = iter([10.0, 30.0, 20.0, 30.0 - 1e-9])
-    seen: list[tuple[str, dict[str, Tensor]]] = []
-
-    class Scripted(Altered):
-        def evaluate(self, model: nn.Module, split: str, **ranks: int) -> dict[str, float]:
-            seen.append((split, weights(model)))
-            return {"accuracy": next(scores) if split == "val" else float(len(seen)), "loss": 1.0}
-
-    experiment.task = Scripted(experiment.task)
-    outcome = train(experiment, tmp_path / "run")
-    assert [split for split, _ in seen] == ["val"] * 4 + ["test"] * 2
-    last, selected = seen[4][1], seen[5][1]
-    assert same(last, seen[3][1]) and same(selected, seen[1][1]) and not same(last, selected)
-    assert outcome.metrics["last"]["accuracy"] == 5
-    assert outcome.metrics["selected"]["accuracy"] == 6
-    assert outcome.metrics["selected"]["val/accuracy"] == 30
-    assert same(weights(experiment.model), last)
-
-
 def test_without_held_out_data_only_the_last_epoch_counts(run_small) -> None:
-    _, outcome = run_small(data={"val_fraction": 0.0})
+    _, outcome = run_small(data={"val_fraction": 0.0}, epochs=1)
     assert outcome.metrics["selected"] is None and outcome.metrics["selected_on"] is None
-    assert set(outcome.metrics["last"]) == {"accuracy", "loss"}
+    assert set(outcome.metrics["last"]) == {"accuracy", "loss"} and outcome.history is None
 
 
 class InfiniteGradient(torch.autograd.Function):
@@ -137,35 +136,45 @@ class InfiniteGradient(torch.autograd.Function):
         return gradient * math.inf
 
 
-def spoil_loss(loss: Tensor) -> Tensor:
-    return loss * math.nan
+SPOILERS = {"loss": lambda loss: loss * math.nan, "gradient": InfiniteGradient.apply}
 
 
-SPOILERS = {"loss": spoil_loss, "gradient": InfiniteGradient.apply}
+def spoil(experiment: Experiment, how: str, step: int | None = None) -> None:
+    """Let loss or gradient be no number at one step, or at each."""
+    task, done = experiment.task, iter(range(1, 1000))
+
+    def loss_of(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, sums = task.loss(model, batch)
+        return (SPOILERS[how](loss) if step in (None, next(done)) else loss), sums
+
+    experiment.task = Altered(task, loss=loss_of)
 
 
-class Spoiled(Altered):
-    """A task whose loss or gradient is no number at one step."""
+class Steps:
+    """Take single steps of a training."""
 
-    def __init__(self, task: Any, step: int, how: str) -> None:
-        super().__init__(task)
-        self.step, self.how, self.done = step, how, 0
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        experiment.task.setup()
+        self.optimizer = build_optimizer(experiment.model, experiment.config.optim)
+        self.precision = Precision("fp32", torch.device("cpu"))
+        self.meter = Meter(experiment.process)
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, sums = self.task.loss(model, batch)
-        self.done += 1
-        return (SPOILERS[self.how](loss) if self.done == self.step else loss), sums
+    def take(self, number: int, batch: Batch) -> None:
+        task, model = self.experiment.task, self.experiment.model
+        found = loop.gradient(task, model, [batch], self.optimizer, self.precision)
+        went_wrong = self.meter.add(number, batch.size, *found)
+        loop.update(self.optimizer, 0.1, self.precision, went_wrong, found[2])
 
 
-@pytest.mark.parametrize("how", ["loss", "gradient"])
-@pytest.mark.parametrize("step", [1, 3])
-@pytest.mark.parametrize("budget", ["dense", "0.5"])
+@pytest.mark.parametrize("how", SPOILERS)
+@pytest.mark.parametrize(("step", "budget"), [(1, "dense"), (3, "0.5")])
 def test_what_is_no_number_never_reaches_the_weights(
     small, tmp_path: Path, how: str, step: int, budget: str
 ) -> None:
     config = small(budget=budget, trainer={"log_every": 100})
     experiment = build(config)
-    experiment.task = Spoiled(experiment.task, step, how)
+    spoil(experiment, how, step)
     outcome = train(experiment, tmp_path / "run")
     assert outcome.status == "diverged"
     assert outcome.error == f"loss or gradient not finite at step {step}"
@@ -180,46 +189,30 @@ def test_what_is_no_number_never_reaches_the_weights(
 
     # The weights are those before that step, although the run only stopped later.
     reference = build(config)
-    reference.task.setup()
-    optimizer = build_optimizer(reference.model, config.optim)
-    precision, meter = (
-        Precision("fp32", torch.device("cpu")),
-        Meter(Process(0, 1, torch.device("cpu"))),
-    )
+    steps = Steps(reference)
     loop.seeding.seed_torch(config.seed, "dropout")
     batches = reference.task.train_batches(0, config.batch_size)
-    for n, batch in zip(range(1, step), batches, strict=False):
-        found = loop.gradient(reference.task, reference.model, [batch], optimizer, precision)
-        loop.update(optimizer, 0.1, precision, meter.add(n, batch.size, *found), found[2])
-    assert same(weights(experiment.model), weights(reference.model))
+    for number, batch in zip(range(1, step), batches, strict=False):
+        steps.take(number, batch)
+    assert equal(weights(experiment.model), weights(reference.model))
 
 
-@pytest.mark.parametrize("how", ["loss", "gradient"])
-def test_fp16_scales_less_for_a_while_and_no_longer(small, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(("how", "at"), [("loss", 1), ("gradient", 18)])
+def test_fp16_scales_less_for_a_while_and_no_longer(
+    small, tmp_path: Path, how: str, at: int
+) -> None:
     """A gradient may overflow for its scale; a loss that is no number is one at any scale."""
-
-    class Hopeless(Altered):
-        def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-            loss, sums = self.task.loss(model, batch)
-            return SPOILERS[how](loss), sums
-
-    experiment = build(small(precision="fp16", epochs=10))
+    experiment = build(small(precision="fp16", epochs=10, batch_size=64))
     before = weights(experiment.model)
-    experiment.task = Hopeless(experiment.task)
+    spoil(experiment, how)
     outcome = train(experiment, tmp_path / "run")
-    assert outcome.status == "diverged"
-    assert outcome.diverged_at == (1 if how == "loss" else 18)  # 2**16, halved until below 1
-    assert same(before, weights(experiment.model))
+    assert (outcome.status, outcome.diverged_at) == ("diverged", at)  # 2**16, halved until below 1
+    assert equal(before, weights(experiment.model))
 
 
 def test_metrics_that_are_no_numbers_end_the_run(small, tmp_path: Path) -> None:
     experiment = build(small())
-
-    class Blind(Altered):
-        def evaluate(self, model: nn.Module, split: str, **ranks: int) -> dict[str, float]:
-            return {"accuracy": 10.0, "loss": math.inf}
-
-    experiment.task = Blind(experiment.task)
+    scripted(experiment, [math.inf])
     outcome = train(experiment, tmp_path / "run")
     assert outcome.status == "diverged"
     assert str(outcome.error).startswith("metrics on the val part (")
@@ -228,23 +221,15 @@ def test_metrics_that_are_no_numbers_end_the_run(small, tmp_path: Path) -> None:
 
 
 def test_a_step_does_not_wait_for_the_device(small, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small(budget="0.5")
-    experiment = build(config)
-    experiment.task.setup()
-    optimizer = build_optimizer(experiment.model, config.optim)
-    precision, meter = (
-        Precision("fp32", torch.device("cpu")),
-        Meter(Process(0, 1, torch.device("cpu"))),
-    )
-    batch = next(experiment.task.train_batches(0, 64))
+    steps = Steps(build(small(budget="0.5")))
+    batch = next(steps.experiment.task.train_batches(0, 64))
 
     def refuse(*_: object) -> None:
         raise AssertionError("the host read a value of the device")
 
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    found = loop.gradient(experiment.task, experiment.model, [batch], optimizer, precision)
-    loop.update(optimizer, 0.1, precision, meter.add(1, batch.size, *found), found[2])
+    steps.take(1, batch)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -254,30 +239,8 @@ def test_trains_in_low_precision(run_small, precision: str) -> None:
     assert all(p.dtype == torch.float32 for p in experiment.model.parameters())
 
 
-def test_compiling_leaves_the_names_alone(run_small) -> None:
+def test_compiling_leaves_the_names_alone(run_small, small) -> None:
     with torch.compiler.set_stance("force_eager"):
         compiled, _ = run_small("compiled", compile=True, epochs=1)
-    plain, _ = run_small("plain", epochs=1)
-    assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+    assert compiled.model.state_dict().keys() == build(small()).model.state_dict().keys()
     assert compiled.model._compiled_call_impl is not None
-
-
-def test_deterministic_runs_are_equal_to_the_bit(run_small) -> None:
-    one, other = (run_small(folder, deterministic=True)[0] for folder in ("a", "b"))
-    assert torch.are_deterministic_algorithms_enabled()
-    assert same(weights(one.model), weights(other.model))
-
-
-@pytest.fixture(autouse=True)
-def usual_algorithms() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def test_an_outcome_is_plain_data(run_small) -> None:
-    _, outcome = run_small(epochs=1)
-    json.dumps(dataclasses.asdict(outcome), allow_nan=False)
-
-
-def test_the_loop_and_its_step_stay_readable() -> None:
-    assert len(Path(loop.__file__).read_text().splitlines()) <= 180

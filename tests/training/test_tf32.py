@@ -11,7 +11,7 @@ from npas.config import config_hash
 from npas.training import build
 from npas.training.seeding import set_tf32
 
-GPU = torch.device("cuda")  # the switches can be set where there is none
+CPU, GPU = torch.device("cpu"), torch.device("cuda")  # whose switches can be set without one
 
 
 def switches() -> dict[str, Any]:
@@ -53,21 +53,15 @@ def test_all_switches_agree_whatever_was_set_before(changes: tuple[bool, ...], b
     assert (switches()["cuDNN"], switches()["cuBLAS"]) == (on, on)
 
 
-def test_it_is_a_key_of_the_run_that_building_follows(
-    small, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_it_is_a_key_of_the_run_that_building_follows(small, monkeypatch, caplog) -> None:
+    before = switches()
+    set_tf32(False, CPU)
+    assert caplog.text == ""
+    set_tf32(True, CPU)
+    assert switches() == before and "trainer.tf32 ignored" in caplog.text
     asked: list[tuple[bool, torch.device]] = []
     monkeypatch.setattr("npas.training.seeding.set_tf32", lambda *given: asked.append(given))
-    for tf32 in (False, True):
-        build(small(trainer={"tf32": tf32}))
-    assert asked == [(False, torch.device("cpu")), (True, torch.device("cpu"))]
-    assert config_hash(small()) == config_hash(small(trainer={"tf32": False}))
-    assert config_hash(small()) != config_hash(small(trainer={"tf32": True}))
-
-
-def test_without_a_gpu_it_changes_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    before = switches()
-    set_tf32(False, torch.device("cpu"))
-    assert caplog.text == ""
-    set_tf32(True, torch.device("cpu"))
-    assert switches() == before and "trainer.tf32 ignored" in caplog.text
+    off, on = (small(trainer={"tf32": tf32}) for tf32 in (False, True))
+    build(off), build(on)
+    assert asked == [(False, CPU), (True, CPU)]
+    assert config_hash(small()) == config_hash(off) != config_hash(on)

@@ -1,17 +1,95 @@
-"""The log is complete without W&B, and goes on after a kill as if there had been none."""
+"""The log is complete without W&B, which can never stop, hold up or change a training."""
 
-import errno
 import json
 import logging
-import os
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from npas.training import tracking
 from npas.training.tracking import Tracker
+
+CALLS = ["init", "define_metric", "log", "summary", "upload", "wait", "mark_preempting", "finish"]
+
+
+class FakeWandb:
+    """Takes what W&B takes, as its package and as its run, and fails or hangs where told to."""
+
+    def __init__(self) -> None:
+        self.fails: str | None = None
+        self.error: BaseException = RuntimeError()
+        self.hangs: str | None = None
+        self.free = threading.Event()  # of what hangs
+        self.calls: list[dict[str, Any]] = []  # arguments of init
+        self.logged: list[dict[str, Any]] = []
+        self.figures: dict[str, Any] = {}
+        self.uploaded: list[str] = []
+        self.exit_codes: list[int] = []
+        self.preempting = False
+
+    def act(self, what: str, action: Callable[[], object] = lambda: None) -> None:
+        if self.hangs == what:
+            self.free.wait(20)
+        if self.fails == what:
+            raise self.error
+        action()
+
+    def init(self, **arguments: Any) -> Any:
+        self.calls.append(arguments)
+        self.act("init")
+        return SimpleNamespace(
+            id=arguments["id"],
+            offline=arguments["mode"] == "offline",
+            url="http://server/run",
+            summary=SimpleNamespace(
+                update=lambda found: self.act("summary", lambda: self.figures.update(found))
+            ),
+            define_metric=lambda *names, **options: self.act("define_metric"),
+            log=lambda record: self.act("log", lambda: self.logged.append(record)),
+            log_artifact=lambda artifact: (
+                self.act("upload", lambda: self.uploaded.extend(artifact.files))
+                or SimpleNamespace(wait=lambda timeout: self.act("wait"))
+            ),
+            mark_preempting=lambda: self.act(
+                "mark_preempting", lambda: setattr(self, "preempting", True)
+            ),
+            finish=lambda exit_code: self.act("finish", lambda: self.exit_codes.append(exit_code)),
+        )
+
+
+class FakeArtifact:
+    def __init__(self, name: str, type: str) -> None:
+        self.files: list[str] = []
+
+    def add_file(self, path: str, policy: str) -> None:
+        self.files.append(Path(path).name)
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
+    """Stand in for the wandb package."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    fake, module = FakeWandb(), ModuleType("wandb")
+    vars(module).update(
+        init=fake.init, setup=lambda settings: None, Settings=SimpleNamespace, Artifact=FakeArtifact
+    )
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    yield fake
+    fake.free.set()
+    for thread in threading.enumerate():
+        if thread.name == "wandb":
+            thread.join(20)
+
+
+@pytest.fixture
+def online(small) -> Callable[..., Any]:
+    return lambda **settings: small(wandb={"mode": "online", **settings})
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -20,14 +98,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def test_one_line_a_record_there_at_once(small, tmp_path: Path) -> None:
     with Tracker(small(), tmp_path, 0, None) as tracker:
-        tracker.log({"step": 1, "train/loss": 0.5})
-        assert lines(tmp_path) == [{"step": 1, "train/loss": 0.5}]
-
-
-def test_what_is_no_number_is_null(small, tmp_path: Path) -> None:
-    with Tracker(small(), tmp_path, 0, None) as tracker:
-        tracker.log({"step": 1, "a": float("nan"), "b": float("inf"), "c": "text"})
-    assert lines(tmp_path) == [{"step": 1, "a": None, "b": None, "c": "text"}]
+        tracker.log({"step": 1, "a": float("nan"), "b": float("inf"), "c": "text", "d": 0.5})
+        assert lines(tmp_path) == [{"step": 1, "a": None, "b": None, "c": "text", "d": 0.5}]
 
 
 @pytest.mark.parametrize(
@@ -42,80 +114,177 @@ def test_going_on_keeps_as_many_lines_as_were_logged(
     with Tracker(small(), tmp_path, logged, None) as tracker:
         assert tracker.lines == len(steps)
         tracker.log({"step": 7})
-        assert tracker.lines == len(steps) + 1
     assert [line["step"] for line in lines(tmp_path)] == [*steps, 7]
 
 
-def test_a_searchs_lines_are_marked_and_stay_when_the_run_itself_begins(
-    small, tmp_path: Path
+@pytest.mark.parametrize("bad", [b'{"step": 2, "a": "\xc3', b"[1]", b'{"step": null}', b"\x00"])
+def test_a_damaged_line_is_left_out_and_counts_as_logged(small, tmp_path: Path, bad: bytes) -> None:
+    # The first line is of a search that an earlier version logged here.
+    search, *rest = b'{"stage": "search", "step": 1}', b'{"step": 1}', bad, b'{"step": 3}'
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join([search, *rest, b'{"step": 4}']))
+    with Tracker(small(), tmp_path, 3, None) as tracker:
+        assert tracker.lines == 2
+        tracker.log({"step": 5})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 1, 3, 5]
+
+
+def test_a_process_that_does_not_lead_counts_lines_and_writes_nothing(
+    online, tmp_path: Path, wandb: FakeWandb
 ) -> None:
-    with Tracker(small(), tmp_path, 0, None, stage="search") as tracker:
-        for step in (1, 2, 3):
-            tracker.log({"step": step})
-    with Tracker(small(), tmp_path, 2, None, stage="search") as tracker:
-        tracker.log({"step": 3})
-    search = [{"stage": "search", "step": step} for step in (1, 2, 3)]
-    assert lines(tmp_path) == search
-    with Tracker(small(), tmp_path, 0, None) as tracker:
-        assert tracker.lines == 0
+    run_dir = tmp_path / "run"
+    with Tracker(online(artifacts=True), run_dir, 3, "abcd1234", is_main=False) as tracker:
+        tracker.log({"step": 1})
+        tracker.upload(tmp_path)
+        tracker.ended("preempted")
+        assert (tracker.lines, tracker.wandb_id) == (4, "abcd1234")
+    assert wandb.calls == [] and not run_dir.exists()
+
+
+def test_training_goes_on_without_wandb(
+    small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import raises
+    with Tracker(small(wandb={"mode": "disabled"}), tmp_path, 0, None) as tracker:
+        assert tracker.wandb_id is None
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"] and not caplog.text
+    with Tracker(small(wandb={"mode": "offline"}), tmp_path, 0, None) as tracker:
+        tracker.log({"step": 1})
+    assert "going on without wandb" in caplog.text and lines(tmp_path) == [{"step": 1}]
+
+
+def test_the_environment_can_switch_it_off(
+    online, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wandb: FakeWandb
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with Tracker(online(), tmp_path, 0, None):
+        pass
+    assert wandb.calls == []
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_the_run_is_described(small, tmp_path: Path, wandb: FakeWandb, mode: str) -> None:
+    config = small(wandb={"mode": mode, "tags": ["a"], "project": "p", "entity": "e"})
+    facts = {"ranks": 2, "git": {"commit": "0123abc", "dirty": False}}
+    for folder in (tmp_path / "run", tmp_path / "run" / "search"):
+        with Tracker(config, folder, 0, None, facts=facts) as tracker:
+            tracker.log({"step": 3, "train/loss": 1.0})
+            metrics = {"last": {"accuracy": 98.0, "val/accuracy": 97.0}, "selected": None}
+            tracker.summarize({**metrics, "selected_on": None})
+            tracker.ended("done")
+    call, search = wandb.calls
+    described = {
+        "mode": mode,
+        "project": "p",
+        "entity": "e",
+        "group": "small",
+        "job_type": "train",
+        "name": "run",
+        "tags": ["a"],
+        "dir": tmp_path / "run",
+        "resume": "allow",
+    }
+    assert described.items() <= call.items()
+    assert (search["name"], search["job_type"]) == ("run/search", "search")
+    assert type(call["config"]["optim"]) is dict and call["config"]["facts"] == facts
+    assert call["settings"].git_commit == "0123abc"
+    assert wandb.logged == 2 * [{"step": 3, "train/loss": 1.0}]
+    assert wandb.figures == {"last/accuracy": 98.0, "last/val/accuracy": 97.0, "status": "done"}
+
+
+def test_the_id_is_kept_before_anything_is_trained_and_found_again(
+    online, tmp_path: Path, wandb: FakeWandb
+) -> None:
+    file = tmp_path / "wandb_id"
+    first = Tracker(online(), tmp_path, 0, None)
+    assert file.read_text() == f"{first.wandb_id}\n"  # and then it is killed
+    with Tracker(online(), tmp_path, 0, None) as again:
+        assert again.wandb_id == first.wandb_id
+    with Tracker(online(), tmp_path, 5, "abcd1234"):  # as a checkpoint has it
+        assert file.read_text() == "abcd1234\n"
+    assert [call["id"] for call in wandb.calls] == [first.wandb_id, first.wandb_id, "abcd1234"]
+    for damaged in (b"", b"\xff\xfe", b"../../x\n"):
+        file.write_bytes(damaged)
+        with Tracker(online(), tmp_path, 0, None) as fresh:
+            assert file.read_text() == f"{fresh.wandb_id}\n"
+    first.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("status", ["done", "diverged", "failed", "preempted", None])
+def test_wandb_is_told_how_the_run_ended(
+    online, tmp_path: Path, wandb: FakeWandb, status: str | None
+) -> None:
+    for name in ("model", "averaged", "optimizer"):
+        (tmp_path / f"{name}.safetensors").touch()
+    try:
+        with Tracker(online(artifacts=status == "done"), tmp_path, 0, None) as tracker:
+            if status is None:
+                raise KeyboardInterrupt
+            tracker.upload(tmp_path)
+            tracker.ended(status)
+    except KeyboardInterrupt:
+        assert status is None
+    assert wandb.figures == ({} if status is None else {"status": status})
+    assert wandb.exit_codes == [status != "done"]
+    assert wandb.preempting == (status == "preempted")
+    uploaded = ["model.safetensors", "averaged.safetensors"]
+    assert wandb.uploaded == (uploaded if status == "done" else [])
+
+
+def use_all(config: Any, run_dir: Path) -> None:
+    with Tracker(config, run_dir, 0, None) as tracker:
         tracker.log({"step": 1})
         tracker.log({"step": 2})
-    assert lines(tmp_path) == [*search, {"step": 1}, {"step": 2}]
-    with Tracker(small(), tmp_path, 1, None) as tracker:
-        assert tracker.lines == 1
-    assert lines(tmp_path) == [*search, {"step": 1}]
-    with Tracker(small(), tmp_path, 1, None, stage="search") as tracker:
-        assert tracker.lines == 1
-    assert lines(tmp_path) == search[:1]
+        tracker.summarize({"last": {"accuracy": 98.0}})
+        tracker.upload(run_dir)
+        tracker.ended("preempted")
+    assert [line["step"] for line in lines(run_dir)] == [1, 2]
 
 
+class Wordless(BaseException):
+    """Not even an Exception."""
+
+
+@pytest.mark.parametrize("fails", CALLS)
 @pytest.mark.parametrize(
-    "bad", [b'{"step": 2, "a": "\xc3', b"[1]", b"3", b"null", b'{"step": null}', b"{}", b"\x00"]
+    "error", [RuntimeError("server\nis gone"), SystemExit(1), Wordless()], ids=repr
 )
-def test_a_damaged_line_is_left_out_and_counts_as_logged(small, tmp_path: Path, bad: bytes) -> None:
-    search = [b'{"stage": "search", "step": 1}', bad]
-    for before, kept in (([], []), (search, [1])):
-        # The last line lacks its end.
-        log = b"\n".join([*before, b'{"step": 1}', bad, b'{"step": 3}', b'{"step": 4}'])
-        (tmp_path / "log.jsonl").write_bytes(log)
-        with Tracker(small(), tmp_path, 3, None) as tracker:
-            assert tracker.lines == 2
-            tracker.log({"step": 4})
-        assert [line["step"] for line in lines(tmp_path)] == [*kept, 1, 3, 4]
-
-
-class FullDisk:
-    def write(self, text: str) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_wandbs_log_on_a_full_disk_is_one_line(
-    small,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
+def test_whatever_it_raises_is_one_warning_of_one_line(
+    online, tmp_path: Path, wandb: FakeWandb, caplog, fails: str, error: BaseException
 ) -> None:
-    logger, handler = logging.getLogger("wandb"), logging.StreamHandler(FullDisk())
+    wandb.fails, wandb.error = fails, error
+    caplog.set_level(logging.WARNING)
+    use_all(online(artifacts=True), tmp_path)
+    (record,) = caplog.records
+    assert "\n" not in record.getMessage() and not record.getMessage().endswith(": ")
+    # What had begun is ended all the same.
+    assert wandb.exit_codes == ([] if fails in ("init", "finish") else [1])
 
-    def init(**settings: Any) -> None:
-        logger.addHandler(handler)
-        for _ in range(3):
-            logger.warning("what wandb logs")
-        raise RuntimeError("nor can it do anything else")
 
-    module = ModuleType("wandb")
-    vars(module).update(init=init, setup=lambda settings: None, Settings=SimpleNamespace)
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.delenv("WANDB_MODE")
-    try:
-        with Tracker(small(wandb={"mode": "offline"}), tmp_path, 0, None):
-            pass
-        logger.warning("at the end of the process")
-    finally:
-        logger.removeHandler(handler)
-    assert capsys.readouterr().err == ""
-    said = [record.getMessage() for record in caplog.records if record.name.startswith("npas")]
-    reason = os.strerror(errno.ENOSPC)
-    assert said == [f"wandb cannot write its log file: [Errno {errno.ENOSPC}] {reason}"]
-    assert "addHandler" not in vars(logger)
+@pytest.mark.parametrize("hangs", CALLS)
+def test_however_long_it_takes_is_one_warning(
+    online, tmp_path: Path, wandb: FakeWandb, caplog, monkeypatch, hangs: str
+) -> None:
+    for limit in ("START_S", "FINISH_S", "UPLOAD_S", "PREEMPTED_S"):
+        monkeypatch.setattr(tracking, limit, 0.05)
+    wandb.hangs = hangs
+    caplog.set_level(logging.WARNING)
+    started = time.monotonic()
+    use_all(online(artifacts=True), tmp_path)
+    assert time.monotonic() - started < 5
+    (record,) = caplog.records
+    assert "wandb sync" in record.getMessage()
+
+
+@pytest.mark.parametrize("hangs", ["init", "log"])
+def test_logging_never_waits_and_a_late_server_gets_all(
+    online, tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch, hangs: str
+) -> None:
+    monkeypatch.setattr(tracking, "START_S", 0.05)
+    wandb.hangs = hangs
+    with Tracker(online(), tmp_path, 0, None) as tracker:
+        for step in range(3):
+            tracker.log({"step": step})
+        assert len(lines(tmp_path)) == 3 and wandb.logged == []
+        wandb.free.set()
+    assert len(wandb.logged) == 3

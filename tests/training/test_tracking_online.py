@@ -30,7 +30,7 @@ asked = json.loads(sys.argv[1])
 for name, seconds in asked["limits"].items():
     setattr(tracking, name, seconds)
 nodes = {"model": {"family": "wrn"}, "task": {"family": "digits"}}
-wandb = WandbConfig(mode=asked["mode"], project="p", tags=["a", "b"], artifacts=True)
+wandb = WandbConfig(mode=asked["mode"], project="p", tags=["a", "b"])
 config = Config(exp="small", budget="dense", wandb=wandb, **nodes)
 run_dir, facts = Path(asked["run_dir"]), {"ranks": 2, "git": {"commit": "0123abc"}}
 with tracking.Tracker(config, run_dir, asked["logged"], None, facts=facts) as tracker:
@@ -44,8 +44,6 @@ with tracking.Tracker(config, run_dir, asked["logged"], None, facts=facts) as tr
         tracker.log({"step": 100})
     if asked["status"] == "done":
         tracker.summarize({"last": {"accuracy": 98.0}})
-    if asked["weights"]:
-        tracker.upload(Path(asked["weights"]))
     tracker.ended(asked["status"])
 print("trained on")
 """
@@ -60,10 +58,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.runs: dict[str, dict[str, Any]] = {}
-        self.uploads: dict[str, bytes] = {}
         self.unknown: list[str] = []
-        self.artifact: dict[str, Any] = {}
-        self.committed: str | None = None
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def answer(self, query: str, asked: dict[str, Any]) -> dict[str, Any] | None:
@@ -89,57 +84,6 @@ class Server(ThreadingHTTPServer):
             files = [{"name": f, "uploadUrl": f"{self.url}/put/{f}"} for f in asked["files"]]
             done = {"runID": asked["run"], "uploadHeaders": [], "files": files}
             return {"createRunFiles": done}
-        return self.answer_of_artifacts(query, asked)
-
-    def answer_of_artifacts(self, query: str, asked: dict[str, Any]) -> dict[str, Any] | None:
-        if query == "ArtifactType":  # of none of that name
-            return {"project": {"artifact": None}}
-        if query == "CreateArtifact":
-            self.artifact = asked["input"]
-            sequence = {"latestArtifact": None}
-            created = {"id": "A", "state": "PENDING", "artifactSequence": sequence}
-            return {"createArtifact": {"artifact": created}}
-        if query == "CreateArtifactFiles":
-            files = [
-                {
-                    "storagePath": file["name"],
-                    "uploadUrl": f"{self.url}/put/{file['name']}",
-                    "uploadHeaders": [],
-                    "uploadMultipartUrls": None,
-                    "artifact": {"id": "A"},
-                }
-                for file in asked["input"]["artifactFiles"]
-            ]
-            return {"createArtifactFiles": {"files": {"edges": [{"node": f} for f in files]}}}
-        if query in ("CreateArtifactManifest", "UpdateArtifactManifest"):
-            file = {"id": "F", "uploadUrl": f"{self.url}/put/manifest", "uploadHeaders": []}
-            answer = {"artifactManifest": {"id": "M", "file": file}}
-            return {query[0].lower() + query[1:]: answer}
-        if query == "CommitArtifact":
-            self.committed = asked["artifactID"]
-            return {"commitArtifact": {"artifact": {"id": "A", "digest": "0" * 32}}}
-        if query == "ArtifactByID":
-            project = {"id": "P", "internalId": "P", "name": "p", "entity": {"name": "somebody"}}
-            collection = {"__typename": "ArtifactSequence", "name": "model", "project": project}
-            empty = ("description", "metadata", "historyStep", "commitHash", "updatedAt")
-            answer = {
-                "__typename": "Artifact",
-                "id": "A",
-                "artifactSequence": collection,
-                "versionIndex": 0,
-                "artifactType": {"name": "model"},
-                "ttlDurationSeconds": -2,
-                "ttlIsInherited": True,
-                "tags": [],
-                "state": "COMMITTED",
-                "size": 7,
-                "digest": "0" * 32,
-                "fileCount": 1,
-                "createdAt": "2027-01-01T00:00:00",
-                "aliases": [],
-                **dict.fromkeys(empty),
-            }
-            return {"artifact": answer}
         return None
 
     def bucket(self, name: str) -> dict[str, Any]:
@@ -194,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def do_PUT(self) -> None:
-        self.server.uploads[self.path] = self.body()
+        self.body()
         self.reply({})
 
     def do_POST(self) -> None:
@@ -237,7 +181,7 @@ def start(tmp_path: Path) -> Start:
         **asked: Any,
     ) -> subprocess.CompletedProcess[str]:
         defaults = {"mode": "online", "run_dir": str(tmp_path / "run"), "logged": 0}
-        defaults |= {"status": "done", "limits": {}, "kills": False, "weights": None}
+        defaults |= {"status": "done", "limits": {}, "kills": False}
         return subprocess.run(
             [sys.executable, "-c", CHILD, json.dumps({**defaults, "steps": steps, **asked})],
             env=environment(tmp_path, url, key),
@@ -296,17 +240,6 @@ def test_a_run_that_was_stopped_goes_on_in_the_same_run(
         "wandb",
         "wandb_id",
     }
-
-
-def test_the_weights_are_uploaded_whole(server: Server, start: Start, tmp_path: Path) -> None:
-    (tmp_path / "step-00000001").mkdir()
-    (tmp_path / "step-00000001" / "model.safetensors").write_bytes(b"weights")
-    done = start(server.url, 1, weights=str(tmp_path / "step-00000001"))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "trained on\n", "")
-    assert server.unknown == []
-    assert server.artifact["artifactTypeName"] == "model"
-    assert server.committed == "A"
-    assert server.uploads["/put/model.safetensors"] == b"weights"
 
 
 def test_parts_that_were_offline_are_put_together_when_they_are_sent(

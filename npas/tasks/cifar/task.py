@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from npas.models import InputSpec
 from npas.tasks.cifar import synthetic
-from npas.tasks.classification import Classification, Part, Recipe, hold_out
+from npas.tasks.classification import Part, Recipe, Resident, hold_out
 from npas.tasks.common import checksums, download
 from npas.tasks.common.files import locked
 from npas.tasks.common.unpickle import unpickle
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from npas.config import DataConfig
 
 PIXELS = 3 * 32 * 32
-IMAGE_SIZES = (32, 16, 8)
 # Means and deviations of the channels as the Wide ResNet authors gave them.
 RECIPES = {
     10: Recipe((125.3, 123.0, 113.9), (63.0, 62.1, 66.7), padding=4, flip=True, cutout=16),
@@ -54,11 +54,8 @@ class Config:
     image_size: int = 32
 
     def __post_init__(self) -> None:
-        if self.image_size not in IMAGE_SIZES:
-            raise ValueError(
-                f"task.image_size={self.image_size}: CIFAR's 32x32 images can be halved only to"
-                f" {' or '.join(map(str, IMAGE_SIZES[1:]))}"
-            )
+        if self.image_size not in (32, 16, 8):
+            raise ValueError(f"task.image_size={self.image_size}: CIFAR comes with 32, 16 or 8")
         if self.classes not in RECIPES:
             raise ValueError(f"task.classes={self.classes}: CIFAR comes with 10 or 100 classes")
         at_least("task.label_smoothing", self.label_smoothing, 0)
@@ -95,7 +92,7 @@ def published_archive(classes: int) -> Archive:
     )
 
 
-class Task(Classification):
+class Task(Resident):
     """Classify 32x32 colour images into 10 or 100 classes."""
 
     compared: checksums.Comparison
@@ -109,67 +106,51 @@ class Task(Classification):
         device: torch.device,
         archive: Archive | None = None,
     ) -> None:
-        recipe, self.factor = RECIPES[config.classes], 32 // config.image_size
-        super().__init__(
-            f"cifar{config.classes}",
-            InputSpec((3, config.image_size, config.image_size), config.classes),
-            replace(
-                recipe,
-                label_smoothing=config.label_smoothing,
-                padding=recipe.padding // self.factor,
-                cutout=recipe.cutout // self.factor if config.cutout else 0,
-            ),
-            val_fraction=data.val_fraction or 0.0,
-            seed=seed,
-            device=device,
-            source=data.source,
-        )
+        size, recipe = config.image_size, RECIPES[config.classes]
+        self.factor = 32 // size
+        cutout = recipe.cutout // self.factor if config.cutout else 0
+        recipe = replace(recipe, padding=recipe.padding // self.factor, cutout=cutout)
+        name, spec = f"cifar{config.classes}", InputSpec((3, size, size), config.classes)
+        super().__init__(name, spec, recipe, data, seed=seed, device=device)
+        self.label_smoothing = config.label_smoothing
         self.root = Path(data.root)
         self.download = data.download
-        self.synthetic = data.synthetic
         self.archive = archive or published_archive(config.classes)
         self.compared = checksums.Comparison(data.verify)
 
     def read(self) -> dict[str, Part]:
-        """Find the set, or fetch it, and read it. ValueError says what to put where."""
-        if self.source == "synthetic":
-            return self._read_synthetic()
-        self._ensure(self.archive)
-        train = self._part(self.archive, self.archive.train)
-        test = self._part(self.archive, self.archive.test)
-        held = hold_out(train.labels, self.val_fraction, f"{self.name} validation")
-        return self._split(train, test, held)
+        """Find the set, or fetch it, or write a synthetic one, and read it.
 
-    def _read_synthetic(self) -> dict[str, Part]:
-        """Read a synthetic set; its validation images come on top and last: a tenth may be none."""
-        held_out = self.synthetic.test if self.has_validation else 0
-        wanted = self.synthetic.train + held_out
-        with tempfile.TemporaryDirectory() as folder:
-            self.root, classes = Path(folder), self.spec.num_classes
-            self.archive = synthetic.write(
-                self.root, self.archive, classes, wanted, self.synthetic.test
-            )
-            train = self._part(self.archive, self.archive.train)
-            test = self._part(self.archive, self.archive.test)
-        count = len(train.labels)
-        return self._split(train, test, torch.arange(count) >= count - held_out)
-
-    def _split(self, train: Part, test: Part, held: torch.Tensor) -> dict[str, Part]:
+        ValueError says what to put where. Synthetic validation images come on top and last: a
+        tenth of a few may be none.
+        """
+        if self.source == "real":
+            self._ensure(self.archive)
+            train, test = self._part(self.archive.train), self._part(self.archive.test)
+            held_N = hold_out(train.labels, self.val_fraction, f"{self.name} validation")
+        else:
+            held_out = self.synthetic.test if self.has_validation else 0
+            counts = (self.synthetic.train + held_out, self.synthetic.test)
+            with tempfile.TemporaryDirectory() as folder:
+                self.root = Path(folder)
+                classes = self.spec.num_classes
+                self.archive = synthetic.write(self.root, self.archive, classes, *counts)
+                train, test = self._part(self.archive.train), self._part(self.archive.test)
+            count = len(train.labels)
+            held_N = torch.arange(count) >= count - held_out
         if not self.has_validation:
             return {"train": train, "test": test}
-        val = Part(train.images[held], train.labels[held])
-        train = Part(train.images[~held], train.labels[~held])
+        train, val = train.split(held_N)
         return {"train": train, "test": test, "val": val}
 
     def inspect(self) -> dict[str, str]:
         """List the files and their sums, and count the images of each part."""
-        whose = "synthetic" if self.source == "synthetic" else "published"
-        files = {}
+        whose, files = {"real": "published"}.get(self.source, self.source), {}
         for name, md5 in (self.archive.train | self.archive.test).items():
             file = f"{self.archive.folder}/{name}"
             found = self.compared.found[file]
-            same = found == f"md5 {md5}"
-            files[file] = f"{found}, as {whose}" if same else f"{found}; md5 {md5} was published"
+            differs = found != f"md5 {md5}"
+            files[file] = found + (f"; md5 {md5} was published" if differs else f", as {whose}")
         return files | super().inspect()
 
     def _ensure(self, archive: Archive) -> None:
@@ -190,23 +171,23 @@ class Task(Classification):
         with locked(self.root / f".{archive.filename}.lock"):
             if complete():  # another process was faster
                 return
-            expected = archive.sha256 if self.compared.verify == "refuse" else None
-            if not packed.is_file():
+            is_new = not packed.is_file()
+            if is_new:
                 download.download(archive.url, packed)
-                expected = archive.sha256
-            download.unpack(packed, expected, members, self.root)
+            refuses = is_new or self.compared.verify == "refuse"
+            download.unpack(packed, archive.sha256 if refuses else None, members, self.root)
 
-    def _part(self, archive: Archive, files: dict[str, str]) -> Part:
+    def _part(self, files: dict[str, str]) -> Part:
         """Read pickled batches of rows of 3,072 bytes (channel, row, column) into NHWC.
 
         A file is unpickled, as plain data alone, once its sum has been compared.
         """
         rows, labels = [], []
         for name, md5 in files.items():
-            path = self.root / archive.folder / name
+            path = self.root / self.archive.folder / name
             data = path.read_bytes()
             self.compared.add(
-                f"{archive.folder}/{name}",
+                f"{self.archive.folder}/{name}",
                 checksums.md5(data),
                 f"md5 {md5}",
                 path=path,
@@ -218,22 +199,12 @@ class Task(Classification):
                 raise ValueError(f"{path} is no CIFAR file: {error}") from error
             rows.append(images)
             labels.append(answers)
-        images = np.concatenate(rows).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        return Part(
-            shrink(torch.from_numpy(np.ascontiguousarray(images)), self.factor),
-            torch.from_numpy(np.concatenate(labels)),
-        )
-
-
-def shrink(images_NHWC: torch.Tensor, factor: int) -> torch.Tensor:
-    """Return the images, bytes, with each factor x factor square averaged into one pixel."""
-    if factor == 1:
-        return images_NHWC
-    count, height, width, channels = images_NHWC.shape
-    squares = images_NHWC.reshape(
-        count, height // factor, factor, width // factor, factor, channels
-    )
-    return squares.float().mean(dim=(2, 4)).round().to(torch.uint8)
+        images_NCHW = torch.from_numpy(np.concatenate(rows)).view(-1, 3, 32, 32)
+        if self.factor > 1:  # each square averaged into one pixel
+            means = F.avg_pool2d(images_NCHW.float(), self.factor)
+            images_NCHW = means.round().to(torch.uint8)
+        images_NHWC = images_NCHW.permute(0, 2, 3, 1).contiguous()
+        return Part(images_NHWC, torch.from_numpy(np.concatenate(labels)))
 
 
 def parse(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:

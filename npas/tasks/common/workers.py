@@ -45,9 +45,11 @@ GRACE_S = 1.0  # for a worker to finish what it is making when the iteration is 
 def iterate(make: Callable[[range], Iterator[T]], steps: range, workers: int) -> Iterator[T]:
     """Iterate over what `make` makes of these steps, one item a step, in up to `workers` processes.
 
-    What a worker raises is raised here, in the turn of the item it stands for.
+    0 workers: in this one. What a worker raises is raised here, in the turn of its item.
     """
-    return _deliver(_Work(make, steps), min(workers, len(steps))) if steps else iter(())
+    if not workers or not steps:
+        return make(steps)
+    return _deliver(_Work(make, steps), min(workers, len(steps)))
 
 
 class _Refusal(NamedTuple):

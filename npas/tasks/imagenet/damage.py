@@ -14,9 +14,10 @@ import logging
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
-from npas.tasks.base import greatest_of_ranks
-from npas.tasks.imagenet.folder import Images
+from npas.tasks.base import over_ranks
+from npas.tasks.imagenet.shards import Images
 from npas.tasks.imagenet.transforms import decode
 
 log = logging.getLogger(__name__)
@@ -39,32 +40,31 @@ class Damage:
         self.reported = 0
         self.named: set[tuple[str, int]] = set()
 
-    def found(self, split: str, index: int) -> bool:
-        """Return whether the image was found to be damaged."""
-        return bool(self.flags[split][index])
+    def decoded(self, split: str, index: int) -> Tensor | None:
+        """Read an image, CxHxW bytes; None, and a note of it, if it is damaged."""
+        if not self.flags[split][index]:
+            try:
+                return decode(self.images[split].read(index))
+            except (ValueError, OSError):
+                self.flags[split][index] = 1
+                self.noted += 1
+        return None
 
-    def note(self, split: str, index: int) -> None:
-        """Record that an image is damaged."""
-        self.flags[split][index] = 1
-        self.noted += 1
-
-    def agree(self, world: int) -> None:
-        """Exchange between ranks, all together, what each has found, and report it."""
-        for flags in self.flags.values():
-            greatest_of_ranks(flags, world)
-        self._report()
-
-    def count(self) -> int:
-        """Count what this rank and its workers have found, and others that have shared theirs."""
-        return sum(int(flags.count_nonzero()) for flags in self.flags.values())
+    def found(self) -> list[tuple[str, int]]:
+        """List what this rank and its workers have found, and others that have shared theirs."""
+        return [
+            (split, index)
+            for split, flags in self.flags.items()
+            for index in flags.nonzero().squeeze(1).tolist()
+        ]
 
     def check(self) -> None:
         """Raise ValueError, naming some of them, if there are too many."""
-        if (count := self.count()) > self.most:
-            names = [self.images[split].name(i) for split, i in self._all()[:NAMED]]
-            more = ", ..." if count > NAMED else ""
+        if len(found := self.found()) > self.most:
+            names = [self.images[split].name(i) for split, i in found[:NAMED]]
+            more = ", ..." if len(found) > NAMED else ""
             raise ValueError(
-                f"{count} images cannot be read, more than task.max_damaged={self.most}:"
+                f"{len(found)} images cannot be read, more than task.max_damaged={self.most}:"
                 f" {', '.join(names)}{more}; put whole files there, or raise task.max_damaged"
             )
 
@@ -75,29 +75,19 @@ class Damage:
         """
         if (noted := int(self.noted)) != self.reported:
             self.reported = noted
-            self._report()
+            self.agree(1)
 
-    def _report(self) -> None:
-        if self.count() > len(self.named):
-            for split, index in self._all():
-                if (split, index) not in self.named:
-                    self.named.add((split, index))
-                    why = _why(self.images[split], index)
-                    log.warning("%s is left out: %s", self.images[split].name(index), why)
+    def agree(self, world: int) -> None:
+        """Exchange between ranks, all together, what each has found, warn of it and check it."""
+        for flags in self.flags.values():
+            over_ranks(flags, world, "MAX")
+        for split, index in self.found():
+            if (split, index) not in self.named:
+                self.named.add((split, index))
+                images, why = self.images[split], "it could not be read a moment ago"
+                try:  # once more, to know why
+                    decode(images.read(index))
+                except (ValueError, OSError) as error:
+                    why = str(error)
+                log.warning("%s is left out: %s", images.name(index), why)
         self.check()
-
-    def _all(self) -> list[tuple[str, int]]:
-        return [
-            (split, index)
-            for split, flags in self.flags.items()
-            for index in flags.nonzero().squeeze(1).tolist()
-        ]
-
-
-def _why(images: Images, index: int) -> str:
-    """Return why an image cannot be read, by trying once more."""
-    try:
-        decode(images.read(index))
-    except (ValueError, OSError) as error:
-        return str(error)
-    return "it could not be read a moment ago"

@@ -13,11 +13,9 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -25,24 +23,8 @@ log = logging.getLogger(__name__)
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-class Images(Protocol):
-    """The images of one split, however they are stored. N of them, each with a label."""
-
-    classes: list[str]
-    labels_N: Tensor  # int64
-
-    def name(self, index: int) -> str:
-        """Return where an image lies, for messages."""
-
-    def read(self, index: int) -> bytearray:
-        """Return an image's encoded bytes. OSError if they cannot be had."""
-
-    def total_bytes(self) -> int:
-        """Add up the sizes of all images."""
-
-
 class Folder:
-    """The listing of one split. ValueError, one line, if it is not as it should be.
+    """The images of one split, N with a label each. ValueError, one line, if they are not in order.
 
     Warns of how much lies in the class folders that is no image by its name, or in folders of
     theirs; what is hidden does not count.
@@ -52,42 +34,30 @@ class Folder:
 
     def __init__(self, path: Path, count: int, classes: list[str] | None = None) -> None:
         self.path = path
-        found = class_folders(path)
-        if classes is not None and found != classes:
-            odd = sorted(set(found) ^ set(classes))[0]
-            verb = "holds" if odd in found else "lacks"
-            raise ValueError(
-                f"{path} {verb} the class folder {odd}, unlike {path.parent / 'train'}: both must"
-                " have the same"
-            )
-        if len(found) != count:
-            raise ValueError(
-                f"{path} holds {len(found):,} class folders, not the {count:,} of task.classes: put"
-                f" all classes there, or set task.classes={len(found)}"
-            )
-        self.classes = found
+        self.classes = class_folders(path)
+        if odd := sorted(set(self.classes) ^ set(classes or self.classes)):
+            verb = "holds" if odd[0] in self.classes else "lacks"
+            other = path.parent / "train"
+            raise ValueError(f"{path} {verb} the class folder {odd[0]}, unlike {other}")
+        if len(self.classes) != count:
+            found = len(self.classes)
+            said = f"{path} holds {found:,} class folders, not the {count:,} of task.classes"
+            raise ValueError(f"{said}: put all classes there, or set task.classes={found}")
         names: list[bytes] = []
-        counts = []
-        left_out: list[str] = []
-        for name in found:
-            own, others = _images_of(path / name)
-            left_out += [os.path.join(name, other) for other in others]
+        counts, left_out = [], []
+        for label in self.classes:
+            entries = {os.path.join(label, e.name): e.is_file() for e in _visible(path / label)}
+            own = sorted(name for name, is_file in entries.items() if is_file and _is_image(name))
             if not own:
-                raise ValueError(
-                    f"{path / name} holds no image ({', '.join(ENDINGS)}): put the images of that"
-                    " class there"
-                )
-            names += [os.fsencode(os.path.join(name, file)) for file in own]
+                raise ValueError(f"{path / label} holds no image ({', '.join(ENDINGS)})")
+            left_out += sorted(entries.keys() - set(own))
+            names += map(os.fsencode, own)
             counts.append(len(own))
         if left_out:
-            log.warning(
-                "%s: %d entries of its class folders are left out, no file with the ending of an"
-                " image: %s%s",
-                path,
-                len(left_out),
-                left_out[0],
-                ", ..." if len(left_out) > 1 else "",
+            said = (
+                "%s: %d entries of its class folders are left out, no images by their endings: %s%s"
             )
+            log.warning(said, path, len(left_out), left_out[0], ", ..." * (len(left_out) > 1))
         self.names_N = np.array(names, dtype=np.bytes_)
         self.labels_N = torch.arange(count).repeat_interleave(torch.tensor(counts))
 
@@ -96,38 +66,34 @@ class Folder:
         return os.fsdecode(self.names_N[index].item())
 
     def name(self, index: int) -> str:
+        """Return where an image lies, for messages."""
         return str(self.path / self.relative(index))
 
     def read(self, index: int) -> bytearray:
+        """Return an image's encoded bytes. OSError if they cannot be had."""
         with open(os.path.join(self.path, self.relative(index)), "rb") as file:
             return bytearray(file.read())
 
     def total_bytes(self) -> int:
+        """Add up the sizes of all images."""
         return sum(os.stat(self.name(i)).st_size for i in range(len(self.names_N)))
 
 
 def class_folders(path: Path) -> list[str]:
     """List the folders of a split, sorted. ValueError if there are none."""
-    try:
-        with os.scandir(path) as entries:
-            found = [(entry.name, entry.is_dir()) for entry in entries if entry.name[0] != "."]
-    except NotADirectoryError:
-        raise ValueError(f"{path} is no folder") from None
-    folders = sorted(name for name, is_folder in found if is_folder)
-    if not folders and any(_is_image(name) for name, _ in found):
-        raise ValueError(
-            f"{path} holds images and no class folders: move each image into its class's folder"
-        )
+    if not path.is_dir():
+        raise ValueError(f"{path} is no folder")
+    found = _visible(path)
+    folders = sorted(entry.name for entry in found if entry.is_dir())
+    if not folders and any(_is_image(entry.name) for entry in found):
+        raise ValueError(f"{path} holds images and no class folders: move each into its class's")
     return folders
 
 
-def _images_of(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of a class's images, and of all else there."""
-    # Hidden ones are what some systems leave beside a file: "._n01440764_18.JPEG".
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """List what is there, but not what some systems leave beside a file: "._n01440764_18.JPEG"."""
     with os.scandir(folder) as entries:
-        found = {e.name: e.is_file() for e in entries if e.name[0] != "."}
-    images = {name for name, is_file in found.items() if is_file and _is_image(name)}
-    return sorted(images), sorted(found.keys() - images)
+        return [entry for entry in entries if entry.name[0] != "."]
 
 
 def _is_image(name: str) -> bool:

@@ -3,20 +3,22 @@
     imagenet-shards/train-000000.tar     n01440764/n01440764_10026.cls   the class, as "0"
                                          n01440764/n01440764_10026.jpg   the file as it was
     imagenet-shards/classes.json         names of the classes, how much there must be of each split
+    imagenet-shards/.train.npz           where each image lies, written when it was first read
 
-A shard's headers are read once; an image is then one read at its place, so that the order of an
-epoch is as random as that over a folder, and as easy to take up again.
+A shard's headers are read once, and again if its size or time has changed; an image is then one
+read at its place, so that the order of an epoch is as random as that over a folder, and as easy to
+take up again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import re
 import tarfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,55 +27,32 @@ import torch
 
 from npas.tasks.common import files
 from npas.tasks.imagenet.folder import ENDINGS, Folder
-from npas.tasks.imagenet.tar import members
 
 PER_SHARD = 1000  # images: some 110 MB
-INDEX = "classes.json"
-READERS = 8  # threads that read headers: they mostly wait for the disk
+PACKING = "classes.json"
 
 
 class Shards:
-    """Where the images of one split lie. ValueError, one line, if a shard is damaged."""
+    """The images of one split, as `Folder` has them. ValueError, one line, if one is damaged."""
 
     def __init__(self, folder: Path, split: str, count: int) -> None:
         self.paths = _shards_of(folder, split)
-        index = _read_index(folder)
-        classes = index.get("classes") or [str(label) for label in range(count)]
-        if len(classes) != count:
-            raise ValueError(
-                f"{folder / INDEX} names {len(classes):,} classes, not the {count:,} of"
-                f" task.classes: set task.classes={len(classes)}"
-            )
-        self.classes: list[str] = classes
-        with ThreadPoolExecutor(READERS) as pool:
-            found = list(pool.map(index_shard, self.paths))
-        self.names_N = np.array([name for shard in found for name, *_ in shard], dtype=np.bytes_)
-        places = [(i, *place) for i, shard in enumerate(found) for _, *place in shard]
-        self.places_N4 = np.array(places, dtype=np.int64).reshape(-1, 4)  # shard, from, size, label
+        packing = _read_packing(folder)
+        self.classes: list[str] = packing.get("classes") or [str(label) for label in range(count)]
+        if len(self.classes) != count:
+            said = f"{folder / PACKING} names {len(self.classes):,} classes, not the {count:,}"
+            raise ValueError(f"{said} of task.classes: set task.classes={len(self.classes)}")
+        self.names_N, self.places_N4 = _index(folder / f".{split}.npz", self.paths)
         self.labels_N = torch.from_numpy(self.places_N4[:, 3].copy())
-        self._check(folder, split, index)
-
-    def _check(self, folder: Path, split: str, index: dict[str, Any]) -> None:
-        planned = index.get(split)
         there = {"images": len(self.names_N), "shards": len(self.paths)}
-        if planned is not None and planned != there:
-            raise ValueError(
-                f"{folder} holds {there['images']:,} {split} images in {there['shards']:,} shards,"
-                f" and {planned['images']:,} in {planned['shards']:,} were to be packed: run"
-                " scripts/pack_imagenet.py again"
-            )
-        labels = self.labels_N.unique()
-        if labels[0] < 0 or labels[-1] >= len(self.classes):
-            raise ValueError(
-                f"{folder} holds labels {labels[0]} to {labels[-1]}, and task.classes="
-                f"{len(self.classes)} has 0 to {len(self.classes) - 1}"
-            )
-        if len(labels) < len(self.classes):
-            missing = sorted(set(range(len(self.classes))) - set(labels.tolist()))[0]
-            raise ValueError(
-                f"{folder} holds no {split} image of class {missing} ({self.classes[missing]}):"
-                " add the shards that are missing"
-            )
+        if (planned := packing.get(split, there)) != there:
+            found = f"{there['images']:,} {split} images in {there['shards']:,} shards"
+            wanted = f"{planned['images']:,} in {planned['shards']:,} were to be packed"
+            raise ValueError(f"{folder} holds {found}, and {wanted}: pack it again")
+        if odd := sorted(set(self.labels_N.unique().tolist()) ^ set(range(count))):
+            verb = "lacks" if odd[0] < count else "holds"
+            said = f"{folder} {verb} {split} images of class {odd[0]}, and task.classes={count}"
+            raise ValueError(f"{said}: set another, or add the shards that are missing")
 
     def name(self, index: int) -> str:
         shard = self.paths[self.places_N4[index, 0]]
@@ -91,55 +70,84 @@ class Shards:
         return int(self.places_N4[:, 2].sum())
 
 
+Images = Folder | Shards
+
+
 def _shards_of(folder: Path, split: str) -> list[Path]:
     """List the shards of a split in order. ValueError if one within is missing, or all are."""
     numbered = {}
     for path in folder.glob(f"{split}-*.tar"):
         if matched := re.fullmatch(rf"{split}-(\d+)\.tar", path.name):
             numbered[int(matched[1])] = path
-    if not numbered:
-        raise ValueError(
-            f"{folder} holds no shard {split}-000000.tar: see scripts/pack_imagenet.py"
-        )
-    for number in range(len(numbered)):
+    for number in range(max(len(numbered), 1)):
         if number not in numbered:
-            raise ValueError(
-                f"{folder} lacks {split}-{number:06d}.tar, and has {max(numbered):06d}: add it"
-            )
+            lacks = f"{folder} lacks {split}-{number:06d}.tar"
+            raise ValueError(f"{lacks}: add it, or see scripts/pack_imagenet.py")
     return [numbered[number] for number in sorted(numbered)]
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def _read_packing(folder: Path) -> dict[str, Any]:
     """Read what our own packing noted; nothing where shards come from elsewhere."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        packing = json.loads((folder / PACKING).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError:
-        index = None
-    if not isinstance(index, dict) or not isinstance(index.get("classes"), list):
-        raise ValueError(
-            f"{folder / INDEX} is damaged: delete it, and run scripts/pack_imagenet.py again"
-        )
-    return index
+        packing = None
+    if not isinstance(packing, dict) or not isinstance(packing.get("classes"), list):
+        raise ValueError(f"{folder / PACKING} is damaged: run scripts/pack_imagenet.py again")
+    return packing
+
+
+def _index(kept: Path, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Return names and places (shard, offset, size, label) of all images, N and Nx4.
+
+    They are `kept` for the next time, where that can be written, with the shards' sizes and times.
+    """
+    stats = [path.stat() for path in paths]
+    stamps = np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats])
+    with contextlib.suppress(Exception), open(kept, "rb") as file:  # whatever it may hold
+        index = np.load(file)
+        if np.array_equal(index["stamps"], stamps):
+            return index["names_N"], index["places_N4"]
+    found = [(i, *image) for i, path in enumerate(paths) for image in index_shard(path)]
+    names_N = np.array([name for _, name, *_ in found], dtype=np.bytes_)
+    places_N4 = np.array([(i, *place) for i, _, *place in found], np.int64).reshape(-1, 4)
+    with contextlib.suppress(OSError):
+        temporary = kept.with_name(f"{kept.name}.{os.getpid()}.npz")
+        np.savez(temporary, stamps=stamps, names_N=names_N, places_N4=places_N4)
+        os.replace(temporary, kept)
+    return names_N, places_N4
 
 
 def index_shard(path: Path) -> list[tuple[bytes, int, int, int]]:
     """List a shard's images: name, offset, size and label of each. ValueError if it is damaged."""
     images: dict[str, tuple[bytes, int, int]] = {}
     labels: dict[str, int] = {}
-    for member in members(path):
-        folder, _, file = member.name.rpartition("/")
-        stem, _, ending = file.partition(".")  # as WebDataset does: from the first point on
-        key = f"{folder}/{stem}"
-        if f".{ending.lower()}" in ENDINGS:
-            if key in images:
-                raise ValueError(f"{path} holds two images named {key}: rename one and pack again")
-            images[key] = (os.fsencode(member.name), member.offset, member.size)
-        elif ending == "cls":
-            if not re.fullmatch(rb"\s*\d{1,9}\s*", member.start):
-                raise ValueError(f"{path}: {member.name} holds no class number; pack it again")
-            labels[key] = int(member.start)
+    try:
+        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                folder, _, name = member.name.rpartition("/")
+                stem, _, ending = name.partition(".")  # as WebDataset does: from the first point on
+                key = f"{folder}/{stem}"
+                if not member.isdir() and (not member.isreg() or member.issparse()):
+                    raise ValueError(f"{path} holds {name}, which is no plain file: pack it again")
+                if f".{ending.lower()}" in ENDINGS:
+                    if key in images:
+                        raise ValueError(f"{path} holds two images named {key}: rename one")
+                    images[key] = (os.fsencode(member.name), member.offset_data, member.size)
+                elif ending == "cls":
+                    content = tar.extractfile(member)
+                    assert content is not None  # of a plain file there is some
+                    text = content.read(16)
+                    if not re.fullmatch(rb"\s*\d{1,9}\s*", text):
+                        raise ValueError(f"{path}: {member.name} holds no class number")
+                    labels[key] = int(text)
+            file.seek(at := tar.offset)
+            if file.read(512) != bytes(512):  # tarfile takes what it cannot read for the end
+                raise tarfile.ReadError(f"no header and no end mark at byte {at:,}")
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}): make it again") from None
     if odd := sorted(images.keys() ^ labels.keys()):
         lacks = "label (.cls)" if odd[0] in images else "image (.jpg)"
         raise ValueError(f"{path}: {odd[0]} has no {lacks}; pack it again")
@@ -157,19 +165,16 @@ def pack(
     A shard appears whole or not at all. ValueError if shards of another packing are in the way.
     """
     target.mkdir(parents=True, exist_ok=True)
-    first = next(iter(folders.values()))
-    planned: dict[str, Any] = {"classes": first.classes}
+    planned: dict[str, Any] = {"classes": next(iter(folders.values())).classes}
     for split, folder in folders.items():
         count = len(folder.labels_N)
         planned[split] = {"images": count, "shards": -(-count // per_shard)}
-    earlier = _read_index(target)
+    earlier = _read_packing(target)
     if any(planned[key] != value for key, value in earlier.items() if key in planned):
-        raise ValueError(
-            f"{target / INDEX} is of other images, or of shards of another size: pack into another"
-            " folder, or delete that one"
-        )
+        said = f"{target / PACKING} is of other images, or of shards of another size"
+        raise ValueError(f"{said}: pack into another folder, or delete that one")
     # Written first: a packing that was broken off is then known as one.
-    files.write_whole(target / INDEX, json.dumps({**earlier, **planned}, indent=1) + "\n")
+    files.write_whole(target / PACKING, json.dumps({**earlier, **planned}, indent=1) + "\n")
     for split, folder in folders.items():
         shards = planned[split]["shards"]
         for number in range(shards):
@@ -199,13 +204,11 @@ def _write_shard(folder: Folder, own: range, path: Path) -> None:
             for index in own:
                 key, image = _key(folder, index)
                 label = str(int(folder.labels_N[index])).encode()
-                # The label first: a reader of headers then finds it beside the image's.
                 for name, data in ((f"{key}.cls", label), (os.fsdecode(image), folder.read(index))):
                     info = tarfile.TarInfo(name)
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
         index_shard(temporary)
-        files.give_usual_mode(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -29,13 +29,14 @@ from torch.nn import functional as F
 
 from npas.models import InputSpec
 from npas.tasks import base
-from npas.tasks.base import Batch, over_ranks
-from npas.tasks.common import checksums, jpeg
+from npas.tasks.base import Batch
+from npas.tasks.cifar.synthetic import make_up
+from npas.tasks.classification import SPLIT_SEED, Classification
+from npas.tasks.common import checksums, workers
 from npas.tasks.imagenet import shards
 from npas.tasks.imagenet.damage import Damage, log
-from npas.tasks.imagenet.folder import Folder, Images
-from npas.tasks.imagenet.split import hold_out
-from npas.tasks.imagenet.transforms import Crops, decode
+from npas.tasks.imagenet.folder import Folder
+from npas.tasks.imagenet.transforms import Crops
 from npas.utils import rng
 from npas.utils.checks import above, at_least, at_most, below
 
@@ -47,10 +48,9 @@ MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 # Large enough for a GPU; a Perceiver's map of attention, of which there is one at a time, is 10 GB.
 EVAL_BATCH = 100
-SYNTHETIC_SIZE = 64  # of a synthetic image's crop, at most
+SYNTHETIC_SIZE, SYNTHETIC_HEIGHT, SYNTHETIC_WIDTH = 64, 80, 96  # of a crop, at most, and an image
 PUBLISHED = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC 2012, in 1,000 classes
 CLASSES = 1000
-MOST_CLASSES, MOST_SIZE = 1_000_000, 4096  # beyond these a typing error
 
 
 @dataclass
@@ -75,19 +75,16 @@ class Config:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
-        for key, least in (("classes", 2), ("size", 8), ("held_out", 0), ("max_damaged", 0)):
+        limits = {"classes": (2, 10**6), "size": (8, 4096), "resize": (8, 4096)}
+        limits |= {"held_out": (0, 10**9), "max_damaged": (0, 10**9), "pca_noise": (0, 10)}
+        for key, (least, most) in limits.items():
             at_least(f"task.{key}", getattr(self, key), least)
-        at_most("task.classes", self.classes, MOST_CLASSES)
-        at_most("task.resize", self.resize, MOST_SIZE)
+            at_most(f"task.{key}", getattr(self, key), most)
         if self.resize < self.size:
-            raise ValueError(
-                f"task.resize={self.resize} is less than task.size={self.size}, which is cut out of"
-                f" it: set task.resize={self.size} or more"
-            )
+            sizes = f"task.resize={self.resize} is less than task.size={self.size}"
+            raise ValueError(f"{sizes}, which is cut out of it")
         above("task.scale_min", self.scale_min, 0)
         at_most("task.scale_min", self.scale_min, 1)
-        at_least("task.pca_noise", self.pca_noise, 0)
-        at_most("task.pca_noise", self.pca_noise, 10)
         at_least("task.label_smoothing", self.label_smoothing, 0)
         below("task.label_smoothing", self.label_smoothing, 1)
 
@@ -100,13 +97,10 @@ class Part:
     index_N: Tensor
 
 
-class Task(base.Task):
+class Task(Classification):
     """Classify colour images that stream from disk."""
 
-    samples = "training images"
-
     compared: checksums.Comparison
-    selection_metric = "accuracy"
 
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
@@ -125,84 +119,86 @@ class Task(base.Task):
             size = min(size, SYNTHETIC_SIZE)
         self.spec = InputSpec((3, size, size), config.classes)
         self.compared = checksums.Comparison(data.verify)
+        resize = round(config.resize * size / config.size)
         self.crops = Crops(
-            size,
-            round(config.resize * size / config.size),
-            config.scale_min,
-            config.flip,
-            config.pca_noise,
-            config.interpolation,
+            size, resize, config.scale_min, config.flip, config.pca_noise, config.interpolation
         )
+        self.label_smoothing = config.label_smoothing
         self.has_validation = config.held_out > 0
         self.parts: dict[str, Part] = {}
         self.colours: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def setup(self) -> None:
-        """List the images, once. ValueError, one line, if they are missing or not what they are."""
+        """List the images, once. ValueError, one line, if they are missing or not what they are.
+
+        They are compared with the published by their number: checksums are not known.
+        """
         if self.parts:
             return
+        held_out = self.config.held_out
         if self.source == "synthetic":
-            images, held_out = self._make_up()
+            self.images, held_out = self._generate()
         else:
-            images = self._find(Path(self.data.root), self.config.classes)
-            held_out = self.config.held_out
-            self._compare(images)
-        labels_N = images["train"].labels_N
-        held_N = hold_out(labels_N, held_out)
-        self.images = images
-        self.damage = Damage(images, self.config.max_damaged)
+            self.images = self._find(Path(self.data.root), self.config.classes)
+            for split, own in self.images.items():
+                published = PUBLISHED[split] if self.config.classes == CLASSES else None
+                path = self._folder(Path(self.data.root)) / split
+                self.compared.add_images(split, len(own.labels_N), published, path)
+        self.damage = Damage(self.images, self.config.max_damaged)
+        held_N = hold_out(self.images["train"].labels_N, held_out)
         parts = {"train": Part("train", (~held_N).nonzero().squeeze(1))}
-        parts["test"] = Part("val", torch.arange(len(images["val"].labels_N)))
+        parts["test"] = Part("val", torch.arange(len(self.images["val"].labels_N)))
         if self.has_validation:
             parts["val"] = Part("train", held_N.nonzero().squeeze(1))
         self.parts = parts
 
-    def _find(self, root: Path, classes: int) -> dict[str, Images]:
+    def _folder(self, root: Path) -> Path:
+        return root / ("imagenet-shards" if self.config.form == "shards" else "imagenet")
+
+    def _find(self, root: Path, classes: int) -> dict[str, shards.Images]:
         """List both splits, as folders or as shards."""
-        folder = root / self._folder()
-        if self.config.form == "shards":
-            if not folder.is_dir():
-                raise ValueError(
-                    f"{self.name} is not under data.root={root}: pack it with"
-                    f" scripts/pack_imagenet.py into {folder}, or set data.source=synthetic"
-                )
-            return {s: shards.Shards(folder, s, classes) for s in PUBLISHED}
+        folder, packed = self._folder(root), self.config.form == "shards"
         for split in PUBLISHED:
-            if not (folder / split).exists():
-                raise ValueError(
-                    f"{self.name} is not under data.root={root}: put its class folders into"
-                    f" {folder / split}, or set data.source=synthetic"
-                )
+            if not (folder if packed else folder / split).exists():
+                remedy = f"put its class folders into {folder / split}"
+                if packed:
+                    remedy = f"pack it with scripts/pack_imagenet.py into {folder}"
+                said = f"{self.name} is not under data.root={root}: {remedy}"
+                raise ValueError(f"{said}, or set data.source=synthetic")
+        if packed:
+            return {split: shards.Shards(folder, split, classes) for split in PUBLISHED}
         train = Folder(folder / "train", classes)
         return {"train": train, "val": Folder(folder / "val", classes, train.classes)}
 
-    def _compare(self, images: dict[str, Images]) -> None:
-        """Compare how many images there are with the published: their checksums are not known."""
-        for split, own in images.items():
-            published = PUBLISHED[split] if self.config.classes == CLASSES else None
-            path = Path(self.data.root) / self._folder() / split
-            self.compared.add_images(split, len(own.labels_N), published, path)
+    def _generate(self) -> tuple[dict[str, shards.Images], int]:
+        """Write synthetic images to a folder that is gone with the task, and list them.
 
-    def _folder(self) -> str:
-        return "imagenet-shards" if self.config.form == "shards" else "imagenet"
+        As many classes as there are images of either part at most, so that none is without. Return
+        also how many training images are held out.
+        """
+        from PIL import Image
 
-    def _make_up(self) -> tuple[dict[str, Images], int]:
-        """Write synthetic images to a folder that is gone with the task, and list them."""
-        folder = tempfile.mkdtemp(prefix="npas-imagenet-")
-        weakref.finalize(self, _remove, folder, os.getpid())
-        root, wanted = Path(folder), self.data.synthetic
+        root, wanted = Path(tempfile.mkdtemp(prefix="npas-imagenet-")), self.data.synthetic
+        weakref.finalize(self, _remove, root, os.getpid())
         held_out = wanted.test if self.has_validation else 0
-        classes = jpeg.write(
-            root / "imagenet", self.config.classes, wanted.train + held_out, wanted.test
-        )
+        counts = {"train": wanted.train + held_out, "val": wanted.test}
+        classes = min(self.config.classes, *counts.values())
+        size = (SYNTHETIC_HEIGHT, SYNTHETIC_WIDTH, 3)
+        for purpose, (split, count) in enumerate(counts.items()):
+            pixels, labels_N = make_up(count, classes, *size, 256, purpose)
+            for i, (pixels_HWC, label) in enumerate(zip(pixels, labels_N, strict=True)):
+                folder = root / "imagenet" / split / f"n{label:08d}"
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / f"n{label:08d}_{i}.JPEG"
+                Image.fromarray(pixels_HWC).save(path, "JPEG", quality=90)
         if self.config.form == "shards":
-            splits = {s: Folder(root / "imagenet" / s, classes) for s in PUBLISHED}
-            shards.pack(splits, root / "imagenet-shards")
+            splits = {split: Folder(root / "imagenet" / split, classes) for split in PUBLISHED}
+            shards.pack(splits, self._folder(root))
         return self._find(root, classes), held_out
 
     def inspect(self) -> dict[str, str]:
         """Count images and bytes beside the published, and read the first image of each class."""
-        found = {}
+        found, readable = {}, []
         for split, own in self.images.items():
             count, size = len(own.labels_N), own.total_bytes()
             line = f"{count:,} images of {len(own.classes):,} classes, {size:,} bytes"
@@ -212,16 +208,14 @@ class Task(base.Task):
                 same = count == PUBLISHED[split]
                 line += ", as published" if same else f"; {PUBLISHED[split]:,} were published"
             found[split] = line
-        if self.has_validation:
-            found["held out"] = f"{len(self.parts['val'].index_N):,} training images, for val"
-        tried = bad = 0
-        for split, own in self.images.items():
             labels_N = own.labels_N.numpy()
             for label in range(len(own.classes)):
-                tried += 1
                 first = int((labels_N == label).argmax())
-                bad += self._decoded(split, first) is None
-        found["readable"] = f"{tried - bad:,} of {tried:,} images tried, the first of each class"
+                readable.append(self.damage.decoded(split, first) is not None)
+        if self.has_validation:
+            found["held out"] = f"{len(self.parts['val'].index_N):,} training images, for val"
+        tried = f"{sum(readable):,} of {len(readable):,} images tried"
+        found["readable"] = f"{tried}, the first of each class"
         self.damage.report()
         return found
 
@@ -233,48 +227,40 @@ class Task(base.Task):
         """Return images as bytes, BxCxHxW, and their classes."""
         key = rng.derive_key(self.seed, "image", epoch)
         key_B = rng.bits(key, self.parts["train"].index_N[index_B])
-        return self._training_batch(index_B.tolist(), key_B.tolist())
-
-    def _training_batch(self, places: list[int], keys: list[int]) -> Batch:
-        images_BHWC, labels = self._empty(len(places)), []
+        images, labels = [], []
         with torch.random.fork_rng(devices=[]):
-            for slot, (place, key) in enumerate(zip(places, keys, strict=True)):
+            for place, own_key in zip(index_B.tolist(), key_B.tolist(), strict=True):
                 image_CHW, label = self._next_readable(place)
-                images_BHWC[slot] = self.crops.training(image_CHW, key).permute(1, 2, 0)
+                images.append(self.crops.training(image_CHW, own_key))
                 labels.append(label)
-        return Batch(images_BHWC.permute(0, 3, 1, 2), torch.tensor(labels), len(places))
+        return self._batch(images, labels)
 
     def _next_readable(self, place: int) -> tuple[Tensor, int]:
         """Read the training image at this place or, if it is damaged, the next that is not."""
-        part = self.parts["train"]
+        part, labels_N = self.parts["train"], self.images["train"].labels_N
         while True:
             index = int(part.index_N[place])
-            image_CHW = self._decoded(part.split, index)
+            image_CHW = self.damage.decoded("train", index)
             if image_CHW is not None:
-                return image_CHW, int(self.images[part.split].labels_N[index])
+                return image_CHW, int(labels_N[index])
             self.damage.check()
-            if self.damage.count() >= len(part.index_N):
+            if len(self.damage.found()) >= len(part.index_N):
                 raise ValueError(f"no training image of {self.name} can be read")
             place = (place + 1) % len(part.index_N)
 
-    def _decoded(self, split: str, index: int) -> Tensor | None:
-        """Read an image; None, and a note of it, if it is damaged."""
-        if not self.damage.found(split, index):
-            try:
-                return decode(self.images[split].read(index))
-            except (ValueError, OSError):
-                self.damage.note(split, index)
-        return None
-
-    def _empty(self, count: int) -> Tensor:
-        """Make room for images: BxHxWxC, which a GPU's convolutions like better."""
-        return torch.empty(count, *self.spec.input_shape[1:], 3, dtype=torch.uint8)
+    def _batch(self, images: list[Tensor], labels: list[int]) -> Batch:
+        """Make a batch, perhaps of none, that lies as BxHxWxC, which a GPU's convolutions like."""
+        images_BHWC = torch.empty(len(images), *self.spec.input_shape[1:], 3, dtype=torch.uint8)
+        for image_HWC, image_CHW in zip(images_BHWC, images, strict=True):
+            image_HWC.copy_(image_CHW.permute(1, 2, 0))
+        labels_B = torch.tensor(labels, dtype=torch.int64)
+        return Batch(images_BHWC.permute(0, 3, 1, 2), labels_B, len(images))
 
     def sync_damage(self, world: int) -> None:
         self.damage.agree(world)
 
     def preprocess(self, images_BCHW: Tensor) -> Tensor:
-        """Turn bytes into floats; on a CPU in the plain order (see `augment.to_nchw`)."""
+        """Turn bytes into floats; on a CPU in the plain order (see `classification.to_nchw`)."""
         device = images_BCHW.device
         if device not in self.colours:
             mean_C11, std_C11 = (
@@ -287,15 +273,9 @@ class Task(base.Task):
         return images_BCHW.float().sub_(mean_C11).div_(std_C11)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean cross-entropy, and the number of right answers in percent."""
         self.damage.report()
-        logits_BK = model(self.preprocess(batch.inputs))
-        right = (logits_BK.detach().argmax(1) == batch.targets).sum()
-        smoothing = self.config.label_smoothing
-        loss = F.cross_entropy(logits_BK.float(), batch.targets, label_smoothing=smoothing)
-        return loss, {"accuracy": 100 * right}
+        return super().loss(model, batch)
 
-    @torch.no_grad()
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
@@ -303,34 +283,32 @@ class Task(base.Task):
 
         ValueError, in all ranks, if images that cannot be read are more than task.max_damaged.
         """
-        from npas.tasks.common.workers import iterate
-
         self.damage.agree(world)
-        count = len(self.parts[split].index_N)
-        steps = range(-(-count // EVAL_BATCH))
-        own, workers = steps[rank::world], self.data.workers
+        images = len(self.parts[split].index_N)
+        steps = range(-(-images // EVAL_BATCH))
         make = functools.partial(self._test_batches, split)
-        made = iterate(make, own, workers) if workers else make(own)
+        made = workers.iterate(make, steps[rank::world], self.data.workers)
         device = next(model.parameters(), torch.empty(0)).device
-        was_training = model.training
-        model.eval()
-        # Of each batch the right answers, those among five, the loss, and how many images it had;
-        # the other ranks' batches stay 0 here.
-        counted_E4 = torch.zeros(len(steps), 4, dtype=torch.float64, device=device)
-        for i, batch in zip(own, made, strict=True):
-            if batch.size:
-                batch = batch.to(device)
-                logits_BK = model(self.preprocess(batch.inputs)).float()
-                best_B5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices
-                right_B5 = best_B5 == batch.targets[:, None]
-                counted_E4[i, 0] = right_B5[:, 0].sum()
-                counted_E4[i, 1] = right_B5.sum()
-                counted_E4[i, 2] = F.cross_entropy(logits_BK, batch.targets, reduction="sum")
-                counted_E4[i, 3] = batch.size
-        model.train(was_training)
-        right, among_five, loss, seen = over_ranks(counted_E4, world).cpu().sum(0).tolist()
+
+        def count(step: int) -> tuple[Tensor | int, ...]:
+            batch = next(made)
+            if not batch.size:
+                return 0, 0, 0, 0
+            batch = batch.to(device)
+            logits_BK = model(self.preprocess(batch.inputs)).float()
+            right_B5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices == batch.targets[:, None]
+            loss = F.cross_entropy(logits_BK, batch.targets, reduction="sum")
+            return right_B5[:, 0].sum(), right_B5.sum(), loss, batch.size
+
+        counted_E4 = base.measure(model, count, len(steps), 4, rank, world, device)
+        assert next(made, None) is None  # so that its workers end
+        right, among_five, loss, seen = counted_E4.sum(0).tolist()
         self.damage.agree(world)
-        self._say_left_out(split, count - int(seen), count)
+        if not seen:
+            raise ValueError(f"none of the {images:,} {split} images of {self.name} can be read")
+        if seen < images:
+            left_out = images - int(seen)
+            log.warning("%d of %s %s images were not measured", left_out, f"{images:,}", split)
         return {
             "accuracy": 100 * right / seen,
             "top5_accuracy": 100 * among_five / seen,
@@ -341,25 +319,40 @@ class Task(base.Task):
         """Yield the images that can be read of these batches, and their labels."""
         part = self.parts[split]
         for step in steps:
-            images_BHWC = self._empty(EVAL_BATCH)
-            labels: list[int] = []
+            images, labels = [], []
             for index in part.index_N[step * EVAL_BATCH : (step + 1) * EVAL_BATCH].tolist():
-                image_CHW = self._decoded(part.split, index)
+                image_CHW = self.damage.decoded(part.split, index)
                 if image_CHW is not None:
-                    images_BHWC[len(labels)] = self.crops.test(image_CHW).permute(1, 2, 0)
+                    images.append(self.crops.test(image_CHW))
                     labels.append(int(self.images[part.split].labels_N[index]))
-            images_BCHW = images_BHWC[: len(labels)].permute(0, 3, 1, 2)
-            yield Batch(images_BCHW, torch.tensor(labels, dtype=torch.int64), len(labels))
-
-    def _say_left_out(self, split: str, left_out: int, count: int) -> None:
-        """Report how many images, over all ranks, were not measured; ValueError if all of them."""
-        if left_out == count:
-            raise ValueError(f"none of the {count:,} {split} images of {self.name} can be read")
-        if left_out:
-            log.warning("%d of %s %s images were not measured", left_out, f"{count:,}", split)
+            yield self._batch(images, labels)
 
 
-def _remove(folder: str, process: int) -> None:
+def hold_out(labels_N: Tensor, count: int) -> Tensor:
+    """Choose `count` images, as many of each class as can be, by a rule that no seed changes: N.
+
+    ValueError if a class would be left with none.
+    """
+    number_N = torch.arange(len(labels_N))
+    rank_N = rng.bits(rng.derive_key(SPLIT_SEED, "imagenet validation"), number_N)
+    by_class_N = rank_N.argsort(stable=True)
+    by_class_N = by_class_N[labels_N[by_class_N].argsort(stable=True)]  # within each, by rank
+    sizes_K = labels_N.bincount()
+    starts_N = (sizes_K.cumsum(0) - sizes_K).repeat_interleave(sizes_K)
+    # The first image of every class comes first, then the second of every class, and so on.
+    turn_N = torch.empty_like(labels_N)
+    turn_N[by_class_N] = number_N - starts_N
+    chosen = (turn_N * len(sizes_K) + labels_N).argsort(stable=True)[:count]
+    held_N = torch.zeros(len(labels_N), dtype=torch.bool)
+    held_N[chosen] = True
+    left_K = labels_N[~held_N].bincount(minlength=len(sizes_K))
+    if count and int(left_K[sizes_K > 0].min()) == 0:
+        said = f"task.held_out={count} of {len(labels_N):,} training images"
+        raise ValueError(f"{said} would leave a class with none to train on: hold out fewer")
+    return held_N
+
+
+def _remove(folder: Path, process: int) -> None:
     """Delete a folder, unless this is a forked copy of the process that made it."""
     if os.getpid() == process:
         shutil.rmtree(folder, ignore_errors=True)

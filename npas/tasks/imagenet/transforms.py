@@ -10,6 +10,7 @@ Dimensions: H x W pixels, C channels.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from dataclasses import dataclass
@@ -35,28 +36,24 @@ def decode(data: bytearray) -> Tensor:
     By torchvision, which takes two thirds of Pillow's time, while it has a decoder: its release
     0.29 says that it will not for ever. What it cannot read goes to Pillow.
     """
+    import numpy as np
+    from PIL import Image
+
     if not data:
         raise ValueError("it is empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of that, of odd tags and of great sizes
-        try:
+        with contextlib.suppress(RuntimeError, ImportError):
             from torchvision.io import ImageReadMode, decode_image
 
             image_CHW = decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
-        except (RuntimeError, ImportError):
-            return _by_pillow(data)
-        return image_CHW if image_CHW.dtype == torch.uint8 else _by_pillow(data)
-
-
-def _by_pillow(data: bytearray) -> Tensor:
-    import numpy as np
-    from PIL import Image
-
-    try:
-        pixels_HWC = np.array(to_rgb(Image.open(io.BytesIO(data))))
-    except Exception as error:  # its decoders raise many kinds
-        said = str(error).partition("<")[0].strip() or type(error).__name__
-        raise ValueError(f"it is no whole image ({said})") from None
+            if image_CHW.dtype == torch.uint8:
+                return image_CHW
+        try:
+            pixels_HWC = np.array(to_rgb(Image.open(io.BytesIO(data))))
+        except Exception as error:  # its decoders raise many kinds
+            said = str(error).partition("<")[0].strip() or type(error).__name__
+            raise ValueError(f"it is no whole image ({said})") from None
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
 

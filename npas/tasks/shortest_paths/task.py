@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,9 @@ from torch.nn import functional as F
 
 from npas.models import InputSpec
 from npas.tasks import base
-from npas.tasks.base import Batch, over_ranks, rank_share
+from npas.tasks.base import Batch, rank_share
 from npas.tasks.shortest_paths.mazes import Grids, draw
+from npas.utils.checks import at_least, at_most, below
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -36,7 +37,6 @@ DRAWN_AT_ONCE = 4096
 # The grids that are held out are the same for every run: their seed is no key of the config.
 HELD_OUT_SEED = 0
 MOST_CELLS = 50_000_000  # of the mazes held out for one purpose
-MOST_SIZE = 512
 
 
 @dataclass
@@ -53,29 +53,22 @@ class Config:
     test_samples: int = 1000
 
     def __post_init__(self) -> None:
-        if not 2 <= self.size <= MOST_SIZE:
-            raise ValueError(f"task.size must be from 2 to {MOST_SIZE}, got {self.size}")
-        if not 0 <= self.density < 1:
-            raise ValueError(f"task.density must be from 0 up to, not with, 1, got {self.density}")
-        if not self.phases or any(
-            a >= b for a, b in zip([0, *self.phases], self.phases, strict=False)
-        ):
+        at_least("task.size", self.size, 2)
+        at_most("task.size", self.size, 512)
+        at_least("task.density", self.density, 0)
+        below("task.density", self.density, 1)
+        if not self.phases or sorted({0, *self.phases}) != [0, *self.phases]:
             raise ValueError(f"task.phases must be lengths above 0 that grow, got {self.phases}")
         if self.phases[-1] >= self.size**2:
-            raise ValueError(
-                f"task.phases: no path of {self.phases[-1]} moves fits into a {self.size}x"
-                f"{self.size} grid"
-            )
-        for key in ("phase_epochs", "epoch_samples", "val_samples", "test_samples"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"task.{key} must be at least 1, got {getattr(self, key)}")
+            grid = f"{self.size}x{self.size} grid"
+            raise ValueError(f"task.phases: no path of {self.phases[-1]} moves fits into a {grid}")
+        at_least("task.phase_epochs", self.phase_epochs, 1)
+        at_least("task.epoch_samples", self.epoch_samples, 1)
+        # Mazes that are held out stay in memory.
+        most = MOST_CELLS // (len(self.phases) * self.size**2)
         for key in ("val_samples", "test_samples"):
-            cells = getattr(self, key) * len(self.phases) * self.size**2
-            if cells > MOST_CELLS:
-                raise ValueError(
-                    f"task.{key}={getattr(self, key)} mazes of each of {len(self.phases)} bands are"
-                    f" {cells:,} cells, to be held in memory: at most {MOST_CELLS:,}"
-                )
+            at_least(f"task.{key}", getattr(self, key), 1)
+            at_most(f"task.{key}", getattr(self, key), most)
 
 
 class Task(base.Task):
@@ -93,16 +86,14 @@ class Task(base.Task):
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
         base.refuse_val_fraction(data, "shortest_paths", "which draws the mazes that it holds out")
-        self.source = data.source
+        self.source, few = data.source, data.synthetic
         if self.source == "synthetic":
-            few = data.synthetic
-            config = replace(
-                config,
-                phase_epochs=1,
-                epoch_samples=few.train,
-                val_samples=few.test,
-                test_samples=few.test,
-            )
+            counts: dict[str, Any] = {
+                "epoch_samples": few.train,
+                "val_samples": few.test,
+                "test_samples": few.test,
+            }
+            config = replace(config, phase_epochs=1, **counts)
         self.config = config
         self.seed = seed
         self.device = device
@@ -112,9 +103,19 @@ class Task(base.Task):
 
     def setup(self) -> None:
         """Draw the grids that are held out, for each band of distances."""
+        if self.parts:
+            return
+        phases = self.config.phases
+        bands = list(zip([0, *phases], phases, strict=False))
         counts = {"val": self.config.val_samples, "test": self.config.test_samples}
-        if not self.parts:
-            self.parts = {split: self._bands(split, count) for split, count in counts.items()}
+        for split, count in counts.items():
+            index_N = torch.arange(count, device=self.device)
+            self.parts[split] = {
+                longest: self._draw(
+                    HELD_OUT_SEED, f"{split} {longest}", index_N, before + 1, longest
+                )
+                for before, longest in bands
+            }
 
     def inspect(self) -> dict[str, str]:
         """Count the mazes of each part and say what they are."""
@@ -125,13 +126,6 @@ class Task(base.Task):
             count = sum(len(grids.paths) for grids in counts.values())
             found[name] = f"{count:,} {mazes}, as many of each of {bands} bands of distances"
         return found
-
-    def _bands(self, split: str, count: int) -> dict[int, Grids]:
-        index_N = torch.arange(count, device=self.device)
-        return {
-            longest: self._draw(HELD_OUT_SEED, f"{split} {longest}", index_N, before + 1, longest)
-            for before, longest in zip([0, *self.config.phases], self.config.phases, strict=False)
-        }
 
     def _draw(self, seed: int, purpose: str, index_N: Tensor, shortest: int, longest: int) -> Grids:
         size, density = self.config.size, self.config.density
@@ -181,31 +175,26 @@ class Task(base.Task):
         loss = F.binary_cross_entropy_with_logits(logits_BHW, batch.targets)
         return loss, {"f1": f1 * batch.size}
 
-    @torch.no_grad()
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
         """Measure F1 over the cells of "val" or "test", in percent: of all, and of each band."""
-        was_training = model.training
-        model.eval()
         bands = self.parts[split]
         cut = [
             (band, start)
             for band in bands.values()
             for start in range(0, len(band.paths), EVAL_BATCH)
         ]
-        # Of each batch the three counts and the loss; the other ranks' batches stay 0 here.
-        counted_E4 = torch.zeros(len(cut), 4, dtype=torch.float64, device=self.device)
-        for i in range(rank, len(cut), world):
+
+        def count(i: int) -> tuple[Tensor, ...]:
             inputs, targets = _batch(*cut[i], EVAL_BATCH)
             logits_BHW = model(inputs).squeeze(1).float()
-            counted_E4[i, :3] = torch.stack(_counts(logits_BHW, targets))
-            counted_E4[i, 3] = F.binary_cross_entropy_with_logits(
-                logits_BHW, targets, reduction="sum"
-            )
-        model.train(was_training)
+            loss = F.binary_cross_entropy_with_logits(logits_BHW, targets, reduction="sum")
+            return *_counts(logits_BHW, targets), loss
+
+        counted_E4 = base.measure(model, count, len(cut), 4, rank, world, self.device)
         # Every band has as many grids as another, D bands in all.
-        counted_D4 = over_ranks(counted_E4, world).cpu().view(len(bands), -1, 4).sum(1)
+        counted_D4 = counted_E4.view(len(bands), -1, 4).sum(1)
         f1 = {f"f1_{n}": _f1(count_4) for n, count_4 in zip(bands, counted_D4, strict=True)}
         cells = sum(band.paths.numel() for band in bands.values())
         all_4 = counted_D4.sum(0)

@@ -1,0 +1,138 @@
+"""Build nanoGPT's transformer (karpathy/nanoGPT, MIT), whose blocks can be gone through in loops.
+
+LayerNorms stand before attention and MLP, the head is the embedding. With 4 blocks of 128, 65
+tokens and rows of 64 it has 804,096 parameters, positions included.
+
+`loops` goes through the stack of blocks that many times: one block in 12 loops is ALBERT's way,
+three in four loops a looped transformer. `iteration_embeddings` adds a learned vector, zero at the
+start, before each loop.
+
+Dimensions: B rows, L tokens, C channels, H heads of D channels, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from npas.models import InputSpec
+from npas.utils.checks import at_least, at_most, below
+
+OUTPUTS = ("token",)
+STD = 0.02  # of a weight at the start
+MOST = {"layers": 1000, "loops": 1000, "heads": 1000, "width": 100_000}  # more is a typing error
+
+
+@dataclass
+class Config:
+    """The `model.*` keys of a GPT. ValueError for what cannot be built."""
+
+    family: str = "gpt"
+    layers: int = 4  # blocks with weights of their own
+    loops: int = 1
+    iteration_embeddings: bool = False
+    heads: int = 4
+    width: int = 128
+    dropout: float = 0.0
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        for key, most in MOST.items():
+            at_least(f"model.{key}", getattr(self, key), 1)
+            at_most(f"model.{key}", getattr(self, key), most)
+        at_least("model.dropout", self.dropout, 0)
+        below("model.dropout", self.dropout, 1)
+        if self.width % self.heads:
+            raise ValueError(
+                f"model.width={self.width} does not divide by model.heads={self.heads}"
+            )
+
+
+def build(config: Config, spec: InputSpec) -> nn.Module:
+    """Build the network for rows of `spec.input_shape[0]` tokens, `spec.num_classes` of them."""
+    return GPT(config, spec.input_shape[0], spec.num_classes)
+
+
+class Attention(nn.Module):
+    """Let each token look at itself and those before: BxLxC -> BxLxC."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
+        self.proj = nn.Linear(config.width, config.width, bias=config.bias)
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        q_BHLD, k_BHLD, v_BHLD = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(x_BLC).chunk(3, dim=-1)
+        )
+        dropout = self.dropout if self.training else 0.0
+        mixed_BHLD = F.scaled_dot_product_attention(
+            q_BHLD, k_BHLD, v_BHLD, dropout_p=dropout, is_causal=True
+        )
+        return self.proj(mixed_BHLD.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two linear layers, four times as wide between: BxLxC -> BxLxC."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, 4 * config.width, bias=config.bias)
+        self.down = nn.Linear(4 * config.width, config.width, bias=config.bias)
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x_BLC)))
+
+
+class Block(nn.Module):
+    """Add attention, then an MLP, each of the normalized input: BxLxC -> BxLxC."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        x_BLC = x_BLC + self.dropout(self.attention(self.attention_norm(x_BLC)))
+        return x_BLC + self.dropout(self.mlp(self.mlp_norm(x_BLC)))
+
+
+class GPT(nn.Module):
+    """Predict the next token at each place: B x L int64 -> BxLxV logits."""
+
+    def __init__(self, config: Config, length: int, vocab_size: int) -> None:
+        super().__init__()
+        self.loops = config.loops
+        self.tokens = nn.Embedding(vocab_size, config.width)
+        self.positions = nn.Embedding(length, config.width)
+        if config.iteration_embeddings:
+            self.iterations = nn.Parameter(torch.zeros(config.loops, config.width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith(("proj.weight", "down.weight")):  # added to the residual stream
+                nn.init.normal_(parameter, std=STD / math.sqrt(2 * config.layers * config.loops))
+            elif parameter.dim() == 2 and name != "iterations":
+                nn.init.normal_(parameter, std=STD)
+
+    def forward(self, tokens_BL: Tensor) -> Tensor:
+        place_L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
+        x_BLC = self.dropout(self.tokens(tokens_BL) + self.positions(place_L))
+        for loop in range(self.loops):
+            if hasattr(self, "iterations"):
+                x_BLC = x_BLC + self.iterations[loop]
+            for block in self.blocks:
+                x_BLC = block(x_BLC)
+        return F.linear(self.norm(x_BLC), self.tokens.weight)

@@ -1,0 +1,98 @@
+"""Find the numbered blocks of a network in the names of its parameters.
+
+A block is what stands before the first number of a name, and that number with those right behind
+it: `blocks.3` of `blocks.3.mlp.0.weight`, `stages.0.1` of `stages.0.1.conv1.weight`.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from npas.sharing.layers import Layer
+
+BLOCK = re.compile(r"(?:.*?\.)??\d+(?:\.\d+)*(?=\.)")
+NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+SELECTORS = ("@embeddings", "@first", "@last")
+
+
+def block_of(name: str) -> str | None:
+    """Return the block that a parameter lies in; None outside of any."""
+    found = BLOCK.match(name)
+    return found[0] if found else None
+
+
+def place_of(name: str) -> str:
+    """Return a parameter's name without the numbers: the same in all blocks of one kind."""
+    return NUMBER.sub("#", name)
+
+
+def spell_names(names: Sequence[str]) -> str:
+    """Write names that differ in their numbers as one: `blocks.{0-11}.fc.weight`."""
+    columns = zip(*(map(int, NUMBER.findall(name)) for name in names), strict=True)
+    numbers = iter([_spell(sorted(set(column))) for column in columns])
+    return NUMBER.sub(lambda _: next(numbers), names[0])
+
+
+def _spell(numbers: Sequence[int]) -> str:
+    """Write sorted numbers as a number, a range or a list."""
+    if len(numbers) == 1:
+        return str(numbers[0])
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{{{numbers[0]}-{numbers[-1]}}}"
+    return f"{{{','.join(map(str, numbers))}}}"
+
+
+def parts_by_depth(names: Sequence[str], parts: int) -> dict[str, int]:
+    """Map each name to the part of the depth that its block lies in, parts of as many blocks.
+
+    What lies in no block goes with what stands before it. ValueError for more parts than blocks.
+    """
+    blocks = list(dict.fromkeys(block for name in names if (block := block_of(name))))
+    if not 1 <= parts <= len(blocks):
+        raise ValueError(
+            f"groups='depth:{parts}' is out of range: the network has {len(blocks)} numbered"
+            " blocks with shareable layers"
+        )
+    found, part = {}, 0
+    for name in names:
+        if block := block_of(name):
+            part = blocks.index(block) * parts // len(blocks)
+        found[name] = part
+    return found
+
+
+def expand(
+    patterns: str | Iterable[str] | None, option: str, tensors: Sequence[Layer]
+) -> list[str]:
+    """Return name patterns with the selectors among them replaced by names.
+
+    `@embeddings` are the weights of embeddings, if there are any; `@first` and `@last` all that
+    lies in the first and in the last numbered block. ValueError for an unknown selector, and where
+    no blocks are numbered.
+    """
+    found: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else (patterns or ()):
+        if not pattern.startswith("@"):
+            found.append(pattern)
+            continue
+        if pattern not in SELECTORS:
+            raise ValueError(f"{option}={pattern!r} is unknown: choose {', '.join(SELECTORS)}")
+        selected = _selected(tensors)[pattern]
+        if not selected and pattern != "@embeddings":
+            raise ValueError(f"{option}={pattern!r} selects nothing: no blocks here are numbered")
+        found += map(glob.escape, selected)
+    return found
+
+
+def _selected(tensors: Sequence[Layer]) -> Mapping[str, list[str]]:
+    blocks = {tensor.spec.name: block_of(tensor.spec.name) for tensor in tensors}
+    there = [block for block in blocks.values() if block]
+    ends = (there[0], there[-1]) if there else ("", "")
+    first, last = ([name for name, block in blocks.items() if block == end] for end in ends)
+    kinds = ("embedding", "embeddingbag")
+    embeddings = [tensor.spec.name for tensor in tensors if tensor.spec.kind in kinds]
+    return dict(zip(SELECTORS, (embeddings, first, last), strict=True))

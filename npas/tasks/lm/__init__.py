@@ -1,0 +1,5 @@
+"""Predict the next token of a text."""
+
+from npas.tasks.lm.task import Config, Task
+
+__all__ = ["Config", "Task"]

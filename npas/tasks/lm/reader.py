@@ -1,0 +1,126 @@
+"""Read token streams: characters, bytes, nanoGPT's bare uint16 files, the contest's shards.
+
+A shard (Parameter Golf, openai/parameter-golf) is 256 little-endian int32, of which the first three
+are 20240520, 1 and the number of tokens N, and then N little-endian uint16. nanoGPT's `train.bin`
+and `val.bin` are uint16 tokens without a header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+HEADER_BYTES = 256 * 4
+MAGIC, VERSION = 20240520, 1
+TOKEN = np.dtype("<u2")
+
+
+class Stream:
+    """The tokens of several arrays, one after the other and from the start again: N in all."""
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = list(parts)
+        self.ends = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def take(self, start: int, count: int) -> Tensor:
+        """Return `count` tokens from position `start` on, int64."""
+        taken, position = [], start % len(self)
+        while count:
+            index = int(np.searchsorted(self.ends, position, side="right"))
+            part = self.parts[index]
+            first = position - int(self.ends[index]) + len(part)
+            piece = part[first : first + count]
+            taken.append(piece)
+            count -= len(piece)
+            position = (position + len(piece)) % len(self)
+        return torch.from_numpy(np.concatenate(taken).astype(np.int64))
+
+
+def read_shards(folder: Path, pattern: str) -> Stream:
+    """Map the shards of a folder into memory, in the order of their names.
+
+    ValueError for a folder without any, and for a shard with another header or size.
+    """
+    paths = sorted(folder.glob(pattern))
+    if not paths:
+        raise ValueError(
+            f"{folder} holds no {pattern}: put the contest's shards there, or set data.root"
+        )
+    return Stream([read_shard(path) for path in paths])
+
+
+def read_shard(path: Path) -> np.ndarray:
+    """Map one shard's tokens, N uint16, into memory. ValueError if it is damaged."""
+    size = path.stat().st_size
+    header = np.fromfile(path, dtype="<i4", count=256)
+    if len(header) < 256:
+        raise ValueError(f"{path} is cut off: {size} bytes, less than a header of {HEADER_BYTES}")
+    magic, version, count = (int(number) for number in header[:3])
+    if (magic, version) != (MAGIC, VERSION):
+        raise ValueError(
+            f"{path} is not a token shard: its header starts with {magic}, {version}, not {MAGIC},"
+            f" {VERSION}; for tokens without a header set task.dataset=bins"
+        )
+    if count < 1 or size != HEADER_BYTES + TOKEN.itemsize * count:
+        raise ValueError(
+            f"{path} is damaged: {size:,} bytes, and a shard of {count:,} tokens has"
+            f" {HEADER_BYTES + TOKEN.itemsize * max(count, 0):,}; get it again"
+        )
+    return np.memmap(path, dtype=TOKEN, mode="r", offset=HEADER_BYTES)
+
+
+def write_shard(path: Path, tokens: np.ndarray) -> None:
+    """Write tokens, N uint16, as a shard."""
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = MAGIC, VERSION, len(tokens)
+    with open(path, "wb") as file:
+        file.write(header.tobytes())
+        file.write(tokens.astype(TOKEN).tobytes())
+
+
+def read_bin(path: Path) -> Stream:
+    """Map nanoGPT's tokens without a header into memory. ValueError if missing or damaged."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: nanoGPT's prepare.py writes it")
+    size = path.stat().st_size
+    if size % TOKEN.itemsize or not size:
+        raise ValueError(f"{path} is damaged: {size} bytes are no whole number of uint16 tokens")
+    if np.fromfile(path, dtype="<i4", count=1).tolist() == [MAGIC]:
+        raise ValueError(f"{path} has a shard's header: set task.dataset=fineweb")
+    return Stream([np.memmap(path, dtype=TOKEN, mode="r")])
+
+
+def read_characters(path: Path) -> tuple[np.ndarray, str]:
+    """Return a text's characters as numbers in the order of the code points, and these characters.
+
+    ValueError if the file is missing or not UTF-8.
+    """
+    text = read_text(path)
+    characters = sorted(set(text))
+    number = {character: i for i, character in enumerate(characters)}
+    return np.array([number[character] for character in text], dtype=TOKEN), "".join(characters)
+
+
+def read_text(path: Path) -> str:
+    """Return a UTF-8 file's text. ValueError if it is missing or something else."""
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 at byte {error.start:,}: convert it") from None
+
+
+def text_files(folder: Path) -> list[Path]:
+    """Return the *.txt files of a folder by name. ValueError if there is none."""
+    paths = sorted(folder.glob("*.txt"))
+    if not paths:
+        raise ValueError(f"{folder} holds no *.txt: put plain text there, or set data.root")
+    return paths

@@ -1,0 +1,322 @@
+"""Predict the next token: of Shakespeare, of FineWeb as in Parameter Golf, of any text.
+
+    dataset      tokens                         where, below data.root
+    shakespeare  65 characters                  tinyshakespeare/input.txt (downloaded)
+    fineweb      the contest's pieces, uint16   FOLDER/fineweb_{train,val}_*.bin
+    bins         nanoGPT's, uint16              FOLDER/{train,val}.bin
+    text         bytes, or task.tokenizer's     FOLDER/*.txt
+
+An epoch is `task.steps` batches. Rows of shakespeare, bins and text start anywhere at random; those
+of fineweb follow each other, in the contest's order: a step takes one run of tokens, each rank its
+span of it. Either way a batch depends on the seed and the step alone.
+
+"test" is the whole part that the source calls val, in rows that do not overlap, each token scored
+once with what stands before it in its own row. Of fineweb the last, incomplete row is left out as
+in the contest. "val" is the end of the training part, as much as `data.val_fraction`.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from npas.models import InputSpec
+from npas.tasks import base
+from npas.tasks.base import Batch, Picture, Shown, over_ranks
+from npas.tasks.common import files
+from npas.tasks.common.checksums import Comparison, sha256
+from npas.tasks.common.download import download
+from npas.tasks.lm import reader, vocabulary
+from npas.tasks.lm.reader import Stream
+from npas.utils import rng
+from npas.utils.checks import at_least, at_most
+
+if TYPE_CHECKING:
+    from npas.config import DataConfig
+
+SHAKESPEARE = Path("tinyshakespeare/input.txt")
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_SHA256 = "sha256 86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TRAIN_FRACTION = 0.9  # of a text, its beginning: nanoGPT's
+EVAL_TOKENS = 16_384  # of an evaluation batch
+NOT_SCORED = -100  # what cross-entropy leaves out
+PROMPT, CONTINUED = 64, 256  # tokens of an example
+MOST_LENGTH, MOST_STEPS = 1_000_000, 100_000_000  # more is a typing error
+
+
+@dataclass
+class Config:
+    """The `task.*` keys of language models. ValueError for what cannot be.
+
+    `folder` and `tokenizer`, a SentencePiece model, are below `data.root`.
+    """
+
+    family: str = "lm"
+    dataset: Literal["shakespeare", "fineweb", "bins", "text"] = "shakespeare"
+    length: int = 64  # tokens of a row
+    steps: int = 2000  # of an epoch
+    vocab_size: int = 65
+    folder: str = "text"
+    tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        for key, most in (("length", MOST_LENGTH), ("steps", MOST_STEPS), ("vocab_size", 65_536)):
+            at_least(f"task.{key}", getattr(self, key), 1)
+            at_most(f"task.{key}", getattr(self, key), most)
+
+
+class Task(base.Task):
+    """Predict each token of a row from those before it."""
+
+    selection_metric = "loss"
+    lower_is_better = True
+    samples = "tokens"
+
+    def __init__(
+        self, config: Config, data: DataConfig, *, seed: int, device: torch.device
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.seed = seed
+        self.device = torch.device("cpu")  # tokens stay in files or in memory, and stream
+        self.source = data.source
+        self.name = config.dataset
+        self.root = Path(data.root)
+        self.has_validation = bool(data.val_fraction)
+        self.spec = InputSpec((config.length,), config.vocab_size, outputs="token")
+        self.streams: dict[str, Stream] = {}
+        self.vocabulary: vocabulary.Vocabulary | None = (
+            None  # None: what tokens stand for is unknown
+        )
+        self.compared = Comparison(data.verify)
+
+    def setup(self) -> None:
+        """Open the token streams. ValueError for files that are missing, damaged or too short."""
+        if self.streams:
+            return
+        if self.source == "synthetic":
+            train, test = self._synthetic()
+        else:
+            train, test = getattr(self, f"_{self.config.dataset}")()
+        size, found = self.config.vocab_size, self.vocabulary
+        if found is not None and len(found) != size:
+            raise ValueError(
+                f"{self.name} has {len(found)} different tokens, not task.vocab_size={size}: set"
+                f" task.vocab_size={len(found)}"
+            )
+        streams = {"train": train, "test": test}
+        if fraction := self.data.val_fraction:
+            kept = round(len(train) * (1 - fraction))
+            streams["train"] = Stream([train.take(0, kept).numpy().astype(reader.TOKEN)])
+            streams["val"] = Stream([train.take(kept, len(train) - kept).numpy()])
+        for part, stream in streams.items():
+            if len(stream) <= self.config.length:
+                raise ValueError(
+                    f"the {part} part of {self.name} has {len(stream):,} tokens, too few for a row"
+                    f" of task.length={self.config.length} and the token behind it"
+                )
+        self.streams = streams
+
+    def _shakespeare(self) -> tuple[Stream, Stream]:
+        path = self.root / SHAKESPEARE
+        if not path.exists() and self.data.download:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.locked(path.with_suffix(".lock")):
+                if not path.exists():
+                    download(SHAKESPEARE_URL, path)
+        tokens, characters = reader.read_characters(path)
+        assert self.compared is not None
+        self.compared.add(
+            SHAKESPEARE.name,
+            sha256(path),
+            SHAKESPEARE_SHA256,
+            path=path,
+            remedy="delete it, and data.download=true fetches the published one",
+        )
+        self.vocabulary = vocabulary.of_characters(characters)
+        cut = int(len(tokens) * TRAIN_FRACTION)
+        return Stream([tokens[:cut]]), Stream([tokens[cut:]])
+
+    def _fineweb(self) -> tuple[Stream, Stream]:
+        self._read_tokenizer()
+        folder = self.root / self.config.folder
+        train, val = (
+            reader.read_shards(folder, f"fineweb_{part}_*.bin") for part in ("train", "val")
+        )
+        return train, val
+
+    def _bins(self) -> tuple[Stream, Stream]:
+        self._read_tokenizer()
+        folder = self.root / self.config.folder
+        return reader.read_bin(folder / "train.bin"), reader.read_bin(folder / "val.bin")
+
+    def _text(self) -> tuple[Stream, Stream]:
+        self._read_tokenizer()
+        self.vocabulary = self.vocabulary or vocabulary.of_bytes()
+        paths = reader.text_files(self.root / self.config.folder)
+        tokens = np.array(
+            self.vocabulary.encode("\n".join(reader.read_text(path) for path in paths)),
+            dtype=reader.TOKEN,
+        )
+        cut = int(len(tokens) * TRAIN_FRACTION)
+        return Stream([tokens[:cut]]), Stream([tokens[cut:]])
+
+    def _read_tokenizer(self) -> None:
+        if self.config.tokenizer is not None:
+            self.vocabulary = vocabulary.of_sentencepiece(self.root / self.config.tokenizer)
+
+    def _synthetic(self) -> tuple[Stream, Stream]:
+        """Write shards of tokens of which each follows from the one before, and read them."""
+        made, size = self.data.synthetic, self.config.vocab_size
+        self.vocabulary = vocabulary.of_pieces([b"a"] * size)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for part, rows in (("train", made.train), ("val", made.test)):
+                steps_N = rng.integers(
+                    rng.derive_key(0, "text", part), torch.arange(rows * self.config.length + 1), 3
+                )
+                tokens = (steps_N.cumsum(0) % size).numpy()
+                reader.write_shard(folder / f"fineweb_{part}_0.bin", tokens)
+            read = [
+                reader.read_shards(folder, f"fineweb_{part}_*.bin") for part in ("train", "val")
+            ]
+            train, test = (Stream([np.array(stream.parts[0])]) for stream in read)
+        return train, test
+
+    def inspect(self) -> dict[str, str]:
+        """Return the tokens of each part, and the file's checksum where one is published."""
+        assert self.compared is not None
+        found = {part: f"{len(stream):,} tokens" for part, stream in self.streams.items()}
+        return {**found, **self.compared.found}
+
+    @property
+    def train_size(self) -> int:
+        return len(self.streams["train"])
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        if self.source == "synthetic":
+            return max(1, self.data.synthetic.train // batch_size)
+        return self.config.steps
+
+    def train_batches(
+        self,
+        epoch: int,
+        batch_size: int,
+        steps: range | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Batch]:
+        """Yield this rank's share of the batches `steps` of an epoch; None: of all of them."""
+        local, per_epoch = base.rank_share(batch_size, world), self.steps_per_epoch(batch_size)
+        length, row_B = self.config.length, torch.arange(local)
+        rows = self.train_size - length  # that can start somewhere
+        key = rng.derive_key(self.seed, "rows")
+        for step in range(per_epoch) if steps is None else steps:
+            at = epoch * per_epoch + step
+            if self.config.dataset == "fineweb":
+                first = at * (batch_size * length + world) + rank * (local * length + 1)
+                start_B = first + row_B * length
+            else:
+                drawn_B = rng.bits(key, at * batch_size + rank * local + row_B)
+                start_B = (drawn_B & (2**63 - 1)) % rows
+            yield self.collate(start_B, epoch, at)
+
+    def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
+        """Return the rows that start at these tokens."""
+        stream, count = self.streams["train"], self.config.length + 1
+        rows_BL = torch.stack([stream.take(start, count) for start in index_B.tolist()])
+        self._check_tokens(rows_BL)
+        return Batch(rows_BL[:, :-1], rows_BL[:, 1:], len(rows_BL))
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if (most := int(tokens.max())) >= self.config.vocab_size:
+            raise ValueError(
+                f"{self.name} has token {most}, and task.vocab_size={self.config.vocab_size}: set"
+                " it to that of the tokenizer the files were made with"
+            )
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean cross-entropy over all tokens of the batch, in nats."""
+        logits_BLV = model(batch.inputs)
+        return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch.targets.flatten()), {}
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
+    ) -> dict[str, float]:
+        """Measure nats a token and, where the tokens' bytes are known, bits per byte."""
+        stream, length = self.streams[split], self.config.length
+        targets = len(stream) - 1
+        if self.config.dataset == "fineweb":
+            targets = targets // length * length
+        per_batch = max(1, EVAL_TOKENS // length) * length
+        cuts = range(0, targets, per_batch)
+        device = next(model.parameters()).device
+        was_training = model.training
+        model.eval()
+        # Nats, tokens and bytes of each batch; the other ranks' batches stay 0 here.
+        sums_E3 = torch.zeros(len(cuts), 3, dtype=torch.float64)
+        for i in range(rank, len(cuts), world):
+            read = stream.take(cuts[i], min(per_batch, targets - cuts[i]) + 1)
+            self._check_tokens(read)
+            before, target = read[:-1], read[1:]
+            missing = -len(target) % length  # of the last row, which is padded
+            rows_BL = F.pad(before, (0, missing)).view(-1, length)
+            target_BL = F.pad(target, (0, missing), value=NOT_SCORED).view(-1, length)
+            logits_BLV = model(rows_BL.to(device)).float()
+            nats = F.cross_entropy(
+                logits_BLV.flatten(0, 1),
+                target_BL.flatten().to(device),
+                ignore_index=NOT_SCORED,
+                reduction="none",
+            )
+            known = self.vocabulary
+            size = 0 if known is None else int(known.bytes_of(target, before).sum())
+            sums_E3[i] = torch.tensor([nats.double().sum().item(), len(target), size])
+        model.train(was_training)
+        nats, tokens, size = over_ranks(sums_E3.to(device), world).cpu().sum(0).tolist()
+        metrics = {"loss": nats / tokens}
+        return {**metrics, "bits_per_byte": nats / math.log(2) / size} if size else metrics
+
+    @torch.no_grad()
+    def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
+        """Return beginnings of rows of a split and what the network continues them with.
+
+        ValueError where it is not known what tokens stand for.
+        """
+        if self.vocabulary is None:
+            raise ValueError(f"{self.name} is shown as text: set task.tokenizer")
+        stream, length = self.streams[split], self.config.length
+        device = next(model.parameters()).device
+        prompt = min(PROMPT, length)
+        starts = [i * (len(stream) // count) for i in range(count)]
+        tokens_BL = torch.stack([stream.take(start, prompt) for start in starts]).to(device)
+        was_training = model.training
+        model.eval()
+        for place in range(CONTINUED):
+            logits_BV = model(tokens_BL[:, -length:])[:, -1].float()
+            # The greatest of logits with Gumbel noise is a draw from their softmax.
+            positions = torch.arange(logits_BV.numel()) + place * logits_BV.numel()
+            uniform = rng.bits(rng.derive_key(0, "continue"), positions).double() / 2.0**64 + 0.5
+            noise_BV = -(-uniform.clamp(1e-12, 1 - 1e-12).log()).log().view_as(logits_BV)
+            drawn_B = (logits_BV + noise_BV.to(logits_BV)).argmax(1)
+            tokens_BL = torch.cat([tokens_BL, drawn_B[:, None]], 1)
+        model.train(was_training)
+        return [
+            Shown(
+                self.vocabulary.decode(row[:prompt]),
+                [Picture(None, self.vocabulary.decode(row[prompt:]))],
+            )
+            for row in tokens_BL.tolist()
+        ]

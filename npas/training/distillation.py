@@ -1,0 +1,150 @@
+"""Train a network to give a teacher's outputs: what `distill.teacher` asks for.
+
+The teacher is a run of npas or `dense`, the run's own network before it is shared. It is in eval
+mode, computes in the run's precision, and reads the batches that the student reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from npas.config import DENSE, Config
+from npas.sharing.distillation import distillation_loss
+from npas.tasks import base
+from npas.tasks.base import Batch, Task
+from npas.training import initial
+from npas.training.experiment import Experiment, build_network
+from npas.training.grouping import SEARCH
+
+
+class Distilled:
+    """A task whose loss also asks for a teacher's outputs.
+
+    `distill.weight` w of it: (1 - w) task loss + w T^2 KL, and `distill.hidden_weight` times the
+    mean squared difference of the modules that `distill.hidden` names.
+    """
+
+    def __init__(self, config: Config, task: Task, student: nn.Module, teacher: nn.Module) -> None:
+        self.task, self.settings = task, config.distill
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.outputs: dict[str, dict[str, Any]] = {"student": {}, "teacher": {}}
+        for who, network in (("student", student), ("teacher", teacher)):
+            modules = dict(network.named_modules())
+            for name in ("", *self._hidden(modules, who)):
+                modules[name].register_forward_hook(self._keeper(who, name))
+
+    def _hidden(self, modules: dict[str, nn.Module], who: str) -> list[str]:
+        found = []
+        for pattern in self.settings.hidden:
+            names = fnmatch.filter(modules, pattern)
+            if not names:
+                raise ValueError(f"distill.hidden: the {who} has no module {pattern!r}")
+            found += names
+        return found
+
+    def _keeper(self, who: str, name: str) -> Any:
+        kept = self.outputs[who]
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            kept[name] = output
+
+        return keep
+
+    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
+        """Return the task's own weights of a batch's parts."""
+        return self.task.part_weights(parts, world)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and sums to log, as `Task.loss` does. ValueError if outputs differ."""
+        loss, found = self.task.loss(model, batch)
+        with torch.no_grad():
+            self.task.loss(self.teacher, batch)
+        ours, theirs = self.outputs["student"], self.outputs["teacher"]
+        weight = self.settings.weight
+        try:
+            soft = distillation_loss(ours[""], theirs[""], self.settings.temperature)
+            hidden = self._apart(ours, theirs)
+        except ValueError as error:
+            raise ValueError(f"distill.teacher={self.settings.teacher}: {error}") from None
+        ours.clear()
+        theirs.clear()
+        loss = (1 - weight) * loss + weight * soft
+        found = {**found, "distill_loss": soft.detach() * batch.size}
+        if hidden is not None:
+            loss = loss + self.settings.hidden_weight * hidden
+            found["hidden_loss"] = hidden.detach() * batch.size
+        return loss, found
+
+    def _apart(self, ours: dict[str, Any], theirs: dict[str, Any]) -> Tensor | None:
+        """Return the mean squared difference of the hidden outputs; None where none are matched."""
+        apart = []
+        for name in (name for name in ours if name):
+            own, other = (_tensor(found.get(name)) for found in (ours, theirs))
+            if own is None or other is None or own.shape != other.shape:
+                raise ValueError(
+                    f"module {name!r} gives another shape than the student's: name others in"
+                    " distill.hidden"
+                )
+            apart.append(F.mse_loss(own.float(), other.float()))
+        return torch.stack(apart).mean() if apart else None
+
+
+def _tensor(output: Any) -> Tensor | None:
+    """Return a module's output, or the first of several."""
+    first = output[0] if isinstance(output, (tuple, list)) and output else output
+    return first if isinstance(first, Tensor) else None
+
+
+def prepare(experiment: Experiment) -> None:
+    """Load the teacher, if any, and check on one batch that it gives what the student gives.
+
+    ValueError, in one line, if there is none or its outputs are others.
+    """
+    config, task, process = experiment.config, experiment.task, experiment.process
+    name = config.distill.teacher
+    if name is None or experiment.stage == SEARCH:
+        return
+    try:
+        teacher = _dense(config, task) if name == DENSE else initial.restore(Path(name))
+    except ValueError as error:
+        raise ValueError(f"distill.teacher={name}: {error}") from None
+    teacher.to(process.device)
+    if process.device.type == "cuda":
+        teacher.to(memory_format=torch.channels_last)
+    learner = Distilled(config, task, experiment.model, teacher)
+    local = base.rank_share(config.batch_size, process.world, config.trainer.grad_accum_steps)
+    batch = next(
+        base.batches(
+            task, 0, local * process.world, rank=0, world=process.world, device=process.device
+        )
+    )
+    was_training = experiment.model.training
+    experiment.model.eval()
+    with torch.no_grad():
+        learner.loss(experiment.model, batch)
+    experiment.model.train(was_training)
+    experiment.distilled = learner
+
+
+def _dense(config: Config, task: Task) -> nn.Module:
+    """Build the run's own network before sharing, with its trained weights."""
+    sharing = dataclasses.replace(
+        config.sharing, groups="single", num_groups=None, templates=None, init=None
+    )
+    network = build_network(dataclasses.replace(config, budget=DENSE, sharing=sharing), task.spec)
+    source = config.sharing.init
+    if source is not None:
+        initial.load_into(network, Path(source))
+    elif getattr(config.model, "pretrained", None) is None:
+        raise ValueError(
+            "the dense network has no trained weights: set model.pretrained or sharing.init, or"
+            " name a run as the teacher"
+        )
+    return network

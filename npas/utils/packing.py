@@ -1,0 +1,65 @@
+"""How an artifact packs a network's tensors, and what came of it. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from npas.utils.checks import at_least, at_most
+
+MOST_RATIO = 8.0  # of trained weights: more is a typing error
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How tensors become bytes.
+
+    `rows` quantizes banks and tensors of more than 65,536 values to `bits`, each row by its largest
+    value, and keeps smaller ones in fp16; `golf` is the scheme of the Parameter Golf contest's
+    baseline. A budget in bytes holds before compression, unless `expected_ratio`, bytes of tensors
+    before over after it, says how much more may be planned.
+    """
+
+    bits: Literal[8, 6] = 8
+    scheme: Literal["rows", "golf"] = "rows"
+    compression: Literal["zlib", "lzma", "none"] = "zlib"
+    expected_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("bits", (8, 6)),
+            ("scheme", ("rows", "golf")),
+            ("compression", ("zlib", "lzma", "none")),
+        ):
+            if (value := getattr(self, name)) not in choices:
+                known = ", ".join(map(str, choices))
+                raise ValueError(f"artifact.{name}={value} is unknown: choose {known}")
+        object.__setattr__(self, "bits", int(self.bits))  # 8.0 is an 8, too
+        if self.scheme == "golf" and self.bits != 8:
+            raise ValueError("artifact.scheme=golf has 8 bits: set artifact.bits=8, or scheme=rows")
+        at_least("artifact.expected_ratio", self.expected_ratio, 1)
+        at_most("artifact.expected_ratio", self.expected_ratio, MOST_RATIO)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Return those of `write_artifact`."""
+        return {"bits": self.bits, "scheme": self.scheme, "compression": self.compression}
+
+    @property
+    def words(self) -> str:
+        """Return the packing in a few words."""
+        how = f"int{self.bits}" if self.scheme == "rows" else "int8 as in Parameter Golf"
+        return f"{how}, {self.compression}" if self.compression != "none" else how
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Record an artifact that was written; `metrics` are those of the network read back from it."""
+
+    bytes: int
+    bytes_before_compression: int
+    bits: int
+    scheme: str
+    compression: str
+    cap: int | None = None
+    metrics: dict[str, float] | None = None

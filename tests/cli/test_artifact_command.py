@@ -1,0 +1,151 @@
+"""A budget in bytes from the plan to the artifact that is read back."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from command_line import SMALL, Run
+
+from npas.cli import runs
+from npas.reporting import results
+from npas.sharing import price
+from npas.training import artifact
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a run with a budget in bytes, with averaged weights, once."""
+    from npas.cli import train
+
+    root = tmp_path_factory.mktemp("exported") / "runs"
+    words = [*SMALL, "budget=12KB", "optim.ema_decay=0.5", f"run_root={root}"]
+    assert train.main(words) == 0
+    (folder,) = root.glob("digits/budget-12KB_seed-0_*")
+    return folder
+
+
+def test_a_run_with_a_budget_in_bytes_exports_at_its_end(run: Run, exported: Path) -> None:
+    result = results.read(exported)
+    found = result.artifact
+    assert found is not None and result.budget is not None and result.metrics is not None
+    size = (exported / artifact.FILE_NAME).stat().st_size
+    assert found.bytes == size < found.bytes_before_compression <= found.cap == 12_000
+    assert (found.bits, found.scheme, found.compression) == (8, "rows", "zlib")
+    assert result.budget.asked == "12KB" and result.budget.used > 6_000
+    assert found.metrics is not None
+    assert found.metrics.keys() == result.metrics.last.keys()
+    assert found.metrics != result.metrics.last  # it was quantized
+
+    words = ("npas-eval", f"run={exported}", "format=json", "device=cpu")
+    answer = run(*words, f"artifact={exported / artifact.FILE_NAME}")
+    assert json.loads(answer.out) == found.metrics
+    assert json.loads(run(*words).out) == result.metrics.last
+
+
+def test_a_finished_run_shows_its_artifact(run: Run, exported: Path) -> None:
+    answer = run("npas-train", f"run={exported}")
+    assert answer.code == 0 and "skipped" in answer.out
+    size = (exported / artifact.FILE_NAME).stat().st_size
+    assert f"; artifact {size:,} bytes, " in answer.out
+
+
+def test_any_run_can_be_exported_as_an_artifact(run: Run, trained: Path, exported: Path) -> None:
+    answer = run("npas-export", f"run={trained}", "format=artifact", "bits=6", "out=small.npas")
+    assert answer.code == 0, answer.err
+    assert f"small.npas: {Path('small.npas').stat().st_size:,} bytes (int6, zlib;" in answer.out
+    answer = run("npas-eval", f"run={trained}", "artifact=small.npas", "format=json")
+    assert answer.code == 0 and json.loads(answer.out).keys() == {"accuracy", "loss"}
+
+    folder = Path(shutil.copytree(exported, "copy"))
+    assert run("npas-export", f"run={folder}", "format=artifact").code == 0
+    own, again = folder / artifact.FILE_NAME, folder / "export" / artifact.FILE_NAME
+    assert own.read_bytes() == again.read_bytes()
+    answer = run("npas-eval", f"run={folder}", "artifact=small.npas")
+    assert answer.code == 2 and answer.err.count("\n") == 1
+    assert "shares in another way" in answer.err
+    own.write_bytes(own.read_bytes()[:-1])
+    answer = run("npas-eval", f"run={folder}", f"artifact={own}")
+    assert answer.code == 2 and "is damaged" in answer.err and answer.err.count("\n") == 1
+
+
+def test_a_dense_run_exports_if_it_is_told_to(run: Run) -> None:
+    words = ("artifact.export=true", "artifact.scheme=golf", "artifact.compression=lzma")
+    answer = run("npas-train", *SMALL, "budget=dense", *words)
+    assert answer.code == 0, answer.err
+    (folder,) = Path("runs/digits").iterdir()
+    found = results.read(folder).artifact
+    assert found is not None and found.cap is None
+    assert (found.scheme, found.compression) == ("golf", "lzma")
+
+
+def test_an_artifact_over_its_budget_fails_and_keeps_what_was_trained(run: Run) -> None:
+    words = ("npas-train", *SMALL, "budget=12KB", "artifact.expected_ratio=3")
+    answer = run(*words)
+    assert answer.code == 1
+    (line,) = [line for line in answer.err.splitlines() if "failed" in line]
+    assert "more than budget=12KB: the nearest that fits is about budget=" in line
+    assert "or set artifact.expected_ratio=1." in line
+    (folder,) = Path("runs/digits").iterdir()
+    result = results.read(folder)
+    assert result.status == "failed" and result.artifact is None
+    assert result.metrics is not None and result.error is not None and result.error in line
+    assert not (folder / artifact.FILE_NAME).exists()
+    assert run("npas-eval", f"run={folder}").code == 0
+    answer = run("npas-export", f"run={folder}", "format=artifact")
+    assert answer.code == 2 and "more than budget=12KB" in answer.err
+    assert run(*words).code == 1  # says it again, and trains nothing
+    assert results.read(folder).steps == result.steps
+
+
+@pytest.mark.parametrize("budget", ["dense", "0.5", "8K", "12KB"])
+def test_a_plan_says_the_bytes_of_every_budget(run: Run, budget: str) -> None:
+    words = ("npas-plan", *SMALL[:2], f"budget={budget}")
+    found = json.loads(run(*words, "format=json").out)["artifact"]
+    taken = found["bytes_before_compression"]
+    assert found["cap"] == (12_000 if budget == "12KB" else None)
+    line = f"artifact {taken:,} bytes before compression (int8, zlib)"
+    assert line in run(*words).out
+    six = json.loads(run(*words, "artifact.bits=6", "format=json").out)["artifact"]
+    if budget in ("0.5", "8K"):  # the dense network is too small to be quantized
+        assert six["bytes_before_compression"] < taken
+
+
+def test_groups_are_searched_within_the_bytes(run: Run) -> None:
+    words = ("sharing.groups=learned", "sharing.num_groups=2", "sharing.search.epochs=1")
+    answer = run("npas-train", *SMALL, "budget=20KB", *words)
+    assert answer.code == 0, answer.err
+    (folder,) = Path("runs/digits").iterdir()
+    experiment = runs.restore(str(folder), {"trainer.device": "cpu"})
+    taken = price(experiment.model, experiment.allocation, experiment.config.artifact)
+    found = results.read(folder).artifact
+    assert found is not None and found.bytes_before_compression <= taken <= 20_000
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("npas-plan budget=1KB", "ask for budget="),
+        ("npas-plan budget=12KB sharing=reference", "allocator='reference' banks alone"),
+        ("npas-plan artifact.bits=7", "artifact.bits must be 8 or 6"),
+        ("npas-plan artifact.bits=6 artifact.scheme=golf", "artifact.scheme=golf has 8 bits"),
+        ("npas-plan artifact.expected_ratio=0.9", "artifact.expected_ratio must be at least 1"),
+        ("npas-plan artifact.bitz=6", "did you mean 'artifact.bits'"),
+        ("npas-export run=x bits=6", "bits needs format=artifact"),
+        ("npas-export run=x format=artifact bits=4", "bits must be 8 or 6"),
+    ],
+)
+def test_what_cannot_be_is_one_line(run: Run, words: str, says: str) -> None:
+    answer = run(*words.split())
+    assert answer.code == 2 and says in answer.err, answer.err
+    assert answer.err.count("\n") == 1
+
+
+def test_settings_without_an_artifact_are_warned_of(run: Run) -> None:
+    answer = run("npas-plan", "artifact.bits=6")
+    assert "artifact.bits ignored: it needs a budget in bytes (16MB) or artifact.export" in (
+        answer.err
+    )
+    answer = run("npas-plan", "artifact.export=true", "artifact.expected_ratio=2")
+    assert "artifact.expected_ratio ignored: it needs a budget in bytes (16MB)\n" in answer.err
+    assert "ignored" not in run("npas-plan", "budget=12KB", "artifact.bits=6").err

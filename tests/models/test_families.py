@@ -1,0 +1,167 @@
+"""A model is named by its family; all of them build, share and refuse what cannot be."""
+
+from typing import Any
+
+import pytest
+import torch
+from network_inputs import inputs, spec
+from torch import nn
+
+import npas
+from npas import models
+from npas.models import InputSpec
+
+IMAGES = InputSpec((3, 16, 16), 10)
+BERT = {
+    "layers": 2, "hidden": 16, "heads": 2, "intermediate": 32, "vocab_size": 50, "positions": 16,
+}  # fmt: skip
+PERCEIVER = {
+    "latents": 6,
+    "channels": 8,
+    "cross_attentions": 2,
+    "blocks": 2,
+    "heads": 2,
+    "bands": 3,
+}
+SIMNET: list[dict[str, Any]] = [
+    {}, {"boxes": False}, {"normalize": "regions"}, {"phrase": "attention"}, {"phrase": "gru"},
+    {"embeddings": 3}, {"embeddings": 2, "phrase": "gru"},
+]  # fmt: skip
+TINY: list[tuple[str, dict[str, Any], InputSpec]] = [
+    ("wrn", {"depth": 10, "width": 1, "dropout": 0.5}, IMAGES),
+    ("resnet_cifar", {"depth": 8}, IMAGES),
+    ("resnext", {"depth": 11, "cardinality": 2, "width": 4}, IMAGES),
+    ("densenet", {"depth": 10, "growth": 4, "dropout": 0.5}, IMAGES),
+    ("densenet", {"depth": 10, "growth": 4, "bottleneck": True}, IMAGES),
+    ("vgg", {"hidden": 16}, IMAGES),
+    ("torchvision", {"name": "squeezenet1_0"}, InputSpec((3, 32, 32), 10)),
+    ("grid_cnn", {"depth": 3, "width": 4}, InputSpec((2, 7, 9), 1, "cell")),
+    ("perceiver", {**PERCEIVER, "dropout": 0.5}, InputSpec((3, 5, 12), 10)),
+    *(("simnet", {"width": 4, **keys}, spec("regions")) for keys in SIMNET),
+    ("bag_of_words", {"width": 32}, spec("regions")),
+]
+
+
+def build(family: str, keys: dict[str, Any], asked: InputSpec) -> nn.Module:
+    torch.manual_seed(3)
+    return models.build(models.family(family).Config(**keys), asked)
+
+
+@pytest.mark.parametrize(("family", "keys", "asked"), TINY, ids=lambda of: str(of)[:20])
+def test_all_of_a_shared_network_trains_and_a_seed_means_the_same_weights(
+    family: str, keys: dict[str, Any], asked: InputSpec
+) -> None:
+    model, again = build(family, keys, asked), build(family, keys, asked).state_dict()
+    assert models.family(family).Config().family == family
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again[name]), name
+    given = inputs("regions") if asked.inputs else {"x": torch.randn(2, *asked.input_shape)}
+    model = npas.share(model, 0.8)
+    answer = model(*given.values()) if "x" in given else model(**given)
+    answer.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    if keys.get("dropout"):  # which acts in training alone
+        x = given["x"]
+        assert not torch.equal(model(x), model(x))
+        model.eval()
+        assert torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("wnr", "did you mean wrn"),
+        ("xyz", "choose from .*densenet, .*torchvision, .*wrn"),
+        # Modules outside the package, and helpers within, are out of reach.
+        *((name, "no model family") for name in ("os", "..sharing", "wrn.Config", "", "_hub")),
+    ],
+)
+def test_an_unknown_family_is_refused_with_near_names(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        models.family(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [("wrn", "cell"), ("grid_cnn", "class"), ("wrn", "span"), ("simnet", "match"),
+     ("bag_of_words", "class"), ("bert", "class"), ("adapt", "regions")],
+)  # fmt: skip
+def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(
+    name: str, asked: str
+) -> None:
+    config = models.family(name).Config()
+    with pytest.raises(ValueError, match=f"model.family={name} gives .* and the task asks for"):
+        models.build(config, InputSpec((3, 32, 32), 10, outputs=asked))
+
+
+@pytest.mark.parametrize(
+    ("family", "slip", "said"),
+    [
+        ("wrn", {"depth": 17}, "a WRN has 6n + 4 layers; the nearest is 16 or 22"),
+        ("wrn", {"depth": 9}, "nearest is 10"),
+        ("wrn", {"depth": -4}, "nearest is 10"),
+        ("wrn", {"depth": 10**6}, "model.depth must be at most 1000"),
+        ("wrn", {"width": 0.01}, "model.width must be at least"),
+        ("wrn", {"width": float("nan")}, "model.width must be at least"),
+        ("wrn", {"dropout": 1.0}, "model.dropout=1.0: give a rate"),
+        ("resnet_cifar", {"depth": 57}, "nearest is 56 or 62"),
+        ("resnet_cifar", {"depth": 10**6}, "model.depth must be at most 2000"),
+        ("resnext", {"depth": 30}, "a ResNeXt has 9n + 2 layers; the nearest is 29 or 38"),
+        ("resnext", {"cardinality": 1000, "width": 64}, "model.width must be at most 8"),
+        ("densenet", {"depth": 99}, "a DenseNet has 3n + 4 layers; the nearest is 97 or 100"),
+        ("densenet", {"depth": 189, "bottleneck": True}, "DenseNet-BC has 6n + 4 layers; the"),
+        ("densenet", {"growth": 0}, "model.growth must be at least 1"),
+        ("densenet", {"dropout": -0.1}, "model.dropout=-0.1: give a rate"),
+        ("vgg", {"hidden": -1}, "model.hidden must be at least 0"),
+        ("grid_cnn", {"width": 4097}, "model.width must be at most 4096"),
+        ("torchvision", {"name": "resnet_50"}, "resnet50"),
+        ("torchvision", {"name": "fasterrcnn_resnet50_fpn"}, "no classification network"),
+        (
+            "torchvision",
+            {"name": "vgg16", "stem": "three_convs"},
+            "stem=three_convs is for ResNets",
+        ),
+        ("torchvision", {"name": "vgg11", "identities": True}, "identities=true is for ResNets"),
+        ("timm", {"name": "mobilenet_v3_small_100"}, "mobilenetv3_small_100"),
+        ("timm", {"name": "zzzzqq"}, "is no network of timm; timm.list_models() has them"),
+        ("perceiver", {"blocks": 10_000}, "model.blocks must be at most 1000"),
+        ("perceiver", {"heads": 0}, "model.heads must be at least 1"),
+        ("perceiver", {"heads": 3}, "model.channels=1024 does not divide by model.heads=3"),
+        ("bert", {"layers": 0}, "model.layers must be at least 1"),
+        ("bert", {"heads": 5}, "model.hidden=768 does not divide by model.heads=5"),
+        ("bert", {"arch": "albert"}, "an ALBERT needs a width"),
+        ("bert", {"embedding": 8}, "leave it null"),
+        ("bert", {"dropout": 1.0}, "model.dropout=1.0: give a rate"),
+        ("bert", {"vocab_size": 10**9}, "model.vocab_size must be at most"),
+        ("simnet", {"width": 0}, "model.width must be at least 1"),
+        ("simnet", {"embeddings": 1001}, "model.embeddings must be at most 1000"),
+        ("bag_of_words", {"width": 65537}, "model.width must be at most 65536"),
+        ("adapt", {"vocab_size": 0}, "model.vocab_size must be at least 1"),
+        ("adapt", {"embedding": -1}, "model.embedding must be at least 0"),
+        ("adapt", {"fovea": 0.0}, "model.fovea must be above 0"),
+        ("two_branch", {"embedding": 65537}, "model.embedding must be at most 65536"),
+        ("two_branch", {"dropout": 1.0}, "model.dropout=1.0: give a rate"),
+    ],
+)
+def test_keys_out_of_range_are_refused(family: str, slip: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as error:
+        models.family(family).Config(**slip)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "shape", "said"),
+    [
+        ("vgg", {}, (3, 8, 8), "halves an image four times, and the task's have 8x8"),
+        ("torchvision", {}, (1, 8, 8), "1x8x8: choose another task, or a WRN"),
+        ("torchvision", {"name": "squeezenet1_0"}, (3, 8, 8), "cannot take images of 3x8x8 ("),
+        ("timm", {}, (12,), "reads images, and an input of this task is 12"),
+        ("perceiver", PERCEIVER, (12,), "reads images, and an input of this task is 12"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(
+    family: str, keys: dict[str, Any], shape: tuple[int, ...], said: str
+) -> None:
+    with pytest.raises(ValueError) as error:
+        build(family, keys, InputSpec(shape, 10))
+    assert said in str(error.value) and "\n" not in str(error.value)

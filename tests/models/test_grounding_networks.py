@@ -1,0 +1,201 @@
+"""The networks of phrase grounding are the published ones, and the baseline knows no more."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from network_inputs import build, count, inputs, spec
+from torch import Tensor
+from torch.nn import functional as F
+
+import npas
+from npas.models import bag_of_words, simnet
+
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"boxes": False},
+    {"normalize": "regions"},
+    {"phrase": "attention"},
+    {"phrase": "gru"},
+    {"embeddings": 3},
+    {"embeddings": 2, "phrase": "gru"},
+]
+
+
+def make(**keys: Any) -> simnet.SimNet:
+    """Build a small one whose batch norms have seen something, ready to measure."""
+    model = build("simnet", **{"width": 3} | keys)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+            torch.nn.init.normal_(module.bias)
+    for seed in range(3):
+        model(**inputs("regions", seed=seed))
+    return model.eval()
+
+
+def test_counts_are_as_the_derivation_says() -> None:
+    width, hidden = 256, 4 * 256
+    norms, biases = 2 * (3 * hidden + width), 2 * hidden + 1
+    for word, weights in ((300, 5_812_480), (6000, 11_649_280)):
+        branches = hidden * (word + 2048) + 2 * hidden**2
+        assert weights == branches + hidden**2 + hidden * width + width
+        assert count("simnet", word, boxes=False) == weights + norms + biases
+        for number in (weights, weights + norms + biases, norms, biases):
+            assert f"{number:,}" in (simnet.__doc__ or "")
+    plain = count("simnet", boxes=False)
+    assert count("simnet") - plain == 20 * 256
+    # Norms and biases of the layers that are added, beside their weights.
+    concepts = 3 * (1024 * 256 + 2 * 256) + 1024 * (300 + 4) + 2 * 1024 + 4
+    assert count("simnet", boxes=False, embeddings=4) - plain == concepts
+    assert count("simnet", boxes=False, phrase="attention") - plain == 2 * 300 + 1
+    branch = 300 * 1024 + 1024**2 + 2 * 1024 + 1024
+    gru = 3 * 256 * (300 + 256 + 2) + 256 * 1024 + 1024
+    assert count("simnet", boxes=False, phrase="gru") - plain == gru - branch
+    assert count("bag_of_words", boxes=False) == 256 * (300 + 2048) + 2 * 256 + 1 == 601_601
+    assert count("bag_of_words") == 601_601 + 1280
+    assert "601,601 parameters; 1,280 more" in (bag_of_words.__doc__ or "")
+
+
+def naive(model: simnet.SimNet, phrase: np.ndarray, regions: np.ndarray) -> list[float]:
+    """Score the regions, RxF, for a phrase, V: one at a time, from the weights by their names."""
+    state = {name: value.double().numpy() for name, value in model.state_dict().items()}
+
+    def hidden(name: str, x: np.ndarray) -> np.ndarray:
+        x = state[f"{name}.linear.weight"] @ x
+        mean, variance = (state[f"{name}.norm.running_{of}"] for of in ("mean", "var"))
+        x = (x - mean) / np.sqrt(variance + 1e-5)
+        return np.maximum(0, x * state[f"{name}.norm.weight"] + state[f"{name}.norm.bias"])
+
+    def branch(name: str, x: np.ndarray) -> np.ndarray:
+        if f"{name}.weight" in state:
+            return state[f"{name}.weight"] @ x + state[f"{name}.bias"]
+        return state[f"{name}.1.weight"] @ hidden(f"{name}.0", x) + state[f"{name}.1.bias"]
+
+    own = branch("phrase", phrase)
+    own *= np.sqrt(len(own)) / np.linalg.norm(own)
+    table = np.array([branch("region", region) for region in regions])
+    axis = 0 if model.over_regions else 1
+    table *= np.sqrt(table.shape[axis]) / np.linalg.norm(table, axis=axis, keepdims=True)
+    parts = np.ones(1)
+    if model.choice is not None:
+        parts = np.exp(branch("choice", phrase))
+        parts /= parts.sum()
+    scores = []
+    for row in table:
+        joint = hidden("joint", own * row)
+        mixed = sum(part * hidden(f"concepts.{k}", joint) for k, part in enumerate(parts))
+        scores.append((state["score.weight"] @ mixed + state["score.bias"]).item())
+    return scores
+
+
+@pytest.mark.parametrize("keys", WAYS, ids=str)
+def test_scores_are_those_of_a_phrase_and_a_region_taken_alone(keys: dict[str, Any]) -> None:
+    model, given = make(**keys), inputs("regions")
+    with torch.no_grad():
+        found = model(**given)
+        phrases = model.read(given["words"], given["lengths"])
+    regions = given["regions"]
+    if keys.get("boxes", True):
+        regions = torch.cat([regions, given["boxes"]], 2)
+    assert found.shape == (2, 3, 4)
+    for image in range(2):
+        for phrase in range(3):
+            expected = naive(model, phrases[image, phrase].numpy(), regions[image].numpy())
+            np.testing.assert_allclose(found[image, phrase].numpy(), expected, rtol=1e-3, atol=1e-4)
+    if model.over_regions:  # of one image alone
+        given["regions"][0, 0] *= 5
+        after = model(**given)
+        assert (after[0, :, 1:] != found[0, :, 1:]).any()
+        torch.testing.assert_close(after[1], found[1])
+        return
+    # Filling up with the same phrases and regions, and places beyond the last word: no change.
+    longer = {name: torch.cat([value, value], 1) for name, value in given.items()}
+    longer["words"] = F.pad(longer["words"], (0, 0, 0, 3))
+    with torch.no_grad():
+        torch.testing.assert_close(model(**longer), found.repeat(1, 2, 2))
+
+
+def test_a_phrase_is_its_mean_word_of_length_1_or_what_its_reader_says() -> None:
+    given = inputs("regions", images=1, texts=1)
+    words, lengths = given["words"], given["lengths"]
+    mean = words[0, 0].sum(0) / lengths[0, 0]
+    torch.testing.assert_close(make().read(words, lengths)[0, 0], mean / mean.norm())
+    attends: Any = make(phrase="attention")
+    expected = attends.reader(words.flatten(0, 1), lengths.flatten())
+    torch.testing.assert_close(attends.read(words, lengths)[0], expected)
+    gru: Any = make(phrase="gru")
+    states, _ = gru.reader.onward(words[0, :, : int(lengths[0, 0])])
+    torch.testing.assert_close(gru.read(words, lengths)[0, 0], states[0, -1])
+
+
+def test_the_baseline_adds_up_what_each_word_says_of_each_feature() -> None:
+    model, given = build("bag_of_words", width=4), inputs("regions")
+    torch.nn.init.normal_(model.bias)
+    found = model(**given)
+    assert found.shape == (2, 3, 4)
+    for image, phrase, region in ((0, 0, 0), (0, 2, 3), (1, 1, 2)):
+        length = int(given["lengths"][image, phrase])
+        mean = given["words"][image, phrase, :length].mean(0)
+        features = torch.cat([given[name][image, region] for name in ("regions", "boxes")])
+        expected = model.phrase(mean) @ model.region(features) / 4**0.5 + model.bias
+        torch.testing.assert_close(found[image, phrase, region], expected)
+
+
+@pytest.mark.parametrize("family", ["simnet", "bag_of_words"])
+def test_places_are_read_unless_they_are_left_out(family: str) -> None:
+    given = inputs("regions")
+    moved = given | {"boxes": 1 - given["boxes"]}
+    for boxes in (True, False):
+        model = build(family, width=4, boxes=boxes).eval()
+        assert torch.equal(model(**given), model(**moved)) is not boxes
+
+
+def two_words(count: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Draw phrases of two words, each one of two; they mean the region that is like their parity.
+
+    Return the inputs and which of two regions is meant, BxP.
+    """
+    said_BPT = torch.randint(0, 2, (count, 3, 2))
+    words_BPTV = F.one_hot(said_BPT + torch.tensor([0, 2]), 6).float()
+    regions_BRF = F.one_hot(torch.tensor([0, 1]), 7).float().expand(count, -1, -1)
+    given = {
+        "words": words_BPTV,
+        "lengths": torch.full((count, 3), 2),
+        "regions": regions_BRF,
+        "boxes": torch.zeros(count, 2, 5),
+    }
+    return given, said_BPT.sum(2) % 2
+
+
+@pytest.mark.parametrize(("family", "learns"), [("simnet", True), ("bag_of_words", False)])
+def test_it_learns_what_words_mean_together_and_the_baseline_cannot(
+    family: str, learns: bool
+) -> None:
+    model = build(family, width=8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(80):
+        given, meant_BP = two_words(16)
+        sign_BPR = F.one_hot(meant_BP, 2) * 2 - 1
+        loss = F.softplus(-sign_BPR * model(**given)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    given, meant_BP = two_words(64)
+    with torch.no_grad():
+        right = (model.eval()(**given).argmax(2) == meant_BP).float().mean()
+    assert (right > 0.99) if learns else (right < 0.85)  # 3 of 4 cases at most by words alone
+
+
+def test_it_shares_one_bank_across_text_and_image() -> None:
+    for keys, text in (({}, "phrase.1.weight"), ({"phrase": "gru"}, "phrase.weight")):
+        model = npas.share(build("simnet", width=4, **keys), 0.5)
+        layers = {layer.name for layer in npas.allocation(model).layers}
+        assert {text, "region.1.weight", "joint.linear.weight"} <= layers
+
+
+def test_it_takes_the_example_of_its_spec_and_16_bits() -> None:
+    assert make()(**spec("regions").example("cpu")).shape == (1, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert make()(**inputs("regions")).isfinite().all()

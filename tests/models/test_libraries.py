@@ -1,0 +1,101 @@
+"""Any classification network of torchvision and of timm can be had by its name there."""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from npas import models
+from npas.models import InputSpec, timm, torchvision
+
+THREE = {"stem": "three_convs"}
+
+
+def build(family: str, size: int = 64, classes: int = 7, channels: int = 3, **keys: Any) -> Any:
+    spec = InputSpec((channels, size, size), classes)
+    return models.build(models.family(family).Config(**keys), spec)
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "count"),
+    [
+        ("torchvision", {"name": "resnet50"}, 25_557_032),
+        ("torchvision", {"name": "wide_resnet50_2"}, 68_883_240),
+        ("torchvision", {"name": "resnet50", **THREE}, 25_576_264),
+        ("torchvision", {"name": "wide_resnet50_2", **THREE}, 68_902_472),
+        ("torchvision", {"name": "resnet200"}, 64_673_832),
+        ("torchvision", {"name": "densenet264"}, 33_337_704),
+        ("torchvision", {"name": "efficientnet_b0"}, 5_288_548),
+        ("torchvision", {"name": "efficientnet_b3"}, 12_233_232),
+        ("torchvision", {"name": "mobilenet_v2"}, 3_504_872),
+        ("timm", {"name": "mobilenetv3_small_100"}, 2_542_856),
+        ("timm", {"name": "vit_small_patch16_224"}, 22_050_664),
+    ],
+)
+def test_counts_are_the_published_ones(family: str, keys: dict[str, Any], count: int) -> None:
+    with torch.device("meta"):
+        model = build(family, 224, 1000, **keys)
+    assert sum(p.numel() for p in model.parameters()) == count
+    assert f"{count:,}" in (models.family(family).__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "size"),
+    [
+        ("torchvision", "resnet18", 64),
+        ("torchvision", "googlenet", 96),
+        ("torchvision", "inception_v3", 96),
+        ("timm", "vit_tiny_patch16_224", 64),
+        ("timm", "resnet50.a1_in1k", 64),
+    ],
+)
+def test_networks_are_made_for_the_tasks_images_and_classes(
+    family: str, name: str, size: int
+) -> None:
+    with torch.device("meta"):
+        model = build(family, size, name=name)
+        assert model.train()(torch.zeros(2, 3, size, size)).shape == (2, 7)
+
+
+def test_timm_takes_grey_images_and_dropout() -> None:
+    with torch.device("meta"):
+        model = build("timm", 32, channels=1, name="resnet18", dropout=0.3)
+        assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+    assert model.drop_rate == 0.3
+
+
+def test_a_stem_of_three_convs_halves_and_starts_as_the_other_convs_do() -> None:
+    stem = build("torchvision", name="resnet18", **THREE).conv1
+    convs = [m for m in stem.modules() if isinstance(m, torch.nn.Conv2d)]
+    shapes = [(c.in_channels, c.out_channels, c.stride[0]) for c in convs]
+    assert shapes == [(3, 32, 2), (32, 32, 1), (32, 64, 1)]
+    assert stem(torch.zeros(1, 3, 224, 224)).shape == (1, 64, 112, 112)
+    assert convs[2].weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
+
+
+def test_blocks_may_start_as_identities(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = (
+        build("torchvision", name="resnet18", identities=True).eval(),
+        torch.rand(2, 64, 8, 8),
+    )
+    assert torch.equal(network.layer1(x), x)
+    monkeypatch.setitem(torchvision.DEEPER, "resnet200", (1, 2, 1, 1))  # which always does
+    named = build("torchvision", name="resnet200").named_modules()
+    last = [module.weight for name, module in named if name.endswith("bn3")]
+    assert len(last) == 5 and not any(weight.any() for weight in last)
+
+
+def test_what_timm_cannot_build_is_said_in_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*anything: object, **keys: object) -> None:
+        raise AssertionError("height 64 is not divisible by 14\nand more")
+
+    monkeypatch.setattr("timm.create_model", refuse)
+    with pytest.raises(ValueError, match=r"mobilenetv3_small_100 for .*3x64x64: height"):
+        build("timm")
+
+
+def test_without_timm_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match="pip install timm"):
+        timm.Config()

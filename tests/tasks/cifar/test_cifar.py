@@ -1,0 +1,211 @@
+"""CIFAR is read as published, verified first, and a set that is missing is one clear line."""
+
+import dataclasses
+import os
+import pickle
+import shutil
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from npas.tasks.cifar import synthetic
+from npas.tasks.cifar import task as cifar
+from npas.tasks.common.unpickle import unpickle
+
+
+@pytest.mark.parametrize(("classes", "train"), [(10, 100), (100, 200)])
+def test_the_published_format_is_read(make_cifar, classes: int, train: int) -> None:
+    task = make_cifar(classes, val_fraction=0.0)
+    assert (task.name, task.spec.num_classes) == (f"cifar{classes}", classes)
+    assert task.parts["train"].images.shape == (train, 40, 40, 3)
+    assert task.parts["train"].labels.tolist()[:12] == [n % classes for n in range(12)]
+    pixels = task.parts["test"].images
+    assert pixels.dtype == torch.uint8
+    assert pixels[0, 5, 7, :2].tolist() == [6, 8]  # row and column of the pixel, counted from 1
+    assert not task.has_validation
+
+
+def test_a_tenth_of_every_class_is_held_out_the_same_for_every_seed(make_cifar) -> None:
+    task, other = make_cifar(), make_cifar(seed=1)
+    assert task.has_validation
+    assert task.parts["val"].labels.bincount().tolist() == [1] * 10
+    assert task.parts["train"].labels.bincount().tolist() == [9] * 10
+    held = set(task.parts["val"].images[:, 0, 0, 2].tolist())
+    trained = set(task.parts["train"].images[:, 20, 20, 2].tolist())
+    assert held | trained == set(range(1, 101)) and not held & trained
+    assert torch.equal(task.parts["val"].images, other.parts["val"].images)
+
+
+def test_halved_images_are_the_means_of_their_squares(make_cifar) -> None:
+    whole, half = make_cifar(), make_cifar(image_size=16)
+    assert half.spec.input_shape == (3, 16, 16)
+    assert half.parts["train"].images.shape[1:] == (20, 20, 3)  # padded by 2 each side
+    squares = whole.parts["test"].images.unfold(1, 2, 2).unfold(2, 2, 2)
+    assert torch.equal(half.parts["test"].images, squares.float().mean((-1, -2)).round().byte())
+
+
+# --- the published set, and copies
+
+
+def test_the_published_sums_are_the_default(ten) -> None:
+    archives = cifar.published_archive(10), cifar.published_archive(100)
+    assert [archive.sha256[:12] for archive in archives] == ["6d958be07457", "85cd44d02ba6"]
+    assert {len(archive.sha256) for archive in archives} == {64}
+    assert list(archives[0].train) == [f"data_batch_{n}" for n in range(1, 6)]
+    assert archives[1].test == {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
+    with pytest.raises(ValueError, match=r"data_batch_1 is not as published .*data\.verify=warn"):
+        ten.task(archive=None).setup()
+
+
+def test_a_copy_is_read_where_it_is_asked_for_and_recorded(
+    ten, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    true, copy = ten.task(verify="warn"), ten.task(archive=None, verify="warn")
+    true.setup()
+    assert true.compared.published is True and not caplog.records
+    copy.setup()
+    assert copy.compared.published is False and len(copy.compared.found) == 6
+    assert len(caplog.records) == 1 and "data_batch_1 is not as published" in caplog.text
+    assert torch.equal(copy.parts["test"].images, true.parts["test"].images)
+    file, md5 = "cifar-10-batches-py/test_batch", ten.archive.test["test_batch"]
+    assert true.inspect()[file] == f"md5 {md5}, as published"
+    assert true.inspect()["train"] == "90 images of 10 classes, 9 of each"
+    assert copy.inspect()[file].startswith(f"md5 {md5}; md5 ")
+    # Another archive that was put there by hand is a copy, too.
+    shutil.copytree(ten.packed.parent, tmp_path / "new")
+    published = cifar.published_archive(10)
+    with pytest.raises(ValueError, match=r"sha256 .*data\.verify=warn takes it as it is"):
+        ten.task(root=str(tmp_path / "new"), archive=published).setup()
+    copy = ten.task(root=str(tmp_path / "new"), archive=published, verify="warn")
+    copy.setup()
+    assert copy.compared.published is False and copy.parts
+
+
+def test_files_of_the_stand_in_are_of_the_published_form(tmp_path: Path) -> None:
+    for classes, labels in ((10, {"labels"}), (100, {"fine_labels", "coarse_labels"})):
+        published = cifar.published_archive(classes)
+        archive = synthetic.write(tmp_path, published, classes, 23, 7)
+        assert (*archive.train, *archive.test) == (*published.train, *published.test)
+        count = 0
+        for name in archive.train | archive.test:
+            data = (tmp_path / archive.folder / name).read_bytes()
+            assert data.startswith(b"\x80\x02}") and b"numpy.core.multiarray" in data
+            batch = unpickle(data)
+            assert batch.keys() == {"batch_label", "data", "filenames", *labels}
+            count += len(cifar.parse(batch, classes)[0])
+        assert count == 30
+
+
+# --- fetching
+
+
+def test_a_missing_set_is_one_line_that_says_what_to_put_where(ten, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz") as error:
+        ten.task(root=str(tmp_path / "new")).setup()
+    for said in ("data.root=", "new", "cifar-10-batches-py", "data.download=true"):
+        assert said in str(error.value)
+    absent = dataclasses.replace(ten.archive, url=(tmp_path / "absent").as_uri())
+    with pytest.raises(ValueError, match="fetch it elsewhere and put it at") as second:
+        ten.task(root=str(tmp_path / "new"), download=True, archive=absent).setup()
+    assert "\n" not in str(error.value) + str(second.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_many_at_once_download_verify_and_unpack_once(
+    ten, make_cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    real = cifar.download.download
+    monkeypatch.setattr(
+        cifar.download, "download", lambda url, to: (calls.append(url), real(url, to))
+    )
+    tasks = [ten.task(root=str(tmp_path / "new"), download=True) for _ in range(4)]
+    threads = [threading.Thread(target=task.setup) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == [ten.archive.url]
+    for task in tasks:
+        assert torch.equal(task.parts["train"].images, make_cifar().parts["train"].images)
+    there = {path.name for path in (tmp_path / "new").iterdir()}
+    assert there == {ten.archive.filename, ten.archive.folder}
+    shutil.rmtree(tmp_path / "new" / ten.archive.folder)
+    ten.task(root=str(tmp_path / "new")).setup()  # an archive by hand needs no download
+
+
+def test_a_wrong_archive_is_not_even_opened(
+    ten, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("it was opened"))
+    archive = dataclasses.replace(ten.archive, sha256="0" * 64)
+    with pytest.raises(
+        ValueError, match=r"cifar-10-python\.tar\.gz is damaged.*delete it"
+    ) as error:
+        ten.task(root=str(tmp_path / "new"), download=True, archive=archive).setup()
+    assert "\n" not in str(error.value)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [archive.filename]
+
+
+# --- contents
+
+
+class Malicious:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("owned",)
+
+
+def test_nothing_is_unpickled_before_its_sum_is_the_published_one(
+    ten, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(cifar, "unpickle", lambda data: pytest.fail("it was unpickled"))
+        path = ten.folder / "data_batch_1"
+        data = bytearray(path.read_bytes())
+        data[1000] ^= 1
+        for damaged in (data, data[:-100], pickle.dumps({"data": Malicious()})):
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match="data_batch_1 is not as published"):
+                ten.task().setup()
+    for damaged in (pickle.dumps({"data": Malicious()}), data[:-100]):
+        ten.rewrite("data_batch_1", damaged)
+        with pytest.raises(ValueError, match="data_batch_1 is no CIFAR file: refused"):
+            ten.task().setup()
+    assert not Path("owned").exists()
+
+
+def test_the_bytes_that_were_checked_are_those_that_are_read(
+    ten, make_cifar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_then_swap(name: str, *args: str, path: Path, **how: str) -> None:
+        real(name, *args, path=path, **how)
+        path.write_bytes(b"something else")
+
+    task = ten.task()
+    real = task.compared.add
+    monkeypatch.setattr(task.compared, "add", check_then_swap)
+    task.setup()
+    assert torch.equal(task.parts["test"].images, make_cifar().parts["test"].images)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": None}, "one label for each image"),
+        ({"labels": [0] * 19}, "one label for each image"),
+        ({"labels": [10] * 20}, "labels are not 0 to 9"),
+        ({"data": np.zeros((20, 3072))}, "rows of 3072 bytes"),
+        ({"data": np.zeros((20, 5), np.uint8)}, "rows of 3072 bytes"),
+        ({"data": "pixels"}, "rows of 3072 bytes"),
+    ],
+)
+def test_contents_of_another_form_are_refused(change: dict, said: str) -> None:
+    good = {"data": np.zeros((20, 3072), np.uint8), "labels": [0] * 20}
+    with pytest.raises(ValueError, match=said):
+        cifar.parse(good | change, 10)
+    with pytest.raises(ValueError, match="holds no 'data' and 'fine_labels'"):
+        cifar.parse(good, 100)

@@ -1,0 +1,261 @@
+"""Workers make the batches that the main process would, and live and end as it decides."""
+
+import multiprocessing
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from npas.tasks import base
+from npas.tasks.base import Batch
+from npas.tasks.common import workers as worker_module
+from npas.utils.signals import SIGNALS
+
+
+class Toy:
+    """Yield batches that say which step they are and which process made them."""
+
+    name = "toy"
+    device = torch.device("cpu")
+
+    def __init__(self, steps: int = 12, at: dict[int, Callable[[], Any]] | None = None) -> None:
+        self.steps = steps
+        self.at = at or {}  # what happens before a step's batch is made
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return self.steps
+
+    def train_batches(
+        self, epoch: int, batch_size: int, steps: range, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        for step in steps:
+            self.at.get(step, int)()
+            made = {"process": torch.full((batch_size,), os.getpid()), "drawn": torch.rand(1)}
+            yield Batch(torch.full((batch_size,), step), made, batch_size)
+
+
+def fail(error: Exception) -> Callable[[], None]:
+    def raise_it() -> None:
+        raise error
+
+    return raise_it
+
+
+def batches(toy: Any, workers: int = 2, first_step: int = 0) -> Any:
+    return base.batches(toy, 0, 2, first_step=first_step, workers=workers)
+
+
+def step_of(batch: Batch) -> int:
+    return int(batch.inputs[0])
+
+
+def maker_of(batch: Batch) -> int:
+    return int(batch.targets["process"][0])
+
+
+@pytest.fixture(autouse=True)
+def no_worker_is_left() -> Iterator[None]:
+    yield
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("family", ["digits", "shortest_paths"])
+def test_workers_make_the_same_batches_to_the_bit(family: str, tiny_task: Any) -> None:
+    task = tiny_task(family)
+    place: dict[str, Any] = {"first_step": 3, "rank": 1, "world": 2}
+    size = task.steps_per_epoch(1) // 7 // 2 * 2
+    expected = list(base.batches(task, 1, size, **place))
+    found = list(base.batches(task, 1, size, **place, workers=2))
+    assert len(expected) == 4
+    for one, other in zip(found, expected, strict=True):
+        assert isinstance(one, Batch) and one.size == other.size == size // 2
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.targets, other.targets)
+        assert one.inputs.stride() == other.inputs.stride()
+
+
+@pytest.mark.parametrize(("workers", "first_step"), [(1, 0), (3, 1), (5, 9), (4, 12)])
+def test_batches_come_in_order_from_that_many_workers(workers: int, first_step: int) -> None:
+    slow = Toy(at={step: lambda: time.sleep(0.02) for step in (0, 5, 10)})
+    iterator = batches(slow, workers, first_step)
+    assert not multiprocessing.active_children()  # before it is asked
+    found = list(iterator)
+    assert [step_of(batch) for batch in found] == list(range(first_step, 12))
+    makers = {maker_of(batch) for batch in found}
+    assert len(makers) == min(workers, 12 - first_step)
+    assert os.getpid() not in makers
+
+
+def test_nothing_is_drawn_from_the_generators_of_the_main_process() -> None:
+    def state() -> tuple:
+        numbers = np.random.get_state(legacy=True)
+        return torch.get_rng_state().tolist(), random.getstate(), numbers[1].tolist(), numbers[2:]
+
+    before = state()
+    assert len(list(batches(Toy()))) == 12
+    iterator = batches(Toy())
+    next(iterator)
+    iterator.close()
+    assert state() == before
+
+
+def test_workers_ignore_what_asks_a_run_to_stop() -> None:
+    found = []
+    for batch in batches(Toy(30)):
+        found.append((step_of(batch), maker_of(batch)))
+        if 2 <= len(found) < 6:
+            for number in worker_module.IGNORED:
+                os.kill(found[-1][1], number)
+                os.kill(found[-2][1], number)
+    assert [step for step, _ in found] == list(range(30))
+    assert len({maker for _, maker in found}) == 2
+    assert set(worker_module.IGNORED) == set(SIGNALS)
+
+
+def train_under_fire(report: str) -> None:
+    """Iterate while every process of the group gets signals, from before the workers are there."""
+    os.setpgid(0, 0)
+    got: list[int] = []
+    for number in worker_module.IGNORED:
+        signal.signal(number, lambda number, frame: got.append(number))
+    over = threading.Event()
+
+    def fire() -> None:
+        while not over.is_set():
+            for number in worker_module.IGNORED:
+                os.killpg(0, number)
+            time.sleep(0.0005)
+
+    threading.Thread(target=fire, daemon=True).start()
+    for _ in range(5):
+        assert [step_of(batch) for batch in batches(Toy(6))] == list(range(6))
+    over.set()
+    assert set(got) == set(worker_module.IGNORED)
+    Path(report).write_text("through")
+
+
+def test_a_signal_to_the_whole_group_ends_no_worker_at_any_moment(
+    fork: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
+    process = fork(train_under_fire, str(tmp_path / "report"))
+    process.join(60)
+    assert process.exitcode == 0 and (tmp_path / "report").read_text() == "through"
+
+
+def test_giving_up_early_ends_the_workers_quickly() -> None:
+    started = time.monotonic()
+    iterator = batches(Toy(1000))
+    next(iterator)
+    iterator.close()
+    assert not multiprocessing.active_children()
+    for _ in batches(Toy(1000)):
+        break
+    assert not multiprocessing.active_children()
+    with pytest.raises(ValueError, match="in its turn") as kept:
+        list(batches(Toy(1000, at={3: fail(ValueError("in its turn"))})))
+    assert kept.tb  # which still knows the iterator
+    assert not multiprocessing.active_children()
+    assert time.monotonic() - started < 12  # torch itself waits for 5, each time
+
+
+def test_a_worker_in_the_middle_of_a_long_batch_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_module, "GRACE_S", 0.1)
+    iterator = batches(Toy(at={2: lambda: time.sleep(100), 3: lambda: time.sleep(100)}))
+    assert [step_of(next(iterator)) for _ in range(2)] == [0, 1]
+    started = time.monotonic()
+    iterator.close()
+    assert time.monotonic() - started < 4  # torch itself waits for 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_users_mistake_comes_in_its_turn_and_as_its_one_line(workers: int) -> None:
+    iterator = batches(Toy(at={3: fail(ValueError("set task.density=0.1"))}), workers)
+    assert [step_of(next(iterator)) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError) as error:
+        next(iterator)
+    assert str(error.value) == "set task.density=0.1"
+    assert not workers or "raise_it" in str(error.value.__cause__)  # where it was raised
+
+
+def test_any_other_error_of_a_worker_is_raised_as_what_it_is() -> None:
+    with pytest.raises(ZeroDivisionError, match="in DataLoader worker process 1"):
+        list(batches(Toy(at={3: lambda: 1 // 0})))
+    with pytest.raises(MemoryError, match="no room for it"):
+        list(batches(Toy(at={0: fail(MemoryError("no room for it"))})))
+
+
+def test_a_worker_that_is_killed_is_told() -> None:
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed|exited unexpectedly)"):
+        for batch in batches(Toy(1000)):
+            time.sleep(0.1)  # until they have made what is made ahead, and rest
+            os.kill(maker_of(batch), signal.SIGKILL)
+            time.sleep(0.1)
+
+
+def test_data_on_a_gpu_need_no_workers() -> None:
+    toy = Toy()
+    toy.device = torch.device("cuda", 0)
+    with pytest.raises(ValueError) as error:
+        batches(toy, workers=4)
+    assert str(error.value) == (
+        "data.workers=4: toy rests on the GPU, which makes its batches itself; set data.workers=0"
+    )
+    assert len(list(batches(toy, workers=0))) == 12
+
+
+def train_forever(ready: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    busy = Toy(1000, at={step: lambda: time.sleep(100) for step in range(2, 1000)})
+    next(batches_held := batches(busy))
+    ready.set()
+    time.sleep(100)
+    batches_held.close()
+
+
+def test_workers_do_not_outlive_a_main_process_that_is_killed(
+    fork: Callable[..., BaseProcess],
+) -> None:
+    ended, held = os.pipe()  # for writing by the process and its workers: the end of all shows
+    ready = multiprocessing.get_context("fork").Event()
+    process = fork(train_forever, ready)
+    os.close(held)
+    assert ready.wait(60)
+    assert not select.select([ended], [], [], 0)[0]
+    process.kill()
+    assert select.select([ended], [], [], 30)[0] and os.read(ended, 1) == b""
+    os.close(ended)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("last", "code"), [("sys.exit(3)", 3), ("raise KeyError", 1)])
+def test_python_ends_with_an_iteration_under_way(last: str, code: int) -> None:
+    program = f"""
+import sys
+from test_workers import Toy, batches
+under_way = batches(Toy(1000))
+next(under_way)
+{last}
+"""
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == code
+    assert ended.stderr.strip().splitlines()[-1:] == ([] if code == 3 else ["KeyError"])

@@ -1,0 +1,52 @@
+"""Tiny ImageNets in the form of the published one."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from npas.config import DataConfig
+from npas.tasks.imagenet import task as imagenet
+
+CPU = torch.device("cpu")
+WNIDS = ("n01440764", "n01443537", "n02510455")
+
+
+def pixels(seed: int, height: int = 40, width: int = 52) -> np.ndarray:
+    """Smooth random pixels, as JPEG keeps them: height x width x 3."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(image: Image.Image, form: str = "JPEG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def write_tree(root: Path, train: int = 6, val: int = 3, wnids: tuple[str, ...] = WNIDS) -> Path:
+    """Write so many JPEGs a class, of several sizes, under root/imagenet."""
+    for part, (split, count) in enumerate((("train", train), ("val", val))):
+        for label, wnid in enumerate(wnids):
+            folder = root / "imagenet" / split / wnid
+            folder.mkdir(parents=True)
+            for i in range(count):
+                seed = 10_000 * part + 100 * label + i
+                image = Image.fromarray(pixels(seed, 36 + 4 * (i % 3), 52 - 8 * (i % 2)))
+                name = f"{wnid}_{i}" if split == "train" else f"ILSVRC2012_val_{seed:08d}"
+                (folder / f"{name}.JPEG").write_bytes(encoded(image, quality=90))
+    return root
+
+
+def make(
+    root: Path, seed: int = 0, workers: int = 0, verify: Any = "refuse", **keys: Any
+) -> imagenet.Task:
+    """Make the task for a tree of `write_tree`, with crops of 16 pixels unless keys say others."""
+    keys = {"classes": len(WNIDS), "size": 16, "resize": 20} | keys
+    data = DataConfig(root=str(root), val_fraction=None, workers=workers, verify=verify)
+    task = imagenet.Task(imagenet.Config(**keys), data, seed=seed, device=CPU)
+    task.setup()
+    return task

@@ -1,0 +1,246 @@
+"""Shards are WebDataset's, hold the folder's images to the byte, and say so if they are damaged."""
+
+import io
+import json
+import os
+import runpy
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from imagenet_files import WNIDS, make
+
+from npas.tasks import base
+from npas.tasks.imagenet import shards
+from npas.tasks.imagenet.folder import Folder
+
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "pack_imagenet.py"
+
+
+def run_script(monkeypatch: pytest.MonkeyPatch, root: Path, *words: str) -> None:
+    places = [str(root / name) for name in ("imagenet", "imagenet-shards")]
+    monkeypatch.setattr(sys, "argv", ["pack_imagenet.py", *places, *words])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+@pytest.fixture
+def packed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree, packed by the script: three shards of 7, 7 and 4 images, and two of val's 9."""
+    run_script(monkeypatch, tree, "--per-shard", "7", "--quiet")
+    return tree
+
+
+def shard(root: Path, name: str = "train-000001") -> Path:
+    return root / "imagenet-shards" / f"{name}.tar"
+
+
+def shards_of(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in shard(root).parent.glob("*.tar")}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_are_read_equal_to_the_folder(packed: Path, workers: int) -> None:
+    folder, other = make(packed, held_out=2), make(packed, held_out=2, form="shards")
+    for split in ("train", "val"):
+        one, two = folder.images[split], other.images[split]
+        assert torch.equal(one.labels_N, two.labels_N) and one.classes == two.classes
+        assert all(one.read(i) == two.read(i) for i in range(len(one.labels_N)))
+        assert one.total_bytes() == two.total_bytes()
+    assert other.images["train"].name(8) == f"{shard(packed)}:{WNIDS[1]}/{WNIDS[1]}_2.jpg"
+    assert other.inspect()["train"].endswith(" bytes in 3 shards")
+    made = [list(base.batches(t, 1, 4, first_step=1, workers=workers)) for t in (folder, other)]
+    assert len(made[0]) == 3
+    for a, b in zip(*made, strict=True):
+        assert torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets)
+
+
+def test_a_shard_is_a_plain_tar_of_pairs_the_same_bytes_each_time(
+    packed: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(shard(packed)) as tar:
+        names = tar.getnames()
+        assert names[:2] == [f"{WNIDS[1]}/{WNIDS[1]}_1.cls", f"{WNIDS[1]}/{WNIDS[1]}_1.jpg"]
+        label, image = (tar.extractfile(name) for name in names[:2])
+        assert label is not None and label.read() == b"1"
+        path = packed / "imagenet" / "train" / WNIDS[1] / f"{WNIDS[1]}_1.JPEG"
+        assert image is not None and image.read() == path.read_bytes()
+    folder = Folder(packed / "imagenet" / "train", 3)
+    shards.pack({"train": folder}, tmp_path / "again", 7)
+    assert (tmp_path / "again" / "train-000001.tar").read_bytes() == shard(packed).read_bytes()
+
+
+def test_the_index_is_kept_and_made_again_where_a_shard_has_changed(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make(packed, form="shards").images["train"]
+    index = shard(packed).parent / ".train.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "index_shard", lambda path: pytest.fail("it was read again"))
+        again = make(packed, form="shards").images["train"]
+    assert torch.equal(again.labels_N, first.labels_N) and again.name(17) == first.name(17)
+    for damage in (b"", index.read_bytes()[:-100]):
+        index.write_bytes(damage)
+        assert make(packed, form="shards").images["train"].read(17) == first.read(17)
+    whole = shard(packed).read_bytes()
+    shard(packed).write_bytes(whole[:2000])
+    with pytest.raises(ValueError, match="cut short"):
+        make(packed, form="shards")
+    shard(packed).write_bytes(whole)
+    index.unlink()
+    monkeypatch.setattr(np, "savez", fail(OSError("a folder that cannot be written")))
+    assert make(packed, form="shards").images["train"].read(17) == first.read(17)
+
+
+def fail(error: BaseException) -> Any:
+    def stop(*anything: object, **keys: object) -> None:
+        raise error
+
+    return stop
+
+
+# --- packing
+
+
+def test_packing_goes_on_where_it_was_broken_off(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    before, kept = shards_of(packed), shard(packed, "train-000000").stat().st_mtime_ns
+    shard(packed).unlink()
+    (shard(packed).parent / ".train-000001.tar.tmp").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"lacks train-000001\.tar: add it"):
+        make(packed, form="shards")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", fail(KeyboardInterrupt()))
+        shards._write_shard(Folder(packed / "imagenet" / "train", 3), range(7, 14), shard(packed))
+    assert not list(shard(packed).parent.glob("*train-000001*"))  # whole, or not there
+    run_script(monkeypatch, packed, "--per-shard", "7")
+    assert shards_of(packed) == before
+    assert shard(packed, "train-000000").stat().st_mtime_ns == kept
+    assert "train 1 of 3 shards, was there\ntrain 2 of 3 shards\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--per-shard", "5"], "is of other images, or of shards of another size"),
+        (["--per-shard", "0"], "--per-shard must be at least 1"),
+        (["--splits", "test"], "write train, val or train,val"),
+        ([], "there is no folder"),
+    ],
+)
+def test_the_script_answers_mistakes_in_a_line(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, words: list[str],
+    said: str,
+) -> None:  # fmt: skip
+    with pytest.raises(SystemExit) as stopped:
+        run_script(monkeypatch, packed if words else packed / "nowhere", *words)
+    line = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in line and line.count("\n") == 1
+
+
+# --- damage
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_a_shard_cut_short_or_damaged_anywhere_is_one_clear_line(packed: Path) -> None:
+    whole = shard(packed).read_bytes()
+    with tarfile.open(shard(packed)) as tar:
+        ends = [member.offset_data + member.size for member in tar]
+    last = -(-ends[-1] // 512) * 512
+    cuts = [0, 100, 512, 1000, 1024, *ends[:4], ends[-1] - 1, last, last + 100]
+    for data in [*(whole[:length] for length in cuts), whole[:1030] + b"\7" + whole[1031:]]:
+        shard(packed).write_bytes(data)
+        with pytest.raises(ValueError, match=r"train-000001\.tar is damaged or cut short") as error:
+            make(packed, form="shards")
+        assert "\n" not in str(error.value)
+
+
+def test_odd_contents_are_one_clear_line(packed: Path) -> None:
+    for files, said in [
+        ({"a/b.jpg": b"x"}, r"a/b has no label \(\.cls\); pack it again"),
+        ({"a/b.cls": b"0"}, r"a/b has no image \(\.jpg\); pack it again"),
+        ({"a/b.jpg": b"x", "a/b.cls": b"n01440764"}, r"a/b\.cls holds no class number"),
+        ({"a/b.jpg": b"x", "a/b.png": b"x", "a/b.cls": b"0"}, r"two images named a/b"),
+    ]:
+        write_tar(shard(packed), files)
+        with pytest.raises(ValueError, match=said):
+            make(packed, form="shards")
+    with tarfile.open(shard(packed), "w") as tar:
+        link = tarfile.TarInfo("a/b.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "c.jpg"
+        tar.addfile(link)
+    with pytest.raises(ValueError, match=r"holds b\.jpg, which is no plain file"):
+        make(packed, form="shards")
+    os.replace(shard(packed, "train-000000"), shard(packed))
+    with pytest.raises(ValueError, match=r"train-000001\.tar holds other images: delete it"):
+        shards.pack({"train": Folder(packed / "imagenet" / "train", 3)}, shard(packed).parent, 7)
+
+
+def test_an_image_that_is_damaged_within_a_whole_shard_is_left_out(
+    packed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, offset, size, _ = shards.index_shard(shard(packed))[0]
+    with open(shard(packed), "r+b") as file:
+        file.seek(offset)
+        file.write(bytes(size))
+    task = make(packed, form="shards")
+    batch = next(task.train_batches(0, 18))
+    task.loss(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 3)), batch)
+    (said,) = caplog.messages
+    assert f"{shard(packed)}:{name.decode()} is left out" in said
+    with open(shard(packed, "train-000002"), "r+b") as file:  # shrinks while it is read
+        file.truncate(600)
+    assert next(task.train_batches(0, 18)).targets.bincount().tolist()[2] < 6
+    with pytest.raises(OSError, match="shorter"):
+        task.images["train"].read(17)
+
+
+def test_shards_from_elsewhere_are_read_as_they_are(tree: Path) -> None:
+    files = sorted((tree / "imagenet").rglob("*.JPEG"))
+    shard(tree).parent.mkdir()
+    for split in ("train", "val"):
+        contents = {}
+        for i, path in enumerate(path for path in files if split in path.parts):
+            label, name = str(WNIDS.index(path.parent.name)) + "\n", f"{'long/' * 30}ä{i:05d}"
+            contents |= {f"{name}.jpg": path.read_bytes(), f"{name}.cls": label.encode()}
+            contents[f"{name}.json"] = b"{}"
+        write_tar(shard(tree, f"{split}-0000"), contents)
+    task = make(tree, form="shards")
+    assert task.images["train"].labels_N.bincount().tolist() == [6, 6, 6]
+    assert task.images["train"].classes == ["0", "1", "2"]
+    assert task.images["train"].read(0) == files[0].read_bytes()
+    with pytest.raises(ValueError, match=r"holds train images of class 2, and task\.classes=2"):
+        make(tree, form="shards", classes=2)
+    with pytest.raises(ValueError, match=r"lacks train images of class 3, and task\.classes=4"):
+        make(tree, form="shards", classes=4)
+
+
+def test_what_does_not_fit_the_packing_is_refused(packed: Path) -> None:
+    with pytest.raises(ValueError, match=r"names 3 classes, not the 5 .*set task\.classes=3"):
+        make(packed, form="shards", classes=5)
+    index = shard(packed).parent / "classes.json"
+    assert json.loads(index.read_text())["train"] == {"images": 18, "shards": 3}
+    shard(packed, "train-000002").unlink()
+    with pytest.raises(ValueError, match=r"14 train images in 2 shards, and 18 in 3 were to be"):
+        make(packed, form="shards")
+    index.write_text("{")
+    with pytest.raises(ValueError, match=r"classes\.json is damaged"):
+        make(packed, form="shards")
+
+
+def test_missing_shards_are_one_line_that_says_how_to_make_them(tmp_path: Path) -> None:
+    for _ in ("no folder", "no shard"):
+        with pytest.raises(ValueError, match=r"scripts/pack_imagenet\.py"):
+            make(tmp_path, form="shards")
+        (tmp_path / "imagenet-shards").mkdir(exist_ok=True)

@@ -1,0 +1,278 @@
+"""Language models: streams, batches, the whole-part loss and the bytes of tokens."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from npas.config import DataConfig
+from npas.tasks.lm import Config, Task, reader, vocabulary
+from npas.tasks.lm import task as lm
+from npas.tasks.lm.reader import HEADER_BYTES, Stream
+
+CPU = torch.device("cpu")
+
+
+def text(length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 32, length).astype("<u2")
+
+
+def made(root: Path, dataset: str, seed: int = 0, **config: Any) -> Task:
+    """Write a small source of each kind; its tokens are below 32, those of text 256 bytes."""
+    folder = root / "own"
+    folder.mkdir(exist_ok=True)
+    for i in range(3):
+        reader.write_shard(folder / f"fineweb_train_{i}.bin", text(100 + i, i))
+    reader.write_shard(folder / "fineweb_val_0.bin", text(75))
+    text(500).tofile(folder / "train.bin")
+    text(75).tofile(folder / "val.bin")
+    (folder / "a.txt").write_bytes(bytes(text(750).astype("u1") + 65))
+    size = 256 if dataset == "text" else 32
+    keys = {"dataset": dataset, "length": 8, "steps": 5, "vocab_size": size, "folder": "own"}
+    task = Task(
+        Config(**(keys | config)),
+        DataConfig(root=str(root), download=False),
+        seed=seed,
+        device=CPU,
+    )
+    task.setup()
+    return task
+
+
+class Bigram(nn.Module):
+    """Logits that depend on the token itself and on where it stands in its row."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Parameter(torch.randn(size, size))
+        self.place = nn.Parameter(torch.randn(64, size))
+
+    def forward(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+        return self.table[tokens_BL] + self.place[: tokens_BL.shape[1]]
+
+
+def test_a_stream_is_its_parts_one_after_the_other_and_from_the_start_again() -> None:
+    parts = [text(5, 1), text(1, 2), text(7, 3)]
+    stream, whole = Stream(parts), np.concatenate(parts)
+    for start in range(30):
+        for count in (0 if start else 1, 3, 13, 30):
+            if count:
+                expected = np.take(whole, range(start, start + count), mode="wrap")
+                assert stream.take(start, count).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dataset", ["fineweb", "bins", "text"])
+def test_a_batch_depends_on_seed_and_step_alone(dataset: str, tmp_path: Path) -> None:
+    task = made(tmp_path, dataset)
+    batches = [b for epoch in (0, 1) for b in task.train_batches(epoch, 4)]
+    assert len(batches) == 10
+    again = made(tmp_path, dataset, steps=2)  # the same steps, counted in other epochs
+    for step, batch in enumerate(batches[:8]):
+        (alone,) = again.train_batches(step // 2, 4, range(step % 2, step % 2 + 1))
+        assert torch.equal(alone.inputs, batch.inputs)
+        assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+    assert not torch.equal(batches[0].inputs, batches[5].inputs)
+    if dataset != "fineweb":
+        other = next(made(tmp_path, dataset, seed=1).train_batches(0, 4))
+        assert not torch.equal(other.inputs, batches[0].inputs)
+        ranks = [next(task.train_batches(0, 4, rank=rank, world=2)) for rank in (0, 1)]
+        assert torch.equal(torch.cat([b.inputs for b in ranks]), batches[0].inputs)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_ranks_read_the_contests_spans(world: int, tmp_path: Path) -> None:
+    task = made(tmp_path, "fineweb")
+    whole = np.concatenate([text(100 + i, i) for i in range(3)])
+    local = 4 // world
+    for rank in range(world):
+        for step, batch in enumerate(task.train_batches(0, 4, rank=rank, world=world)):
+            span = local * 8 + 1
+            start = (step * world + rank) * span
+            read = np.take(whole, range(start, start + span), mode="wrap")
+            assert batch.inputs.flatten().tolist() == read[:-1].tolist()
+            assert batch.targets.flatten().tolist() == read[1:].tolist()
+
+
+@pytest.mark.parametrize(("dataset", "scored"), [("fineweb", 72), ("bins", 74), ("text", 74)])
+def test_every_token_of_the_test_part_is_scored_once(
+    dataset: str, scored: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lm, "EVAL_TOKENS", 24)  # several batches
+    task = made(tmp_path, dataset)
+    model = Bigram(task.config.vocab_size)
+    tokens = torch.from_numpy(text(75).astype("i8"))
+    if dataset == "text":
+        tokens = torch.from_numpy(text(750).astype("i8"))[675:] + 65
+    total = 0.0
+    for place in range(scored):
+        row = place - place % 8
+        logits = model(tokens[None, row : place + 1])[0, -1].double()
+        total -= logits.log_softmax(0)[tokens[place + 1]].item()
+    found = task.evaluate(model, "test")
+    assert found["loss"] == pytest.approx(total / scored, rel=1e-6)
+    assert ("bits_per_byte" in found) == (dataset == "text")
+    if dataset == "text":
+        assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2))
+
+
+def test_part_of_the_training_text_is_held_out(tmp_path: Path) -> None:
+    whole = made(tmp_path, "bins")
+    task = Task(whole.config, DataConfig(root=str(tmp_path), val_fraction=0.2), seed=0, device=CPU)
+    task.setup()
+    assert [len(task.streams[part]) for part in ("train", "val", "test")] == [400, 100, 75]
+    assert task.streams["val"].take(0, 100).tolist() == text(500)[400:].tolist()
+
+
+@pytest.fixture(scope="module")
+def pieces() -> bytes:
+    """A SentencePiece model with byte pieces, control and unused ones."""
+    import sentencepiece
+
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdeéß日"), rng.integers(1, 6))) for _ in range(200)]
+    lines = [" ".join(rng.choice(words, 12)) for _ in range(300)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=420,
+        model_type="bpe",
+        byte_fallback=True,
+        control_symbols=["<pad>"],
+        user_defined_symbols=["<x>"],
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def test_bytes_of_tokens_follow_the_contests_rule(pieces: bytes, tmp_path: Path) -> None:
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    path = tmp_path / "pieces.model"
+    path.write_bytes(pieces)
+    known = vocabulary.of_sentencepiece(path)
+    described = import_protobuf().ModelProto.FromString(pieces).pieces
+    NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+    kinds = {piece.type for piece in described}
+    assert kinds >= {NORMAL, UNKNOWN, CONTROL, USER, BYTE}
+
+    def size(token: int, before: int) -> int:
+        piece = described[token]
+        if piece.type in (UNKNOWN, CONTROL, UNUSED):
+            return 0
+        if piece.type == BYTE:
+            return 1
+        spelled, own = piece.piece, 0
+        if spelled[0] == "▁":
+            spelled = spelled[1:]
+            own = described[before].type not in (UNKNOWN, CONTROL, UNUSED)
+        return own + len(spelled.encode("utf-8"))
+
+    rows = torch.from_numpy(np.random.default_rng(1).integers(0, len(described), (10_000, 9)))
+    found = known.bytes_of(rows[:, 1:], rows[:, :-1])
+    table = torch.tensor(
+        [[size(t, b) for b in range(len(described))] for t in range(len(described))]
+    )
+    assert torch.equal(found, table[rows[:, 1:], rows[:, :-1]])
+    written = "abc é日 dea"
+    assert known.decode(known.encode(written)) == written
+    tokens = torch.tensor(known.encode(written))
+    # The mark that SentencePiece puts before a text counts as a space.
+    assert int(known.bytes_of(tokens[1:], tokens[:-1]).sum()) + len(
+        described[int(tokens[0])].piece.removeprefix("▁").encode()
+    ) == len(written.encode())
+
+
+def damage(folder: Path, how: str) -> None:
+    path = folder / "fineweb_train_1.bin"
+    data = path.read_bytes()
+    header = np.frombuffer(data[:HEADER_BYTES], "<i4").copy()
+    if how == "magic":
+        header[0] = 1
+    if how == "version":
+        header[1] = 2
+    if how == "count":
+        header[2] += 1
+    path.write_bytes(header.tobytes() + data[HEADER_BYTES:])
+    if how == "short":
+        path.write_bytes(data[:-2])
+    if how == "header":
+        path.write_bytes(data[:100])
+    if how == "none":
+        for shard in folder.glob("fineweb_train_*"):
+            shard.unlink()
+    if how == "odd":
+        (folder / "train.bin").write_bytes(b"abc")
+    if how == "gone":
+        (folder / "train.bin").unlink()
+    if how == "headed":
+        (folder / "train.bin").write_bytes(data)
+    if how == "latin":
+        (folder / "a.txt").write_bytes("é".encode("latin-1"))
+    if how == "no text":
+        (folder / "a.txt").unlink()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "how", "message"),
+    [
+        ("fineweb", "magic", "is not a token shard"),
+        ("fineweb", "version", "is not a token shard"),
+        ("fineweb", "count", "is damaged"),
+        ("fineweb", "short", "is damaged"),
+        ("fineweb", "header", "is cut off"),
+        ("fineweb", "none", "holds no fineweb_train"),
+        ("bins", "odd", "no whole number"),
+        ("bins", "gone", "is missing"),
+        ("bins", "headed", "task.dataset=fineweb"),
+        ("text", "latin", "is not UTF-8"),
+        ("text", "no text", "holds no \\*.txt"),
+    ],
+)
+def test_damaged_files_are_one_line(dataset: str, how: str, message: str, tmp_path: Path) -> None:
+    task = made(tmp_path, dataset)
+    damage(tmp_path / "own", how)
+    task.streams = {}
+    with pytest.raises(ValueError, match=message) as error:
+        task.setup()
+    assert "\n" not in str(error.value)
+
+
+def test_settings_that_do_not_fit_the_files_are_one_line(tmp_path: Path) -> None:
+    for dataset, keys, message in (
+        ("text", {"vocab_size": 65}, "set task.vocab_size=256"),
+        ("text", {"tokenizer": "none.model"}, "none.model is missing"),
+        ("text", {"tokenizer": "own/a.txt"}, "is not a SentencePiece model"),
+        ("bins", {"length": 75}, "too few for a row"),
+        ("shakespeare", {}, "input.txt is missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            made(tmp_path, dataset, **keys)
+    task = made(tmp_path, "bins", vocab_size=20)
+    with pytest.raises(ValueError, match=r"token \d+, and task.vocab_size=20"):
+        next(task.train_batches(0, 4))
+
+
+def test_shakespeare_is_checked_and_cut_as_in_nanogpt(tmp_path: Path) -> None:
+    path = tmp_path / lm.SHAKESPEARE
+    path.parent.mkdir()
+    path.write_text("so shaken as we are, so wan with care,\n" * 10)
+    size = len(set(path.read_text()))
+    config = Config(length=8, vocab_size=size)
+    with pytest.raises(ValueError, match="is not as published"):
+        Task(config, DataConfig(root=str(tmp_path)), seed=0, device=CPU).setup()
+    task = Task(config, DataConfig(root=str(tmp_path), verify="warn"), seed=0, device=CPU)
+    task.setup()
+    assert task.compared is not None and task.compared.published is False
+    assert [len(task.streams[part]) for part in ("train", "test")] == [351, 39]
+    assert task.vocabulary is not None
+    model = Bigram(size)
+    shown = task.examples(model, "test", 3)
+    assert [s.heading for s in shown] == [s.heading for s in task.examples(model, "test", 3)]
+    assert all(len(s.pictures[0].caption) == lm.CONTINUED for s in shown)

@@ -1,0 +1,123 @@
+"""The scripts that measure measure what they say, and keep what it was measured on."""
+
+import itertools
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import bench_squad_ddp as bench  # noqa: E402
+import second_way  # noqa: E402
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Return a function that runs a script with these words, and returns what it wrote."""
+
+    def run(script: str, *words: str) -> dict[str, Any]:
+        out = tmp_path / "made" / f"{script}.json"
+        monkeypatch.setattr(sys, "argv", [script, *words, "--out", str(out)])
+        runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+        found = json.loads(out.read_text())
+        assert {"versions", "hardware"} <= found.keys()
+        return found
+
+    return run
+
+
+def test_input_pipelines(measured) -> None:
+    words = "--images 6 --batch 2 --workers 0,1 --rounds 1 --seconds 0 --networks wrn_digits"
+    found = measured("bench_input", *words.split(), "--only", "imagenet,digits,networks")
+    assert [row["row"] for row in found["rows"]] == [
+        *(f"imagenet {form}, {n} workers" for form in ("folder", "shards") for n in (0, 1)),
+        "digits, resident",
+        "step wrn_digits",
+    ]
+    assert all(row["low"] <= row["samples_s"] <= row["high"] for row in found["rows"])
+    assert found["settings"]["images"] == 6
+
+
+@pytest.mark.slow
+def test_a_bank_leaves_with_the_last_gradient_and_is_as_small_as_its_budget(measured) -> None:
+    words = "--rounds 1 --batch 2 --budgets 0.1 --bucket-mb 0.2"
+    dense, single, stages = measured("bench_ddp", *words.split())["rows"]
+    assert [row["groups"] for row in (dense, single, stages)] == ["", "single", "stages"]
+    for row in (dense, single, stages):
+        assert row["gradient_bytes"] == 4 * row["parameters"]
+        assert 0 <= row["ready_by_half"] <= row["ready_by_nine_tenths"] <= 1
+        assert row["alone_s"] > 0 and row["fp32_ratio"] > 0 and row["bf16_ratio"] > 0
+    assert single["parameters"] <= dense["parameters"] / 10
+    assert single["ready_at_the_end"] > 0.9 and dense["ready_by_half"] > 0.5
+
+
+@pytest.mark.slow
+def test_both_networks_send_four_bytes_a_parameter(measured) -> None:
+    words = "--rounds 1 --length 16 --words model=bert_tiny budget=200K"
+    dense, shared = measured("bench_squad_ddp", *words.split())["rows"]
+    assert (dense["network"], shared["network"]) == ("dense", "shared")
+    for row in (dense, shared):
+        assert row["sent_bytes"] == 4 * row["parameters"]
+        assert row["alone_s"][0] > 0 and row["sending_s"][0] > 0 and row["all_reduce_s"][0] > 0
+    assert shared["parameters"] <= 200_000 < dense["parameters"]
+
+
+def test_a_step_of_squad_is_what_the_formula_says() -> None:
+    assert bench.text_flops(1) == 6 * 12 * 24 * 1024**2 + 12 * 24 * 1024
+    assert bench.text_flops(384) == pytest.approx(0.74e12, rel=0.01)
+    cluster = bench.Cluster(gpus=2, flops=1e12, memory=1e12, generation_bytes=3, update_bytes=10)
+    compute = 4 * bench.text_flops(384) / 1e12
+    dense, shared = bench.DENSE, bench.SHARED
+    update, sent = dense * 10 / 1e12, dense * 4 / 1e8
+    steps = [bench.step_s(cluster, *case) for case in ((False, 4, 1e8), (True, 4, 1e8))]
+    generated = dense * 3 / 1e12 + shared * 10 / 1e12 + shared * 4 / 1e8
+    assert steps == pytest.approx([compute + update + sent - compute * 2 / 3, compute + generated])
+    cluster = bench.Cluster()
+    by_texts = [bench.ratio(cluster, texts, 12.5e9) for texts in bench.TEXTS]
+    by_network = [bench.ratio(cluster, 4, bandwidth) for bandwidth in bench.BANDWIDTHS]
+    for ratios in (by_texts, by_network):
+        assert all(a > b - 0.06 for a, b in itertools.pairwise(ratios))
+        assert ratios[0] > 5 and ratios[-1] < 1.2
+    assert len(bench.table(cluster).splitlines()) == 2 + len(bench.BANDWIDTHS)
+    found = bench.bandwidth_for(cluster, 8, 1.4)
+    assert found is not None and bench.ratio(cluster, 8, found) == pytest.approx(1.4)
+    assert bench.bandwidth_for(cluster, 8, 100) is None
+
+
+def test_the_table_of_starts_has_a_line_a_method_with_means_over_the_seeds() -> None:
+    rows = [
+        {
+            "method": method,
+            "seed": seed,
+            "metrics": {"f1": 10.0 * n + seed},
+            "parameters": 200_000,
+            "error": 0.5 + seed if method == "projected" else None,
+        }
+        for seed in range(3)
+        for n, method in enumerate(("from scratch", "projected"))
+    ]
+    assert second_way.table("f1", rows).splitlines()[2:] == [
+        "| from scratch | 200,000 | 1.00 ± 1.00 (n=3) |  |",
+        "| projected | 200,000 | 11.00 ± 1.00 (n=3) | 1.50 |",
+    ]
+
+
+@pytest.mark.slow
+def test_every_method_starts_as_it_should(measured) -> None:
+    words = "--pre digits --fine digits --metric accuracy --seeds 1 --fine-words batch_size=128"
+    small = "--words model.depth=10 model.width=0.5 epochs=1 optim.milestones=[] budget=0.5"
+    methods = ",".join(second_way.METHODS)
+    found = measured("second_way", *words.split(), "--methods", methods, *small.split())
+    started = {row["method"]: row["started"] for row in found["rows"]}
+    assert list(started) == list(second_way.METHODS)
+    assert not started["from scratch"] and not started["dense from scratch"]
+    assert "taken over as trained" in started["bank taken over"]
+    assert "layers projected" in started["projected"]
+    assert "tensors copied" in started["dense pre-trained"]
+    errors = {row["method"]: row["error"] for row in found["rows"]}
+    assert 0 < errors.pop("projected") < 1 and not any(errors.values())

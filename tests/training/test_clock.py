@@ -1,0 +1,50 @@
+"""trainer.max_seconds: the training ends by the clock, with its schedule at the end."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from npas.training import build, train
+from npas.training.state import TrainState
+
+RunSmall = Callable[..., Any]
+
+
+def rates(folder: Path) -> list[float]:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [line["lr"] for line in map(json.loads, lines) if "lr" in line]
+
+
+def test_the_clock_ends_a_training_and_its_schedule(
+    run_small: RunSmall, small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step, and every look at the clock between, takes a second of a clock of our own."""
+    now = [0.0]
+
+    def tick(state: TrainState) -> float:
+        now[0] += 1
+        return now[0]
+
+    monkeypatch.setattr(TrainState, "elapsed_s", tick)
+    keys = {"trainer": {"max_seconds": 8.0, "log_every": 1}, "optim": {"schedule": "linear"}}
+    keys["optim"]["milestones"] = []  # type: ignore[assignment]
+    _, outcome = run_small(**keys)
+    assert outcome.status == "done" and outcome.metrics["last"]["accuracy"] > 0
+    found = rates(tmp_path / "run")
+    assert outcome.steps == len(found) < 10
+    assert found == sorted(found, reverse=True) and found[-1] < 0.04
+    # What was saved is read again, and has nothing left to do.
+    again = train(build(small(**keys)), tmp_path / "run")
+    assert (again.status, again.steps) == ("done", outcome.steps)
+    assert again.metrics["last"] == outcome.metrics["last"]
+
+
+def test_without_a_reached_limit_nothing_changes(run_small: RunSmall, tmp_path: Path) -> None:
+    keys = {"optim": {"schedule": "linear", "milestones": []}}
+    run_small("free", **keys)
+    _, outcome = run_small("limited", trainer={"max_seconds": 1e6}, **keys)
+    assert outcome.steps == 10
+    assert rates(tmp_path / "free") == rates(tmp_path / "limited")

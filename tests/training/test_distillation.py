@@ -1,0 +1,108 @@
+"""A teacher's outputs as targets: the formula, the loss of a run, what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import npas
+from npas.config import Config
+from npas.training import build, prepare, train
+
+RunSmall = Callable[..., Any]
+MakeConfig = Callable[..., Config]
+
+
+def test_the_loss_is_hintons() -> None:
+    """T^2 KL, by its definition, and its gradient T (softmax(s / T) - softmax(t / T)) / B."""
+    torch.manual_seed(0)
+    student = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(5, 3, dtype=torch.float64)
+    for temperature in (1.0, 4.0):
+        p, q = (x.div(temperature).softmax(1) for x in (teacher, student))
+        expected = temperature**2 * (p * (p.log() - q.log())).sum() / 5
+        found = npas.distillation_loss(student, teacher, temperature)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
+        (gradient,) = torch.autograd.grad(found, student)
+        torch.testing.assert_close(gradient, temperature * (q - p) / 5, rtol=1e-5, atol=1e-7)
+    assert npas.distillation_loss(teacher, teacher).item() == 0
+
+
+def test_several_outputs_count_alike_and_masked_places_not_at_all() -> None:
+    a, b = torch.randn(2, 4), torch.randn(2, 4)
+    masked = torch.tensor([[0.0, 1.0, -torch.inf, -torch.inf]] * 2)
+    alone = npas.distillation_loss(a, b)
+    assert npas.distillation_loss((a, masked), (b, masked)) == alone / 2
+    named = {"loss": torch.tensor(1.0), "start": a, "end": b}
+    expected = (npas.distillation_loss(a, b) + npas.distillation_loss(b, a)) / 2
+    assert npas.distillation_loss(named, {"start": b, "end": a}) == expected
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2, 4), "shape 2 x 4, the student's 2 x 3"),
+        ({"a": torch.zeros(2, 3)}, {"b": torch.zeros(2, 3)}, "no output 'a'"),
+        (torch.zeros(2), torch.zeros(2), "no logits"),
+    ],
+)
+def test_outputs_that_do_not_match_are_refused(student: Any, teacher: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        npas.distillation_loss(student, teacher)
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        npas.distillation_loss(torch.zeros(2, 3), torch.zeros(2, 3), 0)
+
+
+def test_a_run_learns_from_a_run(run_small: RunSmall, small: MakeConfig, tmp_path: Path) -> None:
+    teacher, _ = run_small("teacher", epochs=4)
+    keys = {"teacher": str(tmp_path / "teacher"), "weight": 0.75, "temperature": 2.0}
+    config = small(budget="0.3", distill=keys | {"hidden": ["stages.0"], "hidden_weight": 0.5})
+    experiment = build(config)
+    prepare(experiment)
+    learner, student = experiment.learner, experiment.model.eval()
+    batch = next(experiment.task.train_batches(0, 64))
+    found, sums = learner.loss(student, batch)
+    plain, _ = experiment.task.loss(student, batch)
+    network = teacher.model.eval()
+    inputs = experiment.task.preprocess(batch.inputs)
+    with torch.no_grad():
+        soft = npas.distillation_loss(student(inputs), network(inputs), 2.0)
+        kept: list[torch.Tensor] = []
+        for model in (student, network):
+            hook = model.stages[0].register_forward_hook(lambda m, a, out: kept.append(out))
+            model(inputs)
+            hook.remove()
+        hidden = F.mse_loss(*kept)
+    expected = 0.25 * plain + 0.75 * soft + 0.5 * hidden
+    torch.testing.assert_close(found, expected)
+    assert sums["distill_loss"] == pytest.approx(soft.item() * 64)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert train(experiment, tmp_path / "student").status == "done"
+    kept_teacher = learner.teacher.state_dict()  # type: ignore[attr-defined]
+    assert all(torch.equal(kept_teacher[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    ("distill", "message"),
+    [
+        ({"teacher": "nowhere"}, "distill.teacher=nowhere: "),
+        ({"teacher": "dense"}, "has no trained weights"),
+        ({"teacher": "TEACHER", "hidden": ["layers.7"]}, "no module 'layers.7'"),
+        ({"teacher": "OTHER", "hidden": ["stages.0"]}, "name others in distill.hidden"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_one_line_before_training(
+    distill: dict[str, Any], message: str, run_small: RunSmall, small: MakeConfig, tmp_path: Path
+) -> None:
+    if "TEACHER" in distill["teacher"]:
+        run_small("t", epochs=1)
+    if "OTHER" in distill["teacher"]:
+        run_small("t", epochs=1, model={"width": 1})
+    path = str(tmp_path / "t") if distill["teacher"].isupper() else distill["teacher"]
+    experiment = build(small(distill=distill | {"teacher": path}))
+    with pytest.raises(ValueError, match=message) as error:
+        prepare(experiment)
+    assert "\n" not in str(error.value)

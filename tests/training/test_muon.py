@@ -1,0 +1,202 @@
+"""Muon is torch's own for a matrix, sees a bank's templates as matrices, and leaves steps out."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import npas
+from npas.config import OptimConfig
+from npas.config.muon import MuonConfig
+from npas.sharing.templates import Templates, bank_templates
+from npas.training.muon import Muon, gain, orthogonalize
+from npas.training.optim import build_optimizer
+
+
+class Block(nn.Module):
+    """A convolution, two linear layers and a learned vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(8, 8, 3, padding=1)
+        self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 8)
+        self.mix = nn.Parameter(torch.stack([torch.ones(8), torch.zeros(8)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, L, 8) to the same."""
+        x = x * self.mix[0] + self.conv(x.mT).mT
+        return x + self.down(self.up(x).relu())
+
+
+class Net(nn.Module):
+    """An embedding, three blocks and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(20, 8)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (N, L) to logits (N, L, 20)."""
+        x = self.tokens(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+TOKENS = torch.arange(24).remainder(20).view(2, 12)
+
+
+def muon(**changes: Any) -> OptimConfig:
+    settings = {"lr": 0.02, "momentum": 0.95, "beta2": 0.95, "weight_decay": 0.0} | changes
+    own = {key: settings.pop(key) for key in list(settings) if hasattr(MuonConfig, key)}
+    return OptimConfig(name="muon", muon=MuonConfig(**own), **settings)
+
+
+def network(budget: float | None = None, **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return Net() if budget is None else npas.share(Net(), budget, **options)
+
+
+def take(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    logits = model(TOKENS)
+    loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(loss.detach())
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (16, 16)])
+def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(matrices, 5))
+    assert values.min() > 0.6 and values.max() < 1.3
+    one = orthogonalize(matrices[1:2], 5)
+    torch.testing.assert_close(one, orthogonalize(matrices, 5)[1:2])
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_steps_are_those_of_torchs_muon(nesterov: bool, decay: float) -> None:
+    torch.manual_seed(1)
+    ours, theirs = (nn.ModuleList([nn.Linear(12, 30, bias=False)]) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    start = theirs[0].weight.detach().clone()
+    config = muon(nesterov=nesterov, weight_decay=decay, momentum_warmup_steps=0)
+    optimizers = (
+        build_optimizer(ours, config),
+        torch.optim.Muon(
+            theirs.parameters(), 0.02, weight_decay=decay, momentum=0.95, nesterov=nesterov
+        ),
+    )
+    for _ in range(5):
+        x = torch.randn(7, 12)
+        for layers, optimizer in zip((ours, theirs), optimizers, strict=True):
+            layers[0](x).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    went = (theirs[0].weight - start).norm()
+    assert (ours[0].weight - theirs[0].weight).norm() < 0.06 * went  # theirs are rounded to bf16
+
+
+def test_each_kind_of_parameter_has_its_own_rate() -> None:
+    model = network()
+    config = muon(embedding_lr=0.1, head_lr=0.2, vector_lr=0.3)
+    optimizer = build_optimizer(model, config)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        matrix = name.startswith("blocks") and name.endswith("weight")
+        expected = {"tokens.weight": 0.1, "head.weight": 0.2}.get(name, 0.02 if matrix else 0.3)
+        assert rates[id(parameter)] == expected, name
+    assert all(g["lr"] == pytest.approx(g["factor"] * config.lr) for g in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("bank", ["adam", "templates"])
+def test_a_bank_is_trained_in_either_way(bank: str) -> None:
+    model = network(0.6, exclude="@embeddings", low_rank=1)
+    optimizer = build_optimizer(model, muon(bank=bank, bank_lr=0.005, coefficient_lr=0.006))
+    kinds = {id(p): (g["kind"], g["lr"]) for g in optimizer.param_groups for p in g["params"]}
+    found = {name: kinds[id(p)] for name, p in model.named_parameters()}
+    assert found["npas_bank_0"] == (("bank", 0.005) if bank == "adam" else ("muon", 0.02))
+    assert {found[n] for n in found if "coeff" in n} == {("coefficients", 0.006)}
+    assert {found[n] for n in found if "left" in n or "right" in n} == {("bank", 0.005)}
+    losses = [take(model, optimizer) for _ in range(60)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_each_template_of_a_bank_moves_as_the_matrix_that_it_is() -> None:
+    """Two templates side by side and one across both: the mean of what covers a value."""
+    bank = nn.Parameter(torch.randn(48, generator=torch.Generator().manual_seed(0)))
+    group = {"params": [bank], "kind": "muon", "lr": 0.1, "weight_decay": 0.0}
+    read = [Templates(4, 6, (0, 24)), Templates(3, 8, (12,))]
+    config = muon(momentum_warmup_steps=0, nesterov=False)
+    optimizer = Muon([group], config, {bank: read})
+    before, gradient = bank.detach().clone(), torch.randn(48)
+    bank.grad = gradient.clone()
+    optimizer.step()
+    total, count = torch.zeros(48), torch.zeros(48)
+    for own in read:
+        for start in own.starts:
+            part = gradient[start : start + 24].view(1, own.rows, own.columns)
+            total[start : start + 24] += orthogonalize(part, 5).reshape(-1) * gain(*part.shape[1:])
+            count[start : start + 24] += 1
+    torch.testing.assert_close(before - bank.detach(), 0.1 * total / count)
+
+
+@pytest.mark.parametrize("upsampler", ["inter", "repeat"])
+@pytest.mark.parametrize("budget", [0.35, 0.6, 2.0])
+def test_templates_are_those_of_the_plan(budget: float, upsampler: str) -> None:
+    model = network(budget, upsampler=upsampler)
+    ((bank, found),) = bank_templates(model).items()
+    read = torch.zeros(len(bank))
+    for own in found:
+        for start in own.starts:
+            read[start : start + own.rows * own.columns] += 1
+    assert read.all()
+    places = {(la.shape, la.templates) for la in npas.allocation(model).layers}
+    wide = Templates(
+        32, 8, tuple(sorted({s for shape, at in places for s in at if shape == (32, 8)}))
+    )
+    assert upsampler == "repeat" or budget < 0.5 or wide in found
+
+
+@pytest.mark.parametrize("bank", ["adam", "templates"])
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_step_that_went_wrong_leaves_nothing_behind(bank: str, before: int) -> None:
+    model = network(0.6)
+    optimizer = build_optimizer(model, muon(bank=bank, weight_decay=0.1))
+
+    def step(wrong: bool) -> None:
+        model(TOKENS).square().sum().backward()
+        if wrong:
+            model.get_parameter("npas_bank_0").grad.fill_(float("nan"))
+        optimizer.found_inf = torch.tensor(float(wrong))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def everything() -> list[Tensor]:
+        kept = [value for state in optimizer.state.values() for value in state.values()]
+        return [tensor.detach().clone() for tensor in (*model.parameters(), *kept)]
+
+    for _ in range(before):
+        step(wrong=False)
+    held = everything()
+    step(wrong=True)
+    assert all(torch.equal(a, b) for a, b in zip(held, everything(), strict=True))
+    step(wrong=False)
+    assert not any(torch.equal(a, b) for a, b in zip(held, everything(), strict=True))
+
+
+def test_momentum_warms_up() -> None:
+    bank = nn.Parameter(torch.zeros(3, 3))
+    group = {"params": [bank], "kind": "muon", "lr": 0.1, "weight_decay": 0.0}
+    config = muon(momentum=0.9, momentum_start=0.5, momentum_warmup_steps=4, nesterov=False)
+    optimizer, kept = Muon([group], config, {}), torch.zeros(3, 3)
+    for beta in (0.5, 0.6, 0.7, 0.8, 0.9, 0.9):
+        bank.grad = torch.randn(3, 3)
+        kept = beta * kept + (1 - beta) * bank.grad
+        optimizer.step()
+        torch.testing.assert_close(optimizer.state[bank]["momentum"], kept)
