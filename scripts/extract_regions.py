@@ -62,7 +62,6 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=positive, default=800, help="shorter side, in pixels")
     parser.add_argument("--features", default="backbone", choices=["backbone", "head"])
     parser.add_argument("--device", default="cpu", help="as cpu, cuda or cuda:1")
-    parser.add_argument("--per-part", type=positive, default=50, help="images; a kill loses these")
     parser.add_argument("--quiet", action="store_true", help="print no line a part")
     return parser.parse_args(words)
 
@@ -120,7 +119,7 @@ def extract(arguments: argparse.Namespace) -> int:
             raise ValueError(f"there is no folder {images[0].path.parent}: put the images there")
         try:
             with locked(target.with_name(f".{target.name}.lock"), wait=False):
-                store = Store(target, settings, arguments.per_part)
+                store = Store(target, settings)
                 wanted = [image for image in images if image.id not in store.done]
                 if wanted and extractor is None:
                     extractor = Extractor(build(arguments), arguments, device)
@@ -151,7 +150,8 @@ def _each(
             bad += 1
             continue
         assert extractor is not None
-        if store.add(image.id, extractor(pixels_CHW)) and not quiet:
+        store.add(image.id, extractor(pixels_CHW))
+        if not quiet and number % 50 == 0:
             rate = number / (time.monotonic() - start)
             print(f"{split}: {number:,} of {len(wanted):,} images, {rate:.1f} a second", flush=True)
     return bad

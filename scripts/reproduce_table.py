@@ -43,12 +43,12 @@ def reproduce(options: argparse.Namespace) -> int:
     print(estimate(table, cells, len(todo)))
     if options.estimate:
         for cell, seed in todo:
-            print(f"  {tables.command(cell.row, [seed])}")
+            print(f"  {cell.row.command([seed])}")
         return 0
 
     failed = []
     for index, (cell, seed) in enumerate(() if options.write_only else todo, 1):
-        words = tables.command(cell.row, [seed]).split()[1:]
+        words = cell.row.command([seed]).split()[1:]
         print(f"[{index}/{len(todo)}] npas-train {' '.join(words)}", flush=True)
         command = [*options.command, *words, f"run_root={options.run_root}"]
         code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
@@ -95,8 +95,8 @@ def write(table: Table, results: Path) -> None:
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(tables.markdown(table, cells), encoding="utf-8")
     print(f"wrote {page}")
-    if plots.available():
-        draw = table.draw or plots.accuracy_against_parameters
+    if table.plotted:
+        draw = table.draw or plots.against_parameters
         for path in draw(table, cells, page.with_suffix("")):
             print(f"wrote {path}")
 

@@ -20,7 +20,7 @@ from npas.config import (
     run_dir,
     to_dict,
 )
-from npas.config.muon import MuonConfig
+from npas.config.optim import MuonConfig
 from npas.config.schema import settings
 from npas.tasks.imagenet import task as imagenet
 

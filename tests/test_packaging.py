@@ -57,21 +57,15 @@ def test_the_wheel_carries_configs_figures_and_type_marker(wheel: Path) -> None:
     assert not any(name.startswith(("tests", "results", "scripts")) for name in names)
 
 
-def test_the_installed_package_is_the_wheels(scripts: Path) -> None:
+def test_commands_run_from_another_folder_and_are_the_wheels(scripts: Path) -> None:
     where = "import npas, npas.configs; print(npas.__file__); print(*npas.configs.__path__)"
     for path in run(scripts / "python", "-c", where).split():
         assert Path(path).is_relative_to(scripts.parent)
-
-
-def test_commands_run_from_another_folder(scripts: Path) -> None:
     assert "budget" in run(scripts / "npas-plan", "+exp=digits")
     assert "| dense network |" in run(scripts / "npas-table", "digits")
     words = ("epochs=1", "wandb.mode=disabled", "optim.milestones=[]")
     assert "test accuracy" in run(scripts / "npas-train", *words)
     (result,) = Path("runs").glob("digits/*/result.json")
     assert '"commit": null' in result.read_text()
-
-
-def test_every_command_explains_itself(scripts: Path) -> None:
     for command in ("npas-train", "npas-plan", "npas-eval", "npas-export", "npas-table"):
         assert command in run(scripts / command, "--help")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from npas.cli import errors
+from npas.cli import arguments
+from npas.config.typed import build, keys_of
 from npas.utils import processes
 from npas.utils.printing import print_line
 
@@ -51,6 +53,11 @@ class Command(Generic[T]):
     run_in_sweep: Callable[[T, bool], Job] | None = None
     after_interrupt: str = ""  # what to say of it
 
+    @classmethod
+    def of(cls, name: str, primary: str, kind: type[T], run: Callable[[T], Job]) -> Command[T]:
+        """Make a command whose keys are the fields of a dataclass."""
+        return cls(name, primary, lambda: set(keys_of(kind)), lambda raw: build(kind, raw), run)
+
 
 class Reported(Exception):
     """Ends a process that failed; its message has been printed."""
@@ -80,16 +87,15 @@ def tell(line: str) -> None:
     print_line(line, sys.stdout)
 
 
-def is_debugging(arguments: Sequence[str]) -> bool:
-    """Return whether the user wants tracebacks."""
-    return os.environ.get("NPAS_DEBUG") == "1" or "hydra.verbose=true" in arguments
-
-
 def compose(
-    command: Command[T], arguments: list[str], task: Callable[[dict[str, Any]], float | None]
+    command: Command[T],
+    asked: argparse.Namespace,
+    task: Callable[[dict[str, Any]], float | None],
 ) -> None:
-    """Compose with Hydra and call `task` with each config, as plain data."""
-    import hydra
+    """Compose with Hydra and call `task` with each config, as plain data; answer flags as Hydra."""
+    from hydra import initialize_config_module
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import DictConfig
 
     failures: list[Exception] = []
@@ -104,11 +110,22 @@ def compose(
             failures.append(error)  # kept from Hydra, which would print it in its own way
             return None
 
-    configured = hydra.main(
-        version_base="1.3", config_path="pkg://npas.configs", config_name=command.primary
-    )
-    with _command_line(command.name, arguments):
-        configured(run)()
+    what = {"config_name": asked.config_name or command.primary, "overrides": asked.overrides}
+    with initialize_config_module("npas.configs", command.name, version_base="1.3"):
+        hydra: Any = GlobalHydra.instance().hydra
+        if asked.help:
+            hydra.app_help(what["config_name"], get_args_parser(), asked)
+        elif asked.hydra_help:
+            hydra.hydra_help(what["config_name"], get_args_parser(), asked)
+        elif asked.cfg:
+            hydra.show_cfg(**what, cfg_type=asked.cfg, package=asked.package, resolve=asked.resolve)
+        elif asked.info:
+            hydra.show_info(asked.info, **what)
+        elif asked.shell_completion:
+            hydra.shell_completion(**what)
+        else:
+            start = hydra.multirun if asked.multirun else hydra.run
+            start(**what, task_function=run, with_log_configuration=False)
     if failures:
         raise failures[0]
 
@@ -122,10 +139,12 @@ def plain(config: Any) -> dict[str, Any]:
     return {str(key): value for key, value in raw.items()}
 
 
-def explain(error: Exception, command: Command[T], arguments: Sequence[str]) -> str | None:
+def explain(error: Exception, command: Command[T], words: Collection[str]) -> str | None:
     """Print the error's line, and the traceback if asked for or if it is a fault of ours."""
-    line = errors.explain(error, command.keys(), arguments)
-    if line is None or is_debugging(arguments):
+    words = list(words)
+    folder = words[words.index("--config-dir") + 1] if "--config-dir" in words[:-1] else None
+    line = arguments.explain(error, command.keys(), folder)
+    if line is None or os.environ.get("NPAS_DEBUG") == "1" or "hydra.verbose=true" in words:
         traceback.print_exception(error)
     if line is not None:
         say(command.name, line)
@@ -133,27 +152,18 @@ def explain(error: Exception, command: Command[T], arguments: Sequence[str]) -> 
 
 
 @contextlib.contextmanager
-def _command_line(name: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Make Hydra read `arguments` in place of sys.argv, and raise its errors."""
-    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [name, *arguments], "1"
-    try:
-        yield
-    finally:
-        sys.argv = argv
-        del os.environ["HYDRA_FULL_ERROR"]
-        if full is not None:
-            os.environ["HYDRA_FULL_ERROR"] = full
-
-
-@contextlib.contextmanager
 def one_line_messages(name: str) -> Iterator[None]:
     """Print what npas logs and what warns as lines of this command, without places in the code."""
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            grave = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+            say(name, f"{grave}{record.getMessage()}")
 
     def show(message: Warning | str, *place: object, **more: object) -> None:
         say(name, f"warning: {' '.join(str(message).split())}")
 
-    log, handler = logging.getLogger("npas"), _Lines(name)
+    log, handler = logging.getLogger("npas"), Lines()
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -164,13 +174,3 @@ def one_line_messages(name: str) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-
-
-class _Lines(logging.Handler):
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.command = name
-
-    def emit(self, record: logging.LogRecord) -> None:
-        grave = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        say(self.command, f"{grave}{record.getMessage()}")

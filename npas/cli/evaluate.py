@@ -9,16 +9,14 @@ npas-eval run=runs/simnet_scenes/... show=16          # and show-test.png in the
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from npas.cli import app, entry, runs
 from npas.cli.app import Job
 from npas.config import SYNTHETIC
-from npas.config.typed import build, keys_of
 from npas.utils.checks import at_least, at_most
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ class Evaluate:
     `show` samples are drawn beside what the network answers, for tasks that have pictures.
     """
 
-    run: str | None = None
+    run: str
     artifact: str | None = None
     split: Literal["test", "val"] = "test"
     show: int = 0
@@ -45,30 +43,17 @@ class Evaluate:
     data: runs.Data = field(default_factory=runs.Data)
 
     def __post_init__(self) -> None:
-        if not self.run:
-            raise ValueError("run is missing: name a run's folder, as run=runs/digits/...")
         at_least("show", self.show, 0)
         at_most("show", self.show, MOST_SHOWN)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate the run that the arguments name; see the top of this file."""
-    return entry.main(app.Command(NAME, "evaluate", keys, check, run), argv)
-
-
-def keys() -> set[str]:
-    """Return the full names of the keys."""
-    return set(keys_of(Evaluate))
-
-
-def check(raw: dict[str, Any]) -> Evaluate:
-    """Check the keys; ValueError."""
-    return build(Evaluate, raw)
+    return entry.main(app.Command.of(NAME, "evaluate", Evaluate, run), argv)
 
 
 def run(options: Evaluate) -> Job:
     """Print the metrics of the run's newest checkpoint, and draw the samples asked for."""
-    assert options.run is not None
     experiment = runs.restore_to_measure(
         options.run, options.device, options.data, options.split, show=options.show > 0
     )
@@ -114,7 +99,6 @@ def _draw(options: Evaluate, experiment: Experiment, shown: list[Shown], score: 
     """Write the page into the run's folder; return its path. ValueError if it cannot be written."""
     from npas.reporting import picture_page
 
-    assert options.run is not None
     config = experiment.config
     share = "" if config.budget is None else f", budget {config.budget}"
     path = runs.folder_of(options.run) / f"show-{options.split}.png"
@@ -122,7 +106,3 @@ def _draw(options: Evaluate, experiment: Experiment, shown: list[Shown], score: 
         return picture_page.draw(shown, path, f"{config.exp}{share}, seed {config.seed}: {score}")
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror or error})") from None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

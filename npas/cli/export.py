@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from npas.cli import app, entry, runs
 from npas.cli.app import Job
-from npas.config.typed import build, keys_of
 
 if TYPE_CHECKING:
     from npas.training import Experiment
@@ -33,7 +31,7 @@ class Export:
     The last three are for artifacts; null: as the run's own.
     """
 
-    run: str | None = None
+    run: str
     format: Literal["safetensors", "artifact"] = "safetensors"
     out: str | None = None
     bits: Literal[8, 6] | None = None
@@ -41,12 +39,13 @@ class Export:
     compression: Literal["zlib", "lzma", "none"] | None = None
 
     def __post_init__(self) -> None:
-        if not self.run:
-            raise ValueError("run is missing: name a run's folder, as run=runs/digits/...")
         if self.format != "artifact" and (given := self.packing):
             raise ValueError(f"{next(iter(given))} needs format=artifact: set both, or none")
-        if self.out is not None:
-            _check_file(self.out)
+        if self.out is not None:  # before a network is loaded for it
+            path = Path(self.out)
+            if not path.name or self.out.endswith(os.sep) or (path.exists() and not path.is_file()):
+                text = f"is no file: name one, as out={path / 'network.safetensors'}"
+                raise ValueError(f"out={self.out} {text}")
 
     @property
     def packing(self) -> dict[str, Any]:
@@ -57,22 +56,11 @@ class Export:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export the run that the arguments name; see the top of this file."""
-    return entry.main(app.Command(NAME, "export", keys, check, run), argv)
-
-
-def keys() -> set[str]:
-    """Return the full names of the keys."""
-    return set(keys_of(Export))
-
-
-def check(raw: dict[str, Any]) -> Export:
-    """Check the keys; ValueError."""
-    return build(Export, raw)
+    return entry.main(app.Command.of(NAME, "export", Export, run), argv)
 
 
 def run(options: Export) -> Job:
     """Write the newest checkpoint's network, materialized or packed, whole or not at all."""
-    assert options.run is not None
     experiment = runs.restore(options.run, {"trainer.device": "cpu"})
     if options.format == "artifact":
         return _write_artifact(options, experiment)
@@ -113,7 +101,6 @@ def _write_artifact(options: Export, experiment: Experiment) -> Job:
     """Write the network as an artifact; ValueError if it is over the run's budget in bytes."""
     from npas.sharing.artifact import write_artifact
 
-    assert options.run is not None
     config = experiment.config
     packing = replace(config.artifact, **options.packing)
     out = Path(options.out or Path(options.run) / "export" / "artifact.npas")
@@ -129,21 +116,3 @@ def _write_artifact(options: Export, experiment: Experiment) -> Job:
     if experiment.unfinished:
         print(experiment.unfinished)
     return Job(options.run)
-
-
-def _check_file(out: str) -> None:
-    """Refuse what cannot be the name of a file, before a network is loaded for it; ValueError."""
-    path = Path(out)
-    if not out.strip():
-        raise ValueError("out must not be empty: name a file, as out=network.safetensors")
-    if path.is_dir() or out.endswith(os.sep):
-        raise ValueError(f"out={out} is a folder: name a file, as out={path / 'model.safetensors'}")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"out={out} is no regular file: name another")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise ValueError(f"out={out} lies below {above}, which is a file: name another")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,7 +16,6 @@ import copy
 import itertools
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from npas.cli import app, entry, runs
 from npas.cli.app import Job
-from npas.config.typed import build, keys_of
 from npas.reporting.folds import FILE_NAME
 from npas.utils.checks import above, at_least, at_most
+from npas.utils.printing import figure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,14 +35,8 @@ if TYPE_CHECKING:
 
 NAME = "npas-fold"
 AUTO = "auto"
-TOLD = (
-    "tied",
-    "blocks",
-    "plain",
-    "layers_before",
-    "layers",
-    "weights",
-    "parameters_before",
+TOLD = (  # of what folding.json has all of
+    *("tied", "blocks", "plain", "layers_before", "layers", "weights", "parameters_before"),
     "parameters",
 )
 CANDIDATES = (0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.93, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
@@ -59,7 +52,7 @@ class Fold:
     these are measured again on `recalibrate` training batches, without labels or gradients.
     """
 
-    run: str | None = None
+    run: str
     threshold: float | Literal["auto"] = 0.99
     tolerance: float = 0.5
     recalibrate: int = 20
@@ -69,8 +62,6 @@ class Fold:
     data: runs.Data = field(default_factory=runs.Data)
 
     def __post_init__(self) -> None:
-        if not self.run:
-            raise ValueError("run is missing: name a run's folder, as run=runs/digits_swrn/...")
         if isinstance(self.threshold, float):
             above("threshold", self.threshold, 0)
             at_most("threshold", self.threshold, 1)
@@ -82,22 +73,11 @@ class Fold:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fold the run that the arguments name; see the top of this file."""
-    return entry.main(app.Command(NAME, "fold", keys, check, run), argv)
-
-
-def keys() -> set[str]:
-    """Return the full names of the keys."""
-    return set(keys_of(Fold))
-
-
-def check(raw: dict[str, Any]) -> Fold:
-    """Check the keys; ValueError."""
-    return build(Fold, raw)
+    return entry.main(app.Command.of(NAME, "fold", Fold, run), argv)
 
 
 def run(options: Fold) -> Job:
     """Fold the network of the run's newest checkpoint, measure it, draw it and write it."""
-    assert options.run is not None
     split, remedy = options.split, "split=test"
     if options.threshold == AUTO:
         split, remedy = "val", "give a threshold, as threshold=0.99"
@@ -108,11 +88,13 @@ def run(options: Fold) -> Job:
         raise ValueError(f"{options.run} is of a dense network, whose layers mix nothing")
     from safetensors import SafetensorError
 
+    from npas.config import config_hash
+    from npas.reporting.environment import environment
     from npas.sharing import folding
     from npas.tasks.common.files import write_whole
     from npas.training.metrics import layer_similarity
 
-    folder = runs.folder_of(options.run)
+    config, task, folder = experiment.config, experiment.task, runs.folder_of(options.run)
     out = Path(options.out or folder / f"fold-{options.threshold}")
     if out.resolve() in (folder.resolve(), (folder / "checkpoints").resolve()):
         raise ValueError(f"out={out} holds the run's own files: name another folder")
@@ -123,22 +105,29 @@ def run(options: Fold) -> Job:
             " train one with sharing.templates=k, as +exp=digits_swrn"
         )
     inputs = _training_inputs(experiment, options.recalibrate)
-    record: dict[str, Any] = {"threshold": options.threshold}
+    chosen: dict[str, Any] = {"threshold": options.threshold}
     if options.threshold == AUTO:
-        record = _choose(experiment, options, inputs)
-    networks, found = _fold(experiment, record["threshold"], options.recalibrate, inputs)
+        chosen = _choose(experiment, options, inputs)
+    networks, found = _fold(experiment, chosen["threshold"], options.recalibrate, inputs)
     recalibrated = networks.get("recalibrated", networks["tied"])
-    record |= {
+    told = found.to_dict()
+    record = {
+        "exp": config.exp,
+        "seed": config.seed,
+        **({"unfinished": experiment.unfinished} if experiment.unfinished else {}),
+        "config_hash": config_hash(config),
+        "dataset": {"name": task.name, "source": task.source},
+        **environment(),
+        **{key: told[key] for key in TOLD},
+        **chosen,
         "recalibrated_on": len(inputs) if "recalibrated" in networks else 0,
         "split": options.split,
-        "metric": experiment.task.selection_metric,
+        "metric": task.selection_metric,
         "metrics": {k: _measure(experiment, v, options.split) for k, v in networks.items()},
         "outputs_differ_by": _difference(networks["folded"], recalibrated, inputs[0]),
         "similarity": matrices,
         "history": _logged(options.run),
     }
-    told = found.to_dict()  # folding.json has all of it
-    record = _facts(experiment) | {k: told[k] for k in TOLD} | record
     try:
         folding.save_folded(networks["folded"], found, out)
         text = json.dumps(record, indent=1, allow_nan=False, default=vars) + "\n"
@@ -179,13 +168,9 @@ def _choose(experiment: Experiment, options: Fold, inputs: Sequence[Any]) -> dic
         value = _measure(experiment, networks["folded"], "val")[metric]
         counts = {"layers": found.layers, "weights": found.weights}
         tried.append({"threshold": threshold, metric: value, **counts})
-    good = [
-        entry
-        for entry in tried
-        if before is not None
-        and entry[metric] is not None
-        and entry[metric] >= before - options.tolerance
-    ]
+    sign = -1 if experiment.task.lower_is_better else 1
+    least = math.inf if before is None else sign * before - options.tolerance
+    good = [e for e in tried if e[metric] is not None and sign * e[metric] >= least]
     if not good:
         raise ValueError(
             f"no threshold of {CANDIDATES[-1]} or more keeps val {metric} within tolerance="
@@ -264,10 +249,8 @@ def _logged(run: str) -> list[dict[str, Any]]:
     from npas.training.progress import read_progress
     from npas.training.state import LOG_FILE
 
-    log, last = (
-        runs.folder_of(run) / LOG_FILE,
-        read_progress(find_checkpoint(Path(run))).step,
-    )
+    log = runs.folder_of(run) / LOG_FILE
+    last = read_progress(find_checkpoint(Path(run))).step
     found = []
     for line in log.read_text().splitlines() if log.is_file() else ():
         with contextlib.suppress(ValueError, KeyError, TypeError):  # a kill may have cut it short
@@ -277,49 +260,28 @@ def _logged(run: str) -> list[dict[str, Any]]:
     return found
 
 
-def _facts(experiment: Experiment) -> dict[str, Any]:
-    """Return which run was folded, and where."""
-    from npas.config import config_hash
-    from npas.reporting.environment import environment
-
-    config = experiment.config
-    return {
-        "exp": config.exp,
-        "seed": config.seed,
-        **({"unfinished": experiment.unfinished} if experiment.unfinished else {}),
-        "config_hash": config_hash(config),
-        "dataset": {"name": experiment.task.name, "source": experiment.task.source},
-        **environment(),
-    }
-
-
-def _draw(record: dict[str, Any], out: Path) -> list[Path]:
-    from npas.reporting import folding_plot, similarity_plot
+def _draw(record: dict[str, Any], out: Path) -> None:
+    from npas.reporting import fold_plots
 
     title = f"{record['exp']}, seed {record['seed']}"
     if "unfinished" in record:
         title += f" ({record['unfinished'].partition(';')[0]})"
     epochs = [(entry["epoch"], entry["similarity"]) for entry in record["history"]]
-    return [
-        *similarity_plot.draw(record["similarity"], out / "lsm", title),
-        *similarity_plot.draw_epochs(epochs, out / "lsm_epochs", title),
-        *folding_plot.draw(
-            record["blocks"],
-            record["tied"],
-            out / "folded",
-            f"{title}, folded at {record['threshold']}",
-        ),
-    ]
+    fold_plots.similarity(record["similarity"], out / "lsm", title)
+    fold_plots.similarity_over_epochs(epochs, out / "lsm_epochs", title)
+    title += f", folded at {record['threshold']}"
+    fold_plots.folded(record["blocks"], record["tied"], out / "folded", title)
 
 
 def _report(record: dict[str, Any], out: Path) -> str:
-    metric, figures = record["metric"], record["metrics"]
+    metric, how = record["metric"], ""
     values = ", ".join(
-        f"{name} {'no number' if value is None else f'{value:.2f}%'}"
-        for name, value in ((name, figures[name][metric]) for name in figures)
+        f"{name} {figure(metric, found[metric])}" for name, found in record["metrics"].items()
     )
-    how = f" (chosen on {record['chosen_on']})" if "chosen_on" in record else ""
-    lines = [
+    if "chosen_on" in record:
+        how = f" (chosen on {record['chosen_on']})"
+    lines = [record["unfinished"]] if "unfinished" in record else []
+    lines += [
         f"threshold   {record['threshold']}{how}",
         f"layers      {record['layers_before']} before, {record['layers']} after, of"
         f" {record['weights']} different weights",
@@ -333,12 +295,6 @@ def _report(record: dict[str, Any], out: Path) -> str:
             f"loop        {loop['container']}: {body} runs {loop['times']} times, for"
             f" {', '.join(loop['blocks'])}; norms of its own: {loop['own']:,} values"
         )
-    if "unfinished" in record:
-        lines.insert(0, record["unfinished"])
     if record["plain"]:
         lines.append(f"plain       {', '.join(record['plain'])}: ordinary parameters again")
     return "\n".join([*lines, f"{out}: fold.json, folding.json, model.safetensors and plots"])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,13 +17,12 @@ from npas import config as schema
 from npas.cli import app, entry, runs
 from npas.cli.app import Job
 from npas.config import Config
-from npas.config.typed import convert, unknown_key
+from npas.config.typed import convert
 
 if TYPE_CHECKING:
     from torch import nn
 
     from npas.models import InputSpec
-    from npas.sharing import Allocation
     from npas.tasks.base import Task
     from npas.training.grouping import Grouping
 
@@ -53,48 +51,47 @@ def keys() -> set[str]:
 
 def check(raw: dict[str, Any]) -> Plan:
     """Check the config and the command's own keys; ValueError."""
-    form = convert(raw.pop("format", "table"), Format, "format")
-    reads = convert(raw.pop("check_data", False), bool, "check_data")
-    for name in raw.keys() - {key.partition(".")[0] for key in keys()}:
-        raise ValueError(unknown_key(name, keys()))
+    form = convert(raw.pop("format"), Format, "format")
+    reads = convert(raw.pop("check_data"), bool, "check_data")
     return Plan(runs.check_arguments(raw)[0], form, reads)
 
 
 def run(plan: Plan) -> Job:
     """Print the plan."""
-    import torch
-
-    from npas import models, sharing, tasks
+    from npas import models, sharing
     from npas.training.experiment import check_groups, plan_keywords
 
-    config = plan.config
-    if plan.format == "table":
+    config, is_json = plan.config, plan.format == "json"
+    if not is_json:
         runs.warn_of_ignored(NAME, config)
-    task = tasks.family(config.task.family).Task(
-        config.task, config.data, seed=config.seed, device=torch.device("cpu")
-    )
+    task = _task(config)
     model = models.build(config.model, task.spec)
     allocation = None
     if config.budget != schema.DENSE:
         grouping = _grouping(config)
         check_groups(config, model, grouping)
-        keywords = plan_keywords(config, grouping)
-        allocation = sharing.plan(model, config.budget, **keywords)
+        allocation = sharing.plan(model, config.budget, **plan_keywords(config, grouping))
     taken = sharing.price(model, allocation, config.artifact)
     flops = inference_flops(model, task.spec)
     data = _data(task, model, config) if plan.check_data else {}
-    if plan.format == "json":
-        found = {"data": data} if plan.check_data else {}
-        shape = list(task.spec.input_shape)
-        figures = {**_figures(model, allocation), "flops": flops, "input_shape": shape}
-        figures["artifact"] = {"bytes_before_compression": taken, "cap": config.cap}
-        print(json.dumps(figures | found))
+    if is_json:
+        found = _dense_figures(model)
+        if allocation is not None:
+            figures = allocation.to_dict()
+            found = {key: figures[key] for key in found}
+        found |= {"flops": flops, "input_shape": list(task.spec.input_shape)}
+        found["artifact"] = {"bytes_before_compression": taken, "cap": config.cap}
+        print(json.dumps(found | ({"data": data} if plan.check_data else {})))
     else:
         print(runs.plan_text(model, allocation))
         print(runs.artifact_text(taken, config))
         print(f"inference: {flops:,} FLOPs an input (2 a multiply-add), whatever the budget")
-        if note := _of_synthetic_inputs(task, config):
-            print(note)
+        real = _task(
+            dataclasses.replace(config, data=dataclasses.replace(config.data, source="real"))
+        )
+        own, whole = ("x".join(map(str, each.spec.input_shape)) for each in (task, real))
+        if own != whole:
+            print(f"inputs: {own} of a synthetic run; the set's are {whole}")
         for name, line in data.items():
             print(f"data {name}: {line}")
     compared = task.compared if plan.check_data and config.data.verify == "refuse" else None
@@ -103,20 +100,15 @@ def run(plan: Plan) -> Job:
     return Job(config.exp)
 
 
-def _of_synthetic_inputs(task: Task, config: Config) -> str:
-    """Return a note if synthetic inputs are smaller than the real set's, else nothing."""
+def _task(config: Config) -> Task:
     import torch
 
     from npas import tasks
 
-    real = tasks.family(config.task.family).Task(
-        config.task,
-        dataclasses.replace(config.data, source="real"),
-        seed=config.seed,
-        device=torch.device("cpu"),
-    )
-    own, whole = ("x".join(map(str, t.spec.input_shape)) for t in (task, real))
-    return "" if own == whole else f"inputs: {own} of a synthetic run; the set's are {whole}"
+    family = tasks.family(config.task.family)
+    cpu = torch.device("cpu")
+    task: Task = family.Task(config.task, config.data, seed=config.seed, device=cpu)
+    return task
 
 
 def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:
@@ -170,18 +162,11 @@ def _grouping(config: Config) -> Grouping | None:
     return grouping
 
 
-def _figures(model: nn.Module, allocation: Allocation | None) -> dict[str, Any]:
-    from npas.sharing import count_parameters
-    from npas.sharing.budget import BudgetReport
+def _dense_figures(model: nn.Module) -> dict[str, Any]:
+    """Return of a network that shares nothing what is printed of an allocation."""
+    from npas.sharing import BudgetReport, count_parameters
 
-    if allocation is not None:
-        plan = allocation.to_dict()
-        return {key: plan[key] for key in ("budget", "split", "groups", "layers")}
     count = count_parameters(model)
     split = {"bank": 0, "coefficients": 0, "upsamplers": 0, "unshared": count}
-    budget = BudgetReport(schema.DENSE, dense=count, allowed=count, used=count)
-    return {"budget": budget.to_dict(), "split": split, "groups": [], "layers": []}
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    budget = BudgetReport.of_dense(count).to_dict()
+    return {"budget": budget, "split": split, "groups": [], "layers": []}

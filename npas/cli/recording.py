@@ -20,9 +20,9 @@ from npas import sharing, training
 from npas.cli import app, runs
 from npas.config import Config
 from npas.models import _hub
-from npas.reporting import group_plot, results
+from npas.reporting import plots, results
+from npas.reporting.environment import environment
 from npas.reporting.results import (
-    BudgetReport,
     Dataset,
     Divergence,
     Init,
@@ -31,9 +31,7 @@ from npas.reporting.results import (
     Result,
     Search,
     Split,
-    environment,
 )
-from npas.tasks.base import Task
 from npas.tasks.common import files
 from npas.training import Experiment, Outcome, initial
 from npas.training.artifact import export
@@ -47,6 +45,7 @@ from npas.utils.processes import Refused
 log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OUT_OF_MEMORY = "out of memory"
 REMEDY = "free space and run the same command: it resumes"
 
 
@@ -76,7 +75,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
                     announce(experiment)
             if experiment.stage == "train":
                 if experiment.grouping is not None and process.is_main:
-                    group_plot.draw(experiment.grouping, folder)
+                    plots.groups(experiment.grouping, folder)
                 if experiment.start is not None and process.is_main:
                     initial.keep(experiment.start, folder)
                 outcome = training.train(experiment, folder)
@@ -94,9 +93,8 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
         except Exception as error:  # out of memory, a full disk, a fault of ours: it has failed
             if process.world > 1 and (folder / results.FILE_NAME).exists():
                 raise app.Reported from None  # it was another process that failed
-            outcome = _cut_short(
-                "failed", folder, started, _why(error, process.rank, process.world)
-            )
+            reason = _why(error, process.rank, process.world)
+            outcome = _cut_short("failed", folder, started, reason)
         if outcome.error == OUT_OF_MEMORY:  # not in the handler, whose traceback holds the tensors
             outcome = dataclasses.replace(outcome, error=advise_on_memory(experiment))
         result = dataclasses.replace(result_of(experiment, outcome), artifact=artifact)
@@ -115,9 +113,6 @@ def _cut_short(status: str, folder: Path, started: float, error: str | None = No
     done = read_progress(newest) if newest else Progress()
     seconds = done.elapsed_s or time.perf_counter() - started
     return Outcome(status, {}, done.step, done.epoch, seconds, 0, error, earlier=done.earlier)
-
-
-OUT_OF_MEMORY = "out of memory"
 
 
 def _why(error: Exception, rank: int, world: int) -> str:
@@ -139,16 +134,24 @@ def _why(error: Exception, rank: int, world: int) -> str:
 def result_of(experiment: Experiment, outcome: Outcome) -> Result:
     """Put together what a result file says."""
     config, process, found = experiment.config, experiment.process, experiment.grouping
-    if experiment.allocation is None:
+    plan, task = experiment.allocation, experiment.task
+    if plan is None:
         count = sharing.count_parameters(experiment.model)
-        budget, split = BudgetReport.of_dense(count), Split(0, 0, 0, unshared=count)
+        budget, split = sharing.BudgetReport.of_dense(count), Split(0, 0, 0, unshared=count)
     else:
-        plan = experiment.allocation.budget
-        budget = BudgetReport(plan.asked, plan.dense, plan.allowed, plan.used, plan.utilization)
-        split = Split(**experiment.allocation.split)
-    divergence = None
+        budget, split = plan.budget, Split(**plan.split)
+    search = divergence = init = None
+    if found is not None:
+        search = Search(found.method, found.num_groups, found.epochs, found.steps, found.wall_s)
     if outcome.diverged_at is not None:
         divergence = Divergence(outcome.diverged_at, outcome.norms or {})
+    if config.sharing.init and (start := initial.kept(schema.run_dir(config))) is not None:
+        init = Init(start.weights, start.became)
+    dataset = Dataset(task.name, task.source)
+    if task.compared is not None and task.source == "real":
+        compared = dict(task.compared.found)
+        dataset = Dataset(task.name, task.source, task.compared.published, compared)
+    parts = config.trainer.grad_accum_steps
     return Result(
         status=outcome.status,
         exp=config.exp,
@@ -162,28 +165,16 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         epochs=outcome.epochs,
         wall_s=outcome.wall_s,
         peak_memory_bytes=outcome.peak_memory_bytes,
-        dataset=_dataset(experiment.task),
+        dataset=dataset,
         error=outcome.error,
         history=outcome.history,
-        search=None
-        if found is None
-        else Search(found.method, found.num_groups, found.epochs, found.steps, found.wall_s),
-        parallel=Parallel(
-            process.world, process.nodes, config.trainer.grad_accum_steps, outcome.earlier
-        ),
+        search=search,
+        parallel=Parallel(process.world, process.nodes, parts, outcome.earlier),
         divergence=divergence,
-        init=_init(config),
+        init=init,
         hub=_hub_commits(config),
         **environment(),
     )
-
-
-def _dataset(task: Task) -> Dataset:
-    """Return which data were read, and how they compare with the published ones."""
-    compared = task.compared
-    if compared is None or task.source != "real":
-        return Dataset(task.name, task.source)
-    return Dataset(task.name, task.source, compared.published, dict(compared.found))
 
 
 def _hub_commits(config: Config) -> dict[str, str] | None:
@@ -195,12 +186,6 @@ def _hub_commits(config: Config) -> dict[str, str] | None:
         if isinstance(value, str) and value in _hub.COMMITS
     }
     return found or None
-
-
-def _init(config: Config) -> Init | None:
-    """Return what the run started from, if `sharing.init` names anything."""
-    found = initial.kept(schema.run_dir(config)) if config.sharing.init else None
-    return None if found is None else Init(found.weights, found.became)
 
 
 @contextlib.contextmanager

@@ -73,15 +73,15 @@ def check_arguments(raw: dict[str, Any]) -> tuple[Config, str | None]:
 
 def read_config(file: Path) -> dict[str, Any]:
     """Read a config.yaml as plain data; ValueError if it cannot be."""
-    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         stored = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror}): name a run's folder") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{file} is no config that can be read: {reason}") from None
     if not isinstance(stored, dict) or not stored:
@@ -94,22 +94,19 @@ def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    arguments = list(HydraConfig.get().overrides.task)
-    for override in OverridesParser.create().parse_overrides(arguments):
-        key, value, node = override.key_or_group, composed, stored
-        if key == "run":
-            continue
-        if "." not in key and key not in composed and not override.is_delete():
-            continue  # a key of the command's own, as npas-plan's format, which it has taken out
-        *above, leaf = key.split(".")
+    words = list(HydraConfig.get().overrides.task)
+    for override in OverridesParser.create().parse_overrides(words):
+        *above, leaf = override.key_or_group.split(".")
+        value, node = composed, stored
         for name in above:
             value, node = value.get(name, {}), node.setdefault(name, {})
-        if override.is_delete() or key == "exp" or isinstance(value.get(leaf), dict):
+        if override.is_delete() or leaf == "exp" or isinstance(value.get(leaf), dict):
             raise ValueError(
                 f"{override.input_line} cannot stand beside run=: change single keys, as"
                 " optim.lr=0.1"
             )
-        node[leaf] = value[leaf]
+        if leaf in value:  # else the command has taken it out, as `run` itself
+            node[leaf] = value[leaf]
 
 
 def edited(folder: Path, config: Config) -> str | None:
@@ -171,14 +168,13 @@ def _unfinished(folder: Path, progress: Mapping[str, Any], experiment: Experimen
     """Return how far a run came whose checkpoint is not its end; None for one that is."""
     from npas.reporting import results
 
-    try:
+    status = "done"
+    with contextlib.suppress(ValueError, OSError):  # one that is still training has no result
         status = results.read(folder).status
-    except (ValueError, OSError):  # a run that is still training, or was killed, has no result
-        status = None
     step, epoch, epochs = progress["step"], progress["epoch"], experiment.config.epochs
-    if epoch >= epochs and status in (None, "done"):
+    if epoch >= epochs and status == "done":
         return None
-    ended = "" if status in (None, "done") else f"; the run's status is {status}"
+    ended = "" if status == "done" else f"; the run's status is {status}"
     return f"unfinished: weights after step {step}, {epoch} of {epochs} epochs done{ended}"
 
 

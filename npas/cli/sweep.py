@@ -6,6 +6,7 @@ it: its jobs are checked one by one, and each returns `Job.value`, of which high
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import tempfile
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-from npas.cli import app, errors
+from npas.cli import app
 from npas.cli.app import Command, Job
 from npas.utils import processes
 
@@ -21,7 +22,6 @@ T = TypeVar("T")
 
 OWN_SWEEPER = "BasicSweeper"  # Hydra's
 SECONDS_BETWEEN_LINES = 5.0  # while the jobs are checked, each in about a tenth of a second
-_ALONE = "range(), interval(), glob() and choice() cannot stand in a list: write its values out"
 
 
 class _Ended(BaseException):
@@ -31,24 +31,23 @@ class _Ended(BaseException):
         self.refusal = refusal
 
 
-def run(command: Command[T], arguments: list[str]) -> list[Job]:
+def run(command: Command[T], asked: argparse.Namespace) -> list[Job]:
     """Run the jobs that the arguments describe, and return how each of them ended; ValueError."""
     if processes.place().world > 1:
         raise ValueError(
             "a sweep (-m) starts its jobs itself: run it without torchrun or srun, and for several"
             " processes a job set trainer.devices=N"
         )
-    _check_arguments(arguments)
-    sweep = _Sweep(command, arguments)
+    sweep = _Sweep(command, tuple(asked.overrides))
+    asked.overrides.append("hydra.mode=MULTIRUN")
     with tempfile.TemporaryDirectory() as scratch, _checking(sweep.check):
         # Hydra's own launcher and sweeper leave nothing worth keeping; others keep their logs and
         # results where it is configured.
-        keeps = any(
-            word.startswith(("hydra/", "hydra.launcher", "hydra.sweeper")) for word in arguments
-        )
-        here = arguments if keeps else [*arguments, f"hydra.sweep.dir={scratch}"]
+        keeps = ("hydra/", "hydra.launcher", "hydra.sweeper")
+        if not any(word.startswith(keeps) for word in sweep.arguments):
+            asked.overrides.append(f"hydra.sweep.dir={scratch}")
         try:
-            app.compose(command, here, sweep.run)
+            app.compose(command, asked, sweep.run)
         except app.RunFailed as failure:
             sweep.jobs += [] if failure.job in sweep.jobs else [failure.job]
         except _Ended as ended:
@@ -58,7 +57,7 @@ def run(command: Command[T], arguments: list[str]) -> list[Job]:
         command.close_sweep(sweep.jobs)
     if sweep.found:
         value, best = max(sweep.found)
-        app.tell(f"best: {value:.2f}% by {best}")
+        app.tell(f"best: {value:.4g} by {best}")
     return sweep.jobs
 
 
@@ -160,30 +159,12 @@ def _checking(check: Callable[[Any], None]) -> Iterator[None]:
         Sweeper.validate_batch_is_legal = validate
 
 
-def _check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse lists of values that Hydra would answer without naming the word; ValueError."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import ChoiceSweep, Glob, Sweep
-
-    overrides = errors.parse_arguments(arguments).overrides
-    for override in OverridesParser.create().parse_overrides(overrides):
-        word, value = override.input_line, override.value()
-        listed = value.list if isinstance(value, ChoiceSweep) else []
-        if any(isinstance(each, (Sweep, Glob)) for each in listed):
-            raise ValueError(f"{word}: {_ALONE}")
-        if override.is_range_sweep() and not getattr(value, "step", 1):
-            raise ValueError(f"{word}: the step of a range must not be 0")
-
-
 def _check_direction(sweeper: Any) -> None:
     """Refuse a search for the lowest value, which is optuna's default."""
     asked = sweeper.get("direction", "maximize")
-    directions = asked if hasattr(asked, "__len__") and not isinstance(asked, str) else [asked]
-    names = [getattr(each, "name", each) for each in directions]
-    if names != ["maximize"]:
-        raise _Ended(
-            ValueError(
-                f"hydra.sweeper.direction={','.join(map(str, names))}: a job returns one metric, of"
-                " which more is better: write hydra.sweeper.direction=maximize"
-            )
+    asked = getattr(asked, "name", asked)
+    if asked not in ("maximize", ["maximize"]):
+        line = (
+            f"hydra.sweeper.direction={asked}: a job returns one metric, of which more is better:"
         )
+        raise _Ended(ValueError(f"{line} write hydra.sweeper.direction=maximize"))

@@ -15,12 +15,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from npas.cli import app, entry
 from npas.cli.app import Job
-from npas.config.typed import build, keys_of
-from npas.utils.checks import join
 
 NAME = "npas-table"
 
@@ -29,17 +27,12 @@ NAME = "npas-table"
 class Table:
     """The keys of npas-table; `results` is the checkout's folder, or else the one here."""
 
-    name: str | None = None
+    name: str = ""
     results: str | None = None
     check: bool = False
     epoch: Literal["last", "selected"] = "last"
 
     def __post_init__(self) -> None:
-        if not self.name:
-            from npas.reporting import definitions
-
-            names = join(definitions.names())
-            raise ValueError(f"the table's name is missing: {NAME} NAME, which is {names}")
         if self.check and self.epoch != "last":
             raise ValueError("committed tables are of the last epoch: leave check or epoch out")
         if self.results is not None and not Path(self.results).is_dir():
@@ -54,24 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     bare = list(itertools.takewhile(lambda word: not re.search("^-|=", word), arguments))
     if bare:  # more than one is the name of no table either, and answered with those there are
         arguments[: len(bare)] = [f"name={' '.join(bare)}"]
-    return entry.main(app.Command(NAME, "table", keys, check, run), arguments)
-
-
-def keys() -> set[str]:
-    """Return the full names of the keys."""
-    return set(keys_of(Table))
-
-
-def check(raw: dict[str, Any]) -> Table:
-    """Check the keys; ValueError."""
-    return build(Table, raw)
+    return entry.main(app.Command.of(NAME, "table", Table, run), arguments)
 
 
 def run(options: Table) -> Job:
     """Print the table, or compare it with the committed one."""
     from npas.reporting import definitions, tables
 
-    assert options.name is not None
     table = dataclasses.replace(definitions.table(options.name), epoch=options.epoch)
     folder = Path(options.results) if options.results else tables.results_root()
     text = tables.markdown(table, tables.load(table, folder / "runs"))
@@ -84,7 +66,3 @@ def run(options: Table) -> Job:
         return Job(table.name)
     app.say(NAME, f"{committed} is not what the results say: make it again")
     return Job(table.name, "failed")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,6 +23,7 @@ from npas.cli import app, entry, runs
 from npas.cli.app import Job
 from npas.config import Config
 from npas.utils import processes, signals
+from npas.utils.printing import LOSSES, figure
 
 if TYPE_CHECKING:
     from npas.reporting.results import Result
@@ -57,13 +58,9 @@ def keys() -> set[str]:
 
 
 def _check(raw: dict[str, Any]) -> tuple[Config, str | None]:
+    """Check a config, and return what to say of its `run=`; ValueError."""
     config, note = runs.check_arguments(raw)
     return as_started(config), note
-
-
-def check(raw: dict[str, Any]) -> Config:
-    """Check a config; ValueError."""
-    return as_started(runs.check(raw))
 
 
 def as_started(config: Config) -> Config:
@@ -88,30 +85,29 @@ def run(config: Config, within: Within = None) -> Job:
     """
     if config.verbose:
         logging.getLogger("npas").setLevel(logging.DEBUG)
+    folder = schema.run_dir(config)
     with signals.watching():
         if signals.requested():  # by a signal to the sweep's job before
-            folder = schema.run_dir(config)
             is_done = not config.force and _finished(config, folder) is not None
             return Job(str(folder), "skipped" if is_done else app.WAITING)
         is_alone = processes.place().world == 1
         try:
             if config.trainer.devices > 1 and is_alone:
-                return _run_in_workers(config, within)
+                return _run_in_workers(config, folder, within)
             # One of several processes may not leave before it has told the others.
             with contextlib.nullcontext() if is_alone else signals.deferred():
-                return _run_here(config, within)
+                return _run_here(config, folder, within)
         except signals.Preempted:
             line = f"nothing was lost: {_again(config)}"
             app.say(NAME, f"stopped by a signal; {line}")
-            return Job(str(schema.run_dir(config)), app.PREEMPTED, line)
+            return Job(str(folder), app.PREEMPTED, line)
 
 
-def _run_in_workers(config: Config, within: Within) -> Job:
+def _run_in_workers(config: Config, folder: Path, within: Within) -> Job:
     """Train in processes of their own on this machine; ValueError for what they refuse."""
     from npas.reporting import results
     from npas.training.launch import WorkersFailed, launch
 
-    folder = schema.run_dir(config)
     if not config.dry_run and (job := _skipped(config, folder)) is not None:
         return job
     before = _stored(folder)
@@ -137,7 +133,7 @@ def _work(raw: dict[str, Any], within: Within) -> tuple[Any, ...] | str:
     """Run in one of the workers: return the job as plain data, or why it is refused."""
     try:
         with app.one_line_messages(NAME):
-            config = check(raw)
+            config, _ = _check(raw)
             with signals.watching("keep"):
                 job = run(config, within)
     except processes.Refused as error:
@@ -151,14 +147,13 @@ def _work(raw: dict[str, Any], within: Within) -> tuple[Any, ...] | str:
     return job.name, job.status, job.detail, job.value
 
 
-def _run_here(config: Config, within: Within) -> Job:
+def _run_here(config: Config, folder: Path, within: Within) -> Job:
     """Train in this process and those that were started beside it."""
     from npas.cli.recording import alone
     from npas.training import build, prepare, stored_grouping
     from npas.training.distributed import joined
     from npas.training.tracking import mode_of
 
-    folder = schema.run_dir(config)
     with joined(config.trainer) as process, contextlib.ExitStack() as stack:
         if not process.is_main:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -170,7 +165,7 @@ def _run_here(config: Config, within: Within) -> Job:
             return skipped or Job(str(folder), "skipped")
         if config.dry_run:
             with process.together():
-                return _try(config)
+                return _try(config, folder)
         grouping = None
         with process.together():
             if process.is_main:
@@ -193,20 +188,19 @@ def _run_here(config: Config, within: Within) -> Job:
         return _train(experiment, folder, within)
 
 
-def _try(config: Config) -> Job:
+def _try(config: Config, folder: Path) -> Job:
     """Do one step of the run and write nothing."""
     from npas.training import build, prepare
     from npas.training.dry_run import one_step
 
-    # To download is to write.
-    data = dataclasses.replace(config.data, download=False)
+    data = dataclasses.replace(config.data, download=False)  # to download is to write
     experiment = build(dataclasses.replace(config, data=data))
     prepare(experiment)
     runs.warn_of_ignored(NAME, config)
     app.tell(_what_follows(experiment))
     line = one_step(experiment)
-    app.tell(f"dry run: {line}; nothing was written, the run would be {schema.run_dir(config)}")
-    return Job(str(schema.run_dir(config)))
+    app.tell(f"dry run: {line}; nothing was written, the run would be {folder}")
+    return Job(str(folder))
 
 
 def _train(experiment: Experiment, folder: Path, within: Within) -> Job:
@@ -223,13 +217,12 @@ def _train(experiment: Experiment, folder: Path, within: Within) -> Job:
             raise app.Reported from None
         app.say(NAME, f"failed: {line}")
         return Job(str(folder), "failed", line)
+    ended = result.error
     if result.status == app.PREEMPTED:
-        line = f"stopped by a signal after step {result.steps}; {_again(config)}"
-        app.say(NAME, f"{result.status}: {line}; {folder}")
-        return Job(str(folder), result.status, line)
-    if result.error is not None:
-        app.say(NAME, f"{result.status}: {result.error}; {folder}")
-        return Job(str(folder), result.status, result.error)
+        ended = f"stopped by a signal after step {result.steps}; {_again(config)}"
+    if ended is not None:
+        app.say(NAME, f"{result.status}: {ended}; {folder}")
+        return Job(str(folder), result.status, ended)
     beside = _beside_dense(config, experiment.task.selection_metric)
     app.tell(f"{result.status}: {_summary(result)}{beside}; {folder}")
     return Job(str(folder), result.status, _summary(result), _value(result))
@@ -253,16 +246,13 @@ def _skipped(config: Config, folder: Path) -> Job | None:
 
 def _warn_of_other_start(config: Config, done: Result) -> None:
     """Warn if what `sharing.init` names is no longer what the run started from."""
-    if config.sharing.init is None or done.init is None:
-        return
-    from npas.training.initial import weights_sum
+    if config.sharing.init is not None and done.init is not None:
+        from npas.training.initial import weights_sum
 
-    try:
-        is_same = weights_sum(Path(config.sharing.init)) == done.init.weights
-    except (ValueError, OSError):  # gone since
-        return
-    if not is_same:
-        app.say(NAME, f"warning: sharing.init={config.sharing.init} holds other weights than then")
+        with contextlib.suppress(ValueError, OSError):  # gone since
+            if weights_sum(Path(config.sharing.init)) != done.init.weights:
+                line = f"sharing.init={config.sharing.init} holds other weights than then"
+                app.say(NAME, f"warning: {line}")
 
 
 def close_sweep(jobs: list[Job]) -> None:
@@ -279,29 +269,31 @@ def _what_follows(experiment: Experiment, within: Within = None) -> str:
 
     Within a sweep, of the allocation only the last line, which is the budget.
     """
-    arithmetic = experiment.batch_arithmetic()
-    shared_out = f"\nbatch    {arithmetic}" if "=" in arithmetic else ""
-    if experiment.config.exports and experiment.stage == "train":
-        from npas.sharing import price
-
-        taken = price(experiment.model, experiment.allocation, experiment.config.artifact)
-        shared_out = f"\n{runs.artifact_text(taken, experiment.config)}{shared_out}"
-    if experiment.task.source == schema.SYNTHETIC:
-        config = experiment.config
-        shared_out += (
-            f"\ndata     synthetic, in the format of {experiment.task.name}: a dry run with epochs="
-            f"{config.epochs} batch_size={config.batch_size} (data.synthetic); metrics mean nothing"
-        )
+    config, lines = experiment.config, []
     if experiment.stage == "train":
         plan = runs.plan_text(experiment.model, experiment.allocation)
-        return (plan.splitlines()[-1] if within else plan) + shared_out
-    assert experiment.allocation is not None
-    settings, budget = experiment.config.sharing, experiment.allocation.budget
-    return (
-        f"searching {settings.num_groups} groups for {experiment.epochs} epochs: one group of"
-        f" {len(experiment.allocation.layers)} layers, {settings.search.templates} templates each,"
-        f" {budget.used:,} parameters{shared_out}"
-    )
+        lines.append(plan.splitlines()[-1] if within else plan)
+    else:
+        assert experiment.allocation is not None
+        lines.append(
+            f"searching {config.sharing.num_groups} groups for {experiment.epochs} epochs: one"
+            f" group of {len(experiment.allocation.layers)} layers,"
+            f" {config.sharing.search.templates} templates each,"
+            f" {experiment.allocation.budget.used:,} parameters"
+        )
+    if config.exports and experiment.stage == "train":
+        from npas.sharing import price
+
+        taken = price(experiment.model, experiment.allocation, config.artifact)
+        lines.append(runs.artifact_text(taken, config))
+    if "=" in (arithmetic := experiment.batch_arithmetic()):
+        lines.append(f"batch    {arithmetic}")
+    if experiment.task.source == schema.SYNTHETIC:
+        lines.append(
+            f"data     synthetic, in the format of {experiment.task.name}: a dry run with epochs="
+            f"{config.epochs} batch_size={config.batch_size} (data.synthetic); metrics mean nothing"
+        )
+    return "\n".join(lines)
 
 
 def _stored(folder: Path) -> Result | None:
@@ -334,35 +326,40 @@ def _summary(result: Result) -> str:
     where = " on synthetic data" if result.dataset.source == schema.SYNTHETIC else ""
     if result.dataset.published is False:
         where = " on data that are not the published ones"
-    text = f"asked {budget.asked}, allowed {budget.allowed:,}, used {budget.used:,} parameters"
     metric = next(iter(metrics.last))  # the first is the one that counts
-    text += f"; test {metric} {metrics.last[metric]:.2f}%{where} (last epoch)"
+    text = f"asked {budget.asked}, allowed {budget.allowed:,}, used {budget.used:,} parameters"
+    text += f"; test {metric} {figure(metric, metrics.last[metric])}{where} (last epoch)"
     if metrics.selected is not None:
-        epoch = _chosen_epoch(result)
-        text += (
-            f", {metrics.selected[metric]:.2f}% ({'' if epoch is None else f'epoch {epoch}, '}"
-            f"chosen on {metrics.selected_on})"
-        )
+        epoch = _chosen_epoch(result, str(metrics.selected_on), metrics.selected)
+        chosen = figure(metric, metrics.selected[metric])
+        text += f", {chosen} ({epoch}chosen on {metrics.selected_on})"
     if (artifact := result.artifact) is not None:
         assert artifact.metrics is not None
-        text += f"; artifact {artifact.bytes:,} bytes, {artifact.metrics[metric]:.2f} read back"
+        read_back = figure(metric, artifact.metrics[metric])
+        text += f"; artifact {artifact.bytes:,} bytes, {read_back} read back"
     return text
 
 
-def _chosen_epoch(result: Result) -> int | None:
-    """Return the last epoch that measured what the chosen one did; None if none is recorded."""
-    assert result.metrics is not None and result.metrics.selected is not None
-    metric = str(result.metrics.selected_on).replace(" ", "/", 1)
-    history, chosen = result.history or {}, result.metrics.selected.get(metric)
+def _chosen_epoch(result: Result, chosen_on: str, chosen: dict[str, float | None]) -> str:
+    """Name the last epoch that measured what the chosen one did, as far as that is recorded."""
+    metric, history = chosen_on.replace(" ", "/", 1), result.history or {}
     measured = zip(history.get("epoch", []), history.get(metric, []), strict=False)
-    return max((epoch for epoch, value in measured if value == chosen), default=None)
+    epochs = [epoch for epoch, value in measured if value == chosen.get(metric)]
+    return f"epoch {max(epochs)}, " if epochs else ""
 
 
 def _value(result: Result) -> float | None:
-    """Return the best of the held-out metrics that chose the checkpoint; None if none were."""
+    """Return the best of the held-out metrics that chose the checkpoint; None if none were.
+
+    Losses are negated: of a value to search by, more is better.
+    """
     history = result.history or {}
     held_out = [key for key in history if key.startswith("val/")]
-    return max(history[held_out[0]]) if held_out else None  # the first is the one that counts
+    if not held_out:
+        return None
+    name = held_out[0]  # the first is the one that counts
+    is_loss = name.removeprefix("val/") in LOSSES
+    return -min(history[name]) if is_loss else max(history[name])
 
 
 def _beside_dense(config: Config, metric: str) -> str:
@@ -372,7 +369,8 @@ def _beside_dense(config: Config, metric: str) -> str:
     if config.budget == schema.DENSE or config.data.source == schema.SYNTHETIC:
         return ""
     dense = tables.dense_figure(config, metric)
-    return "" if dense is None else f"; dense: {dense}% over {dense.n} seeds"
+    unit = "" if metric in LOSSES else "%"
+    return "" if dense is None else f"; dense: {dense}{unit} over {dense.n} seeds"
 
 
 if __name__ == "__main__":

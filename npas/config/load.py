@@ -8,24 +8,24 @@ list or mapping, take infinity for a number and 1 for true, and their errors hav
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from npas.config.groups_file import is_path, read_groups
+from npas.config.optim import MuonConfig
 from npas.config.schema import (
     DENSE,
     NO_PACKAGE,
-    SEARCHED,
     SYNTHETIC,
     Config,
-    SearchConfig,
+    DistillConfig,
     canonical_budget,
-    is_grouping,
     settings,
 )
+from npas.config.sharing import SEARCHED, SearchConfig, SharingConfig, is_grouping
 from npas.config.typed import build, keys_of
+from npas.utils.packing import Packing
 
 
 def load_config(
@@ -62,58 +62,60 @@ def search_epochs(config: Config) -> int:
 
 def ignored(config: Config) -> dict[str, str]:
     """Return the keys whose settings have no effect beside the others, each with the reason."""
-    found = {}
+    sharing, optim = config.sharing, config.optim
+    idle: dict[str, str] = {}  # by full name
+
+    def leave_out(reason: str, *keys: str) -> None:
+        idle.update(dict.fromkeys(keys, reason))
+
+    if not search_epochs(config):
+        reason = "nothing is searched unless sharing.groups is learned or gradient"
+        leave_out(reason, *keys_of(SearchConfig, "sharing.search."))
+    if sharing.generator == "avg":
+        without = ["coefficient_init", "recurrence_weight", "lsm_every"]
+        without += ["search.softmax"] if search_epochs(config) else []
+        reason = "sharing.generator=avg has no coefficients"
+        leave_out(reason, *(f"sharing.{key}" for key in without))
+    if sharing.templates is not None:
+        reason = f"sharing.templates={sharing.templates} fixes what each layer mixes"
+        leave_out(reason, "sharing.upsampler", "sharing.max_templates")
     if config.budget == DENSE:
-        for key, value, default in settings(config.sharing, "sharing."):
-            if value != default and key != "sharing.init":  # a dense network starts from it, too
-                found[key] = "budget=dense shares nothing"
+        # But a dense network starts from sharing.init, too.
+        keys = set(keys_of(SharingConfig, "sharing.")) - {"sharing.init"}
+        leave_out("budget=dense shares nothing", *keys)
+    elif not sharing.train_coefficients:
+        reason = "sharing.train_coefficients=false keeps them as they are"
+        leave_out(reason, "sharing.recurrence_weight")
+    if not config.exports:
+        reason = "it needs a budget in bytes (16MB) or artifact.export=true"
+        leave_out(reason, *keys_of(Packing, "artifact."))
+    elif not config.cap:
+        leave_out("it needs a budget in bytes (16MB)", "artifact.expected_ratio")
+    if config.data.source == SYNTHETIC:
+        leave_out(f"data.source={SYNTHETIC} generates its data", "data.verify")
+    if optim.name != "muon":
+        unread = "beta2" if optim.name == "sgd" else "nesterov"
+        leave_out(f"optim.name={optim.name} has no {unread}", f"optim.{unread}")
+        leave_out(f"optim.name={optim.name} has no muon", *keys_of(MuonConfig, "optim.muon."))
+    if optim.schedule != "multistep":
+        reason = f"optim.schedule={optim.schedule} has no milestones"
+        leave_out(reason, "optim.milestones", "optim.gamma")
     else:
-        idle: dict[str, str] = {}
-        if config.sharing.templates is not None:
-            reason = f"sharing.templates={config.sharing.templates} fixes what each layer mixes"
-            idle = {"upsampler": reason, "max_templates": reason}
-        if not search_epochs(config):
-            reason = "nothing is searched unless sharing.groups is learned or gradient"
-            idle |= {f"search.{key.name}": reason for key in dataclasses.fields(SearchConfig)}
-        elif config.sharing.generator == "avg":
-            idle |= {"search.softmax": "sharing.generator=avg has no coefficients"}
-        if config.sharing.generator == "avg":
-            idle |= {
-                key: "sharing.generator=avg has no coefficients"
-                for key in ("coefficient_init", "recurrence_weight", "lsm_every")
-            }
-        if not config.sharing.train_coefficients:
-            idle["recurrence_weight"] = "sharing.train_coefficients=false keeps them as they are"
-        for key, value, default in settings(config.sharing, "sharing."):
-            if value != default and key.removeprefix("sharing.") in idle:
-                found[key] = idle[key.removeprefix("sharing.")]
-    for key, value, default in settings(config.artifact, "artifact."):
-        if value != default and (not config.exports or (key.endswith("ratio") and not config.cap)):
-            found[key] = "it needs a budget in bytes (16MB)" + (
-                "" if config.exports else " or artifact.export=true"
-            )
-    if config.data.source == SYNTHETIC and config.data.verify != "refuse":
-        found["data.verify"] = f"data.source={SYNTHETIC} generates its data"
-    optim = config.optim
-    unread = {"sgd": ["beta2", "muon"], "muon": []}.get(optim.name, ["nesterov", "muon"])
-    for key, value, default in settings(optim, "optim."):
-        if (name := key.split(".")[1]) in unread and value != default:
-            found[key] = f"optim.name={optim.name} has no {name}"
-        of_steps = key in ("optim.milestones", "optim.gamma") and value != default
-        if of_steps and optim.schedule != "multistep":
-            found[key] = f"optim.schedule={optim.schedule} has no milestones"
-        if key == "optim.min_lr" and value != default and optim.schedule == "multistep":
-            found[key] = "optim.schedule=multistep ends where its milestones lead"
-        if key == "optim.decay_fraction" and value != default and optim.schedule != "wsd":
-            found[key] = f"optim.schedule={optim.schedule} decays from its beginning"
-    for key, value, default in settings(config.distill, "distill."):
-        if value != default and config.distill.teacher is None:
-            found[key] = "distill.teacher=null names no teacher"
-    if config.distill.teacher and config.distill.hidden_weight != 1 and not config.distill.hidden:
-        found["distill.hidden_weight"] = "distill.hidden names no modules"
-    if optim.schedule == "multistep" and optim.milestones and optim.milestones[0] >= config.epochs:
-        found["optim.milestones"] = f"epochs={config.epochs} ends before the first of them"
-    return found
+        leave_out("optim.schedule=multistep ends where its milestones lead", "optim.min_lr")
+        if optim.milestones and optim.milestones[0] >= config.epochs:
+            leave_out(f"epochs={config.epochs} ends before the first of them", "optim.milestones")
+    if optim.schedule != "wsd":
+        reason = f"optim.schedule={optim.schedule} decays from its beginning"
+        leave_out(reason, "optim.decay_fraction")
+    if config.distill.teacher is None:
+        leave_out("distill.teacher=null names no teacher", *keys_of(DistillConfig, "distill."))
+    elif not config.distill.hidden:
+        leave_out("distill.hidden names no modules", "distill.hidden_weight")
+    return {
+        key: idle[key]
+        for key, value, default in settings(config, "")
+        if key in idle and value != default
+    }
 
 
 def known_keys(model_config: type | None = None, task_config: type | None = None) -> set[str]:

@@ -7,15 +7,15 @@ neither torch nor a task or model family: the families' own keys are their `Conf
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from npas.config.muon import MuonConfig
+from npas.config.optim import OptimConfig
+from npas.config.sharing import LONGEST, SharingConfig
 from npas.utils.budget import parse_budget
-from npas.utils.checks import above, at_least, at_most, below, join
+from npas.utils.checks import above, at_least, at_most, below
 from npas.utils.packing import Packing
 
 # Raised by one when a fix changes what an unchanged config trains to, since results from before it
@@ -28,125 +28,8 @@ NO_PACKAGE = "its first line must be '# @package _global_', so that its keys sta
 SYNTHETIC = "synthetic"  # the source of data that are synthetic
 DENSE = "dense"  # the budget that trains the dense network and shares nothing
 
-MOST_TEMPLATES = 1000  # of a layer: more is a typing error, and would fill the memory
-LONGEST = 1_000_000  # epochs, or images a batch: more is a typing error, and may fill the memory
 
-SEARCHED = ("learned", "gradient")  # groupings that a short training of their own has to find
 MOST_PROCESSES = 1024  # of one machine: more is a typing error
-GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
-BY_NAME = re.compile(r"place|depth:[1-9]\d{0,3}")  # groupings by where names have numbers
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """How groups are found where sharing.groups is learned or gradient.
-
-    The search trains one group inside the run's budget, but never more than the dense count, for
-    `epochs` of its own (null: a tenth of the run's), in which it runs through the whole schedule.
-    """
-
-    epochs: int | None = None
-    softmax: bool = False
-    templates: int = 4
-
-    def __post_init__(self) -> None:
-        at_least("sharing.search.epochs", self.epochs, 1)
-        at_most("sharing.search.epochs", self.epochs or 1, LONGEST)
-        at_least("sharing.search.templates", self.templates, 2)
-
-
-@dataclass(frozen=True)
-class SharingConfig:
-    """The keywords of `npas.share`, and what training does with coefficients.
-
-    `init` names trained weights to start from: a run, or dense weights that are projected into the
-    bank. `templates` takes the place of a budget. `recurrence_weight` times the mean cosine of the
-    coefficients of layers that mix the same templates is taken off the loss. Every `lsm_every`
-    epochs, if not 0, the layer similarity matrix is logged.
-    """
-
-    generator: Literal["avg", "wavg", "emb"] = "wavg"
-    upsampler: Literal["inter", "repeat", "mask", "wavg"] = "inter"
-    groups: dict[str, str] | str = "single"
-    num_groups: int | None = None
-    max_templates: int = 8
-    templates: int | Literal["layers"] | None = None
-    coefficient_init: Literal["orthogonal", "sparse", "released", "legendre", "cosine"] = (
-        "orthogonal"
-    )
-    train_coefficients: bool = True
-    low_rank: int = 0
-    recurrence_weight: float = 0.0
-    lsm_every: int = 0
-    include: list[str] | None = None
-    exclude: list[str] | None = None
-    allocator: Literal["npas", "reference"] = "npas"
-    recompute: bool = False
-    init: str | None = None
-    search: SearchConfig = field(default_factory=SearchConfig)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.groups, str) and not is_grouping(self.groups):
-            raise ValueError(
-                f"sharing.groups must be {join(GROUPINGS)}, place, depth:2, a mapping of layer "
-                "patterns to groups, as 'sharing.groups={stages.0.*: a}', or the folder of a run "
-                "that found some; "
-                f"{self.groups!r} is none of these"
-            )
-        counted = self.groups in ("random", *SEARCHED)
-        if counted and self.num_groups is None:
-            raise ValueError(
-                f"sharing.groups={self.groups} needs to know how many: set sharing.num_groups"
-            )
-        if not counted and self.num_groups is not None:
-            raise ValueError(
-                f"sharing.num_groups={self.num_groups} is for sharing.groups=random, learned or "
-                "gradient: set it to null"
-            )
-        if self.groups in SEARCHED and self.templates is not None:
-            raise ValueError(
-                f"sharing.templates={self.templates} needs groups of one shape, and "
-                f"sharing.groups={self.groups} finds others: set a budget in place of templates"
-            )
-        if self.groups == "learned" and self.generator == "avg":
-            raise ValueError(
-                "sharing.groups=learned groups layers by their coefficients, and "
-                "sharing.generator=avg has none: choose wavg or emb"
-            )
-        if self.init is not None and not self.init.strip():
-            raise ValueError("sharing.init must not be empty: name a run or a file, or null")
-        if self.init is not None:  # one path is spelled in many ways, and enters the hash
-            object.__setattr__(self, "init", os.path.normpath(self.init))
-        at_least("sharing.num_groups", self.num_groups, 1)
-        at_least("sharing.max_templates", self.max_templates, 1)
-        at_least("sharing.low_rank", self.low_rank, 0)
-        if not self.train_coefficients and self.generator != "wavg":
-            raise ValueError(
-                "sharing.train_coefficients=false needs sharing.generator=wavg, whose coefficients "
-                f"are free of anything that trains; {self.generator} is another"
-            )
-        if isinstance(self.templates, int):
-            at_least("sharing.templates", self.templates, 1)
-            at_most("sharing.templates", self.templates, MOST_TEMPLATES)
-        at_least("sharing.recurrence_weight", self.recurrence_weight, 0)
-        at_least("sharing.lsm_every", self.lsm_every, 0)
-        if self.allocator == "reference":
-            if self.coefficient_init not in ("orthogonal", "released"):
-                raise ValueError(
-                    f"sharing.coefficient_init={self.coefficient_init} is not how "
-                    "sharing.allocator=reference starts: set sharing.coefficient_init=released or "
-                    "sharing.allocator=npas"
-                )
-            if self.low_rank or not self.train_coefficients:
-                raise ValueError(
-                    "sharing.allocator=reference has neither sharing.low_rank nor fixed "
-                    "coefficients: set sharing.allocator=npas"
-                )
-
-
-def is_grouping(text: str) -> bool:
-    """Return whether a text is a way to group layers, and no path."""
-    return text in GROUPINGS or BY_NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -188,62 +71,6 @@ class DataConfig:
             below("data.val_fraction", self.val_fraction, 1)
         at_least("data.workers", self.workers, 0)
         at_most("data.workers", self.workers, MOST_PROCESSES)
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """The optimizer's settings, and how the rate goes.
-
-    `schedule=multistep` multiplies the rate by `gamma` at each milestone (an epoch); linear and
-    cosine bring it to `min_lr` at the end; wsd (warm up, stay, decay) linearly in the last
-    `decay_fraction` of the training. `momentum` is also the first beta of the Adam kind.
-    `clip_norm` limits the norm of the gradient; 0: no limit. Without `decay_norm_bias` norms and
-    biases take no weight decay. With `ema_decay` above 0 the exponential moving average of the
-    weights is what is measured and exported.
-    """
-
-    name: Literal["sgd", "adam", "adamax", "adamw", "muon"] = "sgd"
-    lr: float = 0.1
-    min_lr: float = 0.0
-    momentum: float = 0.9
-    beta2: float = 0.999
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    milestones: list[int] = field(default_factory=list)
-    gamma: float = 0.2
-    schedule: Literal["multistep", "linear", "cosine", "wsd"] = "multistep"
-    decay_fraction: float = 0.1
-    warmup_epochs: int | float = 0
-    clip_norm: float = 0.0
-    decay_norm_bias: bool = True
-    ema_decay: float = 0.0
-    muon: MuonConfig = field(default_factory=MuonConfig)
-
-    def __post_init__(self) -> None:
-        above("optim.lr", self.lr, 0)
-        above("optim.decay_fraction", self.decay_fraction, 0)
-        at_most("optim.decay_fraction", self.decay_fraction, 1)
-        at_least("optim.min_lr", self.min_lr, 0)
-        at_most("optim.min_lr", self.min_lr, self.lr)
-        at_least("optim.ema_decay", self.ema_decay, 0)
-        below("optim.ema_decay", self.ema_decay, 1)
-        at_least("optim.momentum", self.momentum, 0)
-        below("optim.momentum", self.momentum, 1)
-        at_least("optim.beta2", self.beta2, 0)
-        below("optim.beta2", self.beta2, 1)
-        at_least("optim.weight_decay", self.weight_decay, 0)
-        above("optim.gamma", self.gamma, 0)
-        at_least("optim.warmup_epochs", self.warmup_epochs, 0)
-        at_least("optim.clip_norm", self.clip_norm, 0)
-        if self.name in ("sgd", "muon") and self.nesterov and self.momentum == 0:
-            raise ValueError(
-                "optim.nesterov=true needs momentum: set optim.momentum above 0 or "
-                "optim.nesterov=false"
-            )
-        if any(a >= b for a, b in zip([0, *self.milestones], self.milestones, strict=False)):
-            raise ValueError(
-                f"optim.milestones must be epochs above 0 that increase, got {self.milestones}"
-            )
 
 
 @dataclass(frozen=True)
@@ -371,7 +198,16 @@ class Config:
                 f"recipe_version must be {RECIPE_VERSION}, got {self.recipe_version}: this npas "
                 f"trains recipe {RECIPE_VERSION} only"
             )
-        self._check_budget()
+        templates = self.sharing.templates
+        if self.budget is None and templates is None:
+            raise ValueError("budget is missing: set budget=0.1, budget=dense or sharing.templates")
+        if self.budget is not None and templates is not None:
+            raise ValueError(
+                f"budget={self.budget} and sharing.templates={templates} exclude each other: set "
+                "budget=null or sharing.templates=null"
+            )
+        if self.budget not in (None, DENSE):
+            canonical_budget(self.budget)
         if self.data.source == SYNTHETIC:
             self._shorten()
 
@@ -398,18 +234,6 @@ class Config:
             shorter["sharing"] = dataclasses.replace(self.sharing, search=epochs)
         for key, value in shorter.items():
             object.__setattr__(self, key, value)
-
-    def _check_budget(self) -> None:
-        templates = self.sharing.templates
-        if self.budget is None and templates is None:
-            raise ValueError("budget is missing: set budget=0.1, budget=dense or sharing.templates")
-        if self.budget is not None and templates is not None:
-            raise ValueError(
-                f"budget={self.budget} and sharing.templates={templates} exclude each other: set "
-                "budget=null or sharing.templates=null"
-            )
-        if self.budget not in (None, DENSE):
-            canonical_budget(self.budget)
 
 
 def canonical_budget(text: str) -> str:

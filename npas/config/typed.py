@@ -106,14 +106,14 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     if new := new_name(key):
         return f"unknown key {key!r}: it is now {new!r}"
     known = sorted(known)
-    nodes = list(_above(key))
+    parts = key.split(".")
+    nodes = [".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]  # from the inmost
     for node in nodes:
         if node in known:
             return f"unknown key {key!r}: {node} takes a value, not keys; write {node}=VALUE"
     if within := [name for name in known if name.startswith(f"{key}.")]:
         return f"{key} is a node of keys: choose {key}=NAME, or set {join(within)}"
-    suggestion = _suggestion(key, known)
-    if suggestion:
+    if suggestion := _suggestion(key, known):
         return f"unknown key {key!r}: did you mean {suggestion!r}?"
     for node in nodes:
         names = [name.removeprefix(f"{node}.") for name in known if name.startswith(f"{node}.")]
@@ -123,38 +123,17 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def _suggestion(key: str, known: list[str]) -> str | None:
-    """Find the nearest key: in the same node, of the same name elsewhere, or a node misspelt."""
+    """Find the key that is spelled most alike: in the same node, in full, or by its last part."""
     node, _, leaf = key.rpartition(".")
-    by_node: dict[str, dict[str, str]] = {}
-    for name in known:
-        by_node.setdefault(name.rpartition(".")[0], {})[name.rpartition(".")[2]] = name
-    by_node.setdefault("", {}).update({node: node for node in by_node if node})
-    if node not in by_node:
-        near = _near(node, by_node)
-        if near is None:
-            return None
-        moved = f"{near}.{leaf}" if near else leaf
-        return moved if moved in known else _suggestion(moved, known)
-    leaves = {leaf: name for names in reversed(by_node.values()) for leaf, name in names.items()}
-    for candidates, cutoff in ((by_node[node], 0.6), (leaves, 0.75)):
-        close = _near(leaf, candidates, cutoff)
-        if close is not None and candidates[close] != key:
-            return candidates[close]
+    leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
+    own = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == node}
+    whole = {name: name for name in (*known, *map(_first, known))}
+    for word, names, cutoff in ((leaf, own, 0.6), (key, whole, 0.8), (leaf, leaves, 0.75)):
+        folded = {other.casefold(): name for other, name in names.items()}
+        close = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=cutoff)
+        if close and folded[close[0]] != key:
+            return folded[close[0]]
     return None
-
-
-def _near(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Find the name that is spelled most like this one, in capitals or not."""
-    folded = {other.casefold(): other for other in names}
-    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=cutoff)
-    return folded[close[0]] if close else None
-
-
-def _above(key: str) -> Iterator[str]:
-    """Yield the nodes that a key is in, from the inmost: a.b.c -> a.b, a."""
-    while "." in key:
-        key = key.rpartition(".")[0]
-        yield key
 
 
 def _describe(hint: Any) -> str:

@@ -1,33 +1,32 @@
-"""Compose the config of a run without running it, also inside a command that Hydra itself runs."""
+"""Compose the config of a run without running it, and count what it would train."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from npas import config as schema
+from npas import models, tasks
+from npas.config import DENSE, Config
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @functools.cache
-def compose(*words: str) -> schema.Config:
+def compose(*words: str) -> Config:
     """Compose and check the config that `npas-train` would run with these words."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from omegaconf import OmegaConf
 
-    from npas import models, tasks
-
     with _own_hydra(), initialize_config_module("npas.configs", version_base="1.3"):
-        composed = OmegaConf.to_container(hydra_compose("train", list(words)), resolve=True)
-    assert isinstance(composed, dict)
-    raw: dict[str, Any] = {str(key): value for key, value in composed.items()}
-    return schema.load_config(
-        raw,
-        models.family(raw["model"]["family"]).Config,
-        tasks.family(raw["task"]["family"]).Config,
-    )
+        raw: Any = OmegaConf.to_container(hydra_compose("train", list(words)), resolve=True)
+    families = models.family(raw["model"]["family"]), tasks.family(raw["task"]["family"])
+    return schema.load_config(raw, *(family.Config for family in families))
 
 
 @contextlib.contextmanager
@@ -41,3 +40,39 @@ def _own_hydra() -> Iterator[None]:
         yield
     finally:
         GlobalHydra.instance().hydra = hydra
+
+
+@functools.cache
+def planned_count(*words: str) -> int:
+    """Count what the run of these words trains, exactly, without making its tensors.
+
+    Its groups must not need a search; the weights that it starts from need not be there.
+    """
+    from npas.sharing import count_parameters, plan
+    from npas.training.experiment import check_groups, plan_keywords
+
+    starts = ("model.pretrained=", "sharing.init=")
+    config = compose(*(word for word in words if not word.startswith(starts)))
+    model = _network(config)
+    if config.budget == DENSE:
+        return count_parameters(model)
+    check_groups(config, model, None)
+    return plan(model, config.budget, **plan_keywords(config, None)).budget.used
+
+
+def dense_count(config: Config, width: float) -> int:
+    """Count the dense network's parameters at this width."""
+    from npas.sharing import count_parameters
+
+    model = dataclasses.replace(config.model, width=width)
+    return count_parameters(_network(dataclasses.replace(config, model=model)))
+
+
+def _network(config: Config) -> nn.Module:
+    import torch
+
+    family = tasks.family(config.task.family)
+    cpu = torch.device("cpu")
+    task = family.Task(config.task, config.data, seed=config.seed, device=cpu)
+    with torch.device("meta"):
+        return models.build(config.model, task.spec)

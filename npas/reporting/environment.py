@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from dataclasses import dataclass
@@ -9,18 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from npas.utils.git import PACKAGE_FOLDER as PACKAGE_FOLDER
-from npas.utils.git import Git as Git
-from npas.utils.git import git_state as git_state
+from npas.utils.git import git_state
 
 PACKAGES = (
-    "npas",
-    "torch",
-    "torchvision",
-    "numpy",
-    "hydra-core",
-    "omegaconf",
-    "safetensors",
+    *("npas", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "safetensors"),
     "scikit-learn",
 )
 
@@ -46,10 +39,8 @@ def versions() -> dict[str, str]:
     """Map each installed package that can change a result to its version."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -70,10 +61,8 @@ def hardware() -> Hardware:
 
 
 def _cpu_name() -> str:
-    try:
+    with contextlib.suppress(OSError):  # not Linux
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
     return platform.processor() or platform.machine() or "unknown"

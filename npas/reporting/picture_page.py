@@ -1,33 +1,32 @@
 """Draw what a network answered onto one page: images, boxes, and what was asked of them.
 
-Every sample has its heading, and below it a row of pictures: an image with its boxes, and what is
-written below it. Captions that have no image stand below each other. The same samples give the same
-file, byte for byte, with one version of Pillow.
+Every sample has its heading, and below it rows of pictures: an image with its boxes, and what is
+written below it. Captions that have no image stand below each other. Every part is drawn as an
+image of its own, and parts are joined. The same samples give the same file, byte for byte, with one
+version of Pillow.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from npas.tasks.base import Picture, Shown
-from npas.tasks.common.files import give_usual_mode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.ImageDraw import ImageDraw
-    from PIL.ImageFont import FreeTypeFont, ImageFont
 
-# Pixels: of a picture at most, between two, and of the page's edge.
-WIDTH, HEIGHT, GAP, EDGE = 220, 180, 16, 24
+# Pixels: of a picture at most, between two, of the page's edge, and of a frame.
+WIDTH, HEIGHT, GAP, EDGE, FRAME = 220, 180, 16, 24, 3
+CELL = WIDTH + 2 * FRAME
 COLUMNS = 6
-SIZES = {"title": 20, "heading": 15, "caption": 13}  # of letters, in pixels
+TITLE, HEADING, CAPTION = 20, 15, 13  # sizes of letters, in pixels
 LEADING = 1.3  # from line to line, as part of a letter's size
 MOST_LINES = 6  # of a heading or a caption; the rest is left out
 
@@ -48,269 +47,162 @@ def draw(shown: Sequence[Shown], path: str | Path, title: str) -> Path:
     """
     if not shown:
         raise ValueError("there is nothing to show")
-    from PIL import Image, ImageDraw
+    from PIL import ImageOps
 
-    path = Path(path)
-    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    head = _Text(title, _page_width() - 2 * EDGE, "title")
-    legend = _Text("", WIDTH, "caption")
-    rows = list(_rows([_Block.of(sample, ruler) for sample in shown]))
-    headings = [max(block.heading_height for block in row) for row in rows]
-    heights = [
-        above + max(block.height for block in row)
-        for row, above in zip(rows, headings, strict=True)
-    ]
-    top = EDGE + head.height(ruler) + legend.line + GAP
-    height = top + sum(heights) + GAP * (len(rows) - 1) + EDGE
-    page = Image.new("RGB", (_page_width(), height), PAPER)
-    pen = ImageDraw.Draw(page)
-    below = head.draw(pen, EDGE, EDGE)
-    x = float(EDGE)
-    for colour, words in _legend(shown).items():
-        pen.text((x, below), words, fill=colour, font=legend.font)
-        x += legend.font.getlength(words) + GAP
-    for row, above, tall in zip(rows, headings, heights, strict=True):
-        left = EDGE
-        for block in row:
-            block.draw(page, pen, left, top, above)
-            left += block.columns * (WIDTH + GAP)
-        top += tall + GAP
-    _write(page, path)
+    whole, path = _across(COLUMNS), Path(path)
+    used = {_colour(name, own.right) for _, owns in shown for own in owns for name in own.boxes}
+    used |= {TRUTH for _, owns in shown for own in owns if own.right}
+    legend = [_text(words, whole, CAPTION, c) for c, words in LEGEND.items() if c in used]
+    head = _joined([_text(title, whole, TITLE), _joined(legend or [_text(" ")], GAP, True)])
+    page = ImageOps.expand(_joined([head, *_rows(shown)], GAP, width=whole), EDGE, PAPER)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        page.save(temporary, "PNG")
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     return path
 
 
-def _legend(shown: Sequence[Shown]) -> dict[str, str]:
-    """Return what there is to say of the colours that are there."""
-    pictures = [picture for sample in shown for picture in sample.pictures]
-    used = (
-        {TRUTH} if any("truth" in picture.boxes or picture.right for picture in pictures) else set()
-    )
-    used |= {
-        WRONG if picture.right is False else RIGHT
-        for picture in pictures
-        if "chosen" in picture.boxes
-    }
-    return {colour: words for colour, words in LEGEND.items() if colour in used}
+def _across(columns: int) -> int:
+    """Return the pixels of so many columns, with what is between them."""
+    return columns * CELL + (columns - 1) * GAP
 
 
-def _page_width() -> int:
-    return 2 * EDGE + COLUMNS * WIDTH + (COLUMNS - 1) * GAP
+def _colour(name: str, right: bool | None) -> str:
+    """Return the colour of a box."""
+    assert name in ("truth", "chosen"), f"boxes are truth and chosen, not {name}"
+    return TRUTH if name == "truth" else WRONG if right is False else RIGHT
 
 
-def _write(page: Image, path: Path) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            page.save(file, "PNG")
-            file.flush()
-            os.fsync(file.fileno())
-        give_usual_mode(Path(name))
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _joined(parts: Sequence[Image], gap: int = 0, across: bool = False, width: int = 0) -> Image:
+    """Put parts below each other, or beside each other, on paper of at least this width."""
+    from PIL import Image
+
+    steps = [(part.width if across else part.height) + gap for part in parts]
+    length = sum(steps) - gap
+    if across:
+        size = max(width, length), max(part.height for part in parts)
+    else:
+        size = max(width, *(part.width for part in parts)), length
+    paper, at = Image.new("RGB", size, PAPER), 0
+    for part, step in zip(parts, steps, strict=True):
+        paper.paste(part, (at, 0) if across else (0, at))
+        at += step
+    return paper
 
 
-# --- what is on a page
+def _rows(shown: Sequence[Shown]) -> Iterator[Image]:
+    """Put as many samples beside each other as there are columns for, in their order."""
+    row: list[tuple[int, Image, Image]] = []
+    for sample in shown:
+        cells = [*_cells(sample.pictures)]
+        columns = max(1, min(COLUMNS, len(cells)))
+        lines = [
+            _joined(cells[i : i + columns], GAP, across=True, width=_across(columns))
+            for i in range(0, len(cells), columns)
+        ]
+        heading = _joined(
+            [_text(sample.heading, _across(columns), HEADING)], width=_across(columns)
+        )
+        if sum(taken for taken, _, _ in row) + columns > COLUMNS:
+            yield _samples(row)
+            row = []
+        row.append((columns, heading, _joined(lines or [_text("")], GAP, width=_across(columns))))
+    yield _samples(row)
+
+
+def _samples(row: Sequence[tuple[int, Image, Image]]) -> Image:
+    """Join a row of samples; their pictures begin at one height."""
+    _, headings, bodies = zip(*row, strict=True)
+    return _joined([_joined(part, GAP, across=True) for part in (headings, bodies)], GAP // 4)
+
+
+def _cells(pictures: Sequence[Picture]) -> Iterator[Image]:
+    """Draw each picture with its caption, and captions without an image as one column."""
+    for has_image, owns in groupby(pictures, lambda own: own.image is not None):
+        if has_image:
+            for own in owns:
+                yield _joined([_picture(own), _text(own.caption)], GAP // 4, width=CELL)
+        else:
+            colours = [(own.caption, TRUTH if own.right else INK) for own in owns]
+            texts = [_text(words, colour=c) for words, c in colours]
+            yield _joined(texts, CAPTION // 2, width=CELL)
 
 
 @functools.cache
-def _font(size: int) -> FreeTypeFont | ImageFont:
+def _font(size: int) -> Any:
     """Return the font that comes with Pillow: the same letters on every machine."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
 
 
-@dataclass(frozen=True)
-class _Text:
-    """Words that are broken into lines no wider than `width` pixels."""
+def _text(words: str, width: int = WIDTH, size: int = CAPTION, colour: str = INK) -> Image:
+    """Write words in lines; a narrow text that fits a column is as wide as one."""
+    from PIL import Image, ImageDraw
 
-    words: str
-    width: int
-    size: str
-    colour: str = INK
-
-    @property
-    def font(self) -> FreeTypeFont | ImageFont:
-        return _font(SIZES[self.size])
-
-    @property
-    def line(self) -> int:
-        return round(SIZES[self.size] * LEADING)
-
-    def lines(self, ruler: ImageDraw) -> list[str]:
-        font = self.font
-
-        def fits(line: str) -> bool:
-            return ruler.textlength(line, font) <= self.width
-
-        found: list[str] = []
-        for paragraph in self.words.splitlines():
-            line = ""
-            for word in paragraph.split():
-                joined = f"{line} {word}".strip()
-                if fits(joined):
-                    line = joined
-                    continue
-                found += [line] if line else []
-                line = word
-                while not fits(line):  # a word wider than the page is cut
-                    cut = max(1, next(i for i in range(1, len(line) + 1) if not fits(line[:i])) - 1)
-                    found.append(line[:cut])
-                    line = line[cut:]
-            found.append(line)
-        if len(found) > MOST_LINES:
-            found = found[:MOST_LINES]
-            while found[-1] and not fits(f"{found[-1]}..."):
-                found[-1] = found[-1][:-1]
-            found[-1] += "..."
-        return found
-
-    def height(self, ruler: ImageDraw) -> int:
-        return self.line * len(self.lines(ruler))
-
-    def draw(self, pen: ImageDraw, left: int, top: int) -> int:
-        """Write the lines and return where the next one would be."""
-        for line in self.lines(pen):
-            pen.text((left, top), line, fill=self.colour, font=self.font)
-            top += self.line
-        return top
+    font, found = _font(size), []
+    most = max(1, int(width / font.getlength("W")))  # letters of a word that fit in any case
+    for paragraph in words.splitlines():
+        line = ""
+        for word in paragraph.split():
+            cut = textwrap.wrap(word, most) if font.getlength(word) > width else [word]
+            for piece in cut:
+                joined = f"{line} {piece}".strip()
+                if line and font.getlength(joined) > width:
+                    found.append(line)
+                    joined = piece
+                line = joined
+        found.append(line)
+    if len(found) > MOST_LINES:
+        found[MOST_LINES - 1 :] = [f"{found[MOST_LINES - 1][:-3]}..."]
+    step = round(size * LEADING)
+    across = max([0, *(int(font.getlength(line)) + 1 for line in found)])
+    image = Image.new("RGB", (across if width > WIDTH else WIDTH, step * len(found)), PAPER)
+    for i, line in enumerate(found):
+        ImageDraw.Draw(image).text((0, i * step), line, fill=colour, font=font)
+    return image
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """One picture with an image, or several without: a column of captions."""
+def _picture(picture: Picture) -> Image:
+    """Draw the image, as large as fits, with its boxes; the right one has a frame."""
+    from PIL import Image, ImageDraw, ImageOps
 
-    pictures: tuple[Picture, ...]
-
-    @property
-    def has_image(self) -> bool:
-        return self.pictures[0].image is not None
-
-    def captions(self) -> list[_Text]:
-        """Return what is written; without an image, the right one is green."""
-        return [
-            _Text(
-                own.caption,
-                WIDTH,
-                "caption",
-                TRUTH if own.right and not self.has_image else INK,
-            )
-            for own in self.pictures
-        ]
-
-    def height(self, ruler: ImageDraw) -> int:
-        written = [text.height(ruler) for text in self.captions()]
-        between = SIZES["caption"] // 2 * (len(written) - 1)
-        return sum(written) + between + (HEIGHT + GAP // 4 if self.has_image else 0)
-
-    def draw(self, page: Image, pen: ImageDraw, left: int, top: int) -> None:
-        if self.has_image:
-            top += _draw_image(page, pen, self.pictures[0], left, top) + GAP // 4
-        for text in self.captions():
-            top = text.draw(pen, left, top) + SIZES["caption"] // 2
-
-
-@dataclass(frozen=True)
-class _Block:
-    """One sample: a heading, and rows of cells below it."""
-
-    heading: _Text
-    heading_height: int
-    rows: tuple[tuple[_Cell, ...], ...]
-    heights: tuple[int, ...]  # of each row
-    columns: int
-
-    @classmethod
-    def of(cls, sample: Shown, ruler: ImageDraw) -> _Block:
-        cells: list[_Cell] = []
-        for has_image, found in groupby(sample.pictures, lambda own: own.image is not None):
-            own = tuple(found)
-            cells += [_Cell((picture,)) for picture in own] if has_image else [_Cell(own)]
-        columns = max(1, min(COLUMNS, len(cells)))
-        rows = tuple(tuple(cells[i : i + columns]) for i in range(0, len(cells), columns))
-        heading = _Text(sample.heading, columns * WIDTH + (columns - 1) * GAP, "heading")
-        heights = tuple(max(cell.height(ruler) for cell in row) for row in rows)
-        return cls(heading, heading.height(ruler) + GAP // 4, rows, heights, columns)
-
-    @property
-    def height(self) -> int:
-        """Return what is below the heading."""
-        return sum(self.heights) + GAP * max(0, len(self.heights) - 1)
-
-    def draw(self, page: Image, pen: ImageDraw, left: int, top: int, above: int) -> None:
-        """Draw it; the pictures begin `above` pixels below the top, as those beside them do."""
-        self.heading.draw(pen, left, top)
-        top += above
-        for row, height in zip(self.rows, self.heights, strict=True):
-            for i, cell in enumerate(row):
-                cell.draw(page, pen, left + i * (WIDTH + GAP), top)
-            top += height + GAP
-
-
-def _rows(blocks: Sequence[_Block]) -> Iterator[list[_Block]]:
-    """Put as many samples beside each other as there are columns for, in their order."""
-    row: list[_Block] = []
-    for block in blocks:
-        if sum(own.columns for own in row) + block.columns > COLUMNS:
-            yield row
-            row = []
-        row.append(block)
-    yield row
-
-
-# --- one picture
-
-
-def _draw_image(page: Image, pen: ImageDraw, picture: Picture, left: int, top: int) -> int:
-    """Draw the image, as large as fits, with its boxes; the right one has a frame.
-
-    Return its height.
-    """
-    from PIL import Image
-
-    path = picture.image
-    assert path is not None
-    image, reason = _read(path)
+    assert picture.image is not None
+    image, reason = _read(picture.image)
     if image is None:
-        pen.rectangle((left, top, left + WIDTH - 1, top + HEIGHT - 1), fill=GREY)
-        _Text(f"{path.name}\n{reason}", WIDTH - 2 * GAP, "caption").draw(pen, left + GAP, top + GAP)
-        width, height = WIDTH, HEIGHT
+        drawn = Image.new("RGB", (WIDTH, HEIGHT), GREY)
+        words = textwrap.fill(f"{picture.image.name}\n{reason}", 24)
+        ImageDraw.Draw(drawn).text((GAP, GAP), words, fill=INK, font=_font(CAPTION))
     else:
         scale = min(WIDTH / image.width, HEIGHT / image.height)
         width, height = (max(1, int(side * scale)) for side in image.size)
         way = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
         drawn = image.resize((width, height), way)
-        _draw_boxes(drawn, picture.boxes, scale, picture.right)
-        page.paste(drawn, (left, top))
-    if picture.right and not picture.boxes:
-        frame = (left - 3, top - 3, left + width + 2, top + height + 2)
-        pen.rectangle(frame, outline=TRUTH, width=3)
-    return height
+        for name in sorted(picture.boxes, reverse=True):  # the chosen one upon the truth
+            _draw_box(drawn, picture.boxes[name], scale, name, picture.right)
+    framed = picture.right and not picture.boxes
+    return ImageOps.expand(drawn, FRAME, TRUTH if framed else PAPER)
 
 
-def _draw_boxes(
-    image: Image,
-    boxes: Mapping[str, tuple[float, float, float, float]],
-    scale: float,
-    right: bool | None,
+def _draw_box(
+    image: Image, box: Sequence[float], scale: float, name: str, right: bool | None
 ) -> None:
-    """Outline the boxes, given in pixels before scaling, with a light edge for dark images."""
+    """Outline a box, given in pixels before scaling, with a light edge for dark images."""
     from PIL import ImageDraw
 
-    assert set(boxes) <= {"truth", "chosen"}, f"boxes are truth and chosen, not {sorted(boxes)}"
     pen = ImageDraw.Draw(image)
-    for name in ("truth", "chosen"):
-        if name in boxes:
-            colour = TRUTH if name == "truth" else WRONG if right is False else RIGHT
-            x1, y1, x2, y2 = (round(side * scale) for side in boxes[name])
-            x1, x2 = (min(max(x, 0), image.width - 1) for x in (x1, x2))
-            y1, y2 = (min(max(y, 0), image.height - 1) for y in (y1, y2))
-            x2, y2 = max(x1, x2), max(y1, y2)
-            # The chosen box is thinner, so that one upon the other shows both.
-            pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=PAPER, width=1)
-            pen.rectangle((x1, y1, x2, y2), outline=colour, width=3 if name == "truth" else 2)
+    x1, y1, x2, y2 = (round(side * scale) for side in box)
+    x1, x2 = (min(max(x, 0), image.width - 1) for x in (x1, x2))
+    y1, y2 = (min(max(y, 0), image.height - 1) for y in (y1, y2))
+    x2, y2 = max(x1, x2), max(y1, y2)
+    # The chosen box is thinner, so that one upon the other shows both.
+    width = 3 if name == "truth" else 2
+    pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=PAPER, width=1)
+    pen.rectangle((x1, y1, x2, y2), outline=_colour(name, right), width=width)
 
 
 def _read(path: Path) -> tuple[Image | None, str]:

@@ -1,88 +1,106 @@
-"""Plot a table's accuracy against parameters, from result files alone. Needs matplotlib."""
+"""Plot a table's figures against parameters, and the groups that a search has found.
+
+Every plot of npas goes through `draw`: the same data give the same files. Needs matplotlib, which
+comes with `pip install npas[plots]`.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from npas.reporting.tables import Cell, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from npas.training.grouping import Grouping
+
 log = logging.getLogger(__name__)
+
+TOLD_APART_BY = {
+    "learned": "what the layers mix by (coefficients or embeddings)",
+    "gradient": "how the layers' gradients agree with the others'",
+}
 
 
 def available() -> bool:
-    """Return whether plots can be made here: matplotlib comes with `pip install npas[plots]`."""
+    """Return whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def possible(stem: str | Path) -> bool:
-    """Return whether `stem.png` can be drawn here; where matplotlib is missing, warn."""
-    if not available():
-        name = f"{Path(stem).name}.png"
-        log.warning("%s is not drawn, for want of matplotlib: pip install 'npas[plots]'", name)
-    return available()
-
-
-def save(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write `stem.png` and `stem.svg`, the same files from the same figure, whenever it is drawn.
-
-    SVG needs the figure to be drawn in an `rc_context` with an `svg.hashsalt`, too.
-    """
-    paths = [Path(f"{stem}.png"), Path(f"{stem}.svg")]
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # PNG and SVG name their metadata differently; both would carry versions or dates.
-        undated = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        figure.savefig(path, dpi=150, metadata=undated)
-    return paths
-
-
-def accuracy_against_parameters(
-    table: Table, cells: Sequence[Cell], stem: str | Path
+def draw(
+    stem: str | Path,
+    salt: str,
+    size: tuple[float, float],
+    paint: Callable[[Figure], None],
+    layout: Any = "constrained",
 ) -> list[Path]:
-    """Write `stem.png` and `stem.svg`, a line for each series; nothing where no run is done.
+    """Write `stem.png` and `stem.svg` of what `paint` puts into a figure of so many inches.
 
-    A cross on the lower edge is a network of which runs have diverged. Raises ValueError where
-    matplotlib is not installed.
+    The same paint and salt give the same files. Without matplotlib, warn and return nothing.
     """
+    stem = Path(stem)
     if not available():
-        raise ValueError("plots need matplotlib: pip install 'npas[plots]'")
-    points = _points(table, cells)
-    if not any(math.isfinite(point.mean) for values in points.values() for point in values):
+        missing = "%s.png is not drawn, for want of matplotlib: pip install 'npas[plots]'"
+        log.warning(missing, stem.name)
         return []
     # The object interface leaves the program's own plots and backend alone.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.hashsalt": table.name}):  # the same file from the same results
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    paths = [Path(f"{stem}.png"), Path(f"{stem}.svg")]
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with rc_context({"svg.hashsalt": salt}):
+        figure = Figure(figsize=size, layout=layout)
+        paint(figure)
+        for path in paths:
+            # PNG and SVG name their metadata differently; both would carry versions or dates.
+            undated = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+            figure.savefig(path, dpi=150, metadata=undated)
+    return paths
+
+
+def against_parameters(table: Table, cells: Sequence[Cell], stem: str | Path) -> list[Path]:
+    """Draw the table's metric against parameters, a line for each series; nothing without a run.
+
+    A cross on the lower edge is a network of which runs have diverged.
+    """
+    # By series, sorted: parameters, mean (NaN where no run is done), spread, any diverged.
+    points: dict[str, list[tuple[int, float, float, bool]]] = {}
+    for cell in cells:
+        summary, parameters = cell.summary(table), cell.parameters()
+        diverged = bool(cell.having("diverged"))
+        if parameters is not None and (summary is not None or diverged):
+            mean, spread = (summary.mean, summary.std or 0.0) if summary else (math.nan, 0.0)
+            point = (parameters, mean, spread, diverged)
+            points.setdefault(cell.row.series, []).append(point)
+    if not any(math.isfinite(mean) for values in points.values() for _, mean, *_ in values):
+        return []
+    # One budget: who is compared stands along the axis, not the parameters.
+    alone = len(points) > 2 and all(len(values) == 1 for values in points.values())
+
+    def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        # One budget: who is compared stands along the axis, not the parameters.
-        alone = len(points) > 2 and all(len(values) == 1 for values in points.values())
         crosses: list[int] = []
         for place, (series, values) in enumerate(points.items()):
-            values.sort()
-            means, spreads = [point.mean for point in values], [point.spread for point in values]
-            across = [place] if alone else [point.parameters for point in values]
+            counts, means, spreads, diverged = zip(*sorted(values), strict=True)
+            across = [place] if alone else counts
             bars = axes.errorbar(across, means, yerr=spreads, marker="o", capsize=3, label=series)
             if len(means) == 1 and not alone:  # what the others are compared with
                 axes.axhline(means[0], color=bars.lines[0].get_color(), linestyle=":")
-            crosses += [x for x, point in zip(across, values, strict=True) if point.diverged]
+            crosses += [x for x, gone in zip(across, diverged, strict=True) if gone]
         if crosses:
-            edge = axes.get_xaxis_transform()
-            axes.plot(
-                crosses, [0.0] * len(crosses), "kx", transform=edge, label="diverged", clip_on=False
-            )
+            edge, zeros = axes.get_xaxis_transform(), [0.0] * len(crosses)
+            axes.plot(crosses, zeros, "kx", transform=edge, label="diverged", clip_on=False)
         if alone:
-            names = [f"{name}\n{values[0].parameters:,}" for name, values in points.items()]
+            names = [f"{name}\n{values[0][0]:,}" for name, values in points.items()]
             axes.set_xticks(range(len(names)), names, fontsize="small")
             axes.set_xlabel("and trainable parameters")
         else:
@@ -93,26 +111,52 @@ def accuracy_against_parameters(
         axes.set_ylabel(table.heading)
         axes.set_title(table.title, fontsize="medium")
         axes.grid(alpha=0.3)
-        return save(figure, stem)
+
+    return draw(stem, table.name, (6.4, 4.2), paint)
 
 
-@dataclass(frozen=True, order=True)
-class _Point:
-    parameters: int
-    mean: float  # NaN where no run is done
-    spread: float
-    diverged: bool  # any of its runs
+def groups(grouping: Grouping, run_dir: Path) -> list[Path]:
+    """Draw found groups into the run's folder: layers along depth, and what told them apart."""
+    layers, members = [*grouping.groups], [*grouping.groups.values()]
+    place = {group: i for i, group in enumerate(dict.fromkeys(members))}
+    few = len(place) <= 10
+    vectors_LV = np.array([grouping.vectors[layer] for layer in layers])
+    if grouping.method == "gradient":
+        np.fill_diagonal(vectors_LV, 0.0)  # that each agrees with itself tells nothing
+    points_L2, shares = principal_components(vectors_LV)
+
+    def paint(figure: Figure) -> None:
+        from matplotlib import colormaps
+
+        tens, many = colormaps["tab10"], colormaps["turbo"]
+        colours = [tens(place[g]) if few else many(place[g] / len(place)) for g in members]
+        depth, plane = figure.subplots(1, 2, width_ratios=(1, 1.2))
+        depth.scatter([place[g] for g in members], range(len(layers)), c=colours, marker="s", s=45)
+        numbered = [f"{layer.removesuffix('.weight')}  {i}" for i, layer in enumerate(layers, 1)]
+        depth.set_yticks(range(len(layers)), numbered, fontsize=7)
+        depth.set_ylim(len(layers) - 0.3, -0.7)  # the first layer on top
+        depth.set_xticks(range(len(place)), [*place], fontsize=8, rotation=30 if few else 90)
+        depth.set_xlim(-0.6, len(place) - 0.4)
+        depth.set_title(f"{len(layers)} layers in {len(place)} groups", fontsize="medium")
+        plane.scatter(points_L2[:, 0], points_L2[:, 1], c=colours, s=170, alpha=0.85)
+        for i, (x, y) in enumerate(points_L2, 1):
+            plane.annotate(str(i), (x, y), ha="center", va="center", fontsize=7)
+        plane.set_xlabel(f"first principal component ({shares[0]:.0%} of variance)")
+        plane.set_ylabel(f"second ({shares[1]:.0%})")
+        plane.set_title(TOLD_APART_BY[grouping.method], fontsize="medium")
+        plane.margins(0.08)
+        for axes in (depth, plane):
+            axes.grid(alpha=0.3)
+            axes.set_axisbelow(True)
+
+    size = (11, max(4.5, 0.17 * len(layers) + 1.3))
+    return draw(run_dir / "groups", grouping.method, size, paint)
 
 
-def _points(table: Table, cells: Sequence[Cell]) -> dict[str, list[_Point]]:
-    """Return what is known of each series, done or diverged."""
-    points: dict[str, list[_Point]] = {}
-    for cell in cells:
-        summary, parameters = cell.summary(table), cell.parameters()
-        diverged = bool(cell.having("diverged"))
-        if parameters is not None and (summary is not None or diverged):
-            mean, spread = (summary.mean, summary.std or 0.0) if summary else (math.nan, 0.0)
-            points.setdefault(cell.row.series, []).append(
-                _Point(parameters, mean, spread, diverged)
-            )
-    return points
+def principal_components(vectors_LV: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """Return the first two principal components of each row, and their shares of the variance."""
+    centred_LV = vectors_LV - vectors_LV.mean(axis=0)
+    # Two more columns of nothing, for what has but one dimension.
+    left, sizes, _ = np.linalg.svd(np.pad(centred_LV, ((0, 2), (0, 2))), full_matrices=False)
+    first, second = sizes[:2] ** 2 / max(float((sizes**2).sum()), 1e-300)
+    return (left * sizes)[:-2, :2], (float(first), float(second))

@@ -21,43 +21,23 @@ from typing import Any
 
 from npas.config import HASH_EXCLUDED, RECIPE_VERSION
 from npas.config.renames import modernize_result
-from npas.reporting.environment import Git, Hardware, environment
+from npas.reporting.environment import Hardware
+from npas.sharing.budget import BudgetReport
 from npas.tasks.common.files import write_whole
+from npas.utils.git import Git
 from npas.utils.json_data import decode, read_json
 from npas.utils.packing import Artifact
-
-__all__ = [
-    "FILE_NAME",
-    "VARYING",
-    "Artifact",
-    "BudgetReport",
-    "Dataset",
-    "Divergence",
-    "Git",
-    "Hardware",
-    "Init",
-    "Metrics",
-    "Parallel",
-    "Result",
-    "Search",
-    "Split",
-    "collect",
-    "environment",
-    "read",
-    "same",
-    "write",
-]
 
 log = logging.getLogger(__name__)
 
 FILE_NAME = "result.json"
 STATUSES = ("done", "diverged", "failed", "preempted")
 SOURCES = ("real", "synthetic")
+# Fields that results from before them lack.
 ADDED = (
-    *("search", "history", "parallel", "divergence", "init", "published", "files", "earlier"),
-    *("hub", "low_rank", "artifact"),
-)  # that results from before them lack
-
+    *("search", "history", "parallel", "divergence", "init", "published", "files"),
+    *("earlier", "hub", "low_rank", "artifact"),
+)
 VARYING = (
     "wall_s",
     "search.wall_s",
@@ -74,22 +54,7 @@ A name stands for all below it: times, memory, the machine, what is installed th
 that do not decide the result. All else is equal to the bit if `deterministic=true` and machine,
 versions and number of processes stay the same.
 """
-
-
-@dataclass(frozen=True)
-class BudgetReport:
-    """What was asked for and what it came to, in trainable parameters."""
-
-    asked: str  # canonical, as "0.1" or "18M"; "dense" for a network that shares nothing
-    dense: int
-    allowed: int
-    used: int
-    utilization: float  # used / allowed
-
-    @classmethod
-    def of_dense(cls, count: int) -> BudgetReport:
-        """Give the budget of the dense network itself."""
-        return cls("dense", dense=count, allowed=count, used=count, utilization=1.0)
+Metric = float | None  # in %, for most; None: the number was not finite
 
 
 @dataclass(frozen=True)
@@ -107,8 +72,8 @@ class Split:
 class Metrics:
     """The last epoch's metrics and those of the epoch chosen on held-out data."""
 
-    last: dict[str, float | None]  # None: the number was not finite
-    selected: dict[str, float | None] | None = None
+    last: dict[str, Metric]
+    selected: dict[str, Metric] | None = None
     selected_on: str | None = None  # what chose the epoch, as "val accuracy"; never the test set
 
 
@@ -148,20 +113,16 @@ class Divergence:
     """Where the numbers went wrong, and how large they were by then."""
 
     step: int
-    norms: dict[str, dict[str, float | None]]
-    """By parameter, of its "weight" and its "gradient"; None: not finite, or there is none."""
+    norms: dict[str, dict[str, Metric]]  # by parameter, of its "weight" and its "gradient"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The data set, real or synthetic in the same format.
-
-    `published` says whether the files have the published checksums; None where none are known.
-    """
+    """The data set, real or synthetic in the same format."""
 
     name: str
     source: str
-    published: bool | None = None
+    published: bool | None = None  # the files have the published checksums; None: none are known
     files: dict[str, str] | None = None  # what was compared: a checksum or a count of each
 
 
@@ -202,8 +163,7 @@ class Result:
     parallel: Parallel | None = None
     divergence: Divergence | None = None  # of a run that diverged
     init: Init | None = None  # of a run that started from trained weights
-    # "name@commit" by key, of what came from the Hugging Face hub
-    hub: dict[str, str] | None = None
+    hub: dict[str, str] | None = None  # "name@commit" by key, of what the Hugging Face hub gave
     artifact: Artifact | None = None  # of a run that exported one
 
     def to_dict(self) -> dict[str, Any]:
@@ -211,19 +171,28 @@ class Result:
         data = dataclasses.asdict(self)
         if self.status != "done" and self.metrics is not None:
             for kind in ("last", "selected"):
-                data["metrics"][kind] = _finite_or_none(data["metrics"][kind])
-        for name, column in (self.history or {}).items():
-            data["history"][name] = [v if v is None or math.isfinite(v) else None for v in column]
-        for name, norms in self.divergence.norms.items() if self.divergence else ():
-            data["divergence"]["norms"][name] = _finite_or_none(norms)
+                data["metrics"][kind] = _finite(data["metrics"][kind])
+        data["history"] = _finite(data["history"])
+        if self.divergence is not None:
+            data["divergence"]["norms"] = _finite(data["divergence"]["norms"])
         return dataclasses.asdict(from_dict(data))
+
+
+def _finite(node: Any) -> Any:
+    """Return the data with None for numbers that are not finite."""
+    if isinstance(node, dict):
+        return {name: _finite(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def from_dict(data: object) -> Result:
     """Build a result from JSON data; a `ValueError` names the field that is wrong."""
     result: Result = decode(Result, modernize_result(data), optional=ADDED)
-    for problem in _problems(result):
-        raise ValueError(problem)
+    for holds, otherwise in _rules(result):
+        if not holds:
+            raise ValueError(otherwise)
     return result
 
 
@@ -242,12 +211,9 @@ def write(run_dir: str | Path, result: Result) -> Path:
 def read(path: str | Path) -> Result:
     """Read a result file, or the one in a run folder; a `ValueError` names file and field."""
     path = Path(path)
-    if path.is_dir():
-        path = path / FILE_NAME
+    path = path / FILE_NAME if path.is_dir() else path
     try:
         return from_dict(read_json(path))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such result file") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
     except OSError as error:
@@ -256,13 +222,13 @@ def read(path: str | Path) -> Result:
         raise ValueError(f"{path}: {error}") from None
 
 
-def collect(root: str | Path, exp: str | None = None) -> dict[Path, Result]:
+def collect(root: str | Path, exp: str = "*") -> dict[Path, Result]:
     """Read every `root/<exp>/<folder>/result.json`, of one experiment or of all, sorted by path.
 
     Files that cannot be read are left out, each with a warning that names it.
     """
     found = {}
-    for path in sorted(Path(root).glob(f"{exp or '*'}/*/{FILE_NAME}")):
+    for path in sorted(Path(root).glob(f"{exp}/*/{FILE_NAME}")):
         try:
             found[path] = read(path)
         except ValueError as error:
@@ -291,99 +257,77 @@ def _leaves(node: object, path: str) -> Iterator[tuple[str, object]]:
         yield path, node
 
 
-def _finite_or_none(metrics: dict[str, float | None] | None) -> dict[str, float | None] | None:
-    if metrics is None:
-        return None
-    return {k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()}
+def _rules(r: Result) -> Iterator[tuple[bool, str]]:
+    """Yield what must hold between or beyond single fields, and what to say where it does not.
 
-
-def _problems(result: Result) -> Iterator[str]:
-    """Yield what must hold between or beyond single fields and does not."""
-    if result.status not in STATUSES:
-        yield f"status must be one of {', '.join(STATUSES)}, not {result.status!r}"
-    if result.dataset.source not in SOURCES:
-        yield f"dataset.source must be {' or '.join(SOURCES)}, not {result.dataset.source!r}"
-    if result.dataset.source != "real" and result.dataset.published is not None:
-        yield "dataset.published must be null where dataset.source is not real"
+    The types of single fields are `json_data.decode`'s to check.
+    """
+    done = r.status == "done"
+    yield r.status in STATUSES, f"status must be one of {', '.join(STATUSES)}, not {r.status!r}"
+    source, published = r.dataset.source, r.dataset.published
+    yield source in SOURCES, f"dataset.source must be {' or '.join(SOURCES)}, not {source!r}"
+    yield source == "real" or published is None, "dataset.published is of real data alone"
     for name in ("exp", "config_hash"):
-        if not getattr(result, name):
-            yield f"{name} must not be empty"
+        yield bool(getattr(r, name)), f"{name} must not be empty"
     for name in ("steps", "epochs", "wall_s", "peak_memory_bytes"):
-        if (getattr(result, name) or 0) < 0:
-            yield f"{name} must not be negative, not {getattr(result, name)}"
-    if not _is_time(result.created_at):
-        yield f"created_at must be an ISO 8601 time with its zone, not {result.created_at!r}"
+        yield (getattr(r, name) or 0) >= 0, f"{name} must not be negative"
+    yield _is_time(r.created_at), "created_at must be an ISO 8601 time with its zone"
     for name in ("budget", "split"):
-        if getattr(result, name) is None and result.status != "failed":
-            yield f"{name} may be null only in a failed run"
-    if result.metrics is None and result.status not in ("failed", "preempted"):
-        yield "metrics may be null only in a failed or preempted run"
-    if result.budget is not None:
-        yield from _budget_problems(result.budget, result.split, _promises_exactness(result))
-    if result.metrics is not None:
-        yield from _metrics_problems(result.metrics, done=result.status == "done")
-    if result.history is not None:
-        yield from _history_problems(result.history)
-    if result.parallel is not None:
-        for name, count in dataclasses.asdict(result.parallel).items():
-            if name != "earlier" and count < 1:
-                yield f"parallel.{name} must be at least 1, not {count}"
-    if result.divergence is not None:
-        yield from _divergence_problems(result.divergence, result.status)
+        none_yet = getattr(r, name) is None
+        yield not none_yet or r.status == "failed", f"{name} may be null only in a failed run"
+    if r.budget is not None:
+        yield from _budget_rules(r.budget, r)
+    if r.metrics is None:
+        may = r.status in ("failed", "preempted")
+        yield may, "metrics may be null only in a failed or preempted run"
+    else:
+        last, selected = r.metrics.last, r.metrics.selected
+        paired = (selected is None) == (r.metrics.selected_on is None)
+        yield paired, "metrics.selected and metrics.selected_on must both be given or both be null"
+        yield bool(last) or not done, "metrics.last must not be empty in a run that is done"
+        for kind, values in (("last", last), ("selected", selected or {})):
+            for name, value in values.items():
+                where = f"metrics.{kind}.{name}"
+                yield value is not None or not done, f"{where} may be null only in another run"
+    yield from _history_rules(r.history or {})
+    if r.parallel is not None:
+        for name in ("ranks", "nodes", "grad_accum_steps"):
+            yield getattr(r.parallel, name) >= 1, f"parallel.{name} must be at least 1"
+    if r.divergence is not None:
+        yield r.status == "diverged", "divergence may be given only in a diverged run"
+        yield r.divergence.step >= 0, "divergence.step must not be negative"
+        for name, norms in r.divergence.norms.items():
+            both = set(norms) == {"weight", "gradient"}
+            yield both, f"divergence.norms.{name} must have weight and gradient"
 
 
-def _promises_exactness(result: Result) -> bool:
-    """Return whether the layout keeps to the budget: the released one limits its banks alone."""
-    sharing = result.config.get("sharing")
-    return not isinstance(sharing, Mapping) or sharing.get("allocator") != "reference"
+def _budget_rules(budget: BudgetReport, r: Result) -> Iterator[tuple[bool, str]]:
+    sharing = r.config.get("sharing")
+    # The released layout limits its banks alone.
+    exact = not isinstance(sharing, Mapping) or sharing.get("allocator") != "reference"
+    within = budget.used > 0 and (budget.used <= budget.allowed or not exact)
+    yield within, f"budget.used must be within budget.allowed ({budget.allowed})"
+    true = math.isclose(budget.utilization, budget.used / max(1, budget.allowed), abs_tol=1e-6)
+    yield true, "budget.utilization must be used / allowed"
+    dense = budget.asked == "dense" and budget.used != budget.dense
+    yield not dense, f"budget.used must be budget.dense ({budget.dense}) where 'dense' was asked"
+    if r.split is not None:
+        adds_up = sum(dataclasses.astuple(r.split)) == budget.used
+        yield adds_up, f"split must add up to budget.used ({budget.used})"
 
 
-def _budget_problems(budget: BudgetReport, split: Split | None, exact: bool) -> Iterator[str]:
-    if budget.used <= 0 or (exact and budget.used > budget.allowed):
-        yield f"budget.used must be within budget.allowed ({budget.allowed}), not {budget.used}"
-    elif not math.isclose(budget.utilization, budget.used / budget.allowed, abs_tol=1e-6):
-        yield f"budget.utilization must be used / allowed, not {budget.utilization}"
-    if budget.asked == "dense" and budget.used != budget.dense:
-        yield f"budget.used must be budget.dense ({budget.dense}) where 'dense' was asked"
-    if split is not None and sum(dataclasses.astuple(split)) != budget.used:
-        yield f"split must add up to budget.used ({budget.used})"
-
-
-def _metrics_problems(metrics: Metrics, done: bool) -> Iterator[str]:
-    if (metrics.selected is None) != (metrics.selected_on is None):
-        yield "metrics.selected and metrics.selected_on must both be given or both be null"
-    if not done:
-        return
-    if not metrics.last:
-        yield "metrics.last must not be empty in a run that is done"
-    for kind, values in (("last", metrics.last), ("selected", metrics.selected or {})):
-        for name, value in values.items():
-            if value is None:
-                yield f"metrics.{kind}.{name} may be null only in a run that is not done"
-
-
-def _history_problems(history: Mapping[str, list[Any]]) -> Iterator[str]:
-    """Yield what is wrong with the columns; a number that was not finite is None in them."""
+def _history_rules(history: Mapping[str, list[Any]]) -> Iterator[tuple[bool, str]]:
+    """Check the columns; a number that was not finite is None in them."""
     epochs = history.get("epoch", [])
     counted = all(type(epoch) is int for epoch in epochs)
-    if not counted or any(a >= b for a, b in zip([0, *epochs], epochs, strict=False)):
-        yield f"history.epoch must be epochs from 1 on that increase, not {epochs!r:.60}"
+    counted = counted and all(a < b for a, b in zip([0, *epochs], epochs, strict=False))
+    yield counted, "history.epoch must be epochs from 1 on that increase"
     for name, column in history.items():
-        if len(column) != len(epochs):
-            yield f"history.{name} must have a value for each of history.epoch ({len(epochs)})"
+        each = len(column) == len(epochs)
+        yield each, f"history.{name} must have a value for each of history.epoch ({len(epochs)})"
         for value in column:
-            if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
-                yield f"history.{name} must hold finite numbers and null, not {value!r:.60}"
-
-
-def _divergence_problems(divergence: Divergence, status: str) -> Iterator[str]:
-    if status != "diverged":
-        yield "divergence may be given only in a diverged run"
-    if divergence.step < 0:
-        yield f"divergence.step must not be negative, not {divergence.step}"
-    for name, norms in divergence.norms.items():
-        if set(norms) != {"weight", "gradient"}:
-            yield f"divergence.norms.{name} must have weight and gradient, not {sorted(norms)}"
+            finite = value is None or (type(value) in (int, float) and math.isfinite(value))
+            yield finite, f"history.{name} must hold finite numbers and null, not {value!r:.60}"
 
 
 def _is_time(text: str) -> bool:

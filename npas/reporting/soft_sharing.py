@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from npas.reporting import curriculum, published
-from npas.reporting.counts import planned_count
-from npas.reporting.tables import Cell, Row, Table
+from npas.reporting.tables import Row, Table
 
 SPLIT = "data.val_fraction=0"  # published figures train on all of the training images
 # Whose words are no `model.depth` and `model.width` of a WRN.
@@ -53,20 +51,9 @@ def swrn() -> Table:
         " training. Our runs train on all 50,000 training images; the WRN and SWRN rows against"
         " architecture search with cutout, all others without. GPU-days are of one run on one GPU.",
         as_error=True,
-        count=count_planned,
-        draw=no_plot,  # errors of different tasks make no one plot
+        counted=True,
+        plotted=False,  # errors of different tasks make no one plot
     )
-
-
-def no_plot(table: Table, cells: Sequence[Cell], stem: Path) -> list[Path]:
-    """Draw nothing."""
-    return []
-
-
-def count_planned(row: Row) -> int:
-    """Count a row's parameters without training."""
-    assert row.words is not None
-    return planned_count(*row.words)
 
 
 def poster_rows(section: str, column: str, heading: str) -> list[Row]:
@@ -139,24 +126,15 @@ def digits_swrn() -> Table:
         " layer starts with one template alone. The poster names both, without figures."
         " `regularized`: orthogonal, and the recurrence regularizer rewards layers for growing"
         " alike, to be folded. A tenth of the training images is held out.",
-        count=count_planned,
+        counted=True,
     )
 
 
-def shortest_paths() -> Table:
-    """Compare networks with and without sharing on grids of 32 by 32 cells."""
-    return _shortest_paths("shortest_paths", "Shortest paths in grids")
-
-
-def shortest_paths_small() -> Table:
-    """Make the same comparison, small enough for two CPU cores."""
-    return _shortest_paths("shortest_paths_small", "Shortest paths in small grids")
-
-
-def _shortest_paths(exp: str, title: str) -> Table:
+def shortest_paths(exp: str, where: str) -> Table:
+    """Compare networks with and without sharing on grids."""
     return Table(
         name=exp,
-        title=f"{title}: F1 where the points lie further apart than in training",
+        title=f"Shortest paths in {where}: F1 where the points lie further apart than in training",
         rows=tuple(Row(name, (f"+exp={exp}", *words), name) for name, words in NETWORKS.items()),
         note="Three networks of one depth and width mark the cells on shortest paths between two"
         " points. The points lie further apart phase by phase: see the settings in"
@@ -165,11 +143,7 @@ def _shortest_paths(exp: str, title: str) -> Table:
         " together, the grids the same for every run and none of them trained on. The poster shows"
         " curves without figures.",
         metric="f1",
-        count=count_planned,
+        counted=True,
         appendix=curriculum.appendix,
-        draw=_draw_curves,
+        draw=curriculum.draw,
     )
-
-
-def _draw_curves(table: Table, cells: Sequence[Cell], stem: Path) -> list[Path]:
-    return curriculum.draw(cells, stem, table.title)

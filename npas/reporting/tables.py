@@ -22,10 +22,11 @@ from typing import Any
 
 from npas import config as schema
 from npas.reporting import results as result_files
-from npas.reporting.compose import compose
-from npas.reporting.environment import PACKAGE_FOLDER
+from npas.reporting.compose import compose, planned_count
 from npas.reporting.published import Figure
-from npas.reporting.results import Result
+from npas.reporting.results import Metric, Result
+from npas.utils.git import PACKAGE_FOLDER
+from npas.utils.printing import LOSSES
 
 EPOCHS = {"last": "last epoch", "selected": "of the epoch chosen on held-out data"}
 NAMES = {"f1": "F1", "mr": "recall"}  # of metrics, as a heading has them
@@ -42,6 +43,12 @@ class Row:
     section: str = ""  # rows of one section make one grid, under this heading
     metric: str = ""  # in place of the table's
 
+    def command(self, seeds: Sequence[int]) -> str:
+        """Return the command that runs it for these seeds."""
+        assert self.words is not None
+        sweep = ["-m"] if len(seeds) > 1 else []
+        return " ".join(["npas-train", *sweep, *self.words, f"seed={','.join(map(str, seeds))}"])
+
 
 @dataclass(frozen=True)
 class Table:
@@ -49,25 +56,24 @@ class Table:
 
     name: str
     title: str
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     note: str  # how to read it: which data, which split
     metric: str = "accuracy"  # in %, as the result files have it
     as_error: bool = False  # show 100 - metric, as the published tables do
     epoch: str = "last"  # "selected": the figures of the epoch that was chosen on held-out data
     seeds: tuple[int, ...] = (0, 1, 2)
-    # Counts a row's parameters from its words, to be shown before there is a run, and where figures
-    # are published in a column beside theirs.
-    count: Callable[[Row], int] | None = None
-    # What stands below the grids, and what is drawn in place of the metric against parameters.
-    appendix: Callable[[Sequence[Cell]], list[str]] | None = None
+    # Count each row's parameters before there is a run, and show them beside the published ones.
+    counted: bool = False
+    plotted: bool = True  # the metric against parameters, or what `draw` draws in its place
     draw: Callable[[Table, Sequence[Cell], Path], list[Path]] | None = None
+    appendix: Callable[[Sequence[Cell]], list[str]] | None = None  # what stands below the grids
 
     @property
     def heading(self) -> str:
         """Name what the figures are."""
-        if self.as_error:
-            return "test error, %"
-        return f"test {NAMES.get(self.metric, self.metric)}, %"
+        if self.metric in LOSSES:
+            return f"test {self.metric}"
+        return f"test {'error' if self.as_error else NAMES.get(self.metric, self.metric)}, %"
 
 
 @dataclass(frozen=True)
@@ -77,10 +83,21 @@ class Summary:
     mean: float
     std: float | None  # of a single run, over seeds; None for one run
     n: int
+    digits: int = 2  # behind the point
 
     def __str__(self) -> str:
-        spread = "" if self.std is None else f" ± {self.std:.2f}"
-        return f"{self.mean:.2f}{spread}"
+        spread = "" if self.std is None else f" ± {self.std:.{self.digits}f}"
+        return f"{self.mean:.{self.digits}f}{spread}"
+
+
+def summarize(values: Iterable[Metric]) -> Summary | None:
+    """Return mean and sample standard deviation of what is not None; None of nothing."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return Summary(
+        statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known)
+    )
 
 
 @dataclass(frozen=True)
@@ -95,19 +112,22 @@ class Cell:
         """Return the results of these statuses, by seed."""
         return {seed: result for seed, result in self.found.items() if result.status in statuses}
 
-    def summary(self, table: Table) -> Summary | None:
-        """Summarize the runs that are done, in the table's unit; None where there are none.
+    def unchosen(self, table: Table) -> list[int]:
+        """Return the seeds that held nothing out, where the table is of chosen epochs."""
+        done = self.having("done").items() if table.epoch == "selected" else ()
+        return [seed for seed, run in done if run.metrics is None or run.metrics.selected is None]
 
-        Of the chosen epoch where the table shows it: then runs that held nothing out are left out.
-        """
-        metric = self.row.metric or table.metric
-        chosen = table.epoch == "selected"
+    def summary(self, table: Table) -> Summary | None:
+        """Summarize the runs that are done, in the table's unit; None where there are none."""
+        left_out = self.unchosen(table)
         values = [
-            _measured(result, metric, chosen)
-            for result in self.having("done").values()
-            if not chosen or _has_chosen(result)
+            _measured(result, self.row.metric or table.metric, table.epoch)
+            for seed, result in self.having("done").items()
+            if seed not in left_out
         ]
-        return summarize([100 - value if table.as_error else value for value in values])
+        found = summarize(100 - value if table.as_error else value for value in values)
+        exact = table.metric in LOSSES
+        return dataclasses.replace(found, digits=3) if found and exact else found
 
     def missing(self, table: Table) -> tuple[int, ...]:
         """Return the seeds still to be run; a diverged run is an answer, a failed one is not."""
@@ -134,12 +154,13 @@ class Cell:
         return statistics.fmean(times) / (24 * 60 * 60) if times else None
 
 
-def summarize(values: Sequence[float]) -> Summary | None:
-    """Return mean and sample standard deviation; None of nothing."""
-    if not values:
-        return None
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return Summary(statistics.fmean(values), std, len(values))
+def _measured(result: Result, metric: str, epoch: str = "last") -> float:
+    """Return a metric of the last epoch, or of the one chosen on held-out data ("selected")."""
+    found = getattr(result.metrics, epoch)
+    if (value := found.get(metric)) is None:
+        whose = f"the result of {result.exp} with seed {result.seed}"
+        raise ValueError(f"{whose} has no metric {metric!r}: it has {', '.join(found)}")
+    return float(value)
 
 
 def load(table: Table, runs: str | Path) -> list[Cell]:
@@ -171,10 +192,7 @@ def fill(table: Table, results: Iterable[Result]) -> list[Cell]:
             own = config.trainer.devices, config.trainer.grad_accum_steps
             for parts in (own, *settings):
                 divided = schema.in_parts(config, *parts)
-                keys = {
-                    seed: (schema.config_hash(dataclasses.replace(divided, seed=seed)), copy)
-                    for seed in table.seeds
-                }
+                keys = {seed: (_hash(divided, seed), copy) for seed in table.seeds}
                 having = {seed: by_hash[key] for seed, key in keys.items() if key in by_hash}
                 if len(having) > len(found):
                     found = having
@@ -182,6 +200,10 @@ def fill(table: Table, results: Iterable[Result]) -> list[Cell]:
                     break
         cells.append(Cell(row, found, copy))
     return cells
+
+
+def _hash(config: schema.Config, seed: int) -> str:
+    return schema.config_hash(dataclasses.replace(config, seed=seed))
 
 
 def _is_as_configured(result: Result) -> bool:
@@ -197,91 +219,54 @@ def _parts(config: Mapping[str, Any]) -> tuple[int, int]:
     return trainer.get("devices", 1), trainer.get("grad_accum_steps", 1)
 
 
-def command(row: Row, seeds: Sequence[int]) -> str:
-    """Write the command that runs a row for these seeds."""
-    assert row.words is not None
-    sweep = ["-m"] if len(seeds) > 1 else []
-    return " ".join(["npas-train", *sweep, *row.words, f"seed={','.join(map(str, seeds))}"])
-
-
 def markdown(table: Table, cells: Sequence[Cell]) -> str:
     """Write the table as markdown, with what it was measured on below it."""
     notes: list[str] = []
-    lines = [
-        f"# {table.title}",
-        "",
-        table.note,
-        "",
-        *_grids(table, cells, notes),
-        *(table.appendix(cells) if table.appendix is not None else []),
-        *(f"{index}. {note}" for index, note in enumerate(notes, 1)),
-        *([""] if notes else []),
-        f"Mean over n seeds ± standard deviation of a single run, {EPOCHS[table.epoch]}."
-        f" {_origin(cells)}",
-        "",
-        f"Made from `results/runs/` by `{_maker(table)}`; never edited.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _maker(table: Table) -> str:
-    """Return the command that makes the table: make writes only those of the last epoch."""
-    if table.epoch == "last":
-        return f"make reproduce-table TABLE={table.name}"
-    return f"npas-table {table.name} epoch={table.epoch}"
-
-
-def _grids(table: Table, cells: Sequence[Cell], notes: list[str]) -> list[str]:
-    lines = []
+    lines = [f"# {table.title}", "", table.note, ""]
     for section, group in itertools.groupby(cells, key=lambda cell: cell.row.section):
         lines += [f"## {section}", ""] if section else []
         lines += [*_grid(table, [*group], notes), ""]
-    return lines
+    lines += table.appendix(cells) if table.appendix is not None else []
+    lines += [f"{index}. {note}" for index, note in enumerate(notes, 1)]
+    lines += [""] if notes else []
+    spread = f"Mean over n seeds ± standard deviation of a single run, {EPOCHS[table.epoch]}."
+    made = f"make reproduce-table TABLE={table.name}"  # which writes only those of the last epoch
+    if table.epoch != "last":
+        made = f"npas-table {table.name} epoch={table.epoch}"
+    lines += [f"{spread} {_origin(cells)}", "", f"Made from `results/runs/` by `{made}`; never"]
+    return "\n".join(lines) + " edited.\n"
 
 
 def _grid(table: Table, cells: Sequence[Cell], notes: list[str]) -> list[str]:
+    """Write one grid; a column stands there if any of its rows has something in it."""
     published = [cell.row.published for cell in cells if cell.row.published is not None]
-    counted = table.count is not None
-    timed = counted and any(figure.gpu_days is not None for figure in published)
-    columns = ["network", "parameters", table.heading, "n"]
-    if counted and published:
-        columns.insert(1, "published parameters")
-    if published:
-        columns += ["published", "ours - published"]
-    if timed:
-        columns += ["GPU-days", "published GPU-days"]
-    lines = [grid_line(columns), grid_line(["---", *["---:"] * (len(columns) - 1)])]
+    timed = table.counted and any(figure.gpu_days is not None for figure in published)
+    lines: list[str] = []
     for cell in cells:
-        row, summary, parameters = cell.row, cell.summary(table), cell.parameters()
-        if parameters is None and table.count is not None and row.words is not None:
-            parameters = table.count(row)
-        entries = [f"{row.label} (copy)" if cell.copy else row.label]
-        if counted and published:
-            entries.append(_millions(row.published))
-        entries += [
-            f"{parameters:,}" if parameters is not None else "",
-            _figure(table, cell),
-            str(summary.n) if summary else "",
-        ]
+        row, figure, summary = cell.row, cell.row.published, cell.summary(table)
+        parameters = cell.parameters()
+        if parameters is None and table.counted and row.words is not None:
+            parameters = planned_count(*row.words)
+        entries = {"network": f"{row.label} (copy)" if cell.copy else row.label}
+        if table.counted and published:
+            entries["published parameters"] = _millions(figure)
+        entries["parameters"] = "" if parameters is None else f"{parameters:,}"
+        entries[table.heading] = _figure(table, cell)
+        entries["n"] = str(summary.n) if summary else ""
         if published:
-            entries += _comparison(row.published, summary, notes, counted)
+            difference = summary.mean - figure.value if summary and figure else None
+            entries["published"] = _published(figure, notes, table.counted)
+            entries["ours - published"] = "" if difference is None else f"{difference:+.2f}"
         if timed:
-            entries += _times(cell)
-        lines.append(grid_line(entries))
+            days = cell.gpu_days()
+            measured = "not measured" if days is None else f"{days:.2g}"
+            theirs = figure.gpu_days if figure is not None else None
+            entries["GPU-days"] = measured if row.words is not None else ""
+            entries["published GPU-days"] = "" if theirs is None else f"{theirs:g}"
+        if not lines:
+            lines = [grid_line([*entries]), grid_line(["---", *["---:"] * (len(entries) - 1)])]
+        lines.append(grid_line([*entries.values()]))
     return lines
-
-
-def _millions(figure: Figure | None) -> str:
-    return f"{figure.params:g}M" if figure is not None and figure.params is not None else ""
-
-
-def _times(cell: Cell) -> list[str]:
-    """Write the GPU-days of our runs and the published ones."""
-    figure, ours = cell.row.published, cell.gpu_days()
-    theirs = f"{figure.gpu_days:g}" if figure is not None and figure.gpu_days is not None else ""
-    if cell.row.words is None:
-        return ["", theirs]
-    return ["not measured" if ours is None else f"{ours:.2g}", theirs]
 
 
 def grid_line(entries: Sequence[str]) -> str:
@@ -289,36 +274,34 @@ def grid_line(entries: Sequence[str]) -> str:
     return f"| {' | '.join(entries)} |"
 
 
+def _millions(figure: Figure | None) -> str:
+    return f"{figure.params:g}M" if figure is not None and figure.params is not None else ""
+
+
 def _figure(table: Table, cell: Cell) -> str:
     """Write the figure of what is done, what went wrong, and the command for what is missing."""
-    parts = []
-    if summary := cell.summary(table):
-        parts.append(str(summary))
-    for status in ("diverged", "failed"):
-        if seeds := cell.having(status):
-            parts.append(f"{status}: seed {', '.join(map(str, seeds))}")
-    if table.epoch == "selected":
-        done = cell.having("done").items()
-        if unchosen := [str(seed) for seed, result in done if not _has_chosen(result)]:
-            parts.append(f"no epoch chosen: seed {', '.join(unchosen)}")
+    summary = cell.summary(table)
+    parts = [str(summary)] if summary else []
+    wrong = {status: [*cell.having(status)] for status in ("diverged", "failed")}
+    wrong["no epoch chosen"] = cell.unchosen(table)
+    parts += [
+        f"{what}: seed {', '.join(map(str, seeds))}" for what, seeds in wrong.items() if seeds
+    ]
     if missing := cell.missing(table):
-        parts.append(f"`{command(cell.row, missing)}`")
+        parts.append(f"`{cell.row.command(missing)}`")
     return "; ".join(parts)
 
 
-def _comparison(
-    figure: Figure | None, summary: Summary | None, notes: list[str], counted: bool = False
-) -> list[str]:
+def _published(figure: Figure | None, notes: list[str], counted: bool) -> str:
     if figure is None:
-        return ["", ""]
+        return ""
     text = f"{figure.value:.2f}"
     if not counted and (millions := _millions(figure)):  # else they have a column of their own
         text += f" ({millions})"
     _footnote(notes, f"Published figures: {figure.source}.")
     if figure.note:
         text += f" [{_footnote(notes, f'Mended: {figure.note}.')}]"
-    difference = f"{summary.mean - figure.value:+.2f}" if summary else ""
-    return [text, difference]
+    return text
 
 
 def _footnote(notes: list[str], note: str) -> int:
@@ -348,23 +331,6 @@ def _origin(cells: Sequence[Cell]) -> str:
     return text + (f"; {changed} of a tree with uncommitted changes." if changed else ".")
 
 
-def _has_chosen(result: Result) -> bool:
-    return result.metrics is not None and result.metrics.selected is not None
-
-
-def _measured(result: Result, metric: str, chosen: bool = False) -> float:
-    """Return a metric of the last epoch, or of the one chosen on held-out data."""
-    assert result.metrics is not None  # the schema's promise for a run that is done
-    found = (result.metrics.selected if chosen else result.metrics.last) or {}
-    value = found.get(metric)
-    if value is None:
-        raise ValueError(
-            f"the result of {result.exp} with seed {result.seed} has no metric {metric!r}: it has "
-            f"{', '.join(found)}"
-        )
-    return value
-
-
 def results_root() -> Path:
     """Return the folder of the committed results: the checkout's, else one in this folder."""
     checkout = PACKAGE_FOLDER.parent / "results"
@@ -381,11 +347,7 @@ def dense_figure(
     dense = dataclasses.replace(config, budget=schema.DENSE, sharing=schema.SharingConfig())
     committed = result_files.collect((root or results_root()) / "runs", config.exp).values()
     return summarize(
-        [
-            _measured(result, metric)
-            for result in committed
-            if result.status == "done"
-            and result.config_hash
-            == schema.config_hash(dataclasses.replace(dense, seed=result.seed))
-        ]
+        _measured(result, metric)
+        for result in committed
+        if result.status == "done" and result.config_hash == _hash(dense, result.seed)
     )

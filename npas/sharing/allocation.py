@@ -269,9 +269,7 @@ class Allocation:
             values = {key.name: getattr(entry, key.name) for key in fields(LayerAllocation)}
             members[entry.group].append(LayerAllocation(**values))
         groups = (GroupAllocation(g.name, g.bank, tuple(members[g.name])) for g in stored.groups)
-        kept = {key: value for key, value in stored.budget.items() if key != "utilization"}
-        budget: BudgetReport = decode(BudgetReport, kept, "budget")
-        found = cls(stored.scheme, budget, stored.unshared, tuple(groups))
+        found = cls(stored.scheme, stored.budget, stored.unshared, tuple(groups))
         _check(found, data)
         return found
 
@@ -294,7 +292,7 @@ class _Stored:
 
     format: int
     scheme: Scheme
-    budget: dict[str, Any]
+    budget: BudgetReport
     split: dict[str, int]
     unread: int
     groups: list[_StoredGroup]
@@ -327,7 +325,8 @@ def _check(plan: Allocation, data: Mapping[str, Any]) -> None:
         )
     used = plan.unshared + sum(group.used for group in plan.groups)
     dense = plan.unshared + sum(layer.size for layer in plan.layers)
-    counted = replace(plan, budget=replace(plan.budget, used=used, dense=dense)).to_dict()
+    budget = BudgetReport(plan.budget.asked, dense, plan.budget.allowed, used)
+    counted = replace(plan, budget=budget).to_dict()
     for field in ("budget", "split", "unread", "groups"):
         if counted[field] != data[field]:
             raise ValueError(

@@ -18,19 +18,24 @@ if TYPE_CHECKING:
 class BudgetReport:
     """Compare what was asked, what that allows and what the allocation uses, in parameters."""
 
-    asked: str
+    asked: str  # canonical, as "0.1" or "18M"; "dense" for a network that shares nothing
     dense: int
     allowed: int
     used: int
+    utilization: float = 0.0  # used / allowed unless given, as by a file that is read
 
-    @property
-    def utilization(self) -> float:
-        """Return used / allowed."""
-        return self.used / self.allowed
+    def __post_init__(self) -> None:
+        if not self.utilization:
+            object.__setattr__(self, "utilization", self.used / max(1, self.allowed))
+
+    @classmethod
+    def of_dense(cls, count: int) -> BudgetReport:
+        """Return the budget of the dense network itself."""
+        return cls("dense", dense=count, allowed=count, used=count)
 
     def to_dict(self) -> dict[str, str | int | float]:
         """Return the five figures as they stand in `result.json`."""
-        return asdict(self) | {"utilization": self.utilization}
+        return asdict(self)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -16,6 +16,16 @@ from npas.training.precision import Precision
 BATCHES = 50  # of training, at most, that averaged weights see for their batch norms' statistics
 
 
+@contextlib.contextmanager
+def restoring(model: nn.Module) -> Iterator[None]:
+    """Put a network's weights back at the end of a `with`."""
+    last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    try:
+        yield
+    finally:
+        model.load_state_dict(last)
+
+
 class AveragedWeights:
     """Average what is floating in a network's state: parameters and statistics of norms.
 
@@ -47,12 +57,9 @@ class AveragedWeights:
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Put the averages into the network for the length of a `with`."""
-        last = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.tensors, strict=False)
-        try:
+        with restoring(self.model):
+            self.model.load_state_dict(self.tensors, strict=False)
             yield
-        finally:
-            self.model.load_state_dict(last)
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -81,19 +80,16 @@ class Process:
         if self.world > 1 and any(stop for _, stop in said):
             raise signals.Preempted
 
-    def total(self, tensor: Tensor) -> Tensor:
-        """Add a tensor up over all processes, in place."""
+    def total(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+        """Add a tensor up over all processes, in place; `op`: combine it in another way."""
         if self.world > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, op)
             increment_version(tensor)
         return tensor
 
     def any(self, flag: Tensor) -> Tensor:
         """Return the greatest of all processes' flags, in place and on the device."""
-        if self.world > 1:
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
-            increment_version(flag)
-        return flag
+        return self.total(flag, dist.ReduceOp.MAX)
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the leader's buffers: batch norms' statistics are each one's own."""
@@ -143,12 +139,7 @@ class StopVote:
     def __enter__(self) -> StopVote:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if kind is None:  # or the others may never cast theirs
             self._count()
 

@@ -27,8 +27,8 @@ from npas.training.grouping import SEARCH, TRAIN, Grouping
 
 log = logging.getLogger(__name__)
 
+# The keys of `sharing` that a plan does not depend on.
 OF_TRAINING = {"search", "recompute", "recurrence_weight", "lsm_every", "init"}
-"""The keys of `sharing` that a plan does not depend on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,11 @@ def build_network(
     check_groups(config, model, grouping)
     keywords = plan_keywords(config, grouping) | {"recompute": config.sharing.recompute}
     model = api.share(model, config.budget, **keywords)
-    _check_regularizer(config, model)
+    if weight := config.sharing.recurrence_weight:
+        try:
+            recurrence_reward(model)
+        except ValueError as error:
+            raise ValueError(f"sharing.recurrence_weight={weight} has no use: {error}") from None
     return model
 
 
@@ -198,16 +202,6 @@ def check_groups(config: Config, model: nn.Module, grouping: Grouping | None = N
             len(layers),
             left_out[0],
         )
-
-
-def _check_regularizer(config: Config, model: nn.Module) -> None:
-    """ValueError if there is nothing that the regularizer could make alike."""
-    if config.sharing.recurrence_weight:
-        try:
-            recurrence_reward(model)
-        except ValueError as error:
-            key = f"sharing.recurrence_weight={config.sharing.recurrence_weight}"
-            raise ValueError(f"{key} has no use: {error}") from None
 
 
 def _share_for_search(config: Config, model: nn.Module) -> nn.Module:

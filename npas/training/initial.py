@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from npas import config as schema
 from npas import models, tasks
-from npas.config import DENSE, Config
+from npas.config import DENSE, Config, run_dir
 from npas.sharing import Allocation, GroupAllocation, api, install, project
 from npas.sharing.layers import SCALES, bank_name, generator_name, generator_names, upsampler_name
 from npas.sharing.projection import copy_others, dense_names
@@ -31,7 +31,7 @@ from npas.training.checkpoint import MANIFEST, find_checkpoint
 from npas.training.experiment import Experiment, Start, build_network
 from npas.training.grouping import SEARCH, TRAIN, from_dict
 from npas.training.progress import read_progress
-from npas.training.state import AVERAGED, load_weights, resumes, trained_checkpoint
+from npas.training.state import AVERAGED, load_weights, to_resume, trained_checkpoint
 from npas.utils.json_data import decode, read_json
 
 log = logging.getLogger(__name__)
@@ -49,11 +49,12 @@ def start(experiment: Experiment) -> None:
     Logs what became of them. ValueError, in one line, if there are none that fit; before a search
     for groups only if there are none.
     """
-    path = experiment.config.sharing.init
-    if path is None or resumes(experiment.config, experiment.stage):
+    config, stage = experiment.config, experiment.stage
+    path, folder = config.sharing.init, run_dir(config) / (SEARCH if stage == SEARCH else "")
+    if path is None or to_resume(config, folder, stage) is not None:
         return
     try:
-        done = _start(experiment.model, Path(path), experiment.stage)
+        done = _start(experiment.model, Path(path), stage)
         if done:
             experiment.start = Start(weights_sum(Path(path)), done)
             log.info("sharing.init: %s", done)

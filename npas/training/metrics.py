@@ -9,6 +9,7 @@ from torch import nn
 
 from npas.sharing.layer_similarity import similarity
 from npas.tasks.base import Task
+from npas.training.averaging import AveragedWeights
 from npas.training.distributed import Process
 from npas.training.meter import Diverged as Diverged
 from npas.training.precision import Precision
@@ -34,9 +35,11 @@ def measure(
     return metrics
 
 
-def _measure(state: TrainState, task: Task, split: str) -> dict[str, float]:
-    """Measure a training's network: its averaged weights, where it averages."""
-    with state.averaged.in_place() if state.averaged else contextlib.nullcontext():
+def _measure(
+    state: TrainState, task: Task, split: str, averaged: AveragedWeights | None
+) -> dict[str, float]:
+    """Measure a training's network, with the averaged weights in their place if there are any."""
+    with averaged.in_place() if averaged else contextlib.nullcontext():
         step = state.progress.step
         return measure(task, state.model, state.precision, split, state.process, step)
 
@@ -47,7 +50,7 @@ def validate(state: TrainState, task: Task) -> dict[str, float]:
     Of equals the later counts: it has trained longer.
     """
     progress, metric = state.progress, f"val/{task.selection_metric}"
-    measured = _measure(state, task, "val")
+    measured = _measure(state, task, "val", state.averaged)
     progress.metrics = {f"val/{name}": value for name, value in measured.items()}
     for name, value in {"epoch": progress.epoch, **progress.metrics}.items():
         progress.history.setdefault(name, []).append(value)
@@ -73,7 +76,7 @@ def final_metrics(state: TrainState, task: Task) -> dict[str, Any]:
     The test set's metrics stand under their own names, those of held-out data as "val/...".
     """
     progress, best = state.progress, state.progress.best
-    last = {**_measure(state, task, "test"), **(progress.metrics or {})}
+    last = {**_measure(state, task, "test", state.averaged), **(progress.metrics or {})}
     if best is None:
         return {"last": last, "selected": None, "selected_on": None}
     selected = last
@@ -81,7 +84,7 @@ def final_metrics(state: TrainState, task: Task) -> dict[str, Any]:
         with state.weights_of(best["step"]) as found:
             if not found:
                 return {"last": last, "selected": None, "selected_on": None}
-            selected = {**_measure(state, task, "test"), **best["metrics"]}
+            selected = {**_measure(state, task, "test", None), **best["metrics"]}
     return {"last": last, "selected": selected, "selected_on": f"val {task.selection_metric}"}
 
 

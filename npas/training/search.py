@@ -32,20 +32,17 @@ from npas.config.groups_file import GROUPS_FILE
 from npas.sharing.search import search_vectors, template_gradients
 from npas.training import grouping as groupings
 from npas.training import seeding
-from npas.training.checkpoint import Checkpoints
 from npas.training.experiment import Experiment
-from npas.training.grouping import SEARCH, Grouping
+from npas.training.grouping import SEARCH, TRAIN, Grouping
 from npas.training.journal import Outcome
 from npas.training.loop import train
 from npas.training.precision import Precision
-from npas.training.state import descends, named_checkpoint, starts_anew
+from npas.training.state import starts_anew, to_resume
 
 log = logging.getLogger(__name__)
 
-GRADIENT_BATCHES = 128
-"""Batches whose gradients are averaged."""
-FP16_SCALE = 1024.0
-"""What a loss is multiplied by in fp16, so that small gradients do not underflow."""
+GRADIENT_BATCHES = 128  # whose gradients are averaged
+FP16_SCALE = 1024.0  # of a loss in fp16, so that small gradients do not underflow
 DIGITS = 7  # of a stored number: what float32 has
 
 
@@ -57,19 +54,17 @@ def stored_grouping(config: Config, run_dir: Path) -> Grouping | None:
     """
     if not search_epochs(config) or starts_anew(config):
         return None
-    if config.resume == "auto" or any(descends(config, run_dir / part) for part in ("", SEARCH)):
-        if (found := groupings.read(run_dir)) is not None:
-            settings = config.sharing
-            asked = (settings.groups, settings.num_groups, config.seed, search_epochs(config))
-            if asked != (found.method, found.num_groups, found.seed, found.epochs):
-                raise ValueError(
-                    f"{run_dir / GROUPS_FILE} is of another run: its method, num_groups, seed or"
-                    " epochs differ; delete it, and the groups are found again"
-                )
-            return found
-        checkpoint = Checkpoints(run_dir / "checkpoints").newest()
-    else:
-        checkpoint = named_checkpoint(config)
+    checkpoint = to_resume(config, run_dir, TRAIN)
+    is_own = checkpoint is None or checkpoint.folder.parent == run_dir / "checkpoints"
+    if is_own and not config.force and (found := groupings.read(run_dir)) is not None:
+        settings = config.sharing
+        asked = (settings.groups, settings.num_groups, config.seed, search_epochs(config))
+        if asked != (found.method, found.num_groups, found.seed, found.epochs):
+            raise ValueError(
+                f"{run_dir / GROUPS_FILE} is of another run: its method, num_groups, seed or"
+                " epochs differ; delete it, and the groups are found again"
+            )
+        return found
     stored = checkpoint.state.get("grouping") if checkpoint else None
     return groupings.from_dict(stored) if stored else None
 

@@ -23,13 +23,12 @@ from npas.config import (
     flat,
     in_parts,
     is_excluded,
-    run_dir,
     to_dict,
 )
 from npas.config.groups_file import GROUPS_FILE
 from npas.sharing import Allocation, api, install
 from npas.tasks.common.files import write_whole
-from npas.training.averaging import AveragedWeights
+from npas.training.averaging import AveragedWeights, restoring
 from npas.training.checkpoint import Checkpoint, Checkpoints, find_checkpoint, open_checkpoint
 from npas.training.experiment import Experiment
 from npas.training.grouping import SEARCH, TRAIN, from_dict
@@ -160,8 +159,7 @@ class TrainState:
             self.store.clear()
             (self.run_dir / ID_FILE).unlink(missing_ok=True)
             return None
-        is_own = config.resume == "auto" or descends(config, self.run_dir)
-        found = self.store.newest() if is_own else named_checkpoint(config, self.experiment.stage)
+        found = to_resume(config, self.run_dir, self.experiment.stage)
         self.origin = None if config.resume == "auto" else str(Path(config.resume))
         if found is None:
             return None
@@ -230,10 +228,8 @@ class TrainState:
     @contextlib.contextmanager
     def weights_of(self, step: int) -> Iterator[bool]:
         """Put a stored step's weights into the network; yield whether they could be read."""
-        last = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        averaged, self.averaged = self.averaged, None
         found = False
-        try:
+        with restoring(self.model):
             if self.process.is_main:
                 try:
                     load_weights(self.model, open_checkpoint(self.store.path(step)))
@@ -242,9 +238,6 @@ class TrainState:
                     log.warning("the best epoch cannot be measured on the test set: %s", error)
             self.process.share_all(self.model)
             yield self.process.from_leader(found)
-        finally:
-            self.averaged = averaged
-            self.model.load_state_dict(last)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         """Return the names of the optimizer's own tensors after the parameters they belong to."""
@@ -281,27 +274,23 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     model.load_state_dict(tensors)
 
 
-def descends(config: Config, folder: Path) -> bool:
-    """Return whether the training there has already gone on from the path that `resume` names."""
-    if config.resume in ("auto", "never") or config.force:
-        return False
-    newest = Checkpoints(folder / "checkpoints").newest()
-    return newest is not None and newest.state.get("origin") == str(Path(config.resume))
-
-
 def starts_anew(config: Config) -> bool:
     """Return whether the run is to forget what it has done so far."""
     return config.resume == "never" or (config.resume == "auto" and config.force)
 
 
-def resumes(config: Config, stage: str) -> bool:
-    """Return whether the run's training, or its search for groups, has begun and is to go on."""
-    folder = run_dir(config) / (SEARCH if stage == SEARCH else "")
+def to_resume(config: Config, folder: Path, stage: str) -> Checkpoint | None:
+    """Open the checkpoint that the training in a folder goes on from; None if it begins.
+
+    The folder's own newest; where `resume` names another's, that one, as long as the folder has
+    none that came from it. ValueError if what is named cannot be resumed.
+    """
     if starts_anew(config):
-        return False
-    if config.resume == "auto" or descends(config, folder):
-        return Checkpoints(folder / "checkpoints").newest() is not None
-    return named_checkpoint(config, stage) is not None
+        return None
+    own = None if config.force else Checkpoints(folder / "checkpoints").newest()
+    if config.resume == "auto" or (own and own.state.get("origin") == str(Path(config.resume))):
+        return own
+    return named_checkpoint(config, stage)
 
 
 def named_checkpoint(config: Config, stage: str = TRAIN) -> Checkpoint | None:

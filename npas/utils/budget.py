@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from fractions import Fraction
 from numbers import Rational, Real
 
@@ -103,19 +103,15 @@ def _request(text: str, match: re.Match[str]) -> Budget:
     if unit == "%":
         return Budget(fraction=number / 100)
     if number > LARGEST_BARE_NUMBER:
-        raise ValueError(f"budget={text} has no unit: write {_readings(number)}")
+        bare = _spell(number)
+        reading = (
+            f"{bare}% of the dense parameters, {_spell(number * 100)}% for {bare} times as many,"
+            f" or {bare}M for millions"
+        )
+        if number >= 1000:
+            reading = f"{spell_count(int(number))} for {int(number):,} parameters"
+        raise ValueError(f"budget={text} has no unit: write {reading}")
     return Budget(fraction=number)
-
-
-def _readings(number: Fraction) -> str:
-    """Return how to write what a bare number may have been meant as."""
-    if number >= 1000:
-        return f"{spell_count(int(number))} for {int(number):,} parameters"
-    bare = _spell(number)
-    return (
-        f"{bare}% of the dense parameters, {_spell(number * 100)}% for {bare} times as many, or"
-        f" {bare}M for millions"
-    )
 
 
 def spell_count(count: int) -> str:
@@ -145,13 +141,6 @@ def _spell(number: Fraction) -> str:
     short = repr(float(number))
     if Fraction(short) == number:
         return short
-    digits, rest = 0, number.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    if rest > 1:
-        return f"{number.numerator}/{number.denominator}"
-    while (scaled := number * 10**digits).denominator > 1:
-        digits += 1
-    text = str(scaled.numerator).rjust(digits + 1, "0")
-    return f"{text[:-digits]}.{text[-digits:]}"
+    exact = Context(prec=3 * LONGEST)
+    decimal = exact.divide(Decimal(number.numerator), Decimal(number.denominator))
+    return f"{decimal:f}" if Fraction(decimal) == number else str(number)

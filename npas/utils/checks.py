@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 def join(names: Iterable[object], last: str = "or") -> str:
@@ -33,3 +33,10 @@ def below(key: str, value: float, limit: float) -> None:
     """Raise ValueError unless the value is below `limit`."""
     if value >= limit:
         raise ValueError(f"{key} must be below {limit}, got {value}")
+
+
+def within(prefix: str, config: object, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Raise ValueError unless each of these keys lies between its limits, both allowed."""
+    for key, (least, most) in limits.items():
+        at_least(f"{prefix}.{key}", getattr(config, key), least)
+        at_most(f"{prefix}.{key}", getattr(config, key), most)

@@ -1,10 +1,19 @@
-"""Print lines so that a reader who has gone, as `| head` does, ends no training."""
+"""Print figures with their units, and lines so that a reader who has gone ends no training."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from typing import TextIO
+
+LOSSES = ("loss", "bits_per_byte", "perplexity")  # less is better; all other metrics are in percent
+
+
+def figure(metric: str, value: float | None) -> str:
+    """Return a metric's value with its unit, as "71.67%"; losses have none, and more digits."""
+    if value is None:
+        return "no number"
+    return f"{value:.4f}" if metric.removeprefix("val/") in LOSSES else f"{value:.2f}%"
 
 
 def print_line(line: str, file: TextIO) -> None:

@@ -1,7 +1,5 @@
 """Words that cannot be followed end with exit code 2 and a line that says what to change."""
 
-import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,119 +15,99 @@ WRONG = [
     ("npas-train +bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
     ("npas-train ++bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
     ("npas-train -m bugdet=0.1,0.2", "unknown key 'bugdet': did you mean 'budget'?"),
+    ("npas-train ~bugdet", "unknown key 'bugdet': did you mean 'budget'?"),
     ("npas-train model.depht=10", "unknown key 'model.depht': did you mean 'model.depth'?"),
-    ("npas-train +model.depht=10", "unknown key 'model.depht': did you mean 'model.depth'?"),
-    ("npas-train optim.lrr=1", "unknown key 'optim.lrr': did you mean 'optim.lr'?"),
     ("npas-train +optim.sgd.lr=1", "unknown key 'optim.sgd.lr': did you mean 'optim.lr'?"),
     ("npas-train lr=1", "unknown key 'lr': did you mean 'optim.lr'?"),
-    ("npas-train ~bugdet", "unknown key 'bugdet': did you mean 'budget'?"),
-    ("npas-train hydra.lancher.x=1", "unknown key 'hydra.lancher.x'"),
+    ("npas-train SEED=1", "unknown key 'SEED': did you mean 'seed'?"),
+    ("npas-train +optim.foo.bar=1", "unknown key 'optim.foo.bar': optim has beta2, clip_norm"),
+    ("npas-train optim.lr.x=1", "optim.lr takes a value, not keys; write optim.lr=VALUE"),
+    ("npas-train +model._target_=os.system", "unknown key 'model._target_'"),
+    ("npas-train +_target_=os.system", "unknown key '_target_'"),
+    ("npas-train hydra.lancher.x=1", "hydra.lancher"),
+    ("npas-plan frmat=json", "unknown key 'frmat': did you mean 'format'?"),
+    ("npas-plan check_dat=true", "unknown key 'check_dat': did you mean 'check_data'?"),
+    ("npas-eval rum=x", "unknown key 'rum': did you mean 'run'?"),
+    ("npas-eval run=x model=y", "unknown key 'model'"),
+    ("npas-eval run=x data.rot=y", "unknown key 'data.rot': did you mean 'data.root'?"),
+    ("npas-fold run=x treshold=0.9", "did you mean 'threshold'?"),
+    ("npas-table name=digits chek=true", "unknown key 'chek': did you mean 'check'?"),
+    ("npas-train data.synthetic.trian=9", "did you mean 'data.synthetic.train'?"),
     ("npas-train budget", "'budget' sets nothing: write key=value"),
-    ("npas-train budget=", "budget"),
-    ("npas-train epochs=", "epochs must be a whole number, got ''"),
-    ("npas-train budget=abc", "budget=abc is not a budget"),
-    ("npas-train budget=-1", "budget=-1 is not a budget"),
-    ("npas-train budget=true", "budget=True is not a budget: write a fraction"),
-    ("npas-train budget=0", "allows no parameters"),
-    ("npas-train budget=18", "18M"),
+    ("npas-train runs/digits/x", "'runs/digits/x' sets nothing: write run=runs/digits/x"),
+    ("npas-export runs/été", "'runs/été' sets nothing: write run=runs/été"),
+    ("npas-train seed=[1", "'seed=[1' cannot be read: write key=value, odd characters as"),
+    ("npas-train é=1", "'é=1' cannot be read"),
+    ("npas-train =3", "'=3' cannot be read"),
+    ("npas-train model=null", "'model=null' names nothing to choose: write model=NAME"),
+    ("npas-train ++exp=digits", "++exp=digits: write +exp=digits"),
+    ("npas-train exp=digits", "exp=digits: write +exp=digits"),
+    ("npas-train +model=wrn_16_2", "+model=wrn_16_2: write model=wrn_16_2"),
+    ("npas-train +budget=0.2", "+budget=0.2: write budget=0.2"),
+    ("npas-train +exp=nope", "there is no exp=nope: choose adapt_coco"),
+    ("npas-train model=wrn_28_1", "there is no model=wrn_28_1: did you mean 'wrn_28_1"),
+    ("npas-train hydra/launcher=nope -m seed=0,1", "there is no hydra/launcher=nope"),
+    ("npas-train -m hydra/sweeper=none_such", "install the plugin that brings it"),
     ("npas-train budget=0.1,0.2", "add -m to run each"),
+    ("npas-train seed=range(1,3)", "seed=range(1,3) has several values: add -m to run each"),
     ("npas-train -m budget=0.1,abc", "budget=abc is not a budget"),
     ("npas-train -m seed=0,1 epochs=-3", "epochs must be at least 1"),
     ("npas-train -m 'seed=glob(x*)'", "the sweep has no jobs"),
     ("npas-train -m seed=range(0,100),-1", "seed=range(0,100),-1: range(), interval(), glob() and"),
-    ("npas-train -m seed=1,glob(x*)", "seed=1,glob(x*): range(), interval(), glob() and"),
     ("npas-train -m seed=range(0,9,0)", "seed=range(0,9,0): the step of a range must not be 0"),
-    ("npas-train -m optim.lr=interval(0,1)", "add hydra/sweeper=optuna, or list the values"),
-    ("npas-train -m hydra/sweeper=none_such", "install the plugin that brings it"),
+    ("npas-train -m optim.lr=interval(0,1)", "BasicSweeper does not support sweep type : INTERVAL"),
+    ("npas-train --bogus", "unrecognized arguments: --bogus"),
+    ("npas-train --config-dir nowhere", "there is no folder --config-dir nowhere"),
+    ("npas-train --config-path conf", "--config-dir DIR adds a folder of YAMLs"),
+    ("npas-train epochs=", "epochs must be a whole number, got ''"),
+    ("npas-train budget=true", "budget=True is not a budget: write a fraction"),
+    ("npas-train budget=-1", "budget=-1 is not a budget"),
+    ("npas-train budget=0", "allows no parameters"),
+    ("npas-train budget=18", "18M"),
     ("npas-train ~budget", "budget is missing"),
     ("npas-train budget=null", "budget is missing"),
     ("npas-train sharing.templates=2", "exclude each other"),
-    ("npas-train epochs=-3", "epochs must be at least 1, got -3"),
-    ("npas-train epochs=many", "epochs must be a whole number, got 'many'"),
     ("npas-train precision=fp8", "precision must be fp32, bf16 or fp16, got 'fp8'"),
-    ("npas-train model.depth=27", "model.depth=27"),
     ("npas-train data=3", "data must be a mapping of keys, got 3"),
-    ("npas-train seed=[1", "'seed=[1' cannot be read: write key=value, and quote odd characters"),
-    ("npas-train seed='1", "cannot be read"),
-    ("npas-train é=1", "'é=1' cannot be read"),
-    ("npas-train =3", "'=3' cannot be read"),
-    ("npas-train model=null", "'model=null' names nothing to choose: write model=NAME"),
-    ("npas-train optim=5", "'optim=5' names nothing to choose: write optim=NAME"),
-    ("npas-train ++exp=digits", "++exp= has a plus too many: write +exp=digits"),
-    ("npas-train seed=range(1,3)", "seed=range(1,3) has several values: add -m to run each"),
     ("npas-train recipe_version=2", "recipe_version must be 1, got 2"),
-    ("npas-train +optim.foo.bar=1", "unknown key 'optim.foo.bar': optim has beta2, clip_norm"),
-    ("npas-train optim.lr.x=1", "optim.lr takes a value, not keys; write optim.lr=VALUE"),
-    ("npas-train SEED=1", "unknown key 'SEED': did you mean 'seed'?"),
     ("npas-train model.depth=1000000", "model.depth must be at most 1000, got 1000000"),
-    ("npas-train model=resnet50", "reads 3-channel images, and an input of this task is 1x8x8"),
-    ("npas-plan model=resnet50", "choose another task, or a WRN as model=wrn_16_2"),
-    ("npas-train batch_size=100000", "batch_size=100000 is more than the 1438 training images"),
-    ("npas-train resume=nope", "there is no folder nope: name a run's folder"),
-    ("npas-eval runs/digits/x", "'runs/digits/x' sets nothing: write run=runs/digits/x"),
-    ("npas-train runs/digits/x", "'runs/digits/x' sets nothing: write run=runs/digits/x"),
-    ("npas-export runs/été", "'runs/été' sets nothing: write run=runs/été"),
-    ("npas-eval run=runs/été", "there is no folder runs/été"),
-    ("npas-export run=x out=", "out must not be empty"),
-    ("npas-export run=x out=..", "out=.. is a folder: name a file, as out=../model.safetensors"),
-    ("npas-export run=x out=new/", "out=new/ is a folder: name a file"),
-    ("npas-export run=x out=/dev/null", "out=/dev/null is no regular file"),
-    ("npas-table digits foo", "did you mean digits or digits_groups?"),
-    ("npas-table digits results=nowhere", "there is no folder results=nowhere"),
-    ("npas-train seed=${nope}", "nope"),
-    ("npas-train +exp=nope", "there is no exp=nope: choose adapt_coco"),
-    ("npas-train +exp=digit", "there is no exp=digit: did you mean 'digits'?"),
-    ("npas-train exp=digits", "exp= needs a plus: write +exp=digits"),
-    ("npas-train model=nope", "there is no model=nope: choose"),
-    ("npas-train model=wrn_28_1", "there is no model=wrn_28_1: did you mean 'wrn_28_1"),
-    ("npas-train +model=wrn_16_2", "+model= has a plus too many: write model=NAME"),
-    ("npas-train +budget=0.2", "+budget= has a plus too many: write budget=VALUE"),
-    ("npas-train +model._target_=os.system", "unknown key 'model._target_'"),
-    ("npas-train +_target_=os.system", "unknown key '_target_'"),
-    ("npas-train trainer.devices=0", "trainer.devices must be at least 1, got 0"),
-    ("npas-train trainer.keep_last=0", "trainer.keep_last must be at least 1, got 0"),
     ("npas-train trainer.grad_accum_steps=3", "the nearest that does is 63"),
-    ("npas-train trainer.gradient_dtype=int8", "must be fp32, bf16 or fp16, got 'int8'"),
     ("npas-train optim.ema_decay=1", "optim.ema_decay must be below 1, got 1.0"),
-    ("npas-train data.workers=-1", "data.workers must be at least 0, got -1"),
     ("npas-train dry_run=yep", "dry_run must be true or false, got 'yep'"),
     ("npas-train model.family=lstm", "there is no model family 'lstm'"),
+    ("npas-train seed=${nope}", "nope"),
+    ("npas-train data.synthetic.train=0", "data.synthetic.train must be at least 1, got 0"),
+    ("npas-plan check_data=perhaps", "check_data must be true or false, got 'perhaps'"),
+    ("npas-plan format=xml", "format must be table or json, got 'xml'"),
+    ("npas-train sharing.groups=learned", "needs to know how many: set sharing.num_groups"),
+    ("npas-train sharing=learned sharing.generator=avg", "avg has none: choose wavg or emb"),
+    ("npas-train sharing=learned budget=null sharing.templates=2", "finds others: set a budget"),
+    ("npas-train sharing=learned sharing.search.templates=1", "search.templates must be at least"),
+    ("npas-plan model=resnet50", "reads 3-channel images, and an input of this task is 1x8x8"),
+    ("npas-train batch_size=100000", "batch_size=100000 is more than the 1438 training images"),
+    ("npas-train resume=nope", "there is no folder nope: name a run's folder"),
+    ("npas-train sharing=learned run_root=/dev/null", "is no folder that can be written to"),
+    ("npas-plan +exp=wrn_cifar10 data.download=false check_data=true", "cifar10 is not under"),
     ("npas-train task=imagenet model=resnet50", "data.val_fraction=0.0 does not apply to ImageNet"),
-    (
-        "npas-train task=imagenet data.val_fraction=null model=resnet50",
-        "imagenet is not under data.root",
-    ),
-    (
-        "npas-train task.form=shards task=imagenet data.val_fraction=null",
-        "scripts/pack_imagenet.py",
-    ),
-    ("npas-train model=simnet", "gives how well each phrase fits each region of an image, and the"),
     ("npas-train +exp=adapt_coco task.test=test", "set task.folds=0, or task.test=testall"),
     ("npas-train +exp=simnet_flickr30k task.words=x", "must be vectors or bert, got 'x'"),
-    ("npas-train +exp=simnet_flickr30k data.val_fraction=0.1", "set data.val_fraction=null"),
-    ("npas-eval run=x show=-1", "show must be at least 0, got -1"),
-    ("npas-plan model=timm model.name=mobilenet_v3", "is no network of timm; did you mean"),
-    ("npas-plan model=mobilenet_v2 model.stem=three_convs", "is for ResNets"),
-    ("npas-train task=cifar10 model=wrn_16_2 data.download=false", "data.root=data"),
-    ("npas-train budget=0.0001", "ask for budget="),
-    ("npas-train --bogus", "unrecognized arguments: --bogus"),
-    ("npas-train -m --cfg job", "Only one of"),
-    ("npas-train hydra/launcher=nope -m seed=0,1", "there is no hydra/launcher=nope"),
-    ("npas-plan frmat=json", "unknown key 'frmat': did you mean 'format'?"),
-    ("npas-plan +bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
-    ("npas-plan format=xml", "format must be table or json, got 'xml'"),
     ("npas-plan budget=0.0001 format=json", "ask for budget="),
-    ("npas-eval", "run is missing"),
-    ("npas-eval rum=x", "unknown key 'rum': did you mean 'run'?"),
+    ("npas-eval", "run is missing: write run=VALUE"),
     ("npas-eval run=nowhere", "there is no folder nowhere"),
     ("npas-eval run=x split=train", "split must be test or val, got 'train'"),
-    ("npas-eval run=x data.rot=y", "unknown key 'data.rot': did you mean 'data.root'?"),
-    ("npas-export", "run is missing"),
+    ("npas-eval run=x show=-1", "show must be at least 0, got -1"),
+    ("npas-eval run=x show=201", "show must be at most 200, got 201"),
+    ("npas-fold run=x threshold=1.5", "threshold must be at most 1"),
+    ("npas-fold run=x threshold=often", "threshold must be a finite number or auto"),
     ("npas-export run=x format=pickle", "format must be safetensors or artifact, got 'pickle'"),
-    ("npas-export run=nowhere", "there is no folder nowhere"),
-    ("npas-table", "the table's name is missing"),
+    ("npas-export run=x out=..", "out=.. is no file: name one, as out=../network.safetensors"),
+    ("npas-export run=x out=", "out= is no file"),
+    ("npas-export run=x out=/dev/null", "out=/dev/null is no file"),
+    ("npas-table", "there is no table ''; choose from digits"),
     ("npas-table digit", "there is no table 'digit'; did you mean digits or digits_swrn?"),
-    ("npas-table name=digits chek=true", "unknown key 'chek': did you mean 'check'?"),
+    ("npas-table digits foo", "did you mean digits or digits_groups?"),
+    ("npas-table digits results=nowhere", "there is no folder results=nowhere"),
+    ("npas-table digits check=true epoch=selected", "leave check or epoch out"),
 ]
 
 
@@ -147,65 +125,50 @@ HEAD = "# @package _global_\n"
 FILES = {
     "conf/exp/bare.yaml": "budget: 0.3\n",
     "conf/exp/blank.yaml": f"exp: mine\n{HEAD}budget: 0.3\n",
-    "conf/exp/override.yaml": "defaults:\n  - override /optim: adam_simnet\nbudget: 0.3\n",
     "conf/exp/twice.yaml": f"{HEAD}defaults:\n  - /optim: adam_simnet\n",
     "conf/exp/open.yaml": f"{HEAD}optim: {{lr: 1\n",
-    "exp/mine.yaml": f"{HEAD}budget: 0.3\n",
-    "mine.yaml": f"{HEAD}budget: 0.3\n",
+    "conf/exp/mine.yaml": f"{HEAD}budget: 0.3\n",
+    "conf/own/big.yaml": f"{HEAD}budget: 0.4\n",
 }
 FIRST_LINE = "its first line must be '# @package _global_', so that its keys stand at the top"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        ("+exp=exp/mine.yaml", "takes a name: write --config-dir . +exp=mine"),
-        ("+exp=conf/exp/bare", "takes a name: write --config-dir conf +exp=bare"),
-        ("+exp=./exp/mine.yaml", "takes a name: write --config-dir . +exp=mine"),
-        ("+exp=mine.yaml", "put it into DIR/exp/ and write --config-dir DIR +exp=mine"),
-        ("+exp=nope/mine.yaml", "put it into DIR/exp/ and write --config-dir DIR +exp=mine"),
-        ("model=mine.yaml", "put it into DIR/model/ and write --config-dir DIR model=mine"),
-        ("--config-dir exp +exp=mine", "/exp/exp/mine.yaml is there; "),
-        ("--config-dir conf +exp=bare", f"the file chosen as +exp=: {FIRST_LINE}"),
-        ("seed=1 --config-dir conf +exp=bare", f"the file chosen as +exp=: {FIRST_LINE}"),
-        ("--config-dir conf +exp=blank", f"the file chosen as +exp=: {FIRST_LINE}"),
-        ("--config-dir conf +exp=override", f"exp/override: {FIRST_LINE}"),
-        ("--config-dir conf +exp=open", "a file is not YAML, correct it: while parsing"),
-        ("--config-dir conf +exp=twice", "(in the defaults of a file: override /optim: NAME)"),
-    ],
-)
-def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(
-    arguments: str, line: str, run: Run
-) -> None:
+def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(run: Run) -> None:
     for name, text in FILES.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
-    answer = run("npas-plan", *arguments.split())
-    assert answer.code == 2
-    assert line in answer.err and answer.err.count("\n") == 1
-    remedy = re.search(r"write (--config-dir [^D]\S* \S+)", answer.err)
-    if remedy and "bare" not in arguments:
-        assert run("npas-plan", *remedy[1].split()).code == 0
+    for arguments, line in (
+        ("+exp=exp/mine.yaml", "put the file into DIR/exp/ and write --config-dir DIR +exp=mine"),
+        ("model=mine.yaml", "put the file into DIR/model/ and write --config-dir DIR model=mine"),
+        ("--config-dir conf/exp +exp=mine", "conf/exp/exp/mine.yaml is there; "),
+        ("seed=1 --config-dir conf +exp=bare", f"the file chosen as +exp=: {FIRST_LINE}"),
+        ("--config-dir conf +exp=blank", f"the file chosen as +exp=: {FIRST_LINE}"),
+        ("--config-dir conf +exp=open", "a file is not YAML, correct it: while parsing"),
+        ("--config-dir conf +exp=twice", "override optim: adam_simnet"),
+    ):
+        answer = run("npas-plan", *arguments.split())
+        assert answer.code == 2
+        assert line in answer.err and answer.err.count("\n") == 1
+    assert "asked 0.3" in run("npas-plan", "--config-dir", "conf", "+exp=mine").out
+    assert "asked 0.4" in run("npas-plan", "--config-dir", "conf", "+own=big").out
 
 
-@pytest.mark.parametrize("root", ["josé/runs", "a#b", "a=b", "日本"])
+@pytest.mark.parametrize("root", ["josé/runs", "a#b=c", "日本"])
 def test_a_path_may_have_any_letters(root: str, run: Run) -> None:
     answer = run("npas-train", f"run_root={root}", "--cfg", "job")
     assert answer.code == 0, answer.err
     assert root in answer.out
 
 
-def test_the_traceback_is_there_for_those_who_ask(
+def test_the_traceback_is_there_for_those_who_ask_and_of_faults_of_ours(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "Traceback" in run("npas-train", "hydra.verbose=true", "epochs=-3").err
     monkeypatch.setenv("NPAS_DEBUG", "1")
-    answer = run("npas-train", "epochs=-3")
-    assert answer.code == 2
-    assert "Traceback" in answer.err
+    answer = run("npas-train", "bugdet=-3")
+    assert answer.code == 2 and "Traceback" in answer.err
+    monkeypatch.delenv("NPAS_DEBUG")
 
-
-def test_a_fault_of_ours_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(*anything: object) -> None:
         raise KeyError("ours")
 
@@ -215,26 +178,14 @@ def test_a_fault_of_ours_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch
     assert "Traceback" in answer.err and "KeyError: 'ours'" in answer.err
 
 
-def test_hydra_s_own_switches_are_left_as_they_were(run: Run) -> None:
-    before = (list(sys.argv), os.environ.get("HYDRA_FULL_ERROR"))
-    run("npas-train", "epochs=-3")
-    assert (sys.argv, os.environ.get("HYDRA_FULL_ERROR")) == before
-
-
-@pytest.mark.parametrize("command", ["npas-train", "npas-plan", "npas-eval", "npas-export"])
-def test_help_shows_the_usage_and_the_keys(command: str, run: Run, tmp_path: Path) -> None:
-    answer = run(command, "--help")
-    assert answer.code == 0
-    assert f"  {command} " in answer.out
-    assert "Exit code" in answer.out
-    assert not answer.err
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_config_can_be_seen_without_running_it(run: Run, tmp_path: Path) -> None:
+def test_help_version_and_config_are_shown_without_running(run: Run, tmp_path: Path) -> None:
+    for command in ("npas-train", "npas-eval"):
+        answer = run(command, "--help")
+        assert (answer.code, answer.err) == (0, "")
+        assert f"  {command} " in answer.out and "Exit code" in answer.out
     answer = run("npas-train", "--cfg", "job", "budget=0.3")
-    assert answer.code == 0
-    assert "budget: 0.3" in answer.out and "hydra" not in answer.out
+    assert answer.code == 0 and "budget: 0.3" in answer.out and "hydra" not in answer.out
+    assert run("npas-plan", "--version").out == f"npas {npas.__version__}\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -245,7 +196,7 @@ from npas.cli import plan, train
 with contextlib.redirect_stdout(io.StringIO()):
     assert plan.main(["--help"]) == 0
 assert train.main(["bugdet=0.1"]) == 2
-assert train.main(["+bugdet=0.1"]) == 2
+assert train.main(["epochs=-1"]) == 2
 heavy = {"torch", "torchvision", "transformers", "sklearn", "wandb", "matplotlib", "numpy"}
 print(*heavy & set(sys.modules))
 """
@@ -258,10 +209,4 @@ def test_the_module_runs_as_a_script_and_its_exit_code_reaches_the_shell(tmp_pat
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "npas-train: unknown key 'bugdet': did you mean 'budget'?\n"
-    assert not done.stdout
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_version_is_that_of_npas(run: Run) -> None:
-    answer = run("npas-plan", "--version")
-    assert (answer.code, answer.out) == (0, f"npas {npas.__version__}\n")
+    assert not done.stdout and not list(tmp_path.iterdir())

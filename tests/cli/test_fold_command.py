@@ -96,35 +96,22 @@ def test_a_threshold_is_chosen_on_held_out_data(
     assert "chosen on val accuracy" in answer.out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ((), "run is missing"),
-        (("run=nowhere",), "nowhere"),
-        (("run={soft}", "threshold=1.5"), "threshold must be at most 1"),
-        (("run={soft}", "threshold=often"), "threshold must be a finite number or auto"),
-        (("run={soft}", "treshold=0.9"), "did you mean 'threshold'?"),
-        (("run={soft}", "out={soft}/config.yaml"), "is a file"),
-        (("run={soft}", "out={soft}/checkpoints"), "the run's own files"),
-        (("run={trained}",), "no layers of"),
-        (("run={trained}", "threshold=auto"), "(data.val_fraction=0.0): give a threshold"),
-    ],
-)
-def test_invalid_arguments_are_one_line(
-    run: Run, soft: Path, trained: Path, arguments: tuple[str, ...], says: str
-) -> None:
-    answer = run("npas-fold", *(word.format(soft=soft, trained=trained) for word in arguments))
-    assert answer.code == 2
-    assert says in answer.err and len(answer.err.splitlines()) <= 2
-
-
-def test_a_dense_run_has_nothing_to_fold(run: Run) -> None:
+def test_what_cannot_be_folded_is_one_line(run: Run, soft: Path, trained: Path) -> None:
     assert run("npas-train", *SMALL, "budget=dense").code == 0
-    (folder,) = Path("runs").glob("digits/*")
-    answer = run("npas-fold", f"run={folder}")
-    assert answer.code == 2 and "dense network" in answer.err
+    (dense,) = Path("runs").glob("digits/*")
+    for arguments, says in (
+        ((f"run={soft}", f"out={soft}/config.yaml"), "is a file"),
+        ((f"run={soft}", f"out={soft}/checkpoints"), "the run's own files"),
+        ((f"run={trained}",), "no layers of"),
+        ((f"run={trained}", "threshold=auto"), "(data.val_fraction=0.0): give a threshold"),
+        ((f"run={dense}",), "dense network"),
+    ):
+        answer = run("npas-fold", *arguments)
+        assert answer.code == 2
+        assert says in answer.err and len(answer.err.splitlines()) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_on_texts_folds_too(run: Run, tmp_path: Path) -> None:
     arguments = ("+exp=tiny_mlm", "epochs=1", f"run_root={tmp_path}", "trainer.device=cpu")
     made = ("train=4", "test=2", "epochs=1", "batch_size=2")
@@ -135,16 +122,6 @@ def test_a_run_on_texts_folds_too(run: Run, tmp_path: Path) -> None:
     record = json.loads((folder / "fold-0.05" / "fold.json").read_text())
     assert record["outputs_differ_by"] < 1e-5 and record["weights"] < record["layers_before"]
     assert record["metrics"]["folded"] == pytest.approx(record["metrics"]["tied"], rel=1e-5)
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_log_that_was_cut_short_still_shows_what_it_has(run: Run, soft: Path) -> None:
-    folder = Path(shutil.copytree(soft, "cut"))
-    log = folder / "log.jsonl"
-    log.write_text(log.read_text()[:-20] + "\n")
-    assert run("npas-fold", f"run={folder}").code == 0
-    record = json.loads((folder / "fold-0.99" / "fold.json").read_text())
-    assert len(record["history"]) >= 3
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -183,20 +160,20 @@ def test_a_checkpoint_folds_into_the_runs_folder_with_the_history_until_then(
 ) -> None:
     folder = Path(shutil.copytree(soft, "copy"))
     with (folder / "log.jsonl").open("a") as log:
-        log.write("3\n[]\n")  # lines of JSON, but none of ours
+        log.write('3\n[]\n{"step": 1, "ep')  # no lines of ours, and one that was cut short
     first = min((folder / "checkpoints").glob("step-*"))
-    answer = run("npas-fold", f"run={first}", "threshold=0.5")
+    answer = run("npas-fold", f"run={first}", "threshold=0.5", "recalibrate=0")
     assert answer.code == 0, answer.err
     record = json.loads((folder / "fold-0.5" / "fold.json").read_text())
     epochs = [entry["epoch"] for entry in record["history"]]
     assert epochs == list(range(len(epochs))) and 1 < len(epochs) < 4
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("exp", "arguments"),
     [
         ("simnet_scenes", ("model.embeddings=3", "model.width=8")),
-        ("adapt_scenes", ("model.width=16", "model.vocab_size=200", "model.embedding=8")),
         ("two_branch_scenes", ("model.width=16", "model.embedding=16")),
     ],
 )
@@ -213,6 +190,7 @@ def test_a_network_of_several_inputs_folds(
     assert record["recalibrated_on"] >= 1 and record["outputs_differ_by"] < 1e-4
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_fold_of_an_unfinished_run_says_so(run: Run, soft: Path) -> None:
     folder = Path(shutil.copytree(soft, "copy"))
     result = results.read(folder)

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from command_line import SMALL, Run
 
 from npas.config import run_dir
@@ -61,14 +62,16 @@ def test_a_run_that_has_begun_needs_the_path_no_more(
     assert "there is no such file or folder" in answer.err
 
 
-def test_groups_are_found_first(run: Run, trained: Path, tmp_path: Path) -> None:
-    find = ("sharing.groups=learned", "sharing.num_groups=2", f"sharing.init={trained}")
-    answer = run(*TRAIN, f"run_root={tmp_path}", "budget=0.3", *find)
-    assert answer.code == 0
-    assert answer.err.count("sharing.init: ") == 1 and "layers projected" in answer.err
-
-
-def test_it_is_of_use_to_a_dense_network(run: Run, trained: Path, tmp_path: Path) -> None:
-    answer = run(*TRAIN, f"run_root={tmp_path}", "budget=dense", f"sharing.init={trained}")
-    assert answer.code == 0
-    assert "warning" not in answer.err and "tensors copied" in answer.err
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("budget=0.3", "sharing.groups=learned", "sharing.num_groups=2"), "layers projected"),
+        (("budget=dense",), "tensors copied"),
+    ],
+)
+def test_it_is_of_use_after_a_search_and_to_a_dense_network(
+    run: Run, trained: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    answer = run(*TRAIN, f"run_root={tmp_path}", *words, f"sharing.init={trained}")
+    assert answer.code == 0 and "warning" not in answer.err
+    assert answer.err.count("sharing.init: ") == 1 and said in answer.err

@@ -112,17 +112,3 @@ def test_the_jobs_are_composed_and_checked_once_with_a_count(
     ]
     assert composed == [0, 0, 0, 0, 1, 2]  # before the first job, and each by the launcher
     assert within == ["sweep"] * 3
-
-
-def test_batches_of_jobs_are_checked_before_the_first(run: Run) -> None:
-    arguments = ("hydra.sweeper.max_batch_size=1", "optim.lr=0.1,-1")
-    answer = run("npas-train", "-m", *SMALL, *arguments)
-    assert answer.code == 2
-    assert answer.err == "npas-train: optim.lr must be above 0, got -1.0\n"
-
-
-def test_a_job_of_a_sweep_prints_its_budget_and_no_table(run: Run) -> None:
-    answer = run("npas-train", "-m", *SMALL, "budget=0.5", "seed=0,1")
-    assert answer.code == 0
-    first = [line.split()[0] for line in answer.out.splitlines()]
-    assert first == ["budget", "done:"] * 2 + ["done"] * 2

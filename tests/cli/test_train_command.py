@@ -13,153 +13,141 @@ import torch
 from command_line import SMALL, Run
 from omegaconf import OmegaConf
 
-from npas.cli import runs, train
+from npas.cli import recording, runs, train
 from npas.config import config_hash, run_dir
-from npas.reporting import results
+from npas.models import _hub
+from npas.reporting import results, tables
+from npas.reporting.compose import compose
+from npas.sharing import BudgetReport
 from npas.tasks import digits
+from npas.tasks.cifar import synthetic
+from npas.tasks.cifar import task as cifar
 from npas.training import Outcome
 
+TRAIN = ("npas-train", *SMALL)
+HALF = (*TRAIN, "budget=0.5")
 
-def folders(root: str = "runs") -> list[Path]:
-    return sorted(path.parent for path in Path(root).glob("*/*/config.yaml"))
+
+def folder_of_run(root: str = "runs") -> Path:
+    (config,) = Path(root).glob("*/*/config.yaml")
+    return config.parent
 
 
-def test_a_run_leaves_what_the_design_says_and_nothing_else(
-    run: Run, trained: Path, tmp_path: Path
-) -> None:
+def test_a_run_leaves_what_the_design_says_and_nothing_else(trained: Path) -> None:
     assert {"config.yaml", "log.jsonl", "result.json", "checkpoints"} == {
         path.name for path in trained.iterdir()
     }
     result = results.read(trained)
     assert (result.status, result.exp, result.epochs) == ("done", "digits", 1)
-    assert result.budget is not None and result.split is not None
-    assert result.budget.asked == "0.5"
+    assert result.budget is not None and result.budget.asked == "0.5"
     assert result.budget.used <= result.budget.allowed == result.budget.dense // 2
     assert result.metrics is not None and 0 <= result.metrics.last["accuracy"] <= 100
     assert [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert [path.name for path in trained.parent.parent.iterdir()] == ["digits"]
+    stored: Any = OmegaConf.to_container(OmegaConf.load(trained / "config.yaml"))
+    config = runs.check(stored)
+    assert run_dir(config) == trained and result.config_hash == config_hash(config)
 
 
-def test_the_folder_is_that_of_the_stored_config(trained: Path) -> None:
-    stored = OmegaConf.to_container(OmegaConf.load(trained / "config.yaml"))
-    config = runs.check(stored)  # type: ignore[arg-type]
-    assert run_dir(config) == trained
-    assert results.read(trained).config_hash == config_hash(config)
-
-
-def test_the_plan_comes_first_and_one_line_closes(run: Run) -> None:
-    answer = run("npas-train", *SMALL, "budget=50%")
-    assert answer.code == 0
-    first, *_, last = answer.out.splitlines()
-    assert first.startswith("layer")
-    assert "stages.0.0.conv1.weight" in answer.out
-    (folder,) = folders()
+def test_a_finished_run_is_skipped_unless_forced(run: Run) -> None:
+    first = run(*TRAIN, "budget=50%")
+    assert first.code == 0 and first.out.startswith("layer")
+    assert "stages.0.0.conv1.weight" in first.out
+    folder = folder_of_run()
     for word in ("done: asked 0.5", "allowed 10,253", "used 10,", "test accuracy", str(folder)):
-        assert word in last
+        assert word in first.out.splitlines()[-1]
+    stored = (folder / "result.json").read_bytes()
+    again = run(*HALF, "wandb.tags=[other]", "trainer.log_every=1")
+    assert again.code == 0
+    assert again.out.startswith("skipped: ") and str(folder) in again.out
+    assert (folder / "result.json").read_bytes() == stored
+    assert run(*HALF, "force=true").out.splitlines()[-1].startswith("done: ")
+    assert (folder / "result.json").read_bytes() != stored and folder_of_run() == folder
 
 
 def test_the_closing_line_says_of_which_epoch_and_part_each_figure_is(run: Run) -> None:
     """The chosen epoch was chosen on held-out data; its figure is of the test set."""
-    arguments = ("npas-train", *SMALL, "budget=0.5", "data.val_fraction=0.1", "epochs=2")
+    arguments = (*HALF, "data.val_fraction=0.1", "epochs=2")
     last = run(*arguments).out.splitlines()[-1]
-    (folder,) = folders()
-    stored = results.read(folder)
+    assert re.search(r"% \(last epoch\), [\d.]+% \(epoch [12], chosen on val accuracy\); ", last)
+    folder = folder_of_run()
     later = {"accuracy": 61.2, "val/accuracy": 7.0}
     chosen = {"accuracy": 62.01, "val/accuracy": 7.44}
-    epochs = {"epoch": [1, 2, 3], "val/accuracy": [7.44, 7.44, 7.0]}
-    metrics = results.Metrics(later, chosen, "val accuracy")
-    known = dataclasses.replace(stored, metrics=metrics, history=epochs)
-    text = "test accuracy 61.20% (last epoch), 62.01% (epoch 2, chosen on val accuracy); "
-    for result, expected in (
-        (known, text),
-        (dataclasses.replace(known, history=None), text.replace("epoch 2, ", "")),
-        (
-            dataclasses.replace(known, metrics=results.Metrics(later)),
-            "test accuracy 61.20% (last epoch); ",
-        ),
+    history = {"epoch": [1, 2, 3], "val/accuracy": [7.44, 7.44, 7.0]}
+    for metrics, known, expected in (
+        ((later, chosen, "val accuracy"), history, "62.01% (epoch 2, chosen on val accuracy); "),
+        ((later, chosen, "val accuracy"), None, "62.01% (chosen on val accuracy); "),
+        ((later,), history, ""),
     ):
+        measured = results.Metrics(*metrics)
+        result = dataclasses.replace(results.read(folder), metrics=measured, history=known)
         results.write(folder, result)
-        assert expected in run(*arguments).out, "as a run that is done already"
-    assert re.search(r"% \(last epoch\), [\d.]+% \(epoch [12], chosen on val accuracy\); ", last)
+        begins = "test accuracy 61.20% (last epoch)" + (", " if expected else "; ")
+        assert begins + expected in run(*arguments).out, "as a run that is done already"
 
 
-def test_the_committed_dense_figure_stands_beside_the_result(
+def test_a_dense_run_shares_nothing_and_says_what_it_ignores(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from npas.reporting import tables
-
     monkeypatch.setattr(tables, "dense_figure", lambda *_: tables.Summary(98.61, 0.2, 3))
-    assert "; dense: 98.61 ± 0.20% over 3 seeds;" in run("npas-train", *SMALL, "budget=0.5").out
-    assert "dense:" not in run("npas-train", *SMALL, "budget=dense").out
-
-
-def test_a_finished_run_is_skipped_unless_forced(run: Run) -> None:
-    arguments = ("npas-train", *SMALL, "budget=0.5")
-    assert run(*arguments).code == 0
-    (folder,) = folders()
-    first = (folder / "result.json").read_bytes()
-    again = run(*arguments, "wandb.tags=[other]", "trainer.log_every=1", "budget=50%")
-    assert again.code == 0
-    assert again.out.startswith("skipped: ") and str(folder) in again.out
-    assert (folder / "result.json").read_bytes() == first
-    forced = run(*arguments, "force=true")
-    assert forced.out.splitlines()[-1].startswith("done: ")
-    assert (folder / "result.json").read_bytes() != first
-    assert folders() == [folder]
-
-
-def test_a_dense_run_shares_nothing_and_says_what_it_ignores(run: Run) -> None:
-    answer = run("npas-train", *SMALL, "budget=dense", "sharing.generator=emb")
+    ignored = ("sharing=learned", "sharing.generator=emb")
+    answer = run(*TRAIN, "budget=dense", *ignored)
     assert answer.code == 0
     assert answer.out.startswith("dense network: 20,506 parameters")
-    assert "warning: sharing.generator ignored: budget=dense shares nothing" in answer.err
-    (folder,) = folders()
-    result = results.read(folder)
+    assert "sharing.generator" in answer.err and "sharing.num_groups" in answer.err
+    assert "ignored: budget=dense shares nothing" in answer.err
+    assert "searching" not in answer.out and "; dense:" not in answer.out
+    result = results.read(folder_of_run())
     assert result.split == results.Split(0, 0, 0, 20506)
-    assert result.budget == results.BudgetReport.of_dense(20506)
+    assert result.budget == BudgetReport.of_dense(20506)
+    assert "; dense: 98.61 ± 0.20% over 3 seeds;" in run(*HALF).out
 
 
 def test_a_sweep_gives_each_job_its_folder_and_a_failed_one_does_not_stop_it(run: Run) -> None:
-    answer = run("npas-train", "-m", *SMALL, "budget=0.0001,0.5,dense")
+    answer = run("npas-train", "-m", *SMALL, "budget=0.0001,0.5")
     assert answer.code == 1
-    assert len(folders()) == 2
-    closing = answer.out.splitlines()[-3:]
-    assert [line.split()[0] for line in closing] == ["failed", "done", "done"]
-    assert "budget=0.0001" in closing[0] and "ask for budget=" in closing[0]
+    folder_of_run()
+    lines = answer.out.splitlines()
+    # A job of a sweep prints its budget and no table.
+    assert [line.split()[0] for line in lines] == ["budget", "done:", "failed", "done"]
+    assert "budget=0.0001" in lines[-2] and "ask for budget=" in lines[-2]
     assert "Traceback" not in answer.err
     assert [path.name for path in Path().iterdir()] == ["runs"]
-    assert [path.name for path in Path("runs").iterdir()] == ["digits"]
-
-    again = run("npas-train", *SMALL, "budget=0.5,dense", "--multirun")
+    again = run("npas-train", *SMALL, "budget=0.5,50%", "--multirun")
     assert again.code == 0
     assert [line.split()[0] for line in again.out.splitlines()[-2:]] == ["skipped"] * 2
 
 
 def test_a_sweep_is_checked_whole_before_its_first_job(run: Run, tmp_path: Path) -> None:
-    answer = run("npas-train", "-m", *SMALL, "budget=0.5", "optim.lr=0.1,-1")
-    assert answer.code == 2
-    assert answer.err == "npas-train: optim.lr must be above 0, got -1.0\n"
-    assert not list(tmp_path.iterdir())
+    for word in ("epochs=1", "hydra.sweeper.max_batch_size=1"):
+        assert not list(tmp_path.iterdir())
+        answer = run("npas-train", "-m", *SMALL, "budget=0.5", "optim.lr=0.1,-1", word)
+        assert answer.code == 2
+        assert answer.err == "npas-train: optim.lr must be above 0, got -1.0\n"
 
 
-def test_a_run_that_breaks_is_recorded_as_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_breaks_is_recorded_as_failed_and_taken_up_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*anything: object) -> None:
         raise RuntimeError("a cable\nhas come loose")
 
-    monkeypatch.setattr("npas.training.train", broken)
-    answer = run("npas-train", *SMALL, "budget=0.5")
+    with monkeypatch.context() as patch:
+        patch.setattr("npas.training.train", broken)
+        answer = run(*HALF)
     assert answer.code == 1
-    (folder,) = folders()
+    folder = folder_of_run()
     result = results.read(folder)
     assert result.status == "failed" and result.metrics is None
     assert result.error == "RuntimeError: a cable has come loose"
     assert answer.err.splitlines()[-1] == f"npas-train: failed: {result.error}; {folder}"
+    assert run(*HALF).code == 0 and results.read(folder).status == "done"
 
 
 @pytest.mark.parametrize(
     ("fits", "advice"),
     [
-        (64, "trainer.grad_accum_steps=4 (parts of 64) fits"),
+        (2, "trainer.grad_accum_steps=4 (parts of 2) fits"),
         (0, "not even one sample at a time fits; choose a smaller network or precision"),
     ],
 )
@@ -174,112 +162,112 @@ def test_out_of_memory_says_what_would_fit(
         return loss(self, model, batch)
 
     monkeypatch.setattr(digits.Task, "loss", hungry)
-    answer = run("npas-train", *SMALL, "budget=0.5")
-    assert answer.code == 1 and "Traceback" not in answer.err
-    (folder,) = folders()
+    answer = run(*HALF, "batch_size=8")
+    assert answer.code == 1
+    folder = folder_of_run()
     error = results.read(folder).error
-    assert error == f"out of memory with batch_size 256: {advice}"
+    assert error == f"out of memory with batch_size 8: {advice}"
     assert answer.err == f"npas-train: failed: {error}; {folder}\n"
 
 
-def test_a_run_that_failed_is_taken_up_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*anything: object) -> None:
-        raise RuntimeError("a cable")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("npas.training.train", broken)
-        assert run("npas-train", *SMALL, "budget=0.5").code == 1
-    assert run("npas-train", *SMALL, "budget=0.5").code == 0
-    (folder,) = folders()
-    assert results.read(folder).status == "done"
-
-
-def test_a_run_that_diverged_ends_with_exit_code_1(
+def test_a_run_that_diverged_ends_with_exit_code_1_and_says_where(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    loss = digits.Task.loss
+    monkeypatch.setattr(digits.Task, "loss", lambda *a: (loss(*a)[0] * math.inf, {}))
+    dry = run(*HALF, "dry_run=true")
+    assert dry.code == 2
+    assert "loss or gradient not finite at step 1: lower optim.lr" in dry.err
+    assert not list(Path().iterdir())
+    assert run(*HALF).code == 1
+    result = results.read(folder_of_run())
+    assert result.status == "diverged" and result.divergence is not None
+    assert result.divergence.step == 1
+    assert {*result.divergence.norms["npas_bank_0"]} == {"weight", "gradient"}
     metrics = {"last": {"accuracy": math.nan}, "selected": None, "selected_on": None}
     outcome = Outcome("diverged", metrics, 3, 0, 1.0, 0, "loss not finite at step 3")
     monkeypatch.setattr("npas.training.train", lambda *anything: outcome)
-    answer = run("npas-train", *SMALL, "budget=0.5")
-    assert answer.code == 1
-    (folder,) = folders()
-    assert results.read(folder).status == "diverged"
-    assert "diverged: loss not finite at step 3" in answer.err
+    answer = run(*HALF)
+    assert answer.code == 1 and "diverged: loss not finite at step 3" in answer.err
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder_of_its_own(run: Run) -> None:
     Path("runs/digits").mkdir(parents=True)
-    answer = run("npas-train", *SMALL, "batch_size=100000", "budget=0.5")
-    assert answer.code == 2
+    assert run(*HALF, "batch_size=100000").code == 2
     assert not list(Path("runs/digits").iterdir())
 
 
-def test_templates_take_the_place_of_a_budget(run: Run) -> None:
-    arguments = ("budget=null", "sharing.templates=2", "sharing.groups=shape")
-    answer = run("npas-train", *SMALL, *arguments)
+@pytest.mark.parametrize("templates", ["2", "layers"])
+def test_templates_take_the_place_of_a_budget(templates: str, run: Run) -> None:
+    answer = run(*TRAIN, "+exp=digits_swrn", f"sharing.templates={templates}", "model.depth=16")
     assert answer.code == 0, answer.err
-    (folder,) = folders()
-    assert folder.name.startswith("templates-2_seed-0_")
+    folder = folder_of_run()
+    assert folder.name.startswith(f"templates-{templates}_seed-0_")
+    split = results.read(folder).split
+    assert split is not None and split.bank == 2 * 9 * (8 * 8 + 16 * 16 + 32 * 32)
+    assert split.coefficients == 2 * 6
 
 
 def test_the_released_layout_trains_and_its_result_says_by_how_much_it_oversteps(run: Run) -> None:
-    answer = run("npas-train", *SMALL, "budget=50%", "sharing=reference")
+    answer = run(*HALF, "sharing=reference")
     assert answer.code == 0, answer.err
-    (folder,) = folders()
-    result = results.read(folder)
-    assert result.budget is not None
-    assert result.budget.used > result.budget.allowed and result.budget.utilization > 1
+    budget = results.read(folder_of_run()).budget
+    assert budget is not None and budget.used > budget.allowed and budget.utilization > 1
 
 
 def test_a_dry_run_does_one_step_and_writes_nothing(run: Run, tmp_path: Path) -> None:
-    answer = run("npas-train", *SMALL, "budget=0.5", "dry_run=true", "trainer.grad_accum_steps=2")
-    assert (answer.code, answer.err) == (0, "")
+    answer = run(*HALF, "dry_run=true", "trainer.grad_accum_steps=2", "data.verify=warn")
+    line = "data.verify=warn has no effect: nothing published of digits is known"
+    assert answer.code == 0 and answer.err.count("\n") == 1 and line in answer.err
     assert "batch    256 = 2 parts x 128\n" in answer.out
     last = answer.out.splitlines()[-1]
     assert last.startswith("dry run: one step: loss ") and "nothing was written" in last
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dry_run_tells_of_numbers_that_go_wrong(run: Run, tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        loss = digits.Task.loss
-        patch.setattr(digits.Task, "loss", lambda *a: (loss(*a)[0] * math.nan, {}))
-        answer = run("npas-train", *SMALL, "budget=0.5", "dry_run=true")
-    assert answer.code == 2
-    assert "loss or gradient not finite at step 1: lower optim.lr" in answer.err
-    assert not list(tmp_path.iterdir())
+def test_a_rehearsal_says_what_it_is_wherever_it_gives_a_figure(run: Run) -> None:
+    arguments = (*TRAIN, "data.source=synthetic", "data.synthetic.epochs=2", "epochs=9")
+    answer = run(*arguments)
+    assert answer.code == 0, answer.err
+    line = "data     synthetic, in the format of digits: a dry run with epochs=2 batch_size=2"
+    assert line in answer.out
+    assert "% on synthetic data" in answer.out and "dense:" not in answer.out
+    assert results.read(folder_of_run()).dataset.source == "synthetic"
+    assert run(*arguments).out.startswith("skipped: ")
 
 
-def test_a_diverged_run_says_at_which_step_and_what_the_norms_were(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+def test_a_copy_of_the_data_is_recorded_and_said(run: Run, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    synthetic.write(root, cifar.published_archive(10), 10, 40, 20)
+    words = ("+exp=wrn_cifar10", "batch_size=20", "data.val_fraction=0", f"data.root={root}")
+    answer = run(*TRAIN, *words, "data.verify=warn")
+    assert answer.code == 0, answer.err
+    assert "% on data that are not the published ones" in answer.out
+    dataset = results.read(folder_of_run()).dataset
+    assert dataset.published is False and dataset.files is not None and len(dataset.files) == 6
+
+
+def test_the_commits_of_the_hub_that_a_run_read_are_recorded(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    loss = digits.Task.loss
-    monkeypatch.setattr(digits.Task, "loss", lambda *a: (loss(*a)[0] * math.inf, {}))
-    answer = run("npas-train", *SMALL, "budget=0.5")
-    assert answer.code == 1
-    (folder,) = folders()
-    result = results.read(folder)
-    assert result.status == "diverged" and result.divergence is not None
-    assert result.divergence.step == 1
-    assert {*result.divergence.norms["npas_bank_0"]} == {"weight", "gradient"}
+    config = compose("+exp=bert_base_squad2", "model.pretrained=a/b@v1", "task.tokenizer=tok")
+    monkeypatch.setattr(_hub, "COMMITS", {"a/b@v1": "a/b@c0ffee", "of another run": "x@y"})
+    assert recording._hub_commits(config) == {"model.pretrained": "a/b@c0ffee"}
+    monkeypatch.setattr(_hub, "COMMITS", {})
+    assert recording._hub_commits(config) is None
 
 
-def test_a_reader_who_has_gone_ends_no_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_who_has_gone_ends_no_training_and_the_environment_overrules_tracking(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as nobody_reads, monkeypatch.context() as patch:
         patch.setattr("sys.stdout", nobody_reads)
-        assert train.main([*SMALL, "budget=0.5"]) == 0
-    (folder,) = folders()
-    assert results.read(folder).status == "done"
-
-
-@pytest.mark.parametrize("mode", ["disabled", "offline"])
-def test_the_environment_overrules_the_tracking_mode_and_says_so(
-    run: Run, monkeypatch: pytest.MonkeyPatch, mode: str
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    answer = run("npas-train", *SMALL, "budget=0.5", f"wandb.mode={mode}")
-    line = "npas-train: WANDB_MODE=disabled overrules wandb.mode=offline\n"
-    assert answer.err == (line if mode == "offline" else "")
+        assert train.main([*HALF[1:], "wandb.mode=offline"]) == 0
+    said = "npas-train: WANDB_MODE=disabled overrules wandb.mode=offline\n"
+    assert capsys.readouterr().err == said
+    assert results.read(folder_of_run()).status == "done"
     assert not list(Path("runs").rglob("wandb*"))

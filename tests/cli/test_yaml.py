@@ -11,7 +11,6 @@ from npas.cli import runs
 from npas.config import OptimConfig, SharingConfig, TrainerConfig, known_keys, run_dir
 from npas.config.typed import build
 from npas.reporting.compose import compose
-from npas.reporting.definitions import narrow_width
 
 FOLDER = Path(npas.configs.__path__[0])
 NODES = {"optim": OptimConfig, "sharing": SharingConfig, "trainer": TrainerConfig}
@@ -43,10 +42,6 @@ def node_of(path: Path) -> dict[str, Any]:
 def test_no_words_at_all_mean_the_digits_at_a_tenth() -> None:
     assert run_dir(compose()) == run_dir(compose("+exp=digits"))
     assert run_dir(compose()).as_posix().startswith("runs/digits/budget-0.1_seed-0_")
-
-
-def test_the_narrow_network_is_the_widest_that_has_a_tenth_of_the_parameters() -> None:
-    assert compose("+exp=digits_narrow").model.width == narrow_width("digits", "0.1")
 
 
 def test_the_yaml_names_every_key_so_that_each_can_be_set_without_a_plus() -> None:

@@ -44,6 +44,31 @@ class Trainings:
         self.home = home
         self.started = 0
 
+    @property
+    def root(self) -> Path:
+        """Return the folder of all runs."""
+        return self.home / "runs"
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the only run."""
+        return folder_in(self.root)
+
+    def lines(self) -> int:
+        """Count the whole lines of the only run's log, perhaps of none yet."""
+        return sum(path.read_text().count("\n") for path in self.root.glob("[!.]*/*/log.jsonl"))
+
+    def result(self) -> Result:
+        """Return what the only run's result file says."""
+        return results.read(self.folder)
+
+    def check_ended(self, expected: Path, *words: str, ranks: int = 1) -> None:
+        """Check that the same command ends the run, equal to one that nothing disturbed."""
+        ended = self.run_ranks(ranks, *words) if ranks > 1 else [self.run(*words)]
+        assert [each.code for each in ended] == [0] * ranks, "".join(each.err for each in ended)
+        assert differences(self.folder, expected) == []
+        assert left_behind(self.folder) == []
+
     def start(
         self, *words: str, trouble: dict[str, Any] | None = None, env: dict[str, str] | None = None
     ) -> Run:
@@ -107,30 +132,13 @@ def wait_until(holds: Callable[[], Any], what: str, timeout: float = TIMEOUT) ->
         time.sleep(0.01)
 
 
-# --- what a run leaves
-
-
 def folder_in(root: Path) -> Path:
     """Return the folder of the only run below a root."""
     (folder,) = (path for path in root.glob("[!.]*/*") if path.is_dir())
     return folder
 
 
-def folder_or_none(root: Path) -> Path | None:
-    return next((path for path in root.glob("[!.]*/*") if path.is_dir()), None)
-
-
-def lines_in(folder: Path | None) -> int:
-    """Count the whole lines of a run's log, perhaps of none yet."""
-    path = folder / "log.jsonl" if folder else None
-    return path.read_text().count("\n") if path and path.exists() else 0
-
-
 def newest(folder: Path) -> Checkpoint:
     found = Checkpoints(folder / "checkpoints").newest()
     assert found is not None
     return found
-
-
-def result(folder: Path) -> Result:
-    return results.read(folder)

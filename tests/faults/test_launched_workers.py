@@ -8,21 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import (
-    PREEMPTED,
-    TIMEOUT,
-    Run,
-    Trainings,
-    differences,
-    folder_in,
-    folder_or_none,
-    lines_in,
-    newest,
-    result,
-    wait_until,
-)
+from processes import PREEMPTED, TIMEOUT, Run, Trainings, newest, wait_until
 
-fault = pytest.mark.fault
+pytestmark = pytest.mark.fault
 
 Straight = Callable[..., Path]
 TROUBLED = Path(__file__).resolve().parent / "troubled"
@@ -47,11 +35,6 @@ def all_gone(processes: list[int]) -> bool:
     return not any(Path(f"/proc/{process}").exists() for process in processes)
 
 
-def steps_of(trainings: Trainings) -> int:
-    return lines_in(folder_or_none(trainings.home / "runs"))
-
-
-@fault
 def test_workers_are_stopped_by_a_signal_to_the_command_to_one_of_them_or_to_all(
     trainings: Trainings, straight: Straight
 ) -> None:
@@ -70,7 +53,7 @@ def test_workers_are_stopped_by_a_signal_to_the_command_to_one_of_them_or_to_all
 
     for send in (to_command, to_one_worker, to_all):
         run = trainings.start(*words)
-        wait_until(lambda before=before: steps_of(trainings) > before, "a step")
+        wait_until(lambda before=before: trainings.lines() > before, "a step")
         workers = children(run.process)
         assert len(workers) == 2
         send(run)
@@ -78,18 +61,14 @@ def test_workers_are_stopped_by_a_signal_to_the_command_to_one_of_them_or_to_all
         assert ended.code == PREEMPTED, f"{send.__name__}: {ended.err}"
         assert "Traceback" not in ended.err, ended.err
         assert all_gone(workers)
-        folder = folder_in(trainings.home / "runs")
-        assert result(folder).status == "preempted"
-        assert result(folder).steps == newest(folder).state["progress"]["step"]
-        before = steps_of(trainings)
+        found = trainings.result()
+        assert found.status == "preempted"
+        assert found.steps == newest(trainings.folder).state["progress"]["step"]
+        before = trainings.lines()
     # Started in another way, two ranks go on as well.
-    first, second = trainings.run_ranks(2, "data.workers=1")
-    assert (first.code, second.code) == (0, 0), first.err + second.err
-    expected = straight("data.workers=1", ranks=2)
-    assert differences(folder_in(trainings.home / "runs"), expected) == []
+    trainings.check_ended(straight("data.workers=1", ranks=2), "data.workers=1", ranks=2)
 
 
-@fault
 def test_a_second_signal_ends_command_and_workers_at_once(trainings: Trainings) -> None:
     trouble = {"step": 2, "rank": "1", "sleep": 300}
     run = trainings.start("trainer.devices=2", env=troubled(trouble))
@@ -108,24 +87,22 @@ def troubled(trouble: dict[str, object]) -> dict[str, str]:
     return {"TROUBLE": json.dumps(trouble), "PYTHONPATH": str(TROUBLED)}
 
 
-@fault
 def test_a_worker_that_fails_ends_the_job_with_its_traceback(trainings: Trainings) -> None:
     trouble = {"step": 3, "rank": "1", "raises": "this worker has failed"}
     run = trainings.start("trainer.devices=2", env=troubled(trouble))
-    wait_until(lambda: steps_of(trainings) >= 2, "two steps")
+    wait_until(lambda: trainings.lines() >= 2, "two steps")
     ended = run.wait(SOON)
     assert ended.code == 1
     assert "Traceback" in ended.err and "this worker has failed" in ended.err
     assert ended.err.count("Traceback") == 1, ended.err
     assert all_gone(children(run.process))
-    found = result(folder_in(trainings.home / "runs"))
+    found = trainings.result()
     assert found.status == "failed" and "this worker has failed" in str(found.error)
 
 
-@fault
 def test_a_worker_that_is_killed_ends_the_job(trainings: Trainings) -> None:
     run = trainings.start("trainer.devices=2", "epochs=300")
-    wait_until(lambda: steps_of(trainings) >= 2, "two steps")
+    wait_until(lambda: trainings.lines() >= 2, "two steps")
     workers = children(run.process)
     os.kill(workers[-1], signal.SIGKILL)
     ended = run.wait(SOON)
@@ -133,14 +110,5 @@ def test_a_worker_that_is_killed_ends_the_job(trainings: Trainings) -> None:
     # Another worker may have had a traceback before, since it lost its peer: the cause comes last.
     assert "was killed by SIGKILL" in ended.err.splitlines()[-1]
     assert all_gone(workers)
-    found = result(folder_in(trainings.home / "runs"))
+    found = trainings.result()
     assert found.status == "failed" and "was killed by SIGKILL" in str(found.error)
-
-
-@pytest.mark.slow
-def test_a_batch_that_does_not_divide_is_refused(trainings: Trainings) -> None:
-    ended = trainings.run("trainer.devices=2", "batch_size=313")
-    assert ended.code == 2
-    (line,) = ended.err.splitlines()
-    assert "batch_size=313" in line and "2 ranks" in line and "312" in line
-    assert not (trainings.home / "runs").exists()

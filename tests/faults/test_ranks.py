@@ -16,8 +16,9 @@ from processes import (
     free_port,
     logged,
     newest,
-    result,
 )
+
+from npas.reporting import results
 
 pytestmark = pytest.mark.fault
 
@@ -29,8 +30,11 @@ FAILING = {"step": 3, "raises": "this rank has failed"}
 SOON = 60.0  # seconds within which the others of a rank that fails are to be gone
 
 
-def codes(ended: list[Ended]) -> list[int]:
-    return [each.code for each in ended]
+def check_codes(ended: list[Ended], code: int = 0) -> str:
+    """Check how all ended, and return what they said on stderr."""
+    said = "".join(each.err for each in ended)
+    assert [each.code for each in ended] == [code] * len(ended), said
+    return said
 
 
 def furthest(one: Path, other: Path) -> float:
@@ -71,30 +75,24 @@ def test_parts_of_a_batch_add_up_to_the_batch(
 
 
 def test_ranks_export_one_artifact_and_measure_what_it_holds(trainings: Trainings) -> None:
-    ended = trainings.run_ranks(2, *SAME, "budget=12KB")
-    assert codes(ended) == [0, 0], ended[0].err + ended[1].err
-    found = result(folder_in(trainings.home / "runs"))
+    check_codes(trainings.run_ranks(2, *SAME, "budget=12KB"))
+    found = results.read(folder_in(trainings.home / "runs"))
     assert found.artifact is not None and found.artifact.metrics is not None
     assert found.artifact.bytes <= found.artifact.bytes_before_compression <= 12_000
     over = trainings.run_ranks(2, *SAME, "budget=12KB", "artifact.expected_ratio=4", "seed=1")
-    assert codes(over) == [1, 1] and "more than budget=12KB" in over[0].err
+    assert "more than budget=12KB" in check_codes(over, 1)
 
 
 def test_ranks_leave_one_folder_one_log_and_one_voice(trainings: Trainings) -> None:
     first, second = trainings.run_ranks(2, *SAME)
-    assert codes([first, second]) == [0, 0], first.err + second.err
+    check_codes([first, second])
     assert (second.out, second.err) == ("", "")
-    folder = folder_in(trainings.home / "runs")
-    assert steps(folder) == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
-    found = result(folder).parallel
+    assert steps(trainings.folder) == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
+    found = trainings.result().parallel
     assert found is not None and (found.ranks, found.nodes, found.grad_accum_steps) == (2, 1, 1)
     assert "312 = 2 " in first.out  # the arithmetic of the batch
-    assert {path.name for path in folder.iterdir()} == {
-        "checkpoints",
-        "config.yaml",
-        "log.jsonl",
-        "result.json",
-    }
+    files = {"checkpoints", "config.yaml", "log.jsonl", "result.json"}
+    assert {path.name for path in trainings.folder.iterdir()} == files
 
 
 def test_the_same_weights_measure_the_same_on_any_number_of_ranks(
@@ -102,21 +100,14 @@ def test_the_same_weights_measure_the_same_on_any_number_of_ranks(
 ) -> None:
     # Each goes on from a training's last checkpoint, where all that is left to do is to measure.
     done = straight(*SAME)
-    expected = result(done).metrics
     for ranks in (1, 2, 3):
         root = trainings.home / f"measured-by-{ranks}"
         ended = trainings.run_ranks(ranks, *SAME, f"resume={done}", f"run_root={root}")
-        assert codes(ended) == [0] * ranks, "".join(each.err for each in ended)
-        assert result(folder_in(root)).metrics == expected
-
-
-def test_a_resume_at_another_number_of_ranks_is_said_to_differ(
-    trainings: Trainings, straight: Straight
-) -> None:
-    done = straight(*SAME)
-    first, _ = trainings.run_ranks(2, *SAME, f"resume={done}")
-    assert first.code == 0
-    assert "of another number of processes" in first.err and "not to the bit" in first.err
+        said = check_codes(ended)
+        assert ("of another number of processes" in said and "not to the bit" in said) == (
+            ranks > 1
+        )
+        assert results.read(folder_in(root)).metrics == results.read(done).metrics
 
 
 def test_a_rank_that_fails_ends_the_others_soon_and_says_why(trainings: Trainings) -> None:
@@ -126,9 +117,9 @@ def test_a_rank_that_fails_ends_the_others_soon_and_says_why(trainings: Training
     assert "Traceback" in ended.err and "this rank has failed" in ended.err
     # torchrun would end it; it need not wait for that.
     assert first.wait(SOON).code == 1
-    found = result(folder_in(trainings.home / "runs"))
+    found = trainings.result()
     assert found.status == "failed" and "this rank has failed" in str(found.error)
-    assert codes(trainings.run_ranks(2)) == [0, 0]  # the same command goes on
+    check_codes(trainings.run_ranks(2))  # the same command goes on
 
 
 def test_a_rank_that_is_killed_ends_the_others_soon(trainings: Trainings) -> None:
@@ -136,25 +127,23 @@ def test_a_rank_that_is_killed_ends_the_others_soon(trainings: Trainings) -> Non
     first, second = trainings.start_ranks(2, troubles={1: killed})
     assert second.wait(TIMEOUT).code == 128 + signal.SIGKILL
     assert first.wait(SOON).code == 1
-    assert result(folder_in(trainings.home / "runs")).status == "failed"
+    assert trainings.result().status == "failed"
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(
-    trainings: Trainings,
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("batch_size=313",), ["batch_size=313", "2 ranks", "312"]),
+        (("-m", "seed=0,1"), ["torchrun"]),
+    ],
+    ids=["a batch that does not divide", "a sweep inside torchrun"],
+)
+def test_what_ranks_cannot_do_is_refused_with_the_way_to_do_it(
+    trainings: Trainings, words: tuple[str, ...], says: list[str]
 ) -> None:
-    ended = trainings.run_ranks(2, "batch_size=313")
-    assert codes(ended) == [2, 2]
-    said = ended[0].err + ended[1].err
-    assert "batch_size=313" in said and "2 ranks" in said and "312" in said
-    assert "Traceback" not in said and not (trainings.home / "runs").exists()
-
-
-def test_a_sweep_inside_torchrun_is_refused_with_the_way_to_do_it(trainings: Trainings) -> None:
-    ended = trainings.run_ranks(2, "-m", "seed=0,1")
-    assert codes(ended) == [2, 2]
-    said = ended[0].err + ended[1].err
-    assert "trainer.devices" in said or "torchrun" in said
-    assert "Traceback" not in said and not (trainings.home / "runs").exists()
+    said = check_codes(trainings.run_ranks(2, *words), 2)
+    assert all(word in said for word in says)
+    assert "Traceback" not in said and not trainings.root.exists()
 
 
 def test_srun_starts_ranks_too(trainings: Trainings, straight: Straight) -> None:
@@ -172,9 +161,8 @@ def test_srun_starts_ranks_too(trainings: Trainings, straight: Straight) -> None
         trainings.start(*SAME, env=slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
         for rank in range(2)
     ]
-    ended = [run.wait(TIMEOUT) for run in runs]
-    assert codes(ended) == [0, 0], ended[0].err + ended[1].err
-    assert differences(folder_in(trainings.home / "runs"), straight(*SAME, ranks=2)) == []
+    check_codes([run.wait(TIMEOUT) for run in runs])
+    assert differences(trainings.folder, straight(*SAME, ranks=2)) == []
 
 
 def test_a_signal_to_all_ranks_and_their_data_workers(
@@ -183,12 +171,11 @@ def test_a_signal_to_all_ranks_and_their_data_workers(
     words = (*SAME, "data.workers=2")
     trouble = {"step": 3, "signals": [int(signal.SIGTERM)], "group": True}
     ended = trainings.run_ranks(2, *words, troubles={0: trouble, 1: trouble})
-    assert codes(ended) == [PREEMPTED] * 2, ended[0].err + ended[1].err
-    found = result(folder_in(trainings.home / "runs"))
+    check_codes(ended, PREEMPTED)
+    found = trainings.result()
     assert found.status == "preempted"
-    assert newest(folder_in(trainings.home / "runs")).state["progress"]["step"] == found.steps
-    assert codes(trainings.run_ranks(2, *words)) == [0, 0]
-    assert differences(folder_in(trainings.home / "runs"), straight(*words, ranks=2)) == []
+    assert newest(trainings.folder).state["progress"]["step"] == found.steps
+    trainings.check_ended(straight(*words, ranks=2), *words, ranks=2)
 
 
 def test_torchrun_itself(trainings: Trainings, straight: Straight) -> None:
@@ -196,4 +183,4 @@ def test_torchrun_itself(trainings: Trainings, straight: Straight) -> None:
     run = trainings.execute(*command, "-m", "npas.cli.train", *WORDS, *SAME)
     ended = run.wait(TIMEOUT)
     assert ended.code == 0, ended.err
-    assert differences(folder_in(trainings.home / "runs"), straight(*SAME, ranks=2)) == []
+    assert differences(trainings.folder, straight(*SAME, ranks=2)) == []

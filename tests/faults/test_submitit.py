@@ -6,19 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import (
-    Trainings,
-    differences,
-    folder_in,
-    folder_or_none,
-    lines_in,
-    result,
-    wait_until,
-)
+from processes import Trainings, differences, wait_until
+
+from npas.reporting import results
 
 pytestmark = pytest.mark.slow  # submitit starts every job in a new interpreter
 
-Straight = Callable[..., Path]
 WORDS = ("-m", "hydra/launcher=submitit_local")
 
 
@@ -37,7 +30,7 @@ def job_in(home: Path) -> int:
 def test_a_sweep_runs_in_submitits_processes(trainings: Trainings) -> None:
     ended = trainings.run(*WORDS, "seed=0,1")
     assert ended.code == 0, ended.err
-    found = {result(path.parent).seed for path in trainings.home.glob("runs/*/*/result.json")}
+    found = {results.read(path.parent).seed for path in trainings.root.glob("*/*/result.json")}
     assert found == {0, 1}
     again = trainings.run("-m", "seed=0,1")
     assert again.code == 0 and again.out.count("skipped") == 4  # said of each, and in the table
@@ -45,15 +38,14 @@ def test_a_sweep_runs_in_submitits_processes(trainings: Trainings) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_submitits_own_signal_requeues_the_job_which_goes_on(
-    trainings: Trainings, straight: Straight, ranks: int
+    trainings: Trainings, straight: Callable[..., Path], ranks: int
 ) -> None:
     run = trainings.start(*WORDS, "seed=0", f"trainer.devices={ranks}")
-    wait_until(lambda: lines_in(folder_or_none(trainings.home / "runs")) >= 2, "two steps")
+    wait_until(lambda: trainings.lines() >= 2, "two steps")
     os.kill(job_in(trainings.home), signal.SIGUSR2)
     ended = run.wait(120)
     assert ended.code == 0, ended.err
-    folder = folder_in(trainings.home / "runs")
-    assert differences(folder, straight("seed=0", ranks=ranks)) == []
-    logs = trainings.home.glob("runs/.sweep/.submitit/*/*_0_log.*")
+    assert differences(trainings.folder, straight("seed=0", ranks=ranks)) == []
+    logs = trainings.root.glob(".sweep/.submitit/*/*_0_log.*")
     said = "".join(path.read_text() for path in logs)
     assert "preempted: stopped by a signal" in said and "Requeued job" in said

@@ -5,7 +5,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from processes import PREEMPTED, TIMEOUT, Trainings, result, wait_until
+from processes import PREEMPTED, TIMEOUT, Trainings, wait_until
+
+from npas.reporting import results
 
 pytestmark = pytest.mark.fault
 
@@ -19,7 +21,7 @@ def sweep(jobs: int) -> tuple[str, ...]:
 
 def seeds(root: Path, status: str) -> set[int]:
     """List the seeds whose results have this status."""
-    found = (result(path.parent) for path in root.glob("*/*/result.json"))
+    found = (results.read(path.parent) for path in root.glob("*/*/result.json"))
     return {each.seed for each in found if each.status == status}
 
 
@@ -36,7 +38,7 @@ def trained(out: str) -> int:
 
 
 def test_a_sweep_that_is_killed_runs_only_what_is_left(trainings: Trainings) -> None:
-    root, jobs = trainings.home / "runs", 20
+    root, jobs = trainings.root, 20
     run = trainings.start(*sweep(jobs))
     wait_until(lambda: len(list(root.glob("*/*/result.json"))) >= 7, "seven jobs")
     run.signal(signal.SIGKILL)
@@ -53,7 +55,7 @@ def test_a_sweep_that_is_killed_runs_only_what_is_left(trainings: Trainings) -> 
 
 
 def test_a_signal_ends_the_job_and_the_sweep(trainings: Trainings) -> None:
-    root = trainings.home / "runs"
+    root = trainings.root
     ended = trainings.run(*sweep(5), trouble={"step": 10, "signals": [int(signal.SIGTERM)]})
     assert ended.code == PREEMPTED, ended.err  # in the third job
     assert "Traceback" not in ended.err
@@ -68,7 +70,7 @@ def test_a_signal_ends_the_job_and_the_sweep(trainings: Trainings) -> None:
 
 
 def test_a_job_that_failed_does_not_end_the_sweep_and_is_tried_again(trainings: Trainings) -> None:
-    root = trainings.home / "runs"
+    root = trainings.root
     ended = trainings.run(*sweep(4), trouble={"step": 6, "raises": "a fault in the second job"})
     assert ended.code == 1
     assert table(ended.out, 4) == ["done", "failed", "done", "done"]

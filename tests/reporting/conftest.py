@@ -10,7 +10,10 @@ import pytest
 from npas import config as schema
 from npas.reporting import results
 from npas.reporting.compose import compose
-from npas.reporting.results import BudgetReport, Dataset, Git, Hardware, Metrics, Result, Split
+from npas.reporting.environment import Hardware
+from npas.reporting.results import Dataset, Metrics, Result, Split
+from npas.sharing import BudgetReport
+from npas.utils.git import Git
 
 DENSE = 1_000
 
@@ -26,7 +29,7 @@ def make_result() -> Callable[..., Result]:
             "exp": "digits",
             "config": {"seed": 0},
             "config_hash": "c0ffee",
-            "budget": BudgetReport(asked, DENSE, used, used, 1.0),
+            "budget": BudgetReport(asked, DENSE, used, used),
             "split": Split(bank=0, coefficients=0, upsamplers=0, unshared=used),
             "metrics": Metrics(last={"accuracy": accuracy}),
             "seed": 0,

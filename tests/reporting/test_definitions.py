@@ -7,7 +7,7 @@ import pytest
 
 from npas.config import DENSE, config_hash, run_dir
 from npas.reporting import definitions, results, tables
-from npas.reporting.compose import compose
+from npas.reporting.compose import compose, dense_count
 from npas.sharing.budget import parse_budget
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -18,31 +18,17 @@ def test_an_unknown_table_is_answered_with_a_near_name() -> None:
         definitions.table("digit")
 
 
-@pytest.mark.parametrize("budget", definitions.NARROW_BUDGETS)
-def test_the_narrower_network_is_the_widest_that_the_budget_allows(budget: str) -> None:
+def test_the_narrower_network_is_the_widest_that_the_budget_allows() -> None:
     config = compose("+exp=digits", "budget=dense")
-    allowed = parse_budget(budget).allowed(definitions.dense_count(config, config.model.width))
-    width = definitions.narrow_width("digits", budget)
-    wider = width + 1 / definitions.WIDTH_STEPS
-    assert definitions.dense_count(config, width) <= allowed
-    assert definitions.dense_count(config, wider) > allowed
-    # The comparison is a fair one only if little is left over.
-    assert definitions.dense_count(config, width) > 0.93 * allowed
-
-
-def test_the_narrow_experiment_is_the_tables_network_of_budget_a_tenth() -> None:
-    width = definitions.narrow_width("digits", "0.1")
-    assert compose("+exp=digits_narrow").model.width == width
-
-
-def test_a_budget_below_the_narrowest_network_is_refused() -> None:
+    for budget in definitions.NARROW_BUDGETS:
+        allowed = parse_budget(budget).allowed(dense_count(config, config.model.width))
+        width = definitions.narrow_width("digits", budget)
+        assert dense_count(config, width + 1 / definitions.WIDTH_STEPS) > allowed
+        # The comparison is a fair one only if little is left over.
+        assert 0.93 * allowed < dense_count(config, width) <= allowed
+    assert compose("+exp=digits_narrow").model.width == definitions.narrow_width("digits", "0.1")
     with pytest.raises(ValueError, match="even the narrowest network"):
         definitions.narrow_width("digits", "0.1K")
-
-
-def test_the_largest_is_found_at_both_ends_and_between() -> None:
-    for limit in range(3, 9):
-        assert definitions.largest(lambda n, limit=limit: n <= limit, 3, 8) == limit
 
 
 @pytest.mark.parametrize("name", definitions.names())

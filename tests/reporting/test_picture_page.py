@@ -12,6 +12,7 @@ from npas.tasks.base import Picture, Shown
 
 SAND = "#e0c080"
 TITLE = "a run"
+BOXES = {"truth": (10.0, 10.0, 40.0, 40.0), "chosen": (60.0, 5.0, 90.0, 30.0)}
 
 
 def image(name: str = "a.png", size: tuple[int, int] = (110, 50), colour: str = SAND) -> Path:
@@ -20,9 +21,13 @@ def image(name: str = "a.png", size: tuple[int, int] = (110, 50), colour: str = 
 
 
 def drawn(*samples: Shown, title: str = TITLE) -> np.ndarray:
-    path = picture_page.draw(samples, "page.png", title)
-    with Image.open(path) as page:
+    with Image.open(picture_page.draw(samples, "page.png", title)) as page:
         return np.array(page)
+
+
+def one(*pictures: Picture, heading: str = "") -> np.ndarray:
+    """Draw one sample, and cut off the title and what explains the colours."""
+    return drawn(Shown(heading, [*pictures]))[70:]
 
 
 def where(page: np.ndarray, colour: str) -> tuple[int, int, int, int]:
@@ -35,14 +40,6 @@ def count(page: np.ndarray, colour: str) -> int:
     return int((page == ImageColor.getrgb(colour)).all(2).sum())
 
 
-def below_legend(page: np.ndarray) -> np.ndarray:
-    """Cut off the title and what explains the colours."""
-    return page[70:]
-
-
-BOXES = {"truth": (10.0, 10.0, 40.0, 40.0), "chosen": (60.0, 5.0, 90.0, 30.0)}
-
-
 @pytest.mark.parametrize(
     ("right", "shown", "not_shown"),
     [(True, RIGHT, WRONG), (None, RIGHT, WRONG), (False, WRONG, RIGHT)],
@@ -50,48 +47,39 @@ BOXES = {"truth": (10.0, 10.0, 40.0, 40.0), "chosen": (60.0, 5.0, 90.0, 30.0)}
 def test_boxes_are_where_they_are_in_the_image_and_say_by_colour_what_they_are(
     right: bool | None, shown: str, not_shown: str
 ) -> None:
-    page = below_legend(drawn(Shown("", [Picture(image(), "", BOXES, right)])))
+    page = one(Picture(image(), "", BOXES, right))
     left, top, *_ = where(page, SAND)
     assert where(page, SAND)[2] - left == WIDTH - 1  # scaled up by 2, the image's own shape
     assert where(page, SAND)[3] - top == WIDTH * 50 / 110 - 1
-    found = np.subtract(where(page, TRUTH), (left, top, left, top))
-    assert found.tolist() == [20, 20, 80, 80]
-    found = np.subtract(where(page, shown), (left, top, left, top))
-    assert found.tolist() == [120, 10, 180, 60]
+    for colour, expected in ((TRUTH, [20, 20, 80, 80]), (shown, [120, 10, 180, 60])):
+        assert np.subtract(where(page, colour), (left, top, left, top)).tolist() == expected
     assert count(page, not_shown) == 0
 
 
-def test_of_two_boxes_in_one_place_both_are_seen() -> None:
-    same = {"truth": BOXES["truth"], "chosen": BOXES["truth"]}
-    page = below_legend(drawn(Shown("", [Picture(image(), "", same, True)])))
+def test_boxes_in_one_place_are_both_seen_and_end_with_the_image() -> None:
+    page = one(Picture(image(), "", dict.fromkeys(BOXES, BOXES["truth"]), True))
     assert count(page, TRUTH) > 100 and count(page, RIGHT) > 100
-
-
-def test_a_box_beyond_the_image_ends_with_it() -> None:
-    outside = {"truth": (-30.0, -5.0, 500.0, 20.0)}
-    page = below_legend(drawn(Shown("", [Picture(image(), "", outside)])))
+    page = one(Picture(image(), "", {"truth": (-30.0, -5.0, 500.0, 20.0)}))
     left, inside, right, _ = where(page, SAND)
     assert where(page, TRUTH) == (left, inside - 3, right, inside - 3 + 40)
 
 
 def test_a_large_image_is_scaled_down_and_a_tall_one_fits_too() -> None:
     for size, expected in (((2200, 1000), (WIDTH, 100)), ((900, 1800), (HEIGHT // 2, HEIGHT))):
-        left, top, right, bottom = where(drawn(Shown("", [Picture(image(size=size), "")])), SAND)
+        left, top, right, bottom = where(one(Picture(image(size=size), "")), SAND)
         assert (right - left + 1, bottom - top + 1) == expected
 
 
 def test_the_right_one_of_several_has_a_frame() -> None:
     colours = ("#800000", "#008000", "#000080")
-    pictures = [
-        Picture(image(f"{i}.png", colour=colour), f"{i}", right=i == 1)
-        for i, colour in enumerate(colours)
-    ]
-    page = below_legend(drawn(Shown("a sentence", pictures)))
+    page = one(
+        *(Picture(image(f"{i}.png", colour=c), "", right=i == 1) for i, c in enumerate(colours)),
+        heading="a sentence",
+    )
     left, top, right, bottom = where(page, colours[1])
     assert where(page, TRUTH) == (left - 3, top - 3, right + 3, bottom + 3)
     lefts = [where(page, colour)[0] for colour in colours]
-    assert lefts[0] < lefts[1] < lefts[2]
-    assert len({where(page, colour)[1] for colour in colours}) == 1
+    assert lefts == sorted(lefts) and len({where(page, colour)[1] for colour in colours}) == 1
 
 
 @pytest.mark.parametrize(
@@ -111,38 +99,21 @@ def test_colours_are_explained_that_are_there(
     assert {colour for colour in (TRUTH, RIGHT, WRONG) if count(page, colour)} == colours
 
 
-def test_samples_stand_side_by_side_and_go_on_below() -> None:
+def test_samples_stand_side_by_side_at_one_height_and_go_on_below() -> None:
     colours = [f"#{40 * i:02x}0080" for i in range(COLUMNS + 1)]
-    page = drawn(
-        *(Shown("", [Picture(image(f"{i}.png", colour=c), "")]) for i, c in enumerate(colours))
-    )
+    pictures = [Picture(image(f"{i}.png", colour=c), "here") for i, c in enumerate(colours)]
+    page = drawn(*(Shown("long " * 20 * (i == 1), [own]) for i, own in enumerate(pictures)))
     first, *others, last = (where(page, colour) for colour in colours)
     assert all(other[1] == first[1] for other in others)
     assert last[0] == first[0] and last[1] > first[3]
-
-
-def test_images_begin_at_one_height_and_captions_follow_their_own() -> None:
-    samples = [
-        Shown(heading, [Picture(image(f"{i}.png", size, colour), "here")])
-        for i, (heading, size, colour) in enumerate(
-            [("short", (110, 20), "#800000"), ("long " * 20, (110, 80), "#000080")]
-        )
-    ]
-    page = drawn(*samples)
-    flat, tall = where(page, "#800000"), where(page, "#000080")
-    assert flat[1] == tall[1]
-    for found in (flat, tall):
-        own = page[found[3] + 1 : found[3] + 40, found[0] : found[2]]
-        assert count(own, INK) > 10
-    assert count(page[flat[3] + 40 : tall[3], flat[0] : flat[2]], INK) == 0
+    for left, _, right, bottom in (first, *others, last):
+        assert count(page[bottom + 1 : bottom + 40, left:right], INK) > 10  # its own caption
 
 
 def test_captions_without_an_image_stand_below_each_other_and_the_right_one_is_green() -> None:
-    image_alone = Shown("", [Picture(image(), "")])
     said = [Picture(None, "a first sentence"), Picture(None, "a second one", right=True)]
-    with_text = Shown("", [Picture(image(), ""), *said])
-    assert count(below_legend(drawn(image_alone)), INK) == 0
-    page = below_legend(drawn(with_text))
+    assert count(one(Picture(image(), "")), INK) == 0
+    page = one(Picture(image(), ""), *said)
     black, green = where(page, INK), where(page, TRUTH)
     assert black[0] > where(page, SAND)[2] and green[1] > black[3]
     assert abs(int(green[0]) - int(black[0])) < 3
@@ -167,32 +138,22 @@ def test_a_bad_image_is_a_grey_panel_and_the_others_are_shown(kind: str) -> None
 
 
 def test_long_words_stay_in_their_column() -> None:
-    page = below_legend(drawn(Shown("w" * 300, [Picture(image(), "word " * 40 + "x" * 400)])))
+    page = one(Picture(image(), "word " * 40 + "x" * 400), heading="w" * 300)
     left, _, right, _ = where(page, INK)
     assert right - left < WIDTH
-    short = below_legend(drawn(Shown("w", [Picture(image(), "word")])))
+    short = one(Picture(image(), "word"), heading="w")
     assert short.shape[0] < page.shape[0] < short.shape[0] + 200  # not all of it
 
 
-def test_what_is_written_is_shown() -> None:
+def test_the_same_samples_give_the_same_file_and_all_that_is_written_is_shown() -> None:
+    given = [("one", "IoU 0.50", "x"), ("two", "IoU 0.50", "x"), ("one", "IoU 0.51", "x")]
     pages = [
-        drawn(Shown(heading, [Picture(image(), caption)]), title=title).tobytes()
-        for heading, caption, title in (
-            ("one", "IoU 0.50", "x"),
-            ("two", "IoU 0.50", "x"),
-            ("one", "IoU 0.51", "x"),
-            ("one", "IoU 0.50", "y"),
-        )
+        drawn(Shown(heading, [Picture(image(), caption, BOXES, False)]), title=title).tobytes()
+        for heading, caption, title in (*given, ("one", "IoU 0.50", "y"), given[0])
     ]
-    assert len(set(pages)) == 4
-
-
-def test_the_same_samples_give_the_same_file_as_readable_as_others() -> None:
-    samples = [Shown("a heading", [Picture(image(), "caption", BOXES, False)])]
-    first, second = (picture_page.draw(samples, f"{i}.png", TITLE) for i in range(2))
-    assert first.read_bytes() == second.read_bytes()
+    assert len(set(pages)) == 4 and pages[0] == pages[-1]
     Path("usual").touch()
-    assert first.stat().st_mode == Path("usual").stat().st_mode
+    assert Path("page.png").stat().st_mode == Path("usual").stat().st_mode
 
 
 def test_a_page_that_cannot_be_written_leaves_the_one_before(
@@ -204,13 +165,10 @@ def test_a_page_that_cannot_be_written_leaves_the_one_before(
     def full(*_: object) -> None:
         raise OSError("full")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="full"):
         picture_page.draw([Shown("after", [])], page, TITLE)
     assert page.read_bytes() == before
     assert [path.name for path in Path().iterdir()] == ["page.png"]
-
-
-def test_nothing_to_show_is_said() -> None:
     with pytest.raises(ValueError, match="nothing to show"):
         picture_page.draw([], "page.png", TITLE)

@@ -1,101 +1,250 @@
-"""Plots come from result files alone, and the same results give the same files."""
+"""Plots are made of data alone: every name is in them, and the same data give the same files."""
 
-import dataclasses
+import logging
+import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from npas.reporting import plots, tables
-from npas.reporting.tables import Row, Table
+from npas.reporting import curriculum, fold_plots, plots
+from npas.reporting.results import Result
+from npas.reporting.tables import Cell, Row, Table
+from npas.training.grouping import Grouping
 
+Draw = Callable[[Path], list[Path]]
+
+
+def similarity(group: str, layers: int, apart: bool = False) -> dict[str, Any]:
+    rng = random.Random(layers)
+    matrix: list[list[float | None]] = [
+        [rng.random() for _ in range(layers)] for _ in range(layers)
+    ]
+    if apart:
+        matrix[0][-1] = matrix[-1][0] = None
+    names = [f"stages.1.{i // 2}.conv{i % 2 + 1}.weight" for i in range(layers)]
+    return {"group": group, "layers": names, "matrix": matrix}
+
+
+def loop(container: str, *names: str, period: int = 1, own: int = 0) -> dict[str, Any]:
+    times = len(names) // period
+    return dict(container=container, blocks=[*names], period=period, times=times, own=own)
+
+
+def grouping(layers: int, groups: int, size: int = 4, method: str = "learned") -> Grouping:
+    rng = np.random.default_rng(0)
+    names = [f"stages.{i}.conv.weight" for i in range(layers)]
+    members = {name: f"{method}{i % groups}" for i, name in enumerate(names)}
+    vectors = {name: rng.normal(size=size).tolist() for name in names}
+    return Grouping(method, 0, groups, 1, 5, 1.0, None, members, vectors)
+
+
+SIMILAR = [similarity("early", 4), similarity("late", 6, apart=True), similarity("lonely", 1)]
+BLOCKS = [
+    loop("stages.0", "0"),
+    loop("stages.0", "1", "2", "3", own=1384),
+    loop("stages.1", "0"),
+    loop("stages.1", "1", "2", "3", "4", period=2, own=512),
+    loop("stages.2", "0"),
+    loop("stages.2", "1"),
+]
+LOOPED = [
+    ["stages.0.1.conv1.weight", "stages.0.2.conv1.weight", "stages.0.3.conv1.weight"],
+    ["stages.1.1.conv2.weight", "stages.1.3.conv2.weight"],
+]
+OTHERS = [
+    ["stages.1.2.conv1.weight", "stages.1.2.conv2.weight"],  # within the block
+    ["stages.1.1.conv1.weight", "stages.1.2.conv1.weight"],  # out of step with the period
+    ["stages.2.0.conv2.weight", "stages.2.1.conv1.weight"],  # without a loop
+    ["encoder.query.weight", "decoder.query.weight"],  # without blocks
+]
+DENSE, SHARED = ("+exp=digits", "budget=dense"), ("+exp=digits", "budget=0.1")
 TABLE = Table(
-    name="tiny",
-    title="A title",
-    rows=(
-        Row("dense", ("+exp=digits", "budget=dense"), "dense"),
-        Row("SSN", ("+exp=digits", "budget=0.1"), "SSN"),
-    ),
-    note="A note.",
+    "tiny", "A title", (Row("dense", DENSE, "dense"), Row("SSN", SHARED, "SSN")), "A note."
 )
 
 
-def test_a_plot_is_written_as_png_and_svg(tmp_path: Path, keep: Callable[..., Path]) -> None:
-    keep(tmp_path, "+exp=digits", "budget=dense")
-    for seed in (0, 1):
-        keep(tmp_path, "+exp=digits", "budget=0.1", seed=seed, used=100, accuracy=95.0 + seed)
-    cells = tables.load(TABLE, tmp_path)
-    paths = plots.accuracy_against_parameters(TABLE, cells, tmp_path / "plots" / "tiny")
-    assert [path.name for path in paths] == ["tiny.png", "tiny.svg"]
-    first = [path.read_bytes() for path in paths]
-    assert first[0].startswith(b"\x89PNG")
-    assert b"<svg" in first[1]
-    plots.accuracy_against_parameters(TABLE, cells, tmp_path / "plots" / "tiny")
-    assert [path.read_bytes() for path in paths] == first
+@pytest.fixture
+def cells(make_result: Callable[..., Result]) -> list[Cell]:
+    """Return what is known of two networks: a done run of the first, two of the second."""
+    shared = {seed: make_result(95.0 + seed, used=100) for seed in (0, 1)}
+    return [Cell(TABLE.rows[0], {0: make_result()}), Cell(TABLE.rows[1], shared)]
 
 
-def test_at_one_budget_the_series_stand_side_by_side(
-    tmp_path: Path, keep: Callable[..., Path]
+@pytest.fixture
+def kinds(cells: list[Cell]) -> dict[str, Draw]:
+    """Return a small plot of each kind."""
+    return {
+        "parameters": lambda stem: plots.against_parameters(TABLE, cells, stem),
+        "groups": lambda stem: plots.groups(grouping(6, 3), stem.parent),
+        "similarity": lambda stem: fold_plots.similarity(SIMILAR[:2], stem, "A title"),
+        "epochs": lambda stem: fold_plots.similarity_over_epochs([(1, SIMILAR)], stem, "A title"),
+        "folded": lambda stem: fold_plots.folded(BLOCKS, LOOPED, stem, "A title"),
+    }
+
+
+KINDS = ("parameters", "groups", "similarity", "epochs", "folded")
+
+
+@pytest.mark.parametrize("kind", ["parameters", "folded"])
+def test_the_same_data_give_the_same_files(
+    kind: str, kinds: dict[str, Draw], tmp_path: Path
 ) -> None:
-    rows = tuple(
-        Row(groups, ("+exp=digits", "budget=0.1", f"sharing.groups={groups}"), groups)
-        for groups in ("single", "type", "shape")
+    png, svg = kinds[kind](tmp_path / "new" / "plot")
+    first = png.read_bytes(), svg.read_bytes()
+    assert first[0].startswith(b"\x89PNG") and b"<svg" in first[1]
+    assert png.parent == svg.parent == tmp_path / "new" and (png.suffix, svg.suffix) == (
+        ".png",
+        ".svg",
     )
-    for row in rows:
-        assert row.words is not None
-        keep(tmp_path, *row.words)
-    table = dataclasses.replace(TABLE, rows=rows)
-    png, svg = plots.accuracy_against_parameters(
-        table, tables.load(table, tmp_path), tmp_path / "x"
-    )
-    assert png.exists() and "and trainable parameters" in svg.read_text()
+    assert kinds[kind](tmp_path / "new" / "plot") == [png, svg]
+    assert (png.read_bytes(), svg.read_bytes()) == first
 
 
-@pytest.mark.parametrize("budgets", [("0.1", "0.5"), ("0.1", "0.1")])
-def test_networks_that_diverged_are_in_the_plot(
-    tmp_path: Path, keep: Callable[..., Path], budgets: tuple[str, str]
-) -> None:
-    import matplotlib as mpl
-
-    first, second = (f"budget={budget}" for budget in budgets)
-    rows = (
-        Row("dense", ("+exp=digits", "budget=dense"), "dense"),
-        Row("some", ("+exp=digits", first, "sharing.groups=type"), "some"),
-        Row("all", ("+exp=digits", second, "sharing.groups=shape"), "all"),
-    )
-    keep(tmp_path, *rows[0].words)
-    keep(tmp_path, *rows[1].words, seed=0, used=100)
-    table = dataclasses.replace(TABLE, rows=rows)
-
-    def draw() -> str:
-        cells = tables.load(table, tmp_path)
-        with mpl.rc_context({"svg.fonttype": "none"}):
-            _, svg = plots.accuracy_against_parameters(table, cells, tmp_path / "x")
-        return svg.read_text()
-
-    assert "diverged" not in draw()
-    keep(tmp_path, *rows[1].words, seed=1, used=100, status="diverged")
-    keep(tmp_path, *rows[2].words, seed=0, used=500, status="diverged")
-    text = draw()
-    assert "diverged" in text and ">all<" in text.replace("\n", "")
-
-
-def test_a_plot_of_nothing_but_diverged_runs_is_not_drawn(
-    tmp_path: Path, keep: Callable[..., Path]
-) -> None:
-    keep(tmp_path / "runs", "+exp=digits", "budget=dense", status="diverged")
-    cells = tables.load(TABLE, tmp_path / "runs")
-    assert plots.accuracy_against_parameters(TABLE, cells, tmp_path / "x") == []
-
-
-def test_without_results_there_is_no_plot(tmp_path: Path) -> None:
-    assert plots.accuracy_against_parameters(TABLE, tables.fill(TABLE, []), tmp_path / "x") == []
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_matplotlib_the_error_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_matplotlib_a_warning_is_all(
+    kind: str,
+    kinds: dict[str, Draw],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(plots, "available", lambda: False)
-    with pytest.raises(ValueError, match="pip install 'npas\\[plots\\]'"):
-        plots.accuracy_against_parameters(TABLE, tables.fill(TABLE, []), tmp_path / "x")
+    with caplog.at_level(logging.WARNING):
+        assert kinds[kind](tmp_path / "plot") == []
+    assert len(caplog.records) == 1 and "pip install" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_data_nothing_is_drawn(tmp_path: Path, make_result: Callable[..., Result]) -> None:
+    stem, lonely = tmp_path / "x", [similarity("lonely", 1)]
+    diverged = Cell(TABLE.rows[0], {0: make_result(status="diverged")})
+    for drawn in (
+        plots.against_parameters(TABLE, [Cell(row, {}) for row in TABLE.rows], stem),
+        plots.against_parameters(TABLE, [diverged], stem),
+        curriculum.draw(TABLE, [diverged], stem),
+        fold_plots.similarity(lonely, stem, "x"),
+        fold_plots.similarity_over_epochs([(1, lonely)], stem, "x"),
+        fold_plots.similarity_over_epochs([], stem, "x"),
+        fold_plots.folded([], [], stem, "x"),
+    ):
+        assert drawn == []
+    assert not list(tmp_path.iterdir())
+
+
+class Written(Exception):
+    """Carries the words of a plot."""
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+    """Return a function that draws, and returns what is written in the plot; no file is made."""
+
+    def read(draw: Callable[..., list[Path]], *arguments: Any) -> str:
+        from matplotlib.figure import Figure
+        from matplotlib.text import Text
+
+        def draw_nothing(stem: Path, salt: str, size: Any, paint: Any, layout: Any = None) -> None:
+            figure = Figure(figsize=size)
+            paint(figure)
+            found = [text.get_text() for text in figure.findobj(Text) if text.get_visible()]
+            raise Written("\n".join(found))
+
+        monkeypatch.setattr(plots, "draw", draw_nothing)
+        with pytest.raises(Written) as written:
+            draw(*arguments)
+        return str(written.value)
+
+    return read
+
+
+def test_series_heights_and_diverged_networks_are_named(
+    cells: list[Cell], words: Callable[..., str], make_result: Callable[..., Result]
+) -> None:
+    draw, stem = plots.against_parameters, Path("x")
+    text = words(draw, TABLE, cells, stem)
+    assert all(part in text for part in ("A title", TABLE.heading, "SSN", "trainable parameters"))
+    assert "diverged" not in text
+    gone = Cell(Row("all", SHARED, "all"), {0: make_result(used=500, status="diverged")})
+    text = words(draw, TABLE, [*cells, gone], stem)
+    # One budget each: who is compared stands along the axis.
+    assert "diverged" in text and "all\n500" in text and "and trainable parameters" in text
+
+
+def test_layers_are_named_and_what_cannot_be_compared_is_said(words: Callable[..., str]) -> None:
+    text = words(fold_plots.similarity, SIMILAR, Path("x"), "A title")
+    assert all(name in text for name in ("2.conv2", "early: 4 layers of stages.1", "late"))
+    assert "lonely" not in text and "grey: the two mix different templates" in text
+    assert "grey" not in words(fold_plots.similarity, SIMILAR[:1], Path("x"), "A title")
+    unlike = {"group": "g", "layers": ["a.weight", "b"], "matrix": [[1.0, 0.5], [0.5, 1.0]]}
+    assert "g: 2 layers" in words(fold_plots.similarity, [unlike], Path("x"), "x")
+
+
+def test_a_strip_shows_epochs_from_the_first_to_the_last(words: Callable[..., str]) -> None:
+    history = [(epoch, SIMILAR[:1]) for epoch in range(5, 205, 5)]
+    text = words(fold_plots.similarity_over_epochs, history, Path("x"), "A title").splitlines()
+    assert sum(line.startswith("epoch ") for line in text) == fold_plots.MOST_EPOCHS
+    assert "epoch 5" in text and "epoch 200" in text
+    assert fold_plots.thin(list(range(1, 8)), most=3) == [1, 4, 7]
+
+
+def test_loops_blocks_and_ties_are_written(words: Callable[..., str]) -> None:
+    text = words(fold_plots.folded, BLOCKS, LOOPED + OTHERS, Path("x"), "A title")
+    times = "\N{MULTIPLICATION SIGN}"
+    for part in (
+        *(
+            "A title",
+            f"{times}3",
+            f"{times}2",
+            "1 = 2 = 3",
+            "1 = 3",
+            "2 = 4",
+            "stages.1",
+            "4 blocks",
+        ),
+        *("for each of 3, 1,384 in all", "for each of 2, 512 in all", "elsewhere"),
+        *("one weight: 0.conv2 = 1.conv1", "2.conv1 = 2.conv2; 1.conv1 = 2.conv1"),
+        "one weight: encoder.query = decoder.query",
+    ):
+        assert part in text, part
+    assert text.count(" left") == 2  # of the containers that have become shorter
+    assert text.count("own norms, biases, statistics") == 2
+    assert text.count("one weight") == 3  # what a loop says already is not said again
+    plain = [loop("", "0"), loop("", "1")]
+    text = words(fold_plots.folded, plain, [["0.weight", "1.weight"]], Path("x"), "x")
+    assert "own norms" not in text and "one weight: 0 = 1" in text
+
+
+MANY = [loop("b", str(i)) for i in range(33)], [[f"b.{i}.weight" for i in range(33)]]
+
+
+@pytest.mark.parametrize(
+    ("draw", "data"),
+    [
+        (plots.groups, [grouping(1, 1)]),
+        (plots.groups, [grouping(2, 1, size=1)]),
+        (plots.groups, [grouping(13, 13)]),
+        (plots.groups, [grouping(5, 2, 5, "gradient")]),
+        (fold_plots.similarity, [[similarity(f"g{i}", 2) for i in range(13)]]),
+        (fold_plots.similarity, [[similarity("g", 30)]]),
+        (fold_plots.folded, [[loop("", *map(str, range(24)))], []]),
+        (fold_plots.folded, [*MANY]),
+        (fold_plots.folded, [[loop("b", *map(str, range(30)), period=15, own=9)], []]),
+    ],
+)
+def test_any_network_can_be_drawn(draw: Any, data: list[Any], words: Callable[..., str]) -> None:
+    title = () if draw is plots.groups else ("A title",)
+    assert words(draw, *data, Path("x"), *title)
+
+
+def test_principal_components_keep_what_two_dimensions_hold() -> None:
+    rng = np.random.default_rng(0)
+    plane = rng.normal(size=(9, 2)) @ rng.normal(size=(2, 5))
+    points, shares = plots.principal_components(plane)
+    distances = np.linalg.norm(plane[:, None] - plane[None], axis=-1)
+    assert np.allclose(np.linalg.norm(points[:, None] - points[None], axis=-1), distances)
+    assert sum(shares) == pytest.approx(1) and shares[0] >= shares[1]
+    flat, none = plots.principal_components(np.ones((3, 1)))
+    assert not flat.any() and none == (0, 0)

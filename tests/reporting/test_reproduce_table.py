@@ -1,8 +1,6 @@
 """`make reproduce-table` runs what is missing, keeps it, and writes the table again."""
 
-import dataclasses
 import importlib.util
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -111,22 +109,16 @@ def test_a_diverged_run_is_kept_and_a_failed_one_is_not(
     assert [r.status for r in results.collect("results/runs").values()] == ["diverged"]
 
 
-def test_runs_made_before_are_taken_in_without_training(
+def test_runs_made_before_are_taken_in_without_training_and_replace_none(
     script: ModuleType, keep: Callable[..., Path]
 ) -> None:
+    keep(Path("results/runs"), "+exp=digits", "budget=dense", accuracy=98.0)
     for seed in (0, 1):
-        keep(Path("runs"), "+exp=digits", "budget=dense", seed=seed)
+        keep(Path("runs"), "+exp=digits", "budget=dense", seed=seed, accuracy=50.0)
     assert run(script, "--write-only") == 0
     assert asked() == []
-    assert len(results.collect("results/runs", "digits")) == 2
-
-
-def test_a_kept_result_is_never_replaced(script: ModuleType, keep: Callable[..., Path]) -> None:
-    keep(Path("results/runs"), "+exp=digits", "budget=dense", accuracy=98.0)
-    keep(Path("runs"), "+exp=digits", "budget=dense", accuracy=50.0)
-    run(script, "--write-only")
-    (path,) = results.collect("results/runs", "digits")
-    assert json.loads(path.read_text())["metrics"]["last"] == {"accuracy": 98.0}
+    found = results.collect("results/runs", "digits").values()
+    assert [(r.seed, r.metrics.last["accuracy"]) for r in found if r.metrics] == [(0, 98), (1, 50)]
 
 
 def test_an_estimate_runs_nothing(
@@ -144,15 +136,6 @@ def test_an_estimate_runs_nothing(
     assert "  npas-train +exp=digits budget=dense seed=1\n" in out
     assert asked() == []
     assert not Path("results/tables").exists()
-
-
-def test_a_table_may_draw_a_plot_of_its_own(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    own = dataclasses.replace(TABLE, draw=lambda table, cells, stem: [stem.with_suffix(".png")])
-    monkeypatch.setattr(definitions, "table", {"tiny": own}.__getitem__)
-    assert run(script, "--write-only") == 0
-    assert f"wrote {Path('results/tables/tiny.png')}" in capfd.readouterr().out
 
 
 def test_an_unknown_table_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:

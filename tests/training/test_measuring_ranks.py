@@ -32,14 +32,14 @@ from npas.training.state import TrainState
 def test_the_number_of_processes_is_a_run_s_identity_however_they_were_started(
     monkeypatch: pytest.MonkeyPatch, devices: int, world: int, local: int, expected: int
 ) -> None:
-    raw = schema.to_dict(compose("+exp=digits", f"trainer.devices={devices}"))
-    folders = set()
+    config = compose("+exp=digits", f"trainer.devices={devices}")
+    folders = []
     for rank in range(world):
         if world > 1:
             variables = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank % local}
             for name, value in {**variables, "LOCAL_WORLD_SIZE": local}.items():
                 monkeypatch.setenv(name, str(value))
-        found = train.check(raw)
+        found = train.as_started(config)
         assert found.trainer.devices == expected
         folders.add(schema.run_dir(found))
     assert len(folders) == 1

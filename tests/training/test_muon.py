@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import npas
 from npas.config import OptimConfig
-from npas.config.muon import MuonConfig
+from npas.config.optim import MuonConfig
 from npas.sharing.templates import Templates, bank_templates
 from npas.training.muon import Muon, gain, orthogonalize
 from npas.training.optim import build_optimizer

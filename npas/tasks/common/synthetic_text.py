@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 _FIRST = (
     "Ada Alan Amir Anna Arne Björn Carl Chloé Clara Dora Eli Emil Erik Eva Fatima Fred Greta Hana"
@@ -65,32 +64,24 @@ ASKING = {
 }
 
 
-@dataclass(frozen=True)
-class Life:
-    """What there is to tell of somebody, and what of it is told."""
+class Life(NamedTuple):
+    """What there is to tell of somebody, and which of the sentences are told, in order."""
 
     facts: dict[str, str]
-    told: tuple[str, ...]
+    told: list[str]
 
     def sentences(self) -> list[str]:
-        """Return the sentences, in order."""
+        """Return the sentences."""
         return [TELLING[kind].format(**self.facts) for kind in self.told]
 
 
 def draw_life(rng: Random, name: str, sentences: int) -> Life:
     """Draw a life, of which so many of four sentences are told."""
     born = rng.randrange(1850, 1960)
-    facts = {
-        "name": name,
-        "born_in": rng.choice(CITIES),
-        "born": str(born),
-        "job": rng.choice(JOBS),
-        "moved_to": rng.choice(CITIES),
-        "moved": str(born + rng.randrange(18, 60)),
-        "instrument": rng.choice(INSTRUMENTS),
-    }
-    told = sorted(rng.sample(list(TELLING), sentences), key=list(TELLING).index)
-    return Life(facts, tuple(told))
+    facts = {"name": name, "born_in": rng.choice(CITIES), "born": str(born)}
+    facts |= {"job": rng.choice(JOBS), "moved_to": rng.choice(CITIES)}
+    facts |= {"moved": str(born + rng.randrange(18, 60)), "instrument": rng.choice(INSTRUMENTS)}
+    return Life(facts, sorted(rng.sample(list(TELLING), sentences), key=list(TELLING).index))
 
 
 def draw_names(rng: Random, count: int) -> list[str]:
@@ -105,26 +96,24 @@ def draw_names(rng: Random, count: int) -> list[str]:
 
 
 def write_squad(root: Path, version: str, train: int, test: int) -> None:
-    """Write `train-v1.1.json` and `dev-v1.1.json`, or those of 2.0, with so many questions."""
+    """Write `train-v1.1.json` and `dev-v1.1.json`, or those of 2.0, with so many questions.
+
+    A paragraph has four of them, an article twelve; there are two articles, so that one can be
+    held out.
+    """
     for part, count in (("train", train), ("dev", test)):
         rng = Random(f"squad {version} {part}")
-        articles, left = [], count
-        while left:
-            # Two articles at least, so that one can be held out.
-            wanted = min(left, 12, max(1, count // 2))
-            articles.append(_article(rng, version, f"{part}{count - left}", wanted))
-            left -= wanted
+        articles = []
+        for first in range(0, count, many := min(12, max(1, count // 2))):
+            here = min(many, count - first)
+            name = f"{part}{first}"
+            paragraphs = [
+                _paragraph(rng, version, f"{name}-{i // 4}", min(4, here - i))
+                for i in range(0, here, 4)
+            ]
+            articles.append({"title": f"People_{name}", "paragraphs": paragraphs})
         made = {"version": f"v{version}" if version == "2.0" else version, "data": articles}
         (root / f"{part}-v{version}.json").write_text(json.dumps(made), encoding="utf-8")
-
-
-def _article(rng: Random, version: str, name: str, questions: int) -> dict[str, Any]:
-    paragraphs: list[dict[str, Any]] = []
-    while questions:
-        wanted = min(questions, 4)
-        paragraphs.append(_paragraph(rng, version, f"{name}-{len(paragraphs)}", wanted))
-        questions -= wanted
-    return {"title": f"People_{name}", "paragraphs": paragraphs}
 
 
 def _paragraph(rng: Random, version: str, name: str, questions: int) -> dict[str, Any]:
@@ -134,11 +123,10 @@ def _paragraph(rng: Random, version: str, name: str, questions: int) -> dict[str
     context = " ".join(sentence for life in lives for sentence in life.sentences())
     asked = []
     for i in range(questions):
-        impossible = version == "2.0" and rng.random() < 1 / 3
         entry: dict[str, Any] = {"id": f"{name}-{i}"}
         if version == "2.0":
-            entry["is_impossible"] = impossible
-        if impossible:
+            entry["is_impossible"] = rng.random() < 1 / 3
+        if entry.get("is_impossible"):
             question = rng.choice(list(ASKING))
             entry |= {"question": question.format(name=absent), "answers": []}
             entry["plausible_answers"] = [_answer(context, lives[0], *ASKING[question])]
@@ -165,21 +153,27 @@ def write_texts(root: Path, documents: int) -> None:
     """Write `text/*.txt`: documents of ten sentences, two files of them where there are two."""
     (root / "text").mkdir()
     rng = Random("texts")
-    made = list(_documents(rng, documents))
+    made = []
+    for _ in range(documents):
+        lives = [draw_life(rng, name, sentences=4) for name in draw_names(rng, 3)]
+        made.append("\n".join(sentence for life in lives for sentence in life.sentences()))
     half = max(1, documents // 2)
     for i, part in enumerate((made[:half], made[half:])):
         if part:
-            text = "\n\n".join("\n".join(document) for document in part)
+            text = "\n\n".join(part)
             (root / "text" / f"{i}.txt").write_text(f"{text}\n", encoding="utf-8")
 
 
-def _documents(rng: Random, count: int) -> Iterator[list[str]]:
-    for _ in range(count):
-        lives = [draw_life(rng, name, sentences=4) for name in draw_names(rng, 3)]
-        yield [sentence for life in lives for sentence in life.sentences()]
-
-
 # --- the tokenizer
+
+
+def write_wordpieces(folder: Path, words: Iterable[str]) -> None:
+    """Write the words of a BERT's tokenizer into a new folder, as transformers stores them."""
+    folder.mkdir(parents=True)
+    lines = "".join(f"{word}\n" for word in words)
+    (folder / "vocab.txt").write_text(lines, encoding="utf-8")
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def write_tokenizer(root: Path) -> Path:
@@ -187,41 +181,16 @@ def write_tokenizer(root: Path) -> Path:
 
     It knows most words of this world whole, years as two pieces, and anything else by letters.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import normalizers
 
-    normalizer = normalizers.BertNormalizer(lowercase=True)
-    words: list[str] = []
-    for text in (*FIRST, *LAST, *CITIES, *JOBS, *INSTRUMENTS, *OTHERS):
-        words += normalizer.normalize_str(text).split()
-    # Each seventh name comes in pieces.
-    pieces = {normalizer.normalize_str(text) for text in (*FIRST[::7], *LAST[::7])}
+    bare = normalizers.BertNormalizer(lowercase=True).normalize_str
+    words = " ".join(map(bare, (*FIRST, *LAST, *CITIES, *JOBS, *INSTRUMENTS, *OTHERS))).split()
+    cut = set(map(bare, (*FIRST[::7], *LAST[::7])))  # each seventh name comes in pieces
     letters = string.ascii_lowercase + string.digits
     years = [f"{n:02}" for n in range(100)]
-    vocabulary = dict.fromkeys(
-        (
-            *SPECIAL, *string.punctuation, *letters, *(f"##{letter}" for letter in letters),
-            *years, *(f"##{year}" for year in years),
-            *(word for word in words if word not in pieces),
-        )
+    vocabulary = (
+        *SPECIAL, *string.punctuation, *letters, *(f"##{letter}" for letter in letters),
+        *years, *(f"##{year}" for year in years), *(word for word in words if word not in cut),
     )  # fmt: skip
-    ids = {word: i for i, word in enumerate(vocabulary)}
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    tokenizer.add_special_tokens(list(SPECIAL))
-    folder = root / "tokenizer"
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    roles = ("pad", "unk", "cls", "sep", "mask")
-    settings: dict[str, object] = {
-        f"{role}_token": token for role, token in zip(roles, SPECIAL, strict=True)
-    }
-    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return folder
+    write_wordpieces(root / "tokenizer", dict.fromkeys(vocabulary))
+    return root / "tokenizer"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import abc
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from npas.models import _hub
+from npas.tasks import base
 from npas.tasks.common import files, synthetic_text
+
+if TYPE_CHECKING:
+    from npas.config import DataConfig
 
 # What a tokenizer consists of, and of which one part will do.
 FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "vocab.txt", "spiece.model")
@@ -29,19 +32,17 @@ class Tokenizer:
 
     name: str
     inner: Any
+    special: Mapping[str, int]  # ids of the tokens that start ("cls"), part, pad and hide
     key: str = "task.tokenizer"
 
-    @cached_property
+    @property
     def size(self) -> int:
-        """Count the words, special ones included: ids are below."""
+        """Return the number of words, special ones included: ids are below."""
         return len(self.inner)
 
-    def special(self, kind: str) -> int:
-        """Return the id of the token that starts ("cls"), parts, pads or hides; ValueError."""
-        found: int | None = getattr(self.inner, f"{kind}_token_id")
-        if found is None:
-            raise ValueError(f"{self.key}={self.name} has no {kind} token: use one of a BERT")
-        return found
+    def line(self) -> dict[str, str]:
+        """Return a line on it for `inspect`."""
+        return {"tokenizer": f"{self.name}, {self.size:,} words"}
 
     def encode(self, texts: Sequence[str]) -> list[Any]:
         """Cut texts into tokens, uncut and without special ones: each has `ids` and `offsets`.
@@ -66,47 +67,21 @@ def load_tokenizer(name: str, download: bool = True, key: str = "task.tokenizer"
     Without `download` the hub itself is not asked, only what its cache here holds. `key` is what
     the config calls it.
     """
-    folder = _hub.find_folder(key, name, FILES, NEEDED, download=download)
-    try:
-        return _load(folder, name, key)
-    except ValueError as error:
-        if _names_its_kind(folder):
-            raise
-        raise ValueError(
-            f"{key}={name} does not say what kind of tokenizer it is: put a config.json with its"
-            ' model_type there, as {"model_type": "bert"} or {"model_type": "albert"}'
-        ) from error
-
-
-def _names_its_kind(folder: Path) -> bool:
-    """Return whether the files say by which of transformers' classes they are to be read."""
-    for file, field in (
-        ("config.json", "model_type"),
-        ("tokenizer_config.json", "tokenizer_class"),
-    ):
-        with suppress(OSError, ValueError, TypeError):
-            if field in json.loads((folder / file).read_text(encoding="utf-8")):
-                return True
-    return False
-
-
-def _load(folder: Path, name: str, key: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
+    folder = _hub.find_folder(key, name, FILES, NEEDED, download=download)
     try:
         with _hub.quietly():
             inner = AutoTokenizer.from_pretrained(folder)
+        special = {kind: getattr(inner, f"{kind}_token_id") for kind in SPECIAL}
+        if not inner.is_fast or None in special.values():
+            raise ValueError("it is no fast one that has [CLS], [SEP], [PAD] and [MASK]")
     except Exception as error:  # whatever a broken file makes its readers say
-        raise ValueError(f"{key}={name} cannot be read ({files.reason(error)})") from error
-    if not getattr(inner, "is_fast", False):
         raise ValueError(
-            f"{key}={name} is a slow one, which does not say where in a text its tokens"
-            " are: save it as tokenizer.json"
-        )
-    tokenizer = Tokenizer(name, inner, key)
-    for kind in SPECIAL:
-        tokenizer.special(kind)
-    return tokenizer
+            f"{key}={name} cannot be read ({files.reason(error)}): its folder needs a config.json"
+            ' that says what it is, as {"model_type": "bert"} or {"model_type": "albert"}'
+        ) from error
+    return Tokenizer(name, inner, special, key)
 
 
 def load_synthetic(root: Path) -> Tokenizer:
@@ -130,12 +105,55 @@ def inputs(ids_BL: Tensor, second_B: Tensor, length_B: Tensor) -> dict[str, Tens
     }
 
 
-def check_network(model: nn.Module, tokenizer: Tokenizer) -> None:
-    """ValueError if the network knows fewer words than the tokenizer."""
-    config = getattr(getattr(model, "module", model), "config", None)
-    known = getattr(config, "vocab_size", None)
-    if known is not None and known < tokenizer.size:
-        raise ValueError(
-            f"{tokenizer.key}={tokenizer.name} has {tokenizer.size:,} words, and the network knows"
-            f" model.vocab_size={known}: set it to at least that, or use another tokenizer"
-        )
+class TextTask(base.Task):
+    """Train on texts that a tokenizer cuts, `task.tokenizer` or of synthetic ones their own.
+
+    What lies under `root` becomes `parts`.
+    """
+
+    tokenizer: Tokenizer
+
+    def __init__(self, config: Any, data: DataConfig, seed: int, device: torch.device) -> None:
+        self.config = config
+        self.data = data
+        self.seed = seed
+        self.device = device
+        self.source = data.source
+        self.root = Path(data.root)
+        self.parts: dict[str, Any] = {}
+
+    def setup(self) -> None:
+        """Read the files, whose samples come to rest on the device."""
+        if self.parts:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            if self.source == "synthetic":
+                self.root = Path(folder)
+                self.write()
+                self.tokenizer = load_synthetic(self.root)
+            else:
+                self.ensure()
+                self.tokenizer = load_tokenizer(self.config.tokenizer, self.data.download)
+            self.read()
+
+    @abc.abstractmethod
+    def write(self) -> None:
+        """Write the synthetic set under `root`."""
+
+    @abc.abstractmethod
+    def ensure(self) -> None:
+        """Look for the files. ValueError, one line, if they are missing."""
+
+    @abc.abstractmethod
+    def read(self) -> None:
+        """Read the files under `root` into `parts`. ValueError."""
+
+    def check_network(self, model: nn.Module) -> None:
+        """ValueError if the network does not know all words of the tokenizer."""
+        config = getattr(getattr(model, "module", model), "config", None)
+        known, size = getattr(config, "vocab_size", None), self.tokenizer.size
+        if known is not None and known < size:
+            raise ValueError(
+                f"task.tokenizer={self.tokenizer.name} has {size:,} words, and the network knows"
+                f" model.vocab_size={known}: set it to at least that, or use another tokenizer"
+            )

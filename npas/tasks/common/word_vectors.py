@@ -8,7 +8,6 @@ Dimensions: U texts, T places for words in each, V numbers a word, N rows of the
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from npas.models import _hub
 from npas.tasks.common import tokenization
 from npas.tasks.common.files import reason
-
-log = logging.getLogger(__name__)
 
 BERT_BATCH = 64  # texts
 # What GloVe's tokenizer, the Penn Treebank's, cuts off: that's, don't, we're. Not a quoted letter.
@@ -56,112 +54,77 @@ def split(text: str, known: Container[str] = ()) -> list[str]:
     ]
 
 
-def spellings(texts: Iterable[str]) -> set[str]:
-    """Return all words that `split` may make of the texts, whichever of them are known."""
-    joined = {word for text in texts for word in _joined(text)}
-    return joined | {part for word in joined for part in word.split("-")}
-
-
 def _joined(text: str) -> list[str]:
     """Cut a text into words, those with hyphens whole."""
-    pieces = CLITIC.sub(r" \1 ", text.lower().translate(APOSTROPHES)).split()
     return [
         word
-        for piece in pieces
+        for piece in CLITIC.sub(r" \1 ", text.lower().translate(APOSTROPHES)).split()
         for word in ([piece] if CLITIC.fullmatch(piece) else WORD.findall(piece))
     ]
 
 
-def read_vectors(path: Path, width: int, wanted: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return the vectors that a file has of the wanted words: float32, `width` of them each.
+def read_vectors(path: Path, width: int, texts: Iterable[str]) -> tuple[dict[str, int], np.ndarray]:
+    """Return the vectors that a file has of the texts' words: each one's row, and NxV, float32.
 
-    Lines of other words are passed over unread; words with spaces in them are never wanted. A first
-    line may say how many there are. A wanted word whose line has another width is left out, with a
-    warning. ValueError, in one line, for a file that is missing, or where that is most words.
+    Row 0 is zeros. Lines of other words are passed over unread; words with spaces in them are never
+    wanted. A first line may say how many there are. ValueError, in one line, for a file that is
+    missing, is of another width or cut off, or knows none of the words.
     """
-    wanted, found = set(wanted), dict[str, np.ndarray]()
-    odd, first, line = 0, "", "\n"
+    wanted = {word for text in texts for word in _joined(text)}
+    wanted |= {part for word in wanted for part in word.split("-")}
+    found = dict[str, np.ndarray]()
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
                 text = line.replace("\t", " ").strip(" \n")
                 word = text.partition(" ")[0].lower()
-                if word not in wanted or word in found:
+                is_counts = number == 1 and text.replace(" ", "").isdecimal()
+                if word not in wanted or word in found or is_counts:
                     continue
                 # Not at other white space, which some words of the file hold.
-                fields = [field for field in text.split(" ") if field]
-                if number == 1 and _counts(fields):
-                    continue
-                if len(fields) == width + 1:
-                    found[word] = np.array(fields[1:], dtype=np.float32)
-                elif not _goes_on(fields, width):
-                    odd += 1
-                    first = first or f"line {number} has {len(fields) - 1} numbers and not {width}"
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path} is not there: put word vectors there, as GloVe's glove.6B.300d.txt, or name"
-            " another file as task.vectors"
-        ) from None
+                numbers = [field for field in text.split(" ") if field][1:]
+                if len(numbers) == width:
+                    found[word] = np.array(numbers, dtype=np.float32)
+                elif len(numbers) < width or _is_number(numbers[-width - 1]):
+                    raise ValueError(
+                        f"line {number} has {len(numbers)} numbers and not {width}: set"
+                        " task.word_width to what the file has"
+                    )
+        if not found:
+            raise ValueError("it knows none of the words of these texts: name another file")
+        table_NV = np.vstack([np.zeros((1, width), np.float32), *found.values()])
+        if not np.isfinite(table_NV).all():
+            raise ValueError("it has non-finite numbers")
     except (OSError, ValueError) as error:
-        said = reason(error)
-        raise ValueError(f"{path} cannot be read as word vectors ({said}): get it again") from None
-    if odd > len(found):
         raise ValueError(
-            f"{path}: {odd:,} of {odd + len(found):,} words are of another width, {first}: set"
-            " task.word_width to what the file has"
-        )
-    for word, vector in found.items():
-        if not np.isfinite(vector).all():
-            raise ValueError(f"{path}: {word} has non-finite numbers: get the file again")
-    if not line.endswith("\n"):
-        log.warning("%s ends within a line: it may be cut off, and lack words", path)
-    if odd:
-        log.warning(
-            "%s: %d of %d words are of another width and left out: %s",
-            *(path, odd, odd + len(found), first),
-        )
-    return found
+            f"{path} cannot be read as word vectors ({reason(error)}): put some there, as GloVe's"
+            " glove.6B.300d.txt, or name another file as task.vectors"
+        ) from None
+    return {word: i for i, word in enumerate(found, 1)}, table_NV
 
 
-def _counts(fields: Sequence[str]) -> bool:
-    """Return whether a line says how many words there are, and how many numbers of each."""
-    return len(fields) == 2 and all(field.isdecimal() for field in fields)
-
-
-def _goes_on(fields: Sequence[str], width: int) -> bool:
-    """Return whether a line's word has a space: what precedes the numbers is no number."""
-    if len(fields) <= width + 1:
-        return False
+def _is_number(text: str) -> bool:
     try:
-        float(fields[-width - 1])
+        float(text)
     except ValueError:
-        return True
-    return False
+        return False
+    return True
 
 
 def look_up(texts: Sequence[str], path: Path, width: int, most: int) -> Words:
-    """Return the words of the texts that the file knows, of each the last `most`.
-
-    ValueError if it cannot be read, or knows none of them.
-    """
-    vectors = read_vectors(path, width, spellings(texts))
-    if not vectors:
-        raise ValueError(f"{path} knows none of the words of these texts: name another file")
-    row = {word: i for i, word in enumerate(vectors, 1)}
+    """Return the words of the texts that the file knows, of each the last `most`. ValueError."""
+    row, table_NV = read_vectors(path, width, texts)
     cut = [split(text, row) for text in texts]
     known = [[row[word] for word in words if word in row][-most:] for words in cut]
     unknown = len({word for words in cut for word in words if word not in row})
-    table_NV = np.vstack([np.zeros((1, width), np.float32), *vectors.values()])
     return Words(torch.from_numpy(table_NV), *_padded(known), unknown)
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Return rows of numbers with zeros after them, and how many they are, at least 1."""
     lengths_U = torch.tensor([max(1, len(own)) for own in rows])
-    rows_UT = torch.zeros(len(rows), int(lengths_U.max()), dtype=torch.int64)
-    for i, own in enumerate(rows):
-        rows_UT[i, : len(own)] = torch.tensor(own, dtype=torch.int64)
-    return rows_UT, lengths_U
+    tensors = [torch.tensor(own, dtype=torch.int64) for own in rows]
+    return pad_sequence(tensors, batch_first=True), lengths_U
 
 
 @torch.no_grad()
@@ -193,8 +156,8 @@ def from_bert(
             f"task.bert={name} gives {bert.config.hidden_size} numbers a word, and task.word_width="
             f"{width}: set it to that"
         )
-    ends = tokenizer.special("cls"), tokenizer.special("sep")
-    ids = [[ends[0], *own.ids[-most:], ends[1]] for own in tokenizer.encode(texts)]
+    first, last = tokenizer.special["cls"], tokenizer.special["sep"]
+    ids = [[first, *own.ids[-most:], last] for own in tokenizer.encode(texts)]
     table = [torch.zeros(1, width, dtype=torch.float16)]
     rows, used = [], 1
     for start in range(0, len(ids), BERT_BATCH):

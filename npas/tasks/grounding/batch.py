@@ -75,6 +75,40 @@ class Part:
         order = rng.permutation(key, len(own), torch.device("cpu"))
         return Lot(index, [own[i] for i in order[: self.sizes.phrases].tolist()])
 
+    def read(self, lots: Sequence[Lot]) -> Batch:
+        """Return inputs, and what answers are compared with.
+
+        Overlaps of each phrase and region, BxPxR, how many regions are no repetition, B, and which
+        phrases these are, BxP, -1 for a repetition.
+        """
+        size, rows = self.sizes, len(lots)
+        regions_BRD = torch.empty(rows, size.regions, self.regions.width)
+        boxes_BR5 = torch.empty(rows, size.regions, 5)
+        pixels_BR4 = torch.empty(rows, size.regions, 4)
+        number_BP = torch.full((rows, size.phrases), -1)
+        shown_BP = torch.empty_like(number_BP)
+        counts_B = torch.empty(rows, dtype=torch.int64)
+        for row, (image, phrases) in enumerate(lots):
+            features_RD, boxes_R4 = self.regions.read(image, size.regions)
+            counts_B[row] = len(boxes_R4)
+            turn_R = np.arange(size.regions) % len(boxes_R4)
+            boxes_R4 = boxes_R4[turn_R]
+            regions_BRD[row] = torch.from_numpy(features_RD[turn_R])
+            boxes_BR5[row] = torch.from_numpy(places(boxes_R4, self.flat.images[image]))
+            pixels_BR4[row] = torch.from_numpy(boxes_R4)
+            number_BP[row, : len(phrases)] = torch.tensor(phrases)
+            shown_BP[row] = number_BP[row, torch.arange(size.phrases) % len(phrases)]
+        words_BPTV, lengths_BP = self.words.take(self.text_N[shown_BP])
+        inputs = {
+            "words": words_BPTV,
+            "lengths": lengths_BP,
+            "regions": regions_BRD,
+            "boxes": boxes_BR5,
+        }
+        overlap_BPR = overlaps(torch.from_numpy(self.flat.boxes_N4[shown_BP.numpy()]), pixels_BR4)
+        targets = {"overlaps": overlap_BPR, "regions": counts_B, "phrases": number_BP}
+        return Batch(inputs, targets, rows)
+
     def training(
         self, lots: Sequence[Lot], keys: Sequence[int], positive: float, negatives: int
     ) -> Batch:
@@ -82,51 +116,10 @@ class Part:
 
         By `keys` the negatives are drawn, one key a lot. What is repeated has label 0.
         """
-        size = self.sizes
-        inputs, overlap_BPR, counts_B = self._read(lots)
-        labels_BPR = torch.zeros(len(lots), *size, dtype=torch.int8)
+        batch = self.read(lots)
+        overlap_BPR, counts_B = batch.targets["overlaps"], batch.targets["regions"]
+        labels_BPR = torch.zeros_like(overlap_BPR, dtype=torch.int8)
         for row, (lot, key, count) in enumerate(zip(lots, keys, counts_B.tolist(), strict=True)):
             own = slice(0, len(lot.phrases)), slice(0, count)
             labels_BPR[row][own] = labels(overlap_BPR[row][own], positive, negatives, key)
-        return Batch(inputs, {"labels": labels_BPR}, len(lots))
-
-    def measuring(self, lots: Sequence[Lot]) -> Batch:
-        """Return inputs, and what answers are compared with.
-
-        Overlaps of each phrase and region, BxPxR, how many regions are no repetition, B, and which
-        phrases these are, BxP, -1 for a repetition.
-        """
-        inputs, overlap_BPR, counts_B = self._read(lots)
-        numbers_BP = torch.full((len(lots), self.sizes.phrases), -1)
-        for row, lot in enumerate(lots):
-            numbers_BP[row, : len(lot.phrases)] = torch.tensor(lot.phrases)
-        targets = {"overlaps": overlap_BPR, "regions": counts_B, "phrases": numbers_BP}
-        return Batch(inputs, targets, len(lots))
-
-    def _read(self, lots: Sequence[Lot]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Return inputs, overlaps, BxPxR, and how many regions each image has, B."""
-        size, rows = self.sizes, len(lots)
-        regions_BRD = torch.empty(rows, size.regions, self.regions.width)
-        boxes_BR5 = torch.empty(rows, size.regions, 5)
-        pixels_BR4 = torch.empty(rows, size.regions, 4)
-        number_BP = torch.empty(rows, size.phrases, dtype=torch.int64)
-        counts_B = torch.empty(rows, dtype=torch.int64)
-        for row, (image, phrases) in enumerate(lots):
-            features_RD, boxes_R4 = self.regions.read(image, size.regions)
-            turn_R = np.arange(size.regions) % len(boxes_R4)
-            number_P = np.array(phrases)[np.arange(size.phrases) % len(phrases)]
-            boxes_R4 = boxes_R4[turn_R]
-            regions_BRD[row] = torch.from_numpy(features_RD[turn_R])
-            boxes_BR5[row] = torch.from_numpy(places(boxes_R4, self.flat.images[image]))
-            pixels_BR4[row] = torch.from_numpy(boxes_R4)
-            number_BP[row] = torch.from_numpy(number_P)
-            counts_B[row] = min(int(self.regions.rows_I[image]), size.regions)
-        words_BPTV, lengths_BP = self.words.take(self.text_N[number_BP])
-        inputs = {
-            "words": words_BPTV,
-            "lengths": lengths_BP,
-            "regions": regions_BRD,
-            "boxes": boxes_BR5,
-        }
-        truth_BP4 = torch.from_numpy(self.flat.boxes_N4[number_BP.numpy()])
-        return inputs, overlaps(truth_BP4, pixels_BR4), counts_B
+        return batch._replace(targets={"labels": labels_BPR})

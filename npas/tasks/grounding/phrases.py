@@ -9,36 +9,36 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from npas.tasks.common.files import reason
-
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-# What a reading counts.
-CAPTIONS, BOXES = "captions", "boxes"
-UNRELATED = "captions of some other image"
-BOXLESS, WORDLESS = "phrases without a box", "phrases without a word"
-CLIPPED, UNANNOTATED = "boxes clipped", "phrases of a chain that its annotation does not name"
-ODD_BOXES, ODD_PHRASES = "odd boxes", "odd phrases"
-GARBLED = "phrases that are no UTF-8"
-# Of these, what is to be warned of.
-STRANGE = {
-    CLIPPED: "boxes reach beyond their image and were clipped to it",
-    UNANNOTATED: "phrases are left out, whose chain its annotation does not name",
-    ODD_BOXES: "boxes are empty or outside their image: phrases that speak of them are left out",
-    ODD_PHRASES: "phrases are left out, which are no [/EN#chain/type words] or hold brackets",
-    GARBLED: "phrases hold bytes that are no UTF-8, and are read without them",
-}
 MOST_BAD = 3  # images that a split may lack or that may be odd, or a hundredth of it
 
 Box = tuple[float, float, float, float]
+
+
+class Counted:
+    """What a reading counts."""
+
+    CAPTIONS, BOXES = "captions", "boxes"
+    UNRELATED = "captions of some other image"
+    BOXLESS, WORDLESS = "phrases without a box", "phrases without a word"
+    CLIPPED, ODD_BOXES, ODD_PHRASES = "boxes clipped", "odd boxes", "odd phrases"
+
+
+# Of these, what is to be warned of.
+STRANGE = {
+    Counted.CLIPPED: "boxes reach beyond their image and were clipped to it",
+    Counted.ODD_BOXES: "boxes are empty or outside their image: their phrases are left out",
+    Counted.ODD_PHRASES: "phrases are left out, no [/EN#chain/type words] or of no known chain",
+}
 
 
 class Image(NamedTuple):
@@ -72,10 +72,30 @@ class Reading:
     odd: dict[str, str] = field(default_factory=dict)
     spoiled: set[str] = field(default_factory=set)
 
-    def note(self, what: str, where: str) -> None:
+    def note(self, what: str, where: str, spoils: str | None = None) -> None:
         """Count something strange, of which `where` is kept if it is the first."""
         self.counts[what] += 1
         self.odd.setdefault(what, where)
+        if spoils is not None:
+            self.spoiled.add(spoils)
+
+    def inside(self, box: Box, image: Image, last: tuple[float, float], where: str) -> Box | None:
+        """Return the part of a box that lies in its image; None if it is empty or wholly outside.
+
+        `last` are the greatest x and y that a box may have. A box that an annotator drew past the
+        edge still says what is meant, and keeps its phrase: it is clipped. Either is noted.
+        """
+        left, top, right, bottom = box
+        is_empty = not (left <= right and top <= bottom)  # also where one is not a number
+        if is_empty or right < 0 or bottom < 0 or left > last[0] or top > last[1]:
+            self.note(
+                Counted.ODD_BOXES, f"{left:g} {top:g} {right:g} {bottom:g}, {where}", image.id
+            )
+            return None
+        clipped = max(left, 0), max(top, 0), min(right, last[0]), min(bottom, last[1])
+        if clipped != box:
+            self.note(Counted.CLIPPED, where)
+        return clipped
 
 
 @dataclass(frozen=True)
@@ -103,13 +123,12 @@ class Flat:
         text_N = [number.setdefault(phrase.text, len(number)) for phrase in every]
         types = sorted({name for phrase in every for name in phrase.types})
         is_type = [[name in phrase.types for name in types] for phrase in every]
-        boxes = [phrase.box for phrase in every]
         return cls(
             [image for image, _ in with_any],
             np.cumsum([0, *(len(own) for _, own in with_any)]),
             list(number),
             np.array(text_N, dtype=np.int64),
-            np.array(boxes, dtype=np.float32).reshape(len(every), 4),
+            np.array([phrase.box for phrase in every], dtype=np.float32).reshape(-1, 4),
             types,
             np.array(is_type, dtype=bool).reshape(len(every), len(types)),
         )
@@ -130,51 +149,6 @@ class Flat:
         return int(np.searchsorted(self.first_J, number, side="right")) - 1
 
 
-def inside(
-    box: Box, image: Image, last: tuple[float, float], reading: Reading, where: str
-) -> Box | None:
-    """Return the part of a box that lies in its image; None if it is empty, or wholly outside.
-
-    `last` are the greatest x and y that a box may have. A box that an annotator drew past the edge
-    still says what is meant, and keeps its phrase: it is clipped. Either is noted in the reading.
-    """
-    left, top, right, bottom = box
-    is_empty = not (left <= right and top <= bottom)  # also where one is not a number
-    if is_empty or right < 0 or bottom < 0 or left > last[0] or top > last[1]:
-        reading.note(ODD_BOXES, f"{left:g} {top:g} {right:g} {bottom:g}, {where}")
-        reading.spoiled.add(image.id)
-        return None
-    clipped = max(left, 0), max(top, 0), min(right, last[0]), min(bottom, last[1])
-    if clipped != box:
-        reading.note(CLIPPED, where)
-    return clipped
-
-
-def read_lines(path: Path, remedy: str) -> list[str]:
-    """Return the lines of a text file that say something. ValueError, with the remedy, if it fails.
-
-    Texts come in UTF-8, a few of them with a mark at the start; U+FFFD stands for what is none.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-    except FileNotFoundError:
-        raise ValueError(f"{path} is not there: {remedy}") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({reason(error)}): {remedy}") from None
-    return [line.strip() for line in text.split("\n") if line.strip()]
-
-
-def check_apart(ids: Mapping[str, Sequence[str]], where: str) -> None:
-    """ValueError if an image is named twice, in one split or in two: it would be trained on."""
-    seen: dict[str, str] = {}
-    for split, own in ids.items():
-        for name in own:
-            if name in seen:
-                others = f"in {seen[name]} and in {split}" if seen[name] != split else f"in {split}"
-                raise ValueError(f"{where} names image {name} twice, {others}: name it once")
-            seen[name] = split
-
-
 def too_many(count: int, images: int) -> bool:
     """Return whether so many bad images of a split are no accident: over 1% of them, and over 3."""
     return count > MOST_BAD and 100 * count > images
@@ -187,7 +161,7 @@ def warn(name: str, found: Mapping[str, Reading], remedy: str) -> None:
     """
     for split, reading in found.items():
         if too_many(len(reading.spoiled), len(reading.images)):
-            first = reading.odd.get(ODD_BOXES) or reading.odd[ODD_PHRASES]
+            first = reading.odd.get(Counted.ODD_BOXES) or reading.odd[Counted.ODD_PHRASES]
             raise ValueError(
                 f"{name}: {len(reading.spoiled):,} of the {len(reading.images):,} images of {split}"
                 f" have boxes or phrases that make no sense (first: {first}): {remedy}"
@@ -199,7 +173,7 @@ def warn(name: str, found: Mapping[str, Reading], remedy: str) -> None:
             log.warning("%s: %s %s (first: %s)", name, f"{count:,}", line, first)
 
 
-def spread(count: int, wanted: int) -> Iterator[int]:
-    """Yield up to so many of `count` numbers, evenly spread."""
+def spread(count: int, wanted: int) -> list[int]:
+    """Return up to so many of `count` numbers, evenly spread."""
     wanted = min(count, wanted)
-    yield from (i * count // wanted for i in range(wanted))
+    return [i * count // wanted for i in range(wanted)]

@@ -29,7 +29,6 @@ import numpy as np
 
 from npas.tasks.common.files import reason
 from npas.tasks.grounding.phrases import Image, too_many
-from npas.tasks.grounding.region_store import MADE_BY
 
 BEHIND = (4, 9, 12)  # numbers that may stand behind a row's features, the box's own 4 the last ones
 _AGAIN = "move it away and run scripts/extract_regions.py again"
@@ -47,24 +46,17 @@ class Regions:
         self.images = images
         self.width = width
         self._file: Any = None  # open, once this process has read
-        if not path.is_file():
-            raise ValueError(
-                f"{path} is not there: extract the regions' features with"
-                " scripts/extract_regions.py, or put CITE's there"
-            )
         with self._open() as file:
             self.rows_I = np.array([self._rows(file, image.id) for image in images], dtype=np.int64)
-            self.missing = [image.id for image in images if image.id not in file]
-            is_ours = MADE_BY in file.attrs
+        self.missing = [
+            image.id for image, rows in zip(images, self.rows_I, strict=True) if not rows
+        ]
         missing, all_of_them = len(self.missing), len(images)
         if too_many(missing, all_of_them) or missing == all_of_them:
-            remedy = "which adds them and names those it cannot read: see that these can be"
-            if not is_ours:
-                remedy = "once this file, which another tool made, is moved away"
             raise ValueError(
                 f"{path} has no features of {missing:,} of {all_of_them:,} images (first:"
-                f" {self.missing[0]}), and up to 1% may be missing: run"
-                f" scripts/extract_regions.py, {remedy}"
+                f" {self.missing[0]}), and up to 1% may be missing: run scripts/extract_regions.py,"
+                " which adds them to a file of its own and names those it cannot read"
             )
         os.register_at_fork(before=functools.partial(_close, weakref.ref(self)))
 
@@ -84,25 +76,22 @@ class Regions:
             return h5py.File(self.path, "r", locking="best-effort")
         except OSError as error:
             raise ValueError(
-                f"{self.path} cannot be read as HDF5 ({reason(error)}): {_AGAIN}"
+                f"{self.path} cannot be read as HDF5 ({reason(error)}): extract the regions'"
+                f" features with scripts/extract_regions.py, or put CITE's there; if it is damaged,"
+                f" {_AGAIN}"
             ) from None
 
     def _rows(self, file: Any, name: str) -> int:
         """Count an image's boxes, without reading them: 0 if it is not there."""
+        if name not in file:
+            return 0
         try:
-            if name not in file:
-                return 0
             matrix = h5py.h5d.open(file.id, name.encode())
-            shape, kind = matrix.shape, matrix.dtype.kind
+            shape, dtype = matrix.shape, matrix.dtype
         except (OSError, RuntimeError, KeyError) as error:
-            raise ValueError(
-                f"{self.path}: image {name} is damaged ({reason(error)}): {_AGAIN}"
-            ) from None
-        if len(shape) != 2 or shape[0] < 1 or kind != "f":
-            raise ValueError(
-                f"{self.path}: image {name} is no matrix of numbers with a row a box, but"
-                f" {matrix.dtype} of shape {shape}: {_AGAIN}"
-            )
+            raise self._damaged(name, reason(error)) from None
+        if len(shape) != 2 or not shape[0] or dtype.kind != "f":
+            raise self._damaged(name, f"it is {dtype} of shape {shape}, and no row a box")
         if shape[1] - self.width not in BEHIND:
             raise ValueError(
                 f"{self.path}: image {name} has rows of {shape[1]} numbers, which are not"
@@ -110,6 +99,9 @@ class Regions:
                 f" task.region_width={max(1, shape[1] - 9)}, or extract others"
             )
         return int(shape[0])
+
+    def _damaged(self, name: str, said: str) -> ValueError:
+        return ValueError(f"{self.path}: image {name} is damaged ({said}): {_AGAIN}")
 
     def read(self, index: int, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Return features, RxD, and boxes, Rx4, float32, of up to `most` boxes, the best ones.
@@ -122,34 +114,23 @@ class Regions:
         try:
             matrix_RX = self._file[image.id][:most].astype(np.float32, copy=False)
         except (OSError, RuntimeError, KeyError) as error:
-            raise ValueError(
-                f"{self.path}: image {image.id} cannot be read ({reason(error)}): {_AGAIN}"
-            ) from None
+            raise self._damaged(image.id, reason(error)) from None
         if not np.isfinite(matrix_RX).all():
-            raise ValueError(
-                f"{self.path}: image {image.id} has numbers that are not finite: {_AGAIN}"
-            )
+            raise self._damaged(image.id, "it has numbers that are not finite")
         boxes_R4 = matrix_RX[:, -4:]
-        self._check(boxes_R4, image)
-        return matrix_RX[:, : self.width], boxes_R4
-
-    def _check(self, boxes_R4: np.ndarray, image: Image) -> None:
-        left_R, top_R, right_R, bottom_R = boxes_R4.T
-        empty_R = (right_R < left_R) | (bottom_R < top_R)
-        outside_R = (right_R < 0) | (bottom_R < 0)
-        outside_R |= (left_R > image.width) | (top_R > image.height)
+        size_2 = np.array([image.width, image.height])
+        low_R2, high_R2 = boxes_R4[:, :2], boxes_R4[:, 2:]
+        is_wrong_R2 = (high_R2 < low_R2) | (high_R2 < 0) | (low_R2 > size_2)
         # A detector's box may stick out a little; by a whole image it is of another one.
-        outside_R |= (left_R < -image.width) | (right_R > 2 * image.width)
-        outside_R |= (top_R < -image.height) | (bottom_R > 2 * image.height)
-        wrong_R = empty_R | outside_R
-        if wrong_R.any():
-            row = int(wrong_R.argmax())
-            box = " ".join(f"{value:g}" for value in boxes_R4[row])
-            what = "is empty" if empty_R[row] else "lies outside it"
+        is_wrong_R2 |= (low_R2 < -size_2) | (high_R2 > 2 * size_2)
+        if is_wrong_R2.any():
+            box = " ".join(f"{value:g}" for value in boxes_R4[int(is_wrong_R2.any(1).argmax())])
             raise ValueError(
                 f"{self.path}: box {box} of image {image.id}, {image.width}x{image.height} pixels,"
-                f" {what}: boxes must be left, top, right, bottom in the pixels of that image"
+                " is empty or lies outside it: boxes must be left, top, right, bottom in the pixels"
+                " of that image"
             )
+        return matrix_RX[:, : self.width], boxes_R4
 
 
 def _close(regions: weakref.ref[Regions]) -> None:

@@ -33,17 +33,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import Input, InputSpec
-from npas.tasks import base, scenes
+from npas.tasks import scenes
 from npas.tasks.base import Batch, Picture, Shown, over_ranks
-from npas.tasks.common import checksums, word_vectors
-from npas.tasks.grounding import metrics, report, sets
+from npas.tasks.common import word_vectors
+from npas.tasks.common.measure import fill, measuring
+from npas.tasks.grounding import metrics, sets
 from npas.tasks.grounding.batch import Lot, Part, Sizes
 from npas.tasks.grounding.phrases import Box, Flat, Reading, log, spread
 from npas.tasks.grounding.regions import Regions
 from npas.tasks.scenes import Difficulty, dataset
 from npas.tasks.scenes.dataset import Made
 from npas.utils import rng
-from npas.utils.checks import at_least, at_most
+from npas.utils.checks import within
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -51,10 +52,11 @@ if TYPE_CHECKING:
 NAMES = {"flickr30k": "flickr30k_entities", "referit": "referit", "scenes": "scenes"}
 EVAL_BATCH = 8  # lots of an image's phrases, small enough that many ranks have some of them each
 SYNTHETIC_REGIONS, SYNTHETIC_PHRASES = 20, 4
-# Beyond these a typing error.
-MOST = {
-    "region_width": 100_000, "regions": 10_000, "phrases": 1000, "word_width": 100_000,
-    "max_words": 500, "negatives": 10_000,
+# The highest of sizes are typing errors.
+LIMITS = {
+    "region_width": (1, 100_000), "regions": (1, 10_000), "phrases": (1, 1000),
+    "word_width": (1, 100_000), "max_words": (1, 500), "negatives": (1, 10_000),
+    "positive": (metrics.NEG_IOU_FALLBACK, 1),
 }  # fmt: skip
 
 
@@ -82,79 +84,73 @@ class Config:
     made: Made = field(default_factory=Made)
 
     def __post_init__(self) -> None:
-        for key, most in MOST.items():
-            at_least(f"task.{key}", getattr(self, key), 1)
-            at_most(f"task.{key}", getattr(self, key), most)
-        at_least("task.positive", self.positive, metrics.NEG_IOU_FALLBACK)
-        at_most("task.positive", self.positive, 1)
+        within("task", self, LIMITS)
         for key in ("vectors", "bert"):
-            value = getattr(self, key)
-            if not value.strip():
+            if not getattr(self, key).strip():
                 raise ValueError(f"task.{key} must not be empty")
-            if self.set == "scenes" and value != getattr(Config, key):
-                raise ValueError(
-                    f"task.{key}={value} is not read where task.set=scenes, which has words of its"
-                    " own: leave it out"
-                )
+        dataset.refuse_unread(self, ("vectors", "bert"))
 
 
-class Task(base.Task):
+class Task(dataset.SceneTask):
     """Score the regions of an image for each of its phrases."""
 
     samples = "training images"
-
-    compared: checksums.Comparison
     selection_metric = "accuracy"
-    has_validation = True
 
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
-        self.name = NAMES[config.set]
-        base.refuse_val_fraction(
-            data, self.name, "which has a part of its own to choose a checkpoint by"
-        )
-        self.config = config
-        self.data = data
-        self.seed = seed
+        super().__init__(config, data, seed, NAMES[config.set])
         self.computing = device  # where a BERT reads the phrases
-        self.device = torch.device("cpu")  # whatever trains: features stream from disk
-        self.source = data.source
-        self.sizes = Sizes(config.phrases, config.regions)
+        size = Sizes(config.phrases, config.regions)
         if self.source == "synthetic":
-            self.sizes = Sizes(
-                min(config.phrases, SYNTHETIC_PHRASES), min(config.regions, SYNTHETIC_REGIONS)
-            )
-        size, words = self.sizes, (config.max_words, config.word_width)
+            size = Sizes(*map(min, size, (SYNTHETIC_PHRASES, SYNTHETIC_REGIONS)))
+        self.sizes = size
         inputs = {
-            "words": Input((size.phrases, *words)),
+            "words": Input((size.phrases, config.max_words, config.word_width)),
             "lengths": Input((size.phrases,), True),
             "regions": Input((size.regions, config.region_width)),
             "boxes": Input((size.regions, 5)),
         }
         self.spec = InputSpec((), 1, outputs="regions", inputs=inputs)
-        self.is_made_up = config.set == "scenes" or self.source == "synthetic"
-        self.compared = checksums.Comparison(data.verify)
         self.readings: dict[str, Reading] = {}
-        self.parts: dict[str, Part] = {}
 
     def setup(self) -> None:
         """Read the phrases and look for the regions' features, which stay on disk. ValueError."""
         if self.parts:
             return
         config, root = self.config, Path(self.data.root)
-        if self.source == "synthetic":
-            few = self.data.synthetic
-            root = dataset.temporary(self)
-            self._write({"train": few.train, "val": few.test, "test": few.test}, 0, root)
-        elif config.set == "scenes":
-            sizes = {key: getattr(config, key) for key in ("region_width", "word_width")}
-            form = f"flickr30k {config.words}"
-            write = functools.partial(self._write, config.made.counts(), config.made.seed)
-            root = dataset.ensure(root, form, config.scenes, config.made, sizes, write)
-        self._read(root)
+        name = "referit" if config.set == "referit" else "flickr30k"
+        if self.is_made_up:
+            root = self.find(f"flickr30k {config.words}", {}, self._write)
+        readings = sets.read(name, root)
+        if not self.is_made_up:
+            sets.compare(name, root, readings, self.compared)
+        flats = {split: Flat.of(reading) for split, reading in readings.items()}
+        for split, flat in flats.items():
+            if not len(flat):
+                raise ValueError(f"{self.name}: no phrase of {split} has a box: see docs/data.md")
+        regions = {
+            split: Regions(sets.features_path(name, root, split), flat.images, config.region_width)
+            for split, flat in flats.items()
+        }
+        words = self._look_up([text for flat in flats.values() for text in flat.texts], root)
+        parts, first = {}, 0
+        for split, flat in flats.items():
+            if missing := regions[split].missing:
+                log.warning(
+                    "%s has no features of %d of %d images (first: %s): %s",
+                    *(regions[split].path, len(missing), len(flat.images), missing[0]),
+                    "they are left out" if split == "train" else "their phrases count as wrong",
+                )
+            text_N = torch.from_numpy(flat.text_N) + first
+            parts[split] = Part(flat, regions[split], words, text_N, self.sizes)
+            first += len(flat.texts)
+        self.parts = parts
+        # Half a million small objects less.
+        self.readings = {split: replace(own, phrases=[]) for split, own in readings.items()}
 
-    def _write(self, counts: dict[str, int], seed: int, root: Path) -> None:
+    def _write(self, root: Path, counts: dict[str, int], seed: int) -> None:
         """Write the synthetic world: images, phrases, features and words."""
         config = self.config
         write = scenes.write_referit if config.set == "referit" else scenes.write_flickr30k
@@ -163,35 +159,6 @@ class Task(base.Task):
             scenes.write_bert(root / "bert", config.word_width)
         else:
             scenes.write_vectors(root / "vectors.txt", config.word_width)
-
-    def _read(self, root: Path) -> None:
-        config = self.config
-        name = "referit" if config.set == "referit" else "flickr30k"
-        readings = sets.read(name, root)
-        if not self.is_made_up:
-            sets.compare(name, root, readings, self.compared)
-        flats, regions = {}, {}
-        for split, reading in readings.items():
-            flats[split] = flat = Flat.of(reading)
-            if not len(flat):
-                raise ValueError(f"{self.name}: no phrase of {split} has a box: see docs/data.md")
-            path = sets.features_path(name, root, split)
-            regions[split] = own = Regions(path, flat.images, config.region_width)
-            if own.missing:
-                log.warning(
-                    "%s has no features of %s of %s images (first: %s): %s",
-                    path, f"{len(own.missing):,}", f"{len(flat.images):,}", own.missing[0],
-                    "they are left out" if split == "train" else "their phrases count as wrong",
-                )  # fmt: skip
-        words = self._look_up([text for flat in flats.values() for text in flat.texts], root)
-        parts, first = {}, 0
-        for split, flat in flats.items():
-            text_N = torch.from_numpy(flat.text_N) + first
-            parts[split] = Part(flat, regions[split], words, text_N, self.sizes)
-            first += len(flat.texts)
-        self.parts = parts
-        # Half a million small objects less.
-        self.readings = {split: replace(own, phrases=[]) for split, own in readings.items()}
 
     def _look_up(self, texts: list[str], root: Path) -> word_vectors.Words:
         """Turn texts into words, with `max_words` places for each."""
@@ -209,7 +176,7 @@ class Task(base.Task):
     def inspect(self) -> dict[str, str]:
         """Count what there is beside what was published, and try to read some of each part."""
         published = None if self.is_made_up else self.config.set
-        found = report.report(self.readings, self.parts, published)
+        found = sets.report(self.readings, self.parts, published)
         sums = {k: v for k, v in self.compared.found.items() if v.startswith("sha256")}
         return found | sums
 
@@ -247,7 +214,6 @@ class Task(base.Task):
         asked = (labels_BPR > 0).any(2).sum().clamp(min=1)
         return loss, {"fits_best": 100 * right / asked * batch.size}
 
-    @torch.no_grad()
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
@@ -255,58 +221,49 @@ class Task(base.Task):
         from npas.tasks.common.workers import iterate
 
         part, workers = self.parts[split], self.data.workers
-        steps = range(-(-len(part.lots) // EVAL_BATCH))
-        own = steps[rank::world]
-        make = functools.partial(self._measured, split)
+        own = range(rank, -(-len(part.lots) // EVAL_BATCH), world)
+        make = functools.partial(_measured, part)
         made = iterate(make, own, workers) if workers else make(own)
-        device = next(model.parameters(), torch.empty(0)).device
-        was_training = model.training
-        model.eval()
-        # Of each phrase whether it is right, whether that can be, and by what chance; the other
-        # ranks' phrases stay 0 here, and those of images without features everywhere.
-        found_N3 = torch.zeros(len(part.flat), 3, dtype=torch.float64, device=device)
-        for batch in made:
-            batch = batch.to(device)
-            found_BP3, _ = _compare(model, batch)
-            number_BP = batch.targets["phrases"]
-            found_N3[number_BP[number_BP >= 0]] = found_BP3[number_BP >= 0]
-        model.train(was_training)
-        of_all_N3 = over_ranks(found_N3, world).cpu().numpy()
-        return metrics.summarize(of_all_N3, part.flat.types, part.flat.is_type_NC)
+        with measuring(model) as device:
 
-    def _measured(self, split: str, steps: range) -> Iterator[Batch]:
-        """Yield batches of what is measured."""
-        part = self.parts[split]
-        for step in steps:
-            yield part.measuring(part.lots[step * EVAL_BATCH : (step + 1) * EVAL_BATCH])
+            def compare(batch: Batch) -> tuple[Tensor, Tensor]:
+                batch = batch.to(device)
+                found_BP3, _ = _compare(model, batch)
+                number_BP = batch.targets["phrases"]
+                return number_BP[number_BP >= 0], found_BP3[number_BP >= 0]
 
-    @torch.no_grad()
+            # Of each phrase whether it is right, whether that can be, and by what chance; those of
+            # images without features stay 0.
+            found_N3 = torch.zeros(len(part.flat), 3, dtype=torch.float64, device=device)
+            found_N3 = fill(found_N3, made, world, compare)
+        return metrics.summarize(found_N3.cpu().numpy(), part.flat.types, part.flat.is_type_NC)
+
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
         """Return phrases, each with its box and the one that the network chose."""
-        part = self.parts[split]
-        device = next(model.parameters(), torch.empty(0)).device
-        was_training = model.training
-        model.eval()
-        shown = []
-        for number in spread(len(part.flat), count):
-            index = part.flat.image_of(number)
-            boxes = {"truth": _four(part.flat.boxes_N4[number])}
-            path, heading = part.flat.images[index].path, part.flat.text(number)
-            if not part.regions.rows_I[index]:
-                shown.append(Shown(heading, [Picture(path, "no features", boxes, False)]))
-                continue
-            batch = part.measuring([Lot(index, [number])]).to(device)
-            found_BP3, chosen_BP = _compare(model, batch)
-            chosen = int(chosen_BP[0, 0])
-            overlap = float(batch.targets["overlaps"][0, 0, chosen])
-            _, boxes_R4 = part.regions.read(index, self.sizes.regions)
-            boxes["chosen"] = _four(boxes_R4[chosen])
-            # Of a tie the first is shown; where a score is NaN none is right.
-            right = overlap >= metrics.RIGHT and bool(found_BP3[0, 0, 0] > 0)
-            cut = math.floor(100 * overlap) / 100  # which does not make 0.50 of less
-            shown.append(Shown(heading, [Picture(path, f"IoU {cut:.2f}", boxes, right)]))
-        model.train(was_training)
+        part, shown = self.parts[split], []
+        with measuring(model) as device:
+            for number in spread(len(part.flat), count):
+                index = part.flat.image_of(number)
+                boxes = {"truth": _four(part.flat.boxes_N4[number])}
+                path, caption, right = part.flat.images[index].path, "no features", False
+                if part.regions.rows_I[index]:
+                    batch = part.read([Lot(index, [number])]).to(device)
+                    found_BP3, chosen_BP = _compare(model, batch)
+                    chosen = int(chosen_BP[0, 0])
+                    overlap = float(batch.targets["overlaps"][0, 0, chosen])
+                    boxes["chosen"] = _four(part.regions.read(index, self.sizes.regions)[1][chosen])
+                    # Of a tie the first is shown; where a score is NaN none is right.
+                    right = overlap >= metrics.RIGHT and bool(found_BP3[0, 0, 0] > 0)
+                    # Cut, which does not make 0.50 of less.
+                    caption = f"IoU {math.floor(100 * overlap) / 100:.2f}"
+                shown.append(Shown(part.flat.text(number), [Picture(path, caption, boxes, right)]))
         return shown
+
+
+def _measured(part: Part, steps: range) -> Iterator[Batch]:
+    """Yield batches of what is measured."""
+    for step in steps:
+        yield part.read(part.lots[step * EVAL_BATCH : (step + 1) * EVAL_BATCH])
 
 
 def _compare(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

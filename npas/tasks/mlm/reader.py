@@ -8,12 +8,14 @@ the pieces alone.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from npas.tasks.common.tokenization import Tokenizer
 
@@ -27,9 +29,9 @@ class Pieces:
     A piece is cut in two, its first part `first_N` tokens long and the whole `length_N`.
     """
 
-    ids_NR: np.ndarray  # int32, as the others
-    first_N: np.ndarray
-    length_N: np.ndarray
+    ids_NR: Tensor  # int32, as the others
+    first_N: Tensor
+    length_N: Tensor
 
     def __len__(self) -> int:
         return len(self.ids_NR)
@@ -58,16 +60,6 @@ def read(folder: Path) -> Iterator[tuple[int, str]]:
         document += inside
 
 
-def count(folder: Path) -> int:
-    """Count the documents. ValueError if there are none, or they cannot be read."""
-    documents = 0
-    for number, _ in read(folder):
-        documents = number + 1
-    if not documents:
-        raise ValueError(f"the files in {folder} hold no text")
-    return documents
-
-
 def files(folder: Path) -> list[Path]:
     """List the files in order. ValueError if there are none."""
     found = sorted(folder.glob("*.txt"))
@@ -79,7 +71,9 @@ def files(folder: Path) -> list[Path]:
     return found
 
 
-def cut(lines: Iterable[tuple[int, str]], tokenizer: Tokenizer, room: int) -> Pieces:
+def cut(
+    lines: Iterable[tuple[int, str]], tokenizer: Tokenizer, room: int, device: torch.device
+) -> Pieces:
     """Cut documents into pieces of at most `room` tokens, at the ends of lines where they have any.
 
     Each line comes with the number of its document. Each piece is cut in two at the end of a line,
@@ -88,54 +82,45 @@ def cut(lines: Iterable[tuple[int, str]], tokenizer: Tokenizer, room: int) -> Pi
     """
     # Arrays that grow in place: there is no time when all pieces are held twice.
     ids, firsts, lengths = array("i"), array("i"), array("i")
-
-    def add(ids_T: np.ndarray, pieces: Sequence[Sequence[int]]) -> None:
-        """Give pieces, whose tokens follow one another, a row each."""
-        length_P = np.array([sum(piece) for piece in pieces], np.int32)
-        first_P = np.array([_half(piece) for piece in pieces], np.int32)
-        ids_PR = np.zeros((len(pieces), room), np.int32)
-        ids_PR[np.arange(room) < length_P[:, None]] = ids_T[: length_P.sum()]
-        kept_P = length_P > 1
-        for grown, new in ((ids, ids_PR), (firsts, first_P), (lengths, length_P)):
-            grown.frombytes(new[kept_P].tobytes())
-
-    left_T = np.zeros(0, np.int32)  # the tokens of the piece that is under way,
-    piece: list[int] = []  # and how many each of its lines has
-    document = -1
-    for chunk in _chunks(lines):
-        encoded = tokenizer.encode([line for _, line in chunk])
-        ids_T = np.concatenate([left_T, *(np.array(line.ids, np.int32) for line in encoded)])
-        ended: list[list[int]] = []
-        for (number, _), line in zip(chunk, encoded, strict=True):
-            for start in range(0, len(line), room):
-                length = min(len(line) - start, room)
-                if piece and (number != document or sum(piece) + length > room):
-                    ended.append(piece)
-                    piece = []
-                document = number
-                piece.append(length)
-        del encoded  # which is many times as large as its ids
-        left_T = ids_T[len(ids_T) - sum(piece) :].copy()
-        add(ids_T, ended)
-    add(left_T, [piece] if piece else [])
-    return Pieces(np.asarray(ids).reshape(-1, room), np.asarray(firsts), np.asarray(lengths))
+    document, piece = -1, list[list[int]]()  # which is under way, line by line
+    for number, tokens in _encoded(lines, tokenizer):
+        for start in range(0, len(tokens), room):
+            part = tokens[start : start + room]
+            if piece and (number != document or sum(map(len, piece)) + len(part) > room):
+                _add(piece, room, ids, firsts, lengths)
+                piece = []
+            document = number
+            piece.append(part)
+    _add(piece, room, ids, firsts, lengths)
+    arrays = (np.asarray(ids).reshape(-1, room), np.asarray(firsts), np.asarray(lengths))
+    return Pieces(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
-def _chunks(lines: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Yield so many lines at once as make up `CHUNK` characters."""
+def _add(
+    piece: list[list[int]], room: int, ids: array[int], firsts: array[int], lengths: array[int]
+) -> None:
+    """Add a piece as a row, unless it has no two parts."""
+    whole = list(chain(*piece))
+    if len(whole) > 1:
+        ids.extend(whole + [0] * (room - len(whole)))
+        ends = accumulate(map(len, piece[:-1]))
+        middle = len(whole) // 2
+        firsts.append(min(ends, key=lambda end: abs(2 * end - len(whole)), default=middle))
+        lengths.append(len(whole))
+
+
+def _encoded(
+    lines: Iterable[tuple[int, str]], tokenizer: Tokenizer
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield the document and the ids of each line, of so many at once as make up `CHUNK`."""
     chunk: list[tuple[int, str]] = []
     size = 0
-    for entry in lines:
-        chunk.append(entry)
-        size += len(entry[1])
-        if size >= CHUNK:
-            yield chunk
+    for entry in chain(lines, (None,)):
+        if entry is not None:
+            chunk.append(entry)
+            size += len(entry[1])
+        if size >= CHUNK or entry is None:
+            encoded = tokenizer.encode([line for _, line in chunk])
+            for (number, _), line in zip(chunk, encoded, strict=True):
+                yield number, line.ids
             chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _half(lines: Sequence[int]) -> int:
-    """Return how many tokens the first part of a piece has, from how many each of its lines has."""
-    whole = sum(lines)
-    return min(accumulate(lines[:-1]), key=lambda end: abs(2 * end - whole), default=whole // 2)

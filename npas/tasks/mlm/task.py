@@ -18,9 +18,7 @@ billion words, takes hours and about 25 GB a process that way (estimate).
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,8 +27,9 @@ from torch.nn import functional as F
 
 from npas.models import InputSpec
 from npas.tasks import base
-from npas.tasks.base import Batch, over_ranks
+from npas.tasks.base import Batch
 from npas.tasks.common import synthetic_text, tokenization
+from npas.tasks.common.measure import fill, measuring
 from npas.tasks.mlm import reader
 from npas.utils import rng
 from npas.utils.checks import above, at_least, at_most, below
@@ -67,21 +66,10 @@ class Config:
             below(f"task.{key}", getattr(self, key), 1)
 
 
-@dataclass(frozen=True)
-class Part:
-    """N pieces on the device, as `reader.Pieces` describes them."""
-
-    ids_NR: Tensor
-    first_N: Tensor
-    length_N: Tensor
-
-    def __len__(self) -> int:
-        return len(self.ids_NR)
-
-
-class Task(base.Task):
+class Task(tokenization.TextTask):
     """Find hidden words, and say which of two parts of a text comes first."""
 
+    name = "text"
     selection_metric = "mlm_accuracy"
     has_validation = False
 
@@ -89,65 +77,46 @@ class Task(base.Task):
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
         base.refuse_val_fraction(data, "plain text", "of which task.held_out is held out")
-        self.config = config
-        self.data = data
-        self.seed = seed
-        self.device = device
-        self.source = data.source
-        self.name = "text"
-        self.root = Path(data.root)
+        super().__init__(config, data, seed, device)
         length = config.max_length
         self.length = min(length, SYNTHETIC_LENGTH) if self.source == "synthetic" else length
         self.spec = InputSpec((self.length,), 2, outputs="pretraining")
-        self.parts: dict[str, Part] = {}
-        self.counted: dict[str, str] = {}  # what there is, for `inspect`
 
-    def setup(self) -> None:
-        """Read the documents and cut them into pieces, which come to rest on the device."""
-        if self.parts:
-            return
-        if self.source == "synthetic":
-            made = self.data.synthetic
-            with tempfile.TemporaryDirectory() as folder:
-                self.root = Path(folder)
-                synthetic_text.write_texts(self.root, made.train + made.test)
-                self._read(
-                    tokenization.load_synthetic(self.root), made.test / (made.train + made.test)
-                )
-        else:
-            tokenizer = tokenization.load_tokenizer(self.config.tokenizer, self.data.download)
-            self._read(tokenizer, self.config.held_out)
+    def write(self) -> None:
+        made = self.data.synthetic
+        synthetic_text.write_texts(self.root, made.train + made.test)
 
-    def _read(self, tokenizer: tokenization.Tokenizer, fraction: float) -> None:
-        folder = self.root / "text"
-        documents = reader.count(folder)
+    def ensure(self) -> None:
+        reader.files(self.root / "text")
+
+    def read(self) -> None:
+        folder, made = self.root / "text", self.data.synthetic
+        is_real = self.source == "real"
+        fraction = self.config.held_out if is_real else made.test / (made.train + made.test)
+        documents = max((number + 1 for number, _ in reader.read(folder)), default=0)
         held = held_out(documents, fraction)
-        self.tokenizer = tokenizer
-        for path in reader.files(folder):
-            self.counted[f"text/{path.name}"] = f"{path.stat().st_size:,} bytes"
-        parts: dict[str, Part] = {}
-        for name in ("train", "test"):
-            test = name == "test"
-            own = (line for line in reader.read(folder) if (line[0] in held) == test)
-            pieces = reader.cut(own, tokenizer, self.length - SPECIAL)
+        self.counted = {
+            f"text/{path.name}": f"{path.stat().st_size:,} bytes" for path in reader.files(folder)
+        }
+        parts: dict[str, reader.Pieces] = {}
+        for name, count in (("train", documents - len(held)), ("test", len(held))):
+            own = (line for line in reader.read(folder) if (line[0] in held) == (name == "test"))
+            pieces = reader.cut(own, self.tokenizer, self.length - SPECIAL, self.device)
             if not len(pieces):
                 raise ValueError(
                     f"{folder} leaves no text for the {name} part: it needs two documents of two"
                     " words each, or more"
                 )
-            arrays = (pieces.ids_NR, pieces.first_N, pieces.length_N)
-            parts[name] = Part(*(torch.from_numpy(array).to(self.device) for array in arrays))
+            parts[name] = pieces
             self.counted[name] = (
-                f"{len(held) if test else documents - len(held):,} documents,"
-                f" {int(pieces.length_N.sum()):,} tokens in {len(pieces):,} samples of at"
-                f" most {self.length}"
+                f"{count:,} documents, {int(pieces.length_N.sum()):,} tokens in {len(pieces):,}"
+                f" samples of at most {self.length}"
             )
-        self.counted["tokenizer"] = f"{tokenizer.name}, {tokenizer.size:,} words"
         self.parts = parts
 
     def inspect(self) -> dict[str, str]:
         """Return what the files are and what was read of them; no text has published sums."""
-        return dict(self.counted)
+        return self.counted | self.tokenizer.line()
 
     @property
     def train_size(self) -> int:
@@ -158,7 +127,7 @@ class Task(base.Task):
         return Batch(*hidden, len(index_B))
 
     def _hidden(
-        self, part: Part, index_B: Tensor, seed: int, purpose: str
+        self, part: reader.Pieces, index_B: Tensor, seed: int, purpose: str
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return what a network reads, and what it is to find: by seed, purpose and index alone."""
 
@@ -169,20 +138,12 @@ class Task(base.Task):
         swapped_B = rng.integers(key("swap"), index_B, 2)
         lead_B = torch.where(swapped_B == 1, length_B - first_B, first_B)  # what now comes first
         place_L = torch.arange(self.length, device=self.device)
-        in_lead_BL = (place_L >= 1) & (place_L <= lead_B[:, None])
-        in_rest_BL = (place_L >= lead_B[:, None] + 2) & (place_L <= length_B[:, None] + 1)
-        # Where in the piece each token comes from: the lead from behind the first part if swapped.
-        behind_B, before_B = swapped_B * first_B, (1 - swapped_B) * first_B
-        from_BL = torch.where(
-            in_lead_BL,
-            place_L - 1 + behind_B[:, None],
-            place_L - 2 - lead_B[:, None] + before_B[:, None],
-        )
-        is_word_BL = in_lead_BL | in_rest_BL
-        words_BL = (
-            part.ids_NR[index_B].long().gather(1, from_BL.clamp(0, self.length - SPECIAL - 1))
-        )
-        special = {kind: self.tokenizer.special(kind) for kind in ("cls", "sep", "pad", "mask")}
+        text_BL = place_L - 1 - (place_L > lead_B[:, None]).long()  # places in the piece as shown
+        is_word_BL = (place_L > 0) & (place_L != lead_B[:, None] + 1)
+        is_word_BL &= place_L < length_B[:, None] + SPECIAL - 1
+        from_BL = (text_BL + (swapped_B * first_B)[:, None]) % length_B[:, None]
+        words_BL = part.ids_NR[index_B].long().gather(1, from_BL)
+        special = self.tokenizer.special
         is_text_BL = place_L < length_B[:, None] + SPECIAL
         ids_BL = torch.where(is_text_BL, special["sep"], special["pad"])
         ids_BL[:, 0] = special["cls"]
@@ -210,10 +171,6 @@ class Task(base.Task):
         words_BM = words_BM.masked_fill(~is_hidden_BM, NOT_HIDDEN)
         return given, {"places": hidden_BM, "words": words_BM, "swapped": swapped_B}
 
-    def check_network(self, model: nn.Module) -> None:
-        """ValueError if the network does not know all words of the tokenizer."""
-        tokenization.check_network(model, self.tokenizer)
-
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy of hidden words plus that of orders, and both accuracies.
 
@@ -221,15 +178,14 @@ class Task(base.Task):
         batch is shared out.
         """
         self.check_network(model)
-        counted_B6 = _count(model, *batch[:2])
-        hidden_B, lost_B, right_B, _, order_B, in_order_B = counted_B6.unbind(1)
+        counted_B5 = _count(model, *batch[:2])
+        hidden_B, lost_B, right_B, order_B, in_order_B = counted_B5.unbind(1)
         loss = (lost_B / hidden_B + order_B).mean()
         return loss, {
             "mlm_accuracy": 100 * (right_B / hidden_B).sum().detach(),
             "sop_accuracy": 100 * in_order_B.sum().detach(),
         }
 
-    @torch.no_grad()
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
@@ -239,31 +195,28 @@ class Task(base.Task):
         """
         self.check_network(model)
         part = self.parts[split]
-        was_training = model.training
-        model.eval()
-        index_N = torch.arange(len(part), device=self.device)
-        cuts = index_N.split(EVAL_BATCH)
-        # Sums over each batch; the other ranks' batches stay 0 here.
-        counted_E6 = torch.zeros(len(cuts), 6, dtype=torch.float64, device=self.device)
-        for i in range(rank, len(cuts), world):
-            counted_B6 = _count(model, *self._hidden(part, cuts[i], HELD_OUT_SEED, split))
-            counted_E6[i] = counted_B6.sum(0, dtype=torch.float64)
-        model.train(was_training)
-        hidden, lost, right, count, order, in_order = (
-            over_ranks(counted_E6, world).cpu().sum(0).tolist()
-        )
+        cuts = torch.arange(len(part), device=self.device).split(EVAL_BATCH)
+
+        def count(i: int) -> tuple[int, Tensor]:
+            counted_B5 = _count(model, *self._hidden(part, cuts[i], HELD_OUT_SEED, split))
+            return i, counted_B5.sum(0, dtype=torch.float64)
+
+        counted_E5 = torch.zeros(len(cuts), 5, dtype=torch.float64, device=self.device)
+        with measuring(model):
+            counted_E5 = fill(counted_E5, range(rank, len(cuts), world), world, count)
+        hidden, lost, right, order, in_order = counted_E5.cpu().sum(0).tolist()
         return {
             "mlm_accuracy": 100 * right / hidden,
-            "sop_accuracy": 100 * in_order / count,
+            "sop_accuracy": 100 * in_order / len(part),
             "perplexity": math.exp(min(lost / hidden, 700)),  # of more there is no float
-            "loss": lost / hidden + order / count,
+            "loss": lost / hidden + order / len(part),
         }
 
 
 def _count(model: nn.Module, given: dict[str, Tensor], asked: dict[str, Tensor]) -> Tensor:
-    """Return six figures of each sample, B x 6.
+    """Return five figures of each sample, B x 5.
 
-    The hidden words, their loss, how many are right; 1, the loss of the order, whether it is right.
+    The hidden words, their loss, how many are right; the loss of the order, whether it is right.
     """
     found = model(**given, places_BM=asked["places"])
     # BERT's head for the next sentence, or ALBERT's own: 0 says in order, 1 swapped.
@@ -277,7 +230,6 @@ def _count(model: nn.Module, given: dict[str, Tensor], asked: dict[str, Tensor])
             (words_BM != NOT_HIDDEN).sum(1).float(),
             lost_BM.sum(1),
             (words_BVM.detach().argmax(1) == words_BM).sum(1).float(),
-            torch.ones_like(swapped_B, dtype=torch.float32),
             F.cross_entropy(order_B2, swapped_B, reduction="none"),
             (order_B2.detach().argmax(1) == swapped_B).float(),
         ],

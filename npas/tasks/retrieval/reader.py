@@ -42,12 +42,8 @@ class Features:
 
         ValueError if they are gone, or some are NaN or infinite.
         """
-        try:
-            array = np.load(self.path, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{self.path} cannot be read any more ({error})") from None
         row_B = index_B.numpy() * self.step
-        rows_BRD = np.asarray(array[row_B, : self.regions], np.float32)
+        rows_BRD = np.asarray(_open(self.path)[row_B, : self.regions], np.float32)
         is_finite_B = np.isfinite(rows_BRD).all((1, 2))
         if not is_finite_B.all():
             row = row_B[int(is_finite_B.argmin())]
@@ -86,57 +82,41 @@ def read(folder: Path, split: str, regions: int, width: int) -> Split:
         )
     count = len(captions) // PER_IMAGE
     path = folder / f"{split}_ims.npy"
-    rows, there = _shape(path, width)
-    if rows not in (count, len(captions)):
+    array = _open(path)
+    if array.ndim != 3 or array.dtype.kind != "f" or len(array) not in (count, len(captions)):
         raise ValueError(
-            f"{path} has {rows:,} images, and {split}_caps.txt sentences of {count:,}: they are"
-            " not of one set"
+            f"{path} holds {array.dtype} of shape {array.shape} and no floats of {count:,} images"
+            f" (or {len(captions):,} sentences) x regions x numbers: get it again"
         )
-    if there < regions:
+    if array.shape[1] < regions or array.shape[2] != width:
         raise ValueError(
-            f"{path} has {there} regions an image: set task.regions to at most that, not {regions}"
+            f"{path} has {array.shape[1]} regions an image of {array.shape[2]} numbers each: set"
+            f" task.regions to at most that, not {regions}, and task.region_width, not {width}"
         )
-    names = [str(i) for i in range(count)]
     path_ids = folder / f"{split}_ids.txt"
-    if path_ids.exists():
-        names = [line.strip() for line in _lines(path_ids)]
-        if len(names) not in (count, len(captions)):
-            raise ValueError(
-                f"{path_ids} has {len(names):,} names, for {count:,} images of {PER_IMAGE}"
-                " sentences: get it again, or leave it out"
-            )
-        names = names[:: len(names) // count]
-    return Split(Features(path, count, rows // count, regions, width), captions, names)
+    names = _lines(path_ids) if path_ids.exists() else [str(i) for i in range(count)]
+    if len(names) not in (count, len(captions)):
+        raise ValueError(
+            f"{path_ids} has {len(names):,} names, for {count:,} images of {PER_IMAGE} sentences:"
+            " get it again, or leave it out"
+        )
+    names = [name.strip() for name in names[:: len(names) // count]]
+    return Split(Features(path, count, len(array) // count, regions, width), captions, names)
 
 
 def _lines(path: Path) -> list[str]:
     """Return the lines of a text file, of whichever system; characters that break lines do not."""
     try:
         lines = path.read_bytes().decode().split("\n")
-    except FileNotFoundError:
-        raise ValueError(f"{path} is not there: {_PUT}") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({reason(error)}): get it again") from None
+        raise ValueError(f"{path} cannot be read ({reason(error)}): {_PUT}") from None
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
-def _shape(path: Path, width: int) -> tuple[int, int]:
-    """Return how many images, or sentences, an array is of, and how many regions each has."""
+def _open(path: Path) -> np.ndarray:
+    """Open an array, of which nothing is read yet."""
     try:
-        array = np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        raise ValueError(f"{path} is not there: {_PUT}") from None
+        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # whatever a broken file makes numpy say
-        raise ValueError(f"{path} cannot be read ({reason(error)}): get it again") from None
-    shape = "x".join(map(str, getattr(array, "shape", ())))
-    if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind != "f":
-        raise ValueError(
-            f"{path} is no array of floats of images x regions x {width} (shape {shape or 'none'}):"
-            " get it again"
-        )
-    if array.shape[2] != width:
-        raise ValueError(
-            f"{path} has {array.shape[2]} numbers a region: set task.region_width to that, not"
-            f" {width}"
-        )
-    return array.shape[0], array.shape[1]
+        raise ValueError(f"{path} cannot be read ({reason(error)}): {_PUT}") from None
+    return array

@@ -17,7 +17,9 @@ images of a part.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -25,16 +27,17 @@ from torch import Tensor, nn
 
 from npas.models import Input, InputSpec
 from npas.models._match import Match, Matcher
-from npas.tasks import base
-from npas.tasks.base import Batch, Shown, over_ranks
-from npas.tasks.common import checksums
-from npas.tasks.retrieval import losses, metrics, reader, sets, words
-from npas.tasks.retrieval.images import examples
+from npas.tasks import scenes
+from npas.tasks.base import Batch, Shown
+from npas.tasks.common import word_vectors
+from npas.tasks.common.measure import fill, measuring
+from npas.tasks.retrieval import losses, metrics, reader, words
 from npas.tasks.retrieval.reader import PER_IMAGE
+from npas.tasks.scenes import dataset
 from npas.tasks.scenes.dataset import Made
 from npas.tasks.scenes.world import Difficulty
 from npas.utils import rng
-from npas.utils.checks import above, at_least, at_most, below
+from npas.utils.checks import above, below, within
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -42,8 +45,14 @@ if TYPE_CHECKING:
 # So many images, or sentences, are encoded at once where all is compared with all.
 EVAL_IMAGES, EVAL_SENTENCES = 100, 500
 SYNTHETIC_REGIONS, SYNTHETIC_WORDS = 12, 20  # at most
-# Beyond these a typing error, which would fill the memory.
-MOST = {"regions": 10_000, "region_width": 65536, "word_width": 65536, "max_words": 10_000}
+VECTORS = "vectors.txt"  # of synthetic words
+# The highest of sizes are typing errors, which would fill the memory.
+LIMITS = {
+    "regions": (1, 10_000), "region_width": (1, 65536), "word_width": (1, 65536),
+    "max_words": (1, 10_000), "captions": (1, PER_IMAGE), "beta": (0, math.inf),
+    "negatives": (1, math.inf), "image_factor": (0, math.inf), "sentence_factor": (0, math.inf),
+    "folds": (0, math.inf),
+}  # fmt: skip
 # Images, with five sentences each; Karpathy's splits.
 PUBLISHED = {
     "f30k": {"train": 29_000, "dev": 1014, "test": 1000},
@@ -83,32 +92,18 @@ class Config:
     made: Made = field(default_factory=Made)
 
     def __post_init__(self) -> None:
-        for key, most in MOST.items():
-            at_least(f"task.{key}", getattr(self, key), 1)
-            at_most(f"task.{key}", getattr(self, key), most)
-        at_least("task.captions", self.captions, 1)
-        at_most("task.captions", self.captions, PER_IMAGE)
+        within("task", self, LIMITS)
         above("task.margin", self.margin, 0)
-        at_least("task.beta", self.beta, 0)
         below("task.beta", self.beta, 1)
-        for key, least in (("negatives", 1), ("image_factor", 0), ("sentence_factor", 0)):
-            at_least(f"task.{key}", getattr(self, key), least)
-        at_least("task.folds", self.folds, 0)
         if not self.vectors.strip():
             raise ValueError("task.vectors must not be empty: name a file of word vectors")
-        for key in ("vectors", "images"):
-            value = getattr(self, key)
-            if self.set == "scenes" and value != getattr(Config, key):
-                raise ValueError(
-                    f"task.{key}={value} is not read where task.set=scenes, which has its own:"
-                    " leave it out"
-                )
+        dataset.refuse_unread(self, ("vectors", "images"))
         if self.test not in PUBLISHED.get(self.set, {"test"}):
             raise ValueError(f"task.test={self.test}: set={self.set} has none; set task.test=test")
         if self.folds and self.set != "scenes" and self.test != "testall":
-            other = ", or task.test=testall" if self.set == "coco" else ""
             raise ValueError(
-                f"task.folds={self.folds} is for COCO's testall: set task.folds=0{other}"
+                f"task.folds={self.folds} is for COCO's testall: set task.folds=0, or of COCO"
+                " task.test=testall"
             )
 
 
@@ -123,45 +118,33 @@ class Part:
         return len(self.images)
 
 
-class Task(base.Task):
+class Task(dataset.SceneTask):
     """Match sentences with images whose region features stream from disk."""
 
-    compared: checksums.Comparison
     selection_metric = "mr"
-    has_validation = True  # all these sets have a part to choose a checkpoint by
 
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
-        base.refuse_val_fraction(
-            data, config.set, "which has a part of its own to choose a checkpoint by"
-        )
-        self.config = config
-        self.data = data
-        self.seed = seed
-        self.name = config.set
-        self.device = torch.device("cpu")  # whatever trains: batches stream from disk
-        self.source = data.source
+        super().__init__(config, data, seed, config.set)
         self.regions, self.words, self.folds = config.regions, config.max_words, config.folds or 1
         if self.source == "synthetic":
             self.regions = min(self.regions, SYNTHETIC_REGIONS)
-            self.words = min(self.words, SYNTHETIC_WORDS)
-            self.folds = 1
+            self.words, self.folds = min(self.words, SYNTHETIC_WORDS), 1
+        # What the files of each part are called.
+        self.splits = {"train": "train", "val": "dev", "test": config.test}
+        self.published = PUBLISHED.get(self.name, {}) if self.source == "real" else {}
         places = self.words + words.MARKS
         self.samples = f"training {'sentences' if config.captions == 1 else 'images'}"
-        self.spec = InputSpec(
-            (),
-            1,
-            outputs="match",
-            inputs={
-                "words": Input((config.captions, places, config.word_width)),
-                "lengths": Input((config.captions,), True),
-                "regions": Input((self.regions, config.region_width)),
-                "ids": Input((config.captions, places), True),
-            },
-        )
-        self.parts: dict[str, Part] = {}
-        self.compared = checksums.Comparison(data.verify)
+        inputs = {
+            "words": Input((config.captions, places, config.word_width)),
+            "lengths": Input((config.captions,), True),
+            "regions": Input((self.regions, config.region_width)),
+            "ids": Input((config.captions, places), True),
+        }
+        self.spec = InputSpec((), 1, outputs="match", inputs=inputs)
+        self.vocabulary_path: Path | None = None  # none: words are counted
+        self.pictures: Path | None = None  # the folder of the images themselves
 
     def setup(self) -> None:
         """Read sentences and words, and find the features. ValueError, one line, if they are bad.
@@ -170,58 +153,70 @@ class Task(base.Task):
         """
         if self.parts:
             return
-        config = self.config
-        found = sets.find(config, self.data, self.regions, self)
-        read = {
-            name: reader.read(found.folder, split, self.regions, config.region_width)
-            for name, split in found.splits.items()
-        }
-        if self.source == "real":
-            for name, split in found.splits.items():
-                published = PUBLISHED.get(self.name, {}).get(split)
-                self.compared.add_images(split, len(read[name]), published, found.folder / split)
-        for name in ("val", "test"):
-            if len(read[name]) % self.folds:
+        config, root, name = self.config, Path(self.data.root), f"{self.config.set}_precomp"
+        if self.is_made_up:
+            root = self.find("scan", {"regions": self.regions}, self._write)
+            vectors, self.pictures = root / VECTORS, root / name / "images"
+        else:
+            if not (root / name).is_dir():
                 raise ValueError(
-                    f"task.folds={self.folds} does not divide the {len(read[name]):,} images of"
-                    f" {found.splits[name]}: set it to 0, or to what does"
+                    f"{config.set} is not under data.root={root}: put its arrays into"
+                    f" {root / name} as docs/data.md says, or set data.source=synthetic"
+                )
+            # Beside the arrays, or where SCAN's own archive has it.
+            paths = [root / folder / f"{name}_vocab.json" for folder in (name, "vocab")]
+            self.vocabulary_path = next((path for path in paths if path.exists()), None)
+            vectors = root / config.vectors
+            self.pictures = root / config.images if config.images else None
+        read = {
+            part: reader.read(root / name, split, self.regions, config.region_width)
+            for part, split in self.splits.items()
+        }
+        for part, split in self.splits.items():
+            if self.source == "real":
+                there, known = len(read[part]), self.published.get(split)
+                self.compared.add_images(split, there, known, root / name / split)
+            if part != "train" and len(read[part]) % self.folds:
+                raise ValueError(
+                    f"task.folds={self.folds} does not divide the {len(read[part]):,} images of"
+                    f" {split}: set it to 0, or to what does"
                 )
         captions = [caption for own in read.values() for caption in own.captions]
-        rows, table_NV = words.read_table(found.vectors, config.word_width, captions)
+        self.rows, table_NV = word_vectors.read_vectors(vectors, config.word_width, captions)
         self.vocabulary = (
-            words.read_vocabulary(found.vocabulary)
-            if found.vocabulary
-            else words.count_words(read["train"].captions, rows)
+            words.read_vocabulary(self.vocabulary_path)
+            if self.vocabulary_path
+            else words.count_words(read["train"].captions, self.rows)
         )
-        self.rows, self.found = rows, found
+        how = self.vocabulary, self.rows, table_NV, self.words
         self.parts = {
-            name: Part(
-                own,
-                words.look_up(own.captions, self.vocabulary, rows, table_NV, self.words),
-            )
-            for name, own in read.items()
+            part: Part(own, words.look_up(own.captions, *how)) for part, own in read.items()
         }
+
+    def _write(self, root: Path, counts: dict[str, int], seed: int) -> None:
+        """Write synthetic arrays and words."""
+        config, name = self.config, f"{self.config.set}_precomp"
+        named = {self.splits[part]: count for part, count in counts.items()}
+        sizes = self.regions, config.region_width
+        scenes.write_scan(root, name, config.scenes, named, *sizes, seed)
+        scenes.write_vectors(root / VECTORS, config.word_width)
 
     def inspect(self) -> dict[str, str]:
         """Count images, sentences and words beside the published, and read every number once."""
         found = {}
-        published = PUBLISHED.get(self.name, {}) if self.source == "real" else {}
         for name, part in self.parts.items():
-            features, split = part.images.features, self.found.splits[name]
+            features, split = part.images.features, self.splits[name]
             features.check()
-            line = (
+            found[split] = (
                 f"{len(part):,} images of {self.regions} regions of {features.width} numbers,"
                 f" {len(part.images.captions):,} sentences"
             )
-            if split in published:
-                same = len(part) == published[split]
-                line += (
-                    ", as published" if same else f"; {published[split]:,} images were published"
-                )
-            found[split] = line
+            if known := self.published.get(split):
+                same = len(part) == known
+                found[split] += ", as published" if same else f"; {known:,} images were published"
         captions = (said for part in self.parts.values() for said in part.images.captions)
-        by = self.found.vocabulary
-        numbered = "counted in training" if by is None else f"as {by.name} numbers them"
+        by = self.vocabulary_path
+        numbered = f"as {by.name} numbers them" if by else "counted in training"
         found["words"] = (
             f"{len(self.vocabulary):,} are to be learned, {numbered};"
             f" {words.describe(captions, self.vocabulary, self.rows, self.words)}"
@@ -284,19 +279,12 @@ class Task(base.Task):
             weight = 1 - config.beta ** batch.targets["iteration"][0].float()
             loss = losses.hardest(costs, weight)
         else:
-            loss = losses.top(
-                costs,
-                match,
-                config.margin,
-                config.negatives,
-                config.image_factor,
-                config.sentence_factor,
-            )
+            factors = config.image_factor, config.sentence_factor
+            loss = losses.top(costs, match, config.margin, config.negatives, *factors)
         own_S = losses.owners(similarity_SB)
         found_S = image_B[similarity_SB.detach().argmax(1)] == image_B[own_S]
         return loss, {"in_batch": 100 * found_S.sum() / config.captions}
 
-    @torch.no_grad()
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
@@ -307,33 +295,33 @@ class Task(base.Task):
         """Return how well sentences fit images, fold by fold: FxSxN. Ranks take images in turn."""
         self.check_network(model)
         part, network = self.parts[split], cast(Matcher, model)
-        device = next(model.parameters(), torch.empty(0)).device
-        was_training = model.training
-        model.eval()
-        encoded = []
-        for index in torch.arange(len(part) * PER_IMAGE).split(EVAL_SENTENCES):
-            taken = {key: value.to(device) for key, value in part.sentences.take(index).items()}
-            encoded.append(network.encode_sentences(taken["words"], taken["lengths"], taken["ids"]))
-        sentences_SE = torch.cat(encoded)
         count = len(part) // self.folds
-        # The other ranks' images stay 0 here.
-        similarity_FSN = torch.zeros(self.folds, count * PER_IMAGE, count, device=device)
-        cuts = [
-            (fold, index)
-            for fold in range(self.folds)
-            for index in torch.arange(count).split(EVAL_IMAGES)
-        ]
-        for fold, index in cuts[rank::world]:
-            regions_BRD = part.images.features.read(fold * count + index).to(device)
-            images_B = network.encode_images(regions_BRD)
-            own = sentences_SE[fold * count * PER_IMAGE : (fold + 1) * count * PER_IMAGE]
-            similarity_FSN[fold, :, index[0] : index[-1] + 1] = network.match(images_B, own).float()
-        model.train(was_training)
-        return over_ranks(similarity_FSN, world)
+        with measuring(model) as device:
+            encoded = []
+            for index in torch.arange(len(part) * PER_IMAGE).split(EVAL_SENTENCES):
+                taken = {key: value.to(device) for key, value in part.sentences.take(index).items()}
+                encoded.append(
+                    network.encode_sentences(taken["words"], taken["lengths"], taken["ids"])
+                )
+            folds = torch.cat(encoded).split(count * PER_IMAGE)
 
-    @torch.no_grad()
+            def match(cut: tuple[int, Tensor]) -> tuple[tuple[int, slice, slice], Tensor]:
+                fold, index = cut
+                regions_BRD = part.images.features.read(fold * count + index).to(device)
+                images_B = network.encode_images(regions_BRD)
+                place = fold, slice(None), slice(int(index[0]), int(index[-1]) + 1)
+                return place, network.match(images_B, folds[fold]).float()
+
+            cuts = [
+                (fold, index)
+                for fold in range(self.folds)
+                for index in torch.arange(count).split(EVAL_IMAGES)
+            ]
+            similarity_FSN = torch.zeros(self.folds, count * PER_IMAGE, count, device=device)
+            return fill(similarity_FSN, cuts[rank::world], world, match)
+
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
         """Return sentences with the images that fit best, and by turns images with sentences."""
         similarity_FSN = self._similarity(model, split, 0, 1).cpu()
         images = self.parts[split].images
-        return examples(similarity_FSN, images, self.found.pictures, count)
+        return metrics.examples(similarity_FSN, images, self.pictures, count)

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npas.tasks.common import word_vectors
 from npas.tasks.common.files import reason
+from npas.tasks.common.word_vectors import split
 
-NONE, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
+NONE, START, END, UNKNOWN = SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 MARKS = 2
 LEAST = 4  # times that a word must come up in training to be learned by itself
 
@@ -49,48 +49,29 @@ def count_words(captions: Iterable[str], known: Container[str] = ()) -> dict[str
 
     What is joined by hyphens is one word if it is known as one.
     """
-    counts = Counter(word for caption in captions for word in word_vectors.split(caption, known))
+    counts = Counter(word for caption in captions for word in split(caption, known))
     often = [word for word, count in counts.items() if count >= LEAST]
     often.sort(key=lambda word: (-counts[word], word))
-    return {word: i for i, word in enumerate([NONE, START, END, UNKNOWN, *often])}
+    return {word: i for i, word in enumerate([*SPECIAL, *often])}
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
     """Read a vocabulary as SCAN stores it, words and their numbers. ValueError for another file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["word2idx"]
-        numbers = list(found.values())
-        if any(type(number) is not int for number in numbers):
+        found = dict(json.loads(path.read_text(encoding="utf-8"))["word2idx"])
+        if any(type(number) is not int for number in found.values()):
             raise ValueError("a word's number is no whole number")
-        if sorted(numbers) != list(range(len(numbers))):
-            raise ValueError(f"its {len(numbers):,} words are not numbered from 0 on")
-        for word in (NONE, START, END, UNKNOWN):
-            if word not in found:
-                raise ValueError(f"{word} is missing")
-        if found[NONE]:
-            raise ValueError(f"{NONE} is not number 0")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        is_other = isinstance(error, (TypeError, KeyError, AttributeError))
-        said = "it has no word2idx" if is_other else reason(error)
+        if sorted(found.values()) != list(range(len(found))):
+            raise ValueError(f"its {len(found):,} words are not numbered from 0 on")
+        if not found.keys() >= set(SPECIAL) or found[NONE]:
+            raise ValueError(f"{', '.join(SPECIAL)} are not all there, the first as 0")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        said = "it has no word2idx" if isinstance(error, (TypeError, KeyError)) else reason(error)
         raise ValueError(
             f"{path} cannot be read as a vocabulary ({said}): get it again, or move it away to"
             " take the training sentences' own"
         ) from None
-    return dict(found)
-
-
-def read_table(
-    path: Path, width: int, captions: Iterable[str]
-) -> tuple[dict[str, int], np.ndarray]:
-    """Return the vectors of the sentences' words and in which row each is; row 0 is zeros.
-
-    ValueError if the file cannot be read, or knows none of the words.
-    """
-    vectors = word_vectors.read_vectors(path, width, word_vectors.spellings(captions))
-    if not vectors:
-        raise ValueError(f"{path} knows none of the words of these sentences: name another file")
-    table_NV = np.vstack([np.zeros((1, width), np.float32), *vectors.values()])
-    return {word: i for i, word in enumerate(vectors, 1)}, table_NV
+    return found
 
 
 def look_up(
@@ -109,7 +90,7 @@ def look_up(
     ids_UT = np.zeros_like(rows_UT)
     lengths_U = np.zeros(len(captions), np.int32)
     for i, caption in enumerate(captions):
-        words = word_vectors.split(caption, known)[:most]
+        words = split(caption, known)[:most]
         rows_UT[i, 1 : len(words) + 1] = [rows.get(word, 0) for word in words]
         numbers = [vocabulary.get(word, unknown) for word in words]
         ids_UT[i, : len(words) + MARKS] = [vocabulary[START], *numbers, vocabulary[END]]
@@ -121,16 +102,12 @@ def describe(
     captions: Iterable[str], vocabulary: Mapping[str, int], rows: Mapping[str, int], most: int
 ) -> str:
     """Return which words have no vector or number, and how many sentences are cut."""
-    known = rows.keys() | vocabulary.keys()
-    counts: Counter[str] = Counter()
-    cut = 0
-    for caption in captions:
-        words = word_vectors.split(caption, known)
-        cut += len(words) > most
-        counts.update(words[:most])
+    cut = [split(caption, rows.keys() | vocabulary.keys()) for caption in captions]
+    counts = Counter(word for words in cut for word in words[:most])
     unknown = sum(count for word, count in counts.items() if word not in vocabulary)
     return (
         f"{unknown:,} of {counts.total():,} word occurrences are {UNKNOWN};"
-        f" {len(counts.keys() & rows.keys()):,} of {len(counts):,} words have vectors; {cut:,}"
-        f" sentences are longer than {most} words and lose the rest"
+        f" {len(counts.keys() & rows.keys()):,} of {len(counts):,} words have vectors;"
+        f" {sum(len(words) > most for words in cut):,} sentences are longer than {most} words and"
+        " lose the rest"
     )

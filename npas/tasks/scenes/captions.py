@@ -12,31 +12,13 @@ Types are those of Flickr30K Entities, which here tell in how many ways a phrase
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 
-from npas.tasks.scenes.language import (
-    PLACES,
-    SAID,
-    Teller,
-    Words,
-    alike,
-    choose,
-    kind,
-    plural,
-    those,
-)
-from npas.tasks.scenes.world import (
-    COLOURS,
-    MATERIALS,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    TONES,
-    Difficulty,
-    Scene,
-    relation,
-)
+from npas.tasks.scenes import language, world
+from npas.tasks.scenes.language import Teller, Words, alike, choose, kind, plural, those
+from npas.tasks.scenes.world import Difficulty, Scene, relation
 
 CAPTIONS = 5
 TYPES = {
@@ -97,11 +79,17 @@ def plain(caption: Caption) -> str:
 
 def tell(scene: Scene, difficulty: Difficulty) -> Story:
     """Return five captions of a scene."""
-    return _Telling(scene, difficulty).story()
+    telling = _Telling(scene, difficulty)
+    captions = tuple(telling.caption() for _ in range(CAPTIONS))
+    meant = {
+        chain: meaning if isinstance(meaning, tuple) else ()
+        for meaning, chain in telling.chains.items()
+    }
+    return Story(captions, meant, frozenset({telling.chains.get("scene", 0)} - {0}))
 
 
 class _Telling:
-    """Return the captions of one scene, whose chains have numbers that no other scene has."""
+    """Make captions of one scene, whose chains have numbers that no other scene has."""
 
     def __init__(self, scene: Scene, difficulty: Difficulty) -> None:
         self.scene = scene
@@ -111,27 +99,18 @@ class _Telling:
         self.groups = alike(scene)
         self.chains: dict[tuple[int, ...] | str, int] = {}  # by what they mean
 
-    def story(self) -> Story:
-        captions = tuple(self._caption() for _ in range(CAPTIONS))
-        meant = {
-            chain: meaning if isinstance(meaning, tuple) else ()
-            for meaning, chain in self.chains.items()
-        }
-        scenes = frozenset({self.chains["scene"]} if "scene" in self.chains else ())
-        return Story(captions, meant, scenes)
-
     def _chain(self, meaning: tuple[int, ...] | str) -> int:
         return self.chains.setdefault(meaning, self.scene.number * 100 + len(self.chains) + 1)
 
-    def _caption(self) -> Caption:
+    def caption(self) -> Caption:
+        """Return another caption, from a capital letter to a full stop."""
         rng = self.rng
         order = list(range(len(self.scene.things)))
         rng.shuffle(order)
         first = None
-        pieces: list[str | Phrase]
         if self.groups and rng.random() < self.difficulty.groups:
             group = rng.choice(self.groups)
-            pieces = [self._group(group)]
+            pieces: list[str | Phrase] = [self._group(group)]
             order = [i for i in order if i not in group]
         else:
             first = order.pop()
@@ -143,18 +122,23 @@ class _Telling:
             pieces.insert(0, start)
         pieces += self._more(first, order)
         # What nothing tells has no chain to refer back to.
-        if (
-            first is not None
-            and (first,) in self.chains
-            and rng.random() < self.difficulty.pronouns
-        ):
-            pieces += self._back(first)
+        is_told = (first,) in self.chains
+        if first is not None and is_told and rng.random() < self.difficulty.pronouns:
+            thing = self.scene.things[first]
+            it = Phrase("it", self._chain((first,)), ("clothing",))
+            said = rng.choice((thing.size, thing.colour, thing.material))
+            pieces += [",", it, "is", choose(rng, said)]
         if rng.random() < BACKGROUND_PART:
-            pieces += [rng.choice(("on", "against")), self._background()]
+            on = rng.choice(("on", "against"))
+            text = f"a {self.scene.tone} {rng.choice(BACKGROUNDS)}"
+            pieces += [on, Phrase(text, self._chain("scene"), ("scene",))]
         elif rng.random() < ABSENT_PART:
             text = rng.choice(ABSENT)
             pieces += ["without", Phrase(text, self._chain(text), ("other",))]
-        return _finished([*pieces, "."])
+        begin, *rest = pieces
+        if isinstance(begin, str):
+            return begin.capitalize(), *rest, "."
+        return dataclasses.replace(begin, text=begin.text.capitalize()), *rest, "."
 
     def _more(self, first: int | None, order: list[int]) -> list[str | Phrase]:
         """Add another thing, by its place if that is clear, and perhaps a third."""
@@ -189,34 +173,20 @@ class _Telling:
         text = f"{number} {words.spoken(self.rng, many=True)}"
         return Phrase(text, self._chain(group), ("people", TYPES[thing.shape]))
 
-    def _back(self, number: int) -> list[str | Phrase]:
-        """Add a sentence on a thing, which is "it" by now."""
-        thing = self.scene.things[number]
-        it = Phrase("it", self._chain((number,)), ("clothing",))
-        said = self.rng.choice((thing.size, thing.colour, thing.material))
-        return [",", it, "is", choose(self.rng, said)]
-
-    def _background(self) -> Phrase:
-        text = f"a {self.scene.tone} {self.rng.choice(BACKGROUNDS)}"
-        return Phrase(text, self._chain("scene"), ("scene",))
-
-
-def _finished(pieces: list[str | Phrase]) -> Caption:
-    """Begin with a capital letter."""
-    first, *rest = pieces
-    if isinstance(first, Phrase):
-        return (Phrase(_capital(first.text), first.chain, first.types), *rest)
-    return (_capital(first), *rest)
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
-
 
 def vocabulary() -> list[str]:
     """Return every word of captions and expressions, in small letters, in order."""
-    texts = [*SHAPES, *COLOURS, *MATERIALS, *SIZES, *TONES, *RELATIONS, *PLACES, OTHERS]
+    texts = [
+        *world.SHAPES,
+        *world.COLOURS,
+        *world.MATERIALS,
+        *world.SIZES,
+        *world.TONES,
+        *world.RELATIONS,
+        *language.PLACES,
+        OTHERS,
+    ]
     texts += [*STARTS, *BETWEEN, *UNSEEN, *ABSENT, *BACKGROUNDS]
-    texts += itertools.chain(*SAID.values(), *NUMBERS.values())
-    texts += [plural(noun) for shape in SHAPES for noun in SAID.get(shape, (shape,))]
+    texts += itertools.chain(*language.SAID.values(), *NUMBERS.values())
+    texts += [plural(noun) for shape in world.SHAPES for noun in language.SAID.get(shape, (shape,))]
     return sorted({word for text in texts for word in text.lower().split()})

@@ -9,18 +9,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from npas.tasks.common import files
+import torch
+
+from npas.tasks import base
+from npas.tasks.common import checksums, files
 from npas.tasks.scenes.world import Difficulty
-from npas.utils.checks import at_least, at_most
+from npas.utils.checks import within
+
+if TYPE_CHECKING:
+    from npas.config import DataConfig
 
 WORLD = 1  # which world it is: one more when the same keys come to mean other bytes
 MOST = 10_000_000  # images of a split: more is a typing error, and would fill the disk
@@ -36,14 +43,63 @@ class Made:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("train", "val", "test"):
-            at_least(f"task.made.{key}", getattr(self, key), 1)
-            at_most(f"task.made.{key}", getattr(self, key), MOST)
-        at_least("task.made.seed", self.seed, 0)
+        sizes = dict.fromkeys(("train", "val", "test"), (1, MOST))
+        within("task.made", self, {**sizes, "seed": (0, math.inf)})
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of images of each split."""
-        return {"train": self.train, "val": self.val, "test": self.test}
+
+class SceneTask(base.Task):
+    """Train on images' regions, which stream from disk: of published files or rendered scenes.
+
+    All sets have a part to choose a checkpoint by.
+    """
+
+    has_validation = True
+    compared: checksums.Comparison
+
+    def __init__(self, config: Any, data: DataConfig, seed: int, name: str) -> None:
+        base.refuse_val_fraction(data, name, "which has a part to choose a checkpoint by")
+        self.name = name
+        self.config = config
+        self.data = data
+        self.seed = seed
+        self.device = torch.device("cpu")  # whatever trains
+        self.source = data.source
+        self.is_made_up = config.set == "scenes" or self.source == "synthetic"
+        self.compared = checksums.Comparison(data.verify)
+        self.parts: dict[str, Any] = {}
+
+    def find(
+        self,
+        form: str,
+        sizes: dict[str, int],
+        write: Callable[[Path, dict[str, int], int], Any],
+    ) -> Path:
+        """Return the folder of the scenes asked for, which `write(folder, counts, seed)` writes.
+
+        Those of a synthetic run are few, and gone when the task is; others lie under `data.root`.
+        `form` says in which form, `sizes` what else decides their bytes.
+        """
+        config, few = self.config, self.data.synthetic
+        sizes = {**sizes, "region_width": config.region_width, "word_width": config.word_width}
+        if self.source == "synthetic":
+            root = temporary(self)
+            write(root, {"train": few.train, "val": few.test, "test": few.test}, 0)
+            return root
+        made = config.made
+        counts = {"train": made.train, "val": made.val, "test": made.test}
+        decides = form, config.scenes, made, sizes
+        return ensure(Path(self.data.root), *decides, lambda new: write(new, counts, made.seed))
+
+
+def refuse_unread(config: Any, keys: Sequence[str]) -> None:
+    """Raise ValueError if one of the keys is set where `task.set=scenes`, which has its own."""
+    for key in keys:
+        value = getattr(config, key)
+        if config.set == "scenes" and value != getattr(type(config), key):
+            raise ValueError(
+                f"task.{key}={value} is not read where task.set=scenes, which has its own: leave it"
+                " out"
+            )
 
 
 def ensure(
@@ -73,15 +129,12 @@ def ensure(
                     new.mkdir(parents=True)
                     write(new)
                     os.replace(new, folder)
-                except BaseException:
+                finally:
                     shutil.rmtree(new, ignore_errors=True)
-                    raise
     except OSError as error:
-        is_other = root.exists() and not root.is_dir()
-        reason = f"{root} is no folder" if is_other else files.reason(error)
         raise ValueError(
-            f"{folder} cannot be written ({reason}): set data.root to a folder with room for"
-            " synthetic scenes"
+            f"{folder} cannot be written ({files.reason(error)}): set data.root to a folder with"
+            " room for synthetic scenes"
         ) from None
     return folder
 

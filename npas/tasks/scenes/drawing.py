@@ -6,6 +6,7 @@ Legend: H rows, W columns of the image or of a thing's box.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -61,27 +62,7 @@ def _averaged(inside: np.ndarray, height: int, width: int) -> np.ndarray:
 @functools.lru_cache(maxsize=4096)
 def _mask(shape: str, height: int, width: int) -> np.ndarray:
     """Return how much of each pixel a shape that fills the box covers, HxW."""
-    x, y = _grid(height, width)
-    away = np.hypot(x, y)
-    if shape == "circle":
-        inside = away < 1
-    elif shape == "ring":
-        inside = (away < 1) & (away > 0.55)
-    elif shape == "triangle":
-        inside = np.abs(x) < (y + 1) / 2
-    elif shape == "cross":
-        inside = np.minimum(np.abs(x), np.abs(y)) < 0.33
-    elif shape == "diamond":
-        inside = np.abs(x) + np.abs(y) < 1
-    elif shape == "heart":
-        lobes = np.hypot(np.abs(x) - 0.5, (y + 0.45) / 1.1) < 0.5
-        inside = lobes | ((y > -0.45) & (np.abs(x) < (1 - y) / 1.45))
-    elif shape == "star":
-        inside = _star(x, y)
-    else:
-        assert shape == "square", shape
-        inside = np.full((1, 1), True)
-    return _averaged(inside, height, width)
+    return _averaged(INSIDE[shape](*_grid(height, width)), height, width)
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -97,18 +78,32 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (along - 1) * inner[1] - beside * (inner[0] - 1) < 0
 
 
+def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    lobes = np.hypot(np.abs(x) - 0.5, (y + 0.45) / 1.1) < 0.5
+    return lobes | ((y > -0.45) & (np.abs(x) < (1 - y) / 1.45))
+
+
+# Of a shape that fills its box: which points, from -1 to 1 across and down, lie in it.
+INSIDE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "circle": lambda x, y: np.hypot(x, y) < 1,
+    "ring": lambda x, y: (np.hypot(x, y) < 1) & (np.hypot(x, y) > 0.55),
+    "triangle": lambda x, y: np.abs(x) < (y + 1) / 2,
+    "cross": lambda x, y: np.minimum(np.abs(x), np.abs(y)) < 0.33,
+    "diamond": lambda x, y: np.abs(x) + np.abs(y) < 1,
+    "square": lambda x, y: np.full((1, 1), True),
+    "heart": _heart,
+    "star": _star,
+}
+
+
 @functools.lru_cache(maxsize=4096)
 def _pattern(material: str, height: int, width: int) -> np.ndarray:
     """Return how much of the second colour each pixel has, HxW."""
-    x, y = _grid(height, width)
-    wave_x, wave_y = (np.sin(np.pi * PERIODS * along) > 0 for along in (x, y))
-    if material == "striped":
-        found = wave_y
-    elif material == "checked":
-        found = wave_x ^ wave_y
-    elif material == "dotted":
-        found = np.cos(np.pi * PERIODS * x) + np.cos(np.pi * PERIODS * y) > 0.7
-    else:
-        assert material == "plain", material
-        found = np.full((1, 1), False)
-    return _averaged(found, height, width)
+    x, y = (np.pi * PERIODS * along for along in _grid(height, width))
+    found = {
+        "plain": np.full((1, 1), False),
+        "striped": np.sin(y) > 0,
+        "checked": (np.sin(x) > 0) ^ (np.sin(y) > 0),
+        "dotted": np.cos(x) + np.cos(y) > 0.7,
+    }
+    return _averaged(found[material], height, width)

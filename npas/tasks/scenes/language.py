@@ -59,12 +59,7 @@ class Words(NamedTuple):
 
     def true_of(self, thing: Thing) -> bool:
         """Return whether all that is said is true."""
-        return (
-            self.size in ("", thing.size)
-            and self.colour in ("", thing.colour)
-            and self.material in ("", thing.material)
-            and self.shape in ("", thing.shape)
-        )
+        return all(word in ("", own) for word, own in zip(self, thing.attributes, strict=True))
 
     def said(self) -> int:
         """Count the attributes that are said, besides the shape."""
@@ -92,12 +87,9 @@ def alike(scene: Scene) -> list[tuple[int, ...]]:
 
     Each has two or three things; the numbers of these, no group twice.
     """
-    groups: dict[tuple[int, ...], None] = {}
-    for colour, thing in itertools.product((True, False), scene.things):
-        group = those(scene, kind(thing, colour))
-        if len(group) in GROUPS:
-            groups[group] = None
-    return list(groups)
+    pairs = itertools.product((True, False), scene.things)
+    groups = dict.fromkeys(those(scene, kind(thing, colour)) for colour, thing in pairs)
+    return [group for group in groups if len(group) in GROUPS]
 
 
 class Teller:
@@ -112,8 +104,8 @@ class Teller:
         self.vague: dict[int, dict[Words, tuple[int, ...]]] = defaultdict(dict)  # and of others
         meant: dict[Words, tuple[int, ...]] = {}
         for i, thing in enumerate(scene.things):
-            own = (thing.size, thing.colour, thing.material, thing.shape)
-            ways = [("", word) if there else ("",) for word, there in zip(own, worth, strict=True)]
+            own = zip(thing.attributes, worth, strict=True)
+            ways = [("", word) if there else ("",) for word, there in own]
             for words in itertools.starmap(Words, itertools.product(*ways)):
                 if not any(words):
                     continue
@@ -148,8 +140,8 @@ class Teller:
         assert where is not None
         short = [words for words in self.telling[other] if words.said() <= NEIGHBOURLY]
         neighbour = self._choose(short or self.telling[other]).spoken(self.rng)
-        told = [words.spoken(self.rng), choose(self.rng, where), neighbour]
-        return " ".join([article, told[0], told[1], article, told[2]] if article else told)
+        told = [article, words.spoken(self.rng), choose(self.rng, where), article, neighbour]
+        return " ".join(filter(None, told))
 
     def by_place(self, number: int) -> str | None:
         """Describe a thing by shared attributes and its side of the image, or None.
@@ -198,14 +190,14 @@ def refer(scene: Scene, difficulty: Difficulty) -> dict[int, list[str]]:
     teller = Teller(rng, scene, difficulty)
     found: dict[int, list[str]] = {}
     for number in range(len(scene.things)):
-        expressions: dict[str, None] = {}
+        expressions: list[str] = []
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             ways = [teller.by_attributes, teller.by_neighbour, teller.by_place]
             if rng.random() < difficulty.relations or not teller.telling[number]:
                 ways = [*rng.sample(ways[1:], 2), ways[0]]
-            text = next((text for text in (way(number) for way in ways) if text), None)
-            if text is not None:
-                expressions[text] = None
+            text = next(filter(None, (way(number) for way in ways)), None)
+            if text is not None and text not in expressions:
+                expressions.append(text)
         if expressions:
-            found[number] = list(expressions)
+            found[number] = expressions
     return found

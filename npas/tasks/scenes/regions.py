@@ -54,15 +54,12 @@ def union(boxes: list[Box]) -> Box:
 
 
 def _jittered(rng: Random, box: Box, jitter: float) -> Box:
-    left, top, right, bottom = box
-    width, height = right - left + 1, bottom - top + 1
+    sides = (box[2] - box[0] + 1, box[3] - box[1] + 1) * 2
     off = [max(-2.0, min(2.0, rng.gauss(0, 1))) * jitter for _ in range(4)]
-    return (
-        left + off[0] * width,
-        top + off[1] * height,
-        right + off[2] * width,
-        bottom + off[3] * height,
+    left, top, right, bottom = (
+        edge + part * side for edge, part, side in zip(box, off, sides, strict=True)
     )
+    return left, top, right, bottom
 
 
 def _loose(rng: Random, scene: Scene, difficulty: Difficulty, box: Box) -> Box:

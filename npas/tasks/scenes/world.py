@@ -6,11 +6,12 @@ shapes and colours, so that it often takes several words, or a neighbour, to say
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from random import Random
 
-from npas.utils.checks import at_least, at_most
+from npas.utils.checks import at_least, within
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
 # Of pixels: red, green, blue.
@@ -34,6 +35,13 @@ RELATIONS = ("left of", "right of", "above", "below")
 MOST_THINGS = 8
 MOST_HIDDEN = 0.2  # of a thing's box
 ATTEMPTS = 30  # to find a place for a thing
+LIMITS = {
+    "least": (2, MOST_THINGS), "most": (2, MOST_THINGS), "palette": (1, math.inf),
+    "shapes": (1, len(SHAPES)), "colours": (1, len(COLOURS)), "sizes": (1, len(SIZES)),
+    "materials": (1, len(MATERIALS)), "relations": (0, 1), "pronouns": (0, 1), "groups": (0, 1),
+    "proposals": (1, 1000), "jitter": (0, 0.5), "noise": (0, 100), "height": (64, 1024),
+    "width": (64, 1024),
+}  # fmt: skip
 # A direction is clear if it leads this much further than across.
 CLEAR = 1.25
 
@@ -59,26 +67,9 @@ class Difficulty:
     width: int = 128
 
     def __post_init__(self) -> None:
-        at_least("task.scenes.least", self.least, 2)
-        at_most("task.scenes.most", self.most, MOST_THINGS)
+        within("task.scenes", self, LIMITS)
         at_least("task.scenes.most", self.most, self.least)
-        kinds = {"shapes": SHAPES, "colours": COLOURS, "sizes": SIZES, "materials": MATERIALS}
-        for key, there in kinds.items():
-            at_least(f"task.scenes.{key}", getattr(self, key), 1)
-            at_most(f"task.scenes.{key}", getattr(self, key), len(there))
-        at_least("task.scenes.palette", self.palette, 1)
-        for key in ("relations", "pronouns", "groups"):
-            at_least(f"task.scenes.{key}", getattr(self, key), 0)
-            at_most(f"task.scenes.{key}", getattr(self, key), 1)
         at_least("task.scenes.proposals", self.proposals, self.most)
-        at_most("task.scenes.proposals", self.proposals, 1000)
-        at_least("task.scenes.jitter", self.jitter, 0)
-        at_most("task.scenes.jitter", self.jitter, 0.5)
-        at_least("task.scenes.noise", self.noise, 0)
-        at_most("task.scenes.noise", self.noise, 100)
-        for key in ("height", "width"):
-            at_least(f"task.scenes.{key}", getattr(self, key), 64)
-            at_most(f"task.scenes.{key}", getattr(self, key), 1024)
         if max(self.height, self.width) > 2 * min(self.height, self.width):
             raise ValueError(
                 f"task.scenes.height={self.height} and width={self.width}: one may be twice the"
@@ -95,6 +86,11 @@ class Thing:
     size: str
     material: str
     box: tuple[int, int, int, int]
+
+    @property
+    def attributes(self) -> tuple[str, str, str, str]:
+        """Return its size, colour, material and shape, in the order in which they are said."""
+        return self.size, self.colour, self.material, self.shape
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -121,20 +117,19 @@ class Scene:
 
 def draw_scene(difficulty: Difficulty, seed: int, number: int) -> Scene:
     """Draw scene `number`; where its things find no place, another is drawn in its stead."""
-    attempt = 0
-    while True:
+    for attempt in itertools.count():
         rng = Random(f"scene {seed} {number} {attempt}")
-        things = _things(rng, difficulty)
-        if things:
+        if things := _things(rng, difficulty):
             tone = rng.choice(list(TONES))
             return Scene(seed, number, difficulty.height, difficulty.width, tone, things)
-        attempt += 1
+    raise AssertionError
 
 
 def _things(rng: Random, difficulty: Difficulty) -> tuple[Thing, ...]:
     """Draw things; none if one of them finds no place."""
-    shapes = _some(rng, SHAPES[: difficulty.shapes], difficulty.palette)
-    colours = _some(rng, tuple(COLOURS)[: difficulty.colours], difficulty.palette)
+    palette = difficulty.palette
+    shapes = rng.sample(SHAPES[: difficulty.shapes], min(palette, difficulty.shapes))
+    colours = rng.sample(list(COLOURS)[: difficulty.colours], min(palette, difficulty.colours))
     things: list[Thing] = []
     for _ in range(rng.randint(difficulty.least, difficulty.most)):
         size = rng.choice(SIZES_OF[difficulty.sizes])
@@ -144,10 +139,6 @@ def _things(rng: Random, difficulty: Difficulty) -> tuple[Thing, ...]:
         material = rng.choice(MATERIALS[: difficulty.materials])
         things.append(Thing(rng.choice(shapes), rng.choice(colours), size, material, box))
     return tuple(things)
-
-
-def _some(rng: Random, values: tuple[str, ...], most: int) -> list[str]:
-    return rng.sample(values, min(most, len(values)))
 
 
 def _place(

@@ -56,21 +56,23 @@ def decode(
     Of each window the `n_best` likeliest starts and ends are combined, to answers of at most
     `max_answer` tokens.
     """
+    place_L = np.arange(features.ids_NL.shape[1])
     for question, rows in groupby(range(len(features)), lambda n: int(features.question_N[n])):
         found: list[tuple[float, int, int]] = []
         none = float("inf")
         for n in rows:
             none = min(none, float(start_NL[n, 0]) + float(end_NL[n, 0]))
-            for score, start, end in spans(
-                start_NL[n], end_NL[n], *_allowed(features, n), n_best, max_answer
-            ):
+            may_start_L = features.may_start_NL[n]
+            may_end_L = (place_L >= features.second_N[n]) & (place_L < features.length_N[n] - 1)
+            places = spans(start_NL[n], end_NL[n], may_start_L, may_end_L, n_best, max_answer)
+            for score, start, end in places:
                 first, last = features.spans_NL2[n, start, 0], features.spans_NL2[n, end, 1]
                 found.append((score, int(first), int(last)))
         # Of equals the one found first; sorting keeps their order.
         found.sort(key=lambda entry: -entry[0])
         best: dict[str, float] = {}
+        context = contexts[question]
         for score, first, last in found:
-            context = contexts[question]
             if text := context[first : _with_marks(context, last)].strip():
                 best.setdefault(text, score)
             if len(best) == n_best:
@@ -83,13 +85,6 @@ def _with_marks(text: str, end: int) -> int:
     while end < len(text) and unicodedata.category(text[end]) == "Mn":
         end += 1
     return end
-
-
-def _allowed(features: Features, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return where an answer may start, and where it may end, in window `n`: L each."""
-    place_L = np.arange(features.ids_NL.shape[1])
-    ends_L = (place_L >= features.second_N[n]) & (place_L < features.length_N[n] - 1)
-    return features.may_start_NL[n], ends_L
 
 
 def spans(

@@ -35,24 +35,12 @@ def f1(answer: str, gold: str, version: str = "2.0") -> float:
     return 2 * common / (len(own) + len(true)) if common else 0.0
 
 
-def exact(answer: str, gold: str) -> float:
-    """Return 1 if both have the same words in the same order, else 0."""
-    return float(words(answer) == words(gold))
-
-
 def score(answer: str, golds: Sequence[str], version: str) -> tuple[float, float]:
-    """Return exact match and F1 of an answer to a question with these true ones.
-
-    There may be none in 2.0. In 1.1 there must be one, or ValueError: the official script fails.
-    """
-    if version == "1.1" and not golds:
-        raise ValueError(
-            "it has no answer, and 1.1 scores none such: leave it out, or score as 2.0"
-        )
+    """Return exact match and F1 of an answer to a question with these true ones; 2.0: or none."""
     if version != "1.1":
         golds = [gold for gold in golds if words(gold)] or [""]
     return (
-        max(exact(answer, gold) for gold in golds),
+        max(float(words(answer) == words(gold)) for gold in golds),
         max(f1(answer, gold, version) for gold in golds),
     )
 
@@ -84,34 +72,23 @@ def summarize(
     figures of BERT's kind are, the one of F1 as `threshold`; and F1 at threshold 0 over the
     questions with and without an answer.
     """
-    scores = []
-    for number, (text, true) in enumerate(zip(texts, golds, strict=True)):
-        try:
-            scores.append(score(text, true, version))
-        except ValueError as error:
-            raise ValueError(f"question {number}, counted from 0: {error}") from None
-    scores_Q2 = np.array(scores)
-    if version == "1.1":
-        em, mean = 100 * scores_Q2.mean(0)
-        return {"f1": float(mean), "em": float(em)}
+    scores_Q2 = np.array([score(*pair, version) for pair in zip(texts, golds, strict=True)])
     doubt_Q = np.array(doubts)
     has_Q = np.array([bool(gold) for gold in golds])
-    given_Q = doubt_Q <= 0
     # Without an answer that is right for the questions that have none, and wrong for the others.
-    now_Q2 = np.where(given_Q[:, None], scores_Q2, (~has_Q)[:, None].astype(float))
-    em, mean = 100 * now_Q2.mean(0)
+    is_given_Q = (doubt_Q <= 0) | (version == "1.1")
+    now_Q2 = np.where(is_given_Q[:, None], scores_Q2, (~has_Q)[:, None].astype(float))
+    em, mean = (100 * now_Q2.mean(0)).tolist()
+    found = {"f1": mean, "em": em}
+    if version == "1.1":
+        return found
     # An answer is wrong for them, unless it is empty after all.
     lost_Q = -np.array([bool(text) for text in texts], float)
     gain_Q2 = np.where(has_Q[:, None], scores_Q2, lost_Q[:, None])
-    best_em, _ = best_threshold(doubt_Q, gain_Q2[:, 0], int((~has_Q).sum()))
-    best_f1, threshold = best_threshold(doubt_Q, gain_Q2[:, 1], int((~has_Q).sum()))
-    found = {
-        "f1": float(mean),
-        "em": float(em),
-        "best_f1": best_f1,
-        "best_em": best_em,
-        "threshold": threshold,
-    }
+    none = int((~has_Q).sum())
+    found["best_f1"], threshold = best_threshold(doubt_Q, gain_Q2[:, 1], none)
+    found["best_em"], _ = best_threshold(doubt_Q, gain_Q2[:, 0], none)
+    found["threshold"] = threshold
     for name, part_Q in (("has_answer_f1", has_Q), ("no_answer_f1", ~has_Q)):
         if part_Q.any():
             found[name] = float(100 * now_Q2[part_Q, 1].mean())

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,54 +33,47 @@ class Question:
 
 def read(path: Path, version: str) -> list[Question]:
     """Read a file. ValueError, one line that names the file and the place, if it is none."""
+    found: list[Question] = []
+    where = "the text"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON file ({error}): get it again") from error
-    try:
-        found = list(_questions(raw, version))
-    except _Malformed as error:
-        raise ValueError(f"{path} is no SQuAD file: {error}") from None
-    if not found:
-        raise ValueError(f"{path} holds no question")
-    if len({question.id for question in found}) < len(found):
-        raise ValueError(f"{path} is no SQuAD file: some questions have the same id")
+        articles = _get(json.loads(path.read_text(encoding="utf-8-sig")), "data", list)
+        for a, article in enumerate(articles):
+            where = f"article {a}"
+            for p, paragraph in enumerate(_get(article, "paragraphs", list)):
+                where = f"paragraph {p} of article {a}"
+                context = _get(paragraph, "context", str)
+                for q, entry in enumerate(_get(paragraph, "qas", list)):
+                    where = f"question {q} of paragraph {p} of article {a}"
+                    found.append(_question(entry, a, context, version))
+        if len({question.id for question in found}) < max(1, len(found)):
+            where = "the whole"
+            raise ValueError("has no question, or several of the same id")
+    except ValueError as error:
+        raise ValueError(f"{path} is no SQuAD file ({where}: {error}): get it again") from None
     return found
 
 
-class _Malformed(Exception):
-    """What is missing where."""
-
-
-def _get(node: Any, key: str, kind: type, where: str) -> Any:
+def _get(node: Any, key: str, kind: type) -> Any:
     value = node.get(key) if isinstance(node, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
-        raise _Malformed(f"{where} has no {key!r} that is a {kind.__name__}")
+    if type(value) is not kind:
+        raise ValueError(f"has no {key!r} that is a {kind.__name__}")
     return value
 
 
-def _questions(raw: Any, version: str) -> Iterator[Question]:
-    for a, article in enumerate(_get(raw, "data", list, "it")):
-        for p, paragraph in enumerate(_get(article, "paragraphs", list, f"article {a}")):
-            where = f"paragraph {p} of article {a}"
-            context = _get(paragraph, "context", str, where)
-            for q, entry in enumerate(_get(paragraph, "qas", list, where)):
-                yield _question(entry, a, context, version, f"question {q} of {where}")
-
-
-def _question(entry: Any, article: int, context: str, version: str, where: str) -> Question:
-    name = _get(entry, "id", str, where)
-    text = _get(entry, "question", str, where)
+def _question(entry: Any, article: int, context: str, version: str) -> Question:
     answers = [
-        (_get(answer, "text", str, where), _get(answer, "answer_start", int, where))
-        for answer in _get(entry, "answers", list, where)
+        (_get(answer, "text", str), _get(answer, "answer_start", int))
+        for answer in _get(entry, "answers", list)
     ]
-    if "is_impossible" in entry and _get(entry, "is_impossible", bool, where):
+    if entry.get("is_impossible"):
         answers = []
     if not answers and version == "1.1":
-        raise _Malformed(f"{where} ({name}) has no answer, and SQuAD 1.1 has one to each")
+        raise ValueError("has no answer, and SQuAD 1.1 has one to each")
     start = find_answer(context, *answers[0]) if answers else None
-    return Question(name, article, context, text, tuple(text for text, _ in answers), start)
+    texts = tuple(text for text, _ in answers)
+    return Question(
+        _get(entry, "id", str), article, context, _get(entry, "question", str), texts, start
+    )
 
 
 def find_answer(context: str, text: str, start: int) -> int | None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec
-from npas.tasks import base
-from npas.tasks.base import Batch, over_ranks
+from npas.tasks.base import Batch
 from npas.tasks.common import checksums, download, files, synthetic_text, tokenization
+from npas.tasks.common.measure import fill, measuring
 from npas.tasks.squad import decode, metrics, reader, windows
 from npas.utils import rng
 from npas.utils.checks import at_least, at_most
@@ -102,81 +101,53 @@ class Part:
     start_N: Tensor
     end_N: Tensor
 
-    def inputs(self, index_B: Tensor | slice) -> dict[str, Tensor]:
+    def inputs(self, own: Tensor | slice) -> dict[str, Tensor]:
         """Return what a network reads of these windows."""
-        return tokenization.inputs(
-            self.ids_NL[index_B], self.second_N[index_B], self.length_N[index_B]
-        )
+        return tokenization.inputs(self.ids_NL[own], self.second_N[own], self.length_N[own])
 
 
-class Task(base.Task):
+class Task(tokenization.TextTask):
     """Point to where in a paragraph the answer to a question starts and ends."""
 
     samples = "training windows"
-
     compared: checksums.Comparison
     selection_metric = "f1"
 
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
-        self.config = config
-        self.data = data
-        self.seed = seed
-        self.device = device
-        self.source = data.source
+        super().__init__(config, data, seed, device)
         self.name = f"squad{config.version}"
-        self.root = Path(data.root)
-        self.val_fraction = data.val_fraction or 0.0
-        self.has_validation = self.val_fraction > 0
-        lengths = {key: getattr(config, key) for key in SYNTHETIC_LENGTHS}
+        self.has_validation = bool(data.val_fraction)
+        lengths = [getattr(config, key) for key in SYNTHETIC_LENGTHS]
         if self.source == "synthetic":
-            lengths = {key: min(lengths[key], most) for key, most in SYNTHETIC_LENGTHS.items()}
-        self.lengths = windows.Lengths(
-            lengths["max_length"], lengths["stride"], lengths["max_query"]
-        )
+            lengths = list(map(min, lengths, SYNTHETIC_LENGTHS.values()))
+        self.lengths = windows.Lengths(*lengths)
         self.spec = InputSpec((self.lengths.window,), 2, outputs="span")
-        self.sums = SHA256
+        names = [f"{part}-v{config.version}.json" for part in ("train", "dev")]
+        self.sums = {name: None if self.source == "synthetic" else SHA256[name] for name in names}
         self.compared = checksums.Comparison(data.verify)
-        self.parts: dict[str, Part] = {}
-        self.files: dict[str, str] = {}  # what each was, for `inspect`
         self.answered: dict[str, list[decode.Answers]] = {}  # by split, the last time
 
-    def setup(self) -> None:
-        """Read the files and cut them into windows, which come to rest on the device."""
-        if self.parts:
-            return
-        if self.source == "synthetic":
-            with tempfile.TemporaryDirectory() as folder:
-                self.root, self.sums = Path(folder), {}
-                made = self.data.synthetic
-                synthetic_text.write_squad(self.root, self.config.version, made.train, made.test)
-                self._read(tokenization.load_synthetic(self.root))
-        else:
-            self._ensure()
-            self._read(tokenization.load_tokenizer(self.config.tokenizer, self.data.download))
+    def write(self) -> None:
+        made = self.data.synthetic
+        synthetic_text.write_squad(self.root, self.config.version, made.train, made.test)
 
-    def _names(self) -> list[str]:
-        return [f"{part}-v{self.config.version}.json" for part in ("train", "dev")]
-
-    def _ensure(self) -> None:
+    def ensure(self) -> None:
         """Download what is missing. ValueError says what to put where."""
 
-        def missing() -> list[str]:
-            return [name for name in self._names() if not (self.root / name).is_file()]
-
-        if not missing():
-            return
-        if not self.data.download:
+        missing = [name for name in self.sums if not (self.root / name).is_file()]
+        if missing and not self.data.download:
             raise ValueError(
-                f"{self.name} is not under data.root={self.root}: put {' and '.join(missing())}"
-                " there, or set data.download=true"
+                f"{self.name} is not under data.root={self.root}: put {' and '.join(missing)} there"
+                ", or set data.download=true"
             )
-        with files.locked(self.root / f".{self.name}.lock"):
-            for name in missing():
-                path = self.root / name
-                new = self.root / f".{name}.new"  # nobody reads it before its sum is right
-                download.download(URL + name, new)
+        for name in missing:
+            with files.locked(self.root / f".{self.name}.lock"):
+                if (self.root / name).is_file():
+                    continue  # another process was faster
+                path, new = self.root / name, self.root / f".{name}.new"
+                download.download(URL + name, new)  # nobody reads it before its sum is right
                 if (found := checksums.sha256(new)) != f"sha256 {self.sums[name]}":
                     new.unlink()
                     raise ValueError(
@@ -185,24 +156,17 @@ class Task(base.Task):
                     )
                 new.replace(path)
 
-    def _read(self, tokenizer: tokenization.Tokenizer) -> None:
-        for name in self._names():
+    def read(self) -> None:
+        self.sizes = {name: (self.root / name).stat().st_size for name in self.sums}
+        remedy = "move it away, and data.download=true fetches the published one"
+        for name, known in self.sums.items():
             path = self.root / name
-            found = checksums.sha256(path)
-            expected = f"sha256 {self.sums[name]}" if name in self.sums else None
-            self.files[name] = f"{path.stat().st_size:,} bytes, {found}, {self._whose(name, found)}"
-            self.compared.add(
-                name,
-                found,
-                expected,
-                path=path,
-                remedy="move it away, and data.download=true fetches the published one",
-            )
-        train, test = (reader.read(self.root / name, self.config.version) for name in self._names())
-        self.tokenizer = tokenizer
+            expected = known and f"sha256 {known}"
+            self.compared.add(name, checksums.sha256(path), expected, path=path, remedy=remedy)
+        train, test = (reader.read(self.root / name, self.config.version) for name in self.sums)
         parts = {"train": train, "test": test}
-        if self.has_validation:
-            held = held_out(max(question.article for question in train) + 1, self.val_fraction)
+        if fraction := self.data.val_fraction:
+            held = held_out(max(question.article for question in train) + 1, fraction)
             parts["train"] = [question for question in train if question.article not in held]
             parts["val"] = [question for question in train if question.article in held]
         self.parts = {name: self._part(name, questions) for name, questions in parts.items()}
@@ -213,23 +177,20 @@ class Task(base.Task):
             log.warning(
                 "%s: %d of %d training questions are left out, whose answer is not where their file"
                 " says",
-                self.name,
-                features.left_out,
-                len(questions),
+                *(self.name, features.left_out, len(questions)),
             )
         names = ("ids_NL", "second_N", "length_N", "start_N", "end_N")
         arrays = [torch.from_numpy(getattr(features, key)).to(self.device) for key in names]
         return Part(questions, features, *arrays)
 
-    def _whose(self, name: str, found: str) -> str:
-        if name not in self.sums:
-            return "synthetic"
-        same = found == f"sha256 {self.sums[name]}"
-        return "as published" if same else f"not the published {self.sums[name]}"
-
     def inspect(self) -> dict[str, str]:
         """Return what the files are, whether as published, and what they hold."""
-        found = dict(self.files)
+        found = {}
+        for name, known in self.sums.items():
+            own = self.compared.found[name]
+            whose = "as published" if own == f"sha256 {known}" else f"not the published {known}"
+            whose = "synthetic" if known is None else whose
+            found[name] = f"{self.sizes[name]:,} bytes, {own}, {whose}"
         for name, part in self.parts.items():
             answerable = sum(bool(question.answers) for question in part.questions)
             found[name] = (
@@ -239,8 +200,7 @@ class Task(base.Task):
                 f" {len({question.article for question in part.questions}):,} articles, in"
                 f" {len(part.features):,} windows of {self.lengths.window} tokens"
             )
-        found["tokenizer"] = f"{self.tokenizer.name}, {self.tokenizer.size:,} words"
-        return found
+        return found | self.tokenizer.line()
 
     @property
     def train_size(self) -> int:
@@ -250,10 +210,6 @@ class Task(base.Task):
         train = self.parts["train"]
         targets = {"start": train.start_N[index_B].long(), "end": train.end_N[index_B].long()}
         return Batch(train.inputs(index_B), targets, len(index_B))
-
-    def check_network(self, model: nn.Module) -> None:
-        """ValueError if the network does not know all words of the tokenizer."""
-        tokenization.check_network(model, self.tokenizer)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy of starts and ends, and how many are both right, in %."""
@@ -267,42 +223,30 @@ class Task(base.Task):
             right_B &= logits_BL.detach().argmax(1) == target_B
         return sum(losses) / 2, {"exact": 100 * right_B.sum()}  # type: ignore[return-value]
 
-    @torch.no_grad()
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
         """Measure on "val" or "test" (the dev set), every question once; see the module's top."""
         self.check_network(model)
-        part = self.parts[split]
-        was_training = model.training
-        model.eval()
+        part, config = self.parts[split], self.config
         count = len(part.features)
-        # The other ranks' windows stay 0 here.
-        logits_2NL = torch.zeros(2, count, self.lengths.window, device=self.device)
+
+        def answer(own: slice) -> tuple[slice, Tensor]:
+            logits = model(**part.inputs(own))
+            return own, torch.stack((logits.start_logits, logits.end_logits), 1).float()
+
         cuts = [slice(i, min(i + EVAL_BATCH, count)) for i in range(0, count, EVAL_BATCH)]
-        for own in cuts[rank::world]:
-            answered = model(**part.inputs(own))
-            logits_2NL[0, own] = answered.start_logits.float()
-            logits_2NL[1, own] = answered.end_logits.float()
-        model.train(was_training)
-        start_NL, end_NL = over_ranks(logits_2NL, world).cpu().numpy()
-        found = list(
-            decode.decode(
-                part.features,
-                [question.context for question in part.questions],
-                start_NL,
-                end_NL,
-                n_best=self.config.n_best,
-                max_answer=self.config.max_answer,
-            )
-        )
+        logits_N2L = torch.zeros(count, 2, self.lengths.window, device=self.device)
+        with measuring(model):
+            logits_N2L = fill(logits_N2L, cuts[rank::world], world, answer)
+        start_NL, end_NL = logits_N2L.transpose(0, 1).cpu().numpy()
+        contexts = [question.context for question in part.questions]
+        how = {"n_best": config.n_best, "max_answer": config.max_answer}
+        found = list(decode.decode(part.features, contexts, start_NL, end_NL, **how))
         self.answered[split] = found
-        return metrics.summarize(
-            [answers.text for answers in found],
-            [answers.doubt for answers in found],
-            [question.answers for question in part.questions],
-            self.config.version,
-        )
+        texts, doubts = zip(*((answers.text, answers.doubt) for answers in found), strict=True)
+        golds = [question.answers for question in part.questions]
+        return metrics.summarize(texts, doubts, golds, config.version)
 
     def write_predictions(self, split: str, folder: Path) -> list[Path]:
         """Write predictions.json and, of 2.0, null_odds.json and answers.json; return the files.
@@ -310,19 +254,18 @@ class Task(base.Task):
         By question: the answer, empty where having none scores better; by how much it does; and
         the answer whatever that is. Of held-out questions they are named predictions-val.json, ...
         """
-        ids = [question.id for question in self.parts[split].questions]
-        found = self.answered[split]
-        always = {ids[answers.question]: answers.text for answers in found}
-        doubts = {ids[answers.question]: answers.doubt for answers in found}
+        pairs = zip(self.parts[split].questions, self.answered[split], strict=True)
+        found = {question.id: answers for question, answers in pairs}
+        always = {name: answers.text for name, answers in found.items()}
         named: dict[str, dict[str, Any]] = {"predictions": always}
         if self.config.version != "1.1":
+            doubts = {name: answers.doubt for name, answers in found.items()}
             given = {name: text if doubts[name] <= 0 else "" for name, text in always.items()}
             named = {"predictions": given, "null_odds": doubts, "answers": always}
-        paths = []
-        for name, content in named.items():
-            path = folder / f"{name}{'' if split == 'test' else f'-{split}'}.json"
+        ending = "" if split == "test" else f"-{split}"
+        paths = [folder / f"{name}{ending}.json" for name in named]
+        for path, content in zip(paths, named.values(), strict=True):
             files.write_whole(path, json.dumps(content, indent=4) + "\n")
-            paths.append(path)
         return paths
 
 

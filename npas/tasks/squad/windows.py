@@ -7,8 +7,9 @@ answer only in the one that shows the most around it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,13 +50,11 @@ class Features:
         return len(self.ids_NL)
 
 
-@dataclass
-class _Paragraph:
-    """A paragraph's tokens: ids and where they start and end, T each."""
+class _Paragraph(NamedTuple):
+    """A paragraph's T tokens: ids, and where each starts and ends."""
 
-    ids: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
+    ids_T: np.ndarray
+    spans_T2: np.ndarray
 
 
 def cut(
@@ -63,22 +62,23 @@ def cut(
 ) -> Features:
     """Cut all questions; in training leave out those whose answer is not in the paragraph."""
     left_out = 0
-    contexts = {question.context: i for i, question in enumerate(questions)}
+    contexts = list(dict.fromkeys(question.context for question in questions))
     paragraphs = {
-        text: _paragraph(encoded)
-        for text, encoded in zip(contexts, tokenizer.encode(list(contexts)), strict=True)
+        text: _Paragraph(
+            np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int32).reshape(-1, 2)
+        )
+        for text, encoded in zip(contexts, tokenizer.encode(contexts), strict=True)
     }
     asked = tokenizer.encode([question.text for question in questions])
-    special = [tokenizer.special(kind) for kind in ("cls", "sep", "pad")]
     rows: list[Features] = []
     for i, (question, encoded) in enumerate(zip(questions, asked, strict=True)):
         paragraph = paragraphs[question.context]
-        answer = _answer(question, paragraph)
+        answer = _answer(question, paragraph.spans_T2)
         if training and question.answers and answer is None:
             left_out += 1
             continue
-        words = np.array(encoded.ids[: lengths.question], np.int32)
-        rows.append(_windows(i, words, paragraph, answer, lengths, special, spans=not training))
+        words = encoded.ids[: lengths.question]
+        rows.append(_windows(i, words, paragraph, answer, lengths, tokenizer.special, training))
     if not rows:
         raise ValueError("none of the questions has an answer that is in its paragraph")
     arrays = {
@@ -89,69 +89,54 @@ def cut(
     return Features(**arrays, left_out=left_out)
 
 
-def _paragraph(encoded: object) -> _Paragraph:
-    ids: list[int] = encoded.ids  # type: ignore[attr-defined]
-    spans_T2 = np.array(encoded.offsets, np.int32).reshape(-1, 2)  # type: ignore[attr-defined]
-    return _Paragraph(np.array(ids, np.int32), spans_T2[:, 0], spans_T2[:, 1])
-
-
-def _answer(question: Question, paragraph: _Paragraph) -> tuple[int, int] | None:
+def _answer(question: Question, spans_T2: np.ndarray) -> tuple[int, int] | None:
     """Return the first and the last token of the first answer; None if there is none."""
     if question.start is None:
         return None
     end = question.start + len(question.answers[0])
-    first = int(np.searchsorted(paragraph.ends, question.start, "right"))
-    last = int(np.searchsorted(paragraph.starts, end, "left")) - 1
+    first = int(np.searchsorted(spans_T2[:, 1], question.start, "right"))
+    last = int(np.searchsorted(spans_T2[:, 0], end, "left")) - 1
     return (first, last) if first <= last else None
 
 
 def _windows(
     index: int,
-    words: np.ndarray,
+    words: Sequence[int],
     paragraph: _Paragraph,
     answer: tuple[int, int] | None,
     lengths: Lengths,
-    special: Sequence[int],
-    *,
-    spans: bool,
+    special: Mapping[str, int],
+    training: bool,
 ) -> Features:
     """Cut one question's paragraph: W windows."""
-    start, part, padding = special
-    second, tokens = len(words) + 2, len(paragraph.ids)
+    second, tokens = len(words) + 2, len(paragraph.ids_T)
     room = lengths.window - second - 1
-    begins = [0]
-    while begins[-1] + room < tokens:
-        begins.append(begins[-1] + lengths.stride)
-    begin_W = np.array(begins, np.int32)
+    begin_W = np.arange(0, max(1, tokens - room + lengths.stride), lengths.stride, dtype=np.int32)
     count_W = np.minimum(tokens - begin_W, room)
-    ids_WL = np.full((len(begins), lengths.window), padding, np.int32)
-    # Training needs no more than the ids: a cut of a whole array would keep all of it.
-    kept = len(begins) if spans else 0
-    spans_WL2 = np.zeros((kept, lengths.window, 2), np.int32)
-    may_start_WL = np.zeros((0, lengths.window), bool)
-    ids_WL[:, 0] = start
-    ids_WL[:, 1 : second - 1] = words
-    ids_WL[:, second - 1] = part
-    for w, (begin, count) in enumerate(zip(begins, count_W.tolist(), strict=True)):
-        own, here = slice(begin, begin + count), slice(second, second + count)
-        ids_WL[w, here] = paragraph.ids[own]
-        ids_WL[w, second + count] = part
-        if spans:
-            spans_WL2[w, here, 0] = paragraph.starts[own]
-            spans_WL2[w, here, 1] = paragraph.ends[own]
-    places_W2 = np.zeros((len(begins), 2), np.int32)
+    place_L = np.arange(lengths.window) - second  # in the stretch that a window shows
+    is_shown_WL = (place_L >= 0) & (place_L < count_W[:, None])
+    token_S = (begin_W[:, None] + place_L)[is_shown_WL]
+    ids_WL = np.full(is_shown_WL.shape, special["pad"], np.int32)
+    ids_WL[:, :second] = [special["cls"], *words, special["sep"]]
+    ids_WL[is_shown_WL] = paragraph.ids_T[token_S]
+    ids_WL[place_L == count_W[:, None]] = special["sep"]
+    places_W2 = np.zeros((len(begin_W), 2), np.int32)
     if answer is not None:
         inside_W = (begin_W <= answer[0]) & (answer[1] < begin_W + count_W)
         places_W2[inside_W] = second + np.array(answer) - begin_W[inside_W, None]
-    if spans:
+    # Training needs no more than the ids: a cut of a whole array would keep all of it.
+    spans_WL2 = np.zeros((0 if training else len(begin_W), lengths.window, 2), np.int32)
+    may_start_WL = np.zeros((0, lengths.window), bool)
+    if not training:
+        spans_WL2[is_shown_WL] = paragraph.spans_T2[token_S]
         may_start_WL = _may_start(begin_W, count_W, second, lengths.window)
     return Features(
         ids_WL,
-        np.full(len(begins), second, np.int32),
+        np.full(len(begin_W), second, np.int32),
         (second + count_W + 1).astype(np.int32),
         places_W2[:, 0],
         places_W2[:, 1],
-        np.full(len(begins), index, np.int32),
+        np.full(len(begin_W), index, np.int32),
         spans_WL2,
         may_start_WL,
         0,

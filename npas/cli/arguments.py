@@ -1,0 +1,160 @@
+"""Read a command line, and say in one line what is wrong with it.
+
+Our own errors are `ValueError`s and say so already. What Hydra would answer in several lines, or by
+advising to force a key in with `+`, is refused here before it composes anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Collection
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import npas
+from npas.config.typed import unknown_key
+from npas.utils.checks import join
+
+CLOSED = ("model.", "task.", "run=")  # what a YAML may leave out
+_ALONE = "range(), interval(), glob() and choice() cannot stand in a list: write its values out"
+
+
+def parse(arguments: list[str], known: Collection[str]) -> argparse.Namespace:
+    """Parse the flags of Hydra, and its overrides; ValueError for what it does not have.
+
+    `known` are the full names of the command's keys, to check and to suggest from. `multirun` says
+    whether it is a sweep. `--version` prints that of npas and exits.
+    """
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    def fail(message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists the keys and --hydra-help the flags")
+
+    if "--version" in arguments:
+        print(f"npas {npas.__version__}")
+        raise SystemExit(0)
+    parser = get_args_parser()
+    parser.error = fail
+    asked = parser.parse_intermixed_args(arguments)
+    if asked.shell_completion:  # its words are no keys
+        return asked
+    asked.overrides = [_accepted(word) for word in asked.overrides]
+    asked.multirun |= "hydra.mode=MULTIRUN" in asked.overrides
+    if asked.config_path is not None:
+        raise ValueError("--config-path has no use here: --config-dir DIR adds a folder of YAMLs")
+    for override in OverridesParser.create().parse_overrides(asked.overrides):
+        _check(override, asked, known)
+    if asked.config_dir is not None:
+        folder = Path(asked.config_dir).absolute()
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder --config-dir {asked.config_dir}")
+        asked.overrides.append(f'hydra.searchpath=["file://{folder}"]')
+    return asked
+
+
+def _accepted(word: str) -> str:
+    """Return an argument that Hydra accepts.
+
+    With the pluses `model.KEY=` and `task.KEY=` reach the check against the family's schema, and
+    `run=DIR` the commands that compose a config and may take a stored one instead. With quotes a
+    plain value may hold what its grammar refuses, as the letters of a path do in most languages.
+    """
+    word = f"++{word}" if word.startswith(CLOSED) else word
+    plain = re.fullmatch(r"(\+{0,2}[A-Za-z_][\w./@]*=)([^'\"\[\](){},$\\~]+)", word)
+    if plain and not re.fullmatch(r"[\w\s/.:%*@?|+-]*", plain[2], re.ASCII):
+        return f'{plain[1]}"{plain[2]}"'
+    return word
+
+
+def _check(override: Any, asked: argparse.Namespace, known: Collection[str]) -> None:
+    """Refuse an override that nothing can come of; ValueError."""
+    from hydra.core.override_parser.types import ChoiceSweep, Glob, Sweep
+
+    key, value = override.key_or_group, override.value()
+    word = override.input_line.lstrip("+")
+    if key.startswith("hydra"):
+        return
+    if not key:
+        raise ValueError(_unreadable(word, known))
+    root = f"{key.partition('.')[0]}.family"
+    is_known = key in known or root in known or any(k.startswith(f"{key}.") for k in known)
+    configs = import_module("npas.configs").__path__
+    ours = is_known and any(Path(folder, key).is_dir() for folder in configs)
+    group = ours or (asked.config_dir is not None and Path(asked.config_dir, key).is_dir())
+    if not group and not is_known:
+        raise ValueError(unknown_key(key, known))
+    if override.is_sweep_override():
+        if not asked.multirun:
+            text = "has several values: add -m to run each (a list is written in brackets)"
+            raise ValueError(f"{word} {text}")
+        listed = value.list if isinstance(value, ChoiceSweep) else []
+        if any(isinstance(each, (Sweep, Glob)) for each in listed):
+            raise ValueError(f"{word}: {_ALONE}")
+        if override.is_range_sweep() and not getattr(value, "step", 1):
+            raise ValueError(f"{word}: the step of a range must not be 0")
+    elif group and not override.is_delete() and not isinstance(value, (str, list)):
+        raise ValueError(f"{word!r} names nothing to choose: write {key}=NAME")
+    pluses = len(override.input_line) - len(word)
+    right = 1 if key == "exp" else 0
+    if not override.is_delete() and (pluses != right if ours else pluses == 1 and key in known):
+        raise ValueError(f"{override.input_line}: write {'+' * right}{word}")
+
+
+def explain(
+    error: BaseException, known: Collection[str], config_dir: str | None = None
+) -> str | None:
+    """Return the line for an error that the user can fix, None for any other error."""
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from yaml import YAMLError
+
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        text = _no_option(str(error.missing_cfg_file), error.options, config_dir)
+    elif isinstance(error, OverrideParseException):
+        text = _unreadable(error.override.lstrip("+"), known)
+    elif isinstance(error, HydraException):
+        if isinstance(error.__cause__, OmegaConfBaseException):
+            return explain(error.__cause__, known)
+        text = text.partition("\nConfig search path:")[0].partition("\nSee https:")[0]
+    elif isinstance(error, MissingMandatoryValue):
+        text = f"{error.full_key} is missing: write {error.full_key}=VALUE"
+    elif isinstance(error, OmegaConfBaseException):
+        where = f" (in {error.full_key})" if error.full_key else ""
+        text = f"{text.splitlines()[0]}{where}"
+    elif isinstance(error, YAMLError):  # of a file of the user's own; the text names file and line
+        text = f"a file is not YAML, correct it: {text}"
+    elif not isinstance(error, (ValueError, OSError)):
+        return None
+    return " ".join(text.split())
+
+
+def _no_option(chosen: str, options: Collection[str], config_dir: str | None) -> str:
+    """Return what to choose in place of a YAML that is not there, named as `group/name`."""
+    is_hydras = chosen.startswith("hydra/")
+    group, _, name = chosen.rpartition("/") if is_hydras else chosen.partition("/")
+    plus, file = "+" if group == "exp" else "", Path(name)
+    if not is_hydras and (len(file.parts) > 1 or file.suffix == ".yaml"):
+        remedy = f"put the file into DIR/{group}/ and write --config-dir DIR {plus}{group}="
+        return (
+            f"{plus}{group}={name} is a path, and {plus}{group}= takes a name: {remedy}{file.stem}"
+        )
+    close = difflib.get_close_matches(name, options, n=1)
+    advice = f"did you mean {close[0]!r}?" if close else f"choose {join(options)}"
+    if is_hydras:
+        advice += ", or install the plugin that brings it"
+    elif config_dir is not None:
+        advice = f"no {Path(config_dir).absolute() / group / name}.yaml is there; {advice}"
+    return f"there is no {group}={name}: {advice}"
+
+
+def _unreadable(word: str, known: Collection[str]) -> str:
+    if "=" in word:
+        return f"{word!r} cannot be read: write key=value, odd characters as 'key=\"value\"'"
+    # Of the commands that have many other keys, only what looks like a folder is meant as one.
+    names_run = "run" in known and ("/" in word or "budget" not in known)
+    return f"{word!r} sets nothing: write {f'run={word}' if names_run else 'key=value'}"

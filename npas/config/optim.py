@@ -1,0 +1,89 @@
+"""The keys of the optimizer and its schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from npas.utils.checks import above, at_least, at_most, below
+
+
+@dataclass(frozen=True)
+class MuonConfig:
+    """What `optim.name=muon` has beside `lr`, `momentum` and `nesterov`, which are Muon's own.
+
+    AdamW trains all that is no matrix of a block, at these rates, with `beta1` and `optim.beta2`;
+    `bank=templates` orthogonalizes banks, too, template by template. The momentum rises from
+    `momentum_start` in the first `momentum_warmup_steps`.
+    """
+
+    bank: Literal["adam", "templates"] = "templates"
+    bank_lr: float = 0.003
+    coefficient_lr: float = 0.003
+    embedding_lr: float = 0.05
+    head_lr: float = 0.008
+    vector_lr: float = 0.04
+    beta1: float = 0.9
+    momentum_start: float = 0.85
+    momentum_warmup_steps: int = 500
+    newton_schulz_steps: int = 5
+
+    def __post_init__(self) -> None:
+        for kind in ("bank", "coefficient", "embedding", "head", "vector"):
+            above(f"optim.muon.{kind}_lr", getattr(self, f"{kind}_lr"), 0)
+        for key in ("beta1", "momentum_start"):
+            at_least(f"optim.muon.{key}", getattr(self, key), 0)
+            below(f"optim.muon.{key}", getattr(self, key), 1)
+        at_least("optim.muon.momentum_warmup_steps", self.momentum_warmup_steps, 0)
+        at_least("optim.muon.newton_schulz_steps", self.newton_schulz_steps, 1)
+        at_most("optim.muon.newton_schulz_steps", self.newton_schulz_steps, 100)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer's settings, and how the rate goes.
+
+    `schedule=multistep` multiplies the rate by `gamma` at each milestone (an epoch); linear and
+    cosine bring it to `min_lr` at the end; wsd (warm up, stay, decay) linearly in the last
+    `decay_fraction` of the training. `momentum` is also the first beta of the Adam kind.
+    `clip_norm` limits the norm of the gradient; 0: no limit. Without `decay_norm_bias` norms and
+    biases take no weight decay. With `ema_decay` above 0 the exponential moving average of the
+    weights is what is measured and exported.
+    """
+
+    name: Literal["sgd", "adam", "adamax", "adamw", "muon"] = "sgd"
+    lr: float = 0.1
+    min_lr: float = 0.0
+    momentum: float = 0.9
+    beta2: float = 0.999
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.2
+    schedule: Literal["multistep", "linear", "cosine", "wsd"] = "multistep"
+    decay_fraction: float = 0.1
+    warmup_epochs: int | float = 0
+    clip_norm: float = 0.0
+    decay_norm_bias: bool = True
+    ema_decay: float = 0.0
+    muon: MuonConfig = field(default_factory=MuonConfig)
+
+    def __post_init__(self) -> None:
+        for key in ("lr", "gamma", "decay_fraction"):
+            above(f"optim.{key}", getattr(self, key), 0)
+        for key in ("momentum", "beta2", "ema_decay", "weight_decay", "warmup_epochs", "clip_norm"):
+            at_least(f"optim.{key}", getattr(self, key), 0)
+        for key in ("momentum", "beta2", "ema_decay"):
+            below(f"optim.{key}", getattr(self, key), 1)
+        at_most("optim.decay_fraction", self.decay_fraction, 1)
+        at_least("optim.min_lr", self.min_lr, 0)
+        at_most("optim.min_lr", self.min_lr, self.lr)
+        if self.name in ("sgd", "muon") and self.nesterov and self.momentum == 0:
+            raise ValueError(
+                "optim.nesterov=true needs momentum: set optim.momentum above 0 or "
+                "optim.nesterov=false"
+            )
+        if any(a >= b for a, b in zip([0, *self.milestones], self.milestones, strict=False)):
+            raise ValueError(
+                f"optim.milestones must be epochs above 0 that increase, got {self.milestones}"
+            )

@@ -1,0 +1,129 @@
+"""The keys of sharing: the keywords of `npas.share`, and the search for groups."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from npas.utils.checks import at_least, at_most, join
+
+LONGEST = 1_000_000  # epochs, or images a batch: more is a typing error, and may fill the memory
+MOST_TEMPLATES = 1000  # of a layer: more is a typing error, and would fill the memory
+SEARCHED = ("learned", "gradient")  # groupings that a short training of their own has to find
+GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
+BY_NAME = re.compile(r"place|depth:[1-9]\d{0,3}")  # groupings by where names have numbers
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How groups are found where sharing.groups is learned or gradient.
+
+    The search trains one group inside the run's budget, but never more than the dense count, for
+    `epochs` of its own (null: a tenth of the run's), in which it runs through the whole schedule.
+    """
+
+    epochs: int | None = None
+    softmax: bool = False
+    templates: int = 4
+
+    def __post_init__(self) -> None:
+        at_least("sharing.search.epochs", self.epochs, 1)
+        at_most("sharing.search.epochs", self.epochs or 1, LONGEST)
+        at_least("sharing.search.templates", self.templates, 2)
+
+
+@dataclass(frozen=True)
+class SharingConfig:
+    """The keywords of `npas.share`, and what training does with coefficients.
+
+    `init` names trained weights to start from: a run, or dense weights that are projected into the
+    bank. `templates` takes the place of a budget. `recurrence_weight` times the mean cosine of the
+    coefficients of layers that mix the same templates is taken off the loss. Every `lsm_every`
+    epochs, if not 0, the layer similarity matrix is logged.
+    """
+
+    generator: Literal["avg", "wavg", "emb"] = "wavg"
+    upsampler: Literal["inter", "repeat", "mask", "wavg"] = "inter"
+    groups: dict[str, str] | str = "single"
+    num_groups: int | None = None
+    max_templates: int = 8
+    templates: int | Literal["layers"] | None = None
+    coefficient_init: Literal["orthogonal", "sparse", "released", "legendre", "cosine"] = (
+        "orthogonal"
+    )
+    train_coefficients: bool = True
+    low_rank: int = 0
+    recurrence_weight: float = 0.0
+    lsm_every: int = 0
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    allocator: Literal["npas", "reference"] = "npas"
+    recompute: bool = False
+    init: str | None = None
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.groups, str) and not is_grouping(self.groups):
+            raise ValueError(
+                f"sharing.groups must be {join(GROUPINGS)}, place, depth:2, a mapping of layer "
+                "patterns to groups, as 'sharing.groups={stages.0.*: a}', or the folder of a run "
+                "that found some; "
+                f"{self.groups!r} is none of these"
+            )
+        counted = self.groups in ("random", *SEARCHED)
+        if counted and self.num_groups is None:
+            raise ValueError(
+                f"sharing.groups={self.groups} needs to know how many: set sharing.num_groups"
+            )
+        if not counted and self.num_groups is not None:
+            raise ValueError(
+                f"sharing.num_groups={self.num_groups} is for sharing.groups=random, learned or "
+                "gradient: set it to null"
+            )
+        if self.groups in SEARCHED and self.templates is not None:
+            raise ValueError(
+                f"sharing.templates={self.templates} needs groups of one shape, and "
+                f"sharing.groups={self.groups} finds others: set a budget in place of templates"
+            )
+        if self.groups == "learned" and self.generator == "avg":
+            raise ValueError(
+                "sharing.groups=learned groups layers by their coefficients, and "
+                "sharing.generator=avg has none: choose wavg or emb"
+            )
+        if self.init is not None:  # one path is spelled in many ways, and enters the hash
+            object.__setattr__(self, "init", os.path.normpath(self.init))
+        if isinstance(self.templates, int):
+            at_least("sharing.templates", self.templates, 1)
+            at_most("sharing.templates", self.templates, MOST_TEMPLATES)
+        for key, least in (
+            ("num_groups", 1),
+            ("max_templates", 1),
+            ("recurrence_weight", 0),
+            ("lsm_every", 0),
+            ("low_rank", 0),
+        ):
+            at_least(f"sharing.{key}", getattr(self, key), least)
+        if not self.train_coefficients and self.generator != "wavg":
+            raise ValueError(
+                "sharing.train_coefficients=false needs sharing.generator=wavg, whose coefficients "
+                f"are free of anything that trains; {self.generator} is another"
+            )
+        if self.allocator == "reference":
+            if self.coefficient_init not in ("orthogonal", "released"):
+                raise ValueError(
+                    f"sharing.coefficient_init={self.coefficient_init} is not how "
+                    "sharing.allocator=reference starts: set sharing.coefficient_init=released or "
+                    "sharing.allocator=npas"
+                )
+            if self.low_rank or not self.train_coefficients:
+                raise ValueError(
+                    "sharing.allocator=reference has neither sharing.low_rank nor fixed "
+                    "coefficients: set sharing.allocator=npas"
+                )
+
+
+def is_grouping(text: str) -> bool:
+    """Return whether a text is a way to group layers, and no path."""
+    return text in GROUPINGS or BY_NAME.fullmatch(text) is not None

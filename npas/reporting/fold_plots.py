@@ -1,0 +1,282 @@
+"""Draw what npas-fold found: which layers are similar, and which of the blocks became loops."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from npas.reporting import plots
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+# --- layer similarity matrices
+
+# What one group's matrix is: its "group", its "layers" and their "matrix", row by row; None for
+# two layers that mix different templates and so cannot be compared.
+Similarity = Mapping[str, Any]
+
+MEANING = "similarity of two layers: abs(cosine) of their coefficients"
+INCOMPARABLE = "\ngrey: the two mix different templates"
+MOST_EPOCHS = 12  # columns of a strip
+MOST_NUMBERS = 10  # layers of a group up to which each cell's value is written into it
+
+
+def similarity(similarities: Sequence[Similarity], stem: str | Path, title: str) -> list[Path]:
+    """Draw a heat map for each group of two or more layers; nothing where there is none."""
+    shown = [own for own in similarities if len(own["layers"]) > 1]
+    if not shown:
+        return []
+    columns = min(len(shown), 3 if len(shown) <= 12 else 4)
+    rows = math.ceil(len(shown) / columns)
+    most = max(len(own["layers"]) for own in shown)
+    side = min(max(3.2, 0.3 * most + 1.6), 12.0)
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in panels[len(shown) :]:
+            axes.remove()
+        for axes, own in zip(panels, shown, strict=False):
+            image = _heat_map(axes, own)
+            _name_layers(axes, own, font=min(8.0, 72 * 0.6 * side / (most + 5)))
+        bar = figure.colorbar(image, ax=list(panels[: len(shown)]), shrink=0.8)
+        incomparable = any(None in row for own in shown for row in own["matrix"])
+        bar.set_label(MEANING + INCOMPARABLE * incomparable, fontsize="small")
+        figure.suptitle(title, fontsize="medium")
+
+    return plots.draw(stem, title, (side * columns + 0.9, side * rows + 0.5), paint)
+
+
+def similarity_over_epochs(
+    history: Sequence[tuple[int, Sequence[Similarity]]], stem: str | Path, title: str
+) -> list[Path]:
+    """Draw a row for each group of two or more layers, a column for each epoch that was logged.
+
+    Of more than `MOST_EPOCHS` epochs, as many are shown, spread evenly from the first to the last;
+    an epoch that was logged twice is shown as logged last. Nothing is drawn without such a group.
+    """
+    by_epoch = {
+        epoch: {own["group"]: own for own in similarities if len(own["layers"]) > 1}
+        for epoch, similarities in history
+    }
+    epochs = thin(sorted(epoch for epoch, found in by_epoch.items() if found))
+    groups = list(dict.fromkeys(group for epoch in epochs for group in by_epoch[epoch]))
+    if not epochs:
+        return []
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(len(groups), len(epochs), squeeze=False)
+        for row, group in enumerate(groups):
+            for column, epoch in enumerate(epochs):
+                axes = panels[row, column]
+                axes.set(xticks=[], yticks=[])
+                if row == 0:
+                    axes.set_title(f"epoch {epoch}", fontsize="small")
+                if column == 0:
+                    axes.set_ylabel(group, fontsize="small")
+                if group in by_epoch[epoch]:
+                    image = _heat_map(axes, by_epoch[epoch][group])
+        figure.colorbar(image, ax=panels, shrink=0.8).set_label("abs(cosine)", fontsize="small")
+        figure.suptitle(title, fontsize="medium")
+
+    size = (max(1.15 * len(epochs) + 1.6, 4.0), max(1.15 * len(groups) + 0.9, 2.6))
+    return plots.draw(stem, f"{title} {epochs}", size, paint)
+
+
+def thin(epochs: Sequence[int], most: int = MOST_EPOCHS) -> list[int]:
+    """Return at most `most` of the epochs, evenly spread, the first and the last among them."""
+    if len(epochs) <= most:
+        return list(epochs)
+    return [epochs[round(i * (len(epochs) - 1) / (most - 1))] for i in range(most)]
+
+
+def _heat_map(axes: Axes, own: Similarity) -> AxesImage:
+    from matplotlib import colormaps
+
+    matrix_LL = [[math.nan if value is None else value for value in row] for row in own["matrix"]]
+    axes.set_facecolor("0.85")  # shows through where two layers cannot be compared
+    colours = colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
+    return axes.imshow(matrix_LL, vmin=0, vmax=1, cmap=colours, interpolation="nearest")
+
+
+def _name_layers(axes: Axes, own: Similarity, font: float) -> None:
+    """Write the layers along both axes, what their names have in common into the title."""
+    layers = [str(layer).removesuffix(".weight") for layer in own["layers"]]
+    parts = [layer.split(".")[:-1] for layer in layers]
+    shared = 0
+    while all(len(part) > shared and part[shared] == parts[0][shared] for part in parts):
+        shared += 1
+    common = ".".join(parts[0][:shared])
+    names = [layer.removeprefix(f"{common}.") if common else layer for layer in layers]
+    axes.set_xticks(range(len(names)), names, fontsize=font, rotation=90)
+    axes.set_yticks(range(len(names)), names, fontsize=font)
+    title = f"{own['group']}: {len(layers)} layers{f' of {common}' if common else ''}"
+    axes.set_title(title, fontsize="small")
+    if len(names) <= MOST_NUMBERS:
+        for i, row in enumerate(own["matrix"]):
+            for j, value in enumerate(row):
+                colour = "white" if value is not None and value < 0.6 else "black"
+                text = "-" if value is None else f"{value:.2f}"
+                axes.text(j, i, text, ha="center", va="center", fontsize=5.5, color=colour)
+
+
+# --- the folded network
+
+# One loop of a container, or one of its blocks that does not loop: "container" and the names of
+# its "blocks"; "period" of them remain and run "times" times; "own" values are kept for each
+# iteration, all of them together.
+Blocks = Mapping[str, Any]
+
+STEP, WIDTH, HEIGHT = 1.5, 1.2, 0.7  # from box to box, and of a box
+LINE, NOTE = 1.9, 0.13  # what a line of boxes takes from top to bottom, and a line of its note
+LEFT = 2.0  # of the first box
+MOST_BOXES = 10  # in one line; a loop is never broken
+LOOPED, PLAIN = "#cfe3f7", "#f2f2f2"
+
+
+@dataclass(frozen=True)
+class _Line:
+    label: str
+    entries: Sequence[Blocks]
+    note: str
+
+    @property
+    def height(self) -> float:
+        return LINE + NOTE * self.note.count("\n")
+
+
+def folded(
+    blocks: Sequence[Blocks], tied: Sequence[Sequence[str]], stem: str | Path, title: str
+) -> list[Path]:
+    """Draw a row of boxes for each container, loops with an arrow back; nothing without a box.
+
+    `tied` names layers that have one weight; those that no loop explains are written below.
+    """
+    lines = list(_lines(blocks, tied))
+    if not lines:
+        return []
+    boxes = max(sum(entry["period"] for entry in line.entries) for line in lines)
+    across = max(LEFT + STEP * boxes + 0.4, 7.5)
+    letters = int((across - LEFT) * 16)
+    lines = [replace(line, note=_wrapped(line.note, letters)) for line in lines]
+    down = sum(line.height for line in lines)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_axes((0, 0, 1, down / (down + 0.6)))  # in inches, as the fonts are
+        axes.set(xlim=(0, across), ylim=(-down, 0))
+        axes.set_axis_off()
+        top = 0.0
+        for line in lines:
+            _draw_line(axes, line, top - LINE / 2)
+            top -= line.height
+        figure.suptitle(title, fontsize="medium")
+
+    return plots.draw(stem, title, (across, down + 0.6), paint, layout=None)
+
+
+def _unexplained(blocks: Sequence[Blocks], tied: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Return the sets of tied layers that are more than one layer of a loop's block run again."""
+
+    def place(layer: str) -> tuple[object, ...]:
+        for index, entry in enumerate(blocks):
+            for i, block in enumerate(entry["blocks"]):
+                start = ".".join(filter(None, (entry["container"], block))) + "."
+                if entry["times"] > 1 and layer.startswith(start):
+                    return index, i % entry["period"], layer.removeprefix(start)
+        return (layer,)
+
+    return [layers for layers in tied if len({place(layer) for layer in layers}) > 1]
+
+
+def _lines(blocks: Sequence[Blocks], tied: Sequence[Sequence[str]]) -> Iterator[_Line]:
+    left = _unexplained(blocks, tied)
+    for container, found in groupby(blocks, key=lambda entry: entry["container"]):
+        entries = list(found)
+        before = sum(len(entry["blocks"]) for entry in entries)  # that run, one after another
+        after = sum(entry["period"] for entry in entries)
+        start = f"{container}." if container else ""
+        names = tuple(f"{start}{name}." for entry in entries for name in entry["blocks"])
+        here = [layers for layers in left if layers[0].startswith(names)]
+        left = [layers for layers in left if layers not in here]
+        label = f"{container or 'network'}\n{before} blocks"
+        if after != before:
+            label += f",\n{after} left"
+        line: list[Blocks] = []
+        for entry in entries:
+            if line and sum(e["period"] for e in [*line, entry]) > MOST_BOXES:
+                yield _Line(label, line, "")
+                label, line = "", []
+            line.append(entry)
+        yield _Line(label, line, _note(here, start))
+    if left:
+        yield _Line("elsewhere", (), _note(left, ""))
+
+
+def _note(tied: Sequence[Sequence[str]], start: str) -> str:
+    sets = [
+        " = ".join(layer.removeprefix(start).removesuffix(".weight") for layer in layers)
+        for layers in tied
+    ]
+    return f"one weight: {'; '.join(sets)}" if sets else ""
+
+
+def _wrapped(text: str, width: int) -> str:
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def _draw_line(axes: Axes, line: _Line, y: float) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    axes.text(0.1, y, line.label, va="center", fontsize=9)
+    style, low = "round,pad=0.05,rounding_size=0.1", y - HEIGHT / 2
+    x = LEFT
+    for entry in line.entries:
+        first = x
+        for i in range(entry["period"]):
+            if x > LEFT:
+                _arrow(axes, [(x - STEP + WIDTH, y), (x, y)])
+            text = _wrapped(" = ".join(entry["blocks"][i :: entry["period"]]), 19)
+            size = (WIDTH - 0.1, HEIGHT - 0.1)
+            colour = LOOPED if entry["times"] > 1 else PLAIN
+            box = FancyBboxPatch(
+                (x + 0.05, low + 0.05), *size, boxstyle=style, fc=colour, ec="0.3", lw=1
+            )
+            axes.add_patch(box)
+            font = 9 if len(text) < 17 else 6.5
+            axes.text(x + WIDTH / 2, y, text, ha="center", va="center", fontsize=font)
+            x += STEP
+        if entry["times"] > 1:
+            _loop(axes, entry, first, x - STEP + WIDTH, y)
+    if line.note:
+        axes.text(LEFT, low - 0.36, line.note, va="top", fontsize=7)
+
+
+def _loop(axes: Axes, entry: Blocks, left: float, right: float, y: float) -> None:
+    """Draw the way back from the last box to the first, above them, and what iterations keep."""
+    top, middle = y + HEIGHT / 2, (left + right) / 2
+    start, end = right - 0.2, left + 0.2
+    _arrow(axes, [(start, top), (start, top + 0.3), (end, top + 0.3), (end, top)])
+    times = f"\N{MULTIPLICATION SIGN}{entry['times']}"
+    axes.text(middle, top + 0.34, times, ha="center", va="bottom", fontsize=11)
+    if entry["own"]:
+        kept = (
+            f"own norms, biases, statistics\nfor each of {entry['times']}, {entry['own']:,} in all"
+        )
+        axes.text(middle, y - HEIGHT / 2 - 0.05, kept, ha="center", va="top", fontsize=6)
+
+
+def _arrow(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.path import Path as Line
+
+    way = Line(list(points))
+    arrow = FancyArrowPatch(path=way, arrowstyle="-|>", mutation_scale=10, shrinkA=0, shrinkB=0)
+    arrow.set(linewidth=1.0, color="0.3")
+    axes.add_patch(arrow)

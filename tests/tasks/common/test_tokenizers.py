@@ -1,0 +1,101 @@
+"""Published tokenizers are read in each of their forms, or what they lack is said in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer
+
+from npas.tasks.common import synthetic_text, tokenization
+
+
+def wordpiece(folder: Path) -> None:
+    """Write BERT's two forms: the words alone, and the whole tokenizer."""
+    words = synthetic_text.write_tokenizer(folder)
+    AutoTokenizer.from_pretrained(words).backend_tokenizer.save(str(folder / "tokenizer.json"))
+    (words / "vocab.txt").rename(folder / "vocab.txt")
+
+
+def sentencepieces(folder: Path) -> None:
+    """Write ALBERT's form."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([f"the {a}{b} sees {b}{a}" for a in "xyzuvw" for b in "abcdef"]),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=30,
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        control_symbols=["[CLS]", "[SEP]", "[MASK]"],
+        minloglevel=2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "write"),
+    [
+        ("vocab.txt", "bert", wordpiece),
+        ("tokenizer.json", "bert", wordpiece),
+        ("spiece.model", "albert", sentencepieces),
+    ],
+)
+def test_one_file_will_do_if_a_config_says_what_kind_it_is(
+    file: str, kind: str, write: Any, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (tmp_path / file).rename(alone / file)
+    with pytest.raises(ValueError, match=r'needs a config\.json .*"model_type": "bert"') as error:
+        tokenization.load_tokenizer(str(alone))
+    assert "\n" not in str(error.value) and "task.tokenizer=" in str(error.value)
+    (alone / "config.json").write_text(json.dumps({"model_type": kind}))
+    tokenizer = tokenization.load_tokenizer(str(alone))
+    (found,) = tokenizer.encode(["the xa sees"])
+    assert found.offsets[0][0] == 0 and found.offsets[-1][1] == 11
+    assert set(tokenizer.special) == {"cls", "sep", "pad", "mask"}
+    assert all(0 <= number < tokenizer.size for number in tokenizer.special.values())
+
+
+def test_the_made_up_tokenizer_is_like_a_bert_s(tmp_path: Path) -> None:
+    tokenizer = tokenization.load_synthetic(tmp_path)
+    ids = tokenizer.inner("José was born in 1895.", "Zürich")["input_ids"]
+    text = tokenizer.inner.decode(ids)
+    assert text == "[CLS] jose was born in 1895. [SEP] zurich [SEP]"
+    assert tokenizer.name == "synthetic" and tokenizer.size < 1024
+
+
+def test_a_tokenizer_that_cannot_be_had_or_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(*_: Any, local_files_only: bool, **__: Any) -> str:
+        asked.append(local_files_only)
+        raise FileNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    for download, said in ((True, "as task.tokenizer=FOLDER"), (False, "download=false: put")):
+        with pytest.raises(ValueError, match=said) as error:
+            tokenization.load_tokenizer("absent", download)
+        assert "\n" not in str(error.value)
+    assert asked == [True, False, True]  # the cache, the hub; the cache alone
+    folder = synthetic_text.write_tokenizer(tmp_path)
+    words = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "the"]
+    bare = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    bare.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings |= {f"{kind}_token": f"[{kind.upper()}]" for kind in tokenization.SPECIAL}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = tokenization.load_tokenizer(str(folder))
+    with pytest.raises(ValueError, match=r"task\.tokenizer=.* cannot cut a text") as error:
+        tokenizer.encode(["what is unknown"])
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        tokenization.load_tokenizer(str(folder))
+    assert "\n" not in str(error.value)

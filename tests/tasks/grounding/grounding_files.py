@@ -1,0 +1,193 @@
+"""Tiny grounding sets in the exact formats of the published ones, and networks for them."""
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from npas.config import DataConfig
+from npas.tasks.grounding import task as grounding
+
+CPU = torch.device("cpu")
+WIDTH, WORD_WIDTH = 6, 3
+HEIGHT_OF, WIDTH_OF = 60, 100  # of an image
+WORDS = ["a", "the", "man", "woman", "red", "hat", "dog", "two", "men", "left", "of", "blue", "car"]
+IDS = {
+    "train": [f"10{i}" for i in range(9)],
+    "val": [f"20{i}" for i in range(3)],
+    "test": [f"30{i}" for i in range(4)],
+}
+# As the annotators wrote it: several types, a chain twice, things unseen, the whole scene, two
+# boxes of one chain, and a chain that shares its box.
+CAPTIONS = [
+    "[/EN#1/people A man] in [/EN#2/clothing/other a red hat] runs down [/EN#3/scene the street] .",
+    "[/EN#4/people Two men] and [/EN#5/animals a dog] enjoy [/EN#0/notvisual it] .",
+    "[/EN#1/people The man] runs with [/EN#6/other a ball] .",
+    "[/EN#5/animals the dog] is left of [/EN#7/vehicles a blue car] .",
+    "Somebody runs .",
+]
+# By chain, in pixels from 1 on, as the XML has them.
+BOXES = {
+    "1": [(11, 11, 30, 50)],
+    "2": [(15, 11, 25, 18)],
+    "4": [(11, 11, 30, 50), (41, 21, 60, 60)],
+    "5": [(71, 31, 100, 60)],
+    "7": [(1, 1, 40, 20)],
+}
+WITHOUT = {"3": (1, 0), "6": (0, 1)}  # chains that are the scene, or nowhere
+BOXED = 7  # phrases of an image that have a box
+
+
+def annotation(
+    name: str, boxes: Mapping[str, Sequence[Sequence[int]]] = BOXES, size: Any = None
+) -> str:
+    """Write an image's annotation; chains with the same box are names of one object."""
+    width, height = size or (WIDTH_OF, HEIGHT_OF)
+    chains: dict[Any, list[str]] = {}
+    for chain, own in boxes.items():
+        for box in own:
+            chains.setdefault(tuple(box), []).append(chain)
+    objects = ""
+    for box, names in chains.items():
+        edges = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+        inner = "".join(f"<{edge}>{value}</{edge}>" for edge, value in edges)
+        named = "".join(f"<name>{chain}</name>" for chain in names)
+        objects += f"<object>{named}<bndbox>{inner}</bndbox></object>\n"
+    for chain, (scene, nowhere) in WITHOUT.items():
+        objects += (
+            f"<object><name>{chain}</name><scene>{scene}</scene>"
+            f"<nobndbox>{nowhere}</nobndbox></object>\n"
+        )
+    return (
+        f"<annotation>\n<filename>{name}.jpg</filename>\n<size><width>{width}</width>"
+        f"<height>{height}</height><depth>3</depth></size>\n{objects}</annotation>\n"
+    )
+
+
+def proposals(seed: int, count: int) -> np.ndarray:
+    """Draw boxes of an image: some near those that are asked for, some anywhere. Rx4."""
+    rng = np.random.default_rng(seed)
+    true = [(10, 10, 29, 49), (14, 10, 24, 17), (10, 10, 59, 59), (70, 30, 99, 59), (0, 0, 39, 19)]
+    near = [np.array(true[i % 5]) + rng.integers(-3, 4, 4) for i in range(count // 2)]
+    corners = rng.integers(0, [WIDTH_OF - 20, HEIGHT_OF - 20], (count - len(near), 2))
+    sides = rng.integers(3, 20, (count - len(near), 2))
+    boxes = np.concatenate([np.array(near), np.concatenate([corners, corners + sides], 1)])
+    last = np.array([WIDTH_OF - 1, HEIGHT_OF - 1] * 2)
+    return rng.permutation(boxes).clip(0, last).astype(np.float32)
+
+
+def write_features(
+    path: Path, names: Sequence[str], width: int = WIDTH, between: int = 5, count: int = 12
+) -> None:
+    """Write regions of these images: features, `between` numbers of the place, and the box."""
+    with h5py.File(path, "w") as file:
+        for i, name in enumerate(names):
+            boxes = proposals(i, count + i % 3)
+            rng = np.random.default_rng(i)
+            features = rng.normal(size=(len(boxes), width))
+            rest = np.zeros((len(boxes), between))
+            rows = np.concatenate([features, rest, boxes], 1).astype(np.float32)
+            file.create_dataset(name, data=rows, compression="lzf")
+
+
+def write_flickr(root: Path) -> Path:
+    """Write a set as Flickr30K Entities lies, without any image, and return its folder."""
+    folder = root / "flickr30k_entities"
+    (folder / "Sentences").mkdir(parents=True)
+    (folder / "Annotations").mkdir()
+    for split, names in IDS.items():
+        (folder / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+        for name in names:
+            (folder / "Sentences" / f"{name}.txt").write_text("\n".join(CAPTIONS) + "\n")
+            (folder / "Annotations" / f"{name}.xml").write_text(annotation(name))
+        write_features(folder / f"{split}_features.h5", names)
+    unrelated = "# format: <imageID> <sentence number>\n101 3\n999 1\n"
+    (folder / "UNRELATED_CAPTIONS").write_text(unrelated)
+    write_words(root)
+    return folder
+
+
+def write_words(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = [" ".join([w, *(f"{v:.4f}" for v in rng.normal(size=WORD_WIDTH))]) for w in WORDS]
+    (root / "glove.6B.300d.txt").write_text("\n".join(lines) + "\n")
+
+
+def expressions() -> list[dict[str, Any]]:
+    """Return what refs(berkeley).p holds: two things of each image, of two and one expressions."""
+    refs = []
+    for split, names in IDS.items():
+        for name in names:
+            for thing, texts in enumerate((["The man with Caf\u00e9 hat", "man"], ["dog  LEFT"])):
+                number = 10 * int(name) + thing
+                said = [{"raw": text, "sent": text.lower(), "sent_id": 0} for text in texts]
+                ref = {"ref_id": number, "ann_id": number, "category_id": thing, "sent_ids": [0, 1]}
+                refs.append({**ref, "image_id": int(name), "split": split, "sentences": said})
+    return refs
+
+
+def instances() -> dict[str, Any]:
+    """Return what instances.json holds; boxes are left, top, width and height."""
+    size = {"width": WIDTH_OF, "height": HEIGHT_OF}
+    numbers = [int(name) for own in IDS.values() for name in own]
+    boxes = ([10, 10, 20, 40], [70, 30, 30, 30.0])
+    return {
+        "info": {"version": "1.0"},
+        "images": [{"id": n, "file_name": f"02/images/{n}.jpg", **size} for n in numbers],
+        "annotations": [
+            {"id": 10 * n + thing, "image_id": n, "category_id": thing, "bbox": box, "area": 0}
+            for n in numbers
+            for thing, box in enumerate(boxes)
+        ],
+    }
+
+
+def write_refclef(root: Path) -> Path:
+    """Write a set as refer lays RefCLEF out, without any image, and return its folder."""
+    folder = root / "refclef"
+    folder.mkdir(parents=True)
+    (folder / "refs(berkeley).p").write_bytes(pickle.dumps(expressions(), protocol=2))
+    (folder / "instances.json").write_text(json.dumps(instances()))
+    for split, names in IDS.items():
+        write_features(folder / f"{split}_features.h5", names)
+    write_words(root)
+    return folder
+
+
+WRITERS = {"flickr30k": write_flickr, "referit": write_refclef}
+
+
+def make(root: Path, name: str = "flickr30k", seed: int = 0, **keys: Any) -> Any:
+    """Return a task on files that lie under `root`, not yet set up."""
+    sizes = {"region_width": WIDTH, "word_width": WORD_WIDTH, "regions": 13, "phrases": 5}
+    data = {k: keys.pop(k) for k in ("source", "synthetic", "val_fraction", "workers") if k in keys}
+    verify = keys.pop("verify", "warn")  # nothing here has as many images as was published
+    config = grounding.Config(**{"set": name, **sizes, **keys})
+    given = DataConfig(root=str(root), download=False, verify=verify, **data)
+    return grounding.Task(config, given, seed=seed, device=CPU)
+
+
+class Network(nn.Module):
+    """Score by products of sums, and note how many phrases it was asked."""
+
+    def __init__(self, task: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        width = {name: task.spec.width(name) for name in ("words", "regions")}
+        self.words = nn.Linear(width["words"], 4)
+        self.regions = nn.Linear(width["regions"] + 5, 4)
+        self.dropout = nn.Dropout()
+        self.sizes: list[int] = []
+
+    def forward(self, words: Tensor, lengths: Tensor, regions: Tensor, boxes: Tensor) -> Tensor:
+        self.sizes.append(len(words))
+        assert int(lengths.min()) >= 1
+        words_BPE = self.words(words.sum(2) / lengths[..., None])
+        regions_BRE = self.dropout(self.regions(torch.cat([regions, boxes], 2)))
+        return words_BPE @ regions_BRE.transpose(1, 2)

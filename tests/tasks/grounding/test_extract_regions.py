@@ -1,0 +1,307 @@
+"""The script's proposals and features are the detector's own, and nothing it does is done twice."""
+
+import importlib.util
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models import detection
+
+from npas.tasks.common import files
+from npas.tasks.grounding import sets
+from npas.tasks.grounding.regions import Regions
+from npas.tasks.scenes import Difficulty, write_flickr30k
+
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "extract_regions.py"
+WORDS = ("flickr30k", "--weights=none", "--size=64", "--most=6", "--splits=test")
+FOLDER = Path("data/flickr30k_entities")
+TARGET = FOLDER / "test_features.h5"
+IDS = ["3000000000", "3000000001", "3000000002"]
+Rows = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("extract_regions", SCRIPT)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def detector(script: ModuleType) -> nn.Module:
+    """Build the network once, which takes longest."""
+    return script.build(script.parse(WORDS)).eval()
+
+
+@pytest.fixture(autouse=True)
+def images() -> None:
+    """Put three test images there, and no features."""
+    Path("data").mkdir()
+    write_flickr30k(Path("data"), Difficulty(), {"train": 1, "val": 1, "test": 3}, 4, 0)
+    for path in FOLDER.glob("*.h5"):
+        path.unlink()
+
+
+Extract = Callable[..., int]
+
+
+@pytest.fixture
+def extract(script: ModuleType, detector: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Extract:
+    """Return a function that runs the script with the network that is there."""
+    monkeypatch.setattr(script, "build", lambda _: detector)
+    return lambda *words: script.main([*WORDS, *words])
+
+
+@pytest.fixture
+def quickly(extract: Extract, script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Extract:
+    """Return the like, that describes an image by its mean colour."""
+    monkeypatch.setattr(
+        script.Extractor, "_rows", lambda self, pixels_CHW: pixels_CHW.mean((1, 2))[None]
+    )
+    return extract
+
+
+def stored(path: Path = TARGET) -> Rows:
+    with h5py.File(path, "r") as file:
+        return {name: file[name][()] for name in file}
+
+
+def image_path(name: str) -> Path:
+    return FOLDER / "flickr30k-images" / f"{name}.jpg"
+
+
+def pixels(name: str) -> torch.Tensor:
+    with Image.open(image_path(name)) as image:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+def seen(detector: nn.Module, name: str) -> dict[str, Any]:
+    """Run the whole detector on an image, as torchvision does; keep what its parts are given."""
+    kept: dict[str, Any] = {}
+    parts: Any = detector
+    hooks = [
+        parts.rpn.register_forward_hook(lambda _, given, out: kept.update(proposals=out[0][0])),
+        parts.roi_heads.box_head.register_forward_hook(lambda _, given, out: kept.update(head=out)),
+        parts.backbone.body.register_forward_hook(
+            lambda _, given, out: kept.update(input=given[0], stage=list(out.values())[-1])
+        ),
+    ]
+    with torch.no_grad():
+        detector([pixels(name)])
+    for hook in hooks:
+        hook.remove()
+    return kept
+
+
+def pooled(stage_1CHW: torch.Tensor, box: torch.Tensor, scale: float) -> torch.Tensor:
+    """Average a feature map over a box, at the points of a RoIAlign of 7x7 cells of 2x2."""
+    left, top, right, bottom = (box * scale - 0.5).tolist()
+    height, width = stage_1CHW.shape[2:]
+    steps = (torch.arange(14) + 0.5) / 14
+    x_N, y_N = left + steps * (right - left), top + steps * (bottom - top)
+    grid = torch.stack(torch.meshgrid(x_N, y_N, indexing="xy"), 2)
+    grid = grid / torch.tensor([width - 1, height - 1]) * 2 - 1
+    found = F.grid_sample(stage_1CHW, grid[None], padding_mode="border", align_corners=True)
+    return found.mean((2, 3))[0]
+
+
+def test_rows_are_the_detectors_proposals_and_features_and_the_task_reads_them(
+    extract: Extract, detector: nn.Module
+) -> None:
+    assert extract() == 0
+    listed = sets.read("flickr30k", Path("data"))["test"].images
+    regions = Regions(TARGET, listed, 2048)
+    for i, (name, rows) in enumerate(stored().items()):
+        kept = seen(detector, name)
+        padded, (_, height, width) = kept["input"], pixels(name).shape
+        assert (height, width) == (96, 128)
+        assert rows.shape == (len(kept["proposals"]), 2048 + 5 + 4) and len(rows) <= 6
+        scale = torch.tensor([width / 85, height / 64] * 2)  # 64 pixels on the shorter side
+        expected = kept["proposals"] * scale
+        expected[:, 2:] -= 1  # the last pixel that belongs to the box
+        np.testing.assert_allclose(rows[:, -4:], expected.numpy(), rtol=1e-4, atol=1e-3)
+        for row, proposal in zip(rows, kept["proposals"], strict=True):
+            feature = pooled(kept["stage"], proposal, kept["stage"].shape[3] / padded.shape[3])
+            np.testing.assert_allclose(row[:2048], feature.numpy(), rtol=1e-3, atol=1e-4)
+        features, boxes = regions.read(i, 300)
+        np.testing.assert_array_equal(features, rows[:, :2048])
+        np.testing.assert_array_equal(boxes, rows[:, -4:])
+        left, top, right, bottom = boxes.T
+        assert (left >= 0).all() and (right <= 127).all() and (bottom <= 95).all()
+        np.testing.assert_allclose(rows[:, 2048:2052], boxes / [128, 96, 128, 96], rtol=1e-5)
+        area = (right - left + 1) * (bottom - top + 1) / (128 * 96)
+        np.testing.assert_allclose(rows[:, 2052], area, rtol=1e-4)
+    TARGET.unlink()
+    assert extract("--features=head") == 0
+    for name, rows in stored().items():
+        assert rows.shape[1] == 1024 + 5 + 4
+        head = seen(detector, name)["head"].numpy()
+        np.testing.assert_allclose(rows[:, :1024], head, rtol=1e-3, atol=1e-4)
+
+
+def test_an_image_of_no_proposal_is_one_region(
+    extract: Extract, detector: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detector.rpn, "score_thresh", 2.0)
+    assert extract() == 0
+    for rows in stored().values():
+        np.testing.assert_allclose(rows[:, -4:], [[0, 0, 127, 95]], atol=1e-3)
+
+
+def test_an_interrupted_run_goes_on_and_ends_alike(
+    quickly: Extract, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert quickly() == 0
+    whole = stored()
+    TARGET.unlink()
+    calls, describe = [], script.Extractor.__call__
+
+    def interrupted(self: Any, pixels_CHW: torch.Tensor) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return describe(self, pixels_CHW)
+
+    monkeypatch.setattr(script.Extractor, "__call__", interrupted)
+    assert quickly() == 130
+    assert "interrupted; the same command goes on" in capsys.readouterr().err
+    assert not TARGET.exists()
+    assert quickly() == 0
+    assert len(calls) == 4  # two were kept
+    after = stored()
+    assert list(after) == IDS and all(np.array_equal(after[i], whole[i]) for i in IDS)
+    monkeypatch.delattr(script, "build")  # no network is needed where nothing is left to do
+    assert quickly("--quiet") == 0
+    assert f"{TARGET} holds 3 of the 3 images of test" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (None, "is not there: left out"),
+        (b"nothing", "cannot be read (cannot identify"),
+        (slice(900), "cannot be read (image file is truncated"),
+        ("another", "is 50x40 and annotated as 128x96: left out"),
+    ],
+)
+def test_a_bad_image_is_named_and_added_once_it_is_mended(
+    quickly: Extract, capsys: Any, data: Any, said: str
+) -> None:
+    path = image_path(IDS[1])
+    good = path.read_bytes()
+    path.unlink()
+    if data == "another":
+        Image.new("RGB", (50, 40)).save(path)
+    elif data is not None:
+        path.write_bytes(good[data] if isinstance(data, slice) else data)
+    assert quickly() == 1
+    first, last = capsys.readouterr().err.splitlines()
+    assert str(path) in first and said in first
+    assert "1 images left out: fix them, and the same command adds them; tasks do without" in last
+    before = stored()
+    assert list(before) == [IDS[0], IDS[2]]
+    path.write_bytes(good)
+    assert quickly() == 0
+    after = stored()
+    assert list(after) == IDS and all(np.array_equal(after[i], before[i]) for i in before)
+
+
+def tiny() -> nn.Module:
+    """Return a network of a few weights under names that a detector has."""
+    scores, norm = nn.ModuleDict({"cls_score": nn.Linear(2, 91)}), nn.BatchNorm2d(3)
+    heads = nn.ModuleDict({"box_predictor": scores})
+    return nn.ModuleDict({"roi_heads": heads, "backbone": norm, "rpn": nn.Linear(2, 3)})
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Let torchvision make a tiny network; return with what settings it was asked to."""
+    asked: list[dict[str, Any]] = []
+
+    def make(**settings: Any) -> nn.Module:
+        if settings["weights"] is not None:
+            raise urllib.error.URLError("no network")
+        asked.append(settings)
+        return tiny()
+
+    monkeypatch.setattr(detection, "fasterrcnn_resnet50_fpn_v2", make)
+    return asked
+
+
+def test_weights_are_read_from_a_file(script: ModuleType, made: list[dict[str, Any]]) -> None:
+    state = tiny().state_dict()
+    del state["backbone.num_batches_tracked"]  # as where norms were frozen
+    torch.save(state, "weights.pth")
+    loaded = script.build(script.parse([*WORDS, "--weights=weights.pth"])).state_dict()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+    assert made[0]["num_classes"] == 91 and made[0]["weights_backbone"] is None
+    assert (made[0]["rpn_post_nms_top_n_test"], made[0]["rpn_nms_thresh"]) == (6, 0.7)
+
+
+@pytest.mark.usefixtures("made")
+def test_what_cannot_be_is_one_line(
+    script: ModuleType, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, shape = tiny().state_dict(), {"rpn.weight": torch.zeros(1)}
+    torch.save({**state, "rpn.other": torch.zeros(1)}, "extra.pth")
+    torch.save({**state, **shape}, "shape.pth")
+    torch.save({"model": 1}, "model.pth")
+    del state["rpn.weight"]
+    torch.save(state, "lacking.pth")
+    Path("text.pth").write_text("nothing")
+    other, none = (
+        "is of another network than fasterrcnn_resnet50_fpn_v2: it has",
+        "is no state dict",
+    )
+    for word, said in (
+        ("--weights=lacking.pth", f"{other} no rpn.weight"),
+        ("--weights=extra.pth", f"{other} a rpn.other; name its own as --network"),
+        ("--weights=shape.pth", f"{none} of fasterrcnn_resnet50_fpn_v2 (Error(s) in loading"),
+        ("--weights=model.pth", none),
+        ("--weights=text.pth", none),
+        ("--weights=nowhere.pth", "--weights nowhere.pth: there is no such file"),
+        ("--weights=DEFAULT", "--weights DEFAULT cannot be downloaded"),
+        ("--splits=test,dev", "--splits test,dev: write some of train,val,test"),
+        ("--device=abacus", "--device abacus: there is none that torch can use"),
+        ("--root=nowhere", "flickr30k is not under data.root=nowhere"),
+    ):
+        assert script.main([*WORDS, word]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("extract_regions.py: ") and said in line, line
+    for word in ("--most=0", "--size=big"):
+        with pytest.raises(SystemExit):
+            script.main([*WORDS, word])
+        assert "must be a whole number above 0" in capsys.readouterr().err
+
+
+def test_other_settings_processes_and_disks_do_not_mix(
+    quickly: Extract, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        assert quickly() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be written (No space left on device): fix that" in line
+    assert quickly() == 0 and list(stored()) == IDS
+    assert quickly("--most=5") == 2
+    assert "was made otherwise" in capsys.readouterr().err
+    with files.locked(TARGET.with_name(f".{TARGET.name}.lock")):
+        assert quickly() == 2
+    assert "is being written by another process" in capsys.readouterr().err
+    (FOLDER / "flickr30k-images").rename(FOLDER / "elsewhere")
+    assert quickly() == 2
+    assert "flickr30k-images: put the images there" in capsys.readouterr().err

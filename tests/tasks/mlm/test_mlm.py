@@ -1,0 +1,241 @@
+"""Pre-training hides and swaps by seed, epoch and sample alone, and measures to the bit."""
+
+import hashlib
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from npas.config import DataConfig
+from npas.models import bert, build
+from npas.tasks.common import synthetic_text, tokenization
+from npas.tasks.mlm import reader
+from npas.tasks.mlm import task as mlm
+
+CPU = torch.device("cpu")
+LENGTH = 24
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("text")
+    synthetic_text.write_texts(root, 30)
+    synthetic_text.write_tokenizer(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def make(root: Path) -> Callable[..., Any]:
+    def made(seed: int = 0, **keys: Any) -> Any:
+        settings = {"max_length": LENGTH, "held_out": 0.2, **keys}
+        config = mlm.Config(tokenizer=str(root / "tokenizer"), **settings)
+        data = DataConfig(root=str(root), val_fraction=None, download=False)
+        task = mlm.Task(config, data, seed=seed, device=CPU)
+        task.setup()
+        return task
+
+    return made
+
+
+def network(task: Any, arch: str = "bert", vocab_size: int = 600) -> Any:
+    torch.manual_seed(0)
+    config = bert.Config(
+        arch=arch, layers=1, hidden=16, heads=2, intermediate=16, vocab_size=vocab_size,
+        positions=64, embedding=8 if arch == "albert" else None,
+    )  # fmt: skip
+    return build(config, task.spec)
+
+
+def test_reads_documents_of_all_files(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("fünf\n\n\n \nsechs\n", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("\n one \ntwo\n\nthree\nfour", encoding="utf-8")
+    (tmp_path / "c.md").write_text("no text")
+    (tmp_path / "d.txt").write_bytes(b"\x0cseven\x0b eight\r\n\x0c\rnine\r\n")
+    lines = ["one", "two", "three", "four", "fünf", "sechs", "seven", "eight", "nine"]
+    expected = list(zip([0, 0, 1, 1, 2, 3, 4, 4, 5], lines, strict=True))
+    assert list(reader.read(tmp_path)) == expected
+
+
+def test_what_is_no_text_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no text in"):
+        list(reader.read(tmp_path))
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="is no UTF-8 text") as error:
+        list(reader.read(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def documents_of(root: Path) -> list[list[str]]:
+    """Return the documents under `root`, and some that are odd."""
+    found: dict[int, list[str]] = {}
+    for number, line in reader.read(root / "text"):
+        found.setdefault(number, []).append(line)
+    odd = ["born in oslo", "a", "piano " * 50, "\u200b", "the end", "x"]
+    return [["x"], odd, *found.values(), ["\u200b"], ["x"]]
+
+
+@pytest.mark.parametrize("chunk", [1, 30, 1000])
+def test_pieces_are_the_same_however_much_is_tokenized_at_once(
+    chunk: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tokenization.load_tokenizer(str(root / "tokenizer"))
+    asked = []
+
+    def encode(texts: list[str]) -> list[Any]:
+        asked.append([len(text) for text in texts])
+        return tokenizer.encode(texts)
+
+    monkeypatch.setattr(reader, "CHUNK", chunk)
+    documents = [*documents_of(root), ["a", "piano " * 21], ["x"]]
+    lines = [(number, line) for number, document in enumerate(documents) for line in document]
+    found = reader.cut(lines, mock.Mock(encode=encode), 21, CPU)
+    assert all(sum(lengths[:-1]) < chunk for lengths in asked)
+
+    expected = []
+    for document in documents:  # each by itself and whole
+        piece: list[list[int]] = []
+        for encoded in tokenizer.encode(document):
+            for start in range(0, len(encoded.ids), 21):
+                part = encoded.ids[start : start + 21]
+                if sum(map(len, piece)) + len(part) > 21:
+                    expected.append(piece)
+                    piece = []
+                piece.append(part)
+        expected.append(piece)
+    whole = [ids for piece in expected if len(ids := list(chain(*piece))) > 1]
+    assert [row[:n].tolist() for row, n in zip(found.ids_NR, found.length_N, strict=True)] == whole
+    assert not any(row[n:].any() for row, n in zip(found.ids_NR, found.length_N, strict=True))
+    assert {tensor.dtype for tensor in vars(found).values()} == {torch.int32}
+    for piece, first in zip(
+        [p for p in expected if sum(map(len, p)) > 1], found.first_N, strict=True
+    ):
+        whole = sum(map(len, piece))
+        ends = [sum(map(len, piece[: i + 1])) for i in range(len(piece) - 1)]
+        nearest = min((abs(2 * end - whole) for end in ends), default=whole % 2)
+        assert abs(2 * int(first) - whole) == nearest and (not ends or int(first) in ends)
+
+
+def test_pieces_are_what_they_always_were(root: Path) -> None:
+    tokenizer = tokenization.load_tokenizer(str(root / "tokenizer"))
+    pieces = reader.cut(reader.read(root / "text"), tokenizer, 21, CPU)
+    stored = b"".join(tensor.numpy().astype("<i4").tobytes() for tensor in vars(pieces).values())
+    assert hashlib.sha256(stored).hexdigest()[:16] == "973299b93e8b13b2"
+    assert sorted(mlm.held_out(40, 0.1)) == [2, 23, 30, 35]
+
+
+def test_some_documents_are_held_out_by_no_seed(make: Callable[..., Any]) -> None:
+    one, other = make(), make(seed=1)
+    assert torch.equal(one.parts["test"].ids_NR, other.parts["test"].ids_NR)
+    lines = one.inspect()
+    assert lines["train"].startswith("24 documents") and lines["test"].startswith("6 documents")
+    assert len(mlm.held_out(1000, 0.05)) == 50 and len(mlm.held_out(5, 0.05)) == 1
+    alone = one.evaluate(network(one), "test")
+    assert set(alone) == {"mlm_accuracy", "sop_accuracy", "perplexity", "loss"}
+    assert alone == other.evaluate(network(other), "test") and 400 < alone["perplexity"] < 900
+
+
+def shown(task: Any, epoch: int = 0) -> Any:
+    """Yield of each sample its ids as shown, as they were, types, length, and what is asked."""
+    for batch in task.train_batches(epoch, 1):
+        given, asked = batch.inputs, batch.targets
+        real = asked["words"][0] != mlm.NOT_HIDDEN
+        restored = given["input_ids"][0].clone()
+        restored[asked["places"][0][real]] = asked["words"][0][real]
+        length = int(given["attention_mask"].sum())
+        yield given["input_ids"][0], restored, given["token_type_ids"][0], length, asked
+
+
+def test_what_was_hidden_put_back_is_the_text_in_either_order(make: Callable[..., Any]) -> None:
+    task = make()
+    train = task.parts["train"]
+    pieces = {}
+    for ids, first, n in zip(train.ids_NR, train.first_N, train.length_N, strict=True):
+        row = ids[:n].tolist()
+        pieces[(tuple(row[:first]), tuple(row[first:]))] = 0
+        pieces[(tuple(row[first:]), tuple(row[:first]))] = 1
+    cls, sep, pad = (task.tokenizer.special[kind] for kind in ("cls", "sep", "pad"))
+    swapped = []
+    for _, restored, types, length, asked in shown(task):
+        row = restored.tolist()
+        assert row[0] == cls and row[length - 1] == sep and set(row[length:]) <= {pad}
+        middle = row.index(sep)
+        parts = tuple(row[1:middle]), tuple(row[middle + 1 : length - 1])
+        assert pieces[parts] == int(asked["swapped"])
+        assert types.tolist() == [int(middle < i < length) for i in range(LENGTH)]
+        swapped.append(int(asked["swapped"]))
+    assert 0.35 < sum(swapped) / len(swapped) < 0.65
+
+
+def test_fifteen_in_a_hundred_words_are_hidden_eight_in_ten_as_mask(
+    make: Callable[..., Any],
+) -> None:
+    task = make()
+    mask = task.tokenizer.special["mask"]
+    counts = {"mask": 0, "kept": 0, "other": 0}
+    places = set()
+    for epoch in range(4):
+        for ids, restored, _, length, asked in shown(task, epoch):
+            real = asked["words"][0] != mlm.NOT_HIDDEN
+            hidden = asked["places"][0][real].tolist()
+            assert len(hidden) == len(set(hidden)) == max(1, round((length - 3) * 0.15))
+            assert all(0 < place < length - 1 for place in hidden)
+            assert not {int(restored[place]) for place in hidden} & {
+                task.tokenizer.special[kind] for kind in ("cls", "sep", "pad")
+            }
+            untouched = [i for i in range(LENGTH) if i not in hidden]
+            assert torch.equal(ids[untouched], restored[untouched])
+            for place in hidden:
+                now, was = int(ids[place]), int(restored[place])
+                counts["mask" if now == mask else "kept" if now == was else "other"] += 1
+                places.add(place)
+    total = sum(counts.values())
+    assert total > 500 and len(places) >= LENGTH - 4
+    assert counts["mask"] / total == pytest.approx(0.8, abs=0.04)
+    assert counts["kept"] / total == pytest.approx(0.1, abs=0.03)
+
+
+@pytest.mark.parametrize("arch", ["bert", "albert"])
+def test_the_loss_is_that_of_words_and_of_orders(arch: str, make: Callable[..., Any]) -> None:
+    task = make()
+    model, batch = network(task, arch).eval(), next(task.train_batches(0, 8))
+    head = (model.cls if arch == "bert" else model).predictions.decoder
+    seen: list[Any] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1]))
+    loss, sums = task.loss(model, batch)
+    hook.remove()
+    assert seen == [batch.targets["places"].shape]  # and no other place
+    out = model(**batch.inputs)
+    order = out.seq_relationship_logits if arch == "bert" else out.sop_logits
+    expected, right = [], []
+    for b in range(8):
+        words = []
+        for place, word in zip(batch.targets["places"][b], batch.targets["words"][b], strict=True):
+            if word != mlm.NOT_HIDDEN:
+                words.append(F.cross_entropy(out.prediction_logits[b, place], word))
+                right.append(float(out.prediction_logits[b, place].argmax() == word))
+        swapped = F.cross_entropy(order[b], batch.targets["swapped"][b])
+        expected.append(torch.stack(words).mean() + swapped)
+    assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+    sop = 100 * (order.argmax(1) == batch.targets["swapped"]).sum()
+    assert sums["sop_accuracy"] == sop
+    halves = [task.loss(model, part)[0].item() for part in batch.parts(2)]
+    assert sum(halves) / 2 == pytest.approx(loss.item(), rel=1e-5)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_what_cannot_be_is_refused(root: Path, tmp_path: Path) -> None:
+    for keys in ({"mask_rate": 0.0}, {"mask_rate": 1.0}, {"held_out": 0.0}, {"max_length": 4}):
+        with pytest.raises(ValueError, match=rf"task\.{next(iter(keys))}"):
+            mlm.Config(**keys)
+    (tmp_path / "text").mkdir()
+    config = mlm.Config(tokenizer=str(root / "tokenizer"))
+    for text in (" \n", "born in oslo\n"):
+        (tmp_path / "text" / "one.txt").write_text(text)
+        with pytest.raises(ValueError, match="leaves no text for the train part"):
+            mlm.Task(config, DataConfig(root=str(tmp_path)), seed=0, device=CPU).setup()

@@ -1,0 +1,319 @@
+"""Images and sentences are read as SCAN's files have them, drawn alike in any company, measured."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from retrieval_files import NAMES, REGIONS, WIDTH, WORD, captions, features, write, write_vocabulary
+from test_retrieval_scores import sorted_recalls
+from torch import Tensor, nn
+
+from npas.config import DataConfig
+from npas.models import build, family
+from npas.models._match import Match
+from npas.tasks.base import Batch
+from npas.tasks.retrieval import task as retrieval
+from npas.tasks.scenes import Difficulty
+from npas.tasks.scenes.dataset import Made
+
+CPU = torch.device("cpu")
+SIZES = {"regions": REGIONS, "region_width": WIDTH, "word_width": WORD, "max_words": 6}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("retrieval")
+    write(folder)
+    write(folder, "coco")
+    return folder
+
+
+def make(root: Path, data: Any = (), seed: int = 0, **keys: Any) -> retrieval.Task:
+    config = retrieval.Config(**{**SIZES, **keys})
+    given = DataConfig(**{"root": str(root), "download": False, "verify": "warn", **dict(data)})
+    task = retrieval.Task(config, given, seed=seed, device=CPU)
+    task.setup()
+    return task
+
+
+def network(task: retrieval.Task, name: str = "adapt", **keys: Any) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"width": 16, "embedding": 8}
+    sizes |= {"vocab_size": 40} if name == "adapt" else {"dropout": 0.0}
+    return build(family(name).Config(**{**sizes, **keys}), task.spec)
+
+
+def test_a_set_is_read_whole(root: Path) -> None:
+    task = make(root)
+    task.setup()  # which reads nothing twice
+    assert (task.name, task.source, task.has_validation) == ("f30k", "real", True)
+    assert {name: len(part) for name, part in task.parts.items()} == {
+        **{"train": 8, "val": 4, "test": 6},
+    }
+    assert task.spec.outputs == "match"
+    assert task.spec.inputs["words"].shape == (1, 8, WORD)  # six words between two marks
+    for name, split in (("train", "train"), ("val", "dev"), ("test", "test")):
+        assert task.parts[name].images.captions == captions(split)
+    own = task.parts["test"].sentences.take(torch.tensor([6]))  # the dog runs. in test
+    numbers = [task.vocabulary.get(w, 3) for w in ["the", "dog", "runs", "in", "test"]]
+    assert own["ids"].tolist() == [[1, *numbers, 2, 0]] and numbers[-1] == 3
+    assert own["words"][0].any(1).tolist() == [False, True, True, True, True, *[False] * 3]
+
+
+def test_arguments_are_numbered_as_scan_numbered_them_if_that_is_there(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    counted = make(tmp_path)
+    assert {"runs", "the", "cat"} <= set(counted.vocabulary) and "test" not in counted.vocabulary
+    assert "counted in training" in counted.inspect()["words"]
+    beside = write_vocabulary(tmp_path / "vocab" / "f30k_precomp_vocab.json", ["pig"])
+    assert make(tmp_path).vocabulary == beside
+    own = write_vocabulary(folder / "f30k_precomp_vocab.json", ["cow", "pig"])
+    task = make(tmp_path)
+    assert task.vocabulary == own
+    assert "6 are to be learned, as f30k_precomp_vocab.json" in task.inspect()["words"]
+
+
+# --- batches
+
+
+def said(task: retrieval.Task, batch: Batch) -> list[list[str]]:
+    """Return the words of each sample's sentences that have numbers."""
+    word = {number: word for word, number in task.vocabulary.items()}
+    return [
+        [" ".join(word[i] for i in own if i > 3) for own in sample]
+        for sample in batch.inputs["ids"].tolist()
+    ]
+
+
+def test_an_epoch_has_every_sentence_beside_its_image(root: Path) -> None:
+    task = make(root)
+    found = []
+    for batch in task.train_batches(0, 8):
+        expected = torch.from_numpy(features("train"))[batch.targets["image"]]
+        assert torch.equal(batch.inputs["regions"], expected)
+        for image, own in zip(batch.targets["image"].tolist(), said(task, batch), strict=True):
+            assert NAMES[image] in own[0].split()
+            found.append((image, own[0]))
+    assert len(found) == 40 and len(set(found)) > 24  # three of five differ in known words
+    # A batch knows which step it is, wherever a run goes on.
+    later = next(task.train_batches(1, 16, range(1, 2)))
+    assert task.steps_per_epoch(16) == 2 and set(later.targets["iteration"].tolist()) == {4}
+
+
+def test_of_several_sentences_others_are_drawn_in_each_epoch(root: Path) -> None:
+    task = make(root, captions=3)
+    drawn = []
+    for epoch in range(4):
+        batch = next(task.train_batches(epoch, 8))
+        assert sorted(batch.targets["image"].tolist()) == list(range(8))
+        for image, own in zip(batch.targets["image"].tolist(), said(task, batch), strict=True):
+            assert all(NAMES[image] in sentence.split() for sentence in own)
+        order = batch.targets["image"].argsort()
+        drawn.append(batch.inputs["ids"][order])
+    assert all(not torch.equal(drawn[0], other) for other in drawn[1:])
+
+
+# --- loss and figures
+
+
+class Fixed(nn.Module):
+    """Of a batch what it is told to, in place of a network."""
+
+    def __init__(self, similarity: Tensor) -> None:
+        super().__init__()
+        self.similarity = nn.Parameter(similarity)
+
+    def forward(self, **inputs: Tensor) -> Match:
+        return Match(self.similarity, torch.eye(len(self.similarity)))
+
+
+def test_all_sentences_count_at_first_and_the_hardest_in_the_end(root: Path) -> None:
+    task = make(root, beta=0.5, margin=0.2)
+    similarity = torch.tensor([[0.9, 0.8, 0.75], [0.1, 0.5, 0.4], [0.0, 0.0, 0.6]])
+    # Too near by: of images .1 .05 | .1, of sentences none | .1 of the first | .35 of the first,
+    # .0 of the second.
+    image = torch.arange(3)
+    for step in (1, 3):
+        targets = {"image": image, "iteration": torch.full((3,), step)}
+        loss, logged = task.loss(Fixed(similarity), Batch({}, targets, 3))
+        k = 1 - 0.5**step
+        short = torch.tensor([[0.1, 0.05], [0.0, 0.1], [0.0, 0.0]])
+        others = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.35, 0.0]])
+        total = float(short.sum() + others.sum())
+        hard = 0.1 + 0.1 + 0.5 + 0.35
+        assert loss.item() == pytest.approx(((1 - k) * total + k * hard) / 3)
+        assert float(logged["in_batch"]) == 300.0
+
+
+def test_a_sentence_finds_its_image_also_where_that_is_twice_in_the_batch(root: Path) -> None:
+    task = make(root, captions=2)
+    similarity = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1.0]])
+    for image, right in (([4, 4, 2], 4), ([4, 5, 2], 2)):
+        targets = {"image": torch.tensor(image), "iteration": torch.ones(3)}
+        _, logged = task.loss(Fixed(similarity), Batch({}, targets, 3))
+        assert float(logged["in_batch"]) == 100 * right / 2
+
+
+@pytest.mark.parametrize("name", ["adapt", "two_branch"])
+@pytest.mark.parametrize("folds", [0, 2])
+def test_figures_are_those_of_everything_compared_with_everything(
+    root: Path, name: str, folds: int
+) -> None:
+    keys = {"set": "coco", "test": "testall", "folds": folds} if folds else {}
+    task = make(root, **keys)
+    model = network(task, name)
+    part, count = task.parts["test"], 6 // (folds or 1)
+    each = []
+    for fold in range(folds or 1):
+        images = torch.arange(count) + fold * count
+        inputs = part.sentences.take(images[:, None] * 5 + torch.arange(5))
+        inputs["regions"] = part.images.features.read(images)
+        with torch.no_grad():
+            each.append(sorted_recalls(model.eval()(**inputs).similarity.numpy()))
+    model.train()
+    found = task.evaluate(model, "test")
+    assert model.training
+    assert found == pytest.approx({k: np.mean([own[k] for own in each]) for k in each[0]})
+
+
+TWO_BRANCH = {"loss": "top", "captions": 2, "negatives": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "keys", "sizes"),
+    [
+        ("adapt", 20, {}, {}),
+        ("two_branch", 40, TWO_BRANCH, {"width": 64, "embedding": 32}),
+    ],
+)
+def test_what_fits_is_learned(root: Path, name: str, epochs: int, keys: Any, sizes: Any) -> None:
+    task = make(root, **keys)
+    model = network(task, name, **sizes)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    before = task.evaluate(model, "train")
+    size = 20 if task.config.captions == 1 else 8
+    for epoch in range(epochs):
+        for batch in task.train_batches(epoch, size):
+            loss, _ = task.loss(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    after = task.evaluate(model, "train")
+    # Chance is one of eight images. Over ten seeds: at most 23 before and at least 72 after.
+    assert before["t2i_r1"] < 40 < 50 < after["t2i_r1"]
+
+
+# --- what is said
+
+
+def test_what_is_there_is_counted_beside_what_was_published(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"images, not 29,000 images\): .*data\.verify=warn"):
+        make(root, {"verify": "refuse"})
+    assert make(root).compared.published is False
+    monkeypatch.setitem(retrieval.PUBLISHED, "f30k", {"train": 8, "dev": 5, "test": 6})
+    found = make(root).inspect()
+    line = f"8 images of {REGIONS} regions of {WIDTH} numbers, 40 sentences, as published"
+    assert found["train"] == line and found["dev"].endswith("; 5 images were published")
+    # Of training's all are numbered; of dev's 4 images and test's 6 their splits' names, in all
+    # sentences but the last, which is cut before it.
+    assert "40 of 486 word occurrences are <unk>; 12 of 20 words have vectors; " in found["words"]
+    assert "18 sentences are longer than 6 words" in found["words"]
+    array = features("dev")
+    array[2, 0, 1] = np.inf
+    np.save(write(tmp_path) / "dev_ims.npy", array)
+    with pytest.raises(ValueError, match=r"dev_ims.npy has non-finite numbers in row 2"):
+        make(tmp_path).inspect()
+
+
+def test_examples_show_what_fits_best_and_where_the_right_one_is(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    (folder / "test_ids.txt").write_text("".join(f"im{i}\n" for i in range(6)))
+    (tmp_path / "pictures").mkdir()
+    task = make(tmp_path, images="pictures")
+    model = network(task)
+    shown = task.examples(model, "test", 3)
+    headings = ["a cat runs in test", "Image im2", f"the {NAMES[4]} runs. in test"]
+    assert [own.heading.split("\n")[0] for own in shown] == headings
+    similarity = task._similarity(model, "test", 0, 1)[0]
+    for own, sentence in ((shown[0], 0), (shown[2], 21)):
+        best = similarity[sentence].argsort(descending=True)[:5].tolist()
+        assert [p.caption.split()[1] for p in own.pictures] == [f"im{i}" for i in best]
+        assert [p.right for p in own.pictures] == [i == sentence // 5 for i in best]
+        assert [p.image for p in own.pictures] == [tmp_path / f"pictures/im{i}.jpg" for i in best]
+        place = int((similarity[sentence] > similarity[sentence, sentence // 5]).sum()) + 1
+        assert own.heading.endswith(f"its image comes as number {place} of 6")
+    first, *below = shown[1].pictures
+    assert first.image == tmp_path / "pictures" / "im2.jpg" and len(below) == 5
+    best = similarity[:, 2].argsort(descending=True)[:5].tolist()
+    assert [p.right for p in below] == [i // 5 == 2 for i in best]
+    assert all(p.image is None for p in below) and captions("test")[best[0]] in below[0].caption
+    place = int((similarity[:, 2] > similarity[10:15, 2].max()).sum()) + 1
+    assert shown[1].heading.endswith(f"its best sentence comes as number {place} of 30")
+    assert len(task.examples(model, "test", 100)) == 6
+    (tmp_path / "pictures").rmdir()
+    with pytest.raises(ValueError, match=r"pictures is not there: set task.images"):
+        task.examples(model, "test", 1)
+    bare = make(tmp_path).examples(model, "val", 2)  # names alone
+    assert all(p.image is None and p.caption for own in bare for p in own.pictures)
+
+
+def test_scenes_are_a_set_of_their_own_whose_words_all_have_vectors(tmp_path: Path) -> None:
+    keys = {"set": "scenes", "max_words": 100, "scenes": Difficulty(least=2, most=3)}
+    task = make(tmp_path, made=Made(12, 4, 5), **keys)
+    assert (task.name, task.source) == ("scenes", "real")
+    counts = {part: len(own) for part, own in task.parts.items()}
+    assert counts == {"train": 12, "val": 4, "test": 5}
+    have, _, there = task.inspect()["words"].split("; ")[2].split(" ")[:3]
+    assert have == there
+    (folder,) = tmp_path.iterdir()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    again = make(tmp_path, made=Made(12, 4, 5), **keys)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert again.parts["train"].images.captions == task.parts["train"].images.captions
+    make(tmp_path, made=Made(12, 4, 5, seed=2), **keys)
+    assert len(list(tmp_path.iterdir())) == 2
+    shown = task.examples(network(task, vocab_size=200), "test", 1)
+    assert shown[0].pictures[0].image.is_file()
+
+
+# --- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"regions": 0}, "task.regions must be at least 1"),
+        ({"region_width": 10**6}, "task.region_width must be at most 65536"),
+        ({"captions": 6}, "task.captions must be at most 5"),
+        ({"margin": 0.0}, "task.margin must be above 0"),
+        ({"beta": 1.0}, "task.beta must be below 1"),
+        ({"sentence_factor": -1.0}, "task.sentence_factor must be at least 0"),
+        ({"folds": 5}, r"task.folds=5 is for COCO's testall: set task.folds=0, or"),
+        ({"test": "testall"}, "set=f30k has none; set task.test=test"),
+        ({"set": "scenes", "test": "testall"}, "set=scenes has none"),
+        ({"set": "scenes", "images": "mine"}, "task.images=mine is not read where"),
+        ({"vectors": " "}, "task.vectors must not be empty"),
+    ],
+)
+def test_keys_that_cannot_be_are_refused(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        retrieval.Config(**keys)
+    assert retrieval.Config(set="scenes", folds=5).folds == 5
+
+
+def test_what_does_not_fit_is_one_line(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"coco is not under data.root=.*coco_precomp"):
+        make(tmp_path, set="coco")
+    with pytest.raises(ValueError, match=r"task.folds=3 does not divide the 4 images of dev"):
+        make(root, set="coco", test="testall", folds=3)
+    task = make(root)
+    task.check_network(network(task, embedding=0, vocab_size=5))  # which learns no words
+    task.check_parts(2, 1)
+    with pytest.raises(ValueError, match=r"batch_size=1: there is nothing to compare one image"):
+        task.check_parts(1, 1)
+    with pytest.raises(ValueError, match=r"cannot be cut into 2 parts: set trainer.devices=1"):
+        task.check_parts(2, 2)

@@ -1,0 +1,196 @@
+"""SCAN's files are read as they are, and whatever is wrong with them is said in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from retrieval_files import (
+    COUNTS,
+    REGIONS,
+    WIDTH,
+    captions,
+    features,
+    write,
+    write_vocabulary,
+)
+
+from npas.tasks.retrieval import reader as reading
+from npas.tasks.retrieval import words
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_an_image_has_its_own_features_and_sentences(tmp_path: Path, repeated: bool) -> None:
+    folder = write(tmp_path, repeated=repeated)
+    for split, count in COUNTS.items():
+        found = reading.read(folder, split, REGIONS, WIDTH)
+        assert len(found) == count and found.captions == captions(split)
+        index = torch.tensor([count - 1, 0, 2])
+        regions = found.features.read(index)
+        assert regions.dtype == torch.float32
+        assert torch.equal(regions, torch.from_numpy(features(split))[index])
+        found.features.check()
+    fewer = reading.read(folder, "train", 2, WIDTH)
+    assert fewer.features.read(torch.arange(3)).shape == (3, 2, WIDTH)
+    (folder / "train_ims.npy").unlink()
+    with pytest.raises(ValueError, match=r"train_ims.npy cannot be read \(No such file"):
+        fewer.features.read(torch.arange(2))
+
+
+@pytest.mark.parametrize("each", [1, 5])
+def test_names_are_of_images_or_of_sentences(tmp_path: Path, each: int) -> None:
+    folder = write(tmp_path)
+    assert reading.read(folder, "dev", REGIONS, WIDTH).names == ["0", "1", "2", "3"]
+    names = [f"im{i}" for i in range(4)]
+    lines = [name for name in names for _ in range(each)]
+    (folder / "dev_ids.txt").write_text("\r\n".join(lines) + "\r\n")
+    assert reading.read(folder, "dev", REGIONS, WIDTH).names == names
+
+
+def test_odd_characters_break_no_lines(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    lines = captions("dev")
+    lines[3], lines[7] = "a\x85dog\u2028runs\rthere\x0c", ""
+    (folder / "dev_caps.txt").write_bytes("\n".join(lines).encode())  # and no break at the end
+    assert reading.read(folder, "dev", REGIONS, WIDTH).captions == lines
+
+
+def save(array: np.ndarray) -> Callable[[Path], None]:
+    return lambda folder: np.save(folder / "dev_ims.npy", array)
+
+
+def put(name: str, text: str | bytes) -> Callable[[Path], None]:
+    raw = text if isinstance(text, bytes) else text.encode()
+    return lambda folder: (folder / name).write_bytes(raw) and None
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-9]) and None
+
+
+LINES = "\n".join(captions("dev"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "dev_caps.txt").unlink(), "dev_caps.txt cannot be read .No such"),
+        (lambda folder: (folder / "dev_ims.npy").unlink(), "dev_ims.npy cannot be read .*: put"),
+        (put("dev_caps.txt", LINES + "\na sixth"), "21 lines, which is not 5 of each image"),
+        (put("dev_caps.txt", ""), "has 0 lines"),
+        (put("dev_caps.txt", b"\xff\xfe"), "dev_caps.txt cannot be read .*utf-8.*: put"),
+        (cut("dev_ims.npy"), "dev_ims.npy cannot be read .*: put"),
+        (put("dev_ims.npy", "no array"), "dev_ims.npy cannot be read"),
+        (save(np.zeros((4, 3, 6), np.float32)), "3 regions an image of 6 numbers each: set task.r"),
+        (save(np.zeros((4, 2, 4), np.float32)), "2 regions an image of 4 numbers each: set task.r"),
+        (save(np.zeros((5, 3, 4), np.float32)), r"shape \(5, 3, 4\) and no floats of 4 images"),
+        (save(np.zeros((4, 4), np.float32)), r"shape \(4, 4\) and no floats"),
+        (save(np.zeros((4, 3, 4), np.int64)), "holds int64 of shape"),
+        (save(np.array([{}] * 4)), "dev_ims.npy cannot be read"),  # a pickle is not opened
+        (put("dev_ids.txt", "a\nb\n"), "has 2 names, for 4 images"),
+    ],
+)
+def test_a_bad_file_is_named_with_what_to_do(
+    tmp_path: Path, spoil: Callable[[Path], None], said: str
+) -> None:
+    folder = write(tmp_path)
+    spoil(folder)
+    with pytest.raises(ValueError, match=said) as caught:
+        reading.read(folder, "dev", REGIONS, WIDTH)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    assert len(reading.read(folder, "test", REGIONS, WIDTH)) == COUNTS["test"]
+
+
+# --- words
+
+
+VOCABULARY = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "a": 4, "dog": 5, "purple": 6}
+ROWS = {"a": 1, "dog": 2}
+
+
+def looked_up(
+    said: list[str], most: int = 4, numbers: dict[str, int] = VOCABULARY
+) -> words.Sentences:
+    table = np.concatenate([np.zeros((1, 2)), 1 + np.arange(4).reshape(2, 2)]).astype(np.float32)
+    return words.look_up(said, numbers, ROWS, table, most)
+
+
+def test_a_sentence_is_its_words_between_two_marks() -> None:
+    found = looked_up(["A purple dog, today!", "a dog a dog a a", ""])
+    taken = found.take(torch.tensor([[0, 2], [1, 0]]))
+    assert {k: (v.dtype, tuple(v.shape)) for k, v in taken.items()} == {
+        "words": (torch.float32, (2, 2, 6, 2)),
+        "lengths": (torch.int64, (2, 2)),
+        "ids": (torch.int64, (2, 2, 6)),
+    }
+    assert taken["ids"].tolist()[0] == [[1, 4, 6, 5, 3, 2], [1, 2, 0, 0, 0, 0]]
+    assert taken["ids"].tolist()[1][0] == [1, 4, 5, 4, 5, 2]  # the first four words
+    assert taken["lengths"].tolist() == [[6, 2], [6, 6]]
+    # Words without a vector, the marks among them, and what is behind the end are zeros.
+    assert taken["words"][0, 0].tolist() == [[0, 0], [1, 2], [0, 0], [3, 4], [0, 0], [0, 0]]
+    assert not taken["words"][0, 1].any()
+
+
+def test_arguments_that_come_up_four_times_are_numbered() -> None:
+    said = ["The dog, the dog!", "the cat; a dog", "the dog: a cat a", "A cat", "cats"]
+    assert words.count_words(said) == {
+        **{"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3},
+        **{"a": 4, "dog": 5, "the": 6},
+    }
+
+
+def test_joined_words_are_numbered_whole_where_they_are_known_so() -> None:
+    said = ["a T-shirt's dog", "a dog-purple a"]
+    numbers = VOCABULARY | {"t-shirt": 7, "'s": 8}
+    assert looked_up(said, 5, numbers).ids_UT.tolist() == [
+        [1, 4, 7, 8, 5, 2, 0],
+        [1, 4, 5, 6, 4, 2, 0],
+    ]
+    assert looked_up(said, 5).ids_UT.tolist()[0] == [1, 4, 3, 3, 3, 5, 2]
+    for known, counted in (({"t-shirt"}, {"'s", "t-shirt"}), ((), {"'s", "t", "shirt"})):
+        found = words.count_words(["T-shirt's"] * 4, known)
+        assert set(found) - {"<pad>", "<start>", "<end>", "<unk>"} == counted
+
+
+def test_scans_own_vocabulary_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "x_vocab.json"
+    written = write_vocabulary(path, ["b", "a", "."])
+    assert words.read_vocabulary(path) == written and written["."] == 6
+
+
+def changed(change: Callable[[dict[str, Any]], Any]) -> str:
+    found: dict[str, Any] = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "dog": 4}
+    change(found)
+    return json.dumps({"word2idx": found})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "it has no word2idx"),
+        ('{"word2idx": 3}', "it has no word2idx"),
+        (changed(lambda found: found.pop("<unk>")), "its 4 words are not numbered"),
+        (changed(lambda found: found.update(dog="4")), "no whole number"),
+        (changed(lambda found: found.update(dog=9)), "its 5 words are not numbered from 0 on"),
+        (changed(lambda found: found.update({"<pad>": 4, "dog": 0})), "the first as 0"),
+        (changed(lambda found: found.update({"cat": found.pop("<unk>")})), "are not all there"),
+    ],
+)
+def test_a_bad_vocabulary_is_named(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "x_vocab.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said) as caught:
+        words.read_vocabulary(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_it_is_said_what_words_lack_a_vector_and_what_is_cut() -> None:
+    said = ["a purple dog", "a dog a dog a dog", "a cat's cat-dog"]
+    assert words.describe(said, VOCABULARY, ROWS, 4) == (
+        "3 of 11 word occurrences are <unk>; 2 of 5 words have vectors; 2 sentences are longer than"
+        " 4 words and lose the rest"
+    )

@@ -1,0 +1,125 @@
+"""A synthetic set is written once, whole, and under a name that says what is in it."""
+
+import multiprocessing
+import stat
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from npas.tasks.scenes import dataset
+from npas.tasks.scenes.dataset import Made
+from npas.tasks.scenes.world import Difficulty
+
+
+def ensure(root: Path, write: Callable[[Path], Any], **changes: Any) -> Path:
+    given: dict[str, Any] = {
+        "form": "scan",
+        "difficulty": Difficulty(),
+        "made": Made(),
+        "sizes": {"width": 8},
+    }
+    return dataset.ensure(root, **{**given, **changes}, write=write)
+
+
+def write(folder: Path) -> None:
+    (folder / "inner").mkdir()
+    (folder / "inner" / "file").write_text("whole")
+
+
+def refuse(folder: Path) -> None:
+    raise AssertionError("written twice")
+
+
+def test_a_set_is_written_once(tmp_path: Path) -> None:
+    root = tmp_path / "data"  # which is made
+    folder = ensure(root, write)
+    assert folder.parent == root and (folder / "inner" / "file").read_text() == "whole"
+    assert ensure(root, refuse) == folder
+    assert [path.name for path in root.iterdir()] == [folder.name]
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(root.stat().st_mode)
+
+
+def test_whatever_decides_its_bytes_decides_its_name(tmp_path: Path) -> None:
+    ways: list[dict[str, Any]] = [
+        {},
+        {"form": "other"},
+        {"difficulty": Difficulty(jitter=0.2)},
+        {"made": Made(train=3)},
+        {"made": Made(seed=1)},
+        {"sizes": {"width": 9}},
+    ]
+    assert len({ensure(tmp_path, write, **changes) for changes in ways}) == len(ways)
+    for keys in ({"train": 0}, {"val": 10**8}, {"seed": -1}):
+        with pytest.raises(ValueError, match=rf"task\.made\.{next(iter(keys))} must be at"):
+            Made(**keys)
+
+
+def slowly(root: Path, done: Any) -> None:
+    def write(folder: Path) -> None:
+        with done.get_lock():
+            done.value += 1
+        time.sleep(0.3)
+        (folder / "file").write_text("whole")
+
+    assert (ensure(root, write) / "file").read_text() == "whole"
+
+
+def test_of_several_processes_one_writes_and_the_others_wait(
+    tmp_path: Path, fork: Callable[..., BaseProcess]
+) -> None:
+    done = multiprocessing.get_context("fork").Value("i", 0)
+    started = [fork(slowly, tmp_path, done) for _ in range(3)]
+    for process in started:
+        process.join(30)
+    assert [process.exitcode for process in started] == [0, 0, 0] and done.value == 1
+
+
+def forever(root: Path, begun: Any) -> None:
+    def write(folder: Path) -> None:
+        (folder / "half").write_text("of it")
+        begun.set()
+        time.sleep(60)
+
+    ensure(root, write)
+
+
+def test_what_a_killed_process_leaves_is_taken_for_no_set(
+    tmp_path: Path, fork: Callable[..., BaseProcess]
+) -> None:
+    begun = multiprocessing.get_context("fork").Event()
+    process = fork(forever, tmp_path, begun)
+    assert begun.wait(30)
+    process.kill()
+    process.join()
+    folder = ensure(tmp_path, write)
+    assert [path.name for path in folder.iterdir()] == ["inner"]
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_disk_that_is_full_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    def full(folder: Path) -> None:
+        (folder / "half").write_text("of it")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ValueError, match=r"scenes-\w{8} cannot be written \(No space left on dev"):
+        ensure(tmp_path, full)
+    assert not list(tmp_path.iterdir())
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ValueError, match=r"cannot be written .*: set data.root to a folder"):
+        ensure(file, write)
+
+
+def test_a_temporary_set_is_gone_with_its_owner() -> None:
+    class Owner:
+        """Whatever needs the set."""
+
+    owner = Owner()
+    folder = dataset.temporary(owner)
+    (folder / "file").write_text("")
+    del owner
+    assert not folder.exists()

@@ -1,0 +1,162 @@
+"""Proposals are a detector's, and a region's numbers hold what its pixels show, near and far."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.ops import box_iou
+
+from npas.tasks.scenes import Difficulty
+from npas.tasks.scenes.captions import tell
+from npas.tasks.scenes.drawing import render
+from npas.tasks.scenes.language import alike
+from npas.tasks.scenes.regions import (
+    FAR,
+    GREY,
+    MARGIN,
+    NEAR,
+    REACH,
+    Eyes,
+    propose,
+    union,
+    views,
+)
+from npas.tasks.scenes.world import COLOURS, Scene, Thing, draw_scene
+
+
+def overlaps(boxes_R4: np.ndarray, truth: Any) -> np.ndarray:
+    """Return the intersection over union of each with the true one, edges included."""
+    more = torch.tensor([0.0, 0, 1, 1])
+    first, second = torch.from_numpy(boxes_R4), torch.tensor([list(map(float, truth))])
+    return box_iou(first + more, second + more)[:, 0].numpy()
+
+
+# --- proposals
+
+
+def test_as_many_boxes_as_wanted_within_the_image_a_good_one_of_every_thing() -> None:
+    for number in range(30):
+        scene, count = draw_scene(Difficulty(), 0, number), (7, 20, 36)[number % 3]
+        difficulty = Difficulty(jitter=0.3)
+        boxes_R4 = propose(scene, difficulty, count)
+        assert boxes_R4.shape == (count, 4) and boxes_R4.dtype == np.float32
+        assert (boxes_R4 == boxes_R4.round()).all() and (boxes_R4 >= 0).all()
+        assert (boxes_R4[:, 2:] <= [127, 95]).all()
+        assert (boxes_R4[:, 2:] - boxes_R4[:, :2] >= 3).all()
+        assert (propose(scene, difficulty, count) == boxes_R4).all()
+        boxes = {tuple(box) for box in propose(scene, Difficulty(jitter=0), 20).tolist()}
+        assert {tuple(map(float, thing.box)) for thing in scene.things} <= boxes
+        for group in alike(scene):
+            assert tuple(map(float, union([scene.things[i].box for i in group]))) in boxes
+
+
+def measured(difficulty: Difficulty) -> tuple[float, float]:
+    """Return the oracle's accuracy on phrases of some scenes, and that of guessing."""
+    best, guessed = [], []
+    for number in range(25):
+        scene = draw_scene(difficulty, 0, number)
+        boxes_R4 = propose(scene, difficulty, difficulty.proposals)
+        for group in {meant for meant in tell(scene, difficulty).chains.values() if meant}:
+            right_R = overlaps(boxes_R4, union([scene.things[i].box for i in group])) >= 0.5
+            best.append(right_R.any())
+            guessed.append(right_R.mean())
+    return float(np.mean(best)), float(np.mean(guessed))
+
+
+def test_guessing_is_often_wrong_and_the_oracle_seldom() -> None:
+    oracle, chance = measured(Difficulty())
+    assert oracle > 0.95 and 0.08 < chance < 0.15
+    assert measured(Difficulty(jitter=0.4))[0] < oracle - 0.1  # jitter does what it says
+
+
+# --- what is seen
+
+
+def naive(
+    image: np.ndarray, left: float, top: float, width: float, height: float, side: int
+) -> Any:
+    """Average the pixels of each cell, one by one; nothing is beyond the image."""
+    seen = np.zeros((side, 3, side))
+    xs = [int(np.rint(np.float32(left + width * i / side))) for i in range(side + 1)]
+    ys = [int(np.rint(np.float32(top + height * i / side))) for i in range(side + 1)]
+    for i in range(side):
+        for j in range(side):
+            rows = range(ys[i], max(ys[i + 1], ys[i] + 1))
+            columns = range(xs[j], max(xs[j + 1], xs[j] + 1))
+            total = np.zeros(3)
+            for y in rows:
+                for x in columns:
+                    if 0 <= y < image.shape[0] and 0 <= x < image.shape[1]:
+                        total += image[y, x].astype(float) - GREY
+            seen[i, :, j] = np.rint(total / (len(rows) * len(columns)))
+    return seen.ravel()
+
+
+def test_views_are_means_of_pixels() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    # Sides that no rounding of an edge depends on, one box smaller than a view, two at the edge.
+    boxes = np.array([[30, 20, 54, 44], [0, 0, 9, 9], [71, 39, 95, 63]], dtype=np.float32)
+    near_RV, far_RV = views(image, boxes)
+    reach = np.float32(REACH * np.sqrt(64 * 96))
+    for box, near_V, far_V in zip(boxes, near_RV, far_RV, strict=True):
+        left, top, right, bottom = box.tolist()
+        size = right + 1 - left
+        edge = float(np.float32(MARGIN) * np.float32(size))
+        close = naive(image, left - edge, top - edge, size + 2 * edge, size + 2 * edge, NEAR)
+        assert np.mean(close == near_V) > 0.8  # a rounded edge may fall either way
+        x, y = (left + right + 1) / 2, (top + bottom + 1) / 2
+        wide = naive(image, x - reach, y - reach, 2 * reach, 2 * reach, FAR)
+        assert np.mean(wide == far_V) > 0.8
+
+
+def test_numbers_are_the_same_whatever_regions_are_seen_with_them() -> None:
+    difficulty = Difficulty()
+    scene = draw_scene(difficulty, 0, 0)
+    pixels, boxes_R4 = render(scene, 10), propose(scene, difficulty, 20)
+    seen_RD = Eyes(64).see(pixels, boxes_R4)
+    assert seen_RD.shape == (20, 64) and seen_RD.dtype == np.float32
+    assert (seen_RD >= 0).all() and 0.3 < (seen_RD > 0).mean() < 0.7
+    one_by_one = [Eyes(64).see(pixels, boxes_R4[i : i + 1]) for i in range(20)]
+    assert (np.concatenate(one_by_one) == seen_RD).all()  # to the bit
+    assert Eyes(1).see(pixels, boxes_R4).shape == (20, 1)
+
+
+def test_a_neighbour_is_seen_far_and_not_near() -> None:
+    own = Thing("star", "red", "small", "plain", (56, 40, 71, 55))
+    eyes = Eyes(200)
+    seen = []
+    for left in (20, 90):
+        other = Thing("square", "blue", "small", "plain", (left, 40, left + 15, 55))
+        scene = Scene(0, 0, 96, 128, "dark", (own, other))
+        seen.append(eyes.see(render(scene, 0), np.array([own.box], dtype=np.float32))[0])
+    assert (seen[0][:100] == seen[1][:100]).all()
+    assert (seen[0][100:] != seen[1][100:]).mean() > 0.3
+
+
+def test_colours_and_shapes_can_be_learned_from_the_numbers() -> None:
+    difficulty, eyes = Difficulty(jitter=0.05), Eyes(256)
+    colours, shapes = list(COLOURS), ["circle", "square", "triangle", "star", "cross"]
+    features, labels = [], []
+    for number in range(200):
+        scene = draw_scene(difficulty, 0, number)
+        boxes_R4 = np.array([thing.box for thing in scene.things], dtype=np.float32)
+        features.append(eyes.see(render(scene, difficulty.noise), boxes_R4))
+        labels += [(colours.index(t.colour), shapes.index(t.shape)) for t in scene.things]
+    seen_ND = torch.from_numpy(np.concatenate(features))
+    seen_ND = (seen_ND - seen_ND.mean(0)) / (seen_ND.std(0) + 1e-3)
+    train, test = slice(0, -250), slice(-250, None)
+
+    def accuracy(label_N: torch.Tensor, *layers: nn.Module) -> float:
+        model = nn.Sequential(*layers)
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3, weight_decay=1e-4)
+        for _ in range(60):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(seen_ND[train]), label_N[train]).backward()
+            optimizer.step()
+        return float((model(seen_ND[test]).argmax(1) == label_N[test]).float().mean())
+
+    torch.manual_seed(0)
+    colour_N, shape_N = torch.tensor(labels).unbind(1)
+    assert accuracy(colour_N, nn.Linear(256, 6)) > 0.9  # of six
+    assert accuracy(shape_N, nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 5)) > 0.6  # of five

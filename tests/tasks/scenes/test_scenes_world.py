@@ -1,0 +1,155 @@
+"""Scenes are drawn from a seed and a number, and are as hard as the keys say."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from npas.config.typed import build, keys_of
+from npas.tasks.scenes import Difficulty
+from npas.tasks.scenes.drawing import render
+from npas.tasks.scenes.world import COLOURS, MATERIALS, SHAPES, Scene, Thing, draw_scene, relation
+
+
+def drawn(count: int = 60, **keys: Any) -> list[Scene]:
+    return [draw_scene(Difficulty(**keys), 0, number) for number in range(count)]
+
+
+def test_a_scene_depends_on_seed_and_number_alone() -> None:
+    scenes = drawn(20)
+    assert scenes == drawn(20) and draw_scene(Difficulty(), 0, 7) == scenes[7]
+    assert len({scene.things for scene in scenes}) == 20
+    assert draw_scene(Difficulty(), 1, 7).things != scenes[7].things
+
+
+KINDS: dict[str, Callable[[Scene], set[str]]] = {
+    "shapes": lambda scene: {thing.shape for thing in scene.things},
+    "colours": lambda scene: {thing.colour for thing in scene.things},
+    "sizes": lambda scene: {thing.size for thing in scene.things},
+    "materials": lambda scene: {thing.material for thing in scene.things},
+}
+
+
+def test_so_many_kinds_turn_up() -> None:
+    for key, count in itertools.product(KINDS, (1, 3)):
+        found = [KINDS[key](scene) for scene in drawn(40, **{key: count})]
+        assert len(set().union(*found)) == count
+    for most in (1, 3):
+        scenes = drawn(palette=most, shapes=8, colours=8, least=7)
+        for key in ("shapes", "colours"):
+            assert max(len(KINDS[key](scene)) for scene in scenes) == most
+
+
+def test_so_many_things_and_all_of_them_to_be_seen() -> None:
+    assert {len(scene.things) for scene in drawn()} == {4, 5, 6, 7}
+    for keys in ({"height": 64, "width": 64}, {"least": 8, "most": 8, "sizes": 3}):
+        for scene in drawn(30, **keys):
+            covers = [pixels(thing) for thing in scene.things]
+            for i, (thing, own) in enumerate(zip(scene.things, covers, strict=True)):
+                left, top, right, bottom = thing.box
+                assert 0 <= left < right < scene.width and 0 <= top < bottom < scene.height
+                hidden = [len(own & other) for other in covers[i + 1 :]]
+                assert max(hidden, default=0) <= 0.2 * len(own)
+
+
+def pixels(thing: Thing) -> set[tuple[int, int]]:
+    left, top, right, bottom = thing.box
+    return {(x, y) for x in range(left, right + 1) for y in range(top, bottom + 1)}
+
+
+def test_large_things_are_larger_than_small_ones_and_grow_with_the_image() -> None:
+    widths: dict[tuple[int, str], list[int]] = {}
+    for height in (96, 192):
+        for scene in drawn(sizes=3, height=height, width=height + height // 3):
+            for thing in scene.things:
+                own = widths.setdefault((height, thing.size), [])
+                own.append(thing.box[2] - thing.box[0] + 1)
+    small, medium, large = (widths[96, size] for size in ("small", "medium", "large"))
+    assert max(small) < min(medium) and max(medium) < min(large)
+    assert min(widths[192, "small"]) > 1.8 * min(small)
+
+
+@pytest.mark.parametrize(
+    ("centre", "where"),
+    [
+        ((20, 50), "left of"),
+        ((80, 60), "right of"),
+        ((50, 20), "above"),
+        ((45, 90), "below"),
+        ((20, 22), None),  # as far above as to the left
+        ((50, 50), None),
+    ],
+)
+def test_where_a_thing_is_seen_from_another(centre: tuple[int, int], where: str | None) -> None:
+    def at(x: int, y: int) -> Thing:
+        return Thing("star", "red", "small", "plain", (x - 5, y - 5, x + 5, y + 5))
+
+    assert relation(at(*centre), at(50, 50)) == where
+
+
+# --- keys
+
+
+def test_the_keys_are_those_of_a_config() -> None:
+    scenes = build(Difficulty, {"least": 2, "jitter": 0}, "task.scenes")
+    assert (scenes.least, scenes.jitter, scenes.most) == (2, 0.0, 7)
+    assert "task.scenes.relations" in set(keys_of(Difficulty, "task.scenes."))
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"least": 1}, "task.scenes.least must be at least 2"),
+        ({"most": 9}, "task.scenes.most must be at most 8"),
+        ({"least": 6, "most": 5}, "task.scenes.most must be at least 6"),
+        ({"shapes": len(SHAPES) + 1}, "task.scenes.shapes must be at most 8"),
+        ({"palette": 0}, "task.scenes.palette must be at least 1"),
+        ({"relations": 1.1}, "task.scenes.relations must be at most 1"),
+        ({"proposals": 6}, "task.scenes.proposals must be at least 7"),
+        ({"height": 63}, "task.scenes.height must be at least 64"),
+        ({"height": 100, "width": 201}, "one may be twice the other at most"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_key(keys: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Difficulty(**keys)
+
+
+# --- pixels
+
+
+def test_pixels_are_the_same_each_time_and_boxes_fit() -> None:
+    for scene in drawn(20, shapes=8, palette=8, materials=1, colours=1):
+        image = render(scene, noise=0)
+        assert image.shape == (96, 128, 3) and image.dtype == "uint8"
+        assert (image == render(scene, noise=0)).all()
+        red = image[..., 0].astype(int) - image[..., 1] > 20  # on a background of greys
+        alone = [
+            t for t in scene.things if sum(bool(pixels(t) & pixels(o)) for o in scene.things) < 2
+        ]
+        for thing in alone:
+            left, top, right, bottom = thing.box
+            own = red[top : bottom + 1, left : right + 1]
+            # The pixels at a box's edge may be half the thing's: a pixel less on any side at most.
+            assert own[:2].any() and own[-2:].any() and own[:, :2].any() and own[:, -2:].any()
+        everything = set().union(*(pixels(thing) for thing in scene.things))
+        ys, xs = red.nonzero()
+        assert set(zip(xs.tolist(), ys.tolist(), strict=True)) <= everything
+
+
+def test_colours_materials_and_noise_are_what_is_seen() -> None:
+    for colour, rgb in COLOURS.items():
+        thing = Thing("square", colour, "large", "plain", (40, 30, 69, 59))
+        scene = Scene(0, 0, 96, 128, "dark", (thing,))
+        assert (abs(render(scene, 0)[30:60, 40:70].astype(int) - rgb) <= 1).all()
+    inner = {}
+    for material in MATERIALS:
+        thing = Thing("square", "yellow", "large", material, (40, 30, 69, 59))
+        scene = Scene(0, 0, 96, 128, "dark", (thing,))
+        inner[material] = render(scene, 0)[30:60, 40:70, 0].astype(float)
+    assert inner["plain"].std() < 1
+    assert inner["striped"].std(0).min() > 30 and inner["striped"].std(1).max() < 1
+    assert inner["checked"].mean(0).std() < 30 < inner["checked"].std(0).min()
+    assert inner["dotted"].mean() > inner["striped"].mean()
+    assert render(scene, 10)[:20].std() > 5 > render(scene, 0)[:20].std(1).max()

@@ -1,0 +1,216 @@
+"""SQuAD is read as published, and answers are written as the official scripts read them."""
+
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from npas.config import DataConfig
+from npas.models import bert, build
+from npas.tasks.common import synthetic_text
+from npas.tasks.squad import metrics
+from npas.tasks.squad import task as squad
+
+LENGTHS = {"max_length": 48, "stride": 16, "max_query": 12}
+
+
+def fresh(root: Path, version: str = "2.0", tokenizer: Any = "absent", **data: Any) -> Any:
+    config = squad.Config(version=version, tokenizer=str(tokenizer), **LENGTHS)
+    settings = DataConfig(root=str(root), **{"download": False, "val_fraction": None, **data})
+    return squad.Task(config, settings, seed=0, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Return a maker of tasks, ready for use, on true files."""
+    root = tmp_path_factory.mktemp("squad")
+    for version in ("1.1", "2.0"):
+        synthetic_text.write_squad(root, version, 40, 20)
+    tokenizer = synthetic_text.write_tokenizer(root)
+
+    def made(version: str = "2.0", val_fraction: Any = None) -> Any:
+        task = fresh(root, version, tokenizer, val_fraction=val_fraction, verify="warn")
+        task.setup()
+        return task
+
+    return made
+
+
+def network(task: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 16, "positions": 64}
+    return build(bert.Config(vocab_size=600, **sizes), task.spec)
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_a_set_is_read_whole_and_held_out_by_articles(
+    version: str, make: Callable[..., Any]
+) -> None:
+    task = make(version)
+    assert task.name == f"squad{version}" and not task.has_validation
+    counts = {name: len(part.questions) for name, part in task.parts.items()}
+    assert counts == {"train": 40, "test": 20}
+    windows = [part.features.question_N for part in task.parts.values()]
+    assert all(len(w) > len(set(w.tolist())) for w in windows)  # several of some
+    found = [bool(question.answers) for question in task.parts["train"].questions]
+    assert all(found) == (version == "1.1")
+    task = make(version, val_fraction=0.1)
+    held, kept = ({q.article for q in task.parts[name].questions} for name in ("val", "train"))
+    assert task.has_validation and held and not held & kept and len(held | kept) == 4
+    assert len(squad.held_out(442, 0.1)) == 44
+    with pytest.raises(ValueError, match="only one: set it to 0"):
+        squad.held_out(1, 0.1)
+
+
+def test_a_batch_is_question_and_paragraph_and_where_the_answer_is(
+    make: Callable[..., Any],
+) -> None:
+    task = make()
+    batch = next(task.train_batches(0, 8))
+    ids, types = batch.inputs["input_ids"], batch.inputs["token_type_ids"]
+    mask, special = batch.inputs["attention_mask"][:, 0, 0], task.tokenizer.special
+    assert torch.equal(mask, ids != special["pad"])
+    for row, kind, shown in zip(ids, types, mask, strict=True):
+        first, last = (row == special["sep"]).nonzero().flatten().tolist()
+        assert kind.tolist() == [int(first < i <= last) for i in range(48)]
+        assert int(shown.sum()) == last + 1
+    model = network(task).eval()
+    loss, sums = task.loss(model, batch)
+    places = {f"{name}_positions": value for name, value in batch.targets.items()}
+    out = model(**batch.inputs, **places)
+    assert loss.item() == pytest.approx(out.loss.item())
+    right = out.start_logits.argmax(1) == batch.targets["start"]
+    right &= out.end_logits.argmax(1) == batch.targets["end"]
+    assert sums["exact"] == 100 * right.sum()
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_an_oracle_scores_a_hundred(version: str, make: Callable[..., Any]) -> None:
+    task = make(version)
+    part = task.parts["test"]
+
+    class Oracle(torch.nn.Module):
+        """Point where the answer is."""
+
+        def forward(self, input_ids: Tensor, **_: Tensor) -> Any:
+            at = [int((part.ids_NL == row).all(1).nonzero()[0]) for row in input_ids.int()]
+            eye = torch.eye(48)
+            found = {"start_logits": eye[part.start_N[at]], "end_logits": eye[part.end_N[at]]}
+            return type("Out", (), found)
+
+    found = task.evaluate(Oracle(), "test")
+    assert found["f1"] == found["em"] == 100
+    names = {"best_f1", "best_em", "threshold", "has_answer_f1", "no_answer_f1"}
+    assert set(found) - {"f1", "em"} == (names if version == "2.0" else set())
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_answers_are_written_as_the_official_scripts_read_them(
+    version: str, make: Callable[..., Any], tmp_path: Path
+) -> None:
+    task = make(version, val_fraction=0.1)
+    for split, ending in (("val", "-val"), ("test", "")):
+        measured = task.evaluate(network(task), split)
+        paths = task.write_predictions(split, tmp_path)
+        found = {path.name: json.loads(path.read_text()) for path in paths}
+        golds = {question.id: question.answers for question in task.parts[split].questions}
+        assert all(set(content) == set(golds) for content in found.values())
+        names = ["predictions"] if version == "1.1" else ["predictions", "null_odds", "answers"]
+        assert list(found) == [f"{name}{ending}.json" for name in names]
+
+        def mean_f1(texts: dict[str, str], golds: dict[str, Any] = golds) -> float:
+            scores = [metrics.score(texts[key], golds[key], version)[1] for key in golds]
+            return 100 * sum(scores) / len(scores)
+
+        predictions = found[f"predictions{ending}.json"]
+        assert mean_f1(predictions) == pytest.approx(measured["f1"])
+        if version == "2.0":
+            odds, answers = found[f"null_odds{ending}.json"], found[f"answers{ending}.json"]
+            best = max(
+                mean_f1({key: text if odds[key] <= t else "" for key, text in answers.items()})
+                for t in (*odds.values(), -1e9)
+            )
+            assert best == pytest.approx(measured["best_f1"])
+            assert predictions == {key: t if odds[key] <= 0 else "" for key, t in answers.items()}
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"version": "3"}, "SQuAD comes as 1.1 and as 2.0"),
+        ({"max_length": 60}, "leaves no room for a paragraph"),
+        ({"stride": 318}, "at least 317 tokens"),
+        ({"n_best": 0}, r"task\.n_best"),
+    ],
+)
+def test_keys_that_cannot_be_are_refused(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        squad.Config(**keys)
+    assert squad.Config(stride=317).stride == 317
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Publish a tiny set, with its sums, at an address of the test's own."""
+    site = tmp_path / "site"
+    site.mkdir()
+    synthetic_text.write_squad(site, "2.0", 40, 20)
+    sums = {path.name: sha256(path.read_bytes()).hexdigest() for path in site.glob("*.json")}
+    synthetic_text.write_tokenizer(site)
+    monkeypatch.setattr(squad, "URL", site.as_uri() + "/")
+    monkeypatch.setattr(squad, "SHA256", sums)
+    return site
+
+
+def test_a_missing_set_is_downloaded_and_verified(published: Path, tmp_path: Path) -> None:
+    root = tmp_path / "new"
+    with pytest.raises(ValueError, match=r"put train-v2\.0\.json and dev-v2\.0\.json there, or"):
+        fresh(root).setup()
+    assert not root.exists()
+    task = fresh(root, tokenizer=published / "tokenizer", download=True)
+    task.setup()
+    assert {path.name for path in root.iterdir()} == set(squad.SHA256)
+    lines = task.inspect()
+    assert lines["train-v2.0.json"].endswith("as published")
+    assert lines["test"].startswith("20 questions (")
+    assert "on 6 paragraphs of 2 articles" in lines["test"]
+    (root / "dev-v2.0.json").unlink()
+    squad.SHA256["dev-v2.0.json"] = "0" * 64
+    with pytest.raises(ValueError, match="is not the published file"):
+        fresh(root, download=True).setup()
+    assert [path.name for path in root.iterdir()] == ["train-v2.0.json"]
+
+
+def test_another_file_put_there_is_refused_or_read_with_a_warning(
+    published: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = published / "dev-v2.0.json"
+    again = json.dumps(json.loads(path.read_text()), indent=1)
+    path.write_text(again, encoding="utf-8-sig")  # as some editors do
+    tokenizer = published / "tokenizer"
+    with pytest.raises(ValueError, match=r"dev-v2\.0\.json is not as published .*verify=warn"):
+        fresh(published, tokenizer=tokenizer).setup()
+    task = fresh(published, tokenizer=tokenizer, verify="warn")
+    task.setup()
+    assert "dev-v2.0.json is not as published" in caplog.text
+    lines = task.inspect()
+    assert "not the published" in lines["dev-v2.0.json"] and task.compared.published is False
+    assert lines["train-v2.0.json"].endswith("as published")
+
+
+def test_answers_that_are_not_there_are_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    synthetic_text.write_squad(tmp_path, "1.1", 40, 20)
+    path = tmp_path / "train-v1.1.json"
+    raw = json.loads(path.read_text())
+    raw["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["text"] = "elsewhere"
+    path.write_text(json.dumps(raw))
+    tokenizer = synthetic_text.write_tokenizer(tmp_path)
+    fresh(tmp_path, "1.1", tokenizer, verify="warn").setup()
+    assert "1 of 40 training questions are left out" in caplog.text
