@@ -178,7 +178,7 @@ class Stepper:
 
         dense = ["budget=dense"] if budget == "dense" else []
         config = compose(f"+exp={EXP}", *arguments.words, *dense)
-        spec = InputSpec((arguments.length,), 2, answers="span")
+        spec = InputSpec((arguments.length,), 2, outputs="span")
         network = build_network(config, spec).to(arguments.device)
         self.device = arguments.device
         self.parameters = npas.count_parameters(network)
