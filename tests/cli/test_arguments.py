@@ -89,7 +89,7 @@ WRONG = [
     ("npas-train sharing=learned run_root=/dev/null", "is no folder that can be written to"),
     ("npas-plan +exp=wrn_cifar10 data.download=false check_data=true", "cifar10 is not under"),
     ("npas-train task=imagenet model=resnet50", "data.val_fraction=0.0 does not apply to ImageNet"),
-    ("npas-train +exp=adapt_coco task.test=test", "set task.folds=0, or task.test=testall"),
+    ("npas-train +exp=adapt_coco task.test=test", "set task.folds=0, or of COCO task.test=testall"),
     ("npas-train +exp=simnet_flickr30k task.words=x", "must be vectors or bert, got 'x'"),
     ("npas-plan budget=0.0001 format=json", "ask for budget="),
     ("npas-eval", "run is missing: write run=VALUE"),

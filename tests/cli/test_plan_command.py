@@ -24,7 +24,7 @@ def test_a_plan_keeps_its_budget_and_is_one_object_of_known_keys(
     exp: str, budget: str, run: Run, tmp_path: Path
 ) -> None:
     found = plan(run, f"+exp={exp}", f"budget={budget}")
-    assert set(found) == {"budget", "split", "groups", "layers", "flops", "input_shape"}
+    assert set(found) == {"budget", "split", "groups", "layers", "flops", "input_shape", "artifact"}
     counts = found["budget"]
     assert set(counts) == {"asked", "dense", "allowed", "used", "utilization"}
     assert counts["asked"] == budget

@@ -102,7 +102,7 @@ def test_another_run_takes_the_groups_by_content(run: Run, found: Path, tmp_path
 def test_a_file_without_groups_is_one_clear_line(run: Run, trained: Path) -> None:
     Path("mine.json").write_text("{}")
     for name, says in (
-        ("groups/none.json", "is not there"),
+        ("groups/none.json", "No such file"),
         ("mine.json", "it maps no layers to groups"),
         (trained, "holds no groups.json: name a run that found groups"),
     ):

@@ -62,7 +62,7 @@ def test_a_search_is_given_the_best_held_out_metric_of_each_job(
     assert search == [max(history["val/accuracy"]) for history in histories if history]
     assert answer.err.splitlines() == [f"npas-train: [{n}/2] optim.lr=0.0{n}" for n in (1, 2)]
     best = max(zip(search, ("0.01", "0.02"), strict=True))
-    assert answer.out.splitlines()[-1] == f"best: {best[0]:.2f}% by optim.lr={best[1]}"
+    assert answer.out.splitlines()[-1] == f"best: {best[0]:.4g} by optim.lr={best[1]}"
     again = run("npas-train", "-m", "hydra/sweeper=search", *WORDS)
     assert again.code == 0 and search[2:] == search[:2]  # of runs that are skipped, too
 
