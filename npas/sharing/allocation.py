@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from npas.sharing.blocks import place_of, spell_names
 from npas.sharing.budget import BudgetReport
-from npas.sharing.coefficients import GENERATORS
-from npas.sharing.validation import check_allocation
+from npas.sharing.coefficients import GENERATORS, OF_DEPTH, STARTS
+from npas.sharing.layers import LayerSpec, matrix_form
+from npas.sharing.upsample import UPSAMPLERS, WINDOW
 from npas.utils.json_data import decode, shown
 
 FORMAT_VERSION = 1
-INDEX = r"(?<![^.])\d+(?![^.])"
-"""A number between two dots of a name: the place of a block among its likes."""
+ALLOCATORS = ("npas", "reference")
+Cells = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Scheme:
 
 
 @dataclass(frozen=True)
-class LayerAllocation:
+class LayerAllocation(LayerSpec):
     """How one layer gets its weight.
 
     `templates` are the positions in the bank where its K templates start, each `template_size`
@@ -43,9 +44,6 @@ class LayerAllocation:
     of a correction of its own, two matrices whose product is added to what is generated; 0: none.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    kind: str
     templates: tuple[int, ...] = ()
     template_size: int = 0
     mixing: str = "none"
@@ -56,14 +54,9 @@ class LayerAllocation:
     rank: int = 0
 
     @property
-    def size(self) -> int:
-        """Return the number of weights."""
-        return math.prod(self.shape)
-
-    @property
     def correction(self) -> int:
-        """Count the parameters of the low-rank correction."""
-        return correction_size(self.shape, self.rank)
+        """Count the parameters of the low-rank correction: rows x r and r x columns."""
+        return self.rank * sum(matrix_form(self.shape))
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -87,33 +80,28 @@ class LayerAllocation:
         return [(start, start + self.template_size) for start in self.templates]
 
 
-def matrix_form(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return rows x rest of a tensor: out x rest, and N x D for a position table of 1 x N x D."""
-    rows = next((length for length in shape if length > 1), 1)
-    return rows, math.prod(shape) // rows
-
-
-def correction_size(shape: tuple[int, ...], rank: int) -> int:
-    """Count the parameters of a correction of this rank: rows x r and r x columns."""
-    return rank * sum(matrix_form(shape))
-
-
 @dataclass(frozen=True)
 class GroupAllocation:
-    """The layers that share one bank of `bank` values; 0 where they are ordinary."""
+    """The layers that share one bank of `bank` values; 0 where they are ordinary parameters."""
 
     name: str
     bank: int
     layers: tuple[LayerAllocation, ...]
 
     @property
+    def rows(self) -> dict[tuple[str, int], list[int]]:
+        """Return the places in the group of the layers that share a generator and K."""
+        rows: dict[tuple[str, int], list[int]] = {}
+        for place, layer in enumerate(self.layers):
+            if layer.mixing != "none":
+                rows.setdefault((layer.mixing, len(layer.templates)), []).append(place)
+        return rows
+
+    @property
     def coefficients(self) -> int:
         """Count the parameters of the group's generators."""
-        mixed: dict[str, list[int]] = {}
-        for layer in self.layers:
-            if layer.mixing != "none":
-                mixed.setdefault(layer.mixing, []).append(len(layer.templates))
-        return sum(GENERATORS[mixing].count(templates) for mixing, templates in mixed.items())
+        rows = self.rows.items()
+        return sum(GENERATORS[mixing].count([k] * len(own)) for (mixing, k), own in rows)
 
     @property
     def upsamplers(self) -> int:
@@ -160,6 +148,11 @@ class Allocation:
         return tuple(layer for group in self.groups for layer in group.layers)
 
     @property
+    def scales(self) -> int:
+        """Count the fixed scales."""
+        return 1 + max(layer.scale for layer in self.layers)
+
+    @property
     def split(self) -> dict[str, int]:
         """Return the used parameters by what they are; the parts sum to `budget.used`."""
         corrections = sum(group.corrections for group in self.groups)
@@ -176,48 +169,34 @@ class Allocation:
         """Count the bank values that no layer reads."""
         return sum(group.unread for group in self.groups)
 
+    def map(self, change: Callable[[LayerAllocation], LayerAllocation]) -> Allocation:
+        """Return the allocation with each of its layers changed."""
+        groups = (replace(g, layers=tuple(map(change, g.layers))) for g in self.groups)
+        return replace(self, groups=tuple(groups))
+
     def table(self) -> str:
         """Return the plan as text: a line a layer, then the groups' banks and the totals."""
-        rows = [("layer", "shape", "weights", "group", "K", "reads", "how")]
-        rows += [
-            (
-                layer.name,
-                "x".join(map(str, layer.shape)),
-                f"{layer.size:,}",
-                group.name,
-                str(len(layer.templates) or "-"),
-                ", ".join(f"{low:,}" for low in layer.templates[:2])
-                + (" ..." if len(layer.templates) > 2 else ""),
-                layer.how,
-            )
-            for group in self.groups
-            for layer in group.layers
-        ]
+        rows: list[Cells] = [("layer", "shape", "weights", "group", "K", "reads", "how")]
+        for group in self.groups:
+            for layer in group.layers:
+                reads = ", ".join(f"{low:,}" for low in layer.templates[:2])
+                reads += " ..." if len(layer.templates) > 2 else ""
+                *cells, how = _cells(layer, group.name)
+                rows.append((layer.name, *cells, reads, how))
         banks = ", ".join(f"{group.name} {group.bank:,}" for group in self.groups if group.bank)
         lines = [*_columns(rows, right={2, 4}), "", f"banks    {banks or 'none'}"]
         return "\n".join([*lines, *self._totals()])
 
     def summary(self) -> str:
         """Return the plan in short: a line for all layers alike, a line a group, the totals."""
-        alike: dict[tuple[str, ...], list[LayerAllocation]] = {}
+        alike: dict[Cells, list[str]] = {}
         for group in self.groups:
             for layer in group.layers:
-                pattern = re.sub(INDEX, "#", layer.name)
-                key = pattern, str(layer.shape), group.name, str(len(layer.templates)), layer.how
-                alike.setdefault(key, []).append(layer)
-        rows = [("layers", "", "shape", "weights each", "group", "K", "how")]
-        rows += [
-            (
-                _fold([layer.name for layer in layers]),
-                f"x {len(layers)}" if len(layers) > 1 else "",
-                "x".join(map(str, layers[0].shape)),
-                f"{layers[0].size:,}",
-                group_name,
-                str(len(layers[0].templates) or "-"),
-                how,
-            )
-            for (_, _, group_name, _, how), layers in alike.items()
-        ]
+                key = place_of(layer.name), *_cells(layer, group.name)
+                alike.setdefault(key, []).append(layer.name)
+        rows: list[Cells] = [("layers", "", "shape", "weights each", "group", "K", "how")]
+        for (_, *cells), names in alike.items():
+            rows.append((spell_names(names), f"x {len(names)}" if len(names) > 1 else "", *cells))
         banks = [("group", "layers", "weights", "bank", "bank / weights")]
         for group in self.groups:
             weights = sum(layer.size for layer in group.layers)
@@ -247,9 +226,6 @@ class Allocation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-able data; `from_dict` reads it back."""
-        layers = [
-            asdict(layer) | {"group": group.name} for group in self.groups for layer in group.layers
-        ]
         return {
             "format": FORMAT_VERSION,
             "scheme": asdict(self.scheme),
@@ -260,7 +236,11 @@ class Allocation:
                 {"name": group.name, "bank": group.bank, "layers": len(group.layers)}
                 for group in self.groups
             ],
-            "layers": layers,
+            "layers": [
+                asdict(layer) | {"group": group.name}
+                for group in self.groups
+                for layer in group.layers
+            ],
             "unshared": self.unshared,
         }
 
@@ -272,12 +252,11 @@ class Allocation:
         unknown names, positions outside of their bank, counts that do not add up.
         """
         version = data.get("format") if isinstance(data, Mapping) else None
-        if version != FORMAT_VERSION:
+        if not isinstance(data, Mapping) or version != FORMAT_VERSION:
             raise ValueError(
                 f"the allocation has format {shown(version)}, this version reads"
                 f" {FORMAT_VERSION}: use the npas version that wrote it"
             )
-        assert isinstance(data, Mapping)
         if isinstance(scheme := data.get("scheme"), Mapping):  # as earlier versions named it
             names = {"layout": "allocator", "coefficients": "coefficient_init"}
             data = {**data, "scheme": {names.get(key, key): scheme[key] for key in scheme}}
@@ -289,26 +268,10 @@ class Allocation:
                 raise ValueError(f"layer {shown(entry.name)} is in no group of the file's")
             values = {key.name: getattr(entry, key.name) for key in fields(LayerAllocation)}
             members[entry.group].append(LayerAllocation(**values))
-        if [group.layers for group in stored.groups] != [len(own) for own in members.values()]:
-            raise ValueError("groups must say how many layers each has, by a name of its own")
-        groups = tuple(
-            GroupAllocation(group.name, group.bank, tuple(members[group.name]))
-            for group in stored.groups
-        )
-        kept = stored.budget
-        budget = BudgetReport(kept.asked, kept.dense, kept.allowed, kept.used)
-        found = cls(stored.scheme, budget, stored.unshared, groups)
-        check_allocation(found, stored.split, stored.unread, kept.utilization)
+        groups = (GroupAllocation(g.name, g.bank, tuple(members[g.name])) for g in stored.groups)
+        found = cls(stored.scheme, stored.budget, stored.unshared, tuple(groups))
+        _check(found, data)
         return found
-
-
-@dataclass(frozen=True)
-class _StoredBudget:
-    asked: str
-    dense: int
-    allowed: int
-    used: int
-    utilization: float
 
 
 @dataclass(frozen=True)
@@ -329,7 +292,7 @@ class _Stored:
 
     format: int
     scheme: Scheme
-    budget: _StoredBudget
+    budget: BudgetReport
     split: dict[str, int]
     unread: int
     groups: list[_StoredGroup]
@@ -337,7 +300,86 @@ class _Stored:
     unshared: int
 
 
-def _columns(rows: Sequence[tuple[str, ...]], right: Collection[int]) -> list[str]:
+def _check(plan: Allocation, data: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the field, unless a plan and the data it was read from hold."""
+    names: dict[str, Collection[str]] = {
+        "generator": GENERATORS,
+        "upsampler": UPSAMPLERS,
+        "allocator": ALLOCATORS,
+        "coefficient_init": (*STARTS, *OF_DEPTH),
+    }
+    for field, known in names.items():
+        if (name := getattr(plan.scheme, field)) not in known:
+            raise ValueError(f"scheme.{field} must be {', '.join(known)}, not {shown(name)}")
+    for group in plan.groups:
+        for layer in group.layers:
+            if fault := _fault(layer, group.bank):
+                raise ValueError(f"layer {shown(layer.name)}: {fault}")
+    if len({layer.name for layer in plan.layers}) < max(1, len(plan.layers)):
+        raise ValueError("layers must be one or more, each of a name of its own")
+    scheme = plan.scheme
+    counts = scheme.max_templates, scheme.low_rank + 1, plan.budget.allowed, plan.unshared + 1
+    if min(*counts, *(min(group.bank + 1, len(group.layers)) for group in plan.groups)) < 1:
+        raise ValueError(
+            "unshared, max_templates, low_rank, budget.allowed and groups must not be negative"
+        )
+    used = plan.unshared + sum(group.used for group in plan.groups)
+    dense = plan.unshared + sum(layer.size for layer in plan.layers)
+    budget = BudgetReport(plan.budget.asked, dense, plan.budget.allowed, used)
+    counted = replace(plan, budget=budget).to_dict()
+    for field in ("budget", "split", "unread", "groups"):
+        if counted[field] != data[field]:
+            raise ValueError(
+                f"{field} must be {counted[field]}, which its layers add up to, not"
+                f" {shown(data[field])}"
+            )
+
+
+def _fault(layer: LayerAllocation, bank: int) -> str:
+    """Return what is wrong with a stored layer in a bank of this size; nothing if it can be."""
+    count, size = len(layer.templates), layer.template_size
+    if min(layer.shape, default=0) < 1 or layer.scale < 0:
+        return "shape must have whole numbers above 0, and scale must not be negative"
+    if layer.mixing not in ("none", *GENERATORS):
+        return f"mixing must be none, {', '.join(GENERATORS)}"
+    if layer.upsampler not in (None, *UPSAMPLERS):
+        return f"upsampler must be null, {', '.join(UPSAMPLERS)}"
+    if not bank:
+        plain = LayerAllocation(layer.name, layer.shape, layer.kind, scale=layer.scale)
+        return "" if layer == plain else "its group has no bank, so it must be an ordinary one"
+    if not count or not 0 < size <= bank:
+        return "it must have templates of a size within the bank"
+    if list(layer.templates) != sorted(layer.templates):
+        return "templates must go from low to high"
+    if layer.templates[0] < 0 or layer.templates[-1] > bank - size:
+        return "templates must lie in the bank, between 0 and bank - template_size"
+    paid = 0 if layer.mixing == "none" else GENERATORS[layer.mixing].count([count])
+    if (count - 1) * size >= bank + paid:  # the last may be paid by coefficients
+        return "templates are more than its bank can hold"
+    if not 0 <= layer.correction < layer.size:
+        return "rank must cost less than its weight"
+    if layer.mixing == "none" and count > 1:
+        return "mixing=none takes one template"
+    source = (1, size)
+    if layer.upsampler == "inter" and min(layer.source) > 0:
+        source = layer.source
+    if layer.upsampler is None:
+        source = (0, 0)
+    if layer.source != source or (layer.upsampler and math.prod(source) != size):
+        return "source must be what its upsampler reads"
+    if layer.upsampler is None and size != layer.size:
+        return "template_size must be its weight's size, since nothing upsamples it"
+    # What is learned has to make as many values as the weight has.
+    rows, columns = layer.learned
+    learned = layer.learned == (0, 0)
+    if layer.upsampler == "mask":
+        learned = columns == WINDOW and rows > 0 and size * (1 + rows) >= layer.size
+    if layer.upsampler == "wavg":
+        learned = columns == 2 and rows > 0 and -(-size // 2) * rows >= layer.size
+    return "" if learned else "learned must be the shape that its upsampler needs"
+
+
+def _columns(rows: Sequence[Cells], right: Collection[int]) -> list[str]:
     """Align rows of cells; the columns in `right` to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -349,17 +391,7 @@ def _columns(rows: Sequence[tuple[str, ...]], right: Collection[int]) -> list[st
     ]
 
 
-def _fold(names: Sequence[str]) -> str:
-    """Write names that differ in their indices as one: `blocks.{0-11}.fc.weight`."""
-    columns = zip(*(map(int, re.findall(INDEX, name)) for name in names), strict=True)
-    indices = iter([_spell(sorted(set(column))) for column in columns])
-    return re.sub(INDEX, lambda _: next(indices), names[0])
-
-
-def _spell(numbers: Sequence[int]) -> str:
-    """Write sorted numbers as a number, a range or a list."""
-    if len(numbers) == 1:
-        return str(numbers[0])
-    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
-        return f"{{{numbers[0]}-{numbers[-1]}}}"
-    return f"{{{','.join(map(str, numbers))}}}"
+def _cells(layer: LayerAllocation, group: str) -> Cells:
+    """Return what both tables say of a layer: shape, weights, group, K, how."""
+    shape, count = "x".join(map(str, layer.shape)), str(len(layer.templates) or "-")
+    return shape, f"{layer.size:,}", group, count, layer.how

@@ -12,17 +12,17 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from npas.sharing.allocation import (
     Allocation,
     GroupAllocation,
     LayerAllocation,
     Scheme,
-    matrix_form,
 )
 from npas.sharing.budget import Budget, BudgetReport, spell_count, split_budget
 from npas.sharing.coefficients import GENERATORS, OF_DEPTH
-from npas.sharing.layers import LayerSpec
+from npas.sharing.layers import LayerSpec, matrix_form
 from npas.sharing.low_rank import correct, count_corrections
 from npas.sharing.upsample import UPSAMPLERS, source_map
 
@@ -97,12 +97,13 @@ def allocate_templates(
                     " groups='shape' or a mapping"
                 )
         if len(group) == 1:
-            groups.append(GroupAllocation(name, 0, (ordinary(first),)))
+            groups.append(GroupAllocation(name, 0, (LayerAllocation(**vars(first)),)))
             continue
         count = len(group) if isinstance(templates, str) else templates
         positions = tuple(k * first.size for k in range(count))
-        read = positions, first.size, scheme.generator
-        planned = tuple(LayerAllocation(la.name, la.shape, la.kind, *read) for la in group)
+        reads: dict[str, Any] = {"templates": positions, "template_size": first.size}
+        reads["mixing"] = scheme.generator
+        planned = tuple(LayerAllocation(**vars(layer), **reads) for layer in group)
         shared = GroupAllocation(name, count * first.size, planned)
         groups.append(correct(shared, scheme.low_rank))
     unshared = dense - sum(layer.size for layer in layers if layer.name in group_of)
@@ -122,11 +123,6 @@ def members_of(
         if layer.name in group_of:
             members.setdefault(group_of[layer.name], []).append(layer)
     return members
-
-
-def ordinary(layer: LayerSpec) -> LayerAllocation:
-    """Plan a layer that keeps a parameter of its own."""
-    return LayerAllocation(layer.name, layer.shape, layer.kind)
 
 
 def size_groups(
@@ -257,19 +253,12 @@ class _Draft:
             # Templates that do not fit side by side are spread evenly and overlap.
             room = min(k * size, self.bank) - size
             positions = tuple(start + j * room // max(k - 1, 1) for j in range(max(k, 1)))
-            placed.append(
-                LayerAllocation(
-                    layer.name,
-                    layer.shape,
-                    layer.kind,
-                    positions,
-                    size,
-                    mixing=self.mixing[i] if k > 1 else "none",
-                    upsampler=None if k else self.scheme.upsampler,
-                    source=(0, 0) if k else self.source(i),
-                    learned=self.learned(i),
-                )
-            )
+            how: dict[str, Any] = {"mixing": self.mixing[i]} if k > 1 else {}
+            if not k:
+                how = {"upsampler": self.scheme.upsampler, "source": self.source(i)}
+                how["learned"] = self.learned(i)
+            how |= {"templates": positions, "template_size": size}
+            placed.append(LayerAllocation(**vars(layer), **how))
         return GroupAllocation(name, self.bank, tuple(placed))
 
     def starts(self, spans: Sequence[int]) -> list[int]:
@@ -396,5 +385,5 @@ def _size_single(name: str, layer: LayerSpec, available: int, scheme: Scheme) ->
         templates -= 1
         bank = available - GENERATORS[scheme.generator].count([templates])
     if templates == 1 or bank <= layer.size:
-        return GroupAllocation(name, 0, (ordinary(layer),))
+        return GroupAllocation(name, 0, (LayerAllocation(**vars(layer)),))
     return _Draft([layer], scheme, bank, [templates], [scheme.generator]).place(name)

@@ -11,33 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from npas.sharing import audit, pricing, storage
-from npas.sharing.allocation import Allocation, Scheme
+from npas.sharing.allocation import ALLOCATORS, Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
-from npas.sharing.audit import warn_of_holders
 from npas.sharing.budget import count_parameters, parse_budget
 from npas.sharing.coefficients import CHOICES, FIXED, OF_DEPTH, STARTS
 from npas.sharing.groups import assign_groups
-from npas.sharing.init import (
-    assign_scales,
-    initialize,
-    initialize_as_released,
-    measure_spread,
-)
+from npas.sharing.init import assign_scales, initialize, initialize_as_released
 from npas.sharing.install import (
-    dense_tensor,
+    find_planned,
+    give_back_freed,
     install,
-    install_stored,
     require_unshared,
+    restore,
     shared_weights,
 )
 from npas.sharing.layers import find_layers, find_tensors, is_constant
 from npas.sharing.loops import refuse_loops
-from npas.sharing.memory import give_back_freed, refuse_budget, refuse_plan
 from npas.sharing.released_layout import allocate_reference
-from npas.sharing.stored import read_plan
 from npas.sharing.upsample import UPSAMPLERS
-from npas.sharing.validation import ALLOCATORS
-from npas.utils.budget import BudgetLike
+from npas.utils.budget import Budget, BudgetLike
 from npas.utils.keywords import renamed
 from npas.utils.packing import Packing
 
@@ -86,9 +78,9 @@ def share(
     Generated weights start with the spread of the dense ones, whose values are dropped: warns if
     they look trained. Weights are generated once per forward pass, and kept without gradients while
     nothing they depend on changes; writing to a bank through `.data` is noticed at the next `train`
-    or `eval` call. With `recompute`
-    they are not kept for backward but generated again, which trades time for memory; saved-tensor
-    hooks around the call, such as a checkpoint's, decide instead where there are any.
+    or `eval` call. With `recompute` they are not kept for backward but generated again, which
+    trades time for memory; saved-tensor hooks around the call, such as a checkpoint's, decide
+    instead where there are any.
 
     Raises ValueError, naming what to change, for a network that is shared already, a budget below
     the smallest feasible one and options that do not fit together.
@@ -96,7 +88,7 @@ def share(
     require_unshared(model)
     if budget is not None:
         budget = parse_budget(budget)
-        refuse_budget(model, budget)
+        _refuse_huge(model, budget)
     allocation = plan(
         model, budget, generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, max_templates=max_templates, templates=templates,
@@ -139,11 +131,15 @@ def plan(
 
     But for the layers' fixed scales, which `share` measures.
     """
-    layers = find_layers(require_unshared(model), include, exclude)
-    _choose("generator", generator, CHOICES)
-    _choose("upsampler", upsampler, UPSAMPLERS)
-    _choose("allocator", allocator, ALLOCATORS)
-    _choose("coefficient_init", coefficient_init, (*STARTS, *OF_DEPTH))
+    specs = [layer.spec for layer in find_layers(require_unshared(model), include, exclude)]
+    for option, value, choices in (
+        ("generator", generator, CHOICES),
+        ("upsampler", upsampler, UPSAMPLERS),
+        ("allocator", allocator, ALLOCATORS),
+        ("coefficient_init", coefficient_init, (*STARTS, *OF_DEPTH)),
+    ):
+        if value not in choices:
+            raise ValueError(f"{option}={value!r} is unknown: choose {', '.join(choices)}")
     if low_rank < 0:
         raise ValueError(f"low_rank={low_rank} is out of range: give a rank, or 0 for none")
     if not train_coefficients and generator != "wavg":
@@ -152,27 +148,24 @@ def plan(
             " are free of anything that trains"
         )
     for option, count in (("max_templates", max_templates), ("templates", templates)):
-        if isinstance(count, str):
-            if count != "layers":
-                raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")
-        elif count is not None and count < 1:
+        if isinstance(count, str) and count != "layers":
+            raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")
+        if isinstance(count, int) and count < 1:
             raise ValueError(
                 f"{option}={count} is out of range: give a layer at least one template"
             )
-    if (budget is None) == (templates is None):
-        raise ValueError(
-            "budget and templates exclude each other: templates fixes the count"
-            if templates is not None
-            else "nothing says how many parameters to use: give a budget (0.1, 18M) or templates"
-        )
-    specs = [layer.spec for layer in layers]
+    if budget is not None and templates is not None:
+        raise ValueError("budget and templates exclude each other: templates fixes the count")
     group_of = assign_groups(specs, groups, num_groups, seed)
     mixing = generator if train_coefficients else FIXED
     scheme = Scheme(mixing, upsampler, max_templates, allocator, coefficient_init, low_rank)
     dense = count_parameters(model)
     if templates is not None:
         return allocate_templates(specs, group_of, templates, dense, scheme)
-    assert budget is not None
+    if budget is None:
+        raise ValueError(
+            "nothing says how many parameters to use: give a budget (0.1, 18M) or templates"
+        )
     request = parse_budget(budget)
     if request.size is not None:
         if allocator == "reference":
@@ -197,13 +190,18 @@ def apply(
 ) -> nn.Module:
     """Share a dense network as a finished allocation says, in place, and return it.
 
-    Raises ValueError where the network is not the one that the allocation was made for, and where
-    its device has no memory for it.
+    Raises ValueError where the network is not the one that the allocation was made for.
     """
-    refuse_plan(allocation)
-    allocation, deviations = assign_scales(allocation, _measure_spreads(model, allocation))
-    warn_of_holders(install(model, allocation, recompute))
-    give_back_freed()  # the dense weights
+    tensors = find_planned(require_unshared(model), allocation.layers)
+    # Root mean squares: the spread that each layer's initializer gave it.
+    spreads = {
+        tensor.spec.name: float(tensor.parameter.detach().double().square().mean().sqrt())
+        for tensor in tensors
+    }
+    del tensors  # or they would look as if somebody held them
+    allocation, deviations = assign_scales(allocation, spreads)
+    audit.warn_of_optimizers(install(model, allocation, recompute))
+    give_back_freed()
     with torch.device("cpu"):  # a seed means the same weights whatever the default device
         if allocation.scheme.allocator == "reference":
             initialize_as_released(model, allocation, seed)
@@ -258,13 +256,14 @@ def load(
     `allocation.json` without its "digest" may have been edited: its plan is used if it holds
     together.
     """
-    directory = Path(directory)
-    stored = storage.read(directory, ALLOCATION_FILE, "npas.save")
-    plan = read_plan(stored.description, directory / ALLOCATION_FILE)
-    with storage.unchanged_on_failure(require_unshared(dense_model)):
-        dropped = install_stored(dense_model, plan, stored, recompute)
-        storage.load_weights(dense_model, stored)
-    warn_of_holders(dropped)
+    path = Path(directory) / ALLOCATION_FILE
+    stored = storage.read(path.parent, ALLOCATION_FILE, "npas.save")
+    try:
+        allocation = Allocation.from_dict(stored.description)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    dropped = restore(require_unshared(dense_model), allocation, stored, recompute)
+    audit.warn_of_optimizers(dropped)
     give_back_freed()
     return dense_model
 
@@ -277,14 +276,20 @@ def summary(model: nn.Module) -> str:
     return allocation(model).summary()
 
 
-def _measure_spreads(model: nn.Module, allocation: Allocation) -> dict[str, float]:
-    tensors = {tensor.spec.name: tensor for tensor in find_tensors(require_unshared(model))}
-    return {
-        layer.name: measure_spread(dense_tensor(tensors, layer).parameter)
-        for layer in allocation.layers
-    }
+def _refuse_huge(model: nn.Module, budget: Budget) -> None:
+    """Raise ValueError if this machine's memory cannot hold the parameters that a budget allows."""
+    trained = [t.parameter for t in find_tensors(model) if t.parameter.requires_grad]
+    largest = max((parameter.element_size() for parameter in trained), default=4)
+    dense = sum(parameter.numel() for parameter in trained)
+    # Of bytes about as many parameters as bytes.
+    needed = (budget.size or budget.allowed(dense)) * largest
+    if hasattr(os, "sysconf") and needed > (there := _memory()):
+        raise ValueError(
+            f"budget={budget.canonical} takes {needed / 2**30:,.1f} GiB for its parameters alone,"
+            f" and this machine has {there / 2**30:,.1f} GiB: ask for a smaller budget"
+        )
 
 
-def _choose(option: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{option}={value!r} is unknown: choose {', '.join(choices)}")
+def _memory() -> int:
+    """Return this machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -21,11 +21,15 @@ from torch import Tensor, nn
 
 from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation
-from npas.sharing.audit import warn_of_holders
 from npas.sharing.budget import count_parameters
-from npas.sharing.install import install_stored, is_shared, require_unshared, shared_weights
+from npas.sharing.install import (
+    give_back_freed,
+    is_shared,
+    require_unshared,
+    restore,
+    shared_weights,
+)
 from npas.sharing.loops import refuse_loops
-from npas.sharing.memory import give_back_freed
 from npas.sharing.pricing import PREAMBLE, describe, layout, parse
 from npas.sharing.quantize import decode, encode
 from npas.utils.budget import spell_count, spell_size
@@ -90,19 +94,17 @@ def read_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     path = Path(path)
     plan, tensors = _read(path)
     stored = storage.Stored(path, {}, tensors)
-    with storage.unchanged_on_failure(model):
-        if plan is not None and not is_shared(model):
-            dropped = install_stored(require_unshared(model), plan, stored)
-        else:
-            dropped = {}
-            own = audit.follow(shared_weights(model)).allocation if is_shared(model) else None
-            if (own and own.groups) != (plan and plan.groups):
-                raise ValueError(
-                    f"{path} holds a network that shares in another way than this one: read it into"
-                    " the architecture as built"
-                )
-        storage.load_weights(model, stored)
-    warn_of_holders(dropped)
+    if plan is None or is_shared(model):
+        own = audit.follow(shared_weights(model)).allocation if is_shared(model) else None
+        if (own and own.groups) != (plan and plan.groups):
+            raise ValueError(
+                f"{path} holds a network that shares in another way than this one: read it into"
+                " the architecture as built"
+            )
+        plan = None
+    else:
+        require_unshared(model)
+    audit.warn_of_optimizers(restore(model, plan, stored))
     give_back_freed()
     return model
 

@@ -7,27 +7,18 @@ saved; `detach` puts a parameter back in its place.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from torch import Tensor, nn
+from torch import nn
 
 from npas.sharing.layers import Layer
 from npas.sharing.weights import SharedWeights
 
 _SHARED_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
-
-_ROUNDING: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Linear: ("forward",),
-    nn.MultiheadAttention: ("forward",),
-    nn.Conv1d: ("forward", "_conv_forward"),
-    nn.Conv2d: ("forward", "_conv_forward"),
-    nn.Conv3d: ("forward", "_conv_forward"),
-    nn.ConvTranspose1d: ("forward",),
-    nn.ConvTranspose2d: ("forward",),
-    nn.ConvTranspose3d: ("forward",),
-}
+_ROUNDING = (nn.Linear, nn.MultiheadAttention, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_ROUNDING += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # type: ignore[assignment]
 
 
 @dataclass
@@ -46,8 +37,7 @@ def attach(owner: nn.Module, name: str, layer: int, shared: SharedWeights) -> No
     shared.modules.add(owner)
     del owner._parameters[name]
     owner.__dict__.pop("_flat_weights", None)  # a recurrent module's list of dense weights
-    base = _dense_class(owner)
-    owner.__class__ = _shared_class(base, tuple(sorted(attachment.layers)))
+    owner.__class__ = _shared_class(_dense_class(owner), tuple(sorted(attachment.layers)))
 
 
 def detach(owner: nn.Module, parameters: Mapping[int, nn.Parameter]) -> None:
@@ -69,44 +59,20 @@ def rounds_under_autocast(layer: Layer) -> bool:
 
     A subclass with a forward of its own may compute with its weight in full first.
     """
-    return all(
-        any(
-            isinstance(owner, cls) and all(getattr(type(owner), m) is getattr(cls, m) for m in ms)
-            for cls, ms in _ROUNDING.items()
+
+    def rounds(cls: type) -> bool:
+        if (cls.__module__, cls.__name__) == ("transformers.pytorch_utils", "Conv1D"):
+            return True
+        return any(
+            issubclass(cls, base)
+            and all(
+                getattr(cls, method, None) is getattr(base, method, None)
+                for method in ("forward", "_conv_forward")
+            )
+            for base in _ROUNDING
         )
-        or (type(owner).__name__, type(owner).__module__)
-        == ("Conv1D", "transformers.pytorch_utils")
-        for owner, _ in layer.owners
-    )
 
-
-def open_passes(root: nn.Module, shared: SharedWeights) -> None:
-    """Make a call of any module with shared layers open a forward pass.
-
-    Loading a state dict makes the root forget kept weights, as its layers' `train` and `eval` do.
-    """
-    root.register_load_state_dict_post_hook(shared.forget)
-    for module in root.modules():
-        held = module.modules()
-        if module is root or any("_npas" in m.__dict__ for m in held if m is not module):
-            module.register_forward_pre_hook(shared.begin)
-            module.register_forward_hook(shared.end, always_call=True)
-    root.register_state_dict_pre_hook(shared.refuse_written)
-
-
-def close_passes(modules: Iterable[nn.Module], shared: SharedWeights) -> None:
-    """Remove the hooks of `open_passes`."""
-    for module in modules:
-        for hooks in (
-            module._forward_pre_hooks,
-            module._forward_hooks,
-            module._state_dict_pre_hooks,
-            module._load_state_dict_post_hooks,
-        ):
-            for key, hook in list(hooks.items()):
-                if getattr(hook, "__self__", None) is shared:
-                    del hooks[key]
-                    module._forward_hooks_always_called.pop(key, None)
+    return all(rounds(type(owner)) for owner, _ in layer.owners)
 
 
 def _dense_class(owner: nn.Module) -> type[nn.Module]:
@@ -156,7 +122,7 @@ def _shared_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
     if issubclass(base, nn.ParameterList):
         body["__getitem__"] = functools.partialmethod(_get_item, base)
     if issubclass(base, nn.ParameterDict):
-        body["copy"] = _copy_dict
+        body["copy"] = _refuse_copying
     cls = _SHARED_CLASSES.setdefault((base, names), type(base.__name__, (base,), body))
     return cls
 
@@ -170,9 +136,14 @@ def is_attached(module: nn.Module, name: str) -> bool:
 def _generated(name: str) -> property:
     """Return the property that generates a weight; where none is attached, a plain attribute."""
 
-    def get(module: nn.Module) -> Any:
+    def get(module: Any) -> Any:
         if is_attached(module, name):
-            return _read(module, name)
+            if getattr(module, "_is_replica", False):
+                raise RuntimeError(
+                    "nn.DataParallel copies layers but not the bank they read: use"
+                    " DistributedDataParallel"
+                )
+            return module._npas.shared.weight(module._npas.layers[name])
         if name in module.__dict__:
             return module.__dict__[name]
         raise AttributeError(name)  # nn.Module.__getattr__ then looks among the parameters
@@ -192,38 +163,15 @@ def _generated(name: str) -> property:
 
 
 def _get_item(module: nn.ParameterList, base: type[nn.ParameterList], index: Any) -> Any:
-    """Return an item of a list; of a slice a list whose generated items stay generated."""
-    if not isinstance(index, slice):
-        return base.__getitem__(module, index)
-    part = nn.ParameterList()
-    chosen = [str(i) for i in range(*index.indices(len(module)))]
-    for place, name in enumerate(chosen):
-        part.append(nn.Parameter() if is_attached(module, name) else getattr(module, name))
-        _attach_as(part, str(place), module, name)
-    return part
+    """Return an item of a list; a slice would be a list of plain copies."""
+    return _refuse_copying(module) if isinstance(index, slice) else base.__getitem__(module, index)
 
 
-def _copy_dict(module: nn.ParameterDict) -> nn.ParameterDict:
-    """Return a copy of a dictionary whose generated items stay generated."""
-    part = nn.ParameterDict()
-    for key in module:
-        name = module._key_to_attr(key)
-        part[key] = nn.Parameter() if is_attached(module, name) else getattr(module, name)
-        _attach_as(part, name, module, name)
-    return part
-
-
-def _attach_as(part: nn.Module, name: str, module: Any, source: str) -> None:
-    if is_attached(module, source):
-        attach(part, name, module._npas.layers[source], module._npas.shared)
-
-
-def _read(module: Any, name: str) -> Tensor:
-    if getattr(module, "_is_replica", False):
-        raise RuntimeError(
-            "nn.DataParallel copies layers but not the bank they read: use DistributedDataParallel"
-        )
-    return module._npas.shared.weight(module._npas.layers[name])
+def _refuse_copying(module: nn.Module) -> NoReturn:
+    raise ValueError(
+        f"slices and copies of an {type(module).__name__} of generated weights would not be"
+        " generated: read its items one by one, or leave it out of npas.share with exclude"
+    )
 
 
 def _refuse_change(module: Any, name: str) -> NoReturn:

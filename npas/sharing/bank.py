@@ -13,6 +13,7 @@ Shapes: L layers of a block, K templates, N values a template, P values a bank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,8 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from npas.sharing.memory import BufferPool
-from npas.sharing.torch_private import backward_pass, will_execute
+from npas.sharing.torch_private import backward_pass, is_shared_storage, will_execute
 
 MODIFIED = (
     "a bank or its coefficients were modified in place between forward and backward, so the"
@@ -31,6 +31,45 @@ MODIFIED = (
 )
 PIECE = 1 << 18
 """Values of a template that a CPU reads at a time, fewer for a block: its pieces fit the cache."""
+WORTH_KEEPING = 1 << 20
+"""Bytes below which mapping memory again costs little."""
+
+
+class BufferPool:
+    """Keep the memory of large, short-lived tensors from one step to the next, on CPUs alone.
+
+    The C library gives large freed blocks back to the system and maps them again, page by page, at
+    the next step; for generated weights and bank gradients that costs more than computing them. A
+    GPU's caching allocator keeps them already.
+    """
+
+    def __init__(self) -> None:
+        self._storages: dict[tuple[object, int], torch.UntypedStorage] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as an empty pool."""
+        return BufferPool, ()
+
+    def empty(self, key: object, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Return an uninitialized tensor of `shape` and of the dtype and device of `like`.
+
+        One storage is kept for every `key`; it is used again once every tensor over it is gone.
+        """
+        size = math.prod(shape) * like.element_size()
+        if not like.is_cpu or size < WORTH_KEEPING:
+            return like.new_empty(shape)
+        # Taken out while it is looked at: of two threads one finds it.
+        storage = self._storages.pop((key, size), None)
+        if storage is None or is_shared_storage(storage):
+            tensor = like.new_empty(shape)
+        else:
+            tensor = like.new_empty(0).set_(storage).view(tuple(shape))
+        self._storages[key, size] = tensor.untyped_storage()
+        return tensor
+
+    def clear(self) -> None:
+        """Give the kept memory back."""
+        self._storages.clear()
 
 
 class BankReader:
@@ -43,44 +82,34 @@ class BankReader:
         self._entry = _Entry.apply(bank_P, self._buffer)
         self._values: dict[torch.dtype, Tensor] = {bank_P.dtype: bank_P.detach()}
 
-    def mix(
+    def block(
         self,
         keys: Sequence[object],
-        alpha_LK: Tensor,
         positions: Sequence[int],
         size: int,
         dtype: torch.dtype | None = None,
-    ) -> list[Tensor]:
-        """Return sum_k alpha_lk T_k for each layer of a block, tensors of `size` values.
+    ) -> Block:
+        """Return what a block of layers reads: templates of `size` values at `positions`.
 
         `keys` name the layers' memory; a `dtype` other than the bank's is what the templates are
-        rounded to before they mix. Raises RuntimeError in backward if the bank or the coefficients
-        were changed in place between forward and backward.
+        rounded to before they mix.
         """
-        block = self._block(keys, positions, size, dtype or self._bank_P.dtype)
-        return list(_Mix.apply(self._bank_P, self._entry, alpha_LK, self._buffer, block))
-
-    def mix_again(
-        self,
-        keys: Sequence[object],
-        alpha_LK: Tensor,
-        positions: Sequence[int],
-        size: int,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, ...]:
-        """Return what `mix` returned, equal to the bit, without gradients."""
-        return self._block(keys, positions, size, dtype).weights(alpha_LK.detach())
-
-    def _block(
-        self, keys: Sequence[object], positions: Sequence[int], size: int, dtype: torch.dtype
-    ) -> _Block:
+        dtype = dtype or self._bank_P.dtype
         if dtype not in self._values:
             self._values[dtype] = self._bank_P.detach().to(dtype)
-        return _Block(tuple(keys), tuple(positions), size, self._values[dtype], self._pool)
+        return Block(tuple(keys), tuple(positions), size, self._values[dtype], self._pool)
+
+    def mix(self, block: Block, alpha_LK: Tensor) -> list[Tensor]:
+        """Return sum_k alpha_lk T_k for each layer of a block, flat tensors.
+
+        Raises RuntimeError in backward if the bank or the coefficients were changed in place
+        between forward and backward.
+        """
+        return list(_Mix.apply(self._bank_P, self._entry, alpha_LK, self._buffer, block))
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """What the layers of a block read, and where their weights go."""
 
     keys: tuple[object, ...]
@@ -182,7 +211,7 @@ class _Mix(Function):
         entry: Tensor,
         alpha_LK: Tensor,
         buffer: _GradientBuffer,
-        block: _Block,
+        block: Block,
     ) -> tuple[Tensor, ...]:
         ctx.inputs = bank_P, alpha_LK
         ctx.versions = versions(bank_P, alpha_LK)

@@ -30,6 +30,22 @@ def place_of(name: str) -> str:
     return NUMBER.sub("#", name)
 
 
+def spell_names(names: Sequence[str]) -> str:
+    """Write names that differ in their numbers as one: `blocks.{0-11}.fc.weight`."""
+    columns = zip(*(map(int, NUMBER.findall(name)) for name in names), strict=True)
+    numbers = iter([_spell(sorted(set(column))) for column in columns])
+    return NUMBER.sub(lambda _: next(numbers), names[0])
+
+
+def _spell(numbers: Sequence[int]) -> str:
+    """Write sorted numbers as a number, a range or a list."""
+    if len(numbers) == 1:
+        return str(numbers[0])
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{{{numbers[0]}-{numbers[-1]}}}"
+    return f"{{{','.join(map(str, numbers))}}}"
+
+
 def parts_by_depth(names: Sequence[str], parts: int) -> dict[str, int]:
     """Map each name to the part of the depth that its block lies in, parts of as many blocks.
 

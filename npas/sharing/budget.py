@@ -6,19 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from npas.utils.budget import Budget, parse_budget, spell_count
+from npas.utils.budget import Budget as Budget
+from npas.utils.budget import parse_budget as parse_budget
+from npas.utils.budget import spell_count as spell_count
 
 if TYPE_CHECKING:
     from torch import nn
-
-__all__ = [
-    "Budget",
-    "BudgetReport",
-    "count_parameters",
-    "parse_budget",
-    "spell_count",
-    "split_budget",
-]
 
 
 @dataclass(frozen=True)

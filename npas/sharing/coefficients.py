@@ -1,7 +1,6 @@
 """Make the coefficients that mix a layer's templates into its weight (Plummer et al., 3.1.1).
 
-Every generator answers two questions for the layers of one group that mix K templates each: how
-many parameters it takes, and what the coefficients alpha_LK are.
+L layers of one group mix K templates each; E is the size of their embeddings.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,41 +19,17 @@ Start = str | Tensor
 """One of `STARTS`, or the rows themselves."""
 
 
-class Generator(Protocol):
-    """What a way of mixing needs: its parameter count, its parameters, its coefficients."""
-
-    def count(self, templates: Sequence[int]) -> int:
-        """Count the parameters for the layers of a group that mix `templates[i]` templates."""
+class Average:
+    """Mix by the plain mean: no parameters. The base of the other generators."""
 
     def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the parameters, by name, of layers that mix `templates` each."""
-
-    def parameters(
-        self,
-        layers: Sequence[int],
-        templates: int,
-        rng: torch.Generator,
-        start: Start = "orthogonal",
-    ) -> dict[str, Tensor]:
-        """Return the initial parameters, by name, of the layers that mix `templates` each.
-
-        `layers` counts them size by size.
-        """
-
-    def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
-        """Return alpha_LK of those layers, differentiable in the parameters."""
-
-
-class Average:
-    """Mix by the plain mean: no parameters."""
+        return {}
 
     def count(self, templates: Sequence[int]) -> int:
-        """Return 0."""
-        return 0
-
-    def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
-        """Return nothing."""
-        return {}
+        """Count the parameters for the layers of a group that mix `templates[i]` templates."""
+        alike = Counter(templates).items()
+        return sum(math.prod(shape) for k, n in alike for shape in self.shapes(n, k).values())
 
     def parameters(
         self,
@@ -64,20 +38,19 @@ class Average:
         rng: torch.Generator,
         start: Start = "orthogonal",
     ) -> dict[str, Tensor]:
-        """Return nothing."""
+        """Return the initial parameters, by name, of layers that are counted size by size.
+
+        `start` is one of `STARTS`.
+        """
         return {}
 
     def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
-        """Return 1/K everywhere."""
+        """Return alpha_LK, differentiable in the parameters."""
         return torch.full((layers, templates), 1 / templates, device="cpu")
 
 
-class WeightedAverage:
+class WeightedAverage(Average):
     """Mix by free coefficients alpha, K numbers a layer."""
-
-    def count(self, templates: Sequence[int]) -> int:
-        """Return K summed over the layers."""
-        return sum(templates)
 
     def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
         """Return L x K."""
@@ -124,21 +97,13 @@ class Fixed(WeightedAverage):
         return parameters[FIXED]
 
 
-class Embedding:
+class Embedding(Average):
     """Mix by an affine map of a layer embedding: alpha = phi W + b, one map per group and K."""
-
-    def count(self, templates: Sequence[int]) -> int:
-        """Return 24 a layer and (24 + 1) K for every distinct K."""
-        maps = sum((EMBEDDING_SIZE + 1) * k for k in Counter(templates))
-        return EMBEDDING_SIZE * len(templates) + maps
 
     def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
         """Return L x 24, 24 x K and K."""
-        return {
-            "embeddings": (layers, EMBEDDING_SIZE),
-            "affine": (EMBEDDING_SIZE, templates),
-            "shift": (templates,),
-        }
+        affine = (EMBEDDING_SIZE, templates)
+        return {"embeddings": (layers, EMBEDDING_SIZE), "affine": affine, "shift": (templates,)}
 
     def parameters(
         self,
@@ -166,21 +131,17 @@ class Embedding:
         return torch.addmm(parameters["shift"], parameters["embeddings"], parameters["affine"])
 
 
-class Alike:
-    """Equal coefficients for all layers at the start: differences are then learned.
+class Alike(Average):
+    """Equal coefficients for all layers at the start of a search: differences are then learned.
 
     Orthogonal rows lie far apart from the start, and a short search moves them little, so that
     k-means would find the initial draw again.
     With `softmax` the coefficients are the logits of those that mix, as in the released search.
     """
 
-    def __init__(self, generator: Generator, softmax: bool = False) -> None:
+    def __init__(self, generator: Average, softmax: bool = False) -> None:
         self.generator = generator
         self.softmax = softmax
-
-    def count(self, templates: Sequence[int]) -> int:
-        """Return the generator's own count."""
-        return self.generator.count(templates)
 
     def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
         """Return the generator's own shapes."""
@@ -210,8 +171,10 @@ class Alike:
 
 CHOICES = ("avg", "wavg", "emb")
 """The generators to choose from; `fixed` is wavg without training, the others are the search's."""
+ROWS = ("coefficients", "embeddings", FIXED)
+"""The parameters, and the buffer, that have a row for each layer."""
 
-GENERATORS: dict[str, Generator] = {
+GENERATORS: dict[str, Average] = {
     "avg": Average(),
     "wavg": WeightedAverage(),
     "emb": Embedding(),

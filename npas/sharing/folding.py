@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,16 @@ from torch import Tensor, nn
 from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation, GroupAllocation
 from npas.sharing.budget import BudgetReport, count_parameters
-from npas.sharing.init import generator_rows
+from npas.sharing.coefficients import ROWS
 from npas.sharing.install import (
     install,
-    install_stored,
     is_shared,
     materialize,
     require_unshared,
+    restore,
     shared_weights,
 )
-from npas.sharing.layer_similarity import ROWS, tie
+from npas.sharing.layer_similarity import tie
 from npas.sharing.layers import (
     SCALES,
     bank_name,
@@ -55,7 +55,6 @@ from npas.sharing.loops import (
     refuse_loops,
 )
 from npas.sharing.low_rank import factor_names
-from npas.sharing.stored import read_plan
 from npas.utils.json_data import decode
 
 FOLDING_FILE = "folding.json"
@@ -85,11 +84,7 @@ class Folding:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, which `load_folded` reads."""
         kept = self.allocation.to_dict() if self.allocation is not None else None
-        lists = {
-            key: [repeat.to_dict() for repeat in getattr(self, key)]
-            for key in ("repeats", "blocks")
-        }
-        return vars(self) | lists | {"allocation": kept}
+        return asdict(replace(self, allocation=None)) | {"allocation": kept}
 
 
 @dataclass(frozen=True)
@@ -102,8 +97,8 @@ class _Stored(Folding):
 def fold(model: nn.Module, threshold: float, example: Example | None = None) -> Folding:
     """Fold a shared network in place, and return what became of it.
 
-    Layers are tied where the cosine of each two of them is at least `threshold` (see
-    `recurrence.tie`). The folded network's outputs equal the tied network's to rounding. Loops are
+    Layers are tied where the cosine of each two is at least `threshold` (`layer_similarity.tie`).
+    The folded network's outputs equal the tied network's to rounding. Loops are
     made of the children of plain `nn.Sequential`s, which the network must call as a whole. Given an
     `example`, arguments to call the network with, in order or by name, they are made of those of
     `nn.ModuleList`s, too, and only where its outputs stay the same then. Layers that are tied
@@ -119,7 +114,7 @@ def fold(model: nn.Module, threshold: float, example: Example | None = None) -> 
 
 @torch.no_grad()
 def fold_tied(model: nn.Module, tied: list[list[str]], example: Example | None = None) -> Folding:
-    """Fold a shared network whose layers `recurrence.tie` has tied, in place."""
+    """Fold a shared network whose layers `layer_similarity.tie` has tied, in place."""
     refuse_loops(model)
     shared = audit.follow(shared_weights(model))
     plan, parameters_before = shared.allocation, count_parameters(model)
@@ -175,18 +170,16 @@ def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn
     stored = storage.read(path.parent, FOLDING_FILE, "npas-fold")
     try:
         data: _Stored = decode(_Stored, stored.description)
+        plan = None if data.allocation is None else Allocation.from_dict(data.allocation)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    plan = None if data.allocation is None else read_plan(data.allocation, path)
-    with storage.unchanged_on_failure(require_unshared(dense_model)):
+    for network in (copy.deepcopy(require_unshared(dense_model)), dense_model):  # a trial first
         try:
-            _tie_parameters(dense_model, data.tied)
-            apply_repeats(dense_model, data.repeats)
+            _tie_parameters(network, data.tied)
+            apply_repeats(network, data.repeats)
         except AttributeError as error:
             raise ValueError(f"{directory} was written by another architecture: {error}") from None
-        if plan is not None:
-            install_stored(dense_model, plan, stored)
-        storage.load_weights(dense_model, stored)
+        restore(network, plan, stored)
     return dense_model
 
 
@@ -265,19 +258,13 @@ def _allocate(
 ) -> Allocation:
     """Plan the folded network: the kept groups, under the names that their weights have in it."""
     names = {id(tensor.parameter): tensor.spec.name for tensor in find_tensors(model)}
-    groups = tuple(
-        replace(
-            group,
-            layers=tuple(
-                replace(layer, name=names[id(weights[layer.name])]) for layer in group.layers
-            ),
-        )
-        for group in kept.values()
-    )
-    dense = count_parameters(model)
+    groups, dense = tuple(kept.values()), count_parameters(model)
     unshared = dense - sum(layer.size for group in groups for layer in group.layers)
     used = unshared + sum(group.used for group in groups)
-    return Allocation(plan.scheme, BudgetReport("folded", dense, used, used), unshared, groups)
+    report = BudgetReport("folded", dense, used, used)
+    return Allocation(plan.scheme, report, unshared, groups).map(
+        lambda layer: replace(layer, name=names[id(weights[layer.name])])
+    )
 
 
 def _fill(
@@ -293,9 +280,9 @@ def _fill(
     index = 0
     for g, (old, group) in enumerate(kept.items()):
         new[bank_name(g)] = values[bank_name(old)]
-        before, mixing = plan.groups[old], generator_rows(group)
-        for key, places in mixing.items():
-            names = [before.layers[i].name for i in generator_rows(before)[key]]
+        before = plan.groups[old]
+        for key, places in group.rows.items():
+            names = [before.layers[i].name for i in before.rows[key]]
             rows = [names.index(group.layers[i].name) for i in places]
             for kind, name in generator_names(model, g, key[1]).items():
                 drawn = values[generator_name(kind, old, key[1])]

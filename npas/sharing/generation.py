@@ -7,7 +7,7 @@ product. `Reading` says which layers read which bank, and how.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -15,18 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from npas.sharing.allocation import Allocation, LayerAllocation
-from npas.sharing.bank import MODIFIED, BankReader, full_precision, mix, versions
+from npas.sharing.allocation import Allocation
+from npas.sharing.bank import MODIFIED, BankReader, BufferPool, full_precision, mix, versions
 from npas.sharing.coefficients import GENERATORS
 from npas.sharing.layers import (
     SCALES,
     bank_name,
-    generator_names,
+    generator_name,
     shared_value,
     upsampler_name,
 )
 from npas.sharing.low_rank import add_correction, factor_names
-from npas.sharing.memory import BufferPool
 from npas.sharing.torch_private import hidden_from_checkpoints
 from npas.sharing.upsample import UPSAMPLERS
 
@@ -38,11 +37,17 @@ often, and takes more memory. At most the first or, where it is more, this part 
 
 @dataclass(frozen=True)
 class Rows:
-    """The layers whose coefficients come from one parameter: one generator, one K."""
+    """The layers whose coefficients come from the same parameters: one group, generator and K."""
 
     mixing: str
     templates: int
     layers: list[int]
+    names: dict[str, str]  # of the parameters, by kind
+
+    def coefficients(self, read: Callable[[str], Tensor]) -> Tensor:
+        """Return alpha_LK of the tensors that `read` returns by their names."""
+        parameters = {kind: read(name) for kind, name in self.names.items()}
+        return GENERATORS[self.mixing].coefficients(parameters, len(self.layers), self.templates)
 
 
 class Reading:
@@ -62,7 +67,14 @@ class Reading:
         self.low = frozenset(low)
         self.twins = self._find_twins()
         self.common = frozenset(twin for i, twin in enumerate(self.twins) if twin != i)
-        self.rows = self._find_rows()
+        self.rows: dict[int, Rows] = {}
+        first = 0
+        for g, group in enumerate(allocation.groups):
+            for (mixing, k), places in group.rows.items():
+                names = {kind: generator_name(kind, g, k) for kind in _kinds(mixing)}
+                rows = Rows(mixing, k, [first + place for place in places], names)
+                self.rows |= dict.fromkeys(rows.layers, rows)
+            first += len(group.layers)
         self.blocks = self._find_blocks()
 
     def _find_twins(self) -> list[int]:
@@ -74,22 +86,11 @@ class Reading:
         first: dict[object, int] = {}
         found = []
         for i, (g, layer) in enumerate(self.places):
-            if _has_own_numbers(layer):
+            if _kinds(layer.mixing) or layer.learned[0] or layer.rank:
                 found.append(i)
                 continue
             key = (g, layer.shape, layer.templates, layer.mixing, layer.source, layer.scale)
             found.append(first.setdefault((key, i in self.low), i))
-        return found
-
-    def _find_rows(self) -> dict[int, Rows]:
-        found: dict[int, Rows] = {}
-        among: dict[tuple[int, str, int], Rows] = {}
-        for i, (g, layer) in enumerate(self.places):
-            if layer.mixing != "none":
-                key = (g, layer.mixing, len(layer.templates))
-                rows = among.setdefault(key, Rows(layer.mixing, key[2], []))
-                rows.layers.append(i)
-                found[i] = rows
         return found
 
     def _find_blocks(self) -> dict[int, list[int]]:
@@ -109,8 +110,9 @@ class Reading:
         return found
 
 
-def _has_own_numbers(layer: LayerAllocation) -> bool:
-    return layer.mixing not in ("none", "avg") or layer.learned[0] > 0 or layer.rank > 0
+def _kinds(mixing: str) -> list[str]:
+    """Return the kinds of parameters that a generator has."""
+    return list(GENERATORS[mixing].shapes(1, 1)) if mixing != "none" else []
 
 
 Key = tuple[int, torch.dtype]
@@ -260,9 +262,9 @@ class WeightPass:
             if group not in self._readers:
                 self._readers[group] = BankReader(bank_P, self._pool)
             alpha_LK = torch.stack([self._alpha(i) for i in block])
-            mixed = self._readers[group].mix(
-                memory, alpha_LK, layer.templates, layer.template_size, mixed_dtype
-            )
+            reader = self._readers[group]
+            read = reader.block(memory, layer.templates, layer.template_size, mixed_dtype)
+            mixed = reader.mix(read, alpha_LK)
             for i, values in zip(block, mixed, strict=True):
                 weight, key = self._shape(i, values).to(dtype), (i, dtype)
                 if self._is_kept:  # like the parameter it stands for: matmul asks how it may fold
@@ -283,9 +285,9 @@ class WeightPass:
             raise RuntimeError(MODIFIED)
         group, layer = self._reading.places[index]
         with full_precision(self._bank(index).device):
-            (values,) = self._readers[group].mix_again(
-                ["passing"], self._alpha(index)[None], layer.templates, layer.template_size, dtype
-            )
+            reader = self._readers[group]
+            read = reader.block(["passing"], layer.templates, layer.template_size, dtype)
+            (values,) = read.weights(self._alpha(index)[None].detach())
             return self._shape(index, values)
 
     def _inputs(self, index: int) -> list[Tensor]:
@@ -325,13 +327,11 @@ class WeightPass:
         _, layer = self._reading.places[index]
         if layer.upsampler is None:
             return values.view(layer.shape)
-        upsampler = UPSAMPLERS[layer.upsampler]
-        if layer.upsampler == "inter":
-            return upsampler.weight(values.view(layer.source), None, layer.matrix).view(layer.shape)
         learned = self._learned(index)
         if learned is not None:
             learned = learned.to(values.dtype)
-        return upsampler.weight(values, learned, layer.matrix).view(layer.shape)
+        upsampler = UPSAMPLERS[layer.upsampler]
+        return upsampler.weight(values, learned, layer.source, layer.matrix).view(layer.shape)
 
     def _alpha(self, index: int) -> Tensor:
         """Return the layer's coefficients times its scale; computed for all that share a map."""
@@ -341,21 +341,13 @@ class WeightPass:
             if layer.mixing == "none":
                 self._alphas[index] = scales[layer.scale : layer.scale + 1]
                 return self._alphas[index]
-            members = self._reading.rows[index].layers
-            alpha_LK = self._coefficients(index)
+            rows = self._reading.rows[index]
+            alpha_LK = rows.coefficients(self._tensor)
             # Picked one by one: an index tensor would make a GPU wait.
-            scale_L = torch.stack([scales[self._reading.places[i][1].scale] for i in members])
-            rows = (alpha_LK.to(scales.device) * scale_L[:, None]).unbind(0)
-            self._alphas.update(zip(members, rows, strict=True))
+            scale_L = torch.stack([scales[self._reading.places[i][1].scale] for i in rows.layers])
+            scaled_LK = (alpha_LK.to(scales.device) * scale_L[:, None]).unbind(0)
+            self._alphas.update(zip(rows.layers, scaled_LK, strict=True))
         return self._alphas[index]
-
-    def _coefficients(self, index: int) -> Tensor:
-        """Return alpha_LK of all layers that share the layer's group, generator and K."""
-        rows, group = self._reading.rows[index], self._reading.places[index][0]
-        names = generator_names(self._root, group, rows.templates)
-        parameters = {kind: self._tensor(name) for kind, name in names.items()}
-        generator = GENERATORS[rows.mixing]
-        return generator.coefficients(parameters, len(rows.layers), rows.templates)
 
 
 def written(name: str) -> RuntimeError:

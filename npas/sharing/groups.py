@@ -46,15 +46,10 @@ def assign_groups(
             f"groups={groups!r} is unknown: choose {', '.join(GROUPINGS)}, depth:2 or a mapping of"
             " patterns to groups"
         )
-    if (num_groups is not None) != (groups == "random"):
-        raise ValueError(
-            "groups='random' needs num_groups"
-            if groups == "random"
-            else f"num_groups={num_groups} has no use with groups={groups!r}: leave it out"
-        )
     if groups == "random":
-        assert num_groups is not None
         return _random(layers, num_groups, seed)
+    if num_groups is not None:
+        raise ValueError(f"num_groups={num_groups} has no use with groups={groups!r}: leave it out")
     if by_depth is not None:
         parts = parts_by_depth([layer.name for layer in layers], int(by_depth[1]))
         return {name: f"depth{part}" for name, part in parts.items()}
@@ -67,11 +62,11 @@ def assign_groups(
     return {layer.name: f"{layer.kind} {'x'.join(map(str, layer.shape))}" for layer in layers}
 
 
-def _random(layers: Sequence[LayerSpec], num_groups: int, seed: int) -> dict[str, str]:
-    if not 1 <= num_groups <= len(layers):
+def _random(layers: Sequence[LayerSpec], num_groups: int | None, seed: int) -> dict[str, str]:
+    if num_groups is None or not 1 <= num_groups <= len(layers):
         raise ValueError(
-            f"num_groups={num_groups} is out of range: the network has {len(layers)} shareable"
-            f" layers, so choose 1 to {len(layers)}"
+            f"groups='random' needs num_groups, and {num_groups} is out of range: the network has"
+            f" {len(layers)} shareable layers, so choose 1 to {len(layers)}"
         )
     order = list(range(len(layers)))
     random.Random(seed).shuffle(order)

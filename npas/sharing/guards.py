@@ -1,71 +1,118 @@
 """Guards on methods that would miss what a shared network keeps in its banks.
 
 Libraries look for dense parameters that a shared network no longer has: Hugging Face models
-resize and re-initialize embeddings, optimizers ask a part for its parameters, a dense state
+resize, re-initialize and save themselves, optimizers ask a part for its parameters, a dense state
 dict is loaded. Each guard does the right thing, or says in one line what to call instead.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
+from npas.sharing import audit, storage
 from npas.sharing.layers import PREFIX
-from npas.sharing.torch_private import caller, frames
+from npas.sharing.loops import refuse_loops
+from npas.sharing.torch_private import caller, level_outside
+
+# transformers' name for the file of weights. It refuses one of no known suffix, and shows it.
+FILE_KEY = "transformers_weights"
+MARK = "none: this is a shared network, read it with npas.load(directory, Model(config))"
+
+
+def guard(root: nn.Module) -> None:
+    """Put the guards on a network that is now shared."""
+    for module in root.modules():
+        own = module.__dict__
+        reads = any("_npas" in part.__dict__ for part in module.modules())
+        names = {(cls.__module__.partition(".")[0], cls.__name__) for cls in type(module).__mro__}
+        for name, method in _METHODS.items():
+            if callable(getattr(type(module), name, None)):
+                own[name] = method
+        if callable(getattr(type(module), "save_pretrained", None)) and (reads or module is root):
+            is_whole = module is root and ("transformers", "PreTrainedModel") in names
+            own["save_pretrained"] = partial(_save_pretrained, module) if is_whole else _refuse_save
+        if module is not root and reads:
+            own["parameters"] = partial(_parameters, module)
+            own["requires_grad_"] = partial(_requires_grad_, module)
+    root.register_load_state_dict_pre_hook(_refuse_dense)
+
+
+def remove_guards(root: nn.Module, modules: Iterable[nn.Module]) -> None:
+    """Remove the guards from the modules of a network that is no longer shared."""
+    for module in modules:
+        for name, own in list(module.__dict__.items()):
+            if any(getattr(own, "func", own) is ours for ours in _OURS):
+                del module.__dict__[name]
+    for key, hook in list(root._load_state_dict_pre_hooks.items()):
+        if getattr(hook, "hook", None) is _refuse_dense:
+            del root._load_state_dict_pre_hooks[key]
 
 
 def _stay_tied(*_: object, **__: object) -> None:
     """Do nothing: weights that were tied are one generated weight."""
 
 
-def _refuse_resizing(*_: object, **__: object) -> None:
+def _refuse_resizing(*_: object, **__: object) -> NoReturn:
     raise ValueError(
         "a shared network's size is fixed: resize the embeddings before npas.share, or"
         " npas.materialize the network first"
     )
 
 
-def _refuse_initializing(*_: object, **__: object) -> None:
+def _refuse_initializing(*_: object, **__: object) -> NoReturn:
     raise ValueError(
         "npas.share has initialized the network: for another start give it another seed"
     )
 
 
-METHODS: dict[str, Callable[..., object]] = {
+_METHODS: dict[str, Callable[..., object]] = {
     "tie_weights": _stay_tied,
     "resize_token_embeddings": _refuse_resizing,
     "init_weights": _refuse_initializing,
 }
 
 
-def refuse_torch_pruning() -> None:
-    """ValueError if torch-pruning's dependency graph is being built, which calls the network.
+def _refuse_save(*_: object, **__: object) -> NoReturn:
+    raise ValueError(
+        "save_pretrained knows nothing of banks: npas.save the whole shared network, or"
+        " npas.materialize it first"
+    )
 
-    It would prune every layer with every other, in a time that grows fast with their number.
-    """
-    if "torch_pruning" not in sys.modules:
-        return
-    for frame in frames(caller(1)):
-        if frame.f_globals.get("__name__", "").startswith("torch_pruning.dependency"):
+
+def _save_pretrained(
+    root: Any,
+    save_directory: str | os.PathLike[str],
+    is_main_process: bool = True,
+    **options: Any,
+) -> None:
+    """Write what transformers writes, in the one file that `npas.load` reads, and the plan."""
+    for name in ("push_to_hub", "variant", "distributed_checkpoint"):
+        if options.get(name):
             raise ValueError(
-                "torch-pruning cannot prune generated weights, which all depend on one bank:"
-                " npas.materialize the network first"
+                f"npas.load reads {storage.WEIGHTS_FILE} alone, once it is whole: save without"
+                f" {name}"
             )
-
-
-def refuse_parametrized_sequence(root: nn.Module) -> None:
-    """ValueError for an `nn.Sequential` with a parametrization, which it would call as a module."""
-    if isinstance(root, nn.Sequential) and "parametrizations" in root._modules:
-        raise ValueError(
-            "torch cannot call an nn.Sequential whose own parameters are parametrized: put the"
-            " nn.Sequential into a module before npas.share, or remove the parametrization"
-        )
+    refuse_loops(root)
+    shared = root.__dict__["_npas_shared"]
+    if options.get("state_dict") is None:  # else a wrapper gathered it, which names parts otherwise
+        audit.refuse_unloadable(audit.follow(shared), "save_pretrained")
+    options["max_shard_size"] = sys.maxsize
+    type(root).save_pretrained(root, save_directory, is_main_process, **options)
+    if is_main_process:
+        config = Path(save_directory) / "config.json"
+        marked = json.loads(config.read_text(encoding="utf-8")) | {FILE_KEY: MARK}
+        config.write_text(json.dumps(marked, indent=1) + "\n", encoding="utf-8")
+        storage.describe(config.parent, "allocation.json", shared.allocation.to_dict())
 
 
 # These go through a network's parts for their own book-keeping, over and over.
@@ -75,17 +122,18 @@ _LIBRARIES = (
 )
 
 
+# Not named_parameters, of which torch.compile demands that it be a method.
 def _parameters(part: nn.Module, recurse: bool = True) -> Iterator[nn.Parameter]:
+    """Return the parameters, and warn if more than the first is asked for.
+
+    `next(part.parameters()).device` is a usual question, and no sign of training.
+    """
     found = type(part).parameters(part, recurse)
     warn = _warning(part, recurse, "parameters()", "lacks")
     return found if warn is None else _after_first(found, warn)
 
 
 def _after_first(found: Iterator[nn.Parameter], warn: Callable[[], None]) -> Iterator[nn.Parameter]:
-    """Yield what is found, and warn if more than the first is asked for.
-
-    `next(part.parameters()).device` is a usual question, and no sign of training.
-    """
     first = next(found, None)
     if first is not None:
         yield first
@@ -100,13 +148,6 @@ def _requires_grad_(part: nn.Module, requires_grad: bool = True) -> nn.Module:
     return type(part).requires_grad_(part, requires_grad)
 
 
-# Not named_parameters, of which torch.compile demands that it be a method.
-PARTS: dict[str, Callable[..., object]] = {
-    "parameters": _parameters,
-    "requires_grad_": _requires_grad_,
-}
-
-
 def _warning(part: nn.Module, recurse: bool, method: str, what: str) -> Callable[[], None] | None:
     """Return what warns at the line that asks; None for a library's that is not there to freeze.
 
@@ -115,9 +156,8 @@ def _warning(part: nn.Module, recurse: bool, method: str, what: str) -> Callable
     if torch.compiler.is_compiling():
         return None
     asking = caller(2)
-    freezes = "freeze" in asking.f_code.co_name
     library = asking.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES
-    if not freezes and (library or not recurse):
+    if "freeze" not in asking.f_code.co_name and (library or not recurse):
         return None
     if not any("_npas" in module.__dict__ for module in part.modules()):
         return None
@@ -129,7 +169,6 @@ def _warning(part: nn.Module, recurse: bool, method: str, what: str) -> Callable
         UserWarning,
         asking.f_code.co_filename,
         asking.f_lineno,
-        module=asking.f_globals.get("__name__"),
         registry=asking.f_globals.setdefault("__warningregistry__", {}),
     )
 
@@ -145,36 +184,13 @@ def _refuse_dense(root: nn.Module, state: Mapping[str, Any], prefix: str, *other
         " a shared one cannot load: npas.sharing.project(model, state_dict) brings them into its"
         " banks, as near as they come"
     )
-    # torch tells its hooks that every loading is strict.
-    stack = list(frames(caller(0)))
-    loads = (i for i, frame in enumerate(stack) if frame.f_code.co_name == "load_state_dict")
-    level = next(loads, len(stack) - 1) + 1
-    if stack[level - 1].f_locals.get("strict", True):
-        errors = others[-1]
-        errors.append(reason)
+    frame = caller(1)  # torch tells its hooks that every loading is strict
+    while frame is not None and frame.f_code.co_name != "load_state_dict":
+        frame = frame.f_back
+    if frame is None or frame.f_locals.get("strict", True):
+        others[-1].append(reason)
     else:
-        warnings.warn(f"{reason}; the banks stay as they are", stacklevel=level + 1)
+        warnings.warn(f"{reason}; the banks stay as they are", stacklevel=level_outside())
 
 
-def guard(root: nn.Module) -> None:
-    """Put the guards on a network that is now shared."""
-    for module in root.modules():
-        for name, method in METHODS.items():
-            if callable(getattr(type(module), name, None)):
-                module.__dict__[name] = method
-        if module is not root and any("_npas" in m.__dict__ for m in module.modules()):
-            for name, method in PARTS.items():
-                module.__dict__[name] = partial(method, module)
-    root.register_load_state_dict_pre_hook(_refuse_dense)
-
-
-def remove_guards(root: nn.Module, modules: Iterable[nn.Module]) -> None:
-    """Remove the guards from the modules of a network that is no longer shared."""
-    for module in modules:
-        for name, method in [*METHODS.items(), *PARTS.items()]:
-            own = module.__dict__.get(name)
-            if own is method or getattr(own, "func", None) is method:
-                del module.__dict__[name]
-    for key, hook in list(root._load_state_dict_pre_hooks.items()):
-        if getattr(hook, "hook", None) is _refuse_dense:
-            del root._load_state_dict_pre_hooks[key]
+_OURS = (*_METHODS.values(), _refuse_save, _save_pretrained, _parameters, _requires_grad_)

@@ -10,8 +10,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation
-from npas.sharing.coefficients import FIXED, GENERATORS, OF_DEPTH, Start, at_depths, released_rows
+from npas.sharing.allocation import Allocation, GroupAllocation
+from npas.sharing.coefficients import (
+    FIXED,
+    GENERATORS,
+    OF_DEPTH,
+    ROWS,
+    Start,
+    at_depths,
+    released_rows,
+)
 from npas.sharing.layers import SCALES, bank_name, generator_name, upsampler_name
 from npas.sharing.low_rank import draw_right, factor_names
 from npas.sharing.upsample import UPSAMPLERS, mean_variance
@@ -30,32 +38,23 @@ def assign_scales(
     Layers of one group and shape that are made in one way and that their initializer treats alike
     have one scale (their root mean square), so that sampling noise does not tell them apart.
     """
-    deviations: list[float] = []
-    groups = []
-    for group in allocation.groups:
-        place: dict[str, int] = {}
-        kinds: dict[object, list[str]] = {}
+    kinds: dict[object, list[str]] = {}
+    for g, group in enumerate(allocation.groups):
         for layer in group.layers:
-            kind = (layer.shape, layer.mixing, len(layer.templates))
+            kind = (g, layer.shape, layer.mixing, len(layer.templates))
             kinds.setdefault(kind, []).append(layer.name)
-        for names in kinds.values():
-            ordered = sorted(names, key=spreads.__getitem__)
-            alike: list[str] = []
-            for name in ordered:
-                if alike and spreads[name] > SAME_SPREAD * spreads[alike[0]]:
-                    deviations.append(_root_mean_square([spreads[n] for n in alike]))
-                    alike = []
-                place[name] = len(deviations)
-                alike.append(name)
-            deviations.append(_root_mean_square([spreads[n] for n in alike]))
-        layers = tuple(replace(layer, scale=place[layer.name]) for layer in group.layers)
-        groups.append(replace(group, layers=layers))
-    return replace(allocation, groups=tuple(groups)), deviations
-
-
-def measure_spread(parameter: Tensor) -> float:
-    """Return the root mean square of a dense parameter: the spread its initializer gave it."""
-    return float(parameter.detach().double().square().mean().sqrt())
+    place: dict[str, int] = {}
+    alike: list[list[float]] = []
+    for names in kinds.values():
+        least = -1.0
+        for name in sorted(names, key=spreads.__getitem__):
+            if spreads[name] > SAME_SPREAD * least:
+                alike.append([])
+                least = spreads[name]
+            place[name] = len(alike) - 1
+            alike[-1].append(spreads[name])
+    deviations = [math.sqrt(sum(x**2 for x in found) / len(found)) for found in alike]
+    return allocation.map(lambda layer: replace(layer, scale=place[layer.name])), deviations
 
 
 def initialize(
@@ -89,7 +88,9 @@ def initialize(
             if layer.rank:
                 right = factor_names(index)[1]
                 _set(root, right, draw_right(root.get_parameter(right).shape, rng))
-            variances.setdefault(layer.scale, []).append(_variance(layer) * norms[place] ** 2)
+            resized = layer.upsampler == "inter"
+            variance = mean_variance(layer.source, layer.matrix) if resized else 1.0
+            variances.setdefault(layer.scale, []).append(variance * norms[place] ** 2)
             index += 1
         for scale, found in variances.items():
             gain = math.sqrt(sum(found) / len(found))
@@ -121,7 +122,7 @@ def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -
                     bank[start : start + layer.size] = drawn
             _set(root, bank_name(g), bank)
             _draw_generators(root, g, group, rng, allocation.scheme.coefficient_init)
-            for templates, layers in generator_rows(group).items():
+            for templates, layers in group.rows.items():
                 name = generator_name("coefficients", g, templates[1])
                 if name in root._parameters:
                     _set(root, name, released_rows(len(layers), templates[1], rng))
@@ -146,7 +147,7 @@ def _draw_generators(
     """
     norms = [1.0] * len(group.layers)
     depths = layer_depths(group)
-    for (mixing, templates), places in generator_rows(group).items():
+    for (mixing, templates), places in group.rows.items():
         sizes = [group.layers[place].size for place in places]
         rows: Start = start
         if start in OF_DEPTH:  # these are in the layers' own order
@@ -156,7 +157,7 @@ def _draw_generators(
         drawn = GENERATORS[mixing].parameters(counts, templates, rng, rows)
         by_size = sorted(range(len(places)), key=sizes.__getitem__)
         for kind, values in drawn.items():
-            if kind in ("coefficients", "embeddings", FIXED):  # a row a layer
+            if kind in ROWS:
                 values[by_size] = values.clone()
             _set(root, generator_name(kind, g, templates), values)
         if mixing not in ("wavg", "emb", FIXED):  # whose rows have unit norm, or are released
@@ -164,15 +165,6 @@ def _draw_generators(
             for place, norm in zip(places, alpha_LK.norm(dim=1).tolist(), strict=True):
                 norms[place] = norm
     return norms
-
-
-def generator_rows(group: GroupAllocation) -> dict[tuple[str, int], list[int]]:
-    """Return the places in the group of the layers that share a generator and K."""
-    rows: dict[tuple[str, int], list[int]] = {}
-    for place, layer in enumerate(group.layers):
-        if layer.mixing != "none":
-            rows.setdefault((layer.mixing, len(layer.templates)), []).append(place)
-    return rows
 
 
 def layer_depths(group: GroupAllocation) -> list[float]:
@@ -188,15 +180,6 @@ def layer_depths(group: GroupAllocation) -> list[float]:
         last = number[layer.shape] - 1
         depths.append(2 * (seen[layer.shape] - 1) / last - 1 if last else 1.0)
     return depths
-
-
-def _variance(layer: LayerAllocation) -> float:
-    """Return the variance of a layer's weight, made of mixed values of unit variance."""
-    return mean_variance(layer.source, layer.matrix) if layer.upsampler == "inter" else 1.0
-
-
-def _root_mean_square(values: Sequence[float]) -> float:
-    return math.sqrt(sum(value**2 for value in values) / len(values))
 
 
 @torch.no_grad()

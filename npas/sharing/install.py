@@ -2,61 +2,34 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from npas.sharing import audit, storage
 from npas.sharing.allocation import Allocation, LayerAllocation
-from npas.sharing.attachment import (
-    attach,
-    close_passes,
-    detach,
-    open_passes,
-    rounds_under_autocast,
-)
-from npas.sharing.audit import Dropped
-from npas.sharing.coefficients import FIXED
+from npas.sharing.attachment import attach, detach, rounds_under_autocast
+from npas.sharing.coefficients import FIXED, GENERATORS
 from npas.sharing.guards import guard, remove_guards
 from npas.sharing.layers import (
     PREFIX,
     SCALES,
     Layer,
+    bank_name,
     find_tensors,
+    generator_name,
     remove_shared,
+    upsampler_name,
 )
-from npas.sharing.storage import free_saving, guard_saving
-from npas.sharing.stored import check_tensors, check_unshared, group_shapes
+from npas.sharing.low_rank import factor_shapes
 from npas.sharing.weights import SharedWeights
 
-
-def take_scales(model: nn.Module, allocation: Allocation) -> None:
-    """Give the layers of a shared network the places in the list of scales that a plan gives them.
-
-    The scales themselves are to be loaded. ValueError if the plans differ in anything else.
-    """
-    shared = shared_weights(model)
-    if _without_scales(allocation) != _without_scales(shared.allocation):
-        raise ValueError(
-            "its allocation is another than this version of npas plans: go on with the version"
-            " that wrote it, or train again with resume=never"
-        )
-    if allocation != shared.allocation:
-        shared.replace(allocation)
-        scales = 1 + max(layer.scale for layer in allocation.layers)
-        model.register_buffer(SCALES, model.get_buffer(SCALES).new_ones(scales))
-
-
-def _without_scales(allocation: Allocation) -> Allocation:
-    groups = tuple(
-        replace(group, layers=tuple(replace(layer, scale=0) for layer in group.layers))
-        for group in allocation.groups
-    )
-    return replace(allocation, groups=groups)
+Dropped = dict[str, "weakref.ref[nn.Parameter]"]
 
 
 def is_shared(model: nn.Module) -> bool:
@@ -70,6 +43,162 @@ def shared_weights(model: nn.Module) -> SharedWeights:
         raise ValueError("the network is not shared: pass the module that npas.share returned")
     found: SharedWeights = model.__dict__["_npas_shared"]
     return found
+
+
+def require_unshared(model: nn.Module) -> nn.Module:
+    """Return the network; ValueError if it is none, or shares anywhere."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{model!r} is no network: pass an nn.Module")
+    if any("_npas" in module.__dict__ or is_shared(module) for module in model.modules()):
+        raise ValueError("the network is shared already: npas.materialize it to share it again")
+    return model
+
+
+def take_scales(model: nn.Module, allocation: Allocation) -> None:
+    """Give the layers of a shared network the places in the list of scales that a plan gives them.
+
+    The scales themselves are to be loaded. ValueError if the plans differ in anything else.
+    """
+    shared = shared_weights(model)
+    ours, theirs = (
+        plan.map(lambda layer: replace(layer, scale=0)) for plan in (shared.allocation, allocation)
+    )
+    if ours != theirs:
+        raise ValueError(
+            "its allocation is another than this version of npas plans: go on with the version"
+            " that wrote it, or train again with resume=never"
+        )
+    if allocation != shared.allocation:
+        shared.replace(allocation)
+        shared.forget()
+        model.register_buffer(SCALES, model.get_buffer(SCALES).new_ones(allocation.scales))
+
+
+def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -> Dropped:
+    """Put zero-valued shared tensors on the root and let every shared layer read them.
+
+    Returns the dense parameters, which are the network's no longer, by name, if they are still
+    alive. ValueError, before anything changes, where the plan is another network's.
+    """
+    planned = find_planned(model, allocation.layers)
+    tensors_left = iter(planned)
+    owned = [[next(tensors_left) for _ in group.layers] for group in allocation.groups]
+    for group, tensors in zip(allocation.groups, owned, strict=True):
+        kinds = {(t.parameter.dtype, t.parameter.device): t.spec.name for t in tensors}
+        if len(kinds) > 1:
+            held = ", ".join(f"{name} ({kind[0]}, {kind[1]})" for kind, name in kinds.items())
+            raise ValueError(
+                f"group {group.name!r} holds {held}: put them in different groups, or share before"
+                " moving parts of the network"
+            )
+    low = [i for i, layer in enumerate(planned) if rounds_under_autocast(layer)]
+    shared = SharedWeights(model, allocation, low, recompute)
+    index = 0
+    dropped = {}
+    for g, (group, tensors) in enumerate(zip(allocation.groups, owned, strict=True)):
+        like = tensors[0].parameter.detach()
+        if group.bank:
+            for name, shape in group_shapes(allocation, g).items():
+                if is_buffer(name):
+                    model.register_buffer(name, like.new_zeros(shape))
+                else:
+                    model.register_parameter(name, nn.Parameter(like.new_zeros(shape)))
+            for place, tensor in enumerate(tensors):
+                dropped[tensor.spec.name] = weakref.ref(tensor.parameter)
+                for owner, attribute in tensor.owners:
+                    attach(owner, attribute, index + place, shared)
+        index += len(group.layers)
+    like = planned[0].parameter.detach()
+    model.register_buffer(SCALES, like.new_zeros(allocation.scales))
+    model.__dict__["_npas_shared"] = shared
+    shared.others = audit.count_others(shared)
+    shared.modules.update(model.modules())
+    _open_passes(model, shared)
+    guard(model)
+    return dropped
+
+
+def find_planned(model: nn.Module, layers: Iterable[LayerAllocation]) -> list[Layer]:
+    """Return a network's tensors that a plan names; ValueError if it has none of that shape."""
+    tensors = {tensor.spec.name: tensor for tensor in find_tensors(model)}
+    found = []
+    for layer in layers:
+        tensor = tensors.get(layer.name)
+        if tensor is None or tensor.spec.shape != layer.shape:
+            raise ValueError(
+                f"the network has no {layer.name} of shape {list(layer.shape)}: build the"
+                " architecture that the allocation was made for"
+            )
+        found.append(tensor)
+    return found
+
+
+def group_shapes(allocation: Allocation, g: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a group's tensors, by name."""
+    group = allocation.groups[g]
+    first = sum(len(before.layers) for before in allocation.groups[:g])
+    shapes: dict[str, tuple[int, ...]] = {bank_name(g): (group.bank,)}
+    for (mixing, templates), places in group.rows.items():
+        for kind, shape in GENERATORS[mixing].shapes(len(places), templates).items():
+            shapes[generator_name(kind, g, templates)] = shape
+    for place, layer in enumerate(group.layers):
+        if layer.learned[0]:
+            shapes[upsampler_name(first + place)] = layer.learned
+        shapes |= factor_shapes(first + place, layer)
+    return shapes
+
+
+def shared_shapes(allocation: Allocation) -> dict[str, tuple[int, ...]]:
+    """Return the shapes, by name, of all tensors that `install` puts on the root."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for g, group in enumerate(allocation.groups):
+        shapes |= group_shapes(allocation, g) if group.bank else {}
+    return shapes | {SCALES: (allocation.scales,)}
+
+
+def is_buffer(name: str) -> bool:
+    """Return whether a tensor that `install` puts on the root does not train."""
+    return name == SCALES or name.startswith(f"{PREFIX}{FIXED}_")
+
+
+def restore(
+    model: nn.Module, plan: Allocation | None, stored: storage.Stored, recompute: bool = False
+) -> Dropped:
+    """Share as a stored plan says, if there is one, and load the tensors; as `install` returns.
+
+    ValueError, before anything changes, unless plan, tensors and network fit together. So no plan,
+    however large, takes more memory than its file.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
+    own, dropped = dict(model.state_dict()), {}
+    if plan is not None:
+        banked = [layer for group in plan.groups if group.bank for layer in group.layers]
+        for tensor in find_planned(model, banked):
+            for name in tensor.names:
+                own.pop(name, None)
+        shapes = shared_shapes(plan).items()
+        own |= {name: torch.empty(shape, device="meta") for name, shape in shapes}
+        others = sum(p.numel() for p in model.parameters()) - sum(la.size for la in plan.layers)
+        if plan.unshared > others:  # it may have more: what was frozen did not count
+            raise ValueError(
+                f"{stored.directory} was written by another architecture: it has {plan.unshared:,}"
+                f" parameters that are not shared, and the network has {others:,}"
+            )
+    storage.check(stored, own)
+    if plan is not None:
+        dropped = install(model, plan, recompute)
+    model.load_state_dict(stored.tensors, strict=False)
+    return dropped
+
+
+def give_back_freed() -> None:
+    """Return the dense weights' memory to the system, which the GNU C library does not by itself.
+
+    Between the parameters that stay, they leave holes as large as they were.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 @torch.no_grad()
@@ -98,94 +227,36 @@ def materialize(model: nn.Module) -> nn.Module:
     remove_shared(model)  # first: a parametrization of the root's has made a class of its own
     for owner in owners:
         detach(owner, dense[owner.__dict__["_npas"].shared])
-    close_passes(modules, shared)
+    _close_passes(modules, shared)
     remove_guards(model, modules)
-    free_saving(modules)
     del model.__dict__["_npas_shared"]
     return model
 
 
-def install_stored(
-    model: nn.Module, plan: Allocation, stored: storage.Stored, recompute: bool = False
-) -> Dropped:
-    """Share as a stored allocation says, and return what `install` returns.
+def _open_passes(root: nn.Module, shared: SharedWeights) -> None:
+    """Make a call of any module with shared layers open a forward pass.
 
-    ValueError unless the allocation fits its tensors and the network.
+    Loading a state dict makes the root forget kept weights, as its layers' `train` and `eval` do.
     """
-    check_tensors(plan, stored, model)
-    dropped = install(model, plan, recompute)
-    check_unshared(plan, stored, model)
-    return dropped
+    root.register_load_state_dict_post_hook(shared.forget)
+    for module in root.modules():
+        held = module.modules()
+        if module is root or any("_npas" in m.__dict__ for m in held if m is not module):
+            module.register_forward_pre_hook(shared.begin)
+            module.register_forward_hook(shared.end, always_call=True)
+    root.register_state_dict_pre_hook(shared.refuse_written)
 
 
-def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -> Dropped:
-    """Put zero-valued shared tensors on the root and let every shared layer read them.
-
-    Returns the dense parameters, which are the network's no longer, by name, if they are still
-    alive.
-    """
-    tensors = {tensor.spec.name: tensor for tensor in find_tensors(model)}
-    # Whatever can be wrong is found before anything changes.
-    owned = [[dense_tensor(tensors, layer) for layer in g.layers] for g in allocation.groups]
-    likes = [_one_kind(g.name, own) for g, own in zip(allocation.groups, owned, strict=True)]
-    low = [i for i, layer in enumerate(chain(*owned)) if rounds_under_autocast(layer)]
-    shared = SharedWeights(model, allocation, low, recompute)
-    index = 0
-    for g, group in enumerate(allocation.groups):
-        if group.bank:
-            for name, shape in group_shapes(g, group, index).items():
-                if name.startswith(f"{PREFIX}{FIXED}_"):
-                    model.register_buffer(name, likes[g].new_zeros(shape))
-                else:
-                    model.register_parameter(name, nn.Parameter(likes[g].new_zeros(shape)))
-            for place, tensor in enumerate(owned[g]):
-                for owner, attribute in tensor.owners:
-                    attach(owner, attribute, index + place, shared)
-        index += len(group.layers)
-    scales = 1 + max(layer.scale for layer in allocation.layers)
-    model.register_buffer(SCALES, likes[0].new_zeros(scales))
-    model.__dict__["_npas_shared"] = shared
-    shared.others = audit.count_others(shared)
-    shared.modules.update(model.modules())
-    open_passes(model, shared)
-    guard(model)
-    guard_saving(model)
-    return {
-        tensor.spec.name: weakref.ref(tensor.parameter)
-        for group, own in zip(allocation.groups, owned, strict=True)
-        if group.bank
-        for tensor in own
-    }
-
-
-def dense_tensor(tensors: Mapping[str, Layer], layer: LayerAllocation) -> Layer:
-    """Return a network's tensor that a plan names; ValueError if it has none of that shape."""
-    found = tensors.get(layer.name)
-    if found is None or found.spec.shape != layer.shape:
-        raise ValueError(
-            f"the network has no {layer.name} of shape {list(layer.shape)}: build the architecture"
-            " that the allocation was made for"
-        )
-    return found
-
-
-def _one_kind(group: str, layers: Sequence[Layer]) -> Tensor:
-    """Return a parameter that tells the bank's dtype and device; ValueError if they differ."""
-    first = layers[0].parameter
-    for layer in layers:
-        if (layer.parameter.dtype, layer.parameter.device) != (first.dtype, first.device):
-            raise ValueError(
-                f"group {group!r} holds {layers[0].spec.name} ({first.dtype}, {first.device}) and"
-                f" {layer.spec.name} ({layer.parameter.dtype}, {layer.parameter.device}): put them"
-                " in different groups, or share before moving parts of the network"
-            )
-    return first.detach()
-
-
-def require_unshared(model: nn.Module) -> nn.Module:
-    """Return the network; ValueError if it is none, or shares anywhere."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{model!r} is no network: pass an nn.Module")
-    if any("_npas" in module.__dict__ or is_shared(module) for module in model.modules()):
-        raise ValueError("the network is shared already: npas.materialize it to share it again")
-    return model
+def _close_passes(modules: Iterable[nn.Module], shared: SharedWeights) -> None:
+    """Remove the hooks of `_open_passes`."""
+    for module in modules:
+        for hooks in (
+            module._forward_pre_hooks,
+            module._forward_hooks,
+            module._state_dict_pre_hooks,
+            module._load_state_dict_post_hooks,
+        ):
+            for key, hook in list(hooks.items()):
+                if getattr(hook, "__self__", None) is shared:
+                    del hooks[key]
+                    module._forward_hooks_always_called.pop(key, None)

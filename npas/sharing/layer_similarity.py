@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.sharing.audit import follow, refuse_unloadable
-from npas.sharing.coefficients import FIXED, GENERATORS
+from npas.sharing.coefficients import FIXED, ROWS
 from npas.sharing.generation import Reading
 from npas.sharing.install import shared_weights
-from npas.sharing.layers import SCALES, generator_names, shared_value
+from npas.sharing.layers import SCALES, shared_value
 
-ROWS = ("coefficients", "embeddings", FIXED)
-"""The generators' parameters that have a row for each layer."""
 UNBOUND = ("wavg", "search_wavg", FIXED)
 """Whose coefficients can make up for another scale: they are the parameters themselves."""
 ROUNDING = 1e-12
@@ -137,7 +135,7 @@ def _comparable(reading: Reading, alike: bool = False) -> list[list[int]]:
     sets: dict[object, list[int]] = {}
     for i, (g, layer) in enumerate(reading.places):
         has_own = layer.learned[0] or (alike and layer.rank)
-        if layer.mixing in ("none", "avg") or has_own:
+        if i not in reading.rows or not reading.rows[i].names or has_own:
             continue
         key: tuple[object, ...] = (g, layer.mixing, layer.templates)
         if alike:
@@ -150,10 +148,8 @@ def _comparable(reading: Reading, alike: bool = False) -> list[list[int]]:
 
 def _coefficients(model: nn.Module, reading: Reading, members: Sequence[int]) -> Tensor:
     """Return alpha_LK of these layers, which share a generator and K; in fp32 at least."""
-    rows, group = reading.rows[members[0]], reading.places[members[0]][0]
-    names = generator_names(model, group, rows.templates)
-    parameters = {kind: shared_value(model, name) for kind, name in names.items()}
-    alpha_LK = GENERATORS[rows.mixing].coefficients(parameters, len(rows.layers), rows.templates)
+    rows = reading.rows[members[0]]
+    alpha_LK = rows.coefficients(lambda name: shared_value(model, name))
     if list(members) != rows.layers:  # picked one by one: an index tensor would make a GPU wait
         alpha_LK = torch.stack([alpha_LK[rows.layers.index(i)] for i in members])
     return alpha_LK.to(torch.promote_types(alpha_LK.dtype, torch.float32))
@@ -183,10 +179,10 @@ def _average(model: nn.Module, reading: Reading, members: Sequence[int]) -> None
 
     What is averaged is coefficients times the layer's fixed scale, so that weights come out equal.
     """
-    rows, group = reading.rows[members[0]], reading.places[members[0]][0]
-    for kind, name in generator_names(model, group, rows.templates).items():
-        if kind in ROWS:
-            parameter = getattr(model, name)
+    rows = reading.rows[members[0]]
+    for kind in ROWS:
+        if kind in rows.names:
+            parameter = getattr(model, rows.names[kind])
             places = [rows.layers.index(i) for i in members]
             scale_L = model.get_buffer(SCALES)[[reading.places[i][1].scale for i in members]]
             scale_L1 = scale_L.double()[:, None]

@@ -1,4 +1,7 @@
-"""Name, read and remove the shared tensors, which the root module holds as its own parameters."""
+"""Find the tensors that can be shared, and name those that they are generated from.
+
+The latter are parameters of the root module itself, the network that was shared.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,7 @@ def shared_value(root: nn.Module, name: str) -> Tensor:
     own = root._parameters.get(name)
     if own is not None:  # as nearly always: what follows takes long for what runs at every read
         return own
-    original = root._parameters.get(name + _PRUNED)
-    mask = root._buffers.get(name + _MASK)
+    original, mask = root._parameters.get(name + _PRUNED), root._buffers.get(name + _MASK)
     if original is None or mask is None:
         found: Tensor = getattr(root, name)
         return found
@@ -132,6 +134,12 @@ WRAPPERS = {
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+def matrix_form(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return rows x rest of a tensor: out x rest, and N x D for a position table of 1 x N x D."""
+    rows = next((length for length in shape if length > 1), 1)
+    return rows, math.prod(shape) // rows
+
+
 @dataclass(frozen=True)
 class LayerSpec:
     """One shareable tensor without holding it: what the allocation needs to know."""
@@ -188,22 +196,16 @@ def find_layers(
     for tensor in tensors:
         if not excluded.isdisjoint(tensor.names):
             continue
-        _refuse_quantized(tensor)
-        if not included.isdisjoint(tensor.names):
-            _refuse_unsharable(tensor)
-        elif not is_shareable(tensor.parameter):
-            continue
-        _refuse_unsupported(tensor)
-        layers.append(tensor)
+        is_included = not included.isdisjoint(tensor.names)
+        if fault := _find_fault(tensor, is_included):
+            raise ValueError(f"{tensor.spec.name!r} {fault}, or add it to exclude")
+        if is_included or is_shareable(tensor.parameter):
+            layers.append(tensor)
     if not layers:
-        if any(is_shareable(t.parameter) for t in tensors if not excluded.isdisjoint(t.names)):
-            raise ValueError(
-                "exclude takes away every shareable tensor, so nothing is left to share: narrow its"
-                " patterns"
-            )
+        why = "" if not excluded else " that exclude leaves"
         raise ValueError(
-            "the network has no shareable tensor (a trainable parameter with two or more non-unit"
-            " dimensions and a non-constant initialization): name tensors with include"
+            f"the network has no shareable tensor{why} (a trainable parameter with two or more"
+            " non-unit dimensions and a non-constant initialization): name tensors with include"
         )
     _refuse_overlaps(tensors, layers)
     return layers
@@ -287,102 +289,63 @@ def _kind(model: nn.Module, prefix: str, module: nn.Module) -> str:
 
 
 def _refuse_module(name: str, module: nn.Module) -> None:
-    kind = type(module).__name__
+    kind, source = type(module).__name__, type(module).__module__
     where = f"{name!r} is" if name else "the network is"
-    if kind in WRAPPERS and type(module).__module__.startswith("torch."):
+    if kind in WRAPPERS and source.startswith("torch."):
         raise ValueError(
             f"{where} wrapped by {WRAPPERS[kind]}, which keeps the dense parameters: share the"
             " network first, then wrap it"
         )
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ValueError(f"{where} a ScriptModule, whose parameters are fixed: share its source")
-    if type(module).__module__.startswith(("torch.ao.nn.", "torch.nn.quantized.")):
+    is_quantized = source.startswith(("torch.ao.nn.", "torch.nn.quantized."))
+    if is_quantized or isinstance(module, torch.jit.ScriptModule):
         raise ValueError(
-            f"{where} quantized ({kind}): share and train the floating-point network, materialize"
-            " it, and quantize that"
+            f"{where} a {kind}, whose parameters are fixed: share the plain floating-point network"
+            " that it was made of"
         )
 
 
-def _refuse_quantized(tensor: Layer) -> None:
-    name, parameter = tensor.spec.name, tensor.parameter
-    kind = type(parameter.data)
+def _find_fault(tensor: Layer, is_included: bool) -> str:
+    """Return why a tensor that is not excluded cannot be shared; nothing if it can, or need not."""
+    parameter = tensor.parameter
+    kind, many = type(parameter.data), parameter.ndim > 1
     if kind is not Tensor:  # a weight in a format of its own, or spread over devices
-        raise ValueError(
-            f"{name!r} is a {kind.__name__}: share the network while its weights are plain tensors,"
-            " or add it to exclude"
-        )
-    bits = {torch.int8, torch.uint8, torch.qint8, torch.quint8, torch.qint32}
-    small_float = parameter.is_floating_point() and parameter.dtype not in FLOATS
-    if parameter.ndim > 1 and (parameter.dtype in bits or small_float):
-        raise ValueError(
-            f"{name!r} is quantized ({parameter.dtype}): share the floating-point network, or add"
-            " it to exclude"
-        )
-
-
-def _refuse_unsharable(tensor: Layer) -> None:
-    name, parameter = tensor.spec.name, tensor.parameter
-    if parameter.is_complex():
-        raise ValueError(f"include names {name!r}, which is complex: banks hold real numbers only")
+        return f"is a {kind.__name__}: share the network while its weights are plain tensors"
+    packed = parameter.dtype in (torch.int8, torch.uint8, torch.qint8, torch.quint8, torch.qint32)
+    if many and (packed or (parameter.is_floating_point() and parameter.dtype not in FLOATS)):
+        return f"is quantized ({parameter.dtype}): share the floating-point network"
+    if not is_included and not is_shareable(parameter):
+        return ""
     if not parameter.requires_grad or not parameter.is_floating_point():
-        raise ValueError(f"include names {name!r}, which is not trainable: leave it out of include")
+        return "is not trainable or holds no real numbers: leave it out of include"
     if parameter.numel() == 0 or is_constant(parameter):
-        raise ValueError(
-            f"include names {name!r}, whose initial values are all equal, so no generated weight"
-            " can start like it: initialize it at random or leave it out of include"
+        return (
+            "starts with equal values everywhere, like which no generated weight can start:"
+            " initialize it at random"
         )
-
-
-def _refuse_unsupported(tensor: Layer) -> None:
-    name, parameter = tensor.spec.name, tensor.parameter
-    if parameter.layout is not torch.strided:
-        raise ValueError(f"{name!r} is sparse: make it dense or add it to exclude")
-    if any(
-        stride == 0 < n - 1 for stride, n in zip(parameter.stride(), parameter.shape, strict=True)
-    ):
-        raise ValueError(
-            f"{name!r} is an expanded tensor, one value in many places: make it contiguous or add"
-            " it to exclude"
-        )
+    strides = zip(parameter.stride(), parameter.shape, strict=True)
+    if parameter.layout is not torch.strided or any(step == 0 < n - 1 for step, n in strides):
+        return "is sparse or an expanded tensor: make it dense and contiguous"
     if not parameter.is_meta and not bool(parameter.detach().sum(dtype=torch.float64).isfinite()):
-        raise ValueError(
-            f"{name!r} holds values that are not finite: initialize it or add it to exclude"
-        )
+        return "holds values that are not finite: initialize it"
     for owner, _ in tensor.owners:
-        for option in ("max_norm", "sparse"):
-            if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and getattr(owner, option):
-                raise ValueError(
-                    f"{name!r} belongs to an embedding with {option}, which writes to its weight"
-                    " or needs a sparse gradient: add it to exclude"
-                )
+        if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and (owner.max_norm or owner.sparse):
+            return (
+                "belongs to an embedding with max_norm or sparse, which writes to its weight or"
+                " needs a sparse gradient: leave them out"
+            )
+    return ""
 
 
 def _refuse_overlaps(tensors: Sequence[Layer], shared: Sequence[Layer]) -> None:
-    """Refuse a shared parameter that another one overlaps: sharing would part them silently."""
+    """Refuse a shared parameter that has another one's memory: sharing would part them silently."""
     chosen = {layer.spec.name for layer in shared}
-    spans = sorted(
-        (*_span(tensor.parameter), tensor.spec.name)
-        for tensor in tensors
-        if tensor.parameter.layout is torch.strided
-        and tensor.parameter.numel() > 0
-        and tensor.parameter.device.type in ("cpu", "cuda")
-    )
-    reach, last = (-1, 0), ""
-    for start, end, name in spans:
-        if start[0] == reach[0] and start[1] < reach[1] and not chosen.isdisjoint((name, last)):
-            raise ValueError(
-                f"{last!r} and {name!r} are two parameters in one memory: tie them as one"
-                " parameter, or copy one of them"
-            )
-        if (start[0], end) > reach:
-            reach, last = (start[0], end), name
-
-
-def _span(parameter: Tensor) -> tuple[tuple[int, int], int]:
-    """Return the device and first byte of a tensor's memory, and the byte after its last."""
-    extent = 1 + sum(
-        stride * (n - 1) for stride, n in zip(parameter.stride(), parameter.shape, strict=True)
-    )
-    device = -1 if parameter.device.index is None else parameter.device.index
-    start = parameter.data_ptr()
-    return (device, start), start + extent * parameter.element_size()
+    first: dict[object, str] = {}
+    for tensor in tensors:
+        parameter, name = tensor.parameter, tensor.spec.name
+        if parameter.layout is torch.strided and parameter.numel() and not parameter.is_meta:
+            other = first.setdefault((parameter.device, parameter.data_ptr()), name)
+            if other != name and not chosen.isdisjoint((name, other)):
+                raise ValueError(
+                    f"{other!r} and {name!r} are two parameters in one memory: tie them as one"
+                    " parameter, or copy one of them"
+                )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,10 +31,6 @@ class Repeat:
     period: int
     times: int
     own: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self) | {"blocks": list(self.blocks)}
 
 
 class Loop(nn.Module):
@@ -91,7 +87,12 @@ def fold_repeats(model: nn.Module, lists: bool = False) -> list[Repeat]:
     the same parameter; at least one is.
     """
     found: list[Repeat] = []
-    _fold_within(model, "", lists, found)
+    # From the inside out, so that every container has its first name when its turn comes.
+    for name, child in model.named_children():
+        inner = fold_repeats(child, lists)
+        found += (replace(r, container=f"{name}.{r.container}".rstrip(".")) for r in inner)
+    if _is_row(model, lists):
+        found += _fold_container(model)
     return found
 
 
@@ -160,26 +161,19 @@ def _is_row(module: nn.Module | None, lists: bool) -> bool:
     return module is not None and type(module).forward is nn.Sequential.forward
 
 
-def _fold_within(module: nn.Module, name: str, lists: bool, found: list[Repeat]) -> None:
-    # From the inside out, so that every container has its first name when its turn comes.
-    for child_name, child in module.named_children():
-        _fold_within(child, f"{name}.{child_name}".lstrip("."), lists, found)
-    if _is_row(module, lists):
-        _fold_container(module, name, found)
-
-
-def _fold_container(container: nn.Module, name: str, found: list[Repeat]) -> None:
+def _fold_container(container: nn.Module) -> list[Repeat]:
     names = [key for key, child in container._modules.items() if child is not None]
     signatures = [_Signature(container._modules[key]) for key in names]
-    start = 0
+    found, start = [], 0
     while start < len(names):
         period, times = _longest_run(signatures[start:])
         if times > 1:
             blocks = tuple(names[start : start + period * times])
             own = _replace(container, blocks, period)
-            found.append(Repeat(name, blocks, period, times, own))
+            found.append(Repeat("", blocks, period, times, own))
         start += period * times
     _number(container)
+    return found
 
 
 def _number(container: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Give each shared layer a low-rank correction of its own: weight = generated + B A.
 
 B starts at zero, so that a network starts as it would without; A is drawn. Shapes: R x C is a
-layer's matrix (`allocation.matrix_form`), r its rank: B is R x r, A is r x C.
+layer's matrix (`layers.matrix_form`), r its rank: B is R x r, A is r x C.
 """
 
 from __future__ import annotations
@@ -13,13 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from npas.sharing.allocation import (
-    GroupAllocation,
-    LayerAllocation,
-    correction_size,
-    matrix_form,
-)
-from npas.sharing.layers import PREFIX, LayerSpec
+from npas.sharing.allocation import GroupAllocation, LayerAllocation
+from npas.sharing.layers import PREFIX, LayerSpec, matrix_form
 
 FACTORS = ("left", "right")  # B and A
 
@@ -40,7 +35,7 @@ def factor_shapes(index: int, layer: LayerAllocation) -> dict[str, tuple[int, in
 def count_corrections(groups: Iterable[Sequence[LayerSpec]], rank: int) -> int:
     """Count the parameters of the corrections of all layers that share with others."""
     return sum(
-        correction_size(layer.shape, _rank(layer.shape, rank))
+        _rank(layer, rank) * sum(matrix_form(layer.shape))
         for group in groups
         if len(group) > 1
         for layer in group
@@ -55,12 +50,12 @@ def correct(group: GroupAllocation, rank: int) -> GroupAllocation:
     if len(group.layers) < 2 or not rank:
         return group
     assert group.bank
-    layers = (replace(layer, rank=_rank(layer.shape, rank)) for layer in group.layers)
+    layers = (replace(layer, rank=_rank(layer, rank)) for layer in group.layers)
     return replace(group, layers=tuple(layers))
 
 
-def _rank(shape: tuple[int, ...], rank: int) -> int:
-    return rank if correction_size(shape, rank) < math.prod(shape) else 0
+def _rank(layer: LayerSpec, rank: int) -> int:
+    return rank if rank * sum(matrix_form(layer.shape)) < layer.size else 0
 
 
 def draw_right(shape: torch.Size, rng: torch.Generator) -> Tensor:

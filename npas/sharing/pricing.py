@@ -25,16 +25,13 @@ from npas.sharing.allocation import (
     GroupAllocation,
     LayerAllocation,
     Scheme,
-    matrix_form,
 )
 from npas.sharing.allocator import allocate, members_of, smallest_group
 from npas.sharing.budget import count_parameters
-from npas.sharing.coefficients import FIXED
-from npas.sharing.install import is_shared, shared_weights
-from npas.sharing.layers import PREFIX, SCALES, LayerSpec, bank_name
+from npas.sharing.install import is_buffer, is_shared, shared_shapes, shared_weights
+from npas.sharing.layers import PREFIX, LayerSpec, bank_name, matrix_form
 from npas.sharing.low_rank import count_corrections
 from npas.sharing.quantize import PLAIN, count_bytes
-from npas.sharing.stored import shared_shapes
 from npas.utils.budget import Budget, spell_count, spell_size
 from npas.utils.packing import Packing
 
@@ -77,11 +74,7 @@ def _prices(model: nn.Module, allocation: Allocation | None, packing: Packing) -
         allocation = audit.follow(shared_weights(model)).allocation
     elif allocation is not None:  # `share` gives layers that start alike one scale
         scales = count()
-        groups = tuple(
-            replace(g, layers=tuple(replace(layer, scale=next(scales)) for layer in g.layers))
-            for g in allocation.groups
-        )
-        allocation = replace(allocation, groups=groups)
+        allocation = allocation.map(lambda layer: replace(layer, scale=next(scales)))
     entries = layout(model, allocation, packing)
     header = len(describe(entries, allocation, packing)) // 2 + SHORT_HEADER
     return PREAMBLE.size + header, sum(entry.bytes for entry in entries)
@@ -100,8 +93,7 @@ def layout(model: nn.Module, allocation: Allocation | None, packing: Packing) ->
         state = {name: tensor for name, tensor in state.items() if id(tensor) not in dense}
         for name, shape in shared_shapes(allocation).items():
             empty = torch.empty(shape, dtype=dtype, device="meta")
-            is_buffer = name == SCALES or name.startswith(f"{PREFIX}{FIXED}_")
-            state[name] = empty if is_buffer else nn.Parameter(empty)
+            state[name] = empty if is_buffer(name) else nn.Parameter(empty)
     layers = {id(p) for m in model.modules() if _is_layer(m) for p in m._parameters.values()}
     found: dict[int, Entry] = {}
     for name, tensor in state.items():

@@ -17,8 +17,6 @@ Shapes: L layers, K templates, N values a template, P values a bank.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,17 +26,9 @@ from torch import Tensor, nn
 from npas.sharing.allocation import LayerAllocation
 from npas.sharing.audit import follow, refuse_unloadable, shared_layers
 from npas.sharing.bank import full_precision
-from npas.sharing.coefficients import GENERATORS
-from npas.sharing.generation import Reading, Rows
+from npas.sharing.generation import Reading
 from npas.sharing.install import is_shared, shared_weights
-from npas.sharing.layers import (
-    PREFIX,
-    SCALES,
-    bank_name,
-    generator_name,
-    generator_names,
-    upsampler_name,
-)
+from npas.sharing.layers import PREFIX, SCALES, bank_name, upsampler_name
 from npas.sharing.low_rank import factor_names
 from npas.sharing.upsample import UPSAMPLERS
 
@@ -51,10 +41,6 @@ AT_ONCE = 1 << 24
 EXACT = 1e-13
 """Squared error, against the weights', that is none."""
 FITTED = "wavg"
-PATIENCE_S = 20.0
-"""Time without a word."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,7 +82,8 @@ def project(
     for i, (_, layer) in enumerate(reading.places):
         if layer.rank:  # what is projected is what the bank generates
             model.get_parameter(factor_names(i)[0]).zero_()
-    errors: dict[int, tuple[float, float]] = {}
+    wrong: dict[int, float] = {}
+    squares: dict[int, float] = {}
     with torch.inference_mode(False), torch.no_grad(), full_precision(torch.device("cpu")):
         for g, group in enumerate(shared.allocation.groups):
             if group.bank:
@@ -104,15 +91,12 @@ def project(
                 fit = _Fit(model, reading, g, own, targets)
                 fit.run(rounds, steps)
                 fit.write(model)
-                errors |= fit.errors()
+                wrong |= fit.wrong
+                squares |= fit.squares
     copied, fresh = copy_others(model, dense_state)
-    wrong, whole = (sum(part) for part in zip(*errors.values(), strict=True)) if errors else (0, 1)
-    return Projection(
-        {reading.places[i][1].name: _ratio(*errors[i]) for i in sorted(errors)},
-        _ratio(wrong, whole),
-        copied,
-        fresh,
-    )
+    errors = {reading.places[i][1].name: _ratio(wrong[i], squares[i]) for i in sorted(wrong)}
+    error = _ratio(sum(wrong.values()), sum(squares[i] for i in wrong)) if wrong else 0.0
+    return Projection(errors, error, copied, fresh)
 
 
 def _ratio(wrong: float, whole: float) -> float:
@@ -151,11 +135,11 @@ class _Kind:
             return values_KN
         return torch.stack([self.narrow(self._widen(values_N)) for values_N in values_KN])
 
-    def _widen(self, source_N: Tensor) -> Tensor:
+    def _widen(self, values_N: Tensor) -> Tensor:
         layer = self.layer
         assert layer.upsampler is not None
-        source = source_N.view(layer.source) if layer.upsampler == "inter" else source_N
-        return UPSAMPLERS[layer.upsampler].weight(source, self.learned, layer.matrix).reshape(-1)
+        upsampler = UPSAMPLERS[layer.upsampler]
+        return upsampler.weight(values_N, self.learned, layer.source, layer.matrix)
 
 
 class _Fit:
@@ -175,7 +159,7 @@ class _Fit:
         self.bank_P = _exact(model.get_parameter(bank_name(group)))
         self.scales = _exact(model.get_buffer(SCALES))
         self.alphas = {i: self._alpha(model, i) for i in layers}
-        self.squares = {i: float(self._target(i).square().sum()) for i in layers}
+        self.squares = {i: float(self.target(i).square().sum()) for i in layers}
         self.wrong: dict[int, float] = {}  # the squared errors, by layer
         kinds: dict[object, _Kind] = {}
         for i in layers:
@@ -190,22 +174,14 @@ class _Fit:
 
     def run(self, rounds: int, steps: int) -> None:
         """Alternate between bank and coefficients until a round gains next to nothing."""
-        whole = sum(self.squares.values())
-        before, said = float("inf"), time.monotonic()
+        whole, before = sum(self.squares.values()), float("inf")
         for _ in range(max(1, rounds)):
             self._fit_bank(steps)
             self._fit_coefficients()
             wrong = sum(self.wrong.values())
-            if time.monotonic() - said > PATIENCE_S:
-                said = time.monotonic()
-                log.info("projecting: relative error %.3g so far", _ratio(wrong, whole))
             if wrong <= EXACT * whole or before - wrong <= SETTLED * wrong:
                 return
             before = wrong
-
-    def errors(self) -> dict[int, tuple[float, float]]:
-        """Return the squared norms of what is wrong with each layer's weight, and of the weight."""
-        return {i: (wrong, self.squares[i]) for i, wrong in self.wrong.items()}
 
     def write(self, model: nn.Module) -> None:
         """Put bank and coefficients into the network."""
@@ -213,9 +189,8 @@ class _Fit:
         for i, alpha_K in self.alphas.items():
             rows = self.reading.rows.get(i)
             if rows is not None and rows.mixing == FITTED:
-                name = generator_name("coefficients", self.group, rows.templates)
-                row = rows.layers.index(i)
-                model.get_parameter(name)[row].copy_(alpha_K / self._scale(i))
+                parameter = model.get_parameter(rows.names["coefficients"])
+                parameter[rows.layers.index(i)].copy_(alpha_K / self._scale(i))
 
     def _fit_bank(self, steps: int) -> None:
         """Take conjugate gradient steps on the normal equations, from the bank as it is."""
@@ -223,7 +198,7 @@ class _Fit:
         for kind in self.kinds:
             values_KN = torch.zeros_like(kind.templates(self.bank_P))
             for layers, wanted_LN in self._wanted(kind):
-                values_KN.addmm_(self._rows(layers).T, wanted_LN)
+                values_KN.addmm_(torch.stack([self.alphas[i] for i in layers]).T, wanted_LN)
             kind.add(wanted_P, values_KN)
         residual_P = wanted_P - self._normal(self.bank_P)
         direction_P = residual_P.clone()
@@ -242,7 +217,7 @@ class _Fit:
         """Generate every weight of a bank, and apply the adjoint to all: one product a kind."""
         found_P = torch.zeros_like(bank_P)
         for kind in self.kinds:
-            alpha_LK = self._rows(kind.layers)
+            alpha_LK = torch.stack([self.alphas[i] for i in kind.layers])
             values_KN = kind.widen_and_narrow(kind.templates(bank_P))
             kind.add(found_P, (alpha_LK.T @ alpha_LK) @ values_KN)
         return found_P
@@ -267,12 +242,10 @@ class _Fit:
         count = max(1, AT_ONCE // kind.layer.template_size)
         for start in range(0, len(kind.layers), count):
             layers = kind.layers[start : start + count]
-            yield layers, torch.stack([kind.narrow(self._target(i)) for i in layers])
+            yield layers, torch.stack([kind.narrow(self.target(i)) for i in layers])
 
-    def _rows(self, layers: Sequence[int]) -> Tensor:
-        return torch.stack([self.alphas[i] for i in layers])
-
-    def _target(self, i: int) -> Tensor:
+    def target(self, i: int) -> Tensor:
+        """Return the flat weight that a layer is to have."""
         return _exact(self.targets[i]).reshape(-1)
 
     def _scale(self, i: int) -> float:
@@ -283,13 +256,8 @@ class _Fit:
         rows = self.reading.rows.get(i)
         if rows is None:
             return self.scales.new_full((1,), self._scale(i))
-        return self._coefficients(model, rows)[rows.layers.index(i)] * self._scale(i)
-
-    def _coefficients(self, model: nn.Module, rows: Rows) -> Tensor:
-        names = generator_names(model, self.group, rows.templates)
-        parameters = {kind: _exact(getattr(model, name)) for kind, name in names.items()}
-        generator = GENERATORS[rows.mixing]
-        return _exact(generator.coefficients(parameters, len(rows.layers), rows.templates))
+        alpha_LK = rows.coefficients(lambda name: _exact(getattr(model, name)))
+        return _exact(alpha_LK)[rows.layers.index(i)] * self._scale(i)
 
 
 def _exact(tensor: Tensor) -> Tensor:
@@ -309,15 +277,13 @@ def _target(
 ) -> Tensor:
     """Return the weight that a layer is to have; ValueError if there is none that fits."""
     given = next((dense_state[name] for name in (layer.name, *names) if name in dense_state), None)
+    other = "take weights of the same architecture, or exclude that layer from sharing"
     if given is None:
-        raise ValueError(
-            f"there is no tensor {layer.name}, which the network shares: take weights of the same"
-            " architecture, or exclude that layer from sharing"
-        )
+        raise ValueError(f"there is no tensor {layer.name}, which the network shares: {other}")
     if tuple(given.shape) != layer.shape:
         raise ValueError(
             f"{layer.name} has shape {list(given.shape)} there and {list(layer.shape)} in the"
-            " network: take weights of the same architecture, or exclude that layer from sharing"
+            f" network: {other}"
         )
     if not given.isfinite().all():
         raise ValueError(f"{layer.name} is not finite there: take weights that did not diverge")

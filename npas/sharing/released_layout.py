@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
-from npas.sharing.allocator import members_of, ordinary
+from npas.sharing.allocator import members_of
 from npas.sharing.budget import Budget, BudgetReport
 from npas.sharing.layers import LayerSpec
 from npas.sharing.upsample import UPSAMPLERS, WINDOW
@@ -45,7 +45,7 @@ def allocate_reference(
     groups = []
     for name, group in members.items():
         if len(group) == 1:
-            groups.append(GroupAllocation(name, 0, (ordinary(group[0]),)))
+            groups.append(GroupAllocation(name, 0, (LayerAllocation(**vars(group[0])),)))
             continue
         bank = round(left * sum(layer.size for layer in group) / shared)
         groups.append(GroupAllocation(name, bank, _place(group, bank, scheme, wrap_after_k)))
@@ -75,6 +75,9 @@ def _place(
         upsampled = templates * layer.size > bank
         source = _source(layer, bank, scheme) if upsampled else (0, 0)
         size = math.prod(source) if upsampled else layer.size
+        learned = UPSAMPLERS[scheme.upsampler].learned(layer.size, bank)
+        if scheme.upsampler == "wavg":
+            learned = 2 * -(-layer.size // bank), 2
         block = templates * (size if scheme.upsampler == "inter" else layer.size)
         if block not in cursor:
             at = -(-reserved // block)
@@ -90,15 +93,13 @@ def _place(
         if wrap_after_k and cursor[block] == wrap[block]:
             cursor[block] = 0
         placed[layer.name] = LayerAllocation(
-            layer.name,
-            layer.shape,
-            layer.kind,
-            tuple(start + k * size for k in range(templates)),
-            size,
+            **vars(layer),
+            templates=tuple(start + k * size for k in range(templates)),
+            template_size=size,
             mixing=scheme.generator if templates > 1 else "none",
             upsampler=scheme.upsampler if upsampled else None,
             source=source,
-            learned=_learned(layer, bank, scheme) if upsampled else (0, 0),
+            learned=learned if upsampled else (0, 0),
         )
     return tuple(placed[layer.name] for layer in group)
 
@@ -124,10 +125,3 @@ def _source(layer: LayerSpec, bank: int, scheme: Scheme) -> tuple[int, int]:
     if not rows * columns:
         raise ValueError(f"allocator='reference' cannot shrink {layer.name} to a bank of {bank:,}")
     return rows, columns
-
-
-def _learned(layer: LayerSpec, bank: int, scheme: Scheme) -> tuple[int, int]:
-    copies = -(-layer.size // bank)
-    if scheme.upsampler == "wavg":
-        return 2 * copies, 2
-    return UPSAMPLERS[scheme.upsampler].learned(layer.size, bank)

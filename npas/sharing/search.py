@@ -8,13 +8,13 @@ All layers, whatever their shapes, mix the same K templates, each a K-th of one 
 a template as a map of about its matrix's aspect (out x rest) and resizes it to its shape, up or
 down. The resize is linear, so the K maps are mixed first and their mixture is resized once.
 
-The layers start with the same coefficients, which the paper leaves open; see `generators.Alike`.
+The layers start with the same coefficients, which the paper leaves open; see `coefficients.Alike`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,11 @@ from npas.sharing.allocation import (
     GroupAllocation,
     LayerAllocation,
     Scheme,
-    matrix_form,
 )
 from npas.sharing.api import allocation
-from npas.sharing.budget import Budget, BudgetReport, count_parameters, parse_budget, spell_count
+from npas.sharing.budget import BudgetReport, count_parameters, parse_budget, spell_count
 from npas.sharing.coefficients import GENERATORS
-from npas.sharing.layers import LayerSpec, find_layers, generator_name
+from npas.sharing.layers import LayerSpec, find_layers, generator_name, matrix_form
 from npas.sharing.upsample import UPSAMPLERS
 
 GROUP = "search"
@@ -63,16 +62,15 @@ def plan_search(
     kind = "softmax" if softmax else "search"
     mixing = "avg" if generator == "avg" else f"{kind}_{generator}"
     scheme = Scheme(mixing, "inter", templates, allocator)
-    dense = count_parameters(model)
-    request = parse_budget(budget)
-    if allocator == "reference":
-        return _plan_as_released(specs, request, dense, scheme)
+    is_released = allocator == "reference"
+    dense, request = count_parameters(model), parse_budget(budget)
     unshared = dense - sum(spec.size for spec in specs)
     beside = unshared + GENERATORS[mixing].count([templates] * len(specs))
+    beside = 0 if is_released else beside
     floor = beside + templates * SMALLEST_TEMPLATE
     largest = max(specs, key=lambda spec: spec.size)
     ceiling = min(dense, beside + templates * largest.size)
-    allowed = min(request.allowed(dense), max(ceiling, floor))
+    allowed = min(request.allowed(dense), dense if is_released else max(ceiling, floor))
     if allowed < floor:
         raise ValueError(
             f"budget={request.canonical} allows {allowed:,} parameters, but a search for groups"
@@ -80,14 +78,31 @@ def plan_search(
             f" budget={spell_count(floor)} or more, or name the groups yourself"
         )
     source = _whole_map(allowed - beside, templates, largest, max(allowed // 1000, len(specs)))
-    maps = {spec.shape: search_map(math.prod(source), spec) for spec in specs}
-    group = _group(specs, math.prod(source), maps | {largest.shape: source}, scheme)
+    template = allowed // templates if is_released else math.prod(source)
+    maps = {spec.shape: search_map(template, spec) for spec in specs}
+    if not is_released:
+        maps[largest.shape] = source
+    layers = []
+    for spec in specs:
+        size = math.prod(maps[spec.shape])
+        # The released code lays each layer's templates side by side, where a map fills its template
+        # only nearly: those of another shape then begin a little later.
+        apart = size if is_released else template
+        layers.append(
+            LayerAllocation(
+                **vars(spec),
+                templates=tuple(k * apart for k in range(templates)),
+                template_size=size,
+                mixing=mixing,
+                upsampler="inter",
+                source=maps[spec.shape],
+            )
+        )
+    group = GroupAllocation(GROUP, templates * template, tuple(layers))
     used = unshared + group.used
-    assert used <= allowed, (used, allowed)
-    assert not group.unread
-    return Allocation(
-        scheme, BudgetReport(request.canonical, dense, allowed, used), unshared, (group,)
-    )
+    assert is_released or (used <= allowed and not group.unread), (used, allowed)
+    report = BudgetReport(request.canonical, dense, allowed, used)
+    return Allocation(scheme, report, unshared, (group,))
 
 
 def search_map(template: int, layer: LayerSpec) -> tuple[int, int]:
@@ -122,12 +137,11 @@ def template_gradients(model: nn.Module, gradients: Mapping[str, Tensor]) -> dic
     """
     found = {}
     for layer in _search_group(model).layers:
-        source = torch.zeros(layer.source, requires_grad=True)
+        values_N = torch.zeros(layer.template_size, requires_grad=True)
         with torch.enable_grad():
-            weight = UPSAMPLERS["inter"].weight(source, None, layer.matrix)
+            weight = UPSAMPLERS["inter"].weight(values_N, None, layer.source, layer.matrix)
         gradient = gradients[layer.name].detach().float().cpu().reshape(-1)
-        (asked,) = torch.autograd.grad(weight, source, gradient)
-        found[layer.name] = asked.reshape(-1)
+        (found[layer.name],) = torch.autograd.grad(weight, values_N, gradient)
     return found
 
 
@@ -144,55 +158,6 @@ def _whole_map(available: int, templates: int, layer: LayerSpec, slack: int) -> 
     if available - templates * (template - template % best) > slack:
         best = 1
     return best, template // best
-
-
-def _group(
-    specs: Sequence[LayerSpec],
-    template: int,
-    maps: Mapping[tuple[int, ...], tuple[int, int]],
-    scheme: Scheme,
-) -> GroupAllocation:
-    """Make every layer mix the same templates, each through its own map.
-
-    The released code lays each layer's templates side by side, where a map fills its template only
-    nearly: those of another shape then begin a little later.
-    """
-    layers = []
-    for spec in specs:
-        source = maps[spec.shape]
-        size = math.prod(source)
-        apart = size if scheme.allocator == "reference" else template
-        layers.append(
-            LayerAllocation(
-                spec.name,
-                spec.shape,
-                spec.kind,
-                tuple(k * apart for k in range(scheme.max_templates)),
-                size,
-                mixing=scheme.generator,
-                upsampler="inter",
-                source=source,
-            )
-        )
-    return GroupAllocation(GROUP, scheme.max_templates * template, tuple(layers))
-
-
-def _plan_as_released(
-    specs: Sequence[LayerSpec], request: Budget, dense: int, scheme: Scheme
-) -> Allocation:
-    allowed = min(request.allowed(dense), dense)
-    template = allowed // scheme.max_templates
-    if template < SMALLEST_TEMPLATE:
-        floor = spell_count(scheme.max_templates * SMALLEST_TEMPLATE)
-        raise ValueError(
-            f"budget={request.canonical} is too small to search with: ask for budget={floor} or"
-            " more"
-        )
-    maps = {spec.shape: search_map(template, spec) for spec in specs}
-    group = _group(specs, template, maps, scheme)
-    unshared = dense - sum(spec.size for spec in specs)
-    budget = BudgetReport(request.canonical, dense, allowed, unshared + group.used)
-    return Allocation(scheme, budget, unshared, (group,))
 
 
 def _search_group(model: nn.Module) -> GroupAllocation:

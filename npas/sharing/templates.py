@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from npas.sharing.allocation import LayerAllocation, matrix_form
-from npas.sharing.layers import bank_name
+from npas.sharing.allocation import LayerAllocation
+from npas.sharing.layers import bank_name, matrix_form
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ test_torch_private.py` fails when a torch release changes one.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from torch.utils._python_dispatch import (
 from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
 _TRACERS = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+_OURS = ("npas.", "torch.nn.modules.module")
 _storage_use_count = getattr(torch._C, "_storage_Use_Count", None)
 
 backward_pass = torch._C._current_graph_task_id
@@ -72,8 +71,9 @@ caller: Any = sys._getframe
 """`caller(1)` returns the frame that called the function it is used in; fast, for hot paths."""
 
 
-def frames(frame: FrameType | None) -> Iterator[FrameType]:
-    """Yield a frame and those that called it, innermost first."""
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+def level_outside() -> int:
+    """Return the `stacklevel` with which a caller's warning names the line that called npas."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,89 +18,80 @@ from torch.autograd import Function
 
 from npas.sharing.torch_private import is_traced
 
+Shape = tuple[int, int]
 WINDOW = 9
 """Values that one learned pattern of `mask` spans: a 3x3 kernel."""
 
 
-class Upsampler(Protocol):
-    """What an upsampler reads and learns, and how it makes `size` weights of a source."""
-
-    def learned(self, size: int, bank: int) -> tuple[int, int]:
-        """Return the shape of the learned weights of a layer of `size` over a bank of `bank`."""
-
-    def initial(self, shape: tuple[int, int], rng: torch.Generator) -> Tensor:
-        """Return the initial learned weights, such that every weight keeps the bank's variance."""
-
-    def weight(self, source: Tensor, learned: Tensor | None, shape: tuple[int, int]) -> Tensor:
-        """Return the flat weight whose matrix form, out x rest, is `shape`."""
-
-
 class Repeat:
-    """Tile the bank."""
+    """Tile the bank. The base of the other upsamplers."""
 
-    def learned(self, size: int, bank: int) -> tuple[int, int]:
-        """Return no weights."""
+    def learned(self, size: int, bank: int) -> Shape:
+        """Return the shape of the learned weights of a layer of `size` over a bank of `bank`."""
         return (0, 0)
 
-    def initial(self, shape: tuple[int, int], rng: torch.Generator) -> Tensor:
-        """Return no weights."""
+    def initial(self, shape: Shape, rng: torch.Generator) -> Tensor:
+        """Return the initial learned weights, such that every weight keeps the bank's variance."""
         return torch.empty(shape)
 
-    def weight(self, source: Tensor, learned: Tensor | None, shape: tuple[int, int]) -> Tensor:
-        """Return copies of the source, cut at the layer's size."""
-        size = math.prod(shape)
-        return source.repeat(-(-size // source.numel()))[:size]
+    def weight(self, values_N: Tensor, learned: Tensor | None, source: Shape, to: Shape) -> Tensor:
+        """Return the flat weight whose matrix form, out x rest, is `to`.
+
+        `source` is the matrix form of the values that it is made of.
+        """
+        size = math.prod(to)
+        return values_N.repeat(-(-size // len(values_N)))[:size]
 
 
 class Mask(Repeat):
     """Tile the bank; each copy after the first is multiplied by a learned repeating pattern."""
 
-    def learned(self, size: int, bank: int) -> tuple[int, int]:
+    def learned(self, size: int, bank: int) -> Shape:
         """Return copies x window."""
         return (max(0, -(-size // bank) - 1), WINDOW)
 
-    def initial(self, shape: tuple[int, int], rng: torch.Generator) -> Tensor:
+    def initial(self, shape: Shape, rng: torch.Generator) -> Tensor:
         """Draw signs: the copies differ and none starts smaller than the first."""
         return torch.randint(0, 2, shape, generator=rng).float() * 2 - 1
 
-    def weight(self, source: Tensor, learned: Tensor | None, shape: tuple[int, int]) -> Tensor:
-        """Return the source and its masked copies, cut at the layer's size."""
+    def weight(self, values_N: Tensor, learned: Tensor | None, source: Shape, to: Shape) -> Tensor:
+        """Return the values and their masked copies, cut at the layer's size."""
         assert learned is not None
-        size, length = math.prod(shape), source.numel()
+        length = len(values_N)
         patterns = learned.repeat(1, -(-length // learned.shape[1]))[:, :length]
-        return torch.cat([source, (patterns * source).reshape(-1)])[:size]
+        return torch.cat([values_N, (patterns * values_N).reshape(-1)])[: math.prod(to)]
 
 
 class WeightedHalves(Repeat):
     """Lay segments of half a bank each, every one a learned mixture of the bank's two halves."""
 
-    def learned(self, size: int, bank: int) -> tuple[int, int]:
+    def learned(self, size: int, bank: int) -> Shape:
         """Return segments x 2."""
         return (-(-size // -(-bank // 2)), 2)
 
-    def initial(self, shape: tuple[int, int], rng: torch.Generator) -> Tensor:
+    def initial(self, shape: Shape, rng: torch.Generator) -> Tensor:
         """Spread the mixtures over the half circle: all differ, each has unit norm."""
         offset = torch.rand((), generator=rng)
         angle = (torch.arange(shape[0]) + offset) * (math.pi / shape[0])
         return torch.stack([angle.cos(), angle.sin()], dim=1)
 
-    def weight(self, source: Tensor, learned: Tensor | None, shape: tuple[int, int]) -> Tensor:
+    def weight(self, values_N: Tensor, learned: Tensor | None, source: Shape, to: Shape) -> Tensor:
         """Return the segments in order, cut at the layer's size; odd banks overlap by one."""
         assert learned is not None
-        half = -(-source.numel() // 2)
-        halves = torch.stack([source[:half], source[-half:]])
-        return (learned @ halves).reshape(-1)[: math.prod(shape)]
+        half = -(-len(values_N) // 2)
+        halves = torch.stack([values_N[:half], values_N[-half:]])
+        return (learned @ halves).reshape(-1)[: math.prod(to)]
 
 
 class Interpolate(Repeat):
     """Resize a smaller map bilinearly: half-pixel centres, no corner alignment, as released."""
 
-    def weight(self, source: Tensor, learned: Tensor | None, shape: tuple[int, int]) -> Tensor:
-        """Return the resized map; `source` is a matrix, rows x columns."""
-        return resize(source, shape).reshape(-1)
+    def weight(self, values_N: Tensor, learned: Tensor | None, source: Shape, to: Shape) -> Tensor:
+        """Return the resized map."""
+        return resize(values_N.view(source), to).reshape(-1)
 
 
-UPSAMPLERS: dict[str, Upsampler] = {
+UPSAMPLERS: dict[str, Repeat] = {
     "inter": Interpolate(),
     "repeat": Repeat(),
     "mask": Mask(),
@@ -134,7 +125,6 @@ LARGE_TILE = 1 << 24
 SHORT = 1 << 14
 """The longest span whose taps are remembered."""
 
-Shape = tuple[int, int]
 Span = tuple[int, int]  # half-open
 Taps = tuple[Tensor, Tensor, Tensor, Tensor]
 Bags = tuple[Tensor, Tensor, Tensor]

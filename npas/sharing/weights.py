@@ -21,11 +21,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from npas.sharing.allocation import Allocation
-from npas.sharing.bank import full_precision
+from npas.sharing.bank import BufferPool, full_precision
 from npas.sharing.generation import Reading, WeightPass, same_bytes, written
-from npas.sharing.guards import refuse_parametrized_sequence, refuse_torch_pruning
 from npas.sharing.layers import PREFIX, bank_name, is_trainable, shared_names, shared_value
-from npas.sharing.memory import BufferPool
 from npas.sharing.torch_private import caller, has_saved_tensors_hooks, is_traced
 
 
@@ -89,14 +87,11 @@ class SharedWeights:
     def replace(self, allocation: Allocation) -> None:
         """Generate from now on what another allocation of the same layers says."""
         self.allocation, self.reading = allocation, Reading(allocation, self.reading.low)
-        self.forget()
 
     def begin(self, *_: object) -> None:
         """Open a forward pass (a pre-hook of every module that holds shared layers)."""
         if not torch.compiler.is_compiling() and not self._open.is_running():
             self._refuse_writes()
-            refuse_torch_pruning()
-            refuse_parametrized_sequence(self.root)
             self._open.start(caller(1))
             if self.recompute and torch.is_grad_enabled() and not is_traced():
                 self.forget()
@@ -169,16 +164,9 @@ class SharedWeights:
     def _state(self, sources: Sequence[Tensor]) -> list[object]:
         """Return what differs once a source has changed, but for what moves no version counter."""
         state: list[object] = [_last_step[0]]
-        state += [
-            (
-                object() if t.is_inference() else t._version,
-                t.data_ptr(),
-                t.dtype,
-                t.device,
-                t.requires_grad,
-            )
-            for t in sources
-        ]
+        for t in sources:
+            version = object() if t.is_inference() else t._version
+            state.append((version, t.data_ptr(), t.dtype, t.device, t.requires_grad))
         return state
 
     def refuse_written(self, *_: object) -> None:

@@ -20,9 +20,8 @@ from torch import Tensor, nn, optim
 
 from npas.config import OptimConfig
 from npas.sharing import param_groups
-from npas.sharing.allocation import matrix_form
 from npas.sharing.blocks import block_of
-from npas.sharing.layers import PREFIX
+from npas.sharing.layers import PREFIX, matrix_form
 from npas.sharing.templates import Templates, bank_templates
 
 A, B, C = 3.4445, -4.7750, 2.0315

@@ -21,7 +21,6 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to itself."""
         return x + self.conv2(torch.relu(self.conv1(self.norm(x)))) / 4
 
 
@@ -35,7 +34,6 @@ class Chain(nn.Module):
         self.head = nn.Conv2d(8, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 2, H, W) to (N, 1, H, W)."""
         return self.head(self.blocks(self.stem(x)))
 
 

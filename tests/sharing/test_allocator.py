@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npas.sharing.allocation import Allocation, Scheme, matrix_form
+from npas.sharing.allocation import Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates, place_spans
 from npas.sharing.budget import Budget, parse_budget
 from npas.sharing.coefficients import CHOICES
 from npas.sharing.groups import assign_groups
-from npas.sharing.layers import LayerSpec
+from npas.sharing.layers import LayerSpec, matrix_form
 from npas.sharing.upsample import UPSAMPLERS
 
 CHANNELS = st.sampled_from([1, 2, 3, 4, 8, 10, 16, 17, 32, 64, 100])
@@ -52,7 +52,7 @@ BUDGETS = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(networks(), SCHEMES, GROUPS, BUDGETS, st.integers(0, 3))
 def test_every_budget_is_kept_used_up_and_read_whole(
     network: tuple[list[LayerSpec], int], scheme: Scheme, groups: str, fraction: float, seed: int
@@ -135,13 +135,6 @@ def test_wide_resnet_uses_its_budget_to_the_last_parameter(budget: str) -> None:
     assert plan.unread == 0
 
 
-def test_templates_follow_the_rule_where_every_value_is_read() -> None:
-    plan = wide_resnet("0.5")
-    bank = plan.groups[0].bank
-    for layer in plan.layers:
-        assert len(layer.templates) == min(8, bank // layer.size)
-
-
 def test_layers_of_one_size_rotate_over_the_bank() -> None:
     """The released layout gives all seven largest layers the same templates at 200%."""
     plan = wide_resnet("2")
@@ -189,15 +182,3 @@ def test_soft_sharing_counts_like_swrn() -> None:
     plan = allocate_templates(layers, shared, 2, 36_479_194, Scheme())
     assert plan.budget.used == 17_125_630
     assert plan.split["coefficients"] == 36
-
-
-def test_soft_sharing_needs_one_shape_a_group() -> None:
-    layers = [LayerSpec("a", (8, 8), "linear"), LayerSpec("b", (4, 8), "linear")]
-    with pytest.raises(ValueError, match="groups of one shape"):
-        allocate_templates(layers, {"a": "g", "b": "g"}, 2, 96, Scheme())
-
-
-def test_an_allocation_of_another_format_is_refused() -> None:
-    data = wide_resnet("0.1").to_dict() | {"format": 99}
-    with pytest.raises(ValueError, match="format 99"):
-        Allocation.from_dict(data)

@@ -1,6 +1,7 @@
 """Gradients reach the bank by the ordinary path, whoever asks for them and however."""
 
-import copy
+import gc
+import weakref
 from functools import partial
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from tiny import INPUTS, LABELS, bank, gradients, loss, outputs, shared
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import npas
+from npas.sharing import bank as memory
+from npas.sharing.bank import BankReader, BufferPool, _GradientBuffer
 
 
 def test_per_sample_gradients_by_vmap_add_up_to_the_batch_gradient() -> None:
@@ -25,19 +28,6 @@ def test_per_sample_gradients_by_vmap_add_up_to_the_batch_gradient() -> None:
     found = vmap(grad(one), in_dims=(None, 0, 0))(parameters, INPUTS, LABELS)
     for name, expected in gradients(model).items():
         torch.testing.assert_close(found[name].mean(0), expected, rtol=1e-4, atol=1e-6)
-
-
-def test_an_ensemble_runs_by_vmap_over_stacked_parameters() -> None:
-    models = [shared(seed=seed).eval() for seed in range(3)]
-    parameters, buffers = stack_module_state(models)  # type: ignore[arg-type]
-    skeleton = copy.deepcopy(models[0]).to("meta")
-
-    def run(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
-        return functional_call(skeleton, (parameters, buffers), (INPUTS,))
-
-    together = vmap(run)(parameters, buffers)
-    apart = torch.stack([outputs(model) for model in models])
-    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
 
 
 # torch says so of itself when it first differentiates forward.
@@ -58,13 +48,6 @@ def test_forward_mode_agrees_with_a_difference_quotient() -> None:
     torch.testing.assert_close(
         tangent, (ahead - behind).detach() / (2 * step), rtol=1e-4, atol=1e-6
     )
-    with torch.autograd.forward_ad.dual_level():
-        dual = {
-            name: torch.autograd.forward_ad.make_dual(p, directions[name])
-            for name, p in parameters.items()
-        }
-        same = torch.autograd.forward_ad.unpack_dual(run(dual)).tangent
-    torch.testing.assert_close(same, tangent)
 
 
 def test_double_backward_agrees_with_plain_mixing() -> None:
@@ -100,24 +83,6 @@ def test_a_tensor_hook_on_the_bank_changes_its_gradient() -> None:
     torch.testing.assert_close(bank(model).grad, 2 * gradients(shared())["npas_bank_0"])
 
 
-def test_module_hooks_fire_and_leave_the_gradients_alone() -> None:
-    model = shared().eval()
-    expected = gradients(model)
-    forward: list[str] = []
-    backward: list[str] = []
-    for name, module in model.named_modules():
-        if "_npas" in module.__dict__:
-            module.register_forward_hook(lambda *_, name=name: forward.append(name))
-            module.register_full_backward_hook(lambda *_, name=name: backward.append(name))
-    inputs = INPUTS.clone().requires_grad_()
-    F.cross_entropy(model(inputs), LABELS).backward()
-    names = [layer.name.removesuffix(".weight") for layer in npas.allocation(model).layers]
-    assert sorted(forward) == sorted(backward) == sorted(names)
-    assert {n: bool(p.grad.any()) for n, p in model.named_parameters() if p.grad is not None}
-    for name, gradient in expected.items():
-        torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-6)
-
-
 def test_a_hook_on_a_generated_weight_sees_its_gradient() -> None:
     model = shared().eval()
     seen: dict[str, Tensor] = {}
@@ -130,16 +95,6 @@ def test_a_hook_on_a_generated_weight_sees_its_gradient() -> None:
     dense = npas.materialize(shared()).eval()
     loss(dense).backward()
     torch.testing.assert_close(seen["stem"], dense.get_parameter("stem.weight").grad)
-
-
-def test_micro_batches_accumulate_to_the_gradient_of_the_big_batch() -> None:
-    model = shared().eval()
-    expected = gradients(model)
-    for rows in (slice(0, 1), slice(1, 4)):
-        part = F.cross_entropy(model(INPUTS[rows]), LABELS[rows], reduction="sum") / 4
-        part.backward()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_loss_scaling_unscales_to_the_same_gradient_and_skips_an_overflow() -> None:
@@ -178,26 +133,6 @@ def test_autocast_answers_as_the_dense_network_does() -> None:
     assert F.cosine_similarity(gradient, expected, dim=0) > 0.99
 
 
-def test_clipping_sees_the_gradients_of_banks() -> None:
-    model = shared()
-    loss(model).backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
-    total = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
-    assert norm > 1e-2 and total == pytest.approx(1e-3, rel=1e-3)
-
-
-def test_parameters_travel_as_one_vector() -> None:
-    model = shared().eval()
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        bank(other).add_(1)
-    outputs(other)  # kept; the vector must end that
-    vector = torch.nn.utils.parameters_to_vector(model.parameters())
-    assert vector.numel() == npas.count_parameters(model)
-    torch.nn.utils.vector_to_parameters(vector, other.parameters())
-    assert torch.equal(outputs(other), outputs(model))
-
-
 @pytest.mark.parametrize("frozen", ["npas_bank_0", "npas_coefficients_0_8", ""])
 def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(frozen: str) -> None:
     model = shared().eval()
@@ -212,18 +147,6 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(frozen: str) -> No
             assert parameter.grad is None, name
         else:
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
-
-
-def test_gradients_are_dropped_or_zeroed_as_asked() -> None:
-    model = shared()
-    loss(model).backward()
-    gradient = bank(model).grad
-    model.zero_grad(set_to_none=False)
-    assert bank(model).grad is gradient and gradient is not None and not gradient.any()
-    loss(model).backward()
-    assert bank(model).grad is gradient and gradient.any()
-    model.zero_grad(set_to_none=True)
-    assert bank(model).grad is None
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
@@ -243,14 +166,6 @@ def test_every_form_of_an_optimizer_takes_the_same_steps(
     torch.testing.assert_close(answers[0], answers[1], rtol=1e-3, atol=1e-4)
 
 
-def test_saved_activations_may_wait_elsewhere() -> None:
-    model = shared().eval()
-    with torch.autograd.graph.save_on_cpu():
-        value = loss(model)
-    value.backward()
-    torch.testing.assert_close(bank(model).grad, gradients(shared())["npas_bank_0"])
-
-
 class Blocks(nn.Module):
     """Blocks that are checkpointed, but for what their matrix products return."""
 
@@ -262,7 +177,6 @@ class Blocks(nn.Module):
         self.selective = selective
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 16) to (N, 16)."""
         products = [torch.ops.aten.addmm.default, torch.ops.aten.mm.default]
         contexts = partial(create_selective_checkpoint_contexts, products)
         for block in self.blocks:
@@ -297,10 +211,130 @@ def test_selective_checkpoints_see_the_networks_operations_alone(
     torch.testing.assert_close(found[0], found[1])
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_the_whole_network_can_be_one_checkpoint(reentrant: bool) -> None:
+# --- the bank's buffer
+
+
+def test_gradients_gathered_piece_by_piece_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = shared().eval()
-    inputs = INPUTS.clone().requires_grad_()
-    logits = checkpoint(model, inputs, use_reentrant=reentrant)
-    F.cross_entropy(logits, LABELS).backward()
-    torch.testing.assert_close(bank(model).grad, gradients(shared())["npas_bank_0"])
+    whole = gradients(model)
+    monkeypatch.setattr(memory, "PIECE", 50)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("positions", [(0, 6, 12), (3,), (0, 4, 8), (14, 8)])
+def test_mixing_passes_gradcheck(positions: tuple[int, ...]) -> None:
+    values = torch.randn(20, dtype=torch.float64, requires_grad=True)
+    alpha = torch.randn(len(positions), dtype=torch.float64, requires_grad=True)
+
+    def mixed(values: Tensor, alpha: Tensor) -> Tensor:
+        reader = BankReader(values, BufferPool())
+        rows = torch.stack([alpha, alpha.flip(0), alpha**2])
+        first, second, _ = reader.mix(reader.block([0, 1, 2], positions, 6), rows)
+        (alone,) = reader.mix(reader.block([3], positions, 6), alpha[None])
+        return first * alone, second * first
+
+    assert torch.autograd.gradcheck(mixed, (values, alpha))
+    assert torch.autograd.gradgradcheck(mixed, (values, alpha))
+
+
+def test_a_backward_that_skips_the_bank_leaves_nothing_behind() -> None:
+    model = shared().eval()
+    expected = gradients(model)["npas_bank_0"]
+    alpha = [p for n, p in model.named_parameters() if n.startswith("npas_coefficients")]
+    value = loss(model)
+    torch.autograd.grad(value, alpha, retain_graph=True)
+    value.backward()
+    torch.testing.assert_close(bank(model).grad, expected)
+
+
+def test_repeated_and_accumulated_backward_add_up() -> None:
+    model = shared().eval()
+    once = gradients(model)["npas_bank_0"]
+    value = loss(model)
+    for times in (1, 2):
+        value.backward(retain_graph=True)
+        torch.testing.assert_close(bank(model).grad, times * once)
+    loss(model).backward()
+    torch.testing.assert_close(bank(model).grad, 3 * once)
+
+
+def test_memory_is_used_again_and_kept_gradients_are_not_overwritten() -> None:
+    model = npas.share(nn.Sequential(*[nn.Linear(600, 600) for _ in range(3)]), 2.0)
+    places = []
+    for _ in range(3):
+        bank(model).grad = None
+        model(torch.randn(2, 600)).sum().backward()
+        places.append(bank(model).grad.data_ptr())  # type: ignore[union-attr]
+    assert places[1] == places[2]
+    kept = bank(model).grad
+    assert kept is not None
+    before = kept.clone()
+    bank(model).grad = None
+    answers = [model(torch.randn(2, 600)) for _ in range(2)]  # two graphs: weights are apart
+    answers[0].sum().backward()
+    answers[1].sum().backward()
+    assert torch.equal(kept, before)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool) -> None:
+    model = shared().eval()
+    x = INPUTS.clone().requires_grad_()
+    for name in ("stem", "stage1", "widen", "stage2"):
+        x = checkpoint(model.get_submodule(name), x, use_reentrant=reentrant)
+    F.cross_entropy(model.get_submodule("head")(x.mean((2, 3))), LABELS).backward()
+    for name, gradient in gradients(shared()).items():
+        found = model.get_parameter(name).grad
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_nested_backward_over_one_forward_pass() -> None:
+    found = []
+    for nested in (False, True):
+        torch.manual_seed(0)
+        model = npas.share(nn.ModuleList(nn.Linear(16, 16) for _ in range(3)), 0.8)
+        half = model[0](torch.ones(2, 16))
+        first, second = model[1](half).square().sum(), model[2](half).square().sum()
+        if nested:
+            first.register_hook(lambda g, second=second: second.backward(retain_graph=True))
+            first.backward(retain_graph=True)
+        else:
+            (first + second).backward()
+        found.append(bank(model).grad)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_finished_passes_are_freed_at_once() -> None:
+    living: weakref.WeakSet[_GradientBuffer] = weakref.WeakSet()
+    create = _GradientBuffer.__init__
+
+    def watched(self: _GradientBuffer, *rest: object) -> None:
+        create(self, *rest)  # type: ignore[arg-type]
+        living.add(self)
+
+    model = shared()
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_GradientBuffer, "__init__", watched)
+            for _ in range(3):
+                loss(model).backward()
+        assert not living
+    finally:
+        gc.enable()
+
+
+def test_two_threads_never_get_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, like, size = BufferPool(), torch.empty(0), (1 << 20,)
+    pool.empty("key", size, like)
+    others: list[Tensor] = []
+    is_shared = memory.is_shared_storage
+
+    def interrupted(storage: torch.UntypedStorage) -> bool:
+        others.append(pool.empty("key", size, like))  # another thread, at the worst moment
+        return is_shared(storage)
+
+    monkeypatch.setattr(memory, "is_shared_storage", interrupted)
+    mine = pool.empty("key", size, like)
+    assert others and all(mine.data_ptr() != other.data_ptr() for other in others)

@@ -1,6 +1,5 @@
 """A shared network compiles whole, trains compiled, and compiles no more than a dense one does."""
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch.nn.functional as F
 from tiny import bank, loss, mlp, shared
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from zoo import Residual
 
 import npas
 
@@ -101,22 +99,6 @@ def test_every_way_to_make_a_weight_compiles(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_autocast_answers_as_eager_autocast_does() -> None:
-    eager, compiled = mlp(), mlp()
-    compiled.compile(fullgraph=True, backend="aot_eager")
-    found = []
-    for model in (eager, compiled):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            value = rows_loss(model)
-        value.backward()
-        gradient = bank(model).grad
-        assert gradient is not None and gradient.dtype == torch.float32
-        found.append((value.detach(), gradient))
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=0.02, atol=0.02)
-    assert F.cosine_similarity(found[0][1], found[1][1], dim=0) > 0.99
-
-
-@pytest.mark.slow
 def test_training_by_the_default_compiler_equals_eager_training() -> None:
     eager, compiled = shared(), shared()
     compiled.compile(fullgraph=True)
@@ -125,56 +107,6 @@ def test_training_by_the_default_compiler_equals_eager_training() -> None:
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
     train(eager, loss)
     assert_same(compiled, eager, rtol=1e-3)
-
-
-@pytest.mark.slow
-def test_a_compiled_step_breaks_only_where_torch_says_so() -> None:
-    """`backward` inside a compiled function ends a graph, of a dense network too."""
-
-    def breaks(model: nn.Module) -> int:
-        counters.clear()
-        step = torch.compile(lambda: loss(model).backward(), backend="aot_eager")
-        for _ in range(3):
-            step()
-        return sum(counters["graph_break"].values())
-
-    model, dense = shared(), npas.materialize(shared())
-    assert breaks(model) == breaks(dense)
-
-
-class Broken(Residual):
-    """A network whose author broke the graph in the middle."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images to logits."""
-        x = self.stage1(self.stem(x))
-        torch._dynamo.graph_break()
-        return self.head(self.stage2(self.widen(x)).mean((2, 3)))
-
-
-@pytest.mark.slow
-@NON_LEAF
-def test_a_graph_break_of_the_networks_own_does_no_harm() -> None:
-    torch.manual_seed(0)
-    eager = npas.share(Broken(), 0.4)
-    compiled = torch.compile(copy.deepcopy(eager), backend="aot_eager")
-    for model in (eager, compiled):
-        train(model, loss, steps=3)  # type: ignore[arg-type]
-    assert_same(compiled, eager)  # type: ignore[arg-type]
-
-
-def test_fake_tensors_leave_nothing_behind() -> None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    model = npas.share(nn.Sequential(*[nn.Linear(600, 600) for _ in range(3)]), 2.0)
-    inputs = torch.randn(2, 600)
-    expected = model(inputs)
-    for gradients in (True, False):
-        with torch.set_grad_enabled(gradients), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            assert model(mode.from_tensor(inputs)).shape == expected.shape
-    with torch.no_grad():
-        assert torch.equal(model(inputs), expected)
-    model(inputs).sum().backward()
 
 
 def test_make_fx_captures_the_generation() -> None:

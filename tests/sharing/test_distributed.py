@@ -54,7 +54,6 @@ class Checkpointed(nn.Sequential):
     reentrant = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images to logits."""
         x.requires_grad_()
         for layer in self:
             x = checkpoint(layer, x, use_reentrant=self.reentrant)

@@ -9,11 +9,9 @@ from soft import GRIDS, Chain, chain, repeated, set_rows
 from torch import Tensor, nn
 
 import npas
-from npas.sharing.api import apply
 from npas.sharing.folding import Folding, fold, fold_tied, load_folded, save_folded
 from npas.sharing.layer_similarity import tie
 from npas.sharing.loops import Loop, Repeat
-from npas.sharing.search import plan_search
 
 A, B = [1.0, 0.2, 0.0], [0.0, -1.0, 0.5]
 C, D = [0.7, 0.7, -1.0], [0.1, 0.0, 1.0]
@@ -48,12 +46,6 @@ def test_equal_blocks_become_one_loop_with_the_same_outputs() -> None:
     assert (found.layers_before, found.layers, found.weights) == (13, 3, 3)
     assert found.parameters_before - found.parameters == WEIGHT + 12 * 3
     assert found.parameters == npas.count_parameters(model)
-
-
-def test_runs_of_two_blocks_loop_with_period_two() -> None:
-    _, model, found = folded([A, B, C, D] * 3)
-    assert [(r.blocks, r.period, r.times) for r in found.repeats] == [(tuple("012345"), 2, 3)]
-    assert isinstance(model.get_submodule("blocks.0.body"), nn.Sequential)
 
 
 def test_a_run_in_the_middle_leaves_its_neighbours() -> None:
@@ -108,17 +100,6 @@ def test_a_folded_network_trains_and_keeps_statistics_per_iteration() -> None:
     moved = [t for n, t in model.named_buffers() if n.endswith("running_mean")]
     assert not any(torch.equal(a, b) for a, b in zip(means, moved, strict=True))
     assert len({tuple(t.tolist()) for t in moved}) == 6
-
-
-def test_gradients_of_a_loop_are_those_of_the_layers_it_replaces() -> None:
-    tied, model, _ = folded(repeated([A, B], 6))
-    plain = npas.materialize(tied)
-    for network in (plain, model):
-        network(GRIDS).square().sum().backward()
-    looped = model.get_parameter("blocks.0.body.conv1.weight").grad
-    each = [plain.get_parameter(f"blocks.{i}.conv1.weight").grad for i in range(6)]
-    assert looped is not None and all(grad is not None for grad in each)
-    torch.testing.assert_close(looped, sum(each), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -198,26 +179,3 @@ def test_a_list_loops_where_the_network_maps_through_it(skips: bool) -> None:
     assert [r.blocks for r in found.repeats] == ([] if skips else [("1", "2", "3", "4")])
     assert len(model.layers) == (5 if skips else 2)  # type: ignore[arg-type]
     assert found.weights == 2
-
-
-@pytest.mark.parametrize("text", ["{", "3", "{}", '{"tied": 3, "repeats": [], "allocation": null}'])
-def test_a_damaged_description_is_a_value_error_and_changes_nothing(
-    tmp_path: Path, text: str
-) -> None:
-    _, model, found = folded(repeated([A, B], 6))
-    save_folded(model, found, tmp_path)
-    (tmp_path / "folding.json").write_text(text)
-    network = Chain()
-    names = list(network.state_dict())
-    with pytest.raises(ValueError, match=str(tmp_path)):
-        load_folded(tmp_path, network)
-    assert list(network.state_dict()) == names
-
-
-def test_softmax_logits_of_different_scales_are_not_tied() -> None:
-    torch.manual_seed(0)
-    dense = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
-    with torch.no_grad():
-        dense[2].weight.mul_(3)  # type: ignore[union-attr, operator]
-    model = apply(dense, plan_search(dense, 0.8, softmax=True))
-    assert tie(model, 0.5) == []

@@ -21,16 +21,16 @@ def members(found: Mapping[str, str]) -> list[list[str]]:
     return list(groups.values())
 
 
-def test_single_holds_every_layer() -> None:
-    assert members(assign_groups(LAYERS, "single")) == [NAMES]
-
-
-def test_type_keeps_convolutions_from_linears() -> None:
-    assert members(assign_groups(LAYERS, "type")) == [NAMES[:3], NAMES[3:]]
-
-
-def test_shape_needs_equal_shapes() -> None:
-    assert members(assign_groups(LAYERS, "shape")) == [NAMES[:1], NAMES[1:3], NAMES[3:]]
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ("single", [NAMES]),
+        ("type", [NAMES[:3], NAMES[3:]]),
+        ("shape", [NAMES[:1], NAMES[1:3], NAMES[3:]]),
+    ],
+)
+def test_single_type_and_shape_group_what_they_say(groups: str, expected: list[list[str]]) -> None:
+    assert members(assign_groups(LAYERS, groups)) == expected
 
 
 def test_random_is_even_covers_all_and_follows_the_seed() -> None:
@@ -54,7 +54,7 @@ def test_the_first_pattern_that_matches_decides() -> None:
     ("groups", "num_groups", "says"),
     [
         ("shapes", None, "groups='shapes' is unknown: choose single, type, shape, random"),
-        ("random", None, "needs num_groups"),
+        ("random", None, "needs num_groups, and None is out of range"),
         ("learned", 4, r"npas-train sharing\.groups=learned.*json\.load\(file\)\['layers'\]"),
         ("gradient", None, r"npas-train sharing\.groups=gradient"),
         ("single", 3, "num_groups=3 has no use"),

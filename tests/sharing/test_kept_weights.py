@@ -1,33 +1,19 @@
-"""Without gradients weights are generated once and kept, and never outlive what they came from."""
+"""When weights are generated, how long they are kept, and what passes, threads and files see."""
 
 import copy
+import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from tiny import INPUTS, LABELS, bank, loss, outputs, shared
+import torch.nn.functional as F
+from tiny import INPUTS, bank, loss, outputs, shared
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from zoo import ZOO, Residual
 
 import npas
-from npas.sharing import weights
-
-
-@pytest.fixture
-def generated(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """List every weight that is generated from here on."""
-    from npas.sharing.bank import BankReader
-
-    made: list[object] = []
-    mix = BankReader.mix
-
-    def counted(self: BankReader, keys: list[int], *rest: object) -> list[Tensor]:
-        made.extend(keys)
-        return mix(self, keys, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(BankReader, "mix", counted)
-    return made
 
 
 def layers(model: nn.Module) -> int:
@@ -59,34 +45,6 @@ def test_threads_that_evaluate_one_network_read_the_same_weights() -> None:
     for thread in threads:
         thread.join()
     assert len(answers) == 40 and all(torch.equal(answer, expected) for answer in answers)
-
-
-def test_a_thread_may_drop_kept_weights_while_another_saves(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = shared().eval()
-    outputs(model)
-    sums = weights._sums
-
-    def forgotten_meanwhile(tensors: Sequence[Tensor]) -> list[Tensor]:
-        own.forget()
-        return sums(tensors)
-
-    own = model.__dict__["_npas_shared"]
-    monkeypatch.setattr(weights, "_sums", forgotten_meanwhile)
-    assert "npas_bank_0" in model.state_dict()
-
-
-def test_a_thread_may_step_while_another_copies_or_loads_a_network() -> None:
-    """The network whose copy is not whole yet has no parameters."""
-    model = shared()
-    loss(model).backward()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    root = model.__class__.__new__(model.__class__)
-    state = model.__dict__["_npas_shared"].__getstate__() | {"root": root}
-    half_made = weights.SharedWeights.__new__(weights.SharedWeights)
-    half_made.__setstate__(state)
-    optimizer.step()
 
 
 def fused_step(model: nn.Module, name: str) -> None:
@@ -150,34 +108,6 @@ def test_a_change_between_two_evaluations_is_seen(change: str) -> None:
     assert torch.equal(after, outputs(copy.deepcopy(model))), "as generated again"
 
 
-def test_materializing_reads_the_bank_as_it_is() -> None:
-    """Not the weights that the evaluation before has kept."""
-    model = shared().eval()
-    outputs(model)
-    silently(model)
-    expected = outputs(copy.deepcopy(model))
-    assert torch.equal(outputs(npas.materialize(model)), expected)
-    assert not model._load_state_dict_post_hooks and type(model.eval()).train is nn.Module.train
-
-
-def test_a_change_of_a_parametrized_bank_is_seen() -> None:
-    class Double(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return 2 * x
-
-    model = shared(2.5).eval()
-    names = ["npas_bank_0", next(n for n, _ in model.named_parameters() if "coefficients" in n)]
-    expected = outputs(model)
-    for name in names:
-        nn.utils.parametrize.register_parametrization(model, name, Double())
-        assert not torch.equal(outputs(model), expected)
-        with torch.no_grad():
-            model.get_parameter(f"parametrizations.{name}.original").mul_(0.5)
-        assert torch.equal(outputs(model), expected)
-    loss(model).backward()
-    assert all(p.grad is not None for n, p in model.named_parameters() if "parametrizations" in n)
-
-
 def test_a_teacher_that_follows_through_data_is_never_stale() -> None:
     """Self-distillation writes its momentum average through `.data`, which moves no counter."""
     student = shared().eval()
@@ -196,30 +126,6 @@ def test_a_teacher_that_follows_through_data_is_never_stale() -> None:
         assert torch.equal(after, outputs(copy.deepcopy(teacher)))
 
 
-def test_moving_averages_follow_and_renew_their_norms() -> None:
-    model = shared()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    expected = bank(model).detach().clone()
-    average.eval()
-    for step in range(3):
-        optimizer.zero_grad()
-        loss(model).backward()
-        optimizer.step()
-        average.update_parameters(model)
-        # The first update copies, the others average.
-        now = bank(model).detach().clone()
-        expected = now if step == 0 else 0.5 * (expected + now)
-        torch.testing.assert_close(bank(average.module), expected)
-        fresh = outputs(copy.deepcopy(average.module))
-        assert torch.equal(outputs(average), fresh), "evaluated between updates, never stale"
-    norm = average.module.get_submodule("stage1.0.norm")
-    before = norm.get_buffer("running_mean").clone()
-    update_bn([(INPUTS, LABELS)], average)
-    assert not torch.equal(norm.get_buffer("running_mean"), before)
-    assert any(name == "module.npas_bank_0" for name in average.state_dict())
-
-
 def test_kept_weights_serve_training_that_follows() -> None:
     model = shared().eval()
     with torch.inference_mode():
@@ -229,3 +135,114 @@ def test_kept_weights_serve_training_that_follows() -> None:
     with torch.inference_mode():
         seen = model(INPUTS)
     assert torch.equal(seen, outputs(model))
+
+
+def test_a_layer_used_three_times_is_generated_once(generated: list[object]) -> None:
+    specimen = next(s for s in ZOO if s.name == "reused")
+    model = npas.share(specimen.make(), 1.0)
+    inputs, labels = specimen.batch()
+    F.cross_entropy(model(inputs), labels).backward()
+    assert sorted(generated) == [0, 1, 2]  # type: ignore[type-var]
+    model(inputs)
+    assert len(generated) == 6, "the next pass generates again"
+
+    generated.clear()
+    with torch.no_grad():
+        model(inputs)
+        model(inputs)
+    assert len(generated) == 3, "without gradients, weights are kept"
+    with torch.no_grad():
+        model.get_parameter("npas_bank_0").mul_(1.5)
+        changed = model(inputs)
+    assert len(generated) == 6, "until the bank changes"
+    assert torch.equal(changed, model(inputs).detach())
+    with torch.inference_mode():
+        model(inputs)
+        model.double()(inputs.double())
+    assert len(generated) == 15, "or the dtype does"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_forward_leaves_no_stale_weights(error: type[BaseException]) -> None:
+    model = npas.share(Residual(), 0.3).eval()
+    inputs = torch.randn(2, 3, 6, 6)
+
+    def interrupt(*_: object) -> None:
+        raise error
+
+    handle = model.get_submodule("stage2").register_forward_pre_hook(interrupt)
+    with torch.no_grad(), pytest.raises(error):
+        model(inputs)
+    handle.remove()
+    with torch.no_grad():
+        model(inputs)
+        model.load_state_dict({k: 2 * v for k, v in model.state_dict().items()})
+        assert torch.equal(model(inputs), copy.deepcopy(model)(inputs))
+    for _ in range(2):
+        model(inputs).sum().backward()
+        with torch.no_grad():
+            model.get_parameter("npas_bank_0").add_(0.1)
+
+
+@pytest.mark.parametrize(
+    ("generator", "upsampler", "budget"), [("emb", "inter", 2.5), ("wavg", "wavg", 0.1)]
+)
+def test_weights_kept_under_autocast_are_the_full_ones(
+    generator: str, upsampler: str, budget: float
+) -> None:
+    model = npas.share(Residual(), budget, generator=generator, upsampler=upsampler).eval()
+    inputs = torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        fresh = copy.deepcopy(model)(inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(inputs)
+        assert torch.equal(model(inputs), fresh)
+
+
+@torch.no_grad()
+def test_replaced_parameters_are_never_taken_for_the_old_ones() -> None:
+    model = npas.share(Residual(), 2.5, generator="emb").eval()
+    name = next(n for n, _ in model.named_parameters() if n.startswith("npas_affine"))
+    inputs = torch.randn(2, 3, 6, 6)
+    outputs = [
+        torch.func.functional_call(model, {name: model.get_parameter(name) * (1 + i)}, (inputs,))
+        for i in range(20)
+    ]
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(outputs))
+
+
+def test_threads_that_train_one_network_do_not_mix_their_passes() -> None:
+    model = npas.share(Residual(), 0.3).eval()
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(5):
+                model(torch.randn(2, 3, 6, 6)).sum().backward()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_saved_once_and_loaded_into_the_bare_architecture(tmp_path: Path) -> None:
+    model = npas.share(Residual(), 0.3, groups="type", generator="emb")
+    model.eval()
+    npas.save(model, tmp_path / "shared")
+    assert {p.name for p in (tmp_path / "shared").iterdir()} == {
+        "model.safetensors",
+        "allocation.json",
+    }
+    modes = {path.stat().st_mode for path in (tmp_path / "shared").iterdir()}
+    assert len(modes) == 1, "whoever may read the plan may read the weights"
+    size = (tmp_path / "shared" / "model.safetensors").stat().st_size
+    assert size < 4 * npas.count_parameters(model) + 8_000  # values once, buffers, the header
+    loaded = npas.load(tmp_path / "shared", Residual()).eval()
+    inputs = torch.randn(2, 3, 6, 6)
+    assert torch.equal(loaded(inputs), model(inputs))
+    assert npas.allocation(loaded) == npas.allocation(model)

@@ -1,19 +1,18 @@
 """Loops: which modules make one, and that they compute as the modules they replace."""
 
 import copy
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from soft import GRIDS, Chain, chain, repeated, set_rows
+from soft import GRIDS, chain, repeated, set_rows
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import npas
-from npas.sharing.folding import fold, fold_tied
+from npas.sharing.folding import fold
 from npas.sharing.layer_similarity import tie
-from npas.sharing.loops import Loop, fold_repeats
+from npas.sharing.loops import fold_repeats
 
 A, B = [1.0, 0.2, 0.0], [0.0, -1.0, 0.5]
 
@@ -100,18 +99,6 @@ class Checkpointed(Aliased):
         return checkpoint(super().forward, x, use_reentrant=False)
 
 
-class Counting(Aliased):
-    """The same, replacing a buffer at every call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("seen", torch.zeros(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen = self.seen + x.detach().mean(0)
-        return super().forward(x)
-
-
 def row_of(kind: type[nn.Module]) -> nn.Module:
     """Return four blocks whose linear layers mix alike and whose small tensors differ."""
     torch.manual_seed(1)
@@ -125,7 +112,7 @@ def row_of(kind: type[nn.Module]) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("kind", [Aliased, Checkpointed, Counting])
+@pytest.mark.parametrize("kind", [Aliased, Checkpointed])
 def test_loops_of_odd_blocks_compute_train_and_stay_what_they_were(kind: type[nn.Module]) -> None:
     model = row_of(kind)
     plain = npas.materialize(copy.deepcopy(model))
@@ -146,23 +133,6 @@ def test_loops_of_odd_blocks_compute_train_and_stay_what_they_were(kind: type[nn
         torch.testing.assert_close(norm.grad, plain.get_parameter(f"{i}.norm.weight").grad)
 
 
-def test_threads_share_a_folded_network() -> None:
-    model = row_of(Aliased)
-    fold(model, 0.99)
-    inputs = [torch.randn(3, 4) for _ in range(40)]
-    with torch.no_grad():
-        expected = [model(x) for x in inputs]
-
-        def answer(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                return model(x)
-
-        with ThreadPoolExecutor(4) as pool:
-            for _ in range(3):
-                for ours, theirs in zip(pool.map(answer, inputs), expected, strict=True):
-                    assert torch.equal(ours, theirs)
-
-
 def test_folding_leaves_modes_and_frozen_parameters_alone() -> None:
     model = chain(2)
     set_rows(model, repeated([[1.0, 0.5]], 12))
@@ -178,57 +148,6 @@ def test_folding_leaves_modes_and_frozen_parameters_alone() -> None:
     assert model.get_submodule("blocks.0").training
     assert not model.get_parameter("blocks.0.body.conv1.weight").requires_grad
     assert found.parameters == npas.count_parameters(model) == trained - 12 * 2
-
-
-def test_vectors_that_share_stay_those_of_their_iterations() -> None:
-    torch.manual_seed(0)
-    row = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
-    options = {"groups": {"*.weight": "w", "*.bias": "b"}, "include": "*.bias"}
-    model = npas.share(row, templates=2, **options)  # type: ignore[arg-type]
-    set_rows(model, repeated([[1.0, 0.5]], 4), group=0)
-    ties = tie(model, 0.99)
-    x = torch.randn(2, 4)
-    before = model(x).detach()
-    found = fold_tied(model, ties)
-    torch.testing.assert_close(model(x), before)
-    assert len(found.repeats) == 1
-
-
-def test_a_loop_without_own_tensors_runs_the_very_same_module() -> None:
-    model = npas.share(nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(4))), templates=2)
-    set_rows(model, repeated([[1.0, 0.5]], 4))
-    x = torch.randn(2, 3)
-    ties = tie(model, 0.99)
-    before = model(x).detach()
-    found = fold_tied(model, ties)
-    loop = model.get_submodule("0")
-    assert isinstance(loop, Loop) and {id(m) for m in loop.iterations} == {id(loop.body)}
-    assert found.repeats[0].own == 0 and len(list(model.parameters())) == 1
-    torch.testing.assert_close(model(x), before)
-
-
-@pytest.mark.filterwarnings("ignore:.*deprecated:")
-def test_loops_can_be_traced() -> None:
-    model = looped()
-    traced = torch.jit.trace(model, GRIDS)  # type: ignore[no-untyped-call]
-    torch.testing.assert_close(traced(GRIDS), outputs(model))
-
-
-def test_an_example_tells_that_a_sequential_is_used_otherwise() -> None:
-    class Skipping(Chain):
-        def forward(self, x: Tensor) -> Tensor:
-            x = first = self.stem(x)
-            for block in self.blocks:
-                x = first + block(x)
-            return self.head(x)
-
-    model = npas.share(Skipping(), templates=2, groups={"blocks.*.conv*.weight": "a"}).eval()
-    set_rows(model, repeated([[1.0, 0.5]], 12))
-    ties = tie(model, 0.99)
-    before = outputs(model)
-    found = fold_tied(model, ties, (GRIDS,))
-    assert found.repeats == [] and found.weights == 2
-    torch.testing.assert_close(outputs(model), before)
 
 
 def test_what_is_folded_is_neither_folded_nor_saved_as_if_it_were_not(tmp_path: Path) -> None:

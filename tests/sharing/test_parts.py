@@ -1,4 +1,4 @@
-"""A part asked for parameters that the whole network has says so, and only to who asks."""
+"""Who holds dense parameters, or asks a part for the whole network's, is told so; nobody else."""
 
 import copy
 import pickle
@@ -85,23 +85,6 @@ def test_a_library_that_freezes_a_part_is_warned() -> None:
         in_library("transformers.models", "freeze_base_model")(shared().get_submodule("stage1"))
 
 
-class Asking(Mlp):
-    """Ask a part for its dtype at every call, as transformers' models do."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (N, 12) to logits (N, 5)."""
-        return super().forward(x.to(next(self.head.parameters()).dtype))
-
-
-def test_a_compiled_network_may_ask_its_parts() -> None:
-    torch.manual_seed(0)
-    model = npas.share(Asking(), 0.7)
-    inputs = torch.ones(2, 12)
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")
-    expected = model(inputs)
-    torch.testing.assert_close(compiled(inputs), expected)
-
-
 def test_a_part_in_a_group_of_its_own_is_frozen_with_its_bank() -> None:
     """As the documentation says."""
     groups = {"stage1.*": "frozen", "*": "trained"}
@@ -121,3 +104,31 @@ def test_a_part_in_a_group_of_its_own_is_frozen_with_its_bank() -> None:
     optimizer.step()
     moved = {name for name, value in weights().items() if not torch.equal(value, before[name])}
     assert moved == {name for name in before if not name.startswith("stage1.")}
+
+
+def test_an_optimizer_made_before_sharing_is_named_once() -> None:
+    model = Mlp()
+    optimizer = torch.optim.AdamW([{"params": [p]} for p in model.parameters()])
+    model(torch.ones(2, 12)).sum().backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match=r"AdamW was .* 4 parameters .*: make it after") as caught:
+        npas.share(model, 0.7)
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+HELD: dict[str, Callable[[Any], object]] = {
+    "state_dict": lambda m: m.state_dict(),
+    "deepcopy": copy.deepcopy,
+    "variable": lambda m: m.head.last.weight,
+    "an optimizer of what stays": lambda m: torch.optim.SGD([m.head.last.bias], 0.1),
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_copies_and_what_stays_unshared_raise_no_alarm(held: str) -> None:
+    model = Mlp()
+    there = HELD[held](model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        npas.share(model, 0.7)
+    assert there is not None

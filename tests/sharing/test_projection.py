@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Mlp, outputs, shared
+from tiny import outputs, shared
 from torch import Tensor, nn
-from zoo import ZOO, Residual, Specimen, Tied
+from zoo import ZOO, Residual, Specimen
 
 import npas
 from npas.sharing import project
@@ -41,9 +41,8 @@ def relative(model: nn.Module, state: dict[str, Tensor]) -> float:
     return float((wrong / sum(state[name].double().square().sum() for name in names)).sqrt())
 
 
-@pytest.mark.parametrize("generator", ["emb", "avg"])
 @pytest.mark.parametrize("upsampler", ["inter", "repeat", "mask", "wavg"])
-@pytest.mark.parametrize("budget", [0.07, 0.3, 0.9])
+@pytest.mark.parametrize(("budget", "generator"), [(0.07, "avg"), (0.3, "emb")])
 def test_what_an_equal_network_generates_is_found_again(
     budget: float, upsampler: str, generator: str
 ) -> None:
@@ -57,16 +56,8 @@ def test_what_an_equal_network_generates_is_found_again(
     assert torch.allclose(outputs(ours), outputs(source), atol=1e-3)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_free_coefficients_are_found_again_too(seed: int) -> None:
-    source = npas.share(drawn(lambda: Stack(9), 0), templates=4, seed=7)
-    ours = npas.share(drawn(lambda: Stack(9), 1), templates=4, seed=seed)
-    found = project(ours, dense(source))
-    assert found.error < 1e-5 and relative(ours, dense(source)) < 1e-4  # rounded to fp32
-
-
-@pytest.mark.parametrize("templates", [1, 2, 5])
-@pytest.mark.parametrize("layers", [6, 9])
+@pytest.mark.parametrize("templates", [1, 2, 5, 6])
+@pytest.mark.parametrize("layers", [6])
 def test_layers_of_one_shape_come_as_near_as_their_singular_values_allow(
     layers: int, templates: int
 ) -> None:
@@ -79,22 +70,6 @@ def test_layers_of_one_shape_come_as_near_as_their_singular_values_allow(
     found = project(ours, state, rounds=500)
     assert best <= found.error + 1e-6 and found.error < best + 1e-3
     assert found.error == pytest.approx(relative(ours, state), abs=1e-5)
-
-
-def test_more_templates_come_nearer_and_as_many_as_layers_are_exact() -> None:
-    state = drawn(lambda: Stack(6), 3).state_dict()
-    errors = [
-        project(npas.share(Stack(6), templates=k), state, rounds=100).error for k in range(1, 7)
-    ]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[0] > 0.8 and errors[-1] < 1e-6
-
-
-def test_a_larger_budget_comes_nearer() -> None:
-    state = drawn(Residual, 3).state_dict()
-    errors = [project(shared(budget), state).error for budget in (0.05, 0.3, 0.9, 2.0)]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 1e-6
 
 
 @pytest.mark.parametrize("upsampler", ["inter", "repeat", "mask", "wavg"])
@@ -111,9 +86,8 @@ def test_no_bank_is_nearer_than_the_one_found(upsampler: str) -> None:
             bank -= 1e-3 * step
 
 
-@pytest.mark.parametrize("budget", [0.15, 0.6, 1.5])
 @pytest.mark.parametrize("specimen", ZOO, ids=lambda s: s.name)
-def test_every_kind_of_layer(specimen: Specimen, budget: float) -> None:
+def test_every_kind_of_layer(specimen: Specimen, budget: float = 0.4) -> None:
     torch.manual_seed(1)
     state = specimen.make().state_dict()
     torch.manual_seed(2)
@@ -152,53 +126,6 @@ def test_what_the_given_weights_lack_stays_fresh_and_is_named() -> None:
     del state["head.bias"]
     assert project(ours, state).fresh == ["head.weight", "head.bias"]
     assert all(torch.equal(ours.state_dict()[name], value) for name, value in before.items())
-
-
-def test_groups_do_not_depend_on_each_other() -> None:
-    groups = {"stage1.*": "one", "stage2.*": "two"}
-    state = drawn(Residual, 3).state_dict()
-    one, other = (shared(0.4, groups=groups) for _ in range(2))
-    project(one, state)
-    for name in [name for name in state if name.startswith("stage2.")]:
-        if state[name].ndim > 1:
-            state[name] = state[name] * 2
-    project(other, state)
-    assert torch.equal(one.get_parameter("npas_bank_0"), other.get_parameter("npas_bank_0"))
-    assert not torch.equal(one.get_parameter("npas_bank_1"), other.get_parameter("npas_bank_1"))
-
-
-def test_the_same_weights_each_time_and_none_of_them_lost() -> None:
-    state = drawn(Residual, 3).state_dict()
-    kept = {name: tensor.clone() for name, tensor in state.items()}
-    one, other = (shared(0.2) for _ in range(2))
-    project(one, state)
-    project(other, state)
-    assert all(
-        torch.equal(value, other.state_dict()[name]) for name, value in one.named_parameters()
-    )
-    assert all(torch.equal(kept[name], tensor) for name, tensor in state.items())
-    assert all(p.requires_grad for p in one.parameters())
-
-
-def test_a_tied_weight_may_come_under_any_of_its_names() -> None:
-    torch.manual_seed(1)
-    state = Tied().state_dict()
-    torch.manual_seed(2)
-    ours = npas.share(Tied(), 0.9)
-    whole = project(copy.deepcopy(ours), state)
-    (first,) = {
-        name for name in state for other in state
-        if name < other and state[name].data_ptr() == state[other].data_ptr()
-    }  # fmt: skip
-    one = project(ours, {name: value for name, value in state.items() if name != first})
-    assert one.error == whole.error and not one.fresh
-
-
-def test_half_precision_weights_are_taken() -> None:
-    state = {name: t.bfloat16() for name, t in drawn(Mlp, 3).state_dict().items()}
-    ours = npas.share(drawn(Mlp, 1), 2.0)
-    assert project(ours, state).error < 1e-5
-    assert ours.get_parameter("npas_bank_0").dtype == torch.float32
 
 
 def test_kept_weights_are_made_anew() -> None:

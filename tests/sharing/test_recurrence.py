@@ -6,13 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from soft import Chain, chain, repeated, set_rows
+from soft import chain, repeated, set_rows
 from tiny import shared
 from torch import nn
 
 import npas
-from npas.sharing import layer_similarity
-from npas.sharing.coefficients import STARTS
 from npas.sharing.layer_similarity import recurrence_reward, similarity, tie
 
 TWO = [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]
@@ -35,23 +33,6 @@ def test_the_matrix_is_the_absolute_cosine_of_what_layers_mix() -> None:
     assert torch.equal(found.matrix_LL, found.matrix_LL.T)
     plain = found.to_dict()
     assert plain["matrix"][0][:3] == [1.0, 1.0, 0.707107]  # type: ignore[index]
-
-
-@pytest.mark.parametrize("generator", ["wavg", "emb"])
-def test_the_matrix_is_of_the_coefficients_that_generate(generator: str) -> None:
-    """Weights are the witnesses: what mixes alike is alike, whatever makes the coefficients."""
-    model = chain(2, generator=generator)
-    (found,) = similarity(model)
-    plain = npas.materialize(model)
-    bank_KN = torch.stack([plain.get_parameter(n).detach().flatten() for n in found.layers])
-    # Two templates span all weights: in an orthonormal basis of them these are the coefficients.
-    assert torch.linalg.matrix_rank(bank_KN, rtol=1e-4) == 2
-    assert found.matrix_LL.isfinite().all()
-    same = (found.matrix_LL > 1 - 1e-9).nonzero().tolist()
-    assert [0, 0] in same
-    for i, j in same:
-        cosine = F.cosine_similarity(bank_KN[i], bank_KN[j], dim=0).abs()
-        assert cosine == pytest.approx(1, abs=1e-4)
 
 
 def test_layers_of_different_templates_are_not_compared() -> None:
@@ -87,19 +68,6 @@ def test_the_reward_has_the_right_gradient(generator: str) -> None:
             return recurrence_reward(model)
 
     assert torch.autograd.gradcheck(reward, starts)
-
-
-def test_the_reward_makes_layers_alike() -> None:
-    model = chain(4)
-    coefficients = [p for n, p in model.named_parameters() if "coefficients" in n]
-    optimizer = torch.optim.SGD(coefficients, lr=5.0)
-    for _ in range(100):
-        optimizer.zero_grad()
-        (-recurrence_reward(model)).backward()
-        optimizer.step()
-    (found,) = similarity(model)
-    assert found.matrix_LL.min() > 0.99
-    assert tie(model, 0.98) == [list(found.layers)]
 
 
 def test_nothing_to_make_alike_is_refused() -> None:
@@ -144,12 +112,6 @@ def test_a_threshold_that_is_no_cosine_is_refused(threshold: Any) -> None:
         tie(chain(), threshold)
 
 
-def test_a_threshold_of_one_ties_the_equal() -> None:
-    model = chain()
-    set_rows(model, repeated([[0.3, 0.1, -0.7]], 12))
-    assert len(tie(model, 1.0)[0]) == 12
-
-
 def test_sparse_coefficients_start_with_one_template_each() -> None:
     model = chain(3, coefficient_init="sparse")
     rows = model.get_parameter("npas_coefficients_0_3")
@@ -165,31 +127,3 @@ def test_released_coefficients_start_as_one_orthogonal_matrix(templates: int) ->
     products = rows.T @ rows if templates < 12 else rows @ rows.T
     torch.testing.assert_close(products, torch.eye(len(products)), rtol=0, atol=1e-5)
     assert model.get_buffer("npas_scales").tolist() == pytest.approx([1.0])
-
-
-@pytest.mark.parametrize("start", [*STARTS])
-@pytest.mark.parametrize("generator", ["wavg", "emb"])
-def test_both_starts_keep_the_spread_of_the_dense_weights(start: str, generator: str) -> None:
-    model = chain("layers", coefficient_init=start, generator=generator)
-    plain, dense = npas.materialize(model), Chain()
-    weights = torch.stack([block.conv1.weight for block in plain.blocks])
-    spread = torch.stack([block.conv1.weight for block in dense.blocks]).std()
-    assert weights.std().item() == pytest.approx(spread.item(), rel=0.1)
-
-
-def test_starts_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(ValueError, match="orthogonal, sparse"):
-        chain(coefficient_init="random")
-    with pytest.raises(ValueError, match="coefficient_init='released' only"):
-        shared(allocator="reference", coefficient_init="sparse")
-
-
-def test_as_many_templates_as_layers() -> None:
-    model = chain("layers")
-    (group,) = npas.allocation(model).groups
-    assert {len(layer.templates) for layer in group.layers} == {12}
-    assert group.bank == 12 * 8 * 8 * 9
-    assert group.coefficients == 144
-    with pytest.raises(ValueError, match="'layers'"):
-        chain("all")
-    assert layer_similarity.ROWS == ("coefficients", "embeddings", "fixed")

@@ -155,20 +155,6 @@ def test_weights_and_gradients_agree(case: str) -> None:
         torch.testing.assert_close(gradient.reshape(-1), recorded, rtol=1e-11, atol=1e-11)
 
 
-def test_the_plan_prints_what_the_released_layout_leaves_unread() -> None:
-    model = Plain(json.loads(str(np.load(ORACLE / "mix_g1_k8.npz")["meta"]))["layers"])
-    plan = npas.plan(model, "6K", allocator="reference")
-    assert plan.unread > 0
-    assert f"unread   {plan.unread:,} bank parameters" in plan.table()
-
-
-def test_every_bank_value_is_initialized_also_the_tail() -> None:
-    model = Plain(json.loads(str(np.load(ORACLE / "mix_g1_k8.npz")["meta"]))["layers"])
-    npas.share(model, "5.999K", allocator="reference")
-    bank = model.get_parameter("npas_bank_0").detach()
-    assert bool((bank != 0).all()) and float(bank.abs().max()) < 5
-
-
 @pytest.mark.parametrize("budget", ["2%", "10%", "50%"])
 def test_the_last_layer_to_draw_a_region_decides_its_spread(budget: str) -> None:
     """The released order, the reverse of `Counter.most_common`, painted value by value."""

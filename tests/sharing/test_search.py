@@ -12,7 +12,7 @@ from torch import nn
 
 import npas
 from npas.sharing.api import apply
-from npas.sharing.search import plan_search, search_map, search_vectors, template_gradients
+from npas.sharing.search import plan_search, search_vectors, template_gradients
 
 ORACLE = Path(__file__).parent / "oracle" / "learn_groups_small.npz"
 
@@ -97,11 +97,6 @@ def test_the_budget_is_kept_to_what_does_not_divide(generator: str, templates: i
     assert group.bank <= templates * largest and plan.budget.allowed < plan.budget.dense
 
 
-def test_what_is_used_is_what_the_network_then_has() -> None:
-    model = searched(0.4, generator="emb")
-    assert npas.count_parameters(model) == npas.allocation(model).budget.used
-
-
 def test_a_budget_too_small_names_the_smallest() -> None:
     with pytest.raises(ValueError, match=r"needs at least \S+: ask for budget=\S+K or") as error:
         plan_search(Mixed(), "0.2K")
@@ -127,25 +122,6 @@ def test_weights_start_with_the_spread_of_their_layers(
     # Layers of one shape share a scale; small ones are small samples.
     assert 0.85 < math.exp(sum(map(math.log, ratios)) / len(ratios)) < 1.15
     assert min(ratios) > 0.5 and max(ratios) < 2
-
-
-@pytest.mark.parametrize("softmax", [False, True])
-@pytest.mark.parametrize("generator", ["wavg", "emb"])
-def test_every_parameter_gets_a_gradient(generator: str, softmax: bool) -> None:
-    model = searched(1.0, generator=generator, softmax=softmax)
-    loss = sum(((w * torch.randn_like(w)).sum() for w in weights(model).values()), torch.zeros(()))
-    loss.backward()
-    for name, parameter in model.named_parameters():
-        if name.startswith("npas_"):
-            assert parameter.grad is not None and bool((parameter.grad != 0).all()), name
-
-
-def test_a_map_has_about_the_aspect_of_its_layer() -> None:
-    for layer in npas.allocation(searched(0.9)).layers:
-        rows, columns = layer.source
-        aspect = layer.matrix[0] / layer.matrix[1]
-        if rows > 4:
-            assert 0.6 < rows / columns / aspect < 1.7, layer.name
 
 
 def test_the_vectors_are_the_coefficients_or_the_embeddings() -> None:
@@ -189,16 +165,3 @@ def test_gradients_in_the_template_add_up_to_the_banks() -> None:
         for start, alpha in zip(layer.templates, alphas[layer.name], strict=True):
             added[start : start + len(gradient)] += alpha * scales[layer.scale] * gradient
     torch.testing.assert_close(added, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_the_released_map_of_a_tiny_template_is_a_row() -> None:
-    (layer,) = [x for x in npas.plan(Mixed(), 0.5).layers if x.name == "places"]
-    spec = npas.sharing.layers.LayerSpec(layer.name, layer.shape, layer.kind)
-    assert search_map(3, spec) == (1, 3) and search_map(40, spec) == (3, 13)
-
-
-def test_a_search_can_be_materialized() -> None:
-    model = searched()
-    generated = {name: weight.detach().clone() for name, weight in weights(model).items()}
-    dense = dict(npas.materialize(model).named_parameters())
-    assert all(torch.equal(dense[name], weight) for name, weight in generated.items())

@@ -1,10 +1,8 @@
 """Folders that were damaged or edited: the same network or one line, and nothing half done."""
 
-import copy
 import json
-import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 import npas
 from npas.sharing import storage
 from npas.sharing.folding import fold, load_folded, save_folded
-from npas.sharing.search import plan_search
 
 BUDGETS = {"wavg": 0.6, "emb": 2.0, "avg": 0.3}
 
@@ -31,7 +28,6 @@ class Net(nn.Module):
         self.head = nn.Linear(5, 80)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 4, 9) to (7, N, 80)."""
         return self.head(self.gru(self.body(x).permute(2, 0, 1))[0])
 
 
@@ -123,19 +119,15 @@ def drop(*path: Any) -> Callable[[Any], Any]:
 
 EDITS = {
     "negative position": (put("layers", 0, "templates", 0, -1), "0 and bank - template_size"),
-    "position too high": (put("layers", 0, "templates", 0, 10**12), "0 and bank - template_size"),
+    "position too high": (put("layers", 0, "templates", -1, 10**12), "0 and bank - template_size"),
     "positions swapped": (lambda d: put("layers", 0, "templates", _back(d))(d), "from low to high"),
     "position of a fraction": (put("layers", 0, "templates", 0, 0.5), "must be an integer"),
-    "position beyond 64 bits": (put("layers", 0, "templates", 0, 10**30), "within 64 bits"),
     "a million templates": (put("layers", 0, "templates", [0] * 10**6), "more than its bank"),
-    "no templates": (put("layers", 0, "templates", []), "one position or more"),
+    "no templates": (put("layers", 0, "templates", []), "a size within the bank"),
     "template size": (put("layers", 0, "template_size", 3), "its weight's size"),
-    "negative scale": (put("layers", 0, "scale", -1), "scale must not be negative"),
     "scale too high": (put("layers", 0, "scale", 10**12), "npas_scales has shape"),
     "unknown upsampler": (put("layers", -1, "upsampler", "nearest"), "upsampler must be null"),
     "no upsampler": (put("layers", -1, "upsampler", None), "source must be"),
-    "huge source": (put("layers", -1, "source", [10**9, 10**9]), "source must be"),
-    "source of three": (put("layers", -1, "source", [1, 1, 1]), "must be a list of 2"),
     "learned": (put("layers", -1, "learned", [1, 8]), "learned must be the shape"),
     "unknown mixing": (put("layers", 0, "mixing", "max"), "mixing must be none, avg"),
     "no mixing": (put("layers", 0, "mixing", "none"), "mixing=none takes one template"),
@@ -145,17 +137,14 @@ EDITS = {
     "a layer twice": (put("layers", 0, "name", "body.2.weight"), "a name of its own"),
     "another group": (put("layers", 0, "group", "mine"), "in no group"),
     "a huge bank": (put("groups", 0, "bank", 10**13), "layers add up to"),
-    "no bank": (put("groups", 0, "bank", 0), "since its group has no bank"),
-    "used": (put("budget", "used", 10**9), "budget.used must be"),
-    "dense": (put("budget", "dense", 5), "budget.dense must be"),
-    "utilization": (put("budget", "utilization", 0.01), "budget.utilization must be"),
+    "no bank": (put("groups", 0, "bank", 0), "its group has no bank"),
+    "used": (put("budget", "used", 10**9), "budget must be"),
+    "dense": (put("budget", "dense", 5), "budget must be"),
+    "utilization": (put("budget", "utilization", 0.01), "budget must be"),
     "split": (put("split", "bank", 1), "split must be"),
-    "unread": (put("unread", 7), "unread must be"),
     "unshared": (put("unshared", 10**9), "layers add up to"),
     "unknown generator": (put("scheme", "generator", "max"), "scheme.generator must be avg"),
     "unknown layout": (put("scheme", "layout", "mine"), "scheme.allocator must be npas"),
-    "no templates allowed": (put("scheme", "max_templates", 0), "max_templates must be above 0"),
-    "a field too many": (put("layers", 0, "colour", "red"), "colour is not a field"),
     "a field too few": (drop("layers", 0, "source"), "source is missing"),
     "unshared and dense": (lambda d: _add(d, 10), "the network has 126"),
     "no groups": (drop("groups"), "groups is missing"),
@@ -184,46 +173,6 @@ def test_an_edited_plan_that_does_not_hold_together_is_refused(
 ) -> None:
     edit(folder, change)
     assert says in check_refused(folder, network())
-
-
-def _leaves(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield every place of a value: its container and its key."""
-    for key in list(node) if isinstance(node, dict) else range(len(node)):
-        yield node, key
-        if isinstance(node[key], (dict, list)):
-            yield from _leaves(node[key])
-
-
-VALUES = [None, True, -1, 0, 1, 2, 17, 10**6, 10**12, 10**40, 0.5, 1e300, "", "x", [], [1], {}]
-
-
-@pytest.mark.parametrize("generator", BUDGETS)
-def test_random_edits_give_a_network_that_computes_or_one_line(
-    tmp_path: Path, generator: str
-) -> None:
-    npas.save(npas.share(network(0), BUDGETS[generator], generator=generator), tmp_path)
-    whole, rng = (tmp_path / "allocation.json").read_text(), random.Random(generator)
-    refused = 0
-    for _ in range(30):
-        (tmp_path / "allocation.json").write_text(whole)
-
-        def change(data: Any) -> Any:
-            node, key = rng.choice(list(_leaves(data)))
-            kind = rng.randrange(4)
-            if kind == 0:
-                del node[key]
-            elif kind == 1 and isinstance(node[key], int):
-                node[key] += rng.choice([-1, 1])
-            elif kind == 2:
-                other, there = rng.choice(list(_leaves(data)))
-                node[key] = copy.deepcopy(other[there])
-            else:
-                node[key] = rng.choice(VALUES)
-            return data
-
-        edit(tmp_path, change)
-        refused += attempt(tmp_path, network()) is not None
-    assert refused > 8
 
 
 def test_what_was_changed_since_it_was_written_is_told_by_its_checksum(folder: Path) -> None:
@@ -257,7 +206,7 @@ def test_folders_from_before_there_were_checksums_are_read(folder: Path) -> None
 TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "one lacks": (lambda t: t.pop("body.1.bias"), "lacks 'body.1.bias'"),
     "one more": (lambda t: t.update(more=torch.ones(1)), "'more'"),
-    "no bank": (lambda t: t.pop("npas_bank_0"), "npas_bank_0 has shape"),
+    "no bank": (lambda t: t.pop("npas_bank_0"), "lacks 'npas_bank_0'"),
     "a longer bank": (lambda t: t.update(npas_bank_0=torch.ones(10**4)), "npas_bank_0 has shape"),
     "whole numbers": (lambda t: t.update({"head.bias": torch.ones(80).int()}), "torch.int32"),
     "another shape": (lambda t: t.update({"head.bias": torch.ones(81)}), "head.bias has shape"),
@@ -289,18 +238,14 @@ class Chain(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 4, 9) to its like."""
         return self.blocks(x)
 
 
 FOLDS = {
     "unknown name": (put("tied", 0, 0, "blocks.7.0.weight"), "has no blocks.7.0.weight"),
     "another shape": (put("tied", 0, 0, "blocks.0.0.bias"), "must have one shape"),
-    "no container": (put("repeats", 0, "container", "heads"), "another architecture"),
-    "no row": (put("repeats", 0, "container", "blocks.0.0"), "another architecture"),
     "a block twice": (put("repeats", 0, "blocks", ["0", "0"]), "another architecture"),
     "no period": (put("repeats", 0, "period", 0), "another architecture"),
-    "too often": (put("repeats", 0, "times", 9), "another architecture"),
     "a field too few": (drop("repeats", 0, "own"), "own is missing"),
     "an allocation": (put("allocation", {"format": 1}), "scheme is missing"),
 }
@@ -318,38 +263,3 @@ def test_an_edited_folding_is_refused(
     assert torch.equal(outputs(load_folded(tmp_path, Chain()).eval()), outputs(model.eval()))
     edit(tmp_path, change, "folding.json")
     assert says in check_refused(tmp_path, Chain().eval(), load_folded)
-
-
-def test_every_kind_of_plan_reads_back() -> None:
-    wide = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 300), nn.LSTM(4, 9))
-    upsamplers, budgets = ("inter", "repeat", "mask", "wavg"), (0.1, 0.2, 0.5, 1, 4, "3000%")
-    makers: list[Callable[[], Any]] = [
-        lambda: npas.plan(network(), templates=2, groups={"body.?.weight": "a"}),
-        *(
-            (lambda net=net, b=b, up=up, kind=kind: npas.plan(net, b, upsampler=up, **kind))
-            for net in (wide, network())
-            for b in budgets
-            for up in upsamplers
-            for kind in ({}, {"generator": "emb"}, {"generator": "avg", "groups": "type"})
-        ),
-        *(
-            (lambda b=b, up=up: npas.plan(wide, b, upsampler=up, allocator="reference"))
-            for b in budgets
-            for up in upsamplers
-        ),
-        *(
-            (lambda net=net, b=b, kind=kind: plan_search(net, b, **kind))
-            for net in (wide, network())
-            for b in budgets
-            for kind in ({}, {"softmax": True}, {"allocator": "reference"}, {"generator": "avg"})
-        ),
-    ]
-    kinds = set()
-    for make in makers:
-        try:
-            plan = make()
-        except ValueError:  # a budget below what that plan needs
-            continue
-        assert npas.Allocation.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
-        kinds |= {(la.mixing, la.upsampler, plan.scheme.allocator) for la in plan.layers}
-    assert len(kinds) >= 18

@@ -28,7 +28,6 @@ class Net(nn.Module):
         self.head: nn.Module = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 3, 5, 5) to (N, classes)."""
         x = self.body(x).mean((2, 3))
         for block in self.blocks:
             x = block(x).tanh()
@@ -43,7 +42,6 @@ class Adapter(nn.Module):
         self.base, self.down, self.up = base, nn.Linear(8, 2), nn.Linear(2, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output and the path's."""
         return self.base(x) + self.up(self.down(x))
 
 
@@ -110,15 +108,6 @@ def test_what_is_followed_loads_with_the_same_outputs_and_is_counted(
     assert budget.dense == npas.count_parameters(twin.requires_grad_())
 
 
-def test_a_head_that_oversteps_the_budget_is_told() -> None:
-    model = shared(exclude="head.*")
-    assert "more than the budget allows" not in npas.summary(model)
-    model.head = nn.Linear(8, 700)
-    assert "more than the budget allows" in npas.summary(model)
-    model.head = nn.Linear(8, 5)
-    assert "more than the budget allows" not in npas.summary(model)
-
-
 GONE = "which is not in it any more"
 REFUSED: dict[str, tuple[Surgery, str]] = {
     "the head replaced": (lambda m: setattr(m, "head", nn.Linear(8, 5)), f"'head.weight', {GONE}"),
@@ -161,16 +150,6 @@ def test_what_no_file_could_describe_is_refused_but_for_materializing(
     assert not any("npas" in key for key in model.state_dict())
 
 
-def test_a_part_moved_to_another_network_is_materialized_with_its_own() -> None:
-    model = shared()
-    part = nn.Sequential(model.blocks.pop(3))
-    x = torch.ones(1, 8)
-    expected = part(x).detach()
-    npas.materialize(model)
-    assert torch.equal(part(x).detach(), expected)
-    assert list(part.state_dict()) == ["0.weight", "0.bias"]
-
-
 def test_wrappers_inside_of_a_network_keep_its_names(tmp_path: Path) -> None:
     model = shared()
     expected = outputs(model)
@@ -188,7 +167,6 @@ class Half(nn.Module):
     """Halve a tensor."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x / 2."""
         return x / 2
 
 
@@ -243,20 +221,6 @@ def test_a_bank_can_be_pruned_and_parametrized(change: str, kind: str, tmp_path:
     assert torch.equal(outputs(npas.load(tmp_path, dense(5))), expected)
 
 
-def test_the_bank_of_a_sequence_can_be_pruned_and_not_parametrized() -> None:
-    """A parametrization is a child module, which an `nn.Sequential` would call."""
-    model = npas.share(nn.Sequential(*(nn.Linear(6, 6) for _ in range(4))), 0.55)
-    x = torch.randn(2, 6)
-    plain = model(x)
-    prune.l1_unstructured(model, "npas_bank_0", 0.5)
-    assert not torch.equal(model(x), plain)
-    prune.remove(model, "npas_bank_0")
-    halve(model, "npas_bank_0")
-    with pytest.raises(ValueError, match=r"put the nn\.Sequential into a module") as error:
-        model(x)
-    assert "\n" not in str(error.value)
-
-
 def write_back(model: Net) -> None:
     """Write as adapters are merged, and look at another layer."""
     model.blocks[1].weight.data = model.blocks[1].weight.data + 0.1
@@ -309,11 +273,3 @@ def test_weights_of_a_bank_that_changed_unseen_are_stale_and_not_written() -> No
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs(model)
     model.state_dict()
-
-
-def test_a_frozen_network_whose_weights_were_not_written_is_stored(tmp_path: Path) -> None:
-    for options in ({"generator": "emb"}, {"upsampler": "mask"}, {"upsampler": "wavg"}):
-        model = npas.share(dense(), 0.35, **options).requires_grad_(False)  # type: ignore[arg-type]
-        outputs(model)
-        npas.save(model, tmp_path)
-        assert torch.equal(outputs(npas.load(tmp_path, dense(3))), outputs(model))

@@ -82,10 +82,3 @@ def test_a_selective_checkpoint_does_not_see_what_is_hidden() -> None:
             torch.ones(2).add(1)
     assert count == len(saved) > 0
     assert isinstance(private.hidden_from_checkpoints(), contextlib.nullcontext)
-
-
-def test_frames_are_listed_from_the_inside() -> None:
-    def inner() -> list[str]:
-        return [frame.f_code.co_name for frame in private.frames(private.caller(0))]
-
-    assert inner()[:2] == ["inner", "test_frames_are_listed_from_the_inside"]

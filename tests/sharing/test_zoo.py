@@ -7,13 +7,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 RESULTS = SCRIPTS.parent / "results" / "zoo"
 QUICK = ["transformers/MambaForCausalLM", "torchvision/squeezenet1_1"]
-ARRAYS = ((torch.ones(2, 8),), {})
 
 
 @pytest.fixture(scope="module")
@@ -51,39 +48,6 @@ def test_a_few_architectures_pass(zoo: ModuleType, name: str) -> None:
         allowed = int(result["dense"] * float(budget.rstrip("%")) / 100)
         assert allowed - found["layers"] <= found["used"] <= allowed
         assert found["bank_gradient_nonzero"] > 0.9
-
-
-class Biased(nn.Module):
-    """A network of unshared parameters for the most part; its outputs can be spoiled."""
-
-    def __init__(self, factor: float = 1.0) -> None:
-        super().__init__()
-        self.linear = nn.Linear(8, 8)
-        self.bias = nn.Parameter(torch.zeros(64, 8))
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.factor * (self.linear(x) + self.bias.sum(0))
-
-
-def test_below_the_floor_sharing_at_it_passes_and_the_row_says_so(zoo: ModuleType) -> None:
-    result = zoo.run(zoo.Case("toy/biased", Biased, lambda: ARRAYS))
-    assert result["status"] == "passed", result
-    assert result["budgets"]["5%"]["floor"] == "0.536K"
-    assert "floor" not in result["budgets"]["200%"]
-    assert "| toy/biased | 584 | 536 | 1 | 2x8 | float32 | floor 0.536K: 536 / 536" in zoo.table(
-        [result]
-    )
-
-
-@pytest.mark.parametrize(("factor", "reason"), [(float("nan"), "loss nan"), (0.0, "no gradient")])
-def test_a_network_that_breaks_fails_and_the_row_says_why(
-    zoo: ModuleType, factor: float, reason: str
-) -> None:
-    result = zoo.run(zoo.Case("toy/broken", lambda: Biased(factor), lambda: ARRAYS))
-    assert result["status"] == "failed"
-    assert reason in result["error"]
-    assert result["error"] in zoo.table([result])
 
 
 def test_the_committed_results_are_whole_and_passed(zoo: ModuleType) -> None:

@@ -28,7 +28,6 @@ class Part(nn.Module):
         self.first, self.last = nn.Linear(inner, 16), nn.Linear(16, outer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, inner) to (N, outer)."""
         return self.last(torch.tanh(self.first(x)))
 
 
@@ -40,7 +39,6 @@ class Mlp(nn.Module):
         self.body, self.head = Part(12, 16), Part(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 12) to logits (N, 5)."""
         return self.head(self.body(x).tanh())
 
 

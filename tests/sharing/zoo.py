@@ -18,7 +18,6 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same."""
         return x + self.conv2(torch.relu(self.norm(self.conv1(x))))
 
 
@@ -34,7 +33,6 @@ class Residual(nn.Module):
         self.head = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) to logits (N, 5)."""
         x = self.stage2(self.widen(self.stage1(self.stem(x))))
         return self.head(x.mean((2, 3)))
 
@@ -49,7 +47,6 @@ class Reused(nn.Module):
         self.last = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 12) to logits (N, 5)."""
         x = torch.tanh(self.first(x))
         for _ in range(3):
             x = torch.tanh(self.loop(x))
@@ -68,24 +65,7 @@ class Tied(nn.Module):
         self.last = nn.Linear(20, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 12) to logits (N, 5)."""
         return self.last(torch.tanh(self.middle(torch.tanh(self.encode(x) + self.again(x)))))
-
-
-class Recurrent(nn.Module):
-    """An LSTM, whose forward reads a list of its weights, and attention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn = nn.LSTM(6, 12, num_layers=2, batch_first=True)
-        self.attention = nn.MultiheadAttention(12, 2, batch_first=True)
-        self.last = nn.Linear(12, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map sequences (N, T, 6) to logits (N, 5)."""
-        x, _ = self.rnn(x)
-        x, _ = self.attention(x, x, x)
-        return self.last(x.mean(1))
 
 
 class Pooled(nn.Module):
@@ -97,7 +77,6 @@ class Pooled(nn.Module):
         self.last = nn.Linear(width, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map what the body reads to logits (N, 5)."""
         x = self.body(x)
         if isinstance(x, tuple):  # a recurrent layer also returns its state
             x = x[0]
@@ -115,7 +94,6 @@ class Recurrences(nn.Module):
         self.last = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map sequences (N, T, 6) to logits (N, 5)."""
         x, _ = self.gru(x)
         x, _ = self.lstm(x)
         state = x.new_zeros(len(x), 8)
@@ -136,7 +114,6 @@ class CrossAttention(nn.Module):
         self.keys = nn.Linear(6, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, T, 6) to the same."""
         return self.attention(x, self.keys(x), self.values(x))[0]
 
 
@@ -152,7 +129,6 @@ class Words(nn.Module):
         self.decode.weight = self.embed.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, T, 3) to logits (N, 8); three signs spell a word."""
         words = ((x > 0) * torch.tensor([1, 2, 4])).sum(-1)
         return self.decode(torch.tanh(self.middle(self.embed(words).sum(1) + self.bag(words))))
 
@@ -166,7 +142,6 @@ class Conv1D(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., width) to (..., out)."""
         return x @ self.weight + self.bias
 
 
@@ -183,24 +158,10 @@ class Bare(nn.Module):
         self.mix = Conv1D(9, 9)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 7, 6) to (N, 8, 9)."""
         x = torch.cat([self.token.expand(len(x), 1, 6), x], dim=1) + self.position
         for layer in self.layers:
             x = torch.tanh(self.relative @ x @ layer)
         return self.mix(x @ self.ends["first"])
-
-
-class Pair(nn.Module):
-    """A bilinear layer on the two halves of its input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bilinear = nn.Bilinear(6, 6, 8)
-        self.last = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 12) to logits (N, 5)."""
-        return self.last(torch.tanh(self.bilinear(x[:, :6], x[:, 6:])))
 
 
 @dataclass(frozen=True)
@@ -231,7 +192,6 @@ ZOO = [
     Specimen("residual", Residual, (3, 6, 6)),
     Specimen("reused", Reused, (12,)),
     Specimen("tied", Tied, (12,)),
-    Specimen("recurrent", Recurrent, (7, 6)),
     Specimen(
         "sequential",  # the root itself is a container that calls its children in order
         lambda: nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Linear(16, 5)),
@@ -278,7 +238,6 @@ ZOO = [
     Specimen("attention", lambda: Pooled(CrossAttention(), 6), (7, 6)),
     Specimen("words", Words, (9, 3), reached=0.85),  # padding gives no gradient
     Specimen("bare", lambda: Pooled(Bare(), 9), (7, 6)),
-    Specimen("pair", Pair, (12,)),
     Specimen(
         "parametrized",
         lambda: nn.Sequential(
