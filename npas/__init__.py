@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         share,
         similarity,
         summary,
+        weight_errors,
     )
     from npas.sharing.api import allocation
 
@@ -42,6 +43,7 @@ __all__ = [
     "share",
     "similarity",
     "summary",
+    "weight_errors",
 ]
 
 

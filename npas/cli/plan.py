@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from npas import config as schema
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from npas.models import InputSpec
-    from npas.sharing import Allocation
+    from npas.sharing import Allocation, Errors
     from npas.tasks.base import Task
     from npas.training.grouping import Grouping
 
@@ -74,8 +75,11 @@ def run(plan: Plan) -> Job:
         config.task, config.data, seed=config.seed, device=torch.device("cpu")
     )
     model = models.build(config.model, task.spec)
-    allocation = None
-    if config.budget != schema.DENSE:
+    allocation = errors = None
+    if config.sharing.fits and config.budget != schema.DENSE:
+        allocation, errors = _fitted(model, config)
+        model = models.build(config.model, task.spec)
+    elif config.budget != schema.DENSE:
         grouping = _grouping(config)
         check_groups(config, model, grouping)
         keywords = plan_keywords(config, grouping)
@@ -86,9 +90,13 @@ def run(plan: Plan) -> Job:
         found = {"data": data} if plan.check_data else {}
         shape = list(task.spec.input_shape)
         figures = {**_figures(model, allocation), "flops": flops, "input_shape": shape}
+        if errors is not None:
+            figures["errors"] = {"all": errors.all, "layers": errors.layers}
         print(json.dumps(figures | found))
     else:
         print(runs.plan_text(model, allocation))
+        if errors is not None:
+            print(errors.table())
         print(f"inference: {flops:,} FLOPs an input (2 a multiply-add), whatever the budget")
         if note := _of_synthetic_inputs(task, config):
             print(note)
@@ -98,6 +106,21 @@ def run(plan: Plan) -> Job:
     if compared is not None and compared.difference is not None:
         raise ValueError(compared.difference)
     return Job(config.exp)
+
+
+def _fitted(model: nn.Module, config: Config) -> tuple[Allocation, Errors]:
+    """Fit a network to the trained weights that the config names; return plan and errors."""
+    from npas.sharing import api, install
+    from npas.training import initial
+
+    path = config.sharing.weights
+    try:
+        initial.fit(model, config, None if path is None else Path(path))
+    except ValueError as error:
+        raise ValueError(f"sharing.init={config.sharing.init}: {error}") from None
+    errors = install.shared_weights(model).errors
+    assert errors is not None
+    return api.allocation(model), errors
 
 
 def _of_synthetic_inputs(task: Task, config: Config) -> str:

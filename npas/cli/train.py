@@ -253,12 +253,12 @@ def _skipped(config: Config, folder: Path) -> Job | None:
 
 def _warn_of_other_start(config: Config, done: Result) -> None:
     """Warn if what `sharing.init` names is no longer what the run started from."""
-    if config.sharing.init is None or done.init is None:
+    if config.sharing.weights is None or done.init is None:
         return
     from npas.training.initial import weights_sum
 
     try:
-        is_same = weights_sum(Path(config.sharing.init)) == done.init.weights
+        is_same = weights_sum(Path(config.sharing.weights)) == done.init.weights
     except (ValueError, OSError):  # gone since
         return
     if not is_same:

@@ -12,6 +12,7 @@ from npas.config.load import known_keys as known_keys
 from npas.config.load import load_config as load_config
 from npas.config.load import search_epochs as search_epochs
 from npas.config.schema import DENSE as DENSE
+from npas.config.schema import FITTED as FITTED
 from npas.config.schema import GROUPINGS as GROUPINGS
 from npas.config.schema import NO_PACKAGE as NO_PACKAGE
 from npas.config.schema import RECIPE_VERSION as RECIPE_VERSION

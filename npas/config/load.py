@@ -16,6 +16,7 @@ from typing import Any
 from npas.config.groups_file import is_path, read_groups
 from npas.config.schema import (
     DENSE,
+    FITTED,
     GROUPINGS,
     NO_PACKAGE,
     SEARCHED,
@@ -72,6 +73,9 @@ def ignored(config: Config) -> dict[str, str]:
         if config.sharing.templates is not None:
             reason = f"sharing.templates={config.sharing.templates} fixes what each layer mixes"
             idle = {"upsampler": reason, "max_templates": reason}
+        elif config.sharing.fits:
+            reason = f"sharing.init={config.sharing.init} decides it from the weights"
+            idle = dict.fromkeys(FITTED, reason)
         if not search_epochs(config):
             reason = "nothing is searched unless sharing.groups is learned or gradient"
             idle |= {f"search.{key.name}": reason for key in dataclasses.fields(SearchConfig)}

@@ -1,8 +1,9 @@
 """The method: share a network's parameters inside a budget. Needs torch alone."""
 
-from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
+from npas.sharing.allocation import Allocation, Errors, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.api import load, plan, save, share, summary
 from npas.sharing.budget import Budget, BudgetReport, count_parameters, parse_budget
+from npas.sharing.fitting import weight_errors
 from npas.sharing.folding import Folding, fold, load_folded, save_folded
 from npas.sharing.install import is_shared, materialize
 from npas.sharing.layer_similarity import Similarity, recurrence_reward, similarity
@@ -13,6 +14,7 @@ __all__ = [
     "Allocation",
     "Budget",
     "BudgetReport",
+    "Errors",
     "Folding",
     "GroupAllocation",
     "LayerAllocation",
@@ -36,4 +38,5 @@ __all__ = [
     "share",
     "similarity",
     "summary",
+    "weight_errors",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from npas.sharing.bases import BASES, extent
 from npas.sharing.budget import BudgetReport
 from npas.sharing.coefficients import GENERATORS
 from npas.sharing.validation import check_allocation
@@ -37,7 +38,8 @@ class LayerAllocation:
     values long; none for an ordinary parameter. `mixing` is `none` (one template, no
     coefficients), `avg`, `wavg` or `emb`. An upsampled layer has one template (in a search
     for groups K) not of its weight's size: `source` is its matrix form, `learned` the shape of the
-    upsampler's own weights.
+    upsampler's own weights. `upsampler` rows or columns is a shared basis (see `bases`): `learned`
+    is the mixtures' shape, `kept` names the rows or columns that are vectors of the basis.
     `scale` is the place of the layer's fixed scale in the network's list of scales.
     """
 
@@ -51,6 +53,7 @@ class LayerAllocation:
     source: tuple[int, int] = (0, 0)
     learned: tuple[int, int] = (0, 0)
     scale: int = 0
+    kept: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -60,7 +63,12 @@ class LayerAllocation:
     @property
     def matrix(self) -> tuple[int, int]:
         """Return the matrix that `inter` resizes to: one row for a one-row source."""
-        return (1, self.size) if self.source[0] == 1 else matrix_form(self.shape)
+        return (1, self.size) if self.source[0] == 1 else self.form
+
+    @property
+    def form(self) -> tuple[int, int]:
+        """Return the weight's matrix form: out x rest."""
+        return matrix_form(self.shape)
 
     @property
     def how(self) -> str:
@@ -69,6 +77,8 @@ class LayerAllocation:
             return "ordinary parameter"
         if self.upsampler == "inter":
             return f"inter from {self.source[0]}x{self.source[1]}"
+        if self.upsampler in BASES:
+            return f"{extent(self)[2]} vectors by {self.upsampler}"
         if self.upsampler:
             return self.upsampler
         return "one template" if self.mixing == "none" else self.mixing
@@ -228,7 +238,10 @@ class Allocation:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-able data; `from_dict` reads it back."""
         layers = [
-            asdict(layer) | {"group": group.name} for group in self.groups for layer in group.layers
+            {key: value for key, value in asdict(layer).items() if key != "kept" or value}
+            | {"group": group.name}
+            for group in self.groups
+            for layer in group.layers
         ]
         return {
             "format": FORMAT_VERSION,
@@ -261,7 +274,7 @@ class Allocation:
         if isinstance(scheme := data.get("scheme"), Mapping):  # as earlier versions named it
             names = {"layout": "allocator", "coefficients": "coefficient_init"}
             data = {**data, "scheme": {names.get(key, key): scheme[key] for key in scheme}}
-        stored: _Stored = decode(_Stored, data, optional=("coefficient_init",))
+        stored: _Stored = decode(_Stored, data, optional=("coefficient_init", "kept"))
         members: dict[str, list[LayerAllocation]] = {group.name: [] for group in stored.groups}
         for entry in stored.layers:
             if entry.group not in members:
@@ -279,6 +292,28 @@ class Allocation:
         found = cls(stored.scheme, budget, stored.unshared, groups)
         check_allocation(found, stored.split, stored.unread, kept.utilization)
         return found
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far generated weights are from given ones: |W - generated| / |W|.
+
+    `layers` has each layer of the plan, `all` is the same of all together.
+    """
+
+    layers: dict[str, float]
+    all: float
+
+    def table(self) -> str:
+        """Return the errors as text, a line for all together and one for each layer."""
+        width = max(map(len, self.layers), default=0)
+        lines = [f"  {name.ljust(width)}  {error:.4f}" for name, error in self.layers.items()]
+        return "\n".join([f"fit      {self}", *lines])
+
+    def __str__(self) -> str:
+        worst = max(self.layers, key=self.layers.__getitem__, default="")
+        at_most = f" (at most {self.layers[worst]:.3g}: {worst})" if worst else ""
+        return f"relative error {self.all:.3g} of {len(self.layers)} layers{at_most}"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from npas.sharing import audit, storage
+from npas.sharing import audit, fitting, storage
 from npas.sharing.allocation import Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
 from npas.sharing.audit import warn_of_holders
@@ -33,6 +34,7 @@ from npas.sharing.install import (
 from npas.sharing.layers import find_layers, find_tensors, is_constant
 from npas.sharing.loops import refuse_loops
 from npas.sharing.memory import give_back_freed, refuse_budget, refuse_plan
+from npas.sharing.projection import project
 from npas.sharing.released_layout import allocate_reference
 from npas.sharing.stored import read_plan
 from npas.sharing.upsample import UPSAMPLERS
@@ -63,6 +65,7 @@ def share(
     allocator: str = "npas",
     seed: int = 0,
     recompute: bool = False,
+    init: str = "fresh",
 ) -> nn.Module:
     """Share the parameters of `model` inside a budget, in place, and return it.
 
@@ -76,7 +79,11 @@ def share(
     (no exact budgets).
 
     Generated weights start with the spread of the dense ones, whose values are dropped: warns if
-    they look trained. Weights are generated once per forward pass, and kept without gradients while
+    they look trained. `init="fit"` keeps what the network has learned: groups, bases and values are
+    chosen to approximate its weights (see `fitting`), so that no other option of these is open, but
+    with `templates`, whose values are then fitted. `summary` tells the relative errors.
+
+    Weights are generated once per forward pass, and kept without gradients while
     nothing they depend on changes; writing to a bank through `.data` is noticed at the next `train`
     or `eval` call. With `recompute`
     they are not kept for backward but generated again, which trades time for memory; saved-tensor
@@ -89,14 +96,16 @@ def share(
     if budget is not None:
         budget = parse_budget(budget)
         refuse_budget(model, budget)
-    allocation = plan(
-        model, budget, generator=generator, upsampler=upsampler, groups=groups,
+    options: dict[str, Any] = dict(
+        generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, max_templates=max_templates, templates=templates,
         coefficient_init=coefficient_init, include=include, exclude=exclude,
         allocator=allocator, seed=seed,
     )  # fmt: skip
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
+    if init == "fit":
+        return _share_fitted(model, budget, options, recompute)
+    allocation = plan(model, budget, init=init, **options)
+    _refuse_meta(model)
     if looks_trained(model):
         warnings.warn(
             "npas.share drops the network's weights, and these look trained: a shared network is"
@@ -122,11 +131,17 @@ def plan(
     exclude: Names = None,
     allocator: str = "npas",
     seed: int = 0,
+    init: str = "fresh",
 ) -> Allocation:
     """Return the allocation that `share` would make of the same arguments; changes nothing.
 
     But for the layers' fixed scales, which `share` measures.
     """
+    _choose("init", init, INITS)
+    if init == "fit" and templates is None and budget is not None:
+        _refuse_options(generator, upsampler, groups, max_templates, coefficient_init, allocator)
+        if found := _fit(model, budget, include, exclude):
+            return found.allocation
     layers = find_layers(require_unshared(model), include, exclude)
     _choose("generator", generator, CHOICES)
     _choose("upsampler", upsampler, UPSAMPLERS)
@@ -165,6 +180,68 @@ def plan(
     return allocate(specs, group_of, request, dense, scheme)
 
 
+def _share_fitted(
+    model: nn.Module, budget: BudgetLike | None, options: dict[str, Any], recompute: bool
+) -> nn.Module:
+    """Share a network such that its weights are approximated; see `share`."""
+    _refuse_meta(model)
+    if looks_fresh(model):
+        warnings.warn(
+            "npas.share was asked to fit weights that look fresh: load trained ones first",
+            stacklevel=3,
+        )
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    found = None
+    if options["templates"] is None and budget is not None:
+        chosen = (options[key] for key in OF_FRESH)
+        _refuse_options(*chosen)
+        found = _fit(model, budget, options["include"], options["exclude"])
+    if found is not None:
+        warn_of_holders(install(model, found.allocation, recompute))
+        fitting.fill(model, found.values)
+        give_back_freed()
+    else:  # templates were asked for, or the budget is very small or above the dense count
+        seed = options["seed"]
+        apply(model, plan(model, budget, **options), seed=seed, recompute=recompute)
+        project(model, state)
+    shared_weights(model).errors = fitting.weight_errors(model, state)
+    return model
+
+
+OF_FRESH = {
+    "generator": "wavg",
+    "upsampler": "inter",
+    "groups": "single",
+    "max_templates": 8,
+    "coefficient_init": "orthogonal",
+    "allocator": "npas",
+}
+"""The options, with their defaults, that `init="fit"` decides itself inside a budget."""
+INITS = ("fresh", "fit")
+
+
+def _refuse_options(*given: object) -> None:
+    for (option, default), value in zip(OF_FRESH.items(), given, strict=True):
+        if value != default:
+            raise ValueError(
+                f"init='fit' chooses from the weights what {option} would say: leave {option} out,"
+                " or give templates in place of a budget"
+            )
+
+
+def _fit(
+    model: nn.Module, budget: BudgetLike, include: Names, exclude: Names
+) -> fitting.Fit | None:
+    layers = find_layers(require_unshared(model), include, exclude)
+    _refuse_meta(model)
+    return fitting.fit(layers, parse_budget(budget), count_parameters(model))
+
+
+def _refuse_meta(model: nn.Module) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
+
+
 def apply(
     model: nn.Module, allocation: Allocation, *, seed: int = 0, recompute: bool = False
 ) -> nn.Module:
@@ -198,14 +275,20 @@ def looks_trained(model: nn.Module) -> bool:
 
     A network without norms gives no sign.
     """
-    for module in model.modules():
-        if "norm" not in type(module).__name__.lower():
-            continue
-        mean, weight = getattr(module, "running_mean", None), getattr(module, "weight", None)
-        for tensor in (mean, weight):
-            if isinstance(tensor, Tensor) and not tensor.is_meta and not is_constant(tensor):
-                return True
-    return False
+    return not all(map(is_constant, _of_norms(model)))
+
+
+def looks_fresh(model: nn.Module) -> bool:
+    """Guess from norms, too: there are some, and none has moved."""
+    found = _of_norms(model)
+    return bool(found) and all(map(is_constant, found))
+
+
+def _of_norms(model: nn.Module) -> list[Tensor]:
+    """Return the running means and the weights of all norms, as far as they have values."""
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    found = (getattr(m, name, None) for m in norms for name in ("running_mean", "weight"))
+    return [tensor for tensor in found if isinstance(tensor, Tensor) and not tensor.is_meta]
 
 
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
@@ -245,9 +328,11 @@ def load(
 def summary(model: nn.Module) -> str:
     """Return a shared network's table: layers, groups, templates, asked, allowed and used.
 
-    Of the network as it is now; ValueError where a shared layer is gone from it.
+    Of the network as it is now; ValueError where a shared layer is gone from it. Of a fitted
+    network also how far its weights were from the trained ones when it was shared.
     """
-    return allocation(model).summary()
+    table, errors = allocation(model).summary(), shared_weights(model).errors
+    return table if errors is None else f"{table}\n{errors.table()}"
 
 
 def _measure_spreads(model: nn.Module, allocation: Allocation) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from npas.sharing.allocation import Allocation, LayerAllocation
 from npas.sharing.bank import MODIFIED, BankReader, full_precision, mix, versions
+from npas.sharing.bases import BASES, basis_weight
 from npas.sharing.coefficients import GENERATORS
 from npas.sharing.layers import (
     SCALES,
@@ -314,6 +315,9 @@ class WeightPass:
         _, layer = self._reading.places[index]
         if layer.upsampler is None:
             return values.view(layer.shape)
+        if layer.upsampler in BASES:
+            mixtures = self._tensor(upsampler_name(index)).to(values.dtype)
+            return basis_weight(values, mixtures, layer).view(layer.shape)
         upsampler = UPSAMPLERS[layer.upsampler]
         if layer.upsampler == "inter":
             return upsampler.weight(values.view(layer.source), None, layer.matrix).view(layer.shape)

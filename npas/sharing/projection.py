@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from npas.sharing.allocation import LayerAllocation
 from npas.sharing.audit import follow, refuse_unloadable, shared_layers
 from npas.sharing.bank import full_precision
+from npas.sharing.bases import BASES, basis_weight
 from npas.sharing.coefficients import GENERATORS
 from npas.sharing.generation import Reading, Rows
 from npas.sharing.install import is_shared, shared_weights
@@ -150,6 +151,9 @@ class _Kind:
     def _widen(self, source_N: Tensor) -> Tensor:
         layer = self.layer
         assert layer.upsampler is not None
+        if layer.upsampler in BASES:
+            assert self.learned is not None
+            return basis_weight(source_N, self.learned, layer)
         source = source_N.view(layer.source) if layer.upsampler == "inter" else source_N
         return UPSAMPLERS[layer.upsampler].weight(source, self.learned, layer.matrix).reshape(-1)
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from npas.sharing.bases import BASES, is_basis
 from npas.sharing.coefficients import GENERATORS, STARTS
 from npas.sharing.upsample import UPSAMPLERS, WINDOW
 from npas.utils.json_data import shown
@@ -36,8 +37,8 @@ _ALL: tuple[Rule, ...] = (
     ("scale must not be negative", lambda la, _: la.scale >= 0),
     (f"mixing must be none, {', '.join(GENERATORS)}", lambda la, _: la.mixing in _MIXINGS),
     (
-        f"upsampler must be null, {', '.join(UPSAMPLERS)}",
-        lambda la, _: la.upsampler in (None, *UPSAMPLERS),
+        f"upsampler must be null, {', '.join((*UPSAMPLERS, *BASES))}",
+        lambda la, _: la.upsampler in (None, *UPSAMPLERS, *BASES),
     ),
 )
 _ORDINARY: tuple[Rule, ...] = (
@@ -49,6 +50,7 @@ _ORDINARY: tuple[Rule, ...] = (
             and la.mixing == "none"
             and la.upsampler is None
             and la.source == la.learned == NOTHING
+            and not la.kept
         ),
     ),
 )
@@ -145,6 +147,10 @@ def _source(layer: LayerAllocation) -> tuple[int, int]:
 def _learns_enough(layer: LayerAllocation) -> bool:
     """Return whether what the upsampler has learned makes as many values as the weight has."""
     rows, columns = layer.learned
+    if layer.upsampler in BASES:
+        return is_basis(layer)
+    if layer.kept:
+        return False
     if layer.upsampler == "mask":
         return columns == WINDOW and rows > 0 and layer.template_size * (1 + rows) >= layer.size
     if layer.upsampler == "wavg":

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from npas.sharing.allocation import Allocation
+from npas.sharing.allocation import Allocation, Errors
 from npas.sharing.bank import full_precision
 from npas.sharing.generation import Reading, WeightPass, same_bytes, written
 from npas.sharing.guards import refuse_parametrized_sequence, refuse_torch_pruning
@@ -52,6 +52,7 @@ class SharedWeights:
         self.pool = BufferPool()
         self._open = _OpenPass()
         self._kept: _Kept | None = None
+        self.errors: Errors | None = None  # of a network that was fitted, when it was
         self.modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         """The modules that sharing has changed, wherever they are now; of a copy none."""
         self.others: dict[str, tuple[int, bool]] = {}

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from npas.tasks.common.files import write_whole
 from npas.training import dense_weights
 from npas.training.checkpoint import MANIFEST, find_checkpoint
 from npas.training.checks import read_progress
-from npas.training.experiment import Experiment, build_network
+from npas.training.experiment import Experiment, build_network, plan_keywords
 from npas.training.grouping import from_dict
 from npas.training.state import AVERAGED, SEARCH, TRAIN, Progress, load_weights, resumes
 from npas.utils.json_data import decode, read_json
@@ -57,16 +58,35 @@ def start(experiment: Experiment) -> None:
     Logs what became of them. ValueError, in one line, if there are none that fit; before a search
     for groups only if there are none.
     """
-    path = experiment.config.sharing.init
-    if path is None or resumes(experiment.config, experiment.stage):
+    config = experiment.config
+    if config.sharing.init is None or resumes(config, experiment.stage):
         return
+    path = None if config.sharing.weights is None else Path(config.sharing.weights)
     try:
-        done = _start(experiment.model, Path(path), experiment.stage)
+        own = _sum_of(experiment.model) if path is None else ""
+        if config.sharing.fits and config.budget != DENSE:
+            done = fit(experiment.model, config, path)
+            experiment.allocation = api.allocation(experiment.model)
+        else:
+            done = "" if path is None else _start(experiment.model, path, experiment.stage)
         if done:
-            experiment.start = Start(weights_sum(Path(path)), done)
+            experiment.start = Start(own if path is None else weights_sum(path), done)
             log.info("sharing.init: %s", done)
     except ValueError as error:
-        raise ValueError(f"sharing.init={path}: {error}") from None
+        raise ValueError(f"sharing.init={config.sharing.init}: {error}") from None
+
+
+def fit(model: nn.Module, config: Config, path: Path | None) -> str:
+    """Share a dense network as its trained weights have it, or those at a path; say how near."""
+    said = [] if path is None else [_start(model, path, TRAIN)]
+    keywords = plan_keywords(config) | {"recompute": config.sharing.recompute}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        api.share(model, config.budget, init="fit", **keywords)
+    for warning in caught:
+        log.warning("sharing.init: %s", warning.message)
+    errors = install.shared_weights(model).errors
+    return "; ".join([*said, f"fitted, {errors}"])
 
 
 def weights_sum(path: Path) -> str:
@@ -84,6 +104,15 @@ def weights_sum(path: Path) -> str:
     if (found := sums.get(f"{name}.safetensors")) is None:
         raise ValueError(f"{checkpoint.folder} holds no weights: name another run")
     return found
+
+
+def _sum_of(model: nn.Module) -> str:
+    """Return the sha256 of a network's tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def keep(start: Start, folder: Path) -> None:
