@@ -32,7 +32,7 @@ from npas.training.checkpoint import MANIFEST, find_checkpoint
 from npas.training.checks import read_progress
 from npas.training.experiment import Experiment, build_network, plan_keywords
 from npas.training.grouping import from_dict
-from npas.training.state import AVERAGED, SEARCH, TRAIN, Progress, load_weights, resumes
+from npas.training.state import AVERAGED, SEARCH, TRAIN, Progress, load_weights, resumed_from
 from npas.utils.json_data import decode, read_json
 
 log = logging.getLogger(__name__)
@@ -58,17 +58,24 @@ def start(experiment: Experiment) -> None:
     Logs what became of them. ValueError, in one line, if there are none that fit; before a search
     for groups only if there are none.
     """
-    config = experiment.config
-    if config.sharing.init is None or resumes(config, experiment.stage):
+    config, model = experiment.config, experiment.model
+    if config.sharing.init is None:
+        return
+    fits = config.sharing.fits and config.budget != DENSE
+    if (before := resumed_from(config, experiment.stage)) is not None:
+        if fits:
+            plan = Allocation.from_dict(before.state["allocation"])
+            install.install(model, plan, config.sharing.recompute)
+            experiment.allocation = api.allocation(model)
         return
     path = None if config.sharing.weights is None else Path(config.sharing.weights)
     try:
-        own = _sum_of(experiment.model) if path is None else ""
-        if config.sharing.fits and config.budget != DENSE:
-            done = fit(experiment.model, config, path)
-            experiment.allocation = api.allocation(experiment.model)
+        own = _sum_of(model) if path is None else ""
+        if fits:
+            done = fit(model, config, path)
+            experiment.allocation = api.allocation(model)
         else:
-            done = "" if path is None else _start(experiment.model, path, experiment.stage)
+            done = "" if path is None else _start(model, path, experiment.stage)
         if done:
             experiment.start = Start(own if path is None else weights_sum(path), done)
             log.info("sharing.init: %s", done)

@@ -341,13 +341,13 @@ def starts_anew(config: Config) -> bool:
     return config.resume == "never" or (config.resume == "auto" and config.force)
 
 
-def resumes(config: Config, stage: str = TRAIN) -> bool:
-    """Return whether the run's training has begun before, and is to go on."""
+def resumed_from(config: Config, stage: str = TRAIN) -> Checkpoint | None:
+    """Open the checkpoint from which the run's training goes on; None if it is to begin."""
     if starts_anew(config):
-        return False
+        return None
     if config.resume == "auto" or descends(config, run_dir(config)):
-        return Checkpoints(checkpoints_folder(run_dir(config), stage)).newest() is not None
-    return named_checkpoint(config, stage) is not None
+        return Checkpoints(checkpoints_folder(run_dir(config), stage)).newest()
+    return named_checkpoint(config, stage)
 
 
 def named_checkpoint(config: Config, stage: str = TRAIN) -> Checkpoint | None:
