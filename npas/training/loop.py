@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from npas.config import DENSE
 from npas.sharing.layer_similarity import recurrence_reward
 from npas.tasks.base import Batch, Task, batches
 from npas.training import seeding
@@ -41,7 +40,6 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
     """
     config, task, model = experiment.config, experiment.task, experiment.model
     process, stage, epochs = experiment.process, experiment.stage, experiment.epochs
-    assert experiment.allocation or config.budget == DENSE, "prepare shares what is fitted"
     check_parts(experiment)
     task.setup()
     steps_per_epoch = task.steps_per_epoch(config.batch_size)
