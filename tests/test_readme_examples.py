@@ -16,7 +16,7 @@ EXAMPLES = [(code, shown) for (_, code), (_, shown) in zip(PARTS[::2], PARTS[1::
 
 
 def test_every_example_stands_with_what_it_prints() -> None:
-    assert [kind for kind, _ in PARTS] == ["python", "text"] * 4
+    assert [kind for kind, _ in PARTS] == ["python", "text"] * 5
     assert all(code.startswith("import torch") for code, _ in EXAMPLES)
 
 
@@ -25,8 +25,9 @@ def test_every_example_stands_with_what_it_prints() -> None:
     [
         pytest.param(*EXAMPLES[0], id="cnn", marks=pytest.mark.slow),
         pytest.param(*EXAMPLES[1], id="encoder", marks=pytest.mark.slow),
-        pytest.param(*EXAMPLES[2], id="recurrent"),
-        pytest.param(*EXAMPLES[3], id="folded"),
+        pytest.param(*EXAMPLES[2], id="fitted"),
+        pytest.param(*EXAMPLES[3], id="recurrent"),
+        pytest.param(*EXAMPLES[4], id="folded"),
     ],
 )
 def test_an_example_runs_and_prints_what_it_shows(

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from npas.config import DENSE
 from npas.training.console import ProgressDisplay
 from npas.training.experiment import Experiment
 from npas.training.meter import Diverged, peak_memory_bytes
@@ -44,6 +45,7 @@ class Journal:
     def __init__(
         self, experiment: Experiment, run_dir: Path, state: TrainState, steps_per_epoch: int
     ) -> None:
+        assert experiment.allocation or experiment.config.budget == DENSE, "prepare shares a fit"
         process, progress, stage = experiment.process, state.progress, experiment.stage
         self.experiment = experiment
         self.state = state
