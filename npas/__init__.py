@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         share,
         similarity,
         summary,
+        weight_errors,
         write_artifact,
     )
     from npas.sharing.api import allocation
@@ -49,6 +50,7 @@ __all__ = [
     "share",
     "similarity",
     "summary",
+    "weight_errors",
     "write_artifact",
 ]
 

@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from npas import config as schema
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from npas.models import InputSpec
+    from npas.sharing import Allocation, Errors
     from npas.tasks.base import Task
     from npas.training.grouping import Grouping
 
@@ -66,8 +68,11 @@ def run(plan: Plan) -> Job:
         runs.warn_of_ignored(NAME, config)
     task = _task(config)
     model = models.build(config.model, task.spec)
-    allocation = None
-    if config.budget != schema.DENSE:
+    allocation = errors = None
+    if config.sharing.fits and config.budget != schema.DENSE:
+        allocation, errors = _fitted(model, config)
+        model = models.build(config.model, task.spec)
+    elif config.budget != schema.DENSE:
         grouping = _grouping(config)
         check_groups(config, model, grouping)
         allocation = sharing.plan(model, config.budget, **plan_keywords(config, grouping))
@@ -80,10 +85,14 @@ def run(plan: Plan) -> Job:
             figures = allocation.to_dict()
             found = {key: figures[key] for key in found}
         found |= {"flops": flops, "input_shape": list(task.spec.input_shape)}
+        if errors is not None:
+            found["errors"] = {"all": errors.all, "layers": errors.layers}
         found["artifact"] = {"bytes_before_compression": taken, "cap": config.cap}
         print(json.dumps(found | ({"data": data} if plan.check_data else {})))
     else:
         print(runs.plan_text(model, allocation))
+        if errors is not None:
+            print(errors.table())
         print(runs.artifact_text(taken, config))
         print(f"inference: {flops:,} FLOPs an input (2 a multiply-add), whatever the budget")
         real = _task(
@@ -98,6 +107,21 @@ def run(plan: Plan) -> Job:
     if compared is not None and compared.difference is not None:
         raise ValueError(compared.difference)
     return Job(config.exp)
+
+
+def _fitted(model: nn.Module, config: Config) -> tuple[Allocation, Errors]:
+    """Fit a network to the trained weights that the config names; return plan and errors."""
+    from npas.sharing import api, install
+    from npas.training import initial
+
+    path = config.sharing.weights
+    try:
+        initial.fit(model, config, None if path is None else Path(path))
+    except ValueError as error:
+        raise ValueError(f"sharing.init={config.sharing.init}: {error}") from None
+    errors = install.shared_weights(model).errors
+    assert errors is not None
+    return api.allocation(model), errors
 
 
 def _task(config: Config) -> Task:

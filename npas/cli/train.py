@@ -246,11 +246,11 @@ def _skipped(config: Config, folder: Path) -> Job | None:
 
 def _warn_of_other_start(config: Config, done: Result) -> None:
     """Warn if what `sharing.init` names is no longer what the run started from."""
-    if config.sharing.init is not None and done.init is not None:
+    if config.sharing.weights is not None and done.init is not None:
         from npas.training.initial import weights_sum
 
         with contextlib.suppress(ValueError, OSError):  # gone since
-            if weights_sum(Path(config.sharing.init)) != done.init.weights:
+            if weights_sum(Path(config.sharing.weights)) != done.init.weights:
                 line = f"sharing.init={config.sharing.init} holds other weights than then"
                 app.say(NAME, f"warning: {line}")
 

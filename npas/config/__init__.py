@@ -23,6 +23,7 @@ from npas.config.schema import SyntheticConfig as SyntheticConfig
 from npas.config.schema import TrainerConfig as TrainerConfig
 from npas.config.schema import WandbConfig as WandbConfig
 from npas.config.schema import canonical_budget as canonical_budget
+from npas.config.sharing import FITTED as FITTED
 from npas.config.sharing import GROUPINGS as GROUPINGS
 from npas.config.sharing import SEARCHED as SEARCHED
 from npas.config.sharing import SearchConfig as SearchConfig

@@ -23,7 +23,7 @@ from npas.config.schema import (
     canonical_budget,
     settings,
 )
-from npas.config.sharing import SEARCHED, SearchConfig, SharingConfig, is_grouping
+from npas.config.sharing import FITTED, SEARCHED, SearchConfig, SharingConfig, is_grouping
 from npas.config.typed import build, keys_of
 from npas.utils.packing import Packing
 
@@ -79,6 +79,9 @@ def ignored(config: Config) -> dict[str, str]:
     if sharing.templates is not None:
         reason = f"sharing.templates={sharing.templates} fixes what each layer mixes"
         leave_out(reason, "sharing.upsampler", "sharing.max_templates")
+    elif sharing.fits:
+        reason = f"sharing.init={sharing.init} decides it from the weights"
+        leave_out(reason, *(f"sharing.{key}" for key in FITTED))
     if config.budget == DENSE:
         # But a dense network starts from sharing.init, too.
         keys = set(keys_of(SharingConfig, "sharing.")) - {"sharing.init"}

@@ -13,7 +13,14 @@ LONGEST = 1_000_000  # epochs, or images a batch: more is a typing error, and ma
 MOST_TEMPLATES = 1000  # of a layer: more is a typing error, and would fill the memory
 SEARCHED = ("learned", "gradient")  # groupings that a short training of their own has to find
 GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
+FIT = "fit"  # the beginning of a sharing.init that fits the network to trained weights
 BY_NAME = re.compile(r"place|depth:[1-9]\d{0,3}")  # groupings by where names have numbers
+
+FITTED = (
+    "generator", "upsampler", "groups", "num_groups", "max_templates", "coefficient_init",
+    "train_coefficients", "low_rank", "allocator",
+)  # fmt: skip
+"""The keys of `sharing` that the trained weights decide where `init` says fit."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,11 @@ class SharingConfig:
     """The keywords of `npas.share`, and what training does with coefficients.
 
     `init` names trained weights to start from: a run, or dense weights that are projected into the
-    bank. `templates` takes the place of a budget. `recurrence_weight` times the mean cosine of the
-    coefficients of layers that mix the same templates is taken off the loss. Every `lsm_every`
-    epochs, if not 0, the layer similarity matrix is logged.
+    bank; `fit:PATH` plans the sharing itself from them (`npas.share(model, budget, init="fit")`),
+    `fit` from those of `model.pretrained`. `templates` takes the place of a budget.
+    `recurrence_weight` times the mean cosine of the coefficients of layers that mix the same
+    templates is taken off the loss. Every `lsm_every` epochs, if not 0, the layer similarity matrix
+    is logged.
     """
 
     generator: Literal["avg", "wavg", "emb"] = "wavg"
@@ -92,8 +101,13 @@ class SharingConfig:
                 "sharing.groups=learned groups layers by their coefficients, and "
                 "sharing.generator=avg has none: choose wavg or emb"
             )
-        if self.init is not None:  # one path is spelled in many ways, and enters the hash
-            object.__setattr__(self, "init", os.path.normpath(self.init))
+        if self.weights is not None:  # one path is spelled in many ways, and enters the hash
+            path = os.path.normpath(self.weights)
+            if path == FIT:  # a folder of that name
+                path = os.path.join(os.curdir, path)
+            object.__setattr__(self, "init", f"{FIT}:{path}" if self.fits else path)
+        if self.fits and self.templates is None:
+            self._check_fit()
         if isinstance(self.templates, int):
             at_least("sharing.templates", self.templates, 1)
             at_most("sharing.templates", self.templates, MOST_TEMPLATES)
@@ -122,6 +136,27 @@ class SharingConfig:
                     "sharing.allocator=reference has neither sharing.low_rank nor fixed "
                     "coefficients: set sharing.allocator=npas"
                 )
+
+    @property
+    def fits(self) -> bool:
+        """Return whether the sharing is planned from trained weights."""
+        return self.init is not None and self.init.partition(":")[0] == FIT
+
+    @property
+    def weights(self) -> str | None:
+        """Return the run or the file to start from, if any is named."""
+        return (self.init or "").partition(":")[2] or None if self.fits else self.init
+
+    def _check_fit(self) -> None:
+        if self.groups in SEARCHED:
+            raise ValueError(
+                f"sharing.init={self.init} finds groups from the weights: set sharing.groups=single"
+            )
+        if self.recurrence_weight:
+            raise ValueError(
+                f"sharing.init={self.init} shares no templates that could grow alike: set "
+                "sharing.recurrence_weight=0, or sharing.templates"
+            )
 
 
 def is_grouping(text: str) -> bool:

@@ -5,6 +5,8 @@ from npas.sharing.api import load, plan, save, share, summary
 from npas.sharing.artifact import read_artifact, write_artifact
 from npas.sharing.budget import Budget, BudgetReport, count_parameters, parse_budget
 from npas.sharing.distillation import distillation_loss
+from npas.sharing.errors import Errors
+from npas.sharing.fitting import weight_errors
 from npas.sharing.folding import Folding, fold, load_folded, save_folded
 from npas.sharing.install import is_shared, materialize
 from npas.sharing.layer_similarity import Similarity, recurrence_reward, similarity
@@ -18,6 +20,7 @@ __all__ = [
     "Artifact",
     "Budget",
     "BudgetReport",
+    "Errors",
     "Folding",
     "GroupAllocation",
     "LayerAllocation",
@@ -45,5 +48,6 @@ __all__ = [
     "share",
     "similarity",
     "summary",
+    "weight_errors",
     "write_artifact",
 ]

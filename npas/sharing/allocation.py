@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from npas.sharing.bases import BASES, extent, is_basis
 from npas.sharing.blocks import place_of, spell_names
 from npas.sharing.budget import BudgetReport
 from npas.sharing.coefficients import GENERATORS, OF_DEPTH, STARTS
 from npas.sharing.layers import LayerSpec, matrix_form
 from npas.sharing.upsample import UPSAMPLERS, WINDOW
 from npas.utils.json_data import decode, shown
+from npas.utils.printing import columns
 
 FORMAT_VERSION = 1
 ALLOCATORS = ("npas", "reference")
@@ -39,7 +41,8 @@ class LayerAllocation(LayerSpec):
     values long; none for an ordinary parameter. `mixing` is `none` (one template, no
     coefficients), `avg`, `wavg`, `emb` or `fixed`. An upsampled layer has one template (in a search
     for groups K) not of its weight's size: `source` is its matrix form, `learned` the shape of the
-    upsampler's own weights.
+    upsampler's own weights. `upsampler` rows or columns is a shared basis (see `bases`): `learned`
+    is the mixtures' shape, `kept` names the rows or columns that are vectors of the basis.
     `scale` is the place of the layer's fixed scale in the network's list of scales. `rank` is that
     of a correction of its own, two matrices whose product is added to what is generated; 0: none.
     """
@@ -52,6 +55,7 @@ class LayerAllocation(LayerSpec):
     learned: tuple[int, int] = (0, 0)
     scale: int = 0
     rank: int = 0
+    kept: tuple[int, ...] = ()
 
     @property
     def correction(self) -> int:
@@ -70,6 +74,8 @@ class LayerAllocation(LayerSpec):
             return "ordinary parameter"
         if self.upsampler == "inter":
             how = f"inter from {self.source[0]}x{self.source[1]}"
+        elif self.upsampler in BASES:
+            how = f"{extent(self)[2]} vectors by {self.upsampler}"
         else:
             how = self.upsampler or ("one template" if self.mixing == "none" else self.mixing)
         return f"{how} + rank {self.rank}" if self.rank else how
@@ -184,7 +190,7 @@ class Allocation:
                 *cells, how = _cells(layer, group.name)
                 rows.append((layer.name, *cells, reads, how))
         banks = ", ".join(f"{group.name} {group.bank:,}" for group in self.groups if group.bank)
-        lines = [*_columns(rows, right={2, 4}), "", f"banks    {banks or 'none'}"]
+        lines = [*columns(rows, right={2, 4}), "", f"banks    {banks or 'none'}"]
         return "\n".join([*lines, *self._totals()])
 
     def summary(self) -> str:
@@ -203,7 +209,7 @@ class Allocation:
             share = f"{100 * group.bank / weights:.1f}%" if group.bank else "-"
             bank = f"{group.bank:,}" if group.bank else "none"
             banks.append((group.name, str(len(group.layers)), f"{weights:,}", bank, share))
-        lines = [*_columns(rows, right={1, 3, 5}), "", *_columns(banks, right={1, 2, 3, 4})]
+        lines = [*columns(rows, right={1, 3, 5}), "", *columns(banks, right={1, 2, 3, 4})]
         return "\n".join([*lines, "", *self._totals()])
 
     def _totals(self) -> list[str]:
@@ -237,7 +243,7 @@ class Allocation:
                 for group in self.groups
             ],
             "layers": [
-                asdict(layer) | {"group": group.name}
+                _plain(layer) | {"group": group.name}
                 for group in self.groups
                 for layer in group.layers
             ],
@@ -260,7 +266,7 @@ class Allocation:
         if isinstance(scheme := data.get("scheme"), Mapping):  # as earlier versions named it
             names = {"layout": "allocator", "coefficients": "coefficient_init"}
             data = {**data, "scheme": {names.get(key, key): scheme[key] for key in scheme}}
-        later = ("coefficient_init", "low_rank", "rank")
+        later = ("coefficient_init", "low_rank", "rank", "kept")
         stored: _Stored = decode(_Stored, data, optional=later)
         members: dict[str, list[LayerAllocation]] = {group.name: [] for group in stored.groups}
         for entry in stored.layers:
@@ -342,8 +348,8 @@ def _fault(layer: LayerAllocation, bank: int) -> str:
         return "shape must have whole numbers above 0, and scale must not be negative"
     if layer.mixing not in ("none", *GENERATORS):
         return f"mixing must be none, {', '.join(GENERATORS)}"
-    if layer.upsampler not in (None, *UPSAMPLERS):
-        return f"upsampler must be null, {', '.join(UPSAMPLERS)}"
+    if layer.upsampler not in (None, *UPSAMPLERS, *BASES):
+        return f"upsampler must be null, {', '.join((*UPSAMPLERS, *BASES))}"
     if not bank:
         plain = LayerAllocation(layer.name, layer.shape, layer.kind, scale=layer.scale)
         return "" if layer == plain else "its group has no bank, so it must be an ordinary one"
@@ -376,19 +382,14 @@ def _fault(layer: LayerAllocation, bank: int) -> str:
         learned = columns == WINDOW and rows > 0 and size * (1 + rows) >= layer.size
     if layer.upsampler == "wavg":
         learned = columns == 2 and rows > 0 and -(-size // 2) * rows >= layer.size
+    if layer.upsampler in BASES or layer.kept:
+        learned = layer.upsampler in BASES and is_basis(layer)
     return "" if learned else "learned must be the shape that its upsampler needs"
 
 
-def _columns(rows: Sequence[Cells], right: Collection[int]) -> list[str]:
-    """Align rows of cells; the columns in `right` to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+def _plain(layer: LayerAllocation) -> dict[str, Any]:
+    """Return a layer as data; `kept` only where rows are, as of old."""
+    return {key: value for key, value in asdict(layer).items() if key != "kept" or value}
 
 
 def _cells(layer: LayerAllocation, group: str) -> Cells:

@@ -6,11 +6,12 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from npas.sharing import audit, pricing, storage
+from npas.sharing import audit, fitting, pricing, storage
 from npas.sharing.allocation import ALLOCATORS, Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
 from npas.sharing.budget import count_parameters, parse_budget
@@ -27,6 +28,7 @@ from npas.sharing.install import (
 )
 from npas.sharing.layers import find_layers, find_tensors, is_constant
 from npas.sharing.loops import refuse_loops
+from npas.sharing.projection import project
 from npas.sharing.released_layout import allocate_reference
 from npas.sharing.upsample import UPSAMPLERS
 from npas.utils.budget import Budget, BudgetLike
@@ -59,6 +61,7 @@ def share(
     seed: int = 0,
     recompute: bool = False,
     packing: Packing | None = None,
+    init: str = "fresh",
 ) -> nn.Module:
     """Share the parameters of `model` inside a budget, in place, and return it.
 
@@ -76,11 +79,15 @@ def share(
     code's (no exact budgets).
 
     Generated weights start with the spread of the dense ones, whose values are dropped: warns if
-    they look trained. Weights are generated once per forward pass, and kept without gradients while
-    nothing they depend on changes; writing to a bank through `.data` is noticed at the next `train`
-    or `eval` call. With `recompute` they are not kept for backward but generated again, which
-    trades time for memory; saved-tensor hooks around the call, such as a checkpoint's, decide
-    instead where there are any.
+    they look trained. `init="fit"` keeps what the network has learned: groups, bases and values are
+    chosen to approximate its weights (see `fitting`), so that no other option of these is open, but
+    with `templates`, whose values are then fitted. `summary` tells the relative errors.
+
+    Weights are generated once per forward pass, and kept without gradients while nothing they
+    depend on changes; writing to a bank through `.data` is noticed at the next `train` or `eval`
+    call. With `recompute` they are not kept for backward but generated again, which trades time for
+    memory; saved-tensor hooks around the call, such as a checkpoint's, decide instead where there
+    are any.
 
     Raises ValueError, naming what to change, for a network that is shared already, a budget below
     the smallest feasible one and options that do not fit together.
@@ -89,20 +96,22 @@ def share(
     if budget is not None:
         budget = parse_budget(budget)
         _refuse_huge(model, budget)
-    allocation = plan(
-        model, budget, generator=generator, upsampler=upsampler, groups=groups,
+    options: dict[str, Any] = dict(
+        generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, max_templates=max_templates, templates=templates,
         coefficient_init=coefficient_init, train_coefficients=train_coefficients,
         low_rank=low_rank, include=include, exclude=exclude, allocator=allocator,
         seed=seed, packing=packing,
     )  # fmt: skip
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
+    if init == "fit":
+        return _share_fitted(model, budget, options, recompute)
+    allocation = plan(model, budget, init=init, **options)
+    _refuse_meta(model)
     if looks_trained(model):
         warnings.warn(
             "npas.share drops the network's weights, and these look trained: a shared network is"
             " trained from scratch",
-            stacklevel=2,
+            stacklevel=3,
         )
     return apply(model, allocation, seed=seed, recompute=recompute)
 
@@ -126,13 +135,21 @@ def plan(
     allocator: str = "npas",
     seed: int = 0,
     packing: Packing | None = None,
+    init: str = "fresh",
 ) -> Allocation:
     """Return the allocation that `share` would make of the same arguments; changes nothing.
 
     But for the layers' fixed scales, which `share` measures.
     """
+    chosen = (
+        generator, upsampler, groups, max_templates, coefficient_init, train_coefficients,
+        low_rank, allocator,
+    )  # fmt: skip
+    if init == "fit" and (found := _fit(model, budget, templates, include, exclude, chosen)):
+        return found.allocation
     specs = [layer.spec for layer in find_layers(require_unshared(model), include, exclude)]
     for option, value, choices in (
+        ("init", init, ("fresh", "fit")),
         ("generator", generator, CHOICES),
         ("upsampler", upsampler, UPSAMPLERS),
         ("allocator", allocator, ALLOCATORS),
@@ -185,6 +202,77 @@ def plan(
     return allocate(specs, group_of, request, dense, scheme)
 
 
+def _share_fitted(
+    model: nn.Module, budget: BudgetLike | None, options: dict[str, Any], recompute: bool
+) -> nn.Module:
+    """Share a network such that its weights are approximated; see `share`."""
+    _refuse_meta(model)
+    if looks_fresh(model):
+        warnings.warn(
+            "npas.share was asked to fit weights that look fresh: load trained ones first",
+            stacklevel=4,
+        )
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    selected = options["templates"], options["include"], options["exclude"]
+    found = _fit(model, budget, *selected, [options[key] for key in OF_FRESH])
+    if found is not None:
+        audit.warn_of_optimizers(install(model, found.allocation, recompute))
+        fitting.fill(model, found.values)
+        give_back_freed()
+    else:  # templates were asked for, or the budget is very small or above the dense count
+        seed = options["seed"]
+        apply(model, plan(model, budget, **options), seed=seed, recompute=recompute)
+        project(model, state)
+    shared_weights(model).errors = fitting.weight_errors(model, state)
+    return model
+
+
+OF_FRESH = {
+    "generator": "wavg",
+    "upsampler": "inter",
+    "groups": "single",
+    "max_templates": 8,
+    "coefficient_init": "orthogonal",
+    "train_coefficients": True,
+    "low_rank": 0,
+    "allocator": "npas",
+}
+"""The options, with their defaults, that `init="fit"` decides itself inside a budget."""
+
+
+def _fit(
+    model: nn.Module,
+    budget: BudgetLike | None,
+    templates: int | str | None,
+    include: Names,
+    exclude: Names,
+    chosen: Iterable[object],
+) -> fitting.Fit | None:
+    """Fit a network inside a budget; None where the layout of fresh networks is to be fitted."""
+    if templates is not None or budget is None:
+        return None
+    for (option, default), value in zip(OF_FRESH.items(), chosen, strict=True):
+        if value != default:
+            raise ValueError(
+                f"init='fit' chooses from the weights what {option} would say: leave {option} out,"
+                " or give templates in place of a budget"
+            )
+    layers = find_layers(require_unshared(model), include, exclude)
+    _refuse_meta(model)
+    request = parse_budget(budget)
+    if request.size is not None:
+        raise ValueError(
+            f"budget={request.canonical} bounds bytes, and init='fit' counts parameters: give a"
+            " fraction or a count (0.1, 18M)"
+        )
+    return fitting.fit(layers, request, count_parameters(model))
+
+
+def _refuse_meta(model: nn.Module) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
+
+
 def apply(
     model: nn.Module, allocation: Allocation, *, seed: int = 0, recompute: bool = False
 ) -> nn.Module:
@@ -223,14 +311,20 @@ def looks_trained(model: nn.Module) -> bool:
 
     A network without norms gives no sign.
     """
-    for module in model.modules():
-        if "norm" not in type(module).__name__.lower():
-            continue
-        mean, weight = getattr(module, "running_mean", None), getattr(module, "weight", None)
-        for tensor in (mean, weight):
-            if isinstance(tensor, Tensor) and not tensor.is_meta and not is_constant(tensor):
-                return True
-    return False
+    return not all(map(is_constant, _of_norms(model)))
+
+
+def looks_fresh(model: nn.Module) -> bool:
+    """Guess from norms, too: there are some, and none has moved."""
+    found = _of_norms(model)
+    return bool(found) and all(map(is_constant, found))
+
+
+def _of_norms(model: nn.Module) -> list[Tensor]:
+    """Return the running means and the weights of all norms, as far as they have values."""
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    found = (getattr(m, name, None) for m in norms for name in ("running_mean", "weight"))
+    return [tensor for tensor in found if isinstance(tensor, Tensor) and not tensor.is_meta]
 
 
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
@@ -271,9 +365,11 @@ def load(
 def summary(model: nn.Module) -> str:
     """Return a shared network's table: layers, groups, templates, asked, allowed and used.
 
-    Of the network as it is now; ValueError where a shared layer is gone from it.
+    Of the network as it is now; ValueError where a shared layer is gone from it. Of a fitted
+    network also how far its weights were from the trained ones when it was shared.
     """
-    return allocation(model).summary()
+    table, errors = allocation(model).summary(), shared_weights(model).errors
+    return table if errors is None else f"{table}\n{errors.table()}"
 
 
 def _refuse_huge(model: nn.Module, budget: Budget) -> None:

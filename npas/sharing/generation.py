@@ -17,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from npas.sharing.allocation import Allocation
 from npas.sharing.bank import MODIFIED, BankReader, BufferPool, full_precision, mix, versions
+from npas.sharing.bases import BASES, basis_weight
 from npas.sharing.coefficients import GENERATORS
 from npas.sharing.layers import (
     SCALES,
@@ -330,6 +331,8 @@ class WeightPass:
         learned = self._learned(index)
         if learned is not None:
             learned = learned.to(values.dtype)
+            if layer.upsampler in BASES:
+                return basis_weight(values, learned, layer).view(layer.shape)
         upsampler = UPSAMPLERS[layer.upsampler]
         return upsampler.weight(values, learned, layer.source, layer.matrix).view(layer.shape)
 

@@ -27,6 +27,7 @@ from npas.sharing.allocation import (
     Scheme,
 )
 from npas.sharing.allocator import allocate, members_of, smallest_group
+from npas.sharing.bases import BASES, extent
 from npas.sharing.budget import count_parameters
 from npas.sharing.install import is_buffer, is_shared, shared_shapes, shared_weights
 from npas.sharing.layers import PREFIX, LayerSpec, bank_name, matrix_form
@@ -129,13 +130,14 @@ def _bank_row(group: GroupAllocation) -> int:
     """Return how many values of a bank have one scale: a row as most of its weights read it."""
     weights: dict[int, int] = {}
     for layer in group.layers:
-        rows, columns = layer.source
+        rows, columns = extent(layer)[1:][::-1] if layer.upsampler in BASES else layer.source
         row = columns if rows > 1 else matrix_form(layer.shape)[1]
         weights[row] = weights.get(row, 0) + layer.size
     return max(weights, key=weights.__getitem__)
 
 
-_FIELDS = (*(field.name for field in fields(LayerAllocation)), "group")
+_OLD = (field.name for field in fields(LayerAllocation) if field.name != "kept")
+_FIELDS = (*_OLD, "group", "kept")  # the last only where a layer has it
 
 
 def describe(entries: list[Entry], allocation: Allocation | None, packing: Packing) -> bytes:
@@ -143,7 +145,9 @@ def describe(entries: list[Entry], allocation: Allocation | None, packing: Packi
     plan: dict[str, Any] | None = None
     if allocation is not None:
         plan = allocation.to_dict()
-        plan["layers"] = [[layer[name] for name in _FIELDS] for layer in plan["layers"]]
+        plan["layers"] = [
+            [layer[name] for name in _FIELDS if name in layer] for layer in plan["layers"]
+        ]
     tensors = [[entry.name, entry.shape, entry.kind, entry.row] for entry in entries]
     header = {"bits": packing.bits, "scheme": packing.scheme, "tensors": tensors, "plan": plan}
     return json.dumps(header, separators=(",", ":")).encode()
@@ -156,7 +160,7 @@ def parse(header: bytes) -> tuple[list[Entry], Allocation | None]:
     plan = data["plan"]
     if plan is None:
         return entries, None
-    layers = [dict(zip(_FIELDS, layer, strict=True)) for layer in plan["layers"]]
+    layers = [dict(zip(_FIELDS, layer, strict=False)) for layer in plan["layers"]]
     return entries, Allocation.from_dict({**plan, "layers": layers})
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from npas.sharing.allocation import LayerAllocation
 from npas.sharing.audit import follow, refuse_unloadable, shared_layers
 from npas.sharing.bank import full_precision
+from npas.sharing.bases import BASES, basis_weight
 from npas.sharing.generation import Reading
 from npas.sharing.install import is_shared, shared_weights
 from npas.sharing.layers import PREFIX, SCALES, bank_name, upsampler_name
@@ -138,6 +139,9 @@ class _Kind:
     def _widen(self, values_N: Tensor) -> Tensor:
         layer = self.layer
         assert layer.upsampler is not None
+        if layer.upsampler in BASES:
+            assert self.learned is not None
+            return basis_weight(values_N, self.learned, layer)
         upsampler = UPSAMPLERS[layer.upsampler]
         return upsampler.weight(values_N, self.learned, layer.source, layer.matrix)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from npas.sharing.allocation import LayerAllocation
+from npas.sharing.bases import BASES, extent
 from npas.sharing.layers import bank_name, matrix_form
 
 
@@ -23,7 +24,8 @@ def bank_templates(model: nn.Module) -> dict[nn.Parameter, list[Templates]]:
     """Return the templates that layers read from each bank of a network, each of them once.
 
     A template of a layer's own size has the shape of its matrix; one that is resized that of its
-    map; else it is a row. Banks that are pruned or parametrized are left out.
+    map; a basis has its vectors for rows; else it is a row. Banks that are pruned or parametrized
+    are left out.
     """
     found: dict[nn.Parameter, list[Templates]] = {}
     for module in model.modules():
@@ -34,12 +36,20 @@ def bank_templates(model: nn.Module) -> dict[nn.Parameter, list[Templates]]:
                 continue
             starts: dict[tuple[int, int], set[int]] = {}
             for layer in group.layers:
-                starts.setdefault(_matrix(layer), set()).update(layer.templates)
+                for shape, at in _matrices(layer):
+                    starts.setdefault(shape, set()).update(at)
             found[bank] = [Templates(*shape, tuple(sorted(at))) for shape, at in starts.items()]
     return found
 
 
-def _matrix(layer: LayerAllocation) -> tuple[int, int]:
+def _matrices(layer: LayerAllocation) -> list[tuple[tuple[int, int], tuple[int, ...]]]:
+    """Return the shapes of what a layer reads, and where each starts."""
     if layer.upsampler is None:
-        return matrix_form(layer.shape)
-    return layer.source if layer.upsampler == "inter" else (1, layer.template_size)
+        return [(matrix_form(layer.shape), layer.templates)]
+    if layer.upsampler in BASES:  # whole vectors, and one that is cut short
+        (start,), length = layer.templates, extent(layer)[1]
+        whole, rest = divmod(layer.template_size, length)
+        parts = ((whole, length), (start,)), ((1, rest), (start + whole * length,))
+        return [part for part in parts if part[0][0] * part[0][1]]
+    shape = layer.source if layer.upsampler == "inter" else (1, layer.template_size)
+    return [(shape, layer.templates)]

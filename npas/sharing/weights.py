@@ -22,6 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from npas.sharing.allocation import Allocation
 from npas.sharing.bank import BufferPool, full_precision
+from npas.sharing.errors import Errors
 from npas.sharing.generation import Reading, WeightPass, same_bytes, written
 from npas.sharing.layers import PREFIX, bank_name, is_trainable, shared_names, shared_value
 from npas.sharing.torch_private import caller, has_saved_tensors_hooks, is_traced
@@ -50,6 +51,7 @@ class SharedWeights:
         self.pool = BufferPool()
         self._open = _OpenPass()
         self._kept: _Kept | None = None
+        self.errors: Errors | None = None  # of a network that was fitted, when it was
         self.modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         """The modules that sharing has changed, wherever they are now; of a copy none."""
         self.others: dict[str, tuple[int, bool]] = {}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from npas import models, tasks
-from npas.config import DENSE, Config, search_epochs
+from npas.config import DENSE, FITTED, Config, search_epochs
 from npas.config.groups_file import GROUPS_FILE
 from npas.models import InputSpec
 from npas.sharing import Allocation, api, install
@@ -148,7 +148,7 @@ def build_network(
         return model
     if search_epochs(config) and grouping is None:
         return _share_for_search(config, model)
-    if config.budget == DENSE:
+    if config.budget == DENSE or config.sharing.fits:  # which `initial.start` shares, once trained
         return model
     check_groups(config, model, grouping)
     keywords = plan_keywords(config, grouping) | {"recompute": config.sharing.recompute}
@@ -172,6 +172,8 @@ def check_parts(experiment: Experiment, grad_accum_steps: int | None = None) -> 
 def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str, Any]:
     """Return the keywords of `npas.plan` that the config stands for."""
     keys = {key.name for key in dataclasses.fields(config.sharing)} - OF_TRAINING
+    if config.sharing.fits and config.sharing.templates is None:
+        keys -= set(FITTED)
     keywords = {key: getattr(config.sharing, key) for key in keys} | {"seed": config.seed}
     keywords["packing"] = config.artifact
     if grouping is not None:

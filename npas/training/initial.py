@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from npas.sharing.projection import copy_others, dense_names
 from npas.tasks.common.files import write_whole
 from npas.training import dense_weights
 from npas.training.checkpoint import MANIFEST, find_checkpoint
-from npas.training.experiment import Experiment, Start, build_network
+from npas.training.experiment import Experiment, Start, build_network, plan_keywords
 from npas.training.grouping import SEARCH, TRAIN, from_dict
 from npas.training.progress import read_progress
 from npas.training.state import AVERAGED, load_weights, to_resume, trained_checkpoint
@@ -49,17 +50,43 @@ def start(experiment: Experiment) -> None:
     Logs what became of them. ValueError, in one line, if there are none that fit; before a search
     for groups only if there are none.
     """
-    config, stage = experiment.config, experiment.stage
-    path, folder = config.sharing.init, run_dir(config) / (SEARCH if stage == SEARCH else "")
-    if path is None or to_resume(config, folder, stage) is not None:
+    config, stage, model = experiment.config, experiment.stage, experiment.model
+    if config.sharing.init is None:
         return
+    folder = run_dir(config) / (SEARCH if stage == SEARCH else "")
+    fits = config.sharing.fits and config.budget != DENSE
+    if (before := to_resume(config, folder, stage)) is not None:
+        if fits:
+            plan = Allocation.from_dict(before.state["allocation"])
+            install.install(model, plan, config.sharing.recompute)
+            experiment.allocation = api.allocation(model)
+        return
+    path = None if config.sharing.weights is None else Path(config.sharing.weights)
     try:
-        done = _start(experiment.model, Path(path), stage)
+        own = _sum_of(model) if path is None else ""
+        if fits:
+            done = fit(model, config, path)
+            experiment.allocation = api.allocation(model)
+        else:
+            done = "" if path is None else _start(model, path, stage)
         if done:
-            experiment.start = Start(weights_sum(Path(path)), done)
+            experiment.start = Start(own if path is None else weights_sum(path), done)
             log.info("sharing.init: %s", done)
     except ValueError as error:
-        raise ValueError(f"sharing.init={path}: {error}") from None
+        raise ValueError(f"sharing.init={config.sharing.init}: {error}") from None
+
+
+def fit(model: nn.Module, config: Config, path: Path | None) -> str:
+    """Share a dense network as its trained weights have it, or those at a path; say how near."""
+    said = [] if path is None else [_start(model, path, TRAIN)]
+    keywords = plan_keywords(config) | {"recompute": config.sharing.recompute}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        api.share(model, config.budget, init="fit", **keywords)
+    for warning in caught:
+        log.warning("sharing.init: %s", warning.message)
+    errors = install.shared_weights(model).errors
+    return "; ".join([*said, f"fitted, {errors}"])
 
 
 def weights_sum(path: Path) -> str:
@@ -73,6 +100,15 @@ def weights_sum(path: Path) -> str:
         with open(file, "rb") as opened:
             while chunk := opened.read(1 << 20):
                 digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sum_of(model: nn.Module) -> str:
+    """Return the sha256 of a network's tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

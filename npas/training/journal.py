@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from npas.config import DENSE
 from npas.training.console import ProgressDisplay
 from npas.training.experiment import Experiment
 from npas.training.grouping import TRAIN
@@ -47,6 +48,7 @@ class Journal(contextlib.ExitStack):
     ) -> None:
         super().__init__()
         process, progress, plan = experiment.process, state.progress, experiment.allocation
+        assert plan or experiment.config.budget == DENSE, "prepare shares a fit"
         self.experiment = experiment
         self.state = state
         self.steps_per_epoch = steps_per_epoch

@@ -1,9 +1,10 @@
-"""Print figures with their units, and lines so that a reader who has gone ends no training."""
+"""Print figures with units, tables, and lines so that a reader who has gone ends no training."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection, Sequence
 from typing import TextIO
 
 LOSSES = ("loss", "bits_per_byte", "perplexity")  # less is better; all other metrics are in percent
@@ -25,3 +26,15 @@ def print_line(line: str, file: TextIO) -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, file.fileno())
             os.close(nowhere)
+
+
+def columns(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
+    """Align rows of cells; the columns in `right` to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -75,3 +75,22 @@ def test_it_is_of_use_after_a_search_and_to_a_dense_network(
     answer = run(*TRAIN, f"run_root={tmp_path}", *words, f"sharing.init={trained}")
     assert answer.code == 0 and "warning" not in answer.err
     assert answer.err.count("sharing.init: ") == 1 and said in answer.err
+
+
+def test_a_plan_says_how_near_a_fit_comes_and_a_run_starts_there(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    arguments = (*SMALL, f"run_root={tmp_path}", "budget=0.5", f"sharing.init=fit:{trained}")
+    answer = run("npas-plan", *arguments)
+    assert answer.code == 0
+    (said,) = (line for line in answer.out.splitlines() if line.startswith("fit "))
+    assert "relative error 0." in said and "vectors by rows" in answer.out
+    again = run("npas-plan", *arguments, "format=json")
+    errors = json.loads(again.out)["errors"]
+    assert f"relative error {errors['all']:.3g}" in said and len(errors["layers"]) == 11
+    answer = run("npas-train", *arguments)
+    assert answer.code == 0 and f"fitted, {said.removeprefix('fit').strip()}" in answer.err
+    (folder,) = tmp_path.glob("digits/*")
+    assert run("npas-eval", f"run={folder}").code == 0
+    answer = run("npas-plan", *SMALL, "budget=0.5", "sharing.init=fit:none")
+    assert answer.code == 2 and "there is no such file or folder" in answer.err

@@ -17,6 +17,7 @@ from npas.config import Config, ignored, run_dir
 from npas.models import InputSpec, wrn
 from npas.sharing.projection import dense_names
 from npas.training import Experiment, build, initial, prepare, train
+from npas.training.state import TrainState
 
 RunSmall = Callable[..., Any]
 MakeConfig = Callable[..., Config]
@@ -256,3 +257,59 @@ def test_a_dense_network_that_nothing_fits_is_refused(begin: Any, tmp_path: Path
     file = write(tmp_path / "file.safetensors", {"a": torch.ones(2)})
     with pytest.raises(ValueError, match="no tensor there has a name and shape of the network"):
         begin(file, budget="dense")
+
+
+def test_a_run_or_file_is_fitted(
+    run_small: RunSmall, begin: Any, tmp_path: Path, small: MakeConfig
+) -> None:
+    before, _ = run_small(epochs=1)
+    trained = copied(before.model.state_dict())
+    ours, said = begin(f"fit:{tmp_path / 'run'}/", budget="0.5")
+    assert "fitted, relative error" in said and "tensors copied" in said
+    assert ours.allocation is not None and ours.allocation.budget.used <= (
+        ours.allocation.budget.allowed
+    )
+    errors = npas.weight_errors(ours.model, trained)
+    assert errors == npas.sharing.install.shared_weights(ours.model).errors
+    other, _ = begin(tmp_path / "run", budget="0.5")
+    assert errors.all < npas.weight_errors(other.model, trained).all
+    assert run_dir(ours.config) != run_dir(other.config)
+    assert torch.equal(dense(ours)["norm.running_var"], trained["norm.running_var"])
+
+
+def test_fitting_fresh_weights_is_warned_of(begin: Any) -> None:
+    _, said = begin("fit", budget="0.5")
+    assert "look fresh" in said
+
+
+def test_a_fitted_run_resumes_to_the_bit(
+    small: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(root: str) -> State:
+        config = small(budget="0.5", sharing={"init": "fit"}, run_root=str(tmp_path / root))
+        experiment = build(config)
+        prepare(experiment)
+        train(experiment, run_dir(config))
+        return copied(experiment.model.state_dict())
+
+    def save_and_stop(state: TrainState) -> None:
+        save(state)
+        raise KeyboardInterrupt
+
+    whole, save = run("a"), TrainState.save
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainState, "save", save_and_stop)
+        run("b")
+    again = run("b")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_what_a_fit_decides_is_ignored_and_what_it_cannot_do_refused(small: MakeConfig) -> None:
+    config = small(budget="0.5", sharing={"init": "fit", "upsampler": "mask"})
+    assert "sharing.upsampler" in ignored(config)
+    assert run_dir(config) == run_dir(small(budget="0.5", sharing={"init": "fit"}))
+    with pytest.raises(ValueError, match="finds groups from the weights"):
+        small(sharing={"init": "fit:a", "groups": "learned", "num_groups": 2}, budget="0.5")
+    with pytest.raises(ValueError, match="grow alike"):
+        small(sharing={"init": "fit", "recurrence_weight": 1.0}, budget="0.5")
+    assert small(sharing={"init": "./fit"}).sharing.weights == "./fit"

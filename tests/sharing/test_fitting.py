@@ -1,0 +1,260 @@
+"""Trained weights are fitted: who shares what is chosen from them, within the budget exactly."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import Mlp, shared
+from torch import Tensor, nn
+from zoo import ZOO, Specimen
+
+import npas
+from npas.sharing import price, project
+from npas.sharing.templates import bank_templates
+
+BUDGETS = (0.4, 0.55, 0.7, 0.93)
+
+
+class Blocks(nn.Module):
+    """Layers of one shape, one of another and a convolution: a bit of everything."""
+
+    def __init__(self, blocks: int = 4, width: int = 12) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*[nn.Linear(width, width) for _ in range(blocks)])
+        self.wide = nn.Linear(width, 3 * width)
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.wide(self.body(x)).view(len(x), 3, 3, -1)
+        return self.conv(hidden.expand(-1, -1, 3, -1)).flatten(1)
+
+
+@pytest.fixture(autouse=True)
+def fresh_weights_are_meant() -> Iterator[None]:
+    """Let random weights stand for trained ones."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*look fresh")
+        yield
+
+
+def drawn(seed: int = 0, make: Any = Blocks) -> Any:
+    torch.manual_seed(seed)
+    return make()
+
+
+def fitted(model: nn.Module, budget: object, **options: Any) -> tuple[nn.Module, dict[str, Tensor]]:
+    state = copy.deepcopy(model.state_dict())
+    return npas.share(model, budget, init="fit", **options), state  # type: ignore[arg-type]
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("budget", [0.2, *BUDGETS, "701", "1001", "1.5"])
+def test_budgets_are_exact_and_every_parameter_is_read(budget: object, seed: int) -> None:
+    model, _ = fitted(drawn(seed), str(budget) if "1." in str(budget) else budget_of(budget))
+    plan = npas.allocation(model)
+    assert plan.budget.used == count(model) <= plan.budget.allowed
+    assert plan.budget.allowed - plan.budget.used <= max(plan.budget.allowed // 1000, 6)
+    assert plan.unread == 0
+    model(torch.randn(2, 12)).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def budget_of(budget: object) -> object:
+    return f"{int(budget) / 1000}K" if isinstance(budget, str) else budget
+
+
+@pytest.mark.parametrize("specimen", ZOO, ids=lambda specimen: specimen.name)
+def test_any_network_is_fitted_saved_loaded_and_materialized(
+    specimen: Specimen, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, state = fitted(specimen.make(), 0.6)
+    model.eval()
+    plan = npas.allocation(model)
+    assert plan.budget.used == count(model) <= plan.budget.allowed
+    npas.save(model, tmp_path)
+    again = npas.load(tmp_path, specimen.make()).eval()
+    assert npas.allocation(again) == plan
+    errors = npas.weight_errors(model, state)
+    assert npas.weight_errors(again, state) == errors and errors.all < 0.9
+    dense = npas.materialize(copy.deepcopy(model)).state_dict()
+    own = npas.materialize(again).state_dict()
+    assert all(torch.equal(dense[name], own[name]) for name in dense)
+
+
+def test_errors_are_those_of_the_generated_weights() -> None:
+    model, state = fitted(drawn(), 0.5)
+    errors = npas.weight_errors(model, state)
+    dense = npas.materialize(copy.deepcopy(model)).state_dict()
+    for name, error in errors.layers.items():
+        wrong = (dense[name] - state[name]).double().norm() / state[name].double().norm()
+        assert error == pytest.approx(float(wrong), abs=1e-6)
+    whole = sum(float(state[name].double().square().sum()) for name in errors.layers)
+    parts = [e * float(state[name].double().norm()) for name, e in errors.layers.items()]
+    assert errors.all == pytest.approx((sum(part**2 for part in parts) / whole) ** 0.5)
+    said = npas.summary(model)
+    assert f"relative error {errors.all:.3g}" in said and "conv.weight" in said
+    assert "fit " not in npas.summary(shared(0.5))
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_no_farther_than_projection(budget: float) -> None:
+    model, state = fitted(drawn(), budget)
+    for groups in ("single", "shape"):
+        other = npas.share(drawn(1), budget, groups=groups)
+        assert npas.weight_errors(model, state).all < project(other, state, rounds=50).error
+
+
+def test_errors_fall_as_the_budget_grows() -> None:
+    errors = [npas.weight_errors(*fitted(drawn(), budget)).all for budget in BUDGETS]
+    assert errors == sorted(errors, reverse=True)
+
+
+def low_rank(model: Any, rank: int) -> Any:
+    with torch.no_grad():
+        for layer in model.body:
+            u, s, v = torch.linalg.svd(layer.weight, full_matrices=False)
+            layer.weight.copy_((u[:, :rank] * s[:rank]) @ v[:rank])
+    return model
+
+
+def same_rows(model: Any) -> Any:
+    basis = torch.randn(3, 12)
+    with torch.no_grad():
+        for layer in model.body:
+            layer.weight.copy_(torch.randn(12, 3) @ basis)
+    return model
+
+
+def same_columns(model: Any) -> Any:
+    with torch.no_grad():
+        for layer in same_rows(model).body:
+            layer.weight.copy_(layer.weight.T.clone())
+    return model
+
+
+def two_templates(model: Any) -> Any:
+    templates = torch.randn(2, 12, 12)
+    with torch.no_grad():
+        for layer in model.body:
+            layer.weight.copy_((torch.randn(2)[:, None, None] * templates).sum(0))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("shape", "how"),
+    [(same_rows, "by rows"), (same_columns, "by columns"), (two_templates, "wavg")],
+)
+def test_what_layers_have_in_common_is_found(shape: Any, how: str) -> None:
+    model, state = fitted(shape(drawn(make=lambda: Blocks(8))), 0.68)
+    errors = npas.weight_errors(model, state)
+    assert all(errors.layers[f"body.{i}.weight"] < 1e-5 for i in range(8))
+    layers = {layer.name: layer for layer in npas.allocation(model).layers}
+    assert how in layers["body.0.weight"].how
+    assert len({name for g in npas.allocation(model).groups for name in [g.name]}) >= 2
+
+
+def test_a_low_rank_is_kept_exactly() -> None:
+    model, state = fitted(low_rank(drawn(), 4), 0.85)
+    errors = npas.weight_errors(model, state).layers
+    assert max(errors[f"body.{i}.weight"] for i in range(4)) < 1e-5
+
+
+def test_outputs_of_a_network_that_fits_are_kept() -> None:
+    model = low_rank(drawn(), 4)
+    x = torch.randn(5, 12)
+    expected = model(x)
+    model, _ = fitted(model, 0.999)
+    assert torch.allclose(model(x), expected, atol=1e-2)
+
+
+def test_templates_are_fitted_and_folded() -> None:
+    model = drawn(make=lambda: nn.Sequential(*[nn.Linear(8, 8) for _ in range(4)]))
+    with torch.no_grad():
+        for layer in list(model)[1:]:
+            layer.load_state_dict(model[0].state_dict())
+    x = torch.randn(3, 8)
+    expected = model(x)
+    model, state = fitted(model, None, templates=2, groups="shape")
+    assert npas.weight_errors(model, state).all < 1e-4
+    folding = npas.fold(model, 0.99)
+    assert len(folding.tied[0]) == 4 and folding.weights == 1
+    assert torch.allclose(model(x), expected, atol=1e-4)
+
+
+def test_a_fitted_network_folds_to_the_same_outputs() -> None:
+    model, _ = fitted(drawn(), 0.6)
+    x = torch.randn(2, 12)
+    expected = model(x)
+    npas.fold(model, 0.9)
+    assert torch.allclose(model(x), expected, atol=1e-5)
+
+
+def test_training_goes_on_under_compile_copies_and_recomputation() -> None:
+    model, state = fitted(drawn(), 0.6, recompute=True)
+    x = torch.randn(4, 12)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(x), model(x))
+    optimizer = torch.optim.AdamW(npas.param_groups(model, 0.1), lr=1e-3)
+    before = npas.weight_errors(model, state).all
+    model(x).square().mean().backward()
+    optimizer.step()
+    assert npas.weight_errors(model, state).all != before
+
+
+def test_artifacts_and_muon_take_a_basis_for_matrices(tmp_path: Path) -> None:
+    model, state = fitted(same_rows(drawn(make=lambda: Blocks(8))), 0.55)
+    asked = npas.plan(same_rows(drawn(make=lambda: Blocks(8))), 0.55, init="fit")
+    taken = npas.write_artifact(model, tmp_path / "a.npas").bytes
+    assert taken <= price(Blocks(8), asked, npas.Packing())
+    again = Blocks(8)
+    npas.read_artifact(tmp_path / "a.npas", again)
+    assert npas.allocation(again) == npas.allocation(model)
+    assert npas.weight_errors(again, state).all < npas.weight_errors(model, state).all + 0.01
+    for bank, templates in bank_templates(model).items():
+        assert sum(t.rows * t.columns * len(t.starts) for t in templates) == bank.numel()
+        assert max(t.rows for t in templates) > 1
+
+
+def test_what_cannot_be_is_refused_or_warned_of() -> None:
+    with pytest.raises(ValueError, match="leave groups out"):
+        npas.share(Mlp(), 0.5, init="fit", groups="shape")
+    with pytest.raises(ValueError, match="leave low_rank out"):
+        npas.share(Mlp(), 0.5, init="fit", low_rank=1)
+    with pytest.raises(ValueError, match="bounds bytes"):
+        npas.share(Mlp(), "8KB", init="fit")
+    with pytest.raises(ValueError, match="init='best' is unknown"):
+        npas.share(Mlp(), 0.5, init="best")
+    broken = drawn()
+    broken.conv.weight.data[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        npas.share(broken, 0.5, init="fit")
+    with pytest.raises(ValueError, match="there is no body"):
+        npas.weight_errors(fitted(drawn(), 0.5)[0], {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="look fresh"):
+            npas.share(nn.Sequential(nn.Linear(9, 9), nn.LayerNorm(9)), 0.9, init="fit")
+
+
+def test_plan_is_what_share_makes() -> None:
+    model = drawn()
+    plan = npas.plan(model, 0.5, init="fit")
+    assert npas.allocation(fitted(model, 0.5)[0]) == plan
+
+
+@pytest.mark.parametrize("kept", [(0, 0), (0, 99), (-1,)])
+def test_a_stored_basis_that_does_not_fit_is_refused(kept: tuple[int, ...]) -> None:
+    plan = npas.allocation(fitted(drawn(), 0.5)[0]).to_dict()
+    entry = next(layer for layer in plan["layers"] if layer.get("kept"))
+    entry["kept"] = list(kept)
+    with pytest.raises(ValueError, match="learned must be the shape"):
+        type(npas.allocation(shared(0.5))).from_dict(plan)
