@@ -70,8 +70,7 @@ def run(plan: Plan) -> Job:
     model = models.build(config.model, task.spec)
     allocation = errors = None
     if config.sharing.fits and config.budget != schema.DENSE:
-        allocation, errors = _fitted(model, config)
-        model = models.build(config.model, task.spec)
+        allocation, errors = _fitted(config, task.spec)
     elif config.budget != schema.DENSE:
         grouping = _grouping(config)
         check_groups(config, model, grouping)
@@ -109,12 +108,15 @@ def run(plan: Plan) -> Job:
     return Job(config.exp)
 
 
-def _fitted(model: nn.Module, config: Config) -> tuple[Allocation, Errors]:
+def _fitted(config: Config, spec: InputSpec) -> tuple[Allocation, Errors]:
     """Fit a network to the trained weights that the config names; return plan and errors."""
+    from npas import models
     from npas.sharing import api, install
-    from npas.training import initial
+    from npas.training import initial, seeding
 
     path = config.sharing.weights
+    seeding.seed_torch(config.seed, "init")  # a head that stays fresh is that of the run
+    model = models.build(config.model, spec)
     try:
         initial.fit(model, config, None if path is None else Path(path))
     except ValueError as error:
