@@ -24,6 +24,8 @@ def read_groups(path: Path) -> dict[str, str]:
     ValueError, in one line, for a file that is not there or holds something else.
     """
     try:
+        if path.is_dir() and not (path / GROUPS_FILE).exists():
+            raise ValueError(f"the folder holds no {GROUPS_FILE}")
         found = read_json(path / GROUPS_FILE if path.is_dir() else path)
         if isinstance(found.get("layers"), list):
             found = {layer["name"]: layer["group"] for layer in found["layers"]}

@@ -36,8 +36,8 @@ from npas.sharing.quantize import PLAIN, count_bytes
 from npas.utils.budget import Budget, spell_count, spell_size
 from npas.utils.packing import Packing
 
-SMALL = 65_536
-"""Values up to which a tensor that is no bank is not quantized."""
+SMALL = {"rows": 4096, "golf": 65_536}
+"""Values, by scheme, up to which a tensor that is no bank is not quantized."""
 VECTOR_ROW = 4096
 """Values of a quantized vector that have one scale."""
 PREAMBLE = struct.Struct("<4sBBHIQI")
@@ -100,21 +100,23 @@ def layout(model: nn.Module, allocation: Allocation | None, packing: Packing) ->
     for name, tensor in state.items():
         of_layer = id(tensor) in layers and not name.startswith(PREFIX)
         small = "float32" if packing.scheme == "golf" and not of_layer else "float16"
-        found.setdefault(id(tensor), _entry(name, tensor, rows.get(name), small, packing.bits))
+        found.setdefault(id(tensor), _entry(name, tensor, rows.get(name), small, packing))
     return list(found.values())
 
 
-def _entry(name: str, tensor: Tensor, row: int | None, small: str, bits: int) -> Entry:
+def _entry(name: str, tensor: Tensor, row: int | None, small: str, packing: Packing) -> Entry:
     """Choose a tensor's kind: buffers and integers stay what they are."""
     shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
     if dtype not in PLAIN:
         raise ValueError(f"{name!r} is {dtype}, which an artifact cannot hold: convert it first")
     if not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point():
         return Entry(name, shape, dtype)
-    if row is None and tensor.numel() <= SMALL:
+    if row is None and tensor.numel() <= SMALL[packing.scheme]:
         return Entry(name, shape, small)
     row = row or matrix_form(shape)[1]
-    return Entry(name, shape, f"q{bits}", min(row if row > 1 else VECTOR_ROW, tensor.numel()))
+    return Entry(
+        name, shape, f"q{packing.bits}", min(row if row > 1 else VECTOR_ROW, tensor.numel())
+    )
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ MOST_RATIO = 8.0  # of trained weights: more is a typing error
 class Packing:
     """How tensors become bytes.
 
-    `rows` quantizes banks and tensors of more than 65,536 values to `bits`, each row by its largest
+    `rows` quantizes banks and tensors of more than 4,096 values to `bits`, each row by its largest
     value, and keeps smaller ones in fp16; `golf` is the scheme of the Parameter Golf contest's
     baseline. A budget in bytes holds before compression, unless `expected_ratio`, bytes of tensors
     before over after it, says how much more may be planned.

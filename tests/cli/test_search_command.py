@@ -104,7 +104,7 @@ def test_a_file_without_groups_is_one_clear_line(run: Run, trained: Path) -> Non
     for name, says in (
         ("groups/none.json", "No such file"),
         ("mine.json", "it maps no layers to groups"),
-        (trained, "holds no groups.json: name a run that found groups"),
+        (trained, "holds no groups.json): name a run that found groups"),
     ):
         answer = run("npas-train", *SMALL, f"sharing.groups={name}")
         assert answer.code == 2 and says in answer.err and answer.err.count("\n") == 1

@@ -70,6 +70,7 @@ EXPERIMENTS = {
     "mlm": "tiny_mlm",
     "grounding": "simnet_scenes",
     "retrieval": "adapt_scenes",
+    "lm": "shakespeare",
 }
 
 

@@ -33,7 +33,7 @@ def test_the_number_of_processes_is_a_run_s_identity_however_they_were_started(
     monkeypatch: pytest.MonkeyPatch, devices: int, world: int, local: int, expected: int
 ) -> None:
     config = compose("+exp=digits", f"trainer.devices={devices}")
-    folders = []
+    folders = set()
     for rank in range(world):
         if world > 1:
             variables = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank % local}

@@ -225,7 +225,7 @@ def test_a_search_that_diverges_says_where(searching, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"sharing": {"num_groups": 40}}, "num_groups=40 is out of range"),
+        ({"sharing": {"num_groups": 40}}, "needs num_groups, and 40 is out of range"),
         ({"budget": "0.3K"}, "needs at least"),
         ({"sharing": {"include": ["nothing.*"]}}, "matches no parameter"),
     ],
