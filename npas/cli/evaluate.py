@@ -79,7 +79,8 @@ def run(options: Evaluate) -> Job:
         app.say(NAME, f"{path} holds the answers")
     if options.format == "json":
         unfinished = {"unfinished": experiment.unfinished} if experiment.unfinished else {}
-        print(json.dumps({**metrics, **unfinished}))
+        texts = [[s.heading, *(p.caption for p in s.pictures)] for s in shown if _is_text(s)]
+        print(json.dumps({**metrics, **unfinished, **({"shown": texts} if texts else {})}))
     else:
         if experiment.unfinished:
             print(experiment.unfinished)
@@ -92,13 +93,17 @@ def run(options: Evaluate) -> Job:
             score += " on synthetic data"
         if experiment.unfinished:
             score += f" ({experiment.unfinished.partition(';')[0]})"
-        if all(picture.image is None for sample in shown for picture in sample.pictures):
-            for sample in shown:
+        if all(map(_is_text, shown)):
+            for sample in shown if options.format == "table" else ():
                 print(f"\n--- {sample.heading!r} goes on:")
                 print(*(picture.caption for picture in sample.pictures), sep="\n")
         else:
             app.say(NAME, f"{_draw(options, experiment, shown, score)} shows {len(shown)} samples")
     return Job(options.run)
+
+
+def _is_text(sample: Shown) -> bool:
+    return all(picture.image is None for picture in sample.pictures)
 
 
 def _draw(options: Evaluate, experiment: Experiment, shown: list[Shown], score: str) -> Path:

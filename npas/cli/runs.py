@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from npas.sharing import Allocation
     from npas.training import Experiment
+    from npas.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     """
     from npas.training import build
     from npas.training.grouping import from_dict
+    from npas.training.progress import read_progress
     from npas.training.state import load_weights, trained_checkpoint
 
     checkpoint = trained_checkpoint(Path(run))
@@ -160,19 +162,19 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     grouped = from_dict(grouping) if grouping else None
     experiment = build(check(raw), grouped, stored=checkpoint.state)
     load_weights(experiment.model, checkpoint)
-    experiment.unfinished = _unfinished(folder_of(run), checkpoint.state["progress"], experiment)
+    experiment.unfinished = _unfinished(folder_of(run), read_progress(checkpoint), experiment)
     return experiment
 
 
-def _unfinished(folder: Path, progress: Mapping[str, Any], experiment: Experiment) -> str | None:
+def _unfinished(folder: Path, progress: Progress, experiment: Experiment) -> str | None:
     """Return how far a run came whose checkpoint is not its end; None for one that is."""
     from npas.reporting import results
 
     status = "done"
     with contextlib.suppress(ValueError, OSError):  # one that is still training has no result
         status = results.read(folder).status
-    step, epoch, epochs = progress["step"], progress["epoch"], experiment.config.epochs
-    if epoch >= epochs and status == "done":
+    step, epoch, epochs = progress.step, progress.epoch, experiment.config.epochs
+    if status == "done" and progress.is_over(experiment.config):
         return None
     ended = "" if status == "done" else f"; the run's status is {status}"
     return f"unfinished: weights after step {step}, {epoch} of {epochs} epochs done{ended}"

@@ -262,9 +262,9 @@ def restore(path: Path) -> nn.Module:
     """Build the network of a run's newest checkpoint, or of one, with its weights, on the CPU."""
     checkpoint = trained_checkpoint(path)
     config, grouping = _config(checkpoint.state["config"]), checkpoint.state.get("grouping")
-    if (epoch := read_progress(checkpoint).epoch) < config.epochs:
+    if not (progress := read_progress(checkpoint)).is_over(config):
         log.warning(
-            "sharing.init: %s has trained %d of its %d epochs so far", path, epoch, config.epochs
+            "%s has trained %d of its %d epochs so far", path, progress.epoch, config.epochs
         )
     task = tasks.family(config.task.family).Task(
         config.task, config.data, seed=config.seed, device=torch.device("cpu")

@@ -102,7 +102,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                 renew_statistics(experiment, state.averaged, precision, progress.epoch)
                 progress.epoch = progress.step // steps_per_epoch  # as before if the clock ended it
                 if task.has_validation and measures:
-                    journal.report(validate(state, task))
+                    journal.report(validate(state, task, steps_per_epoch))
                 journal.compare_layers()
                 state.save()
                 if vote.should_stop():  # validation may take long

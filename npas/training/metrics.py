@@ -44,22 +44,23 @@ def _measure(
         return measure(task, state.model, state.precision, split, state.process, step)
 
 
-def validate(state: TrainState, task: Task) -> dict[str, float]:
-    """Measure the epoch just done, and note it as the best if it is.
+def validate(state: TrainState, task: Task, steps_per_epoch: int) -> dict[str, float]:
+    """Measure the epoch just done, or cut short by the clock, and note it as the best if it is.
 
     Of equals the later counts: it has trained longer.
     """
     progress, metric = state.progress, f"val/{task.selection_metric}"
     measured = _measure(state, task, "val", state.averaged)
     progress.metrics = {f"val/{name}": value for name, value in measured.items()}
-    for name, value in {"epoch": progress.epoch, **progress.metrics}.items():
+    epoch = math.ceil(progress.step / steps_per_epoch)
+    for name, value in {"epoch": epoch, **progress.metrics}.items():
         progress.history.setdefault(name, []).append(value)
     sign = -1 if task.lower_is_better else 1
     best = -math.inf if progress.best is None else sign * progress.best["metrics"][metric]
     if sign * progress.metrics[metric] >= best:
         progress.best = {
             "step": progress.step,
-            "epoch": progress.epoch,
+            "epoch": epoch,
             "metrics": progress.metrics,
         }
     return progress.metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from npas.config import Config
 from npas.training.checkpoint import Checkpoint
 from npas.utils.json_data import decode
 
@@ -23,6 +24,11 @@ class Progress:
     wandb_id: str | None = None
     # Stretches of the run whose batches were shared out in another way, up to which step each.
     earlier: list[dict[str, int]] = field(default_factory=list)
+
+    def is_over(self, config: Config) -> bool:
+        """Return whether the training has come to its end: its epochs', or its clock's."""
+        most_s = config.trainer.max_seconds
+        return self.epoch >= config.epochs or (most_s is not None and self.elapsed_s >= most_s)
 
 
 def read_progress(

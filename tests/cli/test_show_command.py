@@ -90,3 +90,13 @@ def test_phrases_are_shown_with_their_boxes(run: Run, tmp_path: Path) -> None:
     with Image.open(folder / "show-val.png") as page:
         drawn = np.array(page)[70:]  # below the title and what explains the colours
     assert (drawn == ImageColor.getrgb(picture_page.TRUTH)).all(2).sum() > 50
+
+
+def test_texts_are_printed_or_part_of_the_json(run: Run, tmp_path: Path) -> None:
+    small = ("model.layers=1", "model.width=8", "data.source=synthetic", "wandb.mode=disabled")
+    words = ("+exp=shakespeare", *small, f"run_root={tmp_path}", "trainer.device=cpu")
+    assert run("npas-train", *words).code == 0
+    (folder,) = tmp_path.glob("shakespeare/*")
+    assert run("npas-eval", f"run={folder}", "show=2").out.count("goes on:") == 2
+    found = json.loads(run("npas-eval", f"run={folder}", "show=2", "format=json").out)
+    assert [len(texts) for texts in found["shown"]] == [2, 2] and "loss" in found

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from npas.cli.runs import restore
 from npas.training import build, train
 from npas.training.state import TrainState
 
@@ -33,6 +34,9 @@ def test_the_clock_ends_a_training_and_its_schedule(
     keys["optim"]["milestones"] = []  # type: ignore[assignment]
     _, outcome = run_small(**keys)
     assert outcome.status == "done" and outcome.metrics["last"]["accuracy"] > 0
+    # The epoch that was cut short is measured as that one, not once more as the one before.
+    assert outcome.history is not None and outcome.history["epoch"] == [1, 2]
+    assert restore(str(tmp_path / "run"), {}).unfinished is None
     found = rates(tmp_path / "run")
     assert outcome.steps == len(found) < 10
     assert found == sorted(found, reverse=True) and found[-1] < 0.04

@@ -61,7 +61,7 @@ def measure_chosen(rank: int, world: int, config: Config, folder: str) -> None:
     for epoch in (1, 2):
         state.progress.epoch = state.progress.step = epoch
         if epoch == 1:  # of the second nothing is measured, and the first stays the best
-            validate(state, task)
+            validate(state, task, 1)
         state.save()
         with torch.no_grad():
             for parameter in model.parameters():

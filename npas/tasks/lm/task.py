@@ -74,6 +74,8 @@ class Config:
         for key, most in (("length", MOST_LENGTH), ("steps", MOST_STEPS), ("vocab_size", 65_536)):
             at_least(f"task.{key}", getattr(self, key), 1)
             at_most(f"task.{key}", getattr(self, key), most)
+        if self.dataset == "shakespeare" and self.tokenizer is not None:
+            raise ValueError("task.tokenizer: shakespeare is read by characters: choose task=text")
 
 
 class Task(base.Task):

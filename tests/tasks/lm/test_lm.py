@@ -251,6 +251,7 @@ def test_settings_that_do_not_fit_the_files_are_one_line(tmp_path: Path) -> None
         ("text", {"tokenizer": "own/a.txt"}, "is not a SentencePiece model"),
         ("bins", {"length": 75}, "too few for a row"),
         ("shakespeare", {}, "input.txt is missing"),
+        ("shakespeare", {"tokenizer": "own.model"}, "read by characters: choose task=text"),
     ):
         with pytest.raises(ValueError, match=message):
             made(tmp_path, dataset, **keys)
