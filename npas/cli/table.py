@@ -1,5 +1,6 @@
 """Print a table: the published figures beside ours, from the committed results alone.
 
+npas-table                          # lists the tables
 npas-table digits
 npas-table wrn_cifar100
 npas-table digits check=true        # exit code 1 if the committed table is another
@@ -33,6 +34,8 @@ class Table:
     epoch: Literal["last", "selected"] = "last"
 
     def __post_init__(self) -> None:
+        if self.check and not self.name:
+            raise ValueError("check=true needs a table's name; npas-table alone lists the tables")
         if self.check and self.epoch != "last":
             raise ValueError("committed tables are of the last epoch: leave check or epoch out")
         if self.results is not None and not Path(self.results).is_dir():
@@ -51,9 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Table) -> Job:
-    """Print the table, or compare it with the committed one."""
+    """Print the table, or compare it with the committed one; without a name list all tables."""
     from npas.reporting import definitions, tables
 
+    if not options.name:
+        names = definitions.names()
+        width = max(map(len, names))
+        for name in names:
+            print(f"{name:{width}}  {definitions.table(name).title}")
+        return Job("tables")
     table = dataclasses.replace(definitions.table(options.name), epoch=options.epoch)
     folder = Path(options.results) if options.results else tables.results_root()
     text = tables.markdown(table, tables.load(table, folder / "runs"))

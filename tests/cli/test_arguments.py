@@ -103,7 +103,7 @@ WRONG = [
     ("npas-export run=x out=..", "out=.. is no file: name one, as out=../network.safetensors"),
     ("npas-export run=x out=", "out= is no file"),
     ("npas-export run=x out=/dev/null", "out=/dev/null is no file"),
-    ("npas-table", "there is no table ''; choose from digits"),
+    ("npas-table check=true", "check=true needs a table's name"),
     ("npas-table digit", "there is no table 'digit'; did you mean digits or digits_swrn?"),
     ("npas-table digits foo", "did you mean digits or digits_groups?"),
     ("npas-table digits results=nowhere", "there is no folder results=nowhere"),

@@ -16,6 +16,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let there be one small table, and a folder of results."""
     table = Table("tiny", "A title", (ROW,), "A note.")
     monkeypatch.setattr(definitions, "table", {"tiny": table}.__getitem__)
+    monkeypatch.setattr(definitions, "names", lambda: ("tiny",))
     Path("mine/tables").mkdir(parents=True)
 
 
@@ -25,6 +26,11 @@ def test_a_table_without_results_shows_the_commands_that_fill_it(run: Run) -> No
     assert answer.out.startswith("# A title")
     assert "`npas-train -m +exp=digits budget=0.1 seed=0,1,2`" in answer.out
     assert run("npas-table", "name=tiny", "results=mine").out == answer.out
+
+
+def test_without_a_name_the_tables_are_listed(run: Run) -> None:
+    answer = run("npas-table")
+    assert (answer.code, answer.out, answer.err) == (0, "tiny  A title\n", "")
 
 
 def test_a_committed_table_is_compared_with_its_results(run: Run) -> None:

@@ -5,7 +5,7 @@
     imagenet-shards/classes.json         names of the classes, how much there must be of each split
     imagenet-shards/.train.npz           where each image lies, written when it was first read
 
-A shard's headers are read once, and again if its size or time has changed; an image is then one
+Headers are read once, and all again if a shard's size or time has changed; an image is then one
 read at its place, so that the order of an epoch is as random as that over a folder, and as easy to
 take up again.
 """

@@ -137,6 +137,10 @@ class Task(base.Task):
             with files.locked(path.with_suffix(".lock")):
                 if not path.exists():
                     download(SHAKESPEARE_URL, path)
+        if not path.exists():
+            raise ValueError(
+                f"{path} is missing: set data.download=true, or get it from {SHAKESPEARE_URL}"
+            )
         tokens, characters = reader.read_characters(path)
         assert self.compared is not None
         self.compared.add(
