@@ -174,12 +174,22 @@ class Task(abc.ABC):
         ValueError if a batch does not divide by the ranks.
         """
         local, per_epoch = rank_share(batch_size, world), self.steps_per_epoch(batch_size)
+        choose = self.sampler(epoch, batch_size, local, rank, world)
+        for step in range(per_epoch) if steps is None else steps:
+            yield self.collate(choose(step), epoch, epoch * per_epoch + step)
+
+    def sampler(
+        self, epoch: int, batch_size: int, local: int, rank: int, world: int
+    ) -> Callable[[int], Tensor]:
+        """Return what gives the numbers of a rank's `local` samples in a step of the epoch."""
         key = rng.derive_key(self.seed, "order", epoch)
         order_N = rng.permutation(key, self.train_size, self.device)
-        for step in range(per_epoch) if steps is None else steps:
+
+        def choose(step: int) -> Tensor:
             start = step * batch_size + rank * local
-            index_B = order_N[start : start + local]
-            yield self.collate(index_B, epoch, epoch * per_epoch + step)
+            return order_N[start : start + local]
+
+        return choose
 
     # What a task may do in its own way.
 

@@ -42,6 +42,15 @@ class Stream:
             position = (position + len(piece)) % len(self)
         return torch.from_numpy(np.concatenate(taken).astype(np.int64))
 
+    def cut(self, at: int) -> tuple[Stream, Stream]:
+        """Return the tokens before and from position `at` on, without a copy."""
+        before, behind = [], []
+        for part, end in zip(self.parts, self.ends.tolist(), strict=True):
+            kept = min(max(at - (end - len(part)), 0), len(part))
+            before.append(part[:kept])
+            behind.append(part[kept:])
+        return Stream(before), Stream(behind)
+
 
 def read_shards(folder: Path, pattern: str) -> Stream:
     """Map the shards of a folder into memory, in the order of their names.

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -120,8 +120,7 @@ class Task(base.Task):
         streams = {"train": train, "test": test}
         if fraction := self.data.val_fraction:
             kept = round(len(train) * (1 - fraction))
-            streams["train"] = Stream([train.take(0, kept).numpy().astype(reader.TOKEN)])
-            streams["val"] = Stream([train.take(kept, len(train) - kept).numpy()])
+            streams["train"], streams["val"] = train.cut(kept)
         for part, stream in streams.items():
             if len(stream) <= self.config.length:
                 raise ValueError(
@@ -215,28 +214,24 @@ class Task(base.Task):
             return max(1, self.data.synthetic.train // batch_size)
         return self.config.steps
 
-    def train_batches(
-        self,
-        epoch: int,
-        batch_size: int,
-        steps: range | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Iterator[Batch]:
-        """Yield this rank's share of the batches `steps` of an epoch; None: of all of them."""
-        local, per_epoch = base.rank_share(batch_size, world), self.steps_per_epoch(batch_size)
+    def sampler(
+        self, epoch: int, batch_size: int, local: int, rank: int, world: int
+    ) -> Callable[[int], Tensor]:
+        """Return what gives the tokens at which a rank's `local` rows of a step start."""
         length, row_B = self.config.length, torch.arange(local)
         rows = self.train_size - length  # that can start somewhere
         key = rng.derive_key(self.seed, "rows")
-        for step in range(per_epoch) if steps is None else steps:
-            at = epoch * per_epoch + step
+        before = epoch * self.steps_per_epoch(batch_size)
+
+        def choose(step: int) -> Tensor:
+            at = before + step
             if self.config.dataset == "fineweb":
                 first = at * (batch_size * length + world) + rank * (local * length + 1)
-                start_B = first + row_B * length
-            else:
-                drawn_B = rng.bits(key, at * batch_size + rank * local + row_B)
-                start_B = (drawn_B & (2**63 - 1)) % rows
-            yield self.collate(start_B, epoch, at)
+                return first + row_B * length
+            drawn_B = rng.bits(key, at * batch_size + rank * local + row_B)
+            return (drawn_B & (2**63 - 1)) % rows
+
+        return choose
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
         """Return the rows that start at these tokens."""

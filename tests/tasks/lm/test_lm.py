@@ -67,6 +67,15 @@ def test_a_stream_is_its_parts_one_after_the_other_and_from_the_start_again() ->
                 assert stream.take(start, count).tolist() == expected.tolist()
 
 
+def test_a_stream_is_cut_anywhere() -> None:
+    parts = [text(5, 1), text(1, 2), text(7, 3)]
+    whole = np.concatenate(parts).tolist()
+    for at in range(1, 13):
+        before, behind = Stream(parts).cut(at)
+        assert before.take(0, at).tolist() == whole[:at]
+        assert behind.take(0, 13 - at).tolist() == whole[at:]
+
+
 @pytest.mark.parametrize("dataset", ["fineweb", "bins", "text"])
 def test_a_batch_depends_on_seed_and_step_alone(dataset: str, tmp_path: Path) -> None:
     task = made(tmp_path, dataset)
