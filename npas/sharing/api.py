@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ from npas.sharing.allocator import allocate, allocate_templates
 from npas.sharing.budget import count_parameters, parse_budget
 from npas.sharing.coefficients import CHOICES, FIXED, OF_DEPTH, STARTS
 from npas.sharing.groups import assign_groups
-from npas.sharing.init import assign_scales, initialize, initialize_as_released
+from npas.sharing.init import SAME_SPREAD, assign_scales, initialize, initialize_as_released
 from npas.sharing.install import (
     find_planned,
     give_back_freed,
@@ -220,8 +221,10 @@ def _share_fitted(
         fitting.fill(model, found.values)
         give_back_freed()
     else:  # templates were asked for, or the budget is very small or above the dense count
-        seed = options["seed"]
-        apply(model, plan(model, budget, **options), seed=seed, recompute=recompute)
+        # Layers whose generator gives them nothing of their own are to be one weight, which folds.
+        tolerance = math.inf if options["generator"] == "avg" else SAME_SPREAD
+        allocation = plan(model, budget, **options)
+        apply(model, allocation, seed=options["seed"], recompute=recompute, tolerance=tolerance)
         project(model, state)
     shared_weights(model).errors = fitting.weight_errors(model, state)
     return model
@@ -274,7 +277,12 @@ def _refuse_meta(model: nn.Module) -> None:
 
 
 def apply(
-    model: nn.Module, allocation: Allocation, *, seed: int = 0, recompute: bool = False
+    model: nn.Module,
+    allocation: Allocation,
+    *,
+    seed: int = 0,
+    recompute: bool = False,
+    tolerance: float = SAME_SPREAD,
 ) -> nn.Module:
     """Share a dense network as a finished allocation says, in place, and return it.
 
@@ -287,7 +295,7 @@ def apply(
         for tensor in tensors
     }
     del tensors  # or they would look as if somebody held them
-    allocation, deviations = assign_scales(allocation, spreads)
+    allocation, deviations = assign_scales(allocation, spreads, tolerance)
     audit.warn_of_optimizers(install(model, allocation, recompute))
     give_back_freed()
     with torch.device("cpu"):  # a seed means the same weights whatever the default device

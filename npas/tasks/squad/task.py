@@ -85,7 +85,9 @@ class Config:
             at_least(f"task.{key}", getattr(self, key), 1)
         files = [*self.train_files, *([] if self.test_file is None else [self.test_file])]
         if bool(self.train_files) != (self.test_file is not None):
-            raise ValueError("task.train_files and task.test_file go together: set both, or neither")
+            raise ValueError(
+                "task.train_files and task.test_file go together: set both, or neither"
+            )
         if "" in files or len({os.path.normpath(name) for name in files}) < len(files):
             raise ValueError("task.train_files and task.test_file must be files of their own each")
         at_most("task.max_length", self.max_length, 100_000)
