@@ -34,7 +34,8 @@ class Unit:
     """Layers that share one basis, and what K vectors of it cost and leave wrong, by K.
 
     The last entry is the weights themselves. `taken` is the K that was chosen; `cut` the values of
-    the vector that is cut short and its mixtures, by layer.
+    the vector that is cut short and its mixtures, by layer. `root` is what a layer's errors are
+    multiplied with to be weighed, N x N, and its inverse.
     """
 
     layers: list[Layer]
@@ -43,6 +44,7 @@ class Unit:
     costs: Tensor
     taken: int = 0
     cut: tuple[int, list[int]] = (0, [])
+    root: tuple[Tensor, Tensor] | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -113,12 +115,15 @@ def _own(unit: Unit) -> _Made:
     (layer,), k = unit.layers, unit.taken
     weight_RN = _matrix(layer)
     rows, values = weight_RN.shape
+    weighed_RN = weight_RN if unit.root is None else weight_RN @ unit.root[0]
     if rows < values:
-        left_RK = torch.linalg.eigh(weight_RN @ weight_RN.T)[1].flip(1)[:, :k]
-        right_KN = left_RK.T @ weight_RN
+        left_RK = torch.linalg.eigh(weighed_RN @ weighed_RN.T)[1].flip(1)[:, :k]
+        right_KN = left_RK.T @ weighed_RN
     else:
-        right_KN = torch.linalg.eigh(weight_RN.T @ weight_RN)[1].flip(1)[:, :k].T
-        left_RK = weight_RN @ right_KN.T
+        right_KN = torch.linalg.eigh(weighed_RN.T @ weighed_RN)[1].flip(1)[:, :k].T
+        left_RK = weighed_RN @ right_KN.T
+    if unit.root is not None:
+        right_KN = right_KN @ unit.root[1]
     order = list(range(rows))
     for i, pivot in enumerate(torch.linalg.lu_factor_ex(left_RK)[1].tolist()):
         order[i], order[pivot - 1] = order[pivot - 1], order[i]

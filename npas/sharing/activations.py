@@ -1,0 +1,121 @@
+"""Measure what a network's layers see, so that a fit can weigh errors by it, and what it returns.
+
+The error of a layer's outputs is |(W - generated) x|, whose mean square over the inputs x is
+tr((W - generated) C (W - generated)^T) with C = E[x x^T]: an error of the weights times C's square
+root (as in Basis Sharing, Wang et al., ICLR 2025, section 3.2).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from npas.sharing.distillation import logits
+from npas.sharing.layers import Layer
+
+Batch = Tensor | Sequence[Any] | Mapping[str, Any]
+"""What to call a network with: one tensor, arguments in order, or by their names."""
+DAMPING = 0.01
+"""What is added to the diagonal of C, in units of its mean: unseen directions keep some worth."""
+
+
+def call(model: nn.Module, batch: Batch) -> Any:
+    """Return a network's outputs for a batch."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch) if isinstance(batch, Tensor) else model(*batch)
+
+
+def refuse_batches(batches: object, init: str, templates: object) -> None:
+    """ValueError for batches that are none, or would weigh nothing."""
+    if batches is not None and (not batches or init != "fit" or templates is not None):
+        raise ValueError(
+            "batches must be a list of one or more, and weigh what init='fit' does inside a budget:"
+            " leave them out elsewhere"
+        )
+
+
+@torch.no_grad()
+def roots(
+    model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the square root of C, N x N, and its inverse, by the layers' names.
+
+    Of linear layers and of convolutions without groups; other layers have none, and neither have
+    those that the batches do not reach. In eval mode. ValueError if inputs are not finite.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        seen_MN = _seen(module, arguments[0].detach()).double()
+        sums[name] = sums.get(name, 0) + (seen_MN.T @ seen_MN).cpu()
+
+    hooks = [
+        owner.register_forward_pre_hook(functools.partial(add, layer.spec.name))
+        for layer in layers
+        for owner, attribute in layer.owners
+        if attribute == "weight" and _is_seen(owner)
+    ]
+    try:
+        with evaluating(model):
+            for batch in batches:
+                call(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: _root(name, total) for name, total in sums.items() if total.any()}
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, batch: Batch) -> Tensor:
+    """Return all floating outputs of a batch as one vector; in eval mode."""
+    with evaluating(model):
+        found = logits(call(model, batch))
+    return torch.cat([tensor.reshape(-1).double().cpu() for tensor in found.values()])
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold every module in eval mode, and give each its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _is_seen(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros"
+    return isinstance(module, nn.Linear)
+
+
+def _seen(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return what a layer's rows are multiplied with, M x N."""
+    if not isinstance(module, nn.Conv2d):
+        return inputs.reshape(-1, inputs.shape[-1])
+    padding = module.padding
+    if isinstance(padding, str):  # "same" or "valid"
+        sides = module._reversed_padding_repeated_twice
+        inputs, padding = F.pad(inputs, sides), (0, 0)
+    inputs = inputs if inputs.dim() == 4 else inputs[None]
+    patches_BNM = F.unfold(inputs, module.kernel_size, module.dilation, padding, module.stride)
+    return patches_BNM.transpose(1, 2).reshape(-1, patches_BNM.shape[1])
+
+
+def _root(name: str, total_NN: Tensor) -> tuple[Tensor, Tensor]:
+    if not total_NN.isfinite().all():
+        raise ValueError(f"the batches give {name} inputs that are not finite: leave them out")
+    total_NN = total_NN / total_NN.diagonal().mean()
+    total_NN.diagonal().add_(DAMPING)
+    squares_N, turned_NN = torch.linalg.eigh(total_NN)
+    root_N = squares_N.clamp(min=DAMPING / 2).sqrt()
+    return (turned_NN * root_N) @ turned_NN.T, (turned_NN / root_N) @ turned_NN.T
