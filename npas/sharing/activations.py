@@ -2,7 +2,8 @@
 
 The error of a layer's outputs is |(W - generated) x|, whose mean square over the inputs x is
 tr((W - generated) C (W - generated)^T) with C = E[x x^T]: an error of the weights times C's square
-root (as in Basis Sharing, Wang et al., ICLR 2025, section 3.2).
+root (as in Basis Sharing, Wang et al., ICLR 2025, section 3.2). Of an embedding it is the rows that
+are seen more or less often.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,20 +43,45 @@ def refuse_batches(batches: object, init: str, templates: object) -> None:
         )
 
 
-@torch.no_grad()
-def roots(
-    model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the square root of C, N x N, and its inverse, by the layers' names.
+@dataclass(frozen=True)
+class Root:
+    """What errors of a weight, R x N, are multiplied with: C's root on the right, or by row.
 
-    Of linear layers and of convolutions without groups; other layers have none, and neither have
-    those that the batches do not reach. In eval mode. ValueError if inputs are not finite.
+    With the inverse of either.
+    """
+
+    factor: Tensor
+    inverse: Tensor
+
+    def weigh(self, weight_RN: Tensor) -> Tensor:
+        """Return the weight times this."""
+        by_row = self.factor.dim() == 1
+        return self.factor[:, None] * weight_RN if by_row else weight_RN @ self.factor
+
+    def undo(self, left_RK: Tensor, right_KN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return factors of a weight from those of a weighed one."""
+        if self.factor.dim() == 1:
+            return self.inverse[:, None] * left_RK, right_KN
+        return left_RK, right_KN @ self.inverse
+
+
+@torch.no_grad()
+def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -> dict[str, Root]:
+    """Return what errors are multiplied with, by the layers' names.
+
+    Of linear layers, embeddings and convolutions without groups; other layers have none, and
+    neither have those that the batches do not reach. In eval mode. ValueError if inputs are not
+    finite.
     """
     sums: dict[str, Tensor] = {}
 
     def add(name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        seen_MN = _seen(module, arguments[0].detach()).double()
-        sums[name] = sums.get(name, 0) + (seen_MN.T @ seen_MN).cpu()
+        if isinstance(module, nn.Embedding):
+            found = arguments[0].reshape(-1).bincount(minlength=module.num_embeddings)
+        else:
+            seen_MN = _seen(module, arguments[0].detach()).double()
+            found = seen_MN.T @ seen_MN
+        sums[name] = sums.get(name, 0) + found.cpu()
 
     hooks = [
         owner.register_forward_pre_hook(functools.partial(add, layer.spec.name))
@@ -95,7 +122,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _is_seen(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.padding_mode == "zeros"
-    return isinstance(module, nn.Linear)
+    return isinstance(module, (nn.Linear, nn.Embedding))
 
 
 def _seen(module: nn.Module, inputs: Tensor) -> Tensor:
@@ -111,11 +138,14 @@ def _seen(module: nn.Module, inputs: Tensor) -> Tensor:
     return patches_BNM.transpose(1, 2).reshape(-1, patches_BNM.shape[1])
 
 
-def _root(name: str, total_NN: Tensor) -> tuple[Tensor, Tensor]:
-    if not total_NN.isfinite().all():
+def _root(name: str, total: Tensor) -> Root:
+    if not total.isfinite().all():
         raise ValueError(f"the batches give {name} inputs that are not finite: leave them out")
-    total_NN = total_NN / total_NN.diagonal().mean()
+    if total.dim() == 1:  # how often: as if each had been seen once more
+        factor_R = (total.double() + 1).sqrt()
+        return Root(factor_R, 1 / factor_R)
+    total_NN = total / total.diagonal().mean()
     total_NN.diagonal().add_(DAMPING)
     squares_N, turned_NN = torch.linalg.eigh(total_NN)
     root_N = squares_N.clamp(min=DAMPING / 2).sqrt()
-    return (turned_NN * root_N) @ turned_NN.T, (turned_NN / root_N) @ turned_NN.T
+    return Root((turned_NN * root_N) @ turned_NN.T, (turned_NN / root_N) @ turned_NN.T)

@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from npas.sharing.activations import Root
 from npas.sharing.allocation import Allocation, Scheme
 from npas.sharing.audit import follow, shared_layers
 from npas.sharing.budget import Budget, BudgetReport
@@ -43,9 +44,6 @@ WIDEST = 8192
 """The longest rows or columns that layers share a basis of: N x N numbers are decomposed."""
 
 
-Roots = Mapping[str, tuple[Tensor, Tensor]]
-
-
 @dataclass(frozen=True)
 class Fit:
     """A plan made of trained weights, and the values that belong to it, by the tensors' names."""
@@ -55,7 +53,7 @@ class Fit:
 
 
 def fit(
-    layers: Sequence[Layer], request: Budget, dense: int, roots: Roots | None = None
+    layers: Sequence[Layer], request: Budget, dense: int, roots: Mapping[str, Root] | None = None
 ) -> Fit | None:
     """Plan a network of `dense` trainable parameters inside the budget, and find its values.
 
@@ -152,7 +150,7 @@ class _Choice:
         return min(found, key=lambda pair: pair[0])[1]
 
 
-def _choices(alike: list[Layer], roots: Roots | None) -> list[_Choice]:
+def _choices(alike: list[Layer], roots: Mapping[str, Root] | None) -> list[_Choice]:
     """Return the ways to share of layers of one shape, each with a basis of its own first."""
     rows, values = matrix_form(alike[0].spec.shape)
     size, count = rows * values, len(alike)
@@ -160,7 +158,7 @@ def _choices(alike: list[Layer], roots: Roots | None) -> list[_Choice]:
     for layer in alike:
         matrix, root = scaled(layer), (roots or {}).get(layer.spec.name)
         if root is not None:
-            matrix = matrix @ root[0]
+            matrix = root.weigh(matrix)
         square = matrix @ matrix.T if rows < values else matrix.T @ matrix
         k = torch.arange(min(rows, values) + 1, dtype=torch.float64)
         worth = _worth([layer]) if roots is None else size / max(float(square.trace()), 1e-300)
