@@ -70,7 +70,7 @@ def run(plan: Plan) -> Job:
     model = models.build(config.model, task.spec)
     allocation = errors = None
     if config.sharing.fits and config.budget != schema.DENSE:
-        allocation, errors = _fitted(config, task.spec)
+        allocation, errors = _fitted(config, task)
     elif config.budget != schema.DENSE:
         grouping = _grouping(config)
         check_groups(config, model, grouping)
@@ -85,7 +85,7 @@ def run(plan: Plan) -> Job:
             found = {key: figures[key] for key in found}
         found |= {"flops": flops, "input_shape": list(task.spec.input_shape)}
         if errors is not None:
-            found["errors"] = {"all": errors.all, "layers": errors.layers}
+            found["errors"] = dataclasses.asdict(errors)
         found["artifact"] = {"bytes_before_compression": taken, "cap": config.cap}
         print(json.dumps(found | ({"data": data} if plan.check_data else {})))
     else:
@@ -108,7 +108,7 @@ def run(plan: Plan) -> Job:
     return Job(config.exp)
 
 
-def _fitted(config: Config, spec: InputSpec) -> tuple[Allocation, Errors]:
+def _fitted(config: Config, task: Task) -> tuple[Allocation, Errors]:
     """Fit a network to the trained weights that the config names; return plan and errors."""
     from npas import models
     from npas.sharing import api, install
@@ -116,9 +116,9 @@ def _fitted(config: Config, spec: InputSpec) -> tuple[Allocation, Errors]:
 
     path = config.sharing.weights
     seeding.seed_torch(config.seed, "init")  # a head that stays fresh is that of the run
-    model = models.build(config.model, spec)
+    model = models.build(config.model, task.spec)
     try:
-        initial.fit(model, config, None if path is None else Path(path))
+        initial.fit(model, config, None if path is None else Path(path), task)
     except ValueError as error:
         raise ValueError(f"sharing.init={config.sharing.init}: {error}") from None
     errors = install.shared_weights(model).errors

@@ -82,6 +82,8 @@ def ignored(config: Config) -> dict[str, str]:
     elif sharing.fits:
         reason = f"sharing.init={sharing.init} decides it from the weights"
         leave_out(reason, *(f"sharing.{key}" for key in FITTED))
+    if not sharing.fits or sharing.templates is not None:
+        leave_out("it weighs what sharing.init=fit does inside a budget", "sharing.fit_batches")
     if config.budget == DENSE:
         # But a dense network starts from sharing.init, too.
         keys = set(keys_of(SharingConfig, "sharing.")) - {"sharing.init"}

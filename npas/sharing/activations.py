@@ -74,12 +74,16 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
     finite.
     """
     sums: dict[str, Tensor] = {}
+    text_BL: list[Tensor] = []  # what is no padding, where a batch tells by its `attention_mask`
 
     def add(name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        inputs = arguments[0].detach()
+        if text_BL and inputs.shape[:2] == text_BL[0].shape:
+            inputs = inputs[text_BL[0]]
         if isinstance(module, nn.Embedding):
-            found = arguments[0].reshape(-1).bincount(minlength=module.num_embeddings)
+            found = inputs.reshape(-1).bincount(minlength=module.num_embeddings)
         else:
-            seen_MN = _seen(module, arguments[0].detach()).double()
+            seen_MN = _seen(module, inputs).double()
             found = seen_MN.T @ seen_MN
         sums[name] = sums.get(name, 0) + found.cpu()
 
@@ -92,6 +96,8 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
     try:
         with evaluating(model):
             for batch in batches:
+                mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+                text_BL[:] = [] if mask is None else [mask.reshape(len(mask), -1) > 0]
                 call(model, batch)
     finally:
         for hook in hooks:

@@ -28,7 +28,7 @@ from npas.training.grouping import SEARCH, TRAIN, Grouping
 log = logging.getLogger(__name__)
 
 # The keys of `sharing` that a plan does not depend on.
-OF_TRAINING = {"search", "recompute", "recurrence_weight", "lsm_every", "init"}
+OF_TRAINING = {"search", "recompute", "recurrence_weight", "lsm_every", "init", "fit_batches"}
 
 
 @dataclasses.dataclass(frozen=True)
