@@ -181,6 +181,7 @@ TOGETHER = {
     "optim.beta2",
     *(f"optim.muon.{key.name}" for key in dataclasses.fields(MuonConfig)),
     "sharing.num_groups",
+    "sharing.fit_batches",
     "sharing.templates",
     "sharing.search.epochs",
     "sharing.search.softmax",

@@ -57,6 +57,8 @@ def test_an_experiment_trains_on_its_synthetic(exp: str, tmp_path: Path) -> None
     most = {"train": 4, "test": 2, "epochs": 1, "batch_size": 2}
     words += [f"data.synthetic.{key}={min(getattr(own, key), n)}" for key, n in most.items()]
     words += ["trainer.keep_last=1"]
+    if getattr(compose(f"+exp={exp}").model, "pretrained", None):  # weights are not synthetic
+        words += ["model.pretrained=null"]
     assert train.main(words) == 0
     (folder,) = (tmp_path / "runs" / exp).iterdir()
     result = results.read(folder)
