@@ -67,9 +67,13 @@ def run(plan: Plan) -> Job:
     if not is_json:
         runs.warn_of_ignored(NAME, config)
     task = _task(config)
-    model = models.build(config.model, task.spec)
+    fits = config.sharing.fits and config.budget != schema.DENSE
+    network = config.model
+    if getattr(network, "pretrained", None):  # weights say nothing of counts and shapes
+        network = dataclasses.replace(network, pretrained=None)
+    model = models.build(network, task.spec)
     allocation = errors = None
-    if config.sharing.fits and config.budget != schema.DENSE:
+    if fits:
         allocation, errors = _fitted(config, task)
     elif config.budget != schema.DENSE:
         grouping = _grouping(config)

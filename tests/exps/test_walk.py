@@ -48,6 +48,12 @@ def alone_in_the_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.collect()
 
 
+def without_weights(exp: str) -> list[str]:
+    """Return the words by which an experiment's network starts fresh."""
+    trained = getattr(compose(f"+exp={exp}").model, "pretrained", None)
+    return ["model.pretrained=null"] if trained else []
+
+
 @pytest.mark.parametrize("exp", EXPERIMENTS)
 def test_an_experiment_trains_on_its_synthetic(exp: str, tmp_path: Path) -> None:
     words = [f"+exp={exp}", "data.source=synthetic", f"data.root={tmp_path / 'none'}"]
@@ -57,8 +63,7 @@ def test_an_experiment_trains_on_its_synthetic(exp: str, tmp_path: Path) -> None
     most = {"train": 4, "test": 2, "epochs": 1, "batch_size": 2}
     words += [f"data.synthetic.{key}={min(getattr(own, key), n)}" for key, n in most.items()]
     words += ["trainer.keep_last=1"]
-    if getattr(compose(f"+exp={exp}").model, "pretrained", None):  # weights are not synthetic
-        words += ["model.pretrained=null"]
+    words += without_weights(exp)
     assert train.main(words) == 0
     (folder,) = (tmp_path / "runs" / exp).iterdir()
     result = results.read(folder)
@@ -73,7 +78,7 @@ def test_an_experiment_trains_on_its_synthetic(exp: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("exp", EXPERIMENTS)
 def test_a_plan_is_exact_at_every_budget(exp: str, capsys: pytest.CaptureFixture[str]) -> None:
-    config = compose(f"+exp={exp}")
+    config = compose(f"+exp={exp}", *without_weights(exp))
     if not search_epochs(config):
         assert plan.main([f"+exp={exp}"]) == 0
         assert "inference: " in capsys.readouterr().out
