@@ -71,12 +71,14 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
 
     Of linear layers, embeddings and convolutions without groups; other layers have none, and
     neither have those that the batches do not reach. In eval mode. ValueError if inputs are not
-    finite.
+    finite, or no layer is reached.
     """
     sums: dict[str, Tensor] = {}
     text_BL: list[Tensor] = []  # what is no padding, where a batch tells by its `attention_mask`
 
     def add(name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if not arguments:  # called by name
+            return
         inputs = arguments[0].detach()
         if text_BL and inputs.shape[:2] == text_BL[0].shape:
             inputs = inputs[text_BL[0]]
@@ -87,12 +89,13 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
             found = seen_MN.T @ seen_MN
         sums[name] = sums.get(name, 0) + found.cpu()
 
-    hooks = [
-        owner.register_forward_pre_hook(functools.partial(add, layer.spec.name))
-        for layer in layers
-        for owner, attribute in layer.owners
-        if attribute == "weight" and _is_seen(owner)
-    ]
+    hooks = []
+    for layer in layers:
+        readers = [own for own, key in layer.owners if key == "weight" and _is_seen(own)]
+        for own in readers:  # of an embedding that is tied to a head, the embedding
+            if isinstance(own, nn.Embedding) == isinstance(readers[0], nn.Embedding):
+                seeing = functools.partial(add, layer.spec.name)
+                hooks.append(own.register_forward_pre_hook(seeing))
     try:
         with evaluating(model):
             for batch in batches:
@@ -102,6 +105,8 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
     finally:
         for hook in hooks:
             hook.remove()
+    if hooks and not sums:
+        raise ValueError("the batches reach no layer: give the network before torch.compile")
     return {name: _root(name, total) for name, total in sums.items() if total.any()}
 
 
@@ -127,7 +132,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _is_seen(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
-        return module.groups == 1 and module.padding_mode == "zeros"
+        plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return plain and module.groups == 1
     return isinstance(module, (nn.Linear, nn.Embedding))
 
 
@@ -135,12 +141,11 @@ def _seen(module: nn.Module, inputs: Tensor) -> Tensor:
     """Return what a layer's rows are multiplied with, M x N."""
     if not isinstance(module, nn.Conv2d):
         return inputs.reshape(-1, inputs.shape[-1])
-    padding = module.padding
-    if isinstance(padding, str):  # "same" or "valid"
-        sides = module._reversed_padding_repeated_twice
-        inputs, padding = F.pad(inputs, sides), (0, 0)
     inputs = inputs if inputs.dim() == 4 else inputs[None]
-    patches_BNM = F.unfold(inputs, module.kernel_size, module.dilation, padding, module.stride)
+    assert not isinstance(module.padding, str)
+    patches_BNM = F.unfold(
+        inputs, module.kernel_size, module.dilation, module.padding, module.stride
+    )
     return patches_BNM.transpose(1, 2).reshape(-1, patches_BNM.shape[1])
 
 

@@ -245,6 +245,33 @@ def test_what_layers_see_is_measured_as_it_is() -> None:
         activations.roots(model, layers, [ids])
 
 
+class Tied(nn.Module):
+    """A head that is its embedding, of as many words as it is wide; it is called by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.line, self.head = (
+            nn.Embedding(16, 16),
+            nn.Linear(16, 16),
+            nn.Linear(16, 16),
+        )
+        self.head.weight = self.words.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.line(input=self.words(ids)))
+
+
+def test_a_tied_embedding_counts_as_one_and_other_layers_may_be_out_of_reach() -> None:
+    model = drawn(make=Tied)
+    ids = torch.randint(16, (3, 5))
+    found = activations.roots(model, find_layers(model), [(ids,)])
+    assert set(found) == {"words.weight"} and found["words.weight"].factor.shape == (16,)
+    model, _ = fitted(model, 0.6, batches=[(ids,)])
+    assert model.head.weight is not None and npas.allocation(model).budget.used == count(model)
+    with pytest.raises(ValueError, match="reach no layer"):
+        activations.roots(drawn(make=Tied), find_layers(model := drawn(make=Tied)), [ids])
+
+
 @pytest.mark.parametrize("options", [{"init": "fresh"}, {"templates": 1}, {"batches": []}])
 def test_batches_are_for_a_fit_inside_a_budget(options: dict[str, Any]) -> None:
     model = drawn(make=Seeing)
