@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 NAME = "npas-plan"
 Format = Literal["table", "json"]
+EMBEDDINGS = ("embedding", "embeddingbag")
+FEW = 0.25  # of the budget that embeddings may take to be advised to stay out of a bank
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ def run(plan: Plan) -> Job:
         print(json.dumps(found | ({"data": data} if plan.check_data else {})))
     else:
         print(runs.plan_text(model, allocation))
-        if allocation is not None and (note := _identical(allocation)) is not None:
-            print(note)
+        for note in _notes(allocation) if allocation is not None else []:
+            print(f"note: {note}")
         if errors is not None:
             print(errors.table())
         print(runs.artifact_text(taken, config))
@@ -110,19 +112,28 @@ def run(plan: Plan) -> Job:
     return Job(config.exp)
 
 
-def _identical(allocation: Allocation) -> str | None:
-    """Say how many layers have the very weight of another, and what tells them apart."""
+def _notes(allocation: Allocation) -> list[str]:
+    """Say where a plan is known to be poor, and what does better."""
     from npas.sharing.generation import Reading
 
-    layers, twins = allocation.layers, Reading(allocation).twins
+    notes, layers = [], allocation.layers
+    twins = Reading(allocation).twins
     pairs = [(layers[first].name, layers[i].name) for i, first in enumerate(twins) if first != i]
-    if not pairs:
-        return None
-    return (
-        f"note: {len(pairs)} of {len(layers)} layers have the very weight of another"
-        f" ({' = '.join(pairs[0])}); sharing.low_rank=1 gives each layer a correction of its own,"
-        " within the budget"
-    )
+    if pairs:
+        notes.append(
+            f"{len(pairs)} of {len(layers)} layers have the very weight of another"
+            f" ({' = '.join(pairs[0])}); sharing.low_rank=1 gives each layer a correction of its"
+            " own, within the budget"
+        )
+    for group in allocation.groups:
+        own = [layer for layer in group.layers if layer.kind in EMBEDDINGS]
+        size = sum(layer.size for layer in own)
+        if 0 < size <= FEW * allocation.budget.allowed and len(own) < len(group.layers):
+            notes.append(
+                f"{own[0].name} shares a bank with matrices: on text it did better to leave"
+                f" embeddings out ({size:,} parameters), sharing=no_embeddings"
+            )
+    return notes
 
 
 def _fitted(config: Config, spec: InputSpec) -> tuple[Allocation, Errors]:
