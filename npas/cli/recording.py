@@ -28,12 +28,13 @@ from npas.reporting.results import (
     Init,
     Metrics,
     Parallel,
+    Pruning,
     Result,
     Search,
     Split,
 )
 from npas.tasks.common import files
-from npas.training import Experiment, Outcome, initial
+from npas.training import Experiment, Outcome, initial, pruning
 from npas.training.artifact import export
 from npas.training.checkpoint import Checkpoints
 from npas.training.dry_run import advise_on_memory
@@ -147,6 +148,7 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         divergence = Divergence(outcome.diverged_at, outcome.norms or {})
     if config.sharing.init and (start := initial.kept(schema.run_dir(config))) is not None:
         init = Init(start.weights, start.became)
+    pruned = pruning.found(experiment, budget.used)
     dataset = Dataset(task.name, task.source)
     if task.compared is not None and task.source == "real":
         compared = dict(task.compared.found)
@@ -173,6 +175,7 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         divergence=divergence,
         init=init,
         hub=_hub_commits(config),
+        pruning=None if pruned is None else Pruning(**dataclasses.asdict(pruned)),
         **environment(),
     )
 

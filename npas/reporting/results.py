@@ -36,7 +36,7 @@ SOURCES = ("real", "synthetic")
 # Fields that results from before them lack.
 ADDED = (
     *("search", "history", "parallel", "divergence", "init", "published", "files"),
-    *("earlier", "hub", "low_rank", "artifact"),
+    *("earlier", "hub", "low_rank", "artifact", "pruning"),
 )
 VARYING = (
     "wall_s",
@@ -94,6 +94,21 @@ class Init:
 
     weights: str
     became: str
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What pruning left: filters, and parameters and FLOPs of what npas-export writes.
+
+    `parameters` are those that the run has: trained ones and masks, of 32 filters one parameter;
+    of a dense network those of the exported one.
+    """
+
+    filters: int
+    kept: int
+    parameters: int
+    exported: int
+    flops: int
 
 
 @dataclass(frozen=True)
@@ -165,6 +180,7 @@ class Result:
     init: Init | None = None  # of a run that started from trained weights
     hub: dict[str, str] | None = None  # "name@commit" by key, of what the Hugging Face hub gave
     artifact: Artifact | None = None  # of a run that exported one
+    pruning: Pruning | None = None  # of a run that prunes filters
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, checked against the schema."""
