@@ -80,7 +80,7 @@ def run(plan: Plan) -> Job:
     taken = sharing.price(model, allocation, config.artifact)
     flops = inference_flops(model, task.spec)
     used = allocation.budget.used if allocation else sharing.count_parameters(model)
-    left = pruning.left(config, task.spec, used) if config.pruning.method else None
+    left = pruning.planned(config, task.spec, used) if config.pruning.method else None
     data = _data(task, model, config) if plan.check_data else {}
     if is_json:
         found = _dense_figures(model)

@@ -28,7 +28,6 @@ from npas.reporting.results import (
     Init,
     Metrics,
     Parallel,
-    Pruning,
     Result,
     Search,
     Split,
@@ -148,7 +147,6 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         divergence = Divergence(outcome.diverged_at, outcome.norms or {})
     if config.sharing.init and (start := initial.kept(schema.run_dir(config))) is not None:
         init = Init(start.weights, start.became)
-    pruned = pruning.found(experiment, budget.used)
     dataset = Dataset(task.name, task.source)
     if task.compared is not None and task.source == "real":
         compared = dict(task.compared.found)
@@ -175,7 +173,7 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         divergence=divergence,
         init=init,
         hub=_hub_commits(config),
-        pruning=None if pruned is None else Pruning(**dataclasses.asdict(pruned)),
+        pruning=pruning.found(experiment, budget.used),
         **environment(),
     )
 

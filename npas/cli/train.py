@@ -274,7 +274,11 @@ def _what_follows(experiment: Experiment, within: Within = None) -> str:
         plan = runs.plan_text(experiment.model, experiment.allocation)
         lines.append(plan.splitlines()[-1] if within else plan)
         if config.pruning.method is not None:
-            lines.append(_what_is_left(experiment))
+            from npas.sharing import count_parameters
+            from npas.training import pruning
+
+            used = count_parameters(experiment.model)
+            lines.append(str(pruning.planned(config, experiment.task.spec, used)))
     else:
         assert experiment.allocation is not None
         lines.append(
@@ -296,15 +300,6 @@ def _what_follows(experiment: Experiment, within: Within = None) -> str:
             f"{config.epochs} batch_size={config.batch_size} (data.synthetic); metrics mean nothing"
         )
     return "\n".join(lines)
-
-
-def _what_is_left(experiment: Experiment) -> str:
-    """Return what pruning is to leave of the network."""
-    from npas.sharing import count_parameters
-    from npas.training.pruning import left
-
-    used = count_parameters(experiment.model)
-    return str(left(experiment.config, experiment.task.spec, used))
 
 
 def _stored(folder: Path) -> Result | None:

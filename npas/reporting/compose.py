@@ -63,7 +63,7 @@ def planned_count(*words: str) -> int:
         count = plan(model, config.budget, **plan_keywords(config, None)).budget.used
     if config.pruning.method is None:
         return count
-    return pruning.left(config, _spec(config), count).parameters
+    return pruning.planned(config, _spec(config), count).parameters
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def planned_flops(*words: str) -> int:
 
     config = compose(*words)
     if config.pruning.method is not None:
-        return pruning.left(config, _spec(config), 0).flops
+        return pruning.planned(config, _spec(config), 0).flops
     return inference_flops(_network(config), _spec(config))
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from npas.config import HASH_EXCLUDED, RECIPE_VERSION
 from npas.config.renames import modernize_result
 from npas.reporting.environment import Hardware
-from npas.sharing.budget import BudgetReport
+from npas.sharing.budget import BudgetReport, PruningReport
 from npas.tasks.common.files import write_whole
 from npas.utils.git import Git
 from npas.utils.json_data import decode, read_json
@@ -97,21 +97,6 @@ class Init:
 
 
 @dataclass(frozen=True)
-class Pruning:
-    """What pruning left: filters, and parameters and FLOPs of what npas-export writes.
-
-    `parameters` are those that the run has: trained ones and masks, of 32 filters one parameter;
-    of a dense network those of the exported one.
-    """
-
-    filters: int
-    kept: int
-    parameters: int
-    exported: int
-    flops: int
-
-
-@dataclass(frozen=True)
 class Parallel:
     """In how many parts each batch was trained on."""
 
@@ -180,7 +165,7 @@ class Result:
     init: Init | None = None  # of a run that started from trained weights
     hub: dict[str, str] | None = None  # "name@commit" by key, of what the Hugging Face hub gave
     artifact: Artifact | None = None  # of a run that exported one
-    pruning: Pruning | None = None  # of a run that prunes filters
+    pruning: PruningReport | None = None  # of a run that prunes filters
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, checked against the schema."""

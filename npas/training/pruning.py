@@ -7,17 +7,17 @@ on nothing else: a resumed run prunes the same ones.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 
-from npas.config import Config, PruningConfig
+from npas.config import DENSE, Config, PruningConfig
 from npas.models import InputSpec
 from npas.sharing import count_parameters, pruning
+from npas.sharing.budget import PruningReport
 from npas.tasks.base import inference_flops
 from npas.training.experiment import Experiment, build_dense
 from npas.training.grouping import TRAIN
@@ -86,50 +86,29 @@ class Pruner:
         return {conv: experiment.process.total(ranks_F) for conv, ranks_F in ranks.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class Left:
-    """What pruning leaves: filters, and the network that npas-export writes of them.
-
-    `parameters` are those of a run: what is trained and the masks, one bit a filter, at 32 bits a
-    parameter; of a dense network, which needs no masks once exported, the exported ones.
-    """
-
-    filters: int
-    kept: int
-    parameters: int
-    exported: int
-    flops: int
-
-    def __str__(self) -> str:
-        return (
-            f"pruning  {self.kept:,} of {self.filters:,} filters kept: {self.exported:,} parameters"
-            f" exported, {self.flops:,} FLOPs an input; {self.parameters:,} parameters with masks"
-        )
-
-
-def found(experiment: Experiment, used: int) -> Left | None:
+def found(experiment: Experiment, used: int) -> PruningReport | None:
     """Return what is left of an experiment's network as it is now; None where nothing is pruned."""
     if not pruning.has_masks(experiment.model):
         return None
     masks = pruning.kept_filters(experiment.model)
     kept = {conv: mask_F.nonzero().flatten().tolist() for conv, mask_F in masks.items()}
-    return left(experiment.config, experiment.task.spec, used, kept)
+    return planned(experiment.config, experiment.task.spec, used, kept)
 
 
-def left(config: Config, spec: InputSpec, used: int, kept: dict[str, Any] | None = None) -> Left:
+def planned(
+    config: Config, spec: InputSpec, used: int, kept: Mapping[str, Sequence[int]] | None = None
+) -> PruningReport:
     """Return what is left of a network of `used` parameters that keeps these filters of each conv.
 
-    Of how many the config says, if None are given. ValueError as of `pruning.counts`.
+    None: as many as the config says.
     """
     model = build_dense(config, spec)
     if kept is None:
-        asked = pruning.counts(model, config.pruning.amount)
-        kept = {conv: list(range(count)) for conv, count in asked.items()}
+        counts = pruning.counts(model, config.pruning.amount)
+        kept = {conv: range(count) for conv, count in counts.items()}
     kept = pruning.keep(model, kept)
     filters = sum(map(len, pruning.kept_filters(model).values()))
-    pruning.shrink(model)
-    exported = count_parameters(model)
-    is_dense = config.budget == "dense"
-    parameters = exported if is_dense else used + -(-filters // BITS)
+    exported = count_parameters(pruning.shrink(model))
+    parameters = exported if config.budget == DENSE else used + -(-filters // BITS)
     flops = inference_flops(model, spec)
-    return Left(filters, sum(map(len, kept.values())), parameters, exported, flops)
+    return PruningReport(filters, sum(map(len, kept.values())), parameters, exported, flops)
