@@ -29,6 +29,7 @@ SYNTHETIC = "synthetic"  # the source of data that are synthetic
 DENSE = "dense"  # the budget that trains the dense network and shares nothing
 
 
+MOST_PRUNINGS = 1000  # of one run, and batches that each looks at
 MOST_PROCESSES = 1024  # of one machine: more is a typing error
 
 
@@ -128,7 +129,7 @@ class PruningConfig:
             at_least("pruning.end", self.end, self.start)
         for key in ("times", "batches"):
             at_least(f"pruning.{key}", getattr(self, key), 1)
-            at_most(f"pruning.{key}", getattr(self, key), LONGEST)
+            at_most(f"pruning.{key}", getattr(self, key), MOST_PRUNINGS)
 
 
 @dataclass(frozen=True)

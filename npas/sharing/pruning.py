@@ -43,21 +43,22 @@ def mask_filters(model: nn.Module, readers: Readers) -> nn.Module:
         raise ValueError("the network has masks already: prune_filters prunes more of it")
     if not readers:
         raise ValueError("the network has no filters that can be pruned")
-    modules = dict(model.named_modules())
+    modules: dict[str, Any] = dict(model.named_modules())
     for conv, own in readers.items():
-        for norm, layer, first in own:
-            for name in (conv, norm, layer):
-                if name not in modules:
-                    raise ValueError(f"the network has no module {name!r}")
-            filters = modules[conv].out_channels
-            channels = len(modules[norm].running_mean)
-            if first + filters > channels or modules[layer].weight.shape[1] != channels:
-                raise ValueError(f"{norm} and {layer} do not read {conv} from channel {first} on")
         if not own:
             raise ValueError(f"nothing reads {conv}: leave it out")
+        for name in (conv, *(name for read in own for name in read[:2])):
+            if name not in modules:
+                raise ValueError(f"the network has no module {name!r}")
+        for norm, layer, first in own:
+            channels = getattr(modules[norm], "num_features", 0)
+            last = first + getattr(modules[conv], "out_channels", channels + 1)
+            reads = getattr(modules[layer], "weight", torch.empty(0, 0)).shape[1]
+            if not (0 <= first < last <= channels == reads and modules[norm].affine):
+                raise ValueError(f"{norm} and {layer} do not read {conv} from channel {first} on")
     for norm in _norms(readers):
-        mean = modules[norm].running_mean
-        modules[norm].register_buffer(MASK, torch.ones_like(mean, dtype=torch.bool))
+        mask = torch.ones_like(modules[norm].weight, dtype=torch.bool)
+        modules[norm].register_buffer(MASK, mask)
         modules[norm].register_forward_hook(_mask)
     model.__dict__["_npas_readers"] = {conv: [*own] for conv, own in readers.items()}
     return model
