@@ -8,7 +8,7 @@ from npas.reporting.tables import Row, Table
 # By the name of the published row: experiment, what its filters are pruned by, half the parameters.
 NETWORKS = {
     "VGG-16": ("vgg16_cifar10", ("pruning=hrank_vgg16",), "1.32M"),
-    "ResNet-56": ("resnet56_cifar10", ("pruning=hrank", "pruning.amount=0.51"), "245K"),
+    "ResNet-56": ("resnet56_cifar10", ("pruning=hrank_resnet56",), "245K"),
     "ResNet-110": ("resnet110_cifar10", ("pruning=hrank",), "520K"),
     "DenseNet-40": ("densenet40_cifar10", ("pruning=hrank", "pruning.amount=0.3"), "330K"),
 }
