@@ -66,7 +66,6 @@ def test_settings_without_a_method_are_said_to_be_ignored_and_change_no_run(run:
         (("pruning.method=hrnk",), "pruning.method must be magnitude or hrank or null, got 'hrnk'"),
         (("pruning.amount={fc:0.5}",), "no layer that can be pruned is 'fc'"),
         (("pruning.amunt=0.5",), "did you mean 'pruning.amount'?"),
-        (("+exp=shakespeare", "pruning=hrank"), "model.family=gpt has no filters"),
     ):
         answer = run("npas-plan", *PRUNED, *words)
         assert answer.code == 2 and message in answer.err and answer.err.count("\n") <= 2
