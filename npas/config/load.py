@@ -51,7 +51,13 @@ def load_config(
         if isinstance(groups, str) and not is_grouping(groups) and is_path(groups):
             # What a file says decides the result, not where it lies: the config has its content.
             values["sharing"] = {**sharing, "groups": read_groups(Path(groups))}
-    return build(Config, values, "", known)
+    config: Config = build(Config, values, "", known)
+    if config.data.source != SYNTHETIC and config.optim.warmup_epochs > config.epochs:
+        raise ValueError(
+            f"optim.warmup_epochs={config.optim.warmup_epochs} is longer than"
+            f" epochs={config.epochs}: the rate would never reach optim.lr; make it shorter"
+        )
+    return config
 
 
 def search_epochs(config: Config) -> int:

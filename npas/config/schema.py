@@ -246,11 +246,6 @@ class Config:
             canonical_budget(self.budget)
         if self.data.source == SYNTHETIC:
             self._shorten()
-        elif self.optim.warmup_epochs > self.epochs:
-            raise ValueError(
-                f"optim.warmup_epochs={self.optim.warmup_epochs} is longer than epochs="
-                f"{self.epochs}: the rate would never reach optim.lr; make it shorter"
-            )
 
     @property
     def cap(self) -> int | None:

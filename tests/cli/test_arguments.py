@@ -20,7 +20,7 @@ WRONG = [
     ("npas-train +optim.sgd.lr=1", "unknown key 'optim.sgd.lr': did you mean 'optim.lr'?"),
     ("npas-train lr=1", "unknown key 'lr': did you mean 'optim.lr'?"),
     ("npas-train SEED=1", "unknown key 'SEED': did you mean 'seed'?"),
-    ("npas-train +optim.foo.bar=1", "unknown key 'optim.foo.bar': optim has beta2, clip_norm"),
+    ("npas-train +optim.foo.bar=1", "unknown key 'optim.foo.bar': optim has bank_lr, beta2"),
     ("npas-train optim.lr.x=1", "optim.lr takes a value, not keys; write optim.lr=VALUE"),
     ("npas-train +model._target_=os.system", "unknown key 'model._target_'"),
     ("npas-train +_target_=os.system", "unknown key '_target_'"),
