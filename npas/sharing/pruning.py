@@ -134,9 +134,9 @@ def magnitudes(model: nn.Module) -> dict[str, Tensor]:
 def feature_ranks(model: nn.Module, run: Callable[[], object]) -> dict[str, Tensor]:
     """Return the ranks of the feature maps that `run` makes, summed over images, F each.
 
-    HRank (Lin et al., CVPR 2020, eq. 5): `run` passes some batches through the network. The maps
-    are what comes out of ReLU behind the norm that reads the filters first; the network is in eval
-    mode meanwhile. Filters whose maps have high rank matter.
+    HRank (Lin et al., CVPR 2020, section 3): `run` passes some batches through the network, which
+    is in eval mode meanwhile. The maps are what comes out of ReLU behind the norm that reads the
+    filters first. Filters whose maps have high rank matter.
     """
     ranks: dict[str, Tensor] = {}
     hooks = []

@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,6 +121,26 @@ def test_the_lowest_go_first_and_none_comes_back() -> None:
     assert second["stages.2.0.conv1"] == [*range(16)]
     alike = {conv: torch.ones(len(values)) for conv, values in scores.items()}
     assert pruning.prune_filters(model, 0.75, alike)["stages.0.0.conv1"] == [4, 5]
+
+
+def test_a_masked_network_is_saved_and_loaded_into_one_that_is_masked_alike(
+    tmp_path: Path,
+) -> None:
+    model = build("vgg", 0.5)
+    pruning.prune_filters(model, 0.5)
+    npas.save(model, tmp_path / "saved")
+    npas.write_artifact(model, tmp_path / "artifact.npas")
+    for read in (
+        partial(npas.load, tmp_path / "saved"),
+        partial(npas.read_artifact, tmp_path / "artifact.npas"),
+    ):
+        again = read(build("vgg"))
+        found, expected = (pruning.kept_filters(network) for network in (again, model))
+        assert all(torch.equal(found[conv], mask_F) for conv, mask_F in expected.items())
+        images = batch()
+        before = again.eval()(images)
+        assert torch.equal(before, model.eval()(images)) == (read.func is npas.load)
+        torch.testing.assert_close(pruning.shrink(again)(images), before)
 
 
 REFUSED: list[tuple[Callable[[nn.Module], object], str]] = [
