@@ -172,6 +172,7 @@ OTHER = {
     "trainer.device": "cpu",
     "trainer.gradient_dtype": "bf16",
     "data.verify": "warn",
+    "trackers": ["csv"],
     "wandb.mode": "online",
     "wandb.entity": "us",
     "wandb.group": "us",
