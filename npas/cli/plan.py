@@ -62,14 +62,16 @@ def check(raw: dict[str, Any]) -> Plan:
 
 def run(plan: Plan) -> Job:
     """Print the plan."""
-    from npas import models, sharing
-    from npas.training.experiment import check_groups, plan_keywords
+    from npas import sharing
+    from npas.tasks.base import inference_flops
+    from npas.training import pruning
+    from npas.training.experiment import build_dense, check_groups, plan_keywords
 
     config, is_json = plan.config, plan.format == "json"
     if not is_json:
         runs.warn_of_ignored(NAME, config)
     task = _task(config)
-    model = models.build(config.model, task.spec)
+    model = build_dense(config, task.spec)
     allocation = errors = None
     if config.sharing.fits and config.budget != schema.DENSE:
         allocation, errors = _fitted(config, task.spec)
@@ -79,6 +81,8 @@ def run(plan: Plan) -> Job:
         allocation = sharing.plan(model, config.budget, **plan_keywords(config, grouping))
     taken = sharing.price(model, allocation, config.artifact)
     flops = inference_flops(model, task.spec)
+    used = allocation.budget.used if allocation else sharing.count_parameters(model)
+    left = pruning.planned(config, task.spec, used) if config.pruning.method else None
     data = _data(task, model, config) if plan.check_data else {}
     if is_json:
         found = _dense_figures(model)
@@ -88,6 +92,8 @@ def run(plan: Plan) -> Job:
         found |= {"flops": flops, "input_shape": list(task.spec.input_shape)}
         if errors is not None:
             found["errors"] = {"all": errors.all, "layers": errors.layers}
+        if left is not None:
+            found["pruning"] = dataclasses.asdict(left)
         found["artifact"] = {"bytes_before_compression": taken, "cap": config.cap}
         print(json.dumps(found | ({"data": data} if plan.check_data else {})))
     else:
@@ -98,6 +104,8 @@ def run(plan: Plan) -> Job:
             print(errors.table())
         print(runs.artifact_text(taken, config))
         print(f"inference: {flops:,} FLOPs an input (2 a multiply-add), whatever the budget")
+        if left is not None:
+            print(left)
         real = _task(
             dataclasses.replace(config, data=dataclasses.replace(config.data, source="real"))
         )
@@ -183,22 +191,6 @@ def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:
         for name, tensor in tensors.items()
     ]
     return {"source": task.source, **task.inspect(), "batch": ", ".join(shapes)}
-
-
-def inference_flops(model: nn.Module, spec: InputSpec) -> int:
-    """Count the FLOPs of one input's forward pass; moves the model to the meta device.
-
-    Operations are counted: counters that look layers up by class find no shared ones.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from npas.tasks.base import outputs
-
-    model.to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        outputs(model, spec.example("meta"))
-    return counter.get_total_flops()
 
 
 def _grouping(config: Config) -> Grouping | None:
