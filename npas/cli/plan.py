@@ -23,13 +23,14 @@ from npas.config.typed import convert
 if TYPE_CHECKING:
     from torch import nn
 
-    from npas.models import InputSpec
     from npas.sharing import Allocation, Errors
     from npas.tasks.base import Task
     from npas.training.grouping import Grouping
 
 NAME = "npas-plan"
 Format = Literal["table", "json"]
+EMBEDDINGS = ("embedding", "embeddingbag")
+FEW = 0.25  # of the budget that embeddings may take to be advised to stay out of a bank
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,22 @@ def check(raw: dict[str, Any]) -> Plan:
 
 def run(plan: Plan) -> Job:
     """Print the plan."""
-    from npas import models, sharing
-    from npas.training.experiment import check_groups, plan_keywords
+    from npas import sharing
+    from npas.tasks.base import inference_flops
+    from npas.training import pruning
+    from npas.training.experiment import build_dense, check_groups, plan_keywords
 
     config, is_json = plan.config, plan.format == "json"
     if not is_json:
         runs.warn_of_ignored(NAME, config)
     task = _task(config)
     fits = config.sharing.fits and config.budget != schema.DENSE
-    network = config.model
-    if getattr(network, "pretrained", None):  # weights say nothing of counts and shapes
-        network = dataclasses.replace(network, pretrained=None)
-    model = models.build(network, task.spec)
+    network = config
+    if getattr(config.model, "pretrained", None):  # weights say nothing of counts and shapes
+        network = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, pretrained=None)
+        )
+    model = build_dense(network, task.spec)
     allocation = errors = None
     if fits:
         allocation, errors = _fitted(config, task)
@@ -81,6 +86,8 @@ def run(plan: Plan) -> Job:
         allocation = sharing.plan(model, config.budget, **plan_keywords(config, grouping))
     taken = sharing.price(model, allocation, config.artifact)
     flops = inference_flops(model, task.spec)
+    used = allocation.budget.used if allocation else sharing.count_parameters(model)
+    left = pruning.planned(config, task.spec, used) if config.pruning.method else None
     data = _data(task, model, config) if plan.check_data else {}
     if is_json:
         found = _dense_figures(model)
@@ -90,16 +97,20 @@ def run(plan: Plan) -> Job:
         found |= {"flops": flops, "input_shape": list(task.spec.input_shape)}
         if errors is not None:
             found["errors"] = dataclasses.asdict(errors)
+        if left is not None:
+            found["pruning"] = dataclasses.asdict(left)
         found["artifact"] = {"bytes_before_compression": taken, "cap": config.cap}
         print(json.dumps(found | ({"data": data} if plan.check_data else {})))
     else:
         print(runs.plan_text(model, allocation))
-        if allocation is not None and (note := _identical(allocation)) is not None:
-            print(note)
+        for note in _notes(allocation) if allocation is not None else []:
+            print(f"note: {note}")
         if errors is not None:
             print(errors.table())
         print(runs.artifact_text(taken, config))
         print(f"inference: {flops:,} FLOPs an input (2 a multiply-add), whatever the budget")
+        if left is not None:
+            print(left)
         real = _task(
             dataclasses.replace(config, data=dataclasses.replace(config.data, source="real"))
         )
@@ -114,19 +125,28 @@ def run(plan: Plan) -> Job:
     return Job(config.exp)
 
 
-def _identical(allocation: Allocation) -> str | None:
-    """Say how many layers have the very weight of another, and what tells them apart."""
+def _notes(allocation: Allocation) -> list[str]:
+    """Say where a plan is known to be poor, and what does better."""
     from npas.sharing.generation import Reading
 
-    layers, twins = allocation.layers, Reading(allocation).twins
+    notes, layers = [], allocation.layers
+    twins = Reading(allocation).twins
     pairs = [(layers[first].name, layers[i].name) for i, first in enumerate(twins) if first != i]
-    if not pairs:
-        return None
-    return (
-        f"note: {len(pairs)} of {len(layers)} layers have the very weight of another"
-        f" ({' = '.join(pairs[0])}); sharing.low_rank=1 gives each layer a correction of its own,"
-        " within the budget"
-    )
+    if pairs:
+        notes.append(
+            f"{len(pairs)} of {len(layers)} layers have the very weight of another"
+            f" ({' = '.join(pairs[0])}); sharing.low_rank=1 gives each layer a correction of its"
+            " own, within the budget"
+        )
+    for group in allocation.groups:
+        own = [layer for layer in group.layers if layer.kind in EMBEDDINGS]
+        size = sum(layer.size for layer in own)
+        if 0 < size <= FEW * allocation.budget.allowed and len(own) < len(group.layers):
+            notes.append(
+                f"{own[0].name} shares a bank with matrices: on text it did better to leave"
+                f" embeddings out ({size:,} parameters), sharing=no_embeddings"
+            )
+    return notes
 
 
 def _fitted(config: Config, task: Task) -> tuple[Allocation, Errors]:
@@ -176,22 +196,6 @@ def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:
         for name, tensor in tensors.items()
     ]
     return {"source": task.source, **task.inspect(), "batch": ", ".join(shapes)}
-
-
-def inference_flops(model: nn.Module, spec: InputSpec) -> int:
-    """Count the FLOPs of one input's forward pass; moves the model to the meta device.
-
-    Operations are counted: counters that look layers up by class find no shared ones.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from npas.tasks.base import outputs
-
-    model.to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        outputs(model, spec.example("meta"))
-    return counter.get_total_flops()
 
 
 def _grouping(config: Config) -> Grouping | None:

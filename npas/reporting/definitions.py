@@ -11,7 +11,7 @@ from typing import Any
 
 from npas import models
 from npas.config import GROUPINGS, SEARCHED, run_dir
-from npas.reporting import language_models, published, soft_sharing
+from npas.reporting import language_models, pruned, published, soft_sharing
 from npas.reporting.compose import compose, dense_count
 from npas.reporting.soft_sharing import poster_rows
 from npas.reporting.tables import Row, Table
@@ -378,6 +378,7 @@ _TABLES: dict[str, Callable[[], Table]] = {
     "digits_groups": _digits_groups,
     "cifar10_small": _cifar10_small,
     "shakespeare": language_models.shakespeare,
+    "minilm_squad": language_models.minilm_squad,
     "wrn_cifar10": lambda: _wrn_cifar(10),
     "wrn_cifar100": lambda: _wrn_cifar(100),
     "imagenet": _imagenet,
@@ -385,6 +386,7 @@ _TABLES: dict[str, Callable[[], Table]] = {
     "squad": _squad,
     "grounding": _grounding,
     "retrieval": _retrieval,
+    "hrank": pruned.hrank,
     "scenes": _scenes,
     "scenes_retrieval": _scenes_retrieval,
     "scenes_groups": _scenes_groups,

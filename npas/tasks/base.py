@@ -281,6 +281,20 @@ def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     return list(given.to_tuple()) if hasattr(given, "to_tuple") else [given]
 
 
+def inference_flops(model: nn.Module, spec: InputSpec) -> int:
+    """Count the FLOPs of one input's forward pass; moves the model to the meta device.
+
+    Operations are counted: counters that look layers up by class find no shared ones.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        outputs(model, spec.example("meta"))
+    return counter.get_total_flops()
+
+
 def check_workers(task: Task, workers: int) -> None:
     """Raise ValueError if there are to be workers and the data rest on a GPU."""
     if workers and task.device.type != "cpu":

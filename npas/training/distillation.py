@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.config import DENSE, Config, DistillConfig, run_dir
+from npas.config import DENSE, Config, DistillConfig, PruningConfig, run_dir
 from npas.sharing.distillation import distillation_loss
 from npas.tasks import base
 from npas.tasks.base import Batch, Task
@@ -142,7 +142,9 @@ def _dense(config: Config, task: Task) -> nn.Module:
     sharing = dataclasses.replace(
         config.sharing, groups="single", num_groups=None, templates=None, init=None
     )
-    dense = dataclasses.replace(config, budget=DENSE, sharing=sharing, distill=DistillConfig())
+    dense = dataclasses.replace(
+        config, budget=DENSE, sharing=sharing, distill=DistillConfig(), pruning=PruningConfig()
+    )
     if config.sharing.weights is None and getattr(config.model, "pretrained", None) is None:
         raise ValueError(
             "the dense network has no trained weights: set model.pretrained or sharing.init, or"

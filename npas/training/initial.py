@@ -25,7 +25,15 @@ from torch import Tensor, nn
 from npas import config as schema
 from npas import models, tasks
 from npas.config import DENSE, Config, run_dir
-from npas.sharing import Allocation, GroupAllocation, activations, api, install, project
+from npas.sharing import (
+    Allocation,
+    GroupAllocation,
+    activations,
+    api,
+    install,
+    project,
+    pruning,
+)
 from npas.sharing.layers import SCALES, bank_name, generator_name, generator_names, upsampler_name
 from npas.sharing.projection import copy_others, dense_names
 from npas.tasks import base
@@ -167,6 +175,8 @@ def _start(model: nn.Module, path: Path, stage: str) -> str:
     if not _is_run(path):
         return _from_dense(model, dense_weights.read(path))
     stored = restore(path)
+    if pruning.has_masks(stored):
+        pruning.silence(stored)
     if install.is_shared(stored):
         theirs, tensors = api.allocation(stored), dict(stored.state_dict())
         dense = install.materialize(stored).state_dict()
