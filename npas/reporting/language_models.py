@@ -12,6 +12,7 @@ RATE = ("optim.lr=0.006", "optim.min_lr=0.0006")
 BUDGETS = ("0.1", "0.25", "0.5", "1", "2")
 # The narrowest width of four heads with at least the budget's parameters.
 WIDTHS = {"0.1": 40, "0.25": 64, "0.5": 92}
+DENSE, SPARSE = "dense network", "SSN, sparse start"
 SCHEMES = {  # the preset of each, and its budget
     "two groups by depth": ("two_depths", "0.25"),
     "low-rank corrections": ("low_rank", "0.25"),
@@ -34,15 +35,22 @@ def shakespeare() -> Table:
         ]
 
     narrow = {budget: f"narrower dense network, {width}" for budget, width in WIDTHS.items()}
-    pairs = {budget: (f"SSN, budget {budget}", label) for budget, label in narrow.items()}
+    kinds = {"SSN": (), SPARSE: ("sharing.coefficient_init=sparse",)}
+    pairs = [(f"{kind}, budget {b}", label) for kind in kinds for b, label in narrow.items()]
+    pairs += [(f"{kind}, budget {b}", DENSE) for kind in kinds for b in BUDGETS]
+    pairs += [(f"{SPARSE}, budget {b}", f"SSN, budget {b}") for b in BUDGETS]
     rows = [
         Row("dense network at nanoGPT's rate, 0.001", (exp,), series="nanoGPT's rate"),
-        Row("dense network", (exp, *RATE), series="dense network"),
+        Row(DENSE, (exp, *RATE), series=DENSE),
         *(
             Row(label, (exp, *RATE, f"model.width={WIDTHS[b]}"), series="narrower dense network")
             for b, label in narrow.items()
         ),
-        *shared("SSN", BUDGETS, "sharing=no_embeddings"),
+        *(
+            row
+            for kind, words in kinds.items()
+            for row in shared(kind, BUDGETS, "sharing=no_embeddings", *words)
+        ),
         *shared("SSN, embeddings in the bank", BUDGETS),
     ]
     for name, (preset, budget) in SCHEMES.items():
@@ -65,8 +73,9 @@ def shakespeare() -> Table:
         " training text, one seed each (1.740, 1.725, 1.729). There a narrower one of a quarter has"
         " 1.890, 1.822 and 1.815, SSN at a quarter 1.746, 1.720 and 1.713: both would gain 0.007 at"
         " twice the rate. SSN is one bank for all matrices, without the embeddings of tokens and"
-        " places. A narrower network has the least width, a multiple of four, whose parameters are"
-        " at least the budget's.",
+        " places; each layer starts with all of its templates or, in rows of a sparse start, with"
+        " one of them alone. A narrower network has the least width, a multiple of four, whose"
+        " parameters are at least the budget's.",
         metric="loss",
         draw=plots.against_bytes_too,
         appendix=lambda cells: [*verdicts(pairs, "loss")(cells), *_artifacts(cells)],
