@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from npas import models
-from npas.config import GROUPINGS, SEARCHED, run_dir
+from npas.config import GROUPINGS, SEARCHED
 from npas.reporting import language_models, pruned, published, soft_sharing
 from npas.reporting.compose import compose, dense_count
+from npas.reporting.language_models import FAST
 from npas.reporting.soft_sharing import poster_rows
 from npas.reporting.tables import Row, Table
 from npas.reporting.verdicts import verdicts
@@ -27,13 +28,6 @@ GROUNDING_BUDGETS = ("0.02", "0.05", "0.1", "0.5", "1", "2")
 GROUPS = 4
 WIDTH_STEPS = 64  # widths are multiples of 1/64: exact as decimals, and as fine as channels are
 DENSE = "budget=dense"
-FAST = "precision=bf16"  # what the experiments' own commands train with
-# The rows of both versions, the experiment of each, and what an experiment's own words leave open.
-SQUAD = {
-    "BERT-Large": ("bert_large", "model.pretrained=bert-large-uncased"),
-    "ALBERT": ("albert_large", "model.pretrained=albert/albert-large-v1"),
-    "LB-SSN": ("ssn",),
-}
 RECALLS = {
     "mr": "mean of the six recalls",
     "i2t_r1": "R@1, an image's sentences found",
@@ -212,31 +206,6 @@ def _perceiver() -> Table:
     )
 
 
-def _squad() -> Table:
-    """List the slides' networks on both versions of SQuAD."""
-    start = f"sharing.init={run_dir(compose('+exp=ssn_mlm', FAST))}"
-    rows = []
-    for version, section, metric in ((1, "SQuAD 1.1", "f1"), (2, "SQuAD 2.0", "best_f1")):
-        for name, (exp, *more) in SQUAD.items():
-            words = (f"+exp={exp}_squad{version}", *more, FAST)
-            words += (start,) if name == "LB-SSN" else ()
-            figure = published.figure("squad", name, f"squad{version}_f1")
-            rows.append(Row(name, words, "", figure, section, metric))
-    return Table(
-        name="squad",
-        title="SQuAD: F1 beside the published figures",
-        rows=rows,
-        note="F1 on the development sets, of SQuAD 2.0 at the threshold that does best there, as"
-        " the official evaluation reports it. LB-SSN is BERT-large inside 18 million parameters,"
-        " the embeddings among them. BERT and ALBERT start from their published weights; LB-SSN"
-        " from a pre-training of its own, `npas-train +exp=ssn_mlm precision=bf16`, whose run"
-        " `sharing.init` names.",
-        metric="f1",
-        counted=True,
-        plotted=False,
-    )
-
-
 def _grounding() -> Table:
     """List SimNet inside budgets on both sets, and CITE, whose figures are known."""
     rows = []
@@ -387,7 +356,7 @@ _TABLES: dict[str, Callable[[], Table]] = {
     "wrn_cifar100": lambda: _wrn_cifar(100),
     "imagenet": _imagenet,
     "perceiver": _perceiver,
-    "squad": _squad,
+    "squad": language_models.squad,
     "grounding": _grounding,
     "retrieval": _retrieval,
     "hrank": pruned.hrank,

@@ -1,13 +1,16 @@
-"""The tables of language models: Shakespeare's characters, and a trained network on questions."""
+"""The tables of language models: Shakespeare, SQuAD, and a trained network on questions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from npas.reporting import plots
+from npas.config import run_dir
+from npas.reporting import plots, published
+from npas.reporting.compose import compose
 from npas.reporting.tables import Cell, Row, Table, grid_line, summarize
 from npas.reporting.verdicts import verdicts
 
+FAST = "precision=bf16"  # what the experiments' own commands train with
 RATE = ("optim.lr=0.006", "optim.min_lr=0.0006")
 BUDGETS = ("0.1", "0.25", "0.5", "1", "2")
 # The narrowest width of four heads with at least the budget's parameters.
@@ -22,6 +25,12 @@ SCHEMES = {  # the preset of each, and its budget
     "first and last block unshared": ("sandwich", "0.6"),
 }
 LOOPED = {"one block in four loops (ALBERT)": (1, 4), "two blocks in two loops": (2, 2)}
+# The rows of both versions, the experiment of each, and what an experiment's own words leave open.
+SQUAD = {
+    "BERT-Large": ("bert_large", "model.pretrained=bert-large-uncased"),
+    "ALBERT": ("albert_large", "model.pretrained=albert/albert-large-v1"),
+    "LB-SSN": ("ssn",),
+}
 
 
 def shakespeare() -> Table:
@@ -79,6 +88,31 @@ def shakespeare() -> Table:
         metric="loss",
         draw=plots.against_bytes_too,
         appendix=lambda cells: [*verdicts(pairs, "loss")(cells), *_artifacts(cells)],
+    )
+
+
+def squad() -> Table:
+    """List the slides' networks on both versions of SQuAD."""
+    start = f"sharing.init={run_dir(compose('+exp=ssn_mlm', FAST))}"
+    rows = []
+    for version, section, metric in ((1, "SQuAD 1.1", "f1"), (2, "SQuAD 2.0", "best_f1")):
+        for name, (exp, *more) in SQUAD.items():
+            words = (f"+exp={exp}_squad{version}", *more, FAST)
+            words += (start,) if name == "LB-SSN" else ()
+            figure = published.figure("squad", name, f"squad{version}_f1")
+            rows.append(Row(name, words, "", figure, section, metric))
+    return Table(
+        name="squad",
+        title="SQuAD: F1 beside the published figures",
+        rows=rows,
+        note="F1 on the development sets, of SQuAD 2.0 at the threshold that does best there, as"
+        " the official evaluation reports it. LB-SSN is BERT-large inside 18 million parameters,"
+        " the embeddings among them. BERT and ALBERT start from their published weights; LB-SSN"
+        " from a pre-training of its own, `npas-train +exp=ssn_mlm precision=bf16`, whose run"
+        " `sharing.init` names.",
+        metric="f1",
+        counted=True,
+        plotted=False,
     )
 
 
