@@ -67,5 +67,5 @@ def test_commands_run_from_another_folder_and_are_the_wheels(scripts: Path) -> N
     assert "test accuracy" in run(scripts / "npas-train", *words)
     (result,) = Path("runs").glob("digits/*/result.json")
     assert '"commit": null' in result.read_text()
-    for command in ("npas-train", "npas-plan", "npas-eval", "npas-export", "npas-table", "npas-runs"):
-        assert command in run(scripts / command, "--help")
+    for name in ("train", "plan", "eval", "export", "table", "runs"):
+        assert f"npas-{name}" in run(scripts / f"npas-{name}", "--help")

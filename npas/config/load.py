@@ -85,7 +85,8 @@ def ignored(config: Config) -> dict[str, str]:
     if config.budget == DENSE:
         # But a dense network starts from sharing.init, too.
         keys = set(keys_of(SharingConfig, "sharing.")) - {"sharing.init"}
-        leave_out("budget=dense shares nothing", *keys)
+        rates = ("optim.bank_lr", "optim.coefficient_lr")
+        leave_out("budget=dense shares nothing", *keys, *rates)
     elif not sharing.train_coefficients:
         reason = "sharing.train_coefficients=false keeps them as they are"
         leave_out(reason, "sharing.recurrence_weight")
