@@ -2,6 +2,7 @@
 
 npas-export run=runs/digits/budget-0.1_seed-0_1f0c2a9b
 npas-export run=... format=safetensors out=network.safetensors
+npas-export run=... format=onnx                       # for ONNX Runtime and others; any batch size
 npas-export run=... format=artifact bits=6            # quantized, compressed, still shared
 """
 
@@ -10,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +22,9 @@ from npas.cli import app, entry, runs
 from npas.cli.app import Job
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from npas.models import InputSpec
     from npas.training import Experiment
 
 NAME = "npas-export"
@@ -32,7 +38,7 @@ class Export:
     """
 
     run: str
-    format: Literal["safetensors", "artifact"] = "safetensors"
+    format: Literal["safetensors", "onnx", "artifact"] = "safetensors"
     out: str | None = None
     bits: Literal[8, 6] | None = None
     scheme: Literal["rows", "golf"] | None = None
@@ -79,14 +85,17 @@ def run(options: Export) -> Job:
         model = sharing.materialize(model)
     if pruned := pruning.has_masks(model):
         pruning.shrink(model)
-    out = Path(options.out or Path(options.run) / "export" / "model.safetensors")
+    out = Path(options.out or Path(options.run) / "export" / f"model.{options.format}")
     temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     described = {"format": "pt", "model": json.dumps(asdict(experiment.config.model))}
     if experiment.unfinished:
         described["unfinished"] = experiment.unfinished
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(apart(model.state_dict()), temporary, described)
+        if options.format == "onnx":
+            _write_onnx(model, experiment.task.spec, temporary)
+        else:
+            save_file(apart(model.state_dict()), temporary, described)
         give_usual_mode(temporary)
         os.replace(temporary, out)
     except (OSError, SafetensorError) as error:
@@ -102,6 +111,46 @@ def run(options: Export) -> Job:
     if experiment.unfinished:
         print(experiment.unfinished)
     return Job(options.run)
+
+
+def _write_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
+    """Write a dense network as ONNX, in eval mode and of any batch size; ValueError if it cannot.
+
+    Its inputs and outputs are numbered or named as the network's own.
+    """
+    import torch
+
+    try:
+        for needed in ("onnx", "onnxscript"):
+            import_module(needed)
+    except ImportError:
+        raise ValueError("format=onnx needs more packages: pip install 'npas[onnx]'") from None
+
+    def two(value: torch.Tensor) -> torch.Tensor:  # of one sample the batch would be a constant
+        return torch.cat([value, value])
+
+    given: Any = spec.example("cpu")
+    inputs: Any
+    is_named = isinstance(given, dict)
+    inputs = {name: two(value) for name, value in given.items()} if is_named else two(given)
+    batch = {0: torch.export.Dim.AUTO}
+    shapes = dict.fromkeys(inputs, batch) if is_named else (batch,)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own, of its parts that will change
+            torch.onnx.export(
+                model.eval(),
+                () if is_named else (inputs,),
+                path,
+                kwargs=inputs if is_named else None,
+                dynamic_shapes=shapes,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"torch cannot export this network to ONNX: {why}") from None
 
 
 def _write_artifact(options: Export, experiment: Experiment) -> Job:

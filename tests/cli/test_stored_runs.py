@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -101,6 +102,30 @@ def test_an_export_is_the_plain_network_with_the_same_outputs(run: Run, trained:
     x = torch.randn(4, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(dense.eval()(x), shared.eval()(x))
+
+
+@pytest.mark.slow
+def test_an_onnx_export_has_the_same_outputs_for_any_batch(run: Run, trained: Path) -> None:
+    import onnxruntime
+
+    answer = run("npas-export", f"run={trained}", "format=onnx", "out=net.onnx")
+    assert answer.code == 0 and not answer.err, answer.err
+    shared = runs.restore(str(trained), {"trainer.device": "cpu"}).model.eval()
+    session = onnxruntime.InferenceSession("net.onnx")
+    for batch in (1, 3):
+        x = torch.randn(batch, 1, 8, 8)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), shared(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_onnx_export_names_what_it_lacks(
+    run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # an import raises
+    answer = run("npas-export", f"run={trained}", "format=onnx", "out=net.onnx")
+    assert answer.code == 2 and "pip install 'npas[onnx]'" in answer.err
+    assert not list(Path().glob("net.onnx*"))
 
 
 def test_an_export_goes_where_it_is_told_whole_or_not_at_all(
