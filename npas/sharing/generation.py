@@ -181,6 +181,13 @@ class WeightPass:
             raise written(self._reading.places[index][1].name)
         return weight
 
+    def take(self, index: int) -> Tensor:
+        """Return the layer's weight and forget it, unless other layers read it, too."""
+        weight = self.weight(index)
+        if index not in self._reading.common:
+            del self._weights[index, self._dtype(index)]
+        return weight
+
     def plain_weight(self, index: int) -> Tensor:
         """Return the layer's weight by plain operations, for compilers and function transforms."""
         dtype, (_, layer) = self._dtype(index), self._reading.places[index]

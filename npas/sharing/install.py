@@ -218,12 +218,10 @@ def materialize(model: nn.Module) -> nn.Module:
     modules = list(dict.fromkeys((*model.modules(), *shared.modules)))
     owners = [module for module in modules if "_npas" in module.__dict__]
     # A copy of another network's part, put into this one, reads the bank of a copy of that network.
-    dense: dict[SharedWeights, dict[int, nn.Parameter]] = {}
+    read: dict[SharedWeights, dict[int, None]] = {}
     for attachment in (owner.__dict__["_npas"] for owner in owners):
-        weights = dense.setdefault(attachment.shared, {})
-        for i in attachment.layers.values():
-            if i not in weights:
-                weights[i] = attachment.shared.dense_parameter(i)
+        read.setdefault(attachment.shared, {}).update(dict.fromkeys(attachment.layers.values()))
+    dense = {weights: weights.dense_parameters(layers) for weights, layers in read.items()}
     remove_shared(model)  # first: a parametrization of the root's has made a class of its own
     for owner in owners:
         detach(owner, dense[owner.__dict__["_npas"].shared])

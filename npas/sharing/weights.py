@@ -10,7 +10,7 @@ import copy
 import threading
 import warnings
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -132,15 +132,22 @@ class SharedWeights:
             self._open.read = self.reading.places[index][1].name, weight.detach(), weight._version
         return weight
 
-    def dense_parameter(self, index: int) -> nn.Parameter:
-        """Return the weight of the layer at `index` as a parameter; it trains where its bank does.
+    def dense_parameters(self, indices: Iterable[int]) -> dict[int, nn.Parameter]:
+        """Return the weights of layers as parameters; each trains where its bank does.
 
-        It comes from the call that the forward pass makes, and is equal to the bit.
+        They come from the call that the forward pass makes, and are equal to the bit.
         """
-        bank = bank_name(self.reading.places[index][0])
-        with torch.inference_mode(False), full_precision(next(self.sources()).device):
-            weight = self.weight(index).detach().clone()
-        return nn.Parameter(weight, requires_grad=is_trainable(self.root, bank))
+        made, found = WeightPass(self.root, self.reading, BufferPool(), kept=True), {}
+        device = next(self.sources()).device
+        with torch.inference_mode(False), torch.no_grad(), full_precision(device):
+            for index in indices:
+                twin = self.reading.twins[index]
+                weight = made.take(twin)
+                is_view = weight.untyped_storage().nbytes() > weight.nbytes
+                weight = weight.clone() if is_view or twin in self.reading.common else weight
+                trains = is_trainable(self.root, bank_name(self.reading.places[index][0]))
+                found[index] = nn.Parameter(weight.detach(), requires_grad=trains)
+        return found
 
     def plain_weight(self, index: int) -> Tensor:
         """Return the weight of the layer at `index` by plain operations, made for this call."""
