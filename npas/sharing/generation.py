@@ -156,6 +156,7 @@ class WeightPass:
         self._is_kept = kept
         self._recompute = recompute
         self._tensors: dict[str, Tensor] = {}
+        self._dtypes: dict[int, tuple[torch.dtype, str]] = {}  # and the device of those that round
         self._readers: dict[int, BankReader] = {}
         self._alphas: dict[int, Tensor] = {}
         self._weights: dict[Key, Tensor] = {}
@@ -247,12 +248,15 @@ class WeightPass:
 
         Without gradients there is time to mix in full, so that the weight is the materialized one.
         """
-        bank_P = self._bank(index)
-        device = bank_P.device.type
-        rounds = index in self._reading.low and bank_P.dtype == torch.float32
-        if rounds and device != "meta" and torch.is_autocast_enabled(device):
+        if index not in self._dtypes:
+            bank_P = self._bank(index)
+            device = bank_P.device.type
+            rounds = index in self._reading.low and bank_P.dtype == torch.float32
+            self._dtypes[index] = bank_P.dtype, device if rounds and device != "meta" else ""
+        dtype, device = self._dtypes[index]
+        if device and torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
-        return bank_P.dtype
+        return dtype
 
     def _generate(self, index: int, dtype: torch.dtype) -> Tensor:
         """Generate the weights of a layer's block; no checkpoint sees a tensor saved here."""

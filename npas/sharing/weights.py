@@ -25,7 +25,13 @@ from npas.sharing.bank import BufferPool, full_precision
 from npas.sharing.errors import Errors
 from npas.sharing.generation import Reading, WeightPass, same_bytes, written
 from npas.sharing.layers import PREFIX, bank_name, is_trainable, shared_names, shared_value
-from npas.sharing.torch_private import caller, has_saved_tensors_hooks, is_traced
+from npas.sharing.torch_private import (
+    caller,
+    has_saved_tensors_hooks,
+    is_executing,
+    is_traced,
+    outermost_call,
+)
 
 
 class SharedWeights:
@@ -107,11 +113,29 @@ class SharedWeights:
         if self._open.opened_by is caller(1) or not self._open.is_running():
             self._open.start(None)
 
+    def _join(self) -> bool:
+        """Open the pass of a part that is being called, without its network; False if none is.
+
+        From the part's next call on hooks do, so that its weights are dropped as it ends.
+        """
+        found = None if self.recompute else outermost_call(self.modules)
+        if found is None:
+            return False
+        self._refuse_writes()
+        self._open.start(found[0])
+        self.watch(found[1])
+        return True
+
+    def watch(self, module: nn.Module) -> None:
+        """Make each call of a module open a pass, if none is open, and close it."""
+        module.register_forward_pre_hook(self.begin)
+        module.register_forward_hook(self.end, always_call=True)
+
     def weight(self, index: int) -> Tensor:
         """Return the weight of the layer at `index`, in its shape."""
         if is_traced():
             return self.plain_weight(index)
-        running, twin = self._open.is_running(), self.reading.twins[index]
+        running, twin = self._open.is_running() or self._join(), self.reading.twins[index]
         if running and self._open.weights is not None and torch.is_grad_enabled():
             return self._open.weights.weight(twin)
         if not running:
@@ -244,8 +268,8 @@ def _sums(tensors: Sequence[Tensor]) -> list[Tensor]:
 class _OpenPass(threading.local):
     """The forward pass that runs on one thread, and what it has generated.
 
-    The pass is running while the frame that opened it is on the stack: that stays true to fact
-    also where an exception, or Ctrl-C, keeps the closing hook from being called.
+    The pass is running while the call that opened it is: that stays true to fact also where
+    Ctrl-C keeps the closing hook from being called.
     """
 
     opened_by: FrameType | None = None
@@ -271,13 +295,8 @@ class _OpenPass(threading.local):
             self.hooks.__enter__()
 
     def is_running(self) -> bool:
-        """Return whether the frame that opened the pass is still on this thread's stack."""
-        if self.opened_by is None:
-            return False
-        frame: FrameType | None = caller(1)
-        while frame is not None and frame is not self.opened_by:
-            frame = frame.f_back
-        return frame is not None
+        """Return whether the call that opened the pass still runs."""
+        return self.opened_by is not None and is_executing(self.opened_by)
 
 
 _last_step: list[object] = [None]
