@@ -7,7 +7,7 @@ product. `Reading` says which layers read which bank, and how.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from npas.sharing.allocation import Allocation
-from npas.sharing.bank import MODIFIED, BankReader, BufferPool, full_precision, mix, versions
+from npas.sharing.bank import (
+    MODIFIED,
+    BankReader,
+    Block,
+    BufferPool,
+    full_precision,
+    mix,
+    versions,
+)
 from npas.sharing.bases import BASES, basis_weight
 from npas.sharing.coefficients import GENERATORS
 from npas.sharing.layers import (
@@ -34,12 +42,15 @@ LARGEST_BLOCK = 1 << 22
 LARGEST_PART = 1 / 16
 """Weights of a block, whose gradients wait for each other: a larger block reads its templates less
 often, and takes more memory. At most the first or, where it is more, this part of the network."""
+LARGEST_BATCH = 1 << 20
+"""Weights of blocks that one node of the graph makes: it saves nothing but the cost of a node."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """The layers whose coefficients come from the same parameters: one group, generator and K."""
 
+    name: str
     mixing: str
     templates: int
     layers: list[int]
@@ -51,14 +62,26 @@ class Rows:
         return GENERATORS[self.mixing].coefficients(parameters, len(self.layers), self.templates)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Layers that are generated together: in blocks, whose rows are of the coefficients `alphas`.
+
+    None among these are the scales of the layers that mix nothing.
+    """
+
+    layers: list[int]
+    blocks: tuple[Block, ...]
+    alphas: tuple[Rows | None, ...]
+
+
 class Reading:
     """Who reads what with whom; layers are places in `Allocation.layers`.
 
     `places`: group and plan of each layer. `twins`: for each layer the first whose weight is
     identical; `common`: those firsts that have others. `rows`: for each mixing layer those it
-    shares a parameter of coefficients with. `blocks`: for each layer that is generated those that
-    read the same templates with it. Layers in `low` compute in autocast's dtype, and are generated
-    apart from the others.
+    shares a parameter of coefficients with. `batches`: for each layer that is generated those that
+    are with it: all that read the same templates, and small ones that read others. Layers in `low`
+    compute in autocast's dtype, and are generated apart from the others.
     """
 
     def __init__(self, allocation: Allocation, low: Collection[int] = ()) -> None:
@@ -73,10 +96,11 @@ class Reading:
         for g, group in enumerate(allocation.groups):
             for (mixing, k), places in group.rows.items():
                 names = {kind: generator_name(kind, g, k) for kind in _kinds(mixing)}
-                rows = Rows(mixing, k, [first + place for place in places], names)
+                name = generator_name(mixing, g, k)
+                rows = Rows(name, mixing, k, [first + place for place in places], names)
                 self.rows |= dict.fromkeys(rows.layers, rows)
             first += len(group.layers)
-        self.blocks = self._find_blocks()
+        self.batches = self._find_batches()
 
     def _find_twins(self) -> list[int]:
         """Return for every layer the first one whose weight is identical to its own.
@@ -94,21 +118,57 @@ class Reading:
             found.append(first.setdefault((key, i in self.low), i))
         return found
 
-    def _find_blocks(self) -> dict[int, list[int]]:
+    def _find_batches(self) -> dict[int, Batch]:
         weights = sum(layer.size for _, layer in self.places)
         largest = max(LARGEST_BLOCK, weights * LARGEST_PART)
-        found: dict[int, list[int]] = {}
-        among: dict[object, list[int]] = {}
+        blocks: list[list[int]] = []
+        among: dict[object, list[int]] = {}  # the last block, and the last batch, of each kind
         for i, (g, layer) in enumerate(self.places):
             if self.twins[i] != i:
                 continue
             key = (g, layer.templates, layer.template_size, i in self.low)
-            block = among.setdefault(key, [])
-            if block and (len(block) + 1) * layer.size > largest:
+            block = among.get(key)
+            if block is None or (len(block) + 1) * layer.size > largest:
                 block = among[key] = []
+                blocks.append(block)
             block.append(i)
-            found[i] = among[key]
-        return found
+        batches: list[list[list[int]]] = []
+        last: dict[object, list[list[int]]] = {}
+        for block in blocks:
+            kind = self.places[block[0]][0], block[0] in self.low
+            batch = last.get(kind)
+            size = sum(self.places[i][1].size for own in (*(batch or ()), block) for i in own)
+            if batch is None or size > LARGEST_BATCH:
+                batch = last[kind] = []
+                batches.append(batch)
+            batch.append(block)
+        made = map(self.batch, batches)
+        return {i: batch for batch in made for i in batch.layers}
+
+    def batch(self, blocks: Sequence[Sequence[int]], keys: Sequence[object] = ()) -> Batch:
+        """Return the batch of blocks of layers; `keys` name their memory, else the layers do."""
+        layers = [i for block in blocks for i in block]
+        alphas = list(dict.fromkeys(self.rows.get(i) for i in layers))
+        made = []
+        for block in blocks:
+            plans = [self.places[i][1] for i in block]
+            rows = []
+            for i, plan in zip(block, plans, strict=True):
+                own = self.rows.get(i)
+                row = plan.scale if own is None else own.layers.index(i)
+                rows.append((alphas.index(own), row))
+            shapes = [(p.template_size,) if p.upsampler else p.shape for p in plans]
+            first = plans[0]
+            made.append(
+                Block(
+                    tuple(keys or block),
+                    first.templates,
+                    first.template_size,
+                    tuple(rows),
+                    tuple(shapes),
+                )
+            )
+        return Batch(layers, tuple(made), tuple(alphas))
 
 
 def _kinds(mixing: str) -> list[str]:
@@ -158,7 +218,7 @@ class WeightPass:
         self._tensors: dict[str, Tensor] = {}
         self._dtypes: dict[int, tuple[torch.dtype, str]] = {}  # and the device of those that round
         self._readers: dict[int, BankReader] = {}
-        self._alphas: dict[int, Tensor] = {}
+        self._alphas: dict[str, Tensor] = {}
         self._weights: dict[Key, Tensor] = {}
         self._versions: dict[Key, int] = {}
         self._passing: weakref.WeakValueDictionary[Key, Tensor] = weakref.WeakValueDictionary()
@@ -193,7 +253,9 @@ class WeightPass:
         """Return the layer's weight by plain operations, for compilers and function transforms."""
         dtype, (_, layer) = self._dtype(index), self._reading.places[index]
         with full_precision(self._bank(index).device):
-            alpha_K = self._alpha(index).to(dtype)
+            rows = self._reading.rows.get(index)
+            row = layer.scale if rows is None else rows.layers.index(index)
+            alpha_K = self._alpha(rows)[row].to(dtype)
             templates = layer.templates, layer.template_size
             return self._shape(index, mix(self._bank(index).to(dtype), alpha_K, *templates))
 
@@ -259,11 +321,10 @@ class WeightPass:
         return dtype
 
     def _generate(self, index: int, dtype: torch.dtype) -> Tensor:
-        """Generate the weights of a layer's block; no checkpoint sees a tensor saved here."""
-        block = [index] if self._recompute else self._reading.blocks[index]
+        """Generate the weights of a layer's batch; no checkpoint sees a tensor saved here."""
+        batch = self._batch(index)
         keep = not self._recompute or index in self._reading.common
-        memory: list[object] = list(block) if keep else ["passing"]
-        group, layer = self._reading.places[index]
+        group = self._reading.places[index][0]
         bank_P = self._bank(index)
         mixed_dtype = bank_P.dtype if self._is_kept else dtype
         with (
@@ -273,11 +334,9 @@ class WeightPass:
         ):
             if group not in self._readers:
                 self._readers[group] = BankReader(bank_P, self._pool)
-            alpha_LK = torch.stack([self._alpha(i) for i in block])
-            reader = self._readers[group]
-            read = reader.block(memory, layer.templates, layer.template_size, mixed_dtype)
-            mixed = reader.mix(read, alpha_LK)
-            for i, values in zip(block, mixed, strict=True):
+            alphas = [self._alpha(rows) for rows in batch.alphas]
+            mixed = self._readers[group].mix(batch.blocks, alphas, mixed_dtype)
+            for i, values in zip(batch.layers, mixed, strict=True):
                 weight, key = self._shape(i, values).to(dtype), (i, dtype)
                 if self._is_kept:  # like the parameter it stands for: matmul asks how it may fold
                     weight = weight.detach().requires_grad_(bank_P.requires_grad)
@@ -291,22 +350,27 @@ class WeightPass:
             return weight
         return self._weights[index, dtype]
 
+    def _batch(self, index: int) -> Batch:
+        """Return what is generated with a layer; nothing, with recompute, in memory used again."""
+        if not self._recompute:
+            return self._reading.batches[index]
+        keys = [] if index in self._reading.common else ["passing"]
+        return self._reading.batch([[index]], keys)
+
     @torch.no_grad()
     def _generate_again(self, index: int, dtype: torch.dtype) -> Tensor:
         if versions(*self._inputs(index)) != self._made_of[index, dtype]:
             raise RuntimeError(MODIFIED)
-        group, layer = self._reading.places[index]
+        batch, reader = self._batch(index), self._readers[self._reading.places[index][0]]
         with full_precision(self._bank(index).device):
-            reader = self._readers[group]
-            read = reader.block(["passing"], layer.templates, layer.template_size, dtype)
-            (values,) = read.weights(self._alpha(index)[None].detach())
-            return self._shape(index, values)
+            alphas = [self._alpha(rows) for rows in batch.alphas]
+            return self._shape(index, reader.again(batch.blocks[0], alphas, dtype))
 
     def _inputs(self, index: int) -> list[Tensor]:
         """Return the tensors that the layer's weight is made of."""
         learned = self._learned(index)
         own = [*([] if learned is None else [learned]), *self._factors(index)]
-        return [self._bank(index), self._alpha(index), *own]
+        return [self._bank(index), self._alpha(self._reading.rows.get(index)), *own]
 
     def _tensor(self, name: str) -> Tensor:
         """Return one of the root's tensors as it was when this pass first read it.
@@ -338,7 +402,7 @@ class WeightPass:
         """Lay the values out in the layer's shape, upsampled if need be."""
         _, layer = self._reading.places[index]
         if layer.upsampler is None:
-            return values.view(layer.shape)
+            return values.view(layer.shape) if values.ndim == 1 else values
         learned = self._learned(index)
         if learned is not None:
             learned = learned.to(values.dtype)
@@ -347,21 +411,20 @@ class WeightPass:
         upsampler = UPSAMPLERS[layer.upsampler]
         return upsampler.weight(values, learned, layer.source, layer.matrix).view(layer.shape)
 
-    def _alpha(self, index: int) -> Tensor:
-        """Return the layer's coefficients times its scale; computed for all that share a map."""
-        if index not in self._alphas:
+    def _alpha(self, rows: Rows | None) -> Tensor:
+        """Return alpha_LK, each row times its layer's scale; None: the scales, S x 1."""
+        name = "" if rows is None else rows.name
+        if name not in self._alphas:
             scales = self._tensor(SCALES)
-            _, layer = self._reading.places[index]
-            if layer.mixing == "none":
-                self._alphas[index] = scales[layer.scale : layer.scale + 1]
-                return self._alphas[index]
-            rows = self._reading.rows[index]
-            alpha_LK = rows.coefficients(self._tensor)
-            # Picked one by one: an index tensor would make a GPU wait.
-            scale_L = torch.stack([scales[self._reading.places[i][1].scale] for i in rows.layers])
-            scaled_LK = (alpha_LK.to(scales.device) * scale_L[:, None]).unbind(0)
-            self._alphas.update(zip(rows.layers, scaled_LK, strict=True))
-        return self._alphas[index]
+            if rows is None:
+                self._alphas[name] = scales[:, None]
+            else:
+                alpha_LK = rows.coefficients(self._tensor)
+                # Picked one by one: an index tensor would make a GPU wait.
+                each, places = scales.unbind(0), self._reading.places
+                scale_L = torch.stack([each[places[i][1].scale] for i in rows.layers])
+                self._alphas[name] = alpha_LK.to(scales.device) * scale_L[:, None]
+        return self._alphas[name]
 
 
 def written(name: str) -> RuntimeError:
