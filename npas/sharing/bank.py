@@ -172,7 +172,7 @@ def mix(bank_P: Tensor, alpha_K: Tensor, positions: Sequence[int], size: int) ->
 
 
 def _side_by_side(positions: Sequence[int], size: int) -> bool:
-    return all(p == positions[0] + k * size for k, p in enumerate(positions))
+    return list(positions) == [positions[0] + k * size for k in range(len(positions))]
 
 
 def _templates(
@@ -182,7 +182,7 @@ def _templates(
     part = part or slice(0, size)
     if _side_by_side(positions, size):
         whole_KN = bank_P[positions[0] : positions[-1] + size].view(len(positions), size)
-        return whole_KN[:, part]
+        return whole_KN if part.stop - part.start == size else whole_KN[:, part]
     return torch.stack([bank_P[p + part.start : p + part.stop] for p in positions])
 
 
@@ -291,20 +291,24 @@ def _gather(
 ) -> Tensor:
     """Add alpha^T G to the regions; return G T^T, the gradient of alpha_LK, if it is wanted."""
     gradient_LK = torch.zeros_like(alpha_LK)
-    for part in _pieces(block.size, bank_P, len(gradients_N)):
-        parts = [gradient_N[part] for gradient_N in gradients_N]
-        stacked_LN = (torch.stack(parts) if len(parts) > 1 else parts[0][None]).to(bank_P.dtype)
+    pieces = _pieces(block.size, bank_P, len(gradients_N))
+    for part in pieces:
+        parts = gradients_N if len(pieces) == 1 else [g_N[part] for g_N in gradients_N]
+        stacked_LN = (torch.stack(list(parts)) if len(parts) > 1 else parts[0][None]).to(
+            bank_P.dtype
+        )
         if wanted:
             templates_KN = _templates(bank_P, block.positions, block.size, part)
             gradient_LK.addmm_(stacked_LN, templates_KN.T)
         row = 0
         for region_RN in regions:
-            alpha_LR = alpha_LK[:, row : row + len(region_RN)]
-            if len(stacked_LN) == 1:  # which is faster than a matrix product with one row
-                region_RN[:, part].addr_(alpha_LR[0], stacked_LN[0])
-            else:
-                region_RN[:, part].addmm_(alpha_LR.T, stacked_LN)
+            alpha_LR = alpha_LK[:, row : row + len(region_RN)] if len(regions) > 1 else alpha_LK
             row += len(region_RN)
+            region_RN = region_RN if len(pieces) == 1 else region_RN[:, part]
+            if len(stacked_LN) == 1:  # which is faster than a matrix product with one row
+                region_RN.addr_(alpha_LR[0], stacked_LN[0])
+            else:
+                region_RN.addmm_(alpha_LR.T, stacked_LN)
     return gradient_LK
 
 

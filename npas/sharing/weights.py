@@ -253,15 +253,18 @@ class _Kept:
 
 @torch.no_grad()
 def _sums(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return each tensor's sum and norm, by which a change through `.data` shows, too.
+    """Return each tensor's bytes summed as whole numbers, by which a change through `.data` shows.
 
-    In fp32, as fp64 sums of fp32 tensors are slow on a CPU; nothing here waits for a GPU.
+    Of eight bytes each, the rest one by one: one pass over memory, and nothing waits for a GPU.
     """
     found = []
     for tensor in tensors:
-        dtype = torch.float32 if tensor.element_size() < 4 else None
-        norm = torch.linalg.vector_norm(tensor, dtype=dtype)
-        found.append(torch.stack([tensor.sum(dtype=dtype), norm]))
+        flat, many = tensor.detach().reshape(-1), 8 // tensor.element_size()
+        flat = flat.clone() if flat.storage_offset() % many else flat
+        rest = len(flat) % many
+        whole, last = flat[: len(flat) - rest], flat[len(flat) - rest :]
+        sums = whole.view(torch.int64).sum(), last.view(torch.uint8).sum()
+        found.append(torch.stack(sums))
     return found
 
 
