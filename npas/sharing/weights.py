@@ -23,8 +23,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from npas.sharing.allocation import Allocation
 from npas.sharing.bank import BufferPool, full_precision
 from npas.sharing.errors import Errors
-from npas.sharing.generation import Reading, WeightPass, same_bytes, written
+from npas.sharing.generation import WeightPass, same_bytes, written
 from npas.sharing.layers import PREFIX, bank_name, is_trainable, shared_names, shared_value
+from npas.sharing.reading import Reading
 from npas.sharing.torch_private import (
     caller,
     has_saved_tensors_hooks,
