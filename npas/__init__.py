@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         write_artifact,
     )
     from npas.sharing.api import allocation
+    from npas.utils.plugins import register_model, register_task
 
 __all__ = [
     "Allocation",
@@ -46,6 +47,8 @@ __all__ = [
     "parse_budget",
     "plan",
     "read_artifact",
+    "register_model",
+    "register_task",
     "save",
     "share",
     "similarity",
@@ -64,6 +67,8 @@ def __getattr__(name: str) -> Any:
         return version("npas")
     if name == "allocation":
         return import_module("npas.sharing.api").allocation
+    if name.startswith("register_") and name in __all__:
+        return getattr(import_module("npas.utils.plugins"), name)
     if name in __all__:
         return getattr(import_module("npas.sharing"), name)
     raise AttributeError(f"module 'npas' has no attribute {name!r}")

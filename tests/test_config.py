@@ -68,7 +68,7 @@ WRONG = [
     ({"optim": 0.1}, "optim must be a mapping of keys, got 0.1"),
     ({"epochs": -3}, "epochs must be at least 1, got -3"),
     ({"epochs": 2_000_000}, "epochs must be at most 1000000, got 2000000"),
-    ({"optim__foo": {"quux": 1}}, "unknown key 'optim.foo.quux': optim has beta2"),
+    ({"optim__foo": {"quux": 1}}, "unknown key 'optim.foo.quux': optim has bank_lr"),
     ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
     ({"epochs": True}, "epochs must be a whole number, got True"),
     ({"seed": 2**32}, "seed must be below 4294967296"),
@@ -164,10 +164,13 @@ OTHER = {
     "optim.milestones": [1],
     "optim.ema_decay": 0.9,
     "optim.clip_norm": 1.0,
+    "optim.bank_lr": 0.01,
+    "optim.coefficient_lr": 0.01,
     "optim.schedule": "cosine",
     "trainer.device": "cpu",
     "trainer.gradient_dtype": "bf16",
     "data.verify": "warn",
+    "trackers": ["csv"],
     "wandb.mode": "online",
     "wandb.entity": "us",
     "wandb.group": "us",
@@ -308,6 +311,8 @@ def test_a_dense_run_says_which_sharing_settings_it_ignores_and_does_not_hash_th
     plain, set_up = checked(budget="dense"), checked(budget="dense", sharing__generator="emb")
     assert ignored(plain) == {}
     assert ignored(set_up) == {"sharing.generator": "budget=dense shares nothing"}
+    rated = checked(budget="dense", optim__bank_lr=0.3, optim__coefficient_lr=0.3)
+    assert set(ignored(rated)) == {"optim.bank_lr", "optim.coefficient_lr"}
     assert run_dir(plain) == run_dir(set_up)
 
 

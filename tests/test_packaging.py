@@ -67,5 +67,14 @@ def test_commands_run_from_another_folder_and_are_the_wheels(scripts: Path) -> N
     assert "test accuracy" in run(scripts / "npas-train", *words)
     (result,) = Path("runs").glob("digits/*/result.json")
     assert '"commit": null' in result.read_text()
-    for command in ("npas-train", "npas-plan", "npas-eval", "npas-export", "npas-table"):
-        assert command in run(scripts / command, "--help")
+    for name in ("train", "plan", "eval", "export", "table", "runs"):
+        assert f"npas-{name}" in run(scripts / f"npas-{name}", "--help")
+
+
+def test_the_example_package_is_installed_and_trains(scripts: Path, tmp_path: Path) -> None:
+    source = tmp_path / "npas_mlp"
+    shutil.copytree(ROOT / "examples/npas_mlp", source, ignore=NOT_SOURCE)
+    pip = [sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--quiet"]
+    run(*map(str, pip), "--no-deps", "--no-index", "--no-build-isolation", str(source))
+    words = ("+exp=mlp_digits", "budget=0.2", "epochs=1", "wandb.mode=disabled")
+    assert "test accuracy" in run(scripts / "npas-train", *words)

@@ -15,6 +15,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 import bench_squad_ddp as bench  # noqa: E402
 import second_way  # noqa: E402
+import write_keys  # noqa: E402
 
 
 @pytest.fixture
@@ -33,6 +34,17 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         return found
 
     return run
+
+
+def test_the_page_of_keys_is_what_the_dataclasses_say() -> None:
+    text = write_keys.page()
+    assert write_keys.PAGE.read_text(encoding="utf-8") == text
+    for row in (
+        "`optim.lr` | number | 0.1 |",
+        "`model.depth` |",
+        "`task.folder` | text | images |",
+    ):
+        assert row in text
 
 
 def test_input_pipelines(measured) -> None:

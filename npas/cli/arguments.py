@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import npas
 from npas.config.typed import unknown_key
+from npas.utils import plugins
 from npas.utils.checks import join
 
 CLOSED = ("model.", "task.", "run=")  # what a YAML may leave out
@@ -46,13 +47,16 @@ def parse(arguments: list[str], known: Collection[str]) -> argparse.Namespace:
     asked.multirun |= "hydra.mode=MULTIRUN" in asked.overrides
     if asked.config_path is not None:
         raise ValueError("--config-path has no use here: --config-dir DIR adds a folder of YAMLs")
-    for override in OverridesParser.create().parse_overrides(asked.overrides):
-        _check(override, asked, known)
+    folders = plugins.config_folders()
     if asked.config_dir is not None:
-        folder = Path(asked.config_dir).absolute()
-        if not folder.is_dir():
-            raise ValueError(f"there is no folder --config-dir {asked.config_dir}")
-        asked.overrides.append(f'hydra.searchpath=["file://{folder}"]')
+        folders.insert(0, Path(asked.config_dir).absolute())
+    for override in OverridesParser.create().parse_overrides(asked.overrides):
+        _check(override, asked.multirun, folders, known)
+    if asked.config_dir is not None and not folders[0].is_dir():
+        raise ValueError(f"there is no folder --config-dir {asked.config_dir}")
+    if folders:
+        paths = ", ".join(f'"file://{folder}"' for folder in folders)
+        asked.overrides.append(f"hydra.searchpath=[{paths}]")
     return asked
 
 
@@ -70,7 +74,7 @@ def _accepted(word: str) -> str:
     return word
 
 
-def _check(override: Any, asked: argparse.Namespace, known: Collection[str]) -> None:
+def _check(override: Any, is_sweep: bool, folders: Sequence[Path], known: Collection[str]) -> None:
     """Refuse an override that nothing can come of; ValueError."""
     from hydra.core.override_parser.types import ChoiceSweep, Glob, Sweep
 
@@ -84,11 +88,11 @@ def _check(override: Any, asked: argparse.Namespace, known: Collection[str]) -> 
     is_known = key in known or root in known or any(k.startswith(f"{key}.") for k in known)
     configs = import_module("npas.configs").__path__
     ours = is_known and any(Path(folder, key).is_dir() for folder in configs)
-    group = ours or (asked.config_dir is not None and Path(asked.config_dir, key).is_dir())
+    group = ours or any((folder / key).is_dir() for folder in folders)
     if not group and not is_known:
         raise ValueError(unknown_key(key, known))
     if override.is_sweep_override():
-        if not asked.multirun:
+        if not is_sweep:
             text = "has several values: add -m to run each (a list is written in brackets)"
             raise ValueError(f"{word} {text}")
         listed = value.list if isinstance(value, ChoiceSweep) else []

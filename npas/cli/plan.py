@@ -90,6 +90,8 @@ def run(plan: Plan) -> Job:
         print(json.dumps(found | ({"data": data} if plan.check_data else {})))
     else:
         print(runs.plan_text(model, allocation))
+        if allocation is not None and (note := _identical(allocation)) is not None:
+            print(note)
         if errors is not None:
             print(errors.table())
         print(runs.artifact_text(taken, config))
@@ -106,6 +108,21 @@ def run(plan: Plan) -> Job:
     if compared is not None and compared.difference is not None:
         raise ValueError(compared.difference)
     return Job(config.exp)
+
+
+def _identical(allocation: Allocation) -> str | None:
+    """Say how many layers have the very weight of another, and what tells them apart."""
+    from npas.sharing.generation import Reading
+
+    layers, twins = allocation.layers, Reading(allocation).twins
+    pairs = [(layers[first].name, layers[i].name) for i, first in enumerate(twins) if first != i]
+    if not pairs:
+        return None
+    return (
+        f"note: {len(pairs)} of {len(layers)} layers have the very weight of another"
+        f" ({' = '.join(pairs[0])}); sharing.low_rank=1 gives each layer a correction of its own,"
+        " within the budget"
+    )
 
 
 def _fitted(config: Config, spec: InputSpec) -> tuple[Allocation, Errors]:

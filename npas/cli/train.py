@@ -190,9 +190,11 @@ def _run_here(config: Config, folder: Path, within: Within) -> Job:
 
 def _try(config: Config, folder: Path) -> Job:
     """Do one step of the run and write nothing."""
+    from npas.cli.recording import check_writable
     from npas.training import build, prepare
     from npas.training.dry_run import one_step
 
+    check_writable(config, folder)
     data = dataclasses.replace(config.data, download=False)  # to download is to write
     experiment = build(dataclasses.replace(config, data=data))
     prepare(experiment)

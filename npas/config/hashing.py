@@ -35,6 +35,7 @@ HASH_EXCLUDED = frozenset(
         "trainer.checkpoint_every",
         "trainer.keep_last",
         "trainer.log_every",
+        "trackers",
         "wandb",
     }
 )

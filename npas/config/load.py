@@ -50,7 +50,13 @@ def load_config(
         if isinstance(groups, str) and not is_grouping(groups) and is_path(groups):
             # What a file says decides the result, not where it lies: the config has its content.
             values["sharing"] = {**sharing, "groups": read_groups(Path(groups))}
-    return build(Config, values, "", known)
+    config: Config = build(Config, values, "", known)
+    if config.data.source != SYNTHETIC and config.optim.warmup_epochs > config.epochs:
+        raise ValueError(
+            f"optim.warmup_epochs={config.optim.warmup_epochs} is longer than"
+            f" epochs={config.epochs}: the rate would never reach optim.lr; make it shorter"
+        )
+    return config
 
 
 def search_epochs(config: Config) -> int:
@@ -85,7 +91,8 @@ def ignored(config: Config) -> dict[str, str]:
     if config.budget == DENSE:
         # But a dense network starts from sharing.init, too.
         keys = set(keys_of(SharingConfig, "sharing.")) - {"sharing.init"}
-        leave_out("budget=dense shares nothing", *keys)
+        rates = ("optim.bank_lr", "optim.coefficient_lr")
+        leave_out("budget=dense shares nothing", *keys, *rates)
     elif not sharing.train_coefficients:
         reason = "sharing.train_coefficients=false keeps them as they are"
         leave_out(reason, "sharing.recurrence_weight")

@@ -46,13 +46,16 @@ class OptimConfig:
     `schedule=multistep` multiplies the rate by `gamma` at each milestone (an epoch); linear and
     cosine bring it to `min_lr` at the end; wsd (warm up, stay, decay) linearly in the last
     `decay_fraction` of the training. `momentum` is also the first beta of the Adam kind.
-    `clip_norm` limits the norm of the gradient; 0: no limit. Without `decay_norm_bias` norms and
-    biases take no weight decay. With `ema_decay` above 0 the exponential moving average of the
-    weights is what is measured and exported.
+    `bank_lr` and `coefficient_lr` take the place of `lr` for banks and for all else that is shared;
+    the schedule moves them alike. `clip_norm` limits the norm of the gradient; 0: no limit. Without
+    `decay_norm_bias` norms and biases take no weight decay. With `ema_decay` above 0 the
+    exponential moving average of the weights is what is measured and exported.
     """
 
     name: Literal["sgd", "adam", "adamax", "adamw", "muon"] = "sgd"
     lr: float = 0.1
+    bank_lr: float | None = None
+    coefficient_lr: float | None = None
     min_lr: float = 0.0
     momentum: float = 0.9
     beta2: float = 0.999
@@ -78,6 +81,11 @@ class OptimConfig:
         at_most("optim.decay_fraction", self.decay_fraction, 1)
         at_least("optim.min_lr", self.min_lr, 0)
         at_most("optim.min_lr", self.min_lr, self.lr)
+        for key in ("bank_lr", "coefficient_lr"):
+            if (rate := getattr(self, key)) is not None:
+                above(f"optim.{key}", rate, 0)
+                if self.name == "muon":
+                    raise ValueError(f"optim.{key} is not read by muon: set optim.muon.{key}")
         if self.name in ("sgd", "muon") and self.nesterov and self.momentum == 0:
             raise ValueError(
                 "optim.nesterov=true needs momentum: set optim.momentum above 0 or "

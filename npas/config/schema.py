@@ -166,6 +166,10 @@ class Config:
     verbose: bool = False
     dry_run: bool = False
     recipe_version: int = RECIPE_VERSION
+    # Beside log.jsonl, which is always written.
+    trackers: list[Literal["wandb", "tensorboard", "csv"]] = field(
+        default_factory=lambda: ["wandb"]
+    )
     model: Any = field(default_factory=dict)
     task: Any = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)

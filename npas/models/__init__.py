@@ -2,7 +2,8 @@
 
 A family is a module that offers `Config` (a dataclass: the closed set of its `model.*` keys) and
 `build(config, spec)`. There is no table to keep: `family("wrn")` finds `wrn.py`. Modules whose
-name starts with an underscore are helpers and no families.
+name starts with an underscore are helpers and no families. Other packages bring families as
+`npas.utils.plugins` says.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import importlib
 import pkgutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from npas.utils import plugins
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +80,7 @@ class InputSpec:
         return {"input_ids": zeros, "token_type_ids": zeros.clone(), "attention_mask": mask}
 
 
-def family(name: str) -> ModuleType:
+def family(name: str) -> Any:
     """Return the module of model family `name`. ValueError, with near names, if there is none."""
     return find_family(__name__, "model", name)
 
@@ -113,19 +115,20 @@ def architecture_of(config: Any, network: nn.Module) -> dict[str, Any] | None:
     return found
 
 
-def find_family(package: str, kind: str, name: str, helpers: Collection[str] = ()) -> ModuleType:
-    """Import `package.name` if it is one of the package's own family modules.
+def find_family(package: str, kind: str, name: str, helpers: Collection[str] = ()) -> Any:
+    """Import `package.name` if it is one of the package's own family modules, or a plugin's.
 
     `helpers` are its modules that are no families. The listing keeps a config from naming any
     other importable module.
     Raises ValueError, naming the `kind` of family and near names, for anything else.
     """
     found = pkgutil.iter_modules(importlib.import_module(package).__path__)
-    listed = {module.name for module in found if not module.name.startswith("_")}
-    names = sorted(listed - set(helpers))
-    if name not in names:
-        raise ValueError(f"there is no {kind} family {name!r}; {near(name, names)}")
-    return importlib.import_module(f"{package}.{name}")
+    own = {module.name for module in found if not module.name.startswith("_")} - set(helpers)
+    if name in own:
+        return importlib.import_module(f"{package}.{name}")
+    if name in (others := plugins.names(kind)):
+        return plugins.family(kind, name)
+    raise ValueError(f"there is no {kind} family {name!r}; {near(name, sorted({*own, *others}))}")
 
 
 def near(name: str, names: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from npas.reporting import plots
 from npas.reporting.tables import Cell, Row, Table, grid_line, summarize
 from npas.reporting.verdicts import verdicts
 
@@ -67,6 +68,7 @@ def shakespeare() -> Table:
         " places. A narrower network has the least width, a multiple of four, whose parameters are"
         " at least the budget's.",
         metric="loss",
+        draw=plots.against_bytes_too,
         appendix=lambda cells: [*verdicts(pairs, "loss")(cells), *_artifacts(cells)],
     )
 
@@ -78,11 +80,12 @@ def _artifacts(cells: Sequence[Cell]) -> list[str]:
         found = [run.artifact for run in cell.having("done").values() if run.artifact is not None]
         losses = [one.metrics["loss"] for one in found if one.metrics is not None]
         if losses:
-            size = sum(one.bytes for one in found) // len(found)
             summary = summarize(losses)
             assert summary is not None
             loss = f"{summary.mean:.3f}" + ("" if summary.std is None else f" ± {summary.std:.3f}")
-            lines.append(grid_line([cell.row.label, f"{size:,}", loss, str(summary.n)]))
+            lines.append(
+                grid_line([cell.row.label, f"{cell.artifact_bytes():,}", loss, str(summary.n)])
+            )
     if not lines:
         return []
     return [

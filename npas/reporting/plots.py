@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,47 +72,79 @@ def against_parameters(table: Table, cells: Sequence[Cell], stem: str | Path) ->
 
     A cross on the lower edge is a network of which runs have diverged.
     """
-    # By series, sorted: parameters, mean (NaN where no run is done), spread, any diverged.
-    points: dict[str, list[tuple[int, float, float, bool]]] = {}
-    for cell in cells:
-        summary, parameters = cell.summary(table), cell.parameters()
-        diverged = bool(cell.having("diverged"))
-        if parameters is not None and (summary is not None or diverged):
-            mean, spread = (summary.mean, summary.std or 0.0) if summary else (math.nan, 0.0)
-            point = (parameters, mean, spread, diverged)
-            points.setdefault(cell.row.series, []).append(point)
-    if not any(math.isfinite(mean) for values in points.values() for _, mean, *_ in values):
+    return _against(table, cells, stem, {"trainable parameters": Cell.parameters})
+
+
+def against_bytes_too(table: Table, cells: Sequence[Cell], stem: str | Path) -> list[Path]:
+    """Draw the table's metric against parameters and, beside it, against artifacts' bytes."""
+    sizes = {"trainable parameters": Cell.parameters, "bytes of the artifact": Cell.artifact_bytes}
+    return _against(table, cells, stem, sizes)
+
+
+def _against(
+    table: Table,
+    cells: Sequence[Cell],
+    stem: str | Path,
+    sizes: Mapping[str, Callable[[Cell], int | None]],
+) -> list[Path]:
+    panels = {name: _points(table, cells, size) for name, size in sizes.items()}
+    known = [point for points in panels.values() for series in points.values() for point in series]
+    if not any(math.isfinite(mean) for _, mean, *_ in known):
         return []
-    # One budget: who is compared stands along the axis, not the parameters.
-    alone = len(points) > 2 and all(len(values) == 1 for values in points.values())
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        crosses: list[int] = []
-        for place, (series, values) in enumerate(points.items()):
-            counts, means, spreads, diverged = zip(*sorted(values), strict=True)
-            across = [place] if alone else counts
-            bars = axes.errorbar(across, means, yerr=spreads, marker="o", capsize=3, label=series)
-            if len(means) == 1 and not alone:  # what the others are compared with
-                axes.axhline(means[0], color=bars.lines[0].get_color(), linestyle=":")
-            crosses += [x for x, gone in zip(across, diverged, strict=True) if gone]
-        if crosses:
-            edge, zeros = axes.get_xaxis_transform(), [0.0] * len(crosses)
-            axes.plot(crosses, zeros, "kx", transform=edge, label="diverged", clip_on=False)
-        if alone:
-            names = [f"{name}\n{values[0][0]:,}" for name, values in points.items()]
-            axes.set_xticks(range(len(names)), names, fontsize="small")
-            axes.set_xlabel("and trainable parameters")
+        all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for place, (axes, (name, points)) in enumerate(zip(all_axes, panels.items(), strict=True)):
+            _paint_panel(axes, points, name, has_legend=place == 0)
+        all_axes[0].set_ylabel(table.heading)
+        if len(panels) == 1:
+            all_axes[0].set_title(table.title, fontsize="medium")
         else:
-            axes.set_xscale("log")
-            axes.set_xlabel("trainable parameters")
-        if crosses or not alone:
-            axes.legend()
-        axes.set_ylabel(table.heading)
-        axes.set_title(table.title, fontsize="medium")
-        axes.grid(alpha=0.3)
+            figure.suptitle(table.title, fontsize="medium")
 
-    return draw(stem, table.name, (6.4, 4.2), paint)
+    return draw(stem, table.name, (6.4 if len(panels) == 1 else 11.0, 4.2), paint)
+
+
+Points = dict[str, list[tuple[int, float, float, bool]]]
+"""By series: size, mean (NaN where no run is done), spread, and whether any has diverged."""
+
+
+def _points(table: Table, cells: Sequence[Cell], size: Callable[[Cell], int | None]) -> Points:
+    points: Points = {}
+    for cell in cells:
+        summary, across = cell.summary(table), size(cell)
+        diverged = bool(cell.having("diverged"))
+        if across is not None and (summary is not None or diverged):
+            mean, spread = (summary.mean, summary.std or 0.0) if summary else (math.nan, 0.0)
+            points.setdefault(cell.row.series, []).append((across, mean, spread, diverged))
+    return points
+
+
+def _paint_panel(axes: Any, points: Points, name: str, *, has_legend: bool) -> None:
+    # One budget: who is compared stands along the axis, not the parameters.
+    alone = len(points) > 2 and all(len(values) == 1 for values in points.values())
+    few = sum(len(values) == 1 for values in points.values()) <= 5
+    crosses: list[int] = []
+    for place, (series, values) in enumerate(points.items()):
+        counts, means, spreads, diverged = zip(*sorted(values), strict=True)
+        across = [place] if alone else counts
+        bars = axes.errorbar(across, means, yerr=spreads, marker="o", capsize=3, label=series)
+        if len(means) == 1 and few and not alone:  # what the others are compared with
+            axes.axhline(means[0], color=bars.lines[0].get_color(), linestyle=":")
+        crosses += [x for x, gone in zip(across, diverged, strict=True) if gone]
+    if crosses:
+        edge, zeros = axes.get_xaxis_transform(), [0.0] * len(crosses)
+        axes.plot(crosses, zeros, "kx", transform=edge, label="diverged", clip_on=False)
+    if alone:
+        names = [f"{series}\n{values[0][0]:,}" for series, values in points.items()]
+        axes.set_xticks(range(len(names)), names, fontsize="small")
+        axes.set_xlabel(f"and {name}")
+    else:
+        axes.set_xscale("log")
+        axes.set_xlabel(name)
+    if has_legend and (crosses or not alone):
+        axes.legend(fontsize="small" if len(points) > 6 else None)
+    axes.grid(alpha=0.3)
 
 
 def groups(grouping: Grouping, run_dir: Path) -> list[Path]:

@@ -141,6 +141,11 @@ class Cell:
         counts = {result.budget.used for result in self.found.values() if result.budget is not None}
         return counts.pop() if len(counts) == 1 else None
 
+    def artifact_bytes(self) -> int | None:
+        """Return the mean size of the artifacts that the runs exported; None where none did."""
+        exported = [run.artifact for run in self.having("done").values() if run.artifact]
+        return sum(one.bytes for one in exported) // len(exported) if exported else None
+
     def gpu_days(self) -> float | None:
         """Return the mean time of the runs that are done and had a GPU; None where there is none.
 

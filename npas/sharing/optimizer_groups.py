@@ -19,32 +19,50 @@ _SHARED = re.compile(rf"(?:^|\.){PREFIX}(\w+?)(?:\.original\d*)?$")  # also wher
 
 @renamed(decay_norms="decay_norm_bias")
 def param_groups(
-    model: nn.Module, weight_decay: float, *, lr: float | None = None, decay_norm_bias: bool = False
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    lr: float | None = None,
+    bank_lr: float | None = None,
+    coefficient_lr: float | None = None,
+    decay_norm_bias: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the parameter groups of an optimizer, each trainable parameter in one of them.
 
     Banks and unshared matrices take `weight_decay`. Coefficients, embeddings, upsamplers and
     low-rank corrections take none; neither do norms and biases (fewer than two dimensions) unless
-    `decay_norm_bias`. With `lr` every group gets that rate. A group without parameters is left out.
+    `decay_norm_bias`. With `lr` every group gets that rate, but banks `bank_lr` and all else that
+    is shared `coefficient_lr`, where given. A group without parameters is left out.
 
     Works for a dense network and for any optimizer:
     `torch.optim.AdamW(npas.param_groups(model, 0.05), lr=1e-3)`.
     """
-    rate = {} if lr is None else {"lr": lr}
     exempt = no_decay_names(model)
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    found: dict[tuple[bool, float | None], list[nn.Parameter]] = {
+        (decays, rate): [] for decays in (True, False) for rate in (lr, bank_lr, coefficient_lr)
+    }
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_norm = parameter.ndim < 2 and not _SHARED.search(name)
+        shared = _SHARED.search(name)
+        is_norm = parameter.ndim < 2 and not shared
         takes_none = name in exempt or (is_norm and not decay_norm_bias)
-        (others if takes_none else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay, **rate},
-        {"params": others, "weight_decay": 0.0, **rate},
+        own = None if shared is None else bank_lr if is_bank(shared[1]) else coefficient_lr
+        found[not takes_none, lr if own is None else own].append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if decays else 0.0,
+            **({} if rate is None else {"lr": rate}),
+        }
+        for (decays, rate), parameters in found.items()
+        if parameters
     ]
-    return [group for group in groups if group["params"]]
+
+
+def is_bank(name: str) -> bool:
+    """Return whether a shared tensor, by its name without the prefix, is a bank."""
+    return name.startswith("bank_")
 
 
 def no_decay_names(model: nn.Module) -> set[str]:
@@ -61,7 +79,7 @@ def no_decay_names(model: nn.Module) -> set[str]:
     names = set()
     for name, _ in model.named_parameters():
         found = _SHARED.search(name)
-        if found is None or found[1].startswith("bank_"):
+        if found is None or is_bank(found[1]):
             continue
         path = name[: found.start()].removesuffix("parametrizations").rstrip(".")
         if not (found[1].startswith("upsampler_") and path in released):

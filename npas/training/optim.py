@@ -72,7 +72,16 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
     """
     if config.name == "muon":
         return build_muon(model, config)
-    groups = param_groups(model, config.weight_decay, decay_norm_bias=config.decay_norm_bias)
+    groups = param_groups(
+        model,
+        config.weight_decay,
+        lr=config.lr,
+        bank_lr=config.bank_lr,
+        coefficient_lr=config.coefficient_lr,
+        decay_norm_bias=config.decay_norm_bias,
+    )
+    for group in groups:
+        group["factor"] = group["lr"] / config.lr  # of the schedule's rate
     trained = [p for group in groups for p in group["params"]]
     optimizer: optim.Optimizer
     settings: dict[str, Any] = {"lr": config.lr, "betas": (config.momentum, config.beta2)}

@@ -1,11 +1,13 @@
-"""Track a run: `log.jsonl` always, Weights & Biases where it works.
+"""Track a run: `log.jsonl` always, Weights & Biases, TensorBoard and a CSV where they work.
 
-The tables are made from the run's own files. W&B is a convenience: whatever it raises, and however
-long it takes, is one warning, and the run goes on without it.
+The tables are made from the run's own files. The others are a convenience: whatever they raise, and
+however long W&B takes, is one warning, and the run goes on without it.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import os
@@ -34,6 +36,8 @@ PREEMPTED_S = 5.0  # at the end, where whoever stops a run kills it half a minut
 
 def mode_of(config: Config) -> str:
     """Return how W&B tracks the run: by WANDB_MODE where it is set, else by `wandb.mode`."""
+    if "wandb" not in config.trackers:
+        return "disabled"
     return os.environ.get("WANDB_MODE") or config.wandb.mode
 
 
@@ -62,6 +66,8 @@ class Tracker:
         self.uploads = config.wandb.artifacts
         self.file: Any = None
         self.wandb: _Wandb | None = None
+        self.tensorboard: _TensorBoard | None = None
+        self.csv = "csv" in config.trackers
         if not is_main:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -72,6 +78,9 @@ class Tracker:
         os.replace(kept, path)
         self.lines = len(own)
         self.file = open(path, "a", buffering=1)  # noqa: SIM115 (open for the run's length)
+        if "tensorboard" in config.trackers:
+            last = json.loads(own[-1])["step"] if own else -1
+            self.tensorboard = _TensorBoard(run_dir / "tensorboard", last + 1)
         mode = mode_of(config)
         if mode != "disabled":
             # Stored before anything is trained, so that a run that is killed goes on as the same.
@@ -86,6 +95,8 @@ class Tracker:
         """Write one line, to W&B, too; a number that is not finite is written as null."""
         self.write(record)
         self._tell(lambda run: run.log(record))
+        if self.tensorboard is not None:
+            self.tensorboard.log(record)
 
     def write(self, record: dict[str, Any]) -> None:
         """Write one line to the log alone."""
@@ -127,8 +138,70 @@ class Tracker:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.file is not None:
             self.file.close()
+            if self.csv:
+                _write_csv(Path(self.file.name))
+        if self.tensorboard is not None:
+            self.tensorboard.close()
         if self.wandb is not None:
             self.wandb.close(exit_code=int(error is not None or self.status != "done"))
+
+
+class _TensorBoard:
+    """Write event files for TensorBoard; what goes wrong is one warning."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """Events from `first_step` on, of a run that goes on from before them, no longer count."""
+        self.writer: Any = None
+        try:
+            from tensorboardX import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder), purge_step=first_step or None)
+        except Exception as error:
+            self._warn(error)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Write a record's numbers at its step."""
+        self._call(
+            lambda writer: [
+                writer.add_scalar(name, value, record["step"])
+                for name, value in record.items()
+                if name != "step" and isinstance(value, (int, float))
+            ]
+        )
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._call(lambda writer: writer.close())
+
+    def _call(self, call: Callable[[Any], object]) -> None:
+        try:
+            if self.writer is not None:
+                call(self.writer)
+        except Exception as error:  # a full disk, a version that changed
+            self.writer = None
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        missing = isinstance(error, ImportError)
+        why = "pip install 'npas[tensorboard]'" if missing else " ".join(str(error).split())
+        log.warning("going on without tensorboard: %s", why)
+
+
+def _write_csv(path: Path) -> None:
+    """Write the numbers of a log as log.csv beside it, a row a line, a column a name."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    names = list(dict.fromkeys(name for record in records for name in record))
+    names = [
+        name for name in names if not any(isinstance(r.get(name), (list, dict)) for r in records)
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    try:
+        write_whole(path.with_suffix(".csv"), text.getvalue())
+    except OSError as error:
+        log.warning("%s could not be written: %s", path.with_suffix(".csv"), error.strerror)
 
 
 class _Wandb:

@@ -57,6 +57,16 @@ def test_the_table_shows_layers_counts_and_flops(run: Run) -> None:
     assert "inputs: 3x64x64 of a synthetic run; the set's are 3x224x224" in synthetic.out
 
 
+def test_layers_that_come_out_identical_are_counted(run: Run) -> None:
+    words = ("npas-plan", "+exp=wrn_cifar10", "budget=0.1")
+    note = (
+        "note: 6 of 29 layers have the very weight of another (stages.2.0.conv2.weight = stages.2."
+    )
+    assert note in run(*words).out
+    assert "note:" not in run(*words, "sharing.low_rank=1").out
+    assert "note:" not in run("npas-plan", "budget=dense").out
+
+
 def test_a_sweep_of_plans_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:
     answer = run("npas-plan", "-m", "budget=0.1,0.2", "format=json")
     assert answer.code == 0

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -171,6 +172,17 @@ def test_series_heights_and_diverged_networks_are_named(
     text = words(draw, TABLE, [*cells, gone], stem)
     # One budget each: who is compared stands along the axis.
     assert "diverged" in text and "all\n500" in text and "and trainable parameters" in text
+
+
+def test_bytes_stand_beside_parameters(
+    words: Callable[..., str], cells: list[Cell], make_result: Callable[..., Result]
+) -> None:
+    exported = {seed: make_result(artifact=Mock(bytes=size)) for seed, size in enumerate((9, 12))}
+    cells = [*cells, Cell(TABLE.rows[0], exported)]
+    assert [cell.artifact_bytes() for cell in cells] == [None, None, 10]
+    text = words(plots.against_bytes_too, TABLE, cells, Path("x"))
+    assert "trainable parameters" in text and "bytes of the artifact" in text
+    assert text.count("A title") == 1
 
 
 def test_layers_are_named_and_what_cannot_be_compared_is_said(words: Callable[..., str]) -> None:

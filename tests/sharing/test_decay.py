@@ -52,6 +52,19 @@ def test_decay_moves_banks_and_matrices_alone(optimizer: str, decay_norm_bias: b
     assert {group["lr"] for group in groups} == {0.5}
 
 
+def test_banks_and_what_else_is_shared_may_have_rates_of_their_own() -> None:
+    model = network()
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = npas.param_groups(model, 0.1, lr=0.5, bank_lr=0.25, coefficient_lr=0.05)
+    rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    assert rates.keys() == set(names.values())
+    for name, rate in rates.items():
+        shared = 0.25 if "npas_bank" in name else 0.05
+        assert rate == (shared if name.startswith("npas_") else 0.5), name
+    unnamed = npas.param_groups(model, 0.1, bank_lr=0.25)
+    assert {group.get("lr") for group in unnamed} == {None, 0.25}
+
+
 def test_names_tell_also_where_a_network_is_a_part_is_wrapped_or_parametrized() -> None:
     model = network()
     exempt = npas.sharing.no_decay_names(model)

@@ -164,3 +164,23 @@ def test_schedules_end_at_min_lr(schedule: str) -> None:
     assert found[55] == pytest.approx({"linear": 0.55, "cosine": 0.55, "wsd": 1.0}[schedule])
     if schedule == "wsd":
         assert found[75] == 1.0 and found[88] == pytest.approx(0.1 + 0.9 * 0.48)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "adamax"])
+def test_rates_of_banks_and_coefficients_follow_the_schedule(name: str) -> None:
+    shared = share(model(), budget=0.5)
+    own = {"bank_lr": 0.02, "coefficient_lr": 0.05}
+    optimizer = build_optimizer(shared, OptimConfig(name=name, lr=0.1, **own))
+    names = {id(p): name for name, p in shared.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            part = names[id(parameter)]
+            expected = 0.2 if "bank" in part else 0.5 if part.startswith("npas_") else 1.0
+            assert group["factor"] == pytest.approx(expected), part
+    plain = build_optimizer(shared, OptimConfig(name=name, lr=0.1))
+    assert {group["factor"] for group in plain.param_groups} == {1.0}
+
+
+def test_muon_has_rates_of_its_own() -> None:
+    with pytest.raises(ValueError, match="set optim"):
+        OptimConfig(name="muon", bank_lr=0.1)

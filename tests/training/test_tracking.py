@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -288,3 +289,57 @@ def test_logging_never_waits_and_a_late_server_gets_all(
         assert len(lines(tmp_path)) == 3 and wandb.logged == []
         wandb.free.set()
     assert len(wandb.logged) == 3
+
+
+def events(folder: Path) -> list[tuple[int, str, float]]:
+    """Read what TensorBoard would: records of length, checksum, an event, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size])
+            values = event.summary.value
+            found += [(event.step, each.tag, round(each.simple_value, 4)) for each in values]
+            data = data[16 + size :]
+    return found
+
+
+def test_tensorboard_and_a_csv_have_every_number(small, tmp_path: Path) -> None:
+    config = small(trackers=["tensorboard", "csv"], wandb={"mode": "online"})
+    with Tracker(config, tmp_path, 0, None) as tracker:
+        tracker.log({"step": 1, "train/loss": 0.5})
+        tracker.write({"step": 1, "similarity": [[1.0]]})
+        tracker.log({"step": 2, "val/loss": 0.25, "note": "x"})
+        assert tracker.wandb is None
+    found = [(1, "train/loss", 0.5), (2, "val/loss", 0.25)]
+    assert events(tmp_path / "tensorboard") == found
+    assert (
+        tmp_path / "log.csv"
+    ).read_text() == "step,train/loss,val/loss,note\n1,0.5,,\n1,,,\n2,,0.25,x\n"
+    with Tracker(config, tmp_path, 2, None) as tracker:  # goes on after the second line
+        tracker.log({"step": 2, "val/loss": 0.125})
+    assert (tmp_path / "log.csv").read_text().endswith("2,,0.125\n")
+    assert events(tmp_path / "tensorboard")[-1] == (2, "val/loss", 0.125)
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        (None, "pip install 'npas[tensorboard]'"),  # an import raises
+        (SimpleNamespace(SummaryWriter=Mock(side_effect=OSError("no space"))), "no space"),
+        (SimpleNamespace(SummaryWriter=Mock(return_value=Mock(spec=["close"]))), "add_scalar"),
+    ],
+)
+def test_what_tensorboard_raises_is_one_warning(
+    small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, module: Any, line: str
+) -> None:
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setitem(sys.modules, "tensorboardX", module)
+    with Tracker(small(trackers=["tensorboard"]), tmp_path, 0, None) as tracker:
+        for step in (1, 2):
+            tracker.log({"step": step, "a": 1.0})
+    (record,) = caplog.records
+    assert line in record.getMessage() and len(lines(tmp_path)) == 2

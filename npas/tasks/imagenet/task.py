@@ -18,9 +18,10 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -101,6 +102,8 @@ class Task(Classification):
     """Classify colour images that stream from disk."""
 
     compared: checksums.Comparison
+    splits: Mapping[str, str] = MappingProxyType({"train": "train", "test": "val"})
+    """The folder of each part; "val" is one of its own, or held out of the training images."""
 
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
@@ -124,6 +127,7 @@ class Task(Classification):
             size, resize, config.scale_min, config.flip, config.pca_noise, config.interpolation
         )
         self.label_smoothing = config.label_smoothing
+        self.published = PUBLISHED if config.classes == CLASSES else {}
         self.has_validation = config.held_out > 0
         self.parts: dict[str, Part] = {}
         self.colours: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -141,14 +145,17 @@ class Task(Classification):
         else:
             self.images = self._find(Path(self.data.root), self.config.classes)
             for split, own in self.images.items():
-                published = PUBLISHED[split] if self.config.classes == CLASSES else None
                 path = self._folder(Path(self.data.root)) / split
+                published = self.published.get(split)
                 self.compared.add_images(split, len(own.labels_N), published, path)
         self.damage = Damage(self.images, self.config.max_damaged)
         held_N = hold_out(self.images["train"].labels_N, held_out)
-        parts = {"train": Part("train", (~held_N).nonzero().squeeze(1))}
-        parts["test"] = Part("val", torch.arange(len(self.images["val"].labels_N)))
-        if self.has_validation:
+        parts = {
+            part: Part(split, torch.arange(len(self.images[split].labels_N)))
+            for part, split in self.splits.items()
+        }
+        parts["train"] = Part("train", (~held_N).nonzero().squeeze(1))
+        if held_out:
             parts["val"] = Part("train", held_N.nonzero().squeeze(1))
         self.parts = parts
 
@@ -158,7 +165,7 @@ class Task(Classification):
     def _find(self, root: Path, classes: int) -> dict[str, shards.Images]:
         """List both splits, as folders or as shards."""
         folder, packed = self._folder(root), self.config.form == "shards"
-        for split in PUBLISHED:
+        for split in self.splits.values():
             if not (folder if packed else folder / split).exists():
                 remedy = f"put its class folders into {folder / split}"
                 if packed:
@@ -166,9 +173,12 @@ class Task(Classification):
                 said = f"{self.name} is not under data.root={root}: {remedy}"
                 raise ValueError(f"{said}, or set data.source=synthetic")
         if packed:
-            return {split: shards.Shards(folder, split, classes) for split in PUBLISHED}
+            own = self.splits.values()
+            return {split: shards.Shards(folder, split, classes) for split in own}
         train = Folder(folder / "train", classes)
-        return {"train": train, "val": Folder(folder / "val", classes, train.classes)}
+        others = [split for split in self.splits.values() if split != "train"]
+        found = {split: Folder(folder / split, classes, train.classes) for split in others}
+        return {"train": train, **found}
 
     def _generate(self) -> tuple[dict[str, shards.Images], int]:
         """Write synthetic images to a folder that is gone with the task, and list them.
@@ -180,19 +190,22 @@ class Task(Classification):
 
         root, wanted = Path(tempfile.mkdtemp(prefix="npas-imagenet-")), self.data.synthetic
         weakref.finalize(self, _remove, root, os.getpid())
-        held_out = wanted.test if self.has_validation else 0
-        counts = {"train": wanted.train + held_out, "val": wanted.test}
+        held_out = wanted.test if self.config.held_out else 0
+        counts = dict.fromkeys(self.splits.values(), wanted.test)
+        counts["train"] = wanted.train + held_out
+        packed = self.config.form == "shards"
+        tree = root / "imagenet" if packed else self._folder(root)
         classes = min(self.config.classes, *counts.values())
         size = (SYNTHETIC_HEIGHT, SYNTHETIC_WIDTH, 3)
         for purpose, (split, count) in enumerate(counts.items()):
             pixels, labels_N = make_up(count, classes, *size, 256, purpose)
             for i, (pixels_HWC, label) in enumerate(zip(pixels, labels_N, strict=True)):
-                folder = root / "imagenet" / split / f"n{label:08d}"
+                folder = tree / split / f"n{label:08d}"
                 folder.mkdir(parents=True, exist_ok=True)
                 path = folder / f"n{label:08d}_{i}.JPEG"
                 Image.fromarray(pixels_HWC).save(path, "JPEG", quality=90)
-        if self.config.form == "shards":
-            splits = {split: Folder(root / "imagenet" / split, classes) for split in PUBLISHED}
+        if packed:
+            splits = {split: Folder(tree / split, classes) for split in counts}
             shards.pack(splits, self._folder(root))
         return self._find(root, classes), held_out
 
@@ -204,15 +217,15 @@ class Task(Classification):
             line = f"{count:,} images of {len(own.classes):,} classes, {size:,} bytes"
             if isinstance(own, shards.Shards):
                 line += f" in {len(own.paths):,} shards"
-            if self.source == "real" and self.config.classes == CLASSES:
-                same = count == PUBLISHED[split]
-                line += ", as published" if same else f"; {PUBLISHED[split]:,} were published"
+            if self.source == "real" and split in self.published:
+                same = count == self.published[split]
+                line += ", as published" if same else f"; {self.published[split]:,} were published"
             found[split] = line
             labels_N = own.labels_N.numpy()
             for label in range(len(own.classes)):
                 first = int((labels_N == label).argmax())
                 readable.append(self.damage.decoded(split, first) is not None)
-        if self.has_validation:
+        if self.config.held_out:
             found["held out"] = f"{len(self.parts['val'].index_N):,} training images, for val"
         tried = f"{sum(readable):,} of {len(readable):,} images tried"
         found["readable"] = f"{tried}, the first of each class"

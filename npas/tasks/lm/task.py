@@ -76,6 +76,11 @@ class Config:
             at_most(f"task.{key}", getattr(self, key), most)
         if self.dataset == "shakespeare" and self.tokenizer is not None:
             raise ValueError("task.tokenizer: shakespeare is read by characters: choose task=text")
+        if self.dataset == "shakespeare" and self.folder != "text":
+            raise ValueError(
+                f"task.folder={self.folder} is not read: shakespeare is {SHAKESPEARE} below"
+                " data.root; choose task=text, bins or fineweb for a folder"
+            )
 
 
 class Task(base.Task):

@@ -1,0 +1,184 @@
+"""List runs, compare two, delete those that are not wanted. Neither torch nor Hydra is imported.
+
+npas-runs                                        # all below runs/
+npas-runs exp=digits budget=0.1,0.25 status=done optim.lr=0.1 sort=-value
+npas-runs root=results/runs format=csv           # or json
+npas-runs compare DIR DIR                        # config, metrics, curves
+npas-runs clean status=failed,damaged            # asks first; yes=true does not
+
+A filter names a column (exp, budget, seed, status, metric, value, used, seconds, folder) or any
+key of a run's config. `unfinished` is a run without a result: it is being trained or was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from npas.cli import app
+from npas.reporting import run_index
+from npas.reporting.run_index import COLUMNS, Run
+from npas.utils.printing import columns, figure
+
+NAME = "npas-runs"
+OPTIONS = {"root": "runs", "sort": "", "format": "table", "yes": "false"}
+FORMATS = ("table", "csv", "json")
+POINTS = 10  # of a curve, at most
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """List, compare or delete runs; see the top of this file. 0: done, 2: invalid arguments."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(words):
+        print((__doc__ or "").rstrip())
+        return 0
+    try:
+        if words[:1] == ["compare"]:
+            _compare(words[1:])
+        elif words[:1] == ["clean"]:
+            return _clean(words[1:])
+        else:
+            _list(words)
+    except ValueError as error:
+        app.say(NAME, str(error))
+        return 2
+    except KeyboardInterrupt:
+        app.say(NAME, "interrupted: nothing more is deleted")
+        return 130
+    return 0
+
+
+def _parse(words: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return a command's options and the filters; ValueError."""
+    options = {key: OPTIONS[key] for key in own}
+    wanted: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key or not value:
+            raise ValueError(f"{word!r} is no key=value: write as in {NAME} --help")
+        (options if key in options else wanted)[key] = value
+    return options, wanted
+
+
+def _list(words: Sequence[str]) -> None:
+    options, wanted = _parse(words, ("root", "sort", "format"))
+    if options["format"] not in FORMATS:
+        raise ValueError(f"format must be {', '.join(FORMATS)}, got {options['format']!r}")
+    runs = run_index.select(run_index.collect(Path(options["root"])), wanted)
+    if options["sort"]:
+        runs = run_index.order(runs, options["sort"])
+    if options["format"] == "json":
+        app.tell(
+            json.dumps([{key: getattr(run, key) for key in COLUMNS} for run in runs], indent=1)
+        )
+    elif options["format"] == "csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([COLUMNS, *([getattr(run, key) for key in COLUMNS] for run in runs)])
+        app.tell(text.getvalue().rstrip("\n"))
+    else:
+        _print(runs)
+
+
+def _print(runs: Sequence[Run]) -> None:
+    lines = columns([COLUMNS, *map(_cells, runs)], right=(2, 5, 6, 7)) if runs else []
+    for line in lines:
+        app.tell(line)
+    app.tell(f"{len(runs)} runs" if len(runs) != 1 else "1 run")
+
+
+def _cells(run: Run) -> list[str]:
+    told = {key: getattr(run, key) for key in COLUMNS}
+    told["value"] = None if run.metric is None else figure(run.metric, run.value)
+    told["used"] = None if run.used is None else f"{run.used:,}"
+    told["seconds"] = None if run.seconds is None else f"{run.seconds:,.0f}"
+    return ["" if value is None else str(value) for value in told.values()]
+
+
+def _compare(words: Sequence[str]) -> None:
+    if len(words) != 2:
+        raise ValueError(f"compare takes two folders of runs: {NAME} compare DIR DIR")
+    runs = [run_index.read(Path(word)) for word in words]
+    for run, word in zip(runs, words, strict=True):
+        if run.result is None and not Path(word, run_index.CONFIG).exists():
+            raise ValueError(f"{word} holds no run: name a run's folder")
+    _print(runs)
+    ours, theirs = (run.config() for run in runs)
+    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    _side_by_side("config", {key: (ours.get(key), theirs.get(key)) for key in keys})
+    last = [((run.result or {}).get("metrics") or {}).get("last") or {} for run in runs]
+    _side_by_side(
+        "metrics", {key: (last[0].get(key), last[1].get(key)) for key in {**last[0], **last[1]}}
+    )
+    curves = [run_index.curves(run) for run in runs]
+    for name in (name for name in curves[0] if name in curves[1]):
+        steps = sorted(curves[0][name].keys() & curves[1][name].keys())
+        chosen = steps[:: -(-len(steps) // POINTS) or 1]
+        chosen += steps[-1:] if chosen[-1:] != steps[-1:] else []
+        _side_by_side(
+            f"{name} at",
+            {str(step): (curves[0][name][step], curves[1][name][step]) for step in chosen},
+        )
+
+
+def _side_by_side(heading: str, pairs: dict[str, tuple[object, object]]) -> None:
+    def shown(value: object) -> str:
+        return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
+
+    if pairs:
+        rows = [
+            [heading, "first", "second"],
+            *([key, *map(shown, pair)] for key, pair in pairs.items()),
+        ]
+        app.tell("")
+        for line in columns(rows, right=()):
+            app.tell(line)
+
+
+def _clean(words: Sequence[str]) -> int:
+    """Delete runs, after asking; return the exit code. A run that is being trained stays."""
+    from npas.tasks.common import files
+
+    options, wanted = _parse(words, ("root", "yes"))
+    if options["yes"] not in ("true", "false"):
+        raise ValueError(f"yes must be true or false, got {options['yes']!r}")
+    if not wanted:
+        raise ValueError("clean needs a filter, as status=failed: without one it would delete all")
+    runs = run_index.select(run_index.collect(Path(options["root"])), wanted)
+    _print(runs)
+    if not runs:
+        return 0
+    if options["yes"] == "false":
+        if not sys.stdin.isatty():
+            raise ValueError("nobody can be asked here: yes=true deletes these runs unasked")
+        if input(f"delete these {len(runs)} folders? [y/N] ").strip().lower() not in ("y", "yes"):
+            app.tell("nothing was deleted")
+            return 0
+    deleted = 0
+    for run in runs:
+        folder = Path(run.folder)
+        lock = folder.with_name(f".{folder.name}.lock")
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(files.locked(lock, wait=False))
+            except BlockingIOError:
+                app.say(NAME, f"{folder} is being trained: it stays")
+                continue
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                app.say(NAME, f"{folder} cannot be deleted ({error.strerror}: {error.filename})")
+                continue
+            deleted += 1
+    app.tell(f"deleted {deleted} of {len(runs)}")
+    return 0 if deleted == len(runs) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

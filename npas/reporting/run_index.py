@@ -1,0 +1,175 @@
+"""List runs from their folders: what each was asked, how it ended, where it lies.
+
+Result files are read as plain JSON and checked for little, so that a thousand take a fraction of a
+second and neither torch nor Hydra is imported; `results.read` checks them whole.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from npas.config import flat
+from npas.config.renames import modernize
+from npas.utils.json_data import read_json
+
+RESULT, CONFIG, LOG = "result.json", "config.yaml", "log.jsonl"
+UNFINISHED = "unfinished"  # no result yet: it is being trained, or was killed
+COLUMNS = ("exp", "budget", "seed", "status", "metric", "value", "used", "seconds", "folder")
+_FOLDER = re.compile(r"budget-(?P<budget>.+)_seed-(?P<seed>\d+)_[0-9a-f]+")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. `metric` names the figure that counts; `used` are its trainable parameters."""
+
+    exp: str
+    budget: str
+    seed: int | None
+    status: str
+    metric: str | None
+    value: float | None
+    used: int | None
+    seconds: float | None
+    folder: str
+    result: Mapping[str, Any] | None = None
+
+    def config(self) -> dict[str, Any]:
+        """Return the config by full key names; ValueError if it cannot be read."""
+        if self.result is not None:
+            return flat(modernize(dict(self.result["config"])))
+        from omegaconf import OmegaConf
+
+        try:
+            stored: Any = OmegaConf.to_container(OmegaConf.load(Path(self.folder, CONFIG)))
+        except Exception as error:  # of YAML, OmegaConf or the file system
+            why = " ".join(str(error).split())
+            raise ValueError(f"{self.folder}/{CONFIG} cannot be read ({why})") from None
+        return flat(modernize({str(key): value for key, value in stored.items()}))
+
+
+def collect(root: Path) -> list[Run]:
+    """Return the runs in `root/EXP/FOLDER`, by path; ValueError if there is no such folder."""
+    if not root.is_dir():
+        raise ValueError(f"there is no folder root={root}: name one that runs were written to")
+    found = {path.parent for name in (RESULT, CONFIG) for path in root.glob(f"*/*/{name}")}
+    return [read(folder) for folder in sorted(found)]
+
+
+def read(folder: Path) -> Run:
+    """Return the run of a folder; its status is "damaged" if its result cannot be read."""
+    named = _FOLDER.fullmatch(folder.name)
+    budget, seed = (named["budget"], int(named["seed"])) if named else ("", None)
+    lost = Run(
+        folder.parent.name, budget, seed, UNFINISHED, None, None, None, None, folder=str(folder)
+    )
+    try:
+        result = read_json(folder / RESULT)
+        metrics = (result["metrics"] or {}).get("last") or {}
+        metric = next(iter(metrics), None)
+        asked, used = result["config"].get("budget"), (result["budget"] or {}).get("used")
+        return Run(
+            result["exp"],
+            str(asked) if asked is not None else budget,
+            result["seed"],
+            result["status"],
+            metric,
+            metrics.get(metric),
+            used,
+            result["wall_s"],
+            str(folder),
+            result,
+        )
+    except FileNotFoundError:
+        return lost
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return Run(**{**vars(lost), "status": "damaged"})
+
+
+def select(runs: Iterable[Run], wanted: Mapping[str, str]) -> list[Run]:
+    """Return the runs of which each column or config key has one of the values asked for.
+
+    A value is one text or several with commas between them; numbers are compared as numbers, and
+    `*` and `?` stand for any letters. ValueError for a key that no run has.
+    """
+    runs = list(runs)
+    columns = {key for key in wanted if key in COLUMNS}
+    configs = [run.config() if wanted.keys() - columns else {} for run in runs]
+    known = {*COLUMNS, *(key for config in configs for key in config)}
+    for key in wanted:
+        if runs and key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose of {', '.join(COLUMNS)}"
+            raise ValueError(f"no run has a key {key!r}; {hint}")
+    return [
+        run
+        for run, config in zip(runs, configs, strict=True)
+        if all(
+            any(
+                _fits(getattr(run, key) if key in columns else config.get(key), one) for one in ones
+            )
+            for key, ones in ((key, text.split(",")) for key, text in wanted.items())
+        )
+    ]
+
+
+def _fits(value: object, asked: str) -> bool:
+    text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    try:
+        return float(text) == float(asked)
+    except ValueError:
+        return fnmatchcase(text, asked)
+
+
+def order(runs: Iterable[Run], column: str) -> list[Run]:
+    """Sort by a column, with `-` before it from large to small; runs without it come last."""
+    name = column.removeprefix("-")
+    if name not in COLUMNS:
+        raise ValueError(f"sort={column}: choose of {', '.join(COLUMNS)}, with - for large first")
+    runs = list(runs)
+    having = [run for run in runs if getattr(run, name) not in (None, "")]
+    having.sort(key=lambda run: _sortable(getattr(run, name)), reverse=column.startswith("-"))
+    return having + [run for run in runs if run not in having]
+
+
+def _sortable(value: Any) -> tuple[bool, float, str]:
+    """Let numbers, also those in texts, go before other texts."""
+    try:
+        return False, float(value), ""
+    except ValueError:
+        return True, 0.0, str(value)
+
+
+def curves(run: Run) -> dict[str, dict[int, float]]:
+    """Return what the run's log has by name and step: losses, and metrics on held-out data.
+
+    Where the log is gone, as of committed results, the history in the result. A line that was cut
+    off by a kill is left out.
+    """
+    found: dict[str, dict[int, float]] = {}
+    try:
+        lines = Path(run.folder, LOG).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+            step = int(record["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        for name, value in record.items():
+            if name.startswith(("train/", "val/", "test/")) and isinstance(value, (int, float)):
+                found.setdefault(name, {})[step] = value
+    if not found and run.result and (history := run.result.get("history")):
+        epochs = history.get("epoch", [])
+        for name, column in history.items():
+            if name != "epoch":
+                pairs = zip(epochs, column, strict=False)
+                found[name] = {epoch: value for epoch, value in pairs if value is not None}
+    return found

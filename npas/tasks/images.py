@@ -1,0 +1,84 @@
+"""Classify images of your own: one folder a class, as `torchvision.datasets.ImageFolder` has them.
+
+    data.root/FOLDER/train/<class>/*.jpg    also .png, .webp, ...: any sizes, any number of classes
+    data.root/FOLDER/val/<class>/*.jpg
+    data.root/FOLDER/test/<class>/*.jpg
+
+The test set is `test`, and `val` chooses a checkpoint; with one of the two alone that is the test
+set, and `task.held_out` may take training images out to choose by. Crops, batches and damaged
+images are ImageNet's. `task.folder` names the set, in results too: another set, another name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from npas.tasks.imagenet import task as imagenet
+from npas.tasks.imagenet.folder import class_folders
+
+if TYPE_CHECKING:
+    from npas.config import DataConfig
+
+SYNTHETIC_CLASSES = 10
+
+
+@dataclass
+class Config(imagenet.Config):
+    """The `task.*` keys of own images; `classes` 0 counts the folders. ValueError as ImageNet's."""
+
+    family: str = "images"
+    folder: str = "images"
+    classes: int = 0
+    form: Literal["folder"] = "folder"
+
+    def __post_init__(self) -> None:
+        if not self.folder.strip() or Path(self.folder).is_absolute() or ".." in self.folder:
+            raise ValueError(f"task.folder={self.folder} must name a folder below data.root")
+        classes, self.classes = self.classes, self.classes or 2
+        super().__post_init__()
+        self.classes = classes
+
+
+class Task(imagenet.Task):
+    """Classify images that stream from class folders."""
+
+    def __init__(
+        self, config: Config, data: DataConfig, *, seed: int, device: torch.device
+    ) -> None:
+        if data.val_fraction:
+            raise ValueError(
+                f"data.val_fraction={data.val_fraction} does not apply to images: put a val/ beside"
+                " train/, or hold out so many training images with task.held_out"
+            )
+        root, classes = Path(data.root, config.folder), config.classes
+        if data.source == "real" and not classes:
+            if not (root / "train").is_dir():
+                raise ValueError(
+                    f"{config.folder} is not under data.root={data.root}: put its class folders"
+                    f" into {root / 'train'} and {root / 'test'}, or set data.source=synthetic"
+                )
+            classes = len(class_folders(root / "train"))
+        has_test, has_val = ((root / part).is_dir() for part in ("test", "val"))
+        self.splits = {"train": "train", "test": "val" if has_val and not has_test else "test"}
+        if data.source == "real" and has_test and has_val:
+            self.splits |= {"val": "val"}
+            if config.held_out:
+                raise ValueError(
+                    f"task.held_out={config.held_out} has no use: {root / 'val'} is there to choose"
+                    " a checkpoint by; set task.held_out=0"
+                )
+        super().__init__(
+            replace(config, classes=classes or SYNTHETIC_CLASSES),
+            replace(data, val_fraction=None),
+            seed=seed,
+            device=device,
+        )
+        self.name, self.published = config.folder, {}
+        self.has_validation = config.held_out > 0 or "val" in self.splits
+
+    def _folder(self, root: Path) -> Path:
+        return root / self.name

@@ -1,0 +1,125 @@
+"""npas-runs lists, compares and deletes runs by what lies in their folders."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import Run
+
+from npas.tasks.common import files
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Return a function that makes a run's folder below runs/, of the experiment `digits`."""
+
+    def make(budget: str, seed: int = 0, lr: float = 0.1, **changes: object) -> Path:
+        folder = tmp_path / "runs/digits" / f"budget-{budget}_seed-{seed}_0123abcd"
+        folder.mkdir(parents=True)
+        value = 90.0 + 5 * float(budget) + seed
+        result = {
+            "status": "done",
+            "exp": "digits",
+            "config": {"budget": budget, "seed": seed, "optim": {"lr": lr}},
+            "budget": {"used": round(1000 * float(budget))},
+            "metrics": {"last": {"accuracy": value}},
+            "seed": seed,
+            "wall_s": 60.0,
+        }
+        if changes.get("result", True):
+            (folder / "result.json").write_text(json.dumps(result | changes), encoding="utf-8")
+        (folder / "config.yaml").write_text(f"optim: {{lr: {lr}}}\n", encoding="utf-8")
+        lines = [{"step": step, "train/loss": value / step} for step in range(1, 40)]
+        text = "\n".join(map(json.dumps, lines))
+        (folder / "log.jsonl").write_text(text + '\n{"step": 40, "tra', encoding="utf-8")
+        return folder
+
+    return make
+
+
+def test_runs_are_listed_filtered_and_sorted(run: Run, make_run: MakeRun) -> None:
+    make_run("0.1"), make_run("0.1", 1), make_run("2", lr=0.3)
+    make_run("0.5", result=False)
+    broken = make_run("4")
+    (broken / "result.json").write_text('{"exp": 3}', encoding="utf-8")
+    whole = run("npas-runs")
+    assert whole.code == 0 and whole.out.endswith("\n5 runs\n")
+    assert all(status in whole.out for status in ("done", "unfinished", "damaged", "90.50%"))
+    for words, budgets in (
+        (["status=done"], ["0.1", "0.1", "2"]),
+        (["budget=0.10,2", "sort=-value"], ["2", "0.1", "0.1"]),
+        (["optim.lr=0.3"], ["2"]),
+        (["optim.lr=0.1", "seed=0", "status=done,unfinished", "sort=budget"], ["0.1", "0.5"]),
+        (["status=un*"], ["0.5"]),
+        (["sort=seconds", "exp=dig*", "status=done,damaged"], ["0.1", "0.1", "2", "4"]),
+        (["exp=other"], []),
+    ):
+        listed = json.loads(run("npas-runs", *words, "format=json").out)
+        assert [each["budget"] for each in listed] == budgets, words
+    rows = run("npas-runs", "status=done", "format=csv").out.splitlines()
+    assert rows[0].startswith("exp,budget,seed") and rows[1].startswith("digits,0.1,0,done")
+
+
+def test_two_runs_are_compared(run: Run, make_run: MakeRun) -> None:
+    answer = run("npas-runs", "compare", str(make_run("0.1")), str(make_run("2", 1, lr=0.3)))
+    assert answer.code == 0, answer.err
+    table = [line.split() for line in answer.out.splitlines()]
+    assert ["optim.lr", "0.1", "0.3"] in table and ["accuracy", "90.5", "101"] in table
+    assert ["1", "90.5", "101"] in table and ["39", "2.32051", "2.58974"] in table
+    assert len(table) < 30
+
+
+def test_runs_are_deleted_only_when_asked(
+    run: Run, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, failed, training = make_run("0.1"), make_run("1", status="failed"), make_run("2", 5)
+    unsaid = run("npas-runs", "clean", "status=failed")
+    assert unsaid.code == 2 and "yes=true" in unsaid.err and failed.exists()
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    assert "nothing was deleted" in run("npas-runs", "clean", "status=failed").out
+    assert failed.exists()
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    assert run("npas-runs", "clean", "status=failed").code == 0
+    assert kept.exists() and not failed.exists()
+    with files.locked(training.with_name(f".{training.name}.lock"), wait=False):
+        answer = run("npas-runs", "clean", "seed=5", "yes=true")
+    assert answer.code == 1 and "is being trained: it stays" in answer.err and training.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("root=nowhere", "there is no folder root=nowhere"),
+        ("budget", "'budget' is no key=value"),
+        ("optim.lrr=1", "no run has a key 'optim.lrr'; did you mean 'optim.lr'?"),
+        ("sort=size", "sort=size: choose of exp, budget"),
+        ("format=xml", "format must be table, csv, json, got 'xml'"),
+        ("compare runs", "compare takes two folders"),
+        ("compare runs runs", "runs holds no run"),
+        ("clean", "clean needs a filter"),
+        ("clean yes=perhaps seed=0", "yes must be true or false"),
+    ],
+)
+def test_invalid_arguments_get_one_line(run: Run, make_run: MakeRun, words: str, line: str) -> None:
+    make_run("0.1")
+    answer = run("npas-runs", *words.split())
+    assert answer.code == 2 and answer.err.count("\n") == 1 and line in answer.err
+
+
+def test_a_thousand_runs_are_listed_without_torch(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in range(1000):
+        make_run("0.1", seed)
+    code = (
+        "import sys; from npas.cli.run_list import main; main(['optim.lr=0.1', 'format=csv']);"
+        "sys.exit(bool({'torch', 'hydra', 'numpy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and done.stdout.count("\n") == 1001, done.stderr

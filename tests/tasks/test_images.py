@@ -1,0 +1,107 @@
+"""Images of one's own are read as one folder a class, in whatever parts there are."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from npas.config import DataConfig
+from npas.tasks import images
+
+CPU = torch.device("cpu")
+CLASSES = ("cat", "dog", "eel")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return a data root with the set `pets` in three parts: 12, 6 and 3 images."""
+    for count, split in ((4, "train"), (2, "test"), (1, "val")):
+        for label, name in enumerate(CLASSES):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                size = 20 + 3 * i, 24 - i
+                Image.new("RGB", size, (60 * label, 10, 9 * i)).save(folder / f"{i}.png")
+    return tmp_path
+
+
+def make(root: Path, source: Any = "real", fraction: float = 0.0, **keys: Any) -> images.Task:
+    config = images.Config(**{"folder": "pets", "size": 8, "resize": 10} | keys)
+    data = DataConfig(root=str(root), val_fraction=fraction, source=source)
+    return images.Task(config, data, seed=0, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("without", "held_out", "sizes"),
+    [
+        ((), 0, {"train": 12, "test": 6, "val": 3}),
+        (("val",), 0, {"train": 12, "test": 6}),
+        (("val",), 3, {"train": 9, "test": 6, "val": 3}),
+        (("test",), 0, {"train": 12, "test": 3}),
+        (("test",), 3, {"train": 9, "test": 3, "val": 3}),
+    ],
+)
+def test_parts_are_the_folders_that_are_there(
+    root: Path, without: tuple[str, ...], held_out: int, sizes: dict[str, int]
+) -> None:
+    for split in without:
+        shutil.rmtree(root / "pets" / split)
+    task = make(root, held_out=held_out)
+    assert task.spec.num_classes == 3 and task.name == "pets"
+    assert task.has_validation == ("val" in sizes)
+    task.setup()
+    assert {part: len(own.index_N) for part, own in task.parts.items()} == sizes
+    batch = next(task.train_batches(0, 6))
+    assert batch.inputs.shape == (6, 3, 8, 8) and set(batch.targets.tolist()) <= {0, 1, 2}
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 3))
+    assert 0 <= task.evaluate(network, "test")["accuracy"] <= 100
+    assert task.compared.published is None
+    assert ("held out" in task.inspect()) == bool(held_out)
+
+
+def test_synthetic_images_need_no_folder_and_have_ten_classes(tmp_path: Path) -> None:
+    task = make(tmp_path / "nowhere", source="synthetic")
+    task.setup()
+    assert task.spec.num_classes == images.SYNTHETIC_CLASSES and set(task.parts) == {
+        "train",
+        "test",
+    }
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"folder": "birds"}, "birds is not under data.root="),
+        ({"folder": ""}, "must name a folder below data.root"),
+        ({"folder": "../pets"}, "must name a folder below data.root"),
+        ({"classes": 5}, "holds 3 class folders, not the 5 of task.classes"),
+        ({"classes": 1}, "task.classes must be at least 2"),
+        ({"held_out": 2}, "pets/val is there to choose a checkpoint by; set task.held_out=0"),
+        ({"fraction": 0.1}, "data.val_fraction=0.1 does not apply to images: put a val/"),
+        ({"size": 12}, "task.resize=10 is less than task.size=12"),
+    ],
+)
+def test_bad_input_is_one_line(root: Path, keys: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        make(root, **keys).setup()
+    assert line in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_parts_must_have_the_same_classes_and_damage_is_named(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / "pets/test/eel/1.png").write_bytes(b"no image")
+    task = make(root)
+    task.setup()
+    with caplog.at_level(logging.WARNING):
+        task.inspect()
+        task.evaluate(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)), "test")
+    assert "eel/1.png is left out" in caplog.text
+    (root / "pets/test/eel").rename(root / "pets/test/fox")
+    with pytest.raises(ValueError, match="the class folder eel"):
+        make(root).setup()
