@@ -112,7 +112,7 @@ def run(plan: Plan) -> Job:
 
 def _identical(allocation: Allocation) -> str | None:
     """Say how many layers have the very weight of another, and what tells them apart."""
-    from npas.sharing.generation import Reading
+    from npas.sharing.reading import Reading
 
     layers, twins = allocation.layers, Reading(allocation).twins
     pairs = [(layers[first].name, layers[i].name) for i, first in enumerate(twins) if first != i]
