@@ -119,6 +119,8 @@ class SharedWeights:
 
         From the part's next call on hooks do, so that its weights are dropped as it ends.
         """
+        if not self.modules:  # in a copy
+            self.modules.update(self.root.modules())
         found = None if self.recompute else outermost_call(self.modules)
         if found is None:
             return False
