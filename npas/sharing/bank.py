@@ -15,7 +15,7 @@ Shapes: L layers of a block, K templates, N values a template, P values a bank.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -84,13 +84,19 @@ class BankReader:
         self._values: dict[torch.dtype, Tensor] = {bank_P.dtype: bank_P.detach()}
 
     def mix(
-        self, blocks: Sequence[Block], alphas: Sequence[Tensor], dtype: torch.dtype | None = None
+        self,
+        blocks: Sequence[Block],
+        alphas: Sequence[Tensor],
+        dtype: torch.dtype | None = None,
+        read: Iterable[object] = (),
     ) -> list[Tensor]:
         """Return sum_k alpha_lk T_k for each layer of the blocks, in its shape.
 
         Blocks say which row of which matrix in `alphas` is a layer's. A `dtype` other than the
-        bank's is what the templates are rounded to before they mix. Raises RuntimeError in backward
-        if the bank or the coefficients were changed in place between forward and backward.
+        bank's is what the templates are rounded to before they mix. `read` are keys in the order
+        in which their weights were used, known by the time of backward: gradients add up in the
+        reverse. Raises RuntimeError in backward if the bank or the coefficients were changed in
+        place between forward and backward.
         """
         values_P = self._rounded(dtype or self._bank_P.dtype)
 
@@ -99,7 +105,9 @@ class BankReader:
                 weight for block in blocks for weight in block.weights(values_P, alphas, self._pool)
             )
 
-        return list(_Mix.apply(self._bank_P, self._entry, self._buffer, blocks, weights, *alphas))
+        return list(
+            _Mix.apply(self._bank_P, self._entry, self._buffer, blocks, read, weights, *alphas)
+        )
 
     def again(self, block: Block, alphas: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """Return the weight of a block's only layer once more, without gradients."""
@@ -221,31 +229,34 @@ class _Mix(Function):
         entry: Tensor,
         buffer: _GradientBuffer,
         blocks: Sequence[Block],
+        read: Iterable[object],
         weights: Callable[[], tuple[Tensor, ...]],
         *alphas: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.inputs = bank_P, *alphas
         ctx.versions = versions(bank_P, *alphas)
-        ctx.buffer, ctx.blocks = buffer, blocks
+        ctx.buffer, ctx.blocks, ctx.read = buffer, blocks, read
         ctx.set_materialize_grads(False)
         return weights()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         bank_P, *alphas = ctx.inputs
-        no_others = (None,) * 4
+        no_others = (None,) * 5
         if all(gradient is None for gradient in gradients):
             return (None, *no_others, *(None for _ in alphas))
         if versions(bank_P, *alphas) != ctx.versions:
             raise RuntimeError(MODIFIED)
         # A buffer that the entry node does not come for would stay.
         needs_bank = ctx.needs_input_grad[0] and will_execute(ctx.next_functions[1][0])
-        needed = ctx.needs_input_grad[5:]
+        needed = ctx.needs_input_grad[6:]
         found = [torch.zeros_like(a) if n else None for a, n in zip(alphas, needed, strict=True)]
         gradient_P = None  # but with create_graph it leaves through the entry node
-        end = len(gradients)
-        for block in reversed(ctx.blocks):  # as backward comes to them
-            own, end = gradients[end - len(block.rows) : end], end - len(block.rows)
+        left = iter(gradients)
+        pairs = [(block, [next(left) for _ in block.rows]) for block in ctx.blocks]
+        used = {key: place for place, key in enumerate(ctx.read)} if len(pairs) > 1 else {}
+        pairs.sort(key=lambda pair: -min(used.get(key, len(used)) for key in pair[0].keys))
+        for block, own in pairs:
             given = [
                 (g.reshape(-1), *row)
                 for g, row in zip(own, block.rows, strict=True)

@@ -84,9 +84,11 @@ class WeightPass:
         self._again: tuple[Key, Tensor] | None = None  # and some use it many times
         self._storages: dict[int, Key] = {}
         self._made_of: dict[Key, tuple[int, ...]] = {}
+        self._read: dict[int, None] = {}  # the layers, as they were first read
 
     def weight(self, index: int) -> Tensor:
         """Return the layer's weight, generated at the first call."""
+        self._read.setdefault(index)
         key = index, self._dtype(index)
         weight = self._weights.get(key)
         if weight is None and self._recompute:
@@ -193,7 +195,7 @@ class WeightPass:
             if group not in self._readers:
                 self._readers[group] = BankReader(bank_P, self._pool)
             alphas = [self._alpha(rows) for rows in batch.alphas]
-            mixed = self._readers[group].mix(batch.blocks, alphas, mixed_dtype)
+            mixed = self._readers[group].mix(batch.blocks, alphas, mixed_dtype, self._read)
             for i, values in zip(batch.layers, mixed, strict=True):
                 weight, key = self._shape(i, values).to(dtype), (i, dtype)
                 if self._is_kept:  # like the parameter it stands for: matmul asks how it may fold
