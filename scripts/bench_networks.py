@@ -20,7 +20,7 @@ def build(arguments: argparse.Namespace) -> Any:
         network = {"encoder": encoder, "mlp": mlp}[kind](*map(int, size.split("x")))
         return network.to(arguments.device)
     path = HERE / "configs" / "model" / f"{kind}.yaml"
-    values: Any = {"family": "torchvision", "arch": kind}
+    values: Any = {"family": "torchvision", "name": kind}
     if path.is_file():
         values = OmegaConf.to_container(OmegaConf.load(path))
     family = models.family(values["family"])

@@ -95,9 +95,7 @@ def _network(config: Config) -> nn.Module:
     class Undrawn(TorchFunctionMode):
         """Draw no values where there are none: to do so torch imports its compiler."""
 
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             drawing = func in (torch.Tensor.normal_, torch.Tensor.uniform_)
             return args[0] if drawing else func(*args, **(kwargs or {}))
 

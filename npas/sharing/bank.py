@@ -15,7 +15,7 @@ Shapes: L layers of a block, K templates, N values a template, P values a bank.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +78,6 @@ class BankReader:
 
     def __init__(self, bank_P: Tensor, pool: BufferPool) -> None:
         self._bank_P = bank_P
-        self._pool = pool
         self._buffer = _GradientBuffer(bank_P, pool)
         self._entry = _Entry.apply(bank_P, self._buffer)
         self._values: dict[torch.dtype, Tensor] = {bank_P.dtype: bank_P.detach()}
@@ -99,19 +98,13 @@ class BankReader:
         place between forward and backward.
         """
         values_P = self._rounded(dtype or self._bank_P.dtype)
-
-        def weights() -> tuple[Tensor, ...]:
-            return tuple(
-                weight for block in blocks for weight in block.weights(values_P, alphas, self._pool)
-            )
-
         return list(
-            _Mix.apply(self._bank_P, self._entry, self._buffer, blocks, read, weights, *alphas)
+            _Mix.apply(self._bank_P, self._entry, values_P, self._buffer, blocks, read, *alphas)
         )
 
     def again(self, block: Block, alphas: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """Return the weight of a block's only layer once more, without gradients."""
-        (weight,) = block.weights(self._rounded(dtype), alphas, self._pool)
+        (weight,) = block.weights(self._rounded(dtype), alphas, self._buffer.pool)
         return weight
 
     def _rounded(self, dtype: torch.dtype) -> Tensor:
@@ -141,8 +134,7 @@ class Block:
         """
         rows = [alphas[m][row : row + 1].to(values_P.dtype) for m, row in self.rows]
         if not values_P.is_cpu:
-            alpha_LK = rows[0] if len(rows) == 1 else torch.cat(rows)
-            flat = (alpha_LK @ _templates(values_P, self.positions, self.size)).unbind(0)
+            flat = (torch.cat(rows) @ _templates(values_P, self.positions, self.size)).unbind(0)
             return [w_N.view(shape) for w_N, shape in zip(flat, self.shapes, strict=True)]
         weights = [pool.empty(key, (1, self.size), values_P) for key in self.keys]
         for part in _pieces(self.size, values_P):
@@ -158,14 +150,14 @@ class _GradientBuffer:
     def __init__(self, bank_P: Tensor, pool: BufferPool) -> None:
         self._shape = bank_P.shape
         self._like = bank_P.detach()
-        self._pool = pool
+        self.pool = pool
         self._gradients: dict[int, Tensor] = {}
 
     def gradient(self) -> Tensor:
         """Return the running backward pass's buffer, zeros at first."""
         running = backward_pass()
         if running not in self._gradients:
-            buffer = self._pool.empty("gradient", self._shape, self._like).zero_()
+            buffer = self.pool.empty("gradient", self._shape, self._like).zero_()
             self._gradients[running] = buffer
         return self._gradients[running]
 
@@ -227,17 +219,17 @@ class _Mix(Function):
         ctx: Any,
         bank_P: Tensor,
         entry: Tensor,
+        values_P: Tensor,
         buffer: _GradientBuffer,
         blocks: Sequence[Block],
         read: Iterable[object],
-        weights: Callable[[], tuple[Tensor, ...]],
         *alphas: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.inputs = bank_P, *alphas
         ctx.versions = versions(bank_P, *alphas)
         ctx.buffer, ctx.blocks, ctx.read = buffer, blocks, read
         ctx.set_materialize_grads(False)
-        return weights()
+        return tuple(w for block in blocks for w in block.weights(values_P, alphas, buffer.pool))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
@@ -251,24 +243,19 @@ class _Mix(Function):
         needs_bank = ctx.needs_input_grad[0] and will_execute(ctx.next_functions[1][0])
         needed = ctx.needs_input_grad[6:]
         found = [torch.zeros_like(a) if n else None for a, n in zip(alphas, needed, strict=True)]
-        gradient_P = None  # but with create_graph it leaves through the entry node
+        gradient_P = None  # it leaves through the entry node
         left = iter(gradients)
-        pairs = [(block, [next(left) for _ in block.rows]) for block in ctx.blocks]
+        pairs = [(block, [(next(left), *row) for row in block.rows]) for block in ctx.blocks]
         used = {key: place for place, key in enumerate(ctx.read)} if len(pairs) > 1 else {}
         pairs.sort(key=lambda pair: -min(used.get(key, len(used)) for key in pair[0].keys))
         for block, own in pairs:
-            given = [
-                (g.reshape(-1), *row)
-                for g, row in zip(own, block.rows, strict=True)
-                if g is not None
-            ]
+            given = [(g.reshape(-1), m, row) for g, m, row in own if g is not None]
             if not given:
                 continue
             flat = [g for g, _, _ in given]
             rows = [alphas[m][row : row + 1] for _, m, row in given]
             alpha_LK = (rows[0] if len(rows) == 1 else torch.cat(rows)).to(bank_P.dtype)
-            gradient_LK = None
-            if torch.is_grad_enabled():  # leave the buffer out, stay differentiable
+            if torch.is_grad_enabled():  # create_graph: leave the buffer out, stay differentiable
                 gradients_LN = torch.stack(flat).to(bank_P.dtype)
                 gradient_LK = gradients_LN @ _templates(bank_P, block.positions, block.size).T
                 if needs_bank:

@@ -211,11 +211,8 @@ class WeightPass:
         return self._weights[index, dtype]
 
     def _batch(self, index: int) -> Batch:
-        """Return what is generated with a layer; nothing, with recompute, in memory used again."""
-        if not self._recompute:
-            return self._reading.batches[index]
-        keys = [] if index in self._reading.common else ["passing"]
-        return self._reading.batch([[index]], keys)
+        """Return what is generated with a layer: with recompute the layer alone."""
+        return self._reading.alone(index) if self._recompute else self._reading.batches[index]
 
     @torch.no_grad()
     def _generate_again(self, index: int, dtype: torch.dtype) -> Tensor:

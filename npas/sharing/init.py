@@ -32,9 +32,8 @@ SAME_SPREAD = 1.1
 
 def spread(values: Tensor) -> float:
     """Return the root mean square, summed in fp64 by pieces that stay in a CPU's cache."""
-    pieces = values.reshape(-1).split(1 << 17)
-    squares = sum(float(piece.double().square().sum()) for piece in pieces)
-    return math.sqrt(squares / values.numel())
+    squares = (part.double().square().sum() for part in values.reshape(-1).split(1 << 17))
+    return math.sqrt(sum(map(float, squares)) / values.numel())
 
 
 def assign_scales(

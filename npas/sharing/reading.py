@@ -74,11 +74,12 @@ class Reading:
         for g, group in enumerate(allocation.groups):
             for (mixing, k), places in group.rows.items():
                 names = {kind: generator_name(kind, g, k) for kind in _kinds(mixing)}
-                name = generator_name(mixing, g, k)
-                rows = Rows(name, mixing, k, [first + place for place in places], names)
+                layers = [first + place for place in places]
+                rows = Rows(generator_name(mixing, g, k), mixing, k, layers, names)
                 self.rows |= dict.fromkeys(rows.layers, rows)
             first += len(group.layers)
         self.batches = self._find_batches()
+        self._alone: dict[int, Batch] = {}
 
     def _find_twins(self) -> list[int]:
         """Return for every layer the first one whose weight is identical to its own.
@@ -120,10 +121,17 @@ class Reading:
                 batch = last[kind] = []
                 batches.append(batch)
             batch.append(block)
-        made = map(self.batch, batches)
+        made = map(self._batch, batches)
         return {i: batch for batch in made for i in batch.layers}
 
-    def batch(self, blocks: Sequence[Sequence[int]], keys: Sequence[object] = ()) -> Batch:
+    def alone(self, index: int) -> Batch:
+        """Return the batch of one layer, in memory used again unless others have its weight."""
+        if index not in self._alone:
+            keys = [] if index in self.common else ["passing"]
+            self._alone[index] = self._batch([[index]], keys)
+        return self._alone[index]
+
+    def _batch(self, blocks: Sequence[Sequence[int]], keys: Sequence[object] = ()) -> Batch:
         """Return the batch of blocks of layers; `keys` name their memory, else the layers do."""
         layers = [i for block in blocks for i in block]
         alphas = list(dict.fromkeys(self.rows.get(i) for i in layers))

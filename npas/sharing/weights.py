@@ -263,11 +263,9 @@ def _sums(tensors: Sequence[Tensor]) -> list[Tensor]:
     found = []
     for tensor in tensors:
         flat, many = tensor.detach().reshape(-1), 8 // tensor.element_size()
-        flat = flat.clone() if flat.storage_offset() % many else flat
-        rest = len(flat) % many
-        whole, last = flat[: len(flat) - rest], flat[len(flat) - rest :]
-        sums = whole.view(torch.int64).sum(), last.view(torch.uint8).sum()
-        found.append(torch.stack(sums))
+        flat, rest = flat.clone() if flat.storage_offset() % many else flat, len(flat) % many
+        whole, last = flat.split([len(flat) - rest, rest])
+        found.append(torch.stack([whole.view(torch.int64).sum(), last.view(torch.uint8).sum()]))
     return found
 
 
