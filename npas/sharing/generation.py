@@ -274,7 +274,7 @@ class WeightPass:
         if name not in self._alphas:
             scales = self._tensor(SCALES)
             if rows is None:
-                self._alphas[name] = scales[:, None]
+                self._alphas[name] = scales[:, None].clone()  # which DDP may write to, any time
             else:
                 alpha_LK = rows.coefficients(self._tensor)
                 # Picked one by one: an index tensor would make a GPU wait.
