@@ -14,6 +14,7 @@ from npas import config as schema
 from npas.config import (
     HASH_EXCLUDED,
     Config,
+    PruningConfig,
     config_hash,
     ignored,
     load_config,
@@ -146,6 +147,7 @@ LEAVES = {key: value for key, value, _ in settings(checked(), "")}
 OTHER = {
     "trainer.max_seconds": 60.0,
     "distill.teacher": "a run",
+    "pruning.method": "hrank",
     "budget": "0.2",
     "precision": "bf16",
     "resume": "never",
@@ -179,11 +181,13 @@ OTHER = {
 # Keys that only ever come together with another, or have one valid value.
 TOGETHER = {
     *(f"distill.{key}" for key in ("weight", "temperature", "hidden", "hidden_weight")),
+    *(f"pruning.{key.name}" for key in dataclasses.fields(PruningConfig) if key.name != "method"),
     "optim.min_lr",
     "optim.decay_fraction",
     "optim.beta2",
     *(f"optim.muon.{key.name}" for key in dataclasses.fields(MuonConfig)),
     "sharing.num_groups",
+    "sharing.fit_batches",
     "sharing.templates",
     "sharing.search.epochs",
     "sharing.search.softmax",

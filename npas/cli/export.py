@@ -69,12 +69,16 @@ def run(options: Export) -> Job:
     from safetensors.torch import save_file
 
     from npas import sharing
+    from npas.sharing import pruning
+    from npas.tasks.base import inference_flops
     from npas.tasks.common.files import give_usual_mode
     from npas.training.checkpoint import apart
 
     model = experiment.model
     if experiment.allocation is not None:
         model = sharing.materialize(model)
+    if pruned := pruning.has_masks(model):
+        pruning.shrink(model)
     out = Path(options.out or Path(options.run) / "export" / "model.safetensors")
     temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     described = {"format": "pt", "model": json.dumps(asdict(experiment.config.model))}
@@ -91,7 +95,10 @@ def run(options: Export) -> Job:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-    print(f"{out}: a dense network of {sharing.count_parameters(model):,} parameters")
+    said = f"a dense network of {sharing.count_parameters(model):,} parameters"
+    if pruned:
+        said += f" and {inference_flops(model, experiment.task.spec):,} FLOPs an input, pruned"
+    print(f"{out}: {said}")
     if experiment.unfinished:
         print(experiment.unfinished)
     return Job(options.run)

@@ -86,6 +86,8 @@ def run(options: Fold) -> Job:
     )
     if experiment.allocation is None:
         raise ValueError(f"{options.run} is of a dense network, whose layers mix nothing")
+    if experiment.config.pruning.method is not None:
+        raise ValueError(f"{options.run} prunes filters, and layers that keep others do not fold")
     from safetensors import SafetensorError
 
     from npas.config import config_hash

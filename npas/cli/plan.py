@@ -23,13 +23,14 @@ from npas.config.typed import convert
 if TYPE_CHECKING:
     from torch import nn
 
-    from npas.models import InputSpec
     from npas.sharing import Allocation, Errors
     from npas.tasks.base import Task
     from npas.training.grouping import Grouping
 
 NAME = "npas-plan"
 Format = Literal["table", "json"]
+EMBEDDINGS = ("embedding", "embeddingbag")
+FEW = 0.25  # of the budget that embeddings may take to be advised to stay out of a bank
 
 
 @dataclass(frozen=True)
@@ -60,23 +61,33 @@ def check(raw: dict[str, Any]) -> Plan:
 
 def run(plan: Plan) -> Job:
     """Print the plan."""
-    from npas import models, sharing
-    from npas.training.experiment import check_groups, plan_keywords
+    from npas import sharing
+    from npas.tasks.base import inference_flops
+    from npas.training import pruning
+    from npas.training.experiment import build_dense, check_groups, plan_keywords
 
     config, is_json = plan.config, plan.format == "json"
     if not is_json:
         runs.warn_of_ignored(NAME, config)
     task = _task(config)
-    model = models.build(config.model, task.spec)
+    fits = config.sharing.fits and config.budget != schema.DENSE
+    network = config
+    if getattr(config.model, "pretrained", None):  # weights say nothing of counts and shapes
+        network = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, pretrained=None)
+        )
+    model = build_dense(network, task.spec)
     allocation = errors = None
-    if config.sharing.fits and config.budget != schema.DENSE:
-        allocation, errors = _fitted(config, task.spec)
+    if fits:
+        allocation, errors = _fitted(config, task)
     elif config.budget != schema.DENSE:
         grouping = _grouping(config)
         check_groups(config, model, grouping)
         allocation = sharing.plan(model, config.budget, **plan_keywords(config, grouping))
     taken = sharing.price(model, allocation, config.artifact)
     flops = inference_flops(model, task.spec)
+    used = allocation.budget.used if allocation else sharing.count_parameters(model)
+    left = pruning.planned(config, task.spec, used) if config.pruning.method else None
     data = _data(task, model, config) if plan.check_data else {}
     if is_json:
         found = _dense_figures(model)
@@ -85,17 +96,21 @@ def run(plan: Plan) -> Job:
             found = {key: figures[key] for key in found}
         found |= {"flops": flops, "input_shape": list(task.spec.input_shape)}
         if errors is not None:
-            found["errors"] = {"all": errors.all, "layers": errors.layers}
+            found["errors"] = dataclasses.asdict(errors)
+        if left is not None:
+            found["pruning"] = dataclasses.asdict(left)
         found["artifact"] = {"bytes_before_compression": taken, "cap": config.cap}
         print(json.dumps(found | ({"data": data} if plan.check_data else {})))
     else:
         print(runs.plan_text(model, allocation))
-        if allocation is not None and (note := _identical(allocation)) is not None:
-            print(note)
+        for note in _notes(allocation) if allocation is not None else []:
+            print(f"note: {note}")
         if errors is not None:
             print(errors.table())
         print(runs.artifact_text(taken, config))
         print(f"inference: {flops:,} FLOPs an input (2 a multiply-add), whatever the budget")
+        if left is not None:
+            print(left)
         real = _task(
             dataclasses.replace(config, data=dataclasses.replace(config.data, source="real"))
         )
@@ -110,22 +125,31 @@ def run(plan: Plan) -> Job:
     return Job(config.exp)
 
 
-def _identical(allocation: Allocation) -> str | None:
-    """Say how many layers have the very weight of another, and what tells them apart."""
+def _notes(allocation: Allocation) -> list[str]:
+    """Say where a plan is known to be poor, and what does better."""
     from npas.sharing.reading import Reading
 
-    layers, twins = allocation.layers, Reading(allocation).twins
+    notes, layers = [], allocation.layers
+    twins = Reading(allocation).twins
     pairs = [(layers[first].name, layers[i].name) for i, first in enumerate(twins) if first != i]
-    if not pairs:
-        return None
-    return (
-        f"note: {len(pairs)} of {len(layers)} layers have the very weight of another"
-        f" ({' = '.join(pairs[0])}); sharing.low_rank=1 gives each layer a correction of its own,"
-        " within the budget"
-    )
+    if pairs:
+        notes.append(
+            f"{len(pairs)} of {len(layers)} layers have the very weight of another"
+            f" ({' = '.join(pairs[0])}); sharing.low_rank=1 gives each layer a correction of its"
+            " own, within the budget"
+        )
+    for group in allocation.groups:
+        own = [layer for layer in group.layers if layer.kind in EMBEDDINGS]
+        size = sum(layer.size for layer in own)
+        if 0 < size <= FEW * allocation.budget.allowed and len(own) < len(group.layers):
+            notes.append(
+                f"{own[0].name} shares a bank with matrices: on text it did better to leave"
+                f" embeddings out ({size:,} parameters), sharing=no_embeddings"
+            )
+    return notes
 
 
-def _fitted(config: Config, spec: InputSpec) -> tuple[Allocation, Errors]:
+def _fitted(config: Config, task: Task) -> tuple[Allocation, Errors]:
     """Fit a network to the trained weights that the config names; return plan and errors."""
     from npas import models
     from npas.sharing import api, install
@@ -133,9 +157,9 @@ def _fitted(config: Config, spec: InputSpec) -> tuple[Allocation, Errors]:
 
     path = config.sharing.weights
     seeding.seed_torch(config.seed, "init")  # a head that stays fresh is that of the run
-    model = models.build(config.model, spec)
+    model = models.build(config.model, task.spec)
     try:
-        initial.fit(model, config, None if path is None else Path(path))
+        initial.fit(model, config, None if path is None else Path(path), task)
     except ValueError as error:
         raise ValueError(f"sharing.init={config.sharing.init}: {error}") from None
     errors = install.shared_weights(model).errors
@@ -172,34 +196,6 @@ def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:
         for name, tensor in tensors.items()
     ]
     return {"source": task.source, **task.inspect(), "batch": ", ".join(shapes)}
-
-
-def inference_flops(model: nn.Module, spec: InputSpec) -> int:
-    """Count the FLOPs of one input's forward pass; moves the model to the meta device.
-
-    Operations are counted: counters that look layers up by class find no shared ones. By torch's
-    formulas, without its counter, which imports the compiler to take apart what has none.
-    """
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils.flop_counter import flop_registry
-
-    from npas.tasks.base import outputs
-
-    counts = []
-
-    class Counter(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            found = func(*args, **(kwargs or {}))
-            if func._overloadpacket in flop_registry:
-                formula = flop_registry[func._overloadpacket]
-                counts.append(formula(*args, **(kwargs or {}), out_val=found))
-            return found
-
-    model.to("meta").eval()
-    with torch.no_grad(), Counter():
-        outputs(model, spec.example("meta"))
-    return sum(counts)
 
 
 def _grouping(config: Config) -> Grouping | None:

@@ -33,7 +33,7 @@ from npas.reporting.results import (
     Split,
 )
 from npas.tasks.common import files
-from npas.training import Experiment, Outcome, initial
+from npas.training import Experiment, Outcome, initial, pruning
 from npas.training.artifact import export
 from npas.training.checkpoint import Checkpoints
 from npas.training.dry_run import advise_on_memory
@@ -173,6 +173,7 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         divergence=divergence,
         init=init,
         hub=_hub_commits(config),
+        pruning=pruning.found(experiment, budget.used),
         **environment(),
     )
 

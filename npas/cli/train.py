@@ -275,6 +275,12 @@ def _what_follows(experiment: Experiment, within: Within = None) -> str:
     if experiment.stage == "train":
         plan = runs.plan_text(experiment.model, experiment.allocation)
         lines.append(plan.splitlines()[-1] if within else plan)
+        if config.pruning.method is not None:
+            from npas.sharing import count_parameters
+            from npas.training import pruning
+
+            used = count_parameters(experiment.model)
+            lines.append(str(pruning.planned(config, experiment.task.spec, used)))
     else:
         assert experiment.allocation is not None
         lines.append(

@@ -19,6 +19,8 @@ from npas.config.schema import RECIPE_VERSION as RECIPE_VERSION
 from npas.config.schema import SYNTHETIC as SYNTHETIC
 from npas.config.schema import Config as Config
 from npas.config.schema import DataConfig as DataConfig
+from npas.config.schema import DistillConfig as DistillConfig
+from npas.config.schema import PruningConfig as PruningConfig
 from npas.config.schema import SyntheticConfig as SyntheticConfig
 from npas.config.schema import TrainerConfig as TrainerConfig
 from npas.config.schema import WandbConfig as WandbConfig

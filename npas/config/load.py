@@ -20,6 +20,7 @@ from npas.config.schema import (
     SYNTHETIC,
     Config,
     DistillConfig,
+    PruningConfig,
     canonical_budget,
     settings,
 )
@@ -88,6 +89,8 @@ def ignored(config: Config) -> dict[str, str]:
     elif sharing.fits:
         reason = f"sharing.init={sharing.init} decides it from the weights"
         leave_out(reason, *(f"sharing.{key}" for key in FITTED))
+    if not sharing.fits or sharing.templates is not None:
+        leave_out("it weighs what sharing.init=fit does inside a budget", "sharing.fit_batches")
     if config.budget == DENSE:
         # But a dense network starts from sharing.init, too.
         keys = set(keys_of(SharingConfig, "sharing.")) - {"sharing.init"}
@@ -121,6 +124,13 @@ def ignored(config: Config) -> dict[str, str]:
         leave_out("distill.teacher=null names no teacher", *keys_of(DistillConfig, "distill."))
     elif not config.distill.hidden:
         leave_out("distill.hidden names no modules", "distill.hidden_weight")
+    if (pruning := config.pruning).method is None:
+        leave_out("pruning.method=null prunes nothing", *keys_of(PruningConfig, "pruning."))
+    elif pruning.schedule == "one_shot":
+        reason = "pruning.schedule=one_shot prunes once, at pruning.start"
+        leave_out(reason, "pruning.end", "pruning.times")
+    if pruning.method == "magnitude":
+        leave_out("pruning.method=magnitude looks at weights alone", "pruning.batches")
     return {
         key: idle[key]
         for key, value, default in settings(config, "")

@@ -29,6 +29,7 @@ SYNTHETIC = "synthetic"  # the source of data that are synthetic
 DENSE = "dense"  # the budget that trains the dense network and shares nothing
 
 
+MOST_PRUNINGS = 1000  # of one run, and batches that each looks at
 MOST_PROCESSES = 1024  # of one machine: more is a typing error
 
 
@@ -95,6 +96,40 @@ class DistillConfig:
         at_most("distill.weight", self.weight, 1)
         above("distill.temperature", self.temperature, 0)
         at_least("distill.hidden_weight", self.hidden_weight, 0)
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """Which filters are pruned, by what `method` (null: none), how many of them, and when.
+
+    `amount` is the share of each prunable layer's filters, or one by pattern of the layers' names,
+    the first that matches; other layers stay whole. `start` and `end` are parts of the run's steps.
+    one_shot prunes at `start`; gradual prunes `times` times up to `end`, after time i of n
+    1 - (1 - i/n)^3 of the amount (Zhu & Gupta 2017, eq. 1). hrank ranks on `batches` batches.
+    """
+
+    method: Literal["magnitude", "hrank"] | None = None
+    amount: float | dict[str, float] = 0.5
+    schedule: Literal["one_shot", "gradual"] = "one_shot"
+    start: float = 0.5
+    end: float = 0.75
+    times: int = 10
+    batches: int = 5
+
+    def __post_init__(self) -> None:
+        amounts = self.amount if isinstance(self.amount, dict) else {"": self.amount}
+        for pattern, amount in amounts.items():
+            key = f"pruning.amount.{pattern}" if pattern else "pruning.amount"
+            at_least(key, amount, 0)
+            below(key, amount, 1)
+        for key in ("start", "end"):
+            at_least(f"pruning.{key}", getattr(self, key), 0)
+            below(f"pruning.{key}", getattr(self, key), 1)
+        if self.schedule == "gradual":
+            at_least("pruning.end", self.end, self.start)
+        for key in ("times", "batches"):
+            at_least(f"pruning.{key}", getattr(self, key), 1)
+            at_most(f"pruning.{key}", getattr(self, key), MOST_PRUNINGS)
 
 
 @dataclass(frozen=True)
@@ -176,6 +211,7 @@ class Config:
     sharing: SharingConfig = field(default_factory=SharingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     artifact: ArtifactConfig = field(default_factory=ArtifactConfig)

@@ -47,7 +47,8 @@ class SharingConfig:
 
     `init` names trained weights to start from: a run, or dense weights that are projected into the
     bank; `fit:PATH` plans the sharing itself from them (`npas.share(model, budget, init="fit")`),
-    `fit` from those of `model.pretrained`. `templates` takes the place of a budget.
+    `fit` from those of `model.pretrained`, weighed by what layers see in the first `fit_batches`
+    training batches. `templates` takes the place of a budget.
     `recurrence_weight` times the mean cosine of the coefficients of layers that mix the same
     templates is taken off the loss. Every `lsm_every` epochs, if not 0, the layer similarity matrix
     is logged.
@@ -71,6 +72,7 @@ class SharingConfig:
     allocator: Literal["npas", "reference"] = "npas"
     recompute: bool = False
     init: str | None = None
+    fit_batches: int = 0
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
@@ -117,6 +119,7 @@ class SharingConfig:
             ("recurrence_weight", 0),
             ("lsm_every", 0),
             ("low_rank", 0),
+            ("fit_batches", 0),
         ):
             at_least(f"sharing.{key}", getattr(self, key), least)
         if not self.train_coefficients and self.generator != "wavg":

@@ -3,7 +3,7 @@
 A family is a module that offers `Config` (a dataclass: the closed set of its `model.*` keys) and
 `build(config, spec)`. There is no table to keep: `family("wrn")` finds `wrn.py`. Modules whose
 name starts with an underscore are helpers and no families. Other packages bring families as
-`npas.utils.plugins` says.
+`npas.utils.plugins` says. Of a family that offers `filters(network)` filters can be pruned.
 """
 
 from __future__ import annotations
@@ -38,6 +38,14 @@ class Input(NamedTuple):
 
     shape: tuple[int, ...]
     is_integer: bool = False
+
+
+class Reader(NamedTuple):
+    """What reads a conv's filters: the norm behind it, that norm's reader, its first channel."""
+
+    norm: str
+    layer: str
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,22 @@ def architecture_of(config: Any, network: nn.Module) -> dict[str, Any] | None:
     """
     describe = getattr(family(config.family), "architecture", None)
     found: dict[str, Any] | None = describe(network) if describe else None
+    return found
+
+
+def filters_of(config: Any, network: nn.Module) -> dict[str, list[Reader]]:
+    """Return the convs of a network whose filters can be taken out, and all that reads each.
+
+    What is added to something else is not among them: its channels are not its own. ValueError for
+    a family that does not say so.
+    """
+    say = getattr(family(config.family), "filters", None)
+    if say is None:
+        raise ValueError(
+            f"model.family={config.family} has no filters that can be pruned: choose vgg,"
+            " resnet_cifar, wrn or densenet"
+        )
+    found: dict[str, list[Reader]] = say(network)
     return found
 
 

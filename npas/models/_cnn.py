@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
+from npas.models import Reader
+
 
 def conv3x3(channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """Build a 3x3 conv that keeps the image size at stride 1."""
@@ -23,6 +25,12 @@ def stages(
         stacked.append(nn.Sequential(first, *(block(width, width, 1) for _ in range(count - 1))))
         channels = width
     return nn.Sequential(*stacked)
+
+
+def inner_filters(network: nn.Module, block: type[nn.Module], norm: str) -> dict[str, list[Reader]]:
+    """Return what reads the first conv of each residual block: its norm and the second conv."""
+    names = [name for name, module in network.named_modules() if isinstance(module, block)]
+    return {f"{name}.conv1": [Reader(f"{name}.{norm}", f"{name}.conv2")] for name in names}
 
 
 def initialize(model: nn.Module, classifier: nn.Linear) -> None:

@@ -8,12 +8,13 @@ channels by a 1x1 conv, and what lies between the blocks halves the channels.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec, _checks
+from npas.models import InputSpec, Reader, _checks
 from npas.models._cnn import conv3x3, initialize
 
 PLAIN_STEM, NARROWED = 16, 4
@@ -66,7 +67,6 @@ class DenseNet(nn.Module):
         for block in range(3):
             if block:
                 kept = channels // 2 if config.bottleneck else channels
-                kept = channels // 2 if config.bottleneck else channels
                 conv = nn.Conv2d(channels, kept, 1, bias=False)
                 blocks.append(activated(channels, conv, nn.AvgPool2d(2)))
                 channels = kept
@@ -86,6 +86,35 @@ class DenseNet(nn.Module):
 def activated(channels: int, *modules: nn.Module) -> nn.Sequential:
     """Put batch norm and ReLU before modules that read this many channels."""
     return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), *modules)
+
+
+def filters(network: DenseNet) -> dict[str, list[Reader]]:
+    """Return what reads the filters of each layer's convs.
+
+    What a layer appends is read by all layers behind it in its block, and by what ends the block.
+    """
+    found: dict[str, list[Reader]] = {}
+    for b, block in enumerate(network.blocks):
+        layers: list[Any] = [*block.children()]
+        if not isinstance(layers[0], Layer):
+            continue
+        reads = []  # norm and conv of each layer, and of what ends the block
+        for n, layer in enumerate(layers):
+            name, narrows = f"blocks.{b}.{n}", isinstance(layer.narrow, nn.Sequential)
+            first = f"{name}.narrow" if narrows else f"{name}.grow"
+            reads.append((f"{first}.0", f"{first}.2"))
+            if narrows:
+                found[f"{name}.narrow.2"] = [Reader(f"{name}.grow.0", f"{name}.grow.2")]
+        is_last = b == len(network.blocks) - 1
+        reads.append(
+            ("norm", "classifier") if is_last else (f"blocks.{b + 1}.0", f"blocks.{b + 1}.2")
+        )
+        channels = len(network.get_parameter(f"{reads[0][0]}.weight"))
+        for n, layer in enumerate(layers):
+            behind = [Reader(*read, channels) for read in reads[n + 1 :]]
+            found[f"blocks.{b}.{n}.grow.2"] = behind
+            channels += layer.grow[2].out_channels
+    return found
 
 
 build = DenseNet

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec, _checks
-from npas.models._cnn import conv3x3, initialize, stages
+from npas.models import InputSpec, Reader, _checks
+from npas.models._cnn import conv3x3, initialize, inner_filters, stages
 
 
 @dataclass
@@ -63,6 +63,11 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stages(F.relu(self.norm(self.stem(x))))
         return self.classifier(x.mean(dim=(2, 3)))
+
+
+def filters(network: nn.Module) -> dict[str, list[Reader]]:
+    """Return what reads the filters that can be pruned: of each block the first conv's."""
+    return inner_filters(network, Block, "norm1")
 
 
 build = ResNet

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from npas.models import InputSpec, _checks
+from npas.models import InputSpec, Reader, _checks
 from npas.models._cnn import initialize
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -58,6 +58,15 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.hidden(self.features(x).mean(dim=(2, 3))))
+
+
+def filters(network: VGG) -> dict[str, list[Reader]]:
+    """Return what reads each conv's filters: the next one, the last one's a linear layer."""
+    convs = [i for i, module in enumerate(network.features) if isinstance(module, nn.Conv2d)]
+    last = "classifier" if isinstance(network.hidden, nn.Identity) else "hidden.0"
+    layers = [*(f"features.{i}" for i in convs[1:]), last]
+    pairs = zip(convs, layers, strict=True)
+    return {f"features.{i}": [Reader(f"features.{i + 1}", layer)] for i, layer in pairs}
 
 
 build = VGG

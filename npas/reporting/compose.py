@@ -62,20 +62,38 @@ def _own_hydra() -> Iterator[None]:
 
 @functools.cache
 def planned_count(*words: str) -> int:
-    """Count what the run of these words trains, exactly, without making its tensors.
+    """Count the parameters that the run of these words ends with, exactly.
 
-    Its groups must not need a search; the weights that it starts from need not be there.
+    Its groups must not need a search; the weights that it starts from need not be there. Tensors
+    are made only where filters are pruned.
     """
     from npas.sharing import count_parameters, plan
+    from npas.training import pruning
     from npas.training.experiment import check_groups, plan_keywords
 
     starts = ("model.pretrained=", "sharing.init=")
     config = compose(*(word for word in words if not word.startswith(starts)))
     model = _network(config)
     if config.budget == DENSE:
-        return count_parameters(model)
-    check_groups(config, model, None)
-    return plan(model, config.budget, **plan_keywords(config, None)).budget.used
+        count = count_parameters(model)
+    else:
+        check_groups(config, model, None)
+        count = plan(model, config.budget, **plan_keywords(config, None)).budget.used
+    if config.pruning.method is None:
+        return count
+    return pruning.planned(config, _spec(config), count).parameters
+
+
+@functools.cache
+def planned_flops(*words: str) -> int:
+    """Count the FLOPs of one input for what the run of these words exports."""
+    from npas.tasks.base import inference_flops
+    from npas.training import pruning
+
+    config = compose(*words)
+    if config.pruning.method is not None:
+        return pruning.planned(config, _spec(config), 0).flops
+    return inference_flops(_network(config), _spec(config))
 
 
 @functools.cache
@@ -99,8 +117,16 @@ def _network(config: Config) -> nn.Module:
             drawing = func in (torch.Tensor.normal_, torch.Tensor.uniform_)
             return args[0] if drawing else func(*args, **(kwargs or {}))
 
+    spec = _spec(config)
+    with torch.device("meta"), Undrawn():
+        return models.build(config.model, spec)
+
+
+def _spec(config: Config) -> models.InputSpec:
+    import torch
+
     family = tasks.family(config.task.family)
     cpu = torch.device("cpu")
     task = family.Task(config.task, config.data, seed=config.seed, device=cpu)
-    with torch.device("meta"), Undrawn():
-        return models.build(config.model, task.spec)
+    spec: models.InputSpec = task.spec
+    return spec

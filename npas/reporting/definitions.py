@@ -10,15 +10,17 @@ from dataclasses import replace
 from typing import Any
 
 from npas import models
-from npas.config import GROUPINGS, SEARCHED, run_dir
-from npas.reporting import language_models, published, soft_sharing
+from npas.config import GROUPINGS, SEARCHED
+from npas.reporting import language_models, pruned, published, soft_sharing
 from npas.reporting.compose import compose, dense_count
+from npas.reporting.language_models import FAST
 from npas.reporting.soft_sharing import poster_rows
 from npas.reporting.tables import Row, Table
 from npas.reporting.verdicts import verdicts
 
 DIGITS_BUDGETS = ("0.02", "0.05", "0.1", "0.25", "0.5", "1", "2", "4")
 NARROW_BUDGETS = ("0.05", "0.1", "0.25", "0.5")
+SPARSE_BUDGETS = ("0.1", "0.5")
 SMALL_BUDGETS = ("0.05", "0.1", "0.25", "0.5", "1", "2")
 CIFAR_BUDGETS = ("0.05", "0.1", "0.25", "0.5", "1", "1.5", "2")
 IMAGENET_BUDGETS = ("0.1", "19M", "0.5", "1", "2")
@@ -26,13 +28,6 @@ GROUNDING_BUDGETS = ("0.02", "0.05", "0.1", "0.5", "1", "2")
 GROUPS = 4
 WIDTH_STEPS = 64  # widths are multiples of 1/64: exact as decimals, and as fine as channels are
 DENSE = "budget=dense"
-FAST = "precision=bf16"  # what the experiments' own commands train with
-# The rows of both versions, the experiment of each, and what an experiment's own words leave open.
-SQUAD = {
-    "BERT-Large": ("bert_large", "model.pretrained=bert-large-uncased"),
-    "ALBERT": ("albert_large", "model.pretrained=albert/albert-large-v1"),
-    "LB-SSN": ("ssn",),
-}
 RECALLS = {
     "mr": "mean of the six recalls",
     "i2t_r1": "R@1, an image's sentences found",
@@ -103,27 +98,30 @@ def _digits_groups() -> Table:
 
 
 def _cifar10_small() -> Table:
-    words = ("+exp=cifar10_small", "data.verify=warn")
+    words, sparse = ("+exp=cifar10_small", "data.verify=warn"), "SSN, sparse start"
+    shared = f"{' '.join(words)} budget={{}}"
+    narrow = [(b, f"narrower dense network of budget {b}") for b in NARROW_BUDGETS]
+    pairs = [(f"SSN, budget {b}", label) for b, label in narrow]
+    pairs += [(f"SSN, budget {b}", "dense network") for b in SMALL_BUDGETS[3:]]
+    pairs += [(f"{sparse}, budget {b}", f"SSN, budget {b}") for b in SPARSE_BUDGETS]
     return Table(
         name="cifar10_small",
         title="CIFAR-10, JPEG copy, 16x16 pixels: accuracy against parameter budget",
         rows=(
             Row("dense network", (*words, DENSE), series="dense network"),
             *_narrower("cifar10_small", *words, DENSE),
-            *_ssn(SMALL_BUDGETS, f"{' '.join(words)} budget={{}}", series="SSN"),
+            *_ssn(SMALL_BUDGETS, shared, series="SSN"),
+            *_ssn(
+                SPARSE_BUDGETS, f"{shared} sharing.coefficient_init=sparse", sparse, series=sparse
+            ),
         ),
-        appendix=verdicts(
-            {
-                b: (f"SSN, budget {b}", f"narrower dense network of budget {b}")
-                for b in NARROW_BUDGETS
-            },
-            "accuracy",
-        ),
+        appendix=verdicts(pairs, "accuracy"),
         note="WRN-16-2, five epochs. The images are a public JPEG copy of CIFAR-10, not the"
         " published bytes, halved in size: compare these figures with each other, not with"
         " published ones. All rows train for the same steps, with the same augmentation and at one"
         " rate, 0.2: of 0.1, 0.2 and 0.4 the best for the dense network on the held-out tenth"
-        " (74.8, 75.6 and 75.4%, one seed each), and tuned for no other row.",
+        " (74.8, 75.6 and 75.4%, one seed each), and tuned for no other row. With a sparse start"
+        " each layer begins with one of its templates alone.",
     )
 
 
@@ -203,31 +201,6 @@ def _perceiver() -> Table:
         " of the unshared network by groups of one template; its norms and biases stay each"
         " layer's own.",
         seeds=(0,),
-        counted=True,
-        plotted=False,
-    )
-
-
-def _squad() -> Table:
-    """List the slides' networks on both versions of SQuAD."""
-    start = f"sharing.init={run_dir(compose('+exp=ssn_mlm', FAST))}"
-    rows = []
-    for version, section, metric in ((1, "SQuAD 1.1", "f1"), (2, "SQuAD 2.0", "best_f1")):
-        for name, (exp, *more) in SQUAD.items():
-            words = (f"+exp={exp}_squad{version}", *more, FAST)
-            words += (start,) if name == "LB-SSN" else ()
-            figure = published.figure("squad", name, f"squad{version}_f1")
-            rows.append(Row(name, words, "", figure, section, metric))
-    return Table(
-        name="squad",
-        title="SQuAD: F1 beside the published figures",
-        rows=rows,
-        note="F1 on the development sets, of SQuAD 2.0 at the threshold that does best there, as"
-        " the official evaluation reports it. LB-SSN is BERT-large inside 18 million parameters,"
-        " the embeddings among them. BERT and ALBERT start from their published weights; LB-SSN"
-        " from a pre-training of its own, `npas-train +exp=ssn_mlm precision=bf16`, whose run"
-        " `sharing.init` names.",
-        metric="f1",
         counted=True,
         plotted=False,
     )
@@ -379,13 +352,15 @@ _TABLES: dict[str, Callable[[], Table]] = {
     "digits_groups": _digits_groups,
     "cifar10_small": _cifar10_small,
     "shakespeare": language_models.shakespeare,
+    "minilm_squad": language_models.minilm_squad,
     "wrn_cifar10": lambda: _wrn_cifar(10),
     "wrn_cifar100": lambda: _wrn_cifar(100),
     "imagenet": _imagenet,
     "perceiver": _perceiver,
-    "squad": _squad,
+    "squad": language_models.squad,
     "grounding": _grounding,
     "retrieval": _retrieval,
+    "hrank": pruned.hrank,
     "scenes": _scenes,
     "scenes_retrieval": _scenes_retrieval,
     "scenes_groups": _scenes_groups,

@@ -27,6 +27,7 @@ class Figure:
     source: str  # the document, in words
     note: str | None  # how a garbled figure was mended
     gpu_days: float | None = None  # that the training took, where the document says so
+    mflops: float | None = None  # millions of multiply-adds an input, likewise
 
 
 def figure(section: str, name: str, column: str, **match: object) -> Figure:
@@ -46,7 +47,7 @@ def figure(section: str, name: str, column: str, **match: object) -> Figure:
     if len(rows) != 1:
         raise ValueError(f"{len(rows)} rows of published section {section!r} have {wanted}, not 1")
     (row,) = rows
-    known = {key: row.get(key) for key in ("params", "note", "gpu_days")}
+    known = {key: row.get(key) for key in ("params", "note", "gpu_days", "mflops")}
     return Figure(name, column, float(row[column]), source=sources[row["source"]], **known)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from npas.config import HASH_EXCLUDED, RECIPE_VERSION
 from npas.config.renames import modernize_result
 from npas.reporting.environment import Hardware
-from npas.sharing.budget import BudgetReport
+from npas.sharing.budget import BudgetReport, PruningReport
 from npas.tasks.common.files import write_whole
 from npas.utils.git import Git
 from npas.utils.json_data import decode, read_json
@@ -36,7 +36,7 @@ SOURCES = ("real", "synthetic")
 # Fields that results from before them lack.
 ADDED = (
     *("search", "history", "parallel", "divergence", "init", "published", "files"),
-    *("earlier", "hub", "low_rank", "artifact"),
+    *("earlier", "hub", "low_rank", "artifact", "pruning"),
 )
 VARYING = (
     "wall_s",
@@ -165,6 +165,7 @@ class Result:
     init: Init | None = None  # of a run that started from trained weights
     hub: dict[str, str] | None = None  # "name@commit" by key, of what the Hugging Face hub gave
     artifact: Artifact | None = None  # of a run that exported one
+    pruning: PruningReport | None = None  # of a run that prunes filters
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, checked against the schema."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from npas import config as schema
 from npas.reporting import results as result_files
-from npas.reporting.compose import compose, planned_count
+from npas.reporting.compose import compose, planned_count, planned_flops
 from npas.reporting.published import Figure
 from npas.reporting.results import Metric, Result
 from npas.utils.git import PACKAGE_FOLDER
@@ -137,8 +137,12 @@ class Cell:
         return tuple(seed for seed in table.seeds if seed not in settled)
 
     def parameters(self) -> int | None:
-        """Return the count of parameters that the runs used."""
-        counts = {result.budget.used for result in self.found.values() if result.budget is not None}
+        """Return the count of parameters that the runs used, or were left with by pruning."""
+        counts = {
+            result.budget.used if result.pruning is None else result.pruning.parameters
+            for result in self.found.values()
+            if result.budget is not None
+        }
         return counts.pop() if len(counts) == 1 else None
 
     def artifact_bytes(self) -> int | None:
@@ -246,6 +250,7 @@ def _grid(table: Table, cells: Sequence[Cell], notes: list[str]) -> list[str]:
     """Write one grid; a column stands there if any of its rows has something in it."""
     published = [cell.row.published for cell in cells if cell.row.published is not None]
     timed = table.counted and any(figure.gpu_days is not None for figure in published)
+    has_flops = table.counted and any(figure.mflops is not None for figure in published)
     lines: list[str] = []
     for cell in cells:
         row, figure, summary = cell.row, cell.row.published, cell.summary(table)
@@ -256,6 +261,11 @@ def _grid(table: Table, cells: Sequence[Cell], notes: list[str]) -> list[str]:
         if table.counted and published:
             entries["published parameters"] = _millions(figure)
         entries["parameters"] = "" if parameters is None else f"{parameters:,}"
+        if has_flops:
+            theirs = figure.mflops if figure is not None else None
+            entries["published multiply-adds"] = "" if theirs is None else f"{theirs:g}M"
+            ours = planned_flops(*row.words) / 2e6 if row.words is not None else None
+            entries["multiply-adds"] = "" if ours is None else f"{ours:.2f}M"
         entries[table.heading] = _figure(table, cell)
         entries["n"] = str(summary.n) if summary else ""
         if published:

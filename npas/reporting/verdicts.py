@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from npas.reporting.tables import Cell, grid_line
 from npas.utils.printing import LOSSES
@@ -12,19 +12,19 @@ from npas.utils.printing import LOSSES
 ERRORS = 2  # standard errors, from which on a difference counts
 
 
-def verdicts(pairs: Mapping[str, tuple[str, str]], metric: str) -> Callable[..., list[str]]:
-    """Return an appendix for a table: by budget, the labels of its shared and its other row."""
+def verdicts(pairs: Sequence[tuple[str, str]], metric: str) -> Callable[..., list[str]]:
+    """Return an appendix for a table: the labels of each shared row and of the one it is beside."""
 
     def lines(cells: Sequence[Cell]) -> list[str]:
         found = {cell.row.label: _values(cell, metric) for cell in cells}
         rows = []
-        for budget, (shared, other) in pairs.items():
+        for shared, other in pairs:
             ours, theirs = found[shared], found[other]
             if len(ours) > 1 and len(theirs) > 1:
-                rows.append(grid_line([budget, *_compare(ours, theirs, metric)]))
+                rows.append(grid_line([shared, other, *_compare(ours, theirs, metric)]))
         if not rows:
             return []
-        heads = ["budget", "shared", "narrower dense", "difference", "standard error", "sharing"]
+        heads = ["shared", "beside", "shared", "beside", "difference", "standard error", "sharing"]
         return [
             "## What a budget buys",
             "",
@@ -32,7 +32,7 @@ def verdicts(pairs: Mapping[str, tuple[str, str]], metric: str) -> Callable[...,
             " difference.",
             "",
             grid_line(heads),
-            grid_line(["---", *["---:"] * 4, "---"]),
+            grid_line(["---", "---", *["---:"] * 4, "---"]),
             *rows,
             "",
         ]

@@ -13,6 +13,7 @@ from npas.sharing.layer_similarity import Similarity, recurrence_reward, similar
 from npas.sharing.optimizer_groups import no_decay_names, param_groups
 from npas.sharing.pricing import price
 from npas.sharing.projection import Projection, project
+from npas.sharing.pruning import feature_ranks, mask_filters, prune_filters, resize, shrink
 from npas.utils.packing import Artifact, Packing
 
 __all__ = [
@@ -30,10 +31,12 @@ __all__ = [
     "Similarity",
     "count_parameters",
     "distillation_loss",
+    "feature_ranks",
     "fold",
     "is_shared",
     "load",
     "load_folded",
+    "mask_filters",
     "materialize",
     "no_decay_names",
     "param_groups",
@@ -41,11 +44,14 @@ __all__ = [
     "plan",
     "price",
     "project",
+    "prune_filters",
     "read_artifact",
     "recurrence_reward",
+    "resize",
     "save",
     "save_folded",
     "share",
+    "shrink",
     "similarity",
     "summary",
     "weight_errors",

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from npas.sharing import audit, fitting, pricing, storage
+from npas.sharing import activations, audit, fitting, pricing, storage
+from npas.sharing.activations import Batch
 from npas.sharing.allocation import ALLOCATORS, Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
 from npas.sharing.budget import count_parameters, parse_budget
 from npas.sharing.coefficients import CHOICES, FIXED, OF_DEPTH, STARTS
 from npas.sharing.groups import assign_groups
-from npas.sharing.init import assign_scales, initialize, initialize_as_released, spread
+from npas.sharing.init import (
+    SAME_SPREAD,
+    assign_scales,
+    initialize,
+    initialize_as_released,
+    spread,
+)
 from npas.sharing.install import (
     find_planned,
     give_back_freed,
@@ -26,12 +35,12 @@ from npas.sharing.install import (
     restore,
     shared_weights,
 )
-from npas.sharing.layers import find_layers, find_tensors, is_constant
+from npas.sharing.layers import find_layers
 from npas.sharing.loops import refuse_loops
 from npas.sharing.projection import project
 from npas.sharing.released_layout import allocate_reference
 from npas.sharing.upsample import UPSAMPLERS
-from npas.utils.budget import Budget, BudgetLike
+from npas.utils.budget import BudgetLike
 from npas.utils.keywords import renamed
 from npas.utils.packing import Packing
 
@@ -62,6 +71,7 @@ def share(
     recompute: bool = False,
     packing: Packing | None = None,
     init: str = "fresh",
+    batches: Sequence[Batch] | None = None,
 ) -> nn.Module:
     """Share the parameters of `model` inside a budget, in place, and return it.
 
@@ -81,7 +91,9 @@ def share(
     Generated weights start with the spread of the dense ones, whose values are dropped: warns if
     they look trained. `init="fit"` keeps what the network has learned: groups, bases and values are
     chosen to approximate its weights (see `fitting`), so that no other option of these is open, but
-    with `templates`, whose values are then fitted. `summary` tells the relative errors.
+    with `templates`, whose values are then fitted. Given `batches` to call the network with (a
+    tensor, arguments in order or by name), it approximates what layers make of them, which is
+    nearer by far. `summary` tells the relative errors.
 
     Weights are generated once per forward pass, and kept without gradients while nothing they
     depend on changes; writing to a bank through `.data` is noticed at the next `train` or `eval`
@@ -95,7 +107,7 @@ def share(
     require_unshared(model)
     if budget is not None:
         budget = parse_budget(budget)
-        _refuse_huge(model, budget)
+        audit.refuse_huge(model, budget)
     options: dict[str, Any] = dict(
         generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, max_templates=max_templates, templates=templates,
@@ -104,10 +116,10 @@ def share(
         seed=seed, packing=packing,
     )  # fmt: skip
     if init == "fit":
-        return _share_fitted(model, budget, options, recompute)
-    allocation = plan(model, budget, init=init, **options)
+        return _share_fitted(model, budget, options, recompute, batches)
+    allocation = plan(model, budget, init=init, batches=batches, **options)
     _refuse_meta(model)
-    if looks_trained(model):
+    if audit.looks_trained(model):
         warnings.warn(
             "npas.share drops the network's weights, and these look trained: a shared network is"
             " trained from scratch",
@@ -136,16 +148,19 @@ def plan(
     seed: int = 0,
     packing: Packing | None = None,
     init: str = "fresh",
+    batches: Sequence[Batch] | None = None,
 ) -> Allocation:
     """Return the allocation that `share` would make of the same arguments; changes nothing.
 
     But for the layers' fixed scales, which `share` measures.
     """
+    activations.refuse_batches(batches, init, templates)
     chosen = (
         generator, upsampler, groups, max_templates, coefficient_init, train_coefficients,
         low_rank, allocator,
     )  # fmt: skip
-    if init == "fit" and (found := _fit(model, budget, templates, include, exclude, chosen)):
+    selected = templates, include, exclude, chosen, batches
+    if init == "fit" and (found := _fit(model, budget, *selected)):
         return found.allocation
     specs = [layer.spec for layer in find_layers(require_unshared(model), include, exclude)]
     for option, value, choices in (
@@ -203,27 +218,39 @@ def plan(
 
 
 def _share_fitted(
-    model: nn.Module, budget: BudgetLike | None, options: dict[str, Any], recompute: bool
+    model: nn.Module,
+    budget: BudgetLike | None,
+    options: dict[str, Any],
+    recompute: bool,
+    batches: Sequence[Batch] | None,
 ) -> nn.Module:
     """Share a network such that its weights are approximated; see `share`."""
     _refuse_meta(model)
-    if looks_fresh(model):
+    activations.refuse_batches(batches, "fit", options["templates"])
+    if audit.looks_fresh(model):
         warnings.warn(
             "npas.share was asked to fit weights that look fresh: load trained ones first",
             stacklevel=4,
         )
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     selected = options["templates"], options["include"], options["exclude"]
-    found = _fit(model, budget, *selected, [options[key] for key in OF_FRESH])
+    expected = activations.outputs(model, batches[0]) if batches else None
+    found = _fit(model, budget, *selected, [options[key] for key in OF_FRESH], batches)
     if found is not None:
         audit.warn_of_optimizers(install(model, found.allocation, recompute))
         fitting.fill(model, found.values)
         give_back_freed()
     else:  # templates were asked for, or the budget is very small or above the dense count
-        seed = options["seed"]
-        apply(model, plan(model, budget, **options), seed=seed, recompute=recompute)
+        # Layers whose generator gives them nothing of their own are to be one weight, which folds.
+        tolerance = math.inf if options["generator"] == "avg" else SAME_SPREAD
+        allocation = plan(model, budget, **options)
+        apply(model, allocation, seed=options["seed"], recompute=recompute, tolerance=tolerance)
         project(model, state)
-    shared_weights(model).errors = fitting.weight_errors(model, state)
+    errors = fitting.weight_errors(model, state)
+    if batches and expected is not None:
+        apart = activations.outputs(model, batches[0]) - expected
+        errors = replace(errors, outputs=float(apart.norm() / expected.norm()))
+    shared_weights(model).errors = errors
     return model
 
 
@@ -247,6 +274,7 @@ def _fit(
     include: Names,
     exclude: Names,
     chosen: Iterable[object],
+    batches: Sequence[Batch] | None = None,
 ) -> fitting.Fit | None:
     """Fit a network inside a budget; None where the layout of fresh networks is to be fitted."""
     if templates is not None or budget is None:
@@ -265,7 +293,8 @@ def _fit(
             f"budget={request.canonical} bounds bytes, and init='fit' counts parameters: give a"
             " fraction or a count (0.1, 18M)"
         )
-    return fitting.fit(layers, request, count_parameters(model))
+    roots = activations.roots(model, layers, batches) if batches else None
+    return fitting.fit(layers, request, count_parameters(model), roots)
 
 
 def _refuse_meta(model: nn.Module) -> None:
@@ -274,7 +303,12 @@ def _refuse_meta(model: nn.Module) -> None:
 
 
 def apply(
-    model: nn.Module, allocation: Allocation, *, seed: int = 0, recompute: bool = False
+    model: nn.Module,
+    allocation: Allocation,
+    *,
+    seed: int = 0,
+    recompute: bool = False,
+    tolerance: float = SAME_SPREAD,
 ) -> nn.Module:
     """Share a dense network as a finished allocation says, in place, and return it.
 
@@ -283,7 +317,7 @@ def apply(
     tensors = find_planned(require_unshared(model), allocation.layers)
     spreads = {tensor.spec.name: spread(tensor.parameter.detach()) for tensor in tensors}
     del tensors  # or they would look as if somebody held them
-    allocation, deviations = assign_scales(allocation, spreads)
+    allocation, deviations = assign_scales(allocation, spreads, tolerance)
     audit.warn_of_optimizers(install(model, allocation, recompute))
     give_back_freed()
     with torch.device("cpu"):  # a seed means the same weights whatever the default device
@@ -300,27 +334,6 @@ def allocation(model: nn.Module) -> Allocation:
     ValueError if it is not shared, or if a shared layer is gone from it.
     """
     return audit.follow(shared_weights(model)).allocation
-
-
-def looks_trained(model: nn.Module) -> bool:
-    """Guess from norms: moved running statistics, or weights that are no longer all equal.
-
-    A network without norms gives no sign.
-    """
-    return not all(map(is_constant, _of_norms(model)))
-
-
-def looks_fresh(model: nn.Module) -> bool:
-    """Guess from norms, too: there are some, and none has moved."""
-    found = _of_norms(model)
-    return bool(found) and all(map(is_constant, found))
-
-
-def _of_norms(model: nn.Module) -> list[Tensor]:
-    """Return the running means and the weights of all norms, as far as they have values."""
-    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
-    found = (getattr(m, name, None) for m in norms for name in ("running_mean", "weight"))
-    return [tensor for tensor in found if isinstance(tensor, Tensor) and not tensor.is_meta]
 
 
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
@@ -366,22 +379,3 @@ def summary(model: nn.Module) -> str:
     """
     table, errors = allocation(model).summary(), shared_weights(model).errors
     return table if errors is None else f"{table}\n{errors.table()}"
-
-
-def _refuse_huge(model: nn.Module, budget: Budget) -> None:
-    """Raise ValueError if this machine's memory cannot hold the parameters that a budget allows."""
-    trained = [t.parameter for t in find_tensors(model) if t.parameter.requires_grad]
-    largest = max((parameter.element_size() for parameter in trained), default=4)
-    dense = sum(parameter.numel() for parameter in trained)
-    # Of bytes about as many parameters as bytes.
-    needed = (budget.size or budget.allowed(dense)) * largest
-    if hasattr(os, "sysconf") and needed > (there := _memory()):
-        raise ValueError(
-            f"budget={budget.canonical} takes {needed / 2**30:,.1f} GiB for its parameters alone,"
-            f" and this machine has {there / 2**30:,.1f} GiB: ask for a smaller budget"
-        )
-
-
-def _memory() -> int:
-    """Return this machine's memory, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -179,7 +179,8 @@ def _refuse_change(module: Any, name: str) -> NoReturn:
     layer = module._npas.shared.reading.places[module._npas.layers[name]][1].name
     raise ValueError(
         f"the weight {layer!r} is generated from a bank and cannot be replaced, deleted or pruned:"
-        " do that before npas.share, or npas.materialize the network first"
+        " do that before npas.share, or npas.materialize the network first; filters are pruned by"
+        " npas.sharing.prune_filters, or pruning.method of npas-train"
     )
 
 

@@ -8,19 +8,29 @@ allocation that could be loaded is refused.
 from __future__ import annotations
 
 import gc
+import os
 import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from npas.sharing.allocation import Allocation
 from npas.sharing.budget import BudgetReport, parse_budget
-from npas.sharing.layers import PREFIX, WRAPPERS, is_parametrized, is_pruned, shared_names
+from npas.sharing.layers import (
+    PREFIX,
+    WRAPPERS,
+    find_tensors,
+    is_constant,
+    is_parametrized,
+    is_pruned,
+    shared_names,
+)
 from npas.sharing.torch_private import level_outside
 from npas.sharing.weights import SharedWeights
+from npas.utils.budget import Budget
 
 _UNNAMED = ("_checkpoint_wrapped_module.", "_orig_mod.", "_fsdp_wrapped_module.")
 """Parts of names that wrappers inside of a network add, and that its architecture does not have."""
@@ -162,3 +172,43 @@ def warn_of_optimizers(dropped: Mapping[str, weakref.ref[nn.Parameter]]) -> None
                     " sharing",
                     stacklevel=level_outside(),
                 )
+
+
+def looks_trained(model: nn.Module) -> bool:
+    """Guess from norms: moved running statistics, or weights that are no longer all equal.
+
+    A network without norms gives no sign.
+    """
+    return not all(map(is_constant, _of_norms(model)))
+
+
+def looks_fresh(model: nn.Module) -> bool:
+    """Guess from norms, too: there are some, and none has moved."""
+    found = _of_norms(model)
+    return bool(found) and all(map(is_constant, found))
+
+
+def _of_norms(model: nn.Module) -> list[Tensor]:
+    """Return the running means and the weights of all norms, as far as they have values."""
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    found = (getattr(m, name, None) for m in norms for name in ("running_mean", "weight"))
+    return [tensor for tensor in found if isinstance(tensor, Tensor) and not tensor.is_meta]
+
+
+def refuse_huge(model: nn.Module, budget: Budget) -> None:
+    """Raise ValueError if this machine's memory cannot hold the parameters that a budget allows."""
+    trained = [t.parameter for t in find_tensors(model) if t.parameter.requires_grad]
+    largest = max((parameter.element_size() for parameter in trained), default=4)
+    dense = sum(parameter.numel() for parameter in trained)
+    # Of bytes about as many parameters as bytes.
+    needed = (budget.size or budget.allowed(dense)) * largest
+    if hasattr(os, "sysconf") and needed > (there := _memory()):
+        raise ValueError(
+            f"budget={budget.canonical} takes {needed / 2**30:,.1f} GiB for its parameters alone,"
+            f" and this machine has {there / 2**30:,.1f} GiB: ask for a smaller budget"
+        )
+
+
+def _memory() -> int:
+    """Return this machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

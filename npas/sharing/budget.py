@@ -38,6 +38,27 @@ class BudgetReport:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class PruningReport:
+    """What pruning leaves of a network: filters, and the parameters and FLOPs of its export.
+
+    `parameters` are those of the run: what is trained and the masks, one bit a filter, at 32 bits a
+    parameter; of a dense network, which needs no masks once exported, the exported ones.
+    """
+
+    filters: int
+    kept: int
+    parameters: int
+    exported: int
+    flops: int
+
+    def __str__(self) -> str:
+        return (
+            f"pruning  {self.kept:,} of {self.filters:,} filters kept: {self.exported:,} parameters"
+            f" exported, {self.flops:,} FLOPs an input; {self.parameters:,} parameters with masks"
+        )
+
+
 def count_parameters(model: nn.Module) -> int:
     """Count the trainable parameters of `model`, each shared or tied tensor once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -14,6 +14,9 @@ parameters as the weight stays an ordinary parameter.
 A weight of rank K of one layer alone has K (R + N - K) degrees of freedom, and so many parameters:
 K rows of it are the basis, chosen by LU with partial pivoting, so that no mixture grows large.
 
+Given what layers see (`activations`), it is errors of their outputs that count, relative to the
+outputs and by the number of weights. Layers of which it is known then have a basis each.
+
 Everything is computed in float64, a shape at a time.
 
 Shapes: L layers, of R x N values as matrices; K vectors.
@@ -28,6 +31,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from npas.sharing.activations import Root
 from npas.sharing.allocation import Allocation, Scheme
 from npas.sharing.audit import follow, shared_layers
 from npas.sharing.budget import Budget, BudgetReport
@@ -48,8 +52,12 @@ class Fit:
     values: dict[str, Tensor]
 
 
-def fit(layers: Sequence[Layer], request: Budget, dense: int) -> Fit | None:
+def fit(
+    layers: Sequence[Layer], request: Budget, dense: int, roots: Mapping[str, Root] | None = None
+) -> Fit | None:
     """Plan a network of `dense` trainable parameters inside the budget, and find its values.
+
+    `roots` are those of what layers see, from `activations.roots`.
 
     None where the budget is below what this takes (one vector a layer), or not below the dense
     count.
@@ -59,7 +67,7 @@ def fit(layers: Sequence[Layer], request: Budget, dense: int) -> Fit | None:
     shapes: dict[tuple[int, int], list[Layer]] = {}
     for layer in layers:
         shapes.setdefault(matrix_form(layer.spec.shape), []).append(layer)
-    choices = [choice for alike in shapes.values() for choice in _choices(alike)]
+    choices = [choice for alike in shapes.values() for choice in _choices(alike, roots)]
     available = allowed - unshared
     if allowed >= dense or available < sum(choice.least for choice in choices):
         return None
@@ -142,19 +150,22 @@ class _Choice:
         return min(found, key=lambda pair: pair[0])[1]
 
 
-def _choices(alike: list[Layer]) -> list[_Choice]:
+def _choices(alike: list[Layer], roots: Mapping[str, Root] | None) -> list[_Choice]:
     """Return the ways to share of layers of one shape, each with a basis of its own first."""
     rows, values = matrix_form(alike[0].spec.shape)
     size, count = rows * values, len(alike)
     own = []
     for layer in alike:
-        matrix = scaled(layer)
+        matrix, root = scaled(layer), (roots or {}).get(layer.spec.name)
+        if root is not None:
+            matrix = root.weigh(matrix)
         square = matrix @ matrix.T if rows < values else matrix.T @ matrix
         k = torch.arange(min(rows, values) + 1, dtype=torch.float64)
-        errors = _left(square) * _worth([layer])
-        own.append(Unit([layer], "own", errors, k * (rows + values - k)))
+        worth = _worth([layer]) if roots is None else size / max(float(square.trace()), 1e-300)
+        errors = _left(square) * worth
+        own.append(Unit([layer], "own", errors, k * (rows + values - k), root=root))
     options = [own]
-    if count > 1:
+    if count > 1 and not any(unit.root for unit in own):
         stacks: dict[str, tuple[Callable[[], Tensor], int]] = {}
         if values <= WIDEST:
             stacks["rows"] = (lambda: gram(alike, columns=False)), values + count * rows
@@ -164,7 +175,8 @@ def _choices(alike: list[Layer]) -> list[_Choice]:
         for kind, (gram_of, cost) in stacks.items():
             most = (count * size - 1) // cost  # as many vectors as cost less than the weights
             if most:
-                errors = _left(gram_of())[: most + 1] * _worth(alike)
+                worth = _worth(alike) if roots is None else 1.0
+                errors = _left(gram_of())[: most + 1] * worth
                 costs = cost * torch.arange(len(errors), dtype=torch.float64)
                 whole = torch.tensor([0.0]), torch.tensor([float(count * size)])
                 both = [torch.cat(pair) for pair in zip((errors, costs), whole, strict=True)]

@@ -37,12 +37,13 @@ def spread(values: Tensor) -> float:
 
 
 def assign_scales(
-    allocation: Allocation, spreads: Mapping[str, float]
+    allocation: Allocation, spreads: Mapping[str, float], tolerance: float = SAME_SPREAD
 ) -> tuple[Allocation, list[float]]:
     """Give every layer its place in the list of scales; return the standard deviation of each.
 
     Layers of one group and shape that are made in one way and that their initializer treats alike
-    have one scale (their root mean square), so that sampling noise does not tell them apart.
+    have one scale (their root mean square), so that sampling noise does not tell them apart, as far
+    as their spreads are within `tolerance` of the least.
     """
     kinds: dict[object, list[str]] = {}
     for g, group in enumerate(allocation.groups):
@@ -54,7 +55,7 @@ def assign_scales(
     for names in kinds.values():
         least = -1.0
         for name in sorted(names, key=spreads.__getitem__):
-            if spreads[name] > SAME_SPREAD * least:
+            if spreads[name] > tolerance * least:
                 alike.append([])
                 least = spreads[name]
             place[name] = len(alike) - 1

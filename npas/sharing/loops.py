@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 _BOOKKEEPING = frozenset(nn.Module().__dict__) - {"training"}
+NUMBER = "layer_idx"  # by which transformers' layers know their place in a cache, and no more
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))
 
 
@@ -46,7 +47,9 @@ class Loop(nn.Module):
         common = {id(tensor) for tensor in _tensors(first)}
         self.body = first
         self.iterations = nn.ModuleList(
-            other if any(id(tensor) not in common for tensor in _tensors(other)) else first
+            other
+            if any(id(tensor) not in common for tensor in _tensors(other)) or _is_numbered(other)
+            else first
             for other in others
         )
 
@@ -207,7 +210,7 @@ class _Signature:
             plain = {
                 key: id(value) if isinstance(value, Tensor) else value
                 for key, value in vars(part).items()
-                if key not in _BOOKKEEPING
+                if key not in _BOOKKEEPING and key != NUMBER
             }
             hooks = [list(getattr(part, key).values()) for key in _HOOKS]
             self.modules.append((name, type(part), plain, hooks))
@@ -250,6 +253,10 @@ def _replace(container: nn.Module, blocks: Sequence[str], period: int) -> int:
     for name in blocks[1:]:
         del container._modules[name]
     return loop.count_own()
+
+
+def _is_numbered(module: nn.Module) -> bool:
+    return any(NUMBER in vars(part) for part in module.modules())
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -30,6 +30,7 @@ from npas.sharing.bases import BASES, basis_weight
 from npas.sharing.install import is_shared, shared_weights
 from npas.sharing.layers import PREFIX, SCALES, bank_name, upsampler_name
 from npas.sharing.low_rank import factor_names
+from npas.sharing.pruning import MASK
 from npas.sharing.reading import Reading
 from npas.sharing.upsample import UPSAMPLERS
 
@@ -310,5 +311,6 @@ def copy_others(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str
             if not fits[0].isfinite().all():
                 raise ValueError(f"{first} is not finite there: take weights that did not diverge")
             tensor.copy_(fits[0])
-        (copied if fits else fresh).append(first)
+        if fits or not first.endswith(f".{MASK}"):  # where nothing was pruned there is no mask
+            (copied if fits else fresh).append(first)
     return copied, fresh

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from npas.sharing.activations import Root
 from npas.sharing.allocation import GroupAllocation, LayerAllocation
 from npas.sharing.layers import (
     SCALES,
@@ -34,7 +35,8 @@ class Unit:
     """Layers that share one basis, and what K vectors of it cost and leave wrong, by K.
 
     The last entry is the weights themselves. `taken` is the K that was chosen; `cut` the values of
-    the vector that is cut short and its mixtures, by layer.
+    the vector that is cut short and its mixtures, by layer. `root` is what the errors of a
+    layer of its own are multiplied with.
     """
 
     layers: list[Layer]
@@ -43,6 +45,7 @@ class Unit:
     costs: Tensor
     taken: int = 0
     cut: tuple[int, list[int]] = (0, [])
+    root: Root | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -113,12 +116,15 @@ def _own(unit: Unit) -> _Made:
     (layer,), k = unit.layers, unit.taken
     weight_RN = _matrix(layer)
     rows, values = weight_RN.shape
+    weighed_RN = weight_RN if unit.root is None else unit.root.weigh(weight_RN)
     if rows < values:
-        left_RK = torch.linalg.eigh(weight_RN @ weight_RN.T)[1].flip(1)[:, :k]
-        right_KN = left_RK.T @ weight_RN
+        left_RK = torch.linalg.eigh(weighed_RN @ weighed_RN.T)[1].flip(1)[:, :k]
+        right_KN = left_RK.T @ weighed_RN
     else:
-        right_KN = torch.linalg.eigh(weight_RN.T @ weight_RN)[1].flip(1)[:, :k].T
-        left_RK = weight_RN @ right_KN.T
+        right_KN = torch.linalg.eigh(weighed_RN.T @ weighed_RN)[1].flip(1)[:, :k].T
+        left_RK = weighed_RN @ right_KN.T
+    if unit.root is not None:
+        left_RK, right_KN = unit.root.undo(left_RK, right_KN)
     order = list(range(rows))
     for i, pivot in enumerate(torch.linalg.lu_factor_ex(left_RK)[1].tolist()):
         order[i], order[pivot - 1] = order[pivot - 1], order[i]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.config import DENSE, Config
+from npas.config import DENSE, Config, DistillConfig, PruningConfig, run_dir
 from npas.sharing.distillation import distillation_loss
 from npas.tasks import base
 from npas.tasks.base import Batch, Task
@@ -134,17 +134,37 @@ def prepare(experiment: Experiment) -> None:
 
 
 def _dense(config: Config, task: Task) -> nn.Module:
-    """Build the run's own network before sharing, with its trained weights."""
+    """Build the run's own network before sharing, with its trained weights.
+
+    Where some of it would be fresh, as the head of a network that was trained for something else,
+    it is the same experiment's finished dense run.
+    """
     sharing = dataclasses.replace(
         config.sharing, groups="single", num_groups=None, templates=None, init=None
     )
-    network = build_network(dataclasses.replace(config, budget=DENSE, sharing=sharing), task.spec)
-    source = config.sharing.init
-    if source is not None:
-        initial.load_into(network, Path(source))
-    elif getattr(config.model, "pretrained", None) is None:
+    dense = dataclasses.replace(
+        config, budget=DENSE, sharing=sharing, distill=DistillConfig(), pruning=PruningConfig()
+    )
+    if config.sharing.weights is None and getattr(config.model, "pretrained", None) is None:
         raise ValueError(
             "the dense network has no trained weights: set model.pretrained or sharing.init, or"
             " name a run as the teacher"
         )
-    return network
+    networks = []
+    for seed in (config.seed, config.seed + 1):
+        networks.append(build_network(dataclasses.replace(dense, seed=seed % 2**32), task.spec))
+        if config.sharing.weights is not None:
+            initial.load_into(networks[-1], Path(config.sharing.weights))
+    network, other = networks
+    drawn = other.state_dict()
+    fresh = [name for name, own in network.state_dict().items() if not own.equal(drawn[name])]
+    if not fresh:
+        return network
+    folder = run_dir(dense)
+    try:
+        return initial.restore(folder)
+    except ValueError as error:
+        raise ValueError(
+            f"{fresh[0]} of the dense network is fresh, and its own run cannot teach either"
+            f" ({error}): train it first, budget=dense and else the same, or name another run"
+        ) from None

@@ -14,7 +14,7 @@ from npas import models, tasks
 from npas.config import DENSE, FITTED, Config, search_epochs
 from npas.config.groups_file import GROUPS_FILE
 from npas.models import InputSpec
-from npas.sharing import Allocation, api, install
+from npas.sharing import Allocation, api, install, pruning
 from npas.sharing.budget import spell_count
 from npas.sharing.layer_similarity import recurrence_reward
 from npas.sharing.layers import find_layers
@@ -28,7 +28,7 @@ from npas.training.grouping import SEARCH, TRAIN, Grouping
 log = logging.getLogger(__name__)
 
 # The keys of `sharing` that a plan does not depend on.
-OF_TRAINING = {"search", "recompute", "recurrence_weight", "lsm_every", "init"}
+OF_TRAINING = {"search", "recompute", "recurrence_weight", "lsm_every", "init", "fit_batches"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ def build_network(
     """
     stored = stored or {}
     seeding.seed_torch(config.seed, "init")
-    model = models.build(config.model, spec, stored.get("architecture"))
+    model = build_dense(config, spec, stored.get("architecture"))
     if stored.get("allocation"):
         plan = Allocation.from_dict(stored["allocation"])
         install.install(model, plan, config.sharing.recompute)
@@ -158,6 +158,23 @@ def build_network(
             recurrence_reward(model)
         except ValueError as error:
             raise ValueError(f"sharing.recurrence_weight={weight} has no use: {error}") from None
+    return model
+
+
+def build_dense(
+    config: Config, spec: InputSpec, architecture: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Build the dense network for a task's inputs, with masks where filters are to be pruned.
+
+    ValueError where they cannot be.
+    """
+    model = models.build(config.model, spec, architecture)
+    if (method := config.pruning.method) is not None:
+        try:
+            pruning.mask_filters(model, models.filters_of(config.model, model))
+            pruning.counts(model, config.pruning.amount)
+        except ValueError as error:
+            raise ValueError(f"pruning.method={method}: {error}") from None
     return model
 
 

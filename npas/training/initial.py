@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +25,19 @@ from torch import Tensor, nn
 from npas import config as schema
 from npas import models, tasks
 from npas.config import DENSE, Config, run_dir
-from npas.sharing import Allocation, GroupAllocation, api, install, project
+from npas.sharing import (
+    Allocation,
+    GroupAllocation,
+    activations,
+    api,
+    install,
+    project,
+    pruning,
+)
 from npas.sharing.layers import SCALES, bank_name, generator_name, generator_names, upsampler_name
 from npas.sharing.projection import copy_others, dense_names
+from npas.tasks import base
+from npas.tasks.base import Task
 from npas.tasks.common.files import write_whole
 from npas.training import dense_weights
 from npas.training.checkpoint import MANIFEST, find_checkpoint
@@ -65,7 +77,7 @@ def start(experiment: Experiment) -> None:
     try:
         own = _sum_of(model) if path is None else ""
         if fits:
-            done = fit(model, config, path)
+            done = fit(model, config, path, experiment.task)
             experiment.allocation = api.allocation(model)
         else:
             done = "" if path is None else _start(model, path, stage)
@@ -76,10 +88,15 @@ def start(experiment: Experiment) -> None:
         raise ValueError(f"sharing.init={config.sharing.init}: {error}") from None
 
 
-def fit(model: nn.Module, config: Config, path: Path | None) -> str:
-    """Share a dense network as its trained weights have it, or those at a path; say how near."""
+def fit(model: nn.Module, config: Config, path: Path | None, task: Task) -> str:
+    """Share a dense network as its trained weights have it, or those at a path; say how near.
+
+    Reads the task's data where `sharing.fit_batches` asks for some.
+    """
     said = [] if path is None else [_start(model, path, TRAIN)]
     keywords = plan_keywords(config) | {"recompute": config.sharing.recompute}
+    if config.sharing.fit_batches and config.sharing.templates is None:
+        keywords["batches"] = _called_with(model, config, task)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         api.share(model, config.budget, init="fit", **keywords)
@@ -87,6 +104,25 @@ def fit(model: nn.Module, config: Config, path: Path | None) -> str:
         log.warning("sharing.init: %s", warning.message)
     errors = install.shared_weights(model).errors
     return "; ".join([*said, f"fitted, {errors}"])
+
+
+@torch.no_grad()
+def _called_with(model: nn.Module, config: Config, task: Task) -> list[Any]:
+    """Return what the task calls the network with in the first training batches."""
+    task.setup()
+    found: list[Any] = []
+    hook = model.register_forward_pre_hook(
+        lambda module, given, named: found.append(named or given), with_kwargs=True
+    )
+    device = next(model.parameters()).device
+    try:
+        with activations.evaluating(model):
+            own = base.batches(task, 0, config.batch_size, device=device)
+            for batch in itertools.islice(own, config.sharing.fit_batches):
+                task.loss(model, batch)
+    finally:
+        hook.remove()
+    return found
 
 
 def weights_sum(path: Path) -> str:
@@ -139,6 +175,8 @@ def _start(model: nn.Module, path: Path, stage: str) -> str:
     if not _is_run(path):
         return _from_dense(model, dense_weights.read(path))
     stored = restore(path)
+    if pruning.has_masks(stored):
+        pruning.silence(stored)
     if install.is_shared(stored):
         theirs, tensors = api.allocation(stored), dict(stored.state_dict())
         dense = install.materialize(stored).state_dict()

@@ -74,6 +74,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     if most_s is not None:
                         by_clock = config.epochs * steps_per_epoch * vote.elapsed_s / most_s
                         at_step = max(at_step, int(by_clock))
+                    state.pruner.prune(progress, at_step, config.epochs * steps_per_epoch)
                     rate = learning_rate(config, at_step, steps_per_epoch)
                     progress.step += 1
                     parts = batch.parts(config.trainer.grad_accum_steps)
@@ -85,8 +86,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     went_wrong = meter.add(progress.step, batch.size, finite, sums, norms_N)
                     clip(optimizer, config.optim.clip_norm, norms_N)
                     update(optimizer, rate, precision, went_wrong, norms_N)
-                    if state.averaged is not None:
-                        state.averaged.update(progress.step)
+                    state.average()
                     journal.step()
                     ends_epoch = progress.step % steps_per_epoch == 0
                     if ends_epoch or progress.step % every == 0:

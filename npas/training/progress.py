@@ -17,6 +17,7 @@ class Progress:
     step: int = 0  # optimizer steps done
     epoch: int = 0  # whole epochs done, measured and saved
     logged: int = 0  # lines of the log
+    prunings: int = 0  # times that filters were pruned
     elapsed_s: float = 0.0  # in all the processes that worked on this run
     metrics: dict[str, float] | None = None  # of the last epoch, on held-out data
     best: dict[str, Any] | None = None  # step, epoch and metrics of the best epoch on that data

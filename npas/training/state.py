@@ -35,6 +35,7 @@ from npas.training.grouping import SEARCH, TRAIN, from_dict
 from npas.training.meter import Meter
 from npas.training.precision import Precision
 from npas.training.progress import Progress, read_progress
+from npas.training.pruning import Pruner
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class TrainState:
         decay = self.config.optim.ema_decay
         averages = decay > 0 and experiment.stage == TRAIN
         self.averaged = AveragedWeights(self.model, decay) if averages else None
+        self.pruner = Pruner(experiment)
         self.run_dir = run_dir
         self.store = Checkpoints(run_dir / "checkpoints", self.config.trainer.keep_last)
         self.progress = Progress()
@@ -72,6 +74,11 @@ class TrainState:
     def elapsed_s(self) -> float:
         """Return the seconds that this training has taken, in all the processes it had."""
         return self.progress.elapsed_s + time.perf_counter() - self.since
+
+    def average(self) -> None:
+        """Add the weights after a step to the averages, if there are any."""
+        if self.averaged is not None:
+            self.averaged.update(self.progress.step)
 
     def save(self) -> None:
         """Write a checkpoint of this moment; Diverged if a step has gone wrong before it."""

@@ -77,14 +77,17 @@ def test_it_is_of_use_after_a_search_and_to_a_dense_network(
     assert answer.err.count("sharing.init: ") == 1 and said in answer.err
 
 
+@pytest.mark.parametrize("batches", [0, 2])
 def test_a_plan_says_how_near_a_fit_comes_and_a_run_starts_there(
-    run: Run, trained: Path, tmp_path: Path
+    run: Run, trained: Path, tmp_path: Path, batches: int
 ) -> None:
     arguments = (*SMALL, f"run_root={tmp_path}", "budget=0.5", f"sharing.init=fit:{trained}")
+    arguments += (f"sharing.fit_batches={batches}",)
     answer = run("npas-plan", *arguments)
     assert answer.code == 0
     (said,) = (line for line in answer.out.splitlines() if line.startswith("fit "))
     assert "relative error 0." in said and "vectors by rows" in answer.out
+    assert said.endswith(" of the outputs of a batch") == bool(batches)
     again = run("npas-plan", *arguments, "format=json")
     errors = json.loads(again.out)["errors"]
     assert f"relative error {errors['all']:.3g}" in said and len(errors["layers"]) == 11

@@ -57,7 +57,7 @@ def test_the_table_shows_layers_counts_and_flops(run: Run) -> None:
     assert "inputs: 3x64x64 of a synthetic run; the set's are 3x224x224" in synthetic.out
 
 
-def test_layers_that_come_out_identical_are_counted(run: Run) -> None:
+def test_a_plan_that_is_known_to_be_poor_is_said_to_be(run: Run) -> None:
     words = ("npas-plan", "+exp=wrn_cifar10", "budget=0.1")
     note = (
         "note: 6 of 29 layers have the very weight of another (stages.2.0.conv2.weight = stages.2."
@@ -65,6 +65,10 @@ def test_layers_that_come_out_identical_are_counted(run: Run) -> None:
     assert note in run(*words).out
     assert "note:" not in run(*words, "sharing.low_rank=1").out
     assert "note:" not in run("npas-plan", "budget=dense").out
+    text = ("npas-plan", "+exp=shakespeare", "budget=0.25")
+    assert "note: tokens.weight shares a bank with matrices" in run(*text).out
+    assert "note:" not in run(*text, "sharing=no_embeddings").out
+    assert "shares a bank with" not in run("npas-plan", "+exp=tiny_mlm").out  # too many to stay out
 
 
 def test_a_sweep_of_plans_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:

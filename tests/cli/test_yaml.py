@@ -8,12 +8,24 @@ from omegaconf import OmegaConf
 
 from npas import models, tasks
 from npas.cli import runs
-from npas.config import OptimConfig, SharingConfig, TrainerConfig, known_keys, run_dir
+from npas.config import (
+    OptimConfig,
+    PruningConfig,
+    SharingConfig,
+    TrainerConfig,
+    known_keys,
+    run_dir,
+)
 from npas.config.typed import build
 from npas.reporting.compose import compose
 
 FOLDER = Path(npas.configs.__path__[0])
-NODES = {"optim": OptimConfig, "sharing": SharingConfig, "trainer": TrainerConfig}
+NODES = {
+    "optim": OptimConfig,
+    "pruning": PruningConfig,
+    "sharing": SharingConfig,
+    "trainer": TrainerConfig,
+}
 
 
 def test_every_option_passes_the_check() -> None:

@@ -13,8 +13,8 @@ from torch import nn
 from npas import models, sharing, tasks
 from npas.cli import plan, train
 from npas.config import DENSE, Config, search_epochs
-from npas.reporting import results
-from npas.reporting.compose import compose
+from npas.reporting import definitions, results
+from npas.reporting.compose import compose, planned_count, planned_flops
 from npas.training.experiment import plan_keywords
 
 pytestmark = pytest.mark.walk
@@ -38,8 +38,8 @@ NAMED = {
     **{f"{name}_squad{n}": ("18M",) for name in ("ssn", "bert_large") for n in (1, 2)},
 }
 
-# What data of one's own would say.
-TOLD = {"images": ("task.classes=10",)}
+# What data of one's own would say; and weights of one's own are not synthetic.
+TOLD = {"images": ("task.classes=10",), "minilm_squad": ("model.pretrained=null",)}
 
 
 @pytest.fixture(autouse=True)
@@ -51,21 +51,33 @@ def alone_in_the_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.collect()
 
 
-@pytest.mark.parametrize("exp", EXPERIMENTS)
-def test_an_experiment_trains_on_its_synthetic(exp: str, tmp_path: Path) -> None:
-    words = [f"+exp={exp}", "data.source=synthetic", f"data.root={tmp_path / 'none'}"]
+# The networks of the table of pruned ones, which are shared and pruned.
+PRUNED = [row.words for row in definitions.table("hrank").rows if row.label == "SSN, pruned"]
+TRAINED = [(f"+exp={exp}",) for exp in EXPERIMENTS] + [words for words in PRUNED if words]
+
+
+@pytest.mark.parametrize("own", TRAINED, ids=" ".join)
+def test_an_experiment_trains_on_its_synthetic(own: tuple[str, ...], tmp_path: Path) -> None:
+    config = compose(*own)
+    exp = config.exp
+    words = [*own, "data.source=synthetic", f"data.root={tmp_path / 'none'}"]
     words += ["data.download=false", f"run_root={tmp_path / 'runs'}", "trainer.device=cpu"]
     # Two steps show what the four of a user's own synthetic run would, and one checkpoint what two.
-    own = compose(f"+exp={exp}").data.synthetic
+    own_size = config.data.synthetic
     most = {"train": 4, "test": 2, "epochs": 1, "batch_size": 2}
-    words += [f"data.synthetic.{key}={min(getattr(own, key), n)}" for key, n in most.items()]
+    words += [f"data.synthetic.{key}={min(getattr(own_size, key), n)}" for key, n in most.items()]
     words += ["trainer.keep_last=1"]
+    words += TOLD.get(exp, ())
     assert train.main(words) == 0
     (folder,) = (tmp_path / "runs" / exp).iterdir()
     result = results.read(folder)
     assert (result.status, result.dataset.source) == ("done", "synthetic")
     assert result.metrics is not None and result.budget is not None
     assert result.budget.used <= result.budget.allowed
+    if config.pruning.method is not None:
+        assert result.pruning is not None
+        assert result.pruning.parameters == planned_count(*own)
+        assert result.pruning.flops == planned_flops(*own)
     assert not (tmp_path / "none").exists()
     for file in (folder / "checkpoints").rglob("*"):
         if file.is_file():

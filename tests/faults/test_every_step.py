@@ -14,6 +14,8 @@ SHORTER, SHORTER_STEPS = ("epochs=2", "optim.milestones=[1]"), 8
 SEARCH, SEARCH_STEPS = ("sharing.groups=learned", "sharing.num_groups=2"), 4
 LEARNED = (*SEARCH, "sharing.search.epochs=1", *SHORTER)
 ALL_AT_ONCE = ("data.workers=2", "trainer.grad_accum_steps=2", "optim.ema_decay=0.9", *SHORTER)
+GRADUAL = ("pruning.schedule=gradual", "pruning.start=0.2", "pruning.times=2")
+PRUNED = ("pruning=hrank", *GRADUAL, "pruning.batches=2", *SHORTER)
 SELDOM = ("trainer.log_every=5", "trainer.checkpoint_every=3")
 
 
@@ -25,6 +27,7 @@ SELDOM = ("trainer.log_every=5", "trainer.checkpoint_every=3")
         (("optim.name=adamw", "budget=dense", *SELDOM, *SHORTER), range(1, SHORTER_STEPS)),
         (("optim.name=adamax", "optim.clip_norm=2", *SELDOM, *SHORTER), (3, 4)),
         (("precision=fp16", *SHORTER), (3, 4)),
+        (PRUNED, range(1, SHORTER_STEPS)),
         (LEARNED, (1, SEARCH_STEPS - 1, SEARCH_STEPS, SEARCH_STEPS + 1, SEARCH_STEPS + 6)),
     ],
     ids=[
@@ -33,6 +36,7 @@ SELDOM = ("trainer.log_every=5", "trainer.checkpoint_every=3")
         "adamw, seldom",
         "adamax",
         "fp16",
+        "pruned",
         "learned",
     ],
 )
@@ -52,9 +56,10 @@ def test_stopped_after_each_step(
     [
         (("optim.ema_decay=0.9", "data.workers=2", *SHORTER), [*range(1, SHORTER_STEPS - 1)]),
         (("trainer.grad_accum_steps=2", "trainer.gradient_dtype=bf16", *SELDOM), [3, 7]),
+        (PRUNED, [2, 3, 5]),
         (LEARNED, [2, 5, 9]),
     ],
-    ids=["averaged weights, workers", "accumulation, bf16 gradients, seldom", "learned"],
+    ids=["averaged weights, workers", "accumulation, bf16 gradients, seldom", "pruned", "learned"],
 )
 def test_two_ranks_stopped_after_the_steps(
     trainings: Trainings, straight: Straight, words: tuple[str, ...], stopped: list[int]

@@ -7,7 +7,7 @@ import pytest
 
 from npas.config import DENSE, config_hash, run_dir
 from npas.reporting import definitions, results, tables
-from npas.reporting.compose import compose, dense_count
+from npas.reporting.compose import compose, dense_count, planned_count, planned_flops
 from npas.sharing.budget import parse_budget
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -84,3 +84,18 @@ def test_the_shared_bert_starts_where_its_pre_training_ends() -> None:
         if word.startswith("sharing.init=")
     }
     assert init == str(run_dir(compose(*header_words("ssn_mlm"))))
+
+
+def test_pruned_networks_are_no_larger_than_hranks() -> None:
+    rows = definitions.table("hrank").rows
+    for pruned, shared, both in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        figure = pruned.published
+        assert figure is not None and figure.params is not None and figure.mflops is not None
+        assert pruned.words and shared.words and both.words
+        count, flops = planned_count(*pruned.words), planned_flops(*pruned.words)
+        assert 0.85 * figure.params < count / 1e6 <= figure.params, pruned.section
+        assert 0.85 * figure.mflops < flops / 2e6 <= figure.mflops, pruned.section
+        assert planned_count(*shared.words) == figure.params * 1e6
+        assert planned_flops(*both.words) == flops < planned_flops(*shared.words)
+        masks = planned_count(*both.words) - figure.params * 1e6 / 2
+        assert 0 < masks < 150  # a bit a filter

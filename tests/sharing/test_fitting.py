@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from zoo import ZOO, Specimen
 
 import npas
-from npas.sharing import price, project
+from npas.sharing import activations, price, project
+from npas.sharing.layers import find_layers
 from npas.sharing.templates import bank_templates
 
 BUDGETS = (0.4, 0.55, 0.7, 0.93)
@@ -174,6 +175,111 @@ def test_outputs_of_a_network_that_fits_are_kept() -> None:
     expected = model(x)
     model, _ = fitted(model, 0.999)
     assert torch.allclose(model(x), expected, atol=1e-2)
+
+
+class Seeing(nn.Module):
+    """Words, a layer and a convolution whose inputs lie in few directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(60, 24)
+        self.line = nn.Linear(24, 32)
+        self.conv = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.dropout = nn.Dropout()
+        with torch.no_grad():
+            self.words.weight[:6, 4:] = 0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.dropout(self.line(self.words(ids)))
+        return self.conv(hidden.view(len(ids), 8, 4, -1)).flatten(1)
+
+
+@pytest.mark.parametrize("budget", [0.35, 0.5, 0.7])
+def test_errors_count_by_what_layers_see(budget: float) -> None:
+    dense = drawn(make=Seeing)
+    seen = torch.randint(6, (7, 12), generator=torch.Generator().manual_seed(0))
+    errors = []
+    for batches in (None, [{"ids": ids} for ids in seen.split(3)]):
+        model, _ = fitted(copy.deepcopy(dense), budget, batches=batches)
+        report = npas.allocation(model).budget
+        assert count(model) == report.used <= report.allowed and model.training
+        assert not any(
+            module._forward_pre_hooks for module in model.modules() if module is not model
+        )
+        with torch.no_grad():
+            outputs = [copy.deepcopy(net).eval()(seen[:3]) for net in (model, dense)]
+        errors.append((outputs[0] - outputs[1]).norm().item() / outputs[1].norm().item())
+        own = npas.sharing.install.shared_weights(model).errors
+        assert own.outputs == (None if batches is None else pytest.approx(errors[-1], rel=1e-4))
+    assert errors[1] < 0.7 * errors[0], errors
+    plan = npas.plan(
+        copy.deepcopy(dense), budget, init="fit", batches=[(ids,) for ids in seen.split(3)]
+    )
+    assert plan == npas.allocation(model)
+    assert f"{errors[1]:.3g} of the outputs of a batch" in npas.summary(model)
+
+
+def test_what_layers_see_is_measured_as_it_is() -> None:
+    """C of a convolution's patches and of a layer's inputs, and how often words are read."""
+    model = drawn(make=Seeing)
+    layers = find_layers(model)
+    ids = torch.randint(6, (5, 12))
+    found = activations.roots(model, layers, [ids[:2], ids[2:]])
+    assert set(found) == {"words.weight", "line.weight", "conv.weight"}
+    counts = ids.flatten().bincount(minlength=60)
+    torch.testing.assert_close(found["words.weight"].factor.square(), counts.double() + 1)
+    with torch.no_grad():
+        words = model.words(ids).reshape(-1, 24).double()
+        pictures = model.line(model.words(ids)).view(5, 8, 4, -1)
+        patches = nn.functional.unfold(pictures, 3, padding=1, stride=2).double()
+        patches = patches.transpose(1, 2).reshape(-1, 72)
+    for name, inputs in (("line.weight", words), ("conv.weight", patches)):
+        moment = inputs.T @ inputs
+        moment = moment / moment.diagonal().mean() + 0.01 * torch.eye(len(moment))
+        root = found[name]
+        torch.testing.assert_close(root.factor @ root.factor, moment, rtol=1e-6, atol=1e-6)
+        product = root.factor @ root.inverse
+        torch.testing.assert_close(product, torch.eye(len(moment)).double(), rtol=0, atol=1e-6)
+    model.line.weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match=r"conv\.weight inputs that are not finite"):
+        activations.roots(model, layers, [ids])
+
+
+class Tied(nn.Module):
+    """A head that is its embedding, of as many words as it is wide; it is called by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.line, self.head = (
+            nn.Embedding(16, 16),
+            nn.Linear(16, 16),
+            nn.Linear(16, 16),
+        )
+        self.head.weight = self.words.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.line(input=self.words(ids)))
+
+
+def test_a_tied_embedding_counts_as_one_and_other_layers_may_be_out_of_reach() -> None:
+    model = drawn(make=Tied)
+    ids = torch.randint(16, (3, 5))
+    found = activations.roots(model, find_layers(model), [(ids,)])
+    assert set(found) == {"words.weight"} and found["words.weight"].factor.shape == (16,)
+    model, _ = fitted(model, 0.6, batches=[(ids,)])
+    assert model.head.weight is not None and npas.allocation(model).budget.used == count(model)
+    with pytest.raises(ValueError, match="reach no layer"):
+        activations.roots(drawn(make=Tied), find_layers(model := drawn(make=Tied)), [ids])
+
+
+@pytest.mark.parametrize("options", [{"init": "fresh"}, {"templates": 1}, {"batches": []}])
+def test_batches_are_for_a_fit_inside_a_budget(options: dict[str, Any]) -> None:
+    model = drawn(make=Seeing)
+    words = {"init": "fit", "batches": [torch.zeros(1, 12).long()]} | options
+    budget = None if "templates" in options else 0.5
+    for verb in (npas.plan, npas.share):
+        with pytest.raises(ValueError, match="batches must be a list"):
+            verb(model, budget, **words)
 
 
 def test_templates_are_fitted_and_folded() -> None:

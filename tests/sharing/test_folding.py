@@ -179,3 +179,33 @@ def test_a_list_loops_where_the_network_maps_through_it(skips: bool) -> None:
     assert [r.blocks for r in found.repeats] == ([] if skips else [("1", "2", "3", "4")])
     assert len(model.layers) == (5 if skips else 2)  # type: ignore[arg-type]
     assert found.weights == 2
+
+
+def test_a_fitted_transformer_becomes_a_recursive_one(tmp_path: Path) -> None:
+    """One block looped, fitted to the trained ones; norms and biases stay each turn's own."""
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=50, num_hidden_layers=4, **sizes)
+    torch.manual_seed(0)
+    dense = BertModel(config, add_pooling_layer=False).eval()
+    with torch.no_grad():
+        for parameter in dense.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model = copy.deepcopy(dense)
+    how = {"generator": "avg", "groups": "place", "exclude": ["@embeddings"]}
+    npas.share(model, templates=1, init="fit", **how)  # type: ignore[arg-type]
+    mean = torch.stack([layer.output.dense.weight for layer in dense.encoder.layer]).mean(0)
+    torch.testing.assert_close(model.encoder.layer[3].output.dense.weight, mean)
+    tokens = torch.randint(50, (2, 9))
+    tied = model(tokens).last_hidden_state.detach()
+    found = npas.fold(model, 0.99, {"input_ids": tokens})
+    assert [(r.container, r.times) for r in found.repeats] == [("encoder.layer", 4)]
+    assert len(model.encoder.layer) == 1 and not npas.is_shared(model)
+    torch.testing.assert_close(model(tokens).last_hidden_state, tied)
+    matrices = 4 * 16 * 16 + 2 * 16 * 32
+    assert found.parameters == npas.count_parameters(dense) - 3 * matrices
+    save_folded(model, found, tmp_path)
+    again = load_folded(tmp_path, BertModel(config, add_pooling_layer=False)).eval()
+    torch.testing.assert_close(again(tokens).last_hidden_state, tied)

@@ -1,15 +1,17 @@
 """A teacher's outputs as targets: the formula, the loss of a run, what is refused."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import npas
-from npas.config import Config
+from npas.config import Config, DistillConfig, SharingConfig, run_dir
 from npas.training import build, prepare, train
 
 RunSmall = Callable[..., Any]
@@ -106,3 +108,34 @@ def test_a_teacher_that_does_not_fit_is_one_line_before_training(
     with pytest.raises(ValueError, match=message) as error:
         prepare(experiment)
     assert "\n" not in str(error.value)
+
+
+def test_dense_is_the_network_before_sharing_or_its_own_run_where_that_has_a_fresh_head(
+    run_small: RunSmall, small: MakeConfig, tmp_path: Path
+) -> None:
+    trained, _ = run_small("trained", epochs=1)
+    keys: dict[str, Any] = {"run_root": str(tmp_path / "runs"), "budget": "0.3"}
+    whole = keys | {"sharing": {"init": f"fit:{tmp_path / 'trained'}"}}
+    experiment = build(small(distill={"teacher": "dense"}, **whole))
+    prepare(experiment)
+    teacher = experiment.distilled.teacher.state_dict()  # type: ignore[union-attr]
+    expected = trained.model.state_dict()
+    assert all(torch.equal(teacher[name], tensor) for name, tensor in expected.items())
+
+    body = {name: t for name, t in expected.items() if not name.startswith("classifier.")}
+    save_file(body, tmp_path / "body.safetensors")
+    keys["sharing"] = {"init": f"fit:{tmp_path / 'body.safetensors'}"}
+    config = small(distill={"teacher": "dense"}, **keys)
+    with pytest.raises(
+        ValueError, match=r"classifier\.\w+ of the dense network is fresh.*train it first"
+    ):
+        prepare(build(config))
+    dense, sharing = dataclasses.replace(config, budget="dense"), SharingConfig()
+    dense = dataclasses.replace(dense, sharing=sharing, distill=DistillConfig())
+    own = build(dense)
+    assert train(own, run_dir(dense)).status == "done"
+    experiment = build(config)
+    prepare(experiment)
+    teacher = experiment.distilled.teacher.state_dict()  # type: ignore[union-attr]
+    found = own.model.state_dict()
+    assert all(torch.equal(teacher[name], tensor) for name, tensor in found.items())

@@ -40,6 +40,11 @@ CASES = [
         "sharing": {"coefficient_init": "cosine", "train_coefficients": False, "low_rank": 2},
         "trainer": {"grad_accum_steps": 2},
     },
+    {
+        "budget": "0.5",
+        "optim": {"ema_decay": 0.9},
+        "pruning": {"method": "hrank", "schedule": "gradual", "times": 3, "start": 0.4, "end": 0.8},
+    },
     {"budget": "dense", "data": {"val_fraction": 0.0}, "trainer": {"keep_last": 1}},
 ]
 

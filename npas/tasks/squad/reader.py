@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,11 @@ def _question(entry: Any, article: int, context: str, version: str) -> Question:
     return Question(
         _get(entry, "id", str), article, context, _get(entry, "question", str), texts, start
     )
+
+
+def content(text: str) -> str:
+    """Return a paragraph's letters and digits, by which copies of it are told."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
 
 
 def find_answer(context: str, text: str, start: int) -> int | None:

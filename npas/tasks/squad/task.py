@@ -8,6 +8,9 @@ BERT's (Devlin et al. 2019); the scores are the official ones, in percent. What 
 of the training articles is held out to choose a checkpoint by; with 0 all are trained on and the
 last weights count.
 
+`task.train_files` and `task.test_file` name other files of this format, under `data.root`. No
+paragraph of the test file is trained on, wherever else it stands: letters and digits tell.
+
 1.1 reports `f1` and `em`. For 2.0 these are what the network says by itself, with threshold 0;
 `best_f1` and `best_em` are with the threshold that is best on the dev set itself, as BERT's and
 ALBERT's published figures are.
@@ -17,7 +20,8 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +62,8 @@ SYNTHETIC_LENGTHS = {"max_length": 64, "stride": 16, "max_query": 16}
 class Config:
     """The `task.*` keys of SQuAD: lengths are in tokens. ValueError for what cannot be.
 
-    `tokenizer` is a folder, or a name on the Hugging Face hub.
+    `tokenizer` is a folder, or a name on the Hugging Face hub. Of the training questions
+    `train_questions`, drawn by lot, are trained on, the same for every seed; null: all.
     """
 
     family: str = "squad"
@@ -69,12 +74,22 @@ class Config:
     max_answer: int = 30
     n_best: int = 20
     tokenizer: str = "bert-large-uncased"
+    train_files: list[str] = field(default_factory=list)
+    test_file: str | None = None
+    train_questions: int | None = None
 
     def __post_init__(self) -> None:
         if self.version not in ("1.1", "2.0"):
             raise ValueError(f"task.version={self.version}: SQuAD comes as 1.1 and as 2.0")
-        for key in ("stride", "max_query", "max_answer", "n_best"):
+        for key in ("stride", "max_query", "max_answer", "n_best", "train_questions"):
             at_least(f"task.{key}", getattr(self, key), 1)
+        files = [*self.train_files, *([] if self.test_file is None else [self.test_file])]
+        if bool(self.train_files) != (self.test_file is not None):
+            raise ValueError(
+                "task.train_files and task.test_file go together: set both, or neither"
+            )
+        if "" in files or len({os.path.normpath(name) for name in files}) < len(files):
+            raise ValueError("task.train_files and task.test_file must be files of their own each")
         at_most("task.max_length", self.max_length, 100_000)
         room = self.max_length - self.max_query - SPECIAL
         if room < 1:
@@ -125,7 +140,12 @@ class Task(tokenization.TextTask):
         self.lengths = windows.Lengths(*lengths)
         self.spec = InputSpec((self.lengths.window,), 2, outputs="span")
         names = [f"{part}-v{config.version}.json" for part in ("train", "dev")]
-        self.sums = {name: None if self.source == "synthetic" else SHA256[name] for name in names}
+        known: dict[str, str] = {} if self.source == "synthetic" else SHA256
+        if config.test_file is not None and self.source != "synthetic":
+            self.name = Path(config.test_file).stem
+            names, known = [*config.train_files, config.test_file], {}
+        self.sums = {name: known.get(name) for name in names}  # the last one is the test set's
+        self.left_out = 0  # paragraphs to train on that are the test set's
         self.compared = checksums.Comparison(data.verify)
         self.answered: dict[str, list[decode.Answers]] = {}  # by split, the last time
 
@@ -137,10 +157,11 @@ class Task(tokenization.TextTask):
         """Download what is missing. ValueError says what to put where."""
 
         missing = [name for name in self.sums if not (self.root / name).is_file()]
-        if missing and not self.data.download:
+        own = self.config.test_file is not None
+        if missing and (own or not self.data.download):
             raise ValueError(
                 f"{self.name} is not under data.root={self.root}: put {' and '.join(missing)} there"
-                ", or set data.download=true"
+                + ("" if own else ", or set data.download=true")
             )
         for name in missing:
             with files.locked(self.root / f".{self.name}.lock"):
@@ -163,13 +184,36 @@ class Task(tokenization.TextTask):
             path = self.root / name
             expected = known and f"sha256 {known}"
             self.compared.add(name, checksums.sha256(path), expected, path=path, remedy=remedy)
-        train, test = (reader.read(self.root / name, self.config.version) for name in self.sums)
+        *read, test = (reader.read(self.root / name, self.config.version) for name in self.sums)
+        train = self._to_train_on(read, test)
         parts = {"train": train, "test": test}
         if fraction := self.data.val_fraction:
             held = held_out(max(question.article for question in train) + 1, fraction)
             parts["train"] = [question for question in train if question.article not in held]
             parts["val"] = [question for question in train if question.article in held]
         self.parts = {name: self._part(name, questions) for name, questions in parts.items()}
+
+    def _to_train_on(
+        self, read: list[list[reader.Question]], test: list[reader.Question]
+    ) -> list[reader.Question]:
+        """Return the questions of all training files that are none on the test set's paragraphs."""
+        found: list[reader.Question] = []
+        for questions in read:
+            first = found[-1].article + 1 if found else 0
+            found += [replace(q, article=first + q.article) for q in questions]
+        if self.config.test_file is not None:
+            tested = {reader.content(text) for text in {q.context for q in test}}
+            own = {text for text in {q.context for q in found} if reader.content(text) in tested}
+            self.left_out = len(own)
+            found = [question for question in found if question.context not in own]
+            if not found:
+                raise ValueError("task.train_files hold no paragraph that task.test_file does not")
+        count = self.config.train_questions
+        if count is not None and count < len(found):
+            key = rng.derive_key(SPLIT_SEED, "squad questions")
+            order = rng.permutation(key, len(found), torch.device("cpu"))[:count]
+            found = [found[i] for i in order.sort().values.tolist()]
+        return found
 
     def _part(self, name: str, questions: list[reader.Question]) -> Part:
         features = windows.cut(questions, self.tokenizer, self.lengths, training=name == "train")
@@ -189,7 +233,8 @@ class Task(tokenization.TextTask):
         for name, known in self.sums.items():
             own = self.compared.found[name]
             whose = "as published" if own == f"sha256 {known}" else f"not the published {known}"
-            whose = "synthetic" if known is None else whose
+            if known is None:
+                whose = "synthetic" if self.source == "synthetic" else "as task names it"
             found[name] = f"{self.sizes[name]:,} bytes, {own}, {whose}"
         for name, part in self.parts.items():
             answerable = sum(bool(question.answers) for question in part.questions)
@@ -200,6 +245,8 @@ class Task(tokenization.TextTask):
                 f" {len({question.article for question in part.questions}):,} articles, in"
                 f" {len(part.features):,} windows of {self.lengths.window} tokens"
             )
+        if self.left_out:
+            found["train"] += f"; {self.left_out:,} paragraphs of the test set are left out"
         return found | self.tokenizer.line()
 
     @property

