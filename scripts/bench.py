@@ -143,7 +143,8 @@ def serve(arguments: argparse.Namespace) -> None:
         code = f"import sys; from npas.cli import {name}; sys.exit({name}.main({words!r}))"
         spent = 0.0
         while sys.stdin.readline().strip():
-            subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+            where = {"cwd": os.environ["PYTHONPATH"], "stdout": subprocess.DEVNULL}
+            subprocess.run([sys.executable, "-c", code], check=True, **where)
             used, sofar = resource.getrusage(resource.RUSAGE_CHILDREN), spent
             spent = used.ru_utime + used.ru_stime
             print(spent - sofar, flush=True)
