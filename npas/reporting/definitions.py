@@ -116,6 +116,7 @@ def _cifar10_small() -> Table:
             ),
         ),
         appendix=verdicts(pairs, "accuracy"),
+        costed=True,
         note="WRN-16-2, five epochs. The images are a public JPEG copy of CIFAR-10, not the"
         " published bytes, halved in size: compare these figures with each other, not with"
         " published ones. All rows train for the same steps, with the same augmentation and at one"

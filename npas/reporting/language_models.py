@@ -87,6 +87,7 @@ def shakespeare() -> Table:
         " parameters are at least the budget's.",
         metric="loss",
         draw=plots.against_bytes_too,
+        costed=True,
         appendix=lambda cells: [*verdicts(pairs, "loss")(cells), *_artifacts(cells)],
     )
 

@@ -23,12 +23,17 @@ from typing import Any
 from npas import config as schema
 from npas.reporting import results as result_files
 from npas.reporting.compose import compose, planned_count, planned_flops
+from npas.reporting.costs import step_costs
 from npas.reporting.published import Figure
 from npas.reporting.results import Metric, Result
 from npas.utils.git import PACKAGE_FOLDER
 from npas.utils.printing import LOSSES
 
 EPOCHS = {"last": "last epoch", "selected": "of the epoch chosen on held-out data"}
+COSTS = (
+    "A step's time is processor time of one thread on a CPU, beside the first row's in rounds"
+    " that took turns (median); MiB are what building and training take on top of the libraries."
+)
 NAMES = {"f1": "F1", "mr": "recall"}  # of metrics, as a heading has them
 
 
@@ -64,6 +69,7 @@ class Table:
     seeds: tuple[int, ...] = (0, 1, 2)
     # Count each row's parameters before there is a run, and show them beside the published ones.
     counted: bool = False
+    costed: bool = False  # show what a step takes, where scripts/step_costs.py has measured it
     plotted: bool = True  # the metric against parameters, or what `draw` draws in its place
     draw: Callable[[Table, Sequence[Cell], Path], list[Path]] | None = None
     appendix: Callable[[Sequence[Cell]], list[str]] | None = None  # what stands below the grids
@@ -235,6 +241,8 @@ def markdown(table: Table, cells: Sequence[Cell]) -> str:
     for section, group in itertools.groupby(cells, key=lambda cell: cell.row.section):
         lines += [f"## {section}", ""] if section else []
         lines += [*_grid(table, [*group], notes), ""]
+    if table.costed and step_costs(results_root(), table.name):
+        lines += [COSTS, ""]
     lines += table.appendix(cells) if table.appendix is not None else []
     lines += [f"{index}. {note}" for index, note in enumerate(notes, 1)]
     lines += [""] if notes else []
@@ -250,6 +258,7 @@ def _grid(table: Table, cells: Sequence[Cell], notes: list[str]) -> list[str]:
     """Write one grid; a column stands there if any of its rows has something in it."""
     published = [cell.row.published for cell in cells if cell.row.published is not None]
     timed = table.counted and any(figure.gpu_days is not None for figure in published)
+    costs = step_costs(results_root(), table.name) if table.costed else {}
     has_flops = table.counted and any(figure.mflops is not None for figure in published)
     lines: list[str] = []
     for cell in cells:
@@ -268,6 +277,10 @@ def _grid(table: Table, cells: Sequence[Cell], notes: list[str]) -> list[str]:
             entries["multiply-adds"] = "" if ours is None else f"{ours:.2f}M"
         entries[table.heading] = _figure(table, cell)
         entries["n"] = str(summary.n) if summary else ""
+        if costs:
+            cost = costs.get(row.label)
+            entries["step, x dense"] = "" if cost is None else f"{cost.ratio:.2f}"
+            entries["MiB"] = "" if cost is None else f"{cost.mib:.0f}"
         if published:
             difference = summary.mean - figure.value if summary and figure else None
             entries["published"] = _published(figure, notes, table.counted)
