@@ -1,28 +1,35 @@
-"""Time a shared network's training step beside the dense one's, interleaved in one run.
+"""Time shared networks beside the dense one, and one build of npas beside another, in one run.
 
-    python scripts/bench.py                                        # WRN-28-10, batch 8, one thread
-    python scripts/bench.py --allocator keeping --out results/bench/wrn_28_10-b8.json
-    python scripts/bench.py --model encoder --batch 4 --budgets 0.1,0.5 --allocator keeping
-    python scripts/bench.py --mode eval --batch 1 --budgets 2
+    python scripts/bench.py                                          # WRN-28-10, batch 8, training
+    python scripts/bench.py --model encoder:12x768 --batch 4 --budgets 0.1,0.5 --hand
+    python scripts/bench.py --action eval --batch 1 --base ../older  # two builds, interleaved
+    python scripts/bench.py --action materialize --model mlp:1000x64 --budgets 0.1
+    python scripts/bench.py --command "table digits" --base ../older
     python scripts/bench.py --model resnet50 --batch 128 --device cuda --precision bf16
 
-A step is forward, backward and SGD with momentum; `--mode eval` times the forward pass of the
-shared, not materialized, network instead. `encoder` is as large as BERT-large's, without the
-vocabulary: 24 layers of 1,024. Each round times the dense step and each shared one, in an order
-that rotates; a ratio is the median over the rounds of shared / dense of the same round, so that
-what slows the machine slows both sides. The generation share is what making all
-weights and gathering their gradients takes, alone, of the shared step. Peak memory is above the
-start (before the network is built), each network in a process of its own; what the libraries load
-at the first step, whatever trains, is in it, and is measured apart. Warm-up steps are not counted,
-nor is compiling.
+Each network is a process of its own; one at a time is told to act, so that they never compete. In
+every round all act once, and over the rounds each comes after each other equally often (a Williams
+design). The clock is processor time, which other users of the machine disturb least, with one
+thread. A ratio is that of one round to the dense network's of the same round (without one, to the
+first row's); medians and quartiles over the rounds. Peak memory is above the start, before the
+network is built. Two uncounted actions come first.
+
+Actions: `train` is a step with the fused optimizer that npas-train takes (SGD with momentum, for
+encoders AdamW); `generate` makes all weights and gathers their gradients alone; `eval` is a later
+forward pass without gradients, `first` the first after the bank has changed; `materialize`, `plan`
+and `share` are those functions. `--command` runs an npas command from its start instead.
+`--hand` adds a peer written by hand: the same templates, sliced and mixed in a parametrization.
 
 On a CPU the C library's allocator decides much: its default gives large blocks back after each use,
 `--allocator keeping` does not, and is nearer to a GPU's caching allocator.
 """
 
 import argparse
+import copy
 import json
 import os
+import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -31,256 +38,264 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench_networks import HERE, build, share_by_hand
+
 KEEPING = {
     "MALLOC_MMAP_THRESHOLD_": "8589934592",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
 }
-KEYS = (
-    "model", "mode", "batch", "length", "device", "precision", "recompute", "compile", "threads",
-    "clock", "allocator", "rounds",
-)  # fmt: skip
-MODELS = Path(__file__).parent.parent / "configs" / "model"
+WITH_DENSE = ("train", "eval", "first")
+Action = tuple[Callable[[], Any], Callable[[Any], Any]]  # the second is timed
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="wrn_28_10", help="a file of configs/model, or encoder")
-    parser.add_argument("--mode", default="train", choices=["train", "eval"])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128, help="the encoder's tokens")
+    parser.add_argument(
+        "--model", default="wrn_28_10", help="of configs/model; encoder:LxD; mlp:LxD"
+    )
+    parser.add_argument("--action", default="train", choices=list(ACTIONS))
+    parser.add_argument("--command", help="an npas command with its arguments, in place of --model")
     parser.add_argument("--budgets", default="0.1,0.5,2")
+    parser.add_argument("--base", type=Path, help="the checkout of another build of npas")
+    parser.add_argument("--hand", action="store_true", help="add the peer that is written by hand")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--repeat", type=int, default=1, help="actions a round: the least counts")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128, help="an encoder's tokens")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--recompute", action="store_true", help="as sharing.recompute")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
-    parser.add_argument("--allocator", default="default", choices=["default", "keeping"])
-    parser.add_argument("--no-memory", action="store_true", help="leave the memory runs out")
+    parser.add_argument("--allocator", default="keeping", choices=["default", "keeping"])
     parser.add_argument("--out", type=Path, help="write the figures here as JSON, too")
-    parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # dense or a budget; a child process
+    parser.add_argument("--serve", help=argparse.SUPPRESS)  # a child process: dense or a budget
     return parser.parse_args()
 
 
 def main() -> None:
-    """Run the benchmark, or one memory measurement of it."""
+    """Run the benchmark, or one network's process of it."""
     arguments = parse()
-    if arguments.allocator == "keeping" and not KEEPING.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEPING)
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-
-    import torch
-
-    torch.set_num_threads(arguments.threads)
-    if arguments.peak_of:
-        print(peak_memory(arguments))
+    if arguments.serve:
+        serve(arguments)
         return
-    rows = measure(arguments)
-    if not arguments.no_memory:
-        for row in rows:
-            row["peak_mib"] = peak_in_child(row["budget"])
-        if arguments.device == "cpu":
-            rows[0]["libraries_mib"] = peak_in_child("libraries")
+    workers = {name: start(arguments, *who) for name, who in asked(arguments).items()}
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    for order in orders(list(workers), arguments.rounds):
+        for name in order:
+            seconds[name].append(min(ask(workers[name]) for _ in range(arguments.repeat)))
+    rows = []
+    for name, found in seconds.items():
+        first = seconds[next(iter(seconds))]
+        ratios = [a / b for a, b in zip(found, first, strict=True)]
+        more = json.loads(workers[name].communicate("\n")[0])
+        rows.append({"network": name, "s": quartiles(found), "ratio": quartiles(ratios), **more})
     show(arguments, rows)
     if arguments.out:
         write(arguments, rows)
 
 
-def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time the steps; return a row for the dense network and one for each budget."""
+def asked(arguments: argparse.Namespace) -> dict[str, tuple[str, Path]]:
+    """Return for each row what its process serves, and the build of npas that it uses."""
+    builds = {"": HERE} | ({"base": arguments.base.resolve()} if arguments.base else {})
+    if arguments.command:
+        return {f"{arguments.command} {b}".strip(): ("-", path) for b, path in builds.items()}
+    found = {"dense": ("dense", HERE)} if arguments.action in WITH_DENSE else {}
+    for budget in arguments.budgets.split(","):
+        found |= {f"{budget} {b}".strip(): (budget, path) for b, path in builds.items()}
+        found |= {f"{budget} hand": (f"hand {budget}", HERE)} if arguments.hand else {}
+    return found
+
+
+def orders(names: list[str], rounds: int) -> list[list[str]]:
+    """Return the order of each round, such that each comes after each other equally often."""
+    count = len(names)
+    zigzag = [(i + 1) // 2 if i % 2 else (count - i // 2) % count for i in range(count)]
+    turned = [[names[(place + r) % count] for place in zigzag] for r in range(rounds)]
+    return [order[::-1] if r // count % 2 else order for r, order in enumerate(turned)]
+
+
+def start(arguments: argparse.Namespace, serves: str, build: Path) -> subprocess.Popen[str]:
+    """Start the process of one row, and wait until its network is warm."""
+    changed = {"OMP_NUM_THREADS": str(arguments.threads), "PYTHONPATH": str(build)}
+    changed |= KEEPING if arguments.allocator == "keeping" else {}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, *sys.argv, "--serve", serves]
+    worker = subprocess.Popen(command, env=os.environ | changed, **pipes)
+    ask(worker)
+    ask(worker)
+    return worker
+
+
+def ask(worker: subprocess.Popen[str]) -> float:
+    """Let a process act once; return the seconds it took."""
+    assert worker.stdin is not None and worker.stdout is not None
+    worker.stdin.write("act\n")
+    worker.stdin.flush()
+    return float(worker.stdout.readline())
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Act whenever a line says so, and print the seconds; at an empty one tell what else counts."""
+    if arguments.command:
+        name, *words = shlex.split(arguments.command)
+        code = f"import sys; from npas.cli import {name}; sys.exit({name}.main({words!r}))"
+        spent = 0.0
+        while sys.stdin.readline().strip():
+            where = {"cwd": os.environ["PYTHONPATH"], "stdout": subprocess.DEVNULL}
+            subprocess.run([sys.executable, "-c", code], check=True, **where)
+            used, sofar = resource.getrusage(resource.RUSAGE_CHILDREN), spent
+            spent = used.ru_utime + used.ru_stime
+            print(spent - sofar, flush=True)
+        print(json.dumps({"peak_mib": used.ru_maxrss / 2**10}))
+        return
+
     import torch
 
+    torch.set_num_threads(arguments.threads)
+    torch.randn(64, 64) @ torch.randn(64, 64)  # the libraries' own memory is not the step's
+    build(argparse.Namespace(model="wrn_16_2", device="cpu"))
+    before = resident("VmRSS")
+    network = build(arguments)
+    kind, _, budget = arguments.serve.rpartition(" ")
+    if arguments.serve != "dense" and arguments.action not in ("plan", "share"):
+        network = share_by_hand(network, budget) if kind else share(arguments, network)
+    prepare, act = ACTIONS[arguments.action](arguments, network)
+    clock = time.process_time if arguments.device == "cpu" else time.perf_counter
+    wait = torch.cuda.synchronize if arguments.device == "cuda" else bool
+    while sys.stdin.readline().strip():
+        prepared = prepare()
+        wait()
+        started = clock()
+        act(prepared)
+        wait()
+        print(clock() - started, flush=True)
+    count = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    peak = (resident("VmHWM") - before) / 2**10
+    if arguments.device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    print(json.dumps({"parameters": count, "peak_mib": peak}))
+
+
+def share(arguments: argparse.Namespace, network: Any) -> Any:
+    """Share a network inside the budget that this process serves."""
     import npas
 
-    budgets = arguments.budgets.split(",")
-    networks = {"dense": build(arguments)}
-    for budget in budgets:
-        networks[budget] = npas.share(build(arguments), budget, recompute=arguments.recompute)
-    steps = {name: stepper(arguments, network) for name, network in networks.items()}
-    for step in steps.values():
-        step()
-        step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    order = list(steps)
-    for _ in range(arguments.rounds):
-        for name in order:
-            seconds[name].append(timed(arguments, steps[name]))
-        order = [*order[1:], order[0]]  # what comes after what must not matter
-    rows = []
-    for name, network in networks.items():
-        ratios = [a / b for a, b in zip(seconds[name], seconds["dense"], strict=True)]
-        row: dict[str, Any] = {
-            "budget": name,
-            "parameters": npas.count_parameters(network),
-            "step_s": statistics.median(seconds[name]),
-            "ratio": statistics.median(ratios),
-            "ratio_low": min(ratios),
-            "ratio_high": max(ratios),
-        }
-        if name != "dense" and arguments.mode == "train":
-            generate = generation(network)
-            generate()
-            alone = statistics.median(timed(arguments, generate) for _ in range(3))
-            row["generation_share"] = alone / row["step_s"]
-        rows.append(row)
-        if arguments.device == "cuda":
-            torch.cuda.empty_cache()
-    return rows
+    return npas.share(network, arguments.serve, recompute=arguments.recompute)
 
 
-def build(arguments: argparse.Namespace) -> Any:
-    """Build the dense network that configs/model names, or the encoder."""
-    import torch
-    from omegaconf import OmegaConf
-
-    from npas import models
-
-    torch.manual_seed(0)
-    if arguments.model == "encoder":
-        return encoder().to(arguments.device)
-    path = MODELS / f"{arguments.model}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in MODELS.glob("*.yaml")))
-        sys.exit(f"--model {arguments.model} is none of {known}")
-    values: Any = OmegaConf.to_container(OmegaConf.load(path))
-    family = models.family(values["family"])
-    network = family.build(family.Config(**values), spec(values["family"]))
-    return network.to(arguments.device)
-
-
-def spec(family: str) -> Any:
-    """Return CIFAR-100's input for our own networks and ImageNet's for torchvision's."""
-    from npas.models import InputSpec
-
-    if family == "torchvision":
-        return InputSpec((3, 224, 224), 1000)
-    return InputSpec((3, 32, 32), 100)
-
-
-def encoder() -> Any:
-    """Build an encoder as large as BERT-large's under a linear classifier's loss."""
-    from transformers import BertConfig
-    from transformers.models.bert.modeling_bert import BertEncoder
-
-    settings = BertConfig(
-        hidden_size=1024,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        intermediate_size=4096,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    settings._attn_implementation = "sdpa"
-    return BertEncoder(settings)
-
-
-def stepper(arguments: argparse.Namespace, network: Any) -> Callable[[], None]:
-    """Return one training step, or one evaluation, on a fixed random batch."""
+def forward(arguments: argparse.Namespace, network: Any) -> Callable[[], Any]:
+    """Return a function that computes outputs, batch x classes, of a fixed random batch."""
     import torch
 
     first = next((m for m in network.modules() if isinstance(m, torch.nn.Conv2d)), None)
-    shape: tuple[int, ...] = (arguments.length, 1024)
-    if first is not None:  # the first of an ImageNet network is a 7x7
-        shape = (3, 224, 224) if first.kernel_size[0] == 7 else (3, 32, 32)
+    width = network.config.hidden_size if hasattr(network, "config") else 64
+    shape: tuple[int, ...] = (arguments.length, width)
+    if first is not None:
+        small = (HERE / "configs" / "model" / f"{arguments.model}.yaml").is_file()
+        shape = (3, 32, 32) if small and first.kernel_size[0] < 7 else (3, 224, 224)
     inputs = torch.randn(arguments.batch, *shape, device=arguments.device)
-    labels = torch.randint(0, 100, (arguments.batch,), device=arguments.device)
-    bf16 = arguments.precision == "bf16"
     if arguments.compile:
         network.compile()
 
     def outputs() -> torch.Tensor:
+        bf16 = arguments.precision == "bf16"
         with torch.autocast(arguments.device, torch.bfloat16, enabled=bf16):
             found = network(inputs)
-        return found if isinstance(found, torch.Tensor) else found[0].mean(1)
+        found = found if isinstance(found, torch.Tensor) else found[0]
+        return found.mean(1) if found.ndim > 2 else found
 
-    if arguments.mode == "eval":
-        network.eval()
-        return torch.no_grad()(outputs)
+    return outputs
 
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
 
-    def step() -> None:
+def nothing() -> None:
+    """Prepare nothing."""
+
+
+def train(arguments: argparse.Namespace, network: Any) -> Action:
+    """Return a training step."""
+    import torch
+
+    outputs = forward(arguments, network)
+    labels = torch.randint(0, 64, (arguments.batch,), device=arguments.device)
+    optimizer: torch.optim.Optimizer
+    if arguments.model.startswith("encoder"):
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    else:
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, fused=True)
+
+    def step(_: Any) -> None:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(outputs().float(), labels).backward()
         optimizer.step()
 
-    return step
+    return nothing, step
 
 
-def generation(network: Any) -> Callable[[], None]:
+def generate(arguments: argparse.Namespace, network: Any) -> Action:
     """Return a function that makes every weight and gathers gradients for all of them."""
     import torch
 
-    shared = network.__dict__["_npas_shared"]
-    once = sorted(set(shared.reading.twins))
-    with torch.no_grad():
-        gradients = [torch.ones_like(shared.weight(i)) for i in once]
+    owners = [(m, m.__dict__["_npas"].layers) for m in network.modules() if "_npas" in m.__dict__]
+    places = {i: (owner, name) for owner, layers in owners for name, i in layers.items()}
+    network.forward = lambda: [getattr(*place) for place in places.values()]
+    gradients = [torch.ones_like(weight) for weight in network()]
 
-    def generate() -> None:
+    def make(_: Any) -> None:
         for parameter in network.parameters():
             parameter.grad = None
-        shared.begin()
-        weights = [shared.weight(i) for i in once]
-        shared.end()
-        torch.autograd.backward(weights, gradients)
+        torch.autograd.backward(network(), gradients)
 
-    return generate
+    return nothing, make
 
 
-def timed(arguments: argparse.Namespace, action: Callable[[], None]) -> float:
-    """Return the seconds that an action takes on the chosen clock."""
+def evaluate(arguments: argparse.Namespace, network: Any) -> Action:
+    """Return a forward pass without gradients."""
     import torch
 
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    if arguments.device == "cuda":
-        torch.cuda.synchronize()
-    started = clock()
-    action()
-    if arguments.device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - started
+    outputs = forward(arguments, network.eval())
+    return nothing, lambda _: torch.no_grad()(outputs)()
 
 
-def peak_in_child(budget: str) -> float:
-    """Measure one network's peak memory in a fresh process."""
-    command = [sys.executable, *sys.argv, "--peak-of", budget]
-    finished = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(finished.stdout.strip())
-
-
-def peak_memory(arguments: argparse.Namespace) -> float:
-    """Return the peak of three training steps above the start, in MiB."""
+def evaluate_first(arguments: argparse.Namespace, network: Any) -> Action:
+    """Return a forward pass without gradients that finds all parameters changed."""
     import torch
 
+    def change() -> None:
+        torch.autograd.graph.increment_version(network.parameters())
+
+    return change, evaluate(arguments, network)[1]
+
+
+def materialize(arguments: argparse.Namespace, network: Any) -> Action:
+    """Return npas.materialize, of a copy."""
     import npas
 
-    def step_thrice(network: Any) -> None:
-        step = stepper(arguments, network)
-        for _ in range(3):
-            step()
+    return (lambda: copy.deepcopy(network)), npas.materialize
 
-    def run() -> None:
-        network = build(arguments)
-        if arguments.peak_of != "dense":
-            npas.share(network, arguments.peak_of, recompute=arguments.recompute)
-        step_thrice(network)
 
-    if arguments.device == "cuda":
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    torch.randn(64, 64) @ torch.randn(64, 64)  # the libraries' own memory is not the step's
-    if arguments.model == "encoder":
-        from transformers.models.bert import modeling_bert  # noqa: F401
-    small = build(argparse.Namespace(model="wrn_16_2", device="cpu"))
-    before = resident("VmRSS")
-    if arguments.peak_of == "libraries":
-        step_thrice(small)
-    else:
-        run()
-    return (resident("VmHWM") - before) / 2**10
+def plan(arguments: argparse.Namespace, network: Any) -> Action:
+    """Return npas.plan."""
+    import npas
+
+    return nothing, lambda _: npas.plan(network, arguments.serve)
+
+
+def share_afresh(arguments: argparse.Namespace, network: Any) -> Action:
+    """Return npas.share, of a copy."""
+    return (lambda: copy.deepcopy(network)), lambda copied: share(arguments, copied)
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace, Any], Action]] = {
+    "train": train,
+    "generate": generate,
+    "eval": evaluate,
+    "first": evaluate_first,
+    "materialize": materialize,
+    "plan": plan,
+    "share": share_afresh,
+}
 
 
 def resident(field: str) -> int:
@@ -288,29 +303,23 @@ def resident(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1])
-    raise ValueError(f"this system does not tell {field}: use --no-memory")
+    return 0
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """Return the lower quartile, the median and the upper quartile."""
+    return statistics.quantiles(values, method="inclusive") if len(values) > 1 else 3 * values
 
 
 def show(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Print the rows."""
-    print(
-        f"{arguments.model}, {arguments.mode}, batch {arguments.batch}, {arguments.device},"
-        f" {arguments.precision}, {arguments.threads} thread(s), {arguments.allocator} allocator,"
-        f" {arguments.clock} clock, {arguments.rounds} rounds"
-        f"{', recompute' if arguments.recompute else ''}{', compiled' if arguments.compile else ''}"
-    )
-    print("budget    parameters   step s   ratio   (lowest-highest)   generation   peak MiB")
+    print(" ".join(sys.argv[1:]) or "wrn_28_10")
+    print(f"{'network':24}{'parameters':>12}{'ms':>10}{'ratio':>8}  (quartiles)    peak MiB")
     for row in rows:
-        share = f"{100 * row['generation_share']:9.1f}%" if "generation_share" in row else " " * 10
-        peak = f"{row['peak_mib']:10.0f}" if "peak_mib" in row else ""
+        low, middle, high = row["ratio"]
         print(
-            f"{row['budget']:<8}{row['parameters']:>12,}{row['step_s']:>9.3f}{row['ratio']:>8.3f}"
-            f"   ({row['ratio_low']:.3f}-{row['ratio_high']:.3f})     {share}  {peak}"
-        )
-
-    if "libraries_mib" in rows[0]:
-        print(
-            f"of every peak, {rows[0]['libraries_mib']:.0f} MiB are the libraries' and a small step"
+            f"{row['network']:24}{row.get('parameters', 0):>12,}{1e3 * row['s'][1]:>10.1f}"
+            f"{middle:>8.3f}  ({low:.3f}-{high:.3f}){row['peak_mib']:>10.0f}"
         )
 
 
@@ -318,7 +327,10 @@ def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Keep the figures with the machine and the versions they were measured on."""
     from npas.reporting.environment import environment
 
-    settings = {key: getattr(arguments, key) for key in KEYS}
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("out", "serve", "base")}
+    if arguments.base:
+        asking = ["git", "-C", str(arguments.base), "rev-parse", "--short", "HEAD"]
+        settings["base"] = subprocess.run(asking, capture_output=True, text=True).stdout.strip()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     found = json.loads(json.dumps(environment(), default=vars))
     arguments.out.write_text(

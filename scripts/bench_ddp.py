@@ -97,7 +97,7 @@ class Sender:
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Time the steps of all networks in turns; return a row for each."""
     import torch.distributed as dist
-    from bench import build
+    from bench_networks import build
 
     import npas
 

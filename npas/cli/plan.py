@@ -127,7 +127,7 @@ def run(plan: Plan) -> Job:
 
 def _notes(allocation: Allocation) -> list[str]:
     """Say where a plan is known to be poor, and what does better."""
-    from npas.sharing.generation import Reading
+    from npas.sharing.reading import Reading
 
     notes, layers = [], allocation.layers
     twins = Reading(allocation).twins

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +14,37 @@ from npas import models, tasks
 from npas.config import DENSE, Config
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
     from torch import nn
 
 
 @functools.cache
 def compose(*words: str) -> Config:
     """Compose and check the config that `npas-train` would run with these words."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    with _own_hydra(), initialize_config_module("npas.configs", version_base="1.3"):
-        raw: Any = OmegaConf.to_container(hydra_compose("train", list(words)), resolve=True)
+    plain = [word for word in words if PLAIN.match(word)]
+    composed = _composed(*(word for word in words if word not in plain)).copy()
+    for override in OverridesParser.create().parse_overrides(plain):
+        OmegaConf.update(composed, override.key_or_group, override.value())
+    raw: Any = OmegaConf.to_container(composed, resolve=True)
     families = models.family(raw["model"]["family"]), tasks.family(raw["task"]["family"])
     return schema.load_config(raw, *(family.Config for family in families))
+
+
+PLAIN = re.compile(r"(budget|seed|\w+(\.\w+)+)=")
+"""Settings of values: files chosen and keys added go before them, and take a tenth of a second."""
+
+
+@functools.cache
+def _composed(*words: str) -> DictConfig:
+    """Return what Hydra composes of words that choose files or add keys."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+
+    with _own_hydra(), initialize_config_module("npas.configs", version_base="1.3"):
+        return hydra_compose("train", list(words))
 
 
 @contextlib.contextmanager
@@ -78,19 +96,30 @@ def planned_flops(*words: str) -> int:
     return inference_flops(_network(config), _spec(config))
 
 
-def dense_count(config: Config, width: float) -> int:
-    """Count the dense network's parameters at this width."""
+@functools.cache
+def dense_count(width: float, *words: str) -> int:
+    """Count the parameters, at this width, of the dense network that these words choose."""
     from npas.sharing import count_parameters
 
+    config = compose(*words)
     model = dataclasses.replace(config.model, width=width)
     return count_parameters(_network(dataclasses.replace(config, model=model)))
 
 
 def _network(config: Config) -> nn.Module:
     import torch
+    from torch.overrides import TorchFunctionMode
 
-    with torch.device("meta"):
-        return models.build(config.model, _spec(config))
+    class Undrawn(TorchFunctionMode):
+        """Draw no values where there are none: to do so torch imports its compiler."""
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            drawing = func in (torch.Tensor.normal_, torch.Tensor.uniform_)
+            return args[0] if drawing else func(*args, **(kwargs or {}))
+
+    spec = _spec(config)
+    with torch.device("meta"), Undrawn():
+        return models.build(config.model, spec)
 
 
 def _spec(config: Config) -> models.InputSpec:

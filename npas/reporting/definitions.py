@@ -334,15 +334,16 @@ def narrow_width(exp: str, budget: str) -> float:
     """
     from npas.sharing import parse_budget
 
-    config = compose(f"+exp={exp}", DENSE)
-    allowed = parse_budget(budget).allowed(dense_count(config, config.model.width))
+    words = f"+exp={exp}", DENSE
+    width = compose(*words).model.width
+    allowed = parse_budget(budget).allowed(dense_count(width, *words))
     # Channels are whole: the counts are found by halving, between one channel and all.
-    low, high = WIDTH_STEPS // 16, int(config.model.width * WIDTH_STEPS)
-    if dense_count(config, low / WIDTH_STEPS) > allowed:
+    low, high = WIDTH_STEPS // 16, int(width * WIDTH_STEPS)
+    if dense_count(low / WIDTH_STEPS, *words) > allowed:
         raise ValueError("even the narrowest network has more parameters than this budget allows")
     while low < high:
         middle = (low + high + 1) // 2
-        fits = dense_count(config, middle / WIDTH_STEPS) <= allowed
+        fits = dense_count(middle / WIDTH_STEPS, *words) <= allowed
         low, high = (middle, high) if fits else (low, middle - 1)
     return low / WIDTH_STEPS
 

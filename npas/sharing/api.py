@@ -20,7 +20,13 @@ from npas.sharing.allocator import allocate, allocate_templates
 from npas.sharing.budget import count_parameters, parse_budget
 from npas.sharing.coefficients import CHOICES, FIXED, OF_DEPTH, STARTS
 from npas.sharing.groups import assign_groups
-from npas.sharing.init import SAME_SPREAD, assign_scales, initialize, initialize_as_released
+from npas.sharing.init import (
+    SAME_SPREAD,
+    assign_scales,
+    initialize,
+    initialize_as_released,
+    spread,
+)
 from npas.sharing.install import (
     find_planned,
     give_back_freed,
@@ -309,11 +315,7 @@ def apply(
     Raises ValueError where the network is not the one that the allocation was made for.
     """
     tensors = find_planned(require_unshared(model), allocation.layers)
-    # Root mean squares: the spread that each layer's initializer gave it.
-    spreads = {
-        tensor.spec.name: float(tensor.parameter.detach().double().square().mean().sqrt())
-        for tensor in tensors
-    }
+    spreads = {tensor.spec.name: spread(tensor.parameter.detach()) for tensor in tensors}
     del tensors  # or they would look as if somebody held them
     allocation, deviations = assign_scales(allocation, spreads, tolerance)
     audit.warn_of_optimizers(install(model, allocation, recompute))

@@ -137,13 +137,14 @@ def _generated(name: str) -> property:
     """Return the property that generates a weight; where none is attached, a plain attribute."""
 
     def get(module: Any) -> Any:
-        if is_attached(module, name):
-            if getattr(module, "_is_replica", False):
+        attachment = module.__dict__.get("_npas")
+        if attachment is not None and name in attachment.layers:
+            if "_is_replica" in module.__dict__:
                 raise RuntimeError(
                     "nn.DataParallel copies layers but not the bank they read: use"
                     " DistributedDataParallel"
                 )
-            return module._npas.shared.weight(module._npas.layers[name])
+            return attachment.shared.weight(attachment.layers[name])
         if name in module.__dict__:
             return module.__dict__[name]
         raise AttributeError(name)  # nn.Module.__getattr__ then looks among the parameters

@@ -6,7 +6,8 @@ entry node: by the ordinary path, once per backward pass, so that DDP, hooks and
 it as they see any other.
 
 Layers that read the same templates, a block, mix together: their gradients are gathered in one pass
-over templates and buffer, a piece at a time that stays in the cache.
+over templates and buffer, a piece at a time that stays in the cache. Several blocks make one node
+of the autograd graph.
 
 Shapes: L layers of a block, K templates, N values a template, P values a bank.
 """
@@ -14,7 +15,7 @@ Shapes: L layers of a block, K templates, N values a template, P values a bank.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -77,61 +78,70 @@ class BankReader:
 
     def __init__(self, bank_P: Tensor, pool: BufferPool) -> None:
         self._bank_P = bank_P
-        self._pool = pool
         self._buffer = _GradientBuffer(bank_P, pool)
         self._entry = _Entry.apply(bank_P, self._buffer)
         self._values: dict[torch.dtype, Tensor] = {bank_P.dtype: bank_P.detach()}
 
-    def block(
+    def mix(
         self,
-        keys: Sequence[object],
-        positions: Sequence[int],
-        size: int,
+        blocks: Sequence[Block],
+        alphas: Sequence[Tensor],
         dtype: torch.dtype | None = None,
-    ) -> Block:
-        """Return what a block of layers reads: templates of `size` values at `positions`.
+        read: Iterable[object] = (),
+    ) -> list[Tensor]:
+        """Return sum_k alpha_lk T_k for each layer of the blocks, in its shape.
 
-        `keys` name the layers' memory; a `dtype` other than the bank's is what the templates are
-        rounded to before they mix.
+        Blocks say which row of which matrix in `alphas` is a layer's. A `dtype` other than the
+        bank's is what the templates are rounded to before they mix. `read` are keys in the order
+        in which their weights were used, known by the time of backward: gradients add up in the
+        reverse. Raises RuntimeError in backward if the bank or the coefficients were changed in
+        place between forward and backward.
         """
-        dtype = dtype or self._bank_P.dtype
+        values_P = self._rounded(dtype or self._bank_P.dtype)
+        return list(
+            _Mix.apply(self._bank_P, self._entry, values_P, self._buffer, blocks, read, *alphas)
+        )
+
+    def again(self, block: Block, alphas: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """Return the weight of a block's only layer once more, without gradients."""
+        (weight,) = block.weights(self._rounded(dtype), alphas, self._buffer.pool)
+        return weight
+
+    def _rounded(self, dtype: torch.dtype) -> Tensor:
         if dtype not in self._values:
             self._values[dtype] = self._bank_P.detach().to(dtype)
-        return Block(tuple(keys), tuple(positions), size, self._values[dtype], self._pool)
-
-    def mix(self, block: Block, alpha_LK: Tensor) -> list[Tensor]:
-        """Return sum_k alpha_lk T_k for each layer of a block, flat tensors.
-
-        Raises RuntimeError in backward if the bank or the coefficients were changed in place
-        between forward and backward.
-        """
-        return list(_Mix.apply(self._bank_P, self._entry, alpha_LK, self._buffer, block))
+        return self._values[dtype]
 
 
 @dataclass(frozen=True)
 class Block:
-    """What the layers of a block read, and where their weights go."""
+    """What layers read together: templates of `size` values at `positions`.
+
+    `keys` name the layers' memory; `rows` say which matrix of coefficients and which row of it is a
+    layer's; `shapes` are those of the weights.
+    """
 
     keys: tuple[object, ...]
     positions: tuple[int, ...]
     size: int
-    values_P: Tensor  # the bank's, in the dtype of the weights
-    pool: BufferPool
+    rows: tuple[tuple[int, int], ...]
+    shapes: tuple[tuple[int, ...], ...]
 
-    def weights(self, alpha_LK: Tensor) -> tuple[Tensor, ...]:
+    def weights(self, values_P: Tensor, alphas: Sequence[Tensor], pool: BufferPool) -> list[Tensor]:
         """Mix, one matrix product a layer: each weight has memory of its own, soon free again.
 
         A GPU's memory costs nothing to map, its launches do: there it is one product in all.
         """
-        values_P, alpha_LK = self.values_P, alpha_LK.to(self.values_P.dtype)
+        rows = [alphas[m][row : row + 1].to(values_P.dtype) for m, row in self.rows]
         if not values_P.is_cpu:
-            return (alpha_LK @ _templates(values_P, self.positions, self.size)).unbind(0)
-        weights = tuple(self.pool.empty(key, (self.size,), values_P) for key in self.keys)
+            flat = (torch.cat(rows) @ _templates(values_P, self.positions, self.size)).unbind(0)
+            return [w_N.view(shape) for w_N, shape in zip(flat, self.shapes, strict=True)]
+        weights = [pool.empty(key, (1, self.size), values_P) for key in self.keys]
         for part in _pieces(self.size, values_P):
             templates_KN = _templates(values_P, self.positions, self.size, part)
-            for weight_N, alpha_1K in zip(weights, alpha_LK.split(1), strict=True):
-                torch.mm(alpha_1K, templates_KN, out=weight_N[None, part])
-        return weights
+            for weight_1N, alpha_1K in zip(weights, rows, strict=True):
+                torch.mm(alpha_1K, templates_KN, out=weight_1N[:, part])
+        return [w_1N.view(shape) for w_1N, shape in zip(weights, self.shapes, strict=True)]
 
 
 class _GradientBuffer:
@@ -140,14 +150,14 @@ class _GradientBuffer:
     def __init__(self, bank_P: Tensor, pool: BufferPool) -> None:
         self._shape = bank_P.shape
         self._like = bank_P.detach()
-        self._pool = pool
+        self.pool = pool
         self._gradients: dict[int, Tensor] = {}
 
     def gradient(self) -> Tensor:
         """Return the running backward pass's buffer, zeros at first."""
         running = backward_pass()
         if running not in self._gradients:
-            buffer = self._pool.empty("gradient", self._shape, self._like).zero_()
+            buffer = self.pool.empty("gradient", self._shape, self._like).zero_()
             self._gradients[running] = buffer
         return self._gradients[running]
 
@@ -162,7 +172,7 @@ def mix(bank_P: Tensor, alpha_K: Tensor, positions: Sequence[int], size: int) ->
 
 
 def _side_by_side(positions: Sequence[int], size: int) -> bool:
-    return all(p == positions[0] + k * size for k, p in enumerate(positions))
+    return list(positions) == [positions[0] + k * size for k in range(len(positions))]
 
 
 def _templates(
@@ -172,7 +182,7 @@ def _templates(
     part = part or slice(0, size)
     if _side_by_side(positions, size):
         whole_KN = bank_P[positions[0] : positions[-1] + size].view(len(positions), size)
-        return whole_KN[:, part]
+        return whole_KN if part.stop - part.start == size else whole_KN[:, part]
     return torch.stack([bank_P[p + part.start : p + part.stop] for p in positions])
 
 
@@ -197,7 +207,7 @@ class _Entry(Function):
 
 
 class _Mix(Function):
-    """Mix the layers of one block, each by one matrix product.
+    """Mix the layers of some blocks, each by one matrix product.
 
     Inputs are kept on the context, with their versions, rather than saved: activation checkpointing
     counts saved tensors, and whether a weight is generated inside a checkpoint or was before must
@@ -209,47 +219,61 @@ class _Mix(Function):
         ctx: Any,
         bank_P: Tensor,
         entry: Tensor,
-        alpha_LK: Tensor,
+        values_P: Tensor,
         buffer: _GradientBuffer,
-        block: Block,
+        blocks: Sequence[Block],
+        read: Iterable[object],
+        *alphas: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.inputs = bank_P, alpha_LK
-        ctx.versions = versions(bank_P, alpha_LK)
-        ctx.buffer, ctx.positions, ctx.size = buffer, block.positions, block.size
+        ctx.inputs = bank_P, *alphas
+        ctx.versions = versions(bank_P, *alphas)
+        ctx.buffer, ctx.blocks, ctx.read = buffer, blocks, read
         ctx.set_materialize_grads(False)
-        return block.weights(alpha_LK)
+        return tuple(w for block in blocks for w in block.weights(values_P, alphas, buffer.pool))
 
     @staticmethod
-    def backward(ctx: Any, *gradients_N: Tensor | None) -> tuple[Any, ...]:
-        bank_P, alpha_LK = ctx.inputs
-        given = {i: g for i, g in enumerate(gradients_N) if g is not None}
-        if not given:
-            return (None,) * 5
-        if versions(bank_P, alpha_LK) != ctx.versions:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        bank_P, *alphas = ctx.inputs
+        no_others = (None,) * 5
+        if all(gradient is None for gradient in gradients):
+            return (None, *no_others, *(None for _ in alphas))
+        if versions(bank_P, *alphas) != ctx.versions:
             raise RuntimeError(MODIFIED)
         # A buffer that the entry node does not come for would stay.
         needs_bank = ctx.needs_input_grad[0] and will_execute(ctx.next_functions[1][0])
-        gradients = list(given.values())
-        alpha_MK = torch.stack([alpha_LK[i] for i in given]).to(bank_P.dtype)
-        if torch.is_grad_enabled():  # create_graph: leave the buffer out, stay differentiable
-            templates_KN = _templates(bank_P, ctx.positions, ctx.size)
-            gradients_MN = torch.stack(gradients).to(bank_P.dtype)
-            gradient_MK = gradients_MN @ templates_KN.T
-            gradient_P = _scatter(bank_P, alpha_MK.T @ gradients_MN, ctx.positions)
-        else:
-            gradient_P = None  # it leaves through the entry node
-            regions = _regions(ctx.buffer.gradient(), ctx.positions, ctx.size) if needs_bank else []
-            gradient_MK = _gather(gradients, alpha_MK, bank_P, ctx.positions, regions)
-        # Rows are picked without an index tensor, which a GPU would have to wait for.
-        rows = dict(zip(given, gradient_MK.to(alpha_LK.dtype), strict=True))
-        gradient_LK = torch.stack(
-            [rows[i] if i in rows else torch.zeros_like(row) for i, row in enumerate(alpha_LK)]
-        )
-        return gradient_P if needs_bank else None, None, gradient_LK, None, None
+        needed = ctx.needs_input_grad[6:]
+        found = [torch.zeros_like(a) if n else None for a, n in zip(alphas, needed, strict=True)]
+        gradient_P = None  # it leaves through the entry node
+        left = iter(gradients)
+        pairs = [(block, [(next(left), *row) for row in block.rows]) for block in ctx.blocks]
+        used = {key: place for place, key in enumerate(ctx.read)} if len(pairs) > 1 else {}
+        pairs.sort(key=lambda pair: -min(used.get(key, len(used)) for key in pair[0].keys))
+        for block, own in pairs:
+            given = [(g.reshape(-1), m, row) for g, m, row in own if g is not None]
+            if not given:
+                continue
+            flat = [g for g, _, _ in given]
+            rows = [alphas[m][row : row + 1] for _, m, row in given]
+            alpha_LK = (rows[0] if len(rows) == 1 else torch.cat(rows)).to(bank_P.dtype)
+            if torch.is_grad_enabled():  # create_graph: leave the buffer out, stay differentiable
+                gradients_LN = torch.stack(flat).to(bank_P.dtype)
+                gradient_LK = gradients_LN @ _templates(bank_P, block.positions, block.size).T
+                if needs_bank:
+                    part_P = _scatter(bank_P, alpha_LK.T @ gradients_LN, block.positions)
+                    gradient_P = part_P if gradient_P is None else gradient_P + part_P
+            else:
+                regions = _regions(ctx.buffer.gradient(), block) if needs_bank else []
+                wanted = any(found[m] is not None for _, m, _ in given)
+                gradient_LK = _gather(flat, alpha_LK, bank_P, block, regions, wanted)
+            for j, (_, m, row) in enumerate(given):
+                if found[m] is not None:
+                    found[m][row] = gradient_LK[j]
+        return (gradient_P, *no_others, *found)
 
 
-def _regions(buffer_P: Tensor, positions: Sequence[int], size: int) -> list[Tensor]:
+def _regions(buffer_P: Tensor, block: Block) -> list[Tensor]:
     """Return the places of the templates in the buffer: one matrix, or one each if they overlap."""
+    positions, size = block.positions, block.size
     if _side_by_side(positions, size):
         return [buffer_P[positions[0] : positions[-1] + size].view(len(positions), size)]
     return [buffer_P[p : p + size][None] for p in positions]
@@ -259,24 +283,30 @@ def _gather(
     gradients_N: Sequence[Tensor],
     alpha_LK: Tensor,
     bank_P: Tensor,
-    positions: Sequence[int],
+    block: Block,
     regions: Sequence[Tensor],
+    wanted: bool,
 ) -> Tensor:
-    """Add alpha^T G to the regions and return G T^T, the gradient of alpha_LK."""
-    size = gradients_N[0].numel()
+    """Add alpha^T G to the regions; return G T^T, the gradient of alpha_LK, if it is wanted."""
     gradient_LK = torch.zeros_like(alpha_LK)
-    for part in _pieces(size, bank_P, len(gradients_N)):
-        parts = [gradient_N[part] for gradient_N in gradients_N]
-        stacked_LN = (torch.stack(parts) if len(parts) > 1 else parts[0][None]).to(bank_P.dtype)
-        gradient_LK.addmm_(stacked_LN, _templates(bank_P, positions, size, part).T)
+    pieces = _pieces(block.size, bank_P, len(gradients_N))
+    for part in pieces:
+        parts = gradients_N if len(pieces) == 1 else [g_N[part] for g_N in gradients_N]
+        stacked_LN = (torch.stack(list(parts)) if len(parts) > 1 else parts[0][None]).to(
+            bank_P.dtype
+        )
+        if wanted:
+            templates_KN = _templates(bank_P, block.positions, block.size, part)
+            gradient_LK.addmm_(stacked_LN, templates_KN.T)
         row = 0
         for region_RN in regions:
-            alpha_LR = alpha_LK[:, row : row + len(region_RN)]
-            if len(stacked_LN) == 1:  # which is faster than a matrix product with one row
-                region_RN[:, part].addr_(alpha_LR[0], stacked_LN[0])
-            else:
-                region_RN[:, part].addmm_(alpha_LR.T, stacked_LN)
+            alpha_LR = alpha_LK[:, row : row + len(region_RN)] if len(regions) > 1 else alpha_LK
             row += len(region_RN)
+            region_RN = region_RN if len(pieces) == 1 else region_RN[:, part]
+            if len(stacked_LN) == 1:  # which is faster than a matrix product with one row
+                region_RN.addr_(alpha_LR[0], stacked_LN[0])
+            else:
+                region_RN.addmm_(alpha_LR.T, stacked_LN)
     return gradient_LK
 
 

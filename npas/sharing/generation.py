@@ -1,13 +1,12 @@
 """Generate the weights of one forward pass from banks and coefficients.
 
-A layer that is used several times generates once; layers that read the same templates share a
-product. `Reading` says which layers read which bank, and how.
+A layer that is used several times generates once; `reading` says which are generated together.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -15,106 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from npas.sharing.allocation import Allocation
-from npas.sharing.bank import MODIFIED, BankReader, BufferPool, full_precision, mix, versions
+from npas.sharing.bank import (
+    MODIFIED,
+    BankReader,
+    BufferPool,
+    full_precision,
+    mix,
+    versions,
+)
 from npas.sharing.bases import BASES, basis_weight
-from npas.sharing.coefficients import GENERATORS
 from npas.sharing.layers import (
     SCALES,
     bank_name,
-    generator_name,
     shared_value,
     upsampler_name,
 )
 from npas.sharing.low_rank import add_correction, factor_names
+from npas.sharing.reading import Batch, Reading, Rows
 from npas.sharing.torch_private import hidden_from_checkpoints
 from npas.sharing.upsample import UPSAMPLERS
-
-LARGEST_BLOCK = 1 << 22
-LARGEST_PART = 1 / 16
-"""Weights of a block, whose gradients wait for each other: a larger block reads its templates less
-often, and takes more memory. At most the first or, where it is more, this part of the network."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The layers whose coefficients come from the same parameters: one group, generator and K."""
-
-    mixing: str
-    templates: int
-    layers: list[int]
-    names: dict[str, str]  # of the parameters, by kind
-
-    def coefficients(self, read: Callable[[str], Tensor]) -> Tensor:
-        """Return alpha_LK of the tensors that `read` returns by their names."""
-        parameters = {kind: read(name) for kind, name in self.names.items()}
-        return GENERATORS[self.mixing].coefficients(parameters, len(self.layers), self.templates)
-
-
-class Reading:
-    """Who reads what with whom; layers are places in `Allocation.layers`.
-
-    `places`: group and plan of each layer. `twins`: for each layer the first whose weight is
-    identical; `common`: those firsts that have others. `rows`: for each mixing layer those it
-    shares a parameter of coefficients with. `blocks`: for each layer that is generated those that
-    read the same templates with it. Layers in `low` compute in autocast's dtype, and are generated
-    apart from the others.
-    """
-
-    def __init__(self, allocation: Allocation, low: Collection[int] = ()) -> None:
-        self.places = [
-            (g, layer) for g, group in enumerate(allocation.groups) for layer in group.layers
-        ]
-        self.low = frozenset(low)
-        self.twins = self._find_twins()
-        self.common = frozenset(twin for i, twin in enumerate(self.twins) if twin != i)
-        self.rows: dict[int, Rows] = {}
-        first = 0
-        for g, group in enumerate(allocation.groups):
-            for (mixing, k), places in group.rows.items():
-                names = {kind: generator_name(kind, g, k) for kind in _kinds(mixing)}
-                rows = Rows(mixing, k, [first + place for place in places], names)
-                self.rows |= dict.fromkeys(rows.layers, rows)
-            first += len(group.layers)
-        self.blocks = self._find_blocks()
-
-    def _find_twins(self) -> list[int]:
-        """Return for every layer the first one whose weight is identical to its own.
-
-        Without coefficients or weights of its own, a layer that reads the same values into the same
-        shape at the same scale has the same weight; it is generated once.
-        """
-        first: dict[object, int] = {}
-        found = []
-        for i, (g, layer) in enumerate(self.places):
-            if _kinds(layer.mixing) or layer.learned[0] or layer.rank:
-                found.append(i)
-                continue
-            key = (g, layer.shape, layer.templates, layer.mixing, layer.source, layer.scale)
-            found.append(first.setdefault((key, i in self.low), i))
-        return found
-
-    def _find_blocks(self) -> dict[int, list[int]]:
-        weights = sum(layer.size for _, layer in self.places)
-        largest = max(LARGEST_BLOCK, weights * LARGEST_PART)
-        found: dict[int, list[int]] = {}
-        among: dict[object, list[int]] = {}
-        for i, (g, layer) in enumerate(self.places):
-            if self.twins[i] != i:
-                continue
-            key = (g, layer.templates, layer.template_size, i in self.low)
-            block = among.setdefault(key, [])
-            if block and (len(block) + 1) * layer.size > largest:
-                block = among[key] = []
-            block.append(i)
-            found[i] = among[key]
-        return found
-
-
-def _kinds(mixing: str) -> list[str]:
-    """Return the kinds of parameters that a generator has."""
-    return list(GENERATORS[mixing].shapes(1, 1)) if mixing != "none" else []
-
 
 Key = tuple[int, torch.dtype]
 
@@ -156,8 +74,9 @@ class WeightPass:
         self._is_kept = kept
         self._recompute = recompute
         self._tensors: dict[str, Tensor] = {}
+        self._dtypes: dict[int, tuple[torch.dtype, str]] = {}  # and the device of those that round
         self._readers: dict[int, BankReader] = {}
-        self._alphas: dict[int, Tensor] = {}
+        self._alphas: dict[str, Tensor] = {}
         self._weights: dict[Key, Tensor] = {}
         self._versions: dict[Key, int] = {}
         self._passing: weakref.WeakValueDictionary[Key, Tensor] = weakref.WeakValueDictionary()
@@ -165,9 +84,11 @@ class WeightPass:
         self._again: tuple[Key, Tensor] | None = None  # and some use it many times
         self._storages: dict[int, Key] = {}
         self._made_of: dict[Key, tuple[int, ...]] = {}
+        self._read: dict[int, None] = {}  # the layers, as they were first read
 
     def weight(self, index: int) -> Tensor:
         """Return the layer's weight, generated at the first call."""
+        self._read.setdefault(index)
         key = index, self._dtype(index)
         weight = self._weights.get(key)
         if weight is None and self._recompute:
@@ -181,11 +102,20 @@ class WeightPass:
             raise written(self._reading.places[index][1].name)
         return weight
 
+    def take(self, index: int) -> Tensor:
+        """Return the layer's weight and forget it, unless other layers read it, too."""
+        weight = self.weight(index)
+        if index not in self._reading.common:
+            del self._weights[index, self._dtype(index)]
+        return weight
+
     def plain_weight(self, index: int) -> Tensor:
         """Return the layer's weight by plain operations, for compilers and function transforms."""
         dtype, (_, layer) = self._dtype(index), self._reading.places[index]
         with full_precision(self._bank(index).device):
-            alpha_K = self._alpha(index).to(dtype)
+            rows = self._reading.rows.get(index)
+            row = layer.scale if rows is None else rows.layers.index(index)
+            alpha_K = self._alpha(rows)[row].to(dtype)
             templates = layer.templates, layer.template_size
             return self._shape(index, mix(self._bank(index).to(dtype), alpha_K, *templates))
 
@@ -240,19 +170,21 @@ class WeightPass:
 
         Without gradients there is time to mix in full, so that the weight is the materialized one.
         """
-        bank_P = self._bank(index)
-        device = bank_P.device.type
-        rounds = index in self._reading.low and bank_P.dtype == torch.float32
-        if rounds and device != "meta" and torch.is_autocast_enabled(device):
+        if index not in self._dtypes:
+            bank_P = self._bank(index)
+            device = bank_P.device.type
+            rounds = index in self._reading.low and bank_P.dtype == torch.float32
+            self._dtypes[index] = bank_P.dtype, device if rounds and device != "meta" else ""
+        dtype, device = self._dtypes[index]
+        if device and torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
-        return bank_P.dtype
+        return dtype
 
     def _generate(self, index: int, dtype: torch.dtype) -> Tensor:
-        """Generate the weights of a layer's block; no checkpoint sees a tensor saved here."""
-        block = [index] if self._recompute else self._reading.blocks[index]
+        """Generate the weights of a layer's batch; no checkpoint sees a tensor saved here."""
+        batch = self._batch(index)
         keep = not self._recompute or index in self._reading.common
-        memory: list[object] = list(block) if keep else ["passing"]
-        group, layer = self._reading.places[index]
+        group = self._reading.places[index][0]
         bank_P = self._bank(index)
         mixed_dtype = bank_P.dtype if self._is_kept else dtype
         with (
@@ -262,11 +194,9 @@ class WeightPass:
         ):
             if group not in self._readers:
                 self._readers[group] = BankReader(bank_P, self._pool)
-            alpha_LK = torch.stack([self._alpha(i) for i in block])
-            reader = self._readers[group]
-            read = reader.block(memory, layer.templates, layer.template_size, mixed_dtype)
-            mixed = reader.mix(read, alpha_LK)
-            for i, values in zip(block, mixed, strict=True):
+            alphas = [self._alpha(rows) for rows in batch.alphas]
+            mixed = self._readers[group].mix(batch.blocks, alphas, mixed_dtype, self._read)
+            for i, values in zip(batch.layers, mixed, strict=True):
                 weight, key = self._shape(i, values).to(dtype), (i, dtype)
                 if self._is_kept:  # like the parameter it stands for: matmul asks how it may fold
                     weight = weight.detach().requires_grad_(bank_P.requires_grad)
@@ -280,22 +210,24 @@ class WeightPass:
             return weight
         return self._weights[index, dtype]
 
+    def _batch(self, index: int) -> Batch:
+        """Return what is generated with a layer: with recompute the layer alone."""
+        return self._reading.alone(index) if self._recompute else self._reading.batches[index]
+
     @torch.no_grad()
     def _generate_again(self, index: int, dtype: torch.dtype) -> Tensor:
         if versions(*self._inputs(index)) != self._made_of[index, dtype]:
             raise RuntimeError(MODIFIED)
-        group, layer = self._reading.places[index]
+        batch, reader = self._batch(index), self._readers[self._reading.places[index][0]]
         with full_precision(self._bank(index).device):
-            reader = self._readers[group]
-            read = reader.block(["passing"], layer.templates, layer.template_size, dtype)
-            (values,) = read.weights(self._alpha(index)[None].detach())
-            return self._shape(index, values)
+            alphas = [self._alpha(rows) for rows in batch.alphas]
+            return self._shape(index, reader.again(batch.blocks[0], alphas, dtype))
 
     def _inputs(self, index: int) -> list[Tensor]:
         """Return the tensors that the layer's weight is made of."""
         learned = self._learned(index)
         own = [*([] if learned is None else [learned]), *self._factors(index)]
-        return [self._bank(index), self._alpha(index), *own]
+        return [self._bank(index), self._alpha(self._reading.rows.get(index)), *own]
 
     def _tensor(self, name: str) -> Tensor:
         """Return one of the root's tensors as it was when this pass first read it.
@@ -327,7 +259,7 @@ class WeightPass:
         """Lay the values out in the layer's shape, upsampled if need be."""
         _, layer = self._reading.places[index]
         if layer.upsampler is None:
-            return values.view(layer.shape)
+            return values.view(layer.shape) if values.ndim == 1 else values
         learned = self._learned(index)
         if learned is not None:
             learned = learned.to(values.dtype)
@@ -336,21 +268,20 @@ class WeightPass:
         upsampler = UPSAMPLERS[layer.upsampler]
         return upsampler.weight(values, learned, layer.source, layer.matrix).view(layer.shape)
 
-    def _alpha(self, index: int) -> Tensor:
-        """Return the layer's coefficients times its scale; computed for all that share a map."""
-        if index not in self._alphas:
+    def _alpha(self, rows: Rows | None) -> Tensor:
+        """Return alpha_LK, each row times its layer's scale; None: the scales, S x 1."""
+        name = "" if rows is None else rows.name
+        if name not in self._alphas:
             scales = self._tensor(SCALES)
-            _, layer = self._reading.places[index]
-            if layer.mixing == "none":
-                self._alphas[index] = scales[layer.scale : layer.scale + 1]
-                return self._alphas[index]
-            rows = self._reading.rows[index]
-            alpha_LK = rows.coefficients(self._tensor)
-            # Picked one by one: an index tensor would make a GPU wait.
-            scale_L = torch.stack([scales[self._reading.places[i][1].scale] for i in rows.layers])
-            scaled_LK = (alpha_LK.to(scales.device) * scale_L[:, None]).unbind(0)
-            self._alphas.update(zip(rows.layers, scaled_LK, strict=True))
-        return self._alphas[index]
+            if rows is None:
+                self._alphas[name] = scales[:, None].clone()  # which DDP may write to, any time
+            else:
+                alpha_LK = rows.coefficients(self._tensor)
+                # Picked one by one: an index tensor would make a GPU wait.
+                each, places = scales.unbind(0), self._reading.places
+                scale_L = torch.stack([each[places[i][1].scale] for i in rows.layers])
+                self._alphas[name] = alpha_LK.to(scales.device) * scale_L[:, None]
+        return self._alphas[name]
 
 
 def written(name: str) -> RuntimeError:

@@ -50,8 +50,9 @@ def guard(root: nn.Module) -> None:
 def remove_guards(root: nn.Module, modules: Iterable[nn.Module]) -> None:
     """Remove the guards from the modules of a network that is no longer shared."""
     for module in modules:
-        for name, own in list(module.__dict__.items()):
-            if any(getattr(own, "func", own) is ours for ours in _OURS):
+        for name in _GUARDED & module.__dict__.keys():
+            own = module.__dict__[name]
+            if getattr(own, "func", own) in _OURS:
                 del module.__dict__[name]
     for key, hook in list(root._load_state_dict_pre_hooks.items()):
         if getattr(hook, "hook", None) is _refuse_dense:
@@ -194,3 +195,4 @@ def _refuse_dense(root: nn.Module, state: Mapping[str, Any], prefix: str, *other
 
 
 _OURS = (*_METHODS.values(), _refuse_save, _save_pretrained, _parameters, _requires_grad_)
+_GUARDED = {*_METHODS, "save_pretrained", "parameters", "requires_grad_"}

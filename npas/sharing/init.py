@@ -30,6 +30,12 @@ SAME_SPREAD = 1.1
 """Layers of one shape whose standard deviations differ by less were initialized alike."""
 
 
+def spread(values: Tensor) -> float:
+    """Return the root mean square, summed in fp64 by pieces that stay in a CPU's cache."""
+    squares = (part.double().square().sum() for part in values.reshape(-1).split(1 << 17))
+    return math.sqrt(sum(map(float, squares)) / values.numel())
+
+
 def assign_scales(
     allocation: Allocation, spreads: Mapping[str, float], tolerance: float = SAME_SPREAD
 ) -> tuple[Allocation, list[float]]:
@@ -78,7 +84,9 @@ def initialize(
             sum(layer.size * spreads[layer.scale] ** 2 for layer in group.layers) / weight
         )
         for piece in root.get_parameter(bank_name(g)).detach().split(PIECE):
-            piece.copy_(torch.randn(len(piece), generator=rng) * bank_spread)
+            in_place = piece.dtype == torch.float32 and piece.is_cpu
+            drawn = piece if in_place else torch.empty(len(piece))
+            piece.copy_(drawn.normal_(generator=rng).mul_(bank_spread))
         norms = _draw_generators(root, g, group, rng, allocation.scheme.coefficient_init)
         variances: dict[int, list[float]] = {}
         for place, layer in enumerate(group.layers):

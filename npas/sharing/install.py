@@ -218,12 +218,10 @@ def materialize(model: nn.Module) -> nn.Module:
     modules = list(dict.fromkeys((*model.modules(), *shared.modules)))
     owners = [module for module in modules if "_npas" in module.__dict__]
     # A copy of another network's part, put into this one, reads the bank of a copy of that network.
-    dense: dict[SharedWeights, dict[int, nn.Parameter]] = {}
+    read: dict[SharedWeights, dict[int, None]] = {}
     for attachment in (owner.__dict__["_npas"] for owner in owners):
-        weights = dense.setdefault(attachment.shared, {})
-        for i in attachment.layers.values():
-            if i not in weights:
-                weights[i] = attachment.shared.dense_parameter(i)
+        read.setdefault(attachment.shared, {}).update(dict.fromkeys(attachment.layers.values()))
+    dense = {weights: weights.dense_parameters(layers) for weights, layers in read.items()}
     remove_shared(model)  # first: a parametrization of the root's has made a class of its own
     for owner in owners:
         detach(owner, dense[owner.__dict__["_npas"].shared])
@@ -234,16 +232,16 @@ def materialize(model: nn.Module) -> nn.Module:
 
 
 def _open_passes(root: nn.Module, shared: SharedWeights) -> None:
-    """Make a call of any module with shared layers open a forward pass.
+    """Make a call of the network open a forward pass, with recompute that of any part, too.
 
+    Without it a part does so once it is called by itself: hooks on every part cost time.
     Loading a state dict makes the root forget kept weights, as its layers' `train` and `eval` do.
     """
     root.register_load_state_dict_post_hook(shared.forget)
-    for module in root.modules():
+    for module in root.modules() if shared.recompute else (root,):
         held = module.modules()
         if module is root or any("_npas" in m.__dict__ for m in held if m is not module):
-            module.register_forward_pre_hook(shared.begin)
-            module.register_forward_hook(shared.end, always_call=True)
+            shared.watch(module)
     root.register_state_dict_pre_hook(shared.refuse_written)
 
 

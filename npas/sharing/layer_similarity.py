@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from npas.sharing.audit import follow, refuse_unloadable
 from npas.sharing.coefficients import FIXED, ROWS
-from npas.sharing.generation import Reading
 from npas.sharing.install import shared_weights
 from npas.sharing.layers import SCALES, shared_value
+from npas.sharing.reading import Reading
 
 UNBOUND = ("wavg", "search_wavg", FIXED)
 """Whose coefficients can make up for another scale: they are the parameters themselves."""

@@ -325,7 +325,7 @@ def _find_fault(tensor: Layer, is_included: bool) -> str:
     strides = zip(parameter.stride(), parameter.shape, strict=True)
     if parameter.layout is not torch.strided or any(step == 0 < n - 1 for step, n in strides):
         return "is sparse or an expanded tensor: make it dense and contiguous"
-    if not parameter.is_meta and not bool(parameter.detach().sum(dtype=torch.float64).isfinite()):
+    if not parameter.is_meta and not _is_finite(parameter.detach()):
         return "holds values that are not finite: initialize it"
     for owner, _ in tensor.owners:
         if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and (owner.max_norm or owner.sparse):
@@ -334,6 +334,11 @@ def _find_fault(tensor: Layer, is_included: bool) -> str:
                 " needs a sparse gradient: leave them out"
             )
     return ""
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Return whether no value is infinite or none; a sum in fp64, which may not overflow, last."""
+    return any(bool(values.sum(dtype=dtype).isfinite()) for dtype in (None, torch.float64))
 
 
 def _refuse_overlaps(tensors: Sequence[Layer], shared: Sequence[Layer]) -> None:

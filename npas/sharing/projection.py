@@ -27,11 +27,11 @@ from npas.sharing.allocation import LayerAllocation
 from npas.sharing.audit import follow, refuse_unloadable, shared_layers
 from npas.sharing.bank import full_precision
 from npas.sharing.bases import BASES, basis_weight
-from npas.sharing.generation import Reading
 from npas.sharing.install import is_shared, shared_weights
 from npas.sharing.layers import PREFIX, SCALES, bank_name, upsampler_name
 from npas.sharing.low_rank import factor_names
 from npas.sharing.pruning import MASK
+from npas.sharing.reading import Reading
 from npas.sharing.upsample import UPSAMPLERS
 
 SOLVED = 1e-12

@@ -7,10 +7,13 @@ test_torch_private.py` fails when a torch release changes one.
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import (
     _disable_current_modes,
@@ -18,8 +21,9 @@ from torch.utils._python_dispatch import (
 )
 from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
-_TRACERS = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+_FAKE, _PROXY = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
 _OURS = ("npas.", "torch.nn.modules.module")
+_CALL = nn.Module._wrapped_call_impl.__code__
 _storage_use_count = getattr(torch._C, "_storage_Use_Count", None)
 
 backward_pass = torch._C._current_graph_task_id
@@ -51,7 +55,8 @@ def is_traced() -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or torch._C._is_tracing()
-        or any(torch._C._get_dispatch_mode(key) is not None for key in _TRACERS)
+        or torch._C._get_dispatch_mode(_FAKE) is not None
+        or torch._C._get_dispatch_mode(_PROXY) is not None
     )
 
 
@@ -69,6 +74,25 @@ def hidden_from_checkpoints() -> AbstractContextManager[object]:
 
 caller: Any = sys._getframe
 """`caller(1)` returns the frame that called the function it is used in; fast, for hot paths."""
+
+
+def is_executing(frame: FrameType) -> bool:
+    """Return whether a call still runs; one that has ended gives up its local variables."""
+    try:
+        frame.clear()
+    except RuntimeError:
+        return True
+    return False
+
+
+def outermost_call(modules: Collection[nn.Module]) -> tuple[FrameType, nn.Module] | None:
+    """Return the frame that calls one of these modules, and the module; the first on the stack."""
+    found, frame = None, caller(1)
+    while frame is not None:
+        if frame.f_code is _CALL and frame.f_locals["self"] in modules:
+            found = frame, frame.f_locals["self"]
+        frame = frame.f_back
+    return found
 
 
 def level_outside() -> int:

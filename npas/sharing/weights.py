@@ -10,7 +10,7 @@ import copy
 import threading
 import warnings
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -23,9 +23,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from npas.sharing.allocation import Allocation
 from npas.sharing.bank import BufferPool, full_precision
 from npas.sharing.errors import Errors
-from npas.sharing.generation import Reading, WeightPass, same_bytes, written
+from npas.sharing.generation import WeightPass, same_bytes, written
 from npas.sharing.layers import PREFIX, bank_name, is_trainable, shared_names, shared_value
-from npas.sharing.torch_private import caller, has_saved_tensors_hooks, is_traced
+from npas.sharing.reading import Reading
+from npas.sharing.torch_private import (
+    caller,
+    has_saved_tensors_hooks,
+    is_executing,
+    is_traced,
+    outermost_call,
+)
 
 
 class SharedWeights:
@@ -107,11 +114,31 @@ class SharedWeights:
         if self._open.opened_by is caller(1) or not self._open.is_running():
             self._open.start(None)
 
+    def _join(self) -> bool:
+        """Open the pass of a part that is being called, without its network; False if none is.
+
+        From the part's next call on hooks do, so that its weights are dropped as it ends.
+        """
+        if not self.modules:  # in a copy
+            self.modules.update(self.root.modules())
+        found = None if self.recompute else outermost_call(self.modules)
+        if found is None:
+            return False
+        self._refuse_writes()
+        self._open.start(found[0])
+        self.watch(found[1])
+        return True
+
+    def watch(self, module: nn.Module) -> None:
+        """Make each call of a module open a pass, if none is open, and close it."""
+        module.register_forward_pre_hook(self.begin)
+        module.register_forward_hook(self.end, always_call=True)
+
     def weight(self, index: int) -> Tensor:
         """Return the weight of the layer at `index`, in its shape."""
         if is_traced():
             return self.plain_weight(index)
-        running, twin = self._open.is_running(), self.reading.twins[index]
+        running, twin = self._open.is_running() or self._join(), self.reading.twins[index]
         if running and self._open.weights is not None and torch.is_grad_enabled():
             return self._open.weights.weight(twin)
         if not running:
@@ -132,15 +159,22 @@ class SharedWeights:
             self._open.read = self.reading.places[index][1].name, weight.detach(), weight._version
         return weight
 
-    def dense_parameter(self, index: int) -> nn.Parameter:
-        """Return the weight of the layer at `index` as a parameter; it trains where its bank does.
+    def dense_parameters(self, indices: Iterable[int]) -> dict[int, nn.Parameter]:
+        """Return the weights of layers as parameters; each trains where its bank does.
 
-        It comes from the call that the forward pass makes, and is equal to the bit.
+        They come from the call that the forward pass makes, and are equal to the bit.
         """
-        bank = bank_name(self.reading.places[index][0])
-        with torch.inference_mode(False), full_precision(next(self.sources()).device):
-            weight = self.weight(index).detach().clone()
-        return nn.Parameter(weight, requires_grad=is_trainable(self.root, bank))
+        made, found = WeightPass(self.root, self.reading, BufferPool(), kept=True), {}
+        device = next(self.sources()).device
+        with torch.inference_mode(False), torch.no_grad(), full_precision(device):
+            for index in indices:
+                twin = self.reading.twins[index]
+                weight = made.take(twin)
+                is_view = weight.untyped_storage().nbytes() > weight.nbytes
+                weight = weight.clone() if is_view or twin in self.reading.common else weight
+                trains = is_trainable(self.root, bank_name(self.reading.places[index][0]))
+                found[index] = nn.Parameter(weight.detach(), requires_grad=trains)
+        return found
 
     def plain_weight(self, index: int) -> Tensor:
         """Return the weight of the layer at `index` by plain operations, made for this call."""
@@ -222,23 +256,24 @@ class _Kept:
 
 @torch.no_grad()
 def _sums(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return each tensor's sum and norm, by which a change through `.data` shows, too.
+    """Return each tensor's bytes summed as whole numbers, by which a change through `.data` shows.
 
-    In fp32, as fp64 sums of fp32 tensors are slow on a CPU; nothing here waits for a GPU.
+    Of eight bytes each, the rest one by one: one pass over memory, and nothing waits for a GPU.
     """
     found = []
     for tensor in tensors:
-        dtype = torch.float32 if tensor.element_size() < 4 else None
-        norm = torch.linalg.vector_norm(tensor, dtype=dtype)
-        found.append(torch.stack([tensor.sum(dtype=dtype), norm]))
+        flat, many = tensor.detach().reshape(-1), 8 // tensor.element_size()
+        flat, rest = flat.clone() if flat.storage_offset() % many else flat, len(flat) % many
+        whole, last = flat.split([len(flat) - rest, rest])
+        found.append(torch.stack([whole.view(torch.int64).sum(), last.view(torch.uint8).sum()]))
     return found
 
 
 class _OpenPass(threading.local):
     """The forward pass that runs on one thread, and what it has generated.
 
-    The pass is running while the frame that opened it is on the stack: that stays true to fact
-    also where an exception, or Ctrl-C, keeps the closing hook from being called.
+    The pass is running while the call that opened it is: that stays true to fact also where
+    Ctrl-C keeps the closing hook from being called.
     """
 
     opened_by: FrameType | None = None
@@ -264,13 +299,8 @@ class _OpenPass(threading.local):
             self.hooks.__enter__()
 
     def is_running(self) -> bool:
-        """Return whether the frame that opened the pass is still on this thread's stack."""
-        if self.opened_by is None:
-            return False
-        frame: FrameType | None = caller(1)
-        while frame is not None and frame is not self.opened_by:
-            frame = frame.f_back
-        return frame is not None
+        """Return whether the call that opened the pass still runs."""
+        return self.opened_by is not None and is_executing(self.opened_by)
 
 
 _last_step: list[object] = [None]

@@ -284,15 +284,27 @@ def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
 def inference_flops(model: nn.Module, spec: InputSpec) -> int:
     """Count the FLOPs of one input's forward pass; moves the model to the meta device.
 
-    Operations are counted: counters that look layers up by class find no shared ones.
+    Operations are counted: counters that look layers up by class find no shared ones. By torch's
+    formulas, without its counter, which imports the compiler to take apart what has none.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    counts = []
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            found = func(*args, **(kwargs or {}))
+            if func._overloadpacket in flop_registry:
+                formula = flop_registry[func._overloadpacket]
+                counts.append(formula(*args, **(kwargs or {}), out_val=found))
+            return found
 
     model.to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), Counter():
         outputs(model, spec.example("meta"))
-    return counter.get_total_flops()
+    return sum(counts)
 
 
 def check_workers(task: Task, workers: int) -> None:

@@ -19,13 +19,13 @@ def test_an_unknown_table_is_answered_with_a_near_name() -> None:
 
 
 def test_the_narrower_network_is_the_widest_that_the_budget_allows() -> None:
-    config = compose("+exp=digits", "budget=dense")
+    words = "+exp=digits", "budget=dense"
     for budget in definitions.NARROW_BUDGETS:
-        allowed = parse_budget(budget).allowed(dense_count(config, config.model.width))
+        allowed = parse_budget(budget).allowed(dense_count(compose(*words).model.width, *words))
         width = definitions.narrow_width("digits", budget)
-        assert dense_count(config, width + 1 / definitions.WIDTH_STEPS) > allowed
+        assert dense_count(width + 1 / definitions.WIDTH_STEPS, *words) > allowed
         # The comparison is a fair one only if little is left over.
-        assert 0.93 * allowed < dense_count(config, width) <= allowed
+        assert 0.93 * allowed < dense_count(width, *words) <= allowed
     assert compose("+exp=digits_narrow").model.width == definitions.narrow_width("digits", "0.1")
     with pytest.raises(ValueError, match="even the narrowest network"):
         definitions.narrow_width("digits", "0.1K")

@@ -1,5 +1,8 @@
 """What several files of these tests start from."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 from torch import Tensor
 
@@ -12,9 +15,9 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     made: list[object] = []
     mix = BankReader.mix
 
-    def counted(self: BankReader, block: Block, alpha_LK: Tensor) -> list[Tensor]:
-        made.extend(block.keys)
-        return mix(self, block, alpha_LK)
+    def counted(self: BankReader, blocks: Sequence[Block], *others: Any) -> list[Tensor]:
+        made.extend(key for block in blocks for key in block.keys)
+        return mix(self, blocks, *others)
 
     monkeypatch.setattr(BankReader, "mix", counted)
     return made

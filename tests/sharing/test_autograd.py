@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 import npas
 from npas.sharing import bank as memory
-from npas.sharing.bank import BankReader, BufferPool, _GradientBuffer
+from npas.sharing.bank import BankReader, Block, BufferPool, _GradientBuffer
 
 
 def test_per_sample_gradients_by_vmap_add_up_to_the_batch_gradient() -> None:
@@ -229,10 +229,11 @@ def test_mixing_passes_gradcheck(positions: tuple[int, ...]) -> None:
 
     def mixed(values: Tensor, alpha: Tensor) -> Tensor:
         reader = BankReader(values, BufferPool())
-        rows = torch.stack([alpha, alpha.flip(0), alpha**2])
-        first, second, _ = reader.mix(reader.block([0, 1, 2], positions, 6), rows)
-        (alone,) = reader.mix(reader.block([3], positions, 6), alpha[None])
-        return first * alone, second * first
+        rows = [torch.stack([alpha, alpha.flip(0), alpha**2]), alpha[None]]
+        three = Block((0, 1, 2), positions, 6, ((0, 0), (0, 1), (0, 2)), 3 * ((6,),))
+        one = Block((3,), positions, 6, ((1, 0),), ((2, 3),))
+        first, second, _, alone = reader.mix([three, one], rows)
+        return first * alone.flatten(), second * first
 
     assert torch.autograd.gradcheck(mixed, (values, alpha))
     assert torch.autograd.gradgradcheck(mixed, (values, alpha))

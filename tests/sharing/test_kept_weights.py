@@ -246,3 +246,20 @@ def test_saved_once_and_loaded_into_the_bare_architecture(tmp_path: Path) -> Non
     inputs = torch.randn(2, 3, 6, 6)
     assert torch.equal(loaded(inputs), model(inputs))
     assert npas.allocation(loaded) == npas.allocation(model)
+
+
+def test_a_network_nested_as_deep_as_a_dense_one_can_be_is_called() -> None:
+    inner: nn.Module = nn.Linear(4, 4)
+    for _ in range(150):
+        inner = nn.Sequential(nn.Linear(4, 4), inner)
+    model = npas.share(inner, 0.5)
+    model.train()(torch.ones(1, 4)).sum().backward()
+    assert bank(model).grad is not None
+
+
+def test_a_part_called_by_itself_generates_once_a_call(generated: list[object]) -> None:
+    model = npas.share(nn.ModuleList([nn.Sequential(*3 * [nn.Linear(8, 8)])]), 0.9)
+    parts = [m.get_submodule("0") for m in (copy.deepcopy(model), model)]
+    for calls in range(1, 7):  # the first finds the call on the stack, the others have hooks
+        parts[calls % 2](torch.ones(2, 8)).sum().backward()
+        assert len(generated) == calls

@@ -82,3 +82,22 @@ def test_a_selective_checkpoint_does_not_see_what_is_hidden() -> None:
             torch.ones(2).add(1)
     assert count == len(saved) > 0
     assert isinstance(private.hidden_from_checkpoints(), contextlib.nullcontext)
+
+
+def test_calls_that_run_are_found_and_told_from_those_that_have_ended() -> None:
+    class Note(torch.nn.Identity):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = private.outermost_call({part, outer})
+            assert found is not None and private.is_executing(found[0])
+            calls.append(found)
+            return x
+
+    calls: list = []
+    part = torch.nn.Sequential(Note())
+    outer = torch.nn.Sequential(torch.nn.Identity(), part)
+    torch.nn.Sequential(outer)(torch.ones(2))
+    part(torch.ones(2))
+    (first, of_outer), (second, of_part) = calls
+    assert (of_outer, of_part) == (outer, part)
+    assert not private.is_executing(first) and not private.is_executing(second)
+    assert private.outermost_call({part, outer}) is None

@@ -1,0 +1,153 @@
+"""Say which layers read which bank, with whom, and which are generated together.
+
+Layers that read the same templates share a product, a block; blocks of small layers share a node of
+the autograd graph, a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from npas.sharing.allocation import Allocation
+from npas.sharing.bank import Block
+from npas.sharing.coefficients import GENERATORS
+from npas.sharing.layers import generator_name
+
+LARGEST_BLOCK = 1 << 22
+LARGEST_PART = 1 / 16
+"""Weights of a block, whose gradients wait for each other: a larger block reads its templates less
+often, and takes more memory. At most the first or, where it is more, this part of the network."""
+LARGEST_BATCH = 1 << 20
+"""Weights of blocks that one node of the graph makes: it saves nothing but the cost of a node."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The layers whose coefficients come from the same parameters: one group, generator and K."""
+
+    name: str
+    mixing: str
+    templates: int
+    layers: list[int]
+    names: dict[str, str]  # of the parameters, by kind
+
+    def coefficients(self, read: Callable[[str], Tensor]) -> Tensor:
+        """Return alpha_LK of the tensors that `read` returns by their names."""
+        parameters = {kind: read(name) for kind, name in self.names.items()}
+        return GENERATORS[self.mixing].coefficients(parameters, len(self.layers), self.templates)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Layers that are generated together: in blocks, whose rows are of the coefficients `alphas`.
+
+    None among these are the scales of the layers that mix nothing.
+    """
+
+    layers: list[int]
+    blocks: tuple[Block, ...]
+    alphas: tuple[Rows | None, ...]
+
+
+class Reading:
+    """Who reads what with whom; layers are places in `Allocation.layers`.
+
+    `places`: group and plan of each layer. `twins`: for each layer the first whose weight is
+    identical; `common`: those firsts that have others. `rows`: for each mixing layer those it
+    shares a parameter of coefficients with. `batches`: for each layer that is generated those that
+    are with it: all that read the same templates, and small ones that read others. Layers in `low`
+    compute in autocast's dtype, and are generated apart from the others.
+    """
+
+    def __init__(self, allocation: Allocation, low: Collection[int] = ()) -> None:
+        self.places = [
+            (g, layer) for g, group in enumerate(allocation.groups) for layer in group.layers
+        ]
+        self.low = frozenset(low)
+        self.twins = self._find_twins()
+        self.common = frozenset(twin for i, twin in enumerate(self.twins) if twin != i)
+        self.rows: dict[int, Rows] = {}
+        first = 0
+        for g, group in enumerate(allocation.groups):
+            for (mixing, k), places in group.rows.items():
+                names = {kind: generator_name(kind, g, k) for kind in _kinds(mixing)}
+                layers = [first + place for place in places]
+                rows = Rows(generator_name(mixing, g, k), mixing, k, layers, names)
+                self.rows |= dict.fromkeys(rows.layers, rows)
+            first += len(group.layers)
+        self.batches = self._find_batches()
+        self._alone: dict[int, Batch] = {}
+
+    def _find_twins(self) -> list[int]:
+        """Return for every layer the first one whose weight is identical to its own.
+
+        Without coefficients or weights of its own, a layer that reads the same values into the same
+        shape at the same scale has the same weight; it is generated once.
+        """
+        first: dict[object, int] = {}
+        found = []
+        for i, (g, layer) in enumerate(self.places):
+            if _kinds(layer.mixing) or layer.learned[0] or layer.rank:
+                found.append(i)
+                continue
+            key = (g, layer.shape, layer.templates, layer.mixing, layer.source, layer.scale)
+            found.append(first.setdefault((key, i in self.low), i))
+        return found
+
+    def _find_batches(self) -> dict[int, Batch]:
+        weights = sum(layer.size for _, layer in self.places)
+        largest = max(LARGEST_BLOCK, weights * LARGEST_PART)
+        blocks: list[list[int]] = []
+        among: dict[object, list[int]] = {}  # the last block, and the last batch, of each kind
+        for i, (g, layer) in enumerate(self.places):
+            if self.twins[i] != i:
+                continue
+            key = (g, layer.templates, layer.template_size, i in self.low)
+            block = among.get(key)
+            if block is None or (len(block) + 1) * layer.size > largest:
+                block = among[key] = []
+                blocks.append(block)
+            block.append(i)
+        batches: list[list[list[int]]] = []
+        last: dict[object, list[list[int]]] = {}
+        for block in blocks:
+            kind = self.places[block[0]][0], block[0] in self.low
+            batch = last.get(kind)
+            size = sum(self.places[i][1].size for own in (*(batch or ()), block) for i in own)
+            if batch is None or size > LARGEST_BATCH:
+                batch = last[kind] = []
+                batches.append(batch)
+            batch.append(block)
+        made = map(self._batch, batches)
+        return {i: batch for batch in made for i in batch.layers}
+
+    def alone(self, index: int) -> Batch:
+        """Return the batch of one layer, in memory used again unless others have its weight."""
+        if index not in self._alone:
+            keys = [] if index in self.common else ["passing"]
+            self._alone[index] = self._batch([[index]], keys)
+        return self._alone[index]
+
+    def _batch(self, blocks: Sequence[Sequence[int]], keys: Sequence[object] = ()) -> Batch:
+        """Return the batch of blocks of layers; `keys` name their memory, else the layers do."""
+        layers = [i for block in blocks for i in block]
+        alphas = list(dict.fromkeys(self.rows.get(i) for i in layers))
+        made = []
+        for block in blocks:
+            plans, rows, first = [self.places[i][1] for i in block], [], self.places[block[0]][1]
+            for i, plan in zip(block, plans, strict=True):
+                own = self.rows.get(i)
+                row = plan.scale if own is None else own.layers.index(i)
+                rows.append((alphas.index(own), row))
+            shapes = tuple((p.template_size,) if p.upsampler else p.shape for p in plans)
+            reads = first.templates, first.template_size
+            made.append(Block(tuple(keys or block), *reads, tuple(rows), shapes))
+        return Batch(layers, tuple(made), tuple(alphas))
+
+
+def _kinds(mixing: str) -> list[str]:
+    """Return the kinds of parameters that a generator has."""
+    return list(GENERATORS[mixing].shapes(1, 1)) if mixing != "none" else []
