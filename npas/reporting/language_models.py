@@ -44,7 +44,7 @@ def shakespeare() -> Table:
         ]
 
     narrow = {budget: f"narrower dense network, {width}" for budget, width in WIDTHS.items()}
-    kinds = {"SSN": (), SPARSE: ("sharing.coefficient_init=sparse",)}
+    kinds = {"SSN": "no_embeddings", SPARSE: "sparse_start"}
     pairs = [(f"{kind}, budget {b}", label) for kind in kinds for b, label in narrow.items()]
     pairs += [(f"{kind}, budget {b}", DENSE) for kind in kinds for b in BUDGETS]
     pairs += [(f"{SPARSE}, budget {b}", f"SSN, budget {b}") for b in BUDGETS]
@@ -57,8 +57,8 @@ def shakespeare() -> Table:
         ),
         *(
             row
-            for kind, words in kinds.items()
-            for row in shared(kind, BUDGETS, "sharing=no_embeddings", *words)
+            for kind, preset in kinds.items()
+            for row in shared(kind, BUDGETS, f"sharing={preset}")
         ),
         *shared("SSN, embeddings in the bank", BUDGETS),
     ]

@@ -287,6 +287,7 @@ def test_folding_keeps_the_outputs(options: dict[str, Any], tmp_path: Path) -> N
 
 PRESETS: dict[str, dict[str, Any]] = {
     "no_embeddings": {"budget": 0.4},
+    "sparse_start": {"budget": 0.5},
     "sandwich": {"budget": 0.8},
     "two_depths": {"budget": 0.4},
     "by_place": {"templates": 2},
