@@ -65,6 +65,7 @@ EXPERIMENTS = {
     "digits": "digits",
     "cifar": "wrn_cifar10",
     "imagenet": "mobilenet_v2_imagenet",
+    "images": "images model=wrn_16_2 task.size=16 task.resize=20",
     "shortest_paths": "shortest_paths_small sharing.templates=null task.size=7",
     "squad": "tiny_squad",
     "mlm": "tiny_mlm",

@@ -259,7 +259,8 @@ def test_settings_that_do_not_fit_the_files_are_one_line(tmp_path: Path) -> None
         ("text", {"tokenizer": "none.model"}, "none.model is missing"),
         ("text", {"tokenizer": "own/a.txt"}, "is not a SentencePiece model"),
         ("bins", {"length": 75}, "too few for a row"),
-        ("shakespeare", {}, "input.txt is missing"),
+        ("shakespeare", {"folder": "text"}, "input.txt is missing"),
+        ("shakespeare", {}, "task.folder=own is not read"),
         ("shakespeare", {"tokenizer": "own.model"}, "read by characters: choose task=text"),
     ):
         with pytest.raises(ValueError, match=message):
