@@ -102,7 +102,10 @@ WRONG = [
     ("npas-eval run=x show=201", "show must be at most 200, got 201"),
     ("npas-fold run=x threshold=1.5", "threshold must be at most 1"),
     ("npas-fold run=x threshold=often", "threshold must be a finite number or auto"),
-    ("npas-export run=x format=pickle", "format must be safetensors, onnx or artifact, got 'pickle'"),
+    (
+        "npas-export run=x format=pickle",
+        "format must be safetensors, onnx or artifact, got 'pickle'",
+    ),
     ("npas-export run=x out=..", "out=.. is no file: name one, as out=../network.safetensors"),
     ("npas-export run=x out=", "out= is no file"),
     ("npas-export run=x out=/dev/null", "out=/dev/null is no file"),
