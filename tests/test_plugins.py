@@ -84,6 +84,8 @@ def test_a_script_registers_families(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert tasks.family("mine").Task is Task
     with pytest.raises(ValueError, match="lacks build"):
         npas.register_model("half", SimpleNamespace(Config=int))
+    with pytest.raises(ValueError, match="'wrn' is a model family of npas itself"):
+        npas.register_model("wrn", own)
     with pytest.raises(ValueError, match="lacks Config and Task"):
         npas.register_task("none", ModuleType("none"))
 

@@ -136,7 +136,7 @@ def _notes(allocation: Allocation) -> list[str]:
         notes.append(
             f"{len(pairs)} of {len(layers)} layers have the very weight of another"
             f" ({' = '.join(pairs[0])}); sharing.low_rank=1 gives each layer a correction of its"
-            " own, within the budget"
+            " own, if the budget has room for them"
         )
     for group in allocation.groups:
         own = [layer for layer in group.layers if layer.kind in EMBEDDINGS]

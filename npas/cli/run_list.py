@@ -39,12 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print((__doc__ or "").rstrip())
         return 0
     try:
-        if words[:1] == ["compare"]:
-            _compare(words[1:])
-        elif words[:1] == ["clean"]:
-            return _clean(words[1:])
-        else:
-            _list(words)
+        with app.one_line_messages(NAME):
+            if words[:1] == ["compare"]:
+                _compare(words[1:])
+            elif words[:1] == ["clean"]:
+                return _clean(words[1:])
+            else:
+                _list(words)
     except ValueError as error:
         app.say(NAME, str(error))
         return 2
@@ -66,11 +67,18 @@ def _parse(words: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], di
     return options, wanted
 
 
+def _select(root: str, wanted: dict[str, str]) -> list[Run]:
+    """Return the runs below a folder that fit the filters; ValueError."""
+    runs = run_index.collect(Path(root))
+    run_index.check_keys(runs, wanted)
+    return run_index.select(runs, wanted)
+
+
 def _list(words: Sequence[str]) -> None:
     options, wanted = _parse(words, ("root", "sort", "format"))
     if options["format"] not in FORMATS:
         raise ValueError(f"format must be {', '.join(FORMATS)}, got {options['format']!r}")
-    runs = run_index.select(run_index.collect(Path(options["root"])), wanted)
+    runs = _select(options["root"], wanted)
     if options["sort"]:
         runs = run_index.order(runs, options["sort"])
     if options["format"] == "json":
@@ -150,7 +158,7 @@ def _clean(words: Sequence[str]) -> int:
         raise ValueError(f"yes must be true or false, got {options['yes']!r}")
     if not wanted:
         raise ValueError("clean needs a filter, as status=failed: without one it would delete all")
-    runs = run_index.select(run_index.collect(Path(options["root"])), wanted)
+    runs = _select(options["root"], wanted)
     _print(runs)
     if not runs:
         return 0
@@ -163,12 +171,18 @@ def _clean(words: Sequence[str]) -> int:
     deleted = 0
     for run in runs:
         folder = Path(run.folder)
+        if folder.is_symlink() or folder.parent.is_symlink():
+            app.say(NAME, f"{folder} is reached by a symbolic link: it stays")
+            continue
         lock = folder.with_name(f".{folder.name}.lock")
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(files.locked(lock, wait=False))
             except BlockingIOError:
                 app.say(NAME, f"{folder} is being trained: it stays")
+                continue
+            if not run_index.select([run_index.read(folder)], wanted):
+                app.say(NAME, f"{folder} is another than it was when it was listed: it stays")
                 continue
             try:
                 shutil.rmtree(folder)

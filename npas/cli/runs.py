@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +39,11 @@ def check(raw: Mapping[str, Any]) -> Config:
 
     from npas import models, tasks
 
-    return schema.load_config(
-        raw,
-        models.family(quick.model["family"]).Config,
-        tasks.family(quick.task["family"]).Config,
-    )
+    family = tasks.family(quick.task["family"])
+    config = schema.load_config(raw, models.family(quick.model["family"]).Config, family.Config)
+    if (settle := getattr(family, "settle", None)) is not None:  # what only the data can tell
+        config = dataclasses.replace(config, task=settle(config.task, config.data))
+    return config
 
 
 def check_arguments(raw: dict[str, Any]) -> tuple[Config, str | None]:

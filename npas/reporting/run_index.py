@@ -6,10 +6,12 @@ second and neither torch nor Hydra is imported; `results.read` checks them whole
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,7 +24,8 @@ from npas.utils.json_data import read_json
 RESULT, CONFIG, LOG = "result.json", "config.yaml", "log.jsonl"
 UNFINISHED = "unfinished"  # no result yet: it is being trained, or was killed
 COLUMNS = ("exp", "budget", "seed", "status", "metric", "value", "used", "seconds", "folder")
-_FOLDER = re.compile(r"budget-(?P<budget>.+)_seed-(?P<seed>\d+)_[0-9a-f]+")
+_FOLDER = re.compile(r"(budget-)?(?P<budget>.+)_seed-(?P<seed>\d+)_[0-9a-f]{8}")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,20 @@ class Run:
         except Exception as error:  # of YAML, OmegaConf or the file system
             why = " ".join(str(error).split())
             raise ValueError(f"{self.folder}/{CONFIG} cannot be read ({why})") from None
+        if not isinstance(stored, dict):
+            raise ValueError(f"{self.folder}/{CONFIG} is no mapping of keys")
         return flat(modernize({str(key): value for key, value in stored.items()}))
 
 
 def collect(root: Path) -> list[Run]:
-    """Return the runs in `root/EXP/FOLDER`, by path; ValueError if there is no such folder."""
+    """Return the runs in `root/EXP/FOLDER`, by path; ValueError if there is no such folder.
+
+    A run's folder has the name that npas gives it: others, whatever they hold, are none.
+    """
     if not root.is_dir():
         raise ValueError(f"there is no folder root={root}: name one that runs were written to")
     found = {path.parent for name in (RESULT, CONFIG) for path in root.glob(f"*/*/{name}")}
-    return [read(folder) for folder in sorted(found)]
+    return [read(folder) for folder in sorted(found) if _FOLDER.fullmatch(folder.name)]
 
 
 def read(folder: Path) -> Run:
@@ -74,7 +82,7 @@ def read(folder: Path) -> Run:
         metrics = (result["metrics"] or {}).get("last") or {}
         metric = next(iter(metrics), None)
         asked, used = result["config"].get("budget"), (result["budget"] or {}).get("used")
-        return Run(
+        run = Run(
             result["exp"],
             str(asked) if asked is not None else budget,
             result["seed"],
@@ -86,37 +94,62 @@ def read(folder: Path) -> Run:
             str(folder),
             result,
         )
+        names, numbers = (run.exp, run.status), (run.seed, run.value, run.used, run.seconds)
+        if not all(isinstance(name, str) for name in names) or not all(
+            number is None or isinstance(number, (int, float)) for number in numbers
+        ):
+            raise ValueError("a field is of another type")
+        return run
     except FileNotFoundError:
         return lost
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return Run(**{**vars(lost), "status": "damaged"})
 
 
+def check_keys(runs: Sequence[Run], wanted: Iterable[str]) -> None:
+    """Raise ValueError, with a near name, for a key that none of the runs has."""
+    left, known = set(wanted) - set(COLUMNS), {*COLUMNS}
+    for run in runs:
+        if not left:
+            return
+        with contextlib.suppress(ValueError):
+            known |= run.config().keys()
+        left -= known
+    if runs and left:
+        near = difflib.get_close_matches(key := min(left), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose of {', '.join(COLUMNS)}"
+        raise ValueError(f"no run has a key {key!r}; {hint}")
+
+
 def select(runs: Iterable[Run], wanted: Mapping[str, str]) -> list[Run]:
     """Return the runs of which each column or config key has one of the values asked for.
 
     A value is one text or several with commas between them; numbers are compared as numbers, and
-    `*` and `?` stand for any letters. ValueError for a key that no run has.
+    `*` and `?` stand for any letters. A run whose config cannot be read has no keys.
     """
-    runs = list(runs)
-    columns = {key for key in wanted if key in COLUMNS}
-    configs = [run.config() if wanted.keys() - columns else {} for run in runs]
-    known = {*COLUMNS, *(key for config in configs for key in config)}
-    for key in wanted:
-        if runs and key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose of {', '.join(COLUMNS)}"
-            raise ValueError(f"no run has a key {key!r}; {hint}")
-    return [
-        run
-        for run, config in zip(runs, configs, strict=True)
-        if all(
-            any(
-                _fits(getattr(run, key) if key in columns else config.get(key), one) for one in ones
-            )
-            for key, ones in ((key, text.split(",")) for key, text in wanted.items())
-        )
-    ]
+    columns = {key: text for key, text in wanted.items() if key in COLUMNS}
+    others = {key: text for key, text in wanted.items() if key not in columns}
+    found = []
+    for run in runs:
+        if all(_fits_any(getattr(run, key), text) for key, text in columns.items()):
+            config = _config(run) if others else {}
+            if all(_fits_any(config.get(key), text) for key, text in others.items()):
+                found.append(run)
+    return found
+
+
+def _config(run: Run) -> dict[str, Any]:
+    try:
+        return run.config()
+    except ValueError as error:
+        log.warning("its keys are unknown: %s", error)
+        return {}
+
+
+def _fits_any(value: object, asked: str) -> bool:
+    if isinstance(value, list):  # as a command line has it
+        value = f"[{','.join(map(str, value))}]"
+    return _fits(value, asked) or any(_fits(value, one) for one in asked.split(","))
 
 
 def _fits(value: object, asked: str) -> bool:
@@ -124,7 +157,7 @@ def _fits(value: object, asked: str) -> bool:
     try:
         return float(text) == float(asked)
     except ValueError:
-        return fnmatchcase(text, asked)
+        return text == asked or fnmatchcase(text, asked)
 
 
 def order(runs: Iterable[Run], column: str) -> list[Run]:

@@ -36,7 +36,8 @@ def call(model: nn.Module, batch: Batch) -> Any:
 
 def refuse_batches(batches: object, init: str, templates: object) -> None:
     """ValueError for batches that are none, or would weigh nothing."""
-    if batches is not None and (not batches or init != "fit" or templates is not None):
+    is_list = isinstance(batches, (list, tuple)) and len(batches) > 0
+    if batches is not None and (not is_list or init != "fit" or templates is not None):
         raise ValueError(
             "batches must be a list of one or more, and weigh what init='fit' does inside a budget:"
             " leave them out elsewhere"

@@ -32,11 +32,15 @@ def param_groups(
     Banks and unshared matrices take `weight_decay`. Coefficients, embeddings, upsamplers and
     low-rank corrections take none; neither do norms and biases (fewer than two dimensions) unless
     `decay_norm_bias`. With `lr` every group gets that rate, but banks `bank_lr` and all else that
-    is shared `coefficient_lr`, where given. A group without parameters is left out.
+    is shared `coefficient_lr`, where given, which must be above 0 (ValueError). A group without
+    parameters is left out.
 
     Works for a dense network and for any optimizer:
     `torch.optim.AdamW(npas.param_groups(model, 0.05), lr=1e-3)`.
     """
+    for option, value in (("bank_lr", bank_lr), ("coefficient_lr", coefficient_lr)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{option} must be above 0, got {value}")
     exempt = no_decay_names(model)
     found: dict[tuple[bool, float | None], list[nn.Parameter]] = {
         (decays, rate): [] for decays in (True, False) for rate in (lr, bank_lr, coefficient_lr)

@@ -11,7 +11,7 @@ images are ImageNet's. `task.folder` names the set, in results too: another set,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,11 +28,16 @@ SYNTHETIC_CLASSES = 10
 
 @dataclass
 class Config(imagenet.Config):
-    """The `task.*` keys of own images; `classes` 0 counts the folders. ValueError as ImageNet's."""
+    """The `task.*` keys of own images. ValueError as ImageNet's.
+
+    `classes` 0 counts the folders, whose names a run keeps as `class_names`: they are the numbers
+    that its network answers with.
+    """
 
     family: str = "images"
     folder: str = "images"
     classes: int = 0
+    class_names: list[str] = field(default_factory=list)
     form: Literal["folder"] = "folder"
 
     def __post_init__(self) -> None:
@@ -41,6 +46,15 @@ class Config(imagenet.Config):
         classes, self.classes = self.classes, self.classes or 2
         super().__post_init__()
         self.classes = classes
+
+
+def settle(config: Config, data: DataConfig) -> Config:
+    """Return the config with the classes that lie in the folder of the training images, if any."""
+    train = Path(data.root, config.folder, "train")
+    if data.source != "real" or config.class_names or not train.is_dir():
+        return config
+    names = class_folders(train)
+    return replace(config, classes=config.classes or len(names), class_names=names)
 
 
 class Task(imagenet.Task):
@@ -71,6 +85,7 @@ class Task(imagenet.Task):
                     f"task.held_out={config.held_out} has no use: {root / 'val'} is there to choose"
                     " a checkpoint by; set task.held_out=0"
                 )
+        self.config: Config
         super().__init__(
             replace(config, classes=classes or SYNTHETIC_CLASSES),
             replace(data, val_fraction=None),
@@ -79,6 +94,17 @@ class Task(imagenet.Task):
         )
         self.name, self.published = config.folder, {}
         self.has_validation = config.held_out > 0 or "val" in self.splits
+
+    def setup(self) -> None:
+        """List the images, once; ValueError, too, if the classes are not those of the run."""
+        super().setup()
+        names = self.config.class_names
+        if self.source == "real" and names and (found := self.images["train"].classes) != names:
+            odd = min(set(found) ^ set(names), default="their order")
+            raise ValueError(
+                f"the class folders of {self.name} are not those that the run was made with"
+                f" ({odd}): put them back, or train again"
+            )
 
     def _folder(self, root: Path) -> Path:
         return root / self.name

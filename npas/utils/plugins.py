@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,18 @@ _registered: dict[str, dict[str, Any]] = {kind: {} for kind in OFFERS}
 
 def register_model(name: str, family: Any) -> None:
     """Let `model.family=name` be this family: an object with `Config` and `build`; ValueError."""
-    _registered["model"][name] = _checked("model", name, family, "register_model")
+    _register("model", name, family)
 
 
 def register_task(name: str, family: Any) -> None:
     """Let `task.family=name` be this family: an object with `Config` and `Task`; ValueError."""
-    _registered["task"][name] = _checked("task", name, family, "register_task")
+    _register("task", name, family)
+
+
+def _register(kind: str, name: str, family: Any) -> None:
+    if find_spec(f"npas.{kind}s.{name}") is not None:
+        raise ValueError(f"{name!r} is a {kind} family of npas itself: choose another name")
+    _registered[kind][name] = _checked(kind, name, family, f"register_{kind}")
 
 
 def names(kind: str) -> list[str]:

@@ -19,7 +19,7 @@ def make_run(tmp_path: Path) -> MakeRun:
     """Return a function that makes a run's folder below runs/, of the experiment `digits`."""
 
     def make(budget: str, seed: int = 0, lr: float = 0.1, **changes: object) -> Path:
-        folder = tmp_path / "runs/digits" / f"budget-{budget}_seed-{seed}_0123abcd"
+        folder = tmp_path / "runs/digits" / f"budget-{budget}_seed-{seed}_{seed:08x}"
         folder.mkdir(parents=True)
         value = 90.0 + 5 * float(budget) + seed
         result = {
@@ -90,6 +90,48 @@ def test_runs_are_deleted_only_when_asked(
     with files.locked(training.with_name(f".{training.name}.lock"), wait=False):
         answer = run("npas-runs", "clean", "seed=5", "yes=true")
     assert answer.code == 1 and "is being trained: it stays" in answer.err and training.exists()
+
+
+def test_what_is_no_run_is_never_deleted(
+    run: Run, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "runs/project/app"
+    other.mkdir(parents=True)
+    (other / "config.yaml").write_text("name: web\n", encoding="utf-8")
+    (other / "result.json").write_text("{}", encoding="utf-8")
+    mine, finished = make_run("0.1"), make_run("2", 7, result=False)
+    linked = tmp_path / "links/digits"
+    linked.parent.mkdir()
+    linked.symlink_to(mine.parent)
+    assert "2 runs" in run("npas-runs").out
+    answer = run("npas-runs", "clean", "root=links", "status=done", "yes=true")
+    assert answer.code == 1 and "reached by a symbolic link: it stays" in answer.err
+
+    def finish(question: str) -> str:  # while the question is open
+        (finished / "result.json").write_text((mine / "result.json").read_text())
+        return "y"
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", finish)
+    answer = run("npas-runs", "clean", "status=unfinished")
+    assert answer.code == 1 and "another than it was when it was listed" in answer.err
+    assert other.exists() and mine.exists() and finished.exists()
+
+
+def test_damaged_runs_are_listed_and_stop_nothing(run: Run, make_run: MakeRun) -> None:
+    good = make_run("0.1", trackers=["csv"])
+    result = json.loads((good / "result.json").read_text())
+    result["config"]["trackers"] = ["csv", "tensorboard"]
+    (good / "result.json").write_text(json.dumps(result))
+    make_run("1", 1, wall_s="abc"), make_run("1", 2, metrics=[3])
+    for seed, text in ((3, "a: ["), (4, "- a\n")):
+        (make_run("1", seed, result=False) / "config.yaml").write_text(text)
+    assert run("npas-runs").out.count("damaged") == 2
+    for words in ("status=done optim.lr=0.1", "trackers=[csv,tensorboard]", "trackers=*tensor*"):
+        answer = run("npas-runs", *words.split(), "format=csv")
+        assert answer.code == 0 and answer.out.count("\n") == 2, words
+    answer = run("npas-runs", "optim.lr=0.1")
+    assert answer.code == 0 and answer.err.count("its keys are unknown") == 2
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ def test_banks_and_what_else_is_shared_may_have_rates_of_their_own() -> None:
         assert rate == (shared if name.startswith("npas_") else 0.5), name
     unnamed = npas.param_groups(model, 0.1, bank_lr=0.25)
     assert {group.get("lr") for group in unnamed} == {None, 0.25}
+    with pytest.raises(ValueError, match="bank_lr must be above 0, got -1"):
+        npas.param_groups(model, 0.1, bank_lr=-1)
 
 
 def test_names_tell_also_where_a_network_is_a_part_is_wrapped_or_parametrized() -> None:

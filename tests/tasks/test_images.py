@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from npas.cli import evaluate, export, train
 from npas.config import DataConfig
+from npas.reporting import results
 from npas.tasks import images
 
 CPU = torch.device("cpu")
@@ -105,3 +107,22 @@ def test_parts_must_have_the_same_classes_and_damage_is_named(
     (root / "pets/test/eel").rename(root / "pets/test/fox")
     with pytest.raises(ValueError, match="the class folder eel"):
         make(root).setup()
+
+
+def test_a_run_keeps_its_classes_and_sees_when_they_change(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    words = ["+exp=images", "task.folder=pets", "data.root=.", "model=wrn_16_2", "model.depth=10"]
+    words += ["task.size=8", "task.resize=10", "epochs=1", "batch_size=4", "data.workers=0"]
+    words += ["optim.milestones=[]", "budget=0.5", "wandb.mode=disabled", "trainer.device=cpu"]
+    assert train.main(words) == 0
+    (folder,) = (root / "runs/images").iterdir()
+    assert results.read(folder).config["task"]["class_names"] == list(CLASSES)
+    assert evaluate.main([f"run={folder}"]) == 0
+    for part in ("train", "test", "val"):
+        (root / "pets" / part / "cat").rename(root / "pets" / part / "zebra")
+    assert evaluate.main([f"run={folder}"]) == 2
+    assert "are not those that the run was made with (cat)" in capsys.readouterr().err
+    shutil.rmtree(root / "pets")
+    assert export.main([f"run={folder}"]) == 0
