@@ -272,7 +272,11 @@ def test_a_tied_embedding_counts_as_one_and_other_layers_may_be_out_of_reach() -
         activations.roots(drawn(make=Tied), find_layers(model := drawn(make=Tied)), [ids])
 
 
-@pytest.mark.parametrize("options", [{"init": "fresh"}, {"templates": 1}, {"batches": []}])
+@pytest.mark.parametrize(
+    "options",
+    [{"init": "fresh"}, {"templates": 1}, {"batches": []}, {"batches": torch.zeros(2, 12)}],
+    ids=["fresh", "templates", "none", "a tensor"],
+)
 def test_batches_are_for_a_fit_inside_a_budget(options: dict[str, Any]) -> None:
     model = drawn(make=Seeing)
     words = {"init": "fit", "batches": [torch.zeros(1, 12).long()]} | options
