@@ -24,7 +24,8 @@ SCHEMES = {  # the preset of each, and its budget
     "groups by place, cosine coefficients": ("cosine", "0.5"),
     "first and last block unshared": ("sandwich", "0.6"),
 }
-LOOPED = {"one block in four loops (ALBERT)": (1, 4), "two blocks in two loops": (2, 2)}
+ALBERT = "one block in four loops (ALBERT)"
+LOOPED = {ALBERT: (1, 4), "two blocks in two loops": (2, 2)}
 # The rows of both versions, the experiment of each, and what an experiment's own words leave open.
 SQUAD = {
     "BERT-Large": ("bert_large", "model.pretrained=bert-large-uncased"),
@@ -48,6 +49,7 @@ def shakespeare() -> Table:
     pairs = [(f"{kind}, budget {b}", label) for kind in kinds for b, label in narrow.items()]
     pairs += [(f"{kind}, budget {b}", DENSE) for kind in kinds for b in BUDGETS]
     pairs += [(f"{SPARSE}, budget {b}", f"SSN, budget {b}") for b in BUDGETS]
+    pairs += [(ALBERT, narrow["0.25"]), (ALBERT, DENSE)]
     rows = [
         Row("dense network at nanoGPT's rate, 0.001", (exp,), series="nanoGPT's rate"),
         Row(DENSE, (exp, *RATE), series=DENSE),
