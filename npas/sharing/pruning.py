@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npas.sharing.activations import evaluating
 from npas.sharing.install import is_shared, materialize
 
 Readers = Mapping[str, Sequence[tuple[str, str, int]]]
@@ -144,12 +145,10 @@ def feature_ranks(model: nn.Module, run: Callable[[], object]) -> dict[str, Tens
         norm, _, first = readers_of(model)[conv][0]
         add = partial(_add_ranks, ranks, conv, slice(first, first + len(mask_F)))
         hooks.append(model.get_submodule(norm).register_forward_hook(add))
-    was_training = model.training
-    model.eval()
     try:
-        run()
+        with evaluating(model):
+            run()
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
     if len(ranks) < len(hooks):

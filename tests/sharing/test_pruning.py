@@ -108,6 +108,13 @@ def test_magnitudes_are_l1_norms_and_ranks_those_of_the_maps_behind_relu() -> No
     assert found.tolist() == expected.tolist() and expected.max() > expected.min()
 
 
+def test_ranking_leaves_every_module_in_its_own_mode() -> None:
+    model = build("wrn", budget=0.5).train()
+    frozen = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
+    pruning.feature_ranks(model, lambda: model(batch(2)))
+    assert model.training and not frozen.training
+
+
 def test_the_lowest_go_first_and_none_comes_back() -> None:
     model = build("wrn")
     scores = {c: torch.arange(len(m)).double() for c, m in pruning.kept_filters(model).items()}
