@@ -23,7 +23,7 @@ from typing import Any
 from npas import config as schema
 from npas.reporting import results as result_files
 from npas.reporting.compose import compose, planned_count, planned_flops
-from npas.reporting.costs import step_costs
+from npas.reporting.costs import Cost, step_costs
 from npas.reporting.published import Figure
 from npas.reporting.results import Metric, Result
 from npas.utils.git import PACKAGE_FOLDER
@@ -237,12 +237,12 @@ def _parts(config: Mapping[str, Any]) -> tuple[int, int]:
 def markdown(table: Table, cells: Sequence[Cell]) -> str:
     """Write the table as markdown, with what it was measured on below it."""
     notes: list[str] = []
+    costs = step_costs(results_root(), table.name) if table.costed else {}
     lines = [f"# {table.title}", "", table.note, ""]
     for section, group in itertools.groupby(cells, key=lambda cell: cell.row.section):
         lines += [f"## {section}", ""] if section else []
-        lines += [*_grid(table, [*group], notes), ""]
-    if table.costed and step_costs(results_root(), table.name):
-        lines += [COSTS, ""]
+        lines += [*_grid(table, [*group], notes, costs), ""]
+    lines += [COSTS, ""] if costs else []
     lines += table.appendix(cells) if table.appendix is not None else []
     lines += [f"{index}. {note}" for index, note in enumerate(notes, 1)]
     lines += [""] if notes else []
@@ -254,11 +254,12 @@ def markdown(table: Table, cells: Sequence[Cell]) -> str:
     return "\n".join(lines) + " edited.\n"
 
 
-def _grid(table: Table, cells: Sequence[Cell], notes: list[str]) -> list[str]:
+def _grid(
+    table: Table, cells: Sequence[Cell], notes: list[str], costs: Mapping[str, Cost]
+) -> list[str]:
     """Write one grid; a column stands there if any of its rows has something in it."""
     published = [cell.row.published for cell in cells if cell.row.published is not None]
     timed = table.counted and any(figure.gpu_days is not None for figure in published)
-    costs = step_costs(results_root(), table.name) if table.costed else {}
     has_flops = table.counted and any(figure.mflops is not None for figure in published)
     lines: list[str] = []
     for cell in cells:
