@@ -81,7 +81,10 @@ WRONG = [
     ({"budget": None}, "budget is missing: set budget=0.1, budget=dense or sharing.templates"),
     ({"sharing__templates": 2}, "budget=0.1 and sharing.templates=2 exclude each other"),
     ({"sharing__templates": 0, "budget": None}, "sharing.templates must be at least 1"),
-    ({"sharing__generator": "mlp"}, "sharing.generator must be avg, wavg or emb, got 'mlp'"),
+    (
+        {"sharing__generator": "mlp"},
+        "sharing.generator must be avg, wavg, emb, channels, basis, factorized or hash, got 'mlp'",
+    ),
     ({"sharing__groups": "all"}, "sharing.groups must be single, type, shape, random, learned"),
     ({"sharing__groups": "runs/none"}, "sharing.groups=runs/none cannot be read (No such file"),
     ({"sharing__groups": "random"}, "sharing.groups=random needs to know how many"),

@@ -11,6 +11,7 @@ from npas.utils.checks import at_least, at_most, join
 
 LONGEST = 1_000_000  # epochs, or images a batch: more is a typing error, and may fill the memory
 MOST_TEMPLATES = 1000  # of a layer: more is a typing error, and would fill the memory
+STRUCTURED = ("channels", "basis", "factorized", "hash")  # generators without coefficients a layer
 SEARCHED = ("learned", "gradient")  # groupings that a short training of their own has to find
 GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
 FIT = "fit"  # the beginning of a sharing.init that fits the network to trained weights
@@ -18,7 +19,7 @@ BY_NAME = re.compile(r"place|depth:[1-9]\d{0,3}")  # groupings by where names ha
 
 FITTED = (
     "generator", "upsampler", "groups", "num_groups", "max_templates", "coefficient_init",
-    "train_coefficients", "low_rank", "allocator",
+    "train_coefficients", "upsample_templates", "low_rank", "allocator",
 )  # fmt: skip
 """The keys of `sharing` that the trained weights decide where `init` says fit."""
 
@@ -54,7 +55,7 @@ class SharingConfig:
     is logged.
     """
 
-    generator: Literal["avg", "wavg", "emb"] = "wavg"
+    generator: Literal["avg", "wavg", "emb", "channels", "basis", "factorized", "hash"] = "wavg"
     upsampler: Literal["inter", "repeat", "mask", "wavg"] = "inter"
     groups: dict[str, str] | str = "single"
     num_groups: int | None = None
@@ -64,6 +65,7 @@ class SharingConfig:
         "orthogonal"
     )
     train_coefficients: bool = True
+    upsample_templates: int = 1
     low_rank: int = 0
     recurrence_weight: float = 0.0
     lsm_every: int = 0
@@ -98,10 +100,17 @@ class SharingConfig:
                 f"sharing.templates={self.templates} needs groups of one shape, and "
                 f"sharing.groups={self.groups} finds others: set a budget in place of templates"
             )
-        if self.groups == "learned" and self.generator == "avg":
+        if self.groups == "learned" and self.generator in ("avg", *STRUCTURED):
             raise ValueError(
                 "sharing.groups=learned groups layers by their coefficients, and "
-                "sharing.generator=avg has none: choose wavg or emb"
+                f"sharing.generator={self.generator} has none: choose wavg or emb"
+            )
+        if self.generator in STRUCTURED:
+            self._check_structured()
+        if self.upsample_templates > 1 and self.upsampler != "inter":
+            raise ValueError(
+                f"sharing.upsample_templates={self.upsample_templates} mixes the maps that "
+                f"sharing.upsampler=inter resizes; {self.upsampler} resizes none"
             )
         if self.weights is not None:  # one path is spelled in many ways, and enters the hash
             path = os.path.normpath(self.weights)
@@ -116,6 +125,7 @@ class SharingConfig:
         for key, least in (
             ("num_groups", 1),
             ("max_templates", 1),
+            ("upsample_templates", 1),
             ("recurrence_weight", 0),
             ("lsm_every", 0),
             ("low_rank", 0),
@@ -134,10 +144,10 @@ class SharingConfig:
                     "sharing.allocator=reference starts: set sharing.coefficient_init=released or "
                     "sharing.allocator=npas"
                 )
-            if self.low_rank or not self.train_coefficients:
+            if self.low_rank or self.upsample_templates > 1 or not self.train_coefficients:
                 raise ValueError(
-                    "sharing.allocator=reference has neither sharing.low_rank nor fixed "
-                    "coefficients: set sharing.allocator=npas"
+                    "sharing.allocator=reference has neither sharing.low_rank, "
+                    "sharing.upsample_templates nor fixed coefficients: set sharing.allocator=npas"
                 )
 
     @property
@@ -149,6 +159,22 @@ class SharingConfig:
     def weights(self) -> str | None:
         """Return the run or the file to start from, if any is named."""
         return (self.init or "").partition(":")[2] or None if self.fits else self.init
+
+    def _check_structured(self) -> None:
+        starts = ("orthogonal", "sparse") if self.generator == "channels" else ("orthogonal",)
+        for key, does in (
+            ("templates", self.templates is None),
+            ("groups", self.groups not in SEARCHED),
+            ("upsample_templates", self.upsample_templates == 1),
+            ("recurrence_weight", not self.recurrence_weight),
+            ("coefficient_init", self.coefficient_init in starts),
+            ("allocator", self.allocator == "npas"),
+        ):
+            if not does:
+                raise ValueError(
+                    f"sharing.{key}={getattr(self, key)} needs coefficients such as those of "
+                    f"sharing.generator=wavg; {self.generator} has others or none"
+                )
 
     def _check_fit(self) -> None:
         if self.groups in SEARCHED:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from npas.sharing.bases import BASES, extent, is_basis
+from npas.sharing.bases import BASES, CHANNELS, extent
 from npas.sharing.blocks import place_of, spell_names
 from npas.sharing.budget import BudgetReport
-from npas.sharing.coefficients import GENERATORS, OF_DEPTH, STARTS
+from npas.sharing.coefficients import GENERATORS, OF_DEPTH, STARTS, STRUCTURED
+from npas.sharing.hashing import HASH
 from npas.sharing.layers import LayerSpec, matrix_form
-from npas.sharing.upsample import UPSAMPLERS, WINDOW
+from npas.sharing.plan_faults import layer_fault
+from npas.sharing.upsample import UPSAMPLERS
 from npas.utils.json_data import decode, shown
 from npas.utils.printing import columns
 
@@ -31,6 +33,7 @@ class Scheme:
     allocator: str = "npas"
     coefficient_init: str = "orthogonal"
     low_rank: int = 0
+    upsample_templates: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,12 @@ class LayerAllocation(LayerSpec):
 
     `templates` are the positions in the bank where its K templates start, each `template_size`
     values long; none for an ordinary parameter. `mixing` is `none` (one template, no
-    coefficients), `avg`, `wavg`, `emb` or `fixed`. An upsampled layer has one template (in a search
-    for groups K) not of its weight's size: `source` is its matrix form, `learned` the shape of the
-    upsampler's own weights. `upsampler` rows or columns is a shared basis (see `bases`): `learned`
-    is the mixtures' shape, `kept` names the rows or columns that are vectors of the basis.
+    coefficients), `avg`, `wavg`, `emb` or `fixed`. An upsampled layer has one template, or K, not
+    of its weight's size: `source` is the matrix form of one, `learned` the shape of the upsampler's
+    own weights. `upsampler` rows or columns is a shared basis (see `bases`): `learned` is the
+    mixtures' shape, `kept` names the rows or columns that are vectors of the basis; channels is K
+    templates in one span, `learned` K x output channels; of hash (see `hashing`) `first` counts the
+    weights of the layers before it.
     `scale` is the place of the layer's fixed scale in the network's list of scales. `rank` is that
     of a correction of its own, two matrices whose product is added to what is generated; 0: none.
     """
@@ -56,6 +61,7 @@ class LayerAllocation(LayerSpec):
     scale: int = 0
     rank: int = 0
     kept: tuple[int, ...] = ()
+    first: int = 0
 
     @property
     def correction(self) -> int:
@@ -76,6 +82,10 @@ class LayerAllocation(LayerSpec):
             how = f"inter from {self.source[0]}x{self.source[1]}"
         elif self.upsampler in BASES:
             how = f"{extent(self)[2]} vectors by {self.upsampler}"
+        elif self.upsampler == CHANNELS:
+            how = f"{self.learned[0]} templates by channel"
+        elif self.upsampler == HASH:
+            how = "hashed rows"
         else:
             how = self.upsampler or ("one template" if self.mixing == "none" else self.mixing)
         return f"{how} + rank {self.rank}" if self.rank else how
@@ -234,7 +244,7 @@ class Allocation:
         """Return the plan as JSON-able data; `from_dict` reads it back."""
         return {
             "format": FORMAT_VERSION,
-            "scheme": asdict(self.scheme),
+            "scheme": _plain(self.scheme),
             "budget": self.budget.to_dict(),
             "split": self.split,
             "unread": self.unread,
@@ -266,7 +276,7 @@ class Allocation:
         if isinstance(scheme := data.get("scheme"), Mapping):  # as earlier versions named it
             names = {"layout": "allocator", "coefficients": "coefficient_init"}
             data = {**data, "scheme": {names.get(key, key): scheme[key] for key in scheme}}
-        later = ("coefficient_init", "low_rank", "rank", "kept")
+        later = ("coefficient_init", "low_rank", "upsample_templates", "rank", "kept", "first")
         stored: _Stored = decode(_Stored, data, optional=later)
         members: dict[str, list[LayerAllocation]] = {group.name: [] for group in stored.groups}
         for entry in stored.layers:
@@ -309,7 +319,7 @@ class _Stored:
 def _check(plan: Allocation, data: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the field, unless a plan and the data it was read from hold."""
     names: dict[str, Collection[str]] = {
-        "generator": GENERATORS,
+        "generator": (*GENERATORS, *STRUCTURED),
         "upsampler": UPSAMPLERS,
         "allocator": ALLOCATORS,
         "coefficient_init": (*STARTS, *OF_DEPTH),
@@ -319,15 +329,22 @@ def _check(plan: Allocation, data: Mapping[str, Any]) -> None:
             raise ValueError(f"scheme.{field} must be {', '.join(known)}, not {shown(name)}")
     for group in plan.groups:
         for layer in group.layers:
-            if fault := _fault(layer, group.bank):
+            if fault := layer_fault(layer, group.bank):
                 raise ValueError(f"layer {shown(layer.name)}: {fault}")
     if len({layer.name for layer in plan.layers}) < max(1, len(plan.layers)):
         raise ValueError("layers must be one or more, each of a name of its own")
     scheme = plan.scheme
-    counts = scheme.max_templates, scheme.low_rank + 1, plan.budget.allowed, plan.unshared + 1
+    counts = (
+        scheme.max_templates,
+        scheme.upsample_templates,
+        scheme.low_rank + 1,
+        plan.budget.allowed,
+        plan.unshared + 1,
+    )
     if min(*counts, *(min(group.bank + 1, len(group.layers)) for group in plan.groups)) < 1:
         raise ValueError(
-            "unshared, max_templates, low_rank, budget.allowed and groups must not be negative"
+            "unshared, max_templates, upsample_templates, low_rank, budget.allowed and groups must"
+            " not be negative"
         )
     used = plan.unshared + sum(group.used for group in plan.groups)
     dense = plan.unshared + sum(layer.size for layer in plan.layers)
@@ -341,55 +358,13 @@ def _check(plan: Allocation, data: Mapping[str, Any]) -> None:
             )
 
 
-def _fault(layer: LayerAllocation, bank: int) -> str:
-    """Return what is wrong with a stored layer in a bank of this size; nothing if it can be."""
-    count, size = len(layer.templates), layer.template_size
-    if min(layer.shape, default=0) < 1 or layer.scale < 0:
-        return "shape must have whole numbers above 0, and scale must not be negative"
-    if layer.mixing not in ("none", *GENERATORS):
-        return f"mixing must be none, {', '.join(GENERATORS)}"
-    if layer.upsampler not in (None, *UPSAMPLERS, *BASES):
-        return f"upsampler must be null, {', '.join((*UPSAMPLERS, *BASES))}"
-    if not bank:
-        plain = LayerAllocation(layer.name, layer.shape, layer.kind, scale=layer.scale)
-        return "" if layer == plain else "its group has no bank, so it must be an ordinary one"
-    if not count or not 0 < size <= bank:
-        return "it must have templates of a size within the bank"
-    if list(layer.templates) != sorted(layer.templates):
-        return "templates must go from low to high"
-    if layer.templates[0] < 0 or layer.templates[-1] > bank - size:
-        return "templates must lie in the bank, between 0 and bank - template_size"
-    paid = 0 if layer.mixing == "none" else GENERATORS[layer.mixing].count([count])
-    if (count - 1) * size >= bank + paid:  # the last may be paid by coefficients
-        return "templates are more than its bank can hold"
-    if not 0 <= layer.correction < layer.size:
-        return "rank must cost less than its weight"
-    if layer.mixing == "none" and count > 1:
-        return "mixing=none takes one template"
-    source = (1, size)
-    if layer.upsampler == "inter" and min(layer.source) > 0:
-        source = layer.source
-    if layer.upsampler is None:
-        source = (0, 0)
-    if layer.source != source or (layer.upsampler and math.prod(source) != size):
-        return "source must be what its upsampler reads"
-    if layer.upsampler is None and size != layer.size:
-        return "template_size must be its weight's size, since nothing upsamples it"
-    # What is learned has to make as many values as the weight has.
-    rows, columns = layer.learned
-    learned = layer.learned == (0, 0)
-    if layer.upsampler == "mask":
-        learned = columns == WINDOW and rows > 0 and size * (1 + rows) >= layer.size
-    if layer.upsampler == "wavg":
-        learned = columns == 2 and rows > 0 and -(-size // 2) * rows >= layer.size
-    if layer.upsampler in BASES or layer.kept:
-        learned = layer.upsampler in BASES and is_basis(layer)
-    return "" if learned else "learned must be the shape that its upsampler needs"
-
-
-def _plain(layer: LayerAllocation) -> dict[str, Any]:
-    """Return a layer as data; `kept` only where rows are, as of old."""
-    return {key: value for key, value in asdict(layer).items() if key != "kept" or value}
+def _plain(part: Scheme | LayerAllocation) -> dict[str, Any]:
+    """Return a layer or a scheme as data; later fields only where they say something, as of old."""
+    data = asdict(part)
+    for name, plain in (("first", 0), ("kept", ()), ("upsample_templates", 1)):
+        if data.get(name) == plain and not data.get("first"):
+            del data[name]
+    return data
 
 
 def _cells(layer: LayerAllocation, group: str) -> Cells:

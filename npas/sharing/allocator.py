@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from npas.sharing.allocation import (
@@ -21,10 +21,12 @@ from npas.sharing.allocation import (
     Scheme,
 )
 from npas.sharing.budget import Budget, BudgetReport, spell_count, split_budget
-from npas.sharing.coefficients import GENERATORS, OF_DEPTH
-from npas.sharing.layers import LayerSpec, matrix_form
+from npas.sharing.coefficients import GENERATORS, OF_DEPTH, STRUCTURED
+from npas.sharing.draft import Draft
+from npas.sharing.layers import LayerSpec
 from npas.sharing.low_rank import correct, count_corrections
-from npas.sharing.upsample import UPSAMPLERS, source_map
+from npas.sharing.structured import WHOLE, size_whole, smallest_whole
+from npas.sharing.upsample import UPSAMPLERS
 
 SMALLEST_BANK = 16
 """A bank below this is no network worth training; a smaller group needs its own size."""
@@ -158,17 +160,19 @@ def size_group(
     name: str, layers: Sequence[LayerSpec], available: int, scheme: Scheme
 ) -> GroupAllocation:
     """Size one group to use at most `available` parameters, as many as it can."""
+    if scheme.generator in WHOLE:
+        return size_whole(name, layers, available, scheme.generator)
     if len(layers) == 1 and available >= layers[0].size:
         return _size_single(name, layers[0], available, scheme)
     for most in range(scheme.max_templates, 0, -1):
         draft = _descend(layers, available, most, scheme)
         # Coefficients that eat half the budget of a tiny network are not worth their templates.
-        if draft is not None and (draft.coefficients * 2 <= available or most == 1):
+        if draft is not None and (draft.mixing_cost * 2 <= available or most == 1):
             break
     if draft is None:  # not even one mixing layer's coefficients fit
         return size_group(name, layers, available, replace(scheme, generator="avg"))
     draft = _fill(draft, available)
-    if len(layers) == 1:  # nobody else reads what the source map leaves over
+    if len(layers) == 1 and draft.maps == 1:  # nobody else reads what its map leaves over
         while math.prod(draft.source(0)) < draft.bank:  # a smaller bank may choose another map
             draft.bank = math.prod(draft.source(0))
     return draft.place(name)
@@ -176,6 +180,8 @@ def size_group(
 
 def smallest_group(layers: Sequence[LayerSpec], scheme: Scheme) -> int:
     """Return the fewest parameters with which the group can be planned."""
+    if scheme.generator in WHOLE:
+        return smallest_whole(layers, scheme.generator)
     sizes = Counter(layer.size for layer in layers)
     bank = min(SMALLEST_BANK, min(sizes))
     upsampler = UPSAMPLERS[scheme.upsampler]
@@ -196,110 +202,6 @@ def smallest_group(layers: Sequence[LayerSpec], scheme: Scheme) -> int:
             candidates |= {max(bank, 2 * -(-size // m)) for m in copies}
             best = min(best, *(used(candidate) for candidate in candidates))
     return min(best, layers[0].size) if len(layers) == 1 else best
-
-
-@dataclass
-class _Draft:
-    """A bank size with K per layer (0: upsampled) and what that costs and covers."""
-
-    layers: Sequence[LayerSpec]
-    scheme: Scheme
-    bank: int
-    templates: list[int]
-    mixing: list[str]
-
-    @property
-    def coefficients(self) -> int:
-        """Count the generators' parameters."""
-        mixed: dict[str, list[int]] = {}
-        for k, mixing in zip(self.templates, self.mixing, strict=True):
-            if k > 1:
-                mixed.setdefault(mixing, []).append(k)
-        return sum(GENERATORS[mixing].count(ks) for mixing, ks in mixed.items())
-
-    @property
-    def cost(self) -> int:
-        """Count what comes on top of the bank: coefficients and upsampler weights."""
-        learned = sum(math.prod(self.learned(i)) for i in range(len(self.layers)))
-        return self.coefficients + learned
-
-    def learned(self, i: int) -> tuple[int, int]:
-        """Return the shape of the layer's upsampler weights."""
-        if self.templates[i]:
-            return (0, 0)
-        return UPSAMPLERS[self.scheme.upsampler].learned(self.layers[i].size, self.bank)
-
-    def source(self, i: int) -> tuple[int, int]:
-        """Return the matrix an upsampled layer reads."""
-        if self.scheme.upsampler == "inter":
-            return source_map(self.bank, matrix_form(self.layers[i].shape))
-        return (1, self.bank)
-
-    @property
-    def spans(self) -> list[int]:
-        """Return how much of the bank each layer's templates cover from its first one on."""
-        return [
-            min(k * layer.size, self.bank) if k else math.prod(self.source(i))
-            for i, (k, layer) in enumerate(zip(self.templates, self.layers, strict=True))
-        ]
-
-    def place(self, name: str) -> GroupAllocation:
-        """Assign positions and return the group's plan."""
-        spans = self.spans
-        placed = []
-        for i, start in enumerate(self.starts(spans)):
-            layer, k = self.layers[i], self.templates[i]
-            size = layer.size if k else spans[i]
-            # Templates that do not fit side by side are spread evenly and overlap.
-            room = min(k * size, self.bank) - size
-            positions = tuple(start + j * room // max(k - 1, 1) for j in range(max(k, 1)))
-            how: dict[str, Any] = {"mixing": self.mixing[i]} if k > 1 else {}
-            if not k:
-                how = {"upsampler": self.scheme.upsampler, "source": self.source(i)}
-                how["learned"] = self.learned(i)
-            how |= {"templates": positions, "template_size": size}
-            placed.append(LayerAllocation(**vars(layer), **how))
-        return GroupAllocation(name, self.bank, tuple(placed))
-
-    def starts(self, spans: Sequence[int]) -> list[int]:
-        """Return where each layer's span begins.
-
-        Resized layers read nearly the whole bank from its start, all the same map, so that layers
-        of one shape are resized once; the others cover the rest of the bank first. Where they are
-        too few for that, the last resized layer is laid flush with the end.
-        """
-        fitting = [i for i, k in enumerate(self.templates) if k]
-        resized = [i for i, k in enumerate(self.templates) if not k]
-        starts = [0] * len(spans)
-        covered = max((spans[i] for i in resized), default=0)
-        if covered + sum(spans[i] for i in fitting) < self.bank:
-            starts[resized[-1]] = self.bank - spans[resized[-1]]
-        placed = place_spans([spans[i] for i in fitting], self.bank, covered)
-        for i, start in zip(fitting, placed, strict=True):
-            starts[i] = start
-        return starts
-
-
-def place_spans(spans: Sequence[int], bank: int, covered: int = 0) -> list[int]:
-    """Return a start for every span: round-robin over the bank, the largest spans first.
-
-    The sweep begins behind the first `covered` values, which are read already.
-
-    One cursor sweeps the bank; a span that would pass the end is laid flush with it. So the first
-    sweep reads every value before any is read twice (but for the flush span's overlap), and layers
-    of one span rotate over few common positions, which lets them share the reading of a template.
-    """
-    starts = [0] * len(spans)
-    cursor, grid, previous = covered, 0, 0
-    for i in sorted(range(len(spans)), key=lambda i: -spans[i]):
-        span = spans[i]
-        if cursor >= bank:
-            cursor = grid if span == previous and grid + span <= bank else 0
-        if span != previous:
-            previous, grid = span, cursor % span
-        starts[i] = min(cursor, bank - span)
-        cursor += span
-    return starts
 
 
 def choose_templates(
@@ -330,10 +232,10 @@ def choose_templates(
         most = min(enough, bank // max(fitting) + 1)
 
 
-def _draft(layers: Sequence[LayerSpec], bank: int, most: int, scheme: Scheme) -> _Draft:
-    empty = _Draft(layers, scheme, bank, [0] * len(layers), [scheme.generator] * len(layers))
+def _draft(layers: Sequence[LayerSpec], bank: int, most: int, scheme: Scheme) -> Draft:
+    empty = Draft(layers, scheme, bank, [0] * len(layers), [scheme.generator] * len(layers))
     too_large = [i for i, layer in enumerate(layers) if layer.size > bank]
-    span = sum(math.prod(empty.source(i)) for i in too_large[:2])  # two cover any bank
+    span = sum(empty.spans[i] for i in too_large[:2])  # two cover any bank
     # Functions of depth make sense of templates that all layers of a shape read.
     overlap = scheme.coefficient_init in OF_DEPTH
     empty.templates = choose_templates([la.size for la in layers], bank, most, span, overlap)
@@ -342,7 +244,7 @@ def _draft(layers: Sequence[LayerSpec], bank: int, most: int, scheme: Scheme) ->
 
 def _descend(
     layers: Sequence[LayerSpec], available: int, most: int, scheme: Scheme
-) -> _Draft | None:
+) -> Draft | None:
     """Find a bank that fits with its costs by descent; None if no bank is left."""
     bank = available
     while bank >= min(SMALLEST_BANK, min(layer.size for layer in layers)):
@@ -353,7 +255,7 @@ def _descend(
     return None
 
 
-def _fill(draft: _Draft, available: int) -> _Draft:
+def _fill(draft: Draft, available: int) -> Draft:
     """Give the bank what is left at fixed K; ends when nothing is left or nothing more fits."""
     for _ in range(8):
         left = available - draft.bank - draft.cost
@@ -364,7 +266,7 @@ def _fill(draft: _Draft, available: int) -> _Draft:
             k or int(layer.size <= bank)
             for k, layer in zip(draft.templates, draft.layers, strict=True)
         ]
-        larger = _Draft(draft.layers, draft.scheme, bank, templates, list(draft.mixing))
+        larger = Draft(draft.layers, draft.scheme, bank, templates, list(draft.mixing))
         if sum(larger.spans) < bank:
             fitting = [i for i, k in enumerate(templates) if k]
             i = max(fitting, key=lambda i: draft.layers[i].size)
@@ -379,11 +281,12 @@ def _fill(draft: _Draft, available: int) -> _Draft:
 
 def _size_single(name: str, layer: LayerSpec, available: int, scheme: Scheme) -> GroupAllocation:
     """Size a group of one layer that its part covers: ordinary, or mixing when there is more."""
+    generator = "wavg" if scheme.generator in STRUCTURED else scheme.generator
     templates = -(-available // layer.size)
-    bank = available - GENERATORS[scheme.generator].count([templates])
+    bank = available - GENERATORS[generator].count([templates])
     while templates > 2 and layer.size < bank < layer.size + templates - 1:  # no room for so many
         templates -= 1
-        bank = available - GENERATORS[scheme.generator].count([templates])
+        bank = available - GENERATORS[generator].count([templates])
     if templates == 1 or bank <= layer.size:
         return GroupAllocation(name, 0, (LayerAllocation(**vars(layer)),))
-    return _Draft([layer], scheme, bank, [templates], [scheme.generator]).place(name)
+    return Draft([layer], scheme, bank, [templates], [generator]).place(name)

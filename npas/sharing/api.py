@@ -39,6 +39,7 @@ from npas.sharing.layers import find_layers
 from npas.sharing.loops import refuse_loops
 from npas.sharing.projection import project
 from npas.sharing.released_layout import allocate_reference
+from npas.sharing.structured import check_generator
 from npas.sharing.upsample import UPSAMPLERS
 from npas.utils.budget import BudgetLike
 from npas.utils.keywords import renamed
@@ -63,6 +64,7 @@ def share(
     templates: int | str | None = None,
     coefficient_init: str = "orthogonal",
     train_coefficients: bool = True,
+    upsample_templates: int = 1,
     low_rank: int = 0,
     include: Names = None,
     exclude: Names = None,
@@ -78,15 +80,17 @@ def share(
     `budget` limits all trainable parameters: `0.1` or `"10%"` of the dense count, `2.0`, `"18M"`.
     `"16MB"` limits the bytes of the artifact that `write_artifact` makes, by `packing`, instead.
     `templates` fixes K instead (soft sharing), and with it the count; "layers" is as many as the
-    group has layers. `generator` is avg, wavg or emb; `coefficients` start orthogonal, sparse (one
-    template a layer), released (one orthogonal matrix for all layers of one K, whose rows shrink
-    where they are more than K), legendre or cosine (functions of depth among the layers of a group
-    and shape); without `train_coefficients` they stay, and are no parameters. `upsampler` is inter,
-    repeat, mask or wavg; `groups` single, type, shape, place, "depth:2", random (with `num_groups`)
-    or a mapping of name patterns to groups. `low_rank=r` adds two matrices of that rank to each
-    layer that shares with others. `include` and `exclude` are glob patterns over parameter names,
-    or "@embeddings", "@first" and "@last" (numbered block). `allocator="reference"` is the released
-    code's (no exact budgets).
+    group has layers. `generator` is avg, wavg or emb (coefficients a layer), channels (coefficients
+    an output channel), basis, hash or factorized (see `structured`); `coefficients` start
+    orthogonal, sparse (one template a layer), released (one orthogonal matrix for all layers of one
+    K, whose rows shrink where they are more than K), legendre or cosine (functions of depth among
+    the layers of a group and shape); without `train_coefficients` they stay, and are no parameters.
+    `upsampler` is inter, repeat, mask or wavg, and with `upsample_templates` above 1 inter resizes
+    a mixture of so many maps of half the bank; `groups` single, type, shape, place, "depth:2",
+    random (with `num_groups`) or a mapping of name patterns to groups. `low_rank=r` adds two
+    matrices of that rank to each layer that shares with others. `include` and `exclude` are glob
+    patterns over parameter names, or "@embeddings", "@first" and "@last" (numbered block).
+    `allocator="reference"` is the released code's (no exact budgets).
 
     Generated weights start with the spread of the dense ones, whose values are dropped: warns if
     they look trained. `init="fit"` keeps what the network has learned: groups, bases and values are
@@ -112,8 +116,8 @@ def share(
         generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, max_templates=max_templates, templates=templates,
         coefficient_init=coefficient_init, train_coefficients=train_coefficients,
-        low_rank=low_rank, include=include, exclude=exclude, allocator=allocator,
-        seed=seed, packing=packing,
+        upsample_templates=upsample_templates, low_rank=low_rank, include=include,
+        exclude=exclude, allocator=allocator, seed=seed, packing=packing,
     )  # fmt: skip
     if init == "fit":
         return _share_fitted(model, budget, options, recompute, batches)
@@ -141,6 +145,7 @@ def plan(
     templates: int | str | None = None,
     coefficient_init: str = "orthogonal",
     train_coefficients: bool = True,
+    upsample_templates: int = 1,
     low_rank: int = 0,
     include: Names = None,
     exclude: Names = None,
@@ -157,7 +162,7 @@ def plan(
     activations.refuse_batches(batches, init, templates)
     chosen = (
         generator, upsampler, groups, max_templates, coefficient_init, train_coefficients,
-        low_rank, allocator,
+        upsample_templates, low_rank, allocator,
     )  # fmt: skip
     selected = templates, include, exclude, chosen, batches
     if init == "fit" and (found := _fit(model, budget, *selected)):
@@ -179,6 +184,7 @@ def plan(
             f"train_coefficients=False needs generator='wavg', not {generator!r}: its coefficients"
             " are free of anything that trains"
         )
+    check_generator(generator, upsampler, coefficient_init, upsample_templates, templates)
     for option, count in (("max_templates", max_templates), ("templates", templates)):
         if isinstance(count, str) and count != "layers":
             raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")
@@ -190,7 +196,9 @@ def plan(
         raise ValueError("budget and templates exclude each other: templates fixes the count")
     group_of = assign_groups(specs, groups, num_groups, seed)
     mixing = generator if train_coefficients else FIXED
-    scheme = Scheme(mixing, upsampler, max_templates, allocator, coefficient_init, low_rank)
+    scheme = Scheme(
+        mixing, upsampler, max_templates, allocator, coefficient_init, low_rank, upsample_templates
+    )
     dense = count_parameters(model)
     if templates is not None:
         return allocate_templates(specs, group_of, templates, dense, scheme)
@@ -207,10 +215,12 @@ def plan(
             )
         return pricing.fit(model, request, specs, group_of, scheme, packing or Packing())
     if allocator == "reference":
-        if mixing != "wavg" or coefficient_init in ("sparse", *OF_DEPTH) or low_rank:
+        others = low_rank or upsample_templates > 1
+        if mixing != "wavg" or coefficient_init in ("sparse", *OF_DEPTH) or others:
             raise ValueError(
                 "allocator='reference' mixes with generator='wavg' and"
-                " coefficient_init='released' only, which train, and corrects nothing"
+                " coefficient_init='released' only, which train, resizes one map and corrects"
+                " nothing"
             )
         wrap_after_k = groups in ("type", "shape")
         return allocate_reference(specs, group_of, request, dense, scheme, wrap_after_k)
@@ -261,6 +271,7 @@ OF_FRESH = {
     "max_templates": 8,
     "coefficient_init": "orthogonal",
     "train_coefficients": True,
+    "upsample_templates": 1,
     "low_rank": 0,
     "allocator": "npas",
 }

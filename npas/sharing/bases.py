@@ -1,4 +1,6 @@
-"""Make a weight of a shared basis: every row, or every column, mixes the same few vectors.
+"""Make a weight whose rows are mixed one by one: of a shared basis, or each of its own templates.
+
+A basis: every row, or every column, mixes the same few vectors.
 
 As Basis Sharing (Wang et al., ICLR 2025) and truncated SVD do it: of a weight as a matrix, R rows
 of N values, the K templates are vectors of length N that lie side by side in the bank, and the
@@ -7,6 +9,9 @@ K takes K (R + N - K) parameters, which is what it has degrees of freedom, and n
 
 The last vector, and the mixtures with it, may be cut short (zeros follow), by which a budget is met
 to the parameter.
+
+Channels: row r, an output channel, mixes the r-th rows of the layer's K templates by coefficients
+of its own, K x R.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
 
 BASES = ("rows", "columns")
 """What mixes: the rows of a weight's matrix, out x rest, or its columns."""
+CHANNELS = "channels"
 
 
 def extent(layer: LayerAllocation) -> tuple[int, int, int]:
@@ -62,6 +68,39 @@ def basis_weight(source_T: Tensor, learned: Tensor, layer: LayerAllocation) -> T
         order = (_order if is_traced() else _remembered)(layer.kept, rows, source_T.device)
         weight_RN = pair.index_select(0, order)
     return (weight_RN if layer.upsampler == "rows" else weight_RN.T).reshape(-1)
+
+
+def template_starts(span: int, size: int, count: int) -> list[int]:
+    """Return where templates of `size` start in a span: where they overlap, spread evenly."""
+    room = min(count * size, span) - size
+    return [k * room // max(count - 1, 1) for k in range(count)]
+
+
+def channel_weight(span_T: Tensor, learned_KR: Tensor, layer: LayerAllocation) -> Tensor:
+    """Return the flat weight of the span that a layer reads: sum_k alpha_kr T_k[r] for each row."""
+    rows = matrix_form(layer.shape)[0]
+    weight_RN: Tensor | None = None
+    for k, start in enumerate(template_starts(len(span_T), layer.size, len(learned_KR))):
+        part_RN = span_T[start : start + layer.size].view(rows, -1) * learned_KR[k][:, None]
+        weight_RN = part_RN if weight_RN is None else weight_RN + part_RN
+    assert weight_RN is not None
+    return weight_RN.reshape(-1)
+
+
+def initial_mixture(layer: LayerAllocation, rng: torch.Generator) -> Tensor:
+    """Draw mixtures, as learned, that keep the bank's variance, but for what is cut short."""
+    drawn = torch.randn(layer.learned, generator=rng)
+    return drawn / (drawn.square().mean().sqrt() * math.sqrt(extent(layer)[2]))
+
+
+def basis_variance(layer: LayerAllocation) -> float:
+    """Return the mean variance of a weight at its start, of a bank of variance one."""
+    rows, values, vectors = extent(layer)
+    last = (
+        layer.template_size - (vectors - 1) * values,
+        math.prod(layer.learned) - (vectors - 1) * rows,
+    )
+    return (vectors - 1 + math.prod(last) / (rows * values)) / vectors
 
 
 def _pad(values: Tensor, size: int) -> Tensor:

@@ -169,7 +169,9 @@ class Alike(Average):
         return alpha_LK.softmax(1) if self.softmax else alpha_LK
 
 
-CHOICES = ("avg", "wavg", "emb")
+STRUCTURED = ("channels", "basis", "factorized", "hash")
+"""Generators without coefficients a layer: `bases` and `hashing` make their weights."""
+CHOICES = ("avg", "wavg", "emb", *STRUCTURED)
 """The generators to choose from; `fixed` is wavg without training, the others are the search's."""
 ROWS = ("coefficients", "embeddings", FIXED)
 """The parameters, and the buffer, that have a row for each layer."""

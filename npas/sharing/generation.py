@@ -22,7 +22,6 @@ from npas.sharing.bank import (
     mix,
     versions,
 )
-from npas.sharing.bases import BASES, basis_weight
 from npas.sharing.layers import (
     SCALES,
     bank_name,
@@ -31,8 +30,8 @@ from npas.sharing.layers import (
 )
 from npas.sharing.low_rank import add_correction, factor_names
 from npas.sharing.reading import Batch, Reading, Rows
+from npas.sharing.shaping import shaped
 from npas.sharing.torch_private import hidden_from_checkpoints
-from npas.sharing.upsample import UPSAMPLERS
 
 Key = tuple[int, torch.dtype]
 
@@ -261,12 +260,8 @@ class WeightPass:
         if layer.upsampler is None:
             return values.view(layer.shape) if values.ndim == 1 else values
         learned = self._learned(index)
-        if learned is not None:
-            learned = learned.to(values.dtype)
-            if layer.upsampler in BASES:
-                return basis_weight(values, learned, layer).view(layer.shape)
-        upsampler = UPSAMPLERS[layer.upsampler]
-        return upsampler.weight(values, learned, layer.source, layer.matrix).view(layer.shape)
+        learned = None if learned is None else learned.to(values.dtype)
+        return shaped(values, learned, layer).view(layer.shape)
 
     def _alpha(self, rows: Rows | None) -> Tensor:
         """Return alpha_LK, each row times its layer's scale; None: the scales, S x 1."""

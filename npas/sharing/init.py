@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from npas.sharing.allocation import Allocation, GroupAllocation
+from npas.sharing.bases import BASES, CHANNELS, basis_variance, initial_mixture
 from npas.sharing.coefficients import (
     FIXED,
     GENERATORS,
@@ -19,6 +20,7 @@ from npas.sharing.coefficients import (
     Start,
     at_depths,
     released_rows,
+    start_rows,
 )
 from npas.sharing.layers import SCALES, bank_name, generator_name, upsampler_name
 from npas.sharing.low_rank import draw_right, factor_names
@@ -88,17 +90,26 @@ def initialize(
             drawn = piece if in_place else torch.empty(len(piece))
             piece.copy_(drawn.normal_(generator=rng).mul_(bank_spread))
         norms = _draw_generators(root, g, group, rng, allocation.scheme.coefficient_init)
+        channels = _draw_channels(group, rng, allocation.scheme.coefficient_init)
         variances: dict[int, list[float]] = {}
         for place, layer in enumerate(group.layers):
             if layer.learned[0]:
                 assert layer.upsampler is not None
-                drawn = UPSAMPLERS[layer.upsampler].initial(layer.learned, rng)
+                if layer.upsampler in BASES:
+                    drawn = initial_mixture(layer, rng)
+                elif layer.upsampler == CHANNELS:
+                    drawn = channels[place].unsqueeze(1).expand(layer.learned)
+                else:
+                    drawn = UPSAMPLERS[layer.upsampler].initial(layer.learned, rng)
                 _set(root, upsampler_name(index), drawn)
             if layer.rank:
                 right = factor_names(index)[1]
                 _set(root, right, draw_right(root.get_parameter(right).shape, rng))
-            resized = layer.upsampler == "inter"
-            variance = mean_variance(layer.source, layer.matrix) if resized else 1.0
+            variance = 1.0
+            if layer.upsampler == "inter":
+                variance = mean_variance(layer.source, layer.matrix)
+            elif layer.upsampler in BASES:
+                variance = basis_variance(layer)
             variances.setdefault(layer.scale, []).append(variance * norms[place] ** 2)
             index += 1
         for scale, found in variances.items():
@@ -144,6 +155,19 @@ def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -
                 _set(root, upsampler_name(index), drawn)
             index += 1
     _set(root, SCALES, torch.ones(root.get_buffer(SCALES).shape))
+
+
+def _draw_channels(group: GroupAllocation, rng: torch.Generator, start: str) -> dict[int, Tensor]:
+    """Return alpha_K with which all channels of a layer start, by the layer's place."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for place, layer in enumerate(group.layers):
+        if layer.upsampler == CHANNELS:
+            alike.setdefault((layer.size, layer.learned[0]), []).append(place)
+    drawn: dict[int, Tensor] = {}
+    for (_, templates), places in alike.items():
+        rows_LK = start_rows(start, [len(places)], templates, rng)
+        drawn |= dict(zip(places, rows_LK, strict=True))
+    return drawn
 
 
 def _draw_generators(

@@ -138,8 +138,9 @@ def _bank_row(group: GroupAllocation) -> int:
     return max(weights, key=weights.__getitem__)
 
 
-_OLD = (field.name for field in fields(LayerAllocation) if field.name != "kept")
-_FIELDS = (*_OLD, "group", "kept")  # the last only where a layer has it
+_LATER = ("kept", "first")  # only where a layer has them
+_OLD = (field.name for field in fields(LayerAllocation) if field.name not in _LATER)
+_FIELDS = (*_OLD, "group", *_LATER)
 
 
 def describe(entries: list[Entry], allocation: Allocation | None, packing: Packing) -> bytes:

@@ -26,13 +26,12 @@ from torch import Tensor, nn
 from npas.sharing.allocation import LayerAllocation
 from npas.sharing.audit import follow, refuse_unloadable, shared_layers
 from npas.sharing.bank import full_precision
-from npas.sharing.bases import BASES, basis_weight
 from npas.sharing.install import is_shared, shared_weights
 from npas.sharing.layers import PREFIX, SCALES, bank_name, upsampler_name
 from npas.sharing.low_rank import factor_names
 from npas.sharing.pruning import MASK
 from npas.sharing.reading import Reading
-from npas.sharing.upsample import UPSAMPLERS
+from npas.sharing.shaping import shaped
 
 SOLVED = 1e-12
 """Residual of the normal equations, against the right-hand side, that ends a bank's turn."""
@@ -138,13 +137,7 @@ class _Kind:
         return torch.stack([self.narrow(self._widen(values_N)) for values_N in values_KN])
 
     def _widen(self, values_N: Tensor) -> Tensor:
-        layer = self.layer
-        assert layer.upsampler is not None
-        if layer.upsampler in BASES:
-            assert self.learned is not None
-            return basis_weight(values_N, self.learned, layer)
-        upsampler = UPSAMPLERS[layer.upsampler]
-        return upsampler.weight(values_N, self.learned, layer.source, layer.matrix)
+        return shaped(values_N, self.learned, self.layer)
 
 
 class _Fit:
@@ -173,7 +166,7 @@ class _Fit:
             key: object = layer.templates, layer.template_size
             if layer.upsampler is not None:
                 own = i if learned is not None else None
-                key = key, layer.upsampler, layer.source, layer.matrix, own
+                key = key, layer.upsampler, layer.source, layer.matrix, layer.first, own
             kinds.setdefault(key, _Kind(layer, learned)).layers.append(i)
         self.kinds = list(kinds.values())
 

@@ -93,7 +93,8 @@ class Reading:
             if _kinds(layer.mixing) or layer.learned[0] or layer.rank:
                 found.append(i)
                 continue
-            key = (g, layer.shape, layer.templates, layer.mixing, layer.source, layer.scale)
+            reads = layer.templates, layer.mixing, layer.source, layer.first
+            key = (g, layer.shape, *reads, layer.scale)
             found.append(first.setdefault((key, i in self.low), i))
         return found
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from npas.sharing.allocation import Allocation, LayerAllocation
+from npas.sharing.hashing import _step
 
 
 def naive_weights(plan: Allocation, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -65,7 +66,16 @@ def stretched(layer: LayerAllocation, values: Tensor, learned: Tensor | None) ->
         return linear(rows, height) @ source @ linear(columns, layer.size // height).T
     if layer.upsampler == "repeat":
         return values[place % length]
+    if layer.upsampler == "hash":
+        return hashed(layer, values)
     assert learned is not None
+    if layer.upsampler == "channels":
+        k, out = learned.shape
+        starts = [i * (length - layer.size) // max(k - 1, 1) for i in range(k)]
+        templates = torch.stack([values[s : s + layer.size].view(out, -1) for s in starts])
+        return torch.einsum("kr,krn->rn", learned, templates).reshape(-1)
+    if layer.upsampler in ("rows", "columns"):
+        return from_basis(layer, values, learned)
     if layer.upsampler == "mask":
         copy, within = place // length, place % length
         factors = learned[(copy - 1).clamp(min=0), within % 9]
@@ -75,6 +85,31 @@ def stretched(layer: LayerAllocation, values: Tensor, learned: Tensor | None) ->
     return (
         learned[segment, 0] * values[within] + learned[segment, 1] * values[length - half + within]
     )
+
+
+def hashed(layer: LayerAllocation, values: Tensor) -> Tensor:
+    """Return the bank's rows, signed, in the order in which sweeps over it hand them out."""
+    row = min(32, len(values))
+    rows = -(-len(values) // row)
+    found = []
+    for number in range(layer.first, layer.first + layer.size):
+        chunk = number // row
+        sweep, place = divmod(chunk, rows)
+        start = (place * _step(rows, sweep) + sweep * (rows // 3 + 1)) % rows * row
+        sign = (chunk * 2654435761 + sweep * 40503) % 2**32 // 2**15 % 2 * 2 - 1
+        found.append(sign * values[min(start, len(values) - row) + number % row])
+    return torch.stack(found)
+
+
+def from_basis(layer: LayerAllocation, values: Tensor, learned: Tensor) -> Tensor:
+    """Return the product of mixtures and vectors, either filled up with zeros."""
+    out, rest = layer.shape[0], layer.size // layer.shape[0]
+    rows, length = (out, rest) if layer.upsampler == "rows" else (rest, out)
+    vectors = -(-len(values) // length)
+    basis, mixtures = values.new_zeros(vectors * length), values.new_zeros(vectors * rows)
+    basis[: len(values)], mixtures[: learned.numel()] = values, learned.reshape(-1)
+    weight = mixtures.view(vectors, rows).T @ basis.view(vectors, length)
+    return (weight if layer.upsampler == "rows" else weight.T).reshape(-1)
 
 
 def linear(before: int, after: int) -> Tensor:

@@ -35,12 +35,28 @@ SCHEMES: list[dict[str, Any]] = [
     {"low_rank": 2, "groups": "shape", "upsampler": "mask"},
 ]
 BUDGETS = ("50%", "100%", "230%")
+LOW: list[dict[str, Any]] = [
+    {"generator": "channels", "coefficient_init": "sparse"},
+    {"generator": "basis", "groups": "type"},
+    {"generator": "hash"},
+    {"generator": "factorized", "low_rank": 1},
+    {"upsample_templates": 3},
+]
+LOW_BUDGETS = ("20%", "60%", "35%")
+CASES = [
+    (specimen, schemes[i % len(schemes)], budgets[i % len(budgets)])
+    for schemes, budgets in ((SCHEMES, BUDGETS), (LOW, LOW_BUDGETS))
+    for i, specimen in enumerate(ZOO)
+]
 
 
-@pytest.mark.parametrize("specimen", ZOO, ids=lambda specimen: specimen.name)
-def test_every_network_keeps_what_is_promised(specimen: Specimen, tmp_path: Path) -> None:
-    place = ZOO.index(specimen)
-    scheme, budget = SCHEMES[place % len(SCHEMES)], BUDGETS[place % len(BUDGETS)]
+@pytest.mark.parametrize(
+    ("specimen", "scheme", "budget"), CASES, ids=[f"{s.name}-{b}-{o}" for s, o, b in CASES]
+)
+def test_every_network_keeps_what_is_promised(
+    specimen: Specimen, scheme: dict[str, Any], budget: str, tmp_path: Path
+) -> None:
+    asked = budget
     try:
         model = npas.share(specimen.make(), budget, **scheme)
     except ValueError as error:
@@ -49,7 +65,7 @@ def test_every_network_keeps_what_is_promised(specimen: Specimen, tmp_path: Path
         budget = floor[1]
         model = npas.share(specimen.make(), budget, **scheme)
     inputs, labels = specimen.batch()
-    keeps_its_budget(model, specimen.make(), at_floor=budget not in BUDGETS)
+    keeps_its_budget(model, specimen.make(), at_floor=budget != asked)
     for name, left in model.named_parameters():
         if name.startswith("npas_left"):  # else its other factor gets no gradient yet
             assert not left.any()
@@ -185,9 +201,17 @@ def test_fixed_coefficients_stay_and_are_saved(tmp_path: Path) -> None:
     ("options", "says"),
     [
         ({"generator": "emb", "train_coefficients": False}, "needs generator='wavg'"),
-        ({"allocator": "reference", "coefficient_init": "legendre"}, "which train, and corrects"),
-        ({"allocator": "reference", "low_rank": 1}, "which train, and corrects"),
+        (
+            {"allocator": "reference", "coefficient_init": "legendre"},
+            "which train, resizes one map",
+        ),
+        ({"allocator": "reference", "low_rank": 1}, "which train, resizes one map"),
         ({"low_rank": -1}, "low_rank=-1 is out of range"),
+        ({"upsample_templates": 0}, "at least one map"),
+        ({"upsample_templates": 2, "upsampler": "mask"}, "leave upsampler and coefficient_init"),
+        ({"upsample_templates": 2, "generator": "hash"}, "must be wavg, emb or avg for upsample"),
+        ({"generator": "basis", "coefficient_init": "sparse"}, "says nothing of generator='basis'"),
+        ({"generator": "hash", "budget": 2.0}, "no use for more parameters than the layers have"),
         ({"groups": "depth:9"}, "the network has 5 numbered blocks"),
         ({"groups": "depth:0"}, "the network has 5 numbered blocks"),
         ({"exclude": "@middle"}, "choose @embeddings, @first, @last"),
@@ -195,7 +219,7 @@ def test_fixed_coefficients_stay_and_are_saved(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_said(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        npas.share(transformer(), 0.9, **options)
+        npas.share(transformer(), **{"budget": 0.9, **options})
 
 
 def test_a_selector_needs_blocks_and_no_embeddings() -> None:
@@ -294,6 +318,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "legendre": {"budget": 0.5},
     "cosine": {"templates": 3},
     "low_rank": {"budget": 0.9},
+    "channels": {"budget": 0.5},
+    "basis": {"budget": 0.3},
+    "hashed": {"budget": 0.2},
+    "factorized": {"budget": 0.4},
 }
 FOLDER = Path(npas.configs.__path__[0]) / "sharing"
 

@@ -1,0 +1,213 @@
+"""Plan the generators that make all layers of a group in one way, whether they fit the bank or not.
+
+hash: every layer takes rows of the bank, signed, all of them equally often (see `hashing`).
+basis: of a weight as a matrix, R x N with R the shorter side, row or column r mixes the vectors of
+    length N in the bank, by a mixture of its own (`bases`): all layers mix the whole bank, but for
+    those of fewer values, which mix a part of it as large as they are.
+factorized: the same, but each layer has a part of the bank to itself: W = B A of low rank, nothing
+    is shared. The baseline from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from npas.sharing.allocation import GroupAllocation, LayerAllocation
+from npas.sharing.bases import CHANNELS
+from npas.sharing.coefficients import OF_DEPTH, STRUCTURED
+from npas.sharing.draft import place_spans
+from npas.sharing.hashing import HASH, largest_bank
+from npas.sharing.layers import LayerSpec, matrix_form
+
+WHOLE = ("basis", "factorized", HASH)
+
+
+def check_generator(
+    generator: str,
+    upsampler: str,
+    coefficient_init: str,
+    upsample_templates: int,
+    templates: int | str | None,
+) -> None:
+    """Raise ValueError where what a generator needs is not what the other options say."""
+    if generator in STRUCTURED:
+        mixing = "generator must be wavg, emb or avg for"
+        if templates is not None:
+            raise ValueError(f"{mixing} templates={templates!r}; {generator!r} is another")
+        if upsample_templates > 1:
+            raise ValueError(f"{mixing} upsample_templates above 1; {generator!r} is another")
+        starts = ("orthogonal", "sparse") if generator == CHANNELS else ("orthogonal",)
+        if coefficient_init not in starts:
+            raise ValueError(
+                f"coefficient_init={coefficient_init!r} says nothing of generator={generator!r}:"
+                f" leave it {' or '.join(starts)}"
+            )
+    if upsample_templates < 1:
+        raise ValueError(
+            f"upsample_templates={upsample_templates} is out of range: give an upsampled layer at"
+            " least one map"
+        )
+    if upsample_templates > 1 and (upsampler != "inter" or coefficient_init in OF_DEPTH):
+        raise ValueError(
+            f"upsample_templates={upsample_templates} mixes maps that upsampler='inter' resizes, by"
+            " coefficients that are drawn: leave upsampler and coefficient_init as they are"
+        )
+
+
+def size_whole(
+    name: str, layers: Sequence[LayerSpec], available: int, generator: str
+) -> GroupAllocation:
+    """Size one group to use at most `available` parameters; ValueError if it cannot use so many."""
+    total = sum(layer.size for layer in layers)
+    if available > total:
+        raise ValueError(
+            f"generator={generator!r} has no use for more parameters than the layers have, and"
+            f" group {name!r} gets {available:,} for {total:,}: ask for a budget below 1, or choose"
+            " generator='wavg'"
+        )
+    if available == total:
+        return GroupAllocation(name, 0, tuple(LayerAllocation(**vars(layer)) for layer in layers))
+    sizing = {"basis": _basis, "factorized": _factorized, HASH: _hashed}
+    return sizing[generator](name, layers, available)
+
+
+def smallest_whole(layers: Sequence[LayerSpec], generator: str) -> int:
+    """Return the fewest parameters with which the group can be planned."""
+    if generator == HASH:
+        return min(16, *(layer.size for layer in layers))
+    sides = [_Side.of(layer) for layer in layers]
+    mixtures = sum(side.rows for side in sides)
+    if generator == "basis":
+        return min(mixtures + max(s.values for s in sides), sum(la.size for la in layers))
+    return sum(side.cost(1) for side in sides)
+
+
+def _hashed(name: str, layers: Sequence[LayerSpec], available: int) -> GroupAllocation:
+    available = largest_bank(available, sum(layer.size for layer in layers))
+    first, planned = 0, list[LayerAllocation]()
+    for layer in layers:
+        how: dict[str, Any] = {"upsampler": HASH, "source": (1, available), "first": first}
+        planned.append(
+            LayerAllocation(**vars(layer), templates=(0,), template_size=available, **how)
+        )
+        first += layer.size
+    return GroupAllocation(name, available, tuple(planned))
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A layer as R rows of N values, R the shorter side of its matrix."""
+
+    layer: LayerSpec
+    rows: int
+    values: int
+    upsampler: str
+
+    @classmethod
+    def of(cls, layer: LayerSpec) -> _Side:
+        """Return a layer's sides; of equal ones the rows mix."""
+        rows, values = matrix_form(layer.shape)
+        if rows <= values:
+            return cls(layer, rows, values, "rows")
+        return cls(layer, values, rows, "columns")
+
+    def vectors(self, read: int) -> int:
+        """Return how many vectors `read` values are, the last perhaps cut short."""
+        return -(-read // self.values)
+
+    def cost(self, vectors: int) -> int:
+        """Count the parameters of a factorization, or of the layer itself where that is fewer."""
+        return min(vectors * (self.rows + self.values), self.layer.size)
+
+    def plan(self, start: int, read: int, mixtures: int) -> LayerAllocation:
+        """Return the plan of a layer that reads values from `start` on, with so many mixtures."""
+        vectors = self.vectors(read)
+        whole = mixtures == vectors * self.rows
+        return LayerAllocation(
+            **vars(self.layer), templates=(start,), template_size=read, source=(1, read),
+            upsampler=self.upsampler, learned=(vectors, self.rows) if whole else (1, mixtures),
+        )  # fmt: skip
+
+
+def _basis(name: str, layers: Sequence[LayerSpec], available: int) -> GroupAllocation:
+    sides = [_Side.of(layer) for layer in layers]
+
+    def counts(bank: int, rest: int) -> list[int]:
+        """Count each layer's mixtures: `rest` of those of a last vector that may be cut short."""
+        found = []
+        for side in sides:
+            if bank >= side.layer.size:  # as many vectors as rows
+                found.append(side.rows * side.rows)
+            else:
+                found.append((side.vectors(bank) - 1) * side.rows + min(rest, side.rows))
+        return found
+
+    most = sum(layer.size for layer in layers)
+    bank = _largest(lambda bank: bank + sum(counts(bank, 1)) <= available, most)
+    mixtures = counts(bank, most)
+    over = bank + sum(mixtures) - available
+    for i, few in sorted(enumerate(counts(bank, 1)), key=lambda pair: -pair[1]):
+        cut = min(max(over, 0), mixtures[i] - few)
+        mixtures[i] -= cut
+        over -= cut
+    spans = [min(bank, layer.size) for layer in layers]
+    planned = tuple(
+        side.plan(start, span, count)
+        for side, start, span, count in zip(
+            sides, place_spans(spans, bank), spans, mixtures, strict=True
+        )
+    )
+    return GroupAllocation(name, bank, planned)
+
+
+def _factorized(name: str, layers: Sequence[LayerSpec], available: int) -> GroupAllocation:
+    sides = [_Side.of(layer) for layer in layers]
+
+    def ranks(part: int) -> list[int]:
+        """Return ranks in proportion to the least that would hold the whole weight."""
+        full = [side.rows * side.values / (side.rows + side.values) for side in sides]
+        return [max(1, int(part * rank / PARTS)) for rank in full]
+
+    def cost(ranks: Sequence[int]) -> int:
+        return sum(side.cost(rank) for side, rank in zip(sides, ranks, strict=True))
+
+    found = ranks(_largest(lambda part: cost(ranks(part)) <= available, PARTS))
+    left = available - cost(found)
+    extra = [(0, 0)] * len(sides)  # values and mixtures of a vector that is cut short
+    for i, side in sorted(enumerate(sides), key=lambda pair: -pair[1].layer.size):
+        whole = side.rows + side.values
+        if side.cost(found[i]) == side.layer.size:
+            continue
+        if whole <= left and side.cost(found[i] + 1) < side.layer.size:
+            found[i] += 1
+            left -= whole
+        elif 1 < left < whole and side.cost(found[i]) + left < side.layer.size:
+            values = min(
+                max(1, left * side.values // whole, left - side.rows), side.values, left - 1
+            )
+            extra[i] = values, left - values
+            left = 0
+    planned, start = [], 0
+    for side, rank, (values, mixtures) in zip(sides, found, extra, strict=True):
+        if side.cost(rank) == side.layer.size:
+            how: dict[str, Any] = {"templates": (start,), "template_size": side.layer.size}
+            planned.append(LayerAllocation(**vars(side.layer), **how))
+        else:
+            read = rank * side.values + values
+            planned.append(side.plan(start, read, rank * side.rows + mixtures))
+        start += planned[-1].template_size
+    return GroupAllocation(name, start, tuple(planned))
+
+
+PARTS = 1 << 20
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """Return the largest number from 1 to `most` that fits; they fit up to some number."""
+    low, high = 1, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

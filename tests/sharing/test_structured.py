@@ -1,0 +1,67 @@
+"""Generators that make all layers in one way: hashed, of a basis, factorized, by channels."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from test_schemes import transformer, weight_of
+
+import npas
+
+
+def test_hashed_layers_differ_and_read_every_value_equally_often() -> None:
+    model = npas.share(transformer(), 0.1, exclude="@embeddings", generator="hash").double()
+    layers = npas.allocation(model).layers
+    alike = [weight_of(model, la.name).flatten() for la in layers if la.shape == (16, 16)]
+    similar = torch.corrcoef(torch.stack(alike)) - torch.eye(len(alike))
+    assert float(similar.abs().max()) < 0.5  # 256 values: rows of 32, a few in common
+    bank, scale = model.get_parameter("npas_bank_0"), model.get_buffer("npas_scales")
+    with torch.no_grad():
+        bank.fill_(1)
+        scale.fill_(1)
+    total = torch.zeros(())
+    for layer in layers:
+        path, _, attribute = layer.name.rpartition(".")
+        total = total + getattr(model.get_submodule(path), attribute).square().sum() / 2
+    (times,) = torch.autograd.grad(total, bank)
+    even = sum(layer.size for layer in layers) / 32 / -(-len(bank) // 32)
+    assert math.floor(even) <= float(times.min())
+    assert float(times.max()) <= 2 * math.ceil(even)  # where the last row covers the one before
+
+
+def test_channels_start_as_the_layers_coefficients_would() -> None:
+    found = {}
+    for generator in ("wavg", "channels"):
+        model = npas.share(
+            transformer(), "12K", groups="shape", exclude="@embeddings", generator=generator
+        )
+        found[generator] = {p.name: p for p in npas.allocation(model).layers}
+        for layer in npas.allocation(model).layers:
+            spread = float(weight_of(model, layer.name).std())
+            dense = float(transformer().get_parameter(layer.name).detach().std())
+            assert spread == pytest.approx(dense, rel=0.25), layer.name
+    learned = [layer.learned for layer in found["channels"].values() if layer.learned[0]]
+    assert learned and all(k >= 1 and rows in (16, 48, 64) for k, rows in learned)
+
+
+def test_factorized_layers_share_nothing_and_a_basis_is_read_by_all() -> None:
+    plans = {
+        generator: npas.plan(transformer(), 0.2, exclude="@embeddings", generator=generator)
+        for generator in ("factorized", "basis")
+    }
+    read = [interval for layer in plans["factorized"].layers for interval in layer.intervals]
+    assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(read))
+    assert {layer.templates for layer in plans["basis"].layers} == {(0,)}
+    for plan in plans.values():
+        assert plan.budget.allowed - plan.budget.used <= len(plan.layers)
+
+
+def test_several_maps_make_upsampled_layers_differ() -> None:
+    for maps, alike in ((1, True), (4, False)):
+        model = npas.share(transformer(), 0.1, exclude="@embeddings", upsample_templates=maps)
+        plan = npas.allocation(model)
+        names = [la.name for la in plan.layers if la.upsampler and la.shape == (64, 16)]
+        one, other = (weight_of(model, name) for name in names[:2])
+        assert torch.equal(one, other) == alike
+        assert plan.unread == 0
