@@ -11,7 +11,7 @@ from typing import Any
 
 from npas import models
 from npas.config import GROUPINGS, SEARCHED
-from npas.reporting import language_models, pruned, published, soft_sharing
+from npas.reporting import distilled, language_models, methods, pruned, published, soft_sharing
 from npas.reporting.compose import compose, dense_count
 from npas.reporting.language_models import FAST
 from npas.reporting.soft_sharing import poster_rows
@@ -354,6 +354,7 @@ _TABLES: dict[str, Callable[[], Table]] = {
     "cifar10_small": _cifar10_small,
     "shakespeare": language_models.shakespeare,
     "minilm_squad": language_models.minilm_squad,
+    "methods": methods.methods,
     "wrn_cifar10": lambda: _wrn_cifar(10),
     "wrn_cifar100": lambda: _wrn_cifar(100),
     "imagenet": _imagenet,
@@ -362,6 +363,7 @@ _TABLES: dict[str, Callable[[], Table]] = {
     "grounding": _grounding,
     "retrieval": _retrieval,
     "hrank": pruned.hrank,
+    "kd": distilled.kd,
     "scenes": _scenes,
     "scenes_retrieval": _scenes_retrieval,
     "scenes_groups": _scenes_groups,

@@ -16,7 +16,7 @@ def verdicts(pairs: Sequence[tuple[str, str]], metric: str) -> Callable[..., lis
     """Return an appendix for a table: the labels of each shared row and of the one it is beside."""
 
     def lines(cells: Sequence[Cell]) -> list[str]:
-        found = {cell.row.label: _values(cell, metric) for cell in cells}
+        found = {cell.row.label: [*measured(cell, metric).values()] for cell in cells}
         rows = []
         for shared, other in pairs:
             ours, theirs = found[shared], found[other]
@@ -40,9 +40,14 @@ def verdicts(pairs: Sequence[tuple[str, str]], metric: str) -> Callable[..., lis
     return lines
 
 
-def _values(cell: Cell, metric: str) -> list[float]:
-    measured = [run.metrics.last.get(metric) for run in cell.having("done").values() if run.metrics]
-    return [value for value in measured if value is not None]
+def measured(cell: Cell, metric: str) -> dict[int, float]:
+    """Return a metric of the last epoch by seed, of the runs that are done."""
+    found = {
+        seed: run.metrics.last.get(metric)
+        for seed, run in cell.having("done").items()
+        if run.metrics
+    }
+    return {seed: value for seed, value in found.items() if value is not None}
 
 
 def _compare(ours: list[float], theirs: list[float], metric: str) -> list[str]:

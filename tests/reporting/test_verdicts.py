@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from npas.reporting.methods import PLAIN, paired
 from npas.reporting.tables import Cell, Row
 from npas.reporting.verdicts import verdicts
 
@@ -41,3 +42,13 @@ def test_a_difference_counts_from_two_standard_errors_on(
 def test_one_run_is_no_verdict() -> None:
     cells = [cell("a", [70], "accuracy"), cell("b", [60, 61], "accuracy")]
     assert verdicts([("a", "b")], "accuracy")(cells) == []
+
+
+def test_schemes_are_compared_seed_by_seed() -> None:
+    base = cell(f"{PLAIN}, 10%", [1.0, 2.0, 3.0], "loss")
+    near = cell("near, 10%", [1.1, 2.2, 3.0], "loss")  # differences 0.1, 0.2, 0: t = sqrt(3)
+    alone = cell("alone, 10%", [1.0], "loss")
+    lines = paired([base, near, alone], "loss")
+    assert lines[-2] == "| 10% | near | +0.100 | 0.225 | 3 |"
+    assert not [line for line in lines if "| alone |" in line]
+    assert paired([base, alone], "loss") == []
