@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from npas.sharing.hashing import HashedBlock
 from npas.sharing.torch_private import backward_pass, is_shared_storage, will_execute
 
 MODIFIED = (
@@ -84,7 +85,7 @@ class BankReader:
 
     def mix(
         self,
-        blocks: Sequence[Block],
+        blocks: Sequence[Block | HashedBlock],
         alphas: Sequence[Tensor],
         dtype: torch.dtype | None = None,
         read: Iterable[object] = (),
@@ -102,7 +103,9 @@ class BankReader:
             _Mix.apply(self._bank_P, self._entry, values_P, self._buffer, blocks, read, *alphas)
         )
 
-    def again(self, block: Block, alphas: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    def again(
+        self, block: Block | HashedBlock, alphas: Sequence[Tensor], dtype: torch.dtype
+    ) -> Tensor:
         """Return the weight of a block's only layer once more, without gradients."""
         (weight,) = block.weights(self._rounded(dtype), alphas, self._buffer.pool)
         return weight
@@ -142,6 +145,28 @@ class Block:
             for weight_1N, alpha_1K in zip(weights, rows, strict=True):
                 torch.mm(alpha_1K, templates_KN, out=weight_1N[:, part])
         return [w_1N.view(shape) for w_1N, shape in zip(weights, self.shapes, strict=True)]
+
+    def gather(
+        self,
+        gradients_N: Sequence[Tensor],
+        alpha_LK: Tensor,
+        bank_P: Tensor,
+        buffer_P: Tensor | None,
+        wanted: bool,
+    ) -> Tensor:
+        """Add alpha^T G to the buffer, if there is one; return G T^T, if it is wanted."""
+        regions = [] if buffer_P is None else _regions(buffer_P, self)
+        return _gather(gradients_N, alpha_LK, bank_P, self, regions, wanted)
+
+    def differentiable(
+        self, gradients_N: Sequence[Tensor], alpha_LK: Tensor, bank_P: Tensor, needs_bank: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return G T^T and, if it is needed, alpha^T G in a bank's places, by plain operations."""
+        gradients_LN = torch.stack(list(gradients_N)).to(bank_P.dtype)
+        gradient_LK = gradients_LN @ _templates(bank_P, self.positions, self.size).T
+        if not needs_bank:
+            return gradient_LK, None
+        return gradient_LK, _scatter(bank_P, alpha_LK.T @ gradients_LN, self.positions)
 
 
 class _GradientBuffer:
@@ -221,7 +246,7 @@ class _Mix(Function):
         entry: Tensor,
         values_P: Tensor,
         buffer: _GradientBuffer,
-        blocks: Sequence[Block],
+        blocks: Sequence[Block | HashedBlock],
         read: Iterable[object],
         *alphas: Tensor,
     ) -> tuple[Tensor, ...]:
@@ -256,15 +281,13 @@ class _Mix(Function):
             rows = [alphas[m][row : row + 1] for _, m, row in given]
             alpha_LK = (rows[0] if len(rows) == 1 else torch.cat(rows)).to(bank_P.dtype)
             if torch.is_grad_enabled():  # create_graph: leave the buffer out, stay differentiable
-                gradients_LN = torch.stack(flat).to(bank_P.dtype)
-                gradient_LK = gradients_LN @ _templates(bank_P, block.positions, block.size).T
-                if needs_bank:
-                    part_P = _scatter(bank_P, alpha_LK.T @ gradients_LN, block.positions)
+                gradient_LK, part_P = block.differentiable(flat, alpha_LK, bank_P, needs_bank)
+                if part_P is not None:
                     gradient_P = part_P if gradient_P is None else gradient_P + part_P
             else:
-                regions = _regions(ctx.buffer.gradient(), block) if needs_bank else []
+                buffer_P = ctx.buffer.gradient() if needs_bank else None
                 wanted = any(found[m] is not None for _, m, _ in given)
-                gradient_LK = _gather(flat, alpha_LK, bank_P, block, regions, wanted)
+                gradient_LK = block.gather(flat, alpha_LK, bank_P, buffer_P, wanted)
             for j, (_, m, row) in enumerate(given):
                 if found[m] is not None:
                     found[m][row] = gradient_LK[j]

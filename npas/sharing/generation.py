@@ -257,8 +257,8 @@ class WeightPass:
     def _upsampled(self, index: int, values: Tensor) -> Tensor:
         """Lay the values out in the layer's shape, upsampled if need be."""
         _, layer = self._reading.places[index]
-        if layer.upsampler is None:
-            return values.view(layer.shape) if values.ndim == 1 else values
+        if layer.upsampler is None or values.ndim > 1:
+            return values.view(layer.shape)
         learned = self._learned(index)
         learned = None if learned is None else learned.to(values.dtype)
         return shaped(values, learned, layer).view(layer.shape)

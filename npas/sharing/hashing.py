@@ -11,13 +11,19 @@ Shapes: P values of the bank, C values a row, R rows of the bank, M rows that a 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from npas.sharing.torch_private import is_traced
+
+if TYPE_CHECKING:
+    from npas.sharing.bank import BufferPool
 
 HASH = "hash"
 CHUNK = 32
@@ -31,26 +37,108 @@ def largest_bank(allowed: int, total: int) -> int:
     return allowed
 
 
-def hashed_weight(values_P: Tensor, size: int, first: int) -> Tensor:
-    """Return the flat weight of a layer that has `first` weights of others before it."""
-    row = min(CHUNK, len(values_P))
-    whole = len(values_P) // row
+@dataclass(frozen=True)
+class HashedBlock:
+    """One layer that reads rows of the bank by a hash, with `first` weights before its own.
+
+    It has a `Block`'s face; its coefficient is a fixed scale, which has no gradient.
+    """
+
+    keys: tuple[object, ...]
+    size: int
+    first: int
+    rows: tuple[tuple[int, int], ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def weights(self, values_P: Tensor, alphas: Sequence[Tensor], pool: BufferPool) -> list[Tensor]:
+        """Return the layer's weight."""
+        ((m, row),) = self.rows
+        weight_N = hashed_weight(values_P, self.size, self.first, alphas[m][row].to(values_P.dtype))
+        return [weight_N.view(self.shapes[0])]
+
+    def gather(
+        self,
+        gradients_N: Sequence[Tensor],
+        alpha_LK: Tensor,
+        bank_P: Tensor,
+        buffer_P: Tensor | None,
+        wanted: bool,
+    ) -> Tensor:
+        """Add the gradient to the rows that were read."""
+        if buffer_P is not None:
+            add_to_rows(buffer_P, gradients_N[0].to(bank_P.dtype), self.first, alpha_LK[0])
+        return torch.zeros_like(alpha_LK)
+
+    def differentiable(
+        self, gradients_N: Sequence[Tensor], alpha_LK: Tensor, bank_P: Tensor, needs_bank: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Do the same by an operation that can be differentiated again, a linear one."""
+        part_P = None
+        if needs_bank:
+            given_N = gradients_N[0].to(bank_P.dtype)
+            part_P = rows_gradient(given_N, len(bank_P), self.first, alpha_LK[0])
+        return torch.zeros_like(alpha_LK), part_P
+
+
+def hashed_weight(values_P: Tensor, size: int, first: int, scale: Tensor | float = 1.0) -> Tensor:
+    """Return the flat weight, times `scale`, of a layer that has `first` weights before it."""
+    row, whole = _rows(len(values_P))
     rows_RC = values_P[: whole * row].view(whole, row)
     if len(values_P) % row:  # the last row lies flush with the end
         rows_RC = torch.cat([rows_RC, values_P[-row:][None]])
+    start, places_M, signs_M1 = _reads(len(values_P), size, first, values_P)
+    weight_MC = rows_RC.index_select(0, places_M).mul_(signs_M1 * scale)
+    return weight_MC.view(-1)[first - start * row :][:size]
+
+
+def add_to_rows(buffer_P: Tensor, gradient_N: Tensor, first: int, scale: Tensor) -> None:
+    """Add a flat weight's gradient to those of the rows it was read from, in place."""
+    row, whole = _rows(len(buffer_P))
+    start, places_M, signs_M1 = _reads(len(buffer_P), len(gradient_N), first, buffer_P)
+    before = first - start * row
+    padded = F.pad(gradient_N, (before, len(places_M) * row - before - len(gradient_N)))
+    given_MC = padded.view(-1, row) * (signs_M1 * scale)
+    if len(buffer_P) % row:
+        is_last = places_M == whole
+        buffer_P[-row:] += given_MC[is_last].sum(0)
+        places_M, given_MC = places_M[~is_last], given_MC[~is_last]
+    buffer_P[: whole * row].view(whole, row).index_add_(0, places_M, given_MC)
+
+
+def rows_gradient(gradient_N: Tensor, bank: int, first: int, scale: Tensor) -> Tensor:
+    """Return what `add_to_rows` adds, as a bank of its own that can be differentiated."""
+    row = min(CHUNK, bank)
+    start, places_M, signs_M1 = _reads(bank, len(gradient_N), first, gradient_N)
+    begins_M1 = torch.clamp(places_M * row, max=bank - row)[:, None]
+    elements = begins_M1 + torch.arange(row, device=gradient_N.device)
+    cut = slice(first - start * row, first - start * row + len(gradient_N))
+    signs_N = signs_M1.expand(-1, row).reshape(-1)[cut]
+    zeros_P = gradient_N.new_zeros(bank)
+    return zeros_P.index_add(0, elements.reshape(-1)[cut], gradient_N * signs_N * scale)
+
+
+def _rows(bank: int) -> tuple[int, int]:
+    """Return C and how many rows of it do not overlap."""
+    row = min(CHUNK, bank)
+    return row, bank // row
+
+
+def _reads(bank: int, size: int, first: int, like: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Return the number of the first row that a weight touches, and places and signs of all."""
+    row = min(CHUNK, bank)
     start, stop = first // row, -(-(first + size) // row)
-    asked = len(rows_RC), start, stop - start, values_P.device
+    asked = -(-bank // row), start, stop - start, like.device
     places_M, signs_M1 = (_places if is_traced() else _remembered)(*asked)
-    weight_MC = F.embedding(places_M, rows_RC) * signs_M1.to(values_P.dtype)
-    return weight_MC.reshape(-1)[first - start * row :][:size]
+    return start, places_M, signs_M1.to(like.dtype)
 
 
 def _places(rows: int, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return which row of the bank each of `count` rows is, and its sign, M x 1."""
     number_M = torch.arange(first, first + count, dtype=torch.int64)
     sweep_M, place_M = number_M // rows, number_M % rows
-    steps = [_step(rows, int(sweep)) for sweep in range(int(sweep_M[0]), int(sweep_M[-1]) + 1)]
-    step_M = torch.tensor(steps)[sweep_M - sweep_M[0]]
+    earliest, latest = first // rows, (first + count - 1) // rows
+    steps = torch.tensor([_step(rows, sweep) for sweep in range(earliest, latest + 1)])
+    step_M = steps[sweep_M - earliest]
     places_M = (place_M * step_M + sweep_M * (rows // 3 + 1)) % rows
     mixed_M = (number_M * 2654435761 + sweep_M * 40503) % (1 << 32)  # Knuth's multiplicative hash
     signs_M = ((mixed_M >> 15) % 2) * 2 - 1

@@ -14,6 +14,7 @@ from torch import Tensor
 from npas.sharing.allocation import Allocation
 from npas.sharing.bank import Block
 from npas.sharing.coefficients import GENERATORS
+from npas.sharing.hashing import HASH, HashedBlock
 from npas.sharing.layers import generator_name
 
 LARGEST_BLOCK = 1 << 22
@@ -48,7 +49,7 @@ class Batch:
     """
 
     layers: list[int]
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block | HashedBlock, ...]
     alphas: tuple[Rows | None, ...]
 
 
@@ -106,7 +107,8 @@ class Reading:
         for i, (g, layer) in enumerate(self.places):
             if self.twins[i] != i:
                 continue
-            key = (g, layer.templates, layer.template_size, i in self.low)
+            own = i if layer.upsampler == HASH else None
+            key = (g, layer.templates, layer.template_size, i in self.low, own)
             block = among.get(key)
             if block is None or (len(block) + 1) * layer.size > largest:
                 block = among[key] = []
@@ -136,13 +138,17 @@ class Reading:
         """Return the batch of blocks of layers; `keys` name their memory, else the layers do."""
         layers = [i for block in blocks for i in block]
         alphas = list(dict.fromkeys(self.rows.get(i) for i in layers))
-        made = []
+        made: list[Block | HashedBlock] = []
         for block in blocks:
             plans, rows, first = [self.places[i][1] for i in block], [], self.places[block[0]][1]
             for i, plan in zip(block, plans, strict=True):
                 own = self.rows.get(i)
                 row = plan.scale if own is None else own.layers.index(i)
                 rows.append((alphas.index(own), row))
+            if first.upsampler == HASH:
+                held = tuple(keys or block), first.size, first.first, tuple(rows), (first.shape,)
+                made.append(HashedBlock(*held))
+                continue
             shapes = tuple((p.template_size,) if p.upsampler else p.shape for p in plans)
             reads = first.templates, first.template_size
             made.append(Block(tuple(keys or block), *reads, tuple(rows), shapes))

@@ -191,7 +191,8 @@ class Blocks(nn.Module):
 @pytest.mark.filterwarnings("ignore:A saved_tensors_hooks context:FutureWarning")
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
-    ("generator", "upsampler", "budget"), [("emb", "inter", 2.6), ("wavg", "wavg", 0.5)]
+    ("generator", "upsampler", "budget"),
+    [("emb", "inter", 2.6), ("wavg", "wavg", 0.5), ("hash", "inter", 0.4)],
 )
 def test_selective_checkpoints_see_the_networks_operations_alone(
     generator: str, upsampler: str, budget: float, recompute: bool

@@ -87,6 +87,7 @@ def test_a_part_can_be_compiled_alone() -> None:
         {"budget": 0.3},  # resized where the bank is small
         {"budget": 0.3, "upsampler": "wavg"},
         {"budget": 2.5, "generator": "emb"},
+        *({"budget": 0.5, "generator": name} for name in ("hash", "basis", "channels")),
     ],
     ids=str,
 )

@@ -185,7 +185,8 @@ def test_an_interrupted_forward_leaves_no_stale_weights(error: type[BaseExceptio
 
 
 @pytest.mark.parametrize(
-    ("generator", "upsampler", "budget"), [("emb", "inter", 2.5), ("wavg", "wavg", 0.1)]
+    ("generator", "upsampler", "budget"),
+    [("emb", "inter", 2.5), ("wavg", "wavg", 0.1), ("hash", "inter", 0.1)],
 )
 def test_weights_kept_under_autocast_are_the_full_ones(
     generator: str, upsampler: str, budget: float

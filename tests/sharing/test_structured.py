@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
-from test_schemes import transformer, weight_of
+from test_schemes import TOKENS, transformer, weight_of
 
 import npas
+from npas.sharing.bank import BankReader, BufferPool
+from npas.sharing.hashing import HashedBlock, hashed_weight
 
 
 def test_hashed_layers_differ_and_read_every_value_equally_often() -> None:
@@ -65,3 +67,35 @@ def test_several_maps_make_upsampled_layers_differ() -> None:
         one, other = (weight_of(model, name) for name in names[:2])
         assert torch.equal(one, other) == alike
         assert plan.unread == 0
+
+
+@pytest.mark.parametrize("generator", ["hash", "basis", "channels", "factorized"])
+def test_weights_generated_again_have_the_same_gradients(generator: str) -> None:
+    found = []
+    for recompute in (False, True):
+        model = npas.share(
+            transformer(), 0.45, exclude="@embeddings", generator=generator, recompute=recompute
+        )
+        model(TOKENS).log_softmax(-1)[:, 0].sum().backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bank", [20, 64, 70, 100])
+def test_hashed_reading_passes_gradcheck(bank: int) -> None:
+    values = torch.randn(bank, dtype=torch.float64, requires_grad=True)
+    scales = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
+
+    def read(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        blocks = [
+            HashedBlock((i,), 12 * n, first, ((0, i),), ((4, 3 * n),))
+            for i, (n, first) in enumerate([(7, 0), (5, 84)])
+        ]
+        return tuple(BankReader(values, BufferPool()).mix(blocks, [scales]))
+
+    assert torch.autograd.gradcheck(read, values)
+    assert torch.autograd.gradgradcheck(read, values)
+    for weight, (size, first, scale) in zip(read(values), ((84, 0, 0.5), (60, 84, 2)), strict=True):
+        plain = hashed_weight(values, size, first, scale)
+        torch.testing.assert_close(weight.flatten(), plain)
