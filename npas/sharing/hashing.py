@@ -11,7 +11,7 @@ Shapes: P values of the bank, C values a row, R rows of the bank, M rows that a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 HASH = "hash"
 CHUNK = 32
+PIECE = 8192  # rows
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -53,7 +54,14 @@ class HashedBlock:
     def weights(self, values_P: Tensor, alphas: Sequence[Tensor], pool: BufferPool) -> list[Tensor]:
         """Return the layer's weight."""
         ((m, row),) = self.rows
-        weight_N = hashed_weight(values_P, self.size, self.first, alphas[m][row].to(values_P.dtype))
+        scale = alphas[m][row].to(values_P.dtype)
+        weight_N = read_rows(
+            values_P,
+            self.size,
+            self.first,
+            scale,
+            lambda *shape: pool.empty(self.keys[0], shape, values_P),
+        )
         return [weight_N.view(self.shapes[0])]
 
     def gather(
@@ -82,27 +90,44 @@ class HashedBlock:
 
 def hashed_weight(values_P: Tensor, size: int, first: int, scale: Tensor | float = 1.0) -> Tensor:
     """Return the flat weight, times `scale`, of a layer that has `first` weights before it."""
-    row, whole = _rows(len(values_P))
-    rows_RC = values_P[: whole * row].view(whole, row)
-    if len(values_P) % row:  # the last row lies flush with the end
-        rows_RC = torch.cat([rows_RC, values_P[-row:][None]])
+    rows_RC = _as_rows(values_P)
     start, places_M, signs_M1 = _reads(len(values_P), size, first, values_P)
     weight_MC = rows_RC.index_select(0, places_M).mul_(signs_M1 * scale)
-    return weight_MC.view(-1)[first - start * row :][:size]
+    return weight_MC.view(-1)[first - start * rows_RC.shape[1] :][:size]
+
+
+def read_rows(
+    values_P: Tensor, size: int, first: int, scale: Tensor, made_MC: Callable[[int, int], Tensor]
+) -> Tensor:
+    """Return the same without gradients, in memory that is given for so many rows and values."""
+    rows_RC = _as_rows(values_P)
+    start, places_M, signs_M1 = _reads(len(values_P), size, first, values_P)
+    shares_M1 = signs_M1 * scale
+    weight_MC = made_MC(len(places_M), rows_RC.shape[1])
+    for piece in _pieces(len(places_M)):
+        part_MC = weight_MC[piece]
+        torch.index_select(rows_RC, 0, places_M[piece], out=part_MC)
+        part_MC.mul_(shares_M1[piece])
+    return weight_MC.view(-1)[first - start * rows_RC.shape[1] :][:size]
 
 
 def add_to_rows(buffer_P: Tensor, gradient_N: Tensor, first: int, scale: Tensor) -> None:
     """Add a flat weight's gradient to those of the rows it was read from, in place."""
-    row, whole = _rows(len(buffer_P))
+    row = min(CHUNK, len(buffer_P))
+    whole = len(buffer_P) // row
     start, places_M, signs_M1 = _reads(len(buffer_P), len(gradient_N), first, buffer_P)
     before = first - start * row
-    padded = F.pad(gradient_N, (before, len(places_M) * row - before - len(gradient_N)))
-    given_MC = padded.view(-1, row) * (signs_M1 * scale)
-    if len(buffer_P) % row:
-        is_last = places_M == whole
-        buffer_P[-row:] += given_MC[is_last].sum(0)
-        places_M, given_MC = places_M[~is_last], given_MC[~is_last]
-    buffer_P[: whole * row].view(whole, row).index_add_(0, places_M, given_MC)
+    after = len(places_M) * row - before - len(gradient_N)
+    given_MC = (F.pad(gradient_N, (before, after)) if before or after else gradient_N).view(-1, row)
+    rows_RC, shares_M1 = buffer_P[: whole * row].view(whole, row), signs_M1 * scale
+    for piece in _pieces(len(places_M)):
+        part_MC, places = given_MC[piece] * shares_M1[piece], places_M[piece]
+        if len(buffer_P) % row:  # the last row lies flush with the end
+            is_last = places == whole
+            buffer_P[-row:] += (part_MC * is_last[:, None]).sum(0)
+            part_MC.mul_(~is_last[:, None])
+            places = places.clamp(max=whole - 1)
+        rows_RC.index_add_(0, places, part_MC)
 
 
 def rows_gradient(gradient_N: Tensor, bank: int, first: int, scale: Tensor) -> Tensor:
@@ -117,10 +142,12 @@ def rows_gradient(gradient_N: Tensor, bank: int, first: int, scale: Tensor) -> T
     return zeros_P.index_add(0, elements.reshape(-1)[cut], gradient_N * signs_N * scale)
 
 
-def _rows(bank: int) -> tuple[int, int]:
-    """Return C and how many rows of it do not overlap."""
-    row = min(CHUNK, bank)
-    return row, bank // row
+def _as_rows(values_P: Tensor) -> Tensor:
+    """Return the bank as rows, R x C; where they do not divide it, the last lies flush with it."""
+    row = min(CHUNK, len(values_P))
+    whole = len(values_P) // row
+    rows_RC = values_P[: whole * row].view(whole, row)
+    return torch.cat([rows_RC, values_P[-row:][None]]) if len(values_P) % row else rows_RC
 
 
 def _reads(bank: int, size: int, first: int, like: Tensor) -> tuple[int, Tensor, Tensor]:
@@ -153,7 +180,12 @@ def _step(rows: int, sweep: int) -> int:
     return step
 
 
-@lru_cache(maxsize=1024)
+def _pieces(rows: int) -> list[slice]:
+    """Cut rows into pieces whose copies stay in the cache, in memory that is soon used again."""
+    return [slice(begin, begin + PIECE) for begin in range(0, rows, PIECE)]
+
+
+@lru_cache(maxsize=2048)
 def _remembered(rows: int, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
         return _places(rows, first, count, device)
