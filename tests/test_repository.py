@@ -216,7 +216,7 @@ def test_the_commands_and_links_of_the_documents_lead_somewhere(path: Path) -> N
 
 # --- all of it
 
-MOST_LINES = {"npas": 31_050, "tests": 26_150}
+MOST_LINES = {"npas": 32_250, "tests": 26_950}
 
 
 @pytest.mark.parametrize("folder", MOST_LINES)
