@@ -15,7 +15,7 @@ PARTS = [
 EXAMPLES = [(code, shown) for (_, code), (_, shown) in zip(PARTS[::2], PARTS[1::2], strict=True)]
 
 
-SLOW = (pytest.mark.slow, pytest.mark.slow, (), pytest.mark.slow, (), (), ())
+SLOW = (pytest.mark.slow, pytest.mark.slow, (), pytest.mark.slow, (), (), (), ())
 
 
 @pytest.mark.parametrize(
