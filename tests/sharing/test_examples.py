@@ -77,3 +77,16 @@ def test_the_callback_prints_the_allocation_and_refuses_what_is_over_its_budget(
     model.extra = nn.Linear(50, 50)
     with pytest.raises(ValueError, match=r"budget 0\.5 allows [\d,]+: something was added after"):
         begin(model)
+
+
+def test_budgets_are_plotted_from_the_list_of_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    plot = importlib.import_module("plot_budgets")
+    head = "exp,budget,seed,status,metric,value,used,seconds,folder\n"
+    rows = [f"digits,{b},{s},done,accuracy,{90 + s},{b}0,1,x\n" for b in (1, 2) for s in (0, 1)]
+    plot.main([head, *rows, "digits,3,0,failed,,,,,x\n"], str(tmp_path / "a.png"))
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    with pytest.raises(SystemExit, match="no run is done"):
+        plot.main([head], str(tmp_path / "b.png"))
