@@ -32,7 +32,7 @@ def train(
     Returns the result however the training ended: `status` is done, diverged, preempted or failed
     (and `error` says why). ValueError, in one line, for a config or data that cannot be.
     """
-    if isinstance(config, str):
+    if isinstance(config, str) or not isinstance(config, (Sequence, Mapping, Config)):
         raise ValueError(f"npas.train takes a list of arguments: write npas.train([{config!r}])")
     if not all(map(callable, callbacks)):
         raise ValueError("callbacks must be a list of functions of one dict")

@@ -117,13 +117,22 @@ def write_run(
 
     `notes` are sentences for the card. The network is materialized if transformers can read it.
     """
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file
+
+    from npas.training.checkpoint import apart
 
     folder.mkdir(parents=True, exist_ok=True)
     is_shared, theirs = sharing.is_shared(model), _is_transformers(model)
     plan = sharing.api.allocation(model) if is_shared else None
     family = None if result is None else str(result.config["model"].get("family"))
-    how = loading(model, name, f"the {family} network of config.yaml")
+    pruned = result is not None and result.pruning is not None
+    how = loading(model, name, f"the {family} network of config.yaml", pruned)
+    if not is_shared:
+        told = f"A plain network of {sharing.count_parameters(model):,} parameters."
+        if pruned and result is not None and result.budget is not None:
+            asked, used = result.budget.asked, result.budget.used
+            told += f" Its filters were pruned; before, it had {used:,} (budget {asked})."
+        notes = [told, *notes]
     if is_shared:
         where = folder / SHARED_FOLDER if theirs else folder
         sharing.save(model, where)
@@ -135,7 +144,7 @@ def write_run(
             dense.config.label2id = {label: n for n, label in enumerate(names)}  # type: ignore[union-attr]
         _save_theirs(dense, folder)
     elif not is_shared:
-        save_model(model, str(folder / WEIGHTS_FILE))
+        save_file(apart(model.state_dict()), folder / WEIGHTS_FILE)
     (folder / CARD).write_text(card(name, plan, result, how, notes), encoding="utf-8")
 
 
@@ -199,14 +208,13 @@ def _told(result: Result) -> list[str]:
     made = [f"npas {result.versions.get('npas')}", f"torch {result.versions.get('torch')}"]
     made += [] if result.git.commit is None else [f"commit {result.git.commit[:12]}"]
     made += [result.hardware.gpu or result.hardware.cpu]
-    commands = (
-        f"npas-train run=config.yaml data.root=data\n# of: npas-train +exp={result.exp}{asked}"
-    )
+    whole = f"+exp={result.exp}{asked}, and all else"
+    commands = f"npas-train run=config.yaml data.root=data  # {whole}"
     parts.append(f"## Training\n\n```\n{commands}\n```\n\nMade with {', '.join(made)}.")
     return parts
 
 
-def loading(model: nn.Module, name: str, builds: str) -> str:
+def loading(model: nn.Module, name: str, builds: str, pruned: bool = False) -> str:
     """Return how a network is read, as Markdown."""
     folder, lines = name or "FOLDER", ["import npas", ""]
     if _is_transformers(model):
@@ -219,8 +227,13 @@ def loading(model: nn.Module, name: str, builds: str) -> str:
         lines.append(f"dense = ...  # {builds}")
         lines.append(f'model = npas.from_pretrained("{folder}", dense)')
     else:
-        lines = [f"model = ...  # {builds}", f'load_model(model, "{folder}/{WEIGHTS_FILE}")']
-        lines.insert(0, "from safetensors.torch import load_model\n")
+        lines = ["from safetensors.torch import load_file", "", f"model = ...  # {builds}"]
+        lines.append(f'state = load_file("{folder}/{WEIGHTS_FILE}")')
+        if pruned:  # and narrower than its architecture as built
+            lines.append("npas.sharing.resize(model, state)")
+        else:
+            lines.append("model.load_state_dict(state)")
+        lines = ["import npas", *lines] if pruned else lines
     text = "\n".join(lines)
     return f"```python\n{text}\n```"
 

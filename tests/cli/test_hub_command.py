@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
-from command_line import Run
+from command_line import SMALL, Run
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import npas
@@ -25,7 +27,11 @@ def test_a_run_of_ones_own_network_is_read_by_load(run: Run, trained: Path, tmp_
     assert result.metrics is not None and card.data.eval_results is not None
     measured = {found.metric_type: found.metric_value for found in card.data.eval_results}
     assert measured == result.metrics.last and card.data.library_name == "npas"
-    for words in ("budget 0.5", "Data: digits (no published", "npas-train +exp=digits budget=0.5"):
+    for words in (
+        "budget 0.5",
+        "Data: digits (no published",
+        "data.root=data  # +exp=digits budget=0.5,",
+    ):
         assert words in card.text
     experiment = runs.restore(str(trained), {"trainer.device": "cpu"})
     again = npas.load(folder, models.build(experiment.config.model, experiment.task.spec))
@@ -64,3 +70,34 @@ def test_transformers_reads_the_dense_network_with_its_labels_and_tokenizer(
         found, expected = shared.eval()(**ids).logits, dense(**ids).logits
     assert torch.allclose(found, expected, atol=1e-6)  # read from a file, sums may differ
     assert "from_pretrained" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "how"),
+    [
+        (
+            ("budget=dense",),
+            "A plain network of 20,506 parameters.",
+            "model.load_state_dict(state)",
+        ),
+        (
+            ("budget=0.5", "epochs=2", "pruning.method=magnitude"),
+            "Its filters were pruned; before, it had 10,253 (budget 0.5).",
+            "npas.sharing.resize(model, state)",
+        ),
+    ],
+)
+def test_what_shares_nothing_is_a_plain_network(
+    run: Run, tmp_path: Path, words: tuple[str, ...], said: str, how: str
+) -> None:
+    assert train.main([*SMALL, *words, f"run_root={tmp_path / 'runs'}"]) == 0
+    (folder,) = (tmp_path / "runs/digits").iterdir()
+    assert run("npas-export", f"run={folder}", "format=hub").code == 0
+    text = (folder / "export/hub/README.md").read_text()
+    assert said in text and how in text
+    experiment = runs.restore(str(folder), {"trainer.device": "cpu"})
+    model = models.build(experiment.config.model, experiment.task.spec)
+    state = load_file(folder / "export/hub/model.safetensors")
+    exec(how, {"npas": npas, "model": model, "state": state})
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(model.eval()(x), experiment.model.eval()(x), rtol=1e-5, atol=1e-5)

@@ -54,6 +54,7 @@ def test_a_training_calls_back_with_what_it_logs_and_returns_its_result(
         (["-m", "seed=1,2"], "-m is for a command line alone"),
         (["hydra.mode=MULTIRUN"], "call it for each value of a sweep"),
         ("+exp=digits", "npas.train takes a list of arguments"),
+        (5, "npas.train takes a list of arguments"),
         ({"budget": "0.1"}, "model.family is missing"),
         (["run=nowhere"], "nowhere cannot be read"),
         (["dry_run=true"], "dry_run=true leaves no result"),
