@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from npas import sharing as sharing
+    from npas.cli.library import train
+    from npas.reporting.hub import from_pretrained, push_to_hub, save_pretrained
     from npas.sharing import (
         Allocation,
         Packing,
@@ -31,28 +33,34 @@ if TYPE_CHECKING:
         write_artifact,
     )
     from npas.sharing.api import allocation
+    from npas.training.huggingface import BudgetCallback
     from npas.utils.plugins import register_model, register_task
 
 __all__ = [
     "Allocation",
+    "BudgetCallback",
     "Packing",
     "allocation",
     "count_parameters",
     "distillation_loss",
     "fold",
+    "from_pretrained",
     "is_shared",
     "load",
     "materialize",
     "param_groups",
     "parse_budget",
     "plan",
+    "push_to_hub",
     "read_artifact",
     "register_model",
     "register_task",
     "save",
+    "save_pretrained",
     "share",
     "similarity",
     "summary",
+    "train",
     "weight_errors",
     "write_artifact",
 ]
@@ -65,6 +73,12 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("npas")
+    if name == "BudgetCallback":  # a class of transformers', which is imported for it alone
+        return import_module("npas.training.huggingface").BudgetCallback
+    if name == "train":
+        return import_module("npas.cli.library").train
+    if name in ("from_pretrained", "push_to_hub", "save_pretrained"):
+        return getattr(import_module("npas.reporting.hub"), name)
     if name == "allocation":
         return import_module("npas.sharing.api").allocation
     if name.startswith("register_") and name in __all__:

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / page for page in ("README.md", "docs/library.md", "docs/soft-sharing.md")]
+PAGES = [
+    ROOT / page
+    for page in ("README.md", "docs/library.md", "docs/soft-sharing.md", "docs/quickstart.md")
+]
 PARTS = [
     part
     for page in PAGES
@@ -15,7 +18,7 @@ PARTS = [
 EXAMPLES = [(code, shown) for (_, code), (_, shown) in zip(PARTS[::2], PARTS[1::2], strict=True)]
 
 
-SLOW = (pytest.mark.slow, pytest.mark.slow, (), pytest.mark.slow, (), (), ())
+SLOW = (pytest.mark.slow, pytest.mark.slow, (), pytest.mark.slow, (), (), (), (), ())
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,8 @@ def test_a_module_imports_only_from_its_own_layer_and_those_below() -> None:
     for path in MODULES:
         part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if part == "__init__":
-            # The package's own face: the public verbs, all of which are the method's.
-            assert imported(path) <= {"sharing", "utils"}
+            # The package's own face: the method's public verbs, and what trains a config.
+            assert imported(path) <= {"sharing", "utils", "training", "reporting", "cli"}
             continue
         assert part in LAYERS, f"{part} has no layer: does it belong in an existing package?"
         for other in imported(path) & set(LAYERS):
@@ -216,7 +216,7 @@ def test_the_commands_and_links_of_the_documents_lead_somewhere(path: Path) -> N
 
 # --- all of it
 
-MOST_LINES = {"npas": 31_050, "tests": 26_150}
+MOST_LINES = {"npas": 32_250, "tests": 26_950}
 
 
 @pytest.mark.parametrize("folder", MOST_LINES)

@@ -4,6 +4,7 @@ npas-export run=runs/digits/budget-0.1_seed-0_1f0c2a9b
 npas-export run=... format=safetensors out=network.safetensors
 npas-export run=... format=onnx                       # for ONNX Runtime and others; any batch size
 npas-export run=... format=artifact bits=6            # quantized, compressed, still shared
+npas-export run=... format=hub out=resnet18-shared    # a folder for the Hugging Face hub
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -38,7 +41,7 @@ class Export:
     """
 
     run: str
-    format: Literal["safetensors", "onnx", "artifact"] = "safetensors"
+    format: Literal["safetensors", "onnx", "artifact", "hub"] = "safetensors"
     out: str | None = None
     bits: Literal[8, 6] | None = None
     scheme: Literal["rows", "golf"] | None = None
@@ -49,6 +52,10 @@ class Export:
             raise ValueError(f"{next(iter(given))} needs format=artifact: set both, or none")
         if self.out is not None:  # before a network is loaded for it
             path = Path(self.out)
+            if self.format == "hub":
+                if path.exists() and not path.is_dir():
+                    raise ValueError(f"out={self.out} is no folder: name one for the hub's files")
+                return
             if not path.name or self.out.endswith(os.sep) or (path.exists() and not path.is_file()):
                 text = f"is no file: name one, as out={path / 'network.safetensors'}"
                 raise ValueError(f"out={self.out} {text}")
@@ -70,6 +77,8 @@ def run(options: Export) -> Job:
     experiment = runs.restore(options.run, {"trainer.device": "cpu"})
     if options.format == "artifact":
         return _write_artifact(options, experiment)
+    if options.format == "hub":
+        return _write_hub(options, experiment)
 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -151,6 +160,61 @@ def _write_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
     except torch.onnx.OnnxExporterError as error:
         why = " ".join(str(error).split())[:200]
         raise ValueError(f"torch cannot export this network to ONNX: {why}") from None
+
+
+def _write_hub(options: Export, experiment: Experiment) -> Job:
+    """Write a folder for the hub: beside what is in it already, and in its place."""
+    from safetensors import SafetensorError
+
+    from npas import sharing
+    from npas.reporting import hub, results
+    from npas.sharing import pruning
+    from npas.tasks.common.files import give_usual_mode
+    from npas.utils.checks import join
+
+    run = runs.folder_of(options.run)
+    model, result = experiment.model, None
+    with contextlib.suppress(OSError, ValueError):  # one that is still training has none
+        result = results.read(run)
+    if pruning.has_masks(model):
+        if sharing.is_shared(model):
+            model = sharing.materialize(model)
+        pruning.shrink(model)
+    out = Path(options.out or run / "export" / "hub")
+    name = out.name if options.out else f"{experiment.config.exp}-{run.name}"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+            new = Path(scratch)
+            notes = [] if experiment.unfinished is None else [f"{experiment.unfinished}."]
+            hub.write_run(model, new, name, result, notes)
+            _copy_tokenizer(experiment, new)
+            for kept in (runs.CONFIG_FILE, results.FILE_NAME):
+                if (run / kept).exists():
+                    shutil.copyfile(run / kept, new / kept)
+            files = sorted(path.relative_to(new) for path in new.rglob("*") if path.is_file())
+            for file in files:
+                give_usual_mode(new / file)
+                (out / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(new / file, out / file)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{out} cannot be written ({reason}): name another as out=") from None
+    print(f"{out}: {join([str(file) for file in files], 'and')}")
+    print(f"to share it: hf upload USER/{name} {out}")
+    if experiment.unfinished:
+        print(experiment.unfinished)
+    return Job(options.run)
+
+
+def _copy_tokenizer(experiment: Experiment, folder: Path) -> None:
+    """Write the tokenizer of a task on texts, if it is still to be had here."""
+    config = experiment.config
+    if (name := getattr(config.task, "tokenizer", None)) and config.data.source == "real":
+        from npas.tasks.common.tokenization import load_tokenizer
+
+        with contextlib.suppress(ValueError):
+            load_tokenizer(name, download=False).inner.save_pretrained(folder)
 
 
 def _write_artifact(options: Export, experiment: Experiment) -> Job:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 OUTPUTS = {
     "class": "one answer for the whole input",
     "cell": "an answer for every cell of the input",
+    "text": "a class for the whole text",
     "span": "where in a text an answer starts and ends",
     "token": "what comes next at every place of a text",
     "pretraining": "the words hidden in a text, and the order of its halves",
@@ -80,12 +81,16 @@ class InputSpec:
             }
         if self.outputs == "token":
             return torch.zeros(1, *self.input_shape, dtype=torch.int64, device=device)
-        if self.outputs not in ("span", "pretraining"):
+        if self.outputs not in ("text", "span", "pretraining"):
             return torch.zeros(1, *self.input_shape, device=device)
         zeros = torch.zeros(1, *self.input_shape, dtype=torch.int64, device=device)
+        if self.outputs == "text":
+            # On the meta device, where nothing has a value to look at, no mask means all is text.
+            mask = {} if zeros.is_meta else {"attention_mask": torch.ones_like(zeros)}
+            return {"input_ids": zeros, **mask}
         # As attention asks for it: given 1 x tokens, transformers would look at its values.
-        mask = torch.ones(1, 1, *zeros.shape, dtype=torch.bool, device=device)
-        return {"input_ids": zeros, "token_type_ids": zeros.clone(), "attention_mask": mask}
+        whole = torch.ones(1, 1, *zeros.shape, dtype=torch.bool, device=device)
+        return {"input_ids": zeros, "token_type_ids": zeros.clone(), "attention_mask": whole}
 
 
 def family(name: str) -> Any:

@@ -1,10 +1,11 @@
-"""Build BERT and ALBERT, the classes of `transformers` themselves, to find answers or to pre-train.
+"""Build BERT and ALBERT, the classes of `transformers`: for classes, answers or pre-training.
 
 BERT is Devlin et al. (2019, arXiv 1810.04805), ALBERT Lan et al. (2020, arXiv 1909.11942), whose
 layers are one layer and whose embedding is factorized. Parameters have the names that published
-checkpoints give them. To find answers (SQuAD) a network ends in one linear layer, and has no
-pooler, which nothing would read; to pre-train it has the heads for hidden words and for the order
-of two sentences (BERT's "next sentence" head is asked for the order, too).
+checkpoints give them. To classify texts a network ends in its pooler and one linear layer. To find
+answers (SQuAD) it ends in one linear layer, and has no pooler, which nothing would read; to
+pre-train it has the heads for hidden words and for the order of two sentences (BERT's "next
+sentence" head is asked for the order, too).
 
     answers:     BERT-large 334,094,338   BERT-base 108,893,186
                  ALBERT-large 16,636,418  ALBERT-base 11,094,530
@@ -25,7 +26,7 @@ from torch import nn
 
 from npas.models import InputSpec, _checks, _hub
 
-OUTPUTS = ("span", "pretraining")
+OUTPUTS = ("text", "span", "pretraining")
 MOST_WIDTH = 100_000
 # What a checkpoint's own config calls our keys.
 SHAPE = {
@@ -38,7 +39,10 @@ SHAPE = {
 }
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 # How the parameters start that a checkpoint may lack: the heads.
-HEADS = ("qa_outputs.", "cls.", "predictions.", "sop_classifier.", "bert.pooler.", "albert.pooler.")
+HEADS = (
+    "qa_outputs.", "cls.", "predictions.", "sop_classifier.", "classifier.", "bert.pooler.",
+    "albert.pooler.",
+)  # fmt: skip
 
 
 @dataclass
@@ -90,15 +94,16 @@ def build(
     import transformers
 
     bert = config.arch == "bert"
-    kind: Any = transformers.BertForQuestionAnswering
-    if not bert:
-        kind = transformers.AlbertForQuestionAnswering
+    purpose = "SequenceClassification" if spec.outputs == "text" else "QuestionAnswering"
+    kind: Any = getattr(transformers, f"{'Bert' if bert else 'Albert'}For{purpose}")
     if spec.outputs == "pretraining":
         from npas.models import _pretraining
 
         kind = _pretraining.BertForPreTraining if bert else _pretraining.AlbertForPreTraining
     shape: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in SHAPE.items()}
     shape |= dict.fromkeys(DROPOUTS, config.dropout)
+    if spec.outputs == "text":
+        shape["num_labels"] = spec.num_classes
     if not bert:
         shape["embedding_size"] = config.embedding
     if architecture is not None:
@@ -106,7 +111,7 @@ def build(
         return kind(described)
     if config.pretrained is None or torch.get_default_device().type == "meta":
         return kind(kind.config_class(**shape, attn_implementation="sdpa"))
-    return _load(config, config.pretrained, kind)
+    return _load(config, config.pretrained, kind, shape.get("num_labels"))
 
 
 def architecture(network: Any) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def architecture(network: Any) -> dict[str, Any]:
     return found
 
 
-def _load(config: Config, name: str, kind: Any) -> nn.Module:
+def _load(config: Config, name: str, kind: Any, labels: int | None) -> nn.Module:
     """Load a checkpoint of the config's shape; its own config says of the activation and so on."""
     from transformers import AutoConfig
 
@@ -134,15 +139,19 @@ def _load(config: Config, name: str, kind: Any) -> nn.Module:
             raise ValueError(f"{own}: choose the checkpoint's shape, as model=bert_base")
     for key in DROPOUTS:
         setattr(theirs, key, config.dropout)
+    if labels is not None:
+        theirs.num_labels = labels
     with _readable(name):
         network, told = kind.from_pretrained(
             folder,
             config=theirs,
             attn_implementation="sdpa",
             dtype=torch.float32,
+            ignore_mismatched_sizes=labels is not None,  # a head for other classes starts fresh
             output_loading_info=True,
         )
-    absent = sorted(key for key in told["missing_keys"] if not key.startswith(HEADS))
+    lost = {*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])}
+    absent = sorted(key for key in lost if not key.startswith(HEADS))
     if absent:
         lacks = f"lacks {absent[0]} ({len(absent)} parameters in all)"
         raise ValueError(f"model.pretrained={name} {lacks}: it is no {config.arch} checkpoint")

@@ -46,6 +46,7 @@ from npas.utils.keywords import renamed
 from npas.utils.packing import Packing
 
 ALLOCATION_FILE = "allocation.json"
+SHARED_FOLDER = "shared"  # of a folder for the hub, beside the dense network
 
 Names = str | Iterable[str] | None
 Groups = str | Mapping[str, str | int]
@@ -365,12 +366,15 @@ def load(
 ) -> nn.Module:
     """Make `dense_model`, the architecture as built, the network that `save` wrote; return it.
 
+    A folder of `npas-export format=hub` may have it in `shared/`.
     Raises ValueError, with the network left as it was, where files are missing, were changed since
     they were written or do not hold together, and where the architecture is another one. An
     `allocation.json` without its "digest" may have been edited: its plan is used if it holds
     together.
     """
     path = Path(directory) / ALLOCATION_FILE
+    if not path.exists() and (below := path.parent / SHARED_FOLDER / ALLOCATION_FILE).exists():
+        path = below
     stored = storage.read(path.parent, ALLOCATION_FILE, "npas.save")
     try:
         allocation = Allocation.from_dict(stored.description)

@@ -26,6 +26,7 @@ def param_groups(
     bank_lr: float | None = None,
     coefficient_lr: float | None = None,
     decay_norm_bias: bool = False,
+    matrices: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Return the parameter groups of an optimizer, each trainable parameter in one of them.
 
@@ -35,8 +36,11 @@ def param_groups(
     is shared `coefficient_lr`, where given, which must be above 0 (ValueError). A group without
     parameters is left out.
 
-    Works for a dense network and for any optimizer:
-    `torch.optim.AdamW(npas.param_groups(model, 0.05), lr=1e-3)`.
+    Works for a dense network and for any optimizer that takes all kinds of parameters (AdamW, SGD,
+    Adafactor): `torch.optim.AdamW(npas.param_groups(model, 0.05), lr=1e-3)`. torch.optim.Muon takes
+    matrices alone: `matrices=True` returns those that are neither shared nor embeddings, False all
+    else, for an optimizer beside it. Banks are flat, and never among them. ValueError if there is
+    no such matrix.
     """
     for option, value in (("bank_lr", bank_lr), ("coefficient_lr", coefficient_lr)):
         if value is not None and not value > 0:
@@ -45,8 +49,14 @@ def param_groups(
     found: dict[tuple[bool, float | None], list[nn.Parameter]] = {
         (decays, rate): [] for decays in (True, False) for rate in (lr, bank_lr, coefficient_lr)
     }
+    kept = None if matrices is None else _matrices(model)
+    if matrices and not kept:
+        raise ValueError(
+            "the network has no matrix outside of its banks, which are flat: torch.optim.Muon has"
+            " nothing to train; exclude layers from sharing, or see npas-train optim=muon"
+        )
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or (kept is not None and (name in kept) != matrices):
             continue
         shared = _SHARED.search(name)
         is_norm = parameter.ndim < 2 and not shared
@@ -62,6 +72,17 @@ def param_groups(
         for (decays, rate), parameters in found.items()
         if parameters
     ]
+
+
+def _matrices(model: nn.Module) -> set[str]:
+    """Name the trainable parameters of two dimensions that are neither shared nor embeddings."""
+    lookups = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.ndim == 2
+        if parameter not in lookups and not _SHARED.search(name)
+    }
 
 
 def is_bank(name: str) -> bool:

@@ -178,7 +178,7 @@ def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
     if fraction and (held_N.all() or not held_N.any()):
         raise ValueError(
             f"data.val_fraction={fraction} holds out {int(held_N.sum()):,} of {len(held_N):,}"
-            " images: choose one that leaves some to train on and some to validate on"
+            " samples: choose one that leaves some to train on and some to validate on"
         )
     return held_N
 

@@ -145,7 +145,7 @@ def _dense(config: Config, task: Task) -> nn.Module:
     dense = dataclasses.replace(
         config, budget=DENSE, sharing=sharing, distill=DistillConfig(), pruning=PruningConfig()
     )
-    if config.sharing.weights is None and getattr(config.model, "pretrained", None) is None:
+    if config.sharing.weights is None and not getattr(config.model, "pretrained", None):
         raise ValueError(
             "the dense network has no trained weights: set model.pretrained or sharing.init, or"
             " name a run as the teacher"

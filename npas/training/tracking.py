@@ -21,6 +21,7 @@ from typing import Any
 
 from npas.config import Config, to_dict
 from npas.tasks.common.files import write_whole
+from npas.training import listening
 from npas.training.grouping import SEARCH, TRAIN
 from npas.training.state import AVERAGED, ID_FILE, LOG_FILE
 from npas.utils.git import PACKAGE_FOLDER
@@ -94,6 +95,7 @@ class Tracker:
     def log(self, record: dict[str, Any]) -> None:
         """Write one line, to W&B, too; a number that is not finite is written as null."""
         self.write(record)
+        listening.tell(record)
         self._tell(lambda run: run.log(record))
         if self.tensorboard is not None:
             self.tensorboard.log(record)

@@ -1,9 +1,13 @@
 """A sweep checks its jobs once, counts them, and gives a sweeper that searches what it needs."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
+import yaml
 from command_line import SMALL, Run
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -13,6 +17,8 @@ from npas.cli import sweep, train
 from npas.cli.app import Job
 from npas.config import Config
 from npas.reporting import results
+from npas.reporting.compose import compose
+from npas.tasks import digits
 
 WORDS = (*SMALL, "budget=0.5", "data.val_fraction=0.1")
 
@@ -82,6 +88,22 @@ def test_a_search_that_can_learn_nothing_ends_with_one_line(
     assert answer.code == code
     assert line in answer.err.splitlines()[-1] and len(answer.err.splitlines()) <= 2
     assert search == []
+
+
+def test_the_sweep_of_wandb_in_the_docs_starts_runs_that_log_its_metric() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "running.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(method:.*?)```", page, re.DOTALL)
+    sweep = yaml.safe_load(text)
+    chosen = {"budget": "0.05", "optim.lr": "0.0123"}  # as the agent chooses and spells them
+    assert sweep["parameters"].keys() == chosen.keys()
+    command, *words = sweep["command"]
+    assert command == "npas-train" and words.pop() == "${args_no_hyphens}"
+    config = compose(*words, *(f"{key}={value}" for key, value in chosen.items()))
+    assert (config.budget, config.optim.lr, config.wandb.mode) == ("0.05", 0.0123, "online")
+    assert config.data.val_fraction and sweep["metric"]["goal"] == "maximize"
+    metric = sweep["metric"]["name"]
+    task = digits.Task(config.task, config.data, seed=0, device=torch.device("cpu"))
+    assert metric == f"val/{task.selection_metric}"
 
 
 def test_the_jobs_are_composed_and_checked_once_with_a_count(

@@ -39,7 +39,11 @@ NAMED = {
 }
 
 # What data of one's own would say; and weights of one's own are not synthetic.
-TOLD = {"images": ("task.classes=10",), "minilm_squad": ("model.pretrained=null",)}
+TOLD = {
+    "images": ("task.classes=10",),
+    "text_classification": ("task.class_names=[a,b]",),
+    "minilm_squad": ("model.pretrained=null",),
+}
 
 
 @pytest.fixture(autouse=True)

@@ -52,6 +52,24 @@ def test_decay_moves_banks_and_matrices_alone(optimizer: str, decay_norm_bias: b
     assert {group["lr"] for group in groups} == {0.5}
 
 
+def test_muon_gets_the_matrices_that_are_not_shared_and_another_optimizer_all_else() -> None:
+    model = nn.ModuleDict({"words": nn.Embedding(9, 8), "body": network()})
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for parameter in wanted:
+        parameter.grad = torch.ones_like(parameter)
+    before = [p.detach().clone() for p in wanted]
+    matrices = npas.param_groups(model, 0.1, matrices=True)
+    ((head,),) = (group["params"] for group in matrices)
+    assert head is model["body"].head.weight  # type: ignore[union-attr]
+    others = npas.param_groups(model, 0.1, lr=0.01, matrices=False)
+    optimizers = torch.optim.Muon(matrices, lr=0.01), torch.optim.AdamW(others)
+    for optimizer in optimizers:
+        optimizer.step()
+    assert not any(torch.equal(*pair) for pair in zip(wanted, before, strict=True))
+    with pytest.raises(ValueError, match="no matrix outside of its banks, which are flat"):
+        npas.param_groups(npas.share(Residual(), 0.1), 0.1, matrices=True)
+
+
 def test_banks_and_what_else_is_shared_may_have_rates_of_their_own() -> None:
     model = network()
     names = {id(p): name for name, p in model.named_parameters()}

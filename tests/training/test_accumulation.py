@@ -72,6 +72,7 @@ EXPERIMENTS = {
     "grounding": "simnet_scenes",
     "retrieval": "adapt_scenes",
     "lm": "shakespeare",
+    "text_classification": "text_classification model=bert_tiny",
 }
 
 

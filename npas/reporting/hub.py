@@ -1,0 +1,272 @@
+"""Write shared networks as folders for the Hugging Face hub, with a model card, and read them.
+
+    npas.save_pretrained(model, "folder")           # allocation.json, model.safetensors, README.md
+    npas.push_to_hub(model, "me/shared-resnet18")
+    model = npas.from_pretrained("me/shared-resnet18", torchvision.models.resnet18())
+
+A run's folder for the hub (`npas-export format=hub`) holds its shared network and, of an
+architecture of transformers, the dense one too, which `from_pretrained` of transformers reads; the
+shared one then lies below, in `shared/`, where `npas.load` finds it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from npas import sharing
+from npas.models import _hub
+from npas.sharing.api import ALLOCATION_FILE, SHARED_FOLDER
+from npas.sharing.guards import FILE_KEY
+from npas.sharing.storage import WEIGHTS_FILE
+from npas.tasks.common.files import reason
+from npas.utils.printing import figure
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from npas.reporting.results import Result
+    from npas.sharing import Allocation
+
+CARD, CONFIG = "README.md", "config.json"
+# What the hub calls the tasks of our families.
+TASKS = {
+    "text_classification": "text-classification",
+    "squad": "question-answering",
+    "mlm": "fill-mask",
+    "lm": "text-generation",
+    **dict.fromkeys(("digits", "cifar", "images", "imagenet"), "image-classification"),
+}
+
+
+def save_pretrained(model: nn.Module, directory: str | os.PathLike[str]) -> None:
+    """Write a shared network as `npas.save` does, with a model card if there is none.
+
+    Of a network of transformers its config too. ValueError as `npas.save`.
+    """
+    plan = sharing.api.allocation(model)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    if _is_transformers(model):
+        _save_theirs(model, folder)
+    else:
+        sharing.save(model, folder)
+    if not (folder / CARD).exists():
+        builds = f"{type(model).__name__}(...)"
+        text = card(folder.resolve().name, plan, None, loading(model, "", builds), ())
+        (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def from_pretrained(
+    name: str | os.PathLike[str], dense_model: nn.Module | None = None, *, recompute: bool = False
+) -> nn.Module:
+    """Read a shared network from a folder, or from the hub as "user/name" or "user/name@revision".
+
+    `dense_model`, the architecture as built, becomes the shared network, as in `npas.load`; of a
+    network of transformers it may be left out. ValueError, in one line, where it cannot be.
+    """
+    kinds = (ALLOCATION_FILE, WEIGHTS_FILE, CONFIG)
+    files = [f"{below}{kind}" for below in ("", f"{SHARED_FOLDER}/") for kind in kinds]
+    needed = [file for file in files if file.endswith(ALLOCATION_FILE)]
+    folder = _hub.find_folder("npas.from_pretrained: name", str(name), files, needed)
+    if dense_model is None:
+        dense_model = _build(folder)
+    return sharing.load(folder, dense_model, recompute=recompute)
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload a shared network",
+) -> str:
+    """Save a shared network and upload it to the Hugging Face hub; return the commit's address.
+
+    The repository is made if there is none; a model card that it has stays. The token is the one
+    that `hf auth login` stored unless given. ValueError, in one line, if the hub refuses it.
+    """
+    import huggingface_hub
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, repo_id.rpartition("/")[2] or "model")
+        save_pretrained(model, folder)
+        try:
+            api = huggingface_hub.HfApi(token=token)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            kept = [CARD] if api.file_exists(repo_id, CARD) else []
+            done = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                ignore_patterns=kept,
+            )
+        except Exception as error:  # whatever the network and its clients come up with
+            raise ValueError(f"{repo_id} cannot be pushed to the hub: {reason(error)}") from error
+    return str(done.commit_url)
+
+
+def write_run(
+    model: nn.Module, folder: Path, name: str, result: Result | None, notes: Iterable[str]
+) -> None:
+    """Write a run's trained network, shared or dense, for the hub. OSError, or safetensors' own.
+
+    `notes` are sentences for the card. The network is materialized if transformers can read it.
+    """
+    from safetensors.torch import save_file
+
+    from npas.training.checkpoint import apart
+
+    folder.mkdir(parents=True, exist_ok=True)
+    is_shared, theirs = sharing.is_shared(model), _is_transformers(model)
+    plan = sharing.api.allocation(model) if is_shared else None
+    family = None if result is None else str(result.config["model"].get("family"))
+    pruned = result is not None and result.pruning is not None
+    how = loading(model, name, f"the {family} network of config.yaml", pruned)
+    if not is_shared:
+        told = f"A plain network of {sharing.count_parameters(model):,} parameters."
+        if pruned and result is not None and result.budget is not None:
+            asked, used = result.budget.asked, result.budget.used
+            told += f" Its filters were pruned; before, it had {used:,} (budget {asked})."
+        notes = [told, *notes]
+    if is_shared:
+        where = folder / SHARED_FOLDER if theirs else folder
+        sharing.save(model, where)
+    if theirs:
+        dense = sharing.materialize(model) if is_shared else model
+        names = [] if result is None else result.config["task"].get("class_names") or []
+        if len(names) == getattr(dense.config, "num_labels", 0):
+            dense.config.id2label = dict(enumerate(names))  # type: ignore[union-attr]
+            dense.config.label2id = {label: n for n, label in enumerate(names)}  # type: ignore[union-attr]
+        _save_theirs(dense, folder)
+    elif not is_shared:
+        save_file(apart(model.state_dict()), folder / WEIGHTS_FILE)
+    (folder / CARD).write_text(card(name, plan, result, how, notes), encoding="utf-8")
+
+
+def card(
+    name: str, plan: Allocation | None, result: Result | None, how: str, notes: Iterable[str]
+) -> str:
+    """Return the text of a model card: a YAML head for the hub, then what a reader asks first."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    head: dict[str, Any] = {"library_name": "npas", "tags": ["npas", "parameter-sharing"]}
+    parts = [f"# {name}", *notes]
+    if plan is not None:
+        budget = plan.budget
+        split = ", ".join(f"{kind} {count:,}" for kind, count in plan.split.items())
+        parts.append(
+            f"A network that shares its parameters: {budget.used:,} where the dense one has"
+            f" {budget.dense:,} (budget {budget.asked}, {budget.allowed:,} allowed; {split})."
+        )
+    if result is not None:
+        task = TASKS.get(str(result.config["task"]["family"]), "other")
+        head["pipeline_tag"] = task if task != "other" else None
+        metrics = None if result.metrics is None else result.metrics.last
+        is_real = result.dataset.source == "real"
+        if metrics is not None and result.status == "done" and is_real:
+            dataset: Any = {
+                "dataset_type": result.dataset.name,
+                "dataset_name": result.dataset.name,
+            }
+            head["model_name"] = name
+            head["eval_results"] = [
+                EvalResult(task_type=task, metric_type=kind, metric_value=value, **dataset)
+                for kind, value in metrics.items()
+                if value is not None
+            ]
+        parts += _told(result)
+    parts.append(f"## Use\n\n{how}")
+    data = ModelCardData(**{key: value for key, value in head.items() if value is not None})
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _told(result: Result) -> list[str]:
+    """Return what a result file says of data, metrics and how to train it again."""
+    dataset, budget = result.dataset, result.budget
+    what = {True: "the published files", False: "a copy that differs from the published files"}
+    whose = what.get(dataset.published, "no published checksums are known")  # type: ignore[arg-type]
+    if dataset.source != "real":
+        whose = "synthetic: metrics mean nothing"
+    parts = [f"Data: {dataset.name} ({whose}). Seed {result.seed}, epochs {result.epochs}."]
+    if result.metrics is not None:
+        rows = ["| metric | last epoch |", "|---|---|"]
+        rows += [
+            f"| {kind} | {figure(kind, value)} |" for kind, value in result.metrics.last.items()
+        ]
+        if result.metrics.selected is not None:
+            rows[0] += f" chosen on {result.metrics.selected_on} |"
+            rows[1] += "---|"
+            for i, kind in enumerate(result.metrics.last, 2):
+                rows[i] += f" {figure(kind, result.metrics.selected.get(kind))} |"
+        parts.append("\n".join(rows))
+    asked = "" if budget is None else f" budget={budget.asked}"
+    made = [f"npas {result.versions.get('npas')}", f"torch {result.versions.get('torch')}"]
+    made += [] if result.git.commit is None else [f"commit {result.git.commit[:12]}"]
+    made += [result.hardware.gpu or result.hardware.cpu]
+    whole = f"+exp={result.exp}{asked}, and all else"
+    commands = f"npas-train run=config.yaml data.root=data  # {whole}"
+    parts.append(f"## Training\n\n```\n{commands}\n```\n\nMade with {', '.join(made)}.")
+    return parts
+
+
+def loading(model: nn.Module, name: str, builds: str, pruned: bool = False) -> str:
+    """Return how a network is read, as Markdown."""
+    folder, lines = name or "FOLDER", ["import npas", ""]
+    if _is_transformers(model):
+        kind = type(model).__mro__[1 if type(model).__module__.startswith("npas") else 0].__name__
+        lines = ["import npas", f"from transformers import {kind}", ""]
+        if name:  # a run's folder, which has the dense one
+            lines.append(f'dense = {kind}.from_pretrained("{folder}")')
+        lines.append(f'model = npas.from_pretrained("{folder}")  # shared, to train on')
+    elif sharing.is_shared(model):
+        lines.append(f"dense = ...  # {builds}")
+        lines.append(f'model = npas.from_pretrained("{folder}", dense)')
+    else:
+        lines = ["from safetensors.torch import load_file", "", f"model = ...  # {builds}"]
+        lines.append(f'state = load_file("{folder}/{WEIGHTS_FILE}")')
+        if pruned:  # and narrower than its architecture as built
+            lines.append("npas.sharing.resize(model, state)")
+        else:
+            lines.append("model.load_state_dict(state)")
+        lines = ["import npas", *lines] if pruned else lines
+    text = "\n".join(lines)
+    return f"```python\n{text}\n```"
+
+
+def _save_theirs(model: nn.Module, folder: Path) -> None:
+    """Save a network of transformers without its progress bars."""
+    with _hub.quietly():
+        model.save_pretrained(folder)  # type: ignore[operator]
+
+
+def _is_transformers(model: nn.Module) -> bool:
+    names = {(cls.__module__.partition(".")[0], cls.__name__) for cls in type(model).__mro__}
+    return ("transformers", "PreTrainedModel") in names
+
+
+def _build(folder: Path) -> nn.Module:
+    """Build the network of transformers that a folder's config.json describes; ValueError."""
+    import transformers
+
+    where = folder if (folder / CONFIG).is_file() else folder / SHARED_FOLDER
+    try:
+        with _hub.quietly():
+            config: Any = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
+        if hasattr(config, FILE_KEY):  # which says that the weights beside it are no dense ones
+            delattr(config, FILE_KEY)
+        (name,) = config.architectures
+        kind = getattr(transformers, name)
+        if not issubclass(kind, transformers.PreTrainedModel):
+            raise ValueError(f"{name} is no network of transformers")
+        network: nn.Module = kind(config)
+    except Exception as error:  # whatever a broken file makes its readers say
+        raise ValueError(
+            f"{folder} does not say which network of transformers it is ({reason(error)}): give"
+            " npas.from_pretrained the dense network as its second argument"
+        ) from None
+    return network

@@ -1,0 +1,103 @@
+"""`npas-export format=hub` writes what the hub, npas and transformers each read."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import SMALL, Run
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import npas
+from npas import models
+from npas.cli import runs, train
+from npas.reporting import results
+from npas.tasks.common import synthetic_text
+
+
+def test_a_run_of_ones_own_network_is_read_by_load(run: Run, trained: Path, tmp_path: Path) -> None:
+    done = run("npas-export", f"run={trained}", "format=hub", f"out={tmp_path / 'digits-half'}")
+    assert done.code == 0 and "hf upload USER/digits-half " in done.out
+    folder = tmp_path / "digits-half"
+    assert {path.name for path in folder.iterdir()} == {
+        *("README.md", "allocation.json", "config.yaml", "model.safetensors", "result.json"),
+    }
+    result, card = results.read(trained), ModelCard.load(folder / "README.md")
+    assert result.metrics is not None and card.data.eval_results is not None
+    measured = {found.metric_type: found.metric_value for found in card.data.eval_results}
+    assert measured == result.metrics.last and card.data.library_name == "npas"
+    for words in (
+        "budget 0.5",
+        "Data: digits (no published",
+        "data.root=data  # +exp=digits budget=0.5,",
+    ):
+        assert words in card.text
+    experiment = runs.restore(str(trained), {"trainer.device": "cpu"})
+    again = npas.load(folder, models.build(experiment.config.model, experiment.task.spec))
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(again.eval()(x), experiment.model.eval()(x))
+    # Beside what is there, and a file is no folder.
+    (folder / "mine.txt").write_text("kept")
+    assert run("npas-export", f"run={trained}", "format=hub", f"out={folder}").code == 0
+    assert (folder / "mine.txt").exists()
+    refused = run("npas-export", f"run={trained}", "format=hub", f"out={folder / 'mine.txt'}")
+    assert refused.code == 2 and "is no folder: name one" in refused.err
+
+
+def test_transformers_reads_the_dense_network_with_its_labels_and_tokenizer(
+    run: Run, tmp_path: Path
+) -> None:
+    tokenizer = synthetic_text.write_tokenizer(tmp_path)
+    for name in ("train", "test"):
+        rows = "text,label\n" + 'Alan moved.,move\n"Alan played.",play\n' * 4
+        (tmp_path / f"{name}.csv").write_text(rows)
+    words = ["+exp=text_classification", "task.train_file=train.csv", "task.test_file=test.csv"]
+    words += [f"data.root={tmp_path}", f"task.tokenizer={tokenizer}", "task.max_length=8"]
+    words += ["model.layers=1", "model.hidden=16", "model.heads=2", "model.intermediate=16"]
+    words += ["model.vocab_size=600", "model.positions=16", "epochs=1", "batch_size=2"]
+    words += ["data.val_fraction=null", "wandb.mode=disabled", "trainer.device=cpu", "budget=0.5"]
+    assert train.main([*words, f"run_root={tmp_path / 'runs'}"]) == 0
+    (folder,) = (tmp_path / "runs/text_classification").iterdir()
+    assert run("npas-export", f"run={folder}", "format=hub").code == 0
+    out = folder / "export" / "hub"
+    dense = AutoModelForSequenceClassification.from_pretrained(out).eval()
+    assert dense.config.id2label == {0: "move", 1: "play"}
+    ids = AutoTokenizer.from_pretrained(out)("Alan moved.", return_tensors="pt")
+    shared = npas.from_pretrained(out)
+    assert npas.is_shared(shared) and npas.count_parameters(shared) <= 0.5 * dense.num_parameters()
+    with torch.no_grad():
+        found, expected = shared.eval()(**ids).logits, dense(**ids).logits
+    assert torch.allclose(found, expected, atol=1e-6)  # read from a file, sums may differ
+    assert "from_pretrained" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "how"),
+    [
+        (
+            ("budget=dense",),
+            "A plain network of 20,506 parameters.",
+            "model.load_state_dict(state)",
+        ),
+        (
+            ("budget=0.5", "epochs=2", "pruning.method=magnitude"),
+            "Its filters were pruned; before, it had 10,253 (budget 0.5).",
+            "npas.sharing.resize(model, state)",
+        ),
+    ],
+)
+def test_what_shares_nothing_is_a_plain_network(
+    run: Run, tmp_path: Path, words: tuple[str, ...], said: str, how: str
+) -> None:
+    assert train.main([*SMALL, *words, f"run_root={tmp_path / 'runs'}"]) == 0
+    (folder,) = (tmp_path / "runs/digits").iterdir()
+    assert run("npas-export", f"run={folder}", "format=hub").code == 0
+    text = (folder / "export/hub/README.md").read_text()
+    assert said in text and how in text
+    experiment = runs.restore(str(folder), {"trainer.device": "cpu"})
+    model = models.build(experiment.config.model, experiment.task.spec)
+    state = load_file(folder / "export/hub/model.safetensors")
+    exec(how, {"npas": npas, "model": model, "state": state})
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(model.eval()(x), experiment.model.eval()(x), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,86 @@
+"""`npas.train` does from Python what npas-train does, and raises ValueError in its place."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import SMALL
+from hydra import compose, initialize_config_module
+
+import npas
+from npas.config import config_hash, run_dir
+from npas.reporting import results
+from npas.reporting.compose import compose as compose_own
+
+
+def test_a_training_calls_back_with_what_it_logs_and_returns_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [*SMALL, "budget=0.5", "trainer.log_every=2", "data.val_fraction=0.2"]
+    records: list[dict[str, Any]] = []
+    result = npas.train(words, callbacks=[records.append])
+    assert result.status == "done" and result.metrics is not None
+    folder = run_dir(compose_own(*words))
+    assert results.read(folder) == result
+    logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert len(logged) == 3 and records[:-1] == logged
+    assert records[-1] == {"step": 4, "epoch": 1, "status": "done", **result.metrics.last}
+    # Again as a whole config, and as a checked one: it is done.
+    before = (folder / "result.json").stat().st_mtime_ns
+    for config in (result.config, compose_own(*words)):
+        assert npas.train(config, [records.append]) == result
+    assert (folder / "result.json").stat().st_mtime_ns == before and len(records) == 6
+    # What a callback raises ends the run, whose record says so; the same call goes on.
+    words += ["seed=1"]
+
+    def stop(record: dict[str, Any]) -> None:
+        raise InterruptedError(f"at {record['step']}")
+
+    with pytest.raises(InterruptedError, match="at 2"):
+        npas.train(words, [stop])
+    assert results.read(run_dir(compose_own(*words))).status == "failed"
+    assert npas.train(words).status == "done"
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (["budgt=0.1"], "unknown key 'budgt': did you mean 'budget'?"),
+        (["budget=7x"], "budget=7x is not a budget"),
+        (["+exp=digit"], "did you mean 'digits'?"),
+        (["seed=1,2"], "seed=1,2 has several values: call it for each"),
+        (["-m", "seed=1,2"], "-m is for a command line alone"),
+        (["hydra.mode=MULTIRUN"], "call it for each value of a sweep"),
+        ("+exp=digits", "npas.train takes a list of arguments"),
+        (5, "npas.train takes a list of arguments"),
+        ({"budget": "0.1"}, "model.family is missing"),
+        (["run=nowhere"], "nowhere cannot be read"),
+        (["dry_run=true"], "dry_run=true leaves no result"),
+        (["data.root=nowhere", "+exp=wrn_cifar10", "data.download=false"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_a_value_error_of_one_line(
+    config: Any, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as error:
+        npas.train(config)
+    assert line in str(error.value) and "\n" not in str(error.value)
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_callbacks_must_be_callable_and_in_this_process() -> None:
+    with pytest.raises(ValueError, match="must be a list of functions"):
+        npas.train([], callbacks=["print"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"trainer\.devices=2 trains in processes of their own"):
+        npas.train(["trainer.devices=2"], callbacks=[print])
+
+
+def test_a_hydra_application_may_call_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_module("npas.configs", version_base="1.3"):
+        result = npas.train([*SMALL, "budget=0.5"])
+        assert compose("train", ["seed=3"]).seed == 3
+    assert result.config_hash == config_hash(compose_own(*SMALL, "budget=0.5"))

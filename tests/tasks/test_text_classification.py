@@ -1,0 +1,273 @@
+"""Texts of one's own are read as rows with a label, whatever format the files have."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from npas.cli import evaluate, export, train
+from npas.config import DataConfig
+from npas.models import bert, build, transformers
+from npas.reporting import results
+from npas.tasks import text_classification
+from npas.tasks.common import synthetic_text
+
+CPU = torch.device("cpu")
+ROWS = [("Alan played the flute.", "play"), ("Eva moved to Rome, in 1900.", "move"), ("", "play")]
+SMALL = {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 16, "positions": 64}
+
+
+def csv(rows: list[tuple[str, str]], separator: str = ",") -> str:
+    return "".join(f'"{a}"{separator}{b}\n' for a, b in [("text", "label"), *rows])
+
+
+def lines(rows: list[tuple[str, Any]]) -> str:
+    return "".join(json.dumps({"text": a, "label": b}) + "\n\n" for a, b in rows)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return a data root with a tokenizer and the set `lives`: 12, 3 and 3 texts in CSV."""
+    synthetic_text.write_tokenizer(tmp_path)
+    folder = tmp_path / "lives"
+    folder.mkdir()
+    for name, rows in (("train", ROWS * 4), ("test", ROWS), ("val", ROWS)):
+        (folder / f"{name}.csv").write_text(csv(rows), encoding="utf-8-sig")
+    return tmp_path
+
+
+def make(root: Path, source: Any = "real", fraction: Any = None, **keys: Any) -> Any:
+    given = {"train_file": "lives/train.csv", "test_file": "lives/test.csv", "max_length": 8}
+    config = text_classification.Config(**given | {"tokenizer": str(root / "tokenizer")} | keys)
+    data = DataConfig(root=str(root), val_fraction=fraction, source=source)
+    config = text_classification.settle(config, data)
+    return text_classification.Task(config, data, seed=0, device=CPU)
+
+
+def write_jsonl(root: Path) -> None:
+    (root / "lives/train.jsonl").write_text(lines(ROWS * 4))
+
+
+def write_tsv(root: Path) -> None:
+    (root / "lives/train.tsv").write_text(csv(ROWS * 4, "\t"))
+
+
+@pytest.mark.parametrize(
+    ("write", "keys", "sizes"),
+    [
+        (None, {}, {"train": 12, "test": 3}),
+        (None, {"val_file": "lives/val.csv"}, {"train": 12, "test": 3, "val": 3}),
+        (None, {"fraction": 0.25}, {"train": 9, "test": 3, "val": 3}),
+        (write_jsonl, {"train_file": "lives/train.jsonl"}, {"train": 12, "test": 3}),
+        (write_tsv, {"train_file": "lives/train.tsv"}, {"train": 12, "test": 3}),
+    ],
+)
+def test_rows_become_texts_with_their_classes(
+    root: Path, write: Any, keys: dict[str, Any], sizes: dict[str, int]
+) -> None:
+    if write is not None:
+        write(root)
+    task = make(root, **keys)
+    assert task.config.class_names == ["move", "play"] and task.name == "lives"
+    assert task.has_validation == ("val" in sizes)
+    task.setup()
+    assert {name: len(part) for name, part in task.parts.items()} == sizes
+    batch = next(task.train_batches(0, 9))
+    ids_BL, mask_BL = batch.inputs.values()
+    special = task.tokenizer.special
+    assert ids_BL.shape == (9, 8) and torch.equal(mask_BL == 0, ids_BL == special["pad"])
+    assert (ids_BL[:, 0] == special["cls"]).all() and ((ids_BL == special["sep"]).sum(1) == 1).all()
+    # The text of nine words is cut, and the one without any is there.
+    assert sorted(set(mask_BL.sum(1).tolist())) == [2, 7, 8]
+    assert set(batch.targets[mask_BL.sum(1) == 8].tolist()) == {0}
+    assert "of them cut at 8 tokens" in task.inspect()["train"]
+    assert f"move {sizes['train'] // 3}" in task.inspect()["train"]
+
+
+def test_labels_that_are_numbers_are_in_the_order_of_numbers(root: Path) -> None:
+    rows: list[tuple[str, Any]] = [("a", 10), ("b", 9), ("c", -1), ("d", 10)]
+    (root / "lives/train.jsonl").write_text(lines(rows))
+    task = make(root, train_file="lives/train.jsonl")
+    assert task.config.class_names == ["-1", "9", "10"]
+    (root / "lives/train.jsonl").write_text(lines([("a", True), ("b", False)]))
+    assert make(root, train_file="lives/train.jsonl").classes == ["false", "true"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "keys", "line"),
+    [
+        ("test", None, {}, "is not under data.root"),
+        ("train", None, {}, "put lives/train.csv there, or set data.source=synthetic"),
+        ("train", "", {}, "train.csv: it has no rows"),
+        ("train", "text,label\n", {}, "train.csv: it has no rows"),
+        ("train", csv([("a", "one")]), {}, "has the label 'one' alone"),
+        ("train", "a,b\n1,2\n", {}, "train.csv, line 2: there is no column 'text' among a, b"),
+        ("train", None, {"label": "text"}, "task.text and task.label are both text"),
+        ("train", csv(ROWS), {"label": "stars"}, "no column 'stars' among text, label"),
+        ("train", "text,label\na\n", {}, "line 2: the text or the label is missing"),
+        ("train", "text,label\na, b,c\n", {}, "line 2: more columns than the first line has"),
+        ("train", 'text,label\n"a"b,c\n', {}, "train.csv, after line 1: "),
+        ("train", b"text,label\n\xff,a\n", {}, "is no UTF-8 text"),
+        ("test", csv([("a", "sing")]), {}, "row 1: the label 'sing' is none of the 2 that were"),
+        ("x", "[1]\n", {"train_file": "lives/x.jsonl"}, "x.jsonl, line 1: it is no JSON object"),
+        ("x", '{"text": 1}\n', {"train_file": "lives/x.jsonl"}, "no column 'label' among text"),
+        ("x", lines([("a", 0.5)]), {"train_file": "lives/x.jsonl"}, "line 1: the text or the"),
+        ("test", csv(ROWS), {"tokenizer": "no/where/at/all"}, "no name on a hub"),
+        ("test", csv(ROWS), {"train_file": "a.txt"}, "must end in one of .csv, .tsv, .jsonl"),
+        ("test", csv(ROWS), {"val_file": "lives/./test.csv"}, "must be files of their own each"),
+        ("test", csv(ROWS), {"class_names": ["a"]}, "must be two labels or more, each once"),
+        ("test", csv(ROWS), {"max_length": 2}, "task.max_length must be at least 3"),
+        (
+            "test",
+            csv(ROWS),
+            {"val_file": "lives/val.csv", "fraction": 0.1},
+            "data.val_fraction=0.1 has no use",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(
+    root: Path, file: str, content: str | bytes | None, keys: dict[str, Any], line: str
+) -> None:
+    name = keys.get("train_file", f"lives/{file}.csv") if file == "x" else f"lives/{file}.csv"
+    if content is None:
+        (root / name).unlink()
+    else:
+        (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError) as refused:
+        make(root, **keys).setup()
+    assert line in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_synthetic_texts_need_no_files_and_have_four_classes(tmp_path: Path) -> None:
+    for keys in ({}, {"fraction": 0.1}, {"train_file": "x/a.jsonl", "class_names": ["a", "b"]}):
+        task = make(tmp_path / "nowhere", source="synthetic", **keys)
+        task.setup()
+        assert task.spec.num_classes == (2 if "class_names" in keys else 4)
+        assert set(task.parts) == {"train", "test", *(["val"] if "fraction" in keys else [])}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_keeps_its_classes_and_is_evaluated_without_the_training_file(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    words = ["+exp=text_classification", "task.train_file=lives/train.csv", "data.root=."]
+    words += ["task.test_file=lives/test.csv", "task.tokenizer=tokenizer", "task.max_length=16"]
+    words += [*(f"model.{key}={value}" for key, value in SMALL.items()), "model.vocab_size=600"]
+    words += ["epochs=1", "batch_size=2", "data.val_fraction=0.25", "budget=0.5"]
+    words += ["wandb.mode=disabled", "trainer.device=cpu"]
+    assert train.main(words) == 0
+    (folder,) = (root / "runs/text_classification").iterdir()
+    result = results.read(folder)
+    assert result.config["task"]["class_names"] == ["move", "play"]
+    assert result.dataset.name == "lives" and result.metrics is not None
+    assert evaluate.main([f"run={folder}"]) == 0
+    (root / "lives/test.csv").write_text(csv([("Ada sang.", "sing")]))
+    assert evaluate.main([f"run={folder}"]) == 2
+    assert "'sing' is none of the 2 that were trained on (move, play)" in capsys.readouterr().err
+    for name in ("train", "test"):
+        (root / f"lives/{name}.csv").unlink()
+    assert export.main([f"run={folder}"]) == 0
+
+
+# --- encoders of transformers
+
+
+def save(folder: Path, kind: str, labels: int = 3, **keys: Any) -> Any:
+    """Save a tiny encoder that classifies texts as transformers does; return it."""
+    import transformers as library
+
+    torch.manual_seed(0)
+    config = library.AutoConfig.for_model(kind, num_labels=labels, **keys)
+    model = library.AutoModelForSequenceClassification.from_config(config)
+    model.save_pretrained(folder)
+    return model
+
+
+SIZES = {"vocab_size": 600, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 16, "max_position_embeddings": 20}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": SIZES,
+    "roberta": SIZES,
+    "electra": {**SIZES, "embedding_size": 8},
+    "deberta-v2": SIZES,
+    "distilbert": {
+        "vocab_size": 600, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16,
+        "max_position_embeddings": 20,
+    },
+    "modernbert": {**SIZES, "pad_token_id": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_any_encoder_of_transformers_classifies_texts(
+    kind: str, root: Path, tmp_path: Path
+) -> None:
+    theirs = save(tmp_path / "net", kind, **ENCODERS[kind])
+    task = make(root, max_length=16)
+    task.setup()
+    torch.manual_seed(1)
+    config = transformers.Config(name=str(tmp_path / "net"), pretrained=True)
+    network = build(config, task.spec)
+    inner, state = f"{theirs.base_model_prefix}.", network.state_dict()
+    own = {name: value for name, value in theirs.state_dict().items() if name.startswith(inner)}
+    assert len(own) > 5 and all(torch.equal(value, state[name]) for name, value in own.items())
+    loss, _ = task.loss(network, next(task.train_batches(0, 4)))
+    loss.backward()
+    assert loss.isfinite() and 0 <= task.evaluate(network, "test")["accuracy"] <= 100
+    again = build(config, task.spec, transformers.architecture(network))
+    assert {n: v.shape for n, v in again.state_dict().items()} == {
+        n: v.shape for n, v in state.items()
+    }
+
+
+def refused(act: Callable[[], object], line: str) -> None:
+    with pytest.raises(ValueError) as error:
+        act()
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_encoder_that_cannot_be_is_one_line(root: Path, tmp_path: Path) -> None:
+    task, folder = make(root, max_length=18), tmp_path / "net"
+    save(folder, "roberta", **{**SIZES, "max_position_embeddings": 19})
+
+    def built(**keys: Any) -> Any:
+        return build(transformers.Config(**{"name": str(folder)} | keys), task.spec)
+
+    refused(built, "tokens, and model.name=")
+    refused(built, "takes 17: set task.max_length to at most that")
+    refused(lambda: built(name="no/such/./one"), "no name on a hub")
+    refused(lambda: built(name=" "), "model.name must not be empty")
+    refused(lambda: build(transformers.Config(), bert_spec()), "where in a text an answer")
+    (folder / "model.safetensors").unlink()
+    refused(lambda: built(pretrained=True), "holds no model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    refused(built, "is no network for classifying texts")
+    (folder / "config.json").write_text(
+        json.dumps({"auto_map": {"AutoConfig": "code.Config"}, "model_type": "own"})
+    )
+    refused(built, "is no network for classifying texts")
+
+
+def bert_spec() -> Any:
+    from npas.models import InputSpec
+
+    return InputSpec((8,), 2, "span")
+
+
+@pytest.mark.parametrize("arch", ["bert", "albert"])
+def test_bert_and_albert_take_a_checkpoint_of_other_classes(
+    arch: Any, root: Path, tmp_path: Path
+) -> None:
+    keys = {**SIZES, "max_position_embeddings": 64}
+    keys |= {"embedding_size": 8} if arch == "albert" else {}
+    theirs = save(tmp_path / "net", arch, labels=5, **keys)
+    task = make(root)
+    size = {"arch": arch, "vocab_size": 600, "embedding": 8 if arch == "albert" else None}
+    network: Any = build(bert.Config(**SMALL, **size, pretrained=str(tmp_path / "net")), task.spec)
+    assert network.classifier.out_features == 2
+    taken = theirs.base_model.state_dict()
+    assert all(torch.equal(v, taken[n]) for n, v in network.base_model.state_dict().items())
