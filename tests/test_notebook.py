@@ -32,5 +32,5 @@ def test_its_cells_train_three_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(results) == ["dense", "10%", "25%", "50%"]
     for name, (parameters, accuracy) in results.items():
         allowed = dense if name == "dense" else int(dense * int(name[:-1]) / 100)
-        assert parameters <= allowed and accuracy > 80  # on ten seeds: see the comment above
+        assert parameters <= allowed and accuracy > 80  # at 10% over ten seeds: 95.6 or more
     assert names["figure"].axes[0].get_ylabel() == "test accuracy, %"

@@ -5,14 +5,15 @@ points(run_index.collect(Path("runs"))) takes what each run left behind; nothing
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from npas.config import is_excluded
-from npas.reporting.run_index import Run
+from npas.reporting.run_index import Run, read
 from npas.utils.printing import LOSSES, columns
 
 if TYPE_CHECKING:
@@ -80,6 +81,29 @@ def points(runs: Iterable[Run]) -> list[Point]:
 def table(found: Sequence[Point]) -> list[str]:
     """Return the points as aligned lines."""
     return columns([HEADS, *(point.cells() for point in found)], right=(2, 4, 5))
+
+
+def close_sweep(folders: Sequence[Path], tell: Callable[[str], None]) -> None:
+    """Tell what the runs in these folders came to, and plot it beside them.
+
+    Nothing is told of a single setting. The plot is by_budget.png and .svg in the experiment's
+    folder, or in that of all experiments.
+    """
+    found = points(map(read, folders))
+    if len(found) < 2:
+        return
+    for line in ["", *table(found)]:
+        tell(line)
+    stem = Path(os.path.commonpath([folder.parent for folder in folders]), "by_budget")
+    try:
+        paths = draw(
+            found, stem, ", ".join(dict.fromkeys(folder.parent.name for folder in folders))
+        )
+    except OSError as error:
+        tell(f"{stem}.png cannot be written ({error.strerror})")
+        return
+    for path in paths[:1]:
+        tell(f"{path} shows them")
 
 
 def draw(found: Sequence[Point], stem: Path, title: str) -> list[Path]:
