@@ -16,7 +16,7 @@ HINT := "The npas commands are in $(BIN): '. $(BIN)/activate' puts them on the P
 QUIET_THREADS := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-faults test-exps test-slow lint type format bench zoo table reproduce-table clean-runs
+.PHONY: help install train test test-faults test-exps test-slow lint type format bench zoo table report reproduce-table clean-runs
 
 help:  ## list these targets
 	@awk -F ":.*## " '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ zoo: $(READY)  ## share 130 public architectures, those results/zoo lacks (hours
 
 table: $(READY)  ## print a table from the committed results (TABLE=digits)
 	$(BIN)/npas-table $(TABLE)
+
+report: $(READY)  ## write report.html, one page of all committed results
+	$(BIN)/npas-report $(ARGS)
 
 reproduce-table: $(READY)  ## run what TABLE lacks and write it to results/ (ESTIMATE=1: only say what)
 	$(BIN)/python scripts/reproduce_table.py $(TABLE) $(if $(ESTIMATE),--estimate)

@@ -93,8 +93,9 @@ def write(table: Table, results: Path) -> None:
     cells = tables.load(table, results / "runs")
     page = results / "tables" / f"{table.name}.md"
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(tables.markdown(table, cells), encoding="utf-8")
-    print(f"wrote {page}")
+    text = tables.markdown(table, cells)
+    page.write_text(text, encoding="utf-8")
+    print(f"{text}\nwrote {page}")
     if table.plotted:
         draw = table.draw or plots.against_parameters
         for path in draw(table, cells, page.with_suffix("")):

@@ -50,6 +50,7 @@ def run(*command: str | Path) -> str:
 def test_the_wheel_carries_configs_figures_and_type_marker(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"npas/py.typed", "npas/reporting/published.yaml", "npas/configs/train.yaml"} <= names
+    assert "npas/reporting/report.html" in names
     yaml = {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
     assert {f"npas/configs/{path.as_posix()}" for path in yaml} <= names
     modules = {path.relative_to(ROOT) for path in (ROOT / "npas").rglob("*.py")}
@@ -67,7 +68,7 @@ def test_commands_run_from_another_folder_and_are_the_wheels(scripts: Path) -> N
     assert "test accuracy" in run(scripts / "npas-train", *words)
     (result,) = Path("runs").glob("digits/*/result.json")
     assert '"commit": null' in result.read_text()
-    for name in ("train", "plan", "eval", "export", "table", "runs"):
+    for name in ("train", "plan", "eval", "export", "table", "runs", "report"):
         assert f"npas-{name}" in run(scripts / f"npas-{name}", "--help")
 
 

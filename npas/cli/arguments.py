@@ -33,7 +33,7 @@ def parse(arguments: list[str], known: Collection[str]) -> argparse.Namespace:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     def fail(message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists the keys and --hydra-help the flags")
+        raise ValueError(f"{message}; --help shows examples and --hydra-help the flags")
 
     if "--version" in arguments:
         print(f"npas {npas.__version__}")

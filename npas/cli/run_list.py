@@ -1,15 +1,18 @@
-"""List runs, compare two, delete those that are not wanted. Neither torch nor Hydra is imported.
+"""List runs, compare two, delete those that are not wanted.
 
-npas-runs                                        # all below runs/
-npas-runs exp=digits budget=0.1,0.25 status=done optim.lr=0.1 sort=-value
-npas-runs root=results/runs format=csv           # or json
-npas-runs compare DIR DIR                        # config, metrics, curves
-npas-runs clean status=failed,damaged            # asks first; yes=true does not
+  npas-runs                                       all below runs/
+  npas-runs exp=digits budget=0.1,0.25 status=done optim.lr=0.1 sort=-value
+  npas-runs root=results/runs format=csv          or json
+  npas-runs compare DIR DIR                       config, metrics, curves
+  npas-runs clean status=failed,damaged           asks first; yes=true does not
 
-A filter names a column (exp, budget, seed, status, metric, value, used, seconds, folder) or any
-key of a run's config. `unfinished` is a run without a result: it is being trained or was killed.
+A filter names a column (exp, budget, seed, status, metric, value, used,
+seconds, folder) or any key of a run's config. `unfinished` is a run without a
+result: it is being trained or was killed.
+Exit code 0: done, 1: not all were deleted, 2: invalid arguments.
 """
 
+# Neither torch nor Hydra is imported: to list a thousand runs takes less than a second.
 from __future__ import annotations
 
 import contextlib

@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: Table) -> Job:
     """Print the table, or compare it with the committed one; without a name list all tables."""
     from npas.reporting import definitions, tables
+    from npas.reporting.run_index import results_root
 
     if not options.name:
         names = definitions.names()
@@ -64,7 +65,7 @@ def run(options: Table) -> Job:
             print(f"{name:{width}}  {definitions.table(name).title}")
         return Job("tables")
     table = dataclasses.replace(definitions.table(options.name), epoch=options.epoch)
-    folder = Path(options.results) if options.results else tables.results_root()
+    folder = Path(options.results) if options.results else results_root()
     text = tables.markdown(table, tables.load(table, folder / "runs"))
     if not options.check:
         print(text, end="")

@@ -258,12 +258,18 @@ def _warn_of_other_start(config: Config, done: Result) -> None:
 
 
 def close_sweep(jobs: list[Job]) -> None:
-    """Print what became of each job of a sweep; of those in other processes, the first to fail."""
+    """Print what became of each job of a sweep, of those in other processes the first to fail.
+
+    The metric by budget follows, where more than one setting has finished.
+    """
+    from npas.reporting import by_budget
+
     if not jobs:
         app.tell("the launcher's jobs are done; their run folders hold the results")
     names = max((len(job.name) for job in jobs), default=0)
     for job in jobs:
         app.tell(f"{job.status:9}  {job.name:{names}}  {job.detail}".rstrip())
+    by_budget.close_sweep([Path(job.name) for job in jobs if job.fine], app.tell)
 
 
 def _what_follows(experiment: Experiment, within: Within = None) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 from npas.config import flat
 from npas.config.renames import modernize
+from npas.utils.git import PACKAGE_FOLDER
 from npas.utils.json_data import read_json
 
 RESULT, CONFIG, LOG = "result.json", "config.yaml", "log.jsonl"
@@ -57,6 +58,12 @@ class Run:
         if not isinstance(stored, dict):
             raise ValueError(f"{self.folder}/{CONFIG} is no mapping of keys")
         return flat(modernize({str(key): value for key, value in stored.items()}))
+
+
+def results_root() -> Path:
+    """Return the folder of the committed results: the checkout's, else one in this folder."""
+    checkout = PACKAGE_FOLDER.parent / "results"
+    return checkout if (checkout / "runs").is_dir() else Path("results")
 
 
 def collect(root: Path) -> list[Run]:

@@ -26,7 +26,7 @@ from npas.reporting.compose import compose, planned_count, planned_flops
 from npas.reporting.costs import Cost, step_costs
 from npas.reporting.published import Figure
 from npas.reporting.results import Metric, Result
-from npas.utils.git import PACKAGE_FOLDER
+from npas.reporting.run_index import results_root
 from npas.utils.printing import LOSSES
 
 EPOCHS = {"last": "last epoch", "selected": "of the epoch chosen on held-out data"}
@@ -358,12 +358,6 @@ def _origin(cells: Sequence[Cell]) -> str:
             text += f"; {count} in {ranks} processes x {grad_accum_steps} parts"
     changed = sum(run.git.dirty is True for run in runs)
     return text + (f"; {changed} of a tree with uncommitted changes." if changed else ".")
-
-
-def results_root() -> Path:
-    """Return the folder of the committed results: the checkout's, else one in this folder."""
-    checkout = PACKAGE_FOLDER.parent / "results"
-    return checkout if (checkout / "runs").is_dir() else Path("results")
 
 
 def dense_figure(

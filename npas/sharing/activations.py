@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from npas.sharing.distillation import logits
 from npas.sharing.layers import Layer
+from npas.utils.progress import track
 
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 """What to call a network with: one tensor, arguments in order, or by their names."""
@@ -99,7 +100,7 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
                 hooks.append(own.register_forward_pre_hook(seeing))
     try:
         with evaluating(model):
-            for batch in batches:
+            for batch in track(batches, "looking at batches"):
                 mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
                 text_BL[:] = [] if mask is None else [mask.reshape(len(mask), -1) > 0]
                 call(model, batch)

@@ -16,7 +16,7 @@ from npas.sharing.layers import LayerSpec, matrix_form
 from npas.sharing.plan_faults import layer_fault
 from npas.sharing.upsample import UPSAMPLERS
 from npas.utils.json_data import decode, shown
-from npas.utils.printing import columns
+from npas.utils.printing import Grid, Shown, columns
 
 FORMAT_VERSION = 1
 ALLOCATORS = ("npas", "reference")
@@ -203,7 +203,7 @@ class Allocation:
         lines = [*columns(rows, right={2, 4}), "", f"banks    {banks or 'none'}"]
         return "\n".join([*lines, *self._totals()])
 
-    def summary(self) -> str:
+    def summary(self) -> Shown:
         """Return the plan in short: a line for all layers alike, a line a group, the totals."""
         alike: dict[Cells, list[str]] = {}
         for group in self.groups:
@@ -219,8 +219,8 @@ class Allocation:
             share = f"{100 * group.bank / weights:.1f}%" if group.bank else "-"
             bank = f"{group.bank:,}" if group.bank else "none"
             banks.append((group.name, str(len(group.layers)), f"{weights:,}", bank, share))
-        lines = [*columns(rows, right={1, 3, 5}), "", *columns(banks, right={1, 2, 3, 4})]
-        return "\n".join([*lines, "", *self._totals()])
+        totals = "\n".join(self._totals())
+        return Shown(Grid(rows, {1, 3, 5}), Grid(banks, {1, 2, 3, 4}), totals)
 
     def _totals(self) -> list[str]:
         parts = ", ".join(f"{name} {count:,}" for name, count in self.split.items())

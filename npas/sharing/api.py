@@ -44,6 +44,7 @@ from npas.sharing.upsample import UPSAMPLERS
 from npas.utils.budget import BudgetLike
 from npas.utils.keywords import renamed
 from npas.utils.packing import Packing
+from npas.utils.printing import Shown
 
 ALLOCATION_FILE = "allocation.json"
 SHARED_FOLDER = "shared"  # of a folder for the hub, beside the dense network
@@ -386,11 +387,16 @@ def load(
     return dense_model
 
 
-def summary(model: nn.Module) -> str:
+def summary(model: nn.Module) -> Shown:
     """Return a shared network's table: layers, groups, templates, asked, allowed and used.
+
+    It is text, which a notebook shows as HTML tables.
 
     Of the network as it is now; ValueError where a shared layer is gone from it. Of a fitted
     network also how far its weights were from the trained ones when it was shared.
     """
     table, errors = allocation(model).summary(), shared_weights(model).errors
-    return table if errors is None else f"{table}\n{errors.table()}"
+    if errors is None:
+        return table
+    *grids, totals = table.parts
+    return Shown(*grids, f"{totals}\n{errors.table()}")

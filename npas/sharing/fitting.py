@@ -39,6 +39,7 @@ from npas.sharing.errors import Errors
 from npas.sharing.install import shared_weights
 from npas.sharing.layers import Layer, matrix_form
 from npas.sharing.stacks import Unit, gram, norm, place, products, scaled
+from npas.utils.progress import Bar, track
 
 WIDEST = 8192
 """The longest rows or columns that layers share a basis of: N x N numbers are decomposed."""
@@ -67,7 +68,8 @@ def fit(
     shapes: dict[tuple[int, int], list[Layer]] = {}
     for layer in layers:
         shapes.setdefault(matrix_form(layer.spec.shape), []).append(layer)
-    choices = [choice for alike in shapes.values() for choice in _choices(alike, roots)]
+    with Bar("fitting layers", len(layers)) as bar:
+        choices = [c for alike in shapes.values() for c in _choices(alike, roots, bar)]
     available = allowed - unshared
     if allowed >= dense or available < sum(choice.least for choice in choices):
         return None
@@ -108,7 +110,7 @@ def weight_errors(model: nn.Module, dense_state: Mapping[str, Tensor]) -> Errors
     """
     shared = follow(shared_weights(model))
     names, wrong, whole = shared_layers(shared), {}, {}
-    for i, layer in enumerate(shared.allocation.layers):
+    for i, layer in enumerate(track(shared.allocation.layers, "comparing weights")):
         own = names.get(i, [layer.name])
         given = next((dense_state[name] for name in own if name in dense_state), None)
         if given is None or tuple(given.shape) != layer.shape:
@@ -150,7 +152,7 @@ class _Choice:
         return min(found, key=lambda pair: pair[0])[1]
 
 
-def _choices(alike: list[Layer], roots: Mapping[str, Root] | None) -> list[_Choice]:
+def _choices(alike: list[Layer], roots: Mapping[str, Root] | None, bar: Bar) -> list[_Choice]:
     """Return the ways to share of layers of one shape, each with a basis of its own first."""
     rows, values = matrix_form(alike[0].spec.shape)
     size, count = rows * values, len(alike)
@@ -164,6 +166,7 @@ def _choices(alike: list[Layer], roots: Mapping[str, Root] | None) -> list[_Choi
         worth = _worth([layer]) if roots is None else size / max(float(square.trace()), 1e-300)
         errors = _left(square) * worth
         own.append(Unit([layer], "own", errors, k * (rows + values - k), root=root))
+        bar.advance()
     options = [own]
     if count > 1 and not any(unit.root for unit in own):
         stacks: dict[str, tuple[Callable[[], Tensor], int]] = {}

@@ -32,6 +32,7 @@ from npas.sharing.low_rank import factor_names
 from npas.sharing.pruning import MASK
 from npas.sharing.reading import Reading
 from npas.sharing.shaping import shaped
+from npas.utils.progress import track
 
 SOLVED = 1e-12
 """Residual of the normal equations, against the right-hand side, that ends a bank's turn."""
@@ -173,7 +174,7 @@ class _Fit:
     def run(self, rounds: int, steps: int) -> None:
         """Alternate between bank and coefficients until a round gains next to nothing."""
         whole, before = sum(self.squares.values()), float("inf")
-        for _ in range(max(1, rounds)):
+        for _ in track(range(max(1, rounds)), "projecting, at most"):
             self._fit_bank(steps)
             self._fit_coefficients()
             wrong = sum(self.wrong.values())

@@ -33,6 +33,7 @@ from npas.sharing.torch_private import (
     is_traced,
     outermost_call,
 )
+from npas.utils.progress import track
 
 
 class SharedWeights:
@@ -167,7 +168,7 @@ class SharedWeights:
         made, found = WeightPass(self.root, self.reading, BufferPool(), kept=True), {}
         device = next(self.sources()).device
         with torch.inference_mode(False), torch.no_grad(), full_precision(device):
-            for index in indices:
+            for index in track([*indices], "making weights"):
                 twin = self.reading.twins[index]
                 weight = made.take(twin)
                 is_view = weight.untyped_storage().nbytes() > weight.nbytes

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Sequence
-from typing import TextIO
+from html import escape
+from typing import NamedTuple, TextIO
 
 LOSSES = ("loss", "bits_per_byte", "perplexity")  # less is better; all other metrics are in percent
 
@@ -38,3 +39,48 @@ def columns(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+class Grid(NamedTuple):
+    """A table: its first row are heads, and its columns in `right` are aligned to the right."""
+
+    rows: Sequence[Sequence[str]]
+    right: Collection[int] = ()
+
+
+class Shown(str):
+    """Text that a notebook shows as HTML: grids as tables, other parts as they are."""
+
+    parts: tuple[Grid | str, ...]
+
+    def __new__(cls, *parts: Grid | str) -> Shown:
+        """Join the parts by empty lines."""
+        texts = ["\n".join(columns(*p)) if isinstance(p, Grid) else p for p in parts]
+        self = super().__new__(cls, "\n\n".join(texts))
+        self.parts = parts
+        return self
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show in place of the text."""
+        return "\n".join(_html(part) for part in self.parts)
+
+
+def _html(part: Grid | str) -> str:
+    if not isinstance(part, Grid):
+        return f"<pre>{escape(part)}</pre>"
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        sides = ["right" if i in part.right else "left" for i in range(len(cells))]
+        each = (
+            f'<{tag} style="text-align:{side}">{escape(cell)}</{tag.split()[0]}>'
+            for side, cell in zip(sides, cells, strict=True)
+        )
+        return f"<tr>{''.join(each)}</tr>"
+
+    head, *rows = part.rows
+    body = "".join(row(cells, "td") for cells in rows)
+    heads = row(head, 'th scope="col"')
+    return f"<table><thead>{heads}</thead><tbody>{body}</tbody></table>"

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from npas.cli import evaluate, export, fold, plan, run_list, table, train
+from npas.cli import evaluate, export, fold, plan, report, run_list, table, train
 
 COMMANDS = {
     "npas-train": train.main,
@@ -13,6 +13,7 @@ COMMANDS = {
     "npas-fold": fold.main,
     "npas-table": table.main,
     "npas-runs": run_list.main,
+    "npas-report": report.main,
 }
 
 # A network and a schedule that train within a second.

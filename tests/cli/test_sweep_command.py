@@ -134,3 +134,25 @@ def test_the_jobs_are_composed_and_checked_once_with_a_count(
     ]
     assert composed == [0, 0, 0, 0, 1, 2]  # before the first job, and each by the launcher
     assert within == ["sweep"] * 3
+
+
+def test_a_sweep_ends_with_the_metric_by_budget_over_seeds_and_its_plot(run: Run) -> None:
+    words = ("npas-train", "-m", *SMALL, "budget=0.3,0.5", "seed=0,1")
+    answer = run(*words)
+    assert answer.code == 0, answer.err
+    counts = [line for line in answer.err.splitlines() if line.startswith("npas-train: [")]
+    assert counts[-1] == "npas-train: [4/4] budget=0.5 seed=1" and len(counts) == 4
+    table = answer.out[answer.out.rindex("\n\n") + 2 :].splitlines()
+    assert re.fullmatch(r"runs +budget +parameters +metric +value +n", table[0])
+    for line, budget in zip(table[1:3], ("0.3", "0.5"), strict=True):
+        pattern = rf"digits +{budget} +[\d,]+ +accuracy, % +[\d.]+ ± [\d.]+ +2"
+        assert re.fullmatch(pattern, line), line
+    assert table[3] == "runs/digits/by_budget.png shows them"
+    assert Path("runs/digits/by_budget.svg").exists()
+    skipped = run(*words)  # the same table of what is there
+    assert skipped.out[skipped.out.rindex("\n\n") + 2 :].splitlines() == table
+    Path("runs/digits/by_budget.png").unlink()
+    assert "shows them" not in run(*words[:-2], "budget=0.3", "seed=0,1").out  # one setting
+    two = run(*words[:-2], "budget=0.3", "optim.lr=0.1,0.2").out
+    assert "digits: optim.lr=0.1 " in two and "digits: optim.lr=0.2 " in two and "±" not in two
+    assert not Path("runs/digits/by_budget.png").exists()  # of as many parameters

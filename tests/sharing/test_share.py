@@ -1,5 +1,6 @@
 """What `npas.share` promises beside the matrix: starts, seeds, refusals, summaries, FLOPs."""
 
+import copy
 import re
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO, Residual
 
 import npas
+from npas.utils.printing import Grid, Shown
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,21 @@ def test_the_summary_tells_layers_groups_and_what_was_asked_allowed_and_used() -
     used = npas.count_parameters(model)
     assert f"asked 0.3, dense {plan.budget.dense:,}, allowed {plan.budget.allowed:,}" in text
     assert f"used {used:,} (" in text
+
+
+def test_a_notebook_shows_the_summary_as_tables() -> None:
+    model = npas.share(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)), 0.6)
+    shown = npas.summary(model)
+    text, html = str(shown), shown._repr_html_()
+    assert repr(shown) == text and copy.deepcopy(shown)._repr_html_() == html
+    assert html.count("<table>") == html.count("</table>") == 2
+    assert html.count('<th scope="col"') == 7 + 5
+    cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", html)
+    for line in text.splitlines()[:6]:  # of layers and of groups
+        assert set(re.split(r" {2,}", line.strip())) <= {"", *cells}
+    assert f"<pre>{text[text.index('split ') :]}</pre>" in html
+    hostile = Shown(Grid([["<b>"], ["&"]]), "<script>")._repr_html_()
+    assert "<b>" not in hostile and "<script>" not in hostile and "&amp;" in hostile
 
 
 def test_alike_is_what_agrees_in_all_but_its_index() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from npas.tasks.common import checksums
+from npas.utils.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,10 @@ def download(url: str, path: Path) -> None:
     log.info("downloading %s", url)
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, open(part, "wb") as file:
-            while chunk := response.read(1 << 20):
+            chunks = iter(lambda: response.read(1 << 20), b"")
+            size = getattr(response, "length", None) or 0  # file: URLs have none
+            total = -(-size >> 20) or None
+            for chunk in track(chunks, "downloading, MiB", total):
                 file.write(chunk)
                 if file.tell() > SIZE_CAP:
                     raise ValueError(f"{url} sends more than {SIZE_CAP} bytes: not our archive")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from npas.models import _hub
 from npas.tasks import base
 from npas.tasks.common import files, synthetic_text
+from npas.utils.progress import Bar
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # What a tokenizer consists of, and of which one part will do.
 FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "vocab.txt", "spiece.model")
 NEEDED = ("tokenizer.json", "vocab.txt", "spiece.model")
+AT_ONCE = 10_000  # texts, from one look at the progress to the next
 SPECIAL = ("cls", "sep", "pad", "mask")
 AT_ONCE = 4096  # texts that are cut together: on all cores, and no more in memory
 
@@ -56,7 +58,12 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         try:
-            found: list[Any] = backend.encode_batch(list(texts), add_special_tokens=False)
+            found: list[Any] = []
+            with Bar("tokenizing", len(texts)) as bar:
+                for start in range(0, len(texts), AT_ONCE):
+                    some = list(texts[start : start + AT_ONCE])
+                    found += backend.encode_batch(some, add_special_tokens=False)
+                    bar.advance(len(some))
         except Exception as error:  # the library has no other class of its own
             raise ValueError(f"{self.key}={self.name} cannot cut a text ({error})") from None
         return found

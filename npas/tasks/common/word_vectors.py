@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from npas.models import _hub
 from npas.tasks.common import tokenization
 from npas.tasks.common.files import reason
+from npas.utils.progress import track
 
 BERT_BATCH = 64  # texts
 # What GloVe's tokenizer, the Penn Treebank's, cuts off: that's, don't, we're. Not a quoted letter.
@@ -75,7 +76,7 @@ def read_vectors(path: Path, width: int, texts: Iterable[str]) -> tuple[dict[str
     found = dict[str, np.ndarray]()
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(track(file, "reading word vectors"), 1):
                 text = line.replace("\t", " ").strip(" \n")
                 word = text.partition(" ")[0].lower()
                 is_counts = number == 1 and text.replace(" ", "").isdecimal()

@@ -25,6 +25,7 @@ from xml.etree import ElementTree
 
 from npas.tasks.common.files import reason
 from npas.tasks.grounding.phrases import SPLITS, Box, Counted, Image, Phrase, Reading, log, warn
+from npas.utils.progress import track
 
 FOLDER = "flickr30k_entities"
 # Images of each split.
@@ -88,7 +89,7 @@ def _lines(path: Path) -> list[str]:
 def _read(folder: Path, named: list[str], left_out: set[tuple[str, str]]) -> Reading:
     reading = Reading()
     counts = reading.counts
-    for name in named:
+    for name in track(named, "reading annotations"):
         path = folder / "Annotations" / f"{name}.xml"
         image, boxes, without = read_annotation(path, folder / f"flickr30k-images/{name}.jpg", name)
         counts[Counted.BOXES] += sum(map(len, boxes.values()))

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from npas.utils.progress import track
+
 log = logging.getLogger(__name__)
 
 # Those of torchvision's ImageFolder.
@@ -45,7 +47,7 @@ class Folder:
             raise ValueError(f"{said}: put all classes there, or set task.classes={found}")
         names: list[bytes] = []
         counts, left_out = [], []
-        for label in self.classes:
+        for label in track(self.classes, f"listing the classes of {path.name}"):
             entries = {os.path.join(label, e.name): e.is_file() for e in _visible(path / label)}
             own = sorted(name for name, is_file in entries.items() if is_file and _is_image(name))
             if not own:

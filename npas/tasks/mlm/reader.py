@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from npas.tasks.common.tokenization import Tokenizer
+from npas.utils.progress import track
 
 CHUNK = 1 << 18  # characters that are tokenized at once, or a line where one is longer
 
@@ -83,7 +84,7 @@ def cut(
     # Arrays that grow in place: there is no time when all pieces are held twice.
     ids, firsts, lengths = array("i"), array("i"), array("i")
     document, piece = -1, list[list[int]]()  # which is under way, line by line
-    for number, tokens in _encoded(lines, tokenizer):
+    for number, tokens in _encoded(track(lines, "tokenizing lines"), tokenizer):
         for start in range(0, len(tokens), room):
             part = tokens[start : start + room]
             if piece and (number != document or sum(map(len, piece)) + len(part) > room):

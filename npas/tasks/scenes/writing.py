@@ -23,6 +23,7 @@ from npas.tasks.scenes.drawing import render
 from npas.tasks.scenes.language import refer
 from npas.tasks.scenes.regions import Eyes, propose
 from npas.tasks.scenes.world import Difficulty, Scene, draw_scene
+from npas.utils.progress import track
 
 # The number of a split's first scene, which is its image's name: as long as Flickr's.
 FIRST = {"train": 1_000_000_000, "val": 2_000_000_000, "dev": 2_000_000_000}
@@ -54,7 +55,7 @@ def _drawn(
     from PIL import Image
 
     eyes = _eyes(width)
-    for number in range(FIRST[split], FIRST[split] + count):
+    for number in track(range(FIRST[split], FIRST[split] + count), f"drawing scenes: {split}"):
         scene = draw_scene(difficulty, seed, number)
         pixels_HW3 = render(scene, difficulty.noise)
         Image.fromarray(pixels_HW3).save(folder / f"{number}.jpg", "JPEG", quality=QUALITY)

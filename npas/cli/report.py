@@ -1,0 +1,63 @@
+"""Write one HTML page of all results: tables, plots, groups, folded networks, samples.
+
+npas-report                               # report.html, of the committed results
+npas-report runs=runs out=mine.html       # of the runs in a folder
+npas-report runs=runs results=results     # of both
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from npas.cli import app, entry
+from npas.cli.app import Job
+
+NAME = "npas-report"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The keys of npas-report; without `results` and `runs` it is of the committed results."""
+
+    out: str = "report.html"
+    results: str | None = None
+    runs: str | None = None
+
+    def __post_init__(self) -> None:
+        for key, folder in (("results", self.results), ("runs", self.runs)):
+            if folder is not None and not Path(folder).is_dir():
+                raise ValueError(f"there is no folder {key}={folder}: name one that exists")
+        if Path(self.out).is_dir():
+            raise ValueError(f"out={self.out} is a folder: name a file")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page that the arguments ask for; see the top of this file."""
+    return entry.main(app.Command.of(NAME, "report", Report, run), argv)
+
+
+def run(options: Report) -> Job:
+    """Write the page, whole or not at all."""
+    from npas.reporting import report
+    from npas.reporting.run_index import results_root
+    from npas.tasks.common.files import write_whole
+
+    results, runs = (Path(name) if name else None for name in (options.results, options.runs))
+    if results is None and runs is None:
+        results = results_root()
+    text = report.page(results, runs)
+    out = Path(options.out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, text)
+    except OSError as error:
+        raise ValueError(f"out={out} cannot be written ({error.strerror})") from None
+    app.tell(f"{out}: {len(text.encode()) / 1e6:.1f} MB, opens from disk")
+    return Job(options.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

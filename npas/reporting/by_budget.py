@@ -1,0 +1,137 @@
+"""Summarize runs by budget, over their seeds: a table for the terminal, a plot, the report's rows.
+
+points(run_index.collect(Path("runs"))) takes what each run left behind; nothing is trained.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from npas.config import is_excluded
+from npas.reporting.run_index import Run, read
+from npas.utils.printing import LOSSES, columns
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from npas.reporting.tables import Summary
+
+HEADS = ("runs", "budget", "parameters", "metric", "value", "n")
+OWN_COLUMNS = ("exp", "budget", "seed")
+
+
+@dataclass(frozen=True)
+class Point:
+    """The finished runs of one setting: all but their seeds is the same."""
+
+    series: str  # the experiment, and what else tells its runs apart
+    budget: str
+    used: int  # trainable parameters
+    metric: str
+    values: tuple[float, ...]  # one a seed
+
+    @property
+    def summary(self) -> Summary:
+        """Return mean and standard deviation over the seeds."""
+        from dataclasses import replace
+
+        from npas.reporting.tables import summarize
+
+        found = summarize(self.values)
+        assert found is not None
+        return replace(found, digits=3) if self.metric in LOSSES else found
+
+    def cells(self) -> list[str]:
+        """Return a row below `HEADS`."""
+        unit = "" if self.metric in LOSSES else ", %"
+        shown = [f"{self.metric}{unit}", str(self.summary), str(len(self.values))]
+        return [self.series, self.budget, f"{self.used:,}", *shown]
+
+
+def points(runs: Iterable[Run]) -> list[Point]:
+    """Return a point for each setting that has finished runs, by series and parameters."""
+    found: dict[tuple[str, str, int, str], list[float]] = defaultdict(list)
+    by_exp: dict[str, list[tuple[Run, dict[str, Any]]]] = defaultdict(list)
+    for run in runs:
+        if run.status == "done" and None not in (run.value, run.used, run.metric):
+            by_exp[run.exp].append((run, run.config()))
+    for exp, own in by_exp.items():
+        keys = sorted({key for _, config in own for key in config} - {*OWN_COLUMNS})
+        differing = [
+            key
+            for key in keys
+            if not is_excluded(key) and len({repr(config.get(key)) for _, config in own}) > 1
+        ]
+        for run, config in own:
+            assert run.value is not None and run.used is not None and run.metric is not None
+            told = ", ".join(f"{key}={config.get(key)}" for key in differing)
+            series = f"{exp}: {told}" if told else exp
+            found[series, run.budget, run.used, run.metric].append(run.value)
+    return sorted(
+        (Point(*key, tuple(values)) for key, values in found.items()),
+        key=lambda point: (point.series, point.used),
+    )
+
+
+def table(found: Sequence[Point]) -> list[str]:
+    """Return the points as aligned lines."""
+    return columns([HEADS, *(point.cells() for point in found)], right=(2, 4, 5))
+
+
+def close_sweep(folders: Sequence[Path], tell: Callable[[str], None]) -> None:
+    """Tell what the runs in these folders came to, and plot it beside them.
+
+    Nothing is told of a single setting. The plot is by_budget.png and .svg in the experiment's
+    folder, or in that of all experiments.
+    """
+    found = points(map(read, folders))
+    if len(found) < 2:
+        return
+    for line in ["", *table(found)]:
+        tell(line)
+    stem = Path(os.path.commonpath([folder.parent for folder in folders]), "by_budget")
+    try:
+        paths = draw(
+            found, stem, ", ".join(dict.fromkeys(folder.parent.name for folder in folders))
+        )
+    except OSError as error:
+        tell(f"{stem}.png cannot be written ({error.strerror})")
+        return
+    for path in paths[:1]:
+        tell(f"{path} shows them")
+
+
+def draw(found: Sequence[Point], stem: Path, title: str) -> list[Path]:
+    """Plot the metric against parameters as .png and .svg, a line a series.
+
+    Nothing is drawn where all have as many parameters, where metrics differ, and without
+    matplotlib.
+    """
+    from npas.reporting import plots
+
+    metrics, sizes = {p.metric for p in found}, {p.used for p in found}
+    if len(metrics) != 1 or len(sizes) < 2 or not plots.available():
+        return []
+    (metric,) = metrics
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for series in dict.fromkeys(point.series for point in found):
+            own = [point for point in found if point.series == series]
+            summaries = [point.summary for point in own]
+            means, spreads = [s.mean for s in summaries], [s.std or 0.0 for s in summaries]
+            across = [point.used for point in own]
+            axes.errorbar(across, means, yerr=spreads, marker="o", capsize=3, label=series)
+        axes.set_xscale("log")
+        axes.set_xlabel("trainable parameters")
+        axes.set_ylabel(f"test {metric}{'' if metric in LOSSES else ', %'}")
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+        axes.set_title(title, fontsize="medium")
+
+    return plots.draw(stem, title, (6.4, 4.2), paint)

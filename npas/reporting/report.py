@@ -1,0 +1,292 @@
+"""Make one HTML page of results: it opens from disk, needs no network, and holds its pictures.
+
+page(Path("results"), None)           # the committed results
+page(None, Path("runs"))              # a folder of runs
+
+All of it comes from files that are there: tables and plots as they were committed, and what runs,
+`npas-fold` and `npas-eval` left in their folders. The same files give the same page. Neither torch
+nor Hydra is imported unless runs are to be plotted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from npas.reporting import by_budget, report_folds, report_markdown, run_index
+from npas.reporting.report_markdown import Grid, Page, slug
+from npas.reporting.report_parts import Entry, Section, Table, file_of, picture
+from npas.utils.printing import figure as with_unit
+
+TEMPLATE = Path(__file__).with_name("report.html")
+WIDE = 900  # pixels from which on a picture is scrolled on a phone and not shrunk
+BUDGETS = ("0.02", "0.05", "0.1", "0.25", "0.5", "1", "2", "4")
+SHARED = re.compile(r"SSN(?:, (?P<of>.+))?, budget (?P<budget>[\d.]+)")
+
+
+def page(results: Path | None, runs: Path | None) -> str:
+    """Return the page of committed results, of a folder of runs, or of both; ValueError."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    import npas
+
+    sections = [*_committed(results)] if results is not None else []
+    if runs is not None:
+        found = run_index.collect(runs)
+        sections += [_runs(found, str(runs), True), *_drawn(found)]
+    sections = [section for section in sections if section.entries]
+    if not sections:
+        raise ValueError(
+            "there is nothing to report: name as results= a folder that holds tables/ or runs/, or"
+            " as runs= one of runs"
+        )
+    templates = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return templates.get_template(TEMPLATE.name).render(
+        sections=sections, version=npas.__version__, wide=WIDE
+    )
+
+
+# --- committed results
+
+
+def _committed(results: Path) -> Iterator[Section]:
+    pages = {path.stem: _page(path, path.stem) for path in sorted(results.glob("tables/*.md"))}
+    filled = {name: own for name, own in pages.items() if _measured(own)[0]}
+    yield Section("Results at a glance", _glance(pages, filled) if pages else [])
+    tables = [_table_entry(results / "tables", name, own) for name, own in filled.items()]
+    yield Section("Tables and plots", tables)
+    groups = sorted(results.glob("groups/*/*/groups.json"))
+    known = {run.result["config_hash"]: run for run in _results(results / "runs")}
+    yield Section(
+        "Learned groups", [report_folds.groups(path.parent, results / "groups") for path in groups]
+    )
+    yield from report_folds.folds(results / "folds", known)
+    yield _samples(results)
+    yield Section("Other measurements", [*_others(results)])
+    empty = [
+        _table_entry(results / "tables", n, own) for n, own in pages.items() if n not in filled
+    ]
+    yield Section(
+        "Tables without runs",
+        empty,
+        "Published figures, and the commands that would put ours beside them. Counts of parameters"
+        " are exact: they are planned without training.",
+    )
+    if (results / "runs").is_dir():
+        yield _runs(run_index.collect(results / "runs"), "results/runs", False)
+
+
+def _page(path: Path, name: str, **more: Any) -> Page:
+    return report_markdown.read(path.read_text(encoding="utf-8"), name, **more)
+
+
+def _results(root: Path) -> list[Any]:
+    """Return the runs that have a whole result."""
+    found = run_index.collect(root) if root.is_dir() else []
+    return [run for run in found if run.result is not None and "config_hash" in run.result]
+
+
+def _measured(own: Page) -> tuple[int, int, int]:
+    """Return how many rows of a table's grids have figures, how many may have, and all n."""
+    counts = [n for grid in _results_of(own) for n in grid.column("n")]
+    known = [int(n) for n in counts if n.isdecimal()]
+    return len(known), len(counts), sum(known)
+
+
+def _results_of(own: Page) -> list[Grid]:
+    """Return the grids of a table that list networks, each with its n."""
+    return [grid for grid in own.grids if grid.heads[0] == "network" and "n" in grid.heads]
+
+
+def _range(own: Page) -> str:
+    """Return of how many runs a point is, as "3" or "1 to 3"."""
+    counts = sorted({int(n) for g in _results_of(own) for n in g.column("n") if n.isdecimal()})
+    return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else "".join(map(str, counts))
+
+
+def _glance(pages: Mapping[str, Page], filled: Mapping[str, Page]) -> list[Entry]:
+    """Return the figures by budget, and how much of each table is there."""
+    rows: list[tuple[str, str, dict[str, str]]] = []
+    links: dict[str, str] = {}
+    used: set[str] = set()
+    for name, own in filled.items():
+        for label, heading, found in _by_budget(own):
+            links[label] = name
+            used |= found.keys()
+            rows.append((label, heading, found))
+    budgets = [budget for budget in BUDGETS if budget in used]
+    entries = []
+    if rows:
+        cells = [
+            [label, heading, found.get("dense", ""), *(found.get(b, "") for b in budgets)]
+            for label, heading, found in rows
+        ]
+        percents = [f"{float(budget):.0%}" for budget in budgets]
+        table = Table(
+            "Test metric by budget, as part of the dense network's parameters",
+            ("experiment", "metric", "dense", *percents),
+            cells,
+            range(2, 3 + len(budgets)),
+            links,
+        )
+        text = (
+            "Mean over n seeds ± standard deviation of a single run, last epoch; the tables have n."
+            " Empty: not run."
+        )
+        entries.append(Entry("What a budget costs", "glance-budgets", text, tables=[table]))
+    state = []
+    for own in pages.values():
+        having, rows_in_all, seeds = _measured(own)
+        state.append([own.title, f"{having} of {rows_in_all}", f"{seeds}", _range(own)])
+    links = {own.title: name for name, own in pages.items()}
+    heads = ("table", "rows measured", "runs in rows", "n of a row")
+    caption = "What is measured of each table"
+    shown = Table(caption, heads, state, (1, 2, 3), links)
+    return [*entries, Entry("What is there", "glance-state", tables=[shown])]
+
+
+def _by_budget(own: Page) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Yield each network that has figures dense and inside budgets, by budget; its metric."""
+    for grid in _results_of(own)[:1]:
+        heading = next(head for head in grid.heads if head.startswith("test "))
+        labels = [label.removesuffix(" (copy)") for label in grid.column("network")]
+        values = [value.partition(";")[0] for value in grid.column(heading)]
+        figures = {k: v for k, v in zip(labels, values, strict=True) if not v.startswith("`")}
+        found: dict[str, dict[str, str]] = {}
+        for label, value in figures.items():
+            shared = SHARED.fullmatch(label)
+            dense = (shared["of"] or "dense network") if shared else ""
+            if shared and dense in figures:
+                found.setdefault(dense, {"dense": figures[dense]})[shared["budget"]] = value
+        for dense, by in found.items():
+            title = own.title.partition(":")[0]
+            yield title if len(found) == 1 else f"{title}: {dense}", heading, by
+
+
+def _table_entry(folder: Path, name: str, own: Page) -> Entry:
+    command = f"make reproduce-table TABLE={name}"
+    pictures = []
+    if _measured(own)[0] and (source := file_of(folder / name)) is not None:
+        alt = f"Plot of {own.title}. The table below it has the figures."
+        caption = f"{own.title}. n = {_range(own)} runs a point."
+        pictures.append(picture(source, alt, caption))
+    return Entry(own.title, name, "", command, pictures, html=own.html)
+
+
+# --- pictures, other measurements, runs
+
+
+def _samples(results: Path) -> Section:
+    """Show the pages that npas-eval drew; `simnet_dense_seed-0` is of +exp=simnet_scenes."""
+    entries = []
+    for path in sorted(results.glob("scenes/*.png")):
+        head, _, rest = path.stem.partition("_")
+        exp = f"{head}_scenes"
+        run = next(results.glob(f"runs/{exp}/budget-{rest}_*"), None)
+        where = f"runs/{exp}/{run.name}" if run is not None else "DIR"
+        alt = f"Scenes with what the network {path.stem} answered, drawn beside the truth: green is"
+        alt += " the truth or the right answer, blue what was chosen, red what was chosen wrongly."
+        caption = (
+            f"Samples of the test part, answered by {path.stem.replace('_', ', ')}. n = 1 run."
+        )
+        shown = [picture(path, alt, caption)]
+        command = f"npas-eval run={where} show=16"
+        entries.append(Entry(path.stem, f"samples-{slug(path.stem)}", "", command, shown))
+    return Section("Sample pages", entries)
+
+
+def _others(results: Path) -> Iterator[Entry]:
+    files = {
+        "minilm/embeddings.md": "python scripts/minilm_embeddings.py",
+        "zoo/README.md": "make zoo",
+    }
+    titles = {"minilm": "MiniLM's sentence embeddings inside budgets"}
+    for file, command in files.items():
+        if (path := results / file).is_file():
+            name = path.parent.name
+            own = report_markdown.read(
+                f"# {titles[name]}\n\n{path.read_text(encoding='utf-8')}"
+                if name in titles
+                else path.read_text(encoding="utf-8"),
+                name,
+            )
+            yield Entry(own.title, name, "", command, html=own.html)
+
+
+def _runs(found: Sequence[run_index.Run], root: str, plotted: bool) -> Section:
+    """List runs; `plotted` shows also what they came to by budget."""
+    entries = []
+    points = by_budget.points(found) if plotted else []
+    for exp in dict.fromkeys(point.series.partition(":")[0] for point in points):
+        own = [point for point in points if point.series.partition(":")[0] == exp]
+        title = f"{exp} by budget"
+        with TemporaryDirectory() as folder:
+            drawn = by_budget.draw(own, Path(folder, "plot"), title)
+            alt = f"Plot of {title} against parameters. The table below it has the figures."
+            text = f"{title}. n = {_seeds(own)} runs a point."
+            pictures = [picture(p, alt, text) for p in drawn if p.suffix == ".svg"]
+        grid = Table(title, by_budget.HEADS, [point.cells() for point in own], (2, 4, 5))
+        command = f"npas-runs root={root} exp={exp} status=done"
+        entries.append(Entry(title, f"runs-{slug(exp)}", "", command, pictures, [grid]))
+    columns = [column for column in run_index.COLUMNS if column != "metric"]
+    rows = [[_cell(run, column) for column in columns] for run in found]
+    if rows:
+        grid = Table(f"Runs in {root}", columns, rows, (2, 4, 5, 6))
+        text = f"{len(rows)} runs. A value is the last epoch's on the test part."
+        listed = f"npas-runs root={root}"
+        entries.append(Entry(f"Runs in {root}", f"all-{slug(root)}", text, listed, tables=[grid]))
+    return Section("Every run" if not plotted else "Runs", entries)
+
+
+def _cell(run: run_index.Run, column: str) -> str:
+    value = getattr(run, column)
+    if value is None:
+        return ""
+    if column == "value":
+        return f"{with_unit(run.metric or '', value)} {run.metric}"
+    if column == "folder":
+        return Path(run.folder).name
+    return f"{value:,.0f}" if column in ("used", "seconds") else str(value)
+
+
+def _seeds(found: Sequence[by_budget.Point]) -> str:
+    counts = sorted({len(point.values) for point in found})
+    return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+
+
+def _drawn(found: Sequence[run_index.Run]) -> Iterator[Section]:
+    """Show the groups, folds and samples that stand in the folders of runs."""
+    folders = [Path(run.folder) for run in found]
+    roots = {folder.parent.parent for folder in folders}
+    groups = [
+        report_folds.groups(folder, folder.parent.parent)
+        for folder in folders
+        if (folder / "groups.json").is_file()
+    ]
+    yield Section("Groups of these runs", groups)
+    known = {
+        run.result["config_hash"]: run
+        for run in found
+        if run.result and "config_hash" in run.result
+    }
+    for root in roots:
+        for section in report_folds.folds(root, known):
+            yield Section(f"{section.title} of these runs", section.entries, section.text)
+    pages = [path for folder in folders for path in sorted(folder.glob("show-*.png"))]
+    entries = []
+    for path in pages:
+        name = f"{path.parent.parent.name}/{path.parent.name}"
+        alt = f"Samples with what the network of {name} answered, drawn beside the truth."
+        shown = [picture(path, alt, f"{path.stem} of {name}. n = 1 run.")]
+        command = f"npas-eval run={path.parent} show=16"
+        entries.append(Entry(f"{name} {path.stem}", f"show-{slug(str(path))}", "", command, shown))
+    yield Section("Samples of these runs", entries)

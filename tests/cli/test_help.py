@@ -1,0 +1,62 @@
+"""The help of a command fits a screen and shows how it is called; a shell completes its keys."""
+
+import re
+import shlex
+
+import pytest
+from command_line import COMMANDS, Run
+from omegaconf import OmegaConf
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_fits_a_screen_and_has_two_examples(run: Run, command: str) -> None:
+    answer = run(command, "--help")
+    lines = answer.out.rstrip().splitlines()
+    assert (answer.code, answer.err) == (0, "")
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    assert "Exit code 0: done" in answer.out
+    examples = [line for line in lines if re.match(f"  {command}( |$)", line) and "[" not in line]
+    assert len(examples) >= 2
+
+
+@pytest.mark.parametrize("command", ["npas-train", "npas-plan"])
+def test_what_the_help_says_of_defaults_is_so_and_its_examples_compose(
+    run: Run, command: str
+) -> None:
+    lines = run(command, "--help").out.splitlines()
+    config = OmegaConf.create(run(command, "--cfg", "job").out)
+    start = next(
+        i for i, line in enumerate(lines) if re.search("they are when|of its own", line, re.I)
+    )
+    words = [word for line in lines[start + 1 : lines.index("", start)] for word in line.split()]
+    pairs = dict(word.split("=") for word in words if "=" in word)
+    assert len(pairs) >= 2
+    for key, value in pairs.items():
+        assert str(OmegaConf.select(config, key)).lower() == value, key
+    for line in lines[lines.index("Examples:") + 1 : start - 1]:
+        words = [word.split(",")[0] for word in shlex.split(line)[1:] if word != "-m"]
+        assert run(command, *words, "--cfg", "job").code == 0, line
+
+
+def test_unknown_names_list_those_that_there_are(run: Run) -> None:
+    for group in ("+exp", "model", "task", "sharing", "optim", "trainer"):
+        answer = run("npas-train", f"{group}=list")
+        assert answer.code == 2 and f"there is no {group.lstrip('+')}=list: choose " in answer.err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("npas-train budg", {"budget="}),
+        ("npas-train +exp=shortest", {"+exp=shortest_paths", "+exp=shortest_paths_small"}),
+        ("npas-plan form", {"format="}),
+    ],
+)
+def test_a_shell_completes_keys_and_names(
+    run: Run, monkeypatch: pytest.MonkeyPatch, line: str, words: set[str]
+) -> None:
+    command = line.split()[0]
+    assert "complete" in run(command, "--shell-completion", "install=bash").out
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    assert set(run(command, "--shell-completion", "query=bash").out.split()) == words

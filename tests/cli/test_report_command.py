@@ -1,0 +1,44 @@
+"""npas-report writes one page, whole or not at all."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import Run
+
+
+def test_the_committed_results_become_one_file(run: Run) -> None:
+    answer = run("npas-report", "out=pages/all.html")
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("pages/all.html: ") and not answer.err
+    assert Path("pages/all.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_neither_torch_nor_transformers_is_imported_for_it() -> None:
+    code = (
+        "import sys; from npas.cli import report; assert report.main([]) == 0;"
+        " assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["results=nowhere"], "there is no folder results=nowhere: name one that exists"),
+        (["runs=nowhere"], "there is no folder runs=nowhere"),
+        (["out=."], "out=. is a folder: name a file"),
+        (["results=empty"], "there is nothing to report"),
+        (["results=empty", "runs=empty"], "there is nothing to report"),
+        (["out=file/page.html"], "out=file/page.html cannot be written"),
+        (["root=runs"], "unknown key 'root'"),
+    ],
+)
+def test_mistakes_are_one_line(run: Run, words: list[str], said: str) -> None:
+    Path("empty").mkdir()
+    Path("file").touch()
+    answer = run("npas-report", *words)
+    assert answer.code == 2 and said in answer.err and answer.err.count("\n") == 1, answer.err
+    assert not Path("report.html").exists()

@@ -1,0 +1,195 @@
+"""The report holds every committed table and picture, and anyone can read it, from disk alone."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from npas.reporting import report
+from npas.reporting.run_index import results_root
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+HEADING = re.compile(r"h[1-6]")
+Keep = Callable[..., Path]
+
+
+class Reader(HTMLParser):
+    """Read a page strictly: every element that is opened is closed, in its place."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str], list[str]]] = []  # tag, attributes, texts
+        self.open: list[int] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, [self.elements[i][:2] for i in self.open]
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        assert len(dict(attrs)) == len(attrs), f"{tag} has an attribute twice"
+        self.elements.append((tag, {key: value or "" for key, value in attrs}, []))
+        if tag not in VOID:
+            self.open.append(len(self.elements) - 1)
+
+    def handle_endtag(self, tag: str) -> None:
+        opened = self.elements[self.open.pop()]
+        assert opened[0] == tag, f"<{opened[0]} {opened[1]}> ends as </{tag}>"
+
+    def handle_data(self, data: str) -> None:
+        for i in self.open:
+            self.elements[i][2].append(data)
+
+    def all(self, pattern: str) -> list[tuple[str, dict[str, str], str]]:
+        """Return the elements of a tag with their text."""
+        found = (each for each in self.elements if re.fullmatch(pattern, each[0]))
+        return [(tag, attrs, " ".join("".join(texts).split())) for tag, attrs, texts in found]
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return report.page(results_root(), None)
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Reader:
+    return Reader(text)
+
+
+def test_every_committed_table_and_picture_is_there_with_its_command(page: Reader) -> None:
+    root = results_root()
+    headings = {own for _, _, own in page.all(HEADING.pattern)}
+    rows = {own for _, _, own in page.all("tr")}
+    commands = " ".join(own for _, _, own in page.all("code"))
+    for path in root.glob("tables/*.md"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert lines[0].removeprefix("# ") in headings
+        assert f"make reproduce-table TABLE={path.stem}" in commands
+        for line in lines:
+            if re.match(r"\| [^|]+ \|.* ± ", line) and "`" not in line and "**" not in line:
+                assert " ".join(line.strip("| ").replace("|", " ").split()) in rows, line
+            for command in re.findall("`(npas-train .*?)`", line):
+                assert command in commands
+    assert "n = 3 runs a point" in " ".join(own for _, _, own in page.all("figcaption"))
+    for kind, many in (("fold.json", 2), ("groups.json", 1)):
+        folders = {str(Path(*path.parts[-3:-1])) for path in root.rglob(kind)}
+        assert folders and all(
+            sum(own == name for _, _, own in page.all("h3")) == many for name in folders
+        )
+    for command in ("npas-fold run=runs/", "npas-eval run=runs/", "npas-train +exp=digits"):
+        assert command in commands
+    drawn = [*root.glob("tables/*.svg"), *root.rglob("folds/*/*/*.svg"), *root.glob("scenes/*.png")]
+    drawn += root.rglob("groups.svg")
+    assert len(page.all("img")) == len(drawn) > 30
+    (glance,) = (own for _, _, own in page.all("tr") if own.startswith("Digits test accuracy, %"))
+    assert "99.26 ± 0.32" in glance and "98.98 ± 0.16" in glance  # dense, and a tenth
+    assert report.page(root, None) == report.page(root, None)
+
+
+def test_the_page_needs_no_network(text: str, page: Reader) -> None:
+    assert not re.search(r"(?:https?:)?//[a-z]", re.sub(r"base64,[\w+/=]+", "", text))
+    ids = [attrs["id"] for _, attrs, _ in page.all(".*") if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for _, attrs, _ in page.all(".*"):
+        target = attrs.get("href", "")
+        assert target in ("", "data:,") or target.removeprefix("#") in ids, target
+        assert attrs.get("src", "data:").startswith("data:")
+    assert "default-src 'none'" in text
+
+
+def test_the_page_can_be_read_by_everyone(text: str, page: Reader) -> None:
+    assert page.all("html")[0][1]["lang"] == "en" and page.all("title")[0][2]
+    levels = [int(tag[1]) for tag, _, _ in page.all(HEADING.pattern)]
+    assert levels.count(1) == 1 and levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    for _, attrs, _ in page.all("img"):
+        assert len(attrs["alt"]) > 30 and int(attrs["width"]) and int(attrs["height"])
+    tables, captions = page.all("table"), page.all("caption")
+    assert len(captions) == len(tables) > 30 and all(own for _, _, own in captions)
+    for _, attrs, own in page.all("th"):
+        assert attrs["scope"] in ("col", "row") and own
+    assert len(page.all("thead")) == len(tables)
+    for _, attrs, _ in page.all("div"):  # what scrolls is reached and named without a mouse
+        if "scroll" in attrs.get("class", ""):
+            assert attrs["tabindex"] == "0" and attrs["role"] == "region" and attrs["aria-label"]
+    assert page.all("a")[0][1]["href"] == "#main" and page.all("nav")[0][1]["aria-label"]
+    assert "@media print" in text and "width=device-width" in text
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of WCAG 2."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_stylesheet_has_contrast_enough(page: Reader) -> None:
+    style = page.all("style")[0][2]
+    named = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", style))
+    letters = set(re.findall(r"(?<![-\w])color: ([^;}]+)", style))
+    grounds = set(re.findall(r"background: ([^;}]+)", style))
+    assert letters | grounds <= {f"var(--{name})" for name in named} and len(letters) > 2
+    for ink in letters:
+        for ground in grounds:
+            pair = [luminance(named[each[6:-1]]) for each in (ink, ground)]
+            assert (max(pair) + 0.05) / (min(pair) + 0.05) >= 4.5, (ink, ground)
+
+
+def test_tables_sort_by_numbers_and_texts(page: Reader) -> None:
+    (script,) = (own for tag, _, own in page.all("script"))
+    assert all(word in script for word in ("aria-sort", "th[scope=col]", "beforeprint", "button"))
+    if (node := shutil.which("node")) is None:  # the structure is all that can be looked at
+        return
+    source = "".join(next(texts for tag, _, texts in page.elements if tag == "script"))
+    numbers = [
+        "75.40 ± 0.17",
+        "",
+        "1,383,348",
+        "to be run npas-train seed=0",
+        "-0.6",
+        "99.26; more",
+    ]
+    texts = ["SSN, budget 10", "SSN, budget 2", "dense"]
+    asked = f"""
+    globalThis.document = {{ querySelectorAll: () => [] }};
+    globalThis.addEventListener = () => {{}};
+    {source}
+    const by = (list, numeric, sign) => [...list].sort((a, b) => compareCells(a, b, numeric, sign));
+    console.log(JSON.stringify([
+      by({json.dumps(numbers)}, true, 1), by({json.dumps(numbers)}, true, -1),
+      by({json.dumps(texts)}, false, 1)]));
+    """
+    done = subprocess.run([node, "-e", asked], capture_output=True, text=True, check=True)
+    up, down, words = json.loads(done.stdout)
+    assert [numbers.index(each) for each in up] == [4, 0, 5, 2, 1, 3]
+    assert [numbers.index(each) for each in down] == [2, 5, 0, 4, 1, 3]
+    assert words == ["dense", "SSN, budget 2", "SSN, budget 10"]
+
+
+def test_a_folder_of_runs_is_summarized_by_budget(keep: Keep, tmp_path: Path) -> None:
+    for budget, used in (("0.1", 100), ("0.5", 500)):
+        for seed in (0, 1):
+            words = ("+exp=digits", f"budget={budget}")
+            path = keep(tmp_path / "runs", *words, seed=seed, used=used, accuracy=90.0 + seed)
+    groups = {"method": "learned", "seed": 0, "num_groups": 2, "epochs": 1}
+    layers = [{"name": "<b>.weight", "group": "learned0"}]
+    (path.parent / "groups.json").write_text(json.dumps({**groups, "layers": layers}))
+    page = Reader(report.page(None, tmp_path / "runs"))
+    rows = [own for _, _, own in page.all("tr")]
+    assert [row for row in rows if "±" in row] == [
+        "digits 0.1 100 accuracy, % 90.50 ± 0.71 2",
+        "digits 0.5 500 accuracy, % 90.50 ± 0.71 2",
+    ]
+    assert len(page.all("img")) == 1 and "n = 2 runs a point" in page.all("figcaption")[0][2]
+    assert "learned0 1 <b>" in rows  # as text
+    (path.parent / "groups.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"groups.json is no file of groups"):
+        report.page(None, tmp_path / "runs")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there is nothing to report"):
+        report.page(tmp_path / "empty", None)

@@ -1,0 +1,80 @@
+"""Long work shows how far it is on a terminal and in a notebook, and nowhere else."""
+
+import io
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from npas.utils import progress
+from npas.utils.progress import track
+
+
+class Stream(io.StringIO):
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self.is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a second pass at each look at the clock."""
+    now = iter(range(10_000))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setenv("TERM", "xterm")
+    yield
+    assert not progress._shown
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, is_terminal: bool, count: int = 10) -> str:
+    stream = Stream(is_terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(track(range(count), "reading")) == [*range(count)]
+    return stream.getvalue()
+
+
+def test_a_terminal_shows_a_bar_once_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = shown(monkeypatch, is_terminal=True)
+    assert "reading" in printed and "10/10" in printed and " 1/10" not in printed
+    assert shown(monkeypatch, is_terminal=False) == ""
+    assert shown(monkeypatch, is_terminal=True, count=1) == ""  # done before it takes long
+    monkeypatch.setattr(progress.processes, "is_main_process", lambda: False)
+    assert shown(monkeypatch, is_terminal=True) == ""
+
+
+def test_inner_loops_stay_hidden_and_what_breaks_off_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = Stream(True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    for i in track(iter(range(9)), "outer"):  # of unknown length
+        assert i < 3 or sum(track([1] * 9, "inner")) == 9
+        if i == 7:
+            break
+    with pytest.raises(KeyError):
+        for _ in track(range(9), "failing"):
+            {}["nothing"]
+    printed = stream.getvalue()
+    assert "outer" in printed and "inner" not in printed and "failing" not in printed
+
+
+def test_a_notebook_shows_it_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    handle = types.SimpleNamespace(update=seen.append)
+    fake = types.ModuleType("IPython.display")
+    fake.display = lambda thing, display_id: handle  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython.display", fake)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert shown(monkeypatch, is_terminal=False) == ""
+    bundle = seen[-1]._repr_mimebundle_((), ())
+    assert "10/10" in bundle["text/plain"] and "reading" in bundle["text/html"]
+
+
+def test_without_rich_the_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert shown(monkeypatch, is_terminal=True) == ""
