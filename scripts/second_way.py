@@ -7,7 +7,7 @@ A network is pre-trained on text (`--pre`) and then learns to answer (`--fine`),
 
     from scratch       never pre-trained
     bank taken over    pre-trained as it is shared, and its bank taken over as trained
-    projected          pre-trained dense, and its weights brought into the bank (least squares)
+    fitted             pre-trained dense, and the sharing planned from its weights
     dense ...          the same two without sharing: what there is to win
 
 Everything else is equal: seeds, data, steps and rates. A figure is the metric of the last epoch.
@@ -29,7 +29,7 @@ DENSE = ["budget=dense"]
 METHODS: dict[str, tuple[list[str] | None, list[str]]] = {
     "from scratch": (None, []),
     "bank taken over": ([], []),
-    "projected": (DENSE, []),
+    "fitted": (DENSE, []),
     "dense from scratch": (None, DENSE),
     "dense pre-trained": (DENSE, DENSE),
 }
@@ -91,7 +91,8 @@ def measure(arguments: argparse.Namespace, root: Path, method: str, seed: int) -
         result, _ = train(arguments.pre, root, seed, arguments, [*arguments.pre_words, *before])
         found["pre_trained"] = result["metrics"]["last"]
         found["pre_trained_wall_s"] = result["wall_s"]
-        words = [*words, f"sharing.init={result['folder']}"]
+        start = f"{'fit:' if method == 'fitted' else ''}{result['folder']}"
+        words = [*words, f"sharing.init={start}"]
     result, said = train(arguments.fine, root, seed, arguments, [*arguments.fine_words, *words])
     found |= {"metrics": result["metrics"]["last"], "parameters": result["budget"]["used"]}
     found |= {"steps": result["steps"], "wall_s": result["wall_s"]}
@@ -153,4 +154,4 @@ def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

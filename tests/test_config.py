@@ -235,7 +235,7 @@ def synthetic_run(**synthetic: int) -> Config:
     )
 
 
-def test_a_rehearsal_is_no_longer_than_its_settings_say() -> None:
+def test_a_synthetic_run_is_no_longer_than_its_settings_say() -> None:
     config = synthetic_run()
     assert (config.epochs, config.batch_size, config.optim.milestones) == (1, 2, [])
     config = synthetic_run(epochs=300, batch_size=64)
@@ -246,7 +246,7 @@ def test_a_rehearsal_is_no_longer_than_its_settings_say() -> None:
     assert short.sharing.search.epochs == 1
 
 
-def test_the_settings_of_a_rehearsal_decide_its_result_and_no_other() -> None:
+def test_the_settings_of_synthetic_data_decide_its_result_and_no_other() -> None:
     assert len({config_hash(synthetic_run(**{key: 9})) for key in ("train", "test", "epochs")}) == 3
     real = [checked(data={"synthetic": {"train": count}}) for count in (8, 9)]
     assert config_hash(real[0]) == config_hash(real[1]) and ignored(real[1]) == {}

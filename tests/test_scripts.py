@@ -112,14 +112,14 @@ def test_the_table_of_starts_has_a_line_a_method_with_means_over_the_seeds() -> 
             "seed": seed,
             "metrics": {"f1": 10.0 * n + seed},
             "parameters": 200_000,
-            "error": 0.5 + seed if method == "projected" else None,
+            "error": 0.5 + seed if method == "fitted" else None,
         }
         for seed in range(3)
-        for n, method in enumerate(("from scratch", "projected"))
+        for n, method in enumerate(("from scratch", "fitted"))
     ]
     assert second_way.table("f1", rows).splitlines()[2:] == [
         "| from scratch | 200,000 | 1.00 ± 1.00 (n=3) |  |",
-        "| projected | 200,000 | 11.00 ± 1.00 (n=3) | 1.50 |",
+        "| fitted | 200,000 | 11.00 ± 1.00 (n=3) | 1.50 |",
     ]
 
 
@@ -133,7 +133,7 @@ def test_every_method_starts_as_it_should(measured) -> None:
     assert list(started) == list(second_way.METHODS)
     assert not started["from scratch"] and not started["dense from scratch"]
     assert "taken over as trained" in started["bank taken over"]
-    assert "layers projected" in started["projected"]
+    assert "fitted, relative error" in started["fitted"]
     assert "tensors copied" in started["dense pre-trained"]
     errors = {row["method"]: row["error"] for row in found["rows"]}
-    assert 0 < errors.pop("projected") < 1 and not any(errors.values())
+    assert 0 < errors.pop("fitted") < 1 and not any(errors.values())

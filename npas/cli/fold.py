@@ -205,30 +205,13 @@ def _training_inputs(experiment: Experiment, batches: int) -> list[Any]:
 
 
 def _recalibrate(experiment: Experiment, model: nn.Module, inputs: Sequence[Any]) -> bool:
-    """Measure the norms' running statistics again; say whether there are any."""
-    from torch import nn
-    from torch.nn.modules.batchnorm import _BatchNorm
-    from torch.optim.swa_utils import update_bn
-
+    """Measure the norms' running statistics again; return whether there are any."""
     from npas.tasks.base import outputs
+    from npas.training.averaging import measure_statistics
     from npas.training.precision import Precision
 
-    class Named(nn.Module):
-        """Give a network several inputs by their names, which `update_bn` would not."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-            self.train(model.training)
-
-        def forward(self, inputs: Any) -> Any:
-            return outputs(self.model, inputs)
-
-    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
-        return False
     with Precision(experiment.config.precision, experiment.process.device).autocast():
-        update_bn(inputs, Named())
-    return True
+        return measure_statistics(model, lambda: [outputs(model, given) for given in inputs])
 
 
 def _difference(folded: nn.Module, tied: nn.Module, inputs: Any) -> float:

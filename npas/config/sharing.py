@@ -46,10 +46,10 @@ class SearchConfig:
 class SharingConfig:
     """The keywords of `npas.share`, and what training does with coefficients.
 
-    `init` names trained weights to start from: a run, or dense weights that are projected into the
-    bank; `fit:PATH` plans the sharing itself from them (`npas.share(model, budget, init="fit")`),
-    `fit` from those of `model.pretrained`, weighed by what layers see in the first `fit_batches`
-    training batches. `templates` takes the place of a budget.
+    `init` names trained weights to start from: a run that shares alike, whose banks are taken over;
+    `fit:PATH` plans the sharing from those of any run or file (`npas.share(model, budget,
+    init="fit")`), `fit` from those of `model.pretrained`, weighed by what layers see in the first
+    `fit_batches` training batches. `templates` takes the place of a budget.
     `recurrence_weight` times the mean cosine of the coefficients of layers that mix the same
     templates is taken off the loss. Every `lsm_every` epochs, if not 0, the layer similarity matrix
     is logged.
@@ -117,8 +117,17 @@ class SharingConfig:
             if path == FIT:  # a folder of that name
                 path = os.path.join(os.curdir, path)
             object.__setattr__(self, "init", f"{FIT}:{path}" if self.fits else path)
-        if self.fits and self.templates is None:
-            self._check_fit()
+        if self.init is not None and self.groups in SEARCHED:
+            raise ValueError(
+                f"sharing.groups={self.groups} finds groups for fresh weights, and sharing.init="
+                f"{self.init} names trained ones: set sharing.groups to single, or to the folder "
+                "of a run that found some"
+            )
+        if self.fits and self.recurrence_weight and self.templates is None:
+            raise ValueError(
+                f"sharing.init={self.init} shares no templates that could grow alike: set "
+                "sharing.recurrence_weight=0, or sharing.templates"
+            )
         if isinstance(self.templates, int):
             at_least("sharing.templates", self.templates, 1)
             at_most("sharing.templates", self.templates, MOST_TEMPLATES)
@@ -175,17 +184,6 @@ class SharingConfig:
                     f"sharing.{key}={getattr(self, key)} needs coefficients such as those of "
                     f"sharing.generator=wavg; {self.generator} has others or none"
                 )
-
-    def _check_fit(self) -> None:
-        if self.groups in SEARCHED:
-            raise ValueError(
-                f"sharing.init={self.init} finds groups from the weights: set sharing.groups=single"
-            )
-        if self.recurrence_weight:
-            raise ValueError(
-                f"sharing.init={self.init} shares no templates that could grow alike: set "
-                "sharing.recurrence_weight=0, or sharing.templates"
-            )
 
 
 def is_grouping(text: str) -> bool:

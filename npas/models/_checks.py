@@ -10,15 +10,12 @@ import torch
 from torch import nn
 
 from npas.models import InputSpec
+from npas.utils.checks import within
 
 
 def in_range(config: Any, **limits: tuple[float, float]) -> None:
     """Raise ValueError unless each of these keys lies from its least to its most."""
-    for key, (least, most) in limits.items():
-        value = getattr(config, key)
-        if not least <= value <= most:
-            limit = f"at most {most}" if value > most else f"at least {least}"
-            raise ValueError(f"model.{key} must be {limit}, got {value}")
+    within("model", config, limits)
 
 
 def rate(config: Any) -> None:

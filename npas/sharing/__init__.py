@@ -12,7 +12,6 @@ from npas.sharing.install import is_shared, materialize
 from npas.sharing.layer_similarity import Similarity, recurrence_reward, similarity
 from npas.sharing.optimizer_groups import no_decay_names, param_groups
 from npas.sharing.pricing import price
-from npas.sharing.projection import Projection, project
 from npas.sharing.pruning import feature_ranks, mask_filters, prune_filters, resize, shrink
 from npas.utils.packing import Artifact, Packing
 
@@ -26,7 +25,6 @@ __all__ = [
     "GroupAllocation",
     "LayerAllocation",
     "Packing",
-    "Projection",
     "Scheme",
     "Similarity",
     "count_parameters",
@@ -43,7 +41,6 @@ __all__ = [
     "parse_budget",
     "plan",
     "price",
-    "project",
     "prune_filters",
     "read_artifact",
     "recurrence_reward",

@@ -37,7 +37,6 @@ from npas.sharing.install import (
 )
 from npas.sharing.layers import find_layers
 from npas.sharing.loops import refuse_loops
-from npas.sharing.projection import project
 from npas.sharing.released_layout import allocate_reference
 from npas.sharing.structured import check_generator
 from npas.sharing.upsample import UPSAMPLERS
@@ -252,12 +251,12 @@ def _share_fitted(
         audit.warn_of_optimizers(install(model, found.allocation, recompute))
         fitting.fill(model, found.values)
         give_back_freed()
-    else:  # templates were asked for, or the budget is very small or above the dense count
+    else:  # templates were asked for
         # Layers whose generator gives them nothing of their own are to be one weight, which folds.
         tolerance = math.inf if options["generator"] == "avg" else SAME_SPREAD
         allocation = plan(model, budget, **options)
         apply(model, allocation, seed=options["seed"], recompute=recompute, tolerance=tolerance)
-        project(model, state)
+        fitting.fill_templates(model, state)
     errors = fitting.weight_errors(model, state)
     if batches and expected is not None:
         apart = activations.outputs(model, batches[0]) - expected
@@ -289,7 +288,7 @@ def _fit(
     chosen: Iterable[object],
     batches: Sequence[Batch] | None = None,
 ) -> fitting.Fit | None:
-    """Fit a network inside a budget; None where the layout of fresh networks is to be fitted."""
+    """Fit a network inside a budget; None where templates fix the layout."""
     if templates is not None or budget is None:
         return None
     for (option, default), value in zip(OF_FRESH.items(), chosen, strict=True):

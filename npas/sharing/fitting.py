@@ -11,6 +11,9 @@ found by bisection); what the last jump leaves over goes to the vectors worth mo
 the rest, less than one vector, to one that is cut short. A layer whose basis would take as many
 parameters as the weight stays an ordinary parameter.
 
+Where the layout is given, K templates for all layers of a group (`fill_templates`), the best values
+are the singular vectors of the layers' weights.
+
 A weight of rank K of one layer alone has K (R + N - K) degrees of freedom, and so many parameters:
 K rows of it are the basis, chosen by LU with partial pivoting, so that no mixture grows large.
 
@@ -19,7 +22,7 @@ outputs and by the number of weights. Layers of which it is known then have a ba
 
 Everything is computed in float64, a shape at a time.
 
-Shapes: L layers, of R x N values as matrices; K vectors.
+Shapes: L layers, of R x N values as matrices; K vectors, or templates of N values.
 """
 
 from __future__ import annotations
@@ -34,10 +37,10 @@ from torch import Tensor, nn
 from npas.sharing.activations import Root
 from npas.sharing.allocation import Allocation, Scheme
 from npas.sharing.audit import follow, shared_layers
-from npas.sharing.budget import Budget, BudgetReport
+from npas.sharing.budget import Budget, BudgetReport, spell_count
 from npas.sharing.errors import Errors
 from npas.sharing.install import shared_weights
-from npas.sharing.layers import Layer, matrix_form
+from npas.sharing.layers import SCALES, Layer, bank_name, matrix_form
 from npas.sharing.stacks import Unit, gram, norm, place, products, scaled
 from npas.utils.progress import Bar, track
 
@@ -55,24 +58,31 @@ class Fit:
 
 def fit(
     layers: Sequence[Layer], request: Budget, dense: int, roots: Mapping[str, Root] | None = None
-) -> Fit | None:
+) -> Fit:
     """Plan a network of `dense` trainable parameters inside the budget, and find its values.
 
-    `roots` are those of what layers see, from `activations.roots`.
-
-    None where the budget is below what this takes (one vector a layer), or not below the dense
-    count.
+    `roots` are those of what layers see, from `activations.roots`. ValueError where the budget is
+    below what this takes (one vector a layer), or not below the dense count.
     """
     unshared = dense - sum(layer.spec.size for layer in layers)
     allowed = request.allowed(dense)
     shapes: dict[tuple[int, int], list[Layer]] = {}
     for layer in layers:
         shapes.setdefault(matrix_form(layer.spec.shape), []).append(layer)
+    if allowed >= dense:
+        raise ValueError(
+            f"budget={request.canonical} allows {allowed:,} parameters, which is not fewer than the"
+            f" {dense:,} of the network: there is nothing to fit, train it as it is"
+        )
     with Bar("fitting layers", len(layers)) as bar:
         choices = [c for alike in shapes.values() for c in _choices(alike, roots, bar)]
+    floor = unshared + sum(choice.least for choice in choices)
+    if allowed < floor:
+        raise ValueError(
+            f"budget={request.canonical} allows {allowed:,} of {dense:,} parameters, and a fit"
+            f" takes at least {floor:,} parameters: ask for budget={spell_count(floor)} or more"
+        )
     available = allowed - unshared
-    if allowed >= dense or available < sum(choice.least for choice in choices):
-        return None
     units, left = _spend(choices, available)
     if left > max(allowed // 1000, len(layers)) and not any(u.may_be_cut for u in units):
         # Templates cannot be cut short: do without, unless they are the better way even so.
@@ -100,6 +110,53 @@ def fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         own = getattr(model, name)
         assert own.shape == tensor.shape, (name, own.shape, tensor.shape)
         own.copy_(tensor)
+
+
+@torch.no_grad()
+def fill_templates(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a network whose groups mix K templates each the values nearest to trained weights.
+
+    Free coefficients of more layers than templates become singular vectors; all others stay, and
+    only the bank is chosen.
+    """
+    shared, first = shared_weights(model), 0
+    scales = model.get_buffer(SCALES).double().cpu()
+    for g, group in enumerate(shared.allocation.groups):
+        count = len(group.layers)
+        if group.bank:
+            rows = shared.reading.rows[first]
+            scale_L1 = scales[[layer.scale for layer in group.layers]][:, None]
+            bank = model.get_parameter(bank_name(g))
+            bank_KN = bank.detach().double().cpu().view(rows.templates, -1)
+            weight_LN = torch.stack([_exact(state[layer.name]) for layer in group.layers])
+            if rows.mixing == "wavg" and rows.templates < count:
+                alpha_LK, bank_KN = _singular(weight_LN, bank_KN)
+                model.get_parameter(rows.names["coefficients"]).copy_(alpha_LK / scale_L1)
+            else:
+                alpha_LK = rows.coefficients(lambda name: getattr(model, name)).double().cpu()
+                alpha_LK = alpha_LK * scale_L1
+                bank_KN += torch.linalg.pinv(alpha_LK) @ (weight_LN - alpha_LK @ bank_KN)
+            bank.copy_(bank_KN.reshape(-1))
+        first += count
+
+
+def _exact(weight: Tensor) -> Tensor:
+    return weight.detach().to("cpu", torch.float64).reshape(-1)
+
+
+def _singular(weight_LN: Tensor, bank_KN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return coefficients and templates of the truncated SVD; rows have norms near one.
+
+    A template that nothing needs keeps its values, with coefficients of zero.
+    """
+    count, k = len(weight_LN), len(bank_KN)
+    squares, vectors_LL = torch.linalg.eigh(weight_LN @ weight_LN.T)
+    singular_K, vectors_LK = squares.flip(0)[:k].clamp(min=0).sqrt(), vectors_LL.flip(1)[:, :k]
+    length = float(squares.clamp(min=0).sum() / count) ** 0.5  # of a weight, on average
+    needed_K = singular_K > 1e-6 * singular_K[0]
+    alpha_LK = torch.where(needed_K, vectors_LK * singular_K / length, 0.0)
+    templates_KN = vectors_LK.T @ weight_LN * (length / singular_K.clamp(min=1e-300))[:, None]
+    return alpha_LK, torch.where(needed_K[:, None], templates_KN, bank_KN)
 
 
 @torch.no_grad()

@@ -182,8 +182,8 @@ def _refuse_dense(root: nn.Module, state: Mapping[str, Any], prefix: str, *other
         return
     reason = (
         f"the weights of {len(dense)} shared layers ({dense[0]}, ...) are a dense network's, which"
-        " a shared one cannot load: npas.sharing.project(model, state_dict) brings them into its"
-        " banks, as near as they come"
+        " a shared one cannot load: load them into the dense network, and npas.share it with"
+        " init='fit'"
     )
     frame = caller(1)  # torch tells its hooks that every loading is strict
     while frame is not None and frame.f_code.co_name != "load_state_dict":

@@ -66,6 +66,6 @@ class Task(Resident):
             counts["val"] = self.synthetic.test
         parts = {}
         for purpose, (name, count) in enumerate(counts.items()):
-            images, labels = synthetic.make_up(count, 10, 8, 8, 1, 17, purpose)
+            images, labels = synthetic.generate_images(count, 10, 8, 8, 1, 17, purpose)
             parts[name] = Part(torch.from_numpy(images), torch.from_numpy(labels))
         return parts

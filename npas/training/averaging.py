@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -63,31 +63,44 @@ class AveragedWeights:
 
 
 @torch.no_grad()
+def measure_statistics(model: nn.Module, run: Callable[[], object]) -> bool:
+    """Measure the statistics of batch norms anew on what `run` passes; False if there are none.
+
+    They are plain means over the batches. All else is in evaluation mode, so nothing is drawn at
+    random, which torch's own `update_bn` does not promise.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.train().reset_running_stats()
+        norm.momentum = None
+    if norms:
+        run()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+    return bool(norms)
+
+
 def renew_statistics(
     experiment: Experiment, averaged: AveragedWeights | None, precision: Precision, epoch: int
 ) -> None:
     """Give averaged weights their own statistics of batch norms, on the epoch's first batches.
 
     The average of the statistics that other weights had fits them badly, most of all in a short
-    run. All else is in evaluation mode, so nothing is drawn at random, which torch's own
-    `update_bn` does not promise. Does nothing without averaged weights or batch norms.
+    run. Does nothing without averaged weights.
     """
-    model, task = experiment.model, experiment.task
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if averaged is None or not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    with averaged.in_place():
-        model.eval()
-        for norm in norms:
-            norm.train().reset_running_stats()
-            norm.momentum = None  # the plain mean over the batches
-        batches = experiment.batches(epoch, workers=experiment.config.data.workers)
+    model, config = experiment.model, experiment.config
+
+    def run() -> None:
+        batches = experiment.batches(epoch, workers=config.data.workers)
         for batch in itertools.islice(batches, BATCHES):
-            for part in batch.parts(experiment.config.trainer.grad_accum_steps):
+            for part in batch.parts(config.trainer.grad_accum_steps):
                 with precision.autocast():
-                    task.loss(model, part)
-        averaged.load(model.state_dict())
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()
+                    experiment.task.loss(model, part)
+
+    if averaged is not None:
+        with averaged.in_place():
+            if measure_statistics(model, run):
+                averaged.load(model.state_dict())

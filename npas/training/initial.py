@@ -1,9 +1,9 @@
 """Start a network from trained weights: what `sharing.init=PATH` asks for.
 
 The path is a run of npas, or a file of dense weights: `.safetensors`, or the folder of one, as
-npas-export and transformers write them, or of several with their index. Banks of a run that shares
-alike are taken over as they are; other weights are brought into the banks by least squares
-(`npas.sharing.project`).
+npas-export and transformers write them, or of several with their index. A dense network copies
+them. A shared one takes the banks of a run that shares alike as they are; from other weights
+`sharing.init=fit:PATH` plans the sharing.
 """
 
 from __future__ import annotations
@@ -31,18 +31,24 @@ from npas.sharing import (
     activations,
     api,
     install,
-    project,
     pruning,
 )
-from npas.sharing.layers import SCALES, bank_name, generator_name, generator_names, upsampler_name
-from npas.sharing.projection import copy_others, dense_names
+from npas.sharing.layers import (
+    PREFIX,
+    SCALES,
+    bank_name,
+    generator_name,
+    generator_names,
+    upsampler_name,
+)
+from npas.sharing.pruning import MASK
 from npas.tasks import base
 from npas.tasks.base import Task
 from npas.tasks.common.files import write_whole
 from npas.training import dense_weights
 from npas.training.checkpoint import MANIFEST, find_checkpoint
 from npas.training.experiment import Experiment, Start, build_network, plan_keywords
-from npas.training.grouping import SEARCH, TRAIN, from_dict
+from npas.training.grouping import SEARCH, from_dict
 from npas.training.progress import read_progress
 from npas.training.state import AVERAGED, load_weights, to_resume, trained_checkpoint
 from npas.utils.json_data import decode, read_json
@@ -52,22 +58,19 @@ log = logging.getLogger(__name__)
 # How BERT's first checkpoints, which are read to this day, name the tensors of norms.
 OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 START_FILE = "init.json"
-LOST = 0.9  # relative error, from which on a projection is hardly a start
 NAMED = 3  # of the tensors that stay fresh; the rest is counted
 
 
 def start(experiment: Experiment) -> None:
     """Give the network the weights that `sharing.init` names, unless the run goes on from its own.
 
-    Logs what became of them. ValueError, in one line, if there are none that fit; before a search
-    for groups only if there are none.
+    Logs what became of them. ValueError, in one line, if there are none that fit.
     """
-    config, stage, model = experiment.config, experiment.stage, experiment.model
+    config, model = experiment.config, experiment.model
     if config.sharing.init is None:
         return
-    folder = run_dir(config) / (SEARCH if stage == SEARCH else "")
     fits = config.sharing.fits and config.budget != DENSE
-    if (before := to_resume(config, folder, stage)) is not None:
+    if (before := to_resume(config, run_dir(config), experiment.stage)) is not None:
         if fits:
             plan = Allocation.from_dict(before.state["allocation"])
             install.install(model, plan, config.sharing.recompute)
@@ -80,7 +83,7 @@ def start(experiment: Experiment) -> None:
             done = fit(model, config, path, experiment.task)
             experiment.allocation = api.allocation(model)
         else:
-            done = "" if path is None else _start(model, path, stage)
+            done = "" if path is None else _start(model, path)
         if done:
             experiment.start = Start(own if path is None else weights_sum(path), done)
             log.info("sharing.init: %s", done)
@@ -93,7 +96,7 @@ def fit(model: nn.Module, config: Config, path: Path | None, task: Task) -> str:
 
     Reads the task's data where `sharing.fit_batches` asks for some.
     """
-    said = [] if path is None else [_start(model, path, TRAIN)]
+    said = [] if path is None else [_start(model, path)]
     keywords = plan_keywords(config) | {"recompute": config.sharing.recompute}
     if config.sharing.fit_batches and config.sharing.templates is None:
         keywords["batches"] = _called_with(model, config, task)
@@ -164,16 +167,15 @@ def kept(folder: Path) -> Start | None:
 
 def load_into(network: nn.Module, path: Path) -> None:
     """Give a dense network the trained weights of a run or a file; ValueError if none fit."""
-    _start(network, path, TRAIN)
+    _start(network, path)
 
 
-def _start(model: nn.Module, path: Path, stage: str) -> str:
+def _start(model: nn.Module, path: Path) -> str:
+    """Take a run's banks over, or copy dense weights into a dense network; say what was done."""
     if not path.exists():
         raise ValueError("there is no such file or folder: name a run, or a .safetensors file")
-    if stage == SEARCH:  # the network that is trained now only tells who shares with whom
-        return ""
     if not _is_run(path):
-        return _from_dense(model, dense_weights.read(path))
+        return _copy_dense(model, dense_weights.read(path), path)
     stored = restore(path)
     if pruning.has_masks(stored):
         pruning.silence(stored)
@@ -182,7 +184,7 @@ def _start(model: nn.Module, path: Path, stage: str) -> str:
         dense = install.materialize(stored).state_dict()
         if install.is_shared(model) and (done := take_over(model, theirs, tensors)):
             return _line(done, *copy_others(model, dense))
-    return _from_dense(model, stored.state_dict())
+    return _copy_dense(model, stored.state_dict(), path)
 
 
 def _is_run(path: Path) -> bool:
@@ -191,26 +193,37 @@ def _is_run(path: Path) -> bool:
     return named or any(path.glob("step-*"))
 
 
-def _from_dense(model: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Project dense weights into the banks, or copy them into a dense network."""
-    state = align(state, dense_names(model))
-    if not install.is_shared(model):
-        copied, fresh = copy_others(model, state)
-        if not copied:
-            raise ValueError("no tensor there has a name and shape of the network's")
-        return _line("", copied, fresh)
-    found = project(model, state)
-    if found.error > LOST:
-        log.warning(
-            "sharing.init: the banks are too small for these weights: of what they are, next to"
-            " nothing is left (relative error %.3g)",
-            found.error,
+def _copy_dense(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> str:
+    if install.is_shared(model):
+        raise ValueError(
+            "it has no banks of this run's groups and sizes: set"
+            f" sharing.init=fit:{path}, which plans the sharing from its weights"
         )
-    worst = max(found.errors, key=found.errors.__getitem__, default="")
-    done = f"{len(found.errors)} layers projected, relative error {found.error:.3g}"
-    if worst:
-        done += f" (at most {found.errors[worst]:.3g}: {worst})"
-    return _line(done, found.copied, found.fresh)
+    copied, fresh = copy_others(model, align(state, set(model.state_dict())))
+    if not copied:
+        raise ValueError("no tensor there has a name and shape of the network's")
+    return _line("", copied, fresh)
+
+
+@torch.no_grad()
+def copy_others(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Copy what is not shared, where name and shape agree; name what was copied, what was not."""
+    tied: dict[object, dict[str, Tensor]] = {}
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(PREFIX):
+            tied.setdefault((tensor.data_ptr(), tensor.shape), {})[name] = tensor
+    copied: list[str] = []
+    fresh: list[str] = []
+    for own in tied.values():
+        first, tensor = next(iter(own.items()))
+        fits = [state[name] for name in own if name in state and state[name].shape == tensor.shape]
+        if fits:
+            if not fits[0].isfinite().all():
+                raise ValueError(f"{first} is not finite there: take weights that did not diverge")
+            tensor.copy_(fits[0])
+        if fits or not first.endswith(f".{MASK}"):  # where nothing was pruned there is no mask
+            (copied if fits else fresh).append(first)
+    return copied, fresh
 
 
 def _line(done: str, copied: Sequence[str], fresh: Sequence[str]) -> str:

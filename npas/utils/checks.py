@@ -12,8 +12,8 @@ def join(names: Iterable[object], last: str = "or") -> str:
 
 
 def at_least(key: str, value: float | None, limit: float) -> None:
-    """Raise ValueError if the value is there and below `limit`."""
-    if value is not None and value < limit:
+    """Raise ValueError if the value is there and not at least `limit`, as NaN is not."""
+    if value is not None and not value >= limit:
         raise ValueError(f"{key} must be at least {limit}, got {value}")
 
 

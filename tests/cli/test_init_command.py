@@ -34,22 +34,23 @@ def test_a_run_starts_from_another_and_says_how(run: Run, trained: Path, tmp_pat
     assert "holds other weights than then" in again.err
 
 
-def test_an_exported_network_is_projected_and_a_dry_run_tells(
+def test_an_exported_network_is_fitted_and_a_dry_run_tells(
     run: Run, trained: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "network.safetensors"
     assert run("npas-export", f"run={trained}", f"out={file}").code == 0
-    start = f"sharing.init={file}"
-    answer = run(*TRAIN, f"run_root={tmp_path}", "budget=0.2", "dry_run=true", start)
-    assert answer.code == 0
-    assert "sharing.init: 11 layers projected, relative error 0." in answer.err
+    words = (*TRAIN, f"run_root={tmp_path}", "budget=0.2", "dry_run=true")
+    answer = run(*words, f"sharing.init=fit:{file}")
+    assert answer.code == 0 and "fitted, relative error 0." in answer.err
+    answer = run(*words, f"sharing.init={file}")
+    assert answer.code == 2 and f"set sharing.init=fit:{file}, which plans" in answer.err
 
 
 def test_a_run_that_has_begun_needs_the_path_no_more(
     run: Run, trained: Path, tmp_path: Path
 ) -> None:
     path = shutil.copytree(trained, tmp_path / "before")
-    arguments = (*TRAIN, f"run_root={tmp_path}", "budget=0.3", f"sharing.init={path}")
+    arguments = (*TRAIN, f"run_root={tmp_path}", "budget=0.5", f"sharing.init={path}")
     assert run(*arguments).code == 0
     shutil.rmtree(path)
     (result,) = tmp_path.glob("digits/*/result.json")
@@ -62,19 +63,10 @@ def test_a_run_that_has_begun_needs_the_path_no_more(
     assert "there is no such file or folder" in answer.err
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("budget=0.3", "sharing.groups=learned", "sharing.num_groups=2"), "layers projected"),
-        (("budget=dense",), "tensors copied"),
-    ],
-)
-def test_it_is_of_use_after_a_search_and_to_a_dense_network(
-    run: Run, trained: Path, tmp_path: Path, words: tuple[str, ...], said: str
-) -> None:
-    answer = run(*TRAIN, f"run_root={tmp_path}", *words, f"sharing.init={trained}")
+def test_it_is_of_use_to_a_dense_network(run: Run, trained: Path, tmp_path: Path) -> None:
+    answer = run(*TRAIN, f"run_root={tmp_path}", "budget=dense", f"sharing.init={trained}")
     assert answer.code == 0 and "warning" not in answer.err
-    assert answer.err.count("sharing.init: ") == 1 and said in answer.err
+    assert answer.err.count("sharing.init: ") == 1 and "tensors copied" in answer.err
 
 
 @pytest.mark.parametrize("batches", [0, 2])

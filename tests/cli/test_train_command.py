@@ -225,7 +225,7 @@ def test_a_dry_run_does_one_step_and_writes_nothing(run: Run, tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_a_rehearsal_says_what_it_is_wherever_it_gives_a_figure(run: Run) -> None:
+def test_a_synthetic_run_says_what_it_is_wherever_it_gives_a_figure(run: Run) -> None:
     arguments = (*TRAIN, "data.source=synthetic", "data.synthetic.epochs=2", "epochs=9")
     answer = run(*arguments)
     assert answer.code == 0, answer.err

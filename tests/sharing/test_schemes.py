@@ -26,7 +26,6 @@ import npas
 from npas.sharing.blocks import block_of
 from npas.sharing.folding import fold, load_folded, save_folded
 from npas.sharing.init import layer_depths
-from npas.sharing.projection import project
 
 SCHEMES: list[dict[str, Any]] = [
     {"coefficient_init": "legendre", "train_coefficients": False, "groups": "shape"},
@@ -268,19 +267,6 @@ def test_weights_generated_again_are_corrected_too() -> None:
         found.append({n: p.grad for n, p in model.named_parameters()})
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-5)
-
-
-def test_a_projection_starts_without_corrections() -> None:
-    dense = transformer()
-    model = npas.share(transformer(), 0.9, low_rank=2, coefficient_init="legendre")
-    for name, parameter in model.named_parameters():
-        if name.startswith("npas_left"):
-            nn.init.normal_(parameter)
-    found = project(model, dense.state_dict())
-    for name, error in found.errors.items():
-        given = dense.get_parameter(name).detach()
-        wrong = (weight_of(model, name) - given).norm() / given.norm()
-        assert float(wrong) == pytest.approx(error, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -118,16 +118,14 @@ def test_every_way_to_a_dtype_takes_banks_and_gradients_along(dtype: torch.dtype
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_dense_state_dict_is_pointed_to_projection(nested: bool) -> None:
+def test_a_dense_state_dict_is_pointed_to_a_fit(nested: bool) -> None:
     torch.manual_seed(1)
     dense = Mlp()
     model: nn.Module = copy.deepcopy(mlp())
     if nested:
         model, dense = nn.ModuleDict({"part": model}), nn.ModuleDict({"part": dense})
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    said = (
-        r"4 shared layers \(body.first.weight, ...\).*npas\.sharing\.project\(model, state_dict\)"
-    )
+    said = r"4 shared layers \(body.first.weight, ...\).* npas\.share it with init='fit'"
     with pytest.raises(RuntimeError, match=said):
         model.load_state_dict(dense.state_dict())
     with pytest.warns(UserWarning, match=said) as caught:

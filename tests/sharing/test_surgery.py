@@ -131,7 +131,6 @@ def test_what_no_file_could_describe_is_refused_but_for_materializing(
 ) -> None:
     surgery, words = REFUSED[name]
     model = shared()
-    state = dense().state_dict()
     surgery(model)
     expected = outputs(model)
     for use in (
@@ -140,7 +139,6 @@ def test_what_no_file_could_describe_is_refused_but_for_materializing(
         lambda: npas.allocation(model),
         lambda: npas.similarity(model),
         lambda: npas.fold(model, 0.9),
-        lambda: npas.sharing.project(model, state),
     ):
         with pytest.raises(ValueError, match=words) as error:
             use()
@@ -203,7 +201,6 @@ def test_a_bank_can_be_pruned_and_parametrized(change: str, kind: str, tmp_path:
     for use in (
         lambda: npas.save(model, tmp_path),
         lambda: npas.fold(model, 0.9),
-        lambda: npas.sharing.project(model, dense().state_dict()),
     ):
         with pytest.raises(ValueError, match=f"needs the plain parameter {name}: call torch"):
             use()

@@ -1,4 +1,4 @@
-"""A run starts from trained weights: banks as they are, or dense weights brought into them."""
+"""A run starts from trained weights: banks as they are, dense ones copied or fitted."""
 
 import hashlib
 import json
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import npas
 from npas.config import Config, ignored, run_dir
 from npas.models import InputSpec, wrn
-from npas.sharing.projection import dense_names
 from npas.training import Experiment, build, initial, prepare, train
 from npas.training.state import TrainState
 
@@ -68,7 +67,7 @@ def write(path: Path, state: State) -> Path:
     return path
 
 
-def test_a_run_gives_its_banks_or_is_projected(
+def test_a_run_gives_its_banks_where_they_are_alike(
     run_small: RunSmall, begin: Any, tmp_path: Path
 ) -> None:
     before, _ = run_small(budget="0.3", epochs=1, seed=1)
@@ -80,25 +79,12 @@ def test_a_run_gives_its_banks_or_is_projected(
 
     trained = copied(dense(before))
     for part in ("", "checkpoints"):
-        ours, said = begin(tmp_path / "run" / part, budget="0.5")
-        assert "layers projected, relative error" in said and "left fresh" not in said
-    found = dense(ours)
-    wrong = sum(float((found[name] - trained[name]).square().sum()) for name in found)
-    assert wrong < 0.5 * sum(float(tensor.square().sum()) for tensor in trained.values())
-    assert torch.equal(found["norm.running_var"], trained["norm.running_var"])
-
+        path = tmp_path / "run" / part
+        with pytest.raises(ValueError, match=rf"no banks .* set sharing\.init=fit:{path}, which"):
+            begin(path, budget="0.5")
     ours, said = begin(tmp_path / "run", budget="dense")
-    assert said.startswith("sharing.init: ") and "projected" not in said
+    assert said.startswith("sharing.init: ") and "tensors copied" in said
     assert equal(ours.model.state_dict(), trained) and not ignored(ours.config)
-
-
-def test_a_dense_run_is_projected_exactly_where_the_budget_allows(
-    run_small: RunSmall, begin: Any, tmp_path: Path
-) -> None:
-    before, _ = run_small(epochs=1)
-    trained = copied(before.model.state_dict())
-    ours, _ = begin(tmp_path / "run", budget="2")
-    assert all(torch.allclose(tensor, trained[n], atol=1e-5) for n, tensor in dense(ours).items())
 
 
 @pytest.mark.parametrize(
@@ -149,10 +135,10 @@ def test_a_head_of_other_classes_stays_fresh_and_is_named(
 ) -> None:
     heads = {name: fresh[name][:3] for name in ("classifier.weight", "classifier.bias")}
     file = write(tmp_path / "file.safetensors", fresh | heads)
-    ours, said = begin(file, budget="0.5", sharing={"exclude": ["classifier.*"]})
+    ours, said = begin(f"fit:{file}", budget="0.5", sharing={"exclude": ["classifier.*"]})
     expected = build(ours.config).model.state_dict()["classifier.weight"]
     assert torch.equal(ours.model.state_dict()["classifier.weight"], expected)
-    assert said.endswith("2 left fresh: classifier.weight, classifier.bias")
+    assert "2 left fresh: classifier.weight, classifier.bias; fitted, " in said
 
 
 def test_groups_that_are_in_another_order_are_found_again() -> None:
@@ -183,26 +169,13 @@ def test_a_run_that_goes_on_does_not_start_again(
 ) -> None:
     run_small(epochs=1)
     case = {"budget": "0.5", "epochs": 1}
-    ours, _ = begin(tmp_path / "run", **case)
+    path = f"fit:{tmp_path / 'run'}"
+    ours, _ = begin(path, **case)
     train(ours, run_dir(ours.config))
     for again in ({}, {"resume": str(run_dir(ours.config))}):
-        assert "sharing.init" not in begin(tmp_path / "run", **case, **again)[1]
+        assert "sharing.init" not in begin(path, **case, **again)[1]
     for again in ({"resume": "never"}, {"force": True}, {"seed": 3}):
-        assert "layers projected" in begin(tmp_path / "run", **case, **again)[1]
-
-
-def test_before_a_search_nothing_is_taken(begin: Any, run_small: RunSmall, tmp_path: Path) -> None:
-    run_small(epochs=1)
-    sharing = {"groups": "learned", "num_groups": 2}
-    searching, said = begin(tmp_path / "run", budget="0.5", sharing=sharing)
-    assert searching.stage == "search" and not said
-    with pytest.raises(ValueError, match="no such file or folder"):
-        begin(tmp_path / "none", budget="0.5", sharing=sharing)
-
-
-def test_names_are_those_before_sharing(small: MakeConfig) -> None:
-    plain, shared = (build(small(budget=budget)).model for budget in ("dense", "0.5"))
-    assert dense_names(shared) == set(plain.state_dict()) == dense_names(plain)
+        assert "fitted, " in begin(path, **case, **again)[1]
 
 
 def spoilt_shards(path: Path) -> None:
@@ -221,11 +194,7 @@ def pickle(path: Path) -> None:
         (lambda path: None, r"sharing\.init=.*: there is no such file or folder"),
         (lambda path: path.mkdir(), "holds neither checkpoints nor model.safetensors"),
         (lambda path: path.write_text("no tensors"), r"path is no \.safetensors file"),
-        (lambda path: write(path, {"a": torch.ones(2)}), "no tensor stem.weight"),
-        (
-            lambda path: write(path, {"stem.weight": torch.ones(2)}),
-            r"stem\.weight has shape \[2\] there and \[16, 1, 3, 3\] in the network",
-        ),
+        (lambda path: write(path, {"a": torch.ones(2)}), "no tensor there has a name and shape"),
         (
             lambda path: (
                 write(path / "model.safetensors", {"a": torch.ones(2)}),
@@ -248,15 +217,10 @@ def pickle(path: Path) -> None:
 )
 def test_what_cannot_be_is_one_line(make: Any, said: str, begin: Any, tmp_path: Path) -> None:
     make(tmp_path / "path")
-    with pytest.raises(ValueError, match=said) as error:
-        begin(tmp_path / "path", budget="0.5")
-    assert "\n" not in str(error.value)
-
-
-def test_a_dense_network_that_nothing_fits_is_refused(begin: Any, tmp_path: Path) -> None:
-    file = write(tmp_path / "file.safetensors", {"a": torch.ones(2)})
-    with pytest.raises(ValueError, match="no tensor there has a name and shape of the network"):
-        begin(file, budget="dense")
+    for init, budget in (("", "dense"), ("fit:", "0.5")):
+        with pytest.raises(ValueError, match=said) as error:
+            begin(f"{init}{tmp_path / 'path'}", budget=budget)
+        assert "\n" not in str(error.value)
 
 
 def test_a_run_or_file_is_fitted(
@@ -271,9 +235,6 @@ def test_a_run_or_file_is_fitted(
     )
     errors = npas.weight_errors(ours.model, trained)
     assert errors == npas.sharing.install.shared_weights(ours.model).errors
-    other, _ = begin(tmp_path / "run", budget="0.5")
-    assert errors.all < npas.weight_errors(other.model, trained).all
-    assert run_dir(ours.config) != run_dir(other.config)
     assert torch.equal(dense(ours)["norm.running_var"], trained["norm.running_var"])
 
 
@@ -308,8 +269,9 @@ def test_what_a_fit_decides_is_ignored_and_what_it_cannot_do_refused(small: Make
     config = small(budget="0.5", sharing={"init": "fit", "upsampler": "mask"})
     assert "sharing.upsampler" in ignored(config)
     assert run_dir(config) == run_dir(small(budget="0.5", sharing={"init": "fit"}))
-    with pytest.raises(ValueError, match="finds groups from the weights"):
-        small(sharing={"init": "fit:a", "groups": "learned", "num_groups": 2}, budget="0.5")
+    for init in ("fit:a", "a"):
+        with pytest.raises(ValueError, match="learned finds groups for fresh weights"):
+            small(sharing={"init": init, "groups": "learned", "num_groups": 2}, budget="0.5")
     with pytest.raises(ValueError, match="grow alike"):
         small(sharing={"init": "fit", "recurrence_weight": 1.0}, budget="0.5")
     assert small(sharing={"init": "./fit"}).sharing.weights == "./fit"

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from trained import leaves_nothing_behind
 
 import npas
 from npas.config import OptimConfig
@@ -166,28 +167,8 @@ def test_templates_are_those_of_the_plan(budget: float, upsampler: str) -> None:
 @pytest.mark.parametrize("bank", ["adam", "templates"])
 @pytest.mark.parametrize("before", [0, 2])
 def test_a_step_that_went_wrong_leaves_nothing_behind(bank: str, before: int) -> None:
-    model = network(0.6)
-    optimizer = build_optimizer(model, muon(bank=bank, weight_decay=0.1))
-
-    def step(wrong: bool) -> None:
-        model(TOKENS).square().sum().backward()
-        if wrong:
-            model.get_parameter("npas_bank_0").grad.fill_(float("nan"))
-        optimizer.found_inf = torch.tensor(float(wrong))
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def everything() -> list[Tensor]:
-        kept = [value for state in optimizer.state.values() for value in state.values()]
-        return [tensor.detach().clone() for tensor in (*model.parameters(), *kept)]
-
-    for _ in range(before):
-        step(wrong=False)
-    held = everything()
-    step(wrong=True)
-    assert all(torch.equal(a, b) for a, b in zip(held, everything(), strict=True))
-    step(wrong=False)
-    assert not any(torch.equal(a, b) for a, b in zip(held, everything(), strict=True))
+    model, config = network(0.6), muon(bank=bank, weight_decay=0.1)
+    leaves_nothing_behind(model, model.get_parameter("npas_bank_0"), config, TOKENS, before)
 
 
 def test_momentum_warms_up() -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from npas.config import OptimConfig
+from npas.training.optim import build_optimizer
 from npas.training.state import TrainState
 
 
@@ -37,3 +39,35 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     """Return whether two networks have the same state, to the bit."""
     ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def leaves_nothing_behind(
+    model: nn.Module, parameter: nn.Parameter, config: OptimConfig, inputs: Tensor, before: int
+) -> None:
+    """Take some steps, then one whose gradient is NaN, and see that it changes nothing."""
+    optimizer = build_optimizer(model, config)
+
+    def step(wrong: bool) -> None:
+        model(inputs).square().sum().backward()
+        if wrong:
+            parameter.grad.fill_(float("nan"))
+        optimizer.found_inf = torch.tensor(float(wrong))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def tensors() -> list[Tensor]:
+        kept = [value for state in optimizer.state.values() for value in state.values()]
+        return [*model.parameters(), *kept]
+
+    def everything() -> list[Tensor]:
+        return [tensor.detach().clone() for tensor in tensors()]
+
+    own = [id(tensor) for tensor in tensors()]
+    for _ in range(before):
+        step(wrong=False)
+    held = everything()
+    step(wrong=True)
+    assert all(torch.equal(a, b) for a, b in zip(held, everything(), strict=True))
+    step(wrong=False)
+    assert not any(torch.equal(a, b) for a, b in zip(held, everything(), strict=True))
+    assert own == [id(tensor) for tensor in tensors()]  # all were there before the first step

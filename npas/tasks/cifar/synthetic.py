@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COARSE = 4  # values of a pattern along a side of an image
 
 
-def make_up(
+def generate_images(
     count: int, classes: int, height: int, width: int, channels: int, stop: int, purpose: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return images, N x H x W x C bytes below `stop`, and their labels, N: each class in turn.
@@ -48,7 +48,7 @@ def write(root: Path, archive: Archive, classes: int, train: int, test: int) -> 
     parts = ((archive.train, train), (archive.test, test))
     for purpose, (names, wanted) in enumerate(parts):
         count = max(wanted, len(names))
-        images, labels_N = make_up(count, classes, 32, 32, 3, 256, purpose)
+        images, labels_N = generate_images(count, classes, 32, 32, 3, 256, purpose)
         rows = images.transpose(0, 3, 1, 2).reshape(count, -1)
         sums.append({})
         for name, own in zip(names, np.array_split(np.arange(count), len(names)), strict=True):

@@ -121,10 +121,10 @@ class Task(dataset.SceneTask):
             return
         config, root = self.config, Path(self.data.root)
         name = "referit" if config.set == "referit" else "flickr30k"
-        if self.is_made_up:
+        if self.is_rendered:
             root = self.find(f"flickr30k {config.words}", {}, self._write)
         readings = sets.read(name, root)
-        if not self.is_made_up:
+        if not self.is_rendered:
             sets.compare(name, root, readings, self.compared)
         flats = {split: Flat.of(reading) for split, reading in readings.items()}
         for split, flat in flats.items():
@@ -162,20 +162,20 @@ class Task(dataset.SceneTask):
 
     def _look_up(self, texts: list[str], root: Path) -> word_vectors.Words:
         """Turn texts into words, with `max_words` places for each."""
-        config, made_up = self.config, self.is_made_up
+        config, is_rendered = self.config, self.is_rendered
         if config.words == "bert":
-            folder = str(root / "bert") if made_up else config.bert
+            folder = str(root / "bert") if is_rendered else config.bert
             size, download = (config.word_width, config.max_words), self.data.download
             found = word_vectors.from_bert(texts, folder, *size, self.computing, download)
         else:
-            path = root / ("vectors.txt" if made_up else config.vectors)
+            path = root / ("vectors.txt" if is_rendered else config.vectors)
             found = word_vectors.look_up(texts, path, config.word_width, config.max_words)
         more = config.max_words - found.rows_UT.shape[1]
         return replace(found, rows_UT=F.pad(found.rows_UT, (0, more)))
 
     def inspect(self) -> dict[str, str]:
         """Count what there is beside what was published, and try to read some of each part."""
-        published = None if self.is_made_up else self.config.set
+        published = None if self.is_rendered else self.config.set
         found = sets.report(self.readings, self.parts, published)
         sums = {k: v for k, v in self.compared.found.items() if v.startswith("sha256")}
         return found | sums

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from npas.models import InputSpec
 from npas.tasks import base
 from npas.tasks.base import Batch
-from npas.tasks.cifar.synthetic import make_up
+from npas.tasks.cifar.synthetic import generate_images
 from npas.tasks.classification import SPLIT_SEED, Classification
 from npas.tasks.common import checksums, workers
 from npas.tasks.imagenet import shards
@@ -198,7 +198,7 @@ class Task(Classification):
         classes = min(self.config.classes, *counts.values())
         size = (SYNTHETIC_HEIGHT, SYNTHETIC_WIDTH, 3)
         for purpose, (split, count) in enumerate(counts.items()):
-            pixels, labels_N = make_up(count, classes, *size, 256, purpose)
+            pixels, labels_N = generate_images(count, classes, *size, 256, purpose)
             for i, (pixels_HWC, label) in enumerate(zip(pixels, labels_N, strict=True)):
                 folder = tree / split / f"n{label:08d}"
                 folder.mkdir(parents=True, exist_ok=True)

@@ -31,10 +31,11 @@ from torch.nn import functional as F
 
 from npas.models import InputSpec
 from npas.tasks import base
-from npas.tasks.base import Batch, Picture, Shown, over_ranks
+from npas.tasks.base import Batch, Picture, Shown
 from npas.tasks.common import files
 from npas.tasks.common.checksums import Comparison, sha256
 from npas.tasks.common.download import download
+from npas.tasks.common.measure import fill, measuring
 from npas.tasks.lm import reader, vocabulary
 from npas.tasks.lm.reader import Stream
 from npas.utils import rng
@@ -257,7 +258,6 @@ class Task(base.Task):
         logits_BLV = model(batch.inputs)
         return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch.targets.flatten()), {}
 
-    @torch.no_grad()
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
@@ -267,13 +267,10 @@ class Task(base.Task):
         if self.config.dataset == "fineweb":
             targets = targets // length * length
         per_batch = max(1, EVAL_TOKENS // length) * length
-        cuts = range(0, targets, per_batch)
-        device = next(model.parameters()).device
-        was_training = model.training
-        model.eval()
-        # Nats, tokens and bytes of each batch; the other ranks' batches stay 0 here.
-        sums_E3 = torch.zeros(len(cuts), 3, dtype=torch.float64)
-        for i in range(rank, len(cuts), world):
+        cuts, known = range(0, targets, per_batch), self.vocabulary
+
+        def count(i: int) -> tuple[int, Tensor]:
+            """Return nats, tokens and bytes of a batch."""
             read = stream.take(cuts[i], min(per_batch, targets - cuts[i]) + 1)
             self._check_tokens(read)
             before, target = read[:-1], read[1:]
@@ -287,15 +284,16 @@ class Task(base.Task):
                 ignore_index=NOT_SCORED,
                 reduction="none",
             )
-            known = self.vocabulary
             size = 0 if known is None else int(known.bytes_of(target, before).sum())
-            sums_E3[i] = torch.tensor([nats.double().sum().item(), len(target), size])
-        model.train(was_training)
-        nats, tokens, size = over_ranks(sums_E3.to(device), world).cpu().sum(0).tolist()
+            return i, torch.tensor([nats.double().sum().item(), len(target), size])
+
+        with measuring(model) as device:
+            sums_E3 = torch.zeros(len(cuts), 3, dtype=torch.float64, device=device)
+            sums_E3 = fill(sums_E3, range(rank, len(cuts), world), world, count)
+        nats, tokens, size = sums_E3.cpu().sum(0).tolist()
         metrics = {"loss": nats / tokens}
         return {**metrics, "bits_per_byte": nats / math.log(2) / size} if size else metrics
 
-    @torch.no_grad()
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
         """Return beginnings of rows of a split and what the network continues them with.
 
@@ -304,21 +302,19 @@ class Task(base.Task):
         if self.vocabulary is None:
             raise ValueError(f"{self.name} is shown as text: set task.tokenizer")
         stream, length = self.streams[split], self.config.length
-        device = next(model.parameters()).device
-        prompt = min(PROMPT, length)
+        prompt, key = min(PROMPT, length), rng.derive_key(0, "continue")
         starts = [i * (len(stream) // count) for i in range(count)]
-        tokens_BL = torch.stack([stream.take(start, prompt) for start in starts]).to(device)
-        was_training = model.training
-        model.eval()
-        for place in range(CONTINUED):
-            logits_BV = model(tokens_BL[:, -length:])[:, -1].float()
-            # The greatest of logits with Gumbel noise is a draw from their softmax.
-            positions = torch.arange(logits_BV.numel()) + place * logits_BV.numel()
-            uniform = rng.bits(rng.derive_key(0, "continue"), positions).double() / 2.0**64 + 0.5
-            noise_BV = -(-uniform.clamp(1e-12, 1 - 1e-12).log()).log().view_as(logits_BV)
-            drawn_B = (logits_BV + noise_BV.to(logits_BV)).argmax(1)
-            tokens_BL = torch.cat([tokens_BL, drawn_B[:, None]], 1)
-        model.train(was_training)
+        tokens_BL = torch.stack([stream.take(start, prompt) for start in starts])
+        with measuring(model) as device:
+            tokens_BL = tokens_BL.to(device)
+            for place in range(CONTINUED):
+                logits_BV = model(tokens_BL[:, -length:])[:, -1].float()
+                # The greatest of logits with Gumbel noise is a draw from their softmax.
+                positions = torch.arange(logits_BV.numel()) + place * logits_BV.numel()
+                uniform = rng.bits(key, positions).double() / 2.0**64 + 0.5
+                noise_BV = -(-uniform.clamp(1e-12, 1 - 1e-12).log()).log().view_as(logits_BV)
+                drawn_B = (logits_BV + noise_BV.to(logits_BV)).argmax(1)
+                tokens_BL = torch.cat([tokens_BL, drawn_B[:, None]], 1)
         return [
             Shown(
                 self.vocabulary.decode(row[:prompt]),

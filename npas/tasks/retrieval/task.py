@@ -154,7 +154,7 @@ class Task(dataset.SceneTask):
         if self.parts:
             return
         config, root, name = self.config, Path(self.data.root), f"{self.config.set}_precomp"
-        if self.is_made_up:
+        if self.is_rendered:
             root = self.find("scan", {"regions": self.regions}, self._write)
             vectors, self.pictures = root / VECTORS, root / name / "images"
         else:

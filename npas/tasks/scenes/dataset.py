@@ -64,7 +64,7 @@ class SceneTask(base.Task):
         self.seed = seed
         self.device = torch.device("cpu")  # whatever trains
         self.source = data.source
-        self.is_made_up = config.set == "scenes" or self.source == "synthetic"
+        self.is_rendered = config.set == "scenes" or self.source == "synthetic"
         self.compared = checksums.Comparison(data.verify)
         self.parts: dict[str, Any] = {}
 

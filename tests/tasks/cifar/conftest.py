@@ -62,7 +62,7 @@ class TinySet:
 def tiny_set(root: Path, classes: int) -> TinySet:
     root.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "make_up", patterned)
+        patch.setattr(synthetic, "generate_images", patterned)
         counts = (100, 20) if classes == 10 else (200, 200)
         archive = synthetic.write(root, cifar.published_archive(classes), classes, *counts)
     made = TinySet(root, classes, archive)

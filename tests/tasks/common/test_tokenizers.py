@@ -60,7 +60,7 @@ def test_one_file_will_do_if_a_config_says_what_kind_it_is(
     assert all(0 <= number < tokenizer.size for number in tokenizer.special.values())
 
 
-def test_the_made_up_tokenizer_is_like_a_bert_s(tmp_path: Path) -> None:
+def test_the_synthetic_tokenizer_is_like_a_bert_s(tmp_path: Path) -> None:
     tokenizer = tokenization.load_synthetic(tmp_path)
     ids = tokenizer.inner("José was born in 1895.", "Zürich")["input_ids"]
     text = tokenizer.inner.decode(ids)

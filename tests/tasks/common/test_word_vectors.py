@@ -46,7 +46,7 @@ def test_texts_are_cut_into_words_as_vectors_are_of(text: str, words: str) -> No
     assert word_vectors.split(text, known) == words.split()
 
 
-def test_the_made_up_worlds_words_are_as_they_stand() -> None:
+def test_the_rendered_worlds_words_are_as_they_stand() -> None:
     difficulty = world.Difficulty()
     told = list[str]()
     for number in range(20):
