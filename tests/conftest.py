@@ -2,7 +2,6 @@
 
 import logging
 import os
-from pathlib import Path
 
 # Read when torch is first imported, also by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -15,7 +14,7 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def fresh_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def fresh_start(tmp_path, monkeypatch):
     """Seed torch, and let what a test writes to relative paths (runs, data) land in tmp_path."""
     monkeypatch.chdir(tmp_path)
     logging.getLogger().setLevel(logging.WARNING)  # Hydra may have set another

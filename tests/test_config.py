@@ -6,14 +6,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from npas import config as schema
 from npas.config import (
     HASH_EXCLUDED,
-    Config,
     PruningConfig,
     config_hash,
     ignored,
@@ -32,7 +30,7 @@ class ToyModel:
     depth: int = 10
     width: float = 2.0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         if self.depth % 2:
             raise ValueError(f"depth must be even, got {self.depth}")
 
@@ -43,9 +41,9 @@ class ToyTask:
     classes: int = 10
 
 
-def checked(**changes: Any) -> Config:
+def checked(**changes):
     """Check a small config with these keys; a dot in a key is written as two underscores."""
-    raw: dict[str, Any] = {"budget": 0.1, "model": {"family": "toy"}, "task": {"family": "toy"}}
+    raw = {"budget": 0.1, "model": {"family": "toy"}, "task": {"family": "toy"}}
     for key, value in changes.items():
         node, _, leaf = key.rpartition("__")
         (raw.setdefault(node, {}) if node else raw)[leaf] = value
@@ -102,7 +100,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("changes", "line"), WRONG, ids=lambda value: str(value)[:50])
-def test_what_is_wrong_is_one_line_that_names_the_key(changes: dict[str, Any], line: str) -> None:
+def test_what_is_wrong_is_one_line_that_names_the_key(changes, line):
     with pytest.raises(ValueError) as caught:
         checked(**changes)
     assert line in str(caught.value)
@@ -110,12 +108,12 @@ def test_what_is_wrong_is_one_line_that_names_the_key(changes: dict[str, Any], l
 
 
 @pytest.mark.parametrize("budget", ["abc", "-1", "../..", "0.1/x", "dens", "", "18 M", "1/0"])
-def test_a_text_that_is_no_budget_is_refused_without_the_method(budget: str) -> None:
+def test_a_text_that_is_no_budget_is_refused_without_the_method(budget):
     with pytest.raises(ValueError, match=r"is not a budget.*, or dense$"):
         load_config({"budget": budget, "model": {"family": "toy"}, "task": {"family": "toy"}})
 
 
-def test_a_typo_is_answered_without_the_families_and_without_torch() -> None:
+def test_a_typo_is_answered_without_the_families_and_without_torch():
     """The first check of a command is this one: it must not wait for heavy imports."""
     code = """
 import sys
@@ -129,7 +127,7 @@ except ValueError as error:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_values_come_out_in_the_types_of_the_schema() -> None:
+def test_values_come_out_in_the_types_of_the_schema():
     config = checked(
         epochs=1e2, optim__lr=1, exp=2024, sharing__include="head.*", sharing__groups={"stem": "a"}
     )
@@ -201,7 +199,7 @@ TOGETHER = {
 }
 
 
-def other(key: str, value: Any) -> Any:
+def other(key, value):
     if key in OTHER:
         return OTHER[key]
     if isinstance(value, bool):
@@ -211,7 +209,7 @@ def other(key: str, value: Any) -> Any:
     return value + 2 if isinstance(value, int) else f"{value}2"
 
 
-def test_the_hash_follows_the_keys_that_decide_the_result_and_no_others() -> None:
+def test_the_hash_follows_the_keys_that_decide_the_result_and_no_others():
     for key in LEAVES.keys() - TOGETHER:
         changed = checked(**{key.replace(".", "__"): other(key, LEAVES[key])})
         excluded = key in HASH_EXCLUDED or key.partition(".")[0] in HASH_EXCLUDED
@@ -221,7 +219,7 @@ def test_the_hash_follows_the_keys_that_decide_the_result_and_no_others() -> Non
         assert name in known or any(key.startswith(f"{name}.") for key in known)
 
 
-def test_how_an_artifact_is_packed_decides_the_run_that_exports_one() -> None:
+def test_how_an_artifact_is_packed_decides_the_run_that_exports_one():
     settings = (("bits", 6), ("scheme", "golf"), ("compression", "lzma"), ("expected_ratio", 2))
     for given, differing in (({"budget": "0.5MB"}, 5), ({"artifact__export": True}, 4), ({}, 1)):
         found = [checked(**given, **{f"artifact__{key}": value}) for key, value in settings]
@@ -229,13 +227,13 @@ def test_how_an_artifact_is_packed_decides_the_run_that_exports_one() -> None:
     assert (checked(budget="0.5MB").cap, checked().cap) == (500_000, None)
 
 
-def synthetic_run(**synthetic: int) -> Config:
+def synthetic_run(**synthetic):
     return checked(
         data={"source": "synthetic", "synthetic": synthetic}, optim__milestones=[60], epochs=200
     )
 
 
-def test_a_synthetic_run_is_no_longer_than_its_settings_say() -> None:
+def test_a_synthetic_run_is_no_longer_than_its_settings_say():
     config = synthetic_run()
     assert (config.epochs, config.batch_size, config.optim.milestones) == (1, 2, [])
     config = synthetic_run(epochs=300, batch_size=64)
@@ -246,13 +244,13 @@ def test_a_synthetic_run_is_no_longer_than_its_settings_say() -> None:
     assert short.sharing.search.epochs == 1
 
 
-def test_the_settings_of_synthetic_data_decide_its_result_and_no_other() -> None:
+def test_the_settings_of_synthetic_data_decide_its_result_and_no_other():
     assert len({config_hash(synthetic_run(**{key: 9})) for key in ("train", "test", "epochs")}) == 3
     real = [checked(data={"synthetic": {"train": count}}) for count in (8, 9)]
     assert config_hash(real[0]) == config_hash(real[1]) and ignored(real[1]) == {}
 
 
-def test_how_imagenet_is_packed_makes_no_other_run() -> None:
+def test_how_imagenet_is_packed_makes_no_other_run():
     hashes = set()
     for changes in ({}, {"form": "shards"}, {"max_damaged": 50}, {"size": 160}):
         raw = {"budget": 0.1, "model": {"family": "toy"}, "task": {"family": "imagenet"} | changes}
@@ -260,7 +258,7 @@ def test_how_imagenet_is_packed_makes_no_other_run() -> None:
     assert len(hashes) == 2  # of two sizes
 
 
-def test_the_folder_says_what_the_run_is_however_its_budget_is_spelled() -> None:
+def test_the_folder_says_what_the_run_is_however_its_budget_is_spelled():
     folders = {run_dir(checked(budget=budget)) for budget in (0.1, "0.1", "10%", "1/10", 1e-1)}
     assert len(folders) == 1 and folders.pop().name.startswith("budget-0.1_seed-0_")
     with pytest.raises(ValueError, match="as a decimal"):
@@ -272,7 +270,7 @@ def test_the_folder_says_what_the_run_is_however_its_budget_is_spelled() -> None
     assert templates.name.startswith("templates-2_seed-0_")
 
 
-def test_the_hash_of_a_config_stays_what_it_was() -> None:
+def test_the_hash_of_a_config_stays_what_it_was():
     """Committed results are found by it: a change here is a change of RECIPE_VERSION."""
 
     @dataclass
@@ -284,23 +282,23 @@ def test_the_hash_of_a_config_stays_what_it_was() -> None:
         assert config_hash(load_config(raw, kind, ToyTask)) == GOLDEN
 
 
-def test_the_order_of_patterns_decides_and_so_does_its_hash() -> None:
+def test_the_order_of_patterns_decides_and_so_does_its_hash():
     """The first pattern that matches a layer counts."""
     one = checked(sharing__groups={"stem": "a", "*": "b"})
     two = checked(sharing__groups={"*": "b", "stem": "a"})
     assert config_hash(one) != config_hash(two)
 
 
-def searched(**search: Any) -> Config:
+def searched(**search):
     return checked(sharing={"groups": "learned", "num_groups": 4, "search": search})
 
 
-def test_the_searchs_settings_decide_the_result_where_there_is_a_search() -> None:
-    settings: list[dict[str, Any]] = [{}, {"epochs": 3}, {"softmax": True}, {"templates": 3}]
+def test_the_searchs_settings_decide_the_result_where_there_is_a_search():
+    settings = [{}, {"epochs": 3}, {"softmax": True}, {"templates": 3}]
     assert len({config_hash(searched(**search)) for search in settings}) == 4
 
 
-def test_given_groups_enter_the_hash_by_what_they_say_not_where_they_lie(tmp_path: Path) -> None:
+def test_given_groups_enter_the_hash_by_what_they_say_not_where_they_lie(tmp_path):
     groups = {"stem": "a", "head": "b"}
     hashes = {config_hash(checked(sharing__groups=groups))}
     for name, content in (("one", groups), ("two", groups), ("three", groups | {"head": "a"})):
@@ -314,7 +312,7 @@ def test_given_groups_enter_the_hash_by_what_they_say_not_where_they_lie(tmp_pat
 # --- settings without effect
 
 
-def test_a_dense_run_says_which_sharing_settings_it_ignores_and_does_not_hash_them() -> None:
+def test_a_dense_run_says_which_sharing_settings_it_ignores_and_does_not_hash_them():
     plain, set_up = checked(budget="dense"), checked(budget="dense", sharing__generator="emb")
     assert ignored(plain) == {}
     assert ignored(set_up) == {"sharing.generator": "budget=dense shares nothing"}
@@ -323,7 +321,7 @@ def test_a_dense_run_says_which_sharing_settings_it_ignores_and_does_not_hash_th
     assert run_dir(plain) == run_dir(set_up)
 
 
-def test_settings_without_effect_are_named_and_do_not_enter_the_hash() -> None:
+def test_settings_without_effect_are_named_and_do_not_enter_the_hash():
     search = {"epochs": 3, "softmax": True}
     avg = {"groups": "gradient", "num_groups": 2, "generator": "avg"}
     for sharing, plain, names, reason in (
@@ -343,7 +341,7 @@ def test_settings_without_effect_are_named_and_do_not_enter_the_hash() -> None:
     assert not ignored(checked(epochs=6, optim__milestones=[5, 8]))
 
 
-def test_each_optimizer_says_which_settings_it_has_not() -> None:
+def test_each_optimizer_says_which_settings_it_has_not():
     assert ignored(checked(optim__beta2=0.9)) == {"optim.beta2": "optim.name=sgd has no beta2"}
     for name in ("adam", "adamax", "adamw"):
         found = checked(optim__name=name, optim__nesterov=False)

@@ -30,7 +30,7 @@ SRUN = {
         ({**TORCHRUN, "RANK": "x"}, "RANK=x is no number"),
     ],
 )
-def test_a_process_knows_its_place(environ: dict[str, str], place: Place | str) -> None:
+def test_a_process_knows_its_place(environ, place):
     if isinstance(place, str):
         with pytest.raises(ValueError, match=place):
             processes.place(environ)
@@ -39,7 +39,7 @@ def test_a_process_knows_its_place(environ: dict[str, str], place: Place | str) 
         assert place.nodes == (2 if place.world == 4 else 1)
 
 
-def test_sruns_processes_meet_on_the_first_host() -> None:
+def test_sruns_processes_meet_on_the_first_host():
     environ, other = dict(SRUN), {**SRUN, "SLURM_STEP_ID": "1", "SLURM_STEP_NODELIST": "a,b"}
     processes.meet(environ)
     processes.meet(other)

@@ -19,12 +19,12 @@ esac
 """
 
 
-def requirements(path: Path) -> list[Requirement]:
+def requirements(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
-def asked_for() -> dict[str, Requirement]:
+def asked_for():
     """Return the direct requirements of setup.cfg and of its extras by name."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
@@ -34,7 +34,7 @@ def asked_for() -> dict[str, Requirement]:
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
-def test_every_requirement_has_one_tested_version_within_its_range(python: str) -> None:
+def test_every_requirement_has_one_tested_version_within_its_range(python):
     asked, pinned = asked_for(), {}
     for pin in requirements(CONSTRAINTS / "tested.txt"):
         if pin.marker is None or pin.marker.evaluate({"python_version": python}):
@@ -45,7 +45,7 @@ def test_every_requirement_has_one_tested_version_within_its_range(python: str) 
     assert pinned.keys() == asked.keys()
 
 
-def test_the_oldest_versions_are_the_lower_bounds() -> None:
+def test_the_oldest_versions_are_the_lower_bounds():
     bounds = {
         (name, part.version)
         for name, requirement in asked_for().items()
@@ -64,9 +64,7 @@ def test_the_oldest_versions_are_the_lower_bounds() -> None:
         ("--editable", 2, ""),
     ],
 )
-def test_installing_falls_back_to_the_ranges_and_says_so(
-    tmp_path: Path, refused: str, code: int, said: str
-) -> None:
+def test_installing_falls_back_to_the_ranges_and_says_so(tmp_path, refused, code, said):
     python = tmp_path / "python"
     python.write_text(PYTHON.replace("REFUSED", refused))
     python.chmod(0o755)

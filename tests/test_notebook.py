@@ -2,18 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 PATH = Path(__file__).resolve().parents[1] / "examples/budgets.ipynb"
 
 
-def cells() -> list[dict[str, Any]]:
+def cells():
     return [c for c in json.loads(PATH.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
 
 
-def test_it_is_small_and_keeps_what_jupyter_showed() -> None:
+def test_it_is_small_and_keeps_what_jupyter_showed():
     assert PATH.stat().st_size < 200_000
     assert [cell["execution_count"] for cell in cells()] == [*range(1, len(cells()) + 1)]
     outputs = [output for cell in cells() for output in cell["outputs"]]
@@ -23,9 +22,9 @@ def test_it_is_small_and_keeps_what_jupyter_showed() -> None:
 
 
 @pytest.mark.slow
-def test_its_cells_train_three_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_cells_train_three_budgets(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
-    names: dict[str, Any] = {}
+    names = {}
     for cell in cells():
         exec("".join(cell["source"]), names)
     results, dense = names["results"], names["dense"]

@@ -16,7 +16,7 @@ NOT_SOURCE = shutil.ignore_patterns(".*", "runs", "data", "build", "*.egg-info",
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory):
     """Build the wheel from a copy, so that the checkout stays clean."""
     source = tmp_path_factory.mktemp("wheel") / "source"
     shutil.copytree(ROOT, source, ignore=NOT_SOURCE)
@@ -28,7 +28,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scripts(wheel, tmp_path_factory):
     """Install the wheel alone; the libraries are lent by the environment that runs the tests."""
     environment = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
@@ -41,13 +41,13 @@ def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment / "bin"
 
 
-def run(*command: str | Path) -> str:
+def run(*command):
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_the_wheel_carries_configs_figures_and_type_marker(wheel: Path) -> None:
+def test_the_wheel_carries_configs_figures_and_type_marker(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"npas/py.typed", "npas/reporting/published.yaml", "npas/configs/train.yaml"} <= names
     assert "npas/reporting/report.html" in names
@@ -58,7 +58,7 @@ def test_the_wheel_carries_configs_figures_and_type_marker(wheel: Path) -> None:
     assert not any(name.startswith(("tests", "results", "scripts")) for name in names)
 
 
-def test_commands_run_from_another_folder_and_are_the_wheels(scripts: Path) -> None:
+def test_commands_run_from_another_folder_and_are_the_wheels(scripts):
     where = "import npas, npas.configs; print(npas.__file__); print(*npas.configs.__path__)"
     for path in run(scripts / "python", "-c", where).split():
         assert Path(path).is_relative_to(scripts.parent)
@@ -72,7 +72,7 @@ def test_commands_run_from_another_folder_and_are_the_wheels(scripts: Path) -> N
         assert f"npas-{name}" in run(scripts / f"npas-{name}", "--help")
 
 
-def test_the_example_package_is_installed_and_trains(scripts: Path, tmp_path: Path) -> None:
+def test_the_example_package_is_installed_and_trains(scripts, tmp_path):
     source = tmp_path / "npas_mlp"
     shutil.copytree(ROOT / "examples/npas_mlp", source, ignore=NOT_SOURCE)
     pip = [sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--quiet"]

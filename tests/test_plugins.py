@@ -22,7 +22,7 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "examples/npas_mlp"
 ENTRIES = {"npas.models": {"mlp": "npas_mlp.mlp"}, "npas.configs": {"mlp": "npas_mlp.configs"}}
 
 
-def install(folder: Path, entries: dict[str, dict[str, str]], name: str = "npas_mlp") -> None:
+def install(folder, entries, name="npas_mlp"):
     """Write what an installer writes of a package's entry points."""
     info = folder / f"{name}-0.1.0.dist-info"
     info.mkdir()
@@ -35,7 +35,7 @@ def install(folder: Path, entries: dict[str, dict[str, str]], name: str = "npas_
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def installed(tmp_path, monkeypatch):
     """Install the example for a test; return the folder of its packages."""
     site = tmp_path / "site"
     shutil.copytree(EXAMPLE / "npas_mlp", site / "npas_mlp")
@@ -45,9 +45,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return site
 
 
-def test_a_package_brings_a_network_and_its_experiment(
-    installed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_package_brings_a_network_and_its_experiment(installed, tmp_path, capsys):
     words = ["+exp=mlp_digits", "budget=0.2", "model.width=32", "epochs=1", "wandb.mode=disabled"]
     assert train.main(words) == 0
     (folder,) = (tmp_path / "runs/mlp_digits").iterdir()
@@ -71,7 +69,7 @@ def test_a_package_brings_a_network_and_its_experiment(
         assert line in said and said.count("\n") == 1
 
 
-def test_a_script_registers_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_registers_families(tmp_path, monkeypatch):
     monkeypatch.setattr(plugins, "_registered", {"model": {}, "task": {}})
     own = SimpleNamespace(
         Config=lambda **keys: SimpleNamespace(family="own", **keys),
@@ -90,7 +88,7 @@ def test_a_script_registers_families(tmp_path: Path, monkeypatch: pytest.MonkeyP
         npas.register_task("none", ModuleType("none"))
 
 
-def test_our_own_families_are_not_replaced(installed: Path) -> None:
+def test_our_own_families_are_not_replaced(installed):
     install(installed, {"npas.models": {"wrn": "npas_mlp.mlp"}}, "other")
     assert models.family("wrn").__name__ == "npas.models.wrn"
 
@@ -102,9 +100,7 @@ def test_our_own_families_are_not_replaced(installed: Path) -> None:
         ({"npas.models": {"bad": "json"}}, "lacks Config and build"),
     ],
 )
-def test_a_package_that_cannot_be_read_is_one_line(
-    installed: Path, entries: dict[str, dict[str, str]], line: str
-) -> None:
+def test_a_package_that_cannot_be_read_is_one_line(installed, entries, line):
     install(installed, entries, "bad")
     with pytest.raises(ValueError) as refused:
         models.family("bad")

@@ -3,8 +3,6 @@
 import io
 import sys
 import types
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -13,16 +11,16 @@ from npas.utils.progress import track
 
 
 class Stream(io.StringIO):
-    def __init__(self, is_terminal: bool) -> None:
+    def __init__(self, is_terminal):
         super().__init__()
         self.is_terminal = is_terminal
 
-    def isatty(self) -> bool:
+    def isatty(self):
         return self.is_terminal
 
 
 @pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clock(monkeypatch):
     """Let a second pass at each look at the clock."""
     now = iter(range(10_000))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(now)))
@@ -31,14 +29,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not progress._shown
 
 
-def shown(monkeypatch: pytest.MonkeyPatch, is_terminal: bool, count: int = 10) -> str:
+def shown(monkeypatch, is_terminal, count=10):
     stream = Stream(is_terminal)
     monkeypatch.setattr(sys, "stderr", stream)
     assert list(track(range(count), "reading")) == [*range(count)]
     return stream.getvalue()
 
 
-def test_a_terminal_shows_a_bar_once_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_a_bar_once_it_takes_long(monkeypatch):
     printed = shown(monkeypatch, is_terminal=True)
     assert "reading" in printed and "10/10" in printed and " 1/10" not in printed
     assert shown(monkeypatch, is_terminal=False) == ""
@@ -47,9 +45,7 @@ def test_a_terminal_shows_a_bar_once_it_takes_long(monkeypatch: pytest.MonkeyPat
     assert shown(monkeypatch, is_terminal=True) == ""
 
 
-def test_inner_loops_stay_hidden_and_what_breaks_off_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_inner_loops_stay_hidden_and_what_breaks_off_leaves_nothing(monkeypatch):
     stream = Stream(True)
     monkeypatch.setattr(sys, "stderr", stream)
     for i in track(iter(range(9)), "outer"):  # of unknown length
@@ -63,8 +59,8 @@ def test_inner_loops_stay_hidden_and_what_breaks_off_leaves_nothing(
     assert "outer" in printed and "inner" not in printed and "failing" not in printed
 
 
-def test_a_notebook_shows_it_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
+def test_a_notebook_shows_it_in_place(monkeypatch):
+    seen = []
     handle = types.SimpleNamespace(update=seen.append)
     fake = types.ModuleType("IPython.display")
     fake.display = lambda thing, display_id: handle  # type: ignore[attr-defined]
@@ -75,6 +71,6 @@ def test_a_notebook_shows_it_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "10/10" in bundle["text/plain"] and "reading" in bundle["text/html"]
 
 
-def test_without_rich_the_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_rich_the_work_is_done(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert shown(monkeypatch, is_terminal=True) == ""

@@ -25,20 +25,18 @@ SLOW = (pytest.mark.slow, pytest.mark.slow, (), pytest.mark.slow, (), (), (), ()
     ("code", "shown"),
     [pytest.param(*parts, marks=marks) for parts, marks in zip(EXAMPLES, SLOW, strict=True)],
 )
-def test_an_example_runs_and_prints_what_it_shows(
-    code: str, shown: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_example_runs_and_prints_what_it_shows(code, shown, capsys):
     exec(compile(code, "example", "exec"), {"__name__": "__main__"})
     printed = " ".join(capsys.readouterr().out.split())
     for piece in shown.split("...\n"):  # what stands between is left out
         assert " ".join(piece.split()) in printed
 
 
-def test_the_readme_is_one_page() -> None:
+def test_the_readme_is_one_page():
     assert (ROOT / "README.md").stat().st_size <= 8192
 
 
-def test_every_row_of_the_transparency_page_names_a_test_that_exists() -> None:
+def test_every_row_of_the_transparency_page_names_a_test_that_exists():
     page = (ROOT / "docs" / "transparency.md").read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| ") and "shown by" not in line]
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)

@@ -1,7 +1,6 @@
 """What earlier versions wrote under other key names is read, hashed and found as before."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from npas.reporting import results
 RESULTS = sorted((Path(__file__).parents[1] / "results" / "runs").glob("*/*/result.json"))
 
 
-def test_every_committed_result_is_read_and_keeps_its_hash_and_folder() -> None:
+def test_every_committed_result_is_read_and_keeps_its_hash_and_folder():
     assert len(RESULTS) > 100
     for path in RESULTS:
         result = results.read(path)
@@ -28,7 +27,7 @@ def test_every_committed_result_is_read_and_keeps_its_hash_and_folder() -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [*renames.KEYS.items()])
-def test_an_old_key_is_answered_with_the_new_one(old: str, new: str) -> None:
+def test_an_old_key_is_answered_with_the_new_one(old, new):
     if old.startswith("task."):  # a family's own
         return
     node, leaf = old.split(".")
@@ -36,7 +35,7 @@ def test_an_old_key_is_answered_with_the_new_one(old: str, new: str) -> None:
         load_config({"model": {"family": "wrn"}, "task": {"family": "digits"}, node: {leaf: 1}})
 
 
-def test_a_stored_config_of_an_earlier_version_is_read() -> None:
+def test_a_stored_config_of_an_earlier_version_is_read():
     old = {
         "data": {"split": "45k", "source": "standin", "standin": {"train": 3}},
         "optim": {"schedule": "steps", "ema": 0.9, "decay_norms": False},
@@ -65,6 +64,6 @@ def test_a_stored_config_of_an_earlier_version_is_read() -> None:
         (lambda m: npas.param_groups(m, 0.1, decay_norms=True), "decay_norms= is now decay_norm_b"),
     ],
 )
-def test_an_old_keyword_is_answered_with_the_new_one(call: Any, message: str) -> None:
+def test_an_old_keyword_is_answered_with_the_new_one(call, message):
     with pytest.raises(TypeError, match=message):
         call(torch.nn.Linear(4, 4))

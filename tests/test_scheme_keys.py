@@ -1,7 +1,5 @@
 """The keys of Muon, of fixed coefficients and of corrections are checked, and ignored if idle."""
 
-from typing import Any
-
 import npas.configs
 import pytest
 from omegaconf import OmegaConf
@@ -35,18 +33,18 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("changes", "line"), WRONG, ids=lambda value: str(value)[:50])
-def test_what_is_wrong_names_the_key(changes: dict[str, Any], line: str) -> None:
+def test_what_is_wrong_names_the_key(changes, line):
     with pytest.raises(ValueError) as caught:
         checked(**changes)
     assert line in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("groups", ["place", "depth:2", "depth:12"])
-def test_groups_by_names_are_no_paths(groups: str) -> None:
+def test_groups_by_names_are_no_paths(groups):
     assert checked(sharing__groups=groups).sharing.groups == groups
 
 
-def test_muons_keys_are_for_muon_alone() -> None:
+def test_muons_keys_are_for_muon_alone():
     own = {"bank": "adam", "beta1": 0.8}
     assert [*ignored(checked(optim__muon=own))] == ["optim.muon.bank", "optim.muon.beta1"]
     assert config_hash(checked(optim__muon=own)) == config_hash(checked())
@@ -56,14 +54,14 @@ def test_muons_keys_are_for_muon_alone() -> None:
     assert len(hashes) == 2
 
 
-def test_fixed_coefficients_cannot_be_rewarded_for_growing_alike() -> None:
+def test_fixed_coefficients_cannot_be_rewarded_for_growing_alike():
     sharing = {"train_coefficients": False, "recurrence_weight": 0.1}
     assert ignored(checked(sharing=sharing)) == {
         "sharing.recurrence_weight": "sharing.train_coefficients=false keeps them as they are"
     }
 
 
-def test_every_key_of_sharing_can_be_set() -> None:
+def test_every_key_of_sharing_can_be_set():
     """Hydra refuses an override of a key that no YAML has."""
     raw = OmegaConf.load(f"{npas.configs.__path__[0]}/sharing/ssn.yaml")
     known = flat(OmegaConf.to_container(raw))  # type: ignore[arg-type]

@@ -6,7 +6,6 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,10 +18,10 @@ import write_keys  # noqa: E402
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def measured(monkeypatch, tmp_path):
     """Return a function that runs a script with these words, and returns what it wrote."""
 
-    def run(script: str, *words: str) -> dict[str, Any]:
+    def run(script, *words):
         path, out = str(SCRIPTS / f"{script}.py"), tmp_path / f"{script}.json"
         if "ddp" in script:  # whose processes must import it
             subprocess.run([sys.executable, path, *words, "--out", out], check=True, timeout=300)
@@ -36,7 +35,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return run
 
 
-def test_the_page_of_keys_is_what_the_dataclasses_say() -> None:
+def test_the_page_of_keys_is_what_the_dataclasses_say():
     text = write_keys.page()
     assert write_keys.PAGE.read_text(encoding="utf-8") == text
     for row in (
@@ -47,7 +46,7 @@ def test_the_page_of_keys_is_what_the_dataclasses_say() -> None:
         assert row in text
 
 
-def test_input_pipelines(measured) -> None:
+def test_input_pipelines(measured):
     words = "--images 6 --batch 2 --workers 0,1 --rounds 1 --seconds 0 --networks wrn_digits"
     found = measured("bench_input", *words.split(), "--only", "imagenet,digits,networks")
     assert [row["row"] for row in found["rows"]] == [
@@ -60,7 +59,7 @@ def test_input_pipelines(measured) -> None:
 
 
 @pytest.mark.slow
-def test_a_bank_leaves_with_the_last_gradient_and_is_as_small_as_its_budget(measured) -> None:
+def test_a_bank_leaves_with_the_last_gradient_and_is_as_small_as_its_budget(measured):
     words = "--rounds 1 --batch 2 --budgets 0.1 --bucket-mb 0.2"
     dense, single, stages = measured("bench_ddp", *words.split())["rows"]
     assert [row["groups"] for row in (dense, single, stages)] == ["", "single", "stages"]
@@ -73,7 +72,7 @@ def test_a_bank_leaves_with_the_last_gradient_and_is_as_small_as_its_budget(meas
 
 
 @pytest.mark.slow
-def test_both_networks_send_four_bytes_a_parameter(measured) -> None:
+def test_both_networks_send_four_bytes_a_parameter(measured):
     words = "--rounds 1 --length 16 --words model=bert_tiny budget=200K"
     dense, shared = measured("bench_squad_ddp", *words.split())["rows"]
     assert (dense["network"], shared["network"]) == ("dense", "shared")
@@ -83,7 +82,7 @@ def test_both_networks_send_four_bytes_a_parameter(measured) -> None:
     assert shared["parameters"] <= 200_000 < dense["parameters"]
 
 
-def test_a_step_of_squad_is_what_the_formula_says() -> None:
+def test_a_step_of_squad_is_what_the_formula_says():
     assert bench.text_flops(1) == 6 * 12 * 24 * 1024**2 + 12 * 24 * 1024
     assert bench.text_flops(384) == pytest.approx(0.74e12, rel=0.01)
     cluster = bench.Cluster(gpus=2, flops=1e12, memory=1e12, generation_bytes=3, update_bytes=10)
@@ -105,7 +104,7 @@ def test_a_step_of_squad_is_what_the_formula_says() -> None:
     assert bench.bandwidth_for(cluster, 8, 100) is None
 
 
-def test_the_table_of_starts_has_a_line_a_method_with_means_over_the_seeds() -> None:
+def test_the_table_of_starts_has_a_line_a_method_with_means_over_the_seeds():
     rows = [
         {
             "method": method,
@@ -124,7 +123,7 @@ def test_the_table_of_starts_has_a_line_a_method_with_means_over_the_seeds() -> 
 
 
 @pytest.mark.slow
-def test_every_method_starts_as_it_should(measured) -> None:
+def test_every_method_starts_as_it_should(measured):
     words = "--pre digits --fine digits --metric accuracy --seeds 1 --fine-words batch_size=128"
     small = "--words model.depth=10 model.width=0.5 epochs=1 optim.milestones=[] budget=0.5"
     methods = ",".join(second_way.METHODS)

@@ -4,20 +4,19 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from npas.utils.signals import EXIT_CODE, SIGNALS, Preempted, deferred, requested, watching
 
 
-def send(*numbers: int) -> None:
+def send(*numbers):
     for number in numbers:
         os.kill(os.getpid(), number)
 
 
 @pytest.fixture(autouse=True)
-def handlers_stay() -> Iterator[None]:
+def handlers_stay():
     hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may be under nohup
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
@@ -26,12 +25,12 @@ def handlers_stay() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_stops_at_once_or_waits_where_it_is_deferred(number: int) -> None:
+def test_a_signal_stops_at_once_or_waits_where_it_is_deferred(number):
     with watching():
         with pytest.raises(Preempted):
             send(number)
         assert requested()
-    told: list[int] = []
+    told = []
     with watching():
         # A watch within another is that one; what is passed on goes to the outer's processes.
         with watching(), deferred(forward=told.append), deferred():
@@ -44,8 +43,8 @@ def test_a_signal_stops_at_once_or_waits_where_it_is_deferred(number: int) -> No
         assert not requested()
 
 
-def test_the_handler_that_was_there_is_called_at_the_end() -> None:
-    called: list[int] = []
+def test_the_handler_that_was_there_is_called_at_the_end():
+    called = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: called.append(number))
     hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     try:
@@ -103,7 +102,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("case", PROGRAMS)
-def test_a_program_gets_its_signals(case: str) -> None:
+def test_a_program_gets_its_signals(case):
     code, status, out = PROGRAMS[case]
     words = [sys.executable, "-c", START + code]
     done = subprocess.run(words, capture_output=True, text=True, timeout=30)

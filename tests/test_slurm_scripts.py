@@ -25,7 +25,7 @@ PROGRAMS = {
 
 
 @pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
+def environ(tmp_path):
     """Return an environment in which the synthetic data are found first."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -43,7 +43,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_a_script_says_what_it_does_and_how_to_submit_it(path: Path) -> None:
+def test_a_script_says_what_it_does_and_how_to_submit_it(path):
     assert subprocess.run(["bash", "-n", str(path)], capture_output=True).returncode == 0
     head = path.read_text().split("\nset -")[0]
     how = "sbatch" if path in BATCHES else "bash"
@@ -55,9 +55,7 @@ def test_a_script_says_what_it_does_and_how_to_submit_it(path: Path) -> None:
 
 @pytest.mark.parametrize("path", BATCHES, ids=lambda path: path.name)
 @pytest.mark.parametrize(("ends", "says"), [("0", "done"), ("1", "failed"), ("75", "preempted")])
-def test_only_what_was_preempted_goes_back_to_the_queue(
-    environ: dict[str, str], tmp_path: Path, path: Path, ends: str, says: str
-) -> None:
+def test_only_what_was_preempted_goes_back_to_the_queue(environ, tmp_path, path, ends, says):
     # torchrun's own code is 1 whatever its processes ended with: what they said counts.
     code = "1" if ends == "75" and "torchrun" in path.name else ends
     environ |= {"ENDS": code, "SAYS": says}
@@ -69,9 +67,7 @@ def test_only_what_was_preempted_goes_back_to_the_queue(
     assert "+exp=digits seed=1" in notes
 
 
-def test_one_machine_passes_the_signal_on_and_waits_for_the_end(
-    environ: dict[str, str], tmp_path: Path
-) -> None:
+def test_one_machine_passes_the_signal_on_and_waits_for_the_end(environ, tmp_path):
     (path,) = (path for path in BATCHES if path.stem == "one_node")
     environ["ENDS"] = "signal"
     job = subprocess.Popen(["bash", str(path), "+exp=digits"], env=environ, cwd=tmp_path)
@@ -84,7 +80,7 @@ def test_one_machine_passes_the_signal_on_and_waits_for_the_end(
     assert "scontrol requeue 77" in notes and "trainer.devices=4" in notes
 
 
-def test_a_sweep_goes_to_submitit_with_its_words(environ: dict[str, str], tmp_path: Path) -> None:
+def test_a_sweep_goes_to_submitit_with_its_words(environ, tmp_path):
     (path,) = (path for path in SCRIPTS if path not in BATCHES)
     environ["ENDS"] = "0"
     command = ["bash", str(path), "+exp=digits", "budget=0.1,0.5", "seed=0,1"]

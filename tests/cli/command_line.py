@@ -1,6 +1,5 @@
 """Name the commands, and what comes out of one."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from npas.cli import evaluate, export, fold, plan, report, run_list, table, train
@@ -35,6 +34,3 @@ class Answer:
     code: int
     out: str
     err: str
-
-
-Run = Callable[..., Answer]  # command-line arguments -> Answer

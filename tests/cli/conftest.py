@@ -1,18 +1,16 @@
 """Run commands as a user does, but in this process."""
 
-from pathlib import Path
-
 import pytest
-from command_line import COMMANDS, SMALL, Answer, Run
+from command_line import COMMANDS, SMALL, Answer
 
 from npas.cli import train
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
+def run(capsys):
     """Return a function that runs a command line."""
 
-    def run_command(*arguments: str) -> Answer:
+    def run_command(*arguments):
         capsys.readouterr()
         code = COMMANDS[arguments[0]](arguments[1:])
         captured = capsys.readouterr()
@@ -22,7 +20,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory):
     """Train a small shared network once, and return its run's folder."""
     root = tmp_path_factory.mktemp("trained") / "runs"
     assert train.main([*SMALL, "budget=0.5", f"run_root={root}"]) == 0

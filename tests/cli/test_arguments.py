@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import Run
 
 import npas
 
@@ -118,7 +117,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("command", "line"), WRONG, ids=[command for command, _ in WRONG])
-def test_invalid_arguments(command: str, line: str, run: Run, tmp_path: Path) -> None:
+def test_invalid_arguments(command, line, run, tmp_path):
     answer = run(*[word.strip("'") for word in command.split()])
     assert answer.code == 2
     assert line in answer.err
@@ -139,7 +138,7 @@ FILES = {
 FIRST_LINE = "its first line must be '# @package _global_', so that its keys stand at the top"
 
 
-def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(run: Run) -> None:
+def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(run):
     for name, text in FILES.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
@@ -160,22 +159,20 @@ def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(run: Run
 
 
 @pytest.mark.parametrize("root", ["josé/runs", "a#b=c", "日本"])
-def test_a_path_may_have_any_letters(root: str, run: Run) -> None:
+def test_a_path_may_have_any_letters(root, run):
     answer = run("npas-train", f"run_root={root}", "--cfg", "job")
     assert answer.code == 0, answer.err
     assert root in answer.out
 
 
-def test_the_traceback_is_there_for_those_who_ask_and_of_faults_of_ours(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_traceback_is_there_for_those_who_ask_and_of_faults_of_ours(run, monkeypatch):
     assert "Traceback" in run("npas-train", "hydra.verbose=true", "epochs=-3").err
     monkeypatch.setenv("NPAS_DEBUG", "1")
     answer = run("npas-train", "bugdet=-3")
     assert answer.code == 2 and "Traceback" in answer.err
     monkeypatch.delenv("NPAS_DEBUG")
 
-    def fault(*anything: object) -> None:
+    def fault(*anything):
         raise KeyError("ours")
 
     monkeypatch.setattr("npas.config.load_config", fault)
@@ -184,14 +181,14 @@ def test_the_traceback_is_there_for_those_who_ask_and_of_faults_of_ours(
     assert "Traceback" in answer.err and "KeyError: 'ours'" in answer.err
 
 
-def test_help_version_and_config_are_shown_without_running(run: Run, tmp_path: Path) -> None:
+def test_help_version_and_config_are_shown_without_running(run, tmp_path):
     answer = run("npas-train", "--cfg", "job", "budget=0.3")
     assert answer.code == 0 and "budget: 0.3" in answer.out and "hydra" not in answer.out
     assert run("npas-plan", "--version").out == f"npas {npas.__version__}\n"
     assert not list(tmp_path.iterdir())
 
 
-def test_help_and_typos_do_not_wait_for_heavy_imports() -> None:
+def test_help_and_typos_do_not_wait_for_heavy_imports():
     code = """
 import contextlib, io, sys
 from npas.cli import plan, train
@@ -206,7 +203,7 @@ print(*heavy & set(sys.modules))
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 
-def test_the_module_runs_as_a_script_and_its_exit_code_reaches_the_shell(tmp_path: Path) -> None:
+def test_the_module_runs_as_a_script_and_its_exit_code_reaches_the_shell(tmp_path):
     arguments = [sys.executable, "-m", "npas.cli.train", "+bugdet=0.1"]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, Run
+from command_line import SMALL
 
 from npas.cli import runs
 from npas.reporting import results
@@ -14,7 +14,7 @@ from npas.training import artifact
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tmp_path_factory):
     """Train a run with a budget in bytes, with averaged weights, once."""
     from npas.cli import train
 
@@ -25,7 +25,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_with_a_budget_in_bytes_exports_at_its_end(run: Run, exported: Path) -> None:
+def test_a_run_with_a_budget_in_bytes_exports_at_its_end(run, exported):
     result = results.read(exported)
     found = result.artifact
     assert found is not None and result.budget is not None and result.metrics is not None
@@ -43,14 +43,14 @@ def test_a_run_with_a_budget_in_bytes_exports_at_its_end(run: Run, exported: Pat
     assert json.loads(run(*words).out) == result.metrics.last
 
 
-def test_a_finished_run_shows_its_artifact(run: Run, exported: Path) -> None:
+def test_a_finished_run_shows_its_artifact(run, exported):
     answer = run("npas-train", f"run={exported}")
     assert answer.code == 0 and "skipped" in answer.out
     size = (exported / artifact.FILE_NAME).stat().st_size
     assert f"; artifact {size:,} bytes, " in answer.out
 
 
-def test_any_run_can_be_exported_as_an_artifact(run: Run, trained: Path, exported: Path) -> None:
+def test_any_run_can_be_exported_as_an_artifact(run, trained, exported):
     answer = run("npas-export", f"run={trained}", "format=artifact", "bits=6", "out=small.npas")
     assert answer.code == 0, answer.err
     assert f"small.npas: {Path('small.npas').stat().st_size:,} bytes (int6, zlib;" in answer.out
@@ -69,7 +69,7 @@ def test_any_run_can_be_exported_as_an_artifact(run: Run, trained: Path, exporte
     assert answer.code == 2 and "is damaged" in answer.err and answer.err.count("\n") == 1
 
 
-def test_a_dense_run_exports_if_it_is_told_to(run: Run) -> None:
+def test_a_dense_run_exports_if_it_is_told_to(run):
     words = ("artifact.export=true", "artifact.scheme=golf", "artifact.compression=lzma")
     answer = run("npas-train", *SMALL, "budget=dense", *words)
     assert answer.code == 0, answer.err
@@ -79,7 +79,7 @@ def test_a_dense_run_exports_if_it_is_told_to(run: Run) -> None:
     assert (found.scheme, found.compression) == ("golf", "lzma")
 
 
-def test_an_artifact_over_its_budget_fails_and_keeps_what_was_trained(run: Run) -> None:
+def test_an_artifact_over_its_budget_fails_and_keeps_what_was_trained(run):
     words = ("npas-train", *SMALL, "budget=12KB", "artifact.expected_ratio=3")
     answer = run(*words)
     assert answer.code == 1
@@ -99,7 +99,7 @@ def test_an_artifact_over_its_budget_fails_and_keeps_what_was_trained(run: Run) 
 
 
 @pytest.mark.parametrize("budget", ["dense", "0.5", "8K", "12KB"])
-def test_a_plan_says_the_bytes_of_every_budget(run: Run, budget: str) -> None:
+def test_a_plan_says_the_bytes_of_every_budget(run, budget):
     words = ("npas-plan", *SMALL[:2], f"budget={budget}")
     found = json.loads(run(*words, "format=json").out)["artifact"]
     taken = found["bytes_before_compression"]
@@ -111,7 +111,7 @@ def test_a_plan_says_the_bytes_of_every_budget(run: Run, budget: str) -> None:
         assert six["bytes_before_compression"] < taken
 
 
-def test_groups_are_searched_within_the_bytes(run: Run) -> None:
+def test_groups_are_searched_within_the_bytes(run):
     words = ("sharing.groups=learned", "sharing.num_groups=2", "sharing.search.epochs=1")
     answer = run("npas-train", *SMALL, "budget=20KB", *words)
     assert answer.code == 0, answer.err
@@ -135,13 +135,13 @@ def test_groups_are_searched_within_the_bytes(run: Run) -> None:
         ("npas-export run=x format=artifact bits=4", "bits must be 8 or 6"),
     ],
 )
-def test_what_cannot_be_is_one_line(run: Run, words: str, says: str) -> None:
+def test_what_cannot_be_is_one_line(run, words, says):
     answer = run(*words.split())
     assert answer.code == 2 and says in answer.err, answer.err
     assert answer.err.count("\n") == 1
 
 
-def test_settings_without_an_artifact_are_warned_of(run: Run) -> None:
+def test_settings_without_an_artifact_are_warned_of(run):
     answer = run("npas-plan", "artifact.bits=6")
     assert "artifact.bits ignored: it needs a budget in bytes (16MB) or artifact.export" in (
         answer.err

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, Run
+from command_line import SMALL
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -28,7 +28,7 @@ SOFT = (
 
 
 @pytest.fixture(scope="module")
-def soft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def soft(tmp_path_factory):
     """Train a small network whose layers grow alike, once."""
     root = tmp_path_factory.mktemp("soft") / "runs"
     assert train.main([*SOFT, f"run_root={root}"]) == 0
@@ -36,7 +36,7 @@ def soft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_folds_into_loops_and_says_what_it_costs(run: Run, soft: Path) -> None:
+def test_a_run_folds_into_loops_and_says_what_it_costs(run, soft):
     answer = run("npas-fold", f"run={soft}", "threshold=0.9")
     assert answer.code == 0, answer.err
     out = soft / "fold-0.9"
@@ -71,15 +71,13 @@ def test_a_run_folds_into_loops_and_says_what_it_costs(run: Run, soft: Path) -> 
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def undrawn(monkeypatch):
     """Leave out the pictures, which take most of the time."""
     monkeypatch.setattr(fold, "_draw", lambda *_: [])
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_threshold_is_chosen_on_held_out_data(
-    run: Run, soft: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_threshold_is_chosen_on_held_out_data(run, soft, monkeypatch):
     monkeypatch.setattr(fold, "CANDIDATES", (0.999, 0.9, 0.5))
     answer = run("npas-fold", f"run={soft}", "threshold=auto", "tolerance=5", "out=there")
     assert answer.code == 0, answer.err
@@ -96,7 +94,7 @@ def test_a_threshold_is_chosen_on_held_out_data(
     assert "chosen on val accuracy" in answer.out
 
 
-def test_what_cannot_be_folded_is_one_line(run: Run, soft: Path, trained: Path) -> None:
+def test_what_cannot_be_folded_is_one_line(run, soft, trained):
     assert run("npas-train", *SMALL, "budget=dense").code == 0
     (dense,) = Path("runs").glob("digits/*")
     for arguments, says in (
@@ -112,7 +110,7 @@ def test_what_cannot_be_folded_is_one_line(run: Run, soft: Path, trained: Path) 
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_run_on_texts_folds_too(run: Run, tmp_path: Path) -> None:
+def test_a_run_on_texts_folds_too(run, tmp_path):
     arguments = ("+exp=tiny_mlm", "epochs=1", f"run_root={tmp_path}", "trainer.device=cpu")
     made = ("train=4", "test=2", "epochs=1", "batch_size=2")
     assert run("npas-train", *arguments, *(f"data.synthetic.{word}" for word in made)).code == 0
@@ -125,9 +123,7 @@ def test_a_run_on_texts_folds_too(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_no_threshold_is_taken_where_none_keeps_the_metric(
-    run: Run, soft: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_threshold_is_taken_where_none_keeps_the_metric(run, soft, monkeypatch):
     monkeypatch.setattr(fold, "CANDIDATES", (0.999, 0.5))
     measured = iter([90.0, 80.0, None])
     monkeypatch.setattr(fold, "_measure", lambda *_: {"accuracy": next(measured)})
@@ -138,13 +134,11 @@ def test_no_threshold_is_taken_where_none_keeps_the_metric(
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), SafetensorError("full")])
-def test_a_full_disk_is_one_line_and_leaves_the_files_before(
-    run: Run, soft: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_full_disk_is_one_line_and_leaves_the_files_before(run, soft, monkeypatch, error):
     assert run("npas-fold", f"run={soft}", "out=here").code == 0
     before = {path.name: path.read_bytes() for path in Path("here").iterdir()}
 
-    def fail(*_: object) -> None:
+    def fail(*_):
         raise error
 
     monkeypatch.setattr("safetensors.torch.save_model", fail)
@@ -155,9 +149,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_files_before(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_checkpoint_folds_into_the_runs_folder_with_the_history_until_then(
-    run: Run, soft: Path
-) -> None:
+def test_a_checkpoint_folds_into_the_runs_folder_with_the_history_until_then(run, soft):
     folder = Path(shutil.copytree(soft, "copy"))
     with (folder / "log.jsonl").open("a") as log:
         log.write('3\n[]\n{"step": 1, "ep')  # no lines of ours, and one that was cut short
@@ -177,9 +169,7 @@ def test_a_checkpoint_folds_into_the_runs_folder_with_the_history_until_then(
         ("two_branch_scenes", ("model.width=16", "model.embedding=16")),
     ],
 )
-def test_a_network_of_several_inputs_folds(
-    exp: str, arguments: tuple[str, ...], run: Run, tmp_path: Path
-) -> None:
+def test_a_network_of_several_inputs_folds(exp, arguments, run, tmp_path):
     settings = (f"+exp={exp}", "data.source=synthetic", "budget=null", "sharing.templates=2")
     small = ("task.region_width=16", "task.word_width=16", f"run_root={tmp_path}/runs")
     assert train.main([*settings, "sharing.groups=shape", *small, *arguments]) == 0
@@ -191,7 +181,7 @@ def test_a_network_of_several_inputs_folds(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_fold_of_an_unfinished_run_says_so(run: Run, soft: Path) -> None:
+def test_a_fold_of_an_unfinished_run_says_so(run, soft):
     folder = Path(shutil.copytree(soft, "copy"))
     result = results.read(folder)
     results.write(folder, dataclasses.replace(result, status="failed", metrics=None))

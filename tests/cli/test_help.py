@@ -4,12 +4,12 @@ import re
 import shlex
 
 import pytest
-from command_line import COMMANDS, Run
+from command_line import COMMANDS
 from omegaconf import OmegaConf
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_fits_a_screen_and_has_two_examples(run: Run, command: str) -> None:
+def test_the_help_fits_a_screen_and_has_two_examples(run, command):
     answer = run(command, "--help")
     lines = answer.out.rstrip().splitlines()
     assert (answer.code, answer.err) == (0, "")
@@ -20,9 +20,7 @@ def test_the_help_fits_a_screen_and_has_two_examples(run: Run, command: str) -> 
 
 
 @pytest.mark.parametrize("command", ["npas-train", "npas-plan"])
-def test_what_the_help_says_of_defaults_is_so_and_its_examples_compose(
-    run: Run, command: str
-) -> None:
+def test_what_the_help_says_of_defaults_is_so_and_its_examples_compose(run, command):
     lines = run(command, "--help").out.splitlines()
     config = OmegaConf.create(run(command, "--cfg", "job").out)
     start = next(
@@ -38,7 +36,7 @@ def test_what_the_help_says_of_defaults_is_so_and_its_examples_compose(
         assert run(command, *words, "--cfg", "job").code == 0, line
 
 
-def test_unknown_names_list_those_that_there_are(run: Run) -> None:
+def test_unknown_names_list_those_that_there_are(run):
     for group in ("+exp", "model", "task", "sharing", "optim", "trainer"):
         answer = run("npas-train", f"{group}=list")
         assert answer.code == 2 and f"there is no {group.lstrip('+')}=list: choose " in answer.err
@@ -52,9 +50,7 @@ def test_unknown_names_list_those_that_there_are(run: Run) -> None:
         ("npas-plan form", {"format="}),
     ],
 )
-def test_a_shell_completes_keys_and_names(
-    run: Run, monkeypatch: pytest.MonkeyPatch, line: str, words: set[str]
-) -> None:
+def test_a_shell_completes_keys_and_names(run, monkeypatch, line, words):
     command = line.split()[0]
     assert "complete" in run(command, "--shell-completion", "install=bash").out
     monkeypatch.setenv("COMP_LINE", line)

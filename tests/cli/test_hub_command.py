@@ -1,10 +1,8 @@
 """`npas-export format=hub` writes what the hub, npas and transformers each read."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from command_line import SMALL, Run
+from command_line import SMALL
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -16,7 +14,7 @@ from npas.reporting import results
 from npas.tasks.common import synthetic_text
 
 
-def test_a_run_of_ones_own_network_is_read_by_load(run: Run, trained: Path, tmp_path: Path) -> None:
+def test_a_run_of_ones_own_network_is_read_by_load(run, trained, tmp_path):
     done = run("npas-export", f"run={trained}", "format=hub", f"out={tmp_path / 'digits-half'}")
     assert done.code == 0 and "hf upload USER/digits-half " in done.out
     folder = tmp_path / "digits-half"
@@ -45,9 +43,7 @@ def test_a_run_of_ones_own_network_is_read_by_load(run: Run, trained: Path, tmp_
     assert refused.code == 2 and "is no folder: name one" in refused.err
 
 
-def test_transformers_reads_the_dense_network_with_its_labels_and_tokenizer(
-    run: Run, tmp_path: Path
-) -> None:
+def test_transformers_reads_the_dense_network_with_its_labels_and_tokenizer(run, tmp_path):
     tokenizer = synthetic_text.write_tokenizer(tmp_path)
     for name in ("train", "test"):
         rows = "text,label\n" + 'Alan moved.,move\n"Alan played.",play\n' * 4
@@ -87,9 +83,7 @@ def test_transformers_reads_the_dense_network_with_its_labels_and_tokenizer(
         ),
     ],
 )
-def test_what_shares_nothing_is_a_plain_network(
-    run: Run, tmp_path: Path, words: tuple[str, ...], said: str, how: str
-) -> None:
+def test_what_shares_nothing_is_a_plain_network(run, tmp_path, words, said, how):
     assert train.main([*SMALL, *words, f"run_root={tmp_path / 'runs'}"]) == 0
     (folder,) = (tmp_path / "runs/digits").iterdir()
     assert run("npas-export", f"run={folder}", "format=hub").code == 0

@@ -3,10 +3,9 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from command_line import SMALL, Run
+from command_line import SMALL
 
 from npas.config import run_dir
 from npas.reporting import results
@@ -15,7 +14,7 @@ from npas.reporting.compose import compose
 TRAIN = ("npas-train", *SMALL)
 
 
-def test_a_run_starts_from_another_and_says_how(run: Run, trained: Path, tmp_path: Path) -> None:
+def test_a_run_starts_from_another_and_says_how(run, trained, tmp_path):
     arguments = (*TRAIN, f"run_root={tmp_path}", "budget=0.5", "seed=1", f"sharing.init={trained}")
     answer = run(*arguments)
     assert answer.code == 0
@@ -34,9 +33,7 @@ def test_a_run_starts_from_another_and_says_how(run: Run, trained: Path, tmp_pat
     assert "holds other weights than then" in again.err
 
 
-def test_an_exported_network_is_fitted_and_a_dry_run_tells(
-    run: Run, trained: Path, tmp_path: Path
-) -> None:
+def test_an_exported_network_is_fitted_and_a_dry_run_tells(run, trained, tmp_path):
     file = tmp_path / "network.safetensors"
     assert run("npas-export", f"run={trained}", f"out={file}").code == 0
     words = (*TRAIN, f"run_root={tmp_path}", "budget=0.2", "dry_run=true")
@@ -46,9 +43,7 @@ def test_an_exported_network_is_fitted_and_a_dry_run_tells(
     assert answer.code == 2 and f"set sharing.init=fit:{file}, which plans" in answer.err
 
 
-def test_a_run_that_has_begun_needs_the_path_no_more(
-    run: Run, trained: Path, tmp_path: Path
-) -> None:
+def test_a_run_that_has_begun_needs_the_path_no_more(run, trained, tmp_path):
     path = shutil.copytree(trained, tmp_path / "before")
     arguments = (*TRAIN, f"run_root={tmp_path}", "budget=0.5", f"sharing.init={path}")
     assert run(*arguments).code == 0
@@ -63,16 +58,14 @@ def test_a_run_that_has_begun_needs_the_path_no_more(
     assert "there is no such file or folder" in answer.err
 
 
-def test_it_is_of_use_to_a_dense_network(run: Run, trained: Path, tmp_path: Path) -> None:
+def test_it_is_of_use_to_a_dense_network(run, trained, tmp_path):
     answer = run(*TRAIN, f"run_root={tmp_path}", "budget=dense", f"sharing.init={trained}")
     assert answer.code == 0 and "warning" not in answer.err
     assert answer.err.count("sharing.init: ") == 1 and "tensors copied" in answer.err
 
 
 @pytest.mark.parametrize("batches", [0, 2])
-def test_a_plan_says_how_near_a_fit_comes_and_a_run_starts_there(
-    run: Run, trained: Path, tmp_path: Path, batches: int
-) -> None:
+def test_a_plan_says_how_near_a_fit_comes_and_a_run_starts_there(run, trained, tmp_path, batches):
     arguments = (*SMALL, f"run_root={tmp_path}", "budget=0.5", f"sharing.init=fit:{trained}")
     arguments += (f"sharing.fit_batches={batches}",)
     answer = run("npas-plan", *arguments)

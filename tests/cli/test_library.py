@@ -1,8 +1,6 @@
 """`npas.train` does from Python what npas-train does, and raises ValueError in its place."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 from command_line import SMALL
@@ -14,12 +12,10 @@ from npas.reporting import results
 from npas.reporting.compose import compose as compose_own
 
 
-def test_a_training_calls_back_with_what_it_logs_and_returns_its_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_calls_back_with_what_it_logs_and_returns_its_result(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [*SMALL, "budget=0.5", "trainer.log_every=2", "data.val_fraction=0.2"]
-    records: list[dict[str, Any]] = []
+    records = []
     result = npas.train(words, callbacks=[records.append])
     assert result.status == "done" and result.metrics is not None
     folder = run_dir(compose_own(*words))
@@ -35,7 +31,7 @@ def test_a_training_calls_back_with_what_it_logs_and_returns_its_result(
     # What a callback raises ends the run, whose record says so; the same call goes on.
     words += ["seed=1"]
 
-    def stop(record: dict[str, Any]) -> None:
+    def stop(record):
         raise InterruptedError(f"at {record['step']}")
 
     with pytest.raises(InterruptedError, match="at 2"):
@@ -61,9 +57,7 @@ def test_a_training_calls_back_with_what_it_logs_and_returns_its_result(
         (["data.root=nowhere", "+exp=wrn_cifar10", "data.download=false"], "nowhere"),
     ],
 )
-def test_what_cannot_be_is_a_value_error_of_one_line(
-    config: Any, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_is_a_value_error_of_one_line(config, line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as error:
         npas.train(config)
@@ -71,14 +65,14 @@ def test_what_cannot_be_is_a_value_error_of_one_line(
     assert not list(tmp_path.glob("runs/*/*"))
 
 
-def test_callbacks_must_be_callable_and_in_this_process() -> None:
+def test_callbacks_must_be_callable_and_in_this_process():
     with pytest.raises(ValueError, match="must be a list of functions"):
         npas.train([], callbacks=["print"])  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"trainer\.devices=2 trains in processes of their own"):
         npas.train(["trainer.devices=2"], callbacks=[print])
 
 
-def test_a_hydra_application_may_call_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hydra_application_may_call_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with initialize_config_module("npas.configs", version_base="1.3"):
         result = npas.train([*SMALL, "budget=0.5"])

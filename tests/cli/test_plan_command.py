@@ -2,16 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from command_line import SMALL, Run
+from command_line import SMALL
 
 from npas.tasks.cifar import synthetic
 from npas.tasks.cifar import task as cifar
 
 
-def plan(run: Run, *arguments: str) -> dict[str, Any]:
+def plan(run, *arguments):
     answer = run("npas-plan", "format=json", *arguments)
     assert answer.code == 0, answer.err
     return dict(json.loads(answer.out))
@@ -20,9 +19,7 @@ def plan(run: Run, *arguments: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("exp", "budget"), [("digits", "0.1"), ("digits", "1.5"), ("wrn_cifar100", "0.01")]
 )
-def test_a_plan_keeps_its_budget_and_is_one_object_of_known_keys(
-    exp: str, budget: str, run: Run, tmp_path: Path
-) -> None:
+def test_a_plan_keeps_its_budget_and_is_one_object_of_known_keys(exp, budget, run, tmp_path):
     found = plan(run, f"+exp={exp}", f"budget={budget}")
     assert set(found) == {"budget", "split", "groups", "layers", "flops", "input_shape", "artifact"}
     counts = found["budget"]
@@ -35,7 +32,7 @@ def test_a_plan_keeps_its_budget_and_is_one_object_of_known_keys(
     assert not list(tmp_path.iterdir())
 
 
-def test_flops_do_not_change_with_the_budget_nor_the_form_of_a_dense_plan(run: Run) -> None:
+def test_flops_do_not_change_with_the_budget_nor_the_form_of_a_dense_plan(run):
     dense, shared = plan(run, "+exp=wrn_cifar10", "budget=dense"), plan(run, "+exp=wrn_cifar10")
     # WRN-28-10 has about 5.2 G multiply-adds an image (Zagoruyko & Komodakis, 2016).
     assert 2 * 5.1e9 < dense["flops"] == shared["flops"] < 2 * 5.4e9
@@ -47,7 +44,7 @@ def test_flops_do_not_change_with_the_budget_nor_the_form_of_a_dense_plan(run: R
     assert "nothing shared" in run("npas-plan", "budget=dense").out
 
 
-def test_the_table_shows_layers_counts_and_flops(run: Run) -> None:
+def test_the_table_shows_layers_counts_and_flops(run):
     answer = run("npas-plan")
     assert answer.code == 0 and not answer.err
     for word in ("stem.weight", "asked 0.1", "allowed", "used", "FLOPs", "whatever the budget"):
@@ -57,7 +54,7 @@ def test_the_table_shows_layers_counts_and_flops(run: Run) -> None:
     assert "inputs: 3x64x64 of a synthetic run; the set's are 3x224x224" in synthetic.out
 
 
-def test_a_plan_that_is_known_to_be_poor_is_said_to_be(run: Run) -> None:
+def test_a_plan_that_is_known_to_be_poor_is_said_to_be(run):
     words = ("npas-plan", "+exp=wrn_cifar10", "budget=0.1")
     note = (
         "note: 6 of 29 layers have the very weight of another (stages.2.0.conv2.weight = stages.2."
@@ -71,7 +68,7 @@ def test_a_plan_that_is_known_to_be_poor_is_said_to_be(run: Run) -> None:
     assert "shares a bank with" not in run("npas-plan", "+exp=tiny_mlm").out  # too many to stay out
 
 
-def test_a_sweep_of_plans_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:
+def test_a_sweep_of_plans_leaves_nothing_behind(run, tmp_path):
     answer = run("npas-plan", "-m", "budget=0.1,0.2", "format=json")
     assert answer.code == 0
     asked = [json.loads(line)["budget"]["asked"] for line in answer.out.splitlines()]
@@ -79,7 +76,7 @@ def test_a_sweep_of_plans_leaves_nothing_behind(run: Run, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_the_data_are_counted_and_one_batch_is_made(run: Run, tmp_path: Path) -> None:
+def test_the_data_are_counted_and_one_batch_is_made(run, tmp_path):
     answer = run("npas-plan", "check_data=true")
     assert answer.code == 0, answer.err
     lines = [line for line in answer.out.splitlines() if line.startswith("data ")]
@@ -93,7 +90,7 @@ def test_the_data_are_counted_and_one_batch_is_made(run: Run, tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_a_copy_is_counted_and_refused_unless_asked_for(run: Run, tmp_path: Path) -> None:
+def test_a_copy_is_counted_and_refused_unless_asked_for(run, tmp_path):
     root = tmp_path / "data"
     root.mkdir()
     made = synthetic.write(root, cifar.published_archive(10), 10, 40, 20)

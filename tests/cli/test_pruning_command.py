@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import SMALL, Run
+from command_line import SMALL
 from safetensors.torch import load_file
 
 import npas
@@ -17,9 +17,7 @@ PRUNED = (*SMALL, "pruning=hrank", "pruning.amount=0.5", "pruning.batches=1")
 
 
 @pytest.mark.parametrize("budget", ["0.5", "dense"])
-def test_a_run_ends_with_what_was_planned_and_its_export_is_that_network(
-    run: Run, budget: str
-) -> None:
+def test_a_run_ends_with_what_was_planned_and_its_export_is_that_network(run, budget):
     words = (*PRUNED, f"budget={budget}", "artifact.export=true")
     planned = json.loads(run("npas-plan", *words, "format=json").out)
     assert f"28 of 56 filters kept: {planned['pruning']['exported']:,} parameters" in (
@@ -57,7 +55,7 @@ def test_a_run_ends_with_what_was_planned_and_its_export_is_that_network(
     assert answer.code == 2 and ("prunes filters" in answer.err or budget == "dense")
 
 
-def test_settings_without_a_method_are_said_to_be_ignored_and_change_no_run(run: Run) -> None:
+def test_settings_without_a_method_are_said_to_be_ignored_and_change_no_run(run):
     answer = run("npas-plan", "pruning.amount=0.3", "pruning.schedule=gradual")
     assert "pruning.amount and pruning.schedule ignored: pruning.method=null" in answer.err
     answer = run("npas-plan", *PRUNED, "pruning.method=magnitude", "pruning.times=3")

@@ -5,17 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import Run
 
 
-def test_the_committed_results_become_one_file(run: Run) -> None:
+def test_the_committed_results_become_one_file(run):
     answer = run("npas-report", "out=pages/all.html")
     assert answer.code == 0, answer.err
     assert answer.out.startswith("pages/all.html: ") and not answer.err
     assert Path("pages/all.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
-def test_neither_torch_nor_transformers_is_imported_for_it() -> None:
+def test_neither_torch_nor_transformers_is_imported_for_it():
     code = (
         "import sys; from npas.cli import report; assert report.main([]) == 0;"
         " assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
@@ -36,7 +35,7 @@ def test_neither_torch_nor_transformers_is_imported_for_it() -> None:
         (["root=runs"], "unknown key 'root'"),
     ],
 )
-def test_mistakes_are_one_line(run: Run, words: list[str], said: str) -> None:
+def test_mistakes_are_one_line(run, words, said):
     Path("empty").mkdir()
     Path("file").touch()
     answer = run("npas-report", *words)

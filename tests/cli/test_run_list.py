@@ -3,22 +3,17 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from command_line import Run
 
 from npas.tasks.common import files
 
-MakeRun = Callable[..., Path]
-
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
+def make_run(tmp_path):
     """Return a function that makes a run's folder below runs/, of the experiment `digits`."""
 
-    def make(budget: str, seed: int = 0, lr: float = 0.1, **changes: object) -> Path:
+    def make(budget, seed=0, lr=0.1, **changes):
         folder = tmp_path / "runs/digits" / f"budget-{budget}_seed-{seed}_{seed:08x}"
         folder.mkdir(parents=True)
         value = 90.0 + 5 * float(budget) + seed
@@ -42,7 +37,7 @@ def make_run(tmp_path: Path) -> MakeRun:
     return make
 
 
-def test_runs_are_listed_filtered_and_sorted(run: Run, make_run: MakeRun) -> None:
+def test_runs_are_listed_filtered_and_sorted(run, make_run):
     make_run("0.1"), make_run("0.1", 1), make_run("2", lr=0.3)
     make_run("0.5", result=False)
     broken = make_run("4")
@@ -65,7 +60,7 @@ def test_runs_are_listed_filtered_and_sorted(run: Run, make_run: MakeRun) -> Non
     assert rows[0].startswith("exp,budget,seed") and rows[1].startswith("digits,0.1,0,done")
 
 
-def test_two_runs_are_compared(run: Run, make_run: MakeRun) -> None:
+def test_two_runs_are_compared(run, make_run):
     answer = run("npas-runs", "compare", str(make_run("0.1")), str(make_run("2", 1, lr=0.3)))
     assert answer.code == 0, answer.err
     table = [line.split() for line in answer.out.splitlines()]
@@ -74,9 +69,7 @@ def test_two_runs_are_compared(run: Run, make_run: MakeRun) -> None:
     assert len(table) < 30
 
 
-def test_runs_are_deleted_only_when_asked(
-    run: Run, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_are_deleted_only_when_asked(run, make_run, monkeypatch):
     kept, failed, training = make_run("0.1"), make_run("1", status="failed"), make_run("2", 5)
     unsaid = run("npas-runs", "clean", "status=failed")
     assert unsaid.code == 2 and "yes=true" in unsaid.err and failed.exists()
@@ -92,9 +85,7 @@ def test_runs_are_deleted_only_when_asked(
     assert answer.code == 1 and "is being trained: it stays" in answer.err and training.exists()
 
 
-def test_what_is_no_run_is_never_deleted(
-    run: Run, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_no_run_is_never_deleted(run, make_run, tmp_path, monkeypatch):
     other = tmp_path / "runs/project/app"
     other.mkdir(parents=True)
     (other / "config.yaml").write_text("name: web\n", encoding="utf-8")
@@ -107,7 +98,7 @@ def test_what_is_no_run_is_never_deleted(
     answer = run("npas-runs", "clean", "root=links", "status=done", "yes=true")
     assert answer.code == 1 and "reached by a symbolic link: it stays" in answer.err
 
-    def finish(question: str) -> str:  # while the question is open
+    def finish(question):  # while the question is open
         (finished / "result.json").write_text((mine / "result.json").read_text())
         return "y"
 
@@ -118,7 +109,7 @@ def test_what_is_no_run_is_never_deleted(
     assert other.exists() and mine.exists() and finished.exists()
 
 
-def test_damaged_runs_are_listed_and_stop_nothing(run: Run, make_run: MakeRun) -> None:
+def test_damaged_runs_are_listed_and_stop_nothing(run, make_run):
     good = make_run("0.1", trackers=["csv"])
     result = json.loads((good / "result.json").read_text())
     result["config"]["trackers"] = ["csv", "tensorboard"]
@@ -148,13 +139,13 @@ def test_damaged_runs_are_listed_and_stop_nothing(run: Run, make_run: MakeRun) -
         ("clean yes=perhaps seed=0", "yes must be true or false"),
     ],
 )
-def test_invalid_arguments_get_one_line(run: Run, make_run: MakeRun, words: str, line: str) -> None:
+def test_invalid_arguments_get_one_line(run, make_run, words, line):
     make_run("0.1")
     answer = run("npas-runs", *words.split())
     assert answer.code == 2 and answer.err.count("\n") == 1 and line in answer.err
 
 
-def test_a_thousand_runs_are_listed_without_torch(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_thousand_runs_are_listed_without_torch(make_run, tmp_path):
     for seed in range(1000):
         make_run("0.1", seed)
     code = (

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, Run
+from command_line import SMALL
 
 from npas.cli import train
-from npas.config import Config, run_dir
+from npas.config import run_dir
 from npas.reporting import results
 from npas.reporting.compose import compose
 
@@ -18,7 +18,7 @@ FIND = ("npas-train", *SMALL, "budget=0.3", "sharing.groups=learned", "sharing.n
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def found(tmp_path_factory):
     """Train a network with found groups once, and return its run's folder."""
     root = tmp_path_factory.mktemp("found") / "runs"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -28,9 +28,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_one_command_searches_and_leaves_groups_their_picture_and_the_result(
-    run: Run, found: Path
-) -> None:
+def test_one_command_searches_and_leaves_groups_their_picture_and_the_result(run, found):
     names = {path.name for path in found.iterdir()}
     assert {"groups.json", "groups.png", "groups.svg", "result.json", "search"} < names
     result = results.read(found)
@@ -48,9 +46,7 @@ def test_one_command_searches_and_leaves_groups_their_picture_and_the_result(
     assert run(*FIND, f"run_root={root}").out.startswith("skipped: asked 0.3")
 
 
-def test_the_run_evaluates_and_exports_but_not_its_search(
-    run: Run, found: Path, tmp_path: Path
-) -> None:
+def test_the_run_evaluates_and_exports_but_not_its_search(run, found, tmp_path):
     answer = run("npas-eval", f"run={found}", "format=json", "device=cpu")
     assert answer.code == 0, answer.err
     metrics = results.read(found).metrics
@@ -66,7 +62,7 @@ def test_the_run_evaluates_and_exports_but_not_its_search(
     assert answer.code == 2 and "is still searching for its groups" in answer.err
 
 
-def test_a_plan_is_of_the_groups_that_the_run_found(run: Run, found: Path) -> None:
+def test_a_plan_is_of_the_groups_that_the_run_found(run, found):
     arguments = [word for word in FIND[1:] if not word.startswith("wandb")]
     answer = run("npas-plan", *arguments)
     assert answer.code == 2
@@ -76,11 +72,11 @@ def test_a_plan_is_of_the_groups_that_the_run_found(run: Run, found: Path) -> No
     assert "learned0" in answer.out and "asked 0.3" in answer.out
 
 
-def given(path: Path) -> Config:
+def given(path):
     return compose(*SMALL, "budget=0.3", f"sharing.groups={path}")
 
 
-def test_another_run_takes_the_groups_by_content(run: Run, found: Path, tmp_path: Path) -> None:
+def test_another_run_takes_the_groups_by_content(run, found, tmp_path):
     file = tmp_path / "copied.json"
     shutil.copy(found / "groups.json", file)
     mapping = {e["name"]: e["group"] for e in json.loads(file.read_text())["layers"]}
@@ -99,7 +95,7 @@ def test_another_run_takes_the_groups_by_content(run: Run, found: Path, tmp_path
     assert run_dir(given(other)) != folder
 
 
-def test_a_file_without_groups_is_one_clear_line(run: Run, trained: Path) -> None:
+def test_a_file_without_groups_is_one_clear_line(run, trained):
     Path("mine.json").write_text("{}")
     for name, says in (
         ("groups/none.json", "No such file"),
@@ -110,7 +106,7 @@ def test_a_file_without_groups_is_one_clear_line(run: Run, trained: Path) -> Non
         assert answer.code == 2 and says in answer.err and answer.err.count("\n") == 1
 
 
-def test_groups_of_a_smaller_network_leave_layers_out_and_say_so(run: Run, found: Path) -> None:
+def test_groups_of_a_smaller_network_leave_layers_out_and_say_so(run, found):
     arguments = ("npas-plan", f"sharing.groups={found}", "budget=0.9", "model.width=0.5")
     assert not run(*arguments, "model.depth=10").err
     answer = run(*arguments, "model.depth=16")
@@ -118,9 +114,7 @@ def test_groups_of_a_smaller_network_leave_layers_out_and_say_so(run: Run, found
     assert "sharing.groups leaves 6 of 17 shareable layers unshared (stages.0.1" in answer.err
 
 
-def test_a_damaged_file_in_the_run_says_what_to_do(
-    run: Run, found: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_file_in_the_run_says_what_to_do(run, found, tmp_path, monkeypatch):
     monkeypatch.setattr("npas.reporting.plots.available", lambda: False)  # it takes time
     root = tmp_path / "copy"
     folder = Path(shutil.copytree(found.parent.parent, root)) / "digits" / found.name

@@ -7,24 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import Run
 from PIL import Image, ImageColor
 
 from npas.reporting import picture_page, results
 from npas.tasks import digits
 from npas.tasks.base import Picture, Shown
 
-Asked = list[tuple[str, int]]
-
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Asked:
+def asked(monkeypatch, tmp_path):
     """Let the digits have pictures; return the parts and counts that were asked for."""
-    calls: Asked = []
+    calls = []
     image = tmp_path / "image.png"
     Image.new("RGB", (8, 8), "#e0c080").save(image)
 
-    def examples(self: digits.Task, model: torch.nn.Module, split: str, count: int) -> list[Shown]:
+    def examples(self, model, split, count):
         calls.append((split, count))
         with torch.no_grad():
             answer = int(model.eval()(torch.zeros(1, 1, 8, 8)).argmax())
@@ -34,9 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Asked:
     return calls
 
 
-def test_a_page_goes_to_the_runs_folder_beside_the_metrics(
-    run: Run, trained: Path, asked: Asked
-) -> None:
+def test_a_page_goes_to_the_runs_folder_beside_the_metrics(run, trained, asked):
     folder = Path(shutil.copytree(trained, "copy"))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     answer = run("npas-eval", f"run={folder}", "show=3", "format=json")
@@ -54,8 +49,8 @@ def test_a_page_goes_to_the_runs_folder_beside_the_metrics(
 
 @pytest.mark.usefixtures("asked")
 def test_a_page_of_one_checkpoint_that_cannot_be_written_is_one_line_after_the_metrics(
-    run: Run, trained: Path
-) -> None:
+    run, trained
+):
     folder = Path(shutil.copytree(trained, "copy"))
     (folder / "show-test.png").mkdir()
     newest = max((folder / "checkpoints").glob("step-*"))
@@ -66,16 +61,14 @@ def test_a_page_of_one_checkpoint_that_cannot_be_written_is_one_line_after_the_m
     assert not list(folder.glob("*.tmp"))
 
 
-def test_a_task_without_pictures_is_refused_before_any_data_are_read(
-    run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_without_pictures_is_refused_before_any_data_are_read(run, trained, monkeypatch):
     monkeypatch.setattr(digits.Task, "setup", lambda task: pytest.fail("the data were read"))
     answer = run("npas-eval", f"run={trained}", "show=1")
     assert (answer.code, answer.out) == (2, "")
     assert "has no pictures to show: leave show out" in answer.err
 
 
-def test_phrases_are_shown_with_their_boxes(run: Run, tmp_path: Path) -> None:
+def test_phrases_are_shown_with_their_boxes(run, tmp_path):
     arguments = ("+exp=simnet_flickr30k", "budget=0.5", "model.width=8", "data.source=synthetic")
     made = (
         "data.synthetic.train=4",
@@ -92,7 +85,7 @@ def test_phrases_are_shown_with_their_boxes(run: Run, tmp_path: Path) -> None:
     assert (drawn == ImageColor.getrgb(picture_page.TRUTH)).all(2).sum() > 50
 
 
-def test_texts_are_printed_or_part_of_the_json(run: Run, tmp_path: Path) -> None:
+def test_texts_are_printed_or_part_of_the_json(run, tmp_path):
     small = ("model.layers=1", "model.width=8", "data.source=synthetic", "wandb.mode=disabled")
     words = ("+exp=shakespeare", *small, f"run_root={tmp_path}", "trainer.device=cpu")
     assert run("npas-train", *words).code == 0

@@ -3,24 +3,23 @@
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from command_line import SMALL, Run
+from command_line import SMALL
 
 from npas.cli import runs, train
 from npas.cli.app import Job
-from npas.config import Config, run_dir
+from npas.config import run_dir
 
 WORDS = ("npas-train", *SMALL, "budget=0.5")
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+def asked(monkeypatch):
     """Note the configs that npas-train would run, and run none."""
-    configs: list[Config] = []
+    configs = []
 
-    def run(config: Config, within: object = None) -> Job:
+    def run(config, within=None):
         configs.append(config)
         return Job(str(run_dir(config)))
 
@@ -29,12 +28,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 
 
 @pytest.fixture
-def folder(trained: Path) -> Path:
+def folder(trained):
     """Return a copy of a finished run's folder, below another root, from where it is called."""
     return Path(shutil.copytree(trained, f"moved/{trained.parent.name}/{trained.name}"))
 
 
-def edit(folder: Path, key: str, value: str) -> None:
+def edit(folder, key, value):
     file = folder / "config.yaml"
     text, count = re.subn(rf"(?m)^( *{key}:).*$", rf"\1 {value}", file.read_text())
     assert count == 1
@@ -42,9 +41,7 @@ def edit(folder: Path, key: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "/config.yaml"])
-def test_a_run_starts_from_its_config_in_its_folder(
-    run: Run, folder: Path, asked: list[Config], name: str
-) -> None:
+def test_a_run_starts_from_its_config_in_its_folder(run, folder, asked, name):
     answer = run("npas-train", f"run={folder}{name}", "trainer.log_every=3")
     assert (answer.code, answer.err) == (0, "")
     assert run_dir(asked[0]) == folder and asked[0].trainer.log_every == 3
@@ -52,17 +49,13 @@ def test_a_run_starts_from_its_config_in_its_folder(
     assert answer.code == 0 and answer.out.startswith("{"), answer.err
 
 
-def test_a_finished_run_is_skipped_and_words_for_once_are_not_taken_from_the_file(
-    run: Run, folder: Path
-) -> None:
+def test_a_finished_run_is_skipped_and_words_for_once_are_not_taken_from_the_file(run, folder):
     edit(folder, "force", "true")
     answer = run("npas-train", f"run={folder}")
     assert answer.out.startswith("skipped: "), answer.err
 
 
-def test_an_edited_config_is_a_run_of_its_own_and_one_line_says_so(
-    run: Run, folder: Path, asked: list[Config]
-) -> None:
+def test_an_edited_config_is_a_run_of_its_own_and_one_line_says_so(run, folder, asked):
     edit(folder, "lr", "0.05")
     answer = run("npas-train", f"run={folder}")
     assert asked[0].optim.lr == 0.05 and run_dir(asked[0]).parent == folder.parent
@@ -89,9 +82,7 @@ def test_an_edited_config_is_a_run_of_its_own_and_one_line_says_so(
         ("run=FOLDER ~seed", "~seed cannot stand beside run="),
     ],
 )
-def test_what_cannot_be_started_from(
-    run: Run, folder: Path, asked: list[Config], arguments: str, line: str
-) -> None:
+def test_what_cannot_be_started_from(run, folder, asked, arguments, line):
     """A stored config is checked as any."""
     Path("list.yaml").write_text("- 1\n")
     Path("empty.yaml").touch()
@@ -103,7 +94,7 @@ def test_what_cannot_be_started_from(
     assert line.replace("FOLDER", str(folder)) in answer.err and answer.err.count("\n") == 1
 
 
-def interrupted(*anything: object) -> None:
+def interrupted(*anything):
     raise KeyboardInterrupt
 
 
@@ -116,10 +107,10 @@ def interrupted(*anything: object) -> None:
     ],
 )
 def test_an_edited_config_is_kept_and_said_before_the_run_writes_its_own(
-    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str, changed: str
-) -> None:
+    run, folder, monkeypatch, key, value, changed
+):
     untouched = Path(shutil.copytree(folder, "untouched"))
-    arguments: tuple[Any, ...] = (*WORDS, "run_root=moved", "force=true")
+    arguments = (*WORDS, "run_root=moved", "force=true")
     monkeypatch.setattr("npas.training.train", interrupted)
     assert "edited" not in run(*arguments, "trainer.keep_last=5").err  # the command line may differ
     shutil.copytree(untouched, folder, dirs_exist_ok=True)

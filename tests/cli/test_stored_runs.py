@@ -7,15 +7,13 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from command_line import SMALL, Run
+from command_line import SMALL
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -25,7 +23,7 @@ from npas.reporting import results
 from npas.tasks import digits
 
 
-def test_an_evaluation_finds_what_the_run_reported(run: Run, trained: Path) -> None:
+def test_an_evaluation_finds_what_the_run_reported(run, trained):
     reported = results.read(trained).metrics
     assert reported is not None
     table = run("npas-eval", f"run={trained}").out
@@ -48,9 +46,7 @@ def test_an_evaluation_finds_what_the_run_reported(run: Run, trained: Path) -> N
 
 
 @pytest.mark.parametrize(("arch", "budget"), [("bert", "dense"), ("albert", "0.6")])
-def test_a_fine_tuned_network_needs_no_pretrained_one_again(
-    run: Run, tmp_path: Path, arch: str, budget: str
-) -> None:
+def test_a_fine_tuned_network_needs_no_pretrained_one_again(run, tmp_path, arch, budget):
     """Nor does what the folder's own config said get lost: here, of its activation."""
     shape = {"layers": 1, "hidden": 8, "heads": 2, "intermediate": 16}
     embedding = 4 if arch == "albert" else None
@@ -78,13 +74,13 @@ def test_a_fine_tuned_network_needs_no_pretrained_one_again(
     reported = results.read(folder).metrics
     assert answer.code == 0, answer.err
     assert reported is not None and json.loads(answer.out) == reported.last
-    restored: Any = runs.restore(str(folder), {"trainer.device": "cpu"}).model
+    restored = runs.restore(str(folder), {"trainer.device": "cpu"}).model
     assert restored.config.hidden_act == "relu"
     answer = run("npas-export", f"run={folder}")
     assert answer.code == 0, answer.err
 
 
-def test_an_export_is_the_plain_network_with_the_same_outputs(run: Run, trained: Path) -> None:
+def test_an_export_is_the_plain_network_with_the_same_outputs(run, trained):
     folder = Path(shutil.copytree(trained, "copy"))
     answer = run("npas-export", f"run={folder}")
     assert answer.code == 0, answer.err
@@ -105,7 +101,7 @@ def test_an_export_is_the_plain_network_with_the_same_outputs(run: Run, trained:
 
 
 @pytest.mark.slow
-def test_an_onnx_export_has_the_same_outputs_for_any_batch(run: Run, trained: Path) -> None:
+def test_an_onnx_export_has_the_same_outputs_for_any_batch(run, trained):
     import onnxruntime
 
     answer = run("npas-export", f"run={trained}", "format=onnx", "out=net.onnx")
@@ -119,19 +115,15 @@ def test_an_onnx_export_has_the_same_outputs_for_any_batch(run: Run, trained: Pa
             torch.testing.assert_close(torch.from_numpy(found), shared(x), rtol=1e-4, atol=1e-5)
 
 
-def test_an_onnx_export_names_what_it_lacks(
-    run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_onnx_export_names_what_it_lacks(run, trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # an import raises
     answer = run("npas-export", f"run={trained}", "format=onnx", "out=net.onnx")
     assert answer.code == 2 and "pip install 'npas[onnx]'" in answer.err
     assert not list(Path().glob("net.onnx*"))
 
 
-def test_an_export_goes_where_it_is_told_whole_or_not_at_all(
-    run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
+def test_an_export_goes_where_it_is_told_whole_or_not_at_all(run, trained, monkeypatch):
+    def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     arguments = ("npas-export", f"run={trained}", "out=deep/net.safetensors")
@@ -148,11 +140,11 @@ def test_an_export_goes_where_it_is_told_whole_or_not_at_all(
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def stopped(tmp_path_factory):
     """Stop a run of three epochs after its eighth step, in the second; return its folder."""
     root, steps, loss = tmp_path_factory.mktemp("stopped") / "runs", count(1), digits.Task.loss
 
-    def stopping(self: digits.Task, model: Any, batch: Any) -> Any:
+    def stopping(self, model, batch):
         if next(steps) == 8:
             os.kill(os.getpid(), signal.SIGUSR1)
         return loss(self, model, batch)
@@ -178,9 +170,7 @@ WEIGHTS = "unfinished: weights after step 8, 1 of 3 epochs done"
         (None, WEIGHTS),  # it was killed
     ],
 )
-def test_what_is_made_of_an_unfinished_run_says_so(
-    run: Run, stopped: Path, status: str | None, line: str
-) -> None:
+def test_what_is_made_of_an_unfinished_run_says_so(run, stopped, status, line):
     folder = Path(shutil.copytree(stopped, "copy"))
     result = results.read(folder)
     (folder / "result.json").unlink()

@@ -1,21 +1,19 @@
 """A sweep checks its jobs once, counts them, and gives a sweeper that searches what it needs."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 import torch
 import yaml
-from command_line import SMALL, Run
+from command_line import SMALL
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 from npas.cli import sweep, train
 from npas.cli.app import Job
-from npas.config import Config
 from npas.reporting import results
 from npas.reporting.compose import compose
 from npas.tasks import digits
@@ -28,15 +26,15 @@ class Search(Sweeper):
 
     seen: ClassVar[list[float]] = []
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, **settings):
         self.settings = settings
 
-    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+    def setup(self, *, hydra_context, task_function, config):
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> None:
+    def sweep(self, arguments):
         for number, rate in enumerate((0.01, 0.02)):
             assert self.launcher is not None
             job = [f"optim.lr={rate}", *arguments]
@@ -45,7 +43,7 @@ class Search(Sweeper):
 
 
 @pytest.fixture
-def search(run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def search(run, monkeypatch):
     """Install `Search` as the plugin hydra/sweeper=search; return the values that it was given."""
     assert run("npas-train", "--cfg", "job").code == 0  # Hydra has found its plugins by now
     name = "hydra_plugins.search.Search"
@@ -58,9 +56,7 @@ def search(run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     del store.repo["hydra"]["sweeper"]["search.yaml"]
 
 
-def test_a_search_is_given_the_best_held_out_metric_of_each_job(
-    run: Run, search: list[float]
-) -> None:
+def test_a_search_is_given_the_best_held_out_metric_of_each_job(run, search):
     answer = run("npas-train", "-m", "hydra/sweeper=search", *WORDS)
     assert answer.code == 0, answer.err
     lines = [line for line in answer.out.splitlines() if line.startswith("done: ")]
@@ -81,16 +77,14 @@ def test_a_search_is_given_the_best_held_out_metric_of_each_job(
         ("batch_size=100000", "batch_size=100000 is more than the", 1),
     ],
 )
-def test_a_search_that_can_learn_nothing_ends_with_one_line(
-    run: Run, search: list[float], word: str, line: str, code: int
-) -> None:
+def test_a_search_that_can_learn_nothing_ends_with_one_line(run, search, word, line, code):
     answer = run("npas-train", "-m", "hydra/sweeper=search", *WORDS, word)
     assert answer.code == code
     assert line in answer.err.splitlines()[-1] and len(answer.err.splitlines()) <= 2
     assert search == []
 
 
-def test_the_sweep_of_wandb_in_the_docs_starts_runs_that_log_its_metric() -> None:
+def test_the_sweep_of_wandb_in_the_docs_starts_runs_that_log_its_metric():
     page = (Path(__file__).parents[2] / "docs" / "running.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"```yaml\n(method:.*?)```", page, re.DOTALL)
     sweep = yaml.safe_load(text)
@@ -106,19 +100,17 @@ def test_the_sweep_of_wandb_in_the_docs_starts_runs_that_log_its_metric() -> Non
     assert metric == f"val/{task.selection_metric}"
 
 
-def test_the_jobs_are_composed_and_checked_once_with_a_count(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_jobs_are_composed_and_checked_once_with_a_count(run, monkeypatch):
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
     composed, compose = [], ConfigLoaderImpl.load_sweep_config
-    within: list[object] = []
+    within = []
 
-    def counting(self: Any, *arguments: Any, **named: Any) -> Any:
+    def counting(self, *arguments, **named):
         composed.append(len(within))  # how many jobs have run by then
         return compose(self, *arguments, **named)
 
-    def job(config: Config, kind: object = None) -> Job:
+    def job(config, kind=None):
         within.append(kind)
         return Job(f"seed {config.seed}")
 
@@ -136,7 +128,7 @@ def test_the_jobs_are_composed_and_checked_once_with_a_count(
     assert within == ["sweep"] * 3
 
 
-def test_a_sweep_ends_with_the_metric_by_budget_over_seeds_and_its_plot(run: Run) -> None:
+def test_a_sweep_ends_with_the_metric_by_budget_over_seeds_and_its_plot(run):
     words = ("npas-train", "-m", *SMALL, "budget=0.3,0.5", "seed=0,1")
     answer = run(*words)
     assert answer.code == 0, answer.err

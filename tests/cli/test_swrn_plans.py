@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import npas
 from npas import models
@@ -19,7 +18,7 @@ KNOWN = json.loads(COUNTS.read_text())
 
 
 @functools.cache
-def network(*words: str) -> nn.Module:
+def network(*words):
     """Build the dense network of these arguments on the meta device."""
     config = compose(*words)
     imagenet = config.task.family == "imagenet"
@@ -28,13 +27,13 @@ def network(*words: str) -> nn.Module:
         return models.family(config.model.family).build(config.model, spec)
 
 
-def planned(*words: str) -> npas.Allocation:
+def planned(*words):
     """Plan what the arguments say, by `npas.plan`."""
     sharing = compose(*words).sharing
     return npas.plan(network(*words), templates=sharing.templates, groups=sharing.groups)
 
 
-def test_counts_are_exact() -> None:
+def test_counts_are_exact():
     assert len(KNOWN) == 72
     groups = compose("+exp=swrn_cifar10").sharing.groups
     for row in (row for row in KNOWN if row["classes"] == 10 or row["width"] == 10):
@@ -59,7 +58,7 @@ def test_counts_are_exact() -> None:
         (("+exp=swrn_40_8_8",), 29_555_402),
     ],
 )
-def test_an_experiment_plans_the_same_counts(words: tuple[str, ...], count: int) -> None:
+def test_an_experiment_plans_the_same_counts(words, count):
     assert planned_count(*words) == count
 
 
@@ -71,11 +70,11 @@ def test_an_experiment_plans_the_same_counts(words: tuple[str, ...], count: int)
         "shortest_paths_small": "orthogonal",
     }.items(),
 )
-def test_what_reproduces_a_paper_starts_as_its_code(exp: str, start: str) -> None:
+def test_what_reproduces_a_paper_starts_as_its_code(exp, start):
     assert compose(f"+exp={exp}").sharing.coefficient_init == start
 
 
-def test_a_stage_shares_its_3x3_convs_behind_the_first_block() -> None:
+def test_a_stage_shares_its_3x3_convs_behind_the_first_block():
     plan = planned("+exp=swrn_cifar10")
     for stage, group in enumerate(plan.groups):
         names = [f"stages.{stage}.{b}.conv{c}.weight" for b in (1, 2, 3) for c in (1, 2)]
@@ -86,7 +85,7 @@ def test_a_stage_shares_its_3x3_convs_behind_the_first_block() -> None:
     assert [len(group.layers) for group in plan.groups] == [42, 42, 42]
 
 
-def test_a_bottleneck_stage_shares_first_with_first_and_last_with_last() -> None:
+def test_a_bottleneck_stage_shares_first_with_first_and_last_with_last():
     plan = planned("+exp=swrn_imagenet")
     assert len(plan.groups) == 12
     names = [layer.name for layer in plan.groups[6].layers]

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from command_line import Run
 
 from npas.reporting import definitions
 from npas.reporting.tables import Row, Table
@@ -12,7 +11,7 @@ ROW = Row("SSN", ("+exp=digits", "budget=0.1"))
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny(monkeypatch):
     """Let there be one small table, and a folder of results."""
     table = Table("tiny", "A title", (ROW,), "A note.")
     monkeypatch.setattr(definitions, "table", {"tiny": table}.__getitem__)
@@ -20,7 +19,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("mine/tables").mkdir(parents=True)
 
 
-def test_a_table_without_results_shows_the_commands_that_fill_it(run: Run) -> None:
+def test_a_table_without_results_shows_the_commands_that_fill_it(run):
     answer = run("npas-table", "tiny", "results=mine")
     assert answer.code == 0, answer.err
     assert answer.out.startswith("# A title")
@@ -28,12 +27,12 @@ def test_a_table_without_results_shows_the_commands_that_fill_it(run: Run) -> No
     assert run("npas-table", "name=tiny", "results=mine").out == answer.out
 
 
-def test_without_a_name_the_tables_are_listed(run: Run) -> None:
+def test_without_a_name_the_tables_are_listed(run):
     answer = run("npas-table")
     assert (answer.code, answer.out, answer.err) == (0, "tiny  A title\n", "")
 
 
-def test_a_committed_table_is_compared_with_its_results(run: Run) -> None:
+def test_a_committed_table_is_compared_with_its_results(run):
     arguments = ("npas-table", "tiny", "results=mine", "check=true")
     assert run(*arguments).code == 1
     Path("mine/tables/tiny.md").write_text(run(*arguments[:-1]).out, encoding="utf-8")
@@ -45,7 +44,7 @@ def test_a_committed_table_is_compared_with_its_results(run: Run) -> None:
     assert "is not what the results say" in answer.err
 
 
-def test_chosen_epochs_and_broken_results(run: Run) -> None:
+def test_chosen_epochs_and_broken_results(run):
     Path("mine/runs/digits/broken").mkdir(parents=True)
     Path("mine/runs/digits/broken/result.json").write_text("{", encoding="utf-8")
     answer = run("npas-table", "tiny", "results=mine", "epoch=selected")

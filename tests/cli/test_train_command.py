@@ -6,11 +6,10 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from command_line import SMALL, Run
+from command_line import SMALL
 from omegaconf import OmegaConf
 
 from npas.cli import recording, runs, train
@@ -28,12 +27,12 @@ TRAIN = ("npas-train", *SMALL)
 HALF = (*TRAIN, "budget=0.5")
 
 
-def folder_of_run(root: str = "runs") -> Path:
+def folder_of_run(root="runs"):
     (config,) = Path(root).glob("*/*/config.yaml")
     return config.parent
 
 
-def test_a_run_leaves_what_the_design_says_and_nothing_else(trained: Path) -> None:
+def test_a_run_leaves_what_the_design_says_and_nothing_else(trained):
     assert {"config.yaml", "log.jsonl", "result.json", "checkpoints"} == {
         path.name for path in trained.iterdir()
     }
@@ -44,12 +43,12 @@ def test_a_run_leaves_what_the_design_says_and_nothing_else(trained: Path) -> No
     assert result.metrics is not None and 0 <= result.metrics.last["accuracy"] <= 100
     assert [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert [path.name for path in trained.parent.parent.iterdir()] == ["digits"]
-    stored: Any = OmegaConf.to_container(OmegaConf.load(trained / "config.yaml"))
+    stored = OmegaConf.to_container(OmegaConf.load(trained / "config.yaml"))
     config = runs.check(stored)
     assert run_dir(config) == trained and result.config_hash == config_hash(config)
 
 
-def test_a_finished_run_is_skipped_unless_forced(run: Run) -> None:
+def test_a_finished_run_is_skipped_unless_forced(run):
     first = run(*TRAIN, "budget=50%")
     assert first.code == 0 and first.out.startswith("layer")
     assert "stages.0.0.conv1.weight" in first.out
@@ -65,7 +64,7 @@ def test_a_finished_run_is_skipped_unless_forced(run: Run) -> None:
     assert (folder / "result.json").read_bytes() != stored and folder_of_run() == folder
 
 
-def test_the_closing_line_says_of_which_epoch_and_part_each_figure_is(run: Run) -> None:
+def test_the_closing_line_says_of_which_epoch_and_part_each_figure_is(run):
     """The chosen epoch was chosen on held-out data; its figure is of the test set."""
     arguments = (*HALF, "data.val_fraction=0.1", "epochs=2")
     last = run(*arguments).out.splitlines()[-1]
@@ -86,9 +85,7 @@ def test_the_closing_line_says_of_which_epoch_and_part_each_figure_is(run: Run) 
         assert begins + expected in run(*arguments).out, "as a run that is done already"
 
 
-def test_a_dense_run_shares_nothing_and_says_what_it_ignores(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dense_run_shares_nothing_and_says_what_it_ignores(run, monkeypatch):
     monkeypatch.setattr(tables, "dense_figure", lambda *_: tables.Summary(98.61, 0.2, 3))
     ignored = ("sharing=learned", "sharing.generator=emb")
     answer = run(*TRAIN, "budget=dense", *ignored)
@@ -103,7 +100,7 @@ def test_a_dense_run_shares_nothing_and_says_what_it_ignores(
     assert "; dense: 98.61 ± 0.20% over 3 seeds;" in run(*HALF).out
 
 
-def test_a_sweep_gives_each_job_its_folder_and_a_failed_one_does_not_stop_it(run: Run) -> None:
+def test_a_sweep_gives_each_job_its_folder_and_a_failed_one_does_not_stop_it(run):
     answer = run("npas-train", "-m", *SMALL, "budget=0.0001,0.5")
     assert answer.code == 1
     folder_of_run()
@@ -118,7 +115,7 @@ def test_a_sweep_gives_each_job_its_folder_and_a_failed_one_does_not_stop_it(run
     assert [line.split()[0] for line in again.out.splitlines()[-2:]] == ["skipped"] * 2
 
 
-def test_a_sweep_is_checked_whole_before_its_first_job(run: Run, tmp_path: Path) -> None:
+def test_a_sweep_is_checked_whole_before_its_first_job(run, tmp_path):
     for word in ("epochs=1", "hydra.sweeper.max_batch_size=1"):
         assert not list(tmp_path.iterdir())
         answer = run("npas-train", "-m", *SMALL, "budget=0.5", "optim.lr=0.1,-1", word)
@@ -126,10 +123,8 @@ def test_a_sweep_is_checked_whole_before_its_first_job(run: Run, tmp_path: Path)
         assert answer.err == "npas-train: optim.lr must be above 0, got -1.0\n"
 
 
-def test_a_run_that_breaks_is_recorded_as_failed_and_taken_up_again(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*anything: object) -> None:
+def test_a_run_that_breaks_is_recorded_as_failed_and_taken_up_again(run, monkeypatch):
+    def broken(*anything):
         raise RuntimeError("a cable\nhas come loose")
 
     with monkeypatch.context() as patch:
@@ -151,12 +146,10 @@ def test_a_run_that_breaks_is_recorded_as_failed_and_taken_up_again(
         (0, "not even one sample at a time fits; choose a smaller network or precision"),
     ],
 )
-def test_out_of_memory_says_what_would_fit(
-    run: Run, monkeypatch: pytest.MonkeyPatch, fits: int, advice: str
-) -> None:
+def test_out_of_memory_says_what_would_fit(run, monkeypatch, fits, advice):
     loss = digits.Task.loss
 
-    def hungry(self: digits.Task, model: Any, batch: Any) -> Any:
+    def hungry(self, model, batch):
         if batch.size > fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 17 GiB")
         return loss(self, model, batch)
@@ -170,9 +163,7 @@ def test_out_of_memory_says_what_would_fit(
     assert answer.err == f"npas-train: failed: {error}; {folder}\n"
 
 
-def test_a_run_that_diverged_ends_with_exit_code_1_and_says_where(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_diverged_ends_with_exit_code_1_and_says_where(run, monkeypatch):
     loss = digits.Task.loss
     monkeypatch.setattr(digits.Task, "loss", lambda *a: (loss(*a)[0] * math.inf, {}))
     dry = run(*HALF, "dry_run=true")
@@ -191,14 +182,14 @@ def test_a_run_that_diverged_ends_with_exit_code_1_and_says_where(
     assert answer.code == 1 and "diverged: loss not finite at step 3" in answer.err
 
 
-def test_a_run_that_cannot_begin_leaves_no_folder_of_its_own(run: Run) -> None:
+def test_a_run_that_cannot_begin_leaves_no_folder_of_its_own(run):
     Path("runs/digits").mkdir(parents=True)
     assert run(*HALF, "batch_size=100000").code == 2
     assert not list(Path("runs/digits").iterdir())
 
 
 @pytest.mark.parametrize("templates", ["2", "layers"])
-def test_templates_take_the_place_of_a_budget(templates: str, run: Run) -> None:
+def test_templates_take_the_place_of_a_budget(templates, run):
     answer = run(*TRAIN, "+exp=digits_swrn", f"sharing.templates={templates}", "model.depth=16")
     assert answer.code == 0, answer.err
     folder = folder_of_run()
@@ -208,14 +199,14 @@ def test_templates_take_the_place_of_a_budget(templates: str, run: Run) -> None:
     assert split.coefficients == 2 * 6
 
 
-def test_the_released_layout_trains_and_its_result_says_by_how_much_it_oversteps(run: Run) -> None:
+def test_the_released_layout_trains_and_its_result_says_by_how_much_it_oversteps(run):
     answer = run(*HALF, "sharing=reference")
     assert answer.code == 0, answer.err
     budget = results.read(folder_of_run()).budget
     assert budget is not None and budget.used > budget.allowed and budget.utilization > 1
 
 
-def test_a_dry_run_does_one_step_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+def test_a_dry_run_does_one_step_and_writes_nothing(run, tmp_path):
     answer = run(*HALF, "dry_run=true", "trainer.grad_accum_steps=2", "data.verify=warn")
     line = "data.verify=warn has no effect: nothing published of digits is known"
     assert answer.code == 0 and answer.err.count("\n") == 1 and line in answer.err
@@ -225,7 +216,7 @@ def test_a_dry_run_does_one_step_and_writes_nothing(run: Run, tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_a_synthetic_run_says_what_it_is_wherever_it_gives_a_figure(run: Run) -> None:
+def test_a_synthetic_run_says_what_it_is_wherever_it_gives_a_figure(run):
     arguments = (*TRAIN, "data.source=synthetic", "data.synthetic.epochs=2", "epochs=9")
     answer = run(*arguments)
     assert answer.code == 0, answer.err
@@ -236,7 +227,7 @@ def test_a_synthetic_run_says_what_it_is_wherever_it_gives_a_figure(run: Run) ->
     assert run(*arguments).out.startswith("skipped: ")
 
 
-def test_a_copy_of_the_data_is_recorded_and_said(run: Run, tmp_path: Path) -> None:
+def test_a_copy_of_the_data_is_recorded_and_said(run, tmp_path):
     root = tmp_path / "data"
     root.mkdir()
     synthetic.write(root, cifar.published_archive(10), 10, 40, 20)
@@ -248,9 +239,7 @@ def test_a_copy_of_the_data_is_recorded_and_said(run: Run, tmp_path: Path) -> No
     assert dataset.published is False and dataset.files is not None and len(dataset.files) == 6
 
 
-def test_the_commits_of_the_hub_that_a_run_read_are_recorded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_commits_of_the_hub_that_a_run_read_are_recorded(monkeypatch):
     config = compose("+exp=bert_base_squad2", "model.pretrained=a/b@v1", "task.tokenizer=tok")
     monkeypatch.setattr(_hub, "COMMITS", {"a/b@v1": "a/b@c0ffee", "of another run": "x@y"})
     assert recording._hub_commits(config) == {"model.pretrained": "a/b@c0ffee"}
@@ -259,8 +248,8 @@ def test_the_commits_of_the_hub_that_a_run_read_are_recorded(
 
 
 def test_a_reader_who_has_gone_ends_no_training_and_the_environment_overrules_tracking(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    run, monkeypatch, capsys
+):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     reader, writer = os.pipe()
     os.close(reader)

@@ -4,12 +4,10 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from command_line import SMALL, Run
+from command_line import SMALL
 from safetensors import SafetensorError
 
 from npas.config import run_dir
@@ -24,23 +22,23 @@ NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 @pytest.fixture
-def folder() -> Path:
+def folder():
     """Return the folder of these arguments' run."""
     return run_dir(compose(*WORDS[1:]))
 
 
-def lock_of(folder: Path) -> Path:
+def lock_of(folder):
     return folder.with_name(f".{folder.name}.lock")
 
 
-def interrupted(*anything: object) -> None:
+def interrupted(*anything):
     raise KeyboardInterrupt
 
 
 def test_a_forced_run_that_is_stopped_or_cannot_begin_does_not_pass_as_finished(
-    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(self: digits.Task) -> None:
+    run, folder, monkeypatch
+):
+    def missing(self):
         raise ValueError("no data")
 
     assert run(*WORDS).code == 0
@@ -60,16 +58,14 @@ def test_a_forced_run_that_is_stopped_or_cannot_begin_does_not_pass_as_finished(
     assert results.read(folder).status == "done"
 
 
-def test_a_run_is_trained_by_one_process_at_a_time(
-    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_trained_by_one_process_at_a_time(run, folder, monkeypatch):
     with locked(lock_of(folder)):
         answer = run(*WORDS)
     assert (answer.code, answer.out) == (2, "")
     line = f"{folder} is being trained by another process: wait for it, or set run_root"
     assert answer.err == f"npas-train: {line}\n" and not folder.exists()
 
-    def held(*anything: object) -> None:
+    def held(*anything):
         with pytest.raises(BlockingIOError), locked(lock_of(folder), wait=False):
             raise AssertionError("another got in")
         raise KeyboardInterrupt
@@ -82,9 +78,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(
 
 
 @pytest.mark.parametrize("damaged", [b"", b"[1]", b'{"status": "do', b"\xff\xfe{"])
-def test_a_damaged_result_is_no_result(
-    run: Run, folder: Path, damaged: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_result_is_no_result(run, folder, damaged, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "result.json").write_bytes(damaged)
     (folder / "config.yaml1a2b.tmp").touch()  # what a killed process was writing
@@ -97,7 +91,7 @@ def test_a_damaged_result_is_no_result(
 
 
 @pytest.mark.parametrize("root", ["file", "file/below", "/proc/nowhere"])
-def test_a_run_root_that_cannot_hold_runs_is_named(run: Run, root: str) -> None:
+def test_a_run_root_that_cannot_hold_runs_is_named(run, root):
     Path("file").touch()
     answer = run(*WORDS, f"run_root={root}")
     assert (answer.code, answer.out) == (2, "")
@@ -105,7 +99,7 @@ def test_a_run_root_that_cannot_hold_runs_is_named(run: Run, root: str) -> None:
     assert answer.err.count("\n") == 1
 
 
-def test_another_configs_checkpoint_is_refused_before_the_plan(run: Run, trained: Path) -> None:
+def test_another_configs_checkpoint_is_refused_before_the_plan(run, trained):
     answer = run(*WORDS, "seed=1", f"resume={trained}")
     assert (answer.code, answer.out) == (2, "")
     assert "seed: 0 there, 1 here" in answer.err
@@ -121,10 +115,8 @@ def test_another_configs_checkpoint_is_refused_before_the_plan(run: Run, trained
         ("npas.tasks.common.files.write_whole", OSError(errno.ENOSPC, NO_SPACE)),
     ],
 )
-def test_a_full_disk_is_one_line_and_the_run_has_failed(
-    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, error: Exception
-) -> None:
-    def full(*anything: object) -> None:
+def test_a_full_disk_is_one_line_and_the_run_has_failed(run, folder, monkeypatch, what, error):
+    def full(*anything):
         raise error
 
     with monkeypatch.context() as patch:
@@ -144,18 +136,18 @@ def test_a_full_disk_is_one_line_and_the_run_has_failed(
 
 
 @pytest.fixture
-def terminated() -> Iterator[list[int]]:
+def terminated():
     """Note the SIGTERMs that this process gets beside the commands it runs."""
-    numbers: list[int] = []
+    numbers = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: numbers.append(number))
     yield numbers
     signal.signal(signal.SIGTERM, before)
 
 
 def test_a_stop_that_a_library_turns_into_another_error_is_still_a_stop(
-    run: Run, monkeypatch: pytest.MonkeyPatch, terminated: list[int]
-) -> None:
-    def check(raw: dict[str, Any]) -> None:
+    run, monkeypatch, terminated
+):
+    def check(raw):
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(10)
@@ -169,10 +161,8 @@ def test_a_stop_that_a_library_turns_into_another_error_is_still_a_stop(
     assert terminated == [signal.SIGTERM]
 
 
-def test_ctrl_c_ends_the_program_that_called_the_command(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def check(raw: dict[str, Any]) -> None:
+def test_ctrl_c_ends_the_program_that_called_the_command(run, monkeypatch):
+    def check(raw):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(10)
 

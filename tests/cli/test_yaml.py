@@ -1,7 +1,6 @@
 """Every YAML of the package composes into a config that passes the check."""
 
 from pathlib import Path
-from typing import Any
 
 import npas.configs
 from omegaconf import OmegaConf
@@ -28,7 +27,7 @@ NODES = {
 }
 
 
-def test_every_option_passes_the_check() -> None:
+def test_every_option_passes_the_check():
     """Experiments compose in tests/test_repository.py; the other files are nodes of their own."""
     for path in sorted(FOLDER.glob("*/*.yaml")):
         group = path.parent.name
@@ -42,21 +41,21 @@ def test_every_option_passes_the_check() -> None:
             build(NODES[group], raw, group)
 
 
-def node_of(path: Path) -> dict[str, Any]:
+def node_of(path):
     """Return what a file sets, over the files of its group that its defaults name."""
-    raw: Any = OmegaConf.to_container(OmegaConf.load(path))
+    raw = OmegaConf.to_container(OmegaConf.load(path))
     names = [name for name in raw.pop("defaults", []) if name != "_self_"]
     for name in reversed(names):
         raw = {**node_of(path.with_name(f"{name}.yaml")), **raw}
     return raw
 
 
-def test_no_words_at_all_mean_the_digits_at_a_tenth() -> None:
+def test_no_words_at_all_mean_the_digits_at_a_tenth():
     assert run_dir(compose()) == run_dir(compose("+exp=digits"))
     assert run_dir(compose()).as_posix().startswith("runs/digits/budget-0.1_seed-0_")
 
 
-def test_the_yaml_names_every_key_so_that_each_can_be_set_without_a_plus() -> None:
+def test_the_yaml_names_every_key_so_that_each_can_be_set_without_a_plus():
     config = compose()
     known = known_keys(type(config.model), type(config.task))
     raw = OmegaConf.create(runs.schema.to_dict(config))

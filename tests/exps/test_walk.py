@@ -2,17 +2,15 @@
 
 import gc
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import npas.configs
 import pytest
 import torch
-from torch import nn
 
 from npas import models, sharing, tasks
 from npas.cli import plan, train
-from npas.config import DENSE, Config, search_epochs
+from npas.config import DENSE, search_epochs
 from npas.reporting import definitions, results
 from npas.reporting.compose import compose, planned_count, planned_flops
 from npas.training.experiment import plan_keywords
@@ -47,7 +45,7 @@ TOLD = {
 
 
 @pytest.fixture(autouse=True)
-def alone_in_the_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def alone_in_the_world(monkeypatch):
     """Let nothing be downloaded, and give back what a large network took."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "1")
@@ -61,7 +59,7 @@ TRAINED = [(f"+exp={exp}",) for exp in EXPERIMENTS] + [words for words in PRUNED
 
 
 @pytest.mark.parametrize("own", TRAINED, ids=" ".join)
-def test_an_experiment_trains_on_its_synthetic(own: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_experiment_trains_on_its_synthetic(own, tmp_path):
     config = compose(*own)
     exp = config.exp
     words = [*own, "data.source=synthetic", f"data.root={tmp_path / 'none'}"]
@@ -89,7 +87,7 @@ def test_an_experiment_trains_on_its_synthetic(own: tuple[str, ...], tmp_path: P
 
 
 @pytest.mark.parametrize("exp", EXPERIMENTS)
-def test_a_plan_is_exact_at_every_budget(exp: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_is_exact_at_every_budget(exp, capsys):
     words = [f"+exp={exp}", *TOLD.get(exp, ())]
     config = compose(*words)
     if not search_epochs(config):
@@ -111,7 +109,7 @@ def test_a_plan_is_exact_at_every_budget(exp: str, capsys: pytest.CaptureFixture
         assert found.dense == dense
 
 
-def network(config: Config) -> nn.Module:
+def network(config):
     task = tasks.family(config.task.family).Task(
         config.task, config.data, seed=config.seed, device=torch.device("cpu")
     )

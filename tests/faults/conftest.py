@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from processes import Forks, Trainings
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1] / "scripts")]  # of forked.py, which processes.py imports
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
+def forks():
     """Return the process that forks others."""
     from processes import Forks
 
@@ -26,7 +21,7 @@ def forks() -> Iterator[Forks]:
 
 
 @pytest.fixture
-def trainings(forks: Forks, tmp_path: Path) -> Trainings:
+def trainings(forks, tmp_path):
     """Return a starter of trainings in this test's folder."""
     from processes import Trainings
 
@@ -34,16 +29,16 @@ def trainings(forks: Forks, tmp_path: Path) -> Trainings:
 
 
 @pytest.fixture(scope="session")
-def straight(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def straight(forks, tmp_path_factory):
     """Return a function that trains without disturbance, once for each words; its run's folder.
 
     `ranks`: in so many processes; `trouble`: only such as lasts for the whole run.
     """
     from processes import Trainings, folder_in
 
-    done: dict[object, Path] = {}
+    done = {}
 
-    def run(*words: str, ranks: int = 1, norm: str | None = None) -> Path:
+    def run(*words, ranks=1, norm=None):
         key = (words, ranks, norm)
         if key not in done:
             home = tmp_path_factory.mktemp("straight")

@@ -4,14 +4,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 
-def train(words: list[str], trouble: dict[str, Any] | None = None) -> int:
+def train(words, trouble=None):
     """Run npas-train, with `trouble` (see below) on its way."""
     from npas.cli import train
 
@@ -20,7 +18,7 @@ def train(words: list[str], trouble: dict[str, Any] | None = None) -> int:
     return train.main()
 
 
-def make(trouble: dict[str, Any]) -> None:
+def make(trouble):
     """Prepare what `trouble` asks for, when the process has taken that many steps.
 
     step: after which optimizer step of this process; signals: to send to itself, or to its group
@@ -36,20 +34,20 @@ def make(trouble: dict[str, Any]) -> None:
         after_step(trouble["step"], lambda: happen(trouble))
 
 
-def after_step(step: int, action: Callable[[], None], module: Any = None) -> None:
+def after_step(step, action, module=None):
     """Act after this many more optimizer steps; `module` is torch.optim.optimizer."""
     if module is None:
         from torch.optim import optimizer as module
     steps = count(1)
 
-    def hook(*anything: object) -> None:
+    def hook(*anything):
         if next(steps) == step:
             action()
 
     module.register_optimizer_step_post_hook(hook)
 
 
-def happen(trouble: dict[str, Any]) -> None:
+def happen(trouble):
     import resource
 
     if "limit" in trouble:
@@ -66,7 +64,7 @@ def happen(trouble: dict[str, Any]) -> None:
         time.sleep(trouble["sleep"])
 
 
-def stop_after_each(words: list[str], steps: list[int], ports: list[int] | None = None) -> int:
+def stop_after_each(words, steps, ports=None):
     """Train once for each of `steps`: stopped after it, then to the end, below stopped-<step>.
 
     Without the command line around it, which takes longer to read than all steps take. In one of
@@ -94,14 +92,14 @@ def stop_after_each(words: list[str], steps: list[int], ports: list[int] | None 
     return 0
 
 
-def execute(program: list[str]) -> int:
+def execute(program):
     """Become another program; "python" is the one that runs this."""
     if program[0] == "python":
         program = [sys.executable, *program[1:]]
     os.execv(program[0], program)
 
 
-def write_checkpoints(folder: str, report: str, first: int, times: int) -> None:
+def write_checkpoints(folder, report, first, times):
     """Write checkpoint after checkpoint, each `times` over; report each that is written."""
     import torch
 

@@ -2,16 +2,12 @@
 
 import socket
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from forked import Ended, Forks, Run
 from kill_runs import differences, left_behind, logged
 
 from npas.reporting import results
-from npas.reporting.results import Result
-from npas.training.checkpoint import Checkpoint, Checkpoints
+from npas.training.checkpoint import Checkpoints
 
 __all__ = ["Ended", "Forks", "Run", "differences", "left_behind", "logged"]
 
@@ -39,49 +35,45 @@ TIMEOUT = 120.0  # seconds that no run here takes, on a busy machine either
 class Trainings:
     """Start trainings in forks of one process; each test has its own, in its own folder."""
 
-    def __init__(self, forks: Forks, home: Path) -> None:
+    def __init__(self, forks, home):
         self.forks = forks
         self.home = home
         self.started = 0
 
     @property
-    def root(self) -> Path:
+    def root(self):
         """Return the folder of all runs."""
         return self.home / "runs"
 
     @property
-    def folder(self) -> Path:
+    def folder(self):
         """Return the folder of the only run."""
         return folder_in(self.root)
 
-    def lines(self) -> int:
+    def lines(self):
         """Count the whole lines of the only run's log, perhaps of none yet."""
         return sum(path.read_text().count("\n") for path in self.root.glob("[!.]*/*/log.jsonl"))
 
-    def result(self) -> Result:
+    def result(self):
         """Return what the only run's result file says."""
         return results.read(self.folder)
 
-    def check_ended(self, expected: Path, *words: str, ranks: int = 1) -> None:
+    def check_ended(self, expected, *words, ranks=1):
         """Check that the same command ends the run, equal to one that nothing disturbed."""
         ended = self.run_ranks(ranks, *words) if ranks > 1 else [self.run(*words)]
         assert [each.code for each in ended] == [0] * ranks, "".join(each.err for each in ended)
         assert differences(self.folder, expected) == []
         assert left_behind(self.folder) == []
 
-    def start(
-        self, *words: str, trouble: dict[str, Any] | None = None, env: dict[str, str] | None = None
-    ) -> Run:
+    def start(self, *words, trouble=None, env=None):
         """Start npas-train with these words after `WORDS`; `trouble` as in `inside.make`."""
         return self.call("inside:train", [*WORDS, *words], trouble, env=env)
 
-    def run(self, *words: str, trouble: dict[str, Any] | None = None) -> Ended:
+    def run(self, *words, trouble=None):
         """Run npas-train to its end."""
         return self.start(*words, trouble=trouble).wait(TIMEOUT)
 
-    def start_ranks(
-        self, world: int, *words: str, troubles: dict[int, dict[str, Any]] | None = None
-    ) -> list[Run]:
+    def start_ranks(self, world, *words, troubles=None):
         """Start npas-train as torchrun starts its workers: `world` processes that are to meet."""
         port = free_port()
         return [
@@ -89,24 +81,22 @@ class Trainings:
             for rank in range(world)
         ]
 
-    def run_ranks(
-        self, world: int, *words: str, troubles: dict[int, dict[str, Any]] | None = None
-    ) -> list[Ended]:
+    def run_ranks(self, world, *words, troubles=None):
         """Run npas-train in `world` processes to their end."""
         return [run.wait(TIMEOUT) for run in self.start_ranks(world, *words, troubles=troubles)]
 
-    def execute(self, *program: str, env: dict[str, str] | None = None) -> Run:
+    def execute(self, *program, env=None):
         """Start a program of its own: nothing is forked."""
         return self.call("inside:execute", list(program), env=env)
 
-    def call(self, function: str, *arguments: Any, env: dict[str, str] | None = None) -> Run:
+    def call(self, function, *arguments, env=None):
         """Call a function of `inside` in a new process."""
         self.started += 1
         folder = self.home / f"process-{self.started}"
         return self.forks.start(function, *arguments, folder=folder, cwd=self.home, env=env)
 
 
-def torchrun(rank: int, world: int, port: int) -> dict[str, str]:
+def torchrun(rank, world, port):
     """Return the variables that torchrun sets, on one machine."""
     return {
         "RANK": str(rank),
@@ -118,13 +108,13 @@ def torchrun(rank: int, world: int, port: int) -> dict[str, str]:
     }
 
 
-def free_port() -> int:
+def free_port():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
 
 
-def wait_until(holds: Callable[[], Any], what: str, timeout: float = TIMEOUT) -> None:
+def wait_until(holds, what, timeout=TIMEOUT):
     """Wait until `holds()` is true; AssertionError says what never came."""
     started = time.monotonic()
     while not holds():
@@ -132,13 +122,13 @@ def wait_until(holds: Callable[[], Any], what: str, timeout: float = TIMEOUT) ->
         time.sleep(0.01)
 
 
-def folder_in(root: Path) -> Path:
+def folder_in(root):
     """Return the folder of the only run below a root."""
     (folder,) = (path for path in root.glob("[!.]*/*") if path.is_dir())
     return folder
 
 
-def newest(folder: Path) -> Checkpoint:
+def newest(folder):
     found = Checkpoints(folder / "checkpoints").newest()
     assert found is not None
     return found

@@ -3,11 +3,10 @@
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from processes import TIMEOUT, Trainings, wait_until
+from processes import TIMEOUT, wait_until
 
 from npas.training.checkpoint import Checkpoints, open_checkpoint
 
@@ -17,9 +16,7 @@ KILLS = 30
 
 
 @pytest.mark.parametrize("times", [1, 2], ids=["each step once", "each step twice"])
-def test_a_kill_during_a_write_loses_nothing_that_was_written(
-    trainings: Trainings, tmp_path: Path, times: int
-) -> None:
+def test_a_kill_during_a_write_loses_nothing_that_was_written(trainings, tmp_path, times):
     store, report = Checkpoints(tmp_path / "checkpoints"), tmp_path / "report"
     draw, cut_short, last = random.Random(times), 0, 0
     report.touch()

@@ -1,14 +1,10 @@
 """A run that is stopped after any of its steps resumes to the bit, at the same number of ranks."""
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
-
 import pytest
-from processes import STEPS, TIMEOUT, WORDS, Trainings, differences, folder_in, free_port, torchrun
+from processes import STEPS, TIMEOUT, WORDS, differences, folder_in, free_port, torchrun
 
 pytestmark = pytest.mark.fault
 
-Straight = Callable[..., Path]
 
 SHORTER, SHORTER_STEPS = ("epochs=2", "optim.milestones=[1]"), 8
 SEARCH, SEARCH_STEPS = ("sharing.groups=learned", "sharing.num_groups=2"), 4
@@ -40,9 +36,7 @@ SELDOM = ("trainer.log_every=5", "trainer.checkpoint_every=3")
         "learned",
     ],
 )
-def test_stopped_after_each_step(
-    trainings: Trainings, straight: Straight, words: tuple[str, ...], stopped: Iterable[int]
-) -> None:
+def test_stopped_after_each_step(trainings, straight, words, stopped):
     steps = [*stopped]
     ended = trainings.call("inside:stop_after_each", [*WORDS, *words], steps).wait(TIMEOUT)
     assert ended.code == 0, ended.err
@@ -61,9 +55,7 @@ def test_stopped_after_each_step(
     ],
     ids=["averaged weights, workers", "accumulation, bf16 gradients, seldom", "pruned", "learned"],
 )
-def test_two_ranks_stopped_after_the_steps(
-    trainings: Trainings, straight: Straight, words: tuple[str, ...], stopped: list[int]
-) -> None:
+def test_two_ranks_stopped_after_the_steps(trainings, straight, words, stopped):
     # The signal reaches one rank after these; all stop one step later.
     ports = [free_port() for _ in range(2 * len(stopped))]
     runs = [

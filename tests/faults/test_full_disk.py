@@ -3,11 +3,9 @@
 import errno
 import os
 import signal
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from processes import Trainings, newest
+from processes import newest
 
 pytestmark = pytest.mark.fault
 
@@ -18,8 +16,8 @@ TOO_LARGE = os.strerror(errno.EFBIG)  # what the limit says, as a full disk woul
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_checkpoint_that_does_not_fit_fails_the_run_and_not_the_one_before(
-    trainings: Trainings, straight: Callable[..., Path], ranks: int
-) -> None:
+    trainings, straight, ranks
+):
     words = ("epochs=2", "optim.milestones=[1]")
     if ranks == 1:
         ended = [trainings.run(*words, trouble=FULL)]
@@ -35,9 +33,7 @@ def test_a_checkpoint_that_does_not_fit_fails_the_run_and_not_the_one_before(
     trainings.check_ended(straight(*words, ranks=ranks), *words, ranks=ranks)
 
 
-def test_a_preempted_run_whose_checkpoint_does_not_fit_says_that_it_failed(
-    trainings: Trainings,
-) -> None:
+def test_a_preempted_run_whose_checkpoint_does_not_fit_says_that_it_failed(trainings):
     ended = trainings.run(trouble={**FULL, "signals": [int(signal.SIGTERM)]})
     assert ended.code == 1  # and not 75: nothing was saved
     assert trainings.result().status == "failed"

@@ -1,20 +1,16 @@
 """The experiment that kills runs at random moments works, and finds nothing that differs."""
 
 import signal
-from pathlib import Path
 
 import kill_runs
 import pytest
-from processes import Forks
 
 pytestmark = pytest.mark.fault
 
 WORDS = [*kill_runs.WORDS, "epochs=2", "optim.milestones=[1]"]
 
 
-def test_runs_that_are_killed_at_random_end_as_if_they_had_not_been(
-    forks: Forks, tmp_path: Path
-) -> None:
+def test_runs_that_are_killed_at_random_end_as_if_they_had_not_been(forks, tmp_path):
     found = kill_runs.experiment(forks, WORDS, kills=10, seed=5, scratch=tmp_path)
     assert found["summary"]["kills"] == 10 and found["summary"]["runs_that_differ"] == 0
     for trial in found["trials"]:
@@ -26,7 +22,7 @@ def test_runs_that_are_killed_at_random_end_as_if_they_had_not_been(
     assert (tmp_path / "out" / "kills.json").read_text().count('"signal"') == 10
 
 
-def test_what_differs_is_found(forks: Forks, tmp_path: Path) -> None:
+def test_what_differs_is_found(forks, tmp_path):
     one, _ = kill_runs.undisturbed(forks, WORDS, tmp_path / "one")
     assert kill_runs.differences(one, one) == []
     other, _ = kill_runs.undisturbed(forks, [*WORDS, "seed=1"], tmp_path / "other")

@@ -4,20 +4,18 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import PREEMPTED, TIMEOUT, Run, Trainings, newest, wait_until
+from processes import PREEMPTED, TIMEOUT, newest, wait_until
 
 pytestmark = pytest.mark.fault
 
-Straight = Callable[..., Path]
 TROUBLED = Path(__file__).resolve().parent / "troubled"
 SOON = 60.0
 
 
-def children(process: int) -> list[int]:
+def children(process):
     """List the children of a process that are Python interpreters of its job."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -31,23 +29,23 @@ def children(process: int) -> list[int]:
     return sorted(found)
 
 
-def all_gone(processes: list[int]) -> bool:
+def all_gone(processes):
     return not any(Path(f"/proc/{process}").exists() for process in processes)
 
 
 def test_workers_are_stopped_by_a_signal_to_the_command_to_one_of_them_or_to_all(
-    trainings: Trainings, straight: Straight
-) -> None:
+    trainings, straight
+):
     words = ("trainer.devices=2", "data.workers=1")
     before = 0
 
-    def to_command(run: Run) -> None:
+    def to_command(run):
         run.signal(signal.SIGTERM)
 
-    def to_one_worker(run: Run) -> None:
+    def to_one_worker(run):
         os.kill(children(run.process)[-1], signal.SIGUSR1)
 
-    def to_all(run: Run) -> None:
+    def to_all(run):
         for process in [run.process, *children(run.process)]:
             os.kill(process, signal.SIGINT)
 
@@ -69,7 +67,7 @@ def test_workers_are_stopped_by_a_signal_to_the_command_to_one_of_them_or_to_all
     trainings.check_ended(straight("data.workers=1", ranks=2), "data.workers=1", ranks=2)
 
 
-def test_a_second_signal_ends_command_and_workers_at_once(trainings: Trainings) -> None:
+def test_a_second_signal_ends_command_and_workers_at_once(trainings):
     trouble = {"step": 2, "rank": "1", "sleep": 300}
     run = trainings.start("trainer.devices=2", env=troubled(trouble))
     wait_until((trainings.home / "asleep").exists, "the long step")
@@ -82,12 +80,12 @@ def test_a_second_signal_ends_command_and_workers_at_once(trainings: Trainings) 
     wait_until(lambda: all_gone(workers), "the end of the workers", timeout=10)
 
 
-def troubled(trouble: dict[str, object]) -> dict[str, str]:
+def troubled(trouble):
     """Return the variables that trouble one rank of a job started with them."""
     return {"TROUBLE": json.dumps(trouble), "PYTHONPATH": str(TROUBLED)}
 
 
-def test_a_worker_that_fails_ends_the_job_with_its_traceback(trainings: Trainings) -> None:
+def test_a_worker_that_fails_ends_the_job_with_its_traceback(trainings):
     trouble = {"step": 3, "rank": "1", "raises": "this worker has failed"}
     run = trainings.start("trainer.devices=2", env=troubled(trouble))
     wait_until(lambda: trainings.lines() >= 2, "two steps")
@@ -100,7 +98,7 @@ def test_a_worker_that_fails_ends_the_job_with_its_traceback(trainings: Training
     assert found.status == "failed" and "this worker has failed" in str(found.error)
 
 
-def test_a_worker_that_is_killed_ends_the_job(trainings: Trainings) -> None:
+def test_a_worker_that_is_killed_ends_the_job(trainings):
     run = trainings.start("trainer.devices=2", "epochs=300")
     wait_until(lambda: trainings.lines() >= 2, "two steps")
     workers = children(run.process)

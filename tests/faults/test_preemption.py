@@ -2,23 +2,19 @@
 
 import signal
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
-from processes import PREEMPTED, TIMEOUT, WORDS, Ended, Trainings, newest, wait_until
+from processes import PREEMPTED, TIMEOUT, WORDS, newest, wait_until
 
 pytestmark = pytest.mark.fault
 
 TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
 USR1, USR2 = int(signal.SIGUSR1), int(signal.SIGUSR2)
-Straight = Callable[..., Path]
 
 LEARNED = ("sharing.groups=learned", "sharing.num_groups=2", "sharing.search.epochs=1")
 
 
-def check_preempted(trainings: Trainings, ended: Ended, step: int | None = None) -> None:
+def check_preempted(trainings, ended, step=None):
     """Check that the run ended as preempted, with a checkpoint of exactly this step."""
     assert ended.code == PREEMPTED, ended.err
     found = trainings.result()
@@ -30,7 +26,7 @@ def check_preempted(trainings: Trainings, ended: Ended, step: int | None = None)
     assert newest(trainings.folder).state["progress"]["step"] == step
 
 
-CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+CASES = {
     "SIGINT": ((), {"signals": [INT]}),
     "SIGUSR2": ((), {"signals": [USR2]}),
     "SIGTERM to all, data workers": (("data.workers=2",), {"signals": [TERM], "group": True}),
@@ -40,16 +36,14 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_to_the_bit(
-    trainings: Trainings, straight: Straight, case: str
-) -> None:
+def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_to_the_bit(trainings, straight, case):
     words, trouble = CASES[case]
     ended = trainings.run(*words, trouble={"step": 6, **trouble})
     check_preempted(trainings, ended, step=6)
     trainings.check_ended(straight(*words), *words)
 
 
-def test_a_run_may_be_stopped_again_and_again(trainings: Trainings, straight: Straight) -> None:
+def test_a_run_may_be_stopped_again_and_again(trainings, straight):
     step = 0
     for taken in (3, 1, 4, 3):  # after an epoch's last step, too
         step += taken
@@ -59,16 +53,14 @@ def test_a_run_may_be_stopped_again_and_again(trainings: Trainings, straight: St
 
 
 @pytest.mark.parametrize("taken", [2, 4, 7], ids=["in the search", "at its end", "after it"])
-def test_a_signal_in_or_after_the_search_for_groups(
-    trainings: Trainings, straight: Straight, taken: int
-) -> None:
+def test_a_signal_in_or_after_the_search_for_groups(trainings, straight, taken):
     ended = trainings.run(*LEARNED, trouble={"step": taken, "signals": [TERM]})
     assert ended.code == PREEMPTED, ended.err
     assert trainings.result().status == "preempted"
     trainings.check_ended(straight(*LEARNED), *LEARNED)
 
 
-def test_a_second_signal_ends_a_run_at_once(trainings: Trainings) -> None:
+def test_a_second_signal_ends_a_run_at_once(trainings):
     run = trainings.start(trouble={"step": 6, "sleep": 300})
     wait_until((trainings.home / "asleep").exists, "the long step")
     run.signal(TERM)
@@ -80,9 +72,7 @@ def test_a_second_signal_ends_a_run_at_once(trainings: Trainings) -> None:
 
 
 @pytest.mark.parametrize("number", [TERM, INT])
-def test_a_signal_before_the_first_step_loses_nothing(
-    trainings: Trainings, straight: Straight, number: int
-) -> None:
+def test_a_signal_before_the_first_step_loses_nothing(trainings, straight, number):
     run = trainings.start()
     wait_until(lambda: "budget " in run.printed("out"), "the plan")
     run.signal(number)
@@ -91,7 +81,7 @@ def test_a_signal_before_the_first_step_loses_nothing(
     trainings.check_ended(straight())
 
 
-def test_ctrl_c_to_the_command_itself(trainings: Trainings, straight: Straight) -> None:
+def test_ctrl_c_to_the_command_itself(trainings, straight):
     # Nothing is forked or patched here: the command line as a user starts it, and a signal to it
     # and to its data workers some time after the second step, wherever that finds them.
     run = trainings.execute("python", "-m", "npas.cli.train", *WORDS, "data.workers=2")

@@ -1,16 +1,12 @@
 """Several processes train one run: one folder, the same figures, the same end for all of them."""
 
 import signal
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from processes import (
     PREEMPTED,
     TIMEOUT,
     WORDS,
-    Ended,
-    Trainings,
     differences,
     folder_in,
     free_port,
@@ -22,7 +18,6 @@ from npas.reporting import results
 
 pytestmark = pytest.mark.fault
 
-Straight = Callable[..., Path]
 
 # Without dropout, whose draws each rank makes for itself, as every parallel training does.
 SAME = ("model.dropout=0", "epochs=2", "optim.milestones=[1]")
@@ -30,14 +25,14 @@ FAILING = {"step": 3, "raises": "this rank has failed"}
 SOON = 60.0  # seconds within which the others of a rank that fails are to be gone
 
 
-def check_codes(ended: list[Ended], code: int = 0) -> str:
+def check_codes(ended, code=0):
     """Check how all ended, and return what they said on stderr."""
     said = "".join(each.err for each in ended)
     assert [each.code for each in ended] == [code] * len(ended), said
     return said
 
 
-def furthest(one: Path, other: Path) -> float:
+def furthest(one, other):
     """Return the greatest difference of two runs' weights, of the network's greatest weight."""
     ours, theirs = newest(one).tensors("model"), newest(other).tensors("model")
     assert ours.keys() == theirs.keys()
@@ -45,11 +40,11 @@ def furthest(one: Path, other: Path) -> float:
     return max(float((ours[k].double() - theirs[k].double()).abs().max()) for k in ours) / scale
 
 
-def steps(folder: Path) -> list[int]:
+def steps(folder):
     return [line["step"] for line in logged(folder)]
 
 
-def losses(folder: Path) -> list[float]:
+def losses(folder):
     return [line["train/loss"] for line in logged(folder) if "train/loss" in line]
 
 
@@ -63,9 +58,7 @@ def losses(folder: Path) -> list[float]:
     ],
     ids=["accumulation", "two ranks", "three ranks", "two ranks, accumulation"],
 )
-def test_parts_of_a_batch_add_up_to_the_batch(
-    straight: Straight, ranks: int, words: tuple[str, ...]
-) -> None:
+def test_parts_of_a_batch_add_up_to_the_batch(straight, ranks, words):
     # Where no statistics of a batch are learned, as batch norm does of each part.
     alone = straight(*SAME, norm="group")
     shared_out = straight(*SAME, *words, ranks=ranks, norm="group")
@@ -74,7 +67,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(
     assert losses(alone) == pytest.approx(losses(shared_out), rel=1e-4)
 
 
-def test_ranks_export_one_artifact_and_measure_what_it_holds(trainings: Trainings) -> None:
+def test_ranks_export_one_artifact_and_measure_what_it_holds(trainings):
     check_codes(trainings.run_ranks(2, *SAME, "budget=12KB"))
     found = results.read(folder_in(trainings.home / "runs"))
     assert found.artifact is not None and found.artifact.metrics is not None
@@ -83,7 +76,7 @@ def test_ranks_export_one_artifact_and_measure_what_it_holds(trainings: Training
     assert "more than budget=12KB" in check_codes(over, 1)
 
 
-def test_ranks_leave_one_folder_one_log_and_one_voice(trainings: Trainings) -> None:
+def test_ranks_leave_one_folder_one_log_and_one_voice(trainings):
     first, second = trainings.run_ranks(2, *SAME)
     check_codes([first, second])
     assert (second.out, second.err) == ("", "")
@@ -95,9 +88,7 @@ def test_ranks_leave_one_folder_one_log_and_one_voice(trainings: Trainings) -> N
     assert {path.name for path in trainings.folder.iterdir()} == files
 
 
-def test_the_same_weights_measure_the_same_on_any_number_of_ranks(
-    trainings: Trainings, straight: Straight
-) -> None:
+def test_the_same_weights_measure_the_same_on_any_number_of_ranks(trainings, straight):
     # Each goes on from a training's last checkpoint, where all that is left to do is to measure.
     done = straight(*SAME)
     for ranks in (1, 2, 3):
@@ -110,7 +101,7 @@ def test_the_same_weights_measure_the_same_on_any_number_of_ranks(
         assert results.read(folder_in(root)).metrics == results.read(done).metrics
 
 
-def test_a_rank_that_fails_ends_the_others_soon_and_says_why(trainings: Trainings) -> None:
+def test_a_rank_that_fails_ends_the_others_soon_and_says_why(trainings):
     first, second = trainings.start_ranks(2, troubles={1: FAILING})
     ended = second.wait(SOON)
     assert ended.code == 1
@@ -122,7 +113,7 @@ def test_a_rank_that_fails_ends_the_others_soon_and_says_why(trainings: Training
     check_codes(trainings.run_ranks(2))  # the same command goes on
 
 
-def test_a_rank_that_is_killed_ends_the_others_soon(trainings: Trainings) -> None:
+def test_a_rank_that_is_killed_ends_the_others_soon(trainings):
     killed = {"step": 3, "signals": [int(signal.SIGKILL)]}
     first, second = trainings.start_ranks(2, troubles={1: killed})
     assert second.wait(TIMEOUT).code == 128 + signal.SIGKILL
@@ -138,15 +129,13 @@ def test_a_rank_that_is_killed_ends_the_others_soon(trainings: Trainings) -> Non
     ],
     ids=["a batch that does not divide", "a sweep inside torchrun"],
 )
-def test_what_ranks_cannot_do_is_refused_with_the_way_to_do_it(
-    trainings: Trainings, words: tuple[str, ...], says: list[str]
-) -> None:
+def test_what_ranks_cannot_do_is_refused_with_the_way_to_do_it(trainings, words, says):
     said = check_codes(trainings.run_ranks(2, *words), 2)
     assert all(word in said for word in says)
     assert "Traceback" not in said and not trainings.root.exists()
 
 
-def test_srun_starts_ranks_too(trainings: Trainings, straight: Straight) -> None:
+def test_srun_starts_ranks_too(trainings, straight):
     # What Slurm sets for two tasks of a step on one node, of a batch job that has more of them.
     slurm = {
         "SLURM_JOB_ID": str(free_port()),  # from which follows where they meet
@@ -165,9 +154,7 @@ def test_srun_starts_ranks_too(trainings: Trainings, straight: Straight) -> None
     assert differences(trainings.folder, straight(*SAME, ranks=2)) == []
 
 
-def test_a_signal_to_all_ranks_and_their_data_workers(
-    trainings: Trainings, straight: Straight
-) -> None:
+def test_a_signal_to_all_ranks_and_their_data_workers(trainings, straight):
     words = (*SAME, "data.workers=2")
     trouble = {"step": 3, "signals": [int(signal.SIGTERM)], "group": True}
     ended = trainings.run_ranks(2, *words, troubles={0: trouble, 1: trouble})
@@ -178,7 +165,7 @@ def test_a_signal_to_all_ranks_and_their_data_workers(
     trainings.check_ended(straight(*words, ranks=2), *words, ranks=2)
 
 
-def test_torchrun_itself(trainings: Trainings, straight: Straight) -> None:
+def test_torchrun_itself(trainings, straight):
     command = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     run = trainings.execute(*command, "-m", "npas.cli.train", *WORDS, *SAME)
     ended = run.wait(TIMEOUT)

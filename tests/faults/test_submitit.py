@@ -2,11 +2,10 @@
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import Trainings, differences, wait_until
+from processes import differences, wait_until
 
 from npas.reporting import results
 
@@ -15,7 +14,7 @@ pytestmark = pytest.mark.slow  # submitit starts every job in a new interpreter
 WORDS = ("-m", "hydra/launcher=submitit_local")
 
 
-def job_in(home: Path) -> int:
+def job_in(home):
     """Return the process that submitit runs a job in."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -27,7 +26,7 @@ def job_in(home: Path) -> int:
     raise AssertionError("there is no job")
 
 
-def test_a_sweep_runs_in_submitits_processes(trainings: Trainings) -> None:
+def test_a_sweep_runs_in_submitits_processes(trainings):
     ended = trainings.run(*WORDS, "seed=0,1")
     assert ended.code == 0, ended.err
     found = {results.read(path.parent).seed for path in trainings.root.glob("*/*/result.json")}
@@ -37,9 +36,7 @@ def test_a_sweep_runs_in_submitits_processes(trainings: Trainings) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_submitits_own_signal_requeues_the_job_which_goes_on(
-    trainings: Trainings, straight: Callable[..., Path], ranks: int
-) -> None:
+def test_submitits_own_signal_requeues_the_job_which_goes_on(trainings, straight, ranks):
     run = trainings.start(*WORDS, "seed=0", f"trainer.devices={ranks}")
     wait_until(lambda: trainings.lines() >= 2, "two steps")
     os.kill(job_in(trainings.home), signal.SIGUSR2)

@@ -2,10 +2,9 @@
 
 import re
 import signal
-from pathlib import Path
 
 import pytest
-from processes import PREEMPTED, TIMEOUT, Trainings, wait_until
+from processes import PREEMPTED, TIMEOUT, wait_until
 
 from npas.reporting import results
 
@@ -14,30 +13,30 @@ pytestmark = pytest.mark.fault
 SMALL = ("-m", "budget=dense", "epochs=1", "optim.milestones=[]")
 
 
-def sweep(jobs: int) -> tuple[str, ...]:
+def sweep(jobs):
     """Return the words of a sweep over so many seeds."""
     return *SMALL, f"seed={','.join(map(str, range(jobs)))}"
 
 
-def seeds(root: Path, status: str) -> set[int]:
+def seeds(root, status):
     """List the seeds whose results have this status."""
     found = (results.read(path.parent) for path in root.glob("*/*/result.json"))
     return {each.seed for each in found if each.status == status}
 
 
-def table(out: str, jobs: int) -> list[str]:
+def table(out, jobs):
     """Return the statuses of the table at the end of what a sweep printed, by its jobs."""
     lines = out.splitlines()[-jobs:]
     assert all(re.match(r"\w+ +\S*seed-\d+", line) for line in lines), out
     return [line.split()[0] for line in lines]
 
 
-def trained(out: str) -> int:
+def trained(out):
     """Count the jobs whose network was printed: those that were begun."""
     return len(re.findall(r"^dense network: ", out, re.MULTILINE))
 
 
-def test_a_sweep_that_is_killed_runs_only_what_is_left(trainings: Trainings) -> None:
+def test_a_sweep_that_is_killed_runs_only_what_is_left(trainings):
     root, jobs = trainings.root, 20
     run = trainings.start(*sweep(jobs))
     wait_until(lambda: len(list(root.glob("*/*/result.json"))) >= 7, "seven jobs")
@@ -54,7 +53,7 @@ def test_a_sweep_that_is_killed_runs_only_what_is_left(trainings: Trainings) -> 
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_signal_ends_the_job_and_the_sweep(trainings: Trainings) -> None:
+def test_a_signal_ends_the_job_and_the_sweep(trainings):
     root = trainings.root
     ended = trainings.run(*sweep(5), trouble={"step": 10, "signals": [int(signal.SIGTERM)]})
     assert ended.code == PREEMPTED, ended.err  # in the third job
@@ -69,7 +68,7 @@ def test_a_signal_ends_the_job_and_the_sweep(trainings: Trainings) -> None:
     assert seeds(root, "done") == set(range(5))
 
 
-def test_a_job_that_failed_does_not_end_the_sweep_and_is_tried_again(trainings: Trainings) -> None:
+def test_a_job_that_failed_does_not_end_the_sweep_and_is_tried_again(trainings):
     root = trainings.root
     ended = trainings.run(*sweep(4), trouble={"step": 6, "raises": "a fault in the second job"})
     assert ended.code == 1

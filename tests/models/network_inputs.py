@@ -1,9 +1,6 @@
 """Make small inputs for the networks that match phrases with regions, or sentences with images."""
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from npas import models
 from npas.models import Input, InputSpec
@@ -11,7 +8,7 @@ from npas.models import Input, InputSpec
 WORD, REGION, BOX, KNOWN = 6, 7, 5, 11  # numbers of each, and words that have a number
 
 
-def spec(outputs: str, word: int = WORD, region: int = REGION) -> InputSpec:
+def spec(outputs, word=WORD, region=REGION):
     """Return what a task asks for: of 3 texts of 5 words and 4 regions an image."""
     inputs = {
         "words": Input((3, 5, word)),
@@ -24,7 +21,7 @@ def spec(outputs: str, word: int = WORD, region: int = REGION) -> InputSpec:
     return InputSpec((), 1, outputs=outputs, inputs=inputs)
 
 
-def inputs(outputs: str, images: int = 2, texts: int = 3, seed: int = 0) -> dict[str, Tensor]:
+def inputs(outputs, images=2, texts=3, seed=0):
     """Draw texts of 1 to 5 words, with zeros after them, and regions."""
     rng = torch.Generator().manual_seed(seed)
     lengths_BP = torch.randint(1, 6, (images, texts), generator=rng)
@@ -40,14 +37,14 @@ def inputs(outputs: str, images: int = 2, texts: int = 3, seed: int = 0) -> dict
     return given | {"ids": ids_BPT * inside_BPT}
 
 
-def build(family: str, **keys: Any) -> Any:
+def build(family, **keys):
     """Build a small network of a family for such inputs."""
     torch.manual_seed(0)
     module = models.family(family)
     return models.build(module.Config(**keys), spec(module.OUTPUTS[0]))
 
 
-def count(family: str, word: int = 300, **keys: Any) -> int:
+def count(family, word=300, **keys):
     """Count the parameters at full size: of 300 numbers a word, 2048 a region."""
     module = models.family(family)
     with torch.device("meta"):

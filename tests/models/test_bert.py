@@ -1,24 +1,21 @@
 """BERT and ALBERT have their published sizes and names, and start from a checkpoint or a seed."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from npas.models import InputSpec, _hub, bert, build
 from npas.reporting.compose import compose
 
 SPAN, PRETRAINING = (InputSpec((16,), 2, answers) for answers in ("span", "pretraining"))
-TINY: dict[str, Any] = {
+TINY = {
     "layers": 2, "hidden": 16, "heads": 2, "intermediate": 32, "vocab_size": 50, "positions": 16,
 }  # fmt: skip
 
 
-def config(arch: str = "bert", **changes: Any) -> bert.Config:
+def config(arch="bert", **changes):
     width = {"embedding": 8} if arch == "albert" else {}
     return bert.Config(arch=arch, **{**TINY, **width, **changes})
 
@@ -36,17 +33,17 @@ def config(arch: str = "bert", **changes: Any) -> bert.Config:
         ("albert_base", "pretraining", 11_813_810),
     ],
 )
-def test_sizes(name: str, answers: str, expected: int) -> None:
+def test_sizes(name, answers, expected):
     shape = compose(f"model={name}", "task=squad1").model
     with torch.device("meta"):
-        network: Any = build(shape, InputSpec((384,), 2, answers))
+        network = build(shape, InputSpec((384,), 2, answers))
     assert sum(parameter.numel() for parameter in network.parameters()) == expected
     assert f"{expected:,}" in (bert.__doc__ or "")
     if (name, answers) == ("albert_large", "pretraining"):  # published with its pooler, no head
         assert sum(p.numel() for p in network.albert.parameters()) == 17_683_968
 
 
-def test_parameters_have_the_names_of_published_checkpoints() -> None:
+def test_parameters_have_the_names_of_published_checkpoints():
     names = {name for name, _ in build(config(), SPAN).named_parameters()}
     assert "bert.encoder.layer.1.attention.self.query.weight" in names
     assert "bert.embeddings.word_embeddings.weight" in names and "qa_outputs.bias" in names
@@ -60,7 +57,7 @@ def test_parameters_have_the_names_of_published_checkpoints() -> None:
 
 @pytest.mark.parametrize("spec", [SPAN, PRETRAINING], ids=lambda spec: spec.outputs)
 @pytest.mark.parametrize("arch", ["bert", "albert"])
-def test_a_seed_means_the_same_weights_and_all_are_used(arch: str, spec: InputSpec) -> None:
+def test_a_seed_means_the_same_weights_and_all_are_used(arch, spec):
     torch.manual_seed(3)
     one = build(config(arch), spec)
     torch.manual_seed(3)
@@ -76,16 +73,16 @@ def test_a_seed_means_the_same_weights_and_all_are_used(arch: str, spec: InputSp
     assert first.shape[:2] == (1, 16)
 
 
-def save(folder: Path, arch: str = "bert", **changes: Any) -> nn.Module:
+def save(folder, arch="bert", **changes):
     """Store a pre-trained network as the hub has them."""
     torch.manual_seed(7)
-    network: Any = build(config(arch, **changes), PRETRAINING)
+    network = build(config(arch, **changes), PRETRAINING)
     network.save_pretrained(folder)
     return network
 
 
 @pytest.mark.parametrize("arch", ["bert", "albert"])
-def test_a_checkpoint_gives_all_but_the_head(arch: str, tmp_path: Path) -> None:
+def test_a_checkpoint_gives_all_but_the_head(arch, tmp_path):
     stored = save(tmp_path, arch).state_dict()
     starts = []
     for _ in range(2):
@@ -101,22 +98,20 @@ def test_a_checkpoint_gives_all_but_the_head(arch: str, tmp_path: Path) -> None:
     assert all(torch.equal(full[name], stored[name]) for name in stored)
 
 
-def test_a_checkpoint_in_several_files_keeps_its_activation_and_gets_our_dropout(
-    tmp_path: Path,
-) -> None:
-    stored: Any = save(tmp_path)
+def test_a_checkpoint_in_several_files_keeps_its_activation_and_gets_our_dropout(tmp_path):
+    stored = save(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     stored.save_pretrained(tmp_path, max_shard_size="10KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "hidden_act": "relu"}))
-    network: Any = build(config(pretrained=str(tmp_path), dropout=0.25), PRETRAINING)
+    network = build(config(pretrained=str(tmp_path), dropout=0.25), PRETRAINING)
     assert all(torch.equal(a, network.state_dict()[k]) for k, a in stored.state_dict().items())
     assert network.config.hidden_act == "relu"
     assert network.bert.embeddings.dropout.p == 0.25
 
 
-def test_nothing_is_loaded_on_the_meta_device(tmp_path: Path) -> None:
+def test_nothing_is_loaded_on_the_meta_device(tmp_path):
     with torch.device("meta"):
         build(config(pretrained=str(tmp_path / "absent")), SPAN)
 
@@ -129,19 +124,17 @@ def test_nothing_is_loaded_on_the_meta_device(tmp_path: Path) -> None:
         ({"arch": "albert", "embedding": 8}, "has arch bert, and model.arch=albert"),
     ],
 )
-def test_a_checkpoint_of_another_shape_is_refused(
-    changes: dict[str, Any], said: str, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_shape_is_refused(changes, said, tmp_path):
     save(tmp_path)
     with pytest.raises(ValueError, match=said) as error:
         build(bert.Config(**{**TINY, **changes, "pretrained": str(tmp_path)}), SPAN)
     assert "\n" not in str(error.value)
 
 
-def test_a_checkpoint_without_its_layers_or_its_bytes_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_layers_or_its_bytes_is_refused(tmp_path):
     file = tmp_path / "model.safetensors"
 
-    def refused(said: str) -> None:
+    def refused(said):
         with pytest.raises(ValueError, match=said) as error:
             build(config(pretrained=str(tmp_path)), SPAN)
         assert "\n" not in str(error.value)
@@ -161,11 +154,11 @@ def test_a_checkpoint_without_its_layers_or_its_bytes_is_refused(tmp_path: Path)
 class Hub:
     """Stand in for the hub's client: files that it has, in its cache or not."""
 
-    def __init__(self) -> None:
-        self.asked: list[tuple] = []
-        self.cached: Path | None = None
+    def __init__(self):
+        self.asked = []
+        self.cached = None
 
-    def fetch(self, name: str, *, allow_patterns: list[str], local_files_only: bool, **how: str):
+    def fetch(self, name, *, allow_patterns, local_files_only, **how):
         self.asked.append((name, local_files_only, how))
         if self.cached is None:
             raise FileNotFoundError("Got: ConnectError\nand so on")
@@ -173,29 +166,27 @@ class Hub:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+def hub(monkeypatch):
     made = Hub()
     monkeypatch.setattr("huggingface_hub.snapshot_download", made.fetch)
     monkeypatch.setattr(_hub, "COMMITS", {})
     return made
 
 
-def test_without_a_network_a_name_is_one_line(hub: Hub) -> None:
+def test_without_a_network_a_name_is_one_line(hub):
     with pytest.raises(ValueError, match=r"ConnectError.*model\.pretrained=FOLDER") as error:
         build(config(pretrained="bert-tiny"), SPAN)
     assert hub.asked == [("bert-tiny", True, {}), ("bert-tiny", False, {})]
     assert "\n" not in str(error.value)
 
 
-def test_a_name_that_cannot_be_is_one_line() -> None:
+def test_a_name_that_cannot_be_is_one_line():
     with pytest.raises(ValueError, match="no folder here, and no name on a hub"):
         build(config(pretrained="no/such/folder/../x"), SPAN)
 
 
 @pytest.mark.parametrize(("name", "how"), [("a/b", {}), ("a/b@v1", {"revision": "v1"})])
-def test_what_is_in_the_cache_needs_no_network_and_its_commit_is_noted(
-    name: str, how: dict[str, str], tmp_path: Path, hub: Hub
-) -> None:
+def test_what_is_in_the_cache_needs_no_network_and_its_commit_is_noted(name, how, tmp_path, hub):
     hub.cached = tmp_path / "c0ffee"
     hub.cached.mkdir()
     (hub.cached / "b").write_text("")
@@ -205,7 +196,7 @@ def test_what_is_in_the_cache_needs_no_network_and_its_commit_is_noted(
     ]
 
 
-def test_without_download_only_the_cache_is_asked(tmp_path: Path, hub: Hub) -> None:
+def test_without_download_only_the_cache_is_asked(tmp_path, hub):
     for cached in (None, tmp_path):  # nothing in the cache, or a folder without what is needed
         hub.cached = cached
         with pytest.raises(ValueError, match=r"data\.download=false: put b into a folder") as error:
@@ -216,7 +207,7 @@ def test_without_download_only_the_cache_is_asked(tmp_path: Path, hub: Hub) -> N
         _hub.find_folder("key", "name", ("a", "b"), ("b",))
 
 
-def test_texts_longer_than_the_positions_and_images_are_refused() -> None:
+def test_texts_longer_than_the_positions_and_images_are_refused():
     with pytest.raises(ValueError, match=r"17 tokens, and model\.positions=16"):
         build(config(), InputSpec((17,), 2, "span"))
     with pytest.raises(ValueError, match="where in a text an answer starts"):

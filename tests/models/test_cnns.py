@@ -1,7 +1,5 @@
 """The convolutional networks for small images are the published ones: counts, shapes, blocks."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -10,7 +8,7 @@ import npas
 from npas import models
 from npas.models import InputSpec, densenet, resnet_cifar
 
-TINY: dict[str, dict[str, Any]] = {
+TINY = {
     "wrn": {"depth": 10, "width": 1},
     "resnet_cifar": {"depth": 8},
     "resnext": {"depth": 11, "cardinality": 2, "width": 4},
@@ -18,17 +16,17 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def build(family: str, classes: int = 10, shape: tuple[int, ...] = (3, 32, 32), **keys: Any) -> Any:
+def build(family, classes=10, shape=(3, 32, 32), **keys):
     answers = "cell" if family == "grid_cnn" else "class"
     config = models.family(family).Config(**keys)
     return models.build(config, InputSpec(shape, classes, answers))
 
 
-def count(model: nn.Module) -> int:
+def count(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def kinds(model: nn.Module, *kinds: type) -> list[Any]:
+def kinds(model, *kinds):
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
@@ -55,15 +53,13 @@ def kinds(model: nn.Module, *kinds: type) -> list[Any]:
         ("grid_cnn", {"depth": 16, "width": 16, "shape": (2, 12, 12)}, 1, 37_713),
     ],
 )
-def test_counts_are_the_published_ones(
-    family: str, keys: dict, classes: int, expected: int
-) -> None:
+def test_counts_are_the_published_ones(family, keys, classes, expected):
     with torch.device("meta"):
         assert count(build(family, classes, **keys)) == expected
 
 
 @pytest.mark.parametrize("family", [*TINY, "vgg", "grid_cnn"])
-def test_images_of_other_sizes_and_channels_are_taken(family: str) -> None:
+def test_images_of_other_sizes_and_channels_are_taken(family):
     for channels, size in ((3, 32), (1, 16 if family == "vgg" else 8)):
         model = build(family, shape=(channels, size, size), **TINY.get(family, {}))
         answer = (2, 10, size, size) if family == "grid_cnn" else (2, 10)
@@ -85,23 +81,21 @@ def test_images_of_other_sizes_and_channels_are_taken(family: str) -> None:
         ("vgg", 14, {"depth": None}, 0),
     ],
 )
-def test_depth_counts_the_convs_and_the_classifier(
-    family: str, depth: int, keys: dict[str, Any], shortcuts: int
-) -> None:
+def test_depth_counts_the_convs_and_the_classifier(family, depth, keys, shortcuts):
     keys = {key: value for key, value in ({"depth": depth} | keys).items() if value is not None}
     found = len(kinds(build(family, **keys), nn.Conv2d, nn.Linear))
     # The published depth of a WRN counts two of its shortcuts.
     assert found == depth + shortcuts - 2 * (family == "wrn")
 
 
-def test_inner_widths_are_as_asked() -> None:
+def test_inner_widths_are_as_asked():
     grouped = [m for m in kinds(build("resnext", **TINY["resnext"]), nn.Conv2d) if m.groups == 2]
     assert [m.in_channels for m in grouped] == [8, 16, 32]
     narrow = build("wrn", depth=10, width=0.5)  # a fraction makes a narrow baseline
     assert {8, 16, 32} <= {m.out_channels for m in kinds(narrow, nn.Conv2d)}
 
 
-def test_shortcuts_of_small_resnets_have_no_parameters() -> None:
+def test_shortcuts_of_small_resnets_have_no_parameters():
     """They take every second pixel and fill up with zeros, or are the identity."""
     for out_channels, stride in ((8, 2), (4, 1)):
         block = resnet_cifar.Block(4, out_channels, stride).eval()
@@ -113,13 +107,13 @@ def test_shortcuts_of_small_resnets_have_no_parameters() -> None:
         assert torch.equal(block(x), expected)
 
 
-def test_a_densenet_layer_appends_channels() -> None:
+def test_a_densenet_layer_appends_channels():
     layer = densenet.Layer(6, densenet.Config(depth=10, growth=4, bottleneck=True))
     x = torch.randn(2, 6, 5, 5)
     assert layer(x).shape == (2, 10, 5, 5) and torch.equal(layer(x)[:, :6], x)
 
 
-def test_a_cell_of_a_grid_sees_as_far_as_there_are_convs() -> None:
+def test_a_cell_of_a_grid_sees_as_far_as_there_are_convs():
     model = build("grid_cnn", 1, (2, 12, 12), depth=3, width=4).eval()
     x = torch.rand(1, 2, 15, 15, requires_grad=True)
     model(x)[0, 0, 7, 7].backward()
@@ -128,7 +122,7 @@ def test_a_cell_of_a_grid_sees_as_far_as_there_are_convs() -> None:
     assert (seen.min(), seen.max()) == (7 - 4, 7 + 4)
 
 
-def test_the_blocks_of_a_grid_cnn_share_one_bank() -> None:
+def test_the_blocks_of_a_grid_cnn_share_one_bank():
     model = build("grid_cnn", 1, (2, 12, 12), depth=6, width=4)
     model = npas.share(model, templates=2, groups={"blocks.*.conv.weight": "blocks"})
     layers = [layer.name for layer in npas.allocation(model).layers]
@@ -137,7 +131,7 @@ def test_the_blocks_of_a_grid_cnn_share_one_bank() -> None:
     assert count(model) == bank + coefficients + stem + norms + head
 
 
-def test_convs_start_he_normal_by_fan_out_and_the_classifiers_bias_at_zero() -> None:
+def test_convs_start_he_normal_by_fan_out_and_the_classifiers_bias_at_zero():
     model = build("wrn", depth=10, width=4)
     assert not model.classifier.bias.any()
     for conv in kinds(model, nn.Conv2d):

@@ -1,11 +1,8 @@
 """A model is named by its family; all of them build, share and refuse what cannot be."""
 
-from typing import Any
-
 import pytest
 import torch
 from network_inputs import inputs, spec
-from torch import nn
 
 import npas
 from npas import models
@@ -23,11 +20,11 @@ PERCEIVER = {
     "heads": 2,
     "bands": 3,
 }
-SIMNET: list[dict[str, Any]] = [
+SIMNET = [
     {}, {"boxes": False}, {"normalize": "regions"}, {"phrase": "attention"}, {"phrase": "gru"},
     {"embeddings": 3}, {"embeddings": 2, "phrase": "gru"},
 ]  # fmt: skip
-TINY: list[tuple[str, dict[str, Any], InputSpec]] = [
+TINY = [
     ("wrn", {"depth": 10, "width": 1, "dropout": 0.5}, IMAGES),
     ("resnet_cifar", {"depth": 8}, IMAGES),
     ("resnext", {"depth": 11, "cardinality": 2, "width": 4}, IMAGES),
@@ -42,15 +39,13 @@ TINY: list[tuple[str, dict[str, Any], InputSpec]] = [
 ]
 
 
-def build(family: str, keys: dict[str, Any], asked: InputSpec) -> nn.Module:
+def build(family, keys, asked):
     torch.manual_seed(3)
     return models.build(models.family(family).Config(**keys), asked)
 
 
 @pytest.mark.parametrize(("family", "keys", "asked"), TINY, ids=lambda of: str(of)[:20])
-def test_all_of_a_shared_network_trains_and_a_seed_means_the_same_weights(
-    family: str, keys: dict[str, Any], asked: InputSpec
-) -> None:
+def test_all_of_a_shared_network_trains_and_a_seed_means_the_same_weights(family, keys, asked):
     model, again = build(family, keys, asked), build(family, keys, asked).state_dict()
     assert models.family(family).Config().family == family
     for name, value in model.state_dict().items():
@@ -76,7 +71,7 @@ def test_all_of_a_shared_network_trains_and_a_seed_means_the_same_weights(
         *((name, "no model family") for name in ("os", "..sharing", "wrn.Config", "", "_hub")),
     ],
 )
-def test_an_unknown_family_is_refused_with_near_names(name: str, said: str) -> None:
+def test_an_unknown_family_is_refused_with_near_names(name, said):
     with pytest.raises(ValueError, match=said):
         models.family(name)
 
@@ -86,9 +81,7 @@ def test_an_unknown_family_is_refused_with_near_names(name: str, said: str) -> N
     [("wrn", "cell"), ("grid_cnn", "class"), ("wrn", "span"), ("simnet", "match"),
      ("bag_of_words", "class"), ("bert", "class"), ("adapt", "regions")],
 )  # fmt: skip
-def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(
-    name: str, asked: str
-) -> None:
+def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(name, asked):
     config = models.family(name).Config()
     with pytest.raises(ValueError, match=f"model.family={name} gives .* and the task asks for"):
         models.build(config, InputSpec((3, 32, 32), 10, outputs=asked))
@@ -143,7 +136,7 @@ def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(
         ("two_branch", {"dropout": 1.0}, "model.dropout=1.0: give a rate"),
     ],
 )
-def test_keys_out_of_range_are_refused(family: str, slip: dict[str, Any], said: str) -> None:
+def test_keys_out_of_range_are_refused(family, slip, said):
     with pytest.raises(ValueError) as error:
         models.family(family).Config(**slip)
     assert said in str(error.value) and "\n" not in str(error.value)
@@ -159,9 +152,7 @@ def test_keys_out_of_range_are_refused(family: str, slip: dict[str, Any], said: 
         ("perceiver", PERCEIVER, (12,), "reads images, and an input of this task is 12"),
     ],
 )
-def test_images_that_do_not_fit_are_refused(
-    family: str, keys: dict[str, Any], shape: tuple[int, ...], said: str
-) -> None:
+def test_images_that_do_not_fit_are_refused(family, keys, shape, said):
     with pytest.raises(ValueError) as error:
         build(family, keys, InputSpec(shape, 10))
     assert said in str(error.value) and "\n" not in str(error.value)

@@ -12,7 +12,7 @@ COUNTS = {  # nanoGPT's own, positions included
 
 
 @pytest.mark.parametrize("shape", COUNTS)
-def test_counts_are_nanogpts(shape: tuple[int, int, int, bool, int, int]) -> None:
+def test_counts_are_nanogpts(shape):
     layers, heads, width, bias, length, words = shape
     config = gpt.Config(layers=layers, heads=heads, width=width, bias=bias)
     with torch.device("meta"):
@@ -20,7 +20,7 @@ def test_counts_are_nanogpts(shape: tuple[int, int, int, bool, int, int]) -> Non
     assert sum(p.numel() for p in model.parameters()) == COUNTS[shape]
 
 
-def test_no_token_sees_what_comes_after_it() -> None:
+def test_no_token_sees_what_comes_after_it():
     config = gpt.Config(layers=2, heads=2, width=8, loops=2, iteration_embeddings=True)
     model = gpt.build(config, InputSpec((6,), 5, "token"))
     tokens = torch.tensor([[0, 1, 2, 3, 4, 0]])
@@ -29,7 +29,7 @@ def test_no_token_sees_what_comes_after_it() -> None:
     assert not torch.allclose(model(tokens)[:, 3:], model(other)[:, 3:])
 
 
-def test_loops_are_the_same_blocks_again() -> None:
+def test_loops_are_the_same_blocks_again():
     torch.manual_seed(0)
     looped = gpt.build(gpt.Config(layers=1, loops=3, heads=2, width=8), InputSpec((6,), 5, "token"))
     plain = gpt.build(gpt.Config(layers=3, heads=2, width=8), InputSpec((6,), 5, "token"))
@@ -41,18 +41,18 @@ def test_loops_are_the_same_blocks_again() -> None:
     assert sum(p.numel() for p in looped.parameters()) < sum(p.numel() for p in plain.parameters())
 
 
-def test_heads_that_do_not_divide_are_refused() -> None:
+def test_heads_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match=r"model.width=10 does not divide by model.heads=4"):
         gpt.Config(width=10)
 
 
-def test_the_contests_baseline_has_its_count() -> None:
+def test_the_contests_baseline_has_its_count():
     with torch.device("meta"):
         model = golf.build(golf.Config(), InputSpec((1024,), 1024, "token"))
     assert sum(p.numel() for p in model.parameters()) == 17_059_912
 
 
-def test_the_contests_baseline_computes_what_a_plain_rewrite_does() -> None:
+def test_the_contests_baseline_computes_what_a_plain_rewrite_does():
     """One token at a time, with loops over heads and pairs of channels."""
     torch.manual_seed(0)
     config = golf.Config(layers=5, heads=4, kv_heads=2, width=16, zero_projections=False)
@@ -64,10 +64,10 @@ def test_the_contests_baseline_computes_what_a_plain_rewrite_does() -> None:
     state, eps = model.state_dict(), torch.finfo(torch.float64).eps
     tokens = [3, 1, 4, 1, 5, 9]
 
-    def norm(x: torch.Tensor) -> torch.Tensor:
+    def norm(x):
         return x / (x.square().mean() + eps).sqrt()
 
-    def turned(x: torch.Tensor, place: int) -> torch.Tensor:
+    def turned(x, place):
         pairs = torch.empty_like(x)
         for i in range(2):
             angle = torch.tensor(place * 10_000 ** (-i / 2))
@@ -76,7 +76,7 @@ def test_the_contests_baseline_computes_what_a_plain_rewrite_does() -> None:
             pairs[i + 2] = b * angle.cos() - a * angle.sin()
         return pairs
 
-    def attend(xs: list[torch.Tensor], own: str) -> list[torch.Tensor]:
+    def attend(xs, own):
         normed = [norm(x) for x in xs]
         q, k, v = ([state[f"{own}.{part}.weight"] @ x for x in normed] for part in "qkv")
         found = []

@@ -1,18 +1,15 @@
 """The networks of phrase grounding are the published ones, and the baseline knows no more."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from network_inputs import build, count, inputs, spec
-from torch import Tensor
 from torch.nn import functional as F
 
 import npas
 from npas.models import bag_of_words, simnet
 
-WAYS: list[dict[str, Any]] = [
+WAYS = [
     {},
     {"boxes": False},
     {"normalize": "regions"},
@@ -23,7 +20,7 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
-def make(**keys: Any) -> simnet.SimNet:
+def make(**keys):
     """Build a small one whose batch norms have seen something, ready to measure."""
     model = build("simnet", **{"width": 3} | keys)
     for module in model.modules():
@@ -35,7 +32,7 @@ def make(**keys: Any) -> simnet.SimNet:
     return model.eval()
 
 
-def test_counts_are_as_the_derivation_says() -> None:
+def test_counts_are_as_the_derivation_says():
     width, hidden = 256, 4 * 256
     norms, biases = 2 * (3 * hidden + width), 2 * hidden + 1
     for word, weights in ((300, 5_812_480), (6000, 11_649_280)):
@@ -58,17 +55,17 @@ def test_counts_are_as_the_derivation_says() -> None:
     assert "601,601 parameters; 1,280 more" in (bag_of_words.__doc__ or "")
 
 
-def naive(model: simnet.SimNet, phrase: np.ndarray, regions: np.ndarray) -> list[float]:
+def naive(model, phrase, regions):
     """Score the regions, RxF, for a phrase, V: one at a time, from the weights by their names."""
     state = {name: value.double().numpy() for name, value in model.state_dict().items()}
 
-    def hidden(name: str, x: np.ndarray) -> np.ndarray:
+    def hidden(name, x):
         x = state[f"{name}.linear.weight"] @ x
         mean, variance = (state[f"{name}.norm.running_{of}"] for of in ("mean", "var"))
         x = (x - mean) / np.sqrt(variance + 1e-5)
         return np.maximum(0, x * state[f"{name}.norm.weight"] + state[f"{name}.norm.bias"])
 
-    def branch(name: str, x: np.ndarray) -> np.ndarray:
+    def branch(name, x):
         if f"{name}.weight" in state:
             return state[f"{name}.weight"] @ x + state[f"{name}.bias"]
         return state[f"{name}.1.weight"] @ hidden(f"{name}.0", x) + state[f"{name}.1.bias"]
@@ -91,7 +88,7 @@ def naive(model: simnet.SimNet, phrase: np.ndarray, regions: np.ndarray) -> list
 
 
 @pytest.mark.parametrize("keys", WAYS, ids=str)
-def test_scores_are_those_of_a_phrase_and_a_region_taken_alone(keys: dict[str, Any]) -> None:
+def test_scores_are_those_of_a_phrase_and_a_region_taken_alone(keys):
     model, given = make(**keys), inputs("regions")
     with torch.no_grad():
         found = model(**given)
@@ -117,20 +114,20 @@ def test_scores_are_those_of_a_phrase_and_a_region_taken_alone(keys: dict[str, A
         torch.testing.assert_close(model(**longer), found.repeat(1, 2, 2))
 
 
-def test_a_phrase_is_its_mean_word_of_length_1_or_what_its_reader_says() -> None:
+def test_a_phrase_is_its_mean_word_of_length_1_or_what_its_reader_says():
     given = inputs("regions", images=1, texts=1)
     words, lengths = given["words"], given["lengths"]
     mean = words[0, 0].sum(0) / lengths[0, 0]
     torch.testing.assert_close(make().read(words, lengths)[0, 0], mean / mean.norm())
-    attends: Any = make(phrase="attention")
+    attends = make(phrase="attention")
     expected = attends.reader(words.flatten(0, 1), lengths.flatten())
     torch.testing.assert_close(attends.read(words, lengths)[0], expected)
-    gru: Any = make(phrase="gru")
+    gru = make(phrase="gru")
     states, _ = gru.reader.onward(words[0, :, : int(lengths[0, 0])])
     torch.testing.assert_close(gru.read(words, lengths)[0, 0], states[0, -1])
 
 
-def test_the_baseline_adds_up_what_each_word_says_of_each_feature() -> None:
+def test_the_baseline_adds_up_what_each_word_says_of_each_feature():
     model, given = build("bag_of_words", width=4), inputs("regions")
     torch.nn.init.normal_(model.bias)
     found = model(**given)
@@ -144,7 +141,7 @@ def test_the_baseline_adds_up_what_each_word_says_of_each_feature() -> None:
 
 
 @pytest.mark.parametrize("family", ["simnet", "bag_of_words"])
-def test_places_are_read_unless_they_are_left_out(family: str) -> None:
+def test_places_are_read_unless_they_are_left_out(family):
     given = inputs("regions")
     moved = given | {"boxes": 1 - given["boxes"]}
     for boxes in (True, False):
@@ -152,7 +149,7 @@ def test_places_are_read_unless_they_are_left_out(family: str) -> None:
         assert torch.equal(model(**given), model(**moved)) is not boxes
 
 
-def two_words(count: int) -> tuple[dict[str, Tensor], Tensor]:
+def two_words(count):
     """Draw phrases of two words, each one of two; they mean the region that is like their parity.
 
     Return the inputs and which of two regions is meant, BxP.
@@ -170,9 +167,7 @@ def two_words(count: int) -> tuple[dict[str, Tensor], Tensor]:
 
 
 @pytest.mark.parametrize(("family", "learns"), [("simnet", True), ("bag_of_words", False)])
-def test_it_learns_what_words_mean_together_and_the_baseline_cannot(
-    family: str, learns: bool
-) -> None:
+def test_it_learns_what_words_mean_together_and_the_baseline_cannot(family, learns):
     model = build(family, width=8)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(80):
@@ -188,14 +183,14 @@ def test_it_learns_what_words_mean_together_and_the_baseline_cannot(
     assert (right > 0.99) if learns else (right < 0.85)  # 3 of 4 cases at most by words alone
 
 
-def test_it_shares_one_bank_across_text_and_image() -> None:
+def test_it_shares_one_bank_across_text_and_image():
     for keys, text in (({}, "phrase.1.weight"), ({"phrase": "gru"}, "phrase.weight")):
         model = npas.share(build("simnet", width=4, **keys), 0.5)
         layers = {layer.name for layer in npas.allocation(model).layers}
         assert {text, "region.1.weight", "joint.linear.weight"} <= layers
 
 
-def test_it_takes_the_example_of_its_spec_and_16_bits() -> None:
+def test_it_takes_the_example_of_its_spec_and_16_bits():
     assert make()(**spec("regions").example("cpu")).shape == (1, 3, 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert make()(**inputs("regions")).isfinite().all()

@@ -1,7 +1,6 @@
 """Any classification network of torchvision and of timm can be had by its name there."""
 
 import sys
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from npas.models import InputSpec, timm, torchvision
 THREE = {"stem": "three_convs"}
 
 
-def build(family: str, size: int = 64, classes: int = 7, channels: int = 3, **keys: Any) -> Any:
+def build(family, size=64, classes=7, channels=3, **keys):
     spec = InputSpec((channels, size, size), classes)
     return models.build(models.family(family).Config(**keys), spec)
 
@@ -33,7 +32,7 @@ def build(family: str, size: int = 64, classes: int = 7, channels: int = 3, **ke
         ("timm", {"name": "vit_small_patch16_224"}, 22_050_664),
     ],
 )
-def test_counts_are_the_published_ones(family: str, keys: dict[str, Any], count: int) -> None:
+def test_counts_are_the_published_ones(family, keys, count):
     with torch.device("meta"):
         model = build(family, 224, 1000, **keys)
     assert sum(p.numel() for p in model.parameters()) == count
@@ -50,22 +49,20 @@ def test_counts_are_the_published_ones(family: str, keys: dict[str, Any], count:
         ("timm", "resnet50.a1_in1k", 64),
     ],
 )
-def test_networks_are_made_for_the_tasks_images_and_classes(
-    family: str, name: str, size: int
-) -> None:
+def test_networks_are_made_for_the_tasks_images_and_classes(family, name, size):
     with torch.device("meta"):
         model = build(family, size, name=name)
         assert model.train()(torch.zeros(2, 3, size, size)).shape == (2, 7)
 
 
-def test_timm_takes_grey_images_and_dropout() -> None:
+def test_timm_takes_grey_images_and_dropout():
     with torch.device("meta"):
         model = build("timm", 32, channels=1, name="resnet18", dropout=0.3)
         assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
     assert model.drop_rate == 0.3
 
 
-def test_a_stem_of_three_convs_halves_and_starts_as_the_other_convs_do() -> None:
+def test_a_stem_of_three_convs_halves_and_starts_as_the_other_convs_do():
     stem = build("torchvision", name="resnet18", **THREE).conv1
     convs = [m for m in stem.modules() if isinstance(m, torch.nn.Conv2d)]
     shapes = [(c.in_channels, c.out_channels, c.stride[0]) for c in convs]
@@ -74,7 +71,7 @@ def test_a_stem_of_three_convs_halves_and_starts_as_the_other_convs_do() -> None
     assert convs[2].weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
 
 
-def test_blocks_may_start_as_identities(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_may_start_as_identities(monkeypatch):
     network, x = (
         build("torchvision", name="resnet18", identities=True).eval(),
         torch.rand(2, 64, 8, 8),
@@ -86,8 +83,8 @@ def test_blocks_may_start_as_identities(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(last) == 5 and not any(weight.any() for weight in last)
 
 
-def test_what_timm_cannot_build_is_said_in_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*anything: object, **keys: object) -> None:
+def test_what_timm_cannot_build_is_said_in_its_words(monkeypatch):
+    def refuse(*anything, **keys):
         raise AssertionError("height 64 is not divisible by 14\nand more")
 
     monkeypatch.setattr("timm.create_model", refuse)
@@ -95,7 +92,7 @@ def test_what_timm_cannot_build_is_said_in_its_words(monkeypatch: pytest.MonkeyP
         build("timm")
 
 
-def test_without_timm_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_timm_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match="pip install timm"):
         timm.Config()

@@ -1,27 +1,25 @@
 """ADAPT-T2I and two-branch networks are what their papers and codes say, sentence by sentence."""
 
-from typing import Any
-
 import pytest
 import torch
 from network_inputs import KNOWN, WORD, build, count, inputs
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import npas
 from npas import models
-from npas.models import adapt, two_branch
+from npas.models import adapt
 from npas.models._match import distance
 
-SMALL: dict[str, dict[str, Any]] = {
+SMALL = {
     "adapt": {"width": 8, "vocab_size": KNOWN, "embedding": 3},
     "two_branch": {"width": 8, "embedding": 5},
 }
 FAMILIES = list(SMALL)
 
 
-def make(family: str, **keys: Any) -> Any:
+def make(family, **keys):
     return build(family, **SMALL[family] | keys)
 
 
@@ -34,7 +32,7 @@ def make(family: str, **keys: Any) -> Any:
         ("two_branch", {"sentence": "attention"}, 6_919_769),
     ],
 )
-def test_counts(family: str, keys: dict[str, Any], expected: int) -> None:
+def test_counts(family, keys, expected):
     assert count(family, **keys) == expected
     assert f"{expected:,}" in (models.family(family).__doc__ or "")
 
@@ -42,7 +40,7 @@ def test_counts(family: str, keys: dict[str, Any], expected: int) -> None:
 # --- ADAPT-T2I
 
 
-def bidirectional(gru: Any) -> nn.GRU:
+def bidirectional(gru):
     """Return torch's own GRU of both ways, of the same weights."""
     found = nn.GRU(gru.onward.input_size, gru.onward.hidden_size, 1, True, True, 0.0, True)
     own = dict(found.named_parameters())
@@ -53,7 +51,7 @@ def bidirectional(gru: Any) -> nn.GRU:
     return found
 
 
-def one_by_one(model: adapt.Adapt, given: dict[str, Tensor], fovea: float) -> Tensor:
+def one_by_one(model, given, fovea):
     """Match as the paper says it: adapt all images to each sentence in turn."""
     words = given["words"].flatten(0, 1)
     if model.embedding is not None:
@@ -76,7 +74,7 @@ def one_by_one(model: adapt.Adapt, given: dict[str, Tensor], fovea: float) -> Te
 
 
 @pytest.mark.parametrize("keys", [{}, {"embedding": 0}, {"fovea": 1.5}])
-def test_adapt_adapts_every_image_to_every_sentence(keys: dict[str, Any]) -> None:
+def test_adapt_adapts_every_image_to_every_sentence(keys):
     model, given = make("adapt", **keys), inputs("match")
     match = model(**given)
     assert match.similarity.shape == (6, 2) and match.sentences.shape == (6, 8)
@@ -85,13 +83,13 @@ def test_adapt_adapts_every_image_to_every_sentence(keys: dict[str, Any]) -> Non
     torch.testing.assert_close(match.sentences.norm(dim=1), torch.ones(6))
 
 
-def gradients(model: nn.Module, similarity_SB: Tensor) -> dict[str, Tensor]:
+def gradients(model, similarity_SB):
     model.zero_grad()
     (similarity_SB * torch.arange(12.0).view(6, 2).sin()).sum().backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def test_the_gradient_of_adapt_is_that_of_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gradient_of_adapt_is_that_of_the_plain_way(monkeypatch):
     model, given = make("adapt"), inputs("match")
     found = gradients(model, model(**given).similarity)
     assert len(found) == len(list(model.parameters()))
@@ -106,7 +104,7 @@ def test_the_gradient_of_adapt_is_that_of_the_plain_way(monkeypatch: pytest.Monk
     torch.testing.assert_close(gradients(model, model(**given).similarity), found)
 
 
-def test_learned_words_are_read_within_a_sentence_if_there_are_some() -> None:
+def test_learned_words_are_read_within_a_sentence_if_there_are_some():
     given = inputs("match")
     outside = torch.arange(5) >= given["lengths"][..., None]
     for learned in (3, 0):
@@ -123,14 +121,14 @@ def test_learned_words_are_read_within_a_sentence_if_there_are_some() -> None:
 # --- two branches
 
 
-def branch(own: two_branch.Branch, x: Tensor) -> Tensor:
+def branch(own, x):
     """Go through a branch by hand, in eval mode: norms have seen nothing yet."""
     hidden = F.relu((x @ own.hidden.weight.T + own.hidden.bias) / (1 + 1e-5) ** 0.5)
     out = hidden @ own.out.weight.T + own.out.bias
     return out / out.norm(dim=1, keepdim=True)
 
 
-def test_two_branches_compare_the_means_of_words_and_of_regions() -> None:
+def test_two_branches_compare_the_means_of_words_and_of_regions():
     model, given = make("two_branch").eval(), inputs("match")
     match = model(**given)
     images = branch(model.image, given["regions"].mean(1))
@@ -143,7 +141,7 @@ def test_two_branches_compare_the_means_of_words_and_of_regions() -> None:
 
 
 @pytest.mark.parametrize("sentence", ["mean", "attention"])
-def test_a_word_without_a_vector_is_passed_over(sentence: Any) -> None:
+def test_a_word_without_a_vector_is_passed_over(sentence):
     model, given = make("two_branch", sentence=sentence).eval(), inputs("match")
     given["words"] = torch.randn(2, 3, 5, WORD)
     given["words"][:, :, 3:] = 0
@@ -158,7 +156,7 @@ def test_a_word_without_a_vector_is_passed_over(sentence: Any) -> None:
     assert model(**nothing).similarity.isfinite().all()
 
 
-def test_attention_weighs_words() -> None:
+def test_attention_weighs_words():
     model, given = make("two_branch", sentence="attention").eval(), inputs("match")
     nn.init.zeros_(model.attention.score.weight)  # all words alike
     even = model(**given).sentences
@@ -168,7 +166,7 @@ def test_attention_weighs_words() -> None:
     assert not torch.allclose(model(**given).sentences, even)
 
 
-def test_distances_keep_their_precision_and_their_slope_under_autocast() -> None:
+def test_distances_keep_their_precision_and_their_slope_under_autocast():
     near = torch.tensor([[1.0, 0.0], [1.0, 1e-3]], requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         found = distance(near, near)
@@ -183,7 +181,7 @@ def test_distances_keep_their_precision_and_their_slope_under_autocast() -> None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_steps_by_themselves_give_the_same_also_of_a_shared_network(family: str) -> None:
+def test_steps_by_themselves_give_the_same_also_of_a_shared_network(family):
     given = inputs("match")
     flat = [given[name].flatten(0, 1) for name in ("words", "lengths", "ids")]
     for model in (make(family), npas.share(make(family, width=32), 0.6)):

@@ -1,7 +1,6 @@
 """The Perceiver is the published one: its counts, its FLOPs, its sharing; and it can be shared."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -15,13 +14,13 @@ SPEC = InputSpec((3, 224, 224), 1000)
 TINY = {"latents": 6, "channels": 8, "cross_attentions": 3, "blocks": 2, "heads": 2, "bands": 3}
 
 
-def tiny(**keys: Any) -> perceiver.Perceiver:
+def tiny(**keys):
     torch.manual_seed(0)
-    settings: dict[str, Any] = TINY | keys
+    settings = TINY | keys
     return perceiver.build(perceiver.Config(**settings), InputSpec((3, 9, 9), 5))
 
 
-def full(share: Any) -> torch.nn.Module:
+def full(share):
     with torch.device("meta"):
         return perceiver.build(perceiver.Config(share=share), SPEC)
 
@@ -30,7 +29,7 @@ def full(share: Any) -> torch.nn.Module:
     ("share", "count", "published"),
     [("none", 326_241_856, 326.2), ("cross_layer", 44_912_254, 44.9)],
 )
-def test_counts_and_flops_are_the_published_ones(share: str, count: int, published: float) -> None:
+def test_counts_and_flops_are_the_published_ones(share, count, published):
     model = full(share)
     assert sum(p.numel() for p in model.parameters()) == count
     assert round(count / 1e6, 1) == published
@@ -41,7 +40,7 @@ def test_counts_and_flops_are_the_published_ones(share: str, count: int, publish
     assert counter.get_total_flops() == 706_279_096_320
 
 
-def test_its_sharing_as_groups_leaves_norms_and_biases_apart() -> None:
+def test_its_sharing_as_groups_leaves_norms_and_biases_apart():
     model = full("none")
     assert npas.plan(model, "44.9M").budget.used == 44_900_000
     sharing = compose("+exp=perceiver_groups_imagenet").sharing
@@ -52,7 +51,7 @@ def test_its_sharing_as_groups_leaves_norms_and_biases_apart() -> None:
     assert len(plan.groups) == 42
 
 
-def test_groups_tie_what_cross_layer_sharing_ties() -> None:
+def test_groups_tie_what_cross_layer_sharing_ties():
     """A network shared by groups computes what the tied one does, once biases and norms agree."""
     # So wide that no two layers' spreads differ much by chance: each would have its own scale.
     tied, apart = (tiny(share=how, blocks=6, channels=64) for how in ("cross_layer", "none"))
@@ -72,7 +71,7 @@ def test_groups_tie_what_cross_layer_sharing_ties() -> None:
     torch.testing.assert_close(tied(x), plain(x))
 
 
-def test_places_are_fourier_features_of_both_axes() -> None:
+def test_places_are_fourier_features_of_both_axes():
     model = tiny(bands=2, resolution=8)
     x = torch.randn(2, 3, 4, 6)
     found = model.with_places(x)
@@ -87,7 +86,7 @@ def test_places_are_fourier_features_of_both_axes() -> None:
     torch.testing.assert_close(found[1, row * 6 + column, 3:], torch.tensor(expected))
 
 
-def test_attention_is_the_textbook_s() -> None:
+def test_attention_is_the_textbook_s():
     layer = perceiver.Attention(8, 5, 6, heads=2)
     x, context = torch.randn(3, 4, 8), torch.randn(3, 7, 5)
     q, k, v = layer.query(x), layer.key(context), layer.value(context)
@@ -98,7 +97,7 @@ def test_attention_is_the_textbook_s() -> None:
     torch.testing.assert_close(layer(x, context), layer.out(torch.cat(heads, -1)))
 
 
-def test_a_latent_reads_every_pixel_and_the_order_of_pixels_is_told_by_their_places_alone() -> None:
+def test_a_latent_reads_every_pixel_and_the_order_of_pixels_is_told_by_their_places_alone():
     model = tiny().eval()
     x = torch.randn(1, 3, 6, 6, requires_grad=True)
     model(x)[0, 0].backward()
@@ -106,7 +105,7 @@ def test_a_latent_reads_every_pixel_and_the_order_of_pixels_is_told_by_their_pla
     assert not torch.allclose(model(x), model(x.flip(-1)))
 
 
-def test_shared_layers_are_called_again() -> None:
+def test_shared_layers_are_called_again():
     model = tiny(share="cross_layer")
     assert (len(model.crosses), len(model.stacks)) == (2, 1)
     calls = []

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from npas import sharing
@@ -12,12 +12,12 @@ LENGTHS_W = torch.tensor([1, 4, 7, 3])
 WIDTH = 5
 
 
-def texts(beyond: float = 0.0) -> Tensor:
+def texts(beyond=0.0):
     words_WTV = torch.randn(4, 7, WIDTH, generator=torch.Generator().manual_seed(1))
     return words_WTV.masked_fill(~_phrases.within(LENGTHS_W, 7)[..., None], beyond)
 
 
-def test_the_mean_is_of_the_words_alone() -> None:
+def test_the_mean_is_of_the_words_alone():
     for text_TV, length, mean_V in zip(
         texts(), LENGTHS_W, _phrases.mean(texts(), LENGTHS_W), strict=True
     ):
@@ -25,7 +25,7 @@ def test_the_mean_is_of_the_words_alone() -> None:
 
 
 @pytest.mark.parametrize("both_ways", [False, True])
-def test_a_gru_reads_what_one_over_packed_texts_does(both_ways: bool) -> None:
+def test_a_gru_reads_what_one_over_packed_texts_does(both_ways):
     ours = _phrases.GRU(WIDTH, 6, both_ways)
     theirs = nn.GRU(WIDTH, 6, batch_first=True, bidirectional=both_ways)
     ours_named, to = dict(ours.named_parameters()), dict(theirs.named_parameters())
@@ -43,7 +43,7 @@ def test_a_gru_reads_what_one_over_packed_texts_does(both_ways: bool) -> None:
     assert sharing.count_parameters(ours) == sharing.count_parameters(theirs)
 
 
-def test_what_stands_beyond_a_text_is_not_read() -> None:
+def test_what_stands_beyond_a_text_is_not_read():
     for gru in (_phrases.GRU(WIDTH, 6), _phrases.GRU(WIDTH, 6, True)):
         torch.testing.assert_close(gru(texts(9.0), LENGTHS_W), gru(texts(), LENGTHS_W))
     attention = _phrases.SelfAttention(WIDTH)
@@ -52,7 +52,7 @@ def test_what_stands_beyond_a_text_is_not_read() -> None:
     torch.testing.assert_close(found_WV, attention(texts(), LENGTHS_W))
 
 
-def by_hand(attention: _phrases.SelfAttention, text_TV: Tensor) -> Tensor:
+def by_hand(attention, text_TV):
     """Weigh the words of one text, none of which is beyond its end or zeros."""
     mean_TV = text_TV.mean(0).expand_as(text_TV)
     joined_TC = torch.cat([mean_TV, text_TV], 1)
@@ -60,7 +60,7 @@ def by_hand(attention: _phrases.SelfAttention, text_TV: Tensor) -> Tensor:
     return nn.functional.normalize((score_T.softmax(0)[:, None] * text_TV).sum(0), dim=0)
 
 
-def test_attention_scores_words_by_themselves_and_by_their_text() -> None:
+def test_attention_scores_words_by_themselves_and_by_their_text():
     attention = _phrases.SelfAttention(WIDTH)
     nn.init.normal_(attention.score.weight)
     found_WV = attention(texts(), LENGTHS_W)
@@ -73,7 +73,7 @@ def test_attention_scores_words_by_themselves_and_by_their_text() -> None:
     assert (found_WV - without_context_WV).abs().max() > 1e-4  # over ten seeds: 0.004 and above
 
 
-def test_all_of_the_attention_learns() -> None:
+def test_all_of_the_attention_learns():
     attention = _phrases.SelfAttention(WIDTH)
     (attention(texts(), LENGTHS_W) * torch.randn(4, WIDTH)).sum().backward()
     for name, parameter in attention.named_parameters():
@@ -81,7 +81,7 @@ def test_all_of_the_attention_learns() -> None:
         assert parameter.grad.abs().min() > 1e-5, name  # over ten seeds: 0.004 and above
 
 
-def test_attention_passes_over_words_of_zeros() -> None:
+def test_attention_passes_over_words_of_zeros():
     attention = _phrases.SelfAttention(WIDTH)
     words_WTV = texts()
     gaps_WTV = torch.zeros(4, 10, WIDTH)

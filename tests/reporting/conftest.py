@@ -1,9 +1,6 @@
 """Make result files without training."""
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,10 +16,10 @@ DENSE = 1_000
 
 
 @pytest.fixture
-def make_result() -> Callable[..., Result]:
+def make_result():
     """Return a function that builds the result of a run on 1,000 dense parameters."""
 
-    def make(accuracy: float = 97.0, used: int = DENSE, **changes: Any) -> Result:
+    def make(accuracy=97.0, used=DENSE, **changes):
         asked = "dense" if used == DENSE else str(used / DENSE)
         values = {
             "status": "done",
@@ -48,10 +45,10 @@ def make_result() -> Callable[..., Result]:
 
 
 @pytest.fixture
-def keep(make_result: Callable[..., Result]) -> Callable[..., Path]:
+def keep(make_result):
     """Return a function that writes the result of these words where its run would."""
 
-    def write(root: Path, *words: str, seed: int = 0, **values: Any) -> Path:
+    def write(root, *words, seed=0, **values):
         config = dataclasses.replace(compose(*words), seed=seed, run_root=str(root))
         digest = schema.config_hash(config)
         result = make_result(

@@ -1,16 +1,10 @@
 """What is said of a curriculum follows from the histories of its runs."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from npas.reporting import curriculum
-from npas.reporting.results import Metrics, Result
+from npas.reporting.results import Metrics
 from npas.reporting.tables import Cell, Row, Table
-
-Make = Callable[..., Result]
 
 TASK = {"phases": [5, 10, 15], "phase_epochs": 2}
 # After six epochs, two a phase, on three bands.
@@ -23,9 +17,9 @@ TABLE = Table("t", "A title", (), "A note.")
 
 
 @pytest.fixture
-def run(make_result: Make) -> Make:
-    def make(add: float = 0.0, **changes: Any) -> Result:
-        history: dict[str, list[Any]] = {"epoch": [1, 2, 3, 4, 5, 6]}
+def run(make_result):
+    def make(add=0.0, **changes):
+        history = {"epoch": [1, 2, 3, 4, 5, 6]}
         history |= {f"val/f1_{band}": [f1 + add for f1 in column] for band, column in F1.items()}
         config = {"task": TASK, "epochs": 6}
         values = {"metrics": Metrics({"f1": 80.0}), "config": config, "history": history}
@@ -34,11 +28,11 @@ def run(make_result: Make) -> Make:
     return make
 
 
-def cells(**networks: list[Result]) -> list[Cell]:
+def cells(**networks):
     return [Cell(Row(name, ()), dict(enumerate(runs))) for name, runs in networks.items()]
 
 
-def test_a_run_is_read_by_phase_and_band(run: Make) -> None:
+def test_a_run_is_read_by_phase_and_band(run):
     read = curriculum.read(run())
     assert [read.phase(epoch) for epoch in (*range(1, 7), 9)] == [0, 0, 1, 1, 2, 2, 2]
     assert [read.last_epoch(phase) for phase in range(3)] == [2, 4, 6]
@@ -52,7 +46,7 @@ def test_a_run_is_read_by_phase_and_band(run: Make) -> None:
         curriculum.appendix(cells(CNN=[run(history=None)]))
 
 
-def test_each_phase_has_a_line_a_network_with_its_own_and_later_bands(run: Make) -> None:
+def test_each_phase_has_a_line_a_network_with_its_own_and_later_bands(run):
     gone = run(status="diverged", history=None)
     lines = curriculum.appendix(cells(CNN=[run()], SCNN=[run(), run(2.0), gone], none=[]))
     head = "| trained up to | network | 1 to 5 moves | 6 to 10 moves | 11 to 15 moves | n |"
@@ -71,7 +65,7 @@ def test_each_phase_has_a_line_a_network_with_its_own_and_later_bands(run: Make)
     assert curriculum.appendix(cells(CNN=[], SCNN=[gone])) == []
 
 
-def test_the_plot_names_networks_phases_and_what_diverged(run: Make, tmp_path: Path) -> None:
+def test_the_plot_names_networks_phases_and_what_diverged(run, tmp_path):
     import matplotlib as mpl
 
     gap = {"epoch": [1, 2], **{f"val/f1_{band}": [None, 2.0] for band in F1}}

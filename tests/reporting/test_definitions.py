@@ -13,12 +13,12 @@ from npas.sharing.budget import parse_budget
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_an_unknown_table_is_answered_with_a_near_name() -> None:
+def test_an_unknown_table_is_answered_with_a_near_name():
     with pytest.raises(ValueError, match="there is no table 'digit'; did you mean digits"):
         definitions.table("digit")
 
 
-def test_the_narrower_network_is_the_widest_that_the_budget_allows() -> None:
+def test_the_narrower_network_is_the_widest_that_the_budget_allows():
     words = "+exp=digits", "budget=dense"
     for budget in definitions.NARROW_BUDGETS:
         allowed = parse_budget(budget).allowed(dense_count(compose(*words).model.width, *words))
@@ -32,7 +32,7 @@ def test_the_narrower_network_is_the_widest_that_the_budget_allows() -> None:
 
 
 @pytest.mark.parametrize("name", definitions.names())
-def test_a_committed_table_is_what_the_committed_results_give(name: str) -> None:
+def test_a_committed_table_is_what_the_committed_results_give(name):
     table = definitions.table(name)
     cells = tables.load(table, REPOSITORY / "results" / "runs")  # composes and checks each row
     page = REPOSITORY / "results" / "tables" / f"{name}.md"
@@ -42,7 +42,7 @@ def test_a_committed_table_is_what_the_committed_results_give(name: str) -> None
     assert any(compose(*row.words).budget == DENSE for row in table.rows if row.words is not None)
 
 
-def test_committed_results_came_from_finished_runs_of_the_real_data() -> None:
+def test_committed_results_came_from_finished_runs_of_the_real_data():
     found = results.collect(REPOSITORY / "results" / "runs")
     assert list(found) == sorted(REPOSITORY.glob("results/runs/*/*/result.json"))  # all are whole
     for path, result in found.items():
@@ -51,7 +51,7 @@ def test_committed_results_came_from_finished_runs_of_the_real_data() -> None:
         assert path.parent.parent.name == result.exp, path
 
 
-def header_words(exp: str) -> list[str]:
+def header_words(exp):
     """Return the words of an experiment's own command, without what its reader has to fill in."""
     lines = (
         (REPOSITORY / "configs" / "exp" / f"{exp}.yaml").read_text(encoding="utf-8").splitlines()
@@ -62,7 +62,7 @@ def header_words(exp: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["imagenet", "perceiver", "squad", "grounding", "retrieval"])
-def test_what_an_experiments_own_command_trains_fills_its_row(name: str) -> None:
+def test_what_an_experiments_own_command_trains_fills_its_row(name):
     for row in definitions.table(name).rows:
         assert row.words is not None
         # The budget, the run to start from and CITE's layers are the row's to say.
@@ -76,7 +76,7 @@ def test_what_an_experiments_own_command_trains_fills_its_row(name: str) -> None
         assert config_hash(compose(*words)) == config_hash(compose(*own)), row.label
 
 
-def test_the_shared_bert_starts_where_its_pre_training_ends() -> None:
+def test_the_shared_bert_starts_where_its_pre_training_ends():
     (init,) = {
         word.removeprefix("sharing.init=")
         for row in definitions.table("squad").rows
@@ -86,7 +86,7 @@ def test_the_shared_bert_starts_where_its_pre_training_ends() -> None:
     assert init == str(run_dir(compose(*header_words("ssn_mlm"))))
 
 
-def test_pruned_networks_are_no_larger_than_hranks() -> None:
+def test_pruned_networks_are_no_larger_than_hranks():
     rows = definitions.table("hrank").rows
     for pruned, shared, both in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
         figure = pruned.published

@@ -1,15 +1,12 @@
 """A result says what it ran on, wherever npas is installed."""
 
 import subprocess
-from pathlib import Path
-
-import pytest
 
 from npas.reporting.environment import environment
 from npas.utils.git import Git, git_state
 
 
-def test_the_environment_fits_a_result_file() -> None:
+def test_the_environment_fits_a_result_file():
     found = environment()
     assert set(found) == {"versions", "git", "hardware"}
     assert found["hardware"].cores >= 1 and found["hardware"].cpu
@@ -17,10 +14,8 @@ def test_the_environment_fits_a_result_file() -> None:
     assert {"python", "npas", "torch", "torchvision", "numpy"} <= set(found["versions"])
 
 
-def test_git_names_the_commit_and_whether_the_code_was_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def git(*arguments: str) -> str:
+def test_git_names_the_commit_and_whether_the_code_was_changed(tmp_path, monkeypatch):
+    def git(*arguments):
         run = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
         done = subprocess.run([*run, *arguments], check=True, capture_output=True, text=True)
         return done.stdout.strip()

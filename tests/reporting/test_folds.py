@@ -1,21 +1,20 @@
 """The page of folded networks says what the files say."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from npas.reporting import folds, tables
 
 
-def test_the_committed_page_is_made_of_the_committed_files() -> None:
+def test_the_committed_page_is_made_of_the_committed_files():
     root = tables.results_root() / "folds"
     text = folds.page(root)
     assert (root / "README.md").read_text(encoding="utf-8") == text
     assert text.count("folded.png") == len(list(root.rglob("fold.json"))) > 0
 
 
-def test_every_committed_fold_is_sound() -> None:
+def test_every_committed_fold_is_sound():
     for path in (tables.results_root() / "folds").rglob("fold.json"):
         fold = json.loads(path.read_text(encoding="utf-8"))
         assert fold["layers"] <= fold["layers_before"]
@@ -25,7 +24,7 @@ def test_every_committed_fold_is_sound() -> None:
         assert fold["metrics"]["folded"][fold["metric"]] is not None
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "fold.json").write_text("{}")
     with pytest.raises(ValueError, match=r"fold.json is no result of npas-fold"):
         folds.page(tmp_path)

@@ -1,6 +1,5 @@
 """Shared networks go to a folder or the hub and come back, as `save_pretrained` promises."""
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -14,12 +13,12 @@ import npas
 IDS = torch.randint(2, 50, (4, 8), generator=torch.Generator().manual_seed(0))
 
 
-def plain() -> nn.Module:
+def plain():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
 
 
-def bert() -> Any:
+def bert():
     torch.manual_seed(0)
     return BertForSequenceClassification(
         BertConfig(
@@ -29,7 +28,7 @@ def bert() -> Any:
     )  # fmt: skip
 
 
-def same(one: Any, other: Any) -> bool:
+def same(one, other):
     x = IDS if isinstance(one, BertForSequenceClassification) else torch.ones(2, 8)
     with torch.no_grad():
         outputs = [model.eval()(x) for model in (one, other)]
@@ -38,7 +37,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("build", [plain, bert])
-def test_what_save_pretrained_writes_from_pretrained_reads(build: Any, tmp_path: Path) -> None:
+def test_what_save_pretrained_writes_from_pretrained_reads(build, tmp_path):
     model = npas.share(build(), 0.5)
     npas.save_pretrained(model, tmp_path / "mine")
     assert same(model, npas.from_pretrained(tmp_path / "mine", build()))
@@ -52,9 +51,7 @@ def test_what_save_pretrained_writes_from_pretrained_reads(build: Any, tmp_path:
     assert (tmp_path / "mine" / "README.md").read_text() == "my own"
 
 
-def test_a_network_of_transformers_needs_no_dense_one_and_is_plain_again_materialized(
-    tmp_path: Path,
-) -> None:
+def test_a_network_of_transformers_needs_no_dense_one_and_is_plain_again_materialized(tmp_path):
     model = npas.share(bert(), 0.5)
     npas.save_pretrained(model, tmp_path / "a")
     again = npas.from_pretrained(tmp_path / "a")
@@ -74,7 +71,7 @@ def test_a_network_of_transformers_needs_no_dense_one_and_is_plain_again_materia
         (lambda folder: npas.push_to_hub(plain(), "me/x"), "not shared"),
     ],
 )
-def test_what_cannot_be_is_one_line(read: Any, said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_is_one_line(read, said, tmp_path):
     npas.save_pretrained(npas.share(plain(), 0.5), tmp_path / "a")
     with pytest.raises(ValueError) as error:
         read(tmp_path)
@@ -89,26 +86,24 @@ class Api:
     has_card = False
     fails = False
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token):
         self.made["token"] = token
 
-    def create_repo(self, repo_id: str, **how: Any) -> None:
+    def create_repo(self, repo_id, **how):
         if self.fails:
             raise ConnectionError("no route\nto the hub")
         self.made[repo_id] = how
 
-    def file_exists(self, repo_id: str, name: str) -> bool:
+    def file_exists(self, repo_id, name):
         return self.has_card
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, **how: Any) -> Any:
+    def upload_folder(self, *, repo_id, folder_path, **how):
         self.made["files"] = {path.name: path.read_bytes() for path in folder_path.iterdir()}
         self.made["how"] = how
         return type("Commit", (), {"commit_url": f"hub/{repo_id}/commit/1"})
 
 
-def test_a_push_uploads_what_save_pretrained_writes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_push_uploads_what_save_pretrained_writes(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     monkeypatch.setattr(Api, "made", made := {})
     model = npas.share(plain(), 0.5)
@@ -127,13 +122,11 @@ def test_a_push_uploads_what_save_pretrained_writes(
         npas.push_to_hub(model, "me/mine")
 
 
-def test_a_name_of_the_hub_is_fetched_with_its_revision(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_name_of_the_hub_is_fetched_with_its_revision(monkeypatch, tmp_path):
     model, asked = npas.share(plain(), 0.5), []
     npas.save_pretrained(model, tmp_path)
 
-    def fetch(name: str, *, allow_patterns: list[str], **how: Any) -> str:
+    def fetch(name, *, allow_patterns, **how):
         asked.append((name, how))
         assert {"allocation.json", "model.safetensors", "shared/allocation.json"} <= {
             *allow_patterns

@@ -15,28 +15,28 @@ TITLE = "a run"
 BOXES = {"truth": (10.0, 10.0, 40.0, 40.0), "chosen": (60.0, 5.0, 90.0, 30.0)}
 
 
-def image(name: str = "a.png", size: tuple[int, int] = (110, 50), colour: str = SAND) -> Path:
+def image(name="a.png", size=(110, 50), colour=SAND):
     Image.new("RGB", size, colour).save(name)
     return Path(name)
 
 
-def drawn(*samples: Shown, title: str = TITLE) -> np.ndarray:
+def drawn(*samples, title=TITLE):
     with Image.open(picture_page.draw(samples, "page.png", title)) as page:
         return np.array(page)
 
 
-def one(*pictures: Picture, heading: str = "") -> np.ndarray:
+def one(*pictures, heading=""):
     """Draw one sample, and cut off the title and what explains the colours."""
     return drawn(Shown(heading, [*pictures]))[70:]
 
 
-def where(page: np.ndarray, colour: str) -> tuple[int, int, int, int]:
+def where(page, colour):
     """Return the box around all pixels of a colour: left, top, right, bottom, inclusive."""
     rows, columns = np.nonzero((page == ImageColor.getrgb(colour)).all(2))
     return columns.min(), rows.min(), columns.max(), rows.max()
 
 
-def count(page: np.ndarray, colour: str) -> int:
+def count(page, colour):
     return int((page == ImageColor.getrgb(colour)).all(2).sum())
 
 
@@ -45,8 +45,8 @@ def count(page: np.ndarray, colour: str) -> int:
     [(True, RIGHT, WRONG), (None, RIGHT, WRONG), (False, WRONG, RIGHT)],
 )
 def test_boxes_are_where_they_are_in_the_image_and_say_by_colour_what_they_are(
-    right: bool | None, shown: str, not_shown: str
-) -> None:
+    right, shown, not_shown
+):
     page = one(Picture(image(), "", BOXES, right))
     left, top, *_ = where(page, SAND)
     assert where(page, SAND)[2] - left == WIDTH - 1  # scaled up by 2, the image's own shape
@@ -56,7 +56,7 @@ def test_boxes_are_where_they_are_in_the_image_and_say_by_colour_what_they_are(
     assert count(page, not_shown) == 0
 
 
-def test_boxes_in_one_place_are_both_seen_and_end_with_the_image() -> None:
+def test_boxes_in_one_place_are_both_seen_and_end_with_the_image():
     page = one(Picture(image(), "", dict.fromkeys(BOXES, BOXES["truth"]), True))
     assert count(page, TRUTH) > 100 and count(page, RIGHT) > 100
     page = one(Picture(image(), "", {"truth": (-30.0, -5.0, 500.0, 20.0)}))
@@ -64,13 +64,13 @@ def test_boxes_in_one_place_are_both_seen_and_end_with_the_image() -> None:
     assert where(page, TRUTH) == (left, inside - 3, right, inside - 3 + 40)
 
 
-def test_a_large_image_is_scaled_down_and_a_tall_one_fits_too() -> None:
+def test_a_large_image_is_scaled_down_and_a_tall_one_fits_too():
     for size, expected in (((2200, 1000), (WIDTH, 100)), ((900, 1800), (HEIGHT // 2, HEIGHT))):
         left, top, right, bottom = where(one(Picture(image(size=size), "")), SAND)
         assert (right - left + 1, bottom - top + 1) == expected
 
 
-def test_the_right_one_of_several_has_a_frame() -> None:
+def test_the_right_one_of_several_has_a_frame():
     colours = ("#800000", "#008000", "#000080")
     page = one(
         *(Picture(image(f"{i}.png", colour=c), "", right=i == 1) for i, c in enumerate(colours)),
@@ -92,14 +92,12 @@ def test_the_right_one_of_several_has_a_frame() -> None:
         (BOXES, False, {TRUTH, WRONG}),
     ],
 )
-def test_colours_are_explained_that_are_there(
-    boxes: dict[str, tuple[float, float, float, float]], right: bool | None, colours: set[str]
-) -> None:
+def test_colours_are_explained_that_are_there(boxes, right, colours):
     page = drawn(Shown("a sentence", [Picture(image(), "1.", boxes, right)]))[:70]
     assert {colour for colour in (TRUTH, RIGHT, WRONG) if count(page, colour)} == colours
 
 
-def test_samples_stand_side_by_side_at_one_height_and_go_on_below() -> None:
+def test_samples_stand_side_by_side_at_one_height_and_go_on_below():
     colours = [f"#{40 * i:02x}0080" for i in range(COLUMNS + 1)]
     pictures = [Picture(image(f"{i}.png", colour=c), "here") for i, c in enumerate(colours)]
     page = drawn(*(Shown("long " * 20 * (i == 1), [own]) for i, own in enumerate(pictures)))
@@ -110,7 +108,7 @@ def test_samples_stand_side_by_side_at_one_height_and_go_on_below() -> None:
         assert count(page[bottom + 1 : bottom + 40, left:right], INK) > 10  # its own caption
 
 
-def test_captions_without_an_image_stand_below_each_other_and_the_right_one_is_green() -> None:
+def test_captions_without_an_image_stand_below_each_other_and_the_right_one_is_green():
     said = [Picture(None, "a first sentence"), Picture(None, "a second one", right=True)]
     assert count(one(Picture(image(), "")), INK) == 0
     page = one(Picture(image(), ""), *said)
@@ -120,7 +118,7 @@ def test_captions_without_an_image_stand_below_each_other_and_the_right_one_is_g
 
 
 @pytest.mark.parametrize("kind", ["missing", "no image", "cut short", "a folder"])
-def test_a_bad_image_is_a_grey_panel_and_the_others_are_shown(kind: str) -> None:
+def test_a_bad_image_is_a_grey_panel_and_the_others_are_shown(kind):
     bad = Path("bad.png")
     if kind == "no image":
         bad.write_text("no image at all")
@@ -137,7 +135,7 @@ def test_a_bad_image_is_a_grey_panel_and_the_others_are_shown(kind: str) -> None
     assert where(page, SAND)[0] > right
 
 
-def test_long_words_stay_in_their_column() -> None:
+def test_long_words_stay_in_their_column():
     page = one(Picture(image(), "word " * 40 + "x" * 400), heading="w" * 300)
     left, _, right, _ = where(page, INK)
     assert right - left < WIDTH
@@ -145,7 +143,7 @@ def test_long_words_stay_in_their_column() -> None:
     assert short.shape[0] < page.shape[0] < short.shape[0] + 200  # not all of it
 
 
-def test_the_same_samples_give_the_same_file_and_all_that_is_written_is_shown() -> None:
+def test_the_same_samples_give_the_same_file_and_all_that_is_written_is_shown():
     given = [("one", "IoU 0.50", "x"), ("two", "IoU 0.50", "x"), ("one", "IoU 0.51", "x")]
     pages = [
         drawn(Shown(heading, [Picture(image(), caption, BOXES, False)]), title=title).tobytes()
@@ -156,13 +154,11 @@ def test_the_same_samples_give_the_same_file_and_all_that_is_written_is_shown() 
     assert Path("page.png").stat().st_mode == Path("usual").stat().st_mode
 
 
-def test_a_page_that_cannot_be_written_leaves_the_one_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_page_that_cannot_be_written_leaves_the_one_before(monkeypatch):
     page = picture_page.draw([Shown("before", [])], "page.png", TITLE)
     before = page.read_bytes()
 
-    def full(*_: object) -> None:
+    def full(*_):
         raise OSError("full")
 
     monkeypatch.setattr("os.replace", full)

@@ -2,39 +2,32 @@
 
 import logging
 import random
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from npas.reporting import curriculum, fold_plots, plots
-from npas.reporting.results import Result
 from npas.reporting.tables import Cell, Row, Table
 from npas.training.grouping import Grouping
 
-Draw = Callable[[Path], list[Path]]
 
-
-def similarity(group: str, layers: int, apart: bool = False) -> dict[str, Any]:
+def similarity(group, layers, apart=False):
     rng = random.Random(layers)
-    matrix: list[list[float | None]] = [
-        [rng.random() for _ in range(layers)] for _ in range(layers)
-    ]
+    matrix = [[rng.random() for _ in range(layers)] for _ in range(layers)]
     if apart:
         matrix[0][-1] = matrix[-1][0] = None
     names = [f"stages.1.{i // 2}.conv{i % 2 + 1}.weight" for i in range(layers)]
     return {"group": group, "layers": names, "matrix": matrix}
 
 
-def loop(container: str, *names: str, period: int = 1, own: int = 0) -> dict[str, Any]:
+def loop(container, *names, period=1, own=0):
     times = len(names) // period
     return dict(container=container, blocks=[*names], period=period, times=times, own=own)
 
 
-def grouping(layers: int, groups: int, size: int = 4, method: str = "learned") -> Grouping:
+def grouping(layers, groups, size=4, method="learned"):
     rng = np.random.default_rng(0)
     names = [f"stages.{i}.conv.weight" for i in range(layers)]
     members = {name: f"{method}{i % groups}" for i, name in enumerate(names)}
@@ -68,14 +61,14 @@ TABLE = Table(
 
 
 @pytest.fixture
-def cells(make_result: Callable[..., Result]) -> list[Cell]:
+def cells(make_result):
     """Return what is known of two networks: a done run of the first, two of the second."""
     shared = {seed: make_result(95.0 + seed, used=100) for seed in (0, 1)}
     return [Cell(TABLE.rows[0], {0: make_result()}), Cell(TABLE.rows[1], shared)]
 
 
 @pytest.fixture
-def kinds(cells: list[Cell]) -> dict[str, Draw]:
+def kinds(cells):
     """Return a small plot of each kind."""
     return {
         "parameters": lambda stem: plots.against_parameters(TABLE, cells, stem),
@@ -90,9 +83,7 @@ KINDS = ("parameters", "groups", "similarity", "epochs", "folded")
 
 
 @pytest.mark.parametrize("kind", ["parameters", "folded"])
-def test_the_same_data_give_the_same_files(
-    kind: str, kinds: dict[str, Draw], tmp_path: Path
-) -> None:
+def test_the_same_data_give_the_same_files(kind, kinds, tmp_path):
     png, svg = kinds[kind](tmp_path / "new" / "plot")
     first = png.read_bytes(), svg.read_bytes()
     assert first[0].startswith(b"\x89PNG") and b"<svg" in first[1]
@@ -105,13 +96,7 @@ def test_the_same_data_give_the_same_files(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_matplotlib_a_warning_is_all(
-    kind: str,
-    kinds: dict[str, Draw],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_without_matplotlib_a_warning_is_all(kind, kinds, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(plots, "available", lambda: False)
     with caplog.at_level(logging.WARNING):
         assert kinds[kind](tmp_path / "plot") == []
@@ -119,7 +104,7 @@ def test_without_matplotlib_a_warning_is_all(
     assert not list(tmp_path.iterdir())
 
 
-def test_without_data_nothing_is_drawn(tmp_path: Path, make_result: Callable[..., Result]) -> None:
+def test_without_data_nothing_is_drawn(tmp_path, make_result):
     stem, lonely = tmp_path / "x", [similarity("lonely", 1)]
     diverged = Cell(TABLE.rows[0], {0: make_result(status="diverged")})
     for drawn in (
@@ -140,14 +125,14 @@ class Written(Exception):
 
 
 @pytest.fixture
-def words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+def words(monkeypatch, tmp_path):
     """Return a function that draws, and returns what is written in the plot; no file is made."""
 
-    def read(draw: Callable[..., list[Path]], *arguments: Any) -> str:
+    def read(draw, *arguments):
         from matplotlib.figure import Figure
         from matplotlib.text import Text
 
-        def draw_nothing(stem: Path, salt: str, size: Any, paint: Any, layout: Any = None) -> None:
+        def draw_nothing(stem, salt, size, paint, layout=None):
             figure = Figure(figsize=size)
             paint(figure)
             found = [text.get_text() for text in figure.findobj(Text) if text.get_visible()]
@@ -161,9 +146,7 @@ def words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]
     return read
 
 
-def test_series_heights_and_diverged_networks_are_named(
-    cells: list[Cell], words: Callable[..., str], make_result: Callable[..., Result]
-) -> None:
+def test_series_heights_and_diverged_networks_are_named(cells, words, make_result):
     draw, stem = plots.against_parameters, Path("x")
     text = words(draw, TABLE, cells, stem)
     assert all(part in text for part in ("A title", TABLE.heading, "SSN", "trainable parameters"))
@@ -174,9 +157,7 @@ def test_series_heights_and_diverged_networks_are_named(
     assert "diverged" in text and "all\n500" in text and "and trainable parameters" in text
 
 
-def test_bytes_stand_beside_parameters(
-    words: Callable[..., str], cells: list[Cell], make_result: Callable[..., Result]
-) -> None:
+def test_bytes_stand_beside_parameters(words, cells, make_result):
     exported = {seed: make_result(artifact=Mock(bytes=size)) for seed, size in enumerate((9, 12))}
     cells = [*cells, Cell(TABLE.rows[0], exported)]
     assert [cell.artifact_bytes() for cell in cells] == [None, None, 10]
@@ -185,7 +166,7 @@ def test_bytes_stand_beside_parameters(
     assert text.count("A title") == 1
 
 
-def test_layers_are_named_and_what_cannot_be_compared_is_said(words: Callable[..., str]) -> None:
+def test_layers_are_named_and_what_cannot_be_compared_is_said(words):
     text = words(fold_plots.similarity, SIMILAR, Path("x"), "A title")
     assert all(name in text for name in ("2.conv2", "early: 4 layers of stages.1", "late"))
     assert "lonely" not in text and "grey: the two mix different templates" in text
@@ -194,7 +175,7 @@ def test_layers_are_named_and_what_cannot_be_compared_is_said(words: Callable[..
     assert "g: 2 layers" in words(fold_plots.similarity, [unlike], Path("x"), "x")
 
 
-def test_a_strip_shows_epochs_from_the_first_to_the_last(words: Callable[..., str]) -> None:
+def test_a_strip_shows_epochs_from_the_first_to_the_last(words):
     history = [(epoch, SIMILAR[:1]) for epoch in range(5, 205, 5)]
     text = words(fold_plots.similarity_over_epochs, history, Path("x"), "A title").splitlines()
     assert sum(line.startswith("epoch ") for line in text) == fold_plots.MOST_EPOCHS
@@ -202,7 +183,7 @@ def test_a_strip_shows_epochs_from_the_first_to_the_last(words: Callable[..., st
     assert fold_plots.thin(list(range(1, 8)), most=3) == [1, 4, 7]
 
 
-def test_loops_blocks_and_ties_are_written(words: Callable[..., str]) -> None:
+def test_loops_blocks_and_ties_are_written(words):
     text = words(fold_plots.folded, BLOCKS, LOOPED + OTHERS, Path("x"), "A title")
     times = "\N{MULTIPLICATION SIGN}"
     for part in (
@@ -246,12 +227,12 @@ MANY = [loop("b", str(i)) for i in range(33)], [[f"b.{i}.weight" for i in range(
         (fold_plots.folded, [[loop("b", *map(str, range(30)), period=15, own=9)], []]),
     ],
 )
-def test_any_network_can_be_drawn(draw: Any, data: list[Any], words: Callable[..., str]) -> None:
+def test_any_network_can_be_drawn(draw, data, words):
     title = () if draw is plots.groups else ("A title",)
     assert words(draw, *data, Path("x"), *title)
 
 
-def test_principal_components_keep_what_two_dimensions_hold() -> None:
+def test_principal_components_keep_what_two_dimensions_hold():
     rng = np.random.default_rng(0)
     plane = rng.normal(size=(9, 2)) @ rng.normal(size=(2, 5))
     points, shares = plots.principal_components(plane)

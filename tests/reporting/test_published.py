@@ -7,7 +7,7 @@ import pytest
 from npas.reporting import published
 
 
-def test_a_figure_is_found_with_its_source() -> None:
+def test_a_figure_is_found_with_its_source():
     plain = published.figure("cifar", "WRN 28-10", "c10", dropout=0.0)
     assert (plain.value, plain.params) == (4.00, 36)
     assert plain.note is not None and "WRN paper" in plain.note
@@ -28,14 +28,12 @@ def test_a_figure_is_found_with_its_source() -> None:
         (("cifar", "WRN 28-10", "top1"), "^0 rows"),
     ],
 )
-def test_a_figure_that_is_not_there_is_an_error(
-    arguments: tuple[str, str, str], message: str
-) -> None:
+def test_a_figure_that_is_not_there_is_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         published.figure(*arguments)
 
 
-def test_the_file_keeps_its_rules() -> None:
+def test_the_file_keeps_its_rules():
     document = published.load()
     assert set(document) == {"sources", "sections"}
     for name, section in document["sections"].items():

@@ -4,11 +4,9 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,51 +15,50 @@ from npas.reporting.run_index import results_root
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 HEADING = re.compile(r"h[1-6]")
-Keep = Callable[..., Path]
 
 
 class Reader(HTMLParser):
     """Read a page strictly: every element that is opened is closed, in its place."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str], list[str]]] = []  # tag, attributes, texts
-        self.open: list[int] = []
+        self.elements = []  # tag, attributes, texts
+        self.open = []
         self.feed(text)
         self.close()
         assert not self.open, [self.elements[i][:2] for i in self.open]
 
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
+    def handle_starttag(self, tag, attrs):
         assert len(dict(attrs)) == len(attrs), f"{tag} has an attribute twice"
         self.elements.append((tag, {key: value or "" for key, value in attrs}, []))
         if tag not in VOID:
             self.open.append(len(self.elements) - 1)
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag):
         opened = self.elements[self.open.pop()]
         assert opened[0] == tag, f"<{opened[0]} {opened[1]}> ends as </{tag}>"
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         for i in self.open:
             self.elements[i][2].append(data)
 
-    def all(self, pattern: str) -> list[tuple[str, dict[str, str], str]]:
+    def all(self, pattern):
         """Return the elements of a tag with their text."""
         found = (each for each in self.elements if re.fullmatch(pattern, each[0]))
         return [(tag, attrs, " ".join("".join(texts).split())) for tag, attrs, texts in found]
 
 
 @pytest.fixture(scope="module")
-def text() -> str:
+def text():
     return report.page(results_root(), None)
 
 
 @pytest.fixture(scope="module")
-def page(text: str) -> Reader:
+def page(text):
     return Reader(text)
 
 
-def test_every_committed_table_and_picture_is_there_with_its_command(page: Reader) -> None:
+def test_every_committed_table_and_picture_is_there_with_its_command(page):
     root = results_root()
     headings = {own for _, _, own in page.all(HEADING.pattern)}
     rows = {own for _, _, own in page.all("tr")}
@@ -91,7 +88,7 @@ def test_every_committed_table_and_picture_is_there_with_its_command(page: Reade
     assert report.page(root, None) == report.page(root, None)
 
 
-def test_the_page_needs_no_network(text: str, page: Reader) -> None:
+def test_the_page_needs_no_network(text, page):
     assert not re.search(r"(?:https?:)?//[a-z]", re.sub(r"base64,[\w+/=]+", "", text))
     ids = [attrs["id"] for _, attrs, _ in page.all(".*") if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -102,7 +99,7 @@ def test_the_page_needs_no_network(text: str, page: Reader) -> None:
     assert "default-src 'none'" in text
 
 
-def test_the_page_can_be_read_by_everyone(text: str, page: Reader) -> None:
+def test_the_page_can_be_read_by_everyone(text, page):
     assert page.all("html")[0][1]["lang"] == "en" and page.all("title")[0][2]
     levels = [int(tag[1]) for tag, _, _ in page.all(HEADING.pattern)]
     assert levels.count(1) == 1 and levels[0] == 1
@@ -121,14 +118,14 @@ def test_the_page_can_be_read_by_everyone(text: str, page: Reader) -> None:
     assert "@media print" in text and "width=device-width" in text
 
 
-def luminance(colour: str) -> float:
+def luminance(colour):
     """Return the relative luminance of WCAG 2."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_the_stylesheet_has_contrast_enough(page: Reader) -> None:
+def test_the_stylesheet_has_contrast_enough(page):
     style = page.all("style")[0][2]
     named = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", style))
     letters = set(re.findall(r"(?<![-\w])color: ([^;}]+)", style))
@@ -140,7 +137,7 @@ def test_the_stylesheet_has_contrast_enough(page: Reader) -> None:
             assert (max(pair) + 0.05) / (min(pair) + 0.05) >= 4.5, (ink, ground)
 
 
-def test_tables_sort_by_numbers_and_texts(page: Reader) -> None:
+def test_tables_sort_by_numbers_and_texts(page):
     (script,) = (own for tag, _, own in page.all("script"))
     assert all(word in script for word in ("aria-sort", "th[scope=col]", "beforeprint", "button"))
     if (node := shutil.which("node")) is None:  # the structure is all that can be looked at
@@ -171,7 +168,7 @@ def test_tables_sort_by_numbers_and_texts(page: Reader) -> None:
     assert words == ["dense", "SSN, budget 2", "SSN, budget 10"]
 
 
-def test_a_folder_of_runs_is_summarized_by_budget(keep: Keep, tmp_path: Path) -> None:
+def test_a_folder_of_runs_is_summarized_by_budget(keep, tmp_path):
     for budget, used in (("0.1", 100), ("0.5", 500)):
         for seed in (0, 1):
             words = ("+exp=digits", f"budget={budget}")

@@ -2,9 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -36,7 +34,7 @@ shutil.copytree(ready, run_root.removeprefix("run_root="), dirs_exist_ok=True)
 """
 
 
-def load() -> ModuleType:
+def load():
     specification = importlib.util.spec_from_file_location("reproduce_table", SCRIPT)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
@@ -45,34 +43,32 @@ def load() -> ModuleType:
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+def script(monkeypatch, tmp_path):
     monkeypatch.setattr(definitions, "table", {"tiny": TABLE}.__getitem__)
     (tmp_path / "train.py").write_text(TRAIN)
     return load()
 
 
 @pytest.fixture
-def prepare(keep: Callable[..., Path]) -> Callable[..., None]:
-    def prepare(budget: str, seed: int, **values: object) -> None:
+def prepare(keep):
+    def prepare(budget, seed, **values):
         words = ("+exp=digits", f"budget={budget}")
         keep(Path("ready", "_".join((*words, f"seed={seed}"))), *words, seed=seed, **values)
 
     return prepare
 
 
-def run(script: ModuleType, *options: str) -> int:
+def run(script, *options):
     command = f"--command={sys.executable} train.py"
     return script.main(["tiny", "--results=results", command, *options])
 
 
-def asked() -> list[str]:
+def asked():
     path = Path("asked.txt")
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_missing_runs_are_made_kept_and_tabled(
-    script: ModuleType, prepare: Callable[..., None], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_runs_are_made_kept_and_tabled(script, prepare, capfd):
     for seed in (0, 1):
         prepare("dense", seed, accuracy=98.0)
         prepare("0.1", seed, accuracy=97.0, used=100)
@@ -89,9 +85,7 @@ def test_missing_runs_are_made_kept_and_tabled(
     assert "every result is there" in capfd.readouterr().out
 
 
-def test_a_failure_does_not_stop_the_rest_and_is_reported(
-    script: ModuleType, prepare: Callable[..., None], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failure_does_not_stop_the_rest_and_is_reported(script, prepare, capfd):
     prepare("0.1", 1, accuracy=97.0, used=100)
     assert run(script) == 1
     assert len(asked()) == 4
@@ -100,18 +94,14 @@ def test_a_failure_does_not_stop_the_rest_and_is_reported(
     assert "97.00; `npas-train +exp=digits budget=0.1 seed=0`" in text
 
 
-def test_a_diverged_run_is_kept_and_a_failed_one_is_not(
-    script: ModuleType, prepare: Callable[..., None]
-) -> None:
+def test_a_diverged_run_is_kept_and_a_failed_one_is_not(script, prepare):
     prepare("0.1", 0, used=100, status="diverged")
     prepare("0.1", 1, used=100, status="failed")
     assert run(script) == 1
     assert [r.status for r in results.collect("results/runs").values()] == ["diverged"]
 
 
-def test_runs_made_before_are_taken_in_without_training_and_replace_none(
-    script: ModuleType, keep: Callable[..., Path]
-) -> None:
+def test_runs_made_before_are_taken_in_without_training_and_replace_none(script, keep):
     keep(Path("results/runs"), "+exp=digits", "budget=dense", accuracy=98.0)
     for seed in (0, 1):
         keep(Path("runs"), "+exp=digits", "budget=dense", seed=seed, accuracy=50.0)
@@ -121,9 +111,7 @@ def test_runs_made_before_are_taken_in_without_training_and_replace_none(
     assert [(r.seed, r.metrics.last["accuracy"]) for r in found if r.metrics] == [(0, 98), (1, 50)]
 
 
-def test_an_estimate_runs_nothing(
-    script: ModuleType, keep: Callable[..., Path], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_estimate_runs_nothing(script, keep, capfd):
     assert run(script, "--estimate") == 0
     assert (
         "4 runs are missing; their experiments in configs/exp/ say how long"
@@ -138,7 +126,7 @@ def test_an_estimate_runs_nothing(
     assert not Path("results/tables").exists()
 
 
-def test_an_unknown_table_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_table_is_one_line(capfd):
     assert load().main(["digit"]) == 2
     assert (
         capfd.readouterr().err == "there is no table 'digit'; did you mean digits or digits_swrn?\n"

@@ -4,9 +4,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,13 +22,12 @@ from npas.reporting.results import (
 from npas.sharing import BudgetReport
 from npas.utils.git import Git
 
-Make = Callable[..., Result]
 SEARCH = Search("learned", 8, epochs=2, steps=44, wall_s=3.5)
 EARLIER = [{"steps": 5, "ranks": 1, "grad_accum_steps": 2}]
 NAN = math.nan
 
 # Fields of a run, and what of them is read back where it is not what was written.
-KEPT: list[tuple[dict[str, Any], dict[str, Any]]] = [
+KEPT = [
     (
         {"used": 100, "budget": BudgetReport("0.1", 1000, 100, 99), "split": Split(60, 9, 10, 20)},
         {},
@@ -62,16 +59,14 @@ KEPT: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("values", "read"), KEPT)
-def test_what_is_written_is_read_back(
-    make_result: Make, tmp_path: Path, values: dict[str, Any], read: dict[str, Any]
-) -> None:
+def test_what_is_written_is_read_back(make_result, tmp_path, values, read):
     result = make_result(**values)
     path = results.write(tmp_path / "run", result)
     assert path == tmp_path / "run" / "result.json"
     assert results.read(path) == results.read(path.parent) == dataclasses.replace(result, **read)
 
 
-def test_the_file_holds_every_promised_field(make_result: Make, tmp_path: Path) -> None:
+def test_the_file_holds_every_promised_field(make_result, tmp_path):
     data = json.loads(results.write(tmp_path, make_result()).read_text())
     assert set(data) >= {
         "status", "exp", "config", "config_hash", "budget", "metrics", "seed", "steps", "epochs",
@@ -86,7 +81,7 @@ def test_the_file_holds_every_promised_field(make_result: Make, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("field", results.ADDED)
-def test_results_from_before_a_field_was_added_stay_valid(make_result: Make, field: str) -> None:
+def test_results_from_before_a_field_was_added_stay_valid(make_result, field):
     data = make_result(parallel=Parallel(1, 1, 1)).to_dict()
     of = next((key for key in ("dataset", "parallel", "split") if field in data[key]), None)
     del (data[of] if of else data)[field]
@@ -159,9 +154,7 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("field", "value", "message"), [*WRONG, *DIVERGED, *MISSING])
-def test_a_wrong_field_is_named_with_its_file(
-    make_result: Make, tmp_path: Path, field: str, value: object, message: str
-) -> None:
+def test_a_wrong_field_is_named_with_its_file(make_result, tmp_path, field, value, message):
     status = "diverged" if (field, value, message) in DIVERGED else "done"
     path = results.write(tmp_path, make_result(status=status))
     data = json.loads(path.read_text())
@@ -177,7 +170,7 @@ def test_a_wrong_field_is_named_with_its_file(
         results.read(path)
 
 
-def test_a_cut_off_or_absent_file_is_named(tmp_path: Path) -> None:
+def test_a_cut_off_or_absent_file_is_named(tmp_path):
     path = tmp_path / "result.json"
     for text, message in (
         (None, "it cannot be read .No such file or directory."),
@@ -201,21 +194,17 @@ def test_a_cut_off_or_absent_file_is_named(tmp_path: Path) -> None:
         ({"dataset": Dataset("digits", "synthetic", True)}, "dataset.published is of real data"),
     ],
 )
-def test_nothing_that_could_not_be_read_is_written(
-    make_result: Make, tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_nothing_that_could_not_be_read_is_written(make_result, tmp_path, changes, message):
     with pytest.raises(ValueError, match=f"^{tmp_path / 'result.json'}: .*{message}"):
         results.write(tmp_path, make_result(**changes))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_write_leaves_the_old_file_and_no_other(
-    make_result: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_write_leaves_the_old_file_and_no_other(make_result, tmp_path, monkeypatch):
     old = make_result(accuracy=90.0)
     path = results.write(tmp_path, old)
 
-    def full_disk(descriptor: int) -> None:
+    def full_disk(descriptor):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
@@ -226,8 +215,8 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(
 
 
 def test_collect_finds_results_in_order_and_names_what_it_cannot_read(
-    make_result: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    make_result, tmp_path, caplog
+):
     for exp, folder in [("digits", "b"), ("digits", "a"), ("other", "c")]:
         results.write(tmp_path / exp / folder, make_result(exp=exp))
     broken = {"cut": '{"status": ', "deep": "[" * 10**5, "none": "{}", "bytes": "\udcff"}
@@ -245,9 +234,7 @@ def test_collect_finds_results_in_order_and_names_what_it_cannot_read(
     assert results.collect(tmp_path / "nowhere") == {}
 
 
-def test_a_run_that_was_killed_and_resumed_may_differ_in_times_memory_and_host_alone(
-    make_result: Make,
-) -> None:
+def test_a_run_that_was_killed_and_resumed_may_differ_in_times_memory_and_host_alone(make_result):
     straight = make_result(search=SEARCH, created_at="2026-12-31T00:00:00+00:00")
     excluded = {"resume": "runs/x", "trainer": {"device": "cuda"}, "wandb": {"tags": []}}
     killed = dataclasses.replace(
@@ -280,8 +267,6 @@ def test_a_run_that_was_killed_and_resumed_may_differ_in_times_memory_and_host_a
         ({"exp": "other"}, ["exp"]),
     ],
 )
-def test_all_else_is_told_apart_field_by_field(
-    make_result: Make, changes: dict[str, Any], differing: list[str]
-) -> None:
+def test_all_else_is_told_apart_field_by_field(make_result, changes, differing):
     one, other = make_result(), make_result(**changes)
     assert results.same(one, other) == results.same(other, one) == differing

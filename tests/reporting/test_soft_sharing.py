@@ -11,7 +11,6 @@ import pytest
 from npas.reporting import published
 from npas.reporting.compose import planned_count
 from npas.reporting.soft_sharing import digits_swrn, shortest_paths, swrn
-from npas.reporting.tables import Row
 
 ORACLE = Path(__file__).parents[1] / "sharing" / "oracle" / "swrn_counts.json"
 KNOWN = {
@@ -23,7 +22,7 @@ ROWS = swrn().rows
 WITH_WORDS = [row for row in ROWS if row.words is not None]
 
 
-def named(row: Row) -> str:
+def named(row):
     return f"{row.label} {row.section}"
 
 
@@ -32,7 +31,7 @@ def named(row: Row) -> str:
     [("cifar", "c10"), ("cifar", "c100"), ("imagenet", "top1"), ("imagenet", "top5"),
      ("nas", "c10")],
 )  # fmt: skip
-def test_every_published_figure_has_its_row(section: str, column: str) -> None:
+def test_every_published_figure_has_its_row(section, column):
     wanted = Counter(
         (entry["name"], entry["params"], entry[column])
         for entry in published.load()["sections"][section]["rows"]
@@ -45,7 +44,7 @@ def test_every_published_figure_has_its_row(section: str, column: str) -> None:
     assert wanted <= found
 
 
-def test_no_row_but_the_published_ones_is_there() -> None:
+def test_no_row_but_the_published_ones_is_there():
     assert len(ROWS) == 11 + 11 + 4 + 4 + 12
     # What an architecture search has found is no network of ours.
     unmade = [row.label for row in ROWS if row.words is None]
@@ -53,7 +52,7 @@ def test_no_row_but_the_published_ones_is_there() -> None:
 
 
 @pytest.mark.parametrize("row", WITH_WORDS, ids=named)
-def test_the_exact_count_is_what_was_printed_and_the_known_one(row: Row) -> None:
+def test_the_exact_count_is_what_was_printed_and_the_known_one(row):
     assert row.words is not None and row.published is not None
     count = planned_count(*row.words)
     printed = Decimal(str(row.published.params))
@@ -70,7 +69,7 @@ def test_the_exact_count_is_what_was_printed_and_the_known_one(row: Row) -> None
     assert count == KNOWN[depth, width, templates, classes]
 
 
-def test_rows_are_trained_as_published() -> None:
+def test_rows_are_trained_as_published():
     for row in WITH_WORDS:
         words = row.words or ()
         assert ("model.dropout=0.3" in words) == ("dropout" in row.label)
@@ -81,8 +80,8 @@ def test_rows_are_trained_as_published() -> None:
     assert all((row.metric == "top5_accuracy") == ("top-5" in row.section) for row in ROWS)
 
 
-def test_the_digits_compare_how_coefficients_start_at_equal_counts() -> None:
-    counts: dict[str, list[int]] = {}
+def test_the_digits_compare_how_coefficients_start_at_equal_counts():
+    counts = {}
     for row in digits_swrn().rows:
         counts.setdefault(row.series, []).append(planned_count(*(row.words or ())))
     assert set(counts) == {"dense network", "orthogonal", "sparse", "regularized"}
@@ -91,7 +90,7 @@ def test_the_digits_compare_how_coefficients_start_at_equal_counts() -> None:
     assert counts["sparse"][-1] > counts["dense network"][0]  # by the coefficients
 
 
-def test_the_three_networks_differ_in_sharing_alone() -> None:
+def test_the_three_networks_differ_in_sharing_alone():
     rows = shortest_paths("shortest_paths_small", "small grids").rows
     cnn, scnn, scnn_r = (planned_count(*(row.words or ())) for row in rows)
     assert scnn == scnn_r < cnn

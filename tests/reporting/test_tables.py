@@ -2,9 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,10 +10,8 @@ from npas.reporting.compose import compose, planned_count
 from npas.reporting.environment import Hardware
 from npas.reporting.published import Figure
 from npas.reporting.results import Dataset, Metrics, Parallel
-from npas.reporting.tables import Cell, Row, Table
+from npas.reporting.tables import Row, Table
 from npas.utils.git import Git
-
-Keep = Callable[..., Path]
 
 TABLE = Table(
     name="tiny",
@@ -30,16 +25,16 @@ TABLE = Table(
 )
 
 
-def cells(root: Path) -> list[Cell]:
+def cells(root):
     return tables.load(TABLE, root)
 
 
-def line(label: str, text: str) -> list[str]:
+def line(label, text):
     (found,) = re.findall(rf"^\| {label} \|.*$", text, re.MULTILINE)
     return [entry.strip() for entry in found.strip("|").split("|")]
 
 
-def ssn(root: Path) -> list[str]:
+def ssn(root):
     return line("SSN", tables.markdown(TABLE, cells(root)))
 
 
@@ -66,8 +61,8 @@ ONE, SWEEP = (
     ],
 )
 def test_a_cell_is_mean_and_sample_deviation_and_says_what_went_wrong_or_is_missing(
-    tmp_path: Path, keep: Keep, statuses: tuple[str, ...], figure: str
-) -> None:
+    tmp_path, keep, statuses, figure
+):
     for seed, status in enumerate(statuses):
         keep(tmp_path, *SHARED, seed=seed, accuracy=95.0 + seed, used=100, status=status)
     entries = ssn(tmp_path)
@@ -77,9 +72,7 @@ def test_a_cell_is_mean_and_sample_deviation_and_says_what_went_wrong_or_is_miss
     assert ("No results yet." in text) == (not {*statuses} - {"preempted"})
 
 
-def test_only_results_of_the_rows_own_config_and_of_real_data_slip_in(
-    tmp_path: Path, keep: Keep
-) -> None:
+def test_only_results_of_the_rows_own_config_and_of_real_data_slip_in(tmp_path, keep):
     keep(tmp_path, *SHARED, "epochs=1", accuracy=50.0, used=100)
     keep(tmp_path, *SHARED, "model.width=1", accuracy=50.0, used=100)
     keep(tmp_path, *SHARED, seed=2, used=100, dataset=Dataset("digits", "synthetic"))
@@ -92,9 +85,7 @@ COPY = ("+exp=wrn_cifar10", "budget=0.1")
 
 
 @pytest.mark.parametrize("published", [True, False, None])
-def test_results_on_a_copy_of_the_data_stand_in_rows_of_the_copy_alone(
-    published: bool | None, tmp_path: Path, keep: Keep
-) -> None:
+def test_results_on_a_copy_of_the_data_stand_in_rows_of_the_copy_alone(published, tmp_path, keep):
     rows = (Row("set", COPY), Row("jpeg", (*COPY, "data.verify=warn")))
     table = dataclasses.replace(TABLE, rows=rows)
     dataset = Dataset("cifar10", "real", published)
@@ -110,7 +101,7 @@ def test_results_on_a_copy_of_the_data_stand_in_rows_of_the_copy_alone(
         tables.fill(dataclasses.replace(table, rows=(beside,)), [])
 
 
-def test_errors_stand_beside_published_errors(tmp_path: Path, keep: Keep) -> None:
+def test_errors_stand_beside_published_errors(tmp_path, keep):
     keep(tmp_path, "+exp=digits", "budget=dense", accuracy=95.5)
     published = Figure("x", "c10", 4.0, 36, "a poster", "a lost digit")
     row = Row("dense", ("+exp=digits", "budget=dense"), published=published)
@@ -122,7 +113,7 @@ def test_errors_stand_beside_published_errors(tmp_path: Path, keep: Keep) -> Non
     assert "1. Published figures: a poster.\n2. Mended: a lost digit." in text
 
 
-def test_the_table_says_on_what_it_was_measured(tmp_path: Path, keep: Keep) -> None:
+def test_the_table_says_on_what_it_was_measured(tmp_path, keep):
     keep(tmp_path, "+exp=digits", "budget=dense")
     keep(tmp_path, "+exp=digits", "budget=dense", seed=1, git=Git("0123abc", True))
     text = tables.markdown(TABLE, cells(tmp_path))
@@ -130,9 +121,7 @@ def test_the_table_says_on_what_it_was_measured(tmp_path: Path, keep: Keep) -> N
     assert origin in text
 
 
-def test_the_dense_figure_of_an_experiment_is_of_the_same_recipe(
-    tmp_path: Path, keep: Keep
-) -> None:
+def test_the_dense_figure_of_an_experiment_is_of_the_same_recipe(tmp_path, keep):
     for seed, accuracy in enumerate((97.0, 99.0)):
         keep(tmp_path / "runs", "+exp=digits", "budget=dense", seed=seed, accuracy=accuracy)
     keep(tmp_path / "runs", "+exp=digits", "budget=dense", "model.width=1", accuracy=50.0)
@@ -145,14 +134,14 @@ def test_the_dense_figure_of_an_experiment_is_of_the_same_recipe(
     assert tables.dense_figure(asked, root=tmp_path / "nowhere") is None
 
 
-def test_a_metric_that_is_not_there_is_named(tmp_path: Path, keep: Keep) -> None:
+def test_a_metric_that_is_not_there_is_named(tmp_path, keep):
     keep(tmp_path, "+exp=digits", "budget=dense")
     table = dataclasses.replace(TABLE, metric="f1")
     with pytest.raises(ValueError, match="no metric 'f1': it has accuracy"):
         tables.markdown(table, cells(tmp_path))
 
 
-def test_a_config_composes_inside_a_running_command() -> None:
+def test_a_config_composes_inside_a_running_command():
     from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
 
@@ -187,9 +176,7 @@ COUNTED = Table(
 )
 
 
-def test_sections_have_grids_of_their_own_with_planned_and_published_counts(
-    tmp_path: Path, keep: Keep
-) -> None:
+def test_sections_have_grids_of_their_own_with_planned_and_published_counts(tmp_path, keep):
     text = tables.markdown(COUNTED, tables.fill(COUNTED, []))
     first, last = text.index("## First\n\n| network |"), text.index("## Last\n\n| network |")
     assert first < text.index("| ours |") < text.index("| theirs |") < last
@@ -206,7 +193,7 @@ def test_sections_have_grids_of_their_own_with_planned_and_published_counts(
     assert line("later", text)[2].startswith("2.50; ")  # by the row's own metric
 
 
-def test_gpu_days_are_measured_on_a_gpu_alone(tmp_path: Path, keep: Keep) -> None:
+def test_gpu_days_are_measured_on_a_gpu_alone(tmp_path, keep):
     words, day = ("+exp=digits", "budget=dense"), 24 * 60 * 60
     keep(tmp_path, *words, wall_s=7.0 * day)
     text = tables.markdown(COUNTED, tables.load(COUNTED, tmp_path))
@@ -221,23 +208,21 @@ def test_gpu_days_are_measured_on_a_gpu_alone(tmp_path: Path, keep: Keep) -> Non
     assert line("ours", text)[-2:] == ["0.3", "0.4"]
 
 
-def keep_parts(keep: Keep, root: Path, *words: str, **values: Any) -> None:
+def keep_parts(keep, root, *words, **values):
     """Write the result of a run of 3 processes x 2 parts."""
     parallel = values.pop("parallel", Parallel(ranks=3, nodes=1, grad_accum_steps=2))
     parts = ("trainer.devices=3", "trainer.grad_accum_steps=2")
     keep(root, *words, *parts, parallel=parallel, **values)
 
 
-def test_runs_in_other_parts_stand_in_a_row_but_are_never_pooled(
-    tmp_path: Path, keep: Keep
-) -> None:
+def test_runs_in_other_parts_stand_in_a_row_but_are_never_pooled(tmp_path, keep):
     words = ("+exp=digits", "budget=dense")
 
-    def shown() -> tuple[str, str]:
+    def shown():
         text = tables.markdown(TABLE, cells(tmp_path))
         return line("dense", text)[2], text
 
-    def metrics(accuracy: float) -> Metrics:
+    def metrics(accuracy):
         return Metrics({"accuracy": accuracy}, None, None)
 
     mixed = Parallel(3, 1, 2, [{"steps": 5, "ranks": 1, "grad_accum_steps": 1}])
@@ -253,9 +238,7 @@ def test_runs_in_other_parts_stand_in_a_row_but_are_never_pooled(
     assert figure.startswith("90.00") and "processes" not in text
 
 
-def test_a_table_can_show_the_epochs_that_were_chosen_on_held_out_data(
-    tmp_path: Path, keep: Keep
-) -> None:
+def test_a_table_can_show_the_epochs_that_were_chosen_on_held_out_data(tmp_path, keep):
     words = ("+exp=digits", "budget=dense")
     row = Row("a network", words)
     table = Table("t", "T", (row,), "note", epoch="selected", seeds=(0, 1))

@@ -1,7 +1,6 @@
 """Where sharing wins, ties and loses is said from the runs alone."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -10,8 +9,8 @@ from npas.reporting.tables import Cell, Row
 from npas.reporting.verdicts import verdicts
 
 
-def cell(label: str, values: list[float], metric: str) -> Cell:
-    found: dict[int, Any] = {
+def cell(label, values, metric):
+    found = {
         seed: SimpleNamespace(status="done", metrics=SimpleNamespace(last={metric: value}))
         for seed, value in enumerate(values)
     }
@@ -32,19 +31,17 @@ def cell(label: str, values: list[float], metric: str) -> Cell:
         ("loss", [1.8, 1.9], [2.0, 2.1], "| a | b | 1.850 | 2.050 | -0.200 | 0.071 | wins |"),
     ],
 )
-def test_a_difference_counts_from_two_standard_errors_on(
-    metric: str, ours: list[float], theirs: list[float], line: str
-) -> None:
+def test_a_difference_counts_from_two_standard_errors_on(metric, ours, theirs, line):
     cells = [cell("a", ours, metric), cell("b", theirs, metric)]
     assert line in verdicts([("a", "b")], metric)(cells)
 
 
-def test_one_run_is_no_verdict() -> None:
+def test_one_run_is_no_verdict():
     cells = [cell("a", [70], "accuracy"), cell("b", [60, 61], "accuracy")]
     assert verdicts([("a", "b")], "accuracy")(cells) == []
 
 
-def test_schemes_are_compared_seed_by_seed() -> None:
+def test_schemes_are_compared_seed_by_seed():
     base = cell(f"{PLAIN}, 10%", [1.0, 2.0, 3.0], "loss")
     near = cell("near, 10%", [1.1, 2.2, 3.0], "loss")  # differences 0.1, 0.2, 0: t = sqrt(3)
     alone = cell("alone, 10%", [1.0], "loss")

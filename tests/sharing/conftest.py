@@ -1,21 +1,17 @@
 """What several files of these tests start from."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
-from torch import Tensor
 
-from npas.sharing.bank import BankReader, Block
+from npas.sharing.bank import BankReader
 
 
 @pytest.fixture
-def generated(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+def generated(monkeypatch):
     """List every weight that is generated from here on."""
-    made: list[object] = []
+    made = []
     mix = BankReader.mix
 
-    def counted(self: BankReader, blocks: Sequence[Block], *others: Any) -> list[Tensor]:
+    def counted(self, blocks, *others):
         made.extend(key for block in blocks for key in block.keys)
         return mix(self, blocks, *others)
 

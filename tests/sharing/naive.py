@@ -1,20 +1,16 @@
 """Generate weights as one would write it down: slice, mix, stretch, in float64. No tricks."""
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor
 
-from npas.sharing.allocation import Allocation, LayerAllocation
 from npas.sharing.hashing import _step
 
 
-def naive_weights(plan: Allocation, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def naive_weights(plan, tensors):
     """Return every shared layer's weight, of the shared network's tensors by name."""
     weights = {}
     number = 0
     for g, group in enumerate(plan.groups):
-        seen: dict[tuple[str, int], int] = {}
+        seen = {}
         for layer in group.layers:
             if layer.templates:
                 key = (layer.mixing, len(layer.templates))
@@ -32,7 +28,7 @@ def naive_weights(plan: Allocation, tensors: Mapping[str, Tensor]) -> dict[str, 
     return weights
 
 
-def mixed(layer: LayerAllocation, g: int, row: int, tensors: Mapping[str, Tensor]) -> Tensor:
+def mixed(layer, g, row, tensors):
     """Return the weighted sum of the layer's templates."""
     bank = tensors[f"npas_bank_{g}"]
     k = len(layer.templates)
@@ -53,7 +49,7 @@ def mixed(layer: LayerAllocation, g: int, row: int, tensors: Mapping[str, Tensor
     return total
 
 
-def stretched(layer: LayerAllocation, values: Tensor, learned: Tensor | None) -> Tensor:
+def stretched(layer, values, learned):
     """Return as many values as the layer has weights."""
     length = len(values)
     place = torch.arange(layer.size)
@@ -87,7 +83,7 @@ def stretched(layer: LayerAllocation, values: Tensor, learned: Tensor | None) ->
     )
 
 
-def hashed(layer: LayerAllocation, values: Tensor) -> Tensor:
+def hashed(layer, values):
     """Return the bank's rows, signed, in the order in which sweeps over it hand them out."""
     row = min(32, len(values))
     rows = -(-len(values) // row)
@@ -101,7 +97,7 @@ def hashed(layer: LayerAllocation, values: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def from_basis(layer: LayerAllocation, values: Tensor, learned: Tensor) -> Tensor:
+def from_basis(layer, values, learned):
     """Return the product of mixtures and vectors, either filled up with zeros."""
     out, rest = layer.shape[0], layer.size // layer.shape[0]
     rows, length = (out, rest) if layer.upsampler == "rows" else (rest, out)
@@ -112,7 +108,7 @@ def from_basis(layer: LayerAllocation, values: Tensor, learned: Tensor) -> Tenso
     return (weight if layer.upsampler == "rows" else weight.T).reshape(-1)
 
 
-def linear(before: int, after: int) -> Tensor:
+def linear(before, after):
     """Return the matrix, after x before, that resizes linearly between half-pixel centres."""
     matrix = torch.zeros(after, before, dtype=torch.float64)
     for i in range(after):

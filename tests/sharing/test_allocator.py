@@ -23,7 +23,7 @@ CHANNELS = st.sampled_from([1, 2, 3, 4, 8, 10, 16, 17, 32, 64, 100])
 
 
 @st.composite
-def networks(draw: st.DrawFn) -> tuple[list[LayerSpec], int]:
+def networks(draw):
     """Draw layers, some of one shape as in real networks, and unshared parameters beside them."""
     convolution = st.tuples(CHANNELS, CHANNELS, kernel := st.sampled_from([1, 3, 5]), kernel)
     shapes = draw(
@@ -58,9 +58,7 @@ BUDGETS = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(networks(), SCHEMES, GROUPS, BUDGETS, st.integers(0, 3))
-def test_every_budget_is_kept_used_up_and_read_whole(
-    network: tuple[list[LayerSpec], int], scheme: Scheme, groups: str, fraction: float, seed: int
-) -> None:
+def test_every_budget_is_kept_used_up_and_read_whole(network, scheme, groups, fraction, seed):
     layers, unshared = network
     if scheme.generator in WHOLE:  # which have no use for more, or several maps
         fraction = min(fraction, 0.8)
@@ -88,7 +86,7 @@ def test_every_budget_is_kept_used_up_and_read_whole(
     check(plan, layers, unshared, slack=max(plan.budget.allowed // 1000, len(layers)))
 
 
-def check(plan: Allocation, layers: list[LayerSpec], unshared: int, slack: int) -> None:
+def check(plan, layers, unshared, slack):
     assert 0 <= plan.budget.allowed - plan.budget.used <= slack
     assert plan.budget.used == count(plan) + unshared == sum(plan.split.values())
     assert sorted(layer.name for layer in plan.layers) == sorted(layer.name for layer in layers)
@@ -103,7 +101,7 @@ def check(plan: Allocation, layers: list[LayerSpec], unshared: int, slack: int) 
     assert Allocation.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
-def count(plan: Allocation) -> int:
+def count(plan):
     """Count again, from what every layer says of itself."""
     total = 0
     for group in plan.groups:
@@ -130,20 +128,20 @@ WRN_28_10 = (
 )  # fmt: skip
 
 
-def wide_resnet(budget: str, **scheme: object) -> Allocation:
+def wide_resnet(budget, **scheme):
     layers = [LayerSpec(f"{i}", shape, "conv2d") for i, shape in enumerate(WRN_28_10)]
     group_of = assign_groups(layers, "single")
     return allocate(layers, group_of, parse_budget(budget), 36_536_884, Scheme(**scheme))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("budget", ["0.005", "0.01", "0.05", "0.1", "0.5", "1", "1.5", "2", "4"])
-def test_wide_resnet_uses_its_budget_to_the_last_parameter(budget: str) -> None:
+def test_wide_resnet_uses_its_budget_to_the_last_parameter(budget):
     plan = wide_resnet(budget)
     assert plan.budget.used == plan.budget.allowed
     assert plan.unread == 0
 
 
-def test_layers_of_one_size_rotate_over_the_bank() -> None:
+def test_layers_of_one_size_rotate_over_the_bank():
     """The released layout gives all seven largest layers the same templates at 200%."""
     plan = wide_resnet("2")
     largest = [layer.templates for layer in plan.layers if layer.shape == (640, 640, 3, 3)]
@@ -151,7 +149,7 @@ def test_layers_of_one_size_rotate_over_the_bank() -> None:
     assert max(Counter(largest).values()) == 3
 
 
-def test_bank_parameters_are_read_evenly() -> None:
+def test_bank_parameters_are_read_evenly():
     """Twenty regions of 30 over a bank of 200: three reads a value on average."""
     spans, bank = [30] * 20, 200
     reads = [0] * bank
@@ -162,13 +160,13 @@ def test_bank_parameters_are_read_evenly() -> None:
     assert min(reads) >= 2 and max(reads) <= 5  # a flush region overlaps its neighbour
 
 
-def test_a_tiny_network_has_a_floor_and_names_it() -> None:
+def test_a_tiny_network_has_a_floor_and_names_it():
     layers = [LayerSpec("a", (8, 8), "linear"), LayerSpec("b", (8, 8), "linear")]
     with pytest.raises(ValueError, match=r"needs at least 26 \(10 unshared, 16 .*budget=0.026K"):
         allocate(layers, assign_groups(layers, "single"), parse_budget("10%"), 138, Scheme())
 
 
-def test_a_resized_layer_alone_in_its_group_reads_its_whole_bank() -> None:
+def test_a_resized_layer_alone_in_its_group_reads_its_whole_bank():
     """Also where the bank that its source map fills would be given another map."""
     for allowed in range(8170, 8180):
         layers = [LayerSpec("a", (256, 64, 1, 1), "conv2d")]
@@ -177,7 +175,7 @@ def test_a_resized_layer_alone_in_its_group_reads_its_whole_bank() -> None:
         assert plan.unread == 0
 
 
-def test_soft_sharing_counts_like_swrn() -> None:
+def test_soft_sharing_counts_like_swrn():
     """SWRN-28-10-2 on CIFAR-10 has 17,125,630 parameters (Savarese & Maire 2019)."""
     stage = {160: "stage1", 320: "stage2", 640: "stage3"}
     layers = [LayerSpec(f"{i}", shape, "conv2d") for i, shape in enumerate(WRN_28_10)]

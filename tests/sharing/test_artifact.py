@@ -5,17 +5,15 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from zoo import ZOO, Residual, Specimen
+from torch import nn
+from zoo import ZOO, Residual
 
 import npas
 from npas import Packing
@@ -29,7 +27,7 @@ FILE = Path("artifact.npas")
 class Golf(nn.Module):
     """What the contest's baseline is made of: large and small matrices, vectors of no layer."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.tokens = nn.Embedding(300, 240)
         self.small = nn.Linear(240, 40, bias=False)
@@ -37,12 +35,12 @@ class Golf(nn.Module):
         self.mix = nn.Parameter(torch.rand(2, 40))
         self.head = nn.Linear(40, 1800, bias=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens):
         """Map (N, T) to (N, T, 1800)."""
         return self.head(self.small(self.tokens(tokens)) * self.gain + self.mix.sum(0))
 
 
-def written(model: nn.Module, **options: Any) -> npas.sharing.Artifact:
+def written(model, **options):
     """Write an artifact; its file has the size that it says."""
     found = write_artifact(model, FILE, **options)
     assert FILE.stat().st_size == found.bytes <= found.bytes_before_compression
@@ -67,9 +65,7 @@ def written(model: nn.Module, **options: Any) -> npas.sharing.Artifact:
         ]
     ),
 )
-def test_a_plan_of_bytes_holds_before_compression(
-    specimen: Specimen, share: float, kind: Any, groups: str, scheme: dict[str, Any]
-) -> None:
+def test_a_plan_of_bytes_holds_before_compression(specimen, share, kind, groups, scheme):
     packing = Packing(scheme="golf") if kind == "golf" else Packing(bits=kind)
     dense = specimen.make()
     cap = int(share * price(dense, None, packing))
@@ -92,7 +88,7 @@ def test_a_plan_of_bytes_holds_before_compression(
 
 @pytest.mark.parametrize("budget", ["20KB", "40KB", "100KB"])
 @pytest.mark.parametrize("bits", [8, 6])
-def test_the_bytes_are_used(budget: str, bits: Any) -> None:
+def test_the_bytes_are_used(budget, bits):
     plan = npas.plan(Residual(), budget, packing=Packing(bits=bits))
     cap = npas.parse_budget(budget).size or 0
     assert price(Residual(), plan, Packing(bits=bits)) > 0.995 * cap
@@ -100,7 +96,7 @@ def test_the_bytes_are_used(budget: str, bits: Any) -> None:
     assert 1.2 * cap < price(Residual(), more, Packing(bits=bits)) <= 1.25 * cap
 
 
-def test_an_artifact_over_its_cap_names_what_fits() -> None:
+def test_an_artifact_over_its_cap_names_what_fits():
     packing = Packing(expected_ratio=3)
     model = npas.share(Residual(), "20KB", packing=packing)
     FILE.write_text("before")
@@ -114,7 +110,7 @@ def test_an_artifact_over_its_cap_names_what_fits() -> None:
     assert written(npas.share(Residual(), "20KB", packing=packing), cap=20_000).bytes > 17_500
 
 
-def test_a_layout_without_exact_budgets_takes_no_bytes() -> None:
+def test_a_layout_without_exact_budgets_takes_no_bytes():
     with pytest.raises(ValueError, match="bounds bytes, and allocator='reference' banks alone"):
         npas.plan(Residual(), "20KB", allocator="reference")
 
@@ -130,9 +126,7 @@ def test_a_layout_without_exact_budgets_takes_no_bytes() -> None:
     st.sampled_from(sorted(LEVELS)),
     st.integers(0, 9),
 )
-def test_no_value_is_off_by_more_than_half_a_step(
-    size: int, row: int, spread: float, kind: str, seed: int
-) -> None:
+def test_no_value_is_off_by_more_than_half_a_step(size, row, spread, kind, seed):
     values = torch.randn(size, generator=torch.Generator().manual_seed(seed)) * 2.0**spread
     values[:: seed + 2] = 0
     data = encode(values, kind, row)
@@ -148,7 +142,7 @@ def test_no_value_is_off_by_more_than_half_a_step(
 
 @pytest.mark.parametrize(("value", "why"), [(math.nan, "not finite"), (1e9, "too large|cannot")])
 @pytest.mark.parametrize("kind", ["q8", "q6", "float16"])
-def test_values_that_a_kind_cannot_hold_are_refused(value: float, why: str, kind: str) -> None:
+def test_values_that_a_kind_cannot_hold_are_refused(value, why, kind):
     with pytest.raises(ValueError, match=why):
         encode(torch.tensor([1.0, value]), kind, 2)
     model = nn.Linear(3, 2)
@@ -157,7 +151,7 @@ def test_values_that_a_kind_cannot_hold_are_refused(value: float, why: str, kind
         write_artifact(model, FILE)
 
 
-def test_golf_is_the_contest_baselines_scheme() -> None:
+def test_golf_is_the_contest_baselines_scheme():
     """Against a plain rewrite: what is stored, and what is read back, to the bit."""
     torch.manual_seed(1)
     model = Golf()
@@ -193,7 +187,7 @@ def test_golf_is_the_contest_baselines_scheme() -> None:
 # --- reading back
 
 
-def dequantized(model: nn.Module, most: int) -> dict[str, Tensor]:
+def dequantized(model, most):
     """Return a shared network's state as its artifact should hold it, by plain loops."""
     groups = npas.allocation(model).groups
     found = {}
@@ -204,7 +198,7 @@ def dequantized(model: nn.Module, most: int) -> dict[str, Tensor]:
         if not name.startswith("npas_bank_"):
             found[name] = tensor.half().float()
             continue
-        weights: dict[int, int] = {}
+        weights = {}
         for layer in groups[int(name[10:])].layers:
             rest = layer.size // next(n for n in layer.shape if n > 1)
             row = layer.source[1] if layer.source[0] > 1 else rest
@@ -224,9 +218,7 @@ def dequantized(model: nn.Module, most: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("specimen", ZOO, ids=lambda specimen: specimen.name)
 @pytest.mark.parametrize(("bits", "compression"), [(8, "zlib"), (6, "lzma")])
-def test_what_is_read_back_is_the_quantized_network(
-    specimen: Specimen, bits: Any, compression: Any
-) -> None:
+def test_what_is_read_back_is_the_quantized_network(specimen, bits, compression):
     inputs, _ = specimen.batch()
     model = npas.share(specimen.make(), 0.7, groups="type").eval()
     written(model, bits=bits, compression=compression)
@@ -245,7 +237,7 @@ def test_what_is_read_back_is_the_quantized_network(
     assert torch.equal(npas.materialize(fresh)(inputs), quantized(inputs))
 
 
-def test_a_dense_network_and_its_buffers_are_stored() -> None:
+def test_a_dense_network_and_its_buffers_are_stored():
     model = Residual()
     model(torch.randn(8, 3, 6, 6))  # moves the norms' statistics
     found = written(model)
@@ -257,7 +249,7 @@ def test_a_dense_network_and_its_buffers_are_stored() -> None:
         assert torch.equal(parameter.half().float(), other.get_parameter(name)), name
 
 
-def test_tied_tensors_are_stored_once() -> None:
+def test_tied_tensors_are_stored_once():
     tied = next(specimen for specimen in ZOO if specimen.name == "tied")
     model = npas.share(tied.make(), 0.5, exclude=list(tied.make().state_dict())[:1])
     alone = sum(p.numel() for p in model.parameters())
@@ -269,13 +261,13 @@ def test_tied_tensors_are_stored_once() -> None:
 # --- damage
 
 
-def changed(change: Callable[[bytearray], object]) -> None:
+def changed(change):
     data = bytearray(FILE.read_bytes())
     change(data)
     FILE.write_bytes(data)
 
 
-def cut_tensor(data: bytearray) -> None:
+def cut_tensor(data):
     """Drop the last byte of the last tensor, and say so in the preamble."""
     header = data[24:][: struct.unpack_from("<I", data, 8)[0]]
     values = zlib.decompress(data[24 + len(header) :])[:-1]
@@ -301,9 +293,7 @@ def cut_tensor(data: bytearray) -> None:
     ],
 )
 @pytest.mark.parametrize("compression", ["zlib", "lzma", "none"])
-def test_a_damaged_file_is_one_line(
-    change: Callable[[bytearray], object], says: str, compression: Any
-) -> None:
+def test_a_damaged_file_is_one_line(change, says, compression):
     model = npas.share(Residual(), 0.4)
     with torch.no_grad():
         model.get_parameter("npas_bank_0")[:2000] = 0  # so that either compression shrinks it
@@ -318,7 +308,7 @@ def test_a_damaged_file_is_one_line(
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_an_artifact_of_another_network_is_refused() -> None:
+def test_an_artifact_of_another_network_is_refused():
     written(npas.share(Residual(), 0.4))
     others = [npas.share(Residual(), 0.5), npas.share(Residual(), 0.4, groups="type")]
     for other in others:

@@ -3,13 +3,12 @@
 import gc
 import weakref
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import INPUTS, LABELS, bank, gradients, loss, outputs, shared
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -18,11 +17,11 @@ from npas.sharing import bank as memory
 from npas.sharing.bank import BankReader, Block, BufferPool, _GradientBuffer
 
 
-def test_per_sample_gradients_by_vmap_add_up_to_the_batch_gradient() -> None:
+def test_per_sample_gradients_by_vmap_add_up_to_the_batch_gradient():
     model = shared().eval()
     parameters = dict(model.named_parameters())
 
-    def one(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    def one(values, x, y):
         return F.cross_entropy(functional_call(model, values, (x[None],)), y[None])
 
     found = vmap(grad(one), in_dims=(None, 0, 0))(parameters, INPUTS, LABELS)
@@ -32,12 +31,12 @@ def test_per_sample_gradients_by_vmap_add_up_to_the_batch_gradient() -> None:
 
 # torch says so of itself when it first differentiates forward.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-def test_forward_mode_agrees_with_a_difference_quotient() -> None:
+def test_forward_mode_agrees_with_a_difference_quotient():
     model = shared().double().eval()
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     directions = {name: torch.randn_like(p) for name, p in parameters.items()}
 
-    def run(values: dict[str, Tensor]) -> Tensor:
+    def run(values):
         return functional_call(model, values, (INPUTS.double(),))
 
     _, tangent = jvp(run, (parameters,), (directions,))
@@ -50,8 +49,8 @@ def test_forward_mode_agrees_with_a_difference_quotient() -> None:
     )
 
 
-def test_double_backward_agrees_with_plain_mixing() -> None:
-    def penalty(model: nn.Module, plain: bool) -> Tensor:
+def test_double_backward_agrees_with_plain_mixing():
+    def penalty(model, plain):
         values = dict(model.named_parameters())
         x = INPUTS.double()
         if plain:  # a transform makes the weights by plain operations
@@ -69,11 +68,11 @@ def test_double_backward_agrees_with_plain_mixing() -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-12)
 
 
-def test_a_tensor_hook_on_the_bank_changes_its_gradient() -> None:
+def test_a_tensor_hook_on_the_bank_changes_its_gradient():
     model = shared().eval()
-    seen: list[Tensor] = []
+    seen = []
 
-    def double(gradient: Tensor) -> Tensor:
+    def double(gradient):
         seen.append(gradient)
         return 2 * gradient
 
@@ -83,11 +82,11 @@ def test_a_tensor_hook_on_the_bank_changes_its_gradient() -> None:
     torch.testing.assert_close(bank(model).grad, 2 * gradients(shared())["npas_bank_0"])
 
 
-def test_a_hook_on_a_generated_weight_sees_its_gradient() -> None:
+def test_a_hook_on_a_generated_weight_sees_its_gradient():
     model = shared().eval()
-    seen: dict[str, Tensor] = {}
+    seen = {}
 
-    def watch(layer: nn.Module, *_: object) -> None:
+    def watch(layer, *_):
         layer.weight.register_hook(lambda g: seen.update(stem=g))  # type: ignore[operator, union-attr]
 
     model.get_submodule("stem").register_forward_hook(watch)
@@ -97,7 +96,7 @@ def test_a_hook_on_a_generated_weight_sees_its_gradient() -> None:
     torch.testing.assert_close(seen["stem"], dense.get_parameter("stem.weight").grad)
 
 
-def test_loss_scaling_unscales_to_the_same_gradient_and_skips_an_overflow() -> None:
+def test_loss_scaling_unscales_to_the_same_gradient_and_skips_an_overflow():
     model = shared().eval()
     expected = gradients(model)["npas_bank_0"]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -115,7 +114,7 @@ def test_loss_scaling_unscales_to_the_same_gradient_and_skips_an_overflow() -> N
     assert torch.equal(bank(model), before) and scaler.get_scale() == 512.0
 
 
-def test_autocast_answers_as_the_dense_network_does() -> None:
+def test_autocast_answers_as_the_dense_network_does():
     model, dense = shared().eval(), npas.materialize(shared()).eval()
     found = {}
     for name, network in (("shared", model), ("dense", dense)):
@@ -134,7 +133,7 @@ def test_autocast_answers_as_the_dense_network_does() -> None:
 
 
 @pytest.mark.parametrize("frozen", ["npas_bank_0", "npas_coefficients_0_8", ""])
-def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(frozen: str) -> None:
+def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(frozen):
     model = shared().eval()
     expected = gradients(model)
     for name, parameter in model.named_parameters():
@@ -151,9 +150,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(frozen: str) -> No
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 @pytest.mark.parametrize("options", [{"foreach": True}, {"fused": True}], ids=["foreach", "fused"])
-def test_every_form_of_an_optimizer_takes_the_same_steps(
-    optimizer: type[torch.optim.Optimizer], options: dict[str, Any]
-) -> None:
+def test_every_form_of_an_optimizer_takes_the_same_steps(optimizer, options):
     answers = []
     for choice in ({"foreach": False}, options):
         model = shared().eval()
@@ -169,14 +166,14 @@ def test_every_form_of_an_optimizer_takes_the_same_steps(
 class Blocks(nn.Module):
     """Blocks that are checkpointed, but for what their matrix products return."""
 
-    def __init__(self, selective: bool) -> None:
+    def __init__(self, selective):
         super().__init__()
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)) for _ in range(3)
         )
         self.selective = selective
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         products = [torch.ops.aten.addmm.default, torch.ops.aten.mm.default]
         contexts = partial(create_selective_checkpoint_contexts, products)
         for block in self.blocks:
@@ -195,8 +192,8 @@ class Blocks(nn.Module):
     [("emb", "inter", 2.6), ("wavg", "wavg", 0.5), ("hash", "inter", 0.4)],
 )
 def test_selective_checkpoints_see_the_networks_operations_alone(
-    generator: str, upsampler: str, budget: float, recompute: bool
-) -> None:
+    generator, upsampler, budget, recompute
+):
     found = []
     for selective in (False, True):
         torch.manual_seed(0)
@@ -215,7 +212,7 @@ def test_selective_checkpoints_see_the_networks_operations_alone(
 # --- the bank's buffer
 
 
-def test_gradients_gathered_piece_by_piece_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_gathered_piece_by_piece_are_the_same(monkeypatch):
     model = shared().eval()
     whole = gradients(model)
     monkeypatch.setattr(memory, "PIECE", 50)
@@ -224,11 +221,11 @@ def test_gradients_gathered_piece_by_piece_are_the_same(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("positions", [(0, 6, 12), (3,), (0, 4, 8), (14, 8)])
-def test_mixing_passes_gradcheck(positions: tuple[int, ...]) -> None:
+def test_mixing_passes_gradcheck(positions):
     values = torch.randn(20, dtype=torch.float64, requires_grad=True)
     alpha = torch.randn(len(positions), dtype=torch.float64, requires_grad=True)
 
-    def mixed(values: Tensor, alpha: Tensor) -> Tensor:
+    def mixed(values, alpha):
         reader = BankReader(values, BufferPool())
         rows = [torch.stack([alpha, alpha.flip(0), alpha**2]), alpha[None]]
         three = Block((0, 1, 2), positions, 6, ((0, 0), (0, 1), (0, 2)), 3 * ((6,),))
@@ -240,7 +237,7 @@ def test_mixing_passes_gradcheck(positions: tuple[int, ...]) -> None:
     assert torch.autograd.gradgradcheck(mixed, (values, alpha))
 
 
-def test_a_backward_that_skips_the_bank_leaves_nothing_behind() -> None:
+def test_a_backward_that_skips_the_bank_leaves_nothing_behind():
     model = shared().eval()
     expected = gradients(model)["npas_bank_0"]
     alpha = [p for n, p in model.named_parameters() if n.startswith("npas_coefficients")]
@@ -250,7 +247,7 @@ def test_a_backward_that_skips_the_bank_leaves_nothing_behind() -> None:
     torch.testing.assert_close(bank(model).grad, expected)
 
 
-def test_repeated_and_accumulated_backward_add_up() -> None:
+def test_repeated_and_accumulated_backward_add_up():
     model = shared().eval()
     once = gradients(model)["npas_bank_0"]
     value = loss(model)
@@ -261,7 +258,7 @@ def test_repeated_and_accumulated_backward_add_up() -> None:
     torch.testing.assert_close(bank(model).grad, 3 * once)
 
 
-def test_memory_is_used_again_and_kept_gradients_are_not_overwritten() -> None:
+def test_memory_is_used_again_and_kept_gradients_are_not_overwritten():
     model = npas.share(nn.Sequential(*[nn.Linear(600, 600) for _ in range(3)]), 2.0)
     places = []
     for _ in range(3):
@@ -280,7 +277,7 @@ def test_memory_is_used_again_and_kept_gradients_are_not_overwritten() -> None:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool) -> None:
+def test_activation_checkpointing_gives_the_same_gradients(reentrant):
     model = shared().eval()
     x = INPUTS.clone().requires_grad_()
     for name in ("stem", "stage1", "widen", "stage2"):
@@ -291,7 +288,7 @@ def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool) -> N
         torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_nested_backward_over_one_forward_pass() -> None:
+def test_nested_backward_over_one_forward_pass():
     found = []
     for nested in (False, True):
         torch.manual_seed(0)
@@ -307,11 +304,11 @@ def test_nested_backward_over_one_forward_pass() -> None:
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_finished_passes_are_freed_at_once() -> None:
-    living: weakref.WeakSet[_GradientBuffer] = weakref.WeakSet()
+def test_finished_passes_are_freed_at_once():
+    living = weakref.WeakSet()
     create = _GradientBuffer.__init__
 
-    def watched(self: _GradientBuffer, *rest: object) -> None:
+    def watched(self, *rest):
         create(self, *rest)  # type: ignore[arg-type]
         living.add(self)
 
@@ -327,13 +324,13 @@ def test_finished_passes_are_freed_at_once() -> None:
         gc.enable()
 
 
-def test_two_threads_never_get_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_threads_never_get_the_same_memory(monkeypatch):
     pool, like, size = BufferPool(), torch.empty(0), (1 << 20,)
     pool.empty("key", size, like)
-    others: list[Tensor] = []
+    others = []
     is_shared = memory.is_shared_storage
 
-    def interrupted(storage: torch.UntypedStorage) -> bool:
+    def interrupted(storage):
         others.append(pool.empty("key", size, like))  # another thread, at the worst moment
         return is_shared(storage)
 

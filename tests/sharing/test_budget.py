@@ -34,9 +34,7 @@ from npas.sharing.budget import parse_budget, spell_count, split_budget
         ("1e30%", f"1{'0' * 30}%", 36_536_884 * 10**28),
     ],
 )
-def test_budgets_are_read_as_the_user_means_them(
-    value: str | float, canonical: str, allowed: int
-) -> None:
+def test_budgets_are_read_as_the_user_means_them(value, canonical, allowed):
     request = parse_budget(value)
     assert (request.canonical, request.allowed(36_536_884)) == (canonical, allowed)
     assert parse_budget(canonical) == request
@@ -53,7 +51,7 @@ def test_budgets_are_read_as_the_user_means_them(
         ("0.012KB", "0.012KB", 12),
     ],
 )
-def test_two_letters_are_bytes(value: str, canonical: str, size: int) -> None:
+def test_two_letters_are_bytes(value, canonical, size):
     request = parse_budget(value)
     assert (request.canonical, request.size, request.absolute) == (canonical, size, None)
     assert parse_budget(canonical) == request
@@ -83,7 +81,7 @@ def test_two_letters_are_bytes(value: str, canonical: str, size: int) -> None:
         ([0.1], "is not a budget"),
     ],
 )
-def test_nonsense_is_refused_with_what_to_write(value: str | float, says: str) -> None:
+def test_nonsense_is_refused_with_what_to_write(value, says):
     with pytest.raises(ValueError, match=says) as error:
         parse_budget(value)
     assert "\n" not in str(error.value)
@@ -100,7 +98,7 @@ TEXTS = st.builds(
 
 
 @given(st.one_of(TEXTS, st.fractions(min_value=0, max_value=16), st.floats(0, 16)))
-def test_the_canonical_form_reads_back_as_the_very_budget(value: str | float | Fraction) -> None:
+def test_the_canonical_form_reads_back_as_the_very_budget(value):
     try:
         request = parse_budget(value)
     except ValueError as error:
@@ -111,7 +109,7 @@ def test_the_canonical_form_reads_back_as_the_very_budget(value: str | float | F
 
 
 @given(st.integers(min_value=1, max_value=10**20))
-def test_a_spelled_count_reads_back(count: int) -> None:
+def test_a_spelled_count_reads_back(count):
     assert parse_budget(spell_count(count)).absolute == count
 
 
@@ -119,9 +117,7 @@ def test_a_spelled_count_reads_back(count: int) -> None:
     st.lists(st.tuples(st.integers(1, 10**6), st.integers(0, 1000)), min_size=1, max_size=12),
     st.integers(0, 10**7),
 )
-def test_parts_sum_to_the_total_and_respect_floors(
-    groups: list[tuple[int, int]], above: int
-) -> None:
+def test_parts_sum_to_the_total_and_respect_floors(groups, above):
     sizes, floors = [size for size, _ in groups], [floor for _, floor in groups]
     parts = split_budget(sum(floors) + above, sizes, floors)
     assert sum(parts) == sum(floors) + above
@@ -129,7 +125,7 @@ def test_parts_sum_to_the_total_and_respect_floors(
 
 
 @pytest.mark.parametrize("budget", ["9000B", "1e30%"])
-def test_what_no_memory_can_hold_is_refused_before_it_is_made(budget: str) -> None:
+def test_what_no_memory_can_hold_is_refused_before_it_is_made(budget):
     model = nn.Linear(60, 60)
     with pytest.raises(ValueError, match=r"takes [\d.,]+ GiB.*: ask for a smaller budget$"):
         npas.share(model, budget)
@@ -142,12 +138,10 @@ def test_what_no_memory_can_hold_is_refused_before_it_is_made(budget: str) -> No
     st.integers(1, 9),
     st.integers(0, 50),
 )
-def test_the_smallest_number_of_templates_that_reads_the_bank_is_found(
-    sizes: list[int], bank: int, most: int, span: int
-) -> None:
+def test_the_smallest_number_of_templates_that_reads_the_bank_is_found(sizes, bank, most, span):
     span = min(span, bank)
 
-    def one_by_one(most: int) -> list[int]:
+    def one_by_one(most):
         while True:
             templates = [min(most, bank // size) for size in sizes]
             read = span + sum(k * n for k, n in zip(templates, sizes, strict=True))

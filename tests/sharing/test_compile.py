@@ -1,13 +1,9 @@
 """A shared network compiles whole, trains compiled, and compiles no more than a dense one does."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import bank, loss, mlp, shared
-from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import npas
@@ -19,14 +15,14 @@ NON_LEAF = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:Us
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
+def fresh_compiler():
     torch._dynamo.reset()
     counters.clear()
     yield
     torch._dynamo.reset()
 
 
-def train(model: nn.Module, batch: Callable[[nn.Module], Tensor], steps: int = 4) -> None:
+def train(model, batch, steps=4):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -34,18 +30,18 @@ def train(model: nn.Module, batch: Callable[[nn.Module], Tensor], steps: int = 4
         optimizer.step()
 
 
-def rows_loss(model: nn.Module) -> Tensor:
+def rows_loss(model):
     return F.cross_entropy(model(ROWS), CLASSES)
 
 
-def assert_same(model: nn.Module, other: nn.Module, rtol: float = 1e-4) -> None:
+def assert_same(model, other, rtol=1e-4):
     for (name, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-5, msg=name)
         assert ours.grad is not None and theirs.grad is not None
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=rtol, atol=1e-5, msg=name)
 
 
-def test_one_graph_without_breaks_serves_every_step() -> None:
+def test_one_graph_without_breaks_serves_every_step():
     """The backend compiles nothing here: what Dynamo captures is the promise."""
     eager, compiled = mlp(), mlp()
     compiled.compile(fullgraph=True, backend="aot_eager")
@@ -58,7 +54,7 @@ def test_one_graph_without_breaks_serves_every_step() -> None:
     assert list(compiled.state_dict()) == list(eager.state_dict())
 
 
-def test_compiled_weights_follow_their_bank_beside_eager_ones() -> None:
+def test_compiled_weights_follow_their_bank_beside_eager_ones():
     model = mlp().eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
@@ -69,7 +65,7 @@ def test_compiled_weights_follow_their_bank_beside_eager_ones() -> None:
 
 
 @NON_LEAF
-def test_a_part_can_be_compiled_alone() -> None:
+def test_a_part_can_be_compiled_alone():
     eager, mixed = mlp(), mlp()
     mixed.get_submodule("head").compile(fullgraph=True, backend="aot_eager")
     for model in (eager, mixed):
@@ -91,7 +87,7 @@ def test_a_part_can_be_compiled_alone() -> None:
     ],
     ids=str,
 )
-def test_every_way_to_make_a_weight_compiles(options: dict[str, Any]) -> None:
+def test_every_way_to_make_a_weight_compiles(options):
     eager, compiled = mlp(**options), mlp(**options)
     compiled.compile(fullgraph=True, backend="aot_eager")
     for model in (eager, compiled):
@@ -100,7 +96,7 @@ def test_every_way_to_make_a_weight_compiles(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_training_by_the_default_compiler_equals_eager_training() -> None:
+def test_training_by_the_default_compiler_equals_eager_training():
     eager, compiled = shared(), shared()
     compiled.compile(fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -110,7 +106,7 @@ def test_training_by_the_default_compiler_equals_eager_training() -> None:
     assert_same(compiled, eager, rtol=1e-3)
 
 
-def test_make_fx_captures_the_generation() -> None:
+def test_make_fx_captures_the_generation():
     from torch.fx.experimental.proxy_tensor import make_fx
 
     model = mlp().eval()

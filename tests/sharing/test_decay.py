@@ -1,7 +1,6 @@
 """Weight decay reaches banks and matrices, and neither coefficients nor, unasked, norms."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -12,21 +11,21 @@ from zoo import Residual
 import npas
 
 Optimizer = Callable[..., torch.optim.Optimizer]
-OPTIMIZERS: dict[str, Optimizer] = {
+OPTIMIZERS = {
     "SGD": torch.optim.SGD,
     "AdamW": torch.optim.AdamW,
     "Adafactor": torch.optim.Adafactor,
 }
 
 
-def network(**options: Any) -> nn.Module:
+def network(**options):
     """Return a shared network with every kind of shared tensor and an unshared matrix."""
     return npas.share(
         Residual(), 0.1, generator="emb", upsampler="mask", exclude="head*", **options
     )
 
 
-def decayed(model: nn.Module, optimizer: torch.optim.Optimizer) -> set[str]:
+def decayed(model, optimizer):
     """Name what one step moves where all gradients are zero."""
     with torch.no_grad():
         for parameter in model.parameters():  # a norm's bias of zeros would not show its decay
@@ -39,7 +38,7 @@ def decayed(model: nn.Module, optimizer: torch.optim.Optimizer) -> set[str]:
 
 @pytest.mark.parametrize("decay_norm_bias", [False, True])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_decay_moves_banks_and_matrices_alone(optimizer: str, decay_norm_bias: bool) -> None:
+def test_decay_moves_banks_and_matrices_alone(optimizer, decay_norm_bias):
     model = network()
     groups = npas.param_groups(model, 0.1, lr=0.5, decay_norm_bias=decay_norm_bias)
     names = {name for name, _ in model.named_parameters()}
@@ -52,7 +51,7 @@ def test_decay_moves_banks_and_matrices_alone(optimizer: str, decay_norm_bias: b
     assert {group["lr"] for group in groups} == {0.5}
 
 
-def test_muon_gets_the_matrices_that_are_not_shared_and_another_optimizer_all_else() -> None:
+def test_muon_gets_the_matrices_that_are_not_shared_and_another_optimizer_all_else():
     model = nn.ModuleDict({"words": nn.Embedding(9, 8), "body": network()})
     wanted = [p for p in model.parameters() if p.requires_grad]
     for parameter in wanted:
@@ -70,7 +69,7 @@ def test_muon_gets_the_matrices_that_are_not_shared_and_another_optimizer_all_el
         npas.param_groups(npas.share(Residual(), 0.1), 0.1, matrices=True)
 
 
-def test_banks_and_what_else_is_shared_may_have_rates_of_their_own() -> None:
+def test_banks_and_what_else_is_shared_may_have_rates_of_their_own():
     model = network()
     names = {id(p): name for name, p in model.named_parameters()}
     groups = npas.param_groups(model, 0.1, lr=0.5, bank_lr=0.25, coefficient_lr=0.05)
@@ -85,7 +84,7 @@ def test_banks_and_what_else_is_shared_may_have_rates_of_their_own() -> None:
         npas.param_groups(model, 0.1, bank_lr=-1)
 
 
-def test_names_tell_also_where_a_network_is_a_part_is_wrapped_or_parametrized() -> None:
+def test_names_tell_also_where_a_network_is_a_part_is_wrapped_or_parametrized():
     model = network()
     exempt = npas.sharing.no_decay_names(model)
     kinds = {name.split("_")[1] for name in exempt}
@@ -100,7 +99,7 @@ def test_names_tell_also_where_a_network_is_a_part_is_wrapped_or_parametrized() 
     assert f"{sorted(exempt)[1]}_orig" in found and len(found) == len(exempt)
 
 
-def test_a_dense_network_goes_by_dimensions_and_what_is_frozen_is_left_out() -> None:
+def test_a_dense_network_goes_by_dimensions_and_what_is_frozen_is_left_out():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     decays, others = npas.param_groups(model, 0.1)
     assert decays == {"params": [model[0].weight], "weight_decay": 0.1}
@@ -110,7 +109,7 @@ def test_a_dense_network_goes_by_dimensions_and_what_is_frozen_is_left_out() -> 
     assert len(npas.param_groups(model, 0.1)) == 1
 
 
-def test_with_the_released_layout_upsamplers_decay_too() -> None:
+def test_with_the_released_layout_upsamplers_decay_too():
     model = npas.share(Residual(), 0.1, upsampler="mask", allocator="reference")
     wrapped = nn.Sequential(model)
     names = {name for name, _ in wrapped.named_parameters() if "npas_" in name}

@@ -1,22 +1,20 @@
 """The bank's gradient on two ranks: the single process's, to rounding, however they are joined."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import npas
 
 SHAPES = [(3, 8), (8, 8), (8, 8), (8, 8), (8, 5)]
-MODES: dict[str, dict[str, bool]] = {
+MODES = {
     "default": {},
     "static graph": {"static_graph": True},
     "unused parameters": {"find_unused_parameters": True},
@@ -27,19 +25,19 @@ MODES: dict[str, dict[str, bool]] = {
 }
 
 
-def build() -> nn.Module:
+def build():
     torch.manual_seed(0)
     layers = [nn.Conv2d(i, o, 3, padding=1) for i, o in SHAPES]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return npas.share(model, 0.6, groups={"[0-3].weight": "body", "4.weight": "head"})
 
 
-def batch() -> tuple[Tensor, Tensor]:
+def batch():
     generator = torch.Generator().manual_seed(1)
     return torch.randn(8, 3, 6, 6, generator=generator), torch.arange(8) % 5
 
 
-def step(model: DistributedDataParallel, rank: int, micro_batches: int) -> None:
+def step(model, rank, micro_batches):
     """Go forward and backward over this rank's half, in one piece or in several."""
     inputs, labels = (tensor[rank::2].chunk(micro_batches) for tensor in batch())
     for i in range(micro_batches):
@@ -53,14 +51,14 @@ class Checkpointed(nn.Sequential):
 
     reentrant = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         x.requires_grad_()
         for layer in self:
             x = checkpoint(layer, x, use_reentrant=self.reentrant)
         return x
 
 
-def eager(rank: int, out: str) -> None:
+def eager(rank, out):
     found = {}
     for mode, options in MODES.items():
         inner = build()
@@ -75,7 +73,7 @@ def eager(rank: int, out: str) -> None:
     torch.save(found, f"{out}{rank}")
 
 
-def compiled(rank: int, out: str) -> None:
+def compiled(rank, out):
     found = {}
     for mode in ("inside", "outside", "static graph"):
         inner = build()
@@ -91,14 +89,14 @@ def compiled(rank: int, out: str) -> None:
     torch.save(found, f"{out}{rank}")
 
 
-def worker(rank: int, work: Callable[[int, str], None], store: str, out: str) -> None:
+def worker(rank, work, store, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     work(rank, out)
     dist.destroy_process_group()
 
 
-def run(work: Callable[[int, str], None], folder: Path) -> list[dict[str, dict[str, Tensor]]]:
+def run(work, folder):
     """Run on two ranks; return what each saved."""
     arguments = (work, str(folder / "store"), str(folder / "rank"))
     mp.start_processes(worker, args=arguments, nprocs=2, start_method="spawn")
@@ -109,9 +107,7 @@ def run(work: Callable[[int, str], None], folder: Path) -> list[dict[str, dict[s
 @pytest.mark.parametrize(
     "work", [eager, pytest.param(compiled, marks=pytest.mark.slow)], ids=lambda w: w.__name__
 )
-def test_two_ranks_get_the_single_process_gradient(
-    work: Callable[[int, str], None], tmp_path: Path
-) -> None:
+def test_two_ranks_get_the_single_process_gradient(work, tmp_path):
     ranks = run(work, tmp_path)
     model = build()
     inputs, labels = batch()
@@ -128,7 +124,7 @@ def test_two_ranks_get_the_single_process_gradient(
 # --- FSDP2: banks are sharded over the ranks with the network that holds them
 
 
-def train(model: nn.Module, rows: slice) -> list[float]:
+def train(model, rows):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     inputs, labels = batch()
     losses = []
@@ -141,7 +137,7 @@ def train(model: nn.Module, rows: slice) -> list[float]:
     return losses
 
 
-def sharded(rank: int, out: str) -> None:
+def sharded(rank, out):
     from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,
         get_model_state_dict,
@@ -179,7 +175,7 @@ def sharded(rank: int, out: str) -> None:
     torch.save(found, f"{out}{rank}")
 
 
-def flattened(rank: int, out: str) -> None:
+def flattened(rank, out):
     """FSDP1, which puts all parameters into one, and shows them as views or as parameters."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -200,7 +196,7 @@ def flattened(rank: int, out: str) -> None:
 
 @pytest.mark.dist
 @pytest.mark.filterwarnings("ignore:.*FSDP.*")
-def test_flattened_ranks_train_as_one_process_does(tmp_path: Path) -> None:
+def test_flattened_ranks_train_as_one_process_does(tmp_path):
     ranks = run(flattened, tmp_path)
     model = build()
     losses = torch.tensor(train(model, slice(None)))
@@ -217,7 +213,7 @@ def test_flattened_ranks_train_as_one_process_does(tmp_path: Path) -> None:
 
 @pytest.mark.dist
 @pytest.mark.slow
-def test_fully_sharded_ranks_train_as_one_process_does(tmp_path: Path) -> None:
+def test_fully_sharded_ranks_train_as_one_process_does(tmp_path):
     ranks = run(sharded, tmp_path)
     model = build()
     losses = torch.tensor(train(model, slice(None)))

@@ -5,7 +5,6 @@ import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("train_*.py"))
 
 
 @pytest.fixture
-def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+def example(tmp_path, monkeypatch, request):
     """Import an example, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXAMPLES)
@@ -41,29 +40,25 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
     ],
     indirect=["example"],
 )
-def test_an_example_shares_trains_and_saves(
-    example: Any, keys: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_example_shares_trains_and_saves(example, keys, capsys):
     found = example.main(epochs=2, **keys)
     assert "allowed" in capsys.readouterr().out  # the allocation
     assert found > 50  # of four seeds of the loop the worst has 80
     assert Path("shared-digits/allocation.json").exists()
 
 
-def test_the_examples_are_short_and_all_are_run() -> None:
+def test_the_examples_are_short_and_all_are_run():
     assert SCRIPTS == ["train_accelerate", "train_fabric", "train_loop", "train_trainer"]
     for name in SCRIPTS:
         assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60, name
 
 
-def begin(model: nn.Module, optimizer: Any = None) -> None:
+def begin(model, optimizer=None):
     state = SimpleNamespace(is_world_process_zero=True)
     npas.BudgetCallback().on_train_begin(None, state, None, model=model, optimizer=optimizer)
 
 
-def test_the_callback_prints_the_allocation_and_refuses_what_is_over_its_budget(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_callback_prints_the_allocation_and_refuses_what_is_over_its_budget(capsys):
     model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4))
     with pytest.raises(ValueError, match="network is not shared"):
         begin(model)
@@ -79,9 +74,7 @@ def test_the_callback_prints_the_allocation_and_refuses_what_is_over_its_budget(
         begin(model)
 
 
-def test_budgets_are_plotted_from_the_list_of_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_budgets_are_plotted_from_the_list_of_runs(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     plot = importlib.import_module("plot_budgets")
     head = "exp,budget,seed,status,metric,value,used,seconds,folder\n"

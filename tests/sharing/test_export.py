@@ -1,11 +1,8 @@
 """What leaves for other runtimes: the materialized network as any dense one, the shared one too."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from tiny import INPUTS, mlp, outputs, shared
-from torch import nn
 
 import npas
 
@@ -13,7 +10,7 @@ ROWS = torch.randn(2, 12, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize("materialized", [True, False])
-def test_torch_export_answers_alike(materialized: bool) -> None:
+def test_torch_export_answers_alike(materialized):
     model = mlp().eval()
     if materialized:
         npas.materialize(model)
@@ -26,11 +23,11 @@ def test_torch_export_answers_alike(materialized: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("materialized", [True, False])
-def test_onnx_answers_alike(tmp_path: Path, materialized: bool) -> None:
+def test_onnx_answers_alike(tmp_path, materialized):
     """ONNX takes the shared network as well: smaller by its budget, slower by the mixing."""
     import onnxruntime
 
-    model: nn.Module = shared(0.2).eval()
+    model = shared(0.2).eval()
     if materialized:
         npas.materialize(model)
     path = tmp_path / "model.onnx"

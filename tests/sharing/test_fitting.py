@@ -2,15 +2,12 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from tiny import Mlp, shared
-from torch import Tensor, nn
-from zoo import ZOO, Specimen
+from torch import nn
+from zoo import ZOO
 
 import npas
 from npas.sharing import activations, price
@@ -23,42 +20,42 @@ BUDGETS = (0.4, 0.55, 0.7, 0.93)
 class Blocks(nn.Module):
     """Layers of one shape, one of another and a convolution: a bit of everything."""
 
-    def __init__(self, blocks: int = 4, width: int = 12) -> None:
+    def __init__(self, blocks=4, width=12):
         super().__init__()
         self.body = nn.Sequential(*[nn.Linear(width, width) for _ in range(blocks)])
         self.wide = nn.Linear(width, 3 * width)
         self.conv = nn.Conv2d(3, 8, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         hidden = self.wide(self.body(x)).view(len(x), 3, 3, -1)
         return self.conv(hidden.expand(-1, -1, 3, -1)).flatten(1)
 
 
 @pytest.fixture(autouse=True)
-def fresh_weights_are_meant() -> Iterator[None]:
+def fresh_weights_are_meant():
     """Let random weights stand for trained ones."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*look fresh")
         yield
 
 
-def drawn(seed: int = 0, make: Any = Blocks) -> Any:
+def drawn(seed=0, make=Blocks):
     torch.manual_seed(seed)
     return make()
 
 
-def fitted(model: nn.Module, budget: object, **options: Any) -> tuple[nn.Module, dict[str, Tensor]]:
+def fitted(model, budget, **options):
     state = copy.deepcopy(model.state_dict())
     return npas.share(model, budget, init="fit", **options), state  # type: ignore[arg-type]
 
 
-def count(model: nn.Module) -> int:
+def count(model):
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("budget", [0.2, *BUDGETS, "0.701K", "1.001K"])
-def test_budgets_are_exact_and_every_parameter_is_read(budget: object, seed: int) -> None:
+def test_budgets_are_exact_and_every_parameter_is_read(budget, seed):
     model, _ = fitted(drawn(seed), budget)
     plan = npas.allocation(model)
     assert plan.budget.used == count(model) <= plan.budget.allowed
@@ -69,9 +66,7 @@ def test_budgets_are_exact_and_every_parameter_is_read(budget: object, seed: int
 
 
 @pytest.mark.parametrize("specimen", ZOO, ids=lambda specimen: specimen.name)
-def test_any_network_is_fitted_saved_loaded_and_materialized(
-    specimen: Specimen, tmp_path: Path
-) -> None:
+def test_any_network_is_fitted_saved_loaded_and_materialized(specimen, tmp_path):
     torch.manual_seed(0)
     model, state = fitted(specimen.make(), 0.6)
     model.eval()
@@ -87,7 +82,7 @@ def test_any_network_is_fitted_saved_loaded_and_materialized(
     assert all(torch.equal(dense[name], own[name]) for name in dense)
 
 
-def test_errors_are_those_of_the_generated_weights() -> None:
+def test_errors_are_those_of_the_generated_weights():
     model, state = fitted(drawn(), 0.5)
     errors = npas.weight_errors(model, state)
     dense = npas.materialize(copy.deepcopy(model)).state_dict()
@@ -104,7 +99,7 @@ def test_errors_are_those_of_the_generated_weights() -> None:
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_no_farther_than_layers_of_one_rank_each(budget: float) -> None:
+def test_no_farther_than_layers_of_one_rank_each(budget):
     model, state = fitted(drawn(), budget)
     layers = [state[layer.name].flatten(1) for layer in npas.allocation(model).layers]
     allowed = npas.allocation(model).split
@@ -117,12 +112,12 @@ def test_no_farther_than_layers_of_one_rank_each(budget: float) -> None:
     assert npas.weight_errors(model, state).all <= best
 
 
-def test_errors_fall_as_the_budget_grows() -> None:
+def test_errors_fall_as_the_budget_grows():
     errors = [npas.weight_errors(*fitted(drawn(), budget)).all for budget in BUDGETS]
     assert errors == sorted(errors, reverse=True)
 
 
-def low_rank(model: Any, rank: int) -> Any:
+def low_rank(model, rank):
     with torch.no_grad():
         for layer in model.body:
             u, s, v = torch.linalg.svd(layer.weight, full_matrices=False)
@@ -130,7 +125,7 @@ def low_rank(model: Any, rank: int) -> Any:
     return model
 
 
-def same_rows(model: Any) -> Any:
+def same_rows(model):
     basis = torch.randn(3, 12)
     with torch.no_grad():
         for layer in model.body:
@@ -138,14 +133,14 @@ def same_rows(model: Any) -> Any:
     return model
 
 
-def same_columns(model: Any) -> Any:
+def same_columns(model):
     with torch.no_grad():
         for layer in same_rows(model).body:
             layer.weight.copy_(layer.weight.T.clone())
     return model
 
 
-def two_templates(model: Any) -> Any:
+def two_templates(model):
     templates = torch.randn(2, 12, 12)
     with torch.no_grad():
         for layer in model.body:
@@ -157,7 +152,7 @@ def two_templates(model: Any) -> Any:
     ("shape", "how"),
     [(same_rows, "by rows"), (same_columns, "by columns"), (two_templates, "wavg")],
 )
-def test_what_layers_have_in_common_is_found(shape: Any, how: str) -> None:
+def test_what_layers_have_in_common_is_found(shape, how):
     model, state = fitted(shape(drawn(make=lambda: Blocks(8))), 0.68)
     errors = npas.weight_errors(model, state)
     assert all(errors.layers[f"body.{i}.weight"] < 1e-5 for i in range(8))
@@ -166,13 +161,13 @@ def test_what_layers_have_in_common_is_found(shape: Any, how: str) -> None:
     assert len({name for g in npas.allocation(model).groups for name in [g.name]}) >= 2
 
 
-def test_a_low_rank_is_kept_exactly() -> None:
+def test_a_low_rank_is_kept_exactly():
     model, state = fitted(low_rank(drawn(), 4), 0.85)
     errors = npas.weight_errors(model, state).layers
     assert max(errors[f"body.{i}.weight"] for i in range(4)) < 1e-5
 
 
-def test_outputs_of_a_network_that_fits_are_kept() -> None:
+def test_outputs_of_a_network_that_fits_are_kept():
     model = low_rank(drawn(), 4)
     x = torch.randn(5, 12)
     expected = model(x)
@@ -183,7 +178,7 @@ def test_outputs_of_a_network_that_fits_are_kept() -> None:
 class Seeing(nn.Module):
     """Words, a layer and a convolution whose inputs lie in few directions."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.words = nn.Embedding(60, 24)
         self.line = nn.Linear(24, 32)
@@ -192,13 +187,13 @@ class Seeing(nn.Module):
         with torch.no_grad():
             self.words.weight[:6, 4:] = 0
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids):
         hidden = self.dropout(self.line(self.words(ids)))
         return self.conv(hidden.view(len(ids), 8, 4, -1)).flatten(1)
 
 
 @pytest.mark.parametrize("budget", [0.35, 0.5, 0.7])
-def test_errors_count_by_what_layers_see(budget: float) -> None:
+def test_errors_count_by_what_layers_see(budget):
     dense = drawn(make=Seeing)
     seen = torch.randint(6, (7, 12), generator=torch.Generator().manual_seed(0))
     errors = []
@@ -222,7 +217,7 @@ def test_errors_count_by_what_layers_see(budget: float) -> None:
     assert f"{errors[1]:.3g} of the outputs of a batch" in npas.summary(model)
 
 
-def test_what_layers_see_is_measured_as_it_is() -> None:
+def test_what_layers_see_is_measured_as_it_is():
     """C of a convolution's patches and of a layer's inputs, and how often words are read."""
     model = drawn(make=Seeing)
     layers = find_layers(model)
@@ -251,7 +246,7 @@ def test_what_layers_see_is_measured_as_it_is() -> None:
 class Tied(nn.Module):
     """A head that is its embedding, of as many words as it is wide; it is called by name."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.words, self.line, self.head = (
             nn.Embedding(16, 16),
@@ -260,11 +255,11 @@ class Tied(nn.Module):
         )
         self.head.weight = self.words.weight
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids):
         return self.head(self.line(input=self.words(ids)))
 
 
-def test_a_tied_embedding_counts_as_one_and_other_layers_may_be_out_of_reach() -> None:
+def test_a_tied_embedding_counts_as_one_and_other_layers_may_be_out_of_reach():
     model = drawn(make=Tied)
     ids = torch.randint(16, (3, 5))
     found = activations.roots(model, find_layers(model), [(ids,)])
@@ -280,7 +275,7 @@ def test_a_tied_embedding_counts_as_one_and_other_layers_may_be_out_of_reach() -
     [{"init": "fresh"}, {"templates": 1}, {"batches": []}, {"batches": torch.zeros(2, 12)}],
     ids=["fresh", "templates", "none", "a tensor"],
 )
-def test_batches_are_for_a_fit_inside_a_budget(options: dict[str, Any]) -> None:
+def test_batches_are_for_a_fit_inside_a_budget(options):
     model = drawn(make=Seeing)
     words = {"init": "fit", "batches": [torch.zeros(1, 12).long()]} | options
     budget = None if "templates" in options else 0.5
@@ -289,7 +284,7 @@ def test_batches_are_for_a_fit_inside_a_budget(options: dict[str, Any]) -> None:
             verb(model, budget, **words)
 
 
-def test_templates_are_fitted_and_folded() -> None:
+def test_templates_are_fitted_and_folded():
     model = drawn(make=lambda: nn.Sequential(*[nn.Linear(8, 8) for _ in range(4)]))
     with torch.no_grad():
         for layer in list(model)[1:]:
@@ -309,9 +304,7 @@ def test_templates_are_fitted_and_folded() -> None:
     [{}, {"generator": "avg"}, {"generator": "emb"}, {"train_coefficients": False}],
     ids=str,
 )
-def test_templates_come_as_near_as_coefficients_allow(
-    templates: int, options: dict[str, Any]
-) -> None:
+def test_templates_come_as_near_as_coefficients_allow(templates, options):
     dense = drawn(make=lambda: nn.Sequential(*[nn.Linear(12, 12, bias=False) for _ in range(6)]))
     model, state = fitted(dense, None, templates=templates, groups="shape", **options)
     weights_LN = torch.stack([weight.flatten() for weight in state.values()]).double()
@@ -329,7 +322,7 @@ def test_templates_come_as_near_as_coefficients_allow(
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
-def test_a_fitted_network_folds_to_the_same_outputs() -> None:
+def test_a_fitted_network_folds_to_the_same_outputs():
     model, _ = fitted(drawn(), 0.6)
     x = torch.randn(2, 12)
     expected = model(x)
@@ -337,7 +330,7 @@ def test_a_fitted_network_folds_to_the_same_outputs() -> None:
     assert torch.allclose(model(x), expected, atol=1e-5)
 
 
-def test_training_goes_on_under_compile_copies_and_recomputation() -> None:
+def test_training_goes_on_under_compile_copies_and_recomputation():
     model, state = fitted(drawn(), 0.6, recompute=True)
     x = torch.randn(4, 12)
     twin = copy.deepcopy(model)
@@ -349,7 +342,7 @@ def test_training_goes_on_under_compile_copies_and_recomputation() -> None:
     assert npas.weight_errors(model, state).all != before
 
 
-def test_artifacts_and_muon_take_a_basis_for_matrices(tmp_path: Path) -> None:
+def test_artifacts_and_muon_take_a_basis_for_matrices(tmp_path):
     model, state = fitted(same_rows(drawn(make=lambda: Blocks(8))), 0.55)
     asked = npas.plan(same_rows(drawn(make=lambda: Blocks(8))), 0.55, init="fit")
     taken = npas.write_artifact(model, tmp_path / "a.npas").bytes
@@ -363,7 +356,7 @@ def test_artifacts_and_muon_take_a_basis_for_matrices(tmp_path: Path) -> None:
         assert max(t.rows for t in templates) > 1
 
 
-def test_what_cannot_be_is_refused_or_warned_of() -> None:
+def test_what_cannot_be_is_refused_or_warned_of():
     with pytest.raises(ValueError, match="leave groups out"):
         npas.share(Mlp(), 0.5, init="fit", groups="shape")
     with pytest.raises(ValueError, match="leave low_rank out"):
@@ -388,7 +381,7 @@ def test_what_cannot_be_is_refused_or_warned_of() -> None:
 
 
 @pytest.mark.parametrize("kept", [(0, 0), (0, 99), (-1,)])
-def test_a_stored_basis_that_does_not_fit_is_refused(kept: tuple[int, ...]) -> None:
+def test_a_stored_basis_that_does_not_fit_is_refused(kept):
     plan = npas.allocation(fitted(drawn(), 0.5)[0]).to_dict()
     entry = next(layer for layer in plan["layers"] if layer.get("kept"))
     entry["kept"] = list(kept)

@@ -1,15 +1,14 @@
 """Folding: networks built to fold become loops, with the tied network's outputs."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
 from soft import GRIDS, Chain, chain, repeated, set_rows
-from torch import Tensor, nn
+from torch import nn
 
 import npas
-from npas.sharing.folding import Folding, fold, fold_tied, load_folded, save_folded
+from npas.sharing.folding import fold, fold_tied, load_folded, save_folded
 from npas.sharing.layer_similarity import tie
 from npas.sharing.loops import Loop, Repeat
 
@@ -20,11 +19,11 @@ OWN = 4 * 8 + 8  # a norm's weight, bias, mean and variance, and conv1's bias
 
 
 @torch.no_grad()
-def outputs(model: nn.Module) -> Tensor:
+def outputs(model):
     return model.eval()(GRIDS)
 
 
-def folded(rows: list[list[float]], **options: object) -> tuple[nn.Module, nn.Module, Folding]:
+def folded(rows, **options):
     """Return a network with these coefficients, tied, and the folded one."""
     model = chain(len(rows[0]), **options)  # type: ignore[arg-type]
     set_rows(model, rows)
@@ -32,7 +31,7 @@ def folded(rows: list[list[float]], **options: object) -> tuple[nn.Module, nn.Mo
     return copy.deepcopy(model), model, fold_tied(model, ties)
 
 
-def test_equal_blocks_become_one_loop_with_the_same_outputs() -> None:
+def test_equal_blocks_become_one_loop_with_the_same_outputs():
     tied, model, found = folded(repeated([A, B], 6))
     assert found.repeats == [Repeat("blocks", ("0", "1", "2", "3", "4", "5"), 1, 6, 6 * OWN)]
     assert found.blocks == found.repeats
@@ -48,7 +47,7 @@ def test_equal_blocks_become_one_loop_with_the_same_outputs() -> None:
     assert found.parameters == npas.count_parameters(model)
 
 
-def test_a_run_in_the_middle_leaves_its_neighbours() -> None:
+def test_a_run_in_the_middle_leaves_its_neighbours():
     tied, model, found = folded([A, B, *[C, D] * 4, B, A])
     assert [(b.blocks, b.times) for b in found.blocks] == [
         (("0",), 1),
@@ -59,7 +58,7 @@ def test_a_run_in_the_middle_leaves_its_neighbours() -> None:
     torch.testing.assert_close(outputs(model), outputs(tied))
 
 
-def test_more_weights_than_templates_go_on_sharing() -> None:
+def test_more_weights_than_templates_go_on_sharing():
     tied, model, found = folded([A, B, A, B, C, D, D, C, A, C, B, D])
     assert found.plain == [] and found.allocation is not None
     assert npas.is_shared(model)
@@ -75,9 +74,7 @@ def test_more_weights_than_templates_go_on_sharing() -> None:
 @pytest.mark.parametrize("generator", ["wavg", "emb"])
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize("templates", [2, 3, "layers"])
-def test_folding_at_any_threshold_keeps_the_tied_outputs(
-    generator: str, normed: bool, templates: int | str
-) -> None:
+def test_folding_at_any_threshold_keeps_the_tied_outputs(generator, normed, templates):
     for threshold in (0.999, 0.9, 0.5, 0.01):
         model = chain(templates, normed=normed, generator=generator)
         tied = copy.deepcopy(model)
@@ -89,7 +86,7 @@ def test_folding_at_any_threshold_keeps_the_tied_outputs(
         assert sum(len(block.blocks) for block in found.blocks) == 6
 
 
-def test_a_folded_network_trains_and_keeps_statistics_per_iteration() -> None:
+def test_a_folded_network_trains_and_keeps_statistics_per_iteration():
     _, model, _ = folded(repeated([A, B], 6))
     means = [t.clone() for n, t in model.named_buffers() if n.endswith("running_mean")]
     assert len(means) == 6
@@ -105,9 +102,7 @@ def test_a_folded_network_trains_and_keeps_statistics_per_iteration() -> None:
 @pytest.mark.parametrize(
     "rows", [repeated([A, B], 6), [A, B, A, B, C, D, D, C, A, C, B, D]], ids=["plain", "shared"]
 )
-def test_a_folded_network_comes_back_from_its_files(
-    tmp_path: Path, rows: list[list[float]]
-) -> None:
+def test_a_folded_network_comes_back_from_its_files(tmp_path, rows):
     _, model, found = folded(rows)
     save_folded(model, found, tmp_path)
     again = load_folded(tmp_path, Chain())
@@ -119,13 +114,13 @@ def test_a_folded_network_comes_back_from_its_files(
         load_folded(tmp_path / "nowhere", Chain())
 
 
-def test_ties_outside_of_a_sequential_are_one_parameter() -> None:
+def test_ties_outside_of_a_sequential_are_one_parameter():
     class Pair(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             return self.other(torch.relu(self.one(x)))
 
     model = npas.share(Pair(), templates=2)
@@ -142,7 +137,7 @@ def test_ties_outside_of_a_sequential_are_one_parameter() -> None:
     assert (found.layers, found.weights) == (2, 1)
 
 
-def test_a_dense_network_cannot_be_folded() -> None:
+def test_a_dense_network_cannot_be_folded():
     with pytest.raises(ValueError, match="not shared"):
         fold(nn.Linear(2, 2), 0.9)
 
@@ -150,12 +145,12 @@ def test_a_dense_network_cannot_be_folded() -> None:
 class Listed(nn.Module):
     """Blocks in a list that the network goes through: whole, or skipping its last."""
 
-    def __init__(self, skips: bool) -> None:
+    def __init__(self, skips):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(5))
         self.skips = skips
 
-    def forward(self, x: Tensor, shift: float) -> Tensor:
+    def forward(self, x, shift):
         layers = [self.layers[i] for i in range(4)] if self.skips else self.layers
         for layer in layers:
             x = torch.tanh(layer(x)) + shift if self.skips else layer(x)
@@ -163,7 +158,7 @@ class Listed(nn.Module):
 
 
 @pytest.mark.parametrize("skips", [False, True])
-def test_a_list_loops_where_the_network_maps_through_it(skips: bool) -> None:
+def test_a_list_loops_where_the_network_maps_through_it(skips):
     model = npas.share(Listed(skips), templates=2, groups={"layers.[1-4].*": "a"})
     set_rows(model, repeated([[1.0, 0.5]], 4))
     ties = tie(model, 0.99)
@@ -181,7 +176,7 @@ def test_a_list_loops_where_the_network_maps_through_it(skips: bool) -> None:
     assert found.weights == 2
 
 
-def test_a_fitted_transformer_becomes_a_recursive_one(tmp_path: Path) -> None:
+def test_a_fitted_transformer_becomes_a_recursive_one(tmp_path):
     """One block looped, fitted to the trained ones; norms and biases stay each turn's own."""
     from transformers import BertConfig, BertModel
 

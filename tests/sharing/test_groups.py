@@ -1,5 +1,3 @@
-from collections.abc import Mapping
-
 import pytest
 
 from npas.sharing.groups import assign_groups
@@ -14,8 +12,8 @@ LAYERS = [
 NAMES = [layer.name for layer in LAYERS]
 
 
-def members(found: Mapping[str, str]) -> list[list[str]]:
-    groups: dict[str, list[str]] = {}
+def members(found):
+    groups = {}
     for name, group in found.items():
         groups.setdefault(group, []).append(name)
     return list(groups.values())
@@ -29,23 +27,23 @@ def members(found: Mapping[str, str]) -> list[list[str]]:
         ("shape", [NAMES[:1], NAMES[1:3], NAMES[3:]]),
     ],
 )
-def test_single_type_and_shape_group_what_they_say(groups: str, expected: list[list[str]]) -> None:
+def test_single_type_and_shape_group_what_they_say(groups, expected):
     assert members(assign_groups(LAYERS, groups)) == expected
 
 
-def test_random_is_even_covers_all_and_follows_the_seed() -> None:
+def test_random_is_even_covers_all_and_follows_the_seed():
     found = assign_groups(LAYERS, "random", num_groups=2, seed=3)
     assert sorted(map(len, members(found))) == [2, 2]
     assert found == assign_groups(LAYERS, "random", num_groups=2, seed=3)
     assert any(found != assign_groups(LAYERS, "random", num_groups=2, seed=s) for s in range(9))
 
 
-def test_a_mapping_shares_what_it_names_and_nothing_else() -> None:
+def test_a_mapping_shares_what_it_names_and_nothing_else():
     found = assign_groups(LAYERS, {"block*.weight": 0, "head.*": "top"})
     assert found == {NAMES[1]: "0", NAMES[2]: "0", NAMES[3]: "top"}
 
 
-def test_the_first_pattern_that_matches_decides() -> None:
+def test_the_first_pattern_that_matches_decides():
     found = assign_groups(LAYERS, {"block1.*": "first", "block*": "rest"})
     assert found == {NAMES[1]: "first", NAMES[2]: "rest"}
 
@@ -64,8 +62,6 @@ def test_the_first_pattern_that_matches_decides() -> None:
         ({"blok1.conv.weight": 0}, None, "did you mean 'block1.conv.weight'"),
     ],
 )
-def test_bad_groupings_say_what_to_change(
-    groups: str | Mapping[str, str | int], num_groups: int | None, says: str
-) -> None:
+def test_bad_groupings_say_what_to_change(groups, num_groups, says):
     with pytest.raises(ValueError, match=says):
         assign_groups(LAYERS, groups, num_groups)

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +16,6 @@ from transformers import (
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
-    PreTrainedModel,
     Trainer,
     TrainingArguments,
 )
@@ -29,7 +26,7 @@ IDS = torch.randint(2, 50, (4, 8), generator=torch.Generator().manual_seed(0))
 MASK = torch.ones_like(IDS)
 
 
-def bert() -> PreTrainedModel:
+def bert():
     torch.manual_seed(0)
     return BertForMaskedLM(
         BertConfig(
@@ -40,7 +37,7 @@ def bert() -> PreTrainedModel:
     )  # fmt: skip
 
 
-def gpt2() -> PreTrainedModel:
+def gpt2():
     torch.manual_seed(0)
     return GPT2LMHeadModel(
         GPT2Config(
@@ -51,14 +48,12 @@ def gpt2() -> PreTrainedModel:
 
 
 @torch.no_grad()
-def logits(model: nn.Module) -> Tensor:
+def logits(model):
     return model.eval()(IDS, attention_mask=MASK).logits
 
 
 @pytest.mark.parametrize("build", [bert, gpt2])
-def test_tied_heads_stay_tied_through_sharing_files_and_materializing(
-    build: Any, tmp_path: Path
-) -> None:
+def test_tied_heads_stay_tied_through_sharing_files_and_materializing(build, tmp_path):
     dense = npas.count_parameters(build())
     model = npas.share(build(), 0.4)
     assert npas.allocation(model).budget.dense == dense
@@ -80,7 +75,7 @@ def test_tied_heads_stay_tied_through_sharing_files_and_materializing(
 
 
 @pytest.mark.parametrize("build", [bert, gpt2])
-def test_materialized_networks_go_through_save_pretrained(build: Any, tmp_path: Path) -> None:
+def test_materialized_networks_go_through_save_pretrained(build, tmp_path):
     model = npas.materialize(npas.share(build(), 0.4))
     model.save_pretrained(tmp_path)  # type: ignore[operator]
     back = type(model).from_pretrained(tmp_path)  # type: ignore[attr-defined]
@@ -89,8 +84,8 @@ def test_materialized_networks_go_through_save_pretrained(build: Any, tmp_path: 
 
 @pytest.mark.parametrize("build", [bert, gpt2])
 def test_a_shared_network_saved_as_pretrained_is_read_by_load_and_refused_by_from_pretrained(
-    build: Any, tmp_path: Path
-) -> None:
+    build, tmp_path
+):
     model = npas.share(build(), 0.4)
     model.save_pretrained(tmp_path)  # type: ignore[operator]
     stored = load_file(tmp_path / "model.safetensors")
@@ -103,7 +98,7 @@ def test_a_shared_network_saved_as_pretrained_is_read_by_load_and_refused_by_fro
     assert torch.equal(logits(loaded), logits(model))
 
 
-def cut(model: Any) -> Any:
+def cut(model):
     """Take out the last block."""
     model.bert.encoder.layer = model.bert.encoder.layer[:1]
     return model
@@ -136,28 +131,28 @@ class Mixed(nn.Sequential, PyTorchModelHubMixin):
         "a part", "another library", "an upload", "a variant", "pruned", "a layer gone",
     ],
 )  # fmt: skip
-def test_other_ways_to_save_pretrained_are_refused(save: Any, said: str, tmp_path: Path) -> None:
+def test_other_ways_to_save_pretrained_are_refused(save, said, tmp_path):
     with pytest.raises(ValueError, match=said) as error:
         save(tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
-def test_what_is_saved_over_older_files_is_what_load_reads(tmp_path: Path) -> None:
+def test_what_is_saved_over_older_files_is_what_load_reads(tmp_path):
     """In one file, also where transformers would split it beside the old one."""
-    model: Any = npas.share(bert(), 0.4)
+    model = npas.share(bert(), 0.4)
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         bank(model).mul_(2.0)
     model.bert.extra = nn.Linear(3, 3)  # counted as it is now, as npas.save does
     model.save_pretrained(tmp_path, max_shard_size="4KB")
-    again: Any = bert()
+    again = bert()
     again.bert.extra = nn.Linear(3, 3)
     loaded = npas.load(tmp_path, again)
     assert torch.equal(logits(loaded), logits(model))
     assert npas.allocation(loaded) == npas.allocation(model)
 
 
-def test_generation_with_a_cache_makes_the_weights_once(generated: list[object]) -> None:
+def test_generation_with_a_cache_makes_the_weights_once(generated):
     model = npas.share(gpt2(), 0.4).eval()
     options = {"attention_mask": MASK, "max_new_tokens": 6, "do_sample": False}
     cached = model.generate(IDS, **options)  # type: ignore[operator]
@@ -170,7 +165,7 @@ def test_generation_with_a_cache_makes_the_weights_once(generated: list[object])
 
 @pytest.mark.parametrize("build", [bert, gpt2])
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
-def test_checkpointed_blocks_give_the_same_gradients(build: Any) -> None:
+def test_checkpointed_blocks_give_the_same_gradients(build):
     found = []
     for reentrant in (None, False, True):
         model = npas.share(build(), 0.4).train()
@@ -183,8 +178,8 @@ def test_checkpointed_blocks_give_the_same_gradients(build: Any) -> None:
 
 
 @pytest.mark.parametrize("build", [bert, gpt2])
-def test_tied_again_or_resized_a_shared_network_stays_as_it_is(build: Any) -> None:
-    model: Any = npas.share(build(), 0.4)
+def test_tied_again_or_resized_a_shared_network_stays_as_it_is(build):
+    model = npas.share(build(), 0.4)
     count, expected = npas.count_parameters(model), logits(model)
     for twin in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         twin.tie_weights()
@@ -194,7 +189,7 @@ def test_tied_again_or_resized_a_shared_network_stays_as_it_is(build: Any) -> No
             twin.init_weights()
         assert torch.equal(logits(twin), expected)
         assert npas.count_parameters(twin) == count
-    plain: Any = npas.materialize(model)
+    plain = npas.materialize(model)
     plain.resize_token_embeddings(60, mean_resizing=False)
     assert plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
     assert plain(torch.tensor([[59]])).logits.shape == (1, 1, 60)
@@ -203,15 +198,15 @@ def test_tied_again_or_resized_a_shared_network_stays_as_it_is(build: Any) -> No
 class Sentences(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Four sentences of eight tokens, to be repeated, eight times each."""
 
-    def __len__(self) -> int:
+    def __len__(self):
         return 32
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index):
         ids = torch.randint(2, 50, (8,), generator=torch.Generator().manual_seed(index % 4))
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
-def trainer(model: nn.Module, folder: Path) -> Trainer:
+def trainer(model, folder):
     """Return a Trainer with an optimizer of `param_groups`."""
     arguments = TrainingArguments(
         str(folder), max_steps=20, save_steps=10, per_device_train_batch_size=4,
@@ -223,7 +218,7 @@ def trainer(model: nn.Module, folder: Path) -> Trainer:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [bert, gpt2])
-def test_the_trainer_trains_saves_and_resumes(build: Any, tmp_path: Path) -> None:
+def test_the_trainer_trains_saves_and_resumes(build, tmp_path):
     model = npas.share(build(), 0.4)
     spared = [
         name for name, p in model.named_parameters() if name in npas.sharing.no_decay_names(model)

@@ -3,27 +3,23 @@
 import copy
 import itertools
 import threading
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import INPUTS, bank, loss, outputs, shared
-from torch import Tensor, nn
+from torch import nn
 from zoo import ZOO, Residual
 
 import npas
 
 
-def layers(model: nn.Module) -> int:
+def layers(model):
     return len(npas.allocation(model).layers)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_evaluation_generates_every_weight_once(
-    mode: Callable[[], torch.no_grad], generated: list[object]
-) -> None:
+def test_evaluation_generates_every_weight_once(mode, generated):
     model = shared().eval()
     with mode():
         for _ in range(5):
@@ -31,12 +27,12 @@ def test_evaluation_generates_every_weight_once(
     assert len(generated) == len(set(generated)) == layers(model)
 
 
-def test_threads_that_evaluate_one_network_read_the_same_weights() -> None:
+def test_threads_that_evaluate_one_network_read_the_same_weights():
     model = shared().eval()
     expected = outputs(model)
-    answers: list[Tensor] = []
+    answers = []
 
-    def work() -> None:
+    def work():
         answers.extend(outputs(model) for _ in range(10))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -47,30 +43,30 @@ def test_threads_that_evaluate_one_network_read_the_same_weights() -> None:
     assert len(answers) == 40 and all(torch.equal(answer, expected) for answer in answers)
 
 
-def fused_step(model: nn.Module, name: str) -> None:
+def fused_step(model, name):
     torch.optim.__dict__[name](model.parameters(), lr=0.1, fused=True).step()
 
 
-def scaled_step(model: nn.Module) -> None:
+def scaled_step(model):
     scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
     scaler.scale(torch.ones(()))
     scaler.step(torch.optim.SGD(model.parameters(), lr=0.1, fused=True))
     scaler.update()
 
 
-def silently(model: nn.Module) -> None:
+def silently(model):
     """Write to the bank as `.data`, numpy and collectives do: no version counter moves."""
     version = bank(model)._version
     bank(model).data.mul_(2)
     assert bank(model)._version == version
 
 
-def in_inference_mode(model: nn.Module) -> None:
+def in_inference_mode(model):
     with torch.inference_mode():
         bank(model).mul_(2)
 
 
-CHANGES: dict[str, Callable[[nn.Module], object]] = {
+CHANGES = {
     "foreach step": lambda m: torch.optim.SGD(m.parameters(), lr=0.1, foreach=True).step(),
     "fused SGD": lambda m: fused_step(m, "SGD"),
     "fused AdamW": lambda m: fused_step(m, "AdamW"),
@@ -96,7 +92,7 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_between_two_evaluations_is_seen(change: str) -> None:
+def test_a_change_between_two_evaluations_is_seen(change):
     """Also where the counter of a parameter's versions stands still, as in fused optimizers."""
     model = shared().train()
     loss(model).backward()
@@ -108,7 +104,7 @@ def test_a_change_between_two_evaluations_is_seen(change: str) -> None:
     assert torch.equal(after, outputs(copy.deepcopy(model))), "as generated again"
 
 
-def test_a_teacher_that_follows_through_data_is_never_stale() -> None:
+def test_a_teacher_that_follows_through_data_is_never_stale():
     """Self-distillation writes its momentum average through `.data`, which moves no counter."""
     student = shared().eval()
     teacher = copy.deepcopy(student).requires_grad_(False)
@@ -126,7 +122,7 @@ def test_a_teacher_that_follows_through_data_is_never_stale() -> None:
         assert torch.equal(after, outputs(copy.deepcopy(teacher)))
 
 
-def test_kept_weights_serve_training_that_follows() -> None:
+def test_kept_weights_serve_training_that_follows():
     model = shared().eval()
     with torch.inference_mode():
         model(INPUTS)
@@ -137,7 +133,7 @@ def test_kept_weights_serve_training_that_follows() -> None:
     assert torch.equal(seen, outputs(model))
 
 
-def test_a_layer_used_three_times_is_generated_once(generated: list[object]) -> None:
+def test_a_layer_used_three_times_is_generated_once(generated):
     specimen = next(s for s in ZOO if s.name == "reused")
     model = npas.share(specimen.make(), 1.0)
     inputs, labels = specimen.batch()
@@ -163,11 +159,11 @@ def test_a_layer_used_three_times_is_generated_once(generated: list[object]) -> 
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_interrupted_forward_leaves_no_stale_weights(error: type[BaseException]) -> None:
+def test_an_interrupted_forward_leaves_no_stale_weights(error):
     model = npas.share(Residual(), 0.3).eval()
     inputs = torch.randn(2, 3, 6, 6)
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_):
         raise error
 
     handle = model.get_submodule("stage2").register_forward_pre_hook(interrupt)
@@ -188,9 +184,7 @@ def test_an_interrupted_forward_leaves_no_stale_weights(error: type[BaseExceptio
     ("generator", "upsampler", "budget"),
     [("emb", "inter", 2.5), ("wavg", "wavg", 0.1), ("hash", "inter", 0.1)],
 )
-def test_weights_kept_under_autocast_are_the_full_ones(
-    generator: str, upsampler: str, budget: float
-) -> None:
+def test_weights_kept_under_autocast_are_the_full_ones(generator, upsampler, budget):
     model = npas.share(Residual(), budget, generator=generator, upsampler=upsampler).eval()
     inputs = torch.randn(2, 3, 6, 6)
     with torch.no_grad():
@@ -201,7 +195,7 @@ def test_weights_kept_under_autocast_are_the_full_ones(
 
 
 @torch.no_grad()
-def test_replaced_parameters_are_never_taken_for_the_old_ones() -> None:
+def test_replaced_parameters_are_never_taken_for_the_old_ones():
     model = npas.share(Residual(), 2.5, generator="emb").eval()
     name = next(n for n, _ in model.named_parameters() if n.startswith("npas_affine"))
     inputs = torch.randn(2, 3, 6, 6)
@@ -212,11 +206,11 @@ def test_replaced_parameters_are_never_taken_for_the_old_ones() -> None:
     assert all(not torch.equal(a, b) for a, b in itertools.pairwise(outputs))
 
 
-def test_threads_that_train_one_network_do_not_mix_their_passes() -> None:
+def test_threads_that_train_one_network_do_not_mix_their_passes():
     model = npas.share(Residual(), 0.3).eval()
-    failures: list[BaseException] = []
+    failures = []
 
-    def work() -> None:
+    def work():
         try:
             for _ in range(5):
                 model(torch.randn(2, 3, 6, 6)).sum().backward()
@@ -231,7 +225,7 @@ def test_threads_that_train_one_network_do_not_mix_their_passes() -> None:
     assert not failures
 
 
-def test_saved_once_and_loaded_into_the_bare_architecture(tmp_path: Path) -> None:
+def test_saved_once_and_loaded_into_the_bare_architecture(tmp_path):
     model = npas.share(Residual(), 0.3, groups="type", generator="emb")
     model.eval()
     npas.save(model, tmp_path / "shared")
@@ -249,8 +243,8 @@ def test_saved_once_and_loaded_into_the_bare_architecture(tmp_path: Path) -> Non
     assert npas.allocation(loaded) == npas.allocation(model)
 
 
-def test_a_network_nested_as_deep_as_a_dense_one_can_be_is_called() -> None:
-    inner: nn.Module = nn.Linear(4, 4)
+def test_a_network_nested_as_deep_as_a_dense_one_can_be_is_called():
+    inner = nn.Linear(4, 4)
     for _ in range(150):
         inner = nn.Sequential(nn.Linear(4, 4), inner)
     model = npas.share(inner, 0.5)
@@ -258,7 +252,7 @@ def test_a_network_nested_as_deep_as_a_dense_one_can_be_is_called() -> None:
     assert bank(model).grad is not None
 
 
-def test_a_part_called_by_itself_generates_once_a_call(generated: list[object]) -> None:
+def test_a_part_called_by_itself_generates_once_a_call(generated):
     model = npas.share(nn.ModuleList([nn.Sequential(*3 * [nn.Linear(8, 8)])]), 0.9)
     parts = [m.get_submodule("0") for m in (copy.deepcopy(model), model)]
     for calls in range(1, 7):  # the first finds the call on the stack, the others have hooks

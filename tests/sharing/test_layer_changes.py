@@ -4,7 +4,6 @@ import copy
 import inspect
 import pickle
 import warnings
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,13 +15,13 @@ from zoo import Residual
 import npas
 
 
-def stem(model: nn.Module) -> nn.Conv2d:
+def stem(model):
     layer = model.get_submodule("stem")
     assert isinstance(layer, nn.Conv2d)
     return layer
 
 
-def test_layers_are_still_what_they_were() -> None:
+def test_layers_are_still_what_they_were():
     model, dense = shared(), Residual()
     assert repr(model) == repr(dense)
     for ours, theirs in zip(model.modules(), dense.modules(), strict=True):
@@ -33,11 +32,11 @@ def test_layers_are_still_what_they_were() -> None:
     )  # fmt: skip
 
 
-def delete(model: nn.Module) -> None:
+def delete(model):
     del stem(model).weight
 
 
-CHANGES: dict[str, Callable[[nn.Module], object]] = {
+CHANGES = {
     "parameter": lambda m: setattr(stem(m), "weight", nn.Parameter(torch.ones(8, 3, 3, 3))),
     "tensor": lambda m: setattr(stem(m), "weight", torch.ones(8, 3, 3, 3)),
     "none": lambda m: setattr(stem(m), "weight", None),
@@ -53,7 +52,7 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
 
 @pytest.mark.filterwarnings("ignore:a part of a shared network was copied:UserWarning")
 @pytest.mark.parametrize("change", CHANGES)
-def test_replacing_a_generated_weight_is_refused_and_changes_nothing(change: str) -> None:
+def test_replacing_a_generated_weight_is_refused_and_changes_nothing(change):
     model = shared().eval()
     expected, names = outputs(model), list(model.state_dict())
     with pytest.raises(ValueError, match=r"'stem\.weight' is generated from a bank") as error:
@@ -68,9 +67,7 @@ def test_replacing_a_generated_weight_is_refused_and_changes_nothing(change: str
 @pytest.mark.parametrize(
     "norm", [parametrizations.weight_norm, parametrizations.spectral_norm], ids=lambda f: f.__name__
 )
-def test_parametrizing_a_generated_weight_is_refused_by_torch(
-    norm: Callable[[nn.Module], nn.Module],
-) -> None:
+def test_parametrizing_a_generated_weight_is_refused_by_torch(norm):
     model = shared()
     with pytest.raises(ValueError, match="does not have a parameter"):
         norm(stem(model))
@@ -78,12 +75,12 @@ def test_parametrizing_a_generated_weight_is_refused_by_torch(
 
 
 @torch.no_grad()
-def kaiming(module: nn.Module) -> None:
+def kaiming(module):
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight)
 
 
-INITIALIZERS: dict[str, Callable[[nn.Module], object]] = {
+INITIALIZERS = {
     "apply": lambda m: m.apply(kaiming),
     "init": lambda m: nn.init.ones_(stem(m).weight),
     "reset_parameters": lambda m: stem(m).reset_parameters(),
@@ -93,9 +90,7 @@ INITIALIZERS: dict[str, Callable[[nn.Module], object]] = {
 
 @pytest.mark.parametrize("gradients", [True, False], ids=["with gradients", "without"])
 @pytest.mark.parametrize("initializer", INITIALIZERS)
-def test_initializing_a_shared_network_is_refused_not_ignored(
-    initializer: str, gradients: bool
-) -> None:
+def test_initializing_a_shared_network_is_refused_not_ignored(initializer, gradients):
     model = shared()
     with (
         torch.set_grad_enabled(gradients),
@@ -107,7 +102,7 @@ def test_initializing_a_shared_network_is_refused_not_ignored(
     loss(model).backward()  # once said, the network goes on
 
 
-def test_a_part_taken_out_computes_and_its_gradient_reaches_the_whole_networks_bank() -> None:
+def test_a_part_taken_out_computes_and_its_gradient_reaches_the_whole_networks_bank():
     """Yet its own parameters do not list that bank: share after taking parts out."""
     model = shared().eval()
     part = nn.Sequential(*list(model.children())[:-1])
@@ -119,7 +114,7 @@ def test_a_part_taken_out_computes_and_its_gradient_reaches_the_whole_networks_b
     assert "npas_bank_0" in dict(part.named_parameters())
 
 
-def test_features_are_extracted_first_and_shared_then() -> None:
+def test_features_are_extracted_first_and_shared_then():
     from torchvision.models.feature_extraction import create_feature_extractor
 
     torch.manual_seed(0)
@@ -139,7 +134,7 @@ def test_features_are_extracted_first_and_shared_then() -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("gradients", [True, False])
-def test_jit_traces_answer_alike_and_hold_the_bank(gradients: bool) -> None:
+def test_jit_traces_answer_alike_and_hold_the_bank(gradients):
     model = shared().eval()
     with torch.set_grad_enabled(gradients):
         traced = torch.jit.trace(model, INPUTS)
@@ -152,7 +147,7 @@ def test_jit_traces_answer_alike_and_hold_the_bank(gradients: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_scripting_is_refused_in_one_line_and_works_once_materialized() -> None:
+def test_scripting_is_refused_in_one_line_and_works_once_materialized():
     model = shared().eval()
     with pytest.raises(ValueError, match=r"npas\.materialize the network first") as error:
         torch.jit.script(model)
@@ -162,7 +157,7 @@ def test_scripting_is_refused_in_one_line_and_works_once_materialized() -> None:
     torch.testing.assert_close(outputs(scripted), expected)
 
 
-def test_quantization_comes_after_materializing() -> None:
+def test_quantization_comes_after_materializing():
     model = npas.materialize(shared()).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao.quantization moves out of torch
@@ -172,7 +167,7 @@ def test_quantization_comes_after_materializing() -> None:
     torch.testing.assert_close(answer, outputs(model), rtol=0.1, atol=0.1)
 
 
-def test_a_layers_class_makes_plain_layers() -> None:
+def test_a_layers_class_makes_plain_layers():
     """As libraries do that make a layer like another: of the base class, as from it."""
     torch.manual_seed(0)
     embedding, recurrent = nn.Embedding(12, 8), nn.LSTM(8, 8)
@@ -195,9 +190,9 @@ def test_a_layers_class_makes_plain_layers() -> None:
         model[0].__init__(8, 8)  # type: ignore[misc]
 
 
-def test_slices_and_copies_of_lists_of_generated_weights_are_refused() -> None:
+def test_slices_and_copies_of_lists_of_generated_weights_are_refused():
     class Lists(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.items = nn.ParameterList(torch.randn(6, 6) for _ in range(4))
             self.table = nn.ParameterDict({"a": torch.randn(6, 6), "b": torch.zeros(6)})
@@ -209,7 +204,7 @@ def test_slices_and_copies_of_lists_of_generated_weights_are_refused() -> None:
             read()
 
 
-def test_data_parallel_is_refused_in_one_line() -> None:
+def test_data_parallel_is_refused_in_one_line():
     model = shared()
     replica = model.get_submodule("stem")._replicate_for_data_parallel()
     with pytest.raises(RuntimeError, match="use DistributedDataParallel"):

@@ -2,12 +2,10 @@
 
 import copy
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrizations, prune
 from zoo import ZOO, Bare, CrossAttention, Recurrences, Tied, Words
 
@@ -15,15 +13,15 @@ import npas
 from npas.sharing.layers import find_layers
 
 
-def shared_names(model: nn.Module, **patterns: str | list[str]) -> list[str]:
+def shared_names(model, **patterns):
     return [layer.spec.name for layer in find_layers(model, **patterns)]
 
 
-def two(first: nn.Module, second: nn.Module | None = None) -> nn.Sequential:
+def two(first, second=None):
     return nn.Sequential(first, second or nn.Linear(8, 8))
 
 
-def test_every_layer_kind_is_found() -> None:
+def test_every_layer_kind_is_found():
     assert shared_names(Recurrences()) == [
         "gru.weight_ih_l0", "gru.weight_hh_l0",
         "gru.weight_ih_l0_reverse", "gru.weight_hh_l0_reverse",
@@ -42,7 +40,7 @@ def test_every_layer_kind_is_found() -> None:
     assert len(shared_names(volumes)) == 6
 
 
-def test_types_are_those_of_the_layers_they_derive_from() -> None:
+def test_types_are_those_of_the_layers_they_derive_from():
     class Special(nn.Conv2d):
         """A convolution with a habit."""
 
@@ -68,7 +66,7 @@ def test_types_are_those_of_the_layers_they_derive_from() -> None:
     assert kinds["bare.layers.0"] == "parameterlist"
 
 
-def test_tied_weights_stay_tied_count_once_and_answer_to_every_name(tmp_path: Path) -> None:
+def test_tied_weights_stay_tied_count_once_and_answer_to_every_name(tmp_path):
     model = Words()
     assert shared_names(model, exclude="decode.weight") == ["bag.weight", "middle.weight"]
     dense = npas.count_parameters(model)
@@ -85,7 +83,7 @@ def test_tied_weights_stay_tied_count_once_and_answer_to_every_name(tmp_path: Pa
         assert torch.equal(plain(words), outputs)
 
 
-def test_one_module_under_two_names_is_one_layer() -> None:
+def test_one_module_under_two_names_is_one_layer():
     inner = nn.Linear(8, 8)
     model = nn.ModuleDict({"a": inner, "b": nn.Linear(8, 8), "c": inner})
     assert shared_names(model) == ["a.weight", "b.weight"]
@@ -106,9 +104,7 @@ def test_one_module_under_two_names_is_one_layer() -> None:
     ],
     ids=["orthogonal", "pruned", "spectral_norm of old"],
 )
-def test_a_weight_that_is_computed_shares_its_original(
-    build: Callable[[], nn.Module], original: str
-) -> None:
+def test_a_weight_that_is_computed_shares_its_original(build, original):
     model = npas.share(two(build()), 0.6)
     assert npas.allocation(model).layers[0].name == original
     model(torch.randn(2, 8)).square().sum().backward()
@@ -123,20 +119,20 @@ def test_a_weight_that_is_computed_shares_its_original(
 class Holder(nn.Module):
     """Holds parameters beside a linear layer."""
 
-    def __init__(self, **parameters: Tensor) -> None:
+    def __init__(self, **parameters):
         super().__init__()
         self.linear = nn.Linear(8, 8)
         for name, value in parameters.items():
             self.register_parameter(name, nn.Parameter(value, value.is_floating_point()))
 
 
-def tied_by_data() -> nn.Module:
+def tied_by_data():
     model = two(nn.Linear(8, 8))
     model[1].weight.data = model[0].weight.data
     return model
 
 
-def quantized() -> nn.Module:
+def quantized():
     from torch.ao.nn.quantized.dynamic import Linear
 
     return two(Linear(8, 8))
@@ -185,7 +181,7 @@ REFUSED = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torch.ao", "ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_shared_is_refused_with_a_reason_and_left_alone(name: str) -> None:
+def test_what_cannot_be_shared_is_refused_with_a_reason_and_left_alone(name):
     build, reason = REFUSED[name]
     model = build()
     before = list(model.state_dict())
@@ -196,7 +192,7 @@ def test_what_cannot_be_shared_is_refused_with_a_reason_and_left_alone(name: str
 
 
 @pytest.mark.parametrize("name", ["integers", "packed", "float8", "sparse", "expanded"])
-def test_a_tensor_that_cannot_be_shared_may_stay_outside(name: str) -> None:
+def test_a_tensor_that_cannot_be_shared_may_stay_outside(name):
     model = REFUSED[name][0]()
     other = next(n for n, _ in model.named_parameters() if not n.startswith("linear"))
     before = model.get_parameter(other)
@@ -204,21 +200,21 @@ def test_a_tensor_that_cannot_be_shared_may_stay_outside(name: str) -> None:
     assert model.get_parameter(other) is before
 
 
-def test_neighbours_in_one_memory_are_no_overlap() -> None:
+def test_neighbours_in_one_memory_are_no_overlap():
     """As the flat weights of a recurrent layer on a GPU are."""
     whole = torch.randn(128)
     model = Holder(first=whole[:64].view(8, 8), second=whole[64:].view(8, 8))
     assert shared_names(model) == ["first", "second", "linear.weight"]
 
 
-def test_patterns_that_match_nothing_name_near_names() -> None:
+def test_patterns_that_match_nothing_name_near_names():
     with pytest.raises(ValueError, match=r"exclude pattern 'agian\.weight'.*'again\.weight'"):
         npas.plan(Tied(), 0.5, exclude="agian.weight")
     with pytest.raises(ValueError, match=r"include pattern 'nothing\*' matches no parameter"):
         npas.plan(Tied(), 0.5, include=["last.bias", "nothing*"])
 
 
-def test_nothing_left_to_share_is_refused() -> None:
+def test_nothing_left_to_share_is_refused():
     for model, exclude in ((Tied(), "*"), (nn.LayerNorm(8), None)):
         with pytest.raises(ValueError, match="no shareable tensor"):
             npas.plan(model, 0.5, exclude=exclude)

@@ -1,12 +1,11 @@
 """Loops: which modules make one, and that they compute as the modules they replace."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
 from soft import GRIDS, chain, repeated, set_rows
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import npas
@@ -18,11 +17,11 @@ A, B = [1.0, 0.2, 0.0], [0.0, -1.0, 0.5]
 
 
 @torch.no_grad()
-def outputs(model: nn.Module) -> Tensor:
+def outputs(model):
     return model.eval()(GRIDS)
 
 
-def looped() -> nn.Module:
+def looped():
     """Return a chain whose six blocks became one loop."""
     model = chain()
     set_rows(model, repeated([A, B], 6))
@@ -30,10 +29,10 @@ def looped() -> nn.Module:
     return model
 
 
-def test_modules_that_differ_beyond_their_norms_do_not_loop() -> None:
+def test_modules_that_differ_beyond_their_norms_do_not_loop():
     block = nn.Conv2d(4, 4, 3, padding=1)
 
-    def with_weight(**options: int) -> nn.Conv2d:
+    def with_weight(**options):
         conv = nn.Conv2d(4, 4, 3, **{"padding": 1, **options})
         conv.weight = block.weight
         return conv
@@ -49,14 +48,14 @@ def test_modules_that_differ_beyond_their_norms_do_not_loop() -> None:
     assert (repeat.period, repeat.times, repeat.own) == (2, 2, 2 * 4)
 
 
-def test_loops_within_what_loops() -> None:
+def test_loops_within_what_loops():
     first, second = nn.Linear(3, 3), nn.Linear(3, 3)
     second.weight = first.weight
     norms = [nn.LayerNorm(3) for _ in range(4)]
     for i, norm in enumerate(norms):
         nn.init.constant_(norm.bias, float(i))
 
-    def layer(linear: nn.Linear, norm: nn.Module) -> nn.Sequential:
+    def layer(linear, norm):
         return nn.Sequential(linear, norm)
 
     row = nn.Sequential(
@@ -70,7 +69,7 @@ def test_loops_within_what_loops() -> None:
     torch.testing.assert_close(row(x), before)
 
 
-def test_loops_compile_and_export() -> None:
+def test_loops_compile_and_export():
     model = looped()
     before = outputs(model)
     exported = torch.export.export(model, (GRIDS,))
@@ -83,23 +82,23 @@ def test_loops_compile_and_export() -> None:
 class Aliased(nn.Module):
     """A block that knows its layers by two names each, as many temporal CNNs do."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.lin, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
         self.net = nn.Sequential(self.lin, self.norm, nn.Tanh())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return x + self.net(x)
 
 
 class Checkpointed(Aliased):
     """The same, computed again for backward."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return checkpoint(super().forward, x, use_reentrant=False)
 
 
-def row_of(kind: type[nn.Module]) -> nn.Module:
+def row_of(kind):
     """Return four blocks whose linear layers mix alike and whose small tensors differ."""
     torch.manual_seed(1)
     row = nn.Sequential(*(kind() for _ in range(4)))
@@ -113,7 +112,7 @@ def row_of(kind: type[nn.Module]) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", [Aliased, Checkpointed])
-def test_loops_of_odd_blocks_compute_train_and_stay_what_they_were(kind: type[nn.Module]) -> None:
+def test_loops_of_odd_blocks_compute_train_and_stay_what_they_were(kind):
     model = row_of(kind)
     plain = npas.materialize(copy.deepcopy(model))
     found = fold(model, 0.99)
@@ -133,7 +132,7 @@ def test_loops_of_odd_blocks_compute_train_and_stay_what_they_were(kind: type[nn
         torch.testing.assert_close(norm.grad, plain.get_parameter(f"{i}.norm.weight").grad)
 
 
-def test_folding_leaves_modes_and_frozen_parameters_alone() -> None:
+def test_folding_leaves_modes_and_frozen_parameters_alone():
     model = chain(2)
     set_rows(model, repeated([[1.0, 0.5]], 12))
     model.train()
@@ -150,7 +149,7 @@ def test_folding_leaves_modes_and_frozen_parameters_alone() -> None:
     assert found.parameters == npas.count_parameters(model) == trained - 12 * 2
 
 
-def test_what_is_folded_is_neither_folded_nor_saved_as_if_it_were_not(tmp_path: Path) -> None:
+def test_what_is_folded_is_neither_folded_nor_saved_as_if_it_were_not(tmp_path):
     model = looped()
     with pytest.raises(ValueError, match="folded already"):
         fold(model, 0.9)

@@ -6,16 +6,13 @@ The quick cells hold every pair of values of the five columns; `pytest -m slow` 
 import copy
 import itertools
 import re
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from naive import naive_weights
-from torch import Tensor, nn
 from torch.func import functional_call
 from zoo import ZOO, Specimen
 
@@ -39,8 +36,8 @@ class Cell(NamedTuple):
     upsampler: str
     budget: str
 
-    def options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {
+    def options(self):
+        options = {
             "budget": self.budget,
             "generator": self.generator,
             "upsampler": self.upsampler,
@@ -54,7 +51,7 @@ class Cell(NamedTuple):
         return options
 
 
-def quick_cells() -> list[Cell]:
+def quick_cells():
     """Return cells that hold every pair of values of two columns."""
     return [
         Cell(
@@ -81,7 +78,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell(cell: Cell, tmp_path: Path) -> None:
+def test_every_cell(cell, tmp_path):
     options = feasible(cell, cell.options())
     if not is_new(cell, options):
         return
@@ -97,7 +94,7 @@ def test_every_cell(cell: Cell, tmp_path: Path) -> None:
     is_itself_in_every_form(model, cell.specimen, inputs, tmp_path)
 
 
-def feasible(cell: Cell, options: dict[str, Any]) -> dict[str, Any]:
+def feasible(cell, options):
     """Return the options, at the smallest budget that the error names if theirs is below it."""
     try:
         npas.plan(cell.specimen.make(), **options)
@@ -108,7 +105,7 @@ def feasible(cell: Cell, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def is_new(cell: Cell, options: dict[str, Any]) -> bool:
+def is_new(cell, options):
     """Return whether the upsampler plays a part; if none does, the plan is that of `inter`."""
     plan = npas.plan(cell.specimen.make(), **options)
     if cell.upsampler == "inter" or any(layer.upsampler for layer in plan.layers):
@@ -118,7 +115,7 @@ def is_new(cell: Cell, options: dict[str, Any]) -> bool:
     return False
 
 
-def keeps_its_budget(model: nn.Module, dense: nn.Module, at_floor: bool) -> None:
+def keeps_its_budget(model, dense, at_floor):
     plan = npas.allocation(model)
     used, allowed = npas.count_parameters(model), plan.budget.allowed
     assert used == plan.budget.used <= allowed
@@ -128,7 +125,7 @@ def keeps_its_budget(model: nn.Module, dense: nn.Module, at_floor: bool) -> None
     assert len(list(model.parameters())) == len({p.data_ptr() for p in model.parameters()})
 
 
-def first_gradients(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def first_gradients(model, inputs, labels):
     model.zero_grad()
     F.cross_entropy(model(inputs), labels).backward()
     gradients = {}
@@ -138,7 +135,7 @@ def first_gradients(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[st
     return gradients
 
 
-def reaches_every_parameter(specimen: Specimen, gradients: Mapping[str, Tensor]) -> None:
+def reaches_every_parameter(specimen, gradients):
     for name, gradient in gradients.items():
         if name.startswith("npas_bank"):
             assert (gradient != 0).float().mean() >= specimen.reached, name
@@ -146,9 +143,7 @@ def reaches_every_parameter(specimen: Specimen, gradients: Mapping[str, Tensor])
             assert gradient.any(), name
 
 
-def agrees_with_the_naive_form(
-    model: nn.Module, dense: nn.Module, inputs: Tensor, labels: Tensor
-) -> None:
+def agrees_with_the_naive_form(model, dense, inputs, labels):
     model, dense, inputs = copy.deepcopy(model).double(), dense.double(), inputs.double()
     parameters = dict(model.named_parameters())
     loss = F.cross_entropy(model(inputs), labels)
@@ -165,7 +160,7 @@ def agrees_with_the_naive_form(
         )
 
 
-def learns(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+def learns(model, inputs, labels):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     losses = []
     for _ in range(STEPS + 1):
@@ -179,9 +174,7 @@ def learns(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
 
 
 @torch.no_grad()
-def is_itself_in_every_form(
-    model: nn.Module, specimen: Specimen, inputs: Tensor, folder: Path
-) -> None:
+def is_itself_in_every_form(model, specimen, inputs, folder):
     """Copied, saved and loaded, materialized: equal to the bit, and apart from the original."""
     outputs = model.eval()(inputs)
     with torch.inference_mode():

@@ -4,8 +4,6 @@ import copy
 import pickle
 import types
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from zoo import Residual
 
 import npas
 
-ASKED: dict[str, tuple[Callable[[Any], object], str]] = {
+ASKED = {
     "freezing a stage": (lambda m: m.stage1.requires_grad_(False), r"requires_grad_\(\) of a part"),
     "freezing a layer": (lambda m: m.head.requires_grad_(False), r"requires_grad_\(\) of a part"),
     "freezing one by one": (
@@ -28,7 +26,7 @@ ASKED: dict[str, tuple[Callable[[Any], object], str]] = {
 
 
 @pytest.mark.parametrize("asked", ASKED)
-def test_a_part_asked_for_its_parameters_warns_at_the_line_that_asks(asked: str) -> None:
+def test_a_part_asked_for_its_parameters_warns_at_the_line_that_asks(asked):
     ask, said = ASKED[asked]
     with pytest.warns(UserWarning, match=said + ".*share without it") as caught:
         ask(shared())
@@ -36,20 +34,20 @@ def test_a_part_asked_for_its_parameters_warns_at_the_line_that_asks(asked: str)
     assert "\n" not in str(caught[0].message)
 
 
-def in_library(name: str, function: str) -> Callable[[nn.Module], object]:
+def in_library(name, function):
     """Return a library's function that asks a module for its parameters."""
     library = types.ModuleType(name)
     exec(f"def {function}(m): return list(m.parameters())", library.__dict__)
     return library.__dict__[function]
 
 
-def materialized(model: Any) -> object:
+def materialized(model):
     parameters = [*npas.materialize(model).get_submodule("stage1").parameters()]
     assert "parameters" not in model.stage1.__dict__
     return parameters
 
 
-def moved_out(model: Any) -> object:
+def moved_out(model):
     """Take a part out before the network is materialized: it is dense, too."""
     part, model.stage1 = model.stage1, nn.Identity()
     npas.materialize(model)
@@ -58,7 +56,7 @@ def moved_out(model: Any) -> object:
     return list(part.parameters())
 
 
-SILENT: dict[str, Callable[[Any], object]] = {
+SILENT = {
     "the whole": lambda m: (list(m.parameters()), m.requires_grad_(True)),
     "what shares nothing": lambda m: m.stage1[0].norm.requires_grad_(False),
     "an owner of the whole": lambda m: list(nn.ModuleList([m]).parameters()),
@@ -74,18 +72,18 @@ SILENT: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("asked", SILENT)
-def test_nobody_else_is_warned(asked: str) -> None:
+def test_nobody_else_is_warned(asked):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         SILENT[asked](shared())
 
 
-def test_a_library_that_freezes_a_part_is_warned() -> None:
+def test_a_library_that_freezes_a_part_is_warned():
     with pytest.warns(UserWarning, match=r"^parameters\(\) of a part lacks"):
         in_library("transformers.models", "freeze_base_model")(shared().get_submodule("stage1"))
 
 
-def test_a_part_in_a_group_of_its_own_is_frozen_with_its_bank() -> None:
+def test_a_part_in_a_group_of_its_own_is_frozen_with_its_bank():
     """As the documentation says."""
     groups = {"stage1.*": "frozen", "*": "trained"}
     model = npas.share(Residual(), 0.5, groups=groups)
@@ -95,7 +93,7 @@ def test_a_part_in_a_group_of_its_own_is_frozen_with_its_bank() -> None:
             parameter.requires_grad_(False)
     optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), 0.1)
 
-    def weights() -> dict[str, torch.Tensor]:
+    def weights():
         dense = npas.materialize(copy.deepcopy(model))
         return {name: p.detach() for name, p in dense.named_parameters()}
 
@@ -106,7 +104,7 @@ def test_a_part_in_a_group_of_its_own_is_frozen_with_its_bank() -> None:
     assert moved == {name for name in before if not name.startswith("stage1.")}
 
 
-def test_an_optimizer_made_before_sharing_is_named_once() -> None:
+def test_an_optimizer_made_before_sharing_is_named_once():
     model = Mlp()
     optimizer = torch.optim.AdamW([{"params": [p]} for p in model.parameters()])
     model(torch.ones(2, 12)).sum().backward()
@@ -116,7 +114,7 @@ def test_an_optimizer_made_before_sharing_is_named_once() -> None:
     assert len(caught) == 1 and caught[0].filename == __file__
 
 
-HELD: dict[str, Callable[[Any], object]] = {
+HELD = {
     "state_dict": lambda m: m.state_dict(),
     "deepcopy": copy.deepcopy,
     "variable": lambda m: m.head.last.weight,
@@ -125,7 +123,7 @@ HELD: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("held", HELD)
-def test_copies_and_what_stays_unshared_raise_no_alarm(held: str) -> None:
+def test_copies_and_what_stays_unshared_raise_no_alarm(held):
     model = Mlp()
     there = HELD[held](model)
     with warnings.catch_warnings():

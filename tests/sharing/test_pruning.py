@@ -1,14 +1,11 @@
 """Pruned filters: masks, what is left without them, which are chosen, what is refused."""
 
 import copy
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import npas
 from npas import models
@@ -16,7 +13,7 @@ from npas.models import InputSpec
 from npas.sharing import pruning
 
 SPEC = InputSpec((3, 16, 16), 10)
-FAMILIES: dict[str, dict[str, Any]] = {
+FAMILIES = {
     "vgg": {},
     "vgg, hidden": {"hidden": 16},
     "resnet_cifar": {"depth": 8},
@@ -26,7 +23,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(name: str = "wrn", budget: float | None = None) -> nn.Module:
+def build(name="wrn", budget=None):
     """Build a network whose filters have masks, and whose norms are as trained ones are."""
     torch.manual_seed(0)
     config = models.family(name.partition(",")[0]).Config(**FAMILIES[name])
@@ -40,15 +37,13 @@ def build(name: str = "wrn", budget: float | None = None) -> nn.Module:
     return pruning.mask_filters(model, models.filters_of(config, model))
 
 
-def batch(size: int = 4) -> Tensor:
+def batch(size=4):
     return torch.randn(size, 3, 16, 16, generator=torch.manual_seed(1)).double()
 
 
 @pytest.mark.parametrize("budget", [None, 0.5])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_shrunk_network_computes_what_the_masked_one_does(
-    name: str, budget: float | None
-) -> None:
+def test_a_shrunk_network_computes_what_the_masked_one_does(name, budget):
     model = build(name, budget)
     images = batch()
     before = model.eval()(images)
@@ -59,7 +54,7 @@ def test_a_shrunk_network_computes_what_the_masked_one_does(
     small = pruning.shrink(copy.deepcopy(model))
     torch.testing.assert_close(small(images), expected, rtol=1e-12, atol=1e-12)
     for conv, mask_F in kept.items():
-        module: Any = small.get_submodule(conv)
+        module = small.get_submodule(conv)
         assert len(module.weight) == module.out_channels == mask_F.sum() < len(mask_F)
     assert not any(name.endswith("kept") for name in small.state_dict())
     assert not any(module._forward_hooks for module in small.modules())
@@ -78,7 +73,7 @@ def test_a_shrunk_network_computes_what_the_masked_one_does(
     assert all(p.grad is not None and p.grad.shape == p.shape for p in again.parameters())
 
 
-def test_a_pruned_filter_stays_out_of_training() -> None:
+def test_a_pruned_filter_stays_out_of_training():
     model = build("vgg").train()
     pruning.prune_filters(model, 0.5)
     mask_F = pruning.kept_filters(model)["features.0"]
@@ -91,12 +86,12 @@ def test_a_pruned_filter_stays_out_of_training() -> None:
         assert (gradient[~mask_F] == 0).all() and (gradient[mask_F] != 0).any()
 
 
-def test_magnitudes_are_l1_norms_and_ranks_those_of_the_maps_behind_relu() -> None:
+def test_magnitudes_are_l1_norms_and_ranks_those_of_the_maps_behind_relu():
     model, images = build("resnet_cifar").eval(), batch(3)
     conv = "stages.1.0.conv1"
     weight = model.get_parameter(f"{conv}.weight")
     assert torch.equal(pruning.magnitudes(model)[conv], weight.detach().abs().sum((1, 2, 3)))
-    maps: list[Tensor] = []
+    maps = []
     hook = model.get_submodule("stages.1.0.norm1").register_forward_hook(
         lambda module, args, output: maps.append(output.detach().relu())
     )
@@ -108,14 +103,14 @@ def test_magnitudes_are_l1_norms_and_ranks_those_of_the_maps_behind_relu() -> No
     assert found.tolist() == expected.tolist() and expected.max() > expected.min()
 
 
-def test_ranking_leaves_every_module_in_its_own_mode() -> None:
+def test_ranking_leaves_every_module_in_its_own_mode():
     model = build("wrn", budget=0.5).train()
     frozen = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
     pruning.feature_ranks(model, lambda: model(batch(2)))
     assert model.training and not frozen.training
 
 
-def test_the_lowest_go_first_and_none_comes_back() -> None:
+def test_the_lowest_go_first_and_none_comes_back():
     model = build("wrn")
     scores = {c: torch.arange(len(m)).double() for c, m in pruning.kept_filters(model).items()}
     first = pruning.prune_filters(model, {"stages.0.*": 0.25, "stages.[01].*": 0.5}, scores)
@@ -130,9 +125,7 @@ def test_the_lowest_go_first_and_none_comes_back() -> None:
     assert pruning.prune_filters(model, 0.75, alike)["stages.0.0.conv1"] == [4, 5]
 
 
-def test_a_masked_network_is_saved_and_loaded_into_one_that_is_masked_alike(
-    tmp_path: Path,
-) -> None:
+def test_a_masked_network_is_saved_and_loaded_into_one_that_is_masked_alike(tmp_path):
     model = build("vgg", 0.5)
     pruning.prune_filters(model, 0.5)
     npas.save(model, tmp_path / "saved")
@@ -150,7 +143,7 @@ def test_a_masked_network_is_saved_and_loaded_into_one_that_is_masked_alike(
         torch.testing.assert_close(pruning.shrink(again)(images), before)
 
 
-REFUSED: list[tuple[Callable[[nn.Module], object], str]] = [
+REFUSED = [
     (lambda m: pruning.prune_filters(m, {"fc": 0.5}), "pruned is 'fc': there are stages.0.0.conv1"),
     (lambda m: pruning.prune_filters(m, {"*": 1.0}), "at least 0 and below 1, got 1.0"),
     (lambda m: pruning.prune_filters(m, 0.9), "leaves none of the 8 filters of stages.0.0.conv1"),
@@ -184,16 +177,14 @@ REFUSED: list[tuple[Callable[[nn.Module], object], str]] = [
 
 
 @pytest.mark.parametrize(("ask", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_what_cannot_be_is_refused_in_one_line(
-    ask: Callable[[nn.Module], object], message: str
-) -> None:
+def test_what_cannot_be_is_refused_in_one_line(ask, message):
     model = build("wrn")
     with pytest.raises(ValueError, match=message.replace("[", "\\[")) as error:
         ask(model)
     assert "\n" not in str(error.value)
 
 
-def test_the_small_network_that_hrank_would_leave_has_hand_counted_parameters() -> None:
+def test_the_small_network_that_hrank_would_leave_has_hand_counted_parameters():
     """Of ResNet-8 half the inner filters: each takes a filter, a norm's two, and a channel."""
     model = build("resnet_cifar")
     dense = npas.count_parameters(model)

@@ -3,32 +3,30 @@
 import copy
 import gc
 import weakref
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from zoo import ZOO, Residual, Specimen
+from torch import nn
+from zoo import ZOO, Residual
 
 import npas
 from npas.sharing.bank import Block
 
 
-def gradients(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+def gradients(model, loss):
     model.zero_grad()
     loss().backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+def assert_equal(a, b):
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
-def twins(specimen: Specimen, budget: float, **options: str) -> tuple[nn.Module, nn.Module]:
+def twins(specimen, budget, **options):
     made = [
         npas.share(specimen.make(), budget, recompute=recompute, **options)  # type: ignore[arg-type]
         for recompute in (False, True)
@@ -39,7 +37,7 @@ def twins(specimen: Specimen, budget: float, **options: str) -> tuple[nn.Module,
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize(("budget", "upsampler"), [(0.4, "inter"), (0.4, "wavg"), (2.3, "mask")])
 @pytest.mark.parametrize("specimen", ZOO, ids=lambda s: s.name)
-def test_gradients_are_the_same(specimen: Specimen, budget: float, upsampler: str) -> None:
+def test_gradients_are_the_same(specimen, budget, upsampler):
     usual, again = twins(specimen, budget, upsampler=upsampler)
     inputs, labels = specimen.batch()
     expected = gradients(usual, lambda: F.cross_entropy(usual(inputs), labels))
@@ -53,9 +51,7 @@ def test_gradients_are_the_same(specimen: Specimen, budget: float, upsampler: st
 @pytest.mark.parametrize(
     ("budget", "optimizer"), [(0.4, torch.optim.SGD), (2.3, torch.optim.AdamW)]
 )
-def test_a_step_between_forward_and_backward_is_refused(
-    budget: float, optimizer: Callable[..., torch.optim.Optimizer], form: str
-) -> None:
+def test_a_step_between_forward_and_backward_is_refused(budget, optimizer, form):
     """Also a fused one, which moves no version counter; a step of others' parameters is none."""
     choice = {"for-loop": {"foreach": False}}.get(form, {form: True})
     for model in twins(ZOO[0], budget, upsampler="mask"):
@@ -73,9 +69,9 @@ def test_a_step_between_forward_and_backward_is_refused(
             value.backward()
 
 
-def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
+def saved_bytes(model, inputs):
     """Count what the graph of one forward pass keeps alive of generated weights."""
-    seen: list[weakref.ref[Tensor]] = []
+    seen = []
     handles = [
         module.register_forward_hook(lambda m, *_: seen.append(weakref.ref(m.weight)))
         for module in model.modules()
@@ -90,27 +86,27 @@ def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
     return alive
 
 
-def test_weights_are_dropped_after_use() -> None:
+def test_weights_are_dropped_after_use():
     usual, again = (npas.share(Residual(), 1.0, recompute=flag) for flag in (False, True))
     inputs = torch.randn(2, 3, 6, 6)
     assert saved_bytes(again, inputs) <= 1 < 10 < saved_bytes(usual, inputs)
 
 
-def test_a_layer_used_in_a_loop_is_generated_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_used_in_a_loop_is_generated_again_once(monkeypatch):
     class Loop(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.step, self.head = nn.Linear(16, 16), nn.Linear(16, 16)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             for _ in range(10):
                 x = torch.tanh(self.step(x))
             return self.head(x)
 
-    made: list[object] = []
+    made = []
     weights = Block.weights
 
-    def counted(self: Block, *others: Any) -> list[Tensor]:
+    def counted(self, *others):
         made.append(self)
         return weights(self, *others)
 
@@ -122,19 +118,19 @@ def test_a_layer_used_in_a_loop_is_generated_again_once(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_graph_that_is_never_used_goes_away(recompute: bool) -> None:
+def test_a_graph_that_is_never_used_goes_away(recompute):
     model = npas.share(Residual(), 1.0, recompute=recompute)
-    alive: list[weakref.ref[Tensor]] = []
+    alive = []
     for module in model.modules():
         module.register_forward_hook(lambda m, i, output: alive.append(weakref.ref(output)))
     model(torch.randn(2, 3, 6, 6))
     assert all(ref() is None for ref in alive), "without the garbage collector's help"
 
 
-def test_no_hook_stays_behind() -> None:
+def test_no_hook_stays_behind():
     model = npas.share(Residual(), 0.6, recompute=True)
 
-    def hooks() -> object:
+    def hooks():
         return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
     model(torch.randn(2, 3, 6, 6))
@@ -143,7 +139,7 @@ def test_no_hook_stays_behind() -> None:
         model(torch.randn(2, 4, 6, 6))
     assert hooks() is None
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     handle = model.get_submodule("stage2").register_forward_pre_hook(interrupt)
@@ -155,24 +151,24 @@ def test_no_hook_stays_behind() -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_autocast_rounds_the_weights_of_rounding_layers_alone(recompute: bool) -> None:
+def test_autocast_rounds_the_weights_of_rounding_layers_alone(recompute):
     class Mixed(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.table = nn.Embedding(30, 16)
             self.first = nn.Linear(16, 16)
             self.tied = nn.Linear(16, 30, bias=False)
             self.tied.weight = self.table.weight
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             return self.tied(torch.tanh(self.first(self.table(x)))).float()
 
     tokens, labels = torch.arange(8), torch.arange(8) + 3
     torch.manual_seed(0)
     model = npas.share(Mixed(), 1.5, recompute=recompute)
-    seen: dict[str, torch.dtype] = {}
+    seen = {}
 
-    def note(name: str) -> None:
+    def note(name):
         layer = model.get_submodule(name)
         layer.register_forward_hook(lambda m, *_: seen.update({name: m.weight.dtype}))
 

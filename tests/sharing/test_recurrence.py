@@ -1,7 +1,6 @@
 """Layers are compared by what they mix: the similarity matrix, the reward, the ties."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -16,11 +15,11 @@ from npas.sharing.layer_similarity import recurrence_reward, similarity, tie
 TWO = [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]
 
 
-def names(*places: str) -> list[str]:
+def names(*places):
     return [f"blocks.{place}.weight" for place in places]
 
 
-def test_the_matrix_is_the_absolute_cosine_of_what_layers_mix() -> None:
+def test_the_matrix_is_the_absolute_cosine_of_what_layers_mix():
     model = chain()
     rows = [[1.0, 0.0, 0.0], [-2.0, 0.0, 0.0], [1.0, 1.0, 0.0], *repeated([[0.0, 0.0, 3.0]], 9)]
     set_rows(model, rows)
@@ -35,7 +34,7 @@ def test_the_matrix_is_the_absolute_cosine_of_what_layers_mix() -> None:
     assert plain["matrix"][0][:3] == [1.0, 1.0, 0.707107]  # type: ignore[index]
 
 
-def test_layers_of_different_templates_are_not_compared() -> None:
+def test_layers_of_different_templates_are_not_compared():
     model = shared(2.0)  # layers of several sizes read different templates of one bank
     (found,) = similarity(model)
     layers = {layer.name: layer for layer in npas.allocation(model).layers}
@@ -46,7 +45,7 @@ def test_layers_of_different_templates_are_not_compared() -> None:
     assert any(None in row for row in found.to_dict()["matrix"])  # type: ignore[attr-defined]
 
 
-def test_the_reward_is_the_mean_cosine_over_all_pairs() -> None:
+def test_the_reward_is_the_mean_cosine_over_all_pairs():
     model = chain()
     rows = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
     set_rows(model, rows.tolist())
@@ -57,12 +56,12 @@ def test_the_reward_is_the_mean_cosine_over_all_pairs() -> None:
 
 
 @pytest.mark.parametrize("generator", ["wavg", "emb"])
-def test_the_reward_has_the_right_gradient(generator: str) -> None:
+def test_the_reward_has_the_right_gradient(generator):
     model = chain(generator=generator).double()
     names = [name for name, _ in model.named_parameters() if "npas_" in name and "bank" not in name]
     starts = [model.get_parameter(name).detach().clone().requires_grad_() for name in names]
 
-    def reward(*tensors: torch.Tensor) -> torch.Tensor:
+    def reward(*tensors):
         parameters = dict(zip(names, tensors, strict=True))
         with nn.utils.stateless._reparametrize_module(model, parameters):
             return recurrence_reward(model)
@@ -70,14 +69,14 @@ def test_the_reward_has_the_right_gradient(generator: str) -> None:
     assert torch.autograd.gradcheck(reward, starts)
 
 
-def test_nothing_to_make_alike_is_refused() -> None:
+def test_nothing_to_make_alike_is_refused():
     with pytest.raises(ValueError, match="no two layers mix the same templates"):
         recurrence_reward(chain(generator="avg"))
     with pytest.raises(ValueError, match="not shared"):
         similarity(nn.Linear(2, 2))
 
 
-def test_ties_set_what_agrees_equal_and_leave_the_rest() -> None:
+def test_ties_set_what_agrees_equal_and_leave_the_rest():
     model = chain()
     near = [1.0, 0.01, 0.0]
     set_rows(model, [[1.0, 0.0, 0.0], near, [-1.0, 0.0, 0.0], *repeated([[0.0, 1.0, 1.0]], 9)])
@@ -91,7 +90,7 @@ def test_ties_set_what_agrees_equal_and_leave_the_rest() -> None:
     assert torch.equal(after[2:], before[2:])
 
 
-def test_each_two_of_those_tied_agree() -> None:
+def test_each_two_of_those_tied_agree():
     """A chain of neighbours does not tie its ends."""
     model = chain(2)
     angles = torch.linspace(0, 1.1, 12)
@@ -107,12 +106,12 @@ def test_each_two_of_those_tied_agree() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 1.5, float("nan"), "auto", None])
-def test_a_threshold_that_is_no_cosine_is_refused(threshold: Any) -> None:
+def test_a_threshold_that_is_no_cosine_is_refused(threshold):
     with pytest.raises(ValueError, match="above 0, up to 1"):
         tie(chain(), threshold)
 
 
-def test_sparse_coefficients_start_with_one_template_each() -> None:
+def test_sparse_coefficients_start_with_one_template_each():
     model = chain(3, coefficient_init="sparse")
     rows = model.get_parameter("npas_coefficients_0_3")
     assert torch.equal(rows, torch.eye(3).repeat(4, 1))
@@ -120,7 +119,7 @@ def test_sparse_coefficients_start_with_one_template_each() -> None:
 
 
 @pytest.mark.parametrize("templates", [3, 12, 20])
-def test_released_coefficients_start_as_one_orthogonal_matrix(templates: int) -> None:
+def test_released_coefficients_start_as_one_orthogonal_matrix(templates):
     """Of more layers than templates the rows are shorter than one, and no scale makes up for it."""
     model = chain(templates, coefficient_init="released")
     rows = model.get_parameter(f"npas_coefficients_0_{templates}").detach()

@@ -4,7 +4,6 @@ import itertools
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,17 +17,17 @@ from npas.sharing.layers import LayerSpec
 from npas.sharing.released_layout import allocate_reference
 
 ORACLE = Path(__file__).parent / "oracle"
-ALLOCATORS: list[dict[str, Any]] = json.loads((ORACLE / "layouts.json").read_text())
+ALLOCATORS = json.loads((ORACLE / "layouts.json").read_text())
 RECORDED = [record for record in ALLOCATORS if "layers" in record]
 FAILED = [record for record in ALLOCATORS if "error" in record]
 GENERATION = sorted(path.stem for path in ORACLE.glob("[mu]*.npz"))  # the search has its own test
 
 
-def named(record: dict[str, Any]) -> str:
+def named(record):
     return f"{record['arch']}-{record['max_params']}-{record['groups']}-{record['upsample']}"
 
 
-def reference(record: dict[str, Any], entries: list[Any]) -> npas.Allocation:
+def reference(record, entries):
     specs = [
         LayerSpec(name, tuple(shape), "conv2d" if len(shape) == 4 else "linear")
         for _, name, shape, _, _ in entries
@@ -44,7 +43,7 @@ def reference(record: dict[str, Any], entries: list[Any]) -> npas.Allocation:
 
 
 @pytest.mark.parametrize("record", RECORDED, ids=named)
-def test_layouts_agree(record: dict[str, Any]) -> None:
+def test_layouts_agree(record):
     entries = sorted(record["layers"], key=lambda entry: entry[0] or 0)
     plan = reference(record, entries)
     recorded = {entry[1]: entry[4] for entry in entries}
@@ -67,7 +66,7 @@ def test_layouts_agree(record: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("record", FAILED, ids=named)
-def test_where_the_released_code_stops_we_say_why(record: dict[str, Any]) -> None:
+def test_where_the_released_code_stops_we_say_why(record):
     twin = next(other for other in RECORDED if other["arch"] == record["arch"])
     entries = sorted(twin["layers"], key=lambda entry: entry[0] or 0)
     groups = {0: lambda shape: len(shape), -1: str}
@@ -82,11 +81,11 @@ def test_where_the_released_code_stops_we_say_why(record: dict[str, Any]) -> Non
 class Plain(nn.Module):
     """Layers of the recorded shapes, no biases."""
 
-    def __init__(self, layers: list[dict[str, Any]]) -> None:
+    def __init__(self, layers):
         super().__init__()
         for layer in layers:
             shape = layer["shape"]
-            made: nn.Module = (
+            made = (
                 nn.Conv2d(shape[1], shape[0], shape[2], bias=False)
                 if layer["kind"] == "SConv2d"
                 else nn.Linear(shape[1], shape[0], bias=False)
@@ -95,7 +94,7 @@ class Plain(nn.Module):
 
 
 @pytest.mark.parametrize("case", GENERATION)
-def test_weights_and_gradients_agree(case: str) -> None:
+def test_weights_and_gradients_agree(case):
     arrays = np.load(ORACLE / f"{case}.npz")
     meta = json.loads(str(arrays["meta"]))
     model = Plain(meta["layers"]).double()
@@ -113,7 +112,7 @@ def test_weights_and_gradients_agree(case: str) -> None:
         for group in plan.groups
     ]
     tensors = dict(model.named_parameters())
-    expected: dict[str, list[tuple[torch.Tensor, str]]] = {}
+    expected = {}
     with torch.no_grad():
         at = 0
         for g, group in enumerate(plan.groups):
@@ -121,7 +120,7 @@ def test_weights_and_gradients_agree(case: str) -> None:
                 bank = tensors[f"npas_bank_{g}"]
                 bank.copy_(torch.from_numpy(arrays[f"bank_{numbers[g]}"]))
                 expected[f"npas_bank_{g}"] = [(bank, f"gbank_{numbers[g]}")]
-            rows: dict[int, int] = {}
+            rows = {}
             for layer in group.layers:
                 number = layer.name[5 : layer.name.index(".")]
                 k = len(layer.templates)
@@ -156,7 +155,7 @@ def test_weights_and_gradients_agree(case: str) -> None:
 
 
 @pytest.mark.parametrize("budget", ["2%", "10%", "50%"])
-def test_the_last_layer_to_draw_a_region_decides_its_spread(budget: str) -> None:
+def test_the_last_layer_to_draw_a_region_decides_its_spread(budget):
     """The released order, the reverse of `Counter.most_common`, painted value by value."""
     record = next(r for r in RECORDED if r["arch"] == "wrn-16-2" and r["groups"] == 1)
     model = Plain(

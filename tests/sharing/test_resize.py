@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import npas
 from npas.sharing import upsample
@@ -23,19 +23,19 @@ SHAPES = {
 }
 
 
-def draw(shape: tuple[int, int], dtype: torch.dtype, seed: int = 0) -> Tensor:
+def draw(shape, dtype, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 @pytest.fixture(params=[None, 64], ids=["usual tiles", "small tiles"])
-def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def tiles(request, monkeypatch):
     if request.param:
         monkeypatch.setattr(upsample, "TILE", request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", SHAPES)
-def test_backward_is_the_transpose_of_forward(name: str, dtype: torch.dtype) -> None:
+def test_backward_is_the_transpose_of_forward(name, dtype):
     """<R x, y> = <x, R^T y> to rounding, and R is what float64 positions make of it."""
     before, after = SHAPES[name]
     x, y = draw(before, dtype).requires_grad_(), draw(after, dtype, seed=1)
@@ -51,7 +51,7 @@ def test_backward_is_the_transpose_of_forward(name: str, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if "huge" not in name])
-def test_tiles_and_plain_operations_agree_to_the_bit(name: str, tiles: None) -> None:
+def test_tiles_and_plain_operations_agree_to_the_bit(name, tiles):
     before, after = SHAPES[name]
     x, y = draw(before, torch.float32), draw(after, torch.float32, seed=1)
     plain, backward = torch.func.vjp(lambda source: resize(source, after), x)
@@ -61,18 +61,18 @@ def test_tiles_and_plain_operations_agree_to_the_bit(name: str, tiles: None) -> 
     torch.testing.assert_close(gradient, backward(y)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_half_precision_is_rounded_once() -> None:
+def test_half_precision_is_rounded_once():
     x = draw((6, 10), torch.bfloat16)
     assert torch.equal(resize(x, (8, 13)), resize(x.float(), (8, 13)).bfloat16())
 
 
-def test_derivatives_of_any_order() -> None:
+def test_derivatives_of_any_order():
     x = draw((3, 4), torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda s: resize(s, (5, 7)), x)
     assert torch.autograd.gradgradcheck(lambda s: resize(s, (5, 7)) ** 2, x)
 
 
-def test_the_variance_is_that_of_independent_values() -> None:
+def test_the_variance_is_that_of_independent_values():
     x = draw((5000, 8), torch.float32)
     made = torch.stack([resize(row.view(2, 4), (3, 7)) for row in x])
     assert float(made.square().mean()) == pytest.approx(mean_variance((2, 4), (3, 7)), rel=0.03)
@@ -81,13 +81,13 @@ def test_the_variance_is_that_of_independent_values() -> None:
 class Positions(nn.Module):
     """A position table as vision transformers hold it, 1 x N x D, and a small layer."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.table = nn.Parameter(torch.randn(1, 40, 64))
         self.small = nn.Linear(8, 8, bias=False)
 
 
-def test_a_position_table_is_resized_as_rows_of_positions() -> None:
+def test_a_position_table_is_resized_as_rows_of_positions():
     model = Positions()
     (group,) = npas.allocation(npas.share(model, 0.4)).groups
     (table,) = (layer for layer in group.layers if layer.upsampler)
@@ -97,7 +97,7 @@ def test_a_position_table_is_resized_as_rows_of_positions() -> None:
     assert gradient is not None and bool((gradient[: table.template_size] != 0).all())
 
 
-def test_a_table_that_was_allocated_as_one_row_still_is() -> None:
+def test_a_table_that_was_allocated_as_one_row_still_is():
     data = npas.allocation(npas.share(Positions(), 0.4)).to_dict()
     (layer,) = (layer for layer in data["layers"] if layer["upsampler"])
     layer["source"] = [1, layer["template_size"]]

@@ -4,7 +4,6 @@ import copy
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import npas.configs
 import numpy as np
@@ -19,22 +18,22 @@ from test_matrix import (
     learns,
     reaches_every_parameter,
 )
-from torch import Tensor, nn
-from zoo import ZOO, Specimen
+from torch import nn
+from zoo import ZOO
 
 import npas
 from npas.sharing.blocks import block_of
 from npas.sharing.folding import fold, load_folded, save_folded
 from npas.sharing.init import layer_depths
 
-SCHEMES: list[dict[str, Any]] = [
+SCHEMES = [
     {"coefficient_init": "legendre", "train_coefficients": False, "groups": "shape"},
     {"coefficient_init": "cosine", "train_coefficients": False, "low_rank": 1},
     {"coefficient_init": "legendre", "generator": "emb", "low_rank": 2},
     {"low_rank": 2, "groups": "shape", "upsampler": "mask"},
 ]
 BUDGETS = ("50%", "100%", "230%")
-LOW: list[dict[str, Any]] = [
+LOW = [
     {"generator": "channels", "coefficient_init": "sparse"},
     {"generator": "basis", "groups": "type"},
     {"generator": "hash"},
@@ -52,9 +51,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("specimen", "scheme", "budget"), CASES, ids=[f"{s.name}-{b}-{o}" for s, o, b in CASES]
 )
-def test_every_network_keeps_what_is_promised(
-    specimen: Specimen, scheme: dict[str, Any], budget: str, tmp_path: Path
-) -> None:
+def test_every_network_keeps_what_is_promised(specimen, scheme, budget, tmp_path):
     asked = budget
     try:
         model = npas.share(specimen.make(), budget, **scheme)
@@ -81,7 +78,7 @@ def test_every_network_keeps_what_is_promised(
 class Block(nn.Module):
     """An attention's and an MLP's matrices, by the names that transformers give them."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width):
         super().__init__()
         self.attention = nn.ModuleDict(
             {"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)}
@@ -91,7 +88,7 @@ class Block(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         """Map (N, L, C) to the same."""
         q, k, v = self.attention["qkv"](self.norm(x)).chunk(3, -1)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -102,12 +99,12 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A small language model with a tied head."""
 
-    def __init__(self, layers: int = 5, width: int = 16) -> None:
+    def __init__(self, layers=5, width=16):
         super().__init__()
         self.tokens, self.positions = nn.Embedding(30, width), nn.Embedding(8, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(layers))
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens):
         """Map tokens (N, 8) to logits (N, 30), of the token behind the last."""
         x = self.tokens(tokens) + self.positions.weight
         for block in self.blocks:
@@ -115,7 +112,7 @@ class Transformer(nn.Module):
         return (x @ self.tokens.weight.T)[:, -1]
 
 
-def transformer(**options: int) -> nn.Module:
+def transformer(**options):
     torch.manual_seed(0)
     return Transformer(**options)
 
@@ -123,13 +120,13 @@ def transformer(**options: int) -> nn.Module:
 TOKENS = torch.arange(32).remainder(29).view(4, 8)
 
 
-def weight_of(model: nn.Module, name: str) -> Tensor:
+def weight_of(model, name):
     path, _, attribute = name.rpartition(".")
     return getattr(model.get_submodule(path), attribute).detach()
 
 
 @pytest.mark.parametrize("basis", ["legendre", "cosine"])
-def test_coefficients_are_functions_of_depth(basis: str) -> None:
+def test_coefficients_are_functions_of_depth(basis):
     model = npas.share(
         transformer(), templates=4, groups="place", exclude="@embeddings",
         coefficient_init=basis, train_coefficients=False,
@@ -150,7 +147,7 @@ def test_coefficients_are_functions_of_depth(basis: str) -> None:
 
 @pytest.mark.parametrize("basis", ["legendre", "cosine"])
 @pytest.mark.parametrize("train", [True, False])
-def test_generated_weights_keep_their_spread(basis: str, train: bool) -> None:
+def test_generated_weights_keep_their_spread(basis, train):
     dense = transformer(width=48)
     spreads = {name: float(p.detach().std()) for name, p in dense.named_parameters()}
     model = npas.share(
@@ -162,7 +159,7 @@ def test_generated_weights_keep_their_spread(basis: str, train: bool) -> None:
         assert found == pytest.approx(spreads[layer.name], rel=0.15), layer.name
 
 
-def test_depth_counts_among_the_layers_of_a_group_and_shape() -> None:
+def test_depth_counts_among_the_layers_of_a_group_and_shape():
     plan = npas.plan(transformer(), 1.0, groups="depth:2", exclude="@embeddings")
     depths = {
         layer.name: depth
@@ -173,7 +170,7 @@ def test_depth_counts_among_the_layers_of_a_group_and_shape() -> None:
     assert found == [-1.0, 0.0, 1.0, -1.0, 1.0]
 
 
-def test_a_layer_of_its_own_shape_weighs_all_its_templates() -> None:
+def test_a_layer_of_its_own_shape_weighs_all_its_templates():
     model = npas.share(
         nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 9)), 2.5,
         coefficient_init="legendre", train_coefficients=False,
@@ -182,8 +179,8 @@ def test_a_layer_of_its_own_shape_weighs_all_its_templates() -> None:
     assert rows and all((row.abs() > 1e-3).all() for row in rows)
 
 
-def test_fixed_coefficients_stay_and_are_saved(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"coefficient_init": "cosine", "train_coefficients": False}
+def test_fixed_coefficients_stay_and_are_saved(tmp_path):
+    options = {"coefficient_init": "cosine", "train_coefficients": False}
     model = npas.share(transformer(), 0.6, **options)
     before = {n: b.clone() for n, b in model.named_buffers() if n.startswith("npas_fixed")}
     assert before
@@ -216,12 +213,12 @@ def test_fixed_coefficients_stay_and_are_saved(tmp_path: Path) -> None:
         ({"exclude": "@middle"}, "choose @embeddings, @first, @last"),
     ],
 )
-def test_what_cannot_be_is_said(options: dict[str, Any], says: str) -> None:
+def test_what_cannot_be_is_said(options, says):
     with pytest.raises(ValueError, match=says):
         npas.share(transformer(), **{"budget": 0.9, **options})
 
 
-def test_a_selector_needs_blocks_and_no_embeddings() -> None:
+def test_a_selector_needs_blocks_and_no_embeddings():
     plain = nn.ModuleDict({name: nn.Linear(8, 8) for name in "ab"})
     assert len(npas.plan(plain, 0.9, exclude="@embeddings").layers) == 2
     with pytest.raises(ValueError, match="exclude='@last' selects nothing: no blocks here"):
@@ -231,7 +228,7 @@ def test_a_selector_needs_blocks_and_no_embeddings() -> None:
 # --- low-rank corrections
 
 
-def test_a_correction_starts_at_nothing_and_then_adds_its_product() -> None:
+def test_a_correction_starts_at_nothing_and_then_adds_its_product():
     plain = npas.share(transformer(), 0.6, exclude="@embeddings", templates=None)
     model = npas.share(transformer(), 0.8, exclude="@embeddings", low_rank=2)
     names = [layer.name for layer in npas.allocation(model).layers]
@@ -244,7 +241,7 @@ def test_a_correction_starts_at_nothing_and_then_adds_its_product() -> None:
     torch.testing.assert_close(weight_of(model, names[0]), before + (left @ right).detach())
 
 
-def test_corrections_are_counted() -> None:
+def test_corrections_are_counted():
     plan = npas.plan(transformer(), 0.8, exclude="@embeddings", low_rank=2)
     shapes = [layer.shape for layer in plan.layers if layer.rank]
     assert plan.split["low_rank"] == sum(2 * (rows + columns) for rows, columns in shapes) > 0
@@ -255,7 +252,7 @@ def test_corrections_are_counted() -> None:
     assert {layer.shape for layer in high.layers if not layer.rank} == {(16, 16)}
 
 
-def test_weights_generated_again_are_corrected_too() -> None:
+def test_weights_generated_again_are_corrected_too():
     found = []
     for recompute in (False, True):
         model = npas.share(transformer(), 0.8, low_rank=2, recompute=recompute)
@@ -277,7 +274,7 @@ def test_weights_generated_again_are_corrected_too() -> None:
     ],
     ids=str,
 )
-def test_folding_keeps_the_outputs(options: dict[str, Any], tmp_path: Path) -> None:
+def test_folding_keeps_the_outputs(options, tmp_path):
     model = npas.share(transformer(layers=9), 0.5, groups="place", **options).eval()
     for name, parameter in model.named_parameters():
         if name.startswith("npas_left"):
@@ -295,7 +292,7 @@ def test_folding_keeps_the_outputs(options: dict[str, Any], tmp_path: Path) -> N
 
 # --- presets
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS = {
     "no_embeddings": {"budget": 0.4},
     "sparse_start": {"budget": 0.5},
     "sandwich": {"budget": 0.8},
@@ -312,15 +309,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 FOLDER = Path(npas.configs.__path__[0]) / "sharing"
 
 
-def preset(name: str) -> dict[str, Any]:
+def preset(name):
     """Return a preset's own keys, those of its base among them."""
-    raw: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
+    raw = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
     bases = [base for base in raw.pop("defaults", []) if base != "ssn"]
     return {k: v for base in bases for k, v in preset(base).items()} | raw
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_shares_within_its_budget(name: str) -> None:
+def test_a_preset_shares_within_its_budget(name):
     model = npas.share(transformer(), **PRESETS[name], **preset(name))
     plan = npas.allocation(model)
     assert npas.count_parameters(model) == plan.budget.used <= plan.budget.allowed
@@ -347,5 +344,5 @@ def test_a_preset_shares_within_its_budget(name: str) -> None:
         ("conv1.weight", None),
     ],
 )
-def test_a_block_is_known_by_its_number(name: str, block: str | None) -> None:
+def test_a_block_is_known_by_its_number(name, block):
     assert block_of(name) == block

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ ORACLE = Path(__file__).parent / "oracle" / "learn_groups_small.npz"
 class Mixed(nn.Module):
     """Layers of many kinds and shapes, some of them not shared."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 3)
         self.convs = nn.ModuleList(nn.Conv2d(16, 16, 3, bias=False) for _ in range(4))
@@ -32,13 +31,13 @@ class Mixed(nn.Module):
         self.rnn = nn.GRU(16, 8)
 
 
-def searched(budget: str | float = 0.5, **options: Any) -> nn.Module:
+def searched(budget=0.5, **options):
     torch.manual_seed(0)
     model = Mixed()
     return apply(model, plan_search(model, budget, **options))
 
 
-def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def weights(model):
     return {
         layer.name: getattr(model.get_submodule(owner), leaf)
         for layer in npas.allocation(model).layers
@@ -46,7 +45,7 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def test_weights_and_gradients_are_the_released_codes() -> None:
+def test_weights_and_gradients_are_the_released_codes():
     arrays = np.load(ORACLE)
     layers = json.loads(str(arrays["meta"]))["layers"]
     model = nn.Module().double()
@@ -80,7 +79,7 @@ def test_weights_and_gradients_are_the_released_codes() -> None:
 
 @pytest.mark.parametrize("generator", ["avg", "wavg", "emb"])
 @pytest.mark.parametrize("templates", [2, 4, 5])
-def test_the_budget_is_kept_to_what_does_not_divide(generator: str, templates: int) -> None:
+def test_the_budget_is_kept_to_what_does_not_divide(generator, templates):
     model, allowed_before = Mixed(), 0
     for budget in [*range(1100, 9000, 149), "100%", "300%"]:
         asked = f"{budget / 1000}K" if isinstance(budget, int) else budget
@@ -97,7 +96,7 @@ def test_the_budget_is_kept_to_what_does_not_divide(generator: str, templates: i
     assert group.bank <= templates * largest and plan.budget.allowed < plan.budget.dense
 
 
-def test_a_budget_too_small_names_the_smallest() -> None:
+def test_a_budget_too_small_names_the_smallest():
     with pytest.raises(ValueError, match=r"needs at least \S+: ask for budget=\S+K or") as error:
         plan_search(Mixed(), "0.2K")
     smallest = str(error.value).split("budget=")[2].split()[0]
@@ -111,9 +110,7 @@ def test_a_budget_too_small_names_the_smallest() -> None:
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("budget", [0.3, 1.0])
-def test_weights_start_with_the_spread_of_their_layers(
-    budget: float, options: dict[str, Any]
-) -> None:
+def test_weights_start_with_the_spread_of_their_layers(budget, options):
     torch.manual_seed(0)
     dense = {name: p.detach().square().mean() for name, p in Mixed().named_parameters()}
     model = searched(budget, **options)
@@ -124,7 +121,7 @@ def test_weights_start_with_the_spread_of_their_layers(
     assert min(ratios) > 0.5 and max(ratios) < 2
 
 
-def test_the_vectors_are_the_coefficients_or_the_embeddings() -> None:
+def test_the_vectors_are_the_coefficients_or_the_embeddings():
     model = searched()
     rows = search_vectors(model)
     assert [*rows] == [layer.name for layer in npas.allocation(model).layers]
@@ -136,9 +133,7 @@ def test_the_vectors_are_the_coefficients_or_the_embeddings() -> None:
 
 @pytest.mark.parametrize("softmax", [False, True])
 @pytest.mark.parametrize("generator", ["wavg", "emb"])
-def test_all_layers_start_alike_so_that_what_differs_was_learned(
-    generator: str, softmax: bool
-) -> None:
+def test_all_layers_start_alike_so_that_what_differs_was_learned(generator, softmax):
     model = searched(generator=generator, softmax=softmax)
     rows = torch.stack([*search_vectors(model).values()])
     assert bool((rows == rows[0]).all())
@@ -146,7 +141,7 @@ def test_all_layers_start_alike_so_that_what_differs_was_learned(
         assert rows[0].tolist() == [0.5] * 4
 
 
-def test_gradients_in_the_template_add_up_to_the_banks() -> None:
+def test_gradients_in_the_template_add_up_to_the_banks():
     """What all layers ask of the template, each by its coefficients, is the bank's gradient."""
     model = searched()
     generated = weights(model)

@@ -3,7 +3,6 @@
 import copy
 import re
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,12 +20,10 @@ from npas.utils.printing import Grid, Shown
     [(0.05, "avg", u) for u in ("inter", "repeat", "mask", "wavg")]
     + [(budget, g, "inter") for budget in (0.3, 2.5) for g in ("avg", "wavg", "emb")],
 )
-def test_generated_weights_start_with_the_dense_spread(
-    budget: float, generator: str, upsampler: str
-) -> None:
+def test_generated_weights_start_with_the_dense_spread(budget, generator, upsampler):
     """Layers of different fan-in read one bank; each starts with its own variance."""
 
-    def build() -> nn.Sequential:
+    def build():
         torch.manual_seed(0)
         return nn.Sequential(
             nn.Conv2d(16, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 32, 1),
@@ -34,7 +31,7 @@ def test_generated_weights_start_with_the_dense_spread(
         )  # fmt: skip
 
     spread = {name: float(p.detach().std()) for name, p in build().named_parameters()}
-    ratios: dict[str, list[float]] = {}
+    ratios = {}
     for seed in range(6):
         model = npas.share(build(), budget, generator=generator, upsampler=upsampler, seed=seed)
         for layer in npas.allocation(model).layers:
@@ -48,7 +45,7 @@ def test_generated_weights_start_with_the_dense_spread(
         assert mean_square == pytest.approx(1, abs=0.12), (name, values)
 
 
-def test_coefficients_start_orthogonal_across_the_layers_of_a_size() -> None:
+def test_coefficients_start_orthogonal_across_the_layers_of_a_size():
     model = npas.share(Residual(), 2.5)
     coefficients = model.get_parameter("npas_coefficients_0_8").detach()
     same = [
@@ -62,13 +59,13 @@ def test_coefficients_start_orthogonal_across_the_layers_of_a_size() -> None:
     torch.testing.assert_close(products, torch.eye(len(same)), atol=1e-5, rtol=0)
 
 
-def test_same_seed_same_network_other_seed_another() -> None:
+def test_same_seed_same_network_other_seed_another():
     states = [npas.share(ZOO[0].make(), 0.5, seed=seed).state_dict() for seed in (3, 3, 4)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["npas_bank_0"], states[2]["npas_bank_0"])
 
 
-def test_what_fails_while_sharing_leaves_the_network_dense(tmp_path: Path) -> None:
+def test_what_fails_while_sharing_leaves_the_network_dense(tmp_path):
     mixed = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 8), nn.Linear(8, 8))
     mixed[3].half()
     with pytest.raises(ValueError, match="put them in different groups"):
@@ -84,7 +81,7 @@ def test_what_fails_while_sharing_leaves_the_network_dense(tmp_path: Path) -> No
     assert npas.plan(other, 0.5).budget.used > 0
 
 
-def test_norms_and_biases_stay_and_patterns_choose() -> None:
+def test_norms_and_biases_stay_and_patterns_choose():
     plan = npas.plan(Residual(), 0.5)
     assert {layer.name for layer in plan.layers} == {
         name for name, p in Residual().named_parameters() if p.ndim > 1
@@ -117,9 +114,7 @@ def test_norms_and_biases_stay_and_patterns_choose() -> None:
         ({"templates": 2}, "groups of one shape"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_changes(
-    options: dict[str, object], says: str
-) -> None:
+def test_what_cannot_be_is_refused_before_anything_changes(options, says):
     model = Residual()
     before = list(model.state_dict())
     with pytest.raises(ValueError, match=says):
@@ -127,7 +122,7 @@ def test_what_cannot_be_is_refused_before_anything_changes(
     assert list(model.state_dict()) == before
 
 
-def test_sharing_twice_and_asking_a_dense_network_are_refused() -> None:
+def test_sharing_twice_and_asking_a_dense_network_are_refused():
     model = npas.share(Residual(), 0.3)
     with pytest.raises(ValueError, match="shared already"):
         npas.share(model, 0.3)
@@ -138,7 +133,7 @@ def test_sharing_twice_and_asking_a_dense_network_are_refused() -> None:
             ask(Residual())  # type: ignore[operator]
 
 
-def test_dropping_weights_that_look_trained_warns() -> None:
+def test_dropping_weights_that_look_trained_warns():
     fresh = Residual()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -150,13 +145,13 @@ def test_dropping_weights_that_look_trained_warns() -> None:
 
 
 @pytest.mark.parametrize("thing", [[1], nn.Linear, None])
-def test_what_is_no_network_is_refused(thing: object) -> None:
+def test_what_is_no_network_is_refused(thing):
     for verb in (npas.share, npas.plan):
         with pytest.raises(ValueError, match=r"is no network: pass an nn\.Module"):
             verb(thing, 0.5)  # type: ignore[operator]
 
 
-def test_the_summary_tells_layers_groups_and_what_was_asked_allowed_and_used() -> None:
+def test_the_summary_tells_layers_groups_and_what_was_asked_allowed_and_used():
     model = npas.share(Residual(), 0.3, groups="type", exclude="stem.weight")
     plan, text = npas.allocation(model), npas.summary(model)
     lines = text.splitlines()
@@ -174,7 +169,7 @@ def test_the_summary_tells_layers_groups_and_what_was_asked_allowed_and_used() -
     assert f"used {used:,} (" in text
 
 
-def test_a_notebook_shows_the_summary_as_tables() -> None:
+def test_a_notebook_shows_the_summary_as_tables():
     model = npas.share(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)), 0.6)
     shown = npas.summary(model)
     text, html = str(shown), shown._repr_html_()
@@ -189,7 +184,7 @@ def test_a_notebook_shows_the_summary_as_tables() -> None:
     assert "<b>" not in hostile and "<script>" not in hostile and "&amp;" in hostile
 
 
-def test_alike_is_what_agrees_in_all_but_its_index() -> None:
+def test_alike_is_what_agrees_in_all_but_its_index():
     model = nn.ModuleDict(
         {
             "blocks": nn.ModuleList([nn.Linear(16, 16) for _ in range(12)]),
@@ -205,13 +200,13 @@ def test_alike_is_what_agrees_in_all_but_its_index() -> None:
     ]  # fmt: skip
 
 
-def flops(model: nn.Module) -> int:
+def flops(model):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(INPUTS)
     return int(counter.get_total_flops())
 
 
-def test_counting_operations_finds_the_dense_networks_flops() -> None:
+def test_counting_operations_finds_the_dense_networks_flops():
     model, dense = shared().eval(), flops(Residual().eval())
     assert flops(model) > dense  # the weights are made once
     assert flops(model) == dense

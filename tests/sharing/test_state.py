@@ -2,13 +2,12 @@
 
 import copy
 import io
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from tiny import INPUTS, Mlp, bank, loss, mlp, outputs, shared
-from torch import Tensor, nn
+from torch import nn
 
 import npas
 
@@ -16,16 +15,16 @@ import npas
 class Wrapper(nn.Module):
     """A network as trainers do: as an attribute, beside a head of its own."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model):
         super().__init__()
         self.model = model
         self.head = nn.Linear(5, 2)
 
-    def training_step(self, inputs: Tensor) -> Tensor:
+    def training_step(self, inputs):
         return self.head(self.model(inputs)).square().mean()
 
 
-def test_every_tensor_stands_once_and_in_a_stable_order() -> None:
+def test_every_tensor_stands_once_and_in_a_stable_order():
     model, other = (shared(0.1, seed, generator="emb", upsampler="mask") for seed in (0, 3))
     names = [name for name, _ in model.named_parameters()]
     for twin in (other, copy.deepcopy(model)):
@@ -36,7 +35,7 @@ def test_every_tensor_stands_once_and_in_a_stable_order() -> None:
 
 
 @pytest.mark.parametrize("assign", [False, True])
-def test_a_state_dict_loads_by_copy_and_by_assignment(assign: bool) -> None:
+def test_a_state_dict_loads_by_copy_and_by_assignment(assign):
     model, other = shared().eval(), shared(seed=5).eval()
     outputs(other)  # weights are kept; the load must end that
     assert str(other.load_state_dict(model.state_dict(), assign=assign)) == (
@@ -48,7 +47,7 @@ def test_a_state_dict_loads_by_copy_and_by_assignment(assign: bool) -> None:
 
 
 @pytest.mark.parametrize("wrap", [Wrapper, nn.Sequential], ids=["attribute", "sequential"])
-def test_as_a_part_of_something_larger_the_bank_takes_its_prefix(wrap: type[nn.Module]) -> None:
+def test_as_a_part_of_something_larger_the_bank_takes_its_prefix(wrap):
     whole, other = wrap(shared()), wrap(shared(seed=5))  # type: ignore[call-arg]
     prefix = next(iter(whole.state_dict())).partition(".")[0]
     assert f"{prefix}.npas_bank_0" in whole.state_dict()
@@ -64,7 +63,7 @@ def test_as_a_part_of_something_larger_the_bank_takes_its_prefix(wrap: type[nn.M
 
 
 @pytest.mark.parametrize("through_model", [False, True])
-def test_safetensors_writes_no_aliases(tmp_path: Path, through_model: bool) -> None:
+def test_safetensors_writes_no_aliases(tmp_path, through_model):
     model, other = shared().eval(), shared(seed=5).eval()
     path = str(tmp_path / "weights.safetensors")
     if through_model:
@@ -78,9 +77,9 @@ def test_safetensors_writes_no_aliases(tmp_path: Path, through_model: bool) -> N
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_whole_module_can_be_pickled_with_or_without_a_wrapper(wrapped: bool) -> None:
+def test_a_whole_module_can_be_pickled_with_or_without_a_wrapper(wrapped):
     model = shared().eval()
-    whole: nn.Module = nn.Sequential(model) if wrapped else model
+    whole = nn.Sequential(model) if wrapped else model
     outputs(model)  # kept weights stay out of the file
     buffer = io.BytesIO()
     torch.save(whole, buffer)
@@ -94,7 +93,7 @@ def test_a_whole_module_can_be_pickled_with_or_without_a_wrapper(wrapped: bool) 
     assert isinstance(back.get_submodule("0.stem" if wrapped else "stem"), nn.Conv2d)
 
 
-def test_copying_a_part_alone_warns_that_its_bank_is_not_in_it() -> None:
+def test_copying_a_part_alone_warns_that_its_bank_is_not_in_it():
     model = shared()
     with pytest.warns(UserWarning, match="copied by itself"):
         part = copy.deepcopy(model.get_submodule("stage1"))
@@ -104,7 +103,7 @@ def test_copying_a_part_alone_warns_that_its_bank_is_not_in_it() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_every_way_to_a_dtype_takes_banks_and_gradients_along(dtype: torch.dtype) -> None:
+def test_every_way_to_a_dtype_takes_banks_and_gradients_along(dtype):
     name = {torch.float16: "half", torch.bfloat16: "bfloat16", torch.float64: "double"}[dtype]
     expected = outputs(shared().eval()).to(dtype)
     for model in (getattr(shared(), name)(), shared().to(dtype), shared().type(dtype)):
@@ -118,10 +117,10 @@ def test_every_way_to_a_dtype_takes_banks_and_gradients_along(dtype: torch.dtype
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_dense_state_dict_is_pointed_to_a_fit(nested: bool) -> None:
+def test_a_dense_state_dict_is_pointed_to_a_fit(nested):
     torch.manual_seed(1)
     dense = Mlp()
-    model: nn.Module = copy.deepcopy(mlp())
+    model = copy.deepcopy(mlp())
     if nested:
         model, dense = nn.ModuleDict({"part": model}), nn.ModuleDict({"part": dense})
     before = {name: value.clone() for name, value in model.state_dict().items()}

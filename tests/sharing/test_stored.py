@@ -2,14 +2,11 @@
 
 import json
 import warnings
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 import npas
 from npas.sharing import storage
@@ -21,30 +18,30 @@ BUDGETS = {"wavg": 0.6, "emb": 2.0, "avg": 0.3}
 class Net(nn.Module):
     """Two convolutions of one shape, one larger linear layer, a norm and a buffer."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.body = nn.Sequential(nn.Conv1d(4, 4, 2), nn.BatchNorm1d(4), nn.Conv1d(4, 4, 2))
         self.gru = nn.GRU(4, 5)
         self.head = nn.Linear(5, 80)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.head(self.gru(self.body(x).permute(2, 0, 1))[0])
 
 
 INPUTS = torch.randn(3, 4, 9, generator=torch.Generator().manual_seed(0))
 
 
-def network(seed: int = 1) -> nn.Module:
+def network(seed=1):
     torch.manual_seed(seed)
     return Net().eval()
 
 
 @torch.no_grad()
-def outputs(model: nn.Module) -> Tensor:
+def outputs(model):
     return model(INPUTS)
 
 
-def edit(folder: Path, change: Callable[[Any], Any], name: str = "allocation.json") -> None:
+def edit(folder, change, name="allocation.json"):
     """Change the description, which then says no more by what it was written with."""
     data = json.loads((folder / name).read_text())
     del data[storage.DIGEST]
@@ -52,14 +49,12 @@ def edit(folder: Path, change: Callable[[Any], Any], name: str = "allocation.jso
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     npas.save(npas.share(network(0), 0.6, upsampler="mask"), tmp_path)
     return tmp_path
 
 
-def attempt(
-    folder: Path, dense: nn.Module, load: Callable[..., nn.Module] = npas.load
-) -> str | None:
+def attempt(folder, dense, load=npas.load):
     """Load; return the one line of a refusal, with the network checked to be as it was."""
     values = {k: (v, v.clone()) for k, v in dense.state_dict(keep_vars=True).items()}
     classes = [type(module) for module in dense.modules()]
@@ -82,19 +77,17 @@ def attempt(
     return says
 
 
-def check_refused(
-    folder: Path, dense: nn.Module, load: Callable[..., nn.Module] = npas.load
-) -> str:
+def check_refused(folder, dense, load=npas.load):
     """Load; return the one line of the refusal, which there must be."""
     says = attempt(folder, dense, load)
     assert says is not None
     return says
 
 
-def put(*path: Any) -> Callable[[Any], Any]:
+def put(*path):
     """Return a change that sets the value at a path: its last item."""
 
-    def change(data: Any) -> Any:
+    def change(data):
         node = data
         for key in path[:-2]:
             node = node[key]
@@ -104,10 +97,10 @@ def put(*path: Any) -> Callable[[Any], Any]:
     return change
 
 
-def drop(*path: Any) -> Callable[[Any], Any]:
+def drop(*path):
     """Return a change that deletes the value at a path."""
 
-    def change(data: Any) -> Any:
+    def change(data):
         node = data
         for key in path[:-1]:
             node = node[key]
@@ -153,7 +146,7 @@ EDITS = {
 }
 
 
-def _add(data: Any, count: int) -> Any:
+def _add(data, count):
     """Count more parameters that are not shared, wherever they are counted."""
     data["unshared"] += count
     data["split"]["unshared"] += count
@@ -163,19 +156,17 @@ def _add(data: Any, count: int) -> Any:
     return data
 
 
-def _back(data: Any) -> list[int]:
+def _back(data):
     return data["layers"][0]["templates"][::-1]
 
 
 @pytest.mark.parametrize("change, says", EDITS.values(), ids=EDITS)
-def test_an_edited_plan_that_does_not_hold_together_is_refused(
-    folder: Path, change: Callable[[Any], Any], says: str
-) -> None:
+def test_an_edited_plan_that_does_not_hold_together_is_refused(folder, change, says):
     edit(folder, change)
     assert says in check_refused(folder, network())
 
 
-def test_what_was_changed_since_it_was_written_is_told_by_its_checksum(folder: Path) -> None:
+def test_what_was_changed_since_it_was_written_is_told_by_its_checksum(folder):
     path, weights = folder / "allocation.json", folder / "model.safetensors"
     data = json.loads(path.read_text())
     positions = data["layers"][0]["templates"]
@@ -190,7 +181,7 @@ def test_what_was_changed_since_it_was_written_is_told_by_its_checksum(folder: P
     assert "not the file that" in check_refused(folder, network())
 
 
-def test_folders_from_before_there_were_checksums_are_read(folder: Path) -> None:
+def test_folders_from_before_there_were_checksums_are_read(folder):
     expected = outputs(npas.load(folder, network()))
     for field in (storage.DIGEST, storage.WEIGHTS):
         path = folder / "allocation.json"
@@ -203,7 +194,7 @@ def test_folders_from_before_there_were_checksums_are_read(folder: Path) -> None
     assert torch.equal(outputs(npas.load(folder, network())), expected)
 
 
-TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+TENSORS = {
     "one lacks": (lambda t: t.pop("body.1.bias"), "lacks 'body.1.bias'"),
     "one more": (lambda t: t.update(more=torch.ones(1)), "'more'"),
     "no bank": (lambda t: t.pop("npas_bank_0"), "lacks 'npas_bank_0'"),
@@ -214,9 +205,7 @@ TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
 
 
 @pytest.mark.parametrize("change, says", TENSORS.values(), ids=TENSORS)
-def test_tensors_of_another_network_are_refused(
-    folder: Path, change: Callable[[dict[str, Tensor]], object], says: str
-) -> None:
+def test_tensors_of_another_network_are_refused(folder, change, says):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
@@ -224,7 +213,7 @@ def test_tensors_of_another_network_are_refused(
     assert says in check_refused(folder, network())
 
 
-def test_a_network_without_values_is_refused(folder: Path) -> None:
+def test_a_network_without_values_is_refused(folder):
     with pytest.raises(ValueError, match="meta device"):
         npas.load(folder, network().to("meta"))
 
@@ -232,12 +221,12 @@ def test_a_network_without_values_is_refused(folder: Path) -> None:
 class Chain(nn.Module):
     """Four blocks of one shape, each with a norm."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         blocks = (nn.Sequential(nn.Linear(9, 9), nn.BatchNorm1d(4)) for _ in range(4))
         self.blocks = nn.Sequential(*blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.blocks(x)
 
 
@@ -252,9 +241,7 @@ FOLDS = {
 
 
 @pytest.mark.parametrize("change, says", FOLDS.values(), ids=FOLDS)
-def test_an_edited_folding_is_refused(
-    tmp_path: Path, change: Callable[[Any], Any], says: str
-) -> None:
+def test_an_edited_folding_is_refused(tmp_path, change, says):
     torch.manual_seed(0)
     model = npas.share(Chain(), templates=2)
     with torch.no_grad():

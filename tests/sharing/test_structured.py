@@ -12,7 +12,7 @@ from npas.sharing.bank import BankReader, BufferPool
 from npas.sharing.hashing import HashedBlock, hashed_weight
 
 
-def test_hashed_layers_differ_and_read_every_value_equally_often() -> None:
+def test_hashed_layers_differ_and_read_every_value_equally_often():
     model = npas.share(transformer(), 0.1, exclude="@embeddings", generator="hash").double()
     layers = npas.allocation(model).layers
     alike = [weight_of(model, la.name).flatten() for la in layers if la.shape == (16, 16)]
@@ -32,7 +32,7 @@ def test_hashed_layers_differ_and_read_every_value_equally_often() -> None:
     assert float(times.max()) <= 2 * math.ceil(even)  # where the last row covers the one before
 
 
-def test_channels_start_as_the_layers_coefficients_would() -> None:
+def test_channels_start_as_the_layers_coefficients_would():
     found = {}
     for generator in ("wavg", "channels"):
         model = npas.share(
@@ -47,7 +47,7 @@ def test_channels_start_as_the_layers_coefficients_would() -> None:
     assert learned and all(k >= 1 and rows in (16, 48, 64) for k, rows in learned)
 
 
-def test_factorized_layers_share_nothing_and_a_basis_is_read_by_all() -> None:
+def test_factorized_layers_share_nothing_and_a_basis_is_read_by_all():
     plans = {
         generator: npas.plan(transformer(), 0.2, exclude="@embeddings", generator=generator)
         for generator in ("factorized", "basis")
@@ -59,7 +59,7 @@ def test_factorized_layers_share_nothing_and_a_basis_is_read_by_all() -> None:
         assert plan.budget.allowed - plan.budget.used <= len(plan.layers)
 
 
-def test_several_maps_make_upsampled_layers_differ() -> None:
+def test_several_maps_make_upsampled_layers_differ():
     for maps, alike in ((1, True), (4, False)):
         model = npas.share(transformer(), 0.1, exclude="@embeddings", upsample_templates=maps)
         plan = npas.allocation(model)
@@ -70,7 +70,7 @@ def test_several_maps_make_upsampled_layers_differ() -> None:
 
 
 @pytest.mark.parametrize("generator", ["hash", "basis", "channels", "factorized"])
-def test_weights_generated_again_have_the_same_gradients(generator: str) -> None:
+def test_weights_generated_again_have_the_same_gradients(generator):
     found = []
     for recompute in (False, True):
         model = npas.share(
@@ -83,11 +83,11 @@ def test_weights_generated_again_have_the_same_gradients(generator: str) -> None
 
 
 @pytest.mark.parametrize("bank", [20, 64, 70, 100])
-def test_hashed_reading_passes_gradcheck(bank: int) -> None:
+def test_hashed_reading_passes_gradcheck(bank):
     values = torch.randn(bank, dtype=torch.float64, requires_grad=True)
     scales = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
 
-    def read(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def read(values):
         blocks = [
             HashedBlock((i,), 12 * n, first, ((0, i),), ((4, 3 * n),))
             for i, (n, first) in enumerate([(7, 0), (5, 84)])

@@ -1,33 +1,30 @@
 """A network whose modules are changed after sharing is stored as it is then, or refused."""
 
 import copy
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrize, prune
 
 import npas
 
 INPUTS = torch.randn(3, 3, 5, 5, generator=torch.Generator().manual_seed(1))
-Surgery = Callable[["Net"], object]
 
 
 class Net(nn.Module):
     """Two convolutions with norms, a list of four equal blocks, a head that can be left out."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
         )
         self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
-        self.head: nn.Module = nn.Linear(8, 5)
+        self.head = nn.Linear(8, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         x = self.body(x).mean((2, 3))
         for block in self.blocks:
             x = block(x).tanh()
@@ -37,39 +34,39 @@ class Net(nn.Module):
 class Adapter(nn.Module):
     """Add a low-rank path to a layer."""
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base):
         super().__init__()
         self.base, self.down, self.up = base, nn.Linear(8, 2), nn.Linear(2, 8)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.base(x) + self.up(self.down(x))
 
 
-def dense(seed: int = 0) -> Net:
+def dense(seed=0):
     torch.manual_seed(seed)
     return Net().eval()
 
 
-def shared(**options: object) -> Net:
+def shared(**options):
     model = npas.share(dense(), 0.6, **options)  # type: ignore[arg-type]
     assert isinstance(model, Net)
     return model
 
 
 @torch.no_grad()
-def outputs(model: nn.Module) -> Tensor:
+def outputs(model):
     return model(INPUTS)
 
 
-def swap(m: Net) -> None:
+def swap(m):
     m.blocks[0], m.blocks[1] = m.blocks[1], m.blocks[0]
 
 
-def shorten(m: Net) -> None:
+def shorten(m):
     m.blocks = m.blocks[::2]
 
 
-FOLLOWED: dict[str, Surgery] = {
+FOLLOWED = {
     "nothing": lambda m: None,
     "an unshared head of another size": lambda m: setattr(m, "head", nn.Linear(8, 700)),
     "two layers swapped": swap,
@@ -87,9 +84,7 @@ FOLLOWED: dict[str, Surgery] = {
 
 
 @pytest.mark.parametrize("name", FOLLOWED)
-def test_what_is_followed_loads_with_the_same_outputs_and_is_counted(
-    name: str, tmp_path: Path
-) -> None:
+def test_what_is_followed_loads_with_the_same_outputs_and_is_counted(name, tmp_path):
     model = shared(exclude="head.*")
     outputs(model)  # weights are kept
     FOLLOWED[name](model)
@@ -109,7 +104,7 @@ def test_what_is_followed_loads_with_the_same_outputs_and_is_counted(
 
 
 GONE = "which is not in it any more"
-REFUSED: dict[str, tuple[Surgery, str]] = {
+REFUSED = {
     "the head replaced": (lambda m: setattr(m, "head", nn.Linear(8, 5)), f"'head.weight', {GONE}"),
     "the head deleted": (lambda m: setattr(m, "head", nn.Identity()), f"'head.weight', {GONE}"),
     "half of the layers": (shorten, f"'blocks.1.weight', {GONE}"),
@@ -126,9 +121,7 @@ REFUSED: dict[str, tuple[Surgery, str]] = {
 
 @pytest.mark.filterwarnings("ignore:a part of a shared network was copied:UserWarning")
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_no_file_could_describe_is_refused_but_for_materializing(
-    name: str, tmp_path: Path
-) -> None:
+def test_what_no_file_could_describe_is_refused_but_for_materializing(name, tmp_path):
     surgery, words = REFUSED[name]
     model = shared()
     surgery(model)
@@ -148,7 +141,7 @@ def test_what_no_file_could_describe_is_refused_but_for_materializing(
     assert not any("npas" in key for key in model.state_dict())
 
 
-def test_wrappers_inside_of_a_network_keep_its_names(tmp_path: Path) -> None:
+def test_wrappers_inside_of_a_network_keep_its_names(tmp_path):
     model = shared()
     expected = outputs(model)
     model.blocks[1] = checkpoint_wrapper(model.blocks[1])
@@ -164,15 +157,15 @@ def test_wrappers_inside_of_a_network_keep_its_names(tmp_path: Path) -> None:
 class Half(nn.Module):
     """Halve a tensor."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return x / 2
 
 
-def halve(model: nn.Module, name: str) -> None:
+def halve(model, name):
     parametrize.register_parametrization(model, name, Half())
 
 
-BANKS: dict[str, tuple[Callable[[nn.Module, str], object], Callable[[nn.Module, str], object]]] = {
+BANKS = {
     "pruned": (lambda m, name: prune.l1_unstructured(m, name, 0.5), prune.remove),
     "pruned twice": (
         lambda m, name: [prune.l1_unstructured(m, name, 0.3) for _ in "12"], prune.remove
@@ -183,7 +176,7 @@ BANKS: dict[str, tuple[Callable[[nn.Module, str], object], Callable[[nn.Module, 
 
 @pytest.mark.parametrize("kind", ["bank", "coefficients"])
 @pytest.mark.parametrize("change", BANKS)
-def test_a_bank_can_be_pruned_and_parametrized(change: str, kind: str, tmp_path: Path) -> None:
+def test_a_bank_can_be_pruned_and_parametrized(change, kind, tmp_path):
     """Read anywhere, trained, materialized; saved once that is undone."""
     model = shared()
     name = next(key for key, _ in model.named_parameters() if kind in key)
@@ -218,18 +211,18 @@ def test_a_bank_can_be_pruned_and_parametrized(change: str, kind: str, tmp_path:
     assert torch.equal(outputs(npas.load(tmp_path, dense(5))), expected)
 
 
-def write_back(model: Net) -> None:
+def write_back(model):
     """Write as adapters are merged, and look at another layer."""
     model.blocks[1].weight.data = model.blocks[1].weight.data + 0.1
     assert model.blocks[2].weight.shape == (8, 8)
 
 
-WRITES: dict[str, Surgery] = {
+WRITES = {
     "through data": lambda m: m.blocks[1].weight.data.add_(0.1),
     "other data": write_back,
     "in place": lambda m: m.blocks[1].weight.add_(0.1),
 }
-USES: dict[str, Callable[[nn.Module, Path], object]] = {
+USES = {
     "save": npas.save,
     "state_dict": lambda m, _: nn.Sequential(m).state_dict(),
     "deepcopy": lambda m, _: copy.deepcopy(m),
@@ -244,9 +237,7 @@ USES: dict[str, Callable[[nn.Module, Path], object]] = {
 @pytest.mark.parametrize("frozen", [False, True], ids=["without gradients", "frozen"])
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("use", USES)
-def test_a_written_weight_is_refused_before_it_is_lost(
-    write: str, use: str, frozen: bool, tmp_path: Path
-) -> None:
+def test_a_written_weight_is_refused_before_it_is_lost(write, use, frozen, tmp_path):
     """As adapters are merged: into the weights that evaluation or a frozen network keeps."""
     model = shared().requires_grad_(not frozen)
     expected = outputs(model)
@@ -258,7 +249,7 @@ def test_a_written_weight_is_refused_before_it_is_lost(
     USES[use](model, tmp_path)
 
 
-def test_weights_of_a_bank_that_changed_unseen_are_stale_and_not_written() -> None:
+def test_weights_of_a_bank_that_changed_unseen_are_stale_and_not_written():
     """Also those that are no numbers, and those in a dtype of their own."""
     for change in (lambda bank: bank.mul_(2), lambda bank: bank.fill_(float("nan"))):
         model = shared()

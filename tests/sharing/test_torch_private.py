@@ -24,9 +24,9 @@ class Probe(torch.autograd.Function):
         return gradient, gradient, None
 
 
-def test_a_backward_pass_has_a_number_and_knows_which_nodes_it_executes() -> None:
+def test_a_backward_pass_has_a_number_and_knows_which_nodes_it_executes():
     x, y = (torch.ones(2, requires_grad=True) * 1 for _ in range(2))
-    seen: list = []
+    seen = []
     assert private.backward_pass() == -1
     Probe.apply(x, y, seen).sum().backward(inputs=[x], retain_graph=True)
     Probe.apply(x, y, seen).sum().backward(inputs=[y])
@@ -35,7 +35,7 @@ def test_a_backward_pass_has_a_number_and_knows_which_nodes_it_executes() -> Non
     assert will == [True, False] and others == [False, True]
 
 
-def test_a_storage_tells_whether_a_tensor_uses_it() -> None:
+def test_a_storage_tells_whether_a_tensor_uses_it():
     tensor = torch.ones(3)
     storage = tensor.untyped_storage()
     assert private.is_shared_storage(storage)
@@ -43,16 +43,16 @@ def test_a_storage_tells_whether_a_tensor_uses_it() -> None:
     assert not private.is_shared_storage(storage)
 
 
-def test_hooks_on_saved_tensors_are_seen() -> None:
+def test_hooks_on_saved_tensors_are_seen():
     assert not private.has_saved_tensors_hooks()
     with saved_tensors_hooks(lambda t: t, lambda t: t):
         assert private.has_saved_tensors_hooks()
 
 
-def test_traces_are_seen() -> None:
-    seen: list[bool] = []
+def test_traces_are_seen():
+    seen = []
 
-    def note(x: torch.Tensor) -> torch.Tensor:
+    def note(x):
         seen.append(private.is_traced())
         return x * 2
 
@@ -67,8 +67,8 @@ def test_traces_are_seen() -> None:
     assert seen == [False, True, True, True, True]
 
 
-def test_a_selective_checkpoint_does_not_see_what_is_hidden() -> None:
-    saved: list[object] = []
+def test_a_selective_checkpoint_does_not_see_what_is_hidden():
+    saved = []
 
     def policy(ctx, operation, *args, **kwargs):
         saved.append(operation)
@@ -84,15 +84,15 @@ def test_a_selective_checkpoint_does_not_see_what_is_hidden() -> None:
     assert isinstance(private.hidden_from_checkpoints(), contextlib.nullcontext)
 
 
-def test_calls_that_run_are_found_and_told_from_those_that_have_ended() -> None:
+def test_calls_that_run_are_found_and_told_from_those_that_have_ended():
     class Note(torch.nn.Identity):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x):
             found = private.outermost_call({part, outer})
             assert found is not None and private.is_executing(found[0])
             calls.append(found)
             return x
 
-    calls: list = []
+    calls = []
     part = torch.nn.Sequential(Note())
     outer = torch.nn.Sequential(torch.nn.Identity(), part)
     torch.nn.Sequential(outer)(torch.ones(2))

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -14,7 +13,7 @@ QUICK = ["transformers/MambaForCausalLM", "torchvision/squeezenet1_1"]
 
 
 @pytest.fixture(scope="module")
-def zoo() -> ModuleType:
+def zoo():
     """Import the script, and what it imports from beside it."""
     path = sys.path.copy()
     sys.path.insert(0, str(SCRIPTS))
@@ -28,7 +27,7 @@ def zoo() -> ModuleType:
     return module
 
 
-def test_the_sweep_holds_all_of_torchvision_and_25_of_each_other_library(zoo: ModuleType) -> None:
+def test_the_sweep_holds_all_of_torchvision_and_25_of_each_other_library(zoo):
     from torchvision import models
 
     names = [case.name for case in zoo.all_cases()]
@@ -41,7 +40,7 @@ def test_the_sweep_holds_all_of_torchvision_and_25_of_each_other_library(zoo: Mo
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_few_architectures_pass(zoo: ModuleType, name: str) -> None:
+def test_a_few_architectures_pass(zoo, name):
     result = zoo.run(next(case for case in zoo.all_cases() if case.name == name))
     assert result["status"] == "passed", result
     for budget, found in result["budgets"].items():
@@ -50,7 +49,7 @@ def test_a_few_architectures_pass(zoo: ModuleType, name: str) -> None:
         assert found["bank_gradient_nonzero"] > 0.9
 
 
-def test_the_committed_results_are_whole_and_passed(zoo: ModuleType) -> None:
+def test_the_committed_results_are_whole_and_passed(zoo):
     for case in zoo.all_cases():
         result = json.loads((RESULTS / f"{case.name}.json").read_text())
         assert result["status"] == "passed", case.name

@@ -1,11 +1,10 @@
 """One small shared network, one batch and one training step, for tests that need no more."""
 
 import copy
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from zoo import Residual
 
 import npas
@@ -14,7 +13,7 @@ INPUTS = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(7))
 LABELS = torch.arange(4)
 
 
-def shared(budget: float = 0.4, seed: int = 0, **options: Any) -> nn.Module:
+def shared(budget=0.4, seed=0, **options):
     """Return a small residual network, shared; the seed also draws what stays unshared."""
     torch.manual_seed(seed)
     return npas.share(Residual(), budget, seed=seed, **options)
@@ -23,42 +22,42 @@ def shared(budget: float = 0.4, seed: int = 0, **options: Any) -> nn.Module:
 class Part(nn.Module):
     """Two linear layers and what stands between."""
 
-    def __init__(self, inner: int, outer: int) -> None:
+    def __init__(self, inner, outer):
         super().__init__()
         self.first, self.last = nn.Linear(inner, 16), nn.Linear(16, outer)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.last(torch.tanh(self.first(x)))
 
 
 class Mlp(nn.Module):
     """Four linear layers in two parts, quick to compile."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.body, self.head = Part(12, 16), Part(16, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.head(self.body(x).tanh())
 
 
-def mlp(budget: float = 0.7, **options: Any) -> nn.Module:
+def mlp(budget=0.7, **options):
     """Return a smaller shared network, quick to compile."""
     torch.manual_seed(0)
     return npas.share(Mlp(), budget, **options)
 
 
-def loss(model: nn.Module) -> Tensor:
+def loss(model):
     """Return the loss of one batch."""
     return F.cross_entropy(model(INPUTS), LABELS)
 
 
-def bank(model: nn.Module) -> nn.Parameter:
+def bank(model):
     """Return the one bank."""
     return model.get_parameter("npas_bank_0")
 
 
-def gradients(model: nn.Module) -> dict[str, Tensor]:
+def gradients(model):
     """Return the gradients of one step of a copy in evaluation mode."""
     model = copy.deepcopy(model).eval()
     model.zero_grad()
@@ -67,6 +66,6 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def outputs(model: nn.Module) -> Tensor:
+def outputs(model):
     """Return what the network answers to the batch."""
     return model(INPUTS)

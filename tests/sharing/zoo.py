@@ -4,27 +4,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 
 class Block(nn.Module):
     """A residual block of two 3x3 convolutions."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return x + self.conv2(torch.relu(self.norm(self.conv1(x))))
 
 
 class Residual(nn.Module):
     """Convolutions of several shapes, norms, a classifier."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
         self.stage1 = nn.Sequential(*[Block(8) for _ in range(3)])
@@ -32,7 +32,7 @@ class Residual(nn.Module):
         self.stage2 = nn.Sequential(*[Block(16) for _ in range(3)])
         self.head = nn.Linear(16, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         x = self.stage2(self.widen(self.stage1(self.stem(x))))
         return self.head(x.mean((2, 3)))
 
@@ -40,13 +40,13 @@ class Residual(nn.Module):
 class Reused(nn.Module):
     """One layer called three times in one forward pass."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.first = nn.Linear(12, 16)
         self.loop = nn.Linear(16, 16)
         self.last = nn.Linear(16, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         x = torch.tanh(self.first(x))
         for _ in range(3):
             x = torch.tanh(self.loop(x))
@@ -56,7 +56,7 @@ class Reused(nn.Module):
 class Tied(nn.Module):
     """Two layers that hold one parameter, as an embedding and its decoder do."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.encode = nn.Linear(12, 20, bias=False)
         self.middle = nn.Linear(20, 20)
@@ -64,19 +64,19 @@ class Tied(nn.Module):
         self.again.weight = self.encode.weight
         self.last = nn.Linear(20, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.last(torch.tanh(self.middle(torch.tanh(self.encode(x) + self.again(x)))))
 
 
 class Pooled(nn.Module):
     """A body on sequences (N, T, C), averaged over them, and a classifier."""
 
-    def __init__(self, body: nn.Module, width: int) -> None:
+    def __init__(self, body, width):
         super().__init__()
         self.body = body
         self.last = nn.Linear(width, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         x = self.body(x)
         if isinstance(x, tuple):  # a recurrent layer also returns its state
             x = x[0]
@@ -86,14 +86,14 @@ class Pooled(nn.Module):
 class Recurrences(nn.Module):
     """A bidirectional GRU, an LSTM with a projection, and a cell that is called at every step."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.gru = nn.GRU(6, 8, bidirectional=True, batch_first=True)
         self.lstm = nn.LSTM(16, 8, proj_size=6, batch_first=True)
         self.cell = nn.RNNCell(6, 8)
         self.last = nn.Linear(8, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         x, _ = self.gru(x)
         x, _ = self.lstm(x)
         state = x.new_zeros(len(x), 8)
@@ -105,7 +105,7 @@ class Recurrences(nn.Module):
 class CrossAttention(nn.Module):
     """Attention whose queries, keys and values differ in width: three weights, not one."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.values = nn.Linear(6, 10)
         self.attention = nn.MultiheadAttention(
@@ -113,14 +113,14 @@ class CrossAttention(nn.Module):
         )
         self.keys = nn.Linear(6, 8)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.attention(x, self.keys(x), self.values(x))[0]
 
 
 class Words(nn.Module):
     """Embeddings with a padding row, a bag of words, and a decoder tied to the embedding."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.embed = nn.Embedding(8, 12, padding_idx=0)
         self.bag = nn.EmbeddingBag(8, 12, padding_idx=0)
@@ -128,7 +128,7 @@ class Words(nn.Module):
         self.decode = nn.Linear(12, 8)
         self.decode.weight = self.embed.weight
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         words = ((x > 0) * torch.tensor([1, 2, 4])).sum(-1)
         return self.decode(torch.tanh(self.middle(self.embed(words).sum(1) + self.bag(words))))
 
@@ -136,19 +136,19 @@ class Words(nn.Module):
 class Conv1D(nn.Module):
     """A linear layer whose weight lies transposed, as in GPT-2."""
 
-    def __init__(self, out: int, width: int) -> None:
+    def __init__(self, out, width):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(width, out) * 0.2)
         self.bias = nn.Parameter(torch.zeros(out))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return x @ self.weight + self.bias
 
 
 class Bare(nn.Module):
     """Parameters without a layer: tables, tokens, lists and dictionaries of matrices."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.token = nn.Parameter(torch.zeros(1, 1, 6))  # constant, so that it stays as it is
         self.position = nn.Parameter(torch.randn(1, 8, 6) * 0.3)
@@ -157,7 +157,7 @@ class Bare(nn.Module):
         self.ends = nn.ParameterDict({"first": torch.randn(6, 9) * 0.4})
         self.mix = Conv1D(9, 9)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         x = torch.cat([self.token.expand(len(x), 1, 6), x], dim=1) + self.position
         for layer in self.layers:
             x = torch.tanh(self.relative @ x @ layer)
@@ -176,12 +176,12 @@ class Specimen:
     input_shape: tuple[int, ...]
     reached: float = 0.99
 
-    def make(self, seed: int = 0) -> nn.Module:
+    def make(self, seed=0):
         """Build the dense network with weights drawn from `seed`."""
         torch.manual_seed(seed)
         return self.build()
 
-    def batch(self, size: int = 4) -> tuple[Tensor, Tensor]:
+    def batch(self, size=4):
         """Return inputs and labels of five classes."""
         generator = torch.Generator().manual_seed(7)
         inputs = torch.randn(size, *self.input_shape, generator=generator)

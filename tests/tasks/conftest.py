@@ -3,9 +3,6 @@
 import functools
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
-from typing import Any
 
 import pytest
 import torch
@@ -23,10 +20,10 @@ MAZES = {
 
 
 @pytest.fixture(scope="session")
-def tiny_task() -> Callable[[str], Any]:
+def tiny_task():
     """Return a maker of the digits, with a validation part, and of a few mazes."""
 
-    def make(family: str) -> Any:
+    def make(family):
         module = tasks.family(family)
         digits = family == "digits"
         data = DataConfig(root="nowhere", val_fraction=0.1 if digits else None, download=False)
@@ -39,11 +36,11 @@ def tiny_task() -> Callable[[str], Any]:
 
 
 @pytest.fixture
-def fork() -> Iterator[Callable[..., BaseProcess]]:
+def fork():
     """Return a starter of processes, which have imported all already; the test's end ends them."""
-    started: list[BaseProcess] = []
+    started = []
 
-    def start(target: Callable[..., None], *args: Any) -> BaseProcess:
+    def start(target, *args):
         process = multiprocessing.get_context("fork").Process(target=target, args=args)
         started.append(process)
         with warnings.catch_warnings():

@@ -1,19 +1,13 @@
 """Measure as several ranks would, in one process."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
 
 
-def by_ranks(
-    task: Any, model: nn.Module, split: str, world: int, patch: Callable[[Any], None]
-) -> list[dict[str, float]]:
+def by_ranks(task, model, split, world, patch):
     """Measure as `world` ranks would, one after the other: count first, then add up and answer."""
-    counted: list[Tensor] = []
+    counted = []
 
-    def count(tensor: Tensor, ranks: int) -> Tensor:
+    def count(tensor, ranks):
         assert ranks == world
         counted.append(tensor.clone())
         return torch.ones_like(tensor)  # what an answer can be made of

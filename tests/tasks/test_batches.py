@@ -1,7 +1,5 @@
 """A batch, had whole or in parts, alone or among others, is the same samples each time."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -16,30 +14,30 @@ class Numbers(Task):
 
     name, device, samples = "x", torch.device("cpu"), "training images"
 
-    def __init__(self, seed: int = 0, size: int = 13) -> None:
+    def __init__(self, seed=0, size=13):
         self.seed, self.size = seed, size
 
-    def setup(self) -> None: ...
-    def inspect(self) -> dict[str, str]: ...
-    def loss(self, model: Any, batch: Batch) -> Any: ...
-    def evaluate(self, *of: Any) -> Any: ...
+    def setup(self): ...
+    def inspect(self): ...
+    def loss(self, model, batch): ...
+    def evaluate(self, *of): ...
 
     @property
-    def train_size(self) -> int:
+    def train_size(self):
         return self.size
 
-    def collate(self, index_B: torch.Tensor, epoch: int, step: int) -> Batch:
+    def collate(self, index_B, epoch, step):
         return Batch(index_B, step, len(index_B))
 
 
 @pytest.mark.parametrize("method", ["setup", "collate", "train_size", "loss", "evaluate"])
-def test_a_task_that_lacks_a_method_cannot_be_made(method: str) -> None:
+def test_a_task_that_lacks_a_method_cannot_be_made(method):
     methods = {name: value for name, value in vars(Numbers).items() if name != method}
     with pytest.raises(TypeError, match=method):
         type("Forgetful", (Task,), methods)()
 
 
-def test_an_unknown_family_is_refused_with_near_names() -> None:
+def test_an_unknown_family_is_refused_with_near_names():
     with pytest.raises(ValueError, match="did you mean digits"):
         tasks.family("digit")
     with pytest.raises(ValueError, match="choose from cifar, digits, grounding, imagenet"):
@@ -77,18 +75,18 @@ def test_an_unknown_family_is_refused_with_near_names() -> None:
         ("shortest_paths", {"val_samples": 10**8}, "task.val_samples must be at most"),
     ],
 )
-def test_keys_out_of_range_are_refused(family: str, slip: dict[str, Any], said: str) -> None:
+def test_keys_out_of_range_are_refused(family, slip, said):
     with pytest.raises(ValueError) as error:
         tasks.family(family).Config(**slip)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_full_batches_are_counted_and_an_order_depends_on_epoch_and_seed() -> None:
+def test_full_batches_are_counted_and_an_order_depends_on_epoch_and_seed():
     assert [Numbers(size=10).steps_per_epoch(size) for size in (1, 3, 10)] == [10, 3, 1]
     with pytest.raises(ValueError, match=r"batch_size=11 is more than the 10 training images of x"):
         Numbers(size=10).steps_per_epoch(11)
 
-    def order(seed: int, epoch: int) -> list[int]:
+    def order(seed, epoch):
         return [int(batch.inputs) for batch in Numbers(seed, 50).train_batches(epoch, 1)]
 
     orders = [order(*of) for of in ((0, 0), (0, 1), (1, 0), (0, 0))]
@@ -96,7 +94,7 @@ def test_full_batches_are_counted_and_an_order_depends_on_epoch_and_seed() -> No
     assert all(sorted(order) == list(range(50)) for order in orders)
 
 
-def test_ranks_have_equal_shares_of_each_batch() -> None:
+def test_ranks_have_equal_shares_of_each_batch():
     whole = [batch.inputs.tolist() for batch in Numbers().train_batches(2, 4)]
     assert len(whole) == 3
     for rank in (0, 1):
@@ -113,8 +111,8 @@ def test_ranks_have_equal_shares_of_each_batch() -> None:
     [(64, 3, 1, 63), (64, 1, 3, 63), (64, 2, 3, 66), (1, 4, 1, 4), (100, 8, 1, 96)],
 )
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(
-    batch: int, world: int, grad_accum_steps: int, nearest: int
-) -> None:
+    batch, world, grad_accum_steps, nearest
+):
     with pytest.raises(ValueError) as error:
         base.rank_share(batch, world, grad_accum_steps)
     assert str(error.value) == (
@@ -124,7 +122,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(
     assert base.rank_share(nearest, world, grad_accum_steps) * world * grad_accum_steps == nearest
 
 
-def same(one: Batch, other: Batch) -> bool:
+def same(one, other):
     return (
         torch.equal(one.inputs, other.inputs)
         and torch.equal(one.targets, other.targets)
@@ -138,8 +136,8 @@ def same(one: Batch, other: Batch) -> bool:
     [("digits", 1), ("shortest_paths", 1), ("shortest_paths", 24), ("shortest_paths", 4096)],
 )
 def test_any_steps_of_an_epoch_are_the_same_samples_in_any_batch_on_any_rank(
-    family: str, at_once: int, tiny_task: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    family, at_once, tiny_task, monkeypatch
+):
     monkeypatch.setattr(shortest_paths, "DRAWN_AT_ONCE", at_once)
     task = tiny_task(family)
     whole = list(task.train_batches(2, 12))
@@ -163,7 +161,7 @@ def test_any_steps_of_an_epoch_are_the_same_samples_in_any_batch_on_any_rank(
 
 
 @pytest.mark.parametrize("family", ["digits", "shortest_paths"])
-def test_parts_are_equal_pieces_in_order(family: str, tiny_task: Any) -> None:
+def test_parts_are_equal_pieces_in_order(family, tiny_task):
     batch = next(base.batches(tiny_task(family), 0, 12))
     for count in (1, 2, 3, 12):
         parts = batch.parts(count)

@@ -10,7 +10,7 @@ from npas.tasks import digits
 from npas.tasks.classification import hold_out
 
 
-def make(split: float | None = None, seed: int = 0) -> digits.Task:
+def make(split=None, seed=0):
     data = DataConfig(root="nowhere", val_fraction=split, download=False)
     task = digits.Task(digits.Config(), data, seed=seed, device=torch.device("cpu"))
     assert (task.name, task.source) == ("digits", "real")
@@ -19,7 +19,7 @@ def make(split: float | None = None, seed: int = 0) -> digits.Task:
     return task
 
 
-def test_the_test_set_is_a_fifth_and_never_another() -> None:
+def test_the_test_set_is_a_fifth_and_never_another():
     from sklearn.datasets import load_digits
 
     labels = torch.from_numpy(load_digits().target)
@@ -33,7 +33,7 @@ def test_the_test_set_is_a_fifth_and_never_another() -> None:
     assert len(test) == 359
 
 
-def test_parts_add_up_are_stratified_and_of_any_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_add_up_are_stratified_and_of_any_seed(monkeypatch):
     task, other = make(0.1), make(0.1, seed=1)
     sizes = {name: len(part.labels) for name, part in task.parts.items()}
     assert sizes == {"train": 1295, "val": 143, "test": 359}
@@ -48,7 +48,7 @@ def test_parts_add_up_are_stratified_and_of_any_seed(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("split", [None, 0.0])
-def test_without_a_validation_part_all_the_rest_is_trained_on(split: float | None) -> None:
+def test_without_a_validation_part_all_the_rest_is_trained_on(split):
     task = make(split)
     assert not task.has_validation and len(task.parts["train"].labels) == 1438
     recipe = task.recipe
@@ -58,8 +58,8 @@ def test_without_a_validation_part_all_the_rest_is_trained_on(split: float | Non
     assert abs(batch.inputs.mean()) < 0.1 and 0.9 < batch.inputs.std() < 1.1
 
 
-def test_evaluation_counts_right_answers_in_percent() -> None:
-    def always_three(x: torch.Tensor) -> torch.Tensor:
+def test_evaluation_counts_right_answers_in_percent():
+    def always_three(x):
         return torch.nn.functional.one_hot(torch.full((len(x),), 3), 10) * 20.0
 
     task, model = make(), torch.nn.Identity()
@@ -71,7 +71,7 @@ def test_evaluation_counts_right_answers_in_percent() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0001, 0.9999])
-def test_a_fraction_that_leaves_a_part_empty_is_refused(fraction: float) -> None:
+def test_a_fraction_that_leaves_a_part_empty_is_refused(fraction):
     said = rf"^data\.val_fraction={fraction} holds out .* choose one"
     with pytest.raises(ValueError, match=said):
         make(fraction)

@@ -2,15 +2,11 @@
 
 import json
 import math
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from simulated_ranks import by_ranks
-from torch import Tensor, nn
+from torch import nn
 
 from npas.tasks import base, classification
 from npas.tasks.shortest_paths import task as shortest_paths
@@ -21,7 +17,7 @@ FAMILIES = {"digits": classification, "shortest_paths": shortest_paths}
 class Network(nn.Module):
     """Answer with floats of every size, and remember what was asked."""
 
-    def __init__(self, task: Any) -> None:
+    def __init__(self, task):
         super().__init__()
         torch.manual_seed(0)
         self.per_cell = task.spec.outputs == "cell"
@@ -29,9 +25,9 @@ class Network(nn.Module):
             nn.Conv2d(task.spec.input_shape[0], 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout()
         )
         self.answer = nn.Conv2d(8, task.spec.num_classes, 1)
-        self.sizes: list[int] = []
+        self.sizes = []
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         assert not self.training and not torch.is_grad_enabled()
         self.sizes.append(len(x))
         logits = self.answer(self.layers(x))
@@ -40,13 +36,11 @@ class Network(nn.Module):
 
 @pytest.mark.parametrize("split", ["val", "test"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_any_number_of_ranks_measures_the_same_to_the_bit(
-    monkeypatch: pytest.MonkeyPatch, family: str, split: str, tiny_task: Any
-) -> None:
+def test_any_number_of_ranks_measures_the_same_to_the_bit(monkeypatch, family, split, tiny_task):
     assert classification.EVAL_BATCH == 250
     monkeypatch.setattr(FAMILIES[family], "EVAL_BATCH", 40)
 
-    def patch(over_ranks: Any) -> None:
+    def patch(over_ranks):
         monkeypatch.setattr(base, "over_ranks", over_ranks)
 
     task = tiny_task(family)
@@ -69,15 +63,15 @@ def test_any_number_of_ranks_measures_the_same_to_the_bit(
         assert math.isnan(metrics["loss"])
 
 
-def test_a_rank_alone_asks_nobody() -> None:
+def test_a_rank_alone_asks_nobody():
     tensor = torch.ones(3)
     assert base.over_ranks(tensor, 1) is tensor
 
 
-def measure(rank: int, world: int, folder: Path, tiny_task: Any) -> None:
+def measure(rank, world, folder, tiny_task):
     store = torch.distributed.FileStore(str(folder / "store"), world)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    found: dict[str, Any] = {}
+    found = {}
     for family in FAMILIES:
         task = tiny_task(family)
         found[family] = [task.evaluate(Network(task), s, rank, world) for s in ("val", "test")]
@@ -93,10 +87,10 @@ def measure(rank: int, world: int, folder: Path, tiny_task: Any) -> None:
 
 @pytest.mark.dist
 def test_three_processes_measure_what_one_does_and_their_workers_make_the_same_batches(
-    fork: Callable[..., BaseProcess], tmp_path: Path, tiny_task: Any
-) -> None:
+    fork, tmp_path, tiny_task
+):
     ranks = [fork(measure, rank, 3, tmp_path, tiny_task) for rank in range(3)]
-    expected: dict[str, Any] = {}
+    expected = {}
     for family in FAMILIES:
         task = tiny_task(family)
         expected[family] = [task.evaluate(Network(task), split) for split in ("val", "test")]

@@ -10,7 +10,7 @@ import pytest
 from npas.tasks.common.files import give_usual_mode, locked, reason
 
 
-def test_a_lock_and_the_folders_made_for_it_go_with_it(tmp_path: Path) -> None:
+def test_a_lock_and_the_folders_made_for_it_go_with_it(tmp_path):
     (tmp_path / "old").mkdir()
     with locked(tmp_path / "old" / "new" / "newer" / ".lock"):
         assert (tmp_path / "old" / "new" / "newer" / ".lock").exists()
@@ -20,7 +20,7 @@ def test_a_lock_and_the_folders_made_for_it_go_with_it(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["kept"]
 
 
-def test_another_is_refused_until_it_is_let_go(tmp_path: Path) -> None:
+def test_another_is_refused_until_it_is_let_go(tmp_path):
     path = tmp_path / ".lock"
     with locked(path):
         with pytest.raises(BlockingIOError), locked(path, wait=False):
@@ -30,17 +30,17 @@ def test_another_is_refused_until_it_is_let_go(tmp_path: Path) -> None:
         pass
 
 
-def test_what_a_killed_process_left_blocks_nobody(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_blocks_nobody(tmp_path):
     (tmp_path / ".lock").touch()
     with locked(tmp_path / ".lock", wait=False):
         pass
     assert not list(tmp_path.iterdir())
 
 
-def test_those_who_wait_come_one_at_a_time(tmp_path: Path) -> None:
+def test_those_who_wait_come_one_at_a_time(tmp_path):
     inside, most = [], []
 
-    def work() -> None:
+    def work():
         for _ in range(5):
             with locked(tmp_path / "new" / ".lock"):
                 inside.append(1)
@@ -57,12 +57,12 @@ def test_those_who_wait_come_one_at_a_time(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".lock"))
 
 
-def test_a_folder_that_takes_no_files_is_an_error() -> None:
+def test_a_folder_that_takes_no_files_is_an_error():
     with pytest.raises(FileNotFoundError), locked(Path("/proc/.lock")):
         raise AssertionError("it was held")
 
 
-def test_a_file_gets_the_mode_of_a_new_one(tmp_path: Path) -> None:
+def test_a_file_gets_the_mode_of_a_new_one(tmp_path):
     path = tmp_path / "file"
     path.touch(mode=0o600)
     before = os.umask(0o027)
@@ -89,5 +89,5 @@ def test_a_file_gets_the_mode_of_a_new_one(tmp_path: Path) -> None:
         (RuntimeError("x" * 300), "x" * 200),
     ],
 )
-def test_what_went_wrong_is_one_line(error: Exception, said: str) -> None:
+def test_what_went_wrong_is_one_line(error, said):
     assert reason(error) == said

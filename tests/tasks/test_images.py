@@ -2,8 +2,6 @@
 
 import logging
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +17,7 @@ CLASSES = ("cat", "dog", "eel")
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path):
     """Return a data root with the set `pets` in three parts: 12, 6 and 3 images."""
     for count, split in ((4, "train"), (2, "test"), (1, "val")):
         for label, name in enumerate(CLASSES):
@@ -31,7 +29,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(root: Path, source: Any = "real", fraction: float = 0.0, **keys: Any) -> images.Task:
+def make(root, source="real", fraction=0.0, **keys):
     config = images.Config(**{"folder": "pets", "size": 8, "resize": 10} | keys)
     data = DataConfig(root=str(root), val_fraction=fraction, source=source)
     return images.Task(config, data, seed=0, device=CPU)
@@ -47,9 +45,7 @@ def make(root: Path, source: Any = "real", fraction: float = 0.0, **keys: Any) -
         (("test",), 3, {"train": 9, "test": 3, "val": 3}),
     ],
 )
-def test_parts_are_the_folders_that_are_there(
-    root: Path, without: tuple[str, ...], held_out: int, sizes: dict[str, int]
-) -> None:
+def test_parts_are_the_folders_that_are_there(root, without, held_out, sizes):
     for split in without:
         shutil.rmtree(root / "pets" / split)
     task = make(root, held_out=held_out)
@@ -65,7 +61,7 @@ def test_parts_are_the_folders_that_are_there(
     assert ("held out" in task.inspect()) == bool(held_out)
 
 
-def test_synthetic_images_need_no_folder_and_have_ten_classes(tmp_path: Path) -> None:
+def test_synthetic_images_need_no_folder_and_have_ten_classes(tmp_path):
     task = make(tmp_path / "nowhere", source="synthetic")
     task.setup()
     assert task.spec.num_classes == images.SYNTHETIC_CLASSES and set(task.parts) == {
@@ -88,15 +84,13 @@ def test_synthetic_images_need_no_folder_and_have_ten_classes(tmp_path: Path) ->
         ({"size": 12}, "task.resize=10 is less than task.size=12"),
     ],
 )
-def test_bad_input_is_one_line(root: Path, keys: dict[str, Any], line: str) -> None:
+def test_bad_input_is_one_line(root, keys, line):
     with pytest.raises(ValueError) as refused:
         make(root, **keys).setup()
     assert line in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_parts_must_have_the_same_classes_and_damage_is_named(
-    root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_parts_must_have_the_same_classes_and_damage_is_named(root, caplog):
     (root / "pets/test/eel/1.png").write_bytes(b"no image")
     task = make(root)
     task.setup()
@@ -109,9 +103,7 @@ def test_parts_must_have_the_same_classes_and_damage_is_named(
         make(root).setup()
 
 
-def test_a_run_keeps_its_classes_and_sees_when_they_change(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_keeps_its_classes_and_sees_when_they_change(root, monkeypatch, capsys):
     monkeypatch.chdir(root)
     words = ["+exp=images", "task.folder=pets", "data.root=.", "model=wrn_16_2", "model.depth=10"]
     words += ["task.size=8", "task.resize=10", "epochs=1", "batch_size=4", "data.workers=0"]

@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 MASK = 2**64 - 1
 
 
-def splitmix64(state: int) -> int:
+def splitmix64(state):
     """The generator as published, in whole numbers."""
     z = (state + 0x9E3779B97F4A7C15) & MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
@@ -19,31 +19,31 @@ def splitmix64(state: int) -> int:
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**40))
-def test_bits_are_those_of_splitmix64(key: int, position: int) -> None:
+def test_bits_are_those_of_splitmix64(key, position):
     expected = splitmix64(key + position * 0x9E3779B97F4A7C15)
     assert rng.bits(key, torch.tensor([position])).item() & MASK == expected
 
 
-def test_known_values_of_splitmix64() -> None:
+def test_known_values_of_splitmix64():
     # The first outputs for the seed 1234567, as the generator's other implementations test them.
     found = [v & MASK for v in rng.bits(1234567, torch.arange(3)).tolist()]
     assert found == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 @given(st.integers(1, 2**31))
-def test_integers_stay_below_their_stop_and_depend_on_their_position_alone(stop: int) -> None:
+def test_integers_stay_below_their_stop_and_depend_on_their_position_alone(stop):
     drawn = rng.integers(7, torch.arange(100), stop)
     assert 0 <= drawn.min() <= drawn.max() < stop
     some = torch.tensor([99, 0, 17])
     assert torch.equal(rng.integers(7, some, stop), drawn[some])
 
 
-def test_integers_are_even() -> None:
+def test_integers_are_even():
     counts = rng.integers(3, torch.arange(90_000), 9).bincount(minlength=9)
     assert (counts - 10_000).abs().max() < 500  # five standard deviations
 
 
-def test_keys_differ_by_seed_purpose_and_epoch() -> None:
+def test_keys_differ_by_seed_purpose_and_epoch():
     keys = {rng.derive_key(s, p, e) for s in range(5) for p in ("crop", "flip") for e in range(5)}
     assert len(keys) == 50
     assert rng.derive_key(1, "crop", 23) != rng.derive_key(1, "crop", 2, 3)
@@ -51,7 +51,7 @@ def test_keys_differ_by_seed_purpose_and_epoch() -> None:
     assert rng.derive_key(0, "order", 0) == 5167611684969919369
 
 
-def test_permutations_hold_every_number_once_and_differ() -> None:
+def test_permutations_hold_every_number_once_and_differ():
     one, other = (rng.permutation(key, 1000, CPU) for key in (1, 2))
     assert torch.equal(one.sort().values, torch.arange(1000))
     assert not torch.equal(one, other)

@@ -1,8 +1,5 @@
 """Synthetic data are read by the real reader, the same each time, and can be learned from."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -14,7 +11,7 @@ from npas.config.schema import SyntheticConfig
 FEW_MAZES = {"size": 12, "phases": [4, 8], "density": 0.3}
 
 
-def make(family: str, train: int = 8, test: int = 4, val_fraction: Any = None, **keys: Any) -> Any:
+def make(family, train=8, test=4, val_fraction=None, **keys):
     module = tasks.family(family)
     data = DataConfig(
         root="nowhere",
@@ -28,7 +25,7 @@ def make(family: str, train: int = 8, test: int = 4, val_fraction: Any = None, *
     return task
 
 
-def network(task: Any) -> nn.Module:
+def network(task):
     torch.manual_seed(0)
     inputs = 16 * task.spec.input_shape[0]
     linear = nn.Linear(inputs, task.spec.num_classes)
@@ -36,9 +33,7 @@ def network(task: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("family", ["cifar", "digits"])
-def test_as_many_images_as_were_asked_for_and_nothing_on_disk(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_as_many_images_as_were_asked_for_and_nothing_on_disk(family, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for split in (0.1, 0.0):
         task = make(family, val_fraction=split)
@@ -51,7 +46,7 @@ def test_as_many_images_as_were_asked_for_and_nothing_on_disk(
 
 
 @pytest.mark.parametrize(("classes", "train", "of_0"), [(10, 4, 21), (100, 1, 3)])
-def test_uneven_files_and_too_few_images(classes: int, train: int, of_0: int) -> None:
+def test_uneven_files_and_too_few_images(classes, train, of_0):
     task = make("cifar", train=1, test=1, classes=classes, val_fraction=0.1)
     assert len(task.parts["train"].labels) == train  # of ten classes five files, less a val image
     task = make("cifar", train=203, test=7, classes=classes, val_fraction=0.0)
@@ -63,13 +58,13 @@ def test_uneven_files_and_too_few_images(classes: int, train: int, of_0: int) ->
 @pytest.mark.parametrize(
     ("family", "keys"), [("cifar", {}), ("digits", {}), ("shortest_paths", FEW_MAZES)]
 )
-def test_the_same_each_time(family: str, keys: dict[str, Any]) -> None:
+def test_the_same_each_time(family, keys):
     one, other = (next(make(family, **keys).train_batches(0, 4)) for _ in range(2))
     assert torch.equal(one.inputs, other.inputs) and torch.equal(one.targets, other.targets)
 
 
 @pytest.mark.parametrize("family", ["cifar", "digits"])
-def test_classes_can_be_told_apart(family: str) -> None:
+def test_classes_can_be_told_apart(family):
     task = make(family, train=200, test=100)
     model = network(task)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
@@ -81,7 +76,7 @@ def test_classes_can_be_told_apart(family: str) -> None:
     assert task.evaluate(model, "test")["accuracy"] > 60
 
 
-def test_few_mazes_of_every_band_and_one_epoch_a_phase() -> None:
+def test_few_mazes_of_every_band_and_one_epoch_a_phase():
     task = make("shortest_paths", **FEW_MAZES)
     assert task.steps_per_epoch(2) == 4
     assert [len(grids.paths) for grids in task.parts["test"].values()] == [4, 4]
@@ -91,7 +86,7 @@ def test_few_mazes_of_every_band_and_one_epoch_a_phase() -> None:
     assert told["val"] == "8 mazes of 12x12 cells, as many of each of 2 bands of distances"
 
 
-def test_labels_are_smoothed_in_training_alone() -> None:
+def test_labels_are_smoothed_in_training_alone():
     plain, smoothed = (make("cifar", label_smoothing=share) for share in (0.0, 0.1))
     model = network(plain)
     batch = next(plain.train_batches(0, 8))

@@ -1,9 +1,6 @@
 """Texts of one's own are read as rows with a label, whatever format the files have."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,16 +17,16 @@ ROWS = [("Alan played the flute.", "play"), ("Eva moved to Rome, in 1900.", "mov
 SMALL = {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 16, "positions": 64}
 
 
-def csv(rows: list[tuple[str, str]], separator: str = ",") -> str:
+def csv(rows, separator=","):
     return "".join(f'"{a}"{separator}{b}\n' for a, b in [("text", "label"), *rows])
 
 
-def lines(rows: list[tuple[str, Any]]) -> str:
+def lines(rows):
     return "".join(json.dumps({"text": a, "label": b}) + "\n\n" for a, b in rows)
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path):
     """Return a data root with a tokenizer and the set `lives`: 12, 3 and 3 texts in CSV."""
     synthetic_text.write_tokenizer(tmp_path)
     folder = tmp_path / "lives"
@@ -39,7 +36,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(root: Path, source: Any = "real", fraction: Any = None, **keys: Any) -> Any:
+def make(root, source="real", fraction=None, **keys):
     given = {"train_file": "lives/train.csv", "test_file": "lives/test.csv", "max_length": 8}
     config = text_classification.Config(**given | {"tokenizer": str(root / "tokenizer")} | keys)
     data = DataConfig(root=str(root), val_fraction=fraction, source=source)
@@ -47,11 +44,11 @@ def make(root: Path, source: Any = "real", fraction: Any = None, **keys: Any) ->
     return text_classification.Task(config, data, seed=0, device=CPU)
 
 
-def write_jsonl(root: Path) -> None:
+def write_jsonl(root):
     (root / "lives/train.jsonl").write_text(lines(ROWS * 4))
 
 
-def write_tsv(root: Path) -> None:
+def write_tsv(root):
     (root / "lives/train.tsv").write_text(csv(ROWS * 4, "\t"))
 
 
@@ -65,9 +62,7 @@ def write_tsv(root: Path) -> None:
         (write_tsv, {"train_file": "lives/train.tsv"}, {"train": 12, "test": 3}),
     ],
 )
-def test_rows_become_texts_with_their_classes(
-    root: Path, write: Any, keys: dict[str, Any], sizes: dict[str, int]
-) -> None:
+def test_rows_become_texts_with_their_classes(root, write, keys, sizes):
     if write is not None:
         write(root)
     task = make(root, **keys)
@@ -87,8 +82,8 @@ def test_rows_become_texts_with_their_classes(
     assert f"move {sizes['train'] // 3}" in task.inspect()["train"]
 
 
-def test_labels_that_are_numbers_are_in_the_order_of_numbers(root: Path) -> None:
-    rows: list[tuple[str, Any]] = [("a", 10), ("b", 9), ("c", -1), ("d", 10)]
+def test_labels_that_are_numbers_are_in_the_order_of_numbers(root):
+    rows = [("a", 10), ("b", 9), ("c", -1), ("d", 10)]
     (root / "lives/train.jsonl").write_text(lines(rows))
     task = make(root, train_file="lives/train.jsonl")
     assert task.config.class_names == ["-1", "9", "10"]
@@ -128,9 +123,7 @@ def test_labels_that_are_numbers_are_in_the_order_of_numbers(root: Path) -> None
         ),
     ],
 )
-def test_bad_input_is_one_line(
-    root: Path, file: str, content: str | bytes | None, keys: dict[str, Any], line: str
-) -> None:
+def test_bad_input_is_one_line(root, file, content, keys, line):
     name = keys.get("train_file", f"lives/{file}.csv") if file == "x" else f"lives/{file}.csv"
     if content is None:
         (root / name).unlink()
@@ -141,7 +134,7 @@ def test_bad_input_is_one_line(
     assert line in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_synthetic_texts_need_no_files_and_have_four_classes(tmp_path: Path) -> None:
+def test_synthetic_texts_need_no_files_and_have_four_classes(tmp_path):
     for keys in ({}, {"fraction": 0.1}, {"train_file": "x/a.jsonl", "class_names": ["a", "b"]}):
         task = make(tmp_path / "nowhere", source="synthetic", **keys)
         task.setup()
@@ -151,8 +144,8 @@ def test_synthetic_texts_need_no_files_and_have_four_classes(tmp_path: Path) -> 
 
 
 def test_a_run_keeps_its_classes_and_is_evaluated_without_the_training_file(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    root, monkeypatch, capsys
+):
     monkeypatch.chdir(root)
     words = ["+exp=text_classification", "task.train_file=lives/train.csv", "data.root=."]
     words += ["task.test_file=lives/test.csv", "task.tokenizer=tokenizer", "task.max_length=16"]
@@ -176,7 +169,7 @@ def test_a_run_keeps_its_classes_and_is_evaluated_without_the_training_file(
 # --- encoders of transformers
 
 
-def save(folder: Path, kind: str, labels: int = 3, **keys: Any) -> Any:
+def save(folder, kind, labels=3, **keys):
     """Save a tiny encoder that classifies texts as transformers does; return it."""
     import transformers as library
 
@@ -189,7 +182,7 @@ def save(folder: Path, kind: str, labels: int = 3, **keys: Any) -> Any:
 
 SIZES = {"vocab_size": 600, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 16, "max_position_embeddings": 20}
-ENCODERS: dict[str, dict[str, Any]] = {
+ENCODERS = {
     "bert": SIZES,
     "roberta": SIZES,
     "electra": {**SIZES, "embedding_size": 8},
@@ -203,9 +196,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_any_encoder_of_transformers_classifies_texts(
-    kind: str, root: Path, tmp_path: Path
-) -> None:
+def test_any_encoder_of_transformers_classifies_texts(kind, root, tmp_path):
     theirs = save(tmp_path / "net", kind, **ENCODERS[kind])
     task = make(root, max_length=16)
     task.setup()
@@ -224,17 +215,17 @@ def test_any_encoder_of_transformers_classifies_texts(
     }
 
 
-def refused(act: Callable[[], object], line: str) -> None:
+def refused(act, line):
     with pytest.raises(ValueError) as error:
         act()
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
-def test_an_encoder_that_cannot_be_is_one_line(root: Path, tmp_path: Path) -> None:
+def test_an_encoder_that_cannot_be_is_one_line(root, tmp_path):
     task, folder = make(root, max_length=18), tmp_path / "net"
     save(folder, "roberta", **{**SIZES, "max_position_embeddings": 19})
 
-    def built(**keys: Any) -> Any:
+    def built(**keys):
         return build(transformers.Config(**{"name": str(folder)} | keys), task.spec)
 
     refused(built, "tokens, and model.name=")
@@ -252,22 +243,20 @@ def test_an_encoder_that_cannot_be_is_one_line(root: Path, tmp_path: Path) -> No
     refused(built, "is no network for classifying texts")
 
 
-def bert_spec() -> Any:
+def bert_spec():
     from npas.models import InputSpec
 
     return InputSpec((8,), 2, "span")
 
 
 @pytest.mark.parametrize("arch", ["bert", "albert"])
-def test_bert_and_albert_take_a_checkpoint_of_other_classes(
-    arch: Any, root: Path, tmp_path: Path
-) -> None:
+def test_bert_and_albert_take_a_checkpoint_of_other_classes(arch, root, tmp_path):
     keys = {**SIZES, "max_position_embeddings": 64}
     keys |= {"embedding_size": 8} if arch == "albert" else {}
     theirs = save(tmp_path / "net", arch, labels=5, **keys)
     task = make(root)
     size = {"arch": arch, "vocab_size": 600, "embedding": 8 if arch == "albert" else None}
-    network: Any = build(bert.Config(**SMALL, **size, pretrained=str(tmp_path / "net")), task.spec)
+    network = build(bert.Config(**SMALL, **size, pretrained=str(tmp_path / "net")), task.spec)
     assert network.classifier.out_features == 2
     taken = theirs.base_model.state_dict()
     assert all(torch.equal(v, taken[n]) for n, v in network.base_model.state_dict().items())

@@ -1,20 +1,16 @@
 """Small trainings on the real digits: a fraction of a second an epoch."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from trained import Stopped, stop_after
 
-from npas.config import Config, load_config
+from npas.config import load_config
 from npas.models import wrn
 from npas.tasks import digits
-from npas.training import Experiment, Outcome, build, train
+from npas.training import build, train
 
 # Five steps an epoch, a fifth of a second on one thread; dropout, so that torch's RNG matters.
-SMALL: dict[str, Any] = {
+SMALL = {
     "exp": "small",
     "budget": "dense",
     "epochs": 2,
@@ -27,11 +23,8 @@ SMALL: dict[str, Any] = {
     "wandb": {"mode": "disabled"},
 }
 
-MakeConfig = Callable[..., Config]
-RunSmall = Callable[..., tuple[Experiment, Outcome]]
 
-
-def make_small(**changes: Any) -> Config:
+def make_small(**changes):
     """Make a small config: `make_small(epochs=3, optim={"lr": 1})`; nodes are merged."""
     merged = {
         key: SMALL.get(key, {}) | value if isinstance(value, dict) else value
@@ -41,16 +34,16 @@ def make_small(**changes: Any) -> Config:
 
 
 @pytest.fixture
-def small() -> MakeConfig:
+def small():
     """Return a maker of small configs."""
     return make_small
 
 
 @pytest.fixture
-def run_small(tmp_path: Path) -> RunSmall:
+def run_small(tmp_path):
     """Return a runner of small trainings: builds, trains, gives back both."""
 
-    def run(folder: str = "run", **changes: Any) -> tuple[Experiment, Outcome]:
+    def run(folder="run", **changes):
         experiment = build(make_small(**changes))
         return experiment, train(experiment, tmp_path / folder)
 
@@ -58,10 +51,10 @@ def run_small(tmp_path: Path) -> RunSmall:
 
 
 @pytest.fixture
-def interrupt(run_small: RunSmall, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def interrupt(run_small, monkeypatch):
     """Return a runner of small trainings that are killed after their n-th epoch's checkpoint."""
 
-    def run(after: int, folder: str = "run", **changes: Any) -> None:
+    def run(after, folder="run", **changes):
         with monkeypatch.context() as patch, pytest.raises(Stopped):
             stop_after(patch, after)
             run_small(folder, **changes)

@@ -2,16 +2,14 @@
 
 import pkgutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from npas import tasks
-from npas.config import Config, config_hash, in_parts, run_dir
+from npas.config import config_hash, in_parts, run_dir
 from npas.reporting.compose import compose
-from npas.tasks.base import Batch
 from npas.tasks.grounding import task as grounding
 from npas.training import build, train
 from npas.training.checkpoint import find_checkpoint
@@ -25,18 +23,16 @@ from npas.training.state import refuse_another_config
 class Images(nn.Module):
     """Classify images of any size."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes):
         super().__init__()
         self.convolution = nn.LazyConv2d(4, 3)
         self.answer = nn.Linear(4, classes)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.answer(self.convolution(x).tanh().mean((2, 3)))
 
 
-def gradients(
-    task: Any, model: nn.Module, batch: Batch, parts: int, config: Config
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def gradients(task, model, batch, parts, config):
     """Return the summed loss and every parameter's gradient of a batch in so many parts."""
     optimizer = build_optimizer(model, config.optim)
     optimizer.zero_grad()
@@ -48,7 +44,7 @@ def gradients(
 
 
 @pytest.mark.parametrize(("precision", "parts"), [("fp32", 2), ("fp32", 64), ("fp16", 4)])
-def test_parts_add_up_to_the_batch(small, precision: str, parts: int) -> None:
+def test_parts_add_up_to_the_batch(small, precision, parts):
     config = small(precision=precision)
     task = build(config).task
     task.setup()
@@ -76,19 +72,19 @@ EXPERIMENTS = {
 }
 
 
-def composed(experiment: str, *more: str) -> Config:
+def composed(experiment, *more):
     words = f"+exp={experiment} budget=dense batch_size=6 data.source=synthetic".split()
     few = {"train": 6, "test": 2, "batch_size": 6}
     return compose(*words, *(f"data.synthetic.{key}={n}" for key, n in few.items()), *more)
 
 
-def test_no_task_is_left_out() -> None:
+def test_no_task_is_left_out():
     names = {module.name for module in pkgutil.iter_modules(tasks.__path__)}
     assert names - tasks.SHARED == set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("family", EXPERIMENTS)
-def test_every_task_gives_parts_the_gradient_of_the_batch_or_refuses_them(family: str) -> None:
+def test_every_task_gives_parts_the_gradient_of_the_batch_or_refuses_them(family):
     """Batch norms and dropout, which see parts, are in evaluation mode."""
     config = composed(EXPERIMENTS[family], "trainer.grad_accum_steps=3")
     experiment = build(config)
@@ -113,9 +109,7 @@ def test_every_task_gives_parts_the_gradient_of_the_batch_or_refuses_them(family
     torch.testing.assert_close(added, whole, rtol=1e-4, atol=1e-5 * greatest)
 
 
-def test_ranks_weigh_their_labelled_pairs_by_those_of_all_ranks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_ranks_weigh_their_labelled_pairs_by_those_of_all_ranks(monkeypatch):
     experiment = build(composed("simnet_scenes"))
     task, model = experiment.task, experiment.model.eval()
     task.setup()
@@ -131,9 +125,7 @@ def test_ranks_weigh_their_labelled_pairs_by_those_of_all_ranks(
     assert len({float(weight) for weight in weights}) > 1
 
 
-def test_other_parts_are_another_run_that_may_go_on_from_this_one(
-    small, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_other_parts_are_another_run_that_may_go_on_from_this_one(small, tmp_path, caplog):
     case = {"epochs": 1, "run_root": str(tmp_path)}
     whole = small(**case)
     parts = small(**case, trainer={"grad_accum_steps": 2}, resume=str(run_dir(whole)))

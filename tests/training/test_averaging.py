@@ -1,7 +1,5 @@
 """Averaged weights follow their formula, and are what is measured, exported and resumed from."""
 
-from pathlib import Path
-
 import torch
 from torch.optim.swa_utils import update_bn
 
@@ -10,7 +8,7 @@ from npas.training.checkpoint import find_checkpoint
 from npas.training.state import load_weights
 
 
-def test_the_average_is_the_textbooks_and_stands_in_for_the_length_of_a_with() -> None:
+def test_the_average_is_the_textbooks_and_stands_in_for_the_length_of_a_with():
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     averaged = AveragedWeights(model, 0.5)
     expected = model[0].weight.detach().clone()
@@ -28,9 +26,7 @@ def test_the_average_is_the_textbooks_and_stands_in_for_the_length_of_a_with() -
     assert "1.num_batches_tracked" not in averaged.tensors  # no average of whole numbers
 
 
-def test_they_are_measured_and_restored_with_statistics_of_their_own(
-    run_small, tmp_path: Path
-) -> None:
+def test_they_are_measured_and_restored_with_statistics_of_their_own(run_small, tmp_path):
     case = {"budget": "0.5", "epochs": 1, "model": {"dropout": 0.0}}
     plain, without = run_small("plain", **case, optim={"milestones": []})
     experiment, outcome = run_small("run", **case, optim={"milestones": [], "ema_decay": 0.99})

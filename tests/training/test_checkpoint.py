@@ -5,9 +5,6 @@ import logging
 import random
 import resource
 import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,26 +17,26 @@ from npas.training.state import load_weights
 FILES = ("manifest.json", "model.safetensors", "rng.safetensors", "state.json")
 
 
-def save(store: Checkpoints, step: int, best: int | None = None) -> Path:
+def save(store, step, best=None):
     weights = {"weight": torch.full((50, 70), float(step)), "count": torch.tensor(7)}
     tensors = {"model": weights, "rng": {"cpu": torch.get_rng_state()}}
     return store.save(step, {"note": f"step {step}", "loss": 0.1 + 0.2}, tensors, best)
 
 
-def steps(store: Checkpoints) -> list[int]:
+def steps(store):
     return [int(path.name[5:]) for path in sorted(store.folder.iterdir())]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Checkpoints:
+def store(tmp_path):
     return Checkpoints(tmp_path / "checkpoints")
 
 
 @pytest.fixture
-def used(store: Checkpoints, caplog: pytest.LogCaptureFixture) -> Callable[[], tuple[int, str]]:
+def used(store, caplog):
     """Return a function that says which step is used, and what the log says of others."""
 
-    def look() -> tuple[int, str]:
+    def look():
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             newest = store.newest()
@@ -49,7 +46,7 @@ def used(store: Checkpoints, caplog: pytest.LogCaptureFixture) -> Callable[[], t
     return look
 
 
-def test_what_is_saved_comes_back_as_readable_as_any_file(store: Checkpoints) -> None:
+def test_what_is_saved_comes_back_as_readable_as_any_file(store):
     assert store.newest() is None
     tensors = {
         "model": {"w": torch.randn(3, 4).to(torch.bfloat16), "count": torch.tensor(7)},
@@ -65,7 +62,7 @@ def test_what_is_saved_comes_back_as_readable_as_any_file(store: Checkpoints) ->
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
-def test_keeps_the_last_two_and_the_best(store: Checkpoints) -> None:
+def test_keeps_the_last_two_and_the_best(store):
     for step in range(1, 7):
         save(store, step, best=2 if step >= 2 else None)
     assert steps(store) == [2, 5, 6]
@@ -77,7 +74,7 @@ def test_keeps_the_last_two_and_the_best(store: Checkpoints) -> None:
     assert steps(store) == [7]
 
 
-def test_what_a_killed_writer_left(store: Checkpoints) -> None:
+def test_what_a_killed_writer_left(store):
     """One that was only to be renamed counts; half a one is ignored and cleared away."""
     save(store, 1)
     save(store, 2).rename(store.folder / "step-00000002.tmp-4242")
@@ -93,12 +90,12 @@ def test_what_a_killed_writer_left(store: Checkpoints) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_one_gives_way_to_the_one_before(store: Checkpoints, used, name: str) -> None:
+def test_a_damaged_one_gives_way_to_the_one_before(store, used, name):
     save(store, 1)
     path = save(store, 2) / name
     data, draw = path.read_bytes(), random.Random(name)
 
-    def flipped() -> bytes:
+    def flipped():
         found = bytearray(data)
         found[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         return bytes(found)
@@ -118,7 +115,7 @@ def test_a_damaged_one_gives_way_to_the_one_before(store: Checkpoints, used, nam
     assert used() == (2, "")
 
 
-def test_a_full_disk_costs_nothing_at_any_point_of_a_write(store: Checkpoints, used) -> None:
+def test_a_full_disk_costs_nothing_at_any_point_of_a_write(store, used):
     save(store, 1)
     sizes = [path.stat().st_size for path in save(store, 2).iterdir()]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -132,16 +129,14 @@ def test_a_full_disk_costs_nothing_at_any_point_of_a_write(store: Checkpoints, u
         assert steps(store) == [1, 2] and used() == (2, "")
 
 
-def test_numbers_that_json_lacks_are_not_written(store: Checkpoints) -> None:
+def test_numbers_that_json_lacks_are_not_written(store):
     with pytest.raises(ValueError, match="JSON"):
         store.save(1, {"loss": float("nan")}, {})
     assert store.newest() is None
 
 
-def test_a_run_its_checkpoints_or_one_of_them_can_be_named(
-    store: Checkpoints, tmp_path: Path
-) -> None:
-    def why(path: Path) -> str:
+def test_a_run_its_checkpoints_or_one_of_them_can_be_named(store, tmp_path):
+    def why(path):
         with pytest.raises(ValueError) as error:
             find_checkpoint(path)
         return str(error.value)
@@ -162,11 +157,11 @@ def test_a_run_its_checkpoints_or_one_of_them_can_be_named(
     assert "format 99" in why(store.path(3))
 
 
-def first(tensors: dict[str, torch.Tensor], value: Any) -> None:
+def first(tensors, value):
     tensors[min(tensors)] = value
 
 
-EDITS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
+EDITS = {
     "step ahead": (
         "state",
         lambda s: s["progress"].update(step=10**12, epoch=2 * 10**11),
@@ -190,9 +185,7 @@ EDITS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
 }
 
 
-def test_one_that_verifies_but_does_not_fit_is_refused_in_one_line(
-    run_small, small, tmp_path: Path
-) -> None:
+def test_one_that_verifies_but_does_not_fit_is_refused_in_one_line(run_small, small, tmp_path):
     changes = {"epochs": 1, "optim": {"ema_decay": 0.9, "milestones": []}}
     run_small("whole", **changes)
     experiment = build(small(**changes))

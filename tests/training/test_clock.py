@@ -1,31 +1,22 @@
 """trainer.max_seconds: the training ends by the clock, with its schedule at the end."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-import pytest
 
 from npas.cli.runs import restore
 from npas.training import build, train
 from npas.training.state import TrainState
 
-RunSmall = Callable[..., Any]
 
-
-def rates(folder: Path) -> list[float]:
+def rates(folder):
     lines = (folder / "log.jsonl").read_text().splitlines()
     return [line["lr"] for line in map(json.loads, lines) if "lr" in line]
 
 
-def test_the_clock_ends_a_training_and_its_schedule(
-    run_small: RunSmall, small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_clock_ends_a_training_and_its_schedule(run_small, small, tmp_path, monkeypatch):
     """Every step, and every look at the clock between, takes a second of a clock of our own."""
     now = [0.0]
 
-    def tick(state: TrainState) -> float:
+    def tick(state):
         now[0] += 1
         return now[0]
 
@@ -46,7 +37,7 @@ def test_the_clock_ends_a_training_and_its_schedule(
     assert again.metrics["last"] == outcome.metrics["last"]
 
 
-def test_without_a_reached_limit_nothing_changes(run_small: RunSmall, tmp_path: Path) -> None:
+def test_without_a_reached_limit_nothing_changes(run_small, tmp_path):
     keys = {"optim": {"schedule": "linear", "milestones": []}}
     run_small("free", **keys)
     _, outcome = run_small("limited", trainer={"max_seconds": 1e6}, **keys)

@@ -1,9 +1,6 @@
 """A teacher's outputs as targets: the formula, the loss of a run, what is refused."""
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,14 +8,11 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import npas
-from npas.config import Config, DistillConfig, SharingConfig, run_dir
+from npas.config import DistillConfig, SharingConfig, run_dir
 from npas.training import build, prepare, train
 
-RunSmall = Callable[..., Any]
-MakeConfig = Callable[..., Config]
 
-
-def test_the_loss_is_hintons() -> None:
+def test_the_loss_is_hintons():
     """T^2 KL, by its definition, and its gradient T (softmax(s / T) - softmax(t / T)) / B."""
     torch.manual_seed(0)
     student = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
@@ -33,7 +27,7 @@ def test_the_loss_is_hintons() -> None:
     assert npas.distillation_loss(teacher, teacher).item() == 0
 
 
-def test_several_outputs_count_alike_and_masked_places_not_at_all() -> None:
+def test_several_outputs_count_alike_and_masked_places_not_at_all():
     a, b = torch.randn(2, 4), torch.randn(2, 4)
     masked = torch.tensor([[0.0, 1.0, -torch.inf, -torch.inf]] * 2)
     alone = npas.distillation_loss(a, b)
@@ -51,14 +45,14 @@ def test_several_outputs_count_alike_and_masked_places_not_at_all() -> None:
         (torch.zeros(2), torch.zeros(2), "no logits"),
     ],
 )
-def test_outputs_that_do_not_match_are_refused(student: Any, teacher: Any, message: str) -> None:
+def test_outputs_that_do_not_match_are_refused(student, teacher, message):
     with pytest.raises(ValueError, match=message):
         npas.distillation_loss(student, teacher)
     with pytest.raises(ValueError, match="temperature must be above 0"):
         npas.distillation_loss(torch.zeros(2, 3), torch.zeros(2, 3), 0)
 
 
-def test_a_run_learns_from_a_run(run_small: RunSmall, small: MakeConfig, tmp_path: Path) -> None:
+def test_a_run_learns_from_a_run(run_small, small, tmp_path):
     teacher, _ = run_small("teacher", epochs=4)
     keys = {"teacher": str(tmp_path / "teacher"), "weight": 0.75, "temperature": 2.0}
     config = small(budget="0.3", distill=keys | {"hidden": ["stages.0"], "hidden_weight": 0.5})
@@ -72,7 +66,7 @@ def test_a_run_learns_from_a_run(run_small: RunSmall, small: MakeConfig, tmp_pat
     inputs = experiment.task.preprocess(batch.inputs)
     with torch.no_grad():
         soft = npas.distillation_loss(student(inputs), network(inputs), 2.0)
-        kept: list[torch.Tensor] = []
+        kept = []
         for model in (student, network):
             hook = model.stages[0].register_forward_hook(lambda m, a, out: kept.append(out))
             model(inputs)
@@ -97,8 +91,8 @@ def test_a_run_learns_from_a_run(run_small: RunSmall, small: MakeConfig, tmp_pat
     ],
 )
 def test_a_teacher_that_does_not_fit_is_one_line_before_training(
-    distill: dict[str, Any], message: str, run_small: RunSmall, small: MakeConfig, tmp_path: Path
-) -> None:
+    distill, message, run_small, small, tmp_path
+):
     if "TEACHER" in distill["teacher"]:
         run_small("t", epochs=1)
     if "OTHER" in distill["teacher"]:
@@ -111,10 +105,10 @@ def test_a_teacher_that_does_not_fit_is_one_line_before_training(
 
 
 def test_dense_is_the_network_before_sharing_or_its_own_run_where_that_has_a_fresh_head(
-    run_small: RunSmall, small: MakeConfig, tmp_path: Path
-) -> None:
+    run_small, small, tmp_path
+):
     trained, _ = run_small("trained", epochs=1)
-    keys: dict[str, Any] = {"run_root": str(tmp_path / "runs"), "budget": "0.3"}
+    keys = {"run_root": str(tmp_path / "runs"), "budget": "0.3"}
     whole = keys | {"sharing": {"init": f"fit:{tmp_path / 'trained'}"}}
     experiment = build(small(distill={"teacher": "dense"}, **whole))
     prepare(experiment)

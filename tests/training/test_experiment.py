@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("budget", ["0.3", "2.0", "10K", None])
-def test_a_budget_is_kept_and_accounted_for(small, budget: str | None) -> None:
+def test_a_budget_is_kept_and_accounted_for(small, budget):
     sharing = {"groups": "shape", "templates": None if budget else 2, "max_templates": 3}
     experiment = build(small(budget=budget, sharing=sharing, model={"depth": 16}))
     assert experiment.allocation is not None and len(experiment.allocation.groups) > 1
@@ -25,7 +25,7 @@ def test_a_budget_is_kept_and_accounted_for(small, budget: str | None) -> None:
     assert experiment.task.parts == {}  # no data are read yet
 
 
-def test_the_dense_budget_shares_nothing_and_an_impossible_one_is_refused(small) -> None:
+def test_the_dense_budget_shares_nothing_and_an_impossible_one_is_refused(small):
     experiment = build(small(budget="dense"))
     assert experiment.allocation is None
     assert not [name for name, _ in experiment.model.named_parameters() if "npas" in name]
@@ -33,15 +33,15 @@ def test_the_dense_budget_shares_nothing_and_an_impossible_one_is_refused(small)
         build(small(budget="0.001"))
 
 
-def test_the_seed_fixes_the_initial_network(small) -> None:
-    def weights(seed: int) -> list[torch.Tensor]:
+def test_the_seed_fixes_the_initial_network(small):
+    def weights(seed):
         return list(build(small(budget="0.5", seed=seed)).model.state_dict().values())
 
     assert all(torch.equal(a, b) for a, b in zip(weights(1), weights(1), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(weights(1), weights(2), strict=True))
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"set trainer\.device=auto"):
         this_process(TrainerConfig(device="cuda"))
@@ -49,7 +49,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert (process.device, process.is_main, process.world) == (CPU, True, 1)
 
 
-def test_the_arithmetic_of_a_batch_is_said(small) -> None:
+def test_the_arithmetic_of_a_batch_is_said(small):
     assert build(small()).batch_arithmetic() == "256"
     experiment = build(small(trainer={"grad_accum_steps": 4}))
     assert experiment.batch_arithmetic() == "256 = 4 parts x 64"
@@ -59,11 +59,11 @@ def test_the_arithmetic_of_a_batch_is_said(small) -> None:
         build(small(trainer={"grad_accum_steps": 3}))
 
 
-def test_a_precision_the_device_lacks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_precision_the_device_lacks_is_one_line(monkeypatch):
     scalers = {name: Precision(name, CPU).scaler for name in ("fp32", "bf16", "fp16")}
     assert [name for name, scaler in scalers.items() if scaler is not None] == ["fp16"]
 
-    def fail(*_: object) -> None:
+    def fail(*_):
         raise RuntimeError('"slow_conv2d" not implemented for Half')
 
     monkeypatch.setattr("npas.training.precision.F.conv2d", fail)
@@ -72,14 +72,12 @@ def test_a_precision_the_device_lacks_is_one_line(monkeypatch: pytest.MonkeyPatc
 
 
 class Terminal(io.StringIO):
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 
 @pytest.mark.parametrize("file", [Terminal(), io.StringIO()], ids=["terminal", "file"])
-def test_progress_is_a_bar_on_a_terminal_and_a_few_plain_lines_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, file: io.StringIO
-) -> None:
+def test_progress_is_a_bar_on_a_terminal_and_a_few_plain_lines_elsewhere(monkeypatch, file):
     monkeypatch.setenv("TERM", "xterm")
     now = iter(range(1000))
     monkeypatch.setattr(console.time, "monotonic", lambda: float(next(now)))

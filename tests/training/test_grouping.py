@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -25,7 +24,7 @@ FOUND = Grouping(
 )
 
 
-def test_kmeans_finds_what_lies_together_and_follows_the_seed() -> None:
+def test_kmeans_finds_what_lies_together_and_follows_the_seed():
     vectors = [[0.0, 1.0], [5.0, 5.0], [0.1, 1.1], [5.1, 4.9], [0.0, 0.9]]
     labels = grouping.by_kmeans(vectors, 2, seed=0)
     assert labels[0] == labels[2] == labels[4] != labels[1] == labels[3]
@@ -38,7 +37,7 @@ def test_kmeans_finds_what_lies_together_and_follows_the_seed() -> None:
         grouping.by_kmeans([[1.0], [1.0], [2.0]], 3, seed=0)
 
 
-def test_agreement_merges_on_average_and_names_follow_depth() -> None:
+def test_agreement_merges_on_average_and_names_follow_depth():
     # The third agrees with the first alone; the average keeps it apart from the pair.
     cosines = [[1.0, 0.9, 0.5, 0.0], [0.9, 1.0, -0.9, 0.0], [0.5, -0.9, 1.0, 0.1], [0, 0, 0.1, 1.0]]
     labels = dict(enumerate(grouping.by_agreement(cosines, 2)))
@@ -48,7 +47,7 @@ def test_agreement_merges_on_average_and_names_follow_depth() -> None:
     assert named == {"a": "learned0", "b": "learned1", "c": "learned0", "d": "learned2"}
 
 
-def test_the_file_reads_back_and_is_readable(tmp_path: Path) -> None:
+def test_the_file_reads_back_and_is_readable(tmp_path):
     assert grouping.read(tmp_path) is None
     grouping.write(tmp_path, FOUND)
     assert grouping.read(tmp_path) == FOUND
@@ -63,7 +62,7 @@ def test_the_file_reads_back_and_is_readable(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["[" * 10**5, "", "[]", "{}", '{"layers": [{"name": "a"}]}', '{"layers": 3}']
 )
-def test_a_damaged_file_says_what_to_do(tmp_path: Path, text: str) -> None:
+def test_a_damaged_file_says_what_to_do(tmp_path, text):
     (tmp_path / "groups.json").write_text(text)
     with pytest.raises(ValueError, match=r"is damaged \(.*delete it"):
         grouping.read(tmp_path)
@@ -72,15 +71,15 @@ def test_a_damaged_file_says_what_to_do(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["[]", '{"a": 0.5}', '{"": "a"}', '{"a": ""}', '{"layers": [3]}', '{"layers": {}}']
 )
-def test_a_file_that_maps_no_layers_to_groups_is_one_line(tmp_path: Path, text: str) -> None:
+def test_a_file_that_maps_no_layers_to_groups_is_one_line(tmp_path, text):
     file = tmp_path / "mine.json"
     file.write_text(text)
     with pytest.raises(ValueError, match=r"cannot be read \(.*name a run that found groups"):
         read_groups(file)
 
 
-def test_the_search_takes_a_tenth_of_the_epochs_unless_told(small) -> None:
-    def epochs(run: int, search: int | None = None, **sharing: object) -> int:
+def test_the_search_takes_a_tenth_of_the_epochs_unless_told(small):
+    def epochs(run, search=None, **sharing):
         node = {"groups": "learned", "num_groups": 2, "search": {"epochs": search}, **sharing}
         return schema.search_epochs(small(budget="0.1", epochs=run, sharing=node))
 

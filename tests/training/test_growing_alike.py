@@ -1,8 +1,6 @@
 """Soft sharing in training: the regularizer, the logged similarity and the history of metrics."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,26 +12,26 @@ from npas.training.loop import gradient
 from npas.training.optim import build_optimizer
 from npas.training.precision import Precision
 
-SOFT: dict[str, Any] = {
+SOFT = {
     "budget": None,
     "model": {"depth": 16},
     "sharing": {"templates": 2, "groups": {"stages.0.[!0]*.conv*": "a", "stages.1.1.*": "b"}},
 }
 
 
-def soft(**sharing: Any) -> dict[str, Any]:
+def soft(**sharing):
     return SOFT | {"sharing": SOFT["sharing"] | sharing}
 
 
-def similarities(folder: Path) -> list[dict[str, Any]]:
+def similarities(folder):
     return [line for line in log(folder) if "similarity" in line]
 
 
-def mean_similarity(model: torch.nn.Module) -> float:
+def mean_similarity(model):
     return sum(found.matrix_LL.mean().item() for found in similarity(model)) / 2
 
 
-def test_layers_grow_alike_and_what_is_logged_changes_nothing(run_small, tmp_path: Path) -> None:
+def test_layers_grow_alike_and_what_is_logged_changes_nothing(run_small, tmp_path):
     without, one = run_small("without", **soft())
     with_it, _ = run_small("with", **soft(recurrence_weight=30.0))
     assert mean_similarity(with_it.model) > 0.9 > mean_similarity(without.model)
@@ -45,11 +43,11 @@ def test_layers_grow_alike_and_what_is_logged_changes_nothing(run_small, tmp_pat
     assert one.metrics == other.metrics and same(without.model, followed.model)
 
 
-def test_the_gradient_is_the_losses_less_the_rewards(small) -> None:
-    def found(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def test_the_gradient_is_the_losses_less_the_rewards(small):
+    def found(model):
         return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
-    def gradients(regularizer: float) -> dict[str, torch.Tensor]:
+    def gradients(regularizer):
         experiment = build(small(**soft()))
         experiment.task.setup()
         batch = next(iter(experiment.task.train_batches(0, 64)))
@@ -69,14 +67,14 @@ def test_the_gradient_is_the_losses_less_the_rewards(small) -> None:
         torch.testing.assert_close(regularized[name], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_regularizer_without_a_use_is_refused_before_any_step(small) -> None:
+def test_a_regularizer_without_a_use_is_refused_before_any_step(small):
     with pytest.raises(
         ValueError, match=r"sharing.recurrence_weight=0.1 has no use: no two layers"
     ):
         build(small(budget="0.5", sharing={"groups": "shape", "recurrence_weight": 0.1}))
 
 
-def test_a_resumed_run_has_the_same_log_and_history(run_small, interrupt, tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_same_log_and_history(run_small, interrupt, tmp_path):
     case = {"epochs": 3, **soft(lsm_every=2, recurrence_weight=0.1)}
     _, straight = run_small("straight", **case)
     # Killed in its first epoch, it logs its start once.

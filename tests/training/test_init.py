@@ -3,33 +3,23 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 import npas
-from npas.config import Config, ignored, run_dir
+from npas.config import ignored, run_dir
 from npas.models import InputSpec, wrn
-from npas.training import Experiment, build, initial, prepare, train
+from npas.training import build, initial, prepare, train
 from npas.training.state import TrainState
-
-RunSmall = Callable[..., Any]
-MakeConfig = Callable[..., Config]
-State = dict[str, Tensor]
 
 
 @pytest.fixture
-def begin(
-    small: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> Callable[..., tuple[Experiment, str]]:
+def begin(small, tmp_path, caplog):
     """Return a maker of experiments that are prepared to train, and of what was logged of it."""
 
-    def make(init: Path, **changes: Any) -> tuple[Experiment, str]:
+    def make(init, **changes):
         caplog.clear()
         caplog.set_level(logging.INFO, "npas")
         sharing = changes.pop("sharing", {}) | {"init": str(init)}
@@ -42,34 +32,32 @@ def begin(
 
 
 @pytest.fixture
-def fresh(small: MakeConfig) -> State:
+def fresh(small):
     """Return the state of a dense network."""
     return copied(build(small(seed=5)).model.state_dict())
 
 
-def dense(experiment: Experiment) -> State:
+def dense(experiment):
     """Return what a run's network computes with; it is dense afterwards."""
     model = experiment.model
     return (npas.materialize(model) if npas.is_shared(model) else model).state_dict()
 
 
-def copied(state: State) -> State:
+def copied(state):
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def equal(one: State, other: State) -> bool:
+def equal(one, other):
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def write(path: Path, state: State) -> Path:
+def write(path, state):
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
     return path
 
 
-def test_a_run_gives_its_banks_where_they_are_alike(
-    run_small: RunSmall, begin: Any, tmp_path: Path
-) -> None:
+def test_a_run_gives_its_banks_where_they_are_alike(run_small, begin, tmp_path):
     before, _ = run_small(budget="0.3", epochs=1, seed=1)
     trained = copied(before.model.state_dict())
     ours, said = begin(tmp_path / "run", budget="0.3")
@@ -90,9 +78,7 @@ def test_a_run_gives_its_banks_where_they_are_alike(
 @pytest.mark.parametrize(
     ("added", "cut"), [("", "stages."), ("", "stages.0."), ("base.", ""), ("model.base.", "")]
 )
-def test_a_file_under_names_with_more_or_fewer_modules(
-    fresh: State, tmp_path: Path, begin: Any, added: str, cut: str
-) -> None:
+def test_a_file_under_names_with_more_or_fewer_modules(fresh, tmp_path, begin, added, cut):
     state = {name: tensor for name, tensor in fresh.items() if name.startswith(cut)}
     named = {added + name.removeprefix(cut): tensor for name, tensor in state.items()}
     ours, said = begin(write(tmp_path / "file.safetensors", named), budget="dense")
@@ -100,7 +86,7 @@ def test_a_file_under_names_with_more_or_fewer_modules(
     assert ("left fresh: " in said) == bool(cut)
 
 
-def shards(folder: Path, state: State) -> None:
+def shards(folder, state):
     """Write a state as transformers does what is too large for one file."""
     names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     where = {key: names[i % 2] for i, key in enumerate(state)}
@@ -110,9 +96,7 @@ def shards(folder: Path, state: State) -> None:
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_a_folder_of_weights_and_old_names_of_norms(
-    fresh: State, tmp_path: Path, begin: Any, split: bool
-) -> None:
+def test_a_folder_of_weights_and_old_names_of_norms(fresh, tmp_path, begin, split):
     old = {
         name.replace("norm.weight", "norm.gamma").replace("norm.bias", "norm.beta"): t + 1
         for name, t in fresh.items()
@@ -130,9 +114,7 @@ def test_a_folder_of_weights_and_old_names_of_norms(
     assert ours.start.weights == initial.weights_sum(folder) == expected
 
 
-def test_a_head_of_other_classes_stays_fresh_and_is_named(
-    fresh: State, tmp_path: Path, begin: Any
-) -> None:
+def test_a_head_of_other_classes_stays_fresh_and_is_named(fresh, tmp_path, begin):
     heads = {name: fresh[name][:3] for name in ("classifier.weight", "classifier.bias")}
     file = write(tmp_path / "file.safetensors", fresh | heads)
     ours, said = begin(f"fit:{file}", budget="0.5", sharing={"exclude": ["classifier.*"]})
@@ -141,11 +123,11 @@ def test_a_head_of_other_classes_stays_fresh_and_is_named(
     assert "2 left fresh: classifier.weight, classifier.bias; fitted, " in said
 
 
-def test_groups_that_are_in_another_order_are_found_again() -> None:
+def test_groups_that_are_in_another_order_are_found_again():
     spec = InputSpec((1, 8, 8), 10)
     groups = [{"stages.0.*": "a", "stages.1.*": "b"}, {"stages.1.*": "x", "stages.0.*": "y"}]
 
-    def network(number: int, seed: int, budget: float = 0.9) -> nn.Module:
+    def network(number, seed, budget=0.9):
         torch.manual_seed(seed)
         dense = wrn.build(wrn.Config(depth=16, width=0.5), spec)
         return npas.share(
@@ -164,9 +146,7 @@ def test_groups_that_are_in_another_order_are_found_again() -> None:
     assert initial.take_over(other, plan, tensors) == "" and equal(before, other.state_dict())
 
 
-def test_a_run_that_goes_on_does_not_start_again(
-    begin: Any, run_small: RunSmall, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_goes_on_does_not_start_again(begin, run_small, tmp_path, monkeypatch):
     run_small(epochs=1)
     case = {"budget": "0.5", "epochs": 1}
     path = f"fit:{tmp_path / 'run'}"
@@ -178,12 +158,12 @@ def test_a_run_that_goes_on_does_not_start_again(
         assert "fitted, " in begin(path, **case, **again)[1]
 
 
-def spoilt_shards(path: Path) -> None:
+def spoilt_shards(path):
     shards(path, {"a": torch.ones(2), "b": torch.ones(2)})
     next(path.glob("*1-of*")).unlink()
 
 
-def pickle(path: Path) -> None:
+def pickle(path):
     path.mkdir()
     (path / "pytorch_model.bin.index.json").write_text("{}")
 
@@ -215,7 +195,7 @@ def pickle(path: Path) -> None:
         (lambda path: (path / "search").mkdir(parents=True), "still searching for its groups"),
     ],
 )
-def test_what_cannot_be_is_one_line(make: Any, said: str, begin: Any, tmp_path: Path) -> None:
+def test_what_cannot_be_is_one_line(make, said, begin, tmp_path):
     make(tmp_path / "path")
     for init, budget in (("", "dense"), ("fit:", "0.5")):
         with pytest.raises(ValueError, match=said) as error:
@@ -223,9 +203,7 @@ def test_what_cannot_be_is_one_line(make: Any, said: str, begin: Any, tmp_path: 
         assert "\n" not in str(error.value)
 
 
-def test_a_run_or_file_is_fitted(
-    run_small: RunSmall, begin: Any, tmp_path: Path, small: MakeConfig
-) -> None:
+def test_a_run_or_file_is_fitted(run_small, begin, tmp_path, small):
     before, _ = run_small(epochs=1)
     trained = copied(before.model.state_dict())
     ours, said = begin(f"fit:{tmp_path / 'run'}/", budget="0.5")
@@ -238,22 +216,20 @@ def test_a_run_or_file_is_fitted(
     assert torch.equal(dense(ours)["norm.running_var"], trained["norm.running_var"])
 
 
-def test_fitting_fresh_weights_is_warned_of(begin: Any) -> None:
+def test_fitting_fresh_weights_is_warned_of(begin):
     _, said = begin("fit", budget="0.5")
     assert "look fresh" in said
 
 
-def test_a_fitted_run_resumes_to_the_bit(
-    small: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(root: str) -> State:
+def test_a_fitted_run_resumes_to_the_bit(small, tmp_path, monkeypatch):
+    def run(root):
         config = small(budget="0.5", sharing={"init": "fit"}, run_root=str(tmp_path / root))
         experiment = build(config)
         prepare(experiment)
         train(experiment, run_dir(config))
         return copied(experiment.model.state_dict())
 
-    def save_and_stop(state: TrainState) -> None:
+    def save_and_stop(state):
         save(state)
         raise KeyboardInterrupt
 
@@ -265,7 +241,7 @@ def test_a_fitted_run_resumes_to_the_bit(
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-def test_what_a_fit_decides_is_ignored_and_what_it_cannot_do_refused(small: MakeConfig) -> None:
+def test_what_a_fit_decides_is_ignored_and_what_it_cannot_do_refused(small):
     config = small(budget="0.5", sharing={"init": "fit", "upsampler": "mask"})
     assert "sharing.upsampler" in ignored(config)
     assert run_dir(config) == run_dir(small(budget="0.5", sharing={"init": "fit"}))

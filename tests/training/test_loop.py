@@ -3,24 +3,19 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 from trained import log, same
 
-from npas.tasks.base import Batch
-from npas.training import Experiment, build, loop, train
+from npas.training import build, loop, train
 from npas.training.meter import Meter
 from npas.training.optim import build_optimizer
 from npas.training.precision import Precision
 
 
 @pytest.fixture(autouse=True)
-def usual_algorithms() -> Iterator[None]:
+def usual_algorithms():
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -28,23 +23,23 @@ def usual_algorithms() -> Iterator[None]:
 class Altered:
     """A task that does as another does, but for what a test changes."""
 
-    def __init__(self, task: Any, **changes: Any) -> None:
+    def __init__(self, task, **changes):
         self.task = task
         vars(self).update(changes)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         return getattr(self.task, name)
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
+def weights(model):
     return {name: value.clone() for name, value in model.named_parameters()}
 
 
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+def equal(one, other):
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_learns_the_digits(run_small, tmp_path: Path) -> None:
+def test_learns_the_digits(run_small, tmp_path):
     model = {"width": 1, "dropout": 0.0}
     words = {"epochs": 3, "batch_size": 64, "optim": {"milestones": [2]}, "model": model}
     _, outcome = run_small(budget="0.3", **words)
@@ -57,7 +52,7 @@ def test_learns_the_digits(run_small, tmp_path: Path) -> None:
     assert logged[-1] < logged[0] / 2
 
 
-def test_logs_every_so_many_steps_and_at_each_epochs_end(run_small, tmp_path: Path) -> None:
+def test_logs_every_so_many_steps_and_at_each_epochs_end(run_small, tmp_path):
     one, outcome = run_small(deterministic=True)
     logged = log(tmp_path / "run")
     assert [line["step"] for line in logged if "lr" in line] == [2, 4, 5, 6, 8, 10]
@@ -69,10 +64,10 @@ def test_logs_every_so_many_steps_and_at_each_epochs_end(run_small, tmp_path: Pa
     assert torch.are_deterministic_algorithms_enabled() and same(one.model, other.model)
 
 
-def test_damage_that_a_task_counts_is_agreed_on_before_each_epoch(small, tmp_path: Path) -> None:
-    agreed: list[int] = []
+def test_damage_that_a_task_counts_is_agreed_on_before_each_epoch(small, tmp_path):
+    agreed = []
 
-    def sync_damage(world: int) -> None:
+    def sync_damage(world):
         agreed.append(world)
         if len(agreed) == 3:
             raise ValueError("3 images cannot be read")
@@ -84,11 +79,11 @@ def test_damage_that_a_task_counts_is_agreed_on_before_each_epoch(small, tmp_pat
     assert agreed == [1, 1, 1] and log(tmp_path / "run")[-1]["step"] == 10  # two epochs
 
 
-def scripted(experiment: Experiment, scores: list[float]) -> list[tuple[str, dict[str, Tensor]]]:
+def scripted(experiment, scores):
     """Let held-out data be measured as these; return the list of what is measured."""
-    seen: list[tuple[str, dict[str, Tensor]]] = []
+    seen = []
 
-    def evaluate(model: nn.Module, split: str, **ranks: int) -> dict[str, float]:
+    def evaluate(model, split, **ranks):
         seen.append((split, weights(model)))
         return {"accuracy": scores.pop(0) if split == "val" else float(len(seen)), "loss": 1.0}
 
@@ -96,9 +91,7 @@ def scripted(experiment: Experiment, scores: list[float]) -> list[tuple[str, dic
     return seen
 
 
-def test_the_test_set_is_read_at_the_end_for_the_last_and_the_best_weights(
-    small, tmp_path: Path
-) -> None:
+def test_the_test_set_is_read_at_the_end_for_the_last_and_the_best_weights(small, tmp_path):
     experiment = build(small(epochs=4))
     seen = scripted(experiment, [10.0, 30.0, 20.0, 30.0 - 1e-9])
     outcome = train(experiment, tmp_path / "run")
@@ -118,7 +111,7 @@ def test_the_test_set_is_read_at_the_end_for_the_last_and_the_best_weights(
     assert outcome.metrics["selected_on"] == "val accuracy"
 
 
-def test_without_held_out_data_only_the_last_epoch_counts(run_small) -> None:
+def test_without_held_out_data_only_the_last_epoch_counts(run_small):
     _, outcome = run_small(data={"val_fraction": 0.0}, epochs=1)
     assert outcome.metrics["selected"] is None and outcome.metrics["selected_on"] is None
     assert set(outcome.metrics["last"]) == {"accuracy", "loss"} and outcome.history is None
@@ -128,22 +121,22 @@ class InfiniteGradient(torch.autograd.Function):
     """Pass a value through, and make its gradient infinite."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx, x):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx, gradient):
         return gradient * math.inf
 
 
 SPOILERS = {"loss": lambda loss: loss * math.nan, "gradient": InfiniteGradient.apply}
 
 
-def spoil(experiment: Experiment, how: str, step: int | None = None) -> None:
+def spoil(experiment, how, step=None):
     """Let loss or gradient be no number at one step, or at each."""
     task, done = experiment.task, iter(range(1, 1000))
 
-    def loss_of(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of(model, batch):
         loss, sums = task.loss(model, batch)
         return (SPOILERS[how](loss) if step in (None, next(done)) else loss), sums
 
@@ -153,14 +146,14 @@ def spoil(experiment: Experiment, how: str, step: int | None = None) -> None:
 class Steps:
     """Take single steps of a training."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment):
         self.experiment = experiment
         experiment.task.setup()
         self.optimizer = build_optimizer(experiment.model, experiment.config.optim)
         self.precision = Precision("fp32", torch.device("cpu"))
         self.meter = Meter(experiment.process)
 
-    def take(self, number: int, batch: Batch) -> None:
+    def take(self, number, batch):
         task, model = self.experiment.task, self.experiment.model
         found = loop.gradient(task, model, [batch], self.optimizer, self.precision)
         went_wrong = self.meter.add(number, batch.size, *found)
@@ -169,9 +162,7 @@ class Steps:
 
 @pytest.mark.parametrize("how", SPOILERS)
 @pytest.mark.parametrize(("step", "budget"), [(1, "dense"), (3, "0.5")])
-def test_what_is_no_number_never_reaches_the_weights(
-    small, tmp_path: Path, how: str, step: int, budget: str
-) -> None:
+def test_what_is_no_number_never_reaches_the_weights(small, tmp_path, how, step, budget):
     config = small(budget=budget, trainer={"log_every": 100})
     experiment = build(config)
     spoil(experiment, how, step)
@@ -198,9 +189,7 @@ def test_what_is_no_number_never_reaches_the_weights(
 
 
 @pytest.mark.parametrize(("how", "at"), [("loss", 1), ("gradient", 18)])
-def test_fp16_scales_less_for_a_while_and_no_longer(
-    small, tmp_path: Path, how: str, at: int
-) -> None:
+def test_fp16_scales_less_for_a_while_and_no_longer(small, tmp_path, how, at):
     """A gradient may overflow for its scale; a loss that is no number is one at any scale."""
     experiment = build(small(precision="fp16", epochs=10, batch_size=64))
     before = weights(experiment.model)
@@ -210,7 +199,7 @@ def test_fp16_scales_less_for_a_while_and_no_longer(
     assert equal(before, weights(experiment.model))
 
 
-def test_metrics_that_are_no_numbers_end_the_run(small, tmp_path: Path) -> None:
+def test_metrics_that_are_no_numbers_end_the_run(small, tmp_path):
     experiment = build(small())
     scripted(experiment, [math.inf])
     outcome = train(experiment, tmp_path / "run")
@@ -220,11 +209,11 @@ def test_metrics_that_are_no_numbers_end_the_run(small, tmp_path: Path) -> None:
     assert outcome.norms is not None and all(n["gradient"] is None for n in outcome.norms.values())
 
 
-def test_a_step_does_not_wait_for_the_device(small, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_does_not_wait_for_the_device(small, monkeypatch):
     steps = Steps(build(small(budget="0.5")))
     batch = next(steps.experiment.task.train_batches(0, 64))
 
-    def refuse(*_: object) -> None:
+    def refuse(*_):
         raise AssertionError("the host read a value of the device")
 
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy", "cpu"):
@@ -233,13 +222,13 @@ def test_a_step_does_not_wait_for_the_device(small, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_trains_in_low_precision(run_small, precision: str) -> None:
+def test_trains_in_low_precision(run_small, precision):
     experiment, outcome = run_small(precision=precision, budget="0.5", epochs=1)
     assert outcome.status == "done"
     assert all(p.dtype == torch.float32 for p in experiment.model.parameters())
 
 
-def test_compiling_leaves_the_names_alone(run_small, small) -> None:
+def test_compiling_leaves_the_names_alone(run_small, small):
     with torch.compiler.set_stance("force_eager"):
         compiled, _ = run_small("compiled", compile=True, epochs=1)
     assert compiled.model.state_dict().keys() == build(small()).model.state_dict().keys()

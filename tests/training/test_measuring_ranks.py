@@ -10,7 +10,6 @@ import torch.multiprocessing as mp
 
 from npas import config as schema
 from npas.cli import train
-from npas.config import Config
 from npas.reporting.compose import compose
 from npas.training import build
 from npas.training.distributed import Process
@@ -30,8 +29,8 @@ from npas.training.state import TrainState
     ],
 )
 def test_the_number_of_processes_is_a_run_s_identity_however_they_were_started(
-    monkeypatch: pytest.MonkeyPatch, devices: int, world: int, local: int, expected: int
-) -> None:
+    monkeypatch, devices, world, local, expected
+):
     config = compose("+exp=digits", f"trainer.devices={devices}")
     folders = set()
     for rank in range(world):
@@ -45,7 +44,7 @@ def test_the_number_of_processes_is_a_run_s_identity_however_they_were_started(
     assert len(folders) == 1
 
 
-def measure_chosen(rank: int, world: int, config: Config, folder: str) -> None:
+def measure_chosen(rank, world, config, folder):
     """Let the first epoch be the best of two, and write down what each rank's test set says."""
     torch.set_num_threads(1)
     experiment = build(config)
@@ -73,7 +72,7 @@ def measure_chosen(rank: int, world: int, config: Config, folder: str) -> None:
 
 
 @pytest.mark.dist
-def test_all_ranks_measure_the_chosen_weights(small, tmp_path: Path) -> None:
+def test_all_ranks_measure_the_chosen_weights(small, tmp_path):
     config = small(budget="0.5")
     measure_chosen(0, 1, config, str(tmp_path))
     mp.start_processes(

@@ -1,10 +1,8 @@
 """Muon is torch's own for a matrix, sees a bank's templates as matrices, and leaves steps out."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from trained import leaves_nothing_behind
 
 import npas
@@ -18,13 +16,13 @@ from npas.training.optim import build_optimizer
 class Block(nn.Module):
     """A convolution, two linear layers and a learned vector."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.conv = nn.Conv1d(8, 8, 3, padding=1)
         self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 8)
         self.mix = nn.Parameter(torch.stack([torch.ones(8), torch.zeros(8)]))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         """Map (N, L, 8) to the same."""
         x = x * self.mix[0] + self.conv(x.mT).mT
         return x + self.down(self.up(x).relu())
@@ -33,13 +31,13 @@ class Block(nn.Module):
 class Net(nn.Module):
     """An embedding, three blocks and a head."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.tokens = nn.Embedding(20, 8)
         self.blocks = nn.ModuleList(Block() for _ in range(3))
         self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 20)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         """Map tokens (N, L) to logits (N, L, 20)."""
         x = self.tokens(x)
         for block in self.blocks:
@@ -50,18 +48,18 @@ class Net(nn.Module):
 TOKENS = torch.arange(24).remainder(20).view(2, 12)
 
 
-def muon(**changes: Any) -> OptimConfig:
+def muon(**changes):
     settings = {"lr": 0.02, "momentum": 0.95, "beta2": 0.95, "weight_decay": 0.0} | changes
     own = {key: settings.pop(key) for key in list(settings) if hasattr(MuonConfig, key)}
     return OptimConfig(name="muon", muon=MuonConfig(**own), **settings)
 
 
-def network(budget: float | None = None, **options: Any) -> nn.Module:
+def network(budget=None, **options):
     torch.manual_seed(0)
     return Net() if budget is None else npas.share(Net(), budget, **options)
 
 
-def take(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+def take(model, optimizer):
     logits = model(TOKENS)
     loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
     loss.backward()
@@ -71,7 +69,7 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
 
 
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (16, 16)])
-def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
+def test_singular_values_come_near_one(shape):
     matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonalize(matrices, 5))
     assert values.min() > 0.6 and values.max() < 1.3
@@ -81,7 +79,7 @@ def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_steps_are_those_of_torchs_muon(nesterov: bool, decay: float) -> None:
+def test_steps_are_those_of_torchs_muon(nesterov, decay):
     torch.manual_seed(1)
     ours, theirs = (nn.ModuleList([nn.Linear(12, 30, bias=False)]) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
@@ -103,7 +101,7 @@ def test_steps_are_those_of_torchs_muon(nesterov: bool, decay: float) -> None:
     assert (ours[0].weight - theirs[0].weight).norm() < 0.06 * went  # theirs are rounded to bf16
 
 
-def test_each_kind_of_parameter_has_its_own_rate() -> None:
+def test_each_kind_of_parameter_has_its_own_rate():
     model = network()
     config = muon(embedding_lr=0.1, head_lr=0.2, vector_lr=0.3)
     optimizer = build_optimizer(model, config)
@@ -116,7 +114,7 @@ def test_each_kind_of_parameter_has_its_own_rate() -> None:
 
 
 @pytest.mark.parametrize("bank", ["adam", "templates"])
-def test_a_bank_is_trained_in_either_way(bank: str) -> None:
+def test_a_bank_is_trained_in_either_way(bank):
     model = network(0.6, exclude="@embeddings", low_rank=1)
     optimizer = build_optimizer(model, muon(bank=bank, bank_lr=0.005, coefficient_lr=0.006))
     kinds = {id(p): (g["kind"], g["lr"]) for g in optimizer.param_groups for p in g["params"]}
@@ -128,7 +126,7 @@ def test_a_bank_is_trained_in_either_way(bank: str) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_each_template_of_a_bank_moves_as_the_matrix_that_it_is() -> None:
+def test_each_template_of_a_bank_moves_as_the_matrix_that_it_is():
     """Two templates side by side and one across both: the mean of what covers a value."""
     bank = nn.Parameter(torch.randn(48, generator=torch.Generator().manual_seed(0)))
     group = {"params": [bank], "kind": "muon", "lr": 0.1, "weight_decay": 0.0}
@@ -149,7 +147,7 @@ def test_each_template_of_a_bank_moves_as_the_matrix_that_it_is() -> None:
 
 @pytest.mark.parametrize("upsampler", ["inter", "repeat"])
 @pytest.mark.parametrize("budget", [0.35, 0.6, 2.0])
-def test_templates_are_those_of_the_plan(budget: float, upsampler: str) -> None:
+def test_templates_are_those_of_the_plan(budget, upsampler):
     model = network(budget, upsampler=upsampler)
     ((bank, found),) = bank_templates(model).items()
     read = torch.zeros(len(bank))
@@ -166,12 +164,12 @@ def test_templates_are_those_of_the_plan(budget: float, upsampler: str) -> None:
 
 @pytest.mark.parametrize("bank", ["adam", "templates"])
 @pytest.mark.parametrize("before", [0, 2])
-def test_a_step_that_went_wrong_leaves_nothing_behind(bank: str, before: int) -> None:
+def test_a_step_that_went_wrong_leaves_nothing_behind(bank, before):
     model, config = network(0.6), muon(bank=bank, weight_decay=0.1)
     leaves_nothing_behind(model, model.get_parameter("npas_bank_0"), config, TOKENS, before)
 
 
-def test_momentum_warms_up() -> None:
+def test_momentum_warms_up():
     bank = nn.Parameter(torch.zeros(3, 3))
     group = {"params": [bank], "kind": "muon", "lr": 0.1, "weight_decay": 0.0}
     config = muon(momentum=0.9, momentum_start=0.5, momentum_warmup_steps=4, nesterov=False)

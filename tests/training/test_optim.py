@@ -1,7 +1,5 @@
 """The optimizer and its schedule are the papers', or torch's own."""
 
-from typing import Any
-
 import pytest
 import torch
 from trained import leaves_nothing_behind
@@ -14,11 +12,11 @@ from npas.training.optim import build_optimizer, clip, learning_rate
 THEIRS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
 
 
-def model() -> torch.nn.Module:
+def model():
     return wrn.build(wrn.Config(depth=10, width=1), InputSpec((1, 8, 8), 10))
 
 
-def rates(steps: int, epochs: int = 200, steps_per_epoch: int = 5, **optim: Any) -> list[float]:
+def rates(steps, epochs=200, steps_per_epoch=5, **optim):
     family = {"family": "digits"}
     optim = {"lr": 0.1, **optim}
     config = Config(
@@ -27,7 +25,7 @@ def rates(steps: int, epochs: int = 200, steps_per_epoch: int = 5, **optim: Any)
     return [learning_rate(config, step, steps_per_epoch) for step in range(steps)]
 
 
-def test_the_rate_falls_at_each_milestone_and_warms_up_step_by_step() -> None:
+def test_the_rate_falls_at_each_milestone_and_warms_up_step_by_step():
     found = rates(200, steps_per_epoch=1, milestones=[60, 120, 160], gamma=0.2)
     at = (0, 59, 60, 119, 120, 160, 199)
     assert [found[epoch] for epoch in at] == pytest.approx(
@@ -41,7 +39,7 @@ def test_the_rate_falls_at_each_milestone_and_warms_up_step_by_step() -> None:
 @pytest.mark.parametrize(
     ("schedule", "middle"), [("linear", [0.1, 0.075, 0.05]), ("cosine", [0.1, 0.0853553, 0.05])]
 )
-def test_the_rate_comes_down_to_nothing_after_the_warm_up(schedule: str, middle: list) -> None:
+def test_the_rate_comes_down_to_nothing_after_the_warm_up(schedule, middle):
     found = rates(51, epochs=10, warmup_epochs=0.4, schedule=schedule)
     assert found[:2] == pytest.approx([0.05, 0.1])
     assert [found[step] for step in (2, 14, 26)] == pytest.approx(middle)
@@ -50,7 +48,7 @@ def test_the_rate_comes_down_to_nothing_after_the_warm_up(schedule: str, middle:
 
 
 @pytest.mark.parametrize("most", [0.0, 0.5, 1e6])
-def test_gradients_are_clipped_as_by_torch(most: float) -> None:
+def test_gradients_are_clipped_as_by_torch(most):
     layer, twin = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
     twin.load_state_dict(layer.state_dict())
     x = torch.randn(7, 5)
@@ -65,7 +63,7 @@ def test_gradients_are_clipped_as_by_torch(most: float) -> None:
 
 
 @pytest.mark.parametrize("decay_norm_bias", [True, False])
-def test_what_trains_is_optimized_once_and_what_may_decays(decay_norm_bias: bool) -> None:
+def test_what_trains_is_optimized_once_and_what_may_decays(decay_norm_bias):
     shared = share(model(), 0.5)
     shared.norm.weight.requires_grad_(False)
     exempt = no_decay_names(shared)
@@ -80,12 +78,12 @@ def test_what_trains_is_optimized_once_and_what_may_decays(decay_norm_bias: bool
     assert len(build_optimizer(model(), OptimConfig()).param_groups) == 1
 
 
-def adam(name: str, decay: float = 0.1) -> OptimConfig:
+def adam(name, decay=0.1):
     return OptimConfig(name=name, lr=0.01, momentum=0.8, beta2=0.98, weight_decay=decay)
 
 
-def sgd(momentum: float, nesterov: bool) -> tuple[OptimConfig, Any]:
-    settings: dict[str, Any] = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov}
+def sgd(momentum, nesterov):
+    settings = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov}
     settings["weight_decay"] = 5e-4
     return OptimConfig(**settings), lambda p: torch.optim.SGD(p, **settings)
 
@@ -106,7 +104,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_steps_are_torchs_also_from_a_state(case: str) -> None:
+def test_steps_are_torchs_also_from_a_state(case):
     config, make = CASES[case]
     ours, plain = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
     plain.load_state_dict(ours.state_dict())
@@ -126,13 +124,13 @@ def test_steps_are_torchs_also_from_a_state(case: str) -> None:
 
 @pytest.mark.parametrize("config", [OptimConfig(), *map(adam, THEIRS)], ids=["sgd", *THEIRS])
 @pytest.mark.parametrize("before", [0, 2])
-def test_a_step_that_went_wrong_leaves_nothing_behind(config: OptimConfig, before: int) -> None:
+def test_a_step_that_went_wrong_leaves_nothing_behind(config, before):
     layer = torch.nn.Linear(5, 3)
     leaves_nothing_behind(layer, layer.weight, config, torch.randn(7, 5), before)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
-def test_schedules_end_at_min_lr(schedule: str) -> None:
+def test_schedules_end_at_min_lr(schedule):
     keys = {"lr": 1.0, "min_lr": 0.1, "warmup_epochs": 0.2, "decay_fraction": 0.25}
     found = rates(101, epochs=2, steps_per_epoch=50, schedule=schedule, **keys)
     assert found[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
@@ -143,7 +141,7 @@ def test_schedules_end_at_min_lr(schedule: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "adamax"])
-def test_rates_of_banks_and_coefficients_follow_the_schedule(name: str) -> None:
+def test_rates_of_banks_and_coefficients_follow_the_schedule(name):
     shared = share(model(), budget=0.5)
     own = {"bank_lr": 0.02, "coefficient_lr": 0.05}
     optimizer = build_optimizer(shared, OptimConfig(name=name, lr=0.1, **own))
@@ -157,6 +155,6 @@ def test_rates_of_banks_and_coefficients_follow_the_schedule(name: str) -> None:
     assert {group["factor"] for group in plain.param_groups} == {1.0}
 
 
-def test_muon_has_rates_of_its_own() -> None:
+def test_muon_has_rates_of_its_own():
     with pytest.raises(ValueError, match="set optim"):
         OptimConfig(name="muon", bank_lr=0.1)

@@ -1,16 +1,14 @@
 """Pruning in the course of a training: when, in which processes, what a run starts from."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from npas.config import Config, PruningConfig, load_config
+from npas.config import PruningConfig, load_config
 from npas.models import resnext
 from npas.sharing import pruning
 from npas.tasks import digits
@@ -19,16 +17,14 @@ from npas.training.distributed import Process
 from npas.training.progress import Progress
 from npas.training.pruning import Pruner, found, planned, stages
 
-RunSmall = Callable[..., Any]
-MakeConfig = Callable[..., Config]
 CONVS = [f"stages.{n}.0.conv1" for n in range(3)]  # of 8, 16 and 32 filters
 
 
-def widths(model: torch.nn.Module) -> list[int]:
+def widths(model):
     return [int(mask_F.sum()) for mask_F in pruning.kept_filters(model).values()]
 
 
-def test_the_schedules_are_one_shot_and_zhu_and_guptas() -> None:
+def test_the_schedules_are_one_shot_and_zhu_and_guptas():
     assert stages(PruningConfig("hrank"), 200) == [(100, 1.0)]
     gradual = PruningConfig("hrank", schedule="gradual", start=0.25, end=0.75, times=2)
     assert stages(gradual, 200) == [(100, 1 - 0.5**3), (150, 1.0)]
@@ -36,9 +32,7 @@ def test_the_schedules_are_one_shot_and_zhu_and_guptas() -> None:
         assert all(step < steps for step, _ in stages(gradual, steps))
 
 
-def test_filters_go_when_it_is_time_and_the_best_epoch_is_one_after(
-    run_small: RunSmall, small: MakeConfig, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_filters_go_when_it_is_time_and_the_best_epoch_is_one_after(run_small, small, caplog):
     """Of 10 steps, two epochs, after 4 and 8; a rate beyond all measure makes the first best."""
     keys = {"method": "magnitude", "amount": 0.5, "schedule": "gradual"}
     keys |= {"start": 0.0, "end": 0.8, "times": 2}
@@ -63,7 +57,7 @@ def test_filters_go_when_it_is_time_and_the_best_epoch_is_one_after(
 
 
 @pytest.mark.slow
-def test_a_compiled_network_prunes_as_another_does(run_small: RunSmall) -> None:
+def test_a_compiled_network_prunes_as_another_does(run_small):
     keys = {"epochs": 1, "pruning": {"method": "hrank", "amount": 0.5, "batches": 1}}
     plain, _ = run_small("plain", **keys)
     compiled, _ = run_small("compiled", compile=True, **keys)
@@ -74,7 +68,7 @@ def test_a_compiled_network_prunes_as_another_does(run_small: RunSmall) -> None:
         assert (own == other).float().mean() > 0.7  # rounding may decide among near equals
 
 
-def prune_in_ranks(rank: int, world: int, config: Config, folder: str) -> None:
+def prune_in_ranks(rank, world, config, folder):
     """Prune in each rank, whose norms have seen other images, and write down what is kept."""
     torch.set_num_threads(1)
     experiment = build(config)
@@ -90,18 +84,16 @@ def prune_in_ranks(rank: int, world: int, config: Config, folder: str) -> None:
 
 
 @pytest.mark.dist
-def test_all_ranks_keep_the_same_filters(small: MakeConfig, tmp_path: Path) -> None:
+def test_all_ranks_keep_the_same_filters(small, tmp_path):
     config = small(budget="0.5", pruning={"method": "hrank", "batches": 2})
     mp.start_processes(prune_in_ranks, (2, config, str(tmp_path)), 2, start_method="spawn")
     one, other = ((tmp_path / f"kept-{rank}").read_text() for rank in range(2))
     assert one == other and json.loads(one)[CONVS[0]].count(True) == 4
 
 
-def test_a_run_that_starts_from_a_pruned_one_computes_what_that_does(
-    run_small: RunSmall, small: MakeConfig, tmp_path: Path
-) -> None:
+def test_a_run_that_starts_from_a_pruned_one_computes_what_that_does(run_small, small, tmp_path):
     """Without masks the norms say it; with them it goes on to prune, and names no mask as fresh."""
-    keys: dict[str, Any] = {"method": "hrank", "amount": 0.5, "batches": 1}
+    keys = {"method": "hrank", "amount": 0.5, "batches": 1}
     pruned, _ = run_small("pruned", pruning=keys)
     images = pruned.task.preprocess(next(pruned.task.train_batches(0, 8)).inputs)
     expected = pruned.model.eval()(images)
@@ -133,17 +125,15 @@ def test_a_run_that_starts_from_a_pruned_one_computes_what_that_does(
         ({"times": 10**9}, "pruning.times must be at most 1000"),
     ],
 )
-def test_what_cannot_be_pruned_is_refused_before_training(
-    keys: dict[str, Any], message: str, small: MakeConfig
-) -> None:
+def test_what_cannot_be_pruned_is_refused_before_training(keys, message, small):
     with pytest.raises(ValueError, match=message) as error:
         build(small(pruning={"method": "hrank", **keys}))
     assert "\n" not in str(error.value)
 
 
-def test_a_network_without_filters_is_refused() -> None:
+def test_a_network_without_filters_is_refused():
     model = {"family": "resnext", "depth": 11, "cardinality": 2, "width": 4}
-    raw: dict[str, Any] = {"model": model, "task": {"family": "digits"}, "budget": "dense"}
+    raw = {"model": model, "task": {"family": "digits"}, "budget": "dense"}
     config = load_config(raw | {"pruning": {"method": "hrank"}}, resnext.Config, digits.Config)
     with pytest.raises(ValueError, match="resnext has no filters that can be"):
         build(config)

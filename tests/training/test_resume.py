@@ -3,8 +3,6 @@
 import logging
 import shutil
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,7 +21,7 @@ from npas.training.state import TrainState
 FIRST_IS_BEST = {"lr": 0.1, "milestones": [1], "gamma": 100.0}
 
 
-def saved(folder: Path) -> dict[str, torch.Tensor]:
+def saved(folder):
     """All tensors of the newest checkpoint: weights, optimizer, RNG."""
     newest = Checkpoints(folder / "checkpoints").newest()
     assert newest is not None
@@ -50,7 +48,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_resume_is_bit_exact(run_small, interrupt, tmp_path: Path, case: dict[str, Any]) -> None:
+def test_resume_is_bit_exact(run_small, interrupt, tmp_path, case):
     straight, expected = run_small("straight", **case)
     interrupt(1, "here", **case)
     shutil.move(tmp_path / "here", tmp_path / "resumed")  # a run may be moved
@@ -65,9 +63,7 @@ def test_resume_is_bit_exact(run_small, interrupt, tmp_path: Path, case: dict[st
 
 
 @pytest.mark.parametrize("unfinished", [False, True])
-def test_a_damaged_or_unnamed_checkpoint(
-    run_small, interrupt, tmp_path: Path, caplog: pytest.LogCaptureFixture, unfinished: bool
-) -> None:
+def test_a_damaged_or_unnamed_checkpoint(run_small, interrupt, tmp_path, caplog, unfinished):
     """One that was damaged gives way to the one before; one only to be renamed is as good."""
     straight, expected = run_small("straight", epochs=3)
     interrupt(2, "resumed", epochs=3)
@@ -89,7 +85,7 @@ def test_a_damaged_or_unnamed_checkpoint(
     assert last.is_dir() and not list(last.parent.glob("*.tmp-*"))
 
 
-def spread_unevenly(model: nn.Module, *rest: Any) -> None:
+def spread_unevenly(model, *rest):
     """Initialize as another version of the library might, so that scales are laid out again."""
     initialize(model, *rest)
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
@@ -99,8 +95,8 @@ def spread_unevenly(model: nn.Module, *rest: Any) -> None:
 
 @pytest.mark.parametrize("optim", [{}, {"ema_decay": 0.9}], ids=["plain", "averaged"])
 def test_a_resumed_run_keeps_its_scales_whatever_the_initializer_has_become(
-    run_small, interrupt, monkeypatch: pytest.MonkeyPatch, optim: dict[str, Any], tmp_path: Path
-) -> None:
+    run_small, interrupt, monkeypatch, optim, tmp_path
+):
     case = {"budget": "0.5", "optim": optim, "model": {"depth": 16}}
     straight, expected = run_small("straight", **case)
     interrupt(1, "resumed", **case)
@@ -113,12 +109,10 @@ def test_a_resumed_run_keeps_its_scales_whatever_the_initializer_has_become(
     assert optim or same(straight.model, restored.model)
 
 
-def test_a_checkpoint_of_another_allocation_is_not_resumed(
-    run_small, interrupt, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_of_another_allocation_is_not_resumed(run_small, interrupt, monkeypatch):
     interrupt(1, budget="0.5")
 
-    def allocate_otherwise(*arguments: Any) -> npas.Allocation:
+    def allocate_otherwise(*arguments):
         made = allocate(*arguments)
         return replace(made, groups=tuple(replace(g, bank=g.bank - 1) for g in made.groups))
 
@@ -127,9 +121,7 @@ def test_a_checkpoint_of_another_allocation_is_not_resumed(
         run_small(budget="0.5")
 
 
-def test_a_best_epoch_that_is_lost_ends_no_run(
-    run_small, interrupt, tmp_path: Path, monkeypatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_best_epoch_that_is_lost_ends_no_run(run_small, interrupt, tmp_path, monkeypatch, caplog):
     best = tmp_path / "run" / "checkpoints" / "step-00000005"
     interrupt(3, epochs=4, optim=FIRST_IS_BEST)
     shutil.rmtree(best)
@@ -139,7 +131,7 @@ def test_a_best_epoch_that_is_lost_ends_no_run(
     shutil.rmtree(tmp_path / "run")
     save = TrainState.save
 
-    def save_and_lose(self: TrainState) -> None:
+    def save_and_lose(self):
         save(self)
         if self.progress.epoch == 3:
             shutil.rmtree(best)
@@ -152,9 +144,9 @@ def test_a_best_epoch_that_is_lost_ends_no_run(
 
 
 def test_a_run_goes_on_from_a_named_checkpoint_and_then_from_its_own(
-    run_small, interrupt, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    case: dict[str, Any] = {"epochs": 3, "optim": FIRST_IS_BEST}
+    run_small, interrupt, tmp_path, caplog
+):
+    case = {"epochs": 3, "optim": FIRST_IS_BEST}
     straight, expected = run_small("straight", **case)
     interrupt(1, "old", **case)
     old = tmp_path / "old"
@@ -174,7 +166,7 @@ def test_a_run_goes_on_from_a_named_checkpoint_and_then_from_its_own(
     assert log(tmp_path / "new") == log(tmp_path / "straight")
 
 
-def test_going_back_to_an_earlier_step_drops_the_later_ones(run_small, tmp_path: Path) -> None:
+def test_going_back_to_an_earlier_step_drops_the_later_ones(run_small, tmp_path):
     straight, _ = run_small("run", epochs=3)
     early = tmp_path / "run" / "checkpoints" / "step-00000010"
     resumed, _ = run_small("run", epochs=3, resume=str(early))
@@ -183,16 +175,14 @@ def test_going_back_to_an_earlier_step_drops_the_later_ones(run_small, tmp_path:
 
 
 @pytest.mark.parametrize("how", [{"resume": "never"}, {"force": True}])
-def test_starting_anew_forgets_the_old_run(run_small, tmp_path: Path, how: dict[str, Any]) -> None:
+def test_starting_anew_forgets_the_old_run(run_small, tmp_path, how):
     run_small(**how)
     first = log(tmp_path / "run")
     run_small(**how)
     assert log(tmp_path / "run") == first
 
 
-def test_what_cannot_be_resumed_is_refused_with_the_keys_that_differ(
-    run_small, tmp_path: Path
-) -> None:
+def test_what_cannot_be_resumed_is_refused_with_the_keys_that_differ(run_small, tmp_path):
     with pytest.raises(ValueError, match="there is no folder"):
         run_small(resume=str(tmp_path / "nowhere"))
     run_small("old", epochs=1)
@@ -205,7 +195,7 @@ def test_what_cannot_be_resumed_is_refused_with_the_keys_that_differ(
     assert outcome.status == "done"
 
 
-def test_checkpoints_hold_no_pickle(run_small, tmp_path: Path) -> None:
+def test_checkpoints_hold_no_pickle(run_small, tmp_path):
     run_small(epochs=1)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".jsonl", ".safetensors"}

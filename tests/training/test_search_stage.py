@@ -2,23 +2,19 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from trained import Stopped, log, same, stop_after
 
 import npas
-from npas.config import Config
 from npas.tasks import digits
-from npas.training import Experiment, Outcome, build, search, search_groups, stored_grouping, train
+from npas.training import build, search, search_groups, stored_grouping, train
 from npas.training import grouping as groupings
 from npas.training.checkpoint import find_checkpoint
 from npas.training.grouping import SEARCH, TRAIN
 
-SEARCHING: dict[str, Any] = {
+SEARCHING = {
     "budget": "0.3",
     "deterministic": True,
     "sharing": {"groups": "learned", "num_groups": 3, "search": {"epochs": 2}},
@@ -26,17 +22,17 @@ SEARCHING: dict[str, Any] = {
 
 
 @pytest.fixture
-def searching(small: Callable[..., Config]) -> Callable[..., Config]:
+def searching(small):
     """Return a maker of small configs whose groups are to be found; sharing is merged."""
 
-    def make(**changes: Any) -> Config:
+    def make(**changes):
         sharing = SEARCHING["sharing"] | changes.pop("sharing", {})
         return small(**{**SEARCHING, **changes, "sharing": sharing})
 
     return make
 
 
-def run(config: Config, folder: Path) -> tuple[Experiment, Outcome]:
+def run(config, folder):
     """Do what is left of both trainings, as npas-train does."""
     experiment = build(config, stored_grouping(config, folder))
     if experiment.stage == SEARCH:
@@ -47,11 +43,11 @@ def run(config: Config, folder: Path) -> tuple[Experiment, Outcome]:
     return experiment, train(experiment, folder)
 
 
-def stop_at(moment: str, patch: pytest.MonkeyPatch) -> None:
+def stop_at(moment, patch):
     """Stop at a training's first checkpoint, or before or after groups.json is written."""
     write = groupings.write
 
-    def write_and_stop(folder: Path, grouping: groupings.Grouping) -> None:
+    def write_and_stop(folder, grouping):
         if moment == "groups written":
             write(folder, grouping)
         raise Stopped
@@ -63,7 +59,7 @@ def stop_at(moment: str, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def straight(tmp_path_factory):
     """Hold an uninterrupted run, made when first asked for."""
     return {"root": tmp_path_factory.mktemp("straight")}
 
@@ -72,9 +68,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     "moment", [SEARCH, pytest.param("search done", marks=pytest.mark.slow), "groups written", TRAIN]
 )
 def test_a_run_resumed_at_any_moment_equals_an_uninterrupted_one(
-    searching, straight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    def untimed(folder: Path) -> dict[str, Any]:
+    searching, straight, tmp_path, monkeypatch, moment
+):
+    def untimed(folder):
         return json.loads((folder / "groups.json").read_text()) | {"wall_s": 0}
 
     if "run" not in straight:
@@ -93,8 +89,8 @@ def test_a_run_resumed_at_any_moment_equals_an_uninterrupted_one(
 
 
 def test_the_search_is_a_run_of_its_own_that_reads_no_held_out_data(
-    searching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    searching, tmp_path, monkeypatch
+):
     experiment = build(searching())
     assert experiment.stage == SEARCH and experiment.allocation is not None
     with monkeypatch.context() as patched:
@@ -106,7 +102,7 @@ def test_the_search_is_a_run_of_its_own_that_reads_no_held_out_data(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["groups.json", SEARCH]
 
 
-def test_the_groups_cover_every_shared_layer_in_depth_order(searching, tmp_path: Path) -> None:
+def test_the_groups_cover_every_shared_layer_in_depth_order(searching, tmp_path):
     config = searching(epochs=1)
     layers = npas.allocation(build(config).model).groups[0].layers
     experiment, outcome = run(config, tmp_path)
@@ -146,15 +142,13 @@ def test_the_groups_cover_every_shared_layer_in_depth_order(searching, tmp_path:
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["log.jsonl", SEARCH]
 
 
-def test_embeddings_are_what_is_grouped_of_emb(searching, tmp_path: Path) -> None:
+def test_embeddings_are_what_is_grouped_of_emb(searching, tmp_path):
     _, grouping = search_groups(build(searching(sharing={"generator": "emb"})), tmp_path)
     assert grouping is not None
     assert {len(vector) for vector in grouping.vectors.values()} == {24}
 
 
-def test_gradients_are_grouped_by_their_agreement(
-    searching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_are_grouped_by_their_agreement(searching, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "GRADIENT_BATCHES", 6)
     experiment, outcome = run(searching(sharing={"groups": "gradient"}, epochs=1), tmp_path)
     grouping = experiment.grouping
@@ -166,16 +160,14 @@ def test_gradients_are_grouped_by_their_agreement(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_gradients_take_no_more_memory_than_the_search_did(
-    searching, monkeypatch: pytest.MonkeyPatch, precision: str
-) -> None:
+def test_gradients_take_no_more_memory_than_the_search_did(searching, monkeypatch, precision):
     """Batches come in the search's parts, and in the run's precision."""
     monkeypatch.setattr(search, "GRADIENT_BATCHES", 2)
     model = {"dropout": 0.0}
     changes = {"sharing": {"groups": "gradient"}, "batch_size": 32, "model": model}
     seen = []
 
-    def loss_of(task: Any, network: Any, batch: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+    def loss_of(task, network, batch):
         enabled = torch.is_autocast_enabled("cpu")
         seen.append((batch.size, torch.get_autocast_dtype("cpu") if enabled else None))
         # What a batch norm or dropout sees differs between parts: a plain mean does not.
@@ -201,9 +193,7 @@ def test_gradients_take_no_more_memory_than_the_search_did(
 @pytest.mark.parametrize(
     "moment", [SEARCH, "groups written", pytest.param(TRAIN, marks=pytest.mark.slow)]
 )
-def test_another_runs_folder_can_be_named(
-    searching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
+def test_another_runs_folder_can_be_named(searching, tmp_path, monkeypatch, moment):
     with monkeypatch.context() as patched, pytest.raises(Stopped):
         stop_at(moment, patched)
         run(searching(), tmp_path / "old")
@@ -215,7 +205,7 @@ def test_another_runs_folder_can_be_named(
     assert logged[: len(before)] == before and logged[-1]["step"] == 10  # its log is whole
 
 
-def test_a_search_that_diverges_says_where(searching, tmp_path: Path) -> None:
+def test_a_search_that_diverges_says_where(searching, tmp_path):
     experiment, outcome = run(searching(optim={"lr": 1e9}), tmp_path)
     assert experiment.stage == SEARCH and outcome.status == "diverged"
     assert outcome.error is not None and outcome.error.startswith("in the search for groups: ")
@@ -230,8 +220,6 @@ def test_a_search_that_diverges_says_where(searching, tmp_path: Path) -> None:
         ({"sharing": {"include": ["nothing.*"]}}, "matches no parameter"),
     ],
 )
-def test_what_cannot_come_to_groups_is_said_before_the_search(
-    searching, changes: dict[str, Any], says: str
-) -> None:
+def test_what_cannot_come_to_groups_is_said_before_the_search(searching, changes, says):
     with pytest.raises(ValueError, match=says):
         build(searching(**changes))

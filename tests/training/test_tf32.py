@@ -1,8 +1,5 @@
 """TF32 is off unless it is asked for, in every kernel that torch would use it in."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
 from torch import backends
@@ -14,7 +11,7 @@ from npas.training.seeding import set_tf32
 CPU, GPU = torch.device("cpu"), torch.device("cuda")  # whose switches can be set without one
 
 
-def switches() -> dict[str, Any]:
+def switches():
     """Read every switch in both of torch's interfaces; RuntimeError where they contradict."""
     return {
         "convolutions": backends.cudnn.conv.fp32_precision,
@@ -27,7 +24,7 @@ def switches() -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
+def as_before():
     """Put torch's defaults back."""
     yield
     torch.set_float32_matmul_precision("highest")
@@ -37,7 +34,7 @@ def as_before() -> Iterator[None]:
 
 @pytest.mark.parametrize("changes", [(False,), (True,), (True, False), (False, True)])
 @pytest.mark.parametrize("before", ["nothing", "the older interface", "the newer interface"])
-def test_all_switches_agree_whatever_was_set_before(changes: tuple[bool, ...], before: str) -> None:
+def test_all_switches_agree_whatever_was_set_before(changes, before):
     if before == "the older interface":
         torch.set_float32_matmul_precision("high")
     elif before == "the newer interface":
@@ -53,13 +50,13 @@ def test_all_switches_agree_whatever_was_set_before(changes: tuple[bool, ...], b
     assert (switches()["cuDNN"], switches()["cuBLAS"]) == (on, on)
 
 
-def test_it_is_a_key_of_the_run_that_building_follows(small, monkeypatch, caplog) -> None:
+def test_it_is_a_key_of_the_run_that_building_follows(small, monkeypatch, caplog):
     before = switches()
     set_tf32(False, CPU)
     assert caplog.text == ""
     set_tf32(True, CPU)
     assert switches() == before and "trainer.tf32 ignored" in caplog.text
-    asked: list[tuple[bool, torch.device]] = []
+    asked = []
     monkeypatch.setattr("npas.training.seeding.set_tf32", lambda *given: asked.append(given))
     off, on = (small(trainer={"tf32": tf32}) for tf32 in (False, True))
     build(off), build(on)

@@ -5,10 +5,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -22,26 +20,26 @@ CALLS = ["init", "define_metric", "log", "summary", "upload", "wait", "mark_pree
 class FakeWandb:
     """Takes what W&B takes, as its package and as its run, and fails or hangs where told to."""
 
-    def __init__(self) -> None:
-        self.fails: str | None = None
-        self.error: BaseException = RuntimeError()
-        self.hangs: str | None = None
+    def __init__(self):
+        self.fails = None
+        self.error = RuntimeError()
+        self.hangs = None
         self.free = threading.Event()  # of what hangs
-        self.calls: list[dict[str, Any]] = []  # arguments of init
-        self.logged: list[dict[str, Any]] = []
-        self.figures: dict[str, Any] = {}
-        self.uploaded: list[str] = []
-        self.exit_codes: list[int] = []
+        self.calls = []  # arguments of init
+        self.logged = []
+        self.figures = {}
+        self.uploaded = []
+        self.exit_codes = []
         self.preempting = False
 
-    def act(self, what: str, action: Callable[[], object] = lambda: None) -> None:
+    def act(self, what, action=lambda: None):
         if self.hangs == what:
             self.free.wait(20)
         if self.fails == what:
             raise self.error
         action()
 
-    def init(self, **arguments: Any) -> Any:
+    def init(self, **arguments):
         self.calls.append(arguments)
         self.act("init")
         return SimpleNamespace(
@@ -65,15 +63,15 @@ class FakeWandb:
 
 
 class FakeArtifact:
-    def __init__(self, name: str, type: str) -> None:
-        self.files: list[str] = []
+    def __init__(self, name, type):
+        self.files = []
 
-    def add_file(self, path: str, policy: str) -> None:
+    def add_file(self, path, policy):
         self.files.append(Path(path).name)
 
 
 @pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
+def wandb(monkeypatch):
     """Stand in for the wandb package."""
     monkeypatch.delenv("WANDB_MODE", raising=False)
     fake, module = FakeWandb(), ModuleType("wandb")
@@ -89,15 +87,15 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
 
 
 @pytest.fixture
-def online(small) -> Callable[..., Any]:
+def online(small):
     return lambda **settings: small(wandb={"mode": "online", **settings})
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
+def lines(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_one_line_a_record_there_at_once(small, tmp_path: Path) -> None:
+def test_one_line_a_record_there_at_once(small, tmp_path):
     with Tracker(small(), tmp_path, 0, None) as tracker:
         tracker.log({"step": 1, "a": float("nan"), "b": float("inf"), "c": "text", "d": 0.5})
         assert lines(tmp_path) == [{"step": 1, "a": None, "b": None, "c": "text", "d": 0.5}]
@@ -106,9 +104,7 @@ def test_one_line_a_record_there_at_once(small, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("logged", "steps"), [(0, []), (1, [2]), (3, [2, 4, 4]), (4, [2, 4, 4, 6]), (9, [2, 4, 4, 6])]
 )
-def test_going_on_keeps_as_many_lines_as_were_logged(
-    small, tmp_path: Path, logged: int, steps: list[int]
-) -> None:
+def test_going_on_keeps_as_many_lines_as_were_logged(small, tmp_path, logged, steps):
     # What was measured after an epoch has the step of the line before it.
     log = "".join(f'{{"step": {n}}}\n' for n in (2, 4, 4, 6)) + '{"step": 9, "tra'
     (tmp_path / "log.jsonl").write_text(log)
@@ -119,7 +115,7 @@ def test_going_on_keeps_as_many_lines_as_were_logged(
 
 
 @pytest.mark.parametrize("bad", [b'{"step": 2, "a": "\xc3', b"[1]", b'{"step": null}', b"\x00"])
-def test_a_damaged_line_is_left_out_and_counts_as_logged(small, tmp_path: Path, bad: bytes) -> None:
+def test_a_damaged_line_is_left_out_and_counts_as_logged(small, tmp_path, bad):
     # The first line is of a search that an earlier version logged here.
     search, *rest = b'{"stage": "search", "step": 1}', b'{"step": 1}', bad, b'{"step": 3}'
     (tmp_path / "log.jsonl").write_bytes(b"\n".join([search, *rest, b'{"step": 4}']))
@@ -129,9 +125,7 @@ def test_a_damaged_line_is_left_out_and_counts_as_logged(small, tmp_path: Path, 
     assert [line["step"] for line in lines(tmp_path)] == [1, 1, 3, 5]
 
 
-def test_a_process_that_does_not_lead_counts_lines_and_writes_nothing(
-    online, tmp_path: Path, wandb: FakeWandb
-) -> None:
+def test_a_process_that_does_not_lead_counts_lines_and_writes_nothing(online, tmp_path, wandb):
     run_dir = tmp_path / "run"
     with Tracker(online(artifacts=True), run_dir, 3, "abcd1234", is_main=False) as tracker:
         tracker.log({"step": 1})
@@ -141,9 +135,7 @@ def test_a_process_that_does_not_lead_counts_lines_and_writes_nothing(
     assert wandb.calls == [] and not run_dir.exists()
 
 
-def test_training_goes_on_without_wandb(
-    small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_training_goes_on_without_wandb(small, tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import raises
     with Tracker(small(wandb={"mode": "disabled"}), tmp_path, 0, None) as tracker:
@@ -154,9 +146,7 @@ def test_training_goes_on_without_wandb(
     assert "going on without wandb" in caplog.text and lines(tmp_path) == [{"step": 1}]
 
 
-def test_the_environment_can_switch_it_off(
-    online, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wandb: FakeWandb
-) -> None:
+def test_the_environment_can_switch_it_off(online, tmp_path, monkeypatch, wandb):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with Tracker(online(), tmp_path, 0, None):
         pass
@@ -164,7 +154,7 @@ def test_the_environment_can_switch_it_off(
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
-def test_the_run_is_described(small, tmp_path: Path, wandb: FakeWandb, mode: str) -> None:
+def test_the_run_is_described(small, tmp_path, wandb, mode):
     config = small(wandb={"mode": mode, "tags": ["a"], "project": "p", "entity": "e"})
     facts = {"ranks": 2, "git": {"commit": "0123abc", "dirty": False}}
     for folder in (tmp_path / "run", tmp_path / "run" / "search"):
@@ -193,9 +183,7 @@ def test_the_run_is_described(small, tmp_path: Path, wandb: FakeWandb, mode: str
     assert wandb.figures == {"last/accuracy": 98.0, "last/val/accuracy": 97.0, "status": "done"}
 
 
-def test_the_id_is_kept_before_anything_is_trained_and_found_again(
-    online, tmp_path: Path, wandb: FakeWandb
-) -> None:
+def test_the_id_is_kept_before_anything_is_trained_and_found_again(online, tmp_path, wandb):
     file = tmp_path / "wandb_id"
     first = Tracker(online(), tmp_path, 0, None)
     assert file.read_text() == f"{first.wandb_id}\n"  # and then it is killed
@@ -212,9 +200,7 @@ def test_the_id_is_kept_before_anything_is_trained_and_found_again(
 
 
 @pytest.mark.parametrize("status", ["done", "diverged", "failed", "preempted", None])
-def test_wandb_is_told_how_the_run_ended(
-    online, tmp_path: Path, wandb: FakeWandb, status: str | None
-) -> None:
+def test_wandb_is_told_how_the_run_ended(online, tmp_path, wandb, status):
     for name in ("model", "averaged", "optimizer"):
         (tmp_path / f"{name}.safetensors").touch()
     try:
@@ -232,7 +218,7 @@ def test_wandb_is_told_how_the_run_ended(
     assert wandb.uploaded == (uploaded if status == "done" else [])
 
 
-def use_all(config: Any, run_dir: Path) -> None:
+def use_all(config, run_dir):
     with Tracker(config, run_dir, 0, None) as tracker:
         tracker.log({"step": 1})
         tracker.log({"step": 2})
@@ -251,8 +237,8 @@ class Wordless(BaseException):
     "error", [RuntimeError("server\nis gone"), SystemExit(1), Wordless()], ids=repr
 )
 def test_whatever_it_raises_is_one_warning_of_one_line(
-    online, tmp_path: Path, wandb: FakeWandb, caplog, fails: str, error: BaseException
-) -> None:
+    online, tmp_path, wandb, caplog, fails, error
+):
     wandb.fails, wandb.error = fails, error
     caplog.set_level(logging.WARNING)
     use_all(online(artifacts=True), tmp_path)
@@ -263,9 +249,7 @@ def test_whatever_it_raises_is_one_warning_of_one_line(
 
 
 @pytest.mark.parametrize("hangs", CALLS)
-def test_however_long_it_takes_is_one_warning(
-    online, tmp_path: Path, wandb: FakeWandb, caplog, monkeypatch, hangs: str
-) -> None:
+def test_however_long_it_takes_is_one_warning(online, tmp_path, wandb, caplog, monkeypatch, hangs):
     for limit in ("START_S", "FINISH_S", "UPLOAD_S", "PREEMPTED_S"):
         monkeypatch.setattr(tracking, limit, 0.05)
     wandb.hangs = hangs
@@ -279,8 +263,8 @@ def test_however_long_it_takes_is_one_warning(
 
 @pytest.mark.parametrize("hangs", ["init", "log"])
 def test_logging_never_waits_and_a_late_server_gets_all(
-    online, tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch, hangs: str
-) -> None:
+    online, tmp_path, wandb, monkeypatch, hangs
+):
     monkeypatch.setattr(tracking, "START_S", 0.05)
     wandb.hangs = hangs
     with Tracker(online(), tmp_path, 0, None) as tracker:
@@ -291,7 +275,7 @@ def test_logging_never_waits_and_a_late_server_gets_all(
     assert len(wandb.logged) == 3
 
 
-def events(folder: Path) -> list[tuple[int, str, float]]:
+def events(folder):
     """Read what TensorBoard would: records of length, checksum, an event, checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
@@ -307,7 +291,7 @@ def events(folder: Path) -> list[tuple[int, str, float]]:
     return found
 
 
-def test_tensorboard_and_a_csv_have_every_number(small, tmp_path: Path) -> None:
+def test_tensorboard_and_a_csv_have_every_number(small, tmp_path):
     config = small(trackers=["tensorboard", "csv"], wandb={"mode": "online"})
     with Tracker(config, tmp_path, 0, None) as tracker:
         tracker.log({"step": 1, "train/loss": 0.5})
@@ -333,9 +317,7 @@ def test_tensorboard_and_a_csv_have_every_number(small, tmp_path: Path) -> None:
         (SimpleNamespace(SummaryWriter=Mock(return_value=Mock(spec=["close"]))), "add_scalar"),
     ],
 )
-def test_what_tensorboard_raises_is_one_warning(
-    small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, module: Any, line: str
-) -> None:
+def test_what_tensorboard_raises_is_one_warning(small, tmp_path, monkeypatch, caplog, module, line):
     caplog.set_level(logging.WARNING)
     monkeypatch.setitem(sys.modules, "tensorboardX", module)
     with Tracker(small(trackers=["tensorboard"]), tmp_path, 0, None) as tracker:

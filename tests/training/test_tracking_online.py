@@ -7,9 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -45,21 +43,20 @@ with tracking.Tracker(config, run_dir, asked["logged"], None, facts=facts) as tr
     tracker.ended(asked["status"])
 print("trained on")
 """
-Start = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Start:
+def start(tmp_path):
     """Return a function that runs the child above, and gives back how it ended."""
 
     def run(
-        *steps: int,
-        url: str = "http://127.0.0.1:9",  # where nobody listens
-        key: bool = True,
-        stdin: int = subprocess.DEVNULL,
-        stderr: int = subprocess.PIPE,
-        **asked: Any,
-    ) -> subprocess.CompletedProcess[str]:
+        *steps,
+        url="http://127.0.0.1:9",  # where nobody listens
+        key=True,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        **asked,
+    ):
         defaults = {"mode": "offline", "logged": 0, "status": "done"}
         defaults |= {"hurries": False, "kills": False}
         env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
@@ -77,18 +74,16 @@ def start(tmp_path: Path) -> Start:
     return run
 
 
-def warnings(text: str) -> list[str]:
+def warnings(text):
     return [line for line in text.splitlines() if line.startswith("WARNING")]
 
 
-def logged() -> list[int]:
+def logged():
     lines = Path("run/log.jsonl").read_text().splitlines()
     return [json.loads(line)["step"] for line in lines]
 
 
-def test_a_run_that_was_stopped_goes_on_as_the_same_one_without_account_or_network(
-    start: Start,
-) -> None:
+def test_a_run_that_was_stopped_goes_on_as_the_same_one_without_account_or_network(start):
     for steps, status in (((1, 2), "preempted"), ((3, 4), "done")):
         done = start(*steps, key=False, status=status, logged=steps[0] - 1)
         assert (done.returncode, done.stdout, done.stderr) == (0, "trained on\n", "")
@@ -100,7 +95,7 @@ def test_a_run_that_was_stopped_goes_on_as_the_same_one_without_account_or_netwo
     assert {file.name for part in parts for file in part.glob("*.wandb")} == {f"run-{run}.wandb"}
 
 
-def test_a_server_that_never_answers_holds_nothing_up(start: Start) -> None:
+def test_a_server_that_never_answers_holds_nothing_up(start):
     with socket.create_server(("127.0.0.1", 0)) as hole:
         url = f"http://127.0.0.1:{hole.getsockname()[1]}"
         started = time.monotonic()
@@ -110,13 +105,13 @@ def test_a_server_that_never_answers_holds_nothing_up(start: Start) -> None:
     assert len(warnings(done.stderr)) == 1 and logged() == [1, 2]
 
 
-def test_a_service_that_dies_is_one_warning(start: Start) -> None:
+def test_a_service_that_dies_is_one_warning(start):
     done = start(1, 2, kills=True)
     assert (done.returncode, done.stdout) == (0, "trained on\n")
     assert len(warnings(done.stderr)) == 1 and logged() == [1, 2, 100]
 
 
-def test_nobody_is_asked_for_a_key(start: Start) -> None:
+def test_nobody_is_asked_for_a_key(start):
     leader, terminal = pty.openpty()
     done = start(1, mode="online", key=False, stdin=terminal, stderr=terminal)
     text = os.read(leader, 10_000).decode()

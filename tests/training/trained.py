@@ -1,14 +1,9 @@
 """What tests look at of small trainings, and how they stop them."""
 
 import json
-from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
-from torch import Tensor, nn
 
-from npas.config import OptimConfig
 from npas.training.optim import build_optimizer
 from npas.training.state import TrainState
 
@@ -17,11 +12,11 @@ class Stopped(Exception):
     """Stands for a kill right after a checkpoint was written."""
 
 
-def stop_after(patch: pytest.MonkeyPatch, epochs: int, stage: str = "train") -> None:
+def stop_after(patch, epochs, stage="train"):
     """Let the next trainings stop after their n-th epoch's checkpoint."""
     save = TrainState.save
 
-    def save_and_stop(self: TrainState) -> None:
+    def save_and_stop(self):
         save(self)
         if self.experiment.stage == stage and self.progress.epoch == epochs:
             raise Stopped
@@ -29,25 +24,23 @@ def stop_after(patch: pytest.MonkeyPatch, epochs: int, stage: str = "train") -> 
     patch.setattr(TrainState, "save", save_and_stop)
 
 
-def log(folder: Path) -> list[dict[str, Any]]:
+def log(folder):
     """Return the logged figures, without the times."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
-def same(one: nn.Module, other: nn.Module) -> bool:
+def same(one, other):
     """Return whether two networks have the same state, to the bit."""
     ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def leaves_nothing_behind(
-    model: nn.Module, parameter: nn.Parameter, config: OptimConfig, inputs: Tensor, before: int
-) -> None:
+def leaves_nothing_behind(model, parameter, config, inputs, before):
     """Take some steps, then one whose gradient is NaN, and see that it changes nothing."""
     optimizer = build_optimizer(model, config)
 
-    def step(wrong: bool) -> None:
+    def step(wrong):
         model(inputs).square().sum().backward()
         if wrong:
             parameter.grad.fill_(float("nan"))
@@ -55,11 +48,11 @@ def leaves_nothing_behind(
         optimizer.step()
         optimizer.zero_grad()
 
-    def tensors() -> list[Tensor]:
+    def tensors():
         kept = [value for state in optimizer.state.values() for value in state.values()]
         return [*model.parameters(), *kept]
 
-    def everything() -> list[Tensor]:
+    def everything():
         return [tensor.detach().clone() for tensor in tensors()]
 
     own = [id(tensor) for tensor in tensors()]

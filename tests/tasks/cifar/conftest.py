@@ -2,10 +2,8 @@
 
 import hashlib
 import tarfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +14,7 @@ from npas.tasks.cifar import synthetic
 from npas.tasks.cifar import task as cifar
 
 
-def patterned(
-    count: int, classes: int, height: int, width: int, channels: int, stop: int, purpose: int
-) -> tuple[np.ndarray, np.ndarray]:
+def patterned(count, classes, height, width, channels, stop, purpose):
     """Make images whose red tells the row, green the column, and blue the image, all from 1."""
     made = np.empty((count, 32, 32, 3), dtype=np.uint8)
     made[..., 0] = np.arange(1, 33)[:, None]
@@ -36,20 +32,20 @@ class TinySet:
     archive: cifar.Archive
 
     @property
-    def folder(self) -> Path:
+    def folder(self):
         return self.root / self.archive.folder
 
     @property
-    def packed(self) -> Path:
+    def packed(self):
         return self.root / "packed" / self.archive.filename
 
-    def rewrite(self, name: str, data: bytes) -> None:
+    def rewrite(self, name, data):
         """Replace a file's contents, and take over the new sum as the published one."""
         (self.folder / name).write_bytes(data)
         sums = self.archive.train if name in self.archive.train else self.archive.test
         sums[name] = hashlib.md5(data).hexdigest()
 
-    def task(self, val_fraction: float = 0.1, seed: int = 0, **changes: Any) -> cifar.Task:
+    def task(self, val_fraction=0.1, seed=0, **changes):
         archive = changes.pop("archive", self.archive)
         config = changes.pop("config", cifar.Config(classes=self.classes))
         data = {"root": str(self.root), "val_fraction": val_fraction, "download": False}
@@ -59,7 +55,7 @@ class TinySet:
         )
 
 
-def tiny_set(root: Path, classes: int) -> TinySet:
+def tiny_set(root, classes):
     root.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, "generate_images", patterned)
@@ -75,19 +71,17 @@ def tiny_set(root: Path, classes: int) -> TinySet:
 
 
 @pytest.fixture
-def ten(tmp_path: Path) -> TinySet:
+def ten(tmp_path):
     """CIFAR-10 in a folder of the test's own, to be spoiled at will."""
     return tiny_set(tmp_path / "data", 10)
 
 
 @pytest.fixture(scope="session")
-def make_cifar(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., cifar.Task]:
+def make_cifar(tmp_path_factory):
     """Return a maker of CIFAR tasks that are ready for use."""
     sets = {n: tiny_set(tmp_path_factory.mktemp("cifar") / str(n), n) for n in (10, 100)}
 
-    def make(
-        classes: int = 10, val_fraction: float = 0.1, seed: int = 0, **keys: Any
-    ) -> cifar.Task:
+    def make(classes=10, val_fraction=0.1, seed=0, **keys):
         config = cifar.Config(classes=classes, **keys)
         task = sets[classes].task(val_fraction, seed, config=config)
         task.setup()

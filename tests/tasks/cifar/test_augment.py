@@ -9,7 +9,7 @@ from npas.tasks import classification
 from npas.tasks.cifar.task import RECIPES
 
 
-def pixels(batch: torch.Tensor) -> torch.Tensor:
+def pixels(batch):
     """Undo the normalisation: BxCxHxW floats back to bytes."""
     recipe = RECIPES[10]
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
@@ -17,13 +17,13 @@ def pixels(batch: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def epochs(make_cifar) -> torch.Tensor:
+def epochs(make_cifar):
     """Twenty epochs of the tiny set: 1,800 images whose pixels tell where they come from."""
     task = make_cifar()
     return torch.cat([b.inputs for epoch in range(20) for b in task.train_batches(epoch, 90)])
 
 
-def test_crops_cover_every_offset_evenly_and_flips_take_half(epochs: torch.Tensor) -> None:
+def test_crops_cover_every_offset_evenly_and_flips_take_half(epochs):
     inside = pixels(epochs)
     tops, lefts, flips = Counter(), Counter(), Counter()
     for image in inside:
@@ -42,7 +42,7 @@ def test_crops_cover_every_offset_evenly_and_flips_take_half(epochs: torch.Tenso
     assert 800 < flips[True] < 1000
 
 
-def test_cutout_takes_a_square_of_16_or_what_of_it_is_inside(epochs: torch.Tensor) -> None:
+def test_cutout_takes_a_square_of_16_or_what_of_it_is_inside(epochs):
     hidden = (epochs == 0).all(1)
     areas = Counter(int(area) for area in hidden.sum((1, 2)))
     assert max(areas) == 16 * 16
@@ -54,12 +54,12 @@ def test_cutout_takes_a_square_of_16_or_what_of_it_is_inside(epochs: torch.Tenso
         assert rows * columns == square.sum()
 
 
-def test_padding_is_black_before_it_is_normalised(epochs: torch.Tensor) -> None:
+def test_padding_is_black_before_it_is_normalised(epochs):
     assert (pixels(epochs)[:, 0] == 0).any()
     assert pixels(epochs).min() == 0
 
 
-def test_every_sample_comes_up_once_an_epoch(make_cifar) -> None:
+def test_every_sample_comes_up_once_an_epoch(make_cifar):
     # Blue numbers the image; beside it there is only padding, 0, and cutout, the mean of 114.
     batches = make_cifar().train_batches(0, 9)
     seen = [
@@ -69,21 +69,21 @@ def test_every_sample_comes_up_once_an_epoch(make_cifar) -> None:
     assert len({number for numbers in seen for number in numbers}) == 90
 
 
-def test_a_flip_mirrors_left_and_right() -> None:
+def test_a_flip_mirrors_left_and_right():
     padded = torch.nn.functional.pad(torch.arange(6).view(1, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     zero = torch.zeros(1, dtype=torch.int64)
     flipped = classification.windows(padded, zero, zero + 1, zero + 1, zero == 0, size=3)
     assert flipped[0, :2, :, 0].tolist() == [[2, 1, 0], [5, 4, 3]]
 
 
-def test_cutout_is_on_unless_it_is_switched_off(make_cifar) -> None:
+def test_cutout_is_on_unless_it_is_switched_off(make_cifar):
     plain, cut = (next(make_cifar(cutout=on).train_batches(0, 90)).inputs for on in (False, True))
     hidden = (cut == 0).all(1, keepdim=True)
     assert not (plain == 0).all(1).any() and hidden.any()
     assert torch.equal(plain.masked_fill(hidden, 0.0), cut)  # the same crops and flips
 
 
-def test_batches_on_a_cpu_lie_in_the_plain_order() -> None:
+def test_batches_on_a_cpu_lie_in_the_plain_order():
     images_BHWC = torch.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3)
     images_BCHW = classification.to_nchw(images_BHWC)
     assert images_BCHW.is_contiguous()

@@ -15,7 +15,7 @@ from npas.tasks.cifar import task as cifar
 
 
 @pytest.mark.parametrize(("classes", "train"), [(10, 100), (100, 200)])
-def test_the_published_format_is_read(make_cifar, classes: int, train: int) -> None:
+def test_the_published_format_is_read(make_cifar, classes, train):
     task = make_cifar(classes, val_fraction=0.0)
     assert (task.name, task.spec.num_classes) == (f"cifar{classes}", classes)
     assert task.parts["train"].images.shape == (train, 40, 40, 3)
@@ -26,7 +26,7 @@ def test_the_published_format_is_read(make_cifar, classes: int, train: int) -> N
     assert not task.has_validation
 
 
-def test_a_tenth_of_every_class_is_held_out_the_same_for_every_seed(make_cifar) -> None:
+def test_a_tenth_of_every_class_is_held_out_the_same_for_every_seed(make_cifar):
     task, other = make_cifar(), make_cifar(seed=1)
     assert task.has_validation
     assert task.parts["val"].labels.bincount().tolist() == [1] * 10
@@ -37,7 +37,7 @@ def test_a_tenth_of_every_class_is_held_out_the_same_for_every_seed(make_cifar) 
     assert torch.equal(task.parts["val"].images, other.parts["val"].images)
 
 
-def test_halved_images_are_the_means_of_their_squares(make_cifar) -> None:
+def test_halved_images_are_the_means_of_their_squares(make_cifar):
     whole, half = make_cifar(), make_cifar(image_size=16)
     assert half.spec.input_shape == (3, 16, 16)
     assert half.parts["train"].images.shape[1:] == (20, 20, 3)  # padded by 2 each side
@@ -48,7 +48,7 @@ def test_halved_images_are_the_means_of_their_squares(make_cifar) -> None:
 # --- the published set, and copies
 
 
-def test_the_published_sums_are_the_default(ten) -> None:
+def test_the_published_sums_are_the_default(ten):
     archives = cifar.published_archive(10), cifar.published_archive(100)
     assert [archive.sha256[:12] for archive in archives] == ["6d958be07457", "85cd44d02ba6"]
     assert {len(archive.sha256) for archive in archives} == {64}
@@ -58,9 +58,7 @@ def test_the_published_sums_are_the_default(ten) -> None:
         ten.task(archive=None).setup()
 
 
-def test_a_copy_is_read_where_it_is_asked_for_and_recorded(
-    ten, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_copy_is_read_where_it_is_asked_for_and_recorded(ten, tmp_path, caplog):
     true, copy = ten.task(verify="warn"), ten.task(archive=None, verify="warn")
     true.setup()
     assert true.compared.published is True and not caplog.records
@@ -85,7 +83,7 @@ def test_a_copy_is_read_where_it_is_asked_for_and_recorded(
 # --- fetching
 
 
-def test_a_missing_set_is_one_line_that_says_what_to_put_where(ten, tmp_path: Path) -> None:
+def test_a_missing_set_is_one_line_that_says_what_to_put_where(ten, tmp_path):
     with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz") as error:
         ten.task(root=str(tmp_path / "new")).setup()
     for said in ("data.root=", "new", "cifar-10-batches-py", "data.download=true"):
@@ -97,10 +95,8 @@ def test_a_missing_set_is_one_line_that_says_what_to_put_where(ten, tmp_path: Pa
     assert not (tmp_path / "new").exists()
 
 
-def test_many_at_once_download_verify_and_unpack_once(
-    ten, make_cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[str] = []
+def test_many_at_once_download_verify_and_unpack_once(ten, make_cifar, tmp_path, monkeypatch):
+    calls = []
     real = cifar.download.download
     monkeypatch.setattr(
         cifar.download, "download", lambda url, to: (calls.append(url), real(url, to))
@@ -124,13 +120,11 @@ def test_many_at_once_download_verify_and_unpack_once(
 
 
 class Malicious:
-    def __reduce__(self) -> tuple:
+    def __reduce__(self):
         return os.mkdir, ("owned",)
 
 
-def test_nothing_is_unpickled_before_its_sum_is_the_published_one(
-    ten, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_unpickled_before_its_sum_is_the_published_one(ten, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cifar, "unpickle", lambda data: pytest.fail("it was unpickled"))
         path = ten.folder / "data_batch_1"
@@ -147,10 +141,8 @@ def test_nothing_is_unpickled_before_its_sum_is_the_published_one(
     assert not Path("owned").exists()
 
 
-def test_the_bytes_that_were_checked_are_those_that_are_read(
-    ten, make_cifar, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def check_then_swap(name: str, *args: str, path: Path, **how: str) -> None:
+def test_the_bytes_that_were_checked_are_those_that_are_read(ten, make_cifar, monkeypatch):
+    def check_then_swap(name, *args, path, **how):
         real(name, *args, path=path, **how)
         path.write_bytes(b"something else")
 
@@ -172,7 +164,7 @@ def test_the_bytes_that_were_checked_are_those_that_are_read(
         ({"data": "pixels"}, "rows of 3072 bytes"),
     ],
 )
-def test_contents_of_another_form_are_refused(change: dict, said: str) -> None:
+def test_contents_of_another_form_are_refused(change, said):
     good = {"data": np.zeros((20, 3072), np.uint8), "labels": [0] * 20}
     with pytest.raises(ValueError, match=said):
         cifar.parse(good | change, 10)

@@ -2,13 +2,10 @@
 
 import gc
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from simulated_ranks import by_ranks
-from torch import Tensor, nn
 
 from npas import tasks
 from npas.config import DataConfig
@@ -20,12 +17,12 @@ from npas.tasks.common import measure
 
 SQUAD = {"max_length": 48, "stride": 16, "max_query": 12}
 REGIONS = {"regions": 13, "region_width": 6, "word_width": 4}
-BERT: dict[str, Any] = {
+BERT = {
     "layers": 1, "hidden": 16, "heads": 2, "intermediate": 16, "vocab_size": 600, "positions": 64,
 }  # fmt: skip
 ADAPT = {"width": 8, "embedding": 4, "vocab_size": 200}
 # Of each case the family, its keys, the network's family and keys.
-CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
+CASES = {
     "squad1.1": ("squad", {"version": "1.1", **SQUAD}, "bert", BERT),
     "squad2.0": ("squad", {"version": "2.0", **SQUAD}, "bert", BERT),
     "texts": ("text_classification", {"max_length": 24}, "bert", BERT),
@@ -44,7 +41,7 @@ MORE = {"with bert": ("grounding", {"words": "bert", **REGIONS}, "bag_of_words",
 
 
 @cache
-def make(name: str, seed: int = 0) -> Any:
+def make(name, seed=0):
     """Return a task on synthetic data, ready for use."""
     family, keys, *_ = {**CASES, **MORE}[name]
     few = SyntheticConfig(train=9, test=3)
@@ -57,18 +54,18 @@ def make(name: str, seed: int = 0) -> Any:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forget() -> Any:
+def forget():
     yield
     make.cache_clear()
 
 
-def network(name: str, **changes: Any) -> nn.Module:
+def network(name, **changes):
     torch.manual_seed(0)
     *_, family, keys = CASES[name]
     return build(model_family(family).Config(**{**keys, **changes}), make(name).spec)
 
 
-def rows(task: Any, size: int, epoch: int = 0, **how: Any) -> list[Tensor]:
+def rows(task, size, epoch=0, **how):
     """Return what each sample of an epoch is, in order of its batches."""
     found = []
     for batch in task.train_batches(epoch, size, **how):
@@ -81,7 +78,7 @@ def rows(task: Any, size: int, epoch: int = 0, **how: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_sample_is_the_same_in_any_batch_on_any_rank(name: str) -> None:
+def test_a_sample_is_the_same_in_any_batch_on_any_rank(name):
     task = make(name)
     whole = rows(task, 4)
     assert len(whole) >= 8
@@ -99,7 +96,7 @@ def test_a_sample_is_the_same_in_any_batch_on_any_rank(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["flickr30k", "coco"])
-def test_workers_make_the_same_batches(name: str) -> None:
+def test_workers_make_the_same_batches(name):
     plain, made = (list(base.batches(make(name), 1, 2, workers=n)) for n in (0, 2))
     assert len(plain) == len(made) == 4
     for one, other in zip(plain, made, strict=True):
@@ -109,7 +106,7 @@ def test_workers_make_the_same_batches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_batch_is_what_a_network_reads_and_learns_from(name: str) -> None:
+def test_a_batch_is_what_a_network_reads_and_learns_from(name):
     task, model = make(name), network(name)
     batch = next(task.train_batches(0, 4))
     like = task.spec.example("cpu")
@@ -123,9 +120,7 @@ def test_a_batch_is_what_a_network_reads_and_learns_from(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_any_number_of_ranks_measures_the_same_to_the_bit(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_number_of_ranks_measures_the_same_to_the_bit(name, monkeypatch):
     task, model = make(name), network(name)
     module = __import__(type(task).__module__, fromlist=["task"])
     for key in ("EVAL_BATCH", "EVAL_IMAGES", "EVAL_SENTENCES"):
@@ -137,7 +132,7 @@ def test_any_number_of_ranks_measures_the_same_to_the_bit(
         assert set(task.evaluate(model, "val")) & set(alone)
     for world in (2, 5):
 
-        def patch(over_ranks: Any) -> None:
+        def patch(over_ranks):
             for where in (base, measure):
                 monkeypatch.setattr(where, "over_ranks", over_ranks)
 
@@ -146,9 +141,7 @@ def test_any_number_of_ranks_measures_the_same_to_the_bit(
 
 
 @pytest.mark.parametrize("name", ["text", "texts", "squad1.1", "with bert", "referit", "coco"])
-def test_synthetic_data_are_counted_and_leave_no_files(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_synthetic_data_are_counted_and_leave_no_files(name, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     make.cache_clear()
     task = make(name)
@@ -163,7 +156,7 @@ def test_synthetic_data_are_counted_and_leave_no_files(
 
 
 @pytest.mark.parametrize("name", ["squad2.0", "text", "texts", "f30k"])
-def test_a_network_of_too_few_words_is_refused(name: str) -> None:
+def test_a_network_of_too_few_words_is_refused(name):
     task, model = make(name), network(name, vocab_size=9)
     for use in (
         lambda: task.check_network(model),
@@ -177,7 +170,7 @@ def test_a_network_of_too_few_words_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["mlm", "grounding", "retrieval"])
-def test_tasks_with_a_part_of_their_own_hold_none_out(family: str) -> None:
+def test_tasks_with_a_part_of_their_own_hold_none_out(family):
     module, data = tasks.family(family), DataConfig(val_fraction=0.1)
     with pytest.raises(ValueError, match=r"data\.val_fraction=0\.1 does not apply to .*null"):
         module.Task(module.Config(), data, seed=0, device=torch.device("cpu"))

@@ -5,15 +5,13 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 
 from npas.tasks.common import download
 
 
-def tar_of(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
+def tar_of(path, *members):
     with tarfile.open(path, "w:gz") as tar:
         for info, data in members:
             info.size = len(data)
@@ -21,25 +19,25 @@ def tar_of(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
     return path
 
 
-def headers(path: Path, infos: Iterable[tarfile.TarInfo], data: bytes = b"") -> Path:
+def headers(path, infos, data=b""):
     """Write headers whatever they say, and `data` after the last."""
     raw = b"".join(info.tobuf(tarfile.GNU_FORMAT) for info in infos)
     path.write_bytes(gzip.compress(raw + data))
     return path
 
 
-def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str = "") -> tuple:
+def member(name, kind=tarfile.REGTYPE, size=0, link=""):
     info = tarfile.TarInfo(name)
     info.type, info.linkname, info.size = kind, link, size
     return info, b""
 
 
-def unpack(archive: Path, members: list[str]) -> None:
+def unpack(archive, members):
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
     download.unpack(archive, sha256, members, archive.parent)
 
 
-def refuses(archive: Path, members: list[str], said: str) -> None:
+def refuses(archive, members, said):
     """Nothing is left, whatever is wrong, and one line says so."""
     with pytest.raises(ValueError, match=said) as error:
         unpack(archive, members)
@@ -47,10 +45,8 @@ def refuses(archive: Path, members: list[str], said: str) -> None:
     assert [path.name for path in archive.parent.iterdir()] == [archive.name]
 
 
-def test_the_named_members_alone_are_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def of_3_10_0(self, member, path="", set_attrs=True, *, numeric_owner=False) -> None:
+def test_the_named_members_alone_are_unpacked(tmp_path, monkeypatch):
+    def of_3_10_0(self, member, path="", set_attrs=True, *, numeric_owner=False):
         pytest.fail("nothing would keep links and ways out: this Python has no filters")
 
     monkeypatch.setattr(tarfile.TarFile, "extract", of_3_10_0)
@@ -61,9 +57,7 @@ def test_the_named_members_alone_are_unpacked(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tgz", "set"]
 
 
-def test_an_archive_of_another_sum_is_not_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_of_another_sum_is_not_opened(tmp_path, monkeypatch):
     archive = tar_of(tmp_path / "a.tgz", (tarfile.TarInfo("set/a"), b"x"))
     monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("it was opened"))
     with pytest.raises(ValueError, match=r"a\.tgz is damaged or another archive \(sha256 "):
@@ -81,12 +75,12 @@ def test_an_archive_of_another_sum_is_not_opened(
         pytest.param(tarfile.DIRTYPE, id="folder"),
     ],
 )
-def test_only_plain_files_are_unpacked(tmp_path: Path, kind: bytes) -> None:
+def test_only_plain_files_are_unpacked(tmp_path, kind):
     archive = tar_of(tmp_path / "a.tgz", member("set/a", kind, link="/etc/passwd"))
     refuses(archive, ["set/a"], "set/a is no plain file")
 
 
-def test_a_file_with_holes_is_refused_whatever_size_it_says(tmp_path: Path) -> None:
+def test_a_file_with_holes_is_refused_whatever_size_it_says(tmp_path):
     info = member("set/a", tarfile.GNUTYPE_SPARSE)[0]
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     block[483:495] = b"%011o\0" % (1 << 20)  # the size it would unpack to
@@ -95,7 +89,7 @@ def test_a_file_with_holes_is_refused_whatever_size_it_says(tmp_path: Path) -> N
     refuses(tmp_path / "a.tgz", ["set/a"], "set/a is no plain file")
 
 
-def test_members_of_other_sizes_than_they_say(tmp_path: Path) -> None:
+def test_members_of_other_sizes_than_they_say(tmp_path):
     short = headers(tmp_path / "a.tgz", [member("set/a", size=100_000)[0]], bytes(2000))
     refuses(short, ["set/a"], "delete it and get it again")
     first, second = member("set/a", size=512)[0], member("set/b", size=1)[0]
@@ -104,7 +98,7 @@ def test_members_of_other_sizes_than_they_say(tmp_path: Path) -> None:
     refuses(longer, ["set/a", "set/b"], "it has no set/b")  # cut, and hides what follows
 
 
-def test_damaged_archives(tmp_path: Path) -> None:
+def test_damaged_archives(tmp_path):
     archive = tar_of(tmp_path / "a.tgz", (tarfile.TarInfo("set/a"), os.urandom(10_000)))
     whole = archive.read_bytes()
     refuses(archive, ["set/a", "set/b"], "it has no set/b")
@@ -113,7 +107,7 @@ def test_damaged_archives(tmp_path: Path) -> None:
         refuses(archive, ["set/a", "set/b"], "cannot be unpacked .* delete it and get it again")
 
 
-def test_downloads_are_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloads_are_capped(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "SIZE_CAP", 100)
     (tmp_path / "big").write_bytes(bytes(101))
     with pytest.raises(ValueError, match="more than 100 bytes"):
@@ -122,9 +116,7 @@ def test_downloads_are_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("wanted", ["set/bomb", "set/after"])
-def test_a_bomb_stops_at_the_cap_and_fills_no_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
-) -> None:
+def test_a_bomb_stops_at_the_cap_and_fills_no_disk(tmp_path, monkeypatch, wanted):
     monkeypatch.setattr(download, "SIZE_CAP", 1 << 20)
     # tarfile reads what follows a comment whole, before it says anything of a member.
     comment = member("comment", tarfile.XHDTYPE, size=8 << 20)[0]

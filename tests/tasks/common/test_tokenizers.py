@@ -1,8 +1,6 @@
 """Published tokenizers are read in each of their forms, or what they lack is said in one line."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import sentencepiece
@@ -12,14 +10,14 @@ from transformers import AutoTokenizer
 from npas.tasks.common import synthetic_text, tokenization
 
 
-def wordpiece(folder: Path) -> None:
+def wordpiece(folder):
     """Write BERT's two forms: the words alone, and the whole tokenizer."""
     words = synthetic_text.write_tokenizer(folder)
     AutoTokenizer.from_pretrained(words).backend_tokenizer.save(str(folder / "tokenizer.json"))
     (words / "vocab.txt").rename(folder / "vocab.txt")
 
 
-def sentencepieces(folder: Path) -> None:
+def sentencepieces(folder):
     """Write ALBERT's form."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([f"the {a}{b} sees {b}{a}" for a in "xyzuvw" for b in "abcdef"]),
@@ -42,9 +40,7 @@ def sentencepieces(folder: Path) -> None:
         ("spiece.model", "albert", sentencepieces),
     ],
 )
-def test_one_file_will_do_if_a_config_says_what_kind_it_is(
-    file: str, kind: str, write: Any, tmp_path: Path
-) -> None:
+def test_one_file_will_do_if_a_config_says_what_kind_it_is(file, kind, write, tmp_path):
     write(tmp_path)
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -60,7 +56,7 @@ def test_one_file_will_do_if_a_config_says_what_kind_it_is(
     assert all(0 <= number < tokenizer.size for number in tokenizer.special.values())
 
 
-def test_the_synthetic_tokenizer_is_like_a_bert_s(tmp_path: Path) -> None:
+def test_the_synthetic_tokenizer_is_like_a_bert_s(tmp_path):
     tokenizer = tokenization.load_synthetic(tmp_path)
     ids = tokenizer.inner("José was born in 1895.", "Zürich")["input_ids"]
     text = tokenizer.inner.decode(ids)
@@ -68,14 +64,12 @@ def test_the_synthetic_tokenizer_is_like_a_bert_s(tmp_path: Path) -> None:
     assert tokenizer.name == "synthetic" and tokenizer.size < 1024
 
 
-def test_a_tokenizer_that_cannot_be_had_or_read_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tokenizer_that_cannot_be_had_or_read_is_one_line(tmp_path, monkeypatch):
     import huggingface_hub
 
     asked = []
 
-    def fetch(*_: Any, local_files_only: bool, **__: Any) -> str:
+    def fetch(*_, local_files_only, **__):
         asked.append(local_files_only)
         raise FileNotFoundError("no network")
 

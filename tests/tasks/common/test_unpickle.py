@@ -12,7 +12,7 @@ from npas.tasks.common.unpickle import unpickle
 
 
 @pytest.mark.parametrize("protocol", [3, 4])
-def test_plain_data_and_arrays_come_through(protocol: int) -> None:
+def test_plain_data_and_arrays_come_through(protocol):
     data = {"a": np.arange(6, dtype=np.uint8).reshape(2, 3), "b": [1, "x", b"y", 2.5, None, True]}
     found = unpickle(pickle.dumps(data, protocol=protocol))
     assert np.array_equal(found["a"], data["a"])
@@ -22,16 +22,14 @@ def test_plain_data_and_arrays_come_through(protocol: int) -> None:
 @pytest.mark.parametrize("module", ["numpy.core", "numpy._core"])
 @pytest.mark.parametrize("protocol", [0, 2])
 @pytest.mark.parametrize("number", [np.float64(0.1), np.int32(-7), np.uint8(200), np.bool_(True)])
-def test_single_numbers_of_numpys_come_through_of_any_age(
-    number: np.generic, protocol: int, module: str
-) -> None:
+def test_single_numbers_of_numpys_come_through_of_any_age(number, protocol, module):
     data = pickle.dumps([number], protocol=protocol)
     assert data.count(b"numpy._core.multiarray") == 1
     (found,) = unpickle(data.replace(b"numpy._core.multiarray", f"{module}.multiarray".encode()))
     assert found == number and found.dtype == number.dtype
 
 
-def test_single_numbers_as_python_2_wrote_them_come_through() -> None:
+def test_single_numbers_as_python_2_wrote_them_come_through():
     # The bytes are a string there, which comes as latin-1.
     raw = np.float64(-0.1).tobytes()
     assert max(raw) > 127
@@ -45,17 +43,17 @@ def test_single_numbers_as_python_2_wrote_them_come_through() -> None:
 class Scalar:
     """Ask for a number of numpy's, made of what is given."""
 
-    def __init__(self, *given: object) -> None:
+    def __init__(self, *given):
         self.given = given
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self):
         return np.float64(0).__reduce__()[0], self.given
 
 
 class Encoded(Scalar):
     """Ask for bytes of a text."""
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self):
         return codecs.encode, self.given
 
 
@@ -75,13 +73,13 @@ class Encoded(Scalar):
         (Scalar(np.dtype("f8"), None), "refused as a pickle of data"),
     ],
 )
-def test_arrays_and_single_values_are_numbers_and_nothing_else(value: object, said: str) -> None:
+def test_arrays_and_single_values_are_numbers_and_nothing_else(value, said):
     with pytest.raises(ValueError, match=said):
         unpickle(pickle.dumps(value))
 
 
 class Malicious:
-    def __reduce__(self) -> tuple:
+    def __reduce__(self):
         return os.system, ("touch owned",)
 
 
@@ -90,13 +88,13 @@ class Malicious:
     [Malicious(), eval, getattr, np.load, np.frombuffer, Path],
     ids=lambda value: getattr(value, "__name__", "call"),
 )
-def test_nothing_else_can_be_named_let_alone_called(named: object, tmp_path: Path) -> None:
+def test_nothing_else_can_be_named_let_alone_called(named, tmp_path):
     with pytest.raises(ValueError, match=r"it names [\w.]+, which is no data"):
         unpickle(pickle.dumps({"data": named}))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x02}q\x01(U", b"not a pickle at all"])
-def test_damaged_pickles_are_a_plain_error(data: bytes) -> None:
+def test_damaged_pickles_are_a_plain_error(data):
     with pytest.raises(ValueError, match="refused as a pickle of data"):
         unpickle(data)

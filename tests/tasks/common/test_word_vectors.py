@@ -1,7 +1,6 @@
 """Words are looked up in a file of vectors, or come from a BERT; what is wrong is one line."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ VECTORS = "a 1 0\nred 0 1\nsquare 0.5 0.5\nRed 9 9\ncircle -1 2e-1\nleft 3 3\n"
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(tmp_path):
     path = tmp_path / "vectors.txt"
     path.write_text(VECTORS)
     return path
@@ -41,12 +40,12 @@ def file(tmp_path: Path) -> Path:
         (" -- ' 's", "'s"),
     ],
 )
-def test_texts_are_cut_into_words_as_vectors_are_of(text: str, words: str) -> None:
+def test_texts_are_cut_into_words_as_vectors_are_of(text, words):
     known = {"t-shirt", "mother-in-law", "black-and"}
     assert word_vectors.split(text, known) == words.split()
 
 
-def test_the_rendered_worlds_words_are_as_they_stand() -> None:
+def test_the_rendered_worlds_words_are_as_they_stand():
     difficulty = world.Difficulty()
     told = list[str]()
     for number in range(20):
@@ -59,7 +58,7 @@ def test_the_rendered_worlds_words_are_as_they_stand() -> None:
     assert all(word_vectors.split(word) == [word] for word in captions.vocabulary())
 
 
-def test_known_words_are_looked_up_and_others_left_out(file: Path) -> None:
+def test_known_words_are_looked_up_and_others_left_out(file):
     words = word_vectors.look_up(TEXTS, file, 2, 10)
     found_PTV, lengths_P = words.take(torch.tensor([[1, 0], [2, 3]]))
     assert lengths_P.tolist() == [[2, 3], [1, 1]]
@@ -72,7 +71,7 @@ def test_known_words_are_looked_up_and_others_left_out(file: Path) -> None:
     assert words.take(torch.tensor(0))[0].tolist() == [[0, 1], [0.5, 0.5]]
 
 
-def test_what_is_joined_is_looked_up_whole_or_by_its_parts(tmp_path: Path) -> None:
+def test_what_is_joined_is_looked_up_whole_or_by_its_parts(tmp_path):
     path = tmp_path / "vectors.txt"
     path.write_text("t-shirt 1 0\ndark 2 0\nhaired 3 0\nt 4 0\nshirt 5 0\n's 6 0\nn't 7 0\n")
     words = word_vectors.look_up(["dark-haired", "t-shirt's", "don't"], path, 2, 10)
@@ -80,7 +79,7 @@ def test_what_is_joined_is_looked_up_whole_or_by_its_parts(tmp_path: Path) -> No
     assert found == [[2, 3], [1, 6], [7, 0]]
 
 
-def test_lines_of_other_words_are_passed_over(tmp_path: Path) -> None:
+def test_lines_of_other_words_are_passed_over(tmp_path):
     path = tmp_path / "vectors.txt"
     # The third and the fourth are no vectors of "at" and of "left"; there is a word in the fifth.
     lines = [b"6 2", b"", b"at name@site 9 9", b"left . . 9 9", b"5\xc2\xa0th 9 9", b" red\t 1  2 "]
@@ -102,7 +101,7 @@ def test_lines_of_other_words_are_passed_over(tmp_path: Path) -> None:
         ("\xff\xfe\x00", r"\(it knows none of the words"),
     ],
 )
-def test_a_file_that_is_no_vectors_is_refused(tmp_path: Path, text: str | None, said: str) -> None:
+def test_a_file_that_is_no_vectors_is_refused(tmp_path, text, said):
     path = tmp_path / "vectors.txt"
     if text is not None:
         path.write_bytes(text.encode("latin1"))
@@ -112,7 +111,7 @@ def test_a_file_that_is_no_vectors_is_refused(tmp_path: Path, text: str | None, 
 
 
 @pytest.fixture
-def bert(tmp_path: Path) -> Path:
+def bert(tmp_path):
     folder = synthetic_text.write_tokenizer(tmp_path)
     torch.manual_seed(0)
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -121,9 +120,7 @@ def bert(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_bert_says_what_words_mean_where_they_stand(
-    bert: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bert_says_what_words_mean_where_they_stand(bert, monkeypatch):
     texts = ["Where was Ada born?", "Ada", "", "Ada was born in Paris."]
     device = torch.device("cpu")
     words = word_vectors.from_bert(texts, str(bert), 8, 10, device)

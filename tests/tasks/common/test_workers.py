@@ -9,10 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,51 +27,49 @@ class Toy:
     name = "toy"
     device = torch.device("cpu")
 
-    def __init__(self, steps: int = 12, at: dict[int, Callable[[], Any]] | None = None) -> None:
+    def __init__(self, steps=12, at=None):
         self.steps = steps
         self.at = at or {}  # what happens before a step's batch is made
 
-    def steps_per_epoch(self, batch_size: int) -> int:
+    def steps_per_epoch(self, batch_size):
         return self.steps
 
-    def train_batches(
-        self, epoch: int, batch_size: int, steps: range, rank: int = 0, world: int = 1
-    ) -> Iterator[Batch]:
+    def train_batches(self, epoch, batch_size, steps, rank=0, world=1):
         for step in steps:
             self.at.get(step, int)()
             made = {"process": torch.full((batch_size,), os.getpid()), "drawn": torch.rand(1)}
             yield Batch(torch.full((batch_size,), step), made, batch_size)
 
 
-def fail(error: Exception) -> Callable[[], None]:
-    def raise_it() -> None:
+def fail(error):
+    def raise_it():
         raise error
 
     return raise_it
 
 
-def batches(toy: Any, workers: int = 2, first_step: int = 0) -> Any:
+def batches(toy, workers=2, first_step=0):
     return base.batches(toy, 0, 2, first_step=first_step, workers=workers)
 
 
-def step_of(batch: Batch) -> int:
+def step_of(batch):
     return int(batch.inputs[0])
 
 
-def maker_of(batch: Batch) -> int:
+def maker_of(batch):
     return int(batch.targets["process"][0])
 
 
 @pytest.fixture(autouse=True)
-def no_worker_is_left() -> Iterator[None]:
+def no_worker_is_left():
     yield
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("family", ["digits", "shortest_paths"])
-def test_workers_make_the_same_batches_to_the_bit(family: str, tiny_task: Any) -> None:
+def test_workers_make_the_same_batches_to_the_bit(family, tiny_task):
     task = tiny_task(family)
-    place: dict[str, Any] = {"first_step": 3, "rank": 1, "world": 2}
+    place = {"first_step": 3, "rank": 1, "world": 2}
     size = task.steps_per_epoch(1) // 7 // 2 * 2
     expected = list(base.batches(task, 1, size, **place))
     found = list(base.batches(task, 1, size, **place, workers=2))
@@ -87,7 +82,7 @@ def test_workers_make_the_same_batches_to_the_bit(family: str, tiny_task: Any) -
 
 
 @pytest.mark.parametrize(("workers", "first_step"), [(1, 0), (3, 1), (5, 9), (4, 12)])
-def test_batches_come_in_order_from_that_many_workers(workers: int, first_step: int) -> None:
+def test_batches_come_in_order_from_that_many_workers(workers, first_step):
     slow = Toy(at={step: lambda: time.sleep(0.02) for step in (0, 5, 10)})
     iterator = batches(slow, workers, first_step)
     assert not multiprocessing.active_children()  # before it is asked
@@ -98,8 +93,8 @@ def test_batches_come_in_order_from_that_many_workers(workers: int, first_step: 
     assert os.getpid() not in makers
 
 
-def test_nothing_is_drawn_from_the_generators_of_the_main_process() -> None:
-    def state() -> tuple:
+def test_nothing_is_drawn_from_the_generators_of_the_main_process():
+    def state():
         numbers = np.random.get_state(legacy=True)
         return torch.get_rng_state().tolist(), random.getstate(), numbers[1].tolist(), numbers[2:]
 
@@ -111,7 +106,7 @@ def test_nothing_is_drawn_from_the_generators_of_the_main_process() -> None:
     assert state() == before
 
 
-def test_workers_ignore_what_asks_a_run_to_stop() -> None:
+def test_workers_ignore_what_asks_a_run_to_stop():
     found = []
     for batch in batches(Toy(30)):
         found.append((step_of(batch), maker_of(batch)))
@@ -124,15 +119,15 @@ def test_workers_ignore_what_asks_a_run_to_stop() -> None:
     assert set(worker_module.IGNORED) == set(SIGNALS)
 
 
-def train_under_fire(report: str) -> None:
+def train_under_fire(report):
     """Iterate while every process of the group gets signals, from before the workers are there."""
     os.setpgid(0, 0)
-    got: list[int] = []
+    got = []
     for number in worker_module.IGNORED:
         signal.signal(number, lambda number, frame: got.append(number))
     over = threading.Event()
 
-    def fire() -> None:
+    def fire():
         while not over.is_set():
             for number in worker_module.IGNORED:
                 os.killpg(0, number)
@@ -146,15 +141,13 @@ def train_under_fire(report: str) -> None:
     Path(report).write_text("through")
 
 
-def test_a_signal_to_the_whole_group_ends_no_worker_at_any_moment(
-    fork: Callable[..., BaseProcess], tmp_path: Path
-) -> None:
+def test_a_signal_to_the_whole_group_ends_no_worker_at_any_moment(fork, tmp_path):
     process = fork(train_under_fire, str(tmp_path / "report"))
     process.join(60)
     assert process.exitcode == 0 and (tmp_path / "report").read_text() == "through"
 
 
-def test_giving_up_early_ends_the_workers_quickly() -> None:
+def test_giving_up_early_ends_the_workers_quickly():
     started = time.monotonic()
     iterator = batches(Toy(1000))
     next(iterator)
@@ -170,9 +163,7 @@ def test_giving_up_early_ends_the_workers_quickly() -> None:
     assert time.monotonic() - started < 12  # torch itself waits for 5, each time
 
 
-def test_a_worker_in_the_middle_of_a_long_batch_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_worker_in_the_middle_of_a_long_batch_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(worker_module, "GRACE_S", 0.1)
     iterator = batches(Toy(at={2: lambda: time.sleep(100), 3: lambda: time.sleep(100)}))
     assert [step_of(next(iterator)) for _ in range(2)] == [0, 1]
@@ -182,7 +173,7 @@ def test_a_worker_in_the_middle_of_a_long_batch_is_not_waited_for(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_users_mistake_comes_in_its_turn_and_as_its_one_line(workers: int) -> None:
+def test_a_users_mistake_comes_in_its_turn_and_as_its_one_line(workers):
     iterator = batches(Toy(at={3: fail(ValueError("set task.density=0.1"))}), workers)
     assert [step_of(next(iterator)) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError) as error:
@@ -191,14 +182,14 @@ def test_a_users_mistake_comes_in_its_turn_and_as_its_one_line(workers: int) -> 
     assert not workers or "raise_it" in str(error.value.__cause__)  # where it was raised
 
 
-def test_any_other_error_of_a_worker_is_raised_as_what_it_is() -> None:
+def test_any_other_error_of_a_worker_is_raised_as_what_it_is():
     with pytest.raises(ZeroDivisionError, match="in DataLoader worker process 1"):
         list(batches(Toy(at={3: lambda: 1 // 0})))
     with pytest.raises(MemoryError, match="no room for it"):
         list(batches(Toy(at={0: fail(MemoryError("no room for it"))})))
 
 
-def test_a_worker_that_is_killed_is_told() -> None:
+def test_a_worker_that_is_killed_is_told():
     with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed|exited unexpectedly)"):
         for batch in batches(Toy(1000)):
             time.sleep(0.1)  # until they have made what is made ahead, and rest
@@ -206,7 +197,7 @@ def test_a_worker_that_is_killed_is_told() -> None:
             time.sleep(0.1)
 
 
-def test_data_on_a_gpu_need_no_workers() -> None:
+def test_data_on_a_gpu_need_no_workers():
     toy = Toy()
     toy.device = torch.device("cuda", 0)
     with pytest.raises(ValueError) as error:
@@ -217,7 +208,7 @@ def test_data_on_a_gpu_need_no_workers() -> None:
     assert len(list(batches(toy, workers=0))) == 12
 
 
-def train_forever(ready: Any) -> None:
+def train_forever(ready):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     busy = Toy(1000, at={step: lambda: time.sleep(100) for step in range(2, 1000)})
     next(batches_held := batches(busy))
@@ -226,9 +217,7 @@ def train_forever(ready: Any) -> None:
     batches_held.close()
 
 
-def test_workers_do_not_outlive_a_main_process_that_is_killed(
-    fork: Callable[..., BaseProcess],
-) -> None:
+def test_workers_do_not_outlive_a_main_process_that_is_killed(fork):
     ended, held = os.pipe()  # for writing by the process and its workers: the end of all shows
     ready = multiprocessing.get_context("fork").Event()
     process = fork(train_forever, ready)
@@ -242,7 +231,7 @@ def test_workers_do_not_outlive_a_main_process_that_is_killed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("last", "code"), [("sys.exit(3)", 3), ("raise KeyError", 1)])
-def test_python_ends_with_an_iteration_under_way(last: str, code: int) -> None:
+def test_python_ends_with_an_iteration_under_way(last, code):
     program = f"""
 import sys
 from test_workers import Toy, batches

@@ -2,14 +2,11 @@
 
 import json
 import pickle
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from npas.config import DataConfig
 from npas.tasks.grounding import task as grounding
@@ -44,12 +41,10 @@ WITHOUT = {"3": (1, 0), "6": (0, 1)}  # chains that are the scene, or nowhere
 BOXED = 7  # phrases of an image that have a box
 
 
-def annotation(
-    name: str, boxes: Mapping[str, Sequence[Sequence[int]]] = BOXES, size: Any = None
-) -> str:
+def annotation(name, boxes=BOXES, size=None):
     """Write an image's annotation; chains with the same box are names of one object."""
     width, height = size or (WIDTH_OF, HEIGHT_OF)
-    chains: dict[Any, list[str]] = {}
+    chains = {}
     for chain, own in boxes.items():
         for box in own:
             chains.setdefault(tuple(box), []).append(chain)
@@ -70,7 +65,7 @@ def annotation(
     )
 
 
-def proposals(seed: int, count: int) -> np.ndarray:
+def proposals(seed, count):
     """Draw boxes of an image: some near those that are asked for, some anywhere. Rx4."""
     rng = np.random.default_rng(seed)
     true = [(10, 10, 29, 49), (14, 10, 24, 17), (10, 10, 59, 59), (70, 30, 99, 59), (0, 0, 39, 19)]
@@ -82,9 +77,7 @@ def proposals(seed: int, count: int) -> np.ndarray:
     return rng.permutation(boxes).clip(0, last).astype(np.float32)
 
 
-def write_features(
-    path: Path, names: Sequence[str], width: int = WIDTH, between: int = 5, count: int = 12
-) -> None:
+def write_features(path, names, width=WIDTH, between=5, count=12):
     """Write regions of these images: features, `between` numbers of the place, and the box."""
     with h5py.File(path, "w") as file:
         for i, name in enumerate(names):
@@ -96,7 +89,7 @@ def write_features(
             file.create_dataset(name, data=rows, compression="lzf")
 
 
-def write_flickr(root: Path) -> Path:
+def write_flickr(root):
     """Write a set as Flickr30K Entities lies, without any image, and return its folder."""
     folder = root / "flickr30k_entities"
     (folder / "Sentences").mkdir(parents=True)
@@ -113,13 +106,13 @@ def write_flickr(root: Path) -> Path:
     return folder
 
 
-def write_words(root: Path) -> None:
+def write_words(root):
     rng = np.random.default_rng(0)
     lines = [" ".join([w, *(f"{v:.4f}" for v in rng.normal(size=WORD_WIDTH))]) for w in WORDS]
     (root / "glove.6B.300d.txt").write_text("\n".join(lines) + "\n")
 
 
-def expressions() -> list[dict[str, Any]]:
+def expressions():
     """Return what refs(berkeley).p holds: two things of each image, of two and one expressions."""
     refs = []
     for split, names in IDS.items():
@@ -132,7 +125,7 @@ def expressions() -> list[dict[str, Any]]:
     return refs
 
 
-def instances() -> dict[str, Any]:
+def instances():
     """Return what instances.json holds; boxes are left, top, width and height."""
     size = {"width": WIDTH_OF, "height": HEIGHT_OF}
     numbers = [int(name) for own in IDS.values() for name in own]
@@ -148,7 +141,7 @@ def instances() -> dict[str, Any]:
     }
 
 
-def write_refclef(root: Path) -> Path:
+def write_refclef(root):
     """Write a set as refer lays RefCLEF out, without any image, and return its folder."""
     folder = root / "refclef"
     folder.mkdir(parents=True)
@@ -163,7 +156,7 @@ def write_refclef(root: Path) -> Path:
 WRITERS = {"flickr30k": write_flickr, "referit": write_refclef}
 
 
-def make(root: Path, name: str = "flickr30k", seed: int = 0, **keys: Any) -> Any:
+def make(root, name="flickr30k", seed=0, **keys):
     """Return a task on files that lie under `root`, not yet set up."""
     sizes = {"region_width": WIDTH, "word_width": WORD_WIDTH, "regions": 13, "phrases": 5}
     data = {k: keys.pop(k) for k in ("source", "synthetic", "val_fraction", "workers") if k in keys}
@@ -176,16 +169,16 @@ def make(root: Path, name: str = "flickr30k", seed: int = 0, **keys: Any) -> Any
 class Network(nn.Module):
     """Score by products of sums, and note how many phrases it was asked."""
 
-    def __init__(self, task: Any) -> None:
+    def __init__(self, task):
         super().__init__()
         torch.manual_seed(0)
         width = {name: task.spec.width(name) for name in ("words", "regions")}
         self.words = nn.Linear(width["words"], 4)
         self.regions = nn.Linear(width["regions"] + 5, 4)
         self.dropout = nn.Dropout()
-        self.sizes: list[int] = []
+        self.sizes = []
 
-    def forward(self, words: Tensor, lengths: Tensor, regions: Tensor, boxes: Tensor) -> Tensor:
+    def forward(self, words, lengths, regions, boxes):
         self.sizes.append(len(words))
         assert int(lengths.min()) >= 1
         words_BPE = self.words(words.sum(2) / lengths[..., None])

@@ -2,10 +2,7 @@
 
 import importlib.util
 import urllib.error
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import h5py
 import numpy as np
@@ -26,11 +23,10 @@ WORDS = ("flickr30k", "--weights=none", "--size=64", "--most=6", "--splits=test"
 FOLDER = Path("data/flickr30k_entities")
 TARGET = FOLDER / "test_features.h5"
 IDS = ["3000000000", "3000000001", "3000000002"]
-Rows = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
+def script():
     specification = importlib.util.spec_from_file_location("extract_regions", SCRIPT)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
@@ -39,13 +35,13 @@ def script() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def detector(script: ModuleType) -> nn.Module:
+def detector(script):
     """Build the network once, which takes longest."""
     return script.build(script.parse(WORDS)).eval()
 
 
 @pytest.fixture(autouse=True)
-def images() -> None:
+def images():
     """Put three test images there, and no features."""
     Path("data").mkdir()
     write_flickr30k(Path("data"), Difficulty(), {"train": 1, "val": 1, "test": 3}, 4, 0)
@@ -53,18 +49,15 @@ def images() -> None:
         path.unlink()
 
 
-Extract = Callable[..., int]
-
-
 @pytest.fixture
-def extract(script: ModuleType, detector: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Extract:
+def extract(script, detector, monkeypatch):
     """Return a function that runs the script with the network that is there."""
     monkeypatch.setattr(script, "build", lambda _: detector)
     return lambda *words: script.main([*WORDS, *words])
 
 
 @pytest.fixture
-def quickly(extract: Extract, script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Extract:
+def quickly(extract, script, monkeypatch):
     """Return the like, that describes an image by its mean colour."""
     monkeypatch.setattr(
         script.Extractor, "_rows", lambda self, pixels_CHW: pixels_CHW.mean((1, 2))[None]
@@ -72,24 +65,24 @@ def quickly(extract: Extract, script: ModuleType, monkeypatch: pytest.MonkeyPatc
     return extract
 
 
-def stored(path: Path = TARGET) -> Rows:
+def stored(path=TARGET):
     with h5py.File(path, "r") as file:
         return {name: file[name][()] for name in file}
 
 
-def image_path(name: str) -> Path:
+def image_path(name):
     return FOLDER / "flickr30k-images" / f"{name}.jpg"
 
 
-def pixels(name: str) -> torch.Tensor:
+def pixels(name):
     with Image.open(image_path(name)) as image:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
 
-def seen(detector: nn.Module, name: str) -> dict[str, Any]:
+def seen(detector, name):
     """Run the whole detector on an image, as torchvision does; keep what its parts are given."""
-    kept: dict[str, Any] = {}
-    parts: Any = detector
+    kept = {}
+    parts = detector
     hooks = [
         parts.rpn.register_forward_hook(lambda _, given, out: kept.update(proposals=out[0][0])),
         parts.roi_heads.box_head.register_forward_hook(lambda _, given, out: kept.update(head=out)),
@@ -104,7 +97,7 @@ def seen(detector: nn.Module, name: str) -> dict[str, Any]:
     return kept
 
 
-def pooled(stage_1CHW: torch.Tensor, box: torch.Tensor, scale: float) -> torch.Tensor:
+def pooled(stage_1CHW, box, scale):
     """Average a feature map over a box, at the points of a RoIAlign of 7x7 cells of 2x2."""
     left, top, right, bottom = (box * scale - 0.5).tolist()
     height, width = stage_1CHW.shape[2:]
@@ -116,9 +109,7 @@ def pooled(stage_1CHW: torch.Tensor, box: torch.Tensor, scale: float) -> torch.T
     return found.mean((2, 3))[0]
 
 
-def test_rows_are_the_detectors_proposals_and_features_and_the_task_reads_them(
-    extract: Extract, detector: nn.Module
-) -> None:
+def test_rows_are_the_detectors_proposals_and_features_and_the_task_reads_them(extract, detector):
     assert extract() == 0
     listed = sets.read("flickr30k", Path("data"))["test"].images
     regions = Regions(TARGET, listed, 2048)
@@ -150,24 +141,20 @@ def test_rows_are_the_detectors_proposals_and_features_and_the_task_reads_them(
         np.testing.assert_allclose(rows[:, :1024], head, rtol=1e-3, atol=1e-4)
 
 
-def test_an_image_of_no_proposal_is_one_region(
-    extract: Extract, detector: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_of_no_proposal_is_one_region(extract, detector, monkeypatch):
     monkeypatch.setattr(detector.rpn, "score_thresh", 2.0)
     assert extract() == 0
     for rows in stored().values():
         np.testing.assert_allclose(rows[:, -4:], [[0, 0, 127, 95]], atol=1e-3)
 
 
-def test_an_interrupted_run_goes_on_and_ends_alike(
-    quickly: Extract, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_an_interrupted_run_goes_on_and_ends_alike(quickly, script, monkeypatch, capsys):
     assert quickly() == 0
     whole = stored()
     TARGET.unlink()
     calls, describe = [], script.Extractor.__call__
 
-    def interrupted(self: Any, pixels_CHW: torch.Tensor) -> np.ndarray:
+    def interrupted(self, pixels_CHW):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -195,9 +182,7 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
         ("another", "is 50x40 and annotated as 128x96: left out"),
     ],
 )
-def test_a_bad_image_is_named_and_added_once_it_is_mended(
-    quickly: Extract, capsys: Any, data: Any, said: str
-) -> None:
+def test_a_bad_image_is_named_and_added_once_it_is_mended(quickly, capsys, data, said):
     path = image_path(IDS[1])
     good = path.read_bytes()
     path.unlink()
@@ -217,7 +202,7 @@ def test_a_bad_image_is_named_and_added_once_it_is_mended(
     assert list(after) == IDS and all(np.array_equal(after[i], before[i]) for i in before)
 
 
-def tiny() -> nn.Module:
+def tiny():
     """Return a network of a few weights under names that a detector has."""
     scores, norm = nn.ModuleDict({"cls_score": nn.Linear(2, 91)}), nn.BatchNorm2d(3)
     heads = nn.ModuleDict({"box_predictor": scores})
@@ -225,11 +210,11 @@ def tiny() -> nn.Module:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def made(monkeypatch):
     """Let torchvision make a tiny network; return with what settings it was asked to."""
-    asked: list[dict[str, Any]] = []
+    asked = []
 
-    def make(**settings: Any) -> nn.Module:
+    def make(**settings):
         if settings["weights"] is not None:
             raise urllib.error.URLError("no network")
         asked.append(settings)
@@ -239,7 +224,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return asked
 
 
-def test_weights_are_read_from_a_file(script: ModuleType, made: list[dict[str, Any]]) -> None:
+def test_weights_are_read_from_a_file(script, made):
     state = tiny().state_dict()
     del state["backbone.num_batches_tracked"]  # as where norms were frozen
     torch.save(state, "weights.pth")
@@ -250,9 +235,7 @@ def test_weights_are_read_from_a_file(script: ModuleType, made: list[dict[str, A
 
 
 @pytest.mark.usefixtures("made")
-def test_what_cannot_be_is_one_line(
-    script: ModuleType, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_is_one_line(script, capsys, monkeypatch):
     state, shape = tiny().state_dict(), {"rpn.weight": torch.zeros(1)}
     torch.save({**state, "rpn.other": torch.zeros(1)}, "extra.pth")
     torch.save({**state, **shape}, "shape.pth")
@@ -285,9 +268,7 @@ def test_what_cannot_be_is_one_line(
         assert "must be a whole number above 0" in capsys.readouterr().err
 
 
-def test_what_the_store_refuses_ends_the_script_and_one_process_writes_at_a_time(
-    quickly: Extract, capsys: Any
-) -> None:
+def test_what_the_store_refuses_ends_the_script_and_one_process_writes_at_a_time(quickly, capsys):
     assert quickly() == 0 and quickly("--most=5") == 2
     assert "was made otherwise" in capsys.readouterr().err
     with files.locked(TARGET.with_name(f".{TARGET.name}.lock")):

@@ -2,9 +2,6 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -30,7 +27,7 @@ from npas.utils import rng
 
 
 @pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def roots(tmp_path_factory):
     found = {name: tmp_path_factory.mktemp(name) for name in WRITERS}
     for name, root in found.items():
         WRITERS[name](root)
@@ -38,11 +35,11 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def ready(roots: dict[str, Path]) -> Callable[..., Any]:
+def ready(roots):
     """Return a maker of tasks, ready for use, on true files."""
 
     @functools.cache
-    def made(name: str = "flickr30k", **keys: Any) -> Any:
+    def made(name="flickr30k", **keys):
         task = make(roots[name], name, **keys)
         task.setup()
         return task
@@ -50,7 +47,7 @@ def ready(roots: dict[str, Path]) -> Callable[..., Any]:
     return made
 
 
-def set_up(root: Path, **keys: Any) -> Any:
+def set_up(root, **keys):
     task = make(root, **keys)
     task.setup()
     return task
@@ -60,9 +57,7 @@ def set_up(root: Path, **keys: Any) -> Any:
     ("name", "called", "phrases"),
     [("flickr30k", "flickr30k_entities", BOXED), ("referit", "referit", 3)],
 )
-def test_a_set_is_read_whole_and_counted(
-    name: str, called: str, phrases: int, ready: Callable[..., Any], roots: dict[str, Path]
-) -> None:
+def test_a_set_is_read_whole_and_counted(name, called, phrases, ready, roots):
     task = ready(name)
     assert task.name == called and task.source == "real" and task.device == CPU
     counts = {split: (len(p.flat.images), len(p.flat)) for split, p in task.parts.items()}
@@ -89,7 +84,7 @@ def test_a_set_is_read_whole_and_counted(
 # --- batches
 
 
-def drawn(task: Any, epoch: int = 0) -> tuple[list[int], list[list[int]]]:
+def drawn(task, epoch=0):
     """Return which images an epoch's samples are of, and which of their phrases they show."""
     part = task.parts["train"]
     order = rng.permutation(rng.derive_key(task.seed, "order", epoch), 9, CPU).tolist()
@@ -97,9 +92,7 @@ def drawn(task: Any, epoch: int = 0) -> tuple[list[int], list[list[int]]]:
     return order, [list(part.drawn(i, k).phrases) for i, k in zip(order, keys, strict=True)]
 
 
-def test_what_is_shown_is_the_images_own_and_what_is_repeated_is_not_trained_on(
-    ready: Callable[..., Any],
-) -> None:
+def test_what_is_shown_is_the_images_own_and_what_is_repeated_is_not_trained_on(ready):
     task = ready(phrases=10, regions=20, negatives=3)
     part = task.parts["train"]
     batch = next(task.train_batches(0, 9))
@@ -124,17 +117,15 @@ def test_what_is_shown_is_the_images_own_and_what_is_repeated_is_not_trained_on(
     assert (batch.targets["labels"] == 1).any()
 
 
-def test_phrases_and_negatives_are_drawn_anew_each_epoch(
-    ready: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_phrases_and_negatives_are_drawn_anew_each_epoch(ready, monkeypatch):
     task = ready(phrases=2)
-    counts: Counter[int] = Counter()
+    counts = Counter()
     for epoch in range(40):
         order, shown = drawn(task, epoch)
         assert all(len(set(own)) == 2 for own in shown)
         counts.update(shown[order.index(3)])
     assert set(counts) == set(task.parts["train"].flat.of_image(3)) and min(counts.values()) > 2
-    seen: list[int] = []
+    seen = []
     training = task.parts["train"].training
     monkeypatch.setattr(
         task.parts["train"],
@@ -146,7 +137,7 @@ def test_phrases_and_negatives_are_drawn_anew_each_epoch(
     assert len(seen) == len(set(seen)) == 27  # a key an image and epoch
 
 
-def test_a_phrase_is_read_by_its_own_words_in_every_part(tmp_path: Path) -> None:
+def test_a_phrase_is_read_by_its_own_words_in_every_part(tmp_path):
     folder = write_flickr(tmp_path)
     for split, text in (("val", "[/EN#1/people Woman , left]"), ("test", "[/EN#5/x the blue Dog]")):
         for name in IDS[split]:
@@ -172,7 +163,7 @@ def test_a_phrase_is_read_by_its_own_words_in_every_part(tmp_path: Path) -> None
 # --- loss
 
 
-def test_the_loss_is_the_mean_over_labelled_pairs(ready: Callable[..., Any]) -> None:
+def test_the_loss_is_the_mean_over_labelled_pairs(ready):
     task = ready()
     model, batch = Network(task).eval(), next(task.train_batches(0, 6))
     loss, sums = task.loss(model, batch)
@@ -197,10 +188,10 @@ def test_the_loss_is_the_mean_over_labelled_pairs(ready: Callable[..., Any]) -> 
 # --- measuring
 
 
-def naive(task: Any, model: Any, split: str, gone: str = "") -> dict[str, float]:
+def naive(task, model, split, gone=""):
     """Measure phrase by phrase, in plain Python, from the files' own boxes."""
     part = task.parts[split]
-    right: dict[str, list[float]] = {}
+    right = {}
     for i, image in enumerate(part.flat.images):
         rows = np.zeros((1, task.config.region_width + 9), np.float32)
         if image.id != gone:
@@ -239,7 +230,7 @@ def naive(task: Any, model: Any, split: str, gone: str = "") -> dict[str, float]
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_measures_what_a_naive_reading_does(name: str, ready: Callable[..., Any]) -> None:
+def test_measures_what_a_naive_reading_does(name, ready):
     task = ready(name)
     model = Network(task)
     for split in ("val", "test"):
@@ -251,7 +242,7 @@ def test_measures_what_a_naive_reading_does(name: str, ready: Callable[..., Any]
     assert [key for key in found if "_" in key] == [f"accuracy_{kind}" for kind in kinds]
 
 
-def test_examples_show_what_is_asked_and_what_was_chosen(ready: Callable[..., Any]) -> None:
+def test_examples_show_what_is_asked_and_what_was_chosen(ready):
     task = ready(phrases=1)
     part = task.parts["test"]
     images = set()
@@ -276,9 +267,7 @@ def test_examples_show_what_is_asked_and_what_was_chosen(ready: Callable[..., An
 # --- images without features
 
 
-def test_images_without_features_are_not_trained_on_and_their_phrases_are_wrong(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_images_without_features_are_not_trained_on_and_their_phrases_are_wrong(tmp_path, caplog):
     folder = write_flickr(tmp_path)
     for split, names in (("train", ["102", "107"]), ("test", ["301"])):
         with h5py.File(folder / f"{split}_features.h5", "r+") as file:
@@ -305,7 +294,7 @@ def test_images_without_features_are_not_trained_on_and_their_phrases_are_wrong(
 # --- what cannot be
 
 
-def test_images_without_a_box_are_left_out_and_a_set_without_any_refused(tmp_path: Path) -> None:
+def test_images_without_a_box_are_left_out_and_a_set_without_any_refused(tmp_path):
     folder = write_flickr(tmp_path)
     (folder / "Annotations" / "100.xml").write_text(annotation("100", {}))
     write_features(folder / "test_features.h5", IDS["test"], count=40)
@@ -341,9 +330,7 @@ def test_images_without_a_box_are_left_out_and_a_set_without_any_refused(tmp_pat
         ({"name": "scenes", "bert": "mine"}, r"task\.bert=mine is not read"),
     ],
 )
-def test_keys_that_cannot_be_are_refused(
-    keys: dict[str, Any], said: str, roots: dict[str, Path]
-) -> None:
+def test_keys_that_cannot_be_are_refused(keys, said, roots):
     with pytest.raises(ValueError, match=said) as error:
         make(roots["flickr30k"], **keys).setup()
     assert "\n" not in str(error.value)
@@ -352,9 +339,7 @@ def test_keys_that_cannot_be_are_refused(
 # --- the rendered world as a set of its own
 
 
-def test_scenes_are_written_once_and_a_network_learns_what_phrases_speak_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scenes_are_written_once_and_a_network_learns_what_phrases_speak_of(tmp_path, monkeypatch):
     keys = {"region_width": 32, "word_width": 16, "max_words": 14, "regions": 20, "phrases": 12}
     made = grounding.Made(train=40, val=1, test=14)
     task = set_up(tmp_path, name="scenes", made=made, **keys)
@@ -363,7 +348,7 @@ def test_scenes_are_written_once_and_a_network_learns_what_phrases_speak_of(
     (folder,) = tmp_path.iterdir()
     assert folder.name.startswith("scenes-")
 
-    def full(*_: Any) -> None:
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(scenes, "write_flickr30k", full)

@@ -3,9 +3,6 @@
 import json
 import pickle
 import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,16 +26,16 @@ REFS = "refs(berkeley).p"
 
 
 @pytest.fixture
-def entities(tmp_path: Path) -> Path:
+def entities(tmp_path):
     return write_flickr(tmp_path)
 
 
 @pytest.fixture
-def refclef(tmp_path: Path) -> Path:
+def refclef(tmp_path):
     return write_refclef(tmp_path)
 
 
-def put(name: str, data: str | bytes | None) -> Callable[[Path], Any]:
+def put(name, data):
     """Return what replaces a file of a set, or removes it."""
     if data is None:
         return lambda folder: (folder / name).unlink()
@@ -46,13 +43,13 @@ def put(name: str, data: str | bytes | None) -> Callable[[Path], Any]:
     return lambda folder: (folder / name).write_bytes(raw)
 
 
-def refs(change: Callable[[Any], Any]) -> Callable[[Path], Any]:
+def refs(change):
     found = expressions()
     change(found)
     return put(REFS, pickle.dumps(found, protocol=2))
 
 
-def described(change: Callable[[Any], Any]) -> Callable[[Path], Any]:
+def described(change):
     found = instances()
     change(found)
     return put("instances.json", json.dumps(found))
@@ -61,7 +58,7 @@ def described(change: Callable[[Any], Any]) -> Callable[[Path], Any]:
 # --- Flickr30K Entities
 
 
-def test_each_phrase_has_the_box_around_its_chain(entities: Path) -> None:
+def test_each_phrase_has_the_box_around_its_chain(entities):
     found = sets.read("flickr30k", entities.parent)
     assert {split: [image.id for image in own.images] for split, own in found.items()} == IDS
     reading = found["val"]
@@ -81,10 +78,8 @@ def test_each_phrase_has_the_box_around_its_chain(entities: Path) -> None:
     assert sets.features_path("flickr30k", entities.parent, "test").parent == entities
 
 
-def test_captions_of_some_other_image_are_left_out(
-    entities: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def texts() -> list[str]:
+def test_captions_of_some_other_image_are_left_out(entities, caplog):
+    def texts():
         return [phrase.text for phrase in flickr.read(entities)["train"].phrases[1]]
 
     assert "The man" not in texts() and len(texts()) == BOXED - 1
@@ -96,7 +91,7 @@ def test_captions_of_some_other_image_are_left_out(
     assert len(texts()) == BOXED and "are not left out" in caplog.text
 
 
-def test_phrases_lie_in_arrays_image_by_image(entities: Path) -> None:
+def test_phrases_lie_in_arrays_image_by_image(entities):
     reading = flickr.read(entities)["val"]
     reading.phrases[1] = []  # an image without any is passed over
     flat = Flat.of(reading)
@@ -111,19 +106,19 @@ def test_phrases_lie_in_arrays_image_by_image(entities: Path) -> None:
             assert tuple(of) == tuple(sorted(phrase.types))
 
 
-def boxed(**boxes: Any) -> Callable[[Path], Any]:
+def boxed(**boxes):
     """Return what annotates image 302 anew, chain by chain."""
     own = {**BOXES, **{chain.removeprefix("c"): box for chain, box in boxes.items()}}
     return put("Annotations/302.xml", annotation("302", {k: v for k, v in own.items() if v}))
 
 
-def told(line: str | bytes) -> Callable[[Path], Any]:
+def told(line):
     raw = line if isinstance(line, bytes) else line.encode()
     return put("Sentences/302.txt", CAPTIONS[2].encode() + b"\n" + raw + b"\n")
 
 
 WITHOUT_DOG = ["A man", "a red hat", "Two men", "The man", "a blue car"]
-ODD: dict[str, tuple[Callable[[Path], Any], list[str], str, str]] = {
+ODD = {
     "outside": (
         boxed(c5=[(71, 31, 90, 60), (201, 1, 220, 20)]),
         WITHOUT_DOG,
@@ -155,9 +150,7 @@ ODD: dict[str, tuple[Callable[[Path], Any], list[str], str, str]] = {
 
 
 @pytest.mark.parametrize("what", ODD)
-def test_what_is_odd_costs_its_phrases_and_no_more(
-    what: str, entities: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_odd_costs_its_phrases_and_no_more(what, entities, caplog):
     spoil, left, counted, said = ODD[what]
     spoil(entities)
     reading = flickr.read(entities)["test"]
@@ -168,7 +161,7 @@ def test_what_is_odd_costs_its_phrases_and_no_more(
     assert record.levelname == "WARNING" and re.search(said, record.message)
 
 
-def test_what_can_be_mended_is_read(entities: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_can_be_mended_is_read(entities, caplog):
     boxed(c7=[(0, -4, 40, 20)], c5=[(71, 31, 104, 60)])(entities)
     line = "[/EN#1/people  A  man] , [/EN#5 Caf\u00e9 ] .\r\n\n[/EN#7/other ] x"
     told(line.encode("latin1"))(entities)
@@ -184,9 +177,7 @@ def test_what_can_be_mended_is_read(entities: Path, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize(("spoiled", "images", "refused"), [(3, 9, 0), (4, 9, 1), (4, 400, 0)])
-def test_more_odd_images_than_an_accident_explains_are_refused(
-    spoiled: int, images: int, refused: bool, entities: Path
-) -> None:
+def test_more_odd_images_than_an_accident_explains_are_refused(spoiled, images, refused, entities):
     names = [str(1000 + i) for i in range(images)]
     for i, name in enumerate(names):
         boxes = {**BOXES, "5": [(40, 1, 20, 20), (9, 9, 1, 1)]} if i < spoiled else BOXES
@@ -203,7 +194,7 @@ def test_more_odd_images_than_an_accident_explains_are_refused(
 # --- RefCLEF
 
 
-def test_every_expression_is_a_phrase_in_small_ascii_letters(refclef: Path) -> None:
+def test_every_expression_is_a_phrase_in_small_ascii_letters(refclef):
     found = sets.read("referit", refclef.parent)
     assert {split: [image.id for image in own.images] for split, own in found.items()} == IDS
     man, dog = (10, 10, 30, 50), (70, 30, 100, 60)
@@ -226,9 +217,7 @@ def test_every_expression_is_a_phrase_in_small_ascii_letters(refclef: Path) -> N
         assert referit.read(refclef) == found
 
 
-def test_what_is_strange_is_counted_and_costs_no_more_than_itself(
-    refclef: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_strange_is_counted_and_costs_no_more_than_itself(refclef, caplog):
     refs(lambda found: found[0]["sentences"][1].update(raw=" \u00e9 "))(refclef)
     raw = instances()
     boxes = ([70, 30, 31, 30], [500, 1, 9, 9], [5, float("nan"), 2, 9])
@@ -248,14 +237,14 @@ def test_what_is_strange_is_counted_and_costs_no_more_than_itself(
 class Call:
     """Ask to call a function when it is loaded."""
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self):
         return print, ("called",)
 
 
 XML = annotation("302")
 NO_XML = r"302\.xml is no annotation "
 NOT_REFER = "is not as refer writes it"
-DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+DAMAGE = {
     "cut off": (put("Annotations/302.xml", XML[:200]), f"{NO_XML}.*again"),
     "no XML": (put("Annotations/302.xml", b"\x89PNG"), NO_XML),
     "odd encoding": (
@@ -310,9 +299,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_what_is_wrong_with_a_file_is_one_clear_line(
-    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_wrong_with_a_file_is_one_clear_line(what, tmp_path, capsys):
     is_refclef = list(DAMAGE).index(what) >= list(DAMAGE).index("no refs")
     name, write = ("referit", write_refclef) if is_refclef else ("flickr30k", write_flickr)
     with pytest.raises(ValueError, match=rf"{name} is not under data\.root=.* as docs"):

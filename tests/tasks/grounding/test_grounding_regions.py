@@ -2,10 +2,7 @@
 
 import multiprocessing
 import pickle
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -20,15 +17,13 @@ IMAGES = [Image(name, Path(f"{name}.jpg"), WIDTH_OF, HEIGHT_OF) for name in NAME
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path):
     write_features(tmp_path / "train_features.h5", NAMES)
     return tmp_path / "train_features.h5"
 
 
 @pytest.mark.parametrize("between", [0, 5, 8])
-def test_features_come_first_and_the_box_last_whatever_is_between(
-    between: int, tmp_path: Path
-) -> None:
+def test_features_come_first_and_the_box_last_whatever_is_between(between, tmp_path):
     path = tmp_path / "features.h5"
     write_features(path, NAMES, between=between)
     regions = Regions(path, IMAGES, WIDTH)
@@ -43,7 +38,7 @@ def test_features_come_first_and_the_box_last_whatever_is_between(
     np.testing.assert_array_equal(best_R4, boxes_R4[:5])
 
 
-def test_a_file_of_cites_own_tools_is_read(path: Path) -> None:
+def test_a_file_of_cites_own_tools_is_read(path):
     with h5py.File(path, "r+") as file:
         file["phrases"] = np.array([b"a+man", b"dog"])
         file["pairs"] = np.array([[b"100", b"a+man", b"0", b"1"]])
@@ -55,7 +50,7 @@ def test_a_file_of_cites_own_tools_is_read(path: Path) -> None:
     assert all(values.dtype == np.float32 for values in regions.read(1, 9))
 
 
-def test_where_a_box_lies_is_said_in_parts_of_its_image() -> None:
+def test_where_a_box_lies_is_said_in_parts_of_its_image():
     boxes = np.array([[0, 0, 99, 59], [50, 15, 50, 29]], dtype=np.float32)
     expected = [[0, 0, 0.99, 59 / 60, 1], [0.5, 0.25, 0.5, 29 / 60, 15 / 6000]]
     found = places(boxes, IMAGES[0])
@@ -63,25 +58,23 @@ def test_where_a_box_lies_is_said_in_parts_of_its_image() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def opened(path: Path) -> list[str]:
+def opened(path):
     """List this process's descriptors of a file."""
     own = Path("/proc/self/fd")
     return [link.name for link in own.iterdir() if link.exists() and link.samefile(path)]
 
 
-def read_all(regions: Regions, queue: Any) -> None:
+def read_all(regions, queue):
     inherited = opened(regions.path)
     sums = [regions.read(i % 9, 20)[0].sum().item() for i in range(180)]
     queue.put((sums, inherited, len(opened(regions.path))))
 
 
-def test_forked_processes_read_what_their_parent_does(
-    path: Path, fork: Callable[..., BaseProcess]
-) -> None:
+def test_forked_processes_read_what_their_parent_does(path, fork):
     regions = Regions(path, IMAGES, WIDTH)
     sums = [regions.read(i, 20)[0].sum().item() for i in range(len(NAMES))]  # it is open here now
     assert len(opened(path)) == 1
-    queue: Any = multiprocessing.get_context("fork").Queue()
+    queue = multiprocessing.get_context("fork").Queue()
     processes = [fork(read_all, regions, queue) for _ in range(3)]
     for _ in processes:
         assert queue.get(timeout=60) == (sums * 20, [], 1)  # each opens it for itself
@@ -95,32 +88,32 @@ def test_forked_processes_read_what_their_parent_does(
     assert copied.read(0, 20)[0].sum().item() == sums[0]
 
 
-def rows(change: Callable[[Any], Any]) -> Callable[[Path], Any]:
-    def spoil(path: Path) -> None:
+def rows(change):
+    def spoil(path):
         with h5py.File(path, "r+") as file:
             change(file)
 
     return spoil
 
 
-def replace(values: Any) -> Callable[[Path], Any]:
-    def change(file: Any) -> None:
+def replace(values):
+    def change(file):
         del file["103"]
         file["103"] = values
 
     return rows(change)
 
 
-def with_row(*box: float, feature: float = 0.0) -> Callable[[Path], Any]:
+def with_row(*box, feature=0.0):
     row = [feature] * WIDTH + [0] * 5 + list(box)
     return replace(np.array([row, row], dtype=np.float32))
 
 
-def cut(path: Path) -> None:
+def cut(path):
     path.write_bytes(path.read_bytes()[:-500])
 
 
-def scratch(path: Path) -> None:
+def scratch(path):
     """Spoil the stored values of one image, as a bad disk does."""
     with h5py.File(path, "r") as file:
         stored = file["103"].id.get_chunk_info(0)
@@ -129,11 +122,11 @@ def scratch(path: Path) -> None:
     path.write_bytes(data)
 
 
-def without(*names: str) -> Callable[[Path], Any]:
+def without(*names):
     return rows(lambda file: [file.__delitem__(name) for name in names])
 
 
-def test_a_few_images_may_be_missing_and_are_named(path: Path) -> None:
+def test_a_few_images_may_be_missing_and_are_named(path):
     without("102", "104", "106")(path)
     regions = Regions(path, IMAGES, WIDTH)
     assert regions.missing == ["102", "104", "106"]
@@ -141,7 +134,7 @@ def test_a_few_images_may_be_missing_and_are_named(path: Path) -> None:
     np.testing.assert_array_equal(regions.read(3, 99)[1], proposals(3, 12))
 
 
-def test_no_more_than_a_hundredth_may_be_missing(tmp_path: Path) -> None:
+def test_no_more_than_a_hundredth_may_be_missing(tmp_path):
     names = [str(i) for i in range(400)]
     images = [Image(name, Path(name), WIDTH_OF, HEIGHT_OF) for name in names]
     write_features(tmp_path / "features.h5", names[4:], count=2)
@@ -153,7 +146,7 @@ def test_no_more_than_a_hundredth_may_be_missing(tmp_path: Path) -> None:
 
 
 ROWS = np.ones((3, WIDTH + 9), np.float32)
-DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+DAMAGE = {
     "not there": (
         Path.unlink,
         r"as HDF5 \(No such file.*\): extract the regions' features",
@@ -185,7 +178,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_what_is_wrong_with_a_file_is_one_clear_line(what: str, path: Path) -> None:
+def test_what_is_wrong_with_a_file_is_one_clear_line(what, path):
     spoil, said = DAMAGE[what]
     spoil(path)
     with pytest.raises(ValueError, match=said) as error:

@@ -1,7 +1,5 @@
 """Boxes are held against each other as Flickr30K Entities does, and labels drawn as CITE's are."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -20,7 +18,7 @@ from npas.tasks.grounding.metrics import (
 KEY = 1234
 
 
-def boxes(*rows: list[float]) -> torch.Tensor:
+def boxes(*rows):
     return torch.tensor(rows, dtype=torch.float32)
 
 
@@ -36,11 +34,11 @@ def boxes(*rows: list[float]) -> torch.Tensor:
         ([0, 0, 9, 9], [2, 2, 3, 4], 0.06),
     ],
 )
-def test_pixels_of_both_edges_count(one: Any, other: Any, expected: float) -> None:
+def test_pixels_of_both_edges_count(one, other, expected):
     assert overlaps(boxes(one), boxes(other)).item() == pytest.approx(expected)
 
 
-def test_overlaps_are_torchvisions_with_both_edges() -> None:
+def test_overlaps_are_torchvisions_with_both_edges():
     first, second = (torch.from_numpy(proposals(seed, 40)) for seed in (1, 2))
     more = torch.tensor([0.0, 0, 1, 1])
     found = overlaps(first, second)
@@ -48,11 +46,11 @@ def test_overlaps_are_torchvisions_with_both_edges() -> None:
     torch.testing.assert_close(found, box_iou(first + more, second + more))
 
 
-def drawn(overlap: list[float], negatives: int = 2, key: int = KEY) -> list[int]:
+def drawn(overlap, negatives=2, key=KEY):
     return labels(torch.tensor([overlap]), 0.6, negatives, key)[0].tolist()
 
 
-def test_negatives_are_far_off_and_so_many_for_each_positive() -> None:
+def test_negatives_are_far_off_and_so_many_for_each_positive():
     overlap = [0.6, 0.9, 0.59, 0.5, 0.4, 0.39, 0.3, *[0.29] * 20]
     found = drawn(overlap)
     assert found[:7] == [1, 1, 0, 0, 0, 0, 0]
@@ -63,7 +61,7 @@ def test_negatives_are_far_off_and_so_many_for_each_positive() -> None:
     assert drawn(overlap) == found != drawn(overlap, key=KEY + 1)
 
 
-def test_where_few_are_far_off_those_less_far_count_too() -> None:
+def test_where_few_are_far_off_those_less_far_count_too():
     overlap = [0.7, 0.35, 0.35, 0.35, 0.1]
     seen = {i for key in range(100) for i, y in enumerate(drawn(overlap, key=key)) if y < 0}
     assert seen == {1, 2, 3, 4}
@@ -73,7 +71,7 @@ def test_where_few_are_far_off_those_less_far_count_too() -> None:
     assert (NEG_IOU, NEG_IOU_FALLBACK) == (0.3, 0.4)
 
 
-def test_phrases_draw_for_themselves() -> None:
+def test_phrases_draw_for_themselves():
     overlap = torch.full((30, 40), 0.1)
     overlap[1:, 0] = 1
     found = labels(overlap, 0.6, 2, KEY)
@@ -81,7 +79,7 @@ def test_phrases_draw_for_themselves() -> None:
     assert ((found[1:] < 0).sum(1) == 2).all() and len(found.unique(dim=0)) > 20
 
 
-def naive(scores: Any, overlap: Any, counts: Any) -> list[list[float]]:
+def naive(scores, overlap, counts):
     """Say of each phrase what `compare` does, one after the other."""
     found = []
     for scores_PR, overlap_PR, count in zip(scores, overlap, counts, strict=True):
@@ -92,7 +90,7 @@ def naive(scores: Any, overlap: Any, counts: Any) -> list[list[float]]:
     return found
 
 
-def test_repeated_regions_are_neither_chosen_nor_counted() -> None:
+def test_repeated_regions_are_neither_chosen_nor_counted():
     torch.manual_seed(0)
     scores, overlap = torch.randn(6, 5, 8), torch.rand(6, 5, 8)
     counts = torch.tensor([8, 1, 3, 5, 8, 2])
@@ -104,7 +102,7 @@ def test_repeated_regions_are_neither_chosen_nor_counted() -> None:
 
 
 INF, NAN = float("inf"), float("nan")
-TIES: dict[str, tuple[list[float], list[float], int, float, int]] = {
+TIES = {
     # scores, overlaps, how many regions are real; what counts as right, and which is chosen
     "all alike": ([0, 0, 0, 0], [0.1, 0.5, 0.1, 0.1], 4, 0.25, 0),
     "two best": ([1, 3, 0, 3], [0.9, 0.1, 0.9, 0.9], 4, 0.5, 1),
@@ -120,7 +118,7 @@ TIES: dict[str, tuple[list[float], list[float], int, float, int]] = {
 
 
 @pytest.mark.parametrize("what", TIES)
-def test_a_tie_counts_as_the_part_of_it_that_is_right_and_nan_as_wrong(what: str) -> None:
+def test_a_tie_counts_as_the_part_of_it_that_is_right_and_nan_as_wrong(what):
     scores, overlap, count, right, first = TIES[what]
     given = torch.tensor([[scores]]).float(), torch.tensor([[overlap]])
     found, chosen = compare(*given, torch.tensor([count]))
@@ -130,7 +128,7 @@ def test_a_tie_counts_as_the_part_of_it_that_is_right_and_nan_as_wrong(what: str
     assert int(chosen) == first
 
 
-def test_a_type_is_measured_on_its_own_phrases() -> None:
+def test_a_type_is_measured_on_its_own_phrases():
     found = np.array([[1, 1, 0.5], [0, 1, 0.25], [0, 0, 0], [1, 1, 0.25]])
     of = np.array([[True, False], [True, True], [False, True], [False, False]])
     assert summarize(found, ["animals", "people"], of) == {

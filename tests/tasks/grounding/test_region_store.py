@@ -4,7 +4,6 @@ import os
 import resource
 import sys
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -17,12 +16,12 @@ TARGET = Path("test_features.h5")
 PARTS = Path("test_features.parts")
 
 
-def rows(name: str) -> np.ndarray:
+def rows(name):
     """Return an image's matrix, which its name decides."""
     return np.random.default_rng(int(name)).random((3, 20)).astype(np.float32)
 
 
-def fill(count: int) -> int:
+def fill(count):
     """Store the images that are not there yet; return how many there are."""
     store = Store(TARGET, SETTINGS)
     for name in (str(i) for i in range(count)):
@@ -31,7 +30,7 @@ def fill(count: int) -> int:
     return store.finish()
 
 
-def check(count: int) -> None:
+def check(count):
     """Find every image in the file, as it was given, and nothing beside the file."""
     with h5py.File(TARGET, "r") as file:
         assert sorted(file) == sorted(str(i) for i in range(count))
@@ -41,7 +40,7 @@ def check(count: int) -> None:
     assert [path.name for path in Path().iterdir()] == [TARGET.name]
 
 
-def test_more_images_are_added_and_what_is_there_is_kept() -> None:
+def test_more_images_are_added_and_what_is_there_is_kept():
     assert fill(0) == 0 and not list(Path().iterdir())
     assert fill(3) == 3
     check(3)
@@ -64,13 +63,11 @@ class Killed(BaseException):
         ("shutil.rmtree", 1, 5),  # before their own files are gone
     ],
 )
-def test_an_end_loses_no_more_than_the_image_it_hits(
-    function: str, call: int, kept: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_end_loses_no_more_than_the_image_it_hits(function, call, kept, monkeypatch):
     module, name = function.split(".")
     true, calls = getattr(sys.modules[module], name), iter(range(1, 99))
 
-    def killed(*given: Any, **keys: Any) -> Any:
+    def killed(*given, **keys):
         if next(calls) == call:
             raise Killed
         return true(*given, **keys)
@@ -85,7 +82,7 @@ def test_an_end_loses_no_more_than_the_image_it_hits(
 
 
 @pytest.mark.parametrize("joining", [False, True])
-def test_a_full_disk_is_one_line_and_what_was_kept_goes_on(joining: bool) -> None:
+def test_a_full_disk_is_one_line_and_what_was_kept_goes_on(joining):
     store = Store(TARGET, SETTINGS)
     for name in "0123":
         store.add(name, rows(name))
@@ -104,7 +101,7 @@ def test_a_full_disk_is_one_line_and_what_was_kept_goes_on(joining: bool) -> Non
 
 
 @pytest.mark.parametrize("which", ["file", "part"])
-def test_a_damaged_file_is_named(which: str) -> None:
+def test_a_damaged_file_is_named(which):
     fill(4)
     path = TARGET
     if which == "part":
@@ -118,7 +115,7 @@ def test_a_damaged_file_is_named(which: str) -> None:
     assert fill(4) == 4
 
 
-def test_files_that_were_made_otherwise_do_not_mix() -> None:
+def test_files_that_were_made_otherwise_do_not_mix():
     fill(2)
     with pytest.raises(
         ValueError, match=r'made otherwise \(\{"most": 3, "network": "a"\}\), and no'

@@ -1,8 +1,6 @@
 """Tiny ImageNets in the form of the published one."""
 
 import io
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,19 +13,19 @@ CPU = torch.device("cpu")
 WNIDS = ("n01440764", "n01443537", "n02510455")
 
 
-def pixels(seed: int, height: int = 40, width: int = 52) -> np.ndarray:
+def pixels(seed, height=40, width=52):
     """Smooth random pixels, as JPEG keeps them: height x width x 3."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def encoded(image: Image.Image, form: str = "JPEG", **options: Any) -> bytes:
+def encoded(image, form="JPEG", **options):
     file = io.BytesIO()
     image.save(file, form, **options)
     return file.getvalue()
 
 
-def write_tree(root: Path, train: int = 6, val: int = 3, wnids: tuple[str, ...] = WNIDS) -> Path:
+def write_tree(root, train=6, val=3, wnids=WNIDS):
     """Write so many JPEGs a class, of several sizes, under root/imagenet."""
     for part, (split, count) in enumerate((("train", train), ("val", val))):
         for label, wnid in enumerate(wnids):
@@ -41,9 +39,7 @@ def write_tree(root: Path, train: int = 6, val: int = 3, wnids: tuple[str, ...] 
     return root
 
 
-def make(
-    root: Path, seed: int = 0, workers: int = 0, verify: Any = "refuse", **keys: Any
-) -> imagenet.Task:
+def make(root, seed=0, workers=0, verify="refuse", **keys):
     """Make the task for a tree of `write_tree`, with crops of 16 pixels unless keys say others."""
     keys = {"classes": len(WNIDS), "size": 16, "resize": 20} | keys
     data = DataConfig(root=str(root), val_fraction=None, workers=workers, verify=verify)

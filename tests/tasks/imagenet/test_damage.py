@@ -2,9 +2,6 @@
 
 import json
 import logging
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +13,11 @@ from npas.tasks.imagenet import task as imagenet
 
 
 class Constant(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return torch.zeros(len(x), 3, requires_grad=torch.is_grad_enabled())
 
 
-def damage(root: Path, *names: str) -> None:
+def damage(root, *names):
     """Cut files in half, but empty the first and let the second be missing from then on."""
     for i, name in enumerate(names):
         path = root / "imagenet" / name
@@ -32,9 +29,7 @@ TESTED = f"val/{WNIDS[2]}/ILSVRC2012_val_00010200.JPEG"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_damaged_training_images_are_named_once_and_the_next_takes_the_place(
-    tree: Path, workers: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_training_images_are_named_once_and_the_next_takes_the_place(tree, workers, caplog):
     whole = next(make(tree, flip=False).train_batches(0, 18))
     damage(tree, FIRST, SECOND)  # which follow each other
     task = make(tree, flip=False)
@@ -55,14 +50,14 @@ def test_damaged_training_images_are_named_once_and_the_next_takes_the_place(
     assert found.targets.bincount().tolist() == [5, 7, 6]
 
 
-def test_the_last_image_is_followed_by_the_first(tree: Path) -> None:
+def test_the_last_image_is_followed_by_the_first(tree):
     damage(tree, f"train/{WNIDS[2]}/{WNIDS[2]}_5.JPEG")
     batch = next(make(tree).train_batches(0, 18))
     assert batch.targets.bincount().tolist() == [7, 6, 5]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_more_than_the_limit_is_an_error_that_names_some(tree: Path, workers: int) -> None:
+def test_more_than_the_limit_is_an_error_that_names_some(tree, workers):
     names = [f"train/{WNIDS[0]}/{WNIDS[0]}_{i}.JPEG" for i in range(5)]
     damage(tree, *names)
     task = make(tree, max_damaged=3)
@@ -73,7 +68,7 @@ def test_more_than_the_limit_is_an_error_that_names_some(tree: Path, workers: in
     assert list(base.batches(make(tree, max_damaged=5), 0, 3, workers=workers))
 
 
-def test_a_limit_of_none_lets_nothing_pass_and_none_readable_is_the_end(tree: Path) -> None:
+def test_a_limit_of_none_lets_nothing_pass_and_none_readable_is_the_end(tree):
     damage(tree, FIRST)
     with pytest.raises(ValueError, match=r"1 images cannot be read, .*max_damaged=0"):
         list(make(tree, max_damaged=0).train_batches(0, 18))
@@ -88,12 +83,12 @@ def test_a_limit_of_none_lets_nothing_pass_and_none_readable_is_the_end(tree: Pa
 
 @pytest.mark.parametrize(("workers", "size"), [(0, 3), (2, 3), (0, 1)])
 def test_a_damaged_test_image_is_left_out_and_said(
-    tree: Path,
-    workers: int,
-    size: int,  # of 1: a batch without a readable image
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tree,
+    workers,
+    size,  # of 1: a batch without a readable image
+    caplog,
+    monkeypatch,
+):
     monkeypatch.setattr(imagenet, "EVAL_BATCH", size)
     damage(tree, TESTED)
     task = make(tree, workers=workers)
@@ -110,18 +105,18 @@ def test_a_damaged_test_image_is_left_out_and_said(
 DAMAGED = [f"val/{WNIDS[0]}/ILSVRC2012_val_{10_000 + i:08d}.JPEG" for i in range(2)]
 
 
-def meet_damage(rank: int, root: Path, folder: Path) -> None:
+def meet_damage(rank, root, folder):
     """Write down what a rank of two is told when each has met two damaged images, then others."""
     store = torch.distributed.FileStore(str(folder / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
 
-    def told(do: Callable[[], object]) -> object:
+    def told(do):
         try:
             return do()
         except ValueError as error:
             return str(error)
 
-    def met(most: int) -> imagenet.Task:
+    def met(most):
         task = make(root, max_damaged=most)
         task.damage.flags["train"][2 * rank : 2 * rank + 2] = 1
         task.damage.check()  # its own are not too many
@@ -141,12 +136,7 @@ def meet_damage(rank: int, root: Path, folder: Path) -> None:
 
 
 @pytest.mark.dist
-def test_the_limit_is_of_all_ranks_together_and_ends_all_of_them(
-    tree: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fork: Callable[..., BaseProcess],
-) -> None:
+def test_the_limit_is_of_all_ranks_together_and_ends_all_of_them(tree, tmp_path, monkeypatch, fork):
     monkeypatch.setattr(imagenet, "EVAL_BATCH", 3)  # of which the first rank reads all damaged ones
     damage(tree, *DAMAGED)
     ranks = [fork(meet_damage, rank, tree, tmp_path) for rank in range(2)]
@@ -163,8 +153,8 @@ def test_the_limit_is_of_all_ranks_together_and_ends_all_of_them(
 
 
 def test_a_file_that_comes_back_whole_is_no_crash_and_inspection_tries_one_of_each_class(
-    tree: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    tree, caplog
+):
     task = make(tree)
     path = tree / "imagenet" / FIRST
     kept = path.read_bytes()
@@ -184,7 +174,7 @@ def test_a_file_that_comes_back_whole_is_no_crash_and_inspection_tries_one_of_ea
         make(tree, max_damaged=0).inspect()
 
 
-def test_odd_but_whole_files_are_not_damaged(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_odd_but_whole_files_are_not_damaged(tree, caplog):
     image = Image.fromarray(pixels(5))
     folder = tree / "imagenet" / "train" / WNIDS[0]
     odd = (encoded(image.convert("CMYK")), encoded(image, "PNG"), encoded(image.convert("L")))

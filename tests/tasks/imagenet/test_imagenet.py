@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from npas.tasks.imagenet.transforms import decode
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kept(tmp_path_factory):
     """A tree that no test changes."""
     return write_tree(tmp_path_factory.mktemp("imagenet"))
 
@@ -31,9 +30,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- the files
 
 
-def test_classes_are_sorted_folders_of_all_images_and_what_is_left_out_is_counted(
-    tree: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_classes_are_sorted_folders_of_all_images_and_what_is_left_out_is_counted(tree, caplog):
     assert ENDINGS == IMG_EXTENSIONS
     folder = tree / "imagenet" / "train" / WNIDS[0]
     image = Image.fromarray(pixels(1))
@@ -55,21 +52,21 @@ def test_classes_are_sorted_folders_of_all_images_and_what_is_left_out_is_counte
     assert all(task.damage.decoded("train", i) is not None for i in range(6, 10))
     (said,) = caplog.messages
     assert "train: 2 entries of its class folders are left out" in said and "a.gif, ..." in said
-    images: Any = task.images["train"]
+    images = task.images["train"]
     shards.pack({"train": images}, tree / "imagenet-shards")
     packed = shards.Shards(tree / "imagenet-shards", "train", len(WNIDS))
     assert packed.name(6).endswith("z_BMP.bmp") and packed.name(0).endswith("_0.jpg")
     assert packed.read(9) == images.read(9)
 
 
-def flatten(val: Path) -> None:
+def flatten(val):
     for path in list(val.glob("*/*")):
         os.rename(path, val / path.name)
     for wnid in WNIDS:
         (val / wnid).rmdir()
 
 
-def empty(folder: Path) -> None:
+def empty(folder):
     for path in folder.iterdir():
         path.unlink()
 
@@ -88,16 +85,14 @@ def empty(folder: Path) -> None:
         (lambda own: [(own / "val").rename(own / "x"), (own / "val").touch()], "val is no folder"),
     ],
 )  # fmt: skip
-def test_a_tree_that_is_not_as_it_should_be_is_one_clear_line(
-    tree: Path, spoil: Any, said: str
-) -> None:
+def test_a_tree_that_is_not_as_it_should_be_is_one_clear_line(tree, spoil, said):
     spoil(tree / "imagenet")
     with pytest.raises(ValueError, match=said) as error:
         make(tree)
     assert "\n" not in str(error.value)
 
 
-def test_the_thousand_classes_have_the_plain_name_and_shape() -> None:
+def test_the_thousand_classes_have_the_plain_name_and_shape():
     data = DataConfig(root="nowhere", val_fraction=None)
     task = imagenet.Task(imagenet.Config(), data, seed=0, device=torch.device("meta"))
     found = task.name, task.spec.input_shape, task.spec.num_classes
@@ -112,9 +107,7 @@ def test_the_thousand_classes_have_the_plain_name_and_shape() -> None:
             imagenet.Task(imagenet.Config(), data, seed=0, device=CPU)
 
 
-def test_inspection_counts_and_compares_with_the_published(
-    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inspection_counts_and_compares_with_the_published(kept, tmp_path, monkeypatch):
     task = make(kept, held_out=3)
     found = task.inspect()
     size = sum(path.stat().st_size for path in (kept / "imagenet" / "train").rglob("*.JPEG"))
@@ -130,7 +123,7 @@ def test_inspection_counts_and_compares_with_the_published(
     assert task.inspect()["val"].endswith(" bytes; 50,000 were published")
 
 
-def test_held_out_images_are_evenly_of_all_classes_and_the_same_for_every_seed(kept: Path) -> None:
+def test_held_out_images_are_evenly_of_all_classes_and_the_same_for_every_seed(kept):
     one, other = make(kept, held_out=4, seed=0), make(kept, held_out=4, seed=1)
     held = one.parts["val"].index_N
     assert torch.equal(held, other.parts["val"].index_N) and one.has_validation
@@ -149,7 +142,7 @@ def test_held_out_images_are_evenly_of_all_classes_and_the_same_for_every_seed(k
 # --- batches
 
 
-def same(one: Batch, other: Batch) -> bool:
+def same(one, other):
     return (
         torch.equal(one.inputs, other.inputs)
         and torch.equal(one.targets, other.targets)
@@ -159,9 +152,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_any_cut_into_batches_ranks_and_workers_has_the_same_samples(
-    kept: Path, workers: int
-) -> None:
+def test_any_cut_into_batches_ranks_and_workers_has_the_same_samples(kept, workers):
     task = make(kept, pca_noise=0.1)
     before = torch.get_rng_state()
     whole = next(task.train_batches(2, 16))
@@ -178,8 +169,8 @@ def test_any_cut_into_batches_ranks_and_workers_has_the_same_samples(
     assert torch.equal(torch.get_rng_state(), before)  # nothing is drawn from torch's generator
 
 
-def test_augmentation_is_an_images_own_and_another_each_epoch_and_seed(kept: Path) -> None:
-    def images(seed: int, epoch: int, held_out: int = 0) -> tuple[torch.Tensor, set]:
+def test_augmentation_is_an_images_own_and_another_each_epoch_and_seed(kept):
+    def images(seed, epoch, held_out=0):
         task = make(kept, seed, held_out=held_out)
         batch = next(task.train_batches(epoch, 18 - held_out))
         sums = batch.inputs.flatten(1).long().sum(1).tolist()
@@ -199,12 +190,12 @@ def test_augmentation_is_an_images_own_and_another_each_epoch_and_seed(kept: Pat
 class Keeps(torch.nn.Module):
     """Answer all the same, and keep what was shown."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         self.seen = x
         return torch.tensor([[2.0, 1.0, 0.0]]).expand(len(x), -1)
 
 
-def test_the_network_gets_normalised_floats_and_smoothing_is_for_training(kept: Path) -> None:
+def test_the_network_gets_normalised_floats_and_smoothing_is_for_training(kept):
     model, task = Keeps(), make(kept, label_smoothing=0.3)
     batch = next(task.train_batches(0, 18))
     loss, sums = task.loss(model, batch)
@@ -224,18 +215,18 @@ def test_the_network_gets_normalised_floats_and_smoothing_is_for_training(kept: 
 class Colours(torch.nn.Module):
     """Answer by the mean colour, with weights that are there to have a device."""
 
-    def __init__(self, classes: int = 3) -> None:
+    def __init__(self, classes=3):
         super().__init__()
         self.linear = torch.nn.Linear(3, classes)
-        self.sizes: list[int] = []
+        self.sizes = []
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         assert not torch.is_grad_enabled() and not self.training
         self.sizes.append(len(x))
         return self.linear(x.mean((2, 3)))
 
 
-def test_accuracy_is_what_a_loop_with_torchvision_and_pillow_finds(kept: Path) -> None:
+def test_accuracy_is_what_a_loop_with_torchvision_and_pillow_finds(kept):
     task, model = make(kept, held_out=3), Colours()
     found = task.evaluate(model, "test")
     assert model.training
@@ -260,9 +251,9 @@ def test_accuracy_is_what_a_loop_with_torchvision_and_pillow_finds(kept: Path) -
     assert held.targets.tolist() == task.images["train"].labels_N[index].tolist()
 
 
-def test_five_answers_count_for_the_second_figure(tmp_path: Path) -> None:
+def test_five_answers_count_for_the_second_figure(tmp_path):
     class Fixed(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x):
             return torch.arange(8.0).expand(len(x), 8)  # 7 is best, then 6, 5, 4 and 3
 
     wnids = tuple(f"n{i:08d}" for i in range(8))
@@ -272,9 +263,7 @@ def test_five_answers_count_for_the_second_figure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_image_counts_once_to_the_bit_over_ranks_and_workers(
-    kept: Path, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_image_counts_once_to_the_bit_over_ranks_and_workers(kept, workers, monkeypatch):
     monkeypatch.setattr(imagenet, "EVAL_BATCH", 2)
     model = Colours()
     alone = make(kept).evaluate(model, "test")
@@ -282,7 +271,7 @@ def test_every_image_counts_once_to_the_bit_over_ranks_and_workers(
     task = make(kept, workers=workers)
     monkeypatch.setattr(task.damage, "agree", lambda world: None)
 
-    def patch(over_ranks: Any) -> None:
+    def patch(over_ranks):
         monkeypatch.setattr(base, "over_ranks", over_ranks)
 
     assert by_ranks(task, model, "test", 3, patch) == [alone] * 3
@@ -292,9 +281,7 @@ def test_every_image_counts_once_to_the_bit_over_ranks_and_workers(
 
 
 @pytest.mark.parametrize("form", ["folder", "shards"])
-def test_generated_images_are_read_as_real_ones_and_then_are_gone(
-    form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_generated_images_are_read_as_real_ones_and_then_are_gone(form, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     data = DataConfig(root="nowhere", val_fraction=None, source="synthetic")
     config = imagenet.Config(form=form, held_out=10_000)

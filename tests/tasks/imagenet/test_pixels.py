@@ -21,16 +21,14 @@ FORMS = {
 }
 
 
-def crops(**keys: object) -> Crops:
+def crops(**keys):
     settings = {"size": 24, "resize": 30, "scale_min": 0.08, "flip": False, "pca_noise": 0.0}
     return Crops(**{**settings, "interpolation": "bilinear", **keys})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("why", [None, RuntimeError("Unsupported color"), ImportError("is gone")])
-def test_every_kind_of_file_becomes_the_rgb_that_it_shows(
-    why: Exception | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*anything: object) -> torch.Tensor:
+def test_every_kind_of_file_becomes_the_rgb_that_it_shows(why, monkeypatch):
+    def refuse(*anything):
         assert why is not None
         raise why
 
@@ -44,7 +42,7 @@ def test_every_kind_of_file_becomes_the_rgb_that_it_shows(
         assert off < (25 if "palette" in form else 3), form
 
 
-def test_sixteen_bits_become_eight_and_pixels_of_an_unknown_range_are_no_image() -> None:
+def test_sixteen_bits_become_eight_and_pixels_of_an_unknown_range_are_no_image():
     deep = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
     expected = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, 16, 16)
     for form in ("PNG", "TIFF", "PPM"):
@@ -64,7 +62,7 @@ def test_sixteen_bits_become_eight_and_pixels_of_an_unknown_range_are_no_image()
         (FORMS["rgb"][:2], "it is no whole image"),
     ],
 )
-def test_damage_is_said_in_a_line(data: bytes, said: str) -> None:
+def test_damage_is_said_in_a_line(data, said):
     with pytest.raises(ValueError, match=said) as error:
         decode(bytearray(data))
     assert "\n" not in str(error.value) and "0x" not in str(error.value)
@@ -72,9 +70,7 @@ def test_damage_is_said_in_a_line(data: bytes, said: str) -> None:
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("scale_min", [0.08, 0.5])
-def test_random_crops_are_torchvision_s_for_the_same_random_numbers(
-    interpolation: str, scale_min: float
-) -> None:
+def test_random_crops_are_torchvision_s_for_the_same_random_numbers(interpolation, scale_min):
     from torchvision.transforms import v2
 
     image = decode(bytearray(FORMS["rgb"]))
@@ -86,7 +82,7 @@ def test_random_crops_are_torchvision_s_for_the_same_random_numbers(
         assert torch.equal(found, theirs(image))
 
 
-def test_half_of_the_images_are_mirrored_and_nothing_else_changes() -> None:
+def test_half_of_the_images_are_mirrored_and_nothing_else_changes():
     image = decode(bytearray(FORMS["rgb"]))
     keys = range(60)
     pairs = [(crops().training(image, k), crops(flip=True).training(image, k)) for k in keys]
@@ -96,7 +92,7 @@ def test_half_of_the_images_are_mirrored_and_nothing_else_changes() -> None:
         assert torch.equal(other, plain.flip(-1) if flipped else plain)
 
 
-def test_lighting_shifts_the_colours_of_a_whole_image_as_published() -> None:
+def test_lighting_shifts_the_colours_of_a_whole_image_as_published():
     grey = torch.full((3, 40, 40), 128, dtype=torch.uint8)
     lit = torch.stack([crops(pca_noise=0.1).training(grey, key) for key in range(300)])
     shift = lit[:, :, 0, 0].double() - 128
@@ -113,7 +109,7 @@ def test_lighting_shifts_the_colours_of_a_whole_image_as_published() -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 52), (52, 40), (30, 30), (12, 90)])
-def test_a_test_image_is_the_middle_as_torchvision_cuts_it(shape: tuple[int, int]) -> None:
+def test_a_test_image_is_the_middle_as_torchvision_cuts_it(shape):
     from torchvision.transforms import v2
 
     image = torch.from_numpy(pixels(3, *shape).copy()).permute(2, 0, 1)

@@ -7,7 +7,6 @@ import runpy
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,29 +20,29 @@ from npas.tasks.imagenet.folder import Folder
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "pack_imagenet.py"
 
 
-def run_script(monkeypatch: pytest.MonkeyPatch, root: Path, *words: str) -> None:
+def run_script(monkeypatch, root, *words):
     places = [str(root / name) for name in ("imagenet", "imagenet-shards")]
     monkeypatch.setattr(sys, "argv", ["pack_imagenet.py", *places, *words])
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 @pytest.fixture
-def packed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def packed(tree, monkeypatch):
     """A tree, packed by the script: three shards of 7, 7 and 4 images, and two of val's 9."""
     run_script(monkeypatch, tree, "--per-shard", "7", "--quiet")
     return tree
 
 
-def shard(root: Path, name: str = "train-000001") -> Path:
+def shard(root, name="train-000001"):
     return root / "imagenet-shards" / f"{name}.tar"
 
 
-def shards_of(root: Path) -> dict[str, bytes]:
+def shards_of(root):
     return {path.name: path.read_bytes() for path in shard(root).parent.glob("*.tar")}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_shards_are_read_equal_to_the_folder(packed: Path, workers: int) -> None:
+def test_shards_are_read_equal_to_the_folder(packed, workers):
     folder, other = make(packed, held_out=2), make(packed, held_out=2, form="shards")
     for split in ("train", "val"):
         one, two = folder.images[split], other.images[split]
@@ -58,9 +57,7 @@ def test_shards_are_read_equal_to_the_folder(packed: Path, workers: int) -> None
         assert torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets)
 
 
-def test_a_shard_is_a_plain_tar_of_pairs_the_same_bytes_each_time(
-    packed: Path, tmp_path: Path
-) -> None:
+def test_a_shard_is_a_plain_tar_of_pairs_the_same_bytes_each_time(packed, tmp_path):
     with tarfile.open(shard(packed)) as tar:
         names = tar.getnames()
         assert names[:2] == [f"{WNIDS[1]}/{WNIDS[1]}_1.cls", f"{WNIDS[1]}/{WNIDS[1]}_1.jpg"]
@@ -73,9 +70,7 @@ def test_a_shard_is_a_plain_tar_of_pairs_the_same_bytes_each_time(
     assert (tmp_path / "again" / "train-000001.tar").read_bytes() == shard(packed).read_bytes()
 
 
-def test_the_index_is_kept_and_made_again_where_a_shard_has_changed(
-    packed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_index_is_kept_and_made_again_where_a_shard_has_changed(packed, monkeypatch):
     first = make(packed, form="shards").images["train"]
     index = shard(packed).parent / ".train.npz"
     with monkeypatch.context() as patch:
@@ -95,8 +90,8 @@ def test_the_index_is_kept_and_made_again_where_a_shard_has_changed(
     assert make(packed, form="shards").images["train"].read(17) == first.read(17)
 
 
-def fail(error: BaseException) -> Any:
-    def stop(*anything: object, **keys: object) -> None:
+def fail(error):
+    def stop(*anything, **keys):
         raise error
 
     return stop
@@ -105,9 +100,7 @@ def fail(error: BaseException) -> Any:
 # --- packing
 
 
-def test_packing_goes_on_where_it_was_broken_off(
-    packed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_packing_goes_on_where_it_was_broken_off(packed, monkeypatch, capsys):
     before, kept = shards_of(packed), shard(packed, "train-000000").stat().st_mtime_ns
     shard(packed).unlink()
     (shard(packed).parent / ".train-000001.tar.tmp").write_bytes(b"half")
@@ -133,9 +126,9 @@ def test_packing_goes_on_where_it_was_broken_off(
     ],
 )
 def test_the_script_answers_mistakes_in_a_line(
-    packed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, words: list[str],
-    said: str,
-) -> None:  # fmt: skip
+    packed, monkeypatch, capsys, words,
+    said
+):  # fmt: skip
     with pytest.raises(SystemExit) as stopped:
         run_script(monkeypatch, packed if words else packed / "nowhere", *words)
     line = capsys.readouterr().err
@@ -145,7 +138,7 @@ def test_the_script_answers_mistakes_in_a_line(
 # --- damage
 
 
-def write_tar(path: Path, files: dict[str, bytes]) -> None:
+def write_tar(path, files):
     with tarfile.open(path, "w") as tar:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
@@ -153,7 +146,7 @@ def write_tar(path: Path, files: dict[str, bytes]) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
-def test_a_shard_cut_short_or_damaged_anywhere_is_one_clear_line(packed: Path) -> None:
+def test_a_shard_cut_short_or_damaged_anywhere_is_one_clear_line(packed):
     whole = shard(packed).read_bytes()
     with tarfile.open(shard(packed)) as tar:
         ends = [member.offset_data + member.size for member in tar]
@@ -166,7 +159,7 @@ def test_a_shard_cut_short_or_damaged_anywhere_is_one_clear_line(packed: Path) -
         assert "\n" not in str(error.value)
 
 
-def test_odd_contents_are_one_clear_line(packed: Path) -> None:
+def test_odd_contents_are_one_clear_line(packed):
     for files, said in [
         ({"a/b.jpg": b"x"}, r"a/b has no label \(\.cls\); pack it again"),
         ({"a/b.cls": b"0"}, r"a/b has no image \(\.jpg\); pack it again"),
@@ -187,9 +180,7 @@ def test_odd_contents_are_one_clear_line(packed: Path) -> None:
         shards.pack({"train": Folder(packed / "imagenet" / "train", 3)}, shard(packed).parent, 7)
 
 
-def test_an_image_that_is_damaged_within_a_whole_shard_is_left_out(
-    packed: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_image_that_is_damaged_within_a_whole_shard_is_left_out(packed, caplog):
     name, offset, size, _ = shards.index_shard(shard(packed))[0]
     with open(shard(packed), "r+b") as file:
         file.seek(offset)
@@ -206,7 +197,7 @@ def test_an_image_that_is_damaged_within_a_whole_shard_is_left_out(
         task.images["train"].read(17)
 
 
-def test_shards_from_elsewhere_are_read_as_they_are(tree: Path) -> None:
+def test_shards_from_elsewhere_are_read_as_they_are(tree):
     files = sorted((tree / "imagenet").rglob("*.JPEG"))
     shard(tree).parent.mkdir()
     for split in ("train", "val"):
@@ -226,7 +217,7 @@ def test_shards_from_elsewhere_are_read_as_they_are(tree: Path) -> None:
         make(tree, form="shards", classes=4)
 
 
-def test_what_does_not_fit_the_packing_is_refused(packed: Path) -> None:
+def test_what_does_not_fit_the_packing_is_refused(packed):
     with pytest.raises(ValueError, match=r"names 3 classes, not the 5 .*set task\.classes=3"):
         make(packed, form="shards", classes=5)
     index = shard(packed).parent / "classes.json"
@@ -239,7 +230,7 @@ def test_what_does_not_fit_the_packing_is_refused(packed: Path) -> None:
         make(packed, form="shards")
 
 
-def test_missing_shards_are_one_line_that_says_how_to_make_them(tmp_path: Path) -> None:
+def test_missing_shards_are_one_line_that_says_how_to_make_them(tmp_path):
     for _ in ("no folder", "no shard"):
         with pytest.raises(ValueError, match=r"scripts/pack_imagenet\.py"):
             make(tmp_path, form="shards")

@@ -2,8 +2,6 @@
 
 import io
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +16,11 @@ from npas.tasks.lm.reader import HEADER_BYTES, Stream
 CPU = torch.device("cpu")
 
 
-def text(length: int, seed: int = 0) -> np.ndarray:
+def text(length, seed=0):
     return np.random.default_rng(seed).integers(0, 32, length).astype("<u2")
 
 
-def made(root: Path, dataset: str, seed: int = 0, **config: Any) -> Task:
+def made(root, dataset, seed=0, **config):
     """Write a small source of each kind; its tokens are below 32, those of text 256 bytes."""
     folder = root / "own"
     folder.mkdir(exist_ok=True)
@@ -47,17 +45,17 @@ def made(root: Path, dataset: str, seed: int = 0, **config: Any) -> Task:
 class Bigram(nn.Module):
     """Logits that depend on the token itself and on where it stands in its row."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size):
         super().__init__()
         torch.manual_seed(0)
         self.table = nn.Parameter(torch.randn(size, size))
         self.place = nn.Parameter(torch.randn(64, size))
 
-    def forward(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens_BL):
         return self.table[tokens_BL] + self.place[: tokens_BL.shape[1]]
 
 
-def test_a_stream_is_its_parts_one_after_the_other_and_from_the_start_again() -> None:
+def test_a_stream_is_its_parts_one_after_the_other_and_from_the_start_again():
     parts = [text(5, 1), text(1, 2), text(7, 3)]
     stream, whole = Stream(parts), np.concatenate(parts)
     for start in range(30):
@@ -67,7 +65,7 @@ def test_a_stream_is_its_parts_one_after_the_other_and_from_the_start_again() ->
                 assert stream.take(start, count).tolist() == expected.tolist()
 
 
-def test_a_stream_is_cut_anywhere() -> None:
+def test_a_stream_is_cut_anywhere():
     parts = [text(5, 1), text(1, 2), text(7, 3)]
     whole = np.concatenate(parts).tolist()
     for at in range(1, 13):
@@ -77,7 +75,7 @@ def test_a_stream_is_cut_anywhere() -> None:
 
 
 @pytest.mark.parametrize("dataset", ["fineweb", "bins", "text"])
-def test_a_batch_depends_on_seed_and_step_alone(dataset: str, tmp_path: Path) -> None:
+def test_a_batch_depends_on_seed_and_step_alone(dataset, tmp_path):
     task = made(tmp_path, dataset)
     batches = [b for epoch in (0, 1) for b in task.train_batches(epoch, 4)]
     assert len(batches) == 10
@@ -95,7 +93,7 @@ def test_a_batch_depends_on_seed_and_step_alone(dataset: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_ranks_read_the_contests_spans(world: int, tmp_path: Path) -> None:
+def test_ranks_read_the_contests_spans(world, tmp_path):
     task = made(tmp_path, "fineweb")
     whole = np.concatenate([text(100 + i, i) for i in range(3)])
     local = 4 // world
@@ -109,9 +107,7 @@ def test_ranks_read_the_contests_spans(world: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dataset", "scored"), [("fineweb", 72), ("bins", 74), ("text", 74)])
-def test_every_token_of_the_test_part_is_scored_once(
-    dataset: str, scored: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_token_of_the_test_part_is_scored_once(dataset, scored, tmp_path, monkeypatch):
     monkeypatch.setattr(lm, "EVAL_TOKENS", 24)  # several batches
     task = made(tmp_path, dataset)
     model = Bigram(task.config.vocab_size)
@@ -130,7 +126,7 @@ def test_every_token_of_the_test_part_is_scored_once(
         assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2))
 
 
-def test_part_of_the_training_text_is_held_out(tmp_path: Path) -> None:
+def test_part_of_the_training_text_is_held_out(tmp_path):
     whole = made(tmp_path, "bins")
     task = Task(whole.config, DataConfig(root=str(tmp_path), val_fraction=0.2), seed=0, device=CPU)
     task.setup()
@@ -139,7 +135,7 @@ def test_part_of_the_training_text_is_held_out(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def pieces() -> bytes:
+def pieces():
     """A SentencePiece model with byte pieces, control and unused ones."""
     import sentencepiece
 
@@ -160,7 +156,7 @@ def pieces() -> bytes:
     return model.getvalue()
 
 
-def test_bytes_of_tokens_follow_the_contests_rule(pieces: bytes, tmp_path: Path) -> None:
+def test_bytes_of_tokens_follow_the_contests_rule(pieces, tmp_path):
     from transformers.convert_slow_tokenizer import import_protobuf
 
     path = tmp_path / "pieces.model"
@@ -171,7 +167,7 @@ def test_bytes_of_tokens_follow_the_contests_rule(pieces: bytes, tmp_path: Path)
     kinds = {piece.type for piece in described}
     assert kinds >= {NORMAL, UNKNOWN, CONTROL, USER, BYTE}
 
-    def size(token: int, before: int) -> int:
+    def size(token, before):
         piece = described[token]
         if piece.type in (UNKNOWN, CONTROL, UNUSED):
             return 0
@@ -198,7 +194,7 @@ def test_bytes_of_tokens_follow_the_contests_rule(pieces: bytes, tmp_path: Path)
     ) == len(written.encode())
 
 
-def damage(folder: Path, how: str) -> None:
+def damage(folder, how):
     path = folder / "fineweb_train_1.bin"
     data = path.read_bytes()
     header = np.frombuffer(data[:HEADER_BYTES], "<i4").copy()
@@ -244,7 +240,7 @@ def damage(folder: Path, how: str) -> None:
         ("text", "no text", "holds no \\*.txt"),
     ],
 )
-def test_damaged_files_are_one_line(dataset: str, how: str, message: str, tmp_path: Path) -> None:
+def test_damaged_files_are_one_line(dataset, how, message, tmp_path):
     task = made(tmp_path, dataset)
     damage(tmp_path / "own", how)
     task.streams = {}
@@ -253,7 +249,7 @@ def test_damaged_files_are_one_line(dataset: str, how: str, message: str, tmp_pa
     assert "\n" not in str(error.value)
 
 
-def test_settings_that_do_not_fit_the_files_are_one_line(tmp_path: Path) -> None:
+def test_settings_that_do_not_fit_the_files_are_one_line(tmp_path):
     for dataset, keys, message in (
         ("text", {"vocab_size": 65}, "set task.vocab_size=256"),
         ("text", {"tokenizer": "none.model"}, "none.model is missing"),
@@ -270,7 +266,7 @@ def test_settings_that_do_not_fit_the_files_are_one_line(tmp_path: Path) -> None
         next(task.train_batches(0, 4))
 
 
-def test_shakespeare_is_checked_and_cut_as_in_nanogpt(tmp_path: Path) -> None:
+def test_shakespeare_is_checked_and_cut_as_in_nanogpt(tmp_path):
     path = tmp_path / lm.SHAKESPEARE
     path.parent.mkdir()
     path.write_text("so shaken as we are, so wan with care,\n" * 10)

@@ -1,10 +1,7 @@
 """Pre-training hides and swaps by seed, epoch and sample alone, and measures to the bit."""
 
 import hashlib
-from collections.abc import Callable
 from itertools import chain
-from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -22,7 +19,7 @@ LENGTH = 24
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("text")
     synthetic_text.write_texts(root, 30)
     synthetic_text.write_tokenizer(root)
@@ -30,8 +27,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def make(root: Path) -> Callable[..., Any]:
-    def made(seed: int = 0, **keys: Any) -> Any:
+def make(root):
+    def made(seed=0, **keys):
         settings = {"max_length": LENGTH, "held_out": 0.2, **keys}
         config = mlm.Config(tokenizer=str(root / "tokenizer"), **settings)
         data = DataConfig(root=str(root), val_fraction=None, download=False)
@@ -42,7 +39,7 @@ def make(root: Path) -> Callable[..., Any]:
     return made
 
 
-def network(task: Any, arch: str = "bert", vocab_size: int = 600) -> Any:
+def network(task, arch="bert", vocab_size=600):
     torch.manual_seed(0)
     config = bert.Config(
         arch=arch, layers=1, hidden=16, heads=2, intermediate=16, vocab_size=vocab_size,
@@ -51,7 +48,7 @@ def network(task: Any, arch: str = "bert", vocab_size: int = 600) -> Any:
     return build(config, task.spec)
 
 
-def test_reads_documents_of_all_files(tmp_path: Path) -> None:
+def test_reads_documents_of_all_files(tmp_path):
     (tmp_path / "b.txt").write_text("fünf\n\n\n \nsechs\n", encoding="utf-8")
     (tmp_path / "a.txt").write_text("\n one \ntwo\n\nthree\nfour", encoding="utf-8")
     (tmp_path / "c.md").write_text("no text")
@@ -61,7 +58,7 @@ def test_reads_documents_of_all_files(tmp_path: Path) -> None:
     assert list(reader.read(tmp_path)) == expected
 
 
-def test_what_is_no_text_is_one_line(tmp_path: Path) -> None:
+def test_what_is_no_text_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="there is no text in"):
         list(reader.read(tmp_path))
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
@@ -70,9 +67,9 @@ def test_what_is_no_text_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def documents_of(root: Path) -> list[list[str]]:
+def documents_of(root):
     """Return the documents under `root`, and some that are odd."""
-    found: dict[int, list[str]] = {}
+    found = {}
     for number, line in reader.read(root / "text"):
         found.setdefault(number, []).append(line)
     odd = ["born in oslo", "a", "piano " * 50, "\u200b", "the end", "x"]
@@ -80,13 +77,11 @@ def documents_of(root: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("chunk", [1, 30, 1000])
-def test_pieces_are_the_same_however_much_is_tokenized_at_once(
-    chunk: int, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pieces_are_the_same_however_much_is_tokenized_at_once(chunk, root, monkeypatch):
     tokenizer = tokenization.load_tokenizer(str(root / "tokenizer"))
     asked = []
 
-    def encode(texts: list[str]) -> list[Any]:
+    def encode(texts):
         asked.append([len(text) for text in texts])
         return tokenizer.encode(texts)
 
@@ -98,7 +93,7 @@ def test_pieces_are_the_same_however_much_is_tokenized_at_once(
 
     expected = []
     for document in documents:  # each by itself and whole
-        piece: list[list[int]] = []
+        piece = []
         for encoded in tokenizer.encode(document):
             for start in range(0, len(encoded.ids), 21):
                 part = encoded.ids[start : start + 21]
@@ -120,7 +115,7 @@ def test_pieces_are_the_same_however_much_is_tokenized_at_once(
         assert abs(2 * int(first) - whole) == nearest and (not ends or int(first) in ends)
 
 
-def test_pieces_are_what_they_always_were(root: Path) -> None:
+def test_pieces_are_what_they_always_were(root):
     tokenizer = tokenization.load_tokenizer(str(root / "tokenizer"))
     pieces = reader.cut(reader.read(root / "text"), tokenizer, 21, CPU)
     stored = b"".join(tensor.numpy().astype("<i4").tobytes() for tensor in vars(pieces).values())
@@ -128,7 +123,7 @@ def test_pieces_are_what_they_always_were(root: Path) -> None:
     assert sorted(mlm.held_out(40, 0.1)) == [2, 23, 30, 35]
 
 
-def test_some_documents_are_held_out_by_no_seed(make: Callable[..., Any]) -> None:
+def test_some_documents_are_held_out_by_no_seed(make):
     one, other = make(), make(seed=1)
     assert torch.equal(one.parts["test"].ids_NR, other.parts["test"].ids_NR)
     lines = one.inspect()
@@ -139,7 +134,7 @@ def test_some_documents_are_held_out_by_no_seed(make: Callable[..., Any]) -> Non
     assert alone == other.evaluate(network(other), "test") and 400 < alone["perplexity"] < 900
 
 
-def shown(task: Any, epoch: int = 0) -> Any:
+def shown(task, epoch=0):
     """Yield of each sample its ids as shown, as they were, types, length, and what is asked."""
     for batch in task.train_batches(epoch, 1):
         given, asked = batch.inputs, batch.targets
@@ -150,7 +145,7 @@ def shown(task: Any, epoch: int = 0) -> Any:
         yield given["input_ids"][0], restored, given["token_type_ids"][0], length, asked
 
 
-def test_what_was_hidden_put_back_is_the_text_in_either_order(make: Callable[..., Any]) -> None:
+def test_what_was_hidden_put_back_is_the_text_in_either_order(make):
     task = make()
     train = task.parts["train"]
     pieces = {}
@@ -171,9 +166,7 @@ def test_what_was_hidden_put_back_is_the_text_in_either_order(make: Callable[...
     assert 0.35 < sum(swapped) / len(swapped) < 0.65
 
 
-def test_fifteen_in_a_hundred_words_are_hidden_eight_in_ten_as_mask(
-    make: Callable[..., Any],
-) -> None:
+def test_fifteen_in_a_hundred_words_are_hidden_eight_in_ten_as_mask(make):
     task = make()
     mask = task.tokenizer.special["mask"]
     counts = {"mask": 0, "kept": 0, "other": 0}
@@ -200,11 +193,11 @@ def test_fifteen_in_a_hundred_words_are_hidden_eight_in_ten_as_mask(
 
 
 @pytest.mark.parametrize("arch", ["bert", "albert"])
-def test_the_loss_is_that_of_words_and_of_orders(arch: str, make: Callable[..., Any]) -> None:
+def test_the_loss_is_that_of_words_and_of_orders(arch, make):
     task = make()
     model, batch = network(task, arch).eval(), next(task.train_batches(0, 8))
     head = (model.cls if arch == "bert" else model).predictions.decoder
-    seen: list[Any] = []
+    seen = []
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1]))
     loss, sums = task.loss(model, batch)
     hook.remove()
@@ -229,7 +222,7 @@ def test_the_loss_is_that_of_words_and_of_orders(arch: str, make: Callable[..., 
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_what_cannot_be_is_refused(root: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused(root, tmp_path):
     for keys in ({"mask_rate": 0.0}, {"mask_rate": 1.0}, {"held_out": 0.0}, {"max_length": 4}):
         with pytest.raises(ValueError, match=rf"task\.{next(iter(keys))}"):
             mlm.Config(**keys)

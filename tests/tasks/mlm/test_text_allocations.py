@@ -1,21 +1,18 @@
 """A network is shared alike to be pre-trained and to answer: its bank can be taken over."""
 
-from typing import Any
-
 import pytest
 import torch
 
 from npas import sharing, tasks
 from npas.models import build
 from npas.reporting.compose import compose
-from npas.sharing import Allocation
 
 EXACT = 18_000_000
 
 
-def plan(*words: str) -> Allocation:
+def plan(*words):
     config = compose(*words)
-    task: Any = tasks.family(config.task.family).Task(
+    task = tasks.family(config.task.family).Task(
         config.task, config.data, seed=0, device=torch.device("cpu")
     )
     with torch.device("meta"):
@@ -24,7 +21,7 @@ def plan(*words: str) -> Allocation:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_ssn_has_18_million_parameters_in_all(version: int) -> None:
+def test_ssn_has_18_million_parameters_in_all(version):
     found = plan(f"+exp=ssn_squad{version}")
     assert found.budget.used == found.budget.allowed == EXACT
     assert found.budget.dense == 334_094_338
@@ -37,7 +34,7 @@ def test_ssn_has_18_million_parameters_in_all(version: int) -> None:
     ("pretraining", "answering"),
     [("ssn_mlm", "ssn_squad2"), ("ssn_mlm", "ssn_squad1"), ("tiny_mlm", "tiny_squad")],
 )
-def test_pre_training_shares_as_answering_does(pretraining: str, answering: str) -> None:
+def test_pre_training_shares_as_answering_does(pretraining, answering):
     one, other = plan(f"+exp={pretraining}"), plan(f"+exp={answering}")
     assert one.groups == other.groups
     assert one.scheme == other.scheme

@@ -1,7 +1,6 @@
 """Write tiny sets of images and sentences as SCAN's files lie on disk, one word apart."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 
@@ -11,14 +10,14 @@ NAMES = ["cat", "dog", "bird", "horse", "sheep", "cow", "pig", "duck"]
 PHRASES = ("a {} runs", "the {} runs.", "A {}, running", "look: the {} runs", "see a {} run there")
 
 
-def captions(split: str) -> list[str]:
+def captions(split):
     """Five sentences of each image of a split, which tell its kind and the split."""
     return [
         f"{phrase.format(NAMES[i])} in {split}" for i in range(COUNTS[split]) for phrase in PHRASES
     ]
 
 
-def features(split: str) -> np.ndarray:
+def features(split):
     """Features of each image: its kind by the place of a large number."""
     count = COUNTS[split]
     array = np.random.default_rng(len(split)).random((count, REGIONS, WIDTH), np.float32)
@@ -26,7 +25,7 @@ def features(split: str) -> np.ndarray:
     return array
 
 
-def write(root: Path, name: str = "f30k", repeated: bool = False) -> Path:
+def write(root, name="f30k", repeated=False):
     """Write a whole set under `root` and word vectors beside it; return its folder.
 
     COCO's `testall` is what `test` is.
@@ -42,7 +41,7 @@ def write(root: Path, name: str = "f30k", repeated: bool = False) -> Path:
     return folder
 
 
-def write_vectors(path: Path, width: int = WORD) -> None:
+def write_vectors(path, width=WORD):
     """Write vectors of the animals and some other words, but not of all."""
     words = [*NAMES, "a", "the", "runs", "in", "unheard"]
     values = np.random.default_rng(0).normal(size=(len(words), width))
@@ -53,7 +52,7 @@ def write_vectors(path: Path, width: int = WORD) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def write_vocabulary(path: Path, words: list[str]) -> dict[str, int]:
+def write_vocabulary(path, words):
     """Write a vocabulary as SCAN stores it; return its words' numbers."""
     found = {word: i for i, word in enumerate(["<pad>", "<start>", "<end>", "<unk>", *words])}
     path.parent.mkdir(exist_ok=True)

@@ -1,14 +1,11 @@
 """Images and sentences are read as SCAN's files have them, drawn alike in any company, measured."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from retrieval_files import NAMES, REGIONS, WIDTH, WORD, captions, features, write, write_vocabulary
 from test_retrieval_scores import sorted_recalls
-from torch import Tensor, nn
+from torch import nn
 
 from npas.config import DataConfig
 from npas.models import build, family
@@ -23,14 +20,14 @@ SIZES = {"regions": REGIONS, "region_width": WIDTH, "word_width": WORD, "max_wor
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("retrieval")
     write(folder)
     write(folder, "coco")
     return folder
 
 
-def make(root: Path, data: Any = (), seed: int = 0, **keys: Any) -> retrieval.Task:
+def make(root, data=(), seed=0, **keys):
     config = retrieval.Config(**{**SIZES, **keys})
     given = DataConfig(**{"root": str(root), "download": False, "verify": "warn", **dict(data)})
     task = retrieval.Task(config, given, seed=seed, device=CPU)
@@ -38,14 +35,14 @@ def make(root: Path, data: Any = (), seed: int = 0, **keys: Any) -> retrieval.Ta
     return task
 
 
-def network(task: retrieval.Task, name: str = "adapt", **keys: Any) -> nn.Module:
+def network(task, name="adapt", **keys):
     torch.manual_seed(0)
     sizes = {"width": 16, "embedding": 8}
     sizes |= {"vocab_size": 40} if name == "adapt" else {"dropout": 0.0}
     return build(family(name).Config(**{**sizes, **keys}), task.spec)
 
 
-def test_a_set_is_read_whole(root: Path) -> None:
+def test_a_set_is_read_whole(root):
     task = make(root)
     task.setup()  # which reads nothing twice
     assert (task.name, task.source, task.has_validation) == ("f30k", "real", True)
@@ -62,7 +59,7 @@ def test_a_set_is_read_whole(root: Path) -> None:
     assert own["words"][0].any(1).tolist() == [False, True, True, True, True, *[False] * 3]
 
 
-def test_arguments_are_numbered_as_scan_numbered_them_if_that_is_there(tmp_path: Path) -> None:
+def test_arguments_are_numbered_as_scan_numbered_them_if_that_is_there(tmp_path):
     folder = write(tmp_path)
     counted = make(tmp_path)
     assert {"runs", "the", "cat"} <= set(counted.vocabulary) and "test" not in counted.vocabulary
@@ -78,7 +75,7 @@ def test_arguments_are_numbered_as_scan_numbered_them_if_that_is_there(tmp_path:
 # --- batches
 
 
-def said(task: retrieval.Task, batch: Batch) -> list[list[str]]:
+def said(task, batch):
     """Return the words of each sample's sentences that have numbers."""
     word = {number: word for word, number in task.vocabulary.items()}
     return [
@@ -87,7 +84,7 @@ def said(task: retrieval.Task, batch: Batch) -> list[list[str]]:
     ]
 
 
-def test_an_epoch_has_every_sentence_beside_its_image(root: Path) -> None:
+def test_an_epoch_has_every_sentence_beside_its_image(root):
     task = make(root)
     found = []
     for batch in task.train_batches(0, 8):
@@ -102,7 +99,7 @@ def test_an_epoch_has_every_sentence_beside_its_image(root: Path) -> None:
     assert task.steps_per_epoch(16) == 2 and set(later.targets["iteration"].tolist()) == {4}
 
 
-def test_of_several_sentences_others_are_drawn_in_each_epoch(root: Path) -> None:
+def test_of_several_sentences_others_are_drawn_in_each_epoch(root):
     task = make(root, captions=3)
     drawn = []
     for epoch in range(4):
@@ -121,15 +118,15 @@ def test_of_several_sentences_others_are_drawn_in_each_epoch(root: Path) -> None
 class Fixed(nn.Module):
     """Of a batch what it is told to, in place of a network."""
 
-    def __init__(self, similarity: Tensor) -> None:
+    def __init__(self, similarity):
         super().__init__()
         self.similarity = nn.Parameter(similarity)
 
-    def forward(self, **inputs: Tensor) -> Match:
+    def forward(self, **inputs):
         return Match(self.similarity, torch.eye(len(self.similarity)))
 
 
-def test_all_sentences_count_at_first_and_the_hardest_in_the_end(root: Path) -> None:
+def test_all_sentences_count_at_first_and_the_hardest_in_the_end(root):
     task = make(root, beta=0.5, margin=0.2)
     similarity = torch.tensor([[0.9, 0.8, 0.75], [0.1, 0.5, 0.4], [0.0, 0.0, 0.6]])
     # Too near by: of images .1 .05 | .1, of sentences none | .1 of the first | .35 of the first,
@@ -147,7 +144,7 @@ def test_all_sentences_count_at_first_and_the_hardest_in_the_end(root: Path) -> 
         assert float(logged["in_batch"]) == 300.0
 
 
-def test_a_sentence_finds_its_image_also_where_that_is_twice_in_the_batch(root: Path) -> None:
+def test_a_sentence_finds_its_image_also_where_that_is_twice_in_the_batch(root):
     task = make(root, captions=2)
     similarity = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1.0]])
     for image, right in (([4, 4, 2], 4), ([4, 5, 2], 2)):
@@ -158,9 +155,7 @@ def test_a_sentence_finds_its_image_also_where_that_is_twice_in_the_batch(root: 
 
 @pytest.mark.parametrize("name", ["adapt", "two_branch"])
 @pytest.mark.parametrize("folds", [0, 2])
-def test_figures_are_those_of_everything_compared_with_everything(
-    root: Path, name: str, folds: int
-) -> None:
+def test_figures_are_those_of_everything_compared_with_everything(root, name, folds):
     keys = {"set": "coco", "test": "testall", "folds": folds} if folds else {}
     task = make(root, **keys)
     model = network(task, name)
@@ -188,7 +183,7 @@ TWO_BRANCH = {"loss": "top", "captions": 2, "negatives": 3}
         ("two_branch", 40, TWO_BRANCH, {"width": 64, "embedding": 32}),
     ],
 )
-def test_what_fits_is_learned(root: Path, name: str, epochs: int, keys: Any, sizes: Any) -> None:
+def test_what_fits_is_learned(root, name, epochs, keys, sizes):
     task = make(root, **keys)
     model = network(task, name, **sizes)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
@@ -208,9 +203,7 @@ def test_what_fits_is_learned(root: Path, name: str, epochs: int, keys: Any, siz
 # --- what is said
 
 
-def test_what_is_there_is_counted_beside_what_was_published(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_there_is_counted_beside_what_was_published(root, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"images, not 29,000 images\): .*data\.verify=warn"):
         make(root, {"verify": "refuse"})
     assert make(root).compared.published is False
@@ -229,7 +222,7 @@ def test_what_is_there_is_counted_beside_what_was_published(
         make(tmp_path).inspect()
 
 
-def test_examples_show_what_fits_best_and_where_the_right_one_is(tmp_path: Path) -> None:
+def test_examples_show_what_fits_best_and_where_the_right_one_is(tmp_path):
     folder = write(tmp_path)
     (folder / "test_ids.txt").write_text("".join(f"im{i}\n" for i in range(6)))
     (tmp_path / "pictures").mkdir()
@@ -261,7 +254,7 @@ def test_examples_show_what_fits_best_and_where_the_right_one_is(tmp_path: Path)
     assert all(p.image is None and p.caption for own in bare for p in own.pictures)
 
 
-def test_scenes_are_a_set_of_their_own_whose_words_all_have_vectors(tmp_path: Path) -> None:
+def test_scenes_are_a_set_of_their_own_whose_words_all_have_vectors(tmp_path):
     keys = {"set": "scenes", "max_words": 100, "scenes": Difficulty(least=2, most=3)}
     task = make(tmp_path, made=Made(12, 4, 5), **keys)
     assert (task.name, task.source) == ("scenes", "real")
@@ -299,13 +292,13 @@ def test_scenes_are_a_set_of_their_own_whose_words_all_have_vectors(tmp_path: Pa
         ({"vectors": " "}, "task.vectors must not be empty"),
     ],
 )
-def test_keys_that_cannot_be_are_refused(keys: dict[str, Any], said: str) -> None:
+def test_keys_that_cannot_be_are_refused(keys, said):
     with pytest.raises(ValueError, match=said):
         retrieval.Config(**keys)
     assert retrieval.Config(set="scenes", folds=5).folds == 5
 
 
-def test_what_does_not_fit_is_one_line(root: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_one_line(root, tmp_path):
     with pytest.raises(ValueError, match=r"coco is not under data.root=.*coco_precomp"):
         make(tmp_path, set="coco")
     with pytest.raises(ValueError, match=r"task.folds=3 does not divide the 4 images of dev"):

@@ -1,9 +1,6 @@
 """SCAN's files are read as they are, and whatever is wrong with them is said in one line."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +20,7 @@ from npas.tasks.retrieval import words
 
 
 @pytest.mark.parametrize("repeated", [False, True])
-def test_an_image_has_its_own_features_and_sentences(tmp_path: Path, repeated: bool) -> None:
+def test_an_image_has_its_own_features_and_sentences(tmp_path, repeated):
     folder = write(tmp_path, repeated=repeated)
     for split, count in COUNTS.items():
         found = reading.read(folder, split, REGIONS, WIDTH)
@@ -41,7 +38,7 @@ def test_an_image_has_its_own_features_and_sentences(tmp_path: Path, repeated: b
 
 
 @pytest.mark.parametrize("each", [1, 5])
-def test_names_are_of_images_or_of_sentences(tmp_path: Path, each: int) -> None:
+def test_names_are_of_images_or_of_sentences(tmp_path, each):
     folder = write(tmp_path)
     assert reading.read(folder, "dev", REGIONS, WIDTH).names == ["0", "1", "2", "3"]
     names = [f"im{i}" for i in range(4)]
@@ -50,7 +47,7 @@ def test_names_are_of_images_or_of_sentences(tmp_path: Path, each: int) -> None:
     assert reading.read(folder, "dev", REGIONS, WIDTH).names == names
 
 
-def test_odd_characters_break_no_lines(tmp_path: Path) -> None:
+def test_odd_characters_break_no_lines(tmp_path):
     folder = write(tmp_path)
     lines = captions("dev")
     lines[3], lines[7] = "a\x85dog\u2028runs\rthere\x0c", ""
@@ -58,16 +55,16 @@ def test_odd_characters_break_no_lines(tmp_path: Path) -> None:
     assert reading.read(folder, "dev", REGIONS, WIDTH).captions == lines
 
 
-def save(array: np.ndarray) -> Callable[[Path], None]:
+def save(array):
     return lambda folder: np.save(folder / "dev_ims.npy", array)
 
 
-def put(name: str, text: str | bytes) -> Callable[[Path], None]:
+def put(name, text):
     raw = text if isinstance(text, bytes) else text.encode()
     return lambda folder: (folder / name).write_bytes(raw) and None
 
 
-def cut(name: str) -> Callable[[Path], None]:
+def cut(name):
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-9]) and None
 
 
@@ -93,9 +90,7 @@ LINES = "\n".join(captions("dev"))
         (put("dev_ids.txt", "a\nb\n"), "has 2 names, for 4 images"),
     ],
 )
-def test_a_bad_file_is_named_with_what_to_do(
-    tmp_path: Path, spoil: Callable[[Path], None], said: str
-) -> None:
+def test_a_bad_file_is_named_with_what_to_do(tmp_path, spoil, said):
     folder = write(tmp_path)
     spoil(folder)
     with pytest.raises(ValueError, match=said) as caught:
@@ -111,14 +106,12 @@ VOCABULARY = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "a": 4, "dog": 5
 ROWS = {"a": 1, "dog": 2}
 
 
-def looked_up(
-    said: list[str], most: int = 4, numbers: dict[str, int] = VOCABULARY
-) -> words.Sentences:
+def looked_up(said, most=4, numbers=VOCABULARY):
     table = np.concatenate([np.zeros((1, 2)), 1 + np.arange(4).reshape(2, 2)]).astype(np.float32)
     return words.look_up(said, numbers, ROWS, table, most)
 
 
-def test_a_sentence_is_its_words_between_two_marks() -> None:
+def test_a_sentence_is_its_words_between_two_marks():
     found = looked_up(["A purple dog, today!", "a dog a dog a a", ""])
     taken = found.take(torch.tensor([[0, 2], [1, 0]]))
     assert {k: (v.dtype, tuple(v.shape)) for k, v in taken.items()} == {
@@ -134,7 +127,7 @@ def test_a_sentence_is_its_words_between_two_marks() -> None:
     assert not taken["words"][0, 1].any()
 
 
-def test_arguments_that_come_up_four_times_are_numbered() -> None:
+def test_arguments_that_come_up_four_times_are_numbered():
     said = ["The dog, the dog!", "the cat; a dog", "the dog: a cat a", "A cat", "cats"]
     assert words.count_words(said) == {
         **{"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3},
@@ -142,7 +135,7 @@ def test_arguments_that_come_up_four_times_are_numbered() -> None:
     }
 
 
-def test_joined_words_are_numbered_whole_where_they_are_known_so() -> None:
+def test_joined_words_are_numbered_whole_where_they_are_known_so():
     said = ["a T-shirt's dog", "a dog-purple a"]
     numbers = VOCABULARY | {"t-shirt": 7, "'s": 8}
     assert looked_up(said, 5, numbers).ids_UT.tolist() == [
@@ -155,14 +148,14 @@ def test_joined_words_are_numbered_whole_where_they_are_known_so() -> None:
         assert set(found) - {"<pad>", "<start>", "<end>", "<unk>"} == counted
 
 
-def test_scans_own_vocabulary_is_taken(tmp_path: Path) -> None:
+def test_scans_own_vocabulary_is_taken(tmp_path):
     path = tmp_path / "x_vocab.json"
     written = write_vocabulary(path, ["b", "a", "."])
     assert words.read_vocabulary(path) == written and written["."] == 6
 
 
-def changed(change: Callable[[dict[str, Any]], Any]) -> str:
-    found: dict[str, Any] = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "dog": 4}
+def changed(change):
+    found = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "dog": 4}
     change(found)
     return json.dumps({"word2idx": found})
 
@@ -180,7 +173,7 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> str:
         (changed(lambda found: found.update({"cat": found.pop("<unk>")})), "are not all there"),
     ],
 )
-def test_a_bad_vocabulary_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_a_bad_vocabulary_is_named(tmp_path, text, said):
     path = tmp_path / "x_vocab.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=said) as caught:
@@ -188,7 +181,7 @@ def test_a_bad_vocabulary_is_named(tmp_path: Path, text: str, said: str) -> None
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_it_is_said_what_words_lack_a_vector_and_what_is_cut() -> None:
+def test_it_is_said_what_words_lack_a_vector_and_what_is_cut():
     said = ["a purple dog", "a dog a dog a dog", "a cat's cat-dog"]
     assert words.describe(said, VOCABULARY, ROWS, 4) == (
         "3 of 11 word occurrences are <unk>; 2 of 5 words have vectors; 2 sentences are longer than"

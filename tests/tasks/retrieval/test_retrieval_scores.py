@@ -1,22 +1,20 @@
 """Recalls and losses are what the papers say, counted here a second time, one by one."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from npas.models._match import Match
 from npas.tasks.retrieval import losses
 from npas.tasks.retrieval import metrics as scores
 
 
-def sorted_recalls(similarity_SN: np.ndarray) -> dict[str, float]:
+def sorted_recalls(similarity_SN):
     """Sort all there is for every question, and look where the answers are."""
     count = similarity_SN.shape[1]
-    found: dict[str, list[int]] = {"i2t": [], "t2i": []}
+    found = {"i2t": [], "t2i": []}
     for image in range(count):
         order = list(np.argsort(-similarity_SN[:, image]))
         found["i2t"].append(min(order.index(5 * image + i) for i in range(5)))
@@ -31,7 +29,7 @@ def sorted_recalls(similarity_SN: np.ndarray) -> dict[str, float]:
     return {**figures, "mr": sum(figures.values()) / 6}
 
 
-def test_recalls_are_those_of_a_full_sort_of_each_fold() -> None:
+def test_recalls_are_those_of_a_full_sort_of_each_fold():
     rng = np.random.default_rng(0)
     folds = rng.normal(size=(4, 150, 30)) + 1.5 * np.eye(30).repeat(5, 0)
     each = [sorted_recalls(fold) for fold in folds]
@@ -41,7 +39,7 @@ def test_recalls_are_those_of_a_full_sort_of_each_fold() -> None:
     assert list(found) == ["mr", *(f"{w}_r{k}" for w in ("i2t", "t2i") for k in (1, 5, 10))]
 
 
-def test_ties_and_nan_find_nothing_and_hide_nothing() -> None:
+def test_ties_and_nan_find_nothing_and_hide_nothing():
     for value in (0.0, -torch.inf, torch.nan):
         assert set(scores.recalls([torch.full((100, 20), value)]).values()) == {0.0}
     similarity = torch.eye(20).repeat_interleave(5, 0)
@@ -55,7 +53,7 @@ def test_ties_and_nan_find_nothing_and_hide_nothing() -> None:
 # --- losses, over all pairs, in plain Python
 
 
-def batch(seed: int, images: int = 5, each: int = 1) -> tuple[Tensor, Match]:
+def batch(seed, images=5, each=1):
     """Draw how sentences fit images, and the sentences."""
     generator = torch.Generator().manual_seed(seed)
     similarity = torch.randn(images * each, images, generator=generator) / 4
@@ -63,7 +61,7 @@ def batch(seed: int, images: int = 5, each: int = 1) -> tuple[Tensor, Match]:
     return similarity, Match(similarity, torch.nn.functional.normalize(sentences, dim=1))
 
 
-def shortfalls(similarity: Tensor, image: list[int], margin: float) -> list[tuple[list, list]]:
+def shortfalls(similarity, image, margin):
     """For each sentence what others of the batch leave short: images, and sentences."""
     s, each = similarity.tolist(), len(similarity) // len(image)
     found = []
@@ -88,7 +86,7 @@ CASES = [(1, [0, 1, 2, 3, 4]), (2, [0, 1, 2, 3, 4]), (1, [7, 3, 7, 9, 3]), (3, [
 
 @pytest.mark.parametrize(("each", "image"), CASES)
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_the_hardest_count_alone_in_the_end(each: int, image: list[int], weight: float) -> None:
+def test_the_hardest_count_alone_in_the_end(each, image, weight):
     similarity, _ = batch(each, each=each)
     costs = losses.costs(similarity, torch.tensor(image), 0.2)
     found = losses.hardest(costs, torch.tensor(weight))
@@ -98,14 +96,14 @@ def test_the_hardest_count_alone_in_the_end(each: int, image: list[int], weight:
     assert float(found) == pytest.approx(((1 - weight) * total + weight * hard) / len(short))
 
 
-def top(similarity: Tensor, match: Match, image: list[int], **changes: Any) -> float:
+def top(similarity, match, image, **changes):
     keys = {"negatives": 3, "image_factor": 1.5, "sentence_factor": 0.1, **changes}
     return float(
         losses.top(losses.costs(similarity, torch.tensor(image), 0.05), match, 0.05, **keys)
     )
 
 
-def mean_of_worst(values: list[list[float]], most: int, others: int) -> float:
+def mean_of_worst(values, most, others):
     """The mean of the greatest few of each, of which those not there are 0."""
     most = min(most, others)
     picked = [sorted(own, reverse=True)[:most] for own in values]
@@ -113,7 +111,7 @@ def mean_of_worst(values: list[list[float]], most: int, others: int) -> float:
 
 
 @pytest.mark.parametrize(("each", "image"), CASES)
-def test_the_worst_few_count_as_two_branch_networks_count_them(each: int, image: list[int]) -> None:
+def test_the_worst_few_count_as_two_branch_networks_count_them(each, image):
     similarity, match = batch(10 + each, each=each)
     short = shortfalls(similarity, image, 0.05)
     images = mean_of_worst([a for a, _ in short], 3, 4)
@@ -135,7 +133,7 @@ def test_the_worst_few_count_as_two_branch_networks_count_them(each: int, image:
     )
 
 
-def test_what_has_nothing_to_be_compared_with_costs_nothing_and_pulls_at_nothing() -> None:
+def test_what_has_nothing_to_be_compared_with_costs_nothing_and_pulls_at_nothing():
     alone, match = torch.zeros(2, 1, requires_grad=True), Match(torch.zeros(0), torch.eye(2))
     costs = losses.costs(alone, torch.tensor([5]), 0.2)
     for loss in (losses.hardest(costs, torch.tensor(1.0)), losses.top(costs, match, 1, 9, 1, 1)):
@@ -151,7 +149,7 @@ def test_what_has_nothing_to_be_compared_with_costs_nothing_and_pulls_at_nothing
     assert both == 0 and similarity.grad is not None and not similarity.grad.any()
 
 
-def test_the_gradient_of_near_sentences_is_finite() -> None:
+def test_the_gradient_of_near_sentences_is_finite():
     sentences = torch.ones(4, 3, requires_grad=True)
     unit = torch.nn.functional.normalize(sentences, dim=1)
     similarity = torch.zeros(4, 4)

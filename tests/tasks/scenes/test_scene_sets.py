@@ -3,10 +3,6 @@
 import multiprocessing
 import stat
 import time
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,8 +11,8 @@ from npas.tasks.scenes.dataset import Made
 from npas.tasks.scenes.world import Difficulty
 
 
-def ensure(root: Path, write: Callable[[Path], Any], **changes: Any) -> Path:
-    given: dict[str, Any] = {
+def ensure(root, write, **changes):
+    given = {
         "form": "scan",
         "difficulty": Difficulty(),
         "made": Made(),
@@ -25,16 +21,16 @@ def ensure(root: Path, write: Callable[[Path], Any], **changes: Any) -> Path:
     return dataset.ensure(root, **{**given, **changes}, write=write)
 
 
-def write(folder: Path) -> None:
+def write(folder):
     (folder / "inner").mkdir()
     (folder / "inner" / "file").write_text("whole")
 
 
-def refuse(folder: Path) -> None:
+def refuse(folder):
     raise AssertionError("written twice")
 
 
-def test_a_set_is_written_once(tmp_path: Path) -> None:
+def test_a_set_is_written_once(tmp_path):
     root = tmp_path / "data"  # which is made
     folder = ensure(root, write)
     assert folder.parent == root and (folder / "inner" / "file").read_text() == "whole"
@@ -43,8 +39,8 @@ def test_a_set_is_written_once(tmp_path: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(root.stat().st_mode)
 
 
-def test_whatever_decides_its_bytes_decides_its_name(tmp_path: Path) -> None:
-    ways: list[dict[str, Any]] = [
+def test_whatever_decides_its_bytes_decides_its_name(tmp_path):
+    ways = [
         {},
         {"form": "other"},
         {"difficulty": Difficulty(jitter=0.2)},
@@ -58,8 +54,8 @@ def test_whatever_decides_its_bytes_decides_its_name(tmp_path: Path) -> None:
             Made(**keys)
 
 
-def slowly(root: Path, done: Any) -> None:
-    def write(folder: Path) -> None:
+def slowly(root, done):
+    def write(folder):
         with done.get_lock():
             done.value += 1
         time.sleep(0.3)
@@ -68,9 +64,7 @@ def slowly(root: Path, done: Any) -> None:
     assert (ensure(root, write) / "file").read_text() == "whole"
 
 
-def test_of_several_processes_one_writes_and_the_others_wait(
-    tmp_path: Path, fork: Callable[..., BaseProcess]
-) -> None:
+def test_of_several_processes_one_writes_and_the_others_wait(tmp_path, fork):
     done = multiprocessing.get_context("fork").Value("i", 0)
     started = [fork(slowly, tmp_path, done) for _ in range(3)]
     for process in started:
@@ -78,8 +72,8 @@ def test_of_several_processes_one_writes_and_the_others_wait(
     assert [process.exitcode for process in started] == [0, 0, 0] and done.value == 1
 
 
-def forever(root: Path, begun: Any) -> None:
-    def write(folder: Path) -> None:
+def forever(root, begun):
+    def write(folder):
         (folder / "half").write_text("of it")
         begun.set()
         time.sleep(60)
@@ -87,9 +81,7 @@ def forever(root: Path, begun: Any) -> None:
     ensure(root, write)
 
 
-def test_what_a_killed_process_leaves_is_taken_for_no_set(
-    tmp_path: Path, fork: Callable[..., BaseProcess]
-) -> None:
+def test_what_a_killed_process_leaves_is_taken_for_no_set(tmp_path, fork):
     begun = multiprocessing.get_context("fork").Event()
     process = fork(forever, tmp_path, begun)
     assert begun.wait(30)
@@ -100,8 +92,8 @@ def test_what_a_killed_process_leaves_is_taken_for_no_set(
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
-def test_a_disk_that_is_full_is_said_and_leaves_nothing(tmp_path: Path) -> None:
-    def full(folder: Path) -> None:
+def test_a_disk_that_is_full_is_said_and_leaves_nothing(tmp_path):
+    def full(folder):
         (folder / "half").write_text("of it")
         raise OSError(28, "No space left on device")
 
@@ -114,7 +106,7 @@ def test_a_disk_that_is_full_is_said_and_leaves_nothing(tmp_path: Path) -> None:
         ensure(file, write)
 
 
-def test_a_temporary_set_is_gone_with_its_owner() -> None:
+def test_a_temporary_set_is_gone_with_its_owner():
     class Owner:
         """Whatever needs the set."""
 

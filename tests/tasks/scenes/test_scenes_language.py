@@ -6,15 +6,13 @@ The reader below knows words and geometry, and nothing of how phrases are made.
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from npas.tasks.scenes import Difficulty
-from npas.tasks.scenes.captions import Phrase, Story, marked, plain, tell, vocabulary
+from npas.tasks.scenes.captions import Phrase, marked, plain, tell, vocabulary
 from npas.tasks.scenes.language import refer
-from npas.tasks.scenes.world import SHAPES, Scene, Thing, draw_scene
+from npas.tasks.scenes.world import SHAPES, draw_scene
 
 MEANING = {"disc": "circle", "box": "square", "hoop": "ring"}
 MEANING |= {"little": "small", "big": "large", "spotted": "dotted"}
@@ -25,7 +23,7 @@ NUMBERS = {"two": 2, "both": 2, "three": 3, "all": 3}
 WHERE = re.compile(r" (left of|right of|above|over|below|under) ")
 PLACE = re.compile(r" (on the left|on the right|at the top|at the bottom)$")
 EVERYTHING = {"shapes": 8, "colours": 8, "sizes": 3, "materials": 4, "groups": 0.4}
-WORLDS: list[dict[str, Any]] = [
+WORLDS = [
     {},
     EVERYTHING,
     {"palette": 2, "sizes": 1, "materials": 1, "relations": 1.0},
@@ -33,12 +31,12 @@ WORLDS: list[dict[str, Any]] = [
 ]
 
 
-def draw(count: int, **keys: Any) -> Iterator[tuple[Scene, Difficulty]]:
+def draw(count, **keys):
     difficulty = Difficulty(**keys)
     return ((draw_scene(difficulty, 3, number), difficulty) for number in range(count))
 
 
-def matching(scene: Scene, text: str) -> set[int]:
+def matching(scene, text):
     """Read "small red circle": the things that have all of these attributes."""
     said = {MEANING.get(word, word) for word in text.lower().split() if word not in EMPTY}
     return {
@@ -48,18 +46,18 @@ def matching(scene: Scene, text: str) -> set[int]:
     }
 
 
-def offset(thing: Thing, other: Thing) -> tuple[float, float]:
+def offset(thing, other):
     ends = [[thing.box[i] + thing.box[i + 2] for i in (0, 1)] for thing in (thing, other)]
     return (ends[0][0] - ends[1][0]) / 2, (ends[0][1] - ends[1][1]) / 2
 
 
-def mostly(way: str, x: float, y: float) -> bool:
+def mostly(way, x, y):
     """Return whether an offset leads further this way than across."""
     far = {"left of": -x, "right of": x, "above": -y, "over": -y, "below": y, "under": y}[way]
     return far > 0 and abs(far) == max(abs(x), abs(y))
 
 
-def means(scene: Scene, text: str) -> set[int]:
+def means(scene, text):
     """Read a phrase about one thing, with a neighbour or a side of the image or without."""
     if place := PLACE.search(text):
         among = matching(scene, text[: place.start()])
@@ -76,13 +74,13 @@ def means(scene: Scene, text: str) -> set[int]:
     return matching(scene, text)
 
 
-def phrases(story: Story) -> list[Phrase]:
+def phrases(story):
     return [piece for own in story.captions for piece in own if isinstance(piece, Phrase)]
 
 
 @pytest.mark.parametrize("keys", WORLDS, ids=str)
-def test_what_is_said_is_true_of_what_it_means_and_of_nothing_else(keys: dict[str, Any]) -> None:
-    read: Counter[str] = Counter()
+def test_what_is_said_is_true_of_what_it_means_and_of_nothing_else(keys):
+    read = Counter()
     for scene, difficulty in draw(50, **keys):
         story = tell(scene, difficulty)
         assert len(story.captions) == 5
@@ -107,8 +105,8 @@ def test_what_is_said_is_true_of_what_it_means_and_of_nothing_else(keys: dict[st
     assert keys.get("most") == 2 or min(read["other"], read["near"]) > 10
 
 
-def test_it_and_what_has_no_box_mean_what_they_say() -> None:
-    kinds: Counter[str] = Counter()
+def test_it_and_what_has_no_box_mean_what_they_say():
+    kinds = Counter()
     for scene, difficulty in draw(60, pronouns=0.5):
         story = tell(scene, difficulty)
         for caption in story.captions:
@@ -152,17 +150,15 @@ def test_it_and_what_has_no_box_mean_what_they_say() -> None:
         ({"groups": 1.0}, "people", 0.2, 0.5),
     ],
 )
-def test_as_many_hard_phrases_as_were_asked_for(
-    keys: dict[str, Any], kind: str, least: float, most: float
-) -> None:
-    kinds: Counter[str] = Counter()
+def test_as_many_hard_phrases_as_were_asked_for(keys, kind, least, most):
+    kinds = Counter()
     for scene, difficulty in draw(80, **keys):
         story = tell(scene, difficulty)
         kinds.update(p.types[0] for p in phrases(story) if story.chains.get(p.chain))
     assert least <= kinds[kind] / kinds.total() <= most
 
 
-def test_every_word_is_in_the_vocabulary_and_phrases_are_short() -> None:
+def test_every_word_is_in_the_vocabulary_and_phrases_are_short():
     for scene, difficulty in draw(20, sizes=1, materials=1, pronouns=0.0):
         texts = [phrase.text for phrase in phrases(tell(scene, difficulty))]
         texts += itertools.chain(*refer(scene, difficulty).values())
@@ -178,7 +174,7 @@ def test_every_word_is_in_the_vocabulary_and_phrases_are_short() -> None:
     assert vocabulary() == sorted(known)
 
 
-def test_captions_are_written_as_entities_are() -> None:
+def test_captions_are_written_as_entities_are():
     caption = ("We see", Phrase("two red boxes", 12, ("people", "vehicles")), ".")
     assert marked(caption) == "We see [/EN#12/people/vehicles two red boxes] ."
     assert plain(caption) == "We see two red boxes ."

@@ -1,7 +1,5 @@
 """Proposals are a detector's, and a region's numbers hold what its pixels show, near and far."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
@@ -25,7 +23,7 @@ from npas.tasks.scenes.regions import (
 from npas.tasks.scenes.world import COLOURS, Scene, Thing, draw_scene
 
 
-def overlaps(boxes_R4: np.ndarray, truth: Any) -> np.ndarray:
+def overlaps(boxes_R4, truth):
     """Return the intersection over union of each with the true one, edges included."""
     more = torch.tensor([0.0, 0, 1, 1])
     first, second = torch.from_numpy(boxes_R4), torch.tensor([list(map(float, truth))])
@@ -35,7 +33,7 @@ def overlaps(boxes_R4: np.ndarray, truth: Any) -> np.ndarray:
 # --- proposals
 
 
-def test_as_many_boxes_as_wanted_within_the_image_a_good_one_of_every_thing() -> None:
+def test_as_many_boxes_as_wanted_within_the_image_a_good_one_of_every_thing():
     for number in range(30):
         scene, count = draw_scene(Difficulty(), 0, number), (7, 20, 36)[number % 3]
         difficulty = Difficulty(jitter=0.3)
@@ -51,7 +49,7 @@ def test_as_many_boxes_as_wanted_within_the_image_a_good_one_of_every_thing() ->
             assert tuple(map(float, union([scene.things[i].box for i in group]))) in boxes
 
 
-def measured(difficulty: Difficulty) -> tuple[float, float]:
+def measured(difficulty):
     """Return the oracle's accuracy on phrases of some scenes, and that of guessing."""
     best, guessed = [], []
     for number in range(25):
@@ -64,7 +62,7 @@ def measured(difficulty: Difficulty) -> tuple[float, float]:
     return float(np.mean(best)), float(np.mean(guessed))
 
 
-def test_guessing_is_often_wrong_and_the_oracle_seldom() -> None:
+def test_guessing_is_often_wrong_and_the_oracle_seldom():
     oracle, chance = measured(Difficulty())
     assert oracle > 0.95 and 0.08 < chance < 0.15
     assert measured(Difficulty(jitter=0.4))[0] < oracle - 0.1  # jitter does what it says
@@ -73,9 +71,7 @@ def test_guessing_is_often_wrong_and_the_oracle_seldom() -> None:
 # --- what is seen
 
 
-def naive(
-    image: np.ndarray, left: float, top: float, width: float, height: float, side: int
-) -> Any:
+def naive(image, left, top, width, height, side):
     """Average the pixels of each cell, one by one; nothing is beyond the image."""
     seen = np.zeros((side, 3, side))
     xs = [int(np.rint(np.float32(left + width * i / side))) for i in range(side + 1)]
@@ -93,7 +89,7 @@ def naive(
     return seen.ravel()
 
 
-def test_views_are_means_of_pixels() -> None:
+def test_views_are_means_of_pixels():
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
     # Sides that no rounding of an edge depends on, one box smaller than a view, two at the edge.
     boxes = np.array([[30, 20, 54, 44], [0, 0, 9, 9], [71, 39, 95, 63]], dtype=np.float32)
@@ -110,7 +106,7 @@ def test_views_are_means_of_pixels() -> None:
         assert np.mean(wide == far_V) > 0.8
 
 
-def test_numbers_are_the_same_whatever_regions_are_seen_with_them() -> None:
+def test_numbers_are_the_same_whatever_regions_are_seen_with_them():
     difficulty = Difficulty()
     scene = draw_scene(difficulty, 0, 0)
     pixels, boxes_R4 = render(scene, 10), propose(scene, difficulty, 20)
@@ -122,7 +118,7 @@ def test_numbers_are_the_same_whatever_regions_are_seen_with_them() -> None:
     assert Eyes(1).see(pixels, boxes_R4).shape == (20, 1)
 
 
-def test_a_neighbour_is_seen_far_and_not_near() -> None:
+def test_a_neighbour_is_seen_far_and_not_near():
     own = Thing("star", "red", "small", "plain", (56, 40, 71, 55))
     eyes = Eyes(200)
     seen = []
@@ -134,7 +130,7 @@ def test_a_neighbour_is_seen_far_and_not_near() -> None:
     assert (seen[0][100:] != seen[1][100:]).mean() > 0.3
 
 
-def test_colours_and_shapes_can_be_learned_from_the_numbers() -> None:
+def test_colours_and_shapes_can_be_learned_from_the_numbers():
     difficulty, eyes = Difficulty(jitter=0.05), Eyes(256)
     colours, shapes = list(COLOURS), ["circle", "square", "triangle", "star", "cross"]
     features, labels = [], []
@@ -147,7 +143,7 @@ def test_colours_and_shapes_can_be_learned_from_the_numbers() -> None:
     seen_ND = (seen_ND - seen_ND.mean(0)) / (seen_ND.std(0) + 1e-3)
     train, test = slice(0, -250), slice(-250, None)
 
-    def accuracy(label_N: torch.Tensor, *layers: nn.Module) -> float:
+    def accuracy(label_N, *layers):
         model = nn.Sequential(*layers)
         optimizer = torch.optim.Adam(model.parameters(), 3e-3, weight_decay=1e-4)
         for _ in range(60):

@@ -1,8 +1,6 @@
 """Scenes are drawn from a seed and a number, and are as hard as the keys say."""
 
 import itertools
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -12,18 +10,18 @@ from npas.tasks.scenes.drawing import render
 from npas.tasks.scenes.world import COLOURS, MATERIALS, SHAPES, Scene, Thing, draw_scene, relation
 
 
-def drawn(count: int = 60, **keys: Any) -> list[Scene]:
+def drawn(count=60, **keys):
     return [draw_scene(Difficulty(**keys), 0, number) for number in range(count)]
 
 
-def test_a_scene_depends_on_seed_and_number_alone() -> None:
+def test_a_scene_depends_on_seed_and_number_alone():
     scenes = drawn(20)
     assert scenes == drawn(20) and draw_scene(Difficulty(), 0, 7) == scenes[7]
     assert len({scene.things for scene in scenes}) == 20
     assert draw_scene(Difficulty(), 1, 7).things != scenes[7].things
 
 
-KINDS: dict[str, Callable[[Scene], set[str]]] = {
+KINDS = {
     "shapes": lambda scene: {thing.shape for thing in scene.things},
     "colours": lambda scene: {thing.colour for thing in scene.things},
     "sizes": lambda scene: {thing.size for thing in scene.things},
@@ -31,7 +29,7 @@ KINDS: dict[str, Callable[[Scene], set[str]]] = {
 }
 
 
-def test_so_many_kinds_turn_up() -> None:
+def test_so_many_kinds_turn_up():
     for key, count in itertools.product(KINDS, (1, 3)):
         found = [KINDS[key](scene) for scene in drawn(40, **{key: count})]
         assert len(set().union(*found)) == count
@@ -41,7 +39,7 @@ def test_so_many_kinds_turn_up() -> None:
             assert max(len(KINDS[key](scene)) for scene in scenes) == most
 
 
-def test_so_many_things_and_all_of_them_to_be_seen() -> None:
+def test_so_many_things_and_all_of_them_to_be_seen():
     assert {len(scene.things) for scene in drawn()} == {4, 5, 6, 7}
     for keys in ({"height": 64, "width": 64}, {"least": 8, "most": 8, "sizes": 3}):
         for scene in drawn(30, **keys):
@@ -53,13 +51,13 @@ def test_so_many_things_and_all_of_them_to_be_seen() -> None:
                 assert max(hidden, default=0) <= 0.2 * len(own)
 
 
-def pixels(thing: Thing) -> set[tuple[int, int]]:
+def pixels(thing):
     left, top, right, bottom = thing.box
     return {(x, y) for x in range(left, right + 1) for y in range(top, bottom + 1)}
 
 
-def test_large_things_are_larger_than_small_ones_and_grow_with_the_image() -> None:
-    widths: dict[tuple[int, str], list[int]] = {}
+def test_large_things_are_larger_than_small_ones_and_grow_with_the_image():
+    widths = {}
     for height in (96, 192):
         for scene in drawn(sizes=3, height=height, width=height + height // 3):
             for thing in scene.things:
@@ -81,8 +79,8 @@ def test_large_things_are_larger_than_small_ones_and_grow_with_the_image() -> No
         ((50, 50), None),
     ],
 )
-def test_where_a_thing_is_seen_from_another(centre: tuple[int, int], where: str | None) -> None:
-    def at(x: int, y: int) -> Thing:
+def test_where_a_thing_is_seen_from_another(centre, where):
+    def at(x, y):
         return Thing("star", "red", "small", "plain", (x - 5, y - 5, x + 5, y + 5))
 
     assert relation(at(*centre), at(50, 50)) == where
@@ -91,7 +89,7 @@ def test_where_a_thing_is_seen_from_another(centre: tuple[int, int], where: str 
 # --- keys
 
 
-def test_the_keys_are_those_of_a_config() -> None:
+def test_the_keys_are_those_of_a_config():
     scenes = build(Difficulty, {"least": 2, "jitter": 0}, "task.scenes")
     assert (scenes.least, scenes.jitter, scenes.most) == (2, 0.0, 7)
     assert "task.scenes.relations" in set(keys_of(Difficulty, "task.scenes."))
@@ -111,7 +109,7 @@ def test_the_keys_are_those_of_a_config() -> None:
         ({"height": 100, "width": 201}, "one may be twice the other at most"),
     ],
 )
-def test_what_cannot_be_is_refused_by_its_key(keys: dict[str, Any], says: str) -> None:
+def test_what_cannot_be_is_refused_by_its_key(keys, says):
     with pytest.raises(ValueError, match=says):
         Difficulty(**keys)
 
@@ -119,7 +117,7 @@ def test_what_cannot_be_is_refused_by_its_key(keys: dict[str, Any], says: str) -
 # --- pixels
 
 
-def test_pixels_are_the_same_each_time_and_boxes_fit() -> None:
+def test_pixels_are_the_same_each_time_and_boxes_fit():
     for scene in drawn(20, shapes=8, palette=8, materials=1, colours=1):
         image = render(scene, noise=0)
         assert image.shape == (96, 128, 3) and image.dtype == "uint8"
@@ -138,7 +136,7 @@ def test_pixels_are_the_same_each_time_and_boxes_fit() -> None:
         assert set(zip(xs.tolist(), ys.tolist(), strict=True)) <= everything
 
 
-def test_colours_materials_and_noise_are_what_is_seen() -> None:
+def test_colours_materials_and_noise_are_what_is_seen():
     for colour, rgb in COLOURS.items():
         thing = Thing("square", colour, "large", "plain", (40, 30, 69, 59))
         scene = Scene(0, 0, 96, 128, "dark", (thing,))

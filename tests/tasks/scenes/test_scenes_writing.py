@@ -5,8 +5,6 @@ import json
 import pickle
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -32,29 +30,29 @@ WIDTH = 8
 
 
 @pytest.fixture(scope="module")
-def flickr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def flickr(tmp_path_factory):
     root = tmp_path_factory.mktemp("flickr")
     write_flickr30k(root, Difficulty(), COUNTS, WIDTH, seed=0)
     return root / "flickr30k_entities"
 
 
 @pytest.fixture(scope="module")
-def refclef(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def refclef(tmp_path_factory):
     root = tmp_path_factory.mktemp("referit")
     write_referit(root, Difficulty(), COUNTS, WIDTH, seed=0)
     return root / "refclef"
 
 
-def scan(root: Path) -> None:
+def scan(root):
     counts = {"train": 5, "dev": 2, "test": 2, "testall": 3}
     write_scan(root, "coco_precomp", Difficulty(), counts, 36, WIDTH, seed=0)
 
 
-def names(folder: Path, split: str) -> list[str]:
+def names(folder, split):
     return (folder / f"{split}.txt").read_text().splitlines()
 
 
-def jpeg_size(path: Path) -> tuple[int, int]:
+def jpeg_size(path):
     with Image.open(path) as image:
         assert image.format == "JPEG" and image.mode == "RGB"
         return image.size
@@ -62,7 +60,7 @@ def jpeg_size(path: Path) -> tuple[int, int]:
 
 # --- all of them
 
-WRITERS: dict[str, Callable[[Path], None]] = {
+WRITERS = {
     "flickr30k": lambda root: write_flickr30k(root, Difficulty(), {"train": 2}, WIDTH, 0),
     "referit": lambda root: write_referit(root, Difficulty(), {"train": 2, "val": 1}, WIDTH, 0),
     "scan": scan,
@@ -70,7 +68,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def test_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_the_same_bytes_each_time(tmp_path):
     for kind, writer in WRITERS.items():
         found = []
         for name in ("one", "other"):
@@ -82,7 +80,7 @@ def test_the_same_bytes_each_time(tmp_path: Path) -> None:
         assert found[0] == found[1] and found[0]
 
 
-def test_a_split_is_the_same_whatever_others_are_written(flickr: Path, tmp_path: Path) -> None:
+def test_a_split_is_the_same_whatever_others_are_written(flickr, tmp_path):
     write_flickr30k(tmp_path, Difficulty(), {"test": 2}, WIDTH, seed=0)
     own = tmp_path / "flickr30k_entities"
     assert names(own, "test") == names(flickr, "test")[:2]
@@ -97,7 +95,7 @@ def test_a_split_is_the_same_whatever_others_are_written(flickr: Path, tmp_path:
 # --- Flickr30K Entities
 
 
-def test_splits_have_images_and_regions_of_their_own(flickr: Path) -> None:
+def test_splits_have_images_and_regions_of_their_own(flickr):
     parts = {split: names(flickr, split) for split in COUNTS}
     assert {split: len(part) for split, part in parts.items()} == COUNTS
     everything = list(itertools.chain(*parts.values()))
@@ -120,9 +118,9 @@ def test_splits_have_images_and_regions_of_their_own(flickr: Path) -> None:
 PHRASE = re.compile(r"\[/EN#(\d+)/(\S+) ([^]]+)\]")
 
 
-def read_boxes(path: Path) -> tuple[ElementTree.Element, dict[str, list[list[int]]], set[str]]:
+def read_boxes(path):
     root = ElementTree.parse(path).getroot()
-    boxes: dict[str, list[list[int]]] = {}
+    boxes = {}
     without = set()
     for each in root.findall("object"):
         for chain in (name.text or "" for name in each.findall("name")):
@@ -136,7 +134,7 @@ def read_boxes(path: Path) -> tuple[ElementTree.Element, dict[str, list[list[int
     return root, boxes, without
 
 
-def test_sentences_and_annotations_fit_and_are_the_scene(flickr: Path) -> None:
+def test_sentences_and_annotations_fit_and_are_the_scene(flickr):
     several = unrelated = 0
     listed = (flickr / "UNRELATED_CAPTIONS").read_text().splitlines()
     assert listed[0].startswith("#") and len(listed) > 1
@@ -167,7 +165,7 @@ def test_sentences_and_annotations_fit_and_are_the_scene(flickr: Path) -> None:
 # --- ReferIt
 
 
-def test_expressions_boxes_and_images_of_refclef_belong_together(refclef: Path) -> None:
+def test_expressions_boxes_and_images_of_refclef_belong_together(refclef):
     refs = pickle.loads((refclef / "refs(berkeley).p").read_bytes())
     instances = json.loads((refclef / "instances.json").read_text())
     images = {image["id"]: image for image in instances["images"]}
@@ -199,10 +197,10 @@ def test_expressions_boxes_and_images_of_refclef_belong_together(refclef: Path) 
 # --- SCAN
 
 
-def test_arrays_and_captions_of_scan_belong_together(tmp_path: Path) -> None:
+def test_arrays_and_captions_of_scan_belong_together(tmp_path):
     scan(tmp_path)
     folder = tmp_path / "coco_precomp"
-    seen: set[str] = set()
+    seen = set()
     for split, count in {"train": 5, "dev": 2, "test": 2, "testall": 3}.items():
         captions = (folder / f"{split}_caps.txt").read_text().splitlines()
         ids = (folder / f"{split}_ids.txt").read_text().splitlines()
@@ -218,14 +216,14 @@ def test_arrays_and_captions_of_scan_belong_together(tmp_path: Path) -> None:
 # --- words
 
 
-def test_every_word_has_a_vector(tmp_path: Path) -> None:
+def test_every_word_has_a_vector(tmp_path):
     write_vectors(tmp_path / "vectors.txt", 7)
     rows, table_NV = word_vectors.read_vectors(tmp_path / "vectors.txt", 7, vocabulary())
     assert set(rows) == set(vocabulary())
     assert 0.3 < table_NV[1:].std() < 0.5 and len(np.unique(table_NV, axis=0)) == len(rows) + 1
 
 
-def test_a_bert_knows_every_word_whole(tmp_path: Path) -> None:
+def test_a_bert_knows_every_word_whole(tmp_path):
     write_bert(tmp_path / "bert", 8)
     state = torch.random.get_rng_state()
     write_bert(tmp_path / "again", 8)

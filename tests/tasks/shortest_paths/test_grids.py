@@ -12,13 +12,13 @@ from npas.tasks.shortest_paths import mazes
 SUM = "a6b34c5c36642b58211bc9ae8911bf0897265af82ae40de4d80ccb964a8f6cce"
 
 
-def graph_of(obstacles: torch.Tensor) -> nx.Graph:
+def graph_of(obstacles):
     graph = nx.grid_2d_graph(*obstacles.shape)
     graph.remove_nodes_from([tuple(cell) for cell in obstacles.nonzero().tolist()])
     return graph
 
 
-def cells(mask: torch.Tensor) -> set[tuple[int, int]]:
+def cells(mask):
     return {(row, column) for row, column in mask.nonzero().tolist()}
 
 
@@ -26,9 +26,7 @@ def cells(mask: torch.Tensor) -> set[tuple[int, int]]:
     ("size", "density", "shortest", "longest"),
     [(2, 0.0, 1, 2), (5, 0.5, 1, 6), (8, 0.3, 3, 9), (7, 0.0, 1, 12), (16, 0.4, 9, 24)],
 )
-def test_the_answer_is_every_cell_of_some_shortest_path(
-    size: int, density: float, shortest: int, longest: int
-) -> None:
+def test_the_answer_is_every_cell_of_some_shortest_path(size, density, shortest, longest):
     grids = mazes.draw(7, "test", torch.arange(60), size, density, shortest, longest)
     for obstacles, ends, paths in zip(grids.obstacles, grids.ends, grids.paths, strict=True):
         graph = graph_of(obstacles)
@@ -38,7 +36,7 @@ def test_the_answer_is_every_cell_of_some_shortest_path(
         assert shortest <= nx.shortest_path_length(graph, start, end) <= longest
 
 
-def test_distances_are_those_of_networkx_and_stop_at_the_limit() -> None:
+def test_distances_are_those_of_networkx_and_stop_at_the_limit():
     free = torch.rand(40, 9, 11, generator=torch.Generator().manual_seed(1)) > 0.35
     start = torch.zeros_like(free)
     start[:, 4, 5] = free[:, 4, 5] = True
@@ -50,7 +48,7 @@ def test_distances_are_those_of_networkx_and_stop_at_the_limit() -> None:
                 assert found_HW[row, column] == min(lengths.get((row, column), 13), 13)
 
 
-def test_lengths_come_up_evenly_and_obstacles_as_often_as_asked() -> None:
+def test_lengths_come_up_evenly_and_obstacles_as_often_as_asked():
     grids = mazes.draw(0, "test", torch.arange(6000), 12, 0.3, 1, 6)
     apart = (grids.paths.flatten(1).sum(1) - 1).clamp(max=1)
     assert apart.min() == 1
@@ -65,8 +63,8 @@ def test_lengths_come_up_evenly_and_obstacles_as_often_as_asked() -> None:
     assert (counts[1:] - 1000).abs().max() < 150
 
 
-def test_a_grid_depends_on_its_index_alone() -> None:
-    def draw(index: list[int], seed: int = 3, purpose: str = "test") -> list[bytes]:
+def test_a_grid_depends_on_its_index_alone():
+    def draw(index, seed=3, purpose="test"):
         grids = mazes.draw(seed, purpose, torch.tensor(index), 8, 0.45, 1, 12)
         stacked = torch.stack([grids.obstacles, grids.ends, grids.paths], 1)
         return [one.numpy().tobytes() for one in stacked]
@@ -83,7 +81,7 @@ def test_a_grid_depends_on_its_index_alone() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_draws_the_same_grids() -> None:
+def test_a_gpu_draws_the_same_grids():
     host, device = (
         mazes.draw(0, "test", torch.arange(500, device=where), 16, 0.35, 1, 20)
         for where in ("cpu", "cuda")
@@ -93,7 +91,7 @@ def test_a_gpu_draws_the_same_grids() -> None:
     assert torch.equal(host.paths, device.paths.cpu())
 
 
-def test_what_never_turns_up_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_never_turns_up_is_refused_with_the_remedy(monkeypatch):
     monkeypatch.setattr(mazes, "MOST_ATTEMPTS", 5)
     with pytest.raises(ValueError, match=r"14 to 15 moves apart .* lower task.density"):
         mazes.draw(0, "test", torch.arange(3), 4, 0.9, 14, 15)

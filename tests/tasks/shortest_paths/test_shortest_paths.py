@@ -1,7 +1,5 @@
 """The curriculum, the bands of distances and F1 are what the task says they are."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -11,7 +9,7 @@ from npas.tasks.shortest_paths import mazes
 from npas.tasks.shortest_paths import task as shortest_paths
 
 DATA = DataConfig(root="nowhere", val_fraction=None, download=False)
-TINY: dict[str, Any] = {
+TINY = {
     "size": 7,
     "phases": [2, 4, 6],
     "phase_epochs": 2,
@@ -21,14 +19,14 @@ TINY: dict[str, Any] = {
 }
 
 
-def make(seed: int = 0, **changes: Any) -> shortest_paths.Task:
+def make(seed=0, **changes):
     config = shortest_paths.Config(**TINY | changes)
     task = shortest_paths.Task(config, DATA, seed=seed, device=torch.device("cpu"))
     task.setup()
     return task
 
 
-def lengths(inputs: torch.Tensor) -> torch.Tensor:
+def lengths(inputs):
     """Measure how far apart the two points of each input are."""
     free, ends = inputs[:, 0] == 0, inputs[:, 1] == 1
     first = torch.zeros_like(ends).flatten(1)
@@ -39,16 +37,16 @@ def lengths(inputs: torch.Tensor) -> torch.Tensor:
 class Says(nn.Module):
     """Answer with a function of the inputs, Bx2xHxW -> BxHxW."""
 
-    def __init__(self, answer: Any) -> None:
+    def __init__(self, answer):
         super().__init__()
         self.answer = answer
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         assert not self.training and not torch.is_grad_enabled()
         return self.answer(x).unsqueeze(1)
 
 
-def test_batches_are_maps_of_obstacles_and_points_with_their_answers() -> None:
+def test_batches_are_maps_of_obstacles_and_points_with_their_answers():
     (batch, *_) = make().train_batches(0, 25)
     assert batch.inputs.shape == (25, 2, 7, 7) and batch.targets.shape == (25, 7, 7)
     assert batch.size == 25
@@ -59,14 +57,14 @@ def test_batches_are_maps_of_obstacles_and_points_with_their_answers() -> None:
 
 
 @pytest.mark.parametrize(("epoch", "longest"), [(0, 2), (1, 2), (2, 4), (4, 6), (5, 6), (99, 6)])
-def test_distances_grow_phase_by_phase_and_short_ones_stay(epoch: int, longest: int) -> None:
+def test_distances_grow_phase_by_phase_and_short_ones_stay(epoch, longest):
     task = make(epoch_samples=400)
     seen = torch.cat([lengths(batch.inputs) for batch in task.train_batches(epoch, 100)])
     assert seen.unique().tolist() == list(range(1, longest + 1))
     assert task.longest(epoch) == longest
 
 
-def test_each_band_of_held_out_grids_begins_where_the_one_before_ends() -> None:
+def test_each_band_of_held_out_grids_begins_where_the_one_before_ends():
     parts = make(val_samples=100).parts
     assert {name: list(part) for name, part in parts.items()} == {
         "val": [2, 4, 6],
@@ -78,8 +76,8 @@ def test_each_band_of_held_out_grids_begins_where_the_one_before_ends() -> None:
         assert len(grids.paths) == 100
 
 
-def test_held_out_grids_are_the_same_for_every_seed_and_never_trained_on() -> None:
-    def keys(inputs: torch.Tensor) -> set[bytes]:
+def test_held_out_grids_are_the_same_for_every_seed_and_never_trained_on():
+    def keys(inputs):
         return {one.numpy().tobytes() for one in inputs.bool()}
 
     one, other = make(seed=0, size=12), make(seed=1, size=12)
@@ -98,7 +96,7 @@ def test_held_out_grids_are_the_same_for_every_seed_and_never_trained_on() -> No
                 assert not keys(batch.inputs) & known
 
 
-def test_f1_is_counted_over_all_cells_of_a_band() -> None:
+def test_f1_is_counted_over_all_cells_of_a_band():
     task = make()
     grids = task.parts["test"]
     ends_only = task.evaluate(Says(lambda x: x[:, 1] - 0.5), "test")
@@ -117,7 +115,7 @@ def test_f1_is_counted_over_all_cells_of_a_band() -> None:
     assert task.evaluate(Says(lambda x: -torch.ones_like(x[:, 0])), "val")["f1"] == 0
 
 
-def test_the_loss_is_the_mean_cross_entropy_of_the_cells() -> None:
+def test_the_loss_is_the_mean_cross_entropy_of_the_cells():
     task = make()
     batch = next(task.train_batches(0, 10))
     model = nn.Conv2d(2, 1, 3, padding=1)
@@ -130,7 +128,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_cells() -> None:
     assert sums["f1"] == 100 * batch.size
 
 
-def test_what_is_known_before_anything_is_drawn() -> None:
+def test_what_is_known_before_anything_is_drawn():
     task = shortest_paths.Task(shortest_paths.Config(), DATA, seed=0, device=torch.device("cpu"))
     assert task.spec.input_shape == (2, 32, 32) and task.spec.num_classes == 1
     assert (task.name, task.source) == ("shortest_paths", "real")

@@ -1,14 +1,10 @@
 """SQuAD is read as published, and answers are written as the official scripts read them."""
 
 import json
-from collections.abc import Callable
 from hashlib import sha256
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from npas.config import DataConfig
 from npas.models import bert, build
@@ -19,21 +15,21 @@ from npas.tasks.squad import task as squad
 LENGTHS = {"max_length": 48, "stride": 16, "max_query": 12}
 
 
-def fresh(root: Path, version: str = "2.0", tokenizer: Any = "absent", **data: Any) -> Any:
+def fresh(root, version="2.0", tokenizer="absent", **data):
     config = squad.Config(version=version, tokenizer=str(tokenizer), **LENGTHS)
     settings = DataConfig(root=str(root), **{"download": False, "val_fraction": None, **data})
     return squad.Task(config, settings, seed=0, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+def make(tmp_path_factory):
     """Return a maker of tasks, ready for use, on true files."""
     root = tmp_path_factory.mktemp("squad")
     for version in ("1.1", "2.0"):
         synthetic_text.write_squad(root, version, 40, 20)
     tokenizer = synthetic_text.write_tokenizer(root)
 
-    def made(version: str = "2.0", val_fraction: Any = None) -> Any:
+    def made(version="2.0", val_fraction=None):
         task = fresh(root, version, tokenizer, val_fraction=val_fraction, verify="warn")
         task.setup()
         return task
@@ -41,16 +37,14 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     return made
 
 
-def network(task: Any) -> Any:
+def network(task):
     torch.manual_seed(0)
     sizes = {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 16, "positions": 64}
     return build(bert.Config(vocab_size=600, **sizes), task.spec)
 
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
-def test_a_set_is_read_whole_and_held_out_by_articles(
-    version: str, make: Callable[..., Any]
-) -> None:
+def test_a_set_is_read_whole_and_held_out_by_articles(version, make):
     task = make(version)
     assert task.name == f"squad{version}" and not task.has_validation
     counts = {name: len(part.questions) for name, part in task.parts.items()}
@@ -67,9 +61,7 @@ def test_a_set_is_read_whole_and_held_out_by_articles(
         squad.held_out(1, 0.1)
 
 
-def test_a_batch_is_question_and_paragraph_and_where_the_answer_is(
-    make: Callable[..., Any],
-) -> None:
+def test_a_batch_is_question_and_paragraph_and_where_the_answer_is(make):
     task = make()
     batch = next(task.train_batches(0, 8))
     ids, types = batch.inputs["input_ids"], batch.inputs["token_type_ids"]
@@ -90,14 +82,14 @@ def test_a_batch_is_question_and_paragraph_and_where_the_answer_is(
 
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
-def test_an_oracle_scores_a_hundred(version: str, make: Callable[..., Any]) -> None:
+def test_an_oracle_scores_a_hundred(version, make):
     task = make(version)
     part = task.parts["test"]
 
     class Oracle(torch.nn.Module):
         """Point where the answer is."""
 
-        def forward(self, input_ids: Tensor, **_: Tensor) -> Any:
+        def forward(self, input_ids, **_):
             at = [int((part.ids_NL == row).all(1).nonzero()[0]) for row in input_ids.int()]
             eye = torch.eye(48)
             found = {"start_logits": eye[part.start_N[at]], "end_logits": eye[part.end_N[at]]}
@@ -110,9 +102,7 @@ def test_an_oracle_scores_a_hundred(version: str, make: Callable[..., Any]) -> N
 
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
-def test_answers_are_written_as_the_official_scripts_read_them(
-    version: str, make: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_answers_are_written_as_the_official_scripts_read_them(version, make, tmp_path):
     task = make(version, val_fraction=0.1)
     for split, ending in (("val", "-val"), ("test", "")):
         measured = task.evaluate(network(task), split)
@@ -123,7 +113,7 @@ def test_answers_are_written_as_the_official_scripts_read_them(
         names = ["predictions"] if version == "1.1" else ["predictions", "null_odds", "answers"]
         assert list(found) == [f"{name}{ending}.json" for name in names]
 
-        def mean_f1(texts: dict[str, str], golds: dict[str, Any] = golds) -> float:
+        def mean_f1(texts, golds=golds):
             scores = [metrics.score(texts[key], golds[key], version)[1] for key in golds]
             return 100 * sum(scores) / len(scores)
 
@@ -152,14 +142,14 @@ def test_answers_are_written_as_the_official_scripts_read_them(
         ({"train_files": ["a.json", "./b.json"], "test_file": "b.json"}, "of their own each"),
     ],
 )
-def test_keys_that_cannot_be_are_refused(keys: dict[str, Any], said: str) -> None:
+def test_keys_that_cannot_be_are_refused(keys, said):
     with pytest.raises(ValueError, match=said):
         squad.Config(**keys)
     assert squad.Config(stride=317).stride == 317
 
 
 @pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def published(tmp_path, monkeypatch):
     """Publish a tiny set, with its sums, at an address of the test's own."""
     site = tmp_path / "site"
     site.mkdir()
@@ -171,7 +161,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return site
 
 
-def test_a_missing_set_is_downloaded_and_verified(published: Path, tmp_path: Path) -> None:
+def test_a_missing_set_is_downloaded_and_verified(published, tmp_path):
     root = tmp_path / "new"
     with pytest.raises(ValueError, match=r"put train-v2\.0\.json and dev-v2\.0\.json there, or"):
         fresh(root).setup()
@@ -190,9 +180,7 @@ def test_a_missing_set_is_downloaded_and_verified(published: Path, tmp_path: Pat
     assert [path.name for path in root.iterdir()] == ["train-v2.0.json"]
 
 
-def test_another_file_put_there_is_refused_or_read_with_a_warning(
-    published: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_file_put_there_is_refused_or_read_with_a_warning(published, caplog):
     path = published / "dev-v2.0.json"
     again = json.dumps(json.loads(path.read_text()), indent=1)
     path.write_text(again, encoding="utf-8-sig")  # as some editors do
@@ -207,9 +195,7 @@ def test_another_file_put_there_is_refused_or_read_with_a_warning(
     assert lines["train-v2.0.json"].endswith("as published")
 
 
-def test_answers_that_are_not_there_are_left_out_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_answers_that_are_not_there_are_left_out_with_a_warning(tmp_path, caplog):
     synthetic_text.write_squad(tmp_path, "1.1", 40, 20)
     path = tmp_path / "train-v1.1.json"
     raw = json.loads(path.read_text())
@@ -220,7 +206,7 @@ def test_answers_that_are_not_there_are_left_out_with_a_warning(
     assert "1 of 40 training questions are left out" in caplog.text
 
 
-def own_files(root: Path, **keys: Any) -> Any:
+def own_files(root, **keys):
     """Return a task on files of one's own under `root`, which have the words of its world."""
     files = {"train_files": ["dev.json", "more.json"], "test_file": "part.json"}
     config = squad.Config(tokenizer=str(root / "tokenizer"), **{**LENGTHS, **files, **keys})
@@ -228,7 +214,7 @@ def own_files(root: Path, **keys: Any) -> Any:
     return squad.Task(config, settings, seed=0, device=torch.device("cpu"))
 
 
-def test_no_paragraph_of_the_test_file_is_trained_on(tmp_path: Path) -> None:
+def test_no_paragraph_of_the_test_file_is_trained_on(tmp_path):
     """As XQuAD's are of SQuAD's dev set: whatever their spaces, dashes and ids."""
     synthetic_text.write_squad(tmp_path, "1.1", 40, 24)
     synthetic_text.write_tokenizer(tmp_path)

@@ -3,8 +3,6 @@
 import copy
 import json
 from collections import defaultdict
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,22 +14,22 @@ from npas.tasks.squad import decode as decode_module
 from npas.tasks.squad import reader
 from npas.tasks.squad import windows as window_module
 from npas.tasks.squad.reader import Question
-from npas.tasks.squad.windows import Features, Lengths
+from npas.tasks.squad.windows import Lengths
 
 WORDS = ["born", "Zürich", "(1895)", "xyz", "a", "José's", "New", "Haven.", "—", "1900", "  of"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> tokenization.Tokenizer:
+def tokenizer(tmp_path_factory):
     return tokenization.load_synthetic(tmp_path_factory.mktemp("tokenizer"))
 
 
-def ask(context: str, answer: str | None, text: str = "Where was Ada born?") -> Question:
+def ask(context, answer, text="Where was Ada born?"):
     start = None if answer is None else context.index(answer)
     return Question("q", 0, context, text, () if answer is None else (answer,), start)
 
 
-def words_of(features: Features, n: int, context: str) -> list[tuple[int, str]]:
+def words_of(features, n, context):
     """List a window's tokens of the paragraph: where each starts, and its text."""
     return [
         (int(start), context[start:end])
@@ -47,14 +45,7 @@ def words_of(features: Features, n: int, context: str) -> list[tuple[int, str]]:
     st.integers(20, 30),
     st.integers(1, 8),
 )
-def test_windows_map_back_to_the_paragraph(
-    tokenizer: tokenization.Tokenizer,
-    words: list[str],
-    first: int,
-    many: int,
-    length: int,
-    stride: int,
-) -> None:
+def test_windows_map_back_to_the_paragraph(tokenizer, words, first, many, length, stride):
     context = " ".join(words)
     first = min(first, len(words) - 1)
     answer = " ".join(words[first : first + many])
@@ -99,9 +90,7 @@ def test_windows_map_back_to_the_paragraph(
         assert max(side for side, _ in sides) == dict((n, s) for s, n in sides)[window]
 
 
-def test_the_start_and_end_of_an_answer_inside_a_word(
-    tokenizer: tokenization.Tokenizer,
-) -> None:
+def test_the_start_and_end_of_an_answer_inside_a_word(tokenizer):
     context = "Built (1895-1943) in Zürich."
     features = window_module.cut(
         [ask(context, "1895"), ask(context, "Zürich"), ask(context, None)],
@@ -124,7 +113,7 @@ def test_the_start_and_end_of_an_answer_inside_a_word(
         window_module.cut([lost], tokenizer, lengths, training=True)
 
 
-def logits(features: Features, wanted: dict[tuple[int, str], float], context: str) -> np.ndarray:
+def logits(features, wanted, context):
     """Return logits that are 0 but at the given tokens of the given windows."""
     found = np.zeros(features.ids_NL.shape, np.float32)
     for (n, word), value in wanted.items():
@@ -133,9 +122,7 @@ def logits(features: Features, wanted: dict[tuple[int, str], float], context: st
     return found
 
 
-def test_the_best_stretch_of_all_windows_is_the_answer(
-    tokenizer: tokenization.Tokenizer,
-) -> None:
+def test_the_best_stretch_of_all_windows_is_the_answer(tokenizer):
     context = "Ada was born in New Haven. Hugo moved to Oslo."
     features = window_module.cut(
         [ask(context, "Oslo")], tokenizer, Lengths(16, 3, 5), training=False
@@ -157,7 +144,7 @@ def test_the_best_stretch_of_all_windows_is_the_answer(
     end = logits(features, {(best, "Haven"): 3.0, (last, "Oslo"): 3.0}, context)
     start[:, 0], end[:, 0] = np.arange(len(features)), 1.0
 
-    def decode(n_best: int, most: int) -> decode_module.Answers:
+    def decode(n_best, most):
         (found,) = decode_module.decode(
             features, [context], start, end, n_best=n_best, max_answer=most
         )
@@ -178,7 +165,7 @@ def test_the_best_stretch_of_all_windows_is_the_answer(
 
 @settings(max_examples=60)
 @given(st.data())
-def test_stretches_are_those_of_a_search_over_all(data: st.DataObject) -> None:
+def test_stretches_are_those_of_a_search_over_all(data):
     length = data.draw(st.integers(3, 12))
     floats = st.lists(st.integers(-5, 5), min_size=length, max_size=length, unique=False)
     start, end = (np.array(data.draw(floats), np.float32) for _ in range(2))
@@ -186,7 +173,7 @@ def test_stretches_are_those_of_a_search_over_all(data: st.DataObject) -> None:
     may_start, may_end = (np.array(data.draw(flags)) for _ in range(2))
     n_best, most = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
 
-    def likeliest(values: np.ndarray, allowed: np.ndarray) -> set[int]:
+    def likeliest(values, allowed):
         places = [i for i in range(length) if allowed[i]]
         return set(sorted(places, key=lambda i: (-values[i], i))[:n_best])
 
@@ -203,9 +190,7 @@ def test_stretches_are_those_of_a_search_over_all(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     "answer", ["Haven", "Havene\u0301", "Haven\u0328\u0301", "e\u0301 Haven\u0301"]
 )
-def test_an_answer_ends_with_the_marks_on_its_last_letter(
-    answer: str, tokenizer: tokenization.Tokenizer
-) -> None:
+def test_an_answer_ends_with_the_marks_on_its_last_letter(answer, tokenizer):
     """A tokenizer that strips accents leaves them out of its last token's place."""
     context = f"New {answer} was born, a\u0301."
     features = window_module.cut(
@@ -221,7 +206,7 @@ def test_an_answer_ends_with_the_marks_on_its_last_letter(
 # --- the files
 
 CONTEXT = "The Norman dynasty (911\u20131135) ruled in Rouen, Normandy."
-QUESTIONS: list[dict[str, Any]] = [
+QUESTIONS = [
     {
         "question": "Where did they rule?", "id": "56ddde6b", "is_impossible": False,
         "answers": [{"text": t, "answer_start": CONTEXT.index(t)} for t in ("Rouen", "Normandy")],
@@ -231,7 +216,7 @@ QUESTIONS: list[dict[str, Any]] = [
         "answers": [], "plausible_answers": [{"text": "Normandy", "answer_start": 46}],
     },
 ]  # fmt: skip
-OFFICIAL: dict[str, Any] = {
+OFFICIAL = {
     "version": "v2.0",
     "data": [
         {"title": "Normans", "paragraphs": [{"qas": QUESTIONS, "context": CONTEXT}]},
@@ -240,13 +225,13 @@ OFFICIAL: dict[str, Any] = {
 }
 
 
-def read(folder: Path, raw: Any, version: str = "2.0") -> list[Question]:
+def read(folder, raw, version="2.0"):
     path = folder / "dev.json"
     path.write_bytes(raw if isinstance(raw, bytes) else json.dumps(raw).encode())
     return reader.read(path, version)
 
 
-def test_the_official_form_is_read(tmp_path: Path) -> None:
+def test_the_official_form_is_read(tmp_path):
     one, other = read(tmp_path, OFFICIAL)
     assert (one.id, one.article, one.text) == ("56ddde6b", 0, "Where did they rule?")
     assert one.answers == ("Rouen", "Normandy") and one.start == 39
@@ -272,9 +257,9 @@ def test_the_official_form_is_read(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("value", [None, True], ids=["absent", "of another type"])
-def test_a_missing_key_is_one_line(path: str, said: str, value: Any, tmp_path: Path) -> None:
+def test_a_missing_key_is_one_line(path, said, value, tmp_path):
     raw = copy.deepcopy(OFFICIAL)
-    node: Any = raw
+    node = raw
     *above, last = path.split(".")
     for key in above:
         node = node[int(key) if key.isdigit() else key]
@@ -284,7 +269,7 @@ def test_a_missing_key_is_one_line(path: str, said: str, value: Any, tmp_path: P
     assert "dev.json is no SQuAD file" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_is_no_such_file_is_one_line(tmp_path: Path) -> None:
+def test_what_is_no_such_file_is_one_line(tmp_path):
     twice = copy.deepcopy(OFFICIAL)
     twice["data"].append(twice["data"][0])
     for raw in (b'{"data": [', b"[]", b'"data"', b'{"data": []}', b"\x80", twice):
@@ -305,7 +290,5 @@ def test_what_is_no_such_file_is_one_line(tmp_path: Path) -> None:
         ("  ", 3, None),
     ],
 )
-def test_answers_are_looked_for_where_they_should_be(
-    text: str, start: int, found: int | None
-) -> None:
+def test_answers_are_looked_for_where_they_should_be(text, start, found):
     assert reader.find_answer(CONTEXT, text, start) == found

@@ -6,7 +6,6 @@ torchmetrics 1.9 give for its questions.
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +14,7 @@ from hypothesis import strategies as st
 
 from npas.tasks.squad import metrics as scores
 
-GOLDEN: dict[str, Any] = json.loads(
-    Path(__file__).with_name("squad_scores.json").read_text(encoding="utf-8")
-)
+GOLDEN = json.loads(Path(__file__).with_name("squad_scores.json").read_text(encoding="utf-8"))
 NAMES = {
     "f1": "f1",
     "em": "exact",
@@ -29,7 +26,7 @@ NAMES = {
 }
 
 
-def test_every_pair_scores_as_transformers_says() -> None:
+def test_every_pair_scores_as_transformers_says():
     assert len(GOLDEN["pairs"]) == 300
     for answer, gold, exact, f1 in GOLDEN["pairs"]:
         assert scores.score(answer, [gold], "2.0")[0] == exact, (answer, gold)
@@ -37,7 +34,7 @@ def test_every_pair_scores_as_transformers_says() -> None:
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_whole_sets_of_2_0_score_as_transformers_says(number: int) -> None:
+def test_whole_sets_of_2_0_score_as_transformers_says(number):
     made = GOLDEN["v2"][number]
     texts, golds, doubts = zip(*made["questions"], strict=True)
     found = scores.summarize(texts, doubts, golds, "2.0")
@@ -47,7 +44,7 @@ def test_whole_sets_of_2_0_score_as_transformers_says(number: int) -> None:
     assert set(found) == set(expected)
 
 
-def test_a_set_of_1_1_scores_as_torchmetrics_says() -> None:
+def test_a_set_of_1_1_scores_as_torchmetrics_says():
     texts, golds = zip(*GOLDEN["v1"]["questions"], strict=True)
     found = scores.summarize(texts, [0.0] * len(texts), golds, "1.1")
     expected = GOLDEN["v1"]["expected"]
@@ -66,12 +63,12 @@ def test_a_set_of_1_1_scores_as_torchmetrics_says() -> None:
         ("a\tb\nc", "b  c", 1, 1),
     ],
 )
-def test_by_hand(answer: str, gold: str, exact: float, f1: float) -> None:
+def test_by_hand(answer, gold, exact, f1):
     assert scores.score(answer, [gold], "2.0")[0] == exact
     assert scores.f1(answer, gold, "1.1") == scores.f1(answer, gold) == pytest.approx(f1)
 
 
-def test_nothing_but_articles_is_equal_in_2_0_and_has_nothing_in_common_in_1_1() -> None:
+def test_nothing_but_articles_is_equal_in_2_0_and_has_nothing_in_common_in_1_1():
     assert scores.f1("the", "a") == 1 and scores.f1("the", "a", "1.1") == 0
     assert scores.score("the", ["a"], "1.1") == (1, 0)
     assert scores.score("", [], "2.0") == (1, 1)
@@ -87,13 +84,13 @@ def test_nothing_but_articles_is_equal_in_2_0_and_has_nothing_in_common_in_1_1()
         unique_by=lambda question: question[0],
     )
 )
-def test_the_threshold_is_the_best_of_all(questions: list[tuple[int, bool, float]]) -> None:
+def test_the_threshold_is_the_best_of_all(questions):
     golds = [["Paris now"] if answerable else [] for _, answerable, _ in questions]
     texts = [{0.0: "Rome", 0.5: "Paris is not", 1.0: "Paris now"}[worth] for *_, worth in questions]
     doubts = [float(doubt) for doubt, *_ in questions]
     found = scores.summarize(texts, doubts, golds, "2.0")
 
-    def at(threshold: float) -> float:
+    def at(threshold):
         given = [t if d <= threshold else "" for t, d in zip(texts, doubts, strict=True)]
         each = [scores.score(t, g, "2.0")[1] for t, g in zip(given, golds, strict=True)]
         return 100 * float(np.mean(each))
