@@ -135,8 +135,8 @@ def _notes(allocation: Allocation) -> list[str]:
     if pairs:
         notes.append(
             f"{len(pairs)} of {len(layers)} layers have the very weight of another"
-            f" ({' = '.join(pairs[0])}); sharing.low_rank=1 gives each layer a correction of its"
-            " own, if the budget has room for them"
+            f" ({' = '.join(pairs[0])}); sharing.generator=hash gives each layer a weight of its"
+            " own (docs/choosing.md)"
         )
     for group in allocation.groups:
         own = [layer for layer in group.layers if layer.kind in EMBEDDINGS]

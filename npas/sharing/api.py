@@ -103,8 +103,7 @@ def share(
     Weights are generated once per forward pass, and kept without gradients while nothing they
     depend on changes; writing to a bank through `.data` is noticed at the next `train` or `eval`
     call. With `recompute` they are not kept for backward but generated again, which trades time for
-    memory; saved-tensor hooks around the call, such as a checkpoint's, decide instead where there
-    are any.
+    memory; saved-tensor hooks around the call, such as a checkpoint's, come before it.
 
     Raises ValueError, naming what to change, for a network that is shared already, a budget below
     the smallest feasible one and options that do not fit together.

@@ -103,7 +103,7 @@ WRONG = [
     ("npas-fold run=x threshold=often", "threshold must be a finite number or auto"),
     (
         "npas-export run=x format=pickle",
-        "format must be safetensors, onnx or artifact, got 'pickle'",
+        "format must be safetensors, onnx, artifact or hub, got 'pickle'",
     ),
     ("npas-export run=x out=..", "out=.. is no file: name one, as out=../network.safetensors"),
     ("npas-export run=x out=", "out= is no file"),
