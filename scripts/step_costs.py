@@ -1,6 +1,7 @@
 """Time a training step of each row of a table beside the dense network's, and its memory.
 
     python scripts/step_costs.py cifar10_small      # writes results/bench/steps-cifar10_small.json
+    python scripts/step_costs.py methods --only 25% # the first row and those whose label has 25%
 
 Each row is a process of its own that trains its experiment's network on one synthetic batch of the
 experiment's size; they act by turns, one at a time, as in bench.py. The clock is processor time of
@@ -28,6 +29,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("table")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", default="", metavar="TEXT")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", help=argparse.SUPPRESS)  # a child process: the row's words
     return parser.parse_args()
@@ -43,16 +45,17 @@ def main() -> None:
     from npas.reporting.environment import environment
 
     rows = {row.label: row.words for row in definitions.table(arguments.table).rows if row.words}
+    reference = next(iter(rows))
+    rows = {k: words for k, words in rows.items() if k == reference or arguments.only in k}
     workers = {label: begin(arguments.table, words) for label, words in rows.items()}
     seconds: dict[str, list[float]] = {label: [] for label in rows}
     for order in orders(list(rows), arguments.rounds):
         for label in order:
             seconds[label].append(ask(workers[label]))
-    first = next(iter(rows))
     found = {}
     for label, took in seconds.items():
         peak = json.loads(workers[label].communicate("\n")[0])["peak_mib"]
-        ratios = [a / b for a, b in zip(took, seconds[first], strict=True)]
+        ratios = [a / b for a, b in zip(took, seconds[reference], strict=True)]
         found[label] = {"s": quartiles(took), "ratio": quartiles(ratios), "peak_mib": peak}
         print(f"{label:40}{statistics.median(ratios):8.3f}{peak:8.0f} MiB")
     out = arguments.out or RESULTS / f"steps-{arguments.table}.json"
