@@ -11,6 +11,7 @@ from npas.reporting.verdicts import measured
 
 BUDGETS = {"0.1": "10%", "0.25": "25%", "0.5": "50%"}
 NARROWER, PLAIN = "narrower dense network", "coefficients a layer (SSN)"
+HASHED = "hashed rows"
 SCHEMES = {  # the words of each
     PLAIN: ("sharing=no_embeddings",),
     "the same, sparse start": ("sharing=sparse_start",),
@@ -19,25 +20,28 @@ SCHEMES = {  # the words of each
     "low-rank corrections": ("sharing=low_rank",),
     "coefficients a channel": ("sharing=channels",),
     "one basis of rows": ("sharing=basis",),
-    "hashed rows": ("sharing=hashed",),
+    HASHED: ("sharing=hashed",),
     "factorized, not shared": ("sharing=factorized",),
 }
 
 
 def methods() -> Table:
-    """List the schemes on Shakespeare at three budgets, beside narrower networks."""
+    """List the schemes on Shakespeare at three budgets, beside narrower networks; two at 5%."""
     exp = "+exp=shakespeare"
+
+    def scheme(name: str, budget: str, share: str) -> Row:
+        words = (exp, *lm.RATE, *SCHEMES[name], f"budget={budget}")
+        section = f"{share} of the parameters"
+        return Row(f"{name}, {share}", words, name, section=section)
+
     rows = [Row(lm.DENSE, (exp, *lm.RATE), lm.DENSE, section="The whole network")]
+    rows += [scheme(name, "0.05", "5%") for name in (PLAIN, HASHED)]
     for budget, share in BUDGETS.items():
         section = f"{share} of the parameters"
         width = f"model.width={lm.WIDTHS[budget]}"
         label = f"{NARROWER}, {share}"
         rows.append(Row(label, (exp, *lm.RATE, width), NARROWER, section=section))
-        rows += [
-            Row(f"{name}, {share}", (exp, *lm.RATE, *words, f"budget={budget}"), name,
-                section=section)
-            for name, words in SCHEMES.items()
-        ]  # fmt: skip
+        rows += [scheme(name, budget, share) for name in SCHEMES]
     return Table(
         name="methods",
         title="Ways to share, on Shakespeare: loss at equal parameters",
