@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from npas import sharing as sharing
-    from npas.cli.library import train
+    from npas.cli.from_python import train
     from npas.reporting.hub import from_pretrained, push_to_hub, save_pretrained
     from npas.sharing import (
         Allocation,
@@ -76,7 +76,7 @@ def __getattr__(name: str) -> Any:
     if name == "BudgetCallback":  # a class of transformers', which is imported for it alone
         return import_module("npas.training.huggingface").BudgetCallback
     if name == "train":
-        return import_module("npas.cli.library").train
+        return import_module("npas.cli.from_python").train
     if name in ("from_pretrained", "push_to_hub", "save_pretrained"):
         return getattr(import_module("npas.reporting.hub"), name)
     if name == "allocation":

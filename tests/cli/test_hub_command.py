@@ -24,7 +24,7 @@ def test_a_run_of_ones_own_network_is_read_by_load(run, trained, tmp_path):
     result, card = results.read(trained), ModelCard.load(folder / "README.md")
     assert result.metrics is not None and card.data.eval_results is not None
     measured = {found.metric_type: found.metric_value for found in card.data.eval_results}
-    assert measured == result.metrics.last and card.data.library_name == "npas"
+    assert measured == result.metrics.last and card.data.to_dict()["library_name"] == "npas"
     for words in (
         "budget 0.5",
         "Data: digits (no published",

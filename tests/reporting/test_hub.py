@@ -43,7 +43,7 @@ def test_what_save_pretrained_writes_from_pretrained_reads(build, tmp_path):
     assert same(model, npas.from_pretrained(tmp_path / "mine", build()))
     assert same(model, npas.load(tmp_path / "mine", build()))
     card = ModelCard.load(tmp_path / "mine" / "README.md")
-    assert card.data.library_name == "npas"
+    assert card.data.to_dict()["library_name"] == "npas"
     used = npas.allocation(model).budget.used
     assert f"{used:,} where the dense one has" in card.text and "budget 0.5" in card.text
     (tmp_path / "mine" / "README.md").write_text("my own")
