@@ -145,14 +145,20 @@ def size_groups(
         for (name, layers), part in zip(members.items(), parts, strict=True)
     ]
     left = sum(parts) - sum(group.used for group in sized)
-    if left:
-        names = list(members)
-        recipient = max(range(len(sized)), key=lambda i: (len(sized[i].layers) > 1, sized[i].used))
-        name, layers = names[recipient], members[names[recipient]]
-        part = sized[recipient].used + left
-        sized[recipient] = size_group(name, layers, part, scheme)
-        if part - sized[recipient].used > slack:
-            sized[recipient] = size_group(name, layers, part, replace(scheme, generator="avg"))
+    names, totals = list(members), [sum(la.size for la in own) for own in members.values()]
+    for i in sorted(range(len(sized)), key=lambda i: (len(sized[i].layers) == 1, -sized[i].used)):
+        part = sized[i].used + left
+        if scheme.generator in WHOLE:  # which have no use for more
+            part = min(part, totals[i])
+        before, layers = sized[i].used, members[names[i]]
+        if part == before:
+            continue
+        sized[i] = size_group(names[i], layers, part, scheme)
+        if part - sized[i].used > slack:
+            sized[i] = size_group(names[i], layers, part, replace(scheme, generator="avg"))
+        left -= sized[i].used - before
+        if left <= slack or scheme.generator not in WHOLE:
+            break
     return sized
 
 

@@ -63,6 +63,8 @@ def layer_fault(layer: LayerAllocation, bank: int) -> str:
         learned = columns == matrix_form(layer.shape)[0] and layer.size <= size <= rows * layer.size
     if layer.first and (layer.upsampler != HASH or not 0 < layer.first < MOST_WEIGHTS):
         return "first must be that of a hashed layer, and not negative"
+    if layer.upsampler == HASH and (size != bank or layer.mixing != "none"):
+        return "a hashed layer must read its whole bank as one template, and mix none"
     if layer.upsampler in BASES or layer.kept:
         learned = layer.upsampler in BASES and is_basis(layer)
     return "" if learned else "learned must be the shape that its upsampler needs"

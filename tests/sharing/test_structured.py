@@ -8,6 +8,7 @@ import torch
 from test_schemes import TOKENS, transformer, weight_of
 
 import npas
+from npas.sharing.allocation import Allocation
 from npas.sharing.bank import BankReader, BufferPool
 from npas.sharing.hashing import HashedBlock, hashed_weight
 
@@ -99,3 +100,20 @@ def test_hashed_reading_passes_gradcheck(bank):
     for weight, (size, first, scale) in zip(read(values), ((84, 0, 0.5), (60, 84, 2)), strict=True):
         plain = hashed_weight(values, size, first, scale)
         torch.testing.assert_close(weight.flatten(), plain)
+
+
+def test_what_one_group_leaves_over_goes_to_groups_with_room():
+    torch.manual_seed(0)
+    sides = ((9, 24), (6, 24), (11, 6), (6, 11), (7, 6), (23, 7))
+    for generator, budget in itertools.product(("hash", "basis", "factorized"), range(70, 100, 2)):
+        model = torch.nn.ModuleList(torch.nn.Linear(*side, bias=False) for side in sides)
+        plan = npas.plan(model, budget / 100, generator=generator, groups="shape")
+        assert 0 <= plan.budget.allowed - plan.budget.used <= len(plan.layers), (generator, budget)
+
+
+def test_a_hashed_layer_that_was_edited_to_read_a_part_is_refused():
+    data = npas.plan(transformer(), 0.1, exclude="@embeddings", generator="hash").to_dict()
+    for edit in ({"template_size": 64, "source": [1, 64]}, {"mixing": "avg"}):
+        layers = [data["layers"][0], {**data["layers"][1], **edit}, *data["layers"][2:]]
+        with pytest.raises(ValueError, match="must read its whole bank"):
+            Allocation.from_dict({**data, "layers": layers})
