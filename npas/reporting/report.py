@@ -86,7 +86,10 @@ def _committed(results: Path) -> Iterator[Section]:
 
 
 def _page(path: Path, name: str, **more: Any) -> Page:
-    return report_markdown.read(path.read_text(encoding="utf-8"), name, **more)
+    try:
+        return report_markdown.read(path.read_text(encoding="utf-8"), name, **more)
+    except ValueError as error:  # damaged, or not ours
+        raise ValueError(f"{path} cannot be read ({error}): mend or delete it") from None
 
 
 def _results(root: Path) -> list[Any]:

@@ -190,3 +190,11 @@ def test_a_folder_of_runs_is_summarized_by_budget(keep, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="there is nothing to report"):
         report.page(tmp_path / "empty", None)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe"])
+def test_a_damaged_table_is_named(content, tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "mine.md").write_bytes(content)
+    with pytest.raises(ValueError, match=r"mine\.md cannot be read"):
+        report.page(tmp_path, None)
