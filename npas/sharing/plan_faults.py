@@ -37,7 +37,8 @@ def layer_fault(layer: LayerAllocation, bank: int) -> str:
     if layer.templates[0] < 0 or layer.templates[-1] > bank - size:
         return "templates must lie in the bank, between 0 and bank - template_size"
     paid = 0 if layer.mixing == "none" else GENERATORS[layer.mixing].count([count])
-    if (count - 1) * size >= bank + paid:  # the last may be paid by coefficients
+    # The last may be paid by coefficients; maps that are resized overlap.
+    if layer.upsampler != "inter" and (count - 1) * size >= bank + paid:
         return "templates are more than its bank can hold"
     if not 0 <= layer.correction < layer.size:
         return "rank must cost less than its weight"
