@@ -66,3 +66,10 @@ def test_every_key_of_sharing_can_be_set():
     raw = OmegaConf.load(f"{npas.configs.__path__[0]}/sharing/ssn.yaml")
     known = flat(OmegaConf.to_container(raw))  # type: ignore[arg-type]
     assert set(keys_of(SharingConfig)) == set(known)
+
+
+def test_what_mixes_no_templates_ignores_how_many():
+    own = {"generator": "hash", "max_templates": 4, "upsampler": "mask"}
+    assert {*ignored(checked(sharing=own))} == {"sharing.max_templates", "sharing.upsampler"}
+    assert config_hash(checked(sharing=own)) == config_hash(checked(sharing__generator="hash"))
+    assert not ignored(checked(sharing={"generator": "channels", "max_templates": 4}))

@@ -83,6 +83,10 @@ def ignored(config: Config) -> dict[str, str]:
         without += ["search.softmax"] if search_epochs(config) else []
         reason = "sharing.generator=avg has no coefficients"
         leave_out(reason, *(f"sharing.{key}" for key in without))
+    if sharing.generator in ("basis", "factorized", "hash"):
+        reason = f"sharing.generator={sharing.generator} mixes no templates"
+        without = ["max_templates", "upsampler", "lsm_every"]
+        leave_out(reason, *(f"sharing.{key}" for key in without))
     if sharing.templates is not None:
         reason = f"sharing.templates={sharing.templates} fixes what each layer mixes"
         leave_out(reason, "sharing.upsampler", "sharing.max_templates")
