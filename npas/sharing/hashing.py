@@ -20,8 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npas.sharing.torch_private import is_traced
-
 if TYPE_CHECKING:
     from npas.sharing.bank import BufferPool
 
@@ -89,51 +87,56 @@ class HashedBlock:
 
 
 def hashed_weight(values_P: Tensor, size: int, first: int, scale: Tensor | float = 1.0) -> Tensor:
-    """Return the flat weight, times `scale`, of a layer that has `first` weights before it."""
-    rows_RC = _as_rows(values_P)
-    start, places_M, signs_M1 = _reads(len(values_P), size, first, values_P)
-    weight_MC = rows_RC.index_select(0, places_M).mul_(signs_M1 * scale)
-    return weight_MC.view(-1)[first - start * rows_RC.shape[1] :][:size]
+    """Return the flat weight, times `scale`, of a layer that has `first` weights before it.
+
+    By plain operations, for compilers and function transforms.
+    """
+    row, whole, start, count = _extent(len(values_P), size, first)
+    rows_RC = values_P[: whole * row].view(whole, row)
+    if len(values_P) % row:  # the last row lies flush with the end
+        rows_RC = torch.cat([rows_RC, values_P[-row:][None]])
+    places_M, signs_M1 = _places(len(rows_RC), start, count, values_P.device)
+    weight_MC = rows_RC.index_select(0, places_M) * (signs_M1.to(values_P.dtype) * scale)
+    return weight_MC.reshape(-1)[first - start * row :][:size]
 
 
 def read_rows(
     values_P: Tensor, size: int, first: int, scale: Tensor, made_MC: Callable[[int, int], Tensor]
 ) -> Tensor:
     """Return the same without gradients, in memory that is given for so many rows and values."""
-    rows_RC = _as_rows(values_P)
-    start, places_M, signs_M1 = _reads(len(values_P), size, first, values_P)
-    shares_M1 = signs_M1 * scale
-    weight_MC = made_MC(len(places_M), rows_RC.shape[1])
-    for piece in _pieces(len(places_M)):
+    row, whole, start, count = _extent(len(values_P), size, first)
+    signs_M1, pieces = _remembered(len(values_P), start, count, values_P.device)
+    rows_RC, shares_M1 = values_P[: whole * row].view(whole, row), signs_M1 * scale
+    weight_MC = made_MC(count, row)
+    for piece, places, last in pieces:
         part_MC = weight_MC[piece]
-        torch.index_select(rows_RC, 0, places_M[piece], out=part_MC)
+        torch.index_select(rows_RC, 0, places, out=part_MC)
+        if len(last):
+            part_MC.index_copy_(0, last, values_P[-row:].expand(len(last), row))
         part_MC.mul_(shares_M1[piece])
-    return weight_MC.view(-1)[first - start * rows_RC.shape[1] :][:size]
+    return weight_MC.view(-1)[first - start * row :][:size]
 
 
 def add_to_rows(buffer_P: Tensor, gradient_N: Tensor, first: int, scale: Tensor) -> None:
     """Add a flat weight's gradient to those of the rows it was read from, in place."""
-    row = min(CHUNK, len(buffer_P))
-    whole = len(buffer_P) // row
-    start, places_M, signs_M1 = _reads(len(buffer_P), len(gradient_N), first, buffer_P)
-    before = first - start * row
-    after = len(places_M) * row - before - len(gradient_N)
-    given_MC = (F.pad(gradient_N, (before, after)) if before or after else gradient_N).view(-1, row)
+    row, whole, start, count = _extent(len(buffer_P), len(gradient_N), first)
+    signs_M1, pieces = _remembered(len(buffer_P), start, count, buffer_P.device)
     rows_RC, shares_M1 = buffer_P[: whole * row].view(whole, row), signs_M1 * scale
-    for piece in _pieces(len(places_M)):
-        part_MC, places = given_MC[piece] * shares_M1[piece], places_M[piece]
-        if len(buffer_P) % row:  # the last row lies flush with the end
-            is_last = places == whole
-            buffer_P[-row:] += (part_MC * is_last[:, None]).sum(0)
-            part_MC.mul_(~is_last[:, None])
-            places = places.clamp(max=whole - 1)
+    before = first - start * row
+    after = count * row - before - len(gradient_N)
+    given_MC = (F.pad(gradient_N, (before, after)) if before or after else gradient_N).view(-1, row)
+    for piece, places, last in pieces:
+        part_MC = given_MC[piece] * shares_M1[piece]
+        if len(last):
+            buffer_P[-row:] += part_MC.index_select(0, last).sum(0)
+            part_MC.index_fill_(0, last, 0)
         rows_RC.index_add_(0, places, part_MC)
 
 
 def rows_gradient(gradient_N: Tensor, bank: int, first: int, scale: Tensor) -> Tensor:
     """Return what `add_to_rows` adds, as a bank of its own that can be differentiated."""
-    row = min(CHUNK, bank)
-    start, places_M, signs_M1 = _reads(bank, len(gradient_N), first, gradient_N)
+    row, _, start, count = _extent(bank, len(gradient_N), first)
+    places_M, signs_M1 = _places(-(-bank // row), start, count, gradient_N.device)
     begins_M1 = torch.clamp(places_M * row, max=bank - row)[:, None]
     elements = begins_M1 + torch.arange(row, device=gradient_N.device)
     cut = slice(first - start * row, first - start * row + len(gradient_N))
@@ -142,21 +145,11 @@ def rows_gradient(gradient_N: Tensor, bank: int, first: int, scale: Tensor) -> T
     return zeros_P.index_add(0, elements.reshape(-1)[cut], gradient_N * signs_N * scale)
 
 
-def _as_rows(values_P: Tensor) -> Tensor:
-    """Return the bank as rows, R x C; where they do not divide it, the last lies flush with it."""
-    row = min(CHUNK, len(values_P))
-    whole = len(values_P) // row
-    rows_RC = values_P[: whole * row].view(whole, row)
-    return torch.cat([rows_RC, values_P[-row:][None]]) if len(values_P) % row else rows_RC
-
-
-def _reads(bank: int, size: int, first: int, like: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Return the number of the first row that a weight touches, and places and signs of all."""
+def _extent(bank: int, size: int, first: int) -> tuple[int, int, int, int]:
+    """Return C, the rows that do not overlap, the first that a weight touches, and M."""
     row = min(CHUNK, bank)
-    start, stop = first // row, -(-(first + size) // row)
-    asked = -(-bank // row), start, stop - start, like.device
-    places_M, signs_M1 = (_places if is_traced() else _remembered)(*asked)
-    return start, places_M, signs_M1.to(like.dtype)
+    start = first // row
+    return row, bank // row, start, -(-(first + size) // row) - start
 
 
 def _places(rows: int, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -180,12 +173,26 @@ def _step(rows: int, sweep: int) -> int:
     return step
 
 
-def _pieces(rows: int) -> list[slice]:
-    """Cut rows into pieces whose copies stay in the cache, in memory that is soon used again."""
-    return [slice(begin, begin + PIECE) for begin in range(0, rows, PIECE)]
-
-
 @lru_cache(maxsize=2048)
-def _remembered(rows: int, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _remembered(
+    bank: int, first: int, count: int, device: torch.device
+) -> tuple[Tensor, list[tuple[slice, Tensor, Tensor]]]:
+    """Return the signs, and by pieces the places, and where in the piece the last row is read.
+
+    Pieces are such that their copies stay in the cache, in memory that is soon used again. Where
+    rows do not divide the bank, the last lies flush with its end: no place of a piece names it.
+    """
+    row = min(CHUNK, bank)
+    whole = bank // row
     with torch.inference_mode(False):
-        return _places(rows, first, count, device)
+        places_M, signs_M1 = _places(-(-bank // row), first, count, device)
+        pieces = [slice(begin, begin + PIECE) for begin in range(0, count, PIECE)]
+        found = [
+            (
+                piece,
+                places_M[piece].clamp(max=whole - 1),
+                (places_M[piece] == whole).nonzero().flatten(),
+            )
+            for piece in pieces
+        ]
+        return signs_M1, found
