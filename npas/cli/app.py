@@ -139,12 +139,12 @@ def plain(config: Any) -> dict[str, Any]:
     return {str(key): value for key, value in raw.items()}
 
 
-def explain(error: Exception, command: Command[T], words: Collection[str]) -> str | None:
+def explain(error: Exception, command: Command[T], args: Collection[str]) -> str | None:
     """Print the error's line, and the traceback if asked for or if it is a fault of ours."""
-    words = list(words)
-    folder = words[words.index("--config-dir") + 1] if "--config-dir" in words[:-1] else None
+    args = list(args)
+    folder = args[args.index("--config-dir") + 1] if "--config-dir" in args[:-1] else None
     line = arguments.explain(error, command.keys(), folder)
-    if line is None or os.environ.get("NPAS_DEBUG") == "1" or "hydra.verbose=true" in words:
+    if line is None or os.environ.get("NPAS_DEBUG") == "1" or "hydra.verbose=true" in args:
         traceback.print_exception(error)
     if line is not None:
         say(command.name, line)

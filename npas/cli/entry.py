@@ -27,11 +27,11 @@ def main(command: app.Command[T], argv: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait make a run on a busy machine many times slower. OpenMP
     # reads this when torch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    words = list(sys.argv[1:] if argv is None else argv)
+    args = list(sys.argv[1:] if argv is None else argv)
     jobs: list[app.Job] = []
     with app.one_line_messages(command.name):
         try:
-            asked = arguments.parse(words, command.keys())
+            asked = arguments.parse(args, command.keys())
             if asked.multirun and not asked.cfg:
                 jobs = sweep.run(command, asked)
             else:
@@ -49,7 +49,7 @@ def main(command: app.Command[T], argv: Sequence[str] | None = None) -> int:
             if not isinstance(error, Exception) or signals.requested():
                 app.say(command.name, f"stopped by a signal{command.after_interrupt}")
                 return signals.EXIT_CODE
-            return 2 if app.explain(error, command, words) else 1
+            return 2 if app.explain(error, command, args) else 1
     if any(job.status in (app.PREEMPTED, app.WAITING) for job in jobs):
         return signals.EXIT_CODE
     return 0 if all(job.fine for job in jobs) else 1

@@ -37,18 +37,18 @@ POINTS = 10  # of a curve, at most
 
 def main(argv: Sequence[str] | None = None) -> int:
     """List, compare or delete runs; see the top of this file. 0: done, 2: invalid arguments."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(words):
+    args = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(args):
         print((__doc__ or "").rstrip())
         return 0
     try:
         with app.one_line_messages(NAME):
-            if words[:1] == ["compare"]:
-                _compare(words[1:])
-            elif words[:1] == ["clean"]:
-                return _clean(words[1:])
+            if args[:1] == ["compare"]:
+                _compare(args[1:])
+            elif args[:1] == ["clean"]:
+                return _clean(args[1:])
             else:
-                _list(words)
+                _list(args)
     except ValueError as error:
         app.say(NAME, str(error))
         return 2
@@ -58,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(words: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+def _parse(args: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return a command's options and the filters; ValueError."""
     options = {key: OPTIONS[key] for key in own}
     wanted: dict[str, str] = {}
-    for word in words:
+    for word in args:
         key, equals, value = word.partition("=")
         if not equals or not key or not value:
             raise ValueError(f"{word!r} is no key=value: write as in {NAME} --help")
@@ -77,8 +77,8 @@ def _select(root: str, wanted: dict[str, str]) -> list[Run]:
     return run_index.select(runs, wanted)
 
 
-def _list(words: Sequence[str]) -> None:
-    options, wanted = _parse(words, ("root", "sort", "format"))
+def _list(args: Sequence[str]) -> None:
+    options, wanted = _parse(args, ("root", "sort", "format"))
     if options["format"] not in FORMATS:
         raise ValueError(f"format must be {', '.join(FORMATS)}, got {options['format']!r}")
     runs = _select(options["root"], wanted)
@@ -112,11 +112,11 @@ def _cells(run: Run) -> list[str]:
     return ["" if value is None else str(value) for value in told.values()]
 
 
-def _compare(words: Sequence[str]) -> None:
-    if len(words) != 2:
+def _compare(args: Sequence[str]) -> None:
+    if len(args) != 2:
         raise ValueError(f"compare takes two folders of runs: {NAME} compare DIR DIR")
-    runs = [run_index.read(Path(word)) for word in words]
-    for run, word in zip(runs, words, strict=True):
+    runs = [run_index.read(Path(word)) for word in args]
+    for run, word in zip(runs, args, strict=True):
         if run.result is None and not Path(word, run_index.CONFIG).exists():
             raise ValueError(f"{word} holds no run: name a run's folder")
     _print(runs)
@@ -152,11 +152,11 @@ def _side_by_side(heading: str, pairs: dict[str, tuple[object, object]]) -> None
             app.tell(line)
 
 
-def _clean(words: Sequence[str]) -> int:
+def _clean(args: Sequence[str]) -> int:
     """Delete runs, after asking; return the exit code. A run that is being trained stays."""
     from npas.tasks.common import files
 
-    options, wanted = _parse(words, ("root", "yes"))
+    options, wanted = _parse(args, ("root", "yes"))
     if options["yes"] not in ("true", "false"):
         raise ValueError(f"yes must be true or false, got {options['yes']!r}")
     if not wanted:

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 @functools.cache
-def compose(*words: str) -> Config:
-    """Compose and check the config that `npas-train` would run with these words."""
+def compose(*overrides: str) -> Config:
+    """Compose and check the config that `npas-train` would run with these overrides."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    plain = [word for word in words if PLAIN.match(word)]
-    composed = _composed(*(word for word in words if word not in plain)).copy()
+    plain = [one for one in overrides if PLAIN.match(one)]
+    composed = _composed(*(one for one in overrides if one not in plain)).copy()
     for override in OverridesParser.create().parse_overrides(plain):
         OmegaConf.update(composed, override.key_or_group, override.value())
     raw: Any = OmegaConf.to_container(composed, resolve=True)
@@ -38,13 +38,13 @@ PLAIN = re.compile(r"(budget|seed|\w+(\.\w+)+)=")
 
 
 @functools.cache
-def _composed(*words: str) -> DictConfig:
-    """Return what Hydra composes of words that choose files or add keys."""
+def _composed(*overrides: str) -> DictConfig:
+    """Return what Hydra composes of overrides that choose files or add keys."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
 
     with _own_hydra(), initialize_config_module("npas.configs", version_base="1.3"):
-        return hydra_compose("train", list(words))
+        return hydra_compose("train", list(overrides))
 
 
 @contextlib.contextmanager
@@ -61,8 +61,8 @@ def _own_hydra() -> Iterator[None]:
 
 
 @functools.cache
-def planned_count(*words: str) -> int:
-    """Count the parameters that the run of these words ends with, exactly.
+def planned_count(*overrides: str) -> int:
+    """Count the parameters that the run of these overrides ends with, exactly.
 
     Its groups must not need a search; the weights that it starts from need not be there. Tensors
     are made only where filters are pruned.
@@ -72,7 +72,7 @@ def planned_count(*words: str) -> int:
     from npas.training.experiment import check_groups, plan_keywords
 
     starts = ("model.pretrained=", "sharing.init=")
-    config = compose(*(word for word in words if not word.startswith(starts)))
+    config = compose(*(one for one in overrides if not one.startswith(starts)))
     model = _network(config)
     if config.budget == DENSE:
         count = count_parameters(model)
@@ -85,23 +85,23 @@ def planned_count(*words: str) -> int:
 
 
 @functools.cache
-def planned_flops(*words: str) -> int:
-    """Count the FLOPs of one input for what the run of these words exports."""
+def planned_flops(*overrides: str) -> int:
+    """Count the FLOPs of one input for what the run of these overrides exports."""
     from npas.tasks.base import inference_flops
     from npas.training import pruning
 
-    config = compose(*words)
+    config = compose(*overrides)
     if config.pruning.method is not None:
         return pruning.planned(config, _spec(config), 0).flops
     return inference_flops(_network(config), _spec(config))
 
 
 @functools.cache
-def dense_count(width: float, *words: str) -> int:
-    """Count the parameters, at this width, of the dense network that these words choose."""
+def dense_count(width: float, *overrides: str) -> int:
+    """Count the parameters, at this width, of the dense network that these overrides choose."""
     from npas.sharing import count_parameters
 
-    config = compose(*words)
+    config = compose(*overrides)
     model = dataclasses.replace(config.model, width=width)
     return count_parameters(_network(dataclasses.replace(config, model=model)))
 

@@ -26,7 +26,7 @@ SCHEMES = {  # the preset of each, and its budget
 }
 ALBERT = "one block in four loops (ALBERT)"
 LOOPED = {ALBERT: (1, 4), "two blocks in two loops": (2, 2)}
-# The rows of both versions, the experiment of each, and what an experiment's own words leave open.
+# The rows of both versions: the experiment of each, and what its own overrides leave open.
 SQUAD = {
     "BERT-Large": ("bert_large", "model.pretrained=bert-large-uncased"),
     "ALBERT": ("albert_large", "model.pretrained=albert/albert-large-v1"),
@@ -38,9 +38,9 @@ def shakespeare() -> Table:
     """List nanoGPT's network of its CPU setting, shared, narrower and looped."""
     exp = "+exp=shakespeare"
 
-    def shared(name: str, budgets: Sequence[str], *words: str) -> list[Row]:
+    def shared(name: str, budgets: Sequence[str], *overrides: str) -> list[Row]:
         return [
-            Row(f"{name}, budget {b}", (exp, *RATE, *words, f"budget={b}"), series=name)
+            Row(f"{name}, budget {b}", (exp, *RATE, *overrides, f"budget={b}"), series=name)
             for b in budgets
         ]
 
@@ -67,12 +67,12 @@ def shakespeare() -> Table:
     for name, (preset, budget) in SCHEMES.items():
         rows += shared(name, (budget,), f"sharing={preset}")
     for name, (layers, loops) in LOOPED.items():
-        words = (
+        overrides = (
             f"model.layers={layers}",
             f"model.loops={loops}",
             "model.iteration_embeddings=true",
         )
-        rows.append(Row(name, (exp, *RATE, *words), series=name))
+        rows.append(Row(name, (exp, *RATE, *overrides), series=name))
     return Table(
         name="shakespeare",
         title="Shakespeare, characters: loss against parameter budget",
@@ -100,10 +100,10 @@ def squad() -> Table:
     rows = []
     for version, section, metric in ((1, "SQuAD 1.1", "f1"), (2, "SQuAD 2.0", "best_f1")):
         for name, (exp, *more) in SQUAD.items():
-            words = (f"+exp={exp}_squad{version}", *more, FAST)
-            words += (start,) if name == "LB-SSN" else ()
+            overrides = (f"+exp={exp}_squad{version}", *more, FAST)
+            overrides += (start,) if name == "LB-SSN" else ()
             figure = published.figure("squad", name, f"squad{version}_f1")
-            rows.append(Row(name, words, "", figure, section, metric))
+            rows.append(Row(name, overrides, "", figure, section, metric))
     return Table(
         name="squad",
         title="SQuAD: F1 beside the published figures",
@@ -128,9 +128,9 @@ def minilm_squad() -> Table:
         "fitted, taught": ("sharing.init=fit", "distill.teacher=dense"),
     }
     rows = [Row("dense network", (exp,), series="dense network")]
-    for name, words in ways.items():
+    for name, overrides in ways.items():
         rows += [
-            Row(f"{name}, budget {b}", (exp, f"budget={b}", *words), series=name)
+            Row(f"{name}, budget {b}", (exp, f"budget={b}", *overrides), series=name)
             for b in ("0.5", "0.25")
         ]
     return Table(

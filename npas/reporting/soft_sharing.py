@@ -10,7 +10,7 @@ from npas.reporting import curriculum, published
 from npas.reporting.tables import Row, Table
 
 SPLIT = "data.val_fraction=0"  # published figures train on all of the training images
-# Whose words are no `model.depth` and `model.width` of a WRN.
+# Whose overrides are no `model.depth` and `model.width` of a WRN.
 OTHERS = {
     "ResNeXt-29 16x64": ("+exp=resnext_cifar{}",),
     "DenseNet 100-24": ("+exp=densenet_cifar{}",),
@@ -83,10 +83,10 @@ def _label(section: str, entry: Mapping[str, Any]) -> str:
 
 def _words(section: str, entry: Mapping[str, Any], classes: str) -> tuple[str, ...] | None:
     """Return a row's command-line arguments; None for networks of architecture search."""
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     if entry["name"] in OTHERS:
-        words = tuple(word.format(classes) for word in OTHERS[entry["name"]])
-        return words if section == "imagenet" else (*words, SPLIT)
+        overrides = tuple(one.format(classes) for one in OTHERS[entry["name"]])
+        return overrides if section == "imagenet" else (*overrides, SPLIT)
     matched = re.fullmatch(r"(S?)WRN (\d+)-(\d+)(?:-(\d+))?", entry["name"])
     if matched is None:
         return None
@@ -94,20 +94,20 @@ def _words(section: str, entry: Mapping[str, Any], classes: str) -> tuple[str, .
     if shared:
         size = (f"model.depth={depth}", f"model.width={width}")
         mixed = f"sharing.templates={templates or 'layers'}"
-        words = (f"+exp=swrn_cifar{classes}", SPLIT, *size, mixed)
+        overrides = (f"+exp=swrn_cifar{classes}", SPLIT, *size, mixed)
     else:  # WRN 28-10, the network of that experiment
-        words = (f"+exp=wrn_cifar{classes}", SPLIT, "budget=dense")
+        overrides = (f"+exp=wrn_cifar{classes}", SPLIT, "budget=dense")
     if entry.get("dropout"):
-        words += (f"model.dropout={entry['dropout']}",)
-    return words if entry.get("cutout") else (*words, "task.cutout=false")
+        overrides += (f"model.dropout={entry['dropout']}",)
+    return overrides if entry.get("cutout") else (*overrides, "task.cutout=false")
 
 
 def digits_swrn() -> Table:
     """Compare how coefficients start, on the digits."""
 
     def row(templates: str, series: str, *more: str) -> Row:
-        words = ("+exp=digits_swrn", f"sharing.templates={templates}", *more)
-        return Row(f"{DIGITS_TEMPLATES[templates]}, {series}", words, series=series)
+        overrides = ("+exp=digits_swrn", f"sharing.templates={templates}", *more)
+        return Row(f"{DIGITS_TEMPLATES[templates]}, {series}", overrides, series=series)
 
     dense = ("+exp=digits_swrn", "budget=dense", "sharing.templates=null")
     return Table(
@@ -135,7 +135,9 @@ def shortest_paths(exp: str, where: str) -> Table:
     return Table(
         name=exp,
         title=f"Shortest paths in {where}: F1 where the points lie further apart than in training",
-        rows=tuple(Row(name, (f"+exp={exp}", *words), name) for name, words in NETWORKS.items()),
+        rows=tuple(
+            Row(name, (f"+exp={exp}", *overrides), name) for name, overrides in NETWORKS.items()
+        ),
         note="Three networks of one depth and width mark the cells on shortest paths between two"
         " points. The points lie further apart phase by phase: see the settings in"
         f" `configs/exp/{exp}.yaml`. CNN shares nothing, SCNN mixes templates, SCNN-R is rewarded"

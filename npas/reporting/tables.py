@@ -42,7 +42,7 @@ class Row:
     """Define one network of a table."""
 
     label: str
-    words: tuple[str, ...] | None  # that npas-train gets; None: only the published figure
+    overrides: tuple[str, ...] | None  # that npas-train gets; None: only the published figure
     series: str = ""  # rows of one series make one line of the plot
     published: Figure | None = None
     section: str = ""  # rows of one section make one grid, under this heading
@@ -50,9 +50,11 @@ class Row:
 
     def command(self, seeds: Sequence[int]) -> str:
         """Return the command that runs it for these seeds."""
-        assert self.words is not None
+        assert self.overrides is not None
         sweep = ["-m"] if len(seeds) > 1 else []
-        return " ".join(["npas-train", *sweep, *self.words, f"seed={','.join(map(str, seeds))}"])
+        return " ".join(
+            ["npas-train", *sweep, *self.overrides, f"seed={','.join(map(str, seeds))}"]
+        )
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Cell:
 
     def missing(self, table: Table) -> tuple[int, ...]:
         """Return the seeds still to be run; a diverged run is an answer, a failed one is not."""
-        if self.row.words is None:
+        if self.row.overrides is None:
             return ()
         settled = self.having("done", "diverged")
         return tuple(seed for seed in table.seeds if seed not in settled)
@@ -200,8 +202,8 @@ def fill(table: Table, results: Iterable[Result]) -> list[Cell]:
     for row in table.rows:
         found: dict[int, Result] = {}
         copy = False
-        if row.words is not None:
-            config = compose(*row.words)
+        if row.overrides is not None:
+            config = compose(*row.overrides)
             copy = config.data.verify == "warn"
             assert not (copy and row.published), f"{row.label}: a copy has no published figure"
             own = config.trainer.devices, config.trainer.grad_accum_steps
@@ -265,8 +267,8 @@ def _grid(
     for cell in cells:
         row, figure, summary = cell.row, cell.row.published, cell.summary(table)
         parameters = cell.parameters()
-        if parameters is None and table.counted and row.words is not None:
-            parameters = planned_count(*row.words)
+        if parameters is None and table.counted and row.overrides is not None:
+            parameters = planned_count(*row.overrides)
         entries = {"network": f"{row.label} (copy)" if cell.copy else row.label}
         if table.counted and published:
             entries["published parameters"] = _millions(figure)
@@ -274,7 +276,7 @@ def _grid(
         if has_flops:
             theirs = figure.mflops if figure is not None else None
             entries["published multiply-adds"] = "" if theirs is None else f"{theirs:g}M"
-            ours = planned_flops(*row.words) / 2e6 if row.words is not None else None
+            ours = planned_flops(*row.overrides) / 2e6 if row.overrides is not None else None
             entries["multiply-adds"] = "" if ours is None else f"{ours:.2f}M"
         entries[table.heading] = _figure(table, cell)
         entries["n"] = str(summary.n) if summary else ""
@@ -290,7 +292,7 @@ def _grid(
             days = cell.gpu_days()
             measured = "not measured" if days is None else f"{days:.2g}"
             theirs = figure.gpu_days if figure is not None else None
-            entries["GPU-days"] = measured if row.words is not None else ""
+            entries["GPU-days"] = measured if row.overrides is not None else ""
             entries["published GPU-days"] = "" if theirs is None else f"{theirs:g}"
         if not lines:
             lines = [grid_line([*entries]), grid_line(["---", *["---:"] * (len(entries) - 1)])]

@@ -39,7 +39,7 @@ def test_a_committed_table_is_what_the_committed_results_give(name):
     assert page.read_text(encoding="utf-8") == tables.markdown(table, cells)
     assert table.name == name
     assert len({(cell.row.section, cell.row.label) for cell in cells}) == len(cells)
-    assert any(compose(*row.words).budget == DENSE for row in table.rows if row.words is not None)
+    assert any(compose(*row.overrides).budget == DENSE for row in table.rows if row.overrides is not None)
 
 
 def test_committed_results_came_from_finished_runs_of_the_real_data():
@@ -64,10 +64,10 @@ def header_words(exp):
 @pytest.mark.parametrize("name", ["imagenet", "perceiver", "squad", "grounding", "retrieval"])
 def test_what_an_experiments_own_command_trains_fills_its_row(name):
     for row in definitions.table(name).rows:
-        assert row.words is not None
+        assert row.overrides is not None
         # The budget, the run to start from and CITE's layers are the row's to say.
         said = ("budget=", "sharing.init=", "model.embeddings=")
-        words = [word for word in row.words if not word.startswith(said)]
+        words = [word for word in row.overrides if not word.startswith(said)]
         machine = (
             "budget=",
             "trainer.grad_accum_steps=",
@@ -80,7 +80,7 @@ def test_the_shared_bert_starts_where_its_pre_training_ends():
     (init,) = {
         word.removeprefix("sharing.init=")
         for row in definitions.table("squad").rows
-        for word in row.words or ()
+        for word in row.overrides or ()
         if word.startswith("sharing.init=")
     }
     assert init == str(run_dir(compose(*header_words("ssn_mlm"))))
@@ -91,11 +91,11 @@ def test_pruned_networks_are_no_larger_than_hranks():
     for pruned, shared, both in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
         figure = pruned.published
         assert figure is not None and figure.params is not None and figure.mflops is not None
-        assert pruned.words and shared.words and both.words
-        count, flops = planned_count(*pruned.words), planned_flops(*pruned.words)
+        assert pruned.overrides and shared.overrides and both.overrides
+        count, flops = planned_count(*pruned.overrides), planned_flops(*pruned.overrides)
         assert 0.85 * figure.params < count / 1e6 <= figure.params, pruned.section
         assert 0.85 * figure.mflops < flops / 2e6 <= figure.mflops, pruned.section
-        assert planned_count(*shared.words) == figure.params * 1e6
-        assert planned_flops(*both.words) == flops < planned_flops(*shared.words)
-        masks = planned_count(*both.words) - figure.params * 1e6 / 2
+        assert planned_count(*shared.overrides) == figure.params * 1e6
+        assert planned_flops(*both.overrides) == flops < planned_flops(*shared.overrides)
+        masks = planned_count(*both.overrides) - figure.params * 1e6 / 2
         assert 0 < masks < 150  # a bit a filter

@@ -19,7 +19,7 @@ KNOWN = {
 }
 LAYERS_OF_A_STAGE = 6  # that share, of depth 28
 ROWS = swrn().rows
-WITH_WORDS = [row for row in ROWS if row.words is not None]
+WITH_WORDS = [row for row in ROWS if row.overrides is not None]
 
 
 def named(row):
@@ -47,14 +47,14 @@ def test_every_published_figure_has_its_row(section, column):
 def test_no_row_but_the_published_ones_is_there():
     assert len(ROWS) == 11 + 11 + 4 + 4 + 12
     # What an architecture search has found is no network of ours.
-    unmade = [row.label for row in ROWS if row.words is None]
+    unmade = [row.label for row in ROWS if row.overrides is None]
     assert len(unmade) == 8 and not any("WRN" in label for label in unmade)
 
 
 @pytest.mark.parametrize("row", WITH_WORDS, ids=named)
 def test_the_exact_count_is_what_was_printed_and_the_known_one(row):
-    assert row.words is not None and row.published is not None
-    count = planned_count(*row.words)
+    assert row.overrides is not None and row.published is not None
+    count = planned_count(*row.overrides)
     printed = Decimal(str(row.published.params))
     places = max(0, -int(printed.as_tuple().exponent)) if printed % 1 else 0
     millions = Decimal(count) / 1_000_000
@@ -71,7 +71,7 @@ def test_the_exact_count_is_what_was_printed_and_the_known_one(row):
 
 def test_rows_are_trained_as_published():
     for row in WITH_WORDS:
-        words = row.words or ()
+        words = row.overrides or ()
         assert ("model.dropout=0.3" in words) == ("dropout" in row.label)
         if "CIFAR" in row.section:
             assert "data.val_fraction=0" in words
@@ -83,7 +83,7 @@ def test_rows_are_trained_as_published():
 def test_the_digits_compare_how_coefficients_start_at_equal_counts():
     counts = {}
     for row in digits_swrn().rows:
-        counts.setdefault(row.series, []).append(planned_count(*(row.words or ())))
+        counts.setdefault(row.series, []).append(planned_count(*(row.overrides or ())))
     assert set(counts) == {"dense network", "orthogonal", "sparse", "regularized"}
     assert counts["orthogonal"][1:] == counts["sparse"] == sorted(counts["sparse"])
     assert counts["regularized"] == counts["sparse"][:1]
@@ -92,5 +92,5 @@ def test_the_digits_compare_how_coefficients_start_at_equal_counts():
 
 def test_the_three_networks_differ_in_sharing_alone():
     rows = shortest_paths("shortest_paths_small", "small grids").rows
-    cnn, scnn, scnn_r = (planned_count(*(row.words or ())) for row in rows)
+    cnn, scnn, scnn_r = (planned_count(*(row.overrides or ())) for row in rows)
     assert scnn == scnn_r < cnn

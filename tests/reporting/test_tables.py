@@ -90,7 +90,7 @@ def test_results_on_a_copy_of_the_data_stand_in_rows_of_the_copy_alone(published
     table = dataclasses.replace(TABLE, rows=rows)
     dataset = Dataset("cifar10", "real", published)
     for row in rows:
-        keep(tmp_path, *row.words, used=100, dataset=dataset)
+        keep(tmp_path, *row.overrides, used=100, dataset=dataset)
     own, copy = tables.load(table, tmp_path)
     assert (bool(own.found), bool(copy.found)) == (published is not False, published is False)
     text = tables.markdown(table, [own, copy])
