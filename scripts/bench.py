@@ -182,7 +182,7 @@ def share(arguments: argparse.Namespace, network: Any) -> Any:
     """Share a network inside the budget that this process serves."""
     import npas
 
-    return npas.share(network, arguments.serve, recompute=arguments.recompute)
+    return npas.share(network, arguments.serve, generator="wavg", recompute=arguments.recompute)
 
 
 def forward(arguments: argparse.Namespace, network: Any) -> Callable[[], Any]:

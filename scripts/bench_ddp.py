@@ -107,7 +107,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for budget, groups in cases:
         network = build(arguments)
         if budget != "dense":
-            npas.share(network, budget, groups=GROUPS[groups])
+            npas.share(network, budget, generator="wavg", groups=GROUPS[groups])
         networks[budget, groups] = Stepper(arguments, network)
     for stepper in networks.values():
         for dtype in ("alone", *DTYPES, "fp32"):  # after the first, DDP puts its buckets in order

@@ -152,7 +152,8 @@ def share(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*drops the network's weights")
         init = "fit" if "fit" in method else "fresh"
-        npas.share(shared, budget, init=init, seed=seed, batches=batches)
+        generator = None if init == "fit" else "wavg"
+        npas.share(shared, budget, generator=generator, init=init, seed=seed, batches=batches)
     return model
 
 

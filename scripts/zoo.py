@@ -153,7 +153,7 @@ def share_at(
     found: dict[str, Any] = {}
     if npas.parse_budget(budget).allowed(result["dense"]) < result["smallest"]:
         found["floor"] = budget = spell_count(result["smallest"])
-    npas.share(model, budget)
+    npas.share(model, budget, generator="wavg")
     plan = npas.allocation(model)
     used, allowed = npas.count_parameters(model), plan.budget.allowed
     found |= {"allowed": allowed, "used": used, "split": plan.split, "layers": len(plan.layers)}

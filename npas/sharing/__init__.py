@@ -1,7 +1,7 @@
 """The method: share a network's parameters inside a budget. Needs torch alone."""
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
-from npas.sharing.api import load, plan, save, share, summary
+from npas.sharing.api import load, save, share, summary
 from npas.sharing.artifact import read_artifact, write_artifact
 from npas.sharing.budget import Budget, BudgetReport, count_parameters, parse_budget
 from npas.sharing.distillation import distillation_loss
@@ -11,6 +11,7 @@ from npas.sharing.folding import Folding, fold, load_folded, save_folded
 from npas.sharing.install import is_shared, materialize
 from npas.sharing.layer_similarity import Similarity, recurrence_reward, similarity
 from npas.sharing.optimizer_groups import no_decay_names, param_groups
+from npas.sharing.planning import plan
 from npas.sharing.pricing import price
 from npas.sharing.pruning import feature_ranks, mask_filters, prune_filters, resize, shrink
 from npas.utils.packing import Artifact, Packing

@@ -1,11 +1,11 @@
-"""Turn a dense network into a shared one and back: share, plan, materialize, save, load."""
+"""Turn a dense network into a shared one, save and load it, and say what it has become."""
 
 from __future__ import annotations
 
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from npas.sharing import activations, audit, fitting, pricing, storage
+from npas.sharing import activations, audit, fitting, storage
 from npas.sharing.activations import Batch
-from npas.sharing.allocation import ALLOCATORS, Allocation, Scheme
-from npas.sharing.allocator import allocate, allocate_templates
-from npas.sharing.budget import count_parameters, parse_budget
-from npas.sharing.coefficients import CHOICES, FIXED, OF_DEPTH, STARTS
-from npas.sharing.groups import assign_groups
+from npas.sharing.allocation import Allocation
+from npas.sharing.budget import parse_budget
 from npas.sharing.init import (
     SAME_SPREAD,
     assign_scales,
@@ -35,11 +32,8 @@ from npas.sharing.install import (
     restore,
     shared_weights,
 )
-from npas.sharing.layers import find_layers
 from npas.sharing.loops import refuse_loops
-from npas.sharing.released_layout import allocate_reference
-from npas.sharing.structured import check_generator
-from npas.sharing.upsample import UPSAMPLERS
+from npas.sharing.planning import Groups, Names, fit_inside, plan, refuse_meta
 from npas.utils.budget import BudgetLike
 from npas.utils.keywords import renamed
 from npas.utils.packing import Packing
@@ -48,16 +42,13 @@ from npas.utils.printing import Shown
 ALLOCATION_FILE = "allocation.json"
 SHARED_FOLDER = "shared"  # of a folder for the hub, beside the dense network
 
-Names = str | Iterable[str] | None
-Groups = str | Mapping[str, str | int]
-
 
 @renamed(layout="allocator", coefficients="coefficient_init")
 def share(
     model: nn.Module,
     budget: BudgetLike | None = None,
     *,
-    generator: str = "wavg",
+    generator: str | None = None,
     upsampler: str = "inter",
     groups: Groups = "single",
     num_groups: int | None = None,
@@ -82,7 +73,9 @@ def share(
     `"16MB"` limits the bytes of the artifact that `write_artifact` makes, by `packing`, instead.
     `templates` fixes K instead (soft sharing), and with it the count; "layers" is as many as the
     group has layers. `generator` is avg, wavg or emb (coefficients a layer), channels (coefficients
-    an output channel), basis, hash or factorized (see `structured`); `coefficients` start
+    an output channel), basis, hash or factorized (see `structured`). By default it is hash, which
+    did best at equal budgets (docs/choosing.md), and wavg, the paper's, from the dense count on, in
+    a budget of bytes and where another option is about templates. `coefficient_init`: they start
     orthogonal, sparse (one template a layer), released (one orthogonal matrix for all layers of one
     K, whose rows shrink where they are more than K), legendre or cosine (functions of depth among
     the layers of a group and shape); without `train_coefficients` they stay, and are no parameters.
@@ -122,7 +115,7 @@ def share(
     if init == "fit":
         return _share_fitted(model, budget, options, recompute, batches)
     allocation = plan(model, budget, init=init, batches=batches, **options)
-    _refuse_meta(model)
+    refuse_meta(model)
     if audit.looks_trained(model):
         warnings.warn(
             "npas.share drops the network's weights, and these look trained: a shared network is"
@@ -130,101 +123,6 @@ def share(
             stacklevel=3,
         )
     return apply(model, allocation, seed=seed, recompute=recompute)
-
-
-@renamed(layout="allocator", coefficients="coefficient_init")
-def plan(
-    model: nn.Module,
-    budget: BudgetLike | None = None,
-    *,
-    generator: str = "wavg",
-    upsampler: str = "inter",
-    groups: Groups = "single",
-    num_groups: int | None = None,
-    max_templates: int = 8,
-    templates: int | str | None = None,
-    coefficient_init: str = "orthogonal",
-    train_coefficients: bool = True,
-    upsample_templates: int = 1,
-    low_rank: int = 0,
-    include: Names = None,
-    exclude: Names = None,
-    allocator: str = "npas",
-    seed: int = 0,
-    packing: Packing | None = None,
-    init: str = "fresh",
-    batches: Sequence[Batch] | None = None,
-) -> Allocation:
-    """Return the allocation that `share` would make of the same arguments; changes nothing.
-
-    But for the layers' fixed scales, which `share` measures.
-    """
-    activations.refuse_batches(batches, init, templates)
-    chosen = (
-        generator, upsampler, groups, max_templates, coefficient_init, train_coefficients,
-        upsample_templates, low_rank, allocator,
-    )  # fmt: skip
-    selected = templates, include, exclude, chosen, batches
-    if init == "fit" and (found := _fit(model, budget, *selected)):
-        return found.allocation
-    specs = [layer.spec for layer in find_layers(require_unshared(model), include, exclude)]
-    for option, value, choices in (
-        ("init", init, ("fresh", "fit")),
-        ("generator", generator, CHOICES),
-        ("upsampler", upsampler, UPSAMPLERS),
-        ("allocator", allocator, ALLOCATORS),
-        ("coefficient_init", coefficient_init, (*STARTS, *OF_DEPTH)),
-    ):
-        if value not in choices:
-            raise ValueError(f"{option}={value!r} is unknown: choose {', '.join(choices)}")
-    if low_rank < 0:
-        raise ValueError(f"low_rank={low_rank} is out of range: give a rank, or 0 for none")
-    if not train_coefficients and generator != "wavg":
-        raise ValueError(
-            f"train_coefficients=False needs generator='wavg', not {generator!r}: its coefficients"
-            " are free of anything that trains"
-        )
-    check_generator(generator, upsampler, coefficient_init, upsample_templates, templates)
-    for option, count in (("max_templates", max_templates), ("templates", templates)):
-        if isinstance(count, str) and count != "layers":
-            raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")
-        if isinstance(count, int) and count < 1:
-            raise ValueError(
-                f"{option}={count} is out of range: give a layer at least one template"
-            )
-    if budget is not None and templates is not None:
-        raise ValueError("budget and templates exclude each other: templates fixes the count")
-    group_of = assign_groups(specs, groups, num_groups, seed)
-    mixing = generator if train_coefficients else FIXED
-    scheme = Scheme(
-        mixing, upsampler, max_templates, allocator, coefficient_init, low_rank, upsample_templates
-    )
-    dense = count_parameters(model)
-    if templates is not None:
-        return allocate_templates(specs, group_of, templates, dense, scheme)
-    if budget is None:
-        raise ValueError(
-            "nothing says how many parameters to use: give a budget (0.1, 18M) or templates"
-        )
-    request = parse_budget(budget)
-    if request.size is not None:
-        if allocator == "reference":
-            raise ValueError(
-                f"budget={request.canonical} bounds bytes, and allocator='reference' banks alone:"
-                " use allocator='npas'"
-            )
-        return pricing.fit(model, request, specs, group_of, scheme, packing or Packing())
-    if allocator == "reference":
-        others = low_rank or upsample_templates > 1
-        if mixing != "wavg" or coefficient_init in ("sparse", *OF_DEPTH) or others:
-            raise ValueError(
-                "allocator='reference' mixes with generator='wavg' and"
-                " coefficient_init='released' only, which train, resizes one map and corrects"
-                " nothing"
-            )
-        wrap_after_k = groups in ("type", "shape")
-        return allocate_reference(specs, group_of, request, dense, scheme, wrap_after_k)
-    return allocate(specs, group_of, request, dense, scheme)
 
 
 def _share_fitted(
@@ -235,7 +133,7 @@ def _share_fitted(
     batches: Sequence[Batch] | None,
 ) -> nn.Module:
     """Share a network such that its weights are approximated; see `share`."""
-    _refuse_meta(model)
+    refuse_meta(model)
     activations.refuse_batches(batches, "fit", options["templates"])
     if audit.looks_fresh(model):
         warnings.warn(
@@ -243,9 +141,8 @@ def _share_fitted(
             stacklevel=4,
         )
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    selected = options["templates"], options["include"], options["exclude"]
     expected = activations.outputs(model, batches[0]) if batches else None
-    found = _fit(model, budget, *selected, [options[key] for key in OF_FRESH], batches)
+    found = fit_inside(model, budget, options, batches)
     if found is not None:
         audit.warn_of_optimizers(install(model, found.allocation, recompute))
         fitting.fill(model, found.values)
@@ -262,55 +159,6 @@ def _share_fitted(
         errors = replace(errors, outputs=float(apart.norm() / expected.norm()))
     shared_weights(model).errors = errors
     return model
-
-
-OF_FRESH = {
-    "generator": "wavg",
-    "upsampler": "inter",
-    "groups": "single",
-    "max_templates": 8,
-    "coefficient_init": "orthogonal",
-    "train_coefficients": True,
-    "upsample_templates": 1,
-    "low_rank": 0,
-    "allocator": "npas",
-}
-"""The options, with their defaults, that `init="fit"` decides itself inside a budget."""
-
-
-def _fit(
-    model: nn.Module,
-    budget: BudgetLike | None,
-    templates: int | str | None,
-    include: Names,
-    exclude: Names,
-    chosen: Iterable[object],
-    batches: Sequence[Batch] | None = None,
-) -> fitting.Fit | None:
-    """Fit a network inside a budget; None where templates fix the layout."""
-    if templates is not None or budget is None:
-        return None
-    for (option, default), value in zip(OF_FRESH.items(), chosen, strict=True):
-        if value != default:
-            raise ValueError(
-                f"init='fit' chooses from the weights what {option} would say: leave {option} out,"
-                " or give templates in place of a budget"
-            )
-    layers = find_layers(require_unshared(model), include, exclude)
-    _refuse_meta(model)
-    request = parse_budget(budget)
-    if request.size is not None:
-        raise ValueError(
-            f"budget={request.canonical} bounds bytes, and init='fit' counts parameters: give a"
-            " fraction or a count (0.1, 18M)"
-        )
-    roots = activations.roots(model, layers, batches) if batches else None
-    return fitting.fit(layers, request, count_parameters(model), roots)
-
-
-def _refuse_meta(model: nn.Module) -> None:
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
 
 
 def apply(

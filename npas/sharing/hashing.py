@@ -86,17 +86,17 @@ class HashedBlock:
         return torch.zeros_like(alpha_LK), part_P
 
 
-def hashed_weight(values_P: Tensor, size: int, first: int, scale: Tensor | float = 1.0) -> Tensor:
-    """Return the flat weight, times `scale`, of a layer that has `first` weights before it.
+def hashed_weight(values_P: Tensor, bank: int, size: int, first: int) -> Tensor:
+    """Return the flat weight of a layer that has `first` weights before it, of a bank of P values.
 
-    By plain operations, for compilers and function transforms.
+    By plain operations, for compilers, tracers and function transforms.
     """
-    row, whole, start, count = _extent(len(values_P), size, first)
+    row, whole, start, count = _extent(bank, size, first)
     rows_RC = values_P[: whole * row].view(whole, row)
-    if len(values_P) % row:  # the last row lies flush with the end
+    if bank % row:  # the last row lies flush with the end
         rows_RC = torch.cat([rows_RC, values_P[-row:][None]])
-    places_M, signs_M1 = _places(len(rows_RC), start, count, values_P.device)
-    weight_MC = rows_RC.index_select(0, places_M) * (signs_M1.to(values_P.dtype) * scale)
+    places_M, signs_M1 = _places(-(-bank // row), start, count, values_P.device)
+    weight_MC = rows_RC.index_select(0, places_M) * signs_M1.to(values_P.dtype)
     return weight_MC.reshape(-1)[first - start * row :][:size]
 
 
@@ -157,7 +157,9 @@ def _places(rows: int, first: int, count: int, device: torch.device) -> tuple[Te
     number_M = torch.arange(first, first + count, dtype=torch.int64)
     sweep_M, place_M = number_M // rows, number_M % rows
     earliest, latest = first // rows, (first + count - 1) // rows
-    steps = torch.tensor([_step(rows, sweep) for sweep in range(earliest, latest + 1)])
+    steps = torch.stack(  # of scalars that a tracer takes for constants
+        [torch.full((), _step(rows, sweep)) for sweep in range(earliest, latest + 1)]
+    )
     step_M = steps[sweep_M - earliest]
     places_M = (place_M * step_M + sweep_M * (rows // 3 + 1)) % rows
     mixed_M = (number_M * 2654435761 + sweep_M * 40503) % (1 << 32)  # Knuth's multiplicative hash

@@ -19,7 +19,7 @@ def shaped(values: Tensor, learned: Tensor | None, layer: LayerAllocation) -> Te
     if layer.upsampler is None:
         return values
     if layer.upsampler == HASH:
-        return hashed_weight(values, layer.size, layer.first)
+        return hashed_weight(values, layer.source[1], layer.size, layer.first)
     if layer.upsampler in BASES:
         assert learned is not None
         return basis_weight(values, learned, layer)

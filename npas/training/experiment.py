@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from npas import models, tasks
+from npas import models, sharing, tasks
 from npas.config import DENSE, FITTED, Config, search_epochs
 from npas.config.groups_file import GROUPS_FILE
 from npas.models import InputSpec
@@ -232,7 +232,7 @@ def _share_for_search(config: Config, model: nn.Module) -> nn.Module:
     proxy: dict[str, Any] = {"groups": "random"}
     if settings.allocator == "reference":
         proxy = {"groups": "single", "num_groups": None}
-    drawn = api.plan(model, config.budget, **plan_keywords(config) | proxy)
+    drawn = sharing.plan(model, config.budget, **plan_keywords(config) | proxy)
     plan = plan_search(
         model,
         config.budget if config.cap is None else spell_count(drawn.budget.allowed),

@@ -39,7 +39,9 @@ def test_a_committed_table_is_what_the_committed_results_give(name):
     assert page.read_text(encoding="utf-8") == tables.markdown(table, cells)
     assert table.name == name
     assert len({(cell.row.section, cell.row.label) for cell in cells}) == len(cells)
-    assert any(compose(*row.overrides).budget == DENSE for row in table.rows if row.overrides is not None)
+    assert any(
+        compose(*row.overrides).budget == DENSE for row in table.rows if row.overrides is not None
+    )
 
 
 def test_committed_results_came_from_finished_runs_of_the_real_data():

@@ -62,7 +62,7 @@ def test_the_callback_prints_the_allocation_and_refuses_what_is_over_its_budget(
     model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4))
     with pytest.raises(ValueError, match="network is not shared"):
         begin(model)
-    npas.share(model, 0.5)
+    npas.share(model, 0.5, generator="wavg")
     begin(nn.ModuleDict({"module": model})["module"], torch.optim.SGD(npas.param_groups(model, 1)))
     assert npas.summary(model) in capsys.readouterr().out
     with pytest.warns(UserWarning, match=r"decays npas_.* give the Trainer optimizers="):

@@ -160,7 +160,7 @@ def test_a_layer_used_three_times_is_generated_once(generated):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_an_interrupted_forward_leaves_no_stale_weights(error):
-    model = npas.share(Residual(), 0.3).eval()
+    model = npas.share(Residual(), 0.3, generator="wavg").eval()
     inputs = torch.randn(2, 3, 6, 6)
 
     def interrupt(*_):
@@ -207,7 +207,7 @@ def test_replaced_parameters_are_never_taken_for_the_old_ones():
 
 
 def test_threads_that_train_one_network_do_not_mix_their_passes():
-    model = npas.share(Residual(), 0.3).eval()
+    model = npas.share(Residual(), 0.3, generator="wavg").eval()
     failures = []
 
     def work():

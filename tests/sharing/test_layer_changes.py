@@ -133,9 +133,11 @@ def test_features_are_extracted_first_and_shared_then():
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("gradients", [True, False])
-def test_jit_traces_answer_alike_and_hold_the_bank(gradients):
-    model = shared().eval()
+@pytest.mark.parametrize(
+    ("generator", "gradients"), [("wavg", True), ("wavg", False), ("hash", True)]
+)
+def test_jit_traces_answer_alike_and_hold_the_bank(generator, gradients):
+    model = shared(generator=generator).eval()
     with torch.set_grad_enabled(gradients):
         traced = torch.jit.trace(model, INPUTS)
     torch.testing.assert_close(outputs(traced), outputs(model))

@@ -111,7 +111,7 @@ def test_a_layer_used_in_a_loop_is_generated_again_once(monkeypatch):
         return weights(self, *others)
 
     monkeypatch.setattr(Block, "weights", counted)
-    output = npas.share(Loop(), 0.8, recompute=True)(torch.ones(2, 16))
+    output = npas.share(Loop(), 0.8, generator="wavg", recompute=True)(torch.ones(2, 16))
     assert len(made) == 2
     output.sum().backward()
     assert len(made) == 3, "and what the pass generated last serves backward first"
@@ -128,7 +128,7 @@ def test_a_graph_that_is_never_used_goes_away(recompute):
 
 
 def test_no_hook_stays_behind():
-    model = npas.share(Residual(), 0.6, recompute=True)
+    model = npas.share(Residual(), 0.6, generator="wavg", recompute=True)
 
     def hooks():
         return torch._C._autograd._top_saved_tensors_default_hooks(False)

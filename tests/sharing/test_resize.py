@@ -89,7 +89,7 @@ class Positions(nn.Module):
 
 def test_a_position_table_is_resized_as_rows_of_positions():
     model = Positions()
-    (group,) = npas.allocation(npas.share(model, 0.4)).groups
+    (group,) = npas.allocation(npas.share(model, 0.4, generator="wavg")).groups
     (table,) = (layer for layer in group.layers if layer.upsampler)
     assert table.matrix == (40, 64) and 1 < table.source[0] < 40 and not group.unread
     model.table.sum().backward()
@@ -98,7 +98,7 @@ def test_a_position_table_is_resized_as_rows_of_positions():
 
 
 def test_a_table_that_was_allocated_as_one_row_still_is():
-    data = npas.allocation(npas.share(Positions(), 0.4)).to_dict()
+    data = npas.allocation(npas.share(Positions(), 0.4, generator="wavg")).to_dict()
     (layer,) = (layer for layer in data["layers"] if layer["upsampler"])
     layer["source"] = [1, layer["template_size"]]
     (layer,) = (layer for layer in Allocation.from_dict(data).layers if layer.upsampler)

@@ -152,7 +152,7 @@ def test_what_is_no_network_is_refused(thing):
 
 
 def test_the_summary_tells_layers_groups_and_what_was_asked_allowed_and_used():
-    model = npas.share(Residual(), 0.3, groups="type", exclude="stem.weight")
+    model = npas.share(Residual(), 0.3, generator="wavg", groups="type", exclude="stem.weight")
     plan, text = npas.allocation(model), npas.summary(model)
     lines = text.splitlines()
     assert re.fullmatch(

@@ -33,6 +33,26 @@ def test_hashed_layers_differ_and_read_every_value_equally_often():
     assert float(times.max()) <= 2 * math.ceil(even)  # where the last row covers the one before
 
 
+def test_the_default_is_hashed_rows_below_the_dense_count_and_no_layers_come_out_alike():
+    cases = [
+        ({"budget": 0.1}, "hash"),
+        ({"budget": 0.99, "groups": "type", "low_rank": 1}, "hash"),
+        ({"budget": 1}, "wavg"),
+        ({"budget": "1M"}, "wavg"),
+        ({"budget": "50KB"}, "wavg"),
+        ({"budget": 0.5, "coefficient_init": "sparse"}, "wavg"),
+        ({"budget": 0.5, "max_templates": 2}, "wavg"),
+        ({"budget": 0.5, "allocator": "reference"}, "wavg"),
+        ({"templates": 2, "groups": "shape"}, "wavg"),
+    ]
+    for options, generator in cases:
+        assert npas.plan(transformer(), **options).scheme.generator == generator, options
+    model = npas.share(transformer(), 0.1)
+    weights = [weight_of(model, layer.name).flatten() for layer in npas.allocation(model).layers]
+    for i, one in enumerate(weights):
+        assert not any(torch.equal(one, other) for other in weights[:i])
+
+
 def test_channels_start_as_the_layers_coefficients_would():
     found = {}
     for generator in ("wavg", "channels"):
@@ -62,7 +82,9 @@ def test_factorized_layers_share_nothing_and_a_basis_is_read_by_all():
 
 def test_several_maps_make_upsampled_layers_differ():
     for maps, alike in ((1, True), (4, False)):
-        model = npas.share(transformer(), 0.1, exclude="@embeddings", upsample_templates=maps)
+        model = npas.share(
+            transformer(), 0.1, exclude="@embeddings", generator="wavg", upsample_templates=maps
+        )
         plan = npas.allocation(model)
         names = [la.name for la in plan.layers if la.upsampler and la.shape == (64, 16)]
         one, other = (weight_of(model, name) for name in names[:2])
@@ -98,7 +120,7 @@ def test_hashed_reading_passes_gradcheck(bank):
     assert torch.autograd.gradcheck(read, values)
     assert torch.autograd.gradgradcheck(read, values)
     for weight, (size, first, scale) in zip(read(values), ((84, 0, 0.5), (60, 84, 2)), strict=True):
-        plain = hashed_weight(values, size, first, scale)
+        plain = hashed_weight(values, len(values), size, first) * scale
         torch.testing.assert_close(weight.flatten(), plain)
 
 

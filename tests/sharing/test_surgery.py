@@ -48,7 +48,7 @@ def dense(seed=0):
 
 
 def shared(**options):
-    model = npas.share(dense(), 0.6, **options)  # type: ignore[arg-type]
+    model = npas.share(dense(), 0.6, **{"generator": "wavg", **options})  # type: ignore[arg-type]
     assert isinstance(model, Net)
     return model
 

@@ -13,10 +13,10 @@ INPUTS = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(7))
 LABELS = torch.arange(4)
 
 
-def shared(budget=0.4, seed=0, **options):
+def shared(budget=0.4, seed=0, generator="wavg", **options):
     """Return a small residual network, shared; the seed also draws what stays unshared."""
     torch.manual_seed(seed)
-    return npas.share(Residual(), budget, seed=seed, **options)
+    return npas.share(Residual(), budget, seed=seed, generator=generator, **options)
 
 
 class Part(nn.Module):
@@ -41,10 +41,10 @@ class Mlp(nn.Module):
         return self.head(self.body(x).tanh())
 
 
-def mlp(budget=0.7, **options):
+def mlp(budget=0.7, generator="wavg", **options):
     """Return a smaller shared network, quick to compile."""
     torch.manual_seed(0)
-    return npas.share(Mlp(), budget, **options)
+    return npas.share(Mlp(), budget, generator=generator, **options)
 
 
 def loss(model):

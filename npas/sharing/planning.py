@@ -1,0 +1,183 @@
+"""Plan how a network is shared: check the options, choose what is left open, size the banks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from npas.sharing import activations, fitting, pricing
+from npas.sharing.activations import Batch
+from npas.sharing.allocation import ALLOCATORS, Allocation, Scheme
+from npas.sharing.allocator import allocate, allocate_templates
+from npas.sharing.budget import count_parameters, parse_budget
+from npas.sharing.coefficients import CHOICES, FIXED, OF_DEPTH, STARTS
+from npas.sharing.groups import assign_groups
+from npas.sharing.install import require_unshared
+from npas.sharing.layers import find_layers
+from npas.sharing.released_layout import allocate_reference
+from npas.sharing.structured import check_generator
+from npas.sharing.upsample import UPSAMPLERS
+from npas.utils.budget import BudgetLike
+from npas.utils.keywords import renamed
+from npas.utils.packing import Packing
+
+Names = str | Iterable[str] | None
+Groups = str | Mapping[str, str | int]
+
+
+@renamed(layout="allocator", coefficients="coefficient_init")
+def plan(
+    model: nn.Module,
+    budget: BudgetLike | None = None,
+    *,
+    generator: str | None = None,
+    upsampler: str = "inter",
+    groups: Groups = "single",
+    num_groups: int | None = None,
+    max_templates: int = 8,
+    templates: int | str | None = None,
+    coefficient_init: str = "orthogonal",
+    train_coefficients: bool = True,
+    upsample_templates: int = 1,
+    low_rank: int = 0,
+    include: Names = None,
+    exclude: Names = None,
+    allocator: str = "npas",
+    seed: int = 0,
+    packing: Packing | None = None,
+    init: str = "fresh",
+    batches: Sequence[Batch] | None = None,
+) -> Allocation:
+    """Return the allocation that `share` would make of the same arguments; changes nothing.
+
+    But for the layers' fixed scales, which `share` measures.
+    """
+    activations.refuse_batches(batches, init, templates)
+    options: dict[str, Any] = dict(
+        generator=generator, upsampler=upsampler, groups=groups, max_templates=max_templates,
+        templates=templates, coefficient_init=coefficient_init,
+        train_coefficients=train_coefficients, upsample_templates=upsample_templates,
+        low_rank=low_rank, include=include, exclude=exclude, allocator=allocator,
+    )  # fmt: skip
+    require_unshared(model)
+    if init == "fit" and (found := fit_inside(model, budget, options, batches)):
+        return found.allocation
+    generator = generator or _default_generator(model, budget, options)
+    specs = [layer.spec for layer in find_layers(model, include, exclude)]
+    for option, value, choices in (
+        ("init", init, ("fresh", "fit")),
+        ("generator", generator, CHOICES),
+        ("upsampler", upsampler, UPSAMPLERS),
+        ("allocator", allocator, ALLOCATORS),
+        ("coefficient_init", coefficient_init, (*STARTS, *OF_DEPTH)),
+    ):
+        if value not in choices:
+            raise ValueError(f"{option}={value!r} is unknown: choose {', '.join(choices)}")
+    if low_rank < 0:
+        raise ValueError(f"low_rank={low_rank} is out of range: give a rank, or 0 for none")
+    if not train_coefficients and generator != "wavg":
+        raise ValueError(
+            f"train_coefficients=False needs generator='wavg', not {generator!r}: its coefficients"
+            " are free of anything that trains"
+        )
+    check_generator(generator, upsampler, coefficient_init, upsample_templates, templates)
+    for option, count in (("max_templates", max_templates), ("templates", templates)):
+        if isinstance(count, str) and count != "layers":
+            raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")
+        if isinstance(count, int) and count < 1:
+            raise ValueError(
+                f"{option}={count} is out of range: give a layer at least one template"
+            )
+    if budget is not None and templates is not None:
+        raise ValueError("budget and templates exclude each other: templates fixes the count")
+    group_of = assign_groups(specs, groups, num_groups, seed)
+    mixing = generator if train_coefficients else FIXED
+    scheme = Scheme(
+        mixing, upsampler, max_templates, allocator, coefficient_init, low_rank, upsample_templates
+    )
+    dense = count_parameters(model)
+    if templates is not None:
+        return allocate_templates(specs, group_of, templates, dense, scheme)
+    if budget is None:
+        raise ValueError(
+            "nothing says how many parameters to use: give a budget (0.1, 18M) or templates"
+        )
+    request = parse_budget(budget)
+    if request.size is not None:
+        if allocator == "reference":
+            raise ValueError(
+                f"budget={request.canonical} bounds bytes, and allocator='reference' banks alone:"
+                " use allocator='npas'"
+            )
+        return pricing.fit(model, request, specs, group_of, scheme, packing or Packing())
+    if allocator == "reference":
+        others = low_rank or upsample_templates > 1
+        if mixing != "wavg" or coefficient_init in ("sparse", *OF_DEPTH) or others:
+            raise ValueError(
+                "allocator='reference' mixes with generator='wavg' and"
+                " coefficient_init='released' only, which train, resizes one map and corrects"
+                " nothing"
+            )
+        wrap_after_k = groups in ("type", "shape")
+        return allocate_reference(specs, group_of, request, dense, scheme, wrap_after_k)
+    return allocate(specs, group_of, request, dense, scheme)
+
+
+OF_FRESH = {
+    "generator": None,
+    "upsampler": "inter",
+    "groups": "single",
+    "max_templates": 8,
+    "coefficient_init": "orthogonal",
+    "train_coefficients": True,
+    "upsample_templates": 1,
+    "low_rank": 0,
+    "allocator": "npas",
+}
+"""The options, with their defaults, that `init="fit"` decides itself inside a budget."""
+
+
+def _default_generator(
+    model: nn.Module, budget: BudgetLike | None, options: Mapping[str, Any]
+) -> str:
+    """Return hash below the dense count, wavg there and where an option is about templates."""
+    asked = {key for key, default in OF_FRESH.items() if options[key] != default}
+    if budget is None or options["templates"] is not None or asked - {"groups", "low_rank"}:
+        return "wavg"
+    request, dense = parse_budget(budget), count_parameters(model)
+    return "hash" if request.size is None and request.allowed(dense) < dense else "wavg"
+
+
+def fit_inside(
+    model: nn.Module,
+    budget: BudgetLike | None,
+    options: Mapping[str, Any],
+    batches: Sequence[Batch] | None = None,
+) -> fitting.Fit | None:
+    """Fit a network inside a budget; None where templates fix the layout."""
+    if options["templates"] is not None or budget is None:
+        return None
+    for option, default in OF_FRESH.items():
+        if options[option] != default:
+            raise ValueError(
+                f"init='fit' chooses from the weights what {option} would say: leave {option} out,"
+                " or give templates in place of a budget"
+            )
+    layers = find_layers(model, options["include"], options["exclude"])
+    refuse_meta(model)
+    request = parse_budget(budget)
+    if request.size is not None:
+        raise ValueError(
+            f"budget={request.canonical} bounds bytes, and init='fit' counts parameters: give a"
+            " fraction or a count (0.1, 18M)"
+        )
+    roots = activations.roots(model, layers, batches) if batches else None
+    return fitting.fit(layers, request, count_parameters(model), roots)
+
+
+def refuse_meta(model: nn.Module) -> None:
+    """Raise ValueError where the network has no values."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
