@@ -19,7 +19,7 @@ from npas.config.typed import unknown_key
 from npas.utils import plugins
 from npas.utils.checks import join
 
-CLOSED = ("model.", "task.", "run=")  # what a YAML may leave out
+CLOSED = ("model.", "task.", "optim.muon.", "run=")  # what a YAML may leave out
 _ALONE = "range(), interval(), glob() and choice() cannot stand in a list: write its values out"
 
 

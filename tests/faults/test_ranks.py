@@ -48,20 +48,28 @@ def losses(folder):
     return [line["train/loss"] for line in logged(folder) if "train/loss" in line]
 
 
+MUON = ("optim.name=muon", "optim.lr=0.02", "optim.muon.vector_lr=0.01")
+
+
 @pytest.mark.parametrize(
-    ("ranks", "words"),
+    ("ranks", "words", "optimizer"),
     [
-        (1, ("trainer.grad_accum_steps=2",)),
-        (2, ()),
-        (3, ()),
-        (2, ("trainer.grad_accum_steps=2",)),
+        (1, ("trainer.grad_accum_steps=2",), ()),
+        (2, (), ()),
+        (3, (), ()),
+        (2, ("trainer.grad_accum_steps=2",), ()),
+        (2, (), MUON),
+        (2, (), (*MUON, "optim.muon.bank=adam")),
     ],
-    ids=["accumulation", "two ranks", "three ranks", "two ranks, accumulation"],
-)
-def test_parts_of_a_batch_add_up_to_the_batch(straight, ranks, words):
+    ids=[
+        "accumulation", "two ranks", "three ranks", "two ranks, accumulation",
+        "two ranks, Muon", "two ranks, Muon, banks by Adam",
+    ],
+)  # fmt: skip
+def test_parts_of_a_batch_add_up_to_the_batch(straight, ranks, words, optimizer):
     # Where no statistics of a batch are learned, as batch norm does of each part.
-    alone = straight(*SAME, norm="group")
-    shared_out = straight(*SAME, *words, ranks=ranks, norm="group")
+    alone = straight(*SAME, *optimizer, norm="group")
+    shared_out = straight(*SAME, *words, *optimizer, ranks=ranks, norm="group")
     assert furthest(alone, shared_out) < 1e-4
     assert steps(alone) == steps(shared_out)
     assert losses(alone) == pytest.approx(losses(shared_out), rel=1e-4)
