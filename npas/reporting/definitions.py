@@ -377,6 +377,7 @@ _TABLES: dict[str, Callable[[], Table]] = {
     "shakespeare": language_models.shakespeare,
     "minilm_squad": language_models.minilm_squad,
     "methods": methods.methods,
+    "ablations": methods.ablations,
     "wrn_cifar10": lambda: _wrn_cifar(10),
     "wrn_cifar100": lambda: _wrn_cifar(100),
     "imagenet": _imagenet,
