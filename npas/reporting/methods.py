@@ -80,7 +80,8 @@ ABLATIONS = {
 def ablations() -> Table:
     """List what changes with one choice of starting and training, at a quarter of the budget."""
     common = ("+exp=shakespeare", *lm.RATE, "budget=0.25")
-    rows = [Row(base, (*common, *SCHEMES[base]), base) for base in (PLAIN, HASHED)]
+    rows = [Row(lm.DENSE, common[:-1], lm.DENSE)]
+    rows += [Row(base, (*common, *SCHEMES[base]), base) for base in (PLAIN, HASHED)]
     pairs = []
     for (base, change), override in ABLATIONS.items():
         label = f"{base}: {change}"
@@ -90,7 +91,7 @@ def ablations() -> Table:
         name="ablations",
         title="How banks and coefficients start and train: Shakespeare at 25%",
         rows=rows,
-        note="The setting of the table `methods`. Each row differs from the first or the second in"
+        note="The setting of the table `methods`. Each row differs from the second or the third in"
         " one thing; a bank's rate is 0.006 there, as all rates are.",
         metric="loss",
         plotted=False,
