@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from npas.sharing import audit, storage
+from npas.sharing.activations import Batch, call, evaluating
 from npas.sharing.allocation import Allocation, GroupAllocation
 from npas.sharing.budget import BudgetReport, count_parameters
 from npas.sharing.coefficients import ROWS
@@ -58,8 +59,6 @@ from npas.sharing.low_rank import factor_names
 from npas.utils.json_data import decode
 
 FOLDING_FILE = "folding.json"
-Example = Sequence[Any] | Mapping[str, Any]
-"""What to call a network with: arguments in order, or by their names."""
 
 
 @dataclass(frozen=True)
@@ -94,26 +93,35 @@ class _Stored(Folding):
     allocation: Any  # whose own reader checks it
 
 
-def fold(model: nn.Module, threshold: float, example: Example | None = None) -> Folding:
+def fold(model: nn.Module, threshold: float, example: Batch | None = None) -> Folding:
     """Fold a shared network in place, and return what became of it.
 
     Layers are tied where the cosine of each two is at least `threshold` (`layer_similarity.tie`).
     The folded network's outputs equal the tied network's to rounding. Loops are
     made of the children of plain `nn.Sequential`s, which the network must call as a whole. Given an
-    `example`, arguments to call the network with, in order or by name, they are made of those of
-    `nn.ModuleList`s, too, and only where its outputs stay the same then. Layers that are tied
-    elsewhere are one parameter in several places. The iterations of a loop keep norms, biases and
-    statistics of their own.
+    `example`, a tensor to call the network with, arguments in order or by name, they are made of
+    those of `nn.ModuleList`s, too, and only where its outputs stay the same then. Layers that are
+    tied elsewhere are one parameter in several places. The iterations of a loop keep norms, biases
+    and statistics of their own.
 
-    Raises ValueError for a network that is not shared or folded already, or a threshold that is no
-    cosine.
+    Raises ValueError, with the network left as it was, for one that is not shared, folded already
+    or without layers that could agree, a threshold that is no cosine and an example that the
+    network cannot be called with.
     """
     refuse_loops(model)
+    if example is not None:
+        try:
+            _outputs(model, example)
+        except Exception as error:  # whatever a forward raises
+            raise ValueError(
+                f"the network cannot be called with the example ({type(error).__name__}: {error}):"
+                " give a tensor, a tuple of arguments or a dict of them by name"
+            ) from error
     return fold_tied(model, tie(model, threshold), example)
 
 
 @torch.no_grad()
-def fold_tied(model: nn.Module, tied: list[list[str]], example: Example | None = None) -> Folding:
+def fold_tied(model: nn.Module, tied: list[list[str]], example: Batch | None = None) -> Folding:
     """Fold a shared network whose layers `layer_similarity.tie` has tied, in place."""
     refuse_loops(model)
     shared = audit.follow(shared_weights(model))
@@ -183,24 +191,25 @@ def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn
     return dense_model
 
 
-def _fold_repeats(model: nn.Module, example: Example | None) -> list[Repeat]:
+def _fold_repeats(model: nn.Module, example: Batch | None) -> list[Repeat]:
     """Make what loops can be made; with an example none that change the network's outputs."""
     if example is None:
         return fold_repeats(model)
-    expected = _call(copy.deepcopy(model).eval(), example)
+    expected = _outputs(model, example)
     for lists in (True, False):
-        trial = copy.deepcopy(model).eval()
+        trial = copy.deepcopy(model)
         fold_repeats(trial, lists)
         try:
-            torch.testing.assert_close(_call(trial, example), expected, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(_outputs(trial, example), expected, rtol=1e-3, atol=1e-4)
         except Exception:  # a container that is used in another way can fail in any
             continue
         return fold_repeats(model, lists)
     return []
 
 
-def _call(model: nn.Module, example: Example) -> Any:
-    return model(**example) if isinstance(example, Mapping) else model(*example)
+def _outputs(model: nn.Module, example: Batch) -> Any:
+    with torch.no_grad(), evaluating(model):
+        return call(model, example)
 
 
 def _kept_groups(plan: Allocation, tied: Sequence[Sequence[str]]) -> dict[int, GroupAllocation]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.sharing.audit import follow, refuse_unloadable
-from npas.sharing.coefficients import FIXED, ROWS
+from npas.sharing.coefficients import FIXED, ROWS, STRUCTURED
 from npas.sharing.install import shared_weights
 from npas.sharing.layers import SCALES, shared_value
 from npas.sharing.reading import Reading
@@ -104,7 +104,7 @@ def tie(model: nn.Module, threshold: float) -> list[list[str]]:
     identical anyway are named as tied as well.
 
     Raises ValueError for a threshold that is not above 0, up to 1, and for a network that cannot be
-    folded as it is now: a shared layer is gone, a bank is pruned, a part is wrapped.
+    folded: a shared layer is gone, a bank is pruned, a part is wrapped, no layers could agree.
     """
     if not isinstance(threshold, (int, float)) or not 0 < threshold <= 1:
         raise ValueError(
@@ -118,7 +118,14 @@ def tie(model: nn.Module, threshold: float) -> list[list[str]]:
     for i, twin in enumerate(reading.twins):
         found.setdefault(twin, []).append(i)
     tied = [members for members in found.values() if len(members) > 1]
-    for members in _comparable(reading, alike=True):
+    comparable = _comparable(reading, alike=True)
+    generator = shared.allocation.scheme.generator
+    if generator in STRUCTURED and not tied and not comparable:
+        raise ValueError(
+            f"generator={generator!r} gives layers no coefficients that could agree, so that"
+            " nothing folds: share with generator='wavg'"
+        )
+    for members in comparable:
         for cluster in _clusters(_cosines(model, reading, members), threshold):
             chosen = [members[place] for place in cluster]
             _average(model, reading, chosen)

@@ -137,9 +137,25 @@ def test_ties_outside_of_a_sequential_are_one_parameter():
     assert (found.layers, found.weights) == (2, 1)
 
 
-def test_a_dense_network_cannot_be_folded():
-    with pytest.raises(ValueError, match="not shared"):
-        fold(nn.Linear(2, 2), 0.9)
+def test_what_cannot_be_folded_is_left_as_it_was():
+    def network(**options):
+        layers = [nn.Linear(8, 8) for _ in range(4)]
+        return npas.share(nn.Sequential(*layers), **options)
+
+    mixed = {"templates": 2, "groups": "shape"}
+    for model, threshold, example, line in (
+        (nn.Linear(2, 2), 0.9, None, "not shared"),
+        (network(**mixed), 2, None, "is no cosine"),
+        (network(**mixed), 0.1, torch.ones(2, 9), r"example \(RuntimeError: .*dict of them"),
+        (network(**mixed), 0.1, (), r"with the example \(TypeError: "),
+        (network(budget=0.5), 0.9, None, "generator='hash' gives layers no coefficients"),
+    ):
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with pytest.raises(ValueError, match=line):
+            fold(model, threshold, example)
+        after = model.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 class Listed(nn.Module):

@@ -270,7 +270,7 @@ def test_weights_generated_again_are_corrected_too():
     "options",
     [
         {"coefficient_init": "legendre", "train_coefficients": False},
-        {"low_rank": 1},
+        {"generator": "wavg", "low_rank": 1},
     ],
     ids=str,
 )
