@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -33,8 +34,10 @@ class Stored:
 def write(model: nn.Module, directory: Path, name: str, description: Mapping[str, Any]) -> None:
     """Write `model.safetensors`, every tensor once, and the description under its name.
 
-    Both are written beside what is there before either takes its place, so that a full disk leaves
-    the old pair. OSError, or safetensors' own error, if they cannot be written.
+    Whatever ends it, such as a full disk or a kill, the directory holds the old pair or the new
+    one: the new description waits as `name.next` until the new weights are in place, and `read`
+    knows by the checksum which description belongs to the weights. Raises OSError, or
+    safetensors' own error, if the files cannot be written.
     """
     from safetensors.torch import save_model
 
@@ -44,11 +47,16 @@ def write(model: nn.Module, directory: Path, name: str, description: Mapping[str
         save_model(model, str(weights))
         text.write_text(_described(description, weights), encoding="utf-8")
         shutil.copymode(text, weights)  # safetensors writes for the owner alone
+        os.replace(text, _next(directory / name))
         os.replace(weights, directory / WEIGHTS_FILE)
-        os.replace(text, directory / name)
+        os.replace(_next(directory / name), directory / name)
     finally:
         weights.unlink(missing_ok=True)
         text.unlink(missing_ok=True)
+
+
+def _next(path: Path) -> Path:
+    return path.with_name(f"{path.name}.next")
 
 
 def describe(directory: Path, name: str, description: Mapping[str, Any]) -> None:
@@ -76,13 +84,22 @@ def read(directory: Path, name: str, writer: str) -> Stored:
     ValueError where a file is missing, is damaged or was changed since both were written. Files
     from before there were checksums, or without them, are taken as they are.
     """
+    path, weights = directory / name, directory / WEIGHTS_FILE
+    if _next(path).is_file() and weights.is_file():  # a write ended between its renames
+        with contextlib.suppress(ValueError):
+            return _read(_next(path), weights, writer)
+    return _read(path, weights, writer)
+
+
+def _read(path: Path, weights: Path, writer: str) -> Stored:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path, weights = directory / name, directory / WEIGHTS_FILE
     for file in (weights, path):
         if not file.is_file():
-            raise ValueError(f"{directory} holds no {file.name}: name a folder that {writer} wrote")
+            raise ValueError(
+                f"{path.parent} holds no {file.name}: name a folder that {writer} wrote"
+            )
     try:
         description = read_json(path)
     except ValueError as error:
@@ -98,15 +115,15 @@ def read(directory: Path, name: str, writer: str) -> Stored:
     given = description.pop(WEIGHTS, None)
     if given is not None and given != _file_sum(weights):
         raise ValueError(
-            f"{weights} is not the file that {name} was written with, by its sha256: write both"
-            f" again with {writer}"
+            f"{weights} is not the file that {path.name} was written with, by its sha256: write"
+            f" both again with {writer}"
         )
     try:
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{weights} is damaged ({reason}): write it again") from None
-    return Stored(directory, description, tensors)
+    return Stored(path.parent, description, tensors)
 
 
 def check(stored: Stored, own: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Folders that were damaged or edited: the same network or one line, and nothing half done."""
 
 import json
+import os
 import warnings
 
 import pytest
@@ -179,6 +180,40 @@ def test_what_was_changed_since_it_was_written_is_told_by_its_checksum(folder):
     damaged[-1] ^= 1
     weights.write_bytes(damaged)
     assert "not the file that" in check_refused(folder, network())
+
+
+def test_a_write_that_is_killed_between_two_renames_leaves_the_old_or_the_new_network(
+    tmp_path, monkeypatch
+):
+    old, new = (npas.share(network(seed), 0.6, seed=seed) for seed in (1, 2))
+    replace = os.replace
+    for survived in range(3):
+        for first in (True, False):  # into an empty folder, and over another network
+            folder = tmp_path / f"{survived}-{first}"
+            if not first:
+                npas.save(old, folder)
+            done = []
+
+            def rename(source, target, done=done, survived=survived):
+                if len(done) == survived:
+                    raise KeyboardInterrupt
+                done.append(replace(source, target))
+
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "replace", rename)
+                with pytest.raises(KeyboardInterrupt):
+                    npas.save(new, folder)
+            if first and survived < 2:
+                with pytest.raises(ValueError, match="holds no model"):
+                    npas.load(folder, network())
+                continue
+            expected = new if survived == 2 else old
+            assert torch.equal(outputs(npas.load(folder, network())), outputs(expected))
+            npas.save(new, folder)
+            assert {file.name for file in folder.iterdir()} == {
+                "allocation.json", "model.safetensors",
+            }  # fmt: skip
+            assert torch.equal(outputs(npas.load(folder, network())), outputs(new))
 
 
 def test_folders_from_before_there_were_checksums_are_read(folder):
