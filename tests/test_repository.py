@@ -216,7 +216,7 @@ def test_the_commands_and_links_of_the_documents_lead_somewhere(path):
 
 # --- all of it
 
-MOST_LINES = {"npas": 32_940, "tests": 26_160}
+MOST_LINES = {"npas": 33_155, "tests": 26_375}
 
 
 @pytest.mark.parametrize("folder", MOST_LINES)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from npas.sharing import activations, audit, fitting, pricing, storage
+from npas.sharing import activations, audit, fitting, pricing, schemes, storage
 from npas.sharing.activations import Batch
 from npas.sharing.allocation import ALLOCATORS, Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
 from npas.sharing.budget import count_parameters, parse_budget
-from npas.sharing.coefficients import CHOICES, FIXED, OF_DEPTH, STARTS
+from npas.sharing.coefficients import FIXED, OF_DEPTH, STARTS
 from npas.sharing.groups import assign_groups
 from npas.sharing.init import (
     SAME_SPREAD,
@@ -170,7 +170,7 @@ def plan(
     specs = [layer.spec for layer in find_layers(require_unshared(model), include, exclude)]
     for option, value, choices in (
         ("init", init, ("fresh", "fit")),
-        ("generator", generator, CHOICES),
+        ("generator", generator, schemes.choices()),
         ("upsampler", upsampler, UPSAMPLERS),
         ("allocator", allocator, ALLOCATORS),
         ("coefficient_init", coefficient_init, (*STARTS, *OF_DEPTH)),
