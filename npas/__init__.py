@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         write_artifact,
     )
     from npas.sharing.api import allocation
+    from npas.sharing.schemes import register_scheme
     from npas.training.huggingface import BudgetCallback
     from npas.utils.plugins import register_model, register_task
 
@@ -54,6 +55,7 @@ __all__ = [
     "push_to_hub",
     "read_artifact",
     "register_model",
+    "register_scheme",
     "register_task",
     "save",
     "save_pretrained",
@@ -81,6 +83,8 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module("npas.reporting.hub"), name)
     if name == "allocation":
         return import_module("npas.sharing.api").allocation
+    if name == "register_scheme":  # by itself, without the rest of sharing's face
+        return import_module("npas.sharing.schemes").register_scheme
     if name.startswith("register_") and name in __all__:
         return getattr(import_module("npas.utils.plugins"), name)
     if name in __all__:

@@ -81,7 +81,7 @@ WRONG = [
     ({"sharing__templates": 0, "budget": None}, "sharing.templates must be at least 1"),
     (
         {"sharing__generator": "mlp"},
-        "sharing.generator must be avg, wavg, emb, channels, basis, factorized or hash, got 'mlp'",
+        "there is no 'mlp'; choose from avg, wavg, emb, channels, basis, factorized, hash, or",
     ),
     ({"sharing__groups": "all"}, "sharing.groups must be single, type, shape, random, learned"),
     ({"sharing__groups": "runs/none"}, "sharing.groups=runs/none cannot be read (No such file"),

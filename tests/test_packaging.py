@@ -9,10 +9,24 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parents[1]
 NOT_SOURCE = shutil.ignore_patterns(".*", "runs", "data", "build", "*.egg-info", "__pycache__")
+
+
+LIBRARIES = sysconfig.get_path("purelib")
+
+
+def environment(folder, lent):
+    """Make an empty environment with a line of what it is lent; return the folder of commands."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "lent.pth").write_text(lent)
+    return folder / "bin"
+
+
+def install(scripts, *what):
+    pip = [sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--quiet"]
+    run(*map(str, pip), "--no-deps", "--no-index", "--no-build-isolation", *map(str, what))
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +44,10 @@ def wheel(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scripts(wheel, tmp_path_factory):
     """Install the wheel alone; the libraries are lent by the environment that runs the tests."""
-    environment = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python"]
-    install = [*pip, "install", "--quiet", "--no-deps", "--no-index", wheel]
-    subprocess.run(install, check=True)
-    (packages,) = environment.glob("lib/python*/site-packages")
     # A folder named here is only looked into: no .pth file in it, as of an editable npas, is read.
-    (packages / "lent.pth").write_text(sysconfig.get_path("purelib"))
-    return environment / "bin"
+    found = environment(tmp_path_factory.mktemp("environment"), LIBRARIES)
+    install(found, wheel)
+    return found
 
 
 def run(*command):
@@ -47,6 +56,7 @@ def run(*command):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_configs_figures_and_type_marker(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"npas/py.typed", "npas/reporting/published.yaml", "npas/configs/train.yaml"} <= names
@@ -58,6 +68,7 @@ def test_the_wheel_carries_configs_figures_and_type_marker(wheel):
     assert not any(name.startswith(("tests", "results", "scripts")) for name in names)
 
 
+@pytest.mark.slow
 def test_commands_run_from_another_folder_and_are_the_wheels(scripts):
     where = "import npas, npas.configs; print(npas.__file__); print(*npas.configs.__path__)"
     for path in run(scripts / "python", "-c", where).split():
@@ -72,10 +83,13 @@ def test_commands_run_from_another_folder_and_are_the_wheels(scripts):
         assert f"npas-{name}" in run(scripts / f"npas-{name}", "--help")
 
 
-def test_the_example_package_is_installed_and_trains(scripts, tmp_path):
+def test_the_example_package_is_installed_and_trains(tmp_path):
     source = tmp_path / "npas_mlp"
     shutil.copytree(ROOT / "examples/npas_mlp", source, ignore=NOT_SOURCE)
-    pip = [sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--quiet"]
-    run(*map(str, pip), "--no-deps", "--no-index", "--no-build-isolation", str(source))
-    words = ("+exp=mlp_digits", "budget=0.2", "epochs=1", "wandb.mode=disabled")
-    assert "test accuracy" in run(scripts / "npas-train", *words)
+    # This lends npas, too, however it is installed.
+    lent = f"import site; site.addsitedir({LIBRARIES!r})"
+    scripts = environment(tmp_path / "environment", lent)
+    install(scripts, source)
+    words = ("+exp=rolled_digits", "budget=0.2", "epochs=1", "wandb.mode=disabled")
+    train = "import sys; from npas.cli.train import main; sys.exit(main())"
+    assert "test accuracy" in run(scripts / "python", "-c", train, *words)

@@ -14,12 +14,17 @@ from npas import models, tasks
 from npas.cli import evaluate, plan, train
 from npas.models import InputSpec
 from npas.reporting import results
+from npas.sharing import schemes
 from npas.tasks.digits import Config as Digits
 from npas.tasks.digits import Task
 from npas.utils import plugins
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples/npas_mlp"
-ENTRIES = {"npas.models": {"mlp": "npas_mlp.mlp"}, "npas.configs": {"mlp": "npas_mlp.configs"}}
+ENTRIES = {
+    "npas.models": {"mlp": "npas_mlp.mlp"},
+    "npas.schemes": {"rolled": "npas_mlp.rolled"},
+    "npas.configs": {"mlp": "npas_mlp.configs"},
+}
 
 
 def install(folder, entries, name="npas_mlp"):
@@ -69,8 +74,39 @@ def test_a_package_brings_a_network_and_its_experiment(installed, tmp_path, caps
         assert line in said and said.count("\n") == 1
 
 
+def test_a_package_brings_a_way_to_share(installed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(schemes, "_found", {})
+    words = ["+exp=rolled_digits", "budget=0.2", "wandb.mode=disabled", "model.width=32"]
+    assert train.main([*words, "epochs=1"]) == 0
+    (folder,) = (tmp_path / "runs/rolled_digits").iterdir()
+    found = results.read(folder)
+    assert found.status == "done" and found.budget.used == found.budget.allowed
+    assert found.config["sharing"]["generator"] == "rolled"
+    capsys.readouterr()
+    assert train.main([*words, "epochs=1"]) == 0 and "skipped" in capsys.readouterr().out
+    assert evaluate.main([f"run={folder}"]) == 0
+    assert plan.main(words) == 0
+    assert " rolled" in capsys.readouterr().out
+    learned = ["sharing.groups=learned", "sharing.num_groups=2"]
+    for wrong, line in (
+        (["sharing.generator=roled"], "there is no 'roled'; did you mean rolled?"),
+        (["sharing.upsample_templates=2"], "sharing.upsample_templates=2 needs coefficients such"),
+        (learned, "sharing.generator=rolled has none: choose wavg or emb"),
+    ):
+        assert plan.main([*words, *wrong]) == 2
+        said = capsys.readouterr().err
+        assert line in said and said.count("\n") == 1
+    (next(installed.glob("*.dist-info")) / "entry_points.txt").write_text(
+        "[npas.models]\nmlp = npas_mlp.mlp\n"
+    )
+    monkeypatch.setattr(schemes, "_found", {})
+    assert evaluate.main([f"run={folder}"]) == 2
+    said = capsys.readouterr().err
+    assert "there is no 'rolled'" in said and "install the package that brings it" in said
+
+
 def test_a_script_registers_families(tmp_path, monkeypatch):
-    monkeypatch.setattr(plugins, "_registered", {"model": {}, "task": {}})
+    monkeypatch.setattr(plugins, "_registered", {kind: {} for kind in plugins.OFFERS})
     own = SimpleNamespace(
         Config=lambda **keys: SimpleNamespace(family="own", **keys),
         build=lambda config, spec: nn.Linear(3, spec.num_classes),
@@ -82,7 +118,7 @@ def test_a_script_registers_families(tmp_path, monkeypatch):
     assert tasks.family("mine").Task is Task
     with pytest.raises(ValueError, match="lacks build"):
         npas.register_model("half", SimpleNamespace(Config=int))
-    with pytest.raises(ValueError, match="'wrn' is a model family of npas itself"):
+    with pytest.raises(ValueError, match="'wrn' is a model of npas itself"):
         npas.register_model("wrn", own)
     with pytest.raises(ValueError, match="lacks Config and Task"):
         npas.register_task("none", ModuleType("none"))

@@ -83,7 +83,7 @@ def ignored(config: Config) -> dict[str, str]:
         without += ["search.softmax"] if search_epochs(config) else []
         reason = "sharing.generator=avg has no coefficients"
         leave_out(reason, *(f"sharing.{key}" for key in without))
-    if sharing.generator in ("basis", "factorized", "hash"):
+    if sharing.is_structured and sharing.generator != "channels":
         reason = f"sharing.generator={sharing.generator} mixes no templates"
         without = ["max_templates", "upsampler", "lsm_every"]
         leave_out(reason, *(f"sharing.{key}" for key in without))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from npas.utils.checks import at_least, at_most, join
+from npas.utils import plugins
+from npas.utils.checks import at_least, at_most, join, near
 
 LONGEST = 1_000_000  # epochs, or images a batch: more is a typing error, and may fill the memory
 MOST_TEMPLATES = 1000  # of a layer: more is a typing error, and would fill the memory
-STRUCTURED = ("channels", "basis", "factorized", "hash")  # generators without coefficients a layer
+Generator = Literal["avg", "wavg", "emb", "channels", "basis", "factorized", "hash"]
 SEARCHED = ("learned", "gradient")  # groupings that a short training of their own has to find
 GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
 FIT = "fit"  # the beginning of a sharing.init that fits the network to trained weights
@@ -46,6 +47,7 @@ class SearchConfig:
 class SharingConfig:
     """The keywords of `npas.share`, and what training does with coefficients.
 
+    `generator` is one of npas', or a scheme of a package that is installed.
     `init` names trained weights to start from: a run that shares alike, whose banks are taken over;
     `fit:PATH` plans the sharing from those of any run or file (`npas.share(model, budget,
     init="fit")`), `fit` from those of `model.pretrained`, weighed by what layers see in the first
@@ -55,7 +57,7 @@ class SharingConfig:
     is logged.
     """
 
-    generator: Literal["avg", "wavg", "emb", "channels", "basis", "factorized", "hash"] = "wavg"
+    generator: Generator | str = "wavg"
     upsampler: Literal["inter", "repeat", "mask", "wavg"] = "inter"
     groups: dict[str, str] | str = "single"
     num_groups: int | None = None
@@ -78,6 +80,13 @@ class SharingConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
+        if self.generator not in (own := get_args(Generator)):
+            others = plugins.names("scheme")
+            if self.generator not in others:
+                said = near(self.generator, [*own, *others])
+                if not said.endswith("?"):
+                    said += ", or install the package that brings it"
+                raise ValueError(f"sharing.generator: there is no {self.generator!r}; {said}")
         if isinstance(self.groups, str) and not is_grouping(self.groups):
             raise ValueError(
                 f"sharing.groups must be {join(GROUPINGS)}, place, depth:2, a mapping of layer "
@@ -100,12 +109,12 @@ class SharingConfig:
                 f"sharing.templates={self.templates} needs groups of one shape, and "
                 f"sharing.groups={self.groups} finds others: set a budget in place of templates"
             )
-        if self.groups == "learned" and self.generator in ("avg", *STRUCTURED):
+        if self.groups == "learned" and (self.is_structured or self.generator == "avg"):
             raise ValueError(
                 "sharing.groups=learned groups layers by their coefficients, and "
                 f"sharing.generator={self.generator} has none: choose wavg or emb"
             )
-        if self.generator in STRUCTURED:
+        if self.is_structured:
             self._check_structured()
         if self.upsample_templates > 1 and self.upsampler != "inter":
             raise ValueError(
@@ -158,6 +167,11 @@ class SharingConfig:
                     "sharing.allocator=reference has neither sharing.low_rank, "
                     "sharing.upsample_templates nor fixed coefficients: set sharing.allocator=npas"
                 )
+
+    @property
+    def is_structured(self) -> bool:
+        """Return whether the generator has no coefficients a layer."""
+        return self.generator not in ("avg", "wavg", "emb")
 
     @property
     def fits(self) -> bool:

@@ -8,7 +8,6 @@ name starts with an underscore are helpers and no families. Other packages bring
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Collection, Mapping
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from npas.utils import plugins
+from npas.utils.checks import near
 
 if TYPE_CHECKING:
     import torch
@@ -158,9 +158,3 @@ def find_family(package: str, kind: str, name: str, helpers: Collection[str] = (
     if name in (others := plugins.names(kind)):
         return plugins.family(kind, name)
     raise ValueError(f"there is no {kind} family {name!r}; {near(name, sorted({*own, *others}))}")
-
-
-def near(name: str, names: list[str]) -> str:
-    """Return which of `names` come near `name`, or list them all where none does."""
-    close = difflib.get_close_matches(str(name), names, n=3)
-    return f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}"

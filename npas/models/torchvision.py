@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from npas.models import InputSpec, _checks, near
+from npas.models import InputSpec, _checks
+from npas.utils.checks import near
 
 # These two answer with a tuple of logits in training unless their auxiliary heads are off, and
 # warn that their default initialization will change unless it is asked for.

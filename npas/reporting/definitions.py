@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from npas import models
 from npas.config import GROUPINGS, SEARCHED
 from npas.reporting import distilled, language_models, methods, pruned, published, soft_sharing
 from npas.reporting.compose import compose, dense_count
@@ -17,6 +16,7 @@ from npas.reporting.language_models import FAST
 from npas.reporting.soft_sharing import poster_rows
 from npas.reporting.tables import Row, Table
 from npas.reporting.verdicts import verdicts
+from npas.utils.checks import near
 
 DIGITS_BUDGETS = ("0.02", "0.05", "0.1", "0.25", "0.5", "1", "2", "4")
 NARROW_BUDGETS = ("0.05", "0.1", "0.25", "0.5")
@@ -43,7 +43,7 @@ def names() -> tuple[str, ...]:
 def table(name: str) -> Table:
     """Return a table's definition; ValueError, with near names, if there is none."""
     if name not in _TABLES:
-        raise ValueError(f"there is no table {name!r}; {models.near(name, list(_TABLES))}")
+        raise ValueError(f"there is no table {name!r}; {near(name, list(_TABLES))}")
     return _TABLES[name]()
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npas.models import near
+from npas.utils.checks import near
 
 FILE = Path(__file__).with_name("published.yaml")
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from npas.sharing import schemes
 from npas.sharing.bases import BASES, CHANNELS, extent
 from npas.sharing.blocks import place_of, spell_names
 from npas.sharing.budget import BudgetReport
-from npas.sharing.coefficients import GENERATORS, OF_DEPTH, STARTS, STRUCTURED
+from npas.sharing.coefficients import GENERATORS, OF_DEPTH, STARTS
 from npas.sharing.hashing import HASH
 from npas.sharing.layers import LayerSpec, matrix_form
 from npas.sharing.plan_faults import layer_fault
@@ -46,8 +47,8 @@ class LayerAllocation(LayerSpec):
     of its weight's size: `source` is the matrix form of one, `learned` the shape of the upsampler's
     own weights. `upsampler` rows or columns is a shared basis (see `bases`): `learned` is the
     mixtures' shape, `kept` names the rows or columns that are vectors of the basis; channels is K
-    templates in one span, `learned` K x output channels; of hash (see `hashing`) `first` counts the
-    weights of the layers before it.
+    templates in one span, `learned` K x output channels; of hash (see `hashing`), and
+    of the schemes of others (see `schemes`), `first` counts the weights of the layers before it.
     `scale` is the place of the layer's fixed scale in the network's list of scales. `rank` is that
     of a correction of its own, two matrices whose product is added to what is generated; 0: none.
     """
@@ -318,8 +319,10 @@ class _Stored:
 
 def _check(plan: Allocation, data: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the field, unless a plan and the data it was read from hold."""
+    if schemes.is_foreign(generator := plan.scheme.generator):
+        schemes.find(generator)
     names: dict[str, Collection[str]] = {
-        "generator": (*GENERATORS, *STRUCTURED),
+        "generator": (*GENERATORS, *schemes.choices()),
         "upsampler": UPSAMPLERS,
         "allocator": ALLOCATORS,
         "coefficient_init": (*STARTS, *OF_DEPTH),
@@ -329,7 +332,7 @@ def _check(plan: Allocation, data: Mapping[str, Any]) -> None:
             raise ValueError(f"scheme.{field} must be {', '.join(known)}, not {shown(name)}")
     for group in plan.groups:
         for layer in group.layers:
-            if fault := layer_fault(layer, group.bank):
+            if fault := layer_fault(layer, group.bank, generator):
                 raise ValueError(f"layer {shown(layer.name)}: {fault}")
     if len({layer.name for layer in plan.layers}) < max(1, len(plan.layers)):
         raise ValueError("layers must be one or more, each of a name of its own")

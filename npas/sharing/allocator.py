@@ -25,11 +25,9 @@ from npas.sharing.coefficients import GENERATORS, OF_DEPTH, STRUCTURED
 from npas.sharing.draft import Draft
 from npas.sharing.layers import LayerSpec
 from npas.sharing.low_rank import correct, count_corrections
-from npas.sharing.structured import WHOLE, size_whole, smallest_whole
+from npas.sharing.schemes import is_foreign
+from npas.sharing.structured import SMALLEST_BANK, makes_whole, size_whole, smallest_whole
 from npas.sharing.upsample import UPSAMPLERS
-
-SMALLEST_BANK = 16
-"""A bank below this is no network worth training; a smaller group needs its own size."""
 
 
 def allocate(
@@ -66,10 +64,17 @@ def allocate(
     raised = [max(pair) for pair in zip(floors, whole, strict=True)]
     floors = raised if sum(raised) <= allowed - beside else floors
     parts = split_budget(allowed - beside, sizes, floors)
-    sized = size_groups(members, parts, scheme, slack=max(allowed // 1000, len(group_of)))
+    slack = max(allowed // 1000, len(group_of))
+    sized = size_groups(members, parts, scheme, slack)
     groups = [correct(group, scheme.low_rank) for group in sized]
     used = unshared + sum(group.used for group in groups)
     assert used <= allowed, (used, allowed)
+    if allowed - used > slack and is_foreign(scheme.generator):
+        raise ValueError(
+            f"generator={scheme.generator!r} can use {used:,} of the {allowed:,} parameters that"
+            f" budget={request.canonical} allows, since what it trains beside the bank grows in"
+            f" large steps: ask for budget={spell_count(used)}"
+        )
     assert not any(group.unread for group in groups)
     budget = BudgetReport(request.canonical, dense, allowed, used)
     return Allocation(scheme, budget, unshared, tuple(groups))
@@ -148,16 +153,16 @@ def size_groups(
     names, totals = list(members), [sum(la.size for la in own) for own in members.values()]
     for i in sorted(range(len(sized)), key=lambda i: (len(sized[i].layers) == 1, -sized[i].used)):
         part = sized[i].used + left
-        if scheme.generator in WHOLE:  # which have no use for more
+        if makes_whole(scheme.generator):  # which have no use for more
             part = min(part, totals[i])
         before, layers = sized[i].used, members[names[i]]
         if part == before:
             continue
         sized[i] = size_group(names[i], layers, part, scheme)
-        if part - sized[i].used > slack:
+        if part - sized[i].used > slack and not is_foreign(scheme.generator):
             sized[i] = size_group(names[i], layers, part, replace(scheme, generator="avg"))
         left -= sized[i].used - before
-        if left <= slack or scheme.generator not in WHOLE:
+        if left <= slack or not makes_whole(scheme.generator):
             break
     return sized
 
@@ -166,7 +171,7 @@ def size_group(
     name: str, layers: Sequence[LayerSpec], available: int, scheme: Scheme
 ) -> GroupAllocation:
     """Size one group to use at most `available` parameters, as many as it can."""
-    if scheme.generator in WHOLE:
+    if makes_whole(scheme.generator):
         return size_whole(name, layers, available, scheme.generator)
     if len(layers) == 1 and available >= layers[0].size:
         return _size_single(name, layers[0], available, scheme)
@@ -186,7 +191,7 @@ def size_group(
 
 def smallest_group(layers: Sequence[LayerSpec], scheme: Scheme) -> int:
     """Return the fewest parameters with which the group can be planned."""
-    if scheme.generator in WHOLE:
+    if makes_whole(scheme.generator):
         return smallest_whole(layers, scheme.generator)
     sizes = Counter(layer.size for layer in layers)
     bank = min(SMALLEST_BANK, min(sizes))

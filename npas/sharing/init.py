@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from npas.sharing import schemes
 from npas.sharing.allocation import Allocation, GroupAllocation
 from npas.sharing.bases import BASES, CHANNELS, basis_variance, initial_mixture
 from npas.sharing.coefficients import (
@@ -93,7 +94,13 @@ def initialize(
         channels = _draw_channels(group, rng, allocation.scheme.coefficient_init)
         variances: dict[int, list[float]] = {}
         for place, layer in enumerate(group.layers):
-            if layer.learned[0]:
+            variance, drawn = 1.0, None
+            if schemes.is_foreign(layer.upsampler):
+                bank = root.get_parameter(bank_name(g)).detach()
+                read = bank[layer.templates[0] :][: layer.template_size].float().cpu()
+                drawn, square = schemes.start(read, layer, rng)
+                variance = square / bank_spread**2
+            elif layer.learned[0]:
                 assert layer.upsampler is not None
                 if layer.upsampler in BASES:
                     drawn = initial_mixture(layer, rng)
@@ -101,11 +108,11 @@ def initialize(
                     drawn = channels[place].unsqueeze(1).expand(layer.learned)
                 else:
                     drawn = UPSAMPLERS[layer.upsampler].initial(layer.learned, rng)
+            if drawn is not None:
                 _set(root, upsampler_name(index), drawn)
             if layer.rank:
                 right = factor_names(index)[1]
                 _set(root, right, draw_right(root.get_parameter(right).shape, rng))
-            variance = 1.0
             if layer.upsampler == "inter":
                 variance = mean_variance(layer.source, layer.matrix)
             elif layer.upsampler in BASES:

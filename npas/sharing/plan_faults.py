@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from npas.sharing import schemes
 from npas.sharing.bases import BASES, CHANNELS, is_basis
 from npas.sharing.coefficients import GENERATORS
 from npas.sharing.hashing import HASH
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 MOST_WEIGHTS = 1 << 50
 
 
-def layer_fault(layer: LayerAllocation, bank: int) -> str:
+def layer_fault(layer: LayerAllocation, bank: int, generator: str) -> str:
     """Return what is wrong with a stored layer in a bank of this size; nothing if it can be."""
     count, size = len(layer.templates), layer.template_size
     if min(layer.shape, default=0) < 1 or layer.scale < 0:
@@ -25,7 +26,8 @@ def layer_fault(layer: LayerAllocation, bank: int) -> str:
     if layer.mixing not in ("none", *GENERATORS):
         return f"mixing must be none, {', '.join(GENERATORS)}"
     makers = (*UPSAMPLERS, *BASES, CHANNELS, HASH)
-    if layer.upsampler not in (None, *makers):
+    is_foreign = layer.upsampler == generator and schemes.is_foreign(generator)
+    if layer.upsampler not in (None, *makers) and not is_foreign:
         return f"upsampler must be null, {', '.join(makers)}"
     if not bank:
         plain = type(layer)(layer.name, layer.shape, layer.kind, scale=layer.scale)
@@ -62,10 +64,13 @@ def layer_fault(layer: LayerAllocation, bank: int) -> str:
         learned = columns == 2 and rows > 0 and -(-size // 2) * rows >= layer.size
     if layer.upsampler == CHANNELS:
         learned = columns == matrix_form(layer.shape)[0] and layer.size <= size <= rows * layer.size
-    if layer.first and (layer.upsampler != HASH or not 0 < layer.first < MOST_WEIGHTS):
+    counts_weights = is_foreign or layer.upsampler == HASH
+    if layer.first and (not counts_weights or not 0 < layer.first < MOST_WEIGHTS):
         return "first must be that of a hashed layer, and not negative"
     if layer.upsampler == HASH and (size != bank or layer.mixing != "none"):
         return "a hashed layer must read its whole bank as one template, and mix none"
+    if is_foreign:
+        learned = schemes.learned_shape(generator, layer.shape, size) == layer.learned
     if layer.upsampler in BASES or layer.kept:
         learned = layer.upsampler in BASES and is_basis(layer)
     return "" if learned else "learned must be the shape that its upsampler needs"

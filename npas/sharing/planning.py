@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from npas.sharing import activations, fitting, pricing
+from npas.sharing import activations, fitting, pricing, schemes
 from npas.sharing.activations import Batch
 from npas.sharing.allocation import ALLOCATORS, Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
 from npas.sharing.budget import count_parameters, parse_budget
-from npas.sharing.coefficients import CHOICES, FIXED, OF_DEPTH, STARTS
+from npas.sharing.coefficients import FIXED, OF_DEPTH, STARTS
 from npas.sharing.groups import assign_groups
 from npas.sharing.install import require_unshared
 from npas.sharing.layers import find_layers
@@ -68,7 +68,7 @@ def plan(
     specs = [layer.spec for layer in find_layers(model, include, exclude)]
     for option, value, choices in (
         ("init", init, ("fresh", "fit")),
-        ("generator", generator, CHOICES),
+        ("generator", generator, schemes.choices()),
         ("upsampler", upsampler, UPSAMPLERS),
         ("allocator", allocator, ALLOCATORS),
         ("coefficient_init", coefficient_init, (*STARTS, *OF_DEPTH)),

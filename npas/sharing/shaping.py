@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from npas.sharing import schemes
 from npas.sharing.bases import BASES, CHANNELS, basis_weight, channel_weight
 from npas.sharing.hashing import HASH, hashed_weight
 from npas.sharing.upsample import UPSAMPLERS
@@ -26,5 +27,7 @@ def shaped(values: Tensor, learned: Tensor | None, layer: LayerAllocation) -> Te
     if layer.upsampler == CHANNELS:
         assert learned is not None
         return channel_weight(values, learned, layer)
+    if layer.upsampler not in UPSAMPLERS:
+        return schemes.weight(values, learned, layer)
     upsampler = UPSAMPLERS[layer.upsampler]
     return upsampler.weight(values, learned, layer.source, layer.matrix)

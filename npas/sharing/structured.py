@@ -6,14 +6,18 @@ basis: of a weight as a matrix, R x N with R the shorter side, row or column r m
     those of fewer values, which mix a part of it as large as they are.
 factorized: the same, but each layer has a part of the bank to itself: W = B A of low rank, nothing
     is shared. The baseline from outside.
+the schemes of other packages: layers read spans of the bank as large as they are, at most the bank.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from npas.sharing import schemes
 from npas.sharing.allocation import GroupAllocation, LayerAllocation
 from npas.sharing.bases import CHANNELS
 from npas.sharing.coefficients import OF_DEPTH, STRUCTURED
@@ -22,6 +26,13 @@ from npas.sharing.hashing import HASH, largest_bank
 from npas.sharing.layers import LayerSpec, matrix_form
 
 WHOLE = ("basis", "factorized", HASH)
+SMALLEST_BANK = 16
+"""A bank below this is no network worth training; a smaller group needs its own size."""
+
+
+def makes_whole(generator: str) -> bool:
+    """Return whether a generator makes all layers of a group in one way."""
+    return generator in WHOLE or schemes.is_foreign(generator)
 
 
 def check_generator(
@@ -32,7 +43,7 @@ def check_generator(
     templates: int | str | None,
 ) -> None:
     """Raise ValueError where what a generator needs is not what the other options say."""
-    if generator in STRUCTURED:
+    if generator in STRUCTURED or schemes.is_foreign(generator):
         mixing = "generator must be wavg, emb or avg for"
         if templates is not None:
             raise ValueError(f"{mixing} templates={templates!r}; {generator!r} is another")
@@ -70,13 +81,19 @@ def size_whole(
     if available == total:
         return GroupAllocation(name, 0, tuple(LayerAllocation(**vars(layer)) for layer in layers))
     sizing = {"basis": _basis, "factorized": _factorized, HASH: _hashed}
+    if generator not in sizing:
+        return _foreign(name, layers, available, generator)
     return sizing[generator](name, layers, available)
 
 
 def smallest_whole(layers: Sequence[LayerSpec], generator: str) -> int:
     """Return the fewest parameters with which the group can be planned."""
     if generator == HASH:
-        return min(16, *(layer.size for layer in layers))
+        return min(SMALLEST_BANK, *(layer.size for layer in layers))
+    if generator not in WHOLE:
+        banks = _banks(layers)
+        costs = (bank + _learned(layers, bank, generator) for bank in banks)
+        return min(*costs, sum(layer.size for layer in layers))
     sides = [_Side.of(layer) for layer in layers]
     mixtures = sum(side.rows for side in sides)
     if generator == "basis":
@@ -94,6 +111,39 @@ def _hashed(name: str, layers: Sequence[LayerSpec], available: int) -> GroupAllo
         )
         first += layer.size
     return GroupAllocation(name, available, tuple(planned))
+
+
+def _foreign(
+    name: str, layers: Sequence[LayerSpec], available: int, scheme: str
+) -> GroupAllocation:
+    def fits(bank: int) -> bool:
+        return bank + _learned(layers, bank, scheme) <= available
+
+    total = sum(layer.size for layer in layers)
+    bank = _largest(fits, total, max(bank for bank in _banks(layers) if fits(bank)))
+    spans = [min(bank, layer.size) for layer in layers]
+    planned, first = list[LayerAllocation](), 0
+    for layer, at, span in zip(layers, place_spans(spans, bank), spans, strict=True):
+        how: dict[str, Any] = {"upsampler": scheme, "source": (1, span), "first": first}
+        how["learned"] = schemes.learned_shape(scheme, layer.shape, span)
+        planned.append(LayerAllocation(**vars(layer), templates=(at,), template_size=span, **how))
+        first += layer.size
+    return GroupAllocation(name, bank, tuple(planned))
+
+
+def _banks(layers: Sequence[LayerSpec]) -> list[int]:
+    """Return sizes of banks to begin with: what is learned may be least beside any of them."""
+    total = sum(layer.size for layer in layers)
+    bank = min(SMALLEST_BANK, *(layer.size for layer in layers))
+    return [bank << i for i in range(total.bit_length()) if bank << i <= total]
+
+
+def _learned(layers: Sequence[LayerSpec], bank: int, scheme: str) -> int:
+    alike = Counter(layer.shape for layer in layers).items()
+    return sum(
+        n * math.prod(schemes.learned_shape(scheme, shape, min(bank, math.prod(shape))))
+        for shape, n in alike
+    )
 
 
 @dataclass(frozen=True)
@@ -204,9 +254,9 @@ def _factorized(name: str, layers: Sequence[LayerSpec], available: int) -> Group
 PARTS = 1 << 20
 
 
-def _largest(fits: Callable[[int], bool], most: int) -> int:
-    """Return the largest number from 1 to `most` that fits; they fit up to some number."""
-    low, high = 1, most + 1
+def _largest(fits: Callable[[int], bool], most: int, low: int = 1) -> int:
+    """Return the largest number from `low` to `most` that fits; they fit up to some number."""
+    high = most + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

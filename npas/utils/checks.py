@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 
 
@@ -9,6 +10,12 @@ def join(names: Iterable[object], last: str = "or") -> str:
     """Write names as a list in a sentence: `a, b or c`."""
     *head, tail = [str(name) for name in names]
     return f"{', '.join(head)} {last} {tail}" if head else tail
+
+
+def near(name: str, names: list[str]) -> str:
+    """Return which of `names` come near `name`, or list them all where none does."""
+    close = difflib.get_close_matches(str(name), names, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}"
 
 
 def at_least(key: str, value: float | None, limit: float) -> None:

@@ -1,7 +1,7 @@
-"""Find what other packages bring: model and task families, and folders of YAMLs.
+"""Find what other packages bring: model and task families, sharing schemes, folders of YAMLs.
 
-A package names them as entry points: `npas.models` and `npas.tasks`, each a module (or any object)
-with `Config` and `build`, or with `Config` and `Task`; `npas.configs`, a package that holds YAMLs.
+A package names them as entry points: `npas.models`, `npas.tasks` and `npas.schemes`, each a module
+(or any object) with the parts of `OFFERS`; `npas.configs`, a package that holds YAMLs.
 A script registers its own, at its top level, so that the processes that it starts do so too:
 
     npas.register_model("mlp", sys.modules[__name__])
@@ -15,28 +15,33 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-OFFERS = {"model": ("Config", "build"), "task": ("Config", "Task")}
+OFFERS = {
+    "model": ("Config", "build"),
+    "task": ("Config", "Task"),
+    "scheme": ("learned", "initial", "weight"),  # see npas.sharing.schemes
+}
 _registered: dict[str, dict[str, Any]] = {kind: {} for kind in OFFERS}
 
 
 def register_model(name: str, family: Any) -> None:
     """Let `model.family=name` be this family: an object with `Config` and `build`; ValueError."""
-    _register("model", name, family)
+    register("model", name, family, find_spec(f"npas.models.{name}") is not None)
 
 
 def register_task(name: str, family: Any) -> None:
     """Let `task.family=name` be this family: an object with `Config` and `Task`; ValueError."""
-    _register("task", name, family)
+    register("task", name, family, find_spec(f"npas.tasks.{name}") is not None)
 
 
-def _register(kind: str, name: str, family: Any) -> None:
-    if find_spec(f"npas.{kind}s.{name}") is not None:
-        raise ValueError(f"{name!r} is a {kind} family of npas itself: choose another name")
+def register(kind: str, name: str, family: Any, is_own: bool) -> None:
+    """Register what a script brings; ValueError where a part lacks, or the name is npas' own."""
+    if is_own:
+        raise ValueError(f"{name!r} is a {kind} of npas itself: choose another name")
     _registered[kind][name] = _checked(kind, name, family, f"register_{kind}")
 
 
 def names(kind: str) -> list[str]:
-    """List the families of a kind, "model" or "task", that are not npas' own."""
+    """List what there is of a kind, one of `OFFERS`, that is not npas' own."""
     return sorted({*_registered[kind], *_entries(f"npas.{kind}s")})
 
 
@@ -68,5 +73,5 @@ def _load(entry: EntryPoint) -> Any:
 
 def _checked(kind: str, name: str, family: Any, who: str) -> Any:
     if lacking := [each for each in OFFERS[kind] if not hasattr(family, each)]:
-        raise ValueError(f"{who}: the {kind} family {name!r} lacks {' and '.join(lacking)}")
+        raise ValueError(f"{who}: the {kind} {name!r} lacks {' and '.join(lacking)}")
     return family

@@ -1,0 +1,124 @@
+"""Find the ways to share that other packages and scripts bring, and check that they can be used.
+
+A scheme is a module, or any object, with three functions. A layer is given N values of its group's
+bank: as many as its weight has, or the whole bank where that has fewer.
+
+    learned(shape, values)                  rows x columns of numbers that a layer of this shape
+                                            trains of its own beside N values; (0, 0) for none
+    initial(shape, rng)                     these numbers at their start
+    weight(values_N, learned, shape, first) the layer's weight, flat or in its shape; `first` counts
+                                            the weights of the group's layers before it
+
+The engine places what layers read, sizes the bank such that it and all learned numbers keep the
+budget, and scales weights, so that `weight` of twice the values must be twice the weight.
+A package names it as an entry point of `npas.schemes`, a script calls `register_scheme`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from npas.sharing.bases import BASES, CHANNELS
+from npas.sharing.coefficients import CHOICES, GENERATORS
+from npas.sharing.upsample import UPSAMPLERS
+from npas.utils import plugins
+
+if TYPE_CHECKING:
+    from npas.sharing.allocation import LayerAllocation
+
+OWN = frozenset((*CHOICES, *GENERATORS, *UPSAMPLERS, *BASES, CHANNELS, "none"))
+_found: dict[str, Any] = {}  # by name: asking the installed packages takes milliseconds
+
+
+def register_scheme(name: str, scheme: Any) -> None:
+    """Let `generator=name` be this scheme: an object as above; ValueError if it lacks a part."""
+    plugins.register("scheme", name, scheme, name in OWN)
+    _found.pop(name, None)
+
+
+def choices() -> tuple[str, ...]:
+    """Return the generators to choose from: npas' own, and those of others."""
+    return (*CHOICES, *(name for name in plugins.names("scheme") if name not in OWN))
+
+
+def is_foreign(generator: str | None) -> bool:
+    """Return whether a name is that of no generator of npas' own."""
+    return generator is not None and generator not in OWN
+
+
+def find(name: str) -> Any:
+    """Return a scheme of another package or script; ValueError if there is none of the name."""
+    if name not in _found:
+        if name not in plugins.names("scheme"):
+            raise ValueError(
+                f"the generator {name!r:.80} is not one of npas: install the package that brings it"
+                " (by an entry point npas.schemes), or call npas.register_scheme first"
+            )
+        _found[name] = plugins.family("scheme", name)
+    return _found[name]
+
+
+def learned_shape(name: str, shape: tuple[int, ...], values: int) -> tuple[int, int]:
+    """Return the shape of what a layer trains of its own; ValueError for what is none."""
+    found = find(name).learned(shape, values)
+    is_pair = isinstance(found, tuple) and len(found) == 2 and all(type(n) is int for n in found)
+    if not is_pair or min(found) < 0 or (min(found) == 0) != (max(found) == 0):
+        raise ValueError(
+            f"generator={name!r}: learned must return two whole numbers, rows and columns, both 0"
+            f" for none; of shape {list(shape)} and {values:,} values it returned {found!r:.80}"
+        )
+    rows, columns = found
+    return rows, columns
+
+
+def weight(values_N: Tensor, learned: Tensor | None, layer: LayerAllocation) -> Tensor:
+    """Return the flat weight."""
+    assert layer.upsampler is not None
+    made: Tensor = find(layer.upsampler).weight(values_N, learned, layer.shape, layer.first)
+    return made.reshape(-1)
+
+
+def start(
+    values_N: Tensor, layer: LayerAllocation, rng: torch.Generator
+) -> tuple[Tensor | None, float]:
+    """Return what a layer trains of its own as it starts, and its weight's mean square.
+
+    ValueError where the weight is not what a scheme promises: of the layer's size, finite, not
+    zero, in proportion to the values, and made of every one of them.
+    """
+    assert layer.upsampler is not None
+    named = f"generator={layer.upsampler!r}"
+    drawn: Tensor | None = None
+    if layer.learned[0]:
+        drawn = find(layer.upsampler).initial(layer.learned, rng)
+        if not isinstance(drawn, Tensor) or drawn.shape != layer.learned:
+            raise ValueError(f"{named}: initial must return a tensor of shape {layer.learned}")
+        drawn = drawn.detach()
+    with torch.no_grad():
+        made = weight(values_N, drawn, layer)
+        if made.numel() != layer.size or not made.isfinite().all() or not made.any():
+            raise ValueError(
+                f"{named}: the weight of {layer.name} must be {layer.size:,} finite values that do"
+                f" not start at zero, not {made.numel():,} such as {made[:3].tolist()}"
+            )
+        if not torch.allclose(weight(2 * values_N, drawn, layer), 2 * made, rtol=1e-3):
+            raise ValueError(
+                f"{named}: the weight of twice the values must be twice the weight, and that of"
+                f" {layer.name} is not: npas scales values to give a weight its layer's spread"
+            )
+    # What starts at zero would hide what is read: any numbers show it.
+    own = torch.Generator().manual_seed(0)
+    any_learned = None if drawn is None else torch.randn(layer.learned, generator=own)
+    with torch.enable_grad():
+        asked_N = values_N.clone().requires_grad_()
+        total = weight(asked_N, any_learned, layer) @ torch.randn(layer.size, generator=own)
+        (read_N,) = torch.autograd.grad(total, asked_N)
+    if unread := int((read_N == 0).sum()):
+        raise ValueError(
+            f"{named}: the weight of {layer.name} leaves {unread:,} of the {len(values_N):,} values"
+            " that it is given unread, which could not train: it must be made of every one"
+        )
+    return drawn, float(made.double().square().mean())
