@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.sharing.audit import follow, refuse_unloadable
-from npas.sharing.coefficients import FIXED, ROWS, STRUCTURED
+from npas.sharing.coefficients import FIXED, GENERATORS, ROWS
 from npas.sharing.install import shared_weights
 from npas.sharing.layers import SCALES, shared_value
 from npas.sharing.reading import Reading
@@ -120,7 +120,7 @@ def tie(model: nn.Module, threshold: float) -> list[list[str]]:
     tied = [members for members in found.values() if len(members) > 1]
     comparable = _comparable(reading, alike=True)
     generator = shared.allocation.scheme.generator
-    if generator in STRUCTURED and not tied and not comparable:
+    if generator not in GENERATORS and not tied and not comparable:
         raise ValueError(
             f"generator={generator!r} gives layers no coefficients that could agree, so that"
             " nothing folds: share with generator='wavg'"
