@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import runpy
 import subprocess
 import sys
@@ -14,6 +15,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 import bench_squad_ddp as bench  # noqa: E402
 import second_way  # noqa: E402
+import split_budget  # noqa: E402
 import write_keys  # noqa: E402
 
 
@@ -44,6 +46,29 @@ def test_the_page_of_keys_is_what_the_dataclasses_say():
         "`task.folder` | text | images |",
     ):
         assert row in text
+
+
+def test_a_budget_is_split_by_trials(monkeypatch, tmp_path, capsys):
+    words = ["+exp=digits", "sharing.groups=type", "budget=0.2"]
+
+    def loss(overrides, weights):  # least where linear layers get a quarter of the weight
+        tried.append(weights)
+        return 1 + abs(math.log2(4 * weights["linear"]))
+
+    for trials, found in ((2, 1), (3, 0.5), (9, 0.25)):
+        with monkeypatch.context() as patched:
+            patched.setattr(split_budget, "trial", loss)
+            tried = []
+            best, lowest = split_budget.search(words, trials)
+        assert best == {"conv2d": 1, "linear": found} and lowest == loss([], best)
+        assert len(tried) <= trials + 1  # this line's own call among them
+    assert split_budget.main([*words[:1], "budget=0.2"]) == 2
+    assert "there is one group, all: set sharing.groups" in capsys.readouterr().err
+    short = ["epochs=1", "model.depth=10", "model.width=0.25", f"run_root={tmp_path}"]
+    assert split_budget.main(["--trials", "2", *words, *short, "wandb.mode=disabled"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("best: sharing.group_weights=")
+    assert sum("(conv2d " in line for line in lines) == 2
 
 
 def test_input_pipelines(measured):

@@ -19,8 +19,8 @@ FIT = "fit"  # the beginning of a sharing.init that fits the network to trained 
 BY_NAME = re.compile(r"place|depth:[1-9]\d{0,3}")  # groupings by where names have numbers
 
 FITTED = (
-    "generator", "upsampler", "groups", "num_groups", "max_templates", "coefficient_init",
-    "train_coefficients", "upsample_templates", "low_rank", "allocator",
+    "generator", "upsampler", "groups", "num_groups", "group_weights", "max_templates",
+    "coefficient_init", "train_coefficients", "upsample_templates", "low_rank", "allocator",
 )  # fmt: skip
 """The keys of `sharing` that the trained weights decide where `init` says fit."""
 
@@ -51,7 +51,8 @@ class SharingConfig:
     `init` names trained weights to start from: a run that shares alike, whose banks are taken over;
     `fit:PATH` plans the sharing from those of any run or file (`npas.share(model, budget,
     init="fit")`), `fit` from those of `model.pretrained`, weighed by what layers see in the first
-    `fit_batches` training batches. `templates` takes the place of a budget.
+    `fit_batches` training batches. `templates` takes the place of a budget. The budget is split
+    over groups by size, times their `group_weights` (1 where not given).
     `recurrence_weight` times the mean cosine of the coefficients of layers that mix the same
     templates is taken off the loss. Every `lsm_every` epochs, if not 0, the layer similarity matrix
     is logged.
@@ -61,6 +62,7 @@ class SharingConfig:
     upsampler: Literal["inter", "repeat", "mask", "wavg"] = "inter"
     groups: dict[str, str] | str = "single"
     num_groups: int | None = None
+    group_weights: dict[str, float] | None = None
     max_templates: int = 8
     templates: int | Literal["layers"] | None = None
     coefficient_init: Literal["orthogonal", "sparse", "released", "legendre", "cosine"] = (
@@ -108,6 +110,11 @@ class SharingConfig:
             raise ValueError(
                 f"sharing.templates={self.templates} needs groups of one shape, and "
                 f"sharing.groups={self.groups} finds others: set a budget in place of templates"
+            )
+        if self.groups in SEARCHED and self.group_weights:
+            raise ValueError(
+                f"sharing.group_weights names groups, and sharing.groups={self.groups} has still to"
+                " find its own: train with sharing.groups=RUN, the folder of a run that found some"
             )
         if self.groups == "learned" and (self.is_structured or self.generator == "avg"):
             raise ValueError(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import nn
 
+    from npas.sharing import Allocation
+
 
 @functools.cache
 def compose(*overrides: str) -> Config:
@@ -67,21 +69,31 @@ def planned_count(*overrides: str) -> int:
     Its groups must not need a search; the weights that it starts from need not be there. Tensors
     are made only where filters are pruned.
     """
-    from npas.sharing import count_parameters, plan
+    from npas.sharing import count_parameters
     from npas.training import pruning
-    from npas.training.experiment import check_groups, plan_keywords
 
     starts = ("model.pretrained=", "sharing.init=")
-    config = compose(*(one for one in overrides if not one.startswith(starts)))
-    model = _network(config)
+    overrides = tuple(one for one in overrides if not one.startswith(starts))
+    config = compose(*overrides)
     if config.budget == DENSE:
-        count = count_parameters(model)
+        count = count_parameters(_network(config))
     else:
-        check_groups(config, model, None)
-        count = plan(model, config.budget, **plan_keywords(config, None)).budget.used
+        count = planned(*overrides).budget.used
     if config.pruning.method is None:
         return count
     return pruning.planned(config, _spec(config), count).parameters
+
+
+@functools.cache
+def planned(*overrides: str) -> Allocation:
+    """Return the allocation of the run of these overrides, whose groups must not need a search."""
+    from npas.sharing import plan
+    from npas.training.experiment import check_groups, plan_keywords
+
+    config = compose(*overrides)
+    model = _network(config)
+    check_groups(config, model, None)
+    return plan(model, config.budget, **plan_keywords(config, None))
 
 
 @functools.cache

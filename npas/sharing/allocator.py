@@ -29,6 +29,9 @@ from npas.sharing.schemes import is_foreign
 from npas.sharing.structured import SMALLEST_BANK, makes_whole, size_whole, smallest_whole
 from npas.sharing.upsample import UPSAMPLERS
 
+WEIGHT_UNIT = 1_000_000
+"""What a group's weight of 1 is in the integers that the budget is split by."""
+
 
 def allocate(
     layers: Sequence[LayerSpec],
@@ -36,13 +39,16 @@ def allocate(
     request: Budget,
     dense: int,
     scheme: Scheme,
+    group_weights: Mapping[str, float] | None = None,
 ) -> Allocation:
     """Plan a network of `dense` trainable parameters inside the budget.
 
     The banks get what the unshared parameters leave, split over the groups in proportion to
-    unshared size. Raises ValueError below the smallest feasible budget, and names it.
+    unshared size, times the group's weight (1 unless `group_weights` names it). Raises ValueError
+    below the smallest feasible budget, and names it.
     """
     members = members_of(layers, group_of)
+    given = group_weights or {}
     unshared = dense - sum(layer.size for group in members.values() for layer in group)
     corrections = count_corrections(members.values(), scheme.low_rank)
     beside = unshared + corrections
@@ -56,11 +62,17 @@ def allocate(
             f"{f' {corrections:,} low-rank,' if corrections else ''} {sum(floors):,} for the"
             f" smallest banks): ask for budget={spell_count(floor)} or more"
         )
-    sizes = [sum(layer.size for layer in group) for group in members.values()]
+    sizes = [
+        round(sum(layer.size for layer in group) * WEIGHT_UNIT * given.get(name, 1))
+        for name, group in members.items()
+    ]
     # A group of small layers would get a bank too small for any: it holds its largest layer first,
     # as long as half of the budget can pay for that in all groups alike.
     even = (allowed - beside) // (2 * len(members))
-    whole = [min(even, max(layer.size for layer in group)) for group in members.values()]
+    whole = [
+        0 if name in given else min(even, max(layer.size for layer in group))
+        for name, group in members.items()
+    ]
     raised = [max(pair) for pair in zip(floors, whole, strict=True)]
     floors = raised if sum(raised) <= allowed - beside else floors
     parts = split_budget(allowed - beside, sizes, floors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ def share(
     upsampler: str = "inter",
     groups: Groups = "single",
     num_groups: int | None = None,
+    group_weights: Mapping[str, float] | None = None,
     max_templates: int = 8,
     templates: int | str | None = None,
     coefficient_init: str = "orthogonal",
@@ -81,9 +82,10 @@ def share(
     the layers of a group and shape); without `train_coefficients` they stay, and are no parameters.
     `upsampler` is inter, repeat, mask or wavg, and with `upsample_templates` above 1 inter resizes
     a mixture of so many maps of half the bank; `groups` single, type, shape, place, "depth:2",
-    random (with `num_groups`) or a mapping of name patterns to groups. `low_rank=r` adds two
-    matrices of that rank to each layer that shares with others. `include` and `exclude` are glob
-    patterns over parameter names, or "@embeddings", "@first" and "@last" (numbered block).
+    random (with `num_groups`) or a mapping of name patterns to groups. The budget is split over
+    groups by size, times `group_weights` ({group: weight}, 1 where not given). `low_rank=r` adds
+    two matrices of that rank to each layer that shares with others. `include` and `exclude` are
+    glob patterns over parameter names, or "@embeddings", "@first" and "@last" (numbered block).
     `allocator="reference"` is the released code's (no exact budgets).
 
     Generated weights start with the spread of the dense ones, whose values are dropped: warns if
@@ -107,7 +109,8 @@ def share(
         audit.refuse_huge(model, budget)
     options: dict[str, Any] = dict(
         generator=generator, upsampler=upsampler, groups=groups,
-        num_groups=num_groups, max_templates=max_templates, templates=templates,
+        num_groups=num_groups, group_weights=group_weights, max_templates=max_templates,
+        templates=templates,
         coefficient_init=coefficient_init, train_coefficients=train_coefficients,
         upsample_templates=upsample_templates, low_rank=low_rank, include=include,
         exclude=exclude, allocator=allocator, seed=seed, packing=packing,

@@ -20,6 +20,7 @@ from npas.sharing.released_layout import allocate_reference
 from npas.sharing.structured import check_generator
 from npas.sharing.upsample import UPSAMPLERS
 from npas.utils.budget import BudgetLike
+from npas.utils.checks import near
 from npas.utils.keywords import renamed
 from npas.utils.packing import Packing
 
@@ -36,6 +37,7 @@ def plan(
     upsampler: str = "inter",
     groups: Groups = "single",
     num_groups: int | None = None,
+    group_weights: Mapping[str, float] | None = None,
     max_templates: int = 8,
     templates: int | str | None = None,
     coefficient_init: str = "orthogonal",
@@ -56,8 +58,8 @@ def plan(
     """
     activations.refuse_batches(batches, init, templates)
     options: dict[str, Any] = dict(
-        generator=generator, upsampler=upsampler, groups=groups, max_templates=max_templates,
-        templates=templates, coefficient_init=coefficient_init,
+        generator=generator, upsampler=upsampler, groups=groups, group_weights=group_weights,
+        max_templates=max_templates, templates=templates, coefficient_init=coefficient_init,
         train_coefficients=train_coefficients, upsample_templates=upsample_templates,
         low_rank=low_rank, include=include, exclude=exclude, allocator=allocator,
     )  # fmt: skip
@@ -93,6 +95,8 @@ def plan(
     if budget is not None and templates is not None:
         raise ValueError("budget and templates exclude each other: templates fixes the count")
     group_of = assign_groups(specs, groups, num_groups, seed)
+    if group_weights:
+        _check_weights(group_weights, set(group_of.values()), templates, allocator)
     mixing = generator if train_coefficients else FIXED
     scheme = Scheme(
         mixing, upsampler, max_templates, allocator, coefficient_init, low_rank, upsample_templates
@@ -111,7 +115,9 @@ def plan(
                 f"budget={request.canonical} bounds bytes, and allocator='reference' banks alone:"
                 " use allocator='npas'"
             )
-        return pricing.fit(model, request, specs, group_of, scheme, packing or Packing())
+        return pricing.fit(
+            model, request, specs, group_of, scheme, packing or Packing(), group_weights
+        )
     if allocator == "reference":
         others = low_rank or upsample_templates > 1
         if mixing != "wavg" or coefficient_init in ("sparse", *OF_DEPTH) or others:
@@ -122,13 +128,29 @@ def plan(
             )
         wrap_after_k = groups in ("type", "shape")
         return allocate_reference(specs, group_of, request, dense, scheme, wrap_after_k)
-    return allocate(specs, group_of, request, dense, scheme)
+    return allocate(specs, group_of, request, dense, scheme, group_weights)
+
+
+def _check_weights(
+    weights: Mapping[str, float], groups: set[str], templates: int | str | None, allocator: str
+) -> None:
+    """Raise ValueError for weights that are not positive, or of groups that there are not."""
+    if templates is not None or allocator == "reference":
+        raise ValueError(
+            "group_weights split a budget: leave them out with templates or allocator='reference'"
+        )
+    for name, weight in weights.items():
+        if name not in groups:
+            raise ValueError(f"group_weights: there is no group {name!r}; {near(name, [*groups])}")
+        if not 0.001 <= weight <= 1000:
+            raise ValueError(f"group_weights: {name} must be from 0.001 to 1000, not {weight}")
 
 
 OF_FRESH = {
     "generator": None,
     "upsampler": "inter",
     "groups": "single",
+    "group_weights": None,
     "max_templates": 8,
     "coefficient_init": "orthogonal",
     "train_coefficients": True,
@@ -144,7 +166,11 @@ def _default_generator(
 ) -> str:
     """Return hash below the dense count, wavg there and where an option is about templates."""
     asked = {key for key, default in OF_FRESH.items() if options[key] != default}
-    if budget is None or options["templates"] is not None or asked - {"groups", "low_rank"}:
+    if (
+        budget is None
+        or options["templates"] is not None
+        or asked - {"groups", "group_weights", "low_rank"}
+    ):
         return "wavg"
     request, dense = parse_budget(budget), count_parameters(model)
     return "hash" if request.size is None and request.allowed(dense) < dense else "wavg"

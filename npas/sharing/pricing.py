@@ -174,6 +174,7 @@ def fit(
     group_of: Mapping[str, str],
     scheme: Scheme,
     packing: Packing,
+    group_weights: Mapping[str, float] | None = None,
 ) -> Allocation:
     """Return the plan of the most parameters whose artifact fits the bytes before compression.
 
@@ -190,7 +191,8 @@ def fit(
     floor += count_corrections(members, scheme.low_rank)
 
     def priced(parameters: int) -> tuple[Allocation, int]:
-        plan = allocate(layers, group_of, Budget(absolute=parameters), dense, scheme)
+        asked = Budget(absolute=parameters)
+        plan = allocate(layers, group_of, asked, dense, scheme, group_weights)
         plan = replace(plan, budget=replace(plan.budget, asked=request.canonical))
         header, data = _prices(model, plan, packing)
         return plan, header + math.ceil(data / packing.expected_ratio)

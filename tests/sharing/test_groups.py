@@ -1,5 +1,9 @@
-import pytest
+import math
 
+import pytest
+from zoo import Residual
+
+import npas
 from npas.sharing.groups import assign_groups
 from npas.sharing.layers import LayerSpec
 
@@ -65,3 +69,29 @@ def test_the_first_pattern_that_matches_decides():
 def test_bad_groupings_say_what_to_change(groups, num_groups, says):
     with pytest.raises(ValueError, match=says):
         assign_groups(LAYERS, groups, num_groups)
+
+
+def test_a_budget_is_split_by_size_and_weight():
+    halves = {"stage1.*": "early", "*": "late"}
+
+    def banks(**options):
+        plan = npas.plan(Residual(), 0.5, groups=halves, **options)
+        assert plan.budget.used == plan.budget.allowed
+        return {group.name: group.used for group in plan.groups}
+
+    for generator in ("wavg", "hash"):
+        plain = banks(generator=generator)
+        assert banks(generator=generator, group_weights={"early": 1}) == plain
+        more = banks(generator=generator, group_weights={"late": 2})
+        assert more["late"] > plain["late"] and sum(more.values()) == sum(plain.values())
+        fewer = banks(generator=generator, group_weights={"late": 0.5})
+        assert fewer["late"] < plain["late"]
+    for options, line in (
+        ({"group_weights": {"earl": 2}}, r"no group 'earl'; did you mean early"),
+        ({"group_weights": {"late": 0}}, "late must be from 0.001 to 1000"),
+        ({"group_weights": {"late": math.nan}}, "late must be from 0.001 to 1000"),
+        ({"group_weights": {"late": 2}, "allocator": "reference"}, "split a budget"),
+        ({"group_weights": {"late": 2}, "init": "fit"}, "leave groups out"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            npas.plan(Residual(), 0.5, groups=halves, **options)

@@ -1,0 +1,85 @@
+"""Split a budget between groups by what each buys, in short trial runs.
+
+    python scripts/split_budget.py --trials 7 +exp=digits sharing.groups=type budget=0.1 epochs=2
+
+By default a group's part is in proportion to its size. The first trial trains with that split, on
+nine tenths of the training data; each further one gives one group twice or half the weight, which
+is kept where the loss on the held-out tenth falls. The search ends after so many trials, or once no
+change helps, and prints what to train with. Trials are ordinary runs: the same command skips those
+that are done. The overrides say how long a trial is: all together cost trials x `epochs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import npas
+from npas.reporting.compose import planned
+
+HELD_OUT = "data.val_fraction=0.1"
+
+
+def override(weights: dict[str, float]) -> str:
+    """Return the override that sets these weights, of which those of 1 are left out."""
+    given = ",".join(f"{name}:{weight:g}" for name, weight in weights.items() if weight != 1)
+    return f"sharing.group_weights={{{given}}}" if given else "sharing.group_weights=null"
+
+
+def trial(overrides: Sequence[str], weights: dict[str, float]) -> float:
+    """Train one split, and return its loss on held-out data; infinite where it diverged."""
+    result = npas.train([*overrides, HELD_OUT, override(weights)])
+    if result.metrics is None:
+        return float("inf")
+    loss = result.metrics.last["val/loss"]
+    plan = planned(*overrides, override(weights))
+    banks = ", ".join(f"{group.name} {group.used:,}" for group in plan.groups)
+    print(f"{loss:.4f}  {override(weights)}  ({banks})", flush=True)
+    return loss
+
+
+def search(overrides: Sequence[str], trials: int) -> tuple[dict[str, float], float]:
+    """Return the best weights that so many trials find, and their loss."""
+    names = [group.name for group in planned(*overrides).groups]
+    if len(names) < 2:
+        raise ValueError(
+            f"there is one group, {names[0]}: set sharing.groups, as to type or depth:2"
+        )
+    best = dict.fromkeys(names, 1.0)
+    lowest, left = trial(overrides, best), trials - 1
+    for step in (2.0, 2**0.5):
+        for name in names[1:]:  # weights count by their ratios: the first group's stays
+            for factor in (step, 1 / step):
+                before = lowest
+                while left:
+                    tried = {**best, name: best[name] * factor}
+                    left -= 1
+                    loss = trial(overrides, tried)
+                    if loss >= lowest:
+                        break
+                    best, lowest = tried, loss
+                if lowest < before:  # the other direction is where it came from
+                    break
+    return best, lowest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Search, and print the override to train with."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--trials", type=int, default=7, help="runs in all, the first one included")
+    parser.add_argument("overrides", nargs="+", help="what npas-train would be given")
+    options = parser.parse_args(arguments)
+    if options.trials < 2:
+        parser.error("--trials must be at least 2: the split by size, and another")
+    try:
+        weights, loss = search(options.overrides, options.trials)
+    except ValueError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(f"best: {override(weights)}, loss {loss:.4f} on held-out data")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
