@@ -104,7 +104,7 @@ class TeacherCache:
 
     def _write(self, teach: Teach) -> None:
         """Ask the teacher for all, and put the file in its place at once."""
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = self.path.with_suffix(".tmp")  # what a killed process left is overwritten
         try:
             with locked(self.path.with_suffix(".lock")):
                 if self.path.exists():  # another run has written it meanwhile
@@ -116,13 +116,14 @@ class TeacherCache:
                 found = {name: torch.cat(parts) for name, parts in made.items()}
                 rows = torch.frombuffer(bytearray(b"".join(self.digests)), dtype=torch.uint8)
                 found[DIGESTS] = rows.view(len(self.digests), -1)
-                save_file(found, temporary, {"sha256": _sum_of(found)})
-                give_usual_mode(temporary)
-                os.replace(temporary, self.path)
-        except OSError as error:
+                try:
+                    save_file(found, temporary, {"sha256": _sum_of(found)})
+                    give_usual_mode(temporary)
+                    os.replace(temporary, self.path)
+                finally:
+                    temporary.unlink(missing_ok=True)
+        except (OSError, SafetensorError) as error:
             raise ValueError(f"distill.cache={self.path.parent}: {reason(error)}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _open(self) -> None:
         """Map the file into memory, once its checksum was compared."""
