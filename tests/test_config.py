@@ -156,6 +156,7 @@ OTHER = {
     "data.source": "synthetic",
     "sharing.init": "a run",
     "sharing.generator": "emb",
+    "sharing.group_weights": {"all": 2.0},
     "sharing.upsampler": "mask",
     "sharing.coefficient_init": "sparse",
     "sharing.recurrence_weight": 0.1,

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,22 @@ def test_the_table_of_starts_has_a_line_a_method_with_means_over_the_seeds():
 
 
 @pytest.mark.slow
+def test_the_table_and_plot_of_embeddings_come_from_the_committed_runs(monkeypatch, tmp_path):
+    committed = SCRIPTS.parent / "results/minilm"
+    shutil.copytree(committed, tmp_path / "minilm", ignore=shutil.ignore_patterns("embeddings.*"))
+    words = ["minilm_embeddings", "--table", "--out", str(tmp_path / "minilm")]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(SCRIPTS / "minilm_embeddings.py"), run_name="__main__")
+    table = (committed / "embeddings.md").read_text(encoding="utf-8")
+    assert (tmp_path / "minilm/embeddings.md").read_text(encoding="utf-8") == table
+    for suffix in (".png", ".svg"):
+        drawn = (tmp_path / "minilm/embeddings").with_suffix(suffix)
+        assert drawn.stat().st_size > 10_000 and (committed / drawn.name).is_file()
+    monkeypatch.setattr(sys, "argv", words[:1])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPTS / "minilm_embeddings.py"), run_name="__main__")
+
+
 def test_every_method_starts_as_it_should(measured):
     words = "--pre digits --fine digits --metric accuracy --seeds 1 --fine-words batch_size=128"
     small = "--words model.depth=10 model.width=0.5 epochs=1 optim.milestones=[] budget=0.5"

@@ -26,6 +26,7 @@ HASH_EXCLUDED = frozenset(
         "data.download",
         "data.workers",
         "dry_run",
+        "distill.cache",
         "sharing.lsm_every",
         "sharing.recompute",
         # Of ImageNet alone: how it is packed, and how much damage ends a run.

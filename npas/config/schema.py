@@ -80,7 +80,7 @@ class DistillConfig:
 
     The loss is (1 - weight) x the task's + weight x temperature^2 KL (Hinton et al. 2015), and
     `hidden_weight` times the mean squared difference of the outputs of the modules that the
-    patterns `hidden` name.
+    patterns `hidden` name. `cache` is a folder that keeps the teacher's logits.
     """
 
     teacher: str | None = None
@@ -88,6 +88,7 @@ class DistillConfig:
     temperature: float = 4.0
     hidden: list[str] = field(default_factory=list)
     hidden_weight: float = 1.0
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         if self.teacher is not None and not self.teacher.strip():
@@ -96,6 +97,10 @@ class DistillConfig:
         at_most("distill.weight", self.weight, 1)
         above("distill.temperature", self.temperature, 0)
         at_least("distill.hidden_weight", self.hidden_weight, 0)
+        if self.cache is not None and not self.cache.strip():
+            raise ValueError("distill.cache must not be empty: name a folder, or null")
+        if self.cache is not None and self.hidden:
+            raise ValueError("distill.cache keeps logits alone: set distill.hidden=[], or no cache")
 
 
 @dataclass(frozen=True)

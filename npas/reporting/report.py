@@ -222,7 +222,12 @@ def _others(results: Path) -> Iterator[Entry]:
                 else path.read_text(encoding="utf-8"),
                 name,
             )
-            yield Entry(own.title, name, "", command, html=own.html)
+            shown = []
+            if (plot := path.with_suffix(".svg")).is_file():
+                caption = "Mean and standard deviation over the table's seeds."
+                alt = f"{own.title}: the table's cosines against parameters, a line a method."
+                shown = [picture(plot, alt, caption)]
+            yield Entry(own.title, name, "", command, shown, html=own.html)
 
 
 def _runs(found: Sequence[run_index.Run], root: str, plotted: bool) -> Section:

@@ -1,7 +1,8 @@
 """Train a network to give a teacher's outputs: what `distill.teacher` asks for.
 
 The teacher is a run of npas or `dense`, the run's own network before it is shared. It is in eval
-mode, computes in the run's precision, and reads the batches that the student reads.
+mode, computes in the run's precision, and reads the batches that the student reads; with
+`distill.cache` every sample once.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.config import DENSE, Config, DistillConfig, PruningConfig, run_dir
-from npas.sharing.distillation import distillation_loss
+from npas.sharing.distillation import distillation_loss, logits
 from npas.tasks import base
 from npas.tasks.base import Batch, Task
 from npas.training import initial
 from npas.training.experiment import Experiment, build_network
 from npas.training.grouping import SEARCH
+from npas.training.teacher_cache import TeacherCache
 
 
 class Distilled:
@@ -34,6 +36,7 @@ class Distilled:
     def __init__(self, config: Config, task: Task, student: nn.Module, teacher: nn.Module) -> None:
         self.task, self.settings = task, config.distill
         self.teacher = teacher.eval().requires_grad_(False)
+        self.cache: TeacherCache | None = None
         self.outputs: dict[str, dict[str, Any]] = {"student": {}, "teacher": {}}
         for who, network in (("student", student), ("teacher", teacher)):
             modules = dict(network.named_modules())
@@ -64,9 +67,11 @@ class Distilled:
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and sums to log, as `Task.loss` does. ValueError if outputs differ."""
         loss, found = self.task.loss(model, batch)
-        with torch.no_grad():
-            self.task.loss(self.teacher, batch)
         ours, theirs = self.outputs["student"], self.outputs["teacher"]
+        if self.cache is not None:
+            theirs[""] = self.cache.read(batch, self.taught)
+        else:
+            self._teach(batch)
         weight = self.settings.weight
         try:
             soft = distillation_loss(ours[""], theirs[""], self.settings.temperature)
@@ -81,6 +86,16 @@ class Distilled:
             loss = loss + self.settings.hidden_weight * hidden
             found["hidden_loss"] = hidden.detach() * batch.size
         return loss, found
+
+    def _teach(self, batch: Batch) -> None:
+        """Let the teacher read a batch as the student does; hooks keep what it gives."""
+        with torch.no_grad():
+            self.task.loss(self.teacher, batch)
+
+    def taught(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the teacher's logits for a batch, by name."""
+        self._teach(batch)
+        return logits(self.outputs["teacher"].pop(""))
 
     def _apart(self, ours: dict[str, Any], theirs: dict[str, Any]) -> Tensor | None:
         """Return the mean squared difference of the hidden outputs; None where none are matched."""
@@ -129,6 +144,10 @@ def prepare(experiment: Experiment) -> None:
     experiment.model.eval()
     with torch.no_grad():
         learner.loss(experiment.model, batch)
+        if config.distill.cache is not None and not config.dry_run:
+            cache = TeacherCache(config, task, teacher, process)
+            cache.refuse_full(learner.taught(batch), batch.size)
+            learner.cache = cache
     experiment.model.train(was_training)
     experiment.distilled = learner
 

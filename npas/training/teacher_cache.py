@@ -1,0 +1,172 @@
+"""Keep a teacher's logits on disk, so that it runs once over the data: `distill.cache=DIR`.
+
+One file for a teacher, a precision and a set of training inputs, which all are in its name. A row
+is found by the digest of the sample that the student reads: no other sample's is ever given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from npas.config import Config
+from npas.sharing import api, is_shared
+from npas.tasks.base import Batch, Task
+from npas.tasks.common.files import give_usual_mode, locked, reason
+from npas.training.distributed import Process
+from npas.utils.progress import track
+
+OF_EACH = ("class", "cell", "text", "span")
+"""The kinds of outputs that depend on a sample alone, and not on others of its batch."""
+CHUNK = 64  # samples: the same whatever the batch is, so that the outputs are
+DIGESTS = "digests"
+Teach = Callable[[Batch], Mapping[str, Tensor]]
+
+
+class TeacherCache:
+    """The logits of a teacher for all training samples, from a file that the first step writes.
+
+    Raises ValueError, in one line, for inputs that differ from epoch to epoch, a file that is
+    damaged, and a folder that cannot take one.
+    """
+
+    def __init__(self, config: Config, task: Task, teacher: nn.Module, process: Process) -> None:
+        assert config.distill.cache is not None
+        self.task, self.process = task, process
+        refuse_changing(task)
+        self.digests = [d for batch in self._chunks("reading") for d in digests(batch)]
+        named = hashlib.sha256(b"".join(self.digests))
+        place = f"1 {config.precision} {process.device.type} {task.spec.outputs}"
+        named.update(f"{place} {teacher!r}".encode())
+        if is_shared(teacher):
+            named.update(json.dumps(api.allocation(teacher).to_dict()).encode())
+        for name, tensor in teacher.state_dict().items():
+            named.update(name.encode())
+            named.update(_bytes(tensor))
+        self.path = Path(config.distill.cache) / f"{named.hexdigest()[:32]}.safetensors"
+        self.kept: dict[str, Tensor] = {}
+        self.rows = {digest: row for row, digest in enumerate(self.digests)}
+        if self.path.exists():
+            self._open()
+
+    def refuse_full(self, example: Mapping[str, Tensor], size: int) -> None:
+        """Raise ValueError if a file of such outputs, of `size` samples, would find no room."""
+        if self.kept:
+            return
+        if odd := next((name for name, own in example.items() if len(own) != size), None):
+            raise ValueError(f"distill.cache: the output {odd!r} is not one of each sample")
+        folder = next(p for p in (self.path.parent, *self.path.absolute().parents) if p.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ValueError(f"distill.cache={self.path.parent}: {folder} is no folder to write to")
+        of_each = sum(own.numel() * own.element_size() for own in example.values()) // size
+        needed, free = of_each * len(self.digests), shutil.disk_usage(folder).free
+        if needed > free:
+            raise ValueError(
+                f"distill.cache={self.path.parent}: the outputs take {needed / 1e9:,.1f} GB and"
+                f" {free / 1e9:,.1f} GB are free: name another folder, or leave it out"
+            )
+
+    def read(self, batch: Batch, teach: Teach) -> dict[str, Tensor]:
+        """Return the teacher's logits by name; the first call asks it for all samples.
+
+        Called on all ranks together. ValueError for a sample that is not one of them.
+        """
+        if not self.kept:
+            with self.process.together():
+                if self.process.is_main and not self.path.exists():
+                    self._write(teach)
+            self._open()
+        try:
+            rows_B = torch.tensor([self.rows[digest] for digest in digests(batch)])
+        except KeyError:
+            raise ValueError(
+                f"distill.cache: a sample of {self.task.name} is not what it was in the first"
+                " epoch: leave distill.cache out"
+            ) from None
+        device = self.process.device
+        return {name: own[rows_B].to(device) for name, own in self.kept.items()}
+
+    def _chunks(self, what: str) -> Any:
+        count = self.task.train_size
+        for start in track(range(0, count, CHUNK), f"{what} {self.task.name}"):
+            index_B = torch.arange(start, min(start + CHUNK, count), device=self.task.device)
+            yield self.task.collate(index_B, 0, 0)
+
+    def _write(self, teach: Teach) -> None:
+        """Ask the teacher for all, and put the file in its place at once."""
+        temporary = self.path.with_suffix(".tmp")  # what a killed process left is overwritten
+        try:
+            with locked(self.path.with_suffix(".lock")):
+                if self.path.exists():  # another run has written it meanwhile
+                    return
+                made: dict[str, list[Tensor]] = {}
+                for batch in self._chunks("teaching"):
+                    for name, own in teach(batch.to(self.process.device)).items():
+                        made.setdefault(name, []).append(own.detach().cpu())
+                found = {name: torch.cat(parts) for name, parts in made.items()}
+                rows = torch.frombuffer(bytearray(b"".join(self.digests)), dtype=torch.uint8)
+                found[DIGESTS] = rows.view(len(self.digests), -1)
+                try:
+                    save_file(found, temporary, {"sha256": _sum_of(found)})
+                    give_usual_mode(temporary)
+                    os.replace(temporary, self.path)
+                finally:
+                    temporary.unlink(missing_ok=True)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"distill.cache={self.path.parent}: {reason(error)}") from None
+
+    def _open(self) -> None:
+        """Map the file into memory, once its checksum was compared."""
+        try:
+            with safe_open(self.path, "pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                is_whole = (file.metadata() or {}).get("sha256") == _sum_of(found)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{self.path} is damaged ({reason(error)}): delete it") from None
+        if not is_whole or _bytes(found.pop(DIGESTS)) != b"".join(self.digests):
+            raise ValueError(f"{self.path} is damaged (its checksum differs): delete it")
+        self.kept = found
+
+
+def refuse_changing(task: Task) -> None:
+    """Raise ValueError where a sample's inputs are drawn anew in every epoch."""
+    index_B = torch.arange(min(CHUNK, task.train_size), device=task.device)
+    changes = task.spec.outputs not in OF_EACH or type(task).sampler is not Task.sampler
+    if changes or len({tuple(digests(task.collate(index_B, e, 0))) for e in range(3)}) > 1:
+        raise ValueError(
+            f"distill.cache: {task.name} draws its inputs anew in every epoch (augmented, masked or"
+            " cut at random), so that no output can be kept: leave distill.cache out"
+        )
+
+
+def digests(batch: Batch) -> list[bytes]:
+    """Return a digest of each sample's inputs."""
+    named = batch.inputs if isinstance(batch.inputs, dict) else {"": batch.inputs}
+    found: Sequence[Any] = [hashlib.blake2b(digest_size=16) for _ in range(batch.size)]
+    for name in sorted(named):
+        rows = named[name].detach().cpu().contiguous().reshape(batch.size, -1)
+        for each, row in zip(found, rows, strict=True):
+            each.update(_bytes(row))
+    return [each.digest() for each in found]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _sum_of(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(f"{name} {list(tensors[name].shape)} {tensors[name].dtype}".encode())
+        found.update(_bytes(tensors[name]))
+    return found.hexdigest()

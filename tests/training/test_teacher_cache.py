@@ -1,0 +1,117 @@
+"""A teacher's logits on disk: computed once, read again to the bit, or refused."""
+
+import collections
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from trained import Stopped, same, stop_after
+
+from npas.tasks import digits
+from npas.training import build, prepare, train
+
+
+@pytest.fixture
+def unmoved(monkeypatch):
+    """Let the digits stay where they are."""
+    monkeypatch.setattr(digits, "RECIPE", dataclasses.replace(digits.RECIPE, padding=0))
+
+
+@pytest.fixture
+def taught(small, run_small, tmp_path):
+    """Return what trains a student of one teacher, and counts what the teacher was asked."""
+    run_small("teacher", epochs=1)
+
+    def run(folder, **changes):
+        keys = {"teacher": str(tmp_path / "teacher"), "cache": str(tmp_path / "kept")}
+        changes = {"budget": "0.3", **changes, "distill": keys | changes.get("distill", {})}
+        config = small(**changes)
+        experiment = build(config)
+        prepare(experiment)
+        asked = collections.Counter()
+        experiment.distilled.teacher.register_forward_hook(  # type: ignore[union-attr]
+            lambda module, inputs, output: asked.update(samples=len(output))
+        )
+        return experiment, train(experiment, tmp_path / folder), asked["samples"]
+
+    return run
+
+
+def test_each_sample_is_asked_for_once_and_the_next_run_asks_for_none(unmoved, taught, tmp_path):
+    plain, _, asked = taught("plain", distill={"cache": None})
+    first, _, once = taught("first")
+    assert asked == 2 * 5 * 256 and once == first.task.train_size == 1295
+    torch.testing.assert_close(first.model.state_dict(), plain.model.state_dict())
+    # Seeds and budgets share it.
+    for folder, changes in (("seed", {"seed": 5, "batch_size": 128}), ("low", {"budget": "0.2"})):
+        assert taught(folder, **changes)[2] == 0
+    (path,) = (tmp_path / "kept").iterdir()  # no lock, nothing half written
+    with safe_open(path, "pt") as file:
+        assert file.get_tensor("output").shape == (1295, 10)
+    # Another precision has a file of its own.
+    assert taught("half", precision="bf16")[2] == 1295
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def test_a_resumed_run_is_bit_exact(unmoved, taught, tmp_path, monkeypatch):
+    straight, expected, _ = taught("straight", trainer={"grad_accum_steps": 2})
+    shutil.rmtree(tmp_path / "kept")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, 1)
+        taught("killed", trainer={"grad_accum_steps": 2})
+    resumed, outcome, asked = taught("killed", trainer={"grad_accum_steps": 2})
+    assert asked == 0 and outcome.metrics == expected.metrics
+    assert same(straight.model, resumed.model)
+
+
+def test_a_damaged_file_is_one_line_before_training(unmoved, taught, tmp_path):
+    taught("first")
+    (path,) = (tmp_path / "kept").iterdir()
+    whole = path.read_bytes()
+    for wrong in (whole[:-100], whole[:-1] + bytes([whole[-1] ^ 1]), b"nothing", b""):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=r"kept/.*\.safetensors is damaged \(.*: delete it$"):
+            taught("second")
+    path.unlink()
+    assert taught("second")[2] == 1295
+
+
+def test_what_cannot_be_kept_is_refused_in_one_line(taught, tmp_path, monkeypatch, small):
+    with pytest.raises(ValueError, match=r"digits draws its inputs anew in every epoch \(augm"):
+        taught("moved")
+    for keys, line in (
+        ({"hidden": ["stages.0"]}, "keeps logits alone"),
+        ({"cache": " "}, "distill.cache must not be empty"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            taught("never", distill=keys)
+    monkeypatch.setattr(digits, "RECIPE", dataclasses.replace(digits.RECIPE, padding=0))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is no folder to write to"):
+        taught("never", distill={"cache": str(tmp_path / "file")})
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ValueError, match=r"the outputs take 0\.0 GB and 0\.0 GB are free"):
+        taught("never")
+    assert not (tmp_path / "kept").exists() and not (tmp_path / "never").exists()
+    config = dataclasses.replace(
+        small(distill={"teacher": str(tmp_path / "teacher"), "cache": str(tmp_path / "kept")}),
+        dry_run=True,
+    )
+    experiment = build(config)
+    prepare(experiment)
+    assert experiment.distilled.cache is None  # type: ignore[union-attr]
+
+
+def test_a_sample_that_changes_later_is_refused(unmoved, taught, tmp_path, monkeypatch):
+    collate = digits.Task.collate
+
+    def change(self, index_B, epoch, step):
+        batch = collate(self, index_B, epoch, step)
+        return batch._replace(inputs=batch.inputs + (step > 6))
+
+    monkeypatch.setattr(digits.Task, "collate", change)
+    with pytest.raises(ValueError, match="a sample of digits is not what it was in the first"):
+        taught("changing")
