@@ -1,4 +1,8 @@
-"""Turn a dense network into a shared one, save and load it, and say what it has become."""
+"""The user's functions: share a dense network, save, load and summarize a shared one.
+
+`share` plans an `Allocation` (`planning`), installs banks by it (`install`) and initializes them
+(`init`, or `fitting` for trained weights). `apply` does the same with a finished allocation.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,7 @@ from npas.utils.packing import Packing
 from npas.utils.printing import Shown
 
 ALLOCATION_FILE = "allocation.json"
-SHARED_FOLDER = "shared"  # of a folder for the hub, beside the dense network
+SHARED_FOLDER = "shared"  # in a directory for the hub
 
 
 @renamed(layout="allocator", coefficients="coefficient_init")
@@ -70,38 +74,37 @@ def share(
 ) -> nn.Module:
     """Share the parameters of `model` inside a budget, in place, and return it.
 
-    `budget` limits all trainable parameters: `0.1` or `"10%"` of the dense count, `2.0`, `"18M"`.
-    `"16MB"` limits the bytes of the artifact that `write_artifact` makes, by `packing`, instead.
-    `templates` fixes K instead (soft sharing), and with it the count; "layers" is as many as the
-    group has layers. `generator` is avg, wavg or emb (coefficients a layer), channels (coefficients
-    an output channel), basis, hash or factorized (see `structured`). By default it is hash, which
-    did best at equal budgets (docs/choosing.md), and wavg, the paper's, from the dense count on, in
-    a budget of bytes and where another option is about templates. `coefficient_init`: they start
-    orthogonal, sparse (one template a layer), released (one orthogonal matrix for all layers of one
-    K, whose rows shrink where they are more than K), legendre or cosine (functions of depth among
-    the layers of a group and shape); without `train_coefficients` they stay, and are no parameters.
-    `upsampler` is inter, repeat, mask or wavg, and with `upsample_templates` above 1 inter resizes
-    a mixture of so many maps of half the bank; `groups` single, type, shape, place, "depth:2",
-    random (with `num_groups`) or a mapping of name patterns to groups. The budget is split over
-    groups by size, times `group_weights` ({group: weight}, 1 where not given). `low_rank=r` adds
-    two matrices of that rank to each layer that shares with others. `include` and `exclude` are
-    glob patterns over parameter names, or "@embeddings", "@first" and "@last" (numbered block).
-    `allocator="reference"` is the released code's (no exact budgets).
+    - `budget`: all trainable parameters, as `0.1` or `"10%"` of the dense count, `2.0` or `"18M"`;
+      or `"16MB"`, the bytes of the artifact that `write_artifact` makes with `packing`.
+    - `templates`: K, instead of a budget (soft sharing); "layers" is the group's number of layers.
+    - `generator`: avg, wavg or emb (coefficients per layer), channels (coefficients per output
+      channel), basis, hash or factorized (see `structured`). The default is hash, the best at equal
+      budgets (docs/choosing.md), and wavg, as in the paper, from the dense count on, for a budget
+      in bytes and with options about templates.
+    - `coefficient_init`: orthogonal, sparse (one template per layer), released (one orthogonal
+      matrix for all layers of one K), legendre or cosine (functions of depth among the layers of a
+      group and shape). With `train_coefficients=False` they stay fixed and are no parameters.
+    - `upsampler`: inter, repeat, mask or wavg. With `upsample_templates=n` above 1, inter resizes
+      a mixture of n maps of half the bank.
+    - `groups`: single, type, shape, place, "depth:2", random (with `num_groups`) or a mapping of
+      name patterns to groups (see `groups.assign_groups`). `group_weights={group: weight}`
+      multiplies a group's share of the budget, which is in proportion to its size.
+    - `low_rank=r`: adds two matrices of rank r to each layer that shares with others.
+    - `include`, `exclude`: glob patterns of parameter names, "@embeddings", "@first" or "@last".
+    - `allocator="reference"`: allocates as the released code does, without exact budgets.
+    - `init="fit"`: approximates the trained weights (see `fitting`), which chooses groups and
+      bases itself; with `templates` it only chooses values. With `batches` (each a tensor, a
+      sequence of arguments or a mapping of keywords) it approximates the layers' outputs on them,
+      which is much closer. `summary` reports the relative errors. `init="fresh"` drops the weights,
+      keeps their standard deviations, and warns if they look trained.
+    - `recompute`: generates weights again in backward instead of keeping them, which saves memory
+      and takes time. Active saved-tensor hooks, e.g. of a checkpoint, take precedence.
 
-    Generated weights start with the spread of the dense ones, whose values are dropped: warns if
-    they look trained. `init="fit"` keeps what the network has learned: groups, bases and values are
-    chosen to approximate its weights (see `fitting`), so that no other option of these is open, but
-    with `templates`, whose values are then fitted. Given `batches` to call the network with (a
-    tensor, arguments in order or by name), it approximates what layers make of them, which is
-    nearer by far. `summary` tells the relative errors.
+    A weight is generated once per forward pass. Without gradients it is kept until something that
+    it depends on changes; writes through `.data` are noticed at the next `train` or `eval` call.
 
-    Weights are generated once per forward pass, and kept without gradients while nothing they
-    depend on changes; writing to a bank through `.data` is noticed at the next `train` or `eval`
-    call. With `recompute` they are not kept for backward but generated again, which trades time for
-    memory; saved-tensor hooks around the call, such as a checkpoint's, come before it.
-
-    Raises ValueError, naming what to change, for a network that is shared already, a budget below
-    the smallest feasible one and options that do not fit together.
+    Raises ValueError for a network that is shared already, a budget below the smallest feasible one
+    and options that do not fit together.
     """
     require_unshared(model)
     if budget is not None:
@@ -135,7 +138,7 @@ def _share_fitted(
     recompute: bool,
     batches: Sequence[Batch] | None,
 ) -> nn.Module:
-    """Share a network such that its weights are approximated; see `share`."""
+    """Share with `init="fit"`; see `share`."""
     refuse_meta(model)
     activations.refuse_batches(batches, "fit", options["templates"])
     if audit.looks_fresh(model):
@@ -150,7 +153,7 @@ def _share_fitted(
         audit.warn_of_optimizers(install(model, found.allocation, recompute))
         fitting.fill(model, found.values)
         give_back_freed()
-    else:  # templates were asked for
+    else:  # `templates` was given
         # Layers whose generator gives them nothing of their own are to be one weight, which folds.
         tolerance = math.inf if options["generator"] == "avg" else SAME_SPREAD
         allocation = plan(model, budget, **options)

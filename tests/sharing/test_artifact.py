@@ -140,7 +140,9 @@ def test_no_value_is_off_by_more_than_half_a_step(size, row, spread, kind, seed)
     assert torch.equal(decode(encode(read, kind, row), kind, size, row) == 0, read == 0)
 
 
-@pytest.mark.parametrize(("value", "why"), [(math.nan, "not finite"), (1e9, "too large|out of range")])
+@pytest.mark.parametrize(
+    ("value", "why"), [(math.nan, "not finite"), (1e9, "too large|out of range")]
+)
 @pytest.mark.parametrize("kind", ["q8", "q6", "float16"])
 def test_values_that_a_kind_cannot_hold_are_refused(value, why, kind):
     with pytest.raises(ValueError, match=why):
