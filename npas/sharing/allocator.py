@@ -30,7 +30,7 @@ from npas.sharing.structured import SMALLEST_BANK, makes_whole, size_whole, smal
 from npas.sharing.upsample import UPSAMPLERS
 
 WEIGHT_UNIT = 1_000_000
-"""What a group's weight of 1 is in the integers that the budget is split by."""
+"""The integer that stands for a group weight of 1 when the budget is split."""
 
 
 def allocate(
@@ -51,10 +51,10 @@ def allocate(
     given = group_weights or {}
     unshared = dense - sum(layer.size for group in members.values() for layer in group)
     corrections = count_corrections(members.values(), scheme.low_rank)
-    beside = unshared + corrections
+    fixed = unshared + corrections
     allowed = request.allowed(dense)
     floors = [smallest_group(group, scheme) for group in members.values()]
-    floor = beside + sum(floors)
+    floor = fixed + sum(floors)
     if allowed < floor:
         raise ValueError(
             f"budget={request.canonical} allows {allowed:,} of {dense:,} parameters, but this"
@@ -68,14 +68,14 @@ def allocate(
     ]
     # A group of small layers would get too small a bank. So each bank is first as large as its
     # group's largest layer, as far as an equal split of half the budget allows.
-    even = (allowed - beside) // (2 * len(members))
+    even = (allowed - fixed) // (2 * len(members))
     largest = [
         0 if name in given else min(even, max(layer.size for layer in group))
         for name, group in members.items()
     ]
     raised = [max(pair) for pair in zip(floors, largest, strict=True)]
-    floors = raised if sum(raised) <= allowed - beside else floors
-    parts = split_budget(allowed - beside, sizes, floors)
+    floors = raised if sum(raised) <= allowed - fixed else floors
+    parts = split_budget(allowed - fixed, sizes, floors)
     slack = max(allowed // 1000, len(group_of))
     sized = size_groups(members, parts, scheme, slack)
     groups = [correct(group, scheme.low_rank) for group in sized]

@@ -154,15 +154,15 @@ def _share_fitted(
         fitting.fill(model, found.values)
         give_back_freed()
     else:  # `templates` was given
-        # Layers whose generator gives them nothing of their own are to be one weight, which folds.
+        # With `avg` the layers of a group get one scale, so that their weights are equal and fold.
         tolerance = math.inf if options["generator"] == "avg" else SAME_SPREAD
         allocation = plan(model, budget, **options)
         apply(model, allocation, seed=options["seed"], recompute=recompute, tolerance=tolerance)
         fitting.fill_templates(model, state)
     errors = fitting.weight_errors(model, state)
     if batches and expected is not None:
-        apart = activations.outputs(model, batches[0]) - expected
-        errors = replace(errors, outputs=float(apart.norm() / expected.norm()))
+        difference = activations.outputs(model, batches[0]) - expected
+        errors = replace(errors, outputs=float(difference.norm() / expected.norm()))
     shared_weights(model).errors = errors
     return model
 
@@ -175,17 +175,17 @@ def apply(
     recompute: bool = False,
     tolerance: float = SAME_SPREAD,
 ) -> nn.Module:
-    """Share a dense network as a finished allocation says, in place, and return it.
+    """Share a dense network by a finished allocation, in place, and return it.
 
-    Raises ValueError where the network is not the one that the allocation was made for.
+    Raises ValueError if the allocation was made for another network.
     """
     tensors = find_planned(require_unshared(model), allocation.layers)
     spreads = {tensor.spec.name: spread(tensor.parameter.detach()) for tensor in tensors}
-    del tensors  # or they would look as if somebody held them
+    del tensors  # so that no reference keeps the dense parameters alive
     allocation, deviations = assign_scales(allocation, spreads, tolerance)
     audit.warn_of_optimizers(install(model, allocation, recompute))
     give_back_freed()
-    with torch.device("cpu"):  # a seed means the same weights whatever the default device
+    with torch.device("cpu"):  # the same weights for a seed, whatever the default device
         if allocation.scheme.allocator == "reference":
             initialize_as_released(model, allocation, seed)
         else:
@@ -194,9 +194,9 @@ def apply(
 
 
 def allocation(model: nn.Module) -> Allocation:
-    """Return the allocation of a shared network, as it is now.
+    """Return the allocation of a shared network in its present state.
 
-    ValueError if it is not shared, or if a shared layer is gone from it.
+    Raises ValueError if it is not shared, or if a shared layer was removed.
     """
     return audit.follow(shared_weights(model)).allocation
 
@@ -204,9 +204,8 @@ def allocation(model: nn.Module) -> Allocation:
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     """Write a shared network as `model.safetensors`, every bank once, and `allocation.json`.
 
-    The names are those that layers have now. Raises ValueError where nothing could load the files:
-    a shared layer is gone, a bank is pruned, a part is wrapped; RuntimeError where a generated
-    weight was written to.
+    Raises ValueError for a network that could not be loaded (a shared layer was removed, a bank is
+    pruned, a part is wrapped), and RuntimeError if a generated weight was written to.
     """
     refuse_loops(model)
     shared = audit.follow(shared_weights(model))
@@ -217,13 +216,12 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
 def load(
     directory: str | os.PathLike[str], dense_model: nn.Module, *, recompute: bool = False
 ) -> nn.Module:
-    """Make `dense_model`, the architecture as built, the network that `save` wrote; return it.
+    """Turn the dense architecture, in place, into the network that `save` wrote; return it.
 
-    A folder of `npas-export format=hub` may have it in `shared/`.
-    Raises ValueError, with the network left as it was, where files are missing, were changed since
-    they were written or do not hold together, and where the architecture is another one. An
-    `allocation.json` without its "digest" may have been edited: its plan is used if it holds
-    together.
+    `directory` may also be one of `npas-export format=hub`, which has the files in `shared/`.
+    Raises ValueError, with the network left as it was, if files are missing, damaged, changed or
+    inconsistent, or if the architecture is another one. Delete the "digest" of `allocation.json` to
+    load an edited plan.
     """
     path = Path(directory) / ALLOCATION_FILE
     if not path.exists() and (below := path.parent / SHARED_FOLDER / ALLOCATION_FILE).exists():
@@ -240,12 +238,10 @@ def load(
 
 
 def summary(model: nn.Module) -> Shown:
-    """Return a shared network's table: layers, groups, templates, asked, allowed and used.
+    """Return a table of a shared network's layers, groups and budget as text.
 
-    It is text, which a notebook shows as HTML tables.
-
-    Of the network as it is now; ValueError where a shared layer is gone from it. Of a fitted
-    network also how far its weights were from the trained ones when it was shared.
+    Notebooks show it as HTML tables. For a fitted network it includes the relative errors of the
+    fit. Raises ValueError if a shared layer was removed.
     """
     table, errors = allocation(model).summary(), shared_weights(model).errors
     if errors is None:

@@ -97,7 +97,7 @@ def initialize(
         norms = _draw_generators(root, g, group, rng, allocation.scheme.coefficient_init)
         channels = _draw_channels(group, rng, allocation.scheme.coefficient_init)
         variances: dict[int, list[float]] = {}
-        for place, layer in enumerate(group.layers):
+        for i, layer in enumerate(group.layers):
             variance, drawn = 1.0, None
             if schemes.is_foreign(layer.upsampler):
                 bank = root.get_parameter(bank_name(g)).detach()
@@ -109,7 +109,7 @@ def initialize(
                 if layer.upsampler in BASES:
                     drawn = initial_mixture(layer, rng)
                 elif layer.upsampler == CHANNELS:
-                    drawn = channels[place].unsqueeze(1).expand(layer.learned)
+                    drawn = channels[i].unsqueeze(1).expand(layer.learned)
                 else:
                     drawn = UPSAMPLERS[layer.upsampler].initial(layer.learned, rng)
             if drawn is not None:
@@ -121,7 +121,7 @@ def initialize(
                 variance = mean_variance(layer.source, layer.matrix)
             elif layer.upsampler in BASES:
                 variance = basis_variance(layer)
-            variances.setdefault(layer.scale, []).append(variance * norms[place] ** 2)
+            variances.setdefault(layer.scale, []).append(variance * norms[i] ** 2)
             index += 1
         for scale, found in variances.items():
             gain = math.sqrt(sum(found) / len(found))
@@ -171,13 +171,13 @@ def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -
 def _draw_channels(group: GroupAllocation, rng: torch.Generator, start: str) -> dict[int, Tensor]:
     """Return the initial coefficients, K, of all channels of a layer, by its index in the group."""
     alike: dict[tuple[int, int], list[int]] = {}
-    for place, layer in enumerate(group.layers):
+    for i, layer in enumerate(group.layers):
         if layer.upsampler == CHANNELS:
-            alike.setdefault((layer.size, layer.learned[0]), []).append(place)
+            alike.setdefault((layer.size, layer.learned[0]), []).append(i)
     drawn: dict[int, Tensor] = {}
-    for (_, templates), places in alike.items():
-        rows_LK = start_rows(start, [len(places)], templates, rng)
-        drawn |= dict(zip(places, rows_LK, strict=True))
+    for (_, templates), indices in alike.items():
+        rows_LK = start_rows(start, [len(indices)], templates, rng)
+        drawn |= dict(zip(indices, rows_LK, strict=True))
     return drawn
 
 
@@ -191,23 +191,23 @@ def _draw_generators(
     """
     norms = [1.0] * len(group.layers)
     depths = layer_depths(group)
-    for (mixing, templates), places in group.rows.items():
-        sizes = [group.layers[place].size for place in places]
+    for (mixing, templates), indices in group.rows.items():
+        sizes = [group.layers[i].size for i in indices]
         rows: Start = start
         if start in OF_DEPTH:  # rows are in the layers' order
-            sizes = [0] * len(places)
-            rows = at_depths(start, [depths[place] for place in places], templates)
+            sizes = [0] * len(indices)
+            rows = at_depths(start, [depths[i] for i in indices], templates)
         counts = list(Counter(sorted(sizes)).values())
         drawn = GENERATORS[mixing].parameters(counts, templates, rng, rows)
-        by_size = sorted(range(len(places)), key=sizes.__getitem__)
+        by_size = sorted(range(len(indices)), key=sizes.__getitem__)
         for kind, values in drawn.items():
             if kind in ROWS:
                 values[by_size] = values.clone()
             _set(root, generator_name(kind, g, templates), values)
         if mixing not in ("wavg", "emb", FIXED):  # those have norm one, or a released start
-            alpha_LK = GENERATORS[mixing].coefficients(drawn, len(places), templates)
-            for place, norm in zip(places, alpha_LK.norm(dim=1).tolist(), strict=True):
-                norms[place] = norm
+            alpha_LK = GENERATORS[mixing].coefficients(drawn, len(indices), templates)
+            for i, norm in zip(indices, alpha_LK.norm(dim=1).tolist(), strict=True):
+                norms[i] = norm
     return norms
 
 

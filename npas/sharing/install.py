@@ -107,10 +107,10 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
                     model.register_buffer(name, like.new_zeros(shape))
                 else:
                     model.register_parameter(name, nn.Parameter(like.new_zeros(shape)))
-            for place, tensor in enumerate(tensors):
+            for i, tensor in enumerate(tensors, index):
                 dropped[tensor.spec.name] = weakref.ref(tensor.parameter)
                 for owner, attribute in tensor.owners:
-                    attach(owner, attribute, index + place, shared)
+                    attach(owner, attribute, i, shared)
         index += len(group.layers)
     like = planned[0].parameter.detach()
     model.register_buffer(SCALES, like.new_zeros(allocation.scales))
@@ -142,13 +142,13 @@ def group_shapes(allocation: Allocation, g: int) -> dict[str, tuple[int, ...]]:
     group = allocation.groups[g]
     first = sum(len(before.layers) for before in allocation.groups[:g])
     shapes: dict[str, tuple[int, ...]] = {bank_name(g): (group.bank,)}
-    for (mixing, templates), places in group.rows.items():
-        for kind, shape in GENERATORS[mixing].shapes(len(places), templates).items():
+    for (mixing, templates), layers in group.rows.items():
+        for kind, shape in GENERATORS[mixing].shapes(len(layers), templates).items():
             shapes[generator_name(kind, g, templates)] = shape
-    for place, layer in enumerate(group.layers):
+    for i, layer in enumerate(group.layers, first):
         if layer.learned[0]:
-            shapes[upsampler_name(first + place)] = layer.learned
-        shapes |= factor_shapes(first + place, layer)
+            shapes[upsampler_name(i)] = layer.learned
+        shapes |= factor_shapes(i, layer)
     return shapes
 
 

@@ -117,7 +117,7 @@ def tie(model: nn.Module, threshold: float) -> list[list[str]]:
     for i, twin in enumerate(reading.twins):
         found.setdefault(twin, []).append(i)
     tied = [members for members in found.values() if len(members) > 1]
-    comparable = _comparable(reading, alike=True)
+    comparable = _comparable(reading, foldable=True)
     generator = shared.allocation.scheme.generator
     if generator not in GENERATORS and not tied and not comparable:
         raise ValueError(
@@ -132,18 +132,18 @@ def tie(model: nn.Module, threshold: float) -> list[list[str]]:
     return [[reading.places[i][1].name for i in members] for members in sorted(tied)]
 
 
-def _comparable(reading: Reading, alike: bool = False) -> list[list[int]]:
+def _comparable(reading: Reading, foldable: bool = False) -> list[list[int]]:
     """Return sets (indices) of two or more layers that mix the same templates.
 
-    With `alike` only those that have equal weights if their coefficients are equal.
+    With `foldable` only those that have equal weights if their coefficients are equal.
     """
     sets: dict[object, list[int]] = {}
     for i, (g, layer) in enumerate(reading.places):
-        has_own = layer.learned[0] or (alike and layer.rank)
+        has_own = layer.learned[0] or (foldable and layer.rank)
         if i not in reading.rows or not reading.rows[i].names or has_own:
             continue
         key: tuple[object, ...] = (g, layer.mixing, layer.templates)
-        if alike:
+        if foldable:
             key += (layer.shape, layer.template_size, layer.source, i in reading.low)
             if layer.mixing not in UNBOUND:
                 key += (layer.scale,)
@@ -188,8 +188,8 @@ def _average(model: nn.Module, reading: Reading, members: Sequence[int]) -> None
     for kind in ROWS:
         if kind in rows.names:
             parameter = getattr(model, rows.names[kind])
-            places = [rows.layers.index(i) for i in members]
+            own = [rows.layers.index(i) for i in members]
             scale_L = model.get_buffer(SCALES)[[reading.places[i][1].scale for i in members]]
             scale_L1 = scale_L.double()[:, None]
-            mean_K = (parameter[places].double() * scale_L1).mean(0)
-            parameter[places] = (mean_K / scale_L1).to(parameter.dtype)
+            mean_K = (parameter[own].double() * scale_L1).mean(0)
+            parameter[own] = (mean_K / scale_L1).to(parameter.dtype)

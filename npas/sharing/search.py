@@ -65,10 +65,10 @@ def plan_search(
     dense, request = count_parameters(model), parse_budget(budget)
     unshared = dense - sum(spec.size for spec in specs)
     coefficients = GENERATORS[mixing].count([templates] * len(specs))
-    beside = 0 if is_released else unshared + coefficients
-    floor = beside + templates * SMALLEST_TEMPLATE
+    fixed = 0 if is_released else unshared + coefficients
+    floor = fixed + templates * SMALLEST_TEMPLATE
     largest = max(specs, key=lambda spec: spec.size)
-    ceiling = min(dense, beside + templates * largest.size)
+    ceiling = min(dense, fixed + templates * largest.size)
     allowed = min(request.allowed(dense), dense if is_released else max(ceiling, floor))
     if allowed < floor:
         raise ValueError(
@@ -76,7 +76,7 @@ def plan_search(
             f" with {templates} templates a layer needs at least {floor:,}: ask for"
             f" budget={spell_count(floor)} or more, or name the groups yourself"
         )
-    source = _whole_map(allowed - beside, templates, largest, max(allowed // 1000, len(specs)))
+    source = _whole_map(allowed - fixed, templates, largest, max(allowed // 1000, len(specs)))
     template = allowed // templates if is_released else math.prod(source)
     maps = {spec.shape: search_map(template, spec) for spec in specs}
     if not is_released:
