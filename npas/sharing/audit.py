@@ -191,13 +191,11 @@ def refuse_huge(model: nn.Module, budget: Budget) -> None:
     largest = max((parameter.element_size() for parameter in trained), default=4)
     dense = sum(parameter.numel() for parameter in trained)
     needed = (budget.size or budget.allowed(dense)) * largest  # about one parameter per byte
-    if hasattr(os, "sysconf") and needed > (memory := _memory()):
+    if not hasattr(os, "sysconf"):  # on Windows
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
         raise ValueError(
             f"budget={budget.canonical} takes {needed / 2**30:,.1f} GiB for its parameters alone,"
             f" and this machine has {memory / 2**30:,.1f} GiB: ask for a smaller budget"
         )
-
-
-def _memory() -> int:
-    """Return this machine's memory, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
