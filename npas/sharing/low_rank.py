@@ -40,13 +40,13 @@ def count_corrections(groups: Iterable[Sequence[LayerSpec]], rank: int) -> int:
 
 
 def correct(group: GroupAllocation, rank: int) -> GroupAllocation:
-    """Return the group with corrections of this rank added; a group of one layer gets none.
+    """Return the group with corrections of this rank added.
 
-    Nor does a layer whose correction would have as many parameters as its weight.
+    Groups without a bank or of one layer get none, nor do layers whose correction would have as
+    many parameters as their weight.
     """
-    if len(group.layers) < 2 or not rank:
+    if len(group.layers) < 2 or not group.bank:
         return group
-    assert group.bank
     layers = (replace(layer, rank=_rank(layer, rank)) for layer in group.layers)
     return replace(group, layers=tuple(layers))
 
