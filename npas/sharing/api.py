@@ -78,12 +78,13 @@ def share(
       or `"16MB"`, the bytes of the artifact that `write_artifact` makes with `packing`.
     - `templates`: K, instead of a budget (soft sharing); "layers" is the group's number of layers.
     - `generator`: avg, wavg or emb (coefficients per layer), channels (coefficients per output
-      channel), basis, hash or factorized (see `structured`). The default is hash, the best at equal
-      budgets (docs/choosing.md), and wavg, as in the paper, from the dense count on, for a budget
-      in bytes and with options about templates.
+      channel), basis, hash or factorized (see `structured`), or a registered one (see `schemes`).
+      The default is hash, the best at equal budgets (docs/choosing.md), and wavg, as in the paper,
+      from the dense count on, for a budget in bytes and with options about templates.
     - `coefficient_init`: orthogonal, sparse (one template per layer), released (one orthogonal
-      matrix for all layers of one K), legendre or cosine (functions of depth among the layers of a
-      group and shape). With `train_coefficients=False` they stay fixed and are no parameters.
+      matrix for all layers of one K; rows have norms below one if there are more layers than K),
+      legendre or cosine (functions of depth among the layers of a group and shape). With
+      `train_coefficients=False` they stay fixed and are no parameters.
     - `upsampler`: inter, repeat, mask or wavg. With `upsample_templates=n` above 1, inter resizes
       a mixture of n maps of half the bank.
     - `groups`: single, type, shape, place, "depth:2", random (with `num_groups`) or a mapping of
