@@ -1,4 +1,8 @@
-"""The method: share a network's parameters inside a budget. Needs torch alone."""
+"""Share a network's parameters inside a budget; depends on torch only.
+
+`layers` finds the shareable tensors, `allocator` plans the banks (`allocation` is the plan),
+`install` puts them into the network, `weights` and `generation` make weights in a forward pass.
+"""
 
 from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.api import load, save, share, summary

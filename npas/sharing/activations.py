@@ -1,9 +1,9 @@
-"""Measure what a network's layers see, so that a fit can weigh errors by it, and what it returns.
+"""Second moments of layers' inputs, by which a fit weights its errors.
 
-The error of a layer's outputs is |(W - generated) x|, whose mean square over the inputs x is
-tr((W - generated) C (W - generated)^T) with C = E[x x^T]: an error of the weights times C's square
-root (as in Basis Sharing, Wang et al., ICLR 2025, section 3.2). Of an embedding it is the rows that
-are seen more or less often.
+The mean squared error of a layer's outputs over its inputs x is tr(D C D^T) with D = W - generated
+and C = E[x x^T], which is |D C^(1/2)|^2 (Basis Sharing, Wang et al., ICLR 2025, section 3.2).
+`roots` returns C^(1/2) of each layer (`Root`). For an embedding, C is diagonal: how often each row
+is read. Shapes: weights R x N, C is N x N, M inputs.
 """
 
 from __future__ import annotations
@@ -23,45 +23,42 @@ from npas.sharing.layers import Layer
 from npas.utils.progress import track
 
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
-"""What to call a network with: one tensor, arguments in order, or by their names."""
+"""Arguments of a network's call: one tensor, a sequence, or a mapping of keywords."""
 DAMPING = 0.01
-"""What is added to the diagonal of C, in units of its mean: unseen directions keep some worth."""
+"""Added to C's diagonal, relative to the diagonal's mean, so that no direction has weight zero."""
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
-    """Return a network's outputs for a batch."""
+    """Call a network with a batch."""
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(batch) if isinstance(batch, Tensor) else model(*batch)
 
 
 def refuse_batches(batches: object, init: str, templates: object) -> None:
-    """ValueError for batches that are none, or would weigh nothing."""
+    """Raise ValueError for invalid batches, and for batches that no fit uses."""
     is_list = isinstance(batches, (list, tuple)) and len(batches) > 0
     if batches is not None and (not is_list or init != "fit" or templates is not None):
         raise ValueError(
-            "batches must be a list of one or more, and weigh what init='fit' does inside a budget:"
-            " leave them out elsewhere"
+            "batches must be a list of one or more batches, and only init='fit' with a budget uses"
+            " them: leave them out"
         )
 
 
 @dataclass(frozen=True)
 class Root:
-    """What errors of a weight, R x N, are multiplied with: C's root on the right, or by row.
-
-    With the inverse of either.
-    """
+    """C^(1/2), N x N, and its inverse; for an embedding one number per row, R, for both."""
 
     factor: Tensor
     inverse: Tensor
 
     def weigh(self, weight_RN: Tensor) -> Tensor:
-        """Return the weight times this."""
+        """Return weight C^(1/2)."""
         by_row = self.factor.dim() == 1
         return self.factor[:, None] * weight_RN if by_row else weight_RN @ self.factor
 
     def undo(self, left_RK: Tensor, right_KN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return factors of a weight from those of a weighed one."""
+        """Return the factors of a weight, given those of `weigh(weight)`."""
         if self.factor.dim() == 1:
             return self.inverse[:, None] * left_RK, right_KN
         return left_RK, right_KN @ self.inverse
@@ -69,17 +66,16 @@ class Root:
 
 @torch.no_grad()
 def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -> dict[str, Root]:
-    """Return what errors are multiplied with, by the layers' names.
+    """Return the roots of layers' second moments by name, measured in eval mode.
 
-    Of linear layers, embeddings and convolutions without groups; other layers have none, and
-    neither have those that the batches do not reach. In eval mode. ValueError if inputs are not
-    finite, or no layer is reached.
+    Covers linear layers, embeddings and convolutions without groups, as far as the batches reach
+    them. Raises ValueError for inputs that are not finite, and if no layer is reached.
     """
     sums: dict[str, Tensor] = {}
-    text_BL: list[Tensor] = []  # what is no padding, where a batch tells by its `attention_mask`
+    text_BL: list[Tensor] = []  # True for tokens, False for padding; empty without attention_mask
 
     def add(name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if not arguments:  # called by name
+        if not arguments:  # called with keywords only
             return
         inputs = arguments[0].detach()
         if text_BL and inputs.shape[:2] == text_BL[0].shape:
@@ -94,13 +90,13 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
     hooks = []
     for layer in layers:
         readers = [own for own, key in layer.owners if key == "weight" and _is_seen(own)]
-        for own in readers:  # of an embedding that is tied to a head, the embedding
+        for own in readers:  # for an embedding tied to a head: only the embedding
             if isinstance(own, nn.Embedding) == isinstance(readers[0], nn.Embedding):
                 seeing = functools.partial(add, layer.spec.name)
                 hooks.append(own.register_forward_pre_hook(seeing))
     try:
         with evaluating(model):
-            for batch in track(batches, "looking at batches"):
+            for batch in track(batches, "measuring activations"):
                 mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
                 text_BL[:] = [] if mask is None else [mask.reshape(len(mask), -1) > 0]
                 call(model, batch)
@@ -108,13 +104,13 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
         for hook in hooks:
             hook.remove()
     if hooks and not sums:
-        raise ValueError("the batches reach no layer: give the network before torch.compile")
+        raise ValueError("the batches reach no layer: pass the network before torch.compile")
     return {name: _root(name, total) for name, total in sums.items() if total.any()}
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, batch: Batch) -> Tensor:
-    """Return all floating outputs of a batch as one vector; in eval mode."""
+    """Return all logits of a batch as one vector, computed in eval mode."""
     with evaluating(model):
         found = logits(call(model, batch))
     return torch.cat([tensor.reshape(-1).double().cpu() for tensor in found.values()])
@@ -122,7 +118,7 @@ def outputs(model: nn.Module, batch: Batch) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold every module in eval mode, and give each its own mode back."""
+    """Put every module into eval mode; restore each module's mode on exit."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -140,7 +136,7 @@ def _is_seen(module: nn.Module) -> bool:
 
 
 def _seen(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return what a layer's rows are multiplied with, M x N."""
+    """Return a layer's inputs (patches for a convolution) as a matrix, M x N."""
     if not isinstance(module, nn.Conv2d):
         return inputs.reshape(-1, inputs.shape[-1])
     inputs = inputs if inputs.dim() == 4 else inputs[None]
@@ -154,11 +150,11 @@ def _seen(module: nn.Module, inputs: Tensor) -> Tensor:
 def _root(name: str, total: Tensor) -> Root:
     if not total.isfinite().all():
         raise ValueError(f"the batches give {name} inputs that are not finite: leave them out")
-    if total.dim() == 1:  # how often: as if each had been seen once more
+    if total.dim() == 1:  # counts of an embedding's rows; +1, so that no row has weight zero
         factor_R = (total.double() + 1).sqrt()
         return Root(factor_R, 1 / factor_R)
     total_NN = total / total.diagonal().mean()
     total_NN.diagonal().add_(DAMPING)
-    squares_N, turned_NN = torch.linalg.eigh(total_NN)
-    root_N = squares_N.clamp(min=DAMPING / 2).sqrt()
-    return Root((turned_NN * root_N) @ turned_NN.T, (turned_NN / root_N) @ turned_NN.T)
+    values_N, vectors_NN = torch.linalg.eigh(total_NN)
+    root_N = values_N.clamp(min=DAMPING / 2).sqrt()
+    return Root((vectors_NN * root_N) @ vectors_NN.T, (vectors_NN / root_N) @ vectors_NN.T)

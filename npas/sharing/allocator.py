@@ -1,9 +1,9 @@
-"""Allocate: size the banks to the parameter, choose every layer's K and place its templates.
+"""Plan an `Allocation`: bank sizes, exact to the parameter, and each layer's K and templates.
 
-The rule is K = min(max_templates, floor(bank / size)); a layer that does not fit is upsampled.
-Coefficients cost parameters too, and K jumps with the bank, so a group's bank is found by descent:
-give it everything, take off what its coefficients cost, repeat. What the last jump frees goes to
-the bank at fixed K, so that a group of two layers or more uses its part to the last parameter.
+K = min(max_templates, floor(bank / size)); a layer larger than its bank is upsampled. Coefficients
+cost parameters, and K depends on the bank, so a group's bank is found by descent: start with the
+whole budget, subtract the coefficients' cost, repeat. What is left over then extends the bank at
+fixed K, so that a group of two or more layers uses its budget to the last parameter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from npas.sharing.structured import SMALLEST_BANK, makes_whole, size_whole, smal
 from npas.sharing.upsample import UPSAMPLERS
 
 WEIGHT_UNIT = 1_000_000
-"""What a group's weight of 1 is in the integers that the budget is split by."""
+"""The integer that stands for a group weight of 1 when the budget is split."""
 
 
 def allocate(
@@ -41,20 +41,20 @@ def allocate(
     scheme: Scheme,
     group_weights: Mapping[str, float] | None = None,
 ) -> Allocation:
-    """Plan a network of `dense` trainable parameters inside the budget.
+    """Return the allocation for a network of `dense` trainable parameters inside the budget.
 
-    The banks get what the unshared parameters leave, split over the groups in proportion to
-    unshared size, times the group's weight (1 unless `group_weights` names it). Raises ValueError
-    below the smallest feasible budget, and names it.
+    What unshared parameters and corrections leave is split over the groups in proportion to their
+    dense size times their weight in `group_weights` (default 1). Raises ValueError below the
+    smallest feasible budget, and names it.
     """
     members = members_of(layers, group_of)
     given = group_weights or {}
     unshared = dense - sum(layer.size for group in members.values() for layer in group)
     corrections = count_corrections(members.values(), scheme.low_rank)
-    beside = unshared + corrections
+    fixed = unshared + corrections
     allowed = request.allowed(dense)
     floors = [smallest_group(group, scheme) for group in members.values()]
-    floor = beside + sum(floors)
+    floor = fixed + sum(floors)
     if allowed < floor:
         raise ValueError(
             f"budget={request.canonical} allows {allowed:,} of {dense:,} parameters, but this"
@@ -66,16 +66,16 @@ def allocate(
         round(sum(layer.size for layer in group) * WEIGHT_UNIT * given.get(name, 1))
         for name, group in members.items()
     ]
-    # A group of small layers would get a bank too small for any: it holds its largest layer first,
-    # as long as half of the budget can pay for that in all groups alike.
-    even = (allowed - beside) // (2 * len(members))
-    whole = [
+    # A group of small layers would get too small a bank. So each bank is first as large as its
+    # group's largest layer, as far as an equal split of half the budget allows.
+    even = (allowed - fixed) // (2 * len(members))
+    largest = [
         0 if name in given else min(even, max(layer.size for layer in group))
         for name, group in members.items()
     ]
-    raised = [max(pair) for pair in zip(floors, whole, strict=True)]
-    floors = raised if sum(raised) <= allowed - beside else floors
-    parts = split_budget(allowed - beside, sizes, floors)
+    raised = [max(pair) for pair in zip(floors, largest, strict=True)]
+    floors = raised if sum(raised) <= allowed - fixed else floors
+    parts = split_budget(allowed - fixed, sizes, floors)
     slack = max(allowed // 1000, len(group_of))
     sized = size_groups(members, parts, scheme, slack)
     groups = [correct(group, scheme.low_rank) for group in sized]
@@ -99,11 +99,11 @@ def allocate_templates(
     dense: int,
     scheme: Scheme,
 ) -> Allocation:
-    """Plan soft sharing: the layers of a group, all of one shape, mix the same K templates.
+    """Return the allocation of soft sharing: a group's layers, of one shape, mix K templates.
 
-    The number of templates fixes the count (Savarese & Maire 2019, SWRN L-w-k); "layers" gives
-    every group as many as it has layers (their SWRN L-w). A group of one layer stays an ordinary
-    parameter. Raises ValueError where shapes differ within a group.
+    K = `templates` fixes the parameter count (Savarese & Maire 2019, SWRN L-w-k); "layers" sets K
+    to the group's number of layers (SWRN L-w). A group of one layer stays an ordinary parameter.
+    Raises ValueError if shapes differ within a group.
     """
     groups = []
     for name, group in members_of(layers, group_of).items():
@@ -136,7 +136,7 @@ def allocate_templates(
 def members_of(
     layers: Sequence[LayerSpec], group_of: Mapping[str, str]
 ) -> dict[str, list[LayerSpec]]:
-    """Return each group's layers, groups in order of first appearance."""
+    """Return the layers of each group; groups are in order of first appearance."""
     members: dict[str, list[LayerSpec]] = {}
     for layer in layers:
         if layer.name in group_of:
@@ -150,12 +150,11 @@ def size_groups(
     scheme: Scheme,
     slack: int,
 ) -> list[GroupAllocation]:
-    """Size every group within its part; what one cannot use goes to another that can.
+    """Size each group within its part of the budget; give unused parameters to another group.
 
-    Groups of one layer leave a few parameters over, where an ordinary parameter nearly fills the
-    part; a group of several takes them. If more than `slack` parameters still stay over, because a
-    further coefficient costs more than there is (tiny networks), that group mixes by plain means,
-    which cost nothing.
+    A group of one layer leaves a few parameters over when it stays an ordinary parameter; a larger
+    group takes them. If more than `slack` are still unused, because one more coefficient does not
+    fit (tiny networks), that group mixes by `avg`, which has no coefficients.
     """
     sized = [
         size_group(name, layers, part, scheme)
@@ -165,7 +164,7 @@ def size_groups(
     names, totals = list(members), [sum(la.size for la in own) for own in members.values()]
     for i in sorted(range(len(sized)), key=lambda i: (len(sized[i].layers) == 1, -sized[i].used)):
         part = sized[i].used + left
-        if makes_whole(scheme.generator):  # which have no use for more
+        if makes_whole(scheme.generator):  # these cannot use more than the dense size
             part = min(part, totals[i])
         before, layers = sized[i].used, members[names[i]]
         if part == before:
@@ -182,27 +181,27 @@ def size_groups(
 def size_group(
     name: str, layers: Sequence[LayerSpec], available: int, scheme: Scheme
 ) -> GroupAllocation:
-    """Size one group to use at most `available` parameters, as many as it can."""
+    """Plan one group that uses as many of the `available` parameters as possible."""
     if makes_whole(scheme.generator):
         return size_whole(name, layers, available, scheme.generator)
     if len(layers) == 1 and available >= layers[0].size:
         return _size_single(name, layers[0], available, scheme)
     for most in range(scheme.max_templates, 0, -1):
         draft = _descend(layers, available, most, scheme)
-        # Coefficients that eat half the budget of a tiny network are not worth their templates.
+        # In a tiny network coefficients could take more than half the budget: use fewer templates.
         if draft is not None and (draft.mixing_cost * 2 <= available or most == 1):
             break
-    if draft is None:  # not even one mixing layer's coefficients fit
+    if draft is None:  # no layer's coefficients fit
         return size_group(name, layers, available, replace(scheme, generator="avg"))
     draft = _fill(draft, available)
-    if len(layers) == 1 and draft.maps == 1:  # nobody else reads what its map leaves over
-        while math.prod(draft.source(0)) < draft.bank:  # a smaller bank may choose another map
+    if len(layers) == 1 and draft.maps == 1:  # no other layer reads the rest of the bank
+        while math.prod(draft.source(0)) < draft.bank:  # a smaller bank may have another map
             draft.bank = math.prod(draft.source(0))
     return draft.place(name)
 
 
 def smallest_group(layers: Sequence[LayerSpec], scheme: Scheme) -> int:
-    """Return the fewest parameters with which the group can be planned."""
+    """Return the fewest parameters that a group can have."""
     if makes_whole(scheme.generator):
         return smallest_whole(layers, scheme.generator)
     sizes = Counter(layer.size for layer in layers)
@@ -216,7 +215,7 @@ def smallest_group(layers: Sequence[LayerSpec], scheme: Scheme) -> int:
         return bank + sum(learned)
 
     best = used(bank)
-    if best > bank:  # learned weights grow as the bank shrinks: find the bank that costs least
+    if best > bank:  # upsamplers' weights grow as the bank shrinks: find the cheapest bank
         weights = math.prod(upsampler.learned(2 * max(sizes), max(sizes)))
         middle = math.isqrt(weights * sum(size * n for size, n in sizes.items()))
         for size in sizes:
@@ -230,12 +229,11 @@ def smallest_group(layers: Sequence[LayerSpec], scheme: Scheme) -> int:
 def choose_templates(
     sizes: Sequence[int], bank: int, most: int, upsampled_span: int, overlap: bool = False
 ) -> list[int]:
-    """Return K for each layer, 0 where it does not fit, such that the bank can be read whole.
+    """Return K for each layer, 0 if it is larger than the bank, such that no value stays unread.
 
-    K = min(most, floor(bank / size)), or the ceiling with `overlap`; where that leaves values
-    unread, the largest layer that the floor holds back gets one template more (overlapping), and
-    failing that `most` grows.
-    `upsampled_span` is what the layers that do not fit read.
+    K = min(most, floor(bank / size)), or the ceiling with `overlap`. If values stay unread, the
+    largest layer whose K was rounded down gets one more, overlapping template; without such a
+    layer `most` grows. `upsampled_span` is the number of values that upsampled layers read.
     """
     while True:
         more = [overlap and 0 < bank % size < bank for size in sizes]
@@ -243,13 +241,13 @@ def choose_templates(
         read = upsampled_span + sum(k * n for k, n in zip(templates, sizes, strict=True))
         if read >= bank or not any(templates):
             return templates
-        held_back = [
-            i for i, n in enumerate(sizes) if 0 < templates[i] < most and templates[i] * n < bank
+        rounded = [
+            i for i, n in enumerate(sizes) if 0 < templates[i] < most and n * templates[i] < bank
         ]
-        if held_back:
-            templates[max(held_back, key=lambda i: sizes[i])] += 1
+        if rounded:
+            templates[max(rounded, key=lambda i: sizes[i])] += 1
             return templates
-        # All that fit have `most`: nothing changes before they read all, or one is held back.
+        # All that fit have K = most: raise it until they read all, or until one is rounded down.
         fitting = [n for k, n in zip(templates, sizes, strict=True) if k]
         enough = -(-(bank - upsampled_span) // sum(fitting))
         most = min(enough, bank // max(fitting) + 1)
@@ -258,8 +256,8 @@ def choose_templates(
 def _draft(layers: Sequence[LayerSpec], bank: int, most: int, scheme: Scheme) -> Draft:
     empty = Draft(layers, scheme, bank, [0] * len(layers), [scheme.generator] * len(layers))
     too_large = [i for i, layer in enumerate(layers) if layer.size > bank]
-    span = sum(empty.spans[i] for i in too_large[:2])  # two cover any bank
-    # Functions of depth make sense of templates that all layers of a shape read.
+    span = sum(empty.spans[i] for i in too_large[:2])  # two of them cover any bank
+    # Functions of depth need templates that all layers of a shape read.
     overlap = scheme.coefficient_init in OF_DEPTH
     empty.templates = choose_templates([la.size for la in layers], bank, most, span, overlap)
     return empty
@@ -268,7 +266,7 @@ def _draft(layers: Sequence[LayerSpec], bank: int, most: int, scheme: Scheme) ->
 def _descend(
     layers: Sequence[LayerSpec], available: int, most: int, scheme: Scheme
 ) -> Draft | None:
-    """Find a bank that fits with its costs by descent; None if no bank is left."""
+    """Return a draft whose bank and coefficients fit `available`, or None."""
     bank = available
     while bank >= min(SMALLEST_BANK, min(layer.size for layer in layers)):
         draft = _draft(layers, bank, most, scheme)
@@ -279,7 +277,7 @@ def _descend(
 
 
 def _fill(draft: Draft, available: int) -> Draft:
-    """Give the bank what is left at fixed K; ends when nothing is left or nothing more fits."""
+    """Return the draft with its bank extended, at fixed K, to use what is left of `available`."""
     for _ in range(8):
         left = available - draft.bank - draft.cost
         if not left:
@@ -294,7 +292,7 @@ def _fill(draft: Draft, available: int) -> Draft:
             fitting = [i for i, k in enumerate(templates) if k]
             i = max(fitting, key=lambda i: draft.layers[i].size)
             templates[i] += 1
-            if templates[i] == 2:  # no parameters are left for coefficients
+            if templates[i] == 2:  # nothing is left for coefficients
                 larger.mixing[i] = "avg"
         if larger.bank + larger.cost > available or sum(larger.spans) < bank:
             break
@@ -303,11 +301,11 @@ def _fill(draft: Draft, available: int) -> Draft:
 
 
 def _size_single(name: str, layer: LayerSpec, available: int, scheme: Scheme) -> GroupAllocation:
-    """Size a group of one layer that its part covers: ordinary, or mixing when there is more."""
+    """Plan a group of one layer of at most `available` size: ordinary parameter or mixture."""
     generator = "wavg" if scheme.generator in STRUCTURED else scheme.generator
     templates = -(-available // layer.size)
     bank = available - GENERATORS[generator].count([templates])
-    while templates > 2 and layer.size < bank < layer.size + templates - 1:  # no room for so many
+    while templates > 2 and layer.size < bank < layer.size + templates - 1:  # positions must differ
         templates -= 1
         bank = available - GENERATORS[generator].count([templates])
     if templates == 1 or bank <= layer.size:

@@ -1,4 +1,8 @@
-"""Turn a dense network into a shared one, save and load it, and say what it has become."""
+"""The user's functions: share a dense network, save, load and summarize a shared one.
+
+`share` plans an `Allocation` (`planning`), installs banks by it (`install`) and initializes them
+(`init`, or `fitting` for trained weights). `apply` does the same with a finished allocation.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,7 @@ from npas.utils.packing import Packing
 from npas.utils.printing import Shown
 
 ALLOCATION_FILE = "allocation.json"
-SHARED_FOLDER = "shared"  # of a folder for the hub, beside the dense network
+SHARED_FOLDER = "shared"  # in a directory for the hub
 
 
 @renamed(layout="allocator", coefficients="coefficient_init")
@@ -70,38 +74,38 @@ def share(
 ) -> nn.Module:
     """Share the parameters of `model` inside a budget, in place, and return it.
 
-    `budget` limits all trainable parameters: `0.1` or `"10%"` of the dense count, `2.0`, `"18M"`.
-    `"16MB"` limits the bytes of the artifact that `write_artifact` makes, by `packing`, instead.
-    `templates` fixes K instead (soft sharing), and with it the count; "layers" is as many as the
-    group has layers. `generator` is avg, wavg or emb (coefficients a layer), channels (coefficients
-    an output channel), basis, hash or factorized (see `structured`). By default it is hash, which
-    did best at equal budgets (docs/choosing.md), and wavg, the paper's, from the dense count on, in
-    a budget of bytes and where another option is about templates. `coefficient_init`: they start
-    orthogonal, sparse (one template a layer), released (one orthogonal matrix for all layers of one
-    K, whose rows shrink where they are more than K), legendre or cosine (functions of depth among
-    the layers of a group and shape); without `train_coefficients` they stay, and are no parameters.
-    `upsampler` is inter, repeat, mask or wavg, and with `upsample_templates` above 1 inter resizes
-    a mixture of so many maps of half the bank; `groups` single, type, shape, place, "depth:2",
-    random (with `num_groups`) or a mapping of name patterns to groups. The budget is split over
-    groups by size, times `group_weights` ({group: weight}, 1 where not given). `low_rank=r` adds
-    two matrices of that rank to each layer that shares with others. `include` and `exclude` are
-    glob patterns over parameter names, or "@embeddings", "@first" and "@last" (numbered block).
-    `allocator="reference"` is the released code's (no exact budgets).
+    - `budget`: all trainable parameters, as `0.1` or `"10%"` of the dense count, `2.0` or `"18M"`;
+      or `"16MB"`, the bytes of the artifact that `write_artifact` makes with `packing`.
+    - `templates`: K, instead of a budget (soft sharing); "layers" is the group's number of layers.
+    - `generator`: avg, wavg or emb (coefficients per layer), channels (coefficients per output
+      channel), basis, hash or factorized (see `structured`), or a registered one (see `schemes`).
+      The default is hash, the best at equal budgets (docs/choosing.md), and wavg, as in the paper,
+      from the dense count on, for a budget in bytes and with options about templates.
+    - `coefficient_init`: orthogonal, sparse (one template per layer), released (one orthogonal
+      matrix for all layers of one K; rows have norms below one if there are more layers than K),
+      legendre or cosine (functions of depth among the layers of a group and shape). With
+      `train_coefficients=False` they stay fixed and are no parameters.
+    - `upsampler`: inter, repeat, mask or wavg. With `upsample_templates=n` above 1, inter resizes
+      a mixture of n maps of half the bank.
+    - `groups`: single, type, shape, place, "depth:2", random (with `num_groups`) or a mapping of
+      name patterns to groups (see `groups.assign_groups`). `group_weights={group: weight}`
+      multiplies a group's share of the budget, which is in proportion to its size.
+    - `low_rank=r`: adds two matrices of rank r to each layer that shares with others.
+    - `include`, `exclude`: glob patterns of parameter names, "@embeddings", "@first" or "@last".
+    - `allocator="reference"`: allocates as the released code does, without exact budgets.
+    - `init="fit"`: approximates the trained weights (see `fitting`), which chooses groups and
+      bases itself; with `templates` it only chooses values. With `batches` (each a tensor, a
+      sequence of arguments or a mapping of keywords) it approximates the layers' outputs on them,
+      which is much closer. `summary` reports the relative errors. `init="fresh"` drops the weights,
+      keeps their standard deviations, and warns if they look trained.
+    - `recompute`: generates weights again in backward instead of keeping them, which saves memory
+      and takes time. Active saved-tensor hooks, e.g. of a checkpoint, take precedence.
 
-    Generated weights start with the spread of the dense ones, whose values are dropped: warns if
-    they look trained. `init="fit"` keeps what the network has learned: groups, bases and values are
-    chosen to approximate its weights (see `fitting`), so that no other option of these is open, but
-    with `templates`, whose values are then fitted. Given `batches` to call the network with (a
-    tensor, arguments in order or by name), it approximates what layers make of them, which is
-    nearer by far. `summary` tells the relative errors.
+    A weight is generated once per forward pass. Without gradients it is kept until something that
+    it depends on changes; writes through `.data` are noticed at the next `train` or `eval` call.
 
-    Weights are generated once per forward pass, and kept without gradients while nothing they
-    depend on changes; writing to a bank through `.data` is noticed at the next `train` or `eval`
-    call. With `recompute` they are not kept for backward but generated again, which trades time for
-    memory; saved-tensor hooks around the call, such as a checkpoint's, come before it.
-
-    Raises ValueError, naming what to change, for a network that is shared already, a budget below
-    the smallest feasible one and options that do not fit together.
+    Raises ValueError for a network that is shared already, a budget below the smallest feasible one
+    and options that do not fit together.
     """
     require_unshared(model)
     if budget is not None:
@@ -135,7 +139,7 @@ def _share_fitted(
     recompute: bool,
     batches: Sequence[Batch] | None,
 ) -> nn.Module:
-    """Share a network such that its weights are approximated; see `share`."""
+    """Share with `init="fit"`; see `share`."""
     refuse_meta(model)
     activations.refuse_batches(batches, "fit", options["templates"])
     if audit.looks_fresh(model):
@@ -150,16 +154,16 @@ def _share_fitted(
         audit.warn_of_optimizers(install(model, found.allocation, recompute))
         fitting.fill(model, found.values)
         give_back_freed()
-    else:  # templates were asked for
-        # Layers whose generator gives them nothing of their own are to be one weight, which folds.
+    else:  # `templates` was given
+        # With `avg` the layers of a group get one scale, so that their weights are equal and fold.
         tolerance = math.inf if options["generator"] == "avg" else SAME_SPREAD
         allocation = plan(model, budget, **options)
         apply(model, allocation, seed=options["seed"], recompute=recompute, tolerance=tolerance)
         fitting.fill_templates(model, state)
     errors = fitting.weight_errors(model, state)
     if batches and expected is not None:
-        apart = activations.outputs(model, batches[0]) - expected
-        errors = replace(errors, outputs=float(apart.norm() / expected.norm()))
+        difference = activations.outputs(model, batches[0]) - expected
+        errors = replace(errors, outputs=float(difference.norm() / expected.norm()))
     shared_weights(model).errors = errors
     return model
 
@@ -172,17 +176,17 @@ def apply(
     recompute: bool = False,
     tolerance: float = SAME_SPREAD,
 ) -> nn.Module:
-    """Share a dense network as a finished allocation says, in place, and return it.
+    """Share a dense network by a finished allocation, in place, and return it.
 
-    Raises ValueError where the network is not the one that the allocation was made for.
+    Raises ValueError if the allocation was made for another network.
     """
     tensors = find_planned(require_unshared(model), allocation.layers)
     spreads = {tensor.spec.name: spread(tensor.parameter.detach()) for tensor in tensors}
-    del tensors  # or they would look as if somebody held them
+    del tensors  # so that no reference keeps the dense parameters alive
     allocation, deviations = assign_scales(allocation, spreads, tolerance)
     audit.warn_of_optimizers(install(model, allocation, recompute))
     give_back_freed()
-    with torch.device("cpu"):  # a seed means the same weights whatever the default device
+    with torch.device("cpu"):  # the same weights for a seed, whatever the default device
         if allocation.scheme.allocator == "reference":
             initialize_as_released(model, allocation, seed)
         else:
@@ -191,9 +195,9 @@ def apply(
 
 
 def allocation(model: nn.Module) -> Allocation:
-    """Return the allocation of a shared network, as it is now.
+    """Return the allocation of a shared network in its present state.
 
-    ValueError if it is not shared, or if a shared layer is gone from it.
+    Raises ValueError if it is not shared, or if a shared layer was removed.
     """
     return audit.follow(shared_weights(model)).allocation
 
@@ -201,9 +205,8 @@ def allocation(model: nn.Module) -> Allocation:
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     """Write a shared network as `model.safetensors`, every bank once, and `allocation.json`.
 
-    The names are those that layers have now. Raises ValueError where nothing could load the files:
-    a shared layer is gone, a bank is pruned, a part is wrapped; RuntimeError where a generated
-    weight was written to.
+    Raises ValueError for a network that could not be loaded (a shared layer was removed, a bank is
+    pruned, a part is wrapped), and RuntimeError if a generated weight was written to.
     """
     refuse_loops(model)
     shared = audit.follow(shared_weights(model))
@@ -214,13 +217,12 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
 def load(
     directory: str | os.PathLike[str], dense_model: nn.Module, *, recompute: bool = False
 ) -> nn.Module:
-    """Make `dense_model`, the architecture as built, the network that `save` wrote; return it.
+    """Turn the dense architecture, in place, into the network that `save` wrote; return it.
 
-    A folder of `npas-export format=hub` may have it in `shared/`.
-    Raises ValueError, with the network left as it was, where files are missing, were changed since
-    they were written or do not hold together, and where the architecture is another one. An
-    `allocation.json` without its "digest" may have been edited: its plan is used if it holds
-    together.
+    `directory` may also be one of `npas-export format=hub`, which has the files in `shared/`.
+    Raises ValueError, with the network left as it was, if files are missing, damaged, changed or
+    inconsistent, or if the architecture is another one. Delete the "digest" of `allocation.json` to
+    load an edited plan.
     """
     path = Path(directory) / ALLOCATION_FILE
     if not path.exists() and (below := path.parent / SHARED_FOLDER / ALLOCATION_FILE).exists():
@@ -237,12 +239,10 @@ def load(
 
 
 def summary(model: nn.Module) -> Shown:
-    """Return a shared network's table: layers, groups, templates, asked, allowed and used.
+    """Return a table of a shared network's layers, groups and budget as text.
 
-    It is text, which a notebook shows as HTML tables.
-
-    Of the network as it is now; ValueError where a shared layer is gone from it. Of a fitted
-    network also how far its weights were from the trained ones when it was shared.
+    Notebooks show it as HTML tables. For a fitted network it includes the relative errors of the
+    fit. Raises ValueError if a shared layer was removed.
     """
     table, errors = allocation(model).summary(), shared_weights(model).errors
     if errors is None:

@@ -1,15 +1,16 @@
-"""Write a network as few bytes, quantized and compressed, in one file, and read it back.
+"""Write a network to one quantized, compressed file (an artifact), and read it back.
 
     write_artifact(model, "artifact.npas", bits=6)
-    read_artifact("artifact.npas", Model())        # the architecture as built, or shared alike
+    read_artifact("artifact.npas", Model())        # Model() as built, or shared the same way
 
-The file is a preamble (magic, version, compression, lengths and checksum of what follows), a JSON
-header (each tensor's name, shape, kind and row length; the plan), compressed by zlib, and the
-tensors' bytes in its order, compressed together. Nothing is pickled.
+The file is a preamble (magic, version, compression, lengths, checksum), a JSON header compressed by
+zlib (each tensor's name, shape, kind and row length; the plan), and the tensors' bytes in the
+header's order, compressed together. Nothing is pickled.
 """
 
 from __future__ import annotations
 
+import io
 import lzma
 import math
 import os
@@ -37,7 +38,7 @@ from npas.utils.packing import Artifact, Packing
 
 MAGIC, VERSION = b"NPAS", 1
 _BROKEN = (zlib.error, lzma.LZMAError, EOFError, OverflowError)
-_COMPRESSIONS = ("none", "zlib", "lzma")  # by their number in the file
+_COMPRESSIONS = ("none", "zlib", "lzma")  # the file stores the index
 
 
 def write_artifact(
@@ -49,11 +50,11 @@ def write_artifact(
     compression: Literal["zlib", "lzma", "none"] = "zlib",
     cap: int | None = None,
 ) -> Artifact:
-    """Write a shared or dense network, and return what its artifact came to.
+    """Write a shared or dense network; return the artifact's sizes.
 
-    The keywords are those of `npas.utils.packing.Packing`. What compression would make larger is
-    kept as it is. Raises ValueError, and writes nothing, for an artifact of more than `cap` bytes
-    and for a network that cannot be stored: values that are not finite, pruned or wrapped parts.
+    The keywords are those of `npas.utils.packing.Packing`. Data that compression would enlarge is
+    stored uncompressed. Raises ValueError, and writes nothing, for an artifact of more than `cap`
+    bytes and a network that cannot be stored (values that are not finite, pruned or wrapped parts).
     """
     packing = Packing(bits, scheme, compression)
     header, data = _pack(model, packing)
@@ -67,12 +68,12 @@ def write_artifact(
         ratio = len(data) / len(packed)
         excess = len(data) - int((cap - len(start)) * ratio)
         fits = count_parameters(model) - excess * 8 // bits
-        fits -= fits % 10 ** max(0, len(str(fits)) - 3)  # a round number, and a little room
+        fits -= fits % 10 ** max(0, len(str(fits)) - 3)  # rounded down to three digits
         raise ValueError(
             f"the artifact takes {found.bytes:,} bytes, {found.bytes - cap:,} more than"
             f" budget={spell_size(cap)}: the nearest that fits is about"
             f" budget={spell_count(max(fits, 1))} (parameters), or set artifact.expected_ratio="
-            f"{int(ratio * 100) / 100}, by which it was compressed"
+            f"{int(ratio * 100) / 100}, the measured compression ratio"
         )
     path = Path(path)
     new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -85,11 +86,11 @@ def write_artifact(
 
 
 def read_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
-    """Give a network what an artifact holds, in place, and return it.
+    """Load an artifact into `model`, in place, and return it.
 
-    It is the architecture as built, which is then shared as the artifact's network was, or that
-    shared network. Raises ValueError, with the network left as it was, for a file that is damaged,
-    and one of another network.
+    `model` is the dense architecture, which is then shared as the artifact's plan says, or a
+    network shared by the same plan. Raises ValueError, with the network left as it was, for a
+    damaged file and one of another network.
     """
     path = Path(path)
     plan, tensors = _read(path)
@@ -99,7 +100,7 @@ def read_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         if (own and own.groups) != (plan and plan.groups):
             raise ValueError(
                 f"{path} holds a network that shares in another way than this one: read it into"
-                " the architecture as built"
+                " the dense architecture"
             )
         plan = None
     else:
@@ -110,7 +111,7 @@ def read_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 
 def _pack(model: nn.Module, packing: Packing) -> tuple[bytes, bytes]:
-    """Return the header and the data of a network's artifact."""
+    """Return the compressed header and the uncompressed data of a network's artifact."""
     refuse_loops(model)
     allocation = None
     if is_shared(model):
@@ -136,13 +137,13 @@ def _compress(data: bytes, compression: str) -> bytes:
 
 
 def _read(path: Path) -> tuple[Allocation | None, dict[str, Tensor]]:
-    """Read and check a file; ValueError, in one line, if it is no whole artifact."""
+    """Read an artifact's plan (None: dense) and tensors; raise ValueError if it is damaged."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): name an artifact") from None
     if len(data) < PREAMBLE.size or data[:4] != MAGIC:
-        raise ValueError(f"{path} is no artifact that npas wrote: name one, as DIR/artifact.npas")
+        raise ValueError(f"{path} is not an artifact of npas: name one, e.g. DIR/artifact.npas")
     _, version, number, _, header_size, size, checksum = PREAMBLE.unpack_from(data)
     if version != VERSION:
         raise ValueError(f"{path} has version {version}, this npas reads {VERSION}: write it again")
@@ -150,17 +151,15 @@ def _read(path: Path) -> tuple[Allocation | None, dict[str, Tensor]]:
     try:
         unpacked = _decompress(packed, _COMPRESSIONS[number], size)
         if len(unpacked) != size or zlib.crc32(unpacked, zlib.crc32(header)) != checksum:
-            raise ValueError("its checksum is another")
+            raise ValueError("its checksum does not match")
         entries, plan = parse(zlib.decompress(header))
         if sum(entry.bytes for entry in entries) != size:
-            raise ValueError("its tensors have another size than its header says")
-        start = 0
-        tensors = {}
+            raise ValueError("its tensors do not have the size that its header says")
+        tensors, stream = {}, io.BytesIO(unpacked)
         for entry in entries:
-            part = unpacked[start : start + entry.bytes]
+            part = stream.read(entry.bytes)
             flat = decode(part, entry.kind, math.prod(entry.shape), entry.row)
             tensors[entry.name] = flat.view(entry.shape)
-            start += entry.bytes
     except (ValueError, TypeError, LookupError, RuntimeError, *_BROKEN) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is damaged ({reason}): write it again") from None
@@ -168,11 +167,11 @@ def _read(path: Path) -> tuple[Allocation | None, dict[str, Tensor]]:
 
 
 def _decompress(data: bytes, compression: str, size: int) -> bytes:
-    """Return at most one byte more than `size`; ValueError for bytes behind the end."""
+    """Return at most `size` + 1 bytes; raise ValueError if the data does not end exactly there."""
     if compression == "none":
         return data
     tool = zlib.decompressobj() if compression == "zlib" else lzma.LZMADecompressor()
     found: bytes = tool.decompress(data, size + 1)
     if not tool.eof or tool.unused_data:
-        raise ValueError("it does not end where it should")
+        raise ValueError("it is truncated or has bytes after its end")
     return found

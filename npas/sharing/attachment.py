@@ -1,7 +1,7 @@
-"""Make a network's layers read generated weights: a property of a subclass of their class.
+"""Make a layer's weight a property that returns the generated weight.
 
-Nothing else about a layer changes. Its dense parameter is gone, so that it is neither trained nor
-saved; `detach` puts a parameter back in its place.
+`attach` removes the dense parameter and gives the module a subclass of its class, with one property
+per generated weight; `detach` undoes both. An `Attachment` links a module to its `SharedWeights`.
 """
 
 from __future__ import annotations
@@ -23,41 +23,40 @@ _ROUNDING += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # typ
 
 @dataclass
 class Attachment:
-    """Link an owner of shared tensors to the weights: which attribute is which layer."""
+    """The generated weights of one module."""
 
     shared: SharedWeights
-    layers: dict[str, int]
-    order: list[str]
+    layers: dict[str, int]  # attribute to index in Allocation.layers
+    order: list[str]  # of the dense module's parameters
 
 
 def attach(owner: nn.Module, name: str, layer: int, shared: SharedWeights) -> None:
-    """Make a module read its parameter `name` from the shared weights."""
+    """Replace a module's parameter `name` by the generated weight of the layer with this index."""
     attachment = owner.__dict__.setdefault("_npas", Attachment(shared, {}, list(owner._parameters)))
     attachment.layers[name] = layer
     shared.modules.add(owner)
     del owner._parameters[name]
-    owner.__dict__.pop("_flat_weights", None)  # a recurrent module's list of dense weights
+    owner.__dict__.pop("_flat_weights", None)  # an RNN's list of dense weights
     owner.__class__ = _shared_class(_dense_class(owner), tuple(sorted(attachment.layers)))
 
 
 def detach(owner: nn.Module, parameters: Mapping[int, nn.Parameter]) -> None:
-    """Give a module its own class and parameters back, in the dense order."""
+    """Restore a module's class and put `parameters`, by layer index, back in the dense order."""
     attachment: Attachment = owner.__dict__.pop("_npas")
     owner.__class__ = _dense_class(owner)
     restored = {name: parameters[layer] for name, layer in attachment.layers.items()}
     found = {**restored, **owner._parameters}
     owner._parameters.clear()
-    first = [name for name in attachment.order if name in found]
-    for name in dict.fromkeys([*first, *found]):
-        owner._parameters[name] = found[name]
+    owner._parameters.update({name: found[name] for name in attachment.order if name in found})
+    owner._parameters.update(found)
     if isinstance(owner, nn.RNNBase):
         owner._init_flat_weights()
 
 
 def rounds_under_autocast(layer: Layer) -> bool:
-    """Return whether all that reads a tensor is known to round it to autocast's dtype, unasked.
+    """Return whether all modules that read the weight are known to cast it under autocast.
 
-    A subclass with a forward of its own may compute with its weight in full first.
+    A subclass with its own forward may use the weight in full precision.
     """
 
     def rounds(cls: type) -> bool:
@@ -81,10 +80,9 @@ def _dense_class(owner: nn.Module) -> type[nn.Module]:
 
 
 def _shared_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    """Return the subclass of a module class whose named parameters are generated.
+    """Return the subclass of `base` in which the parameters `names` are generated.
 
-    A module of the class that nothing is attached to (`type(layer)(8, 8)` is of the base class, but
-    a user may have made subclasses) behaves as one of the base class.
+    An instance without an attachment (of a user's subclass of it) behaves like one of `base`.
     """
     if (base, names) in _SHARED_CLASSES:
         return _SHARED_CLASSES[base, names]
@@ -101,14 +99,14 @@ def _shared_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
         return _revive, (base, names), module.__getstate__()
 
     def register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        own = name.removesuffix("_orig")  # what nn.utils.prune would put beside the weight
+        own = name.removesuffix("_orig")  # the name that nn.utils.prune would register
         if own in names and is_attached(module, own):
             _refuse_change(module, own)
         base.register_parameter(module, name, param)
 
     def train(module: nn.Module, *mode: Any, **named: Any) -> nn.Module:
         attachment = module.__dict__.get("_npas")
-        if attachment is not None:  # what was written meanwhile may have moved no version counter
+        if attachment is not None:  # a write through .data is noticed only here
             attachment.shared.refuse_written()
             attachment.shared.forget()
         return base.train(module, *mode, **named)
@@ -134,7 +132,7 @@ def is_attached(module: nn.Module, name: str) -> bool:
 
 
 def _generated(name: str) -> property:
-    """Return the property that generates a weight; where none is attached, a plain attribute."""
+    """Return a property for a generated weight; without an attachment a plain attribute."""
 
     def get(module: Any) -> Any:
         attachment = module.__dict__.get("_npas")
@@ -147,7 +145,7 @@ def _generated(name: str) -> property:
             return attachment.shared.weight(attachment.layers[name])
         if name in module.__dict__:
             return module.__dict__[name]
-        raise AttributeError(name)  # nn.Module.__getattr__ then looks among the parameters
+        raise AttributeError(name)  # then nn.Module.__getattr__ looks for a parameter
 
     def set_(module: nn.Module, value: object) -> None:
         if is_attached(module, name):
@@ -164,14 +162,14 @@ def _generated(name: str) -> property:
 
 
 def _get_item(module: nn.ParameterList, base: type[nn.ParameterList], index: Any) -> Any:
-    """Return an item of a list; a slice would be a list of plain copies."""
+    """Return an item; refuse slices, which would be lists of plain copies."""
     return _refuse_copying(module) if isinstance(index, slice) else base.__getitem__(module, index)
 
 
 def _refuse_copying(module: nn.Module) -> NoReturn:
     raise ValueError(
         f"slices and copies of an {type(module).__name__} of generated weights would not be"
-        " generated: read its items one by one, or leave it out of npas.share with exclude"
+        " generated: read its items one by one, or exclude it from npas.share"
     )
 
 
@@ -199,8 +197,8 @@ def _recurrent_state(module: Any) -> dict[str, Any]:
     return state
 
 
-# A recurrent module's forward reads a list of its weights, not the attributes, and cuDNN would lay
-# them out again as one block; generated weights are no parameters to be moved.
+# An RNN's forward reads the list _flat_weights instead of attributes, and flatten_parameters would
+# move parameters into one block for cuDNN.
 _RECURRENT: dict[str, Any] = {
     "_flat_weights": property(
         lambda module: [getattr(module, name) for name in module._flat_weights_names],
@@ -214,6 +212,6 @@ _RECURRENT: dict[str, Any] = {
 
 
 def _revive(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
-    """Make an empty module of a shared class, for copies and pickles."""
+    """Return an uninitialized module of a shared class, for copies and pickles."""
     cls = _shared_class(base, names)
     return cls.__new__(cls)

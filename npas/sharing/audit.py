@@ -1,8 +1,7 @@
-"""Compare a shared network with its allocation: what of its layers was moved, replaced or added.
+"""Check a shared network against its allocation after its modules were changed.
 
-A network's modules may be changed after it was shared. Layers that have other names then, and
-parameters that came or went, are followed: the allocation is brought up to date. What has no
-allocation that could be loaded is refused.
+`follow` updates the allocation's names and counts for renamed layers and for added or removed
+parameters. Changes that no loadable allocation describes are refused with a ValueError.
 """
 
 from __future__ import annotations
@@ -33,27 +32,25 @@ from npas.sharing.weights import SharedWeights
 from npas.utils.budget import Budget
 
 _UNNAMED = ("_checkpoint_wrapped_module.", "_orig_mod.", "_fsdp_wrapped_module.")
-"""Parts of names that wrappers inside of a network add, and that its architecture does not have."""
+"""Name components that wrappers inside a network add."""
 _ORIGINAL = f"parametrizations.{PREFIX}"
 
 
 def follow(shared: SharedWeights) -> SharedWeights:
-    """Update names and counts of the allocation from the network; return `shared`.
+    """Update the allocation's names and counts from the network; return `shared`.
 
-    Raises ValueError, naming the layer, where a shared layer is gone from the network, or where the
-    network holds layers of another shared network.
+    Raises ValueError if a shared layer was removed, or the network has layers of another shared
+    network.
     """
     names = shared_layers(shared)
     allocation = shared.allocation
     parameters = dict(shared.root.named_parameters())
     for i, layer in enumerate(allocation.layers):
         own = parameters.get(layer.name)
-        is_there = i in names if layer.templates else own is not None and own.shape == layer.shape
-        if not is_there:
+        if not (i in names if layer.templates else own is not None and own.shape == layer.shape):
             raise ValueError(
-                f"the network was shared with the layer {layer.name!r}, which is not in it any"
-                " more: change layers before npas.share, leave the ones that you will change out of"
-                " it with exclude, or npas.materialize the network"
+                f"the shared layer {layer.name!r} is no longer in the network: change layers before"
+                " npas.share, exclude the ones to be changed, or npas.materialize the network"
             )
     others = count_others(shared)
     more = _total(others) - _total(shared.others)
@@ -66,9 +63,9 @@ def follow(shared: SharedWeights) -> SharedWeights:
 
 
 def refuse_unloadable(shared: SharedWeights, use: str) -> None:
-    """ValueError where a shared tensor is pruned or parametrized, or a part of the network wrapped.
+    """Raise ValueError if a shared tensor is pruned or parametrized, or a submodule is wrapped.
 
-    `use` is what cannot be done with it.
+    The message says that `use`, such as "npas.save", is not possible.
     """
     for name in shared_names(shared.root):
         if is_pruned(shared.root, name):
@@ -90,9 +87,9 @@ def refuse_unloadable(shared: SharedWeights, use: str) -> None:
 
 
 def shared_layers(shared: SharedWeights) -> dict[int, list[str]]:
-    """Return all names of every shared layer's weight, in the order of the network's modules.
+    """Return the current names of each shared layer's weight, by its index in the allocation.
 
-    ValueError where the network holds layers of another one.
+    Raises ValueError if the network has layers of another shared network.
     """
     found: dict[int, list[str]] = {}
     for prefix, module in shared.root.named_modules(remove_duplicate=False):
@@ -112,17 +109,17 @@ def shared_layers(shared: SharedWeights) -> dict[int, list[str]]:
 
 
 def count_others(shared: SharedWeights) -> dict[str, tuple[int, bool]]:
-    """Return the size of every parameter that is not shared, and whether it counts.
+    """Return each unshared parameter's (size, whether it counts) by name.
 
-    Trainable ones do; one that is frozen or not after sharing counts as it did before.
+    Trainable ones count; freezing or unfreezing one after sharing does not change that.
     """
     ordinary = {layer.name for layer in shared.allocation.layers if not layer.templates}
     found = {}
     for name, parameter in shared.root.named_parameters():
         name = _without_wrappers(name)
         if name not in ordinary and not name.startswith((PREFIX, _ORIGINAL)):
-            size, counts = shared.others.get(name, (-1, False))
-            found[name] = parameter.numel(), counts if size >= 0 else parameter.requires_grad
+            _, counts = shared.others.get(name, (0, parameter.requires_grad))
+            found[name] = parameter.numel(), counts
     return found
 
 
@@ -137,12 +134,12 @@ def _total(others: dict[str, tuple[int, bool]]) -> int:
 
 
 def _recount(allocation: Allocation, more: int) -> Allocation:
-    """Return the allocation with so many more parameters that are not shared."""
+    """Return the allocation of a network with `more` more unshared parameters."""
     budget = allocation.budget
     dense, used = budget.dense + more, budget.used + more
     try:
         allowed = parse_budget(budget.asked).allowed(dense)
-    except ValueError:  # templates or bytes were asked for, not parameters
+    except ValueError:  # the budget was in templates or bytes
         allowed = budget.allowed + more
     return replace(
         allocation,
@@ -152,12 +149,8 @@ def _recount(allocation: Allocation, more: int) -> Allocation:
 
 
 def warn_of_optimizers(dropped: Mapping[str, weakref.ref[nn.Parameter]]) -> None:
-    """Warn of each optimizer that holds parameters which the network lost by sharing.
-
-    It would go on with parameters that nothing reads. Where none of them is alive, as is usual,
-    this costs nothing.
-    """
-    if all(parameter() is None for parameter in dropped.values()):
+    """Warn of each optimizer that holds dense parameters which sharing has removed."""
+    if all(parameter() is None for parameter in dropped.values()):  # usual, and fast
         return
     gc.collect()
     names = {id(ref()): name for name, ref in dropped.items() if ref() is not None}
@@ -175,40 +168,34 @@ def warn_of_optimizers(dropped: Mapping[str, weakref.ref[nn.Parameter]]) -> None
 
 
 def looks_trained(model: nn.Module) -> bool:
-    """Guess from norms: moved running statistics, or weights that are no longer all equal.
-
-    A network without norms gives no sign.
-    """
+    """Return whether a norm has changed running means or weights; False without norms."""
     return not all(map(is_constant, _of_norms(model)))
 
 
 def looks_fresh(model: nn.Module) -> bool:
-    """Guess from norms, too: there are some, and none has moved."""
+    """Return whether the network has norms, all with their initial running means and weights."""
     found = _of_norms(model)
     return bool(found) and all(map(is_constant, found))
 
 
 def _of_norms(model: nn.Module) -> list[Tensor]:
-    """Return the running means and the weights of all norms, as far as they have values."""
+    """Return the running means and the weights of all norms, except meta tensors."""
     norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
     found = (getattr(m, name, None) for m in norms for name in ("running_mean", "weight"))
     return [tensor for tensor in found if isinstance(tensor, Tensor) and not tensor.is_meta]
 
 
 def refuse_huge(model: nn.Module, budget: Budget) -> None:
-    """Raise ValueError if this machine's memory cannot hold the parameters that a budget allows."""
+    """Raise ValueError if the budget's parameters do not fit this machine's memory."""
     trained = [t.parameter for t in find_tensors(model) if t.parameter.requires_grad]
     largest = max((parameter.element_size() for parameter in trained), default=4)
     dense = sum(parameter.numel() for parameter in trained)
-    # Of bytes about as many parameters as bytes.
-    needed = (budget.size or budget.allowed(dense)) * largest
-    if hasattr(os, "sysconf") and needed > (there := _memory()):
+    needed = (budget.size or budget.allowed(dense)) * largest  # about one parameter per byte
+    if not hasattr(os, "sysconf"):  # on Windows
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
         raise ValueError(
             f"budget={budget.canonical} takes {needed / 2**30:,.1f} GiB for its parameters alone,"
-            f" and this machine has {there / 2**30:,.1f} GiB: ask for a smaller budget"
+            f" and this machine has {memory / 2**30:,.1f} GiB: ask for a smaller budget"
         )
-
-
-def _memory() -> int:
-    """Return this machine's memory, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

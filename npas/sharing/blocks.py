@@ -1,7 +1,7 @@
 """Find the numbered blocks of a network in the names of its parameters.
 
-A block is what stands before the first number of a name, and that number with those right behind
-it: `blocks.3` of `blocks.3.mlp.0.weight`, `stages.0.1` of `stages.0.1.conv1.weight`.
+A block is a name's prefix up to and including its first consecutive numbers: `blocks.3` of
+`blocks.3.mlp.0.weight`, `stages.0.1` of `stages.0.1.conv1.weight`.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ SELECTORS = ("@embeddings", "@first", "@last")
 
 
 def block_of(name: str) -> str | None:
-    """Return the block that a parameter lies in; None outside of any."""
+    """Return the block of a parameter, or None if it is in no block."""
     found = BLOCK.match(name)
     return found[0] if found else None
 
 
 def place_of(name: str) -> str:
-    """Return a parameter's name without the numbers: the same in all blocks of one kind."""
+    """Return a parameter's name with `#` for each number, e.g. `blocks.#.fc.weight`."""
     return NUMBER.sub("#", name)
 
 
 def spell_names(names: Sequence[str]) -> str:
-    """Write names that differ in their numbers as one: `blocks.{0-11}.fc.weight`."""
+    """Return names that differ only in numbers as one: `blocks.{0-11}.fc.weight`."""
     columns = zip(*(map(int, NUMBER.findall(name)) for name in names), strict=True)
     numbers = iter([_spell(sorted(set(column))) for column in columns])
     return NUMBER.sub(lambda _: next(numbers), names[0])
 
 
 def _spell(numbers: Sequence[int]) -> str:
-    """Write sorted numbers as a number, a range or a list."""
+    """Return sorted numbers as a number, a range or a list."""
     if len(numbers) == 1:
         return str(numbers[0])
     if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
@@ -47,9 +47,10 @@ def _spell(numbers: Sequence[int]) -> str:
 
 
 def parts_by_depth(names: Sequence[str], parts: int) -> dict[str, int]:
-    """Map each name to the part of the depth that its block lies in, parts of as many blocks.
+    """Split the blocks into `parts` consecutive parts; return a dict from name to part.
 
-    What lies in no block goes with what stands before it. ValueError for more parts than blocks.
+    A parameter outside of blocks gets the part of the name before it. Raises ValueError if there
+    are more parts than blocks.
     """
     blocks = list(dict.fromkeys(block for name in names if (block := block_of(name))))
     if not 1 <= parts <= len(blocks):
@@ -68,11 +69,11 @@ def parts_by_depth(names: Sequence[str], parts: int) -> dict[str, int]:
 def expand(
     patterns: str | Iterable[str] | None, option: str, tensors: Sequence[Layer]
 ) -> list[str]:
-    """Return name patterns with the selectors among them replaced by names.
+    """Return the patterns with each selector replaced by the parameter names it selects.
 
-    `@embeddings` are the weights of embeddings, if there are any; `@first` and `@last` all that
-    lies in the first and in the last numbered block. ValueError for an unknown selector, and where
-    no blocks are numbered.
+    `@embeddings` selects the weights of embeddings, `@first` and `@last` the parameters of the
+    first and last numbered block. Raises ValueError for an unknown selector and if no blocks are
+    numbered.
     """
     found: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else (patterns or ()):
@@ -83,15 +84,15 @@ def expand(
             raise ValueError(f"{option}={pattern!r} is unknown: choose {', '.join(SELECTORS)}")
         selected = _selected(tensors)[pattern]
         if not selected and pattern != "@embeddings":
-            raise ValueError(f"{option}={pattern!r} selects nothing: no blocks here are numbered")
+            raise ValueError(f"{option}={pattern!r} selects nothing: no numbered blocks found")
         found += map(glob.escape, selected)
     return found
 
 
 def _selected(tensors: Sequence[Layer]) -> Mapping[str, list[str]]:
     blocks = {tensor.spec.name: block_of(tensor.spec.name) for tensor in tensors}
-    there = [block for block in blocks.values() if block]
-    ends = (there[0], there[-1]) if there else ("", "")
+    numbered = [block for block in blocks.values() if block] or [""]
+    ends = numbered[0], numbered[-1]
     first, last = ([name for name, block in blocks.items() if block == end] for end in ends)
     kinds = ("embedding", "embeddingbag")
     embeddings = [tensor.spec.name for tensor in tensors if tensor.spec.kind in kinds]

@@ -1,4 +1,4 @@
-"""Count and split parameter budgets; how they are written is `npas.utils.budget`'s to say."""
+"""Count parameters and split a budget over groups; `npas.utils.budget` parses budgets."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BudgetReport:
-    """Compare what was asked, what that allows and what the allocation uses, in parameters."""
+    """Parameter counts: the dense network's, those allowed, those that the allocation uses."""
 
-    asked: str  # canonical, as "0.1" or "18M"; "dense" for a network that shares nothing
+    asked: str  # in canonical form, e.g. "0.1" or "18M"; "dense" if nothing is shared
     dense: int
     allowed: int
     used: int
-    utilization: float = 0.0  # used / allowed unless given, as by a file that is read
+    utilization: float = 0.0  # used / allowed; given only when read from a file
 
     def __post_init__(self) -> None:
         if not self.utilization:
@@ -30,20 +30,20 @@ class BudgetReport:
 
     @classmethod
     def of_dense(cls, count: int) -> BudgetReport:
-        """Return the budget of the dense network itself."""
+        """Return the report of a dense network of `count` parameters."""
         return cls("dense", dense=count, allowed=count, used=count)
 
     def to_dict(self) -> dict[str, str | int | float]:
-        """Return the five figures as they stand in `result.json`."""
+        """Return the fields as in `result.json`."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class PruningReport:
-    """What pruning leaves of a network: filters, and the parameters and FLOPs of its export.
+    """Counts after pruning: filters, and the exported network's parameters and FLOPs per input.
 
-    `parameters` are those of the run: what is trained and the masks, one bit a filter, at 32 bits a
-    parameter; of a dense network, which needs no masks once exported, the exported ones.
+    `parameters` counts the run's trained parameters and its masks (one bit per filter, 32 bits per
+    parameter). For a dense network, which needs no masks, it equals `exported`.
     """
 
     filters: int
@@ -60,15 +60,15 @@ class PruningReport:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Count the trainable parameters of `model`, each shared or tied tensor once."""
+    """Count the trainable parameters of `model`; a tied tensor counts once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def split_budget(total: int, sizes: Sequence[int], floors: Sequence[int]) -> list[int]:
-    """Split `total` in proportion to `sizes`, no part below its floor; the parts sum to `total`.
+    """Split `total` in proportion to `sizes`; each part is at least its floor.
 
-    Parts that proportion would leave below their floor get the floor, the others share the rest
-    (largest remainder first). `total` must be at least the sum of the floors.
+    The parts sum to `total` (largest remainder method). A part that would be below its floor gets
+    its floor, and the others share the rest. `total` must be at least the sum of the floors.
     """
     assert total >= sum(floors)
     at_floor: set[int] = set()
@@ -87,6 +87,6 @@ def split_budget(total: int, sizes: Sequence[int], floors: Sequence[int]) -> lis
     by_remainder = sorted(free, key=lambda i: (-(rest * sizes[i] % weight), i))
     for i in (by_remainder or list(range(len(parts))))[:missing]:
         parts[i] += 1
-    if total != sum(parts):  # every part stands at its floor: the surplus goes to the largest
+    if total != sum(parts):  # every part is at its floor: the largest gets the surplus
         parts[max(range(len(parts)), key=sizes.__getitem__)] += total - sum(parts)
     return parts

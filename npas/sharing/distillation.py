@@ -1,4 +1,4 @@
-"""Measure how far a student's outputs are from a teacher's."""
+"""The distillation loss between a student's and a teacher's logits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.nn import functional as F
 def distillation_loss(student: Any, teacher: Any, temperature: float = 4.0) -> Tensor:
     """Return T^2 KL(softmax(teacher / T) || softmax(student / T)), in nats (Hinton et al. 2015).
 
-    Logits are tensors whose last dimension is the one of the softmax; the mean is taken over all
-    other dimensions. Of several outputs (tuples, dicts, transformers' ModelOutput) the mean over
-    those with logits, which both have. The factor T^2 keeps gradients as large as those of the
-    labels whatever T is. ValueError if shapes or names differ, or T is not above 0.
+    The softmax is over the last dimension, the mean over all others. Outputs may be a tensor, a
+    tuple, a dict or a transformers' ModelOutput; the loss is the mean over the student's logits
+    (see `logits`). The factor T^2 keeps the gradients' size independent of T.
+    Raises ValueError if names or shapes differ, or if T is not above 0.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
@@ -28,12 +28,12 @@ def distillation_loss(student: Any, teacher: Any, temperature: float = 4.0) -> T
         if own.shape != theirs[name].shape:
             raise ValueError(
                 f"the teacher's output has shape {_spelled(theirs[name])}, the student's"
-                f" {_spelled(own)}: they must know the same classes or words"
+                f" {_spelled(own)}: both need the same classes or vocabulary"
             )
         log_own, log_their = (
             F.log_softmax(values.float() / temperature, -1) for values in (own, theirs[name])
         )
-        # kl_div takes 0 * log 0 as 0, but not where both are -inf: masked places.
+        # Logits masked with -inf on both sides would make kl_div return NaN.
         log_own, log_their = (values.clamp(min=-1e4) for values in (log_own, log_their))
         each = F.kl_div(log_own, log_their, reduction="none", log_target=True).sum(-1)
         losses.append(each.mean())
@@ -41,9 +41,9 @@ def distillation_loss(student: Any, teacher: Any, temperature: float = 4.0) -> T
 
 
 def logits(outputs: Any) -> dict[str, Tensor]:
-    """Return a network's outputs that are floating tensors of at least two dimensions, by name.
+    """Return the outputs that are floating-point tensors of two or more dimensions, by name.
 
-    ValueError if there is none.
+    Raises ValueError if there are none.
     """
     if isinstance(outputs, Mapping):
         named = dict(outputs.items())
@@ -57,7 +57,7 @@ def logits(outputs: Any) -> dict[str, Tensor]:
         if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1
     }
     if not found:
-        raise ValueError("there are no logits to match: outputs have no floating tensor B x ...")
+        raise ValueError("there are no logits to match: return a floating-point tensor B x ...")
     return found
 
 

@@ -1,4 +1,4 @@
-"""How far generated weights are from given ones."""
+"""Relative errors of generated weights against trained ones."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Errors:
-    """How far generated weights are from given ones: |W - generated| / |W|.
+    """Relative errors |W - generated| / |W| (Frobenius norms).
 
-    `layers` has each layer of the plan, `all` is the same of all together, and `outputs` of the
-    network's outputs for the first batch that the fit was given, if any.
+    `layers` maps each layer's name to its error, `all` is the error over all layers. `outputs` is
+    the error of the network's outputs on the first batch given to the fit, None without batches.
     """
 
     layers: dict[str, float]
@@ -18,13 +18,13 @@ class Errors:
     outputs: float | None = None
 
     def table(self) -> str:
-        """Return the errors as text, a line for all together and one for each layer."""
+        """Return the errors as text: one line for all layers, then one line per layer."""
         width = max(map(len, self.layers), default=0)
         lines = [f"  {name.ljust(width)}  {error:.4f}" for name, error in self.layers.items()]
         return "\n".join([f"fit      {self}", *lines])
 
     def __str__(self) -> str:
         worst = max(self.layers, key=self.layers.__getitem__, default="")
-        at_most = f" (at most {self.layers[worst]:.3g}: {worst})" if worst else ""
-        own = "" if self.outputs is None else f", {self.outputs:.3g} of the outputs of a batch"
-        return f"relative error {self.all:.3g} of {len(self.layers)} layers{at_most}{own}"
+        largest = f" (at most {self.layers[worst]:.3g}: {worst})" if worst else ""
+        outputs = "" if self.outputs is None else f", {self.outputs:.3g} of the outputs of a batch"
+        return f"relative error {self.all:.3g} of {len(self.layers)} layers{largest}{outputs}"

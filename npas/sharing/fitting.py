@@ -1,28 +1,24 @@
-"""Fit a shared network to trained weights: choose who shares what, how much of it, and the values.
+"""Fit a shared network to trained weights: choose groups, sizes and values (`init="fit"`).
 
-Layers of one shape either share, by truncated SVD of the stack of their weights, each divided by
-its root mean square,
-    a basis of their rows or of their columns (Basis Sharing, Wang et al., ICLR 2025), or
-    templates as large as they are (Savarese & Maire, ICLR 2019),
-or each has a basis of its own, which is also what a layer gets whose shape stands alone. For every
-one of these the singular values tell the squared error of K vectors, K = 1, 2, ..., and what they
-cost. A price a parameter, the same for all, decides between them and sets every K (the price is
-found by bisection); what the last jump leaves over goes to the vectors worth most a parameter, and
-the rest, less than one vector, to one that is cut short. A layer whose basis would take as many
-parameters as the weight stays an ordinary parameter.
+The layers of one shape share one of the following, or each has a basis of its own:
+    a basis of their rows or of their columns (Basis Sharing, Wang et al., ICLR 2025),
+    templates as large as they are (Savarese & Maire, ICLR 2019).
+Both are truncated SVDs of the stacked weights, each divided by its root mean square. The singular
+values give the squared error of K vectors, K = 1, 2, ... (`Unit`). A Lagrange multiplier, the price
+of a parameter, selects the options and every K; bisection finds the price that meets the budget.
+What is left over then buys the vectors of most gain per parameter and, last, one truncated vector.
+A layer whose basis would take as many parameters as its weight stays an ordinary parameter.
 
-Where the layout is given, K templates for all layers of a group (`fill_templates`), the best values
-are the singular vectors of the layers' weights.
+A basis for one layer has K (R + N - K) parameters, the degrees of freedom of a matrix of rank K: it
+is K of the matrix's rows, chosen by LU with partial pivoting, which keeps mixtures small.
 
-A weight of rank K of one layer alone has K (R + N - K) degrees of freedom, and so many parameters:
-K rows of it are the basis, chosen by LU with partial pivoting, so that no mixture grows large.
+Given activations, errors are those of layers' outputs, relative to the outputs and weighted by the
+number of weights; layers with known activations do not share a basis.
 
-Given what layers see (`activations`), it is errors of their outputs that count, relative to the
-outputs and by the number of weights. Layers of which it is known then have a basis each.
+With a given allocation of K templates per group, `fill_templates` chooses the values only.
 
-Everything is computed in float64, a shape at a time.
-
-Shapes: L layers, of R x N values as matrices; K vectors, or templates of N values.
+Everything is computed in float64, one shape at a time.
+Shapes: L layers with weights of R x N as matrices; K vectors or templates of N values.
 """
 
 from __future__ import annotations
@@ -45,12 +41,12 @@ from npas.sharing.stacks import Unit, gram, norm, place, products, scaled
 from npas.utils.progress import Bar, track
 
 WIDEST = 8192
-"""The longest rows or columns that layers share a basis of: N x N numbers are decomposed."""
+"""The longest vectors of a shared basis: matrices of N x N are decomposed."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A plan made of trained weights, and the values that belong to it, by the tensors' names."""
+    """An allocation, and the values of its shared tensors by name."""
 
     allocation: Allocation
     values: dict[str, Tensor]
@@ -59,10 +55,10 @@ class Fit:
 def fit(
     layers: Sequence[Layer], request: Budget, dense: int, roots: Mapping[str, Root] | None = None
 ) -> Fit:
-    """Plan a network of `dense` trainable parameters inside the budget, and find its values.
+    """Fit the layers of a network of `dense` trainable parameters inside the budget.
 
-    `roots` are those of what layers see, from `activations.roots`. ValueError where the budget is
-    below what this takes (one vector a layer), or not below the dense count.
+    `roots` are those of `activations.roots`. Raises ValueError for a budget below one vector per
+    layer, or not below the dense count.
     """
     unshared = dense - sum(layer.spec.size for layer in layers)
     allowed = request.allowed(dense)
@@ -71,8 +67,8 @@ def fit(
         shapes.setdefault(matrix_form(layer.spec.shape), []).append(layer)
     if allowed >= dense:
         raise ValueError(
-            f"budget={request.canonical} allows {allowed:,} parameters, which is not fewer than the"
-            f" {dense:,} of the network: there is nothing to fit, train it as it is"
+            f"budget={request.canonical} allows {allowed:,} parameters, no fewer than the network's"
+            f" {dense:,}: there is nothing to fit, train it as it is"
         )
     with Bar("fitting layers", len(layers)) as bar:
         choices = [c for alike in shapes.values() for c in _choices(alike, roots, bar)]
@@ -85,11 +81,11 @@ def fit(
     available = allowed - unshared
     units, left = _spend(choices, available)
     if left > max(allowed // 1000, len(layers)) and not any(u.may_be_cut for u in units):
-        # Templates cannot be cut short: do without, unless they are the better way even so.
+        # Templates cannot be truncated, so budget is left. Do without, unless that is worse.
         bases = [_Choice([o for o in c.options if o[0].kind != "templates"]) for c in choices]
         if sum(choice.least for choice in bases) <= available:
             other = _spend(bases, available)
-            if _wrong(other[0]) <= _wrong(units):
+            if _error(other[0]) <= _error(units):
                 units, left = other
     _cut_short(units, left)
     order = {layer.spec.name: i for i, layer in enumerate(layers)}
@@ -105,7 +101,7 @@ def fit(
 
 @torch.no_grad()
 def fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Give a network that was just shared as the plan says the values that belong to it."""
+    """Copy a fit's values into a network that was shared by its allocation."""
     for name, tensor in values.items():
         own = getattr(model, name)
         assert own.shape == tensor.shape, (name, own.shape, tensor.shape)
@@ -114,10 +110,10 @@ def fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def fill_templates(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a network whose groups mix K templates each the values nearest to trained weights.
+    """Fit the values of a network whose groups mix K templates each to trained weights.
 
-    Free coefficients of more layers than templates become singular vectors; all others stay, and
-    only the bank is chosen.
+    With `wavg` and more layers than templates, coefficients and templates are the truncated SVD of
+    the layers' weights. Otherwise coefficients stay, and the templates are fitted by least squares.
     """
     shared, first = shared_weights(model), 0
     scales = model.get_buffer(SCALES).double().cpu()
@@ -145,14 +141,15 @@ def _exact(weight: Tensor) -> Tensor:
 
 
 def _singular(weight_LN: Tensor, bank_KN: Tensor) -> tuple[Tensor, Tensor]:
-    """Return coefficients and templates of the truncated SVD; rows have norms near one.
+    """Return (coefficients L x K, templates K x N) of the truncated SVD of the weights, L x N.
 
-    A template that nothing needs keeps its values, with coefficients of zero.
+    Coefficients are scaled to rows of about norm one. Templates of singular value zero keep the
+    values of `bank_KN`, with coefficients of zero.
     """
     count, k = len(weight_LN), len(bank_KN)
     squares, vectors_LL = torch.linalg.eigh(weight_LN @ weight_LN.T)
     singular_K, vectors_LK = squares.flip(0)[:k].clamp(min=0).sqrt(), vectors_LL.flip(1)[:, :k]
-    length = float(squares.clamp(min=0).sum() / count) ** 0.5  # of a weight, on average
+    length = float(squares.clamp(min=0).sum() / count) ** 0.5  # root mean square norm of a weight
     needed_K = singular_K > 1e-6 * singular_K[0]
     alpha_LK = torch.where(needed_K, vectors_LK * singular_K / length, 0.0)
     templates_KN = vectors_LK.T @ weight_LN * (length / singular_K.clamp(min=1e-300))[:, None]
@@ -161,46 +158,46 @@ def _singular(weight_LN: Tensor, bank_KN: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def weight_errors(model: nn.Module, dense_state: Mapping[str, Tensor]) -> Errors:
-    """Compare what a shared network generates with dense weights of the same names.
+    """Return the relative errors of a shared network's weights against dense ones, by name.
 
-    ValueError for a network that is not shared, and where a weight is missing or of another shape.
+    Raises ValueError for a network that is not shared, and if a dense weight is missing or has
+    another shape.
     """
     shared = follow(shared_weights(model))
-    names, wrong, whole = shared_layers(shared), {}, {}
+    names, errors, norms = shared_layers(shared), {}, {}  # both squared
     for i, layer in enumerate(track(shared.allocation.layers, "comparing weights")):
         own = names.get(i, [layer.name])
         given = next((dense_state[name] for name in own if name in dense_state), None)
         if given is None or tuple(given.shape) != layer.shape:
             raise ValueError(
-                f"there is no {layer.name} of shape {list(layer.shape)} to compare with: take"
+                f"there is no {layer.name} of shape {list(layer.shape)} to compare with: pass"
                 " weights of the same architecture"
             )
-        made = shared.weight(i) if layer.templates else model.get_parameter(layer.name)
-        found = made.detach().to("cpu", torch.float64)
-        target = given.detach().to("cpu", torch.float64)
-        wrong[layer.name] = float((found - target).square().sum())
-        whole[layer.name] = float(target.square().sum())
-    errors = {name: _ratio(wrong[name], whole[name]) for name in wrong}
-    return Errors(errors, _ratio(sum(wrong.values()), sum(whole.values())))
+        weight = shared.weight(i) if layer.templates else model.get_parameter(layer.name)
+        target = _exact(given)
+        errors[layer.name] = float((_exact(weight) - target).square().sum())
+        norms[layer.name] = float(target.square().sum())
+    relative = {name: _ratio(errors[name], norms[name]) for name in errors}
+    return Errors(relative, _ratio(sum(errors.values()), sum(norms.values())))
 
 
-def _ratio(wrong: float, whole: float) -> float:
-    return math.sqrt(wrong / whole) if whole else float(wrong > 0)
+def _ratio(error: float, norm: float) -> float:
+    return math.sqrt(error / norm) if norm else float(error > 0)
 
 
 @dataclass
 class _Choice:
-    """The ways in which the layers of one shape may share."""
+    """The options to share of the layers of one shape; an option is one or more units."""
 
     options: list[list[Unit]]
 
     @property
     def least(self) -> int:
-        """Return the fewest parameters that any way takes."""
+        """Return the fewest parameters of any option: one vector per unit."""
         return int(min(sum(float(u.costs[1]) for u in units) for units in self.options))
 
     def best(self, price: float) -> list[Unit]:
-        """Return the best way at a price a parameter, K taken."""
+        """Return the option, with each unit's best K, of least error + price x parameters."""
         found = []
         for units in self.options:
             takes = [unit.best(price) for unit in units]
@@ -210,7 +207,7 @@ class _Choice:
 
 
 def _choices(alike: list[Layer], roots: Mapping[str, Root] | None, bar: Bar) -> list[_Choice]:
-    """Return the ways to share of layers of one shape, each with a basis of its own first."""
+    """Return the choices for the layers of one shape: one for all, or one per layer."""
     rows, values = matrix_form(alike[0].spec.shape)
     size, count = rows * values, len(alike)
     own = []
@@ -220,8 +217,8 @@ def _choices(alike: list[Layer], roots: Mapping[str, Root] | None, bar: Bar) -> 
             matrix = root.weigh(matrix)
         square = matrix @ matrix.T if rows < values else matrix.T @ matrix
         k = torch.arange(min(rows, values) + 1, dtype=torch.float64)
-        worth = _worth([layer]) if roots is None else size / max(float(square.trace()), 1e-300)
-        errors = _left(square) * worth
+        weight = _weight([layer]) if roots is None else size / max(float(square.trace()), 1e-300)
+        errors = _errors(square) * weight
         own.append(Unit([layer], "own", errors, k * (rows + values - k), root=root))
         bar.advance()
     options = [own]
@@ -233,21 +230,20 @@ def _choices(alike: list[Layer], roots: Mapping[str, Root] | None, bar: Bar) -> 
             stacks["columns"] = (lambda: gram(alike, columns=True)), rows + count * values
         stacks["templates"] = (lambda: products(alike)), size + count
         for kind, (gram_of, cost) in stacks.items():
-            most = (count * size - 1) // cost  # as many vectors as cost less than the weights
+            most = (count * size - 1) // cost  # more vectors would cost more than the weights
             if most:
-                worth = _worth(alike) if roots is None else 1.0
-                errors = _left(gram_of())[: most + 1] * worth
+                errors = _errors(gram_of())[: most + 1] * (_weight(alike) if roots is None else 1.0)
                 costs = cost * torch.arange(len(errors), dtype=torch.float64)
-                whole = torch.tensor([0.0]), torch.tensor([float(count * size)])
-                both = [torch.cat(pair) for pair in zip((errors, costs), whole, strict=True)]
-                options.append([Unit(alike, kind, both[0], both[1])])
+                errors = nn.functional.pad(errors, (0, 1))  # the last entry: the weights themselves
+                costs = nn.functional.pad(costs, (0, 1), value=count * size)
+                options.append([Unit(alike, kind, errors, costs)])
     if len(options) == 1:
         return [_Choice([[unit]]) for unit in own]
     return [_Choice(options)]
 
 
 def _spend(choices: Sequence[_Choice], available: int) -> tuple[list[Unit], int]:
-    """Choose ways and numbers of vectors; return them and the parameters that stay over."""
+    """Return the chosen units, with their numbers of vectors, and the parameters left over."""
 
     def at(price: float) -> list[Unit]:
         return [unit for choice in choices for unit in choice.best(price)]
@@ -260,7 +256,7 @@ def _spend(choices: Sequence[_Choice], available: int) -> tuple[list[Unit], int]
         middle = math.sqrt(low * high)
         low, high = (middle, high) if spent(at(middle)) > available else (low, middle)
     units = at(high)
-    if spent(units) > available:  # the way that takes the fewest is none that a price leads to
+    if spent(units) > available:  # no price leads to the smallest options
         cheapest = [
             min(c.options, key=lambda units: sum(float(u.costs[1]) for u in units)) for c in choices
         ]
@@ -282,13 +278,13 @@ def _spend(choices: Sequence[_Choice], available: int) -> tuple[list[Unit], int]
         chosen.taken += 1
 
 
-def _wrong(units: Sequence[Unit]) -> float:
+def _error(units: Sequence[Unit]) -> float:
     """Return the squared error of all layers."""
     return sum(float(unit.errors[unit.taken]) for unit in units)
 
 
 def _cut_short(units: Sequence[Unit], left: int) -> None:
-    """Spend what is left on one vector more that is cut short, where that is possible."""
+    """Spend what is left on one more, truncated vector, of the first unit where it fits."""
     for unit in sorted(units, key=lambda unit: -float(unit.errors[unit.taken])):
         rows, values = unit.form
         rest = rows - unit.taken if unit.kind == "own" else rows
@@ -296,22 +292,20 @@ def _cut_short(units: Sequence[Unit], left: int) -> None:
             continue
         length = max(1, min(values, left * values // (values + rest * len(unit.layers))))
         length = max(length, left - rest * len(unit.layers))
-        mixtures = [
-            min(rest, max(0, left - length - place * rest)) for place in range(len(unit.layers))
-        ]
-        unit.cut = length, mixtures
+        ends = (left - length - i * rest for i in range(len(unit.layers)))
+        unit.cut = length, [min(rest, max(0, end)) for end in ends]
         return
 
 
-def _worth(layers: Sequence[Layer]) -> float:
-    """Return what a squared error of scaled weights is worth, to compare shapes by."""
+def _weight(layers: Sequence[Layer]) -> float:
+    """Return the factor that turns squared errors of scaled weights into those of weights."""
     return sum(norm(layer) ** 2 for layer in layers) / len(layers)
 
 
-def _left(square: Tensor) -> Tensor:
-    """Return the squared error by the number of vectors: what is left of all squares."""
+def _errors(square: Tensor) -> Tensor:
+    """Return the squared errors of the best K = 0, 1, ... vectors, given a Gram matrix."""
     squares = torch.linalg.eigvalsh(square).flip(0).clamp(min=0)
     explained = torch.cat([torch.zeros(1, dtype=torch.float64), squares.cumsum(0)])
-    left = (squares.sum() - explained).clamp(min=0)
-    left[-1] = 0.0
-    return left
+    errors = (squares.sum() - explained).clamp(min=0)
+    errors[-1] = 0.0
+    return errors

@@ -1,13 +1,12 @@
-"""Fold a shared network whose layers have come to agree: ties, loops, fewer layers.
+"""Fold similar layers of a shared network into loops (Savarese & Maire, ICLR 2019, 3.2, 4.3, A).
 
-    folding = fold(model, threshold=0.99)        # in place; folding says what became of it
+    folding = fold(model, threshold=0.99)        # in place; returns a report
     save_folded(model, folding, directory)
     again = load_folded(directory, dense_model)
 
-(Savarese & Maire, ICLR 2019, sections 3.2 and 4.3 and appendix A.) Layers whose coefficients agree
-get equal ones and so one weight; runs of modules that are then the same become loops. A group whose
-distinct weights take no more parameters than its bank and coefficients gets plain parameters back;
-the others keep on sharing.
+Layers of similar coefficients are tied: they get one weight. Runs of modules that are equal then
+become loops. A group gets plain parameters back if its distinct weights take no more parameters
+than its bank and coefficients; the others stay shared.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ from npas.sharing.loops import (
     Loop,
     Repeat,
     apply_repeats,
-    block_rows,
+    block_containers,
     fold_repeats,
     is_large,
     list_blocks,
@@ -63,20 +62,16 @@ FOLDING_FILE = "folding.json"
 
 @dataclass(frozen=True)
 class Folding:
-    """What `fold` made of a network.
+    """The report of `fold`."""
 
-    `layers` counts the places that hold a weight of two or more dimensions; the body of a loop
-    counts once. `weights` counts the different ones among them.
-    """
-
-    tied: list[list[str]]  # names of layers that have one weight, as in the network before
+    tied: list[list[str]]  # layers that share one weight, by their names before folding
     repeats: list[Repeat]
-    blocks: list[Repeat]  # every block of the containers that share, looped or not, to be drawn
+    blocks: list[Repeat]  # every block of the containers of shared layers, for the diagram
     plain: list[str]  # groups that got plain parameters back
-    allocation: Allocation | None  # of the groups that go on sharing
+    allocation: Allocation | None  # of the groups that stay shared
     layers_before: int
-    layers: int
-    weights: int
+    layers: int  # modules with a weight of two or more dimensions; a loop's body counts once
+    weights: int  # distinct weights of these layers
     parameters_before: int
     parameters: int
 
@@ -90,23 +85,21 @@ class Folding:
 class _Stored(Folding):
     """The fields of `folding.json`."""
 
-    allocation: Any  # whose own reader checks it
+    allocation: Any  # checked by Allocation.from_dict
 
 
 def fold(model: nn.Module, threshold: float, example: Batch | None = None) -> Folding:
-    """Fold a shared network in place, and return what became of it.
+    """Fold a shared network in place, and return a report.
 
-    Layers are tied where the cosine of each two is at least `threshold` (`layer_similarity.tie`).
-    The folded network's outputs equal the tied network's to rounding. Loops are
-    made of the children of plain `nn.Sequential`s, which the network must call as a whole. Given an
-    `example`, a tensor to call the network with, arguments in order or by name, they are made of
-    those of `nn.ModuleList`s, too, and only where its outputs stay the same then. Layers that are
-    tied elsewhere are one parameter in several places. The iterations of a loop keep norms, biases
-    and statistics of their own.
+    Layers are tied if the cosine of each pair is at least `threshold` (`layer_similarity.tie`).
+    Folding changes the tied network's outputs only by rounding. Loops are made of the children of
+    `nn.Sequential`s, which the network must call as a whole. With an `example` (a tensor, a
+    sequence of arguments or a mapping of keywords) they are made of those of `nn.ModuleList`s, too,
+    and only if the outputs for the example stay the same. Tied layers outside of loops become one
+    parameter with several names.
 
-    Raises ValueError, with the network left as it was, for one that is not shared, folded already
-    or without layers that could agree, a threshold that is no cosine and an example that the
-    network cannot be called with.
+    Raises ValueError, with the network left as it was, for a network that is not shared, folded
+    already or without coefficients, an invalid threshold and an example that does not fit.
     """
     refuse_loops(model)
     if example is not None:
@@ -122,7 +115,7 @@ def fold(model: nn.Module, threshold: float, example: Batch | None = None) -> Fo
 
 @torch.no_grad()
 def fold_tied(model: nn.Module, tied: list[list[str]], example: Batch | None = None) -> Folding:
-    """Fold a shared network whose layers `layer_similarity.tie` has tied, in place."""
+    """Fold a network in place, given the result of `layer_similarity.tie`."""
     refuse_loops(model)
     shared = audit.follow(shared_weights(model))
     plan, parameters_before = shared.allocation, count_parameters(model)
@@ -134,8 +127,8 @@ def fold_tied(model: nn.Module, tied: list[list[str]], example: Batch | None = N
     materialize(model)
     layers_before = _count_layers(model)[0]
     _tie_parameters(model, tied)
-    weights = dict(model.named_parameters(remove_duplicate=False))  # by their names before
-    rows = block_rows(model, [layer.name for layer in plan.layers])
+    weights = dict(model.named_parameters(remove_duplicate=False))  # by names before folding
+    containers = block_containers(model, [layer.name for layer in plan.layers])
     repeats = _fold_repeats(model, example)
     layers, distinct = _count_layers(model)
     allocation = _allocate(model, plan, kept, weights) if kept else None
@@ -145,7 +138,7 @@ def fold_tied(model: nn.Module, tied: list[list[str]], example: Batch | None = N
     return Folding(
         tied=tied,
         repeats=repeats,
-        blocks=list_blocks(rows, repeats),
+        blocks=list_blocks(containers, repeats),
         plain=[group.name for g, group in enumerate(plan.groups) if g not in kept and group.bank],
         allocation=allocation,
         layers_before=layers_before,
@@ -157,9 +150,9 @@ def fold_tied(model: nn.Module, tied: list[list[str]], example: Batch | None = N
 
 
 def save_folded(model: nn.Module, folding: Folding, directory: str | os.PathLike[str]) -> None:
-    """Write a folded network as `model.safetensors`, every weight once, and `folding.json`.
+    """Write a folded network as `model.safetensors`, tied weights once, and `folding.json`.
 
-    Raises ValueError where nothing could load the files, as `npas.save` does.
+    Raises ValueError for a network that could not be loaded, as `npas.save` does.
     """
     if is_shared(model):
         shared = audit.follow(shared_weights(model))
@@ -169,10 +162,10 @@ def save_folded(model: nn.Module, folding: Folding, directory: str | os.PathLike
 
 
 def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn.Module:
-    """Make `dense_model`, the architecture as built, the network `save_folded` wrote; return it.
+    """Turn the dense architecture, in place, into the network that `save_folded` wrote.
 
-    Raises ValueError, with the network left as it was, where files are missing, were changed since
-    they were written or do not hold together, and where the architecture is another one.
+    Returns the network. Raises ValueError, with it left as it was, if files are missing, damaged,
+    changed or inconsistent, or if the architecture is another one.
     """
     path = Path(directory) / FOLDING_FILE
     stored = storage.read(path.parent, FOLDING_FILE, "npas-fold")
@@ -181,7 +174,7 @@ def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn
         plan = None if data.allocation is None else Allocation.from_dict(data.allocation)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    for network in (copy.deepcopy(require_unshared(dense_model)), dense_model):  # a trial first
+    for network in (copy.deepcopy(require_unshared(dense_model)), dense_model):  # try on a copy
         try:
             _tie_parameters(network, data.tied)
             apply_repeats(network, data.repeats)
@@ -192,7 +185,7 @@ def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn
 
 
 def _fold_repeats(model: nn.Module, example: Batch | None) -> list[Repeat]:
-    """Make what loops can be made; with an example none that change the network's outputs."""
+    """Make all loops; with an example, only those that keep the network's outputs for it."""
     if example is None:
         return fold_repeats(model)
     expected = _outputs(model, example)
@@ -201,7 +194,7 @@ def _fold_repeats(model: nn.Module, example: Batch | None) -> list[Repeat]:
         fold_repeats(trial, lists)
         try:
             torch.testing.assert_close(_outputs(trial, example), expected, rtol=1e-3, atol=1e-4)
-        except Exception:  # a container that is used in another way can fail in any
+        except Exception:  # whatever a forward raises whose lists are not plain chains
             continue
         return fold_repeats(model, lists)
     return []
@@ -213,22 +206,22 @@ def _outputs(model: nn.Module, example: Batch) -> Any:
 
 
 def _kept_groups(plan: Allocation, tied: Sequence[Sequence[str]]) -> dict[int, GroupAllocation]:
-    """Return, by place, the groups that go on sharing, with one layer for each different weight."""
+    """Return the groups that stay shared, by index, with one layer per distinct weight."""
     again = {name for names in tied for name in names[1:]}
     kept = {}
     for g, group in enumerate(plan.groups):
         layers = tuple(layer for layer in group.layers if layer.name not in again)
         distinct = replace(group, layers=layers)
-        # No fewer parameters than the weights themselves would be: then they are plain ones again.
+        # A group that saves nothing over the weights themselves gets plain parameters back.
         if group.bank and distinct.used < sum(layer.size for layer in layers):
             kept[g] = distinct
     return kept
 
 
 def _tie_parameters(model: nn.Module, tied: Sequence[Sequence[str]]) -> None:
-    """Make one parameter of those of each list of names: the first one's.
+    """Replace the parameters of each list of names by the first one.
 
-    AttributeError where the network has no parameters of these names and of one shape.
+    Raises AttributeError if the network lacks one, or they differ in shape.
     """
     found = {name: tensor for tensor in find_tensors(model) for name in tensor.names}
     missing = [name for names in tied for name in names if name not in found]
@@ -244,19 +237,11 @@ def _tie_parameters(model: nn.Module, tied: Sequence[Sequence[str]]) -> None:
 
 
 def _count_layers(model: nn.Module) -> tuple[int, int]:
-    """Count the places that hold a weight of two or more dimensions, and the different weights.
-
-    Of a loop only the body counts.
-    """
-    again = {
-        id(module)
-        for loop in model.modules()
-        if isinstance(loop, Loop)
-        for module in loop.further()
-    }
+    """Return (modules with large weights, distinct large weights); a loop's body counts once."""
+    further = {m for loop in model.modules() if isinstance(loop, Loop) for m in loop.further()}
     large = [tensor for tensor in find_tensors(model) if is_large(tensor.parameter)]
     owners = [owner for tensor in large for owner, _ in tensor.owners]
-    return sum(id(owner) not in again for owner in owners), len(large)
+    return sum(owner not in further for owner in owners), len(large)
 
 
 def _allocate(
@@ -265,7 +250,7 @@ def _allocate(
     kept: Mapping[int, GroupAllocation],
     weights: Mapping[str, nn.Parameter],
 ) -> Allocation:
-    """Plan the folded network: the kept groups, under the names that their weights have in it."""
+    """Return the allocation of the kept groups, with the layers' names in the folded network."""
     names = {id(tensor.parameter): tensor.spec.name for tensor in find_tensors(model)}
     groups, dense = tuple(kept.values()), count_parameters(model)
     unshared = dense - sum(layer.size for group in groups for layer in group.layers)
@@ -283,8 +268,8 @@ def _fill(
     kept: Mapping[int, GroupAllocation],
     values: Mapping[str, Tensor],
 ) -> None:
-    """Give the folded network's banks, coefficients and upsamplers the values they had."""
-    place = {layer.name: i for i, layer in enumerate(plan.layers)}
+    """Copy the values of banks, coefficients, upsamplers and corrections before folding."""
+    old_index = {layer.name: i for i, layer in enumerate(plan.layers)}
     new: dict[str, Tensor] = {SCALES: values[SCALES][: len(model.get_buffer(SCALES))]}
     index = 0
     for g, (old, group) in enumerate(kept.items()):
@@ -299,9 +284,9 @@ def _fill(
                 new[name].requires_grad_(drawn.requires_grad)
         for layer in group.layers:
             if layer.learned[0]:
-                new[upsampler_name(index)] = values[upsampler_name(place[layer.name])]
+                new[upsampler_name(index)] = values[upsampler_name(old_index[layer.name])]
             if layer.rank:
-                pairs = zip(factor_names(index), factor_names(place[layer.name]), strict=True)
+                pairs = zip(factor_names(index), factor_names(old_index[layer.name]), strict=True)
                 new |= {name: values[before] for name, before in pairs}
             index += 1
     for name, tensor in new.items():

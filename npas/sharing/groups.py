@@ -1,4 +1,4 @@
-"""Decide which layers share with each other."""
+"""Assign layers to groups; the layers of a group share one bank."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ def assign_groups(
     num_groups: int | None = None,
     seed: int = 0,
 ) -> dict[str, str]:
-    """Map each shared layer's name to its group's name, in the order of `layers`.
+    """Return a dict from layer name to group name, in the order of `layers`.
 
-    `single`: one group. `type`: one for each layer type. `shape`: one for each type and shape.
-    `place`: one for the layers of one shape whose names differ in numbers alone. `depth:n`: n
-    groups of consecutive numbered blocks, as even as they can be. `random`: `num_groups` groups of
-    even length, drawn from `seed`. A mapping of glob patterns to groups: the first pattern that
-    matches a layer decides; a layer that none matches stays unshared.
+    `groups` is one of:
+    - "single": one group;
+    - "type": one group per layer type; "shape": one per layer type and shape;
+    - "place": one per shape and name, where numbers in names are ignored;
+    - "depth:n": n groups of consecutive numbered blocks, as equal as possible;
+    - "random": `num_groups` groups of equal length, drawn from `seed`;
+    - a mapping of glob patterns to groups: the first match counts; the rest stays unshared.
 
-    Raises ValueError for an unknown grouping, for a pattern that matches nothing and for a
-    `num_groups` that is missing, out of range or without a use.
+    Raises ValueError for an unknown grouping, a pattern that matches nothing, and a `num_groups`
+    that is missing, out of range or unused.
     """
     if isinstance(groups, Mapping):
         return _manual(layers, groups)
     if groups in FOUND_BY_TRAINING:
         raise ValueError(
-            f"groups={groups!r} has to be found by training: npas-train sharing.groups={groups}"
-            " does that; of its groups.json pass groups={layer['name']: layer['group'] for layer in"
-            " json.load(file)['layers']}"
+            f"groups={groups!r} needs a training run: run npas-train sharing.groups={groups}, then"
+            " pass the groups of its groups.json: groups={layer['name']: layer['group'] for layer"
+            " in json.load(file)['layers']}"
         )
     by_depth = BY_DEPTH.fullmatch(groups)
     if groups not in GROUPINGS and by_depth is None:
@@ -70,7 +72,7 @@ def _random(layers: Sequence[LayerSpec], num_groups: int | None, seed: int) -> d
         )
     order = list(range(len(layers)))
     random.Random(seed).shuffle(order)
-    drawn = {layers[i].name: f"random{place % num_groups}" for place, i in enumerate(order)}
+    drawn = {layers[i].name: f"random{position % num_groups}" for position, i in enumerate(order)}
     return {layer.name: drawn[layer.name] for layer in layers}
 
 
@@ -78,10 +80,7 @@ def _manual(layers: Sequence[LayerSpec], patterns: Mapping[str, str | int]) -> d
     if not patterns:
         raise ValueError("groups is an empty mapping: map at least one pattern to a group")
     match_names([layer.name for layer in layers], patterns, "groups", "shareable layer")
-    found = {}
-    for layer in layers:
-        for pattern, group in patterns.items():
-            if fnmatchcase(layer.name, pattern):
-                found[layer.name] = str(group)
-                break
-    return found
+    found: dict[str, str] = {}
+    for pattern, group in reversed([*patterns.items()]):  # the first match counts
+        found |= {la.name: str(group) for la in layers if fnmatchcase(la.name, pattern)}
+    return {la.name: found[la.name] for la in layers if la.name in found}

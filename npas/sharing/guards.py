@@ -1,8 +1,8 @@
-"""Guards on methods that would miss what a shared network keeps in its banks.
+"""Guards on methods that expect dense parameters, which a shared network no longer has.
 
-Libraries look for dense parameters that a shared network no longer has: Hugging Face models
-resize, re-initialize and save themselves, optimizers ask a part for its parameters, a dense state
-dict is loaded. Each guard does the right thing, or says in one line what to call instead.
+`guard` replaces methods of a network's modules: of Hugging Face models those that resize,
+re-initialize, tie and save, of submodules `parameters` and `requires_grad_`. A hook handles dense
+state dicts. A guard does the right thing, warns, or raises a ValueError with what to call instead.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from npas.sharing.layers import PREFIX
 from npas.sharing.loops import refuse_loops
 from npas.sharing.torch_private import caller, level_outside
 
-# transformers' name for the file of weights. It refuses one of no known suffix, and shows it.
+# The config's key for the weights' file name. transformers shows an unknown name in its error.
 FILE_KEY = "transformers_weights"
 MARK = "none: this is a shared network, read it with npas.load(directory, Model(config))"
 
 
 def guard(root: nn.Module) -> None:
-    """Put the guards on a network that is now shared."""
+    """Add the guards to a shared network."""
     for module in root.modules():
         own = module.__dict__
-        reads = any("_npas" in part.__dict__ for part in module.modules())
+        reads = any("_npas" in part.__dict__ for part in module.modules())  # generated weights
         names = {(cls.__module__.partition(".")[0], cls.__name__) for cls in type(module).__mro__}
         for name, method in _METHODS.items():
             if callable(getattr(type(module), name, None)):
@@ -48,7 +48,7 @@ def guard(root: nn.Module) -> None:
 
 
 def remove_guards(root: nn.Module, modules: Iterable[nn.Module]) -> None:
-    """Remove the guards from the modules of a network that is no longer shared."""
+    """Remove the guards from a network and these modules."""
     for module in modules:
         for name in _GUARDED & module.__dict__.keys():
             own = module.__dict__[name]
@@ -60,7 +60,7 @@ def remove_guards(root: nn.Module, modules: Iterable[nn.Module]) -> None:
 
 
 def _stay_tied(*_: object, **__: object) -> None:
-    """Do nothing: weights that were tied are one generated weight."""
+    """Do nothing: tied weights are one generated weight already."""
 
 
 def _refuse_resizing(*_: object, **__: object) -> NoReturn:
@@ -72,7 +72,7 @@ def _refuse_resizing(*_: object, **__: object) -> NoReturn:
 
 def _refuse_initializing(*_: object, **__: object) -> NoReturn:
     raise ValueError(
-        "npas.share has initialized the network: for another start give it another seed"
+        "npas.share has initialized the network: pass it another seed to initialize differently"
     )
 
 
@@ -85,7 +85,7 @@ _METHODS: dict[str, Callable[..., object]] = {
 
 def _refuse_save(*_: object, **__: object) -> NoReturn:
     raise ValueError(
-        "save_pretrained knows nothing of banks: npas.save the whole shared network, or"
+        "save_pretrained cannot save banks: npas.save the whole shared network, or"
         " npas.materialize it first"
     )
 
@@ -96,16 +96,13 @@ def _save_pretrained(
     is_main_process: bool = True,
     **options: Any,
 ) -> None:
-    """Write what transformers writes, in the one file that `npas.load` reads, and the plan."""
+    """Save as transformers does, but all weights in one file; add the plan for `npas.load`."""
     for name in ("push_to_hub", "variant", "distributed_checkpoint"):
         if options.get(name):
-            raise ValueError(
-                f"npas.load reads {storage.WEIGHTS_FILE} alone, once it is whole: save without"
-                f" {name}"
-            )
+            raise ValueError(f"npas.load reads only {storage.WEIGHTS_FILE}: save without {name}")
     refuse_loops(root)
     shared = root.__dict__["_npas_shared"]
-    if options.get("state_dict") is None:  # else a wrapper gathered it, which names parts otherwise
+    if options.get("state_dict") is None:  # else a wrapper gathered it, with other names
         audit.refuse_unloadable(audit.follow(shared), "save_pretrained")
     options["max_shard_size"] = sys.maxsize
     type(root).save_pretrained(root, save_directory, is_main_process, **options)
@@ -116,18 +113,18 @@ def _save_pretrained(
         storage.describe(config.parent, "allocation.json", shared.allocation.to_dict())
 
 
-# These go through a network's parts for their own book-keeping, over and over.
+# These libraries call `parameters` of submodules for other reasons than to train or freeze them.
 _LIBRARIES = (
     *("torch", "npas", "transformers", "accelerate", "peft", "deepspeed"),
     *("lightning", "pytorch_lightning", "lightning_fabric"),
 )
 
 
-# Not named_parameters, of which torch.compile demands that it be a method.
+# named_parameters is not replaced: torch.compile requires it to be a method.
 def _parameters(part: nn.Module, recurse: bool = True) -> Iterator[nn.Parameter]:
-    """Return the parameters, and warn if more than the first is asked for.
+    """Return the parameters; warn when the caller asks for a second one.
 
-    `next(part.parameters()).device` is a usual question, and no sign of training.
+    `next(part.parameters()).device` is common and harmless.
     """
     found = type(part).parameters(part, recurse)
     warn = _warning(part, recurse, "parameters()", "lacks")
@@ -150,15 +147,15 @@ def _requires_grad_(part: nn.Module, requires_grad: bool = True) -> nn.Module:
 
 
 def _warning(part: nn.Module, recurse: bool, method: str, what: str) -> Callable[[], None] | None:
-    """Return what warns at the line that asks; None for a library's that is not there to freeze.
+    """Return a function that warns at the line of the caller's caller, or None for no warning.
 
-    And where the part reads no bank any more.
+    Calls by libraries are not warned of, unless their function's name says that it freezes.
     """
     if torch.compiler.is_compiling():
         return None
-    asking = caller(2)
-    library = asking.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES
-    if "freeze" not in asking.f_code.co_name and (library or not recurse):
+    user = caller(2)
+    library = user.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES
+    if "freeze" not in user.f_code.co_name and (library or not recurse):
         return None
     if not any("_npas" in module.__dict__ for module in part.modules()):
         return None
@@ -168,24 +165,23 @@ def _warning(part: nn.Module, recurse: bool, method: str, what: str) -> Callable
         " or freeze a part alone, share without it (exclude) or give it a group of its own, and"
         " train or freeze that group's bank and coefficients",
         UserWarning,
-        asking.f_code.co_filename,
-        asking.f_lineno,
-        registry=asking.f_globals.setdefault("__warningregistry__", {}),
+        user.f_code.co_filename,
+        user.f_lineno,
+        registry=user.f_globals.setdefault("__warningregistry__", {}),
     )
 
 
 def _refuse_dense(root: nn.Module, state: Mapping[str, Any], prefix: str, *others: Any) -> None:
-    """Add to what a strict loading raises, and warn where it would leave out the dense weights."""
+    """Report a dense state dict: as an error if the loading is strict, else as a warning."""
     layers = root.__dict__["_npas_shared"].allocation.layers
     dense = [layer.name for layer in layers if layer.templates and prefix + layer.name in state]
     if not dense or any(name.startswith(f"{prefix}{PREFIX}bank_") for name in state):
         return
     reason = (
-        f"the weights of {len(dense)} shared layers ({dense[0]}, ...) are a dense network's, which"
-        " a shared one cannot load: load them into the dense network, and npas.share it with"
-        " init='fit'"
+        f"a shared network cannot load the dense weights of its {len(dense)} shared layers"
+        f" ({dense[0]}, ...): load them into the dense network, and npas.share it with init='fit'"
     )
-    frame = caller(1)  # torch tells its hooks that every loading is strict
+    frame = caller(1)  # torch passes strict=True to its hooks in any case
     while frame is not None and frame.f_code.co_name != "load_state_dict":
         frame = frame.f_back
     if frame is None or frame.f_locals.get("strict", True):

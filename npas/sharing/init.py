@@ -1,4 +1,8 @@
-"""Start a shared network like its dense self: every generated weight with its layer's variance."""
+"""Initialize a shared network so that each generated weight has its dense layer's variance.
+
+Banks are normal, coefficients have rows of norm one where possible, and a fixed scale per layer
+sets the standard deviation. Shapes: L layers, K templates.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,13 @@ from npas.sharing.low_rank import draw_right, factor_names
 from npas.sharing.upsample import UPSAMPLERS, mean_variance
 
 PIECE = 1 << 24
-"""Values of a bank that are drawn at a time: one draw in fp32 would exceed a large half bank."""
+"""Values of a bank that are drawn at a time, which bounds the memory of fp32 draws."""
 SAME_SPREAD = 1.1
-"""Layers of one shape whose standard deviations differ by less were initialized alike."""
+"""Layers of one shape count as initialized alike up to this ratio of standard deviations."""
 
 
 def spread(values: Tensor) -> float:
-    """Return the root mean square, summed in fp64 by pieces that stay in a CPU's cache."""
+    """Return the root mean square, summed in fp64 in pieces that fit a CPU's cache."""
     squares = (part.double().square().sum() for part in values.reshape(-1).split(1 << 17))
     return math.sqrt(sum(map(float, squares)) / values.numel())
 
@@ -42,38 +46,38 @@ def spread(values: Tensor) -> float:
 def assign_scales(
     allocation: Allocation, spreads: Mapping[str, float], tolerance: float = SAME_SPREAD
 ) -> tuple[Allocation, list[float]]:
-    """Give every layer its place in the list of scales; return the standard deviation of each.
+    """Return the allocation with each layer's index of its scale, and each scale's deviation.
 
-    Layers of one group and shape that are made in one way and that their initializer treats alike
-    have one scale (their root mean square), so that sampling noise does not tell them apart, as far
-    as their spreads are within `tolerance` of the least.
+    `spreads` are the layers' standard deviations by name. Layers of one group, shape, mixing and K
+    have one scale while their spreads are within `tolerance` of the least, so that sampling noise
+    does not give equal layers different scales. Its deviation is the root mean square of theirs.
     """
     kinds: dict[object, list[str]] = {}
     for g, group in enumerate(allocation.groups):
         for layer in group.layers:
             kind = (g, layer.shape, layer.mixing, len(layer.templates))
             kinds.setdefault(kind, []).append(layer.name)
-    place: dict[str, int] = {}
-    alike: list[list[float]] = []
+    scale_of: dict[str, int] = {}
+    alike: list[list[float]] = []  # the spreads of the layers of each scale
     for names in kinds.values():
         least = -1.0
         for name in sorted(names, key=spreads.__getitem__):
             if spreads[name] > tolerance * least:
                 alike.append([])
                 least = spreads[name]
-            place[name] = len(alike) - 1
+            scale_of[name] = len(alike) - 1
             alike[-1].append(spreads[name])
     deviations = [math.sqrt(sum(x**2 for x in found) / len(found)) for found in alike]
-    return allocation.map(lambda layer: replace(layer, scale=place[layer.name])), deviations
+    return allocation.map(lambda layer: replace(layer, scale=scale_of[layer.name])), deviations
 
 
 def initialize(
     root: nn.Module, allocation: Allocation, spreads: Sequence[float], seed: int
 ) -> None:
-    """Draw banks, coefficients and upsamplers; set the scales that give each layer its spread.
+    """Draw banks, coefficients and upsamplers, and set the scales.
 
-    A bank's values are normal with the size-weighted mean spread of its layers, so that scales stay
-    near one; `spreads` belong to the scales.
+    `spreads` are the standard deviations that the scales produce (from `assign_scales`). A bank is
+    normal with the size-weighted root mean square of its layers' spreads: scales are near one.
     """
     rng = torch.Generator().manual_seed(seed)
     scales = torch.ones(len(spreads))
@@ -93,7 +97,7 @@ def initialize(
         norms = _draw_generators(root, g, group, rng, allocation.scheme.coefficient_init)
         channels = _draw_channels(group, rng, allocation.scheme.coefficient_init)
         variances: dict[int, list[float]] = {}
-        for place, layer in enumerate(group.layers):
+        for i, layer in enumerate(group.layers):
             variance, drawn = 1.0, None
             if schemes.is_foreign(layer.upsampler):
                 bank = root.get_parameter(bank_name(g)).detach()
@@ -105,7 +109,7 @@ def initialize(
                 if layer.upsampler in BASES:
                     drawn = initial_mixture(layer, rng)
                 elif layer.upsampler == CHANNELS:
-                    drawn = channels[place].unsqueeze(1).expand(layer.learned)
+                    drawn = channels[i].unsqueeze(1).expand(layer.learned)
                 else:
                     drawn = UPSAMPLERS[layer.upsampler].initial(layer.learned, rng)
             if drawn is not None:
@@ -117,7 +121,7 @@ def initialize(
                 variance = mean_variance(layer.source, layer.matrix)
             elif layer.upsampler in BASES:
                 variance = basis_variance(layer)
-            variances.setdefault(layer.scale, []).append(variance * norms[place] ** 2)
+            variances.setdefault(layer.scale, []).append(variance * norms[i] ** 2)
             index += 1
         for scale, found in variances.items():
             gain = math.sqrt(sum(found) / len(found))
@@ -126,12 +130,12 @@ def initialize(
 
 
 def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -> None:
-    """Draw banks and coefficients as the released code does, its uninitialized tail excepted.
+    """Draw banks and coefficients as the released code does; all scales are one.
 
-    Banks are He-normal as 3x3 filters, then every template again for its own layer; layers that
-    exceed the bank are left out. Shapes come in the reverse of the order they are placed in: the
-    rarest first, of equally common ones the one that appears last. Where templates overlap the last
-    draw stays. Coefficients are orthogonal over all layers of one K. All scales are one.
+    Banks are He-normal as for 3x3 filters. Then each template is drawn again, He-normal for its own
+    layer, unless the layer is upsampled. Rare shapes come first, of equally common ones the last;
+    overlapping templates keep the last draw. Coefficients are orthogonal over all layers of one K.
+    (The released code leaves a bank's end uninitialized; here it is drawn.)
     """
     rng = torch.Generator().manual_seed(seed)
     index = 0
@@ -165,60 +169,60 @@ def initialize_as_released(root: nn.Module, allocation: Allocation, seed: int) -
 
 
 def _draw_channels(group: GroupAllocation, rng: torch.Generator, start: str) -> dict[int, Tensor]:
-    """Return alpha_K with which all channels of a layer start, by the layer's place."""
+    """Return the initial coefficients, K, of all channels of a layer, by its index in the group."""
     alike: dict[tuple[int, int], list[int]] = {}
-    for place, layer in enumerate(group.layers):
+    for i, layer in enumerate(group.layers):
         if layer.upsampler == CHANNELS:
-            alike.setdefault((layer.size, layer.learned[0]), []).append(place)
+            alike.setdefault((layer.size, layer.learned[0]), []).append(i)
     drawn: dict[int, Tensor] = {}
-    for (_, templates), places in alike.items():
-        rows_LK = start_rows(start, [len(places)], templates, rng)
-        drawn |= dict(zip(places, rows_LK, strict=True))
+    for (_, templates), indices in alike.items():
+        rows_LK = start_rows(start, [len(indices)], templates, rng)
+        drawn |= dict(zip(indices, rows_LK, strict=True))
     return drawn
 
 
 def _draw_generators(
     root: nn.Module, g: int, group: GroupAllocation, rng: torch.Generator, start: str
 ) -> list[float]:
-    """Draw the generators' parameters; the rows of layers of one size start as `start` says.
+    """Draw the generators' parameters by `coefficient_init`; return the coefficients' norms, L.
 
-    Returns the norm of each layer's coefficients: the spread of what it mixes of unit variance. The
-    norms of a `released` start, which may be below one, count as one: scales do not undo them.
+    A norm is the standard deviation of a mixture of templates of unit variance. The norms of a
+    `released` start, which may be below one, count as one, so that scales do not undo them.
     """
     norms = [1.0] * len(group.layers)
     depths = layer_depths(group)
-    for (mixing, templates), places in group.rows.items():
-        sizes = [group.layers[place].size for place in places]
+    for (mixing, templates), indices in group.rows.items():
+        sizes = [group.layers[i].size for i in indices]
         rows: Start = start
-        if start in OF_DEPTH:  # these are in the layers' own order
-            sizes = [0] * len(places)
-            rows = at_depths(start, [depths[place] for place in places], templates)
+        if start in OF_DEPTH:  # rows are in the layers' order
+            sizes = [0] * len(indices)
+            rows = at_depths(start, [depths[i] for i in indices], templates)
         counts = list(Counter(sorted(sizes)).values())
         drawn = GENERATORS[mixing].parameters(counts, templates, rng, rows)
-        by_size = sorted(range(len(places)), key=sizes.__getitem__)
+        by_size = sorted(range(len(indices)), key=sizes.__getitem__)
         for kind, values in drawn.items():
             if kind in ROWS:
                 values[by_size] = values.clone()
             _set(root, generator_name(kind, g, templates), values)
-        if mixing not in ("wavg", "emb", FIXED):  # whose rows have unit norm, or are released
-            alpha_LK = GENERATORS[mixing].coefficients(drawn, len(places), templates)
-            for place, norm in zip(places, alpha_LK.norm(dim=1).tolist(), strict=True):
-                norms[place] = norm
+        if mixing not in ("wavg", "emb", FIXED):  # those have norm one, or a released start
+            alpha_LK = GENERATORS[mixing].coefficients(drawn, len(indices), templates)
+            for i, norm in zip(indices, alpha_LK.norm(dim=1).tolist(), strict=True):
+                norms[i] = norm
     return norms
 
 
 def layer_depths(group: GroupAllocation) -> list[float]:
-    """Return each layer's depth among those of its shape: from -1, the first, to 1, the last.
+    """Return each layer's depth among the layers of its shape, from -1 (first) to 1 (last).
 
-    One alone is the last, where every function of depth weighs all templates.
+    A layer alone has depth 1, where every function of depth uses all templates.
     """
     number: Counter[tuple[int, ...]] = Counter(layer.shape for layer in group.layers)
     seen: Counter[tuple[int, ...]] = Counter()
     depths = []
     for layer in group.layers:
-        seen[layer.shape] += 1
         last = number[layer.shape] - 1
-        depths.append(2 * (seen[layer.shape] - 1) / last - 1 if last else 1.0)
+        depths.append(2 * seen[layer.shape] / last - 1 if last else 1.0)
+        seen[layer.shape] += 1
     return depths
 
 

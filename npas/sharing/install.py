@@ -1,4 +1,8 @@
-"""Put shared tensors and generated weights into a network, and take them out again."""
+"""Install an allocation in a network, load its tensors, and turn it back into a dense network.
+
+`install` puts the banks and the other shared tensors on the root module as its own parameters and
+attaches generated weights to the layers; `materialize` undoes it.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +37,12 @@ Dropped = dict[str, "weakref.ref[nn.Parameter]"]
 
 
 def is_shared(model: nn.Module) -> bool:
-    """Return whether `share` made this network."""
+    """Return whether the network is shared."""
     return "_npas_shared" in model.__dict__
 
 
 def shared_weights(model: nn.Module) -> SharedWeights:
-    """Return what a shared network's layers read from; ValueError if it is not shared."""
+    """Return a network's `SharedWeights`; raise ValueError if it is not shared."""
     if not is_shared(model):
         raise ValueError("the network is not shared: pass the module that npas.share returned")
     found: SharedWeights = model.__dict__["_npas_shared"]
@@ -46,18 +50,18 @@ def shared_weights(model: nn.Module) -> SharedWeights:
 
 
 def require_unshared(model: nn.Module) -> nn.Module:
-    """Return the network; ValueError if it is none, or shares anywhere."""
+    """Return the network; raise ValueError if it is no nn.Module, or any part of it is shared."""
     if not isinstance(model, nn.Module):
-        raise ValueError(f"{model!r} is no network: pass an nn.Module")
+        raise ValueError(f"{model!r} is not a network: pass an nn.Module")
     if any("_npas" in module.__dict__ or is_shared(module) for module in model.modules()):
         raise ValueError("the network is shared already: npas.materialize it to share it again")
     return model
 
 
 def take_scales(model: nn.Module, allocation: Allocation) -> None:
-    """Give the layers of a shared network the places in the list of scales that a plan gives them.
+    """Give the layers of a shared network the scale indices of another allocation.
 
-    The scales themselves are to be loaded. ValueError if the plans differ in anything else.
+    The scales are set to one, to be loaded. Raises ValueError if the plans differ otherwise.
     """
     shared = shared_weights(model)
     ours, theirs = (
@@ -65,8 +69,8 @@ def take_scales(model: nn.Module, allocation: Allocation) -> None:
     )
     if ours != theirs:
         raise ValueError(
-            "its allocation is another than this version of npas plans: go on with the version"
-            " that wrote it, or train again with resume=never"
+            "this version of npas plans another allocation: resume with the version that wrote it,"
+            " or train again with resume=never"
         )
     if allocation != shared.allocation:
         shared.replace(allocation)
@@ -75,10 +79,10 @@ def take_scales(model: nn.Module, allocation: Allocation) -> None:
 
 
 def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -> Dropped:
-    """Put zero-valued shared tensors on the root and let every shared layer read them.
+    """Put zero-valued shared tensors on the root, and let every shared layer read them.
 
-    Returns the dense parameters, which are the network's no longer, by name, if they are still
-    alive. ValueError, before anything changes, where the plan is another network's.
+    Returns weak references to the removed dense parameters by name. Raises ValueError, before
+    anything changes, if the plan does not fit the network.
     """
     planned = find_planned(model, allocation.layers)
     tensors_left = iter(planned)
@@ -103,10 +107,10 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
                     model.register_buffer(name, like.new_zeros(shape))
                 else:
                     model.register_parameter(name, nn.Parameter(like.new_zeros(shape)))
-            for place, tensor in enumerate(tensors):
+            for i, tensor in enumerate(tensors, index):
                 dropped[tensor.spec.name] = weakref.ref(tensor.parameter)
                 for owner, attribute in tensor.owners:
-                    attach(owner, attribute, index + place, shared)
+                    attach(owner, attribute, i, shared)
         index += len(group.layers)
     like = planned[0].parameter.detach()
     model.register_buffer(SCALES, like.new_zeros(allocation.scales))
@@ -119,7 +123,7 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
 
 
 def find_planned(model: nn.Module, layers: Iterable[LayerAllocation]) -> list[Layer]:
-    """Return a network's tensors that a plan names; ValueError if it has none of that shape."""
+    """Return the network's tensors of a plan's layers; raise ValueError if one is missing."""
     tensors = {tensor.spec.name: tensor for tensor in find_tensors(model)}
     found = []
     for layer in layers:
@@ -134,22 +138,22 @@ def find_planned(model: nn.Module, layers: Iterable[LayerAllocation]) -> list[La
 
 
 def group_shapes(allocation: Allocation, g: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a group's tensors, by name."""
+    """Return the shapes of a group's shared tensors by name: bank, coefficients and so on."""
     group = allocation.groups[g]
     first = sum(len(before.layers) for before in allocation.groups[:g])
     shapes: dict[str, tuple[int, ...]] = {bank_name(g): (group.bank,)}
-    for (mixing, templates), places in group.rows.items():
-        for kind, shape in GENERATORS[mixing].shapes(len(places), templates).items():
+    for (mixing, templates), layers in group.rows.items():
+        for kind, shape in GENERATORS[mixing].shapes(len(layers), templates).items():
             shapes[generator_name(kind, g, templates)] = shape
-    for place, layer in enumerate(group.layers):
+    for i, layer in enumerate(group.layers, first):
         if layer.learned[0]:
-            shapes[upsampler_name(first + place)] = layer.learned
-        shapes |= factor_shapes(first + place, layer)
+            shapes[upsampler_name(i)] = layer.learned
+        shapes |= factor_shapes(i, layer)
     return shapes
 
 
 def shared_shapes(allocation: Allocation) -> dict[str, tuple[int, ...]]:
-    """Return the shapes, by name, of all tensors that `install` puts on the root."""
+    """Return the shapes of all tensors that `install` puts on the root, by name."""
     shapes: dict[str, tuple[int, ...]] = {}
     for g, group in enumerate(allocation.groups):
         shapes |= group_shapes(allocation, g) if group.bank else {}
@@ -157,20 +161,20 @@ def shared_shapes(allocation: Allocation) -> dict[str, tuple[int, ...]]:
 
 
 def is_buffer(name: str) -> bool:
-    """Return whether a tensor that `install` puts on the root does not train."""
+    """Return whether a tensor that `install` puts on the root is a buffer, not a parameter."""
     return name == SCALES or name.startswith(f"{PREFIX}{FIXED}_")
 
 
 def restore(
     model: nn.Module, plan: Allocation | None, stored: storage.Stored, recompute: bool = False
 ) -> Dropped:
-    """Share as a stored plan says, if there is one, and load the tensors; as `install` returns.
+    """Share by a stored plan, if there is one, and load the tensors; returns as `install` does.
 
-    ValueError, before anything changes, unless plan, tensors and network fit together. So no plan,
-    however large, takes more memory than its file.
+    Raises ValueError, before anything changes or is allocated, unless plan, tensors and network fit
+    together. So a damaged plan cannot allocate more memory than its file takes.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
+        raise ValueError("the network is on the meta device, without values: build it on the CPU")
     own, dropped = dict(model.state_dict()), {}
     if plan is not None:
         banked = [layer for group in plan.groups if group.bank for layer in group.layers]
@@ -180,7 +184,7 @@ def restore(
         shapes = shared_shapes(plan).items()
         own |= {name: torch.empty(shape, device="meta") for name, shape in shapes}
         others = sum(p.numel() for p in model.parameters()) - sum(la.size for la in plan.layers)
-        if plan.unshared > others:  # it may have more: what was frozen did not count
+        if plan.unshared > others:  # fewer is valid: frozen parameters did not count
             raise ValueError(
                 f"{stored.directory} was written by another architecture: it has {plan.unshared:,}"
                 f" parameters that are not shared, and the network has {others:,}"
@@ -193,10 +197,7 @@ def restore(
 
 
 def give_back_freed() -> None:
-    """Return the dense weights' memory to the system, which the GNU C library does not by itself.
-
-    Between the parameters that stay, they leave holes as large as they were.
-    """
+    """Return the dense weights' freed memory to the system, which glibc keeps otherwise."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
@@ -205,10 +206,9 @@ def give_back_freed() -> None:
 def materialize(model: nn.Module) -> nn.Module:
     """Turn a shared network into a plain dense one with the same outputs, in place; return it.
 
-    Weights come from the call that the forward pass makes, so fp32 results are equal to the bit.
-    Parts that were moved out of the network become dense, too.
-    Raises ValueError for a network that is not shared, and RuntimeError where a generated weight
-    was written to.
+    Weights are generated as in the forward pass, so fp32 results are bit-equal. Parts that were
+    moved out of the network become dense, too. Raises ValueError for a network that is not shared,
+    and RuntimeError if a generated weight was written to.
     """
     shared = shared_weights(model)
     shared.refuse_written()
@@ -217,12 +217,12 @@ def materialize(model: nn.Module) -> nn.Module:
             materialize(part)
     modules = list(dict.fromkeys((*model.modules(), *shared.modules)))
     owners = [module for module in modules if "_npas" in module.__dict__]
-    # A copy of another network's part, put into this one, reads the bank of a copy of that network.
+    # A copied part of another network, put into this one, reads that network's (copied) bank.
     read: dict[SharedWeights, dict[int, None]] = {}
     for attachment in (owner.__dict__["_npas"] for owner in owners):
         read.setdefault(attachment.shared, {}).update(dict.fromkeys(attachment.layers.values()))
     dense = {weights: weights.dense_parameters(layers) for weights, layers in read.items()}
-    remove_shared(model)  # first: a parametrization of the root's has made a class of its own
+    remove_shared(model)  # first: a parametrization has changed the root's class
     for owner in owners:
         detach(owner, dense[owner.__dict__["_npas"].shared])
     _close_passes(modules, shared)
@@ -232,10 +232,11 @@ def materialize(model: nn.Module) -> nn.Module:
 
 
 def _open_passes(root: nn.Module, shared: SharedWeights) -> None:
-    """Make a call of the network open a forward pass, with recompute that of any part, too.
+    """Register the hooks that open a forward pass when the network is called.
 
-    Without it a part does so once it is called by itself: hooks on every part cost time.
-    Loading a state dict makes the root forget kept weights, as its layers' `train` and `eval` do.
+    With `recompute` all parts get them at once, else a part gets them when it is first called by
+    itself, since hooks cost time. Other hooks drop kept weights when a state dict is loaded, and
+    check for written ones when it is made.
     """
     root.register_load_state_dict_post_hook(shared.forget)
     for module in root.modules() if shared.recompute else (root,):

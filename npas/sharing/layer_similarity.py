@@ -1,8 +1,8 @@
-"""Compare the layers of a group by what they mix: similarity, reward, ties.
+"""Compare layers by their coefficients: similarity matrices, recurrence reward, ties.
 
-Layers that mix the same templates have the same weight as far as their coefficients agree, so a
-trained network shows in them which of its layers do the same (Savarese & Maire, ICLR 2019, section
-3.2: implicit recurrence). L is the layers that are compared, K their templates.
+Of layers that mix the same templates, those with equal coefficients have equal weights, so that
+coefficients show which layers of a trained network do the same (implicit recurrence, Savarese &
+Maire, ICLR 2019, section 3.2). Shapes: L layers that are compared, K templates.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from npas.sharing.layers import SCALES, shared_value
 from npas.sharing.reading import Reading
 
 UNBOUND = ("wavg", "search_wavg", FIXED)
-"""Whose coefficients can make up for another scale: they are the parameters themselves."""
+"""Generators of free coefficients, which can be rescaled to make up for another fixed scale."""
 ROUNDING = 1e-12
-"""What a cosine, in fp64, of equal rows may fall short of one."""
+"""The rounding error of a cosine in fp64."""
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """A group's layer similarity matrix: abs(cosine) of coefficients, NaN between layers that
-    do not mix the same templates.
+    """A group's layer similarity matrix: abs(cosine) of two layers' coefficients.
+
+    NaN for layers that do not mix the same templates.
     """
 
     group: str
@@ -37,7 +38,7 @@ class Similarity:
     matrix_LL: Tensor  # float64, on the CPU
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain data: rounded to six digits, None for what cannot be compared."""
+        """Return the fields as plain data; values have six digits, None for NaN."""
         rows = [
             [None if value != value else round(value, 6) for value in row]
             for row in self.matrix_LL.tolist()
@@ -47,68 +48,66 @@ class Similarity:
 
 @torch.no_grad()
 def similarity(model: nn.Module) -> list[Similarity]:
-    """Return the layer similarity matrix of every group in which layers can be compared.
+    """Return the similarity matrix of each group with two or more layers to compare.
 
-    ValueError for a network that is not shared, or that a shared layer is gone from.
+    Raises ValueError for a network that is not shared, or whose shared layers were removed.
     """
     shared = follow(shared_weights(model))
     reading, sets, found = shared.reading, _comparable(shared.reading), []
     for g, group in enumerate(shared.allocation.groups):
-        own = [members for members in sets if reading.places[members[0]][0] == g]
-        layers = sorted(i for members in own for i in members)
+        own = [indices for indices in sets if reading.places[indices[0]][0] == g]
+        layers = sorted(i for indices in own for i in indices)
         if not layers:
             continue
         matrix_LL = torch.full((len(layers), len(layers)), float("nan"), dtype=torch.float64)
-        for members in own:
-            places = torch.tensor([layers.index(i) for i in members])
-            matrix_LL[places[:, None], places] = _cosines(model, reading, members).abs()
+        for indices in own:
+            rows = torch.tensor([layers.index(i) for i in indices])
+            matrix_LL[rows[:, None], rows] = _cosines(model, reading, indices).abs()
         names = tuple(reading.places[i][1].name for i in layers)
         found.append(Similarity(group.name, names, matrix_LL))
     return found
 
 
 def recurrence_reward(model: nn.Module) -> Tensor:
-    """Return the mean cosine of coefficients over all pairs of layers that can be compared.
+    """Return the mean cosine of coefficients over all pairs of comparable layers, in [-1, 1].
 
-    With unit rows u_i = alpha_i / |alpha_i| of the sets S of layers that mix the same templates:
+    With u_i = alpha_i / |alpha_i| and the sets S of layers that mix the same templates:
 
         R = sum_S sum_{i<j in S} u_i . u_j  /  sum_S |S| (|S| - 1) / 2
 
-    The recurrence regularizer takes lambda R off the loss. R lies between -1 and 1, whatever the
-    number of layers. It is the cosine and not its absolute value, which the similarity matrix
-    shows: layers of opposite coefficients cannot be folded, and from orthogonal ones the absolute
-    value would lead either way by chance. Differentiable; ValueError where nothing can be compared.
+    The recurrence regularizer subtracts lambda R from the loss. R is not the absolute value that
+    the similarity matrix shows: layers of opposite coefficients cannot be folded. Differentiable.
+    Raises ValueError if no layers can be compared.
     """
     reading = shared_weights(model).reading
     total, pairs = [], 0
     for members in _comparable(reading):
         unit_LK = F.normalize(_coefficients(model, reading, members), dim=1)
-        # The square of a sum is the sum over all pairs, each layer with itself among them.
+        # |sum_i u_i|^2 is the sum over all ordered pairs, including each layer with itself.
         total.append((unit_LK.sum(0).square().sum() - unit_LK.square().sum()) / 2)
         pairs += len(members) * (len(members) - 1) // 2
     if not pairs:
         raise ValueError(
-            "no two layers mix the same templates by coefficients of their own, so that none can"
-            " grow alike: share with templates=k, and groups of several layers of one shape"
+            "no two layers mix the same templates with their own coefficients, so none can grow"
+            " alike: share with templates=k, and groups of several layers of one shape"
         )
     return torch.stack(total).sum() / pairs
 
 
 @torch.no_grad()
 def tie(model: nn.Module, threshold: float) -> list[list[str]]:
-    """Set the coefficients of layers that agree equal, in place; return who is tied, by name.
+    """Make the coefficients of similar layers equal, in place; return the lists of tied layers.
 
-    Layers that mix the same templates into weights of one shape are tied where the cosine of each
-    two of them is at least `threshold`; the closest are tied first. All get their mean, so lengths
-    are averaged too. Layers of opposite coefficients do not agree. Those whose weights are
-    identical anyway are named as tied as well.
+    Layers that mix the same templates into weights of one shape are tied if the cosine of each pair
+    is at least `threshold`, the closest first. They all get the mean of their coefficients. Layers
+    whose weights are always identical are returned as tied, too.
 
-    Raises ValueError for a threshold that is not above 0, up to 1, and for a network that cannot be
-    folded: a shared layer is gone, a bank is pruned, a part is wrapped, no layers could agree.
+    Raises ValueError for a threshold outside of (0, 1], and for a network that cannot be folded:
+    shared layers were removed, a bank is pruned, a part is wrapped, or layers have no coefficients.
     """
     if not isinstance(threshold, (int, float)) or not 0 < threshold <= 1:
         raise ValueError(
-            f"threshold={threshold!r} is no cosine to agree by: give one above 0, up to 1"
+            f"threshold={threshold!r} is no cosine to tie layers by: give one above 0, up to 1"
         )
     shared = follow(shared_weights(model))
     shared.refuse_written()
@@ -118,34 +117,33 @@ def tie(model: nn.Module, threshold: float) -> list[list[str]]:
     for i, twin in enumerate(reading.twins):
         found.setdefault(twin, []).append(i)
     tied = [members for members in found.values() if len(members) > 1]
-    comparable = _comparable(reading, alike=True)
+    comparable = _comparable(reading, foldable=True)
     generator = shared.allocation.scheme.generator
     if generator not in GENERATORS and not tied and not comparable:
         raise ValueError(
-            f"generator={generator!r} gives layers no coefficients that could agree, so that"
-            " nothing folds: share with generator='wavg'"
+            f"generator={generator!r} has no coefficients per layer to compare, so nothing folds:"
+            " share with generator='wavg'"
         )
     for members in comparable:
         for cluster in _clusters(_cosines(model, reading, members), threshold):
-            chosen = [members[place] for place in cluster]
+            chosen = [members[i] for i in cluster]
             _average(model, reading, chosen)
             tied.append(chosen)
     return [[reading.places[i][1].name for i in members] for members in sorted(tied)]
 
 
-def _comparable(reading: Reading, alike: bool = False) -> list[list[int]]:
-    """Return sets of two or more layers that mix the same templates with coefficients of their own.
+def _comparable(reading: Reading, foldable: bool = False) -> list[list[int]]:
+    """Return sets (indices) of two or more layers that mix the same templates.
 
-    With `alike` also into weights of the same shape, size and source: equal coefficients are then
-    equal weights.
+    With `foldable` only those that have equal weights if their coefficients are equal.
     """
     sets: dict[object, list[int]] = {}
     for i, (g, layer) in enumerate(reading.places):
-        has_own = layer.learned[0] or (alike and layer.rank)
+        has_own = layer.learned[0] or (foldable and layer.rank)
         if i not in reading.rows or not reading.rows[i].names or has_own:
             continue
         key: tuple[object, ...] = (g, layer.mixing, layer.templates)
-        if alike:
+        if foldable:
             key += (layer.shape, layer.template_size, layer.source, i in reading.low)
             if layer.mixing not in UNBOUND:
                 key += (layer.scale,)
@@ -154,10 +152,10 @@ def _comparable(reading: Reading, alike: bool = False) -> list[list[int]]:
 
 
 def _coefficients(model: nn.Module, reading: Reading, members: Sequence[int]) -> Tensor:
-    """Return alpha_LK of these layers, which share a generator and K; in fp32 at least."""
+    """Return alpha_LK of layers of one generator and K, in fp32 or fp64."""
     rows = reading.rows[members[0]]
     alpha_LK = rows.coefficients(lambda name: shared_value(model, name))
-    if list(members) != rows.layers:  # picked one by one: an index tensor would make a GPU wait
+    if list(members) != rows.layers:  # one by one: an index tensor would synchronize with the GPU
         alpha_LK = torch.stack([alpha_LK[rows.layers.index(i)] for i in members])
     return alpha_LK.to(torch.promote_types(alpha_LK.dtype, torch.float32))
 
@@ -168,9 +166,9 @@ def _cosines(model: nn.Module, reading: Reading, members: Sequence[int]) -> Tens
 
 
 def _clusters(cosine_LL: Tensor, threshold: float) -> list[list[int]]:
-    """Join places, the closest first, as long as each two of a cluster stay above the threshold."""
+    """Return clusters of indices whose pairs all reach the threshold; joins the closest first."""
     agree_LL = cosine_LL >= threshold - ROUNDING
-    cluster = {place: [place] for place in range(len(cosine_LL))}
+    cluster = {i: [i] for i in range(len(cosine_LL))}
     pairs = [(i, j) for i, j in agree_LL.nonzero().tolist() if i < j]
     for i, j in sorted(pairs, key=lambda pair: -float(cosine_LL[pair])):
         a, b = cluster[i], cluster[j]
@@ -182,16 +180,16 @@ def _clusters(cosine_LL: Tensor, threshold: float) -> list[list[int]]:
 
 
 def _average(model: nn.Module, reading: Reading, members: Sequence[int]) -> None:
-    """Give layers the mean of their rows, which makes the mean of their coefficients theirs.
+    """Set the layers' coefficients (or embeddings) to their mean.
 
-    What is averaged is coefficients times the layer's fixed scale, so that weights come out equal.
+    The mean is of coefficients times the layers' fixed scales, so that the weights become equal.
     """
     rows = reading.rows[members[0]]
     for kind in ROWS:
         if kind in rows.names:
             parameter = getattr(model, rows.names[kind])
-            places = [rows.layers.index(i) for i in members]
+            own = [rows.layers.index(i) for i in members]
             scale_L = model.get_buffer(SCALES)[[reading.places[i][1].scale for i in members]]
             scale_L1 = scale_L.double()[:, None]
-            mean_K = (parameter[places].double() * scale_L1).mean(0)
-            parameter[places] = (mean_K / scale_L1).to(parameter.dtype)
+            mean_K = (parameter[own].double() * scale_L1).mean(0)
+            parameter[own] = (mean_K / scale_L1).to(parameter.dtype)

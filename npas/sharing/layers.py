@@ -1,6 +1,7 @@
-"""Find the tensors that can be shared, and name those that they are generated from.
+"""Find a network's shareable tensors (`Layer`), and name the tensors that generate them.
 
-The latter are parameters of the root module itself, the network that was shared.
+The latter (banks, coefficients, upsamplers, corrections and scales) are parameters and buffers of
+the root module, i.e. the network that was shared; their names start with `PREFIX`.
 """
 
 from __future__ import annotations
@@ -22,17 +23,15 @@ from npas.sharing.blocks import expand
 PREFIX = "npas_"
 SCALES = f"{PREFIX}scales"
 _PRUNED, _MASK = "_orig", "_mask"
-"""What `torch.nn.utils.prune` adds to the name of a parameter for its two tensors."""
+"""The suffixes that `torch.nn.utils.prune` adds to a parameter's name for its two tensors."""
 
 
 def shared_names(root: nn.Module) -> list[str]:
-    """Name the root's tensors that weights are generated from, also pruned or parametrized ones.
-
-    Where FSDP1 has flattened the parameters, they are plain attributes.
-    """
-    parametrized: Any = root._modules.get("parametrizations", ())  # getattr is slow where none is
+    """Return the names of the root's shared tensors, also of pruned or parametrized ones."""
+    parametrized: Any = root._modules.get("parametrizations", ())  # getattr is slow on a miss
     found = [*root._parameters, *parametrized]
-    if not any(name.startswith(PREFIX) for name in found):  # only then: dynamo cannot follow it
+    # FSDP1 flattens parameters and keeps plain attributes. Dynamo cannot trace this line.
+    if not any(name.startswith(PREFIX) for name in found):
         found += [name for name, value in root.__dict__.items() if isinstance(value, Tensor)]
     return [
         name.removesuffix(_PRUNED)
@@ -42,13 +41,12 @@ def shared_names(root: nn.Module) -> list[str]:
 
 
 def shared_value(root: nn.Module, name: str) -> Tensor:
-    """Return the tensor that weights are generated from, as pruned or parametrized.
+    """Return a shared tensor's value, with pruning and parametrization applied.
 
-    `torch.nn.utils.prune` computes the pruned tensor only when the root is called, so that it would
-    be out of date where a part of the network is called.
+    Pruning is applied here, because `torch.nn.utils.prune` does so only when the root is called.
     """
     own = root._parameters.get(name)
-    if own is not None:  # as nearly always: what follows takes long for what runs at every read
+    if own is not None:  # the usual, fast case
         return own
     original, mask = root._parameters.get(name + _PRUNED), root._buffers.get(name + _MASK)
     if original is None or mask is None:
@@ -83,7 +81,7 @@ def remove_shared(root: nn.Module) -> None:
         if is_pruned(root, name):
             prune.remove(root, name)
         elif is_parametrized(root, name):
-            # torch's function takes the name from the class, which copies of the root have, too.
+            # torch's function would delete the property of a class that copies of the root share.
             parametrizations = root.get_submodule("parametrizations")
             del parametrizations._modules[name]
             if not parametrizations._modules:
@@ -94,17 +92,17 @@ def remove_shared(root: nn.Module) -> None:
 
 
 def bank_name(group: int) -> str:
-    """Return the names of the root's parameter that is the bank of the group at this place."""
+    """Return the name of the bank of the group at this index."""
     return f"{PREFIX}bank_{group}"
 
 
 def generator_name(kind: str, group: int, templates: int) -> str:
-    """Name a generator's parameter for the layers of a group that mix `templates` templates."""
+    """Return the name of a generator's parameter for a group's layers of K = `templates`."""
     return f"{PREFIX}{kind}_{group}_{templates}"
 
 
 def generator_names(root: nn.Module, group: int, templates: int) -> dict[str, str]:
-    """Return the names of those that the root has, by kind."""
+    """Return the names of a generator's parameters that the root has, by kind."""
     suffix = generator_name("", group, templates).removeprefix(PREFIX)
     return {
         name.removeprefix(PREFIX).removesuffix(suffix): name
@@ -114,7 +112,7 @@ def generator_names(root: nn.Module, group: int, templates: int) -> dict[str, st
 
 
 def upsampler_name(layer: int) -> str:
-    """Name the upsampler's weights of the layer at this place in `Allocation.layers`."""
+    """Return the name of the upsampler's weights of the layer at this index."""
     return f"{PREFIX}upsampler_{layer}"
 
 
@@ -123,7 +121,7 @@ KINDS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d,
     nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
-"""Layers whose subclasses are of the same kind: `groups="type"` puts them together."""
+"""Layer types that `groups="type"` groups with their subclasses."""
 
 WRAPPERS = {
     "OptimizedModule": "torch.compile",
@@ -135,14 +133,14 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def matrix_form(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return rows x rest of a tensor: out x rest, and N x D for a position table of 1 x N x D."""
+    """Return (first non-unit dimension, product of the rest): out x rest of a weight."""
     rows = next((length for length in shape if length > 1), 1)
     return rows, math.prod(shape) // rows
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One shareable tensor without holding it: what the allocation needs to know."""
+    """Name, shape and layer type of a tensor: what an allocation needs to know."""
 
     name: str
     shape: tuple[int, ...]
@@ -150,15 +148,14 @@ class LayerSpec:
 
     @property
     def size(self) -> int:
-        """Return the number of weights."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Tie a spec to the dense parameter and to every place in the network that reads it.
+    """A dense parameter with its owners (module, attribute) and names; several if it is tied.
 
-    `names` are all names of a tied parameter, the spec's own, the first, among them.
+    The first name is the spec's.
     """
 
     spec: LayerSpec
@@ -172,21 +169,19 @@ def find_layers(
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
 ) -> list[Layer]:
-    """List the shareable tensors of `model` in registration order, tied tensors once.
+    """Return the shareable tensors of `model` in registration order, tied tensors once.
 
-    Shareable is a trainable floating-point parameter with two or more non-unit dimensions and a
-    non-constant initialization. `include` adds tensors that this rule leaves out (by glob pattern
-    over parameter names, or one of `blocks.SELECTORS`), `exclude` takes tensors away; a tied tensor
-    answers to all its names.
+    A trainable floating-point parameter with two or more non-unit dimensions and a non-constant
+    initialization is shareable. `include` and `exclude` (glob patterns of parameter names, or
+    `blocks.SELECTORS`) add and remove tensors; any name of a tied tensor matches.
 
-    The original of a parametrized weight (`weight_norm`, `spectral_norm`) is shared, and its
-    parametrization computes the weight from it as ever. The padding row of an embedding gets no
-    gradient from padding, as in the dense layer, but it is generated like any other row: it does
-    not start at zero and moves with its bank.
+    Of a parametrized weight (`weight_norm`, `spectral_norm`) the original is shared. An embedding's
+    padding row gets no gradient from padding, but it is generated like any other row: it does not
+    start at zero, and it changes with its bank.
 
-    Raises ValueError for a pattern that matches no parameter, for an included tensor that is
-    constant or frozen, for a network that cannot be shared as it is (quantized, compiled, wrapped,
-    lazy; tensors that overlap, are sparse or not finite), and where nothing is left to share.
+    Raises ValueError for a pattern that matches no parameter, an included tensor that is constant
+    or frozen, a network that cannot be shared (quantized, compiled, wrapped, lazy; tensors that
+    overlap, are sparse or not finite), and if no tensor is left to share.
     """
     tensors = find_tensors(model)
     names = [name for tensor in tensors for name in tensor.names]
@@ -202,9 +197,9 @@ def find_layers(
         if is_included or is_shareable(tensor.parameter):
             layers.append(tensor)
     if not layers:
-        why = "" if not excluded else " that exclude leaves"
+        left = " left by exclude" if excluded else ""
         raise ValueError(
-            f"the network has no shareable tensor{why} (a trainable parameter with two or more"
+            f"the network has no shareable tensor{left} (a trainable parameter with two or more"
             " non-unit dimensions and a non-constant initialization): name tensors with include"
         )
     _refuse_overlaps(tensors, layers)
@@ -212,10 +207,9 @@ def find_layers(
 
 
 def find_tensors(model: nn.Module) -> list[Layer]:
-    """List all parameters of `model` in registration order, tied tensors once.
+    """Return all parameters of `model` in registration order, tied tensors once.
 
-    Raises ValueError for modules whose parameters cannot be replaced, and for lazy ones, whose
-    shapes are not known yet.
+    Raises ValueError for modules whose parameters cannot be replaced, and for lazy parameters.
     """
     found: dict[int, Layer] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -239,7 +233,7 @@ def find_tensors(model: nn.Module) -> list[Layer]:
 
 
 def is_shareable(parameter: Tensor) -> bool:
-    """Return whether a tensor is shared unless the user says otherwise."""
+    """Return whether a tensor is shared by default."""
     return (
         parameter.requires_grad
         and parameter.is_floating_point()
@@ -250,18 +244,18 @@ def is_shareable(parameter: Tensor) -> bool:
 
 
 def is_constant(parameter: Tensor) -> bool:
-    """Return whether all values are equal, as in a norm's weight or a zero-initialized token."""
+    """Return whether all values are equal, e.g. a norm's initial weight."""
     if parameter.is_meta or parameter.layout is not torch.strided:
         return False
     flat = parameter.detach().reshape(-1)
-    # Most tensors differ within their first values, and are not read to the end.
+    # The first values differ in most tensors, which are then not read to the end.
     return all(bool((part == flat[0]).all()) for part in (flat[:64], flat))
 
 
 def match_names(
     names: Sequence[str], patterns: str | Iterable[str] | None, option: str, what: str = "parameter"
 ) -> set[str]:
-    """Return the names that match any glob pattern; ValueError for a pattern matching none."""
+    """Return the names that match any glob pattern; raise ValueError if a pattern matches none."""
     matched: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else (patterns or ()):
         hits = {name for name in names if fnmatchcase(name, pattern)}
@@ -276,15 +270,14 @@ def match_names(
 
 
 def _kind(model: nn.Module, prefix: str, module: nn.Module) -> str:
-    """Name the type of layer; the original of a parametrized weight is of its layer's type."""
+    """Return the layer type in lower case; for a parametrized weight that of its layer."""
     owner, parametrized, _ = prefix.rpartition(".parametrizations.")
     if parametrized or prefix.startswith("parametrizations."):
         module = model.get_submodule(owner)
     for cls in type(module).__mro__:
         if cls.__module__.startswith("torch.nn.modules.") and issubclass(cls, KINDS):
-            module_kind = next(base for base in KINDS if issubclass(cls, base))
-            recurrent = module_kind in (nn.RNNBase, nn.RNNCellBase)
-            return (cls if recurrent else module_kind).__name__.lower()
+            kind = next(base for base in KINDS if issubclass(cls, base))
+            return (cls if kind in (nn.RNNBase, nn.RNNCellBase) else kind).__name__.lower()
     return type(module).__name__.lower()
 
 
@@ -299,16 +292,16 @@ def _refuse_module(name: str, module: nn.Module) -> None:
     is_quantized = source.startswith(("torch.ao.nn.", "torch.nn.quantized."))
     if is_quantized or isinstance(module, torch.jit.ScriptModule):
         raise ValueError(
-            f"{where} a {kind}, whose parameters are fixed: share the plain floating-point network"
-            " that it was made of"
+            f"{where} a {kind}, whose parameters are fixed: share the original floating-point"
+            " network"
         )
 
 
 def _find_fault(tensor: Layer, is_included: bool) -> str:
-    """Return why a tensor that is not excluded cannot be shared; nothing if it can, or need not."""
+    """Return an error message if a tensor that is not excluded cannot be shared, else ''."""
     parameter = tensor.parameter
     kind, many = type(parameter.data), parameter.ndim > 1
-    if kind is not Tensor:  # a weight in a format of its own, or spread over devices
+    if kind is not Tensor:  # a quantized format, or a DTensor
         return f"is a {kind.__name__}: share the network while its weights are plain tensors"
     packed = parameter.dtype in (torch.int8, torch.uint8, torch.qint8, torch.quint8, torch.qint32)
     if many and (packed or (parameter.is_floating_point() and parameter.dtype not in FLOATS)):
@@ -316,12 +309,9 @@ def _find_fault(tensor: Layer, is_included: bool) -> str:
     if not is_included and not is_shareable(parameter):
         return ""
     if not parameter.requires_grad or not parameter.is_floating_point():
-        return "is not trainable or holds no real numbers: leave it out of include"
+        return "is not trainable or not floating-point: leave it out of include"
     if parameter.numel() == 0 or is_constant(parameter):
-        return (
-            "starts with equal values everywhere, like which no generated weight can start:"
-            " initialize it at random"
-        )
+        return "starts with equal values, which generated weights cannot: initialize it at random"
     strides = zip(parameter.stride(), parameter.shape, strict=True)
     if parameter.layout is not torch.strided or any(step == 0 < n - 1 for step, n in strides):
         return "is sparse or an expanded tensor: make it dense and contiguous"
@@ -337,12 +327,12 @@ def _find_fault(tensor: Layer, is_included: bool) -> str:
 
 
 def _is_finite(values: Tensor) -> bool:
-    """Return whether no value is infinite or none; a sum in fp64, which may not overflow, last."""
+    """Return whether all values are finite, by their sum; in fp64 if the sum overflows."""
     return any(bool(values.sum(dtype=dtype).isfinite()) for dtype in (None, torch.float64))
 
 
 def _refuse_overlaps(tensors: Sequence[Layer], shared: Sequence[Layer]) -> None:
-    """Refuse a shared parameter that has another one's memory: sharing would part them silently."""
+    """Raise ValueError if a shared parameter has the memory of another one (tied by `.data`)."""
     chosen = {layer.spec.name for layer in shared}
     first: dict[object, str] = {}
     for tensor in tensors:

@@ -1,9 +1,9 @@
-"""Find runs of equal modules in a network's `nn.Sequential`s and lists, and make loops of them.
+"""Replace runs of equal modules in `nn.Sequential`s and `nn.ModuleList`s by `Loop`s.
 
-Nothing here knows of banks: layers repeat where they hold the very same parameter. What is not the
-same, the norms of a block with their statistics, every iteration keeps for itself: it is a module
-of its own then, whose layers hold the parameters of the first. No tensor is swapped for another,
-so that checkpoints, threads, traces and compilers see a plain network.
+Modules are equal if their weights are the same parameter objects (so banks play no role here).
+Norms, biases and statistics may differ: each iteration keeps its own. An iteration is then a module
+of its own that holds the first one's weights; no tensor is swapped during a forward pass, so that
+checkpoints, threads, traces and compilers see a plain network.
 """
 
 from __future__ import annotations
@@ -16,29 +16,26 @@ from typing import Any
 from torch import Tensor, nn
 
 _BOOKKEEPING = frozenset(nn.Module().__dict__) - {"training"}
-NUMBER = "layer_idx"  # by which transformers' layers know their place in a cache, and no more
+NUMBER = "layer_idx"  # of transformers' layers: their index in a cache, used for nothing else
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """Which modules of a container became a loop: the first `period` of `blocks`, so often.
-
-    `own` counts the values that every iteration keeps for itself, all iterations together.
-    """
+    """The modules `blocks` of a container became a loop over the first `period` of them."""
 
     container: str
     blocks: tuple[str, ...]
     period: int
     times: int
-    own: int
+    own: int  # values that differ between iterations (norms, biases, statistics), over all of them
 
 
 class Loop(nn.Module):
-    """Run a body several times over, what it returns going in again.
+    """Apply a body several times in a row.
 
-    `iterations` are the further ones: the very body, or modules that share its parameters but for
-    norms, biases and statistics of their own.
+    `iterations` are those after the first: the body itself, or modules with its weights but their
+    own norms, biases and statistics.
     """
 
     def __init__(self, bodies: Sequence[nn.Module]) -> None:
@@ -54,23 +51,21 @@ class Loop(nn.Module):
         )
 
     def forward(self, x: Any, *more: Any, **options: Any) -> Any:
-        """Map x through every iteration; what else there is, each gets alike."""
+        """Return x after all iterations; each gets the same further arguments."""
         x = self.body(x, *more, **options)
         for iteration in self.iterations:
             x = iteration(x, *more, **options)
         return x
 
     def extra_repr(self) -> str:
-        """Return how often the body runs."""
         return f"times={len(self.iterations) + 1}"
 
-    def further(self) -> list[nn.Module]:
-        """Return the modules of further iterations that are none of the body's."""
-        own = {id(module) for module in self.body.modules()}
-        return [module for module in self.iterations.modules() if id(module) not in own]
+    def further(self) -> set[nn.Module]:
+        """Return the modules of the iterations after the first, without the body's own."""
+        return {*self.iterations.modules()} - {*self.body.modules()}
 
     def count_own(self) -> int:
-        """Count the values, statistics among them, that are not the same in all iterations."""
+        """Count the values of tensors that not all iterations share."""
         held = [
             {id(tensor): tensor for tensor in _tensors(body) if tensor.is_floating_point()}
             for body in (self.body, *self.iterations)
@@ -81,28 +76,26 @@ class Loop(nn.Module):
 
 
 def fold_repeats(model: nn.Module, lists: bool = False) -> list[Repeat]:
-    """Turn every run of equal modules in an `nn.Sequential` into a `Loop`, in place; return them.
+    """Replace every run of equal modules in an `nn.Sequential` by a `Loop`, in place.
 
-    With `lists` in an `nn.ModuleList`, too: right where the network's code maps its input through
-    the list's modules one after the other, which nothing here can tell.
-
-    Modules are equal if they are built alike and all of their tensors of two or more dimensions are
-    the same parameter; at least one is.
+    With `lists` in an `nn.ModuleList`, too, which is correct only if the network applies the list's
+    modules one after the other. Modules are equal if they have the same structure and share all
+    tensors of two or more dimensions, at least one. Returns the runs.
     """
     found: list[Repeat] = []
-    # From the inside out, so that every container has its first name when its turn comes.
+    # Children first, while every container still has its original name.
     for name, child in model.named_children():
         inner = fold_repeats(child, lists)
         found += (replace(r, container=f"{name}.{r.container}".rstrip(".")) for r in inner)
-    if _is_row(model, lists):
+    if _is_container(model, lists):
         found += _fold_container(model)
     return found
 
 
 def apply_repeats(model: nn.Module, repeats: Sequence[Repeat]) -> None:
-    """Fold the runs that `fold_repeats` found in a network of the same architecture, in place.
+    """Replace the runs that `fold_repeats` found in a network of the same architecture, in place.
 
-    AttributeError where the network has no such runs.
+    Raises AttributeError if the network has no such runs.
     """
     for name, found in itertools.groupby(repeats, key=lambda repeat: repeat.container):
         container = model.get_submodule(name)
@@ -110,46 +103,45 @@ def apply_repeats(model: nn.Module, repeats: Sequence[Repeat]) -> None:
             blocks = [container._modules.get(block) for block in repeat.blocks]
             counts = repeat.period, repeat.times, len(set(repeat.blocks))
             is_run = min(counts) > 0 and len(blocks) == repeat.period * repeat.times == counts[2]
-            if None in blocks or not is_run or not _is_row(container, lists=True):
+            if None in blocks or not is_run or not _is_container(container, lists=True):
                 raise AttributeError(f"the network has no {name} with {', '.join(repeat.blocks)}")
             _replace(container, repeat.blocks, repeat.period)
         _number(container)
 
 
 def refuse_loops(model: nn.Module) -> None:
-    """ValueError if a network is folded already."""
+    """Raise ValueError if the network has loops."""
     if any(isinstance(module, Loop) for module in model.modules()):
         raise ValueError(
-            "the network is folded already: fold the one it was made of, and store it with"
+            "the network is folded already: fold the original network, and save folded ones with"
             " npas.sharing.save_folded"
         )
 
 
-def block_rows(model: nn.Module, layers: Sequence[str]) -> dict[str, list[str]]:
-    """Return the containers whose modules could repeat, with the modules' names.
+def block_containers(model: nn.Module, layers: Sequence[str]) -> dict[str, list[str]]:
+    """Return the children's names of each container in which two or more modules hold `layers`.
 
-    They are the plain `nn.Sequential`s and lists in which two modules or more hold some of these
-    layers, and that do not merely hold other such containers.
+    Containers are `nn.Sequential`s and `nn.ModuleList`s. Those that only hold others are left out.
     """
     found = {}
     for name, module in model.named_modules():
-        if not _is_row(module, lists=True):
+        if not _is_container(module, lists=True):
             continue
         start = f"{name}." if name else ""
         holding = {
             key for key in module._modules if any(la.startswith(f"{start}{key}.") for la in layers)
         }
-        nested = {key for key in holding if _is_row(module._modules[key], lists=True)}
+        nested = {key for key in holding if _is_container(module._modules[key], lists=True)}
         if len(holding) > 1 and nested != holding:
             found[name] = [key for key, child in module._modules.items() if child is not None]
     return found
 
 
-def list_blocks(rows: dict[str, list[str]], repeats: Sequence[Repeat]) -> list[Repeat]:
-    """Return every module of these containers in order, those that became a loop together."""
+def list_blocks(containers: dict[str, list[str]], repeats: Sequence[Repeat]) -> list[Repeat]:
+    """Return a `Repeat` for every module of the containers in order, one for those of a loop."""
     looped = {(repeat.container, repeat.blocks[0]): repeat for repeat in repeats}
     found: list[Repeat] = []
-    for container, names in rows.items():
+    for container, names in containers.items():
         rest = list(names)
         while rest:
             single = Repeat(container, (rest[0],), period=1, times=1, own=0)
@@ -158,10 +150,9 @@ def list_blocks(rows: dict[str, list[str]], repeats: Sequence[Repeat]) -> list[R
     return found
 
 
-def _is_row(module: nn.Module | None, lists: bool) -> bool:
-    if lists and type(module) is nn.ModuleList:
-        return True
-    return module is not None and type(module).forward is nn.Sequential.forward
+def _is_container(module: nn.Module | None, lists: bool) -> bool:
+    is_list = lists and type(module) is nn.ModuleList
+    return is_list or (module is not None and type(module).forward is nn.Sequential.forward)
 
 
 def _fold_container(container: nn.Module) -> list[Repeat]:
@@ -180,15 +171,15 @@ def _fold_container(container: nn.Module) -> list[Repeat]:
 
 
 def _number(container: nn.Module) -> None:
-    """Number the modules that are left as `nn.Sequential` and `nn.ModuleList` do."""
+    """Renumber a container's remaining modules from 0."""
     if all(name.isdigit() for name in container._modules):
         left = list(container._modules.values())
         container._modules.clear()
-        container._modules.update({str(place): module for place, module in enumerate(left)})
+        container._modules.update({str(i): module for i, module in enumerate(left)})
 
 
 def _longest_run(signatures: Sequence[_Signature]) -> tuple[int, int]:
-    """Return period and times of the repetition at the start that saves most modules; or 1, 1."""
+    """Return (period, times) of the repetition at the start that saves most modules, or (1, 1)."""
     best = (1, 1)
     for period in range(1, len(signatures) // 2 + 1):
         times = 1
@@ -201,7 +192,7 @@ def _longest_run(signatures: Sequence[_Signature]) -> tuple[int, int]:
 
 
 class _Signature:
-    """Compare two modules: equal if one can stand for both but for small tensors of their own."""
+    """What must be equal in two modules that can be one body: structure and large tensors."""
 
     def __init__(self, module: nn.Module | None) -> None:
         self.modules: list[object] = []
@@ -228,19 +219,19 @@ class _Signature:
             return False
         try:
             return bool(self.modules == other.modules)
-        except (RuntimeError, ValueError, TypeError):  # attributes that do not compare to a truth
+        except (RuntimeError, ValueError, TypeError):  # attributes whose == is not a bool
             return False
 
     __hash__ = None  # type: ignore[assignment]
 
 
 def is_large(tensor: Tensor) -> bool:
-    """Return whether a tensor is a weight of two or more dimensions, not a norm or bias."""
+    """Return whether a tensor has two or more non-unit dimensions, unlike norms and biases."""
     return sum(length > 1 for length in tensor.shape) > 1
 
 
 def _replace(container: nn.Module, blocks: Sequence[str], period: int) -> int:
-    """Put a loop in the place of the first of these modules; return what its iterations own."""
+    """Replace these modules by a loop; return the number of values that its iterations own."""
     chosen = [module for name in blocks if (module := container._modules[name]) is not None]
     bodies = chosen
     if period > 1:
@@ -248,7 +239,7 @@ def _replace(container: nn.Module, blocks: Sequence[str], period: int) -> int:
         bodies = [nn.Sequential(*chosen[start : start + period]) for start in starts]
     loop = Loop(bodies)
     for module in (loop, loop.iterations, *(bodies if period > 1 else ())):
-        module.training = container.training  # but what is within may be in another mode
+        module.training = container.training  # the bodies keep their own modes
     container._modules[blocks[0]] = loop
     for name in blocks[1:]:
         del container._modules[name]

@@ -1,7 +1,7 @@
-"""Give each shared layer a low-rank correction of its own: weight = generated + B A.
+"""Low-rank corrections: a shared layer's weight is its generated weight + B A.
 
-B starts at zero, so that a network starts as it would without; A is drawn. Shapes: R x C is a
-layer's matrix (`layers.matrix_form`), r its rank: B is R x r, A is r x C.
+A layer's weight is R x C as a matrix (`layers.matrix_form`); for rank r, B is R x r and A is r x C.
+B starts at zero, A at random, so the correction is zero at first.
 """
 
 from __future__ import annotations
@@ -16,24 +16,21 @@ from torch import Tensor
 from npas.sharing.allocation import GroupAllocation, LayerAllocation
 from npas.sharing.layers import PREFIX, LayerSpec, matrix_form
 
-FACTORS = ("left", "right")  # B and A
-
 
 def factor_names(index: int) -> tuple[str, str]:
-    """Name B and A of the layer at this place in `Allocation.layers`."""
-    left, right = (f"{PREFIX}{factor}_{index}" for factor in FACTORS)
-    return left, right
+    """Return the parameter names of B and A for the layer at `index` in `Allocation.layers`."""
+    return f"{PREFIX}left_{index}", f"{PREFIX}right_{index}"
 
 
 def factor_shapes(index: int, layer: LayerAllocation) -> dict[str, tuple[int, int]]:
-    """Return the shapes of a layer's factors, by name; none without a correction."""
+    """Return the shapes of a layer's B and A by name; empty if its rank is 0."""
     rows, columns = matrix_form(layer.shape)
     shapes = (rows, layer.rank), (layer.rank, columns)
     return dict(zip(factor_names(index), shapes, strict=True)) if layer.rank else {}
 
 
 def count_corrections(groups: Iterable[Sequence[LayerSpec]], rank: int) -> int:
-    """Count the parameters of the corrections of all layers that share with others."""
+    """Count the correction parameters of all groups with two or more layers."""
     return sum(
         _rank(layer, rank) * sum(matrix_form(layer.shape))
         for group in groups
@@ -43,13 +40,13 @@ def count_corrections(groups: Iterable[Sequence[LayerSpec]], rank: int) -> int:
 
 
 def correct(group: GroupAllocation, rank: int) -> GroupAllocation:
-    """Return the group with corrections of this rank: of all layers, if they are several.
+    """Return the group with corrections of this rank added.
 
-    A layer whose correction would have as many parameters as its weight gets none.
+    Groups without a bank or of one layer get none, nor do layers whose correction would have as
+    many parameters as their weight.
     """
-    if len(group.layers) < 2 or not rank:
+    if len(group.layers) < 2 or not group.bank:
         return group
-    assert group.bank
     layers = (replace(layer, rank=_rank(layer, rank)) for layer in group.layers)
     return replace(group, layers=tuple(layers))
 
@@ -59,11 +56,11 @@ def _rank(layer: LayerSpec, rank: int) -> int:
 
 
 def draw_right(shape: torch.Size, rng: torch.Generator) -> Tensor:
-    """Draw A, r x C, normal with a variance of 1 / C: it keeps the norm of what it multiplies."""
+    """Return a normal A, r x C, of variance 1 / C, so that |A x| is about |x|."""
     return torch.randn(shape, generator=rng) / math.sqrt(shape[1])
 
 
 def add_correction(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Return a weight, of any shape, plus B A; in its dtype."""
+    """Return weight + B A in the weight's shape and dtype."""
     left, right = left.to(weight.dtype), right.to(weight.dtype)
     return torch.addmm(weight.reshape(len(left), -1), left, right).view(weight.shape)

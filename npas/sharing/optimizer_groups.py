@@ -1,7 +1,7 @@
-"""Optimizer groups with and without weight decay for shared networks.
+"""Optimizer parameter groups with and without weight decay for shared networks.
 
-The usual rules, such as timm's and nanoGPT's, decay what has two or more dimensions. In a shared
-network the weights are a bank, which is flat, and the coefficients, which are not, have rows.
+The usual rule (timm, nanoGPT) decays parameters of two or more dimensions. It is wrong for shared
+networks: banks hold the weights but are flat, and coefficients are matrices.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ def param_groups(
     decay_norm_bias: bool = False,
     matrices: bool | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the parameter groups of an optimizer, each trainable parameter in one of them.
+    """Return optimizer parameter groups that hold each trainable parameter once.
 
-    Banks and unshared matrices take `weight_decay`. Coefficients, embeddings, upsamplers and
-    low-rank corrections take none; neither do norms and biases (fewer than two dimensions) unless
-    `decay_norm_bias`. With `lr` every group gets that rate, but banks `bank_lr` and all else that
-    is shared `coefficient_lr`, where given, which must be above 0 (ValueError). A group without
-    parameters is left out.
+        torch.optim.AdamW(npas.param_groups(model, 0.05), lr=1e-3)
 
-    Works for a dense network and for any optimizer that takes all kinds of parameters (AdamW, SGD,
-    Adafactor): `torch.optim.AdamW(npas.param_groups(model, 0.05), lr=1e-3)`. torch.optim.Muon takes
-    matrices alone: `matrices=True` returns those that are neither shared nor embeddings, False all
-    else, for an optimizer beside it. Banks are flat, and never among them. ValueError if there is
-    no such matrix.
+    Banks and unshared matrices get `weight_decay`. Coefficients, embeddings, upsamplers and
+    low-rank corrections get none; neither do norms and biases (fewer than two dimensions) unless
+    `decay_norm_bias`. `lr` sets the learning rate of every group; `bank_lr` and `coefficient_lr`
+    override it for banks and for all other shared parameters. Empty groups are left out.
+
+    Works for dense networks, too. For torch.optim.Muon, which takes only matrices, `matrices=True`
+    returns the matrices that are neither shared nor embeddings, and `matrices=False` the rest, for
+    a second optimizer.
+
+    Raises ValueError for a rate that is not above 0, and if `matrices=True` finds none.
     """
     for option, value in (("bank_lr", bank_lr), ("coefficient_lr", coefficient_lr)):
         if value is not None and not value > 0:
@@ -52,8 +53,8 @@ def param_groups(
     kept = None if matrices is None else _matrices(model)
     if matrices and not kept:
         raise ValueError(
-            "the network has no matrix outside of its banks, which are flat: torch.optim.Muon has"
-            " nothing to train; exclude layers from sharing, or see npas-train optim=muon"
+            "the network has no unshared matrix, and torch.optim.Muon cannot train flat banks:"
+            " exclude layers from sharing, or see npas-train optim=muon"
         )
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or (kept is not None and (name in kept) != matrices):
@@ -61,7 +62,8 @@ def param_groups(
         shared = _SHARED.search(name)
         is_norm = parameter.ndim < 2 and not shared
         takes_none = name in exempt or (is_norm and not decay_norm_bias)
-        own = None if shared is None else bank_lr if is_bank(shared[1]) else coefficient_lr
+        is_bank = shared is not None and shared[1].startswith("bank_")
+        own = None if shared is None else bank_lr if is_bank else coefficient_lr
         found[not takes_none, lr if own is None else own].append(parameter)
     return [
         {
@@ -75,7 +77,7 @@ def param_groups(
 
 
 def _matrices(model: nn.Module) -> set[str]:
-    """Name the trainable parameters of two dimensions that are neither shared nor embeddings."""
+    """Return the names of the trainable matrices that are neither shared nor embeddings."""
     lookups = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     return {
         name
@@ -85,15 +87,10 @@ def _matrices(model: nn.Module) -> set[str]:
     }
 
 
-def is_bank(name: str) -> bool:
-    """Return whether a shared tensor, by its name without the prefix, is a bank."""
-    return name.startswith("bank_")
-
-
 def no_decay_names(model: nn.Module) -> set[str]:
-    """Name the parameters that take no weight decay: all that is shared but banks.
+    """Return the names of the shared parameters without weight decay: all but banks.
 
-    With `allocator="reference"` upsamplers decay, as in the released code.
+    With `allocator="reference"` upsamplers get weight decay, as in the released code.
     """
     released = {
         path
@@ -104,7 +101,7 @@ def no_decay_names(model: nn.Module) -> set[str]:
     names = set()
     for name, _ in model.named_parameters():
         found = _SHARED.search(name)
-        if found is None or is_bank(found[1]):
+        if found is None or found[1].startswith("bank_"):
             continue
         path = name[: found.start()].removesuffix("parametrizations").rstrip(".")
         if not (found[1].startswith("upsampler_") and path in released):

@@ -1,15 +1,15 @@
-"""Prune output filters: masks behind the norms that read them, whose filters can be taken out.
+"""Prune the output filters of convolutions by masks, then remove them.
 
     mask_filters(model, {"features.0": [("features.1", "features.3", 0)], ...})
-    prune_filters(model, 0.5)                                    # of each layer the smaller half
+    prune_filters(model, 0.5)                                    # half of each layer, by L1 norm
     prune_filters(model, 0.5, feature_ranks(model, lambda: model(images)))
     shrink(model)                                                # a plain, smaller network
 
-A network is masked before it is shared or after. Each prunable conv has readers: the norm behind
-it, the layer that reads this norm's outputs, and the channel of the norm that is the conv's first.
-A pruned filter's channels are exactly zero behind all of its norms, in any mode, so that to take
-the filter out changes no output. Masks are buffers, True for what is kept; no pruned filter comes
-back. Weights may be generated: nothing here writes to one.
+Each prunable conv has readers (norm, layer, first): the norm after the conv, the layer that reads
+the norm's outputs, and the norm's channel that is the conv's first filter. Masks are buffers of the
+norms, True for kept channels; they set a pruned filter's channels to exactly zero after the norm,
+so that `shrink` changes no output. Pruned filters stay pruned. Networks may be masked before or
+after sharing, since no weight is written to.
 
 Legend: B images, F filters of a conv, C channels of a norm.
 """
@@ -31,14 +31,14 @@ from npas.sharing.install import is_shared, materialize
 Readers = Mapping[str, Sequence[tuple[str, str, int]]]
 Amount = float | Mapping[str, float]
 
-MASK = "kept"  # the buffer of a norm
-RANKED = 1 << 22  # values whose ranks are computed together
+MASK = "kept"  # the name of a norm's buffer
+RANKED = 1 << 22  # values per call of matrix_rank
 
 
 def mask_filters(model: nn.Module, readers: Readers) -> nn.Module:
-    """Make filters of a network prunable, in place, and return it; all are kept as yet.
+    """Add masks that keep all filters, in place, and return the network.
 
-    ValueError where a conv has none, or a reader does not fit it.
+    Raises ValueError for a conv without readers, and for readers that do not fit their conv.
     """
     if "_npas_readers" in model.__dict__:
         raise ValueError("the network has masks already: prune_filters prunes more of it")
@@ -66,19 +66,18 @@ def mask_filters(model: nn.Module, readers: Readers) -> nn.Module:
 
 
 def _mask(norm: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """Return a norm's outputs with zeros for pruned filters, whatever they were."""
-    kept_C = norm.get_buffer(MASK)
-    kept = kept_C.view(-1, *[1] * (output.dim() - 2))
+    """Return a norm's outputs with zeros for pruned filters, also where they are not finite."""
+    kept = norm.get_buffer(MASK).view(-1, *[1] * (output.dim() - 2))
     return torch.where(kept, output, output.new_zeros(()))
 
 
 def has_masks(model: nn.Module) -> bool:
-    """Return whether filters of this network can be pruned."""
+    """Return whether the network has masks."""
     return "_npas_readers" in model.__dict__
 
 
 def readers_of(model: nn.Module) -> dict[str, list[tuple[str, str, int]]]:
-    """Return what a masked network's convs are read by; ValueError if it has no masks."""
+    """Return the readers of a masked network's convs; raise ValueError if it has no masks."""
     if not has_masks(model):
         raise ValueError("the network has no masks: call npas.sharing.mask_filters first")
     found: dict[str, list[tuple[str, str, int]]] = model.__dict__["_npas_readers"]
@@ -86,7 +85,7 @@ def readers_of(model: nn.Module) -> dict[str, list[tuple[str, str, int]]]:
 
 
 def kept_filters(model: nn.Module) -> dict[str, Tensor]:
-    """Return of every prunable conv which filters are kept, F each."""
+    """Return the mask of each prunable conv's filters, F, by name."""
     found = {}
     for conv, ((norm, _, first), *_) in readers_of(model).items():
         filters: Any = model.get_submodule(conv).out_channels
@@ -95,17 +94,17 @@ def kept_filters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def counts(model: nn.Module, amount: Amount, part: float = 1.0) -> dict[str, int]:
-    """Return how many filters each conv keeps when this amount is pruned, or a part of it.
+    """Return how many filters each conv keeps if the share `amount` x `part` is pruned.
 
-    One amount for all, or by pattern of a conv's name; the first that matches counts, and what none
-    matches stays whole. Fractions of filters are pruned, too. ValueError for a pattern that matches
-    nothing and for a layer that would be empty.
+    `amount` is one share for all convs, or maps glob patterns of convs' names to shares (the first
+    match counts; unmatched convs are not pruned). Kept filters are rounded down. Raises ValueError
+    for a pattern that matches nothing and for a layer without filters left.
     """
     kept = {conv: len(mask_F) for conv, mask_F in kept_filters(model).items()}
     patterns = dict(amount) if isinstance(amount, Mapping) else {"*": amount}
     for pattern, share in patterns.items():
         if not fnmatch.filter(kept, pattern):
-            raise ValueError(f"no layer that can be pruned is {pattern!r}: there are {_some(kept)}")
+            raise ValueError(f"no prunable layer matches {pattern!r}: there are {_some(kept)}")
         if not 0 <= share < 1:
             raise ValueError(f"an amount must be at least 0 and below 1, got {share}")
     found = {}
@@ -126,18 +125,18 @@ def _some(names: Mapping[str, object]) -> str:
 
 @torch.no_grad()
 def magnitudes(model: nn.Module) -> dict[str, Tensor]:
-    """Return the L1 norm of every filter, F each (Li et al., ICLR 2017, section 3.1)."""
+    """Return the L1 norms of each conv's filters, F (Li et al., ICLR 2017, section 3.1)."""
     weights: dict[str, Any] = {c: model.get_submodule(c).weight for c in readers_of(model)}
     return {conv: w.detach().flatten(1).abs().double().sum(1) for conv, w in weights.items()}
 
 
 @torch.no_grad()
 def feature_ranks(model: nn.Module, run: Callable[[], object]) -> dict[str, Tensor]:
-    """Return the ranks of the feature maps that `run` makes, summed over images, F each.
+    """Return the ranks of each conv's feature maps, F, summed over images.
 
-    HRank (Lin et al., CVPR 2020, section 3): `run` passes some batches through the network, which
-    is in eval mode meanwhile. The maps are what comes out of ReLU behind the norm that reads the
-    filters first. Filters whose maps have high rank matter.
+    HRank (Lin et al., CVPR 2020, section 3) prunes filters of low rank. `run` must call the network
+    with some batches; it is in eval mode meanwhile. Maps are taken after the conv's first norm, and
+    after ReLU.
     """
     ranks: dict[str, Tensor] = {}
     hooks = []
@@ -159,10 +158,10 @@ def feature_ranks(model: nn.Module, run: Callable[[], object]) -> dict[str, Tens
 def _add_ranks(
     ranks: dict[str, Tensor], conv: str, own: slice, norm: Any, args: Any, output: Tensor
 ) -> None:
-    """Add the ranks of a batch's maps; of numbers that are not finite, as if they were 0."""
+    """Add the ranks of a batch's maps; values that are not finite count as 0."""
     maps_BFHW = output[:, own].float().relu().nan_to_num(0.0, 0.0, 0.0)
     if maps_BFHW.dim() < 4:
-        raise ValueError(f"the outputs of {conv} are no maps, so that they have no rank")
+        raise ValueError(f"the outputs of {conv} are not B x C x H x W, so they have no rank")
     chunk = max(1, RANKED // maps_BFHW[0].numel())
     for part_BFHW in maps_BFHW.split(chunk):
         found_F = torch.linalg.matrix_rank(part_BFHW).double().sum(0)
@@ -172,9 +171,9 @@ def _add_ranks(
 def prune_filters(
     model: nn.Module, amount: Amount, scores: Mapping[str, Tensor] | None = None
 ) -> dict[str, list[int]]:
-    """Prune the filters of the lowest scores, by default magnitudes; return what each conv keeps.
+    """Prune the filters with the lowest scores (default: L1 norms); return each conv's kept ones.
 
-    Of equals the first is pruned first. ValueError as of `counts`.
+    Of equal scores the first is pruned first. Raises ValueError as `counts` does.
     """
     return keep(model, choose(model, counts(model, amount), scores or magnitudes(model)))
 
@@ -182,7 +181,7 @@ def prune_filters(
 def choose(
     model: nn.Module, count: Mapping[str, int], scores: Mapping[str, Tensor]
 ) -> dict[str, list[int]]:
-    """Return so many filters of each conv with the highest scores, of those that are kept still."""
+    """Return the `count` kept filters of each conv with the highest scores."""
     found = {}
     for conv, mask_F in kept_filters(model).items():
         scores_F = scores[conv].to(mask_F.device).nan_to_num(0.0).masked_fill(~mask_F, -math.inf)
@@ -193,7 +192,7 @@ def choose(
 
 @torch.no_grad()
 def keep(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """Keep these filters of each conv alone, and return them; ValueError if there are none."""
+    """Prune all but these filters; return each conv's kept ones. Raises ValueError if none is."""
     for conv, mask_F in kept_filters(model).items():
         new_F = torch.zeros_like(mask_F)
         new_F[[*kept[conv]]] = True
@@ -208,7 +207,7 @@ def keep(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> dict[str, list[
 
 @torch.no_grad()
 def silence(model: nn.Module) -> nn.Module:
-    """Write zeros into norms where filters are pruned: the same outputs without masks."""
+    """Set pruned channels of norms' parameters to zero, so that outputs need no masks."""
     for norm in _norms(readers_of(model)):
         module = model.get_submodule(norm)
         for tensor in module.parameters():
@@ -218,19 +217,19 @@ def silence(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def shrink(model: nn.Module) -> nn.Module:
-    """Take the pruned filters out, in place, and return the plain dense network; same outputs."""
+    """Remove the pruned filters, in place; return the dense network, with the same outputs."""
     readers, kept = readers_of(model), kept_filters(model)
     if is_shared(model):
         materialize(model)
     state = model.state_dict()
-    left_C = {norm: state.pop(f"{norm}.{MASK}") for norm in _norms(readers)}
+    masks = {norm: state.pop(f"{norm}.{MASK}") for norm in _norms(readers)}  # C each
     for conv, mask_F in kept.items():
         for name in (f"{conv}.weight", f"{conv}.bias"):
             if name in state:
                 state[name] = state[name][mask_F]
     for layer, norm in {layer: norm for own in readers.values() for norm, layer, _ in own}.items():
-        state[f"{layer}.weight"] = state[f"{layer}.weight"][:, left_C[norm]]
-    for norm, kept_C in left_C.items():
+        state[f"{layer}.weight"] = state[f"{layer}.weight"][:, masks[norm]]
+    for norm, kept_C in masks.items():
         module = model.get_submodule(norm)
         for leaf in ("weight", "bias", "running_mean", "running_var"):
             if f"{norm}.{leaf}" in state:
@@ -244,25 +243,25 @@ def shrink(model: nn.Module) -> nn.Module:
 
 
 def resize(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Give a dense network the tensors of a smaller one, shapes and all, in place; return it.
+    """Load the state dict of a shrunk network of this architecture, in place; return the network.
 
-    `state` is the state dict of a network of this architecture that `shrink`, or npas-export, made.
-    ValueError, before anything changes, if its names differ, or a tensor is larger.
+    Tensors take the shapes of `state` (from `shrink` or npas-export). Raises ValueError, before
+    anything changes, if names differ or a tensor is larger than the network's.
     """
     own = model.state_dict()
     if own.keys() != state.keys():
         name = min(own.keys() ^ state.keys())
         raise ValueError(f"the tensors are another architecture's: only one has {name!r}")
     for name, tensor in own.items():
-        there, here = list(state[name].shape), list(tensor.shape)
-        if len(there) != len(here) or any(a > b for a, b in zip(there, here, strict=True)):
-            raise ValueError(f"{name} is {there}, which does not come from {here} by pruning")
+        new, old = list(state[name].shape), list(tensor.shape)
+        if len(new) != len(old) or any(a > b for a, b in zip(new, old, strict=True)):
+            raise ValueError(f"{name} has shape {new}, which is not a pruned {old}")
     for name, module in model.named_modules():
         start = f"{name}." if name else ""
         for leaf, parameter in module._parameters.items():
             if parameter is not None:
-                new = state[start + leaf].to(parameter, copy=True)
-                module._parameters[leaf] = nn.Parameter(new, parameter.requires_grad)
+                values = state[start + leaf].to(parameter, copy=True)
+                module._parameters[leaf] = nn.Parameter(values, parameter.requires_grad)
         for leaf, buffer in module._buffers.items():
             if buffer is not None and start + leaf in state:
                 module._buffers[leaf] = state[start + leaf].to(buffer, copy=True)

@@ -1,7 +1,7 @@
-"""Turn tensors into the bytes of an artifact and back.
+"""Encode tensors as bytes for an artifact, and decode them.
 
-A kind says how: `q8` and `q6` are integers with one fp16 scale a row, all others are the values
-themselves in a type of that name. R rows of N values.
+The kinds `q8` and `q6` are integers of 8 and 6 bits with one fp16 scale per row. Any other kind is
+the name of the torch dtype that values are cast to. Shapes: R rows of N values.
 """
 
 from __future__ import annotations
@@ -11,30 +11,23 @@ from torch import Tensor
 
 LEVELS = {"q8": 127, "q6": 31}
 """The largest integer of a quantized kind; the smallest is its negative."""
-PLAIN = {
-    str(kind).removeprefix("torch."): kind
-    for kind in (
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8),
-        *(torch.int64, torch.int32, torch.int16, torch.int8),
-    )
-}
-CLIPPED = 0.9999984
-"""The quantile of a row's absolute values at which the contest's baseline clips."""
-SMALLEST_STEP = 1 / 127
-"""The contest's baseline takes no smaller scale than this."""
+_DTYPES = "float64 float32 float16 bfloat16 bool uint8 int64 int32 int16 int8"
+PLAIN: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _DTYPES.split()}
+CLIPPED, SMALLEST_STEP = 0.9999984, 1 / 127
+"""Parameter Golf's baseline clips a row at this quantile of |values|, with scales from 1/127 up."""
 
 
 def count_bytes(kind: str, size: int, row: int) -> int:
-    """Return the bytes that a tensor of `size` values takes, its scales among them."""
+    """Return the bytes that `encode` makes of `size` values, scales included."""
     if kind not in LEVELS:
         return size * PLAIN[kind].itemsize
     return (size if kind == "q8" else 3 * -(-size // 4)) + 2 * -(-size // row)
 
 
 def encode(tensor: Tensor, kind: str, row: int, clips: bool = False) -> bytes:
-    """Return a tensor's bytes; rows of `row` values, of which the last may be shorter.
+    """Return a tensor's bytes, quantized in rows of `row` values; the last row may be shorter.
 
-    ValueError for values that the kind cannot hold.
+    Raises ValueError for values that the kind cannot represent.
     """
     flat = tensor.detach().reshape(-1).cpu()
     if flat.is_floating_point() and not bool(flat.isfinite().all()):
@@ -44,29 +37,27 @@ def encode(tensor: Tensor, kind: str, row: int, clips: bool = False) -> bytes:
         return _bytes(_pack(codes) if kind == "q6" else codes) + _bytes(scales_R)
     plain = flat.to(PLAIN[kind])
     if plain.is_floating_point() and not bool(plain.isfinite().all()):
-        raise ValueError(f"it holds values that {kind} cannot")
+        raise ValueError(f"it holds values out of range for {kind}")
     return _bytes(plain)
 
 
 def decode(data: bytes, kind: str, size: int, row: int) -> Tensor:
-    """Return the flat tensor that `encode` made the bytes of; fp32 where it was quantized."""
+    """Return the flat tensor that `encode` was given; fp32 if the kind is quantized."""
     if kind not in LEVELS:
         return _tensor(data, PLAIN[kind])
-    rows = -(-size // row)
-    scales_R = _tensor(data[len(data) - 2 * rows :], torch.float16)
-    data = data[: len(data) - 2 * rows]
-    codes = (
-        _unpack(_tensor(data, torch.uint8))[:size] if kind == "q6" else _tensor(data, torch.int8)
-    )
+    end = len(data) - 2 * -(-size // row)
+    scales_R = _tensor(data[end:], torch.float16)
+    codes = _tensor(data[:end], torch.uint8 if kind == "q6" else torch.int8)
+    codes = _unpack(codes)[:size] if kind == "q6" else codes
     return codes.float() * scales_R.float().repeat_interleave(row)[:size]
 
 
 def quantize(flat: Tensor, row: int, most: int, clips: bool = False) -> tuple[Tensor, Tensor]:
-    """Return integers within `most`, and the rows' scales in fp16.
+    """Return flat integers between -`most` and `most`, and the rows' scales, R, in fp16.
 
-    A scale is a row's largest absolute value over `most`, rounded up, so that no value is off by
-    more than half of it. With `clips` it is the contest baseline's: a quantile in place of the
-    largest value, not below 1/127, rounded only after the integers are made.
+    A scale is a row's largest absolute value over `most`, rounded up, so that the error is at most
+    half a scale. With `clips` it follows Parameter Golf's baseline: a quantile in place of the
+    largest value, at least 1/127, and rounded to fp16 only after quantization.
     """
     rows = -(-flat.numel() // row)
     values_RN = torch.nn.functional.pad(flat, (0, rows * row - flat.numel())).view(rows, row)
@@ -78,19 +69,19 @@ def quantize(flat: Tensor, row: int, most: int, clips: bool = False) -> tuple[Te
     else:
         exact_R = values_RN.abs().amax(1) / most
         scales_R = exact_R.half()
-        # The next number of fp16 where this one is too small: their bits count upwards.
+        # Round up: adding 1 to the bits of a positive fp16 number gives the next larger one.
         scales_R = (scales_R.view(torch.int16) + (scales_R.float() < exact_R)).short()
         scales_R = scales_R.view(torch.float16)
         steps_R = scales_R.float()
     if not bool(scales_R.isfinite().all()):
         raise ValueError("it holds values too large for a scale in fp16")
-    steps_R = steps_R.where(steps_R > 0, 1.0)  # of a row of zeros
+    steps_R = steps_R.where(steps_R > 0, 1.0)  # 0 for a row of zeros
     codes_RN = (values_RN / steps_R[:, None]).round().clamp(-most, most)
     return codes_RN.to(torch.int8).view(-1)[: flat.numel()], scales_R
 
 
 def _clip_limits(flat: Tensor, row: int) -> Tensor:
-    """Return the rows' quantiles; the last row's without what it lacks."""
+    """Return the rows' quantiles, R; a short last row is not padded."""
     whole = flat.numel() // row
     rows_RN = flat[: whole * row].view(whole, row).abs()
     pieces = rows_RN.split(max(1, (1 << 22) // row))  # torch's quantile takes 16 million at most
@@ -101,7 +92,7 @@ def _clip_limits(flat: Tensor, row: int) -> Tensor:
 
 
 def _pack(codes: Tensor) -> Tensor:
-    """Put four integers of six bits into three bytes."""
+    """Pack four 6-bit integers into three bytes."""
     padded = torch.nn.functional.pad(codes, (0, -codes.numel() % 4))
     a, b, c, d = (padded.int() + 32).view(-1, 4).unbind(1)
     return torch.stack([a | b << 6, b >> 2 | c << 4, c >> 4 | d << 2], 1).bitwise_and(255).byte()

@@ -1,7 +1,7 @@
-"""Lay templates out as the released code does, for comparison (`allocator="reference"`).
+"""Allocate as the released SSN code does, for comparison (`allocator="reference"`).
 
-The budget limits the bank weights alone, blocks of K templates lie on a grid of their own size, and
-what no block reaches is never read: the plan prints it. Nothing here promises an exact budget.
+The budget limits only the banks. A layer's K templates are one block of the bank; blocks of one
+size lie on a grid. Parts of a bank that no block covers are never read (the plan prints them).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def allocate_reference(
     scheme: Scheme,
     wrap_after_k: bool,
 ) -> Allocation:
-    """Plan by the released rules; `wrap_after_k` is the rule of its per-type and per-shape groups.
+    """Return the released code's allocation; `wrap_after_k` for groups by type or shape.
 
-    Raises ValueError where the released code stops: layers alone in their group are not reduced,
-    and what they leave must hold the other banks.
+    Layers alone in their group stay as large as they are. Raises ValueError if they leave no budget
+    for the other groups.
     """
     bank_budget = request.allowed(dense)
     members = members_of(layers, group_of)
@@ -39,7 +39,7 @@ def allocate_reference(
     left = bank_budget - alone
     if shared and left <= 0:
         raise ValueError(
-            f"allocator='reference' keeps layers that are alone in their group, {alone:,} weights;"
+            f"allocator='reference' keeps layers that are alone in their group ({alone:,} weights);"
             f" budget={request.canonical} allows {bank_budget:,}: ask for more, or groups='single'"
         )
     groups = []
@@ -59,7 +59,7 @@ def allocate_reference(
 def _place(
     group: Sequence[LayerSpec], bank: int, scheme: Scheme, wrap_after_k: bool
 ) -> tuple[LayerAllocation, ...]:
-    """Give every layer a block of the grid of its block size, most common shape first."""
+    """Return the layers with template positions; the most common shape is placed first."""
     if bank < 1:
         raise ValueError(
             "allocator='reference' leaves a group no bank at this budget: ask for more"
@@ -105,7 +105,10 @@ def _place(
 
 
 def _source(layer: LayerSpec, bank: int, scheme: Scheme) -> tuple[int, int]:
-    """Return the smaller map of `inter` (both channel counts times p), or the trimmed bank."""
+    """Return the source map's rows and columns, or 1 and the trimmed bank's size.
+
+    The map of `inter` has both channel counts reduced by the same share.
+    """
     if scheme.upsampler != "inter":
         trimmed = bank - bank % _TRIM[scheme.upsampler]
         if trimmed * -(-layer.size // bank) < layer.size:

@@ -1,17 +1,17 @@
-"""Find the ways to share that other packages and scripts bring, and check that they can be used.
+"""Find and check generators of other packages and scripts (schemes).
 
-A scheme is a module, or any object, with three functions. A layer is given N values of its group's
-bank: as many as its weight has, or the whole bank where that has fewer.
+A scheme is an object, e.g. a module, with three functions. A layer reads N values of its group's
+bank: as many as its weight has, or the whole bank if that is smaller.
 
-    learned(shape, values)                  rows x columns of numbers that a layer of this shape
-                                            trains of its own beside N values; (0, 0) for none
-    initial(shape, rng)                     these numbers at their start
-    weight(values_N, learned, shape, first) the layer's weight, flat or in its shape; `first` counts
-                                            the weights of the group's layers before it
+    learned(shape, values)                  shape, rows x columns, of the layer's own parameters
+                                            besides the N values; (0, 0) for none
+    initial(shape, rng)                     their initial values
+    weight(values_N, learned, shape, first) the layer's weight, flat or in its shape; `first` is the
+                                            number of weights of the group's layers before it
 
-The engine places what layers read, sizes the bank such that it and all learned numbers keep the
-budget, and scales weights, so that `weight` of twice the values must be twice the weight.
-A package names it as an entry point of `npas.schemes`, a script calls `register_scheme`.
+npas plans which values layers read, sizes the bank to meet the budget, and scales the values to set
+a weight's variance: twice the values must give twice the weight. A package registers a scheme by an
+entry point of `npas.schemes`, a script by `register_scheme`.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
     from npas.sharing.allocation import LayerAllocation
 
 OWN = frozenset((*CHOICES, *GENERATORS, *UPSAMPLERS, *BASES, CHANNELS, "none"))
-_found: dict[str, Any] = {}  # by name: asking the installed packages takes milliseconds
+_found: dict[str, Any] = {}  # by name: looking up entry points takes milliseconds
 
 
 def register_scheme(name: str, scheme: Any) -> None:
-    """Let `generator=name` be this scheme: an object as above; ValueError if it lacks a part."""
+    """Make `generator=name` use a scheme; raise ValueError if it lacks one of the functions."""
     plugins.register("scheme", name, scheme, name in OWN)
     _found.pop(name, None)
 
 
 def choices() -> tuple[str, ...]:
-    """Return the generators to choose from: npas' own, and those of others."""
+    """Return the names of all generators: of npas, then of others."""
     return (*CHOICES, *(name for name in plugins.names("scheme") if name not in OWN))
 
 
 def is_foreign(generator: str | None) -> bool:
-    """Return whether a name is that of no generator of npas' own."""
+    """Return whether a generator is not one of npas."""
     return generator is not None and generator not in OWN
 
 
 def find(name: str) -> Any:
-    """Return a scheme of another package or script; ValueError if there is none of the name."""
+    """Return a scheme by name; raise ValueError if it is unknown."""
     if name not in _found:
         if name not in plugins.names("scheme"):
             raise ValueError(
@@ -62,7 +62,7 @@ def find(name: str) -> Any:
 
 
 def learned_shape(name: str, shape: tuple[int, ...], values: int) -> tuple[int, int]:
-    """Return the shape of what a layer trains of its own; ValueError for what is none."""
+    """Return `learned` of a scheme; raise ValueError if it is not a valid shape."""
     found = find(name).learned(shape, values)
     is_pair = isinstance(found, tuple) and len(found) == 2 and all(type(n) is int for n in found)
     if not is_pair or min(found) < 0 or (min(found) == 0) != (max(found) == 0):
@@ -75,7 +75,7 @@ def learned_shape(name: str, shape: tuple[int, ...], values: int) -> tuple[int, 
 
 
 def weight(values_N: Tensor, learned: Tensor | None, layer: LayerAllocation) -> Tensor:
-    """Return the flat weight."""
+    """Return the layer's flat weight."""
     assert layer.upsampler is not None
     made: Tensor = find(layer.upsampler).weight(values_N, learned, layer.shape, layer.first)
     return made.reshape(-1)
@@ -84,10 +84,10 @@ def weight(values_N: Tensor, learned: Tensor | None, layer: LayerAllocation) -> 
 def start(
     values_N: Tensor, layer: LayerAllocation, rng: torch.Generator
 ) -> tuple[Tensor | None, float]:
-    """Return what a layer trains of its own as it starts, and its weight's mean square.
+    """Return a layer's initial own parameters (None if it has none), and its weight's mean square.
 
-    ValueError where the weight is not what a scheme promises: of the layer's size, finite, not
-    zero, in proportion to the values, and made of every one of them.
+    Raises ValueError for an invalid weight: of another size, not finite, all zero, not in
+    proportion to the values, or one that does not depend on all of them.
     """
     assert layer.upsampler is not None
     named = f"generator={layer.upsampler!r}"
@@ -109,14 +109,14 @@ def start(
                 f"{named}: the weight of twice the values must be twice the weight, and that of"
                 f" {layer.name} is not: npas scales values to give a weight its layer's spread"
             )
-    # What starts at zero would hide what is read: any numbers show it.
-    own = torch.Generator().manual_seed(0)
-    any_learned = None if drawn is None else torch.randn(layer.learned, generator=own)
+    # Own parameters that start at zero would hide which values are read: take random ones.
+    random = torch.Generator().manual_seed(0)
+    own = None if drawn is None else torch.randn(layer.learned, generator=random)
     with torch.enable_grad():
-        asked_N = values_N.clone().requires_grad_()
-        total = weight(asked_N, any_learned, layer) @ torch.randn(layer.size, generator=own)
-        (read_N,) = torch.autograd.grad(total, asked_N)
-    if unread := int((read_N == 0).sum()):
+        leaf_N = values_N.clone().requires_grad_()
+        total = weight(leaf_N, own, layer) @ torch.randn(layer.size, generator=random)
+        (gradient_N,) = torch.autograd.grad(total, leaf_N)
+    if unread := int((gradient_N == 0).sum()):
         raise ValueError(
             f"{named}: the weight of {layer.name} leaves {unread:,} of the {len(values_N):,} values"
             " that it is given unread, which could not train: it must be made of every one"

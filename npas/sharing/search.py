@@ -1,14 +1,14 @@
-"""Plan the network that groups are learned from, and read from it what tells layers apart.
+"""Plan the network that groups are learned from, and read the layers' vectors for k-means.
 
-    apply(model, plan_search(model, 0.1))        # one group, four templates for every layer
+    apply(model, plan_search(model, 0.1))        # one group, K = 4 templates for every layer
     ...                                          # a short training
-    vectors = search_vectors(model)              # what k-means groups (Plummer et al., 3.2)
+    vectors = search_vectors(model)              # clustered by k-means (Plummer et al., 3.2)
 
-All layers, whatever their shapes, mix the same K templates, each a K-th of one bank. A layer sees
-a template as a map of about its matrix's aspect (out x rest) and resizes it to its shape, up or
-down. The resize is linear, so the K maps are mixed first and their mixture is resized once.
+All layers mix the same K templates; each template is a K-th of one bank. A layer reads a template
+as a map of about its matrix's aspect ratio (out x rest) and resizes it to its own shape. As the
+resize is linear, the K maps are mixed first and the mixture is resized once.
 
-The layers start with the same coefficients, which the paper leaves open; see `coefficients.Alike`.
+All layers start with the same coefficients (the paper does not say); see `coefficients.Alike`.
 """
 
 from __future__ import annotations
@@ -48,15 +48,14 @@ def plan_search(
     exclude: Names = None,
     allocator: str = "npas",
 ) -> Allocation:
-    """Return the allocation of the search for groups; changes nothing.
+    """Return the allocation of the search for groups; the network stays as it is.
 
-    The search is allowed what `budget` allows, but no more than the dense network has, nor than
-    makes a template as large as the largest layer: beyond that its values would be skipped. Of that
-    it leaves less than a thousandth, or less than K parameters, unused. With
-    `allocator="reference"`, the released code's, the bank alone takes the budget, and
-    ends of it may stay unread.
+    Uses at most `budget`, the dense count, and what makes a template as large as the largest layer,
+    since a resize would skip values of a larger one. Less than a thousandth of that, or less than K
+    parameters, stay unused. With `allocator="reference"` the bank alone may take the whole budget,
+    as in the released code, and its end may stay unread.
 
-    Raises ValueError for a budget too small to search with; it names the smallest.
+    Raises ValueError if the budget is too small; it names the smallest.
     """
     specs = [layer.spec for layer in find_layers(model, include, exclude)]
     kind = "softmax" if softmax else "search"
@@ -65,11 +64,11 @@ def plan_search(
     is_released = allocator == "reference"
     dense, request = count_parameters(model), parse_budget(budget)
     unshared = dense - sum(spec.size for spec in specs)
-    beside = unshared + GENERATORS[mixing].count([templates] * len(specs))
-    beside = 0 if is_released else beside
-    floor = beside + templates * SMALLEST_TEMPLATE
+    coefficients = GENERATORS[mixing].count([templates] * len(specs))
+    fixed = 0 if is_released else unshared + coefficients
+    floor = fixed + templates * SMALLEST_TEMPLATE
     largest = max(specs, key=lambda spec: spec.size)
-    ceiling = min(dense, beside + templates * largest.size)
+    ceiling = min(dense, fixed + templates * largest.size)
     allowed = min(request.allowed(dense), dense if is_released else max(ceiling, floor))
     if allowed < floor:
         raise ValueError(
@@ -77,7 +76,7 @@ def plan_search(
             f" with {templates} templates a layer needs at least {floor:,}: ask for"
             f" budget={spell_count(floor)} or more, or name the groups yourself"
         )
-    source = _whole_map(allowed - beside, templates, largest, max(allowed // 1000, len(specs)))
+    source = _whole_map(allowed - fixed, templates, largest, max(allowed // 1000, len(specs)))
     template = allowed // templates if is_released else math.prod(source)
     maps = {spec.shape: search_map(template, spec) for spec in specs}
     if not is_released:
@@ -85,13 +84,13 @@ def plan_search(
     layers = []
     for spec in specs:
         size = math.prod(maps[spec.shape])
-        # The released code lays each layer's templates side by side, where a map fills its template
-        # only nearly: those of another shape then begin a little later.
-        apart = size if is_released else template
+        # The released code puts a layer's maps side by side, although they may be smaller than a
+        # template. The templates of layers of different shapes are then shifted.
+        stride = size if is_released else template
         layers.append(
             LayerAllocation(
                 **vars(spec),
-                templates=tuple(k * apart for k in range(templates)),
+                templates=tuple(k * stride for k in range(templates)),
                 template_size=size,
                 mixing=mixing,
                 upsampler="inter",
@@ -106,16 +105,16 @@ def plan_search(
 
 
 def search_map(template: int, layer: LayerSpec) -> tuple[int, int]:
-    """Return the map, rows x columns, that a layer sees in `template` values: the released rule."""
+    """Return the map, rows x columns, that a layer reads from `template` values, as released."""
     out, rest = matrix_form(layer.shape)
     rows = min(max(1, math.isqrt(template * out // rest)), template)
     return rows, template // rows
 
 
 def search_vectors(model: nn.Module) -> dict[str, Tensor]:
-    """Return what each layer of a search mixes by, by name: coefficients, or its embedding.
+    """Return each layer's coefficients, K, or its embedding, by name.
 
-    Of a softmax these are the logits, as released. ValueError for `avg`, which learns neither.
+    With `softmax` these are the logits, as in the released code. Raises ValueError for `avg`.
     """
     group, templates = _search_group(model), len(allocation(model).layers[0].templates)
     tensors = dict(model.named_parameters())
@@ -127,13 +126,11 @@ def search_vectors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def template_gradients(model: nn.Module, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Map the gradients of the layers' weights to the space of the search's template.
+    """Return the gradient of each layer's loss with respect to a template's values, by name.
 
-    The common space is the template itself. Gradients pass backwards through a layer's resize (its
-    adjoint), so that each becomes what the layer asks of the shared values, one number a value of
-    the template; layers of any shape then speak of the same parameters, and a positive product says
-    that one step serves both. How strongly a layer reads which template, its coefficients, is left
-    out: it can follow, while a conflict of directions stays.
+    `gradients` are those of the layers' weights. They are backpropagated through the layer's
+    resize, so that layers of all shapes can be compared: a positive dot product means that one
+    step lowers the loss of both. Coefficients are left out, as they can adapt.
     """
     found = {}
     for layer in _search_group(model).layers:
@@ -146,10 +143,10 @@ def template_gradients(model: nn.Module, gradients: Mapping[str, Tensor]) -> dic
 
 
 def _whole_map(available: int, templates: int, layer: LayerSpec, slack: int) -> tuple[int, int]:
-    """Choose the largest layer's map such that it reads a template to its last value.
+    """Return the largest layer's map, rows x columns, that leaves few of `available` unused.
 
-    Of the row counts near the aspect it takes the one that leaves the fewest values over; where
-    even that is more than `slack`, a single row, which leaves less than K.
+    Of the row counts near the aspect ratio it takes the one that leaves the fewest values unused;
+    if these are more than `slack`, a single row, which leaves less than K.
     """
     template = available // templates
     rows, _ = search_map(template, layer)

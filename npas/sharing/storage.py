@@ -1,4 +1,4 @@
-"""Write a network's tensors beside a description of it, and read both back."""
+"""Write and read a directory of `model.safetensors` and a JSON description, with checksums."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from npas.utils.json_data import read_json
 
 WEIGHTS_FILE = "model.safetensors"
 DIGEST, WEIGHTS = "digest", "weights_sha256"
-"""The fields of a description with the sha256 of its other fields and of `model.safetensors`."""
+"""The description's fields for the sha256 of its other fields and of `model.safetensors`."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a folder holds: a description, without its checksums, and tensors on the CPU."""
+    """A directory's description, without its checksums, and its tensors by name, on the CPU."""
 
     directory: Path
     description: dict[str, Any]
@@ -32,12 +32,11 @@ class Stored:
 
 
 def write(model: nn.Module, directory: Path, name: str, description: Mapping[str, Any]) -> None:
-    """Write `model.safetensors`, every tensor once, and the description under its name.
+    """Write `model.safetensors`, tied tensors once, and the description as the file `name`.
 
-    Whatever ends it, such as a full disk or a kill, the directory holds the old pair or the new
-    one: the new description waits as `name.next` until the new weights are in place, and `read`
-    knows by the checksum which description belongs to the weights. Raises OSError, or
-    safetensors' own error, if the files cannot be written.
+    A full disk or a killed process leaves the old pair or the new one: the new description is
+    `name.next` until the new weights are in place, and `read` finds by the checksum which one
+    belongs to the weights. Raises OSError or safetensors' error if they cannot be written.
     """
     from safetensors.torch import save_model
 
@@ -46,7 +45,7 @@ def write(model: nn.Module, directory: Path, name: str, description: Mapping[str
     try:
         save_model(model, str(weights))
         text.write_text(_described(description, weights), encoding="utf-8")
-        shutil.copymode(text, weights)  # safetensors writes for the owner alone
+        shutil.copymode(text, weights)  # safetensors makes it readable for the owner only
         os.replace(text, _next(directory / name))
         os.replace(weights, directory / WEIGHTS_FILE)
         os.replace(_next(directory / name), directory / name)
@@ -60,29 +59,29 @@ def _next(path: Path) -> Path:
 
 
 def describe(directory: Path, name: str, description: Mapping[str, Any]) -> None:
-    """Write a description beside weights that are there already."""
+    """Write a description for weights that are already in the directory."""
     text = directory / f"{name}.{os.getpid()}.tmp"
     text.write_text(_described(description, directory / WEIGHTS_FILE), encoding="utf-8")
     os.replace(text, directory / name)
 
 
 def _described(description: Mapping[str, Any], weights: Path) -> str:
-    """Return the description as JSON, with the checksums of the weights and of itself."""
+    """Return the description as JSON, with both checksums."""
     described = {**description, WEIGHTS: _file_sum(weights)}
     return json.dumps(described | {DIGEST: digest(described)}, indent=1) + "\n"
 
 
 def digest(description: Mapping[str, Any]) -> str:
-    """Return the sha256 of plain data, as JSON with sorted keys and no spaces."""
+    """Return the sha256 of the description as JSON with sorted keys and no spaces."""
     text = json.dumps(description, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read(directory: Path, name: str, writer: str) -> Stored:
-    """Read the description and the tensors.
+    """Read what `writer` wrote: the description in the file `name`, and the tensors.
 
-    ValueError where a file is missing, is damaged or was changed since both were written. Files
-    from before there were checksums, or without them, are taken as they are.
+    Raises ValueError if a file is missing, damaged or does not match its checksum. Checksums that
+    are missing are not checked.
     """
     path, weights = directory / name, directory / WEIGHTS_FILE
     if _next(path).is_file() and weights.is_file():  # a write ended between its renames
@@ -98,25 +97,25 @@ def _read(path: Path, weights: Path, writer: str) -> Stored:
     for file in (weights, path):
         if not file.is_file():
             raise ValueError(
-                f"{path.parent} holds no {file.name}: name a folder that {writer} wrote"
+                f"{path.parent} holds no {file.name}: name a folder written by {writer}"
             )
     try:
         description = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): write it again with {writer}") from None
     if not isinstance(description, dict):
-        raise ValueError(f"{path} is no description that {writer} wrote")
+        raise ValueError(f"{path} was not written by {writer}: it must be a JSON object")
     given = description.pop(DIGEST, None)
     if given is not None and given != digest(description):
         raise ValueError(
             f"{path} was changed after {writer} wrote it: write it again, or delete its"
-            f' "{DIGEST}" to use it as it was edited'
+            f' "{DIGEST}" to use the edited file'
         )
     given = description.pop(WEIGHTS, None)
     if given is not None and given != _file_sum(weights):
         raise ValueError(
-            f"{weights} is not the file that {path.name} was written with, by its sha256: write"
-            f" both again with {writer}"
+            f"{weights} does not have the sha256 stored in {path.name}: write both again with"
+            f" {writer}"
         )
     try:
         tensors = load_file(weights)
@@ -127,17 +126,17 @@ def _read(path: Path, weights: Path, writer: str) -> Stored:
 
 
 def check(stored: Stored, own: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless the stored tensors are those of a network with these, by name."""
+    """Raise ValueError unless the stored tensors have the names and shapes of `own`."""
     another = f"{stored.directory} was written by another architecture: "
-    there = {_memory(own[name]) for name in stored.tensors if name in own}
+    stored_memory = {_memory(own[name]) for name in stored.tensors if name in own}
     for name, tensor in own.items():
         found = stored.tensors.get(name)
         if found is None:
-            if tensor.is_meta or _memory(tensor) not in there:  # of tied tensors, one is written
+            if tensor.is_meta or _memory(tensor) not in stored_memory:  # tied: only one is stored
                 raise ValueError(f"{another}it lacks {name!r}")
         elif found.shape != tensor.shape:
             raise ValueError(
-                f"{another}{name} has shape {list(tensor.shape)} here and {list(found.shape)} there"
+                f"{another}{name} has shape {list(found.shape)} instead of {list(tensor.shape)}"
             )
         elif _kind(found) != _kind(tensor):
             raise ValueError(
@@ -145,7 +144,7 @@ def check(stored: Stored, own: Mapping[str, Tensor]) -> None:
                 " write it again"
             )
     if unknown := [name for name in stored.tensors if name not in own]:
-        raise ValueError(f"{another}it has {unknown[0]!r:.100}, which the network has not")
+        raise ValueError(f"{another}the network has no {unknown[0]!r:.100}")
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:

@@ -1,4 +1,7 @@
-"""Say which matrices layers read from a bank: a flat vector to torch, matrices to the network."""
+"""List the matrices that layers read from each bank, for optimizers of matrices such as Muon.
+
+A bank is one flat parameter; layers read slices of it as matrices (`Templates`).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from npas.sharing.layers import bank_name, matrix_form
 
 @dataclass(frozen=True)
 class Templates:
-    """Templates of one shape, rows x columns, that start at these places of a bank."""
+    """Templates of one shape, rows x columns, and their start positions in a bank."""
 
     rows: int
     columns: int
@@ -21,11 +24,11 @@ class Templates:
 
 
 def bank_templates(model: nn.Module) -> dict[nn.Parameter, list[Templates]]:
-    """Return the templates that layers read from each bank of a network, each of them once.
+    """Return the templates of each bank of a network, without duplicates.
 
-    A template of a layer's own size has the shape of its matrix; one that is resized that of its
-    map; a basis has its vectors for rows; else it is a row. Banks that are pruned or parametrized
-    are left out.
+    A template of a layer's size has the shape of the layer's matrix, a resized one that of its
+    source map. A basis is a matrix with one vector per row. Any other template is a single row.
+    Pruned and parametrized banks are left out.
     """
     found: dict[nn.Parameter, list[Templates]] = {}
     for module in model.modules():
@@ -43,10 +46,10 @@ def bank_templates(model: nn.Module) -> dict[nn.Parameter, list[Templates]]:
 
 
 def _matrices(layer: LayerAllocation) -> list[tuple[tuple[int, int], tuple[int, ...]]]:
-    """Return the shapes of what a layer reads, and where each starts."""
+    """Return pairs (shape, start positions) of the matrices that a layer reads."""
     if layer.upsampler is None:
         return [(matrix_form(layer.shape), layer.templates)]
-    if layer.upsampler in BASES:  # whole vectors, and one that is cut short
+    if layer.upsampler in BASES:  # whole vectors, then a truncated one
         (start,), length = layer.templates, extent(layer)[1]
         whole, rest = divmod(layer.template_size, length)
         parts = ((whole, length), (start,)), ((1, rest), (start + whole * length,))

@@ -1,7 +1,6 @@
-"""Every private function of torch, and of Python's frames, that npas needs.
+"""The private functions of torch and of Python's frames that npas uses.
 
-Each stands for something that torch does but has no public name for. `tests/sharing/
-test_torch_private.py` fails when a torch release changes one.
+`tests/sharing/test_torch_private.py` fails when a torch release changes one.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ _CALL = nn.Module._wrapped_call_impl.__code__
 _storage_use_count = getattr(torch._C, "_storage_Use_Count", None)
 
 backward_pass = torch._C._current_graph_task_id
-"""Return the number of the backward pass that runs on this thread; -1: none."""
+"""Return the id of the backward pass running on this thread, or -1."""
 
 will_execute = torch._C._will_engine_execute_node
-"""Return whether the running backward pass will come to a node of the graph."""
+"""Return whether the running backward pass will execute a node of the graph."""
 
 
 def is_shared_storage(storage: torch.UntypedStorage) -> bool:
-    """Return whether any tensor still uses a storage, or torch cannot say."""
+    """Return whether a tensor uses the storage; True if this torch cannot tell."""
     return _storage_use_count is None or _storage_use_count(storage._cdata) > 1
 
 
 def has_saved_tensors_hooks() -> bool:
-    """Return whether `saved_tensors_hooks` are active, such as a checkpoint's."""
+    """Return whether `saved_tensors_hooks` are active, e.g. activation checkpointing's."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
@@ -47,8 +46,8 @@ def is_traced() -> bool:
     """Return whether a compiler, a function transform or a trace is running.
 
     That is `torch.compile`, `torch.export`, `torch.func`, forward-mode differentiation,
-    `torch.jit.trace`, `make_fx` or fake tensors. They cannot follow an autograd function that
-    writes to memory of its own, and nothing that is computed under them may be kept.
+    `torch.jit.trace`, `make_fx` or fake tensors. They do not support autograd functions that write
+    to their own buffers, and tensors computed under them must not be cached.
     """
     return (
         torch.compiler.is_compiling()
@@ -61,9 +60,9 @@ def is_traced() -> bool:
 
 
 def hidden_from_checkpoints() -> AbstractContextManager[object]:
-    """Return a context whose operations selective checkpoints neither save nor expect again.
+    """Return a context in which selective activation checkpointing ignores operations.
 
-    Whether a weight is generated inside a checkpoint or before it must make no difference.
+    A weight may be generated inside a checkpoint or before it; the results must be equal.
     """
     selective = (_CachingTorchDispatchMode, _CachedTorchDispatchMode)
     if any(isinstance(mode, selective) for mode in _get_current_dispatch_mode_stack()):
@@ -73,11 +72,11 @@ def hidden_from_checkpoints() -> AbstractContextManager[object]:
 
 
 caller: Any = sys._getframe
-"""`caller(1)` returns the frame that called the function it is used in; fast, for hot paths."""
+"""`caller(1)` returns the frame of the current function's caller; fast enough for hot paths."""
 
 
 def is_executing(frame: FrameType) -> bool:
-    """Return whether a call still runs; one that has ended gives up its local variables."""
+    """Return whether a frame still executes; a finished one is cleared of its local variables."""
     try:
         frame.clear()
     except RuntimeError:
@@ -86,7 +85,7 @@ def is_executing(frame: FrameType) -> bool:
 
 
 def outermost_call(modules: Collection[nn.Module]) -> tuple[FrameType, nn.Module] | None:
-    """Return the frame that calls one of these modules, and the module; the first on the stack."""
+    """Return the outermost frame on the stack that calls one of `modules`, and that module."""
     found, frame = None, caller(1)
     while frame is not None:
         if frame.f_code is _CALL and frame.f_locals["self"] in modules:
@@ -96,7 +95,7 @@ def outermost_call(modules: Collection[nn.Module]) -> tuple[FrameType, nn.Module
 
 
 def level_outside() -> int:
-    """Return the `stacklevel` with which a caller's warning names the line that called npas."""
+    """Return the `stacklevel` at which a warning points to the user's line that called npas."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
         level, frame = level + 1, frame.f_back

@@ -1,7 +1,8 @@
-"""Generate a shared network's weights: once per forward pass, and only then.
+"""`SharedWeights`: when a shared network's weights are generated, and how long they are kept.
 
-The root module holds the trainable tensors as its own parameters, so that each stands once in
-`parameters()` and `state_dict()`. How layers come to read from here: see `attachment.py`.
+The root module owns the trainable tensors, so that each is once in `parameters()` and
+`state_dict()`. Layers read their weights here through the properties of `attachment.py`;
+`generation.py` makes them.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ from npas.utils.progress import track
 class SharedWeights:
     """Generate and cache the weights of one shared network.
 
-    With gradients, a weight lives for one forward pass of the outermost module that was called (and
-    is generated again for the next). Without, it is kept until a bank, a coefficient, their dtype
-    or their device changes, any optimizer steps, or `train`, `eval` or `load_state_dict` is called.
-    Version counters show a change, also a fused optimizer's (see `_note_step`); writing through
-    `.data` and collectives of `torch.distributed` do not move them.
+    With gradients, a weight is generated once per forward pass of the outermost module that is
+    called. Without, it is kept until a bank, a coefficient, their dtype or their device changes, an
+    optimizer steps, or `train`, `eval` or `load_state_dict` is called. Changes are detected by
+    version counters (see `_note_step` for fused optimizers). Writes through `.data` and collectives
+    of `torch.distributed` do not increase them.
 
-    `low` are the layers known to round their weights under autocast. With `recompute` weights are
-    not kept for backward but generated again.
+    `low` are the indices of layers known to cast their weights under autocast. With `recompute`
+    autograd does not save weights; they are generated again in backward.
     """
 
     def __init__(
@@ -59,26 +60,25 @@ class SharedWeights:
         self.pool = BufferPool()
         self._open = _OpenPass()
         self._kept: _Kept | None = None
-        self.errors: Errors | None = None  # of a network that was fitted, when it was
+        self.errors: Errors | None = None  # of the fit, if there was one
         self.modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        """The modules that sharing has changed, wherever they are now; of a copy none."""
+        """The modules that sharing has changed, also if moved elsewhere; empty in a copy."""
         self.others: dict[str, tuple[int, bool]] = {}
-        """Size of every parameter that is not shared, and whether it counted, when last counted."""
+        """(size, whether it counts) of each unshared parameter; see `audit.count_others`."""
         _watch_optimizers(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave generated weights out of copies and pickles; RuntimeError if one was written to."""
+        """Return the state without generated weights; RuntimeError if one was written to."""
         self.refuse_written()
         left_out = ("_open", "modules")
         return {k: v for k, v in self.__dict__.items() if k not in left_out} | {"_kept": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Come back with no pass open."""
         self.__dict__.update(state, _open=_OpenPass(), modules=weakref.WeakSet())
         _watch_optimizers(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedWeights:
-        """Copy with the network; warn where a part of it is copied by itself."""
+        """Copy with the network; warn if only a part of it is copied."""
         if id(self.root) not in memo:
             warnings.warn(
                 "a part of a shared network was copied by itself: the copy's bank is not among its"
@@ -95,11 +95,11 @@ class SharedWeights:
             yield shared_value(self.root, name)
 
     def replace(self, allocation: Allocation) -> None:
-        """Generate from now on what another allocation of the same layers says."""
+        """Use another allocation of the same layers from now on."""
         self.allocation, self.reading = allocation, Reading(allocation, self.reading.low)
 
     def begin(self, *_: object) -> None:
-        """Open a forward pass (a pre-hook of every module that holds shared layers)."""
+        """Open a forward pass if none is open (a forward pre-hook)."""
         if not torch.compiler.is_compiling() and not self._open.is_running():
             self._refuse_writes()
             self._open.start(caller(1))
@@ -111,14 +111,14 @@ class SharedWeights:
         """Close the forward pass that the same call opened, and drop its weights."""
         if torch.compiler.is_compiling():
             return
-        # After an exception the frame that opened the pass is gone.
+        # After an exception the frame that opened the pass no longer runs.
         if self._open.opened_by is caller(1) or not self._open.is_running():
             self._open.start(None)
 
     def _join(self) -> bool:
-        """Open the pass of a part that is being called, without its network; False if none is.
+        """Open a pass for a submodule that is called without the network; False if none is.
 
-        From the part's next call on hooks do, so that its weights are dropped as it ends.
+        The submodule gets hooks, which open and close the pass from its next call on.
         """
         if not self.modules:  # in a copy
             self.modules.update(self.root.modules())
@@ -131,7 +131,7 @@ class SharedWeights:
         return True
 
     def watch(self, module: nn.Module) -> None:
-        """Make each call of a module open a pass, if none is open, and close it."""
+        """Register the hooks that open and close a pass at each call of a module."""
         module.register_forward_pre_hook(self.begin)
         module.register_forward_hook(self.end, always_call=True)
 
@@ -156,14 +156,14 @@ class SharedWeights:
                 kept.read.add(twin)
         weight = weights.weight(twin)
         if not running:
-            # Somebody may be about to initialize it; what is remembered holds no graph.
+            # The caller may write to it (nn.init), which is detected later; detach drops the graph.
             self._open.read = self.reading.places[index][1].name, weight.detach(), weight._version
         return weight
 
     def dense_parameters(self, indices: Iterable[int]) -> dict[int, nn.Parameter]:
-        """Return the weights of layers as parameters; each trains where its bank does.
+        """Return the weights of layers as parameters, bit-equal to those of a forward pass.
 
-        They come from the call that the forward pass makes, and are equal to the bit.
+        A parameter requires gradients if its bank does.
         """
         made, found = WeightPass(self.root, self.reading, BufferPool(), kept=True), {}
         device = next(self.sources()).device
@@ -178,28 +178,28 @@ class SharedWeights:
         return found
 
     def plain_weight(self, index: int) -> Tensor:
-        """Return the weight of the layer at `index` by plain operations, made for this call."""
+        """Return the weight of the layer at `index`, by plain operations that can be traced."""
         return self._pass().plain_weight(index)
 
     def _pass(self, *, kept: bool = False, recompute: bool = False) -> WeightPass:
         return WeightPass(self.root, self.reading, self.pool, kept=kept, recompute=recompute)
 
     def _keep(self, running: bool) -> _Kept:
-        """Return the kept weights if they still hold, else a place for new ones."""
-        kept = self._kept  # read once: another thread may forget it meanwhile
+        """Return the kept weights if they are still valid, else an empty cache."""
+        kept = self._kept  # read once: another thread may drop it meanwhile
         if kept is not None and running and self._open.checked:
             return kept
         sources = list(self.sources())
         state = self._state(sources)
         if kept is None or state != kept.state:
-            self.pool.clear()  # kept weights are not made again every step
+            self.pool.clear()  # kept weights do not use the pool
             held = [t.detach() for t in sources]
             self._kept = kept = _Kept(self._pass(kept=True), state, held, _sums(sources), set())
         self._open.checked = running
         return kept
 
     def _state(self, sources: Sequence[Tensor]) -> list[object]:
-        """Return what differs once a source has changed, but for what moves no version counter."""
+        """Return what differs after a source has changed in a way that version counters show."""
         state: list[object] = [_last_step[0]]
         for t in sources:
             version = object() if t.is_inference() else t._version
@@ -207,12 +207,11 @@ class SharedWeights:
         return state
 
     def refuse_written(self, *_: object) -> None:
-        """RuntimeError if a kept weight was written to, which changes outputs and no parameter.
+        """Raise RuntimeError if a kept weight was written to: that changes no parameter.
 
-        Called before anything reads the parameters to store or copy them (as the root's
-        `state_dict` pre-hook among others), and by `train` and `eval`, which drop kept weights.
-        Weights whose bank was changed in a way that moves no version counter are only out of date:
-        they are dropped.
+        Called before parameters are stored or copied (e.g. as the root's `state_dict` pre-hook),
+        and by `train` and `eval`. Kept weights whose bank was changed without a version counter are
+        dropped.
         """
         if is_traced():
             return
@@ -233,33 +232,33 @@ class SharedWeights:
             raise written(name)
 
     def _refuse_writes(self) -> None:
-        """Raise if the weight that was last read outside a pass was written to since."""
+        """Raise RuntimeError if the weight that was last read outside of a pass was written to."""
         read, self._open.read = self._open.read, None
         if read and read[1]._version != read[2]:
             self.forget()
             raise written(read[0])
 
     def forget(self, *_: object) -> None:
-        """Drop the kept weights, so that the next evaluation generates them again (also a hook)."""
+        """Drop the kept weights (also a hook)."""
         self._kept = None
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """Kept weights with what they were made of, as one object that threads replace whole."""
+    """Kept weights and the state of their sources; threads replace it as a whole."""
 
     weights: WeightPass
     state: list[object]
-    sources: list[Tensor]  # so that no other tensor can come to lie at an address in `state`
+    sources: list[Tensor]  # kept alive, so that no other tensor gets an address in `state`
     sums: list[Tensor]
-    read: set[int]  # outside of passes, by who may write to them
+    read: set[int]  # layers read outside of a pass, which the reader may have written to
 
 
 @torch.no_grad()
 def _sums(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return each tensor's bytes summed as whole numbers, by which a change through `.data` shows.
+    """Return integer checksums of each tensor's bytes, which detect changes through `.data`.
 
-    Of eight bytes each, the rest one by one: one pass over memory, and nothing waits for a GPU.
+    Two sums: of eight bytes at a time, and of the remaining bytes. Does not synchronize with a GPU.
     """
     found = []
     for tensor in tensors:
@@ -273,8 +272,7 @@ def _sums(tensors: Sequence[Tensor]) -> list[Tensor]:
 class _OpenPass(threading.local):
     """The forward pass that runs on one thread, and what it has generated.
 
-    The pass is running while the call that opened it is: that stays true to fact also where
-    Ctrl-C keeps the closing hook from being called.
+    It ends when the call that opened it ends, even if Ctrl-C skips the closing hook.
     """
 
     opened_by: FrameType | None = None
@@ -284,16 +282,13 @@ class _OpenPass(threading.local):
     hooks: saved_tensors_hooks | None = None
 
     def start(self, frame: FrameType | None) -> None:
-        """Begin with nothing generated, as opened by this frame; None: no pass."""
+        """Start with an empty cache, as opened by this frame (None: no pass)."""
         if self.hooks is not None:
             self.hooks.__exit__()
         self.opened_by, self.weights, self.checked, self.hooks = frame, None, False, None
 
     def recompute(self, weights: WeightPass) -> None:
-        """Make autograd save none of the weights that this pass generates.
-
-        Unless other hooks, such as a checkpoint's, decide already what autograd saves.
-        """
+        """Make autograd save no generated weights, unless other saved-tensor hooks are active."""
         self.weights = weights
         if not has_saved_tensors_hooks():
             self.hooks = saved_tensors_hooks(weights.pack, weights.unpack)
@@ -305,12 +300,12 @@ class _OpenPass(threading.local):
 
 
 _last_step: list[object] = [None]
-_alive: tuple[weakref.ref[SharedWeights], ...] = ()  # replaced whole, as other threads read it
+_alive: tuple[weakref.ref[SharedWeights], ...] = ()  # replaced as a whole: other threads read it
 _adding = threading.Lock()
 
 
 def _watch_optimizers(shared: SharedWeights) -> None:
-    """Note every optimizer step from now on: a fused one leaves version counters as they are."""
+    """Register `_note_step`: fused optimizers do not increase version counters."""
     global _alive
     with _adding:
         _alive = (*(ref for ref in _alive if ref() is not None), weakref.ref(shared))
@@ -320,13 +315,13 @@ def _watch_optimizers(shared: SharedWeights) -> None:
 
 
 def _note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Move the version counters of the shared tensors that an optimizer has changed."""
+    """Increase the version counters of the shared tensors that an optimizer has changed."""
     _last_step[0] = object()
     ours = {
         id(tensor)
         for ref in _alive
         if (shared := ref()) is not None
-        # While another thread copies a network, its root is still empty.
+        # The root may be empty while another thread copies the network.
         for name, tensor in list(shared.root.__dict__.get("_parameters", {}).items())
         if name.startswith(PREFIX)
     }

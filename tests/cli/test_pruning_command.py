@@ -62,7 +62,7 @@ def test_settings_without_a_method_are_said_to_be_ignored_and_change_no_run(run)
     assert "pruning.batches ignored" in answer.err and "pruning.times ignored" in answer.err
     for words, message in (
         (("pruning.method=hrnk",), "pruning.method must be magnitude or hrank or null, got 'hrnk'"),
-        (("pruning.amount={fc:0.5}",), "no layer that can be pruned is 'fc'"),
+        (("pruning.amount={fc:0.5}",), "no prunable layer matches 'fc'"),
         (("pruning.amunt=0.5",), "did you mean 'pruning.amount'?"),
     ):
         answer = run("npas-plan", *PRUNED, *words)

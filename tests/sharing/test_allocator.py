@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from npas.sharing.allocation import Allocation, Scheme
@@ -50,6 +50,7 @@ SCHEMES = st.builds(
     upsample_templates=st.sampled_from([1, 1, 3]),
 )
 GROUPS = st.sampled_from(["single", "type", "shape", "place", "depth:2", "random"])
+TINY = [LayerSpec(f"{i}.weight", (2, 2), "linear") for i in range(2)], 0
 BUDGETS = st.one_of(
     st.floats(0.005, 4.0),
     st.floats(0.9, 2.1),  # groups of one layer change their ways between 100% and 200%
@@ -58,6 +59,7 @@ BUDGETS = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(networks(), SCHEMES, GROUPS, BUDGETS, st.integers(0, 3))
+@example(TINY, Scheme(generator="factorized", low_rank=1), "single", 0.8, 0)
 def test_every_budget_is_kept_used_up_and_read_whole(network, scheme, groups, fraction, seed):
     layers, unshared = network
     if scheme.generator in WHOLE:  # which have no use for more, or several maps

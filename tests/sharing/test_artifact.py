@@ -140,7 +140,9 @@ def test_no_value_is_off_by_more_than_half_a_step(size, row, spread, kind, seed)
     assert torch.equal(decode(encode(read, kind, row), kind, size, row) == 0, read == 0)
 
 
-@pytest.mark.parametrize(("value", "why"), [(math.nan, "not finite"), (1e9, "too large|cannot")])
+@pytest.mark.parametrize(
+    ("value", "why"), [(math.nan, "not finite"), (1e9, "too large|out of range")]
+)
 @pytest.mark.parametrize("kind", ["q8", "q6", "float16"])
 def test_values_that_a_kind_cannot_hold_are_refused(value, why, kind):
     with pytest.raises(ValueError, match=why):
@@ -278,8 +280,8 @@ def cut_tensor(data):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda data: data.__setitem__(0, 0), "no artifact that npas wrote"),
-        (lambda data: data.clear(), "no artifact that npas wrote"),
+        (lambda data: data.__setitem__(0, 0), "not an artifact of npas"),
+        (lambda data: data.clear(), "not an artifact of npas"),
         (lambda data: data.__setitem__(4, 9), "has version 9, this npas reads 1"),
         (lambda data: data.__setitem__(5, 7), "is damaged"),
         (lambda data: data.__setitem__(9, data[9] ^ 1), "is damaged"),
@@ -289,7 +291,7 @@ def cut_tensor(data):
         (lambda data: data.__delitem__(slice(-3, None)), "is damaged"),
         (lambda data: data.__delitem__(slice(24, None)), "is damaged"),
         (lambda data: data.extend(b"more"), "is damaged"),
-        (cut_tensor, "is damaged .*another size"),
+        (cut_tensor, "is damaged .*the size"),
     ],
 )
 @pytest.mark.parametrize("compression", ["zlib", "lzma", "none"])

@@ -363,7 +363,7 @@ def test_what_cannot_be_is_refused_or_warned_of():
         npas.share(Mlp(), 0.5, init="fit", low_rank=1)
     with pytest.raises(ValueError, match="bounds bytes"):
         npas.share(Mlp(), "8KB", init="fit")
-    for budget, said in ((1.5, "is not fewer than the 1,316"), (0.1, "at least 233 parameters")):
+    for budget, said in ((1.5, "the network's 1,316"), (0.1, "at least 233 parameters")):
         with pytest.raises(ValueError, match=said):
             npas.share(drawn(), budget, init="fit")
     with pytest.raises(ValueError, match="init='best' is unknown"):

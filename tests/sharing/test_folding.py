@@ -148,7 +148,7 @@ def test_what_cannot_be_folded_is_left_as_it_was():
         (network(**mixed), 2, None, "is no cosine"),
         (network(**mixed), 0.1, torch.ones(2, 9), r"example \(RuntimeError: .*dict of them"),
         (network(**mixed), 0.1, (), r"with the example \(TypeError: "),
-        (network(budget=0.5), 0.9, None, "generator='hash' gives layers no coefficients"),
+        (network(budget=0.5), 0.9, None, "generator='hash' has no coefficients per layer"),
     ):
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         with pytest.raises(ValueError, match=line):

@@ -144,7 +144,7 @@ def test_a_masked_network_is_saved_and_loaded_into_one_that_is_masked_alike(tmp_
 
 
 REFUSED = [
-    (lambda m: pruning.prune_filters(m, {"fc": 0.5}), "pruned is 'fc': there are stages.0.0.conv1"),
+    (lambda m: pruning.prune_filters(m, {"fc": 0.5}), "matches 'fc': there are stages.0.0.conv1"),
     (lambda m: pruning.prune_filters(m, {"*": 1.0}), "at least 0 and below 1, got 1.0"),
     (lambda m: pruning.prune_filters(m, 0.9), "leaves none of the 8 filters of stages.0.0.conv1"),
     (lambda m: pruning.prune_filters(m, 0.0), "an amount of 0 prunes nothing"),
@@ -170,7 +170,7 @@ REFUSED = [
         lambda m: pruning.resize(
             pruning.shrink(m), {k: torch.ones(99) for k in build().state_dict() if "kept" not in k}
         ),
-        "does not come from",
+        "is not a pruned",
     ),
     (lambda m: models.filters_of(models.family("gpt").Config(), m), "choose vgg, resnet_cifar"),
 ]

@@ -221,7 +221,7 @@ def test_what_cannot_be_is_said(options, says):
 def test_a_selector_needs_blocks_and_no_embeddings():
     plain = nn.ModuleDict({name: nn.Linear(8, 8) for name in "ab"})
     assert len(npas.plan(plain, 0.9, exclude="@embeddings").layers) == 2
-    with pytest.raises(ValueError, match="exclude='@last' selects nothing: no blocks here"):
+    with pytest.raises(ValueError, match="exclude='@last' selects nothing: no numbered"):
         npas.plan(plain, 0.9, exclude="@last")
 
 

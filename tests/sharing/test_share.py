@@ -147,7 +147,7 @@ def test_dropping_weights_that_look_trained_warns():
 @pytest.mark.parametrize("thing", [[1], nn.Linear, None])
 def test_what_is_no_network_is_refused(thing):
     for verb in (npas.share, npas.plan):
-        with pytest.raises(ValueError, match=r"is no network: pass an nn\.Module"):
+        with pytest.raises(ValueError, match=r"is not a network: pass an nn\.Module"):
             verb(thing, 0.5)  # type: ignore[operator]
 
 

@@ -146,7 +146,7 @@ EDITS = {
     "unshared and dense": (lambda d: _add(d, 10), "the network has 126"),
     "no groups": (drop("groups"), "groups is missing"),
     "format": (put("format", 2), "has format 2"),
-    "a list": (lambda data: [data], "no description"),
+    "a list": (lambda data: [data], "not written by"),
 }
 
 
@@ -182,7 +182,7 @@ def test_what_was_changed_since_it_was_written_is_told_by_its_checksum(folder):
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1
     weights.write_bytes(damaged)
-    assert "not the file that" in check_refused(folder, network())
+    assert "does not have the sha256" in check_refused(folder, network())
 
 
 def test_a_write_that_is_killed_between_two_renames_leaves_the_old_or_the_new_network(

@@ -116,7 +116,7 @@ def test_a_run_that_starts_from_a_pruned_one_computes_what_that_does(run_small, 
     ("keys", "message"),
     [
         ({"amount": 0.99}, "pruning.method=hrank: an amount of 0.99 leaves none of the 8 filters"),
-        ({"amount": {"head": 0.5}}, "pruning.method=hrank: no layer that can be pruned is 'head'"),
+        ({"amount": {"head": 0.5}}, "pruning.method=hrank: no prunable layer matches 'head'"),
         ({"amount": 1}, "pruning.amount must be below 1, got 1"),
         ({"amount": {"a": -0.1}}, "pruning.amount.a must be at least 0, got -0.1"),
         ({"end": 1.0}, "pruning.end must be below 1, got 1"),
