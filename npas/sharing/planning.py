@@ -206,4 +206,4 @@ def fit_inside(
 def refuse_meta(model: nn.Module) -> None:
     """Raise ValueError where the network has no values."""
     if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("the network lies on the meta device, without values: build it on the CPU")
+        raise ValueError("the network is on the meta device, without values: build it on the CPU")
