@@ -65,7 +65,7 @@ def test_muon_gets_the_matrices_that_are_not_shared_and_another_optimizer_all_el
     for optimizer in optimizers:
         optimizer.step()
     assert not any(torch.equal(*pair) for pair in zip(wanted, before, strict=True))
-    with pytest.raises(ValueError, match="no unshared matrix, and torch.optim.Muon"):
+    with pytest.raises(ValueError, match=r"no unshared matrix, and torch\.optim\.Muon"):
         npas.param_groups(npas.share(Residual(), 0.1), 0.1, matrices=True)
 
 
