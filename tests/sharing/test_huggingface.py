@@ -125,7 +125,7 @@ class Mixed(nn.Sequential, PyTorchModelHubMixin):
             lambda folder: prune.l1_unstructured(npas.share(bert(), 0.4), "npas_bank_0", 0.1)
             .save_pretrained(folder), "needs the plain parameter npas_bank_0",
         ),
-        (lambda folder: cut(npas.share(bert(), 0.4)).save_pretrained(folder), "is no longer in the"),
+        (lambda folder: cut(npas.share(bert(), 0.4)).save_pretrained(folder), "no longer in the"),
     ],
     ids=[
         "a part", "another library", "an upload", "a variant", "pruned", "a layer gone",
