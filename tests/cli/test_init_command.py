@@ -57,12 +57,6 @@ def test_a_run_that_has_begun_needs_the_path_no_more(run, trained, tmp_path):
     assert "there is no such file or folder" in answer.err
 
 
-def test_it_is_of_use_to_a_dense_network(run, trained, tmp_path):
-    answer = run(*TRAIN, f"run_root={tmp_path}", "budget=dense", f"sharing.init={trained}")
-    assert answer.code == 0 and "warning" not in answer.err
-    assert answer.err.count("sharing.init: ") == 1 and "tensors copied" in answer.err
-
-
 def test_a_plan_says_how_near_a_fit_comes_and_a_run_starts_there(run, trained, tmp_path):
     words = (*SMALL, f"run_root={tmp_path}", "budget=0.5", f"sharing.init=fit:{trained}")
     for batches in (0, 2):

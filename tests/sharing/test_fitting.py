@@ -167,14 +167,6 @@ def test_a_low_rank_is_kept_exactly():
     assert max(errors[f"body.{i}.weight"] for i in range(4)) < 1e-5
 
 
-def test_outputs_of_a_network_that_fits_are_kept():
-    model = low_rank(drawn(), 4)
-    x = torch.randn(5, 12)
-    expected = model(x)
-    model, _ = fitted(model, 0.999)
-    assert torch.allclose(model(x), expected, atol=1e-2)
-
-
 class Seeing(nn.Module):
     """Words, a layer and a convolution whose inputs lie in few directions."""
 
@@ -320,14 +312,6 @@ def test_templates_come_as_near_as_coefficients_allow(templates, options):
     for layer in model:  # and nothing is dead
         layer.weight.sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
-
-
-def test_a_fitted_network_folds_to_the_same_outputs():
-    model, _ = fitted(drawn(), 0.6)
-    x = torch.randn(2, 12)
-    expected = model(x)
-    npas.fold(model, 0.9)
-    assert torch.allclose(model(x), expected, atol=1e-5)
 
 
 def test_training_goes_on_under_compile_copies_and_recomputation():

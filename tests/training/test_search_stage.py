@@ -142,12 +142,6 @@ def test_the_groups_cover_every_shared_layer_in_depth_order(searching, tmp_path)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["log.jsonl", SEARCH]
 
 
-def test_embeddings_are_what_is_grouped_of_emb(searching, tmp_path):
-    _, grouping = search_groups(build(searching(sharing={"generator": "emb"})), tmp_path)
-    assert grouping is not None
-    assert {len(vector) for vector in grouping.vectors.values()} == {24}
-
-
 def test_gradients_are_grouped_by_their_agreement(searching, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "GRADIENT_BATCHES", 6)
     experiment, outcome = run(searching(sharing={"groups": "gradient"}, epochs=1), tmp_path)
