@@ -1,4 +1,4 @@
-"""Words that cannot be followed end with exit code 2 and a line that says what to change."""
+"""Invalid arguments end with exit code 2 and one line that says what to change."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""npas-train with sharing.init: a line says what became of the weights; a run goes on alone."""
+"""npas-train with sharing.init: one line reports what was taken over; a run resumes without it."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""npas-report writes one page, whole or not at all."""
+"""npas-report writes one page, complete or not at all."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def test_the_committed_results_become_one_file_without_torch():
         (["root=runs"], "unknown key 'root'"),
     ],
 )
-def test_mistakes_are_one_line(run, words, said):
+def test_invalid_arguments_are_one_line(run, words, said):
     Path("empty").mkdir()
     Path("file").touch()
     answer = run("npas-report", *words)

@@ -82,7 +82,7 @@ def test_an_edited_config_is_a_run_of_its_own_and_one_line_says_so(run, folder, 
         ("run=FOLDER ~seed", "~seed cannot stand beside run="),
     ],
 )
-def test_what_cannot_be_started_from(run, folder, asked, arguments, line):
+def test_invalid_configs_to_start_from(run, folder, asked, arguments, line):
     """A stored config is checked as any."""
     Path("list.yaml").write_text("- 1\n")
     Path("empty.yaml").touch()

@@ -1,4 +1,4 @@
-"""npas-train trains, leaves one folder a run, and never does the same work twice."""
+"""npas-train trains, writes one folder a run, and skips what is finished."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A model is named by its family; all of them build, share and refuse what cannot be."""
+"""Every model family builds, shares and refuses invalid keys."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Any classification network of torchvision and of timm can be had by its name there."""
+"""Classification networks of torchvision and timm are built by their names."""
 
 import sys
 
@@ -82,7 +82,7 @@ def test_blocks_may_start_as_identities(monkeypatch):
     assert len(last) == 5 and not any(weight.any() for weight in last)
 
 
-def test_what_timm_cannot_build_is_said_in_its_words(monkeypatch):
+def test_an_error_of_timm_is_quoted(monkeypatch):
     def refuse(*anything, **keys):
         raise AssertionError("height 64 is not divisible by 14\nand more")
 

@@ -1,4 +1,4 @@
-"""ADAPT-T2I and two-branch networks are what their papers and codes say, sentence by sentence."""
+"""ADAPT-T2I and two-branch networks compute what their papers define."""
 
 import pytest
 import torch

@@ -134,7 +134,7 @@ def test_the_dense_figure_of_an_experiment_is_of_the_same_recipe(tmp_path, keep)
     assert tables.dense_figure(asked, root=tmp_path / "nowhere") is None
 
 
-def test_a_metric_that_is_not_there_is_named(tmp_path, keep):
+def test_a_missing_metric_is_named(tmp_path, keep):
     keep(tmp_path, "+exp=digits", "budget=dense")
     table = dataclasses.replace(TABLE, metric="f1")
     with pytest.raises(ValueError, match="no metric 'f1': it has accuracy"):

@@ -1,4 +1,4 @@
-"""The promise no peer keeps: exact budgets, no bank parameter unread, at any budget."""
+"""Budgets are exact and no bank parameter is unread, at any budget."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Trained weights are fitted: who shares what is chosen from them, within the budget exactly."""
+"""`init="fit"`: trained weights are approximated within the exact budget."""
 
 import copy
 import warnings
@@ -340,7 +340,7 @@ def test_artifacts_and_muon_take_a_basis_for_matrices(tmp_path):
         assert max(t.rows for t in templates) > 1
 
 
-def test_what_cannot_be_is_refused_or_warned_of():
+def test_invalid_fits_are_refused_or_warned_of():
     with pytest.raises(ValueError, match="leave groups out"):
         npas.share(Mlp(), 0.5, init="fit", groups="shape")
     with pytest.raises(ValueError, match="leave low_rank out"):

@@ -184,7 +184,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("ask", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_what_cannot_be_is_refused_in_one_line(ask, message):
+def test_invalid_requests_are_refused_in_one_line(ask, message):
     model = build("wrn")
     with pytest.raises(ValueError, match=message.replace("[", "\\[")) as error:
         ask(model)

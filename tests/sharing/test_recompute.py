@@ -1,4 +1,4 @@
-"""Weights generated again in backward: the same numbers, less memory."""
+"""Weights recomputed in backward: equal gradients, less memory."""
 
 import copy
 import gc

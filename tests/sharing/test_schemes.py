@@ -199,7 +199,7 @@ def test_a_layer_of_its_own_shape_weighs_all_its_templates():
         ({"exclude": "@middle"}, "choose @embeddings, @first, @last"),
     ],
 )
-def test_what_cannot_be_is_said(options, says):
+def test_invalid_options_are_refused(options, says):
     with pytest.raises(ValueError, match=says):
         npas.share(transformer(), **{"budget": 0.9, **options})
 

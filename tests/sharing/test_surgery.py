@@ -1,4 +1,4 @@
-"""A network whose modules are changed after sharing is stored as it is then, or refused."""
+"""A network whose modules changed after sharing is saved as it now is, or refused."""
 
 import copy
 

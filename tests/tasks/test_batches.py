@@ -1,4 +1,4 @@
-"""A batch, had whole or in parts, alone or among others, is the same samples each time."""
+"""A batch holds the same samples, whole or in parts, on any number of ranks."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Muon is torch's own for a matrix, sees a bank's templates as matrices, and leaves steps out."""
+"""Muon equals torch's for a matrix, treats a bank's templates as matrices, and skips bad steps."""
 
 import pytest
 import torch

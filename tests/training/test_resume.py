@@ -1,4 +1,4 @@
-"""A training that was stopped goes on as if it had not been: equal to the bit."""
+"""A resumed training equals an uninterrupted one to the bit."""
 
 import logging
 import shutil
@@ -175,7 +175,7 @@ def test_starting_anew_forgets_the_old_run(run_small, tmp_path, how):
     assert log(tmp_path / "run") == first
 
 
-def test_what_cannot_be_resumed_is_refused_with_the_keys_that_differ(run_small, tmp_path):
+def test_resuming_another_config_names_the_keys_that_differ(run_small, tmp_path):
     with pytest.raises(ValueError, match="there is no folder"):
         run_small(resume=str(tmp_path / "nowhere"))
     run_small("old", epochs=1)

@@ -1,4 +1,4 @@
-"""A run that learns its groups searches first, and goes on from any moment of either training."""
+"""A run with learned groups searches first, and resumes from any moment of either stage."""
 
 import dataclasses
 import json

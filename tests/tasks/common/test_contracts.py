@@ -1,4 +1,4 @@
-"""Every task on texts and scenes makes batches and figures that are alike in any company."""
+"""Batches and metrics of the text and scene tasks do not depend on ranks or workers."""
 
 import gc
 from functools import cache

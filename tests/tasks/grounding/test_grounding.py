@@ -1,4 +1,4 @@
-"""Phrases are grounded as a naive reading says, and what the files hold is counted."""
+"""Grounding batches, losses and metrics equal a naive implementation's."""
 
 import functools
 from collections import Counter
@@ -330,7 +330,7 @@ def test_images_without_a_box_are_left_out_and_a_set_without_any_refused(tmp_pat
         ({"name": "scenes", "bert": "mine"}, r"task\.bert=mine is not read"),
     ],
 )
-def test_keys_that_cannot_be_are_refused(keys, said, roots):
+def test_invalid_keys_are_refused(keys, said, roots):
     with pytest.raises(ValueError, match=said) as error:
         make(roots["flickr30k"], **keys).setup()
     assert "\n" not in str(error.value)

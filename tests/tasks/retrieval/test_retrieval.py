@@ -1,4 +1,4 @@
-"""Images and sentences are read as SCAN's files have them, drawn alike in any company, measured."""
+"""SCAN's images and sentences: batches, losses and recalls."""
 
 import numpy as np
 import pytest
@@ -183,7 +183,7 @@ TWO_BRANCH = {"loss": "top", "captions": 2, "negatives": 3}
         ("two_branch", 40, TWO_BRANCH, {"width": 64, "embedding": 32}),
     ],
 )
-def test_what_fits_is_learned(root, name, epochs, keys, sizes):
+def test_networks_learn_which_sentences_fit(root, name, epochs, keys, sizes):
     task = make(root, **keys)
     model = network(task, name, **sizes)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
@@ -203,7 +203,7 @@ def test_what_fits_is_learned(root, name, epochs, keys, sizes):
 # --- what is said
 
 
-def test_what_is_there_is_counted_beside_what_was_published(root, tmp_path, monkeypatch):
+def test_counts_are_shown_beside_the_published_ones(root, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"images, not 29,000 images\): .*data\.verify=warn"):
         make(root, {"verify": "refuse"})
     assert make(root).compared.published is False
@@ -292,7 +292,7 @@ def test_scenes_are_a_set_of_their_own_whose_words_all_have_vectors(tmp_path):
         ({"vectors": " "}, "task.vectors must not be empty"),
     ],
 )
-def test_keys_that_cannot_be_are_refused(keys, said):
+def test_invalid_keys_are_refused(keys, said):
     with pytest.raises(ValueError, match=said):
         retrieval.Config(**keys)
     assert retrieval.Config(set="scenes", folds=5).folds == 5

@@ -142,7 +142,7 @@ def test_answers_are_written_as_the_official_scripts_read_them(version, make, tm
         ({"train_files": ["a.json", "./b.json"], "test_file": "b.json"}, "of their own each"),
     ],
 )
-def test_keys_that_cannot_be_are_refused(keys, said):
+def test_invalid_keys_are_refused(keys, said):
     with pytest.raises(ValueError, match=said):
         squad.Config(**keys)
     assert squad.Config(stride=317).stride == 317
