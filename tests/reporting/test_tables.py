@@ -141,16 +141,6 @@ def test_a_missing_metric_is_named(tmp_path, keep):
         tables.markdown(table, cells(tmp_path))
 
 
-def test_a_config_composes_inside_a_running_command():
-    from hydra import initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-
-    with initialize_config_module("npas.configs", version_base="1.3"):
-        outer = GlobalHydra.instance().hydra
-        assert compose("+exp=digits", "seed=11").seed == 11
-        assert GlobalHydra.instance().hydra is outer
-
-
 COUNTED = Table(
     name="counted",
     title="A title",

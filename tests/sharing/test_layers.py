@@ -215,6 +215,5 @@ def test_patterns_that_match_nothing_name_near_names():
 
 
 def test_nothing_left_to_share_is_refused():
-    for model, exclude in ((Tied(), "*"), (nn.LayerNorm(8), None)):
-        with pytest.raises(ValueError, match="no shareable tensor"):
-            npas.plan(model, 0.5, exclude=exclude)
+    with pytest.raises(ValueError, match="no shareable tensor"):
+        npas.plan(Tied(), 0.5, exclude="*")
