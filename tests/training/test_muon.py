@@ -56,7 +56,7 @@ def muon(**changes):
 
 def network(budget=None, **options):
     torch.manual_seed(0)
-    return Net() if budget is None else npas.share(Net(), budget, **options)
+    return Net() if budget is None else npas.share(Net(), budget, generator="wavg", **options)
 
 
 def take(model, optimizer):
