@@ -1,5 +1,8 @@
 """Give every test the same start: one thread, fixed seeds, no tracking, a folder of its own."""
 
+import copy
+import functools
+import gc
 import logging
 import os
 
@@ -11,6 +14,33 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Leave the objects of all imported libraries out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def yaml_files_read_once():
+    """Keep each YAML of a package as Hydra parsed it: a command reads fifteen of them."""
+    from hydra._internal.core_plugins import importlib_resources_config_source as packaged
+
+    source, read = packaged.ImportlibResourcesConfigSource, {}
+    load = source.load_config
+
+    @functools.wraps(load)
+    def load_once(self, config_path):
+        key = (self.provider, self.path, config_path)
+        if key not in read:
+            read[key] = load(self, config_path)
+        return copy.deepcopy(read[key])
+
+    source.load_config = load_once
+    yield
+    source.load_config = load
 
 
 @pytest.fixture(autouse=True)

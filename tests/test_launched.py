@@ -1,4 +1,4 @@
-"""The environment says which process this is, whoever started it."""
+"""Rank and world size are read from any launcher's environment."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`make install` asks for versions that the tests passed with, and says where it could not."""
+"""`make install` takes the tested versions, and reports where it could not."""
 
 import configparser
 import os

@@ -1,4 +1,4 @@
-"""The notebook of the examples is kept with its outputs, and its cells run as they stand."""
+"""The example notebook is stored with its outputs, and its cells run."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Long work shows how far it is on a terminal and in a notebook, and nowhere else."""
+"""Long work shows its progress on a terminal and in a notebook, and nowhere else."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""What earlier versions wrote under other key names is read, hashed and found as before."""
+"""Keys of earlier versions are read, with the same hash and folder."""
 
 from pathlib import Path
 

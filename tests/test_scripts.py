@@ -1,4 +1,4 @@
-"""The scripts that measure measure what they say, and keep what it was measured on."""
+"""The benchmark scripts measure what they claim and record versions and hardware."""
 
 import itertools
 import json

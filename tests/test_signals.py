@@ -1,4 +1,4 @@
-"""A signal stops at once where nothing is lost, waits where something is, and the second kills."""
+"""A signal stops at once or after the step where deferred; a second one ends the process."""
 
 import os
 import signal

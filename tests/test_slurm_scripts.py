@@ -1,4 +1,4 @@
-"""The scripts for Slurm can be read by bash, and requeue what was preempted and nothing else."""
+"""The Slurm scripts are valid bash and requeue preempted runs only."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Name the commands, and what comes out of one."""
+"""The commands by name, and the answer of one."""
 
 from dataclasses import dataclass
 

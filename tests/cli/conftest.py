@@ -1,4 +1,4 @@
-"""Run commands as a user does, but in this process."""
+"""Run commands as a user does, in this process."""
 
 import pytest
 from command_line import COMMANDS, SMALL, Answer

@@ -1,4 +1,4 @@
-"""Words that cannot be followed end with exit code 2 and a line that says what to change."""
+"""Invalid arguments end with exit code 2 and one line that says what to change."""
 
 import subprocess
 import sys
@@ -8,24 +8,20 @@ import pytest
 
 import npas
 
-# The command line, and what its one line must hold.
+# The command line, and what its one line must hold; values out of range: tests/test_config.py.
 WRONG = [
     ("npas-train bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
     ("npas-train +bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
     ("npas-train ++bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
     ("npas-train -m bugdet=0.1,0.2", "unknown key 'bugdet': did you mean 'budget'?"),
     ("npas-train ~bugdet", "unknown key 'bugdet': did you mean 'budget'?"),
-    ("npas-train model.depht=10", "unknown key 'model.depht': did you mean 'model.depth'?"),
     ("npas-train +optim.sgd.lr=1", "unknown key 'optim.sgd.lr': did you mean 'optim.lr'?"),
-    ("npas-train lr=1", "unknown key 'lr': did you mean 'optim.lr'?"),
     ("npas-train SEED=1", "unknown key 'SEED': did you mean 'seed'?"),
-    ("npas-train +optim.foo.bar=1", "unknown key 'optim.foo.bar': optim has bank_lr, beta2"),
     ("npas-train optim.lr.x=1", "optim.lr takes a value, not keys; write optim.lr=VALUE"),
     ("npas-train +model._target_=os.system", "unknown key 'model._target_'"),
     ("npas-train +_target_=os.system", "unknown key '_target_'"),
     ("npas-train hydra.lancher.x=1", "hydra.lancher"),
     ("npas-plan frmat=json", "unknown key 'frmat': did you mean 'format'?"),
-    ("npas-plan check_dat=true", "unknown key 'check_dat': did you mean 'check_data'?"),
     ("npas-eval rum=x", "unknown key 'rum': did you mean 'run'?"),
     ("npas-eval run=x model=y", "unknown key 'model'"),
     ("npas-eval run=x data.rot=y", "unknown key 'data.rot': did you mean 'data.root'?"),
@@ -47,7 +43,6 @@ WRONG = [
     ("npas-train model=wrn_28_1", "there is no model=wrn_28_1: did you mean 'wrn_28_1"),
     ("npas-train hydra/launcher=nope -m seed=0,1", "there is no hydra/launcher=nope"),
     ("npas-train -m hydra/sweeper=none_such", "install the plugin that brings it"),
-    ("npas-train budget=0.1,0.2", "add -m to run each"),
     ("npas-train seed=range(1,3)", "seed=range(1,3) has several values: add -m to run each"),
     ("npas-train -m budget=0.1,abc", "budget=abc is not a budget"),
     ("npas-train -m seed=0,1 epochs=-3", "epochs must be at least 1"),
@@ -59,32 +54,16 @@ WRONG = [
     ("npas-train --config-dir nowhere", "there is no folder --config-dir nowhere"),
     ("npas-train --config-path conf", "--config-dir DIR adds a folder of YAMLs"),
     ("npas-train epochs=", "epochs must be a whole number, got ''"),
-    ("npas-train budget=true", "budget=True is not a budget: write a fraction"),
-    ("npas-train budget=-1", "budget=-1 is not a budget"),
     ("npas-train budget=0", "allows no parameters"),
-    ("npas-train budget=18", "18M"),
     ("npas-train ~budget", "budget is missing"),
-    ("npas-train budget=null", "budget is missing"),
-    ("npas-train sharing.templates=2", "exclude each other"),
-    ("npas-train precision=fp8", "precision must be fp32, bf16 or fp16, got 'fp8'"),
-    ("npas-train data=3", "data must be a mapping of keys, got 3"),
-    ("npas-train recipe_version=2", "recipe_version must be 1, got 2"),
-    ("npas-train model.depth=1000000", "model.depth must be at most 1000, got 1000000"),
     ("npas-train trainer.grad_accum_steps=3", "the nearest that does is 63"),
-    ("npas-train optim.ema_decay=1", "optim.ema_decay must be below 1, got 1.0"),
-    ("npas-train optim.warmup_epochs=21", "optim.warmup_epochs=21 is longer than epochs=20"),
     ("npas-plan +exp=shakespeare task.folder=x", "task.folder=x is not read: shakespeare is"),
     ("npas-train dry_run=true run_root=/dev/null", "is no folder that can be written to"),
     ("npas-train dry_run=yep", "dry_run must be true or false, got 'yep'"),
     ("npas-train model.family=lstm", "there is no model family 'lstm'"),
     ("npas-train seed=${nope}", "nope"),
-    ("npas-train data.synthetic.train=0", "data.synthetic.train must be at least 1, got 0"),
     ("npas-plan check_data=perhaps", "check_data must be true or false, got 'perhaps'"),
     ("npas-plan format=xml", "format must be table or json, got 'xml'"),
-    ("npas-train sharing.groups=learned", "needs to know how many: set sharing.num_groups"),
-    ("npas-train sharing=learned sharing.generator=avg", "avg has none: choose wavg or emb"),
-    ("npas-train sharing=learned budget=null sharing.templates=2", "finds others: set a budget"),
-    ("npas-train sharing=learned sharing.search.templates=1", "search.templates must be at least"),
     ("npas-plan model=resnet50", "reads 3-channel images, and an input of this task is 1x8x8"),
     ("npas-train batch_size=100000", "batch_size=100000 is more than the 1438 training images"),
     ("npas-train resume=nope", "there is no folder nope: name a run's folder"),
@@ -97,7 +76,6 @@ WRONG = [
     ("npas-eval", "run is missing: write run=VALUE"),
     ("npas-eval run=nowhere", "there is no folder nowhere"),
     ("npas-eval run=x split=train", "split must be test or val, got 'train'"),
-    ("npas-eval run=x show=-1", "show must be at least 0, got -1"),
     ("npas-eval run=x show=201", "show must be at most 200, got 201"),
     ("npas-fold run=x threshold=1.5", "threshold must be at most 1"),
     ("npas-fold run=x threshold=often", "threshold must be a finite number or auto"),
@@ -106,7 +84,6 @@ WRONG = [
         "format must be safetensors, onnx, artifact or hub, got 'pickle'",
     ),
     ("npas-export run=x out=..", "out=.. is no file: name one, as out=../network.safetensors"),
-    ("npas-export run=x out=", "out= is no file"),
     ("npas-export run=x out=/dev/null", "out=/dev/null is no file"),
     ("npas-table check=true", "check=true needs a table's name"),
     ("npas-table digit", "there is no table 'digit'; did you mean digits or digits_swrn?"),

@@ -98,7 +98,7 @@ def test_an_artifact_over_its_budget_fails_and_keeps_what_was_trained(run):
     assert results.read(folder).steps == result.steps
 
 
-@pytest.mark.parametrize("budget", ["dense", "0.5", "8K", "12KB"])
+@pytest.mark.parametrize("budget", ["dense", "8K", "12KB"])
 def test_a_plan_says_the_bytes_of_every_budget(run, budget):
     words = ("npas-plan", *SMALL[:2], f"budget={budget}")
     found = json.loads(run(*words, "format=json").out)["artifact"]
@@ -107,11 +107,12 @@ def test_a_plan_says_the_bytes_of_every_budget(run, budget):
     line = f"artifact {taken:,} bytes before compression (int8, zlib)"
     assert line in run(*words).out
     six = json.loads(run(*words, "artifact.bits=6", "format=json").out)["artifact"]
-    if budget in ("0.5", "8K"):  # the dense network is too small to be quantized
+    if budget == "8K":  # the dense network is too small to be quantized
         assert six["bytes_before_compression"] < taken
 
 
-def test_groups_are_searched_within_the_bytes(run):
+def test_groups_are_searched_within_the_bytes(run, monkeypatch):
+    monkeypatch.setattr("npas.reporting.plots.available", lambda: False)  # it takes time
     words = ("sharing.groups=learned", "sharing.num_groups=2", "sharing.search.epochs=1")
     answer = run("npas-train", *SMALL, "budget=20KB", *words)
     assert answer.code == 0, answer.err
@@ -135,7 +136,7 @@ def test_groups_are_searched_within_the_bytes(run):
         ("npas-export run=x format=artifact bits=4", "bits must be 8 or 6"),
     ],
 )
-def test_what_cannot_be_is_one_line(run, words, says):
+def test_invalid_input_is_one_line(run, words, says):
     answer = run(*words.split())
     assert answer.code == 2 and says in answer.err, answer.err
     assert answer.err.count("\n") == 1

@@ -5,6 +5,7 @@ import errno
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from command_line import SMALL
@@ -94,7 +95,7 @@ def test_a_threshold_is_chosen_on_held_out_data(run, soft, monkeypatch):
     assert "chosen on val accuracy" in answer.out
 
 
-def test_what_cannot_be_folded_is_one_line(run, soft, trained):
+def test_folding_an_unsuitable_run_is_one_line(run, soft, trained):
     assert run("npas-train", *SMALL, "budget=dense").code == 0
     (dense,) = Path("runs").glob("digits/*")
     for arguments, says in (
@@ -133,19 +134,15 @@ def test_no_threshold_is_taken_where_none_keeps_the_metric(run, soft, monkeypatc
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), SafetensorError("full")])
-def test_a_full_disk_is_one_line_and_leaves_the_files_before(run, soft, monkeypatch, error):
+def test_a_full_disk_is_one_line_and_leaves_the_files_before(run, soft, monkeypatch):
     assert run("npas-fold", f"run={soft}", "out=here").code == 0
     before = {path.name: path.read_bytes() for path in Path("here").iterdir()}
-
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr("safetensors.torch.save_model", fail)
-    answer = run("npas-fold", f"run={soft}", "threshold=0.5", "out=here")
-    assert answer.code == 2 and len(answer.err.splitlines()) == 1
-    assert "here cannot be written" in answer.err
-    assert {path.name: path.read_bytes() for path in Path("here").iterdir()} == before
+    for error in (OSError(errno.ENOSPC, "No space left"), SafetensorError("full")):
+        monkeypatch.setattr("safetensors.torch.save_model", Mock(side_effect=error))
+        answer = run("npas-fold", f"run={soft}", "threshold=0.5", "recalibrate=0", "out=here")
+        assert answer.code == 2 and len(answer.err.splitlines()) == 1
+        assert "here cannot be written" in answer.err
+        assert {path.name: path.read_bytes() for path in Path("here").iterdir()} == before
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -1,4 +1,4 @@
-"""`npas.train` does from Python what npas-train does, and raises ValueError in its place."""
+"""`npas.train` does what npas-train does, and raises ValueError where that exits with code 2."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_a_training_calls_back_with_what_it_logs_and_returns_its_result(tmp_path
         (["data.root=nowhere", "+exp=wrn_cifar10", "data.download=false"], "nowhere"),
     ],
 )
-def test_what_cannot_be_is_a_value_error_of_one_line(config, line, tmp_path, monkeypatch):
+def test_an_invalid_config_is_a_value_error_of_one_line(config, line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as error:
         npas.train(config)

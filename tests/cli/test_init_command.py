@@ -1,10 +1,9 @@
-"""npas-train with sharing.init: a line says what became of the weights; a run goes on alone."""
+"""npas-train with sharing.init: one line reports what was taken over; a run resumes without it."""
 
 import json
 import shutil
 from dataclasses import replace
 
-import pytest
 from command_line import SMALL
 
 from npas.config import run_dir
@@ -58,21 +57,15 @@ def test_a_run_that_has_begun_needs_the_path_no_more(run, trained, tmp_path):
     assert "there is no such file or folder" in answer.err
 
 
-def test_it_is_of_use_to_a_dense_network(run, trained, tmp_path):
-    answer = run(*TRAIN, f"run_root={tmp_path}", "budget=dense", f"sharing.init={trained}")
-    assert answer.code == 0 and "warning" not in answer.err
-    assert answer.err.count("sharing.init: ") == 1 and "tensors copied" in answer.err
-
-
-@pytest.mark.parametrize("batches", [0, 2])
-def test_a_plan_says_how_near_a_fit_comes_and_a_run_starts_there(run, trained, tmp_path, batches):
-    arguments = (*SMALL, f"run_root={tmp_path}", "budget=0.5", f"sharing.init=fit:{trained}")
-    arguments += (f"sharing.fit_batches={batches}",)
-    answer = run("npas-plan", *arguments)
-    assert answer.code == 0
-    (said,) = (line for line in answer.out.splitlines() if line.startswith("fit "))
-    assert "relative error 0." in said and "vectors by rows" in answer.out
-    assert said.endswith(" of the outputs of a batch") == bool(batches)
+def test_a_plan_says_how_near_a_fit_comes_and_a_run_starts_there(run, trained, tmp_path):
+    words = (*SMALL, f"run_root={tmp_path}", "budget=0.5", f"sharing.init=fit:{trained}")
+    for batches in (0, 2):
+        arguments = (*words, f"sharing.fit_batches={batches}")
+        answer = run("npas-plan", *arguments)
+        assert answer.code == 0
+        (said,) = (line for line in answer.out.splitlines() if line.startswith("fit "))
+        assert "relative error 0." in said and "vectors by rows" in answer.out
+        assert said.endswith(" of the outputs of a batch") == bool(batches)
     again = run("npas-plan", *arguments, "format=json")
     errors = json.loads(again.out)["errors"]
     assert f"relative error {errors['all']:.3g}" in said and len(errors["layers"]) == 11

@@ -1,4 +1,4 @@
-"""A pruned run from its plan to the smaller network that is exported, at the command line."""
+"""A pruned run at the command line, from its plan to the smaller network that is exported."""
 
 import json
 from pathlib import Path

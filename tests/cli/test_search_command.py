@@ -1,4 +1,4 @@
-"""npas-train with groups to be found: one command does both stages, the others know the run."""
+"""npas-train with groups to be found: one command runs both stages; the others read the run."""
 
 import contextlib
 import io

@@ -82,7 +82,7 @@ def test_an_edited_config_is_a_run_of_its_own_and_one_line_says_so(run, folder, 
         ("run=FOLDER ~seed", "~seed cannot stand beside run="),
     ],
 )
-def test_what_cannot_be_started_from(run, folder, asked, arguments, line):
+def test_invalid_configs_to_start_from(run, folder, asked, arguments, line):
     """A stored config is checked as any."""
     Path("list.yaml").write_text("- 1\n")
     Path("empty.yaml").touch()
@@ -98,27 +98,22 @@ def interrupted(*anything):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "changed"),
-    [
-        ("lr", "0.05", "optim.lr changed"),
-        ("log_every", "7", "trainer.log_every changed"),
-        ("lr", "fast", "optim.lr must be a finite number, got 'fast'"),
-    ],
-)
-def test_an_edited_config_is_kept_and_said_before_the_run_writes_its_own(
-    run, folder, monkeypatch, key, value, changed
-):
+def test_an_edited_config_is_kept_and_said_before_the_run_writes_its_own(run, folder, monkeypatch):
     untouched = Path(shutil.copytree(folder, "untouched"))
     arguments = (*WORDS, "run_root=moved", "force=true")
     monkeypatch.setattr("npas.training.train", interrupted)
     assert "edited" not in run(*arguments, "trainer.keep_last=5").err  # the command line may differ
-    shutil.copytree(untouched, folder, dirs_exist_ok=True)
-    edit(folder, key, value)
-    edited = (folder / "config.yaml").read_text()
-    line = run(*arguments).err.splitlines()[0]
-    kept = folder / "config.edited.yaml"
-    assert line.startswith(f"npas-train: warning: {folder}/config.yaml was edited ({changed}): ")
-    assert f"`npas-train run={kept}` trains" in line
-    assert kept.read_text() == edited
-    assert runs.edited(folder, runs.check(runs.read_config(folder / "config.yaml"))) is None
+    for key, value, changed in (
+        ("lr", "0.05", "optim.lr changed"),
+        ("log_every", "7", "trainer.log_every changed"),
+        ("lr", "fast", "optim.lr must be a finite number, got 'fast'"),
+    ):
+        shutil.copytree(untouched, folder, dirs_exist_ok=True)
+        edit(folder, key, value)
+        edited = (folder / "config.yaml").read_text()
+        line = run(*arguments).err.splitlines()[0]
+        kept = folder / "config.edited.yaml"
+        warned = f"npas-train: warning: {folder}/config.yaml was edited ({changed}): "
+        assert line.startswith(warned) and f"`npas-train run={kept}` trains" in line
+        assert kept.read_text() == edited
+        assert runs.edited(folder, runs.check(runs.read_config(folder / "config.yaml"))) is None

@@ -158,29 +158,20 @@ def stopped(tmp_path_factory):
     yield folder
 
 
-WEIGHTS = "unfinished: weights after step 8, 1 of 3 epochs done"
-
-
-@pytest.mark.parametrize(
-    ("status", "line"),
-    [
-        ("preempted", f"{WEIGHTS}; the run's status is preempted"),
-        ("failed", f"{WEIGHTS}; the run's status is failed"),
-        ("diverged", f"{WEIGHTS}; the run's status is diverged"),
-        (None, WEIGHTS),  # it was killed
-    ],
-)
-def test_what_is_made_of_an_unfinished_run_says_so(run, stopped, status, line):
+def test_what_is_made_of_an_unfinished_run_says_so(run, stopped):
     folder = Path(shutil.copytree(stopped, "copy"))
     result = results.read(folder)
-    (folder / "result.json").unlink()
-    if status is not None:
-        metrics = results.Metrics({"accuracy": None}) if status == "diverged" else None
-        divergence = results.Divergence(9, {}) if status == "diverged" else None
-        changed = replace(result, status=status, metrics=metrics, divergence=divergence)
-        results.write(folder, changed)
-    out = run("npas-eval", f"run={folder}").out.splitlines()
-    assert out[0] == line and len(out) > 1
+    for status in ("preempted", "failed", "diverged", None):  # None: it was killed
+        (folder / "result.json").unlink()
+        line = "unfinished: weights after step 8, 1 of 3 epochs done"
+        if status is not None:
+            line += f"; the run's status is {status}"
+            metrics = results.Metrics({"accuracy": None}) if status == "diverged" else None
+            divergence = results.Divergence(9, {}) if status == "diverged" else None
+            changed = replace(result, status=status, metrics=metrics, divergence=divergence)
+            results.write(folder, changed)
+        out = run("npas-eval", f"run={folder}").out.splitlines()
+        assert out[0] == line and len(out) > 1
     assert json.loads(run("npas-eval", f"run={folder}", "format=json").out)["unfinished"] == line
     assert run("npas-export", f"run={folder}", "out=net.safetensors").out.splitlines()[-1] == line
     with safe_open("net.safetensors", "pt") as file:

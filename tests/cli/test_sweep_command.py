@@ -1,5 +1,6 @@
 """A sweep checks its jobs once, counts them, and gives a sweeper that searches what it needs."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import ClassVar
@@ -17,6 +18,7 @@ from npas.cli.app import Job
 from npas.reporting import results
 from npas.reporting.compose import compose
 from npas.tasks import digits
+from npas.training import Outcome
 
 WORDS = (*SMALL, "budget=0.5", "data.val_fraction=0.1")
 
@@ -128,7 +130,14 @@ def test_the_jobs_are_composed_and_checked_once_with_a_count(run, monkeypatch):
     assert within == ["sweep"] * 3
 
 
-def test_a_sweep_ends_with_the_metric_by_budget_over_seeds_and_its_plot(run):
+def test_a_sweep_ends_with_the_metric_by_budget_over_seeds_and_its_plot(run, monkeypatch):
+    accuracies = itertools.count(90)
+
+    def trained(*anything):
+        metrics = {"last": {"accuracy": next(accuracies)}, "selected": None, "selected_on": None}
+        return Outcome("done", metrics, 6, 1, 1.0, 0)
+
+    monkeypatch.setattr("npas.training.train", trained)
     words = ("npas-train", "-m", *SMALL, "budget=0.3,0.5", "seed=0,1")
     answer = run(*words)
     assert answer.code == 0, answer.err

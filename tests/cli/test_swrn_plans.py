@@ -1,4 +1,4 @@
-"""The counts of soft sharing are the reference's; the poster's rows are in tests/reporting."""
+"""Parameter counts of soft sharing equal the reference's; the poster's rows: tests/reporting."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Whatever happens to a run, what lies in its folder is true and the same command mends it."""
+"""After any failure a run's folder is consistent, and the same command completes the run."""
 
 import errno
 import os
@@ -78,7 +78,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(run, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("damaged", [b"", b"[1]", b'{"status": "do', b"\xff\xfe{"])
-def test_a_damaged_result_is_no_result(run, folder, damaged, monkeypatch):
+def test_a_damaged_result_counts_as_unfinished(run, folder, damaged, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "result.json").write_bytes(damaged)
     (folder / "config.yaml1a2b.tmp").touch()  # what a killed process was writing

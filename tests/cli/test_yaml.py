@@ -51,7 +51,7 @@ def node_of(path):
     return raw
 
 
-def test_no_words_at_all_mean_the_digits_at_a_tenth():
+def test_the_default_run_is_digits_at_a_tenth():
     assert run_dir(compose()) == run_dir(compose("+exp=digits"))
     assert run_dir(compose()).as_posix().startswith("runs/digits/budget-0.1_seed-0_")
 

@@ -1,4 +1,4 @@
-"""Keep one process that forks trainings, and the runs that were not disturbed, for all tests."""
+"""A process that forks trainings, and undisturbed runs, shared by all tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a forked process does: the other side of `processes.py`."""
+"""What a forked process runs: the counterpart of `processes.py`."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Run npas-train in processes of its own, look at what it leaves, and compare runs."""
+"""Run npas-train in processes of its own, read what it wrote, and compare runs."""
 
 import socket
 import time

@@ -1,4 +1,4 @@
-"""A checkpoint that was reported written is there, whatever ends the process, and when."""
+"""A checkpoint that was reported written survives any end of the process."""
 
 import random
 import signal

@@ -1,4 +1,4 @@
-"""`trainer.devices=2` starts two workers; whatever happens to one, the job ends in good order."""
+"""`trainer.devices=2` starts two workers; the job ends in order whatever happens to one."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A signal ends a run after its step, saved; the same command goes on as if nothing had been."""
+"""A signal ends a run after its step, saved; the same command resumes it."""
 
 import signal
 import time

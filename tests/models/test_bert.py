@@ -180,7 +180,7 @@ def test_without_a_network_a_name_is_one_line(hub):
     assert "\n" not in str(error.value)
 
 
-def test_a_name_that_cannot_be_is_one_line():
+def test_an_invalid_name_is_one_line():
     with pytest.raises(ValueError, match="no folder here, and no name on a hub"):
         build(config(pretrained="no/such/folder/../x"), SPAN)
 

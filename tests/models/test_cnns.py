@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-import npas
 from npas import models
 from npas.models import InputSpec, densenet, resnet_cifar
 
@@ -120,15 +119,6 @@ def test_a_cell_of_a_grid_sees_as_far_as_there_are_convs():
     assert x.grad is not None
     seen = (x.grad[0].abs().sum(0) > 0).nonzero()
     assert (seen.min(), seen.max()) == (7 - 4, 7 + 4)
-
-
-def test_the_blocks_of_a_grid_cnn_share_one_bank():
-    model = build("grid_cnn", 1, (2, 12, 12), depth=6, width=4)
-    model = npas.share(model, templates=2, groups={"blocks.*.conv.weight": "blocks"})
-    layers = [layer.name for layer in npas.allocation(model).layers]
-    assert layers == [f"blocks.{i}.conv.weight" for i in range(6)]
-    bank, coefficients, stem, norms, head = 2 * 4 * 4 * 9, 6 * 2, 2 * 4 * 9, 7 * 2 * 4, 4 + 1
-    assert count(model) == bank + coefficients + stem + norms + head
 
 
 def test_convs_start_he_normal_by_fan_out_and_the_classifiers_bias_at_zero():

@@ -1,4 +1,4 @@
-"""A model is named by its family; all of them build, share and refuse what cannot be."""
+"""Every model family builds, shares and refuses invalid keys."""
 
 import pytest
 import torch
@@ -120,6 +120,7 @@ def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(nam
         ("perceiver", {"blocks": 10_000}, "model.blocks must be at most 1000"),
         ("perceiver", {"heads": 0}, "model.heads must be at least 1"),
         ("perceiver", {"heads": 3}, "model.channels=1024 does not divide by model.heads=3"),
+        ("gpt", {"width": 10}, "model.width=10 does not divide by model.heads=4"),
         ("bert", {"layers": 0}, "model.layers must be at least 1"),
         ("bert", {"heads": 5}, "model.hidden=768 does not divide by model.heads=5"),
         ("bert", {"arch": "albert"}, "an ALBERT needs a width"),

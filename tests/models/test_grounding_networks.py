@@ -1,4 +1,4 @@
-"""The networks of phrase grounding are the published ones, and the baseline knows no more."""
+"""The phrase grounding networks equal the published ones; the baseline sees single words."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Vectors of texts see what is in a text and nothing beyond its length, as torch's own would."""
+"""Text vectors depend on the words of a text alone, and equal torch's own layers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is said of a curriculum follows from the histories of its runs."""
+"""Curriculum tables and plots follow from the histories of runs."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A result says what it ran on, wherever npas is installed."""
+"""A result records what it ran on, wherever npas is installed."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""The page of folded networks says what the files say."""
+"""The page of folded networks shows what the fold files hold."""
 
 import json
 

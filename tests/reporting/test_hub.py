@@ -71,7 +71,7 @@ def test_a_network_of_transformers_needs_no_dense_one_and_is_plain_again_materia
         (lambda folder: npas.push_to_hub(plain(), "me/x"), "not shared"),
     ],
 )
-def test_what_cannot_be_is_one_line(read, said, tmp_path):
+def test_invalid_input_is_one_line(read, said, tmp_path):
     npas.save_pretrained(npas.share(plain(), 0.5), tmp_path / "a")
     with pytest.raises(ValueError) as error:
         read(tmp_path)

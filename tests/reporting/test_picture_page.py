@@ -1,4 +1,4 @@
-"""A picture page shows each image with its boxes and captions, and loses nothing over a bad one."""
+"""A picture page shows each image with its boxes and captions; a bad image is a grey panel."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Plots are made of data alone: every name is in them, and the same data give the same files."""
+"""Plots label every series, and the same data give the same files."""
 
 import logging
 import random

@@ -1,4 +1,4 @@
-"""Published figures are found by what they are, and carry where they were read."""
+"""Published figures are found by name and carry their source."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_a_figure_is_found_with_its_source():
         (("cifar", "WRN 28-10", "top1"), "^0 rows"),
     ],
 )
-def test_a_figure_that_is_not_there_is_an_error(arguments, message):
+def test_a_missing_figure_is_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         published.figure(*arguments)
 

@@ -170,7 +170,7 @@ def test_a_wrong_field_is_named_with_its_file(make_result, tmp_path, field, valu
         results.read(path)
 
 
-def test_a_cut_off_or_absent_file_is_named(tmp_path):
+def test_a_truncated_or_missing_file_is_named(tmp_path):
     path = tmp_path / "result.json"
     for text, message in (
         (None, "it cannot be read .No such file or directory."),
@@ -267,6 +267,6 @@ def test_a_run_that_was_killed_and_resumed_may_differ_in_times_memory_and_host_a
         ({"exp": "other"}, ["exp"]),
     ],
 )
-def test_all_else_is_told_apart_field_by_field(make_result, changes, differing):
+def test_other_differences_are_listed_by_field(make_result, changes, differing):
     one, other = make_result(), make_result(**changes)
     assert results.same(one, other) == results.same(other, one) == differing

@@ -1,4 +1,4 @@
-"""Every row of the poster is there, with the exact count that its printed one was made from."""
+"""Every row of the poster is present, with the exact count behind its printed one."""
 
 import json
 import math

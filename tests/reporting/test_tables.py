@@ -134,21 +134,11 @@ def test_the_dense_figure_of_an_experiment_is_of_the_same_recipe(tmp_path, keep)
     assert tables.dense_figure(asked, root=tmp_path / "nowhere") is None
 
 
-def test_a_metric_that_is_not_there_is_named(tmp_path, keep):
+def test_a_missing_metric_is_named(tmp_path, keep):
     keep(tmp_path, "+exp=digits", "budget=dense")
     table = dataclasses.replace(TABLE, metric="f1")
     with pytest.raises(ValueError, match="no metric 'f1': it has accuracy"):
         tables.markdown(table, cells(tmp_path))
-
-
-def test_a_config_composes_inside_a_running_command():
-    from hydra import initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-
-    with initialize_config_module("npas.configs", version_base="1.3"):
-        outer = GlobalHydra.instance().hydra
-        assert compose("+exp=digits", "seed=11").seed == 11
-        assert GlobalHydra.instance().hydra is outer
 
 
 COUNTED = Table(

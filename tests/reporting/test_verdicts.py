@@ -1,4 +1,4 @@
-"""Where sharing wins, ties and loses is said from the runs alone."""
+"""Wins, ties and losses are computed from the runs alone."""
 
 from types import SimpleNamespace
 

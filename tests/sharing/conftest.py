@@ -1,4 +1,4 @@
-"""What several files of these tests start from."""
+"""Fixtures that several of these files use."""
 
 import pytest
 

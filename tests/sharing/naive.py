@@ -1,4 +1,4 @@
-"""Generate weights as one would write it down: slice, mix, stretch, in float64. No tricks."""
+"""Generate weights by the definition, slice, mix and resize, in float64."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The promise no peer keeps: exact budgets, no bank parameter unread, at any budget."""
+"""Budgets are exact and no bank parameter is unread, at any budget."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from npas.sharing.allocation import Allocation, Scheme
-from npas.sharing.allocator import allocate, allocate_templates
+from npas.sharing.allocator import allocate
 from npas.sharing.budget import Budget, parse_budget
 from npas.sharing.coefficients import CHOICES, STRUCTURED
 from npas.sharing.draft import place_spans
@@ -175,18 +175,3 @@ def test_a_resized_layer_alone_in_its_group_reads_its_whole_bank():
         request = Budget(absolute=allowed)
         plan = allocate(layers, assign_groups(layers, "shape"), request, 16_384, Scheme())
         assert plan.unread == 0
-
-
-def test_soft_sharing_counts_like_swrn():
-    """SWRN-28-10-2 on CIFAR-10 has 17,125,630 parameters (Savarese & Maire 2019)."""
-    stage = {160: "stage1", 320: "stage2", 640: "stage3"}
-    layers = [LayerSpec(f"{i}", shape, "conv2d") for i, shape in enumerate(WRN_28_10)]
-    first = {layer.shape: layer.name for layer in reversed(layers)}
-    shared = {
-        layer.name: stage[layer.shape[0]]
-        for layer in layers
-        if layer.shape[0] == layer.shape[1] and layer.name != first[layer.shape]
-    }
-    plan = allocate_templates(layers, shared, 2, 36_479_194, Scheme())
-    assert plan.budget.used == 17_125_630
-    assert plan.split["coefficients"] == 36

@@ -218,8 +218,11 @@ def dequantized(model, most):
     return found
 
 
-@pytest.mark.parametrize("specimen", ZOO, ids=lambda specimen: specimen.name)
-@pytest.mark.parametrize(("bits", "compression"), [(8, "zlib"), (6, "lzma")])
+@pytest.mark.parametrize(
+    ("specimen", "bits", "compression"),
+    [(specimen, *((8, "zlib"), (6, "lzma"))[i % 2]) for i, specimen in enumerate(ZOO)],
+    ids=lambda value: getattr(value, "name", None),
+)
 def test_what_is_read_back_is_the_quantized_network(specimen, bits, compression):
     inputs, _ = specimen.batch()
     model = npas.share(specimen.make(), 0.7, groups="type").eval()
@@ -263,12 +266,6 @@ def test_tied_tensors_are_stored_once():
 # --- damage
 
 
-def changed(change):
-    data = bytearray(FILE.read_bytes())
-    change(data)
-    FILE.write_bytes(data)
-
-
 def cut_tensor(data):
     """Drop the last byte of the last tensor, and say so in the preamble."""
     header = data[24:][: struct.unpack_from("<I", data, 8)[0]]
@@ -277,37 +274,39 @@ def cut_tensor(data):
     data[24 + len(header) :] = zlib.compress(values, 9)
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda data: data.__setitem__(0, 0), "not an artifact of npas"),
-        (lambda data: data.clear(), "not an artifact of npas"),
-        (lambda data: data.__setitem__(4, 9), "has version 9, this npas reads 1"),
-        (lambda data: data.__setitem__(5, 7), "is damaged"),
-        (lambda data: data.__setitem__(9, data[9] ^ 1), "is damaged"),
-        (lambda data: data.__setitem__(19, 255), "is damaged"),
-        (lambda data: data.__setitem__(30, data[30] ^ 1), "is damaged"),
-        (lambda data: data.__setitem__(len(data) // 2, data[len(data) // 2] ^ 1), "is damaged"),
-        (lambda data: data.__delitem__(slice(-3, None)), "is damaged"),
-        (lambda data: data.__delitem__(slice(24, None)), "is damaged"),
-        (lambda data: data.extend(b"more"), "is damaged"),
-        (cut_tensor, "is damaged .*the size"),
-    ],
-)
+DAMAGE = [
+    (lambda data: data.__setitem__(0, 0), "not an artifact of npas"),
+    (lambda data: data.clear(), "not an artifact of npas"),
+    (lambda data: data.__setitem__(4, 9), "has version 9, this npas reads 1"),
+    (lambda data: data.__setitem__(5, 7), "is damaged"),
+    (lambda data: data.__setitem__(9, data[9] ^ 1), "is damaged"),
+    (lambda data: data.__setitem__(19, 255), "is damaged"),
+    (lambda data: data.__setitem__(30, data[30] ^ 1), "is damaged"),
+    (lambda data: data.__setitem__(len(data) // 2, data[len(data) // 2] ^ 1), "is damaged"),
+    (lambda data: data.__delitem__(slice(-3, None)), "is damaged"),
+    (lambda data: data.__delitem__(slice(24, None)), "is damaged"),
+    (lambda data: data.extend(b"more"), "is damaged"),
+]
+
+
 @pytest.mark.parametrize("compression", ["zlib", "lzma", "none"])
-def test_a_damaged_file_is_one_line(change, says, compression):
+def test_a_damaged_file_is_one_line(compression):
     model = npas.share(Residual(), 0.4)
     with torch.no_grad():
         model.get_parameter("npas_bank_0")[:2000] = 0  # so that either compression shrinks it
     assert written(model, compression=compression).compression == compression
-    if change is cut_tensor and compression != "zlib":
-        return
-    changed(change)
+    whole = FILE.read_bytes()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match=says) as error:
-        read_artifact(FILE, model)
-    assert "\n" not in str(error.value)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    of_zlib = [(cut_tensor, "is damaged .*the size")] if compression == "zlib" else []
+    for change, says in DAMAGE + of_zlib:
+        data = bytearray(whole)
+        change(data)
+        FILE.write_bytes(data)
+        with pytest.raises(ValueError, match=says) as error:
+            read_artifact(FILE, model)
+        assert "\n" not in str(error.value)
+        now = model.state_dict()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in now.items())
 
 
 def test_an_artifact_of_another_network_is_refused():

@@ -1,4 +1,4 @@
-"""Gradients reach the bank by the ordinary path, whoever asks for them and however."""
+"""Gradients reach the bank through autograd, whatever asks for them."""
 
 import gc
 import weakref

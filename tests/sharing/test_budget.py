@@ -81,7 +81,7 @@ def test_two_letters_are_bytes(value, canonical, size):
         ([0.1], "is not a budget"),
     ],
 )
-def test_nonsense_is_refused_with_what_to_write(value, says):
+def test_invalid_budgets_are_refused_with_what_to_write(value, says):
     with pytest.raises(ValueError, match=says) as error:
         parse_budget(value)
     assert "\n" not in str(error.value)

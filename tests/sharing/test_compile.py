@@ -1,4 +1,4 @@
-"""A shared network compiles whole, trains compiled, and compiles no more than a dense one does."""
+"""A shared network compiles to one graph, trains compiled, and does not recompile."""
 
 import pytest
 import torch

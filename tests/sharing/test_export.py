@@ -1,4 +1,4 @@
-"""What leaves for other runtimes: the materialized network as any dense one, the shared one too."""
+"""torch.export and ONNX of the materialized and of the shared network."""
 
 import pytest
 import torch

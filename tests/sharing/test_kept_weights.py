@@ -1,4 +1,4 @@
-"""When weights are generated, how long they are kept, and what passes, threads and files see."""
+"""When weights are generated, how long they are cached, and what invalidates them."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""Who holds dense parameters, or asks a part for the whole network's, is told so; nobody else."""
+"""Holding dense parameters, or asking a part for the whole network's, warns; other uses do not."""
 
 import copy
 import pickle
@@ -72,7 +72,7 @@ SILENT = {
 
 
 @pytest.mark.parametrize("asked", SILENT)
-def test_nobody_else_is_warned(asked):
+def test_other_uses_do_not_warn(asked):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         SILENT[asked](shared())

@@ -9,7 +9,7 @@ from torch import nn
 
 import npas
 from npas import models
-from npas.models import InputSpec
+from npas.models import InputSpec, vgg
 from npas.sharing import pruning
 
 SPEC = InputSpec((3, 16, 16), 10)
@@ -21,6 +21,13 @@ FAMILIES = {
     "densenet": {"depth": 13, "growth": 4},
     "densenet, bottleneck": {"depth": 16, "growth": 4, "bottleneck": True},
 }
+
+
+@pytest.fixture(autouse=True)
+def narrow_vgg(monkeypatch):
+    """Build VGG-16 with an eighth of its filters."""
+    stages = tuple(tuple(width // 8 for width in widths) for widths in vgg.STAGES)
+    monkeypatch.setattr(vgg, "STAGES", stages)
 
 
 def build(name="wrn", budget=None):
@@ -177,7 +184,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("ask", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_what_cannot_be_is_refused_in_one_line(ask, message):
+def test_invalid_requests_are_refused_in_one_line(ask, message):
     model = build("wrn")
     with pytest.raises(ValueError, match=message.replace("[", "\\[")) as error:
         ask(model)

@@ -1,4 +1,4 @@
-"""Weights generated again in backward: the same numbers, less memory."""
+"""Weights recomputed in backward: equal gradients, less memory."""
 
 import copy
 import gc
@@ -34,9 +34,19 @@ def twins(specimen, budget, **options):
     return made[0].train(), made[1].train()
 
 
+WAYS = [(0.4, "inter"), (0.4, "wavg"), (2.3, "mask")]
+
+
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
-@pytest.mark.parametrize(("budget", "upsampler"), [(0.4, "inter"), (0.4, "wavg"), (2.3, "mask")])
-@pytest.mark.parametrize("specimen", ZOO, ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    ("specimen", "budget", "upsampler"),
+    [
+        (specimen, *ways[i % 3])
+        for ways in (WAYS, WAYS[1:] + WAYS[:1])
+        for i, specimen in enumerate(ZOO)
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
 def test_gradients_are_the_same(specimen, budget, upsampler):
     usual, again = twins(specimen, budget, upsampler=upsampler)
     inputs, labels = specimen.batch()

@@ -114,7 +114,7 @@ def test_norms_and_biases_stay_and_patterns_choose():
         ({"templates": 2}, "groups of one shape"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_changes(options, says):
+def test_invalid_options_are_refused_before_anything_changes(options, says):
     model = Residual()
     before = list(model.state_dict())
     with pytest.raises(ValueError, match=says):
@@ -145,13 +145,13 @@ def test_dropping_weights_that_look_trained_warns():
 
 
 @pytest.mark.parametrize("thing", [[1], nn.Linear, None])
-def test_what_is_no_network_is_refused(thing):
+def test_non_modules_are_refused(thing):
     for verb in (npas.share, npas.plan):
         with pytest.raises(ValueError, match=r"is not a network: pass an nn\.Module"):
             verb(thing, 0.5)  # type: ignore[operator]
 
 
-def test_the_summary_tells_layers_groups_and_what_was_asked_allowed_and_used():
+def test_the_summary_lists_layers_groups_and_budget():
     model = npas.share(Residual(), 0.3, generator="wavg", groups="type", exclude="stem.weight")
     plan, text = npas.allocation(model), npas.summary(model)
     lines = text.splitlines()

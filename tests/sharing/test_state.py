@@ -1,4 +1,4 @@
-"""State dictionaries, files, copies and dtypes: banks travel as any tensor does."""
+"""State dicts, files, copies and dtypes treat banks as any other tensor."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Folders that were damaged or edited: the same network or one line, and nothing half done."""
+"""Damaged or edited folders load the same network or are refused, with nothing half loaded."""
 
 import json
 import os

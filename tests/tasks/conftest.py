@@ -1,4 +1,4 @@
-"""Processes of a test's own, and two tasks that need no files."""
+"""Processes forked for a test, and two tasks that need no files."""
 
 import functools
 import multiprocessing

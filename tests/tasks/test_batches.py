@@ -1,4 +1,4 @@
-"""A batch, had whole or in parts, alone or among others, is the same samples each time."""
+"""A batch holds the same samples, whole or in parts, on any number of ranks."""
 
 import pytest
 import torch
@@ -73,12 +73,37 @@ def test_an_unknown_family_is_refused_with_near_names():
         ("shortest_paths", {"phases": [5, 1024]}, "no path of 1024 moves fits into a 32x32 grid"),
         ("shortest_paths", {"phase_epochs": 0}, "task.phase_epochs must be at least 1, got 0"),
         ("shortest_paths", {"val_samples": 10**8}, "task.val_samples must be at most"),
+        ("squad", {"version": "3"}, "SQuAD comes as 1.1 and as 2.0"),
+        ("squad", {"max_length": 60}, "leaves no room for a paragraph"),
+        ("squad", {"stride": 318}, "at least 317 tokens"),
+        ("squad", {"n_best": 0}, "task.n_best"),
+        ("squad", {"train_questions": 0}, "task.train_questions must be at least 1"),
+        ("squad", {"train_files": ["a.json"]}, "go together"),
+        ("squad", {"test_file": "a.json"}, "go together"),
+        (
+            "squad",
+            {"train_files": ["a.json", "./b.json"], "test_file": "b.json"},
+            "of their own each",
+        ),
+        ("retrieval", {"regions": 0}, "task.regions must be at least 1"),
+        ("retrieval", {"region_width": 10**6}, "task.region_width must be at most 65536"),
+        ("retrieval", {"captions": 6}, "task.captions must be at most 5"),
+        ("retrieval", {"margin": 0.0}, "task.margin must be above 0"),
+        ("retrieval", {"beta": 1.0}, "task.beta must be below 1"),
+        ("retrieval", {"sentence_factor": -1.0}, "task.sentence_factor must be at least 0"),
+        ("retrieval", {"folds": 5}, "task.folds=5 is for COCO's testall: set task.folds=0, or"),
+        ("retrieval", {"test": "testall"}, "set=f30k has none; set task.test=test"),
+        ("retrieval", {"set": "scenes", "test": "testall"}, "set=scenes has none"),
+        ("retrieval", {"set": "scenes", "images": "mine"}, "task.images=mine is not read where"),
+        ("retrieval", {"vectors": " "}, "task.vectors must not be empty"),
     ],
 )
 def test_keys_out_of_range_are_refused(family, slip, said):
     with pytest.raises(ValueError) as error:
         tasks.family(family).Config(**slip)
     assert said in str(error.value) and "\n" not in str(error.value)
+    assert tasks.family("squad").Config(stride=317).stride == 317
+    assert tasks.family("retrieval").Config(set="scenes", folds=5).folds == 5
 
 
 def test_full_batches_are_counted_and_an_order_depends_on_epoch_and_seed():

@@ -1,4 +1,4 @@
-"""The digits are real, split once and for all, and need no file."""
+"""The digits: a fixed split, no file needed."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""What a network measures is the same to the bit, by however many ranks it is measured."""
+"""Metrics are the same to the bit for any number of ranks."""
 
 import json
 import math

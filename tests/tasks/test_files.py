@@ -1,4 +1,4 @@
-"""Locks keep others out for as long as they are held, and leave no trace."""
+"""Locks exclude others while held, and leave no file behind."""
 
 import os
 import threading
@@ -10,7 +10,7 @@ import pytest
 from npas.tasks.common.files import give_usual_mode, locked, reason
 
 
-def test_a_lock_and_the_folders_made_for_it_go_with_it(tmp_path):
+def test_a_lock_removes_its_file_and_folders(tmp_path):
     (tmp_path / "old").mkdir()
     with locked(tmp_path / "old" / "new" / "newer" / ".lock"):
         assert (tmp_path / "old" / "new" / "newer" / ".lock").exists()
@@ -20,7 +20,7 @@ def test_a_lock_and_the_folders_made_for_it_go_with_it(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["kept"]
 
 
-def test_another_is_refused_until_it_is_let_go(tmp_path):
+def test_a_held_lock_refuses_another(tmp_path):
     path = tmp_path / ".lock"
     with locked(path):
         with pytest.raises(BlockingIOError), locked(path, wait=False):
@@ -30,14 +30,14 @@ def test_another_is_refused_until_it_is_let_go(tmp_path):
         pass
 
 
-def test_what_a_killed_process_left_blocks_nobody(tmp_path):
+def test_a_stale_lock_file_does_not_block(tmp_path):
     (tmp_path / ".lock").touch()
     with locked(tmp_path / ".lock", wait=False):
         pass
     assert not list(tmp_path.iterdir())
 
 
-def test_those_who_wait_come_one_at_a_time(tmp_path):
+def test_a_lock_admits_one_thread_at_a_time(tmp_path):
     inside, most = [], []
 
     def work():
@@ -89,5 +89,5 @@ def test_a_file_gets_the_mode_of_a_new_one(tmp_path):
         (RuntimeError("x" * 300), "x" * 200),
     ],
 )
-def test_what_went_wrong_is_one_line(error, said):
+def test_reasons_are_one_line(error, said):
     assert reason(error) == said

@@ -1,4 +1,4 @@
-"""Images of one's own are read as one folder a class, in whatever parts there are."""
+"""A user's own images are read as one folder a class."""
 
 import logging
 import shutil

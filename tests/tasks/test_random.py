@@ -1,4 +1,4 @@
-"""Random numbers follow from a key and a position, are the same anywhere, and look random."""
+"""Random numbers are a function of key and position, the same on every device."""
 
 import torch
 from hypothesis import given

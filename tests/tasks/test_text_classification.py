@@ -1,4 +1,4 @@
-"""Texts of one's own are read as rows with a label, whatever format the files have."""
+"""A user's own texts are read as rows with a label, from CSV, TSV or JSON lines."""
 
 import json
 
@@ -221,7 +221,7 @@ def refused(act, line):
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
-def test_an_encoder_that_cannot_be_is_one_line(root, tmp_path):
+def test_an_unsuitable_encoder_is_one_line(root, tmp_path):
     task, folder = make(root, max_length=18), tmp_path / "net"
     save(folder, "roberta", **{**SIZES, "max_position_embeddings": 19})
 

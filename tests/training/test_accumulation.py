@@ -1,4 +1,4 @@
-"""A batch taken in parts has the gradient of the whole, where no batch norm looks at the parts."""
+"""A batch in parts has the whole batch's gradient, batch norms aside."""
 
 import pkgutil
 from pathlib import Path

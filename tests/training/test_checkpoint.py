@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, and only those that verify and fit are used."""
+"""Checkpoints are written atomically; only those that verify and fit are loaded."""
 
 import json
 import logging

@@ -41,7 +41,7 @@ def test_the_seed_fixes_the_initial_network(small):
     assert not all(torch.equal(a, b) for a, b in zip(weights(1), weights(2), strict=True))
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+def test_a_missing_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"set trainer\.device=auto"):
         this_process(TrainerConfig(device="cuda"))
@@ -49,7 +49,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     assert (process.device, process.is_main, process.world) == (CPU, True, 1)
 
 
-def test_the_arithmetic_of_a_batch_is_said(small):
+def test_the_batch_arithmetic_is_reported(small):
     assert build(small()).batch_arithmetic() == "256"
     experiment = build(small(trainer={"grad_accum_steps": 4}))
     assert experiment.batch_arithmetic() == "256 = 4 parts x 64"

@@ -1,4 +1,4 @@
-"""A run starts from trained weights: banks as they are, dense ones copied or fitted."""
+"""A run starts from trained weights: banks are taken over, dense ones copied or fitted."""
 
 import hashlib
 import json
@@ -195,7 +195,7 @@ def pickle(path):
         (lambda path: (path / "search").mkdir(parents=True), "still searching for its groups"),
     ],
 )
-def test_what_cannot_be_is_one_line(make, said, begin, tmp_path):
+def test_invalid_input_is_one_line(make, said, begin, tmp_path):
     make(tmp_path / "path")
     for init, budget in (("", "dense"), ("fit:", "0.5")):
         with pytest.raises(ValueError, match=said) as error:

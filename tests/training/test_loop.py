@@ -1,4 +1,4 @@
-"""Training learns, says how it went, reads the test set once, and never trains on nonsense."""
+"""The training loop: learning, logs, one read of the test set, non-finite values."""
 
 import dataclasses
 import json
@@ -162,7 +162,7 @@ class Steps:
 
 @pytest.mark.parametrize("how", SPOILERS)
 @pytest.mark.parametrize(("step", "budget"), [(1, "dense"), (3, "0.5")])
-def test_what_is_no_number_never_reaches_the_weights(small, tmp_path, how, step, budget):
+def test_non_finite_values_never_reach_the_weights(small, tmp_path, how, step, budget):
     config = small(budget=budget, trainer={"log_every": 100})
     experiment = build(config)
     spoil(experiment, how, step)

@@ -1,4 +1,4 @@
-"""Muon is torch's own for a matrix, sees a bank's templates as matrices, and leaves steps out."""
+"""Muon equals torch's for a matrix, treats a bank's templates as matrices, and skips bad steps."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def muon(**changes):
 
 def network(budget=None, **options):
     torch.manual_seed(0)
-    return Net() if budget is None else npas.share(Net(), budget, **options)
+    return Net() if budget is None else npas.share(Net(), budget, generator="wavg", **options)
 
 
 def take(model, optimizer):

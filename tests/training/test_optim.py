@@ -64,7 +64,7 @@ def test_gradients_are_clipped_as_by_torch(most):
 
 @pytest.mark.parametrize("decay_norm_bias", [True, False])
 def test_what_trains_is_optimized_once_and_what_may_decays(decay_norm_bias):
-    shared = share(model(), 0.5)
+    shared = share(model(), 0.5, generator="wavg")
     shared.norm.weight.requires_grad_(False)
     exempt = no_decay_names(shared)
     config = OptimConfig(weight_decay=5e-4, decay_norm_bias=decay_norm_bias)
@@ -142,7 +142,7 @@ def test_schedules_end_at_min_lr(schedule):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "adamax"])
 def test_rates_of_banks_and_coefficients_follow_the_schedule(name):
-    shared = share(model(), budget=0.5)
+    shared = share(model(), budget=0.5, generator="wavg")
     own = {"bank_lr": 0.02, "coefficient_lr": 0.05}
     optimizer = build_optimizer(shared, OptimConfig(name=name, lr=0.1, **own))
     names = {id(p): name for name, p in shared.named_parameters()}

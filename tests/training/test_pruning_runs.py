@@ -125,7 +125,7 @@ def test_a_run_that_starts_from_a_pruned_one_computes_what_that_does(run_small, 
         ({"times": 10**9}, "pruning.times must be at most 1000"),
     ],
 )
-def test_what_cannot_be_pruned_is_refused_before_training(keys, message, small):
+def test_invalid_pruning_is_refused_before_training(keys, message, small):
     with pytest.raises(ValueError, match=message) as error:
         build(small(pruning={"method": "hrank", **keys}))
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""A run that learns its groups searches first, and goes on from any moment of either training."""
+"""A run with learned groups searches first, and resumes from any moment of either stage."""
 
 import dataclasses
 import json
@@ -140,12 +140,6 @@ def test_the_groups_cover_every_shared_layer_in_depth_order(searching, tmp_path)
         stop_at(SEARCH, patched)
         run(again, tmp_path)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["log.jsonl", SEARCH]
-
-
-def test_embeddings_are_what_is_grouped_of_emb(searching, tmp_path):
-    _, grouping = search_groups(build(searching(sharing={"generator": "emb"})), tmp_path)
-    assert grouping is not None
-    assert {len(vector) for vector in grouping.vectors.values()} == {24}
 
 
 def test_gradients_are_grouped_by_their_agreement(searching, tmp_path, monkeypatch):

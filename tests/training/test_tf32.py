@@ -1,4 +1,4 @@
-"""TF32 is off unless it is asked for, in every kernel that torch would use it in."""
+"""TF32 is off in every kernel unless it is asked for."""
 
 import pytest
 import torch

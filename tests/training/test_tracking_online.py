@@ -111,7 +111,7 @@ def test_a_service_that_dies_is_one_warning(start):
     assert len(warnings(done.stderr)) == 1 and logged() == [1, 2, 100]
 
 
-def test_nobody_is_asked_for_a_key(start):
+def test_no_api_key_is_asked_for(start):
     leader, terminal = pty.openpty()
     done = start(1, mode="online", key=False, stdin=terminal, stderr=terminal)
     text = os.read(leader, 10_000).decode()

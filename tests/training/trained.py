@@ -1,4 +1,4 @@
-"""What tests look at of small trainings, and how they stop them."""
+"""Helpers that read, compare and interrupt small trainings."""
 
 import json
 

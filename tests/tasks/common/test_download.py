@@ -1,4 +1,4 @@
-"""An archive is checked first, then unpacked whole or not at all, and into its place alone."""
+"""An archive is verified first, and unpacked completely or not at all, into its folder alone."""
 
 import gzip
 import hashlib

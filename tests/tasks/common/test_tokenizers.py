@@ -1,4 +1,4 @@
-"""Published tokenizers are read in each of their forms, or what they lack is said in one line."""
+"""Published tokenizers are read in each format; what one lacks is one line."""
 
 import json
 

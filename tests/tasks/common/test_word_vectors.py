@@ -1,4 +1,4 @@
-"""Words are looked up in a file of vectors, or come from a BERT; what is wrong is one line."""
+"""Words are looked up in a file of vectors or encoded by BERT; a bad file is one line."""
 
 import re
 
@@ -120,7 +120,7 @@ def bert(tmp_path):
     return folder
 
 
-def test_a_bert_says_what_words_mean_where_they_stand(bert, monkeypatch):
+def test_bert_gives_contextual_word_vectors(bert, monkeypatch):
     texts = ["Where was Ada born?", "Ada", "", "Ada was born in Paris."]
     device = torch.device("cpu")
     words = word_vectors.from_bert(texts, str(bert), 8, 10, device)

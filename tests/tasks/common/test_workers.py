@@ -1,4 +1,4 @@
-"""Workers make the batches that the main process would, and live and end as it decides."""
+"""Data workers make the main process's batches, ignore signals and end with it."""
 
 import multiprocessing
 import os
@@ -173,7 +173,7 @@ def test_a_worker_in_the_middle_of_a_long_batch_is_not_waited_for(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_users_mistake_comes_in_its_turn_and_as_its_one_line(workers):
+def test_a_value_error_of_a_worker_is_raised_in_order(workers):
     iterator = batches(Toy(at={3: fail(ValueError("set task.density=0.1"))}), workers)
     assert [step_of(next(iterator)) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError) as error:
@@ -189,7 +189,7 @@ def test_any_other_error_of_a_worker_is_raised_as_what_it_is():
         list(batches(Toy(at={0: fail(MemoryError("no room for it"))})))
 
 
-def test_a_worker_that_is_killed_is_told():
+def test_a_killed_worker_is_reported():
     with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed|exited unexpectedly)"):
         for batch in batches(Toy(1000)):
             time.sleep(0.1)  # until they have made what is made ahead, and rest

@@ -1,4 +1,4 @@
-"""The script's proposals and features are the detector's own, and nothing it does is done twice."""
+"""The script stores the detector's own proposals and features, each image once."""
 
 import importlib.util
 import urllib.error
@@ -235,7 +235,7 @@ def test_weights_are_read_from_a_file(script, made):
 
 
 @pytest.mark.usefixtures("made")
-def test_what_cannot_be_is_one_line(script, capsys, monkeypatch):
+def test_invalid_input_is_one_line(script, capsys, monkeypatch):
     state, shape = tiny().state_dict(), {"rpn.weight": torch.zeros(1)}
     torch.save({**state, "rpn.other": torch.zeros(1)}, "extra.pth")
     torch.save({**state, **shape}, "shape.pth")

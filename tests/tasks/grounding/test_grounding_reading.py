@@ -1,4 +1,4 @@
-"""Flickr30K Entities and RefCLEF are read as published; what is wrong with a file is one line."""
+"""Flickr30K Entities and RefCLEF are read as published; a bad file is one line."""
 
 import json
 import pickle
@@ -150,7 +150,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("what", ODD)
-def test_what_is_odd_costs_its_phrases_and_no_more(what, entities, caplog):
+def test_odd_annotations_drop_only_their_phrases(what, entities, caplog):
     spoil, left, counted, said = ODD[what]
     spoil(entities)
     reading = flickr.read(entities)["test"]
@@ -161,7 +161,7 @@ def test_what_is_odd_costs_its_phrases_and_no_more(what, entities, caplog):
     assert record.levelname == "WARNING" and re.search(said, record.message)
 
 
-def test_what_can_be_mended_is_read(entities, caplog):
+def test_repairable_annotations_are_read(entities, caplog):
     boxed(c7=[(0, -4, 40, 20)], c5=[(71, 31, 104, 60)])(entities)
     line = "[/EN#1/people  A  man] , [/EN#5 Caf\u00e9 ] .\r\n\n[/EN#7/other ] x"
     told(line.encode("latin1"))(entities)
@@ -217,7 +217,7 @@ def test_every_expression_is_a_phrase_in_small_ascii_letters(refclef):
         assert referit.read(refclef) == found
 
 
-def test_what_is_strange_is_counted_and_costs_no_more_than_itself(refclef, caplog):
+def test_odd_entries_are_counted_and_only_they_are_dropped(refclef, caplog):
     refs(lambda found: found[0]["sentences"][1].update(raw=" \u00e9 "))(refclef)
     raw = instances()
     boxes = ([70, 30, 31, 30], [500, 1, 9, 9], [5, float("nan"), 2, 9])
@@ -299,7 +299,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_what_is_wrong_with_a_file_is_one_clear_line(what, tmp_path, capsys):
+def test_a_damaged_file_is_one_clear_line(what, tmp_path, capsys):
     is_refclef = list(DAMAGE).index(what) >= list(DAMAGE).index("no refs")
     name, write = ("referit", write_refclef) if is_refclef else ("flickr30k", write_flickr)
     with pytest.raises(ValueError, match=rf"{name} is not under data\.root=.* as docs"):

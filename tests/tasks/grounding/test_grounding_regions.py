@@ -178,7 +178,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_what_is_wrong_with_a_file_is_one_clear_line(what, path):
+def test_a_damaged_file_is_one_clear_line(what, path):
     spoil, said = DAMAGE[what]
     spoil(path)
     with pytest.raises(ValueError, match=said) as error:

@@ -1,4 +1,4 @@
-"""Boxes are held against each other as Flickr30K Entities does, and labels drawn as CITE's are."""
+"""IoU as Flickr30K Entities computes it, and labels drawn as CITE's."""
 
 import numpy as np
 import pytest

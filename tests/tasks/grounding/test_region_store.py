@@ -1,4 +1,4 @@
-"""Region features are whole or not there, whatever ends the process that writes them."""
+"""Region features are written atomically, whatever ends the process."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""Images that cannot be read are named once, counted and left out, and too many are an error."""
+"""Unreadable images are named once, counted and skipped; too many are an error."""
 
 import json
 import logging
@@ -68,7 +68,7 @@ def test_more_than_the_limit_is_an_error_that_names_some(tree, workers):
     assert list(base.batches(make(tree, max_damaged=5), 0, 3, workers=workers))
 
 
-def test_a_limit_of_none_lets_nothing_pass_and_none_readable_is_the_end(tree):
+def test_max_damaged_of_zero_and_no_readable_image_are_errors(tree):
     damage(tree, FIRST)
     with pytest.raises(ValueError, match=r"1 images cannot be read, .*max_damaged=0"):
         list(make(tree, max_damaged=0).train_batches(0, 18))

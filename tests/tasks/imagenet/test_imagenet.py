@@ -1,4 +1,4 @@
-"""ImageNet streams from folders: what is there is what is seen, the same however it is cut."""
+"""ImageNet streams from folders, the same samples for any batch, rank and worker."""
 
 import os
 from pathlib import Path
@@ -85,7 +85,7 @@ def empty(folder):
         (lambda own: [(own / "val").rename(own / "x"), (own / "val").touch()], "val is no folder"),
     ],
 )  # fmt: skip
-def test_a_tree_that_is_not_as_it_should_be_is_one_clear_line(tree, spoil, said):
+def test_an_invalid_folder_tree_is_one_clear_line(tree, spoil, said):
     spoil(tree / "imagenet")
     with pytest.raises(ValueError, match=said) as error:
         make(tree)

@@ -1,4 +1,4 @@
-"""Pixels are those that torchvision cuts, whatever hides under the name of a JPEG."""
+"""Decoding and crops equal torchvision's, whatever the file format."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_sixteen_bits_become_eight_and_pixels_of_an_unknown_range_are_no_image()
         (FORMS["rgb"][:2], "it is no whole image"),
     ],
 )
-def test_damage_is_said_in_a_line(data, said):
+def test_damage_is_reported_in_one_line(data, said):
     with pytest.raises(ValueError, match=said) as error:
         decode(bytearray(data))
     assert "\n" not in str(error.value) and "0x" not in str(error.value)

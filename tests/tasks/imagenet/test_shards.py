@@ -1,4 +1,4 @@
-"""Shards are WebDataset's, hold the folder's images to the byte, and say so if they are damaged."""
+"""Shards are WebDataset's, equal the folder to the byte, and report damage."""
 
 import io
 import json
@@ -159,7 +159,7 @@ def test_a_shard_cut_short_or_damaged_anywhere_is_one_clear_line(packed):
         assert "\n" not in str(error.value)
 
 
-def test_odd_contents_are_one_clear_line(packed):
+def test_invalid_contents_are_one_clear_line(packed):
     for files, said in [
         ({"a/b.jpg": b"x"}, r"a/b has no label \(\.cls\); pack it again"),
         ({"a/b.cls": b"0"}, r"a/b has no image \(\.jpg\); pack it again"),

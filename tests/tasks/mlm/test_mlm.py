@@ -1,4 +1,4 @@
-"""Pre-training hides and swaps by seed, epoch and sample alone, and measures to the bit."""
+"""Masking and swapping depend on seed, epoch and sample alone; metrics are exact."""
 
 import hashlib
 from itertools import chain

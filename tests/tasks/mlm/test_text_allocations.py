@@ -1,4 +1,4 @@
-"""A network is shared alike to be pre-trained and to answer: its bank can be taken over."""
+"""Pre-training and fine-tuning networks share alike, so that banks can be taken over."""
 
 import pytest
 import torch

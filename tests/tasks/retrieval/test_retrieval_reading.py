@@ -1,4 +1,4 @@
-"""SCAN's files are read as they are, and whatever is wrong with them is said in one line."""
+"""SCAN's files are read as published; a bad file is one line."""
 
 import json
 
@@ -181,7 +181,7 @@ def test_a_bad_vocabulary_is_named(tmp_path, text, said):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_it_is_said_what_words_lack_a_vector_and_what_is_cut():
+def test_words_without_vectors_and_cut_sentences_are_counted():
     said = ["a purple dog", "a dog a dog a dog", "a cat's cat-dog"]
     assert words.describe(said, VOCABULARY, ROWS, 4) == (
         "3 of 11 word occurrences are <unk>; 2 of 5 words have vectors; 2 sentences are longer than"

@@ -1,4 +1,4 @@
-"""Recalls and losses are what the papers say, counted here a second time, one by one."""
+"""Recalls and losses equal a second, naive implementation of the papers."""
 
 import math
 

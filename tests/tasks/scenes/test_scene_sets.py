@@ -1,4 +1,4 @@
-"""A synthetic set is written once, whole, and under a name that says what is in it."""
+"""A rendered set is written once, completely, under a name that hashes its settings."""
 
 import multiprocessing
 import stat
@@ -92,7 +92,7 @@ def test_what_a_killed_process_leaves_is_taken_for_no_set(tmp_path, fork):
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
-def test_a_disk_that_is_full_is_said_and_leaves_nothing(tmp_path):
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path):
     def full(folder):
         (folder / "half").write_text("of it")
         raise OSError(28, "No space left on device")

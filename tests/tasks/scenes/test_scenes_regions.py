@@ -1,4 +1,4 @@
-"""Proposals are a detector's, and a region's numbers hold what its pixels show, near and far."""
+"""Proposals resemble a detector's, and region features follow the pixels."""
 
 import numpy as np
 import torch

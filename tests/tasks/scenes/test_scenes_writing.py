@@ -1,4 +1,4 @@
-"""Scenes are written as the published sets lie on disk: read here by plain parsers alone."""
+"""Scenes are written in the published formats, read here by plain parsers."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The curriculum, the bands of distances and F1 are what the task says they are."""
+"""The curriculum, the distance bands and F1."""
 
 import pytest
 import torch

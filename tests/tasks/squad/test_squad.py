@@ -129,25 +129,6 @@ def test_answers_are_written_as_the_official_scripts_read_them(version, make, tm
             assert predictions == {key: t if odds[key] <= 0 else "" for key, t in answers.items()}
 
 
-@pytest.mark.parametrize(
-    ("keys", "said"),
-    [
-        ({"version": "3"}, "SQuAD comes as 1.1 and as 2.0"),
-        ({"max_length": 60}, "leaves no room for a paragraph"),
-        ({"stride": 318}, "at least 317 tokens"),
-        ({"n_best": 0}, r"task\.n_best"),
-        ({"train_questions": 0}, r"task\.train_questions must be at least 1"),
-        ({"train_files": ["a.json"]}, "go together"),
-        ({"test_file": "a.json"}, "go together"),
-        ({"train_files": ["a.json", "./b.json"], "test_file": "b.json"}, "of their own each"),
-    ],
-)
-def test_keys_that_cannot_be_are_refused(keys, said):
-    with pytest.raises(ValueError, match=said):
-        squad.Config(**keys)
-    assert squad.Config(stride=317).stride == 317
-
-
 @pytest.fixture
 def published(tmp_path, monkeypatch):
     """Publish a tiny set, with its sums, at an address of the test's own."""
