@@ -57,6 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--action", default="train", choices=list(ACTIONS))
     parser.add_argument("--command", help="an npas command with its arguments, in place of --model")
     parser.add_argument("--budgets", default="0.1,0.5,2")
+    parser.add_argument("--generator", default="wavg", help="as sharing.generator")
     parser.add_argument("--base", type=Path, help="the checkout of another build of npas")
     parser.add_argument("--hand", action="store_true", help="add the peer that is written by hand")
     parser.add_argument("--rounds", type=int, default=7)
@@ -182,7 +183,8 @@ def share(arguments: argparse.Namespace, network: Any) -> Any:
     """Share a network inside the budget that this process serves."""
     import npas
 
-    return npas.share(network, arguments.serve, generator="wavg", recompute=arguments.recompute)
+    how = {"generator": arguments.generator, "recompute": arguments.recompute}
+    return npas.share(network, arguments.serve, **how)
 
 
 def forward(arguments: argparse.Namespace, network: Any) -> Callable[[], Any]:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 import npas
 from npas.sharing import bank as memory
+from npas.sharing import hashing
 from npas.sharing.bank import BankReader, Block, BufferPool, _GradientBuffer
 
 
@@ -218,6 +219,18 @@ def test_gradients_gathered_piece_by_piece_are_the_same(monkeypatch):
     monkeypatch.setattr(memory, "PIECE", 50)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_gradients_of_hashed_rows_are_those_of_each_value(monkeypatch):
+    monkeypatch.setattr(hashing, "PIECE", 3)  # rows, of less than a layer: its ends go alone
+    for length, size, first in ((20, 50, 7), (700, 1300, 45), (9000, 500, 9), (640, 9, 2)):
+        hashing._readers.cache_clear()
+        buffer, gradient, scale = torch.zeros(length), torch.randn(size), torch.tensor([0.5])
+        hashing.add_to_rows(buffer, gradient, first, scale)
+        values = torch.randn(length, requires_grad=True)
+        hashing.hashed_weight(values, size, first, 0.5).backward(gradient)
+        torch.testing.assert_close(buffer, values.grad)
+    hashing._readers.cache_clear()
 
 
 @pytest.mark.parametrize("positions", [(0, 6, 12), (3,), (0, 4, 8), (14, 8)])
