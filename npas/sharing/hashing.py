@@ -10,6 +10,7 @@ Shapes: P values of the bank, C values a row, R rows of the bank, M rows that a 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,11 +81,13 @@ class HashedBlock:
     def differentiable(
         self, gradients_N: Sequence[Tensor], alpha_LK: Tensor, bank_P: Tensor, needs_bank: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Do the same by an operation that can be differentiated again, a linear one."""
-        part_P = None
-        if needs_bank:
-            given_N = gradients_N[0].to(bank_P.dtype)
-            part_P = rows_gradient(given_N, len(bank_P), self.first, alpha_LK[0])
+        """Do the same by operations that can be differentiated again."""
+        if not needs_bank:
+            return torch.zeros_like(alpha_LK), None
+        values_P = torch.zeros_like(bank_P, requires_grad=True)
+        weight_N = hashed_weight(values_P, self.size, self.first, alpha_LK[0])
+        given_N = gradients_N[0].to(bank_P.dtype)
+        (part_P,) = torch.autograd.grad(weight_N, values_P, given_N, create_graph=True)
         return torch.zeros_like(alpha_LK), part_P
 
 
@@ -124,13 +127,11 @@ def add_to_rows(buffer_P: Tensor, gradient_N: Tensor, first: int, scale: Tensor)
 
     Each row of the bank gathers from where it was read, which memory serves faster than scattering.
     """
-    row, size, head, tail = min(CHUNK, len(buffer_P)), len(gradient_N), 0, len(gradient_N)
+    row, size, cuts = min(CHUNK, len(buffer_P)), len(gradient_N), [0]
     if size > PIECE * row:  # filling up rows that are read in part would copy much: they go alone
         head = -first % row
-        tail = size - (size - head) % row
-    for begin, end in ((0, head), (head, tail), (tail, size)):
-        if begin == end:
-            continue
+        cuts = sorted({0, head, size - (size - head) % row} - {size})
+    for begin, end in itertools.pairwise([*cuts, size]):
         _, whole, start, count = _extent(len(buffer_P), end - begin, first + begin)
         before = first + begin - start * row
         padding = before, count * row - before - (end - begin)
@@ -144,18 +145,6 @@ def add_to_rows(buffer_P: Tensor, gradient_N: Tensor, first: int, scale: Tensor)
                 buffer_P[: whole * row].view(whole, row).index_add_(0, rows, sums_RC)
             else:
                 buffer_P[rows] += sums_RC.view(-1)
-
-
-def rows_gradient(gradient_N: Tensor, bank: int, first: int, scale: Tensor) -> Tensor:
-    """Return what `add_to_rows` adds, as a bank of its own that can be differentiated."""
-    row, _, start, count = _extent(bank, len(gradient_N), first)
-    places_M, signs_M1 = _places(-(-bank // row), start, count, gradient_N.device)
-    begins_M1 = torch.clamp(places_M * row, max=bank - row)[:, None]
-    elements = begins_M1 + torch.arange(row, device=gradient_N.device)
-    cut = slice(first - start * row, first - start * row + len(gradient_N))
-    signs_N = signs_M1.expand(-1, row).reshape(-1)[cut]
-    zeros_P = gradient_N.new_zeros(bank)
-    return zeros_P.index_add(0, elements.reshape(-1)[cut], gradient_N * signs_N * scale)
 
 
 def _extent(bank: int, size: int, first: int) -> tuple[int, int, int, int]:
