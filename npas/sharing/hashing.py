@@ -85,8 +85,8 @@ class HashedBlock:
         if not needs_bank:
             return torch.zeros_like(alpha_LK), None
         values_P = torch.zeros_like(bank_P, requires_grad=True)
-        weight_N = hashed_weight(values_P, self.size, self.first, alpha_LK[0])
-        given_N = gradients_N[0].to(bank_P.dtype)
+        weight_N = hashed_weight(values_P, len(bank_P), self.size, self.first)
+        given_N = gradients_N[0].to(bank_P.dtype) * alpha_LK[0]
         (part_P,) = torch.autograd.grad(weight_N, values_P, given_N, create_graph=True)
         return torch.zeros_like(alpha_LK), part_P
 

@@ -247,7 +247,7 @@ def test_gradients_of_hashed_rows_are_those_of_each_value(monkeypatch):
         buffer, gradient, scale = torch.zeros(length), torch.randn(size), torch.tensor([0.5])
         hashing.add_to_rows(buffer, gradient, first, scale)
         values = torch.randn(length, requires_grad=True)
-        hashing.hashed_weight(values, size, first, 0.5).backward(gradient)
+        (hashing.hashed_weight(values, length, size, first) * scale).backward(gradient)
         torch.testing.assert_close(buffer, values.grad)
     hashing._readers.cache_clear()
 
