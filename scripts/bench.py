@@ -15,7 +15,8 @@ first row's); medians and quartiles over the rounds. Peak memory is above the st
 network is built. Two uncounted actions come first.
 
 Actions: `train` is a step with the fused optimizer that npas-train takes (SGD with momentum, for
-encoders AdamW); `generate` makes all weights and gathers their gradients alone; `eval` is a later
+encoders AdamW); `generate` makes all weights and gathers their gradients alone, `products` does the
+matrix products of that and nothing else; `eval` is a later
 forward pass without gradients, `first` the first after the bank has changed; `materialize`, `plan`
 and `share` are those functions. `--command` runs an npas command from its start instead.
 `--hand` adds a peer written by hand: the same templates, sliced and mixed in a parametrization.
@@ -57,6 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--action", default="train", choices=list(ACTIONS))
     parser.add_argument("--command", help="an npas command with its arguments, in place of --model")
     parser.add_argument("--budgets", default="0.1,0.5,2")
+    parser.add_argument("--generator", default="wavg", help="as sharing.generator")
     parser.add_argument("--base", type=Path, help="the checkout of another build of npas")
     parser.add_argument("--hand", action="store_true", help="add the peer that is written by hand")
     parser.add_argument("--rounds", type=int, default=7)
@@ -182,7 +184,8 @@ def share(arguments: argparse.Namespace, network: Any) -> Any:
     """Share a network inside the budget that this process serves."""
     import npas
 
-    return npas.share(network, arguments.serve, generator="wavg", recompute=arguments.recompute)
+    how = {"generator": arguments.generator, "recompute": arguments.recompute}
+    return npas.share(network, arguments.serve, **how)
 
 
 def forward(arguments: argparse.Namespace, network: Any) -> Callable[[], Any]:
@@ -250,6 +253,31 @@ def generate(arguments: argparse.Namespace, network: Any) -> Action:
     return nothing, make
 
 
+def products(arguments: argparse.Namespace, network: Any) -> Action:
+    """Return the matrix products alone that `generate` is made of, on values in the cache."""
+    import torch
+
+    batches = {id(b): b for b in network.__dict__["_npas_shared"].reading.batches.values()}.values()
+    nodes = [node for batch in batches for node in batch.parts or (batch,)]
+    sizes = [(len(b.keys), len(b.positions), b.size) for node in nodes for b in node.blocks]
+    most, piece = max(count for count, _, _ in sizes), 1 << 16
+    weights_LN, templates_KN = torch.ones(most, piece), torch.ones(64, piece)
+    gradients_KN = torch.zeros(64, piece)
+    alpha_LK = torch.full((most, 64), 1e-3)
+
+    def multiply(_: Any) -> None:
+        for count, k, size in sizes:
+            for start in range(0, size, piece):
+                part = slice(0, min(piece, size - start))
+                from_KN, to_LN = templates_KN[:k, part], weights_LN[:count, part]
+                for row in range(count):
+                    torch.mm(alpha_LK[row : row + 1, :k], from_KN, out=to_LN[row : row + 1])
+                torch.mm(to_LN, from_KN.T)
+                gradients_KN[:k, part].addmm_(alpha_LK[:count, :k].T, to_LN)
+
+    return nothing, multiply
+
+
 def evaluate(arguments: argparse.Namespace, network: Any) -> Action:
     """Return a forward pass without gradients."""
     import torch
@@ -290,6 +318,7 @@ def share_afresh(arguments: argparse.Namespace, network: Any) -> Action:
 ACTIONS: dict[str, Callable[[argparse.Namespace, Any], Action]] = {
     "train": train,
     "generate": generate,
+    "products": products,
     "eval": evaluate,
     "first": evaluate_first,
     "materialize": materialize,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import re
 from collections.abc import Iterator
@@ -106,16 +105,6 @@ def planned_flops(*overrides: str) -> int:
     if config.pruning.method is not None:
         return pruning.planned(config, _spec(config), 0).flops
     return inference_flops(_network(config), _spec(config))
-
-
-@functools.cache
-def dense_count(width: float, *overrides: str) -> int:
-    """Count the parameters, at this width, of the dense network that these overrides choose."""
-    from npas.sharing import count_parameters
-
-    config = compose(*overrides)
-    model = dataclasses.replace(config.model, width=width)
-    return count_parameters(_network(dataclasses.replace(config, model=model)))
 
 
 def _network(config: Config) -> nn.Module:

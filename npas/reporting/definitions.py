@@ -11,7 +11,6 @@ from typing import Any
 
 from npas.config import GROUPINGS, SEARCHED
 from npas.reporting import distilled, language_models, methods, pruned, published, soft_sharing
-from npas.reporting.compose import compose, dense_count
 from npas.reporting.language_models import FAST
 from npas.reporting.soft_sharing import poster_rows
 from npas.reporting.tables import Row, Table
@@ -19,14 +18,16 @@ from npas.reporting.verdicts import verdicts
 from npas.utils.checks import near
 
 DIGITS_BUDGETS = ("0.02", "0.05", "0.1", "0.25", "0.5", "1", "2", "4")
-NARROW_BUDGETS = ("0.05", "0.1", "0.25", "0.5")
+NARROW_WIDTHS = {"0.05": 0.421875, "0.1": 0.609375, "0.25": 0.984375, "0.5": 1.40625}
+"""The greatest `model.width`, in steps of 1/64, of a WRN-16-2 with at most the budget's parameters:
+exact as decimals, and as fine as channels are."""
+NARROW_BUDGETS = tuple(NARROW_WIDTHS)
 SPARSE_BUDGETS = ("0.1", "0.5", "1", "2")
 SMALL_BUDGETS = ("0.05", "0.1", "0.25", "0.5", "1", "2")
 CIFAR_BUDGETS = ("0.05", "0.1", "0.25", "0.5", "1", "1.5", "2")
 IMAGENET_BUDGETS = ("0.1", "19M", "0.5", "1", "2")
 GROUNDING_BUDGETS = ("0.02", "0.05", "0.1", "0.5", "1", "2")
 GROUPS = 4
-WIDTH_STEPS = 64  # widths are multiples of 1/64: exact as decimals, and as fine as channels are
 DENSE = "budget=dense"
 RECALLS = {
     "mr": "mean of the six recalls",
@@ -54,13 +55,12 @@ def _ssn(budgets: Sequence[str], overrides: str, network: str = "SSN", **row: An
     ]
 
 
-def _narrower(exp: str, *overrides: str) -> list[Row]:
-    """List dense networks that are as narrow as these budgets allow."""
+def _narrower(*overrides: str) -> list[Row]:
+    """List dense networks that are as narrow as these budgets ask for."""
     name = "narrower dense network"
-    widths = {budget: narrow_width(exp, budget) for budget in NARROW_BUDGETS}
     return [
         Row(f"{name} of budget {budget}", (*overrides, f"model.width={width}"), series=name)
-        for budget, width in widths.items()
+        for budget, width in NARROW_WIDTHS.items()
     ]
 
 
@@ -70,7 +70,7 @@ def _digits() -> Table:
         title="Digits: accuracy against parameter budget",
         rows=(
             Row("dense network", ("+exp=digits", DENSE), series="dense network"),
-            *_narrower("digits", "+exp=digits_narrow"),
+            *_narrower("+exp=digits_narrow"),
             *_ssn(DIGITS_BUDGETS, "+exp=digits budget={}", series="SSN"),
         ),
         note="A Wide ResNet on scikit-learn's 8x8 digits; a fixed fifth of them is the test set."
@@ -129,7 +129,7 @@ def _cifar10_small() -> Table:
         title="CIFAR-10, JPEG copy, 16x16 pixels: accuracy against parameter budget",
         rows=(
             Row(dense, (*overrides, DENSE), series=dense),
-            *_narrower("cifar10_small", *overrides, DENSE),
+            *_narrower(*overrides, DENSE),
             *(
                 row
                 for name, (budgets, more) in schemes.items()
@@ -347,27 +347,6 @@ def _scenes_groups() -> Table:
         " text, image and joint layers in a bank each, and by lot. No paper"
         " has figures for it.",
     )
-
-
-def narrow_width(exp: str, budget: str) -> float:
-    """Return the largest `model.width` whose dense network stays within the budget's parameters.
-
-    The budget is one of the experiment's own dense network. ValueError if no width does.
-    """
-    from npas.sharing import parse_budget
-
-    overrides = f"+exp={exp}", DENSE
-    width = compose(*overrides).model.width
-    allowed = parse_budget(budget).allowed(dense_count(width, *overrides))
-    # Channels are whole: the counts are found by halving, between one channel and all.
-    low, high = WIDTH_STEPS // 16, int(width * WIDTH_STEPS)
-    if dense_count(low / WIDTH_STEPS, *overrides) > allowed:
-        raise ValueError("even the narrowest network has more parameters than this budget allows")
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = dense_count(middle / WIDTH_STEPS, *overrides) <= allowed
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low / WIDTH_STEPS
 
 
 _TABLES: dict[str, Callable[[], Table]] = {

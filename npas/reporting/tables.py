@@ -182,7 +182,9 @@ def _measured(result: Result, metric: str, epoch: str = "last") -> float:
 
 def load(table: Table, runs: str | Path) -> list[Cell]:
     """Fill the table with the results below `runs`, the folder of the experiments' folders."""
-    return fill(table, result_files.collect(runs).values())
+    exps = sorted({compose(*row.overrides).exp for row in table.rows if row.overrides is not None})
+    found = (result_files.collect(runs, exp).values() for exp in exps)
+    return fill(table, itertools.chain.from_iterable(found))
 
 
 def fill(table: Table, results: Iterable[Result]) -> list[Cell]:

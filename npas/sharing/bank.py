@@ -85,30 +85,32 @@ class BankReader:
 
     def mix(
         self,
+        made: Sequence[Tensor],
         blocks: Sequence[Block | HashedBlock],
         alphas: Sequence[Tensor],
-        dtype: torch.dtype | None = None,
         read: Iterable[object] = (),
     ) -> list[Tensor]:
-        """Return sum_k alpha_lk T_k for each layer of the blocks, in its shape.
+        """Return sum_k alpha_lk T_k for each layer of the blocks, which is `made`, differentiable.
 
-        Blocks say which row of which matrix in `alphas` is a layer's. A `dtype` other than the
-        bank's is what the templates are rounded to before they mix. `read` are keys in the order
-        in which their weights were used, known by the time of backward: gradients add up in the
-        reverse. Raises RuntimeError in backward if the bank or the coefficients were changed in
-        place between forward and backward.
+        `read` are keys in the order in which their weights were used, known by the time of
+        backward: gradients add up in the reverse. Raises RuntimeError in backward if the bank or
+        the coefficients were changed in place between forward and backward.
         """
-        values_P = self._rounded(dtype or self._bank_P.dtype)
         return list(
-            _Mix.apply(self._bank_P, self._entry, values_P, self._buffer, blocks, read, *alphas)
+            _Mix.apply(self._bank_P, self._entry, made, self._buffer, blocks, read, *alphas)
         )
 
-    def again(
-        self, block: Block | HashedBlock, alphas: Sequence[Tensor], dtype: torch.dtype
-    ) -> Tensor:
-        """Return the weight of a block's only layer once more, without gradients."""
-        (weight,) = block.weights(self._rounded(dtype), alphas, self._buffer.pool)
-        return weight
+    @torch.no_grad()
+    def weights(
+        self, blocks: Sequence[Block | HashedBlock], alphas: Sequence[Tensor], dtype: torch.dtype
+    ) -> list[Tensor]:
+        """Return the same without gradients, each weight in its shape.
+
+        Blocks say which row of which matrix in `alphas` is a layer's. A `dtype` other than the
+        bank's is what the templates are rounded to before they mix.
+        """
+        values_P = self._rounded(dtype)
+        return [w for b in blocks for w in b.weights(values_P, alphas, self._buffer.pool)]
 
     def _rounded(self, dtype: torch.dtype) -> Tensor:
         if dtype not in self._values:
@@ -244,7 +246,7 @@ class _Mix(Function):
         ctx: Any,
         bank_P: Tensor,
         entry: Tensor,
-        values_P: Tensor,
+        made: Sequence[Tensor],
         buffer: _GradientBuffer,
         blocks: Sequence[Block | HashedBlock],
         read: Iterable[object],
@@ -254,7 +256,7 @@ class _Mix(Function):
         ctx.versions = versions(bank_P, *alphas)
         ctx.buffer, ctx.blocks, ctx.read = buffer, blocks, read
         ctx.set_materialize_grads(False)
-        return tuple(w for block in blocks for w in block.weights(values_P, alphas, buffer.pool))
+        return tuple(made)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:

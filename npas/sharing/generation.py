@@ -5,6 +5,7 @@ A layer that is used several times generates once; `reading` says which are gene
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Collection
 from contextlib import nullcontext
@@ -126,14 +127,12 @@ class WeightPass:
         in `compare` are generated again and their bytes compared. Right only while what they are
         generated from is unchanged.
         """
-        again = WeightPass(self._root, self._reading, BufferPool(), kept=True)
+        again = WeightPass(self._root, self._reading, BufferPool(), kept=True, recompute=True)
         for (index, dtype), weight in list(self._weights.items()):
             is_written = weight._version != self._versions[index, dtype]
             if index in compare and not is_written and not weight.is_meta:
-                if (index, dtype) not in again._weights:
-                    with torch.inference_mode(False):
-                        again._generate(index, dtype)
-                is_written = not same_bytes(weight, again._weights.pop((index, dtype)))
+                with torch.inference_mode(False):
+                    is_written = not same_bytes(weight, again._generate(index, dtype))
             if is_written:
                 return self._reading.places[index][1].name
         return None
@@ -193,8 +192,13 @@ class WeightPass:
         ):
             if group not in self._readers:
                 self._readers[group] = BankReader(bank_P, self._pool)
+            reader, mixed = self._readers[group], []
             alphas = [self._alpha(rows) for rows in batch.alphas]
-            mixed = self._readers[group].mix(batch.blocks, alphas, mixed_dtype, self._read)
+            made = iter(reader.weights(batch.blocks, alphas, mixed_dtype))
+            for part in batch.parts or (batch,):
+                own = [*itertools.islice(made, len(part.layers))]
+                alphas = [self._alpha(rows) for rows in part.alphas]
+                mixed += reader.mix(own, part.blocks, alphas, self._read)
             for i, values in zip(batch.layers, mixed, strict=True):
                 weight, key = self._shape(i, values).to(dtype), (i, dtype)
                 if self._is_kept:  # like the parameter it stands for: matmul asks how it may fold
@@ -220,7 +224,8 @@ class WeightPass:
         batch, reader = self._batch(index), self._readers[self._reading.places[index][0]]
         with full_precision(self._bank(index).device):
             alphas = [self._alpha(rows) for rows in batch.alphas]
-            return self._shape(index, reader.again(batch.blocks[0], alphas, dtype))
+            (values,) = reader.weights(batch.blocks, alphas, dtype)
+            return self._shape(index, values)
 
     def _inputs(self, index: int) -> list[Tensor]:
         """Return the tensors that the layer's weight is made of."""

@@ -10,6 +10,7 @@ Shapes: P values of the bank, C values a row, R rows of the bank, M rows that a 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 HASH = "hash"
 CHUNK = 32
 PIECE = 8192  # rows
+SPARSE = 8
+"""A layer that reads fewer than one in so many rows adds to them alone, else to the whole bank."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -78,11 +81,13 @@ class HashedBlock:
     def differentiable(
         self, gradients_N: Sequence[Tensor], alpha_LK: Tensor, bank_P: Tensor, needs_bank: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Do the same by an operation that can be differentiated again, a linear one."""
-        part_P = None
-        if needs_bank:
-            given_N = gradients_N[0].to(bank_P.dtype)
-            part_P = rows_gradient(given_N, len(bank_P), self.first, alpha_LK[0])
+        """Do the same by operations that can be differentiated again."""
+        if not needs_bank:
+            return torch.zeros_like(alpha_LK), None
+        values_P = torch.zeros_like(bank_P, requires_grad=True)
+        weight_N = hashed_weight(values_P, len(bank_P), self.size, self.first)
+        given_N = gradients_N[0].to(bank_P.dtype) * alpha_LK[0]
+        (part_P,) = torch.autograd.grad(weight_N, values_P, given_N, create_graph=True)
         return torch.zeros_like(alpha_LK), part_P
 
 
@@ -118,31 +123,28 @@ def read_rows(
 
 
 def add_to_rows(buffer_P: Tensor, gradient_N: Tensor, first: int, scale: Tensor) -> None:
-    """Add a flat weight's gradient to those of the rows it was read from, in place."""
-    row, whole, start, count = _extent(len(buffer_P), len(gradient_N), first)
-    signs_M1, pieces = _remembered(len(buffer_P), start, count, buffer_P.device)
-    rows_RC, shares_M1 = buffer_P[: whole * row].view(whole, row), signs_M1 * scale
-    before = first - start * row
-    after = count * row - before - len(gradient_N)
-    given_MC = (F.pad(gradient_N, (before, after)) if before or after else gradient_N).view(-1, row)
-    for piece, places, last in pieces:
-        part_MC = given_MC[piece] * shares_M1[piece]
-        if len(last):
-            buffer_P[-row:] += part_MC.index_select(0, last).sum(0)
-            part_MC.index_fill_(0, last, 0)
-        rows_RC.index_add_(0, places, part_MC)
+    """Add a flat weight's gradient to those of the rows it was read from, in place.
 
-
-def rows_gradient(gradient_N: Tensor, bank: int, first: int, scale: Tensor) -> Tensor:
-    """Return what `add_to_rows` adds, as a bank of its own that can be differentiated."""
-    row, _, start, count = _extent(bank, len(gradient_N), first)
-    places_M, signs_M1 = _places(-(-bank // row), start, count, gradient_N.device)
-    begins_M1 = torch.clamp(places_M * row, max=bank - row)[:, None]
-    elements = begins_M1 + torch.arange(row, device=gradient_N.device)
-    cut = slice(first - start * row, first - start * row + len(gradient_N))
-    signs_N = signs_M1.expand(-1, row).reshape(-1)[cut]
-    zeros_P = gradient_N.new_zeros(bank)
-    return zeros_P.index_add(0, elements.reshape(-1)[cut], gradient_N * signs_N * scale)
+    Each row of the bank gathers from where it was read, which memory serves faster than scattering.
+    """
+    row, size, cuts = min(CHUNK, len(buffer_P)), len(gradient_N), [0]
+    if size > PIECE * row:  # filling up rows that are read in part would copy much: they go alone
+        head = -first % row
+        cuts = sorted({0, head, size - (size - head) % row} - {size})
+    for begin, end in itertools.pairwise([*cuts, size]):
+        _, whole, start, count = _extent(len(buffer_P), end - begin, first + begin)
+        before = first + begin - start * row
+        padding = before, count * row - before - (end - begin)
+        given_N = gradient_N[begin:end]
+        given_MC = (F.pad(given_N, padding) if any(padding) else given_N).view(-1, row)
+        for rows, places, begins, signs in _readers(len(buffer_P), start, count, buffer_P.device):
+            sums_RC = F.embedding_bag(
+                places, given_MC, begins, mode="sum", per_sample_weights=signs * scale
+            )
+            if isinstance(rows, Tensor):
+                buffer_P[: whole * row].view(whole, row).index_add_(0, rows, sums_RC)
+            else:
+                buffer_P[rows] += sums_RC.view(-1)
 
 
 def _extent(bank: int, size: int, first: int) -> tuple[int, int, int, int]:
@@ -187,14 +189,47 @@ def _remembered(
     row = min(CHUNK, bank)
     whole = bank // row
     with torch.inference_mode(False):
-        places_M, signs_M1 = _places(-(-bank // row), first, count, device)
-        pieces = [slice(begin, begin + PIECE) for begin in range(0, count, PIECE)]
-        found = [
-            (
-                piece,
-                places_M[piece].clamp(max=whole - 1),
-                (places_M[piece] == whole).nonzero().flatten(),
-            )
-            for piece in pieces
-        ]
-        return signs_M1, found
+        places_M, signs_M1 = _places(-(-bank // row), first, count, torch.device("cpu"))
+        found = []
+        for begin in range(0, count, PIECE):
+            piece = slice(begin, begin + PIECE)
+            last = (places_M[piece] == whole).nonzero().flatten()
+            named = places_M[piece].clamp(max=whole - 1).int()
+            found.append((piece, named.to(device), last.to(device)))
+        return signs_M1.to(torch.int8).to(device), found
+
+
+@lru_cache(maxsize=8192)
+def _readers(
+    bank: int, first: int, count: int, device: torch.device
+) -> list[tuple[slice | Tensor, Tensor, Tensor, Tensor]]:
+    """Return by pieces which rows of the bank are read, and where in the weight, with which signs.
+
+    The rows of a piece are a tensor, or where most are read the slice of the bank that they fill;
+    what a row is read by begins at its entry in the third.
+    """
+    row = min(CHUNK, bank)
+    whole = bank // row
+    found: list[tuple[slice | Tensor, Tensor, Tensor, Tensor]] = []
+    with torch.inference_mode(False):
+        places_M, signs_M1 = _places(-(-bank // row), first, count, torch.device("cpu"))
+        is_dense = count * SPARSE >= whole
+        order_M = (places_M if is_dense else (places_M == whole).int()).sort(stable=True).indices
+        sorted_M = places_M[order_M]
+        rows = torch.arange(whole) if is_dense else sorted_M[sorted_M < whole]
+        begins = torch.arange(len(rows) + 1, dtype=torch.int32)
+        if is_dense:
+            begins = torch.searchsorted(sorted_M, torch.arange(whole + 1)).int()
+        signs_M, order_M = signs_M1.flatten().to(torch.int8)[order_M].to(device), order_M.int()
+        for at in range(0, len(rows), PIECE):
+            part = begins[at : at + PIECE + 1]
+            read = slice(int(part[0]), int(part[-1]))
+            filled = slice(at * row, (at + len(part) - 1) * row)
+            named = filled if is_dense else rows[at : at + PIECE].to(device)
+            own = order_M[read].to(device), (part[:-1] - part[0]).to(device), signs_M[read]
+            found.append((named, *own))
+        last = slice(int(begins[-1]), count)
+        if last.start < count:
+            own = order_M[last].to(device), begins.new_zeros(1).to(device), signs_M[last]
+            found.append((slice(bank - row, bank), *own))
+    return found

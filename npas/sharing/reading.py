@@ -7,7 +7,7 @@ the autograd graph, a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -23,6 +23,8 @@ LARGEST_PART = 1 / 16
 often, and takes more memory. At most the first or, where it is more, this part of the network."""
 LARGEST_BATCH = 1 << 20
 """Weights of blocks that one node of the graph makes: it saves nothing but the cost of a node."""
+LARGEST_SET = 1 / 2
+"""The part of the network that is generated at once to read its templates once, whoever asks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +47,14 @@ class Rows:
 class Batch:
     """Layers that are generated together: in blocks, whose rows are of the coefficients `alphas`.
 
-    None among these are the scales of the layers that mix nothing.
+    None among these are the scales of the layers that mix nothing. Each of the `parts`, if there
+    are any, has a node of the autograd graph of its own.
     """
 
     layers: list[int]
     blocks: tuple[Block | HashedBlock, ...]
     alphas: tuple[Rows | None, ...]
+    parts: tuple[Batch, ...] = ()
 
 
 class Reading:
@@ -102,29 +106,37 @@ class Reading:
     def _find_batches(self) -> dict[int, Batch]:
         weights = sum(layer.size for _, layer in self.places)
         largest = max(LARGEST_BLOCK, weights * LARGEST_PART)
-        blocks: list[list[int]] = []
-        among: dict[object, list[int]] = {}  # the last block, and the last batch, of each kind
+        sets: list[list[int]] = []  # of layers that read the same templates
+        among: dict[object, list[int]] = {}  # the last set, and the last batch, of each kind
         for i, (g, layer) in enumerate(self.places):
             if self.twins[i] != i:
                 continue
             own = i if layer.upsampler == HASH else None
             key = (g, layer.templates, layer.template_size, i in self.low, own)
-            block = among.get(key)
-            if block is None or (len(block) + 1) * layer.size > largest:
-                block = among[key] = []
-                blocks.append(block)
-            block.append(i)
+            found = among.get(key)
+            if found is None or (len(found) + 1) * layer.size > max(largest, weights * LARGEST_SET):
+                found = among[key] = []
+                sets.append(found)
+            found.append(i)
         batches: list[list[list[int]]] = []
+        made: list[Batch] = []
         last: dict[object, list[list[int]]] = {}
-        for block in blocks:
-            kind = self.places[block[0]][0], block[0] in self.low
+        for layers in sets:
+            g, layer = self.places[layers[0]]
+            many = max(1, int(largest // layer.size))
+            if len(layers) > many:
+                blocks = [layers[at : at + many] for at in range(0, len(layers), many)]
+                parts = tuple(self._batch([block]) for block in blocks)
+                made.append(replace(self._batch([layers]), parts=parts))
+                continue
+            kind = g, layers[0] in self.low
             batch = last.get(kind)
-            size = sum(self.places[i][1].size for own in (*(batch or ()), block) for i in own)
+            size = sum(self.places[i][1].size for own in (*(batch or ()), layers) for i in own)
             if batch is None or size > LARGEST_BATCH:
                 batch = last[kind] = []
                 batches.append(batch)
-            batch.append(block)
-        made = map(self._batch, batches)
+            batch.append(layers)
+        made += map(self._batch, batches)
         return {i: batch for batch in made for i in batch.layers}
 
     def alone(self, index: int) -> Batch:

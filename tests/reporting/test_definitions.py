@@ -7,7 +7,7 @@ import pytest
 
 from npas.config import DENSE, config_hash, run_dir
 from npas.reporting import definitions, results, tables
-from npas.reporting.compose import compose, dense_count, planned_count, planned_flops
+from npas.reporting.compose import compose, planned_count, planned_flops
 from npas.sharing.budget import parse_budget
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -18,17 +18,15 @@ def test_an_unknown_table_is_answered_with_a_near_name():
         definitions.table("digit")
 
 
-def test_the_narrower_network_is_the_widest_that_the_budget_allows():
-    words = "+exp=digits", "budget=dense"
-    for budget in definitions.NARROW_BUDGETS:
-        allowed = parse_budget(budget).allowed(dense_count(compose(*words).model.width, *words))
-        width = definitions.narrow_width("digits", budget)
-        assert dense_count(width + 1 / definitions.WIDTH_STEPS, *words) > allowed
+@pytest.mark.parametrize("exp", ["digits", "cifar10_small"])
+def test_the_narrower_network_is_the_widest_that_the_budget_allows(exp):
+    words = f"+exp={exp}", "budget=dense"
+    for budget, width in definitions.NARROW_WIDTHS.items():
+        allowed = parse_budget(budget).allowed(planned_count(*words))
+        used, more = (planned_count(*words, f"model.width={w}") for w in (width, width + 1 / 64))
         # The comparison is a fair one only if little is left over.
-        assert 0.93 * allowed < dense_count(width, *words) <= allowed
-    assert compose("+exp=digits_narrow").model.width == definitions.narrow_width("digits", "0.1")
-    with pytest.raises(ValueError, match="even the narrowest network"):
-        definitions.narrow_width("digits", "0.1K")
+        assert 0.93 * allowed < used <= allowed < more
+    assert compose("+exp=digits_narrow").model.width == definitions.NARROW_WIDTHS["0.1"]
 
 
 def is_as_committed(name):

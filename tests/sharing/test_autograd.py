@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 import npas
 from npas.sharing import bank as memory
+from npas.sharing import hashing, reading
 from npas.sharing.bank import BankReader, Block, BufferPool, _GradientBuffer
 
 
@@ -220,6 +221,37 @@ def test_gradients_gathered_piece_by_piece_are_the_same(monkeypatch):
         torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_weights_and_gradients_do_not_depend_on_what_is_generated_at_once(monkeypatch):
+    found = []
+    for block, part in ((1 << 22, 0.5), (1, 0.5), (1, 0.0)):  # no sets; sets; each layer alone
+        monkeypatch.setattr(reading, "LARGEST_BLOCK", block)
+        monkeypatch.setattr(reading, "LARGEST_PART", 0.0)
+        monkeypatch.setattr(reading, "LARGEST_SET", part)
+        model = shared().eval()
+        sizes = [
+            len(b.parts)
+            for b in npas.sharing.install.shared_weights(model).reading.batches.values()
+        ]
+        found.append((max(sizes), outputs(model), gradients(model)))
+    assert [most > 1 for most, _, _ in found] == [False, True, False]
+    for _, made, given in found[1:]:
+        assert torch.equal(made, found[0][1])
+        for name, gradient in given.items():
+            torch.testing.assert_close(gradient, found[0][2][name], rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_of_hashed_rows_are_those_of_each_value(monkeypatch):
+    monkeypatch.setattr(hashing, "PIECE", 3)  # rows, of less than a layer: its ends go alone
+    for length, size, first in ((20, 50, 7), (700, 1300, 45), (9000, 500, 9), (640, 9, 2)):
+        hashing._readers.cache_clear()
+        buffer, gradient, scale = torch.zeros(length), torch.randn(size), torch.tensor([0.5])
+        hashing.add_to_rows(buffer, gradient, first, scale)
+        values = torch.randn(length, requires_grad=True)
+        (hashing.hashed_weight(values, length, size, first) * scale).backward(gradient)
+        torch.testing.assert_close(buffer, values.grad)
+    hashing._readers.cache_clear()
+
+
 @pytest.mark.parametrize("positions", [(0, 6, 12), (3,), (0, 4, 8), (14, 8)])
 def test_mixing_passes_gradcheck(positions):
     values = torch.randn(20, dtype=torch.float64, requires_grad=True)
@@ -230,7 +262,8 @@ def test_mixing_passes_gradcheck(positions):
         rows = [torch.stack([alpha, alpha.flip(0), alpha**2]), alpha[None]]
         three = Block((0, 1, 2), positions, 6, ((0, 0), (0, 1), (0, 2)), 3 * ((6,),))
         one = Block((3,), positions, 6, ((1, 0),), ((2, 3),))
-        first, second, _, alone = reader.mix([three, one], rows)
+        made = reader.weights([three, one], rows, values.dtype)
+        first, second, _, alone = reader.mix(made, [three, one], rows)
         return first * alone.flatten(), second * first
 
     assert torch.autograd.gradcheck(mixed, (values, alpha))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,8 +116,14 @@ class Task(Resident):
         self.label_smoothing = config.label_smoothing
         self.root = Path(data.root)
         self.download = data.download
-        self.archive = archive or published_archive(config.classes)
+        if archive is not None:
+            self.archive = archive
         self.compared = checksums.Comparison(data.verify)
+
+    @cached_property
+    def archive(self) -> Archive:
+        """Return the published files, once they are asked for: torchvision takes seconds."""
+        return published_archive(self.spec.num_classes)
 
     def read(self) -> dict[str, Part]:
         """Find the set, or fetch it, or write a synthetic one, and read it.
