@@ -120,6 +120,7 @@ def _cifar10_small() -> Table:
     pairs = [(f"{ssn}, budget {b}", label) for b, label in narrow]
     pairs += [(f"{ssn}, budget {b}", dense) for b in SMALL_BUDGETS[3:]]
     pairs += [(f"{hashed}, budget {b}", label) for b, label in narrow[:3]]
+    pairs += [(f"{hashed}, budget 0.25", dense)]
     pairs += [(f"{sparse}, budget {b}", dense) for b in SPARSE_BUDGETS[2:]]
     for name, (budgets, _) in list(schemes.items())[1:]:
         pairs += [(f"{name}, budget {b}", f"{ssn}, budget {b}") for b in budgets]
