@@ -277,7 +277,7 @@ DAMAGE = {
     "cut-off refs": (put(REFS, pickle.dumps(expressions(), 2)[:500]), NOT_REFER),
     "a function": (
         put(REFS, pickle.dumps([Call()], 2)),
-        rf"{NOT_REFER} \(refused as a pickle of data: it names",
+        rf"{NOT_REFER} \(not a pickle of plain data: it names",
     ),
     "no list": (put(REFS, pickle.dumps(7, 2)), NOT_REFER),
     "no words": (refs(lambda f: f[3].pop("sentences")), r"\(something has no 'sentences'\)"),
