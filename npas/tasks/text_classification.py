@@ -32,7 +32,7 @@ from npas.models import InputSpec
 from npas.tasks.base import Batch, measure, outputs
 from npas.tasks.classification import hold_out
 from npas.tasks.common import synthetic_text, tokenization
-from npas.utils.checks import at_least, at_most
+from npas.utils.checks import within
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -62,8 +62,7 @@ class Config:
     tokenizer: str = "bert-base-uncased"
 
     def __post_init__(self) -> None:
-        at_least("task.max_length", self.max_length, 3)
-        at_most("task.max_length", self.max_length, 100_000)
+        within("task", self, {"max_length": (3, 100_000)})
         named = {part: getattr(self, f"{part}_file") for part in ("train", "test", "val")}
         named = {part: name for part, name in named.items() if name is not None}
         for part, name in named.items():
@@ -209,7 +208,7 @@ class Task(tokenization.TextTask):
             if self.has_validation:  # val_fraction of a few texts may be none
                 self.files.setdefault("val", "val.csv")
             self.length = min(self.length, SYNTHETIC_LENGTH)
-            self.classes = self.classes or sorted(synthetic_text.TELLING)
+            self.classes = self.classes or sorted(synthetic_text.SENTENCES)
         elif not self.classes:
             self.ensure()
             self.classes = _labels(self.root / config.train_file, config)
@@ -309,12 +308,12 @@ class Task(tokenization.TextTask):
 
 def _write_texts(path: Path, part: str, count: int, config: Config, classes: list[str]) -> None:
     """Write sentences about people; a label is the kind of fact that its sentence states."""
-    rng, kinds = Random(f"texts {part}"), sorted(synthetic_text.TELLING)
+    rng, kinds = Random(f"texts {part}"), sorted(synthetic_text.SENTENCES)
     rows = []
     for n in range(count):
         (name,) = synthetic_text.draw_names(rng, 1)
         facts = synthetic_text.draw_life(rng, name, 1).facts
-        text = synthetic_text.TELLING[kinds[n % len(classes) % len(kinds)]].format(**facts)
+        text = synthetic_text.SENTENCES[kinds[n % len(classes) % len(kinds)]].format(**facts)
         rows.append({config.text: text, config.label: classes[n % len(classes)]})
     with path.open("w", encoding="utf-8", newline="") as file:
         if (separator := SEPARATORS.get(path.suffix.lower())) is None:

@@ -42,7 +42,7 @@ def test_loops_are_the_same_blocks_again():
 
 
 def test_heads_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match=r"model.width=10 does not divide by model.heads=4"):
+    with pytest.raises(ValueError, match=r"model.width=10 is not divisible by model.heads=4"):
         gpt.Config(width=10)
 
 

@@ -110,7 +110,7 @@ def test_labels_that_are_numbers_are_in_the_order_of_numbers(root):
         ("x", "[1]\n", {"train_file": "lives/x.jsonl"}, "x.jsonl, line 1: it is not a JSON object"),
         ("x", '{"text": 1}\n', {"train_file": "lives/x.jsonl"}, "no column 'label' among text"),
         ("x", lines([("a", 0.5)]), {"train_file": "lives/x.jsonl"}, "line 1: the text or the"),
-        ("test", csv(ROWS), {"tokenizer": "no/where/at/all"}, "no name on a hub"),
+        ("test", csv(ROWS), {"tokenizer": "no/where/at/all"}, "nor a valid name on the hub"),
         ("test", csv(ROWS), {"train_file": "a.txt"}, "must end in one of .csv, .tsv, .jsonl"),
         ("test", csv(ROWS), {"val_file": "lives/./test.csv"}, "must be different files"),
         ("test", csv(ROWS), {"class_names": ["a"]}, "must be at least two different labels"),
@@ -230,17 +230,17 @@ def test_an_encoder_that_cannot_be_is_one_line(root, tmp_path):
 
     refused(built, "tokens, and model.name=")
     refused(built, "takes 17: set task.max_length to at most that")
-    refused(lambda: built(name="no/such/./one"), "no name on a hub")
+    refused(lambda: built(name="no/such/./one"), "nor a valid name on the hub")
     refused(lambda: built(name=" "), "model.name must not be empty")
     refused(lambda: build(transformers.Config(), bert_spec()), "where in a text an answer")
     (folder / "model.safetensors").unlink()
     refused(lambda: built(pretrained=True), "holds no model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    refused(built, "is no network for classifying texts")
+    refused(built, "is not a text classification network")
     (folder / "config.json").write_text(
         json.dumps({"auto_map": {"AutoConfig": "code.Config"}, "model_type": "own"})
     )
-    refused(built, "is no network for classifying texts")
+    refused(built, "is not a text classification network")
 
 
 def bert_spec():

@@ -1,4 +1,4 @@
-"""File locks, atomic writes, file modes, and short reasons for errors."""
+"""File locks, atomic writes, temporary folders, and short reasons for errors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import errno
 import logging
 import os
 import re
+import shutil
 import stat
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -90,6 +92,19 @@ def give_usual_mode(path: Path) -> None:
     umask = os.umask(0o077)  # the umask can be read only by setting it
     os.umask(umask)
     os.chmod(path, 0o666 & ~umask)
+
+
+def temporary(owner: object) -> Path:
+    """Return a new folder that is deleted with its owner, or when this process exits."""
+    folder = tempfile.mkdtemp(prefix="npas-")
+    weakref.finalize(owner, _remove, folder, os.getpid())
+    return Path(folder)
+
+
+def _remove(folder: str, process: int) -> None:
+    """Delete a folder, unless this is a forked copy of the process that created it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def reason(error: BaseException) -> str:

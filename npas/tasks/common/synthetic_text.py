@@ -47,14 +47,14 @@ FIRST, LAST, JOBS, INSTRUMENTS, OTHERS = (
 )
 CITIES = _CITIES.split("|")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-TELLING = {
+SENTENCES = {
     "birth": "{name} was born in {born_in} in {born}.",
     "job": "{name} worked as a {job}.",
     "move": "In {moved}, {name} moved to {moved_to}.",
     "play": "{name} played the {instrument}.",
 }
 # The fact that each question asks for, and the sentence that states it.
-ASKING = {
+QUESTIONS = {
     "Where was {name} born?": ("born_in", "birth"),
     "When was {name} born?": ("born", "birth"),
     "What did {name} work as?": ("job", "job"),
@@ -68,10 +68,10 @@ class Life(NamedTuple):
     """The facts about a person, and the kinds of sentences to write, in order."""
 
     facts: dict[str, str]
-    told: list[str]
+    kinds: list[str]
 
     def sentences(self) -> list[str]:
-        return [TELLING[kind].format(**self.facts) for kind in self.told]
+        return [SENTENCES[kind].format(**self.facts) for kind in self.kinds]
 
 
 def draw_life(rng: Random, name: str, sentences: int) -> Life:
@@ -80,7 +80,7 @@ def draw_life(rng: Random, name: str, sentences: int) -> Life:
     facts = {"name": name, "born_in": rng.choice(CITIES), "born": str(born)}
     facts |= {"job": rng.choice(JOBS), "moved_to": rng.choice(CITIES)}
     facts |= {"moved": str(born + rng.randrange(18, 60)), "instrument": rng.choice(INSTRUMENTS)}
-    return Life(facts, sorted(rng.sample(list(TELLING), sentences), key=list(TELLING).index))
+    return Life(facts, sorted(rng.sample(list(SENTENCES), sentences), key=list(SENTENCES).index))
 
 
 def draw_names(rng: Random, count: int) -> list[str]:
@@ -126,13 +126,13 @@ def _paragraph(rng: Random, version: str, name: str, questions: int) -> dict[str
         if version == "2.0":
             entry["is_impossible"] = rng.random() < 1 / 3
         if entry.get("is_impossible"):
-            question = rng.choice(list(ASKING))
+            question = rng.choice(list(QUESTIONS))
             entry |= {"question": question.format(name=absent), "answers": []}
-            entry["plausible_answers"] = [_answer(context, lives[0], *ASKING[question])]
+            entry["plausible_answers"] = [_answer(context, lives[0], *QUESTIONS[question])]
         else:
             life = rng.choice(lives)
-            question = rng.choice([q for q, (_, kind) in ASKING.items() if kind in life.told])
-            answer = _answer(context, life, *ASKING[question])
+            question = rng.choice([q for q, (_, kind) in QUESTIONS.items() if kind in life.kinds])
+            answer = _answer(context, life, *QUESTIONS[question])
             entry |= {"question": question.format(**life.facts), "answers": [answer] * 3}
         asked.append(entry)
     return {"context": context, "qas": asked}
@@ -141,7 +141,7 @@ def _paragraph(rng: Random, version: str, name: str, questions: int) -> dict[str
 def _answer(context: str, life: Life, fact: str, kind: str) -> dict[str, Any]:
     """Locate a fact in its own sentence, since the same word may occur elsewhere."""
     text = life.facts[fact]
-    sentence = context.find(TELLING[kind].format(**life.facts))
+    sentence = context.find(SENTENCES[kind].format(**life.facts))
     return {"text": text, "answer_start": max(0, context.find(text, max(0, sentence)))}
 
 

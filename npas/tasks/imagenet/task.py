@@ -14,10 +14,6 @@ next image is used instead.
 from __future__ import annotations
 
 import functools
-import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +30,13 @@ from npas.tasks.base import Batch
 from npas.tasks.cifar.synthetic import generate_images
 from npas.tasks.classification import SPLIT_SEED, Classification
 from npas.tasks.common import checksums, workers
+from npas.tasks.common.files import temporary
 from npas.tasks.imagenet import shards
 from npas.tasks.imagenet.damage import Damage, log
 from npas.tasks.imagenet.folder import Folder
 from npas.tasks.imagenet.transforms import Crops
 from npas.utils import rng
-from npas.utils.checks import above, at_least, at_most, below
+from npas.utils.checks import above, at_least, at_most, below, within
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -77,9 +74,7 @@ class Config:
     def __post_init__(self) -> None:
         limits = {"classes": (2, 10**6), "size": (8, 4096), "resize": (8, 4096)}
         limits |= {"held_out": (0, 10**9), "max_damaged": (0, 10**9), "pca_noise": (0, 10)}
-        for key, (least, most) in limits.items():
-            at_least(f"task.{key}", getattr(self, key), least)
-            at_most(f"task.{key}", getattr(self, key), most)
+        within("task", self, limits)
         if self.resize < self.size:
             raise ValueError(
                 f"task.resize={self.resize} is less than task.size={self.size}, the crop"
@@ -187,8 +182,7 @@ class Task(Classification):
         """
         from PIL import Image
 
-        root, wanted = Path(tempfile.mkdtemp(prefix="npas-imagenet-")), self.data.synthetic
-        weakref.finalize(self, _remove, root, os.getpid())
+        root, wanted = temporary(self), self.data.synthetic
         held_out = wanted.test if self.config.held_out else 0
         counts = dict.fromkeys(self.splits.values(), wanted.test)
         counts["train"] = wanted.train + held_out
@@ -364,9 +358,3 @@ def hold_out(labels_N: Tensor, count: int) -> Tensor:
             " none to train on: hold out fewer"
         )
     return held_N
-
-
-def _remove(folder: Path, process: int) -> None:
-    """Delete a folder, unless this is a forked copy of the process that made it."""
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -28,10 +28,9 @@ from npas.models import InputSpec
 from npas.tasks import base
 from npas.tasks.base import Batch
 from npas.tasks.common import synthetic_text, tokenization
-from npas.tasks.common.measure import fill, measuring
 from npas.tasks.mlm import reader
 from npas.utils import rng
-from npas.utils.checks import above, at_least, at_most, below
+from npas.utils.checks import above, below, within
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -54,8 +53,7 @@ class Config:
     tokenizer: str = "bert-large-uncased"
 
     def __post_init__(self) -> None:
-        at_least("task.max_length", self.max_length, SPECIAL + 2)
-        at_most("task.max_length", self.max_length, 100_000)
+        within("task", self, {"max_length": (SPECIAL + 2, 100_000)})
         for key in ("mask_rate", "held_out"):
             above(f"task.{key}", getattr(self, key), 0)
             below(f"task.{key}", getattr(self, key), 1)
@@ -193,14 +191,12 @@ class Task(tokenization.TextTask):
         part = self.parts[split]
         cuts = torch.arange(len(part), device=self.device).split(EVAL_BATCH)
 
-        def count(i: int) -> tuple[int, Tensor]:
+        def count(i: int) -> tuple[Tensor, ...]:
             counted_B5 = _count(model, *self._hidden(part, cuts[i], HELD_OUT_SEED, split))
-            return i, counted_B5.sum(0, dtype=torch.float64)
+            return counted_B5.sum(0, dtype=torch.float64).unbind()
 
-        counted_E5 = torch.zeros(len(cuts), 5, dtype=torch.float64, device=self.device)
-        with measuring(model):
-            counted_E5 = fill(counted_E5, range(rank, len(cuts), world), world, count)
-        hidden, lost, right, order, in_order = counted_E5.cpu().sum(0).tolist()
+        counted_E5 = base.measure(model, count, len(cuts), 5, rank, world, self.device)
+        hidden, lost, right, order, in_order = counted_E5.sum(0).tolist()
         return {
             "mlm_accuracy": 100 * right / hidden,
             "sop_accuracy": 100 * in_order / len(part),

@@ -74,7 +74,7 @@ def test_a_tokenizer_that_cannot_be_had_or_read_is_one_line(tmp_path, monkeypatc
         raise FileNotFoundError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    for download, said in ((True, "as task.tokenizer=FOLDER"), (False, "download=false: put")):
+    for download, said in ((True, "set task.tokenizer=FOLDER"), (False, "download=false: put")):
         with pytest.raises(ValueError, match=said) as error:
             tokenization.load_tokenizer("absent", download)
         assert "\n" not in str(error.value)

@@ -132,14 +132,14 @@ def test_answers_are_written_as_the_official_scripts_read_them(version, make, tm
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"version": "3"}, "SQuAD comes as 1.1 and as 2.0"),
+        ({"version": "3"}, "must be 1.1 or 2.0"),
         ({"max_length": 60}, "leaves no room for a paragraph"),
         ({"stride": 318}, "at least 317 tokens"),
         ({"n_best": 0}, r"task\.n_best"),
         ({"train_questions": 0}, r"task\.train_questions must be at least 1"),
         ({"train_files": ["a.json"]}, "go together"),
         ({"test_file": "a.json"}, "go together"),
-        ({"train_files": ["a.json", "./b.json"], "test_file": "b.json"}, "of their own each"),
+        ({"train_files": ["a.json", "./b.json"], "test_file": "b.json"}, "must be different files"),
     ],
 )
 def test_keys_that_cannot_be_are_refused(keys, said):
@@ -203,7 +203,7 @@ def test_answers_that_are_not_there_are_left_out_with_a_warning(tmp_path, caplog
     path.write_text(json.dumps(raw))
     tokenizer = synthetic_text.write_tokenizer(tmp_path)
     fresh(tmp_path, "1.1", tokenizer, verify="warn").setup()
-    assert "1 of 40 training questions are left out" in caplog.text
+    assert "1 of 40 training questions are skipped" in caplog.text
 
 
 def own_files(root, **keys):
@@ -239,8 +239,8 @@ def test_no_paragraph_of_the_test_file_is_trained_on(tmp_path):
     assert len(task.parts["train"].questions) == 40 + 24 - 8
     assert len({q.article for q in task.parts["train"].questions}) == 4 + 2
     lines = task.inspect()
-    assert lines["train"].endswith("2 paragraphs of the test set are left out")
-    assert lines["part.json"].endswith("as task names it")
+    assert lines["train"].endswith("2 paragraphs of the test set are skipped")
+    assert lines["part.json"].endswith("set by task")
     few = [own_files(tmp_path, train_questions=9) for _ in range(2)]
     for other in few:
         other.setup()
