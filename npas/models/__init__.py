@@ -1,9 +1,8 @@
-"""Build the networks that npas trains: one architecture family a module of this folder.
+"""The networks that npas trains: one module for each architecture family.
 
-A family is a module that offers `Config` (a dataclass: the closed set of its `model.*` keys) and
-`build(config, spec)`. There is no table to keep: `family("wrn")` finds `wrn.py`. Modules whose
-name starts with an underscore are helpers and no families. Other packages bring families as
-`npas.utils.plugins` says. Of a family that offers `filters(network)` filters can be pruned.
+A family has `Config`, a dataclass of its `model.*` keys, and `build(config, spec)`; `family("wrn")`
+returns the module `wrn`. If it also has `filters(network)`, its filters can be pruned. Modules with
+a leading underscore are helpers. Other packages add families by `npas.utils.plugins`.
 """
 
 from __future__ import annotations
@@ -23,40 +22,39 @@ if TYPE_CHECKING:
 
 
 OUTPUTS = {
-    "class": "one answer for the whole input",
-    "cell": "an answer for every cell of the input",
+    "class": "one output for the whole input",
+    "cell": "an output for every cell of the input",
     "text": "a class for the whole text",
     "span": "where in a text an answer starts and ends",
-    "token": "what comes next at every place of a text",
-    "pretraining": "the words hidden in a text, and the order of its halves",
-    "regions": "how well each phrase fits each region of an image",
-    "match": "how well each sentence fits each image",
+    "token": "the next token at every position of a text",
+    "pretraining": "masked tokens of a text, and the order of its parts",
+    "regions": "a score for each phrase and region of an image",
+    "match": "a score for each sentence and image",
 }
 
 
 class Input(NamedTuple):
-    """One of several inputs: its shape without the batch, and whether it counts things."""
+    """One of several inputs: its shape without the batch, and whether it is integer."""
 
     shape: tuple[int, ...]
     is_integer: bool = False
 
 
 class Reader(NamedTuple):
-    """What reads a conv's filters: the norm behind it, that norm's reader, its first channel."""
+    """The layers that read a conv's output, by name."""
 
-    norm: str
-    layer: str
-    first: int = 0
+    norm: str  # the norm after the conv
+    layer: str  # the layer after that norm
+    first: int = 0  # index of the conv's first channel there
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network reads and answers.
+    """The inputs and outputs of a network.
 
-    `input_shape` leaves out the batch dimension: (channels, height, width) for images, (tokens,)
-    for texts. A network of several inputs has them by name in `inputs`. What is answered is one of
-    `OUTPUTS`: by `num_classes` numbers for the input, or that many for each of its cells; for texts
-    the network says itself how many.
+    `input_shape` has no batch dimension: (channels, height, width) for images, (tokens,) for texts.
+    Several inputs are in `inputs`, by name. `outputs` is a key of `OUTPUTS`. `num_classes` is the
+    number of outputs, for the whole input or each of its cells or tokens.
     """
 
     input_shape: tuple[int, ...]
@@ -65,14 +63,14 @@ class InputSpec:
     inputs: Mapping[str, Input] = field(default_factory=dict)
 
     def width(self, name: str) -> int:
-        """Return the last dimension of one of several inputs: how many numbers describe a thing."""
+        """Return the last dimension of one of several inputs."""
         return self.inputs[name].shape[-1]
 
     def example(self, device: torch.device | str) -> Any:
-        """Return one empty input as training feeds it: a tensor, or several by name."""
+        """Return a batch of one example input: a tensor, or several by name."""
         import torch
 
-        if self.inputs:  # a count of at least 1 is what a count may be, and so may a word's number
+        if self.inputs:  # 1 is valid for lengths and for token ids
             return {
                 name: torch.ones(1, *shape, dtype=torch.int64, device=device)
                 if is_integer
@@ -85,43 +83,43 @@ class InputSpec:
             return torch.zeros(1, *self.input_shape, device=device)
         zeros = torch.zeros(1, *self.input_shape, dtype=torch.int64, device=device)
         if self.outputs == "text":
-            # On the meta device, where nothing has a value to look at, no mask means all is text.
+            # transformers would read the mask's values, which meta tensors do not have.
             mask = {} if zeros.is_meta else {"attention_mask": torch.ones_like(zeros)}
             return {"input_ids": zeros, **mask}
-        # As attention asks for it: given 1 x tokens, transformers would look at its values.
+        # Not 1 x tokens, whose values transformers would read.
         whole = torch.ones(1, 1, *zeros.shape, dtype=torch.bool, device=device)
         return {"input_ids": zeros, "token_type_ids": zeros.clone(), "attention_mask": whole}
 
 
 def family(name: str) -> Any:
-    """Return the module of model family `name`. ValueError, with near names, if there is none."""
+    """Return the module of model family `name`; raises ValueError with similar names if unknown."""
     return find_family(__name__, "model", name)
 
 
 def build(config: Any, spec: InputSpec, architecture: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build the network of a family's config for a task's inputs.
+    """Build the network of a family's config for a task.
 
-    A family whose networks answer anything but a class says so: OUTPUTS = ("cell",). With an
-    `architecture`, what `architecture_of` returned for a network of this config, that network is
-    built again without the files it was loaded from. ValueError where the task asks for something
-    else, or for what the family cannot build.
+    A family's module lists its outputs, if not "class", as OUTPUTS = ("cell",). With
+    `architecture`, from `architecture_of` for a network of this config, the network is built
+    without the files that it was loaded from. Raises ValueError if the family cannot build it.
     """
     module = family(config.family)
-    given: tuple[str, ...] = getattr(module, "OUTPUTS", ("class",))
-    if spec.outputs not in given:
+    supported: tuple[str, ...] = getattr(module, "OUTPUTS", ("class",))
+    if spec.outputs not in supported:
         raise ValueError(
-            f"model.family={config.family} gives {' or '.join(OUTPUTS[name] for name in given)},"
-            f" and the task asks for {OUTPUTS[spec.outputs]}: choose another model or another task"
+            f"model.family={config.family} gives"
+            f" {' or '.join(OUTPUTS[name] for name in supported)}, and the task needs"
+            f" {OUTPUTS[spec.outputs]}: choose another model or another task"
         )
-    again = {} if architecture is None else {"architecture": architecture}
-    network: nn.Module = module.build(config, spec, **again)
+    extra = {} if architecture is None else {"architecture": architecture}
+    network: nn.Module = module.build(config, spec, **extra)
     return network
 
 
 def architecture_of(config: Any, network: nn.Module) -> dict[str, Any] | None:
-    """Return, as JSON-able data, what a network is beyond its config: None for most families.
+    """Return a network's architecture, as data for JSON, if its config does not determine it.
 
-    A family that may load a network offers `architecture(network)`.
+    Calls the family's `architecture(network)`; families without it return None.
     """
     describe = getattr(family(config.family), "architecture", None)
     found: dict[str, Any] | None = describe(network) if describe else None
@@ -129,27 +127,26 @@ def architecture_of(config: Any, network: nn.Module) -> dict[str, Any] | None:
 
 
 def filters_of(config: Any, network: nn.Module) -> dict[str, list[Reader]]:
-    """Return the convs of a network whose filters can be taken out, and all that reads each.
+    """Return the convs whose filters can be pruned, and the layers that read each.
 
-    What is added to something else is not among them: its channels are not its own. ValueError for
-    a family that does not say so.
+    Convs whose output is added to another are not included. Raises ValueError for a family without
+    `filters`.
     """
-    say = getattr(family(config.family), "filters", None)
-    if say is None:
+    list_filters = getattr(family(config.family), "filters", None)
+    if list_filters is None:
         raise ValueError(
             f"model.family={config.family} has no filters that can be pruned: choose vgg,"
             " resnet_cifar, wrn or densenet"
         )
-    found: dict[str, list[Reader]] = say(network)
+    found: dict[str, list[Reader]] = list_filters(network)
     return found
 
 
 def find_family(package: str, kind: str, name: str, helpers: Collection[str] = ()) -> Any:
-    """Import `package.name` if it is one of the package's own family modules, or a plugin's.
+    """Import a family of a package, or of a plugin, by name; `helpers` are not families.
 
-    `helpers` are its modules that are no families. The listing keeps a config from naming any
-    other importable module.
-    Raises ValueError, naming the `kind` of family and near names, for anything else.
+    Only listed modules are imported, so that a config cannot name any other. Raises ValueError,
+    with similar names, for other names.
     """
     found = pkgutil.iter_modules(importlib.import_module(package).__path__)
     own = {module.name for module in found if not module.name.startswith("_")} - set(helpers)

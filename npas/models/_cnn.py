@@ -1,4 +1,4 @@
-"""What the convolutional networks for small images have in common."""
+"""Building blocks of the convolutional networks for small images."""
 
 from collections.abc import Callable, Iterable
 
@@ -15,9 +15,9 @@ def conv3x3(channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 def stages(
     block: Callable[[int, int, int], nn.Module], channels: int, widths: Iterable[int], count: int
 ) -> nn.Sequential:
-    """Stack `count` blocks a stage, of these widths; all stages but the first halve the image.
+    """Stack stages of `count` blocks with these widths; all stages but the first halve the image.
 
-    `block` makes one from the channels that it reads, its stage's width and its stride.
+    `block` is called with input channels, output channels and stride.
     """
     stacked = []
     for stage, width in enumerate(widths):
@@ -28,13 +28,13 @@ def stages(
 
 
 def inner_filters(network: nn.Module, block: type[nn.Module], norm: str) -> dict[str, list[Reader]]:
-    """Return what reads the first conv of each residual block: its norm and the second conv."""
+    """Return the readers of each residual block's first conv: its norm and the second conv."""
     names = [name for name, module in network.named_modules() if isinstance(module, block)]
     return {f"{name}.conv1": [Reader(f"{name}.{norm}", f"{name}.conv2")] for name in names}
 
 
 def initialize(model: nn.Module, classifier: nn.Linear) -> None:
-    """Draw convs He-normal by fan-out (He et al. 2015) and start the classifier's bias at zero."""
+    """Initialize convs He-normal by fan-out (He et al. 2015), and the classifier's bias with 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Find the files of a published network or tokenizer: in a folder, or on the Hugging Face hub."""
+"""Find the files of a published network or tokenizer in a folder or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,60 +8,62 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# What was read from the hub in this process: "name@commit" by the name that was asked for.
+# What this process read from the hub: "name@commit" by the requested name.
 COMMITS: dict[str, str] = {}
 
 
 def find_folder(
     key: str, name: str, files: Sequence[str], needed: Sequence[str], *, download: bool = True
 ) -> Path:
-    """Return the folder that holds `files` of `name`: one on disk, or the hub's, kept in its cache.
+    """Return a folder with `files` of `name`: a folder on disk, or a snapshot in the hub's cache.
 
-    "name@revision" asks for a commit, tag or branch; without one, the newest. `COMMITS` then tells
-    which commit it was.
-    `files` may hold patterns; a folder will do if it has any of `needed`. What is in the cache
-    already needs no network, and without `download` none is used. ValueError, naming the config's
-    `key` and the remedy, if it cannot be had.
+    "name@revision" is a commit, tag or branch; the default is the newest. `COMMITS` records the
+    commit. `files` may be patterns; the folder must have at least one of `needed`. Cached files are
+    used without network access; without `download`, only they are. Raises ValueError, with the
+    config's `key`, if the files cannot be found or downloaded.
     """
 
     def has_any(folder: Path) -> bool:
         return any((folder / file).is_file() for file in needed)
 
-    wanted = " or ".join(needed)
+    required = " or ".join(needed)
     folder = Path(name)
     if folder.is_dir():
         if not has_any(folder):
-            raise ValueError(f"{key}={name} holds no {wanted}: give another folder")
+            raise ValueError(f"{key}={name} holds no {required}: set another folder")
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     repository, _, revision = name.partition("@")
-    how: Any = {"revision": revision} if revision else {}
-    why = f"it has no {wanted} on the Hugging Face hub"
+    how: Any = {"allow_patterns": list(files)} | ({"revision": revision} if revision else {})
+    why = f"it has no {required} on the Hugging Face hub"
     if not download:
-        why = "nothing is fetched with data.download=false"
+        why = "nothing is downloaded with data.download=false"
     cause: Exception | None = None
     for offline in (True, False) if download else (True,):
         try:
             with quietly():
-                where = snapshot_download(
-                    repository, allow_patterns=list(files), local_files_only=offline, **how
-                )
+                snapshot = Path(snapshot_download(repository, local_files_only=offline, **how))
         except HFValidationError:
-            raise ValueError(f"{key}={name} is no folder here, and no name on a hub") from None
-        except Exception as error:  # whatever the network and its clients come up with
+            raise ValueError(f"{key}={name} is not a folder, nor a valid name on the hub") from None
+        except Exception as error:  # network and clients raise many kinds of errors
             if not offline:
-                said = (str(error).strip() or type(error).__name__).splitlines()[0]
-                why, cause = f"fetching it from the Hugging Face hub failed ({said[:200]})", error
+                why = f"downloading it from the Hugging Face hub failed ({reason(error)})"
+                cause = error
             continue
-        if has_any(Path(where)):
-            COMMITS[name] = f"{repository}@{Path(where).name}"
-            return Path(where)
+        if has_any(snapshot):
+            COMMITS[name] = f"{repository}@{snapshot.name}"
+            return snapshot
     raise ValueError(
-        f"{key}={name} is no folder here, and {why}: put {wanted} into a folder, and give the"
-        f" folder as {key}=FOLDER"
+        f"{key}={name} is not a folder, and {why}: put {required} into a folder, and set"
+        f" {key}=FOLDER"
     ) from cause
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of an error's message, cut at 200 characters."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""What networks that match sentences with images have in common: their steps and their output.
+"""The base of networks that match sentences with images.
 
-Dimensions: B images, D numbers of each of their R regions, S = B x P sentences of T words of V
-numbers, E numbers of what an image or a sentence becomes.
+Dimensions: B images of R regions with D features, S = B x P sentences of T words with V numbers, E
+numbers of an embedding.
 """
 
 from typing import NamedTuple
@@ -9,50 +9,45 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-EPSILON = 1e-4  # below the root of a distance, whose slope would be infinite at 0
+EPSILON = 1e-4  # added to squared distances, since the root's slope is infinite at 0
 
 
 class Match(NamedTuple):
-    """How well each sentence fits each image, higher is better, and the sentences themselves.
+    """The similarity of all sentences and images, and the sentences' embeddings.
 
-    Of P sentences an image, sentence i is of image i // P.
+    With P sentences per image, sentence i belongs to image i // P.
     """
 
-    similarity: Tensor  # SxB
-    sentences: Tensor  # SxE, each of length 1
+    similarity: Tensor  # SxB, higher is better
+    sentences: Tensor  # SxE, of norm 1
 
 
 class Matcher(nn.Module):
-    """Match all sentences of a batch with all images, in three steps that can be asked for alone.
+    """Matches all sentences of a batch with all images; subclasses implement the three steps.
 
-    Words come as BxPxTxV, zeros from the lengths, BxP, on, their numbers as BxPxT, and regions as
-    BxRxD.
+    Inputs: word vectors, BxPxTxV, zeros after the lengths, BxP; word ids, BxPxT; regions, BxRxD.
     """
 
     def forward(self, words: Tensor, lengths: Tensor, regions: Tensor, ids: Tensor) -> Match:
-        """Return the match of all sentences with all images, and the sentences."""
         images = self.encode_images(regions)
         flat = (given.flatten(0, 1) for given in (words, lengths, ids))
         sentences_SE = self.encode_sentences(*flat)
         return Match(self.match(images, sentences_SE), sentences_SE)
 
     def encode_images(self, regions_BRD: Tensor) -> Tensor:
-        """Return what images become, B x ..."""
-        raise AssertionError("a network has its own")
+        """Return the encoded images, B x ..."""
+        raise AssertionError("implemented by subclasses")
 
     def encode_sentences(self, words_STV: Tensor, lengths_S: Tensor, ids_ST: Tensor) -> Tensor:
-        """Return what sentences become, SxE."""
-        raise AssertionError("a network has its own")
+        """Return the embeddings of sentences, SxE."""
+        raise AssertionError("implemented by subclasses")
 
     def match(self, images_B: Tensor, sentences_SE: Tensor) -> Tensor:
-        """Return how well each of these sentences fits each of these images, SxB."""
-        raise AssertionError("a network has its own")
+        """Return the similarity of each sentence and image, SxB."""
+        raise AssertionError("implemented by subclasses")
 
 
 def distance(first_SE: Tensor, second_BE: Tensor) -> Tensor:
-    """Return how far each of S vectors is from each of B others, SxB: never less than 0.01.
-
-    As two-branch networks measure it; in float32 whatever autocast says.
-    """
-    far_SB = torch.cdist(first_SE, second_BE, compute_mode="use_mm_for_euclid_dist")
-    return (far_SB.square() + EPSILON).sqrt()
+    """Return the distances of two-branch networks, SxB, at least 0.01; float32 under autocast."""
+    distance_SB = torch.cdist(first_SE, second_BE, compute_mode="use_mm_for_euclid_dist")
+    return (distance_SB.square() + EPSILON).sqrt()

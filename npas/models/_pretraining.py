@@ -1,7 +1,7 @@
-"""Compute the word logits of transformers' BERT and ALBERT at chosen places only.
+"""BERT and ALBERT of transformers that compute token logits at masked positions only.
 
-The last layer has an output for each word of the vocabulary: at all places it takes more memory
-than the rest of the network, and the loss is of some 15% of them.
+The logits of the whole vocabulary at all positions take more memory than the rest of the network,
+and the loss needs about 15% of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
 
 class AtPlaces:
-    """Is transformers' class; with `places_BM` the words' logits are of these places, B x M x V."""
+    """A mixin: with `places_BM`, the token logits are of these positions only, BxMxV."""
 
     def forward(self: Any, *args: Any, places_BM: Tensor | None = None, **given: Any) -> Any:
         if places_BM is None:
@@ -27,7 +27,7 @@ class AtPlaces:
 
 
 class BertForPreTraining(AtPlaces, transformers.BertForPreTraining):
-    """BERT with the heads for hidden words and the order of sentences."""
+    """BERT with heads for masked tokens and sentence order."""
 
     def answer(self, states_BMH: Tensor, pooled_BH: Tensor) -> Any:
         words, order = self.cls(states_BMH, pooled_BH)
@@ -35,7 +35,7 @@ class BertForPreTraining(AtPlaces, transformers.BertForPreTraining):
 
 
 class AlbertForPreTraining(AtPlaces, transformers.AlbertForPreTraining):
-    """ALBERT with these heads."""
+    """ALBERT with heads for masked tokens and sentence order."""
 
     def answer(self, states_BMH: Tensor, pooled_BH: Tensor) -> Any:
         words, order = self.predictions(states_BMH), self.sop_classifier(pooled_BH)

@@ -1,23 +1,23 @@
-"""Build ADAPT-T2I, which matches sentences with images: the sentence adapts the image's regions.
+"""ADAPT-T2I, which matches sentences with images: a sentence adapts the image's regions.
 
-Of Wehrmann et al. (AAAI 2020, "Adaptive Cross-Modal Embeddings for Image-Text Alignment"). Regions
-go through one linear layer, leaky ReLU, and are made of length 1; a word's fixed vector and a
-learned one, side by side, through a GRU that reads both ways, and each state is made of length 1.
-A sentence is the mean of its states. It scales and shifts what a batch norm made of the regions'
-numbers; of each number the regions are averaged, weighted by a softmax over themselves ("fovea");
-the cosine of that vector with the sentence's is how well they fit.
+Wehrmann et al. (AAAI 2020, "Adaptive Cross-Modal Embeddings for Image-Text Alignment"). Regions go
+through a linear layer and leaky ReLU, and are normalized to length 1. A word's fixed vector and its
+learned embedding are concatenated and go through a bidirectional GRU, whose states are normalized
+to length 1; a sentence is the mean of its states. The sentence scales and shifts the batch-normed
+regions. For each channel, the regions are averaged with weights from a softmax over themselves
+("fovea"). The similarity is the cosine of the result and the sentence.
 
-With H = `width`, N = `vocab_size`, L = `embedding`, V numbers a word and D numbers a region, there
-are so many parameters, the biases of the two linear layers of the scale and the shift among them:
+The numbers of parameters, with H = `width`, N = `vocab_size`, L = `embedding`, V numbers per word
+vector and D features per region:
 
-    regions D x H + H; words N x L; the two GRUs 2 (3 H (V + L + H) + 6 H); 2 (H x H + H)
+    regions D x H + H; words N x L; GRU 2 (3 H (V + L + H) + 6 H); scale and shift 2 (H x H + H)
 
     H 1024, L 300, V 300, D 2048: 14,187,520 + 300 N
     N = 8,481 words: 16,731,820; N = 11,755 words: 17,714,020
 
-The batch norm has no parameters, and the vectors of `words` are data.
+The batch norm has no parameters, and word vectors are data.
 
-Dimensions: B images, R regions, S = B x P sentences, T words in each, s of the sentences at once.
+Dimensions: B images, R regions, S = B x P sentences, T words in each, s sentences at a time.
 """
 
 from __future__ import annotations
@@ -35,21 +35,18 @@ from npas.utils.checks import above
 
 OUTPUTS = ("match",)
 LEAK = 0.1  # of the leaky ReLU
-MOST_NUMBERS = 2**26  # that are weighted at once: 256 MiB
+MOST_NUMBERS = 2**26  # attention weights computed at once: 256 MiB
 
 
 @dataclass
 class Config:
-    """The `model.*` keys of ADAPT-T2I. ValueError for what cannot be built.
-
-    `embedding=0` leaves learned vectors out: words are then their fixed ones alone.
-    """
+    """The `model.*` keys of ADAPT-T2I; `embedding=0` uses fixed word vectors only."""
 
     family: str = "adapt"
     width: int = 1024
-    vocab_size: int = 8481  # learned words, at least as many as the task's vocabulary has
-    embedding: int = 300  # numbers of each
-    fovea: float = 10.0  # how sharp the softmax over regions is
+    vocab_size: int = 8481  # at least the size of the task's vocabulary
+    embedding: int = 300  # size of learned embeddings
+    fovea: float = 10.0  # inverse temperature of the softmax over regions
 
     def __post_init__(self) -> None:
         _checks.in_range(self, width=(1, 65536), embedding=(0, 65536), vocab_size=(1, 10**7))
@@ -58,7 +55,7 @@ class Config:
 
 
 class Adapt(Matcher):
-    """Match sentences with images, however many: by the cosine of a sentence and what it adapts."""
+    """Match sentences with images, by the cosine of a sentence and the image that it adapts."""
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
@@ -77,31 +74,27 @@ class Adapt(Matcher):
             nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
     def forward(self, words: Tensor, lengths: Tensor, regions: Tensor, ids: Tensor) -> Match:
-        """Return the match of all sentences with all images, and the sentences."""
         similarity_SB, sentences_SH = super().forward(words, lengths, regions, ids)
         return Match(similarity_SB, F.normalize(sentences_SH.float(), dim=1))
 
     def encode_images(self, regions_BRD: Tensor) -> Tensor:
-        # Normalized number by number.
         regions_BRH = F.normalize(F.leaky_relu(self.image(regions_BRD), LEAK), dim=2)
         return self.norm(regions_BRH.flatten(0, 1)).view_as(regions_BRH)
 
     def encode_sentences(self, words_STV: Tensor, lengths_S: Tensor, ids_ST: Tensor) -> Tensor:
-        # Each sentence is the mean of its states.
         if self.embedding is not None:
             words_STV = torch.cat([words_STV, self.embedding(ids_ST).to(words_STV.dtype)], 2)
         states_STH = F.normalize(self.gru(words_STV, lengths_S), dim=2)
         return _phrases.mean(states_STH, lengths_S)
 
     def match(self, images_BRH: Tensor, sentences_SH: Tensor) -> Tensor:
-        # Some sentences at a time.
         scale_SH, shift_SH = self.scale(sentences_SH) + 1, self.shift(sentences_SH)
         aims_SH = F.normalize(sentences_SH.float(), dim=1)
         at_once = max(1, MOST_NUMBERS // max(1, images_BRH.numel()))
         parts = (x_SH.float().split(at_once) for x_SH in (scale_SH, shift_SH, aims_SH))
         found = []
         for scale_sH, shift_sH, aims_sH in zip(*parts, strict=True):
-            # The weights do not change with the shift, and are 1 in sum: it is added to the mean.
+            # The shift does not change the weights, whose sum is 1: it can be added to the mean.
             mean_sBH = Fovea.apply(images_BRH.float(), self.fovea * scale_sH)
             adapted_sBH = F.normalize(mean_sBH * scale_sH[:, None] + shift_sH[:, None], dim=2)
             found.append((adapted_sBH * aims_sH[:, None]).sum(2))
@@ -109,10 +102,10 @@ class Adapt(Matcher):
 
 
 class Fovea(torch.autograd.Function):
-    """Average the regions of images, BxRxH, weighted by a softmax over themselves: sxBxH.
+    """Average the regions of images, BxRxH, with weights softmax(sharp x regions) over R: sxBxH.
 
-    Each number by itself, times how sharp each sentence is about it, sxH. The weights, sxBxRxH,
-    would fill the memory until the gradient is asked for, and are worked out a second time there.
+    `sharp_sH` are each sentence's factors per channel. The weights, sxBxRxH, are recomputed in
+    backward to save memory.
     """
 
     @staticmethod
@@ -121,15 +114,15 @@ class Fovea(torch.autograd.Function):
         return (_weights(images_BRH, sharp_sH) * images_BRH).sum(2)
 
     @staticmethod
-    def backward(ctx: Any, slope_sBH: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad_sBH: Tensor) -> tuple[Tensor, Tensor]:
         images_BRH, sharp_sH = ctx.saved_tensors
         weights_sBRH = _weights(images_BRH, sharp_sH)
         mean_sB1H = (weights_sBRH * images_BRH).sum(2, keepdim=True)
-        off_sBRH = images_BRH - mean_sB1H
-        slopes_sBRH = weights_sBRH * slope_sBH[:, :, None]
-        sharp_slope_sH = (slopes_sBRH * off_sBRH * images_BRH).sum((1, 2))
-        images_slope_BRH = (slopes_sBRH * (1 + sharp_sH[:, None, None] * off_sBRH)).sum(0)
-        return images_slope_BRH, sharp_slope_sH
+        centred_sBRH = images_BRH - mean_sB1H
+        grad_sBRH = weights_sBRH * grad_sBH[:, :, None]
+        grad_sharp_sH = (grad_sBRH * centred_sBRH * images_BRH).sum((1, 2))
+        grad_images_BRH = (grad_sBRH * (1 + sharp_sH[:, None, None] * centred_sBRH)).sum(0)
+        return grad_images_BRH, grad_sharp_sH
 
 
 def _weights(images_BRH: Tensor, sharp_sH: Tensor) -> Tensor:

@@ -1,15 +1,16 @@
-"""Build the baseline of phrase grounding: words without an order, and no hidden layer.
+"""A bag-of-words baseline for phrase grounding, without hidden layers.
 
-A phrase is the mean of its word vectors. It and a region go through one linear layer each, to
-`width` numbers; the score is their dot product, by the root of `width`, plus a bias. Every word so
-has its say about every feature of a region alone, whatever the other words are: what a network
-makes of relations and of words together shows in how far it comes beyond this.
+A phrase is the mean of its word vectors. Phrase and region each go through one linear layer to
+`width` numbers; the score is their dot product, divided by the root of `width`, plus a bias. So
+each word contributes to the score independently of the others. How much better another network is
+shows what it makes of relations and combinations of words.
 
-With D = `width`, of V numbers a word and F numbers a region: D (V + F) weights, 2 D + 1 biases.
+Parameters: D (V + F) weights, 2 D + 1 biases.
 
-    V 300, F 2048, D 256: 601,601 parameters; 1,280 more with the 5 numbers of a region's place
+    V 300, F 2048, D 256: 601,601 parameters; 1,280 more with the 5 numbers of a region's position
 
-Dimensions: B images, P phrases and R regions of each, T words of a phrase; V, F and D as above.
+Dimensions: B images, P phrases and R regions of each, T words of a phrase, V numbers per word
+vector, F features per region, D = `width`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ OUTPUTS = ("regions",)
 
 @dataclass
 class Config:
-    """The `model.*` keys of the baseline. ValueError for a width out of range."""
+    """The `model.*` keys of the baseline; `boxes` appends a region's position to its features."""
 
     family: str = "bag_of_words"
     width: int = 256
@@ -38,9 +39,9 @@ class Config:
 
 
 class BagOfWords(nn.Module):
-    """Score every region of an image for each of its phrases: BxPxR, higher where it fits better.
+    """Score every region of an image for each of its phrases: BxPxR, higher is better.
 
-    Words come as BxPxTxV, zeros from the lengths, BxP, on; regions as BxRxF, their places as BxRx5.
+    Inputs: words, BxPxTxV, zeros after the lengths, BxP; regions, BxRxF; their positions, BxRx5.
     """
 
     def __init__(self, config: Config, spec: InputSpec) -> None:

@@ -1,18 +1,17 @@
-"""Build BERT and ALBERT, the classes of `transformers`: for classes, answers or pre-training.
+"""BERT and ALBERT, by the classes of `transformers`, for classification, answers or pre-training.
 
-BERT is Devlin et al. (2019, arXiv 1810.04805), ALBERT Lan et al. (2020, arXiv 1909.11942), whose
-layers are one layer and whose embedding is factorized. Parameters have the names that published
-checkpoints give them. To classify texts a network ends in its pooler and one linear layer. To find
-answers (SQuAD) it ends in one linear layer, and has no pooler, which nothing would read; to
-pre-train it has the heads for hidden words and for the order of two sentences (BERT's "next
-sentence" head is asked for the order, too).
+BERT is from Devlin et al. (2019, arXiv 1810.04805), ALBERT from Lan et al. (2020, arXiv
+1909.11942), which repeats one layer and factorizes the embedding. Parameters are named as in
+published checkpoints. For classification the network ends in a pooler and a linear layer; for
+answers (SQuAD) in a linear layer, without a pooler; for pre-training in the heads for masked tokens
+and sentence order (in BERT the "next sentence" head).
 
-    answers:     BERT-large 334,094,338   BERT-base 108,893,186
-                 ALBERT-large 16,636,418  ALBERT-base 11,094,530
-    pre-training: BERT-large 336,226,108  BERT-base 110,106,428
-                 ALBERT-large 17,847,474  ALBERT-base 11,813,810
+    answers:      BERT-large 334,094,338   BERT-base 108,893,186
+                  ALBERT-large 16,636,418  ALBERT-base 11,094,530
+    pre-training: BERT-large 336,226,108   BERT-base 110,106,428
+                  ALBERT-large 17,847,474  ALBERT-base 11,813,810
 
-ALBERT-large is published with 18M: 17,683,968 with its pooler and without any head.
+ALBERT-large is published with 18M parameters: 17,683,968 with the pooler and without heads.
 """
 
 import json
@@ -28,7 +27,7 @@ from npas.models import InputSpec, _checks, _hub
 
 OUTPUTS = ("text", "span", "pretraining")
 MOST_WIDTH = 100_000
-# What a checkpoint's own config calls our keys.
+# Our keys, and their names in a checkpoint's config.
 SHAPE = {
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
@@ -38,7 +37,7 @@ SHAPE = {
     "positions": "max_position_embeddings",
 }
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-# How the parameters start that a checkpoint may lack: the heads.
+# The prefixes of parameters that a checkpoint may lack.
 HEADS = (
     "qa_outputs.", "cls.", "predictions.", "sop_classifier.", "classifier.", "bert.pooler.",
     "albert.pooler.",
@@ -47,10 +46,10 @@ HEADS = (
 
 @dataclass
 class Config:
-    """The `model.*` keys of BERT and ALBERT. ValueError for a shape that cannot be built.
+    """The `model.*` keys of BERT and ALBERT.
 
-    `embedding` is ALBERT's factorized width; BERT's is `hidden`. `pretrained`, a folder or a name
-    on the Hugging Face hub, gives the weights to start from, and must have this shape.
+    `embedding` is the width of ALBERT's factorized embedding; BERT's is `hidden`. `pretrained` is a
+    folder or a name on the Hugging Face hub with initial weights of this shape.
     """
 
     family: str = "bert"
@@ -72,25 +71,25 @@ class Config:
         )
         _checks.divides(self, "hidden")
         if self.arch == "albert" and not 1 <= (self.embedding or 0) <= MOST_WIDTH:
-            raise ValueError(f"model.embedding={self.embedding}: an ALBERT needs a width, as 128")
+            raise ValueError(f"model.embedding={self.embedding}: an ALBERT needs a width, e.g. 128")
         if self.arch == "bert" and self.embedding not in (None, self.hidden):
-            raise ValueError(
-                f"model.embedding={self.embedding} is for ALBERTs alone: leave it null"
-            )
+            raise ValueError(f"model.embedding={self.embedding} is for ALBERT only: set it to null")
         _checks.rate(self)
 
 
 def build(
     config: Config, spec: InputSpec, architecture: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Build the network for texts of `spec.input_shape[0]` tokens: transformers' own class.
+    """Build the network for texts of `spec.input_shape[0]` tokens.
 
-    On the meta device, and with an `architecture`, nothing is loaded. ValueError if texts are
-    longer than `positions`, or a checkpoint cannot be had or has another shape.
+    On the meta device, and with an `architecture`, no weights are loaded. Raises ValueError if
+    texts are longer than `positions`, or the checkpoint cannot be loaded or has another shape.
     """
     if spec.input_shape[0] > config.positions:
-        most = f"model.positions={config.positions}: set task.max_length to at most that"
-        raise ValueError(f"the task's texts have {spec.input_shape[0]} tokens, and {most}")
+        raise ValueError(
+            f"the task's texts have {spec.input_shape[0]} tokens, and"
+            f" model.positions={config.positions}: set task.max_length to at most that"
+        )
     import transformers
 
     bert = config.arch == "bert"
@@ -121,7 +120,7 @@ def architecture(network: Any) -> dict[str, Any]:
 
 
 def _load(config: Config, name: str, kind: Any, labels: int | None) -> nn.Module:
-    """Load a checkpoint of the config's shape; its own config says of the activation and so on."""
+    """Load a checkpoint of the config's shape; other settings are the checkpoint's own."""
     from transformers import AutoConfig
 
     whole = ("model.safetensors", "model.safetensors.index.json")
@@ -133,16 +132,18 @@ def _load(config: Config, name: str, kind: Any, labels: int | None) -> nn.Module
     if config.arch == "albert":
         keys["embedding"] = "embedding_size"
     for ours, key in keys.items():
-        asked, found = getattr(config, ours), getattr(theirs, key, None)
-        if asked != found:
-            own = f"model.pretrained={name} has {ours} {found}, and model.{ours}={asked}"
-            raise ValueError(f"{own}: choose the checkpoint's shape, as model=bert_base")
+        value, found = getattr(config, ours), getattr(theirs, key, None)
+        if value != found:
+            raise ValueError(
+                f"model.pretrained={name} has {ours} {found}, and model.{ours}={value}: choose the"
+                " checkpoint's shape, such as model=bert_base"
+            )
     for key in DROPOUTS:
         setattr(theirs, key, config.dropout)
     if labels is not None:
         theirs.num_labels = labels
     with _readable(name):
-        network, told = kind.from_pretrained(
+        network, info = kind.from_pretrained(
             folder,
             config=theirs,
             attn_implementation="sdpa",
@@ -150,20 +151,21 @@ def _load(config: Config, name: str, kind: Any, labels: int | None) -> nn.Module
             ignore_mismatched_sizes=labels is not None,  # a head for other classes starts fresh
             output_loading_info=True,
         )
-    lost = {*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])}
-    absent = sorted(key for key in lost if not key.startswith(HEADS))
-    if absent:
-        lacks = f"lacks {absent[0]} ({len(absent)} parameters in all)"
-        raise ValueError(f"model.pretrained={name} {lacks}: it is no {config.arch} checkpoint")
+    missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    if absent := sorted(key for key in missing if not key.startswith(HEADS)):
+        raise ValueError(
+            f"model.pretrained={name} lacks {absent[0]} ({len(absent)} parameters in all): it is"
+            f" not a {config.arch} checkpoint"
+        )
     return network.train()
 
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Turn whatever a broken file makes its readers say into a ValueError of one line."""
+    """Convert the many kinds of errors that broken files raise to ValueError."""
     try:
         with _hub.quietly():
             yield
     except Exception as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        why = _hub.reason(error)
         raise ValueError(f"model.pretrained={name} cannot be read ({why}): get it again") from error

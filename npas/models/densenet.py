@@ -1,8 +1,8 @@
-"""Build the DenseNets for small images (Huang et al., CVPR 2017, arXiv 1608.06993).
+"""DenseNets for small images (Huang et al., CVPR 2017, arXiv 1608.06993).
 
-Three blocks of layers, each of which appends `growth` channels to all that came before it; between
-the blocks a 1x1 conv and average pooling by 2. In the BC form each layer first narrows to 4 growth
-channels by a 1x1 conv, and what lies between the blocks halves the channels.
+Three blocks of layers, each of which appends `growth` channels to its input; between the blocks a
+1x1 conv and average pooling by 2. In the BC form each layer first reduces the channels to 4 growth
+by a 1x1 conv, and the 1x1 convs between the blocks halve the channels.
 
     100-24, plain: 27,249,082 parameters for 10 classes; BC 190-40: 25,624,430
 """
@@ -22,13 +22,13 @@ PLAIN_STEM, NARROWED = 16, 4
 
 @dataclass
 class Config:
-    """The `model.*` keys of a DenseNet. ValueError for a depth that cannot be built."""
+    """The `model.*` keys of a DenseNet."""
 
     family: str = "densenet"
     depth: int = 100
     growth: int = 24
     bottleneck: bool = False  # the BC form
-    dropout: float = 0.0  # behind every 3x3 conv
+    dropout: float = 0.0  # after every 3x3 conv
 
     def __post_init__(self) -> None:
         kind = f"DenseNet{'-BC' * self.bottleneck}"
@@ -38,7 +38,7 @@ class Config:
 
 
 class Layer(nn.Module):
-    """Append `growth` channels computed from all channels so far: BxCxHxW -> Bx(C+growth)xHxW."""
+    """Append `growth` channels computed from the input: BxCxHxW -> Bx(C+growth)xHxW."""
 
     def __init__(self, channels: int, config: Config) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Layer(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Classify images of 4 pixels a side or more, BxCxHxW -> B x num_classes logits."""
+    """Classify images of at least 4 pixels a side, BxCxHxW -> B x num_classes logits."""
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
@@ -84,21 +84,22 @@ class DenseNet(nn.Module):
 
 
 def activated(channels: int, *modules: nn.Module) -> nn.Sequential:
-    """Put batch norm and ReLU before modules that read this many channels."""
+    """Put batch norm and ReLU before modules with this many input channels."""
     return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), *modules)
 
 
 def filters(network: DenseNet) -> dict[str, list[Reader]]:
-    """Return what reads the filters of each layer's convs.
+    """Return the readers of each layer's convs.
 
-    What a layer appends is read by all layers behind it in its block, and by what ends the block.
+    A layer's output is read by all later layers of its block, and by the conv or classifier after
+    the block.
     """
     found: dict[str, list[Reader]] = {}
     for b, block in enumerate(network.blocks):
         layers: list[Any] = [*block.children()]
         if not isinstance(layers[0], Layer):
             continue
-        reads = []  # norm and conv of each layer, and of what ends the block
+        reads = []  # norm and conv of each layer, and after the block
         for n, layer in enumerate(layers):
             name, narrows = f"blocks.{b}.{n}", isinstance(layer.narrow, nn.Sequential)
             first = f"{name}.narrow" if narrows else f"{name}.grow"
@@ -111,8 +112,8 @@ def filters(network: DenseNet) -> dict[str, list[Reader]]:
         )
         channels = len(network.get_parameter(f"{reads[0][0]}.weight"))
         for n, layer in enumerate(layers):
-            behind = [Reader(*read, channels) for read in reads[n + 1 :]]
-            found[f"blocks.{b}.{n}.grow.2"] = behind
+            later = [Reader(*read, channels) for read in reads[n + 1 :]]
+            found[f"blocks.{b}.{n}.grow.2"] = later
             channels += layer.grow[2].out_channels
     return found
 

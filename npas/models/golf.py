@@ -1,10 +1,10 @@
-"""Build the baseline transformer of the Parameter Golf contest (openai/parameter-golf, MIT).
+"""The baseline transformer of the Parameter Golf contest (openai/parameter-golf, MIT).
 
-Nine blocks of 512, of which the first four hand their outputs to blocks 4 to 7 in reverse order
-(U-net skips); RMS norms without weights, rotary positions, grouped queries, squared ReLU, tied
-embeddings, logits capped by tanh. 17,059,912 parameters at 1,024 tokens. The projections of
-attention and MLP start at zero; such weights are not shared (what is generated for them would be
-zero, too), so a shared network sets `zero_projections=false`, and they start as GPT-2's do.
+Nine blocks of width 512, with U-net skips from the first four to blocks 4 to 7 in reverse order;
+RMS norms without weights, rotary positions, grouped queries, squared ReLU, tied embeddings, logits
+capped by tanh. 17,059,912 parameters at 1,024 tokens. The projections of attention and MLP are
+initialized with zero. Such weights cannot be shared, since generated weights would be zero too; so
+a shared network sets `zero_projections=false`, which initializes them as in GPT-2.
 
 Dimensions: B rows, L tokens, C channels, H heads of D channels, V tokens of the vocabulary.
 """
@@ -18,41 +18,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec
-from npas.utils.checks import above, at_least, at_most
+from npas.models import InputSpec, _checks
+from npas.utils.checks import above
 
 OUTPUTS = ("token",)
 ROPE_BASE = 10_000.0
 TOKEN_STD = 0.005
-MOST = {"layers": 1000, "heads": 1000, "kv_heads": 1000, "width": 100_000, "mlp": 100}
 
 
 @dataclass
 class Config:
-    """The `model.*` keys of the contest's baseline. ValueError for what cannot be built."""
+    """The `model.*` keys of the contest's baseline."""
 
     family: str = "golf"
     layers: int = 9
     heads: int = 8
     kv_heads: int = 4
     width: int = 512
-    mlp: int = 2  # times as wide between the MLP's two layers
+    mlp: int = 2  # expansion factor of the MLP
     logit_cap: float = 30.0
     zero_projections: bool = True
 
     def __post_init__(self) -> None:
-        for key, most in MOST.items():
-            at_least(f"model.{key}", getattr(self, key), 1)
-            at_most(f"model.{key}", getattr(self, key), most)
+        _checks.in_range(self, layers=(1, 1000), heads=(1, 1000), width=(1, 100_000), mlp=(1, 100))
         above("model.logit_cap", self.logit_cap, 0)
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"model.heads={self.heads} does not divide by model.kv_heads={self.kv_heads}"
-            )
+        _checks.divides(self, "heads", by="kv_heads")
         if self.width % (2 * self.heads):
             raise ValueError(
-                f"model.width={self.width} does not divide into the halves of"
-                f" model.heads={self.heads}: rotary positions turn one against the other"
+                f"model.width={self.width} is not divisible by 2 x model.heads={self.heads}, which"
+                " rotary positions need"
             )
 
 
@@ -92,7 +86,7 @@ class Attention(nn.Module):
 
 
 def rotate(x_BHLD: Tensor) -> Tensor:
-    """Turn the first half of each head's channels against the second by place (Su et al. 2021)."""
+    """Rotate the two halves of each head's channels by position (Su et al. 2021)."""
     length, half = x_BHLD.shape[2], x_BHLD.shape[3] // 2
     frequency_F = ROPE_BASE ** (-torch.arange(half, device=x_BHLD.device) / half)
     angle_LF = torch.arange(length, device=x_BHLD.device)[:, None] * frequency_F
@@ -102,7 +96,7 @@ def rotate(x_BHLD: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Two linear layers with a squared ReLU between: BxLxC -> BxLxC."""
+    """Two linear layers with a squared ReLU between them: BxLxC -> BxLxC."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -114,7 +108,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Mix in the network's input, then add attention and an MLP, each scaled by channel."""
+    """Mix in the network's input, then add attention and an MLP, each scaled per channel."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -137,7 +131,7 @@ def _norm(x_BLC: Tensor) -> Tensor:
 
 
 class Golf(nn.Module):
-    """Predict the next token at each place: B x L int64 -> BxLxV logits."""
+    """Predict the next token at each position: BxL int64 -> BxLxV logits."""
 
     def __init__(self, config: Config, vocab_size: int) -> None:
         super().__init__()

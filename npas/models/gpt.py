@@ -1,11 +1,11 @@
-"""Build nanoGPT's transformer (karpathy/nanoGPT, MIT), whose blocks can be gone through in loops.
+"""nanoGPT's transformer (karpathy/nanoGPT, MIT), optionally looped.
 
-LayerNorms stand before attention and MLP, the head is the embedding. With 4 blocks of 128, 65
-tokens and rows of 64 it has 804,096 parameters, positions included.
+LayerNorms come before attention and MLP; the head is tied to the embedding. With 4 blocks of width
+128, 65 tokens and rows of 64 it has 804,096 parameters, positions included.
 
-`loops` goes through the stack of blocks that many times: one block in 12 loops is ALBERT's way,
-three in four loops a looped transformer. `iteration_embeddings` adds a learned vector, zero at the
-start, before each loop.
+`loops` repeats the stack of blocks: 1 block with 12 loops is like ALBERT, 3 blocks with 4 loops a
+looped transformer. `iteration_embeddings` adds a learned vector, initialized with zero, before each
+loop.
 
 Dimensions: B rows, L tokens, C channels, H heads of D channels, V tokens of the vocabulary.
 """
@@ -19,20 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec
-from npas.utils.checks import at_least, at_most, below
+from npas.models import InputSpec, _checks
 
 OUTPUTS = ("token",)
-STD = 0.02  # of a weight at the start
-MOST = {"layers": 1000, "loops": 1000, "heads": 1000, "width": 100_000}  # more is a typing error
+STD = 0.02  # of initial weights
 
 
 @dataclass
 class Config:
-    """The `model.*` keys of a GPT. ValueError for what cannot be built."""
+    """The `model.*` keys of a GPT."""
 
     family: str = "gpt"
-    layers: int = 4  # blocks with weights of their own
+    layers: int = 4  # blocks, each with its own weights
     loops: int = 1
     iteration_embeddings: bool = False
     heads: int = 4
@@ -41,24 +39,19 @@ class Config:
     bias: bool = False
 
     def __post_init__(self) -> None:
-        for key, most in MOST.items():
-            at_least(f"model.{key}", getattr(self, key), 1)
-            at_most(f"model.{key}", getattr(self, key), most)
-        at_least("model.dropout", self.dropout, 0)
-        below("model.dropout", self.dropout, 1)
-        if self.width % self.heads:
-            raise ValueError(
-                f"model.width={self.width} does not divide by model.heads={self.heads}"
-            )
+        _checks.in_range(self, layers=(1, 1000), loops=(1, 1000), width=(1, 100_000))
+        _checks.in_range(self, heads=(1, 1000))
+        _checks.divides(self, "width")
+        _checks.rate(self)
 
 
 def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the network for rows of `spec.input_shape[0]` tokens, `spec.num_classes` of them."""
+    """Build the network for rows of `spec.input_shape[0]` tokens and `spec.num_classes` tokens."""
     return GPT(config, spec.input_shape[0], spec.num_classes)
 
 
 class Attention(nn.Module):
-    """Let each token look at itself and those before: BxLxC -> BxLxC."""
+    """Causal self-attention: BxLxC -> BxLxC."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -79,7 +72,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers, four times as wide between: BxLxC -> BxLxC."""
+    """Two linear layers, with 4 C channels between them: BxLxC -> BxLxC."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -91,7 +84,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Add attention, then an MLP, each of the normalized input: BxLxC -> BxLxC."""
+    """A pre-norm transformer block: BxLxC -> BxLxC."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -107,7 +100,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Predict the next token at each place: B x L int64 -> BxLxV logits."""
+    """Predict the next token at each position: BxL int64 -> BxLxV logits."""
 
     def __init__(self, config: Config, length: int, vocab_size: int) -> None:
         super().__init__()
@@ -128,8 +121,8 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=STD)
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
-        place_L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
-        x_BLC = self.dropout(self.tokens(tokens_BL) + self.positions(place_L))
+        position_L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
+        x_BLC = self.dropout(self.tokens(tokens_BL) + self.positions(position_L))
         for loop in range(self.loops):
             if hasattr(self, "iterations"):
                 x_BLC = x_BLC + self.iterations[loop]

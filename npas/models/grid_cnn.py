@@ -1,12 +1,11 @@
-"""Build a network of equal 3x3 convs that keeps its input's grid: one answer a cell.
+"""A network of 3x3 convs of one shape, without pooling, with an output for every cell.
 
-A conv lifts the input to `width` channels; `depth` residual blocks (batch norm, ReLU, 3x3 conv)
-follow, all of one shape and in one row, `blocks`; batch norm, ReLU and a 1x1 conv answer. Nothing
-is pooled, so a block passes on what it knows to the neighbouring cells alone: paths longer than
-`depth` moves are beyond what the network can see from one end to the other. As the blocks have one
-shape, layers that share can grow alike, and runs of them fold into a loop.
+A conv maps the input to `width` channels; then `depth` residual blocks (batch norm, ReLU, 3x3 conv)
+of the same shape; then batch norm, ReLU and a 1x1 conv. A block passes information to neighbouring
+cells only, so the network cannot see a path of more than `depth` moves from end to end. As all
+blocks have one shape, shared layers can become similar, and can then be folded into a loop.
 
-    depth 16, width 16: 37,713 parameters for 2 input channels and one answer
+    depth 16, width 16: 37,713 parameters for 2 input channels and 1 output
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ OUTPUTS = ("cell",)
 
 @dataclass
 class Config:
-    """The `model.*` keys of a grid CNN. ValueError for a depth or width out of range."""
+    """The `model.*` keys of a grid CNN."""
 
     family: str = "grid_cnn"
     depth: int = 24
@@ -45,7 +44,7 @@ class Block(nn.Module):
 
 
 class GridCNN(nn.Module):
-    """Answer for every cell of a grid of any height and width, BxCxHxW -> BxDxHxW logits."""
+    """Classify every cell of a grid of any height and width, BxCxHxW -> BxDxHxW logits."""
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()

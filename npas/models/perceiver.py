@@ -1,17 +1,16 @@
-"""Build the Perceiver for images (Jaegle et al., ICML 2021, arXiv 2103.03206).
+"""The Perceiver for images (Jaegle et al., ICML 2021, arXiv 2103.03206).
 
-A few hundred latent vectors read the image, every pixel of it, by cross-attention, and then think
-about it in blocks of self-attention; this is done `cross_attentions` times over. The average of the
-latents is classified. A pixel comes with its place in Fourier features of `bands` frequencies for
-each of the two axes, up to the Nyquist frequency of an image `resolution` pixels wide.
+A few hundred latent vectors read all pixels by cross-attention, followed by blocks of
+self-attention; this is repeated `cross_attentions` times. The mean of the latents is classified. A
+pixel's position is appended as Fourier features of `bands` frequencies per axis, up to the Nyquist
+frequency of an image `resolution` pixels wide.
 
-The authors share weights across layers: the first cross-attention has its own, all later ones have
-theirs in common, and so have all stacks of self-attention; `share: cross_layer` does that by
-calling the same modules again.
+The authors share weights across layers: all cross-attentions but the first have the same weights,
+and so do all stacks of self-attention. `share: cross_layer` does so by calling the same modules.
 
     share none: 326,241,856 parameters for 1,000 classes; cross_layer: 44,912,254
 
-Dimensions: B images, P pixels, I channels of a pixel and its place, L latents of C channels, H
+Dimensions: B images, P pixels, I channels of a pixel with its position, L latents of C channels, H
 heads of D channels, F bands.
 """
 
@@ -30,18 +29,18 @@ from npas.models import InputSpec, _checks
 
 @dataclass
 class Config:
-    """The `model.*` keys of a Perceiver. ValueError for what cannot be built."""
+    """The `model.*` keys of a Perceiver."""
 
     family: str = "perceiver"
     share: Literal["none", "cross_layer"] = "none"
     latents: int = 512
     channels: int = 1024  # of a latent
     cross_attentions: int = 8
-    blocks: int = 6  # of self-attention, behind each cross-attention
+    blocks: int = 6  # of self-attention, after each cross-attention
     heads: int = 8  # of self-attention; cross-attention has one
     bands: int = 64
     resolution: int = 224
-    dropout: float = 0.0  # behind attention and MLP
+    dropout: float = 0.0  # after attention and MLP
 
     def __post_init__(self) -> None:
         _checks.in_range(self, latents=(1, 65536), channels=(1, 65536), resolution=(1, 65536))
@@ -51,7 +50,7 @@ class Config:
 
 
 class Attention(nn.Module):
-    """Attention of queries BxLxC over BxPxI: q, k and v have `inner` channels in `heads` heads."""
+    """Attention of BxLxC over BxPxI; q, k and v have `inner` channels in `heads` heads."""
 
     def __init__(self, channels: int, context: int, inner: int, heads: int) -> None:
         super().__init__()
@@ -71,9 +70,9 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention of the latents, BxLxC, over the input, BxPxI, or without `inputs` over themselves.
+    """Attention of latents, BxLxC, over the input, BxPxI, or without `inputs` themselves; an MLP.
 
-    The MLP has C channels in between: the paper widens by a factor of 1.
+    The MLP has C hidden channels, as in the paper.
     """
 
     def __init__(self, config: Config, inputs: int | None = None) -> None:
@@ -99,10 +98,10 @@ class Layer(nn.Module):
 
 
 class Perceiver(nn.Module):
-    """Classify images of any size, BxCxHxW -> B x num_classes logits. ValueError for no images.
+    """Classify images of any size, BxCxHxW -> B x num_classes logits.
 
-    Latents start with a deviation of 0.02 and weights with one of 1 / sqrt(fan-in); biases are 0.
-    The authors cut both off at two deviations, which for so many takes longer than it is worth.
+    Latents are initialized with a standard deviation of 0.02, weights with 1 / sqrt(fan-in), biases
+    with 0. The authors truncate both at two deviations, which is slow and makes little difference.
     """
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
@@ -128,8 +127,8 @@ class Perceiver(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         input_BPI = self.with_places(x)
-        # Not a view: without gradients that one still asks for them, and torch's counter of FLOPs
-        # takes offence.
+        # Not an expanded view, which still requires gradients under no_grad: torch's FLOP counter
+        # does not support that.
         x_BLC = self.latents.repeat(len(x), 1, 1)
         for i in range(self.passes):
             x_BLC = self.crosses[min(i, len(self.crosses) - 1)](x_BLC, input_BPI)
@@ -137,7 +136,7 @@ class Perceiver(nn.Module):
         return self.classifier(x_BLC.mean(dim=1))
 
     def with_places(self, x: Tensor) -> Tensor:
-        """Put each pixel's place beside its colours: BxCxHxW -> BxPxI."""
+        """Append each pixel's position to its colours: BxCxHxW -> BxPxI."""
         sizes = x.shape[2:]
         rows_HF, columns_WF = (
             fourier_features(size, self.bands, self.resolution, x.device) for size in sizes
@@ -149,13 +148,14 @@ class Perceiver(nn.Module):
 
 
 def fourier_features(size: int, bands: int, resolution: int, device: torch.device) -> Tensor:
-    """Return features of `size` places from -1 to 1: size x (2F + 1), sines, cosines, place.
+    """Return features of `size` positions from -1 to 1: size x (2F + 1), sines, cosines, position.
 
-    The frequencies go from 1 to half of `resolution`, equally spaced, times pi.
+    The frequencies are equally spaced, from pi to pi x `resolution` / 2.
     """
-    place_S = torch.linspace(-1, 1, size, device=device)
-    angle_SF = math.pi * place_S[:, None] * torch.linspace(1, resolution / 2, bands, device=device)
-    return torch.cat((angle_SF.sin(), angle_SF.cos(), place_S[:, None]), dim=1)
+    position_S = torch.linspace(-1, 1, size, device=device)
+    frequency_F = torch.linspace(1, resolution / 2, bands, device=device)
+    angle_SF = math.pi * position_S[:, None] * frequency_F
+    return torch.cat((angle_SF.sin(), angle_SF.cos(), position_S[:, None]), dim=1)
 
 
 build = Perceiver

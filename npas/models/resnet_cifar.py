@@ -1,9 +1,9 @@
-"""Build the ResNets for small images (He et al., CVPR 2016, arXiv 1512.03385, section 4.2).
+"""ResNets for small images (He et al., CVPR 2016, arXiv 1512.03385, section 4.2).
 
-Basic blocks (3x3 conv, batch norm, ReLU, 3x3 conv, batch norm, then the addition and ReLU) in three
-stages of 16, 32 and 64 channels, the second and third entered with stride 2. Shortcuts have no
-parameters (option A): where the shape changes every second pixel is taken, and zeros stand in for
-the channels that are new. 6n + 2 layers: the stem, 6n convs, the classifier.
+Basic blocks (3x3 conv, batch norm, ReLU, 3x3 conv, batch norm, addition, ReLU) in three stages of
+16, 32 and 64 channels; the second and third start with stride 2. Shortcuts have no parameters
+(option A): where the shape changes they are subsampled, and new channels are zero. 6n + 2 layers:
+the stem, 6n convs, the classifier.
 
     ResNet-56: 853,018 parameters for 10 classes; ResNet-110: 1,727,962
 """
@@ -19,13 +19,12 @@ from npas.models._cnn import conv3x3, initialize, inner_filters, stages
 
 @dataclass
 class Config:
-    """The `model.*` keys of a small ResNet. ValueError for a depth that cannot be built."""
+    """The `model.*` keys of a small ResNet."""
 
     family: str = "resnet_cifar"
     depth: int = 56
 
     def __post_init__(self) -> None:
-        # The authors' deepest has 1202.
         _checks.depth(self, "ResNet for small images", step=6, rest=2, most=2000)
 
 
@@ -43,7 +42,6 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
         if self.stride != 1 or self.new:
-            # Half of the zeros before the channels that are there, half behind them.
             zeros = (0, 0, 0, 0, self.new // 2, self.new - self.new // 2)
             x = F.pad(x[..., :: self.stride, :: self.stride], zeros)
         return F.relu(out + x)
@@ -66,7 +64,7 @@ class ResNet(nn.Module):
 
 
 def filters(network: nn.Module) -> dict[str, list[Reader]]:
-    """Return what reads the filters that can be pruned: of each block the first conv's."""
+    """Return the readers of each block's first conv."""
     return inner_filters(network, Block, "norm1")
 
 

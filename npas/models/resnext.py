@@ -1,9 +1,8 @@
-"""Build the ResNeXts for small images (Xie et al., CVPR 2017, arXiv 1611.05431).
+"""ResNeXts for small images (Xie et al., CVPR 2017, arXiv 1611.05431).
 
-Bottleneck blocks with grouped 3x3 convs, torchvision's own, in three stages of 256, 512 and 1024
-channels; inside a block `cardinality` groups of `width` channels, doubled with each stage. The
-second and the third stage are entered with stride 2; a 1x1 conv on the shortcut where the shape
-changes.
+Torchvision's bottleneck blocks with grouped 3x3 convs, in three stages of 256, 512 and 1024
+channels; in a block `cardinality` groups of `width` channels, doubled with each stage. The second
+and third stages start with stride 2; shortcuts have a 1x1 conv where the shape changes.
 
     29 layers, 16x64d: 68,155,210 parameters for 10 classes, 68,247,460 for 100
 """
@@ -22,12 +21,12 @@ MOST_CHANNELS = 8192
 
 @dataclass
 class Config:
-    """The `model.*` keys of a ResNeXt. ValueError for a depth or width that cannot be."""
+    """The `model.*` keys of a ResNeXt."""
 
     family: str = "resnext"
     depth: int = 29
     cardinality: int = 16
-    width: int = 64  # channels of one group in the first stage
+    width: int = 64  # channels per group in the first stage
 
     def __post_init__(self) -> None:
         _checks.depth(self, "ResNeXt", step=9, rest=2)

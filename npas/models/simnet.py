@@ -1,9 +1,8 @@
-"""Build the similarity network for phrase grounding: how well each phrase fits each region.
+"""The similarity network for phrase grounding, which scores each phrase and region.
 
-Of Wang et al. (TPAMI 2018, arXiv 1704.03470), in the form of Plummer et al.'s CITE (ECCV 2018),
-whose network it is at one concept layer. A phrase and a region go through a branch of two linear
-layers each; their product, number by number, through two more, and a last one gives the score.
-With D = `width`, of V numbers a word and F numbers a region, the weights are
+Wang et al. (TPAMI 2018, arXiv 1704.03470), in the form of Plummer et al.'s CITE (ECCV 2018) with
+one concept layer. Phrase and region each go through a branch of two linear layers; their
+elementwise product goes through two more, and a last one gives the score. The weights are
 
     phrase V x 4D, 4D x 4D; region F x 4D, 4D x 4D; joint 4D x 4D, 4D x D, D x 1:
     4D (V + F) + 3 (4D)^2 + 4D x D + D
@@ -11,22 +10,22 @@ With D = `width`, of V numbers a word and F numbers a region, the weights are
     V 300, F 2048, D 256: 5,812,480 weights; 6,656 of batch norms and 2,049 biases: 5,821,185
     V 6000, as the authors' vectors have: 11,649,280 weights; 11,657,985 in all
 
-`boxes` joins the 5 numbers of a region's place to its features: 20 D weights more. A linear layer
-before a batch norm has no bias, which the norm would take away.
+`boxes` appends the 5 numbers of a region's position to its features: 20 D more weights. Linear
+layers before a batch norm have no bias.
 
-`embeddings` above 1, K, has as many layers 4D x D side by side, CITE's concepts, mixed by what a
-branch V x 4D, 4D x K makes of the phrase: the others' weights grow by (K - 1) 4D x D + 4D (V + K).
-The authors' L1 penalty on that branch is left out: softmax follows, and at K = 4 it weighs 5e-5.
-`phrase` says how words become a phrase: their mean; a weighted one, of 2 V weights; or the last
-state of a GRU of D numbers, 3 D (V + D) weights, whose branch is a single layer D x 4D.
+`embeddings` = K > 1 has K parallel layers 4D x D, CITE's concepts, mixed with weights from a branch
+V x 4D, 4D x K on the phrase: (K - 1) 4D x D + 4D (V + K) more weights. The authors' L1 penalty on
+that branch is omitted: softmax follows, and at K = 4 it weighs 5e-5. `phrase` is how words are
+pooled: by their mean; by attention, 2 V weights; or as the last state of a GRU of D channels,
+3 D (V + D) weights, whose branch is a single layer D x 4D.
 
-Both branches end in vectors of length 1, as the authors say, times the root of how many numbers
-these are: what the joint layer's batch norm gets would be too small beside its epsilon.
-`normalize: regions` is the form that their code has: a feature's length is taken over the regions
-of an image. They do so over its phrases, too; here a phrase's score depends on no other phrase.
+The outputs of both branches are normalized to length 1, as the authors do, and multiplied by the
+root of their size, because the variance would be too small for the epsilon of the joint layer's
+batch norm. `normalize: regions` normalizes each feature over the regions of an image, as their code
+does. Their code also normalizes over its phrases; here a phrase's score depends on no other phrase.
 
-Dimensions: B images, P phrases and R regions of each, T words of a phrase, V and F as above, H = 4D
-numbers of what is hidden, D, K concepts.
+Dimensions: B images, P phrases and R regions of each, T words of a phrase, V numbers per word
+vector, F features per region, D = `width`, H = 4D hidden channels, K concepts.
 """
 
 from __future__ import annotations
@@ -46,10 +45,10 @@ OUTPUTS = ("regions",)
 
 @dataclass
 class Config:
-    """The `model.*` keys of a similarity network. ValueError for what cannot be built."""
+    """The `model.*` keys of a similarity network."""
 
     family: str = "simnet"
-    width: int = 256  # D; what is hidden is four times as wide
+    width: int = 256  # D; hidden layers are four times as wide
     phrase: Literal["mean", "attention", "gru"] = "mean"
     embeddings: int = 1  # concept layers, K
     boxes: bool = True
@@ -60,7 +59,7 @@ class Config:
 
 
 class Hidden(nn.Module):
-    """Apply a linear layer, batch norm over all that is not a feature, and ReLU: ...xI -> ...xO."""
+    """A linear layer, batch norm over all other dimensions, and ReLU: ...xI -> ...xO."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -72,9 +71,9 @@ class Hidden(nn.Module):
 
 
 class SimNet(nn.Module):
-    """Score every region of an image for each of its phrases: BxPxR, higher where it fits better.
+    """Score every region of an image for each of its phrases: BxPxR, higher is better.
 
-    Words come as BxPxTxV, zeros from the lengths, BxP, on; regions as BxRxF, their places as BxRx5.
+    Inputs: words, BxPxTxV, zeros after the lengths, BxP; regions, BxRxF; their positions, BxRx5.
     """
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
@@ -97,14 +96,14 @@ class SimNet(nn.Module):
         chooses = config.embeddings > 1
         self.choice = branch(word, hidden, config.embeddings) if chooses else None
         self.score = nn.Linear(config.width, 1)
-        _phrases.glorot(self)  # as the authors' library does
+        _phrases.glorot(self)  # the default of the authors' library
 
     def forward(self, words: Tensor, lengths: Tensor, regions: Tensor, boxes: Tensor) -> Tensor:
         phrases_BPV = self.read(words, lengths)
         if self.boxes:
             regions = torch.cat([regions, boxes.to(regions.dtype)], 2)
-        phrases_BPH = _even(self.phrase(phrases_BPV), 2)
-        regions_BRH = _even(self.region(regions), 1 if self.over_regions else 2)
+        phrases_BPH = _unit_variance(self.phrase(phrases_BPV), 2)
+        regions_BRH = _unit_variance(self.region(regions), 1 if self.over_regions else 2)
         joint_BPRH = self.joint(phrases_BPH[:, :, None] * regions_BRH[:, None])
         if self.choice is None:
             joint_BPRD = self.concepts[0](joint_BPRH)
@@ -117,7 +116,7 @@ class SimNet(nn.Module):
         return self.score(joint_BPRD).squeeze(3)
 
     def read(self, words_BPTV: Tensor, lengths_BP: Tensor) -> Tensor:
-        """Return one vector a phrase, BxPxV; of a GRU BxPxD."""
+        """Return one vector per phrase, BxPxV; with a GRU, BxPxD."""
         words_WTV, lengths_W = words_BPTV.flatten(0, 1), lengths_BP.flatten()
         if isinstance(self.reader, _phrases.GRU):
             phrases_WV = self.reader.last(words_WTV, lengths_W)
@@ -133,7 +132,7 @@ def branch(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(Hidden(inputs, hidden), nn.Linear(hidden, outputs))
 
 
-def _even(x: Tensor, dim: int) -> Tensor:
+def _unit_variance(x: Tensor, dim: int) -> Tensor:
     """Scale vectors along a dimension to a mean square of 1."""
     return F.normalize(x, dim=dim) * math.sqrt(x.shape[dim])
 

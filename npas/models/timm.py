@@ -1,7 +1,7 @@
-"""Build any classification network of timm (Wightman, "PyTorch Image Models") by its name there.
+"""Any classification network of timm (Wightman, "PyTorch Image Models"), by name, untrained.
 
-From fresh weights, with the task's classes; a network that is made for one size of image, as vision
-transformers are, is made for the task's. timm is an extra: pip install npas[timm].
+Networks for a fixed image size, such as vision transformers, are built for the task's size. timm is
+an extra: pip install npas[timm].
 
     mobilenetv3_small_100: 2,542,856 parameters for 1,000 classes; vit_small_patch16_224: 22,050,664
 """
@@ -19,7 +19,7 @@ from npas.models import InputSpec, _checks
 
 @dataclass
 class Config:
-    """The `model.*` keys of a timm network. ValueError for a name that timm does not have."""
+    """The `model.*` keys of a timm network."""
 
     family: str = "timm"
     name: str = "mobilenetv3_small_100"
@@ -33,13 +33,13 @@ class Config:
             raise ValueError("model.family=timm needs timm: pip install timm") from None
         if not timm.is_model(self.name):
             close = difflib.get_close_matches(self.name, timm.list_models(), n=3)
-            # There are more than a thousand names, too many for a line.
-            hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has them"
-            raise ValueError(f"model.name={self.name!r} is no network of timm; {hint}")
+            # Not all names: there are more than a thousand.
+            hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
+            raise ValueError(f"model.name={self.name!r} is not a network of timm; {hint}")
 
 
 def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the named network for `spec`. ValueError unless inputs are images that it can take."""
+    """Build the named network; raises ValueError unless inputs are images that it can take."""
     import timm
 
     _checks.images(config, spec)
@@ -52,8 +52,9 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(config.name, pretrained=False, **extra)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        said, shape = str(error).strip().partition("\n")[0], "x".join(map(str, spec.input_shape))
-        named = f"timm cannot build model.name={config.name}"
-        raise ValueError(f"{named} for images of {shape}: {said}") from None
+        reason, shape = str(error).strip().partition("\n")[0], "x".join(map(str, spec.input_shape))
+        raise ValueError(
+            f"timm cannot build model.name={config.name} for images of {shape}: {reason}"
+        ) from None
     _checks.takes(model, config.name, spec)
     return model

@@ -1,6 +1,6 @@
-"""Build any classification network of torchvision by its name there, from fresh weights.
+"""Any classification network of torchvision, by name, untrained.
 
-Two of the deeper networks of the papers are built from its classes under names that it lacks.
+Also resnet200 and densenet264, two deeper networks of the papers, built from its classes.
 
     resnet50: 25,557,032 parameters for 1,000 classes; wide_resnet50_2: 68,883,240
     the same with `stem: three_convs`: 25,576,264; 68,902,472
@@ -16,20 +16,21 @@ from torch import nn
 from npas.models import InputSpec, _checks
 from npas.utils.checks import near
 
-# These two answer with a tuple of logits in training unless their auxiliary heads are off, and
-# warn that their default initialization will change unless it is asked for.
+# These return a tuple of logits in training unless their auxiliary heads are off, and warn unless
+# the default initialization is requested explicitly.
 AUXILIARY_HEADS = ("googlenet", "inception_v3")
-# Blocks or layers a stage (He et al. 2016, arXiv 1603.05027; Huang et al. 2017, arXiv 1608.06993).
+# Layers per stage (He et al. 2016, arXiv 1603.05027; Huang et al. 2017, arXiv 1608.06993).
 DEEPER = {"resnet200": (3, 24, 36, 3), "densenet264": (6, 12, 64, 48)}
-RESNETS = ("resnet", "wide_resnet", "resnext")  # what their names start with
+RESNETS = ("resnet", "wide_resnet", "resnext")  # prefixes of their names
 
 
 @dataclass
 class Config:
-    """The `model.*` keys of a torchvision network. ValueError for a name it does not have.
+    """The `model.*` keys of a torchvision network.
 
-    With `stem: three_convs` a ResNet starts with three 3x3 convs, as the reference code's do, and
-    not with one 7x7; with `identities` its blocks start as such (Goyal et al. 2017, section 5.1).
+    With `stem: three_convs` a ResNet has three 3x3 convs as its stem, as in the reference code,
+    instead of one 7x7. With `identities` its blocks are initialized as identities (Goyal et al.
+    2017, section 5.1).
     """
 
     family: str = "torchvision"
@@ -42,19 +43,20 @@ class Config:
 
         names = [*models.list_models(module=models), *DEEPER]
         if self.name not in names:
-            said = f"model.name={self.name!r} is no classification network of torchvision"
-            raise ValueError(f"{said}; {near(self.name, names)}")
+            raise ValueError(
+                f"model.name={self.name!r} is not a classification network of torchvision;"
+                f" {near(self.name, names)}"
+            )
         if (self.stem != "conv" or self.identities) and not self.name.startswith(RESNETS):
-            asked = f"stem={self.stem}" if self.stem != "conv" else "identities=true"
-            raise ValueError(f"model.{asked} is for ResNets, and model.name={self.name} is none")
+            key = f"stem={self.stem}" if self.stem != "conv" else "identities=true"
+            raise ValueError(f"model.{key} is for ResNets, and model.name={self.name} is not one")
 
 
 def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the named network with `spec.num_classes` outputs. ValueError unless inputs are RGB.
+    """Build the named network; raises ValueError unless inputs are RGB.
 
-    The deeper two have post-activation blocks, as torchvision's other ResNets. The 66 blocks of
-    ResNet-200 start as identities: gradients grow some thousand-fold from the last of them to the
-    first otherwise.
+    ResNet-200 has post-activation blocks, like torchvision's other ResNets. Its 66 blocks are
+    initialized as identities: else gradients grow a thousand-fold from the last to the first.
     """
     from torchvision import models
     from torchvision.models.resnet import Bottleneck
@@ -78,13 +80,13 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
 
 
 def three_convs(middle: int = 32, out: int = 64) -> nn.Sequential:
-    """Make a stem of three 3x3 convs that halves each side; the ResNet's own norm follows it."""
+    """Build a stem of three 3x3 convs that halves each side; the ResNet's own norm follows it."""
     convs = [
         nn.Conv2d(3, middle, 3, stride=2, padding=1, bias=False),
         nn.Conv2d(middle, middle, 3, padding=1, bias=False),
         nn.Conv2d(middle, out, 3, padding=1, bias=False),
     ]
-    for conv in convs:  # as torchvision starts every conv of a ResNet
+    for conv in convs:  # as torchvision initializes the convs of a ResNet
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     between = [[nn.BatchNorm2d(middle), nn.ReLU(inplace=True)] for _ in range(2)]
     return nn.Sequential(convs[0], *between[0], convs[1], *between[1], convs[2])

@@ -1,8 +1,8 @@
-"""Build any encoder of transformers that classifies texts, by its folder or name on the hub.
+"""Any text classification network of transformers, from a folder or the Hugging Face hub.
 
-What is built is what its config.json says (`AutoModelForSequenceClassification`), with the task's
-classes; with `model.pretrained=true` from its weights, whose head starts fresh where it has other
-classes. No code of a repository is run.
+Its config.json determines the architecture (`AutoModelForSequenceClassification`). With
+`model.pretrained=true` its weights are loaded; a head for other classes is initialized randomly. No
+code of a repository is run.
 
     distilbert-base-uncased: 66,955,010 parameters for 2 classes; roberta-base: 124,647,170
 """
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from npas.models import InputSpec, _hub
+from npas.models.bert import architecture as architecture
 
 OUTPUTS = ("text",)
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
@@ -24,9 +25,9 @@ WHOLE = ("model.safetensors", "model.safetensors.index.json")
 
 @dataclass
 class Config:
-    """The `model.*` keys of a transformers encoder. ValueError for an empty name.
+    """The `model.*` keys of a transformers encoder.
 
-    `name` is a folder, or a name on the Hugging Face hub ("name@revision" for a revision of it).
+    `name` is a folder, or a name on the Hugging Face hub ("name@revision" for a revision).
     """
 
     family: str = "transformers"
@@ -35,7 +36,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.name.strip():
-            raise ValueError("model.name must not be empty: name a folder, or a network of the hub")
+            raise ValueError("model.name must not be empty: set a folder or a network of the hub")
 
 
 def build(
@@ -43,8 +44,8 @@ def build(
 ) -> nn.Module:
     """Build the network for `spec.num_classes` classes of texts of `spec.input_shape[0]` tokens.
 
-    On the meta device, and with an `architecture`, no weights are read. ValueError, in one line,
-    for one that cannot be had or that classifies no texts.
+    On the meta device, and with an `architecture`, no weights are loaded. Raises ValueError if it
+    cannot be loaded or does not classify texts.
     """
     import transformers
 
@@ -57,7 +58,7 @@ def build(
     files = ("config.json", *((*WHOLE, "model-*.safetensors") if loads else ()))
     needed = WHOLE if loads else ("config.json",)
     folder = _hub.find_folder("model.name", config.name, files, needed)
-    lost: list[str] = []
+    missing: list[str] = []
     try:
         with _hub.quietly():
             how: Any = {"num_labels": spec.num_classes, "trust_remote_code": False}
@@ -65,7 +66,7 @@ def build(
             if not loads:
                 network = auto.from_config(theirs, trust_remote_code=False)
             else:
-                network, told = auto.from_pretrained(
+                network, info = auto.from_pretrained(
                     folder,
                     config=theirs,
                     trust_remote_code=False,
@@ -73,35 +74,28 @@ def build(
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                 )
-                lost = [*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]
-    except Exception as error:  # whatever a broken file makes its readers say
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                missing = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    except Exception as error:  # broken files raise many kinds of errors
         raise ValueError(
-            f"model.name={config.name} is no network for classifying texts ({why}): choose another"
+            f"model.name={config.name} is not a text classification network"
+            f" ({_hub.reason(error)}): choose another"
         ) from error
     _check_length(config, network, spec.input_shape[0])
     inner = f"{network.base_model_prefix}."
-    if absent := sorted(key for key in lost if key.startswith(inner) and "pooler" not in key):
+    if absent := sorted(key for key in missing if key.startswith(inner) and "pooler" not in key):
         raise ValueError(
             f"model.name={config.name} lacks {absent[0]} ({len(absent)} parameters in all): its"
-            " weights are another network's"
+            " weights are those of another network"
         )
     return cast(nn.Module, network.train())
 
 
-def architecture(network: Any) -> dict[str, Any]:
-    """Return transformers' config of a network that was built here."""
-    from npas.models import bert
-
-    return bert.architecture(network)
-
-
 def _check_length(config: Config, network: nn.Module, length: int) -> None:
-    """ValueError if texts are longer than the network has positions for."""
+    """Raise ValueError if texts are longer than the network's position embeddings."""
     most = getattr(network.config, "max_position_embeddings", None)
     if not isinstance(most, int) or most < 1:
         return
-    for module in network.modules():  # RoBERTa's kind counts positions from its padding on
+    for module in network.modules():  # in RoBERTa, positions start after the padding index
         if hasattr(module, "position_embeddings") and isinstance(
             padding := getattr(module, "padding_idx", None), int
         ):

@@ -1,19 +1,19 @@
-"""Build a two-branch network, which puts sentences and images where they are near if they fit.
+"""A two-branch network, which embeds sentences and images close to each other if they match.
 
-Of Wang et al. (TPAMI 2018, arXiv 1704.03470) as Burns et al. (ICCV 2019, arXiv 1908.06327) use it.
-A sentence is the mean of its words' vectors, or one weighted by self-attention; an image the mean
-of its regions. Each goes through a branch of its own: a linear layer, batch norm, ReLU, dropout, a
-second linear layer; vectors of length 1 come out, and the nearer they are the better they fit.
+Wang et al. (TPAMI 2018, arXiv 1704.03470) as used by Burns et al. (ICCV 2019, arXiv 1908.06327). A
+sentence is the mean of its word vectors, or pooled by self-attention; an image the mean of its
+regions. Each goes through its own branch: a linear layer, batch norm, ReLU, dropout, a second
+linear layer, normalization to length 1. The similarity is the negative distance.
 
-With W = `width`, E = `embedding`, V numbers a word and D numbers a region, there are so many
-parameters, of which 2 W of each branch are its batch norm's:
+The numbers of parameters, with W = `width`, E = `embedding`, V numbers per word vector and D
+features per region, 2 W of each branch in the batch norm:
 
     text (V + 1) W + 2 W + (W + 1) E; image (D + 1) W + 2 W + (W + 1) E; attention 2 V + 1
 
     W 2048, E 512, V 300, D 2048: 1,669,632 + 5,249,536 = 6,919,168; with attention 6,919,769
 
-The authors' code also trains the words' vectors, held near to where they were; here they are data.
-It leaves out stop words; here they are words as all others.
+The authors' code also trains the word vectors, regularized towards their initial values, and
+removes stop words; here the vectors are data and stop words are kept.
 
 Dimensions: B images, R regions, S = B x P sentences, T words in each.
 """
@@ -34,7 +34,7 @@ OUTPUTS = ("match",)
 
 @dataclass
 class Config:
-    """The `model.*` keys of a two-branch network. ValueError for what cannot be built."""
+    """The `model.*` keys of a two-branch network."""
 
     family: str = "two_branch"
     width: int = 2048
@@ -48,7 +48,7 @@ class Config:
 
 
 class Branch(nn.Module):
-    """Put vectors where they are compared: NxI -> NxE, of length 1."""
+    """Embed vectors: NxI -> NxE, of length 1."""
 
     def __init__(self, inputs: int, config: Config) -> None:
         super().__init__()
@@ -63,9 +63,9 @@ class Branch(nn.Module):
 
 
 class TwoBranch(Matcher):
-    """Match sentences with images, however many: by the distance of what they become, E numbers.
+    """Match sentences with images by the distance of their embeddings.
 
-    The numbers of words are not read: a word without a vector is passed over.
+    Word ids are not used; words without a vector are skipped.
     """
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
@@ -80,7 +80,7 @@ class TwoBranch(Matcher):
         return self.image(regions_BRD.mean(1))
 
     def encode_sentences(self, words_STV: Tensor, lengths_S: Tensor, ids_ST: Tensor) -> Tensor:
-        if self.attention is not None:  # which passes over zeros itself
+        if self.attention is not None:  # which itself skips words without a vector
             return self.text(self.attention(words_STV, lengths_S))
         known_S = (words_STV != 0).any(2).sum(1).clamp(min=1)
         return self.text(_phrases.mean(words_STV, known_S))

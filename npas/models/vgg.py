@@ -1,9 +1,9 @@
-"""Build VGG-16 for small images (Simonyan & Zisserman, ICLR 2015, arXiv 1409.1556).
+"""VGG-16 for small images (Simonyan & Zisserman, ICLR 2015, arXiv 1409.1556).
 
 The thirteen 3x3 convs of the original, each with batch norm and ReLU, in five stages; max pooling
-by 2 behind each of the first four, and the mean over what is left, 2x2 of a 32x32 image. Of the
-three fully connected layers one is left for images of this size, the classifier; with `hidden` 512
-a layer of so many units with batch norm and ReLU comes before it.
+by 2 after each of the first four, and global average pooling. Of the three fully connected layers
+only the classifier is left; `hidden=512` puts a layer of 512 units with batch norm and ReLU before
+it.
 
     hidden 0: 14,728,266 parameters for 10 classes; hidden 512: 14,991,946
 """
@@ -20,30 +20,32 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 
 @dataclass
 class Config:
-    """The `model.*` keys of VGG-16. ValueError for a hidden layer that cannot be built."""
+    """The `model.*` keys of VGG-16."""
 
     family: str = "vgg"
-    hidden: int = 0  # units of a layer before the classifier, 0 for none
+    hidden: int = 0  # units of a layer before the classifier; 0: none
 
     def __post_init__(self) -> None:
         _checks.in_range(self, hidden=(0, 65_536))
 
 
 class VGG(nn.Module):
-    """Classify images, BxCxHxW -> B x num_classes logits. ValueError below 16 pixels a side."""
+    """Classify images of at least 16 pixels a side, BxCxHxW -> B x num_classes logits."""
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
         channels, height, width = spec.input_shape
         if min(height, width) < 2 ** (len(STAGES) - 1):
-            said = "model.family=vgg halves an image four times"
-            raise ValueError(f"{said}, and the task's have {height}x{width} pixels")
+            raise ValueError(
+                f"model.family=vgg halves an image four times, and the task's have {height}x{width}"
+                " pixels"
+            )
         modules: list[nn.Module] = []
         for stage, widths in enumerate(STAGES):
             if stage:
                 modules.append(nn.MaxPool2d(2))
             for out_channels in widths:
-                # Convs keep their biases, as in the networks that published figures are of.
+                # With biases, as in the networks of the published figures.
                 conv = nn.Conv2d(channels, out_channels, 3, padding=1)
                 modules += [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
                 channels = out_channels
@@ -61,7 +63,7 @@ class VGG(nn.Module):
 
 
 def filters(network: VGG) -> dict[str, list[Reader]]:
-    """Return what reads each conv's filters: the next one, the last one's a linear layer."""
+    """Return the readers of each conv: the next conv, or after the last one a linear layer."""
     convs = [i for i, module in enumerate(network.features) if isinstance(module, nn.Conv2d)]
     last = "classifier" if isinstance(network.hidden, nn.Identity) else "hidden.0"
     layers = [*(f"features.{i}" for i in convs[1:]), last]

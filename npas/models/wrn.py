@@ -1,8 +1,8 @@
-"""Build Wide ResNets, WRN-d-w (Zagoruyko & Komodakis, BMVC 2016, arXiv 1605.07146).
+"""Wide ResNets, WRN-d-w (Zagoruyko & Komodakis, BMVC 2016, arXiv 1605.07146).
 
 Pre-activation basic blocks (batch norm, ReLU, 3x3 conv, twice) in three stages of 16w, 32w and 64w
-channels, the second and third entered with stride 2; a 1x1 conv on the shortcut where the shape
-changes. Global average pooling makes the network take 32x32 (CIFAR) and 8x8 (digits) images alike.
+channels; the second and third start with stride 2, and shortcuts have a 1x1 conv where the shape
+changes. Global average pooling allows images of any size.
 
     WRN-28-10: 36,479,194 parameters for 10 classes, 36,536,884 for 100
 """
@@ -21,7 +21,7 @@ STEM_CHANNELS = 16
 
 @dataclass
 class Config:
-    """The `model.*` keys of a WRN. ValueError for a depth or width that cannot be built."""
+    """The `model.*` keys of a WRN."""
 
     family: str = "wrn"
     depth: int = 28
@@ -50,7 +50,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.norm1(x))
-        # A conv shortcut reads the activated input, an identity the raw one, as published.
+        # As published, a conv shortcut reads the activated input, an identity the raw one.
         shortcut = x if self.shortcut is None else self.shortcut(out)
         out = F.relu(self.norm2(self.conv1(out)))
         out = self.conv2(F.dropout(out, self.dropout, self.training))
@@ -76,7 +76,7 @@ class WideResNet(nn.Module):
 
 
 def filters(network: nn.Module) -> dict[str, list[Reader]]:
-    """Return what reads the filters that can be pruned: of each block the first conv's."""
+    """Return the readers of each block's first conv."""
     return inner_filters(network, Block, "norm2")
 
 

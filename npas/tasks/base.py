@@ -1,4 +1,4 @@
-"""What every task shares: batches, the order of samples, ranks, and the class they derive from."""
+"""The base class of all tasks: batches, the order of samples, and their split over ranks."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Batch(NamedTuple):
     """
 
     inputs: Any  # B x input_shape, for images float
-    targets: Any  # what the task asks for, B x ...: of classes, int64, B
-    size: int  # B, known without asking the device
+    targets: Any  # B x ...; class labels: B, int64
+    size: int  # B, known without synchronizing with the device
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device; from pinned memory to a GPU without waiting for it."""
+        """Return the batch on a device; copies to a GPU are asynchronous, from pinned memory."""
 
         def move(value: Tensor) -> Tensor:
             if device.type == "cuda" and value.device.type == "cpu":
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
         return Batch(_each(self.inputs, move), _each(self.targets, move), self.size)
 
     def parts(self, count: int) -> list[Batch]:
-        """Cut the batch into `count` equal parts, one after the other, that share its memory."""
+        """Split the batch into `count` equal consecutive parts, which are views of it."""
         assert self.size % count == 0, f"{self.size} samples in {count} parts"
         size = self.size // count
 
@@ -51,67 +51,67 @@ class Batch(NamedTuple):
 
 
 def _each(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Change a tensor, or each one of a dict."""
+    """Apply `change` to a tensor, or to each one of a dict."""
     if isinstance(values, dict):
         return {name: _each(value, change) for name, value in values.items()}
     return change(values)
 
 
 class Picture(NamedTuple):
-    """One picture to look at: an image, what to write below it, and boxes to draw into it.
+    """An image to show, with a caption below it and boxes drawn into it.
 
-    A box is (left, top, right, bottom) in pixels, by what it is: "truth" or "chosen".
+    The key of a box is "truth" or "chosen", its value (left, top, right, bottom) in pixels.
     """
 
-    image: Path | None  # None, or a file that is not there: only what is written is shown
+    image: Path | None  # None, or a missing file: only the caption is shown
     caption: str
     boxes: Mapping[str, tuple[float, float, float, float]] = {}
-    right: bool | None = None  # whether the network was right; None: that is no question here
+    right: bool | None = None  # whether the network was right; None: does not apply
 
 
 class Shown(NamedTuple):
-    """One sample to look at: what was asked, and the pictures that were answered."""
+    """A sample to show: its input as the heading, and pictures of the network's output."""
 
     heading: str
     pictures: Sequence[Picture]
 
 
 class Learner(Protocol):
-    """What a training step asks for: a task's loss, or one that a teacher's outputs add to."""
+    """What a training step needs: a task, or a task with a distillation loss added."""
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the batch's mean loss, and sums over its samples to log."""
+        """Return what `Task.loss` does."""
         ...
 
     def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
-        """Return the factor of each part's loss; None: all equal."""
+        """Return what `Task.part_weights` does."""
         ...
 
 
 class Task(abc.ABC):
-    """A data set with its loss and its metrics: what the training loop asks of a task.
+    """A dataset with its loss and metrics.
 
-    Made as `Task(config, data, seed=..., device=...)`; nothing is read until `setup`. The base owns
-    the order of an epoch's samples, each rank's share of a batch and the workers; a task gives
-    `train_size`, `collate`, `loss` and `evaluate`.
+    Constructed as `Task(config, data, seed=..., device=...)`; nothing is read before `setup`. The
+    base class orders the samples of an epoch, splits batches over ranks and runs the workers; a
+    subclass implements the abstract methods.
     """
 
-    name: str  # of the data set, as in result files
-    device: torch.device  # the data are on; the CPU if they stream from disk
+    name: str  # of the dataset, as in result files
+    device: torch.device  # where the data are; the CPU if they stream from disk
     source: str  # "real" or "synthetic"
     seed: int
     spec: InputSpec
-    selection_metric: str  # the key of `evaluate` that chooses a checkpoint
+    selection_metric: str  # the key of `evaluate` that selects the best checkpoint
     lower_is_better = False  # of the selection metric
     has_validation: bool
     samples = "training samples"  # what `train_size` counts, for messages
-    compared: Comparison | None = None  # with the published files; None where none are known
+    compared: Comparison | None = None  # with the published files; None if those are not known
 
     @abc.abstractmethod
     def setup(self) -> None:
-        """Read the data onto the device, once. ValueError, one line, if missing or damaged.
+        """Read the data onto the device, once; compare them with the published data.
 
-        They are compared with the published data as `data.verify` asks.
+        Raises ValueError if files are missing or damaged, or differ (see `data.verify`).
         """
 
     @property
@@ -121,15 +121,15 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
-        """Return the training samples with these numbers as a batch, on the task's device.
+        """Return the training samples with these indices as a batch, on the task's device.
 
-        `step` counts batches from the start of training. A sample depends on (seed, epoch, its
-        number) alone: not on batch size, ranks, device or the other samples.
+        `step` counts batches from the start of training. A sample depends only on seed, epoch and
+        index, not on batch size, ranks, device or the other samples.
         """
 
     @abc.abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the batch's mean loss, and the sums over its samples of what is logged."""
+        """Return the batch's mean loss, and the metrics to log, summed over its samples."""
 
     @abc.abstractmethod
     def evaluate(
@@ -137,22 +137,22 @@ class Task(abc.ABC):
     ) -> dict[str, float]:
         """Return the metrics of "val" or "test", in eval mode without gradients, on all ranks.
 
-        Every sample counts once over all ranks. The split is cut into the same batches and summed
-        in the same order whatever `world` is, so that the result is equal to the bit. `model` is
-        the network itself, not DDP's wrapper: ranks have different numbers of batches.
+        The batches and the order of summation do not depend on `world`, so the result is
+        bit-identical for any number of ranks. `model` must not be DDP's wrapper: ranks have
+        different numbers of batches.
         """
 
     @abc.abstractmethod
     def inspect(self) -> dict[str, str]:
-        """Return a line each about the data that were read: splits, counts, checksums.
+        """Describe the data that were read: splits, counts, checksums, and whether as published.
 
-        Each says whether it is as published. ValueError for data that cannot be read.
+        Raises ValueError for data that cannot be read.
         """
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Return the full batches in an epoch; samples left over come up in other epochs.
+        """Return the number of full batches in an epoch; `batch_size` is over all ranks.
 
-        ValueError if there is none. `batch_size` is over all ranks.
+        Raises ValueError if there are none.
         """
         size = self.train_size
         if batch_size > size:
@@ -169,9 +169,9 @@ class Task(abc.ABC):
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Batch]:
-        """Yield this rank's share of the batches `steps` of an epoch; None: of all of them.
+        """Yield this rank's share of the batches `steps` of an epoch (None: of all).
 
-        ValueError if a batch does not divide by the ranks.
+        Raises ValueError if the batch size is not divisible by the number of ranks.
         """
         local, per_epoch = rank_share(batch_size, world), self.steps_per_epoch(batch_size)
         choose = self.sampler(epoch, batch_size, local, rank, world)
@@ -181,7 +181,7 @@ class Task(abc.ABC):
     def sampler(
         self, epoch: int, batch_size: int, local: int, rank: int, world: int
     ) -> Callable[[int], Tensor]:
-        """Return what gives the numbers of a rank's `local` samples in a step of the epoch."""
+        """Return a function from a step to the indices of the rank's `local` samples."""
         key = rng.derive_key(self.seed, "order", epoch)
         order_N = rng.permutation(key, self.train_size, self.device)
 
@@ -191,7 +191,7 @@ class Task(abc.ABC):
 
         return choose
 
-    # What a task may do in its own way.
+    # Optional methods.
 
     def check_network(self, model: nn.Module) -> None:
         """Raise ValueError if a network that was built for `spec` cannot read these data."""
@@ -200,36 +200,37 @@ class Task(abc.ABC):
         """Raise ValueError if a batch cannot be trained as `parts` parts of `size` samples."""
 
     def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
-        """Return the factor of each part's loss, which add up to `world`; None: all 1 / parts.
+        """Return the factor of each part's loss, which sum to `world` over all ranks.
 
-        Called on all ranks together; ranks average.
+        None means 1 / parts each. A collective: all ranks must call it. Gradients are averaged
+        over ranks.
         """
         return None
 
     def sync_damage(self, world: int) -> None:
-        """Exchange between ranks, all together, which damaged samples each has met.
+        """Exchange the damaged samples found by each rank; a collective: all ranks must call it.
 
-        ValueError, on all ranks, if they are too many.
+        Raises ValueError on all ranks if there are too many.
         """
 
     def preprocess(self, inputs: Any) -> Any:
-        """Return a batch's inputs as the network takes them, where they stream in as bytes."""
+        """Convert a batch's inputs, which may be bytes, to what the network takes."""
         return inputs
 
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
         """Return up to `count` samples of "val" or "test" with the network's outputs, to be drawn.
 
-        The same samples whatever the network. ValueError for a task without pictures.
+        The samples do not depend on the network. Raises ValueError for a task without pictures.
         """
         raise ValueError(f"{self.name} has no pictures to show: leave show out")
 
     def write_predictions(self, split: str, folder: Path) -> list[Path]:
-        """Write the predictions of the last `evaluate` in the official format; return the files."""
+        """Write predictions of the last `evaluate` in the official format; return the paths."""
         return []
 
 
 def has_pictures(task: Task) -> bool:
-    """Return whether a task has `examples` to show; reads no data."""
+    """Return whether a task implements `examples`."""
     return type(task).examples is not Task.examples
 
 
@@ -244,17 +245,16 @@ def batches(
     workers: int = 0,
     device: torch.device | None = None,
 ) -> Iterator[Batch]:
-    """Iterate over this rank's parts of the epoch's batches, from batch `first_step` on.
+    """Iterate over this rank's share of the epoch's batches on `device`, from `first_step` on.
 
-    They come on `device`, wherever the data rest; None: there.
-
-    With `workers` so many other processes make them: the same batches to the bit, in the same
-    order. They draw nothing from torch's own generator, and end with the iteration, also where
-    that is given up early. ValueError if there are workers and the data rest on a GPU.
+    `device` None leaves them where the data are. With `workers` > 0, as many processes make the
+    batches: bit-identical and in the same order. They do not use torch's default generator, and
+    end when the iteration ends or is abandoned. Raises ValueError if there are workers and the
+    data are on a GPU.
     """
     steps = range(first_step, task.steps_per_epoch(batch_size))
     check_workers(task, workers)
-    from npas.tasks.common.workers import iterate  # which needs torch at once
+    from npas.tasks.common.workers import iterate  # imports torch
 
     make = functools.partial(task.train_batches, epoch, batch_size, rank=rank, world=world)
     made = iterate(make, steps, workers)
@@ -262,7 +262,7 @@ def batches(
 
 
 def _ahead(made: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield batches on the device, the next already being copied."""
+    """Yield batches on the device while the next one is being copied."""
     waiting = None
     for batch in made:
         batch = batch.to(device)
@@ -274,18 +274,18 @@ def _ahead(made: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 
 
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    """Return a network's outputs as a list; a dict of inputs is passed by name."""
-    given = model(**inputs) if isinstance(inputs, dict) else model(inputs)
-    if isinstance(given, tuple):
-        return list(given)
-    return list(given.to_tuple()) if hasattr(given, "to_tuple") else [given]
+    """Return a network's outputs as a list; a dict of inputs is passed as keyword arguments."""
+    found = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    if isinstance(found, tuple):
+        return list(found)
+    return list(found.to_tuple()) if hasattr(found, "to_tuple") else [found]
 
 
 def inference_flops(model: nn.Module, spec: InputSpec) -> int:
-    """Count the FLOPs of one input's forward pass; moves the model to the meta device.
+    """Count the FLOPs of the forward pass of one sample; moves the model to the meta device.
 
-    Operations are counted: counters that look layers up by class find no shared ones. By torch's
-    formulas, without its counter, which imports the compiler to take apart what has none.
+    Counts operations, because counters by layer class do not find shared layers. Uses torch's
+    formulas but not its FlopCounterMode, which imports the compiler.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -308,16 +308,16 @@ def inference_flops(model: nn.Module, spec: InputSpec) -> int:
 
 
 def check_workers(task: Task, workers: int) -> None:
-    """Raise ValueError if there are to be workers and the data rest on a GPU."""
+    """Raise ValueError if there are workers and the data are on a GPU."""
     if workers and task.device.type != "cpu":
         raise ValueError(
-            f"data.workers={workers}: {task.name} rests on the GPU, which makes its batches itself;"
+            f"data.workers={workers}: {task.name} is on the GPU, which makes its batches itself;"
             " set data.workers=0"
         )
 
 
 def over_ranks(tensor: Tensor, world: int, operation: str = "SUM") -> Tensor:
-    """Add a tensor up over all ranks, or take the "MAX", in place; a rank alone has it already."""
+    """All-reduce a tensor in place ("SUM" or "MAX"), if there is more than one rank; return it."""
     if world > 1:
         import torch.distributed
 
@@ -334,16 +334,16 @@ def measure(
     world: int,
     device: torch.device,
 ) -> Tensor:
-    """Return what `count` finds in each of the batches, by whatever rank: batches x numbers.
+    """Return the values that `count` returns for each batch, over all ranks: batches x numbers.
 
-    In eval mode and without gradients; `count` gets the numbers of this rank's batches, in order.
-    All is in float64 on the CPU, added up in one order: the same to the bit however many ranks.
+    `count` is called in order with the indices of this rank's batches, in eval mode and without
+    gradients. The result is float64 on the CPU, bit-identical for any number of ranks.
     """
     import torch
 
     was_training = model.training
     model.eval()
-    # The other ranks' batches stay 0 here.
+    # The batches of other ranks stay 0 until the sum over ranks.
     counted_EN = torch.zeros(batches, numbers, dtype=torch.float64, device=device)
     with torch.no_grad():
         for i in range(rank, batches, world):
@@ -354,22 +354,22 @@ def measure(
 
 
 def rank_share(batch_size: int, world: int, grad_accum_steps: int = 1) -> int:
-    """Return the samples of one forward pass: a rank's share of a batch over `grad_accum_steps`.
+    """Return the number of samples in one forward pass on one rank.
 
-    ValueError, with the nearest batch size that divides, if they are not all equal.
+    Raises ValueError if `batch_size` is not divisible by ranks x `grad_accum_steps`.
     """
     parts = world * grad_accum_steps
     if batch_size % parts:
         raise ValueError(
-            f"batch_size={batch_size} does not divide by {world} ranks x"
-            f" trainer.grad_accum_steps={grad_accum_steps}; the nearest that does is"
+            f"batch_size={batch_size} is not divisible by {world} ranks x"
+            f" trainer.grad_accum_steps={grad_accum_steps}; the nearest that is:"
             f" {max(1, round(batch_size / parts)) * parts}"
         )
     return batch_size // parts
 
 
 def refuse_val_fraction(data: DataConfig, name: str, reason: str) -> None:
-    """Raise ValueError if `data.val_fraction` is set for a task that holds no part out itself."""
+    """Raise ValueError if `data.val_fraction` is set for a task that does not use it."""
     if data.val_fraction is not None:
         raise ValueError(
             f"data.val_fraction={data.val_fraction} does not apply to {name}, {reason}: set"

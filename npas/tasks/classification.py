@@ -1,8 +1,7 @@
-"""Share what image classification tasks have in common: loss, accuracy, batches, held-out parts.
+"""The base classes of image classification tasks: loss, accuracy, batches, held-out parts.
 
-A `Classification` says how its training images come. Of a `Resident` one the whole set rests on the
-training device as bytes, NHWC with the zero padding already around them, so that picking, cropping
-and flipping a batch is one gather of bytes. It names its `Recipe` and `read()`s the images.
+A `Resident` task keeps the whole dataset on the training device as NHWC bytes, already zero-padded,
+so that selecting, cropping and flipping a batch is a single gather.
 
 Dimensions: N images in the set, B in the batch, H x W pixels, C channels, K classes.
 """
@@ -23,20 +22,19 @@ from npas.utils import rng
 if TYPE_CHECKING:
     from npas.config import DataConfig
 
-EVAL_BATCH = 250  # small enough that many ranks have some of them each
-# The parts held out of a set are the same for every run: their seed is no key of the config.
-SPLIT_SEED = 0
+EVAL_BATCH = 250  # small enough that each of many ranks gets some batches
+SPLIT_SEED = 0  # held-out parts are the same for every run
 
 
 class Classification(Task):
-    """Train on images and count the right answers; the base of the image tasks."""
+    """Train with cross-entropy and measure accuracy; the base of the image tasks."""
 
     samples = "training images"
     selection_metric = "accuracy"
-    label_smoothing = 0.0  # of the training loss alone
+    label_smoothing = 0.0  # of the training loss only
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean cross-entropy, and the number of right answers in percent."""
+        """Return the mean cross-entropy, and 100 times the number of correct predictions."""
         logits_BK = model(self.preprocess(batch.inputs))
         right = (logits_BK.detach().argmax(1) == batch.targets).sum()
         smoothing = self.label_smoothing
@@ -46,18 +44,18 @@ class Classification(Task):
 
 @dataclass(frozen=True)
 class Recipe:
-    """State how a set's images are normalised and augmented; means and deviations in bytes."""
+    """How images are normalised and augmented; means and deviations on the scale of bytes."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    padding: int  # random crops of the image padded by this much
+    padding: int  # zero padding, in pixels, before the random crop
     flip: bool  # mirror half of the images
-    cutout: int  # side of the square, 0 for none
+    cutout: int  # side of the square in pixels; 0: no cutout
 
 
 @dataclass(frozen=True)
 class Part:
-    """The images of one part of a set, NxHxWxC bytes, and their labels, N."""
+    """The images of one split, NxHxWxC bytes, and their labels, N."""
 
     images: Tensor
     labels: Tensor
@@ -70,7 +68,7 @@ class Part:
 
 
 class Resident(Classification):
-    """Classify the images of a set that fits on the device."""
+    """Classify images of a dataset that fits on the device."""
 
     def __init__(
         self,
@@ -94,11 +92,11 @@ class Resident(Classification):
         self.parts: dict[str, Part] = {}
 
     def read(self) -> dict[str, Part]:
-        """Return the parts "train", "test" and perhaps "val". ValueError if data are missing."""
+        """Return the parts "train", "test" and perhaps "val"; raises ValueError if missing."""
         raise ValueError(f"{self.name} has no data to read")
 
     def setup(self) -> None:
-        """Read the data onto the device, the training images with their padding around them."""
+        """Read the data onto the device, the training images zero-padded."""
         if self.parts:
             return
         parts, padding = self.read(), (0, 0, *[self.recipe.padding] * 4)
@@ -129,7 +127,7 @@ class Resident(Classification):
         return Batch(self._augmented(index_B, epoch), labels_B, len(index_B))
 
     def _augmented(self, index_B: Tensor, epoch: int) -> Tensor:
-        """Return these training images, BxCxHxW: each depends on seed, epoch and index alone."""
+        """Return these training images augmented, BxCxHxW: functions of seed, epoch and index."""
         recipe, size = self.recipe, self.spec.input_shape[-1]
 
         def draw(purpose: str, stop: int) -> Tensor:
@@ -150,7 +148,7 @@ class Resident(Classification):
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
-        """Measure accuracy in percent and mean loss on "val" or "test", every image once."""
+        """Measure accuracy in percent and mean loss on "val" or "test"."""
         part = self.parts[split]
         images, labels = part.images.split(EVAL_BATCH), part.labels.split(EVAL_BATCH)
 
@@ -165,9 +163,9 @@ class Resident(Classification):
 
 
 def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
-    """Return the same `fraction` of every class for every seed: a mask, bool, N.
+    """Return a bool mask, N, of `fraction` of every class; it does not depend on the run's seed.
 
-    ValueError if a fraction above 0 is none of the images or all.
+    Raises ValueError if a fraction above 0 holds out no images or all.
     """
     rank_N = rng.bits(rng.derive_key(SPLIT_SEED, purpose), torch.arange(len(labels_N)))
     held_N = torch.zeros(len(labels_N), dtype=torch.bool)
@@ -186,9 +184,9 @@ def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
 def windows(
     padded_NHWC: Tensor, index_B: Tensor, top_B: Tensor, left_B: Tensor, flip_B: Tensor, size: int
 ) -> Tensor:
-    """Pick images by index and cut from each the size x size window at its offset: BxHxWxC.
+    """Gather images by index and crop a size x size window at an offset from each: BxHxWxC.
 
-    `top_B` and `left_B` count from the padding's corner; where `flip_B` is true the window is
+    `top_B` and `left_B` are offsets in the padded image; where `flip_B` is true the window is
     mirrored left to right.
     """
     steps = torch.arange(size, device=index_B.device)
@@ -200,8 +198,8 @@ def windows(
 def cutout(images_BHWC: Tensor, row_B: Tensor, column_B: Tensor, length: int) -> Tensor:
     """Zero the length x length square around each image's (row, column), clipped at the border.
 
-    DeVries & Taylor 2017 (arXiv 1708.04552): the centre is any pixel, so that corners often leave
-    only a part of the square inside; it is applied to normalised images, where 0 is the mean.
+    DeVries & Taylor 2017 (arXiv 1708.04552). The centre is any pixel, so the square may be partly
+    outside. Applied to normalised images, where 0 is the mean.
     """
 
     def inside(centre_B: Tensor, size: int) -> Tensor:
@@ -214,10 +212,10 @@ def cutout(images_BHWC: Tensor, row_B: Tensor, column_B: Tensor, length: int) ->
 
 
 def to_nchw(images_BHWC: Tensor) -> Tensor:
-    """Return the batch as BxCxHxW: on a GPU a view, channels-last in memory.
+    """Return the batch as BxCxHxW: on a GPU a channels-last view, on a CPU a contiguous copy.
 
-    On a CPU it is a copy in contiguous (NCHW) order, also for images of one channel, which would
-    count as channels-last: torch 2.15 corrupts its heap in some channels-last convolutions on CPUs.
+    Torch 2.15 corrupts its heap in some channels-last convolutions on CPUs. Images of one channel,
+    which are both contiguous and channels-last, are copied too.
     """
     images_BCHW = images_BHWC.permute(0, 3, 1, 2)
     if not images_BCHW.is_cpu:

@@ -1,8 +1,8 @@
 """Classify scikit-learn's 1,797 handwritten digits: 8x8 real images that need no download.
 
-A fifth of every class is the test set, the same in every run; the figures published here are of it.
-The rest, 1,438 images, is trained on, less `data.val_fraction` of it that is held out to choose a
-checkpoint by. Images move by one pixel; a flip would make most digits into none.
+The test set is a fixed fifth of every class. The rest, 1,438 images, is the training set, from
+which `data.val_fraction` is held out for validation. Augmentation shifts images by up to one pixel;
+they are not flipped, since most mirrored digits are not digits.
 
 Source: UCI Optical Recognition of Handwritten Digits, as bundled by `sklearn.datasets.load_digits`.
 """
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from npas.config import DataConfig
 
 TEST_FRACTION = 0.2
-# Pixels count 0 to 16; mean and deviation are those of the training images.
+# Pixels are 0 to 16; mean and standard deviation are of the training images.
 RECIPE = Recipe(mean=(4.89,), std=(6.03,), padding=1, flip=False, cutout=0)
 
 
 @dataclass
 class Config:
-    """The `task.*` keys of the digits: there is nothing to choose."""
+    """The `task.*` keys of the digits: none."""
 
     family: str = "digits"
 
@@ -44,7 +44,7 @@ class Task(Resident):
         super().__init__("digits", spec, RECIPE, data, seed=seed, device=device)
 
     def read(self) -> dict[str, Part]:
-        """Read the images from the installed scikit-learn, or generate some, and split them."""
+        """Load the images from scikit-learn, or generate synthetic ones, and split them."""
         if self.source == "synthetic":
             return self._generate()
         from sklearn.datasets import load_digits
@@ -60,7 +60,7 @@ class Task(Resident):
         return {"train": train, "test": test, "val": val}
 
     def _generate(self) -> dict[str, Part]:
-        """Generate images of 17 shades for every part; there is no file format."""
+        """Generate images with pixels 0 to 16 for every part."""
         counts = {"train": self.synthetic.train, "test": self.synthetic.test}
         if self.has_validation:
             counts["val"] = self.synthetic.test

@@ -1,12 +1,12 @@
-"""Classify images of your own: one folder a class, as `torchvision.datasets.ImageFolder` has them.
+"""Classify your own images: one folder per class, as for `torchvision.datasets.ImageFolder`.
 
     data.root/FOLDER/train/<class>/*.jpg    also .png, .webp, ...: any sizes, any number of classes
     data.root/FOLDER/val/<class>/*.jpg
     data.root/FOLDER/test/<class>/*.jpg
 
-The test set is `test`, and `val` chooses a checkpoint; with one of the two alone that is the test
-set, and `task.held_out` may take training images out to choose by. Crops, batches and damaged
-images are ImageNet's. `task.folder` names the set, in results too: another set, another name.
+`test` is the test set and `val` selects a checkpoint. If only one of them exists, it is the test
+set, and `task.held_out` can hold out training images for validation. Crops, batches and the
+handling of damaged images are as for ImageNet. `task.folder` is the dataset's name in results.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ SYNTHETIC_CLASSES = 10
 
 @dataclass
 class Config(imagenet.Config):
-    """The `task.*` keys of own images. ValueError as ImageNet's.
+    """The `task.*` keys of own images.
 
-    `classes` 0 counts the folders, whose names a run keeps as `class_names`: they are the numbers
-    that its network answers with.
+    `classes=0` counts the class folders. A run stores their names as `class_names`: class i of the
+    network is the i-th name.
     """
 
     family: str = "images"
@@ -49,7 +49,7 @@ class Config(imagenet.Config):
 
 
 def settle(config: Config, data: DataConfig) -> Config:
-    """Return the config with the classes that lie in the folder of the training images, if any."""
+    """Return the config with class names read from the training images' folder, if it exists."""
     train = Path(data.root, config.folder, "train")
     if data.source != "real" or config.class_names or not train.is_dir():
         return config
@@ -66,7 +66,7 @@ class Task(imagenet.Task):
         if data.val_fraction:
             raise ValueError(
                 f"data.val_fraction={data.val_fraction} does not apply to images: put a val/ beside"
-                " train/, or hold out so many training images with task.held_out"
+                " train/, or set task.held_out to a number of training images"
             )
         root, classes = Path(data.root, config.folder), config.classes
         if data.source == "real" and not classes:
@@ -82,8 +82,8 @@ class Task(imagenet.Task):
             self.splits |= {"val": "val"}
             if config.held_out:
                 raise ValueError(
-                    f"task.held_out={config.held_out} has no use: {root / 'val'} is there to choose"
-                    " a checkpoint by; set task.held_out=0"
+                    f"task.held_out={config.held_out} is not needed: {root / 'val'} is used for"
+                    " validation; set task.held_out=0"
                 )
         self.config: Config
         super().__init__(
@@ -96,13 +96,13 @@ class Task(imagenet.Task):
         self.has_validation = config.held_out > 0 or "val" in self.splits
 
     def setup(self) -> None:
-        """List the images, once; ValueError, too, if the classes are not those of the run."""
+        """List the images, once; raises ValueError if the classes are not those of the run."""
         super().setup()
         names = self.config.class_names
         if self.source == "real" and names and (found := self.images["train"].classes) != names:
             odd = min(set(found) ^ set(names), default="their order")
             raise ValueError(
-                f"the class folders of {self.name} are not those that the run was made with"
+                f"the class folders of {self.name} are not those that the run was trained with"
                 f" ({odd}): put them back, or train again"
             )
 

@@ -143,7 +143,7 @@ def test_a_checkpoint_without_its_layers_or_its_bytes_is_refused(tmp_path):
     save(tmp_path)
     kept = {name: value for name, value in load_file(file).items() if ".layer.1." not in name}
     save_file(kept, file, {"format": "pt"})
-    refused(r"lacks bert\.encoder\.layer\.1\..* no bert checkpoint")
+    refused(r"lacks bert\.encoder\.layer\.1\..* not a bert checkpoint")
     file.write_bytes(b"nothing")
     refused("cannot be read")
 
@@ -181,7 +181,7 @@ def test_without_a_network_a_name_is_one_line(hub):
 
 
 def test_an_invalid_name_is_one_line():
-    with pytest.raises(ValueError, match="no folder here, and no name on a hub"):
+    with pytest.raises(ValueError, match="not a folder, nor a valid name on the hub"):
         build(config(pretrained="no/such/folder/../x"), SPAN)
 
 

@@ -83,7 +83,7 @@ def test_an_unknown_family_is_refused_with_near_names(name, said):
 )  # fmt: skip
 def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(name, asked):
     config = models.family(name).Config()
-    with pytest.raises(ValueError, match=f"model.family={name} gives .* and the task asks for"):
+    with pytest.raises(ValueError, match=f"model.family={name} gives .* and the task needs"):
         models.build(config, InputSpec((3, 32, 32), 10, outputs=asked))
 
 
@@ -96,7 +96,7 @@ def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(nam
         ("wrn", {"depth": 10**6}, "model.depth must be at most 1000"),
         ("wrn", {"width": 0.01}, "model.width must be at least"),
         ("wrn", {"width": float("nan")}, "model.width must be at least"),
-        ("wrn", {"dropout": 1.0}, "model.dropout=1.0: give a rate"),
+        ("wrn", {"dropout": 1.0}, "model.dropout=1.0: must be at least 0"),
         ("resnet_cifar", {"depth": 57}, "nearest is 56 or 62"),
         ("resnet_cifar", {"depth": 10**6}, "model.depth must be at most 2000"),
         ("resnext", {"depth": 30}, "a ResNeXt has 9n + 2 layers; the nearest is 29 or 38"),
@@ -104,11 +104,11 @@ def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(nam
         ("densenet", {"depth": 99}, "a DenseNet has 3n + 4 layers; the nearest is 97 or 100"),
         ("densenet", {"depth": 189, "bottleneck": True}, "DenseNet-BC has 6n + 4 layers; the"),
         ("densenet", {"growth": 0}, "model.growth must be at least 1"),
-        ("densenet", {"dropout": -0.1}, "model.dropout=-0.1: give a rate"),
+        ("densenet", {"dropout": -0.1}, "model.dropout=-0.1: must be at least 0"),
         ("vgg", {"hidden": -1}, "model.hidden must be at least 0"),
         ("grid_cnn", {"width": 4097}, "model.width must be at most 4096"),
         ("torchvision", {"name": "resnet_50"}, "resnet50"),
-        ("torchvision", {"name": "fasterrcnn_resnet50_fpn"}, "no classification network"),
+        ("torchvision", {"name": "fasterrcnn_resnet50_fpn"}, "not a classification network"),
         (
             "torchvision",
             {"name": "vgg16", "stem": "three_convs"},
@@ -116,16 +116,16 @@ def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(nam
         ),
         ("torchvision", {"name": "vgg11", "identities": True}, "identities=true is for ResNets"),
         ("timm", {"name": "mobilenet_v3_small_100"}, "mobilenetv3_small_100"),
-        ("timm", {"name": "zzzzqq"}, "is no network of timm; timm.list_models() has them"),
+        ("timm", {"name": "zzzzqq"}, "is not a network of timm; see timm.list_models()"),
         ("perceiver", {"blocks": 10_000}, "model.blocks must be at most 1000"),
         ("perceiver", {"heads": 0}, "model.heads must be at least 1"),
-        ("perceiver", {"heads": 3}, "model.channels=1024 does not divide by model.heads=3"),
-        ("gpt", {"width": 10}, "model.width=10 does not divide by model.heads=4"),
+        ("perceiver", {"heads": 3}, "model.channels=1024 is not divisible by model.heads=3"),
+        ("gpt", {"width": 10}, "model.width=10 is not divisible by model.heads=4"),
         ("bert", {"layers": 0}, "model.layers must be at least 1"),
-        ("bert", {"heads": 5}, "model.hidden=768 does not divide by model.heads=5"),
+        ("bert", {"heads": 5}, "model.hidden=768 is not divisible by model.heads=5"),
         ("bert", {"arch": "albert"}, "an ALBERT needs a width"),
-        ("bert", {"embedding": 8}, "leave it null"),
-        ("bert", {"dropout": 1.0}, "model.dropout=1.0: give a rate"),
+        ("bert", {"embedding": 8}, "set it to null"),
+        ("bert", {"dropout": 1.0}, "model.dropout=1.0: must be at least 0"),
         ("bert", {"vocab_size": 10**9}, "model.vocab_size must be at most"),
         ("simnet", {"width": 0}, "model.width must be at least 1"),
         ("simnet", {"embeddings": 1001}, "model.embeddings must be at most 1000"),
@@ -134,7 +134,7 @@ def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(nam
         ("adapt", {"embedding": -1}, "model.embedding must be at least 0"),
         ("adapt", {"fovea": 0.0}, "model.fovea must be above 0"),
         ("two_branch", {"embedding": 65537}, "model.embedding must be at most 65536"),
-        ("two_branch", {"dropout": 1.0}, "model.dropout=1.0: give a rate"),
+        ("two_branch", {"dropout": 1.0}, "model.dropout=1.0: must be at least 0"),
     ],
 )
 def test_keys_out_of_range_are_refused(family, slip, said):

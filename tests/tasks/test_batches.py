@@ -51,7 +51,7 @@ def test_an_unknown_family_is_refused_with_near_names():
         (
             "cifar",
             {"image_size": 20},
-            "task.image_size=20: CIFAR comes with 32, 16 or 8",
+            "task.image_size=20: must be 32, 16 or 8",
         ),
         ("cifar", {"label_smoothing": 1.0}, "task.label_smoothing must be below 1"),
         ("imagenet", {"classes": 1}, "task.classes must be at least 2"),
@@ -67,9 +67,9 @@ def test_an_unknown_family_is_refused_with_near_names():
         ("shortest_paths", {"size": 1}, "task.size must be at least 2, got 1"),
         ("shortest_paths", {"size": 513}, "task.size must be at most 512, got 513"),
         ("shortest_paths", {"density": 1.0}, "task.density must be below 1"),
-        ("shortest_paths", {"phases": []}, "task.phases must be lengths above 0 that grow"),
-        ("shortest_paths", {"phases": [0, 3]}, "task.phases must be lengths above 0 that grow"),
-        ("shortest_paths", {"phases": [3, 3]}, "task.phases must be lengths above 0 that grow"),
+        ("shortest_paths", {"phases": []}, "task.phases must be increasing lengths above 0"),
+        ("shortest_paths", {"phases": [0, 3]}, "task.phases must be increasing lengths above 0"),
+        ("shortest_paths", {"phases": [3, 3]}, "task.phases must be increasing lengths above 0"),
         ("shortest_paths", {"phases": [5, 1024]}, "no path of 1024 moves fits into a 32x32 grid"),
         ("shortest_paths", {"phase_epochs": 0}, "task.phase_epochs must be at least 1, got 0"),
         ("shortest_paths", {"val_samples": 10**8}, "task.val_samples must be at most"),
@@ -141,8 +141,8 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(
     with pytest.raises(ValueError) as error:
         base.rank_share(batch, world, grad_accum_steps)
     assert str(error.value) == (
-        f"batch_size={batch} does not divide by {world} ranks x trainer.grad_accum_steps="
-        f"{grad_accum_steps}; the nearest that does is {nearest}"
+        f"batch_size={batch} is not divisible by {world} ranks x trainer.grad_accum_steps="
+        f"{grad_accum_steps}; the nearest that is: {nearest}"
     )
     assert base.rank_share(nearest, world, grad_accum_steps) * world * grad_accum_steps == nearest
 

@@ -79,7 +79,7 @@ def test_synthetic_images_need_no_folder_and_have_ten_classes(tmp_path):
         ({"folder": "../pets"}, "must name a folder below data.root"),
         ({"classes": 5}, "holds 3 class folders, not the 5 of task.classes"),
         ({"classes": 1}, "task.classes must be at least 2"),
-        ({"held_out": 2}, "pets/val is there to choose a checkpoint by; set task.held_out=0"),
+        ({"held_out": 2}, "pets/val is used for validation; set task.held_out=0"),
         ({"fraction": 0.1}, "data.val_fraction=0.1 does not apply to images: put a val/"),
         ({"size": 12}, "task.resize=10 is less than task.size=12"),
     ],
@@ -115,6 +115,6 @@ def test_a_run_keeps_its_classes_and_sees_when_they_change(root, monkeypatch, ca
     for part in ("train", "test", "val"):
         (root / "pets" / part / "cat").rename(root / "pets" / part / "zebra")
     assert evaluate.main([f"run={folder}"]) == 2
-    assert "are not those that the run was made with (cat)" in capsys.readouterr().err
+    assert "are not those that the run was trained with (cat)" in capsys.readouterr().err
     shutil.rmtree(root / "pets")
     assert export.main([f"run={folder}"]) == 0

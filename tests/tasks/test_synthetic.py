@@ -82,7 +82,7 @@ def test_few_mazes_of_every_band_and_one_epoch_a_phase():
     assert [len(grids.paths) for grids in task.parts["test"].values()] == [4, 4]
     assert [task.longest(epoch) for epoch in (0, 1, 2)] == [4, 8, 8]
     told = task.inspect()
-    assert told["train"].startswith("8 mazes of 12x12 cells an epoch")
+    assert told["train"].startswith("8 mazes of 12x12 cells per epoch")
     assert told["val"] == "8 mazes of 12x12 cells, as many of each of 2 bands of distances"
 
 

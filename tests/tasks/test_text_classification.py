@@ -78,7 +78,7 @@ def test_rows_become_texts_with_their_classes(root, write, keys, sizes):
     # The text of nine words is cut, and the one without any is there.
     assert sorted(set(mask_BL.sum(1).tolist())) == [2, 7, 8]
     assert set(batch.targets[mask_BL.sum(1) == 8].tolist()) == {0}
-    assert "of them cut at 8 tokens" in task.inspect()["train"]
+    assert "of them truncated to 8 tokens" in task.inspect()["train"]
     assert f"move {sizes['train'] // 3}" in task.inspect()["train"]
 
 
@@ -98,22 +98,22 @@ def test_labels_that_are_numbers_are_in_the_order_of_numbers(root):
         ("train", None, {}, "put lives/train.csv there, or set data.source=synthetic"),
         ("train", "", {}, "train.csv: it has no rows"),
         ("train", "text,label\n", {}, "train.csv: it has no rows"),
-        ("train", csv([("a", "one")]), {}, "has the label 'one' alone"),
-        ("train", "a,b\n1,2\n", {}, "train.csv, line 2: there is no column 'text' among a, b"),
+        ("train", csv([("a", "one")]), {}, "has only the label 'one'"),
+        ("train", "a,b\n1,2\n", {}, "train.csv, line 2: no column 'text' among a, b"),
         ("train", None, {"label": "text"}, "task.text and task.label are both text"),
         ("train", csv(ROWS), {"label": "stars"}, "no column 'stars' among text, label"),
         ("train", "text,label\na\n", {}, "line 2: the text or the label is missing"),
-        ("train", "text,label\na, b,c\n", {}, "line 2: more columns than the first line has"),
+        ("train", "text,label\na, b,c\n", {}, "line 2: more columns than in the first line"),
         ("train", 'text,label\n"a"b,c\n', {}, "train.csv, after line 1: "),
-        ("train", b"text,label\n\xff,a\n", {}, "is no UTF-8 text"),
-        ("test", csv([("a", "sing")]), {}, "row 1: the label 'sing' is none of the 2 that were"),
-        ("x", "[1]\n", {"train_file": "lives/x.jsonl"}, "x.jsonl, line 1: it is no JSON object"),
+        ("train", b"text,label\n\xff,a\n", {}, "is not UTF-8 text"),
+        ("test", csv([("a", "sing")]), {}, "row 1: the label 'sing' is not one of the 2 that were"),
+        ("x", "[1]\n", {"train_file": "lives/x.jsonl"}, "x.jsonl, line 1: it is not a JSON object"),
         ("x", '{"text": 1}\n', {"train_file": "lives/x.jsonl"}, "no column 'label' among text"),
         ("x", lines([("a", 0.5)]), {"train_file": "lives/x.jsonl"}, "line 1: the text or the"),
-        ("test", csv(ROWS), {"tokenizer": "no/where/at/all"}, "no name on a hub"),
+        ("test", csv(ROWS), {"tokenizer": "no/where/at/all"}, "nor a valid name on the hub"),
         ("test", csv(ROWS), {"train_file": "a.txt"}, "must end in one of .csv, .tsv, .jsonl"),
-        ("test", csv(ROWS), {"val_file": "lives/./test.csv"}, "must be files of their own each"),
-        ("test", csv(ROWS), {"class_names": ["a"]}, "must be two labels or more, each once"),
+        ("test", csv(ROWS), {"val_file": "lives/./test.csv"}, "must be different files"),
+        ("test", csv(ROWS), {"class_names": ["a"]}, "must be at least two different labels"),
         ("test", csv(ROWS), {"max_length": 2}, "task.max_length must be at least 3"),
         (
             "test",
@@ -160,7 +160,7 @@ def test_a_run_keeps_its_classes_and_is_evaluated_without_the_training_file(
     assert evaluate.main([f"run={folder}"]) == 0
     (root / "lives/test.csv").write_text(csv([("Ada sang.", "sing")]))
     assert evaluate.main([f"run={folder}"]) == 2
-    assert "'sing' is none of the 2 that were trained on (move, play)" in capsys.readouterr().err
+    assert "'sing' is not one of the 2 that were trained on (move, play)" in capsys.readouterr().err
     for name in ("train", "test"):
         (root / f"lives/{name}.csv").unlink()
     assert export.main([f"run={folder}"]) == 0
@@ -230,17 +230,17 @@ def test_an_unsuitable_encoder_is_one_line(root, tmp_path):
 
     refused(built, "tokens, and model.name=")
     refused(built, "takes 17: set task.max_length to at most that")
-    refused(lambda: built(name="no/such/./one"), "no name on a hub")
+    refused(lambda: built(name="no/such/./one"), "nor a valid name on the hub")
     refused(lambda: built(name=" "), "model.name must not be empty")
     refused(lambda: build(transformers.Config(), bert_spec()), "where in a text an answer")
     (folder / "model.safetensors").unlink()
     refused(lambda: built(pretrained=True), "holds no model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    refused(built, "is no network for classifying texts")
+    refused(built, "is not a text classification network")
     (folder / "config.json").write_text(
         json.dumps({"auto_map": {"AutoConfig": "code.Config"}, "model_type": "own"})
     )
-    refused(built, "is no network for classifying texts")
+    refused(built, "is not a text classification network")
 
 
 def bert_spec():

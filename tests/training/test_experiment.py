@@ -55,7 +55,7 @@ def test_the_batch_arithmetic_is_reported(small):
     assert experiment.batch_arithmetic() == "256 = 4 parts x 64"
     experiment.process = Process(0, 2, CPU)
     assert experiment.batch_arithmetic() == "256 = 2 ranks x 4 parts x 32"
-    with pytest.raises(ValueError, match="the nearest that does is 255"):
+    with pytest.raises(ValueError, match="the nearest that is: 255"):
         build(small(trainer={"grad_accum_steps": 3}))
 
 

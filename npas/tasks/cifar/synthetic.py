@@ -1,7 +1,7 @@
 """Generate images and write them in the format of CIFAR.
 
-Every class has a coarse pattern of its own, which noise covers half: there is something to learn.
-The same bytes each time.
+An image is the mean of its class's coarse pattern and noise, so that there is something to learn.
+The output is deterministic.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import numpy as np
 if TYPE_CHECKING:
     from npas.tasks.cifar.task import Archive
 
-COARSE = 4  # values of a pattern along a side of an image
+COARSE = 4  # values of a pattern along each side of an image
 
 
 def generate_images(
     count: int, classes: int, height: int, width: int, channels: int, stop: int, purpose: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return images, N x H x W x C bytes below `stop`, and their labels, N: each class in turn.
+    """Return images, NxHxWxC bytes below `stop`, and their labels, N, in the order 0, 1, ..., 0, 1.
 
-    `purpose` tells the images of one part from those of another; the patterns are common.
+    `purpose` seeds the noise; the patterns are the same for all purposes.
     """
     labels_N = np.arange(count) % classes
     patterns = np.random.default_rng(classes).random((classes, COARSE, COARSE, channels))
@@ -38,9 +38,9 @@ def generate_images(
 
 
 def write(root: Path, archive: Archive, classes: int, train: int, test: int) -> Archive:
-    """Write a synthetic set of so many images under `root`; return the archive with its md5 sums.
+    """Write a synthetic set under `root`; return the archive with the files' md5 checksums.
 
-    At least one image a file, of which the published set has five for training and one for test.
+    `train` and `test` are numbers of images, raised to at least one image per file.
     """
     folder = root / archive.folder
     folder.mkdir()
@@ -52,16 +52,16 @@ def write(root: Path, archive: Archive, classes: int, train: int, test: int) -> 
         rows = images.transpose(0, 3, 1, 2).reshape(count, -1)
         sums.append({})
         for name, own in zip(names, np.array_split(np.arange(count), len(names)), strict=True):
-            answers = [int(label) for label in labels_N[own]]
+            labels = [int(label) for label in labels_N[own]]
             batch: dict[str, Any] = {
                 "batch_label": name,
                 "data": rows[own],
                 "filenames": [f"{name}_{i}.png" for i in own],
             }
             if classes == 10:
-                batch["labels"] = answers
+                batch["labels"] = labels
             else:
-                batch |= {"fine_labels": answers, "coarse_labels": [n // 5 for n in answers]}
+                batch |= {"fine_labels": labels, "coarse_labels": [n // 5 for n in labels]}
             data = python2_pickle(batch)
             (folder / name).write_bytes(data)
             sums[-1][name] = hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -69,18 +69,18 @@ def write(root: Path, archive: Archive, classes: int, train: int, test: int) -> 
 
 
 def python2_pickle(value: Any) -> bytes:
-    """Pickle plain data and arrays as the author's Python 2 did."""
+    """Pickle plain data and arrays as Python 2 did for the published set."""
     file = io.BytesIO()
     _Python2Pickler(file, protocol=2).dump(value)
     return file.getvalue()
 
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
-_Pickler: Any = pickle._Pickler  # the one in Python, whose parts can be replaced
+_Pickler: Any = pickle._Pickler  # the Python implementation, whose methods can be overridden
 
 
 class _Python2Pickler(_Pickler):
-    """Write protocol 2 with strings of bytes, and numpy under its name of that time."""
+    """Write protocol 2 with byte strings and numpy's old module name."""
 
     dispatch = _Pickler.dispatch.copy()
 

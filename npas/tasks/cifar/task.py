@@ -1,12 +1,12 @@
 """Classify the 32x32 photographs of CIFAR-10 and CIFAR-100 (Krizhevsky, 2009).
 
-The set lies under `data.root` as its author packed it (the "python version", which torchvision
-reads too); `data.download=true` fetches it. Files with other checksums than the published ones are
-refused unless `data.verify=warn`. `data.val_fraction=0.1`, the default, holds 5,000 training
-images out to choose a checkpoint by; `50k` trains on all. The recipe is that of both papers:
-zero-padded random crops, flips, and cutout of 16 pixels unless `task.cutout=false` leaves it out.
-`task.label_smoothing` is an option of this project, not of the papers, and so is `task.image_size`:
-16 averages each 2x2 pixels into one, for experiments on CPUs; crops and cutout shrink alike.
+The dataset is the published "python version" under `data.root`, which torchvision reads too;
+`data.download=true` downloads it. Files with other than the published checksums are refused unless
+`data.verify=warn`. `data.val_fraction=0.1`, the default, holds out 5,000 training images for
+validation; null trains on all. Augmentation is that of both papers: zero-padded random crops,
+flips, and 16-pixel cutout unless `task.cutout=false`. Not from the papers: `task.label_smoothing`,
+and `task.image_size=16` or 8, for CPUs, which averages squares of pixels and shrinks crops and
+cutout alike.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from npas.config import DataConfig
 
 PIXELS = 3 * 32 * 32
-# Means and deviations of the channels as the Wide ResNet authors gave them.
+# Means and standard deviations of the channels, from the Wide ResNet authors.
 RECIPES = {
     10: Recipe((125.3, 123.0, 113.9), (63.0, 62.1, 66.7), padding=4, flip=True, cutout=16),
     100: Recipe((129.3, 124.1, 112.4), (68.2, 65.4, 70.4), padding=4, flip=True, cutout=16),
@@ -46,7 +46,7 @@ SHA256 = {
 
 @dataclass
 class Config:
-    """The `task.*` keys of CIFAR. ValueError unless it has 10 or 100 classes."""
+    """The `task.*` keys of CIFAR."""
 
     family: str = "cifar"
     classes: int = 10
@@ -56,16 +56,16 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.image_size not in (32, 16, 8):
-            raise ValueError(f"task.image_size={self.image_size}: CIFAR comes with 32, 16 or 8")
+            raise ValueError(f"task.image_size={self.image_size}: must be 32, 16 or 8")
         if self.classes not in RECIPES:
-            raise ValueError(f"task.classes={self.classes}: CIFAR comes with 10 or 100 classes")
+            raise ValueError(f"task.classes={self.classes}: CIFAR has 10 or 100 classes")
         at_least("task.label_smoothing", self.label_smoothing, 0)
         below("task.label_smoothing", self.label_smoothing, 1)
 
 
 @dataclass(frozen=True)
 class Archive:
-    """List the files of a CIFAR set with their md5 sums, and the archive's sha256."""
+    """The files of a CIFAR set with their md5 checksums, and the archive's sha256."""
 
     url: str
     filename: str
@@ -76,9 +76,9 @@ class Archive:
 
 
 def published_archive(classes: int) -> Archive:
-    """Return the files of the published set, as torchvision lists them but for the archive's sum.
+    """Return the published set's files as torchvision lists them, with our sha256 of the archive.
 
-    The author published md5 sums. An archive is compared with a sum that nobody can forge today.
+    The author published md5 checksums, which can be forged.
     """
     from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -126,10 +126,10 @@ class Task(Resident):
         return published_archive(self.spec.num_classes)
 
     def read(self) -> dict[str, Part]:
-        """Find the set, or fetch it, or write a synthetic one, and read it.
+        """Read the dataset after downloading it or writing a synthetic one if necessary.
 
-        ValueError says what to put where. Synthetic validation images come on top and last: a
-        tenth of a few may be none.
+        Synthetic validation images are extra ones at the end, since `val_fraction` of a few images
+        may be none.
         """
         if self.source == "real":
             self._ensure(self.archive)
@@ -151,17 +151,17 @@ class Task(Resident):
         return {"train": train, "test": test, "val": val}
 
     def inspect(self) -> dict[str, str]:
-        """List the files and their sums, and count the images of each part."""
-        whose, files = {"real": "published"}.get(self.source, self.source), {}
+        """List the files with their checksums, and count the images of each part."""
+        reference, files = "published" if self.source == "real" else self.source, {}
         for name, md5 in (self.archive.train | self.archive.test).items():
             file = f"{self.archive.folder}/{name}"
             found = self.compared.found[file]
             differs = found != f"md5 {md5}"
-            files[file] = found + (f"; md5 {md5} was published" if differs else f", as {whose}")
+            files[file] = found + (f"; md5 {md5} was published" if differs else f", as {reference}")
         return files | super().inspect()
 
     def _ensure(self, archive: Archive) -> None:
-        """Unpack the archive, or download it first, unless all files are there."""
+        """Unpack the archive, downloaded first if necessary, unless all files exist."""
         members = [f"{archive.folder}/{name}" for name in (*archive.train, *archive.test)]
         packed = self.root / archive.filename
 
@@ -185,9 +185,9 @@ class Task(Resident):
             download.unpack(packed, archive.sha256 if refuses else None, members, self.root)
 
     def _part(self, files: dict[str, str]) -> Part:
-        """Read pickled batches of rows of 3,072 bytes (channel, row, column) into NHWC.
+        """Read files of images, Nx3072 bytes (channel, row, column), into NHWC.
 
-        A file is unpickled, as plain data alone, once its sum has been compared.
+        A file's checksum is compared before it is unpickled.
         """
         rows, labels = [], []
         for name, md5 in files.items():
@@ -201,13 +201,13 @@ class Task(Resident):
                 remedy="delete it, and data.download=true fetches the published set",
             )
             try:
-                images, answers = parse(unpickle(data), self.spec.num_classes)
+                own_rows, own_labels = parse(unpickle(data), self.spec.num_classes)
             except ValueError as error:
-                raise ValueError(f"{path} is no CIFAR file: {error}") from error
-            rows.append(images)
-            labels.append(answers)
+                raise ValueError(f"{path} is not a CIFAR file: {error}") from error
+            rows.append(own_rows)
+            labels.append(own_labels)
         images_NCHW = torch.from_numpy(np.concatenate(rows)).view(-1, 3, 32, 32)
-        if self.factor > 1:  # each square averaged into one pixel
+        if self.factor > 1:
             means = F.avg_pool2d(images_NCHW.float(), self.factor)
             images_NCHW = means.round().to(torch.uint8)
         images_NHWC = images_NCHW.permute(0, 2, 3, 1).contiguous()
@@ -215,15 +215,15 @@ class Task(Resident):
 
 
 def parse(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows, N x 3072 bytes, and labels, N, of one file. ValueError if it has none."""
+    """Return images, Nx3072 bytes, and labels, N, of one file; raises ValueError if malformed."""
     key = "labels" if classes == 10 else "fine_labels"
     if not isinstance(batch, dict) or not {"data", key} <= batch.keys():
-        raise ValueError(f"it holds no 'data' and {key!r}")
+        raise ValueError(f"it lacks 'data' or {key!r}")
     rows, labels = batch["data"], np.asarray(batch[key])
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (PIXELS,):
         raise ValueError(f"its images are not rows of {PIXELS} bytes")
     if labels.dtype.kind != "i" or labels.shape != rows.shape[:1]:
-        raise ValueError("it has not one label for each image")
+        raise ValueError("it does not have one label per image")
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"its labels are not 0 to {classes - 1}")
     return rows, labels.astype(np.int64)

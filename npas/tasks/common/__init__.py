@@ -1,1 +1,1 @@
-"""What several tasks need: sampling, workers, downloads, archives, tokenizers, word vectors."""
+"""Code that several tasks use: workers, downloads, checksums, tokenizers, word vectors."""

@@ -1,7 +1,7 @@
-"""Compare data with what was published, as `data.verify` asks, and record what was found.
+"""Compare data with the published dataset, as `data.verify` says.
 
-A set whose checksums or counts are known has a `Comparison`, to which its reader adds each file or
-part before it uses it. The result file records `published` and `found`.
+A task whose dataset has known checksums or counts has a `Comparison`, to which its reader adds each
+file or part before using it. The result file records `published` and `found`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 
 class Comparison:
-    """For each file or part that was read, its checksum or count.
+    """The checksum or count of each file or part that was read.
 
-    `published` is True if all that was compared has the published checksum, False if anything
-    differs, and None if nothing with a published checksum was read. `difference` describes the
-    first thing that differs. With `collects` nothing is refused or warned of here.
+    `published` is True if all published checksums match, False if anything differs, and None if
+    nothing with a published checksum was read. `difference` describes the first difference. With
+    `collects`, differences raise no error and log no warning.
     """
 
     def __init__(self, verify: str) -> None:
@@ -38,41 +38,41 @@ class Comparison:
         remedy: str,
         proves: bool = True,
     ) -> None:
-        """Record what `name` is, and compare it with the published; None: nothing is known of it.
+        """Record the checksum or count `found` for `name`; compare it with `expected`, if known.
 
-        An equal count, other than an equal checksum, does not prove the data to be the published
-        ones: give `proves=False`. If it differs, ValueError, which tells the remedy, or with
-        `data.verify=warn` a warning, once.
+        Pass `proves=False` for counts: equal counts do not prove that the data are the published
+        ones. A difference raises ValueError with the remedy or, with `data.verify=warn`, logs a
+        warning once.
         """
         self.found[name] = found
         if expected is None or found == expected:
             if expected is not None and proves and self.published is None:
                 self.published = True
             return
-        said = f"{path} is not as published ({found}, not {expected})"
+        problem = f"{path} is not as published ({found}, not {expected})"
         first, self.published = self.difference is None, False
         if first:
-            self.difference = f"{said}: {remedy}, or set data.verify=warn to use it as it is"
+            self.difference = f"{problem}: {remedy}, or set data.verify=warn to use it as it is"
         if self.collects:
             return
         if self.verify == "refuse":
             raise ValueError(self.difference)
         if first:
-            log.warning("%s: results on these data are not compared with published figures", said)
+            log.warning("%s: results are not compared with published figures", problem)
 
     def add_images(self, name: str, count: int, published: int | None, path: Path) -> None:
-        """Record how many images a part has, and compare where checksums are not known."""
+        """Record the number of images of a part whose checksums are not known."""
         expected = None if published is None else f"{published:,} images"
         self.add(name, f"{count:,} images", expected, path=path, remedy="get all", proves=False)
 
 
 def md5(data: bytes) -> str:
-    """Return the md5 checksum of bytes, with the algorithm's name."""
+    """Return the md5 checksum of bytes as "md5 HEX"."""
     return f"md5 {hashlib.md5(data, usedforsecurity=False).hexdigest()}"
 
 
 def sha256(path: Path) -> str:
-    """Return the sha256 checksum of a file, with the algorithm's name."""
+    """Return the sha256 checksum of a file as "sha256 HEX"."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

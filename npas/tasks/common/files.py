@@ -1,4 +1,4 @@
-"""Files that several processes share: locks, atomic writes, modes, one-line error reasons."""
+"""File locks, atomic writes, temporary folders, and short reasons for errors."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ import errno
 import logging
 import os
 import re
+import shutil
 import stat
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 log = logging.getLogger(__name__)
 
-# Errors of file systems without locks, some of them network ones.
+# Errors of file systems without locks, such as some network file systems.
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-TRIES = 1000  # of a file that others remove: far more than there are processes in the way
+TRIES = 1000  # attempts to lock a file that other processes remove
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock file `path`; remove it and the empty folders made for it afterwards.
+    """Hold a lock on the file `path`; afterwards remove it and the empty folders created for it.
 
-    Others wait or, without `wait`, get BlockingIOError. The kernel frees a killed process's lock.
-    By hand because filelock's releases differ: some delete the file when they release it, which
-    makes two holders where others do so too, and 4.3 reports an unwritable folder as a timeout.
+    If another process holds it, wait or, without `wait`, raise BlockingIOError. The kernel releases
+    a killed process's lock. Not filelock, whose releases differ: some delete the file on release,
+    which can give two processes the lock, and 4.3 reports an unwritable folder as a timeout.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     try:
@@ -34,10 +36,10 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # before it is let go: a waiting process sees it is gone
+            path.unlink(missing_ok=True)  # before release, so that waiting processes notice
             file.close()
     finally:
-        with contextlib.suppress(OSError):  # something lies in it
+        with contextlib.suppress(OSError):  # not empty
             for folder in made:
                 folder.rmdir()
 
@@ -48,13 +50,13 @@ def _take(path: Path, wait: bool) -> IO[str]:
     for _ in range(TRIES):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:  # a file, or a folder that was there a moment ago
+        except FileExistsError:  # a file, or a folder that was just removed
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISDIR(path.parent.stat().st_mode):
                     raise
             continue
-        with contextlib.suppress(FileNotFoundError):  # its last holder has removed it
-            file = open(path, "w")  # noqa: SIM115 (open for as long as the lock is held)
+        with contextlib.suppress(FileNotFoundError):  # removed by the previous holder
+            file = open(path, "w")  # noqa: SIM115 (open while the lock is held)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -62,7 +64,7 @@ def _take(path: Path, wait: bool) -> IO[str]:
                 file.close()
             except OSError as error:
                 if error.errno in WITHOUT_LOCKS:
-                    log.warning("%s has no locks: start no run twice there", path.parent)
+                    log.warning("%s does not support locks: start no run twice there", path.parent)
                     return file
                 file.close()
                 raise
@@ -70,7 +72,7 @@ def _take(path: Path, wait: bool) -> IO[str]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file atomically: a reader sees the old or the whole new one, also after a crash."""
+    """Write a file atomically: readers see the old or the new one, even after a crash."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     temporary = Path(name)
     try:
@@ -86,16 +88,29 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def give_usual_mode(path: Path) -> None:
-    """Give a temporary file, which often only its owner may read, the mode of a new file."""
-    umask = os.umask(0o077)  # there is no way to read it but to set it
+    """Give a temporary file, which only its owner may read, the mode of an ordinary new file."""
+    umask = os.umask(0o077)  # the umask can be read only by setting it
     os.umask(umask)
     os.chmod(path, 0o666 & ~umask)
 
 
+def temporary(owner: object) -> Path:
+    """Return a new folder that is deleted with its owner, or when this process exits."""
+    folder = tempfile.mkdtemp(prefix="npas-")
+    weakref.finalize(owner, _remove, folder, os.getpid())
+    return Path(folder)
+
+
+def _remove(folder: str, process: int) -> None:
+    """Delete a folder, unless this is a forked copy of the process that created it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def reason(error: BaseException) -> str:
-    """Return what went wrong, in one line: in the system's own words where it has any."""
-    # A KeyError's text is shown in quotes.
-    said = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
-    hidden = re.search(r"error message = '([^']+)'", said)  # the system's, within HDF5's
-    words = hidden[1] if hidden else getattr(error, "strerror", None) or said
-    return (words or type(error).__name__).splitlines()[0][:200]
+    """Return an error's message in one line: the operating system's, if it has one."""
+    # str() of a KeyError adds quotes.
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    nested = re.search(r"error message = '([^']+)'", text)  # the system's, within HDF5's
+    text = nested[1] if nested else getattr(error, "strerror", None) or text
+    return (text or type(error).__name__).splitlines()[0][:200]

@@ -1,4 +1,4 @@
-"""Measure a network over a split, each rank its own batches: the frame of a task's `evaluate`."""
+"""Helpers for `Task.evaluate`: eval mode, and results gathered over ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def measuring(model: nn.Module) -> Iterator[torch.device]:
-    """Hold a network in eval mode and without gradients; give the device that it is on."""
+    """Put a network into eval mode, without gradients; yields its device."""
     was_training = model.training
     model.eval()
     try:
@@ -29,11 +29,11 @@ def measuring(model: nn.Module) -> Iterator[torch.device]:
 def fill(
     found: Tensor, own: Iterable[T], world: int, measure: Callable[[T], tuple[Any, Tensor]]
 ) -> Tensor:
-    """Fill a tensor of zeros by what `measure` finds of this rank's batches; add up all ranks'.
+    """Fill a zero tensor with what `measure` returns for this rank's batches; sum over ranks.
 
-    `measure` returns an index of `found` and its values. What no rank measures stays 0.
+    `measure` returns an index into `found` and the values to store there.
     """
     for batch in own:
-        place, values = measure(batch)
-        found[place] = values
+        index, values = measure(batch)
+        found[index] = values
     return over_ranks(found, world)

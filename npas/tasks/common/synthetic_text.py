@@ -1,9 +1,9 @@
-"""Generate texts about people, and write them as SQuAD, as plain text and as a tokenizer.
+"""Generate texts about people, and write them as SQuAD, as plain text, and as a tokenizer.
 
-Paragraphs tell of several people where and when they were born, what they worked as, where they
-moved and what they played; questions ask for one of these. Whoever has the same name elsewhere has
-another life, so that an answer must be read off its paragraph. Lives are told in order, so that the
-order of sentences can be learned. The same bytes each time.
+Paragraphs state where and when people were born, their jobs, where they moved and what instruments
+they played; questions ask for one of these facts. Facts are drawn anew for each paragraph, so that
+an answer must be read from it. Facts are stated in chronological order, so that the order of
+sentences can be learned. The output is deterministic.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ FIRST, LAST, JOBS, INSTRUMENTS, OTHERS = (
 )
 CITIES = _CITIES.split("|")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-TELLING = {
+SENTENCES = {
     "birth": "{name} was born in {born_in} in {born}.",
     "job": "{name} worked as a {job}.",
     "move": "In {moved}, {name} moved to {moved_to}.",
     "play": "{name} played the {instrument}.",
 }
-# For each question what of a life it asks for, and in which sentence that is told.
-ASKING = {
+# The fact that each question asks for, and the sentence that states it.
+QUESTIONS = {
     "Where was {name} born?": ("born_in", "birth"),
     "When was {name} born?": ("born", "birth"),
     "What did {name} work as?": ("job", "job"),
@@ -65,27 +65,26 @@ ASKING = {
 
 
 class Life(NamedTuple):
-    """What there is to tell of somebody, and which of the sentences are told, in order."""
+    """The facts about a person, and the kinds of sentences to write, in order."""
 
     facts: dict[str, str]
-    told: list[str]
+    kinds: list[str]
 
     def sentences(self) -> list[str]:
-        """Return the sentences."""
-        return [TELLING[kind].format(**self.facts) for kind in self.told]
+        return [SENTENCES[kind].format(**self.facts) for kind in self.kinds]
 
 
 def draw_life(rng: Random, name: str, sentences: int) -> Life:
-    """Draw a life, of which so many of four sentences are told."""
+    """Draw facts about a person, and `sentences` of the four kinds of sentences."""
     born = rng.randrange(1850, 1960)
     facts = {"name": name, "born_in": rng.choice(CITIES), "born": str(born)}
     facts |= {"job": rng.choice(JOBS), "moved_to": rng.choice(CITIES)}
     facts |= {"moved": str(born + rng.randrange(18, 60)), "instrument": rng.choice(INSTRUMENTS)}
-    return Life(facts, sorted(rng.sample(list(TELLING), sentences), key=list(TELLING).index))
+    return Life(facts, sorted(rng.sample(list(SENTENCES), sentences), key=list(SENTENCES).index))
 
 
 def draw_names(rng: Random, count: int) -> list[str]:
-    """Draw names that differ: most of them a first name alone, which is soon learned."""
+    """Draw different names, most of them only a first name, which is quickly learned."""
     return [
         name if rng.random() < 0.8 else f"{name} {rng.choice(LAST)}"
         for name in rng.sample(FIRST, count)
@@ -98,8 +97,8 @@ def draw_names(rng: Random, count: int) -> list[str]:
 def write_squad(root: Path, version: str, train: int, test: int) -> None:
     """Write `train-v1.1.json` and `dev-v1.1.json`, or those of 2.0, with so many questions.
 
-    A paragraph has four of them, an article twelve; there are two articles, so that one can be
-    held out.
+    There are at most four questions per paragraph and twelve per article, and at least two
+    articles, so that one can be held out.
     """
     for part, count in (("train", train), ("dev", test)):
         rng = Random(f"squad {version} {part}")
@@ -117,7 +116,7 @@ def write_squad(root: Path, version: str, train: int, test: int) -> None:
 
 
 def _paragraph(rng: Random, version: str, name: str, questions: int) -> dict[str, Any]:
-    """Write two or three lives and questions; of 2.0 a third of the questions has no answer."""
+    """Write about two or three people, with questions; in 2.0 a third of them has no answer."""
     *names, absent = draw_names(rng, rng.choice((3, 4)))
     lives = [draw_life(rng, person, sentences=3) for person in names]
     context = " ".join(sentence for life in lives for sentence in life.sentences())
@@ -127,22 +126,22 @@ def _paragraph(rng: Random, version: str, name: str, questions: int) -> dict[str
         if version == "2.0":
             entry["is_impossible"] = rng.random() < 1 / 3
         if entry.get("is_impossible"):
-            question = rng.choice(list(ASKING))
+            question = rng.choice(list(QUESTIONS))
             entry |= {"question": question.format(name=absent), "answers": []}
-            entry["plausible_answers"] = [_answer(context, lives[0], *ASKING[question])]
+            entry["plausible_answers"] = [_answer(context, lives[0], *QUESTIONS[question])]
         else:
             life = rng.choice(lives)
-            question = rng.choice([q for q, (_, kind) in ASKING.items() if kind in life.told])
-            answer = _answer(context, life, *ASKING[question])
+            question = rng.choice([q for q, (_, kind) in QUESTIONS.items() if kind in life.kinds])
+            answer = _answer(context, life, *QUESTIONS[question])
             entry |= {"question": question.format(**life.facts), "answers": [answer] * 3}
         asked.append(entry)
     return {"context": context, "qas": asked}
 
 
 def _answer(context: str, life: Life, fact: str, kind: str) -> dict[str, Any]:
-    """Find a fact in its own sentence; the same word may stand elsewhere, too."""
+    """Locate a fact in its own sentence, since the same word may occur elsewhere."""
     text = life.facts[fact]
-    sentence = context.find(TELLING[kind].format(**life.facts))
+    sentence = context.find(SENTENCES[kind].format(**life.facts))
     return {"text": text, "answer_start": max(0, context.find(text, max(0, sentence)))}
 
 
@@ -150,7 +149,7 @@ def _answer(context: str, life: Life, fact: str, kind: str) -> dict[str, Any]:
 
 
 def write_texts(root: Path, documents: int) -> None:
-    """Write `text/*.txt`: documents of ten sentences, two files of them where there are two."""
+    """Write `text/*.txt`: documents of twelve sentences, in two files if there are two or more."""
     (root / "text").mkdir()
     rng = Random("texts")
     made = []
@@ -168,7 +167,7 @@ def write_texts(root: Path, documents: int) -> None:
 
 
 def write_wordpieces(folder: Path, words: Iterable[str]) -> None:
-    """Write the words of a BERT's tokenizer into a new folder, as transformers stores them."""
+    """Write a BERT tokenizer with these words into a new folder, in the format of transformers."""
     folder.mkdir(parents=True)
     lines = "".join(f"{word}\n" for word in words)
     (folder / "vocab.txt").write_text(lines, encoding="utf-8")
@@ -177,15 +176,15 @@ def write_wordpieces(folder: Path, words: Iterable[str]) -> None:
 
 
 def write_tokenizer(root: Path) -> Path:
-    """Write a WordPiece tokenizer as transformers stores one, in a folder of its own; return it.
+    """Write a WordPiece tokenizer in the format of transformers, and return its folder.
 
-    It knows most words of this world whole, years as two pieces, and anything else by letters.
+    Most synthetic words are one token, years are two, and anything else is split into letters.
     """
     from tokenizers import normalizers
 
     bare = normalizers.BertNormalizer(lowercase=True).normalize_str
     words = " ".join(map(bare, (*FIRST, *LAST, *CITIES, *JOBS, *INSTRUMENTS, *OTHERS))).split()
-    cut = set(map(bare, (*FIRST[::7], *LAST[::7])))  # each seventh name comes in pieces
+    cut = set(map(bare, (*FIRST[::7], *LAST[::7])))  # every seventh name is split
     letters = string.ascii_lowercase + string.digits
     years = [f"{n:02}" for n in range(100)]
     vocabulary = (

@@ -1,4 +1,4 @@
-"""Cut texts into tokens, and give them to a network: what the tasks on texts have in common."""
+"""Tokenize texts and build the network's inputs: the base of the tasks on texts."""
 
 from __future__ import annotations
 
@@ -21,38 +21,37 @@ from npas.utils.progress import Bar
 if TYPE_CHECKING:
     from npas.config import DataConfig
 
-# What a tokenizer consists of, and of which one part will do.
+# The files of a tokenizer, and those of which at least one is needed.
 FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "vocab.txt", "spiece.model")
 NEEDED = ("tokenizer.json", "vocab.txt", "spiece.model")
-AT_ONCE = 10_000  # texts, from one look at the progress to the next
 SPECIAL = ("cls", "sep", "pad", "mask")
-AT_ONCE = 4096  # texts that are cut together: on all cores, and no more in memory
+CHUNK = 4096  # texts tokenized at once: enough for all cores, and little memory
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer of `transformers` by the key and the name that the config has for it."""
+    """A tokenizer of `transformers`, with its name and its key in the config."""
 
     name: str
     inner: Any
-    special: Mapping[str, int]  # ids of the tokens that start ("cls"), part, pad and hide
+    special: Mapping[str, int]  # ids of the tokens in SPECIAL
     key: str = "task.tokenizer"
 
     @property
     def size(self) -> int:
-        """Return the number of words, special ones included: ids are below."""
+        """Return the vocabulary size, special tokens included."""
         return len(self.inner)
 
     def line(self) -> dict[str, str]:
-        """Return a line on it for `inspect`."""
-        return {"tokenizer": f"{self.name}, {self.size:,} words"}
+        """Return a line for `inspect`."""
+        return {"tokenizer": f"{self.name}, {self.size:,} tokens"}
 
     def encode(self, texts: Sequence[str]) -> list[Any]:
-        """Cut texts into tokens, uncut and without special ones: each has `ids` and `offsets`.
+        """Tokenize texts without truncation or special tokens.
 
-        Offsets are where a token starts and ends in the text, in characters.
+        Each result has `ids` and `offsets`: a token's start and end in the text, in characters.
         """
-        # Said, or every later fork is warned of; what it comes to does not depend on it.
+        # If unset, tokenizers warns of every later fork. Results do not depend on it.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         backend = self.inner.backend_tokenizer
         backend.no_truncation()
@@ -60,34 +59,33 @@ class Tokenizer:
         try:
             found: list[Any] = []
             with Bar("tokenizing", len(texts)) as bar:
-                for start in range(0, len(texts), AT_ONCE):
-                    some = list(texts[start : start + AT_ONCE])
+                for start in range(0, len(texts), CHUNK):
+                    some = list(texts[start : start + CHUNK])
                     found += backend.encode_batch(some, add_special_tokens=False)
                     bar.advance(len(some))
-        except Exception as error:  # the library has no other class of its own
-            raise ValueError(f"{self.key}={self.name} cannot cut a text ({error})") from None
+        except Exception as error:  # the library raises no other class
+            raise ValueError(f"{self.key}={self.name} cannot tokenize a text ({error})") from None
         return found
 
     def encode_whole(self, texts: Sequence[str], most: int) -> Iterator[list[int]]:
-        """Yield each text's ids, special ones included as this tokenizer has them: at most so many.
-
-        ValueError for a text that it cannot cut.
-        """
+        """Yield each text's ids with the tokenizer's special tokens, truncated to `most` tokens."""
         how: Any = {"truncation": True, "max_length": most, "return_attention_mask": False}
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        for first in range(0, len(texts), AT_ONCE):
+        for first in range(0, len(texts), CHUNK):
             try:
-                found = self.inner(list(texts[first : first + AT_ONCE]), **how)["input_ids"]
-            except Exception as error:  # the library has no other class of its own
-                raise ValueError(f"{self.key}={self.name} cannot cut a text ({error})") from None
+                found = self.inner(list(texts[first : first + CHUNK]), **how)["input_ids"]
+            except Exception as error:  # the library raises no other class
+                raise ValueError(
+                    f"{self.key}={self.name} cannot tokenize a text ({error})"
+                ) from None
             yield from found
 
 
 def load_tokenizer(name: str, download: bool = True, key: str = "task.tokenizer") -> Tokenizer:
-    """Load the tokenizer in folder `name`, or of that name on the hub. ValueError, in one line.
+    """Load the tokenizer in folder `name`, or of that name on the Hugging Face hub.
 
-    Without `download` the hub itself is not asked, only what its cache here holds. `key` is what
-    the config calls it.
+    Without `download` only the hub's local cache is used. `key` is its key in the config. Raises
+    ValueError if it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -97,41 +95,38 @@ def load_tokenizer(name: str, download: bool = True, key: str = "task.tokenizer"
             inner = AutoTokenizer.from_pretrained(folder)
         special = {kind: getattr(inner, f"{kind}_token_id") for kind in SPECIAL}
         if not inner.is_fast or None in special.values():
-            raise ValueError("it is no fast one that has [CLS], [SEP], [PAD] and [MASK]")
-    except Exception as error:  # whatever a broken file makes its readers say
+            raise ValueError("it is not a fast tokenizer with [CLS], [SEP], [PAD] and [MASK]")
+    except Exception as error:  # broken files raise many kinds of errors
         raise ValueError(
             f"{key}={name} cannot be read ({files.reason(error)}): its folder needs a config.json"
-            ' that says what it is, as {"model_type": "bert"} or {"model_type": "albert"}'
+            ' with its type, as {"model_type": "bert"} or {"model_type": "albert"}'
         ) from error
     return Tokenizer(name, inner, special, key)
 
 
 def load_synthetic(root: Path) -> Tokenizer:
-    """Write the tokenizer of the synthetic world under `root`, and load it."""
+    """Write the tokenizer of the synthetic texts under `root`, and load it."""
     tokenizer = load_tokenizer(str(synthetic_text.write_tokenizer(root)))
     return replace(tokenizer, name="synthetic")
 
 
 def inputs(ids_BL: Tensor, second_B: Tensor, length_B: Tensor) -> dict[str, Tensor]:
-    """Return what a network reads: ids, which of the two texts, and what is no padding.
+    """Return the network's inputs for pairs of texts: ids, token types and the attention mask.
 
-    The second text starts at `second_B`. The mask has the shape that attention asks for, Bx1x1xL:
-    given BxL, transformers would wait for the device to see whether it hides anything.
+    The second text starts at `second_B`. The mask is Bx1x1xL, as attention needs it: with BxL,
+    transformers synchronizes with the device to check whether it masks anything.
     """
-    place_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
-    is_text_BL = place_L < length_B[:, None]
+    position_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
+    is_text_BL = position_L < length_B[:, None]
     return {
         "input_ids": ids_BL.long(),
-        "token_type_ids": (is_text_BL & (place_L >= second_B[:, None])).long(),
+        "token_type_ids": (is_text_BL & (position_L >= second_B[:, None])).long(),
         "attention_mask": is_text_BL[:, None, None],
     }
 
 
 class TextTask(base.Task):
-    """Train on texts that a tokenizer cuts, `task.tokenizer` or of synthetic ones their own.
-
-    What lies under `root` becomes `parts`.
-    """
+    """The base of tasks on texts: tokenizes with `task.tokenizer`, or the synthetic texts' own."""
 
     tokenizer: Tokenizer
 
@@ -145,7 +140,7 @@ class TextTask(base.Task):
         self.parts: dict[str, Any] = {}
 
     def setup(self) -> None:
-        """Read the files, whose samples come to rest on the device."""
+        """Read the files, tokenize them, and keep the samples on the device."""
         if self.parts:
             return
         with tempfile.TemporaryDirectory() as folder:
@@ -160,22 +155,22 @@ class TextTask(base.Task):
 
     @abc.abstractmethod
     def write(self) -> None:
-        """Write the synthetic set under `root`."""
+        """Write the synthetic dataset under `root`."""
 
     @abc.abstractmethod
     def ensure(self) -> None:
-        """Look for the files. ValueError, one line, if they are missing."""
+        """Check that the dataset's files exist; raises ValueError if not."""
 
     @abc.abstractmethod
     def read(self) -> None:
-        """Read the files under `root` into `parts`. ValueError."""
+        """Read the files under `root` into `parts`; raises ValueError if they are malformed."""
 
     def check_network(self, model: nn.Module) -> None:
-        """ValueError if the network does not know all words of the tokenizer."""
+        """Raise ValueError if the network's vocabulary is smaller than the tokenizer's."""
         config = getattr(getattr(model, "module", model), "config", None)
         known, size = getattr(config, "vocab_size", None), self.tokenizer.size
         if known is not None and known < size:
             raise ValueError(
-                f"task.tokenizer={self.tokenizer.name} has {size:,} words, and the network knows"
-                f" model.vocab_size={known}: set it to at least that, or use another tokenizer"
+                f"task.tokenizer={self.tokenizer.name} has {size:,} tokens, and the network only"
+                f" model.vocab_size={known}: set it to at least {size}, or use another tokenizer"
             )

@@ -1,9 +1,9 @@
-"""Turn phrases and sentences into vectors of their words: looked up in a file, or a BERT's own.
+"""Represent texts as sequences of word vectors, from a file or from the last layer of a BERT.
 
-A file is text, as GloVe and word2vec give it: a word and its numbers a line. Neither kind of vector
-is trained: they are data, and no parameters.
+The file is in the text format of GloVe and word2vec: each line a word and its numbers. The vectors
+are data, not parameters: they are not trained.
 
-Dimensions: U texts, T places for words in each, V numbers a word, N rows of the table.
+Dimensions: U texts, T words per text, V numbers per vector, N rows of the table.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from npas.tasks.common.files import reason
 from npas.utils.progress import track
 
 BERT_BATCH = 64  # texts
-# What GloVe's tokenizer, the Penn Treebank's, cuts off: that's, don't, we're. Not a quoted letter.
+# Split off by GloVe's tokenizer (Penn Treebank): that's, don't, we're. Not a quoted letter.
 CLITIC = re.compile(r"(n't|'(?:s|re|ve|ll|d|m))(?![\w'])")
 WORD = re.compile(r"\w+(?:['-]\w+)*")
-APOSTROPHES = str.maketrans("\u2019\u02bc", "''")  # as typography has them
+APOSTROPHES = str.maketrans("\u2019\u02bc", "''")  # typographic ones
 
 
 @dataclass(frozen=True)
 class Words:
-    """The words of some texts: row 0 of the table is none, and stands beyond a text's end."""
+    """The word vectors of texts; row 0 of the table is zeros, for padding."""
 
-    table_NV: Tensor  # float32, float16 of a BERT
+    table_NV: Tensor  # float32, from a BERT float16
     rows_UT: Tensor  # int64
-    lengths_U: Tensor  # int64, at least 1: a text of no known word has one of zeros
-    unknown: int = 0  # different words that a file has no vector of
+    lengths_U: Tensor  # int64, at least 1: a text without known words has one zero vector
+    unknown: int = 0  # number of different words that the file lacks
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the words, ...xTxV, float32, and the lengths of the texts of these numbers."""
+        """Return the word vectors, ...xTxV, float32, and the lengths of the indexed texts."""
         return self.table_NV[self.rows_UT[index]].float(), self.lengths_U[index]
 
 
 def split(text: str, known: Container[str] = ()) -> list[str]:
-    """Cut a text into its words, in small letters; punctuation is left out.
+    """Split a text into lower-case words, without punctuation.
 
-    What is joined by hyphens is one word if it is known as one. What an apostrophe joins is cut as
-    the vectors' own texts were, "don't" into do and n't, and may also come so.
+    A hyphenated word is split unless it is in `known`. Contractions are split as in GloVe's
+    training texts: "don't" into do and n't, also if the text has them split already.
     """
     return [
         part for word in _joined(text) for part in ([word] if word in known else word.split("-"))
@@ -56,7 +56,7 @@ def split(text: str, known: Container[str] = ()) -> list[str]:
 
 
 def _joined(text: str) -> list[str]:
-    """Cut a text into words, those with hyphens whole."""
+    """Split a text into words, but not at hyphens."""
     return [
         word
         for piece in CLITIC.sub(r" \1 ", text.lower().translate(APOSTROPHES)).split()
@@ -65,11 +65,11 @@ def _joined(text: str) -> list[str]:
 
 
 def read_vectors(path: Path, width: int, texts: Iterable[str]) -> tuple[dict[str, int], np.ndarray]:
-    """Return the vectors that a file has of the texts' words: each one's row, and NxV, float32.
+    """Read the vectors of the texts' words: return each word's row, and the table, NxV, float32.
 
-    Row 0 is zeros. Lines of other words are passed over unread; words with spaces in them are never
-    wanted. A first line may say how many there are. ValueError, in one line, for a file that is
-    missing, is of another width or cut off, or knows none of the words.
+    Row 0 is zeros. Lines of other words are not parsed; entries with spaces in the word are
+    ignored. The first line may hold counts. Raises ValueError for a file that is missing or
+    truncated, has another width, or has none of the words.
     """
     wanted = {word for text in texts for word in _joined(text)}
     wanted |= {part for word in wanted for part in word.split("-")}
@@ -82,24 +82,24 @@ def read_vectors(path: Path, width: int, texts: Iterable[str]) -> tuple[dict[str
                 is_counts = number == 1 and text.replace(" ", "").isdecimal()
                 if word not in wanted or word in found or is_counts:
                     continue
-                # Not at other white space, which some words of the file hold.
+                # Split at spaces only: some words of the file contain other white space.
                 numbers = [field for field in text.split(" ") if field][1:]
                 if len(numbers) == width:
                     found[word] = np.array(numbers, dtype=np.float32)
                 elif len(numbers) < width or _is_number(numbers[-width - 1]):
                     raise ValueError(
-                        f"line {number} has {len(numbers)} numbers and not {width}: set"
-                        " task.word_width to what the file has"
+                        f"line {number} has {len(numbers)} numbers, not {width}: set"
+                        " task.word_width to the file's width"
                     )
         if not found:
-            raise ValueError("it knows none of the words of these texts: name another file")
+            raise ValueError("it has none of the words of these texts: name another file")
         table_NV = np.vstack([np.zeros((1, width), np.float32), *found.values()])
         if not np.isfinite(table_NV).all():
             raise ValueError("it has non-finite numbers")
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path} cannot be read as word vectors ({reason(error)}): put some there, as GloVe's"
-            " glove.6B.300d.txt, or name another file as task.vectors"
+            f"{path} cannot be read as word vectors ({reason(error)}): put a file there, such as"
+            " GloVe's glove.6B.300d.txt, or set task.vectors to another file"
         ) from None
     return {word: i for i, word in enumerate(found, 1)}, table_NV
 
@@ -113,7 +113,7 @@ def _is_number(text: str) -> bool:
 
 
 def look_up(texts: Sequence[str], path: Path, width: int, most: int) -> Words:
-    """Return the words of the texts that the file knows, of each the last `most`. ValueError."""
+    """Return the texts' words that the file has, of each text the last `most`."""
     row, table_NV = read_vectors(path, width, texts)
     cut = [split(text, row) for text in texts]
     known = [[row[word] for word in words if word in row][-most:] for words in cut]
@@ -122,7 +122,7 @@ def look_up(texts: Sequence[str], path: Path, width: int, most: int) -> Words:
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return rows of numbers with zeros after them, and how many they are, at least 1."""
+    """Return the rows padded with zeros, UxT, and their lengths, at least 1."""
     lengths_U = torch.tensor([max(1, len(own)) for own in rows])
     tensors = [torch.tensor(own, dtype=torch.int64) for own in rows]
     return pad_sequence(tensors, batch_first=True), lengths_U
@@ -137,10 +137,10 @@ def from_bert(
     device: torch.device,
     download: bool = True,
 ) -> Words:
-    """Return the tokens of the texts as the last layer of a BERT has them, of each the last `most`.
+    """Return the last layer's states of a BERT for the texts, of each text the last `most` tokens.
 
-    `name` is a folder, or a name on the Hugging Face hub; its weights stay as they are. ValueError
-    if it cannot be had, or is of another width.
+    `name` is a folder, or a name on the Hugging Face hub. The BERT is not trained. Raises
+    ValueError if it cannot be loaded or has another width.
     """
     from transformers import AutoModel
 
@@ -150,12 +150,12 @@ def from_bert(
     try:
         with _hub.quietly():
             bert = AutoModel.from_pretrained(folder, dtype=torch.float32).to(device).eval()
-    except Exception as error:  # whatever a broken file makes its readers say
+    except Exception as error:  # broken files raise many kinds of errors
         raise ValueError(f"task.bert={name} cannot be read ({reason(error)})") from error
-    if bert.config.hidden_size != width:
+    if (found := bert.config.hidden_size) != width:
         raise ValueError(
-            f"task.bert={name} gives {bert.config.hidden_size} numbers a word, and task.word_width="
-            f"{width}: set it to that"
+            f"task.bert={name} gives {found} numbers per token: set task.word_width={found}, not"
+            f" {width}"
         )
     first, last = tokenizer.special["cls"], tokenizer.special["sep"]
     ids = [[first, *own.ids[-most:], last] for own in tokenizer.encode(texts)]

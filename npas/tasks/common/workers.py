@@ -1,15 +1,13 @@
-"""Make batches in other processes: the same batches, in the same order.
+"""Make batches in worker processes: the same batches, in the same order.
 
-The workers are forked: they then hold the data without a copy and start in milliseconds, as they do
-again for every epoch, where a fresh interpreter would import torch first. That is safe after torch
-has computed and gloo has connected, though a fork takes none of their threads along: a worker
-computes on one thread, talks to no other rank, and leaves without cleaning up what it inherited.
-A GPU cannot be used after a fork. Outside Linux, where the system's own libraries do not outlive a
-fork, workers are started as Python does there.
+Workers are forked for each epoch: they share the data without a copy and start in milliseconds,
+since torch need not be imported again. Forking after torch and gloo have started threads, which the
+fork does not copy, is safe here: a worker computes on one thread, does not communicate with other
+ranks, and exits without cleanup. It cannot use a GPU. Outside Linux, where system libraries may not
+survive a fork, workers start by the platform's default method.
 
-A worker's stop is the main process's to decide. It ignores the signals that ask a run to stop, from
-its first moment on; and since nothing but SIGKILL ends it then, it watches a pipe whose other end
-the main process holds: when that is closed, or the process is gone, the worker soon is gone too.
+Only the main process ends a worker. Workers ignore the signals that stop a run. Each watches a pipe
+whose other end the main process holds, and exits when that is closed or the main process ends.
 """
 
 from __future__ import annotations
@@ -37,15 +35,14 @@ from npas.utils.signals import SIGNALS
 
 T = TypeVar("T")
 
-IGNORED = SIGNALS  # that ask a run to stop
-START_METHOD = "fork" if sys.platform == "linux" else None  # None: the platform's usual one
-GRACE_S = 1.0  # for a worker to finish what it is making when the iteration is given up
+START_METHOD = "fork" if sys.platform == "linux" else None  # None: the platform's default
+GRACE_S = 1.0  # for a worker to finish its batch after the iteration is abandoned
 
 
 def iterate(make: Callable[[range], Iterator[T]], steps: range, workers: int) -> Iterator[T]:
-    """Iterate over what `make` makes of these steps, one item a step, in up to `workers` processes.
+    """Iterate over the items that `make` yields for these steps, made by up to `workers` processes.
 
-    0 workers: in this one. What a worker raises is raised here, in the turn of its item.
+    0 workers: made in this process. A worker's error is raised here, at its item's turn.
     """
     if not workers or not steps:
         return make(steps)
@@ -53,14 +50,14 @@ def iterate(make: Callable[[range], Iterator[T]], steps: range, workers: int) ->
 
 
 class _Refusal(NamedTuple):
-    """A ValueError for the main process: torch would put a traceback into its message."""
+    """A ValueError passed to the main process; torch would add a traceback to its message."""
 
     message: str
-    where: str
+    traceback: str
 
 
 class _Work(IterableDataset):
-    """Make every W-th item, where W workers turn by turn make them all."""
+    """Yields every W-th item in each of W workers."""
 
     def __init__(self, make: Callable[[range], Iterator[Any]], steps: range) -> None:
         self.make = make
@@ -77,7 +74,7 @@ class _Work(IterableDataset):
 
 def _deliver(work: _Work, workers: int) -> Iterator[Any]:
     watched, held = multiprocessing.Pipe(duplex=False)
-    # Python waits at its end for workers that are left, and their SIGTERM would not reach them.
+    # At exit, Python joins remaining workers, and its SIGTERM would not end them.
     atexit.register(held.close)
     try:
         with _quietly():
@@ -88,21 +85,21 @@ def _deliver(work: _Work, workers: int) -> Iterator[Any]:
                 collate_fn=_as_it_is,
                 worker_init_fn=partial(_start, watched, held),
                 multiprocessing_context=START_METHOD,
-                generator=torch.Generator(),  # torch's own goes on as if there were no workers
+                generator=torch.Generator(),  # so that torch's default one is not advanced
             )
             loading: Any = iter(loader)
         watched.close()
         try:
             for item in loading:
                 if isinstance(item, _Refusal):
-                    raise ValueError(item.message) from RuntimeError(item.where)
+                    raise ValueError(item.message) from RuntimeError(item.traceback)
                 yield item
-        except (ConnectionError, EOFError, FileNotFoundError) as error:  # while it handed one over
+        except (ConnectionError, EOFError, FileNotFoundError) as error:  # died during a transfer
             raise RuntimeError("a DataLoader worker is gone: it was killed, or crashed") from error
         finally:
             held.close()
-            with contextlib.suppress(RuntimeError):  # of one that was killed: too late to matter
-                loading._shutdown_workers()  # its __del__ may come late: a traceback holds on to it
+            with contextlib.suppress(RuntimeError):  # of a killed worker
+                loading._shutdown_workers()  # now, since a traceback may delay its __del__
     finally:
         atexit.unregister(held.close)
         held.close()
@@ -110,12 +107,11 @@ def _deliver(work: _Work, workers: int) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Start processes with the signals held back until they ignore them, and without warnings.
+    """Start processes with signals blocked until they ignore them, and without warnings.
 
-    How many workers there are is the user's to say, and Python from 3.12 on warns of every fork
-    beside other threads.
+    The warnings are torch's about many workers and Python's (3.12) about forks beside threads.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
@@ -126,19 +122,19 @@ def _quietly() -> Iterator[None]:
 
 
 def _start(watched: Connection, held: Connection, worker: int) -> None:
-    """Make a worker heed the pipe and not the signals."""
+    """Set up a worker: watch the pipe, ignore the signals."""
     held.close()
     threading.Thread(target=_end_with_main, args=(watched,), daemon=True).start()
-    gc.freeze()  # what the main process left for its collector is not to be finished here as well
-    for number in IGNORED:
+    gc.freeze()  # do not run finalizers of the main process's garbage here
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _end_with_main(watched: Connection) -> None:
-    """End this process at once if the main process has ended, else if it does not end by itself.
+    """Exit when the pipe closes: at once if the main process has ended, else after `GRACE_S`.
 
-    Torch asks a worker to end between two batches; to cut it short could leave a lock held on which
-    the main process waits.
+    Torch lets a worker end between two batches. Exiting earlier could leave a lock held that the
+    main process waits for.
     """
     main = os.getppid()
     watched.poll(None)

@@ -1,11 +1,11 @@
-"""Put together what a network reads of an image: some of its phrases, and the regions proposed.
+"""Build batches of images, each with some of its phrases and its proposed regions.
 
-Every image of a batch has as many phrases and regions as the others. One that has fewer shows its
-own again, in turn: so a network's norms see real things only. What is repeated is trained on and
-counted once.
+All images of a batch have the same number of phrases and regions. If an image has fewer, its own
+are repeated instead of padded, so that batch norms see real data only. Repetitions are neither
+trained on nor counted.
 
-Dimensions: B images (or lots of an image's phrases), P phrases of each, T words, V numbers a word,
-R regions, D features of a region, N phrases of the part.
+Dimensions: B lots, P phrases each, T words per phrase, V numbers per word, R regions, D features
+per region, N phrases of the split.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from npas.utils import rng
 
 
 class Sizes(NamedTuple):
-    """What all samples have in common."""
+    """The dimensions of all samples."""
 
     phrases: int  # P
     regions: int  # R
 
 
 class Lot(NamedTuple):
-    """Phrases of one image, by their numbers in the part: P of them at most."""
+    """An image and the indices of at most P of its phrases."""
 
     image: int
     phrases: Sequence[int]
@@ -43,25 +43,22 @@ class Lot(NamedTuple):
 
 @dataclass
 class Part:
-    """A split: its phrases and their words, in memory, and its regions, on disk.
-
-    An image without features is never read: not to be trained on, and its phrases are not measured.
-    """
+    """A split: its phrases and word vectors in memory, and its region features on disk."""
 
     flat: Flat
     regions: Regions
     words: Words
-    text_N: Tensor  # int64: which of the texts that `words` has
+    text_N: Tensor  # int64: index of each phrase's text in `words`
     sizes: Sizes
 
     @cached_property
     def there(self) -> list[int]:
-        """Return the numbers of the images that have features."""
+        """Return the indices of the images that have features; the others are never read."""
         return np.flatnonzero(self.regions.rows_I).tolist()
 
     @cached_property
     def lots(self) -> list[Lot]:
-        """Return all phrases, each once: of each image as many at a time as a sample has."""
+        """Return lots that cover every phrase once."""
         size = self.sizes.phrases
         return [
             Lot(i, own[start : start + size])
@@ -70,16 +67,16 @@ class Part:
         ]
 
     def drawn(self, index: int, key: int) -> Lot:
-        """Draw phrases of an image, as many as a sample has or as there are, in any order."""
+        """Draw up to P phrases of an image, in random order."""
         own = self.flat.of_image(index)
         order = rng.permutation(key, len(own), torch.device("cpu"))
         return Lot(index, [own[i] for i in order[: self.sizes.phrases].tolist()])
 
     def read(self, lots: Sequence[Lot]) -> Batch:
-        """Return inputs, and what answers are compared with.
+        """Return inputs and evaluation targets.
 
-        Overlaps of each phrase and region, BxPxR, how many regions are no repetition, B, and which
-        phrases these are, BxP, -1 for a repetition.
+        Targets: overlaps of each phrase and region, BxPxR; the number of regions without
+        repetitions, B; and the indices of the phrases, BxP, -1 for a repetition.
         """
         size, rows = self.sizes, len(lots)
         regions_BRD = torch.empty(rows, size.regions, self.regions.width)
@@ -112,9 +109,9 @@ class Part:
     def training(
         self, lots: Sequence[Lot], keys: Sequence[int], positive: float, negatives: int
     ) -> Batch:
-        """Return inputs, and labels of each phrase and region, BxPxR, int8.
+        """Return inputs, and labels of each phrase and region, BxPxR, int8; 0 for repetitions.
 
-        By `keys` the negatives are drawn, one key a lot. What is repeated has label 0.
+        `keys` seed the drawing of negatives, one key per lot.
         """
         batch = self.read(lots)
         overlap_BPR, counts_B = batch.targets["overlaps"], batch.targets["regions"]

@@ -1,20 +1,18 @@
 """Read Flickr30K Entities (Plummer et al. 2017): captions, their phrases and the phrases' boxes.
 
-    flickr30k_entities/train.txt                     an image's id a line; val.txt, test.txt
+    flickr30k_entities/train.txt                     image ids, one per line; val.txt, test.txt
     flickr30k_entities/Sentences/1000092795.txt      five captions
-    flickr30k_entities/Annotations/1000092795.xml    boxes of chains, counted from 1
-    flickr30k_entities/UNRELATED_CAPTIONS            "id number": captions of some other image
+    flickr30k_entities/Annotations/1000092795.xml    boxes of chains, pixels counted from 1
+    flickr30k_entities/UNRELATED_CAPTIONS            "id number": captions of another image
     flickr30k_entities/flickr30k-images/1000092795.jpg
 
-A phrase stands in its caption as `[/EN#chain/type/type words]`. Phrases of one chain speak of the
-same things; chain 0 is of things that cannot be seen. A chain has boxes, or is said to have none,
-being the whole scene or nowhere. The box of a phrase is the smallest around all of its chain.
+A phrase is marked in its caption as `[/EN#chain/type/type words]`. Phrases of one chain refer to
+the same things; chain 0 is for things that are not visible. A chain has boxes, or is annotated as
+having none (the whole scene, or not in the image). A phrase's box is the union of its chain's.
 
-Captions of some other image are left out of every split. The published list has 21, all of training
-images.
-
-A chain of which a box is empty or outside the image is taken to have none, and what stands in a
-caption as no such phrase is passed over; both are counted and warned of.
+Captions of another image are skipped in every split; the published list has 21, all in training.
+A chain with a box that is empty or outside the image is read as having none, and malformed phrases
+are skipped; both are counted, with a warning.
 """
 
 from __future__ import annotations
@@ -28,8 +26,7 @@ from npas.tasks.grounding.phrases import SPLITS, Box, Counted, Image, Phrase, Re
 from npas.utils.progress import track
 
 FOLDER = "flickr30k_entities"
-# Images of each split.
-PUBLISHED = {"train": 29_783, "val": 1_000, "test": 1_000}
+PUBLISHED = {"train": 29_783, "val": 1_000, "test": 1_000}  # images
 NOT_VISIBLE = "0"  # the chain
 
 _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s/\[\]]+)*)\s*([^\[\]]*)\]")
@@ -37,14 +34,14 @@ _UNPACK = "unpack github.com/BryanPlummer/flickr30k_entities and its annotations
 
 
 def read(folder: Path) -> dict[str, Reading]:
-    """Read all three splits. ValueError, one line, for what is missing or malformed."""
+    """Read all three splits; raises ValueError if files are missing or malformed."""
     named = {split: _lines(folder / f"{split}.txt") for split in SPLITS}
     seen: set[str] = set()
     for split, own in named.items():
         for name in own:
-            if not re.fullmatch(r"[\w-]+", name) or name in seen:  # it becomes part of paths
-                said = "named twice" if name in seen else "no image's id"
-                raise ValueError(f"{folder / split}.txt: {name!r} is {said}: {_UNPACK}")
+            if not re.fullmatch(r"[\w-]+", name) or name in seen:  # used in paths
+                problem = "listed twice" if name in seen else "not an image id"
+                raise ValueError(f"{folder / split}.txt: {name!r} is {problem}: {_UNPACK}")
             seen.add(name)
     left_out = unrelated(folder / "UNRELATED_CAPTIONS")
     found = {split: _read(folder, own, left_out) for split, own in named.items()}
@@ -53,30 +50,29 @@ def read(folder: Path) -> dict[str, Reading]:
 
 
 def unrelated(path: Path) -> set[tuple[str, str]]:
-    """Return which captions are of some other image: its id, and the caption's number from 1 on.
+    """Return the captions of another image, as (image id, caption number from 1).
 
-    Without the file, all are taken to be the image's own, with a warning. ValueError if it is no
-    list of captions.
+    A missing file logs a warning, and no caption is skipped. Raises ValueError if it is malformed.
     """
     if not path.exists():
-        log.warning("%s is not there: captions of some other image are not left out", path)
+        log.warning("%s is missing: captions of another image are not skipped", path)
         return set()
     found = set()
     for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
         if line.strip() and not line.startswith("#"):
             name, _, number = line.strip().partition(" ")
             if not number.isdecimal():
-                raise ValueError(f"{path}: {line[:80]!r} is no id and a number: {_UNPACK}")
+                raise ValueError(f"{path}: {line[:80]!r} is not an id and a number: {_UNPACK}")
             found.add((name, number))
     return found
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines that say something. ValueError if there are none.
+    """Return a UTF-8 file's non-empty lines, with U+FFFD for invalid bytes.
 
-    Texts come in UTF-8, a few of them with a mark at the start; U+FFFD stands for what is none.
+    Raises ValueError if there are none.
     """
-    try:
+    try:  # some files start with a byte order mark
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({reason(error)}): {_UNPACK}") from None
@@ -131,9 +127,9 @@ def _read(folder: Path, named: list[str], left_out: set[tuple[str, str]]) -> Rea
 def read_annotation(
     path: Path, image: Path, name: str
 ) -> tuple[Image, dict[str, list[Box]], set[str]]:
-    """Return the image, the boxes of each chain, counted from 0, and the chains without one.
+    """Return the image, the boxes of each chain, pixels counted from 0, and chains without boxes.
 
-    ValueError, one line, for a file that is missing or malformed.
+    Raises ValueError if the file is missing or malformed.
     """
     boxes: dict[str, list[Box]] = {}
     without: set[str] = set()
@@ -155,8 +151,8 @@ def read_annotation(
             for chain in chains:
                 boxes.setdefault(chain, []).append((left, top, right, bottom))
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
-        # The last is of an encoding that is unknown.
-        raise ValueError(f"{path} is no annotation ({reason(error)}): {_UNPACK}") from None
+        # LookupError: unknown encoding.
+        raise ValueError(f"{path} is not an annotation ({reason(error)}): {_UNPACK}") from None
     return Image(name, image, width, height), boxes, without
 
 

@@ -1,9 +1,9 @@
-"""Overlaps of boxes: which regions match a phrase, and which a network chose.
+"""Overlaps of boxes, training labels, and the metrics of phrase grounding.
 
-Boxes are left, top, right, bottom in pixels, and hold the pixels of their edges: one from 3 to 3 is
-a pixel wide. That is how Flickr30K Entities measures (pl-clc, CITE).
+Boxes are left, top, right, bottom in pixels, inclusive: one from 3 to 3 is a pixel wide, as in
+the evaluation of Flickr30K Entities (pl-clc, CITE).
 
-Dimensions: P phrases, R regions, N phrases of a part, C types.
+Dimensions: B images, P phrases, R regions, N phrases of a split, C types.
 """
 
 from __future__ import annotations
@@ -16,18 +16,13 @@ from torch import Tensor
 
 from npas.utils import rng
 
-RIGHT = 0.5  # least overlap of a region that answers a phrase
-NEG_IOU, NEG_IOU_FALLBACK = (
-    0.3,
-    0.4,
-)  # negatives overlap less; where there are too few, the second counts
+RIGHT = 0.5  # smallest overlap of a correct region
+# Negatives overlap less than the first; if these are too few, less than the second.
+NEG_IOU, NEG_IOU_FALLBACK = 0.3, 0.4
 
 
 def overlaps(first_P4: Tensor, second_R4: Tensor) -> Tensor:
-    """Return the intersection over the union of each box with each other one, PxR, float32.
-
-    What comes in batches, BxPx4 and BxRx4, is compared batch by batch.
-    """
+    """Return the intersection over union of each pair of boxes, PxR or BxPxR, float32."""
     first_P14, second_1R4 = first_P4.double()[..., None, :], second_R4.double()[..., None, :, :]
     corner_PR2 = torch.maximum(first_P14[..., :2], second_1R4[..., :2])
     end_PR2 = torch.minimum(first_P14[..., 2:], second_1R4[..., 2:])
@@ -40,37 +35,38 @@ def _areas(boxes: Tensor) -> Tensor:
 
 
 def labels(overlap_PR: Tensor, positive: float, negatives: int, key: int) -> Tensor:
-    """Return 1, -1 or 0 for each phrase and region, int8: fits, does not, is not trained on.
+    """Return PxR labels, int8: 1 for positives, -1 for negatives, 0 for pairs not trained on.
 
-    A region fits from an overlap of `positive` on. For each that does, `negatives` are drawn, by
-    the key alone, of those that are far off. A phrase that no region fits has none of either.
+    Positives overlap by at least `positive`. For each of them, `negatives` are drawn, seeded by
+    `key`, from the regions that overlap little.
     """
     fits_PR = overlap_PR >= positive
     wanted_P = negatives * fits_PR.sum(1)
     far_PR, less_far_PR = overlap_PR < NEG_IOU, overlap_PR < NEG_IOU_FALLBACK
     is_enough_P = far_PR.sum(1) >= wanted_P
-    may_be_PR = torch.where(is_enough_P[:, None], far_PR, less_far_PR)
-    place_PR = torch.arange(overlap_PR.numel()).view_as(overlap_PR)
-    # The lowest draws are taken; those that may not be come after all others.
-    draw_PR = rng.integers(key, place_PR, 2**31).masked_fill(~may_be_PR, 2**31)
+    allowed_PR = torch.where(is_enough_P[:, None], far_PR, less_far_PR)
+    counter_PR = torch.arange(overlap_PR.numel()).view_as(overlap_PR)
+    # The lowest draws are taken; regions that are not allowed are sorted last.
+    draw_PR = rng.integers(key, counter_PR, 2**31).masked_fill(~allowed_PR, 2**31)
     rank_PR = draw_PR.argsort(dim=1, stable=True).argsort(dim=1)
-    drawn_PR = may_be_PR & (rank_PR < wanted_P[:, None])
+    drawn_PR = allowed_PR & (rank_PR < wanted_P[:, None])
     return fits_PR.to(torch.int8) - drawn_PR.to(torch.int8)
 
 
 def compare(scores_BPR: Tensor, overlap_BPR: Tensor, regions_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Compare scores with overlaps; regions beyond an image's number repeat others.
+    """Compare scores with overlaps of an image's first `regions_B` regions; the others repeat them.
 
-    Returns three figures of each phrase, BxPx3, float64: whether the best scored region is right,
-    whether any is, and what part of the regions are. And which the best scored one is, BxP.
+    Returns three figures per phrase, BxPx3, float64: whether the best scored region is correct,
+    whether any region is, and the fraction of regions that are. Also returns the index of the best
+    scored region, BxP: the first one of a tie.
 
-    Of a tie for the best score the part that is right counts, so that scores that are all the same
-    measure as chance does, and the first is named. A phrase with a NaN among its scores is wrong.
+    Of regions tied for the best score, the fraction that is correct counts, so that constant
+    scores measure as chance. A phrase with a NaN score is wrong.
     """
-    place_R = torch.arange(scores_BPR.shape[2], device=regions_B.device)
-    is_region_B1R = place_R < regions_B[:, None, None]
+    index_R = torch.arange(scores_BPR.shape[2], device=regions_B.device)
+    is_region_B1R = index_R < regions_B[:, None, None]
     scores_BPR = scores_BPR.masked_fill(~is_region_B1R, -torch.inf)
-    # The greatest of numbers with a NaN is NaN, which nothing equals.
+    # The maximum of scores with a NaN is NaN, which equals nothing.
     is_best_BPR = (scores_BPR == scores_BPR.amax(2, keepdim=True)) & is_region_B1R
     fits_BPR = (overlap_BPR >= RIGHT) & is_region_B1R
     right_BP = (is_best_BPR & fits_BPR).sum(2).double() / is_best_BPR.sum(2).clamp(min=1)
@@ -82,10 +78,9 @@ def compare(scores_BPR: Tensor, overlap_BPR: Tensor, regions_B: Tensor) -> tuple
 def summarize(
     found_N3: np.ndarray, types: Sequence[str], is_type_NC: np.ndarray
 ) -> dict[str, float]:
-    """Return means over phrases, in percent, of what `compare` finds of each.
+    """Return the means over phrases, in percent, of the three figures of `compare`.
 
-    A phrase of several types counts for each of them; every type has some. One whose image has no
-    features is 0 throughout.
+    Also returns the accuracy of each type; a phrase of several types counts for each of them.
     """
     names = ("accuracy", "oracle", "chance")
     found = {name: 100 * own_N.mean() for name, own_N in zip(names, found_N3.T, strict=True)}

@@ -1,6 +1,6 @@
-"""Which phrase refers to which box of which image, for all data sets.
+"""Phrases, their boxes and images, for all datasets.
 
-A box is (left, top, right, bottom) in pixels counted from 0; right and bottom belong to it.
+A box is (left, top, right, bottom) in pixels counted from 0, inclusive.
 
 Dimensions: I images of a split, N phrases, C types.
 """
@@ -19,13 +19,13 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-MOST_BAD = 3  # images that a split may lack or that may be odd, or a hundredth of it
+MOST_BAD = 3  # missing or invalid images that a split may have; or 1% of it, if that is more
 
 Box = tuple[float, float, float, float]
 
 
 class Counted:
-    """What a reading counts."""
+    """The keys of `Reading.counts`."""
 
     CAPTIONS, BOXES = "captions", "boxes"
     UNRELATED = "captions of some other image"
@@ -33,25 +33,25 @@ class Counted:
     CLIPPED, ODD_BOXES, ODD_PHRASES = "boxes clipped", "odd boxes", "odd phrases"
 
 
-# Of these, what is to be warned of.
-STRANGE = {
+# Those that log a warning.
+WARNINGS = {
     Counted.CLIPPED: "boxes reach beyond their image and were clipped to it",
-    Counted.ODD_BOXES: "boxes are empty or outside their image: their phrases are left out",
-    Counted.ODD_PHRASES: "phrases are left out, no [/EN#chain/type words] or of no known chain",
+    Counted.ODD_BOXES: "boxes are empty or outside their image: their phrases are skipped",
+    Counted.ODD_PHRASES: "phrases are skipped: not [/EN#chain/type words], or of an unknown chain",
 }
 
 
 class Image(NamedTuple):
-    """An image, where it lies and its size in pixels; the file itself may be missing."""
+    """An image, its path and its size in pixels; the file may be missing."""
 
-    id: str  # as feature files name it
+    id: str  # as in feature files
     path: Path
     width: int
     height: int
 
 
 class Phrase(NamedTuple):
-    """A phrase, the box that it refers to, and what kinds of things it is of, if known."""
+    """A phrase, the box that it refers to, and its types, if known."""
 
     text: str
     box: Box
@@ -60,33 +60,32 @@ class Phrase(NamedTuple):
 
 @dataclass
 class Reading:
-    """What was read of a split: its images, the phrases of each, and counts by what they are.
+    """The images of a split, the phrases of each, and counts by the names in `Counted`.
 
-    `odd` notes where something strange was met first, by what it is, and `spoiled` the ids of
-    images of which something is left out for it.
+    `first` has the first location of each kind of problem, `bad` the ids of images of which
+    something was skipped.
     """
 
     images: list[Image] = field(default_factory=list)
     phrases: list[list[Phrase]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    odd: dict[str, str] = field(default_factory=dict)
-    spoiled: set[str] = field(default_factory=set)
+    first: dict[str, str] = field(default_factory=dict)
+    bad: set[str] = field(default_factory=set)
 
-    def note(self, what: str, where: str, spoils: str | None = None) -> None:
-        """Count something strange, of which `where` is kept if it is the first."""
+    def note(self, what: str, where: str, name: str | None = None) -> None:
+        """Count a problem, and keep the location of the first of its kind."""
         self.counts[what] += 1
-        self.odd.setdefault(what, where)
-        if spoils is not None:
-            self.spoiled.add(spoils)
+        self.first.setdefault(what, where)
+        if name is not None:
+            self.bad.add(name)
 
     def inside(self, box: Box, image: Image, last: tuple[float, float], where: str) -> Box | None:
-        """Return the part of a box that lies in its image; None if it is empty or wholly outside.
+        """Clip a box to its image; returns None if it is empty or outside. Notes both problems.
 
-        `last` are the greatest x and y that a box may have. A box that an annotator drew past the
-        edge still says what is meant, and keeps its phrase: it is clipped. Either is noted.
+        `last` is the largest valid x and y.
         """
         left, top, right, bottom = box
-        is_empty = not (left <= right and top <= bottom)  # also where one is not a number
+        is_empty = not (left <= right and top <= bottom)  # also true for NaN
         if is_empty or right < 0 or bottom < 0 or left > last[0] or top > last[1]:
             self.note(
                 Counted.ODD_BOXES, f"{left:g} {top:g} {right:g} {bottom:g}, {where}", image.id
@@ -100,22 +99,23 @@ class Reading:
 
 @dataclass(frozen=True)
 class Flat:
-    """The phrases of images that have at least one, as arrays.
+    """The phrases of all images that have any, as arrays.
 
-    Lists of a million small objects would be copied into every worker, page by page.
+    A million small objects would be copied into every forked worker as their reference counts
+    change.
     """
 
     images: list[Image]
-    first_J: np.ndarray  # int64, J = I + 1: image i has the phrases first_J[i] .. first_J[i+1]-1
-    texts: list[str]  # each once
-    text_N: np.ndarray  # int64: which of them
+    first_J: np.ndarray  # int64, J = I + 1: image i has phrases first_J[i] to first_J[i+1] - 1
+    texts: list[str]  # without duplicates
+    text_N: np.ndarray  # int64: index of each phrase's text
     boxes_N4: np.ndarray  # float32
     types: list[str]  # sorted
     is_type_NC: np.ndarray  # bool: a phrase may be of several types
 
     @classmethod
     def of(cls, reading: Reading) -> Flat:
-        """Lay out what was read."""
+        """Convert the lists of a `Reading` to arrays."""
         pairs = zip(reading.images, reading.phrases, strict=True)
         with_any = [(image, own) for image, own in pairs if own]
         every = [phrase for _, own in with_any for phrase in own]
@@ -137,43 +137,43 @@ class Flat:
         return len(self.text_N)
 
     def text(self, number: int) -> str:
-        """Return a phrase."""
+        """Return a phrase's text."""
         return self.texts[self.text_N[number]]
 
     def of_image(self, index: int) -> range:
-        """Return the numbers of an image's phrases."""
+        """Return the indices of an image's phrases."""
         return range(int(self.first_J[index]), int(self.first_J[index + 1]))
 
     def image_of(self, number: int) -> int:
-        """Return the image that a phrase is of."""
+        """Return the index of a phrase's image."""
         return int(np.searchsorted(self.first_J, number, side="right")) - 1
 
 
 def too_many(count: int, images: int) -> bool:
-    """Return whether so many bad images of a split are no accident: over 1% of them, and over 3."""
+    """Return whether a split has too many bad images: more than 1% of them, and more than 3."""
     return count > MOST_BAD and 100 * count > images
 
 
 def warn(name: str, found: Mapping[str, Reading], remedy: str) -> None:
-    """Warn, a line each, of what is strange in a data set, and say what becomes of it.
+    """Log a warning for each kind of problem in a dataset.
 
-    ValueError, with the remedy, where something is left out of too many images of a split.
+    Raises ValueError, with the remedy, if something is skipped in too many images of a split.
     """
     for split, reading in found.items():
-        if too_many(len(reading.spoiled), len(reading.images)):
-            first = reading.odd.get(Counted.ODD_BOXES) or reading.odd[Counted.ODD_PHRASES]
+        if too_many(len(reading.bad), len(reading.images)):
+            where = reading.first.get(Counted.ODD_BOXES) or reading.first[Counted.ODD_PHRASES]
             raise ValueError(
-                f"{name}: {len(reading.spoiled):,} of the {len(reading.images):,} images of {split}"
-                f" have boxes or phrases that make no sense (first: {first}): {remedy}"
+                f"{name}: {len(reading.bad):,} of the {len(reading.images):,} images of {split}"
+                f" have invalid boxes or phrases (first: {where}): {remedy}"
             )
-    for what, line in STRANGE.items():
+    for what, line in WARNINGS.items():
         count = sum(reading.counts[what] for reading in found.values())
         if count:
-            first = next(reading.odd[what] for reading in found.values() if what in reading.odd)
-            log.warning("%s: %s %s (first: %s)", name, f"{count:,}", line, first)
+            where = next(own.first[what] for own in found.values() if what in own.first)
+            log.warning("%s: %s %s (first: %s)", name, f"{count:,}", line, where)
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """Return up to so many of `count` numbers, evenly spread."""
+    """Return up to `wanted` of the numbers below `count`, evenly spread."""
     wanted = min(count, wanted)
     return [i * count // wanted for i in range(wanted)]

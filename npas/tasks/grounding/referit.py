@@ -2,11 +2,11 @@
 
     refclef/refs(berkeley).p         a pickled list: expressions, their image and split
     refclef/instances.json           images with their sizes, and annotations with boxes
-    images/saiapr_tc-12/2004.jpg     beside refclef, under the names that instances.json has
+    images/saiapr_tc-12/2004.jpg     beside refclef, with the file names of instances.json
 
-Each expression is a phrase: its raw text in small letters, without what is no ASCII. A box is given
-as left, top, width and height, and taken as (left, top, left + width, top + height), as CITE does.
-Expressions whose box is empty or outside its image are left out, counted and warned of.
+Each expression is a phrase: its raw text in lower case, without non-ASCII characters. A box is
+given as left, top, width and height, and read as (left, top, left + width, top + height), as CITE
+does. Expressions whose box is empty or outside its image are skipped, with a warning.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from npas.tasks.common.unpickle import unpickle
 from npas.tasks.grounding.phrases import SPLITS, Box, Counted, Image, Phrase, Reading, warn
 
 FOLDER = "refclef"
-PUBLISHED_IMAGES = 19_997  # published, of all splits together
+PUBLISHED_IMAGES = 19_997  # of all splits
 REFS, INSTANCES = "refs(berkeley).p", "instances.json"
 
 _FETCH = "unpack refclef.zip of github.com/lichengunc/refer again"
 
 
 def read(folder: Path) -> dict[str, Reading]:
-    """Read all three splits. ValueError, one line, for what is missing or malformed."""
+    """Read all three splits; raises ValueError if files are missing or malformed."""
     path = folder / INSTANCES
     pixels = folder.parent / "images" / "saiapr_tc-12"
     try:
@@ -46,7 +46,7 @@ def read(folder: Path) -> dict[str, Reading]:
             for entry in instances["annotations"]
         }
         if any(min(image.width, image.height) < 1 for image in images.values()):
-            raise ValueError("some image has no size")
+            raise ValueError("an image has no size")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _malformed(path, error) from None
     found = _splits(folder / REFS, path, images, annotated)
@@ -55,8 +55,8 @@ def read(folder: Path) -> dict[str, Reading]:
 
 
 def _malformed(path: Path, error: Exception) -> ValueError:
-    said = f"something has no {error}" if isinstance(error, KeyError) else reason(error)
-    return ValueError(f"{path} is not as refer writes it ({said}): {_FETCH}")
+    problem = f"{error} is missing" if isinstance(error, KeyError) else reason(error)
+    return ValueError(f"{path} is not as refer writes it ({problem}): {_FETCH}")
 
 
 def _splits(
@@ -65,7 +65,7 @@ def _splits(
     images: dict[Any, Image],
     annotated: dict[Any, tuple[Any, Box]],
 ) -> dict[str, Reading]:
-    """Deal the expressions out to their splits, image by image as they come."""
+    """Read the expressions of each split."""
     try:
         refs = []
         for ref in unpickle(refs_path.read_bytes()):
@@ -74,7 +74,7 @@ def _splits(
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _malformed(refs_path, error) from None
     found = {split: Reading() for split in SPLITS}
-    place: dict[Any, tuple[str, int]] = {}
+    seen: dict[Any, tuple[str, int]] = {}  # an image's split, and its index there
     for split, image_id, ann_id, texts in refs:
         if split not in found:
             raise ValueError(f"{refs_path} has a split {split!r}, not one of berkeley's: {_FETCH}")
@@ -84,16 +84,16 @@ def _splits(
                 f" {refs_path.name} refers to: {_FETCH}"
             )
         image, reading = images[image_id], found[split]
-        if image_id not in place:
-            place[image_id] = split, len(reading.images)
+        if image_id not in seen:
+            seen[image_id] = split, len(reading.images)
             reading.images.append(image)
             reading.phrases.append([])
-        other, index = place[image_id]
+        other, index = seen[image_id]
         if other != split:
             raise ValueError(
                 f"{refs_path} has image {image_id} in {other} and in {split}: {_FETCH}"
             )
-        last = image.width, image.height  # as far as left + width of a box at the edge comes
+        last = image.width, image.height  # left + width of a box at the edge
         where = f"annotation {ann_id} of {instances_path}"
         box = reading.inside(annotated[ann_id][1], image, last, where)
         reading.counts[Counted.BOXES] += 1

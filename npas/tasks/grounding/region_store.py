@@ -1,8 +1,8 @@
-"""Keep the region features of a split in one HDF5 file that no kill can damage.
+"""Write the region features of a split to one HDF5 file, safely if the process is killed.
 
-A dataset an image, named by its id: a row a region, best first, float32. HDF5 itself does not
-survive a kill while it writes, so that each image goes to a file of its own first, written under
-another name and then renamed; these are joined in the same way.
+The file has one dataset per image, named by its id: a row per region, best first, float32. HDF5
+files are damaged if a process is killed while writing. So each image is first written atomically
+to its own file, and these are finally merged into one, also atomically.
 
 Dimensions: R regions, D numbers of each.
 """
@@ -23,14 +23,14 @@ import numpy as np
 
 from npas.tasks.common.files import reason
 
-MADE_BY = "made_by"  # the attribute of a file that says how it was made
+MADE_BY = "made_by"  # the file attribute with the settings
 
 
 class Store:
-    """Collects the matrices of images into the file `target`; `done` are those that it has.
+    """Collects the matrices of images in the file `target`; `done` are the images it has.
 
-    `settings` says how they were made: ValueError, here and later, for files that were made
-    otherwise or are damaged, and where the disk is full. One process at a time.
+    `settings` are recorded in the files: constructor and methods raise ValueError for files with
+    other settings or damage, and if the disk is full. For one process at a time.
     """
 
     def __init__(self, target: Path, settings: Mapping[str, Any]) -> None:
@@ -44,7 +44,7 @@ class Store:
         self.done = {name for path in paths for name in self._names(path)}
 
     def _names(self, path: Path) -> list[str]:
-        """List a file's images. ValueError if it is damaged, or made in another way."""
+        """List a file's images; raises ValueError if it is damaged, or has other settings."""
         try:
             with h5py.File(path, "r") as file:
                 names, made_by = list(file), file.attrs.get(MADE_BY, "by another tool")
@@ -55,14 +55,14 @@ class Store:
             ) from None
         if made_by != self.made_by:
             raise ValueError(
-                f"{path} was made otherwise ({made_by}), and nothing is added to it: ask for the"
-                " same, or move it away, and the same command makes one"
+                f"{path} was made with other settings ({made_by}): use the same, or move it away,"
+                " and the same command makes a new one"
             )
         return names
 
     def add(self, name: str, rows_RD: np.ndarray) -> None:
-        """Add an image, which no kill loses from then on."""
-        # Built in memory: a plain write fails in a plain way where the disk is full.
+        """Add an image, durably."""
+        # Built in memory, since a full disk is easier to handle in a plain write.
         memory = io.BytesIO()
         with h5py.File(memory, "w") as file:
             file.attrs[MADE_BY] = self.made_by
@@ -76,7 +76,7 @@ class Store:
         self.done.add(name)
 
     def finish(self) -> int:
-        """Join all files into one, if there is anything new; return how many images it has."""
+        """Merge all files into one, if there is anything new; return its number of images."""
         if self.parts:
             sources = [path for path in (self.target, *self.parts) if path.exists()]
             with _whole(self.target) as temporary, h5py.File(temporary, "w") as joined:
@@ -85,7 +85,7 @@ class Store:
                     with h5py.File(path, "r") as source:
                         for name in source:
                             if name not in joined:
-                                source.copy(source[name], joined, name)  # compressed as it is
+                                source.copy(source[name], joined, name)  # stays compressed
             shutil.rmtree(self.folder, ignore_errors=True)
             self.parts = []
         return len(self.done)
@@ -93,10 +93,7 @@ class Store:
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """Give a name to write to; the file gets its own when that is on disk, or is removed.
-
-    ValueError where it cannot be written.
-    """
+    """Yield a temporary path, renamed to `path` once synced; raises ValueError if that fails."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         yield temporary
@@ -105,7 +102,7 @@ def _whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"{path} cannot be written ({reason(error)}): fix that, and the same command goes on"
+            f"{path} cannot be written ({reason(error)}): fix that, and the same command resumes"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)

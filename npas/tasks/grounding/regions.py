@@ -1,16 +1,16 @@
-"""Read the boxes proposed for images and their features from an HDF5 file, as they are used.
+"""Read proposed boxes and their features from an HDF5 file, on demand.
 
-A file holds a matrix an image under the image's id, a row a box, the best one first: features, then
-5 numbers of where the box lies (8 in old files of ReferIt, none in some), then the box itself as
-left, top, right and bottom in pixels. It is what scripts/extract_regions.py writes, and CITE's own
-tools did, whose other entries are not read. Where a box lies is worked out from its pixels here.
+The file has one matrix per image, named by its id, with a row per box, best first: features, then 5
+numbers of the box's position (8 in old files of ReferIt, none in some; not used), then the box
+itself as left, top, right and bottom in pixels. scripts/extract_regions.py and CITE's own tools
+write this format; other entries of CITE's files are ignored.
 
-CITE's files may differ in what no reader can tell: their images may be named otherwise than by the
-set's ids, which are then found missing, and their boxes, made in MATLAB, may count pixels from 1.
-They are taken to count from 0, a pixel off; subtract 1 from the last 4 numbers before.
+CITE's files may name images by other ids than the dataset's, which are then reported as missing.
+Their boxes, made in MATLAB, may count pixels from 1; they are read as counted from 0, so subtract 1
+from the last 4 numbers first.
 
-A file is closed before a process is forked, and opened when a process first reads: two that share
-an open one would share its descriptor, and what the library knows of it.
+The file is closed before a fork and opened on a process's first read, since processes must not
+share an open HDF5 file.
 
 Dimensions: R rows, D features, I images.
 """
@@ -30,42 +30,42 @@ import numpy as np
 from npas.tasks.common.files import reason
 from npas.tasks.grounding.phrases import Image, too_many
 
-BEHIND = (4, 9, 12)  # numbers that may stand behind a row's features, the box's own 4 the last ones
+BOX_WIDTHS = (4, 9, 12)  # possible counts of numbers after the features; the last 4 are the box
 _AGAIN = "move it away and run scripts/extract_regions.py again"
 
 
 class Regions:
-    """The features of a split's images, which stay in their file.
+    """The features of a split's images, which stay on disk.
 
-    `rows_I` counts each image's regions, `missing` names images that have none. ValueError, one
-    line, if these are too many, or rows are not `width` features and a box.
+    `rows_I` is the number of regions of each image, `missing` the ids of images without any.
+    Raises ValueError if these are too many, or rows are not `width` features and a box.
     """
 
     def __init__(self, path: Path, images: Sequence[Image], width: int) -> None:
         self.path = path
         self.images = images
         self.width = width
-        self._file: Any = None  # open, once this process has read
+        self._file: Any = None  # opened by this process's first read
         with self._open() as file:
             self.rows_I = np.array([self._rows(file, image.id) for image in images], dtype=np.int64)
         self.missing = [
             image.id for image, rows in zip(images, self.rows_I, strict=True) if not rows
         ]
-        missing, all_of_them = len(self.missing), len(images)
-        if too_many(missing, all_of_them) or missing == all_of_them:
+        missing, total = len(self.missing), len(images)
+        if too_many(missing, total) or missing == total:
             raise ValueError(
-                f"{path} has no features of {missing:,} of {all_of_them:,} images (first:"
+                f"{path} has no features of {missing:,} of {total:,} images (first:"
                 f" {self.missing[0]}), and up to 1% may be missing: run scripts/extract_regions.py,"
-                " which adds them to a file of its own and names those it cannot read"
+                " which adds them to its own files and names images that it cannot read"
             )
         os.register_at_fork(before=functools.partial(_close, weakref.ref(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the open file out, where a process is started with a copy."""
+        """Return the state without the open file, for processes that are not forked."""
         return {**self.__dict__, "_file": None}
 
     def close(self) -> None:
-        """Close the file, until something is read again."""
+        """Close the file until the next read."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -82,7 +82,7 @@ class Regions:
             ) from None
 
     def _rows(self, file: Any, name: str) -> int:
-        """Count an image's boxes, without reading them: 0 if it is not there."""
+        """Return the number of an image's boxes, without reading them; 0 if it is missing."""
         if name not in file:
             return 0
         try:
@@ -91,8 +91,8 @@ class Regions:
         except (OSError, RuntimeError, KeyError) as error:
             raise self._damaged(name, reason(error)) from None
         if len(shape) != 2 or not shape[0] or dtype.kind != "f":
-            raise self._damaged(name, f"it is {dtype} of shape {shape}, and no row a box")
-        if shape[1] - self.width not in BEHIND:
+            raise self._damaged(name, f"it is {dtype} of shape {shape}, not a row per box")
+        if shape[1] - self.width not in BOX_WIDTHS:
             raise ValueError(
                 f"{self.path}: image {name} has rows of {shape[1]} numbers, which are not"
                 f" task.region_width={self.width} features and 4, 5 + 4 or 8 + 4 of a box: set"
@@ -100,13 +100,13 @@ class Regions:
             )
         return int(shape[0])
 
-    def _damaged(self, name: str, said: str) -> ValueError:
-        return ValueError(f"{self.path}: image {name} is damaged ({said}): {_AGAIN}")
+    def _damaged(self, name: str, problem: str) -> ValueError:
+        return ValueError(f"{self.path}: image {name} is damaged ({problem}): {_AGAIN}")
 
     def read(self, index: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return features, RxD, and boxes, Rx4, float32, of up to `most` boxes, the best ones.
+        """Return features, RxD, and boxes, Rx4, float32, of the best `most` boxes or fewer.
 
-        ValueError, one line, for an image whose data are damaged or make no sense.
+        Raises ValueError if the image's data are damaged, or its boxes are empty or outside.
         """
         if self._file is None:
             self._file = self._open()
@@ -121,7 +121,7 @@ class Regions:
         size_2 = np.array([image.width, image.height])
         low_R2, high_R2 = boxes_R4[:, :2], boxes_R4[:, 2:]
         is_wrong_R2 = (high_R2 < low_R2) | (high_R2 < 0) | (low_R2 > size_2)
-        # A detector's box may stick out a little; by a whole image it is of another one.
+        # A detector's box may exceed the image a little; by a whole image it is another image's.
         is_wrong_R2 |= (low_R2 < -size_2) | (high_R2 > 2 * size_2)
         if is_wrong_R2.any():
             box = " ".join(f"{value:g}" for value in boxes_R4[int(is_wrong_R2.any(1).argmax())])
@@ -134,14 +134,14 @@ class Regions:
 
 
 def _close(regions: weakref.ref[Regions]) -> None:
-    """Close the file of regions that are still there."""
+    """Close the file of regions, if these still exist."""
     found = regions()
     if found is not None:
         found.close()
 
 
 def places(boxes_R4: np.ndarray, image: Image) -> np.ndarray:
-    """Return where boxes lie, Rx5: their edges and their area, as parts of the image's."""
+    """Return the edges and the area of boxes as fractions of the image's, Rx5."""
     sides_4 = np.array([image.width, image.height] * 2, dtype=np.float32)
     left_R, top_R, right_R, bottom_R = boxes_R4.T
     area_R = (right_R - left_R + 1) * (bottom_R - top_R + 1) / (image.width * image.height)

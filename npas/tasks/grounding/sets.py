@@ -1,4 +1,4 @@
-"""Find a data set of phrases and boxes by its name, and report what its files hold."""
+"""Read a dataset of phrases and boxes by name, and describe its files."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from npas.tasks.grounding.batch import Part
 from npas.tasks.grounding.phrases import Reading, spread
 
 READERS = {"flickr30k": flickr, "referit": referit}
-TRIED = 1000  # images of each part, evenly spread, whose features are read
+TRIED = 1000  # images of each part, evenly spread, whose features `report` reads
 
 
 def folder(name: str, root: Path) -> Path:
-    """Return the folder of a set, "flickr30k" or "referit", under `data.root`."""
+    """Return the folder of a dataset, "flickr30k" or "referit", under `data.root`."""
     return root / READERS[name].FOLDER
 
 
 def features_path(name: str, root: Path, split: str) -> Path:
-    """Return where a split's region features lie: HDF5, by the ids of images."""
+    """Return the path of a split's region features."""
     return folder(name, root) / f"{split}_features.h5"
 
 
 def read(name: str, root: Path) -> dict[str, Reading]:
-    """Read all splits of a set. ValueError, one line, if it is not there or malformed."""
+    """Read all splits of a dataset; raises ValueError if it is missing or malformed."""
     where = folder(name, root)
     if not where.is_dir():
         raise ValueError(
@@ -38,10 +38,7 @@ def read(name: str, root: Path) -> dict[str, Reading]:
 def compare(
     name: str, root: Path, readings: Mapping[str, Reading], compared: checksums.Comparison
 ) -> None:
-    """Count the images beside the published, and record the files that ReferIt is read from.
-
-    No checksums of either set are known. ValueError as `Comparison.add`.
-    """
+    """Compare numbers of images with the published; no checksums of either dataset are known."""
     where = folder(name, root)
     if name == "flickr30k":
         for split, reading in readings.items():
@@ -58,10 +55,10 @@ def compare(
 def report(
     readings: Mapping[str, Reading], parts: Mapping[str, Part], published: str | None
 ) -> dict[str, str]:
-    """Return a description of each split and of the words, a line each.
+    """Describe each split and the words, a line each.
 
-    `published` is the set to compare with, "flickr30k" or "referit"; None: it is synthetic.
-    ValueError for features that cannot be read.
+    `published` is the dataset to compare with, "flickr30k" or "referit"; None for synthetic data.
+    Raises ValueError for features that cannot be read.
     """
     found = {}
     known = flickr.PUBLISHED if published == "flickr30k" else {}
@@ -71,12 +68,12 @@ def report(
         tried = [part.there[i] for i in spread(len(part.there), TRIED)]
         for index in tried:
             regions.read(index, int(regions.rows_I[index]))
-        there = sum(image.path.is_file() for image in reading.images)
+        existing = sum(image.path.is_file() for image in reading.images)
         counts = "".join(f", {count:,} {what}" for what, count in sorted(reading.counts.items()))
         found[split] = (
-            f"{_beside(len(reading.images), known.get(split))}, {there:,} of them as files,"
+            f"{_beside(len(reading.images), known.get(split))}, {existing:,} of them as files,"
             f" {len(part.flat):,} phrases with a box{counts}, {rows_I.sum():,} regions,"
-            f" {rows_I.min():,} to {rows_I.max():,} an image, of {regions.width:,} numbers;"
+            f" {rows_I.min():,} to {rows_I.max():,} per image, of {regions.width:,} numbers;"
             f" {len(tried):,} of {len(rows_I):,} images read, {len(regions.missing):,} have none"
         )
     images = sum(len(reading.images) for reading in readings.values())
@@ -85,14 +82,14 @@ def report(
     words = next(iter(parts.values())).words
     found["words"] = (
         f"{len(words.lengths_U):,} different phrases of up to {int(words.lengths_U.max())} words,"
-        f" {len(words.table_NV) - 1:,} vectors of {words.table_NV.shape[1]:,} numbers, none of"
-        f" {words.unknown:,} other words"
+        f" {len(words.table_NV) - 1:,} vectors of {words.table_NV.shape[1]:,} numbers;"
+        f" {words.unknown:,} words without a vector"
     )
     return found
 
 
 def _beside(count: int, published: int | None) -> str:
-    """Return a count of images, and whether it is the published one."""
+    """Format a number of images, and whether it is the published one."""
     if published is None:
         return f"{count:,} images"
     same = "as published" if count == published else f"{published:,} were published"

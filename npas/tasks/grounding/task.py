@@ -1,21 +1,21 @@
-"""Find what a phrase refers to: choose one of an image's proposed regions. Phrase grounding.
+"""Phrase grounding: choose the proposed region of an image that a phrase refers to.
 
 `task.set` is Flickr30K Entities (Plummer et al. 2017, IJCV), ReferIt (RefCLEF, Kazemzadeh et al.
-2014) or `scenes`, a rendered world in Entities' format, written to `data.root` once. Phrases,
-boxes and features lie on disk as `flickr`, `referit` and `regions`
-say; features come from scripts/extract_regions.py. All three have a part to choose a checkpoint by.
+2014) or `scenes`, rendered images in Entities' format, written to `data.root` once. The files are
+described in `flickr`, `referit` and `regions`; scripts/extract_regions.py extracts features. All
+three have a validation split.
 
-Words are vectors out of a file or a BERT's, fixed either way. A sample of an epoch is an image with
-`task.phrases` of its phrases, drawn again each epoch. The loss is CITE's (Plummer et al. 2018,
-arXiv 1711.08389): logistic, on the regions that overlap a phrase's box by `task.positive` and
-`task.negatives` others for each of these, drawn again as well. CITE's released loop multiplies the
-sum of the labels of all the image's phrases so far, those of -1 included, so that a phrase's number
-of negatives depends on the phrases before it; here it depends on its own regions alone.
+Words are fixed vectors, from a file or a BERT. A sample is an image with `task.phrases` of its
+phrases, drawn anew each epoch. The loss is CITE's (Plummer et al. 2018, arXiv 1711.08389), a
+logistic loss over the regions that overlap a phrase's box by at least `task.positive`, and
+`task.negatives` other regions for each of these, drawn anew each epoch. In CITE's released loop the
+number of a phrase's negatives also depends on the labels of the image's previous phrases; here it
+depends on its own regions only.
 
-Measured is, in percent, the `accuracy` of the best scored region, which is right from an overlap
-(intersection over union) of 0.5 on; beside it the `oracle`, phrases for which there is such a
-region at all, and `chance`, a region drawn at random. Every phrase counts once in each caption, and
-as wrong, in all three, where its image has no features; in training such an image is left out.
+The metrics, in percent: `accuracy`, whether the best scored region overlaps the box by at least 0.5
+(intersection over union); `oracle`, whether any region does; `chance`, the fraction of regions that
+do. A phrase is counted in each caption where it occurs. If its image has no features, it counts as
+wrong in all three; in training such images are skipped.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ if TYPE_CHECKING:
     from npas.config import DataConfig
 
 NAMES = {"flickr30k": "flickr30k_entities", "referit": "referit", "scenes": "scenes"}
-EVAL_BATCH = 8  # lots of an image's phrases, small enough that many ranks have some of them each
+EVAL_BATCH = 8  # lots; small enough that each of many ranks gets some batches
 SYNTHETIC_REGIONS, SYNTHETIC_PHRASES = 20, 4
-# The highest of sizes are typing errors.
 LIMITS = {
     "region_width": (1, 100_000), "regions": (1, 10_000), "phrases": (1, 1000),
     "word_width": (1, 100_000), "max_words": (1, 500), "negatives": (1, 10_000),
@@ -62,24 +61,24 @@ LIMITS = {
 
 @dataclass
 class Config:
-    """The `task.*` keys of phrase grounding. ValueError for what cannot be.
+    """The `task.*` keys of phrase grounding.
 
     `vectors` is a text file under `data.root`, `bert` a folder, or a name on the Hugging Face hub;
-    the rendered world has its own. `scenes` says what is in it, `made` how much of it.
+    rendered scenes have their own. `scenes` describes rendered scenes, `made` their number.
     """
 
     family: str = "grounding"
     set: Literal["flickr30k", "referit", "scenes"] = "flickr30k"
-    region_width: int = 2048  # numbers that describe a region
-    regions: int = 300  # of an image, at most: the best ones
-    phrases: int = 16  # of an image, in a sample
+    region_width: int = 2048  # features per region
+    regions: int = 300  # per image, at most: the best ones
+    phrases: int = 16  # per image, in a sample
     words: Literal["vectors", "bert"] = "vectors"
     vectors: str = "glove.6B.300d.txt"
     bert: str = "bert-base-uncased"
-    word_width: int = 300  # numbers that describe a word
-    max_words: int = 10  # of a phrase: the last ones
-    positive: float = 0.6  # least overlap of a region that is trained to fit
-    negatives: int = 2  # for each that does
+    word_width: int = 300  # numbers per word vector
+    max_words: int = 10  # per phrase: the last ones
+    positive: float = 0.6  # smallest overlap of a positive region
+    negatives: int = 2  # per positive region
     scenes: Difficulty = field(default_factory=Difficulty)
     made: Made = field(default_factory=Made)
 
@@ -101,7 +100,7 @@ class Task(dataset.SceneTask):
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
         super().__init__(config, data, seed, NAMES[config.set])
-        self.computing = device  # where a BERT reads the phrases
+        self.computing = device  # where a BERT computes word vectors
         size = Sizes(config.phrases, config.regions)
         if self.source == "synthetic":
             size = Sizes(*map(min, size, (SYNTHETIC_PHRASES, SYNTHETIC_REGIONS)))
@@ -116,7 +115,7 @@ class Task(dataset.SceneTask):
         self.readings: dict[str, Reading] = {}
 
     def setup(self) -> None:
-        """Read the phrases and look for the regions' features, which stay on disk. ValueError."""
+        """Read the phrases and check the region features, which stay on disk."""
         if self.parts:
             return
         config, root = self.config, Path(self.data.root)
@@ -141,17 +140,17 @@ class Task(dataset.SceneTask):
                 log.warning(
                     "%s has no features of %d of %d images (first: %s): %s",
                     *(regions[split].path, len(missing), len(flat.images), missing[0]),
-                    "they are left out" if split == "train" else "their phrases count as wrong",
+                    "they are skipped" if split == "train" else "their phrases count as wrong",
                 )
             text_N = torch.from_numpy(flat.text_N) + first
             parts[split] = Part(flat, regions[split], words, text_N, self.sizes)
             first += len(flat.texts)
         self.parts = parts
-        # Half a million small objects less.
+        # Free half a million small objects.
         self.readings = {split: replace(own, phrases=[]) for split, own in readings.items()}
 
     def _write(self, root: Path, counts: dict[str, int], seed: int) -> None:
-        """Write the synthetic world: images, phrases, features and words."""
+        """Write rendered scenes: images, phrases, features and word vectors."""
         config = self.config
         write = scenes.write_referit if config.set == "referit" else scenes.write_flickr30k
         write(root, config.scenes, counts, config.region_width, seed)
@@ -161,7 +160,7 @@ class Task(dataset.SceneTask):
             scenes.write_vectors(root / "vectors.txt", config.word_width)
 
     def _look_up(self, texts: list[str], root: Path) -> word_vectors.Words:
-        """Turn texts into words, with `max_words` places for each."""
+        """Return the word vectors of texts, padded to `max_words`."""
         config, is_rendered = self.config, self.is_rendered
         if config.words == "bert":
             folder = str(root / "bert") if is_rendered else config.bert
@@ -174,7 +173,7 @@ class Task(dataset.SceneTask):
         return replace(found, rows_UT=F.pad(found.rows_UT, (0, more)))
 
     def inspect(self) -> dict[str, str]:
-        """Count what there is beside what was published, and try to read some of each part."""
+        """Count images and phrases, compare with the published, and read some features."""
         published = None if self.is_rendered else self.config.set
         found = sets.report(self.readings, self.parts, published)
         sums = {k: v for k, v in self.compared.found.items() if v.startswith("sha256")}
@@ -185,7 +184,7 @@ class Task(dataset.SceneTask):
         return len(self.parts["train"].there)
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
-        """Return images, some phrases of each, and labels."""
+        """Return images with some of their phrases, and labels."""
         part, lots, keys = self.parts["train"], [], []
         for index in map(part.there.__getitem__, index_B.tolist()):
             lots.append(part.drawn(index, rng.derive_key(self.seed, "phrases", epoch, index)))
@@ -193,22 +192,22 @@ class Task(dataset.SceneTask):
         return part.training(lots, keys, self.config.positive, self.config.negatives)
 
     def part_weights(self, parts: list[Batch], world: int) -> list[Tensor]:
-        """Return weights by labelled pairs, so that the loss is the mean over the batch's."""
+        """Return weights such that the loss is the mean over the whole batch's labelled pairs."""
         count_P = torch.stack([(part.targets["labels"] != 0).sum() for part in parts]).float()
         total = over_ranks(count_P.sum(), world)
         return list((world * count_P / total.clamp(min=1)).unbind())
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean logistic loss of this part's labelled pairs, and how many fit best.
+        """Return the mean logistic loss over labelled pairs of a phrase and a region.
 
-        A pair is of a phrase and a region. `fits_best` is, in percent, for how many of
-        the phrases that some region fits such a one has the best score.
+        `fits_best` is the percentage of phrases whose best scored region is a positive one, among
+        the phrases that have any.
         """
         labels_BPR = batch.targets["labels"]
         scores_BPR = model(**batch.inputs).float()
         is_labelled_BPR = labels_BPR != 0
-        lost_BPR = F.softplus(-scores_BPR * labels_BPR) * is_labelled_BPR
-        loss = lost_BPR.sum() / is_labelled_BPR.sum().clamp(min=1)
+        loss_BPR = F.softplus(-scores_BPR * labels_BPR) * is_labelled_BPR
+        loss = loss_BPR.sum() / is_labelled_BPR.sum().clamp(min=1)
         best_BP1 = scores_BPR.detach().argmax(2, keepdim=True)
         right = (labels_BPR.gather(2, best_BP1) > 0).sum()
         asked = (labels_BPR > 0).any(2).sum().clamp(min=1)
@@ -217,7 +216,7 @@ class Task(dataset.SceneTask):
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
-        """Measure on "val" or "test", every phrase once; see the module's top. And by type."""
+        """Measure the metrics in the module's docstring, and the accuracy of each phrase type."""
         from npas.tasks.common.workers import iterate
 
         part, workers = self.parts[split], self.data.workers
@@ -232,14 +231,13 @@ class Task(dataset.SceneTask):
                 number_BP = batch.targets["phrases"]
                 return number_BP[number_BP >= 0], found_BP3[number_BP >= 0]
 
-            # Of each phrase whether it is right, whether that can be, and by what chance; those of
-            # images without features stay 0.
+            # Phrases of images without features stay 0.
             found_N3 = torch.zeros(len(part.flat), 3, dtype=torch.float64, device=device)
             found_N3 = fill(found_N3, made, world, compare)
         return metrics.summarize(found_N3.cpu().numpy(), part.flat.types, part.flat.is_type_NC)
 
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
-        """Return phrases, each with its box and the one that the network chose."""
+        """Return phrases, each with its box and the network's choice."""
         part, shown = self.parts[split], []
         with measuring(model) as device:
             for number in spread(len(part.flat), count):
@@ -252,22 +250,22 @@ class Task(dataset.SceneTask):
                     chosen = int(chosen_BP[0, 0])
                     overlap = float(batch.targets["overlaps"][0, 0, chosen])
                     boxes["chosen"] = _four(part.regions.read(index, self.sizes.regions)[1][chosen])
-                    # Of a tie the first is shown; where a score is NaN none is right.
+                    # Of a tie the first is shown; with NaN scores none is right.
                     right = overlap >= metrics.RIGHT and bool(found_BP3[0, 0, 0] > 0)
-                    # Cut, which does not make 0.50 of less.
+                    # Rounded down, so that 0.499 is not shown as 0.50.
                     caption = f"IoU {math.floor(100 * overlap) / 100:.2f}"
                 shown.append(Shown(part.flat.text(number), [Picture(path, caption, boxes, right)]))
         return shown
 
 
 def _measured(part: Part, steps: range) -> Iterator[Batch]:
-    """Yield batches of what is measured."""
+    """Yield batches to evaluate."""
     for step in steps:
         yield part.read(part.lots[step * EVAL_BATCH : (step + 1) * EVAL_BATCH])
 
 
 def _compare(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Compare a network's outputs with the labels: see `metrics.compare`."""
+    """Run the network and compare its scores with the overlaps: see `metrics.compare`."""
     scores_BPR, targets = model(**batch.inputs).float(), batch.targets
     return metrics.compare(scores_BPR, targets["overlaps"], targets["regions"])
 

@@ -1,11 +1,10 @@
-"""Keep count of images that cannot be read, in a process and in the workers that it forks.
+"""Track images that cannot be read, over worker processes and ranks.
 
-Each split has a byte an image in memory that these processes share. What a worker finds is there
-for the main process to name, once, and for other workers not to try again; no message has to come
-with a batch, and none can be lost with a worker. Ranks have such bytes each, and share them where
-all of them come by: before an epoch, and before and after a measurement. There the limit is the
-run's, and all end together; between, a rank that has met too many by itself ends without waiting,
-so that a disk that is gone is not searched to its end.
+Each split has one flag byte per image in memory shared with the worker processes. The main process
+logs each damaged image once, and workers do not retry it; nothing is lost if a worker dies. Ranks
+exchange their flags before each epoch and before and after each evaluation: there the limit
+applies to the whole run, and all ranks stop together. Between exchanges a rank stops by itself once
+its own count exceeds the limit, so that it does not scan a failed disk to its end.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from npas.tasks.imagenet.transforms import decode
 
 log = logging.getLogger(__name__)
 
-NAMED = 3  # of the damaged files, in an error
+NAMED = 3  # damaged files listed in an error
 
 
 class Damage:
-    """Count the damaged images of some splits, of which `most` are let pass, of all together."""
+    """The damaged images of all splits, of which `most` are tolerated in total."""
 
     def __init__(self, images: Mapping[str, Images], most: int) -> None:
         self.images = images
@@ -35,13 +34,13 @@ class Damage:
             split: torch.zeros(len(own.labels_N), dtype=torch.uint8).share_memory_()
             for split, own in images.items()
         }
-        # Moves when a flag is set, so that a step that met no damage need not go through them.
+        # Counts flags set, so that steps without new damage need not scan the flags.
         self.noted = torch.zeros((), dtype=torch.int64).share_memory_()
         self.reported = 0
         self.named: set[tuple[str, int]] = set()
 
     def decoded(self, split: str, index: int) -> Tensor | None:
-        """Read an image, CxHxW bytes; None, and a note of it, if it is damaged."""
+        """Read an image, CxHxW bytes; flag it and return None if it is damaged."""
         if not self.flags[split][index]:
             try:
                 return decode(self.images[split].read(index))
@@ -51,7 +50,7 @@ class Damage:
         return None
 
     def found(self) -> list[tuple[str, int]]:
-        """List what this rank and its workers have found, and others that have shared theirs."""
+        """List (split, index) of the damaged images found by this rank, its workers, and others."""
         return [
             (split, index)
             for split, flags in self.flags.items()
@@ -59,7 +58,7 @@ class Damage:
         ]
 
     def check(self) -> None:
-        """Raise ValueError, naming some of them, if there are too many."""
+        """Raise ValueError if there are more than `most`."""
         if len(found := self.found()) > self.most:
             names = [self.images[split].name(i) for split, i in found[:NAMED]]
             more = ", ..." if len(found) > NAMED else ""
@@ -69,23 +68,23 @@ class Damage:
             )
 
     def report(self) -> None:
-        """Warn of those that no warning has named yet, and check the count, if there are new ones.
+        """Log and check new damage found by this rank and its workers.
 
-        Two workers that note at once may seem to be one; `agree` goes through all flags.
+        Two workers that count at the same time may count as one; `agree` scans all flags.
         """
         if (noted := int(self.noted)) != self.reported:
             self.reported = noted
             self.agree(1)
 
     def agree(self, world: int) -> None:
-        """Exchange between ranks, all together, what each has found, warn of it and check it."""
+        """Exchange flags between ranks (a collective), log new damage and check the count."""
         for flags in self.flags.values():
             over_ranks(flags, world, "MAX")
         for split, index in self.found():
             if (split, index) not in self.named:
                 self.named.add((split, index))
                 images, why = self.images[split], "it could not be read a moment ago"
-                try:  # once more, to know why
+                try:  # again, for the reason
                     decode(images.read(index))
                 except (ValueError, OSError) as error:
                     why = str(error)

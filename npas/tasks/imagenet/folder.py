@@ -1,11 +1,10 @@
-"""Read images that lie in one folder a class, as `torchvision.datasets.ImageFolder` does.
+"""Read images from one folder per class, as `torchvision.datasets.ImageFolder` does.
 
     imagenet/train/n01440764/n01440764_10026.JPEG
     imagenet/val/n01440764/ILSVRC2012_val_00000293.JPEG
 
-A class's number is its folder's place among the sorted names. The listing is held as arrays: a
-million Python strings would be copied into every worker, page by page, as their counts of
-references change.
+Classes are numbered in the order of sorted folder names. File names are kept in an array: a million
+Python strings would be copied into every forked worker as their reference counts change.
 """
 
 from __future__ import annotations
@@ -26,12 +25,11 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".w
 
 
 class Folder:
-    """The images of one split, N with a label each. ValueError, one line, if they are not in order.
+    """The images of one split, N, with their labels.
 
-    Warns of how much lies in the class folders that is no image by its name, or in folders of
-    theirs; what is hidden does not count.
-
-    `classes` are the names that its folders must have; None: whatever they are, `count` of them.
+    `count` is the number of classes, `classes` their expected folder names (None: any). Logs a
+    warning for entries of class folders that are not image files, except hidden ones. Raises
+    ValueError for wrong class folders or a class without images.
     """
 
     def __init__(self, path: Path, count: int, classes: list[str] | None = None) -> None:
@@ -43,8 +41,10 @@ class Folder:
             raise ValueError(f"{path} {verb} the class folder {odd[0]}, unlike {other}")
         if len(self.classes) != count:
             found = len(self.classes)
-            said = f"{path} holds {found:,} class folders, not the {count:,} of task.classes"
-            raise ValueError(f"{said}: put all classes there, or set task.classes={found}")
+            raise ValueError(
+                f"{path} holds {found:,} class folders, not the {count:,} of task.classes: put all"
+                f" classes there, or set task.classes={found}"
+            )
         names: list[bytes] = []
         counts, left_out = [], []
         for label in track(self.classes, f"listing the classes of {path.name}"):
@@ -56,10 +56,8 @@ class Folder:
             names += map(os.fsencode, own)
             counts.append(len(own))
         if left_out:
-            said = (
-                "%s: %d entries of its class folders are left out, no images by their endings: %s%s"
-            )
-            log.warning(said, path, len(left_out), left_out[0], ", ..." * (len(left_out) > 1))
+            text = "%s: %d entries of its class folders are skipped, not image files: %s%s"
+            log.warning(text, path, len(left_out), left_out[0], ", ..." * (len(left_out) > 1))
         self.names_N = np.array(names, dtype=np.bytes_)
         self.labels_N = torch.arange(count).repeat_interleave(torch.tensor(counts))
 
@@ -68,23 +66,23 @@ class Folder:
         return os.fsdecode(self.names_N[index].item())
 
     def name(self, index: int) -> str:
-        """Return where an image lies, for messages."""
+        """Return an image's path."""
         return str(self.path / self.relative(index))
 
     def read(self, index: int) -> bytearray:
-        """Return an image's encoded bytes. OSError if they cannot be had."""
+        """Return an image's encoded bytes; raises OSError if it cannot be read."""
         with open(os.path.join(self.path, self.relative(index)), "rb") as file:
             return bytearray(file.read())
 
     def total_bytes(self) -> int:
-        """Add up the sizes of all images."""
+        """Return the total size of all image files."""
         return sum(os.stat(self.name(i)).st_size for i in range(len(self.names_N)))
 
 
 def class_folders(path: Path) -> list[str]:
-    """List the folders of a split, sorted. ValueError if there are none."""
+    """List the class folders of a split, sorted; raises ValueError if `path` is not a split's."""
     if not path.is_dir():
-        raise ValueError(f"{path} is no folder")
+        raise ValueError(f"{path} is not a folder")
     found = _visible(path)
     folders = sorted(entry.name for entry in found if entry.is_dir())
     if not folders and any(_is_image(entry.name) for entry in found):
@@ -93,7 +91,7 @@ def class_folders(path: Path) -> list[str]:
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    """List what is there, but not what some systems leave beside a file: "._n01440764_18.JPEG"."""
+    """List entries that are not hidden; some systems write "._n01440764_18.JPEG" beside a file."""
     with os.scandir(folder) as entries:
         return [entry for entry in entries if entry.name[0] != "."]
 

@@ -1,23 +1,19 @@
 """Classify the photographs of ImageNet-1k (Russakovsky et al. 2015, ILSVRC 2012), read from disk.
 
-The set lies under `data.root`: as one folder a class, `imagenet/train` and `imagenet/val`, or with
-`task.form=shards` as scripts/pack_imagenet.py packs it, `imagenet-shards`. The 50,000 images of its
-"val" are what is published of, and our test set; `task.held_out=10000` takes so many training
-images out to choose a checkpoint by, the same in every run. `task.classes` is for subsets.
+The dataset is under `data.root`: one folder per class in `imagenet/train` and `imagenet/val` or,
+with `task.form=shards`, `imagenet-shards` as packed by scripts/pack_imagenet.py. The 50,000 images
+of "val", on which papers report, are our test set; `task.held_out=10000` holds out as many training
+images for validation, the same in every run. `task.classes` is for subsets.
 
-A training image is a random crop, mirrored by chance; a test image the middle of one whose shorter
-side is `task.resize`. Batches are bytes, and are normalised where the network is. Images that
-cannot be read are named and left out, up to `task.max_damaged` of the run, over all ranks; in
-training the next one takes the place.
+Training images are random crops, randomly flipped; test images are center crops of images resized
+to `task.resize` on the shorter side. Batches are bytes, normalised on the network's device. Images
+that cannot be read are logged and skipped, up to `task.max_damaged` over all ranks; in training the
+next image is used instead.
 """
 
 from __future__ import annotations
 
 import functools
-import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,32 +30,32 @@ from npas.tasks.base import Batch
 from npas.tasks.cifar.synthetic import generate_images
 from npas.tasks.classification import SPLIT_SEED, Classification
 from npas.tasks.common import checksums, workers
+from npas.tasks.common.files import temporary
 from npas.tasks.imagenet import shards
 from npas.tasks.imagenet.damage import Damage, log
 from npas.tasks.imagenet.folder import Folder
 from npas.tasks.imagenet.transforms import Crops
 from npas.utils import rng
-from npas.utils.checks import above, at_least, at_most, below
+from npas.utils.checks import above, at_least, at_most, below, within
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
 
-# Means and deviations of the channels, in bytes, that torchvision's networks are trained with.
+# Means and standard deviations of the channels, in bytes, as for torchvision's networks.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
-# Large enough for a GPU; a Perceiver's map of attention, of which there is one at a time, is 10 GB.
-EVAL_BATCH = 100
-SYNTHETIC_SIZE, SYNTHETIC_HEIGHT, SYNTHETIC_WIDTH = 64, 80, 96  # of a crop, at most, and an image
+EVAL_BATCH = 100  # fills a GPU; one attention map of a Perceiver then takes 10 GB
+SYNTHETIC_SIZE, SYNTHETIC_HEIGHT, SYNTHETIC_WIDTH = 64, 80, 96  # largest crop; height, width
 PUBLISHED = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC 2012, in 1,000 classes
 CLASSES = 1000
 
 
 @dataclass
 class Config:
-    """The `task.*` keys of ImageNet. ValueError for what cannot be.
+    """The `task.*` keys of ImageNet.
 
-    `max_damaged` is a limit of all ranks together. What was found is not kept with a checkpoint: a
-    run that goes on counts from 0, and finds damaged images again when it meets them.
+    `max_damaged` is a limit over all ranks. Checkpoints do not store the damaged images: a resumed
+    run starts counting from 0.
     """
 
     family: str = "imagenet"
@@ -78,12 +74,11 @@ class Config:
     def __post_init__(self) -> None:
         limits = {"classes": (2, 10**6), "size": (8, 4096), "resize": (8, 4096)}
         limits |= {"held_out": (0, 10**9), "max_damaged": (0, 10**9), "pca_noise": (0, 10)}
-        for key, (least, most) in limits.items():
-            at_least(f"task.{key}", getattr(self, key), least)
-            at_most(f"task.{key}", getattr(self, key), most)
+        within("task", self, limits)
         if self.resize < self.size:
-            sizes = f"task.resize={self.resize} is less than task.size={self.size}"
-            raise ValueError(f"{sizes}, which is cut out of it")
+            raise ValueError(
+                f"task.resize={self.resize} is less than task.size={self.size}, the crop"
+            )
         above("task.scale_min", self.scale_min, 0)
         at_most("task.scale_min", self.scale_min, 1)
         at_least("task.label_smoothing", self.label_smoothing, 0)
@@ -92,7 +87,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Part:
-    """Which images of a split a part has: their indices, N, in the split's order."""
+    """A subset of a split's images: their indices, N, in the split's order."""
 
     split: str
     index_N: Tensor
@@ -102,8 +97,8 @@ class Task(Classification):
     """Classify colour images that stream from disk."""
 
     compared: checksums.Comparison
+    # The folder of each part. The part "val" has its own, or is held out of the training images.
     splits: Mapping[str, str] = MappingProxyType({"train": "train", "test": "val"})
-    """The folder of each part; "val" is one of its own, or held out of the training images."""
 
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
@@ -115,11 +110,9 @@ class Task(Classification):
         self.data = data
         self.seed = seed
         self.name = "imagenet" if config.classes == CLASSES else f"imagenet{config.classes}"
-        self.device = torch.device("cpu")  # whatever trains: batches stream from disk
+        self.device = torch.device("cpu")  # batches stream from disk
         self.source = data.source
-        size = config.size
-        if self.source == "synthetic":
-            size = min(size, SYNTHETIC_SIZE)
+        size = min(config.size, SYNTHETIC_SIZE) if self.source == "synthetic" else config.size
         self.spec = InputSpec((3, size, size), config.classes)
         self.compared = checksums.Comparison(data.verify)
         resize = round(config.resize * size / config.size)
@@ -133,9 +126,9 @@ class Task(Classification):
         self.colours: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def setup(self) -> None:
-        """List the images, once. ValueError, one line, if they are missing or not what they are.
+        """List the images, once; raises ValueError if they are missing.
 
-        They are compared with the published by their number: checksums are not known.
+        Only their number is compared with the published dataset, since its checksums are not known.
         """
         if self.parts:
             return
@@ -163,33 +156,33 @@ class Task(Classification):
         return root / ("imagenet-shards" if self.config.form == "shards" else "imagenet")
 
     def _find(self, root: Path, classes: int) -> dict[str, shards.Images]:
-        """List both splits, as folders or as shards."""
+        """List the images of all splits, from folders or shards."""
         folder, packed = self._folder(root), self.config.form == "shards"
         for split in self.splits.values():
             if not (folder if packed else folder / split).exists():
                 remedy = f"put its class folders into {folder / split}"
                 if packed:
                     remedy = f"pack it with scripts/pack_imagenet.py into {folder}"
-                said = f"{self.name} is not under data.root={root}: {remedy}"
-                raise ValueError(f"{said}, or set data.source=synthetic")
+                raise ValueError(
+                    f"{self.name} is not under data.root={root}: {remedy}, or set"
+                    " data.source=synthetic"
+                )
         if packed:
-            own = self.splits.values()
-            return {split: shards.Shards(folder, split, classes) for split in own}
+            return {split: shards.Shards(folder, split, classes) for split in self.splits.values()}
         train = Folder(folder / "train", classes)
         others = [split for split in self.splits.values() if split != "train"]
         found = {split: Folder(folder / split, classes, train.classes) for split in others}
         return {"train": train, **found}
 
     def _generate(self) -> tuple[dict[str, shards.Images], int]:
-        """Write synthetic images to a folder that is gone with the task, and list them.
+        """Write synthetic images to a folder that lives as long as the task, and list them.
 
-        As many classes as there are images of either part at most, so that none is without. Return
-        also how many training images are held out.
+        Reduces the classes so that each has an image in every split. Also returns the number of
+        held-out training images.
         """
         from PIL import Image
 
-        root, wanted = Path(tempfile.mkdtemp(prefix="npas-imagenet-")), self.data.synthetic
-        weakref.finalize(self, _remove, root, os.getpid())
+        root, wanted = temporary(self), self.data.synthetic
         held_out = wanted.test if self.config.held_out else 0
         counts = dict.fromkeys(self.splits.values(), wanted.test)
         counts["train"] = wanted.train + held_out
@@ -210,7 +203,7 @@ class Task(Classification):
         return self._find(root, classes), held_out
 
     def inspect(self) -> dict[str, str]:
-        """Count images and bytes beside the published, and read the first image of each class."""
+        """Count images and bytes, and read the first image of each class."""
         found, readable = {}, []
         for split, own in self.images.items():
             count, size = len(own.labels_N), own.total_bytes()
@@ -242,27 +235,27 @@ class Task(Classification):
         key_B = rng.bits(key, self.parts["train"].index_N[index_B])
         images, labels = [], []
         with torch.random.fork_rng(devices=[]):
-            for place, own_key in zip(index_B.tolist(), key_B.tolist(), strict=True):
-                image_CHW, label = self._next_readable(place)
+            for index, own_key in zip(index_B.tolist(), key_B.tolist(), strict=True):
+                image_CHW, label = self._next_readable(index)
                 images.append(self.crops.training(image_CHW, own_key))
                 labels.append(label)
         return self._batch(images, labels)
 
-    def _next_readable(self, place: int) -> tuple[Tensor, int]:
-        """Read the training image at this place or, if it is damaged, the next that is not."""
+    def _next_readable(self, number: int) -> tuple[Tensor, int]:
+        """Read this training image or, if it is damaged, the next readable one."""
         part, labels_N = self.parts["train"], self.images["train"].labels_N
         while True:
-            index = int(part.index_N[place])
+            index = int(part.index_N[number])
             image_CHW = self.damage.decoded("train", index)
             if image_CHW is not None:
                 return image_CHW, int(labels_N[index])
             self.damage.check()
             if len(self.damage.found()) >= len(part.index_N):
                 raise ValueError(f"no training image of {self.name} can be read")
-            place = (place + 1) % len(part.index_N)
+            number = (number + 1) % len(part.index_N)
 
     def _batch(self, images: list[Tensor], labels: list[int]) -> Batch:
-        """Make a batch, perhaps of none, that lies as BxHxWxC, which a GPU's convolutions like."""
+        """Stack images, possibly none, into a batch in channels-last memory, fastest on GPUs."""
         images_BHWC = torch.empty(len(images), *self.spec.input_shape[1:], 3, dtype=torch.uint8)
         for image_HWC, image_CHW in zip(images_BHWC, images, strict=True):
             image_HWC.copy_(image_CHW.permute(1, 2, 0))
@@ -273,7 +266,7 @@ class Task(Classification):
         self.damage.agree(world)
 
     def preprocess(self, images_BCHW: Tensor) -> Tensor:
-        """Turn bytes into floats; on a CPU in the plain order (see `classification.to_nchw`)."""
+        """Normalise bytes to floats, contiguous on a CPU (see `classification.to_nchw`)."""
         device = images_BCHW.device
         if device not in self.colours:
             mean_C11, std_C11 = (
@@ -292,9 +285,9 @@ class Task(Classification):
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
-        """Measure top-1 and top-5 accuracy in percent and mean loss, every readable image once.
+        """Measure top-1 and top-5 accuracy in percent and the mean loss over readable images.
 
-        ValueError, in all ranks, if images that cannot be read are more than task.max_damaged.
+        Raises ValueError on all ranks if more than task.max_damaged images cannot be read.
         """
         self.damage.agree(world)
         images = len(self.parts[split].index_N)
@@ -314,7 +307,7 @@ class Task(Classification):
             return right_B5[:, 0].sum(), right_B5.sum(), loss, batch.size
 
         counted_E4 = base.measure(model, count, len(steps), 4, rank, world, device)
-        assert next(made, None) is None  # so that its workers end
+        assert next(made, None) is None  # ends its workers
         right, among_five, loss, seen = counted_E4.sum(0).tolist()
         self.damage.agree(world)
         if not seen:
@@ -329,7 +322,7 @@ class Task(Classification):
         }
 
     def _test_batches(self, split: str, steps: range) -> Iterator[Batch]:
-        """Yield the images that can be read of these batches, and their labels."""
+        """Yield these batches, without unreadable images."""
         part = self.parts[split]
         for step in steps:
             images, labels = [], []
@@ -342,14 +335,14 @@ class Task(Classification):
 
 
 def hold_out(labels_N: Tensor, count: int) -> Tensor:
-    """Choose `count` images, as many of each class as can be, by a rule that no seed changes: N.
+    """Return a bool mask, N, of `count` images, balanced over classes; no seed changes it.
 
-    ValueError if a class would be left with none.
+    Raises ValueError if it would leave a class without training images.
     """
     number_N = torch.arange(len(labels_N))
     rank_N = rng.bits(rng.derive_key(SPLIT_SEED, "imagenet validation"), number_N)
     by_class_N = rank_N.argsort(stable=True)
-    by_class_N = by_class_N[labels_N[by_class_N].argsort(stable=True)]  # within each, by rank
+    by_class_N = by_class_N[labels_N[by_class_N].argsort(stable=True)]  # by class, then by rank
     sizes_K = labels_N.bincount()
     starts_N = (sizes_K.cumsum(0) - sizes_K).repeat_interleave(sizes_K)
     # The first image of every class comes first, then the second of every class, and so on.
@@ -360,12 +353,8 @@ def hold_out(labels_N: Tensor, count: int) -> Tensor:
     held_N[chosen] = True
     left_K = labels_N[~held_N].bincount(minlength=len(sizes_K))
     if count and int(left_K[sizes_K > 0].min()) == 0:
-        said = f"task.held_out={count} of {len(labels_N):,} training images"
-        raise ValueError(f"{said} would leave a class with none to train on: hold out fewer")
+        raise ValueError(
+            f"task.held_out={count} of {len(labels_N):,} training images would leave a class with"
+            " none to train on: hold out fewer"
+        )
     return held_N
-
-
-def _remove(folder: Path, process: int) -> None:
-    """Delete a folder, unless this is a forked copy of the process that made it."""
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)

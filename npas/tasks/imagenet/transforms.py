@@ -1,9 +1,8 @@
-"""Turn the bytes of an image file into the pixels that a network sees.
+"""Decode, crop and augment images, by torchvision's transforms v2 on tensors of bytes.
 
-Resizing works on tensors of bytes, by torchvision's second transforms. The PCA noise shifts
-the colours along the principal components of ImageNet's pixels; components and their standard
-deviations as published for it (Krizhevsky, Sutskever & Hinton 2012, section 4.1; the numbers are
-those that came with fb.resnet.torch, for pixels of 0 to 1).
+PCA noise shifts the colours along the principal components of ImageNet's pixels (Krizhevsky,
+Sutskever & Hinton 2012, section 4.1); the components are those of fb.resnet.torch, for pixels of 0
+to 1.
 
 Dimensions: H x W pixels, C channels.
 """
@@ -31,10 +30,10 @@ COMPONENTS = (  # a row for each of red, green, blue; a column for each componen
 
 
 def decode(data: bytearray) -> Tensor:
-    """Decode an image file, whatever its name says, to RGB: CxHxW bytes. ValueError says why not.
+    """Decode an image file of any format to RGB, CxHxW bytes; raises ValueError if it is damaged.
 
-    By torchvision, which takes two thirds of Pillow's time, while it has a decoder: its release
-    0.29 says that it will not for ever. What it cannot read goes to Pillow.
+    Uses torchvision, which takes two thirds of Pillow's time, and Pillow for what torchvision
+    cannot read. Torchvision 0.29 warns that its decoder will be removed.
     """
     import numpy as np
     from PIL import Image
@@ -42,7 +41,7 @@ def decode(data: bytearray) -> Tensor:
     if not data:
         raise ValueError("it is empty")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of that, of odd tags and of great sizes
+        warnings.simplefilter("ignore")  # also of invalid tags and large images
         with contextlib.suppress(RuntimeError, ImportError):
             from torchvision.io import ImageReadMode, decode_image
 
@@ -52,16 +51,16 @@ def decode(data: bytearray) -> Tensor:
         try:
             pixels_HWC = np.array(to_rgb(Image.open(io.BytesIO(data))))
         except Exception as error:  # its decoders raise many kinds
-            said = str(error).partition("<")[0].strip() or type(error).__name__
-            raise ValueError(f"it is no whole image ({said})") from None
+            reason = str(error).partition("<")[0].strip() or type(error).__name__
+            raise ValueError(f"it is not a complete image ({reason})") from None
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
 
 def to_rgb(image: Image) -> Image:
-    """Return an image with 8 bits for each of red, green and blue.
+    """Convert an image to 8-bit RGB.
 
-    Of 16 bits the upper 8 count, as where Pillow itself reads 16 bits a colour; its own conversion
-    of a grey image would cut off at 255. ValueError for 32-bit numbers, whose range is not known.
+    Keeps the upper 8 of 16 bits, as Pillow does for colour images; for grey ones its conversion
+    would clip at 255. Raises ValueError for 32-bit pixels, whose range is not known.
     """
     import numpy as np
     from PIL import Image
@@ -75,25 +74,24 @@ def to_rgb(image: Image) -> Image:
 
 @dataclass(frozen=True)
 class Crops:
-    """Cut `size` x `size` pixels out of images, at random for training, in the middle for tests."""
+    """Crop `size` x `size` pixels: random crops for training, center crops for tests."""
 
     size: int
-    resize: int  # of a test image's shorter side, before its middle is cut out
-    scale_min: float  # least share of the area that a random crop takes
+    resize: int  # shorter side of a test image before the center crop
+    scale_min: float  # smallest area of a random crop, as a fraction of the image
     flip: bool
-    pca_noise: float  # deviation of the noise along each component, of the component's own
+    pca_noise: float  # deviation of the noise along a component, in units of the component's
     interpolation: str
 
     def training(self, image_CHW: Tensor, key: int) -> Tensor:
-        """Crop, resize, flip and light an image as the random numbers of `key` say.
+        """Crop, resize, flip and add PCA noise at random, seeded by `key`.
 
-        Crops are those of torchvision's RandomResizedCrop (Szegedy et al. 2015): 8% of the area or
-        more unless scale_min says otherwise, sides 3:4 to 4:3. Changes the state of torch's own
-        generator, which the caller keeps.
+        Crops are those of torchvision's RandomResizedCrop (Szegedy et al. 2015), with aspect
+        ratios 3:4 to 4:3. Reseeds torch's default generator: the caller must restore its state.
         """
         from torchvision.transforms import v2
 
-        # Not torch.manual_seed, which would seed the GPUs as well.
+        # Not torch.manual_seed, which would seed GPUs too.
         torch.default_generator.manual_seed(key)
         mode: Any = v2.InterpolationMode(self.interpolation)
         crop = v2.RandomResizedCrop(self.size, (self.scale_min, 1.0), interpolation=mode)
@@ -108,7 +106,7 @@ class Crops:
         return image_CHW
 
     def test(self, image_CHW: Tensor) -> Tensor:
-        """Resize an image to `resize` on its shorter side and cut its middle out."""
+        """Resize an image's shorter side to `resize`, and take the center crop."""
         from torchvision.transforms import v2
         from torchvision.transforms.v2 import functional as F
 

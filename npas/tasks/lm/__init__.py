@@ -1,5 +1,4 @@
 """Predict the next token of a text."""
 
-from npas.tasks.lm.task import Config, Task
-
-__all__ = ["Config", "Task"]
+from npas.tasks.lm.task import Config as Config
+from npas.tasks.lm.task import Task as Task

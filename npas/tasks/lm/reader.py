@@ -1,8 +1,8 @@
-"""Read token streams: characters, bytes, nanoGPT's bare uint16 files, the contest's shards.
+"""Read token streams: text, nanoGPT's uint16 files, and Parameter Golf's shards.
 
-A shard (Parameter Golf, openai/parameter-golf) is 256 little-endian int32, of which the first three
-are 20240520, 1 and the number of tokens N, and then N little-endian uint16. nanoGPT's `train.bin`
-and `val.bin` are uint16 tokens without a header.
+A shard (Parameter Golf, openai/parameter-golf) is a header of 256 little-endian int32, of which the
+first three are 20240520, 1 and the number of tokens N, followed by N little-endian uint16.
+nanoGPT's `train.bin` and `val.bin` are uint16 tokens without a header.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOKEN = np.dtype("<u2")
 
 
 class Stream:
-    """The tokens of several arrays, one after the other and from the start again: N in all."""
+    """The N tokens of several arrays, concatenated, and repeated from the start."""
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self.parts = list(parts)
@@ -30,7 +30,7 @@ class Stream:
         return int(self.ends[-1])
 
     def take(self, start: int, count: int) -> Tensor:
-        """Return `count` tokens from position `start` on, int64."""
+        """Return `count` tokens from position `start`, int64."""
         taken, position = [], start % len(self)
         while count:
             index = int(np.searchsorted(self.ends, position, side="right"))
@@ -43,20 +43,17 @@ class Stream:
         return torch.from_numpy(np.concatenate(taken).astype(np.int64))
 
     def cut(self, at: int) -> tuple[Stream, Stream]:
-        """Return the tokens before and from position `at` on, without a copy."""
-        before, behind = [], []
+        """Split the stream at position `at`, without a copy."""
+        before, after = [], []
         for part, end in zip(self.parts, self.ends.tolist(), strict=True):
             kept = min(max(at - (end - len(part)), 0), len(part))
             before.append(part[:kept])
-            behind.append(part[kept:])
-        return Stream(before), Stream(behind)
+            after.append(part[kept:])
+        return Stream(before), Stream(after)
 
 
 def read_shards(folder: Path, pattern: str) -> Stream:
-    """Map the shards of a folder into memory, in the order of their names.
-
-    ValueError for a folder without any, and for a shard with another header or size.
-    """
+    """Memory-map the shards of a folder, sorted by name; raises ValueError if there are none."""
     paths = sorted(folder.glob(pattern))
     if not paths:
         raise ValueError(
@@ -66,11 +63,11 @@ def read_shards(folder: Path, pattern: str) -> Stream:
 
 
 def read_shard(path: Path) -> np.ndarray:
-    """Map one shard's tokens, N uint16, into memory. ValueError if it is damaged."""
+    """Memory-map a shard's tokens, N uint16; raises ValueError if it is damaged."""
     size = path.stat().st_size
     header = np.fromfile(path, dtype="<i4", count=256)
     if len(header) < 256:
-        raise ValueError(f"{path} is cut off: {size} bytes, less than a header of {HEADER_BYTES}")
+        raise ValueError(f"{path} is truncated: {size} bytes, less than a header of {HEADER_BYTES}")
     magic, version, count = (int(number) for number in header[:3])
     if (magic, version) != (MAGIC, VERSION):
         raise ValueError(
@@ -95,22 +92,19 @@ def write_shard(path: Path, tokens: np.ndarray) -> None:
 
 
 def read_bin(path: Path) -> Stream:
-    """Map nanoGPT's tokens without a header into memory. ValueError if missing or damaged."""
+    """Memory-map nanoGPT's tokens without a header; raises ValueError if missing or damaged."""
     if not path.is_file():
         raise ValueError(f"{path} is missing: nanoGPT's prepare.py writes it")
     size = path.stat().st_size
     if size % TOKEN.itemsize or not size:
-        raise ValueError(f"{path} is damaged: {size} bytes are no whole number of uint16 tokens")
+        raise ValueError(f"{path} is damaged: {size} bytes, not a whole number of uint16 tokens")
     if np.fromfile(path, dtype="<i4", count=1).tolist() == [MAGIC]:
         raise ValueError(f"{path} has a shard's header: set task.dataset=fineweb")
     return Stream([np.memmap(path, dtype=TOKEN, mode="r")])
 
 
 def read_characters(path: Path) -> tuple[np.ndarray, str]:
-    """Return a text's characters as numbers in the order of the code points, and these characters.
-
-    ValueError if the file is missing or not UTF-8.
-    """
+    """Return a text as character ids, N uint16, and the sorted characters."""
     text = read_text(path)
     characters = sorted(set(text))
     number = {character: i for i, character in enumerate(characters)}
@@ -118,7 +112,7 @@ def read_characters(path: Path) -> tuple[np.ndarray, str]:
 
 
 def read_text(path: Path) -> str:
-    """Return a UTF-8 file's text. ValueError if it is missing or something else."""
+    """Return a file's text; raises ValueError if it is missing or not UTF-8."""
     try:
         return path.read_bytes().decode()
     except FileNotFoundError:
@@ -128,7 +122,7 @@ def read_text(path: Path) -> str:
 
 
 def text_files(folder: Path) -> list[Path]:
-    """Return the *.txt files of a folder by name. ValueError if there is none."""
+    """Return the *.txt files of a folder, sorted; raises ValueError if there are none."""
     paths = sorted(folder.glob("*.txt"))
     if not paths:
         raise ValueError(f"{folder} holds no *.txt: put plain text there, or set data.root")

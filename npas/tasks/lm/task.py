@@ -1,18 +1,18 @@
-"""Predict the next token: of Shakespeare, of FineWeb as in Parameter Golf, of any text.
+"""Language modelling on Shakespeare, on FineWeb as in Parameter Golf, and on any text.
 
-    dataset      tokens                         where, below data.root
+    dataset      tokens                         path below data.root
     shakespeare  65 characters                  tinyshakespeare/input.txt (downloaded)
-    fineweb      the contest's pieces, uint16   FOLDER/fineweb_{train,val}_*.bin
+    fineweb      Parameter Golf's, uint16       FOLDER/fineweb_{train,val}_*.bin
     bins         nanoGPT's, uint16              FOLDER/{train,val}.bin
     text         bytes, or task.tokenizer's     FOLDER/*.txt
 
-An epoch is `task.steps` batches. Rows of shakespeare, bins and text start anywhere at random; those
-of fineweb follow each other, in the contest's order: a step takes one run of tokens, each rank its
-span of it. Either way a batch depends on the seed and the step alone.
+An epoch is `task.steps` batches. Rows of shakespeare, bins and text start at random positions;
+those of fineweb are consecutive, in the contest's order: a step takes one span of tokens, split
+over ranks. A batch is a function of seed and step.
 
-"test" is the whole part that the source calls val, in rows that do not overlap, each token scored
-once with what stands before it in its own row. Of fineweb the last, incomplete row is left out as
-in the contest. "val" is the end of the training part, as much as `data.val_fraction`.
+"test" is all of the source's val split, in rows that do not overlap; each token is predicted once,
+from the tokens before it in its row. For fineweb the last, incomplete row is skipped as in the
+contest. "val" is the last `data.val_fraction` of the training split.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from npas.tasks.common.measure import fill, measuring
 from npas.tasks.lm import reader, vocabulary
 from npas.tasks.lm.reader import Stream
 from npas.utils import rng
-from npas.utils.checks import at_least, at_most
+from npas.utils.checks import within
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -49,38 +49,36 @@ SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
 SHAKESPEARE_SHA256 = "sha256 86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-TRAIN_FRACTION = 0.9  # of a text, its beginning: nanoGPT's
-EVAL_TOKENS = 16_384  # of an evaluation batch
-NOT_SCORED = -100  # what cross-entropy leaves out
+TRAIN_FRACTION = 0.9  # the first part of a text, as in nanoGPT
+EVAL_TOKENS = 16_384  # per evaluation batch
+NOT_SCORED = -100  # ignored by cross-entropy
 PROMPT, CONTINUED = 64, 256  # tokens of an example
-MOST_LENGTH, MOST_STEPS = 1_000_000, 100_000_000  # more is a typing error
 
 
 @dataclass
 class Config:
-    """The `task.*` keys of language models. ValueError for what cannot be.
+    """The `task.*` keys of language models.
 
     `folder` and `tokenizer`, a SentencePiece model, are below `data.root`.
     """
 
     family: str = "lm"
     dataset: Literal["shakespeare", "fineweb", "bins", "text"] = "shakespeare"
-    length: int = 64  # tokens of a row
-    steps: int = 2000  # of an epoch
+    length: int = 64  # tokens per row
+    steps: int = 2000  # per epoch
     vocab_size: int = 65
     folder: str = "text"
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        for key, most in (("length", MOST_LENGTH), ("steps", MOST_STEPS), ("vocab_size", 65_536)):
-            at_least(f"task.{key}", getattr(self, key), 1)
-            at_most(f"task.{key}", getattr(self, key), most)
+        limits = {"length": (1, 1_000_000), "steps": (1, 100_000_000), "vocab_size": (1, 65_536)}
+        within("task", self, limits)
         if self.dataset == "shakespeare" and self.tokenizer is not None:
-            raise ValueError("task.tokenizer: shakespeare is read by characters: choose task=text")
+            raise ValueError("task.tokenizer: shakespeare is read as characters: set task=text")
         if self.dataset == "shakespeare" and self.folder != "text":
             raise ValueError(
                 f"task.folder={self.folder} is not read: shakespeare is {SHAKESPEARE} below"
-                " data.root; choose task=text, bins or fineweb for a folder"
+                " data.root; set task=text, bins or fineweb for a folder"
             )
 
 
@@ -97,20 +95,18 @@ class Task(base.Task):
         self.config = config
         self.data = data
         self.seed = seed
-        self.device = torch.device("cpu")  # tokens stay in files or in memory, and stream
+        self.device = torch.device("cpu")  # batches stream from files or memory
         self.source = data.source
         self.name = config.dataset
         self.root = Path(data.root)
         self.has_validation = bool(data.val_fraction)
         self.spec = InputSpec((config.length,), config.vocab_size, outputs="token")
         self.streams: dict[str, Stream] = {}
-        self.vocabulary: vocabulary.Vocabulary | None = (
-            None  # None: what tokens stand for is unknown
-        )
+        self.vocabulary: vocabulary.Vocabulary | None = None  # None: unknown
         self.compared = Comparison(data.verify)
 
     def setup(self) -> None:
-        """Open the token streams. ValueError for files that are missing, damaged or too short."""
+        """Open the token streams; raises ValueError if they are missing, damaged or too short."""
         if self.streams:
             return
         if self.source == "synthetic":
@@ -131,7 +127,7 @@ class Task(base.Task):
             if len(stream) <= self.config.length:
                 raise ValueError(
                     f"the {part} part of {self.name} has {len(stream):,} tokens, too few for a row"
-                    f" of task.length={self.config.length} and the token behind it"
+                    f" of task.length={self.config.length} and the next token"
                 )
         self.streams = streams
 
@@ -188,25 +184,20 @@ class Task(base.Task):
             self.vocabulary = vocabulary.of_sentencepiece(self.root / self.config.tokenizer)
 
     def _synthetic(self) -> tuple[Stream, Stream]:
-        """Write shards of tokens of which each follows from the one before, and read them."""
+        """Write shards of a random walk over tokens, which can be learned, and read them."""
         made, size = self.data.synthetic, self.config.vocab_size
         self.vocabulary = vocabulary.of_pieces([b"a"] * size)
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+            path, streams = Path(name, "shard.bin"), []
             for part, rows in (("train", made.train), ("val", made.test)):
-                steps_N = rng.integers(
-                    rng.derive_key(0, "text", part), torch.arange(rows * self.config.length + 1), 3
-                )
-                tokens = (steps_N.cumsum(0) % size).numpy()
-                reader.write_shard(folder / f"fineweb_{part}_0.bin", tokens)
-            read = [
-                reader.read_shards(folder, f"fineweb_{part}_*.bin") for part in ("train", "val")
-            ]
-            train, test = (Stream([np.array(stream.parts[0])]) for stream in read)
+                index_N = torch.arange(rows * self.config.length + 1)
+                steps_N = rng.integers(rng.derive_key(0, "text", part), index_N, 3)
+                reader.write_shard(path, (steps_N.cumsum(0) % size).numpy())
+                streams.append(Stream([np.array(reader.read_shard(path))]))
+        train, test = streams
         return train, test
 
     def inspect(self) -> dict[str, str]:
-        """Return the tokens of each part, and the file's checksum where one is published."""
         assert self.compared is not None
         found = {part: f"{len(stream):,} tokens" for part, stream in self.streams.items()}
         return {**found, **self.compared.found}
@@ -223,9 +214,9 @@ class Task(base.Task):
     def sampler(
         self, epoch: int, batch_size: int, local: int, rank: int, world: int
     ) -> Callable[[int], Tensor]:
-        """Return what gives the tokens at which a rank's `local` rows of a step start."""
+        """Return a function from a step to the positions where a rank's `local` rows start."""
         length, row_B = self.config.length, torch.arange(local)
-        rows = self.train_size - length  # that can start somewhere
+        rows = self.train_size - length  # possible starts
         key = rng.derive_key(self.seed, "rows")
         before = epoch * self.steps_per_epoch(batch_size)
 
@@ -240,7 +231,7 @@ class Task(base.Task):
         return choose
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
-        """Return the rows that start at these tokens."""
+        """Return the rows that start at these positions."""
         stream, count = self.streams["train"], self.config.length + 1
         rows_BL = torch.stack([stream.take(start, count) for start in index_B.tolist()])
         self._check_tokens(rows_BL)
@@ -250,18 +241,18 @@ class Task(base.Task):
         if (most := int(tokens.max())) >= self.config.vocab_size:
             raise ValueError(
                 f"{self.name} has token {most}, and task.vocab_size={self.config.vocab_size}: set"
-                " it to that of the tokenizer the files were made with"
+                " it to the size of the tokenizer that the files were made with"
             )
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean cross-entropy over all tokens of the batch, in nats."""
+        """Return the mean cross-entropy per token, in nats."""
         logits_BLV = model(batch.inputs)
         return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch.targets.flatten()), {}
 
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
-        """Measure nats a token and, where the tokens' bytes are known, bits per byte."""
+        """Measure nats per token and, if the tokens' bytes are known, bits per byte."""
         stream, length = self.streams[split], self.config.length
         targets = len(stream) - 1
         if self.config.dataset == "fineweb":
@@ -274,7 +265,7 @@ class Task(base.Task):
             read = stream.take(cuts[i], min(per_batch, targets - cuts[i]) + 1)
             self._check_tokens(read)
             before, target = read[:-1], read[1:]
-            missing = -len(target) % length  # of the last row, which is padded
+            missing = -len(target) % length  # padding of the last row
             rows_BL = F.pad(before, (0, missing)).view(-1, length)
             target_BL = F.pad(target, (0, missing), value=NOT_SCORED).view(-1, length)
             logits_BLV = model(rows_BL.to(device)).float()
@@ -295,23 +286,23 @@ class Task(base.Task):
         return {**metrics, "bits_per_byte": nats / math.log(2) / size} if size else metrics
 
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
-        """Return beginnings of rows of a split and what the network continues them with.
+        """Return prompts from a split and the network's continuations.
 
-        ValueError where it is not known what tokens stand for.
+        Raises ValueError if the vocabulary is not known.
         """
         if self.vocabulary is None:
-            raise ValueError(f"{self.name} is shown as text: set task.tokenizer")
+            raise ValueError(f"{self.name} cannot be shown as text: set task.tokenizer")
         stream, length = self.streams[split], self.config.length
         prompt, key = min(PROMPT, length), rng.derive_key(0, "continue")
         starts = [i * (len(stream) // count) for i in range(count)]
         tokens_BL = torch.stack([stream.take(start, prompt) for start in starts])
         with measuring(model) as device:
             tokens_BL = tokens_BL.to(device)
-            for place in range(CONTINUED):
+            for step in range(CONTINUED):
                 logits_BV = model(tokens_BL[:, -length:])[:, -1].float()
-                # The greatest of logits with Gumbel noise is a draw from their softmax.
-                positions = torch.arange(logits_BV.numel()) + place * logits_BV.numel()
-                uniform = rng.bits(key, positions).double() / 2.0**64 + 0.5
+                # The argmax of logits with Gumbel noise is a sample from their softmax.
+                counter = torch.arange(logits_BV.numel()) + step * logits_BV.numel()
+                uniform = rng.bits(key, counter).double() / 2.0**64 + 0.5
                 noise_BV = -(-uniform.clamp(1e-12, 1 - 1e-12).log()).log().view_as(logits_BV)
                 drawn_B = (logits_BV + noise_BV.to(logits_BV)).argmax(1)
                 tokens_BL = torch.cat([tokens_BL, drawn_B[:, None]], 1)

@@ -1,8 +1,7 @@
-"""Read a folder of plain text, and cut its documents into pieces that a network can read.
+"""Read a folder of plain text, tokenize it, and cut documents into pieces of a limited length.
 
-In `text/*.txt` (UTF-8) a line is a sentence or a paragraph, and an empty line parts two documents.
-Files are read as a stream, and so much of them is tokenized at once: what grows with the text is
-the pieces alone.
+In `text/*.txt` (UTF-8) a line is a sentence or a paragraph, and an empty line separates documents.
+Files are streamed and tokenized in chunks, so that only the pieces are held in memory.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from torch import Tensor
 from npas.tasks.common.tokenization import Tokenizer
 from npas.utils.progress import track
 
-CHUNK = 1 << 18  # characters that are tokenized at once, or a line where one is longer
+CHUNK = 1 << 18  # characters that are tokenized at once; more if a line is longer
 
 
 @dataclass(frozen=True)
 class Pieces:
     """N pieces of documents, without special tokens, padded with 0 to R tokens.
 
-    A piece is cut in two, its first part `first_N` tokens long and the whole `length_N`.
+    A piece of `length_N` tokens has two parts, the first of `first_N` tokens. All are int32.
     """
 
-    ids_NR: Tensor  # int32, as the others
+    ids_NR: Tensor
     first_N: Tensor
     length_N: Tensor
 
@@ -39,17 +38,16 @@ class Pieces:
 
 
 def read(folder: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not empty, of all files in the order of their names.
+    """Yield (document number from 0, line) for the non-empty lines of all files, sorted by name.
 
-    With each comes the number of its document, from 0 on. ValueError if there are no files, or one
-    is not UTF-8.
+    Raises ValueError if there are no files or one is not UTF-8.
     """
     document = 0
     for path in files(folder):
         inside = False
         try:
             with path.open(encoding="utf-8") as file:
-                # Lines part at form feeds and the like, too, as str.splitlines has it.
+                # Like str.splitlines, split at form feeds and the like, too.
                 for line in chain.from_iterable(map(str.splitlines, file)):
                     if text := line.strip():
                         yield document, text
@@ -57,17 +55,17 @@ def read(folder: Path) -> Iterator[tuple[int, str]]:
                         document += 1
                     inside = bool(text)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no UTF-8 text ({error}): convert it") from error
+            raise ValueError(f"{path} is not UTF-8 text ({error}): convert it") from error
         document += inside
 
 
 def files(folder: Path) -> list[Path]:
-    """List the files in order. ValueError if there are none."""
+    """List the text files in order; raises ValueError if there are none."""
     found = sorted(folder.glob("*.txt"))
     if not found:
         raise ValueError(
-            f"there is no text in {folder}: put *.txt files there, a sentence a line and an empty"
-            " line between documents"
+            f"there is no text in {folder}: put *.txt files there, one sentence per line and an"
+            " empty line between documents"
         )
     return found
 
@@ -75,15 +73,14 @@ def files(folder: Path) -> list[Path]:
 def cut(
     lines: Iterable[tuple[int, str]], tokenizer: Tokenizer, room: int, device: torch.device
 ) -> Pieces:
-    """Cut documents into pieces of at most `room` tokens, at the ends of lines where they have any.
+    """Cut documents, given as (document number, line), into pieces of at most `room` tokens.
 
-    Each line comes with the number of its document. Each piece is cut in two at the end of a line,
-    the one nearest to its middle, or in its middle if it is of one line. A piece of a single token,
-    which has no two parts, is dropped.
+    Pieces end at line ends where possible. A piece's first part ends at the line end nearest to
+    its middle, or in the middle if it is a single line. Pieces of a single token are dropped.
     """
-    # Arrays that grow in place: there is no time when all pieces are held twice.
+    # Arrays grow in place: lists would hold all pieces twice for a time.
     ids, firsts, lengths = array("i"), array("i"), array("i")
-    document, piece = -1, list[list[int]]()  # which is under way, line by line
+    document, piece = -1, list[list[int]]()  # the current document, and the lines of the piece
     for number, tokens in _encoded(track(lines, "tokenizing lines"), tokenizer):
         for start in range(0, len(tokens), room):
             part = tokens[start : start + room]
@@ -100,7 +97,7 @@ def cut(
 def _add(
     piece: list[list[int]], room: int, ids: array[int], firsts: array[int], lengths: array[int]
 ) -> None:
-    """Add a piece as a row, unless it has no two parts."""
+    """Append a piece to the arrays, unless it has fewer than two tokens."""
     whole = list(chain(*piece))
     if len(whole) > 1:
         ids.extend(whole + [0] * (room - len(whole)))
@@ -113,7 +110,7 @@ def _add(
 def _encoded(
     lines: Iterable[tuple[int, str]], tokenizer: Tokenizer
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yield the document and the ids of each line, of so many at once as make up `CHUNK`."""
+    """Yield the document number and the token ids of each line."""
     chunk: list[tuple[int, str]] = []
     size = 0
     for entry in chain(lines, (None,)):

@@ -1,18 +1,17 @@
-"""Pre-train on plain text: find the words that are hidden, and which of two parts comes first.
+"""Pre-train on plain text with masked language modelling and sentence order prediction.
 
-Hidden words are BERT's task (Devlin et al. 2019, arXiv 1810.04805): of the tokens chosen, 15%,
-eight in ten are replaced by [MASK], one by any word, and one stays. The order of two neighbouring
-parts is ALBERT's (Lan et al. 2020, arXiv 1909.11942): half of the pairs are swapped.
+Masking is BERT's (Devlin et al. 2019, arXiv 1810.04805): of the 15% of tokens that are chosen,
+80% are replaced by [MASK], 10% by a random token, and 10% are kept. The order of two neighbouring
+parts is ALBERT's task (Lan et al. 2020, arXiv 1909.11942): half of the pairs are swapped.
 
-The text lies in `data.root/text/*.txt`: UTF-8, a sentence or paragraph a line, an empty line
-between documents. `task.held_out` of the documents, chosen by a rule that no seed changes, are what
-is measured as "test".
+The text is in `data.root/text/*.txt`: UTF-8, a sentence or paragraph per line, an empty line
+between documents. `task.held_out` of the documents, the same for every seed, are the "test" split.
 
-Nothing of it is stored in between: every process, of which there is one a GPU, tokenizes all of the
-text at every start, about half a million tokens a second on two CPU cores (measured), and holds all
-of it. Samples rest on the device whole at 4 bytes a place, padding included: 4 to 6 GB for a
-billion tokens, and as much in the host's memory while they are cut. A corpus of BERT's size, 3.3
-billion words, takes hours and about 25 GB a process that way (estimate).
+Tokenized text is not cached on disk. Every process (one per GPU) tokenizes all of the text at every
+start, about half a million tokens a second on two CPU cores (measured), and keeps all samples on
+the device at 4 bytes per token, padding included: 4 to 6 GB for a billion tokens, and as much in
+host memory during tokenization. A corpus of BERT's size, 3.3 billion words, takes hours and about
+25 GB per process (estimate).
 """
 
 from __future__ import annotations
@@ -29,45 +28,39 @@ from npas.models import InputSpec
 from npas.tasks import base
 from npas.tasks.base import Batch
 from npas.tasks.common import synthetic_text, tokenization
-from npas.tasks.common.measure import fill, measuring
 from npas.tasks.mlm import reader
 from npas.utils import rng
-from npas.utils.checks import above, at_least, at_most, below
+from npas.utils.checks import above, below, within
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
 
 EVAL_BATCH = 32
-# What is held out and how it is hidden is the same for every run: the seed is no key of the config.
-HELD_OUT_SEED = 0
+HELD_OUT_SEED = 0  # held-out documents and their masks are the same for every run
 SPECIAL = 3  # [CLS] before the first part, [SEP] after each
 SYNTHETIC_LENGTH = 64
-NOT_HIDDEN = -100  # what cross-entropy leaves out
+NOT_HIDDEN = -100  # ignored by cross-entropy
 
 
 @dataclass
 class Config:
-    """The `task.*` keys of pre-training. ValueError for what cannot be.
-
-    `tokenizer` is a folder, or a name on the Hugging Face hub.
-    """
+    """The `task.*` keys of pre-training; `tokenizer` is a folder, or a name on the hub."""
 
     family: str = "mlm"
-    max_length: int = 128  # tokens of a sample
-    mask_rate: float = 0.15  # of its words
+    max_length: int = 128  # tokens per sample
+    mask_rate: float = 0.15  # of its tokens
     held_out: float = 0.05  # of the documents
     tokenizer: str = "bert-large-uncased"
 
     def __post_init__(self) -> None:
-        at_least("task.max_length", self.max_length, SPECIAL + 2)
-        at_most("task.max_length", self.max_length, 100_000)
+        within("task", self, {"max_length": (SPECIAL + 2, 100_000)})
         for key in ("mask_rate", "held_out"):
             above(f"task.{key}", getattr(self, key), 0)
             below(f"task.{key}", getattr(self, key), 1)
 
 
 class Task(tokenization.TextTask):
-    """Find hidden words, and say which of two parts of a text comes first."""
+    """Predict masked tokens, and whether two parts of a text are in order."""
 
     name = "text"
     selection_metric = "mlm_accuracy"
@@ -104,8 +97,8 @@ class Task(tokenization.TextTask):
             pieces = reader.cut(own, self.tokenizer, self.length - SPECIAL, self.device)
             if not len(pieces):
                 raise ValueError(
-                    f"{folder} leaves no text for the {name} part: it needs two documents of two"
-                    " words each, or more"
+                    f"{folder} leaves no text for the {name} part: it needs at least two documents"
+                    " of two words"
                 )
             parts[name] = pieces
             self.counted[name] = (
@@ -115,7 +108,6 @@ class Task(tokenization.TextTask):
         self.parts = parts
 
     def inspect(self) -> dict[str, str]:
-        """Return what the files are and what was read of them; no text has published sums."""
         return self.counted | self.tokenizer.line()
 
     @property
@@ -129,36 +121,38 @@ class Task(tokenization.TextTask):
     def _hidden(
         self, part: reader.Pieces, index_B: Tensor, seed: int, purpose: str
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return what a network reads, and what it is to find: by seed, purpose and index alone."""
+        """Return inputs and targets: functions of seed, purpose and index.
+
+        M is the number of masked positions: the tokens with the lowest draws, at least one.
+        """
 
         def key(what: str) -> int:
             return rng.derive_key(seed, purpose, what)
 
         first_B, length_B = part.first_N[index_B].long(), part.length_N[index_B].long()
         swapped_B = rng.integers(key("swap"), index_B, 2)
-        lead_B = torch.where(swapped_B == 1, length_B - first_B, first_B)  # what now comes first
-        place_L = torch.arange(self.length, device=self.device)
-        text_BL = place_L - 1 - (place_L > lead_B[:, None]).long()  # places in the piece as shown
-        is_word_BL = (place_L > 0) & (place_L != lead_B[:, None] + 1)
-        is_word_BL &= place_L < length_B[:, None] + SPECIAL - 1
+        lead_B = torch.where(swapped_B == 1, length_B - first_B, first_B)  # length of what is first
+        position_L = torch.arange(self.length, device=self.device)
+        text_BL = position_L - 1 - (position_L > lead_B[:, None]).long()  # without special tokens
+        is_word_BL = (position_L > 0) & (position_L != lead_B[:, None] + 1)
+        is_word_BL &= position_L < length_B[:, None] + SPECIAL - 1
         from_BL = (text_BL + (swapped_B * first_B)[:, None]) % length_B[:, None]
         words_BL = part.ids_NR[index_B].long().gather(1, from_BL)
         special = self.tokenizer.special
-        is_text_BL = place_L < length_B[:, None] + SPECIAL
+        is_text_BL = position_L < length_B[:, None] + SPECIAL
         ids_BL = torch.where(is_text_BL, special["sep"], special["pad"])
         ids_BL[:, 0] = special["cls"]
         ids_BL = torch.where(is_word_BL, words_BL, ids_BL)
 
-        # The words with the lowest draws are hidden, at least one: M at most.
-        place_BL = index_B[:, None] * self.length + place_L
-        draw_BL = rng.integers(key("hide"), place_BL, 2**31)
+        counter_BL = index_B[:, None] * self.length + position_L
+        draw_BL = rng.integers(key("hide"), counter_BL, 2**31)
         order_BL = draw_BL.masked_fill(~is_word_BL, 2**31).argsort(dim=1, stable=True)
         count_B = (length_B * self.config.mask_rate).round().clamp(min=1)
         most = max(1, round((self.length - SPECIAL) * self.config.mask_rate))
         hidden_BM = order_BL[:, :most]
         is_hidden_BM = torch.arange(most, device=self.device) < count_B[:, None]
         words_BM = ids_BL.gather(1, hidden_BM)
-        counter_BM = place_BL.gather(1, hidden_BM)
+        counter_BM = counter_BL.gather(1, hidden_BM)
         how_BM = rng.integers(key("how"), counter_BM, 10)
         any_BM = rng.integers(key("word"), counter_BM, self.tokenizer.size)
         shown_BM = torch.where(
@@ -172,10 +166,10 @@ class Task(tokenization.TextTask):
         return given, {"places": hidden_BM, "words": words_BM, "swapped": swapped_B}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean cross-entropy of hidden words plus that of orders, and both accuracies.
+        """Return the cross-entropy of masked tokens plus that of the order, and both accuracies.
 
-        The mean over words is taken sample by sample first, so that it does not depend on how a
-        batch is shared out.
+        Token losses are averaged per sample first, so that the loss does not depend on how a batch
+        is split over ranks.
         """
         self.check_network(model)
         counted_B5 = _count(model, *batch[:2])
@@ -189,37 +183,36 @@ class Task(tokenization.TextTask):
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
-        """Measure on "test": accuracies in percent, of words and of orders, and the losses.
+        """Measure accuracies on "test", of masked tokens and of order, in percent, and losses.
 
-        `perplexity` is of the hidden words; `loss` the sum of the mean over them and over orders.
+        `perplexity` is of masked tokens; `loss` is their mean loss plus the mean loss of the order.
         """
         self.check_network(model)
         part = self.parts[split]
         cuts = torch.arange(len(part), device=self.device).split(EVAL_BATCH)
 
-        def count(i: int) -> tuple[int, Tensor]:
+        def count(i: int) -> tuple[Tensor, ...]:
             counted_B5 = _count(model, *self._hidden(part, cuts[i], HELD_OUT_SEED, split))
-            return i, counted_B5.sum(0, dtype=torch.float64)
+            return counted_B5.sum(0, dtype=torch.float64).unbind()
 
-        counted_E5 = torch.zeros(len(cuts), 5, dtype=torch.float64, device=self.device)
-        with measuring(model):
-            counted_E5 = fill(counted_E5, range(rank, len(cuts), world), world, count)
-        hidden, lost, right, order, in_order = counted_E5.cpu().sum(0).tolist()
+        counted_E5 = base.measure(model, count, len(cuts), 5, rank, world, self.device)
+        hidden, lost, right, order, in_order = counted_E5.sum(0).tolist()
         return {
             "mlm_accuracy": 100 * right / hidden,
             "sop_accuracy": 100 * in_order / len(part),
-            "perplexity": math.exp(min(lost / hidden, 700)),  # of more there is no float
+            "perplexity": math.exp(min(lost / hidden, 700)),  # more would overflow
             "loss": lost / hidden + order / len(part),
         }
 
 
 def _count(model: nn.Module, given: dict[str, Tensor], asked: dict[str, Tensor]) -> Tensor:
-    """Return five figures of each sample, B x 5.
+    """Return five figures per sample, Bx5.
 
-    The hidden words, their loss, how many are right; the loss of the order, whether it is right.
+    The number of masked tokens, their summed loss, and the number of correct predictions; the loss
+    of the order, and whether it is correct.
     """
     found = model(**given, places_BM=asked["places"])
-    # BERT's head for the next sentence, or ALBERT's own: 0 says in order, 1 swapped.
+    # BERT's next sentence head, or ALBERT's sentence order head: 0 in order, 1 swapped.
     order = "seq_relationship_logits" if "seq_relationship_logits" in found else "sop_logits"
     order_B2, swapped_B = found[order].float(), asked["swapped"]
     words_BM = asked["words"]
@@ -238,7 +231,7 @@ def _count(model: nn.Module, given: dict[str, Tensor], asked: dict[str, Tensor])
 
 
 def held_out(documents: int, fraction: float) -> set[int]:
-    """Choose the documents to hold out, at least one, by a rule that no seed changes."""
+    """Choose the documents to hold out, at least one; no seed changes the choice."""
     key = rng.derive_key(HELD_OUT_SEED, "text held out")
     order = rng.permutation(key, documents, torch.device("cpu"))
     return set(order[: max(1, round(fraction * documents))].tolist())

@@ -1,4 +1,4 @@
-"""Find images by sentences and sentences by images: Flickr30K and COCO, as SCAN prepared them."""
+"""Image-sentence retrieval on Flickr30K and COCO, with SCAN's features."""
 
 from npas.tasks.retrieval.task import Config as Config
 from npas.tasks.retrieval.task import Task as Task

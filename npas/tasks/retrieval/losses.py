@@ -1,6 +1,6 @@
-"""Ask of each sentence and its image that they fit better, by a margin, than either with others.
+"""Margin losses: each sentence must be more similar to its image than either is to others.
 
-Dimensions: B images, S = B x P sentences, P of each image in a row, E numbers of a sentence.
+Dimensions: B images, S = B x P sentences, P consecutive ones per image.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from npas.models._match import Match, distance
 
 
 class Costs(NamedTuple):
-    """By how much each sentence's pair falls short of the margin: 0 where it does not.
+    """Hinge losses of each sentence's pair against other images and other sentences.
 
-    Beside another image, SxB, and beside another sentence, SxS; 0 also where that is of the same
-    image, which may be in a batch several times.
+    They are 0 for images and sentences that belong to the same image, which may be in a batch
+    several times.
     """
 
     images_SB: Tensor
     sentences_SS: Tensor
-    same_SS: Tensor  # whether two sentences are of one image
+    same_SS: Tensor  # whether two sentences belong to the same image
 
 
 def costs(similarity_SB: Tensor, image_B: Tensor, margin: float) -> Costs:
-    """Compare each sentence's pair with all others of a batch; `image_B` tells images apart."""
+    """Compare each sentence's pair with all others of a batch; `image_B` are image indices."""
     own_S = owners(similarity_SB)
     image_S = image_B[own_S]
     right_S1 = similarity_SB.gather(1, own_S[:, None])
@@ -41,17 +41,16 @@ def costs(similarity_SB: Tensor, image_B: Tensor, margin: float) -> Costs:
 
 
 def owners(similarity_SB: Tensor) -> Tensor:
-    """Return which image of the batch each sentence is of, S."""
+    """Return the index in the batch of each sentence's image, S."""
     sentences, images = similarity_SB.shape
     return torch.arange(sentences, device=similarity_SB.device) // (sentences // images)
 
 
 def hardest(costs: Costs, weight: Tensor) -> Tensor:
-    """Return the mean over sentences: of their greatest costs and, less `weight`, of all costs.
+    """Return ADAPT's loss per sentence: (1 - `weight`) x all costs + `weight` x the greatest costs.
 
-    As ADAPT is trained (Wehrmann et al. 2020), whose code adds up and does not divide: its sum over
-    a batch is this one times the number of sentences, and masks the diagonal alone, where here all
-    pairs of the same image are. `weight` goes from 0, all costs alike, to 1.
+    Wehrmann et al. 2020, whose code sums over the sentences instead of averaging, and masks only
+    the diagonal; here all pairs of the same image are masked.
     """
     images_SB, sentences_SS, _ = costs
     total = images_SB.sum() + sentences_SS.sum()
@@ -67,17 +66,16 @@ def top(
     image_factor: float,
     sentence_factor: float,
 ) -> Tensor:
-    """Return the mean of each sentence's `negatives` greatest costs, as two-branch networks do.
+    """Return the loss of two-branch networks (Wang et al. 2018): means over `negatives` top costs.
 
-    Of images times `image_factor`, of sentences, and times `sentence_factor` of sentences among
-    themselves: those of one image are to be nearer to each other, all of them, than to others
-    (Wang et al. 2018).
+    The sum of the costs of images x `image_factor`, of sentences, and of pairs of sentences x
+    `sentence_factor`: sentences of one image must be closer to each other than to others.
     """
     images_SB, sentences_SS, same_SS = costs
     count, images = images_SB.shape
     others = count // images * (images - 1)
     if others == 0:
-        return images_SB.sum()  # nothing to compare with: 0
+        return images_SB.sum()  # 0: a single image
     loss = image_factor * _greatest(images_SB, min(negatives, images - 1))
     loss = loss + _greatest(sentences_SS, min(negatives, others))
     if sentence_factor:

@@ -1,8 +1,8 @@
-"""Read images and sentences as SCAN (Lee et al. 2018) lays them out: features stay on disk.
+"""Read images and sentences in the format of SCAN (Lee et al. 2018); features stay on disk.
 
-A folder holds, of each split, `<split>_caps.txt`, five sentences of each image, a line each;
-`<split>_ims.npy`, float numbers of images x regions x features, where an image may also stand five
-times, once a sentence; and, if it likes, `<split>_ids.txt`, the names of images or of sentences.
+For each split, a folder has `<split>_caps.txt`, five sentences per image, one per line;
+`<split>_ims.npy`, floats of images x regions x features, where each image may be repeated for its
+five sentences; and optionally `<split>_ids.txt`, the names of images or of sentences.
 
 Dimensions: N images, B of them, R regions of each, D numbers of a region.
 """
@@ -19,28 +19,24 @@ from torch import Tensor
 from npas.tasks.common.files import reason
 
 PER_IMAGE = 5  # sentences
-AT_ONCE = 64  # images that are looked through at once
+AT_ONCE = 64  # images that `check` reads at once
 _PUT = "put the files there that docs/data.md names, or set data.source=synthetic"
 
 
 @dataclass(frozen=True)
 class Features:
-    """Where the features of a split lie, and read some images' when asked to.
-
-    The file is opened again each time, and no more of it is read: what other processes do is no
-    matter.
-    """
+    """The features of a split, in a file that each `read` opens, so that workers can share it."""
 
     path: Path
     images: int
-    step: int  # rows of an image: 1 or 5
+    step: int  # rows per image: 1 or 5
     regions: int
     width: int
 
     def read(self, index_B: Tensor) -> Tensor:
-        """Return the features of these images, BxRxD in float32.
+        """Return the features of these images, BxRxD, float32.
 
-        ValueError if they are gone, or some are NaN or infinite.
+        Raises ValueError if the file cannot be read, or features are NaN or infinite.
         """
         row_B = index_B.numpy() * self.step
         rows_BRD = np.asarray(_open(self.path)[row_B, : self.regions], np.float32)
@@ -51,14 +47,14 @@ class Features:
         return torch.from_numpy(rows_BRD)
 
     def check(self) -> None:
-        """Read every number of every image. ValueError if one is NaN or infinite."""
+        """Read all features; raises ValueError if any is NaN or infinite."""
         for index_B in torch.arange(self.images).split(AT_ONCE):
             self.read(index_B)
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split: its features, the sentences, five an image in a row, and images' names."""
+    """One split: its features, sentences (five consecutive ones per image), and image names."""
 
     features: Features
     captions: list[str]
@@ -69,29 +65,29 @@ class Split:
 
 
 def read(folder: Path, split: str, regions: int, width: int) -> Split:
-    """Read a split, of its features the shape alone.
+    """Read a split, but only the shape of its features.
 
-    ValueError, one line that says what to change, if a file is missing, damaged, or does not fit
-    the others.
+    Raises ValueError if a file is missing, damaged, or inconsistent with the others.
     """
     captions = _lines(folder / f"{split}_caps.txt")
     if not captions or len(captions) % PER_IMAGE:
         raise ValueError(
-            f"{folder / f'{split}_caps.txt'} has {len(captions):,} lines, which is not {PER_IMAGE}"
-            " of each image: get it again"
+            f"{folder / f'{split}_caps.txt'} has {len(captions):,} lines, not {PER_IMAGE} per"
+            " image: get it again"
         )
     count = len(captions) // PER_IMAGE
     path = folder / f"{split}_ims.npy"
     array = _open(path)
     if array.ndim != 3 or array.dtype.kind != "f" or len(array) not in (count, len(captions)):
         raise ValueError(
-            f"{path} holds {array.dtype} of shape {array.shape} and no floats of {count:,} images"
+            f"{path} holds {array.dtype} of shape {array.shape}, not floats of {count:,} images"
             f" (or {len(captions):,} sentences) x regions x numbers: get it again"
         )
     if array.shape[1] < regions or array.shape[2] != width:
         raise ValueError(
-            f"{path} has {array.shape[1]} regions an image of {array.shape[2]} numbers each: set"
-            f" task.regions to at most that, not {regions}, and task.region_width, not {width}"
+            f"{path} has {array.shape[1]} regions per image of {array.shape[2]} numbers: set"
+            f" task.regions to at most {array.shape[1]}, not {regions}, and task.region_width to"
+            f" {array.shape[2]}, not {width}"
         )
     path_ids = folder / f"{split}_ids.txt"
     names = _lines(path_ids) if path_ids.exists() else [str(i) for i in range(count)]
@@ -105,7 +101,7 @@ def read(folder: Path, split: str, regions: int, width: int) -> Split:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines of a text file, of whichever system; characters that break lines do not."""
+    """Return a UTF-8 file's lines, split at LF or CRLF only, not at other line separators."""
     try:
         lines = path.read_bytes().decode().split("\n")
     except (OSError, ValueError) as error:
@@ -114,9 +110,9 @@ def _lines(path: Path) -> list[str]:
 
 
 def _open(path: Path) -> np.ndarray:
-    """Open an array, of which nothing is read yet."""
+    """Memory-map an array."""
     try:
         array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # whatever a broken file makes numpy say
+    except Exception as error:  # broken files raise many kinds of errors
         raise ValueError(f"{path} cannot be read ({reason(error)}): {_PUT}") from None
     return array

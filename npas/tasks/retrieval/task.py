@@ -1,18 +1,17 @@
-"""Find images by sentences and sentences by images: Flickr30K and COCO, as SCAN prepared them.
+"""Image-sentence retrieval on Flickr30K and COCO, with SCAN's features.
 
-The arrays of Lee et al. (2018) lie under `data.root`, in `f30k_precomp` and `coco_precomp`: 36
-region features of each image, found by others' detector, and five sentences; see docs/data.md. They
-stay on disk and are read as they are used. Learned words are numbered as SCAN's own file says,
-`<set>_precomp_vocab.json` beside the arrays or under `vocab/`, or as the training sentences have
-them; each word also has a fixed vector of `task.vectors`. `set: scenes` are rendered images,
-written once to `data.root`.
+The arrays of Lee et al. (2018) are under `data.root`, in `f30k_precomp` and `coco_precomp`: 36
+region features of a detector and five sentences per image; see docs/data.md. Features stay on disk
+and are read on demand. The vocabulary of learned words is SCAN's, `<set>_precomp_vocab.json` beside
+the arrays or under `vocab/`, or else is built from the training sentences; each word also has a
+fixed vector of `task.vectors`. `set: scenes` are rendered images, written once to `data.root`.
 
-Recalls are in percent: R@1, R@5 and R@10, from an image to any of its sentences (`i2t`) and from a
-sentence to its image (`t2i`), and their mean, `mr`. COCO is measured on all 5,000 images of its
-`testall`, or with `task.folds=5` on each thousand of them.
+Metrics, in percent: R@1, R@5 and R@10, from an image to any of its sentences (`i2t`) and from a
+sentence to its image (`t2i`), and their mean, `mr`. COCO is measured on the 5,000 images of
+`testall` or, with `task.folds=5`, on each thousand of them.
 
-Dimensions: B images of a batch, P sentences of each, S = B x P, R regions, D numbers of a region, N
-images of a part.
+Dimensions: B images of a batch, P sentences of each, S = B x P, R regions, D features of a region,
+F folds, N images of a split.
 """
 
 from __future__ import annotations
@@ -42,11 +41,9 @@ from npas.utils.checks import above, below, within
 if TYPE_CHECKING:
     from npas.config import DataConfig
 
-# So many images, or sentences, are encoded at once where all is compared with all.
-EVAL_IMAGES, EVAL_SENTENCES = 100, 500
+EVAL_IMAGES, EVAL_SENTENCES = 100, 500  # encoded at once in evaluation
 SYNTHETIC_REGIONS, SYNTHETIC_WORDS = 12, 20  # at most
 VECTORS = "vectors.txt"  # of synthetic words
-# The highest of sizes are typing errors, which would fill the memory.
 LIMITS = {
     "regions": (1, 10_000), "region_width": (1, 65536), "word_width": (1, 65536),
     "max_words": (1, 10_000), "captions": (1, PER_IMAGE), "beta": (0, math.inf),
@@ -62,23 +59,23 @@ PUBLISHED = {
 
 @dataclass
 class Config:
-    """The `task.*` keys of retrieval. ValueError for what cannot be.
+    """The `task.*` keys of retrieval.
 
-    `loss=hardest` is ADAPT's: all that others in a batch fall short of the margin and, from step to
-    step more, 1 - beta^step, the hardest alone. Their code adds up where this is the mean over the
-    sentences: their optim.clip_norm is to be divided by the batch size. `loss=top` is two-branch
-    networks': the `negatives` worst, of images times `image_factor`, of sentences, and of sentences
-    among themselves times `sentence_factor`.
+    `loss=hardest` is ADAPT's margin loss: over all others in a batch at first, then more and more,
+    with weight 1 - beta^step, over the hardest only. It is a mean over sentences, where their code
+    sums: divide their optim.clip_norm by the batch size. `loss=top` is that of two-branch networks:
+    over the `negatives` hardest images, times `image_factor`, the hardest sentences, and, times
+    `sentence_factor`, the hardest sentences compared with sentences.
     """
 
     family: str = "retrieval"
     set: Literal["f30k", "coco", "scenes"] = "f30k"
-    regions: int = 36  # of an image; of more, the first
+    regions: int = 36  # per image: the first ones
     region_width: int = 2048
     vectors: str = "glove.6B.300d.txt"  # under data.root
     word_width: int = 300
-    max_words: int = 32  # of a sentence; of more, the first
-    captions: int = 1  # of an image in a batch, P: with 1 an epoch has all sentences, else images
+    max_words: int = 32  # per sentence: the first ones
+    captions: int = 1  # per image in a batch, P: with 1 an epoch is all sentences, else all images
     loss: Literal["hardest", "top"] = "hardest"
     margin: float = 0.2
     beta: float = 0.991
@@ -86,8 +83,8 @@ class Config:
     image_factor: float = 1.5
     sentence_factor: float = 0.1
     test: Literal["test", "testall"] = "test"
-    folds: int = 0  # of equal size that are searched each by itself; 0: all as one
-    images: str = ""  # folder under data.root of the images, as <name>.jpg, to be shown
+    folds: int = 0  # equal parts of the split that are searched separately; 0: no folds
+    images: str = ""  # folder under data.root with images, <name>.jpg, for npas-eval show=
     scenes: Difficulty = field(default_factory=Difficulty)
     made: Made = field(default_factory=Made)
 
@@ -102,14 +99,14 @@ class Config:
             raise ValueError(f"task.test={self.test}: set={self.set} has none; set task.test=test")
         if self.folds and self.set != "scenes" and self.test != "testall":
             raise ValueError(
-                f"task.folds={self.folds} is for COCO's testall: set task.folds=0, or of COCO"
+                f"task.folds={self.folds} is for COCO's testall: set task.folds=0, or for COCO"
                 " task.test=testall"
             )
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part: its images, whose features are on disk, and its sentences on the CPU."""
+    """One split: its images, whose features are on disk, and its sentences on the CPU."""
 
     images: reader.Split
     sentences: words.Sentences
@@ -131,26 +128,23 @@ class Task(dataset.SceneTask):
         if self.source == "synthetic":
             self.regions = min(self.regions, SYNTHETIC_REGIONS)
             self.words, self.folds = min(self.words, SYNTHETIC_WORDS), 1
-        # What the files of each part are called.
+        # The names of each part's files.
         self.splits = {"train": "train", "val": "dev", "test": config.test}
         self.published = PUBLISHED.get(self.name, {}) if self.source == "real" else {}
-        places = self.words + words.MARKS
+        length = self.words + words.MARKS
         self.samples = f"training {'sentences' if config.captions == 1 else 'images'}"
         inputs = {
-            "words": Input((config.captions, places, config.word_width)),
+            "words": Input((config.captions, length, config.word_width)),
             "lengths": Input((config.captions,), True),
             "regions": Input((self.regions, config.region_width)),
-            "ids": Input((config.captions, places), True),
+            "ids": Input((config.captions, length), True),
         }
         self.spec = InputSpec((), 1, outputs="match", inputs=inputs)
-        self.vocabulary_path: Path | None = None  # none: words are counted
-        self.pictures: Path | None = None  # the folder of the images themselves
+        self.vocabulary_path: Path | None = None  # None: built from the training sentences
+        self.pictures: Path | None = None  # the folder of the images
 
     def setup(self) -> None:
-        """Read sentences and words, and find the features. ValueError, one line, if they are bad.
-
-        Synthetic ones are written first, where they are not there yet.
-        """
+        """Read sentences and words, and check the features; rendered data are written first."""
         if self.parts:
             return
         config, root, name = self.config, Path(self.data.root), f"{self.config.set}_precomp"
@@ -163,7 +157,7 @@ class Task(dataset.SceneTask):
                     f"{config.set} is not under data.root={root}: put its arrays into"
                     f" {root / name} as docs/data.md says, or set data.source=synthetic"
                 )
-            # Beside the arrays, or where SCAN's own archive has it.
+            # Beside the arrays, or where SCAN's archive has it.
             paths = [root / folder / f"{name}_vocab.json" for folder in (name, "vocab")]
             self.vocabulary_path = next((path for path in paths if path.exists()), None)
             vectors = root / config.vectors
@@ -174,12 +168,12 @@ class Task(dataset.SceneTask):
         }
         for part, split in self.splits.items():
             if self.source == "real":
-                there, known = len(read[part]), self.published.get(split)
-                self.compared.add_images(split, there, known, root / name / split)
+                count, known = len(read[part]), self.published.get(split)
+                self.compared.add_images(split, count, known, root / name / split)
             if part != "train" and len(read[part]) % self.folds:
                 raise ValueError(
                     f"task.folds={self.folds} does not divide the {len(read[part]):,} images of"
-                    f" {split}: set it to 0, or to what does"
+                    f" {split}: set it to 0, or to a divisor"
                 )
         captions = [caption for own in read.values() for caption in own.captions]
         self.rows, table_NV = word_vectors.read_vectors(vectors, config.word_width, captions)
@@ -194,7 +188,7 @@ class Task(dataset.SceneTask):
         }
 
     def _write(self, root: Path, counts: dict[str, int], seed: int) -> None:
-        """Write synthetic arrays and words."""
+        """Write rendered images' arrays and word vectors."""
         config, name = self.config, f"{self.config.set}_precomp"
         named = {self.splits[part]: count for part, count in counts.items()}
         sizes = self.regions, config.region_width
@@ -202,7 +196,7 @@ class Task(dataset.SceneTask):
         scenes.write_vectors(root / VECTORS, config.word_width)
 
     def inspect(self) -> dict[str, str]:
-        """Count images, sentences and words beside the published, and read every number once."""
+        """Count images, sentences and words, compare with the published, and read all features."""
         found = {}
         for name, part in self.parts.items():
             features, split = part.images.features, self.splits[name]
@@ -214,11 +208,11 @@ class Task(dataset.SceneTask):
             if known := self.published.get(split):
                 same = len(part) == known
                 found[split] += ", as published" if same else f"; {known:,} images were published"
-        captions = (said for part in self.parts.values() for said in part.images.captions)
+        captions = (text for part in self.parts.values() for text in part.images.captions)
         by = self.vocabulary_path
         numbered = f"as {by.name} numbers them" if by else "counted in training"
         found["words"] = (
-            f"{len(self.vocabulary):,} are to be learned, {numbered};"
+            f"{len(self.vocabulary):,} are learned, {numbered};"
             f" {words.describe(captions, self.vocabulary, self.rows, self.words)}"
         )
         return found
@@ -229,7 +223,7 @@ class Task(dataset.SceneTask):
         return count * PER_IMAGE if self.config.captions == 1 else count
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
-        """Return regions and sentences. Targets say which images, and which step from 1 on."""
+        """Return regions and sentences; targets are the images' indices and the step from 1."""
         train = self.parts["train"]
         image_B, sentence_BP = self._drawn(epoch, index_B)
         inputs = train.sentences.take(sentence_BP)
@@ -238,7 +232,7 @@ class Task(dataset.SceneTask):
         return Batch(inputs, targets, len(index_B))
 
     def _drawn(self, epoch: int, item_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images of these items, B, and the sentences drawn of each, BxP."""
+        """Return the image of each item, B, and the sentences drawn for it, BxP."""
         if self.config.captions == 1:
             return item_B // PER_IMAGE, item_B[:, None]
         key = rng.derive_key(self.seed, "sentences", epoch)
@@ -247,29 +241,28 @@ class Task(dataset.SceneTask):
         return item_B, sentences_B5.gather(1, order_B5[:, : self.config.captions])
 
     def check_parts(self, size: int, parts: int) -> None:
-        """ValueError if that is not the whole batch, or one image with nothing to compare it."""
+        """Raise ValueError if a batch is split, or is a single image."""
         if parts > 1:
             raise ValueError(
-                f"the loss of {self.name} compares all of a batch, so it cannot be cut into {parts}"
-                " parts: set trainer.devices=1 and trainer.grad_accum_steps=1"
+                f"the loss of {self.name} compares all of a batch, so it cannot be split into"
+                f" {parts} parts: set trainer.devices=1 and trainer.grad_accum_steps=1"
             )
         if size < 2:
             raise ValueError(
-                f"batch_size={size}: there is nothing to compare one image with; set batch_size=2"
-                " or more"
+                f"batch_size={size}: the loss compares images with each other; set batch_size=2 or"
+                " more"
             )
 
     def check_network(self, model: nn.Module) -> None:
-        """ValueError if the network learns fewer words than there are."""
         known = getattr(getattr(model, "module", model), "vocab_size", None)
-        if known is not None and known < len(self.vocabulary):
+        if known is not None and known < (count := len(self.vocabulary)):
             raise ValueError(
-                f"{self.name} has {len(self.vocabulary):,} words to be learned, and the network has"
-                f" model.vocab_size={known}: set it to at least that"
+                f"{self.name} has {count:,} learned words, and the network has"
+                f" model.vocab_size={known}: set it to at least {count}"
             )
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss, and in percent how many sentences find their image in the batch."""
+        """Return the loss, and the percentage of sentences that find their image in the batch."""
         self.check_network(model)
         config, image_B = self.config, batch.targets["image"]
         match: Match = model(**batch.inputs)
@@ -288,11 +281,11 @@ class Task(dataset.SceneTask):
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
-        """Measure the recalls on "val" or "test", every image with every sentence of its fold."""
+        """Measure recalls on "val" or "test", of all images and sentences of a fold."""
         return metrics.recalls(self._similarity(model, split, rank, world))
 
     def _similarity(self, model: nn.Module, split: str, rank: int, world: int) -> Tensor:
-        """Return how well sentences fit images, fold by fold: FxSxN. Ranks take images in turn."""
+        """Return the similarity of all sentences and images of each fold, FxSxN, on all ranks."""
         self.check_network(model)
         part, network = self.parts[split], cast(Matcher, model)
         count = len(part) // self.folds
@@ -309,8 +302,8 @@ class Task(dataset.SceneTask):
                 fold, index = cut
                 regions_BRD = part.images.features.read(fold * count + index).to(device)
                 images_B = network.encode_images(regions_BRD)
-                place = fold, slice(None), slice(int(index[0]), int(index[-1]) + 1)
-                return place, network.match(images_B, folds[fold]).float()
+                columns = slice(int(index[0]), int(index[-1]) + 1)
+                return (fold, slice(None), columns), network.match(images_B, folds[fold]).float()
 
             cuts = [
                 (fold, index)
@@ -321,7 +314,7 @@ class Task(dataset.SceneTask):
             return fill(similarity_FSN, cuts[rank::world], world, match)
 
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
-        """Return sentences with the images that fit best, and by turns images with sentences."""
+        """Return sentences with their most similar images, alternating with the reverse."""
         similarity_FSN = self._similarity(model, split, 0, 1).cpu()
         images = self.parts[split].images
         return metrics.examples(similarity_FSN, images, self.pictures, count)

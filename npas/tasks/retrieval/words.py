@@ -1,9 +1,9 @@
-"""Turn sentences into vectors and numbers of their words, place by place.
+"""Convert sentences to word vectors and word ids.
 
-A sentence is its words between two marks of where it starts and ends. A word's vector is data, and
-zeros where the file has none, as for the marks; its number is for what a network learns of it.
+A sentence is its words between a start and an end token. A word's vector is fixed, and zeros if the
+file has none, as for start and end; its id is for an embedding that the network learns.
 
-Dimensions: U sentences, T places in each, V numbers a word, N rows of the table.
+Dimensions: U sentences, T tokens in each, V numbers per vector, N rows of the table.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from npas.tasks.common.files import reason
 from npas.tasks.common.word_vectors import split
 
 NONE, START, END, UNKNOWN = SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
-MARKS = 2
-LEAST = 4  # times that a word must come up in training to be learned by itself
+MARKS = 2  # start and end
+LEAST = 4  # occurrences in training that a word of the vocabulary needs
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """The places of sentences: rows of the table, words' numbers, 0 from a length on."""
+    """Sentences as rows of the vector table and as ids, padded with 0."""
 
     table_NV: Tensor  # float32; row 0 is zeros
-    rows_UT: Tensor  # int32, as the others
-    ids_UT: Tensor
-    lengths_U: Tensor
+    rows_UT: Tensor  # int32
+    ids_UT: Tensor  # int32
+    lengths_U: Tensor  # int32
 
     def take(self, index: Tensor) -> dict[str, Tensor]:
-        """Return what networks read of these sentences: ...xTxV in float32, and int64."""
+        """Return the inputs for these sentences: vectors, ...xTxV float32; lengths, ids, int64."""
         return {
             "words": self.table_NV[self.rows_UT[index].long()],
             "lengths": self.lengths_U[index].long(),
@@ -45,9 +45,9 @@ class Sentences:
 
 
 def count_words(captions: Iterable[str], known: Container[str] = ()) -> dict[str, int]:
-    """Number the words that come up often enough, most frequent first, after the four marks.
+    """Number the words that occur at least LEAST times, most frequent first, after SPECIAL.
 
-    What is joined by hyphens is one word if it is known as one.
+    A hyphenated word is split unless it is in `known`.
     """
     counts = Counter(word for caption in captions for word in split(caption, known))
     often = [word for word, count in counts.items() if count >= LEAST]
@@ -56,20 +56,20 @@ def count_words(captions: Iterable[str], known: Container[str] = ()) -> dict[str
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Read a vocabulary as SCAN stores it, words and their numbers. ValueError for another file."""
+    """Read SCAN's vocabulary, words and their ids; raises ValueError for another file."""
     try:
         found = dict(json.loads(path.read_text(encoding="utf-8"))["word2idx"])
         if any(type(number) is not int for number in found.values()):
-            raise ValueError("a word's number is no whole number")
+            raise ValueError("a word's id is not an integer")
         if sorted(found.values()) != list(range(len(found))):
-            raise ValueError(f"its {len(found):,} words are not numbered from 0 on")
+            raise ValueError(f"its {len(found):,} words are not numbered from 0")
         if not found.keys() >= set(SPECIAL) or found[NONE]:
-            raise ValueError(f"{', '.join(SPECIAL)} are not all there, the first as 0")
+            raise ValueError(f"it must have {', '.join(SPECIAL)}, the first with id 0")
     except (OSError, ValueError, TypeError, KeyError) as error:
-        said = "it has no word2idx" if isinstance(error, (TypeError, KeyError)) else reason(error)
+        text = "it has no word2idx" if isinstance(error, (TypeError, KeyError)) else reason(error)
         raise ValueError(
-            f"{path} cannot be read as a vocabulary ({said}): get it again, or move it away to"
-            " take the training sentences' own"
+            f"{path} cannot be read as a vocabulary ({text}): get it again, or move it away to"
+            " build one from the training sentences"
         ) from None
     return found
 
@@ -81,9 +81,9 @@ def look_up(
     table_NV: np.ndarray,
     most: int,
 ) -> Sentences:
-    """Return the places of sentences: of each the first `most` words, and the two marks.
+    """Convert sentences: the first `most` words of each, between start and end.
 
-    What is joined by hyphens is one word if it has a vector or a number of its own.
+    A hyphenated word is split unless it has a vector or an id.
     """
     unknown, known = vocabulary[UNKNOWN], rows.keys() | vocabulary.keys()
     rows_UT = np.zeros((len(captions), most + MARKS), np.int32)
@@ -92,8 +92,8 @@ def look_up(
     for i, caption in enumerate(captions):
         words = split(caption, known)[:most]
         rows_UT[i, 1 : len(words) + 1] = [rows.get(word, 0) for word in words]
-        numbers = [vocabulary.get(word, unknown) for word in words]
-        ids_UT[i, : len(words) + MARKS] = [vocabulary[START], *numbers, vocabulary[END]]
+        ids = [vocabulary.get(word, unknown) for word in words]
+        ids_UT[i, : len(words) + MARKS] = [vocabulary[START], *ids, vocabulary[END]]
         lengths_U[i] = len(words) + MARKS
     return Sentences(*map(torch.from_numpy, (table_NV, rows_UT, ids_UT, lengths_U)))
 
@@ -101,13 +101,12 @@ def look_up(
 def describe(
     captions: Iterable[str], vocabulary: Mapping[str, int], rows: Mapping[str, int], most: int
 ) -> str:
-    """Return which words have no vector or number, and how many sentences are cut."""
+    """Describe how many words lack a vector or an id, and how many sentences are truncated."""
     cut = [split(caption, rows.keys() | vocabulary.keys()) for caption in captions]
     counts = Counter(word for words in cut for word in words[:most])
     unknown = sum(count for word, count in counts.items() if word not in vocabulary)
     return (
         f"{unknown:,} of {counts.total():,} word occurrences are {UNKNOWN};"
         f" {len(counts.keys() & rows.keys()):,} of {len(counts):,} words have vectors;"
-        f" {sum(len(words) > most for words in cut):,} sentences are longer than {most} words and"
-        " lose the rest"
+        f" {sum(len(words) > most for words in cut):,} sentences are truncated to {most} words"
     )

@@ -1,24 +1,13 @@
-"""Generate a rendered world and write it in the formats of published sets.
+"""Generate rendered scenes and write them in the formats of published datasets.
 
-`world` draws scenes, `language` finds words for their things and `captions` tells of them,
-`drawing` makes pixels, `regions` what a detector would see there, and `writing` the files of
-Flickr30K Entities, ReferIt and SCAN. All of it is seeded: the same bytes each time.
+`world` draws scenes, `language` and `captions` describe them in words, `drawing` renders pixels,
+`regions` proposes boxes with features, and `writing` writes the files of Flickr30K Entities,
+ReferIt and SCAN. Everything is seeded: the output is deterministic.
 """
 
-from npas.tasks.scenes.world import Difficulty
-from npas.tasks.scenes.writing import (
-    write_bert,
-    write_flickr30k,
-    write_referit,
-    write_scan,
-    write_vectors,
-)
-
-__all__ = [
-    "Difficulty",
-    "write_bert",
-    "write_flickr30k",
-    "write_referit",
-    "write_scan",
-    "write_vectors",
-]
+from npas.tasks.scenes.world import Difficulty as Difficulty
+from npas.tasks.scenes.writing import write_bert as write_bert
+from npas.tasks.scenes.writing import write_flickr30k as write_flickr30k
+from npas.tasks.scenes.writing import write_referit as write_referit
+from npas.tasks.scenes.writing import write_scan as write_scan
+from npas.tasks.scenes.writing import write_vectors as write_vectors

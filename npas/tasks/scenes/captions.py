@@ -1,13 +1,13 @@
-"""Write captions of a scene, whose phrases are linked to the things they mean.
+"""Generate captions of a scene, with phrases linked to the things that they refer to.
 
-A phrase about one thing is true of that thing alone, one about several means all that its words
-are true of. Phrases also refer back ("it"), to the background, to what is not there and to nothing
-that can be seen, as people's do.
+A phrase about one thing is true of that thing only; one about several refers to all things that it
+is true of. Like people's, phrases also refer back ("it"), to the background, to absent things, and
+to nothing visible.
 
-Types are those of Flickr30K Entities, which here tell in how many ways a phrase is hard:
-`animals` are round, `vehicles` square and `instruments` pointed things, told by their attributes;
-`other` takes a neighbour to tell (or is not there at all), `people` are several at once, and
-`clothing` is an "it", which only the caption could tell. So accuracy by type says what was learned.
+Types have the names of Flickr30K Entities, but here they are kinds of difficulty, so that accuracy
+by type shows what was learned: `animals` are round, `vehicles` square and `instruments` pointed
+things, identified by their attributes; `other` are identified by a neighbour (or absent), `people`
+are groups, and `clothing` is an "it", which only the caption could resolve.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import itertools
 from dataclasses import dataclass
 
 from npas.tasks.scenes import language, world
-from npas.tasks.scenes.language import Teller, Words, alike, choose, kind, plural, those
+from npas.tasks.scenes.language import Describer, Words, alike, choose, kind, matching, plural
 from npas.tasks.scenes.world import Difficulty, Scene, relation
 
 CAPTIONS = 5
@@ -33,13 +33,13 @@ UNSEEN = ("Somebody drew", "Nobody moved", "Somebody made")
 ABSENT = ("a person", "any people", "the sun")
 BACKGROUNDS = ("wall", "floor", "background")
 OTHERS = "a an the some it is on against without"
-# Parts of the captions that speak of these; of the last where the background is not told.
+# Fractions of captions that mention these; the last among captions without a background.
 UNSEEN_PART, BACKGROUND_PART, ABSENT_PART = 0.15, 0.2, 0.05
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """A phrase: what it means is a chain of its scene, 0 if nothing that can be seen."""
+    """A phrase and the chain that it belongs to, 0 if it refers to nothing visible."""
 
     text: str
     chain: int
@@ -51,9 +51,9 @@ Caption = tuple[str | Phrase, ...]
 
 @dataclass(frozen=True)
 class Story:
-    """A scene's captions, and what their chains mean: numbers of things, or none with a box.
+    """A scene's captions, and the indices of the things that each chain refers to.
 
-    Of chains without a box those in `scenes` mean the whole scene, the others are not there.
+    Chains without things refer to the whole scene if they are in `scenes`, else to absent things.
     """
 
     captions: tuple[Caption, ...]
@@ -62,7 +62,7 @@ class Story:
 
 
 def marked(caption: Caption) -> str:
-    """Write a caption as Flickr30K Entities does: `[/EN#chain/type words]` for a phrase."""
+    """Format a caption as in Flickr30K Entities, with `[/EN#chain/type words]` for a phrase."""
     pieces = [
         f"[/EN#{'/'.join((str(piece.chain), *piece.types))} {piece.text}]"
         if isinstance(piece, Phrase)
@@ -73,37 +73,37 @@ def marked(caption: Caption) -> str:
 
 
 def plain(caption: Caption) -> str:
-    """Write a caption's words alone."""
+    """Return a caption's text."""
     return " ".join(piece.text if isinstance(piece, Phrase) else piece for piece in caption)
 
 
 def tell(scene: Scene, difficulty: Difficulty) -> Story:
     """Return five captions of a scene."""
-    telling = _Telling(scene, difficulty)
-    captions = tuple(telling.caption() for _ in range(CAPTIONS))
+    captioner = _Captioner(scene, difficulty)
+    captions = tuple(captioner.caption() for _ in range(CAPTIONS))
     meant = {
         chain: meaning if isinstance(meaning, tuple) else ()
-        for meaning, chain in telling.chains.items()
+        for meaning, chain in captioner.chains.items()
     }
-    return Story(captions, meant, frozenset({telling.chains.get("scene", 0)} - {0}))
+    return Story(captions, meant, frozenset({captioner.chains.get("scene", 0)} - {0}))
 
 
-class _Telling:
-    """Make captions of one scene, whose chains have numbers that no other scene has."""
+class _Captioner:
+    """Generates captions of one scene, with chain numbers that are unique over scenes."""
 
     def __init__(self, scene: Scene, difficulty: Difficulty) -> None:
         self.scene = scene
         self.difficulty = difficulty
         self.rng = scene.random("captions")
-        self.teller = Teller(self.rng, scene, difficulty)
+        self.describer = Describer(self.rng, scene, difficulty)
         self.groups = alike(scene)
-        self.chains: dict[tuple[int, ...] | str, int] = {}  # by what they mean
+        self.chains: dict[tuple[int, ...] | str, int] = {}  # by what they refer to
 
     def _chain(self, meaning: tuple[int, ...] | str) -> int:
         return self.chains.setdefault(meaning, self.scene.number * 100 + len(self.chains) + 1)
 
     def caption(self) -> Caption:
-        """Return another caption, from a capital letter to a full stop."""
+        """Return the next caption."""
         rng = self.rng
         order = list(range(len(self.scene.things)))
         rng.shuffle(order)
@@ -121,13 +121,13 @@ class _Telling:
         elif start := rng.choice(STARTS):
             pieces.insert(0, start)
         pieces += self._more(first, order)
-        # What nothing tells has no chain to refer back to.
-        is_told = (first,) in self.chains
-        if first is not None and is_told and rng.random() < self.difficulty.pronouns:
+        # A thing that no phrase identifies has no chain to refer back to.
+        has_chain = (first,) in self.chains
+        if first is not None and has_chain and rng.random() < self.difficulty.pronouns:
             thing = self.scene.things[first]
             it = Phrase("it", self._chain((first,)), ("clothing",))
-            said = rng.choice((thing.size, thing.colour, thing.material))
-            pieces += [",", it, "is", choose(rng, said)]
+            attribute = rng.choice((thing.size, thing.colour, thing.material))
+            pieces += [",", it, "is", choose(rng, attribute)]
         if rng.random() < BACKGROUND_PART:
             on = rng.choice(("on", "against"))
             text = f"a {self.scene.tone} {rng.choice(BACKGROUNDS)}"
@@ -141,7 +141,7 @@ class _Telling:
         return dataclasses.replace(begin, text=begin.text.capitalize()), *rest, "."
 
     def _more(self, first: int | None, order: list[int]) -> list[str | Phrase]:
-        """Add another thing, by its place if that is clear, and perhaps a third."""
+        """Mention one or two more things, the first by its relation in half of the cases."""
         rng = self.rng
         pieces: list[str | Phrase] = []
         for i in order[: rng.choice((1, 1, 2))]:
@@ -152,41 +152,34 @@ class _Telling:
         return pieces
 
     def _thing(self, number: int) -> Phrase:
-        """Describe a thing; where nothing identifies it, as some of its kind (linked to none)."""
+        """Describe a thing; if nothing identifies it, as "some" of its shape, without a chain."""
         thing = self.scene.things[number]
         wanted = self.rng.random() < self.difficulty.relations
-        if wanted or not self.teller.telling[number]:
-            text = self.teller.by_neighbour(number, "the")
+        if wanted or not self.describer.unique[number]:
+            text = self.describer.by_neighbour(number, "the")
             if text is not None:
                 return Phrase(text, self._chain((number,)), ("other",))
-        text = self.teller.by_attributes(number)
+        text = self.describer.by_attributes(number)
         if text is not None:
             article = self.rng.choice(("the", "an" if text[0] in "aeiou" else "a"))
             return Phrase(f"{article} {text}", self._chain((number,)), (TYPES[thing.shape],))
-        return Phrase(f"some {Words(shape=thing.shape).spoken(self.rng)}", 0, ("notvisual",))
+        return Phrase(f"some {Words(shape=thing.shape).phrase(self.rng)}", 0, ("notvisual",))
 
     def _group(self, group: tuple[int, ...]) -> Phrase:
         thing = self.scene.things[group[0]]
         kinds = [kind(thing, colour) for colour in (False, True)]
-        words = self.rng.choice([words for words in kinds if those(self.scene, words) == group])
+        words = self.rng.choice([words for words in kinds if matching(self.scene, words) == group])
         number = self.rng.choice(NUMBERS[len(group)])
-        text = f"{number} {words.spoken(self.rng, many=True)}"
+        text = f"{number} {words.phrase(self.rng, many=True)}"
         return Phrase(text, self._chain(group), ("people", TYPES[thing.shape]))
 
 
 def vocabulary() -> list[str]:
-    """Return every word of captions and expressions, in small letters, in order."""
-    texts = [
-        *world.SHAPES,
-        *world.COLOURS,
-        *world.MATERIALS,
-        *world.SIZES,
-        *world.TONES,
-        *world.RELATIONS,
-        *language.PLACES,
-        OTHERS,
-    ]
+    """Return all words of captions and expressions, in lower case, sorted."""
+    texts = [*world.SHAPES, *world.COLOURS, *world.MATERIALS, *world.SIZES, *world.TONES]
+    texts += [*world.RELATIONS, *language.PLACES, OTHERS]
     texts += [*STARTS, *BETWEEN, *UNSEEN, *ABSENT, *BACKGROUNDS]
-    texts += itertools.chain(*language.SAID.values(), *NUMBERS.values())
-    texts += [plural(noun) for shape in world.SHAPES for noun in language.SAID.get(shape, (shape,))]
+    texts += itertools.chain(*language.SYNONYMS.values(), *NUMBERS.values())
+    nouns = itertools.chain(*(language.SYNONYMS.get(shape, (shape,)) for shape in world.SHAPES))
+    texts += map(plural, nouns)
     return sorted({word for text in texts for word in text.lower().split()})

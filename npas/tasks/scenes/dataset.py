@@ -1,7 +1,7 @@
-"""Keep sets of synthetic scenes on disk: written once, by one process, and whole.
+"""Store rendered datasets on disk: written once, by one process, atomically.
 
-A set lies in a folder under `data.root` whose name ends in a hash of all that decides its bytes, so
-that no set is taken for another, and runs that ask for the same one share it.
+A dataset is a folder under `data.root` whose name ends in a hash of everything that determines its
+content, so that runs with the same settings share it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +21,20 @@ import torch
 
 from npas.tasks import base
 from npas.tasks.common import checksums, files
+from npas.tasks.common.files import temporary
 from npas.tasks.scenes.world import Difficulty
 from npas.utils.checks import within
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
 
-WORLD = 1  # which world it is: one more when the same keys come to mean other bytes
-MOST = 10_000_000  # images of a split: more is a typing error, and would fill the disk
+WORLD = 1  # version: increment if the same keys give other content
+MOST = 10_000_000  # images of a split
 
 
 @dataclass(frozen=True)
 class Made:
-    """The `task.made.*` keys: how many images each split has, and which. ValueError."""
+    """The `task.made.*` keys: the number of images of each split, and their seed."""
 
     train: int = 2000
     val: int = 200
@@ -48,21 +47,18 @@ class Made:
 
 
 class SceneTask(base.Task):
-    """Train on images' regions, which stream from disk: of published files or rendered scenes.
-
-    All sets have a part to choose a checkpoint by.
-    """
+    """The base of tasks on region features, streamed from published files or rendered scenes."""
 
     has_validation = True
     compared: checksums.Comparison
 
     def __init__(self, config: Any, data: DataConfig, seed: int, name: str) -> None:
-        base.refuse_val_fraction(data, name, "which has a part to choose a checkpoint by")
+        base.refuse_val_fraction(data, name, "which has a validation split")
         self.name = name
         self.config = config
         self.data = data
         self.seed = seed
-        self.device = torch.device("cpu")  # whatever trains
+        self.device = torch.device("cpu")  # batches stream from disk
         self.source = data.source
         self.is_rendered = config.set == "scenes" or self.source == "synthetic"
         self.compared = checksums.Comparison(data.verify)
@@ -74,10 +70,10 @@ class SceneTask(base.Task):
         sizes: dict[str, int],
         write: Callable[[Path, dict[str, int], int], Any],
     ) -> Path:
-        """Return the folder of the scenes asked for, which `write(folder, counts, seed)` writes.
+        """Return the folder of the rendered dataset; `write(folder, counts, seed)` writes it.
 
-        Those of a synthetic run are few, and gone when the task is; others lie under `data.root`.
-        `form` says in which form, `sizes` what else decides their bytes.
+        That of a synthetic run is small, and deleted with the task; others are under `data.root`.
+        `form` is the file format; it and `sizes` are part of the hash in the folder's name.
         """
         config, few = self.config, self.data.synthetic
         sizes = {**sizes, "region_width": config.region_width, "word_width": config.word_width}
@@ -87,17 +83,17 @@ class SceneTask(base.Task):
             return root
         made = config.made
         counts = {"train": made.train, "val": made.val, "test": made.test}
-        decides = form, config.scenes, made, sizes
-        return ensure(Path(self.data.root), *decides, lambda new: write(new, counts, made.seed))
+        settings = form, config.scenes, made, sizes
+        return ensure(Path(self.data.root), *settings, lambda new: write(new, counts, made.seed))
 
 
 def refuse_unread(config: Any, keys: Sequence[str]) -> None:
-    """Raise ValueError if one of the keys is set where `task.set=scenes`, which has its own."""
+    """Raise ValueError if one of the keys is set with `task.set=scenes`, which ignores it."""
     for key in keys:
         value = getattr(config, key)
         if config.set == "scenes" and value != getattr(type(config), key):
             raise ValueError(
-                f"task.{key}={value} is not read where task.set=scenes, which has its own: leave it"
+                f"task.{key}={value} is not read with task.set=scenes, which has its own: leave it"
                 " out"
             )
 
@@ -110,13 +106,12 @@ def ensure(
     sizes: dict[str, int],
     write: Callable[[Path], Any],
 ) -> Path:
-    """Return the folder of a set, written by `write(folder)` if it is not there yet.
+    """Return the folder of a dataset with these settings; `write(folder)` writes it if missing.
 
-    `form` says in which form, `sizes` what else decides its bytes. Whoever is killed leaves nothing
-    that is taken for a set. ValueError, one line, where it cannot be written.
+    A killed process leaves no incomplete dataset. Raises ValueError if it cannot be written.
     """
-    decides = [WORLD, form, dataclasses.asdict(difficulty), dataclasses.asdict(made), sizes]
-    text = json.dumps(decides, sort_keys=True)
+    settings = [WORLD, form, dataclasses.asdict(difficulty), dataclasses.asdict(made), sizes]
+    text = json.dumps(settings, sort_keys=True)
     name = f"scenes-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     folder, new = root / name, root / f".{name}.new"
     if folder.is_dir():
@@ -124,7 +119,7 @@ def ensure(
     try:
         with files.locked(root / f".{name}.lock"):
             if not folder.is_dir():
-                shutil.rmtree(new, ignore_errors=True)  # of one that was killed
+                shutil.rmtree(new, ignore_errors=True)  # of a killed process
                 try:
                     new.mkdir(parents=True)
                     write(new)
@@ -134,19 +129,6 @@ def ensure(
     except OSError as error:
         raise ValueError(
             f"{folder} cannot be written ({files.reason(error)}): set data.root to a folder with"
-            " room for synthetic scenes"
+            " room for rendered scenes"
         ) from None
     return folder
-
-
-def temporary(owner: object) -> Path:
-    """Return a new folder that is gone when its owner is, or this process."""
-    folder = tempfile.mkdtemp(prefix="npas-scenes-")
-    weakref.finalize(owner, _remove, folder, os.getpid())
-    return Path(folder)
-
-
-def _remove(folder: str, process: int) -> None:
-    """Delete a folder, unless this is a forked copy of the process that made it."""
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)

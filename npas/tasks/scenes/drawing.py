@@ -1,6 +1,6 @@
-"""Draw the pixels of a scene.
+"""Render the pixels of a scene.
 
-Legend: H rows, W columns of the image or of a thing's box.
+Dimensions: H rows, W columns of the image or of a thing's box.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 
 from npas.tasks.scenes.world import COLOURS, TONES, Scene, Thing
 
-SLOPE = 15  # of the background's grey, from the middle to an edge
-FINE = 4  # points a pixel is averaged over, along each side
-PERIODS = 3  # of a pattern along a side
+SLOPE = 15  # change of the background's grey from the middle to an edge
+FINE = 4  # supersampling along each axis
+PERIODS = 3  # of a pattern along each side
 STAR = np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
 
 
@@ -41,13 +41,13 @@ def render(scene: Scene, noise: float) -> np.ndarray:
 
 
 def _other(thing: Thing) -> np.ndarray:
-    """Return the second colour of a thing's pattern: darker, or lighter of a dark thing."""
+    """Return the second colour of a thing's pattern: darker, or lighter if the thing is dark."""
     colour = np.array(COLOURS[thing.colour], dtype=np.float32)
     return colour * 0.35 if colour.mean() > 90 else colour + (255 - colour) * 0.65
 
 
 def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return how far across and down each point of a box is, from -1 to 1: fine rows, columns."""
+    """Return the x (a row) and y (a column) of a box's sampling points, from -1 to 1."""
     down, across = (
         ((np.arange(side * FINE) + 0.5) / (side * FINE) * 2 - 1) for side in (height, width)
     )
@@ -61,20 +61,20 @@ def _averaged(inside: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4096)
 def _mask(shape: str, height: int, width: int) -> np.ndarray:
-    """Return how much of each pixel a shape that fills the box covers, HxW."""
+    """Return the fraction of each pixel that a shape filling the box covers, HxW."""
     return _averaged(INSIDE[shape](*_grid(height, width)), height, width)
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return which points lie in a five-pointed star that fills the box."""
-    # Its points lie on a circle: what they reach to the sides and down is less than the radius.
+    """Return which points are in a five-pointed star that fills the box."""
+    # The star's tips are on a circle, but extend less than the radius to the sides and down.
     x = x * np.sin(2 * np.pi / 5)
     y = (y + 1) / 2 * (1 + STAR[0]) - 1
     angle = np.arctan2(x, -y) % (2 * np.pi / 5)
     angle = np.minimum(angle, 2 * np.pi / 5 - angle)
     along, beside = np.hypot(x, y) * np.cos(angle), np.hypot(x, y) * np.sin(angle)
     inner = 0.45 * STAR
-    # Left of the line from the point (1, 0) to the notch between two points.
+    # Left of the line from the tip (1, 0) to the notch between two tips.
     return (along - 1) * inner[1] - beside * (inner[0] - 1) < 0
 
 
@@ -83,7 +83,7 @@ def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return lobes | ((y > -0.45) & (np.abs(x) < (1 - y) / 1.45))
 
 
-# Of a shape that fills its box: which points, from -1 to 1 across and down, lie in it.
+# Whether points, with coordinates from -1 to 1, are in the shape that fills the box.
 INSIDE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "circle": lambda x, y: np.hypot(x, y) < 1,
     "ring": lambda x, y: (np.hypot(x, y) < 1) & (np.hypot(x, y) > 0.55),
@@ -98,7 +98,7 @@ INSIDE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 @functools.lru_cache(maxsize=4096)
 def _pattern(material: str, height: int, width: int) -> np.ndarray:
-    """Return how much of the second colour each pixel has, HxW."""
+    """Return the fraction of the second colour in each pixel, HxW."""
     x, y = (np.pi * PERIODS * along for along in _grid(height, width))
     found = {
         "plain": np.full((1, 1), False),

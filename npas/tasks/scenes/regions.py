@@ -1,13 +1,12 @@
-"""Propose regions of a scene, and say in numbers what their pixels show.
+"""Propose regions of a scene, and compute features from their pixels.
 
-Proposals are what a detector gives: boxes around things, more or less well placed, and boxes around
-several things, parts of things or nothing at all. A region's numbers are seen twice over: near, its
-own box, and far, a window of one size whose middle it is, with what lies beside it. Each number
-adds up the pixels of a random patch of one of the two, with random signs that are the same for
-small blocks of them, and cuts off what is below 0. So they hold colour, shape, material, size and
-neighbours, and name none of them.
+Proposals imitate a detector's: boxes around things, more or less accurate, and around several
+things, parts of things, or nothing. A region has two views: near, its own box, and far, a window of
+fixed size around its centre, which shows its neighbours. A feature is the sum of the pixels in a
+random patch of one view, with random signs that are constant over small blocks, clipped at 0. So
+features encode colour, shape, material, size and neighbours, without naming them.
 
-Legend: R regions, D numbers a region, V pixels of both views, H rows and W columns of the image.
+Dimensions: R regions, D features per region, V pixels of a view, H rows and W columns of the image.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from npas.tasks.scenes.language import alike
 from npas.tasks.scenes.world import Difficulty, Scene
 
 NEAR, FAR = 12, 20  # pixels along the side of a view
-MARGIN = 0.1  # of a box's side, that the near view shows around it
-REACH = 0.6  # of the square root of the image's area: how far the far view shows to each side
+MARGIN = 0.1  # of the near view around a box, as a fraction of its side
+REACH = 0.6  # of the far view to each side, as a fraction of the square root of the image's area
 GREY = 128
-SCALE = 1 / 512  # a power of two: then every number is exact, whoever adds up in which order
-LOOSE = 2.5  # how much further off a bad proposal's edges are than a good one's
+SCALE = 1 / 512  # a power of two, so that features are exact in any order of summation
+LOOSE = 2.5  # jitter of a bad proposal, relative to a good one's
 Box = tuple[float, float, float, float]
 
 
 def propose(scene: Scene, difficulty: Difficulty, count: int) -> np.ndarray:
-    """Return `count` boxes, float32, Rx4: first and last pixel across and down, best first.
+    """Return `count` boxes, Rx4, float32: left, top, right, bottom pixel, best first.
 
-    There is a good one of every thing, and of things that are alike together, if `count` allows.
+    If `count` allows, every thing and every group of similar things has a good one.
     """
     rng = scene.random("proposals")
     things: list[Box] = [thing.box for thing in scene.things]
@@ -48,7 +47,7 @@ def propose(scene: Scene, difficulty: Difficulty, count: int) -> np.ndarray:
 
 
 def union(boxes: list[Box]) -> Box:
-    """Return the least box around some."""
+    """Return the smallest box around the boxes."""
     left, top, right, bottom = zip(*boxes, strict=True)
     return min(left), min(top), max(right), max(bottom)
 
@@ -67,7 +66,7 @@ def _loose(rng: Random, scene: Scene, difficulty: Difficulty, box: Box) -> Box:
 
 
 def _anywhere(rng: Random, scene: Scene, difficulty: Difficulty, box: Box) -> Box:
-    """Put a box of about a thing's size somewhere."""
+    """Draw a box of about a thing's size anywhere."""
     width, height = ((box[i + 2] - box[i]) * rng.uniform(0.7, 1.6) for i in (0, 1))
     left = rng.uniform(0, scene.width - width)
     top = rng.uniform(0, scene.height - height)
@@ -89,7 +88,7 @@ def _part(rng: Random, scene: Scene, difficulty: Difficulty, box: Box) -> Box:
 
 
 def _inside(box: Box, scene: Scene) -> Box:
-    """Round to pixels of the image; at least four along each side."""
+    """Round a box to pixels of the image, at least four along each side."""
     found: list[int] = []
     for low, high, size in ((box[0], box[2], scene.width), (box[1], box[3], scene.height)):
         first = min(max(0, round(low)), size - 4)
@@ -99,23 +98,23 @@ def _inside(box: Box, scene: Scene) -> Box:
 
 
 class Eyes:
-    """Turn regions into numbers, always by the same random sums: they depend on `width` alone."""
+    """Computes `width` features of regions, by random sums that depend on `width` only."""
 
     def __init__(self, width: int) -> None:
         rng = np.random.default_rng(width)
-        # The first half of the numbers looks at the near view, the others at the far one.
+        # The first half of the features is of the near view, the rest of the far one.
         halves = ((NEAR, width - width // 2), (FAR, width // 2))
         self.sums = [_patches(rng, side, count) for side, count in halves]
 
     def see(self, pixels_HW3: np.ndarray, boxes_R4: np.ndarray) -> np.ndarray:
-        """Return the numbers of these regions of an image, float32, RxD."""
+        """Return the features of these regions of an image, RxD, float32."""
         seen = views(pixels_HW3, boxes_R4)
         found_RD = np.concatenate([v @ sums for v, sums in zip(seen, self.sums, strict=True)], 1)
         return np.maximum(found_RD, 0) * np.float32(SCALE)
 
 
 def _patches(rng: np.random.Generator, side: int, count: int) -> np.ndarray:
-    """Draw `count` patches of a view, with a sign for each of their pixels: float32, VxD."""
+    """Draw `count` patches of a view: the sign of each pixel, 0 outside, VxD, float32."""
     sums_DH3W = np.zeros((count, side, 3, side), dtype=np.float32)
     for own_H3W in sums_DH3W:
         high, wide = rng.integers(side // 3, side + 1, 2)
@@ -128,10 +127,10 @@ def _patches(rng: np.random.Generator, side: int, count: int) -> np.ndarray:
 
 
 def views(pixels_HW3: np.ndarray, boxes_R4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the near and the far view of each region: whole numbers in float32, RxV each.
+    """Return the near and the far view of each region: integers in float32, RxV each.
 
-    A view's pixel is the mean over a few of the image's, less `GREY`; 0 beyond the image. Pixels
-    come row by row, in each row channel by channel.
+    A view's pixel is the mean over a rectangle of the image's, minus `GREY`; 0 outside the image.
+    Pixels are ordered by row, channel and column.
     """
     height, width = pixels_HW3.shape[:2]
     image_H3W = np.ascontiguousarray(pixels_HW3.transpose(0, 2, 1)).astype(np.float32) - GREY
@@ -145,7 +144,7 @@ def views(pixels_HW3: np.ndarray, boxes_R4: np.ndarray) -> tuple[np.ndarray, np.
 def _shrunk(
     image_H3W: np.ndarray, low_R2: np.ndarray, high_R2: np.ndarray, side: int
 ) -> np.ndarray:
-    """Shrink rectangles of an image to so many pixels along each side: S rows, T columns."""
+    """Downsample rectangles of an image to `side` pixels along each side: S rows, T columns."""
     height, _, width = image_H3W.shape
     part_S = np.arange(side + 1, dtype=np.float32) / np.float32(side)
     edges_R2S = np.rint(low_R2[..., None] + part_S * (high_R2 - low_R2)[..., None])
@@ -154,7 +153,7 @@ def _shrunk(
     x_W, y_H = (np.arange(size, dtype=np.float32) for size in (width, height))
     columns_RTW = ((x_W >= first_R2S[:, 0]) & (x_W < last_R2S[:, 0])).astype(np.float32)
     rows_RSH = ((y_H >= first_R2S[:, 1]) & (y_H < last_R2S[:, 1])).astype(np.float32)
-    # Sums of whole numbers, below 2**24: exact.
+    # Sums of integers below 2**24 are exact.
     half = rows_RSH.reshape(-1, height) @ image_H3W.reshape(height, -1)
     sums_RS3T = half.reshape(-1, side * 3, width) @ columns_RTW.transpose(0, 2, 1)
     count_R2S = (last_R2S - first_R2S)[..., 0]

@@ -1,7 +1,7 @@
-"""Draw scenes: a handful of things with a shape, a colour, a size, a material and a place.
+"""Draw scenes: a few things, each with a shape, a colour, a size, a material and a box.
 
-What a scene looks like depends on a seed and its number alone. The things of one scene share few
-shapes and colours, so that it often takes several words, or a neighbour, to say which one is meant.
+A scene is a function of a seed and its number. The things of a scene have few different shapes and
+colours, so that it often takes several words, or a neighbour, to identify one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from random import Random
 from npas.utils.checks import at_least, within
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
-# Of pixels: red, green, blue.
-COLOURS = {
+COLOURS = {  # RGB
     "red": (205, 45, 40),
     "blue": (45, 80, 205),
     "green": (50, 160, 65),
@@ -26,15 +25,15 @@ COLOURS = {
     "black": (20, 20, 20),
 }
 MATERIALS = ("plain", "striped", "dotted", "checked")
-# How long a side is, as a part of the square root of the image's area; some of them, by number.
+# Side lengths, as fractions of the square root of the image's area; and which of them are used.
 SIZES = {"small": 0.15, "medium": 0.21, "large": 0.28}
 SIZES_OF = {1: ("medium",), 2: ("small", "large"), 3: ("small", "medium", "large")}
 TONES = {"dark": 70, "pale": 170}  # grey of a background
 RELATIONS = ("left of", "right of", "above", "below")
 
 MOST_THINGS = 8
-MOST_HIDDEN = 0.2  # of a thing's box
-ATTEMPTS = 30  # to find a place for a thing
+MOST_HIDDEN = 0.2  # fraction of a box that another may overlap
+ATTEMPTS = 30  # to position a thing
 LIMITS = {
     "least": (2, MOST_THINGS), "most": (2, MOST_THINGS), "palette": (1, math.inf),
     "shapes": (1, len(SHAPES)), "colours": (1, len(COLOURS)), "sizes": (1, len(SIZES)),
@@ -42,28 +41,27 @@ LIMITS = {
     "proposals": (1, 1000), "jitter": (0, 0.5), "noise": (0, 100), "height": (64, 1024),
     "width": (64, 1024),
 }  # fmt: skip
-# A direction is clear if it leads this much further than across.
-CLEAR = 1.25
+CLEAR = 1.25  # ratio of the two offsets from which a relation is clear
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """The `task.scenes.*` keys: what is in a scene and how it is told. ValueError."""
+    """The `task.scenes.*` keys: what is in a scene and how it is described."""
 
     least: int = 4  # things in a scene
     most: int = 7
-    shapes: int = 5  # of these many kinds, as are the next three
+    shapes: int = 5  # number of kinds, as the next three
     colours: int = 6
     sizes: int = 2
     materials: int = 3
-    palette: int = 3  # shapes, and colours, in one scene at most: fewer look more alike
-    relations: float = 0.35  # part of the phrases that take a neighbour to tell who is meant
-    pronouns: float = 0.1  # part of the captions with an "it", which no box can be told from
-    groups: float = 0.15  # part of the captions that tell of several things at once
-    proposals: int = 20  # boxes of an image, all beyond the things themselves being distractors
-    jitter: float = 0.1  # of a proposal's edges, as a part of the side
+    palette: int = 3  # most shapes, and colours, in one scene: fewer make things more similar
+    relations: float = 0.35  # fraction of phrases that refer by a neighbour
+    pronouns: float = 0.1  # fraction of captions with an "it", which alone identifies no box
+    groups: float = 0.15  # fraction of captions about several things at once
+    proposals: int = 20  # boxes per image; those that are not of things are distractors
+    jitter: float = 0.1  # of a proposal's edges, as a fraction of the side
     noise: float = 10.0  # standard deviation of pixels and colours, of 255
-    height: int = 96  # of an image in pixels
+    height: int = 96  # pixels
     width: int = 128
 
     def __post_init__(self) -> None:
@@ -72,14 +70,14 @@ class Difficulty:
         at_least("task.scenes.proposals", self.proposals, self.most)
         if max(self.height, self.width) > 2 * min(self.height, self.width):
             raise ValueError(
-                f"task.scenes.height={self.height} and width={self.width}: one may be twice the"
-                " other at most"
+                f"task.scenes.height={self.height} and width={self.width}: one may be at most"
+                " twice the other"
             )
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A thing and its box: left, top, right, bottom pixel, all of them still in it."""
+    """A thing and its box: left, top, right, bottom pixel, inclusive."""
 
     shape: str
     colour: str
@@ -89,7 +87,7 @@ class Thing:
 
     @property
     def attributes(self) -> tuple[str, str, str, str]:
-        """Return its size, colour, material and shape, in the order in which they are said."""
+        """Return size, colour, material and shape, in the order of a phrase."""
         return self.size, self.colour, self.material, self.shape
 
     @property
@@ -101,7 +99,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene: its things, later ones in front of earlier ones, before a background."""
+    """A scene: a background and things, later ones in front of earlier ones."""
 
     seed: int
     number: int
@@ -111,12 +109,12 @@ class Scene:
     things: tuple[Thing, ...]
 
     def random(self, purpose: str) -> Random:
-        """Return random numbers of this scene for one purpose: the same ones each time."""
+        """Return a generator seeded by this scene and `purpose`."""
         return Random(f"{purpose} {self.seed} {self.number}")
 
 
 def draw_scene(difficulty: Difficulty, seed: int, number: int) -> Scene:
-    """Draw scene `number`; where its things find no place, another is drawn in its stead."""
+    """Draw scene `number`; redraws it if its things do not fit."""
     for attempt in itertools.count():
         rng = Random(f"scene {seed} {number} {attempt}")
         if things := _things(rng, difficulty):
@@ -126,7 +124,7 @@ def draw_scene(difficulty: Difficulty, seed: int, number: int) -> Scene:
 
 
 def _things(rng: Random, difficulty: Difficulty) -> tuple[Thing, ...]:
-    """Draw things; none if one of them finds no place."""
+    """Draw things; returns () if one of them does not fit."""
     palette = difficulty.palette
     shapes = rng.sample(SHAPES[: difficulty.shapes], min(palette, difficulty.shapes))
     colours = rng.sample(list(COLOURS)[: difficulty.colours], min(palette, difficulty.colours))
@@ -144,7 +142,7 @@ def _things(rng: Random, difficulty: Difficulty) -> tuple[Thing, ...]:
 def _place(
     rng: Random, difficulty: Difficulty, size: str, things: list[Thing]
 ) -> tuple[int, int, int, int] | None:
-    """Find a box that hides little of the others, and is little hidden; None if there is none."""
+    """Draw a box that overlaps the others little; returns None if there is none."""
     side = SIZES[size] * math.sqrt(difficulty.height * difficulty.width) * rng.uniform(0.93, 1.07)
     stretch = rng.uniform(0.92, 1.08)
     width, height = round(side * stretch), round(side / stretch)
@@ -158,7 +156,7 @@ def _place(
 
 
 def _hidden(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
-    """Return what two boxes have in common as a part of the smaller one."""
+    """Return the intersection of two boxes as a fraction of the smaller one."""
     width = min(one[2], other[2]) - max(one[0], other[0]) + 1
     height = min(one[3], other[3]) - max(one[1], other[1]) + 1
     areas = [(box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (one, other)]
@@ -166,7 +164,7 @@ def _hidden(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) ->
 
 
 def relation(thing: Thing, other: Thing) -> str | None:
-    """Return the relation of a thing to another, of `RELATIONS`; None if it is not clear."""
+    """Return the relation of a thing to another, from `RELATIONS`; None if it is not clear."""
     across, down = (a - b for a, b in zip(thing.centre, other.centre, strict=True))
     if abs(across) > CLEAR * abs(down):
         return "left of" if across < 0 else "right of"

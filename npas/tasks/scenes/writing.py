@@ -1,6 +1,6 @@
-"""Write scenes as published data sets lie on disk, so that the readers of these read them.
+"""Write scenes in the formats of published datasets, to be read by their readers.
 
-Every split draws scenes of its own, whatever the others hold. The same bytes each time.
+The scenes of a split do not depend on the other splits. The output is deterministic.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from npas.tasks.scenes.regions import Eyes, propose
 from npas.tasks.scenes.world import Difficulty, Scene, draw_scene
 from npas.utils.progress import track
 
-# The number of a split's first scene, which is its image's name: as long as Flickr's.
+# The number of a split's first scene. Numbers are image names, as long as Flickr's.
 FIRST = {"train": 1_000_000_000, "val": 2_000_000_000, "dev": 2_000_000_000}
 FIRST |= {"test": 3_000_000_000, "testall": 4_000_000_000}
-ELSEWHERE = 5_000_000_000  # scenes that no split has are so much further on
+ELSEWHERE = 5_000_000_000  # offset of scenes that are in no split
 QUALITY = 90
-UNRELATED = 0.02  # part of the images whose last caption is another's
+UNRELATED = 0.02  # fraction of images whose last caption is another image's
 HEADER = "# format: <imageID> <sentence number>"
 
 
@@ -46,11 +46,10 @@ def _drawn(
     width: int,
     seed: int,
 ) -> Iterator[tuple[Scene, np.ndarray]]:
-    """Draw a split's scenes, in order, and write their images into a folder.
+    """Yield a split's scenes and the data of their regions, and write the images into a folder.
 
-    With each comes what an HDF5 file has of so many regions of it, R x (D + 5 + 4), float32: their
-    numbers, then the place of each as parts of the image and its part of the area, then first and
-    last pixel across and down.
+    The data are Rx(D+5+4), float32: features, the box's edges and area as fractions of the image's,
+    and the box in pixels (left, top, right, bottom).
     """
     from PIL import Image
 
@@ -78,10 +77,10 @@ def _write_lines(path: Path, lines: list[str]) -> None:
 def write_flickr30k(
     root: Path, difficulty: Difficulty, counts: Mapping[str, int], width: int, seed: int
 ) -> None:
-    """Write `flickr30k_entities/` under `root`, with so many images of "train", "val" and "test".
+    """Write `flickr30k_entities/` under `root`: `counts` images of "train", "val" and "test".
 
-    Regions have `width` numbers each. A few images have a caption that is none of theirs, named in
-    `UNRELATED_CAPTIONS` as the real ones are: sentences count from 1.
+    Regions have `width` features. A few images have a caption of another image, listed in
+    `UNRELATED_CAPTIONS` as in the real dataset, with sentences counted from 1.
     """
     folder = root / "flickr30k_entities"
     for name in ("Sentences", "Annotations", "flickr30k-images"):
@@ -108,7 +107,7 @@ def write_flickr30k(
 
 
 def annotation(scene: Scene, story: Story) -> str:
-    """Return the XML of a scene: each thing's box with all chains that mean it, counted from 1."""
+    """Return a scene's XML: each thing's box, in pixels from 1, with all chains about it."""
     root = ElementTree.Element("annotation")
 
     def child(parent: ElementTree.Element, tag: str, **values: object) -> ElementTree.Element:
@@ -141,9 +140,9 @@ def annotation(scene: Scene, story: Story) -> str:
 def write_referit(
     root: Path, difficulty: Difficulty, counts: Mapping[str, int], width: int, seed: int
 ) -> None:
-    """Write `refclef/` and `images/saiapr_tc-12/` under `root`: as `write_flickr30k`, for ReferIt.
+    """Write `refclef/` and `images/saiapr_tc-12/` under `root`; arguments as `write_flickr30k`.
 
-    A box is left, top and how far right and bottom pixel are from these.
+    A box is left, top, right - left, bottom - top.
     """
     folder, pixels = root / "refclef", root / "images" / "saiapr_tc-12"
     folder.mkdir(parents=True)
@@ -163,7 +162,7 @@ def write_referit(
                     box = [left, top, right - left, bottom - top]
                     annotations.append({"id": i, "image_id": image, "bbox": box})
                 for number, texts in refer(scene, difficulty).items():
-                    # Every third text as it may have been typed.
+                    # Every third text is capitalized and ends in a full stop.
                     numbered = enumerate(texts, sentences)
                     raw = [text if i % 3 else f"{text.capitalize()}." for i, text in numbered]
                     sentences += len(texts)
@@ -186,10 +185,10 @@ def write_scan(
     width: int,
     seed: int,
 ) -> None:
-    """Write the arrays of set `name` (as "f30k_precomp") under `root`, with so many images a split.
+    """Write the arrays of dataset `name`, such as "f30k_precomp", under `root`.
 
-    Splits are "train", "dev", "test" and "testall". An image has so many regions of so many
-    numbers; the images themselves come into a folder `images` beside the arrays.
+    `counts` are the numbers of images of "train", "dev", "test" and "testall". An image has
+    `regions` regions of `width` features. The images are written to a folder `images`.
     """
     folder = root / name
     (folder / "images").mkdir(parents=True)
@@ -197,7 +196,7 @@ def write_scan(
         head = {"descr": "<f4", "fortran_order": False, "shape": (count, regions, width)}
         captions, names = [], []
         how = difficulty, split, count, regions, width, seed
-        # Image by image, and not through memory: a disk that is full is an error then, no signal.
+        # Not memory-mapped: a full disk then raises an error instead of a signal.
         with open(folder / f"{split}_ims.npy", "wb") as features:
             np.lib.format.write_array_header_1_0(features, head)
             for scene, rows_RX in _drawn(folder / "images", *how):
@@ -212,7 +211,7 @@ def write_scan(
 
 
 def write_vectors(path: Path, width: int) -> None:
-    """Write a vector of `width` numbers for each word of the world, as GloVe's text files do."""
+    """Write a vector of `width` numbers for each word of the captions, in GloVe's text format."""
     words = vocabulary()
     values = np.random.default_rng(width).normal(0, 0.4, (len(words), width))
     with open(path, "w", encoding="utf-8") as file:
@@ -221,15 +220,15 @@ def write_vectors(path: Path, width: int) -> None:
 
 
 def write_bert(folder: Path, width: int) -> None:
-    """Write a BERT of two layers and of random weights, as transformers stores one, and its words.
+    """Write a random BERT with two layers and its tokenizer, in the format of transformers.
 
-    ValueError if `width` is odd: it has two heads.
+    Raises ValueError if `width` is odd, since it has two heads.
     """
     import torch
     from transformers import BertConfig, BertModel
 
     if width % 2:
-        raise ValueError(f"task.word_width={width}: a BERT of two heads has an even one")
+        raise ValueError(f"task.word_width={width} must be even, for a BERT with two heads")
     words = [*synthetic_text.SPECIAL, ".", ",", *vocabulary()]
     synthetic_text.write_wordpieces(folder, words)
     config = BertConfig(

@@ -1,10 +1,9 @@
-"""Draw grid mazes and find the shortest paths through them, many at once, on whatever device.
+"""Draw grid mazes and find their shortest paths, in batches on any device.
 
-A grid is HxW cells, some of them obstacles; a move goes to one of a cell's four neighbours. The
-search is breadth-first from one cell of every grid at the same time: each step grows what is
-reached by one move, and a cell's distance is the number of steps before which it was not reached.
+A grid is HxW cells, some of them obstacles; a move goes to one of a cell's four neighbours. Paths
+are found by breadth-first search from one cell of every grid at the same time.
 
-Legend: N grids, H rows, W columns.
+Dimensions: N grids, M of them still to draw, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -16,24 +15,23 @@ from torch import Tensor
 
 from npas.utils import rng
 
-# So many draws without one pair of cells at the wanted distance: there are none to be found.
-MOST_ATTEMPTS = 1000
-_FINE = 1 << 16  # obstacles are drawn from 16 bits each, four cells to a random word
+MOST_ATTEMPTS = 1000  # draws to find two cells at the required distance
+_FINE = 1 << 16  # obstacles are drawn from 16 bits each, four cells per random 64-bit number
 
 
 @dataclass(frozen=True)
 class Grids:
-    """Grids and the answers to them: bool, NxHxW each."""
+    """Grids and their shortest paths: bool, NxHxW each."""
 
     obstacles: Tensor
     ends: Tensor  # the two query points
-    paths: Tensor  # every cell that lies on some shortest path between them, both included
+    paths: Tensor  # all cells on any shortest path between them, ends included
 
 
 def distances(free_NHW: Tensor, start_NHW: Tensor, limit: int) -> Tensor:
-    """Count the moves from the `start` cells to every free cell: int16, NxHxW.
+    """Return the number of moves from the start cells to every cell: int16, NxHxW.
 
-    What is further than `limit` moves, or cannot be reached, is limit + 1 away.
+    It is limit + 1 for obstacles and for cells that `limit` moves do not reach.
     """
     reached_NHW = start_NHW & free_NHW
     distance_NHW = (~reached_NHW).short()
@@ -51,12 +49,12 @@ def distances(free_NHW: Tensor, start_NHW: Tensor, limit: int) -> Tensor:
 def draw(
     seed: int, purpose: str, index_N: Tensor, size: int, density: float, shortest: int, longest: int
 ) -> Grids:
-    """Draw the grids of these indices: what each looks like depends on seed, purpose and index.
+    """Draw the grids of these indices; each is a function of seed, purpose and index.
 
-    The length of a grid's shortest paths is drawn first, evenly from `shortest` to `longest` moves;
-    then obstacles, each cell with probability `density`, one query point, and the other among the
-    cells at that distance. Where there is none, obstacles and points are drawn again.
-    ValueError if no pair turns up at all.
+    The length of a grid's shortest paths is drawn first, uniformly from `shortest` to `longest`
+    moves; then obstacles, each cell with probability `density`, one query point, and the other one
+    among the cells at that distance. If there are none, obstacles and points are drawn again.
+    Raises ValueError after MOST_ATTEMPTS draws.
     """
     span = longest - shortest + 1
     length_N = shortest + rng.integers(rng.derive_key(seed, purpose, "length"), index_N, span)
@@ -67,12 +65,12 @@ def draw(
     pending_M = torch.arange(len(index_N), device=index_N.device)
     for attempt in range(MOST_ATTEMPTS):
         drawn_M = index_N[pending_M]
-        words = f"{purpose} {attempt}"
-        free_MHW = _free(rng.derive_key(seed, words, "obstacles"), drawn_M, size, density)
-        start_MHW = _choose(rng.derive_key(seed, words, "start"), drawn_M, free_MHW)
+        name = f"{purpose} {attempt}"
+        free_MHW = _free(rng.derive_key(seed, name, "obstacles"), drawn_M, size, density)
+        start_MHW = _choose(rng.derive_key(seed, name, "start"), drawn_M, free_MHW)
         from_start_MHW = distances(free_MHW, start_MHW, longest)
         far_MHW = from_start_MHW == length_N[pending_M, None, None]
-        end_MHW = _choose(rng.derive_key(seed, words, "end"), drawn_M, far_MHW)
+        end_MHW = _choose(rng.derive_key(seed, name, "end"), drawn_M, far_MHW)
         free_NHW[pending_M], from_start_NHW[pending_M] = free_MHW, from_start_MHW
         start_NHW[pending_M], end_NHW[pending_M] = start_MHW, end_MHW
         pending_M = pending_M[~end_MHW.flatten(1).any(1)]
@@ -81,19 +79,19 @@ def draw(
     else:
         missing = length_N[pending_M]
         raise ValueError(
-            f"no two cells {missing.min()} to {missing.max()} moves apart turned up in"
-            f" {size}x{size} grids with obstacles on {density:.0%} of them: lower task.density or"
-            " task.phases, or raise task.size"
+            f"found no two cells {missing.min()} to {missing.max()} moves apart in {size}x{size}"
+            f" grids with obstacles on {density:.0%} of them: lower task.density or task.phases, or"
+            " raise task.size"
         )
-    # A cell is on a shortest path if going through it takes no move more.
+    # A cell is on a shortest path if going through it takes no extra move.
     through_NHW = from_start_NHW + distances(free_NHW, end_NHW, longest)
     return Grids(~free_NHW, start_NHW | end_NHW, through_NHW == length_N[:, None, None])
 
 
 def _free(key: int, index_N: Tensor, size: int, density: float) -> Tensor:
-    """Draw which cells are no obstacles: bool, NxHxW."""
-    words = -(-size * size // 4)
-    position_NV = index_N[:, None] * words + torch.arange(words, device=index_N.device)
+    """Draw the cells that are not obstacles: bool, NxHxW."""
+    count = -(-size * size // 4)
+    position_NV = index_N[:, None] * count + torch.arange(count, device=index_N.device)
     shifts = torch.arange(0, 64, 16, device=index_N.device)
     drawn_NVF = rng.bits(key, position_NV)[:, :, None] >> shifts & (_FINE - 1)
     drawn_NC = drawn_NVF.flatten(1)[:, : size * size]
@@ -101,7 +99,7 @@ def _free(key: int, index_N: Tensor, size: int, density: float) -> Tensor:
 
 
 def _choose(key: int, index_N: Tensor, among_NHW: Tensor) -> Tensor:
-    """Choose one of the marked cells of every grid, each as likely; none where none is marked."""
+    """Choose one of the marked cells of every grid uniformly; none where none is marked."""
     among_NC = among_NHW.flatten(1)
     count_NC = among_NC.cumsum(1, dtype=torch.int32)
     nth_N = rng.integers(key, index_N, count_NC[:, -1])

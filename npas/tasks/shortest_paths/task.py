@@ -1,15 +1,14 @@
-"""Mark the shortest paths through grid mazes: an algorithm to learn, on data made as they are used.
+"""Mark the shortest paths through grid mazes, which are generated on the fly.
 
-A network reads the map of obstacles and two query points, and says of every cell whether it lies
-on some shortest path between the two (moves go to the four neighbours). Training is a curriculum:
-in its phase n, which lasts `phase_epochs`, the points are 1 to `phases[n]` moves apart. Lengths are
-drawn evenly from all of these, so that what was learned before stays trained while every length
-of the phase comes up as often as another; points drawn evenly over a maze would nearly all be far
-apart. Each phase opens a new band of distances; what is measured, after every epoch, is F1 on every
-band, the ones still to come included: how well the network extrapolates.
+The input is a map of obstacles and two query points; the network predicts for every cell whether it
+is on any shortest path between the two (moves go to the four neighbours). Training is a curriculum:
+in phase n, which lasts `phase_epochs`, the points are 1 to `phases[n]` moves apart, drawn uniformly
+over lengths; points drawn uniformly over a maze would nearly all be far apart. Each phase adds a
+band of distances. The metric, after every epoch, is F1 on every band, later ones included, which
+shows how well the network extrapolates.
 
-The task, the growing distance and F1 are of Savarese & Maire (ICLR 2019). Density, distances and
-the number of grids are choices of this project.
+The task, the curriculum and F1 are from Savarese & Maire (ICLR 2019). Density, distances and the
+number of grids are choices of this project.
 """
 
 from __future__ import annotations
@@ -26,66 +25,57 @@ from npas.models import InputSpec
 from npas.tasks import base
 from npas.tasks.base import Batch, rank_share
 from npas.tasks.shortest_paths.mazes import Grids, draw
-from npas.utils.checks import at_least, at_most, below
+from npas.utils.checks import at_least, below, within
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
 
 EVAL_BATCH = 500
-# Grids that training draws at once: enough to keep a GPU busy, few enough to need little memory.
-DRAWN_AT_ONCE = 4096
-# The grids that are held out are the same for every run: their seed is no key of the config.
-HELD_OUT_SEED = 0
-MOST_CELLS = 50_000_000  # of the mazes held out for one purpose
+DRAWN_AT_ONCE = 4096  # training grids: enough to keep a GPU busy, in little memory
+HELD_OUT_SEED = 0  # validation and test grids are the same for every run
+MOST_CELLS = 50_000_000  # of the grids of a split, which stay in memory
 
 
 @dataclass
 class Config:
-    """The `task.*` keys of shortest paths. ValueError for grids that cannot be."""
+    """The `task.*` keys of shortest paths."""
 
     family: str = "shortest_paths"
-    size: int = 32  # rows, and columns
+    size: int = 32  # rows and columns
     density: float = 0.4  # of obstacles
-    phases: list[int] = field(default_factory=lambda: [12, 16, 20, 24, 28])  # the longest paths
+    phases: list[int] = field(default_factory=lambda: [12, 16, 20, 24, 28])  # longest path of each
     phase_epochs: int = 50
     epoch_samples: int = 10_000
-    val_samples: int = 200  # of each band of distances, as are the next
-    test_samples: int = 1000
+    val_samples: int = 200  # per band of distances
+    test_samples: int = 1000  # per band of distances
 
     def __post_init__(self) -> None:
-        at_least("task.size", self.size, 2)
-        at_most("task.size", self.size, 512)
+        within("task", self, {"size": (2, 512)})
         at_least("task.density", self.density, 0)
         below("task.density", self.density, 1)
         if not self.phases or sorted({0, *self.phases}) != [0, *self.phases]:
-            raise ValueError(f"task.phases must be lengths above 0 that grow, got {self.phases}")
+            raise ValueError(f"task.phases must be increasing lengths above 0, got {self.phases}")
         if self.phases[-1] >= self.size**2:
             grid = f"{self.size}x{self.size} grid"
             raise ValueError(f"task.phases: no path of {self.phases[-1]} moves fits into a {grid}")
         at_least("task.phase_epochs", self.phase_epochs, 1)
         at_least("task.epoch_samples", self.epoch_samples, 1)
-        # Mazes that are held out stay in memory.
         most = MOST_CELLS // (len(self.phases) * self.size**2)
-        for key in ("val_samples", "test_samples"):
-            at_least(f"task.{key}", getattr(self, key), 1)
-            at_most(f"task.{key}", getattr(self, key), most)
+        within("task", self, {"val_samples": (1, most), "test_samples": (1, most)})
 
 
 class Task(base.Task):
-    """Classify every cell of a maze: does it lie on some shortest path?
-
-    All mazes are made as they are used; with data.source=synthetic there are few.
-    """
+    """Classify every cell of a maze; data.source=synthetic only reduces the number of mazes."""
 
     name = "shortest_paths"
     selection_metric = "f1"
     has_validation = True
-    samples = "mazes an epoch (task.epoch_samples)"
+    samples = "mazes per epoch (task.epoch_samples)"
 
     def __init__(
         self, config: Config, data: DataConfig, *, seed: int, device: torch.device
     ) -> None:
-        base.refuse_val_fraction(data, "shortest_paths", "which draws the mazes that it holds out")
+        base.refuse_val_fraction(data, "shortest_paths", "which draws its validation mazes")
         self.source, few = data.source, data.synthetic
         if self.source == "synthetic":
             counts: dict[str, Any] = {
@@ -97,12 +87,11 @@ class Task(base.Task):
         self.config = config
         self.seed = seed
         self.device = device
-        # One logit a cell.
         self.spec = InputSpec((2, config.size, config.size), 1, outputs="cell")
         self.parts: dict[str, dict[int, Grids]] = {}
 
     def setup(self) -> None:
-        """Draw the grids that are held out, for each band of distances."""
+        """Draw the validation and test grids of each band of distances."""
         if self.parts:
             return
         phases = self.config.phases
@@ -118,10 +107,9 @@ class Task(base.Task):
             }
 
     def inspect(self) -> dict[str, str]:
-        """Count the mazes of each part and say what they are."""
         config, bands = self.config, len(self.config.phases)
         mazes = f"mazes of {config.size}x{config.size} cells"
-        found = {"train": f"{config.epoch_samples:,} {mazes} an epoch, drawn as they are used"}
+        found = {"train": f"{config.epoch_samples:,} {mazes} per epoch, drawn on the fly"}
         for name, counts in self.parts.items():
             count = sum(len(grids.paths) for grids in counts.values())
             found[name] = f"{count:,} {mazes}, as many of each of {bands} bands of distances"
@@ -142,7 +130,7 @@ class Task(base.Task):
         return Batch(*_batch(grids, 0, len(index_B)), len(index_B))
 
     def longest(self, epoch: int) -> int:
-        """Return how far apart the points are, at most, in this epoch's phase."""
+        """Return the largest distance between the points in this epoch's phase."""
         phases = self.config.phases
         return phases[min(epoch // self.config.phase_epochs, len(phases) - 1)]
 
@@ -154,7 +142,7 @@ class Task(base.Task):
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Batch]:
-        """Yield this rank's share of these batches, in order: mazes are drawn many at once."""
+        """Yield this rank's share of these batches, drawing the mazes of many at once."""
         local, per_epoch = rank_share(batch_size, world), self.steps_per_epoch(batch_size)
         steps = range(per_epoch) if steps is None else steps
         at_once = max(1, DRAWN_AT_ONCE // local)
@@ -168,17 +156,17 @@ class Task(base.Task):
                 yield Batch(*_batch(grids, start, local), local)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean cross-entropy of all cells, and F1 in percent of the whole batch."""
+        """Return the mean cross-entropy over cells, and the batch's F1 in percent."""
         logits_BHW = model(batch.inputs).squeeze(1).float()
-        right, marked, asked = _counts(logits_BHW.detach(), batch.targets)
-        f1 = 200 * right / (marked + asked)
+        right, predicted, actual = _counts(logits_BHW.detach(), batch.targets)
+        f1 = 200 * right / (predicted + actual)
         loss = F.binary_cross_entropy_with_logits(logits_BHW, batch.targets)
         return loss, {"f1": f1 * batch.size}
 
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
-        """Measure F1 over the cells of "val" or "test", in percent: of all, and of each band."""
+        """Measure F1 over the cells of "val" or "test", in percent, of all bands and of each."""
         bands = self.parts[split]
         cut = [
             (band, start)
@@ -193,7 +181,7 @@ class Task(base.Task):
             return *_counts(logits_BHW, targets), loss
 
         counted_E4 = base.measure(model, count, len(cut), 4, rank, world, self.device)
-        # Every band has as many grids as another, D bands in all.
+        # All D bands have the same number of grids.
         counted_D4 = counted_E4.view(len(bands), -1, 4).sum(1)
         f1 = {f"f1_{n}": _f1(count_4) for n, count_4 in zip(bands, counted_D4, strict=True)}
         cells = sum(band.paths.numel() for band in bands.values())
@@ -202,18 +190,18 @@ class Task(base.Task):
 
 
 def _batch(grids: Grids, start: int, size: int) -> tuple[Tensor, Tensor]:
-    """Return inputs, Bx2xHxW, and targets, BxHxW, as floats, of `size` grids from `start` on."""
+    """Return inputs, Bx2xHxW, and targets, BxHxW, as floats, of `size` grids from `start`."""
     own = slice(start, start + size)
     inputs_B2HW = torch.stack([grids.obstacles[own], grids.ends[own]], 1)
     return inputs_B2HW.float(), grids.paths[own].float()
 
 
 def _counts(logits_BHW: Tensor, targets_BHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count the cells that were marked rightly, that were marked, and that were to be marked."""
-    marked_BHW, asked_BHW = logits_BHW > 0, targets_BHW > 0
-    return (marked_BHW & asked_BHW).sum(), marked_BHW.sum(), asked_BHW.sum()
+    """Count true positives, predicted positives and actual positives."""
+    predicted_BHW, actual_BHW = logits_BHW > 0, targets_BHW > 0
+    return (predicted_BHW & actual_BHW).sum(), predicted_BHW.sum(), actual_BHW.sum()
 
 
 def _f1(count_4: Tensor) -> float:
-    right, marked, asked, _ = count_4.tolist()
-    return 200 * right / (marked + asked)
+    right, predicted, actual, _ = count_4.tolist()
+    return 200 * right / (predicted + actual)

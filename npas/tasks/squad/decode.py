@@ -1,13 +1,11 @@
-"""Read answers off the logits of a network, the n best of a question, much as BERT does.
+"""Decode the n best answers to a question from a network's logits, much like BERT.
 
-The score of a stretch of the paragraph is the logit of its first token as a start plus that of its
-last as an end. The score of having no answer is that of the stretch that is [CLS] alone, the lowest
-over the question's windows. Two things are not BERT's. A text is cut out of the paragraph by the
-tokens' places in it, with the combining marks behind the last one, which a tokenizer that strips
-accents has left out; where BERT's reader cannot find its tokens there again, it takes the whole
-words. And the n likeliest starts and ends are taken among the places that an answer may have;
-BERT's reader takes them among all places of the window, and then leaves out what cannot be, so that
-fewer than n may remain.
+The score of a span is the start logit of its first token plus the end logit of its last. The score
+of no answer is that of the span [CLS], the lowest over the question's windows. Two things differ
+from BERT's reader. An answer's text is cut from the paragraph by the tokens' offsets, with the
+combining marks after it, which a tokenizer that strips accents omits; where BERT's reader cannot
+realign its tokens, it takes whole words. And the n best starts and ends are chosen among allowed
+positions; BERT's reader chooses among all and then discards invalid ones, which may leave fewer.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from npas.tasks.squad.windows import Features
 
 @dataclass(frozen=True)
 class Answers:
-    """One question's answers: the best first, each text once, and the score of having none."""
+    """One question's answers, best first, without duplicates, and the score of no answer."""
 
     question: int
     texts: tuple[str, ...]
@@ -33,12 +31,12 @@ class Answers:
 
     @property
     def text(self) -> str:
-        """Return the best answer that is one; empty if no stretch could be."""
+        """Return the best answer; empty if no span was allowed."""
         return self.texts[0] if self.texts else ""
 
     @property
     def doubt(self) -> float:
-        """Return by how much having no answer scores better than the best one."""
+        """Return the score of no answer minus that of the best answer."""
         return self.none - self.scores[0] if self.scores else float("inf")
 
 
@@ -53,23 +51,23 @@ def decode(
 ) -> Iterator[Answers]:
     """Yield the answers to each question, in order; `contexts` are their paragraphs.
 
-    Of each window the `n_best` likeliest starts and ends are combined, to answers of at most
-    `max_answer` tokens.
+    The `n_best` starts and ends of each window are combined to answers of at most `max_answer`
+    tokens.
     """
-    place_L = np.arange(features.ids_NL.shape[1])
+    position_L = np.arange(features.ids_NL.shape[1])
     for question, rows in groupby(range(len(features)), lambda n: int(features.question_N[n])):
         found: list[tuple[float, int, int]] = []
         none = float("inf")
         for n in rows:
             none = min(none, float(start_NL[n, 0]) + float(end_NL[n, 0]))
             may_start_L = features.may_start_NL[n]
-            may_end_L = (place_L >= features.second_N[n]) & (place_L < features.length_N[n] - 1)
-            places = spans(start_NL[n], end_NL[n], may_start_L, may_end_L, n_best, max_answer)
-            for score, start, end in places:
+            may_end_L = position_L >= features.second_N[n]
+            may_end_L &= position_L < features.length_N[n] - 1
+            best_spans = spans(start_NL[n], end_NL[n], may_start_L, may_end_L, n_best, max_answer)
+            for score, start, end in best_spans:
                 first, last = features.spans_NL2[n, start, 0], features.spans_NL2[n, end, 1]
                 found.append((score, int(first), int(last)))
-        # Of equals the one found first; sorting keeps their order.
-        found.sort(key=lambda entry: -entry[0])
+        found.sort(key=lambda entry: -entry[0])  # stable: of equal scores the first one found
         best: dict[str, float] = {}
         context = contexts[question]
         for score, first, last in found:
@@ -81,7 +79,7 @@ def decode(
 
 
 def _with_marks(text: str, end: int) -> int:
-    """Return the end of a stretch that is not to part a letter from its combining marks."""
+    """Move the end of a span past the combining marks of its last letter."""
     while end < len(text) and unicodedata.category(text[end]) == "Mn":
         end += 1
     return end
@@ -95,7 +93,7 @@ def spans(
     n_best: int,
     max_answer: int,
 ) -> list[tuple[float, int, int]]:
-    """Return score, first and last token of every stretch made of the likeliest starts and ends."""
+    """Return score, first and last token of all spans from the best starts to the best ends."""
     start_S = _best(start_L, may_start_L, n_best)
     end_E = _best(end_L, may_end_L, n_best)
     length_SE = end_E[None] - start_S[:, None] + 1
@@ -107,9 +105,6 @@ def spans(
 
 
 def _best(logits_L: np.ndarray, allowed_L: np.ndarray, count: int) -> np.ndarray:
-    """Return the `count` allowed places with the highest logits, the highest first.
-
-    Unlike BERT's reader, which leaves out what is not allowed after it has taken so many.
-    """
-    places = np.nonzero(allowed_L)[0]
-    return places[np.argsort(-logits_L[places], kind="stable")[:count]]
+    """Return the `count` allowed positions with the highest logits, highest first."""
+    positions = np.nonzero(allowed_L)[0]
+    return positions[np.argsort(-logits_L[positions], kind="stable")[:count]]

@@ -4,7 +4,7 @@
         {"id": ..., "question": ..., "answers": [{"text": ..., "answer_start": 0}, ...],
          "is_impossible": false}]}]}]}
 
-`is_impossible` is of 2.0, whose questions without an answer have an empty list of them.
+`is_impossible` is in 2.0 only, where questions without an answer have an empty list of answers.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Question:
-    """One question; all questions of a paragraph have the same `context` object.
+    """One question; all questions of a paragraph share the `context` object.
 
-    `answers` are those of all annotators, none if it cannot be answered. The first one's text is
-    what training points to, at character `start`: None if there is none, or if it is not there.
+    `answers` are those of all annotators, () if the question has none. The first one is the
+    training target, at character `start`; None if there is none, or it is not found there.
     """
 
     id: str
-    article: int  # counted through the file
+    article: int  # index in the file
     context: str
     text: str
     answers: tuple[str, ...]
@@ -33,7 +33,7 @@ class Question:
 
 
 def read(path: Path, version: str) -> list[Question]:
-    """Read a file. ValueError, one line that names the file and the place, if it is none."""
+    """Read a file; raises ValueError with the location if it is malformed."""
     found: list[Question] = []
     where = "the text"
     try:
@@ -50,7 +50,7 @@ def read(path: Path, version: str) -> list[Question]:
             where = "the whole"
             raise ValueError("has no question, or several of the same id")
     except ValueError as error:
-        raise ValueError(f"{path} is no SQuAD file ({where}: {error}): get it again") from None
+        raise ValueError(f"{path} is not a SQuAD file ({where}: {error}): get it again") from None
     return found
 
 
@@ -69,7 +69,7 @@ def _question(entry: Any, article: int, context: str, version: str) -> Question:
     if entry.get("is_impossible"):
         answers = []
     if not answers and version == "1.1":
-        raise ValueError("has no answer, and SQuAD 1.1 has one to each")
+        raise ValueError("has no answer, which SQuAD 1.1 requires")
     start = find_answer(context, *answers[0]) if answers else None
     texts = tuple(text for text, _ in answers)
     return Question(
@@ -78,14 +78,14 @@ def _question(entry: Any, article: int, context: str, version: str) -> Question:
 
 
 def content(text: str) -> str:
-    """Return a paragraph's letters and digits, by which copies of it are told."""
+    """Return a paragraph's letters and digits, by which copies of it are recognized."""
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
 
 
 def find_answer(context: str, text: str, start: int) -> int | None:
-    """Return where the answer is: within the words that lie where it should be, or None.
+    """Return the answer's start, or the one nearby within the same words; None if not found.
 
-    BERT's own reader looks there, too: some answers start a few characters off.
+    Some answers of the dataset start a few characters off; BERT's reader corrects these, too.
     """
     if not text.strip() or not 0 <= start < len(context):
         return None

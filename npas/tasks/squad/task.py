@@ -1,19 +1,17 @@
-"""Answer questions by pointing into a paragraph: SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018).
+"""Extractive question answering: SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018).
 
-The official JSON files lie under `data.root` (`train-v1.1.json`, `dev-v1.1.json`, and so for 2.0);
-`data.download=true` fetches them. Other files than the published are refused unless
-`data.verify=warn`. Windows, n-best answers and the threshold for having none are
-BERT's (Devlin et al. 2019); the scores are the official ones, in percent. What is measured as
-"test" is the dev set, as in every paper: the test set's answers are not public. `data.val_fraction`
-of the training articles is held out to choose a checkpoint by; with 0 all are trained on and the
-last weights count.
+The official JSON files are under `data.root` (`train-v1.1.json`, `dev-v1.1.json`, likewise for
+2.0); `data.download=true` downloads them. Files that differ from the published ones are refused
+unless `data.verify=warn`. Windows, n-best answers and the threshold for no answer are as in BERT
+(Devlin et al. 2019); the metrics are the official ones, in percent. "test" is the dev set, as in
+papers: the answers of the test set are not public. `data.val_fraction` of the training articles is
+held out for validation; with 0, all are trained on and the last weights are reported.
 
-`task.train_files` and `task.test_file` name other files of this format, under `data.root`. No
-paragraph of the test file is trained on, wherever else it stands: letters and digits tell.
+`task.train_files` and `task.test_file` are other files of this format, under `data.root`. Training
+skips paragraphs that are in the test file, compared by their letters and digits.
 
-1.1 reports `f1` and `em`. For 2.0 these are what the network says by itself, with threshold 0;
-`best_f1` and `best_em` are with the threshold that is best on the dev set itself, as BERT's and
-ALBERT's published figures are.
+1.1 reports `f1` and `em`. For 2.0 these are with threshold 0; `best_f1` and `best_em` are with the
+threshold that is best on the dev set itself, as in the published figures of BERT and ALBERT.
 """
 
 from __future__ import annotations
@@ -43,34 +41,32 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
-# As TensorFlow Datasets and Hugging Face Datasets both list them; the authors publish no sums.
+# As listed by TensorFlow Datasets and Hugging Face Datasets; the authors publish no checksums.
 SHA256 = {
     "train-v1.1.json": "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
     "dev-v1.1.json": "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
     "train-v2.0.json": "68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002",
     "dev-v2.0.json": "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8",
 }
-EVAL_BATCH = 32  # windows; small enough that many ranks have some of them each
-# The articles held out are the same for every run: their seed is no key of the config.
-SPLIT_SEED = 0
-SPECIAL = 3  # tokens of a window besides question and paragraph
-# A synthetic text is read in shorter windows.
-SYNTHETIC_LENGTHS = {"max_length": 64, "stride": 16, "max_query": 16}
+EVAL_BATCH = 32  # windows; small enough that each of many ranks gets some batches
+SPLIT_SEED = 0  # held-out articles are the same for every run
+SPECIAL = 3  # special tokens of a window
+SYNTHETIC_LENGTHS = {"max_length": 64, "stride": 16, "max_query": 16}  # at most
 
 
 @dataclass
 class Config:
-    """The `task.*` keys of SQuAD: lengths are in tokens. ValueError for what cannot be.
+    """The `task.*` keys of SQuAD; lengths are in tokens.
 
-    `tokenizer` is a folder, or a name on the Hugging Face hub. Of the training questions
-    `train_questions`, drawn by lot, are trained on, the same for every seed; null: all.
+    `tokenizer` is a folder, or a name on the Hugging Face hub. `train_questions` limits training to
+    a random subset of as many questions, the same for every seed; null: all.
     """
 
     family: str = "squad"
     version: str = "1.1"
     max_length: int = 384  # of a window
-    stride: int = 128  # from one window of a paragraph to the next
-    max_query: int = 64  # longer questions are cut off
+    stride: int = 128  # between the windows of a paragraph
+    max_query: int = 64  # longer questions are truncated
     max_answer: int = 30
     n_best: int = 20
     tokenizer: str = "bert-large-uncased"
@@ -80,7 +76,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.version not in ("1.1", "2.0"):
-            raise ValueError(f"task.version={self.version}: SQuAD comes as 1.1 and as 2.0")
+            raise ValueError(f"task.version={self.version}: must be 1.1 or 2.0")
         for key in ("stride", "max_query", "max_answer", "n_best", "train_questions"):
             at_least(f"task.{key}", getattr(self, key), 1)
         files = [*self.train_files, *([] if self.test_file is None else [self.test_file])]
@@ -89,7 +85,7 @@ class Config:
                 "task.train_files and task.test_file go together: set both, or neither"
             )
         if "" in files or len({os.path.normpath(name) for name in files}) < len(files):
-            raise ValueError("task.train_files and task.test_file must be files of their own each")
+            raise ValueError("task.train_files and task.test_file must be different files")
         at_most("task.max_length", self.max_length, 100_000)
         room = self.max_length - self.max_query - SPECIAL
         if room < 1:
@@ -99,30 +95,30 @@ class Config:
             )
         if self.stride > room:
             raise ValueError(
-                f"task.stride={self.stride} skips words: windows show at least {room} tokens of a"
-                " paragraph; set it to at most that"
+                f"task.stride={self.stride} skips tokens: windows have room for at least {room}"
+                f" tokens of a paragraph; set it to at most {room}"
             )
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part: its questions, its windows on the CPU and, N x L and N each, on the device."""
+    """One split: its questions, their N windows on the CPU, and int32 tensors on the device."""
 
     questions: list[reader.Question]
     features: windows.Features
-    ids_NL: Tensor  # int32, as the others
+    ids_NL: Tensor
     second_N: Tensor
     length_N: Tensor
     start_N: Tensor
     end_N: Tensor
 
     def inputs(self, own: Tensor | slice) -> dict[str, Tensor]:
-        """Return what a network reads of these windows."""
+        """Return the network's inputs for these windows."""
         return tokenization.inputs(self.ids_NL[own], self.second_N[own], self.length_N[own])
 
 
 class Task(tokenization.TextTask):
-    """Point to where in a paragraph the answer to a question starts and ends."""
+    """Predict the first and the last token of an answer in a paragraph."""
 
     samples = "training windows"
     compared: checksums.Comparison
@@ -144,18 +140,17 @@ class Task(tokenization.TextTask):
         if config.test_file is not None and self.source != "synthetic":
             self.name = Path(config.test_file).stem
             names, known = [*config.train_files, config.test_file], {}
-        self.sums = {name: known.get(name) for name in names}  # the last one is the test set's
-        self.left_out = 0  # paragraphs to train on that are the test set's
+        self.sums = {name: known.get(name) for name in names}  # the last one is the test file
+        self.left_out = 0  # training paragraphs that are in the test file
         self.compared = checksums.Comparison(data.verify)
-        self.answered: dict[str, list[decode.Answers]] = {}  # by split, the last time
+        self.answered: dict[str, list[decode.Answers]] = {}  # of the last `evaluate`, by split
 
     def write(self) -> None:
         made = self.data.synthetic
         synthetic_text.write_squad(self.root, self.config.version, made.train, made.test)
 
     def ensure(self) -> None:
-        """Download what is missing. ValueError says what to put where."""
-
+        """Download missing files, or raise ValueError."""
         missing = [name for name in self.sums if not (self.root / name).is_file()]
         own = self.config.test_file is not None
         if missing and (own or not self.data.download):
@@ -168,12 +163,12 @@ class Task(tokenization.TextTask):
                 if (self.root / name).is_file():
                     continue  # another process was faster
                 path, new = self.root / name, self.root / f".{name}.new"
-                download.download(URL + name, new)  # nobody reads it before its sum is right
+                download.download(URL + name, new)  # renamed once its checksum is verified
                 if (found := checksums.sha256(new)) != f"sha256 {self.sums[name]}":
                     new.unlink()
                     raise ValueError(
                         f"{URL}{name} is not the published file ({found}, not sha256"
-                        f" {self.sums[name]}): fetch it elsewhere and put it at {path}"
+                        f" {self.sums[name]}): get it another way and put it at {path}"
                     )
                 new.replace(path)
 
@@ -196,7 +191,7 @@ class Task(tokenization.TextTask):
     def _to_train_on(
         self, read: list[list[reader.Question]], test: list[reader.Question]
     ) -> list[reader.Question]:
-        """Return the questions of all training files that are none on the test set's paragraphs."""
+        """Return the questions of all training files whose paragraphs are not in the test file."""
         found: list[reader.Question] = []
         for questions in read:
             first = found[-1].article + 1 if found else 0
@@ -219,8 +214,7 @@ class Task(tokenization.TextTask):
         features = windows.cut(questions, self.tokenizer, self.lengths, training=name == "train")
         if features.left_out:
             log.warning(
-                "%s: %d of %d training questions are left out, whose answer is not where their file"
-                " says",
+                "%s: %d of %d training questions are skipped: their answers are not found",
                 *(self.name, features.left_out, len(questions)),
             )
         names = ("ids_NL", "second_N", "length_N", "start_N", "end_N")
@@ -228,25 +222,24 @@ class Task(tokenization.TextTask):
         return Part(questions, features, *arrays)
 
     def inspect(self) -> dict[str, str]:
-        """Return what the files are, whether as published, and what they hold."""
         found = {}
         for name, known in self.sums.items():
             own = self.compared.found[name]
-            whose = "as published" if own == f"sha256 {known}" else f"not the published {known}"
+            origin = "as published" if own == f"sha256 {known}" else f"not the published {known}"
             if known is None:
-                whose = "synthetic" if self.source == "synthetic" else "as task names it"
-            found[name] = f"{self.sizes[name]:,} bytes, {own}, {whose}"
+                origin = "synthetic" if self.source == "synthetic" else "set by task"
+            found[name] = f"{self.sizes[name]:,} bytes, {own}, {origin}"
         for name, part in self.parts.items():
             answerable = sum(bool(question.answers) for question in part.questions)
             found[name] = (
                 f"{len(part.questions):,} questions ({answerable:,} with an answer,"
-                f" {part.features.left_out:,} left out) on"
+                f" {part.features.left_out:,} skipped) on"
                 f" {len({question.context for question in part.questions}):,} paragraphs of"
                 f" {len({question.article for question in part.questions}):,} articles, in"
                 f" {len(part.features):,} windows of {self.lengths.window} tokens"
             )
         if self.left_out:
-            found["train"] += f"; {self.left_out:,} paragraphs of the test set are left out"
+            found["train"] += f"; {self.left_out:,} paragraphs of the test set are skipped"
         return found | self.tokenizer.line()
 
     @property
@@ -259,7 +252,7 @@ class Task(tokenization.TextTask):
         return Batch(train.inputs(index_B), targets, len(index_B))
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean cross-entropy of starts and ends, and how many are both right, in %."""
+        """Return the mean cross-entropy of starts and ends, and 100 times the exact matches."""
         self.check_network(model)
         logits = model(**batch.inputs)
         right_B = torch.ones(batch.size, dtype=torch.bool, device=logits.start_logits.device)
@@ -273,7 +266,7 @@ class Task(tokenization.TextTask):
     def evaluate(
         self, model: nn.Module, split: str, rank: int = 0, world: int = 1
     ) -> dict[str, float]:
-        """Measure on "val" or "test" (the dev set), every question once; see the module's top."""
+        """Measure the metrics in the module's docstring on "val" or "test"."""
         self.check_network(model)
         part, config = self.parts[split], self.config
         count = len(part.features)
@@ -296,10 +289,10 @@ class Task(tokenization.TextTask):
         return metrics.summarize(texts, doubts, golds, config.version)
 
     def write_predictions(self, split: str, folder: Path) -> list[Path]:
-        """Write predictions.json and, of 2.0, null_odds.json and answers.json; return the files.
+        """Write predictions.json and, for 2.0, null_odds.json and answers.json; return the paths.
 
-        By question: the answer, empty where having none scores better; by how much it does; and
-        the answer whatever that is. Of held-out questions they are named predictions-val.json, ...
+        By question id: the answer, empty if no answer scores higher; by how much it does; and the
+        best answer in any case. For "val" the names are predictions-val.json, ...
         """
         pairs = zip(self.parts[split].questions, self.answered[split], strict=True)
         found = {question.id: answers for question, answers in pairs}
@@ -317,7 +310,7 @@ class Task(tokenization.TextTask):
 
 
 def held_out(articles: int, fraction: float) -> set[int]:
-    """Return the articles held out, the same for every seed. ValueError if there is only one."""
+    """Return the held-out articles, the same for every seed; raises ValueError if there is one."""
     if articles < 2:
         raise ValueError(
             f"data.val_fraction={fraction} holds out articles, and there is only one: set it to 0"

@@ -1,8 +1,8 @@
-"""Cut questions and their paragraphs into windows that a network can read, as BERT does.
+"""Split questions and their paragraphs into windows of a limited length, as BERT does.
 
-A window is [CLS] question [SEP] a stretch of the paragraph [SEP]. Where the paragraph is too long
-for one, the next starts `stride` tokens further on. A token that several windows hold may start an
-answer only in the one that shows the most around it.
+A window is [CLS] question [SEP] part of the paragraph [SEP]. The windows of a long paragraph start
+`stride` tokens apart. A token in several windows may start an answer only in the one that has the
+most context around it.
 """
 
 from __future__ import annotations
@@ -19,39 +19,33 @@ from npas.tasks.squad.reader import Question
 
 @dataclass(frozen=True)
 class Lengths:
-    """Count in tokens how long windows and questions may be, and how far windows are apart."""
+    """Lengths in tokens."""
 
     window: int
-    stride: int
-    question: int
+    stride: int  # between windows
+    question: int  # longer ones are truncated
 
 
 @dataclass(frozen=True)
 class Features:
-    """N windows of L tokens, as arrays on the CPU.
+    """N windows of L tokens, as int32 arrays on the CPU."""
 
-    For training: ids, where the paragraph starts in the window, how many tokens there are before
-    the padding, and the first and the last token of the answer, both 0, at [CLS], if it is not in
-    the window. To read answers off: the question each belongs to, where a token starts and ends in
-    the paragraph, and which ones may start an answer; without `spans` these two are empty.
-    """
-
-    ids_NL: np.ndarray  # int32, as all of the following unless said otherwise
-    second_N: np.ndarray
-    length_N: np.ndarray
-    start_N: np.ndarray
-    end_N: np.ndarray
-    question_N: np.ndarray
-    spans_NL2: np.ndarray
-    may_start_NL: np.ndarray  # bool
-    left_out: int  # questions whose answer is not to be found, in training
+    ids_NL: np.ndarray
+    second_N: np.ndarray  # where the paragraph starts in the window
+    length_N: np.ndarray  # tokens before the padding
+    start_N: np.ndarray  # first token of the answer; 0, [CLS], if it is not in the window
+    end_N: np.ndarray  # last token, likewise
+    question_N: np.ndarray  # index of the question
+    spans_NL2: np.ndarray  # start and end of each token in the paragraph; empty for training
+    may_start_NL: np.ndarray  # bool: whether a token may start an answer; empty for training
+    left_out: int  # skipped training questions, whose answer is not found
 
     def __len__(self) -> int:
         return len(self.ids_NL)
 
 
 class _Paragraph(NamedTuple):
-    """A paragraph's T tokens: ids, and where each starts and ends."""
+    """A paragraph's T tokens: ids, and the start and end of each in the text."""
 
     ids_T: np.ndarray
     spans_T2: np.ndarray
@@ -60,7 +54,7 @@ class _Paragraph(NamedTuple):
 def cut(
     questions: Sequence[Question], tokenizer: Tokenizer, lengths: Lengths, *, training: bool
 ) -> Features:
-    """Cut all questions; in training leave out those whose answer is not in the paragraph."""
+    """Split all questions; for training, skip those whose answer is not in the paragraph."""
     left_out = 0
     contexts = list(dict.fromkeys(question.context for question in questions))
     paragraphs = {
@@ -90,7 +84,7 @@ def cut(
 
 
 def _answer(question: Question, spans_T2: np.ndarray) -> tuple[int, int] | None:
-    """Return the first and the last token of the first answer; None if there is none."""
+    """Return the first and the last token of the first answer; None if it has none."""
     if question.start is None:
         return None
     end = question.start + len(question.answers[0])
@@ -108,23 +102,22 @@ def _windows(
     special: Mapping[str, int],
     training: bool,
 ) -> Features:
-    """Cut one question's paragraph: W windows."""
+    """Split one question's paragraph into W windows."""
     second, tokens = len(words) + 2, len(paragraph.ids_T)
     room = lengths.window - second - 1
     begin_W = np.arange(0, max(1, tokens - room + lengths.stride), lengths.stride, dtype=np.int32)
     count_W = np.minimum(tokens - begin_W, room)
-    place_L = np.arange(lengths.window) - second  # in the stretch that a window shows
-    is_shown_WL = (place_L >= 0) & (place_L < count_W[:, None])
-    token_S = (begin_W[:, None] + place_L)[is_shown_WL]
+    position_L = np.arange(lengths.window) - second  # in the window's part of the paragraph
+    is_shown_WL = (position_L >= 0) & (position_L < count_W[:, None])
+    token_S = (begin_W[:, None] + position_L)[is_shown_WL]
     ids_WL = np.full(is_shown_WL.shape, special["pad"], np.int32)
     ids_WL[:, :second] = [special["cls"], *words, special["sep"]]
     ids_WL[is_shown_WL] = paragraph.ids_T[token_S]
-    ids_WL[place_L == count_W[:, None]] = special["sep"]
-    places_W2 = np.zeros((len(begin_W), 2), np.int32)
+    ids_WL[position_L == count_W[:, None]] = special["sep"]
+    answer_W2 = np.zeros((len(begin_W), 2), np.int32)
     if answer is not None:
         inside_W = (begin_W <= answer[0]) & (answer[1] < begin_W + count_W)
-        places_W2[inside_W] = second + np.array(answer) - begin_W[inside_W, None]
-    # Training needs no more than the ids: a cut of a whole array would keep all of it.
+        answer_W2[inside_W] = second + np.array(answer) - begin_W[inside_W, None]
     spans_WL2 = np.zeros((0 if training else len(begin_W), lengths.window, 2), np.int32)
     may_start_WL = np.zeros((0, lengths.window), bool)
     if not training:
@@ -134,8 +127,8 @@ def _windows(
         ids_WL,
         np.full(len(begin_W), second, np.int32),
         (second + count_W + 1).astype(np.int32),
-        places_W2[:, 0],
-        places_W2[:, 1],
+        answer_W2[:, 0],
+        answer_W2[:, 1],
         np.full(len(begin_W), index, np.int32),
         spans_WL2,
         may_start_WL,
@@ -144,11 +137,11 @@ def _windows(
 
 
 def _may_start(begin_W: np.ndarray, count_W: np.ndarray, second: int, length: int) -> np.ndarray:
-    """Return which tokens have more context in each window than in any other: W x L."""
+    """Return whether a token has more context in this window than in any other, WxL."""
     token_T = np.arange(begin_W[-1] + count_W[-1])
     left_WT = token_T - begin_W[:, None]
     right_WT = begin_W[:, None] + count_W[:, None] - 1 - token_T
-    # The shorter side counts; the longer window decides between equals, and then the first.
+    # The context is that on the shorter side; ties go to the longer window, then to the first.
     score_WT = np.minimum(left_WT, right_WT) + 0.01 * count_W[:, None]
     score_WT[(left_WT < 0) | (right_WT < 0)] = -np.inf
     may_WL = np.zeros((len(begin_W), length), bool)

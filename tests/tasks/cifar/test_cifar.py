@@ -73,7 +73,7 @@ def test_a_copy_is_read_where_it_is_asked_for_and_recorded(ten, tmp_path, caplog
     # Another archive that was put there by hand is a copy, too.
     shutil.copytree(ten.packed.parent, tmp_path / "new")
     published = cifar.published_archive(10)
-    with pytest.raises(ValueError, match=r"sha256 .*data\.verify=warn takes it as it is"):
+    with pytest.raises(ValueError, match=r"sha256 .*data\.verify=warn uses it as it is"):
         ten.task(root=str(tmp_path / "new"), archive=published).setup()
     copy = ten.task(root=str(tmp_path / "new"), archive=published, verify="warn")
     copy.setup()
@@ -89,7 +89,7 @@ def test_a_missing_set_is_one_line_that_says_what_to_put_where(ten, tmp_path):
     for said in ("data.root=", "new", "cifar-10-batches-py", "data.download=true"):
         assert said in str(error.value)
     absent = dataclasses.replace(ten.archive, url=(tmp_path / "absent").as_uri())
-    with pytest.raises(ValueError, match="fetch it elsewhere and put it at") as second:
+    with pytest.raises(ValueError, match="get it another way and put it at") as second:
         ten.task(root=str(tmp_path / "new"), download=True, archive=absent).setup()
     assert "\n" not in str(error.value) + str(second.value)
     assert not (tmp_path / "new").exists()
@@ -136,7 +136,7 @@ def test_nothing_is_unpickled_before_its_sum_is_the_published_one(ten, monkeypat
                 ten.task().setup()
     for damaged in (pickle.dumps({"data": Malicious()}), data[:-100]):
         ten.rewrite("data_batch_1", damaged)
-        with pytest.raises(ValueError, match="data_batch_1 is no CIFAR file: refused"):
+        with pytest.raises(ValueError, match="data_batch_1 is not a CIFAR file: not a pickle"):
             ten.task().setup()
     assert not Path("owned").exists()
 
@@ -156,8 +156,8 @@ def test_the_bytes_that_were_checked_are_those_that_are_read(ten, make_cifar, mo
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"labels": None}, "one label for each image"),
-        ({"labels": [0] * 19}, "one label for each image"),
+        ({"labels": None}, "one label per image"),
+        ({"labels": [0] * 19}, "one label per image"),
         ({"labels": [10] * 20}, "labels are not 0 to 9"),
         ({"data": np.zeros((20, 3072))}, "rows of 3072 bytes"),
         ({"data": np.zeros((20, 5), np.uint8)}, "rows of 3072 bytes"),
@@ -168,5 +168,5 @@ def test_contents_of_another_form_are_refused(change, said):
     good = {"data": np.zeros((20, 3072), np.uint8), "labels": [0] * 20}
     with pytest.raises(ValueError, match=said):
         cifar.parse(good | change, 10)
-    with pytest.raises(ValueError, match="holds no 'data' and 'fine_labels'"):
+    with pytest.raises(ValueError, match="lacks 'data' or 'fine_labels'"):
         cifar.parse(good, 100)

@@ -77,7 +77,7 @@ def test_an_archive_of_another_sum_is_not_opened(tmp_path, monkeypatch):
 )
 def test_only_plain_files_are_unpacked(tmp_path, kind):
     archive = tar_of(tmp_path / "a.tgz", member("set/a", kind, link="/etc/passwd"))
-    refuses(archive, ["set/a"], "set/a is no plain file")
+    refuses(archive, ["set/a"], "set/a is not a regular file")
 
 
 def test_a_file_with_holes_is_refused_whatever_size_it_says(tmp_path):
@@ -86,7 +86,7 @@ def test_a_file_with_holes_is_refused_whatever_size_it_says(tmp_path):
     block[483:495] = b"%011o\0" % (1 << 20)  # the size it would unpack to
     block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:]) + 8 * ord(" "))
     (tmp_path / "a.tgz").write_bytes(gzip.compress(bytes(block) + bytes(1024)))
-    refuses(tmp_path / "a.tgz", ["set/a"], "set/a is no plain file")
+    refuses(tmp_path / "a.tgz", ["set/a"], "set/a is not a regular file")
 
 
 def test_members_of_other_sizes_than_they_say(tmp_path):
@@ -95,13 +95,13 @@ def test_members_of_other_sizes_than_they_say(tmp_path):
     first, second = member("set/a", size=512)[0], member("set/b", size=1)[0]
     tail = second.tobuf(tarfile.GNU_FORMAT) + b"x" + bytes(511) + bytes(1024)
     longer = headers(tmp_path / "a.tgz", [first], b"y" * 5120 + tail)
-    refuses(longer, ["set/a", "set/b"], "it has no set/b")  # cut, and hides what follows
+    refuses(longer, ["set/a", "set/b"], "set/b is missing")  # cut, and hides what follows
 
 
 def test_damaged_archives(tmp_path):
     archive = tar_of(tmp_path / "a.tgz", (tarfile.TarInfo("set/a"), os.urandom(10_000)))
     whole = archive.read_bytes()
-    refuses(archive, ["set/a", "set/b"], "it has no set/b")
+    refuses(archive, ["set/a", "set/b"], "set/b is missing")
     for data in (whole[:-200], whole[:-3000], whole[:40] + b"\7" * 9 + whole[49:], b"no archive"):
         archive.write_bytes(data)
         refuses(archive, ["set/a", "set/b"], "cannot be unpacked .* delete it and get it again")
@@ -125,4 +125,4 @@ def test_a_bomb_stops_at_the_cap_and_fills_no_disk(tmp_path, monkeypatch, wanted
     for infos in ([true], [lie], [comment], many):
         archive = headers(tmp_path / "a.tgz", infos, bytes(8 << 20) if len(infos) == 1 else b"")
         assert archive.stat().st_size < 1 << 16
-        refuses(archive, [wanted], "more than 1048576 bytes: not our archive")
+        refuses(archive, [wanted], "more than 1048576 bytes: wrong archive")

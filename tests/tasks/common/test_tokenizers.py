@@ -74,7 +74,7 @@ def test_a_tokenizer_that_cannot_be_had_or_read_is_one_line(tmp_path, monkeypatc
         raise FileNotFoundError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    for download, said in ((True, "as task.tokenizer=FOLDER"), (False, "download=false: put")):
+    for download, said in ((True, "set task.tokenizer=FOLDER"), (False, "download=false: put")):
         with pytest.raises(ValueError, match=said) as error:
             tokenization.load_tokenizer("absent", download)
         assert "\n" not in str(error.value)
@@ -87,7 +87,7 @@ def test_a_tokenizer_that_cannot_be_had_or_read_is_one_line(tmp_path, monkeypatc
     settings |= {f"{kind}_token": f"[{kind.upper()}]" for kind in tokenization.SPECIAL}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = tokenization.load_tokenizer(str(folder))
-    with pytest.raises(ValueError, match=r"task\.tokenizer=.* cannot cut a text") as error:
+    with pytest.raises(ValueError, match=r"task\.tokenizer=.* cannot tokenize a text") as error:
         tokenizer.encode(["what is unknown"])
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read") as error:

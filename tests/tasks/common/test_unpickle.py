@@ -60,17 +60,17 @@ class Encoded(Scalar):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (np.array([{}]), "which are no numbers"),
-        (np.array(["x"]), "which are no numbers"),
-        (np.zeros(1, "i4,f4"), "which are no numbers"),
-        (np.str_("x"), "which are no numbers"),
-        (np.complex64(1), "which are no numbers"),
-        (np.void(b"ab"), "which are no numbers"),
-        (Scalar(np.dtype("O"), b"12345678"), "which are no numbers"),
-        (Scalar("f8", b"12345678"), "which is no number"),
+        (np.array([{}]), "which are not numbers"),
+        (np.array(["x"]), "which are not numbers"),
+        (np.zeros(1, "i4,f4"), "which are not numbers"),
+        (np.str_("x"), "which are not numbers"),
+        (np.complex64(1), "which are not numbers"),
+        (np.void(b"ab"), "which are not numbers"),
+        (Scalar(np.dtype("O"), b"12345678"), "which are not numbers"),
+        (Scalar("f8", b"12345678"), "which is not a number"),
         (Scalar(np.dtype("f8"), b"1234"), "a float64 of 4 bytes"),
         (Encoded("a", "rot13"), "it holds bytes as rot13"),
-        (Scalar(np.dtype("f8"), None), "refused as a pickle of data"),
+        (Scalar(np.dtype("f8"), None), "not a pickle of plain data"),
     ],
 )
 def test_arrays_and_single_values_are_numbers_and_nothing_else(value, said):
@@ -89,12 +89,12 @@ class Malicious:
     ids=lambda value: getattr(value, "__name__", "call"),
 )
 def test_nothing_else_can_be_named_let_alone_called(named, tmp_path):
-    with pytest.raises(ValueError, match=r"it names [\w.]+, which is no data"):
+    with pytest.raises(ValueError, match=r"it names [\w.]+, which is not data"):
         unpickle(pickle.dumps({"data": named}))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x02}q\x01(U", b"not a pickle at all"])
 def test_damaged_pickles_are_a_plain_error(data):
-    with pytest.raises(ValueError, match="refused as a pickle of data"):
+    with pytest.raises(ValueError, match="not a pickle of plain data"):
         unpickle(data)

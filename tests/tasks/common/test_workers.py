@@ -111,25 +111,24 @@ def test_workers_ignore_what_asks_a_run_to_stop():
     for batch in batches(Toy(30)):
         found.append((step_of(batch), maker_of(batch)))
         if 2 <= len(found) < 6:
-            for number in worker_module.IGNORED:
+            for number in SIGNALS:
                 os.kill(found[-1][1], number)
                 os.kill(found[-2][1], number)
     assert [step for step, _ in found] == list(range(30))
     assert len({maker for _, maker in found}) == 2
-    assert set(worker_module.IGNORED) == set(SIGNALS)
 
 
 def train_under_fire(report):
     """Iterate while every process of the group gets signals, from before the workers are there."""
     os.setpgid(0, 0)
     got = []
-    for number in worker_module.IGNORED:
+    for number in SIGNALS:
         signal.signal(number, lambda number, frame: got.append(number))
     over = threading.Event()
 
     def fire():
         while not over.is_set():
-            for number in worker_module.IGNORED:
+            for number in SIGNALS:
                 os.killpg(0, number)
             time.sleep(0.0005)
 
@@ -137,7 +136,7 @@ def train_under_fire(report):
     for _ in range(5):
         assert [step_of(batch) for batch in batches(Toy(6))] == list(range(6))
     over.set()
-    assert set(got) == set(worker_module.IGNORED)
+    assert set(got) == set(SIGNALS)
     Path(report).write_text("through")
 
 
@@ -203,7 +202,7 @@ def test_data_on_a_gpu_need_no_workers():
     with pytest.raises(ValueError) as error:
         batches(toy, workers=4)
     assert str(error.value) == (
-        "data.workers=4: toy rests on the GPU, which makes its batches itself; set data.workers=0"
+        "data.workers=4: toy is on the GPU, which makes its batches itself; set data.workers=0"
     )
     assert len(list(batches(toy, workers=0))) == 12
 

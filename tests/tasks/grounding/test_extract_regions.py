@@ -270,7 +270,7 @@ def test_invalid_input_is_one_line(script, capsys, monkeypatch):
 
 def test_what_the_store_refuses_ends_the_script_and_one_process_writes_at_a_time(quickly, capsys):
     assert quickly() == 0 and quickly("--most=5") == 2
-    assert "was made otherwise" in capsys.readouterr().err
+    assert "was made with other settings" in capsys.readouterr().err
     with files.locked(TARGET.with_name(f".{TARGET.name}.lock")):
         assert quickly() == 2
     assert "is being written by another process" in capsys.readouterr().err

@@ -69,7 +69,7 @@ def test_a_set_is_read_whole_and_counted(name, called, phrases, ready, roots):
         assert lines["train"] == (
             "9 images (29,783 were published), 0 of them as files, 62 phrases with a box, 54"
             " boxes, 45 captions, 1 captions of some other image, 26 phrases without a box, 117"
-            " regions, 12 to 14 an image, of 6 numbers; 9 of 9 images read, 0 have none"
+            " regions, 12 to 14 per image, of 6 numbers; 9 of 9 images read, 0 have none"
         )
         assert lines["all"] == "16 images (31,783 were published)"
         assert lines["words"].startswith("21 different phrases of up to 3 words, ")
@@ -157,7 +157,7 @@ def test_a_phrase_is_read_by_its_own_words_in_every_part(tmp_path):
                 torch.testing.assert_close(words[: len(own)], expected)
                 assert not words[len(own) :].any()
     vectors.write_text("\n".join(lines[2:]) + "\n")
-    assert "none of 2 other words" in set_up(tmp_path).inspect()["words"]
+    assert "2 words without a vector" in set_up(tmp_path).inspect()["words"]
 
 
 # --- loss
@@ -275,7 +275,7 @@ def test_images_without_features_are_not_trained_on_and_their_phrases_are_wrong(
                 del file[name]
     task = set_up(tmp_path)
     _, train, test = caplog.messages  # first that these are not the published images
-    assert train.endswith("no features of 2 of 9 images (first: 102): they are left out")
+    assert train.endswith("no features of 2 of 9 images (first: 102): they are skipped")
     assert test.endswith("no features of 1 of 4 images (first: 301): their phrases count as wrong")
     assert task.inspect()["train"].endswith("7 of 7 images read, 2 have none")
     shown = [task.parts["train"].flat.images[i].id for i in task.parts["train"].there]
@@ -319,7 +319,7 @@ def test_images_without_a_box_are_left_out_and_a_set_without_any_refused(tmp_pat
     ("keys", "said"),
     [
         ({"region_width": 5}, r"rows of 15 numbers, which are not task\.region_width=5 features"),
-        ({"word_width": 4}, r"line 1 has 3 numbers and not 4: set task\.word_width"),
+        ({"word_width": 4}, r"line 1 has 3 numbers, not 4: set task\.word_width"),
         ({"vectors": "other.txt"}, r"other\.txt cannot be read as word vectors \(No such file"),
         ({"words": "bert", "bert": "nowhere"}, r"task\.bert=nowhere"),
         ({"regions": 0}, r"task\.regions must be at least 1"),

@@ -85,10 +85,10 @@ def test_captions_of_some_other_image_are_left_out(entities, caplog):
     assert "The man" not in texts() and len(texts()) == BOXED - 1
     with open(entities / "UNRELATED_CAPTIONS", "a") as file:
         file.write("101 5 6\n")
-    with pytest.raises(ValueError, match="'101 5 6' is no id and a number"):
+    with pytest.raises(ValueError, match="'101 5 6' is not an id and a number"):
         texts()
     (entities / "UNRELATED_CAPTIONS").unlink()
-    assert len(texts()) == BOXED and "are not left out" in caplog.text
+    assert len(texts()) == BOXED and "are not skipped" in caplog.text
 
 
 def test_phrases_lie_in_arrays_image_by_image(entities):
@@ -131,7 +131,7 @@ ODD = {
         boxed(c5=None),
         WITHOUT_DOG,
         Counted.ODD_PHRASES,
-        "2 phrases are left out, .*chain 5 of",
+        "2 phrases are skipped: .*chain 5 of",
     ),
     "open": (
         told("[/EN#4/people Two men and a dog ."),
@@ -143,7 +143,7 @@ ODD = {
         told("[/EN#4/people Two with [/EN#5/animals a dog] ]"),
         ["The man", "a dog"],
         Counted.ODD_PHRASES,
-        "1 phrases are left out",
+        "1 phrases are skipped",
     ),
     "no chain": (told("[/EN#x/people Two]"), ["The man"], Counted.ODD_PHRASES, "302.txt"),
 }
@@ -242,7 +242,7 @@ class Call:
 
 
 XML = annotation("302")
-NO_XML = r"302\.xml is no annotation "
+NO_XML = r"302\.xml is not an annotation "
 NOT_REFER = "is not as refer writes it"
 DAMAGE = {
     "cut off": (put("Annotations/302.xml", XML[:200]), f"{NO_XML}.*again"),
@@ -268,19 +268,19 @@ DAMAGE = {
     "no sentences": (put("Sentences/300.txt", None), r"Sentences/300\.txt cannot be read .*unpack"),
     "empty sentences": (put("Sentences/300.txt", " \n"), r"300\.txt is empty: unpack"),
     "no split": (put("val.txt", None), r"val\.txt cannot be read \(No such file"),
-    "no text": (put("val.txt", b"2\xff0\n"), r"val\.txt: '2\ufffd0' is no image's id"),
-    "a path": (put("val.txt", "../200\n"), r"val\.txt: '../200' is no image's id"),
-    "twice": (put("val.txt", "200\n101\n"), r"val\.txt: '101' is named twice"),
+    "no text": (put("val.txt", b"2\xff0\n"), r"val\.txt: '2\ufffd0' is not an image id"),
+    "a path": (put("val.txt", "../200\n"), r"val\.txt: '../200' is not an image id"),
+    "twice": (put("val.txt", "200\n101\n"), r"val\.txt: '101' is listed twice"),
     # RefCLEF
     "no refs": (put(REFS, None), rf"refs\(berkeley\)\.p {NOT_REFER} \(No such file"),
     "no instances": (put("instances.json", None), rf"instances\.json {NOT_REFER} \(No such file"),
     "cut-off refs": (put(REFS, pickle.dumps(expressions(), 2)[:500]), NOT_REFER),
     "a function": (
         put(REFS, pickle.dumps([Call()], 2)),
-        rf"{NOT_REFER} \(refused as a pickle of data: it names",
+        rf"{NOT_REFER} \(not a pickle of plain data: it names",
     ),
     "no list": (put(REFS, pickle.dumps(7, 2)), NOT_REFER),
-    "no words": (refs(lambda f: f[3].pop("sentences")), r"\(something has no 'sentences'\)"),
+    "no words": (refs(lambda f: f[3].pop("sentences")), r"\('sentences' is missing\)"),
     "None": (refs(lambda f: f[3]["sentences"][0].update(raw=None)), NOT_REFER),
     "other split": (refs(lambda f: f[3].update(split="testA")), r"has a split 'testA', not one of"),
     "no val": (refs(lambda f: f.__delitem__(slice(18, 24))), r"lacks one of train, val, test"),
@@ -294,7 +294,7 @@ DAMAGE = {
     "a list": (put("instances.json", b"[]"), rf"instances\.json {NOT_REFER}"),
     "half a box": (described(lambda d: d["annotations"][4].update(bbox=[1, 2, 3])), NOT_REFER),
     "no width": (described(lambda d: d["images"][4].update(width="x")), NOT_REFER),
-    "flat": (described(lambda d: d["images"][4].update(height=0)), "some image has no size"),
+    "flat": (described(lambda d: d["images"][4].update(height=0)), "an image has no size"),
 }
 
 

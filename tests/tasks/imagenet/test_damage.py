@@ -41,7 +41,7 @@ def test_damaged_training_images_are_named_once_and_the_next_takes_the_place(tre
     said = {message.split(" is left out: ")[0].split("imagenet/")[1]: message for message in
             caplog.messages}  # fmt: skip
     assert set(said) == {FIRST, SECOND}
-    assert said[FIRST].endswith("it is empty") and "it is no whole image" in said[SECOND]
+    assert said[FIRST].endswith("it is empty") and "it is not a complete image" in said[SECOND]
     (found,) = base.batches(task, 0, 18, workers=workers)
     changed = (found.inputs != whole.inputs).flatten(1).any(1)
     assert int(changed.sum()) == 2

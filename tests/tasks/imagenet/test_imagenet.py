@@ -51,7 +51,7 @@ def test_classes_are_sorted_folders_of_all_images_and_what_is_left_out_is_counte
     assert len(task.parts["test"].index_N) == 9 and not task.has_validation
     assert all(task.damage.decoded("train", i) is not None for i in range(6, 10))
     (said,) = caplog.messages
-    assert "train: 2 entries of its class folders are left out" in said and "a.gif, ..." in said
+    assert "train: 2 entries of its class folders are skipped" in said and "a.gif, ..." in said
     images = task.images["train"]
     shards.pack({"train": images}, tree / "imagenet-shards")
     packed = shards.Shards(tree / "imagenet-shards", "train", len(WNIDS))
@@ -82,7 +82,7 @@ def empty(folder):
         (lambda own: (own / "val" / WNIDS[1]).rename(own / "val" / "n99999999"),
          r"val lacks the class folder n01443537, unlike .*train"),
         (lambda own: empty(own / "train" / WNIDS[1]), r"train/n01443537 holds no image"),
-        (lambda own: [(own / "val").rename(own / "x"), (own / "val").touch()], "val is no folder"),
+        (lambda own: [(own / "val").rename(own / "x"), (own / "val").touch()], "is not a folder"),
     ],
 )  # fmt: skip
 def test_an_invalid_folder_tree_is_one_clear_line(tree, spoil, said):

@@ -57,9 +57,9 @@ def test_sixteen_bits_become_eight_and_pixels_of_an_unknown_range_are_no_image()
     [
         (b"", "it is empty"),
         (FORMS["rgb"][: len(FORMS["rgb"]) // 2], "Truncated File Read|truncated"),
-        (FORMS["png"][: len(FORMS["png"]) // 2], "it is no whole image"),
+        (FORMS["png"][: len(FORMS["png"]) // 2], "it is not a complete image"),
         (b"<html>not found</html>", "cannot identify"),
-        (FORMS["rgb"][:2], "it is no whole image"),
+        (FORMS["rgb"][:2], "it is not a complete image"),
     ],
 )
 def test_damage_is_reported_in_one_line(data, said):

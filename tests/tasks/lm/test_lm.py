@@ -231,9 +231,9 @@ def damage(folder, how):
         ("fineweb", "version", "is not a token shard"),
         ("fineweb", "count", "is damaged"),
         ("fineweb", "short", "is damaged"),
-        ("fineweb", "header", "is cut off"),
+        ("fineweb", "header", "is truncated"),
         ("fineweb", "none", "holds no fineweb_train"),
-        ("bins", "odd", "no whole number"),
+        ("bins", "odd", "not a whole number"),
         ("bins", "gone", "is missing"),
         ("bins", "headed", "task.dataset=fineweb"),
         ("text", "latin", "is not UTF-8"),
@@ -257,7 +257,7 @@ def test_settings_that_do_not_fit_the_files_are_one_line(tmp_path):
         ("bins", {"length": 75}, "too few for a row"),
         ("shakespeare", {"folder": "text"}, "input.txt is missing"),
         ("shakespeare", {}, "task.folder=own is not read"),
-        ("shakespeare", {"tokenizer": "own.model"}, "read by characters: choose task=text"),
+        ("shakespeare", {"tokenizer": "own.model"}, "read as characters: set task=text"),
     ):
         with pytest.raises(ValueError, match=message):
             made(tmp_path, dataset, **keys)

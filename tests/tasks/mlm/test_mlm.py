@@ -62,7 +62,7 @@ def test_what_is_no_text_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="there is no text in"):
         list(reader.read(tmp_path))
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="is no UTF-8 text") as error:
+    with pytest.raises(ValueError, match="is not UTF-8 text") as error:
         list(reader.read(tmp_path))
     assert "\n" not in str(error.value)
 

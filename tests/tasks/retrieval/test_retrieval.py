@@ -69,7 +69,7 @@ def test_arguments_are_numbered_as_scan_numbered_them_if_that_is_there(tmp_path)
     own = write_vocabulary(folder / "f30k_precomp_vocab.json", ["cow", "pig"])
     task = make(tmp_path)
     assert task.vocabulary == own
-    assert "6 are to be learned, as f30k_precomp_vocab.json" in task.inspect()["words"]
+    assert "6 are learned, as f30k_precomp_vocab.json" in task.inspect()["words"]
 
 
 # --- batches
@@ -214,7 +214,7 @@ def test_counts_are_shown_beside_the_published_ones(root, tmp_path, monkeypatch)
     # Of training's all are numbered; of dev's 4 images and test's 6 their splits' names, in all
     # sentences but the last, which is cut before it.
     assert "40 of 486 word occurrences are <unk>; 12 of 20 words have vectors; " in found["words"]
-    assert "18 sentences are longer than 6 words" in found["words"]
+    assert "18 sentences are truncated to 6 words" in found["words"]
     array = features("dev")
     array[2, 0, 1] = np.inf
     np.save(write(tmp_path) / "dev_ims.npy", array)
@@ -238,17 +238,17 @@ def test_examples_show_what_fits_best_and_where_the_right_one_is(tmp_path):
         assert [p.right for p in own.pictures] == [i == sentence // 5 for i in best]
         assert [p.image for p in own.pictures] == [tmp_path / f"pictures/im{i}.jpg" for i in best]
         place = int((similarity[sentence] > similarity[sentence, sentence // 5]).sum()) + 1
-        assert own.heading.endswith(f"its image comes as number {place} of 6")
+        assert own.heading.endswith(f"its image is number {place} of 6")
     first, *below = shown[1].pictures
     assert first.image == tmp_path / "pictures" / "im2.jpg" and len(below) == 5
     best = similarity[:, 2].argsort(descending=True)[:5].tolist()
     assert [p.right for p in below] == [i // 5 == 2 for i in best]
     assert all(p.image is None for p in below) and captions("test")[best[0]] in below[0].caption
     place = int((similarity[:, 2] > similarity[10:15, 2].max()).sum()) + 1
-    assert shown[1].heading.endswith(f"its best sentence comes as number {place} of 30")
+    assert shown[1].heading.endswith(f"its best sentence is number {place} of 30")
     assert len(task.examples(model, "test", 100)) == 6
     (tmp_path / "pictures").rmdir()
-    with pytest.raises(ValueError, match=r"pictures is not there: set task.images"):
+    with pytest.raises(ValueError, match=r"pictures is missing: set task.images"):
         task.examples(model, "test", 1)
     bare = make(tmp_path).examples(model, "val", 2)  # names alone
     assert all(p.image is None and p.caption for own in bare for p in own.pictures)
@@ -277,7 +277,7 @@ def test_what_does_not_fit_is_one_line(root, tmp_path):
     task = make(root)
     task.check_network(network(task, embedding=0, vocab_size=5))  # which learns no words
     task.check_parts(2, 1)
-    with pytest.raises(ValueError, match=r"batch_size=1: there is nothing to compare one image"):
+    with pytest.raises(ValueError, match=r"batch_size=1: the loss compares images"):
         task.check_parts(1, 1)
-    with pytest.raises(ValueError, match=r"cannot be cut into 2 parts: set trainer.devices=1"):
+    with pytest.raises(ValueError, match=r"cannot be split into 2 parts: set trainer.devices=1"):
         task.check_parts(2, 2)

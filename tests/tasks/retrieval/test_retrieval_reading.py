@@ -76,15 +76,15 @@ LINES = "\n".join(captions("dev"))
     [
         (lambda folder: (folder / "dev_caps.txt").unlink(), "dev_caps.txt cannot be read .No such"),
         (lambda folder: (folder / "dev_ims.npy").unlink(), "dev_ims.npy cannot be read .*: put"),
-        (put("dev_caps.txt", LINES + "\na sixth"), "21 lines, which is not 5 of each image"),
+        (put("dev_caps.txt", LINES + "\na sixth"), "21 lines, not 5 per image"),
         (put("dev_caps.txt", ""), "has 0 lines"),
         (put("dev_caps.txt", b"\xff\xfe"), "dev_caps.txt cannot be read .*utf-8.*: put"),
         (cut("dev_ims.npy"), "dev_ims.npy cannot be read .*: put"),
         (put("dev_ims.npy", "no array"), "dev_ims.npy cannot be read"),
-        (save(np.zeros((4, 3, 6), np.float32)), "3 regions an image of 6 numbers each: set task.r"),
-        (save(np.zeros((4, 2, 4), np.float32)), "2 regions an image of 4 numbers each: set task.r"),
-        (save(np.zeros((5, 3, 4), np.float32)), r"shape \(5, 3, 4\) and no floats of 4 images"),
-        (save(np.zeros((4, 4), np.float32)), r"shape \(4, 4\) and no floats"),
+        (save(np.zeros((4, 3, 6), np.float32)), "3 regions per image of 6 numbers: set task.r"),
+        (save(np.zeros((4, 2, 4), np.float32)), "2 regions per image of 4 numbers: set task.r"),
+        (save(np.zeros((5, 3, 4), np.float32)), r"shape \(5, 3, 4\), not floats of 4 images"),
+        (save(np.zeros((4, 4), np.float32)), r"shape \(4, 4\), not floats"),
         (save(np.zeros((4, 3, 4), np.int64)), "holds int64 of shape"),
         (save(np.array([{}] * 4)), "dev_ims.npy cannot be read"),  # a pickle is not opened
         (put("dev_ids.txt", "a\nb\n"), "has 2 names, for 4 images"),
@@ -167,10 +167,10 @@ def changed(change):
         ("[]", "it has no word2idx"),
         ('{"word2idx": 3}', "it has no word2idx"),
         (changed(lambda found: found.pop("<unk>")), "its 4 words are not numbered"),
-        (changed(lambda found: found.update(dog="4")), "no whole number"),
-        (changed(lambda found: found.update(dog=9)), "its 5 words are not numbered from 0 on"),
-        (changed(lambda found: found.update({"<pad>": 4, "dog": 0})), "the first as 0"),
-        (changed(lambda found: found.update({"cat": found.pop("<unk>")})), "are not all there"),
+        (changed(lambda found: found.update(dog="4")), "not an integer"),
+        (changed(lambda found: found.update(dog=9)), "its 5 words are not numbered from 0"),
+        (changed(lambda found: found.update({"<pad>": 4, "dog": 0})), "the first with id 0"),
+        (changed(lambda found: found.update({"cat": found.pop("<unk>")})), "it must have"),
     ],
 )
 def test_a_bad_vocabulary_is_named(tmp_path, text, said):
@@ -184,6 +184,6 @@ def test_a_bad_vocabulary_is_named(tmp_path, text, said):
 def test_words_without_vectors_and_cut_sentences_are_counted():
     said = ["a purple dog", "a dog a dog a dog", "a cat's cat-dog"]
     assert words.describe(said, VOCABULARY, ROWS, 4) == (
-        "3 of 11 word occurrences are <unk>; 2 of 5 words have vectors; 2 sentences are longer than"
-        " 4 words and lose the rest"
+        "3 of 11 word occurrences are <unk>; 2 of 5 words have vectors; 2 sentences are truncated"
+        " to 4 words"
     )

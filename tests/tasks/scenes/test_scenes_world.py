@@ -106,7 +106,7 @@ def test_the_keys_are_those_of_a_config():
         ({"relations": 1.1}, "task.scenes.relations must be at most 1"),
         ({"proposals": 6}, "task.scenes.proposals must be at least 7"),
         ({"height": 63}, "task.scenes.height must be at least 64"),
-        ({"height": 100, "width": 201}, "one may be twice the other at most"),
+        ({"height": 100, "width": 201}, "one may be at most twice the other"),
     ],
 )
 def test_what_cannot_be_is_refused_by_its_key(keys, says):

@@ -134,7 +134,7 @@ def test_what_is_known_before_anything_is_drawn():
     assert (task.name, task.source) == ("shortest_paths", "real")
     assert task.has_validation and task.selection_metric == "f1"
     assert task.steps_per_epoch(64) == 156
-    with pytest.raises(ValueError, match="more than the 10000 mazes an epoch"):
+    with pytest.raises(ValueError, match="more than the 10000 mazes per epoch"):
         task.steps_per_epoch(10_001)
     data = DataConfig(val_fraction=0.1)
     with pytest.raises(ValueError, match=r"set data\.val_fraction=null"):

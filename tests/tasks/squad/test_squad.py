@@ -184,7 +184,7 @@ def test_answers_that_are_not_there_are_left_out_with_a_warning(tmp_path, caplog
     path.write_text(json.dumps(raw))
     tokenizer = synthetic_text.write_tokenizer(tmp_path)
     fresh(tmp_path, "1.1", tokenizer, verify="warn").setup()
-    assert "1 of 40 training questions are left out" in caplog.text
+    assert "1 of 40 training questions are skipped" in caplog.text
 
 
 def own_files(root, **keys):
@@ -220,8 +220,8 @@ def test_no_paragraph_of_the_test_file_is_trained_on(tmp_path):
     assert len(task.parts["train"].questions) == 40 + 24 - 8
     assert len({q.article for q in task.parts["train"].questions}) == 4 + 2
     lines = task.inspect()
-    assert lines["train"].endswith("2 paragraphs of the test set are left out")
-    assert lines["part.json"].endswith("as task names it")
+    assert lines["train"].endswith("2 paragraphs of the test set are skipped")
+    assert lines["part.json"].endswith("set by task")
     few = [own_files(tmp_path, train_questions=9) for _ in range(2)]
     for other in few:
         other.setup()

@@ -237,7 +237,7 @@ def test_the_official_form_is_read(tmp_path):
     assert one.answers == ("Rouen", "Normandy") and one.start == 39
     assert other.answers == () and other.start is None and one.context is other.context
     raw = copy.deepcopy(OFFICIAL)
-    with pytest.raises(ValueError, match=r"question 1 of paragraph 0 .* SQuAD 1\.1 has one"):
+    with pytest.raises(ValueError, match=r"question 1 of paragraph 0 .* SQuAD 1\.1 requires"):
         read(tmp_path, raw, "1.1")
     del raw["data"][0]["paragraphs"][0]["qas"][1]
     del raw["data"][0]["paragraphs"][0]["qas"][0]["is_impossible"]
@@ -266,14 +266,14 @@ def test_a_missing_key_is_one_line(path, said, value, tmp_path):
     node[last] = value
     with pytest.raises(ValueError, match=said) as error:
         read(tmp_path, raw)
-    assert "dev.json is no SQuAD file" in str(error.value) and "\n" not in str(error.value)
+    assert "dev.json is not a SQuAD file" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_what_is_no_such_file_is_one_line(tmp_path):
     twice = copy.deepcopy(OFFICIAL)
     twice["data"].append(twice["data"][0])
     for raw in (b'{"data": [', b"[]", b'"data"', b'{"data": []}', b"\x80", twice):
-        with pytest.raises(ValueError, match=r"dev\.json is no SQuAD file") as error:
+        with pytest.raises(ValueError, match=r"dev\.json is not a SQuAD file") as error:
             read(tmp_path, raw)
         assert "\n" not in str(error.value)
 
