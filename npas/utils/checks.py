@@ -1,4 +1,4 @@
-"""Raise ValueError for a config value that is out of range, naming its key."""
+"""Range checks of config values, and lists in sentences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def near(name: str, names: list[str]) -> str:
 
 
 def at_least(key: str, value: float | None, limit: float) -> None:
-    """Raise ValueError if the value is there and not at least `limit`, as NaN is not."""
+    """Raise ValueError unless the value is None or at least `limit`."""
     if value is not None and not value >= limit:
         raise ValueError(f"{key} must be at least {limit}, got {value}")
 
@@ -43,7 +43,7 @@ def below(key: str, value: float, limit: float) -> None:
 
 
 def within(prefix: str, config: object, limits: Mapping[str, tuple[float, float]]) -> None:
-    """Raise ValueError unless each of these keys lies between its limits, both allowed."""
+    """Raise ValueError unless each of these keys is within its limits, both included."""
     for key, (least, most) in limits.items():
         at_least(f"{prefix}.{key}", getattr(config, key), least)
         at_most(f"{prefix}.{key}", getattr(config, key), most)

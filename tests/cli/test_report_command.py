@@ -31,7 +31,7 @@ def test_neither_torch_nor_transformers_is_imported_for_it():
         (["out=."], "out=. is a folder: name a file"),
         (["results=empty"], "there is nothing to report"),
         (["results=empty", "runs=empty"], "there is nothing to report"),
-        (["out=file/page.html"], "out=file/page.html cannot be written"),
+        (["out=file/page.html"], "file/page.html cannot be written"),
         (["root=runs"], "unknown key 'root'"),
     ],
 )

@@ -54,7 +54,7 @@ def alone_in_the_world(monkeypatch):
 
 
 # The networks of the table of pruned ones, which are shared and pruned.
-PRUNED = [row.words for row in definitions.table("hrank").rows if row.label == "SSN, pruned"]
+PRUNED = [row.overrides for row in definitions.table("hrank").rows if row.label == "SSN, pruned"]
 TRAINED = [(f"+exp={exp}",) for exp in EXPERIMENTS] + [words for words in PRUNED if words]
 
 
