@@ -1,6 +1,6 @@
-"""The tables that can be reproduced, as data: which runs each row is, and what it stands beside.
+"""Definitions of all tables: the runs of each row, and the published figures beside them.
 
-A new table is one more function in `_TABLES`; those of soft sharing are in a file beside this one.
+To add a table, add a function to `_TABLES`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CIFAR_BUDGETS = ("0.05", "0.1", "0.25", "0.5", "1", "1.5", "2")
 IMAGENET_BUDGETS = ("0.1", "19M", "0.5", "1", "2")
 GROUNDING_BUDGETS = ("0.02", "0.05", "0.1", "0.5", "1", "2")
 GROUPS = 4
-WIDTH_STEPS = 64  # widths are multiples of 1/64: exact as decimals, and as fine as channels are
+WIDTH_STEPS = 64  # widths are multiples of 1/64, which are exact as decimals
 DENSE = "budget=dense"
 RECALLS = {
     "mr": "mean of the six recalls",
@@ -36,26 +36,26 @@ RECALLS = {
 
 
 def names() -> tuple[str, ...]:
-    """List the tables."""
+    """Return the names of the tables."""
     return tuple(_TABLES)
 
 
 def table(name: str) -> Table:
-    """Return a table's definition; ValueError, with near names, if there is none."""
+    """Return a table's definition. Raises ValueError, with similar names, if there is none."""
     if name not in _TABLES:
         raise ValueError(f"there is no table {name!r}; {near(name, list(_TABLES))}")
     return _TABLES[name]()
 
 
 def _ssn(budgets: Sequence[str], overrides: str, network: str = "SSN", **row: Any) -> list[Row]:
-    """List a network inside these budgets, each of which stands in the overrides for {}."""
+    """Return rows of a network inside these budgets; `{}` in the overrides is the budget."""
     return [
         Row(f"{network}, budget {b}", tuple(overrides.format(b).split()), **row) for b in budgets
     ]
 
 
 def _narrower(exp: str, *overrides: str) -> list[Row]:
-    """List dense networks that are as narrow as these budgets allow."""
+    """Return rows of the widest dense networks inside `NARROW_BUDGETS`."""
     name = "narrower dense network"
     widths = {budget: narrow_width(exp, budget) for budget in NARROW_BUDGETS}
     return [
@@ -149,7 +149,7 @@ def _cifar10_small() -> Table:
 
 
 def _wrn_cifar(classes: int) -> Table:
-    """List the poster's figures with cutout, which is our recipe, ours, and those without."""
+    """Return the poster's figures with cutout, our runs with cutout, and figures without."""
     overrides = (f"+exp=wrn_cifar{classes}", soft_sharing.SPLIT)
     dense = Row("WRN 28-10, cutout", (*overrides, DENSE), series="dense network")
     with_cutout = [dense]
@@ -182,7 +182,7 @@ def _wrn_cifar(classes: int) -> Table:
 
 
 def _imagenet() -> Table:
-    """List the poster's networks, and a Wide ResNet inside budgets."""
+    """Return the poster's networks, and a Wide ResNet inside budgets."""
     overrides = f"+exp=wrn50_2_three_convs_imagenet budget={{}} {FAST}"
     rows: list[Row] = []
     for heading, column, metric in (("Top-1", "top1", ""), ("Top-5", "top5", "top5_accuracy")):
@@ -203,7 +203,7 @@ def _imagenet() -> Table:
 
 
 def _perceiver() -> Table:
-    """Compare a Perceiver whose layers share with one whose layers do not."""
+    """Compare a Perceiver with and without sharing."""
     rows = [
         Row(
             f"Perceiver, sharing: {sharing}",
@@ -230,7 +230,7 @@ def _perceiver() -> Table:
 
 
 def _grounding() -> Table:
-    """List SimNet inside budgets on both sets, and CITE, whose figures are known."""
+    """Return SimNet inside budgets on both datasets, and CITE with its published figures."""
     rows = []
     for name, data, concepts in (
         ("Flickr30K Entities", "flickr30k", 4),
@@ -259,7 +259,7 @@ def _grounding() -> Table:
 
 
 def _retrieval() -> Table:
-    """List ADAPT-T2I and the two-branch network on both sets, whole and inside budgets."""
+    """Return ADAPT-T2I and the two-branch network on both datasets, dense and inside budgets."""
     rows = []
     for name, data in (("Flickr30K", "f30k"), ("COCO", "coco")):
         for metric, meaning in RECALLS.items():
@@ -287,7 +287,7 @@ def _retrieval() -> Table:
 
 
 def _scenes() -> Table:
-    """Show what a budget costs SimNet on the rendered scenes, between two baselines."""
+    """Compare SimNet inside budgets on the rendered scenes with baselines and bounds."""
     exp = "+exp=simnet_scenes"
     dense = (exp, DENSE)
     return Table(
@@ -308,7 +308,7 @@ def _scenes() -> Table:
 
 
 def _scenes_retrieval() -> Table:
-    """Match sentences with rendered scenes: both networks whole and in a tenth."""
+    """Compare both retrieval networks, dense and at a tenth, on the rendered scenes."""
     rows = []
     for network, exp in (("ADAPT-T2I", "adapt"), ("two-branch", "two_branch")):
         rows.append(Row(network, (f"+exp={exp}_scenes", DENSE)))
@@ -326,7 +326,7 @@ def _scenes_retrieval() -> Table:
 
 
 def _scenes_groups() -> Table:
-    """Compare text and image layers that share one bank with such that keep to themselves."""
+    """Compare one bank for text and image layers with one bank for each."""
     exp = "+exp=simnet_scenes"
     kinds = {
         "one group for text and image": (),
@@ -350,16 +350,16 @@ def _scenes_groups() -> Table:
 
 
 def narrow_width(exp: str, budget: str) -> float:
-    """Return the largest `model.width` whose dense network stays within the budget's parameters.
+    """Return the largest `model.width` whose dense network fits into the budget.
 
-    The budget is one of the experiment's own dense network. ValueError if no width does.
+    The budget is relative to the experiment's dense network. Raises ValueError if no width fits.
     """
     from npas.sharing import parse_budget
 
     overrides = f"+exp={exp}", DENSE
     width = compose(*overrides).model.width
     allowed = parse_budget(budget).allowed(dense_count(width, *overrides))
-    # Channels are whole: the counts are found by halving, between one channel and all.
+    # Bisect between one sixteenth and the full width; the count increases with the width.
     low, high = WIDTH_STEPS // 16, int(width * WIDTH_STEPS)
     if dense_count(low / WIDTH_STEPS, *overrides) > allowed:
         raise ValueError("even the narrowest network has more parameters than this budget allows")
