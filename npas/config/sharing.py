@@ -84,10 +84,10 @@ class SharingConfig:
         if self.generator not in (own := get_args(Generator)):
             others = plugins.names("scheme")
             if self.generator not in others:
-                said = near(self.generator, [*own, *others])
-                if not said.endswith("?"):
-                    said += ", or install the package that brings it"
-                raise ValueError(f"sharing.generator: there is no {self.generator!r}; {said}")
+                hint = near(self.generator, [*own, *others])
+                if not hint.endswith("?"):
+                    hint += ", or install its package"
+                raise ValueError(f"sharing.generator: there is no {self.generator!r}; {hint}")
         if isinstance(self.groups, str) and not is_grouping(self.groups):
             raise ValueError(
                 f"sharing.groups must be {join(GROUPINGS)}, place, depth:2, a mapping of layer "

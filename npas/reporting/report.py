@@ -67,11 +67,11 @@ def _committed(results: Path) -> Iterator[Section]:
     tables = [_table_entry(results / "tables", name, own) for name, own in filled.items()]
     yield Section("Tables and plots", tables)
     groups = sorted(results.glob("groups/*/*/groups.json"))
-    known = {run.result["config_hash"]: run for run in _results(results / "runs")}
     yield Section(
         "Learned groups", [report_folds.groups(path.parent, results / "groups") for path in groups]
     )
-    yield from report_folds.folds(results / "folds", known)
+    runs = run_index.collect(results / "runs") if (results / "runs").is_dir() else []
+    yield from report_folds.folds(results / "folds", _by_hash(runs))
     yield _samples(results)
     yield Section("Other measurements", [*_others(results)])
     empty = [
@@ -83,8 +83,7 @@ def _committed(results: Path) -> Iterator[Section]:
         "Published figures, and the commands that would put ours beside them. Counts of parameters"
         " are exact: they are planned without training.",
     )
-    if (results / "runs").is_dir():
-        yield _runs(run_index.collect(results / "runs"), "results/runs", False)
+    yield _runs(runs, "results/runs", False)
 
 
 def _page(path: Path, name: str, **more: Any) -> Page:
@@ -94,10 +93,10 @@ def _page(path: Path, name: str, **more: Any) -> Page:
         raise ValueError(f"{path} cannot be read ({error}): fix or delete it") from None
 
 
-def _results(root: Path) -> list[Any]:
-    """Return the runs with a valid result."""
-    found = run_index.collect(root) if root.is_dir() else []
-    return [run for run in found if run.result is not None and "config_hash" in run.result]
+def _by_hash(runs: Sequence[run_index.Run]) -> dict[str, run_index.Run]:
+    """Return the runs that have a result by the hash of their config."""
+    results = ((run.result or {}, run) for run in runs)
+    return {result["config_hash"]: run for result, run in results if "config_hash" in result}
 
 
 def _measured(own: Page) -> tuple[list[int], int]:
@@ -272,13 +271,8 @@ def _drawn(found: Sequence[run_index.Run]) -> Iterator[Section]:
         if (folder / "groups.json").is_file()
     ]
     yield Section("Groups of these runs", groups)
-    known = {
-        run.result["config_hash"]: run
-        for run in found
-        if run.result and "config_hash" in run.result
-    }
     for root in roots:
-        for section in report_folds.folds(root, known):
+        for section in report_folds.folds(root, _by_hash(found)):
             yield Section(f"{section.title} of these runs", section.entries, section.text)
     pages = [path for folder in folders for path in sorted(folder.glob("show-*.png"))]
     entries = []

@@ -13,7 +13,7 @@ def join(names: Iterable[object], last: str = "or") -> str:
 
 
 def near(name: str, names: list[str]) -> str:
-    """Return which of `names` come near `name`, or list them all where none does."""
+    """Suggest the closest of `names`, or list all of them."""
     close = difflib.get_close_matches(str(name), names, n=3)
     return f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}"
 
