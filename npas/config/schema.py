@@ -98,7 +98,7 @@ class DistillConfig:
         if self.cache is not None and not self.cache.strip():
             raise ValueError("distill.cache must not be empty: name a folder, or null")
         if self.cache is not None and self.hidden:
-            raise ValueError("distill.cache keeps logits alone: set distill.hidden=[], or no cache")
+            raise ValueError("distill.cache keeps only logits: set distill.hidden=[], or no cache")
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class Distilled:
             self.task.loss(self.teacher, batch)
 
     def taught(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the teacher's logits for a batch, by name."""
+        """Return the teacher's logits for a batch by name."""
         self._teach(batch)
         return logits(self.outputs["teacher"].pop(""))
 
