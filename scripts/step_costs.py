@@ -44,9 +44,8 @@ def main() -> None:
     from npas.reporting import definitions
     from npas.reporting.environment import environment
 
-    rows = {
-        row.label: row.overrides for row in definitions.table(arguments.table).rows if row.overrides
-    }
+    table = definitions.table(arguments.table)
+    rows = {row.label: row.overrides for row in table.rows if row.overrides}
     reference = next(iter(rows))
     rows = {k: words for k, words in rows.items() if k == reference or arguments.only in k}
     workers = {label: begin(arguments.table, words) for label, words in rows.items()}

@@ -27,7 +27,7 @@ SRUN = {
         ({"WORLD_SIZE": "1"}, Place()),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, Place()),  # a batch script, not yet srun
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4 is set but RANK is not"),
-        ({**TORCHRUN, "RANK": "x"}, "RANK=x is no number"),
+        ({**TORCHRUN, "RANK": "x"}, "RANK=x is not a number"),
     ],
 )
 def test_a_process_knows_its_place(environ, place):

@@ -102,7 +102,7 @@ def test_a_package_brings_a_way_to_share(installed, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(schemes, "_found", {})
     assert evaluate.main([f"run={folder}"]) == 2
     said = capsys.readouterr().err
-    assert "there is no 'rolled'" in said and "install the package that brings it" in said
+    assert "there is no 'rolled'" in said and "install its package" in said
 
 
 def test_a_script_registers_families(tmp_path, monkeypatch):

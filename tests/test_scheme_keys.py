@@ -14,7 +14,7 @@ WRONG = [
     ),
     (
         {"sharing": {"allocator": "reference", "coefficient_init": "cosine"}},
-        "sharing.coefficient_init=cosine is not how",
+        "sharing.coefficient_init=cosine does not go with",
     ),
     (
         {"sharing": {"allocator": "reference", "low_rank": 2}},
@@ -53,7 +53,7 @@ def test_muons_keys_are_for_muon_alone():
 def test_fixed_coefficients_cannot_be_rewarded_for_growing_alike():
     sharing = {"train_coefficients": False, "recurrence_weight": 0.1}
     assert ignored(checked(sharing=sharing)) == {
-        "sharing.recurrence_weight": "sharing.train_coefficients=false keeps them as they are"
+        "sharing.recurrence_weight": "sharing.train_coefficients=false fixes the coefficients"
     }
 
 

@@ -1,4 +1,4 @@
-"""What every command stands on: its jobs, its messages, and how Hydra composes its config."""
+"""Shared by all commands: jobs, messages, and composing a config with Hydra."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from npas.cli import arguments
@@ -18,7 +19,7 @@ from npas.config.typed import build, keys_of
 from npas.utils import processes
 from npas.utils.printing import print_line
 
-# The status of a job that a signal has stopped, and of those of its sweep that it left undone.
+# The status of a job that a signal stopped, and of the later jobs of its sweep.
 PREEMPTED, WAITING = "preempted", "waiting"
 
 T = TypeVar("T")
@@ -26,16 +27,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Job:
-    """How a job ended: `status` as in a result file, or skipped; `detail` is for reading."""
+    """How a job ended: `status` is that of a result file, or "skipped"."""
 
     name: str
     status: str = "done"
     detail: str = ""
-    value: float | None = None  # by which a sweeper may search: more is better
+    value: float | None = None  # for a sweeper that searches: higher is better
 
     @property
     def fine(self) -> bool:
-        """Return whether there is nothing to repeat."""
+        """Return whether the job succeeded."""
         return self.status in ("done", "skipped")
 
 
@@ -45,26 +46,26 @@ class Command(Generic[T]):
 
     name: str
     primary: str  # the YAML of npas.configs that it composes
-    keys: Callable[[], Collection[str]]  # their full names, to suggest from
+    keys: Callable[[], Collection[str]]  # full names, for suggestions
     check: Callable[[dict[str, Any]], T]
     run: Callable[[T], Job]
     close_sweep: Callable[[list[Job]], None] | None = None
-    # As `run`, with less output; whether its value is needed, as by a sweeper that searches.
+    # `run` with less output; its second argument is whether the sweeper needs the job's value.
     run_in_sweep: Callable[[T, bool], Job] | None = None
-    after_interrupt: str = ""  # what to say of it
+    after_interrupt: str = ""  # appended to the message of an interrupt
 
     @classmethod
     def of(cls, name: str, primary: str, kind: type[T], run: Callable[[T], Job]) -> Command[T]:
-        """Make a command whose keys are the fields of a dataclass."""
+        """Return a command whose keys are the fields of a dataclass."""
         return cls(name, primary, lambda: set(keys_of(kind)), lambda raw: build(kind, raw), run)
 
 
 class Reported(Exception):
-    """Ends a process that failed; its message has been printed."""
+    """Ends a process that failed and has printed its message."""
 
 
 class RunFailed(Exception):
-    """Passes a failed job through a launcher or a sweeper to what started the sweep."""
+    """Carries a failed job through a launcher or a sweeper."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -72,18 +73,18 @@ class RunFailed(Exception):
 
 
 def say(command: str, line: str) -> None:
-    """Print a line on stderr, beside the command's own output; of several processes the first."""
+    """Print a line on stderr, in the main process only."""
     if processes.is_main_process():
         print_line(f"{command}: {line}", sys.stderr)
 
 
 def say_always(line: str) -> None:
-    """Print a line on stderr, whichever of several processes this is."""
+    """Print a line on stderr, in any process."""
     print_line(line, sys.stderr)
 
 
-def tell(line: str) -> None:
-    """Print a line of a command's output; a reader who has gone ends no training."""
+def echo(line: str) -> None:
+    """Print a line on stdout; a closed stdout does not end a training."""
     print_line(line, sys.stdout)
 
 
@@ -92,7 +93,7 @@ def compose(
     asked: argparse.Namespace,
     task: Callable[[dict[str, Any]], float | None],
 ) -> None:
-    """Compose with Hydra and call `task` with each config, as plain data; answer flags as Hydra."""
+    """Compose configs with Hydra and call `task` with each; run Hydra's own flags such as --cfg."""
     from hydra import initialize_config_module
     from hydra._internal.utils import get_args_parser
     from hydra.core.global_hydra import GlobalHydra
@@ -107,7 +108,7 @@ def compose(
         except Exception as error:
             if os.getpid() != parent or isinstance(error, RunFailed):
                 raise
-            failures.append(error)  # kept from Hydra, which would print it in its own way
+            failures.append(error)  # Hydra would print it in its own format
             return None
 
     what = {"config_name": asked.config_name or command.primary, "overrides": asked.overrides}
@@ -130,8 +131,23 @@ def compose(
         raise failures[0]
 
 
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turn errors while `out` is written into a ValueError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{out} cannot be written ({reason}): name another as out=") from None
+
+
 def plain(config: Any) -> dict[str, Any]:
-    """Return a composed config as plain data; an OmegaConfBaseException if a value is missing."""
+    """Return a composed config as plain data.
+
+    Raises OmegaConfBaseException if a value is missing.
+    """
     from omegaconf import OmegaConf
 
     raw = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -140,7 +156,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def explain(error: Exception, command: Command[T], args: Collection[str]) -> str | None:
-    """Print the error's line, and the traceback if asked for or if it is a fault of ours."""
+    """Print and return a user error's message; print the traceback of other errors, or if asked."""
     args = list(args)
     folder = args[args.index("--config-dir") + 1] if "--config-dir" in args[:-1] else None
     line = arguments.explain(error, command.keys(), folder)
@@ -153,14 +169,14 @@ def explain(error: Exception, command: Command[T], args: Collection[str]) -> str
 
 @contextlib.contextmanager
 def one_line_messages(name: str) -> Iterator[None]:
-    """Print what npas logs and what warns as lines of this command, without places in the code."""
+    """Print log records of npas and warnings as single lines, without code locations."""
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            grave = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-            say(name, f"{grave}{record.getMessage()}")
+            level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+            say(name, f"{level}{record.getMessage()}")
 
-    def show(message: Warning | str, *place: object, **more: object) -> None:
+    def show(message: Warning | str, *args: object, **kwargs: object) -> None:
         say(name, f"warning: {' '.join(str(message).split())}")
 
     log, handler = logging.getLogger("npas"), Lines()

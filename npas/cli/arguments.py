@@ -1,7 +1,7 @@
-"""Read a command line, and say in one line what is wrong with it.
+"""Parse a command line, and turn errors into one-line messages.
 
-Our own errors are `ValueError`s and say so already. What Hydra would answer in several lines, or by
-advising to force a key in with `+`, is refused here before it composes anything.
+Hydra answers some mistakes with several lines, or advises to add a key with `+`. Those are refused
+here, before Hydra composes anything.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from npas.config.typed import unknown_key
 from npas.utils import plugins
 from npas.utils.checks import join
 
-CLOSED = ("model.", "task.", "optim.muon.", "run=")  # what a YAML may leave out
-_ALONE = "range(), interval(), glob() and choice() cannot stand in a list: write its values out"
+CLOSED = ("model.", "task.", "optim.muon.", "run=")  # keys that YAMLs may lack
+_ALONE = "range(), interval(), glob() and choice() cannot be in a list: list the values"
 
 
 def parse(arguments: list[str], known: Collection[str]) -> argparse.Namespace:
-    """Parse the flags of Hydra, and its overrides; ValueError for what it does not have.
+    """Parse Hydra's flags and overrides. Raises ValueError for invalid ones.
 
-    `known` are the full names of the command's keys, to check and to suggest from. `multirun` says
-    whether it is a sweep. `--version` prints that of npas and exits.
+    `known` are the full names of the command's keys. The result's `multirun` is true for a sweep.
+    `--version` prints npas' version and exits.
     """
     from hydra._internal.utils import get_args_parser
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -41,12 +41,12 @@ def parse(arguments: list[str], known: Collection[str]) -> argparse.Namespace:
     parser = get_args_parser()
     parser.error = fail
     asked = parser.parse_intermixed_args(arguments)
-    if asked.shell_completion:  # its words are no keys
+    if asked.shell_completion:  # its arguments are not keys
         return asked
-    asked.overrides = [_accepted(word) for word in asked.overrides]
+    asked.overrides = [_accepted(override) for override in asked.overrides]
     asked.multirun |= "hydra.mode=MULTIRUN" in asked.overrides
     if asked.config_path is not None:
-        raise ValueError("--config-path has no use here: --config-dir DIR adds a folder of YAMLs")
+        raise ValueError("--config-path is not supported: --config-dir DIR adds a folder of YAMLs")
     folders = plugins.config_folders()
     if asked.config_dir is not None:
         folders.insert(0, Path(asked.config_dir).absolute())
@@ -60,30 +60,30 @@ def parse(arguments: list[str], known: Collection[str]) -> argparse.Namespace:
     return asked
 
 
-def _accepted(word: str) -> str:
-    """Return an argument that Hydra accepts.
+def _accepted(argument: str) -> str:
+    """Return an argument in a form that Hydra accepts.
 
-    With the pluses `model.KEY=` and `task.KEY=` reach the check against the family's schema, and
-    `run=DIR` the commands that compose a config and may take a stored one instead. With quotes a
-    plain value may hold what its grammar refuses, as the letters of a path do in most languages.
+    `++` passes `model.KEY=` and `task.KEY=` on to the check against the family's schema, and
+    `run=DIR` to commands that read a stored config. Quotes allow values that Hydra's grammar
+    refuses, such as paths with non-ASCII letters.
     """
-    word = f"++{word}" if word.startswith(CLOSED) else word
-    plain = re.fullmatch(r"(\+{0,2}[A-Za-z_][\w./@]*=)([^'\"\[\](){},$\\~]+)", word)
+    argument = f"++{argument}" if argument.startswith(CLOSED) else argument
+    plain = re.fullmatch(r"(\+{0,2}[A-Za-z_][\w./@]*=)([^'\"\[\](){},$\\~]+)", argument)
     if plain and not re.fullmatch(r"[\w\s/.:%*@?|+-]*", plain[2], re.ASCII):
         return f'{plain[1]}"{plain[2]}"'
-    return word
+    return argument
 
 
 def _check(override: Any, is_sweep: bool, folders: Sequence[Path], known: Collection[str]) -> None:
-    """Refuse an override that nothing can come of; ValueError."""
+    """Raise ValueError for an invalid override."""
     from hydra.core.override_parser.types import ChoiceSweep, Glob, Sweep
 
     key, value = override.key_or_group, override.value()
-    word = override.input_line.lstrip("+")
+    text = override.input_line.lstrip("+")
     if key.startswith("hydra"):
         return
     if not key:
-        raise ValueError(_unreadable(word, known))
+        raise ValueError(_unreadable(text, known))
     root = f"{key.partition('.')[0]}.family"
     is_known = key in known or root in known or any(k.startswith(f"{key}.") for k in known)
     configs = import_module("npas.configs").__path__
@@ -93,25 +93,25 @@ def _check(override: Any, is_sweep: bool, folders: Sequence[Path], known: Collec
         raise ValueError(unknown_key(key, known))
     if override.is_sweep_override():
         if not is_sweep:
-            text = "has several values: add -m to run each (a list is written in brackets)"
-            raise ValueError(f"{word} {text}")
+            hint = "add -m to run each (a list is written in brackets)"
+            raise ValueError(f"{text} has several values: {hint}")
         listed = value.list if isinstance(value, ChoiceSweep) else []
         if any(isinstance(each, (Sweep, Glob)) for each in listed):
-            raise ValueError(f"{word}: {_ALONE}")
+            raise ValueError(f"{text}: {_ALONE}")
         if override.is_range_sweep() and not getattr(value, "step", 1):
-            raise ValueError(f"{word}: the step of a range must not be 0")
+            raise ValueError(f"{text}: the step of a range must not be 0")
     elif group and not override.is_delete() and not isinstance(value, (str, list)):
-        raise ValueError(f"{word!r} names nothing to choose: write {key}=NAME")
-    pluses = len(override.input_line) - len(word)
+        raise ValueError(f"{text!r} names nothing to choose: write {key}=NAME")
+    pluses = len(override.input_line) - len(text)
     right = 1 if key == "exp" else 0
     if not override.is_delete() and (pluses != right if ours else pluses == 1 and key in known):
-        raise ValueError(f"{override.input_line}: write {'+' * right}{word}")
+        raise ValueError(f"{override.input_line}: write {'+' * right}{text}")
 
 
 def explain(
     error: BaseException, known: Collection[str], config_dir: str | None = None
 ) -> str | None:
-    """Return the line for an error that the user can fix, None for any other error."""
+    """Return a one-line message for a user error, None for any other error."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
     from yaml import YAMLError
@@ -130,7 +130,7 @@ def explain(
     elif isinstance(error, OmegaConfBaseException):
         where = f" (in {error.full_key})" if error.full_key else ""
         text = f"{text.splitlines()[0]}{where}"
-    elif isinstance(error, YAMLError):  # of a file of the user's own; the text names file and line
+    elif isinstance(error, YAMLError):  # the text names the user's file and the line
         text = f"a file is not YAML, correct it: {text}"
     elif not isinstance(error, (ValueError, OSError)):
         return None
@@ -138,27 +138,28 @@ def explain(
 
 
 def _no_option(chosen: str, options: Collection[str], config_dir: str | None) -> str:
-    """Return what to choose in place of a YAML that is not there, named as `group/name`."""
+    """Return the error message for a missing YAML `group/name`, with a suggestion."""
     is_hydras = chosen.startswith("hydra/")
     group, _, name = chosen.rpartition("/") if is_hydras else chosen.partition("/")
-    plus, file = "+" if group == "exp" else "", Path(name)
+    file = Path(name)
     if not is_hydras and (len(file.parts) > 1 or file.suffix == ".yaml"):
-        remedy = f"put the file into DIR/{group}/ and write --config-dir DIR {plus}{group}="
+        key = f"+{group}" if group == "exp" else group
         return (
-            f"{plus}{group}={name} is a path, and {plus}{group}= takes a name: {remedy}{file.stem}"
+            f"{key}={name} is a path, but {key}= takes a name: put the file into DIR/{group}/ and"
+            f" write --config-dir DIR {key}={file.stem}"
         )
     close = difflib.get_close_matches(name, options, n=1)
     advice = f"did you mean {close[0]!r}?" if close else f"choose {join(options)}"
     if is_hydras:
-        advice += ", or install the plugin that brings it"
+        advice += ", or install its plugin"
     elif config_dir is not None:
-        advice = f"no {Path(config_dir).absolute() / group / name}.yaml is there; {advice}"
+        advice = f"{Path(config_dir).absolute() / group / name}.yaml does not exist; {advice}"
     return f"there is no {group}={name}: {advice}"
 
 
-def _unreadable(word: str, known: Collection[str]) -> str:
-    if "=" in word:
-        return f"{word!r} cannot be read: write key=value, odd characters as 'key=\"value\"'"
-    # Of the commands that have many other keys, only what looks like a folder is meant as one.
-    names_run = "run" in known and ("/" in word or "budget" not in known)
-    return f"{word!r} sets nothing: write {f'run={word}' if names_run else 'key=value'}"
+def _unreadable(text: str, known: Collection[str]) -> str:
+    if "=" in text:
+        return f"{text!r} cannot be read: write key=value, special characters as 'key=\"value\"'"
+    # For commands with many other keys, suggest run= only if the argument looks like a path.
+    names_run = "run" in known and ("/" in text or "budget" not in known)
+    return f"{text!r} sets nothing: write {f'run={text}' if names_run else 'key=value'}"

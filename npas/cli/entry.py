@@ -1,12 +1,11 @@
-"""Run a command: compose its config with Hydra, check it, do the work, answer with an exit code.
+"""Run a command: compose its config with Hydra, check it, do the work, return an exit code.
 
-    Exit code 0: done. 1: a run failed or diverged. 2: invalid arguments or files; one line
-    on stderr says what to change. 75: stopped by a signal; the same command goes on.
+    Exit code 0: done. 1: a run failed or diverged. 2: invalid arguments or files; a line on
+    stderr says what to change. 75: stopped by a signal; the same command resumes.
 
-`NPAS_DEBUG=1` or `hydra.verbose=true` adds the traceback to that line.
-
-Hydra brings the sweeps (`-m`, `hydra/launcher=...`), `--cfg job` and `--help`. A sweep's jobs are
-all composed and checked before the first of them starts.
+`NPAS_DEBUG=1` or `hydra.verbose=true` adds the traceback to that line. Hydra provides sweeps (`-m`,
+`hydra/launcher=...`), `--cfg job` and `--help`. All jobs of a sweep are composed and checked before
+the first one starts.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ T = TypeVar("T")
 def main(command: app.Command[T], argv: Sequence[str] | None = None) -> int:
     """Run `command` with these arguments (None: sys.argv's); return the exit code."""
     # Threads that spin while they wait make a run on a busy machine many times slower. OpenMP
-    # reads this when torch is imported, which no command has done yet.
+    # reads this when torch is imported, which happens later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if argv is None else argv)
     jobs: list[app.Job] = []
@@ -37,7 +36,7 @@ def main(command: app.Command[T], argv: Sequence[str] | None = None) -> int:
             else:
                 run, check = command.run, command.check
                 app.compose(command, asked, lambda raw: jobs.append(run(check(raw))))
-        except SystemExit as stop:  # --version, or a fault that Hydra has answered
+        except SystemExit as stop:  # --version, or an error that Hydra has printed
             return int(stop.code or 0)
         except KeyboardInterrupt:
             app.say(command.name, f"interrupted{command.after_interrupt}")
@@ -45,7 +44,7 @@ def main(command: app.Command[T], argv: Sequence[str] | None = None) -> int:
         except app.Reported:
             return 1
         except (Exception, signals.Preempted) as error:
-            # A library may have made another exception of Preempted.
+            # A library may have turned Preempted into another exception.
             if not isinstance(error, Exception) or signals.requested():
                 app.say(command.name, f"stopped by a signal{command.after_interrupt}")
                 return signals.EXIT_CODE

@@ -1,10 +1,10 @@
-"""Evaluate the checkpoint of a run, and draw or print what it answers.
+"""Evaluate the checkpoint of a run, and draw or print its outputs.
 
 npas-eval run=runs/digits/budget-0.1_seed-0_1f0c2a9b
 npas-eval run=runs/wrn_cifar100/... split=val data.root=/data format=json
 npas-eval run=runs/... artifact=runs/.../artifact.npas   # the quantized network, read back
 npas-eval run=runs/simnet_scenes/... show=16          # and show-test.png in the run's folder
-npas-eval run=runs/shakespeare/... show=5             # and prints how it continues five texts
+npas-eval run=runs/shakespeare/... show=5             # and prints continuations of five texts
 """
 
 from __future__ import annotations
@@ -25,15 +25,12 @@ if TYPE_CHECKING:
     from npas.training import Experiment
 
 NAME = "npas-eval"
-MOST_SHOWN = 200  # samples: a page that can still be opened
+MOST_SHOWN = 200  # samples on a page
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The keys of npas-eval.
-
-    `show` samples are drawn beside what the network answers, or printed where that is text.
-    """
+    """The keys of npas-eval; `show` samples are drawn with the outputs, or printed if text."""
 
     run: str
     artifact: str | None = None
@@ -49,12 +46,12 @@ class Evaluate:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate the run that the arguments name; see the top of this file."""
+    """Run npas-eval and return its exit code."""
     return entry.main(app.Command.of(NAME, "evaluate", Evaluate, run), argv)
 
 
 def run(options: Evaluate) -> Job:
-    """Print the metrics of the run's newest checkpoint, and draw the samples asked for."""
+    """Print the metrics of the run's newest checkpoint, and draw samples."""
     experiment = runs.restore_to_measure(
         options.run, options.device, options.data, options.split, show=options.show > 0
     )
@@ -76,7 +73,7 @@ def run(options: Evaluate) -> Job:
         app.say(NAME, str(error))
         return Job(options.run, "diverged", str(error))
     for path in task.write_predictions(options.split, runs.folder_of(options.run)):
-        app.say(NAME, f"{path} holds the answers")
+        app.say(NAME, f"predictions written to {path}")
     if options.format == "json":
         unfinished = {"unfinished": experiment.unfinished} if experiment.unfinished else {}
         texts = [[s.heading, *(p.caption for p in s.pictures)] for s in shown if _is_text(s)]
@@ -95,7 +92,7 @@ def run(options: Evaluate) -> Job:
             score += f" ({experiment.unfinished.partition(';')[0]})"
         if all(map(_is_text, shown)):
             for sample in shown if options.format == "table" else ():
-                print(f"\n--- {sample.heading!r} goes on:")
+                print(f"\n--- {sample.heading!r} continues:")
                 print(*(picture.caption for picture in sample.pictures), sep="\n")
         else:
             app.say(NAME, f"{_draw(options, experiment, shown, score)} shows {len(shown)} samples")
@@ -107,7 +104,7 @@ def _is_text(sample: Shown) -> bool:
 
 
 def _draw(options: Evaluate, experiment: Experiment, shown: list[Shown], score: str) -> Path:
-    """Write the page into the run's folder; return its path. ValueError if it cannot be written."""
+    """Write the page into the run's folder; return its path. Raises ValueError if that fails."""
     from npas.reporting import picture_page
 
     config = experiment.config

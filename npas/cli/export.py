@@ -1,4 +1,4 @@
-"""Write a run's network as the plain dense network that it computes, or as few bytes.
+"""Export a run's network as a plain dense network, or quantized and compressed.
 
 npas-export run=runs/digits/budget-0.1_seed-0_1f0c2a9b
 npas-export run=... format=safetensors out=network.safetensors
@@ -35,9 +35,9 @@ NAME = "npas-export"
 
 @dataclass(frozen=True)
 class Export:
-    """The keys of npas-export; without `out` the file lies in the run's folder.
+    """The keys of npas-export; by default `out` is in the run's folder.
 
-    The last three are for artifacts; null: as the run's own.
+    The last three are for artifacts, and by default the run's own.
     """
 
     run: str
@@ -50,44 +50,43 @@ class Export:
     def __post_init__(self) -> None:
         if self.format != "artifact" and (given := self.packing):
             raise ValueError(f"{next(iter(given))} needs format=artifact: set both, or none")
-        if self.out is not None:  # before a network is loaded for it
+        if self.out is not None:  # checked before a network is loaded
             path = Path(self.out)
             if self.format == "hub":
                 if path.exists() and not path.is_dir():
-                    raise ValueError(f"out={self.out} is no folder: name one for the hub's files")
+                    raise ValueError(f"out={self.out} is not a folder: name one for the hub")
                 return
             if not path.name or self.out.endswith(os.sep) or (path.exists() and not path.is_file()):
-                text = f"is no file: name one, as out={path / 'network.safetensors'}"
+                text = f"is not a file: name one, as out={path / 'network.safetensors'}"
                 raise ValueError(f"out={self.out} {text}")
 
     @property
     def packing(self) -> dict[str, Any]:
-        """Return what was said of how an artifact is packed."""
+        """Return the artifact's settings that were given."""
         names = ("bits", "scheme", "compression")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export the run that the arguments name; see the top of this file."""
+    """Run npas-export and return its exit code."""
     return entry.main(app.Command.of(NAME, "export", Export, run), argv)
 
 
 def run(options: Export) -> Job:
-    """Write the newest checkpoint's network, materialized or packed, whole or not at all."""
+    """Write the newest checkpoint's network atomically, materialized or packed."""
     experiment = runs.restore(options.run, {"trainer.device": "cpu"})
     if options.format == "artifact":
         return _write_artifact(options, experiment)
     if options.format == "hub":
         return _write_hub(options, experiment)
 
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from npas import sharing
     from npas.sharing import pruning
     from npas.tasks.base import inference_flops
     from npas.tasks.common.files import give_usual_mode
-    from npas.training.checkpoint import apart
+    from npas.training.checkpoint import untied
 
     model = experiment.model
     if experiment.allocation is not None:
@@ -100,32 +99,30 @@ def run(options: Export) -> Job:
     if experiment.unfinished:
         described["unfinished"] = experiment.unfinished
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if options.format == "onnx":
-            _write_onnx(model, experiment.task.spec, temporary)
-        else:
-            save_file(apart(model.state_dict()), temporary, described)
-        give_usual_mode(temporary)
-        os.replace(temporary, out)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{out} cannot be written ({reason}): name another file as out=") from None
+        with app.writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if options.format == "onnx":
+                _write_onnx(model, experiment.task.spec, temporary)
+            else:
+                save_file(untied(model.state_dict()), temporary, described)
+            give_usual_mode(temporary)
+            os.replace(temporary, out)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-    said = f"a dense network of {sharing.count_parameters(model):,} parameters"
+    text = f"a dense network of {sharing.count_parameters(model):,} parameters"
     if pruned:
-        said += f" and {inference_flops(model, experiment.task.spec):,} FLOPs an input, pruned"
-    print(f"{out}: {said}")
+        text += f" and {inference_flops(model, experiment.task.spec):,} FLOPs per input, pruned"
+    print(f"{out}: {text}")
     if experiment.unfinished:
         print(experiment.unfinished)
     return Job(options.run)
 
 
 def _write_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
-    """Write a dense network as ONNX, in eval mode and of any batch size; ValueError if it cannot.
+    """Write a dense network as ONNX, in eval mode and for any batch size.
 
-    Its inputs and outputs are numbered or named as the network's own.
+    Raises ValueError if packages are missing or torch cannot export the network.
     """
     import torch
 
@@ -135,7 +132,7 @@ def _write_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
     except ImportError:
         raise ValueError("format=onnx needs more packages: pip install 'npas[onnx]'") from None
 
-    def two(value: torch.Tensor) -> torch.Tensor:  # of one sample the batch would be a constant
+    def two(value: torch.Tensor) -> torch.Tensor:  # a batch of 1 would be exported as a constant
         return torch.cat([value, value])
 
     given: Any = spec.example("cpu")
@@ -146,7 +143,7 @@ def _write_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
     shapes = dict.fromkeys(inputs, batch) if is_named else (batch,)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own, of its parts that will change
+            warnings.simplefilter("ignore")  # the exporter's own deprecations
             torch.onnx.export(
                 model.eval(),
                 () if is_named else (inputs,),
@@ -163,9 +160,7 @@ def _write_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
 
 
 def _write_hub(options: Export, experiment: Experiment) -> Job:
-    """Write a folder for the hub: beside what is in it already, and in its place."""
-    from safetensors import SafetensorError
-
+    """Write a folder for the hub, replacing files of the same names."""
     from npas import sharing
     from npas.reporting import hub, results
     from npas.sharing import pruning
@@ -174,7 +169,7 @@ def _write_hub(options: Export, experiment: Experiment) -> Job:
 
     run = runs.folder_of(options.run)
     model, result = experiment.model, None
-    with contextlib.suppress(OSError, ValueError):  # one that is still training has none
+    with contextlib.suppress(OSError, ValueError):  # an unfinished run has no result
         result = results.read(run)
     if pruning.has_masks(model):
         if sharing.is_shared(model):
@@ -182,7 +177,7 @@ def _write_hub(options: Export, experiment: Experiment) -> Job:
         pruning.shrink(model)
     out = Path(options.out or run / "export" / "hub")
     name = out.name if options.out else f"{experiment.config.exp}-{run.name}"
-    try:
+    with app.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
             new = Path(scratch)
@@ -197,9 +192,6 @@ def _write_hub(options: Export, experiment: Experiment) -> Job:
                 give_usual_mode(new / file)
                 (out / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(new / file, out / file)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{out} cannot be written ({reason}): name another as out=") from None
     print(f"{out}: {join([str(file) for file in files], 'and')}")
     print(f"to share it: hf upload USER/{name} {out}")
     if experiment.unfinished:
@@ -208,7 +200,7 @@ def _write_hub(options: Export, experiment: Experiment) -> Job:
 
 
 def _copy_tokenizer(experiment: Experiment, folder: Path) -> None:
-    """Write the tokenizer of a task on texts, if it is still to be had here."""
+    """Write the tokenizer of a text task, if it has been downloaded."""
     config = experiment.config
     if (name := getattr(config.task, "tokenizer", None)) and config.data.source == "real":
         from npas.tasks.common.tokenization import load_tokenizer
@@ -218,21 +210,17 @@ def _copy_tokenizer(experiment: Experiment, folder: Path) -> None:
 
 
 def _write_artifact(options: Export, experiment: Experiment) -> Job:
-    """Write the network as an artifact; ValueError if it is over the run's budget in bytes."""
+    """Write the network as an artifact. Raises ValueError if it exceeds the budget in bytes."""
     from npas.sharing.artifact import write_artifact
 
     config = experiment.config
     packing = replace(config.artifact, **options.packing)
     out = Path(options.out or Path(options.run) / "export" / "artifact.npas")
-    try:
+    with app.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         found = write_artifact(experiment.model, out, **packing.keywords, cap=config.cap)
-    except OSError as error:
-        raise ValueError(f"{out} cannot be written ({error.strerror}): name another") from None
-    print(
-        f"{out}: {found.bytes:,} bytes ({packing.words}; {found.bytes_before_compression:,} before"
-        " compression)"
-    )
+    before = f"{found.bytes_before_compression:,} before compression"
+    print(f"{out}: {found.bytes:,} bytes ({packing.description}; {before})")
     if experiment.unfinished:
         print(experiment.unfinished)
     return Job(options.run)

@@ -1,12 +1,11 @@
-"""Fold a run's network: layers whose coefficients agree become one, repeated blocks become loops.
+"""Fold a run's network: layers with similar coefficients become one, repeated blocks become loops.
 
 npas-fold run=runs/digits_swrn/templates-2_seed-0_1f0c2a9b threshold=0.99
 npas-fold run=... threshold=auto tolerance=0.5        # the shortest network that is still as good
 
-What it writes goes to `fold-0.99/` in the run's folder, named after the threshold: the layer
-similarity matrix and, where it was logged, how it came about (`lsm`, `lsm_epochs`), the folded
-architecture (`folded`), each as .png and .svg; the network itself (`model.safetensors`,
-`folding.json`), and all figures (`fold.json`).
+It writes to `fold-0.99/` in the run's folder, named after the threshold: the layer similarity
+matrix (`lsm`), its history if logged (`lsm_epochs`) and the folded architecture (`folded`), each as
+.png and .svg; the network (`model.safetensors`, `folding.json`); and all figures (`fold.json`).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 NAME = "npas-fold"
 AUTO = "auto"
-TOLD = (  # of what folding.json has all of
+RECORDED = (  # fields of folding.json that fold.json repeats
     *("tied", "blocks", "plain", "layers_before", "layers", "weights", "parameters_before"),
     "parameters",
 )
@@ -46,10 +45,10 @@ CANDIDATES = (0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.93, 0.9, 0.85, 0.8, 0.7, 0
 class Fold:
     """The keys of npas-fold.
 
-    `threshold` is the cosine from which on two layers agree; auto takes, of `CANDIDATES`, the one
-    that leaves the fewest layers while the metric on held-out data falls by `tolerance` at most.
-    Equal coefficients have a mean length, which the running statistics of batch norms do not know:
-    these are measured again on `recalibrate` training batches, without labels or gradients.
+    Layers whose coefficients' cosine is at least `threshold` are tied; auto takes the one of
+    `CANDIDATES` that leaves the fewest layers while the metric on held-out data falls by at most
+    `tolerance`. Tying changes the scale of activations, so batch norm statistics are recomputed on
+    `recalibrate` training batches, without labels or gradients.
     """
 
     run: str
@@ -72,12 +71,12 @@ class Fold:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fold the run that the arguments name; see the top of this file."""
+    """Run npas-fold and return its exit code."""
     return entry.main(app.Command.of(NAME, "fold", Fold, run), argv)
 
 
 def run(options: Fold) -> Job:
-    """Fold the network of the run's newest checkpoint, measure it, draw it and write it."""
+    """Fold the network of the run's newest checkpoint, evaluate it, draw it and write it."""
     split, remedy = options.split, "split=test"
     if options.threshold == AUTO:
         split, remedy = "val", "give a threshold, as threshold=0.99"
@@ -85,11 +84,9 @@ def run(options: Fold) -> Job:
         options.run, options.device, options.data, split, remedy=remedy
     )
     if experiment.allocation is None:
-        raise ValueError(f"{options.run} is of a dense network, whose layers mix nothing")
+        raise ValueError(f"{options.run} is of a dense network, which shares no layers to fold")
     if experiment.config.pruning.method is not None:
-        raise ValueError(f"{options.run} prunes filters, and layers that keep others do not fold")
-    from safetensors import SafetensorError
-
+        raise ValueError(f"{options.run} prunes filters: layers with different masks do not fold")
     from npas.config import config_hash
     from npas.reporting.environment import environment
     from npas.sharing import folding
@@ -103,8 +100,8 @@ def run(options: Fold) -> Job:
     matrices = layer_similarity(experiment.model)
     if not matrices:
         raise ValueError(
-            f"no layers of {options.run} mix the same templates, so that none can be compared:"
-            " train one with sharing.templates=k, as +exp=digits_swrn"
+            f"no layers of {options.run} mix the same templates: train one with"
+            " sharing.templates=k, as +exp=digits_swrn"
         )
     inputs = _training_inputs(experiment, options.recalibrate)
     chosen: dict[str, Any] = {"threshold": options.threshold}
@@ -112,7 +109,7 @@ def run(options: Fold) -> Job:
         chosen = _choose(experiment, options, inputs)
     networks, found = _fold(experiment, chosen["threshold"], options.recalibrate, inputs)
     recalibrated = networks.get("recalibrated", networks["tied"])
-    told = found.to_dict()
+    folding_record = found.to_dict()
     record = {
         "exp": config.exp,
         "seed": config.seed,
@@ -120,7 +117,7 @@ def run(options: Fold) -> Job:
         "config_hash": config_hash(config),
         "dataset": {"name": task.name, "source": task.source},
         **environment(),
-        **{key: told[key] for key in TOLD},
+        **{key: folding_record[key] for key in RECORDED},
         **chosen,
         "recalibrated_on": len(inputs) if "recalibrated" in networks else 0,
         "split": options.split,
@@ -130,16 +127,11 @@ def run(options: Fold) -> Job:
         "similarity": matrices,
         "history": _logged(options.run),
     }
-    try:
+    with app.writing(out):
         folding.save_folded(networks["folded"], found, out)
         text = json.dumps(record, indent=1, allow_nan=False, default=vars) + "\n"
         write_whole(out / FILE_NAME, text)
         _draw(record, out)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(
-            f"{out} cannot be written ({reason}): name another folder as out="
-        ) from None
     print(_report(record, out))
     return Job(options.run)
 
@@ -147,7 +139,7 @@ def run(options: Fold) -> Job:
 def _fold(
     experiment: Experiment, threshold: float, recalibrate: int, inputs: Sequence[Any]
 ) -> tuple[dict[str, nn.Module], Folding]:
-    """Return the network before, tied, recalibrated (where it has batch norms) and folded."""
+    """Return the network before, tied, recalibrated (if it has batch norms) and folded."""
     from npas.sharing import folding, layer_similarity
 
     networks, model = {"before": experiment.model}, copy.deepcopy(experiment.model)
@@ -161,7 +153,7 @@ def _fold(
 
 
 def _choose(experiment: Experiment, options: Fold, inputs: Sequence[Any]) -> dict[str, Any]:
-    """Find the threshold on held-out data, and say among which; see `Fold`."""
+    """Choose the threshold on held-out data; return it with all figures tried."""
     metric = experiment.task.selection_metric
     before = _measure(experiment, experiment.model, "val")[metric]
     tried: list[dict[str, Any]] = []
@@ -184,7 +176,7 @@ def _choose(experiment: Experiment, options: Fold, inputs: Sequence[Any]) -> dic
 
 
 def _measure(experiment: Experiment, model: nn.Module, split: str) -> dict[str, float | None]:
-    """Evaluate; what is no number is None, as JSON has none for it."""
+    """Evaluate; metrics that are not finite become None, for JSON."""
     from npas.training.precision import Precision
 
     with Precision(experiment.config.precision, experiment.process.device).autocast():
@@ -193,9 +185,9 @@ def _measure(experiment: Experiment, model: nn.Module, split: str) -> dict[str, 
 
 
 def _training_inputs(experiment: Experiment, batches: int) -> list[Any]:
-    """Return the inputs of so many training batches, one at least; without labels.
+    """Return the inputs of at least one training batch, without labels.
 
-    Of the last epoch: a curriculum's first are easier than what the network was made for.
+    They are of the last epoch: a curriculum's first epochs are easier.
     """
     from npas.tasks import base
 
@@ -205,7 +197,7 @@ def _training_inputs(experiment: Experiment, batches: int) -> list[Any]:
 
 
 def _recalibrate(experiment: Experiment, model: nn.Module, inputs: Sequence[Any]) -> bool:
-    """Measure the norms' running statistics again; return whether there are any."""
+    """Recompute batch norm statistics; return whether the network has any."""
     from npas.tasks.base import outputs
     from npas.training.averaging import measure_statistics
     from npas.training.precision import Precision
@@ -215,7 +207,7 @@ def _recalibrate(experiment: Experiment, model: nn.Module, inputs: Sequence[Any]
 
 
 def _difference(folded: nn.Module, tied: nn.Module, inputs: Any) -> float:
-    """Return how far the two networks' outputs lie apart, as part of the largest output."""
+    """Return the largest difference of the networks' outputs, relative to the largest output."""
     import torch
 
     from npas.tasks.base import outputs
@@ -229,7 +221,7 @@ def _difference(folded: nn.Module, tied: nn.Module, inputs: Any) -> float:
 
 
 def _logged(run: str) -> list[dict[str, Any]]:
-    """Return the similarity matrices that the run logged up to its checkpoint, with epochs."""
+    """Return the similarity matrices, with epochs, that the run logged up to its checkpoint."""
     from npas.training.checkpoint import find_checkpoint
     from npas.training.progress import read_progress
     from npas.training.state import LOG_FILE
@@ -238,7 +230,7 @@ def _logged(run: str) -> list[dict[str, Any]]:
     last = read_progress(find_checkpoint(Path(run))).step
     found = []
     for line in log.read_text().splitlines() if log.is_file() else ():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a kill may have cut it short
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # lines without, or cut short
             entry = json.loads(line)
             if entry["step"] <= last:
                 found.append({key: entry[key] for key in ("epoch", "similarity")})
@@ -278,7 +270,7 @@ def _report(record: dict[str, Any], out: Path) -> str:
         body = ", ".join(loop["blocks"][: loop["period"]])
         lines.append(
             f"loop        {loop['container']}: {body} runs {loop['times']} times, for"
-            f" {', '.join(loop['blocks'])}; norms of its own: {loop['own']:,} values"
+            f" {', '.join(loop['blocks'])}; unshared norms: {loop['own']:,} values"
         )
     if record["plain"]:
         lines.append(f"plain       {', '.join(record['plain'])}: ordinary parameters again")

@@ -1,9 +1,8 @@
-"""Train from Python what `npas-train` would: `npas.train(["+exp=digits", "budget=0.1"])`."""
+"""`npas-train` as a function: `npas.train(["+exp=digits", "budget=0.1"])`."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from npas import config as schema
@@ -24,13 +23,13 @@ def train(
 ) -> Result:
     """Train one run in its folder, unless it is done already, and return its result.
 
-    `config` is what stands behind `npas-train` on a command line, a word each, or a whole config as
-    a run's `config.yaml` has it. Each callback is called with every record that `log.jsonl` gets, a
-    dict with "step", "epoch" and figures, and at the end with "status" and the final metrics. What
-    one raises ends the run, which the same call continues. A signal ends it, too, after its step.
+    `config` is a list of the arguments of `npas-train`, or a complete config as in a run's
+    `config.yaml`. Each callback is called with every record of `log.jsonl`, a dict with "step",
+    "epoch" and figures, and at the end with "status" and the final metrics. An exception in a
+    callback ends the run, and the same call resumes it. A signal ends it too, after its step.
 
-    Returns the result however the training ended: `status` is done, diverged, preempted or failed
-    (and `error` says why). ValueError, in one line, for a config or data that cannot be.
+    The result's `status` is done, diverged, preempted or failed (with `error`). Raises ValueError
+    for an invalid config or missing data.
     """
     if isinstance(config, str) or not isinstance(config, (Sequence, Mapping, Config)):
         raise ValueError(f"npas.train takes a list of arguments: write npas.train([{config!r}])")
@@ -39,11 +38,11 @@ def train(
     with app.one_line_messages("npas.train"), signals.watching("deliver"):
         checked = _checked(config)
         if checked.dry_run:
-            raise ValueError("dry_run=true leaves no result: set it in npas-train alone")
+            raise ValueError("dry_run=true has no result to return: use npas-train for it")
         if callbacks and checked.trainer.devices > 1:
             raise ValueError(
-                f"trainer.devices={checked.trainer.devices} trains in processes of their own, where"
-                " no callback is called: leave one of the two out"
+                f"trainer.devices={checked.trainer.devices} trains in processes of their own, which"
+                " call no callbacks: leave one of the two out"
             )
         from npas.reporting import results
         from npas.training.listening import listening
@@ -66,14 +65,16 @@ def train(
 
 
 def _checked(config: Sequence[str] | Mapping[str, Any] | Config) -> Config:
-    """Return the checked config; ValueError."""
+    """Compose and check a config. Raises ValueError."""
     if isinstance(config, Config):
         return command.as_started(config)
     if isinstance(config, Mapping):
         return command.as_started(runs.check(modernize(dict(config))))
-    words = [str(word) for word in config]
-    if flags := [w for w in words if w.startswith("-") and not w.startswith("--config-dir")]:
-        raise ValueError(f"{flags[0]} is for a command line alone: npas.train runs one training")
+    args = [str(argument) for argument in config]
+    if flags := [a for a in args if a.startswith("-") and not a.startswith("--config-dir")]:
+        raise ValueError(f"{flags[0]} is for the command line only: npas.train runs one training")
+    from npas.reporting.compose import suspended_hydra
+
     found: list[Config] = []
     train = app.Command(command.NAME, "train", command.keys, lambda raw: raw, lambda _: app.Job(""))
 
@@ -81,10 +82,10 @@ def _checked(config: Sequence[str] | Mapping[str, Any] | Config) -> Config:
         found.append(command.as_started(runs.check_arguments(raw)[0]))
 
     try:
-        asked = arguments.parse(words, command.keys())
+        asked = arguments.parse(args, command.keys())
         if asked.multirun:
             raise ValueError("npas.train runs one training: call it for each value of a sweep")
-        with _own_hydra():
+        with suspended_hydra():
             app.compose(train, asked, check)
     except Exception as error:
         line = arguments.explain(error, command.keys())
@@ -92,18 +93,3 @@ def _checked(config: Sequence[str] | Mapping[str, Any] | Config) -> Config:
             raise
         raise ValueError(line.replace("add -m to run each", "call it for each")) from None
     return found[0]
-
-
-@contextlib.contextmanager
-def _own_hydra() -> Iterator[None]:
-    """Set aside the Hydra of a caller that is a Hydra application itself."""
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-
-    outer, settings = GlobalHydra.instance(), HydraConfig.instance()
-    hydra, cfg = outer.hydra, settings.cfg
-    outer.hydra = None
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().hydra, settings.cfg = hydra, cfg

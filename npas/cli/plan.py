@@ -1,8 +1,8 @@
-"""Print what a training would allocate: layers, counts and FLOPs. Trains nothing.
+"""Print the allocation of a run: layers, counts and FLOPs. Trains nothing.
 
 npas-plan +exp=wrn_cifar100 budget=0.05
 npas-plan +exp=resnet50_imagenet budget=18M format=json
-npas-plan +exp=wrn_cifar100 check_data=true    # and looks whether the data are there, and whole
+npas-plan +exp=wrn_cifar100 check_data=true    # also reads and checks the data
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 NAME = "npas-plan"
 Format = Literal["table", "json"]
 EMBEDDINGS = ("embedding", "embeddingbag")
-FEW = 0.25  # of the budget that embeddings may take to be advised to stay out of a bank
+FEW = 0.25  # of the budget: smaller embeddings are advised to stay out of a bank
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The keys of npas-plan: those of npas-train, how to print, and whether to read the data."""
+    """The keys of npas-plan: those of npas-train, the output format, and whether to read data."""
 
     config: Config
     format: Format
@@ -43,7 +43,7 @@ class Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Plan what the arguments describe; see the top of this file."""
+    """Run npas-plan and return its exit code."""
     return entry.main(app.Command(NAME, "plan", keys, check, run), argv)
 
 
@@ -53,7 +53,7 @@ def keys() -> set[str]:
 
 
 def check(raw: dict[str, Any]) -> Plan:
-    """Check the config and the command's own keys; ValueError."""
+    """Check the config and the command's own keys. Raises ValueError."""
     form = convert(raw.pop("format"), Format, "format")
     reads = convert(raw.pop("check_data"), bool, "check_data")
     return Plan(runs.check_arguments(raw)[0], form, reads)
@@ -72,7 +72,7 @@ def run(plan: Plan) -> Job:
     task = _task(config)
     fits = config.sharing.fits and config.budget != schema.DENSE
     network = config
-    if getattr(config.model, "pretrained", None):  # weights say nothing of counts and shapes
+    if getattr(config.model, "pretrained", None):  # counts and shapes need no weights
         network = dataclasses.replace(
             config, model=dataclasses.replace(config.model, pretrained=None)
         )
@@ -108,7 +108,7 @@ def run(plan: Plan) -> Job:
         if errors is not None:
             print(errors.table())
         print(runs.artifact_text(taken, config))
-        print(f"inference: {flops:,} FLOPs an input (2 a multiply-add), whatever the budget")
+        print(f"inference: {flops:,} FLOPs per input (2 per multiply-add), for any budget")
         if left is not None:
             print(left)
         real = _task(
@@ -116,7 +116,7 @@ def run(plan: Plan) -> Job:
         )
         own, whole = ("x".join(map(str, each.spec.input_shape)) for each in (task, real))
         if own != whole:
-            print(f"inputs: {own} of a synthetic run; the set's are {whole}")
+            print(f"inputs: {own} of a synthetic run; the real dataset's are {whole}")
         for name, line in data.items():
             print(f"data {name}: {line}")
     compared = task.compared if plan.check_data and config.data.verify == "refuse" else None
@@ -126,7 +126,7 @@ def run(plan: Plan) -> Job:
 
 
 def _notes(allocation: Allocation) -> list[str]:
-    """Say where a plan is known to be poor, and what does better."""
+    """Return notes on known weaknesses of a plan, with what does better."""
     from npas.sharing.reading import Reading
 
     notes, layers = [], allocation.layers
@@ -134,9 +134,9 @@ def _notes(allocation: Allocation) -> list[str]:
     pairs = [(layers[first].name, layers[i].name) for i, first in enumerate(twins) if first != i]
     if pairs:
         notes.append(
-            f"{len(pairs)} of {len(layers)} layers have the very weight of another"
-            f" ({' = '.join(pairs[0])}); sharing.generator=hash gives each layer a weight of its"
-            " own (docs/choosing.md)"
+            f"{len(pairs)} of {len(layers)} layers have the same weight as another"
+            f" ({' = '.join(pairs[0])}); sharing.generator=hash gives each layer its own"
+            " (docs/choosing.md)"
         )
     for group in allocation.groups:
         own = [layer for layer in group.layers if layer.kind in EMBEDDINGS]
@@ -150,13 +150,13 @@ def _notes(allocation: Allocation) -> list[str]:
 
 
 def _fitted(config: Config, task: Task) -> tuple[Allocation, Errors]:
-    """Fit a network to the trained weights that the config names; return plan and errors."""
+    """Fit a network to the config's trained weights; return its allocation and errors."""
     from npas import models
     from npas.sharing import api, install
     from npas.training import initial, seeding
 
     path = config.sharing.weights
-    seeding.seed_torch(config.seed, "init")  # a head that stays fresh is that of the run
+    seeding.seed_torch(config.seed, "init")  # so that a fresh head is that of the run
     model = models.build(config.model, task.spec)
     try:
         initial.fit(model, config, None if path is None else Path(path), task)
@@ -179,14 +179,14 @@ def _task(config: Config) -> Task:
 
 
 def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:
-    """Read the data and say what they are, and what one batch is.
+    """Read the data; return lines on their files and on one batch.
 
-    ValueError if they are not there, or not what this network can read.
+    Raises ValueError if they are missing or do not fit the network.
     """
     from npas.tasks import base
 
     if task.compared is not None:
-        task.compared.collects = True  # what differs is printed, too, and refused then
+        task.compared.collects = True  # collect differences, to be refused after printing
     task.setup()
     task.check_network(model)
     batch = next(base.batches(task, 0, config.batch_size, workers=config.data.workers))
@@ -199,14 +199,14 @@ def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:
 
 
 def _grouping(config: Config) -> Grouping | None:
-    """Return the groups that the run of this config has found; ValueError if it has not yet."""
+    """Return the groups found by the run of this config. Raises ValueError if there are none."""
     from npas.training import stored_grouping
 
     folder = schema.run_dir(config)
     grouping = stored_grouping(config, folder)
     if grouping is None and schema.search_epochs(config):
         raise ValueError(
-            f"sharing.groups={config.sharing.groups} finds its groups in training, and {folder} has"
+            f"sharing.groups={config.sharing.groups} finds its groups in training, but {folder} has"
             " none yet: run npas-train with the same arguments first, or plan with"
             " sharing.groups=single sharing.num_groups=null"
         )
@@ -214,7 +214,7 @@ def _grouping(config: Config) -> Grouping | None:
 
 
 def _dense_figures(model: nn.Module) -> dict[str, Any]:
-    """Return of a network that shares nothing what is printed of an allocation."""
+    """Return a dense network's counts in the form of an allocation."""
     from npas.sharing import BudgetReport, count_parameters
 
     count = count_parameters(model)

@@ -1,4 +1,4 @@
-"""Train an experiment in its run's folder, and record in a result file how that ended."""
+"""Train an experiment in its run's folder, and record how it ended in a result file."""
 
 from __future__ import annotations
 
@@ -50,21 +50,22 @@ REMEDY = "free space and run the same command: it resumes"
 
 
 def remedy(error: OSError) -> str:
-    """Return what to do about a run's folder that cannot be written."""
+    """Return advice for a run's folder that cannot be written."""
     return REMEDY if error.errno in FULL else "fix that and run the same command: it resumes"
 
 
 def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment], None]) -> Result:
-    """Train, and write the result file however it ends; Refused if it cannot even begin.
+    """Train and write the result file, whether the training succeeds or fails.
 
-    `announce` is told of the experiment that a search for groups leads to. Where several processes
-    train, the one that fails first writes the result, and app.Reported ends it and the others.
+    `announce` is called with the experiment that follows a search for groups. Of several processes,
+    the one that fails first writes the result, and app.Reported ends all of them. Raises Refused
+    for user errors before the training.
     """
     config, process = experiment.config, experiment.process
     with config_file(config, folder) if process.is_main else contextlib.nullcontext():
-        if process.is_main:  # what it says is of weights that are about to be replaced
+        if process.is_main:  # an old result is of weights that will be replaced
             (folder / results.FILE_NAME).unlink(missing_ok=True)
-        process.gather(None)  # so that it is gone before any other might write its own
+        process.gather(None)  # before any other process writes its result
         started, artifact = time.perf_counter(), None
         try:
             if experiment.stage == "search":
@@ -77,25 +78,25 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
                 if experiment.grouping is not None and process.is_main:
                     plots.groups(experiment.grouping, folder)
                 if experiment.start is not None and process.is_main:
-                    initial.keep(experiment.start, folder)
+                    initial.write_start(experiment.start, folder)
                 outcome = training.train(experiment, folder)
                 if outcome.status == "done" and process.is_main:
                     experiment.task.write_predictions("test", folder)
                 if outcome.status == "done" and config.exports:
                     try:
                         artifact = export(experiment, folder)
-                    except (Refused, Diverged) as error:  # what was trained is saved
+                    except (Refused, Diverged) as error:  # the trained weights are saved
                         outcome = dataclasses.replace(outcome, status="failed", error=str(error))
         except Refused:
             raise
-        except signals.Preempted:  # between the trainings: all that they did is saved
+        except signals.Preempted:  # between search and training: both are saved
             outcome = _cut_short("preempted", folder, started)
-        except Exception as error:  # out of memory, a full disk, a fault of ours: it has failed
+        except Exception as error:  # out of memory, a full disk or a bug
             if process.world > 1 and (folder / results.FILE_NAME).exists():
-                raise app.Reported from None  # it was another process that failed
-            reason = _why(error, process.rank, process.world)
+                raise app.Reported from None  # another process failed first
+            reason = _describe(error, process.rank, process.world)
             outcome = _cut_short("failed", folder, started, reason)
-        if outcome.error == OUT_OF_MEMORY:  # not in the handler, whose traceback holds the tensors
+        if outcome.error == OUT_OF_MEMORY:  # after the handler, whose traceback keeps the tensors
             outcome = dataclasses.replace(outcome, error=advise_on_memory(experiment))
         result = dataclasses.replace(result_of(experiment, outcome), artifact=artifact)
     if process.is_main or result.status == "failed":
@@ -103,36 +104,36 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
     if process.world > 1 and result.status == "failed":
         app.say_always(f"rank {process.rank} failed: {result.error}")
         raise app.Reported
-    process.gather(None)  # a launcher may end those that are left when the first has gone
+    process.gather(None)  # a launcher may kill the others when the first process exits
     return result
 
 
 def _cut_short(status: str, folder: Path, started: float, error: str | None = None) -> Outcome:
-    """Return the outcome of a run that ended out of turn: it has come as far as it has saved."""
+    """Return the outcome of a run that was interrupted; its progress is that last saved."""
     newest = Checkpoints(folder / "checkpoints").newest()
     done = read_progress(newest) if newest else Progress()
     seconds = done.elapsed_s or time.perf_counter() - started
     return Outcome(status, {}, done.step, done.epoch, seconds, 0, error, earlier=done.earlier)
 
 
-def _why(error: Exception, rank: int, world: int) -> str:
-    """Return what to record of an exception; print its traceback where it is a fault of ours."""
+def _describe(error: Exception, rank: int, world: int) -> str:
+    """Return the message to record of an exception; print its traceback if it is a bug."""
     if isinstance(error, torch.OutOfMemoryError):
         return OUT_OF_MEMORY
-    # Not every library raises OSError for a full disk or quota: safetensors has its own error.
-    for word in map(os.strerror, FULL):
-        if word in str(error):
-            return f"{word}: {REMEDY}"
+    # For a full disk or quota, safetensors raises an error of its own, not OSError.
+    for reason in map(os.strerror, FULL):
+        if reason in str(error):
+            return f"{reason}: {REMEDY}"
     if world > 1:
         app.say_always(f"rank {rank}:")
     if isinstance(error, ValueError) and world == 1 and os.environ.get("NPAS_DEBUG") != "1":
-        return " ".join(str(error).split())  # data that went bad, and that it names
+        return " ".join(str(error).split())  # it names damaged data
     traceback.print_exc()
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def result_of(experiment: Experiment, outcome: Outcome) -> Result:
-    """Put together what a result file says."""
+    """Return the result of a training."""
     config, process, found = experiment.config, experiment.process, experiment.grouping
     plan, task = experiment.allocation, experiment.task
     if plan is None:
@@ -145,7 +146,7 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         search = Search(found.method, found.num_groups, found.epochs, found.steps, found.wall_s)
     if outcome.diverged_at is not None:
         divergence = Divergence(outcome.diverged_at, outcome.norms or {})
-    if config.sharing.init and (start := initial.kept(schema.run_dir(config))) is not None:
+    if config.sharing.init and (start := initial.read_start(schema.run_dir(config))) is not None:
         init = Init(start.weights, start.became)
     dataset = Dataset(task.name, task.source)
     if task.compared is not None and task.source == "real":
@@ -179,7 +180,7 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
 
 
 def _hub_commits(config: Config) -> dict[str, str] | None:
-    """Return which commits of the Hugging Face hub were read, by the keys that named them."""
+    """Return the commits of the Hugging Face hub that were read, by config key."""
     found = {
         f"{node}.{key}": _hub.COMMITS[value]
         for node in ("model", "task")
@@ -190,11 +191,8 @@ def _hub_commits(config: Config) -> dict[str, str] | None:
 
 
 @contextlib.contextmanager
-def alone(config: Config, folder: Path) -> Iterator[None]:
-    """Keep other processes out of the run's folder; ValueError if one is in it.
-
-    The lock lies beside the folder while the run lasts.
-    """
+def locked_folder(config: Config, folder: Path) -> Iterator[None]:
+    """Lock the run's folder by a file beside it. Raises ValueError if another process has it."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(files.locked(folder.with_name(f".{folder.name}.lock"), wait=False))
@@ -208,13 +206,11 @@ def alone(config: Config, folder: Path) -> Iterator[None]:
 
 
 def _unwritable(config: Config, why: str) -> ValueError:
-    return ValueError(
-        f"run_root={config.run_root} is no folder that can be written to ({why}): name another"
-    )
+    return ValueError(f"run_root={config.run_root} is not a writable folder ({why}): name another")
 
 
 def check_writable(config: Config, folder: Path) -> None:
-    """Raise ValueError where a run's folder, which need not exist, could not be written to."""
+    """Raise ValueError if a run's folder, which need not exist, cannot be written to."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise _unwritable(config, str(nearest))
@@ -222,18 +218,18 @@ def check_writable(config: Config, folder: Path) -> None:
 
 @contextlib.contextmanager
 def config_file(config: Config, folder: Path) -> Iterator[None]:
-    """Put config.yaml into the run's folder; leave no folder if the run cannot begin."""
+    """Write config.yaml into the run's folder; remove a new folder if the run is refused."""
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("*.tmp"):  # left by a process that was killed while it wrote
+    for path in folder.glob("*.tmp"):  # left by a process killed while writing
         path.unlink(missing_ok=True)
     file = folder / runs.CONFIG_FILE
     if found := runs.edited(folder, config):
         kept = file.with_name("config.edited.yaml")
         os.replace(file, kept)
         log.warning(
-            "%s was edited (%s): it is kept as %s, which `npas-train run=%s` trains; this run goes"
-            " by the command line",
+            "%s was edited (%s): it is kept as %s, which `npas-train run=%s` trains; this run"
+            " follows the command line",
             *(file, found, kept.name, kept),
         )
     files.write_whole(file, OmegaConf.to_yaml(OmegaConf.create(schema.to_dict(config))))
@@ -242,6 +238,6 @@ def config_file(config: Config, folder: Path) -> Iterator[None]:
     except Refused:
         if is_new:
             file.unlink()
-            with contextlib.suppress(OSError):  # something was done after all
+            with contextlib.suppress(OSError):  # the folder is not empty
                 folder.rmdir()
         raise

@@ -20,7 +20,7 @@ NAME = "npas-report"
 
 @dataclass(frozen=True)
 class Report:
-    """The keys of npas-report; without `results` and `runs` it is of the committed results."""
+    """The keys of npas-report; by default it shows the committed results."""
 
     out: str = "report.html"
     results: str | None = None
@@ -35,12 +35,12 @@ class Report:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page that the arguments ask for; see the top of this file."""
+    """Run npas-report and return its exit code."""
     return entry.main(app.Command.of(NAME, "report", Report, run), argv)
 
 
 def run(options: Report) -> Job:
-    """Write the page, whole or not at all."""
+    """Write the page atomically."""
     from npas.reporting import report
     from npas.reporting.run_index import results_root
     from npas.tasks.common.files import write_whole
@@ -50,12 +50,10 @@ def run(options: Report) -> Job:
         results = results_root()
     text = report.page(results, runs)
     out = Path(options.out)
-    try:
+    with app.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, text)
-    except OSError as error:
-        raise ValueError(f"out={out} cannot be written ({error.strerror})") from None
-    app.tell(f"{out}: {len(text.encode()) / 1e6:.1f} MB, opens from disk")
+    app.echo(f"{out}: {len(text.encode()) / 1e6:.1f} MB, opens from disk")
     return Job(options.out)
 
 

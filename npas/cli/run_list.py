@@ -1,4 +1,4 @@
-"""List runs, compare two, delete those that are not wanted.
+"""List, compare and delete runs.
 
   npas-runs                                       all below runs/
   npas-runs exp=digits budget=0.1,0.25 status=done optim.lr=0.1 sort=-value
@@ -7,12 +7,12 @@
   npas-runs clean status=failed,damaged           asks first; yes=true does not
 
 A filter names a column (exp, budget, seed, status, metric, value, used,
-seconds, folder) or any key of a run's config. `unfinished` is a run without a
+seconds, folder) or any key of a run's config. An `unfinished` run has no
 result: it is being trained or was killed.
 Exit code 0: done, 1: not all were deleted, 2: invalid arguments.
 """
 
-# Neither torch nor Hydra is imported: to list a thousand runs takes less than a second.
+# Neither torch nor Hydra is imported, so that listing a thousand runs takes less than a second.
 from __future__ import annotations
 
 import contextlib
@@ -36,7 +36,7 @@ POINTS = 10  # of a curve, at most
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """List, compare or delete runs; see the top of this file. 0: done, 2: invalid arguments."""
+    """Run npas-runs and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(args):
         print((__doc__ or "").rstrip())
@@ -59,19 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(args: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return a command's options and the filters; ValueError."""
+    """Return a command's options and the filters. Raises ValueError for malformed arguments."""
     options = {key: OPTIONS[key] for key in own}
     wanted: dict[str, str] = {}
-    for word in args:
-        key, equals, value = word.partition("=")
+    for arg in args:
+        key, equals, value = arg.partition("=")
         if not equals or not key or not value:
-            raise ValueError(f"{word!r} is no key=value: write as in {NAME} --help")
+            raise ValueError(f"{arg!r} is not key=value: see {NAME} --help")
         (options if key in options else wanted)[key] = value
     return options, wanted
 
 
 def _select(root: str, wanted: dict[str, str]) -> list[Run]:
-    """Return the runs below a folder that fit the filters; ValueError."""
+    """Return the runs below a folder that match the filters. Raises ValueError."""
     runs = run_index.collect(Path(root))
     run_index.check_keys(runs, wanted)
     return run_index.select(runs, wanted)
@@ -85,14 +85,14 @@ def _list(args: Sequence[str]) -> None:
     if options["sort"]:
         runs = run_index.order(runs, options["sort"])
     if options["format"] == "json":
-        app.tell(
+        app.echo(
             json.dumps([{key: getattr(run, key) for key in COLUMNS} for run in runs], indent=1)
         )
     elif options["format"] == "csv":
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([COLUMNS, *([getattr(run, key) for key in COLUMNS] for run in runs)])
-        app.tell(text.getvalue().rstrip("\n"))
+        app.echo(text.getvalue().rstrip("\n"))
     else:
         _print(runs)
 
@@ -100,25 +100,25 @@ def _list(args: Sequence[str]) -> None:
 def _print(runs: Sequence[Run]) -> None:
     lines = columns([COLUMNS, *map(_cells, runs)], right=(2, 5, 6, 7)) if runs else []
     for line in lines:
-        app.tell(line)
-    app.tell(f"{len(runs)} runs" if len(runs) != 1 else "1 run")
+        app.echo(line)
+    app.echo(f"{len(runs)} runs" if len(runs) != 1 else "1 run")
 
 
 def _cells(run: Run) -> list[str]:
-    told = {key: getattr(run, key) for key in COLUMNS}
-    told["value"] = None if run.metric is None else figure(run.metric, run.value)
-    told["used"] = None if run.used is None else f"{run.used:,}"
-    told["seconds"] = None if run.seconds is None else f"{run.seconds:,.0f}"
-    return ["" if value is None else str(value) for value in told.values()]
+    cells = {key: getattr(run, key) for key in COLUMNS}
+    cells["value"] = None if run.metric is None else figure(run.metric, run.value)
+    cells["used"] = None if run.used is None else f"{run.used:,}"
+    cells["seconds"] = None if run.seconds is None else f"{run.seconds:,.0f}"
+    return ["" if value is None else str(value) for value in cells.values()]
 
 
 def _compare(args: Sequence[str]) -> None:
     if len(args) != 2:
         raise ValueError(f"compare takes two folders of runs: {NAME} compare DIR DIR")
-    runs = [run_index.read(Path(word)) for word in args]
-    for run, word in zip(runs, args, strict=True):
-        if run.result is None and not Path(word, run_index.CONFIG).exists():
-            raise ValueError(f"{word} holds no run: name a run's folder")
+    runs = [run_index.read(Path(folder)) for folder in args]
+    for run, folder in zip(runs, args, strict=True):
+        if run.result is None and not Path(folder, run_index.CONFIG).exists():
+            raise ValueError(f"{folder} holds no run: name a run's folder")
     _print(runs)
     ours, theirs = (run.config() for run in runs)
     keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
@@ -147,13 +147,13 @@ def _side_by_side(heading: str, pairs: dict[str, tuple[object, object]]) -> None
             [heading, "first", "second"],
             *([key, *map(shown, pair)] for key, pair in pairs.items()),
         ]
-        app.tell("")
+        app.echo("")
         for line in columns(rows, right=()):
-            app.tell(line)
+            app.echo(line)
 
 
 def _clean(args: Sequence[str]) -> int:
-    """Delete runs, after asking; return the exit code. A run that is being trained stays."""
+    """Delete runs after asking, except those being trained; return the exit code."""
     from npas.tasks.common import files
 
     options, wanted = _parse(args, ("root", "yes"))
@@ -167,25 +167,25 @@ def _clean(args: Sequence[str]) -> int:
         return 0
     if options["yes"] == "false":
         if not sys.stdin.isatty():
-            raise ValueError("nobody can be asked here: yes=true deletes these runs unasked")
+            raise ValueError("clean asks on a terminal only: yes=true deletes without asking")
         if input(f"delete these {len(runs)} folders? [y/N] ").strip().lower() not in ("y", "yes"):
-            app.tell("nothing was deleted")
+            app.echo("nothing was deleted")
             return 0
     deleted = 0
     for run in runs:
         folder = Path(run.folder)
         if folder.is_symlink() or folder.parent.is_symlink():
-            app.say(NAME, f"{folder} is reached by a symbolic link: it stays")
+            app.say(NAME, f"{folder} is behind a symbolic link: not deleted")
             continue
         lock = folder.with_name(f".{folder.name}.lock")
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(files.locked(lock, wait=False))
             except BlockingIOError:
-                app.say(NAME, f"{folder} is being trained: it stays")
+                app.say(NAME, f"{folder} is being trained: not deleted")
                 continue
             if not run_index.select([run_index.read(folder)], wanted):
-                app.say(NAME, f"{folder} is another than it was when it was listed: it stays")
+                app.say(NAME, f"{folder} has changed since it was listed: not deleted")
                 continue
             try:
                 shutil.rmtree(folder)
@@ -193,7 +193,7 @@ def _clean(args: Sequence[str]) -> int:
                 app.say(NAME, f"{folder} cannot be deleted ({error.strerror}: {error.filename})")
                 continue
             deleted += 1
-    app.tell(f"deleted {deleted} of {len(runs)}")
+    app.echo(f"deleted {deleted} of {len(runs)}")
     return 0 if deleted == len(runs) else 1
 
 

@@ -1,4 +1,4 @@
-"""Check the config of a run and bring back a run that was stored; what the commands share."""
+"""Check configs and restore stored runs, for all commands."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Data:
-    """Where the data of a stored run lie; null: where the run found them."""
+    """The data of a stored run; by default as in the run's config."""
 
     root: str | None = None
     download: bool | None = None
 
 
 def check(raw: Mapping[str, Any]) -> Config:
-    """Check a whole config; ValueError. What can be checked without torch is checked without it."""
+    """Check a complete config. Raises ValueError, if possible before torch is imported."""
     quick = schema.load_config(raw)
 
     from npas import models, tasks
 
     family = tasks.family(quick.task["family"])
     config = schema.load_config(raw, models.family(quick.model["family"]).Config, family.Config)
-    if (settle := getattr(family, "settle", None)) is not None:  # what only the data can tell
+    if (settle := getattr(family, "settle", None)) is not None:  # settings read from the data
         config = dataclasses.replace(config, task=settle(config.task, config.data))
     return config
 
 
 def check_arguments(raw: dict[str, Any]) -> tuple[Config, str | None]:
-    """Check what a command line was composed to; ValueError.
+    """Check a composed command line. Raises ValueError.
 
-    `run=DIR` (or a YAML file) takes the config that a run stored; the other arguments change
-    single keys of that. The text says so if this is another run than the one in the folder.
+    `run=DIR` (or a YAML file) reads a stored config, and other arguments change single keys of it.
+    If that makes it another run than the one in the folder, a note is returned too.
     """
     run = raw.pop("run", None)
     if run is None:
@@ -61,7 +61,7 @@ def check_arguments(raw: dict[str, Any]) -> tuple[Config, str | None]:
     if isinstance(stored.get("exp"), str) and folder.absolute().parent.name == stored["exp"]:
         deep = folder if len(folder.parts) > 2 else folder.absolute()
         stored["run_root"] = str(deep.parent.parent)
-    # These are for one command each.
+    # These keys hold for one command only.
     stored |= {key: raw[key] for key in ("resume", "force", "verbose", "dry_run")}
     _change(stored, raw)
     try:
@@ -74,7 +74,7 @@ def check_arguments(raw: dict[str, Any]) -> tuple[Config, str | None]:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a config.yaml as plain data; ValueError if it cannot be."""
+    """Read a config.yaml as plain data. Raises ValueError if it is missing or malformed."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -85,37 +85,36 @@ def read_config(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} cannot be read ({error.strerror}): name a run's folder") from None
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{file} is no config that can be read: {reason}") from None
+        raise ValueError(f"{file} is not a valid config: {reason}") from None
     if not isinstance(stored, dict) or not stored:
-        raise ValueError(f"{file} must be a mapping of keys: put the run's own config back")
+        raise ValueError(f"{file} must be a mapping of keys: restore the run's own config")
     return modernize({str(key): value for key, value in stored.items()})
 
 
 def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:
-    """Copy the keys that the command line names from the composed config; ValueError."""
+    """Copy the keys set on the command line from the composed to the stored config."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    words = list(HydraConfig.get().overrides.task)
-    for override in OverridesParser.create().parse_overrides(words):
+    overrides = list(HydraConfig.get().overrides.task)
+    for override in OverridesParser.create().parse_overrides(overrides):
         *above, leaf = override.key_or_group.split(".")
         value, node = composed, stored
         for name in above:
             value, node = value.get(name, {}), node.setdefault(name, {})
         if override.is_delete() or leaf == "exp" or isinstance(value.get(leaf), dict):
             raise ValueError(
-                f"{override.input_line} cannot stand beside run=: change single keys, as"
-                " optim.lr=0.1"
+                f"{override.input_line} does not go with run=: change single keys, as optim.lr=0.1"
             )
-        if leaf in value:  # else the command has taken it out, as `run` itself
+        if leaf in value:  # not `run` itself, which was removed
             node[leaf] = value[leaf]
 
 
 def edited(folder: Path, config: Config) -> str | None:
-    """Return what was changed by hand in a run's config.yaml; None if nothing, or there is none.
+    """Return what was edited in a run's config.yaml; None if nothing was or there is no file.
 
-    A key that does not decide the result may also differ because the run is continued with another
-    value: it counts only if it is not what the run's last result says, either.
+    Keys that do not affect the result may also differ because the run resumes with other values:
+    they count only if they differ from the run's last result too.
     """
     from npas.reporting import results
 
@@ -127,25 +126,24 @@ def edited(folder: Path, config: Config) -> str | None:
     except ValueError as error:
         return str(error)
     ours = {k: v for k, v in flat(schema.to_dict(config)).items() if not schema.is_excluded(k)}
-    with contextlib.suppress(ValueError, OSError):  # no result, or none that can be read
+    with contextlib.suppress(ValueError, OSError):  # no valid result
         ours |= flat(results.read(folder).config)
     changed = [key for key, value in ours.items() if key in stored and stored[key] != value]
     return f"{join(changed, 'and')} changed" if changed else None
 
 
 def folder_of(run: str) -> Path:
-    """Return the folder of a run that may be named by one of its checkpoints."""
+    """Return a run's folder, given the folder or one of its checkpoints."""
     path = Path(run)
     return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
 def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
-    """Build the experiment of a run's folder, or of one checkpoint, with its trained weights.
+    """Build the experiment of a run's folder or checkpoint, with its trained weights.
 
-    `changes` replaces keys that do not decide the result, by full name; None leaves one as it is.
-    Its `unfinished` says so if the run was not trained to its end.
-
-    ValueError if there is no checkpoint that can be read.
+    `changes` replaces keys that do not affect the result, by full name; None changes nothing. The
+    experiment's `unfinished` is set if the run was not trained to its end. Raises ValueError if
+    there is no valid checkpoint.
     """
     from npas.training import build
     from npas.training.grouping import from_dict
@@ -158,7 +156,7 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
         assert schema.is_excluded(key)
         node, _, leaf = key.rpartition(".")
         target = raw.setdefault(node, {}) if node else raw
-        if value is not None and isinstance(target, dict):  # what is none, `check` refuses
+        if value is not None and isinstance(target, dict):  # `check` refuses other values
             target[leaf] = value
     grouped = from_dict(grouping) if grouping else None
     experiment = build(check(raw), grouped, stored=checkpoint.state)
@@ -168,11 +166,11 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
 
 
 def _unfinished(folder: Path, progress: Progress, experiment: Experiment) -> str | None:
-    """Return how far a run came whose checkpoint is not its end; None for one that is."""
+    """Describe how far an unfinished run was trained; None for a finished one."""
     from npas.reporting import results
 
     status = "done"
-    with contextlib.suppress(ValueError, OSError):  # one that is still training has no result
+    with contextlib.suppress(ValueError, OSError):  # a run in training has no result
         status = results.read(folder).status
     step, epoch, epochs = progress.step, progress.epoch, experiment.config.epochs
     if status == "done" and progress.is_over(experiment.config):
@@ -184,24 +182,20 @@ def _unfinished(folder: Path, progress: Progress, experiment: Experiment) -> str
 def restore_to_measure(
     run: str, device: str, data: Data, split: str, remedy: str = "split=test", show: bool = False
 ) -> Experiment:
-    """Build a run's experiment with its trained weights and read its data; ValueError.
+    """Build a run's experiment with its trained weights and read its data.
 
-    What the run cannot do, as to `show` samples of a task without pictures, is refused before.
+    Raises ValueError if the run has no such split or, with `show`, nothing to show.
     """
     from npas.tasks.base import has_pictures
 
-    changes = {
-        "trainer.device": device,
-        "data.root": data.root,
-        "data.download": data.download,
-    }
+    changes = {"trainer.device": device, "data.root": data.root, "data.download": data.download}
     try:
         experiment = restore(run, changes)
-    except ValueError as error:  # it may name the run's key, and ours is another
+    except ValueError as error:  # the commands' own key is `device`
         raise ValueError(str(error).replace("trainer.device", "device")) from None
     if split == "val" and not experiment.task.has_validation:
-        held = experiment.config.data.val_fraction
-        raise ValueError(f"the run held no data out (data.val_fraction={held}): {remedy}")
+        fraction = experiment.config.data.val_fraction
+        raise ValueError(f"the run held no data out (data.val_fraction={fraction}): {remedy}")
     if show and not has_pictures(experiment.task):
         raise ValueError(f"{experiment.task.name} has no pictures to show: leave show out")
     experiment.task.setup()
@@ -209,7 +203,7 @@ def restore_to_measure(
 
 
 def warn_of_ignored(command: str, config: Config) -> None:
-    """Report which settings have no effect beside the others, a line for each reason."""
+    """Warn of settings that have no effect, a line for each reason."""
     by_reason: dict[str, list[str]] = {}
     for key, reason in schema.ignored(config).items():
         by_reason.setdefault(reason, []).append(key)
@@ -218,9 +212,9 @@ def warn_of_ignored(command: str, config: Config) -> None:
 
 
 def artifact_text(taken: int, config: Config) -> str:
-    """Return what the artifact of a network takes, and may take, in words."""
+    """Describe the size of a network's artifact and its limit."""
     packing, cap = config.artifact, config.cap
-    text = f"artifact {taken:,} bytes before compression ({packing.words})"
+    text = f"artifact {taken:,} bytes before compression ({packing.description})"
     if cap is None:
         return text
     expected = packing.expected_ratio
@@ -228,7 +222,7 @@ def artifact_text(taken: int, config: Config) -> str:
 
 
 def plan_text(model: nn.Module, allocation: Allocation | None) -> str:
-    """Return a description of the allocation of a network, or the network that shares nothing."""
+    """Describe a network's allocation, or a dense network."""
     if allocation is not None:
         return allocation.table()
     from npas.sharing import count_parameters

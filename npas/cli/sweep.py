@@ -1,7 +1,7 @@
-"""Run the jobs of a sweep (`-m`): check them all, then run each, whatever becomes of the others.
+"""Run the jobs of a sweep (`-m`): check all, then run each, even if others fail.
 
-A sweeper that searches, as `hydra/sweeper=optuna`, chooses each job by the values of those before
-it: its jobs are checked one by one, and each returns `Job.value`, of which higher is better.
+A sweeper that searches, as `hydra/sweeper=optuna`, chooses each job by the values of earlier ones:
+its jobs are checked one by one, and each returns `Job.value`. Higher is better.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Ended(BaseException):
 
 
 def run(command: Command[T], asked: argparse.Namespace) -> list[Job]:
-    """Run the jobs that the arguments describe, and return how each of them ended; ValueError."""
+    """Run the jobs of a sweep and return how each ended. Raises ValueError for invalid ones."""
     if processes.place().world > 1:
         raise ValueError(
             "a sweep (-m) starts its jobs itself: run it without torchrun or srun, and for several"
@@ -41,8 +41,8 @@ def run(command: Command[T], asked: argparse.Namespace) -> list[Job]:
     sweep = _Sweep(command, tuple(asked.overrides))
     asked.overrides.append("hydra.mode=MULTIRUN")
     with tempfile.TemporaryDirectory() as scratch, _checking(sweep.check):
-        # Hydra's own launcher and sweeper leave nothing worth keeping; others keep their logs and
-        # results where it is configured.
+        # Hydra's own launcher and sweeper write nothing worth keeping; others write logs and
+        # results to the configured folder.
         keeps = ("hydra/", "hydra.launcher", "hydra.sweeper")
         if not any(word.startswith(keeps) for word in sweep.arguments):
             asked.overrides.append(f"hydra.sweep.dir={scratch}")
@@ -57,7 +57,7 @@ def run(command: Command[T], asked: argparse.Namespace) -> list[Job]:
         command.close_sweep(sweep.jobs)
     if sweep.found:
         value, best = max(sweep.found)
-        app.tell(f"best: {value:.4g} by {best}")
+        app.echo(f"best: {value:.4g} by {best}")
     return sweep.jobs
 
 
@@ -66,36 +66,36 @@ class _Sweep(Generic[T]):
         self.command = command
         self.arguments = arguments
         self.jobs: list[Job] = []
-        self.total: int | None = None  # where it is known
-        self.found: list[tuple[float, str]] = []  # of a search: values, and by which arguments
+        self.total: int | None = None  # if known
+        self.found: list[tuple[float, str]] = []  # of a search: values and arguments
         self.process = os.getpid()
 
     def check(self, sweeper: Any) -> None:
-        """Compose and check all jobs of Hydra's own sweeper; ValueError for the first that fails.
+        """Compose and check all jobs of Hydra's own sweeper, whose own check only composes them.
 
-        This takes the place of the sweeper's own check, which composes them only.
+        Raises ValueError for the first invalid job.
         """
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import open_dict
 
-        if self.total is not None:  # with the batch before
+        if self.total is not None:  # checked with the first batch
             return
         jobs = [list(overrides) for batch in sweeper.overrides for overrides in batch]
         if not jobs:
             raise ValueError("the sweep has no jobs: one of its lists is empty")
-        self.total, said = len(jobs), time.monotonic()
+        self.total, printed = len(jobs), time.monotonic()
         hydra = HydraConfig.instance()
         before = hydra.cfg
         try:
             for number, overrides in enumerate(jobs):
-                if time.monotonic() - said > SECONDS_BETWEEN_LINES:
-                    said = time.monotonic()
+                if time.monotonic() - printed > SECONDS_BETWEEN_LINES:
+                    printed = time.monotonic()
                     app.say(self.command.name, f"checked {number} of {self.total} jobs")
                 loader = sweeper.hydra_context.config_loader
                 config = loader.load_sweep_config(sweeper.config, overrides)
                 with open_dict(config):
                     config.hydra.job.id = config.hydra.job.num = number
-                    hydra.set_config(config)  # which values may refer to
+                    hydra.set_config(config)  # values may refer to it
                     del config["hydra"]
                 self.command.check(app.plain(config))
         finally:
@@ -123,7 +123,7 @@ class _Sweep(Generic[T]):
             job = Job(arguments, "failed", line)
         self.jobs.append(job)
         if not job.fine and os.getpid() != self.process:
-            # In a process of another launcher, raising is how the cluster hears of it.
+            # In a process of another launcher, the error reports the failure to the cluster.
             raise app.RunFailed(job)
         if not job.fine and searches:
             may_fail = hydra.sweeper.get("max_failure_rate") and job.status == "failed"
@@ -133,20 +133,20 @@ class _Sweep(Generic[T]):
         return job.value
 
     def _own(self, overrides: Sequence[str]) -> list[str]:
-        """Return the arguments that make this job another than the others."""
-        own = [word for word in overrides if word not in self.arguments]
-        return [word.lstrip("+") for word in own or overrides]
+        """Return the arguments that differ between the jobs."""
+        own = [override for override in overrides if override not in self.arguments]
+        return [override.lstrip("+") for override in own or overrides]
 
 
 @contextlib.contextmanager
 def _checking(check: Callable[[Any], None]) -> Iterator[None]:
-    """Make Hydra's own sweeper call `check(sweeper)` in place of its check of the jobs."""
+    """Make Hydra's own sweeper call `check(sweeper)` instead of its own check of the jobs."""
     from hydra.plugins.sweeper import Sweeper
 
     validate = Sweeper.validate_batch_is_legal
 
     def checked(sweeper: Any, batch: Sequence[Sequence[str]]) -> None:
-        # By its name: Hydra imports its plugins again, so that the class is not the one seen here.
+        # Compare names: Hydra imports its plugins again, so the classes are not identical.
         if type(sweeper).__name__ == OWN_SWEEPER:
             check(sweeper)
         else:
@@ -164,7 +164,5 @@ def _check_direction(sweeper: Any) -> None:
     asked = sweeper.get("direction", "maximize")
     asked = getattr(asked, "name", asked)
     if asked not in ("maximize", ["maximize"]):
-        line = (
-            f"hydra.sweeper.direction={asked}: a job returns one metric, of which more is better:"
-        )
-        raise _Ended(ValueError(f"{line} write hydra.sweeper.direction=maximize"))
+        line = f"hydra.sweeper.direction={asked}, but higher values of a job are better"
+        raise _Ended(ValueError(f"{line}: write hydra.sweeper.direction=maximize"))

@@ -1,10 +1,10 @@
-"""Print a table: the published figures beside ours, from the committed results alone.
+"""Print a table of published figures and ours, from the committed results.
 
 npas-table                          # lists the tables
 npas-table digits
 npas-table wrn_cifar100
-npas-table digits check=true        # exit code 1 if the committed table is another
-npas-table squad epoch=selected     # of the epochs chosen on held-out data, not of the last ones
+npas-table digits check=true        # exit code 1 if the committed table differs
+npas-table squad epoch=selected     # of the epochs chosen on held-out data, not the last ones
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAME = "npas-table"
 
 @dataclass(frozen=True)
 class Table:
-    """The keys of npas-table; `results` is the checkout's folder, or else the one here."""
+    """The keys of npas-table; by default `results` is the checkout's, or else ./results."""
 
     name: str = ""
     results: str | None = None
@@ -45,16 +45,16 @@ class Table:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table that the arguments name; see the top of this file."""
+    """Run npas-table and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     bare = list(itertools.takewhile(lambda word: not re.search("^-|=", word), arguments))
-    if bare:  # more than one is the name of no table either, and answered with those there are
+    if bare:  # several words are an unknown table's name, whose error lists the tables
         arguments[: len(bare)] = [f"name={' '.join(bare)}"]
     return entry.main(app.Command.of(NAME, "table", Table, run), arguments)
 
 
 def run(options: Table) -> Job:
-    """Print the table, or compare it with the committed one; without a name list all tables."""
+    """Print the table or compare it with the committed one; without a name, list all tables."""
     from npas.reporting import definitions, tables
     from npas.reporting.run_index import results_root
 
@@ -72,7 +72,7 @@ def run(options: Table) -> Job:
         return Job(table.name)
     committed = folder / "tables" / f"{table.name}.md"
     if committed.exists() and committed.read_text(encoding="utf-8") == text:
-        print(f"{committed} is what the results say")
+        print(f"{committed} matches the results")
         return Job(table.name)
-    app.say(NAME, f"{committed} is not what the results say: make it again")
+    app.say(NAME, f"{committed} does not match the results: make it again")
     return Job(table.name, "failed")

@@ -3,7 +3,7 @@
 npas-train                                               # digits at a tenth, about a minute
 npas-train +exp=wrn_cifar100 budget=0.1 seed=1
 npas-train -m budget=0.05,0.1,0.5,1,2 seed=0,1,2         # a sweep; finished jobs are skipped
-npas-train run=runs/digits/budget-0.1_seed-0_1f0c2a9b    # as its config.yaml says, goes on there
+npas-train run=runs/digits/budget-0.1_seed-0_1f0c2a9b    # resumes it by its config.yaml
 """
 
 from __future__ import annotations
@@ -31,12 +31,11 @@ if TYPE_CHECKING:
 
 Within = Literal["sweep", "search"] | None
 NAME = "npas-train"
-AGAIN = "the same command goes on"
+AGAIN = "the same command resumes the run"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train what the arguments describe; see the top of this file."""
-    resumes = f"; {AGAIN}"
+    """Run npas-train and return its exit code."""
     command = app.Command(
         NAME,
         "train",
@@ -45,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _start,
         close_sweep,
         lambda asked, has_value: _start(asked, "search" if has_value else "sweep"),
-        after_interrupt=resumes,
+        after_interrupt=f"; {AGAIN}",
     )
-    # Whoever calls this from Python, with arguments of its own, expects its own SIGTERM to end it.
+    # A Python program that calls this, with arguments, expects SIGTERM to end the program.
     with signals.watching("keep" if argv is None else "deliver"):
         return entry.main(command, argv)
 
@@ -58,13 +57,13 @@ def keys() -> set[str]:
 
 
 def _check(raw: dict[str, Any]) -> tuple[Config, str | None]:
-    """Check a config, and return what to say of its `run=`; ValueError."""
+    """Check a config; return it with a note on `run=`, if any. Raises ValueError."""
     config, note = runs.check_arguments(raw)
     return as_started(config), note
 
 
 def as_started(config: Config) -> Config:
-    """Return the config with the number of processes that torchrun or srun started, if they did."""
+    """Return the config with the number of processes that torchrun or srun started, if any."""
     here = processes.place()
     if here.world > 1 and config.trainer.devices in (1, here.local_world):
         return schema.in_parts(config, here.world, config.trainer.grad_accum_steps)
@@ -79,22 +78,23 @@ def _start(asked: tuple[Config, str | None], within: Within = None) -> Job:
 
 
 def run(config: Config, within: Within = None) -> Job:
-    """Train one config, unless that is done already, and leave its result file; ValueError.
+    """Train one config, unless it is done already, and write its result file.
 
-    `within` a sweep less is printed; within a search the job must have a value to search by.
+    In a sweep less is printed; in a search the job must have a value. Raises ValueError for user
+    errors.
     """
     if config.verbose:
         logging.getLogger("npas").setLevel(logging.DEBUG)
     folder = schema.run_dir(config)
     with signals.watching():
-        if signals.requested():  # by a signal to the sweep's job before
+        if signals.requested():  # by a signal to an earlier job of the sweep
             is_done = not config.force and _finished(config, folder) is not None
             return Job(str(folder), "skipped" if is_done else app.WAITING)
         is_alone = processes.place().world == 1
         try:
             if config.trainer.devices > 1 and is_alone:
                 return _run_in_workers(config, folder, within)
-            # One of several processes may not leave before it has told the others.
+            # One of several processes may stop only together with the others.
             with contextlib.nullcontext() if is_alone else signals.deferred():
                 return _run_here(config, folder, within)
         except signals.Preempted:
@@ -104,7 +104,7 @@ def run(config: Config, within: Within = None) -> Job:
 
 
 def _run_in_workers(config: Config, folder: Path, within: Within) -> Job:
-    """Train in processes of their own on this machine; ValueError for what they refuse."""
+    """Train in several processes on this machine. Raises ValueError for user errors."""
     from npas.reporting import results
     from npas.training.launch import WorkersFailed, launch
 
@@ -112,25 +112,25 @@ def _run_in_workers(config: Config, folder: Path, within: Within) -> Job:
         return job
     before = _stored(folder)
     try:
-        answer = launch(config.trainer, _work, schema.to_dict(config), within)
+        result = launch(config.trainer, _work, schema.to_dict(config), within)
     except WorkersFailed as failure:
         found = _stored(folder)
-        has_told = found is not None and found != before and found.status == "failed"
-        if signals.requested() and not has_told:  # before a worker was ready to wait
+        is_recorded = found is not None and found != before and found.status == "failed"
+        if signals.requested() and not is_recorded:  # before a worker could handle the signal
             raise signals.Preempted from None
         line = str(failure)
-        if found is not None and has_told:
+        if found is not None and is_recorded:
             line = line if failure.was_killed else f"{found.error}"
             results.write(folder, dataclasses.replace(found, error=line))
         app.say(NAME, f"failed: {line}; {folder}")
         return Job(str(folder), "failed", line)
-    if isinstance(answer, str):
-        raise ValueError(answer)
-    return Job(*answer)
+    if isinstance(result, str):
+        raise ValueError(result)
+    return Job(*result)
 
 
 def _work(raw: dict[str, Any], within: Within) -> tuple[Any, ...] | str:
-    """Run in one of the workers: return the job as plain data, or why it is refused."""
+    """Run in one of the workers; return the job as plain data, or the message of a user error."""
     try:
         with app.one_line_messages(NAME):
             config, _ = _check(raw)
@@ -140,7 +140,7 @@ def _work(raw: dict[str, Any], within: Within) -> tuple[Any, ...] | str:
         return str(error)
     except app.Reported:
         raise
-    except Exception:  # of which torch's launcher would say nothing
+    except Exception:  # torch's launcher would not print it
         app.say_always(f"rank {processes.place().rank}:")
         traceback.print_exc()
         raise
@@ -148,8 +148,8 @@ def _work(raw: dict[str, Any], within: Within) -> tuple[Any, ...] | str:
 
 
 def _run_here(config: Config, folder: Path, within: Within) -> Job:
-    """Train in this process and those that were started beside it."""
-    from npas.cli.recording import alone
+    """Train in this process, together with the others of its group."""
+    from npas.cli.recording import locked_folder
     from npas.training import build, prepare, stored_grouping
     from npas.training.distributed import joined
     from npas.training.tracking import mode_of
@@ -169,7 +169,7 @@ def _run_here(config: Config, folder: Path, within: Within) -> Job:
         grouping = None
         with process.together():
             if process.is_main:
-                stack.enter_context(alone(config, folder))
+                stack.enter_context(locked_folder(config, folder))
                 grouping = stored_grouping(config, folder)
         grouping = process.from_leader(grouping)
         with process.together():
@@ -184,34 +184,34 @@ def _run_here(config: Config, folder: Path, within: Within) -> Job:
         runs.warn_of_ignored(NAME, config)
         if (mode := mode_of(config)) != config.wandb.mode:
             app.say(NAME, f"WANDB_MODE={mode} overrules wandb.mode={config.wandb.mode}")
-        app.tell(_what_follows(experiment, within))
+        app.echo(_what_follows(experiment, within))
         return _train(experiment, folder, within)
 
 
 def _try(config: Config, folder: Path) -> Job:
-    """Do one step of the run and write nothing."""
+    """Take one step of the run and write nothing."""
     from npas.cli.recording import check_writable
     from npas.training import build, prepare
     from npas.training.dry_run import one_step
 
     check_writable(config, folder)
-    data = dataclasses.replace(config.data, download=False)  # to download is to write
+    data = dataclasses.replace(config.data, download=False)  # a download would write files
     experiment = build(dataclasses.replace(config, data=data))
     prepare(experiment)
     runs.warn_of_ignored(NAME, config)
-    app.tell(_what_follows(experiment))
+    app.echo(_what_follows(experiment))
     line = one_step(experiment)
-    app.tell(f"dry run: {line}; nothing was written, the run would be {folder}")
+    app.echo(f"dry run: {line}; nothing was written, the run would be {folder}")
     return Job(str(folder))
 
 
 def _train(experiment: Experiment, folder: Path, within: Within) -> Job:
-    """Train, record it, and say how it ended."""
+    """Train, record the result, and print how it ended."""
     from npas.cli.recording import record, remedy
 
     config = experiment.config
     try:
-        result = record(experiment, folder, lambda found: app.tell(_what_follows(found, within)))
+        result = record(experiment, folder, lambda found: app.echo(_what_follows(found, within)))
     except OSError as error:
         line = f"{folder} cannot be written ({error.strerror}): {remedy(error)}"
         if experiment.process.world > 1:
@@ -225,57 +225,59 @@ def _train(experiment: Experiment, folder: Path, within: Within) -> Job:
     if ended is not None:
         app.say(NAME, f"{result.status}: {ended}; {folder}")
         return Job(str(folder), result.status, ended)
-    beside = _beside_dense(config, experiment.task.selection_metric)
-    app.tell(f"{result.status}: {_summary(result)}{beside}; {folder}")
+    dense = _dense_figure(config, experiment.task.selection_metric)
+    app.echo(f"{result.status}: {_summary(result)}{dense}; {folder}")
     return Job(str(folder), result.status, _summary(result), _value(result))
 
 
 def _again(config: Config) -> str:
-    """Return how to go on."""
+    """Return how to resume the run."""
     if config.force:
-        return "the same command without force=true goes on"
-    return "the same command with resume=auto goes on" if config.resume == "never" else AGAIN
+        return "the same command without force=true resumes the run"
+    if config.resume == "never":
+        return "the same command with resume=auto resumes the run"
+    return AGAIN
 
 
 def _skipped(config: Config, folder: Path) -> Job | None:
-    """Return the job of a run that is done already, None if there is something to do."""
+    """Return the job of a run that is done already, else None."""
     if config.force or (done := _finished(config, folder)) is None:
         return None
     _warn_of_other_start(config, done)
-    app.tell(f"skipped: {_summary(done)}; {folder} (force=true trains it again)")
+    app.echo(f"skipped: {_summary(done)}; {folder} (force=true trains it again)")
     return Job(str(folder), "skipped", _summary(done), _value(done))
 
 
 def _warn_of_other_start(config: Config, done: Result) -> None:
-    """Warn if what `sharing.init` names is no longer what the run started from."""
+    """Warn if the weights of `sharing.init` have changed since the run started from them."""
     if config.sharing.weights is not None and done.init is not None:
         from npas.training.initial import weights_sum
 
-        with contextlib.suppress(ValueError, OSError):  # gone since
+        with contextlib.suppress(ValueError, OSError):  # the file may be gone
             if weights_sum(Path(config.sharing.weights)) != done.init.weights:
-                line = f"sharing.init={config.sharing.init} holds other weights than then"
+                line = f"the weights of sharing.init={config.sharing.init} have changed since"
                 app.say(NAME, f"warning: {line}")
 
 
 def close_sweep(jobs: list[Job]) -> None:
-    """Print what became of each job of a sweep, of those in other processes the first to fail.
+    """Print each job of a sweep, and a table of the metric by budget if several have finished.
 
-    The metric by budget follows, where more than one setting has finished.
+    Of jobs in other processes, only the first to fail is known.
     """
     from npas.reporting import by_budget
 
     if not jobs:
-        app.tell("the launcher's jobs are done; their run folders hold the results")
+        app.echo("the launcher's jobs are done; their run folders hold the results")
     names = max((len(job.name) for job in jobs), default=0)
     for job in jobs:
-        app.tell(f"{job.status:9}  {job.name:{names}}  {job.detail}".rstrip())
-    by_budget.close_sweep([Path(job.name) for job in jobs if job.fine], app.tell)
+        app.echo(f"{job.status:9}  {job.name:{names}}  {job.detail}".rstrip())
+    by_budget.close_sweep([Path(job.name) for job in jobs if job.fine], app.echo)
 
 
 def _what_follows(experiment: Experiment, within: Within = None) -> str:
-    """Return what is about to be trained: the allocation, or the search for one, and in how many.
+    """Describe what is about to be trained: the allocation, or the search for groups.
 
-    Within a sweep, of the allocation only the last line, which is the budget.
+    In a sweep, only the allocation's last line is shown, the budget.
     """
     config, lines = experiment.config, []
     if experiment.stage == "train":
@@ -320,7 +322,7 @@ def _stored(folder: Path) -> Result | None:
 
 
 def _finished(config: Config, folder: Path) -> Result | None:
-    """Return the result of this very config if it was trained to the end."""
+    """Return the result of this config if it was trained to the end."""
     from npas.reporting import results
 
     if not (folder / results.FILE_NAME).exists():
@@ -328,7 +330,7 @@ def _finished(config: Config, folder: Path) -> Result | None:
     try:
         result = results.read(folder)
     except (ValueError, OSError) as error:
-        app.say(NAME, f"warning: taking the run as unfinished: {error}")
+        app.say(NAME, f"warning: the run counts as unfinished: {error}")
         return None
     same = result.config_hash == schema.config_hash(config)
     return result if same and result.status == "done" else None
@@ -336,11 +338,11 @@ def _finished(config: Config, folder: Path) -> Result | None:
 
 def _summary(result: Result) -> str:
     budget, metrics = result.budget, result.metrics
-    assert budget is not None and metrics is not None  # the schema's promise for a run that is done
+    assert budget is not None and metrics is not None  # of every finished run
     where = " on synthetic data" if result.dataset.source == schema.SYNTHETIC else ""
     if result.dataset.published is False:
         where = " on data that are not the published ones"
-    metric = next(iter(metrics.last))  # the first is the one that counts
+    metric = next(iter(metrics.last))  # the main metric comes first
     text = f"asked {budget.asked}, allowed {budget.allowed:,}, used {budget.used:,} parameters"
     text += f"; test {metric} {figure(metric, metrics.last[metric])}{where} (last epoch)"
     if metrics.selected is not None:
@@ -355,7 +357,7 @@ def _summary(result: Result) -> str:
 
 
 def _chosen_epoch(result: Result, chosen_on: str, chosen: dict[str, float | None]) -> str:
-    """Name the last epoch that measured what the chosen one did, as far as that is recorded."""
+    """Return "epoch N, " for the last epoch with the chosen value, or "" if none is recorded."""
     metric, history = chosen_on.replace(" ", "/", 1), result.history or {}
     measured = zip(history.get("epoch", []), history.get(metric, []), strict=False)
     epochs = [epoch for epoch, value in measured if value == chosen.get(metric)]
@@ -363,21 +365,21 @@ def _chosen_epoch(result: Result, chosen_on: str, chosen: dict[str, float | None
 
 
 def _value(result: Result) -> float | None:
-    """Return the best of the held-out metrics that chose the checkpoint; None if none were.
+    """Return the best held-out value of the main metric; None without held-out data.
 
-    Losses are negated: of a value to search by, more is better.
+    Losses are negated: a search maximizes the value.
     """
     history = result.history or {}
     held_out = [key for key in history if key.startswith("val/")]
     if not held_out:
         return None
-    name = held_out[0]  # the first is the one that counts
+    name = held_out[0]  # the main metric comes first
     is_loss = name.removeprefix("val/") in LOSSES
     return -min(history[name]) if is_loss else max(history[name])
 
 
-def _beside_dense(config: Config, metric: str) -> str:
-    """Quote the committed figure of the dense network, where there is one."""
+def _dense_figure(config: Config, metric: str) -> str:
+    """Return the committed figure of the dense network, or ""."""
     from npas.reporting import tables
 
     if config.budget == schema.DENSE or config.data.source == schema.SYNTHETIC:

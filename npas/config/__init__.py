@@ -1,4 +1,4 @@
-"""A run's configuration: the schema, how it is loaded and checked, its hash and its folder."""
+"""A run's config: schema, loading and checking, hash and run folder."""
 
 from npas.config.hashing import HASH_EXCLUDED as HASH_EXCLUDED
 from npas.config.hashing import OF_PARTS as OF_PARTS

@@ -1,4 +1,4 @@
-"""Read which layers share with each other from a file: `sharing.groups=PATH`.
+"""Read groups of layers from a file: `sharing.groups=PATH`.
 
 read_groups(Path("runs/digits/budget-0.1_seed-0_1f0c2a9b"))    # its groups.json
 read_groups(Path("mine.json"))                                 # {"stages.0.*": "early", ...}
@@ -14,14 +14,14 @@ GROUPS_FILE = "groups.json"
 
 
 def is_path(value: str) -> bool:
-    """Return whether a text names a file or folder rather than a grouping."""
+    """Return whether a text is a path rather than the name of a grouping."""
     return bool(value.strip()) and ("/" in value or Path(value).exists())
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Return layers (or patterns) and their groups: of a run's folder, its file or any mapping.
+    """Map layers, or patterns of layers, to groups, from a run's folder or a JSON file.
 
-    ValueError, in one line, for a file that is not there or holds something else.
+    Raises ValueError if the file is missing or malformed.
     """
     try:
         if path.is_dir() and not (path / GROUPS_FILE).exists():
@@ -31,7 +31,7 @@ def read_groups(path: Path) -> dict[str, str]:
             found = {layer["name"]: layer["group"] for layer in found["layers"]}
         for name, group in found.items():
             if type(group) not in (str, int) or group == "" or not name:
-                raise ValueError(f"it maps {shown(name)} to {shown(group)}, which is no group")
+                raise ValueError(f"it maps {shown(name)} to {shown(group)}, not to a group's name")
         if not found:
             raise ValueError("it maps no layers to groups")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""The identity of a run: a hash of the keys that decide its result, and the folder named by it."""
+"""The hash of the config keys that affect a run's result, and the run folder named after it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from npas.config.renames import first_setting
 from npas.config.schema import SYNTHETIC, Config, SyntheticConfig, settings
 from npas.config.typed import keys_of
 
-# The keys that do not decide the result and enter no hash. A node stands for all of its keys.
+# Keys that do not affect the result and are not hashed. A node includes all of its keys.
 HASH_EXCLUDED = frozenset(
     {
         "exp",
@@ -29,7 +29,7 @@ HASH_EXCLUDED = frozenset(
         "distill.cache",
         "sharing.lsm_every",
         "sharing.recompute",
-        # Of ImageNet alone: how it is packed, and how much damage ends a run.
+        # Only of ImageNet: its file format, and the number of damaged images that ends a run.
         "task.form",
         "task.max_damaged",
         "trainer.device",
@@ -41,35 +41,35 @@ HASH_EXCLUDED = frozenset(
     }
 )
 
-# How a batch is shared out. Batch norms see a part at a time, so these decide the result, too; but
-# a run may be told, by `resume=DIR`, to go on from a checkpoint of other numbers.
+# How a batch is split. Batch norms see one part at a time, so these keys affect the result, but
+# `resume=DIR` accepts a checkpoint with other values.
 OF_PARTS = ("trainer.devices", "trainer.grad_accum_steps")
 
 
 def config_hash(config: Config) -> str:
-    """Hash the keys that decide the result, as 64 hex digits.
+    """Hash the keys that affect the result, as 64 hex digits.
 
-    Of these keys only the values that differ from the schema's defaults enter, so that a key added
-    later leaves the hashes of earlier runs as they are. (A default that changes is a change of
-    recipe: see RECIPE_VERSION.) Settings that are ignored do not enter either.
+    Only values that differ from the schema's defaults are hashed, so that a new key does not change
+    the hashes of earlier runs. (To change a default, raise RECIPE_VERSION.) Settings that are
+    ignored are not hashed either.
     """
     assert dataclasses.is_dataclass(config.model) and dataclasses.is_dataclass(config.task)
     left_out = set(ignored(config))
     if config.data.source != SYNTHETIC:
         left_out |= set(keys_of(SyntheticConfig, "data.synthetic."))
     deciding = dict(
-        # The order of a mapping's patterns decides, too: the first that matches a layer counts.
+        # As a list, since the order of patterns matters: the first that matches a layer counts.
         first_setting(key, list(value.items()) if isinstance(value, dict) else value)
         for key, value, default in settings(config, "")
         if key not in left_out and not is_excluded(key)
-        # A family's own defaults mean nothing without its name.
+        # A family's defaults depend on its name, which is always hashed.
         if value != default or key in ("recipe_version", "model.family", "task.family")
     )
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def in_parts(config: Config, devices: int, grad_accum_steps: int) -> Config:
-    """Return the config of the same run with its batches shared out in another way."""
+    """Return the config with other numbers of processes and batch parts."""
     trainer = dataclasses.replace(
         config.trainer, devices=devices, grad_accum_steps=grad_accum_steps
     )
@@ -77,12 +77,12 @@ def in_parts(config: Config, devices: int, grad_accum_steps: int) -> Config:
 
 
 def is_excluded(key: str) -> bool:
-    """Return whether a key, by its full name, does not decide the result."""
+    """Return whether a key, by its full name, does not affect the result."""
     return key in HASH_EXCLUDED or key.partition(".")[0] in HASH_EXCLUDED
 
 
 def run_dir(config: Config) -> Path:
-    """Return the run's folder, a function of the config alone: never of the clock."""
+    """Return the run's folder, a function of the config alone."""
     if config.budget is None:
         share = f"templates-{config.sharing.templates}"
     else:
@@ -103,5 +103,5 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Return the config as plain data, as `config.yaml` and `result.json` store it."""
+    """Return the config as plain data, as stored in `config.yaml` and `result.json`."""
     return dataclasses.asdict(config)

@@ -1,9 +1,9 @@
-"""Check what Hydra composed, once: `load_config` returns typed dataclasses or raises ValueError.
+"""Check a config that Hydra composed: `load_config` returns typed dataclasses or raises ValueError.
 
     config = load_config({"exp": "digits", "budget": "10%", ...}, wrn.Config, digits.Config)
 
-OmegaConf's structured configs are not used for this: they know no `Literal` and no union with a
-list or mapping, take infinity for a number and 1 for true, and their errors have several lines.
+OmegaConf's structured configs are not used: they support neither `Literal` nor unions with a list
+or mapping, accept infinity as a number and 1 as true, and their errors span several lines.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from npas.utils.packing import Packing
 def load_config(
     raw: Mapping[str, Any], model_config: type | None = None, task_config: type | None = None
 ) -> Config:
-    """Build the config that `raw` describes; ValueError, in one line, for anything wrong in it.
+    """Build and check a config. Raises ValueError for unknown keys and invalid values.
 
     `model_config` and `task_config` are the families' dataclasses; without one its node stays a
-    plain, unchecked mapping. The budget is spelled in the one way that equal budgets share.
+    plain, unchecked mapping. The budget is written in its canonical form.
     """
     values, known = dict(raw), known_keys(model_config, task_config)
     if isinstance(values.get("exp"), Mapping):
         raise ValueError(f"the file chosen as +exp=: {NO_PACKAGE}")
     if values.get("budget") is not None:
-        budget = str(values["budget"])  # true or a list, too, which is refused as no budget
+        budget = str(values["budget"])  # a list or true becomes text that is refused
         values["budget"] = budget if budget == DENSE else canonical_budget(budget)
     for node, schema in (("model", model_config), ("task", task_config)):
         if schema is not None and node in values:
@@ -49,7 +49,7 @@ def load_config(
     if isinstance(sharing := values.get("sharing"), Mapping):
         groups = sharing.get("groups")
         if isinstance(groups, str) and not is_grouping(groups) and is_path(groups):
-            # What a file says decides the result, not where it lies: the config has its content.
+            # The config stores the file's content, not its path: the content affects the result.
             values["sharing"] = {**sharing, "groups": read_groups(Path(groups))}
     config: Config = build(Config, values, "", known)
     if config.data.source != SYNTHETIC and config.optim.warmup_epochs > config.epochs:
@@ -61,14 +61,14 @@ def load_config(
 
 
 def search_epochs(config: Config) -> int:
-    """Return the epochs of the search for groups; 0 where nothing is searched."""
+    """Return the epochs of the search for groups; 0 without a search."""
     if config.budget == DENSE or config.sharing.groups not in SEARCHED:
         return 0
     return config.sharing.search.epochs or max(1, (config.epochs + 5) // 10)
 
 
 def ignored(config: Config) -> dict[str, str]:
-    """Return the keys whose settings have no effect beside the others, each with the reason."""
+    """Return the keys whose settings have no effect, each with the reason."""
     sharing, optim = config.sharing, config.optim
     idle: dict[str, str] = {}  # by full name
 
@@ -94,14 +94,14 @@ def ignored(config: Config) -> dict[str, str]:
         reason = f"sharing.init={sharing.init} decides it from the weights"
         leave_out(reason, *(f"sharing.{key}" for key in FITTED))
     if not sharing.fits or sharing.templates is not None:
-        leave_out("it weighs what sharing.init=fit does inside a budget", "sharing.fit_batches")
+        leave_out("it needs sharing.init=fit and a budget", "sharing.fit_batches")
     if config.budget == DENSE:
-        # But a dense network starts from sharing.init, too.
+        # A dense network reads sharing.init, too.
         keys = set(keys_of(SharingConfig, "sharing.")) - {"sharing.init"}
         rates = ("optim.bank_lr", "optim.coefficient_lr")
         leave_out("budget=dense shares nothing", *keys, *rates)
     elif not sharing.train_coefficients:
-        reason = "sharing.train_coefficients=false keeps them as they are"
+        reason = "sharing.train_coefficients=false fixes the coefficients"
         leave_out(reason, "sharing.recurrence_weight")
     if not config.exports:
         reason = "it needs a budget in bytes (16MB) or artifact.export=true"
@@ -118,11 +118,11 @@ def ignored(config: Config) -> dict[str, str]:
         reason = f"optim.schedule={optim.schedule} has no milestones"
         leave_out(reason, "optim.milestones", "optim.gamma")
     else:
-        leave_out("optim.schedule=multistep ends where its milestones lead", "optim.min_lr")
+        leave_out("optim.schedule=multistep has no min_lr", "optim.min_lr")
         if optim.milestones and optim.milestones[0] >= config.epochs:
-            leave_out(f"epochs={config.epochs} ends before the first of them", "optim.milestones")
+            leave_out(f"epochs={config.epochs} ends before the first one", "optim.milestones")
     if optim.schedule != "wsd":
-        reason = f"optim.schedule={optim.schedule} decays from its beginning"
+        reason = f"optim.schedule={optim.schedule} has no decay_fraction"
         leave_out(reason, "optim.decay_fraction")
     if config.distill.teacher is None:
         leave_out("distill.teacher=null names no teacher", *keys_of(DistillConfig, "distill."))
@@ -134,7 +134,7 @@ def ignored(config: Config) -> dict[str, str]:
         reason = "pruning.schedule=one_shot prunes once, at pruning.start"
         leave_out(reason, "pruning.end", "pruning.times")
     if pruning.method == "magnitude":
-        leave_out("pruning.method=magnitude looks at weights alone", "pruning.batches")
+        leave_out("pruning.method=magnitude reads no batches", "pruning.batches")
     return {
         key: idle[key]
         for key, value, default in settings(config, "")
@@ -143,7 +143,7 @@ def ignored(config: Config) -> dict[str, str]:
 
 
 def known_keys(model_config: type | None = None, task_config: type | None = None) -> set[str]:
-    """Return the full names of all keys, as far as the families' dataclasses are given."""
+    """Return the full names of all keys, including those of the families given."""
     found = set(keys_of(Config)) - {"model", "task"} | {"model.family", "task.family"}
     for node, schema in (("model", model_config), ("task", task_config)):
         if schema is not None:

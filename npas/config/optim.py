@@ -10,11 +10,12 @@ from npas.utils.checks import above, at_least, at_most, below
 
 @dataclass(frozen=True)
 class MuonConfig:
-    """What `optim.name=muon` has beside `lr`, `momentum` and `nesterov`, which are Muon's own.
+    """Settings of `optim.name=muon`.
 
-    AdamW trains all that is no matrix of a block, at these rates, with `beta1` and `optim.beta2`;
-    `bank=templates` orthogonalizes banks, too, template by template. The momentum rises from
-    `momentum_start` in the first `momentum_warmup_steps`.
+    Muon trains the matrices of blocks with `optim.lr`, `optim.momentum` and `optim.nesterov`. AdamW
+    trains the rest at these rates, with `beta1` and `optim.beta2`. `bank=templates` also trains
+    banks with Muon, template by template. The momentum rises from `momentum_start` in the first
+    `momentum_warmup_steps`.
     """
 
     bank: Literal["adam", "templates"] = "templates"
@@ -41,15 +42,15 @@ class MuonConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer's settings, and how the rate goes.
+    """The optimizer and its learning rate schedule.
 
     `schedule=multistep` multiplies the rate by `gamma` at each milestone (an epoch); linear and
-    cosine bring it to `min_lr` at the end; wsd (warm up, stay, decay) linearly in the last
-    `decay_fraction` of the training. `momentum` is also the first beta of the Adam kind.
-    `bank_lr` and `coefficient_lr` take the place of `lr` for banks and for all else that is shared;
-    the schedule moves them alike. `clip_norm` limits the norm of the gradient; 0: no limit. Without
-    `decay_norm_bias` norms and biases take no weight decay. With `ema_decay` above 0 the
-    exponential moving average of the weights is what is measured and exported.
+    cosine decay it to `min_lr` at the end; wsd (warm-up, stable, decay) decays it linearly in the
+    last `decay_fraction` of the training. `momentum` is also the first beta of Adam, AdamW and
+    Adamax. `bank_lr` and `coefficient_lr` replace `lr` for banks and for coefficients and other
+    sharing parameters, and follow the same schedule. `clip_norm` limits the norm of the gradient;
+    0: no limit. Without `decay_norm_bias`, norms and biases have no weight decay. With `ema_decay`
+    above 0, the exponential moving average of the weights is evaluated and exported.
     """
 
     name: Literal["sgd", "adam", "adamax", "adamw", "muon"] = "sgd"
@@ -85,7 +86,7 @@ class OptimConfig:
             if (rate := getattr(self, key)) is not None:
                 above(f"optim.{key}", rate, 0)
                 if self.name == "muon":
-                    raise ValueError(f"optim.{key} is not read by muon: set optim.muon.{key}")
+                    raise ValueError(f"optim.name=muon ignores optim.{key}: set optim.muon.{key}")
         if self.name in ("sgd", "muon") and self.nesterov and self.momentum == 0:
             raise ValueError(
                 "optim.nesterov=true needs momentum: set optim.momentum above 0 or "
@@ -93,5 +94,5 @@ class OptimConfig:
             )
         if any(a >= b for a, b in zip([0, *self.milestones], self.milestones, strict=False)):
             raise ValueError(
-                f"optim.milestones must be epochs above 0 that increase, got {self.milestones}"
+                f"optim.milestones must be increasing epochs above 0, got {self.milestones}"
             )

@@ -1,8 +1,8 @@
-"""Read what earlier versions wrote under other key names, and hash configs as they did.
+"""Keys and values that were renamed.
 
-`+trainer.accumulation=2` on a command line is an unknown key whose error names the new one; a
-config.yaml, a checkpoint or a result.json from before the change is read as if it had the new
-names. Hashes are of the first names, so that the folders of earlier runs are still found.
+An old key on a command line is an error that names the new one. A config.yaml, a checkpoint or a
+result.json of an earlier version is read as if it had the new names. Configs are hashed by their
+first names, so that the folders of earlier runs are still found.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-KEYS = {  # old full name, of a key or a node -> new one
+KEYS = {  # old full name of a key or a node -> new one
     "data.split": "data.val_fraction",
     "data.standin": "data.synthetic",
     "optim.decay_norms": "optim.decay_norm_bias",
@@ -31,7 +31,7 @@ _FIRST_VALUES = {key: {new: old for old, new in values.items()} for key, values 
 
 
 def new_name(key: str) -> str | None:
-    """Return the new name of a key or of a key within a renamed node; None: it was not renamed."""
+    """Return the new name of a key; None if neither it nor its node was renamed."""
     for old, new in KEYS.items():
         if key == old or key.startswith(f"{old}."):
             return new + key.removeprefix(old)
@@ -39,7 +39,7 @@ def new_name(key: str) -> str | None:
 
 
 def first_setting(key: str, value: Any) -> tuple[str, Any]:
-    """Return a key and its value as the first version named them: what is hashed."""
+    """Return a key and its value by their first names, which are hashed."""
     if isinstance(value, (str, float, int)) and not isinstance(value, bool):
         value = _FIRST_VALUES.get(key, {}).get(value, value)
     for new, old in _FIRST_KEYS.items():
@@ -49,7 +49,7 @@ def first_setting(key: str, value: Any) -> tuple[str, Any]:
 
 
 def modernize(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a stored config, plain data of any version, with today's key names and values."""
+    """Return a stored config of any version with current key names and values."""
     found: dict[str, Any] = {}
     for name, value in node.items():
         key = f"{prefix}{name}"
@@ -63,7 +63,7 @@ def modernize(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def modernize_result(data: object) -> object:
-    """Return a stored result of any version with today's names."""
+    """Return a stored result of any version with current names."""
     if not isinstance(data, Mapping):
         return data
     found = dict(data)

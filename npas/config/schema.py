@@ -1,7 +1,7 @@
-"""The typed, closed schema of a run's configuration: dataclasses that check their own values.
+"""The schema of a run's config: dataclasses that check their own values.
 
-A value out of range is a `ValueError` of one line that names the key and what to change. Imports
-neither torch nor a task or model family: the families' own keys are their `Config` classes.
+A value out of range raises a ValueError that names the key and what to change. Neither torch nor
+task or model families are imported: their keys are in the families' own `Config` classes.
 """
 
 from __future__ import annotations
@@ -18,24 +18,22 @@ from npas.utils.budget import parse_budget
 from npas.utils.checks import above, at_least, at_most, below
 from npas.utils.packing import Packing
 
-# Raised by one when a fix changes what an unchanged config trains to, since results from before it
-# cannot stand beside results from after it. It is a key of every stored config and part of every
-# hash.
+# Raise it when a fix changes the results of an unchanged config: results before and after cannot be
+# compared. It is a key of every stored config and part of every hash.
 RECIPE_VERSION = 1
 
-NO_PACKAGE = "its first line must be '# @package _global_', so that its keys stand at the top"
+NO_PACKAGE = "its first line must be '# @package _global_', so that its keys are at the top"
 
-SYNTHETIC = "synthetic"  # the source of data that are synthetic
+SYNTHETIC = "synthetic"  # a value of data.source
 DENSE = "dense"  # the budget that trains the dense network and shares nothing
 
-
-MOST_PRUNINGS = 1000  # of one run, and batches that each looks at
+MOST_PRUNINGS = 1000  # of one run, and batches per pruning
 MOST_PROCESSES = 1024  # of one machine: more is a typing error
 
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """How large a run on synthetic data is: samples, and at most how long it trains."""
+    """Samples of a synthetic dataset, and the most epochs and batch size of a run on it."""
 
     train: int = 8
     test: int = 4
@@ -50,12 +48,12 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the data lie and how much of them to train on; the task says what a split is.
+    """The dataset's directory, source and validation split.
 
-    `source=synthetic` runs the experiment on data that are synthetic in the real set's format.
-    Data that differ from the published checksums or counts, where these are known, are refused;
-    `verify=warn` reads them with a warning, and their results are not compared with published ones.
-    `workers` processes prepare the batches; 0: the training process does.
+    `source=synthetic` runs the experiment on synthetic data in the real dataset's format. Data that
+    differ from the published checksums or counts, if known, are refused; `verify=warn` reads them
+    with a warning, and their results are not compared with published ones. `workers` processes
+    prepare the batches; 0: the training process does.
     """
 
     root: str = "data"
@@ -76,11 +74,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """A teacher whose outputs are to be matched: a run's folder, or "dense"; null: none.
+    """Distillation from a teacher: a run's folder, or "dense"; null: none.
 
-    The loss is (1 - weight) x the task's + weight x temperature^2 KL (Hinton et al. 2015), and
-    `hidden_weight` times the mean squared difference of the outputs of the modules that the
-    patterns `hidden` name. `cache` is a folder that keeps the teacher's logits.
+    The loss is (1 - weight) x the task's + weight x temperature^2 KL (Hinton et al. 2015), plus
+    `hidden_weight` times the mean squared difference of the outputs of the modules that match the
+    patterns `hidden`. `cache` is a folder that keeps the teacher's logits.
     """
 
     teacher: str | None = None
@@ -100,17 +98,18 @@ class DistillConfig:
         if self.cache is not None and not self.cache.strip():
             raise ValueError("distill.cache must not be empty: name a folder, or null")
         if self.cache is not None and self.hidden:
-            raise ValueError("distill.cache keeps logits alone: set distill.hidden=[], or no cache")
+            raise ValueError("distill.cache keeps only logits: set distill.hidden=[], or no cache")
 
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """Which filters are pruned, by what `method` (null: none), how many of them, and when.
+    """Filter pruning by `method`; null: none.
 
-    `amount` is the share of each prunable layer's filters, or one by pattern of the layers' names,
-    the first that matches; other layers stay whole. `start` and `end` are parts of the run's steps.
-    one_shot prunes at `start`; gradual prunes `times` times up to `end`, after time i of n
-    1 - (1 - i/n)^3 of the amount (Zhu & Gupta 2017, eq. 1). hrank ranks on `batches` batches.
+    `amount` is the fraction of each prunable layer's filters to prune, or maps patterns of layer
+    names to fractions: the first match counts, and layers without one are not pruned. `start` and
+    `end` are fractions of the run's steps. one_shot prunes at `start`; gradual prunes `times` times
+    up to `end`, with 1 - (1 - i/n)^3 of the amount pruned after time i of n (Zhu & Gupta 2017,
+    eq. 1). hrank ranks feature maps of `batches` batches.
     """
 
     method: Literal["magnitude", "hrank"] | None = None
@@ -139,15 +138,15 @@ class PruningConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """On what to train, when to log and save.
+    """Devices, gradient accumulation, checkpoints and logging.
 
-    `devices` processes share each batch; each takes its share in `grad_accum_steps` parts. Both
-    change the result. Under torchrun or srun npas-train sets `devices` to the number of processes.
-    Gradients travel between them as `gradient_dtype`. With `tf32` GPUs round the factors of fp32
-    convolutions and matrix products to TF32. A checkpoint is written after each epoch and,
-    if `checkpoint_every` is not 0, after every so many steps; the `keep_last` newest are kept.
-    `max_seconds` ends the training by the clock, and the schedule runs by it where it is faster
-    than the steps; such a run cannot be repeated to the bit.
+    `devices` processes share each batch, and each splits its share into `grad_accum_steps` parts.
+    Both change the result. Under torchrun or srun, npas-train sets `devices` to the number of
+    processes. They exchange gradients in `gradient_dtype`. With `tf32`, GPUs round the factors of
+    fp32 convolutions and matrix products to TF32. A checkpoint is written after each epoch and, if
+    not 0, every `checkpoint_every` steps; the `keep_last` newest are kept. `max_seconds` limits the
+    training time: the schedule then follows the time if that is ahead of the steps, and the run
+    cannot be repeated to the bit.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -171,14 +170,14 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class ArtifactConfig(Packing):
-    """Whether a run exports an artifact at its end; one with a budget in bytes always does."""
+    """With `export`, or a budget in bytes, a run exports an artifact at its end."""
 
     export: bool = False
 
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """Whether and under which names Weights & Biases tracks the run."""
+    """Tracking by Weights & Biases."""
 
     mode: Literal["online", "offline", "disabled"] = "offline"
     project: str = "npas"
@@ -190,7 +189,7 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run's whole configuration; `model` and `task` are their families' own `Config`."""
+    """One run's config; `model` and `task` are the `Config` classes of their families."""
 
     exp: str = "digits"
     budget: str | None = None
@@ -206,7 +205,7 @@ class Config:
     verbose: bool = False
     dry_run: bool = False
     recipe_version: int = RECIPE_VERSION
-    # Beside log.jsonl, which is always written.
+    # In addition to log.jsonl.
     trackers: list[Literal["wandb", "tensorboard", "csv"]] = field(
         default_factory=lambda: ["wandb"]
     )
@@ -258,16 +257,16 @@ class Config:
 
     @property
     def cap(self) -> int | None:
-        """Return the bytes that the run's artifact may take; None without a budget in bytes."""
+        """Return the most bytes of the run's artifact; None without a budget in bytes."""
         return None if self.budget in (None, DENSE) else parse_budget(str(self.budget)).size
 
     @property
     def exports(self) -> bool:
-        """Return whether the run ends with an artifact."""
+        """Return whether the run exports an artifact."""
         return self.artifact.export or self.cap is not None
 
     def _shorten(self) -> None:
-        """Limit a run on synthetic data to what `data.synthetic` says, without milestones."""
+        """Limit a run on synthetic data to `data.synthetic`, without milestones."""
         most = self.data.synthetic
         shorter: dict[str, Any] = {
             "epochs": min(self.epochs, most.epochs),
@@ -282,9 +281,9 @@ class Config:
 
 
 def canonical_budget(text: str) -> str:
-    """Return the one text that equal budgets share; ValueError if it is no budget.
+    """Return the canonical form of a budget, which names the run's folder.
 
-    A quotient is none here: the text names the run's folder.
+    Raises ValueError for an invalid budget, and for a quotient without a finite decimal form.
     """
     try:
         found = parse_budget(text).canonical
@@ -292,12 +291,12 @@ def canonical_budget(text: str) -> str:
         hint = f", or {DENSE}" if "is not a budget" in str(error) else ""
         raise ValueError(f"{error}{hint}") from None
     if "/" in found:
-        raise ValueError(f"budget={text} has no end as a decimal: write some digits of it, as 0.33")
+        raise ValueError(f"budget={text} has no finite decimal form: write it as 0.33 or so")
     return found
 
 
 def settings(node: Any, start: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield each key's full name, value and default (None where it has none)."""
+    """Yield each key's full name, value and default (None without one)."""
     for entry in dataclasses.fields(node):
         value = getattr(node, entry.name)
         if dataclasses.is_dataclass(value):

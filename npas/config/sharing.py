@@ -1,4 +1,4 @@
-"""The keys of sharing: the keywords of `npas.share`, and the search for groups."""
+"""The `sharing` keys of a config."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from npas.utils.checks import at_least, at_most, join, near
 LONGEST = 1_000_000  # epochs, or images a batch: more is a typing error, and may fill the memory
 MOST_TEMPLATES = 1000  # of a layer: more is a typing error, and would fill the memory
 Generator = Literal["avg", "wavg", "emb", "channels", "basis", "factorized", "hash"]
-SEARCHED = ("learned", "gradient")  # groupings that a short training of their own has to find
+SEARCHED = ("learned", "gradient")  # groupings that need a search
 GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
-FIT = "fit"  # the beginning of a sharing.init that fits the network to trained weights
-BY_NAME = re.compile(r"place|depth:[1-9]\d{0,3}")  # groupings by where names have numbers
+FIT = "fit"  # sharing.init=fit or fit:PATH fits the sharing to trained weights
+BY_NAME = re.compile(r"place|depth:[1-9]\d{0,3}")  # groupings by the numbers in layers' names
 
+# The keys of `sharing` that a fit to trained weights chooses itself.
 FITTED = (
     "generator", "upsampler", "groups", "num_groups", "group_weights", "max_templates",
     "coefficient_init", "train_coefficients", "upsample_templates", "low_rank", "allocator",
 )  # fmt: skip
-"""The keys of `sharing` that the trained weights decide where `init` says fit."""
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How groups are found where sharing.groups is learned or gradient.
+    """The search for groups of sharing.groups=learned or gradient.
 
-    The search trains one group inside the run's budget, but never more than the dense count, for
-    `epochs` of its own (null: a tenth of the run's), in which it runs through the whole schedule.
+    The search trains one group inside the run's budget, at most the dense count, for `epochs` of
+    its own (null: a tenth of the run's), with the whole learning rate schedule.
     """
 
     epochs: int | None = None
@@ -45,17 +45,16 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class SharingConfig:
-    """The keywords of `npas.share`, and what training does with coefficients.
+    """The keywords of `npas.share`, initial weights, the search for groups and regularization.
 
-    `generator` is one of npas', or a scheme of a package that is installed.
-    `init` names trained weights to start from: a run that shares alike, whose banks are taken over;
-    `fit:PATH` plans the sharing from those of any run or file (`npas.share(model, budget,
-    init="fit")`), `fit` from those of `model.pretrained`, weighed by what layers see in the first
-    `fit_batches` training batches. `templates` takes the place of a budget. The budget is split
-    over groups by size, times their `group_weights` (1 where not given).
+    `generator` may be a scheme of an installed package. `init` names a run with the same groups and
+    sizes, whose banks are copied. `fit:PATH` fits the sharing to the weights of any run or file
+    (`npas.share(model, budget, init="fit")`), `fit` to those of `model.pretrained`; errors are
+    weighed by the layers' inputs in the first `fit_batches` training batches. `templates` replaces
+    the budget. The budget is split over groups by size times `group_weights` (default 1).
     `recurrence_weight` times the mean cosine of the coefficients of layers that mix the same
-    templates is taken off the loss. Every `lsm_every` epochs, if not 0, the layer similarity matrix
-    is logged.
+    templates is subtracted from the loss. If not 0, the layer similarity matrix is logged every
+    `lsm_every` epochs.
     """
 
     generator: Generator | str = "wavg"
@@ -85,10 +84,10 @@ class SharingConfig:
         if self.generator not in (own := get_args(Generator)):
             others = plugins.names("scheme")
             if self.generator not in others:
-                said = near(self.generator, [*own, *others])
-                if not said.endswith("?"):
-                    said += ", or install the package that brings it"
-                raise ValueError(f"sharing.generator: there is no {self.generator!r}; {said}")
+                hint = near(self.generator, [*own, *others])
+                if not hint.endswith("?"):
+                    hint += ", or install its package"
+                raise ValueError(f"sharing.generator: there is no {self.generator!r}; {hint}")
         if isinstance(self.groups, str) and not is_grouping(self.groups):
             raise ValueError(
                 f"sharing.groups must be {join(GROUPINGS)}, place, depth:2, a mapping of layer "
@@ -99,7 +98,7 @@ class SharingConfig:
         counted = self.groups in ("random", *SEARCHED)
         if counted and self.num_groups is None:
             raise ValueError(
-                f"sharing.groups={self.groups} needs to know how many: set sharing.num_groups"
+                f"sharing.groups={self.groups} needs a number of groups: set sharing.num_groups"
             )
         if not counted and self.num_groups is not None:
             raise ValueError(
@@ -108,65 +107,59 @@ class SharingConfig:
             )
         if self.groups in SEARCHED and self.templates is not None:
             raise ValueError(
-                f"sharing.templates={self.templates} needs groups of one shape, and "
-                f"sharing.groups={self.groups} finds others: set a budget in place of templates"
+                f"sharing.templates={self.templates} needs groups of one shape, which "
+                f"sharing.groups={self.groups} does not find: set a budget instead of templates"
             )
         if self.groups in SEARCHED and self.group_weights:
             raise ValueError(
-                f"sharing.group_weights names groups, and sharing.groups={self.groups} has still to"
-                " find its own: train with sharing.groups=RUN, the folder of a run that found some"
+                f"sharing.group_weights names groups, but sharing.groups={self.groups} has none"
+                " yet: set sharing.groups=RUN, the folder of a run that found groups"
             )
         if self.groups == "learned" and (self.is_structured or self.generator == "avg"):
             raise ValueError(
-                "sharing.groups=learned groups layers by their coefficients, and "
+                "sharing.groups=learned groups layers by their coefficients, but "
                 f"sharing.generator={self.generator} has none: choose wavg or emb"
             )
         if self.is_structured:
             self._check_structured()
         if self.upsample_templates > 1 and self.upsampler != "inter":
             raise ValueError(
-                f"sharing.upsample_templates={self.upsample_templates} mixes the maps that "
-                f"sharing.upsampler=inter resizes; {self.upsampler} resizes none"
+                f"sharing.upsample_templates={self.upsample_templates} needs "
+                f"sharing.upsampler=inter, not {self.upsampler}"
             )
-        if self.weights is not None:  # one path is spelled in many ways, and enters the hash
+        if self.weights is not None:  # the path is hashed: write it in one form
             path = os.path.normpath(self.weights)
             if path == FIT:  # a folder of that name
                 path = os.path.join(os.curdir, path)
             object.__setattr__(self, "init", f"{FIT}:{path}" if self.fits else path)
         if self.init is not None and self.groups in SEARCHED:
             raise ValueError(
-                f"sharing.groups={self.groups} finds groups for fresh weights, and sharing.init="
+                f"sharing.groups={self.groups} finds groups for fresh weights, but sharing.init="
                 f"{self.init} names trained ones: set sharing.groups to single, or to the folder "
-                "of a run that found some"
+                "of a run that found groups"
             )
         if self.fits and self.recurrence_weight and self.templates is None:
             raise ValueError(
-                f"sharing.init={self.init} shares no templates that could grow alike: set "
-                "sharing.recurrence_weight=0, or sharing.templates"
+                f"sharing.init={self.init} has no shared templates for "
+                "sharing.recurrence_weight: set it to 0, or set sharing.templates"
             )
         if isinstance(self.templates, int):
             at_least("sharing.templates", self.templates, 1)
             at_most("sharing.templates", self.templates, MOST_TEMPLATES)
-        for key, least in (
-            ("num_groups", 1),
-            ("max_templates", 1),
-            ("upsample_templates", 1),
-            ("recurrence_weight", 0),
-            ("lsm_every", 0),
-            ("low_rank", 0),
-            ("fit_batches", 0),
-        ):
-            at_least(f"sharing.{key}", getattr(self, key), least)
+        for key in ("num_groups", "max_templates", "upsample_templates"):
+            at_least(f"sharing.{key}", getattr(self, key), 1)
+        for key in ("recurrence_weight", "lsm_every", "low_rank", "fit_batches"):
+            at_least(f"sharing.{key}", getattr(self, key), 0)
         if not self.train_coefficients and self.generator != "wavg":
             raise ValueError(
-                "sharing.train_coefficients=false needs sharing.generator=wavg, whose coefficients "
-                f"are free of anything that trains; {self.generator} is another"
+                "sharing.train_coefficients=false needs sharing.generator=wavg, not "
+                f"{self.generator}"
             )
         if self.allocator == "reference":
             if self.coefficient_init not in ("orthogonal", "released"):
                 raise ValueError(
-                    f"sharing.coefficient_init={self.coefficient_init} is not how "
-                    "sharing.allocator=reference starts: set sharing.coefficient_init=released or "
+                    f"sharing.coefficient_init={self.coefficient_init} does not go with "
+                    "sharing.allocator=reference: set sharing.coefficient_init=released or "
                     "sharing.allocator=npas"
                 )
             if self.low_rank or self.upsample_templates > 1 or not self.train_coefficients:
@@ -177,22 +170,22 @@ class SharingConfig:
 
     @property
     def is_structured(self) -> bool:
-        """Return whether the generator has no coefficients a layer."""
+        """Return whether the generator has no coefficients per layer."""
         return self.generator not in ("avg", "wavg", "emb")
 
     @property
     def fits(self) -> bool:
-        """Return whether the sharing is planned from trained weights."""
+        """Return whether the sharing is fitted to trained weights."""
         return self.init is not None and self.init.partition(":")[0] == FIT
 
     @property
     def weights(self) -> str | None:
-        """Return the run or the file to start from, if any is named."""
+        """Return the path of the run or file to start from, if any."""
         return (self.init or "").partition(":")[2] or None if self.fits else self.init
 
     def _check_structured(self) -> None:
         starts = ("orthogonal", "sparse") if self.generator == "channels" else ("orthogonal",)
-        for key, does in (
+        for key, is_supported in (
             ("templates", self.templates is None),
             ("groups", self.groups not in SEARCHED),
             ("upsample_templates", self.upsample_templates == 1),
@@ -200,7 +193,7 @@ class SharingConfig:
             ("coefficient_init", self.coefficient_init in starts),
             ("allocator", self.allocator == "npas"),
         ):
-            if not does:
+            if not is_supported:
                 raise ValueError(
                     f"sharing.{key}={getattr(self, key)} needs coefficients such as those of "
                     f"sharing.generator=wavg; {self.generator} has others or none"
@@ -208,5 +201,5 @@ class SharingConfig:
 
 
 def is_grouping(text: str) -> bool:
-    """Return whether a text is a way to group layers, and no path."""
+    """Return whether a text is the name of a grouping."""
     return text in GROUPINGS or BY_NAME.fullmatch(text) is not None

@@ -1,4 +1,4 @@
-"""Build dataclasses from plain data, closed and typed, with errors that say what to change.
+"""Build dataclasses from plain data, with checked types and no unknown keys.
 
     @dataclass
     class Export:
@@ -8,8 +8,8 @@
     build(Export, {"run": 3})             # Export(run="3", format="safetensors")
     build(Export, {"fromat": "onnx"})     # ValueError: unknown key 'fromat': did you mean 'format'?
 
-Annotations are the types that YAML has: numbers, text, true/false, `Literal`, lists, mappings,
-`X | None` and dataclasses. Every error is a `ValueError` of one line with the key's full name.
+Fields may be numbers, str, bool, `Literal`, lists, mappings, `X | None` and dataclasses. An error
+is a ValueError with the key's full name.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ T = TypeVar("T")
 
 
 def build(kind: type[T], raw: object, prefix: str = "", known: Iterable[str] | None = None) -> T:
-    """Build the dataclass `kind` from a mapping; ValueError for unknown keys and wrong types.
+    """Build the dataclass `kind` from a mapping.
 
-    `prefix` is the node's full name, empty at the top; `known` are the keys to suggest from.
+    `prefix` is the node's full name, empty at the top; errors suggest keys out of `known`. Raises
+    ValueError for unknown keys and wrong types.
     """
     if not isinstance(raw, Mapping):
         raise ValueError(f"{prefix or 'the config'} must be a mapping of keys, got {raw!r}")
@@ -49,13 +50,13 @@ def build(kind: type[T], raw: object, prefix: str = "", known: Iterable[str] | N
     try:
         return kind(**values)
     except ValueError as error:
-        # A family's own rules may not say whose key it is.
+        # A family's own error may not have the full name of the key.
         text = str(error)
         raise ValueError(text if not prefix or start in text else f"{prefix}: {text}") from None
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """Return `value` as the type `hint`; ValueError that names `key` if it is not one."""
+    """Convert `value` to the type `hint`. Raises ValueError, naming `key`, if it has another."""
     if hint is Any:
         return value
     origin, arguments = get_origin(hint), get_args(hint)
@@ -93,7 +94,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
 
 
 def keys_of(kind: type, start: str = "") -> Iterator[str]:
-    """Yield the full names of all keys of a dataclass and of those within it."""
+    """Yield the full names of all keys of a dataclass, nested ones included."""
     for name, hint in get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
             yield from keys_of(cast(type, hint), f"{start}{name}.")
@@ -102,12 +103,12 @@ def keys_of(kind: type, start: str = "") -> Iterator[str]:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """Return the message for an unknown key, with the nearest of the `known` full names."""
+    """Return the error message for an unknown key, with a suggestion out of `known`."""
     if new := new_name(key):
         return f"unknown key {key!r}: it is now {new!r}"
     known = sorted(known)
     parts = key.split(".")
-    nodes = [".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]  # from the inmost
+    nodes = [".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]  # innermost first
     for node in nodes:
         if node in known:
             return f"unknown key {key!r}: {node} takes a value, not keys; write {node}=VALUE"
@@ -123,7 +124,7 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def _suggestion(key: str, known: list[str]) -> str | None:
-    """Find the key that is spelled most alike: in the same node, in full, or by its last part."""
+    """Return the closest key: by its last part in the same node, in full, or by its last part."""
     node, _, leaf = key.rpartition(".")
     leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
     own = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == node}

@@ -1,7 +1,4 @@
-"""Summarize runs by budget, over their seeds: a table for the terminal, a plot, the report's rows.
-
-points(run_index.collect(Path("runs"))) takes what each run left behind; nothing is trained.
-"""
+"""Summarize stored runs by budget over their seeds, as a table, a plot and rows of the report."""
 
 from __future__ import annotations
 
@@ -27,13 +24,13 @@ OWN_COLUMNS = ("exp", "budget", "seed")
 
 @dataclass(frozen=True)
 class Point:
-    """The finished runs of one setting: all but their seeds is the same."""
+    """The finished runs of one setting, which differ only in their seeds."""
 
-    series: str  # the experiment, and what else tells its runs apart
+    series: str  # the experiment, and the settings that differ between its runs
     budget: str
     used: int  # trainable parameters
     metric: str
-    values: tuple[float, ...]  # one a seed
+    values: tuple[float, ...]  # one per seed
 
     @property
     def summary(self) -> Summary:
@@ -54,7 +51,7 @@ class Point:
 
 
 def points(runs: Iterable[Run]) -> list[Point]:
-    """Return a point for each setting that has finished runs, by series and parameters."""
+    """Return a point for each setting with finished runs, sorted by series and parameters."""
     found: dict[tuple[str, str, int, str], list[float]] = defaultdict(list)
     by_exp: dict[str, list[tuple[Run, dict[str, Any]]]] = defaultdict(list)
     for run in runs:
@@ -69,8 +66,8 @@ def points(runs: Iterable[Run]) -> list[Point]:
         ]
         for run, config in own:
             assert run.value is not None and run.used is not None and run.metric is not None
-            told = ", ".join(f"{key}={config.get(key)}" for key in differing)
-            series = f"{exp}: {told}" if told else exp
+            settings = ", ".join(f"{key}={config.get(key)}" for key in differing)
+            series = f"{exp}: {settings}" if settings else exp
             found[series, run.budget, run.used, run.metric].append(run.value)
     return sorted(
         (Point(*key, tuple(values)) for key, values in found.items()),
@@ -83,34 +80,30 @@ def table(found: Sequence[Point]) -> list[str]:
     return columns([HEADS, *(point.cells() for point in found)], right=(2, 4, 5))
 
 
-def close_sweep(folders: Sequence[Path], tell: Callable[[str], None]) -> None:
-    """Tell what the runs in these folders came to, and plot it beside them.
+def close_sweep(folders: Sequence[Path], echo: Callable[[str], None]) -> None:
+    """Print a table of the runs in these folders by budget, and plot it.
 
-    Nothing is told of a single setting. The plot is by_budget.png and .svg in the experiment's
-    folder, or in that of all experiments.
+    A single setting is not printed. The plot is by_budget.png and .svg in the experiment's folder,
+    or in the root of several experiments.
     """
     found = points(map(read, folders))
     if len(found) < 2:
         return
     for line in ["", *table(found)]:
-        tell(line)
+        echo(line)
     stem = Path(os.path.commonpath([folder.parent for folder in folders]), "by_budget")
+    title = ", ".join(dict.fromkeys(folder.parent.name for folder in folders))
     try:
-        paths = draw(
-            found, stem, ", ".join(dict.fromkeys(folder.parent.name for folder in folders))
-        )
+        if paths := draw(found, stem, title):
+            echo(f"plot: {paths[0]}")
     except OSError as error:
-        tell(f"{stem}.png cannot be written ({error.strerror})")
-        return
-    for path in paths[:1]:
-        tell(f"{path} shows them")
+        echo(f"{stem}.png cannot be written ({error.strerror})")
 
 
 def draw(found: Sequence[Point], stem: Path, title: str) -> list[Path]:
-    """Plot the metric against parameters as .png and .svg, a line a series.
+    """Plot the metric against parameters as .png and .svg, a line per series.
 
-    Nothing is drawn where all have as many parameters, where metrics differ, and without
-    matplotlib.
+    Draws nothing if all points have the same parameters, if metrics differ, or without matplotlib.
     """
     from npas.reporting import plots
 

@@ -1,4 +1,4 @@
-"""Compose the config of a run without running it, and count what it would train."""
+"""Compose the config of a run without running it, and count its parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def compose(*overrides: str) -> Config:
-    """Compose and check the config that `npas-train` would run with these overrides."""
+    """Compose and check the config of `npas-train` with these overrides."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
@@ -34,39 +34,41 @@ def compose(*overrides: str) -> Config:
     return schema.load_config(raw, *(family.Config for family in families))
 
 
+# Overrides of single values, which are fast. Others choose files or add keys: 0.1 s each, cached.
 PLAIN = re.compile(r"(budget|seed|\w+(\.\w+)+)=")
-"""Settings of values: files chosen and keys added go before them, and take a tenth of a second."""
 
 
 @functools.cache
 def _composed(*overrides: str) -> DictConfig:
-    """Return what Hydra composes of overrides that choose files or add keys."""
+    """Compose overrides that choose files or add keys with Hydra."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
 
-    with _own_hydra(), initialize_config_module("npas.configs", version_base="1.3"):
+    with suspended_hydra(), initialize_config_module("npas.configs", version_base="1.3"):
         return hydra_compose("train", list(overrides))
 
 
 @contextlib.contextmanager
-def _own_hydra() -> Iterator[None]:
-    """Set aside the Hydra of a running command: there is only one, and it composes one config."""
+def suspended_hydra() -> Iterator[None]:
+    """Suspend the Hydra instance of a running command or of a caller, to compose with another."""
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
 
-    current = GlobalHydra.instance()
-    hydra, current.hydra = current.hydra, None
+    outer, settings = GlobalHydra.instance(), HydraConfig.instance()
+    hydra, cfg = outer.hydra, settings.cfg
+    outer.hydra = None
     try:
         yield
     finally:
-        GlobalHydra.instance().hydra = hydra
+        GlobalHydra.instance().hydra, settings.cfg = hydra, cfg
 
 
 @functools.cache
 def planned_count(*overrides: str) -> int:
     """Count the parameters that the run of these overrides ends with, exactly.
 
-    Its groups must not need a search; the weights that it starts from need not be there. Tensors
-    are made only where filters are pruned.
+    Its groups must not need a search. Initial weights are not read. Tensors are allocated only if
+    filters are pruned.
     """
     from npas.sharing import count_parameters
     from npas.training import pruning
@@ -97,7 +99,7 @@ def planned(*overrides: str) -> Allocation:
 
 @functools.cache
 def planned_flops(*overrides: str) -> int:
-    """Count the FLOPs of one input for what the run of these overrides exports."""
+    """Count the FLOPs per input of the network that the run of these overrides exports."""
     from npas.tasks.base import inference_flops
     from npas.training import pruning
 
@@ -112,7 +114,7 @@ def _network(config: Config) -> nn.Module:
     from torch.overrides import TorchFunctionMode
 
     class Undrawn(TorchFunctionMode):
-        """Draw no values where there are none: to do so torch imports its compiler."""
+        """Skip random initialization of meta tensors, for which torch imports its compiler."""
 
         def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             drawing = func in (torch.Tensor.normal_, torch.Tensor.uniform_)

@@ -1,4 +1,4 @@
-"""Read what a training step of each row of a table takes, as scripts/step_costs.py measured it."""
+"""The costs of a training step of each row of a table, measured by scripts/step_costs.py."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from npas.utils.json_data import read_json
 
 
 class Cost(NamedTuple):
-    """The processor time of a step beside the table's first row's, and the memory it takes."""
+    """A step's processor time relative to the table's first row, and its memory."""
 
     ratio: float
     mib: float
 
 
 def step_costs(results: Path, table: str) -> Mapping[str, Cost]:
-    """Return the costs by a row's label; none where they have not been measured."""
+    """Return the costs by row label; empty if they were not measured."""
     path = results / "bench" / f"steps-{table}.json"
     if not path.exists():
         return {}

@@ -1,7 +1,7 @@
-"""Show a curriculum: F1 on the band being trained, and on those still to come.
+"""Tables and plots of a curriculum: F1 on the current band of distances and on later ones.
 
-All of it comes from the `history` of result files: F1 on held-out grids of each band of distances,
-after each epoch.
+The figures are from the `history` of result files: F1 on held-out grids of each band after each
+epoch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """One run's F1 on each band: by the epoch it was measured after, by the band's place."""
+    """One run's F1 on each band, by epoch."""
 
     bands: tuple[int, ...]  # the longest distance of each
     phase_epochs: int
@@ -31,15 +31,15 @@ class Run:
     f1: dict[int, tuple[Metric, ...]]
 
     def phase(self, epoch: int) -> int:
-        """Return the phase of the epoch, whose own band is of the same place; both from 0 on."""
+        """Return the index of the epoch's phase, which is also that of the band it adds."""
         return min((epoch - 1) // self.phase_epochs, len(self.bands) - 1)
 
     def last_epoch(self, phase: int) -> int | None:
-        """Return the last epoch of the phase that was measured; None where none was."""
+        """Return the last measured epoch of the phase; None if there is none."""
         return max((epoch for epoch in self.f1 if self.phase(epoch) == phase), default=None)
 
     def current(self, epoch: int) -> Metric:
-        """Return F1 on the band that the epoch's phase is the first to train on."""
+        """Return F1 on the band that the epoch's phase adds."""
         return self.f1[epoch][self.phase(epoch)]
 
     def later(self, epoch: int) -> Metric:
@@ -49,20 +49,20 @@ class Run:
 
 
 def read(result: Result) -> Run:
-    """Read a run's history; ValueError where it has none of every band."""
+    """Read a run's history. Raises ValueError if a band is missing."""
     task, history = result.config["task"], result.history or {}
     bands = tuple(task["phases"])
     try:
         f1 = zip(*(history[f"val/f1_{band}"] for band in bands), strict=True)
     except KeyError:
-        whose = f"the result of {result.exp} with seed {result.seed}"
-        raise ValueError(f"{whose} has no history of every band: run it again") from None
+        name = f"the result of {result.exp} with seed {result.seed}"
+        raise ValueError(f"{name} has no history of every band: run it again") from None
     measured = dict(zip(history["epoch"], f1, strict=True))
     return Run(bands, task["phase_epochs"], result.config["epochs"], measured)
 
 
 def appendix(cells: Sequence[Cell]) -> list[str]:
-    """Write F1 at the end of each phase, on its own and on each later band; [] without runs."""
+    """Return a table of F1 at the end of each phase, on its band and on later ones, if any runs."""
     networks = _networks(cells)
     if not networks:
         return []
@@ -95,7 +95,7 @@ def appendix(cells: Sequence[Cell]) -> list[str]:
 
 
 def draw(table: Table, cells: Sequence[Cell], stem: Path) -> list[Path]:
-    """Draw F1 over epochs, a curve a network; nothing without runs."""
+    """Draw F1 over epochs, a curve per network; nothing without runs."""
     networks = _networks(cells)
     if not networks:
         return []
@@ -127,7 +127,7 @@ def draw(table: Table, cells: Sequence[Cell], stem: Path) -> list[Path]:
 
 
 def _networks(cells: Sequence[Cell]) -> dict[str, list[Run]]:
-    """Gather the runs that are done, by network."""
+    """Return the finished runs by network."""
     found = {
         cell.row.label: [read(result) for _, result in sorted(cell.having("done").items())]
         for cell in cells
@@ -144,7 +144,7 @@ def _diverged(cells: Sequence[Cell]) -> list[str]:
 def _curve(
     axes: Axes, label: str, runs: Sequence[Run], which: Callable[[Run, int], Metric]
 ) -> None:
-    """Draw the mean over runs, and around it the deviation; a gap where nothing is known."""
+    """Draw the mean over runs and a band of one standard deviation, with gaps without figures."""
     epochs = sorted({epoch for run in runs for epoch in run.f1})
     known = [summarize([which(run, e) for run in runs if e in run.f1]) for e in epochs]
     figures = [figure or Summary(float("nan"), None, 0) for figure in known]
@@ -156,7 +156,7 @@ def _curve(
 
 
 def _mark_phases(above: Axes, below: Axes, run: Run) -> None:
-    """Draw a line where a new phase begins, and say how far apart its points are."""
+    """Draw a line at each new phase, labelled with its longest distance."""
     for phase, longest in enumerate(run.bands):
         start = phase * run.phase_epochs + 0.5
         if start > run.epochs:

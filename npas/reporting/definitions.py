@@ -1,6 +1,6 @@
-"""The tables that can be reproduced, as data: which runs each row is, and what it stands beside.
+"""Definitions of all tables: the runs of each row, and the published figures beside them.
 
-A new table is one more function in `_TABLES`; those of soft sharing are in a file beside this one.
+To add a table, add a function to `_TABLES`.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ RECALLS = {
 
 
 def names() -> tuple[str, ...]:
-    """List the tables."""
+    """Return the names of the tables."""
     return tuple(_TABLES)
 
 
 def table(name: str) -> Table:
-    """Return a table's definition; ValueError, with near names, if there is none."""
+    """Return a table's definition. Raises ValueError, with similar names, if there is none."""
     if name not in _TABLES:
         raise ValueError(f"there is no table {name!r}; {near(name, list(_TABLES))}")
     return _TABLES[name]()
 
 
 def _ssn(budgets: Sequence[str], overrides: str, network: str = "SSN", **row: Any) -> list[Row]:
-    """List a network inside these budgets, each of which stands in the overrides for {}."""
+    """Return rows of a network inside these budgets; `{}` in the overrides is the budget."""
     return [
         Row(f"{network}, budget {b}", tuple(overrides.format(b).split()), **row) for b in budgets
     ]
 
 
 def _narrower(*overrides: str) -> list[Row]:
-    """List dense networks that are as narrow as these budgets ask for."""
+    """Return rows of the widest dense networks inside `NARROW_BUDGETS`."""
     name = "narrower dense network"
     return [
         Row(f"{name} of budget {budget}", (*overrides, f"model.width={width}"), series=name)
@@ -150,7 +150,7 @@ def _cifar10_small() -> Table:
 
 
 def _wrn_cifar(classes: int) -> Table:
-    """List the poster's figures with cutout, which is our recipe, ours, and those without."""
+    """Return the poster's figures with cutout, our runs with cutout, and figures without."""
     overrides = (f"+exp=wrn_cifar{classes}", soft_sharing.SPLIT)
     dense = Row("WRN 28-10, cutout", (*overrides, DENSE), series="dense network")
     with_cutout = [dense]
@@ -183,7 +183,7 @@ def _wrn_cifar(classes: int) -> Table:
 
 
 def _imagenet() -> Table:
-    """List the poster's networks, and a Wide ResNet inside budgets."""
+    """Return the poster's networks, and a Wide ResNet inside budgets."""
     overrides = f"+exp=wrn50_2_three_convs_imagenet budget={{}} {FAST}"
     rows: list[Row] = []
     for heading, column, metric in (("Top-1", "top1", ""), ("Top-5", "top5", "top5_accuracy")):
@@ -204,7 +204,7 @@ def _imagenet() -> Table:
 
 
 def _perceiver() -> Table:
-    """Compare a Perceiver whose layers share with one whose layers do not."""
+    """Compare a Perceiver with and without sharing."""
     rows = [
         Row(
             f"Perceiver, sharing: {sharing}",
@@ -231,7 +231,7 @@ def _perceiver() -> Table:
 
 
 def _grounding() -> Table:
-    """List SimNet inside budgets on both sets, and CITE, whose figures are known."""
+    """Return SimNet inside budgets on both datasets, and CITE with its published figures."""
     rows = []
     for name, data, concepts in (
         ("Flickr30K Entities", "flickr30k", 4),
@@ -260,7 +260,7 @@ def _grounding() -> Table:
 
 
 def _retrieval() -> Table:
-    """List ADAPT-T2I and the two-branch network on both sets, whole and inside budgets."""
+    """Return ADAPT-T2I and the two-branch network on both datasets, dense and inside budgets."""
     rows = []
     for name, data in (("Flickr30K", "f30k"), ("COCO", "coco")):
         for metric, meaning in RECALLS.items():
@@ -288,7 +288,7 @@ def _retrieval() -> Table:
 
 
 def _scenes() -> Table:
-    """Show what a budget costs SimNet on the rendered scenes, between two baselines."""
+    """Compare SimNet inside budgets on the rendered scenes with baselines and bounds."""
     exp = "+exp=simnet_scenes"
     dense = (exp, DENSE)
     return Table(
@@ -309,7 +309,7 @@ def _scenes() -> Table:
 
 
 def _scenes_retrieval() -> Table:
-    """Match sentences with rendered scenes: both networks whole and in a tenth."""
+    """Compare both retrieval networks, dense and at a tenth, on the rendered scenes."""
     rows = []
     for network, exp in (("ADAPT-T2I", "adapt"), ("two-branch", "two_branch")):
         rows.append(Row(network, (f"+exp={exp}_scenes", DENSE)))
@@ -327,7 +327,7 @@ def _scenes_retrieval() -> Table:
 
 
 def _scenes_groups() -> Table:
-    """Compare text and image layers that share one bank with such that keep to themselves."""
+    """Compare one bank for text and image layers with one bank for each."""
     exp = "+exp=simnet_scenes"
     kinds = {
         "one group for text and image": (),

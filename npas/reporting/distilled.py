@@ -1,4 +1,4 @@
-"""The table of distillation on CIFAR-100: a WRN-40-2 teaches a WRN-16-2, dense and shared."""
+"""The table of distillation on CIFAR-100: WRN-40-2 to WRN-16-2, dense and shared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BUDGETS = ("0.25", "0.5")
 
 
 def kd() -> Table:
-    """List teacher and students, each alone and taught; other methods' published figures below."""
+    """Return the teacher, students with and without it, and other methods' published figures."""
     teacher = f"distill.teacher={run_dir(compose(*TEACHER))}"
     rows = [
         Row("WRN-40-2, the teacher", TEACHER, "", _figure("teacher")),

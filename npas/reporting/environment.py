@@ -1,4 +1,4 @@
-"""What a run ran on: versions, git state, hardware. Never fails; what cannot be known is None."""
+"""The environment of a run: versions, git state and hardware. Never fails; unknown is None."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Hardware:
-    """The machine's parts, but not the machine."""
+    """The hardware of a machine, without its name."""
 
     platform: str
     cpu: str
-    cores: int  # that this process may use
-    threads: int  # that torch uses
+    cores: int  # available to this process
+    threads: int  # used by torch
     gpu: str | None
     gpus: int
 
 
 def environment() -> dict[str, Any]:
-    """Gather `versions`, `git` and `hardware`, to be used as `Result(..., **environment())`."""
+    """Return `versions`, `git` and `hardware`, for `Result(..., **environment())`."""
     return {"versions": versions(), "git": git_state(), "hardware": hardware()}
 
 
 def versions() -> dict[str, str]:
-    """Map each installed package that can change a result to its version."""
+    """Return the versions of Python and of installed packages that can affect a result."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> Hardware:
-    """Return a description of this process's processor and GPUs."""
+    """Describe this process's CPU and GPUs."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,4 +1,4 @@
-"""Draw what npas-fold found: which layers are similar, and which of the blocks became loops."""
+"""Plots of npas-fold: similarity of layers, and the folded architecture."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 # --- layer similarity matrices
 
-# What one group's matrix is: its "group", its "layers" and their "matrix", row by row; None for
-# two layers that mix different templates and so cannot be compared.
+# One group: "group", "layers" and their "matrix" of rows. A value is None for two layers that mix
+# different templates and cannot be compared.
 Similarity = Mapping[str, Any]
 
 MEANING = "similarity of two layers: abs(cosine) of their coefficients"
 INCOMPARABLE = "\ngrey: the two mix different templates"
-MOST_EPOCHS = 12  # columns of a strip
-MOST_NUMBERS = 10  # layers of a group up to which each cell's value is written into it
+MOST_EPOCHS = 12  # columns of `similarity_over_epochs`
+MOST_NUMBERS = 10  # layers of a group whose cells show their values
 
 
 def similarity(similarities: Sequence[Similarity], stem: str | Path, title: str) -> list[Path]:
-    """Draw a heat map for each group of two or more layers; nothing where there is none."""
+    """Draw a heat map for each group of two or more layers, if any."""
     shown = [own for own in similarities if len(own["layers"]) > 1]
     if not shown:
         return []
@@ -57,10 +57,9 @@ def similarity(similarities: Sequence[Similarity], stem: str | Path, title: str)
 def similarity_over_epochs(
     history: Sequence[tuple[int, Sequence[Similarity]]], stem: str | Path, title: str
 ) -> list[Path]:
-    """Draw a row for each group of two or more layers, a column for each epoch that was logged.
+    """Draw a row for each group of two or more layers, if any, and a column for each logged epoch.
 
-    Of more than `MOST_EPOCHS` epochs, as many are shown, spread evenly from the first to the last;
-    an epoch that was logged twice is shown as logged last. Nothing is drawn without such a group.
+    At most `MOST_EPOCHS` epochs are shown, evenly spread; of an epoch logged twice, the last one.
     """
     by_epoch = {
         epoch: {own["group"]: own for own in similarities if len(own["layers"]) > 1}
@@ -91,7 +90,7 @@ def similarity_over_epochs(
 
 
 def thin(epochs: Sequence[int], most: int = MOST_EPOCHS) -> list[int]:
-    """Return at most `most` of the epochs, evenly spread, the first and the last among them."""
+    """Return at most `most` of the epochs, evenly spread from the first to the last."""
     if len(epochs) <= most:
         return list(epochs)
     return [epochs[round(i * (len(epochs) - 1) / (most - 1))] for i in range(most)]
@@ -107,7 +106,7 @@ def _heat_map(axes: Axes, own: Similarity) -> AxesImage:
 
 
 def _name_layers(axes: Axes, own: Similarity, font: float) -> None:
-    """Write the layers along both axes, what their names have in common into the title."""
+    """Label both axes with the layers, and the title with the common prefix of their names."""
     layers = [str(layer).removesuffix(".weight") for layer in own["layers"]]
     parts = [layer.split(".")[:-1] for layer in layers]
     shared = 0
@@ -129,14 +128,15 @@ def _name_layers(axes: Axes, own: Similarity, font: float) -> None:
 
 # --- the folded network
 
-# One loop of a container, or one of its blocks that does not loop: "container" and the names of
-# its "blocks"; "period" of them remain and run "times" times; "own" values are kept for each
-# iteration, all of them together.
+# A loop of a container, or one of its other blocks: "container" and the names of its "blocks", of
+# which "period" remain and run "times" times, with "own" unshared values in all iterations.
 Blocks = Mapping[str, Any]
 
-STEP, WIDTH, HEIGHT = 1.5, 1.2, 0.7  # from box to box, and of a box
-LINE, NOTE = 1.9, 0.13  # what a line of boxes takes from top to bottom, and a line of its note
-LEFT = 2.0  # of the first box
+# Inches: between boxes and of a box; the height of a line of boxes and of a line of its note; the
+# left edge of the first box.
+STEP, WIDTH, HEIGHT = 1.5, 1.2, 0.7
+LINE, NOTE = 1.9, 0.13
+LEFT = 2.0
 MOST_BOXES = 10  # in one line; a loop is never broken
 LOOPED, PLAIN = "#cfe3f7", "#f2f2f2"
 
@@ -155,9 +155,9 @@ class _Line:
 def folded(
     blocks: Sequence[Blocks], tied: Sequence[Sequence[str]], stem: str | Path, title: str
 ) -> list[Path]:
-    """Draw a row of boxes for each container, loops with an arrow back; nothing without a box.
+    """Draw a row of boxes for each container, if any, with an arrow back for each loop.
 
-    `tied` names layers that have one weight; those that no loop explains are written below.
+    `tied` are layers with one weight; those outside loops are listed below the boxes.
     """
     lines = list(_lines(blocks, tied))
     if not lines:
@@ -169,7 +169,7 @@ def folded(
     down = sum(line.height for line in lines)
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_axes((0, 0, 1, down / (down + 0.6)))  # in inches, as the fonts are
+        axes = figure.add_axes((0, 0, 1, down / (down + 0.6)))  # units are inches
         axes.set(xlim=(0, across), ylim=(-down, 0))
         axes.set_axis_off()
         top = 0.0
@@ -182,9 +182,9 @@ def folded(
 
 
 def _unexplained(blocks: Sequence[Blocks], tied: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """Return the sets of tied layers that are more than one layer of a loop's block run again."""
+    """Return the sets of tied layers that loops do not explain."""
 
-    def place(layer: str) -> tuple[object, ...]:
+    def position(layer: str) -> tuple[object, ...]:
         for index, entry in enumerate(blocks):
             for i, block in enumerate(entry["blocks"]):
                 start = ".".join(filter(None, (entry["container"], block))) + "."
@@ -192,14 +192,14 @@ def _unexplained(blocks: Sequence[Blocks], tied: Sequence[Sequence[str]]) -> lis
                     return index, i % entry["period"], layer.removeprefix(start)
         return (layer,)
 
-    return [layers for layers in tied if len({place(layer) for layer in layers}) > 1]
+    return [layers for layers in tied if len({position(layer) for layer in layers}) > 1]
 
 
 def _lines(blocks: Sequence[Blocks], tied: Sequence[Sequence[str]]) -> Iterator[_Line]:
     left = _unexplained(blocks, tied)
     for container, found in groupby(blocks, key=lambda entry: entry["container"]):
         entries = list(found)
-        before = sum(len(entry["blocks"]) for entry in entries)  # that run, one after another
+        before = sum(len(entry["blocks"]) for entry in entries)
         after = sum(entry["period"] for entry in entries)
         start = f"{container}." if container else ""
         names = tuple(f"{start}{name}." for entry in entries for name in entry["blocks"])
@@ -259,7 +259,7 @@ def _draw_line(axes: Axes, line: _Line, y: float) -> None:
 
 
 def _loop(axes: Axes, entry: Blocks, left: float, right: float, y: float) -> None:
-    """Draw the way back from the last box to the first, above them, and what iterations keep."""
+    """Draw the arrow back above a loop's boxes, and a note on its unshared values."""
     top, middle = y + HEIGHT / 2, (left + right) / 2
     start, end = right - 0.2, left + 0.2
     _arrow(axes, [(start, top), (start, top + 0.3), (end, top + 0.3), (end, top)])
@@ -276,7 +276,7 @@ def _arrow(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path as Line
 
-    way = Line(list(points))
-    arrow = FancyArrowPatch(path=way, arrowstyle="-|>", mutation_scale=10, shrinkA=0, shrinkB=0)
+    line = Line(list(points))
+    arrow = FancyArrowPatch(path=line, arrowstyle="-|>", mutation_scale=10, shrinkA=0, shrinkB=0)
     arrow.set(linewidth=1.0, color="0.3")
     axes.add_patch(arrow)

@@ -1,4 +1,4 @@
-"""Make a page of the folded networks from what npas-fold wrote of each, its `fold.json`, alone."""
+"""A page of all folded networks, from the `fold.json` files of npas-fold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEAD = (
 
 
 def page(root: Path) -> str:
-    """Return a table of all folds below `root`, in markdown; ValueError for a damaged file."""
+    """Return a markdown table of all folds below `root`. Raises ValueError for a damaged file."""
     lines = [
         "# Folded networks",
         "",
@@ -33,7 +33,7 @@ def page(root: Path) -> str:
             fold = json.loads(path.read_text(encoding="utf-8"))
             lines.append(grid_line(_row(fold, path.parent.relative_to(root))))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no result of npas-fold: {error!r}") from None
+            raise ValueError(f"{path} is not a result of npas-fold: {error!r}") from None
     made = f"Made from the `{FILE_NAME}` of each folder by `python scripts/fold_page.py`; never"
     return "\n".join([*lines, "", f"{made} edited.", ""])
 

@@ -1,12 +1,11 @@
-"""Write shared networks as folders for the Hugging Face hub, with a model card, and read them.
+"""Folders of shared networks for the Hugging Face hub, with a model card.
 
     npas.save_pretrained(model, "folder")           # allocation.json, model.safetensors, README.md
     npas.push_to_hub(model, "me/shared-resnet18")
     model = npas.from_pretrained("me/shared-resnet18", torchvision.models.resnet18())
 
-A run's folder for the hub (`npas-export format=hub`) holds its shared network and, of an
-architecture of transformers, the dense one too, which `from_pretrained` of transformers reads; the
-shared one then lies below, in `shared/`, where `npas.load` finds it.
+`npas-export format=hub` writes such a folder for a run. For an architecture of transformers it
+contains the dense network, for transformers' `from_pretrained`, and the shared one in `shared/`.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
     from npas.sharing import Allocation
 
 CARD, CONFIG = "README.md", "config.json"
-# What the hub calls the tasks of our families.
-TASKS = {
+TASKS = {  # the hub's names by task family
     "text_classification": "text-classification",
     "squad": "question-answering",
     "mlm": "fill-mask",
@@ -45,7 +43,7 @@ TASKS = {
 def save_pretrained(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     """Write a shared network as `npas.save` does, with a model card if there is none.
 
-    Of a network of transformers its config too. ValueError as `npas.save`.
+    For a network of transformers its config is written too. Raises ValueError as `npas.save` does.
     """
     plan = sharing.api.allocation(model)
     folder = Path(directory)
@@ -65,8 +63,8 @@ def from_pretrained(
 ) -> nn.Module:
     """Read a shared network from a folder, or from the hub as "user/name" or "user/name@revision".
 
-    `dense_model`, the architecture as built, becomes the shared network, as in `npas.load`; of a
-    network of transformers it may be left out. ValueError, in one line, where it cannot be.
+    `dense_model`, the architecture as built, becomes the shared network, as in `npas.load`. It is
+    optional for a network of transformers. Raises ValueError if the network cannot be read.
     """
     kinds = (ALLOCATION_FILE, WEIGHTS_FILE, CONFIG)
     files = [f"{below}{kind}" for below in ("", f"{SHARED_FOLDER}/") for kind in kinds]
@@ -85,10 +83,10 @@ def push_to_hub(
     token: str | None = None,
     commit_message: str = "Upload a shared network",
 ) -> str:
-    """Save a shared network and upload it to the Hugging Face hub; return the commit's address.
+    """Upload a shared network to the Hugging Face hub; return the commit's URL.
 
-    The repository is made if there is none; a model card that it has stays. The token is the one
-    that `hf auth login` stored unless given. ValueError, in one line, if the hub refuses it.
+    The repository is created if it does not exist; its model card is not replaced. The default
+    token is that of `hf auth login`. Raises ValueError if the upload fails.
     """
     import huggingface_hub
 
@@ -105,7 +103,7 @@ def push_to_hub(
                 commit_message=commit_message,
                 ignore_patterns=kept,
             )
-        except Exception as error:  # whatever the network and its clients come up with
+        except Exception as error:  # the network and its clients may raise anything
             raise ValueError(f"{repo_id} cannot be pushed to the hub: {reason(error)}") from error
     return str(done.commit_url)
 
@@ -113,13 +111,13 @@ def push_to_hub(
 def write_run(
     model: nn.Module, folder: Path, name: str, result: Result | None, notes: Iterable[str]
 ) -> None:
-    """Write a run's trained network, shared or dense, for the hub. OSError, or safetensors' own.
+    """Write a run's network, shared or dense, for the hub. Raises OSError or SafetensorError.
 
-    `notes` are sentences for the card. The network is materialized if transformers can read it.
+    `notes` are sentences for the card. A network of transformers is also written materialized.
     """
     from safetensors.torch import save_file
 
-    from npas.training.checkpoint import apart
+    from npas.training.checkpoint import untied
 
     folder.mkdir(parents=True, exist_ok=True)
     is_shared, theirs = sharing.is_shared(model), _is_transformers(model)
@@ -128,14 +126,13 @@ def write_run(
     pruned = result is not None and result.pruning is not None
     how = loading(model, name, f"the {family} network of config.yaml", pruned)
     if not is_shared:
-        told = f"A plain network of {sharing.count_parameters(model):,} parameters."
+        text = f"A plain network of {sharing.count_parameters(model):,} parameters."
         if pruned and result is not None and result.budget is not None:
             asked, used = result.budget.asked, result.budget.used
-            told += f" Its filters were pruned; before, it had {used:,} (budget {asked})."
-        notes = [told, *notes]
-    if is_shared:
-        where = folder / SHARED_FOLDER if theirs else folder
-        sharing.save(model, where)
+            text += f" Its filters were pruned; before, it had {used:,} (budget {asked})."
+        notes = [text, *notes]
+    else:
+        sharing.save(model, folder / SHARED_FOLDER if theirs else folder)
     if theirs:
         dense = sharing.materialize(model) if is_shared else model
         names = [] if result is None else result.config["task"].get("class_names") or []
@@ -144,14 +141,14 @@ def write_run(
             dense.config.label2id = {label: n for n, label in enumerate(names)}  # type: ignore[union-attr]
         _save_theirs(dense, folder)
     elif not is_shared:
-        save_file(apart(model.state_dict()), folder / WEIGHTS_FILE)
+        save_file(untied(model.state_dict()), folder / WEIGHTS_FILE)
     (folder / CARD).write_text(card(name, plan, result, how, notes), encoding="utf-8")
 
 
 def card(
     name: str, plan: Allocation | None, result: Result | None, how: str, notes: Iterable[str]
 ) -> str:
-    """Return the text of a model card: a YAML head for the hub, then what a reader asks first."""
+    """Return the text of a model card: the hub's YAML head, counts, results and usage."""
     from huggingface_hub import EvalResult, ModelCardData
 
     head: dict[str, Any] = {"library_name": "npas", "tags": ["npas", "parameter-sharing"]}
@@ -179,48 +176,47 @@ def card(
                 for kind, value in metrics.items()
                 if value is not None
             ]
-        parts += _told(result)
+        parts += _result_parts(result)
     parts.append(f"## Use\n\n{how}")
     data = ModelCardData(**{key: value for key, value in head.items() if value is not None})
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _told(result: Result) -> list[str]:
-    """Return what a result file says of data, metrics and how to train it again."""
+def _result_parts(result: Result) -> list[str]:
+    """Return the card's parts on data, metrics and training."""
     dataset, budget = result.dataset, result.budget
-    what = {True: "the published files", False: "a copy that differs from the published files"}
-    whose = what.get(dataset.published, "no published checksums are known")  # type: ignore[arg-type]
+    kinds = {True: "the published files", False: "a copy that differs from the published files"}
+    kind = kinds.get(dataset.published, "no published checksums are known")  # type: ignore[arg-type]
     if dataset.source != "real":
-        whose = "synthetic: metrics mean nothing"
-    parts = [f"Data: {dataset.name} ({whose}). Seed {result.seed}, epochs {result.epochs}."]
+        kind = "synthetic: metrics mean nothing"
+    parts = [f"Data: {dataset.name} ({kind}). Seed {result.seed}, epochs {result.epochs}."]
     if result.metrics is not None:
         rows = ["| metric | last epoch |", "|---|---|"]
         rows += [
-            f"| {kind} | {figure(kind, value)} |" for kind, value in result.metrics.last.items()
+            f"| {name} | {figure(name, value)} |" for name, value in result.metrics.last.items()
         ]
         if result.metrics.selected is not None:
             rows[0] += f" chosen on {result.metrics.selected_on} |"
             rows[1] += "---|"
-            for i, kind in enumerate(result.metrics.last, 2):
-                rows[i] += f" {figure(kind, result.metrics.selected.get(kind))} |"
+            for i, name in enumerate(result.metrics.last, 2):
+                rows[i] += f" {figure(name, result.metrics.selected.get(name))} |"
         parts.append("\n".join(rows))
     asked = "" if budget is None else f" budget={budget.asked}"
     made = [f"npas {result.versions.get('npas')}", f"torch {result.versions.get('torch')}"]
     made += [] if result.git.commit is None else [f"commit {result.git.commit[:12]}"]
     made += [result.hardware.gpu or result.hardware.cpu]
-    whole = f"+exp={result.exp}{asked}, and all else"
-    commands = f"npas-train run=config.yaml data.root=data  # {whole}"
-    parts.append(f"## Training\n\n```\n{commands}\n```\n\nMade with {', '.join(made)}.")
+    command = f"npas-train run=config.yaml data.root=data  # +exp={result.exp}{asked}, and all else"
+    parts.append(f"## Training\n\n```\n{command}\n```\n\nMade with {', '.join(made)}.")
     return parts
 
 
 def loading(model: nn.Module, name: str, builds: str, pruned: bool = False) -> str:
-    """Return how a network is read, as Markdown."""
+    """Return the code that loads a network, as Markdown."""
     folder, lines = name or "FOLDER", ["import npas", ""]
     if _is_transformers(model):
         kind = type(model).__mro__[1 if type(model).__module__.startswith("npas") else 0].__name__
         lines = ["import npas", f"from transformers import {kind}", ""]
-        if name:  # a run's folder, which has the dense one
+        if name:  # a run's folder, which has the dense network
             lines.append(f'dense = {kind}.from_pretrained("{folder}")')
         lines.append(f'model = npas.from_pretrained("{folder}")  # shared, to train on')
     elif sharing.is_shared(model):
@@ -229,7 +225,7 @@ def loading(model: nn.Module, name: str, builds: str, pruned: bool = False) -> s
     else:
         lines = ["from safetensors.torch import load_file", "", f"model = ...  # {builds}"]
         lines.append(f'state = load_file("{folder}/{WEIGHTS_FILE}")')
-        if pruned:  # and narrower than its architecture as built
+        if pruned:  # narrower than its architecture
             lines.append("npas.sharing.resize(model, state)")
         else:
             lines.append("model.load_state_dict(state)")
@@ -250,23 +246,23 @@ def _is_transformers(model: nn.Module) -> bool:
 
 
 def _build(folder: Path) -> nn.Module:
-    """Build the network of transformers that a folder's config.json describes; ValueError."""
+    """Build the transformers network of a folder's config.json. Raises ValueError."""
     import transformers
 
     where = folder if (folder / CONFIG).is_file() else folder / SHARED_FOLDER
     try:
         with _hub.quietly():
             config: Any = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
-        if hasattr(config, FILE_KEY):  # which says that the weights beside it are no dense ones
+        if hasattr(config, FILE_KEY):  # it marks a shared network's folder
             delattr(config, FILE_KEY)
         (name,) = config.architectures
         kind = getattr(transformers, name)
         if not issubclass(kind, transformers.PreTrainedModel):
-            raise ValueError(f"{name} is no network of transformers")
+            raise ValueError(f"{name} is not a network of transformers")
         network: nn.Module = kind(config)
-    except Exception as error:  # whatever a broken file makes its readers say
+    except Exception as error:  # a damaged file may raise anything
         raise ValueError(
-            f"{folder} does not say which network of transformers it is ({reason(error)}): give"
+            f"{folder} does not name its network of transformers ({reason(error)}): give"
             " npas.from_pretrained the dense network as its second argument"
         ) from None
     return network

@@ -1,4 +1,4 @@
-"""The tables of language models: Shakespeare, SQuAD, and a trained network on questions."""
+"""The tables of language models: Shakespeare, SQuAD, and MiniLM on questions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from npas.reporting.compose import compose
 from npas.reporting.tables import Cell, Row, Table, grid_line, summarize
 from npas.reporting.verdicts import verdicts
 
-FAST = "precision=bf16"  # what the experiments' own commands train with
+FAST = "precision=bf16"  # as in the experiments' own commands
 RATE = ("optim.lr=0.006", "optim.min_lr=0.0006")
 BUDGETS = ("0.1", "0.25", "0.5", "1", "2")
 # The narrowest width of four heads with at least the budget's parameters.
 WIDTHS = {"0.1": 40, "0.25": 64, "0.5": 92}
 DENSE, SPARSE = "dense network", "SSN, sparse start"
-SCHEMES = {  # the preset of each, and its budget
+SCHEMES = {  # preset and budget of each
     "two groups by depth": ("two_depths", "0.25"),
     "low-rank corrections": ("low_rank", "0.25"),
     "groups by place": ("by_place", "0.5"),
@@ -26,7 +26,7 @@ SCHEMES = {  # the preset of each, and its budget
 }
 ALBERT = "one block in four loops (ALBERT)"
 LOOPED = {ALBERT: (1, 4), "two blocks in two loops": (2, 2)}
-# The rows of both versions: the experiment of each, and what its own overrides leave open.
+# The rows of both versions: the prefix of the experiment's name, and overrides.
 SQUAD = {
     "BERT-Large": ("bert_large", "model.pretrained=bert-large-uncased"),
     "ALBERT": ("albert_large", "model.pretrained=albert/albert-large-v1"),
@@ -35,7 +35,7 @@ SQUAD = {
 
 
 def shakespeare() -> Table:
-    """List nanoGPT's network of its CPU setting, shared, narrower and looped."""
+    """Return nanoGPT's network of its CPU setting, shared, narrower and looped."""
     exp = "+exp=shakespeare"
 
     def shared(name: str, budgets: Sequence[str], *overrides: str) -> list[Row]:
@@ -95,7 +95,7 @@ def shakespeare() -> Table:
 
 
 def squad() -> Table:
-    """List the slides' networks on both versions of SQuAD."""
+    """Return the slides' networks on both versions of SQuAD."""
     start = f"sharing.init={run_dir(compose('+exp=ssn_mlm', FAST))}"
     rows = []
     for version, section, metric in ((1, "SQuAD 1.1", "f1"), (2, "SQuAD 2.0", "best_f1")):
@@ -120,15 +120,15 @@ def squad() -> Table:
 
 
 def minilm_squad() -> Table:
-    """List MiniLM-L6 whole and inside budgets: fresh, fitted, and fitted with a teacher."""
+    """Return MiniLM-L6 dense and inside budgets: fresh, fitted, and fitted with a teacher."""
     exp = "+exp=minilm_squad"
-    ways = {
+    starts = {
         "shared afresh": (),
         "fitted": ("sharing.init=fit",),
         "fitted, taught": ("sharing.init=fit", "distill.teacher=dense"),
     }
     rows = [Row("dense network", (exp,), series="dense network")]
-    for name, overrides in ways.items():
+    for name, overrides in starts.items():
         rows += [
             Row(f"{name}, budget {b}", (exp, f"budget={b}", *overrides), series=name)
             for b in ("0.5", "0.25")
@@ -148,7 +148,7 @@ def minilm_squad() -> Table:
 
 
 def _artifacts(cells: Sequence[Cell]) -> list[str]:
-    """List what each network's int8 artifact weighs, and its loss after it was read back."""
+    """Return lines on the size of each network's int8 artifact, and its loss when read back."""
     lines = []
     for cell in cells:
         found = [run.artifact for run in cell.having("done").values() if run.artifact is not None]

@@ -1,4 +1,4 @@
-"""The table of ways to share: schemes side by side at equal budgets, with a paired test."""
+"""The tables of sharing schemes at equal budgets, with a paired test, and of ablations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCHEMES = {  # the overrides of each
 
 
 def methods() -> Table:
-    """List the schemes on Shakespeare at three budgets, beside narrower networks; two at 5%."""
+    """Return the schemes on Shakespeare at three budgets, beside narrower networks; two at 5%."""
     exp = "+exp=shakespeare"
 
     def scheme(name: str, budget: str, share: str) -> Row:
@@ -60,7 +60,7 @@ def methods() -> Table:
     )
 
 
-# What is changed, of which row of the table above.
+# The row that is changed, its label, and the override.
 ABLATIONS = {
     (PLAIN, "at most two templates"): "sharing.max_templates=2",
     (PLAIN, "equal coefficients, which do not train"): "sharing.generator=avg",
@@ -78,7 +78,7 @@ ABLATIONS = {
 
 
 def ablations() -> Table:
-    """List what changes with one choice of starting and training, at a quarter of the budget."""
+    """Return one change of initialization or training per row, at budget 0.25."""
     common = ("+exp=shakespeare", *lm.RATE, "budget=0.25")
     rows = [Row(lm.DENSE, common[:-1], lm.DENSE)]
     rows += [Row(base, (*common, *SCHEMES[base]), base) for base in (PLAIN, HASHED)]
@@ -100,9 +100,9 @@ def ablations() -> Table:
 
 
 def paired(cells: Sequence[Cell], metric: str) -> list[str]:
-    """Compare each scheme with the plain one at its budget, seed by seed.
+    """Compare each scheme with SSN at its budget by a paired t test.
 
-    Student's t of the differences over the seeds that both have; nothing where fewer than two.
+    The pairs are the seeds that both have; rows with fewer than two are left out.
     """
     from scipy.stats import ttest_rel
 

@@ -1,9 +1,8 @@
-"""Draw what a network answered onto one page: images, boxes, and what was asked of them.
+"""A page of samples with a network's outputs: images, boxes and captions.
 
-Every sample has its heading, and below it rows of pictures: an image with its boxes, and what is
-written below it. Captions that have no image stand below each other. Every part is drawn as an
-image of its own, and parts are joined. The same samples give the same file, byte for byte, with one
-version of Pillow.
+A sample has a heading and rows of pictures, each an image with boxes and a caption. Captions
+without an image form a column. Every part is drawn as an image of its own, and parts are joined.
+The same samples give the same file, byte for byte, with one version of Pillow.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from npas.tasks.base import Picture, Shown
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Pixels: of a picture at most, between two, of the page's edge, and of a frame.
+# Pixels: the largest picture, the gap between pictures, the page's margin, and a picture's frame.
 WIDTH, HEIGHT, GAP, EDGE, FRAME = 220, 180, 16, 24, 3
 CELL = WIDTH + 2 * FRAME
 COLUMNS = 6
-TITLE, HEADING, CAPTION = 20, 15, 13  # sizes of letters, in pixels
-LEADING = 1.3  # from line to line, as part of a letter's size
-MOST_LINES = 6  # of a heading or a caption; the rest is left out
+TITLE, HEADING, CAPTION = 20, 15, 13  # font sizes in pixels
+LEADING = 1.3  # line height, relative to the font size
+MOST_LINES = 6  # of a heading or a caption; the rest is cut
 
 PAPER, INK, GREY = "#ffffff", "#202020", "#d0d0d0"
 TRUTH, RIGHT, WRONG = "#1a9641", "#2166ac", "#d7191c"
@@ -40,10 +39,10 @@ LEGEND = {
 
 
 def draw(shown: Sequence[Shown], path: str | Path, title: str) -> Path:
-    """Write the samples as a PNG page, whole or not at all, and return its path.
+    """Write the samples as a PNG page atomically, and return its path.
 
-    An image that is missing or cannot be read is a grey panel with its name. OSError where the page
-    cannot be written. ValueError if there is nothing to show.
+    A missing or damaged image becomes a grey panel with its name. Raises OSError if the page cannot
+    be written, ValueError if there is nothing to show.
     """
     if not shown:
         raise ValueError("there is nothing to show")
@@ -67,7 +66,7 @@ def draw(shown: Sequence[Shown], path: str | Path, title: str) -> Path:
 
 
 def _across(columns: int) -> int:
-    """Return the pixels of so many columns, with what is between them."""
+    """Return the width of so many columns, in pixels."""
     return columns * CELL + (columns - 1) * GAP
 
 
@@ -78,7 +77,7 @@ def _colour(name: str, right: bool | None) -> str:
 
 
 def _joined(parts: Sequence[Image], gap: int = 0, across: bool = False, width: int = 0) -> Image:
-    """Put parts below each other, or beside each other, on paper of at least this width."""
+    """Join parts vertically, or horizontally if `across`, to an image at least `width` wide."""
     from PIL import Image
 
     steps = [(part.width if across else part.height) + gap for part in parts]
@@ -95,7 +94,7 @@ def _joined(parts: Sequence[Image], gap: int = 0, across: bool = False, width: i
 
 
 def _rows(shown: Sequence[Shown]) -> Iterator[Image]:
-    """Put as many samples beside each other as there are columns for, in their order."""
+    """Draw rows of as many samples as fit into the columns, in their order."""
     row: list[tuple[int, Image, Image]] = []
     for sample in shown:
         cells = [*_cells(sample.pictures)]
@@ -115,13 +114,13 @@ def _rows(shown: Sequence[Shown]) -> Iterator[Image]:
 
 
 def _samples(row: Sequence[tuple[int, Image, Image]]) -> Image:
-    """Join a row of samples; their pictures begin at one height."""
+    """Join a row of samples, with their pictures aligned at the top."""
     _, headings, bodies = zip(*row, strict=True)
     return _joined([_joined(part, GAP, across=True) for part in (headings, bodies)], GAP // 4)
 
 
 def _cells(pictures: Sequence[Picture]) -> Iterator[Image]:
-    """Draw each picture with its caption, and captions without an image as one column."""
+    """Draw each picture with its caption, and captions without images as one column."""
     for has_image, owns in groupby(pictures, lambda own: own.image is not None):
         if has_image:
             for own in owns:
@@ -134,18 +133,18 @@ def _cells(pictures: Sequence[Picture]) -> Iterator[Image]:
 
 @functools.cache
 def _font(size: int) -> Any:
-    """Return the font that comes with Pillow: the same letters on every machine."""
+    """Return Pillow's own font, which is the same on every machine."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
 
 
 def _text(words: str, width: int = WIDTH, size: int = CAPTION, colour: str = INK) -> Image:
-    """Write words in lines; a narrow text that fits a column is as wide as one."""
+    """Draw wrapped text; a text no wider than a column is made as wide as one."""
     from PIL import Image, ImageDraw
 
     font, found = _font(size), []
-    most = max(1, int(width / font.getlength("W")))  # letters of a word that fit in any case
+    most = max(1, int(width / font.getlength("W")))  # letters that always fit into a line
     for paragraph in words.splitlines():
         line = ""
         for word in paragraph.split():
@@ -168,7 +167,7 @@ def _text(words: str, width: int = WIDTH, size: int = CAPTION, colour: str = INK
 
 
 def _picture(picture: Picture) -> Image:
-    """Draw the image, as large as fits, with its boxes; the right one has a frame."""
+    """Draw the scaled image with its boxes, and a frame around a right answer."""
     from PIL import Image, ImageDraw, ImageOps
 
     assert picture.image is not None
@@ -180,9 +179,9 @@ def _picture(picture: Picture) -> Image:
     else:
         scale = min(WIDTH / image.width, HEIGHT / image.height)
         width, height = (max(1, int(side * scale)) for side in image.size)
-        way = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-        drawn = image.resize((width, height), way)
-        for name in sorted(picture.boxes, reverse=True):  # the chosen one upon the truth
+        resampling = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+        drawn = image.resize((width, height), resampling)
+        for name in sorted(picture.boxes, reverse=True):  # the chosen box over the truth
             _draw_box(drawn, picture.boxes[name], scale, name, picture.right)
     framed = picture.right and not picture.boxes
     return ImageOps.expand(drawn, FRAME, TRUTH if framed else PAPER)
@@ -199,14 +198,14 @@ def _draw_box(
     x1, x2 = (min(max(x, 0), image.width - 1) for x in (x1, x2))
     y1, y2 = (min(max(y, 0), image.height - 1) for y in (y1, y2))
     x2, y2 = max(x1, x2), max(y1, y2)
-    # The chosen box is thinner, so that one upon the other shows both.
+    # The chosen box is thinner, so that equal boxes are both visible.
     width = 3 if name == "truth" else 2
     pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=PAPER, width=1)
     pen.rectangle((x1, y1, x2, y2), outline=_colour(name, right), width=width)
 
 
 def _read(path: Path) -> tuple[Image | None, str]:
-    """Return an image in colours, or none and why."""
+    """Return an RGB image, or None and the reason."""
     from PIL import Image
 
     from npas.tasks.imagenet.transforms import to_rgb
@@ -216,6 +215,5 @@ def _read(path: Path) -> tuple[Image | None, str]:
             return to_rgb(file), ""
     except FileNotFoundError:
         return None, "is not there"
-    # Whatever damaged files make their readers say: a page is not lost over one of them.
-    except Exception:
+    except Exception:  # a damaged file may raise anything, and must not cost the page
         return None, "cannot be read"

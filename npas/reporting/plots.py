@@ -1,7 +1,7 @@
-"""Plot a table's figures against parameters, and the groups that a search has found.
+"""Plots of tables against parameters, and of the groups that a search has found.
 
-Every plot of npas goes through `draw`: the same data give the same files. Needs matplotlib, which
-comes with `pip install npas[plots]`.
+All plots of npas use `draw`, which gives the same files for the same data. They need matplotlib:
+`pip install npas[plots]`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOLD_APART_BY = {
+VECTORS = {  # what was clustered, by method
     "learned": "what the layers mix by (coefficients or embeddings)",
     "gradient": "how the layers' gradients agree with the others'",
 }
@@ -42,16 +42,15 @@ def draw(
     paint: Callable[[Figure], None],
     layout: Any = "constrained",
 ) -> list[Path]:
-    """Write `stem.png` and `stem.svg` of what `paint` puts into a figure of so many inches.
+    """Write `stem.png` and `stem.svg` of a figure that `paint` draws; `size` is in inches.
 
-    The same paint and salt give the same files. Without matplotlib, warn and return nothing.
+    `salt` makes SVG ids reproducible. Without matplotlib, warn and return nothing.
     """
     stem = Path(stem)
     if not available():
-        missing = "%s.png is not drawn, for want of matplotlib: pip install 'npas[plots]'"
-        log.warning(missing, stem.name)
+        log.warning("%s.png needs matplotlib: pip install 'npas[plots]'", stem.name)
         return []
-    # The object interface leaves the program's own plots and backend alone.
+    # The object interface does not affect the program's own plots and backend.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -61,22 +60,22 @@ def draw(
         figure = Figure(figsize=size, layout=layout)
         paint(figure)
         for path in paths:
-            # PNG and SVG name their metadata differently; both would carry versions or dates.
+            # Remove the date or version from the file's metadata.
             undated = {"Date": None} if path.suffix == ".svg" else {"Software": None}
             figure.savefig(path, dpi=150, metadata=undated)
     return paths
 
 
 def against_parameters(table: Table, cells: Sequence[Cell], stem: str | Path) -> list[Path]:
-    """Draw the table's metric against parameters, a line for each series; nothing without a run.
+    """Draw the table's metric against parameters, a line per series; nothing without runs.
 
-    A cross on the lower edge is a network of which runs have diverged.
+    A cross on the lower edge marks a network with diverged runs.
     """
     return _against(table, cells, stem, {"trainable parameters": Cell.parameters})
 
 
 def against_bytes_too(table: Table, cells: Sequence[Cell], stem: str | Path) -> list[Path]:
-    """Draw the table's metric against parameters and, beside it, against artifacts' bytes."""
+    """Draw the table's metric against parameters and against the bytes of artifacts."""
     sizes = {"trainable parameters": Cell.parameters, "bytes of the artifact": Cell.artifact_bytes}
     return _against(table, cells, stem, sizes)
 
@@ -94,8 +93,8 @@ def _against(
 
     def paint(figure: Figure) -> None:
         all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        for place, (axes, (name, points)) in enumerate(zip(all_axes, panels.items(), strict=True)):
-            _paint_panel(axes, points, name, has_legend=place == 0)
+        for i, (axes, (name, points)) in enumerate(zip(all_axes, panels.items(), strict=True)):
+            _paint_panel(axes, points, name, has_legend=i == 0)
         all_axes[0].set_ylabel(table.heading)
         if len(panels) == 1:
             all_axes[0].set_title(table.title, fontsize="medium")
@@ -105,8 +104,8 @@ def _against(
     return draw(stem, table.name, (6.4 if len(panels) == 1 else 11.0, 4.2), paint)
 
 
+# By series: size, mean (NaN without a finished run), spread, and whether any run has diverged.
 Points = dict[str, list[tuple[int, float, float, bool]]]
-"""By series: size, mean (NaN where no run is done), spread, and whether any has diverged."""
 
 
 def _points(table: Table, cells: Sequence[Cell], size: Callable[[Cell], int | None]) -> Points:
@@ -121,15 +120,15 @@ def _points(table: Table, cells: Sequence[Cell], size: Callable[[Cell], int | No
 
 
 def _paint_panel(axes: Any, points: Points, name: str, *, has_legend: bool) -> None:
-    # One budget: who is compared stands along the axis, not the parameters.
+    # With one budget per series, the axis shows the series and not the parameters.
     alone = len(points) > 2 and all(len(values) == 1 for values in points.values())
     few = sum(len(values) == 1 for values in points.values()) <= 5
     crosses: list[int] = []
-    for place, (series, values) in enumerate(points.items()):
+    for i, (series, values) in enumerate(points.items()):
         counts, means, spreads, diverged = zip(*sorted(values), strict=True)
-        across = [place] if alone else counts
+        across = [i] if alone else counts
         bars = axes.errorbar(across, means, yerr=spreads, marker="o", capsize=3, label=series)
-        if len(means) == 1 and few and not alone:  # what the others are compared with
+        if len(means) == 1 and few and not alone:  # a baseline
             axes.axhline(means[0], color=bars.lines[0].get_color(), linestyle=":")
         crosses += [x for x, gone in zip(across, diverged, strict=True) if gone]
     if crosses:
@@ -148,34 +147,34 @@ def _paint_panel(axes: Any, points: Points, name: str, *, has_legend: bool) -> N
 
 
 def groups(grouping: Grouping, run_dir: Path) -> list[Path]:
-    """Draw found groups into the run's folder: layers along depth, and what told them apart."""
+    """Draw learned groups into the run's folder: layers by depth, and the clustered vectors."""
     layers, members = [*grouping.groups], [*grouping.groups.values()]
-    place = {group: i for i, group in enumerate(dict.fromkeys(members))}
-    few = len(place) <= 10
+    index = {group: i for i, group in enumerate(dict.fromkeys(members))}
+    few = len(index) <= 10
     vectors_LV = np.array([grouping.vectors[layer] for layer in layers])
     if grouping.method == "gradient":
-        np.fill_diagonal(vectors_LV, 0.0)  # that each agrees with itself tells nothing
+        np.fill_diagonal(vectors_LV, 0.0)  # each layer's agreement with itself
     points_L2, shares = principal_components(vectors_LV)
 
     def paint(figure: Figure) -> None:
         from matplotlib import colormaps
 
         tens, many = colormaps["tab10"], colormaps["turbo"]
-        colours = [tens(place[g]) if few else many(place[g] / len(place)) for g in members]
+        colours = [tens(index[g]) if few else many(index[g] / len(index)) for g in members]
         depth, plane = figure.subplots(1, 2, width_ratios=(1, 1.2))
-        depth.scatter([place[g] for g in members], range(len(layers)), c=colours, marker="s", s=45)
+        depth.scatter([index[g] for g in members], range(len(layers)), c=colours, marker="s", s=45)
         numbered = [f"{layer.removesuffix('.weight')}  {i}" for i, layer in enumerate(layers, 1)]
         depth.set_yticks(range(len(layers)), numbered, fontsize=7)
         depth.set_ylim(len(layers) - 0.3, -0.7)  # the first layer on top
-        depth.set_xticks(range(len(place)), [*place], fontsize=8, rotation=30 if few else 90)
-        depth.set_xlim(-0.6, len(place) - 0.4)
-        depth.set_title(f"{len(layers)} layers in {len(place)} groups", fontsize="medium")
+        depth.set_xticks(range(len(index)), [*index], fontsize=8, rotation=30 if few else 90)
+        depth.set_xlim(-0.6, len(index) - 0.4)
+        depth.set_title(f"{len(layers)} layers in {len(index)} groups", fontsize="medium")
         plane.scatter(points_L2[:, 0], points_L2[:, 1], c=colours, s=170, alpha=0.85)
         for i, (x, y) in enumerate(points_L2, 1):
             plane.annotate(str(i), (x, y), ha="center", va="center", fontsize=7)
         plane.set_xlabel(f"first principal component ({shares[0]:.0%} of variance)")
         plane.set_ylabel(f"second ({shares[1]:.0%})")
-        plane.set_title(TOLD_APART_BY[grouping.method], fontsize="medium")
+        plane.set_title(VECTORS[grouping.method], fontsize="medium")
         plane.margins(0.08)
         for axes in (depth, plane):
             axes.grid(alpha=0.3)
@@ -188,7 +187,7 @@ def groups(grouping: Grouping, run_dir: Path) -> list[Path]:
 def principal_components(vectors_LV: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
     """Return the first two principal components of each row, and their shares of the variance."""
     centred_LV = vectors_LV - vectors_LV.mean(axis=0)
-    # Two more columns of nothing, for what has but one dimension.
+    # Pad with zeros: vectors may have a single dimension.
     left, sizes, _ = np.linalg.svd(np.pad(centred_LV, ((0, 2), (0, 2))), full_matrices=False)
     first, second = sizes[:2] ** 2 / max(float((sizes**2).sum()), 1e-300)
     return (left * sizes)[:-2, :2], (float(first), float(second))

@@ -1,11 +1,11 @@
-"""The table of pruned networks: HRank's, and the same ones with shared weights."""
+"""The table of pruned networks: HRank's, and the same networks with shared weights."""
 
 from __future__ import annotations
 
 from npas.reporting import published
 from npas.reporting.tables import Row, Table
 
-# By the name of the published row: experiment, what its filters are pruned by, half the parameters.
+# By the name of the published row: experiment, pruning overrides, half the parameters.
 NETWORKS = {
     "VGG-16": ("vgg16_cifar10", ("pruning=hrank_vgg16",), "1.32M"),
     "ResNet-56": ("resnet56_cifar10", ("pruning=hrank_resnet56",), "245K"),
@@ -15,7 +15,7 @@ NETWORKS = {
 
 
 def hrank() -> Table:
-    """List each network pruned by HRank, shared in as many parameters, and both in half of them."""
+    """Return each network pruned by HRank, shared at that size, and shared and pruned at half."""
     rows = []
     for name, (exp, pruned, half) in NETWORKS.items():
         own, figure = f"+exp={exp}", published.figure("hrank_cifar10", name, "accuracy")

@@ -1,4 +1,4 @@
-"""Published figures, read from published.yaml beside this file, with where each was read and how.
+"""Published figures and their sources, read from published.yaml.
 
 figure("cifar", "WRN 28-10", "c10", dropout=0.3).value
 """
@@ -24,16 +24,16 @@ class Figure:
     column: str
     value: float
     params: float | None  # millions
-    source: str  # the document, in words
-    note: str | None  # how a garbled figure was mended
-    gpu_days: float | None = None  # that the training took, where the document says so
-    mflops: float | None = None  # millions of multiply-adds an input, likewise
+    source: str  # a description of the document
+    note: str | None  # how a garbled figure was corrected
+    gpu_days: float | None = None  # of the training, if given in the document
+    mflops: float | None = None  # millions of multiply-adds per input, if given
 
 
 def figure(section: str, name: str, column: str, **match: object) -> Figure:
-    """Return the one figure of `section` whose row has this name, this column and all of `match`.
+    """Return the figure of the only row of `section` with this name and column and all of `match`.
 
-    Raises ValueError where none or several rows fit.
+    Raises ValueError if no row or several rows match.
     """
     sources, sections = load()["sources"], load()["sections"]
     if section not in sections:
@@ -53,7 +53,7 @@ def figure(section: str, name: str, column: str, **match: object) -> Figure:
 
 @functools.cache
 def load() -> Mapping[str, Any]:
-    """Read the file of published figures; tests/reporting/test_published.py holds its rules."""
+    """Read the file of published figures; tests/reporting/test_published.py checks its format."""
     from omegaconf import OmegaConf
 
     document: Any = OmegaConf.to_container(OmegaConf.load(FILE))

@@ -1,17 +1,16 @@
-"""Make one HTML page of results: it opens from disk, needs no network, and holds its pictures.
+"""One self-contained HTML page of results, which opens from disk.
 
 page(Path("results"), None)           # the committed results
 page(None, Path("runs"))              # a folder of runs
 
-All of it comes from files that are there: tables and plots as they were committed, and what runs,
-`npas-fold` and `npas-eval` left in their folders. The same files give the same page. Neither torch
-nor Hydra is imported unless runs are to be plotted.
+It contains committed tables and plots, and the files of runs, `npas-fold` and `npas-eval`. The same
+files give the same page. Neither torch nor Hydra is imported unless runs are plotted.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,13 +21,16 @@ from npas.reporting.report_parts import Entry, Section, Table, file_of, picture
 from npas.utils.printing import figure as with_unit
 
 TEMPLATE = Path(__file__).with_name("report.html")
-WIDE = 900  # pixels from which on a picture is scrolled on a phone and not shrunk
+WIDE = 900  # pixels: wider pictures are scrolled on a phone, not shrunk
 BUDGETS = ("0.02", "0.05", "0.1", "0.25", "0.5", "1", "2", "4")
 SHARED = re.compile(r"SSN(?:, (?P<of>.+))?, budget (?P<budget>[\d.]+)")
 
 
 def page(results: Path | None, runs: Path | None) -> str:
-    """Return the page of committed results, of a folder of runs, or of both; ValueError."""
+    """Return the page of committed results, a folder of runs, or both.
+
+    Raises ValueError if there is nothing to report or a file is damaged.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     import npas
@@ -40,8 +42,8 @@ def page(results: Path | None, runs: Path | None) -> str:
     sections = [section for section in sections if section.entries]
     if not sections:
         raise ValueError(
-            "there is nothing to report: name as results= a folder that holds tables/ or runs/, or"
-            " as runs= one of runs"
+            "there is nothing to report: set results= to a folder with tables/ or runs/, or runs="
+            " to a folder of runs"
         )
     templates = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
@@ -65,11 +67,11 @@ def _committed(results: Path) -> Iterator[Section]:
     tables = [_table_entry(results / "tables", name, own) for name, own in filled.items()]
     yield Section("Tables and plots", tables)
     groups = sorted(results.glob("groups/*/*/groups.json"))
-    known = {run.result["config_hash"]: run for run in _results(results / "runs")}
     yield Section(
         "Learned groups", [report_folds.groups(path.parent, results / "groups") for path in groups]
     )
-    yield from report_folds.folds(results / "folds", known)
+    runs = run_index.collect(results / "runs") if (results / "runs").is_dir() else []
+    yield from report_folds.folds(results / "folds", _by_hash(runs))
     yield _samples(results)
     yield Section("Other measurements", [*_others(results)])
     empty = [
@@ -81,43 +83,41 @@ def _committed(results: Path) -> Iterator[Section]:
         "Published figures, and the commands that would put ours beside them. Counts of parameters"
         " are exact: they are planned without training.",
     )
-    if (results / "runs").is_dir():
-        yield _runs(run_index.collect(results / "runs"), "results/runs", False)
+    yield _runs(runs, "results/runs", False)
 
 
 def _page(path: Path, name: str, **more: Any) -> Page:
     try:
         return report_markdown.read(path.read_text(encoding="utf-8"), name, **more)
-    except ValueError as error:  # damaged, or not ours
-        raise ValueError(f"{path} cannot be read ({error}): mend or delete it") from None
+    except ValueError as error:  # damaged, or not of npas
+        raise ValueError(f"{path} cannot be read ({error}): fix or delete it") from None
 
 
-def _results(root: Path) -> list[Any]:
-    """Return the runs that have a whole result."""
-    found = run_index.collect(root) if root.is_dir() else []
-    return [run for run in found if run.result is not None and "config_hash" in run.result]
+def _by_hash(runs: Sequence[run_index.Run]) -> dict[str, run_index.Run]:
+    """Return the runs that have a result by the hash of their config."""
+    results = ((run.result or {}, run) for run in runs)
+    return {result["config_hash"]: run for result, run in results if "config_hash" in result}
 
 
-def _measured(own: Page) -> tuple[int, int, int]:
-    """Return how many rows of a table's grids have figures, how many may have, and all n."""
+def _measured(own: Page) -> tuple[list[int], int]:
+    """Return the n of a table's rows with figures, and the number of all rows."""
     counts = [n for grid in _results_of(own) for n in grid.column("n")]
-    known = [int(n) for n in counts if n.isdecimal()]
-    return len(known), len(counts), sum(known)
+    return [int(n) for n in counts if n.isdecimal()], len(counts)
 
 
 def _results_of(own: Page) -> list[Grid]:
-    """Return the grids of a table that list networks, each with its n."""
+    """Return a table's grids of networks with their n."""
     return [grid for grid in own.grids if grid.heads[0] == "network" and "n" in grid.heads]
 
 
-def _range(own: Page) -> str:
-    """Return of how many runs a point is, as "3" or "1 to 3"."""
-    counts = sorted({int(n) for g in _results_of(own) for n in g.column("n") if n.isdecimal()})
+def _range(counts: Iterable[int]) -> str:
+    """Return the numbers of runs of points as "3" or "1 to 3"."""
+    counts = sorted(set(counts))
     return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else "".join(map(str, counts))
 
 
 def _glance(pages: Mapping[str, Page], filled: Mapping[str, Page]) -> list[Entry]:
-    """Return the figures by budget, and how much of each table is there."""
+    """Return the figures by budget, and the measured part of each table."""
     rows: list[tuple[str, str, dict[str, str]]] = []
     links: dict[str, str] = {}
     used: set[str] = set()
@@ -148,8 +148,9 @@ def _glance(pages: Mapping[str, Page], filled: Mapping[str, Page]) -> list[Entry
         entries.append(Entry("What a budget costs", "glance-budgets", text, tables=[table]))
     state = []
     for own in pages.values():
-        having, rows_in_all, seeds = _measured(own)
-        state.append([own.title, f"{having} of {rows_in_all}", f"{seeds}", _range(own)])
+        counts, rows_in_all = _measured(own)
+        parts = f"{len(counts)} of {rows_in_all}", f"{sum(counts)}", _range(counts)
+        state.append([own.title, *parts])
     links = {own.title: name for name, own in pages.items()}
     heads = ("table", "rows measured", "runs in rows", "n of a row")
     caption = "What is measured of each table"
@@ -158,7 +159,7 @@ def _glance(pages: Mapping[str, Page], filled: Mapping[str, Page]) -> list[Entry
 
 
 def _by_budget(own: Page) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Yield each network that has figures dense and inside budgets, by budget; its metric."""
+    """Yield name, metric and figures by budget of each network measured dense and shared."""
     for grid in _results_of(own)[:1]:
         heading = next(head for head in grid.heads if head.startswith("test "))
         labels = [label.removesuffix(" (copy)") for label in grid.column("network")]
@@ -178,9 +179,9 @@ def _by_budget(own: Page) -> Iterator[tuple[str, str, dict[str, str]]]:
 def _table_entry(folder: Path, name: str, own: Page) -> Entry:
     command = f"make reproduce-table TABLE={name}"
     pictures = []
-    if _measured(own)[0] and (source := file_of(folder / name)) is not None:
+    if (counts := _measured(own)[0]) and (source := file_of(folder / name)) is not None:
         alt = f"Plot of {own.title}. The table below it has the figures."
-        caption = f"{own.title}. n = {_range(own)} runs a point."
+        caption = f"{own.title}. n = {_range(counts)} runs per point."
         pictures.append(picture(source, alt, caption))
     return Entry(own.title, name, "", command, pictures, html=own.html)
 
@@ -189,19 +190,17 @@ def _table_entry(folder: Path, name: str, own: Page) -> Entry:
 
 
 def _samples(results: Path) -> Section:
-    """Show the pages that npas-eval drew; `simnet_dense_seed-0` is of +exp=simnet_scenes."""
+    """Return npas-eval's committed pages; `simnet_dense_seed-0` is of +exp=simnet_scenes."""
     entries = []
     for path in sorted(results.glob("scenes/*.png")):
         head, _, rest = path.stem.partition("_")
         exp = f"{head}_scenes"
         run = next(results.glob(f"runs/{exp}/budget-{rest}_*"), None)
         where = f"runs/{exp}/{run.name}" if run is not None else "DIR"
-        alt = f"Scenes with what the network {path.stem} answered, drawn beside the truth: green is"
-        alt += " the truth or the right answer, blue what was chosen, red what was chosen wrongly."
-        caption = (
-            f"Samples of the test part, answered by {path.stem.replace('_', ', ')}. n = 1 run."
-        )
-        shown = [picture(path, alt, caption)]
+        alt = f"Scenes with the truth and the outputs of the network {path.stem}: green is the"
+        alt += " truth or the right answer, blue the chosen one, red a wrong one."
+        caption = f"Samples of the test split with outputs of {path.stem.replace('_', ', ')}."
+        shown = [picture(path, alt, f"{caption} n = 1 run.")]
         command = f"npas-eval run={where} show=16"
         entries.append(Entry(path.stem, f"samples-{slug(path.stem)}", "", command, shown))
     return Section("Sample pages", entries)
@@ -215,23 +214,19 @@ def _others(results: Path) -> Iterator[Entry]:
     titles = {"minilm": "MiniLM's sentence embeddings inside budgets"}
     for file, command in files.items():
         if (path := results / file).is_file():
-            name = path.parent.name
-            own = report_markdown.read(
-                f"# {titles[name]}\n\n{path.read_text(encoding='utf-8')}"
-                if name in titles
-                else path.read_text(encoding="utf-8"),
-                name,
-            )
+            name, text = path.parent.name, path.read_text(encoding="utf-8")
+            text = f"# {titles[name]}\n\n{text}" if name in titles else text
+            own = report_markdown.read(text, name)
             shown = []
             if (plot := path.with_suffix(".svg")).is_file():
                 caption = "Mean and standard deviation over the table's seeds."
-                alt = f"{own.title}: the table's cosines against parameters, a line a method."
+                alt = f"{own.title}: the table's cosines against parameters, a line per method."
                 shown = [picture(plot, alt, caption)]
             yield Entry(own.title, name, "", command, shown, html=own.html)
 
 
 def _runs(found: Sequence[run_index.Run], root: str, plotted: bool) -> Section:
-    """List runs; `plotted` shows also what they came to by budget."""
+    """List runs; with `plotted`, also show their metrics by budget."""
     entries = []
     points = by_budget.points(found) if plotted else []
     for exp in dict.fromkeys(point.series.partition(":")[0] for point in points):
@@ -240,7 +235,7 @@ def _runs(found: Sequence[run_index.Run], root: str, plotted: bool) -> Section:
         with TemporaryDirectory() as folder:
             drawn = by_budget.draw(own, Path(folder, "plot"), title)
             alt = f"Plot of {title} against parameters. The table below it has the figures."
-            text = f"{title}. n = {_seeds(own)} runs a point."
+            text = f"{title}. n = {_range(len(point.values) for point in own)} runs per point."
             pictures = [picture(p, alt, text) for p in drawn if p.suffix == ".svg"]
         grid = Table(title, by_budget.HEADS, [point.cells() for point in own], (2, 4, 5))
         command = f"npas-runs root={root} exp={exp} status=done"
@@ -249,7 +244,7 @@ def _runs(found: Sequence[run_index.Run], root: str, plotted: bool) -> Section:
     rows = [[_cell(run, column) for column in columns] for run in found]
     if rows:
         grid = Table(f"Runs in {root}", columns, rows, (2, 4, 5, 6))
-        text = f"{len(rows)} runs. A value is the last epoch's on the test part."
+        text = f"{len(rows)} runs. Values are of the last epoch on the test split."
         listed = f"npas-runs root={root}"
         entries.append(Entry(f"Runs in {root}", f"all-{slug(root)}", text, listed, tables=[grid]))
     return Section("Every run" if not plotted else "Runs", entries)
@@ -266,13 +261,8 @@ def _cell(run: run_index.Run, column: str) -> str:
     return f"{value:,.0f}" if column in ("used", "seconds") else str(value)
 
 
-def _seeds(found: Sequence[by_budget.Point]) -> str:
-    counts = sorted({len(point.values) for point in found})
-    return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-
-
 def _drawn(found: Sequence[run_index.Run]) -> Iterator[Section]:
-    """Show the groups, folds and samples that stand in the folders of runs."""
+    """Show the groups, folds and samples in the folders of runs."""
     folders = [Path(run.folder) for run in found]
     roots = {folder.parent.parent for folder in folders}
     groups = [
@@ -281,19 +271,14 @@ def _drawn(found: Sequence[run_index.Run]) -> Iterator[Section]:
         if (folder / "groups.json").is_file()
     ]
     yield Section("Groups of these runs", groups)
-    known = {
-        run.result["config_hash"]: run
-        for run in found
-        if run.result and "config_hash" in run.result
-    }
     for root in roots:
-        for section in report_folds.folds(root, known):
+        for section in report_folds.folds(root, _by_hash(found)):
             yield Section(f"{section.title} of these runs", section.entries, section.text)
     pages = [path for folder in folders for path in sorted(folder.glob("show-*.png"))]
     entries = []
     for path in pages:
         name = f"{path.parent.parent.name}/{path.parent.name}"
-        alt = f"Samples with what the network of {name} answered, drawn beside the truth."
+        alt = f"Samples with the truth and the outputs of the network of {name}."
         shown = [picture(path, alt, f"{path.stem} of {name}. n = 1 run.")]
         command = f"npas-eval run={path.parent} show=16"
         entries.append(Entry(f"{name} {path.stem}", f"show-{slug(str(path))}", "", command, shown))

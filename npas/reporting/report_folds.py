@@ -1,4 +1,4 @@
-"""Show in the report what groups were found, how alike layers are, and what was folded."""
+"""The report's entries on learned groups, similarity of layers and folded networks."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from npas.utils.printing import figure as with_unit
 
 
 def groups(folder: Path, root: Path) -> Entry:
-    """Show a search's groups; ValueError for a damaged file."""
+    """Return the entry of a search's groups. Raises ValueError for a damaged file."""
     path, name = folder / "groups.json", str(folder.relative_to(root))
     try:
         found = read_json(path)
         members: dict[str, list[str]] = {}
         for layer in found["layers"]:
             members.setdefault(layer["group"], []).append(layer["name"].removesuffix(".weight"))
-        said = f"{found['num_groups']} groups asked for, found in {found['epochs']} epochs"
-        text = f"Groups by sharing.groups={found['method']}: {said} of seed {found['seed']}. n = 1."
+        text = f"{found['num_groups']} groups found in {found['epochs']} epochs"
+        text = f"Groups by sharing.groups={found['method']}: {text} of seed {found['seed']}. n = 1."
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no file of groups: {error!r}") from None
+        raise ValueError(f"{path} is not a valid file of groups: {error!r}") from None
     rows = [[group, str(len(layers)), ", ".join(layers)] for group, layers in members.items()]
     pictures = []
     if (source := file_of(folder / "groups")) is not None:
-        alt = f"Layers along depth, coloured by group, and {len(rows)} groups in a plane of two"
-        alt += " principal components of what told the layers apart. The table lists the groups."
+        alt = f"Layers by depth, coloured by group, and {len(rows)} groups in a plane of the first"
+        alt += " two principal components of the clustered vectors. The table lists the groups."
         pictures.append(picture(source, alt, f"Groups of {name}. n = 1 search."))
     grid = Table(f"Groups of {name}", ("group", "layers", "names"), rows, (1,))
     asked = f"sharing.groups={found['method']} sharing.num_groups={found['num_groups']}"
@@ -43,9 +43,10 @@ def groups(folder: Path, root: Path) -> Entry:
 
 
 def folds(root: Path, known: Mapping[str, Any]) -> Iterator[Section]:
-    """Show the folds below a folder: layer similarity first, then the folded networks; ValueError.
+    """Yield sections on layer similarity and on the folded networks below a folder.
 
-    `known` has runs by the hash of their config, to name those that were folded.
+    `known` maps config hashes to runs, to name the folded ones. Raises ValueError for a damaged
+    file.
     """
     paths = sorted(root.rglob("fold.json"))
     similar, folded, links = [], [], {}
@@ -58,8 +59,8 @@ def folds(root: Path, known: Mapping[str, Any]) -> Iterator[Section]:
     yield Section(
         "Layer similarity",
         similar,
-        "abs(cosine) of two layers' coefficients: layers that agree from a threshold on are folded"
-        " into one, as the next section shows.",
+        "abs(cosine) of two layers' coefficients: layers above a threshold are folded into one, as"
+        " the next section shows.",
     )
     if (overview := root / "README.md").is_file() and paths:
         own = report_markdown.read(overview.read_text(encoding="utf-8"), "folds", links)
@@ -69,7 +70,7 @@ def folds(root: Path, known: Mapping[str, Any]) -> Iterator[Section]:
 
 
 def _fold(path: Path, name: str, known: Mapping[str, Any]) -> tuple[Entry, Entry]:
-    """Return the similarity of a network's layers, and what was folded; ValueError."""
+    """Return a network's entries on similarity and folding. Raises ValueError."""
     try:
         fold = read_json(path)
         run = known.get(fold.get("config_hash"))
@@ -87,7 +88,7 @@ def _fold(path: Path, name: str, known: Mapping[str, Any]) -> tuple[Entry, Entry
         text = f"{text} {fmean(pairs):.2f}, {agree} reach {fold['threshold']}. n = 1 network."
         maps = [
             ("lsm", f"Heat maps of the similarity of layers of {name}, group by group: {text}"),
-            ("lsm_epochs", f"The heat maps of {name} as they were after epochs of training."),
+            ("lsm_epochs", f"The heat maps of {name} after epochs of training."),
         ]
         similar = _figures(folder, maps, name)
         metric, values = fold["metric"], fold["metrics"]
@@ -101,15 +102,15 @@ def _fold(path: Path, name: str, known: Mapping[str, Any]) -> tuple[Entry, Entry
         ]
         counts = f"{fold['layers_before']} layers became {fold['layers']}"
         sizes = f"{fold['parameters_before']:,} parameters {fold['parameters']:,}"
-        said = f"{counts}, {sizes}; {fold['split']} {metric} {ended}. n = 1 network."
-        told = f"Blocks {'; '.join(loops)}." if loops else "No blocks loop."
-        boxes = [("folded", f"Diagram of the folded network {name}. {told}")]
-        whole = Entry(name, f"fold-{slug(name)}", f"{said} {told}", command)
+        summary = f"{counts}, {sizes}; {fold['split']} {metric} {ended}. n = 1 network."
+        looped = f"Blocks {'; '.join(loops)}." if loops else "No blocks loop."
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no result of npas-fold: {error!r}") from None
+        raise ValueError(f"{path} is not a result of npas-fold: {error!r}") from None
+    boxes = [("folded", f"Diagram of the folded network {name}. {looped}")]
+    diagrams = _figures(folder, boxes, name)
     return (
         Entry(name, f"similarity-{slug(name)}", text, command, similar),
-        Entry(whole.title, whole.anchor, whole.text, command, _figures(folder, boxes, name)),
+        Entry(name, f"fold-{slug(name)}", f"{summary} {looped}", command, diagrams),
     )
 
 

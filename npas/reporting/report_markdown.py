@@ -1,6 +1,6 @@
-"""Turn a committed page of markdown into HTML for the report: headings, notes and sortable tables.
+"""Render a committed page of markdown as HTML for the report, with sortable tables.
 
-Nothing in the HTML leads out of the page: a link becomes one within it, or plain text.
+The HTML has no external links: a link becomes one within the page, or plain text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
-COMMANDS = ("npas-", "make ", "python ")  # how code begins that stands in a cell to be run
+COMMANDS = ("npas-", "make ", "python ")  # prefixes of code in cells that is a command
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,8 @@ class Grid:
     rows: Sequence[Sequence[str]]
 
     def column(self, name: str) -> list[str]:
-        """Return the texts below a head; none where there is no such column."""
-        at = self.heads.index(name) if name in self.heads else None
-        return [] if at is None else [row[at] for row in self.rows]
+        """Return a column's texts; [] if there is no such column."""
+        return [row[i] for row in self.rows for i, head in enumerate(self.heads) if head == name]
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,14 @@ class Page:
 
 
 def slug(text: str) -> str:
-    """Return the text as part of an id."""
+    """Return the text in a form for HTML ids."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def read(text: str, name: str, links: Mapping[str, str] | None = None, level: int = 4) -> Page:
-    """Render a page; its second-level headings get `level`, and ids that begin with `name`.
+    """Render a page; its second-level headings get `level`, and ids that start with `name`.
 
-    `links` gives the ids within the report for where the page's links lead.
+    `links` maps targets of the page's links to ids within the report.
     """
     from markdown_it import MarkdownIt
 
@@ -86,7 +85,7 @@ def _without_title(tokens: Sequence[Token]) -> list[Token]:
 
 
 def _local(children: Sequence[Token], links: Mapping[str, str]) -> list[Token]:
-    """Let links lead to places in the report; those that lead elsewhere are their text alone."""
+    """Point links to ids in the report; reduce other links to their text."""
     kept, opened = [], []
     for child in children:
         if child.type == "link_open":
@@ -95,7 +94,7 @@ def _local(children: Sequence[Token], links: Mapping[str, str]) -> list[Token]:
             if target is None:
                 continue
             child.attrSet("href", f"#{target}")
-        elif child.type == "image":  # the report brings its own pictures
+        elif child.type == "image":  # the report has its own pictures
             continue
         if child.type == "link_close" and not opened.pop():
             continue
@@ -104,7 +103,7 @@ def _local(children: Sequence[Token], links: Mapping[str, str]) -> list[Token]:
 
 
 def _tables(tokens: Sequence[Token], title: str) -> list[Token]:
-    """Give tables captions, heads of rows and a frame that scrolls."""
+    """Add captions, row heads and a scrolling frame to tables."""
     from markdown_it.token import Token
 
     def raw(html: str) -> Token:

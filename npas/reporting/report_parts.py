@@ -1,4 +1,4 @@
-"""The parts of the report: sections of entries, which hold pictures and tables."""
+"""The parts of the report: sections of entries with pictures and tables."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from npas.reporting.report_markdown import slug
 
-PIXELS = 4 / 3  # of a point
+PIXELS = 4 / 3  # per point
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot or a drawing, within the page."""
+    """A picture embedded in the page."""
 
     source: str
     width: int
@@ -27,23 +27,23 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that the page makes itself; `right` are its columns of numbers."""
+    """A table; the columns in `right` are numbers."""
 
     caption: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     right: Sequence[int] = ()
-    links: Mapping[str, str] = field(default_factory=dict)  # an id by a row's first cell
+    links: Mapping[str, str] = field(default_factory=dict)  # ids by the first cells of rows
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands under one heading of a section."""
+    """A heading of a section with its content."""
 
     title: str
     anchor: str
     text: str = ""
-    command: str = ""  # that makes it
+    command: str = ""  # the command that reproduces it
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
     html: str = ""
@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page, with its place in the contents."""
+    """A part of the page, listed in its contents."""
 
     title: str
     entries: Sequence[Entry]
@@ -59,18 +59,18 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Return its id."""
+        """Return the section's id."""
         return slug(self.title)
 
 
 def file_of(stem: Path) -> Path | None:
-    """Return the drawing, or else the image, of this name."""
+    """Return the .svg file of this name, else the .png file; None if there is neither."""
     found = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".svg", ".png"))
     return next((path for path in found if path.is_file()), None)
 
 
 def picture(path: Path, alt: str, caption: str) -> Picture:
-    """Read a picture; ValueError if it is none."""
+    """Read a picture. Raises ValueError for a damaged file."""
     data = path.read_bytes()
     if path.suffix == ".svg":
         size = re.search(rb'<svg[^>]* width="([\d.]+)pt" height="([\d.]+)pt"', data)
@@ -81,6 +81,6 @@ def picture(path: Path, alt: str, caption: str) -> Picture:
         width, height = struct.unpack(">II", data[16:24]) if is_png else (0, 0)
         kind = "png"
     if not width or not height:
-        raise ValueError(f"{path} is no picture that can be read: draw it again, or delete it")
+        raise ValueError(f"{path} is not a valid picture: draw it again, or delete it")
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return Picture(source, round(width), round(height), alt, caption)

@@ -1,4 +1,4 @@
-"""Result files: what one run leaves behind, and all that tables and plots are made from.
+"""Result files of runs, from which tables and plots are made.
 
     result = Result(status="done", exp="digits", ..., **environment())
     write(run_dir, result)                      # run_dir/result.json, atomically
@@ -33,11 +33,14 @@ log = logging.getLogger(__name__)
 FILE_NAME = "result.json"
 STATUSES = ("done", "diverged", "failed", "preempted")
 SOURCES = ("real", "synthetic")
-# Fields that results from before them lack.
+# Fields that older results lack.
 ADDED = (
     *("search", "history", "parallel", "divergence", "init", "published", "files"),
     *("earlier", "hub", "low_rank", "artifact", "pruning"),
 )
+# Fields in which results of one config may differ if one run was killed and resumed: times, memory,
+# the machine, versions, and keys that do not affect the result. A name includes all below it. Other
+# fields are identical if `deterministic=true` and machine, versions and ranks are the same.
 VARYING = (
     "wall_s",
     "search.wall_s",
@@ -48,18 +51,12 @@ VARYING = (
     "git",
     *(f"config.{key}" for key in sorted(HASH_EXCLUDED)),
 )
-"""Where two results of one config may differ if one run was killed and resumed, the other was not.
-
-A name stands for all below it: times, memory, the machine, what is installed there, and the keys
-that do not decide the result. All else is equal to the bit if `deterministic=true` and machine,
-versions and number of processes stay the same.
-"""
-Metric = float | None  # in %, for most; None: the number was not finite
+Metric = float | None  # most are in %; None: not finite
 
 
 @dataclass(frozen=True)
 class Split:
-    """Where the used parameters are; the parts add up to `BudgetReport.used`."""
+    """The used parameters by kind, which add up to `BudgetReport.used`."""
 
     bank: int
     coefficients: int
@@ -74,23 +71,23 @@ class Metrics:
 
     last: dict[str, Metric]
     selected: dict[str, Metric] | None = None
-    selected_on: str | None = None  # what chose the epoch, as "val accuracy"; never the test set
+    selected_on: str | None = None  # the metric that chose the epoch, as "val accuracy"
 
 
 @dataclass(frozen=True)
 class Search:
-    """How the run's groups were found, in a training before its own."""
+    """The search for the run's groups."""
 
     method: str
     num_groups: int
     epochs: int
     steps: int
-    wall_s: float  # on top of the run's
+    wall_s: float  # not included in the run's
 
 
 @dataclass(frozen=True)
 class Init:
-    """What weights `sharing.init` named, by their sha256, and what became of them."""
+    """The sha256 of the weights of `sharing.init`, and what was done with them."""
 
     weights: str
     became: str
@@ -98,19 +95,19 @@ class Init:
 
 @dataclass(frozen=True)
 class Parallel:
-    """In how many parts each batch was trained on."""
+    """The number of parts of each batch."""
 
-    ranks: int  # processes, each with its share of the batch
-    nodes: int  # machines that they ran on
-    grad_accum_steps: int  # parts of a share, one after the other
-    # Of a run resumed with other numbers: the earlier ones ("ranks", "grad_accum_steps") and the
-    # step up to which they held ("steps").
+    ranks: int  # processes, each with a share of the batch
+    nodes: int  # machines
+    grad_accum_steps: int  # parts of each share
+    # Earlier values of a run resumed with others ("ranks", "grad_accum_steps"), and the step up to
+    # which they held ("steps").
     earlier: list[dict[str, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where the numbers went wrong, and how large they were by then."""
+    """The step of a divergence, and the norms of all parameters."""
 
     step: int
     norms: dict[str, dict[str, Metric]]  # by parameter, of its "weight" and its "gradient"
@@ -118,12 +115,12 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The data set, real or synthetic in the same format."""
+    """A dataset, real or synthetic."""
 
     name: str
     source: str
-    published: bool | None = None  # the files have the published checksums; None: none are known
-    files: dict[str, str] | None = None  # what was compared: a checksum or a count of each
+    published: bool | None = None  # whether checksums are the published ones; None: not known
+    files: dict[str, str] | None = None  # the checksum or count of each file
 
 
 def _now() -> str:
@@ -132,11 +129,7 @@ def _now() -> str:
 
 @dataclass(frozen=True)
 class Result:
-    """Record one run; `budget` and `split` are None only if it failed before them.
-
-    `metrics` are None only in a run that failed or, where `steps` and `epochs` say how far it has
-    come, was preempted.
-    """
+    """One run. `budget`, `split` and `metrics` may be None if it failed, `metrics` if preempted."""
 
     status: str
     exp: str
@@ -156,14 +149,14 @@ class Result:
     hardware: Hardware
     created_at: str = field(default_factory=_now)  # ISO 8601, UTC
     recipe_version: int = RECIPE_VERSION
-    error: str | None = None  # one line, for a run that did not end well
+    error: str | None = None  # one line, of a run that is not done
     search: Search | None = None
-    # Columns of what was measured on held-out data after each epoch: "epoch", "val/f1", ...
+    # Metrics on held-out data after each epoch, in columns: "epoch", "val/f1", ...
     history: dict[str, list[Any]] | None = None
     parallel: Parallel | None = None
     divergence: Divergence | None = None  # of a run that diverged
     init: Init | None = None  # of a run that started from trained weights
-    hub: dict[str, str] | None = None  # "name@commit" by key, of what the Hugging Face hub gave
+    hub: dict[str, str] | None = None  # "name@commit" by key, of files of the Hugging Face hub
     artifact: Artifact | None = None  # of a run that exported one
     pruning: PruningReport | None = None  # of a run that prunes filters
 
@@ -180,7 +173,7 @@ class Result:
 
 
 def _finite(node: Any) -> Any:
-    """Return the data with None for numbers that are not finite."""
+    """Replace numbers that are not finite by None."""
     if isinstance(node, dict):
         return {name: _finite(value) for name, value in node.items()}
     if isinstance(node, list):
@@ -189,16 +182,16 @@ def _finite(node: Any) -> Any:
 
 
 def from_dict(data: object) -> Result:
-    """Build a result from JSON data; a `ValueError` names the field that is wrong."""
+    """Build a result from JSON data. Raises ValueError that names the invalid field."""
     result: Result = decode(Result, modernize_result(data), optional=ADDED)
-    for holds, otherwise in _rules(result):
+    for holds, message in _rules(result):
         if not holds:
-            raise ValueError(otherwise)
+            raise ValueError(message)
     return result
 
 
 def write(run_dir: str | Path, result: Result) -> Path:
-    """Write `run_dir/result.json` so that a reader sees the old file or the whole new one."""
+    """Write `run_dir/result.json` atomically."""
     path = Path(run_dir) / FILE_NAME
     try:
         text = json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
@@ -210,7 +203,7 @@ def write(run_dir: str | Path, result: Result) -> Path:
 
 
 def read(path: str | Path) -> Result:
-    """Read a result file, or the one in a run folder; a `ValueError` names file and field."""
+    """Read a result file, or that of a run folder. Raises ValueError that names file and field."""
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     try:
@@ -224,10 +217,7 @@ def read(path: str | Path) -> Result:
 
 
 def collect(root: str | Path, exp: str = "*") -> dict[Path, Result]:
-    """Read every `root/<exp>/<folder>/result.json`, of one experiment or of all, sorted by path.
-
-    Files that cannot be read are left out, each with a warning that names it.
-    """
+    """Read all `root/<exp>/<folder>/result.json` by path; skip invalid ones with a warning."""
     found = {}
     for path in sorted(Path(root).glob(f"{exp}/*/{FILE_NAME}")):
         try:
@@ -238,7 +228,7 @@ def collect(root: str | Path, exp: str = "*") -> dict[Path, Result]:
 
 
 def same(one: Result, other: Result) -> list[str]:
-    """Return the fields in which two results differ beside those that may: see `VARYING`."""
+    """Return the fields, except `VARYING`, in which two results differ."""
     ours, theirs = (dict(_leaves(result.to_dict(), "")) for result in (one, other))
     missing = object()
     return [
@@ -250,7 +240,7 @@ def same(one: Result, other: Result) -> list[str]:
 
 
 def _leaves(node: object, path: str) -> Iterator[tuple[str, object]]:
-    """Yield the full names and values of what is in a node, or the node itself if it is none."""
+    """Yield full names and values of a node's leaves."""
     if isinstance(node, Mapping) and node:
         for name, value in node.items():
             yield from _leaves(value, f"{path}.{name}" if path else name)
@@ -259,9 +249,9 @@ def _leaves(node: object, path: str) -> Iterator[tuple[str, object]]:
 
 
 def _rules(r: Result) -> Iterator[tuple[bool, str]]:
-    """Yield what must hold between or beyond single fields, and what to say where it does not.
+    """Yield rules for the values of fields: whether each holds, and its error message.
 
-    The types of single fields are `json_data.decode`'s to check.
+    `json_data.decode` has checked the types.
     """
     done = r.status == "done"
     yield r.status in STATUSES, f"status must be one of {', '.join(STATUSES)}, not {r.status!r}"
@@ -304,7 +294,7 @@ def _rules(r: Result) -> Iterator[tuple[bool, str]]:
 
 def _budget_rules(budget: BudgetReport, r: Result) -> Iterator[tuple[bool, str]]:
     sharing = r.config.get("sharing")
-    # The released layout limits its banks alone.
+    # The released layout limits only its banks.
     exact = not isinstance(sharing, Mapping) or sharing.get("allocator") != "reference"
     within = budget.used > 0 and (budget.used <= budget.allowed or not exact)
     yield within, f"budget.used must be within budget.allowed ({budget.allowed})"
@@ -318,7 +308,7 @@ def _budget_rules(budget: BudgetReport, r: Result) -> Iterator[tuple[bool, str]]
 
 
 def _history_rules(history: Mapping[str, list[Any]]) -> Iterator[tuple[bool, str]]:
-    """Check the columns; a number that was not finite is None in them."""
+    """Yield rules for the columns."""
     epochs = history.get("epoch", [])
     counted = all(type(epoch) is int for epoch in epochs)
     counted = counted and all(a < b for a, b in zip([0, *epochs], epochs, strict=False))

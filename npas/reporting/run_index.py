@@ -1,7 +1,7 @@
-"""List runs from their folders: what each was asked, how it ended, where it lies.
+"""List, filter and sort runs by their folders and result files.
 
-Result files are read as plain JSON and checked for little, so that a thousand take a fraction of a
-second and neither torch nor Hydra is imported; `results.read` checks them whole.
+Result files are read as plain JSON with few checks, so that a thousand take a fraction of a second
+and neither torch nor Hydra is imported; `results.read` checks them completely.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from npas.utils.git import PACKAGE_FOLDER
 from npas.utils.json_data import read_json
 
 RESULT, CONFIG, LOG = "result.json", "config.yaml", "log.jsonl"
-UNFINISHED = "unfinished"  # no result yet: it is being trained, or was killed
+UNFINISHED = "unfinished"  # without a result: in training, or killed
 COLUMNS = ("exp", "budget", "seed", "status", "metric", "value", "used", "seconds", "folder")
 _FOLDER = re.compile(r"(budget-)?(?P<budget>.+)_seed-(?P<seed>\d+)_[0-9a-f]{8}")
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """One run. `metric` names the figure that counts; `used` are its trainable parameters."""
+    """One run; `metric` is its main metric, `used` its number of trainable parameters."""
 
     exp: str
     budget: str
@@ -45,7 +45,7 @@ class Run:
     result: Mapping[str, Any] | None = None
 
     def config(self) -> dict[str, Any]:
-        """Return the config by full key names; ValueError if it cannot be read."""
+        """Return the config by full key names. Raises ValueError if it cannot be read."""
         if self.result is not None:
             return flat(modernize(dict(self.result["config"])))
         from omegaconf import OmegaConf
@@ -56,23 +56,24 @@ class Run:
             why = " ".join(str(error).split())
             raise ValueError(f"{self.folder}/{CONFIG} cannot be read ({why})") from None
         if not isinstance(stored, dict):
-            raise ValueError(f"{self.folder}/{CONFIG} is no mapping of keys")
+            raise ValueError(f"{self.folder}/{CONFIG} is not a mapping of keys")
         return flat(modernize({str(key): value for key, value in stored.items()}))
 
 
 def results_root() -> Path:
-    """Return the folder of the committed results: the checkout's, else one in this folder."""
+    """Return the folder of the committed results: the checkout's, else ./results."""
     checkout = PACKAGE_FOLDER.parent / "results"
     return checkout if (checkout / "runs").is_dir() else Path("results")
 
 
 def collect(root: Path) -> list[Run]:
-    """Return the runs in `root/EXP/FOLDER`, by path; ValueError if there is no such folder.
+    """Return the runs in `root/EXP/FOLDER`, sorted by path.
 
-    A run's folder has the name that npas gives it: others, whatever they hold, are none.
+    Folders with other names than npas gives to runs are ignored. Raises ValueError if there is no
+    folder `root`.
     """
     if not root.is_dir():
-        raise ValueError(f"there is no folder root={root}: name one that runs were written to")
+        raise ValueError(f"there is no folder root={root}: name a folder of runs")
     found = {path.parent for name in (RESULT, CONFIG) for path in root.glob(f"*/*/{name}")}
     return [read(folder) for folder in sorted(found) if _FOLDER.fullmatch(folder.name)]
 
@@ -81,7 +82,7 @@ def read(folder: Path) -> Run:
     """Return the run of a folder; its status is "damaged" if its result cannot be read."""
     named = _FOLDER.fullmatch(folder.name)
     budget, seed = (named["budget"], int(named["seed"])) if named else ("", None)
-    lost = Run(
+    unfinished = Run(
         folder.parent.name, budget, seed, UNFINISHED, None, None, None, None, folder=str(folder)
     )
     try:
@@ -108,13 +109,13 @@ def read(folder: Path) -> Run:
             raise ValueError("a field is of another type")
         return run
     except FileNotFoundError:
-        return lost
+        return unfinished
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return Run(**{**vars(lost), "status": "damaged"})
+        return replace(unfinished, status="damaged")
 
 
 def check_keys(runs: Sequence[Run], wanted: Iterable[str]) -> None:
-    """Raise ValueError, with a near name, for a key that none of the runs has."""
+    """Raise ValueError, with a suggestion, for a key that none of the runs has."""
     left, known = set(wanted) - set(COLUMNS), {*COLUMNS}
     for run in runs:
         if not left:
@@ -129,10 +130,10 @@ def check_keys(runs: Sequence[Run], wanted: Iterable[str]) -> None:
 
 
 def select(runs: Iterable[Run], wanted: Mapping[str, str]) -> list[Run]:
-    """Return the runs of which each column or config key has one of the values asked for.
+    """Return the runs whose columns and config keys have the wanted values.
 
-    A value is one text or several with commas between them; numbers are compared as numbers, and
-    `*` and `?` stand for any letters. A run whose config cannot be read has no keys.
+    A wanted value is one or more texts, separated by commas, with wildcards `*` and `?`; numbers
+    are compared as numbers. A run whose config cannot be read has no keys.
     """
     columns = {key: text for key, text in wanted.items() if key in COLUMNS}
     others = {key: text for key, text in wanted.items() if key not in columns}
@@ -154,7 +155,7 @@ def _config(run: Run) -> dict[str, Any]:
 
 
 def _fits_any(value: object, asked: str) -> bool:
-    if isinstance(value, list):  # as a command line has it
+    if isinstance(value, list):  # in the form of a command line
         value = f"[{','.join(map(str, value))}]"
     return _fits(value, asked) or any(_fits(value, one) for one in asked.split(","))
 
@@ -168,7 +169,7 @@ def _fits(value: object, asked: str) -> bool:
 
 
 def order(runs: Iterable[Run], column: str) -> list[Run]:
-    """Sort by a column, with `-` before it from large to small; runs without it come last."""
+    """Sort by a column, in descending order with a leading `-`; runs without a value come last."""
     name = column.removeprefix("-")
     if name not in COLUMNS:
         raise ValueError(f"sort={column}: choose of {', '.join(COLUMNS)}, with - for large first")
@@ -179,7 +180,7 @@ def order(runs: Iterable[Run], column: str) -> list[Run]:
 
 
 def _sortable(value: Any) -> tuple[bool, float, str]:
-    """Let numbers, also those in texts, go before other texts."""
+    """Return a sort key that puts numbers, also those in texts, before other texts."""
     try:
         return False, float(value), ""
     except ValueError:
@@ -187,10 +188,10 @@ def _sortable(value: Any) -> tuple[bool, float, str]:
 
 
 def curves(run: Run) -> dict[str, dict[int, float]]:
-    """Return what the run's log has by name and step: losses, and metrics on held-out data.
+    """Return the run's logged losses and metrics by name and step.
 
-    Where the log is gone, as of committed results, the history in the result. A line that was cut
-    off by a kill is left out.
+    Without a log, as for committed results, return the result's history by epoch. Damaged lines are
+    skipped.
     """
     found: dict[str, dict[int, float]] = {}
     try:

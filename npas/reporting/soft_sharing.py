@@ -1,4 +1,4 @@
-"""Define the tables of soft sharing (Savarese & Maire, ICLR 2019): every row of the poster."""
+"""The tables of soft sharing (Savarese & Maire, ICLR 2019): every row of the poster."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from npas.reporting import curriculum, published
 from npas.reporting.tables import Row, Table
 
 SPLIT = "data.val_fraction=0"  # published figures train on all of the training images
-# Whose overrides are no `model.depth` and `model.width` of a WRN.
-OTHERS = {
+OTHERS = {  # networks other than WRNs given by `model.depth` and `model.width`
     "ResNeXt-29 16x64": ("+exp=resnext_cifar{}",),
     "DenseNet 100-24": ("+exp=densenet_cifar{}",),
     "DenseNet 190-40": ("+exp=densenet_cifar{}", "model=densenet_bc_190_40"),
@@ -20,7 +19,7 @@ OTHERS = {
     "ResNet-200": ("+exp=resnet200_imagenet", "precision=bf16"),
     "SWRN 50-2": ("+exp=swrn_imagenet", "precision=bf16"),
 }
-METRICS = {"top5": "top5_accuracy"}  # of columns that are no accuracy
+METRICS = {"top5": "top5_accuracy"}  # of columns other than accuracy
 DIGITS_TEMPLATES = {
     "1": "1 template",
     "2": "2 templates",
@@ -34,7 +33,7 @@ NETWORKS = {
 
 
 def swrn() -> Table:
-    """List the poster's networks on CIFAR, on ImageNet and against architecture search."""
+    """Return the poster's networks on CIFAR, on ImageNet and against architecture search."""
     return Table(
         name="swrn",
         title="Soft sharing: parameters and errors beside the published ones",
@@ -52,20 +51,20 @@ def swrn() -> Table:
         " architecture search with cutout, all others without. GPU-days are of one run on one GPU.",
         as_error=True,
         counted=True,
-        plotted=False,  # errors of different tasks make no one plot
+        plotted=False,  # errors of different tasks do not fit into one plot
     )
 
 
 def poster_rows(section: str, column: str, heading: str) -> list[Row]:
-    """List the rows of a section that have this column, as one grid under the heading."""
+    """Return the rows of a published section with this column, as one grid under the heading."""
     rows = []
     for entry in published.load()["sections"][section]["rows"]:
-        told_apart = {k: entry[k] for k in ("params", "dropout") if k in entry}
+        match = {k: entry[k] for k in ("params", "dropout") if k in entry}
         rows.append(
             Row(
                 _label(section, entry),
-                _words(section, entry, column.removeprefix("c")),
-                published=published.figure(section, entry["name"], column, **told_apart),
+                _overrides(section, entry, column.removeprefix("c")),
+                published=published.figure(section, entry["name"], column, **match),
                 section=heading,
                 metric=METRICS.get(column, ""),
             )
@@ -81,8 +80,8 @@ def _label(section: str, entry: Mapping[str, Any]) -> str:
     return str(entry["name"])
 
 
-def _words(section: str, entry: Mapping[str, Any], classes: str) -> tuple[str, ...] | None:
-    """Return a row's command-line arguments; None for networks of architecture search."""
+def _overrides(section: str, entry: Mapping[str, Any], classes: str) -> tuple[str, ...] | None:
+    """Return a row's overrides; None for networks of architecture search."""
     overrides: tuple[str, ...]
     if entry["name"] in OTHERS:
         overrides = tuple(one.format(classes) for one in OTHERS[entry["name"]])
@@ -103,7 +102,7 @@ def _words(section: str, entry: Mapping[str, Any], classes: str) -> tuple[str, .
 
 
 def digits_swrn() -> Table:
-    """Compare how coefficients start, on the digits."""
+    """Compare initializations of coefficients on the digits."""
 
     def row(templates: str, series: str, *more: str) -> Row:
         overrides = ("+exp=digits_swrn", f"sharing.templates={templates}", *more)
@@ -116,7 +115,7 @@ def digits_swrn() -> Table:
         rows=(
             Row("dense network", dense, series="dense network"),
             *(row(templates, "orthogonal") for templates in DIGITS_TEMPLATES),
-            # With one template a layer has nothing to choose from.
+            # A sparse start needs more than one template.
             *(row(k, "sparse", "sharing.coefficient_init=sparse") for k in ("2", "layers")),
             row("2", "regularized", "sharing.recurrence_weight=1"),
         ),

@@ -1,12 +1,12 @@
-"""Make a table of our figures beside the published ones, from result files alone.
+"""Tables of our figures beside the published ones, from result files only.
 
     table = definitions.table("digits")
     print(markdown(table, load(table, "results/runs")))
 
-A result belongs to a row if its config has the hash of the row's own config, so that a run with
-any other epoch count, learning rate or recipe version never slips into a table. Runs on data that
-are not the published ones stand only in rows that ask for `data.verify=warn`: these are marked as a
-copy's, and have no published figure.
+A result belongs to a row if its config has the hash of the row's config: a run with another number
+of epochs, learning rate or recipe version never gets into a table. Runs on data that differ from
+the published ones are shown only in rows with `data.verify=warn`, which are marked as a copy and
+have no published figure.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ COSTS = (
     "A step's time is processor time of one thread on a CPU, beside the first row's in rounds"
     " that took turns (median); MiB are what building and training take on top of the libraries."
 )
-NAMES = {"f1": "F1", "mr": "recall"}  # of metrics, as a heading has them
+NAMES = {"f1": "F1", "mr": "recall"}  # of metrics in headings
 
 
 @dataclass(frozen=True)
 class Row:
-    """Define one network of a table."""
+    """One network of a table."""
 
     label: str
-    overrides: tuple[str, ...] | None  # that npas-train gets; None: only the published figure
-    series: str = ""  # rows of one series make one line of the plot
+    overrides: tuple[str, ...] | None  # of npas-train; None: only the published figure
+    series: str = ""  # rows of one series are one line of the plot
     published: Figure | None = None
-    section: str = ""  # rows of one section make one grid, under this heading
-    metric: str = ""  # in place of the table's
+    section: str = ""  # rows of one section are one grid under this heading
+    metric: str = ""  # replaces the table's
 
     def command(self, seeds: Sequence[int]) -> str:
-        """Return the command that runs it for these seeds."""
+        """Return the command that trains the row for these seeds."""
         assert self.overrides is not None
         sweep = ["-m"] if len(seeds) > 1 else []
         return " ".join(
@@ -59,26 +59,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Define a table; it says which runs it wants, not what came out."""
+    """The definition of a table: its rows and how to show them."""
 
     name: str
     title: str
     rows: Sequence[Row]
     note: str  # how to read it: which data, which split
-    metric: str = "accuracy"  # in %, as the result files have it
+    metric: str = "accuracy"  # a key of the metrics in result files
     as_error: bool = False  # show 100 - metric, as the published tables do
-    epoch: str = "last"  # "selected": the figures of the epoch that was chosen on held-out data
+    epoch: str = "last"  # or "selected", the epoch chosen on held-out data
     seeds: tuple[int, ...] = (0, 1, 2)
-    # Count each row's parameters before there is a run, and show them beside the published ones.
+    # Show each row's parameters, planned if there is no run, beside the published ones.
     counted: bool = False
-    costed: bool = False  # show what a step takes, where scripts/step_costs.py has measured it
-    plotted: bool = True  # the metric against parameters, or what `draw` draws in its place
+    costed: bool = False  # show the costs of a step, if scripts/step_costs.py has measured them
+    plotted: bool = True  # plot the metric against parameters, or call `draw`
     draw: Callable[[Table, Sequence[Cell], Path], list[Path]] | None = None
-    appendix: Callable[[Sequence[Cell]], list[str]] | None = None  # what stands below the grids
+    appendix: Callable[[Sequence[Cell]], list[str]] | None = None  # lines below the grids
 
     @property
     def heading(self) -> str:
-        """Name what the figures are."""
+        """Return the heading of the figures' column."""
         if self.metric in LOSSES:
             return f"test {self.metric}"
         return f"test {'error' if self.as_error else NAMES.get(self.metric, self.metric)}, %"
@@ -86,12 +86,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Summary:
-    """Summarize the finished runs of one network."""
+    """Mean and standard deviation of the finished runs of one network."""
 
     mean: float
     std: float | None  # of a single run, over seeds; None for one run
     n: int
-    digits: int = 2  # behind the point
+    digits: int = 2  # decimals shown
 
     def __str__(self) -> str:
         spread = "" if self.std is None else f" ± {self.std:.{self.digits}f}"
@@ -99,7 +99,7 @@ class Summary:
 
 
 def summarize(values: Iterable[Metric]) -> Summary | None:
-    """Return mean and sample standard deviation of what is not None; None of nothing."""
+    """Return mean and sample standard deviation, ignoring None; None without values."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -110,23 +110,23 @@ def summarize(values: Iterable[Metric]) -> Summary | None:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is there for one row, by seed."""
+    """The results of one row, by seed."""
 
     row: Row
     found: dict[int, Result]
-    copy: bool = False  # of the published data
+    copy: bool = False  # on a copy of the published data
 
     def having(self, *statuses: str) -> dict[int, Result]:
         """Return the results of these statuses, by seed."""
         return {seed: result for seed, result in self.found.items() if result.status in statuses}
 
     def unchosen(self, table: Table) -> list[int]:
-        """Return the seeds that held nothing out, where the table is of chosen epochs."""
+        """Return the seeds without held-out data, if the table is of selected epochs."""
         done = self.having("done").items() if table.epoch == "selected" else ()
         return [seed for seed, run in done if run.metrics is None or run.metrics.selected is None]
 
     def summary(self, table: Table) -> Summary | None:
-        """Summarize the runs that are done, in the table's unit; None where there are none."""
+        """Summarize the finished runs in the table's unit; None without any."""
         left_out = self.unchosen(table)
         values = [
             _measured(result, self.row.metric or table.metric, table.epoch)
@@ -138,14 +138,14 @@ class Cell:
         return dataclasses.replace(found, digits=3) if found and exact else found
 
     def missing(self, table: Table) -> tuple[int, ...]:
-        """Return the seeds still to be run; a diverged run is an answer, a failed one is not."""
+        """Return the seeds still to be run; a diverged run is a result, a failed one is not."""
         if self.row.overrides is None:
             return ()
         settled = self.having("done", "diverged")
         return tuple(seed for seed in table.seeds if seed not in settled)
 
     def parameters(self) -> int | None:
-        """Return the count of parameters that the runs used, or were left with by pruning."""
+        """Return the runs' number of parameters, after pruning; None if it is not the same."""
         counts = {
             result.budget.used if result.pruning is None else result.pruning.parameters
             for result in self.found.values()
@@ -154,15 +154,12 @@ class Cell:
         return counts.pop() if len(counts) == 1 else None
 
     def artifact_bytes(self) -> int | None:
-        """Return the mean size of the artifacts that the runs exported; None where none did."""
+        """Return the mean size of the runs' artifacts in bytes; None without any."""
         exported = [run.artifact for run in self.having("done").values() if run.artifact]
         return sum(one.bytes for one in exported) // len(exported) if exported else None
 
     def gpu_days(self) -> float | None:
-        """Return the mean time of the runs that are done and had a GPU; None where there is none.
-
-        Each of a run's processes uses one GPU, whatever the machine has.
-        """
+        """Return the mean GPU-days, one GPU per process, of finished runs on GPUs; None without."""
         times = [
             run.wall_s * (run.parallel.ranks if run.parallel else 1)
             for run in self.having("done").values()
@@ -172,27 +169,26 @@ class Cell:
 
 
 def _measured(result: Result, metric: str, epoch: str = "last") -> float:
-    """Return a metric of the last epoch, or of the one chosen on held-out data ("selected")."""
+    """Return a metric of the "last" or the "selected" epoch. Raises ValueError if it is missing."""
     found = getattr(result.metrics, epoch)
     if (value := found.get(metric)) is None:
-        whose = f"the result of {result.exp} with seed {result.seed}"
-        raise ValueError(f"{whose} has no metric {metric!r}: it has {', '.join(found)}")
+        name = f"the result of {result.exp} with seed {result.seed}"
+        raise ValueError(f"{name} has no metric {metric!r}: it has {', '.join(found)}")
     return float(value)
 
 
 def load(table: Table, runs: str | Path) -> list[Cell]:
-    """Fill the table with the results below `runs`, the folder of the experiments' folders."""
+    """Fill the table with the results in `runs/EXP/FOLDER`."""
     exps = sorted({compose(*row.overrides).exp for row in table.rows if row.overrides is not None})
     found = (result_files.collect(runs, exp).values() for exp in exps)
     return fill(table, itertools.chain.from_iterable(found))
 
 
 def fill(table: Table, results: Iterable[Result]) -> list[Cell]:
-    """Give each row the results whose config is the row's own.
+    """Return a cell per row with the results of the row's config; preempted runs do not count.
 
-    A preempted run is one that goes on: it counts as not run yet. Of a run on several processes, or
-    in parts, the config is another: where a row has none of its own, those of one such setting
-    stand there, of the one with most seeds.
+    If a row has none with its own number of processes and batch parts, it gets those of the other
+    setting with most seeds.
     """
     by_hash = {
         (r.config_hash, r.dataset.published is False): r
@@ -226,7 +222,7 @@ def _hash(config: schema.Config, seed: int) -> str:
 
 
 def _is_as_configured(result: Result) -> bool:
-    """Return whether all batches were split over ranks and parts as the config says."""
+    """Return whether all batches were split into ranks and parts as in the config."""
     found = result.parallel
     if found is None:
         return True
@@ -239,7 +235,7 @@ def _parts(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def markdown(table: Table, cells: Sequence[Cell]) -> str:
-    """Write the table as markdown, with what it was measured on below it."""
+    """Return the table as markdown, with notes on the runs' hardware below it."""
     notes: list[str] = []
     costs = step_costs(results_root(), table.name) if table.costed else {}
     lines = [f"# {table.title}", "", table.note, ""]
@@ -251,7 +247,7 @@ def markdown(table: Table, cells: Sequence[Cell]) -> str:
     lines += [f"{index}. {note}" for index, note in enumerate(notes, 1)]
     lines += [""] if notes else []
     spread = f"Mean over n seeds ± standard deviation of a single run, {EPOCHS[table.epoch]}."
-    made = f"make reproduce-table TABLE={table.name}"  # which writes only those of the last epoch
+    made = f"make reproduce-table TABLE={table.name}"  # writes only tables of the last epoch
     if table.epoch != "last":
         made = f"npas-table {table.name} epoch={table.epoch}"
     lines += [f"{spread} {_origin(cells)}", "", f"Made from `results/runs/` by `{made}`; never"]
@@ -261,7 +257,7 @@ def markdown(table: Table, cells: Sequence[Cell]) -> str:
 def _grid(
     table: Table, cells: Sequence[Cell], notes: list[str], costs: Mapping[str, Cost]
 ) -> list[str]:
-    """Write one grid; a column stands there if any of its rows has something in it."""
+    """Return the lines of one grid."""
     published = [cell.row.published for cell in cells if cell.row.published is not None]
     timed = table.counted and any(figure.gpu_days is not None for figure in published)
     has_flops = table.counted and any(figure.mflops is not None for figure in published)
@@ -303,7 +299,7 @@ def _grid(
 
 
 def grid_line(entries: Sequence[str]) -> str:
-    """Write one line of a markdown table."""
+    """Return one line of a markdown table."""
     return f"| {' | '.join(entries)} |"
 
 
@@ -312,7 +308,7 @@ def _millions(figure: Figure | None) -> str:
 
 
 def _figure(table: Table, cell: Cell) -> str:
-    """Write the figure of what is done, what went wrong, and the command for what is missing."""
+    """Return the finished runs' figure, seeds that went wrong, and the missing ones' command."""
     summary = cell.summary(table)
     parts = [str(summary)] if summary else []
     wrong = {status: [*cell.having(status)] for status in ("diverged", "failed")}
@@ -329,7 +325,7 @@ def _published(figure: Figure | None, notes: list[str], counted: bool) -> str:
     if figure is None:
         return ""
     text = f"{figure.value:.2f}"
-    if not counted and (millions := _millions(figure)):  # else they have a column of their own
+    if not counted and (millions := _millions(figure)):  # else in a column of their own
         text += f" ({millions})"
     _footnote(notes, f"Published figures: {figure.source}.")
     if figure.note:
@@ -338,14 +334,14 @@ def _published(figure: Figure | None, notes: list[str], counted: bool) -> str:
 
 
 def _footnote(notes: list[str], note: str) -> int:
-    """Return the note's number, after adding it if it is new."""
+    """Return the note's number; add it if it is new."""
     if note not in notes:
         notes.append(note)
     return notes.index(note) + 1
 
 
 def _origin(cells: Sequence[Cell]) -> str:
-    """Return on what hardware the runs were made, and how many from a changed tree."""
+    """Describe the runs' hardware, data, parts and uncommitted changes."""
     runs = [result for cell in cells for result in cell.found.values()]
     if not runs:
         return "No results yet."
@@ -367,10 +363,7 @@ def _origin(cells: Sequence[Cell]) -> str:
 def dense_figure(
     config: schema.Config, metric: str = "accuracy", root: Path | None = None
 ) -> Summary | None:
-    """Summarize the committed dense runs that differ from `config` in budget and seed alone.
-
-    The summary is of the last epoch's `metric`; None where no such run was committed.
-    """
+    """Summarize the last epoch's `metric` of committed dense runs of this config, if any."""
     dense = dataclasses.replace(config, budget=schema.DENSE, sharing=schema.SharingConfig())
     committed = result_files.collect((root or results_root()) / "runs", config.exp).values()
     return summarize(

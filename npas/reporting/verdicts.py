@@ -1,4 +1,4 @@
-"""Say where sharing wins, ties and loses against another network of as many parameters."""
+"""A table's appendix: whether sharing wins, ties or loses against networks of equal size."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from npas.reporting.tables import Cell, grid_line
 from npas.utils.printing import LOSSES
 
-ERRORS = 2  # standard errors, from which on a difference counts
+ERRORS = 2  # standard errors above which a difference counts
 
 
 def verdicts(pairs: Sequence[tuple[str, str]], metric: str) -> Callable[..., list[str]]:
-    """Return an appendix for a table: the labels of each shared row and of the one it is beside."""
+    """Return a table's appendix that compares pairs of rows, given by their labels."""
 
     def lines(cells: Sequence[Cell]) -> list[str]:
         found = {cell.row.label: [*measured(cell, metric).values()] for cell in cells}
@@ -41,7 +41,7 @@ def verdicts(pairs: Sequence[tuple[str, str]], metric: str) -> Callable[..., lis
 
 
 def measured(cell: Cell, metric: str) -> dict[int, float]:
-    """Return a metric of the last epoch by seed, of the runs that are done."""
+    """Return a metric of the last epoch of finished runs, by seed."""
     found = {
         seed: run.metrics.last.get(metric)
         for seed, run in cell.having("done").items()

@@ -55,7 +55,7 @@ class PruningReport:
     def __str__(self) -> str:
         return (
             f"pruning  {self.kept:,} of {self.filters:,} filters kept: {self.exported:,} parameters"
-            f" exported, {self.flops:,} FLOPs an input; {self.parameters:,} parameters with masks"
+            f" exported, {self.flops:,} FLOPs per input; {self.parameters:,} parameters with masks"
         )
 
 

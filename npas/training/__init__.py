@@ -1,13 +1,11 @@
-"""Train: the loop, and what it stands on (optimizer, precision, checkpoints, tracking).
+"""Train networks: the loop, optimizers, precision, checkpoints and tracking. Read `loop.py` first.
 
-    experiment = build(config)           # task, network and allocation; no data read yet
-    prepare(experiment)                   # reads the data; all user errors come now at the latest
-    outcome = train(experiment, run_dir)  # everything else
+    experiment = build(config)            # task, network and allocation; reads no data
+    prepare(experiment)                   # reads the data; raises user errors here at the latest
+    outcome = train(experiment, run_dir)
 
-Where groups are to be found by training, `stored_grouping` says whether they have been, and
-`search_groups` finds them; with what they return `build` makes the experiment that shares by them.
-
-Read `loop.py` first.
+If groups are learned, `stored_grouping` returns those of an earlier search and `search_groups` runs
+the search. Pass the result to `build`.
 """
 
 from npas.training.experiment import Experiment, build

@@ -1,4 +1,4 @@
-"""Export what a run has trained as an artifact, and measure the network that it holds."""
+"""Export a trained network as an artifact and evaluate it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ FILE_NAME = "artifact.npas"
 
 
 def export(experiment: Experiment, folder: Path) -> Artifact:
-    """Write the newest checkpoint's network to `folder`, read it back and measure that.
+    """Write the newest checkpoint's network to `folder`, read it back and evaluate it on test data.
 
-    All processes together; the experiment's network is then the one read back. Refused if the
-    artifact is over the budget's bytes, and nothing is written then.
+    Call it in all processes. The experiment's network then has the weights read back. Raises
+    Refused, and writes nothing, if the artifact exceeds the budget in bytes.
     """
     config, model, process = experiment.config, experiment.model, experiment.process
     path, found = folder / FILE_NAME, None
     with process.together():
         if process.is_main:
-            path.unlink(missing_ok=True)  # of weights before these
+            path.unlink(missing_ok=True)  # an artifact of older weights
             newest = Checkpoints(folder / "checkpoints").newest()
             assert newest is not None
-            load_weights(model, newest)  # the averaged ones, where there are any
+            load_weights(model, newest)
             found = write_artifact(model, path, **config.artifact.keywords, cap=config.cap)
             read_artifact(path, model)
     found = process.from_leader(found)

@@ -1,4 +1,4 @@
-"""Keep a moving average of a network's weights, to be measured and exported in their place."""
+"""Exponential moving average of a network's weights, used for evaluation and export."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from npas.training.experiment import Experiment
 from npas.training.precision import Precision
 
-BATCHES = 50  # of training, at most, that averaged weights see for their batch norms' statistics
+BATCHES = 50  # most training batches used to recompute batch norm statistics
 
 
 @contextlib.contextmanager
 def restoring(model: nn.Module) -> Iterator[None]:
-    """Put a network's weights back at the end of a `with`."""
+    """Restore a network's weights on exit."""
     last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
         yield
@@ -27,11 +27,11 @@ def restoring(model: nn.Module) -> Iterator[None]:
 
 
 class AveragedWeights:
-    """Average what is floating in a network's state: parameters and statistics of norms.
+    """Average the floating-point tensors of a network's state dict.
 
-    The decay grows to its full value, min(decay, (1 + t) / (10 + t)) at update t, so that a short
-    training is not left with its random beginning. Of a shared network it is the bank and the
-    coefficients that are averaged, not the weights they generate; those are products of the two.
+    The decay at update t is min(decay, (1 + t) / (10 + t)): the averages of a short training then
+    forget the initial weights. In a shared network, banks and coefficients are averaged, not the
+    weights generated from them.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -42,7 +42,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Add the weights after optimizer step `step`, counted from 1."""
+        """Update the averages after optimizer step `step`, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         state = self.model.state_dict()
         torch._foreach_lerp_(
@@ -56,7 +56,7 @@ class AveragedWeights:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Put the averages into the network for the length of a `with`."""
+        """Give the network the averaged weights within a `with` block."""
         with restoring(self.model):
             self.model.load_state_dict(self.tensors, strict=False)
             yield
@@ -64,10 +64,10 @@ class AveragedWeights:
 
 @torch.no_grad()
 def measure_statistics(model: nn.Module, run: Callable[[], object]) -> bool:
-    """Measure the statistics of batch norms anew on what `run` passes; False if there are none.
+    """Recompute batch norm statistics over the forward passes of `run`.
 
-    They are plain means over the batches. All else is in evaluation mode, so nothing is drawn at
-    random, which torch's own `update_bn` does not promise.
+    Returns False if the network has no batch norms. The statistics are plain means over batches.
+    Other modules are in eval mode: dropout is off, unlike in torch's `update_bn`.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
@@ -86,10 +86,10 @@ def measure_statistics(model: nn.Module, run: Callable[[], object]) -> bool:
 def renew_statistics(
     experiment: Experiment, averaged: AveragedWeights | None, precision: Precision, epoch: int
 ) -> None:
-    """Give averaged weights their own statistics of batch norms, on the epoch's first batches.
+    """Recompute the averaged weights' batch norm statistics on the epoch's first batches.
 
-    The average of the statistics that other weights had fits them badly, most of all in a short
-    run. Does nothing without averaged weights.
+    Averaged statistics belong to earlier weights and fit the averaged weights badly, most of all in
+    a short run. Does nothing without averaged weights.
     """
     model, config = experiment.model, experiment.config
 

@@ -1,12 +1,12 @@
-"""Keep checkpoints that a kill, a full disk or a flipped bit cannot turn into a wrong resume.
+"""Atomic, verified checkpoints: a kill, a full disk or a flipped bit cannot cause a wrong resume.
 
     checkpoints/step-00000220/
         manifest.json            sha256 of every other file
         state.json               plain data
         model.safetensors, ...   tensors
 
-A checkpoint is written under another name, synced and then renamed, so that one that is there is
-whole; one that does not match its manifest is passed over for the one before. Nothing is pickled.
+A checkpoint is written to a temporary directory, synced and renamed. One that does not match its
+manifest is skipped for the one before it. Nothing is pickled.
 """
 
 import json
@@ -38,7 +38,7 @@ _NAME = re.compile(r"step-(\d+)(\.tmp-\d+)?")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Give access to a checkpoint that matched its manifest when it was opened."""
+    """An open checkpoint, whose files matched the manifest."""
 
     folder: Path
     state: dict[str, Any]
@@ -46,7 +46,7 @@ class Checkpoint:
     def tensors(self, name: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Read the tensors saved as `name`, onto the CPU.
 
-        ValueError if there are none, or none of the names, shapes and dtypes of those in `like`.
+        Raises ValueError if they are missing, or if names, shapes or dtypes differ from `like`.
         """
         file = f"{name}.safetensors"
         with self.refusing():
@@ -55,23 +55,23 @@ class Checkpoint:
                 other = found[key]
                 if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
                     raise ValueError(
-                        f"{key!r} in {file} is {list(other.shape)}, {other.dtype}, and the run's"
+                        f"{key!r} in {file} is {list(other.shape)}, {other.dtype}, but the run's is"
                         f" {list(tensor.shape)}, {tensor.dtype}"
                     )
             if more := found.keys() - (found if like is None else like).keys():
-                raise ValueError(f"{file} has {shown(min(more))}, which the run has not")
+                raise ValueError(f"{file} has {shown(min(more))}, which the run lacks")
         return found
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Name the checkpoint, and what to do, in a ValueError of one line if it does not fit."""
+        """Turn errors within a `with` block into a ValueError that names the checkpoint."""
         try:
             yield
         except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(
                 f"{self.folder} does not fit this run ({' '.join(reason.split())}): remove that"
-                " folder to go on from the checkpoint before, or set resume=never"
+                " folder to resume from the checkpoint before it, or set resume=never"
             ) from None
 
     def has(self, name: str) -> bool:
@@ -80,7 +80,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Keep a run's newest checkpoints, and its best one, in a folder."""
+    """A folder of a run's newest checkpoints and its best one."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder = folder
@@ -93,7 +93,7 @@ class Checkpoints:
         tensors: dict[str, dict[str, Tensor]],
         best: int | None = None,
     ) -> Path:
-        """Write the checkpoint of `step`; remove all but the newest and that of step `best`."""
+        """Write a checkpoint of `step`; remove all but the newest ones and that of step `best`."""
         final = self.path(step)
         scratch = final.with_name(f"{final.name}.tmp-{os.getpid()}")
         _remove(scratch)
@@ -101,13 +101,13 @@ class Checkpoints:
         try:
             for name, group in tensors.items():
                 path = scratch / f"{name}.safetensors"
-                safetensors.torch.save_file(apart(group), path)
+                safetensors.torch.save_file(untied(group), path)
                 give_usual_mode(path)
             _write_json(scratch / STATE, {"format": FORMAT, "step": step, "best": best, **state})
             write_manifest(scratch)
             for path in (*scratch.iterdir(), scratch):
                 _sync(path)
-            _remove(final)  # of the same step; `newest` reads either
+            _remove(final)  # of the same step; `newest` can read either
             scratch.rename(final)
             _sync(self.folder)
         except BaseException:
@@ -117,27 +117,27 @@ class Checkpoints:
         return final
 
     def newest(self) -> Checkpoint | None:
-        """Open the newest checkpoint that verifies; log which were passed over, and why."""
+        """Open the newest valid checkpoint; log a warning for each invalid one."""
         for folder in reversed(self.folders()):
             try:
                 return open_checkpoint(folder)
             except ValueError as error:
                 if _is_finished(folder):
-                    log.warning("passing over a checkpoint: %s", error)
+                    log.warning("skipping a checkpoint: %s", error)
         return None
 
     def settle(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Rename a checkpoint whose writer was killed when only that was left to do."""
+        """Rename a complete checkpoint whose writer was killed before the renaming."""
         final = self.path(checkpoint.state["step"])
         if checkpoint.folder == final or checkpoint.folder.parent != self.folder:
             return checkpoint
-        _remove(final)  # which does not verify, or it would have come first
+        _remove(final)  # invalid, or `newest` would have returned it
         checkpoint.folder.rename(final)
         _sync(self.folder)
         return Checkpoint(final, checkpoint.state)
 
     def adopt(self, checkpoint: Checkpoint) -> None:
-        """Copy a checkpoint from another run's folder, unless it is here."""
+        """Copy a checkpoint from another run's folder if it is not in this one."""
         final = self.path(checkpoint.state["step"])
         if not final.exists():
             scratch = final.with_name(f"{final.name}.tmp-{os.getpid()}")
@@ -145,25 +145,22 @@ class Checkpoints:
             scratch.rename(final)
 
     def clear(self, after: int = -1) -> None:
-        """Remove the checkpoints of all steps after one, which are to be done again."""
+        """Remove the checkpoints of steps after `after`."""
         for folder in self.folders():
             if _step_of(folder) > after:
                 _remove(folder)
 
     def path(self, step: int) -> Path:
-        """Return where the checkpoint of a step is, or would be."""
+        """Return the path of a step's checkpoint."""
         return self.folder / f"step-{step:08d}"
 
     def folders(self) -> list[Path]:
-        """List the checkpoints from old to new.
-
-        One whose writer was killed is among them: if it verifies, only the renaming was left.
-        """
+        """List the checkpoints from old to new, unrenamed ones of killed writers included."""
         found = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)]
         return sorted(found, key=lambda path: (_step_of(path), _is_finished(path)))
 
     def _prune(self) -> None:
-        """Remove all but the newest, and those that these say were best when they were written."""
+        """Remove all but the newest checkpoints and those that these name as best."""
         finished = [path for path in self.folders() if _is_finished(path)]
         kept = finished[-self.keep :]
         best = [_best_of(path) for path in kept]
@@ -173,7 +170,7 @@ class Checkpoints:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Verify and open one checkpoint. ValueError says what is wrong with it."""
+    """Verify and open one checkpoint. Raises ValueError if it is incomplete or damaged."""
     try:
         manifest = decode(dict[str, str], read_json(folder / MANIFEST), MANIFEST)
         state = decode(dict[str, Any], read_json(folder / STATE), STATE)
@@ -194,9 +191,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
-    """Open the checkpoint that `path` is, or the newest of the run or folder that it is.
+    """Open the checkpoint at `path`, or the newest one of the run or folder at `path`.
 
-    ValueError, for each reason another, if there is none that verifies.
+    Raises ValueError if there is no valid one.
     """
     if not path.is_dir():
         raise ValueError(f"there is no folder {path}: name a run's folder")
@@ -209,7 +206,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
         damaged += len(store.folders())
     if damaged:
         raise ValueError(f"all {damaged} checkpoints in {path} are damaged: train the run again")
-    if (path / "config.yaml").exists():  # of a run that ended before it saved one
+    if (path / "config.yaml").exists():  # a run that ended before it saved one
         raise ValueError(f"{path} holds no checkpoint: train it by npas-train run={path}")
     raise ValueError(f"{path} holds no checkpoint: name a run's folder")
 
@@ -225,7 +222,7 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _best_of(folder: Path) -> int | None:
-    """Return the step that was best when the checkpoint was written; None if it does not say."""
+    """Return the best step when the checkpoint was written; None if unknown."""
     try:
         best: int | None = read_json(folder / STATE)["best"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -237,8 +234,8 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return plain tensors that share no memory: of tied ones all but the first are copies."""
+def untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors that share no memory, copying all but the first of tied ones."""
     seen: set[int] = set()
     found = {}
     for key, tensor in tensors.items():

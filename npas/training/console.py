@@ -1,4 +1,4 @@
-"""Show how a training goes: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""Training progress on stderr: a bar on a terminal, else a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class ProgressDisplay:
-    """Count steps on stderr, with the figures that were logged last, within a `with`."""
+    """Show finished steps and the latest logged figures within a `with` block."""
 
     def __init__(self, total: int, done: int, file: TextIO | None = None) -> None:
         self.total = total
@@ -34,7 +34,7 @@ class ProgressDisplay:
     def step(self, step: int) -> None:
         """Report that `step` steps are done."""
         if self.is_terminal:
-            with contextlib.suppress(OSError):  # a terminal that is gone ends no training
+            with contextlib.suppress(OSError):  # a closed terminal must not end the training
                 self.bar.update(self.task, completed=step, description=self.figures)
         elif (now := time.monotonic()) - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
@@ -42,7 +42,7 @@ class ProgressDisplay:
             print_line(f"step {step}/{self.total}  {self.figures}  {left:.0f} s left", self.file)
 
     def show(self, record: dict[str, Any]) -> None:
-        """Show the figures of a logged record from the next step on."""
+        """Show a logged record's figures from the next step on."""
         shown = {k: v for k, v in record.items() if k.startswith(("train/", "val/"))}
         figures = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
         self.figures = f"epoch {record['epoch']}  {figures}"

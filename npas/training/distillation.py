@@ -1,8 +1,8 @@
-"""Train a network to give a teacher's outputs: what `distill.teacher` asks for.
+"""Distillation from the teacher that `distill.teacher` names.
 
-The teacher is a run of npas or `dense`, the run's own network before it is shared. It is in eval
-mode, computes in the run's precision, and reads the batches that the student reads; with
-`distill.cache` every sample once.
+The teacher is an npas run or `dense`, the run's own network before sharing. It is in eval mode, in
+the run's precision, and sees the same batches as the student; with `distill.cache`, every sample
+only once.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from npas.training.teacher_cache import TeacherCache
 
 
 class Distilled:
-    """A task whose loss also asks for a teacher's outputs.
+    """A task whose loss also compares the network's outputs with a teacher's.
 
-    `distill.weight` w of it: (1 - w) task loss + w T^2 KL, and `distill.hidden_weight` times the
-    mean squared difference of the modules that `distill.hidden` names.
+    With w = `distill.weight`: (1 - w) task loss + w T^2 KL, plus `distill.hidden_weight` times the
+    mean squared difference of the outputs of the modules in `distill.hidden`.
     """
 
     def __init__(self, config: Config, task: Task, student: nn.Module, teacher: nn.Module) -> None:
@@ -38,22 +38,22 @@ class Distilled:
         self.teacher = teacher.eval().requires_grad_(False)
         self.cache: TeacherCache | None = None
         self.outputs: dict[str, dict[str, Any]] = {"student": {}, "teacher": {}}
-        for who, network in (("student", student), ("teacher", teacher)):
+        for role, network in (("student", student), ("teacher", teacher)):
             modules = dict(network.named_modules())
-            for name in ("", *self._hidden(modules, who)):
-                modules[name].register_forward_hook(self._keeper(who, name))
+            for name in ("", *self._hidden(modules, role)):
+                modules[name].register_forward_hook(self._keeper(role, name))
 
-    def _hidden(self, modules: dict[str, nn.Module], who: str) -> list[str]:
+    def _hidden(self, modules: dict[str, nn.Module], role: str) -> list[str]:
         found = []
         for pattern in self.settings.hidden:
             names = fnmatch.filter(modules, pattern)
             if not names:
-                raise ValueError(f"distill.hidden: the {who} has no module {pattern!r}")
+                raise ValueError(f"distill.hidden: the {role} has no module {pattern!r}")
             found += names
         return found
 
-    def _keeper(self, who: str, name: str) -> Any:
-        kept = self.outputs[who]
+    def _keeper(self, role: str, name: str) -> Any:
+        kept = self.outputs[role]
 
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             kept[name] = output
@@ -65,7 +65,10 @@ class Distilled:
         return self.task.part_weights(parts, world)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and sums to log, as `Task.loss` does. ValueError if outputs differ."""
+        """Return the loss and the sums to log, as `Task.loss` does.
+
+        Raises ValueError if student and teacher outputs differ in shape.
+        """
         loss, found = self.task.loss(model, batch)
         ours, theirs = self.outputs["student"], self.outputs["teacher"]
         if self.cache is not None:
@@ -75,7 +78,7 @@ class Distilled:
         weight = self.settings.weight
         try:
             soft = distillation_loss(ours[""], theirs[""], self.settings.temperature)
-            hidden = self._apart(ours, theirs)
+            hidden = self._hidden_loss(ours, theirs)
         except ValueError as error:
             raise ValueError(f"distill.teacher={self.settings.teacher}: {error}") from None
         ours.clear()
@@ -88,27 +91,26 @@ class Distilled:
         return loss, found
 
     def _teach(self, batch: Batch) -> None:
-        """Let the teacher read a batch as the student does; hooks keep what it gives."""
+        """Run the teacher on a batch; hooks keep its outputs."""
         with torch.no_grad():
             self.task.loss(self.teacher, batch)
 
     def taught(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the teacher's logits for a batch, by name."""
+        """Return the teacher's logits for a batch by name."""
         self._teach(batch)
         return logits(self.outputs["teacher"].pop(""))
 
-    def _apart(self, ours: dict[str, Any], theirs: dict[str, Any]) -> Tensor | None:
-        """Return the mean squared difference of the hidden outputs; None where none are matched."""
-        apart = []
+    def _hidden_loss(self, ours: dict[str, Any], theirs: dict[str, Any]) -> Tensor | None:
+        """Return the mean squared difference of the hidden outputs; None if none are matched."""
+        losses = []
         for name in (name for name in ours if name):
             own, other = (_tensor(found.get(name)) for found in (ours, theirs))
             if own is None or other is None or own.shape != other.shape:
                 raise ValueError(
-                    f"module {name!r} gives another shape than the student's: name others in"
-                    " distill.hidden"
+                    f"the outputs of module {name!r} differ in shape: name others in distill.hidden"
                 )
-            apart.append(F.mse_loss(own.float(), other.float()))
-        return torch.stack(apart).mean() if apart else None
+            losses.append(F.mse_loss(own.float(), other.float()))
+        return torch.stack(losses).mean() if losses else None
 
 
 def _tensor(output: Any) -> Tensor | None:
@@ -118,9 +120,9 @@ def _tensor(output: Any) -> Tensor | None:
 
 
 def prepare(experiment: Experiment) -> None:
-    """Load the teacher, if any, and check on one batch that it gives what the student gives.
+    """Load the teacher, if any, and check on one batch that its outputs match the student's.
 
-    ValueError, in one line, if there is none or its outputs are others.
+    Raises ValueError if it is missing or its outputs differ in shape.
     """
     config, task, process = experiment.config, experiment.task, experiment.process
     name = config.distill.teacher
@@ -155,8 +157,8 @@ def prepare(experiment: Experiment) -> None:
 def _dense(config: Config, task: Task) -> nn.Module:
     """Build the run's own network before sharing, with its trained weights.
 
-    Where some of it would be fresh, as the head of a network that was trained for something else,
-    it is the same experiment's finished dense run.
+    If some of its weights would be fresh, such as a new head, load the same experiment's finished
+    dense run instead.
     """
     sharing = dataclasses.replace(
         config.sharing, groups="single", num_groups=None, templates=None, init=None
@@ -184,6 +186,6 @@ def _dense(config: Config, task: Task) -> nn.Module:
         return initial.restore(folder)
     except ValueError as error:
         raise ValueError(
-            f"{fresh[0]} of the dense network is fresh, and its own run cannot teach either"
-            f" ({error}): train it first, budget=dense and else the same, or name another run"
+            f"{fresh[0]} of the dense network is fresh, and its own run cannot be the teacher"
+            f" ({error}): train it first, with budget=dense and all else equal, or name another run"
         ) from None

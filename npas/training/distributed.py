@@ -1,8 +1,7 @@
-"""Train in several processes: say which this is, let them agree, and share gradients among them.
+"""Training in several processes: ranks, collectives and agreement on when to stop.
 
-A process that nobody launched is alone, and everything here then does nothing. NCCL carries what is
-on GPUs and gloo what is on CPUs, such as small plain data; a group of its own carries the votes on
-whether to stop, which so wait for nothing else.
+All of it does nothing in a single process. NCCL carries GPU tensors, gloo CPU tensors and plain
+data. Votes on whether to stop have a process group of their own, so they wait for nothing else.
 """
 
 from __future__ import annotations
@@ -27,27 +26,27 @@ from npas.utils import processes, signals
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-# A process that dies is noticed at once. This is for one that hangs; reading data may take long.
+# For a process that hangs: one that dies is noticed at once. Reading data may take long.
 TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class Process:
-    """This process's place among those that train together, and its device."""
+    """This process's rank, the world size and its device."""
 
     rank: int
     world: int
     device: torch.device
     nodes: int = 1
-    votes: Any = None  # the group that carries votes; None for a process alone
+    votes: Any = None  # the process group of the votes; None in a single process
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one process that writes files and prints."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def from_leader(self, value: T) -> T:
-        """Return the leader's value, plain data, in every process."""
+        """Return rank 0's value, plain data, in every process."""
         if self.world == 1:
             return value
         holder = [value]
@@ -56,47 +55,47 @@ class Process:
 
     def gather(self, value: T) -> list[T]:
         """Return every process's value, plain data or CPU tensors, by rank."""
-        found: list[Any] = [None] * self.world
         if self.world == 1:
             return [value]
+        found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value)
         return found
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Run a part that users' mistakes can end: the ValueError of one is a Refused in all.
+        """Turn a ValueError raised in one process into Refused in all processes.
 
-        Preempted, in all of them, if a signal has asked one to stop.
+        Raises Preempted in all of them if a signal asked one to stop.
         """
         mistake = None
         try:
             yield
         except ValueError as error:
             mistake = error
-        said = self.gather((str(mistake or ""), signals.requested()))
-        first = next((text for text, _ in said if text), None)
+        found = self.gather((str(mistake or ""), signals.requested()))
+        first = next((text for text, _ in found if text), None)
         if first is not None:
             raise processes.Refused(first) from mistake
-        if self.world > 1 and any(stop for _, stop in said):
+        if self.world > 1 and any(stop for _, stop in found):
             raise signals.Preempted
 
     def total(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
-        """Add a tensor up over all processes, in place; `op`: combine it in another way."""
+        """Sum a tensor over all processes in place, or reduce it with `op`."""
         if self.world > 1:
             dist.all_reduce(tensor, op)
             increment_version(tensor)
         return tensor
 
     def any(self, flag: Tensor) -> Tensor:
-        """Return the greatest of all processes' flags, in place and on the device."""
+        """Return the maximum of all processes' flags, in place and on the device."""
         return self.total(flag, dist.ReduceOp.MAX)
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give every process the leader's buffers: batch norms' statistics are each one's own."""
+        """Copy rank 0's buffers to every process: each has its own batch norm statistics."""
         self._broadcast(model.buffers())
 
     def share_all(self, model: nn.Module) -> None:
-        """Give every process the leader's parameters and buffers."""
+        """Copy rank 0's parameters and buffers to every process."""
         self._broadcast(model.parameters())
         self.share_buffers(model)
 
@@ -104,14 +103,14 @@ class Process:
         if self.world > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0)
-                increment_version(tensor)  # a collective writes without, and kept weights compare
+                increment_version(tensor)  # collectives do not; cached weights compare versions
 
 
 class StopVote:
-    """Stops all processes after the same step when a signal or the clock asks any of them to.
+    """Stop all processes after the same step when a signal or the clock asks any of them to.
 
-    A vote is cast after each step and counted after the next, so that nobody waits for it.
-    `elapsed_s` is the time, in seconds, that all agree on; `clock` reads a process's own.
+    A vote is cast after each step and counted after the next, so no process waits for it.
+    `elapsed_s` is the time that all agree on, in seconds; `clock` returns this process's own.
     """
 
     def __init__(self, process: Process, elapsed_s: float, clock: Callable[[], float]) -> None:
@@ -121,30 +120,30 @@ class StopVote:
         self.cast: tuple[Any, Tensor] | None = None
 
     def is_over(self, most_s: float | None) -> bool:
-        """Return whether the time agreed on has reached `most_s`; None: there is no limit."""
+        """Return whether the agreed time has reached `most_s`; None means no limit."""
         return most_s is not None and self.elapsed_s >= most_s
 
     def should_stop(self) -> bool:
-        """Cast this step's vote; tell whether the last one was to stop."""
+        """Cast this step's vote and return the result of the last one."""
         stop, now = signals.requested(), self.clock()
         if self.process.world == 1:
             self.elapsed_s = now
             return stop
-        answer = self._count()
+        result = self._count()
         ballot = torch.tensor([float(stop), now], dtype=torch.float64)
         group, greatest = self.process.votes, dist.ReduceOp.MAX
         self.cast = dist.all_reduce(ballot, greatest, group=group, async_op=True), ballot
-        return answer
+        return result
 
     def __enter__(self) -> StopVote:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None:  # or the others may never cast theirs
+        if kind is None:  # after an error the others may never cast theirs
             self._count()
 
     def _count(self) -> bool:
-        """Count the vote that is under way, if any."""
+        """Wait for the pending vote, if any, and return whether to stop."""
         if self.cast is None:
             return False
         work, ballot = self.cast
@@ -158,7 +157,7 @@ _joined: Process | None = None
 
 
 def this_process(trainer: TrainerConfig) -> Process:
-    """Return this process's place and device. ValueError for a device that is not there."""
+    """Return this process's ranks and device. Raises ValueError if there is no such device."""
     if _joined is not None:
         return _joined
     return Process(0, 1, _device(trainer, processes.Place()))
@@ -166,9 +165,9 @@ def this_process(trainer: TrainerConfig) -> Process:
 
 @contextlib.contextmanager
 def joined(trainer: TrainerConfig) -> Iterator[Process]:
-    """Join the processes that torchrun, srun or `launch` started together; alone, do nothing.
+    """Join the process group that torchrun, srun or `launch` started, if any.
 
-    ValueError for a device that is not there, or a number of them that was not started.
+    Raises ValueError for a missing device, or if another number of processes was started.
     """
     global _joined
     here = processes.place()
@@ -184,25 +183,26 @@ def joined(trainer: TrainerConfig) -> Iterator[Process]:
     on_gpus = trainer.device != "cpu" and torch.cuda.is_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)
     votes = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    alone = Process(here.rank, here.world, torch.device("cpu"), here.nodes, votes)
-    with alone.together():
+    process = Process(here.rank, here.world, torch.device("cpu"), here.nodes, votes)
+    with process.together():
         device = _device(trainer, here)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    _joined = replace(alone, device=device)
+    _joined = replace(process, device=device)
     try:
         yield _joined
     finally:
         _joined = None
-    dist.destroy_process_group()  # after a failure the others may be gone: ending says it to them
+    # Not after an error: the others may be gone, and this process's exit tells those that are not.
+    dist.destroy_process_group()
 
 
 def wrap(model: nn.Module, process: Process, config: Config) -> nn.Module:
-    """Wrap the network so that backward averages gradients over the processes.
+    """Wrap the network in DDP, which averages gradients over the processes.
 
-    Where more than two are to add up to the same bits after a resume, the buckets stay as they
-    first are, which looking for unused parameters brings about: torch would rearrange them after
-    one step, and a resumed run, whose first step is another, would then add in another order.
+    A deterministic run of more than two processes sets `find_unused_parameters`, which fixes the
+    gradient buckets. Torch would otherwise rearrange them after the first step, and a resumed run,
+    whose first step is another one, would sum gradients in another order.
     """
     if process.world == 1:
         if config.trainer.gradient_dtype != "fp32":
@@ -219,11 +219,11 @@ def wrap(model: nn.Module, process: Process, config: Config) -> nn.Module:
 
 
 def check_all_used(model: nn.Module) -> None:
-    """Raise Refused, after a backward, if a parameter got no gradient: DDP waits for each."""
+    """Raise Refused if a parameter got no gradient in backward: DDP waits for each of them."""
     unused = [k for k, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if unused:
         raise processes.Refused(
-            f"{len(unused)} parameters take no part in the loss ({unused[0]}, ...): several"
+            f"{len(unused)} parameters do not affect the loss ({unused[0]}, ...): several"
             " processes cannot train them; remove them or freeze them"
         )
 
@@ -238,7 +238,7 @@ def _device(trainer: TrainerConfig, here: processes.Place) -> torch.device:
     local_rank = 0 if here.by_slurm and count == 1 else here.local_rank
     if local_rank >= count:
         raise ValueError(
-            f"there are more processes than the {count} GPUs of this machine: start {count}, or set"
+            f"more processes than the {count} GPUs of this machine: start {count}, or set"
             " trainer.device=cpu"
         )
     return torch.device("cuda", local_rank)

@@ -1,6 +1,6 @@
-"""Try single steps: to see that a run would work, and what fits into the memory where one did not.
+"""Single trial steps: whether a run would work, and which batch parts fit into memory.
 
-Nothing is written, and what the steps do to the network is not kept.
+Nothing is written, and the steps' changes to the network are not kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from npas.training.precision import Precision
 
 
 def one_step(experiment: Experiment) -> str:
-    """Do the run's first step; return a line on it. ValueError if its numbers are not finite."""
+    """Take the run's first step; return its loss, time and memory as a line of text.
+
+    Raises ValueError if the loss or the gradient is not finite.
+    """
     config, task, process = experiment.config, experiment.task, experiment.process
     task.setup()
     meter, precision = Meter(process), Precision(config.precision, process.device)
@@ -45,29 +48,29 @@ def one_step(experiment: Experiment) -> str:
 
 
 def advise_on_memory(experiment: Experiment) -> str:
-    """Return, after a step ran out of memory, how many parts of a batch would fit.
+    """Return the error message for a step out of memory: how many parts of a batch would fit.
 
-    Tries parts of each size that divides this process's share, from large to small.
+    Tries every part size that divides this process's share of the batch, from large to small.
     """
     config, process = experiment.config, experiment.process
-    said = f"out of memory with batch_size {experiment.batch_arithmetic()}"
+    message = f"out of memory with batch_size {experiment.batch_arithmetic()}"
     local = base.rank_share(config.batch_size, process.world)
     now = config.trainer.grad_accum_steps
     try:
         check_parts(experiment, local)
     except ValueError:  # the loss needs the whole batch
-        return f"{said}: choose a smaller batch_size or network, or another precision"
+        return f"{message}: choose a smaller batch_size or network, or another precision"
     for parts in (n for n in range(now + 1, local + 1) if local % n == 0):
         if _fits(experiment, parts):
-            return f"{said}: trainer.grad_accum_steps={parts} (parts of {local // parts}) fits"
-    return f"{said}: not even one sample at a time fits; choose a smaller network or precision"
+            return f"{message}: trainer.grad_accum_steps={parts} (parts of {local // parts}) fits"
+    return f"{message}: not even one sample at a time fits; choose a smaller network or precision"
 
 
 def _fits(experiment: Experiment, parts: int) -> bool:
     config, process = experiment.config, experiment.process
     optimizer = build_optimizer(experiment.model, config.optim)
     try:
-        # Two, since the second meets the gradients of the first.
+        # Two parts: the second one needs memory beside the gradients of the first.
         two = next(experiment.batches(epoch=0)).parts(parts)[:2]
         precision = Precision(config.precision, process.device)
         gradient(experiment.learner, experiment.model.train(), two, optimizer, precision)

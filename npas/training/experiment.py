@@ -1,4 +1,4 @@
-"""Build what a config describes: the task and the network that shares inside its budget."""
+"""Build the task and the shared network of a config."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from npas.training.grouping import SEARCH, TRAIN, Grouping
 
 log = logging.getLogger(__name__)
 
-# The keys of `sharing` that a plan does not depend on.
+# Keys of `sharing` that do not change the plan.
 OF_TRAINING = {"search", "recompute", "recurrence_weight", "lsm_every", "init", "fit_batches"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Which weights a run started from, by their sha256, and what became of them."""
+    """The sha256 of the weights that a run started from, and what was done with them."""
 
     weights: str
     became: str
@@ -43,7 +43,7 @@ class Start:
 class Experiment:
     """One run's parts, ready to train or to load a checkpoint into.
 
-    In the stage "search" the network is the one that groups are found from; in "train", the run's.
+    In stage "search", `model` is the network that groups are learned from.
     """
 
     config: Config
@@ -52,24 +52,24 @@ class Experiment:
     model: nn.Module
     allocation: Allocation | None  # None for a dense network
     stage: str = TRAIN
-    grouping: Grouping | None = None  # that was found, where one was searched
-    start: Start | None = None  # of `sharing.init`, where it has just been read
-    unfinished: str | None = None  # how far the weights came, where a run did not end
-    distilled: Learner | None = None  # the task with a teacher's outputs to match
+    grouping: Grouping | None = None  # the search's result
+    start: Start | None = None  # set when `sharing.init` has been read
+    unfinished: str | None = None  # how far an unfinished run was trained
+    distilled: Learner | None = None  # the task with a teacher
 
     @property
     def learner(self) -> Learner:
-        """Return what gives the training loss: the task, or it and a teacher's outputs."""
+        """Return what computes the training loss: the task, or the task with a teacher."""
         return self.distilled or self.task
 
     @property
     def epochs(self) -> int:
-        """Return how long this stage trains."""
+        """Return the number of epochs of this stage."""
         return search_epochs(self.config) if self.stage == SEARCH else self.config.epochs
 
     @property
     def recurrence_weight(self) -> float:
-        """Return how much layers are rewarded for growing alike: not in a search."""
+        """Return the weight of the recurrence reward, 0 in a search."""
         shares = self.allocation is not None and self.stage == TRAIN
         return self.config.sharing.recurrence_weight if shares else 0.0
 
@@ -87,7 +87,7 @@ class Experiment:
         )
 
     def batch_arithmetic(self) -> str:
-        """Return how a batch is shared out, as "128 = 4 ranks x 2 parts x 16"."""
+        """Return how a batch is split, as "128 = 4 ranks x 2 parts x 16"."""
         size, parts = self.config.batch_size, self.config.trainer.grad_accum_steps
         ranks = self.process.world
         factors = [f"{n} {what}" for n, what in ((ranks, "ranks"), (parts, "parts")) if n > 1]
@@ -103,11 +103,10 @@ def build(
 ) -> Experiment:
     """Build task, network and allocation from a checked config; reads no data.
 
-    Where groups are to be searched and no grouping is given, the experiment is the search. `task`
-    saves a later stage from reading the data again. `stored` is the state of a checkpoint whose
-    network is built, see `build_network`.
+    If groups are learned and no grouping is given, the experiment is the search. A `task` of an
+    earlier stage saves reading the data again. For `stored`, see `build_network`.
 
-    ValueError for a budget that cannot be, or a device that is not there.
+    Raises ValueError for an infeasible budget or a missing device.
     """
     process = this_process(config.trainer)
     base.rank_share(config.batch_size, process.world, config.trainer.grad_accum_steps)
@@ -132,12 +131,11 @@ def build_network(
     grouping: Grouping | None = None,
     stored: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Build the network for a task's inputs and share it, for the search while groups are unknown.
+    """Build the network for a task's inputs and share it, for the search if groups are unknown.
 
-    On the CPU, so that a seed means the same weights whatever trains them. With the state of a
-    checkpoint, `stored`, it is the network that the checkpoint's weights are for: shared as its
-    allocation says, and with no file of pretrained weights read. ValueError for a budget that
-    cannot be.
+    It is built on the CPU, so that a seed gives the same weights on every device. `stored`, a
+    checkpoint's state, gives that checkpoint's network: shared by the stored allocation, with no
+    pretrained weights read. Raises ValueError for an infeasible budget.
     """
     stored = stored or {}
     seeding.seed_torch(config.seed, "init")
@@ -148,7 +146,7 @@ def build_network(
         return model
     if search_epochs(config) and grouping is None:
         return _share_for_search(config, model)
-    if config.budget == DENSE or config.sharing.fits:  # which `initial.start` shares, once trained
+    if config.budget == DENSE or config.sharing.fits:  # `initial.start` shares a fit
         return model
     check_groups(config, model, grouping)
     keywords = plan_keywords(config, grouping) | {"recompute": config.sharing.recompute}
@@ -164,9 +162,9 @@ def build_network(
 def build_dense(
     config: Config, spec: InputSpec, architecture: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Build the dense network for a task's inputs, with masks where filters are to be pruned.
+    """Build the dense network for a task's inputs, with masks on filters that will be pruned.
 
-    ValueError where they cannot be.
+    Raises ValueError if the network's filters cannot be pruned.
     """
     model = models.build(config.model, spec, architecture)
     if (method := config.pruning.method) is not None:
@@ -179,7 +177,7 @@ def build_dense(
 
 
 def check_parts(experiment: Experiment, grad_accum_steps: int | None = None) -> None:
-    """ValueError if the task's loss cannot be had in the parts that batches are taken in."""
+    """Raise ValueError if the task's loss cannot be computed on parts of a batch of this size."""
     config, world = experiment.config, experiment.process.world
     grad_accum_steps = grad_accum_steps or config.trainer.grad_accum_steps
     size = base.rank_share(config.batch_size, world, grad_accum_steps)
@@ -187,7 +185,7 @@ def check_parts(experiment: Experiment, grad_accum_steps: int | None = None) -> 
 
 
 def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str, Any]:
-    """Return the keywords of `npas.plan` that the config stands for."""
+    """Return a config's keyword arguments of `npas.plan`."""
     keys = {key.name for key in dataclasses.fields(config.sharing)} - OF_TRAINING
     if config.sharing.fits and config.sharing.templates is None:
         keys -= set(FITTED)
@@ -199,9 +197,9 @@ def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str,
 
 
 def check_groups(config: Config, model: nn.Module, grouping: Grouping | None = None) -> None:
-    """Warn if groups that name each of their layers leave some out, as another network's do.
+    """Warn if groups given layer by layer leave layers out, as another network's groups may.
 
-    ValueError if groups that were found for this very network do.
+    Raises ValueError if the groups were learned for this network.
     """
     named = config.sharing.groups if grouping is None else grouping.groups
     if not isinstance(named, dict) or any(set(name) & set("*?[") for name in named):
@@ -210,8 +208,8 @@ def check_groups(config: Config, model: nn.Module, grouping: Grouping | None = N
     left_out = [layer.spec.name for layer in layers if layer.spec.name not in named]
     if left_out and grouping is not None:
         raise ValueError(
-            f"the run's {GROUPS_FILE} lacks {left_out[0]}: delete that file, and the groups are"
-            " found again"
+            f"the run's {GROUPS_FILE} lacks {left_out[0]}: delete that file to find the groups"
+            " again"
         )
     if left_out:
         log.warning(
@@ -224,11 +222,11 @@ def check_groups(config: Config, model: nn.Module, grouping: Grouping | None = N
 
 
 def _share_for_search(config: Config, model: nn.Module) -> nn.Module:
-    """Share a network in one group, to find others by; ValueError if it cannot come to them."""
+    """Share a network in one group for the search. Raises ValueError for an infeasible budget."""
     assert config.budget is not None
     settings = config.sharing
-    # What cannot be planned is said now and not after the search: groups drawn at random need what
-    # found ones will. The released layout is stricter, and no draw can stand for others.
+    # Plan random groups first, so that an infeasible budget is refused before the search and not
+    # after it. The released layout is stricter: random groups say nothing about learned ones.
     proxy: dict[str, Any] = {"groups": "random"}
     if settings.allocator == "reference":
         proxy = {"groups": "single", "num_groups": None}

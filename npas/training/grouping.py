@@ -1,4 +1,4 @@
-"""Group layers by vectors that tell them apart, and keep the outcome as readable JSON."""
+"""Cluster layers into groups by a vector per layer, and store the result as readable JSON."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from npas.tasks.common.files import write_whole
 from npas.utils.json_data import read_json
 from npas.utils.rng import derive_key
 
-SEARCH, TRAIN = "search", "train"  # the stages of a run; most runs have the last alone
-RESTARTS = 10  # beginnings of k-means, of which the best counts
+SEARCH, TRAIN = "search", "train"  # the stages of a run; most runs have only the second
+RESTARTS = 10  # of k-means; the best counts
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """Which layer is in which group, both in order of depth, and how that was found."""
+    """The group of each layer, in order of depth, and how the groups were found."""
 
     method: str  # learned or gradient
     seed: int
@@ -28,14 +28,14 @@ class Grouping:
     epochs: int  # of the search, as are the next two
     steps: int
     wall_s: float
-    # For gradient: how far two halves of the batches agree on which layers agree, a correlation.
+    # For gradient: correlation of the pairwise agreements measured on two halves of the batches.
     half_agreement: float | None
     groups: dict[str, str]  # by layer
-    # By layer, what told it apart: coefficients or embedding; for gradient its agreement with all.
+    # By layer, what was clustered: coefficients or embedding; for gradient agreement with all.
     vectors: dict[str, list[float]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data, a layer an entry."""
+        """Return plain JSON data with one entry per layer."""
         data = asdict(self)
         groups, vectors = data.pop("groups"), data.pop("vectors")
         layers = [{"name": k, "group": v, "vector": vectors[k]} for k, v in groups.items()]
@@ -43,7 +43,7 @@ class Grouping:
 
 
 def from_dict(data: Any) -> Grouping:
-    """Read what `to_dict` returned; ValueError for anything else."""
+    """Read the data that `to_dict` returned. Raises ValueError for anything else."""
     try:
         head = {key: value for key, value in data.items() if key != "layers"}
         groups = {layer["name"]: layer["group"] for layer in data["layers"]}
@@ -54,7 +54,7 @@ def from_dict(data: Any) -> Grouping:
 
 
 def write(run_dir: Path, grouping: Grouping) -> None:
-    """Write `groups.json`, a line a layer, so that a reader sees all of it or nothing."""
+    """Write `groups.json` atomically, one line per layer."""
     head = grouping.to_dict()
     lines = ",\n".join(f"  {json.dumps(layer)}" for layer in head.pop("layers"))
     text = f'{json.dumps(head, indent=1)[:-2]},\n "layers": [\n{lines}\n ]\n}}\n'
@@ -62,28 +62,28 @@ def write(run_dir: Path, grouping: Grouping) -> None:
 
 
 def read(run_dir: Path) -> Grouping | None:
-    """Read the run's `groups.json`, None if there is none; ValueError if it is damaged."""
+    """Read the run's `groups.json`; None if there is none. Raises ValueError if it is damaged."""
     file = run_dir / GROUPS_FILE
     try:
         return from_dict(read_json(file))
-    except (FileNotFoundError, NotADirectoryError):  # a run_root that is no folder is said later
+    except (FileNotFoundError, NotADirectoryError):  # a run_root that is a file is refused later
         return None
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"{file} is damaged ({error}): delete it, and the groups are found again"
+            f"{file} is damaged ({error}): delete it to find the groups again"
         ) from None
 
 
 def by_kmeans(vectors: Sequence[Sequence[float]], num_groups: int, seed: int) -> list[int]:
-    """Cluster vectors as they are, with no normalization, by k-means; return each one's cluster.
+    """Cluster vectors by k-means, without normalization; return each one's cluster.
 
-    Raises ValueError where there are fewer distinct vectors than groups.
+    Raises ValueError if there are fewer distinct vectors than groups.
     """
     distinct = len({tuple(vector) for vector in vectors})
     if distinct < num_groups:
         raise ValueError(
-            f"sharing.num_groups={num_groups}, but the layers mix in {distinct} different ways"
-            f" only: set it to {distinct} or less"
+            f"sharing.num_groups={num_groups}, but the layers have only {distinct} different"
+            f" coefficient vectors: set it to {distinct} or less"
         )
     from sklearn.cluster import KMeans
 
@@ -93,11 +93,8 @@ def by_kmeans(vectors: Sequence[Sequence[float]], num_groups: int, seed: int) ->
 
 
 def by_agreement(cosines: Sequence[Sequence[float]], num_groups: int) -> list[int]:
-    """Merge the two groups that agree most, on average over their pairs, until `num_groups` stay.
-
-    `cosines` holds the agreement of every pair of layers; returns each layer's cluster.
-    """
-    if num_groups == len(cosines):  # nothing to merge, which scikit-learn refuses of one layer
+    """Cluster layers by average linkage on the cosines of all pairs; return each one's cluster."""
+    if num_groups == len(cosines):  # scikit-learn refuses a single layer
         return list(range(num_groups))
     from sklearn.cluster import AgglomerativeClustering
 
@@ -107,6 +104,6 @@ def by_agreement(cosines: Sequence[Sequence[float]], num_groups: int) -> list[in
 
 
 def named(labels: Mapping[str, int], method: str) -> dict[str, str]:
-    """Name each layer's group after its first appearance in depth: `learned0`, `learned1`, ..."""
-    places = {label: place for place, label in enumerate(dict.fromkeys(labels.values()))}
-    return {layer: f"{method}{places[label]}" for layer, label in labels.items()}
+    """Name groups in the order of their first layers: `learned0`, `learned1`, ..."""
+    order = list(dict.fromkeys(labels.values()))
+    return {layer: f"{method}{order.index(label)}" for layer, label in labels.items()}

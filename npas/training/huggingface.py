@@ -1,4 +1,4 @@
-"""A callback for the Trainer of transformers; nothing else of npas needs that."""
+"""A callback for transformers' Trainer; no other module of npas imports transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from npas.sharing.api import allocation
 class BudgetCallback(TrainerCallback):
     """Print a shared network's allocation when training starts, and check its budget.
 
-    ValueError if the network is not shared, or trains more parameters than its budget allows, as
-    after something was added to it. Warns of an optimizer that lacks some of its parameters, or
-    decays its coefficients, as the Trainer's own does.
+    Raises ValueError if the network is not shared, or has more parameters than its budget allows
+    because modules were added. Warns if the optimizer lacks parameters or decays coefficients, as
+    the Trainer's own optimizer does.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Do so, on the first process alone but for what is raised."""
+        """Check the network; print and warn on the main process only."""
         model, optimizer = given["model"], given.get("optimizer")
         model = getattr(model, "module", model)
         if not is_shared(model):
@@ -28,7 +28,7 @@ class BudgetCallback(TrainerCallback):
         used, budget = count_parameters(model), allocation(model).budget
         if used > budget.allowed:
             raise ValueError(
-                f"the network trains {used:,} parameters, and its budget {budget.asked} allows"
+                f"the network trains {used:,} parameters, but its budget {budget.asked} allows"
                 f" {budget.allowed:,}: something was added after npas.share"
             )
         if not state.is_world_process_zero:

@@ -1,9 +1,9 @@
-"""Start a network from trained weights: what `sharing.init=PATH` asks for.
+"""Initialize a network with trained weights, as `sharing.init=PATH` asks.
 
-The path is a run of npas, or a file of dense weights: `.safetensors`, or the folder of one, as
-npas-export and transformers write them, or of several with their index. A dense network copies
-them. A shared one takes the banks of a run that shares alike as they are; from other weights
-`sharing.init=fit:PATH` plans the sharing.
+The path is an npas run, or dense weights: a `.safetensors` file, or a folder with one or several of
+them, as npas-export and transformers write. A dense network copies them. A shared network copies
+the banks of a run with the same groups and sizes. `sharing.init=fit:PATH` fits a sharing to any
+weights.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ from npas.utils.json_data import decode, read_json
 
 log = logging.getLogger(__name__)
 
-# How BERT's first checkpoints, which are read to this day, name the tensors of norms.
+# Names of norms' tensors in BERT's first checkpoints, which are still in use.
 OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 START_FILE = "init.json"
-NAMED = 3  # of the tensors that stay fresh; the rest is counted
+NAMED = 3  # most fresh tensors that a message names
 
 
 def start(experiment: Experiment) -> None:
-    """Give the network the weights that `sharing.init` names, unless the run goes on from its own.
+    """Load the weights that `sharing.init` names, unless the run resumes from a checkpoint.
 
-    Logs what became of them. ValueError, in one line, if there are none that fit.
+    Logs what was copied. Raises ValueError if the weights are missing or do not fit.
     """
     config, model = experiment.config, experiment.model
     if config.sharing.init is None:
@@ -83,7 +83,7 @@ def start(experiment: Experiment) -> None:
             done = fit(model, config, path, experiment.task)
             experiment.allocation = api.allocation(model)
         else:
-            done = "" if path is None else _start(model, path)
+            done = "" if path is None else load_into(model, path)
         if done:
             experiment.start = Start(own if path is None else weights_sum(path), done)
             log.info("sharing.init: %s", done)
@@ -92,11 +92,11 @@ def start(experiment: Experiment) -> None:
 
 
 def fit(model: nn.Module, config: Config, path: Path | None, task: Task) -> str:
-    """Share a dense network as its trained weights have it, or those at a path; say how near.
+    """Share a dense network, fitted to its weights or those at a path; describe the fit's errors.
 
-    Reads the task's data where `sharing.fit_batches` asks for some.
+    Reads the task's data if `sharing.fit_batches` asks for batches.
     """
-    said = [] if path is None else [_start(model, path)]
+    done = [] if path is None else [load_into(model, path)]
     keywords = plan_keywords(config) | {"recompute": config.sharing.recompute}
     if config.sharing.fit_batches and config.sharing.templates is None:
         keywords["batches"] = _called_with(model, config, task)
@@ -106,12 +106,12 @@ def fit(model: nn.Module, config: Config, path: Path | None, task: Task) -> str:
     for warning in caught:
         log.warning("sharing.init: %s", warning.message)
     errors = install.shared_weights(model).errors
-    return "; ".join([*said, f"fitted, {errors}"])
+    return "; ".join([*done, f"fitted, {errors}"])
 
 
 @torch.no_grad()
 def _called_with(model: nn.Module, config: Config, task: Task) -> list[Any]:
-    """Return what the task calls the network with in the first training batches."""
+    """Return the arguments that the task calls the network with in the first training batches."""
     task.setup()
     found: list[Any] = []
     hook = model.register_forward_pre_hook(
@@ -129,7 +129,7 @@ def _called_with(model: nn.Module, config: Config, task: Task) -> list[Any]:
 
 
 def weights_sum(path: Path) -> str:
-    """Return the sha256 of the weights that a path leads to; ValueError if there are none."""
+    """Return the sha256 of a path's weights. Raises ValueError if there are none."""
     if _is_run(path):
         checkpoint = find_checkpoint(path)
         name = AVERAGED if checkpoint.has(AVERAGED) else "model"
@@ -151,13 +151,13 @@ def _sum_of(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def keep(start: Start, folder: Path) -> None:
-    """Write into a run's folder what it started from."""
+def write_start(start: Start, folder: Path) -> None:
+    """Store a run's `Start` in its folder."""
     write_whole(folder / START_FILE, json.dumps(dataclasses.asdict(start), indent=1) + "\n")
 
 
-def kept(folder: Path) -> Start | None:
-    """Return what a run's folder says it started from; None if nothing."""
+def read_start(folder: Path) -> Start | None:
+    """Return the `Start` stored in a run's folder; None if there is none."""
     try:
         found: Start = decode(Start, read_json(folder / START_FILE))
         return found
@@ -165,13 +165,11 @@ def kept(folder: Path) -> Start | None:
         return None
 
 
-def load_into(network: nn.Module, path: Path) -> None:
-    """Give a dense network the trained weights of a run or a file; ValueError if none fit."""
-    _start(network, path)
+def load_into(model: nn.Module, path: Path) -> str:
+    """Copy a run's banks, or dense weights into a dense network; return what was done.
 
-
-def _start(model: nn.Module, path: Path) -> str:
-    """Take a run's banks over, or copy dense weights into a dense network; say what was done."""
+    Raises ValueError if there are no weights that fit.
+    """
     if not path.exists():
         raise ValueError("there is no such file or folder: name a run, or a .safetensors file")
     if not _is_run(path):
@@ -188,7 +186,7 @@ def _start(model: nn.Module, path: Path) -> str:
 
 
 def _is_run(path: Path) -> bool:
-    """Return whether a path is a run's folder or one of its checkpoints, and no file of weights."""
+    """Return whether a path is a run's folder or one of its checkpoints."""
     named = any((path / name).exists() for name in (MANIFEST, "checkpoints", SEARCH))
     return named or any(path.glob("step-*"))
 
@@ -197,7 +195,7 @@ def _copy_dense(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> st
     if install.is_shared(model):
         raise ValueError(
             "it has no banks of this run's groups and sizes: set"
-            f" sharing.init=fit:{path}, which plans the sharing from its weights"
+            f" sharing.init=fit:{path}, which fits the sharing to its weights"
         )
     copied, fresh = copy_others(model, align(state, set(model.state_dict())))
     if not copied:
@@ -207,7 +205,7 @@ def _copy_dense(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> st
 
 @torch.no_grad()
 def copy_others(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
-    """Copy what is not shared, where name and shape agree; name what was copied, what was not."""
+    """Copy unshared tensors whose name and shape agree; return the copied and the fresh names."""
     tied: dict[object, dict[str, Tensor]] = {}
     for name, tensor in model.state_dict().items():
         if not name.startswith(PREFIX):
@@ -221,7 +219,7 @@ def copy_others(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str
             if not fits[0].isfinite().all():
                 raise ValueError(f"{first} is not finite there: take weights that did not diverge")
             tensor.copy_(fits[0])
-        if fits or not first.endswith(f".{MASK}"):  # where nothing was pruned there is no mask
+        if fits or not first.endswith(f".{MASK}"):  # an unpruned network has no masks
             (copied if fits else fresh).append(first)
     return copied, fresh
 
@@ -236,10 +234,9 @@ def _line(done: str, copied: Sequence[str], fresh: Sequence[str]) -> str:
 
 
 def align(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """Return the tensors under the names that most of the wanted ones have.
+    """Rename tensors by adding or removing a module prefix, so that most wanted names are found.
 
-    A network saved without its head calls `encoder.x` what a whole one calls `bert.encoder.x`: the
-    modules that all names begin with are added or taken away.
+    A network saved without its head has `encoder.x` where the full one has `bert.encoder.x`.
     """
     plain = {}
     for name, tensor in state.items():
@@ -258,16 +255,17 @@ def align(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
 
 
 def _prefixes(names: Mapping[str, object] | set[str]) -> set[str]:
-    """Return the first one, and the first two, modules of each name, with the dot behind them."""
+    """Return the first one and the first two modules of each name, as "a." and "a.b."."""
     parts = [name.split(".") for name in names]
     return {".".join(part[:depth]) + "." for part in parts for depth in (1, 2) if len(part) > depth}
 
 
 @torch.no_grad()
 def take_over(model: nn.Module, theirs: Allocation, tensors: Mapping[str, Tensor]) -> str:
-    """Copy banks, coefficients and all if each of our groups is one of theirs; say so, or nothing.
+    """Copy banks, coefficients and upsamplers if every group of ours is one of theirs.
 
-    Layers, shapes, positions and sizes must agree; the groups' names and order need not.
+    Returns what was copied, or "" if a group differs in layers, shapes, positions or sizes. Names
+    and order of groups may differ.
     """
     known, index = {}, 0
     for g, group in enumerate(theirs.groups):
@@ -285,14 +283,14 @@ def take_over(model: nn.Module, theirs: Allocation, tensors: Mapping[str, Tensor
             for count in {len(layer.templates) for layer in group.layers}:
                 for kind, name in generator_names(model, g, count).items():
                     names[name] = generator_name(kind, there, count)
-            for place, (own, other) in enumerate(
+            for i, (own, other) in enumerate(
                 zip(group.layers, theirs.groups[there].layers, strict=True)
             ):
                 if own.learned[0]:
-                    names[upsampler_name(index + place)] = upsampler_name(first + place)
+                    names[upsampler_name(index + i)] = upsampler_name(first + i)
                 scale = float(tensors[SCALES][other.scale])
                 if own.templates and given.setdefault(own.scale, scale) != scale:
-                    return ""  # they tell layers apart that we have started alike
+                    return ""  # their scales differ where ours are one scale
                 scales[own.scale] = scale
             layers += sum(1 for layer in group.layers if layer.templates)
         index += len(group.layers)
@@ -304,13 +302,13 @@ def take_over(model: nn.Module, theirs: Allocation, tensors: Mapping[str, Tensor
 
 
 def _kind(group: GroupAllocation) -> GroupAllocation:
-    """Return what two groups have in common that read alike."""
+    """Return the group without its names, to compare what its layers read."""
     layers = tuple(replace(layer, kind="", scale=0) for layer in group.layers)
     return GroupAllocation("", group.bank, layers)
 
 
 def restore(path: Path) -> nn.Module:
-    """Build the network of a run's newest checkpoint, or of one, with its weights, on the CPU."""
+    """Build the network of a checkpoint, or of a run's newest one, with its weights, on the CPU."""
     checkpoint = trained_checkpoint(path)
     config, grouping = _config(checkpoint.state["config"]), checkpoint.state.get("grouping")
     if not (progress := read_progress(checkpoint)).is_over(config):
@@ -327,14 +325,14 @@ def restore(path: Path) -> nn.Module:
 
 
 def _config(raw: Mapping[str, object]) -> Config:
-    """Check a stored config, and leave out where its own weights came from."""
+    """Check a stored config, and drop its pretrained weights, which the checkpoint replaces."""
     quick = schema.load_config(raw)
     config = schema.load_config(
         raw,
         models.family(quick.model["family"]).Config,
         tasks.family(quick.task["family"]).Config,
     )
-    if config.budget == DENSE:  # a shared network's scales were measured on them
+    if config.budget == DENSE:  # a shared network's scales were measured on the pretrained weights
         own = {key.name: key.default for key in dataclasses.fields(config.model)}
         if "pretrained" in own:
             config = replace(config, model=replace(config.model, pretrained=own["pretrained"]))

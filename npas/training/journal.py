@@ -1,7 +1,4 @@
-"""Report a training to the log, W&B and the terminal, and return how it ended.
-
-Only the main process writes.
-"""
+"""Report a training to the log, the trackers and the terminal. Only the main process writes."""
 
 from __future__ import annotations
 
@@ -25,23 +22,23 @@ NO_METRICS: dict[str, Any] = {"last": {}, "selected": None, "selected_on": None}
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended; `metrics` has the three fields of a result file's."""
+    """How a training ended."""
 
     status: str  # "done", "diverged", "preempted" or "failed"
     metrics: dict[str, Any]  # last: of the last epoch; selected: of the one chosen by selected_on
     steps: int
     epochs: int
-    wall_s: float  # of all the processes that worked on the run, one after the other
-    peak_memory_bytes: int  # of this one
+    wall_s: float  # including earlier, resumed parts of the run
+    peak_memory_bytes: int  # of this process
     error: str | None = None
-    history: dict[str, list[float]] | None = None  # held-out metrics, a value an epoch
-    diverged_at: int | None = None  # the step, with the norms of all parameters
-    norms: Norms | None = None
+    history: dict[str, list[float]] | None = None  # held-out metrics, one value per epoch
+    diverged_at: int | None = None  # the step
+    norms: Norms | None = None  # of all parameters at divergence
     earlier: list[dict[str, int]] = field(default_factory=list)  # see `Progress`
 
 
 class Journal(contextlib.ExitStack):
-    """Keep the records of one training, within a `with`."""
+    """Record one training within a `with` block."""
 
     def __init__(
         self, experiment: Experiment, run_dir: Path, state: TrainState, steps_per_epoch: int
@@ -77,12 +74,12 @@ class Journal(contextlib.ExitStack):
         return self
 
     def step(self) -> None:
-        """Report that one more step is done."""
+        """Show that one more step is done."""
         if self.display is not None:
             self.display.step(self.state.progress.step)
 
     def report(self, figures: dict[str, float]) -> None:
-        """Record figures of the step that was just done."""
+        """Record figures of the latest step."""
         progress = self.state.progress
         epoch = round(progress.step / self.steps_per_epoch, 4)
         record = {"step": progress.step, "epoch": epoch, **figures}
@@ -92,7 +89,7 @@ class Journal(contextlib.ExitStack):
             self.display.show(record)
 
     def compare_layers(self) -> None:
-        """Record the layer similarity matrices, at the start and after epochs that ask for it."""
+        """Record layer similarity matrices at the start and every `sharing.lsm_every` epochs."""
         experiment, progress = self.experiment, self.state.progress
         every = experiment.config.sharing.lsm_every
         if not every or experiment.allocation is None or experiment.stage != TRAIN:
@@ -104,14 +101,14 @@ class Journal(contextlib.ExitStack):
             progress.logged = self.tracker.lines
 
     def outcome(self, status: str, metrics: dict[str, Any] = NO_METRICS) -> Outcome:
-        """Close the records of a training that ended so."""
+        """Close the records of a training and return its outcome."""
         self.tracker.summarize(metrics)
         if status == "done" and self.experiment.stage == TRAIN:
             self.tracker.upload(self.state.store.path(self.state.progress.step))
         return self._ended(status, metrics)
 
     def diverged(self, reason: Diverged) -> Outcome:
-        """Close the records of a training whose numbers went wrong."""
+        """Close the records of a diverged training and return its outcome."""
         return self._ended(
             "diverged",
             NO_METRICS,
@@ -120,7 +117,7 @@ class Journal(contextlib.ExitStack):
             norms=norms_at_divergence(self.state),
         )
 
-    def _ended(self, status: str, metrics: dict[str, Any], **more: Any) -> Outcome:
+    def _ended(self, status: str, metrics: dict[str, Any], **fields: Any) -> Outcome:
         state, progress = self.state, self.state.progress
         self.tracker.ended(status)
         return Outcome(
@@ -132,5 +129,5 @@ class Journal(contextlib.ExitStack):
             peak_memory_bytes(state.process.device),
             history=progress.history or None,
             earlier=progress.earlier,
-            **more,
+            **fields,
         )

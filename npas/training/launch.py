@@ -1,8 +1,7 @@
 """Start the workers of `trainer.devices=N` on this machine, with torch's elastic launcher.
 
-It stands below Hydra: one composed config goes to all. Signals are passed on to the workers, which
-finish their step and save, however long that takes; torch's own handling would kill them after 30
-seconds.
+All workers get one config that Hydra has composed. Signals are passed on to the workers, which
+finish their step and save; torch's own handling would kill them after 30 seconds.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ POLL_S = 0.2
 
 
 class WorkersFailed(Exception):
-    """One line on which worker ended the job, and whether a signal had ended it."""
+    """A worker failed or was killed by a signal."""
 
     def __init__(self, rank: int, code: int) -> None:
         super().__init__(_describe(rank, code))
@@ -39,22 +38,22 @@ class WorkersFailed(Exception):
 
 
 def launch(trainer: TrainerConfig, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Run `work(*arguments)` in `trainer.devices` processes; return what the first returned.
+    """Run `work(*arguments)` in `trainer.devices` processes; return rank 0's result.
 
-    Both must be picklable. ValueError if there are fewer GPUs; WorkersFailed if a worker died or
-    raised, of which it has printed a traceback by then.
+    Both must be picklable. Raises ValueError if there are fewer GPUs, WorkersFailed if a worker
+    died or raised an error, whose traceback the worker has printed.
     """
     gpus = torch.cuda.device_count() if trainer.device != "cpu" else 0
     if 0 < gpus < trainer.devices:
         raise ValueError(f"trainer.devices={trainer.devices}, but this machine has {gpus} GPUs")
-    # What it says of a failure, the worker has said in fewer lines.
+    # The worker itself reports a failure in fewer lines.
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     messenger = _Messenger(trainer.devices)
     with (
         tempfile.TemporaryDirectory() as scratch,
         _surroundings(trainer.devices),
-        signals.deferred(forward=messenger.tell),
+        signals.deferred(forward=messenger.send),
     ):
         start = elastic_launch(
             LaunchConfig(
@@ -80,9 +79,9 @@ def launch(trainer: TrainerConfig, work: Callable[..., Any], *arguments: Any) ->
 
 @contextlib.contextmanager
 def _surroundings(workers: int) -> Iterator[None]:
-    """Give each worker its part of the cores, and put back what torch changes in this process."""
+    """Give each worker its part of the cores; undo torch's changes to this process on exit."""
     threads, quits = os.environ.get("OMP_NUM_THREADS"), signal.getsignal(signal.SIGQUIT)
-    if threads is None:  # workers that each use every core are slower together than one alone
+    if threads is None:  # if each worker used every core, all would be slower than one alone
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores // workers))
     try:
@@ -95,9 +94,9 @@ def _surroundings(workers: int) -> Iterator[None]:
 
 
 def _work_beside_parent(work: Callable[..., Any], parent: int, arguments: tuple[Any, ...]) -> Any:
-    """Do a worker's work. One whose parent has been killed would wait for it for ever at its end.
+    """Run a worker's work, then exit if the parent is gone: torch would wait for it forever.
 
-    (While it works, the kernel tells it of the parent's death by SIGINT: it saves, and ends.)
+    During the work, the kernel sends SIGINT on the parent's death: the worker saves and ends.
     """
     try:
         return work(*arguments)
@@ -112,28 +111,30 @@ def _leave_after(parent: int) -> None:
 
 
 class _Messenger:
-    """Passes a signal on to all workers, also to those about to be started."""
+    """Pass a signal on to all workers, including those not yet started."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self.told: set[int] = set()
+        self.signaled: set[int] = set()
 
-    def tell(self, number: int) -> None:
+    def send(self, number: int) -> None:
         if number != signal.SIGKILL:
-            number = signal.SIGTERM  # whichever it was: one that still starts ends without a word
-        self._tell_those_there(number)
-        if len(self.told) < self.workers and number != signal.SIGKILL:
-            threading.Thread(target=self._keep_telling, args=(number,), daemon=True).start()
+            number = signal.SIGTERM  # a worker that is starting ends silently on SIGTERM
+        self._send_to_started(number)
+        if len(self.signaled) < self.workers and number != signal.SIGKILL:
+            threading.Thread(target=self._keep_sending, args=(number,), daemon=True).start()
 
-    def _keep_telling(self, number: int) -> None:
-        while len(self.told) < self.workers:
+    def _keep_sending(self, number: int) -> None:
+        while len(self.signaled) < self.workers:
             time.sleep(POLL_S)
-            self._tell_those_there(number)
+            self._send_to_started(number)
 
-    def _tell_those_there(self, number: int) -> None:
+    def _send_to_started(self, number: int) -> None:
         for child in multiprocessing.active_children():
-            if child.pid is not None and (child.pid not in self.told or number == signal.SIGKILL):
-                self.told.add(child.pid)
+            if child.pid is not None and (
+                child.pid not in self.signaled or number == signal.SIGKILL
+            ):
+                self.signaled.add(child.pid)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child.pid, number)
 
@@ -142,5 +143,5 @@ def _describe(rank: int, code: int) -> str:
     if code >= 0:
         return f"rank {rank} failed (its traceback is above)"
     name = signal.Signals(-code).name
-    hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+    hint = ", perhaps out of memory" if name == "SIGKILL" else ""
     return f"rank {rank} was killed by {name}{hint}"

@@ -1,4 +1,4 @@
-"""Pass what a training logs on to functions of a caller in the same process."""
+"""Pass a training's log records to callbacks in the same process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Listener = Callable[[dict[str, Any]], object]
 _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("listeners", default=())
 
 
-def tell(record: dict[str, Any]) -> None:
+def notify(record: dict[str, Any]) -> None:
     """Call each listener with a copy of a record."""
     for listen in _listeners.get():
         listen(dict(record))
@@ -19,14 +19,17 @@ def tell(record: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def listening(listeners: Iterable[Listener]) -> Iterator[None]:
-    """Call each with every record that is logged within; what one raises is raised at the end."""
+    """Call each listener with every record logged in the block.
+
+    The first exception of a listener is raised again at the end of the block.
+    """
     raised: list[Exception] = []
 
     def guarded(listen: Listener) -> Listener:
         def call(record: dict[str, Any]) -> None:
             try:
                 listen(record)
-            except Exception as error:  # which a run records as its own failure
+            except Exception as error:  # the run records it as its own failure
                 raised.append(error)
                 raise
 

@@ -1,12 +1,12 @@
-"""Train a network on a task: epochs of steps, and after each epoch measure, choose and save.
+"""Train a network on a task: epochs of steps, each followed by validation and a checkpoint.
 
     outcome = train(build(config), run_dir(config))
 
-The test set is read once, at the end, for the last weights and the best on held-out data, if any. A
-search for groups (`search.py`) takes the same steps, the whole schedule in its own epochs, and
-measures nothing. Processes share each batch, in parts if asked to. Only logging and saving wait for
-the device: the optimizer's kernel leaves out a step whose loss or gradient is not finite, and the
-run stops as "diverged" when it next logs. A signal ends it after the step, as "preempted".
+The test set is read once, at the end, with the last weights and the best on held-out data, if any.
+A search for groups (`search.py`) takes the same steps, with the whole schedule in its own epochs,
+and evaluates nothing. Only logging and saving wait for the device: the optimizer's kernel skips a
+step whose loss or gradient is not finite, and the run stops as "diverged" when it next logs. A
+signal stops the run after the current step, as "preempted".
 """
 
 from contextlib import nullcontext
@@ -36,8 +36,7 @@ from npas.utils import signals
 def train(experiment: Experiment, run_dir: Path) -> Outcome:
     """Train `experiment.model` in place, from the newest checkpoint in `run_dir` if any.
 
-    The model ends with its last weights. ValueError, before any step, if data are missing or the
-    checkpoint is another config's.
+    Raises ValueError, before any step, if data are missing or the checkpoint is another config's.
     """
     config, task, model = experiment.config, experiment.task, experiment.model
     process, epochs = experiment.process, experiment.epochs
@@ -52,7 +51,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
     state = TrainState(experiment, optimizer, precision, run_dir)
     state.resume()
     if config.compile:
-        model.compile()  # in place: the names in the state dict stay as they are
+        model.compile()  # in place: names in the state dict do not change
     network = wrap(model, process, config)
 
     progress, meter, resumed_at = state.progress, state.meter, state.progress.step
@@ -70,7 +69,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                 task.sync_damage(process.world)
                 done = progress.step - progress.epoch * steps_per_epoch
                 for batch in experiment.batches(progress.epoch, done, config.data.workers):
-                    at_step = progress.step * config.epochs // epochs  # of the whole schedule
+                    at_step = progress.step * config.epochs // epochs  # in the whole schedule
                     if most_s is not None:
                         by_clock = config.epochs * steps_per_epoch * vote.elapsed_s / most_s
                         at_step = max(at_step, int(by_clock))
@@ -100,7 +99,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     if vote.is_over(most_s):
                         break
                 renew_statistics(experiment, state.averaged, precision, progress.epoch)
-                progress.epoch = progress.step // steps_per_epoch  # as before if the clock ended it
+                progress.epoch = progress.step // steps_per_epoch  # unchanged if time ran out
                 if task.has_validation and measures:
                     journal.report(validate(state, task, steps_per_epoch))
                 journal.compare_layers()
@@ -121,10 +120,10 @@ def gradient(
     precision: Precision,
     regularizer: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Put the gradient of a batch's loss into `.grad`, from its parts and over all processes.
+    """Accumulate the gradient of a batch's loss in `.grad`, over its parts and all processes.
 
-    Returns whether loss and gradient are finite, sums to log, and the norm of each gradient. The
-    regularizer rewards layers for growing alike; the loss that is logged is the task's.
+    Returns whether loss and gradient are finite, sums to log, and the norm of each gradient.
+    `regularizer` weighs the recurrence reward; the logged loss is the task's alone.
     """
     shared_out = network if isinstance(network, DistributedDataParallel) else None
     model: nn.Module = shared_out.module if shared_out else network
@@ -133,7 +132,7 @@ def gradient(
     world = dist.get_world_size(shared_out.process_group) if shared_out else 1
     weights = task.part_weights(parts, world) or [torch.tensor(1 / len(parts))] * len(parts)
     for part, weight in zip(parts, weights, strict=True):
-        is_last = part is parts[-1]  # whose backward averages over the processes
+        is_last = part is parts[-1]  # its backward averages over the processes
         with shared_out.no_sync() if shared_out and not is_last else nullcontext():
             with precision.autocast():
                 loss, found = task.loss(network, part)
@@ -153,7 +152,7 @@ def gradient(
     gradients = [p.new_zeros(()) if p.grad is None else p.grad for p in trained]
     norms_N = torch.stack(torch._foreach_norm(gradients))
     norm = torch.linalg.vector_norm(norms_N)
-    # fp16 takes a gradient that is not finite as the sign to scale less, as long as it can.
+    # With fp16, a gradient that is not finite lowers the loss scale, as long as it can be lowered.
     finite &= norm.isfinite() | precision.can_scale_less()
     return finite, {**sums, "grad_norm": norm * size}, norms_N
 
@@ -165,14 +164,14 @@ def update(
     went_wrong: Tensor,
     norms_N: Tensor,
 ) -> None:
-    """Take an optimizer step, unless something `went_wrong` (1.0 on the device).
+    """Take an optimizer step, unless `went_wrong` is 1.0 (on the device).
 
-    Nor where the gradient is not finite, which fp16 corrects by scaling less.
+    A step whose gradient is not finite is skipped too: fp16 then lowers its loss scale.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("factor", 1.0)
     overflow = (~norms_N.isfinite().all()).float()
-    # The fused kernel reads this, as it does from a scaler, and writes nothing where it is 1.
+    # The fused kernel reads this, as it does from a GradScaler, and writes nothing if it is 1.
     optimizer.found_inf = torch.maximum(went_wrong, overflow)  # type: ignore[attr-defined]
     optimizer.step()
     if precision.scaler is not None:

@@ -1,4 +1,4 @@
-"""Sum a training's figures on the device, and read them only when they are to be logged."""
+"""Sum a training's figures on the device; read them only for logging."""
 
 import resource
 import sys
@@ -11,7 +11,7 @@ from npas.training.distributed import Process
 
 
 class Diverged(Exception):
-    """A loss, a gradient or a metric is no longer finite since a step."""
+    """A loss, a gradient or a metric is not finite."""
 
     def __init__(self, what: str, step: int | None = None) -> None:
         super().__init__(f"{what} not finite" + (f" at step {step}" if step is not None else ""))
@@ -19,16 +19,15 @@ class Diverged(Exception):
 
 
 class Meter:
-    """Average what happened since the last reading, and note the first step that went wrong.
+    """Average figures between two readings, and find the first step that was not finite.
 
-    N: the trainable parameters, in the order of their gradients' norms.
+    N: the number of trainable parameters.
     """
 
     def __init__(self, process: Process) -> None:
         self.process = process
         self.device = process.device
-        # The first step whose loss or gradient was not finite, -1 while there is none, and the
-        # gradients' norms in it.
+        # The first step whose loss or gradient was not finite, or -1, and its gradients' norms.
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
         self.bad_norms_N: Tensor | None = None
         self._restart()
@@ -43,7 +42,7 @@ class Meter:
     ) -> Tensor:
         """Add one step: sums over its `size` samples, and whether it was `finite`.
 
-        Returns 1.0, on the device, if this or an earlier step went wrong anywhere, else 0.0.
+        Returns 1.0, on the device, if this or an earlier step was not finite in any process.
         """
         for key, value in sums.items():
             self.sums[key] = self.sums.get(key, 0) + value.double()
@@ -57,7 +56,7 @@ class Meter:
         return (self.bad_step >= 0).float()
 
     def read(self) -> dict[str, float]:
-        """Return the averages since the last reading: waits for the device."""
+        """Return the averages since the last reading. Waits for the device."""
         names = sorted(self.sums)  # the same order after a resume
         sums = torch.stack([self.sums[name] for name in names])
         counts = torch.tensor([self.samples], dtype=torch.float64, device=self.device)
@@ -73,26 +72,26 @@ class Meter:
         return record
 
     def check(self) -> None:
-        """Raise Diverged, with the first such step, if one went wrong: waits for the device."""
+        """Raise Diverged if a step was not finite. Waits for the device."""
         if (step := int(self.bad_step)) >= 0:
             raise Diverged("loss or gradient", step)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint between two readings must keep, on the CPU."""
+        """Return the tensors for a checkpoint between two readings, on the CPU."""
         kept = {f"sums/{key}": value.cpu() for key, value in self.sums.items()}
         return {**kept, "counts": torch.tensor([self.samples, self.steps])}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Load what `tensors` returned."""
+        """Load the tensors that `tensors` returned."""
         self.samples, self.steps = tensors["counts"].tolist()
-        self.untimed = self.steps, self.samples  # by this process's clock
+        self.untimed = self.steps, self.samples  # this process's clock did not time them
         for key, value in tensors.items():
             if key.startswith("sums/"):
                 self.sums[key.removeprefix("sums/")] = value.to(self.device)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory held so far: torch's on a GPU, the whole process's on a CPU."""
+    """Return the peak memory so far: torch's on a GPU, the whole process's on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Measure a network on held-out data, choose the best epoch by it, and read the test set once."""
+"""Evaluate a network on held-out data, choose the best epoch, and read the test set once."""
 
 import contextlib
 import math
@@ -26,7 +26,7 @@ def measure(
     process: Process,
     step: int | None = None,
 ) -> dict[str, float]:
-    """Evaluate on "val" or "test", all processes together. Diverged if a metric is not finite."""
+    """Evaluate on "val" or "test" in all processes. Raises Diverged if a metric is not finite."""
     with precision.autocast():
         process.share_buffers(model)
         metrics = task.evaluate(model, split, rank=process.rank, world=process.world)
@@ -38,16 +38,16 @@ def measure(
 def _measure(
     state: TrainState, task: Task, split: str, averaged: AveragedWeights | None
 ) -> dict[str, float]:
-    """Measure a training's network, with the averaged weights in their place if there are any."""
+    """Evaluate a training's network, with the averaged weights if given."""
     with averaged.in_place() if averaged else contextlib.nullcontext():
         step = state.progress.step
         return measure(task, state.model, state.precision, split, state.process, step)
 
 
 def validate(state: TrainState, task: Task, steps_per_epoch: int) -> dict[str, float]:
-    """Measure the epoch just done, or cut short by the clock, and note it as the best if it is.
+    """Evaluate the latest epoch, which `max_seconds` may have cut short, and update the best one.
 
-    Of equals the later counts: it has trained longer.
+    Of equal epochs the later one counts: it has trained longer.
     """
     progress, metric = state.progress, f"val/{task.selection_metric}"
     measured = _measure(state, task, "val", state.averaged)
@@ -58,11 +58,7 @@ def validate(state: TrainState, task: Task, steps_per_epoch: int) -> dict[str, f
     sign = -1 if task.lower_is_better else 1
     best = -math.inf if progress.best is None else sign * progress.best["metrics"][metric]
     if sign * progress.metrics[metric] >= best:
-        progress.best = {
-            "step": progress.step,
-            "epoch": epoch,
-            "metrics": progress.metrics,
-        }
+        progress.best = {"step": progress.step, "epoch": epoch, "metrics": progress.metrics}
     return progress.metrics
 
 
@@ -72,9 +68,9 @@ def layer_similarity(model: nn.Module) -> list[dict[str, object]]:
 
 
 def final_metrics(state: TrainState, task: Task) -> dict[str, Any]:
-    """Read the test set: with the last weights, and with the chosen ones where any were chosen.
+    """Evaluate the last weights on the test set, and the best epoch's if there is one.
 
-    The test set's metrics stand under their own names, those of held-out data as "val/...".
+    Test metrics keep their names; metrics of held-out data are "val/...".
     """
     progress, best = state.progress, state.progress.best
     last = {**_measure(state, task, "test", state.averaged), **(progress.metrics or {})}
@@ -90,9 +86,9 @@ def final_metrics(state: TrainState, task: Task) -> dict[str, Any]:
 
 
 def norms_at_divergence(state: TrainState) -> Norms:
-    """Return each parameter's norm, and that of its gradient in the step that went wrong.
+    """Return each parameter's norm, and its gradient's norm in the step that diverged.
 
-    None where one was not finite, or where no step but a measurement went wrong.
+    A norm is None if it is not finite; gradients' norms are None if only a metric was not finite.
     """
     named = [(k, p.detach()) for k, p in state.model.named_parameters() if p.requires_grad]
     weights = torch.stack([p.norm() for _, p in named]).tolist()

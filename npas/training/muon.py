@@ -1,10 +1,9 @@
-"""Muon (Jordan et al. 2024): momentum whose matrices are orthogonalized, AdamW for all else.
+"""Muon (Jordan et al. 2024): orthogonalized momentum for matrices, AdamW for all else.
 
-torch.optim.Muon is the same for a matrix, but cannot leave a step out on the device, warm its
-momentum up or take anything but matrices: neither a convolution nor a bank. A bank is a vector to
-torch, but each of its templates is a layer's matrix. With `muon.bank=templates` the parts of the
-bank's momentum that lie in templates are orthogonalized one by one; where several overlap, their
-mean counts. With `muon.bank=adam` AdamW trains banks.
+torch.optim.Muon has no step that can be skipped on the device and no momentum warm-up, and takes
+matrices only, not convolutions or banks. A bank is a vector, but each template in it is a layer's
+matrix: with `muon.bank=templates`, the bank's momentum is orthogonalized template by template, and
+averaged where templates overlap. With `muon.bank=adam` AdamW trains banks.
 
 Shapes: S matrices of R rows and C columns, a bank of P values.
 """
@@ -24,17 +23,17 @@ from npas.sharing.blocks import block_of
 from npas.sharing.layers import PREFIX, matrix_form
 from npas.sharing.templates import Templates, bank_templates
 
+# The quintic of Jordan et al., with a large slope at 0: singular values become 0.7 to 1.2.
 A, B, C = 3.4445, -4.7750, 2.0315
-"""The quintic of Jordan et al., whose slope at 0 is large: singular values come to 0.7 to 1.2."""
 EPS = 1e-7
-AT_ONCE = 1 << 24  # values that are orthogonalized together
+AT_ONCE = 1 << 24  # values orthogonalized together
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def orthogonalize(matrices_SRC: Tensor, steps: int) -> Tensor:
-    """Return each matrix's nearest orthogonal one, about, by Newton-Schulz steps.
+    """Approximate each matrix's nearest orthogonal matrix by Newton-Schulz steps.
 
-    In bf16 on a GPU, as published; a CPU has fp32 only as fast.
+    Computes in bf16 on GPUs, as published, and in fp32 on CPUs, where bf16 is not faster.
     """
     turned = matrices_SRC.shape[1] > matrices_SRC.shape[2]
     x = matrices_SRC.mT if turned else matrices_SRC
@@ -47,18 +46,18 @@ def orthogonalize(matrices_SRC: Tensor, steps: int) -> Tensor:
 
 
 def gain(rows: int, columns: int) -> float:
-    """Return what an orthogonal matrix is multiplied by: sqrt(max(1, rows / columns)).
+    """Return the factor of an orthogonalized update: sqrt(max(1, rows / columns)).
 
-    A row comes out with norm one; its values are to be those of a square matrix of its size.
+    A single row has norm 1; its factor gives it the values of a square matrix of its size.
     """
     return math.sqrt(max(1, rows / columns)) if rows > 1 else columns**0.25
 
 
 class Muon(optim.Optimizer):
-    """Train the groups of `kind` muon by orthogonalized momentum, the others by AdamW.
+    """Train parameter groups of `kind` "muon" by orthogonalized momentum, the others by AdamW.
 
-    `templates` says what matrices a bank among the former is read as. `found_inf`, where the loop
-    has set it, is 1.0 for a step that is to change nothing.
+    `templates` gives the matrices in each bank. The loop sets `found_inf` to 1.0 on the device to
+    skip a step.
     """
 
     found_inf: Tensor | None = None
@@ -83,7 +82,7 @@ class Muon(optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step; parameters without a gradient stay."""
+        """Take one step; parameters without a gradient do not change."""
         assert closure is None
         adams = []
         for group in self.param_groups:
@@ -98,43 +97,43 @@ class Muon(optim.Optimizer):
             self.adamw.step()
 
     def _orthogonal_step(self, parameters: list[Any], group: dict[str, Any]) -> None:
-        """Move a group's parameters: everything is multiplied by 0 where the step is left out."""
+        """Update a group's parameters; a skipped step multiplies every change by 0."""
         counts, kept = ([self.state[p][key] for p in parameters] for key in ("step", "momentum"))
-        goes = 1 - self.found_inf if self.found_inf is not None else torch.ones_like(counts[0])
+        active = 1 - self.found_inf if self.found_inf is not None else torch.ones_like(counts[0])
         settings = self.config.muon
         warm = (counts[0] / max(1, settings.momentum_warmup_steps)).clamp(max=1)
         if not settings.momentum_warmup_steps:
             warm = torch.ones_like(warm)
         beta = settings.momentum_start + (self.config.momentum - settings.momentum_start) * warm
-        gradients = [torch.where(goes > 0, p.grad, 0) for p in parameters]
-        torch._foreach_add_(counts, goes)
-        torch._foreach_mul_(kept, 1 - goes * (1 - beta))
-        torch._foreach_add_(kept, torch._foreach_mul(gradients, goes * (1 - beta)))
+        gradients = [torch.where(active > 0, p.grad, 0) for p in parameters]
+        torch._foreach_add_(counts, active)
+        torch._foreach_mul_(kept, 1 - active * (1 - beta))
+        torch._foreach_add_(kept, torch._foreach_mul(gradients, active * (1 - beta)))
         directions: Sequence[Tensor] = kept
         if self.config.nesterov:
             directions = torch._foreach_mul(kept, beta)
             torch._foreach_add_(directions, torch._foreach_mul(gradients, 1 - beta))
-        rate = group["lr"] * goes
+        rate = group["lr"] * active
         torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
         updates = torch._foreach_mul(self._updates(parameters, directions), rate)
         torch._foreach_sub_(parameters, updates)
 
     def _updates(self, parameters: Sequence[Any], directions: Sequence[Tensor]) -> list[Tensor]:
-        """Orthogonalize every direction, those of one shape together."""
+        """Orthogonalize all directions, batched by shape."""
         found: dict[int, Tensor] = {}
-        alike: dict[tuple[int, int], list[int]] = {}
+        by_shape: dict[tuple[int, int], list[int]] = {}
         for i, (parameter, direction) in enumerate(zip(parameters, directions, strict=True)):
             if parameter in self.templates:
                 found[i] = self._bank_update(parameter, direction)
             else:
-                alike.setdefault(matrix_form(tuple(parameter.shape)), []).append(i)
-        for shape, places in alike.items():
-            updates = self._orthogonal([directions[i].reshape(shape) for i in places])
-            found |= {i: u.view_as(directions[i]) for i, u in zip(places, updates, strict=True)}
+                by_shape.setdefault(matrix_form(tuple(parameter.shape)), []).append(i)
+        for shape, indices in by_shape.items():
+            updates = self._orthogonal([directions[i].reshape(shape) for i in indices])
+            found |= {i: u.view_as(directions[i]) for i, u in zip(indices, updates, strict=True)}
         return [found[i] for i in range(len(found))]
 
     def _bank_update(self, bank_P: nn.Parameter, direction_P: Tensor) -> Tensor:
-        """Orthogonalize each template as its layers' matrix; the mean counts where they overlap."""
+        """Orthogonalize each template as its layer's matrix; average where templates overlap."""
         update_P = torch.zeros_like(direction_P)
         for own in self.templates[bank_P]:
             size = own.rows * own.columns
@@ -154,7 +153,7 @@ class Muon(optim.Optimizer):
 
 
 def _count_readers(bank_P: Tensor, templates: Sequence[Templates]) -> Tensor:
-    """Count the templates that each value of a bank lies in; one where there are none."""
+    """Count the templates over each value of a bank, at least 1."""
     readers_P = torch.zeros_like(bank_P)
     for own in templates:
         for start in own.starts:
@@ -163,11 +162,10 @@ def _count_readers(bank_P: Tensor, templates: Sequence[Templates]) -> Tensor:
 
 
 def build_muon(model: nn.Module, config: OptimConfig) -> Muon:
-    """Make Muon for the matrices of numbered blocks, AdamW for all else, each kind at its rate.
+    """Build Muon for matrices in numbered blocks, with AdamW for all else, each kind at its rate.
 
-    Kinds are banks (and corrections), coefficients, embeddings (with heads that are tied to them),
-    heads, which are matrices outside of blocks, and vectors. A group's `factor` is its rate over
-    `config.lr`, which the schedule moves.
+    Kinds are banks (and corrections), coefficients, embeddings (and heads tied to them), heads
+    (matrices outside blocks) and vectors. A group's `factor` is its rate divided by `config.lr`.
     """
     settings = config.muon
     names = {id(p): name for name, p in model.named_parameters()}
@@ -185,9 +183,10 @@ def build_muon(model: nn.Module, config: OptimConfig) -> Muon:
     def kind(parameter: nn.Parameter) -> str:
         path, _, name = names[id(parameter)].rpartition(".")
         if name.startswith(PREFIX):
-            is_large = name.startswith(tuple(f"{PREFIX}{k}_" for k in ("bank", "left", "right")))
-            small = "bank" if is_large else "coefficients"
-            return "muon" if parameter in templates else small
+            if parameter in templates:
+                return "muon"
+            is_bank = name.startswith(tuple(f"{PREFIX}{k}_" for k in ("bank", "left", "right")))
+            return "bank" if is_bank else "coefficients"
         if id(parameter) in embeddings:
             return "embeddings"
         if sum(n > 1 for n in parameter.shape) < 2 or "weight" not in name:
@@ -196,10 +195,10 @@ def build_muon(model: nn.Module, config: OptimConfig) -> Muon:
 
     groups = []
     for group in param_groups(model, config.weight_decay, decay_norm_bias=config.decay_norm_bias):
-        alike: dict[str, list[nn.Parameter]] = {}
+        by_kind: dict[str, list[nn.Parameter]] = {}
         for parameter in group["params"]:
-            alike.setdefault(kind(parameter), []).append(parameter)
-        for name, own in alike.items():
+            by_kind.setdefault(kind(parameter), []).append(parameter)
+        for name, own in by_kind.items():
             rate = {"lr": rates[name], "factor": rates[name] / config.lr}
             groups.append({**group, **rate, "params": own, "kind": name})
     return Muon(groups, config, templates)

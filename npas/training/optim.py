@@ -1,4 +1,4 @@
-"""Make the optimizers, SGD with Nesterov momentum, Adam's kin and Muon, and schedule the rate."""
+"""Optimizers (SGD, Adam, AdamW, Adamax, Muon), gradient clipping and learning rate schedules."""
 
 from __future__ import annotations
 
@@ -19,56 +19,55 @@ EPS = 1e-8  # of Adamax
 class Adamax(optim.Optimizer):
     """Adamax (Kingma & Ba 2015, arXiv 1412.6980, section 7.1) that can skip a step on the device.
 
-    Not torch's own, which has no fused kernel: whether a step went wrong would have to be waited
-    for. `found_inf`, where the loop has set it, is 1.0 for a step that is to change nothing. Weight
-    decay is added to the gradient, as in the paper's time and in torch's Adamax.
+    torch's Adamax has no fused kernel: the loop would have to wait for the device before each step.
+    The loop sets `found_inf` to 1.0 on the device to skip a step. Weight decay is added to the
+    gradient, as in torch's Adamax.
     """
 
     found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step; parameters without a gradient stay."""
+        """Take one step; parameters without a gradient do not change."""
         for group in self.param_groups:
             found = [p for p in group["params"] if p.grad is not None]
             if found:
-                self._go(found, group)
+                self._update(found, group)
 
-    def _go(self, parameters: list[Any], group: dict[str, Any]) -> None:
-        """Move a group's parameters: everything is multiplied by 0 where the step is left out."""
+    def _update(self, parameters: list[Any], group: dict[str, Any]) -> None:
+        """Update a group's parameters; a skipped step multiplies every change by 0."""
         beta1, beta2 = group["betas"]
         counts, means, largest = (
             [self.state[p][key] for p in parameters] for key in ("count", "exp_avg", "exp_inf")
         )
-        goes = 1 - self.found_inf if self.found_inf is not None else torch.ones_like(counts[0])
-        gradients = [torch.where(goes > 0, p.grad, 0) for p in parameters]
+        active = 1 - self.found_inf if self.found_inf is not None else torch.ones_like(counts[0])
+        gradients = [torch.where(active > 0, p.grad, 0) for p in parameters]
         if group["weight_decay"]:
             torch._foreach_add_(gradients, parameters, alpha=group["weight_decay"])
-        torch._foreach_add_(counts, goes)
-        torch._foreach_mul_(means, 1 - goes * (1 - beta1))
-        torch._foreach_add_(means, torch._foreach_mul(gradients, goes * (1 - beta1)))
-        torch._foreach_mul_(largest, 1 - goes * (1 - beta2))
+        torch._foreach_add_(counts, active)
+        torch._foreach_mul_(means, 1 - active * (1 - beta1))
+        torch._foreach_add_(means, torch._foreach_mul(gradients, active * (1 - beta1)))
+        torch._foreach_mul_(largest, 1 - active * (1 - beta2))
         torch._foreach_abs_(gradients)
         torch._foreach_add_(gradients, EPS)
-        torch._foreach_mul_(gradients, goes)
+        torch._foreach_mul_(gradients, active)
         torch._foreach_maximum_(largest, gradients)
-        # Before the first step that counts all is 0; what is divided by must not be.
-        rates = [group["lr"] * goes / (1 - beta1**count).clamp_min(EPS) for count in counts]
+        # All of these are 0 until a step counts: keep the divisors above 0.
+        rates = [group["lr"] * active / (1 - beta1**count).clamp_min(EPS) for count in counts]
         steps = torch._foreach_div(means, torch._foreach_add(largest, 1e-38))
         torch._foreach_mul_(steps, rates)
         torch._foreach_sub_(parameters, steps)
 
 
-# AdamW takes weight decay off the weights, the older two add it to the gradient.
 ADAMS = {"adam": optim.Adam, "adamw": optim.AdamW}
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
-    """Make the optimizer of the trainable parameters; coefficients and the like do not decay.
+    """Build the optimizer of the trainable parameters.
 
-    Norms and biases decay, as in the papers, unless `decay_norm_bias` is false. The fused kernels
-    can skip a step on the device (see `loop.py`), which needs all their buffers from the start,
-    as zeros.
+    Coefficients do not decay; norms and biases do, as in the papers, unless `decay_norm_bias` is
+    false. The fused kernels can skip a step on the device (see `loop.py`), even the first, so their
+    buffers are created here, as zeros.
     """
     if config.name == "muon":
         return build_muon(model, config)
@@ -81,7 +80,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
         decay_norm_bias=config.decay_norm_bias,
     )
     for group in groups:
-        group["factor"] = group["lr"] / config.lr  # of the schedule's rate
+        group["factor"] = group["lr"] / config.lr  # multiplies the schedule's rate
     trained = [p for group in groups for p in group["params"]]
     optimizer: optim.Optimizer
     settings: dict[str, Any] = {"lr": config.lr, "betas": (config.momentum, config.beta2)}
@@ -109,9 +108,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
 
 @torch.no_grad()
 def clip(optimizer: optim.Optimizer, most: float, norms_N: Tensor) -> None:
-    """Scale the gradient down to the norm `most` if it is longer; 0: never. Waits for nothing.
+    """Clip the gradient to norm `most` without waiting for the device; 0 means no clipping.
 
-    `norms_N` are the parameters' own, N of them. A norm that is not finite leaves all as it is.
+    `norms_N` are the gradients' norms, one per parameter. A norm that is not finite clips nothing.
     """
     if most:
         norm = torch.linalg.vector_norm(norms_N)
@@ -121,10 +120,10 @@ def clip(optimizer: optim.Optimizer, most: float, norms_N: Tensor) -> None:
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
-    """Return the rate of a step: a linear warm-up, and what the schedule makes of it.
+    """Return a step's learning rate: a linear warm-up, then the schedule.
 
-    multistep: times `gamma` from each milestone on. linear, cosine: from the end of the warm-up
-    down to `min_lr` at the schedule's end; wsd: linearly, in the last `decay_fraction` of it.
+    multistep multiplies by `gamma` at each milestone. linear and cosine decay from the end of the
+    warm-up to `min_lr` at the end. wsd decays linearly in the last `decay_fraction` of the steps.
     """
     settings = config.optim
     warmup = settings.warmup_epochs * steps_per_epoch

@@ -1,4 +1,4 @@
-"""Compute in fp32, or in bf16 or fp16 by autocast; fp16 scales its loss against underflow."""
+"""Precision of a training: fp32, or autocast to bf16 or fp16 (with loss scaling)."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Reached from the start only by some 17 overflows in a row: the numbers themselves are wrong.
+# Only about 17 overflows in a row reach it: then the training has diverged.
 SMALLEST_SCALE = 1.0
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """The compute type and, for fp16, the gradient scaler of one training.
+    """The compute dtype and, for fp16, the gradient scaler of one training.
 
-    ValueError if the device cannot compute in that type.
+    Raises ValueError if the device does not support the dtype.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -34,13 +34,13 @@ class Precision:
             ) from error
 
     def can_scale_less(self) -> Tensor | bool:
-        """Return, on the device, whether a smaller loss scale may make gradients finite."""
+        """Return, on the device, whether the loss scale can still be lowered."""
         if self.scaler is None:
             return False
         return self.scaler.scale(torch.ones((), device=self.device)) >= SMALLEST_SCALE
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context in which to run the network."""
+        """Return the context for forward passes."""
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)

@@ -1,4 +1,4 @@
-"""Read the data and make every check before a training writes or removes anything."""
+"""Read the data and check everything before a training writes or removes files."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ log = logging.getLogger(__name__)
 
 
 def prepare(experiment: Experiment) -> None:
-    """Read the data, and check all that training will ask of them, the device and a checkpoint.
+    """Read the data, check data, device and checkpoint, and load initial weights and the teacher.
 
-    Gives the network the weights of `sharing.init`. ValueError for what the user can fix; nothing
-    has been written by then, nor been removed.
+    Raises ValueError for user errors. Writes and removes nothing.
     """
     config, task = experiment.config, experiment.task
     check_parts(experiment)
     named_checkpoint(config, experiment.stage)
     task.setup()
     if config.data.verify == "warn" and task.source == "real" and task.compared is None:
-        log.warning("data.verify=warn has no effect: nothing published of %s is known", task.name)
+        log.warning("data.verify=warn has no effect: no checksums of %s are known", task.name)
     task.steps_per_epoch(config.batch_size)
     task.check_network(experiment.model)
     base.check_workers(task, config.data.workers)

@@ -1,8 +1,8 @@
-"""Prune filters in the course of a training: what `pruning.method` asks for.
+"""Prune filters during a training, as `pruning.method` asks.
 
-Masks are buffers of the network, so that checkpoints, the best epoch's among them, hold them and
-processes share them. Which filters go depends on weights, on batches that no epoch trains on, and
-on nothing else: a resumed run prunes the same ones.
+Masks are buffers of the network, so checkpoints contain them and processes share them. The choice
+of filters depends only on weights and on batches outside the training's epochs: a resumed run
+prunes the same ones.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from npas.training.progress import Progress
 
 log = logging.getLogger(__name__)
 
-BITS = 32  # of a parameter: a filter's mask is one bit
+BITS = 32  # per parameter; a filter's mask counts as one bit
 
 
 def stages(settings: PruningConfig, steps: int) -> list[tuple[int, float]]:
-    """Return after which steps filters are pruned, and what part of the amount is then.
+    """Return the steps after which filters are pruned, each with the part of the amount by then.
 
     Zhu & Gupta 2017 (arXiv 1710.01878), eq. 1, from a density of 1.
     """
@@ -41,15 +41,15 @@ def stages(settings: PruningConfig, steps: int) -> list[tuple[int, float]]:
 
 
 class Pruner:
-    """Prunes an experiment's network when its schedule comes to it; without a method, never."""
+    """Prune an experiment's network by its schedule; do nothing without a method."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
 
     def prune(self, progress: Progress, at_step: int, steps: int) -> None:
-        """Prune what is due before the step after `at_step`, of so many steps in all.
+        """Prune what is due after step `at_step` of `steps`.
 
-        What was the best epoch so far was another network's, and counts no more.
+        Pruning resets the best epoch, which was measured on another network.
         """
         settings = self.experiment.config.pruning
         if settings.method is None or self.experiment.stage != TRAIN:
@@ -59,7 +59,7 @@ class Pruner:
             return
         progress.prunings, progress.best = len(due), None
         model, process = self.experiment.model, self.experiment.process
-        process.share_buffers(model)  # batch norms' statistics, by which maps are ranked
+        process.share_buffers(model)  # batch norm statistics affect the ranks of feature maps
         scores = self._ranks() if settings.method == "hrank" else pruning.magnitudes(model)
         chosen = pruning.choose(model, pruning.counts(model, settings.amount, due[-1]), scores)
         kept = pruning.keep(model, process.from_leader(chosen))
@@ -79,7 +79,7 @@ class Pruner:
                 for part in batch.parts(config.trainer.grad_accum_steps):
                     task.loss(model, part)
 
-        # What is compiled calls no hook that is new.
+        # Compiled code does not call new hooks.
         eager = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
         with eager:
             ranks = pruning.feature_ranks(model, run)
@@ -87,7 +87,7 @@ class Pruner:
 
 
 def found(experiment: Experiment, used: int) -> PruningReport | None:
-    """Return what is left of an experiment's network as it is now; None where nothing is pruned."""
+    """Report what is left of an experiment's network; None if pruning is off."""
     if not pruning.has_masks(experiment.model):
         return None
     masks = pruning.kept_filters(experiment.model)
@@ -98,9 +98,9 @@ def found(experiment: Experiment, used: int) -> PruningReport | None:
 def planned(
     config: Config, spec: InputSpec, used: int, kept: Mapping[str, Sequence[int]] | None = None
 ) -> PruningReport:
-    """Return what is left of a network of `used` parameters that keeps these filters of each conv.
+    """Report what is left of a network of `used` parameters if it keeps these filters of each conv.
 
-    None: as many as the config says.
+    By default, as many filters are kept as the config asks for.
     """
     model = build_dense(config, spec)
     if kept is None:

@@ -1,15 +1,14 @@
-"""Find out which layers should share: train with one group for a while, then group the layers.
+"""Learn which layers should share: train with one group, then cluster the layers into groups.
 
-`sharing.groups=learned` is the paper's way (Plummer et al. 2022, section 3.2): k-means on the
-coefficients, or layer embeddings, that the search has learned.
+`sharing.groups=learned` follows the paper (Plummer et al. 2022, section 3.2): k-means on the
+coefficients or layer embeddings that the search has learned.
 
-`sharing.groups=gradient` goes beyond it. SuperWeights (Teterwak et al., "Learning to Compose
-SuperWeights for Neural Parameter Allocation Search", WACV 2024) objects that similar coefficients
-say nothing of layers whose gradients are in conflict, and groups by the gradients' cosine. So do
-we, after the same search. What differs: we bring gradients of all shapes to the one template that
-the layers share, where SuperWeights crops them to common channels within one kernel size; we
-average many batches of training in place of one in evaluation mode; and we merge by average linkage
-down to a given number of groups, where SuperWeights merges greedily above a threshold.
+`sharing.groups=gradient` clusters by the cosine of gradients, as SuperWeights does (Teterwak et
+al., "Learning to Compose SuperWeights for Neural Parameter Allocation Search", WACV 2024), because
+similar coefficients do not exclude conflicting gradients. Unlike SuperWeights, we map gradients of
+all shapes to the shared template instead of cropping them to common channels within a kernel size,
+average many batches in training mode instead of one in eval mode, and merge by average linkage down
+to a given number of groups instead of greedily above a threshold.
 """
 
 from __future__ import annotations
@@ -37,22 +36,22 @@ from npas.training.grouping import SEARCH, TRAIN, Grouping
 from npas.training.journal import Outcome
 from npas.training.loop import train
 from npas.training.precision import Precision
-from npas.training.state import starts_anew, to_resume
+from npas.training.state import starts_again, to_resume
 
 log = logging.getLogger(__name__)
 
-GRADIENT_BATCHES = 128  # whose gradients are averaged
-FP16_SCALE = 1024.0  # of a loss in fp16, so that small gradients do not underflow
-DIGITS = 7  # of a stored number: what float32 has
+GRADIENT_BATCHES = 128  # batches whose gradients are averaged
+FP16_SCALE = 1024.0  # of an fp16 loss, so that small gradients do not underflow
+DIGITS = 7  # of a stored number, about the precision of float32
 
 
 def stored_grouping(config: Config, run_dir: Path) -> Grouping | None:
-    """Return the grouping that the run has found already, None if it is still to be searched.
+    """Return the grouping of the run's finished search; None if there is none.
 
-    It lies in the run's folder, and with every checkpoint that was trained with it. ValueError if
+    It is stored in the run's folder and in every checkpoint trained with it. Raises ValueError if
     it is damaged or another run's, or if `config.resume` names no checkpoint of this config.
     """
-    if not search_epochs(config) or starts_anew(config):
+    if not search_epochs(config) or starts_again(config):
         return None
     checkpoint = to_resume(config, run_dir, TRAIN)
     is_own = checkpoint is None or checkpoint.folder.parent == run_dir / "checkpoints"
@@ -62,7 +61,7 @@ def stored_grouping(config: Config, run_dir: Path) -> Grouping | None:
         if asked != (found.method, found.num_groups, found.seed, found.epochs):
             raise ValueError(
                 f"{run_dir / GROUPS_FILE} is of another run: its method, num_groups, seed or"
-                " epochs differ; delete it, and the groups are found again"
+                " epochs differ; delete it to find the groups again"
             )
         return found
     stored = checkpoint.state.get("grouping") if checkpoint else None
@@ -70,15 +69,15 @@ def stored_grouping(config: Config, run_dir: Path) -> Grouping | None:
 
 
 def search_groups(experiment: Experiment, run_dir: Path) -> tuple[Outcome, Grouping | None]:
-    """Train the search's network, group the layers by it and write `groups.json`.
+    """Train the search's network, cluster its layers and write `groups.json`.
 
-    The search is a run of its own in the sub-folder `search`, and goes on from its newest
-    checkpoint. The grouping is None where it diverged. ValueError where the layers cannot be told
-    apart enough.
+    The search is a run of its own in the sub-folder `search`, and resumes from its newest
+    checkpoint. The grouping is None if the search did not finish. Raises ValueError if the layers
+    do not differ enough for the number of groups.
     """
     assert experiment.stage == SEARCH
     process = experiment.process
-    if starts_anew(experiment.config) and process.is_main:
+    if starts_again(experiment.config) and process.is_main:
         (run_dir / GROUPS_FILE).unlink(missing_ok=True)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     outcome = train(experiment, run_dir / SEARCH)
@@ -124,11 +123,11 @@ def _group(experiment: Experiment, outcome: Outcome) -> Grouping:
 
 
 def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
-    """Return the gradient of each shared layer's weight, summed over two disjoint sets of batches.
+    """Return each shared layer's weight gradient, summed over two disjoint sets of batches.
 
-    Taken in training mode, in the run's precision and in as many parts as the search took them, so
-    that what the search had memory for fits here; of `GRADIENT_BATCHES` batches of epochs that the
-    search has not seen, every other one in each set. The sums are fp32.
+    Gradients are computed in training mode, in the run's precision and batch parts, so that they
+    fit into the search's memory. The sets are every other one of `GRADIENT_BATCHES` batches of
+    epochs after the search's. The sums are fp32.
     """
     config, task, process = experiment.config, experiment.task, experiment.process
     assert experiment.allocation is not None
@@ -143,8 +142,8 @@ def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
     precision = Precision(config.precision, process.device)
     scale = FP16_SCALE if precision.scaler else 1.0
     wanted = [parameters[name] for name in names]
-    for place, batch in enumerate(itertools.islice(batches, GRADIENT_BATCHES)):
-        half, parts = halves[place % 2], batch.parts(config.trainer.grad_accum_steps)
+    for i, batch in enumerate(itertools.islice(batches, GRADIENT_BATCHES)):
+        half, parts = halves[i % 2], batch.parts(config.trainer.grad_accum_steps)
         even = [torch.tensor(1 / len(parts))] * len(parts)
         weights = task.part_weights(parts, process.world) or even
         for part, weight in zip(parts, weights, strict=True):
@@ -155,7 +154,7 @@ def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
                 names, torch.autograd.grad(scaled, wanted, materialize_grads=True), strict=True
             ):
                 gradient = found / scale
-                if precision.scaler:  # a value that overflowed says nothing
+                if precision.scaler:  # ignore values that overflowed
                     gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
                 half[name] = half[name] + gradient if name in half else gradient
     for half in halves:
@@ -165,9 +164,9 @@ def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
 
 
 def agreements(vectors: list[Tensor]) -> Tensor:
-    """Return the cosine of every two vectors; shorter ones, whose maps leave an end out, end in 0.
+    """Return the cosine of every two vectors; shorter ones are padded with zeros.
 
-    A layer that gets no gradient agrees with itself alone.
+    A layer without a gradient agrees with itself only.
     """
     length = max(map(len, vectors))
     rows_LN = torch.stack([torch.nn.functional.pad(v, (0, length - len(v))) for v in vectors])
@@ -176,7 +175,7 @@ def agreements(vectors: list[Tensor]) -> Tensor:
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:
-    """Correlate what two matrices say of all pairs; 0 where they say the same of each."""
+    """Correlate two matrices' entries of all pairs of layers; 0 if one matrix is constant."""
     above = torch.ones_like(one, dtype=torch.bool).triu(diagonal=1)
     pairs = torch.stack([one[above], other[above]])
     found = float(torch.corrcoef(pairs)[0, 1]) if pairs.shape[1] > 1 else math.nan

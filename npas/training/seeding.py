@@ -1,4 +1,4 @@
-"""Seed each purpose from the one root seed, and set torch's global switches that change numbers."""
+"""Seed torch from the root seed, and set torch's global switches that affect results."""
 
 import logging
 import os
@@ -12,21 +12,18 @@ log = logging.getLogger(__name__)
 
 
 def seed_torch(seed: int, purpose: str, rank: int = 0) -> None:
-    """Seed torch's generators for a purpose ("init", "dropout"); others keep their numbers.
-
-    Ranks that draw numbers of their own, as for dropout, are told apart.
-    """
-    words = (purpose, rank) if rank else (purpose,)
-    torch.manual_seed(derive_key(seed, *words) % 2**63)
+    """Seed torch's generators for a purpose ("init", "dropout") and a rank."""
+    keys = (purpose, rank) if rank else (purpose,)
+    torch.manual_seed(derive_key(seed, *keys) % 2**63)
 
 
 def set_determinism(deterministic: bool) -> None:
-    """Make equal runs equal to the bit on this machine, or let cuDNN look for the fastest kernels.
+    """Make runs bit-reproducible on this machine, or let cuDNN search for the fastest kernels.
 
-    Without it the seed still fixes initial weights, order and augmentation.
+    In either case the seed fixes initial weights, order and augmentation.
     """
     if deterministic:
-        # Read by cuBLAS when its first handle is made.
+        # cuBLAS reads it when it creates its first handle.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
@@ -34,16 +31,16 @@ def set_determinism(deterministic: bool) -> None:
 
 
 def set_tf32(tf32: bool, device: torch.device) -> None:
-    """Set whether GPUs round factors of fp32 convolutions, RNNs and products to TF32.
+    """Set whether GPUs use TF32 in fp32 convolutions, RNNs and matrix products; warn without a GPU.
 
-    torch's own default is to do so in convolutions and RNNs alone. Warns where there is no GPU.
+    By default torch uses it in convolutions and RNNs only.
     """
     if device.type != "cuda":
         if tf32:
             log.warning("trainer.tf32 ignored: it is for GPUs")
         return
-    # Both of torch's interfaces, the older first: where they disagree, reading the older one, as
-    # torch itself does, raises RuntimeError.
+    # Set both of torch's interfaces, the older one first: if they disagree, reading the older one,
+    # as torch itself does, raises RuntimeError.
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     cudnn: Any = torch.backends.cudnn

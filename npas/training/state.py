@@ -1,6 +1,7 @@
-"""Gather all that a training must remember to go on to the bit, and put it back.
+"""Save and restore the complete state of a training, so that a resumed run is bit-identical.
 
-Data needs nothing here: batches follow from (seed, epoch, step). The rate follows from the step.
+Batches are not part of it: they follow from (seed, epoch, step), and the learning rate from the
+step.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ from npas.training.pruning import Pruner
 log = logging.getLogger(__name__)
 
 LOG_FILE = "log.jsonl"
-ID_FILE = "wandb_id"  # under which W&B tracks the run
+ID_FILE = "wandb_id"  # holds the run's id in W&B
 AVERAGED = "averaged"  # the file of averaged weights in a checkpoint
 
 
 class TrainState:
-    """Tie a training's moving parts together, to be saved at any step and restored."""
+    """All state of a training, to be saved and restored at any step."""
 
     def __init__(
         self,
@@ -72,16 +73,16 @@ class TrainState:
         self.since = time.perf_counter()
 
     def elapsed_s(self) -> float:
-        """Return the seconds that this training has taken, in all the processes it had."""
+        """Return the training's seconds so far, including earlier, resumed parts of the run."""
         return self.progress.elapsed_s + time.perf_counter() - self.since
 
     def average(self) -> None:
-        """Add the weights after a step to the averages, if there are any."""
+        """Update the averaged weights, if any."""
         if self.averaged is not None:
             self.averaged.update(self.progress.step)
 
     def save(self) -> None:
-        """Write a checkpoint of this moment; Diverged if a step has gone wrong before it."""
+        """Write a checkpoint. Raises Diverged if a step was not finite."""
         self.meter.check()
         ranks = self.process.gather({"rng": self._rng_tensors(), "meter": self.meter.tensors()})
         self.progress.elapsed_s, self.since = self.elapsed_s(), time.perf_counter()
@@ -96,7 +97,7 @@ class TrainState:
             "scaler": scaler.state_dict() if scaler else None,
             "stage": self.experiment.stage,
             "grouping": grouping.to_dict() if grouping else None,
-            # `build` makes the same network of it whatever it would plan.
+            # `build` uses it even if it would now plan something else.
             "allocation": api.allocation(self.model).to_dict() if shares else None,
             "architecture": self.architecture,
             "ranks": self.process.world,
@@ -113,9 +114,9 @@ class TrainState:
         self.store.save(self.progress.step, state, tensors, best["step"] if best else None)
 
     def resume(self) -> bool:
-        """Restore what `config.resume` asks for, if it is there; say whether anything was.
+        """Restore the checkpoint that `config.resume` asks for; return whether there is one.
 
-        ValueError if it is the checkpoint of another config, with the keys that differ.
+        Raises ValueError, naming the keys that differ, if it is another config's.
         """
         found: Checkpoint | None = None
         with self.process.together():
@@ -139,7 +140,7 @@ class TrainState:
 
     def _take_over_log(self, folder: Path) -> None:
         """Start the log with that of the run whose checkpoint is resumed."""
-        self.progress.wandb_id = None  # which tracks the other
+        self.progress.wandb_id = None  # it belongs to the other run
         for run in folder.parents[:2]:
             if (run / LOG_FILE).is_file():
                 write_whole(self.run_dir / LOG_FILE, (run / LOG_FILE).read_text(errors="replace"))
@@ -147,7 +148,7 @@ class TrainState:
         self.progress.logged = 0
 
     def _keep_best(self, source: Path) -> None:
-        """See that the best step's checkpoint is here for the end; without it none was best."""
+        """Copy the best step's checkpoint here if needed; forget the best step if it is lost."""
         best = self.progress.best
         if best is None:
             return
@@ -157,12 +158,12 @@ class TrainState:
                 self.store.adopt(open_checkpoint(source / path.name))
             open_checkpoint(path)
         except ValueError as error:
-            log.warning("the best epoch so far is lost, and chosen among those to come: %s", error)
+            log.warning("the best epoch so far is lost and will be chosen again: %s", error)
             self.progress.best = None
 
     def _find(self) -> Checkpoint | None:
         config, grouping = self.config, self.experiment.grouping
-        if starts_anew(config):
+        if starts_again(config):
             self.store.clear()
             (self.run_dir / ID_FILE).unlink(missing_ok=True)
             return None
@@ -215,7 +216,7 @@ class TrainState:
         self._note_other_parts(found)
 
     def _note_other_parts(self, found: Checkpoint) -> None:
-        """Record, and warn, if the checkpoint's batches were shared out in another way."""
+        """Record and warn if the checkpoint had another number of ranks or batch parts."""
         ours = self.process.world, self.config.trainer.grad_accum_steps
         theirs = found.state.get("ranks", 1), _parts_of(found)[1]
         if ours == theirs:
@@ -227,14 +228,14 @@ class TrainState:
         if self.process.is_main:
             log.warning(
                 "the checkpoint is of another number of processes or parts (%d x %d, now %d x %d):"
-                " the run goes on, but not to the bit as it would have, and result.json records it",
+                " the resumed run is not bit-identical, and result.json records the change",
                 *theirs,
                 *ours,
             )
 
     @contextlib.contextmanager
     def weights_of(self, step: int) -> Iterator[bool]:
-        """Put a stored step's weights into the network; yield whether they could be read."""
+        """Load a stored step's weights within a `with` block; yield whether they could be read."""
         found = False
         with restoring(self.model):
             if self.process.is_main:
@@ -247,7 +248,7 @@ class TrainState:
             yield self.process.from_leader(found)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
-        """Return the names of the optimizer's own tensors after the parameters they belong to."""
+        """Return the optimizer's tensors, named after their parameters."""
         return {
             f"{name}/{key}": value
             for name, parameter in self.model.named_parameters()
@@ -262,9 +263,9 @@ class TrainState:
 
 
 def trained_checkpoint(path: Path) -> Checkpoint:
-    """Open a run's newest checkpoint, or one of them; ValueError also for one of a search."""
+    """Open a checkpoint, or a run's newest one. Raises ValueError for one of a search."""
     if (path / SEARCH).is_dir() and not (path / "checkpoints").is_dir():
-        raise ValueError(f"{path} is still searching for its groups: train it to its end first")
+        raise ValueError(f"{path} is still searching for its groups: finish its training first")
     found = find_checkpoint(path)
     if found.state.get("stage", TRAIN) == SEARCH:
         raise ValueError(f"{path} is the search for a run's groups: name the run's own folder")
@@ -272,7 +273,7 @@ def trained_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Give the network a checkpoint's weights: the averaged ones where it has them."""
+    """Load a checkpoint's weights, the averaged ones if it has them."""
     own = model.state_dict()
     tensors = checkpoint.tensors("model", own)
     if checkpoint.has(AVERAGED):
@@ -281,18 +282,18 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     model.load_state_dict(tensors)
 
 
-def starts_anew(config: Config) -> bool:
-    """Return whether the run is to forget what it has done so far."""
+def starts_again(config: Config) -> bool:
+    """Return whether the run starts again and ignores its checkpoints."""
     return config.resume == "never" or (config.resume == "auto" and config.force)
 
 
 def to_resume(config: Config, folder: Path, stage: str) -> Checkpoint | None:
-    """Open the checkpoint that the training in a folder goes on from; None if it begins.
+    """Open the checkpoint that the training in `folder` resumes from; None if it starts.
 
-    The folder's own newest; where `resume` names another's, that one, as long as the folder has
-    none that came from it. ValueError if what is named cannot be resumed.
+    This is the folder's newest, or the one that `resume` names if no checkpoint in the folder was
+    resumed from it. Raises ValueError if the named one cannot be resumed.
     """
-    if starts_anew(config):
+    if starts_again(config):
         return None
     own = None if config.force else Checkpoints(folder / "checkpoints").newest()
     if config.resume == "auto" or (own and own.state.get("origin") == str(Path(config.resume))):
@@ -301,10 +302,10 @@ def to_resume(config: Config, folder: Path, stage: str) -> Checkpoint | None:
 
 
 def named_checkpoint(config: Config, stage: str = TRAIN) -> Checkpoint | None:
-    """Open the checkpoint that `config.resume` names; None if it is auto or never.
+    """Open the checkpoint that `config.resume` names; None if it is "auto" or "never".
 
-    None also if what it names has not come beyond the stage before. ValueError if there is none
-    that can be read, or if it is another config's.
+    None also if the named run has not reached this stage. Raises ValueError if there is no valid
+    checkpoint, or if it is another config's.
     """
     if config.resume in ("auto", "never"):
         return None
@@ -318,11 +319,11 @@ def named_checkpoint(config: Config, stage: str = TRAIN) -> Checkpoint | None:
 
 
 def refuse_another_config(config: Config, found: Checkpoint) -> None:
-    """ValueError, with the keys that differ, if a checkpoint is another config's.
+    """Raise ValueError, naming the keys that differ, if a checkpoint is another config's.
 
-    It may be of another number of processes, or of parts of a batch.
+    The number of processes and of batch parts may differ.
     """
-    # Of checkpoints that are older than this rule the parts did not enter the hash.
+    # (1, 1): in old checkpoints the hash did not depend on the parts.
     same = (in_parts(config, *parts) for parts in (_parts_of(found), (1, 1)))
     if found.state["config_hash"] in {config_hash(config), *map(config_hash, same)}:
         return

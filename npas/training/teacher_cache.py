@@ -1,7 +1,7 @@
-"""Keep a teacher's logits on disk, so that it runs once over the data: `distill.cache=DIR`.
+"""Cache of a teacher's logits on disk, so that it runs once over the data: `distill.cache=DIR`.
 
-One file for a teacher, a precision and a set of training inputs, which all are in its name. A row
-is found by the digest of the sample that the student reads: no other sample's is ever given.
+There is one file per teacher, precision and set of training inputs; its name is a hash of them.
+Rows are looked up by the digest of the sample that the student reads.
 """
 
 from __future__ import annotations
@@ -26,18 +26,16 @@ from npas.tasks.common.files import give_usual_mode, locked, reason
 from npas.training.distributed import Process
 from npas.utils.progress import track
 
-OF_EACH = ("class", "cell", "text", "span")
-"""The kinds of outputs that depend on a sample alone, and not on others of its batch."""
-CHUNK = 64  # samples: the same whatever the batch is, so that the outputs are
+OF_EACH = ("class", "cell", "text", "span")  # outputs that do not depend on the rest of a batch
+CHUNK = 64  # samples per forward pass, so that the logits do not depend on the batch size
 DIGESTS = "digests"
 Teach = Callable[[Batch], Mapping[str, Tensor]]
 
 
 class TeacherCache:
-    """The logits of a teacher for all training samples, from a file that the first step writes.
+    """A teacher's logits for all training samples, in a file that the first step writes.
 
-    Raises ValueError, in one line, for inputs that differ from epoch to epoch, a file that is
-    damaged, and a folder that cannot take one.
+    Raises ValueError if inputs differ between epochs, or for a damaged file.
     """
 
     def __init__(self, config: Config, task: Task, teacher: nn.Module, process: Process) -> None:
@@ -46,8 +44,8 @@ class TeacherCache:
         refuse_changing(task)
         self.digests = [d for batch in self._chunks("reading") for d in digests(batch)]
         named = hashlib.sha256(b"".join(self.digests))
-        place = f"1 {config.precision} {process.device.type} {task.spec.outputs}"
-        named.update(f"{place} {teacher!r}".encode())
+        setting = f"1 {config.precision} {process.device.type} {task.spec.outputs}"
+        named.update(f"{setting} {teacher!r}".encode())
         if is_shared(teacher):
             named.update(json.dumps(api.allocation(teacher).to_dict()).encode())
         for name, tensor in teacher.state_dict().items():
@@ -60,26 +58,26 @@ class TeacherCache:
             self._open()
 
     def refuse_full(self, example: Mapping[str, Tensor], size: int) -> None:
-        """Raise ValueError if a file of such outputs, of `size` samples, would find no room."""
+        """Raise ValueError if the file cannot be written, given the outputs of `size` samples."""
         if self.kept:
             return
         if odd := next((name for name, own in example.items() if len(own) != size), None):
-            raise ValueError(f"distill.cache: the output {odd!r} is not one of each sample")
+            raise ValueError(f"distill.cache: the output {odd!r} has not one row per sample")
         folder = next(p for p in (self.path.parent, *self.path.absolute().parents) if p.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ValueError(f"distill.cache={self.path.parent}: {folder} is no folder to write to")
-        of_each = sum(own.numel() * own.element_size() for own in example.values()) // size
-        needed, free = of_each * len(self.digests), shutil.disk_usage(folder).free
+            raise ValueError(f"distill.cache={self.path.parent}: {folder} is not a writable folder")
+        per_sample = sum(own.numel() * own.element_size() for own in example.values()) // size
+        needed, free = per_sample * len(self.digests), shutil.disk_usage(folder).free
         if needed > free:
             raise ValueError(
-                f"distill.cache={self.path.parent}: the outputs take {needed / 1e9:,.1f} GB and"
+                f"distill.cache={self.path.parent}: the outputs take {needed / 1e9:,.1f} GB, but"
                 f" {free / 1e9:,.1f} GB are free: name another folder, or leave it out"
             )
 
     def read(self, batch: Batch, teach: Teach) -> dict[str, Tensor]:
-        """Return the teacher's logits by name; the first call asks it for all samples.
+        """Return the teacher's logits by name; the first call computes those of all samples.
 
-        Called on all ranks together. ValueError for a sample that is not one of them.
+        Call it on all ranks. Raises ValueError for a sample that is not in the cache.
         """
         if not self.kept:
             with self.process.together():
@@ -90,7 +88,7 @@ class TeacherCache:
             rows_B = torch.tensor([self.rows[digest] for digest in digests(batch)])
         except KeyError:
             raise ValueError(
-                f"distill.cache: a sample of {self.task.name} is not what it was in the first"
+                f"distill.cache: a sample of {self.task.name} is not the same as in the first"
                 " epoch: leave distill.cache out"
             ) from None
         device = self.process.device
@@ -103,8 +101,8 @@ class TeacherCache:
             yield self.task.collate(index_B, 0, 0)
 
     def _write(self, teach: Teach) -> None:
-        """Ask the teacher for all, and put the file in its place at once."""
-        temporary = self.path.with_suffix(".tmp")  # what a killed process left is overwritten
+        """Compute the logits of all samples and write the file atomically."""
+        temporary = self.path.with_suffix(".tmp")  # overwrites that of a killed process
         try:
             with locked(self.path.with_suffix(".lock")):
                 if self.path.exists():  # another run has written it meanwhile
@@ -126,7 +124,7 @@ class TeacherCache:
             raise ValueError(f"distill.cache={self.path.parent}: {reason(error)}") from None
 
     def _open(self) -> None:
-        """Map the file into memory, once its checksum was compared."""
+        """Read the file and verify its checksum."""
         try:
             with safe_open(self.path, "pt") as file:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -139,13 +137,13 @@ class TeacherCache:
 
 
 def refuse_changing(task: Task) -> None:
-    """Raise ValueError where a sample's inputs are drawn anew in every epoch."""
+    """Raise ValueError if a sample's inputs change from epoch to epoch."""
     index_B = torch.arange(min(CHUNK, task.train_size), device=task.device)
     changes = task.spec.outputs not in OF_EACH or type(task).sampler is not Task.sampler
     if changes or len({tuple(digests(task.collate(index_B, e, 0))) for e in range(3)}) > 1:
         raise ValueError(
-            f"distill.cache: {task.name} draws its inputs anew in every epoch (augmented, masked or"
-            " cut at random), so that no output can be kept: leave distill.cache out"
+            f"distill.cache: the inputs of {task.name} change in every epoch (augmented, masked or"
+            " cut at random), so outputs cannot be cached: leave distill.cache out"
         )
 
 

@@ -1,7 +1,7 @@
-"""Track a run: `log.jsonl` always, Weights & Biases, TensorBoard and a CSV where they work.
+"""Track a run: `log.jsonl` always; Weights & Biases, TensorBoard and a CSV file on request.
 
-The tables are made from the run's own files. The others are a convenience: whatever they raise, and
-however long W&B takes, is one warning, and the run goes on without it.
+Result tables need only the run's own files. If another tracker raises an error, or W&B takes too
+long, one warning is logged and the run continues without it.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from npas.utils.git import PACKAGE_FOLDER
 
 log = logging.getLogger(__name__)
 
-START_S = 10.0  # that a training waits for W&B before it begins; W&B may begin later
-INIT_S = 30.0  # that W&B's service tries to reach the server: `init_timeout`, 90 s by default
-FINISH_S = 20.0  # for what is still to be sent at the end: `finish_timeout`, no limit by default
-UPLOAD_S = 600.0  # for the weights
-PREEMPTED_S = 5.0  # at the end, where whoever stops a run kills it half a minute later
+# Seconds to wait for W&B:
+START_S = 10.0  # before the training starts; W&B may start later
+INIT_S = 30.0  # to reach the server: `init_timeout`, 90 s by default
+FINISH_S = 20.0  # to send the rest at the end: `finish_timeout`, no limit by default
+UPLOAD_S = 600.0  # to upload weights
+PREEMPTED_S = 5.0  # at the end of a preempted run, which is killed soon after
 
 
 def mode_of(config: Config) -> str:
-    """Return how W&B tracks the run: by WANDB_MODE where it is set, else by `wandb.mode`."""
+    """Return W&B's mode: WANDB_MODE if set, else `wandb.mode`."""
     if "wandb" not in config.trackers:
         return "disabled"
     return os.environ.get("WANDB_MODE") or config.wandb.mode
 
 
 class Tracker:
-    """Write what a run logs, a dict of plain numbers a line, each with its "step"."""
+    """Write a run's log records, dicts of plain numbers with a "step", to all its trackers."""
 
     def __init__(
         self,
@@ -57,13 +58,13 @@ class Tracker:
     ) -> None:
         """Continue after the log's first `logged` lines, dropping later ones.
 
-        `wandb_id` names the W&B run to go on in; None: the one that this folder was tracked as
-        before, or a new one. `facts` are plain data for W&B, beside the config. A process that does
-        not lead counts lines, and writes nothing.
+        `wandb_id` is the W&B run to resume; by default it is the folder's earlier one, or a new
+        one. `facts` are plain data for W&B's config. With `is_main=False` lines are counted and
+        nothing is written.
         """
         self.lines = logged
         self.wandb_id = wandb_id
-        self.status = "failed"  # unless one is told
+        self.status = "failed"  # until `ended` is called
         self.uploads = config.wandb.artifacts
         self.file: Any = None
         self.wandb: _Wandb | None = None
@@ -84,53 +85,53 @@ class Tracker:
             self.tensorboard = _TensorBoard(run_dir / "tensorboard", last + 1)
         mode = mode_of(config)
         if mode != "disabled":
-            # Stored before anything is trained, so that a run that is killed goes on as the same.
+            # Stored before the training, so that a killed run resumes under the same id.
             self.wandb_id = wandb_id or _stored_id(run_dir) or secrets.token_hex(4)
             try:
                 write_whole(run_dir / ID_FILE, f"{self.wandb_id}\n")
             except OSError as error:
-                log.warning("W&B will not find this run again: %s: %s", ID_FILE, error.strerror)
+                log.warning("W&B cannot resume this run: %s: %s", ID_FILE, error.strerror)
             self.wandb = _Wandb(mode, config, run_dir, self.wandb_id, dict(facts or {}))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Write one line, to W&B, too; a number that is not finite is written as null."""
+        """Write a record to all trackers; a number that is not finite becomes null."""
         self.write(record)
-        listening.tell(record)
-        self._tell(lambda run: run.log(record))
+        listening.notify(record)
+        self._call_wandb(lambda run: run.log(record))
         if self.tensorboard is not None:
             self.tensorboard.log(record)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write one line to the log alone."""
+        """Write a record to the log only."""
         if self.file is not None:
             self.file.write(json.dumps({k: _jsonable(v) for k, v in record.items()}) + "\n")
         self.lines += 1
 
     def summarize(self, figures: Mapping[str, Any]) -> None:
-        """Set the run's summary in W&B; of {"last": {"accuracy": 98.0}} it is "last/accuracy"."""
+        """Set the run's summary in W&B; {"last": {"accuracy": 98.0}} becomes "last/accuracy"."""
         flat: dict[str, Any] = {}
         for key, value in figures.items():
             if isinstance(value, Mapping):
                 flat |= {f"{key}/{name}": figure for name, figure in value.items()}
             elif value is not None:
                 flat[key] = value
-        self._tell(lambda run: run.summary.update(flat))
+        self._call_wandb(lambda run: run.summary.update(flat))
 
     def upload(self, checkpoint: Path) -> None:
         """Upload a checkpoint's weights to W&B, if `wandb.artifacts` asks for it."""
         if self.wandb is not None and self.uploads:
             self.wandb.patience_s += UPLOAD_S
-            self._tell(lambda run: _upload(run, checkpoint))
+            self._call_wandb(lambda run: _upload(run, checkpoint))
 
     def ended(self, status: str) -> None:
-        """Record, once, how the run ended: done, diverged, failed or preempted."""
+        """Record how the run ended: done, diverged, failed or preempted."""
         self.status = status
         self.summarize({"status": status})
         if status == "preempted" and self.wandb is not None:
-            self._tell(lambda run: run.mark_preempting())
+            self._call_wandb(lambda run: run.mark_preempting())
             self.wandb.patience_s = PREEMPTED_S
 
-    def _tell(self, call: Callable[[Any], object]) -> None:
+    def _call_wandb(self, call: Callable[[Any], object]) -> None:
         if self.wandb is not None and self.wandb.thread.is_alive():
             self.wandb.calls.put(call)
 
@@ -149,10 +150,10 @@ class Tracker:
 
 
 class _TensorBoard:
-    """Write event files for TensorBoard; what goes wrong is one warning."""
+    """Write event files for TensorBoard; an error is logged as one warning."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Events from `first_step` on, of a run that goes on from before them, no longer count."""
+        """Open the writer; earlier events from `first_step` on, of a resumed run, are purged."""
         self.writer: Any = None
         try:
             from tensorboardX import SummaryWriter
@@ -172,25 +173,25 @@ class _TensorBoard:
         )
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the files."""
         self._call(lambda writer: writer.close())
 
     def _call(self, call: Callable[[Any], object]) -> None:
         try:
             if self.writer is not None:
                 call(self.writer)
-        except Exception as error:  # a full disk, a version that changed
+        except Exception as error:  # a full disk, a changed interface
             self.writer = None
             self._warn(error)
 
     def _warn(self, error: Exception) -> None:
         missing = isinstance(error, ImportError)
         why = "pip install 'npas[tensorboard]'" if missing else " ".join(str(error).split())
-        log.warning("going on without tensorboard: %s", why)
+        log.warning("continuing without tensorboard: %s", why)
 
 
 def _write_csv(path: Path) -> None:
-    """Write the numbers of a log as log.csv beside it, a row a line, a column a name."""
+    """Write a log's numbers to log.csv in its folder: a row per record, a column per name."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     names = list(dict.fromkeys(name for record in records for name in record))
     names = [
@@ -207,14 +208,13 @@ def _write_csv(path: Path) -> None:
 
 
 class _Wandb:
-    """Talk to W&B in a thread of its own, so that nothing it does can hold up or end a training.
+    """Call W&B in a thread of its own, so that it can neither delay nor end a training.
 
-    Online, a run of the same id is gone on with. Offline, each process leaves a folder
-    `wandb/offline-run-*` with its part of the run; `wandb sync` sends them in the order they were
-    begun in, and puts each behind those that came before. Steps that were done again after a kill
+    Online, a run of the same id is resumed. Offline, each process leaves its part of the run in
+    `wandb/offline-run-*`, and `wandb sync` appends the parts in order. Steps repeated after a kill
     are in both parts, with the same figures.
 
-    W&B's own "Stop run" comes as SIGINT: the run is saved, and the same command goes on.
+    W&B's "Stop run" sends SIGINT: the run is saved and can be resumed.
     """
 
     def __init__(
@@ -229,16 +229,16 @@ class _Wandb:
         start = (mode, config, run_dir, run_id, facts)
         self.thread = threading.Thread(target=self._work, args=start, name="wandb", daemon=True)
         try:
-            # Here: a data worker that is forked while a thread imports may wait for it forever.
+            # Not in the thread: a data worker forked during an import may wait for it forever.
             import wandb  # noqa: F401
         except Exception as error:
-            self._warn(f"going on without wandb (wandb.mode={mode})", error)
+            self._warn(f"continuing without wandb (wandb.mode={mode})", error)
             return
         self.thread.start()
         self.started.wait(START_S)
 
     def close(self, exit_code: int) -> None:
-        """Finish the run, and leave what cannot be sent in time to `wandb sync`."""
+        """Finish the run; `wandb sync` can send later what is not sent in time."""
         self.exit_code = exit_code
         self.calls.put(None)
         if self.thread.is_alive():
@@ -248,24 +248,24 @@ class _Wandb:
             self._warn(
                 f"not all was sent: `wandb sync --include-online {self.folder}/*run-*`", waited
             )
-        self.has_warned = True  # what comes later is no news after the command's last line
+        self.has_warned = True  # no warnings after the command's last line
 
     def _work(self, mode: str, *start: Any) -> None:
-        # W&B may raise anything, SystemExit included, and none of it is worth the run.
+        # W&B may raise anything, even SystemExit. None of it may end the run.
         try:
             run = _start_wandb(mode, *start)
-        except BaseException as error:  # no key, no network, a full disk, a version that changed
-            self._warn(f"going on without wandb (wandb.mode={mode})", error)
+        except BaseException as error:  # no key, no network, a full disk, a changed interface
+            self._warn(f"continuing without wandb (wandb.mode={mode})", error)
             return
         finally:
             self.started.set()
         try:
-            # Plotted over our own step count: W&B would drop steps that are done again.
+            # Plot over our own step count: W&B would drop repeated steps.
             run.define_metric("*", step_metric="step")
             while (call := self.calls.get()) is not None:
                 call(run)
         except BaseException as error:
-            self._warn("wandb failed and is left out from here on", error)
+            self._warn("wandb failed; continuing without it", error)
             while self.calls.get() is not None:
                 pass
         try:
@@ -274,7 +274,7 @@ class _Wandb:
             self._warn("wandb failed at the end", error)
 
     def _warn(self, what: str, error: BaseException) -> None:
-        """Report what went wrong, the first time that something does."""
+        """Log a warning, the first time only."""
         if not self.has_warned:
             self.has_warned = True
             log.warning("%s: %s", what, " ".join(str(error).split()) or type(error).__name__)
@@ -286,7 +286,7 @@ def _start_wandb(
     """Start or continue the W&B run of this id."""
     import wandb
 
-    # Errors only: it then asks for no key either, where nobody may answer and a bar is drawn.
+    # Print errors only. W&B then does not ask for a key either.
     quiet: dict[str, Any] = {"quiet": True, "show_info": False}
     wandb.setup(wandb.Settings(**quiet))
     settings = wandb.Settings(
@@ -312,7 +312,7 @@ def _start_wandb(
         dir=run_dir,
         id=run_id,
         resume="allow",
-        reinit="create_new",  # a run that hangs, or is the caller's own, is none of ours
+        reinit="create_new",  # do not reuse another run of this process
         settings=settings,
     )
     if not run.offline:
@@ -321,20 +321,20 @@ def _start_wandb(
 
 
 def _upload(run: Any, checkpoint: Path) -> None:
-    """Upload a checkpoint's weights, and wait until they are there."""
+    """Upload a checkpoint's weights and wait for the upload."""
     import wandb
 
     artifact = wandb.Artifact(f"model-{run.id}", type="model")
     for name in ("model", AVERAGED):
         if (file := checkpoint / f"{name}.safetensors").exists():
-            artifact.add_file(str(file), policy="immutable")  # no copy: it is not changed any more
+            artifact.add_file(str(file), policy="immutable")  # no copy: it does not change
     logged = run.log_artifact(artifact)
     if not run.offline:
         logged.wait(timeout=int(UPLOAD_S))
 
 
 def _stored_id(run_dir: Path) -> str | None:
-    """Return the id that the folder was tracked as; None if there is none that could be one."""
+    """Return the W&B id stored in the run's folder; None if there is no valid one."""
     try:
         found = (run_dir / ID_FILE).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -343,10 +343,10 @@ def _stored_id(run_dir: Path) -> str | None:
 
 
 def _first_lines(path: Path, count: int) -> tuple[list[bytes], list[bytes]]:
-    """Return the first `count` lines of a log, and before them those of a search.
+    """Return a log's lines of a search, and the first `count` of its other lines.
 
-    Lines that a kill or a full disk has damaged are left out, but count. Earlier versions logged a
-    search for groups in the run's own log, in lines that do not count.
+    Damaged lines, of a kill or a full disk, are dropped but counted. Earlier versions logged a
+    search for groups in the run's own log; those lines are not counted.
     """
     before: list[bytes] = []
     own: list[bytes] = []

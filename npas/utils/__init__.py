@@ -1,1 +1,1 @@
-"""What several layers need: files, random numbers, git, signals, processes, printing."""
+"""Helpers for all packages: budgets, JSON, random numbers, git, signals, processes, printing."""

@@ -1,4 +1,4 @@
-"""Read budgets, and write each in one way: `0.1`, `10%`, `18M`, `16MB`. Needs no torch."""
+"""Parse budgets such as `0.1`, `10%`, `18M` and `16MB`, and write them in canonical form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fractions import Fraction
 from numbers import Rational, Real
 
 LARGEST_BARE_NUMBER = 16
-LONGEST = 100  # characters of a budget, however it is written
+LONGEST = 100  # characters of a budget
 _SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9}
 _BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}  # two letters: 1.2B stays 1.2 billion parameters
 _PATTERN = re.compile(
@@ -20,7 +20,7 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget as asked for: a fraction of the dense count, an absolute count, or bytes.
+    """A budget: a fraction of the dense count, an absolute count, or bytes.
 
     Exactly one of the three is set. Fractions are exact, so that `29%` of 100 parameters is 29.
     `size` bounds the exported artifact in bytes, and with it the parameters.
@@ -32,9 +32,9 @@ class Budget:
 
     @property
     def canonical(self) -> str:
-        """Spell the budget in the one way that equal budgets share: `0.1`, `2`, `18M`, `16MB`.
+        """Return the canonical form, which parses to this budget: `0.1`, `2`, `18M`, `16MB`.
 
-        What is spelled reads back as this very budget: a fraction above 16 is written in percent.
+        A fraction above 16 is written in percent.
         """
         if self.absolute is not None:
             return spell_count(self.absolute)
@@ -48,7 +48,7 @@ class Budget:
     def allowed(self, dense: int) -> int:
         """Return the number of trainable parameters allowed for a dense network of `dense`.
 
-        ValueError for bytes: how many parameters they hold is the network's to say.
+        Raises ValueError for bytes, whose number of parameters depends on the network.
         """
         if self.absolute is not None:
             return self.absolute
@@ -64,10 +64,9 @@ BudgetLike = str | float | Rational | Decimal | Budget
 def parse_budget(value: BudgetLike) -> Budget:
     """Parse `0.1`, `"10%"`, `2.0`, `"18M"`, `"250k"`, `"1.2B"`, `Fraction(1, 3)`, `"1/3"`.
 
-    `"16MB"` and `"500KB"` are bytes, of 1,000 a KB. A `Budget` is returned as it is; a float stands
-    for the shortest decimal that reads back as it.
-    Raises ValueError for anything else, and for a bare number above 16: it may be a budget of more
-    than 1600% or a forgotten suffix.
+    `"16MB"` and `"500KB"` are bytes; 1 KB is 1,000 bytes. A `Budget` is returned unchanged; a float
+    means its shortest decimal form. Raises ValueError for anything else, and for a bare number
+    above 16, which may be a budget above 1600% or lack a suffix.
     """
     if isinstance(value, Budget):
         return value
@@ -80,13 +79,13 @@ def parse_budget(value: BudgetLike) -> Budget:
             " (0.1 or 10%) or an absolute count (18M, 250K, 1.2B)"
             ", or the bytes of an artifact (16MB, 500KB)"
         )
-    request = _request(text, match)
-    if len(request.canonical) > LONGEST:
+    budget = _from_match(text, match)
+    if len(budget.canonical) > LONGEST:
         raise ValueError(f"budget={text} has too many digits: write fewer")
-    return request
+    return budget
 
 
-def _request(text: str, match: re.Match[str]) -> Budget:
+def _from_match(text: str, match: re.Match[str]) -> Budget:
     number = Fraction(match["number"]) * Fraction("1" + (match["exponent"] or ""))
     unit = match["unit"].upper()
     if number <= 0:
@@ -115,17 +114,17 @@ def _request(text: str, match: re.Match[str]) -> Budget:
 
 
 def spell_count(count: int) -> str:
-    """Write an absolute count exactly, as a budget can be asked for: `18M`, `17.126K`."""
+    """Write an absolute count exactly, as a budget: `18M`, `17.126K`."""
     return _spell_in(count, _SUFFIXES)
 
 
 def spell_size(size: int) -> str:
-    """Write bytes exactly, as a budget can be asked for: `16MB`, `15863.489KB`, `0.012KB`."""
+    """Write bytes exactly, as a budget: `16MB`, `15863.489KB`, `0.012KB`."""
     return _spell_in(size, _BYTES)
 
 
 def _spell_in(count: int, units: dict[str, int]) -> str:
-    """Write a count in the largest unit of which it has three decimals at most, or thousands."""
+    """Write a count in the largest unit that needs at most three decimals, else in the smallest."""
     smallest, *larger = units
     for suffix in reversed(larger):
         unit = units[suffix]
@@ -135,7 +134,7 @@ def _spell_in(count: int, units: dict[str, int]) -> str:
 
 
 def _spell(number: Fraction) -> str:
-    """Write a number exactly: as the shortest decimal, digit by digit, or as a quotient."""
+    """Write a number exactly: as the shortest float, a longer decimal, or a quotient."""
     if number.denominator == 1:
         return str(number.numerator)
     short = repr(float(number))

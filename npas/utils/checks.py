@@ -1,4 +1,4 @@
-"""Raise ValueError for a config value that is out of range, naming its key."""
+"""Range checks of config values, and lists in sentences."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def join(names: Iterable[object], last: str = "or") -> str:
 
 
 def near(name: str, names: list[str]) -> str:
-    """Return which of `names` come near `name`, or list them all where none does."""
+    """Suggest the closest of `names`, or list all of them."""
     close = difflib.get_close_matches(str(name), names, n=3)
     return f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}"
 
 
 def at_least(key: str, value: float | None, limit: float) -> None:
-    """Raise ValueError if the value is there and not at least `limit`, as NaN is not."""
+    """Raise ValueError unless the value is None or at least `limit`."""
     if value is not None and not value >= limit:
         raise ValueError(f"{key} must be at least {limit}, got {value}")
 
@@ -43,7 +43,7 @@ def below(key: str, value: float, limit: float) -> None:
 
 
 def within(prefix: str, config: object, limits: Mapping[str, tuple[float, float]]) -> None:
-    """Raise ValueError unless each of these keys lies between its limits, both allowed."""
+    """Raise ValueError unless each of these keys is within its limits, both included."""
     for key, (least, most) in limits.items():
         at_least(f"{prefix}.{key}", getattr(config, key), least)
         at_most(f"{prefix}.{key}", getattr(config, key), most)

@@ -1,4 +1,4 @@
-"""Name the commit that runs, where npas runs from a git checkout."""
+"""The git commit of the running code."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Git:
-    """The commit that ran; both None where npas does not run from a git checkout."""
+    """A commit; both fields are None if npas does not run from a git checkout."""
 
     commit: str | None
-    dirty: bool | None  # tracked files outside results/ differ from the commit
+    dirty: bool | None  # whether tracked files outside results/ differ from the commit
 
 
 def git_state(package: Path = PACKAGE_FOLDER) -> Git:
-    """Read the commit of the checkout that holds `package`, if it is one; never fails."""
+    """Return the commit of the checkout that contains `package`, if any; never fails."""
     top = _git(package, "rev-parse", "--show-toplevel")
-    # A package installed in some other project's folder must not report that project's commit.
+    # A package installed inside another project's checkout must not report that project's commit.
     if top is None or Path(top).resolve() != package.parent:
         return Git(None, None)
     commit = _git(package, "rev-parse", "--verify", "HEAD")
-    # A result that has just been added does not make the code that made it a different one.
+    # New results do not change the code.
     changes = _git(
         package.parent, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"
     )

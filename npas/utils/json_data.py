@@ -1,6 +1,6 @@
-"""Build dataclasses from JSON data, each field of its type and no other field there.
+"""Build dataclasses from JSON data, with checked types and no unknown fields.
 
-Unlike a config (`npas.config.typed`), nothing is converted: these are files that npas wrote itself.
+Unlike for a config (`npas.config.typed`), types are not converted: npas wrote these files itself.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-LARGEST = 1 << 63
-"""Integers from here on are no count, position or size: torch holds them in 64 bits."""
+LARGEST = 1 << 63  # integers from here on are refused: torch has 64 bits
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds; OSError if it cannot be read, ValueError if it is no JSON."""
+    """Read a JSON file. Raises OSError if it cannot be read, ValueError if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -30,8 +29,9 @@ def read_json(path: Path) -> Any:
 def decode(kind: Any, value: object, where: str = "", optional: Collection[str] = ()) -> Any:
     """Return `value` as `kind`: a dataclass, dict[str, X], X | None, a list, tuple or JSON type.
 
-    `optional` are the names of fields that may be missing, and have defaults. A ValueError names
-    the field that is wrong; `where` is the full name of the value itself.
+    `optional` are names of fields that may be missing because they have defaults; `where` is the
+    full name of the value. Raises ValueError, naming the field, for a missing, unknown or malformed
+    one.
     """
     if kind is Any:
         return value
@@ -51,7 +51,7 @@ def decode(kind: Any, value: object, where: str = "", optional: Collection[str] 
         if not isinstance(value, (list, tuple)) or length not in (None, len(value)):
             of = "" if length is None else f" of {length}"
             raise ValueError(f"{where} must be a list{of}, not {shown(value)}")
-        if arguments[0] is int and all(type(item) is int for item in value):  # may be many
+        if arguments[0] is int and all(type(item) is int for item in value):  # fast for long lists
             if any(abs(item) >= LARGEST for item in value):
                 raise ValueError(f"{where} must be within 64 bits, not {shown(value)}")
             return origin(value)
@@ -70,7 +70,7 @@ def decode(kind: Any, value: object, where: str = "", optional: Collection[str] 
 
 
 def shown(value: object) -> str:
-    """Return a value in at most 60 characters of one line."""
+    """Return a value's repr, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -1,4 +1,4 @@
-"""Answer a keyword argument that was renamed with its new name."""
+"""Errors for renamed keyword arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a function whose keywords were renamed, old=new: a TypeError names the new one."""
+    """Decorate a function to raise TypeError, naming the new keyword, for renamed ones: old=new."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)

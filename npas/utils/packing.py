@@ -1,4 +1,4 @@
-"""How an artifact packs a network's tensors, and what came of it. Needs no torch."""
+"""Settings and record of an artifact, a network's quantized and compressed tensors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ MOST_RATIO = 8.0  # of trained weights: more is a typing error
 
 @dataclass(frozen=True)
 class Packing:
-    """How tensors become bytes.
+    """Quantization and compression of an artifact.
 
-    `rows` quantizes banks and tensors of more than 4,096 values to `bits`, each row by its largest
-    value, and keeps smaller ones in fp16; `golf` is the scheme of the Parameter Golf contest's
-    baseline. A budget in bytes holds before compression, unless `expected_ratio`, bytes of tensors
-    before over after it, says how much more may be planned.
+    `rows` quantizes banks and tensors of more than 4,096 values to `bits`, scaled by each row's
+    largest value, and keeps smaller ones in fp16; `golf` is the scheme of the Parameter Golf
+    contest's baseline. A plan fits a budget in bytes if its tensors, before compression, take at
+    most `expected_ratio` times as many: the expected bytes before over those after compression.
     """
 
     bits: Literal[8, 6] = 8
@@ -34,7 +34,7 @@ class Packing:
             if (value := getattr(self, name)) not in choices:
                 known = ", ".join(map(str, choices))
                 raise ValueError(f"artifact.{name}={value} is unknown: choose {known}")
-        object.__setattr__(self, "bits", int(self.bits))  # 8.0 is an 8, too
+        object.__setattr__(self, "bits", int(self.bits))  # 8.0 is accepted
         if self.scheme == "golf" and self.bits != 8:
             raise ValueError("artifact.scheme=golf has 8 bits: set artifact.bits=8, or scheme=rows")
         at_least("artifact.expected_ratio", self.expected_ratio, 1)
@@ -42,19 +42,19 @@ class Packing:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """Return those of `write_artifact`."""
+        """Return the keyword arguments of `write_artifact`."""
         return {"bits": self.bits, "scheme": self.scheme, "compression": self.compression}
 
     @property
-    def words(self) -> str:
-        """Return the packing in a few words."""
+    def description(self) -> str:
+        """Return a short description."""
         how = f"int{self.bits}" if self.scheme == "rows" else "int8 as in Parameter Golf"
         return f"{how}, {self.compression}" if self.compression != "none" else how
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """Record an artifact that was written; `metrics` are those of the network read back from it."""
+    """A written artifact; `metrics` are those of the network read back from it."""
 
     bytes: int
     bytes_before_compression: int

@@ -1,8 +1,8 @@
-"""Find what other packages bring: model and task families, sharing schemes, folders of YAMLs.
+"""Model families, task families, sharing schemes and YAML folders of other packages.
 
-A package names them as entry points: `npas.models`, `npas.tasks` and `npas.schemes`, each a module
-(or any object) with the parts of `OFFERS`; `npas.configs`, a package that holds YAMLs.
-A script registers its own, at its top level, so that the processes that it starts do so too:
+A package lists them as entry points: `npas.models`, `npas.tasks` and `npas.schemes`, each a module
+(or any object) with the attributes in `OFFERS`; and `npas.configs`, packages that contain YAMLs.
+A script registers its own at its top level, so that its child processes do so too:
 
     npas.register_model("mlp", sys.modules[__name__])
 """
@@ -24,29 +24,35 @@ _registered: dict[str, dict[str, Any]] = {kind: {} for kind in OFFERS}
 
 
 def register_model(name: str, family: Any) -> None:
-    """Let `model.family=name` be this family: an object with `Config` and `build`; ValueError."""
+    """Register an object with `Config` and `build` as `model.family=name`.
+
+    Raises ValueError if npas has a family of that name, or if an attribute is missing.
+    """
     register("model", name, family, find_spec(f"npas.models.{name}") is not None)
 
 
 def register_task(name: str, family: Any) -> None:
-    """Let `task.family=name` be this family: an object with `Config` and `Task`; ValueError."""
+    """Register an object with `Config` and `Task` as `task.family=name`.
+
+    Raises ValueError if npas has a family of that name, or if an attribute is missing.
+    """
     register("task", name, family, find_spec(f"npas.tasks.{name}") is not None)
 
 
 def register(kind: str, name: str, family: Any, is_own: bool) -> None:
-    """Register what a script brings; ValueError where a part lacks, or the name is npas' own."""
+    """Register an object. Raises ValueError if an attribute is missing or npas has that name."""
     if is_own:
         raise ValueError(f"{name!r} is a {kind} of npas itself: choose another name")
     _registered[kind][name] = _checked(kind, name, family, f"register_{kind}")
 
 
 def names(kind: str) -> list[str]:
-    """List what there is of a kind, one of `OFFERS`, that is not npas' own."""
+    """List the names of a kind, a key of `OFFERS`, in other packages and scripts."""
     return sorted({*_registered[kind], *_entries(f"npas.{kind}s")})
 
 
 def family(kind: str, name: str) -> Any:
-    """Return a family of another package or script; ValueError if it cannot be imported."""
+    """Return a family of another package or script. Raises ValueError if its import fails."""
     if name in _registered[kind]:
         return _registered[kind][name]
     entry = _entries(f"npas.{kind}s")[name]
@@ -54,7 +60,7 @@ def family(kind: str, name: str) -> Any:
 
 
 def config_folders() -> list[Path]:
-    """Return the folders of YAMLs that packages bring; ValueError if one cannot be imported."""
+    """Return the YAML folders of other packages. Raises ValueError if an import fails."""
     entries = sorted(_entries("npas.configs").items())
     return [Path(path) for _, entry in entries for path in getattr(_load(entry), "__path__", [])]
 
@@ -66,12 +72,12 @@ def _entries(group: str) -> dict[str, EntryPoint]:
 def _load(entry: EntryPoint) -> Any:
     try:
         return entry.load() if entry.attr else import_module(entry.module)
-    except Exception as error:  # whatever another package's code raises
+    except Exception as error:  # another package's code may raise anything
         why = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{entry.group}: {entry.value} cannot be imported ({why})") from error
 
 
-def _checked(kind: str, name: str, family: Any, who: str) -> Any:
-    if lacking := [each for each in OFFERS[kind] if not hasattr(family, each)]:
-        raise ValueError(f"{who}: the {kind} {name!r} lacks {' and '.join(lacking)}")
+def _checked(kind: str, name: str, family: Any, source: str) -> Any:
+    if missing := [each for each in OFFERS[kind] if not hasattr(family, each)]:
+        raise ValueError(f"{source}: the {kind} {name!r} lacks {' and '.join(missing)}")
     return family

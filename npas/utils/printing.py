@@ -1,4 +1,4 @@
-"""Print figures with units, tables, and lines so that a reader who has gone ends no training."""
+"""Format figures and tables, and print lines even to a closed terminal."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Collection, Sequence
 from html import escape
 from typing import NamedTuple, TextIO
 
-LOSSES = ("loss", "bits_per_byte", "perplexity")  # less is better; all other metrics are in percent
+LOSSES = ("loss", "bits_per_byte", "perplexity")  # lower is better; other metrics are in percent
 
 
 def figure(metric: str, value: float | None) -> str:
-    """Return a metric's value with its unit, as "71.67%"; losses have none, and more digits."""
+    """Return a metric's value with its unit, as "71.67%"; losses have no unit and more digits."""
     if value is None:
         return "no number"
     return f"{value:.4f}" if metric.removeprefix("val/") in LOSSES else f"{value:.2f}%"
 
 
 def print_line(line: str, file: TextIO) -> None:
-    """Print a line at once; where nobody reads it any more, this and all later ones are lost."""
+    """Print a line and flush; once the file is closed, discard this line and all later ones."""
     try:
         print(line, file=file, flush=True)
-    except OSError:  # a closed pipe, a terminal that is gone
+    except OSError:  # a closed pipe or terminal
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, file.fileno())
@@ -30,7 +30,7 @@ def print_line(line: str, file: TextIO) -> None:
 
 
 def columns(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
-    """Align rows of cells; the columns in `right` to the right."""
+    """Align rows of cells, the columns in `right` to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -42,19 +42,19 @@ def columns(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
 
 
 class Grid(NamedTuple):
-    """A table: its first row are heads, and its columns in `right` are aligned to the right."""
+    """A table whose first row is its head; the columns in `right` are aligned to the right."""
 
     rows: Sequence[Sequence[str]]
     right: Collection[int] = ()
 
 
 class Shown(str):
-    """Text that a notebook shows as HTML: grids as tables, other parts as they are."""
+    """Text that notebooks show as HTML: grids as tables, other parts preformatted."""
 
     parts: tuple[Grid | str, ...]
 
     def __new__(cls, *parts: Grid | str) -> Shown:
-        """Join the parts by empty lines."""
+        """Join the parts with empty lines."""
         texts = ["\n".join(columns(*p)) if isinstance(p, Grid) else p for p in parts]
         self = super().__new__(cls, "\n\n".join(texts))
         self.parts = parts
@@ -64,7 +64,7 @@ class Shown(str):
         return str(self)
 
     def _repr_html_(self) -> str:
-        """Return what notebooks show in place of the text."""
+        """Return the HTML for notebooks."""
         return "\n".join(_html(part) for part in self.parts)
 
 

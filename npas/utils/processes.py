@@ -1,6 +1,6 @@
-"""Read from the environment which process of a job this is: torchrun's variables, or srun's.
+"""Read this process's ranks from torchrun's or srun's environment variables.
 
-Imports no torch, so that a command knows whether it may print before it has loaded anything.
+Imports no torch: a command checks whether it may print before it loads anything.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import re
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 
-FIRST_PORT, PORTS = 20000, 20000  # where the ranks of a job that srun started meet
+FIRST_PORT, PORTS = 20000, 20000  # for the rendezvous of the ranks that srun started
 
 
 class Refused(ValueError):
-    """A user's error that all processes of a job know of and stop for."""
+    """A user's error that is raised in all processes of a job."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A process's place among those that were started together."""
+    """A process's ranks and world sizes."""
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0  # on its machine
     local_world: int = 1
-    by_slurm: bool = False  # which may show each process its own GPU alone
+    by_slurm: bool = False  # Slurm may show each process only its own GPU
 
     @property
     def nodes(self) -> int:
@@ -34,9 +34,9 @@ class Place:
 
 
 def place(environ: MutableMapping[str, str] | None = None) -> Place:
-    """Return this process's place; a process that nobody launched is alone.
+    """Return this process's ranks; without a launcher, those of a single process.
 
-    ValueError if only some of the variables are there, or one is no number.
+    Raises ValueError if a variable is missing or not a number.
     """
     environ = os.environ if environ is None else environ
     if "WORLD_SIZE" in environ:
@@ -60,7 +60,7 @@ def place(environ: MutableMapping[str, str] | None = None) -> Place:
 
 
 def is_main_process() -> bool:
-    """Return whether this process is the one that prints; one that cannot tell does."""
+    """Return whether this process prints: rank 0, or one whose rank is unknown."""
     try:
         return place().rank == 0
     except ValueError:
@@ -68,7 +68,7 @@ def is_main_process() -> bool:
 
 
 def meet(environ: MutableMapping[str, str]) -> None:
-    """Put torchrun's variables where srun alone started the processes, as torch looks for them."""
+    """Set torchrun's variables, which torch reads, if srun started the processes."""
     if "WORLD_SIZE" in environ or (here := place(environ)).world == 1:
         return
     job, step = (_number(name, environ, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
@@ -81,7 +81,7 @@ def meet(environ: MutableMapping[str, str]) -> None:
 
 
 def first_host(nodes: str) -> str:
-    """Return the first host of a list as Slurm writes it: `gpu[07-09,12],login` is `gpu07`."""
+    """Return the first host of a Slurm node list: `gpu07` for `gpu[07-09,12],login`."""
     match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodes)
     return match[1] + (match[2] or "") if match else "localhost"
 
@@ -91,4 +91,4 @@ def _number(name: str, environ: MutableMapping[str, str], default: str = "") -> 
     try:
         return int(value)
     except ValueError:
-        raise ValueError(f"{name}={value} is no number: unset it or fix the launcher") from None
+        raise ValueError(f"{name}={value} is not a number: unset it or fix the launcher") from None

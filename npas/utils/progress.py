@@ -1,10 +1,9 @@
-"""Show how far a long piece of work has come, with the time left, once it has taken two seconds.
+"""A progress bar with the time left, for loops that take more than two seconds.
 
     for layer in track(layers, "fitting"):
         ...
 
-On a terminal it is a bar, in a notebook a line of HTML in its place; elsewhere nothing is shown,
-nor where rich, which draws it, is missing. The loop's items are what they would be without.
+It is shown on terminals and in notebooks, if rich is installed.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from typing import Any, TypeVar
 from npas.utils import processes
 
 AFTER_S = 2.0
-BETWEEN_S = 0.2  # from one drawing to the next
+BETWEEN_S = 0.2  # between updates of the bar
 T = TypeVar("T")
 _shown: list[Bar] = []  # at most one at a time
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items; `total` counts them where they have no length."""
+    """Yield the items; `total` is their number if they have no length."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with Bar(what, total) as bar:
@@ -34,19 +33,19 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 
 class Bar:
-    """A bar within a `with`; within another one that is shown it stays hidden."""
+    """A bar within a `with` block, hidden while another one is shown."""
 
     def __init__(self, what: str, total: int | None) -> None:
         self.what, self.total, self.done = what, total, 0
         self.last = time.monotonic() + AFTER_S - BETWEEN_S
         self.drawn: Any = None  # a rich.progress.Progress
-        self.handle: Any = None  # of what a notebook shows
+        self.handle: Any = None  # of a notebook's display
 
     def __enter__(self) -> Bar:
         return self
 
     def advance(self, amount: int = 1) -> None:
-        """Count what was done, and draw if it is time."""
+        """Count finished items; draw the bar if it is time."""
         self.done += amount
         now = time.monotonic()
         if now - self.last < BETWEEN_S:
@@ -78,12 +77,12 @@ class Bar:
         )
         self.drawn.add_task(self.what, total=self.total)
         _shown.append(self)
-        if console.is_jupyter:  # where rich's own live display needs ipywidgets
+        if console.is_jupyter:  # rich's own live display would need ipywidgets
             from IPython.display import display
 
             self.handle = display(self.drawn, display_id=True)
         else:
-            with contextlib.suppress(OSError):  # a terminal that is gone ends no work
+            with contextlib.suppress(OSError):  # a closed terminal must not end the work
                 self.drawn.start()
 
     def _draw(self) -> None:

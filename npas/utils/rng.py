@@ -1,9 +1,9 @@
-"""Draw random numbers from counters: a number depends on a key and a position, on no state.
+"""Counter-based random numbers: a number depends on a key and a position, not on a state.
 
-SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) started at a key and read at any position: the key is
-a hash of the root seed and a purpose, the position a sample's index. So augmentation is the same
-whatever batch, rank, worker or device a sample falls to, resuming needs no generator's state, and a
-new purpose shifts no other's numbers. 64-bit products wrap around on every device that torch has.
+SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), read at any position: the key is a hash of the root
+seed and a purpose, the position a sample's index. Augmentation thus does not depend on the batch,
+rank, worker or device of a sample, resuming needs no generator state, and a new purpose does not
+change the numbers of others. 64-bit products wrap around on all of torch's devices.
 """
 
 import hashlib
@@ -13,8 +13,8 @@ from torch import Tensor
 
 
 def derive_key(seed: int, *purpose: str | int) -> int:
-    """Hash the root seed and the words of a purpose to a key: a signed 64-bit integer."""
-    text = "/".join(str(word) for word in (seed, *purpose))
+    """Hash the root seed and a purpose to a key: a signed 64-bit integer."""
+    text = "/".join(map(str, (seed, *purpose)))
     digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"npas").digest()
     return int.from_bytes(digest, "little", signed=True)
 
@@ -28,20 +28,20 @@ def bits(key: int, positions: Tensor) -> Tensor:
 
 
 def integers(key: int, positions: Tensor, stop: int | Tensor) -> Tensor:
-    """Return an integer of 0 .. stop-1, int64, for each position; `stop` up to 2**31.
+    """Return an int64 in 0 .. stop-1 for each position; `stop` is at most 2**31.
 
-    A tensor of stops has one for each position; where it is 0, so is the answer.
+    `stop` may be a tensor with one value per position; where it is 0, the result is 0.
     """
     return _shift_right(bits(key, positions), 32) * stop >> 32
 
 
 def permutation(key: int, length: int, device: torch.device) -> Tensor:
-    """Return the numbers 0 .. length-1 in random order: sorted by the bits at their positions."""
+    """Return 0 .. length-1 in random order, sorted by the bits at their positions."""
     return bits(key, torch.arange(length, device=device)).argsort(stable=True)
 
 
 def _shift_right(z: Tensor, by: int) -> Tensor:
-    """Shift in zeros, where int64's own shift would copy the sign."""
+    """Shift right and fill with zeros; int64's own shift would copy the sign."""
     return (z >> by) & ((1 << (64 - by)) - 1)
 
 

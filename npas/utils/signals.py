@@ -1,11 +1,11 @@
-"""Stop when asked to by a signal: at once where nothing is lost, after the step in a training.
+"""Stop on a signal: at once, or in a training after the current step.
 
     with watching():              # the first of SIGNALS raises Preempted, ...
-        with deferred():          # ... but not in here, where one asks instead:
+        with deferred():          # ... but not in this block, which asks instead:
             if requested(): ...   # save, then leave
 
-A second signal ends the process at once. Handlers that were there before are put back and called
-at the end: a scheduler's own may requeue the job. Imports no torch.
+A second signal ends the process at once. At the end, earlier handlers are restored and called: a
+scheduler's handler may requeue the job. Imports no torch.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from typing import Literal
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 EXIT_CODE = 75  # sysexits.h: a temporary failure, try again
-# A terminal and a launcher both pass a signal on: two within this time are one.
-SAME_SIGNAL_S = 1.0
+SAME_SIGNAL_S = 1.0  # a terminal and a launcher both pass a signal on: treat two as one
 
 
 class Preempted(BaseException):
-    """A signal asked to stop where there was nothing to save."""
+    """A signal asked to stop outside `deferred`."""
 
 
 class _Watch:
@@ -57,12 +56,12 @@ _watch: _Watch | None = None
 
 @contextlib.contextmanager
 def watching(at_end: Literal["restore", "deliver", "keep"] = "restore") -> Iterator[None]:
-    """Catch the signals; within another `watching`, or beside the main thread, do nothing.
+    """Catch the signals; do nothing within another `watching` or outside the main thread.
 
-    At the end the earlier handlers are put back, and those that are functions are called for the
-    signals that came. With "deliver" the default action is taken for them, too, as a program that
-    calls npas expects of its own SIGTERM. With "keep", for a process that ends here with an exit
-    code of its own, a repeated signal is still recognized after the end, and changes nothing.
+    At the end the earlier handlers are restored, and those that are functions are called with the
+    signals received. With "deliver" the default action follows too, as a program that calls npas
+    expects of its own SIGTERM. With "keep", for a process that then exits with a code of its own, a
+    repeated signal is still ignored after the end.
     """
     global _watch
     if _watch is not None or threading.current_thread() is not threading.main_thread():
@@ -70,10 +69,10 @@ def watching(at_end: Literal["restore", "deliver", "keep"] = "restore") -> Itera
         return
     _watch = watch = _Watch()
     if at_end == "keep":
-        atexit.register(_ignore_repeated, watch)  # before others are: it is called after them
+        atexit.register(_ignore_repeated, watch)  # registered first, so called last
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in [*before.items()]:
-        # None: not installed from Python, and not to be put back. Ignored: by nohup.
+        # None: not installed from Python, so it cannot be restored. nohup ignores SIGHUP.
         if handler is None or (number == signal.SIGHUP and handler == signal.SIG_IGN):
             del before[number]
     try:
@@ -81,7 +80,7 @@ def watching(at_end: Literal["restore", "deliver", "keep"] = "restore") -> Itera
             signal.signal(number, watch.receive)
         yield
     finally:
-        watch.deferring += 1  # a signal that comes now raises nothing any more
+        watch.deferring += 1  # later signals raise nothing
         _watch = None
         if at_end != "keep" or not watch.received:
             for number, handler in before.items():
@@ -95,7 +94,7 @@ def watching(at_end: Literal["restore", "deliver", "keep"] = "restore") -> Itera
 
 
 def _ignore_repeated(watch: _Watch) -> None:
-    """Ignore signals while Python exits, where no handler of its own is called any more."""
+    """Ignore signals while Python exits and no longer calls handlers."""
     if watch.received:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -103,7 +102,7 @@ def _ignore_repeated(watch: _Watch) -> None:
 
 @contextlib.contextmanager
 def deferred(forward: Callable[[int], None] | None = None) -> Iterator[None]:
-    """Defer signals until `requested` is asked; `forward` passes them on to processes."""
+    """Defer signals until `requested` is called; `forward` passes them on to other processes."""
     if _watch is None:
         yield
         return

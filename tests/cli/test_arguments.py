@@ -31,7 +31,7 @@ WRONG = [
     ("npas-train budget", "'budget' sets nothing: write key=value"),
     ("npas-train runs/digits/x", "'runs/digits/x' sets nothing: write run=runs/digits/x"),
     ("npas-export runs/été", "'runs/été' sets nothing: write run=runs/été"),
-    ("npas-train seed=[1", "'seed=[1' cannot be read: write key=value, odd characters as"),
+    ("npas-train seed=[1", "'seed=[1' cannot be read: write key=value, special characters as"),
     ("npas-train é=1", "'é=1' cannot be read"),
     ("npas-train =3", "'=3' cannot be read"),
     ("npas-train model=null", "'model=null' names nothing to choose: write model=NAME"),
@@ -42,7 +42,7 @@ WRONG = [
     ("npas-train +exp=nope", "there is no exp=nope: choose adapt_coco"),
     ("npas-train model=wrn_28_1", "there is no model=wrn_28_1: did you mean 'wrn_28_1"),
     ("npas-train hydra/launcher=nope -m seed=0,1", "there is no hydra/launcher=nope"),
-    ("npas-train -m hydra/sweeper=none_such", "install the plugin that brings it"),
+    ("npas-train -m hydra/sweeper=none_such", "or install its plugin"),
     ("npas-train seed=range(1,3)", "seed=range(1,3) has several values: add -m to run each"),
     ("npas-train -m budget=0.1,abc", "budget=abc is not a budget"),
     ("npas-train -m seed=0,1 epochs=-3", "epochs must be at least 1"),
@@ -58,7 +58,7 @@ WRONG = [
     ("npas-train ~budget", "budget is missing"),
     ("npas-train trainer.grad_accum_steps=3", "the nearest that is: 63"),
     ("npas-plan +exp=shakespeare task.folder=x", "task.folder=x is not read: shakespeare is"),
-    ("npas-train dry_run=true run_root=/dev/null", "is no folder that can be written to"),
+    ("npas-train dry_run=true run_root=/dev/null", "is not a writable folder"),
     ("npas-train dry_run=yep", "dry_run must be true or false, got 'yep'"),
     ("npas-train model.family=lstm", "there is no model family 'lstm'"),
     ("npas-train seed=${nope}", "nope"),
@@ -67,7 +67,7 @@ WRONG = [
     ("npas-plan model=resnet50", "reads 3-channel images, and an input of this task is 1x8x8"),
     ("npas-train batch_size=100000", "batch_size=100000 is more than the 1438 training images"),
     ("npas-train resume=nope", "there is no folder nope: name a run's folder"),
-    ("npas-train sharing=learned run_root=/dev/null", "is no folder that can be written to"),
+    ("npas-train sharing=learned run_root=/dev/null", "is not a writable folder"),
     ("npas-plan +exp=wrn_cifar10 data.download=false check_data=true", "cifar10 is not under"),
     ("npas-train task=imagenet model=resnet50", "data.val_fraction=0.0 does not apply to ImageNet"),
     (
@@ -86,8 +86,8 @@ WRONG = [
         "npas-export run=x format=pickle",
         "format must be safetensors, onnx, artifact or hub, got 'pickle'",
     ),
-    ("npas-export run=x out=..", "out=.. is no file: name one, as out=../network.safetensors"),
-    ("npas-export run=x out=/dev/null", "out=/dev/null is no file"),
+    ("npas-export run=x out=..", "out=.. is not a file: name one, as out=../network.safetensors"),
+    ("npas-export run=x out=/dev/null", "out=/dev/null is not a file"),
     ("npas-table check=true", "check=true needs a table's name"),
     ("npas-table digit", "there is no table 'digit'; did you mean digits or digits_swrn?"),
     ("npas-table digits foo", "did you mean digits or digits_groups?"),
@@ -115,7 +115,7 @@ FILES = {
     "conf/exp/mine.yaml": f"{HEAD}budget: 0.3\n",
     "conf/own/big.yaml": f"{HEAD}budget: 0.4\n",
 }
-FIRST_LINE = "its first line must be '# @package _global_', so that its keys stand at the top"
+FIRST_LINE = "its first line must be '# @package _global_', so that its keys are at the top"
 
 
 def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(run):
@@ -125,7 +125,7 @@ def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(run):
     for arguments, line in (
         ("+exp=exp/mine.yaml", "put the file into DIR/exp/ and write --config-dir DIR +exp=mine"),
         ("model=mine.yaml", "put the file into DIR/model/ and write --config-dir DIR model=mine"),
-        ("--config-dir conf/exp +exp=mine", "conf/exp/exp/mine.yaml is there; "),
+        ("--config-dir conf/exp +exp=mine", "conf/exp/exp/mine.yaml does not exist; "),
         ("seed=1 --config-dir conf +exp=bare", f"the file chosen as +exp=: {FIRST_LINE}"),
         ("--config-dir conf +exp=blank", f"the file chosen as +exp=: {FIRST_LINE}"),
         ("--config-dir conf +exp=open", "a file is not YAML, correct it: while parsing"),

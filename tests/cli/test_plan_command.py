@@ -47,17 +47,17 @@ def test_flops_do_not_change_with_the_budget_nor_the_form_of_a_dense_plan(run):
 def test_the_table_shows_layers_counts_and_flops(run):
     answer = run("npas-plan")
     assert answer.code == 0 and not answer.err
-    for word in ("stem.weight", "asked 0.1", "allowed", "used", "FLOPs", "whatever the budget"):
+    for word in ("stem.weight", "asked 0.1", "allowed", "used", "FLOPs", "for any budget"):
         assert word in answer.out
     assert "data " not in answer.out and "inputs: " not in answer.out
     synthetic = run("npas-plan", "+exp=resnet50_imagenet", "data.source=synthetic", "budget=dense")
-    assert "inputs: 3x64x64 of a synthetic run; the set's are 3x224x224" in synthetic.out
+    assert "inputs: 3x64x64 of a synthetic run; the real dataset's are 3x224x224" in synthetic.out
 
 
 def test_a_plan_that_is_known_to_be_poor_is_said_to_be(run):
     words = ("npas-plan", "+exp=wrn_cifar10", "budget=0.1")
     note = (
-        "note: 6 of 29 layers have the very weight of another (stages.2.0.conv2.weight = stages.2."
+        "note: 6 of 29 layers have the same weight as another (stages.2.0.conv2.weight = stages.2."
     )
     assert note in run(*words).out
     for better in ("sharing.low_rank=1", "sharing.generator=hash", "sharing.upsample_templates=2"):

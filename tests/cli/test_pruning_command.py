@@ -35,7 +35,7 @@ def test_a_run_ends_with_what_was_planned_and_its_export_is_that_network(run, bu
     )
     assert planned["pruning"]["flops"] < planned["flops"]
     answer = run("npas-export", f"run={folder}")
-    size = "{exported:,} parameters and {flops:,} FLOPs an input, pruned"
+    size = "{exported:,} parameters and {flops:,} FLOPs per input, pruned"
     assert answer.out.strip().endswith(size.format(**planned["pruning"]))
     state = load_file(folder / "export" / "model.safetensors")
     assert not any("kept" in name or "npas" in name for name in state)

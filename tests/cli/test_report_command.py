@@ -26,7 +26,7 @@ def test_the_committed_results_become_one_file_without_torch():
         (["out=."], "out=. is a folder: name a file"),
         (["results=empty"], "there is nothing to report"),
         (["results=empty", "runs=empty"], "there is nothing to report"),
-        (["out=file/page.html"], "out=file/page.html cannot be written"),
+        (["out=file/page.html"], "file/page.html cannot be written"),
         (["root=runs"], "unknown key 'root'"),
     ],
 )

@@ -82,7 +82,7 @@ def test_runs_are_deleted_only_when_asked(run, make_run, monkeypatch):
     assert kept.exists() and not failed.exists()
     with files.locked(training.with_name(f".{training.name}.lock"), wait=False):
         answer = run("npas-runs", "clean", "seed=5", "yes=true")
-    assert answer.code == 1 and "is being trained: it stays" in answer.err and training.exists()
+    assert answer.code == 1 and "is being trained: not deleted" in answer.err and training.exists()
 
 
 def test_what_is_no_run_is_never_deleted(run, make_run, tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_what_is_no_run_is_never_deleted(run, make_run, tmp_path, monkeypatch):
     linked.symlink_to(mine.parent)
     assert "2 runs" in run("npas-runs").out
     answer = run("npas-runs", "clean", "root=links", "status=done", "yes=true")
-    assert answer.code == 1 and "reached by a symbolic link: it stays" in answer.err
+    assert answer.code == 1 and "behind a symbolic link: not deleted" in answer.err
 
     def finish(question):  # while the question is open
         (finished / "result.json").write_text((mine / "result.json").read_text())
@@ -105,7 +105,7 @@ def test_what_is_no_run_is_never_deleted(run, make_run, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", finish)
     answer = run("npas-runs", "clean", "status=unfinished")
-    assert answer.code == 1 and "another than it was when it was listed" in answer.err
+    assert answer.code == 1 and "has changed since it was listed" in answer.err
     assert other.exists() and mine.exists() and finished.exists()
 
 
@@ -129,7 +129,7 @@ def test_damaged_runs_are_listed_and_stop_nothing(run, make_run):
     ("words", "line"),
     [
         ("root=nowhere", "there is no folder root=nowhere"),
-        ("budget", "'budget' is no key=value"),
+        ("budget", "'budget' is not key=value"),
         ("optim.lrr=1", "no run has a key 'optim.lrr'; did you mean 'optim.lr'?"),
         ("sort=size", "sort=size: choose of exp, budget"),
         ("format=xml", "format must be table, csv, json, got 'xml'"),

@@ -90,6 +90,6 @@ def test_texts_are_printed_or_part_of_the_json(run, tmp_path):
     words = ("+exp=shakespeare", *small, f"run_root={tmp_path}", "trainer.device=cpu")
     assert run("npas-train", *words).code == 0
     (folder,) = tmp_path.glob("shakespeare/*")
-    assert run("npas-eval", f"run={folder}", "show=2").out.count("goes on:") == 2
+    assert run("npas-eval", f"run={folder}", "show=2").out.count("continues:") == 2
     found = json.loads(run("npas-eval", f"run={folder}", "show=2", "format=json").out)
     assert [len(texts) for texts in found["shown"]] == [2, 2] and "loss" in found

@@ -131,7 +131,7 @@ def test_an_export_goes_where_it_is_told_whole_or_not_at_all(run, trained, monke
         patch.setattr(os, "replace", full)
         answer = run(*arguments)
     assert answer.code == 2 and not list(Path("deep").iterdir())
-    line = "cannot be written (No space left on device): name another file as out="
+    line = "cannot be written (No space left on device): name another as out="
     assert answer.err == f"npas-export: deep/net.safetensors {line}\n"
     assert run(*arguments).code == 0
     assert [path.name for path in Path("deep").iterdir()] == ["net.safetensors"]

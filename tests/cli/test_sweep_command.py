@@ -148,12 +148,12 @@ def test_a_sweep_ends_with_the_metric_by_budget_over_seeds_and_its_plot(run, mon
     for line, budget in zip(table[1:3], ("0.3", "0.5"), strict=True):
         pattern = rf"digits +{budget} +[\d,]+ +accuracy, % +[\d.]+ ± [\d.]+ +2"
         assert re.fullmatch(pattern, line), line
-    assert table[3] == "runs/digits/by_budget.png shows them"
+    assert table[3] == "plot: runs/digits/by_budget.png"
     assert Path("runs/digits/by_budget.svg").exists()
     skipped = run(*words)  # the same table of what is there
     assert skipped.out[skipped.out.rindex("\n\n") + 2 :].splitlines() == table
     Path("runs/digits/by_budget.png").unlink()
-    assert "shows them" not in run(*words[:-2], "budget=0.3", "seed=0,1").out  # one setting
+    assert "plot: " not in run(*words[:-2], "budget=0.3", "seed=0,1").out  # one setting
     two = run(*words[:-2], "budget=0.3", "optim.lr=0.1,0.2").out
     assert "digits: optim.lr=0.1 " in two and "digits: optim.lr=0.2 " in two and "±" not in two
     assert not Path("runs/digits/by_budget.png").exists()  # of as many parameters

@@ -41,7 +41,7 @@ def test_a_committed_table_is_compared_with_its_results(run):
         file.write("edited\n")
     answer = run(*arguments)
     assert answer.code == 1
-    assert "is not what the results say" in answer.err
+    assert "does not match the results" in answer.err
 
 
 def test_chosen_epochs_and_broken_results(run):

@@ -207,7 +207,7 @@ def test_the_released_layout_trains_and_its_result_says_by_how_much_it_oversteps
 
 def test_a_dry_run_does_one_step_and_writes_nothing(run, tmp_path):
     answer = run(*HALF, "dry_run=true", "trainer.grad_accum_steps=2", "data.verify=warn")
-    line = "data.verify=warn has no effect: nothing published of digits is known"
+    line = "data.verify=warn has no effect: no checksums of digits are known"
     assert answer.code == 0 and answer.err.count("\n") == 1 and line in answer.err
     assert "batch    256 = 2 parts x 128\n" in answer.out
     last = answer.out.splitlines()[-1]

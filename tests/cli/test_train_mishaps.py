@@ -52,7 +52,7 @@ def test_a_forced_run_that_is_stopped_or_cannot_begin_does_not_pass_as_finished(
         patch.setattr("npas.training.train", interrupted)
         answer = run(*WORDS, "force=true")
     assert answer.code == 130
-    assert answer.err == "npas-train: interrupted; the same command goes on\n"
+    assert answer.err == "npas-train: interrupted; the same command resumes the run\n"
     assert not (folder / "result.json").exists()
     assert run(*WORDS).out.splitlines()[-1].startswith("done: ")
     assert results.read(folder).status == "done"
@@ -85,7 +85,7 @@ def test_a_damaged_result_counts_as_unfinished(run, folder, damaged, monkeypatch
     monkeypatch.setattr("npas.training.train", interrupted)
     answer = run(*WORDS)
     assert answer.code == 130
-    assert "warning: taking the run as unfinished: " in answer.err
+    assert "warning: the run counts as unfinished: " in answer.err
     assert "Traceback" not in answer.err
     assert not list(folder.glob("*.tmp")) and not (folder / "result.json").exists()
 
@@ -95,7 +95,7 @@ def test_a_run_root_that_cannot_hold_runs_is_named(run, root):
     Path("file").touch()
     answer = run(*WORDS, f"run_root={root}")
     assert (answer.code, answer.out) == (2, "")
-    assert answer.err.startswith(f"npas-train: run_root={root} is no folder that can be written to")
+    assert answer.err.startswith(f"npas-train: run_root={root} is not a writable folder")
     assert answer.err.count("\n") == 1
 
 
@@ -157,7 +157,7 @@ def test_a_stop_that_a_library_turns_into_another_error_is_still_a_stop(
     monkeypatch.setattr("npas.cli.runs.check", check)
     answer = run("npas-train")
     assert answer.code == 75
-    assert answer.err == "npas-train: stopped by a signal; the same command goes on\n"
+    assert answer.err == "npas-train: stopped by a signal; the same command resumes the run\n"
     assert terminated == [signal.SIGTERM]
 
 

@@ -72,7 +72,7 @@ def test_every_committed_table_and_picture_is_there_with_its_command(page):
                 assert " ".join(line.strip("| ").replace("|", " ").split()) in rows, line
             for command in re.findall("`(npas-train .*?)`", line):
                 assert command in commands
-    assert "n = 3 runs a point" in " ".join(own for _, _, own in page.all("figcaption"))
+    assert "n = 3 runs per point" in " ".join(own for _, _, own in page.all("figcaption"))
     for kind, many in (("fold.json", 2), ("groups.json", 1)):
         folders = {str(Path(*path.parts[-3:-1])) for path in root.rglob(kind)}
         assert folders and all(
@@ -182,10 +182,10 @@ def test_a_folder_of_runs_is_summarized_by_budget(keep, tmp_path):
         "digits 0.1 100 accuracy, % 90.50 ± 0.71 2",
         "digits 0.5 500 accuracy, % 90.50 ± 0.71 2",
     ]
-    assert len(page.all("img")) == 1 and "n = 2 runs a point" in page.all("figcaption")[0][2]
+    assert len(page.all("img")) == 1 and "n = 2 runs per point" in page.all("figcaption")[0][2]
     assert "learned0 1 <b>" in rows  # as text
     (path.parent / "groups.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"groups.json is no file of groups"):
+    with pytest.raises(ValueError, match=r"groups.json is not a valid file of groups"):
         report.page(None, tmp_path / "runs")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="there is nothing to report"):

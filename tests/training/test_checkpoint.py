@@ -177,7 +177,7 @@ EDITS = {
     "another hash": ("state", lambda s: s.update(config_hash="0"), "with another config"),
     "a weight less": ("model", lambda t: t.pop(min(t)), "it lacks"),
     "a weight more": ("model", lambda t: t.update(more=torch.ones(1)), "has 'more', which"),
-    "a longer weight": ("model", lambda t: first(t, torch.ones(3)), "and the run's"),
+    "a longer weight": ("model", lambda t: first(t, torch.ones(3)), "but the run's is"),
     "no optimizer": ("optimizer", lambda t: t.clear(), "it lacks"),
     "no averages": ("averaged", lambda t: t.clear(), "it lacks"),
     "no random numbers": ("rng", lambda t: t.clear(), "it lacks"),

@@ -79,21 +79,21 @@ def test_a_damaged_file_is_one_line_before_training(unmoved, taught, tmp_path):
 
 
 def test_what_cannot_be_kept_is_refused_in_one_line(taught, tmp_path, monkeypatch, small):
-    with pytest.raises(ValueError, match=r"digits draws its inputs anew in every epoch \(augm"):
+    with pytest.raises(ValueError, match=r"the inputs of digits change in every epoch \(augm"):
         taught("moved")
     for keys, line in (
-        ({"hidden": ["stages.0"]}, "keeps logits alone"),
+        ({"hidden": ["stages.0"]}, "keeps only logits"),
         ({"cache": " "}, "distill.cache must not be empty"),
     ):
         with pytest.raises(ValueError, match=line):
             taught("never", distill=keys)
     monkeypatch.setattr(digits, "RECIPE", dataclasses.replace(digits.RECIPE, padding=0))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file is no folder to write to"):
+    with pytest.raises(ValueError, match="file is not a writable folder"):
         taught("never", distill={"cache": str(tmp_path / "file")})
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ValueError, match=r"the outputs take 0\.0 GB and 0\.0 GB are free"):
+    with pytest.raises(ValueError, match=r"the outputs take 0\.0 GB, but 0\.0 GB are free"):
         taught("never")
     assert not (tmp_path / "kept").exists() and not (tmp_path / "never").exists()
     config = dataclasses.replace(
@@ -113,5 +113,5 @@ def test_a_sample_that_changes_later_is_refused(unmoved, taught, tmp_path, monke
         return batch._replace(inputs=batch.inputs + (step > 6))
 
     monkeypatch.setattr(digits.Task, "collate", change)
-    with pytest.raises(ValueError, match="a sample of digits is not what it was in the first"):
+    with pytest.raises(ValueError, match="a sample of digits is not the same as in the first"):
         taught("changing")

@@ -143,7 +143,7 @@ def test_training_goes_on_without_wandb(small, tmp_path, monkeypatch, caplog):
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"] and not caplog.text
     with Tracker(small(wandb={"mode": "offline"}), tmp_path, 0, None) as tracker:
         tracker.log({"step": 1})
-    assert "going on without wandb" in caplog.text and lines(tmp_path) == [{"step": 1}]
+    assert "continuing without wandb" in caplog.text and lines(tmp_path) == [{"step": 1}]
 
 
 def test_the_environment_can_switch_it_off(online, tmp_path, monkeypatch, wandb):
