@@ -91,7 +91,7 @@ WRONG = [
     ),
     (
         {"sharing": {"groups": "learned", "num_groups": 2, "templates": 2}, "budget": None},
-        "finds others: set a budget",
+        "does not find: set a budget",
     ),
     ({"sharing__search": {"templates": 1}}, "search.templates must be at least"),
     ({"sharing__search": {"epochs": 0}}, "sharing.search.epochs must be at least 1"),

@@ -9,11 +9,11 @@ from npas.sharing.bank import BankReader
 def generated(monkeypatch):
     """List every weight that is generated from here on."""
     made = []
-    mix = BankReader.mix
+    weights = BankReader.weights
 
     def counted(self, blocks, *others):
         made.extend(key for block in blocks for key in block.keys)
-        return mix(self, blocks, *others)
+        return weights(self, blocks, *others)
 
-    monkeypatch.setattr(BankReader, "mix", counted)
+    monkeypatch.setattr(BankReader, "weights", counted)
     return made

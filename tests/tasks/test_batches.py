@@ -73,7 +73,7 @@ def test_an_unknown_family_is_refused_with_near_names():
         ("shortest_paths", {"phases": [5, 1024]}, "no path of 1024 moves fits into a 32x32 grid"),
         ("shortest_paths", {"phase_epochs": 0}, "task.phase_epochs must be at least 1, got 0"),
         ("shortest_paths", {"val_samples": 10**8}, "task.val_samples must be at most"),
-        ("squad", {"version": "3"}, "SQuAD comes as 1.1 and as 2.0"),
+        ("squad", {"version": "3"}, "must be 1.1 or 2.0"),
         ("squad", {"max_length": 60}, "leaves no room for a paragraph"),
         ("squad", {"stride": 318}, "at least 317 tokens"),
         ("squad", {"n_best": 0}, "task.n_best"),
@@ -83,7 +83,7 @@ def test_an_unknown_family_is_refused_with_near_names():
         (
             "squad",
             {"train_files": ["a.json", "./b.json"], "test_file": "b.json"},
-            "of their own each",
+            "must be different files",
         ),
         ("retrieval", {"regions": 0}, "task.regions must be at least 1"),
         ("retrieval", {"region_width": 10**6}, "task.region_width must be at most 65536"),
@@ -94,7 +94,7 @@ def test_an_unknown_family_is_refused_with_near_names():
         ("retrieval", {"folds": 5}, "task.folds=5 is for COCO's testall: set task.folds=0, or"),
         ("retrieval", {"test": "testall"}, "set=f30k has none; set task.test=test"),
         ("retrieval", {"set": "scenes", "test": "testall"}, "set=scenes has none"),
-        ("retrieval", {"set": "scenes", "images": "mine"}, "task.images=mine is not read where"),
+        ("retrieval", {"set": "scenes", "images": "mine"}, "task.images=mine is not read with"),
         ("retrieval", {"vectors": " "}, "task.vectors must not be empty"),
     ],
 )
