@@ -201,7 +201,7 @@ class WeightPass:
                 mixed += reader.mix(own, part.blocks, alphas, self._read)
             for i, values in zip(batch.layers, mixed, strict=True):
                 weight, key = self._shape(i, values).to(dtype), (i, dtype)
-                if self._is_kept:  # like the dense parameter: matmul folds by requires_grad
+                if self._is_kept:  # matmul depends on it
                     weight = weight.detach().requires_grad_(bank_P.requires_grad)
                 self._versions[key] = weight._version
                 if keep:

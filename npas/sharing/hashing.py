@@ -35,7 +35,7 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 def largest_bank(allowed: int, total: int) -> int:
     """Return the largest bank, at most `allowed`, that layers of `total` weights read in full."""
     if allowed > CHUNK and -(-total // CHUNK) == -(-allowed // CHUNK):
-        return (allowed - 1) // CHUNK * CHUNK  # the last row would be read in part
+        return (allowed - 1) // CHUNK * CHUNK  # else the last row would be partly read
     return allowed
 
 
@@ -98,7 +98,7 @@ def hashed_weight(values_P: Tensor, bank: int, size: int, first: int) -> Tensor:
     """
     row, whole, start, count = _extent(bank, size, first)
     rows_RC = values_P[: whole * row].view(whole, row)
-    if bank % row:  # the last row lies flush with the end
+    if bank % row:  # the last row ends at the bank's end
         rows_RC = torch.cat([rows_RC, values_P[-row:][None]])
     places_M, signs_M1 = _places(-(-bank // row), start, count, values_P.device)
     weight_MC = rows_RC.index_select(0, places_M) * signs_M1.to(values_P.dtype)
@@ -128,7 +128,7 @@ def add_to_rows(buffer_P: Tensor, gradient_N: Tensor, first: int, scale: Tensor)
     Each row of the bank gathers its readers' gradients, which is faster than scattering them.
     """
     row, size, cuts = min(CHUNK, len(buffer_P)), len(gradient_N), [0]
-    if size > PIECE * row:  # do partly read rows separately: padding them would copy the rest
+    if size > PIECE * row:  # partly read rows go separately: padding copies the whole
         head = -first % row
         cuts = sorted({0, head, size - (size - head) % row} - {size})
     for begin, end in itertools.pairwise([*cuts, size]):

@@ -241,7 +241,7 @@ def _bags(before: int, after: int, sources: Span, like: Like) -> Bags:
     counts = first[2:] - first[:-2]
     begins = counts.cumsum(0) - counts
     edges = [_first_reader(before, after, p) for p in (start - 1, start, stop - 1, stop)]
-    total = edges[2] + edges[3] - edges[0] - edges[1]  # of counts, without synchronizing
+    total = edges[2] + edges[3] - edges[0] - edges[1]  # of counts; needs no GPU sync
     owner = place[1:-1].repeat_interleave(counts, output_size=total)
     outputs = torch.arange(total, device=device)
     outputs += (first[:-2] - begins).repeat_interleave(counts, output_size=total)
