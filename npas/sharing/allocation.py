@@ -1,4 +1,4 @@
-"""Which layer reads what: pure data, made before any tensor, exact to the parameter."""
+"""`Allocation`: which layers read what from which bank, as plain data with exact counts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Cells = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Scheme:
-    """The rules an allocation follows."""
+    """The options that an allocation was made with."""
 
     generator: str = "wavg"
     upsampler: str = "inter"
@@ -39,18 +39,18 @@ class Scheme:
 
 @dataclass(frozen=True)
 class LayerAllocation(LayerSpec):
-    """How one layer gets its weight.
+    """How the weight of one layer is made.
 
-    `templates` are the positions in the bank where its K templates start, each `template_size`
-    values long; none for an ordinary parameter. `mixing` is `none` (one template, no
-    coefficients), `avg`, `wavg`, `emb` or `fixed`. An upsampled layer has one template, or K, not
-    of its weight's size: `source` is the matrix form of one, `learned` the shape of the upsampler's
-    own weights. `upsampler` rows or columns is a shared basis (see `bases`): `learned` is the
-    mixtures' shape, `kept` names the rows or columns that are vectors of the basis; channels is K
-    templates in one span, `learned` K x output channels; of hash (see `hashing`), and
-    of the schemes of others (see `schemes`), `first` counts the weights of the layers before it.
-    `scale` is the place of the layer's fixed scale in the network's list of scales. `rank` is that
-    of a correction of its own, two matrices whose product is added to what is generated; 0: none.
+    - `templates`: the bank positions where its K templates of `template_size` values start; empty
+      for an ordinary parameter.
+    - `mixing`: none (one template, no coefficients), avg, wavg, emb or fixed.
+    - `upsampler`: None if templates have the weight's size. Otherwise `source` is the matrix form
+      of a template and `learned` the shape of the upsampler's weights. With rows or columns (a
+      shared basis, see `bases`) these are mixtures, and `kept` lists the rows or columns that are
+      basis vectors. With channels `learned` is K x output channels; a template is a span of K.
+    - `first`: the weights of the layers before it, for hash and registered schemes.
+    - `scale`: the index of its fixed scale in the network's scales.
+    - `rank`: the rank of a low-rank correction added to the generated weight; 0 for none.
     """
 
     templates: tuple[int, ...] = ()
@@ -71,12 +71,12 @@ class LayerAllocation(LayerSpec):
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """Return the matrix that `inter` resizes to: one row for a one-row source."""
+        """Return the matrix form that `inter` resizes to: one row for a one-row source."""
         return (1, self.size) if self.source[0] == 1 else matrix_form(self.shape)
 
     @property
     def how(self) -> str:
-        """Return in a few words how the weight is made."""
+        """Return a short description of how the weight is made."""
         if not self.templates:
             return "ordinary parameter"
         if self.upsampler == "inter":
@@ -99,7 +99,7 @@ class LayerAllocation(LayerSpec):
 
 @dataclass(frozen=True)
 class GroupAllocation:
-    """The layers that share one bank of `bank` values; 0 where they are ordinary parameters."""
+    """Layers that share one bank of `bank` values; 0 if they are ordinary parameters."""
 
     name: str
     bank: int
@@ -107,7 +107,7 @@ class GroupAllocation:
 
     @property
     def rows(self) -> dict[tuple[str, int], list[int]]:
-        """Return the places in the group of the layers that share a generator and K."""
+        """Return the indices in the group of the layers that share a generator and K."""
         rows: dict[tuple[str, int], list[int]] = {}
         for place, layer in enumerate(self.layers):
             if layer.mixing != "none":
@@ -132,17 +132,17 @@ class GroupAllocation:
 
     @property
     def ordinary(self) -> int:
-        """Count the weights of layers that stay ordinary parameters."""
+        """Count the weights of layers that are ordinary parameters."""
         return sum(layer.size for layer in self.layers if not layer.templates)
 
     @property
     def used(self) -> int:
-        """Count every trainable parameter of the group."""
+        """Count all trainable parameters of the group."""
         return self.bank + self.coefficients + self.upsamplers + self.corrections + self.ordinary
 
     @property
     def unread(self) -> int:
-        """Count the bank values that no layer reads: 0 but for the reference layout."""
+        """Count the bank values that no layer reads; 0 except for the reference allocator."""
         end = covered = 0
         for low, high in sorted(i for layer in self.layers for i in layer.intervals):
             covered += max(0, high - max(low, end))
@@ -152,7 +152,7 @@ class GroupAllocation:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The whole plan: groups, banks, template positions and exact counts."""
+    """The plan of a shared network: groups, banks, template positions and exact counts."""
 
     scheme: Scheme
     budget: BudgetReport
@@ -171,7 +171,7 @@ class Allocation:
 
     @property
     def split(self) -> dict[str, int]:
-        """Return the used parameters by what they are; the parts sum to `budget.used`."""
+        """Return the number of parameters by use; the sum is `budget.used`."""
         corrections = sum(group.corrections for group in self.groups)
         return {
             "bank": sum(group.bank for group in self.groups),
@@ -187,12 +187,12 @@ class Allocation:
         return sum(group.unread for group in self.groups)
 
     def map(self, change: Callable[[LayerAllocation], LayerAllocation]) -> Allocation:
-        """Return the allocation with each of its layers changed."""
+        """Return the allocation with `change` applied to each layer."""
         groups = (replace(g, layers=tuple(map(change, g.layers))) for g in self.groups)
         return replace(self, groups=tuple(groups))
 
     def table(self) -> str:
-        """Return the plan as text: a line a layer, then the groups' banks and the totals."""
+        """Return the plan as text: a line per layer, the groups' banks and the totals."""
         rows: list[Cells] = [("layer", "shape", "weights", "group", "K", "reads", "how")]
         for group in self.groups:
             for layer in group.layers:
@@ -205,7 +205,7 @@ class Allocation:
         return "\n".join([*lines, *self._totals()])
 
     def summary(self) -> Shown:
-        """Return the plan in short: a line for all layers alike, a line a group, the totals."""
+        """Return a short table: a line per kind of layer, a line per group, and the totals."""
         alike: dict[Cells, list[str]] = {}
         for group in self.groups:
             for layer in group.layers:
@@ -232,7 +232,7 @@ class Allocation:
             f" used {budget.used:,} ({100 * budget.utilization:.2f}% of allowed)",
         ]
         over = budget.used - budget.allowed
-        if over > 0 and self.scheme.allocator != "reference":  # whose budgets are of banks alone
+        if over > 0 and self.scheme.allocator != "reference":  # its budgets bound banks only
             lines.append(
                 f"over     {over:,} parameters more than the budget allows: the network was changed"
                 " after it was shared"
@@ -242,7 +242,7 @@ class Allocation:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON-able data; `from_dict` reads it back."""
+        """Return the plan as JSON data, which `from_dict` reads."""
         return {
             "format": FORMAT_VERSION,
             "scheme": _plain(self.scheme),
@@ -263,10 +263,10 @@ class Allocation:
 
     @classmethod
     def from_dict(cls, data: object) -> Allocation:
-        """Read what `to_dict` wrote.
+        """Return the allocation that `to_dict` wrote.
 
-        ValueError, naming the field, for another format and for a plan that does not hold together:
-        unknown names, positions outside of their bank, counts that do not add up.
+        Raises ValueError, naming the field, for another format and for an inconsistent plan, such
+        as unknown names, positions outside the bank or wrong counts.
         """
         version = data.get("format") if isinstance(data, Mapping) else None
         if not isinstance(data, Mapping) or version != FORMAT_VERSION:
@@ -274,7 +274,7 @@ class Allocation:
                 f"the allocation has format {shown(version)}, this version reads"
                 f" {FORMAT_VERSION}: use the npas version that wrote it"
             )
-        if isinstance(scheme := data.get("scheme"), Mapping):  # as earlier versions named it
+        if isinstance(scheme := data.get("scheme"), Mapping):  # names of earlier versions
             names = {"layout": "allocator", "coefficients": "coefficient_init"}
             data = {**data, "scheme": {names.get(key, key): scheme[key] for key in scheme}}
         later = ("coefficient_init", "low_rank", "upsample_templates", "rank", "kept", "first")
@@ -318,7 +318,7 @@ class _Stored:
 
 
 def _check(plan: Allocation, data: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the field, unless a plan and the data it was read from hold."""
+    """Raise ValueError, naming the field, if a plan is invalid or its data's counts are wrong."""
     if schemes.is_foreign(generator := plan.scheme.generator):
         schemes.find(generator)
     names: dict[str, Collection[str]] = {
@@ -362,7 +362,7 @@ def _check(plan: Allocation, data: Mapping[str, Any]) -> None:
 
 
 def _plain(part: Scheme | LayerAllocation) -> dict[str, Any]:
-    """Return a layer or a scheme as data; later fields only where they say something, as of old."""
+    """Return a layer or a scheme as a dict, without later fields that have their defaults."""
     data = asdict(part)
     for name, plain in (("first", 0), ("kept", ()), ("upsample_templates", 1)):
         if data.get(name) == plain and not data.get("first"):
@@ -371,6 +371,6 @@ def _plain(part: Scheme | LayerAllocation) -> dict[str, Any]:
 
 
 def _cells(layer: LayerAllocation, group: str) -> Cells:
-    """Return what both tables say of a layer: shape, weights, group, K, how."""
+    """Return a layer's cells for both tables: shape, weights, group, K, how."""
     shape, count = "x".join(map(str, layer.shape)), str(len(layer.templates) or "-")
     return shape, f"{layer.size:,}", group, count, layer.how

@@ -1,15 +1,14 @@
-"""Read layers' templates from a bank, and gather their gradients without copying the bank.
+"""Mix templates of a bank into weights, and accumulate their gradients without bank-sized copies.
 
 Slicing one large parameter makes autograd write a zero-filled, bank-sized gradient for every layer.
-Here every layer's node adds into one buffer instead, and the bank's gradient leaves through an
-entry node: by the ordinary path, once per backward pass, so that DDP, hooks and `autograd.grad` see
-it as they see any other.
+Here the node of every layer adds to one buffer instead. The bank's gradient is returned once per
+backward pass by an entry node, so DDP, hooks and `autograd.grad` see an ordinary gradient.
 
-Layers that read the same templates, a block, mix together: their gradients are gathered in one pass
-over templates and buffer, a piece at a time that stays in the cache. Several blocks make one node
-of the autograd graph.
+`BankReader` reads one bank (P) in one forward pass. A `Block` is the L layers that read the same K
+templates of N values. Their gradients are computed in one pass over templates and buffer, in pieces
+that fit the cache. One autograd node serves several blocks.
 
-Shapes: L layers of a block, K templates, N values a template, P values a bank.
+Shapes: L layers of a block, K templates, N values per template, P values of a bank.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ MODIFIED = (
     " gradients would be wrong: step the optimizer after backward"
 )
 PIECE = 1 << 18
-"""Values of a template that a CPU reads at a time, fewer for a block: its pieces fit the cache."""
+"""Values of a template that a CPU reads at a time; fewer for a block, so that it fits the cache."""
 WORTH_KEEPING = 1 << 20
-"""Bytes below which mapping memory again costs little."""
+"""Smallest tensor, in bytes, whose memory is kept; smaller ones are cheap to allocate."""
 
 
 class BufferPool:
-    """Keep the memory of large, short-lived tensors from one step to the next, on CPUs alone.
+    """Reuse the memory of large, short-lived tensors across steps, on CPUs only.
 
-    The C library gives large freed blocks back to the system and maps them again, page by page, at
-    the next step; for generated weights and bank gradients that costs more than computing them. A
+    The C library returns large freed blocks to the system and maps them again, page by page, at the
+    next step. For generated weights and bank gradients that takes longer than computing them. A
     GPU's caching allocator keeps them already.
     """
 
@@ -53,14 +52,14 @@ class BufferPool:
         return BufferPool, ()
 
     def empty(self, key: object, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Return an uninitialized tensor of `shape` and of the dtype and device of `like`.
+        """Return an uninitialized tensor of `shape`, with the dtype and device of `like`.
 
-        One storage is kept for every `key`; it is used again once every tensor over it is gone.
+        One storage is kept per `key` and size. It is reused once no tensor refers to it.
         """
         size = math.prod(shape) * like.element_size()
         if not like.is_cpu or size < WORTH_KEEPING:
             return like.new_empty(shape)
-        # Taken out while it is looked at: of two threads one finds it.
+        # Removed while it is inspected, so that only one of two threads gets it.
         storage = self._storages.pop((key, size), None)
         if storage is None or is_shared_storage(storage):
             tensor = like.new_empty(shape)
@@ -70,12 +69,12 @@ class BufferPool:
         return tensor
 
     def clear(self) -> None:
-        """Give the kept memory back."""
+        """Free the kept memory."""
         self._storages.clear()
 
 
 class BankReader:
-    """One bank's templates for one forward pass; their gradients add up in one buffer."""
+    """Mix one bank's templates in one forward pass, and sum their gradients in one buffer."""
 
     def __init__(self, bank_P: Tensor, pool: BufferPool) -> None:
         self._bank_P = bank_P
@@ -90,11 +89,11 @@ class BankReader:
         alphas: Sequence[Tensor],
         read: Iterable[object] = (),
     ) -> list[Tensor]:
-        """Return sum_k alpha_lk T_k for each layer of the blocks, which is `made`, differentiable.
+        """Return the weights `made`, sum_k alpha_lk T_k of each layer, attached to autograd.
 
-        `read` are keys in the order in which their weights were used, known by the time of
-        backward: gradients add up in the reverse. Raises RuntimeError in backward if the bank or
-        the coefficients were changed in place between forward and backward.
+        `read` are the layers' keys in order of use, complete by the time of backward, which adds
+        gradients in the reverse order. Backward raises RuntimeError if the bank or the coefficients
+        were modified in place since forward.
         """
         return list(
             _Mix.apply(self._bank_P, self._entry, made, self._buffer, blocks, read, *alphas)
@@ -104,10 +103,10 @@ class BankReader:
     def weights(
         self, blocks: Sequence[Block | HashedBlock], alphas: Sequence[Tensor], dtype: torch.dtype
     ) -> list[Tensor]:
-        """Return the same without gradients, each weight in its shape.
+        """Return the weights of the blocks' layers in their shapes, without gradients.
 
-        Blocks say which row of which matrix in `alphas` is a layer's. A `dtype` other than the
-        bank's is what the templates are rounded to before they mix.
+        The blocks name each layer's matrix in `alphas` and its row. Templates are cast to `dtype`
+        before they are mixed.
         """
         values_P = self._rounded(dtype)
         return [w for b in blocks for w in b.weights(values_P, alphas, self._buffer.pool)]
@@ -120,10 +119,10 @@ class BankReader:
 
 @dataclass(frozen=True)
 class Block:
-    """What layers read together: templates of `size` values at `positions`.
+    """Layers that read the same templates: `size` values at each of `positions`.
 
-    `keys` name the layers' memory; `rows` say which matrix of coefficients and which row of it is a
-    layer's; `shapes` are those of the weights.
+    By layer, `keys` name the memory in the pool, `rows` are (matrix, row) of the coefficients, and
+    `shapes` are the shapes of the weights.
     """
 
     keys: tuple[object, ...]
@@ -133,9 +132,10 @@ class Block:
     shapes: tuple[tuple[int, ...], ...]
 
     def weights(self, values_P: Tensor, alphas: Sequence[Tensor], pool: BufferPool) -> list[Tensor]:
-        """Mix, one matrix product a layer: each weight has memory of its own, soon free again.
+        """Return the layers' weights in their shapes.
 
-        A GPU's memory costs nothing to map, its launches do: there it is one product in all.
+        A CPU computes one matrix product per layer, so that each weight has its own memory, which
+        is reused soon. A GPU computes a single product, which saves kernel launches.
         """
         rows = [alphas[m][row : row + 1].to(values_P.dtype) for m, row in self.rows]
         if not values_P.is_cpu:
@@ -156,14 +156,14 @@ class Block:
         buffer_P: Tensor | None,
         wanted: bool,
     ) -> Tensor:
-        """Add alpha^T G to the buffer, if there is one; return G T^T, if it is wanted."""
+        """Add alpha^T G to the buffer unless it is None; return G T^T, or zeros unless `wanted`."""
         regions = [] if buffer_P is None else _regions(buffer_P, self)
         return _gather(gradients_N, alpha_LK, bank_P, self, regions, wanted)
 
     def differentiable(
         self, gradients_N: Sequence[Tensor], alpha_LK: Tensor, bank_P: Tensor, needs_bank: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Return G T^T and, if it is needed, alpha^T G in a bank's places, by plain operations."""
+        """Return G T^T and, if needed, the bank's gradient, both differentiable."""
         gradients_LN = torch.stack(list(gradients_N)).to(bank_P.dtype)
         gradient_LK = gradients_LN @ _templates(bank_P, self.positions, self.size).T
         if not needs_bank:
@@ -172,7 +172,7 @@ class Block:
 
 
 class _GradientBuffer:
-    """A bank's gradient while a backward pass gathers it, apart for every running pass."""
+    """The buffers that a bank's gradient is summed in, one per running backward pass."""
 
     def __init__(self, bank_P: Tensor, pool: BufferPool) -> None:
         self._shape = bank_P.shape
@@ -181,7 +181,7 @@ class _GradientBuffer:
         self._gradients: dict[int, Tensor] = {}
 
     def gradient(self) -> Tensor:
-        """Return the running backward pass's buffer, zeros at first."""
+        """Return the buffer of the running backward pass, initially zeros."""
         running = backward_pass()
         if running not in self._gradients:
             buffer = self.pool.empty("gradient", self._shape, self._like).zero_()
@@ -189,7 +189,7 @@ class _GradientBuffer:
         return self._gradients[running]
 
     def take(self) -> Tensor | None:
-        """Give the running pass's buffer away; None if no layer wrote to it."""
+        """Remove and return the running pass's buffer; None if no layer wrote to it."""
         return self._gradients.pop(backward_pass(), None)
 
 
@@ -205,7 +205,7 @@ def _side_by_side(positions: Sequence[int], size: int) -> bool:
 def _templates(
     bank_P: Tensor, positions: Sequence[int], size: int, part: slice | None = None
 ) -> Tensor:
-    """Return the templates, or a part of each, as a matrix K x N: a view if they lie in a row."""
+    """Return the templates, or a part of each, as a K x N matrix: a view if they are contiguous."""
     part = part or slice(0, size)
     if _side_by_side(positions, size):
         whole_KN = bank_P[positions[0] : positions[-1] + size].view(len(positions), size)
@@ -214,13 +214,13 @@ def _templates(
 
 
 def _pieces(size: int, like: Tensor, layers: int = 1) -> list[slice]:
-    """Cut a template into pieces that stay in a CPU's cache; a GPU takes it whole."""
+    """Return slices of a template that fit a CPU's cache; on a GPU, one slice."""
     piece = max(PIECE // layers, PIECE // 4) if like.is_cpu else size
     return [slice(start, min(start + piece, size)) for start in range(0, size, piece)]
 
 
 class _Entry(Function):
-    """A node between the bank and its layers; its backward runs after all of theirs."""
+    """The node between a bank and its layers, whose backward runs after all of theirs."""
 
     @staticmethod
     def forward(ctx: Any, bank_P: Tensor, buffer: _GradientBuffer) -> Tensor:
@@ -234,11 +234,11 @@ class _Entry(Function):
 
 
 class _Mix(Function):
-    """Mix the layers of some blocks, each by one matrix product.
+    """The autograd node of the weights of some blocks.
 
-    Inputs are kept on the context, with their versions, rather than saved: activation checkpointing
-    counts saved tensors, and whether a weight is generated inside a checkpoint or was before must
-    not change the count.
+    The context holds the inputs and their versions instead of saving them. Activation checkpointing
+    counts saved tensors, and the count must not depend on whether a weight was generated inside or
+    before the checkpoint.
     """
 
     @staticmethod
@@ -266,11 +266,11 @@ class _Mix(Function):
             return (None, *no_others, *(None for _ in alphas))
         if versions(bank_P, *alphas) != ctx.versions:
             raise RuntimeError(MODIFIED)
-        # A buffer that the entry node does not come for would stay.
+        # If the entry node does not run, nothing would free the buffer.
         needs_bank = ctx.needs_input_grad[0] and will_execute(ctx.next_functions[1][0])
         needed = ctx.needs_input_grad[6:]
         found = [torch.zeros_like(a) if n else None for a, n in zip(alphas, needed, strict=True)]
-        gradient_P = None  # it leaves through the entry node
+        gradient_P = None  # the entry node returns it
         left = iter(gradients)
         pairs = [(block, [(next(left), *row) for row in block.rows]) for block in ctx.blocks]
         used = {key: place for place, key in enumerate(ctx.read)} if len(pairs) > 1 else {}
@@ -282,7 +282,7 @@ class _Mix(Function):
             flat = [g for g, _, _ in given]
             rows = [alphas[m][row : row + 1] for _, m, row in given]
             alpha_LK = (rows[0] if len(rows) == 1 else torch.cat(rows)).to(bank_P.dtype)
-            if torch.is_grad_enabled():  # create_graph: leave the buffer out, stay differentiable
+            if torch.is_grad_enabled():  # create_graph: differentiable, without the buffer
                 gradient_LK, part_P = block.differentiable(flat, alpha_LK, bank_P, needs_bank)
                 if part_P is not None:
                     gradient_P = part_P if gradient_P is None else gradient_P + part_P
@@ -297,7 +297,7 @@ class _Mix(Function):
 
 
 def _regions(buffer_P: Tensor, block: Block) -> list[Tensor]:
-    """Return the places of the templates in the buffer: one matrix, or one each if they overlap."""
+    """Return views of the templates in the buffer: one matrix if contiguous, else one for each."""
     positions, size = block.positions, block.size
     if _side_by_side(positions, size):
         return [buffer_P[positions[0] : positions[-1] + size].view(len(positions), size)]
@@ -312,7 +312,7 @@ def _gather(
     regions: Sequence[Tensor],
     wanted: bool,
 ) -> Tensor:
-    """Add alpha^T G to the regions; return G T^T, the gradient of alpha_LK, if it is wanted."""
+    """Add alpha^T G to the regions; return G T^T, or zeros unless `wanted`."""
     gradient_LK = torch.zeros_like(alpha_LK)
     pieces = _pieces(block.size, bank_P, len(gradients_N))
     for part in pieces:
@@ -328,7 +328,7 @@ def _gather(
             alpha_LR = alpha_LK[:, row : row + len(region_RN)] if len(regions) > 1 else alpha_LK
             row += len(region_RN)
             region_RN = region_RN if len(pieces) == 1 else region_RN[:, part]
-            if len(stacked_LN) == 1:  # which is faster than a matrix product with one row
+            if len(stacked_LN) == 1:  # faster than a product with one row
                 region_RN.addr_(alpha_LR[0], stacked_LN[0])
             else:
                 region_RN.addmm_(alpha_LR.T, stacked_LN)
@@ -336,7 +336,7 @@ def _gather(
 
 
 def _scatter(bank_P: Tensor, gradients_KN: Tensor, positions: Sequence[int]) -> Tensor:
-    """Return a bank-sized, differentiable sum of the templates' gradients at their places."""
+    """Return the bank's gradient, the sum of its templates' gradients; differentiable."""
     size = gradients_KN.shape[1]
     places_KN = torch.tensor(positions, device=bank_P.device)[:, None] + torch.arange(
         size, device=bank_P.device
@@ -345,7 +345,7 @@ def _scatter(bank_P: Tensor, gradients_KN: Tensor, positions: Sequence[int]) -> 
 
 
 def versions(*tensors: Tensor) -> tuple[int, ...]:
-    """Return what tells whether tensors were changed in place; inference tensors cannot tell."""
+    """Return the tensors' version counters; 0 for inference tensors, which have none."""
     return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
 
 

@@ -1,17 +1,13 @@
-"""Make a weight whose rows are mixed one by one: of a shared basis, or each of its own templates.
+"""Make weights whose rows have their own coefficients: shared bases, and templates by channel.
 
-A basis: every row, or every column, mixes the same few vectors.
+Basis, as in Basis Sharing (Wang et al., ICLR 2025) and truncated SVD: the weight is a matrix of R
+rows (or columns) of N values. Each row mixes K vectors of length N, contiguous in the bank. The
+learned mixture is K x (R - P), since P rows can be basis vectors themselves. With P = K a matrix of
+rank K takes K (R + N - K) parameters, its degrees of freedom, instead of K (R + N). The last vector
+and its mixtures may be truncated (padded by zeros) to meet a budget exactly.
 
-As Basis Sharing (Wang et al., ICLR 2025) and truncated SVD do it: of a weight as a matrix, R rows
-of N values, the K templates are vectors of length N that lie side by side in the bank, and the
-learned mixture is K x (R - P). P rows are vectors of the basis themselves, so that a matrix of rank
-K takes K (R + N - K) parameters, which is what it has degrees of freedom, and not K (R + N).
-
-The last vector, and the mixtures with it, may be cut short (zeros follow), by which a budget is met
-to the parameter.
-
-Channels: row r, an output channel, mixes the r-th rows of the layer's K templates by coefficients
-of its own, K x R.
+Channels: row r, an output channel, mixes the r-th rows of the layer's K templates by its own
+coefficients; all rows' are K x R.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
     from npas.sharing.allocation import LayerAllocation
 
 BASES = ("rows", "columns")
-"""What mixes: the rows of a weight's matrix, out x rest, or its columns."""
+"""Whether the rows or the columns of a weight's matrix, out x rest, mix the basis."""
 CHANNELS = "channels"
 
 
@@ -45,7 +41,7 @@ def extent(layer: LayerAllocation) -> tuple[int, int, int]:
 
 
 def is_basis(layer: LayerAllocation) -> bool:
-    """Return whether basis and mixtures are of sizes that give the layer's weight."""
+    """Return whether the sizes of basis and mixtures are valid for the layer's weight."""
     rows, _, vectors = extent(layer)
     kept, count = layer.kept, math.prod(layer.learned)
     room = vectors * (rows - len(kept))
@@ -57,7 +53,7 @@ def is_basis(layer: LayerAllocation) -> bool:
 
 
 def basis_weight(source_T: Tensor, learned: Tensor, layer: LayerAllocation) -> Tensor:
-    """Return the flat weight of the bank's values that a layer reads and of its mixtures."""
+    """Return the flat weight from the bank values that a layer reads and its mixtures."""
     rows, values, vectors = extent(layer)
     rest = rows - len(layer.kept)
     basis_KN = _pad(source_T, vectors * values).view(vectors, values)
@@ -71,13 +67,13 @@ def basis_weight(source_T: Tensor, learned: Tensor, layer: LayerAllocation) -> T
 
 
 def template_starts(span: int, size: int, count: int) -> list[int]:
-    """Return where templates of `size` start in a span: where they overlap, spread evenly."""
+    """Return where templates of `size` start in a span; if they overlap, spread evenly."""
     room = min(count * size, span) - size
     return [k * room // max(count - 1, 1) for k in range(count)]
 
 
 def channel_weight(span_T: Tensor, learned_KR: Tensor, layer: LayerAllocation) -> Tensor:
-    """Return the flat weight of the span that a layer reads: sum_k alpha_kr T_k[r] for each row."""
+    """Return the flat weight, sum_k alpha_kr T_k[r] for each row r, from the span of templates."""
     rows = matrix_form(layer.shape)[0]
     weight_RN: Tensor | None = None
     for k, start in enumerate(template_starts(len(span_T), layer.size, len(learned_KR))):
@@ -88,13 +84,13 @@ def channel_weight(span_T: Tensor, learned_KR: Tensor, layer: LayerAllocation) -
 
 
 def initial_mixture(layer: LayerAllocation, rng: torch.Generator) -> Tensor:
-    """Draw mixtures, as learned, that keep the bank's variance, but for what is cut short."""
+    """Draw mixtures that preserve the bank's variance, apart from a truncated vector."""
     drawn = torch.randn(layer.learned, generator=rng)
     return drawn / (drawn.square().mean().sqrt() * math.sqrt(extent(layer)[2]))
 
 
 def basis_variance(layer: LayerAllocation) -> float:
-    """Return the mean variance of a weight at its start, of a bank of variance one."""
+    """Return the mean variance of an initial weight for a bank of unit variance."""
     rows, values, vectors = extent(layer)
     last = (
         layer.template_size - (vectors - 1) * values,
@@ -108,7 +104,7 @@ def _pad(values: Tensor, size: int) -> Tensor:
 
 
 def _order(kept: Sequence[int], rows: int, device: torch.device) -> Tensor:
-    """Return where each row of the weight is found: the kept ones first, the others in order."""
+    """Return each row's index among the kept rows, in their order, and then the others."""
     others = sorted(set(range(rows)).difference(kept))
     place = {row: i for i, row in enumerate((*kept, *others))}
     return torch.tensor([place[row] for row in range(rows)], device=device)

@@ -1,6 +1,6 @@
-"""Make the coefficients that mix a layer's templates into its weight (Plummer et al., 3.1.1).
+"""Generators of the coefficients that mix templates into weights (Plummer et al., 3.1.1).
 
-L layers of one group mix K templates each; E is the size of their embeddings.
+`GENERATORS` make alpha_LK for the L layers of a group that mix K templates; E is EMBEDDING_SIZE.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from torch import Tensor, nn
 
 EMBEDDING_SIZE = 24
 FIXED = "fixed"
-"""The generator of coefficients that do not train, and the kind of its buffers."""
+"""The name of the generator of coefficients that are not trained, and of its buffers' kind."""
 Start = str | Tensor
-"""One of `STARTS`, or the rows themselves."""
+"""One of `STARTS`, or the initial coefficients alpha_LK."""
 
 
 class Average:
-    """Mix by the plain mean: no parameters. The base of the other generators."""
+    """Average the templates, without parameters. Base class of the other generators."""
 
     def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the parameters, by name, of layers that mix `templates` each."""
+        """Return the parameters' shapes by name for L layers that mix K templates each."""
         return {}
 
     def count(self, templates: Sequence[int]) -> int:
-        """Count the parameters for the layers of a group that mix `templates[i]` templates."""
+        """Count the parameters of a group whose layer i mixes `templates[i]` templates."""
         alike = Counter(templates).items()
         return sum(math.prod(shape) for k, n in alike for shape in self.shapes(n, k).values())
 
@@ -38,9 +38,9 @@ class Average:
         rng: torch.Generator,
         start: Start = "orthogonal",
     ) -> dict[str, Tensor]:
-        """Return the initial parameters, by name, of layers that are counted size by size.
+        """Return the initial parameters by name.
 
-        `start` is one of `STARTS`.
+        `layers` are the numbers of layers of each size, whose sum is L.
         """
         return {}
 
@@ -50,7 +50,7 @@ class Average:
 
 
 class WeightedAverage(Average):
-    """Mix by free coefficients alpha, K numbers a layer."""
+    """Mix by free coefficients, K per layer."""
 
     def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
         """Return L x K."""
@@ -72,14 +72,14 @@ class WeightedAverage(Average):
 
 
 class Fixed(WeightedAverage):
-    """Mix by the coefficients that layers start with: they stay, and are no parameters."""
+    """Mix by the initial coefficients, which are a buffer and stay fixed."""
 
     def count(self, templates: Sequence[int]) -> int:
         """Return 0."""
         return 0
 
     def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
-        """Return L x K, of a buffer."""
+        """Return L x K, the shape of a buffer."""
         return {FIXED: (layers, templates)}
 
     def parameters(
@@ -112,7 +112,7 @@ class Embedding(Average):
         rng: torch.Generator,
         start: Start = "orthogonal",
     ) -> dict[str, Tensor]:
-        """Return phi_LE, affine_EK and shift_K such that alpha starts as `wavg`'s."""
+        """Return phi_LE, affine_EK and shift_K so that alpha starts as with `wavg`."""
         alpha_LK = start_rows(start, layers, templates, rng)
         if templates <= EMBEDDING_SIZE:
             affine_EK = orthogonal_rows(templates, EMBEDDING_SIZE, rng).T
@@ -132,11 +132,10 @@ class Embedding(Average):
 
 
 class Alike(Average):
-    """Equal coefficients for all layers at the start of a search: differences are then learned.
+    """Start with equal coefficients for all layers, for a search that learns their differences.
 
-    Orthogonal rows lie far apart from the start, and a short search moves them little, so that
-    k-means would find the initial draw again.
-    With `softmax` the coefficients are the logits of those that mix, as in the released search.
+    A short search moves orthogonal rows little, so k-means would only find the initial draw again.
+    With `softmax` the parameters are logits of the coefficients, as in the released search.
     """
 
     def __init__(self, generator: Average, softmax: bool = False) -> None:
@@ -144,7 +143,7 @@ class Alike(Average):
         self.softmax = softmax
 
     def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
-        """Return the generator's own shapes."""
+        """Return the shapes of the wrapped generator."""
         return self.generator.shapes(layers, templates)
 
     def parameters(
@@ -154,7 +153,7 @@ class Alike(Average):
         rng: torch.Generator,
         start: Start = "orthogonal",
     ) -> dict[str, Tensor]:
-        """Return the generator's parameters, such that every layer weighs all templates alike."""
+        """Return the generator's parameters, with equal coefficients 1 / sqrt(K)."""
         drawn = self.generator.parameters(layers, templates, rng)
         alpha_K = torch.full((templates,), 1 / math.sqrt(templates))
         if "embeddings" in drawn:
@@ -164,17 +163,17 @@ class Alike(Average):
         return drawn
 
     def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
-        """Return the generator's own, or their softmax: rows that sum to one, of a smaller norm."""
+        """Return the generator's coefficients, or their softmax over the templates."""
         alpha_LK = self.generator.coefficients(parameters, layers, templates)
         return alpha_LK.softmax(1) if self.softmax else alpha_LK
 
 
 STRUCTURED = ("channels", "basis", "factorized", "hash")
-"""Generators without coefficients a layer: `bases` and `hashing` make their weights."""
+"""Generators without coefficients per layer; `bases` and `hashing` make their weights."""
 CHOICES = ("avg", "wavg", "emb", *STRUCTURED)
-"""The generators to choose from; `fixed` is wavg without training, the others are the search's."""
+"""The generators that users choose from; the others are internal."""
 ROWS = ("coefficients", "embeddings", FIXED)
-"""The parameters, and the buffer, that have a row for each layer."""
+"""The kinds of parameters and buffers that have a row per layer."""
 
 GENERATORS: dict[str, Average] = {
     "avg": Average(),
@@ -191,8 +190,8 @@ GENERATORS: dict[str, Average] = {
 def orthogonal_rows(rows: int, columns: int, rng: torch.Generator) -> Tensor:
     """Draw rows of unit norm, orthogonal within every block of `columns` consecutive rows.
 
-    Where more layers than templates share, one orthogonal matrix would have orthonormal columns
-    and rows that shrink by sqrt(K / L); stacked square blocks keep each layer's variance.
+    With more layers than templates, the rows of one orthogonal matrix would have norms of about
+    sqrt(K / L). Stacked square blocks preserve each layer's variance.
     """
     blocks = []
     for _ in range(math.ceil(rows / columns)):
@@ -203,34 +202,34 @@ def orthogonal_rows(rows: int, columns: int, rng: torch.Generator) -> Tensor:
 
 
 def sparse_rows(rows: int, columns: int, rng: torch.Generator) -> Tensor:
-    """Return rows of a single one: layer i starts with template i modulo `columns`, and no other.
+    """Return one-hot rows: layer i starts with template i modulo `columns`.
 
-    Like the others orthogonal within every block of `columns` rows; nothing is drawn.
+    They are orthogonal within every block of `columns` rows. Nothing is drawn.
     """
     return torch.eye(columns)[torch.arange(rows) % columns]
 
 
 def released_rows(rows: int, columns: int, rng: torch.Generator) -> Tensor:
-    """Draw one orthogonal matrix: of more rows than columns the rows are shorter than one.
+    """Draw one orthogonal matrix; with more rows than columns, rows have norms below one.
 
-    So do the codes of Savarese & Maire (2019) and of Plummer et al. (2022).
+    As the code of Savarese & Maire (2019) and of Plummer et al. (2022) does.
     """
     return nn.init.orthogonal_(torch.empty(rows, columns), generator=rng)
 
 
 STARTS = {"orthogonal": orthogonal_rows, "sparse": sparse_rows, "released": released_rows}
-"""How coefficients start. Savarese & Maire (2019) name the first two; their code does the last."""
+"""Initializations. Savarese & Maire (2019) describe the first two; their code does the last."""
 LEAST = 0.01
 OF_DEPTH = ("legendre", "cosine")
-"""Starts that follow from where a layer stands among its likes; nothing is drawn."""
+"""Initializations that are functions of a layer's depth among those of its group and shape."""
 
 
 def at_depths(start: str, depths: Sequence[float], templates: int) -> Tensor:
-    """Return alpha_LK of layers at depths t from -1 to 1: functions of depth, rows of unit norm.
+    """Return alpha_LK of layers at depths t from -1 to 1, with rows of unit norm.
 
-    The k-th template, k from 0 on, weighs the Legendre polynomial P_k(t), or cos(k pi (t + 1) / 2).
-    Unit norm keeps the variance of what a row mixes. None is 0: a value that it alone would read
-    could not train.
+    The coefficient of template k, from 0 on, is the Legendre polynomial P_k(t) or
+    cos(k pi (t + 1) / 2). Unit norm preserves variance. Small coefficients are set to LEAST, since
+    values that are read by a coefficient of 0 alone could not train.
     """
     depth_L = torch.tensor(depths, dtype=torch.float64)
     if start == "cosine":
@@ -246,10 +245,10 @@ def at_depths(start: str, depths: Sequence[float], templates: int) -> Tensor:
 
 
 def start_rows(start: Start, layers: Sequence[int], templates: int, rng: torch.Generator) -> Tensor:
-    """Return alpha_LK for layers that are counted size by size.
+    """Return the initial alpha_LK; `layers` are the numbers of layers of each size.
 
     `orthogonal` and `sparse` rows have unit norm and are orthogonal within every K layers of one
-    size; `released` ones are drawn for all sizes at once.
+    size. `released` rows are drawn for all sizes at once.
     """
     if isinstance(start, Tensor):
         return start

@@ -1,4 +1,4 @@
-"""A bank with the number of templates of each layer: what that costs, covers, and where it lies."""
+"""`Draft`: a bank size and each layer's number of templates, their costs and positions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from npas.sharing.layers import LayerSpec, matrix_form
 from npas.sharing.upsample import UPSAMPLERS, source_map
 
 PART_OF_BANK = 0.5
-"""The part of the bank that each map takes where an upsampled layer mixes several."""
+"""The size of each map, as a part of the bank, if upsampled layers mix several maps."""
 
 
 @dataclass
 class Draft:
-    """A bank size with K per layer (0: upsampled) and what that costs and covers."""
+    """A bank of `bank` values with K per layer (0 if upsampled) and each layer's mixing."""
 
     layers: Sequence[LayerSpec]
     scheme: Scheme
@@ -38,18 +38,18 @@ class Draft:
 
     @property
     def maps(self) -> int:
-        """Return how many maps an upsampled layer mixes."""
+        """Return the number of maps that an upsampled layer mixes."""
         return self.scheme.upsample_templates
 
     @property
     def mixing_cost(self) -> int:
-        """Count the coefficients, those of channels included."""
+        """Count the coefficients, including those per channel."""
         channels = [i for i, k in enumerate(self.templates) if k and self.mixing[i] == CHANNELS]
         return self.coefficients + sum(math.prod(self.learned(i)) for i in channels)
 
     @property
     def cost(self) -> int:
-        """Count what comes on top of the bank: coefficients and upsampler weights."""
+        """Count the parameters besides the bank: coefficients and upsampler weights."""
         learned = sum(math.prod(self.learned(i)) for i in range(len(self.layers)))
         return self.coefficients + learned
 
@@ -61,7 +61,7 @@ class Draft:
         return UPSAMPLERS[self.scheme.upsampler].learned(self.layers[i].size, self.bank)
 
     def source(self, i: int) -> tuple[int, int]:
-        """Return the matrix an upsampled layer reads."""
+        """Return the matrix form of the values that an upsampled layer reads."""
         if self.scheme.upsampler == "inter":
             part = self.bank if self.maps == 1 else max(1, int(self.bank * PART_OF_BANK))
             return source_map(part, matrix_form(self.layers[i].shape))
@@ -69,18 +69,18 @@ class Draft:
 
     @property
     def spans(self) -> list[int]:
-        """Return how much of the bank each layer's templates cover from its first one on."""
+        """Return by layer the number of bank values from its first template's start to its end."""
         return [
             min(k * layer.size, self.bank) if k else self._read(i)
             for i, (k, layer) in enumerate(zip(self.templates, self.layers, strict=True))
         ]
 
     def _read(self, i: int) -> int:
-        """Return what an upsampled layer covers: its map, or by several maps the bank."""
+        """Return the span of an upsampled layer: its map, or the bank if it mixes several."""
         return math.prod(self.source(i)) if self.maps == 1 else self.bank
 
     def place(self, name: str) -> GroupAllocation:
-        """Assign positions and return the group's plan."""
+        """Return the group's plan, with template positions."""
         spans = self.spans
         placed = []
         for i, start in enumerate(self.starts(spans)):
@@ -90,10 +90,10 @@ class Draft:
             if not k:
                 how = {"upsampler": self.scheme.upsampler, "source": self.source(i)}
                 how["learned"] = self.learned(i)
-            elif self.mixing[i] == CHANNELS:  # its span is read as one template
+            elif self.mixing[i] == CHANNELS:  # the span is read as one template
                 how = {"upsampler": CHANNELS, "source": (1, spans[i]), "learned": self.learned(i)}
                 size, count = spans[i], 1
-            # Templates that do not fit side by side are spread evenly and overlap.
+            # Templates that do not fit one after another are spread evenly and overlap.
             span = min(count * size, self.bank)
             positions = tuple(start + at for at in template_starts(span, size, count))
             how |= {"mixing": self.mixing[i]} if count > 1 else {}
@@ -102,11 +102,11 @@ class Draft:
         return GroupAllocation(name, self.bank, tuple(placed))
 
     def starts(self, spans: Sequence[int]) -> list[int]:
-        """Return where each layer's span begins.
+        """Return the start of each layer's span.
 
-        Resized layers read nearly the whole bank from its start, all the same map, so that layers
-        of one shape are resized once; the others cover the rest of the bank first. Where they are
-        too few for that, the last resized layer is laid flush with the end.
+        Upsampled layers start at 0, so that layers of one shape read the same map and are resized
+        once. The others cover the rest of the bank first. If they do not cover all of it, the last
+        upsampled layer ends at the bank's end.
         """
         fitting = [i for i, k in enumerate(self.templates) if k]
         resized = [i for i, k in enumerate(self.templates) if not k]
@@ -123,11 +123,10 @@ class Draft:
 def place_spans(spans: Sequence[int], bank: int, covered: int = 0) -> list[int]:
     """Return a start for every span: round-robin over the bank, the largest spans first.
 
-    The sweep begins behind the first `covered` values, which are read already.
-
-    One cursor sweeps the bank; a span that would pass the end is laid flush with it. So the first
-    sweep reads every value before any is read twice (but for the flush span's overlap), and layers
-    of one span rotate over few common positions, which lets them share the reading of a template.
+    The first sweep starts after the first `covered` values, which are read already. A span that
+    would exceed the bank ends at its end. So every value is read before any is read twice, except
+    for that overlap, and layers of equal spans have few different positions. Layers at the same
+    position can share the reading of a template.
     """
     starts = [0] * len(spans)
     cursor, grid, previous = covered, 0, 0

@@ -1,6 +1,6 @@
-"""Generate the weights of one forward pass from banks and coefficients.
+"""`WeightPass`: generate the weights of one forward pass from banks and coefficients.
 
-A layer that is used several times generates once; `reading` says which are generated together.
+A layer's weight is generated once per pass; `reading.py` decides which are generated together.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class _Forgotten:
 
 
 class WeightPass:
-    """What one forward pass generates: readers, coefficients, weights.
+    """The bank readers, coefficients and weights of one forward pass.
 
-    `kept` weights outlive the pass and know no gradients. With `recompute` a weight is dropped as
-    soon as no operation needs it, and generated again for backward; so is one that is read again
-    later in the pass. One that several layers read whole, as their own, stays.
+    `kept` weights outlive the pass and have no gradients. With `recompute` a weight is freed as
+    soon as no operation uses it, and generated again for a later use or for backward. A weight that
+    is identical for several layers stays.
     """
 
     def __init__(
@@ -74,27 +74,27 @@ class WeightPass:
         self._is_kept = kept
         self._recompute = recompute
         self._tensors: dict[str, Tensor] = {}
-        self._dtypes: dict[int, tuple[torch.dtype, str]] = {}  # and the device of those that round
+        self._dtypes: dict[int, tuple[torch.dtype, str]] = {}  # and the device type if it rounds
         self._readers: dict[int, BankReader] = {}
         self._alphas: dict[str, Tensor] = {}
         self._weights: dict[Key, Tensor] = {}
         self._versions: dict[Key, int] = {}
         self._passing: weakref.WeakValueDictionary[Key, Tensor] = weakref.WeakValueDictionary()
         self._latest: Tensor | None = None  # most layers read their weight twice in a row
-        self._again: tuple[Key, Tensor] | None = None  # and some use it many times
+        self._again: tuple[Key, Tensor] | None = None  # some use it many times
         self._storages: dict[int, Key] = {}
         self._made_of: dict[Key, tuple[int, ...]] = {}
-        self._read: dict[int, None] = {}  # the layers, as they were first read
+        self._read: dict[int, None] = {}  # layers in order of their first use
 
     def weight(self, index: int) -> Tensor:
-        """Return the layer's weight, generated at the first call."""
+        """Return the layer's weight, generating it at the first call."""
         self._read.setdefault(index)
         key = index, self._dtype(index)
         weight = self._weights.get(key)
         if weight is None and self._recompute:
             weight = self._passing.get(key)
         if weight is None:
-            # Kept weights serve any later mode, inference mode or not.
+            # Kept weights must also be usable outside inference mode.
             mode = torch.inference_mode(False) if self._is_kept else nullcontext()
             with mode, torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_kept):
                 weight = self._generate(index, key[1])
@@ -103,7 +103,7 @@ class WeightPass:
         return weight
 
     def take(self, index: int) -> Tensor:
-        """Return the layer's weight and forget it, unless other layers read it, too."""
+        """Return the layer's weight and drop it from the pass, unless other layers read it too."""
         weight = self.weight(index)
         if index not in self._reading.common:
             del self._weights[index, self._dtype(index)]
@@ -121,11 +121,11 @@ class WeightPass:
 
     @torch.no_grad()
     def find_written(self, compare: Collection[int]) -> str | None:
-        """Name a kept weight that was written to since it was generated; None if there is none.
+        """Return the name of a kept weight that was modified since it was generated, or None.
 
-        A version counter tells, but writing through `.data` moves none: the weights of the layers
-        in `compare` are generated again and their bytes compared. Right only while what they are
-        generated from is unchanged.
+        Writes through `.data` do not increase version counters. The weights of the layers in
+        `compare` are therefore generated again and compared bit by bit, which is only valid while
+        banks and coefficients are unchanged.
         """
         again = WeightPass(self._root, self._reading, BufferPool(), kept=True, recompute=True)
         for (index, dtype), weight in list(self._weights.items()):
@@ -138,35 +138,35 @@ class WeightPass:
         return None
 
     def pack(self, tensor: Tensor) -> object:
-        """Return what autograd shall hold in place of a tensor it saves: nothing, for a weight."""
-        if tensor.layout is not torch.strided:  # it has no storage
+        """Return what autograd saves for a tensor: a placeholder if it is a generated weight."""
+        if tensor.layout is not torch.strided:  # has no storage
             return hold(tensor)
         storage = tensor.untyped_storage()._cdata
         key = self._storages.get(storage)
         weight = None if key is None else self._passing.get(key)
         if key is None or weight is None or weight.untyped_storage()._cdata != storage:
             return hold(tensor)
-        if tensor.dtype != weight.dtype:  # a weight seen as complex numbers
+        if tensor.dtype != weight.dtype:  # a weight viewed as complex
             return hold(tensor)
         return _Forgotten(key, tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def unpack(self, packed: object) -> Tensor:
-        """Return what `pack` was given; RuntimeError if a bank has changed since."""
+        """Return the tensor given to `pack`; RuntimeError if its inputs have changed since."""
         if not isinstance(packed, _Forgotten):
             return give_back(packed, CHANGED)
         again = self._again
         if again is None or again[0] != packed.key:
             weight = self._passing.get(packed.key)
-            again = self._again = self._latest = None  # free, before there is one more
+            again = self._again = self._latest = None  # freed before the next one is made
             if weight is None:
                 weight = self._generate_again(*packed.key)
             again = self._again = packed.key, weight.detach()
         return again[1].as_strided(packed.shape, packed.stride, packed.offset)
 
     def _dtype(self, index: int) -> torch.dtype:
-        """Return the dtype that the layer computes in, as far as it is known to round its weight.
+        """Return the dtype of the layer's weight: autocast's, if the layer is known to cast it.
 
-        Without gradients there is time to mix in full, so that the weight is the materialized one.
+        Kept weights are mixed in the bank's dtype and then cast, as materialized weights are.
         """
         if index not in self._dtypes:
             bank_P = self._bank(index)
@@ -179,7 +179,7 @@ class WeightPass:
         return dtype
 
     def _generate(self, index: int, dtype: torch.dtype) -> Tensor:
-        """Generate the weights of a layer's batch; no checkpoint sees a tensor saved here."""
+        """Generate the weights of a layer's batch, hiding saved tensors from checkpoints."""
         batch = self._batch(index)
         keep = not self._recompute or index in self._reading.common
         group = self._reading.places[index][0]
@@ -201,7 +201,7 @@ class WeightPass:
                 mixed += reader.mix(own, part.blocks, alphas, self._read)
             for i, values in zip(batch.layers, mixed, strict=True):
                 weight, key = self._shape(i, values).to(dtype), (i, dtype)
-                if self._is_kept:  # like the parameter it stands for: matmul asks how it may fold
+                if self._is_kept:  # matmul depends on it
                     weight = weight.detach().requires_grad_(bank_P.requires_grad)
                 self._versions[key] = weight._version
                 if keep:
@@ -214,7 +214,7 @@ class WeightPass:
         return self._weights[index, dtype]
 
     def _batch(self, index: int) -> Batch:
-        """Return what is generated with a layer: with recompute the layer alone."""
+        """Return the batch that a layer is generated in: with recompute, the layer alone."""
         return self._reading.alone(index) if self._recompute else self._reading.batches[index]
 
     @torch.no_grad()
@@ -228,15 +228,15 @@ class WeightPass:
             return self._shape(index, values)
 
     def _inputs(self, index: int) -> list[Tensor]:
-        """Return the tensors that the layer's weight is made of."""
+        """Return the tensors that the layer's weight depends on."""
         learned = self._learned(index)
         own = [*([] if learned is None else [learned]), *self._factors(index)]
         return [self._bank(index), self._alpha(self._reading.rows.get(index)), *own]
 
     def _tensor(self, name: str) -> Tensor:
-        """Return one of the root's tensors as it was when this pass first read it.
+        """Return one of the root's tensors as this pass first read it.
 
-        `functional_call` replaces them while it runs; what is generated again must be the same.
+        `functional_call` replaces them temporarily, and backward must use the same ones.
         """
         if name not in self._tensors:
             self._tensors[name] = shared_value(self._root, name)
@@ -250,17 +250,17 @@ class WeightPass:
         return self._tensor(upsampler_name(index)) if has_weights else None
 
     def _factors(self, index: int) -> list[Tensor]:
-        """Return B and A of the layer's correction, if it has one."""
+        """Return B and A of the layer's low-rank correction; [] if it has none."""
         rank = self._reading.places[index][1].rank
         return [self._tensor(name) for name in factor_names(index)] if rank else []
 
     def _shape(self, index: int, values: Tensor) -> Tensor:
-        """Make the layer's weight of the values it reads: in its shape, and corrected."""
+        """Return the layer's weight from its values: reshaped, and with its low-rank correction."""
         weight, factors = self._upsampled(index, values), self._factors(index)
         return add_correction(weight, *factors) if factors else weight
 
     def _upsampled(self, index: int, values: Tensor) -> Tensor:
-        """Lay the values out in the layer's shape, upsampled if need be."""
+        """Return the values in the layer's shape, upsampled if necessary."""
         _, layer = self._reading.places[index]
         if layer.upsampler is None or values.ndim > 1:
             return values.view(layer.shape)
@@ -269,15 +269,15 @@ class WeightPass:
         return shaped(values, learned, layer).view(layer.shape)
 
     def _alpha(self, rows: Rows | None) -> Tensor:
-        """Return alpha_LK, each row times its layer's scale; None: the scales, S x 1."""
+        """Return alpha_LK times each layer's scale, L x K; for None the scales, S x 1."""
         name = "" if rows is None else rows.name
         if name not in self._alphas:
             scales = self._tensor(SCALES)
             if rows is None:
-                self._alphas[name] = scales[:, None].clone()  # which DDP may write to, any time
+                self._alphas[name] = scales[:, None].clone()  # DDP may write to buffers
             else:
                 alpha_LK = rows.coefficients(self._tensor)
-                # Picked one by one: an index tensor would make a GPU wait.
+                # Picked one by one, as an index tensor would synchronize a GPU.
                 each, places = scales.unbind(0), self._reading.places
                 scale_L = torch.stack([each[places[i][1].scale] for i in rows.layers])
                 self._alphas[name] = alpha_LK.to(scales.device) * scale_L[:, None]
@@ -285,7 +285,7 @@ class WeightPass:
 
 
 def written(name: str) -> RuntimeError:
-    """Return the error for writing to a generated weight."""
+    """Return the error for a generated weight that was modified in place."""
     return RuntimeError(
         f"the generated weight {name!r} was modified in place, which changes no parameter:"
         " initialize the network before npas.share, or call npas.materialize before you change"
@@ -294,22 +294,22 @@ def written(name: str) -> RuntimeError:
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:
-    """Compare values bit by bit: what is not a number equals itself."""
+    """Return whether two tensors are equal bit by bit, NaN included."""
     same = (one.dtype, one.shape, one.device) == (other.dtype, other.shape, other.device)
     pair = (tensor.detach().reshape(-1).view(torch.uint8) for tensor in (one, other))
     return same and torch.equal(*pair)
 
 
 def hold(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """Pack a tensor that autograd saves as itself, with its version.
+    """Return a tensor that autograd saves, detached, and its version.
 
-    Detached, which shares memory and version: an output would hold the very node that saves it.
+    Detached because an output refers to the node that saves it; memory and version are shared.
     """
     return tensor.detach(), versions(tensor)
 
 
 def give_back(held: object, message: str = MODIFIED) -> Tensor:
-    """Return what `hold` packed; RuntimeError if it was changed in place since."""
+    """Return the tensor given to `hold`; RuntimeError if it was modified in place since."""
     assert isinstance(held, tuple)
     if versions(held[0]) != held[1]:
         raise RuntimeError(message)

@@ -1,11 +1,11 @@
-"""Give layers their weights by hashing: every run of values is one of the bank's rows, signed.
+"""The hash generator: a layer's weight consists of signed rows of its bank.
 
-As HashedNets (Chen et al., ICML 2015) share single values by a hash, and ROAST (Desai et al., 2023)
-rows of neighbours, which memory reads faster. The weights of a group's layers, end to end,
-are cut into rows of `CHUNK` values, and these are the bank's rows: handed out in sweeps over the
-bank, each in an order of its own, so that every row is read as often as any other.
+HashedNets (Chen et al., ICML 2015) hash single values; ROAST (Desai et al., 2023) hashes rows of
+consecutive values, which is faster to read. Here the concatenated weights of a group's layers are
+cut into rows of `CHUNK` values. Each is a row of the bank, assigned in sweeps over the whole bank,
+each in another order, so that all rows are read equally often. `HashedBlock` is one such layer.
 
-Shapes: P values of the bank, C values a row, R rows of the bank, M rows that a weight touches.
+Shapes: P values of the bank, C values per row, R rows of the bank, M rows that a weight overlaps.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ HASH = "hash"
 CHUNK = 32
 PIECE = 8192  # rows
 SPARSE = 8
-"""A layer that reads fewer than one in so many rows adds to them alone, else to the whole bank."""
+"""In backward a layer that reads less than 1 / SPARSE of the rows adds to those rows only."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def largest_bank(allowed: int, total: int) -> int:
-    """Return the largest bank of which layers of `total` weights read every value."""
+    """Return the largest bank, at most `allowed`, that layers of `total` weights read in full."""
     if allowed > CHUNK and -(-total // CHUNK) == -(-allowed // CHUNK):
-        return (allowed - 1) // CHUNK * CHUNK  # else the last row would be read in part
+        return (allowed - 1) // CHUNK * CHUNK  # else the last row would be partly read
     return allowed
 
 
 @dataclass(frozen=True)
 class HashedBlock:
-    """One layer that reads rows of the bank by a hash, with `first` weights before its own.
+    """A hashed layer of `size` weights, after `first` weights of the group's previous layers.
 
-    It has a `Block`'s face; its coefficient is a fixed scale, which has no gradient.
+    It has the interface of `Block`. Its coefficient is a fixed scale without gradient.
     """
 
     keys: tuple[object, ...]
@@ -53,7 +53,7 @@ class HashedBlock:
     shapes: tuple[tuple[int, ...], ...]
 
     def weights(self, values_P: Tensor, alphas: Sequence[Tensor], pool: BufferPool) -> list[Tensor]:
-        """Return the layer's weight."""
+        """Return the layer's weight in its shape, in a list."""
         ((m, row),) = self.rows
         scale = alphas[m][row].to(values_P.dtype)
         weight_N = read_rows(
@@ -73,7 +73,7 @@ class HashedBlock:
         buffer_P: Tensor | None,
         wanted: bool,
     ) -> Tensor:
-        """Add the gradient to the rows that were read."""
+        """Add the gradient to the rows of the buffer that were read; return zeros."""
         if buffer_P is not None:
             add_to_rows(buffer_P, gradients_N[0].to(bank_P.dtype), self.first, alpha_LK[0])
         return torch.zeros_like(alpha_LK)
@@ -81,7 +81,7 @@ class HashedBlock:
     def differentiable(
         self, gradients_N: Sequence[Tensor], alpha_LK: Tensor, bank_P: Tensor, needs_bank: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Do the same by operations that can be differentiated again."""
+        """Return zeros and, if needed, the bank's gradient, both differentiable."""
         if not needs_bank:
             return torch.zeros_like(alpha_LK), None
         values_P = torch.zeros_like(bank_P, requires_grad=True)
@@ -92,13 +92,13 @@ class HashedBlock:
 
 
 def hashed_weight(values_P: Tensor, bank: int, size: int, first: int) -> Tensor:
-    """Return the flat weight of a layer that has `first` weights before it, of a bank of P values.
+    """Return a layer's flat weight, for `first` weights before it and a bank of `bank` values.
 
-    By plain operations, for compilers, tracers and function transforms.
+    Uses only plain operations, for compilers, tracers and function transforms.
     """
     row, whole, start, count = _extent(bank, size, first)
     rows_RC = values_P[: whole * row].view(whole, row)
-    if bank % row:  # the last row lies flush with the end
+    if bank % row:  # the last row ends at the bank's end
         rows_RC = torch.cat([rows_RC, values_P[-row:][None]])
     places_M, signs_M1 = _places(-(-bank // row), start, count, values_P.device)
     weight_MC = rows_RC.index_select(0, places_M) * signs_M1.to(values_P.dtype)
@@ -108,7 +108,7 @@ def hashed_weight(values_P: Tensor, bank: int, size: int, first: int) -> Tensor:
 def read_rows(
     values_P: Tensor, size: int, first: int, scale: Tensor, made_MC: Callable[[int, int], Tensor]
 ) -> Tensor:
-    """Return the same without gradients, in memory that is given for so many rows and values."""
+    """Return the flat weight without gradients, in memory that `made_MC` allocates."""
     row, whole, start, count = _extent(len(values_P), size, first)
     signs_M1, pieces = _remembered(len(values_P), start, count, values_P.device)
     rows_RC, shares_M1 = values_P[: whole * row].view(whole, row), signs_M1 * scale
@@ -123,12 +123,12 @@ def read_rows(
 
 
 def add_to_rows(buffer_P: Tensor, gradient_N: Tensor, first: int, scale: Tensor) -> None:
-    """Add a flat weight's gradient to those of the rows it was read from, in place.
+    """Add a flat weight's gradient to the rows that it was read from, in place.
 
-    Each row of the bank gathers from where it was read, which memory serves faster than scattering.
+    Each row of the bank gathers its readers' gradients, which is faster than scattering them.
     """
     row, size, cuts = min(CHUNK, len(buffer_P)), len(gradient_N), [0]
-    if size > PIECE * row:  # filling up rows that are read in part would copy much: they go alone
+    if size > PIECE * row:  # partly read rows go separately: padding copies the whole
         head = -first % row
         cuts = sorted({0, head, size - (size - head) % row} - {size})
     for begin, end in itertools.pairwise([*cuts, size]):
@@ -148,18 +148,18 @@ def add_to_rows(buffer_P: Tensor, gradient_N: Tensor, first: int, scale: Tensor)
 
 
 def _extent(bank: int, size: int, first: int) -> tuple[int, int, int, int]:
-    """Return C, the rows that do not overlap, the first that a weight touches, and M."""
+    """Return C, the bank's number of whole rows, the first row of the weight, and M."""
     row = min(CHUNK, bank)
     start = first // row
     return row, bank // row, start, -(-(first + size) // row) - start
 
 
 def _places(rows: int, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return which row of the bank each of `count` rows is, and its sign, M x 1."""
+    """Return the bank row of each of `count` rows of a weight, M, and its sign, M x 1."""
     number_M = torch.arange(first, first + count, dtype=torch.int64)
     sweep_M, place_M = number_M // rows, number_M % rows
     earliest, latest = first // rows, (first + count - 1) // rows
-    steps = torch.stack(  # of scalars that a tracer takes for constants
+    steps = torch.stack(  # scalars are constants to a tracer
         [torch.full((), _step(rows, sweep)) for sweep in range(earliest, latest + 1)]
     )
     step_M = steps[sweep_M - earliest]
@@ -170,7 +170,7 @@ def _places(rows: int, first: int, count: int, device: torch.device) -> tuple[Te
 
 
 def _step(rows: int, sweep: int) -> int:
-    """Return a step that visits every one of the rows once, another in the next sweep."""
+    """Return a step, coprime with `rows`, by which a sweep visits every row once."""
     step = max(1, round(rows * ((GOLDEN * (sweep + 1)) % 1.0)))
     while math.gcd(step, rows) > 1:
         step += 1
@@ -181,10 +181,10 @@ def _step(rows: int, sweep: int) -> int:
 def _remembered(
     bank: int, first: int, count: int, device: torch.device
 ) -> tuple[Tensor, list[tuple[slice, Tensor, Tensor]]]:
-    """Return the signs, and by pieces the places, and where in the piece the last row is read.
+    """Return the signs, M x 1, and (slice, bank rows, uses of the last row) of each piece.
 
-    Pieces are such that their copies stay in the cache, in memory that is soon used again. Where
-    rows do not divide the bank, the last lies flush with its end: no place of a piece names it.
+    Pieces fit the cache. If C does not divide the bank, the last row ends at the bank's end and
+    overlaps the one before. Then it is not among the bank rows, and its uses are listed separately.
     """
     row = min(CHUNK, bank)
     whole = bank // row
@@ -203,10 +203,10 @@ def _remembered(
 def _readers(
     bank: int, first: int, count: int, device: torch.device
 ) -> list[tuple[slice | Tensor, Tensor, Tensor, Tensor]]:
-    """Return by pieces which rows of the bank are read, and where in the weight, with which signs.
+    """Return (bank rows, places in the weight, begins, signs) of each piece of the bank.
 
-    The rows of a piece are a tensor, or where most are read the slice of the bank that they fill;
-    what a row is read by begins at its entry in the third.
+    The bank rows are a tensor of indices or, if most rows are read, the slice of values that they
+    fill. `begins` holds the index in places of each row's first reader, as `embedding_bag` needs.
     """
     row = min(CHUNK, bank)
     whole = bank // row

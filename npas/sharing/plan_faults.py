@@ -1,4 +1,4 @@
-"""Say what is wrong with a layer of a stored plan, which may have been edited or damaged."""
+"""Validate the layers of a stored plan, which may have been edited or damaged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_WEIGHTS = 1 << 50
 
 
 def layer_fault(layer: LayerAllocation, bank: int, generator: str) -> str:
-    """Return what is wrong with a stored layer in a bank of this size; nothing if it can be."""
+    """Return an error message for an invalid layer in a bank of this size, or "" if valid."""
     count, size = len(layer.templates), layer.template_size
     if min(layer.shape, default=0) < 1 or layer.scale < 0:
         return "shape must have whole numbers above 0, and scale must not be negative"
@@ -39,7 +39,7 @@ def layer_fault(layer: LayerAllocation, bank: int, generator: str) -> str:
     if layer.templates[0] < 0 or layer.templates[-1] > bank - size:
         return "templates must lie in the bank, between 0 and bank - template_size"
     paid = 0 if layer.mixing == "none" else GENERATORS[layer.mixing].count([count])
-    # The last may be paid by coefficients; maps that are resized overlap.
+    # Coefficients may be paid from the last template's values; resized maps overlap.
     if layer.upsampler != "inter" and (count - 1) * size >= bank + paid:
         return "templates are more than its bank can hold"
     if not 0 <= layer.correction < layer.size:
@@ -55,7 +55,7 @@ def layer_fault(layer: LayerAllocation, bank: int, generator: str) -> str:
         return "source must be what its upsampler reads"
     if layer.upsampler is None and size != layer.size:
         return "template_size must be its weight's size, since nothing upsamples it"
-    # What is learned has to make as many values as the weight has.
+    # The learned weights must be enough to make all values of the layer.
     rows, columns = layer.learned
     learned = layer.learned == (0, 0)
     if layer.upsampler == "mask":

@@ -1,4 +1,4 @@
-"""Plan how a network is shared: check the options, choose what is left open, size the banks."""
+"""Plan how a network is shared: check the options, resolve defaults, make an `Allocation`."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def plan(
     init: str = "fresh",
     batches: Sequence[Batch] | None = None,
 ) -> Allocation:
-    """Return the allocation that `share` would make of the same arguments; changes nothing.
+    """Return the allocation that `share` would use for the same arguments.
 
-    But for the layers' fixed scales, which `share` measures.
+    The network is not changed. The layers' fixed scales are missing, since `share` measures them.
     """
     activations.refuse_batches(batches, init, templates)
     options: dict[str, Any] = dict(
@@ -134,7 +134,7 @@ def plan(
 def _check_weights(
     weights: Mapping[str, float], groups: set[str], templates: int | str | None, allocator: str
 ) -> None:
-    """Raise ValueError for weights that are not positive, or of groups that there are not."""
+    """Raise ValueError for weights out of range or of unknown groups."""
     if templates is not None or allocator == "reference":
         raise ValueError(
             "group_weights split a budget: leave them out with templates or allocator='reference'"
@@ -158,13 +158,13 @@ OF_FRESH = {
     "low_rank": 0,
     "allocator": "npas",
 }
-"""The options, with their defaults, that `init="fit"` decides itself inside a budget."""
+"""The options that `init="fit"` chooses itself inside a budget, with their defaults."""
 
 
 def _default_generator(
     model: nn.Module, budget: BudgetLike | None, options: Mapping[str, Any]
 ) -> str:
-    """Return hash below the dense count, wavg there and where an option is about templates."""
+    """Return hash for a parameter budget below the dense count, without options about templates."""
     asked = {key for key, default in OF_FRESH.items() if options[key] != default}
     if (
         budget is None
@@ -182,7 +182,7 @@ def fit_inside(
     options: Mapping[str, Any],
     batches: Sequence[Batch] | None = None,
 ) -> fitting.Fit | None:
-    """Fit a network inside a budget; None where templates fix the layout."""
+    """Fit a network inside a budget; return None without a budget or with `templates`."""
     if options["templates"] is not None or budget is None:
         return None
     for option, default in OF_FRESH.items():
@@ -204,6 +204,6 @@ def fit_inside(
 
 
 def refuse_meta(model: nn.Module) -> None:
-    """Raise ValueError where the network has no values."""
+    """Raise ValueError if a parameter is on the meta device."""
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the network is on the meta device, without values: build it on the CPU")

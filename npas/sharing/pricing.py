@@ -1,9 +1,9 @@
-"""Count the bytes of a network's artifact before any exists, and plan a network for so many.
+"""Predict the bytes of a network's artifact from its plan, and plan a network for a byte budget.
 
     price(model, plan(model, 0.1), Packing())      # bytes before compression, header included
 
-An artifact takes at most its plan's price: a header shrinks by more than the half that it is priced
-at, whatever zlib is there, and `share` may need fewer fixed scales than there are layers.
+The price is an upper bound: any zlib compresses a header to less than the half that is assumed, and
+`share` needs at most one fixed scale per layer. An `Entry` is one tensor of an artifact.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from npas.utils.budget import Budget, spell_count, spell_size
 from npas.utils.packing import Packing
 
 SMALL = {"rows": 4096, "golf": 65_536}
-"""Values, by scheme, up to which a tensor that is no bank is not quantized."""
+"""By scheme, the most values of a tensor, other than a bank, that is not quantized."""
 VECTOR_ROW = 4096
-"""Values of a quantized vector that have one scale."""
+"""Values per scale in a quantized vector."""
 PREAMBLE = struct.Struct("<4sBBHIQI")
-"""Magic, version, compression, 0; bytes of the header, of the data once unpacked; their crc32."""
-SHORT_HEADER = 128  # bytes of a header that shrinks little
-SPARE = 64  # bytes that another budget's name and counts may add to a header
+"""Magic, version, compression, 0; bytes of the header and of the unpacked data; their crc32."""
+SHORT_HEADER = 128  # bytes added, since a short header compresses little
+SPARE = 64  # bytes that another budget's name and counts may add
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of an artifact: its kind is one of `quantize.LEVELS`, in rows, or `PLAIN`."""
+    """One tensor of an artifact; `kind` is in `quantize.LEVELS`, with a row size, or `PLAIN`."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,23 +57,23 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """Return how many it takes."""
+        """Return the tensor's size in bytes."""
         return count_bytes(self.kind, math.prod(self.shape), self.row)
 
 
 def price(model: nn.Module, allocation: Allocation | None, packing: Packing) -> int:
-    """Return the most bytes before compression of the artifact of a network shared as planned.
+    """Return an upper bound of the artifact's bytes before compression.
 
-    The network is shared, or dense still; without an allocation that stays so.
+    The network is shared, or dense and to be shared by `allocation`; None leaves it dense.
     """
     return sum(_prices(model, allocation, packing))
 
 
 def _prices(model: nn.Module, allocation: Allocation | None, packing: Packing) -> tuple[int, int]:
-    """Return the bytes of preamble and header, and those of the data."""
+    """Return the bytes of preamble and header, and the bytes of the data."""
     if is_shared(model):
         allocation = audit.follow(shared_weights(model)).allocation
-    elif allocation is not None:  # `share` gives layers that start alike one scale
+    elif allocation is not None:  # `share` merges equal scales
         scales = count()
         allocation = allocation.map(lambda layer: replace(layer, scale=next(scales)))
     entries = layout(model, allocation, packing)
@@ -82,7 +82,7 @@ def _prices(model: nn.Module, allocation: Allocation | None, packing: Packing) -
 
 
 def layout(model: nn.Module, allocation: Allocation | None, packing: Packing) -> list[Entry]:
-    """List what an artifact holds: every tensor of the state dict, once."""
+    """Return an artifact's entries: each tensor of the state dict, once."""
     state = model.state_dict(keep_vars=True)
     state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     rows = {}
@@ -105,7 +105,7 @@ def layout(model: nn.Module, allocation: Allocation | None, packing: Packing) ->
 
 
 def _entry(name: str, tensor: Tensor, row: int | None, small: str, packing: Packing) -> Entry:
-    """Choose a tensor's kind: buffers and integers stay what they are."""
+    """Return a tensor's entry; buffers and integers keep their dtype."""
     shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
     if dtype not in PLAIN:
         raise ValueError(f"{name!r} is {dtype}, which an artifact cannot hold: convert it first")
@@ -120,7 +120,7 @@ def _entry(name: str, tensor: Tensor, row: int | None, small: str, packing: Pack
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Return whether a module is a layer of torch's: what it owns are no loose vectors."""
+    """Return whether a module is of a class of `torch.nn`, or a subclass, but no container."""
     return any(
         cls.__module__.startswith("torch.nn.modules.")
         and not cls.__module__.endswith((".module", ".container"))
@@ -129,7 +129,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _bank_row(group: GroupAllocation) -> int:
-    """Return how many values of a bank have one scale: a row as most of its weights read it."""
+    """Return the values per scale of a bank: the row length with which most weights read it."""
     weights: dict[int, int] = {}
     for layer in group.layers:
         rows, columns = extent(layer)[1:][::-1] if layer.upsampler in BASES else layer.source
@@ -144,7 +144,7 @@ _FIELDS = (*_OLD, "group", *_LATER)
 
 
 def describe(entries: list[Entry], allocation: Allocation | None, packing: Packing) -> bytes:
-    """Return the header: JSON with the tensors in order and the plan, its layers as bare lists."""
+    """Return the header: JSON with the tensors in order and the plan, its layers as lists."""
     plan: dict[str, Any] | None = None
     if allocation is not None:
         plan = allocation.to_dict()
@@ -157,7 +157,7 @@ def describe(entries: list[Entry], allocation: Allocation | None, packing: Packi
 
 
 def parse(header: bytes) -> tuple[list[Entry], Allocation | None]:
-    """Return what `describe` was given; one of several errors for any other header."""
+    """Return the entries and the plan of a header; raise various errors if it is invalid."""
     data = json.loads(header)
     entries = [Entry(n, tuple(shape), kind, row) for n, shape, kind, row in data["tensors"]]
     plan = data["plan"]
@@ -176,11 +176,11 @@ def fit(
     packing: Packing,
     group_weights: Mapping[str, float] | None = None,
 ) -> Allocation:
-    """Return the plan of the most parameters whose artifact fits the bytes before compression.
+    """Return the plan with the most parameters whose artifact fits the bytes of `request`.
 
-    Or after all but the header shrinks by `packing.expected_ratio`. The steps of the price are
-    searched by interpolation and by halves. ValueError if even the fewest parameters that can be
-    allocated take more, naming how much they take.
+    Bytes are counted before compression, except that the data is divided by
+    `packing.expected_ratio`. Searches by interpolation and bisection. Raises ValueError, naming the
+    bytes it takes, if the smallest feasible plan does not fit.
     """
     assert request.size is not None
     room = request.size

@@ -1,7 +1,7 @@
-"""Say which layers read which bank, with whom, and which are generated together.
+"""`Reading`: which layers read which bank, and which are generated together.
 
-Layers that read the same templates share a product, a block; blocks of small layers share a node of
-the autograd graph, a batch.
+Layers that read the same templates form a block, which is mixed by one product. Blocks form a
+`Batch`, which is generated at once.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from npas.sharing.layers import generator_name
 
 LARGEST_BLOCK = 1 << 22
 LARGEST_PART = 1 / 16
-"""Weights of a block, whose gradients wait for each other: a larger block reads its templates less
-often, and takes more memory. At most the first or, where it is more, this part of the network."""
+"""The most weights of a block: the first, or this part of the network's weights if that is more.
+A larger block reads its templates less often, but holds all its gradients at once."""
 LARGEST_BATCH = 1 << 20
-"""Weights of blocks that one node of the graph makes: it saves nothing but the cost of a node."""
+"""The most weights of small blocks that share an autograd node, to save the cost of nodes."""
 LARGEST_SET = 1 / 2
-"""The part of the network that is generated at once to read its templates once, whoever asks."""
+"""The largest part of the network that is generated at once to read its templates only once."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The layers whose coefficients come from the same parameters: one group, generator and K."""
+    """Layers whose coefficients come from the same parameters: one group, generator and K."""
 
     name: str
     mixing: str
@@ -38,17 +38,17 @@ class Rows:
     names: dict[str, str]  # of the parameters, by kind
 
     def coefficients(self, read: Callable[[str], Tensor]) -> Tensor:
-        """Return alpha_LK of the tensors that `read` returns by their names."""
+        """Return alpha_LK; `read` returns a tensor by its name."""
         parameters = {kind: read(name) for kind, name in self.names.items()}
         return GENERATORS[self.mixing].coefficients(parameters, len(self.layers), self.templates)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Layers that are generated together: in blocks, whose rows are of the coefficients `alphas`.
+    """Layers that are generated together, in blocks.
 
-    None among these are the scales of the layers that mix nothing. Each of the `parts`, if there
-    are any, has a node of the autograd graph of its own.
+    The blocks' rows index the coefficients `alphas`. None among these are the scales, for layers
+    that do not mix. If there are `parts`, each has its own autograd node.
     """
 
     layers: list[int]
@@ -58,13 +58,13 @@ class Batch:
 
 
 class Reading:
-    """Who reads what with whom; layers are places in `Allocation.layers`.
+    """Which layers are generated together; layers are indices in `Allocation.layers`.
 
-    `places`: group and plan of each layer. `twins`: for each layer the first whose weight is
-    identical; `common`: those firsts that have others. `rows`: for each mixing layer those it
-    shares a parameter of coefficients with. `batches`: for each layer that is generated those that
-    are with it: all that read the same templates, and small ones that read others. Layers in `low`
-    compute in autocast's dtype, and are generated apart from the others.
+    - `places`: the group and the plan of each layer.
+    - `twins`: for each layer the first with an identical weight; `common`: the firsts of several.
+    - `rows`: for each mixing layer, the layers that share its parameters of coefficients.
+    - `batches`: for each generated layer its batch. Layers in `low`, which compute in autocast's
+      dtype, are never in a batch with others.
     """
 
     def __init__(self, allocation: Allocation, low: Collection[int] = ()) -> None:
@@ -87,10 +87,10 @@ class Reading:
         self._alone: dict[int, Batch] = {}
 
     def _find_twins(self) -> list[int]:
-        """Return for every layer the first one whose weight is identical to its own.
+        """Return for every layer the first one with an identical weight.
 
-        Without coefficients or weights of its own, a layer that reads the same values into the same
-        shape at the same scale has the same weight; it is generated once.
+        Layers without parameters of their own have identical weights if they read the same values
+        with the same shape and scale.
         """
         first: dict[object, int] = {}
         found = []
@@ -107,7 +107,7 @@ class Reading:
         weights = sum(layer.size for _, layer in self.places)
         largest = max(LARGEST_BLOCK, weights * LARGEST_PART)
         sets: list[list[int]] = []  # of layers that read the same templates
-        among: dict[object, list[int]] = {}  # the last set, and the last batch, of each kind
+        among: dict[object, list[int]] = {}  # the latest set of each kind
         for i, (g, layer) in enumerate(self.places):
             if self.twins[i] != i:
                 continue
@@ -140,14 +140,14 @@ class Reading:
         return {i: batch for batch in made for i in batch.layers}
 
     def alone(self, index: int) -> Batch:
-        """Return the batch of one layer, in memory used again unless others have its weight."""
+        """Return a batch of one layer, in reused memory unless other layers have its weight."""
         if index not in self._alone:
             keys = [] if index in self.common else ["passing"]
             self._alone[index] = self._batch([[index]], keys)
         return self._alone[index]
 
     def _batch(self, blocks: Sequence[Sequence[int]], keys: Sequence[object] = ()) -> Batch:
-        """Return the batch of blocks of layers; `keys` name their memory, else the layers do."""
+        """Return a batch of blocks of layers; `keys` name their memory, by default the layers."""
         layers = [i for block in blocks for i in block]
         alphas = list(dict.fromkeys(self.rows.get(i) for i in layers))
         made: list[Block | HashedBlock] = []
@@ -168,5 +168,5 @@ class Reading:
 
 
 def _kinds(mixing: str) -> list[str]:
-    """Return the kinds of parameters that a generator has."""
+    """Return the kinds of a generator's parameters."""
     return list(GENERATORS[mixing].shapes(1, 1)) if mixing != "none" else []

@@ -1,4 +1,4 @@
-"""Make a layer's flat weight of the values that it reads from its bank."""
+"""Make a layer's flat weight from the values that it reads from its bank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def shaped(values: Tensor, learned: Tensor | None, layer: LayerAllocation) -> Tensor:
-    """Return the weight, flat; `learned` are the layer's own weights, where its way has some."""
+    """Return the flat weight; `learned` are the upsampler's weights, None if it has none."""
     if layer.upsampler is None:
         return values
     if layer.upsampler == HASH:

@@ -1,6 +1,6 @@
-"""Layers that share a basis: their weights as matrices, and the values of bank and mixtures.
+"""Fit shared bases to trained weights: `place` turns `Unit`s of layers into groups and values.
 
-Shapes: L layers, of R x N values as matrices; K vectors.
+Shapes: L layers, as matrices R x N; K vectors of length N.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from npas.sharing.layers import (
 )
 
 AT_ONCE = 1 << 22
-"""Values of a stack of layers that go through one matrix product."""
+"""Values of a stack of layers that one matrix product computes with."""
 TURNS = 12
-"""Power iterations for the vector that is cut short."""
+"""Power iterations for a truncated last vector."""
 
 
 @dataclass
 class Unit:
-    """Layers that share one basis, and what K vectors of it cost and leave wrong, by K.
+    """Layers that share one basis, with the errors and costs of each number K of vectors.
 
-    The last entry is the weights themselves. `taken` is the K that was chosen; `cut` the values of
-    the vector that is cut short and its mixtures, by layer. `root` is what the errors of a
-    layer of its own are multiplied with.
+    The last entry of `errors` and `costs` is the unshared weights. `taken` is the chosen K. `cut`
+    is the length of a truncated last vector and the number of its mixtures by layer. `root` weighs
+    the errors of a layer with its own basis.
     """
 
     layers: list[Layer]
@@ -49,29 +49,29 @@ class Unit:
 
     @property
     def is_whole(self) -> bool:
-        """Return whether the layers stay ordinary parameters."""
+        """Return whether the layers remain ordinary parameters."""
         return self.taken == len(self.costs) - 1
 
     @property
     def may_be_cut(self) -> bool:
-        """Return whether a vector that is cut short can be added."""
+        """Return whether a truncated vector can be added."""
         return not self.is_whole and self.kind != "templates"
 
     @property
     def form(self) -> tuple[int, int]:
-        """Return R x N of each layer: N is the length of a vector."""
+        """Return (R, N) of each layer, N the length of a vector."""
         form = matrix_form(self.layers[0].spec.shape)
         return form[::-1] if self.kind == "columns" else form
 
     def best(self, price: float) -> tuple[int, float]:
-        """Return the K that is best at a price a parameter, and the error and price it comes to."""
+        """Return the K with the least error + price * cost, and that sum."""
         total = self.errors + price * self.costs
         k = int(total[1:].argmin()) + 1
         return k, float(total[k])
 
 
 def place(units: Sequence[Unit]) -> tuple[list[GroupAllocation], dict[str, Tensor]]:
-    """Make a group of every unit and one of all whole layers; return the values too, by name."""
+    """Return a group per unit and one of all whole layers, and the tensors' values by name."""
     groups: list[GroupAllocation] = []
     values: dict[str, Tensor] = {}
     scales = [1.0]
@@ -102,7 +102,7 @@ def place(units: Sequence[Unit]) -> tuple[list[GroupAllocation], dict[str, Tenso
 
 @dataclass
 class _Made:
-    """A unit's plan and values: bank, mixtures or coefficients, and each layer's scale."""
+    """A unit's layer plans and scales, and its bank and mixtures or coefficients."""
 
     bank: Tensor
     layers: list[LayerAllocation]
@@ -112,7 +112,7 @@ class _Made:
 
 
 def _own(unit: Unit) -> _Made:
-    """Give one layer a basis of its own: K of its rows, as far as rank K allows."""
+    """Return a layer's best approximation of rank K: K of its rows are the basis."""
     (layer,), k = unit.layers, unit.taken
     weight_RN = _matrix(layer)
     rows, values = weight_RN.shape
@@ -144,7 +144,7 @@ def _own(unit: Unit) -> _Made:
 
 
 def _stack(unit: Unit) -> _Made:
-    """Let layers share a basis of rows or columns, or templates as large as they are."""
+    """Return layers that share a basis of rows or columns, or templates of their own size."""
     k, by_columns = unit.taken, unit.kind == "columns"
     count, size = len(unit.layers), unit.layers[0].spec.size
     norms = [norm(layer) for layer in unit.layers]
@@ -155,7 +155,7 @@ def _stack(unit: Unit) -> _Made:
         bank_KN = torch.zeros(k, size, dtype=torch.float64)
         for layer, alpha_K in zip(unit.layers, vectors_LK, strict=True):
             bank_KN.add_(alpha_K[:, None] * scaled(layer).reshape(1, -1))
-        even = math.sqrt(k / count)  # coefficients begin with norms near one
+        even = math.sqrt(k / count)  # coefficients start with norms near one
         positions = tuple(size * i for i in range(k))
         made = []
         for layer in unit.layers:
@@ -199,7 +199,7 @@ def _basis(spec: LayerSpec, kind: str, read: int, learned: tuple[int, int]) -> L
 
 
 def _rank_one(wrong: Tensor, spread: float) -> tuple[Tensor, Tensor]:
-    """Return a vector, of this spread, and its mixtures: near the best for what is wrong."""
+    """Return a vector of root mean square `spread` and its mixtures, near the best of rank one."""
     vector = wrong[int(wrong.square().sum(1).argmax())].clone()
     for _ in range(TURNS):
         vector = wrong.T @ (wrong @ (vector / vector.norm().clamp(min=1e-300)))
@@ -209,7 +209,7 @@ def _rank_one(wrong: Tensor, spread: float) -> tuple[Tensor, Tensor]:
 
 
 def _matrix(layer: Layer) -> Tensor:
-    """Return a copy of the weight as a matrix, out x rest, to compute with."""
+    """Return a copy of the weight as a matrix, out x rest, in float64 on the CPU."""
     weight = layer.parameter.detach().to("cpu", torch.float64, copy=True)
     return weight.reshape(matrix_form(layer.spec.shape))
 
@@ -219,23 +219,23 @@ def _rms(weight: Tensor) -> float:
 
 
 def norm(layer: Layer) -> float:
-    """Return what the layer's weight is divided by; a weight of zeros by one."""
+    """Return the root mean square of the layer's weight, or 1 if it is zero."""
     return _rms(_matrix(layer)) or 1.0
 
 
 def scaled(layer: Layer) -> Tensor:
-    """Return the weight as a matrix, of root mean square one."""
+    """Return the weight as a matrix, scaled to a root mean square of one."""
     return _matrix(layer) / norm(layer)
 
 
 def gram(layers: Sequence[Layer], columns: bool) -> Tensor:
-    """Return the sum of W^T W of scaled weights, N x N, or of W W^T."""
+    """Return the sum of W^T W of the scaled weights, or of W W^T with `columns`; N x N."""
     forms = (scaled(layer).T if columns else scaled(layer) for layer in layers)
     return torch.stack([form.T @ form for form in forms]).sum(0)
 
 
 def products(layers: Sequence[Layer]) -> Tensor:
-    """Return the inner products of all pairs of scaled weights, L x L."""
+    """Return the inner products of the scaled weights, L x L."""
     found = torch.zeros(len(layers), len(layers), dtype=torch.float64)
     norms = torch.tensor([norm(layer) for layer in layers], dtype=torch.float64)
     step = max(1, AT_ONCE // len(layers))

@@ -1,12 +1,11 @@
-"""Plan the generators that make all layers of a group in one way, whether they fit the bank or not.
+"""Plan the generators that treat all layers of a group alike, whether or not they fit the bank.
 
-hash: every layer takes rows of the bank, signed, all of them equally often (see `hashing`).
-basis: of a weight as a matrix, R x N with R the shorter side, row or column r mixes the vectors of
-    length N in the bank, by a mixture of its own (`bases`): all layers mix the whole bank, but for
-    those of fewer values, which mix a part of it as large as they are.
-factorized: the same, but each layer has a part of the bank to itself: W = B A of low rank, nothing
-    is shared. The baseline from outside.
-the schemes of other packages: layers read spans of the bank as large as they are, at most the bank.
+- hash: a layer consists of signed rows of the bank, which are read equally often (see `hashing`).
+- basis: a weight is a matrix R x N, R the shorter side. Row or column r mixes vectors of length N
+  in the bank (see `bases`). A layer reads the whole bank, or a part of its own size if smaller.
+- factorized: the same, but each layer has its own part of the bank: W = B A of low rank. Nothing is
+  shared; this is a baseline.
+- registered schemes: a layer reads a span of the bank of its own size, or the whole bank.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from npas.sharing.layers import LayerSpec, matrix_form
 
 WHOLE = ("basis", "factorized", HASH)
 SMALLEST_BANK = 16
-"""A bank below this is no network worth training; a smaller group needs its own size."""
+"""The smallest bank, except for a layer that is smaller."""
 
 
 def makes_whole(generator: str) -> bool:
-    """Return whether a generator makes all layers of a group in one way."""
+    """Return whether a generator treats all layers of a group alike."""
     return generator in WHOLE or schemes.is_foreign(generator)
 
 
@@ -42,7 +41,7 @@ def check_generator(
     upsample_templates: int,
     templates: int | str | None,
 ) -> None:
-    """Raise ValueError where what a generator needs is not what the other options say."""
+    """Raise ValueError if the generator does not support the other options."""
     if generator in STRUCTURED or schemes.is_foreign(generator):
         mixing = "generator must be wavg, emb or avg for"
         if templates is not None:
@@ -70,7 +69,7 @@ def check_generator(
 def size_whole(
     name: str, layers: Sequence[LayerSpec], available: int, generator: str
 ) -> GroupAllocation:
-    """Size one group to use at most `available` parameters; ValueError if it cannot use so many."""
+    """Plan a group of at most `available` parameters; ValueError if it cannot use so many."""
     total = sum(layer.size for layer in layers)
     if available > total:
         raise ValueError(
@@ -87,7 +86,7 @@ def size_whole(
 
 
 def smallest_whole(layers: Sequence[LayerSpec], generator: str) -> int:
-    """Return the fewest parameters with which the group can be planned."""
+    """Return the fewest parameters that a group can be planned with."""
     if generator == HASH:
         return min(SMALLEST_BANK, *(layer.size for layer in layers))
     if generator not in WHOLE:
@@ -132,7 +131,7 @@ def _foreign(
 
 
 def _banks(layers: Sequence[LayerSpec]) -> list[int]:
-    """Return sizes of banks to begin with: what is learned may be least beside any of them."""
+    """Return sizes of banks to try: the one with the fewest parameters depends on the scheme."""
     total = sum(layer.size for layer in layers)
     bank = min(SMALLEST_BANK, *(layer.size for layer in layers))
     return [bank << i for i in range(total.bit_length()) if bank << i <= total]
@@ -148,7 +147,7 @@ def _learned(layers: Sequence[LayerSpec], bank: int, scheme: str) -> int:
 
 @dataclass(frozen=True)
 class _Side:
-    """A layer as R rows of N values, R the shorter side of its matrix."""
+    """A layer's matrix as R `rows` of N `values`, R the shorter side."""
 
     layer: LayerSpec
     rows: int
@@ -157,22 +156,22 @@ class _Side:
 
     @classmethod
     def of(cls, layer: LayerSpec) -> _Side:
-        """Return a layer's sides; of equal ones the rows mix."""
+        """Return a layer's sides; a square matrix mixes rows."""
         rows, values = matrix_form(layer.shape)
         if rows <= values:
             return cls(layer, rows, values, "rows")
         return cls(layer, values, rows, "columns")
 
     def vectors(self, read: int) -> int:
-        """Return how many vectors `read` values are, the last perhaps cut short."""
+        """Return how many vectors `read` values are; the last may be truncated."""
         return -(-read // self.values)
 
     def cost(self, vectors: int) -> int:
-        """Count the parameters of a factorization, or of the layer itself where that is fewer."""
+        """Count the parameters of a factorization, or of the layer itself if fewer."""
         return min(vectors * (self.rows + self.values), self.layer.size)
 
     def plan(self, start: int, read: int, mixtures: int) -> LayerAllocation:
-        """Return the plan of a layer that reads values from `start` on, with so many mixtures."""
+        """Return the plan of a layer that reads `read` values from `start` on."""
         vectors = self.vectors(read)
         whole = mixtures == vectors * self.rows
         return LayerAllocation(
@@ -185,7 +184,7 @@ def _basis(name: str, layers: Sequence[LayerSpec], available: int) -> GroupAlloc
     sides = [_Side.of(layer) for layer in layers]
 
     def counts(bank: int, rest: int) -> list[int]:
-        """Count each layer's mixtures: `rest` of those of a last vector that may be cut short."""
+        """Return each layer's number of mixtures, with at most `rest` for the last vector."""
         found = []
         for side in sides:
             if bank >= side.layer.size:  # as many vectors as rows
@@ -216,7 +215,7 @@ def _factorized(name: str, layers: Sequence[LayerSpec], available: int) -> Group
     sides = [_Side.of(layer) for layer in layers]
 
     def ranks(part: int) -> list[int]:
-        """Return ranks in proportion to the least that would hold the whole weight."""
+        """Return ranks in proportion to those at which a factorization costs the layer's size."""
         full = [side.rows * side.values / (side.rows + side.values) for side in sides]
         return [max(1, int(part * rank / PARTS)) for rank in full]
 
@@ -225,7 +224,7 @@ def _factorized(name: str, layers: Sequence[LayerSpec], available: int) -> Group
 
     found = ranks(_largest(lambda part: cost(ranks(part)) <= available, PARTS))
     left = available - cost(found)
-    extra = [(0, 0)] * len(sides)  # values and mixtures of a vector that is cut short
+    extra = [(0, 0)] * len(sides)  # values and mixtures of a truncated vector
     for i, side in sorted(enumerate(sides), key=lambda pair: -pair[1].layer.size):
         whole = side.rows + side.values
         if side.cost(found[i]) == side.layer.size:
@@ -255,7 +254,7 @@ PARTS = 1 << 20
 
 
 def _largest(fits: Callable[[int], bool], most: int, low: int = 1) -> int:
-    """Return the largest number from `low` to `most` that fits; they fit up to some number."""
+    """Return the largest number from `low` to `most` that fits, by bisection."""
     high = most + 1
     while high - low > 1:
         middle = (low + high) // 2

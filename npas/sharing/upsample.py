@@ -1,7 +1,7 @@
-"""Give a weight to a layer that is larger than its bank (Plummer et al., 3.1; low budgets).
+"""Upsamplers: make the weight of a layer that is larger than its bank (Plummer et al., 3.1).
 
-`inter` resizes a smaller two-dimensional map, the others tile the bank: `repeat` plainly, `mask`
-and `wavg` with a few learned weights a layer.
+`inter` resizes a smaller two-dimensional map bilinearly. The others tile the bank: `repeat` as it
+is, `mask` and `wavg` with a few learned weights per layer.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from npas.sharing.torch_private import is_traced
 
 Shape = tuple[int, int]
 WINDOW = 9
-"""Values that one learned pattern of `mask` spans: a 3x3 kernel."""
+"""Values of a learned pattern of `mask`: a 3x3 kernel."""
 
 
 class Repeat:
-    """Tile the bank. The base of the other upsamplers."""
+    """Tile the bank. Base class of the other upsamplers."""
 
     def learned(self, size: int, bank: int) -> Shape:
-        """Return the shape of the learned weights of a layer of `size` over a bank of `bank`."""
+        """Return the shape of the learned weights of a layer of `size` for a bank of `bank`."""
         return (0, 0)
 
     def initial(self, shape: Shape, rng: torch.Generator) -> Tensor:
-        """Return the initial learned weights, such that every weight keeps the bank's variance."""
+        """Return initial learned weights that preserve the bank's variance."""
         return torch.empty(shape)
 
     def weight(self, values_N: Tensor, learned: Tensor | None, source: Shape, to: Shape) -> Tensor:
-        """Return the flat weight whose matrix form, out x rest, is `to`.
+        """Return the flat weight of matrix form `to`, out x rest.
 
-        `source` is the matrix form of the values that it is made of.
+        `source` is the matrix form of `values_N`.
         """
         size = math.prod(to)
         return values_N.repeat(-(-size // len(values_N)))[:size]
@@ -51,11 +51,11 @@ class Mask(Repeat):
         return (max(0, -(-size // bank) - 1), WINDOW)
 
     def initial(self, shape: Shape, rng: torch.Generator) -> Tensor:
-        """Draw signs: the copies differ and none starts smaller than the first."""
+        """Draw random signs, so that copies differ and keep the bank's variance."""
         return torch.randint(0, 2, shape, generator=rng).float() * 2 - 1
 
     def weight(self, values_N: Tensor, learned: Tensor | None, source: Shape, to: Shape) -> Tensor:
-        """Return the values and their masked copies, cut at the layer's size."""
+        """Return the values and their masked copies, cut to the layer's size."""
         assert learned is not None
         length = len(values_N)
         patterns = learned.repeat(1, -(-length // learned.shape[1]))[:, :length]
@@ -63,20 +63,20 @@ class Mask(Repeat):
 
 
 class WeightedHalves(Repeat):
-    """Lay segments of half a bank each, every one a learned mixture of the bank's two halves."""
+    """Concatenate segments of half a bank, each a learned mixture of the bank's two halves."""
 
     def learned(self, size: int, bank: int) -> Shape:
         """Return segments x 2."""
         return (-(-size // -(-bank // 2)), 2)
 
     def initial(self, shape: Shape, rng: torch.Generator) -> Tensor:
-        """Spread the mixtures over the half circle: all differ, each has unit norm."""
+        """Return different mixtures of unit norm, evenly spaced on the half circle."""
         offset = torch.rand((), generator=rng)
         angle = (torch.arange(shape[0]) + offset) * (math.pi / shape[0])
         return torch.stack([angle.cos(), angle.sin()], dim=1)
 
     def weight(self, values_N: Tensor, learned: Tensor | None, source: Shape, to: Shape) -> Tensor:
-        """Return the segments in order, cut at the layer's size; odd banks overlap by one."""
+        """Return the segments, cut to the layer's size; halves of odd banks overlap by one."""
         assert learned is not None
         half = -(-len(values_N) // 2)
         halves = torch.stack([values_N[:half], values_N[-half:]])
@@ -84,7 +84,7 @@ class WeightedHalves(Repeat):
 
 
 class Interpolate(Repeat):
-    """Resize a smaller map bilinearly: half-pixel centres, no corner alignment, as released."""
+    """Resize a smaller map bilinearly (align_corners=False), as the released code does."""
 
     def weight(self, values_N: Tensor, learned: Tensor | None, source: Shape, to: Shape) -> Tensor:
         """Return the resized map."""
@@ -100,12 +100,12 @@ UPSAMPLERS: dict[str, Repeat] = {
 
 
 def source_map(bank: int, shape: tuple[int, int]) -> tuple[int, int]:
-    """Choose the map that `inter` resizes from: near the layer's aspect, as full as can be.
+    """Return the shape of the map that `inter` resizes, close to the layer's aspect ratio.
 
-    Among row counts within a quarter of the proportional one it takes the one that leaves the
-    fewest bank values unread, the nearest to the proportion first. Where the best leaves more than
-    a thousandth (tiny banks, or a bank that nearly holds the layer), the map is one row, the whole
-    bank, and is resized along the flat weight.
+    Of the row counts within 0.8 to 1.25 of the proportional one, this takes the one that leaves the
+    fewest bank values unread; ties go to the closest. If it leaves more than a thousandth unread
+    (tiny banks, or banks nearly as large as the layer), the map is the whole bank as one row, which
+    is resized along the flat weight.
     """
     rows, columns = shape
     ideal = math.sqrt(bank * rows / columns)
@@ -119,11 +119,11 @@ def source_map(bank: int, shape: tuple[int, int]) -> tuple[int, int]:
 
 
 TILE = 1 << 18
-"""Values that a CPU makes at a time: what is needed in between stays in its cache."""
+"""Values that a CPU computes at a time, so that intermediate values fit its cache."""
 LARGE_TILE = 1 << 24
-"""The same on other devices, where it limits the memory."""
+"""The same on other devices, to limit memory."""
 SHORT = 1 << 14
-"""The longest span whose taps are remembered."""
+"""The longest side of a map whose taps and bags are cached."""
 
 Span = tuple[int, int]  # half-open
 Taps = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -134,7 +134,7 @@ Like = tuple[torch.dtype, torch.device]
 def resize(source: Tensor, shape: Shape) -> Tensor:
     """Return the matrix `source` resized to `shape`, in its dtype; differentiable to any order.
 
-    Half precision is mixed in fp32 and rounded once.
+    Half precision is computed in fp32 and rounded once.
     """
     if not source.is_meta and not is_traced():
         resized: Tensor = _Resize.apply(source, shape)
@@ -147,7 +147,7 @@ def resize(source: Tensor, shape: Shape) -> Tensor:
 
 
 def mean_variance(source: Shape, shape: Shape) -> float:
-    """Return the mean variance of a resize of independent unit-variance values."""
+    """Return the mean variance of a resized matrix of independent unit-variance values."""
     factors = []
     for before, after in zip(source, shape, strict=True):
         squares = 0.0
@@ -159,7 +159,7 @@ def mean_variance(source: Shape, shape: Shape) -> float:
 
 
 class _Resize(Function):
-    """Resize by tiles; the backward pass is the adjoint, whose own backward pass is this."""
+    """Resize in tiles. Its backward is `_Adjoint`, whose backward is `_Resize`."""
 
     @staticmethod
     def forward(ctx: Any, source: Tensor, shape: Shape) -> Tensor:
@@ -181,7 +181,7 @@ class _Resize(Function):
 
 
 class _Adjoint(Function):
-    """Multiply by the transpose of a resize: each source value gathers from its readers."""
+    """Apply the transpose of a resize: each source value gathers from the outputs it is read by."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, source: Shape) -> Tensor:
@@ -204,11 +204,11 @@ class _Adjoint(Function):
 
 
 def _mix(source: Tensor, dim: int, taps: Taps) -> Tensor:
-    """Resize one dimension, equal to the bit whatever part of it is made."""
+    """Resize one dimension; the result is bit-equal however the outputs are tiled."""
     low, high, near, far = taps
     if dim == 0:
         near, far = near[:, None], far[:, None]
-    # Products are rounded before their sum: the last bit would else depend on the layout.
+    # Products are rounded before they are added; else the last bit would depend on the layout.
     return source.index_select(dim, low).mul_(near).add_(source.index_select(dim, high).mul_(far))
 
 
@@ -220,7 +220,7 @@ def _gather(gradient: Tensor, bags: Bags) -> Tensor:
 
 
 def _taps(before: int, after: int, outputs: Span, like: Like) -> Taps:
-    """Return for each output of a span its two source positions, and their shares."""
+    """Return for each output of a span its two source positions and their weights."""
     dtype, device = like
     at = _positions(before, after, torch.arange(*outputs, device=device))
     low = at // (2 * after)
@@ -230,9 +230,9 @@ def _taps(before: int, after: int, outputs: Span, like: Like) -> Taps:
 
 
 def _bags(before: int, after: int, sources: Span, like: Like) -> Bags:
-    """Return what each source value of a span gathers: places, where each begins, the shares.
+    """Return the outputs that each source value of a span gathers, where each begins, the weights.
 
-    Places are counted from the first of the span's `_readers` on.
+    Outputs are relative to the first of the span's `_readers`.
     """
     (start, stop), (dtype, device) = sources, like
     place = torch.arange(start - 1, stop + 1, device=device)
@@ -241,7 +241,7 @@ def _bags(before: int, after: int, sources: Span, like: Like) -> Bags:
     counts = first[2:] - first[:-2]
     begins = counts.cumsum(0) - counts
     edges = [_first_reader(before, after, p) for p in (start - 1, start, stop - 1, stop)]
-    total = edges[2] + edges[3] - edges[0] - edges[1]  # of counts; known without asking a device
+    total = edges[2] + edges[3] - edges[0] - edges[1]  # of counts; needs no GPU sync
     owner = place[1:-1].repeat_interleave(counts, output_size=total)
     outputs = torch.arange(total, device=device)
     outputs += (first[:-2] - begins).repeat_interleave(counts, output_size=total)
@@ -250,12 +250,12 @@ def _bags(before: int, after: int, sources: Span, like: Like) -> Bags:
 
 
 def _positions(before: int, after: int, outputs: Tensor) -> Tensor:
-    """Return where outputs lie in the source, times 2 `after`."""
+    """Return the source positions of outputs, times 2 `after`."""
     return ((2 * outputs + 1) * before - after).clamp(0, 2 * after * (before - 1))
 
 
 def _sources(before: int, after: int, outputs: Span) -> Span:
-    """Return the span of the source that a span of outputs reads."""
+    """Return the source span that a span of outputs reads."""
     low, high = (
         max(0, (2 * i + 1) * before - after) // (2 * after) for i in (outputs[0], outputs[1] - 1)
     )
@@ -263,20 +263,20 @@ def _sources(before: int, after: int, outputs: Span) -> Span:
 
 
 def _readers(before: int, after: int, sources: Span) -> Span:
-    """Return the span of outputs that read any of a span of the source."""
+    """Return the span of outputs that read any value of a source span."""
     first = _first_reader(before, after, sources[0] - 1)
     return first, _first_reader(before, after, sources[1])
 
 
 def _first_reader(before: int, after: int, position: int) -> int:
-    """Return the first output whose lower source position is at least this one."""
+    """Return the first output whose lower source position is at least `position`."""
     if not 0 < position < before:
         return 0 if position <= 0 else after
     return max(0, -((after - before + 2 * after * position) // (-2 * before)))
 
 
 def _remember(make: Callable[..., Any], before: int, after: int, span: Span, like: Tensor) -> Any:
-    """Return the `_taps` or `_bags`, from memory where they are short and were asked for lately."""
+    """Return `_taps` or `_bags`, cached if they are short."""
     asked = before, after, span, _like(like)
     return _remembered(make, *asked) if max(before, after) <= SHORT else make(*asked)
 
@@ -292,7 +292,7 @@ def _like(tensor: Tensor) -> Like:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in fp32 at least."""
+    """Return a tensor in at least fp32."""
     return tensor.to(_like(tensor)[0])
 
 
@@ -301,6 +301,6 @@ def _tile_size(like: Tensor) -> int:
 
 
 def _spans(length: int, size: int) -> Iterator[Span]:
-    """Cut a length into spans of `size`, or of one where that is less."""
+    """Cut a length into spans of `size`, at least 1."""
     size = max(1, size)
     return ((start, min(start + size, length)) for start in range(0, length, size))
