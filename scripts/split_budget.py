@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 import npas
+from npas.cli.from_python import _checked
 from npas.reporting.compose import planned
 
 HELD_OUT = "data.val_fraction=0.1"
@@ -29,11 +30,15 @@ def override(weights: dict[str, float]) -> str:
 
 def trial(overrides: Sequence[str], weights: dict[str, float]) -> float:
     """Train one split, and return its loss on held-out data; infinite where it diverged."""
+    try:
+        plan = planned(*overrides, override(weights))
+    except ValueError as error:  # this split leaves a group too little
+        print(f"not feasible  {override(weights)}  ({error})", flush=True)
+        return float("inf")
     result = npas.train([*overrides, HELD_OUT, override(weights)])
     if result.metrics is None:
         return float("inf")
     loss = result.metrics.last["val/loss"]
-    plan = planned(*overrides, override(weights))
     banks = ", ".join(f"{group.name} {group.used:,}" for group in plan.groups)
     print(f"{loss:.4f}  {override(weights)}  ({banks})", flush=True)
     return loss
@@ -73,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.trials < 2:
         parser.error("--trials must be at least 2: the split by size, and another")
     try:
+        _checked(options.overrides)
         weights, loss = search(options.overrides, options.trials)
     except ValueError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

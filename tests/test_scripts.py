@@ -65,6 +65,8 @@ def test_a_budget_is_split_by_trials(monkeypatch, tmp_path, capsys):
         assert len(tried) <= trials + 1  # this line's own call among them
     assert split_budget.main([*words[:1], "budget=0.2"]) == 2
     assert "there is one group, all: set sharing.groups" in capsys.readouterr().err
+    assert split_budget.main([*words[1:], "bogus=1"]) == 2
+    assert "unknown key 'bogus'" in capsys.readouterr().err
     short = ["epochs=1", "model.depth=10", "model.width=0.25", f"run_root={tmp_path}"]
     assert split_budget.main(["--trials", "2", *words, *short, "wandb.mode=disabled"]) == 0
     lines = capsys.readouterr().out.splitlines()

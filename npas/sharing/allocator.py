@@ -156,16 +156,18 @@ def size_groups(
     group takes them. If more than `slack` are still unused, because one more coefficient does not
     fit (tiny networks), that group mixes by `avg`, which has no coefficients.
     """
+    names, totals = list(members), [sum(la.size for la in own) for own in members.values()]
+    whole, available = makes_whole(scheme.generator), sum(parts)
+    if whole and available <= sum(totals):  # these cannot use more than the dense size
+        parts = [min(pair) for pair in zip(parts, totals, strict=True)]
     sized = [
         size_group(name, layers, part, scheme)
         for (name, layers), part in zip(members.items(), parts, strict=True)
     ]
-    left = sum(parts) - sum(group.used for group in sized)
-    names, totals = list(members), [sum(la.size for la in own) for own in members.values()]
+    left = available - sum(group.used for group in sized)
     for i in sorted(range(len(sized)), key=lambda i: (len(sized[i].layers) == 1, -sized[i].used)):
         part = sized[i].used + left
-        if makes_whole(scheme.generator):  # these cannot use more than the dense size
-            part = min(part, totals[i])
+        part = min(part, totals[i]) if whole else part
         before, layers = sized[i].used, members[names[i]]
         if part == before:
             continue
@@ -173,7 +175,7 @@ def size_groups(
         if part - sized[i].used > slack and not is_foreign(scheme.generator):
             sized[i] = size_group(names[i], layers, part, replace(scheme, generator="avg"))
         left -= sized[i].used - before
-        if left <= slack or not makes_whole(scheme.generator):
+        if left <= slack or not whole:
             break
     return sized
 

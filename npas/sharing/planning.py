@@ -97,6 +97,7 @@ def plan(
     group_of = assign_groups(specs, groups, num_groups, seed)
     if group_weights:
         _check_weights(group_weights, set(group_of.values()), templates, allocator)
+        group_weights = {str(name): weight for name, weight in group_weights.items()}
     mixing = generator if train_coefficients else FIXED
     scheme = Scheme(
         mixing, upsampler, max_templates, allocator, coefficient_init, low_rank, upsample_templates
@@ -139,10 +140,14 @@ def _check_weights(
         raise ValueError(
             "group_weights split a budget: leave them out with templates or allocator='reference'"
         )
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"group_weights must be a mapping of groups to numbers, not {weights!r}")
     for name, weight in weights.items():
-        if name not in groups:
-            raise ValueError(f"group_weights: there is no group {name!r}; {near(name, [*groups])}")
-        if not 0.001 <= weight <= 1000:
+        if str(name) not in groups:
+            raise ValueError(
+                f"group_weights: there is no group {name!r}; {near(str(name), [*groups])}"
+            )
+        if not isinstance(weight, (int, float)) or not 0.001 <= weight <= 1000:
             raise ValueError(f"group_weights: {name} must be from 0.001 to 1000, not {weight}")
 
 

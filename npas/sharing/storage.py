@@ -41,14 +41,19 @@ def write(model: nn.Module, directory: Path, name: str, description: Mapping[str
     from safetensors.torch import save_model
 
     directory.mkdir(parents=True, exist_ok=True)
+    following = _next(directory / name)
+    if following.is_file() and (directory / WEIGHTS_FILE).is_file():  # a save was killed here
+        with contextlib.suppress(ValueError, AttributeError):
+            if read_json(following).get(WEIGHTS) == _file_sum(directory / WEIGHTS_FILE):
+                os.replace(following, directory / name)
     weights, text = (directory / f"{file}.{os.getpid()}.tmp" for file in (WEIGHTS_FILE, name))
     try:
         save_model(model, str(weights))
         text.write_text(_described(description, weights), encoding="utf-8")
         shutil.copymode(text, weights)  # safetensors makes it readable for the owner only
-        os.replace(text, _next(directory / name))
+        os.replace(text, following)
         os.replace(weights, directory / WEIGHTS_FILE)
-        os.replace(_next(directory / name), directory / name)
+        os.replace(following, directory / name)
     finally:
         weights.unlink(missing_ok=True)
         text.unlink(missing_ok=True)

@@ -41,6 +41,8 @@ def register_task(name: str, family: Any) -> None:
 
 def register(kind: str, name: str, family: Any, is_own: bool) -> None:
     """Register an object. Raises ValueError if an attribute is missing or npas has that name."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"register_{kind} needs a name such as 'mine', not {name!r:.80}")
     if is_own:
         raise ValueError(f"{name!r} is a {kind} of npas itself: choose another name")
     _registered[kind][name] = _checked(kind, name, family, f"register_{kind}")

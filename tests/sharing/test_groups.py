@@ -86,10 +86,14 @@ def test_a_budget_is_split_by_size_and_weight():
         assert more["late"] > plain["late"] and sum(more.values()) == sum(plain.values())
         fewer = banks(generator=generator, group_weights={"late": 0.5})
         assert fewer["late"] < plain["late"]
+    full = banks(generator="hash", group_weights={"early": 0.001, "late": 1000})
+    assert sum(full.values()) == sum(plain.values())
     for options, line in (
         ({"group_weights": {"earl": 2}}, r"no group 'earl'; did you mean early"),
         ({"group_weights": {"late": 0}}, "late must be from 0.001 to 1000"),
         ({"group_weights": {"late": math.nan}}, "late must be from 0.001 to 1000"),
+        ({"group_weights": {"late": "x"}}, "late must be from 0.001 to 1000, not x"),
+        ({"group_weights": [1]}, "must be a mapping"),
         ({"group_weights": {"late": 2}, "allocator": "reference"}, "split a budget"),
         ({"group_weights": {"late": 2}, "init": "fit"}, "leave groups out"),
     ):

@@ -1,5 +1,6 @@
 """Damaged or edited folders load the same network or are refused, with nothing half loaded."""
 
+import functools
 import json
 import os
 import warnings
@@ -212,6 +213,13 @@ def test_a_write_that_is_killed_between_two_renames_leaves_the_old_or_the_new_ne
                 continue
             expected = new if survived == 2 else old
             assert torch.equal(outputs(npas.load(folder, network())), outputs(expected))
+            for again in range(3):  # and killed once more
+                done.clear()
+                with monkeypatch.context() as patched:
+                    patched.setattr(os, "replace", functools.partial(rename, survived=again))
+                    with pytest.raises(KeyboardInterrupt):
+                        npas.save(new, folder)
+                npas.load(folder, network())
             npas.save(new, folder)
             assert {file.name for file in folder.iterdir()} == {
                 "allocation.json", "model.safetensors",

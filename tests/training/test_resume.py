@@ -111,7 +111,9 @@ def test_a_checkpoint_of_another_allocation_is_not_resumed(run_small, interrupt,
         return replace(made, groups=tuple(replace(g, bank=g.bank - 1) for g in made.groups))
 
     monkeypatch.setattr("npas.sharing.planning.allocate", allocate_otherwise)
-    with pytest.raises(ValueError, match=r"does not fit this run \(.*plans another allocation.* resume=never"):
+    with pytest.raises(
+        ValueError, match=r"does not fit this run \(.*plans another allocation.* resume=never"
+    ):
         run_small(budget="0.5")
 
 
