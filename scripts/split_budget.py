@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 import npas
-from npas.cli.from_python import _checked
+from npas.cli.from_python import check
 from npas.reporting.compose import planned
 
 HELD_OUT = "data.val_fraction=0.1"
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.trials < 2:
         parser.error("--trials must be at least 2: the split by size, and another")
     try:
-        _checked(options.overrides)
+        check(options.overrides)
         weights, loss = search(options.overrides, options.trials)
     except ValueError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

@@ -36,7 +36,7 @@ def train(
     if not all(map(callable, callbacks)):
         raise ValueError("callbacks must be a list of functions of one dict")
     with app.one_line_messages("npas.train"), signals.watching("deliver"):
-        checked = _checked(config)
+        checked = check(config)
         if checked.dry_run:
             raise ValueError("dry_run=true has no result to return: use npas-train for it")
         if callbacks and checked.trainer.devices > 1:
@@ -64,7 +64,7 @@ def train(
     return result
 
 
-def _checked(config: Sequence[str] | Mapping[str, Any] | Config) -> Config:
+def check(config: Sequence[str] | Mapping[str, Any] | Config) -> Config:
     """Compose and check a config. Raises ValueError."""
     if isinstance(config, Config):
         return command.as_started(config)

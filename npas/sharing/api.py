@@ -20,7 +20,7 @@ from torch import nn
 from npas.sharing import activations, audit, fitting, storage
 from npas.sharing.activations import Batch
 from npas.sharing.allocation import Allocation
-from npas.sharing.budget import parse_budget
+from npas.sharing.budget import Budget, parse_budget
 from npas.sharing.init import (
     SAME_SPREAD,
     assign_scales,
@@ -108,20 +108,20 @@ def share(
     and options that do not fit together.
     """
     require_unshared(model)
-    if budget is not None:
-        budget = parse_budget(budget)
-        audit.refuse_huge(model, budget)
+    request = None if budget is None else parse_budget(budget)
+    if request is not None:
+        audit.refuse_huge(model, request)
     options: dict[str, Any] = dict(
         generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, group_weights=group_weights, max_templates=max_templates,
-        templates=templates,
-        coefficient_init=coefficient_init, train_coefficients=train_coefficients,
-        upsample_templates=upsample_templates, low_rank=low_rank, include=include,
-        exclude=exclude, allocator=allocator, seed=seed, packing=packing,
+        templates=templates, coefficient_init=coefficient_init,
+        train_coefficients=train_coefficients, upsample_templates=upsample_templates,
+        low_rank=low_rank, include=include, exclude=exclude, allocator=allocator, seed=seed,
+        packing=packing,
     )  # fmt: skip
     if init == "fit":
-        return _share_fitted(model, budget, options, recompute, batches)
-    allocation = plan(model, budget, init=init, batches=batches, **options)
+        return _share_fitted(model, request, options, recompute, batches)
+    allocation = plan(model, request, init=init, batches=batches, **options)
     refuse_meta(model)
     if audit.looks_trained(model):
         warnings.warn(
@@ -134,7 +134,7 @@ def share(
 
 def _share_fitted(
     model: nn.Module,
-    budget: BudgetLike | None,
+    request: Budget | None,
     options: dict[str, Any],
     recompute: bool,
     batches: Sequence[Batch] | None,
@@ -149,7 +149,7 @@ def _share_fitted(
         )
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     expected = activations.outputs(model, batches[0]) if batches else None
-    found = fit_inside(model, budget, options, batches)
+    found = fit_inside(model, request, options, batches)
     if found is not None:
         audit.warn_of_optimizers(install(model, found.allocation, recompute))
         fitting.fill(model, found.values)
@@ -157,7 +157,7 @@ def _share_fitted(
     else:  # `templates` was given
         # With `avg` the layers of a group get one scale, so that their weights are equal and fold.
         tolerance = math.inf if options["generator"] == "avg" else SAME_SPREAD
-        allocation = plan(model, budget, **options)
+        allocation = plan(model, request, **options)
         apply(model, allocation, seed=options["seed"], recompute=recompute, tolerance=tolerance)
         fitting.fill_templates(model, state)
     errors = fitting.weight_errors(model, state)

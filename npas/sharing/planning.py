@@ -11,7 +11,7 @@ from npas.sharing import activations, fitting, pricing, schemes
 from npas.sharing.activations import Batch
 from npas.sharing.allocation import ALLOCATORS, Allocation, Scheme
 from npas.sharing.allocator import allocate, allocate_templates
-from npas.sharing.budget import count_parameters, parse_budget
+from npas.sharing.budget import Budget, count_parameters, parse_budget
 from npas.sharing.coefficients import FIXED, OF_DEPTH, STARTS
 from npas.sharing.groups import assign_groups
 from npas.sharing.install import require_unshared
@@ -64,9 +64,11 @@ def plan(
         low_rank=low_rank, include=include, exclude=exclude, allocator=allocator,
     )  # fmt: skip
     require_unshared(model)
-    if init == "fit" and (found := fit_inside(model, budget, options, batches)):
+    request = None if budget is None else parse_budget(budget)
+    if init == "fit" and (found := fit_inside(model, request, options, batches)):
         return found.allocation
-    generator = generator or _default_generator(model, budget, options)
+    dense = count_parameters(model)
+    generator = generator or _default_generator(request, dense, options)
     specs = [layer.spec for layer in find_layers(model, include, exclude)]
     for option, value, choices in (
         ("init", init, ("fresh", "fit")),
@@ -92,7 +94,7 @@ def plan(
             raise ValueError(
                 f"{option}={count} is out of range: give a layer at least one template"
             )
-    if budget is not None and templates is not None:
+    if request is not None and templates is not None:
         raise ValueError("budget and templates exclude each other: templates fixes the count")
     group_of = assign_groups(specs, groups, num_groups, seed)
     if group_weights:
@@ -102,14 +104,12 @@ def plan(
     scheme = Scheme(
         mixing, upsampler, max_templates, allocator, coefficient_init, low_rank, upsample_templates
     )
-    dense = count_parameters(model)
     if templates is not None:
         return allocate_templates(specs, group_of, templates, dense, scheme)
-    if budget is None:
+    if request is None:
         raise ValueError(
             "nothing says how many parameters to use: give a budget (0.1, 18M) or templates"
         )
-    request = parse_budget(budget)
     if request.size is not None:
         if allocator == "reference":
             raise ValueError(
@@ -166,29 +166,23 @@ OF_FRESH = {
 """The options that `init="fit"` chooses itself inside a budget, with their defaults."""
 
 
-def _default_generator(
-    model: nn.Module, budget: BudgetLike | None, options: Mapping[str, Any]
-) -> str:
+def _default_generator(request: Budget | None, dense: int, options: Mapping[str, Any]) -> str:
     """Return hash for a parameter budget below the dense count, without options about templates."""
     asked = {key for key, default in OF_FRESH.items() if options[key] != default}
-    if (
-        budget is None
-        or options["templates"] is not None
-        or asked - {"groups", "group_weights", "low_rank"}
-    ):
+    about_templates = asked - {"groups", "group_weights", "low_rank"}
+    if request is None or request.size is not None or about_templates or options["templates"]:
         return "wavg"
-    request, dense = parse_budget(budget), count_parameters(model)
-    return "hash" if request.size is None and request.allowed(dense) < dense else "wavg"
+    return "hash" if request.allowed(dense) < dense else "wavg"
 
 
 def fit_inside(
     model: nn.Module,
-    budget: BudgetLike | None,
+    request: Budget | None,
     options: Mapping[str, Any],
     batches: Sequence[Batch] | None = None,
 ) -> fitting.Fit | None:
     """Fit a network inside a budget; return None without a budget or with `templates`."""
-    if options["templates"] is not None or budget is None:
+    if options["templates"] is not None or request is None:
         return None
     for option, default in OF_FRESH.items():
         if options[option] != default:
@@ -198,7 +192,6 @@ def fit_inside(
             )
     layers = find_layers(model, options["include"], options["exclude"])
     refuse_meta(model)
-    request = parse_budget(budget)
     if request.size is not None:
         raise ValueError(
             f"budget={request.canonical} bounds bytes, and init='fit' counts parameters: give a"

@@ -81,6 +81,21 @@ def weight(values_N: Tensor, learned: Tensor | None, layer: LayerAllocation) -> 
     return made.reshape(-1)
 
 
+def _first_weight(values_N: Tensor, learned: Tensor | None, layer: LayerAllocation) -> Tensor:
+    """Return the flat weight. Raises ValueError, naming the scheme, if it makes none."""
+    named = f"generator={layer.upsampler!r}: the weight of {layer.name}"
+    try:
+        made = weight(values_N, learned, layer)
+    except Exception as error:  # whatever another package's code raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{named} cannot be made ({reason})") from error
+    if made.dtype != values_N.dtype or made.requires_grad != values_N.requires_grad:
+        raise ValueError(
+            f"{named} must have the dtype of its values, {values_N.dtype}, and their gradients"
+        )
+    return made
+
+
 def start(
     values_N: Tensor, layer: LayerAllocation, rng: torch.Generator
 ) -> tuple[Tensor | None, float]:
@@ -98,7 +113,7 @@ def start(
             raise ValueError(f"{named}: initial must return a tensor of shape {layer.learned}")
         drawn = drawn.detach()
     with torch.no_grad():
-        made = weight(values_N, drawn, layer)
+        made = _first_weight(values_N, drawn, layer)
         if made.numel() != layer.size or not made.isfinite().all() or not made.any():
             raise ValueError(
                 f"{named}: the weight of {layer.name} must be {layer.size:,} finite values that do"
@@ -114,7 +129,7 @@ def start(
     own = None if drawn is None else torch.randn(layer.learned, generator=random)
     with torch.enable_grad():
         leaf_N = values_N.clone().requires_grad_()
-        total = weight(leaf_N, own, layer) @ torch.randn(layer.size, generator=random)
+        total = _first_weight(leaf_N, own, layer) @ torch.randn(layer.size, generator=random)
         (gradient_N,) = torch.autograd.grad(total, leaf_N)
     if unread := int((gradient_N == 0).sum()):
         raise ValueError(

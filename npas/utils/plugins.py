@@ -82,4 +82,6 @@ def _load(entry: EntryPoint) -> Any:
 def _checked(kind: str, name: str, family: Any, source: str) -> Any:
     if missing := [each for each in OFFERS[kind] if not hasattr(family, each)]:
         raise ValueError(f"{source}: the {kind} {name!r} lacks {' and '.join(missing)}")
+    if kind == "scheme" and isinstance(family, type):
+        raise ValueError(f"{source}: the {kind} {name!r} is a class: give an instance or a module")
     return family

@@ -143,6 +143,12 @@ WRONG = {
     "start at zero, not 480 such as": (
         one, lambda s, r: torch.zeros(s), lambda v, m, s, f: tiled(v, m, s, f) * m
     ),
+    r"cannot be made \(AttributeError": (one, drawn, lambda v, m, s, f: "no tensor"),
+    r"cannot be made \(ZeroDivisionError": (one, drawn, lambda v, m, s, f: 1 / 0),
+    r"must have the dtype of its values, torch\.float32": (
+        one, drawn, lambda v, m, s, f: tiled(v, m, s, f).double()
+    ),
+    "and their gradients": (one, drawn, lambda v, m, s, f: tiled(v, m, s, f).detach()),
     "twice the values must be twice": (one, drawn, lambda v, m, s, f: tiled(v, m, s, f).sin()),
     "leaves 1 of the .* unread": (
         one, drawn, lambda v, m, s, f: tiled(torch.cat([v[1:], v[1:2]]), m, s, f)
@@ -164,6 +170,12 @@ def test_names_and_parts_are_checked():
         npas.register_scheme("hash", SimpleNamespace())
     with pytest.raises(ValueError, match="the scheme 'half' lacks initial and weight"):
         npas.register_scheme("half", SimpleNamespace(learned=one))
+    for name in (3, "", "a b"):
+        with pytest.raises(ValueError, match="register_scheme needs a name such as"):
+            npas.register_scheme(name, SimpleNamespace())
+    parts = {"learned": one, "initial": drawn, "weight": tiled}
+    with pytest.raises(ValueError, match="'kind' is a class: give an instance"):
+        npas.register_scheme("kind", type("Kind", (), parts))
     with pytest.raises(ValueError, match=r"choose avg, wavg, .*gains"):
         npas.share(nn.Linear(8, 8), 0.5, generator="gain")
     for keys in ({"templates": 2}, {"upsample_templates": 2}, {"coefficient_init": "sparse"}):
