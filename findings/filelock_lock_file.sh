@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# filelock 3.29.0 and 4.3.1 (Python 3.11, Linux), which torch and huggingface_hub bring along.
+# filelock 3.29.0 and 4.3.1 (Python 3.11, Linux), a dependency of torch and huggingface_hub.
 #                                                    3.29.0    4.3.1
-#   after release() the lock file is                 deleted   still there
-#   timeout=0 where no file can be made              Timeout   Timeout
-# A program that deletes the file itself before it releases, to leave nothing behind, is right with 4.3.1; with 3.29.0
-# the second deletion can hit the file that another process has just made and locked. And Timeout does not mean that
-# somebody holds the lock: a folder that cannot be written to answers the same.
+#   after release() the lock file is                 deleted   kept
+#   timeout=0 in an unwritable folder                Timeout   Timeout
+# A program that itself deletes the file before release() is correct with 4.3.1. With 3.29.0 the second deletion may delete
+# a file that another process has just created and locked. Timeout does not always mean that another process has the lock:
+# an unwritable folder raises it, too.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

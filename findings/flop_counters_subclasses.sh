@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # ptflops 0.7.5, thop 0.1.1.post2209072238 with torch 2.13.0 (CPU, Python 3.11), numpy 2.3.5.
-# Counters of multiply-adds that look layers up by their exact class count nothing, or next to nothing, in a subclass of
-# nn.Conv2d that overrides nothing; torch.utils.flop_counter, which counts operations, is right for both.
-# Seen (multiply-adds of one 3x3 convolution, exact class and subclass; flop_counter's FLOPs halved):
+# Counters of multiply-adds that look up layers by their exact class count (almost) nothing for a subclass of nn.Conv2d
+# that overrides nothing. torch.utils.flop_counter counts operations and is correct for both.
+# Observed (multiply-adds of one 3x3 convolution, exact class and subclass; flop_counter's FLOPs halved):
 #   flop_counter  147,456  147,456
 #   thop          147,456        0
 #   ptflops       147,456        0

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Pillow 13.0.0, numpy 2.3.5 (Python 3.11).
-# Converting a 16-bit grey image to RGB (or L) clips values at 255 instead of keeping the upper byte, so nearly every
-# photograph comes out white; 16-bit colour PNGs keep their upper byte. A loader that calls convert("RGB") on all
-# images trains on white squares.
-# Seen: mean of a full ramp 254.5, where the upper bytes have the mean 127.5
+# Converting a 16-bit grey image to RGB (or L) clips values at 255 instead of keeping the upper byte: nearly every photograph
+# becomes white. 16-bit colour PNGs keep their upper byte. A loader that calls convert("RGB") on all images trains on white
+# squares.
+# Observed: mean of a full ramp 254.5; the mean of the upper bytes is 127.5
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # safetensors 0.8.0 with torch 2.13.0 (CPU, Python 3.11), numpy 2.3.5.
-# safetensors.torch.load_model (strict, as by default) refuses a file that lacks a tensor, but only after it has copied
-# all the others into the network: who catches the error goes on with a half loaded network. torch.load and
-# load_state_dict by hand can compare names first.
-# Seen: RuntimeError, and the first layer holds the zeros of the refused file
+# safetensors.torch.load_model (strict, the default) raises for a file that lacks a tensor, but only after it has copied all
+# other tensors into the network. A program that catches the error continues with a half-loaded network. To avoid this,
+# compare names before load_state_dict.
+# Observed: RuntimeError, and the first layer has the zeros of the refused file
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

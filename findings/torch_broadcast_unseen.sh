@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # torch 2.14.1 (CPU, gloo, two processes, Python 3.11), numpy 2.3.5.
-# dist.broadcast and dist.all_reduce write into the tensor that they are given, and its version counter does not move;
-# dist.all_gather moves the counters of its outputs. Whatever is kept "until _version changes" (caches of derived
-# weights, autograd's own check of saved tensors) does not see weights that another rank sent.
-# Seen on rank 1:
+# dist.broadcast and dist.all_reduce write into their tensor without increasing its version counter. dist.all_gather
+# increases the counters of its outputs. Caches that are valid until _version changes, and autograd's check of saved tensors,
+# therefore miss weights that another rank sent.
+# Observed on rank 1:
 #   broadcast   value 0 -> 7   version +0
 #   all_reduce  value 7 -> 14  version +0
 #   all_gather  value 0 -> 14  version +1

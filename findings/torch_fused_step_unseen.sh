@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # torch 2.14.1 (CPU, Python 3.11), numpy 2.3.5.
-# Autograd refuses a backward whose saved tensors were changed in place since the forward, by comparing version
-# counters. SGD, Adam, AdamW and Adagrad with fused=True change parameters without moving the counter, so a step
-# between forward and backward is not refused and the gradient is computed with the new weight.
-# Seen:
+# Autograd compares version counters to refuse a backward whose saved tensors were changed in place after the forward. SGD,
+# Adam, AdamW and Adagrad with fused=True change parameters without increasing the counter. A step between forward and
+# backward is then not refused, and the gradient is computed with the new weight.
+# Observed:
 #   SGD default  +1  RuntimeError
 #   SGD fused    +0  gradient 1.0 where 2.0 is right
 #   Adam, AdamW, Adagrad fused  +0

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # torch 2.13.0 (CPU, Python 3.11), numpy 2.3.5; the same on 2.14.1.
-# Leaving inference mode with torch.inference_mode(False) inside torch.no_grad() also turns gradients back on: the
-# context sets the gradient mode to the opposite of its argument instead of leaving it as it was. A cache that makes
-# ordinary tensors under no_grad that way builds autograd graphs without notice.
-# Seen: True
+# torch.inference_mode(False) inside torch.no_grad() also turns gradients back on: the context sets the gradient mode to the
+# opposite of its argument instead of leaving it unchanged. A cache that uses it to make ordinary tensors under no_grad
+# builds autograd graphs unnoticed.
+# Observed: True
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

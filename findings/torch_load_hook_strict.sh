@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # torch 2.13.0 (CPU, Python 3.11), numpy 2.3.5; the same on 2.14.1.
-# A hook of Module.register_load_state_dict_pre_hook gets `strict` as its fifth argument; it is True also where
-# load_state_dict was called with strict=False, so a hook cannot tell a partial load from a whole one.
-# Seen: strict=True, for strict=False
+# The fifth argument of a hook of Module.register_load_state_dict_pre_hook is `strict`. It is True even if load_state_dict was
+# called with strict=False, so a hook cannot distinguish a partial load from a whole one.
+# Observed: strict=True, for strict=False
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

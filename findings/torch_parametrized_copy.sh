@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # torch 2.13.0 (CPU, Python 3.11), numpy 2.3.5; the same on 2.14.1.
-# A deep copy of a parametrized module has the same generated class as its original. Removing the parametrization from
-# the copy deletes the property from that class, and with it the weight of the original.
-# Seen: AttributeError: 'ParametrizedLinear' object has no attribute 'weight'
+# A deep copy of a parametrized module has the same generated class as its original. Removing the parametrization from the
+# copy deletes the property from that class, so the original loses its weight.
+# Observed: AttributeError: 'ParametrizedLinear' object has no attribute 'weight'
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

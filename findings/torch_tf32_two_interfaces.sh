@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # torch 2.13.0 (CPU, Python 3.11), numpy 2.3.5; the same on 2.14.1.
-# The newer switches of TF32 (torch.backends.cudnn.conv.fp32_precision and rnn.fp32_precision) and the older one
-# (torch.backends.cudnn.allow_tf32) do not mix: after the newer ones are set, reading the older one raises, also inside
-# code that only wants to know it, and also on machines without a GPU.
-# Seen: RuntimeError: PyTorch is checking whether allow_tf32 is enabled for cuDNN without a specific operator name ...
+# The newer TF32 settings (torch.backends.cudnn.conv.fp32_precision and rnn.fp32_precision) and the older one
+# (torch.backends.cudnn.allow_tf32) cannot be combined: after the newer ones are set, reading the older one raises, even on
+# machines without a GPU.
+# Observed: RuntimeError: PyTorch is checking whether allow_tf32 is enabled for cuDNN without a specific operator name ...
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

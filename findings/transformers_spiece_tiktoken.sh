@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # transformers 5.24.0 without sentencepiece; sentencepiece 0.2.3 in another environment (Python 3.11).
-# A folder with an ALBERT's config.json and spiece.model cannot be read without the package sentencepiece, which
-# transformers does not require; the error does not name that package but asks for tiktoken, which does not help.
-# Seen: the error has "tiktoken" in it and the folder is read once sentencepiece and protobuf are installed
+# Reading a folder with ALBERT's config.json and spiece.model needs the package sentencepiece, which transformers does not
+# require. The error asks for tiktoken instead, which does not help.
+# Observed: the error contains "tiktoken"; with sentencepiece and protobuf installed, the folder is read
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
