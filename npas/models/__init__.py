@@ -134,10 +134,7 @@ def filters_of(config: Any, network: nn.Module) -> dict[str, list[Reader]]:
     """
     list_filters = getattr(family(config.family), "filters", None)
     if list_filters is None:
-        raise ValueError(
-            f"model.family={config.family} has no filters that can be pruned: choose vgg,"
-            " resnet_cifar, wrn or densenet"
-        )
+        raise ValueError(f"model.family={config.family} has no filters that can be pruned")
     found: dict[str, list[Reader]] = list_filters(network)
     return found
 

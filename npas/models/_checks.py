@@ -26,13 +26,12 @@ def rate(config: Any) -> None:
 
 def depth(config: Any, kind: str, step: int, rest: int, most: int = 1000) -> None:
     """Raise ValueError unless the depth is `step` * n + `rest`, with n at least 1."""
-    in_range(config, depth=(-most, most))
-    below = max(step + rest, config.depth - (config.depth - rest) % step)
-    if below != config.depth:
-        nearest = f"{below} or {below + step}" if config.depth > below else below
+    in_range(config, depth=(step + rest, most))
+    if more := (config.depth - rest) % step:
+        below = config.depth - more
         raise ValueError(
             f"model.depth={config.depth}: a {kind} has {step}n + {rest} layers; the nearest is"
-            f" {nearest}"
+            f" {below} or {below + step}"
         )
 
 
@@ -46,11 +45,10 @@ def divides(config: Any, key: str, by: str = "heads") -> None:
 def images(config: Any, spec: InputSpec, channels: int | None = None) -> None:
     """Raise ValueError unless inputs are images, with so many channels if these are given."""
     if len(spec.input_shape) != 3 or channels not in (None, spec.input_shape[0]):
-        read = f"{channels}-channel images" if channels else "images"
-        other = "a WRN such as model=wrn_16_2" if channels else "another model"
         raise ValueError(
-            f"model.family={config.family} reads {read}, and an input of this task is"
-            f" {'x'.join(map(str, spec.input_shape))}: choose another task, or {other}"
+            f"model.family={config.family} reads {channels or 'any'}-channel images, and an input"
+            f" of this task is {'x'.join(map(str, spec.input_shape))}: choose another task, or a"
+            " WRN such as model=wrn_16_2"
         )
 
 
@@ -69,7 +67,4 @@ def takes(model: nn.Module, name: str, spec: InputSpec) -> None:
             why = _hub.reason(error)
     if own.type != "meta":
         size = "x".join(map(str, spec.input_shape))
-        raise ValueError(
-            f"model.name={name} cannot take images of {size} ({why}): set task.size, or"
-            " choose another model"
-        )
+        raise ValueError(f"model.name={name} cannot take images of {size} ({why}): set task.size")

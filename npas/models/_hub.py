@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 # What this process read from the hub: "name@commit" by the requested name.
 COMMITS: dict[str, str] = {}
+# The files with a network's weights: whole, or an index of parts.
+WHOLE = ("model.safetensors", "model.safetensors.index.json")
 
 
 def find_folder(
@@ -27,38 +29,31 @@ def find_folder(
         return any((folder / file).is_file() for file in needed)
 
     required = " or ".join(needed)
-    folder = Path(name)
-    if folder.is_dir():
+    if (folder := Path(name)).is_dir():
         if not has_any(folder):
             raise ValueError(f"{key}={name} holds no {required}: set another folder")
         return folder
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     repository, _, revision = name.partition("@")
     how: Any = {"allow_patterns": list(files)} | ({"revision": revision} if revision else {})
-    why = f"it has no {required} on the Hugging Face hub"
-    if not download:
-        why = "nothing is downloaded with data.download=false"
-    cause: Exception | None = None
+    why = "nothing is downloaded with data.download=false"
     for offline in (True, False) if download else (True,):
         try:
             with quietly():
                 snapshot = Path(snapshot_download(repository, local_files_only=offline, **how))
-        except HFValidationError:
-            raise ValueError(f"{key}={name} is not a folder, nor a valid name on the hub") from None
+            if has_any(snapshot):
+                COMMITS[name] = f"{repository}@{snapshot.name}"
+                return snapshot
+            if download:
+                why = f"it has no {required} on the Hugging Face hub"
         except Exception as error:  # network and clients raise many kinds of errors
             if not offline:
-                why = f"downloading it from the Hugging Face hub failed ({reason(error)})"
-                cause = error
-            continue
-        if has_any(snapshot):
-            COMMITS[name] = f"{repository}@{snapshot.name}"
-            return snapshot
+                why = f"it cannot be had from the Hugging Face hub ({reason(error)})"
     raise ValueError(
         f"{key}={name} is not a folder, and {why}: put {required} into a folder, and set"
         f" {key}=FOLDER"
-    ) from cause
+    )
 
 
 def reason(error: Exception) -> str:
@@ -89,3 +84,35 @@ def quietly() -> Iterator[None]:
             hub.enable_progress_bars()
         if of_loading:
             of_transformers.enable_progress_bar()
+
+
+@contextmanager
+def reading(what: str, remedy: str = "get it again") -> Iterator[None]:
+    """Read a library's files quietly, and convert the many kinds of errors of broken ones."""
+    try:
+        with quietly():
+            yield
+    except Exception as error:
+        raise ValueError(f"{what} cannot be read ({reason(error)}): {remedy}") from error
+
+
+def load(
+    what: str, kind: Any, folder: Path, may_lack: Callable[[Any, str], bool], **how: Any
+) -> Any:
+    """Load a network of class `kind` of transformers, in train mode, float32.
+
+    Parameters that the files may lack, by network and name, are initialized anew. Raises ValueError
+    if the files lack others or cannot be read.
+    """
+    import torch
+
+    how |= {"dtype": torch.float32, "output_loading_info": True}
+    with reading(what):
+        network, info = kind.from_pretrained(folder, **how)
+    missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    if absent := sorted(key for key in missing if not may_lack(network, key)):
+        raise ValueError(
+            f"{what} lacks {absent[0]} ({len(absent)} parameters in all): its weights are those of"
+            " another network"
+        )
+    return network.train()

@@ -15,8 +15,7 @@ ALBERT-large is published with 18M parameters: 17,683,968 with the pooler and wi
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -123,10 +122,9 @@ def _load(config: Config, name: str, kind: Any, labels: int | None) -> nn.Module
     """Load a checkpoint of the config's shape; other settings are the checkpoint's own."""
     from transformers import AutoConfig
 
-    whole = ("model.safetensors", "model.safetensors.index.json")
-    files = ("config.json", *whole, "model-*.safetensors")
-    folder = _hub.find_folder("model.pretrained", name, files, whole)
-    with _readable(name):
+    files, what = ("config.json", *_hub.WHOLE, "model-*.safetensors"), f"model.pretrained={name}"
+    folder = _hub.find_folder("model.pretrained", name, files, _hub.WHOLE)
+    with _hub.reading(what):
         theirs: Any = AutoConfig.from_pretrained(folder)
     keys = {**SHAPE, "arch": "model_type"}
     if config.arch == "albert":
@@ -135,37 +133,20 @@ def _load(config: Config, name: str, kind: Any, labels: int | None) -> nn.Module
         value, found = getattr(config, ours), getattr(theirs, key, None)
         if value != found:
             raise ValueError(
-                f"model.pretrained={name} has {ours} {found}, and model.{ours}={value}: choose the"
+                f"{what} has {ours} {found}, and model.{ours}={value}: choose the"
                 " checkpoint's shape, such as model=bert_base"
             )
     for key in DROPOUTS:
         setattr(theirs, key, config.dropout)
     if labels is not None:
         theirs.num_labels = labels
-    with _readable(name):
-        network, info = kind.from_pretrained(
-            folder,
-            config=theirs,
-            attn_implementation="sdpa",
-            dtype=torch.float32,
-            ignore_mismatched_sizes=labels is not None,  # a head for other classes starts fresh
-            output_loading_info=True,
-        )
-    missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    if absent := sorted(key for key in missing if not key.startswith(HEADS)):
-        raise ValueError(
-            f"model.pretrained={name} lacks {absent[0]} ({len(absent)} parameters in all): it is"
-            f" not a {config.arch} checkpoint"
-        )
-    return network.train()
-
-
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Convert the many kinds of errors that broken files raise to ValueError."""
-    try:
-        with _hub.quietly():
-            yield
-    except Exception as error:
-        why = _hub.reason(error)
-        raise ValueError(f"model.pretrained={name} cannot be read ({why}): get it again") from error
+    network: nn.Module = _hub.load(
+        what,
+        kind,
+        folder,
+        lambda network, key: key.startswith(HEADS),
+        config=theirs,
+        attn_implementation="sdpa",
+        ignore_mismatched_sizes=labels is not None,  # a head for other classes starts fresh
+    )
+    return network

@@ -44,10 +44,7 @@ class Config:
         above("model.logit_cap", self.logit_cap, 0)
         _checks.divides(self, "heads", by="kv_heads")
         if self.width % (2 * self.heads):
-            raise ValueError(
-                f"model.width={self.width} is not divisible by 2 x model.heads={self.heads}, which"
-                " rotary positions need"
-            )
+            raise ValueError(f"model.width={self.width} is not divisible by 2 x {self.heads} heads")
 
 
 def build(config: Config, spec: InputSpec) -> nn.Module:

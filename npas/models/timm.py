@@ -53,8 +53,6 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
         model: nn.Module = timm.create_model(config.name, pretrained=False, **extra)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason, shape = str(error).strip().partition("\n")[0], "x".join(map(str, spec.input_shape))
-        raise ValueError(
-            f"timm cannot build model.name={config.name} for images of {shape}: {reason}"
-        ) from None
+        raise ValueError(f"timm cannot build {config.name} for {shape}: {reason}") from None
     _checks.takes(model, config.name, spec)
     return model

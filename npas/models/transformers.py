@@ -20,7 +20,6 @@ from npas.models import InputSpec, _hub
 from npas.models.bert import architecture as architecture
 
 OUTPUTS = ("text",)
-WHOLE = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass
@@ -55,38 +54,24 @@ def build(
         network: Any = auto.from_config(type(kind).from_dict(dict(architecture)))
         return cast(nn.Module, network)
     loads = config.pretrained and torch.get_default_device().type != "meta"
-    files = ("config.json", *((*WHOLE, "model-*.safetensors") if loads else ()))
-    needed = WHOLE if loads else ("config.json",)
-    folder = _hub.find_folder("model.name", config.name, files, needed)
-    missing: list[str] = []
-    try:
-        with _hub.quietly():
-            how: Any = {"num_labels": spec.num_classes, "trust_remote_code": False}
-            theirs = transformers.AutoConfig.from_pretrained(folder, **how)
-            if not loads:
-                network = auto.from_config(theirs, trust_remote_code=False)
-            else:
-                network, info = auto.from_pretrained(
-                    folder,
-                    config=theirs,
-                    trust_remote_code=False,
-                    dtype=torch.float32,
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                )
-                missing = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-    except Exception as error:  # broken files raise many kinds of errors
-        raise ValueError(
-            f"model.name={config.name} is not a text classification network"
-            f" ({_hub.reason(error)}): choose another"
-        ) from error
-    _check_length(config, network, spec.input_shape[0])
-    inner = f"{network.base_model_prefix}."
-    if absent := sorted(key for key in missing if key.startswith(inner) and "pooler" not in key):
-        raise ValueError(
-            f"model.name={config.name} lacks {absent[0]} ({len(absent)} parameters in all): its"
-            " weights are those of another network"
+    files = ("config.json", *((*_hub.WHOLE, "model-*.safetensors") if loads else ()))
+    needed = _hub.WHOLE if loads else ("config.json",)
+    folder, what = _hub.find_folder("model.name", config.name, files, needed), config.name
+    how: Any = {"trust_remote_code": False}
+    with _hub.reading(f"model.name={what}", "choose another text classification network"):
+        theirs = transformers.AutoConfig.from_pretrained(folder, num_labels=spec.num_classes, **how)
+        network = None if loads else auto.from_config(theirs, **how)
+    if network is None:
+        network = _hub.load(
+            f"model.name={what}",
+            auto,
+            folder,
+            lambda own, key: not key.startswith(f"{own.base_model_prefix}.") or "pooler" in key,
+            config=theirs,
+            ignore_mismatched_sizes=True,
+            **how,
         )
+    _check_length(config, network, spec.input_shape[0])
     return cast(nn.Module, network.train())
 
 
@@ -101,7 +86,4 @@ def _check_length(config: Config, network: nn.Module, length: int) -> None:
         ):
             most -= padding + 1
     if length > most:
-        raise ValueError(
-            f"the task's texts have {length} tokens, and model.name={config.name} takes {most}: set"
-            " task.max_length to at most that"
-        )
+        raise ValueError(f"model.name={config.name} takes {most} tokens: set task.max_length")

@@ -37,8 +37,7 @@ class VGG(nn.Module):
         channels, height, width = spec.input_shape
         if min(height, width) < 2 ** (len(STAGES) - 1):
             raise ValueError(
-                f"model.family=vgg halves an image four times, and the task's have {height}x{width}"
-                " pixels"
+                f"vgg halves an image four times, and the task's have {height}x{width}"
             )
         modules: list[nn.Module] = []
         for stage, widths in enumerate(STAGES):

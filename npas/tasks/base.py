@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import torch
+from torch import Tensor, nn
+
 from npas.models import InputSpec
 from npas.utils import rng
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
     from npas.config import DataConfig
     from npas.tasks.common.checksums import Comparison
+
+
+Metrics = dict[str, float]
 
 
 class Batch(NamedTuple):
@@ -53,7 +56,7 @@ class Batch(NamedTuple):
 def _each(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Apply `change` to a tensor, or to each one of a dict."""
     if isinstance(values, dict):
-        return {name: _each(value, change) for name, value in values.items()}
+        return {name: change(value) for name, value in values.items()}
     return change(values)
 
 
@@ -79,13 +82,9 @@ class Shown(NamedTuple):
 class Learner(Protocol):
     """What a training step needs: a task, or a task with a distillation loss added."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what `Task.loss` does."""
-        ...
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
 
-    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
-        """Return what `Task.part_weights` does."""
-        ...
+    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None: ...
 
 
 class Task(abc.ABC):
@@ -93,7 +92,7 @@ class Task(abc.ABC):
 
     Constructed as `Task(config, data, seed=..., device=...)`; nothing is read before `setup`. The
     base class orders the samples of an epoch, splits batches over ranks and runs the workers; a
-    subclass implements the abstract methods.
+    subclass implements the abstract methods, and either `setup` or `read`.
     """
 
     name: str  # of the dataset, as in result files
@@ -107,17 +106,31 @@ class Task(abc.ABC):
     samples = "training samples"  # what `train_size` counts, for messages
     compared: Comparison | None = None  # with the published files; None if those are not known
 
-    @abc.abstractmethod
+    def __init__(self, config: Any, data: DataConfig, *, seed: int, device: torch.device) -> None:
+        self.config, self.data, self.seed, self.device = config, data, seed, device
+        self.source, self.root = data.source, Path(data.root)
+        self.parts: dict[str, Any] = {}  # by split: "train", "test" and perhaps "val"
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Set `name`, `spec` and `has_validation`; the end of the constructor."""
+
     def setup(self) -> None:
         """Read the data onto the device, once; compare them with the published data.
 
         Raises ValueError if files are missing or damaged, or differ (see `data.verify`).
         """
+        if not self.parts:
+            self.parts = self.read()
+
+    def read(self) -> dict[str, Any]:
+        """Return the parts of the dataset, by split."""
+        raise AssertionError("a task has `setup` or `read`")
 
     @property
-    @abc.abstractmethod
     def train_size(self) -> int:
         """The number of training samples in an epoch."""
+        return len(self.parts["train"])
 
     @abc.abstractmethod
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
@@ -132,9 +145,7 @@ class Task(abc.ABC):
         """Return the batch's mean loss, and the metrics to log, summed over its samples."""
 
     @abc.abstractmethod
-    def evaluate(
-        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
-    ) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
         """Return the metrics of "val" or "test", in eval mode without gradients, on all ranks.
 
         The batches and the order of summation do not depend on `world`, so the result is
@@ -191,6 +202,13 @@ class Task(abc.ABC):
 
         return choose
 
+    def missing(self, what: str) -> ValueError:
+        """Return the error that `what` is to be put under `data.root`."""
+        return ValueError(
+            f"{self.name} is not under data.root={self.root}: put {what} there (docs/data.md), or"
+            " set data.download=true or data.source=synthetic"
+        )
+
     # Optional methods.
 
     def check_network(self, model: nn.Module) -> None:
@@ -206,12 +224,6 @@ class Task(abc.ABC):
         over ranks.
         """
         return None
-
-    def sync_damage(self, world: int) -> None:
-        """Exchange the damaged samples found by each rank; a collective: all ranks must call it.
-
-        Raises ValueError on all ranks if there are too many.
-        """
 
     def preprocess(self, inputs: Any) -> Any:
         """Convert a batch's inputs, which may be bytes, to what the network takes."""
@@ -254,7 +266,7 @@ def batches(
     """
     steps = range(first_step, task.steps_per_epoch(batch_size))
     check_workers(task, workers)
-    from npas.tasks.common.workers import iterate  # imports torch
+    from npas.tasks.common.workers import iterate
 
     make = functools.partial(task.train_batches, epoch, batch_size, rank=rank, world=world)
     made = iterate(make, steps, workers)
@@ -287,7 +299,6 @@ def inference_flops(model: nn.Module, spec: InputSpec) -> int:
     Counts operations, because counters by layer class do not find shared layers. Uses torch's
     formulas but not its FlopCounterMode, which imports the compiler.
     """
-    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import flop_registry
 
@@ -310,47 +321,7 @@ def inference_flops(model: nn.Module, spec: InputSpec) -> int:
 def check_workers(task: Task, workers: int) -> None:
     """Raise ValueError if there are workers and the data are on a GPU."""
     if workers and task.device.type != "cpu":
-        raise ValueError(
-            f"data.workers={workers}: {task.name} is on the GPU, which makes its batches itself;"
-            " set data.workers=0"
-        )
-
-
-def over_ranks(tensor: Tensor, world: int, operation: str = "SUM") -> Tensor:
-    """All-reduce a tensor in place ("SUM" or "MAX"), if there is more than one rank; return it."""
-    if world > 1:
-        import torch.distributed
-
-        torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, operation))
-    return tensor
-
-
-def measure(
-    model: nn.Module,
-    count: Callable[[int], Sequence[Tensor | int]],
-    batches: int,
-    numbers: int,
-    rank: int,
-    world: int,
-    device: torch.device,
-) -> Tensor:
-    """Return the values that `count` returns for each batch, over all ranks: batches x numbers.
-
-    `count` is called in order with the indices of this rank's batches, in eval mode and without
-    gradients. The result is float64 on the CPU, bit-identical for any number of ranks.
-    """
-    import torch
-
-    was_training = model.training
-    model.eval()
-    # The batches of other ranks stay 0 until the sum over ranks.
-    counted_EN = torch.zeros(batches, numbers, dtype=torch.float64, device=device)
-    with torch.no_grad():
-        for i in range(rank, batches, world):
-            for n, number in enumerate(count(i)):
-                counted_EN[i, n] = number
-    model.train(was_training)
-    return over_ranks(counted_EN, world).cpu()
+        raise ValueError(f"data.workers={workers}: set 0, since {task.name} is on the GPU")
 
 
 def rank_share(batch_size: int, world: int, grad_accum_steps: int = 1) -> int:
@@ -371,7 +342,4 @@ def rank_share(batch_size: int, world: int, grad_accum_steps: int = 1) -> int:
 def refuse_val_fraction(data: DataConfig, name: str, reason: str) -> None:
     """Raise ValueError if `data.val_fraction` is set for a task that does not use it."""
     if data.val_fraction is not None:
-        raise ValueError(
-            f"data.val_fraction={data.val_fraction} does not apply to {name}, {reason}: set"
-            " data.val_fraction=null"
-        )
+        raise ValueError(f"data.val_fraction does not apply to {name}, {reason}: set it to null")

@@ -1,4 +1,4 @@
-"""The base classes of image classification tasks: loss, accuracy, batches, held-out parts.
+"""The base classes of classification tasks: loss, accuracy, batches, held-out parts.
 
 A `Resident` task keeps the whole dataset on the training device as NHWC bytes, already zero-padded,
 so that selecting, cropping and flipping a batch is a single gather.
@@ -9,37 +9,55 @@ Dimensions: N images in the set, B in the batch, H x W pixels, C channels, K cla
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec
-from npas.tasks.base import Batch, Task, measure
+from npas.tasks.base import Batch, Metrics, Task, outputs
+from npas.tasks.common.measure import measure
 from npas.utils import rng
 
-if TYPE_CHECKING:
-    from npas.config import DataConfig
-
-EVAL_BATCH = 250  # small enough that each of many ranks gets some batches
 SPLIT_SEED = 0  # held-out parts are the same for every run
+COARSE = 4  # values of a synthetic pattern along each side of an image
 
 
 class Classification(Task):
-    """Train with cross-entropy and measure accuracy; the base of the image tasks."""
+    """Train with cross-entropy and measure accuracy."""
 
     samples = "training images"
     selection_metric = "accuracy"
     label_smoothing = 0.0  # of the training loss only
+    eval_batch = 250  # small enough that each of many ranks gets some batches
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy, and 100 times the number of correct predictions."""
-        logits_BK = model(self.preprocess(batch.inputs))
+        logits_BK = outputs(model, self.preprocess(batch.inputs))[0].float()
         right = (logits_BK.detach().argmax(1) == batch.targets).sum()
         smoothing = self.label_smoothing
-        loss = F.cross_entropy(logits_BK.float(), batch.targets, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits_BK, batch.targets, label_smoothing=smoothing)
         return loss, {"accuracy": 100 * right}
+
+    def test_batch(self, part: Any, own: slice) -> tuple[Any, Tensor]:
+        """Return the network's inputs for some samples of a part, and their labels, B, int64."""
+        raise AssertionError("implemented by subclasses that do not override evaluate")
+
+    def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
+        """Measure accuracy in percent and mean loss on "val" or "test"."""
+        part = self.parts[split]
+        firsts = range(0, len(part), self.eval_batch)
+
+        def count(i: int) -> tuple[Tensor, Tensor]:
+            inputs, labels_B = self.test_batch(part, slice(firsts[i], firsts[i] + self.eval_batch))
+            logits_BK = outputs(model, inputs)[0].float()
+            right = (logits_BK.argmax(1) == labels_B).sum()
+            return right, F.cross_entropy(logits_BK, labels_B, reduction="sum")
+
+        counted_E2 = measure(model, count, len(firsts), 2, rank, world, self.device)
+        right, loss = counted_E2.sum(0).tolist()
+        return {"accuracy": 100 * right / len(part), "loss": loss / len(part)}
 
 
 @dataclass(frozen=True)
@@ -60,54 +78,60 @@ class Part:
     images: Tensor
     labels: Tensor
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def split(self, held_N: Tensor) -> tuple[Part, Part]:
         """Return the images that are not held out, and those that are."""
-        return Part(self.images[~held_N], self.labels[~held_N]), Part(
-            self.images[held_N], self.labels[held_N]
-        )
+        kept, held = (Part(self.images[own_N], self.labels[own_N]) for own_N in (~held_N, held_N))
+        return kept, held
 
 
 class Resident(Classification):
-    """Classify images of a dataset that fits on the device."""
+    """Classify images of a dataset that fits on the device; `prepare` also sets `recipe`."""
 
-    def __init__(
-        self,
-        name: str,
-        spec: InputSpec,
-        recipe: Recipe,
-        data: DataConfig,
-        *,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.name = name
-        self.source = data.source
-        self.spec = spec
-        self.recipe = recipe
-        self.synthetic = data.synthetic
-        self.val_fraction = data.val_fraction or 0.0
-        self.has_validation = self.val_fraction > 0
-        self.seed = seed
-        self.device = device
-        self.parts: dict[str, Part] = {}
+    recipe: Recipe
+    levels = 256  # of synthetic pixels
+
+    @property
+    def has_validation(self) -> bool:  # type: ignore[override]
+        """Whether a part of the training images is held out."""
+        return bool(self.data.val_fraction)
+
+    def load(self) -> tuple[Part, Part]:
+        """Return the training and the test images; raises ValueError if they are missing."""
+        raise AssertionError("implemented by subclasses")
 
     def read(self) -> dict[str, Part]:
-        """Return the parts "train", "test" and perhaps "val"; raises ValueError if missing."""
-        raise ValueError(f"{self.name} has no data to read")
-
-    def setup(self) -> None:
-        """Read the data onto the device, the training images zero-padded."""
-        if self.parts:
-            return
-        parts, padding = self.read(), (0, 0, *[self.recipe.padding] * 4)
-        train = parts["train"]
-        parts["train"] = Part(F.pad(train.images, padding), train.labels)
-        self.parts = {
+        """Return the images on the device, the training images zero-padded."""
+        if self.source == "synthetic":
+            parts = self._generate()
+        else:
+            train, test = self.load()
+            parts = {"train": train, "test": test}
+            if fraction := self.data.val_fraction:
+                held_N = hold_out(train.labels, fraction, f"{self.name} validation")
+                parts["train"], parts["val"] = train.split(held_N)
+        padded = F.pad(parts["train"].images, (0, 0, *[self.recipe.padding] * 4))
+        parts["train"] = Part(padded, parts["train"].labels)
+        self.mean_C = torch.tensor(self.recipe.mean, device=self.device)
+        self.std_C = torch.tensor(self.recipe.std, device=self.device)
+        return {
             name: Part(part.images.to(self.device), part.labels.to(self.device))
             for name, part in parts.items()
         }
-        self.mean_C = torch.tensor(self.recipe.mean, device=self.device)
-        self.std_C = torch.tensor(self.recipe.std, device=self.device)
+
+    def _generate(self) -> dict[str, Part]:
+        made, (channels, height, width) = self.data.synthetic, self.spec.input_shape
+        counts = {"train": made.train, "test": made.test}
+        if self.has_validation:  # val_fraction of a few images may be none
+            counts["val"] = made.test
+        parts = {}
+        for purpose, (name, count) in enumerate(counts.items()):
+            shape = count, self.spec.num_classes, height, width, channels
+            images, labels = generate_images(*shape, self.levels, purpose)
+            parts[name] = Part(torch.from_numpy(images), torch.from_numpy(labels))
+        return parts
 
     def inspect(self) -> dict[str, str]:
         """Count the images of each part, and of its classes."""
@@ -115,12 +139,8 @@ class Resident(Classification):
         for name, part in self.parts.items():
             counts = part.labels.unique(return_counts=True)[1].tolist()
             each = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
-            found[name] = f"{len(part.labels):,} images of {len(counts)} classes, {each} of each"
+            found[name] = f"{len(part):,} images of {len(counts)} classes, {each} of each"
         return found
-
-    @property
-    def train_size(self) -> int:
-        return len(self.parts["train"].labels)
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
         labels_B = self.parts["train"].labels[index_B]
@@ -145,21 +165,8 @@ class Resident(Classification):
     def _normalized(self, images_BHWC: Tensor) -> Tensor:
         return (images_BHWC.float() - self.mean_C) / self.std_C
 
-    def evaluate(
-        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
-    ) -> dict[str, float]:
-        """Measure accuracy in percent and mean loss on "val" or "test"."""
-        part = self.parts[split]
-        images, labels = part.images.split(EVAL_BATCH), part.labels.split(EVAL_BATCH)
-
-        def count(i: int) -> tuple[Tensor, Tensor]:
-            logits_BK = model(to_nchw(self._normalized(images[i]))).float()
-            right = (logits_BK.argmax(1) == labels[i]).sum()
-            return right, F.cross_entropy(logits_BK, labels[i], reduction="sum")
-
-        counted_E2 = measure(model, count, len(labels), 2, rank, world, self.device)
-        right, loss = counted_E2.sum(0).tolist()
-        return {"accuracy": 100 * right / len(part.labels), "loss": loss / len(part.labels)}
+    def test_batch(self, part: Part, own: slice) -> tuple[Tensor, Tensor]:
+        return to_nchw(self._normalized(part.images[own])), part.labels[own]
 
 
 def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
@@ -179,6 +186,22 @@ def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
             " samples: choose one that leaves some to train on and some to validate on"
         )
     return held_N
+
+
+def generate_images(
+    count: int, classes: int, height: int, width: int, channels: int, levels: int, purpose: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return synthetic images, NxHxWxC bytes below `levels`, and their labels, N: 0, 1, ..., 0, 1.
+
+    An image is the mean of its class's coarse pattern and noise. `purpose` seeds the noise; the
+    patterns are the same for all purposes.
+    """
+    labels_N = np.arange(count) % classes
+    patterns = np.random.default_rng(classes).random((classes, COARSE, COARSE, channels))
+    rows, columns = (np.arange(size) * COARSE // size for size in (height, width))
+    own = patterns[labels_N][:, rows][:, :, columns]
+    noise = np.random.default_rng((classes, purpose)).random(own.shape)
+    return ((own + noise) / 2 * levels).astype(np.uint8), labels_N
 
 
 def windows(

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from npas.tasks.imagenet import task as imagenet
 from npas.tasks.imagenet.folder import class_folders
 
@@ -60,44 +58,33 @@ def settle(config: Config, data: DataConfig) -> Config:
 class Task(imagenet.Task):
     """Classify images that stream from class folders."""
 
-    def __init__(
-        self, config: Config, data: DataConfig, *, seed: int, device: torch.device
-    ) -> None:
+    def prepare(self) -> None:
+        config, data, folder = self.config, self.data, self.root / self.config.folder
         if data.val_fraction:
             raise ValueError(
                 f"data.val_fraction={data.val_fraction} does not apply to images: put a val/ beside"
                 " train/, or set task.held_out to a number of training images"
             )
-        root, classes = Path(data.root, config.folder), config.classes
-        if data.source == "real" and not classes:
-            if not (root / "train").is_dir():
-                raise ValueError(
-                    f"{config.folder} is not under data.root={data.root}: put its class folders"
-                    f" into {root / 'train'} and {root / 'test'}, or set data.source=synthetic"
-                )
-            classes = len(class_folders(root / "train"))
-        has_test, has_val = ((root / part).is_dir() for part in ("test", "val"))
-        self.splits = {"train": "train", "test": "val" if has_val and not has_test else "test"}
-        if data.source == "real" and has_test and has_val:
-            self.splits |= {"val": "val"}
-            if config.held_out:
-                raise ValueError(
-                    f"task.held_out={config.held_out} is not needed: {root / 'val'} is used for"
-                    " validation; set task.held_out=0"
-                )
-        self.config: Config
-        super().__init__(
-            replace(config, classes=classes or SYNTHETIC_CLASSES),
-            replace(data, val_fraction=None),
-            seed=seed,
-            device=device,
-        )
         self.name, self.published = config.folder, {}
+        classes = config.classes or SYNTHETIC_CLASSES
+        self.splits = {"train": "train", "test": "test"}
+        if data.source == "real":
+            if not config.classes and not (folder / "train").is_dir():
+                raise self.missing(f"class folders into {folder / 'train'} and {folder / 'test'}")
+            classes = config.classes or len(class_folders(folder / "train"))
+            has_test, has_val = ((folder / part).is_dir() for part in ("test", "val"))
+            if has_val:
+                self.splits |= {"val": "val"} if has_test else {"test": "val"}
+            if "val" in self.splits and config.held_out:
+                raise ValueError(
+                    f"task.held_out: {folder / 'val'} is used for validation; set it to 0"
+                )
+        self.describe(classes)
         self.has_validation = config.held_out > 0 or "val" in self.splits
 
-    def setup(self) -> None:
-        """List the images, once; raises ValueError if the classes are not those of the run."""
-        super().setup()
+    def read(self) -> dict[str, imagenet.Part]:
+        """List the images; raises ValueError if the classes are not those of the run."""
+        parts = super().read()
         names = self.config.class_names
         if self.source == "real" and names and (found := self.images["train"].classes) != names:
             odd = min(set(found) ^ set(names), default="their order")
@@ -105,6 +92,7 @@ class Task(imagenet.Task):
                 f"the class folders of {self.name} are not those that the run was trained with"
                 f" ({odd}): put them back, or train again"
             )
+        return parts
 
     def _folder(self, root: Path) -> Path:
         return root / self.name

@@ -66,7 +66,6 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                 journal.compare_layers()
             while progress.epoch < epochs and not vote.is_over(most_s):
                 network.train()
-                task.sync_damage(process.world)
                 done = progress.step - progress.epoch * steps_per_epoch
                 for batch in experiment.batches(progress.epoch, done, config.data.workers):
                     at_step = progress.step * config.epochs // epochs  # in the whole schedule

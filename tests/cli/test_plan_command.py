@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from cifar_files import write_cifar
 from command_line import SMALL
-
-from npas.tasks.cifar import synthetic
-from npas.tasks.cifar import task as cifar
 
 
 def plan(run, *arguments):
@@ -93,11 +91,10 @@ def test_the_data_are_counted_and_one_batch_is_made(run, tmp_path):
 
 def test_a_copy_is_counted_and_refused_unless_asked_for(run, tmp_path):
     root = tmp_path / "data"
-    root.mkdir()
-    made = synthetic.write(root, cifar.published_archive(10), 10, 40, 20)
+    made = write_cifar(root, 10, 40, 20)
     arguments = ("+exp=wrn_cifar10", *SMALL, "data.val_fraction=0", f"data.root={root}")
     answer = run("npas-plan", *arguments, "batch_size=20", "check_data=true")
     assert answer.code == 2 and "data.verify=warn to use it as it is" in answer.err
-    assert f"test_batch: md5 {made.test['test_batch']}; md5 40351d" in answer.out
+    assert f"test_batch: md5 {made.test_list[0][1]}; md5 40351d" in answer.out
     assert "data test: 20 images of 10 classes" in answer.out
     assert run("npas-train", *arguments, "batch_size=20").code == 2 and not Path("runs").exists()

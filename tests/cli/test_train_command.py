@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cifar_files import write_cifar
 from command_line import SMALL
 from omegaconf import OmegaConf
 
@@ -19,8 +20,6 @@ from npas.reporting import results, tables
 from npas.reporting.compose import compose
 from npas.sharing import BudgetReport
 from npas.tasks import digits
-from npas.tasks.cifar import synthetic
-from npas.tasks.cifar import task as cifar
 from npas.training import Outcome
 
 TRAIN = ("npas-train", *SMALL)
@@ -228,8 +227,7 @@ def test_a_synthetic_run_says_what_it_is_wherever_it_gives_a_figure(run):
 
 def test_a_copy_of_the_data_is_recorded_and_said(run, tmp_path):
     root = tmp_path / "data"
-    root.mkdir()
-    synthetic.write(root, cifar.published_archive(10), 10, 40, 20)
+    write_cifar(root, 10, 40, 20)
     words = ("+exp=wrn_cifar10", "batch_size=20", "data.val_fraction=0", f"data.root={root}")
     answer = run(*TRAIN, *words, "data.verify=warn")
     assert answer.code == 0, answer.err

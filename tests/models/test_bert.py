@@ -43,18 +43,6 @@ def test_sizes(name, answers, expected):
         assert sum(p.numel() for p in network.albert.parameters()) == 17_683_968
 
 
-def test_parameters_have_the_names_of_published_checkpoints():
-    names = {name for name, _ in build(config(), SPAN).named_parameters()}
-    assert "bert.encoder.layer.1.attention.self.query.weight" in names
-    assert "bert.embeddings.word_embeddings.weight" in names and "qa_outputs.bias" in names
-    assert not any("pooler" in name for name in names)
-    names = {name for name, _ in build(config("albert"), PRETRAINING).named_parameters()}
-    assert "albert.encoder.embedding_hidden_mapping_in.weight" in names
-    layer = "albert.encoder.albert_layer_groups.0.albert_layers.0"
-    assert f"{layer}.attention.query.weight" in names
-    assert {"predictions.dense.weight", "sop_classifier.classifier.weight"} <= names
-
-
 @pytest.mark.parametrize("spec", [SPAN, PRETRAINING], ids=lambda spec: spec.outputs)
 @pytest.mark.parametrize("arch", ["bert", "albert"])
 def test_a_seed_means_the_same_weights_and_all_are_used(arch, spec):
@@ -111,11 +99,6 @@ def test_a_checkpoint_in_several_files_keeps_its_activation_and_gets_our_dropout
     assert network.bert.embeddings.dropout.p == 0.25
 
 
-def test_nothing_is_loaded_on_the_meta_device(tmp_path):
-    with torch.device("meta"):
-        build(config(pretrained=str(tmp_path / "absent")), SPAN)
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -143,7 +126,7 @@ def test_a_checkpoint_without_its_layers_or_its_bytes_is_refused(tmp_path):
     save(tmp_path)
     kept = {name: value for name, value in load_file(file).items() if ".layer.1." not in name}
     save_file(kept, file, {"format": "pt"})
-    refused(r"lacks bert\.encoder\.layer\.1\..* not a bert checkpoint")
+    refused(r"lacks bert\.encoder\.layer\.1\..* those of another network")
     file.write_bytes(b"nothing")
     refused("cannot be read")
 
@@ -178,11 +161,6 @@ def test_without_a_network_a_name_is_one_line(hub):
         build(config(pretrained="bert-tiny"), SPAN)
     assert hub.asked == [("bert-tiny", True, {}), ("bert-tiny", False, {})]
     assert "\n" not in str(error.value)
-
-
-def test_an_invalid_name_is_one_line():
-    with pytest.raises(ValueError, match="not a folder, nor a valid name on the hub"):
-        build(config(pretrained="no/such/folder/../x"), SPAN)
 
 
 @pytest.mark.parametrize(("name", "how"), [("a/b", {}), ("a/b@v1", {"revision": "v1"})])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from npas import models
-from npas.models import InputSpec, densenet, resnet_cifar
+from npas.models import InputSpec, resnet_cifar
 
 TINY = {
     "wrn": {"depth": 10, "width": 1},
@@ -69,31 +69,6 @@ def test_images_of_other_sizes_and_channels_are_taken(family):
             assert inner(model.stem(x)).shape[2:] == (size // 4, size // 4)
 
 
-@pytest.mark.parametrize(
-    ("family", "depth", "keys", "shortcuts"),
-    [
-        ("wrn", 28, {"width": 1}, 2),  # width 1 keeps the stem's channels in the first stage
-        ("resnet_cifar", 20, {}, 0),
-        ("resnext", 20, {"cardinality": 2, "width": 4}, 3),
-        ("densenet", 22, {"growth": 4}, 0),
-        ("densenet", 22, {"growth": 4, "bottleneck": True}, 0),
-        ("vgg", 14, {"depth": None}, 0),
-    ],
-)
-def test_depth_counts_the_convs_and_the_classifier(family, depth, keys, shortcuts):
-    keys = {key: value for key, value in ({"depth": depth} | keys).items() if value is not None}
-    found = len(kinds(build(family, **keys), nn.Conv2d, nn.Linear))
-    # The published depth of a WRN counts two of its shortcuts.
-    assert found == depth + shortcuts - 2 * (family == "wrn")
-
-
-def test_inner_widths_are_as_asked():
-    grouped = [m for m in kinds(build("resnext", **TINY["resnext"]), nn.Conv2d) if m.groups == 2]
-    assert [m.in_channels for m in grouped] == [8, 16, 32]
-    narrow = build("wrn", depth=10, width=0.5)  # a fraction makes a narrow baseline
-    assert {8, 16, 32} <= {m.out_channels for m in kinds(narrow, nn.Conv2d)}
-
-
 def test_shortcuts_of_small_resnets_have_no_parameters():
     """They take every second pixel and fill up with zeros, or are the identity."""
     for out_channels, stride in ((8, 2), (4, 1)):
@@ -104,12 +79,6 @@ def test_shortcuts_of_small_resnets_have_no_parameters():
         expected = torch.zeros(2, out_channels, 6 // stride, 6 // stride)
         expected[:, new : new + 4] = x[:, :, ::stride, ::stride]
         assert torch.equal(block(x), expected)
-
-
-def test_a_densenet_layer_appends_channels():
-    layer = densenet.Layer(6, densenet.Config(depth=10, growth=4, bottleneck=True))
-    x = torch.randn(2, 6, 5, 5)
-    assert layer(x).shape == (2, 10, 5, 5) and torch.equal(layer(x)[:, :6], x)
 
 
 def test_a_cell_of_a_grid_sees_as_far_as_there_are_convs():

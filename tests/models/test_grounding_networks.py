@@ -114,19 +114,6 @@ def test_scores_are_those_of_a_phrase_and_a_region_taken_alone(keys):
         torch.testing.assert_close(model(**longer), found.repeat(1, 2, 2))
 
 
-def test_a_phrase_is_its_mean_word_of_length_1_or_what_its_reader_says():
-    given = inputs("regions", images=1, texts=1)
-    words, lengths = given["words"], given["lengths"]
-    mean = words[0, 0].sum(0) / lengths[0, 0]
-    torch.testing.assert_close(make().read(words, lengths)[0, 0], mean / mean.norm())
-    attends = make(phrase="attention")
-    expected = attends.reader(words.flatten(0, 1), lengths.flatten())
-    torch.testing.assert_close(attends.read(words, lengths)[0], expected)
-    gru = make(phrase="gru")
-    states, _ = gru.reader.onward(words[0, :, : int(lengths[0, 0])])
-    torch.testing.assert_close(gru.read(words, lengths)[0, 0], states[0, -1])
-
-
 def test_the_baseline_adds_up_what_each_word_says_of_each_feature():
     model, given = build("bag_of_words", width=4), inputs("regions")
     torch.nn.init.normal_(model.bias)
@@ -138,15 +125,6 @@ def test_the_baseline_adds_up_what_each_word_says_of_each_feature():
         features = torch.cat([given[name][image, region] for name in ("regions", "boxes")])
         expected = model.phrase(mean) @ model.region(features) / 4**0.5 + model.bias
         torch.testing.assert_close(found[image, phrase, region], expected)
-
-
-@pytest.mark.parametrize("family", ["simnet", "bag_of_words"])
-def test_places_are_read_unless_they_are_left_out(family):
-    given = inputs("regions")
-    moved = given | {"boxes": 1 - given["boxes"]}
-    for boxes in (True, False):
-        model = build(family, width=4, boxes=boxes).eval()
-        assert torch.equal(model(**given), model(**moved)) is not boxes
 
 
 def two_words(count):

@@ -54,13 +54,6 @@ def test_networks_are_made_for_the_tasks_images_and_classes(family, name, size):
         assert model.train()(torch.zeros(2, 3, size, size)).shape == (2, 7)
 
 
-def test_timm_takes_grey_images_and_dropout():
-    with torch.device("meta"):
-        model = build("timm", 32, channels=1, name="resnet18", dropout=0.3)
-        assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
-    assert model.drop_rate == 0.3
-
-
 def test_a_stem_of_three_convs_halves_and_starts_as_the_other_convs_do():
     stem = build("torchvision", name="resnet18", **THREE).conv1
     convs = [m for m in stem.modules() if isinstance(m, torch.nn.Conv2d)]
@@ -80,15 +73,6 @@ def test_blocks_may_start_as_identities(monkeypatch):
     named = build("torchvision", name="resnet200").named_modules()
     last = [module.weight for name, module in named if name.endswith("bn3")]
     assert len(last) == 5 and not any(weight.any() for weight in last)
-
-
-def test_an_error_of_timm_is_quoted(monkeypatch):
-    def refuse(*anything, **keys):
-        raise AssertionError("height 64 is not divisible by 14\nand more")
-
-    monkeypatch.setattr("timm.create_model", refuse)
-    with pytest.raises(ValueError, match=r"mobilenetv3_small_100 for .*3x64x64: height"):
-        build("timm")
 
 
 def test_without_timm_a_line_says_what_to_install(monkeypatch):

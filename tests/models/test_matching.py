@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from network_inputs import KNOWN, WORD, build, count, inputs
+from network_inputs import KNOWN, build, count, inputs
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -104,20 +104,6 @@ def test_the_gradient_of_adapt_is_that_of_the_plain_way(monkeypatch):
     torch.testing.assert_close(gradients(model, model(**given).similarity), found)
 
 
-def test_learned_words_are_read_within_a_sentence_if_there_are_some():
-    given = inputs("match")
-    outside = torch.arange(5) >= given["lengths"][..., None]
-    for learned in (3, 0):
-        model = make("adapt", embedding=learned).eval()
-        expected = model(**given).similarity
-        other = given | {"ids": (given["ids"] + 1) % KNOWN}
-        assert torch.equal(expected, model(**other).similarity) is not bool(learned)
-        beyond = given | {"ids": given["ids"].masked_fill(outside, 7)}
-        assert torch.equal(expected, model(**beyond).similarity)
-        assert model.vocab_size == (KNOWN if learned else None)
-        assert model.gru.onward.input_size == WORD + learned
-
-
 # --- two branches
 
 
@@ -138,22 +124,6 @@ def test_two_branches_compare_the_means_of_words_and_of_regions():
         torch.testing.assert_close(match.sentences[i : i + 1], sentence)
         far = (images - sentence).square().sum(1)
         torch.testing.assert_close(match.similarity[i], -(far + 1e-4).sqrt(), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("sentence", ["mean", "attention"])
-def test_a_word_without_a_vector_is_passed_over(sentence):
-    model, given = make("two_branch", sentence=sentence).eval(), inputs("match")
-    given["words"] = torch.randn(2, 3, 5, WORD)
-    given["words"][:, :, 3:] = 0
-    given["lengths"] = torch.full_like(given["lengths"], 3)
-    gap = given | {"words": torch.zeros(2, 3, 5, WORD), "lengths": given["lengths"] + 2}
-    gap["words"][:, :, [0, 2, 4]] = given["words"][:, :, :3]
-    expected = model(**given).sentences
-    torch.testing.assert_close(model(**gap).sentences, expected)
-    given["words"][:, :, 1] = 0  # it is words that are read
-    assert (model(**given).sentences - expected).abs().max() > 0.01
-    nothing = given | {"words": torch.zeros(2, 3, 5, WORD)}
-    assert model(**nothing).similarity.isfinite().all()
 
 
 def test_distances_keep_their_precision_and_their_slope_under_autocast():

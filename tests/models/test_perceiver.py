@@ -84,34 +84,3 @@ def test_places_are_fourier_features_of_both_axes():
         expected += [place]
     torch.testing.assert_close(found[1, row * 6 + column, :3], x[1, :, row, column])
     torch.testing.assert_close(found[1, row * 6 + column, 3:], torch.tensor(expected))
-
-
-def test_attention_is_the_textbook_s():
-    layer = perceiver.Attention(8, 5, 6, heads=2)
-    x, context = torch.randn(3, 4, 8), torch.randn(3, 7, 5)
-    q, k, v = layer.query(x), layer.key(context), layer.value(context)
-    heads = []
-    for own in (slice(0, 3), slice(3, 6)):
-        scores = q[..., own] @ k[..., own].transpose(1, 2) / math.sqrt(3)
-        heads.append(scores.softmax(-1) @ v[..., own])
-    torch.testing.assert_close(layer(x, context), layer.out(torch.cat(heads, -1)))
-
-
-def test_a_latent_reads_every_pixel_and_the_order_of_pixels_is_told_by_their_places_alone():
-    model = tiny().eval()
-    x = torch.randn(1, 3, 6, 6, requires_grad=True)
-    model(x)[0, 0].backward()
-    assert x.grad is not None and (x.grad != 0).all()
-    assert not torch.allclose(model(x), model(x.flip(-1)))
-
-
-def test_shared_layers_are_called_again():
-    model = tiny(share="cross_layer")
-    assert (len(model.crosses), len(model.stacks)) == (2, 1)
-    calls = []
-    model.stacks[0].register_forward_hook(lambda *of: calls.append("stack"))
-    model.crosses[0].register_forward_hook(lambda *of: calls.append("first"))
-    model.crosses[1].register_forward_hook(lambda *of: calls.append("other"))
-    model(torch.randn(1, 3, 4, 4))
-    assert calls == ["first", "stack", "other", "stack", "other", "stack"]
-    assert len(tiny(share="cross_layer", cross_attentions=1).crosses) == 1

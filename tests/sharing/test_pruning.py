@@ -179,7 +179,7 @@ REFUSED = [
         ),
         "is not a pruned",
     ),
-    (lambda m: models.filters_of(models.family("gpt").Config(), m), "choose vgg, resnet_cifar"),
+    (lambda m: models.filters_of(models.family("gpt").Config(), m), "no filters that can be"),
 ]
 
 

@@ -30,7 +30,7 @@ class Numbers(Task):
         return Batch(index_B, step, len(index_B))
 
 
-@pytest.mark.parametrize("method", ["setup", "collate", "train_size", "loss", "evaluate"])
+@pytest.mark.parametrize("method", ["inspect", "collate", "loss", "evaluate"])
 def test_a_task_that_lacks_a_method_cannot_be_made(method):
     methods = {name: value for name, value in vars(Numbers).items() if name != method}
     with pytest.raises(TypeError, match=method):
@@ -48,52 +48,29 @@ def test_an_unknown_family_is_refused_with_near_names():
     ("family", "slip", "said"),
     [
         ("cifar", {"classes": 20}, "10 or 100 classes"),
-        (
-            "cifar",
-            {"image_size": 20},
-            "task.image_size=20: must be 32, 16 or 8",
-        ),
+        ("cifar", {"image_size": 20}, "task.image_size=20: must be 32, 16 or 8"),
         ("cifar", {"label_smoothing": 1.0}, "task.label_smoothing must be below 1"),
         ("imagenet", {"classes": 1}, "task.classes must be at least 2"),
-        ("imagenet", {"size": 4}, "task.size must be at least 8"),
         ("imagenet", {"size": 300}, "task.resize=256 is less than task.size=300"),
-        ("imagenet", {"resize": 10_000}, "task.resize must be at most"),
         ("imagenet", {"scale_min": 0.0}, "task.scale_min must be above 0"),
-        ("imagenet", {"scale_min": 1.5}, "task.scale_min must be at most 1"),
-        ("imagenet", {"pca_noise": -0.1}, "task.pca_noise must be at least 0"),
-        ("imagenet", {"label_smoothing": -0.1}, "task.label_smoothing must be at least 0"),
-        ("imagenet", {"held_out": -1}, "task.held_out must be at least 0"),
-        ("imagenet", {"max_damaged": -1}, "task.max_damaged must be at least 0"),
         ("shortest_paths", {"size": 1}, "task.size must be at least 2, got 1"),
-        ("shortest_paths", {"size": 513}, "task.size must be at most 512, got 513"),
         ("shortest_paths", {"density": 1.0}, "task.density must be below 1"),
         ("shortest_paths", {"phases": []}, "task.phases must be increasing lengths above 0"),
-        ("shortest_paths", {"phases": [0, 3]}, "task.phases must be increasing lengths above 0"),
         ("shortest_paths", {"phases": [3, 3]}, "task.phases must be increasing lengths above 0"),
         ("shortest_paths", {"phases": [5, 1024]}, "no path of 1024 moves fits into a 32x32 grid"),
-        ("shortest_paths", {"phase_epochs": 0}, "task.phase_epochs must be at least 1, got 0"),
         ("shortest_paths", {"val_samples": 10**8}, "task.val_samples must be at most"),
         ("squad", {"version": "3"}, "must be 1.1 or 2.0"),
         ("squad", {"max_length": 60}, "leaves no room for a paragraph"),
-        ("squad", {"stride": 318}, "at least 317 tokens"),
-        ("squad", {"n_best": 0}, "task.n_best"),
+        ("squad", {"stride": 318}, "task.stride=318 skips tokens: set it to at most 317"),
         ("squad", {"train_questions": 0}, "task.train_questions must be at least 1"),
         ("squad", {"train_files": ["a.json"]}, "go together"),
         ("squad", {"test_file": "a.json"}, "go together"),
-        (
-            "squad",
-            {"train_files": ["a.json", "./b.json"], "test_file": "b.json"},
-            "must be different files",
-        ),
+        ("squad", {"train_files": ["./b.json"], "test_file": "b.json"}, "must be different files"),
         ("retrieval", {"regions": 0}, "task.regions must be at least 1"),
-        ("retrieval", {"region_width": 10**6}, "task.region_width must be at most 65536"),
-        ("retrieval", {"captions": 6}, "task.captions must be at most 5"),
         ("retrieval", {"margin": 0.0}, "task.margin must be above 0"),
         ("retrieval", {"beta": 1.0}, "task.beta must be below 1"),
-        ("retrieval", {"sentence_factor": -1.0}, "task.sentence_factor must be at least 0"),
-        ("retrieval", {"folds": 5}, "task.folds=5 is for COCO's testall: set task.folds=0, or"),
+        ("retrieval", {"folds": 5}, "task.folds=5 is for COCO's testall: set it to 0"),
         ("retrieval", {"test": "testall"}, "set=f30k has none; set task.test=test"),
-        ("retrieval", {"set": "scenes", "test": "testall"}, "set=scenes has none"),
         ("retrieval", {"set": "scenes", "images": "mine"}, "task.images=mine is not read with"),
         ("retrieval", {"vectors": " "}, "task.vectors must not be empty"),
     ],

@@ -9,9 +9,10 @@ from simulated_ranks import by_ranks
 from torch import nn
 
 from npas.tasks import base, classification
+from npas.tasks.common import measure as measuring
 from npas.tasks.shortest_paths import task as shortest_paths
 
-FAMILIES = {"digits": classification, "shortest_paths": shortest_paths}
+FAMILIES = ("digits", "shortest_paths")
 
 
 class Network(nn.Module):
@@ -37,11 +38,11 @@ class Network(nn.Module):
 @pytest.mark.parametrize("split", ["val", "test"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_number_of_ranks_measures_the_same_to_the_bit(monkeypatch, family, split, tiny_task):
-    assert classification.EVAL_BATCH == 250
-    monkeypatch.setattr(FAMILIES[family], "EVAL_BATCH", 40)
+    monkeypatch.setattr(classification.Classification, "eval_batch", 40)
+    monkeypatch.setattr(shortest_paths, "EVAL_BATCH", 40)
 
     def patch(over_ranks):
-        monkeypatch.setattr(base, "over_ranks", over_ranks)
+        monkeypatch.setattr(measuring, "over_ranks", over_ranks)
 
     task = tiny_task(family)
     model = Network(task)
@@ -65,7 +66,7 @@ def test_any_number_of_ranks_measures_the_same_to_the_bit(monkeypatch, family, s
 
 def test_a_rank_alone_asks_nobody():
     tensor = torch.ones(3)
-    assert base.over_ranks(tensor, 1) is tensor
+    assert measuring.over_ranks(tensor, 1) is tensor
 
 
 def measure(rank, world, folder, tiny_task):

@@ -52,7 +52,7 @@ def test_parts_are_the_folders_that_are_there(root, without, held_out, sizes):
     assert task.spec.num_classes == 3 and task.name == "pets"
     assert task.has_validation == ("val" in sizes)
     task.setup()
-    assert {part: len(own.index_N) for part, own in task.parts.items()} == sizes
+    assert {part: len(own) for part, own in task.parts.items()} == sizes
     batch = next(task.train_batches(0, 6))
     assert batch.inputs.shape == (6, 3, 8, 8) and set(batch.targets.tolist()) <= {0, 1, 2}
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 3))
@@ -79,7 +79,7 @@ def test_synthetic_images_need_no_folder_and_have_ten_classes(tmp_path):
         ({"folder": "../pets"}, "must name a folder below data.root"),
         ({"classes": 5}, "holds 3 class folders, not the 5 of task.classes"),
         ({"classes": 1}, "task.classes must be at least 2"),
-        ({"held_out": 2}, "pets/val is used for validation; set task.held_out=0"),
+        ({"held_out": 2}, "pets/val is used for validation; set it to 0"),
         ({"fraction": 0.1}, "data.val_fraction=0.1 does not apply to images: put a val/"),
         ({"size": 12}, "task.resize=10 is less than task.size=12"),
     ],

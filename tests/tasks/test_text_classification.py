@@ -95,22 +95,41 @@ def test_labels_that_are_numbers_are_in_the_order_of_numbers(root):
     ("file", "content", "keys", "line"),
     [
         ("test", None, {}, "is not under data.root"),
-        ("train", None, {}, "put lives/train.csv there, or set data.source=synthetic"),
-        ("train", "", {}, "train.csv: it has no rows"),
-        ("train", "text,label\n", {}, "train.csv: it has no rows"),
+        ("train", None, {}, "put lives/train.csv there (docs/data.md), or set"),
+        ("train", "text,label\n", {}, "train.csv, row 1: it has no rows"),
         ("train", csv([("a", "one")]), {}, "has only the label 'one'"),
-        ("train", "a,b\n1,2\n", {}, "train.csv, line 2: no column 'text' among a, b"),
+        ("train", "a,b\n1,2\n", {}, "train.csv, row 1: it needs the columns text and label"),
         ("train", None, {"label": "text"}, "task.text and task.label are both text"),
-        ("train", csv(ROWS), {"label": "stars"}, "no column 'stars' among text, label"),
-        ("train", "text,label\na\n", {}, "line 2: the text or the label is missing"),
-        ("train", "text,label\na, b,c\n", {}, "line 2: more columns than in the first line"),
-        ("train", 'text,label\n"a"b,c\n', {}, "train.csv, after line 1: "),
-        ("train", b"text,label\n\xff,a\n", {}, "is not UTF-8 text"),
-        ("test", csv([("a", "sing")]), {}, "row 1: the label 'sing' is not one of the 2 that were"),
-        ("x", "[1]\n", {"train_file": "lives/x.jsonl"}, "x.jsonl, line 1: it is not a JSON object"),
-        ("x", '{"text": 1}\n', {"train_file": "lives/x.jsonl"}, "no column 'label' among text"),
-        ("x", lines([("a", 0.5)]), {"train_file": "lives/x.jsonl"}, "line 1: the text or the"),
-        ("test", csv(ROWS), {"tokenizer": "no/where/at/all"}, "nor a valid name on the hub"),
+        ("train", csv(ROWS), {"label": "stars"}, "row 1: it needs the columns text and stars"),
+        ("train", "text,label\na\n", {}, "row 1: the text or the label is missing"),
+        ("train", "text,label\na, b,c\n", {}, "row 1: it needs the columns text and label"),
+        ("train", 'text,label\n"a"b,c\n', {}, "train.csv, row 1: "),
+        ("train", b"text,label\n\xff,a\n", {}, "codec can't decode"),
+        (
+            "test",
+            csv([("a", "sing")]),
+            {},
+            "test.csv: the label 'sing' is not one of the 2 that were",
+        ),
+        (
+            "x",
+            "[1]\n",
+            {"train_file": "lives/x.jsonl"},
+            "x.jsonl, row 1: it needs the columns text and label",
+        ),
+        (
+            "x",
+            '{"text": 1}\n',
+            {"train_file": "lives/x.jsonl"},
+            "it needs the columns text and label",
+        ),
+        ("x", lines([("a", 0.5)]), {"train_file": "lives/x.jsonl"}, "row 1: the text or the"),
+        (
+            "test",
+            csv(ROWS),
+            {"tokenizer": "no/where/at/all"},
+            "is not a folder, and it cannot be had",
+        ),
         ("test", csv(ROWS), {"train_file": "a.txt"}, "must end in one of .csv, .tsv, .jsonl"),
         ("test", csv(ROWS), {"val_file": "lives/./test.csv"}, "must be different files"),
         ("test", csv(ROWS), {"class_names": ["a"]}, "must be at least two different labels"),
@@ -119,7 +138,7 @@ def test_labels_that_are_numbers_are_in_the_order_of_numbers(root):
             "test",
             csv(ROWS),
             {"val_file": "lives/val.csv", "fraction": 0.1},
-            "data.val_fraction=0.1 has no use",
+            "data.val_fraction and task.val_file: set one of the two to null",
         ),
     ],
 )
@@ -228,19 +247,19 @@ def test_an_unsuitable_encoder_is_one_line(root, tmp_path):
     def built(**keys):
         return build(transformers.Config(**{"name": str(folder)} | keys), task.spec)
 
-    refused(built, "tokens, and model.name=")
-    refused(built, "takes 17: set task.max_length to at most that")
-    refused(lambda: built(name="no/such/./one"), "nor a valid name on the hub")
+    refused(built, "model.name=")
+    refused(built, "takes 17 tokens: set task.max_length")
+    refused(lambda: built(name="no/such/./one"), "is not a folder, and it cannot be had")
     refused(lambda: built(name=" "), "model.name must not be empty")
     refused(lambda: build(transformers.Config(), bert_spec()), "where in a text an answer")
     (folder / "model.safetensors").unlink()
     refused(lambda: built(pretrained=True), "holds no model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    refused(built, "is not a text classification network")
+    refused(built, "choose another text classification network")
     (folder / "config.json").write_text(
         json.dumps({"auto_map": {"AutoConfig": "code.Config"}, "model_type": "own"})
     )
-    refused(built, "is not a text classification network")
+    refused(built, "choose another text classification network")
 
 
 def bert_spec():

@@ -64,21 +64,6 @@ def test_logs_every_so_many_steps_and_at_each_epochs_end(run_small, tmp_path):
     assert torch.are_deterministic_algorithms_enabled() and same(one.model, other.model)
 
 
-def test_damage_that_a_task_counts_is_agreed_on_before_each_epoch(small, tmp_path):
-    agreed = []
-
-    def sync_damage(world):
-        agreed.append(world)
-        if len(agreed) == 3:
-            raise ValueError("3 images cannot be read")
-
-    experiment = build(small(epochs=3))
-    experiment.task = Altered(experiment.task, sync_damage=sync_damage)
-    with pytest.raises(ValueError, match="3 images cannot be read"):
-        train(experiment, tmp_path / "run")
-    assert agreed == [1, 1, 1] and log(tmp_path / "run")[-1]["step"] == 10  # two epochs
-
-
 def scripted(experiment, scores):
     """Let held-out data be measured as these; return the list of what is measured."""
     seen = []

@@ -29,15 +29,9 @@ class Comparison:
         self.difference: str | None = None
 
     def add(
-        self,
-        name: str,
-        found: str,
-        expected: str | None,
-        *,
-        path: Path,
-        remedy: str,
+        self, name: str, found: str, expected: str | None, *, path: Path, remedy: str,
         proves: bool = True,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Record the checksum or count `found` for `name`; compare it with `expected`, if known.
 
         Pass `proves=False` for counts: equal counts do not prove that the data are the published
@@ -50,14 +44,12 @@ class Comparison:
                 self.published = True
             return
         problem = f"{path} is not as published ({found}, not {expected})"
-        first, self.published = self.difference is None, False
-        if first:
-            self.difference = f"{problem}: {remedy}, or set data.verify=warn to use it as it is"
-        if self.collects:
-            return
-        if self.verify == "refuse":
-            raise ValueError(self.difference)
-        if first:
+        message = f"{problem}: {remedy}, or set data.verify=warn to use it as it is"
+        is_first, self.published = self.difference is None, False
+        self.difference = self.difference or message
+        if self.verify == "refuse" and not self.collects:
+            raise ValueError(message)
+        if is_first and not self.collects:
             log.warning("%s: results are not compared with published figures", problem)
 
     def add_images(self, name: str, count: int, published: int | None, path: Path) -> None:

@@ -8,17 +8,22 @@ import logging
 import os
 import re
 import shutil
-import stat
+import tarfile
 import tempfile
 import weakref
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 log = logging.getLogger(__name__)
 
 # Errors of file systems without locks, such as some network file systems.
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+# Errors of malformed files; SyntaxError is that of XML, RuntimeError of HDF5.
+MALFORMED = (
+    OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, SyntaxError,
+    RuntimeError, tarfile.TarError, zlib.error,
+)  # fmt: skip
 TRIES = 1000  # attempts to lock a file that other processes remove
 
 
@@ -32,59 +37,59 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """
     made = [folder for folder in path.parents if not folder.exists()]
     try:
-        file = _take(path, wait)
-        try:
+        with _taken(path, wait):
             yield
-        finally:
-            path.unlink(missing_ok=True)  # before release, so that waiting processes notice
-            file.close()
     finally:
         with contextlib.suppress(OSError):  # not empty
             for folder in made:
                 folder.rmdir()
 
 
-def _take(path: Path, wait: bool) -> IO[str]:
+@contextlib.contextmanager
+def _taken(path: Path, wait: bool) -> Iterator[None]:
     import fcntl
 
-    for _ in range(TRIES):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:  # a file, or a folder that was just removed
-            with contextlib.suppress(FileNotFoundError):
-                if not stat.S_ISDIR(path.parent.stat().st_mode):
-                    raise
-            continue
-        with contextlib.suppress(FileNotFoundError):  # removed by the previous holder
-            file = open(path, "w")  # noqa: SIM115 (open while the lock is held)
+    for attempt in range(TRIES):
+        with contextlib.ExitStack() as stack:
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(open(path, "w"))
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    return file
-                file.close()
+                if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    continue
+            except (FileNotFoundError, FileExistsError):  # removed by the previous holder
+                if attempt == TRIES - 1:
+                    raise
+                continue
             except OSError as error:
-                if error.errno in WITHOUT_LOCKS:
-                    log.warning("%s does not support locks: start no run twice there", path.parent)
-                    return file
-                file.close()
-                raise
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
+                log.warning("%s does not support locks: start no run twice there", path.parent)
+            stack.callback(path.unlink, missing_ok=True)  # before release: the waiting notice
+            yield
+            return
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that is synced and renamed to `path`, or removed after an error."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        give_usual_mode(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file atomically: readers see the old or the new one, even after a crash."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        give_usual_mode(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def give_usual_mode(path: Path) -> None:
@@ -105,6 +110,15 @@ def _remove(folder: str, process: int) -> None:
     """Delete a folder, unless this is a forked copy of the process that created it."""
     if os.getpid() == process:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def reading(path: object, remedy: str = "get it again") -> Iterator[None]:
+    """Convert the errors of a missing or malformed file to a ValueError in one line."""
+    try:
+        yield
+    except MALFORMED as error:
+        raise ValueError(f"{path} cannot be read ({reason(error)}): {remedy}") from None
 
 
 def reason(error: BaseException) -> str:

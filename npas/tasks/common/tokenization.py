@@ -5,21 +5,19 @@ from __future__ import annotations
 import abc
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from npas.models import _hub
 from npas.tasks import base
-from npas.tasks.common import files, synthetic_text
+from npas.tasks.common import synthetic_text
+from npas.utils import rng
 from npas.utils.progress import Bar
-
-if TYPE_CHECKING:
-    from npas.config import DataConfig
 
 # The files of a tokenizer, and those of which at least one is needed.
 FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "vocab.txt", "spiece.model")
@@ -56,8 +54,8 @@ class Tokenizer:
         backend = self.inner.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
+        found: list[Any] = []
         try:
-            found: list[Any] = []
             with Bar("tokenizing", len(texts)) as bar:
                 for start in range(0, len(texts), CHUNK):
                     some = list(texts[start : start + CHUNK])
@@ -66,19 +64,6 @@ class Tokenizer:
         except Exception as error:  # the library raises no other class
             raise ValueError(f"{self.key}={self.name} cannot tokenize a text ({error})") from None
         return found
-
-    def encode_whole(self, texts: Sequence[str], most: int) -> Iterator[list[int]]:
-        """Yield each text's ids with the tokenizer's special tokens, truncated to `most` tokens."""
-        how: Any = {"truncation": True, "max_length": most, "return_attention_mask": False}
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        for first in range(0, len(texts), CHUNK):
-            try:
-                found = self.inner(list(texts[first : first + CHUNK]), **how)["input_ids"]
-            except Exception as error:  # the library raises no other class
-                raise ValueError(
-                    f"{self.key}={self.name} cannot tokenize a text ({error})"
-                ) from None
-            yield from found
 
 
 def load_tokenizer(name: str, download: bool = True, key: str = "task.tokenizer") -> Tokenizer:
@@ -90,17 +75,12 @@ def load_tokenizer(name: str, download: bool = True, key: str = "task.tokenizer"
     from transformers import AutoTokenizer
 
     folder = _hub.find_folder(key, name, FILES, NEEDED, download=download)
-    try:
-        with _hub.quietly():
-            inner = AutoTokenizer.from_pretrained(folder)
+    needs = 'its folder needs a config.json with its type, as {"model_type": "bert"} or "albert"'
+    with _hub.reading(f"{key}={name}", needs):
+        inner = AutoTokenizer.from_pretrained(folder)
         special = {kind: getattr(inner, f"{kind}_token_id") for kind in SPECIAL}
         if not inner.is_fast or None in special.values():
             raise ValueError("it is not a fast tokenizer with [CLS], [SEP], [PAD] and [MASK]")
-    except Exception as error:  # broken files raise many kinds of errors
-        raise ValueError(
-            f"{key}={name} cannot be read ({files.reason(error)}): its folder needs a config.json"
-            ' with its type, as {"model_type": "bert"} or {"model_type": "albert"}'
-        ) from error
     return Tokenizer(name, inner, special, key)
 
 
@@ -125,24 +105,19 @@ def inputs(ids_BL: Tensor, second_B: Tensor, length_B: Tensor) -> dict[str, Tens
     }
 
 
+def held_out(count: int, fraction: float, purpose: str) -> set[int]:
+    """Choose some of `count` documents to hold out, at least one; no seed changes the choice."""
+    order = rng.permutation(rng.derive_key(0, purpose), count, torch.device("cpu"))
+    return set(order[: max(1, round(fraction * count))].tolist())
+
+
 class TextTask(base.Task):
     """The base of tasks on texts: tokenizes with `task.tokenizer`, or the synthetic texts' own."""
 
     tokenizer: Tokenizer
 
-    def __init__(self, config: Any, data: DataConfig, seed: int, device: torch.device) -> None:
-        self.config = config
-        self.data = data
-        self.seed = seed
-        self.device = device
-        self.source = data.source
-        self.root = Path(data.root)
-        self.parts: dict[str, Any] = {}
-
-    def setup(self) -> None:
+    def read(self) -> dict[str, Any]:
         """Read the files, tokenize them, and keep the samples on the device."""
-        if self.parts:
-            return
         with tempfile.TemporaryDirectory() as folder:
             if self.source == "synthetic":
                 self.root = Path(folder)
@@ -151,7 +126,7 @@ class TextTask(base.Task):
             else:
                 self.ensure()
                 self.tokenizer = load_tokenizer(self.config.tokenizer, self.data.download)
-            self.read()
+            return self.load()
 
     @abc.abstractmethod
     def write(self) -> None:
@@ -162,8 +137,8 @@ class TextTask(base.Task):
         """Check that the dataset's files exist; raises ValueError if not."""
 
     @abc.abstractmethod
-    def read(self) -> None:
-        """Read the files under `root` into `parts`; raises ValueError if they are malformed."""
+    def load(self) -> dict[str, Any]:
+        """Return the parts read from the files under `root`; raises ValueError if malformed."""
 
     def check_network(self, model: nn.Module) -> None:
         """Raise ValueError if the network's vocabulary is smaller than the tokenizer's."""

@@ -1,8 +1,7 @@
 """Load datasets that are pickles, allowing only plain data and numpy arrays of numbers.
 
-A pickle can call any function while it loads. Only the functions that rebuild numpy arrays and
-scalars of numbers are allowed here; dicts, lists, strings, bytes and numbers need none. Callers
-verify published checksums first, so this is a second defence.
+A pickle can call any function while it loads. Only the functions that rebuild numpy arrays of
+numbers are allowed here; dicts, lists, strings, bytes and numbers need none.
 """
 
 import io
@@ -22,19 +21,9 @@ def _number(name: Any, *flags: Any) -> np.dtype:
 
 def _scalar(kind: Any, data: bytes | str) -> np.generic:
     """Return a numpy scalar of a dtype made by `_number`; Python 2 wrote its bytes as a string."""
-    if not isinstance(kind, np.dtype) or kind.kind not in "biuf" or kind.hasobject:
+    if not isinstance(kind, np.dtype):
         raise pickle.UnpicklingError(f"it holds a {kind!r}, which is not a number")
-    raw = data.encode("latin1") if isinstance(data, str) else data
-    if len(raw) != kind.itemsize:
-        raise pickle.UnpicklingError(f"it holds a {kind} of {len(raw)} bytes")
-    return np.frombuffer(raw, kind)[0]
-
-
-def _bytes(text: str, encoding: str) -> bytes:
-    """Return bytes from the form in which Python 3 writes them in old protocols."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it holds bytes as {encoding}")
-    return text.encode("latin1")
+    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, kind, 1)[0]
 
 
 # `numpy.core` in pickles of numpy 1, `numpy._core` of numpy 2: the same private function.
@@ -44,7 +33,8 @@ ALLOWED = {
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy._core.multiarray", "scalar"): _scalar,
-    ("_codecs", "encode"): _bytes,
+    # The form in which Python 3 writes bytes in old protocols, always as latin1.
+    ("_codecs", "encode"): lambda text, encoding: str.encode(text, "latin1"),
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): _number,
 }
@@ -52,10 +42,9 @@ ALLOWED = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not data") from None
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not data")
+        return ALLOWED[module, name]
 
 
 def unpickle(data: bytes) -> Any:

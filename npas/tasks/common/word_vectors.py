@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from npas.models import _hub
 from npas.tasks.common import tokenization
-from npas.tasks.common.files import reason
+from npas.tasks.common.files import reading
 from npas.utils.progress import track
 
 BERT_BATCH = 64  # texts
@@ -74,42 +74,27 @@ def read_vectors(path: Path, width: int, texts: Iterable[str]) -> tuple[dict[str
     wanted = {word for text in texts for word in _joined(text)}
     wanted |= {part for word in wanted for part in word.split("-")}
     found = dict[str, np.ndarray]()
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(track(file, "reading word vectors"), 1):
-                text = line.replace("\t", " ").strip(" \n")
-                word = text.partition(" ")[0].lower()
-                is_counts = number == 1 and text.replace(" ", "").isdecimal()
-                if word not in wanted or word in found or is_counts:
-                    continue
-                # Split at spaces only: some words of the file contain other white space.
-                numbers = [field for field in text.split(" ") if field][1:]
-                if len(numbers) == width:
-                    found[word] = np.array(numbers, dtype=np.float32)
-                elif len(numbers) < width or _is_number(numbers[-width - 1]):
-                    raise ValueError(
-                        f"line {number} has {len(numbers)} numbers, not {width}: set"
-                        " task.word_width to the file's width"
-                    )
+    remedy = "put GloVe's glove.6B.300d.txt there, or set task.vectors to another file"
+    with reading(path, remedy), open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(track(file, "reading word vectors"), 1):
+            # Split at spaces only: some words of the file contain other white space.
+            word, *fields = line.replace("\t", " ").strip(" \n").split(" ")
+            is_counts = number == 1 and len(fields) == 1 and word.isdecimal()
+            if (word := word.lower()) not in wanted or word in found or is_counts:
+                continue
+            numbers = [field for field in fields if field]
+            if len(numbers) == width:
+                found[word] = np.array(numbers, dtype=np.float32)
+            elif len(numbers) < width or _is_number(numbers[-width - 1]):
+                raise ValueError(f"line {number} has {len(numbers)} numbers: set task.word_width")
         if not found:
-            raise ValueError("it has none of the words of these texts: name another file")
-        table_NV = np.vstack([np.zeros((1, width), np.float32), *found.values()])
-        if not np.isfinite(table_NV).all():
-            raise ValueError("it has non-finite numbers")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read as word vectors ({reason(error)}): put a file there, such as"
-            " GloVe's glove.6B.300d.txt, or set task.vectors to another file"
-        ) from None
+            raise ValueError("it has none of the words of these texts")
+    table_NV = np.vstack([np.zeros((1, width), np.float32), *found.values()])
     return {word: i for i, word in enumerate(found, 1)}, table_NV
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return bool(re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", text))
 
 
 def look_up(texts: Sequence[str], path: Path, width: int, most: int) -> Words:
@@ -147,16 +132,10 @@ def from_bert(
     tokenizer = tokenization.load_tokenizer(name, download, "task.bert")
     files = ("config.json", "model.safetensors")
     folder = _hub.find_folder("task.bert", name, files, files, download=download)
-    try:
-        with _hub.quietly():
-            bert = AutoModel.from_pretrained(folder, dtype=torch.float32).to(device).eval()
-    except Exception as error:  # broken files raise many kinds of errors
-        raise ValueError(f"task.bert={name} cannot be read ({reason(error)})") from error
+    with _hub.reading(f"task.bert={name}"):
+        bert = AutoModel.from_pretrained(folder, dtype=torch.float32).to(device).eval()
     if (found := bert.config.hidden_size) != width:
-        raise ValueError(
-            f"task.bert={name} gives {found} numbers per token: set task.word_width={found}, not"
-            f" {width}"
-        )
+        raise ValueError(f"task.bert={name} needs task.word_width={found}, not {width}")
     first, last = tokenizer.special["cls"], tokenizer.special["sep"]
     ids = [[first, *own.ids[-most:], last] for own in tokenizer.encode(texts)]
     table = [torch.zeros(1, width, dtype=torch.float16)]

@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -49,19 +49,14 @@ def iterate(make: Callable[[range], Iterator[T]], steps: range, workers: int) ->
     return _deliver(_Work(make, steps), min(workers, len(steps)))
 
 
-class _Refusal(NamedTuple):
-    """A ValueError passed to the main process; torch would add a traceback to its message."""
-
-    message: str
-    traceback: str
-
-
 class _Work(IterableDataset):
-    """Yields every W-th item in each of W workers."""
+    """Yields every W-th item in each of W workers, and a ValueError instead of raising it.
+
+    Torch would add a traceback to its message.
+    """
 
     def __init__(self, make: Callable[[range], Iterator[Any]], steps: range) -> None:
-        self.make = make
-        self.steps = steps
+        self.make, self.steps = make, steps
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -69,40 +64,39 @@ class _Work(IterableDataset):
         try:
             yield from self.make(self.steps[worker.id :: worker.num_workers])
         except ValueError as error:
-            yield _Refusal(str(error), traceback.format_exc())
+            yield ValueError(str(error)), traceback.format_exc()
 
 
 def _deliver(work: _Work, workers: int) -> Iterator[Any]:
     watched, held = multiprocessing.Pipe(duplex=False)
     # At exit, Python joins remaining workers, and its SIGTERM would not end them.
     atexit.register(held.close)
+    loading: Any = None
     try:
         with _quietly():
-            loader = DataLoader(
-                work,
-                batch_size=None,
-                num_workers=workers,
-                collate_fn=_as_it_is,
-                worker_init_fn=partial(_start, watched, held),
-                multiprocessing_context=START_METHOD,
-                generator=torch.Generator(),  # so that torch's default one is not advanced
+            loading = iter(
+                DataLoader(
+                    work,
+                    batch_size=None,
+                    num_workers=workers,
+                    collate_fn=_as_it_is,
+                    worker_init_fn=partial(_start, watched, held),
+                    multiprocessing_context=START_METHOD,
+                    generator=torch.Generator(),  # so that torch's default one is not advanced
+                )
             )
-            loading: Any = iter(loader)
         watched.close()
-        try:
-            for item in loading:
-                if isinstance(item, _Refusal):
-                    raise ValueError(item.message) from RuntimeError(item.traceback)
-                yield item
-        except (ConnectionError, EOFError, FileNotFoundError) as error:  # died during a transfer
-            raise RuntimeError("a DataLoader worker is gone: it was killed, or crashed") from error
-        finally:
-            held.close()
-            with contextlib.suppress(RuntimeError):  # of a killed worker
-                loading._shutdown_workers()  # now, since a traceback may delay its __del__
+        for item in loading:
+            if isinstance(item, tuple) and isinstance(item[0], ValueError):
+                raise item[0] from RuntimeError(item[1])
+            yield item
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # died during a transfer
+        raise RuntimeError("a DataLoader worker is gone: it was killed, or crashed") from error
     finally:
         atexit.unregister(held.close)
         held.close()
+        with contextlib.suppress(RuntimeError, AttributeError):  # of a killed worker; not started
+            loading._shutdown_workers()  # now, since a traceback may delay its __del__
 
 
 @contextlib.contextmanager

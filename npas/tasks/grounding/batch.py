@@ -51,6 +51,9 @@ class Part:
     text_N: Tensor  # int64: index of each phrase's text in `words`
     sizes: Sizes
 
+    def __len__(self) -> int:
+        return len(self.there)
+
     @cached_property
     def there(self) -> list[int]:
         """Return the indices of the images that have features; the others are never read."""

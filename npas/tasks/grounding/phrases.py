@@ -19,26 +19,15 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-MOST_BAD = 3  # missing or invalid images that a split may have; or 1% of it, if that is more
+MOST_MISSING = 3  # images without features that a split may have; or 1% of it, if that is more
+# Keys of `Reading.counts`; the last three log a warning.
+CAPTIONS, BOXES, UNRELATED = "captions", "boxes", "captions of some other image"
+BOXLESS, WORDLESS = "phrases without a box", "phrases without a word"
+CLIPPED, ODD_BOXES, ODD_PHRASES = WARNINGS = (
+    "boxes clipped to their image", "boxes skipped, empty or outside", "malformed phrases skipped",
+)  # fmt: skip
 
 Box = tuple[float, float, float, float]
-
-
-class Counted:
-    """The keys of `Reading.counts`."""
-
-    CAPTIONS, BOXES = "captions", "boxes"
-    UNRELATED = "captions of some other image"
-    BOXLESS, WORDLESS = "phrases without a box", "phrases without a word"
-    CLIPPED, ODD_BOXES, ODD_PHRASES = "boxes clipped", "odd boxes", "odd phrases"
-
-
-# Those that log a warning.
-WARNINGS = {
-    Counted.CLIPPED: "boxes reach beyond their image and were clipped to it",
-    Counted.ODD_BOXES: "boxes are empty or outside their image: their phrases are skipped",
-    Counted.ODD_PHRASES: "phrases are skipped: not [/EN#chain/type words], or of an unknown chain",
-}
 
 
 class Image(NamedTuple):
@@ -60,40 +49,24 @@ class Phrase(NamedTuple):
 
 @dataclass
 class Reading:
-    """The images of a split, the phrases of each, and counts by the names in `Counted`.
-
-    `first` has the first location of each kind of problem, `bad` the ids of images of which
-    something was skipped.
-    """
+    """The images of a split, the phrases of each, and counts of what was read and skipped."""
 
     images: list[Image] = field(default_factory=list)
     phrases: list[list[Phrase]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
-    bad: set[str] = field(default_factory=set)
 
-    def note(self, what: str, where: str, name: str | None = None) -> None:
-        """Count a problem, and keep the location of the first of its kind."""
-        self.counts[what] += 1
-        self.first.setdefault(what, where)
-        if name is not None:
-            self.bad.add(name)
-
-    def inside(self, box: Box, image: Image, last: tuple[float, float], where: str) -> Box | None:
-        """Clip a box to its image; returns None if it is empty or outside. Notes both problems.
+    def inside(self, box: Box, last: tuple[float, float]) -> Box | None:
+        """Clip a box to its image; returns None if it is empty or outside. Counts both problems.
 
         `last` is the largest valid x and y.
         """
         left, top, right, bottom = box
         is_empty = not (left <= right and top <= bottom)  # also true for NaN
         if is_empty or right < 0 or bottom < 0 or left > last[0] or top > last[1]:
-            self.note(
-                Counted.ODD_BOXES, f"{left:g} {top:g} {right:g} {bottom:g}, {where}", image.id
-            )
+            self.counts[ODD_BOXES] += 1
             return None
         clipped = max(left, 0), max(top, 0), min(right, last[0]), min(bottom, last[1])
-        if clipped != box:
-            self.note(Counted.CLIPPED, where)
+        self.counts[CLIPPED] += clipped != box
         return clipped
 
 
@@ -149,28 +122,12 @@ class Flat:
         return int(np.searchsorted(self.first_J, number, side="right")) - 1
 
 
-def too_many(count: int, images: int) -> bool:
-    """Return whether a split has too many bad images: more than 1% of them, and more than 3."""
-    return count > MOST_BAD and 100 * count > images
-
-
-def warn(name: str, found: Mapping[str, Reading], remedy: str) -> None:
-    """Log a warning for each kind of problem in a dataset.
-
-    Raises ValueError, with the remedy, if something is skipped in too many images of a split.
-    """
-    for split, reading in found.items():
-        if too_many(len(reading.bad), len(reading.images)):
-            where = reading.first.get(Counted.ODD_BOXES) or reading.first[Counted.ODD_PHRASES]
-            raise ValueError(
-                f"{name}: {len(reading.bad):,} of the {len(reading.images):,} images of {split}"
-                f" have invalid boxes or phrases (first: {where}): {remedy}"
-            )
-    for what, line in WARNINGS.items():
-        count = sum(reading.counts[what] for reading in found.values())
-        if count:
-            where = next(own.first[what] for own in found.values() if what in own.first)
-            log.warning("%s: %s %s (first: %s)", name, f"{count:,}", line, where)
+def warn(name: str, found: Mapping[str, Reading]) -> None:
+    """Log a warning of what was clipped or skipped in a dataset."""
+    counts = {what: sum(own.counts[what] for own in found.values()) for what in WARNINGS}
+    if any(counts.values()):
+        lines = [f"{count:,} {what}" for what, count in counts.items() if count]
+        log.warning("%s: %s", name, ", ".join(lines))
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from npas.tasks.common.files import reason
+from npas.tasks.common.files import reading, reason, replacing
 
 MADE_BY = "made_by"  # the file attribute with the settings
 
@@ -34,25 +33,19 @@ class Store:
     """
 
     def __init__(self, target: Path, settings: Mapping[str, Any]) -> None:
-        self.target = target
+        self.target, self.folder = target, target.with_suffix(".parts")
         self.made_by = json.dumps(dict(settings), sort_keys=True)
-        self.folder = target.with_suffix(".parts")
-        for left in (target.with_name(f"{target.name}.tmp"), *self.folder.glob("*.tmp")):
-            left.unlink(missing_ok=True)
+        for left in (*target.parent.glob(f"{target.name}*.tmp"), *self.folder.glob("*.tmp")):
+            left.unlink()
         self.parts = sorted(self.folder.glob("*.h5"))
         paths = [path for path in (target, *self.parts) if path.exists()]
         self.done = {name for path in paths for name in self._names(path)}
 
     def _names(self, path: Path) -> list[str]:
         """List a file's images; raises ValueError if it is damaged, or has other settings."""
-        try:
-            with h5py.File(path, "r") as file:
-                names, made_by = list(file), file.attrs.get(MADE_BY, "by another tool")
-        except OSError as error:
-            raise ValueError(
-                f"{path} is damaged ({reason(error)}): remove it, and the same command makes it"
-                " again"
-            ) from None
+        remedy = "remove it, and the same command makes it again"
+        with reading(path, remedy), h5py.File(path, "r") as file:
+            names, made_by = list(file), file.attrs.get(MADE_BY, "by another tool")
         if made_by != self.made_by:
             raise ValueError(
                 f"{path} was made with other settings ({made_by}): use the same, or move it away,"
@@ -68,9 +61,9 @@ class Store:
             file.attrs[MADE_BY] = self.made_by
             how = {"chunks": rows_RD.shape, "compression": "lzf", "shuffle": True}
             file.create_dataset(name, data=rows_RD, **how)  # always read as a whole
-        part = self.folder / f"{name}.h5"
         self.folder.mkdir(exist_ok=True)
-        with _whole(part) as temporary:
+        part = self.folder / f"{name}.h5"
+        with _writing(part) as temporary:
             temporary.write_bytes(memory.getbuffer())
         self.parts.append(part)
         self.done.add(name)
@@ -79,30 +72,24 @@ class Store:
         """Merge all files into one, if there is anything new; return its number of images."""
         if self.parts:
             sources = [path for path in (self.target, *self.parts) if path.exists()]
-            with _whole(self.target) as temporary, h5py.File(temporary, "w") as joined:
+            with _writing(self.target) as temporary, h5py.File(temporary, "w") as joined:
                 joined.attrs[MADE_BY] = self.made_by
                 for path in sources:
                     with h5py.File(path, "r") as source:
-                        for name in source:
-                            if name not in joined:
-                                source.copy(source[name], joined, name)  # stays compressed
+                        for name in source.keys() - joined.keys():
+                            source.copy(source[name], joined, name)  # stays compressed
             shutil.rmtree(self.folder, ignore_errors=True)
             self.parts = []
         return len(self.done)
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path, renamed to `path` once synced; raises ValueError if that fails."""
-    temporary = path.with_name(f"{path.name}.tmp")
+def _writing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path`; raises ValueError if that fails."""
     try:
-        yield temporary
-        with open(temporary, "rb+") as raw:
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            yield temporary
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"{path} cannot be written ({reason(error)}): fix that, and the same command resumes"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)

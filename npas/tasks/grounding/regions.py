@@ -27,11 +27,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from npas.tasks.common.files import reason
-from npas.tasks.grounding.phrases import Image, too_many
+from npas.tasks.common.files import reading
+from npas.tasks.grounding.phrases import MOST_MISSING, Image
 
 BOX_WIDTHS = (4, 9, 12)  # possible counts of numbers after the features; the last 4 are the box
-_AGAIN = "move it away and run scripts/extract_regions.py again"
+_AGAIN = "extract the regions' features again with scripts/extract_regions.py, or put CITE's there"
 
 
 class Regions:
@@ -42,9 +42,7 @@ class Regions:
     """
 
     def __init__(self, path: Path, images: Sequence[Image], width: int) -> None:
-        self.path = path
-        self.images = images
-        self.width = width
+        self.path, self.images, self.width = path, images, width
         self._file: Any = None  # opened by this process's first read
         with self._open() as file:
             self.rows_I = np.array([self._rows(file, image.id) for image in images], dtype=np.int64)
@@ -52,7 +50,7 @@ class Regions:
             image.id for image, rows in zip(images, self.rows_I, strict=True) if not rows
         ]
         missing, total = len(self.missing), len(images)
-        if too_many(missing, total) or missing == total:
+        if missing == total or (missing > MOST_MISSING and 100 * missing > total):
             raise ValueError(
                 f"{path} has no features of {missing:,} of {total:,} images (first:"
                 f" {self.missing[0]}), and up to 1% may be missing: run scripts/extract_regions.py,"
@@ -71,37 +69,22 @@ class Regions:
             self._file = None
 
     def _open(self) -> Any:
-        try:
+        with reading(self.path, _AGAIN):
             # Reading needs no lock, which some network file systems do not have.
             return h5py.File(self.path, "r", locking="best-effort")
-        except OSError as error:
-            raise ValueError(
-                f"{self.path} cannot be read as HDF5 ({reason(error)}): extract the regions'"
-                f" features with scripts/extract_regions.py, or put CITE's there; if it is damaged,"
-                f" {_AGAIN}"
-            ) from None
 
     def _rows(self, file: Any, name: str) -> int:
         """Return the number of an image's boxes, without reading them; 0 if it is missing."""
-        if name not in file:
+        if (found := file.get(name)) is None:
             return 0
-        try:
-            matrix = h5py.h5d.open(file.id, name.encode())
-            shape, dtype = matrix.shape, matrix.dtype
-        except (OSError, RuntimeError, KeyError) as error:
-            raise self._damaged(name, reason(error)) from None
-        if len(shape) != 2 or not shape[0] or dtype.kind != "f":
-            raise self._damaged(name, f"it is {dtype} of shape {shape}, not a row per box")
-        if shape[1] - self.width not in BOX_WIDTHS:
+        shape: tuple[int, ...] = getattr(found, "shape", (0,))  # a group has none
+        if len(shape) != 2 or shape[1] - self.width not in BOX_WIDTHS:
             raise ValueError(
-                f"{self.path}: image {name} has rows of {shape[1]} numbers, which are not"
+                f"{self.path}: image {name} has numbers of shape {shape}, not rows of"
                 f" task.region_width={self.width} features and 4, 5 + 4 or 8 + 4 of a box: set"
-                f" task.region_width={max(1, shape[1] - 9)}, or extract others"
+                f" task.region_width={max(1, shape[-1] - 9)}, or extract others"
             )
         return int(shape[0])
-
-    def _damaged(self, name: str, problem: str) -> ValueError:
-        return ValueError(f"{self.path}: image {name} is damaged ({problem}): {_AGAIN}")
 
     def read(self, index: int, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Return features, RxD, and boxes, Rx4, float32, of the best `most` boxes or fewer.
@@ -111,24 +94,19 @@ class Regions:
         if self._file is None:
             self._file = self._open()
         image = self.images[index]
-        try:
+        with reading(f"{self.path}: image {image.id}", _AGAIN):
             matrix_RX = self._file[image.id][:most].astype(np.float32, copy=False)
-        except (OSError, RuntimeError, KeyError) as error:
-            raise self._damaged(image.id, reason(error)) from None
-        if not np.isfinite(matrix_RX).all():
-            raise self._damaged(image.id, "it has numbers that are not finite")
         boxes_R4 = matrix_RX[:, -4:]
         size_2 = np.array([image.width, image.height])
         low_R2, high_R2 = boxes_R4[:, :2], boxes_R4[:, 2:]
-        is_wrong_R2 = (high_R2 < low_R2) | (high_R2 < 0) | (low_R2 > size_2)
         # A detector's box may exceed the image a little; by a whole image it is another image's.
-        is_wrong_R2 |= (low_R2 < -size_2) | (high_R2 > 2 * size_2)
-        if is_wrong_R2.any():
-            box = " ".join(f"{value:g}" for value in boxes_R4[int(is_wrong_R2.any(1).argmax())])
+        is_right_R2 = (low_R2 <= high_R2) & (high_R2 >= 0) & (low_R2 <= size_2)
+        is_right_R2 &= (low_R2 >= -size_2) & (high_R2 <= 2 * size_2)
+        if not (is_right_R2.all() and np.isfinite(matrix_RX).all()):
             raise ValueError(
-                f"{self.path}: box {box} of image {image.id}, {image.width}x{image.height} pixels,"
-                " is empty or lies outside it: boxes must be left, top, right, bottom in the pixels"
-                " of that image"
+                f"{self.path}: image {image.id}, {image.width}x{image.height} pixels, has numbers"
+                " that are not finite, or boxes that are empty or outside: boxes must be left, top,"
+                " right, bottom in the pixels of that image"
             )
         return matrix_RX[:, : self.width], boxes_R4
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from npas.tasks.common import checksums
 from npas.tasks.grounding import flickr, referit
 from npas.tasks.grounding.batch import Part
-from npas.tasks.grounding.phrases import Reading, spread
+from npas.tasks.grounding.phrases import Reading, spread, warn
 
 READERS = {"flickr30k": flickr, "referit": referit}
 TRIED = 1000  # images of each part, evenly spread, whose features `report` reads
@@ -28,11 +28,10 @@ def read(name: str, root: Path) -> dict[str, Reading]:
     """Read all splits of a dataset; raises ValueError if it is missing or malformed."""
     where = folder(name, root)
     if not where.is_dir():
-        raise ValueError(
-            f"{name} is not under data.root={root}: put it into {where} as docs/data.md says, or"
-            " set data.source=synthetic"
-        )
-    return READERS[name].read(where)
+        raise ValueError(f"{name} is not at {where}: put it there (docs/data.md)")
+    found = READERS[name].read(where)
+    warn(name, found)
+    return found
 
 
 def compare(
@@ -40,28 +39,22 @@ def compare(
 ) -> None:
     """Compare numbers of images with the published; no checksums of either dataset are known."""
     where = folder(name, root)
+    counts = {split: len(reading.images) for split, reading in readings.items()}
     if name == "flickr30k":
-        for split, reading in readings.items():
-            published = flickr.PUBLISHED[split]
-            compared.add_images(split, len(reading.images), published, where / f"{split}.txt")
+        for split, count in counts.items():
+            compared.add_images(split, count, flickr.PUBLISHED[split], where / f"{split}.txt")
         return
-    for file in (referit.REFS, referit.INSTANCES):
-        path = where / file
-        compared.add(file, checksums.sha256(path), None, path=path, remedy="")
-    count = sum(len(reading.images) for reading in readings.values())
-    compared.add_images("all", count, referit.PUBLISHED_IMAGES, where)
+    for path in (where / referit.REFS, where / referit.INSTANCES):
+        compared.add(path.name, checksums.sha256(path), None, path=path, remedy="")
+    compared.add_images("all", sum(counts.values()), referit.PUBLISHED_IMAGES, where)
 
 
-def report(
-    readings: Mapping[str, Reading], parts: Mapping[str, Part], published: str | None
-) -> dict[str, str]:
+def report(readings: Mapping[str, Reading], parts: Mapping[str, Part]) -> dict[str, str]:
     """Describe each split and the words, a line each.
 
-    `published` is the dataset to compare with, "flickr30k" or "referit"; None for synthetic data.
     Raises ValueError for features that cannot be read.
     """
     found = {}
-    known = flickr.PUBLISHED if published == "flickr30k" else {}
     for split, reading in readings.items():
         part = parts[split]
         regions, rows_I = part.regions, part.regions.rows_I[part.there]
@@ -69,16 +62,13 @@ def report(
         for index in tried:
             regions.read(index, int(regions.rows_I[index]))
         existing = sum(image.path.is_file() for image in reading.images)
-        counts = "".join(f", {count:,} {what}" for what, count in sorted(reading.counts.items()))
+        counts = "".join(f", {count:,} {what}" for what, count in sorted((+reading.counts).items()))
         found[split] = (
-            f"{_beside(len(reading.images), known.get(split))}, {existing:,} of them as files,"
+            f"{len(reading.images):,} images, {existing:,} of them as files,"
             f" {len(part.flat):,} phrases with a box{counts}, {rows_I.sum():,} regions,"
             f" {rows_I.min():,} to {rows_I.max():,} per image, of {regions.width:,} numbers;"
             f" {len(tried):,} of {len(rows_I):,} images read, {len(regions.missing):,} have none"
         )
-    images = sum(len(reading.images) for reading in readings.values())
-    in_all = referit.PUBLISHED_IMAGES if published == "referit" else sum(known.values())
-    found["all"] = _beside(images, in_all or None)
     words = next(iter(parts.values())).words
     found["words"] = (
         f"{len(words.lengths_U):,} different phrases of up to {int(words.lengths_U.max())} words,"
@@ -86,11 +76,3 @@ def report(
         f" {words.unknown:,} words without a vector"
     )
     return found
-
-
-def _beside(count: int, published: int | None) -> str:
-    """Format a number of images, and whether it is the published one."""
-    if published is None:
-        return f"{count:,} images"
-    same = "as published" if count == published else f"{published:,} were published"
-    return f"{count:,} images ({same})"

@@ -25,7 +25,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,9 +34,9 @@ from torch.nn import functional as F
 
 from npas.models import Input, InputSpec
 from npas.tasks import scenes
-from npas.tasks.base import Batch, Picture, Shown, over_ranks
+from npas.tasks.base import Batch, Metrics, Picture, Shown
 from npas.tasks.common import word_vectors
-from npas.tasks.common.measure import fill, measuring
+from npas.tasks.common.measure import fill, measuring, over_ranks
 from npas.tasks.grounding import metrics, sets
 from npas.tasks.grounding.batch import Lot, Part, Sizes
 from npas.tasks.grounding.phrases import Box, Flat, Reading, log, spread
@@ -45,9 +45,6 @@ from npas.tasks.scenes import Difficulty, dataset
 from npas.tasks.scenes.dataset import Made
 from npas.utils import rng
 from npas.utils.checks import within
-
-if TYPE_CHECKING:
-    from npas.config import DataConfig
 
 NAMES = {"flickr30k": "flickr30k_entities", "referit": "referit", "scenes": "scenes"}
 EVAL_BATCH = 8  # lots; small enough that each of many ranks gets some batches
@@ -96,11 +93,10 @@ class Task(dataset.SceneTask):
     samples = "training images"
     selection_metric = "accuracy"
 
-    def __init__(
-        self, config: Config, data: DataConfig, *, seed: int, device: torch.device
-    ) -> None:
-        super().__init__(config, data, seed, NAMES[config.set])
-        self.computing = device  # where a BERT computes word vectors
+    def prepare(self) -> None:
+        super().prepare()
+        config = self.config
+        self.name = NAMES[config.set]
         size = Sizes(config.phrases, config.regions)
         if self.source == "synthetic":
             size = Sizes(*map(min, size, (SYNTHETIC_PHRASES, SYNTHETIC_REGIONS)))
@@ -114,11 +110,9 @@ class Task(dataset.SceneTask):
         self.spec = InputSpec((), 1, outputs="regions", inputs=inputs)
         self.readings: dict[str, Reading] = {}
 
-    def setup(self) -> None:
+    def read(self) -> dict[str, Part]:
         """Read the phrases and check the region features, which stay on disk."""
-        if self.parts:
-            return
-        config, root = self.config, Path(self.data.root)
+        config, root = self.config, self.root
         name = "referit" if config.set == "referit" else "flickr30k"
         if self.is_rendered:
             root = self.find(f"flickr30k {config.words}", {}, self._write)
@@ -145,9 +139,9 @@ class Task(dataset.SceneTask):
             text_N = torch.from_numpy(flat.text_N) + first
             parts[split] = Part(flat, regions[split], words, text_N, self.sizes)
             first += len(flat.texts)
-        self.parts = parts
         # Free half a million small objects.
         self.readings = {split: replace(own, phrases=[]) for split, own in readings.items()}
+        return parts
 
     def _write(self, root: Path, counts: dict[str, int], seed: int) -> None:
         """Write rendered scenes: images, phrases, features and word vectors."""
@@ -173,15 +167,8 @@ class Task(dataset.SceneTask):
         return replace(found, rows_UT=F.pad(found.rows_UT, (0, more)))
 
     def inspect(self) -> dict[str, str]:
-        """Count images and phrases, compare with the published, and read some features."""
-        published = None if self.is_rendered else self.config.set
-        found = sets.report(self.readings, self.parts, published)
-        sums = {k: v for k, v in self.compared.found.items() if v.startswith("sha256")}
-        return found | sums
-
-    @property
-    def train_size(self) -> int:
-        return len(self.parts["train"].there)
+        """Count images and phrases, and read some features."""
+        return self.compared.found | sets.report(self.readings, self.parts)
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
         """Return images with some of their phrases, and labels."""
@@ -213,9 +200,7 @@ class Task(dataset.SceneTask):
         asked = (labels_BPR > 0).any(2).sum().clamp(min=1)
         return loss, {"fits_best": 100 * right / asked * batch.size}
 
-    def evaluate(
-        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
-    ) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
         """Measure the metrics in the module's docstring, and the accuracy of each phrase type."""
         from npas.tasks.common.workers import iterate
 

@@ -16,7 +16,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 
 from npas.tasks.common import files
-from npas.tasks.imagenet.folder import ENDINGS, Folder
+from npas.tasks.imagenet.folder import Folder
 
 PER_SHARD = 1000  # images; about 110 MB
 PACKING = "classes.json"
@@ -36,28 +35,21 @@ class Shards:
     """The images of one split, with the interface of `Folder`; raises ValueError if damaged."""
 
     def __init__(self, folder: Path, split: str, count: int) -> None:
-        self.paths = _shards_of(folder, split)
+        self.paths = sorted(folder.glob(f"{split}-*.tar"))
         packing = _read_packing(folder)
         self.classes: list[str] = packing.get("classes") or [str(label) for label in range(count)]
-        if len(self.classes) != count:
-            raise ValueError(
-                f"{folder / PACKING} names {len(self.classes):,} classes, not the {count:,} of"
-                f" task.classes: set task.classes={len(self.classes)}"
-            )
         self.names_N, self.index_N4 = _index(folder / f".{split}.npz", self.paths)
         self.labels_N = torch.from_numpy(self.index_N4[:, 3].copy())
         found = {"images": len(self.names_N), "shards": len(self.paths)}
-        if (planned := packing.get(split, found)) != found:
+        planned = packing.get(split, found)
+        if planned != found or not self.paths:
             raise ValueError(
-                f"{folder} holds {found['images']:,} {split} images in {found['shards']:,} shards,"
-                f" not {planned['images']:,} in {planned['shards']:,} as planned: pack it again"
+                f"{folder} holds {found} of {split}, not {planned} as planned: pack it again with"
+                " scripts/pack_imagenet.py"
             )
-        if odd := sorted(set(self.labels_N.unique().tolist()) ^ set(range(count))):
-            verb = "lacks" if odd[0] < count else "holds"
-            raise ValueError(
-                f"{folder} {verb} {split} images of class {odd[0]}, and task.classes={count}: set"
-                " another, or add the missing shards"
-            )
+        own = len(self.labels_N.unique())
+        if not len(self.classes) == count == own > self.labels_N.max():
+            raise ValueError(f"{folder} holds {split} images of {own} classes: set task.classes")
 
     def name(self, index: int) -> str:
         shard = self.paths[self.index_N4[index, 0]]
@@ -78,31 +70,11 @@ class Shards:
 Images = Folder | Shards
 
 
-def _shards_of(folder: Path, split: str) -> list[Path]:
-    """List the shards of a split in order; raises ValueError if any is missing."""
-    numbered = {}
-    for path in folder.glob(f"{split}-*.tar"):
-        if matched := re.fullmatch(rf"{split}-(\d+)\.tar", path.name):
-            numbered[int(matched[1])] = path
-    for number in range(max(len(numbered), 1)):
-        if number not in numbered:
-            raise ValueError(
-                f"{folder} lacks {split}-{number:06d}.tar: add it, or see scripts/pack_imagenet.py"
-            )
-    return [numbered[number] for number in sorted(numbered)]
-
-
 def _read_packing(folder: Path) -> dict[str, Any]:
     """Read `classes.json`; returns {} if there is none, as in shards that `pack` did not write."""
-    try:
-        packing = json.loads((folder / PACKING).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        packing = None
-    if not isinstance(packing, dict) or not isinstance(packing.get("classes"), list):
-        raise ValueError(f"{folder / PACKING} is damaged: run scripts/pack_imagenet.py again")
-    return packing
+    path = folder / PACKING
+    with files.reading(path, "run scripts/pack_imagenet.py again"):
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _index(kept: Path, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
@@ -119,44 +91,28 @@ def _index(kept: Path, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     found = [(i, *image) for i, path in enumerate(paths) for image in index_shard(path)]
     names_N = np.array([name for _, name, *_ in found], dtype=np.bytes_)
     index_N4 = np.array([(i, *numbers) for i, _, *numbers in found], np.int64).reshape(-1, 4)
-    with contextlib.suppress(OSError):
-        temporary = kept.with_name(f"{kept.name}.{os.getpid()}.npz")
-        np.savez(temporary, stamps=stamps, names_N=names_N, places_N4=index_N4)
-        os.replace(temporary, kept)
+    with contextlib.suppress(OSError), files.replacing(kept) as new, open(new, "wb") as file:
+        np.savez(file, stamps=stamps, names_N=names_N, places_N4=index_N4)
     return names_N, index_N4
 
 
 def index_shard(path: Path) -> list[tuple[bytes, int, int, int]]:
     """List name, offset, size and label of a shard's images; raises ValueError if it is damaged."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
     images: dict[str, tuple[bytes, int, int]] = {}
     labels: dict[str, int] = {}
-    try:
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                stem, _, ending = name.partition(".")  # at the first dot, like WebDataset
-                key = f"{folder}/{stem}"
-                if not member.isdir() and (not member.isreg() or member.issparse()):
-                    raise ValueError(f"{path} holds {name}, not a regular file: pack it again")
-                if f".{ending.lower()}" in ENDINGS:
-                    if key in images:
-                        raise ValueError(f"{path} holds two images named {key}: rename one")
-                    images[key] = (os.fsencode(member.name), member.offset_data, member.size)
-                elif ending == "cls":
-                    content = tar.extractfile(member)
-                    assert content is not None  # None only for members that are not regular files
-                    text = content.read(16)
-                    if not re.fullmatch(rb"\s*\d{1,9}\s*", text):
-                        raise ValueError(f"{path}: {member.name} holds no class number")
-                    labels[key] = int(text)
-            file.seek(at := tar.offset)
-            if file.read(512) != bytes(512):  # tarfile treats an unreadable header as the end
-                raise tarfile.ReadError(f"no header and no end mark at byte {at:,}")
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}): make it again") from None
-    if odd := sorted(images.keys() ^ labels.keys()):
-        lacks = "label (.cls)" if odd[0] in images else "image (.jpg)"
-        raise ValueError(f"{path}: {odd[0]} has no {lacks}; pack it again")
+    with files.reading(path, "make it again"), tarfile.open(path, "r:") as tar:
+        for member in tar:
+            folder, _, name = member.name.rpartition("/")
+            stem, _, ending = name.partition(".")  # at the first dot, like WebDataset
+            key = f"{folder}/{stem}"
+            if f".{ending.lower()}" in IMG_EXTENSIONS:
+                images[key] = (os.fsencode(member.name), member.offset_data, member.size)
+            elif ending == "cls" and (content := tar.extractfile(member)):
+                labels[key] = int(content.read(16))
+        if odd := sorted(images.keys() ^ labels.keys()):
+            raise ValueError(f"{odd[0]} lacks its image or its label, .cls")
     return [(*found, labels[key]) for key, found in images.items()]
 
 
@@ -188,37 +144,23 @@ def pack(
         shards = planned[split]["shards"]
         for number in range(shards):
             path = target / f"{split}-{number:06d}.tar"
-            own = range(number * per_shard, min((number + 1) * per_shard, len(folder.labels_N)))
             was_there = path.exists()
             if not was_there:
+                own = range(number * per_shard, min((number + 1) * per_shard, len(folder.labels_N)))
                 _write_shard(folder, own, path)
-            elif [name for name, *_ in index_shard(path)] != [_key(folder, i)[1] for i in own]:
-                raise ValueError(f"{path} holds other images: delete it and pack again")
             say(f"{split} {number + 1:,} of {shards:,} shards{', was there' * was_there}")
 
 
-def _key(folder: Folder, index: int) -> tuple[str, bytes]:
-    """Return an image's key in a shard, and its member name."""
-    label, _, file = folder.relative(index).partition(os.sep)
-    stem, _, ending = file.rpartition(".")
-    key = f"{label}/{stem.replace('.', '_')}"
-    image = ending.lower().replace("jpeg", "jpg")
-    return key, os.fsencode(f"{key}.{image}")
-
-
 def _write_shard(folder: Folder, own: range, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with tarfile.open(temporary, "w") as tar:
-            for index in own:
-                key, image = _key(folder, index)
-                label = str(int(folder.labels_N[index])).encode()
-                for name, data in ((f"{key}.cls", label), (os.fsdecode(image), folder.read(index))):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-        index_shard(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with files.replacing(path) as temporary, tarfile.open(temporary, "w") as tar:
+        for index in own:
+            label, _, file = folder.relative(index).partition(os.sep)
+            stem, _, ending = file.rpartition(".")
+            key = f"{label}/{stem.replace('.', '_')}"
+            image, number = ending.lower().replace("jpeg", "jpg"), int(folder.labels_N[index])
+            pair: dict[str, bytes | bytearray] = {"cls": str(number).encode()}
+            pair[image] = folder.read(index)
+            for name, data in pair.items():
+                info = tarfile.TarInfo(f"{key}.{name}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))

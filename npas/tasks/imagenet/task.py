@@ -7,18 +7,19 @@ images for validation, the same in every run. `task.classes` is for subsets.
 
 Training images are random crops, randomly flipped; test images are center crops of images resized
 to `task.resize` on the shorter side. Batches are bytes, normalised on the network's device. Images
-that cannot be read are logged and skipped, up to `task.max_damaged` over all ranks; in training the
-next image is used instead.
+that cannot be read are logged and skipped, up to `task.max_damaged` of each rank and its workers;
+in training the next image is used instead.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,20 +27,18 @@ from torch.nn import functional as F
 
 from npas.models import InputSpec
 from npas.tasks import base
-from npas.tasks.base import Batch
-from npas.tasks.cifar.synthetic import generate_images
-from npas.tasks.classification import SPLIT_SEED, Classification
+from npas.tasks.base import Batch, Metrics
+from npas.tasks.classification import SPLIT_SEED, Classification, generate_images
 from npas.tasks.common import checksums, workers
 from npas.tasks.common.files import temporary
+from npas.tasks.common.measure import measure
 from npas.tasks.imagenet import shards
-from npas.tasks.imagenet.damage import Damage, log
 from npas.tasks.imagenet.folder import Folder
-from npas.tasks.imagenet.transforms import Crops
+from npas.tasks.imagenet.transforms import Crops, decode
 from npas.utils import rng
 from npas.utils.checks import above, at_least, at_most, below, within
 
-if TYPE_CHECKING:
-    from npas.config import DataConfig
+log = logging.getLogger(__name__)
 
 # Means and standard deviations of the channels, in bytes, as for torchvision's networks.
 MEAN = (123.675, 116.28, 103.53)
@@ -54,8 +53,8 @@ CLASSES = 1000
 class Config:
     """The `task.*` keys of ImageNet.
 
-    `max_damaged` is a limit over all ranks. Checkpoints do not store the damaged images: a resumed
-    run starts counting from 0.
+    `max_damaged` is a limit of each process and its workers. Checkpoints do not store the damaged
+    images: a resumed run starts counting from 0.
     """
 
     family: str = "imagenet"
@@ -76,9 +75,7 @@ class Config:
         limits |= {"held_out": (0, 10**9), "max_damaged": (0, 10**9), "pca_noise": (0, 10)}
         within("task", self, limits)
         if self.resize < self.size:
-            raise ValueError(
-                f"task.resize={self.resize} is less than task.size={self.size}, the crop"
-            )
+            raise ValueError(f"task.resize={self.resize} is less than task.size={self.size}")
         above("task.scale_min", self.scale_min, 0)
         at_most("task.scale_min", self.scale_min, 1)
         at_least("task.label_smoothing", self.label_smoothing, 0)
@@ -92,6 +89,9 @@ class Part:
     split: str
     index_N: Tensor
 
+    def __len__(self) -> int:
+        return len(self.index_N)
+
 
 class Task(Classification):
     """Classify colour images that stream from disk."""
@@ -100,48 +100,44 @@ class Task(Classification):
     # The folder of each part. The part "val" has its own, or is held out of the training images.
     splits: Mapping[str, str] = MappingProxyType({"train": "train", "test": "val"})
 
-    def __init__(
-        self, config: Config, data: DataConfig, *, seed: int, device: torch.device
-    ) -> None:
-        base.refuse_val_fraction(
-            data, "ImageNet", "of which task.held_out training images are held out"
-        )
-        self.config = config
-        self.data = data
-        self.seed = seed
+    def prepare(self) -> None:
+        config = self.config
+        reason = "of which task.held_out training images are held out"
+        base.refuse_val_fraction(self.data, "ImageNet", reason)
+        self.describe(config.classes)
         self.name = "imagenet" if config.classes == CLASSES else f"imagenet{config.classes}"
+        self.published = PUBLISHED if config.classes == CLASSES else {}
+        self.has_validation = config.held_out > 0
+
+    def describe(self, classes: int) -> None:
+        """Set what does not depend on the dataset."""
+        config = self.config
         self.device = torch.device("cpu")  # batches stream from disk
-        self.source = data.source
         size = min(config.size, SYNTHETIC_SIZE) if self.source == "synthetic" else config.size
-        self.spec = InputSpec((3, size, size), config.classes)
-        self.compared = checksums.Comparison(data.verify)
+        self.spec = InputSpec((3, size, size), classes)
+        self.compared = checksums.Comparison(self.data.verify)
         resize = round(config.resize * size / config.size)
         self.crops = Crops(
             size, resize, config.scale_min, config.flip, config.pca_noise, config.interpolation
         )
         self.label_smoothing = config.label_smoothing
-        self.published = PUBLISHED if config.classes == CLASSES else {}
-        self.has_validation = config.held_out > 0
-        self.parts: dict[str, Part] = {}
-        self.colours: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def setup(self) -> None:
-        """List the images, once; raises ValueError if they are missing.
-
-        Only their number is compared with the published dataset, since its checksums are not known.
-        """
-        if self.parts:
-            return
+    def read(self) -> dict[str, Part]:
+        """List the images; only their number is compared, since no checksums are known."""
         held_out = self.config.held_out
         if self.source == "synthetic":
-            self.images, held_out = self._generate()
+            held_out = self.data.synthetic.test if held_out else 0
+            self._generate(held_out)
         else:
-            self.images = self._find(Path(self.data.root), self.config.classes)
+            self._find(self.root, self.spec.num_classes)
             for split, own in self.images.items():
-                path = self._folder(Path(self.data.root)) / split
-                published = self.published.get(split)
+                path, published = self._folder(self.root) / split, self.published.get(split)
                 self.compared.add_images(split, len(own.labels_N), published, path)
-        self.damage = Damage(self.images, self.config.max_damaged)
+        # One byte per image in memory shared with the workers: whether it could not be read.
+        self.damaged = {
+            split: torch.zeros(len(own.labels_N), dtype=torch.uint8).share_memory_()
+            for split, own in self.images.items()
+        }
         held_N = hold_out(self.images["train"].labels_N, held_out)
         parts = {
             part: Part(split, torch.arange(len(self.images[split].labels_N)))
@@ -150,45 +146,38 @@ class Task(Classification):
         parts["train"] = Part("train", (~held_N).nonzero().squeeze(1))
         if held_out:
             parts["val"] = Part("train", held_N.nonzero().squeeze(1))
-        self.parts = parts
+        return parts
 
     def _folder(self, root: Path) -> Path:
         return root / ("imagenet-shards" if self.config.form == "shards" else "imagenet")
 
-    def _find(self, root: Path, classes: int) -> dict[str, shards.Images]:
+    def _find(self, root: Path, classes: int) -> None:
         """List the images of all splits, from folders or shards."""
         folder, packed = self._folder(root), self.config.form == "shards"
+        self.images: dict[str, shards.Images] = {}
         for split in self.splits.values():
-            if not (folder if packed else folder / split).exists():
-                remedy = f"put its class folders into {folder / split}"
-                if packed:
-                    remedy = f"pack it with scripts/pack_imagenet.py into {folder}"
-                raise ValueError(
-                    f"{self.name} is not under data.root={root}: {remedy}, or set"
-                    " data.source=synthetic"
-                )
-        if packed:
-            return {split: shards.Shards(folder, split, classes) for split in self.splits.values()}
-        train = Folder(folder / "train", classes)
-        others = [split for split in self.splits.values() if split != "train"]
-        found = {split: Folder(folder / split, classes, train.classes) for split in others}
-        return {"train": train, **found}
+            path = folder if packed else folder / split
+            if not path.exists():
+                how = "shards of scripts/pack_imagenet.py" if packed else "class folders"
+                raise self.missing(f"{how} into {path}")
+            names = self.images["train"].classes if self.images else None
+            self.images[split] = (
+                shards.Shards(folder, split, classes) if packed else Folder(path, classes, names)
+            )
 
-    def _generate(self) -> tuple[dict[str, shards.Images], int]:
+    def _generate(self, held_out: int) -> None:
         """Write synthetic images to a folder that lives as long as the task, and list them.
 
-        Reduces the classes so that each has an image in every split. Also returns the number of
-        held-out training images.
+        Reduces the classes so that each has an image in every split.
         """
         from PIL import Image
 
         root, wanted = temporary(self), self.data.synthetic
-        held_out = wanted.test if self.config.held_out else 0
         counts = dict.fromkeys(self.splits.values(), wanted.test)
         counts["train"] = wanted.train + held_out
         packed = self.config.form == "shards"
         tree = root / "imagenet" if packed else self._folder(root)
-        classes = min(self.config.classes, *counts.values())
+        classes = min(self.spec.num_classes, *counts.values())
         size = (SYNTHETIC_HEIGHT, SYNTHETIC_WIDTH, 3)
         for purpose, (split, count) in enumerate(counts.items()):
             pixels, labels_N = generate_images(count, classes, *size, 256, purpose)
@@ -200,34 +189,46 @@ class Task(Classification):
         if packed:
             splits = {split: Folder(tree / split, classes) for split in counts}
             shards.pack(splits, self._folder(root))
-        return self._find(root, classes), held_out
+        self._find(root, classes)
 
     def inspect(self) -> dict[str, str]:
         """Count images and bytes, and read the first image of each class."""
         found, readable = {}, []
         for split, own in self.images.items():
             count, size = len(own.labels_N), own.total_bytes()
-            line = f"{count:,} images of {len(own.classes):,} classes, {size:,} bytes"
-            if isinstance(own, shards.Shards):
-                line += f" in {len(own.paths):,} shards"
-            if self.source == "real" and split in self.published:
-                same = count == self.published[split]
-                line += ", as published" if same else f"; {self.published[split]:,} were published"
-            found[split] = line
+            found[split] = f"{count:,} images of {len(own.classes):,} classes, {size:,} bytes"
+            if self.source == "real" and (known := self.published.get(split)):
+                found[split] += (
+                    ", as published" if count == known else f"; {known:,} were published"
+                )
             labels_N = own.labels_N.numpy()
             for label in range(len(own.classes)):
                 first = int((labels_N == label).argmax())
-                readable.append(self.damage.decoded(split, first) is not None)
+                readable.append(self.decoded(split, first) is not None)
         if self.config.held_out:
-            found["held out"] = f"{len(self.parts['val'].index_N):,} training images, for val"
+            found["held out"] = f"{len(self.parts['val']):,} training images, for val"
         tried = f"{sum(readable):,} of {len(readable):,} images tried"
-        found["readable"] = f"{tried}, the first of each class"
-        self.damage.report()
-        return found
+        return {**found, "readable": f"{tried}, the first of each class"}
 
-    @property
-    def train_size(self) -> int:
-        return len(self.parts["train"].index_N)
+    def decoded(self, split: str, index: int) -> Tensor | None:
+        """Read an image, CxHxW bytes; returns None if it is damaged, which is logged once.
+
+        Raises ValueError if there are more than `task.max_damaged`.
+        """
+        if self.damaged[split][index]:
+            return None
+        images, most = self.images[split], self.config.max_damaged
+        try:
+            return decode(images.read(index))
+        except (ValueError, OSError) as error:
+            self.damaged[split][index] = 1
+            log.warning("%s is left out: %s", images.name(index), error)
+        if (count := sum(int(flags.sum()) for flags in self.damaged.values())) > most:
+            raise ValueError(
+                f"{count} images cannot be read, more than task.max_damaged={most}, the last of"
+                f" them {images.name(index)}: put whole files there, or raise task.max_damaged"
+            )
+        return None
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
         """Return images as bytes, BxCxHxW, and their classes."""
@@ -244,15 +245,10 @@ class Task(Classification):
     def _next_readable(self, number: int) -> tuple[Tensor, int]:
         """Read this training image or, if it is damaged, the next readable one."""
         part, labels_N = self.parts["train"], self.images["train"].labels_N
-        while True:
-            index = int(part.index_N[number])
-            image_CHW = self.damage.decoded("train", index)
-            if image_CHW is not None:
+        for index in part.index_N.roll(-number).tolist():
+            if (image_CHW := self.decoded("train", index)) is not None:
                 return image_CHW, int(labels_N[index])
-            self.damage.check()
-            if len(self.damage.found()) >= len(part.index_N):
-                raise ValueError(f"no training image of {self.name} can be read")
-            number = (number + 1) % len(part.index_N)
+        raise ValueError(f"no training image of {self.name} can be read")
 
     def _batch(self, images: list[Tensor], labels: list[int]) -> Batch:
         """Stack images, possibly none, into a batch in channels-last memory, fastest on GPUs."""
@@ -262,35 +258,16 @@ class Task(Classification):
         labels_B = torch.tensor(labels, dtype=torch.int64)
         return Batch(images_BHWC.permute(0, 3, 1, 2), labels_B, len(images))
 
-    def sync_damage(self, world: int) -> None:
-        self.damage.agree(world)
-
     def preprocess(self, images_BCHW: Tensor) -> Tensor:
         """Normalise bytes to floats, contiguous on a CPU (see `classification.to_nchw`)."""
-        device = images_BCHW.device
-        if device not in self.colours:
-            mean_C11, std_C11 = (
-                torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD)
-            )
-            self.colours[device] = mean_C11, std_C11
-        mean_C11, std_C11 = self.colours[device]
-        if device.type == "cpu":
+        mean_C11, std_C11 = _colours(images_BCHW.device)
+        if images_BCHW.is_cpu:
             images_BCHW = images_BCHW.contiguous()
         return images_BCHW.float().sub_(mean_C11).div_(std_C11)
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        self.damage.report()
-        return super().loss(model, batch)
-
-    def evaluate(
-        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
-    ) -> dict[str, float]:
-        """Measure top-1 and top-5 accuracy in percent and the mean loss over readable images.
-
-        Raises ValueError on all ranks if more than task.max_damaged images cannot be read.
-        """
-        self.damage.agree(world)
-        images = len(self.parts[split].index_N)
+    def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
+        """Measure top-1 and top-5 accuracy in percent and the mean loss over readable images."""
+        images = len(self.parts[split])
         steps = range(-(-images // EVAL_BATCH))
         make = functools.partial(self._test_batches, split)
         made = workers.iterate(make, steps[rank::world], self.data.workers)
@@ -306,10 +283,9 @@ class Task(Classification):
             loss = F.cross_entropy(logits_BK, batch.targets, reduction="sum")
             return right_B5[:, 0].sum(), right_B5.sum(), loss, batch.size
 
-        counted_E4 = base.measure(model, count, len(steps), 4, rank, world, device)
+        counted_E4 = measure(model, count, len(steps), 4, rank, world, device)
         assert next(made, None) is None  # ends its workers
         right, among_five, loss, seen = counted_E4.sum(0).tolist()
-        self.damage.agree(world)
         if not seen:
             raise ValueError(f"none of the {images:,} {split} images of {self.name} can be read")
         if seen < images:
@@ -327,11 +303,16 @@ class Task(Classification):
         for step in steps:
             images, labels = [], []
             for index in part.index_N[step * EVAL_BATCH : (step + 1) * EVAL_BATCH].tolist():
-                image_CHW = self.damage.decoded(part.split, index)
+                image_CHW = self.decoded(part.split, index)
                 if image_CHW is not None:
                     images.append(self.crops.test(image_CHW))
                     labels.append(int(self.images[part.split].labels_N[index]))
             yield self._batch(images, labels)
+
+
+@functools.cache
+def _colours(device: torch.device) -> list[Tensor]:
+    return [torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD)]
 
 
 def hold_out(labels_N: Tensor, count: int) -> Tensor:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from npas.tasks.common.files import reading
+
 HEADER_BYTES = 256 * 4
 MAGIC, VERSION = 20240520, 1
 TOKEN = np.dtype("<u2")
@@ -52,33 +54,21 @@ class Stream:
         return Stream(before), Stream(after)
 
 
-def read_shards(folder: Path, pattern: str) -> Stream:
-    """Memory-map the shards of a folder, sorted by name; raises ValueError if there are none."""
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """Return files of a folder, sorted by name; raises ValueError if there are none."""
     paths = sorted(folder.glob(pattern))
     if not paths:
-        raise ValueError(
-            f"{folder} holds no {pattern}: put the contest's shards there, or set data.root"
-        )
-    return Stream([read_shard(path) for path in paths])
+        raise ValueError(f"{folder} holds no {pattern}: put the files there, or set data.root")
+    return paths
 
 
 def read_shard(path: Path) -> np.ndarray:
     """Memory-map a shard's tokens, N uint16; raises ValueError if it is damaged."""
-    size = path.stat().st_size
-    header = np.fromfile(path, dtype="<i4", count=256)
-    if len(header) < 256:
-        raise ValueError(f"{path} is truncated: {size} bytes, less than a header of {HEADER_BYTES}")
-    magic, version, count = (int(number) for number in header[:3])
-    if (magic, version) != (MAGIC, VERSION):
-        raise ValueError(
-            f"{path} is not a token shard: its header starts with {magic}, {version}, not {MAGIC},"
-            f" {VERSION}; for tokens without a header set task.dataset=bins"
-        )
-    if count < 1 or size != HEADER_BYTES + TOKEN.itemsize * count:
-        raise ValueError(
-            f"{path} is damaged: {size:,} bytes, and a shard of {count:,} tokens has"
-            f" {HEADER_BYTES + TOKEN.itemsize * max(count, 0):,}; get it again"
-        )
+    header, size = np.fromfile(path, dtype="<i4", count=256), path.stat().st_size
+    if header[:2].tolist() != [MAGIC, VERSION]:
+        raise ValueError(f"{path} is not a token shard; without a header set task.dataset=bins")
+    if size < HEADER_BYTES + TOKEN.itemsize or size != HEADER_BYTES + TOKEN.itemsize * header[2]:
+        raise ValueError(f"{path} is damaged: {size:,} bytes do not fit its {header[2]:,} tokens")
     return np.memmap(path, dtype=TOKEN, mode="r", offset=HEADER_BYTES)
 
 
@@ -93,11 +83,8 @@ def write_shard(path: Path, tokens: np.ndarray) -> None:
 
 def read_bin(path: Path) -> Stream:
     """Memory-map nanoGPT's tokens without a header; raises ValueError if missing or damaged."""
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: nanoGPT's prepare.py writes it")
-    size = path.stat().st_size
-    if size % TOKEN.itemsize or not size:
-        raise ValueError(f"{path} is damaged: {size} bytes, not a whole number of uint16 tokens")
+    if not path.is_file() or not (size := path.stat().st_size) or size % TOKEN.itemsize:
+        raise ValueError(f"{path} is missing, or no whole number of uint16: nanoGPT writes it")
     if np.fromfile(path, dtype="<i4", count=1).tolist() == [MAGIC]:
         raise ValueError(f"{path} has a shard's header: set task.dataset=fineweb")
     return Stream([np.memmap(path, dtype=TOKEN, mode="r")])
@@ -113,17 +100,5 @@ def read_characters(path: Path) -> tuple[np.ndarray, str]:
 
 def read_text(path: Path) -> str:
     """Return a file's text; raises ValueError if it is missing or not UTF-8."""
-    try:
+    with reading(path, "put UTF-8 text there"):
         return path.read_bytes().decode()
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 at byte {error.start:,}: convert it") from None
-
-
-def text_files(folder: Path) -> list[Path]:
-    """Return the *.txt files of a folder, sorted; raises ValueError if there are none."""
-    paths = sorted(folder.glob("*.txt"))
-    if not paths:
-        raise ValueError(f"{folder} holds no *.txt: put plain text there, or set data.root")
-    return paths

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,24 +31,20 @@ from torch.nn import functional as F
 
 from npas.models import InputSpec
 from npas.tasks import base
-from npas.tasks.base import Batch, Picture, Shown
-from npas.tasks.common import files
+from npas.tasks.base import Batch, Metrics, Picture, Shown
 from npas.tasks.common.checksums import Comparison, sha256
-from npas.tasks.common.download import download
-from npas.tasks.common.measure import fill, measuring
+from npas.tasks.common.download import fetch
+from npas.tasks.common.measure import measure, measuring
 from npas.tasks.lm import reader, vocabulary
 from npas.tasks.lm.reader import Stream
 from npas.utils import rng
 from npas.utils.checks import within
 
-if TYPE_CHECKING:
-    from npas.config import DataConfig
-
 SHAKESPEARE = Path("tinyshakespeare/input.txt")
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
-SHAKESPEARE_SHA256 = "sha256 86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TRAIN_FRACTION = 0.9  # the first part of a text, as in nanoGPT
 EVAL_TOKENS = 16_384  # per evaluation batch
 NOT_SCORED = -100  # ignored by cross-entropy
@@ -77,8 +73,7 @@ class Config:
             raise ValueError("task.tokenizer: shakespeare is read as characters: set task=text")
         if self.dataset == "shakespeare" and self.folder != "text":
             raise ValueError(
-                f"task.folder={self.folder} is not read: shakespeare is {SHAKESPEARE} below"
-                " data.root; set task=text, bins or fineweb for a folder"
+                f"task.folder={self.folder} is not read for shakespeare: set task=text"
             )
 
 
@@ -89,26 +84,19 @@ class Task(base.Task):
     lower_is_better = True
     samples = "tokens"
 
-    def __init__(
-        self, config: Config, data: DataConfig, *, seed: int, device: torch.device
-    ) -> None:
-        self.config = config
-        self.data = data
-        self.seed = seed
-        self.device = torch.device("cpu")  # batches stream from files or memory
-        self.source = data.source
-        self.name = config.dataset
-        self.root = Path(data.root)
-        self.has_validation = bool(data.val_fraction)
-        self.spec = InputSpec((config.length,), config.vocab_size, outputs="token")
-        self.streams: dict[str, Stream] = {}
-        self.vocabulary: vocabulary.Vocabulary | None = None  # None: unknown
-        self.compared = Comparison(data.verify)
+    compared: Comparison
 
-    def setup(self) -> None:
+    def prepare(self) -> None:
+        config = self.config
+        self.device = torch.device("cpu")  # batches stream from files or memory
+        self.name = config.dataset
+        self.has_validation = bool(self.data.val_fraction)
+        self.spec = InputSpec((config.length,), config.vocab_size, outputs="token")
+        self.vocabulary: vocabulary.Vocabulary | None = None  # None: unknown
+        self.compared = Comparison(self.data.verify)
+
+    def read(self) -> dict[str, Stream]:
         """Open the token streams; raises ValueError if they are missing, damaged or too short."""
-        if self.streams:
-            return
         if self.source == "synthetic":
             train, test = self._synthetic()
         else:
@@ -116,8 +104,7 @@ class Task(base.Task):
         size, found = self.config.vocab_size, self.vocabulary
         if found is not None and len(found) != size:
             raise ValueError(
-                f"{self.name} has {len(found)} different tokens, not task.vocab_size={size}: set"
-                f" task.vocab_size={len(found)}"
+                f"{self.name} has {len(found)} tokens: set task.vocab_size={len(found)}"
             )
         streams = {"train": train, "test": test}
         if fraction := self.data.val_fraction:
@@ -125,41 +112,29 @@ class Task(base.Task):
             streams["train"], streams["val"] = train.cut(kept)
         for part, stream in streams.items():
             if len(stream) <= self.config.length:
-                raise ValueError(
-                    f"the {part} part of {self.name} has {len(stream):,} tokens, too few for a row"
-                    f" of task.length={self.config.length} and the next token"
-                )
-        self.streams = streams
+                raise ValueError(f"the {part} part of {self.name} is shorter than task.length")
+        return streams
 
     def _shakespeare(self) -> tuple[Stream, Stream]:
         path = self.root / SHAKESPEARE
         if not path.exists() and self.data.download:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with files.locked(path.with_suffix(".lock")):
-                if not path.exists():
-                    download(SHAKESPEARE_URL, path)
+            fetch(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256)
         if not path.exists():
-            raise ValueError(
-                f"{path} is missing: set data.download=true, or get it from {SHAKESPEARE_URL}"
-            )
+            raise self.missing(str(SHAKESPEARE))
         tokens, characters = reader.read_characters(path)
-        assert self.compared is not None
-        self.compared.add(
-            SHAKESPEARE.name,
-            sha256(path),
-            SHAKESPEARE_SHA256,
-            path=path,
-            remedy="delete it, and data.download=true fetches the published one",
-        )
+        remedy = "delete it, and data.download=true fetches the published one"
+        name, published = SHAKESPEARE.name, f"sha256 {SHAKESPEARE_SHA256}"
+        self.compared.add(name, sha256(path), published, path=path, remedy=remedy)
         self.vocabulary = vocabulary.of_characters(characters)
-        cut = int(len(tokens) * TRAIN_FRACTION)
-        return Stream([tokens[:cut]]), Stream([tokens[cut:]])
+        return Stream([tokens]).cut(int(len(tokens) * TRAIN_FRACTION))
 
     def _fineweb(self) -> tuple[Stream, Stream]:
         self._read_tokenizer()
         folder = self.root / self.config.folder
+        patterns = (f"fineweb_{part}_*.bin" for part in ("train", "val"))
         train, val = (
-            reader.read_shards(folder, f"fineweb_{part}_*.bin") for part in ("train", "val")
+            Stream([reader.read_shard(path) for path in reader.listed(folder, pattern)])
+            for pattern in patterns
         )
         return train, val
 
@@ -171,13 +146,10 @@ class Task(base.Task):
     def _text(self) -> tuple[Stream, Stream]:
         self._read_tokenizer()
         self.vocabulary = self.vocabulary or vocabulary.of_bytes()
-        paths = reader.text_files(self.root / self.config.folder)
-        tokens = np.array(
-            self.vocabulary.encode("\n".join(reader.read_text(path) for path in paths)),
-            dtype=reader.TOKEN,
-        )
-        cut = int(len(tokens) * TRAIN_FRACTION)
-        return Stream([tokens[:cut]]), Stream([tokens[cut:]])
+        paths = reader.listed(self.root / self.config.folder, "*.txt")
+        text = "\n".join(map(reader.read_text, paths))
+        tokens = np.array(self.vocabulary.encode(text), dtype=reader.TOKEN)
+        return Stream([tokens]).cut(int(len(tokens) * TRAIN_FRACTION))
 
     def _read_tokenizer(self) -> None:
         if self.config.tokenizer is not None:
@@ -198,13 +170,8 @@ class Task(base.Task):
         return train, test
 
     def inspect(self) -> dict[str, str]:
-        assert self.compared is not None
-        found = {part: f"{len(stream):,} tokens" for part, stream in self.streams.items()}
+        found = {part: f"{len(stream):,} tokens" for part, stream in self.parts.items()}
         return {**found, **self.compared.found}
-
-    @property
-    def train_size(self) -> int:
-        return len(self.streams["train"])
 
     def steps_per_epoch(self, batch_size: int) -> int:
         if self.source == "synthetic":
@@ -232,35 +199,30 @@ class Task(base.Task):
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
         """Return the rows that start at these positions."""
-        stream, count = self.streams["train"], self.config.length + 1
+        stream, count = self.parts["train"], self.config.length + 1
         rows_BL = torch.stack([stream.take(start, count) for start in index_B.tolist()])
         self._check_tokens(rows_BL)
         return Batch(rows_BL[:, :-1], rows_BL[:, 1:], len(rows_BL))
 
     def _check_tokens(self, tokens: Tensor) -> None:
         if (most := int(tokens.max())) >= self.config.vocab_size:
-            raise ValueError(
-                f"{self.name} has token {most}, and task.vocab_size={self.config.vocab_size}: set"
-                " it to the size of the tokenizer that the files were made with"
-            )
+            raise ValueError(f"{self.name} has token {most}, above task.vocab_size: raise that")
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy per token, in nats."""
         logits_BLV = model(batch.inputs)
         return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch.targets.flatten()), {}
 
-    def evaluate(
-        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
-    ) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
         """Measure nats per token and, if the tokens' bytes are known, bits per byte."""
-        stream, length = self.streams[split], self.config.length
+        stream, length = self.parts[split], self.config.length
         targets = len(stream) - 1
         if self.config.dataset == "fineweb":
             targets = targets // length * length
         per_batch = max(1, EVAL_TOKENS // length) * length
         cuts, known = range(0, targets, per_batch), self.vocabulary
 
-        def count(i: int) -> tuple[int, Tensor]:
+        def count(i: int) -> tuple[Tensor | int, ...]:
             """Return nats, tokens and bytes of a batch."""
             read = stream.take(cuts[i], min(per_batch, targets - cuts[i]) + 1)
             self._check_tokens(read)
@@ -276,12 +238,12 @@ class Task(base.Task):
                 reduction="none",
             )
             size = 0 if known is None else int(known.bytes_of(target, before).sum())
-            return i, torch.tensor([nats.double().sum().item(), len(target), size])
+            # Rounded, as in the committed results.
+            return nats.double().sum().float(), len(target), size
 
-        with measuring(model) as device:
-            sums_E3 = torch.zeros(len(cuts), 3, dtype=torch.float64, device=device)
-            sums_E3 = fill(sums_E3, range(rank, len(cuts), world), world, count)
-        nats, tokens, size = sums_E3.cpu().sum(0).tolist()
+        device = next(model.parameters(), torch.empty(0)).device
+        sums_E3 = measure(model, count, len(cuts), 3, rank, world, device)
+        nats, tokens, size = sums_E3.sum(0).tolist()
         metrics = {"loss": nats / tokens}
         return {**metrics, "bits_per_byte": nats / math.log(2) / size} if size else metrics
 
@@ -292,7 +254,7 @@ class Task(base.Task):
         """
         if self.vocabulary is None:
             raise ValueError(f"{self.name} cannot be shown as text: set task.tokenizer")
-        stream, length = self.streams[split], self.config.length
+        stream, length = self.parts[split], self.config.length
         prompt, key = min(PROMPT, length), rng.derive_key(0, "continue")
         starts = [i * (len(stream) // count) for i in range(count)]
         tokens_BL = torch.stack([stream.take(start, prompt) for start in starts])

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from npas.tasks.common.files import reading
 from npas.tasks.common.tokenization import Tokenizer
 from npas.utils.progress import track
 
@@ -45,17 +46,14 @@ def read(folder: Path) -> Iterator[tuple[int, str]]:
     document = 0
     for path in files(folder):
         inside = False
-        try:
-            with path.open(encoding="utf-8") as file:
-                # Like str.splitlines, split at form feeds and the like, too.
-                for line in chain.from_iterable(map(str.splitlines, file)):
-                    if text := line.strip():
-                        yield document, text
-                    elif inside:
-                        document += 1
-                    inside = bool(text)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error}): convert it") from error
+        with reading(path, "convert it to UTF-8 text"), path.open(encoding="utf-8") as file:
+            # Like str.splitlines, split at form feeds and the like, too.
+            for line in chain.from_iterable(map(str.splitlines, file)):
+                if text := line.strip():
+                    yield document, text
+                elif inside:
+                    document += 1
+                inside = bool(text)
         document += inside
 
 
@@ -63,10 +61,7 @@ def files(folder: Path) -> list[Path]:
     """List the text files in order; raises ValueError if there are none."""
     found = sorted(folder.glob("*.txt"))
     if not found:
-        raise ValueError(
-            f"there is no text in {folder}: put *.txt files there, one sentence per line and an"
-            " empty line between documents"
-        )
+        raise ValueError(f"there is no text in {folder}: put *.txt files there (docs/data.md)")
     return found
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +25,12 @@ from torch.nn import functional as F
 
 from npas.models import InputSpec
 from npas.tasks import base
-from npas.tasks.base import Batch
+from npas.tasks.base import Batch, Metrics
 from npas.tasks.common import synthetic_text, tokenization
+from npas.tasks.common.measure import measure
 from npas.tasks.mlm import reader
 from npas.utils import rng
 from npas.utils.checks import above, below, within
-
-if TYPE_CHECKING:
-    from npas.config import DataConfig
 
 EVAL_BATCH = 32
 HELD_OUT_SEED = 0  # held-out documents and their masks are the same for every run
@@ -66,13 +63,11 @@ class Task(tokenization.TextTask):
     selection_metric = "mlm_accuracy"
     has_validation = False
 
-    def __init__(
-        self, config: Config, data: DataConfig, *, seed: int, device: torch.device
-    ) -> None:
-        base.refuse_val_fraction(data, "plain text", "of which task.held_out is held out")
-        super().__init__(config, data, seed, device)
-        length = config.max_length
-        self.length = min(length, SYNTHETIC_LENGTH) if self.source == "synthetic" else length
+    def prepare(self) -> None:
+        base.refuse_val_fraction(self.data, "plain text", "of which task.held_out is held out")
+        self.length = self.config.max_length
+        if self.source == "synthetic":
+            self.length = min(self.length, SYNTHETIC_LENGTH)
         self.spec = InputSpec((self.length,), 2, outputs="pretraining")
 
     def write(self) -> None:
@@ -82,12 +77,12 @@ class Task(tokenization.TextTask):
     def ensure(self) -> None:
         reader.files(self.root / "text")
 
-    def read(self) -> None:
+    def load(self) -> dict[str, reader.Pieces]:
         folder, made = self.root / "text", self.data.synthetic
         is_real = self.source == "real"
         fraction = self.config.held_out if is_real else made.test / (made.train + made.test)
         documents = max((number + 1 for number, _ in reader.read(folder)), default=0)
-        held = held_out(documents, fraction)
+        held = tokenization.held_out(documents, fraction, "text held out")
         self.counted = {
             f"text/{path.name}": f"{path.stat().st_size:,} bytes" for path in reader.files(folder)
         }
@@ -96,23 +91,16 @@ class Task(tokenization.TextTask):
             own = (line for line in reader.read(folder) if (line[0] in held) == (name == "test"))
             pieces = reader.cut(own, self.tokenizer, self.length - SPECIAL, self.device)
             if not len(pieces):
-                raise ValueError(
-                    f"{folder} leaves no text for the {name} part: it needs at least two documents"
-                    " of two words"
-                )
+                raise ValueError(f"{folder} leaves no text for the {name} part: add documents")
             parts[name] = pieces
             self.counted[name] = (
                 f"{count:,} documents, {int(pieces.length_N.sum()):,} tokens in {len(pieces):,}"
                 f" samples of at most {self.length}"
             )
-        self.parts = parts
+        return parts
 
     def inspect(self) -> dict[str, str]:
         return self.counted | self.tokenizer.line()
-
-    @property
-    def train_size(self) -> int:
-        return len(self.parts["train"])
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
         hidden = self._hidden(self.parts["train"], index_B, self.seed, f"train {epoch}")
@@ -171,7 +159,6 @@ class Task(tokenization.TextTask):
         Token losses are averaged per sample first, so that the loss does not depend on how a batch
         is split over ranks.
         """
-        self.check_network(model)
         counted_B5 = _count(model, *batch[:2])
         hidden_B, lost_B, right_B, order_B, in_order_B = counted_B5.unbind(1)
         loss = (lost_B / hidden_B + order_B).mean()
@@ -180,14 +167,11 @@ class Task(tokenization.TextTask):
             "sop_accuracy": 100 * in_order_B.sum().detach(),
         }
 
-    def evaluate(
-        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
-    ) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
         """Measure accuracies on "test", of masked tokens and of order, in percent, and losses.
 
         `perplexity` is of masked tokens; `loss` is their mean loss plus the mean loss of the order.
         """
-        self.check_network(model)
         part = self.parts[split]
         cuts = torch.arange(len(part), device=self.device).split(EVAL_BATCH)
 
@@ -195,7 +179,7 @@ class Task(tokenization.TextTask):
             counted_B5 = _count(model, *self._hidden(part, cuts[i], HELD_OUT_SEED, split))
             return counted_B5.sum(0, dtype=torch.float64).unbind()
 
-        counted_E5 = base.measure(model, count, len(cuts), 5, rank, world, self.device)
+        counted_E5 = measure(model, count, len(cuts), 5, rank, world, self.device)
         hidden, lost, right, order, in_order = counted_E5.sum(0).tolist()
         return {
             "mlm_accuracy": 100 * right / hidden,
@@ -228,10 +212,3 @@ def _count(model: nn.Module, given: dict[str, Tensor], asked: dict[str, Tensor])
         ],
         1,
     )
-
-
-def held_out(documents: int, fraction: float) -> set[int]:
-    """Choose the documents to hold out, at least one; no seed changes the choice."""
-    key = rng.derive_key(HELD_OUT_SEED, "text held out")
-    order = rng.permutation(key, documents, torch.device("cpu"))
-    return set(order[: max(1, round(fraction * documents))].tolist())

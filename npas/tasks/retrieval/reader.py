@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npas.tasks.common.files import reason
+from npas.tasks.common.files import reading
 
 PER_IMAGE = 5  # sentences
 AT_ONCE = 64  # images that `check` reads at once
@@ -40,10 +40,8 @@ class Features:
         """
         row_B = index_B.numpy() * self.step
         rows_BRD = np.asarray(_open(self.path)[row_B, : self.regions], np.float32)
-        is_finite_B = np.isfinite(rows_BRD).all((1, 2))
-        if not is_finite_B.all():
-            row = row_B[int(is_finite_B.argmin())]
-            raise ValueError(f"{self.path} has non-finite numbers in row {row}: get it again")
+        if not np.isfinite(rows_BRD).all():
+            raise ValueError(f"{self.path} has non-finite numbers: get it again")
         return torch.from_numpy(rows_BRD)
 
     def check(self) -> None:
@@ -69,32 +67,23 @@ def read(folder: Path, split: str, regions: int, width: int) -> Split:
 
     Raises ValueError if a file is missing, damaged, or inconsistent with the others.
     """
-    captions = _lines(folder / f"{split}_caps.txt")
-    if not captions or len(captions) % PER_IMAGE:
+    captions, path = _lines(folder / f"{split}_caps.txt"), folder / f"{split}_ims.npy"
+    array, count = _open(path), len(captions) // PER_IMAGE
+    if array.ndim != 3 or array.dtype.kind != "f" or array.shape[1] < regions:
         raise ValueError(
-            f"{folder / f'{split}_caps.txt'} has {len(captions):,} lines, not {PER_IMAGE} per"
-            " image: get it again"
+            f"{path} holds {array.dtype} of shape {array.shape}, not floats of images x regions x"
+            f" numbers with at least task.regions={regions}: get it again, or lower that"
         )
-    count = len(captions) // PER_IMAGE
-    path = folder / f"{split}_ims.npy"
-    array = _open(path)
-    if array.ndim != 3 or array.dtype.kind != "f" or len(array) not in (count, len(captions)):
-        raise ValueError(
-            f"{path} holds {array.dtype} of shape {array.shape}, not floats of {count:,} images"
-            f" (or {len(captions):,} sentences) x regions x numbers: get it again"
-        )
-    if array.shape[1] < regions or array.shape[2] != width:
-        raise ValueError(
-            f"{path} has {array.shape[1]} regions per image of {array.shape[2]} numbers: set"
-            f" task.regions to at most {array.shape[1]}, not {regions}, and task.region_width to"
-            f" {array.shape[2]}, not {width}"
-        )
+    if array.shape[2] != width:
+        raise ValueError(f"{path} has {array.shape[2]} numbers a region: set task.region_width")
     path_ids = folder / f"{split}_ids.txt"
     names = _lines(path_ids) if path_ids.exists() else [str(i) for i in range(count)]
-    if len(names) not in (count, len(captions)):
+    sizes = (count, len(captions))
+    if not count or len(captions) % PER_IMAGE or not {len(array), len(names)} <= set(sizes):
         raise ValueError(
-            f"{path_ids} has {len(names):,} names, for {count:,} images of {PER_IMAGE} sentences:"
-            " get it again, or leave it out"
+            f"{folder} has {len(captions):,} lines in {split}_caps.txt, {PER_IMAGE} per image, and"
+            f" {len(array):,} rows in {path.name} and {len(names):,} names, which do not fit: get"
+            " them again"
         )
     names = [name.strip() for name in names[:: len(names) // count]]
     return Split(Features(path, count, len(array) // count, regions, width), captions, names)
@@ -102,17 +91,13 @@ def read(folder: Path, split: str, regions: int, width: int) -> Split:
 
 def _lines(path: Path) -> list[str]:
     """Return a UTF-8 file's lines, split at LF or CRLF only, not at other line separators."""
-    try:
+    with reading(path, _PUT):
         lines = path.read_bytes().decode().split("\n")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({reason(error)}): {_PUT}") from None
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def _open(path: Path) -> np.ndarray:
     """Memory-map an array."""
-    try:
+    with reading(path, _PUT):
         array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # broken files raise many kinds of errors
-        raise ValueError(f"{path} cannot be read ({reason(error)}): {_PUT}") from None
     return array

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from npas.models import Input, InputSpec
 from npas.models._match import Match, Matcher
 from npas.tasks import scenes
-from npas.tasks.base import Batch, Shown
+from npas.tasks.base import Batch, Metrics, Shown
 from npas.tasks.common import word_vectors
 from npas.tasks.common.measure import fill, measuring
 from npas.tasks.retrieval import losses, metrics, reader, words
@@ -37,9 +37,6 @@ from npas.tasks.scenes.dataset import Made
 from npas.tasks.scenes.world import Difficulty
 from npas.utils import rng
 from npas.utils.checks import above, below, within
-
-if TYPE_CHECKING:
-    from npas.config import DataConfig
 
 EVAL_IMAGES, EVAL_SENTENCES = 100, 500  # encoded at once in evaluation
 SYNTHETIC_REGIONS, SYNTHETIC_WORDS = 12, 20  # at most
@@ -98,10 +95,7 @@ class Config:
         if self.test not in PUBLISHED.get(self.set, {"test"}):
             raise ValueError(f"task.test={self.test}: set={self.set} has none; set task.test=test")
         if self.folds and self.set != "scenes" and self.test != "testall":
-            raise ValueError(
-                f"task.folds={self.folds} is for COCO's testall: set task.folds=0, or for COCO"
-                " task.test=testall"
-            )
+            raise ValueError(f"task.folds={self.folds} is for COCO's testall: set it to 0")
 
 
 @dataclass(frozen=True)
@@ -120,10 +114,9 @@ class Task(dataset.SceneTask):
 
     selection_metric = "mr"
 
-    def __init__(
-        self, config: Config, data: DataConfig, *, seed: int, device: torch.device
-    ) -> None:
-        super().__init__(config, data, seed, config.set)
+    def prepare(self) -> None:
+        super().prepare()
+        config = self.config
         self.regions, self.words, self.folds = config.regions, config.max_words, config.folds or 1
         if self.source == "synthetic":
             self.regions = min(self.regions, SYNTHETIC_REGIONS)
@@ -143,20 +136,15 @@ class Task(dataset.SceneTask):
         self.vocabulary_path: Path | None = None  # None: built from the training sentences
         self.pictures: Path | None = None  # the folder of the images
 
-    def setup(self) -> None:
+    def read(self) -> dict[str, Part]:
         """Read sentences and words, and check the features; rendered data are written first."""
-        if self.parts:
-            return
-        config, root, name = self.config, Path(self.data.root), f"{self.config.set}_precomp"
+        config, root, name = self.config, self.root, f"{self.config.set}_precomp"
         if self.is_rendered:
             root = self.find("scan", {"regions": self.regions}, self._write)
             vectors, self.pictures = root / VECTORS, root / name / "images"
         else:
             if not (root / name).is_dir():
-                raise ValueError(
-                    f"{config.set} is not under data.root={root}: put its arrays into"
-                    f" {root / name} as docs/data.md says, or set data.source=synthetic"
-                )
+                raise self.missing(f"its arrays into {root / name}")
             # Beside the arrays, or where SCAN's archive has it.
             paths = [root / folder / f"{name}_vocab.json" for folder in (name, "vocab")]
             self.vocabulary_path = next((path for path in paths if path.exists()), None)
@@ -171,10 +159,7 @@ class Task(dataset.SceneTask):
                 count, known = len(read[part]), self.published.get(split)
                 self.compared.add_images(split, count, known, root / name / split)
             if part != "train" and len(read[part]) % self.folds:
-                raise ValueError(
-                    f"task.folds={self.folds} does not divide the {len(read[part]):,} images of"
-                    f" {split}: set it to 0, or to a divisor"
-                )
+                raise ValueError(f"task.folds={self.folds} does not divide the images of {split}")
         captions = [caption for own in read.values() for caption in own.captions]
         self.rows, table_NV = word_vectors.read_vectors(vectors, config.word_width, captions)
         self.vocabulary = (
@@ -183,9 +168,7 @@ class Task(dataset.SceneTask):
             else words.count_words(read["train"].captions, self.rows)
         )
         how = self.vocabulary, self.rows, table_NV, self.words
-        self.parts = {
-            part: Part(own, words.look_up(own.captions, *how)) for part, own in read.items()
-        }
+        return {part: Part(own, words.look_up(own.captions, *how)) for part, own in read.items()}
 
     def _write(self, root: Path, counts: dict[str, int], seed: int) -> None:
         """Write rendered images' arrays and word vectors."""
@@ -224,21 +207,18 @@ class Task(dataset.SceneTask):
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
         """Return regions and sentences; targets are the images' indices and the step from 1."""
-        train = self.parts["train"]
-        image_B, sentence_BP = self._drawn(epoch, index_B)
+        train, image_B = self.parts["train"], index_B
+        if self.config.captions == 1:
+            image_B, sentence_BP = index_B // PER_IMAGE, index_B[:, None]
+        else:
+            sentences_B5 = index_B[:, None] * PER_IMAGE + torch.arange(PER_IMAGE)
+            draws_B5 = rng.bits(rng.derive_key(self.seed, "sentences", epoch), sentences_B5)
+            order_B5 = draws_B5.argsort(stable=True, dim=1)
+            sentence_BP = sentences_B5.gather(1, order_B5[:, : self.config.captions])
         inputs = train.sentences.take(sentence_BP)
         inputs["regions"] = train.images.features.read(image_B)
         targets = {"image": image_B, "iteration": torch.full_like(image_B, step + 1)}
         return Batch(inputs, targets, len(index_B))
-
-    def _drawn(self, epoch: int, item_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the image of each item, B, and the sentences drawn for it, BxP."""
-        if self.config.captions == 1:
-            return item_B // PER_IMAGE, item_B[:, None]
-        key = rng.derive_key(self.seed, "sentences", epoch)
-        sentences_B5 = item_B[:, None] * PER_IMAGE + torch.arange(PER_IMAGE)
-        order_B5 = rng.bits(key, sentences_B5).argsort(stable=True, dim=1)
-        return item_B, sentences_B5.gather(1, order_B5[:, : self.config.captions])
 
     def check_parts(self, size: int, parts: int) -> None:
         """Raise ValueError if a batch is split, or is a single image."""
@@ -248,10 +228,7 @@ class Task(dataset.SceneTask):
                 f" {parts} parts: set trainer.devices=1 and trainer.grad_accum_steps=1"
             )
         if size < 2:
-            raise ValueError(
-                f"batch_size={size}: the loss compares images with each other; set batch_size=2 or"
-                " more"
-            )
+            raise ValueError(f"batch_size={size}: the loss compares images; set at least 2")
 
     def check_network(self, model: nn.Module) -> None:
         known = getattr(getattr(model, "module", model), "vocab_size", None)
@@ -263,7 +240,6 @@ class Task(dataset.SceneTask):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, and the percentage of sentences that find their image in the batch."""
-        self.check_network(model)
         config, image_B = self.config, batch.targets["image"]
         match: Match = model(**batch.inputs)
         similarity_SB = match.similarity.float()
@@ -278,24 +254,19 @@ class Task(dataset.SceneTask):
         found_S = image_B[similarity_SB.detach().argmax(1)] == image_B[own_S]
         return loss, {"in_batch": 100 * found_S.sum() / config.captions}
 
-    def evaluate(
-        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
-    ) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
         """Measure recalls on "val" or "test", of all images and sentences of a fold."""
         return metrics.recalls(self._similarity(model, split, rank, world))
 
     def _similarity(self, model: nn.Module, split: str, rank: int, world: int) -> Tensor:
         """Return the similarity of all sentences and images of each fold, FxSxN, on all ranks."""
-        self.check_network(model)
         part, network = self.parts[split], cast(Matcher, model)
         count = len(part) // self.folds
         with measuring(model) as device:
             encoded = []
             for index in torch.arange(len(part) * PER_IMAGE).split(EVAL_SENTENCES):
-                taken = {key: value.to(device) for key, value in part.sentences.take(index).items()}
-                encoded.append(
-                    network.encode_sentences(taken["words"], taken["lengths"], taken["ids"])
-                )
+                taken = (value.to(device) for value in part.sentences.take(index).values())
+                encoded.append(network.encode_sentences(*taken))
             folds = torch.cat(encoded).split(count * PER_IMAGE)
 
             def match(cut: tuple[int, Tensor]) -> tuple[tuple[int, slice, slice], Tensor]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npas.tasks.common.files import reason
+from npas.tasks.common.files import reading
 from npas.tasks.common.word_vectors import split
 
 NONE, START, END, UNKNOWN = SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
@@ -57,20 +57,12 @@ def count_words(captions: Iterable[str], known: Container[str] = ()) -> dict[str
 
 def read_vocabulary(path: Path) -> dict[str, int]:
     """Read SCAN's vocabulary, words and their ids; raises ValueError for another file."""
-    try:
+    with reading(path, "get it again, or move it away to build one from the training sentences"):
         found = dict(json.loads(path.read_text(encoding="utf-8"))["word2idx"])
-        if any(type(number) is not int for number in found.values()):
-            raise ValueError("a word's id is not an integer")
-        if sorted(found.values()) != list(range(len(found))):
-            raise ValueError(f"its {len(found):,} words are not numbered from 0")
-        if not found.keys() >= set(SPECIAL) or found[NONE]:
-            raise ValueError(f"it must have {', '.join(SPECIAL)}, the first with id 0")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        text = "it has no word2idx" if isinstance(error, (TypeError, KeyError)) else reason(error)
-        raise ValueError(
-            f"{path} cannot be read as a vocabulary ({text}): get it again, or move it away to"
-            " build one from the training sentences"
-        ) from None
+        if sorted(found.values()) != list(range(len(found))) or found[NONE]:
+            raise ValueError(f"its {len(found):,} words are not numbered from {NONE}, 0")
+        if not found.keys() >= set(SPECIAL):
+            raise ValueError(f"it must have {', '.join(SPECIAL)}")
     return found
 
 

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -24,9 +24,6 @@ from npas.tasks.common import checksums, files
 from npas.tasks.common.files import temporary
 from npas.tasks.scenes.world import Difficulty
 from npas.utils.checks import within
-
-if TYPE_CHECKING:
-    from npas.config import DataConfig
 
 WORLD = 1  # version: increment if the same keys give other content
 MOST = 10_000_000  # images of a split
@@ -52,17 +49,13 @@ class SceneTask(base.Task):
     has_validation = True
     compared: checksums.Comparison
 
-    def __init__(self, config: Any, data: DataConfig, seed: int, name: str) -> None:
-        base.refuse_val_fraction(data, name, "which has a validation split")
-        self.name = name
-        self.config = config
-        self.data = data
-        self.seed = seed
+    def prepare(self) -> None:
+        self.name = self.config.set
+        base.refuse_val_fraction(self.data, self.name, "which has a validation split")
+        self.computing = self.device
         self.device = torch.device("cpu")  # batches stream from disk
-        self.source = data.source
-        self.is_rendered = config.set == "scenes" or self.source == "synthetic"
-        self.compared = checksums.Comparison(data.verify)
-        self.parts: dict[str, Any] = {}
+        self.is_rendered = self.config.set == "scenes" or self.source == "synthetic"
+        self.compared = checksums.Comparison(self.data.verify)
 
     def find(
         self,
@@ -84,7 +77,7 @@ class SceneTask(base.Task):
         made = config.made
         counts = {"train": made.train, "val": made.val, "test": made.test}
         settings = form, config.scenes, made, sizes
-        return ensure(Path(self.data.root), *settings, lambda new: write(new, counts, made.seed))
+        return ensure(self.root, *settings, lambda new: write(new, counts, made.seed))
 
 
 def refuse_unread(config: Any, keys: Sequence[str]) -> None:
@@ -92,10 +85,7 @@ def refuse_unread(config: Any, keys: Sequence[str]) -> None:
     for key in keys:
         value = getattr(config, key)
         if config.set == "scenes" and value != getattr(type(config), key):
-            raise ValueError(
-                f"task.{key}={value} is not read with task.set=scenes, which has its own: leave it"
-                " out"
-            )
+            raise ValueError(f"task.{key}={value} is not read with task.set=scenes: leave it out")
 
 
 def ensure(
@@ -120,13 +110,11 @@ def ensure(
         with files.locked(root / f".{name}.lock"):
             if not folder.is_dir():
                 shutil.rmtree(new, ignore_errors=True)  # of a killed process
-                try:
-                    new.mkdir(parents=True)
-                    write(new)
-                    os.replace(new, folder)
-                finally:
-                    shutil.rmtree(new, ignore_errors=True)
+                new.mkdir(parents=True)
+                write(new)
+                os.replace(new, folder)
     except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
         raise ValueError(
             f"{folder} cannot be written ({files.reason(error)}): set data.root to a folder with"
             " room for rendered scenes"

@@ -69,10 +69,7 @@ class Difficulty:
         at_least("task.scenes.most", self.most, self.least)
         at_least("task.scenes.proposals", self.proposals, self.most)
         if max(self.height, self.width) > 2 * min(self.height, self.width):
-            raise ValueError(
-                f"task.scenes.height={self.height} and width={self.width}: one may be at most"
-                " twice the other"
-            )
+            raise ValueError("task.scenes.height and width: one may be at most twice the other")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +22,10 @@ from torch.nn import functional as F
 
 from npas.models import InputSpec
 from npas.tasks import base
-from npas.tasks.base import Batch, rank_share
+from npas.tasks.base import Batch, Metrics, rank_share
+from npas.tasks.common.measure import measure
 from npas.tasks.shortest_paths.mazes import Grids, draw
 from npas.utils.checks import at_least, below, within
-
-if TYPE_CHECKING:
-    from npas.config import DataConfig
 
 EVAL_BATCH = 500
 DRAWN_AT_ONCE = 4096  # training grids: enough to keep a GPU busy, in little memory
@@ -72,39 +69,31 @@ class Task(base.Task):
     has_validation = True
     samples = "mazes per epoch (task.epoch_samples)"
 
-    def __init__(
-        self, config: Config, data: DataConfig, *, seed: int, device: torch.device
-    ) -> None:
-        base.refuse_val_fraction(data, "shortest_paths", "which draws its validation mazes")
-        self.source, few = data.source, data.synthetic
+    def prepare(self) -> None:
+        base.refuse_val_fraction(self.data, self.name, "which draws its validation mazes")
+        few, size = self.data.synthetic, self.config.size
         if self.source == "synthetic":
-            counts: dict[str, Any] = {
-                "epoch_samples": few.train,
-                "val_samples": few.test,
-                "test_samples": few.test,
-            }
-            config = replace(config, phase_epochs=1, **counts)
-        self.config = config
-        self.seed = seed
-        self.device = device
-        self.spec = InputSpec((2, config.size, config.size), 1, outputs="cell")
-        self.parts: dict[str, dict[int, Grids]] = {}
+            counts = {"epoch_samples": few.train, "val_samples": few.test}
+            self.config = replace(self.config, phase_epochs=1, test_samples=few.test, **counts)
+        self.spec = InputSpec((2, size, size), 1, outputs="cell")
 
-    def setup(self) -> None:
+    def read(self) -> dict[str, dict[int, Grids]]:
         """Draw the validation and test grids of each band of distances."""
-        if self.parts:
-            return
         phases = self.config.phases
-        bands = list(zip([0, *phases], phases, strict=False))
         counts = {"val": self.config.val_samples, "test": self.config.test_samples}
-        for split, count in counts.items():
-            index_N = torch.arange(count, device=self.device)
-            self.parts[split] = {
+        return {
+            split: {
                 longest: self._draw(
-                    HELD_OUT_SEED, f"{split} {longest}", index_N, before + 1, longest
+                    HELD_OUT_SEED,
+                    f"{split} {longest}",
+                    torch.arange(count, device=self.device),
+                    before + 1,
+                    longest,
                 )
-                for before, longest in bands
+                for before, longest in zip([0, *phases], phases, strict=False)
             }
+            for split, count in counts.items()
+        }
 
     def inspect(self) -> dict[str, str]:
         config, bands = self.config, len(self.config.phases)
@@ -163,9 +152,7 @@ class Task(base.Task):
         loss = F.binary_cross_entropy_with_logits(logits_BHW, batch.targets)
         return loss, {"f1": f1 * batch.size}
 
-    def evaluate(
-        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
-    ) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
         """Measure F1 over the cells of "val" or "test", in percent, of all bands and of each."""
         bands = self.parts[split]
         cut = [
@@ -180,7 +167,7 @@ class Task(base.Task):
             loss = F.binary_cross_entropy_with_logits(logits_BHW, targets, reduction="sum")
             return *_counts(logits_BHW, targets), loss
 
-        counted_E4 = base.measure(model, count, len(cut), 4, rank, world, self.device)
+        counted_E4 = measure(model, count, len(cut), 4, rank, world, self.device)
         # All D bands have the same number of grids.
         counted_D4 = counted_E4.view(len(bands), -1, 4).sum(1)
         f1 = {f"f1_{n}": _f1(count_4) for n, count_4 in zip(bands, counted_D4, strict=True)}

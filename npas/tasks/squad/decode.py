@@ -60,29 +60,27 @@ def decode(
         none = float("inf")
         for n in rows:
             none = min(none, float(start_NL[n, 0]) + float(end_NL[n, 0]))
-            may_start_L = features.may_start_NL[n]
-            may_end_L = position_L >= features.second_N[n]
-            may_end_L &= position_L < features.length_N[n] - 1
-            best_spans = spans(start_NL[n], end_NL[n], may_start_L, may_end_L, n_best, max_answer)
-            for score, start, end in best_spans:
-                first, last = features.spans_NL2[n, start, 0], features.spans_NL2[n, end, 1]
-                found.append((score, int(first), int(last)))
+            may_end_L = (position_L >= features.second_N[n]) & (
+                position_L < features.length_N[n] - 1
+            )
+            may_start_L, offsets_L2 = features.may_start_NL[n], features.spans_NL2[n]
+            found += [
+                (score, int(offsets_L2[start, 0]), int(offsets_L2[end, 1]))
+                for score, start, end in spans(
+                    start_NL[n], end_NL[n], may_start_L, may_end_L, n_best, max_answer
+                )
+            ]
         found.sort(key=lambda entry: -entry[0])  # stable: of equal scores the first one found
         best: dict[str, float] = {}
         context = contexts[question]
         for score, first, last in found:
-            if text := context[first : _with_marks(context, last)].strip():
+            while last < len(context) and unicodedata.category(context[last]) == "Mn":
+                last += 1  # past the combining marks of its last letter
+            if text := context[first:last].strip():
                 best.setdefault(text, score)
             if len(best) == n_best:
                 break
         yield Answers(question, tuple(best), tuple(best.values()), none)
-
-
-def _with_marks(text: str, end: int) -> int:
-    """Move the end of a span past the combining marks of its last letter."""
-    while end < len(text) and unicodedata.category(text[end]) == "Mn":
-        end += 1
-    return end
 
 
 def spans(
@@ -94,8 +92,7 @@ def spans(
     max_answer: int,
 ) -> list[tuple[float, int, int]]:
     """Return score, first and last token of all spans from the best starts to the best ends."""
-    start_S = _best(start_L, may_start_L, n_best)
-    end_E = _best(end_L, may_end_L, n_best)
+    start_S, end_E = _best(start_L, may_start_L, n_best), _best(end_L, may_end_L, n_best)
     length_SE = end_E[None] - start_S[:, None] + 1
     score_SE = start_L[start_S, None].astype(np.float64) + end_L[None, end_E]
     return [

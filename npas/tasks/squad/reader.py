@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from npas.tasks.common.files import reading
+
 
 @dataclass(frozen=True)
 class Question:
@@ -33,48 +35,28 @@ class Question:
 
 
 def read(path: Path, version: str) -> list[Question]:
-    """Read a file; raises ValueError with the location if it is malformed."""
-    found: list[Question] = []
-    where = "the text"
-    try:
-        articles = _get(json.loads(path.read_text(encoding="utf-8-sig")), "data", list)
-        for a, article in enumerate(articles):
-            where = f"article {a}"
-            for p, paragraph in enumerate(_get(article, "paragraphs", list)):
-                where = f"paragraph {p} of article {a}"
-                context = _get(paragraph, "context", str)
-                for q, entry in enumerate(_get(paragraph, "qas", list)):
-                    where = f"question {q} of paragraph {p} of article {a}"
-                    found.append(_question(entry, a, context, version))
+    """Read a file; raises ValueError if it is malformed."""
+    with reading(path):
+        found = [
+            _question(entry, number, paragraph["context"], version)
+            for number, article in enumerate(json.loads(path.read_text("utf-8-sig"))["data"])
+            for paragraph in article["paragraphs"]
+            for entry in paragraph["qas"]
+        ]
         if len({question.id for question in found}) < max(1, len(found)):
-            where = "the whole"
-            raise ValueError("has no question, or several of the same id")
-    except ValueError as error:
-        raise ValueError(f"{path} is not a SQuAD file ({where}: {error}): get it again") from None
+            raise ValueError("it has no question, or several of the same id")
     return found
 
 
-def _get(node: Any, key: str, kind: type) -> Any:
-    value = node.get(key) if isinstance(node, dict) else None
-    if type(value) is not kind:
-        raise ValueError(f"has no {key!r} that is a {kind.__name__}")
-    return value
-
-
 def _question(entry: Any, article: int, context: str, version: str) -> Question:
-    answers = [
-        (_get(answer, "text", str), _get(answer, "answer_start", int))
-        for answer in _get(entry, "answers", list)
-    ]
+    answers = [(answer["text"], answer["answer_start"]) for answer in entry["answers"]]
     if entry.get("is_impossible"):
         answers = []
     if not answers and version == "1.1":
-        raise ValueError("has no answer, which SQuAD 1.1 requires")
+        raise ValueError(f"question {entry['id']} has no answer, which SQuAD 1.1 requires")
     start = find_answer(context, *answers[0]) if answers else None
     texts = tuple(text for text, _ in answers)
-    return Question(
-        _get(entry, "id", str), article, context, _get(entry, "question", str), texts, start
-    )
+    return Question(entry["id"], article, context, entry["question"], texts, start)
 
 
 def content(text: str) -> str:

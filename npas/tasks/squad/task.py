@@ -21,22 +21,19 @@ import logging
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec
-from npas.tasks.base import Batch
+from npas.tasks.base import Batch, Metrics
 from npas.tasks.common import checksums, download, files, synthetic_text, tokenization
 from npas.tasks.common.measure import fill, measuring
 from npas.tasks.squad import decode, metrics, reader, windows
 from npas.utils import rng
 from npas.utils.checks import at_least, at_most
-
-if TYPE_CHECKING:
-    from npas.config import DataConfig
 
 log = logging.getLogger(__name__)
 
@@ -81,23 +78,15 @@ class Config:
             at_least(f"task.{key}", getattr(self, key), 1)
         files = [*self.train_files, *([] if self.test_file is None else [self.test_file])]
         if bool(self.train_files) != (self.test_file is not None):
-            raise ValueError(
-                "task.train_files and task.test_file go together: set both, or neither"
-            )
+            raise ValueError("task.train_files and task.test_file go together")
         if "" in files or len({os.path.normpath(name) for name in files}) < len(files):
             raise ValueError("task.train_files and task.test_file must be different files")
         at_most("task.max_length", self.max_length, 100_000)
         room = self.max_length - self.max_query - SPECIAL
         if room < 1:
-            raise ValueError(
-                f"task.max_length={self.max_length} leaves no room for a paragraph beside"
-                f" task.max_query={self.max_query} and {SPECIAL} special tokens: make it longer"
-            )
+            raise ValueError(f"task.max_length={self.max_length} leaves no room for a paragraph")
         if self.stride > room:
-            raise ValueError(
-                f"task.stride={self.stride} skips tokens: windows have room for at least {room}"
-                f" tokens of a paragraph; set it to at most {room}"
-            )
+            raise ValueError(f"task.stride={self.stride} skips tokens: set it to at most {room}")
 
 
 @dataclass(frozen=True)
@@ -112,6 +101,9 @@ class Part:
     start_N: Tensor
     end_N: Tensor
 
+    def __len__(self) -> int:
+        return len(self.features)
+
     def inputs(self, own: Tensor | slice) -> dict[str, Tensor]:
         """Return the network's inputs for these windows."""
         return tokenization.inputs(self.ids_NL[own], self.second_N[own], self.length_N[own])
@@ -124,12 +116,10 @@ class Task(tokenization.TextTask):
     compared: checksums.Comparison
     selection_metric = "f1"
 
-    def __init__(
-        self, config: Config, data: DataConfig, *, seed: int, device: torch.device
-    ) -> None:
-        super().__init__(config, data, seed, device)
+    def prepare(self) -> None:
+        config = self.config
         self.name = f"squad{config.version}"
-        self.has_validation = bool(data.val_fraction)
+        self.has_validation = bool(self.data.val_fraction)
         lengths = [getattr(config, key) for key in SYNTHETIC_LENGTHS]
         if self.source == "synthetic":
             lengths = list(map(min, lengths, SYNTHETIC_LENGTHS.values()))
@@ -142,7 +132,7 @@ class Task(tokenization.TextTask):
             names, known = [*config.train_files, config.test_file], {}
         self.sums = {name: known.get(name) for name in names}  # the last one is the test file
         self.left_out = 0  # training paragraphs that are in the test file
-        self.compared = checksums.Comparison(data.verify)
+        self.compared = checksums.Comparison(self.data.verify)
         self.answered: dict[str, list[decode.Answers]] = {}  # of the last `evaluate`, by split
 
     def write(self) -> None:
@@ -154,39 +144,26 @@ class Task(tokenization.TextTask):
         missing = [name for name in self.sums if not (self.root / name).is_file()]
         own = self.config.test_file is not None
         if missing and (own or not self.data.download):
-            raise ValueError(
-                f"{self.name} is not under data.root={self.root}: put {' and '.join(missing)} there"
-                + ("" if own else ", or set data.download=true")
-            )
+            raise self.missing(" and ".join(missing))
         for name in missing:
-            with files.locked(self.root / f".{self.name}.lock"):
-                if (self.root / name).is_file():
-                    continue  # another process was faster
-                path, new = self.root / name, self.root / f".{name}.new"
-                download.download(URL + name, new)  # renamed once its checksum is verified
-                if (found := checksums.sha256(new)) != f"sha256 {self.sums[name]}":
-                    new.unlink()
-                    raise ValueError(
-                        f"{URL}{name} is not the published file ({found}, not sha256"
-                        f" {self.sums[name]}): get it another way and put it at {path}"
-                    )
-                new.replace(path)
+            download.fetch(URL + name, self.root / name, str(self.sums[name]))
 
-    def read(self) -> None:
-        self.sizes = {name: (self.root / name).stat().st_size for name in self.sums}
+    def load(self) -> dict[str, Part]:
         remedy = "move it away, and data.download=true fetches the published one"
         for name, known in self.sums.items():
-            path = self.root / name
-            expected = known and f"sha256 {known}"
+            path, expected = self.root / name, known and f"sha256 {known}"
             self.compared.add(name, checksums.sha256(path), expected, path=path, remedy=remedy)
         *read, test = (reader.read(self.root / name, self.config.version) for name in self.sums)
         train = self._to_train_on(read, test)
         parts = {"train": train, "test": test}
         if fraction := self.data.val_fraction:
-            held = held_out(max(question.article for question in train) + 1, fraction)
+            articles = max(question.article for question in train) + 1
+            held = tokenization.held_out(articles, fraction, "squad validation")
+            if len(held) == articles:
+                raise ValueError("data.val_fraction holds out all articles: set it to 0")
             parts["train"] = [question for question in train if question.article not in held]
             parts["val"] = [question for question in train if question.article in held]
-        self.parts = {name: self._part(name, questions) for name, questions in parts.items()}
+        return {name: self._part(name, questions) for name, questions in parts.items()}
 
     def _to_train_on(
         self, read: list[list[reader.Question]], test: list[reader.Question]
@@ -201,8 +178,6 @@ class Task(tokenization.TextTask):
             own = {text for text in {q.context for q in found} if reader.content(text) in tested}
             self.left_out = len(own)
             found = [question for question in found if question.context not in own]
-            if not found:
-                raise ValueError("task.train_files hold no paragraph that task.test_file does not")
         count = self.config.train_questions
         if count is not None and count < len(found):
             key = rng.derive_key(SPLIT_SEED, "squad questions")
@@ -222,13 +197,11 @@ class Task(tokenization.TextTask):
         return Part(questions, features, *arrays)
 
     def inspect(self) -> dict[str, str]:
-        found = {}
+        found = dict(self.compared.found)
         for name, known in self.sums.items():
-            own = self.compared.found[name]
-            origin = "as published" if own == f"sha256 {known}" else f"not the published {known}"
-            if known is None:
-                origin = "synthetic" if self.source == "synthetic" else "set by task"
-            found[name] = f"{self.sizes[name]:,} bytes, {own}, {origin}"
+            if known:
+                is_same = found[name] == f"sha256 {known}"
+                found[name] += ", as published" if is_same else f", not the published {known}"
         for name, part in self.parts.items():
             answerable = sum(bool(question.answers) for question in part.questions)
             found[name] = (
@@ -242,10 +215,6 @@ class Task(tokenization.TextTask):
             found["train"] += f"; {self.left_out:,} paragraphs of the test set are skipped"
         return found | self.tokenizer.line()
 
-    @property
-    def train_size(self) -> int:
-        return len(self.parts["train"].features)
-
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
         train = self.parts["train"]
         targets = {"start": train.start_N[index_B].long(), "end": train.end_N[index_B].long()}
@@ -253,7 +222,6 @@ class Task(tokenization.TextTask):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy of starts and ends, and 100 times the exact matches."""
-        self.check_network(model)
         logits = model(**batch.inputs)
         right_B = torch.ones(batch.size, dtype=torch.bool, device=logits.start_logits.device)
         losses = []
@@ -263,13 +231,10 @@ class Task(tokenization.TextTask):
             right_B &= logits_BL.detach().argmax(1) == target_B
         return sum(losses) / 2, {"exact": 100 * right_B.sum()}  # type: ignore[return-value]
 
-    def evaluate(
-        self, model: nn.Module, split: str, rank: int = 0, world: int = 1
-    ) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
         """Measure the metrics in the module's docstring on "val" or "test"."""
-        self.check_network(model)
         part, config = self.parts[split], self.config
-        count = len(part.features)
+        count = len(part)
 
         def answer(own: slice) -> tuple[slice, Tensor]:
             logits = model(**part.inputs(own))
@@ -307,14 +272,3 @@ class Task(tokenization.TextTask):
         for path, content in zip(paths, named.values(), strict=True):
             files.write_whole(path, json.dumps(content, indent=4) + "\n")
         return paths
-
-
-def held_out(articles: int, fraction: float) -> set[int]:
-    """Return the held-out articles, the same for every seed; raises ValueError if there is one."""
-    if articles < 2:
-        raise ValueError(
-            f"data.val_fraction={fraction} holds out articles, and there is only one: set it to 0"
-        )
-    key = rng.derive_key(SPLIT_SEED, "squad validation")
-    order = rng.permutation(key, articles, torch.device("cpu")).tolist()
-    return set(order[: min(articles - 1, max(1, round(fraction * articles)))])

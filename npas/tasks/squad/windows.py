@@ -3,13 +3,15 @@
 A window is [CLS] question [SEP] part of the paragraph [SEP]. The windows of a long paragraph start
 `stride` tokens apart. A token in several windows may start an answer only in the one that has the
 most context around it.
+
+Dimensions: N windows of L tokens, W of a question; a paragraph of T tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -44,43 +46,30 @@ class Features:
         return len(self.ids_NL)
 
 
-class _Paragraph(NamedTuple):
-    """A paragraph's T tokens: ids, and the start and end of each in the text."""
-
-    ids_T: np.ndarray
-    spans_T2: np.ndarray
-
-
 def cut(
     questions: Sequence[Question], tokenizer: Tokenizer, lengths: Lengths, *, training: bool
 ) -> Features:
     """Split all questions; for training, skip those whose answer is not in the paragraph."""
-    left_out = 0
     contexts = list(dict.fromkeys(question.context for question in questions))
-    paragraphs = {
-        text: _Paragraph(
-            np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int32).reshape(-1, 2)
-        )
-        for text, encoded in zip(contexts, tokenizer.encode(contexts), strict=True)
-    }
+    paragraphs = {}  # ids, T, and the start and end of each token in the text, Tx2
+    for text, encoded in zip(contexts, tokenizer.encode(contexts), strict=True):
+        offsets_T2 = np.array(encoded.offsets, np.int32).reshape(-1, 2)
+        paragraphs[text] = np.array(encoded.ids, np.int32), offsets_T2
     asked = tokenizer.encode([question.text for question in questions])
-    rows: list[Features] = []
+    rows: list[tuple[np.ndarray, ...]] = []
+    left_out = 0
     for i, (question, encoded) in enumerate(zip(questions, asked, strict=True)):
         paragraph = paragraphs[question.context]
-        answer = _answer(question, paragraph.spans_T2)
+        answer = _answer(question, paragraph[1])
         if training and question.answers and answer is None:
             left_out += 1
             continue
         words = encoded.ids[: lengths.question]
-        rows.append(_windows(i, words, paragraph, answer, lengths, tokenizer.special, training))
+        rows.append(_windows(i, words, *paragraph, answer, lengths, tokenizer.special, training))
     if not rows:
         raise ValueError("none of the questions has an answer that is in its paragraph")
-    arrays = {
-        key: np.concatenate([getattr(row, key) for row in rows])
-        for key in Features.__dataclass_fields__
-        if key != "left_out"
-    }
-    return Features(**arrays, left_out=left_out)
+    columns: list[Any] = [*map(np.concatenate, zip(*rows, strict=True)), left_out]
+    return Features(*columns)
 
 
 def _answer(question: Question, spans_T2: np.ndarray) -> tuple[int, int] | None:
@@ -96,14 +85,15 @@ def _answer(question: Question, spans_T2: np.ndarray) -> tuple[int, int] | None:
 def _windows(
     index: int,
     words: Sequence[int],
-    paragraph: _Paragraph,
+    ids_T: np.ndarray,
+    spans_T2: np.ndarray,
     answer: tuple[int, int] | None,
     lengths: Lengths,
     special: Mapping[str, int],
     training: bool,
-) -> Features:
-    """Split one question's paragraph into W windows."""
-    second, tokens = len(words) + 2, len(paragraph.ids_T)
+) -> tuple[np.ndarray, ...]:
+    """Split one question's paragraph into W windows; return the arrays of `Features`."""
+    second, tokens = len(words) + 2, len(ids_T)
     room = lengths.window - second - 1
     begin_W = np.arange(0, max(1, tokens - room + lengths.stride), lengths.stride, dtype=np.int32)
     count_W = np.minimum(tokens - begin_W, room)
@@ -112,7 +102,7 @@ def _windows(
     token_S = (begin_W[:, None] + position_L)[is_shown_WL]
     ids_WL = np.full(is_shown_WL.shape, special["pad"], np.int32)
     ids_WL[:, :second] = [special["cls"], *words, special["sep"]]
-    ids_WL[is_shown_WL] = paragraph.ids_T[token_S]
+    ids_WL[is_shown_WL] = ids_T[token_S]
     ids_WL[position_L == count_W[:, None]] = special["sep"]
     answer_W2 = np.zeros((len(begin_W), 2), np.int32)
     if answer is not None:
@@ -121,19 +111,11 @@ def _windows(
     spans_WL2 = np.zeros((0 if training else len(begin_W), lengths.window, 2), np.int32)
     may_start_WL = np.zeros((0, lengths.window), bool)
     if not training:
-        spans_WL2[is_shown_WL] = paragraph.spans_T2[token_S]
+        spans_WL2[is_shown_WL] = spans_T2[token_S]
         may_start_WL = _may_start(begin_W, count_W, second, lengths.window)
-    return Features(
-        ids_WL,
-        np.full(len(begin_W), second, np.int32),
-        (second + count_W + 1).astype(np.int32),
-        answer_W2[:, 0],
-        answer_W2[:, 1],
-        np.full(len(begin_W), index, np.int32),
-        spans_WL2,
-        may_start_WL,
-        0,
-    )
+    second_W, index_W = (np.full(len(begin_W), value, np.int32) for value in (second, index))
+    length_W = (second + count_W + 1).astype(np.int32)
+    return ids_WL, second_W, length_W, *answer_W2.T, index_W, spans_WL2, may_start_WL
 
 
 def _may_start(begin_W: np.ndarray, count_W: np.ndarray, second: int, length: int) -> np.ndarray:

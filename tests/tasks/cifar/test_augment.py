@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from npas.tasks import classification
-from npas.tasks.cifar.task import RECIPES
+from npas.tasks.cifar import RECIPES
 
 
 def pixels(batch):
@@ -52,21 +52,6 @@ def test_cutout_takes_a_square_of_16_or_what_of_it_is_inside(epochs):
     for square in hidden[:100]:
         rows, columns = square.any(1).sum(), square.any(0).sum()
         assert rows * columns == square.sum()
-
-
-def test_padding_is_black_before_it_is_normalised(epochs):
-    assert (pixels(epochs)[:, 0] == 0).any()
-    assert pixels(epochs).min() == 0
-
-
-def test_every_sample_comes_up_once_an_epoch(make_cifar):
-    # Blue numbers the image; beside it there is only padding, 0, and cutout, the mean of 114.
-    batches = make_cifar().train_batches(0, 9)
-    seen = [
-        set(image[2].unique().tolist()) - {0, 114} for b in batches for image in pixels(b.inputs)
-    ]
-    assert all(len(numbers) == 1 for numbers in seen)
-    assert len({number for numbers in seen for number in numbers}) == 90
 
 
 def test_a_flip_mirrors_left_and_right():

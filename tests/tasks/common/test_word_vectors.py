@@ -92,11 +92,10 @@ def test_lines_of_other_words_are_passed_over(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, r"\(No such file or directory\): put a file there"),
-        ("a 1 0\nred 0\n", r"\(line 2 has 1 numbers, not 2: set task\.word_width to the file"),
-        ("a 1 0 2 3\n", r"\(line 1 has 4 numbers, not 2: set task\.word_width to the file"),
+        (None, r"\(No such file or directory\): put GloVe"),
+        ("a 1 0\nred 0\n", r"\(line 2 has 1 numbers: set task\.word_width"),
+        ("a 1 0 2 3\n", r"\(line 1 has 4 numbers: set task\.word_width"),
         ("a 1 x\n", r"\(could not convert"),
-        ("a 1 nan\n", r"\(it has non-finite numbers"),
         ("b 1 0\n", r"\(it has none of the words"),
         ("\xff\xfe\x00", r"\(it has none of the words"),
     ],
@@ -105,7 +104,7 @@ def test_a_file_that_is_no_vectors_is_refused(tmp_path, text, said):
     path = tmp_path / "vectors.txt"
     if text is not None:
         path.write_bytes(text.encode("latin1"))
-    with pytest.raises(ValueError, match=f"cannot be read as word vectors {said}") as caught:
+    with pytest.raises(ValueError, match=f"cannot be read {said}") as caught:
         word_vectors.look_up(["a red one up"], path, 2, 10)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
@@ -136,7 +135,7 @@ def test_bert_gives_contextual_word_vectors(bert, monkeypatch):
         assert int(length) == max(1, len(alone_TV))
         torch.testing.assert_close(found_TV[: len(alone_TV)], alone_TV, atol=2e-3, rtol=2e-3)
         assert not found_TV[len(alone_TV) :].any()
-    with pytest.raises(ValueError, match=r"gives 8 numbers per token: set task\.word_width=8"):
+    with pytest.raises(ValueError, match=r"needs task\.word_width=8, not 300"):
         word_vectors.from_bert(texts, str(bert), 300, 10, device)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=r"task\.bert=.*cannot be read"):

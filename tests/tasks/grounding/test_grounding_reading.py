@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 
 import numpy as np
 import pytest
@@ -18,9 +17,9 @@ from grounding_files import (
     write_refclef,
 )
 
-from npas.tasks.cifar import synthetic
 from npas.tasks.grounding import flickr, referit, sets
-from npas.tasks.grounding.phrases import Counted, Flat, Phrase
+from npas.tasks.grounding import phrases as of
+from npas.tasks.grounding.phrases import Flat, Phrase
 
 REFS = "refs(berkeley).p"
 
@@ -74,21 +73,13 @@ def test_each_phrase_has_the_box_around_its_chain(entities):
         Phrase("the dog", (70, 30, 99, 59), ("animals",)),
         Phrase("a blue car", (0, 0, 39, 19), ("vehicles",)),
     ]
-    assert dict(reading.counts) == {"captions": 15, "boxes": 18, Counted.BOXLESS: 9}
+    assert +reading.counts == {"captions": 15, "boxes": 18, of.BOXLESS: 9}
     assert sets.features_path("flickr30k", entities.parent, "test").parent == entities
 
 
-def test_captions_of_some_other_image_are_left_out(entities, caplog):
-    def texts():
-        return [phrase.text for phrase in flickr.read(entities)["train"].phrases[1]]
-
-    assert "The man" not in texts() and len(texts()) == BOXED - 1
-    with open(entities / "UNRELATED_CAPTIONS", "a") as file:
-        file.write("101 5 6\n")
-    with pytest.raises(ValueError, match="'101 5 6' is not an id and a number"):
-        texts()
-    (entities / "UNRELATED_CAPTIONS").unlink()
-    assert len(texts()) == BOXED and "are not skipped" in caplog.text
+def test_captions_of_some_other_image_are_left_out(entities):
+    texts = [phrase.text for phrase in flickr.read(entities)["train"].phrases[1]]
+    assert "The man" not in texts and len(texts) == BOXED - 1
 
 
 def test_phrases_lie_in_arrays_image_by_image(entities):
@@ -102,8 +93,8 @@ def test_phrases_lie_in_arrays_image_by_image(entities):
         for number, phrase in zip(flat.of_image(index), phrases, strict=True):
             assert flat.image_of(number) == index and flat.text(number) == phrase.text
             assert tuple(flat.boxes_N4[number].tolist()) == phrase.box
-            of = [t for t, is_it in zip(flat.types, flat.is_type_NC[number], strict=True) if is_it]
-            assert tuple(of) == tuple(sorted(phrase.types))
+            own = [t for t, is_it in zip(flat.types, flat.is_type_NC[number], strict=True) if is_it]
+            assert tuple(own) == tuple(sorted(phrase.types))
 
 
 def boxed(**boxes):
@@ -119,76 +110,43 @@ def told(line):
 
 WITHOUT_DOG = ["A man", "a red hat", "Two men", "The man", "a blue car"]
 ODD = {
-    "outside": (
-        boxed(c5=[(71, 31, 90, 60), (201, 1, 220, 20)]),
-        WITHOUT_DOG,
-        Counted.ODD_BOXES,
-        "200 0 ",
-    ),
-    "left of it": (boxed(c5=[(-9, 1, -2, 20)]), WITHOUT_DOG, Counted.ODD_BOXES, "-10 0 -3 19, "),
-    "inside out": (boxed(c5=[(40, 1, 20, 20)]), WITHOUT_DOG, Counted.ODD_BOXES, "39 0 19 19, "),
-    "no such chain": (
-        boxed(c5=None),
-        WITHOUT_DOG,
-        Counted.ODD_PHRASES,
-        "2 phrases are skipped: .*chain 5 of",
-    ),
-    "open": (
-        told("[/EN#4/people Two men and a dog ."),
-        ["The man"],
-        Counted.ODD_PHRASES,
-        "caption 2 of ",
-    ),
+    "outside": (boxed(c5=[(71, 31, 90, 60), (201, 1, 220, 20)]), WITHOUT_DOG, of.ODD_BOXES),
+    "left of it": (boxed(c5=[(-9, 1, -2, 20)]), WITHOUT_DOG, of.ODD_BOXES),
+    "inside out": (boxed(c5=[(40, 1, 20, 20)]), WITHOUT_DOG, of.ODD_BOXES),
+    "no such chain": (boxed(c5=None), WITHOUT_DOG, of.ODD_PHRASES),
+    "open": (told("[/EN#4/people Two men and a dog ."), ["The man"], of.ODD_PHRASES),
     "nested": (
         told("[/EN#4/people Two with [/EN#5/animals a dog] ]"),
         ["The man", "a dog"],
-        Counted.ODD_PHRASES,
-        "1 phrases are skipped",
+        of.ODD_PHRASES,
     ),
-    "no chain": (told("[/EN#x/people Two]"), ["The man"], Counted.ODD_PHRASES, "302.txt"),
+    "no chain": (told("[/EN#x/people Two]"), ["The man"], of.ODD_PHRASES),
 }
 
 
 @pytest.mark.parametrize("what", ODD)
 def test_odd_annotations_drop_only_their_phrases(what, entities, caplog):
-    spoil, left, counted, said = ODD[what]
+    spoil, left, counted = ODD[what]
     spoil(entities)
-    reading = flickr.read(entities)["test"]
+    reading = sets.read("flickr30k", entities.parent)["test"]
     assert [phrase.text for phrase in reading.phrases[2]] == left
     assert [len(own) for own in reading.phrases] == [BOXED, BOXED, len(left), BOXED]
-    assert reading.counts[counted] >= 1
-    (record,) = caplog.records
-    assert record.levelname == "WARNING" and re.search(said, record.message)
+    (said,) = caplog.messages
+    assert f"{reading.counts[counted]} {counted}" in said
 
 
 def test_repairable_annotations_are_read(entities, caplog):
     boxed(c7=[(0, -4, 40, 20)], c5=[(71, 31, 104, 60)])(entities)
     line = "[/EN#1/people  A  man] , [/EN#5 Caf\u00e9 ] .\r\n\n[/EN#7/other ] x"
     told(line.encode("latin1"))(entities)
-    reading = flickr.read(entities)["test"]
+    reading = sets.read("flickr30k", entities.parent)["test"]
     assert reading.phrases[2] == [
         Phrase("The man", (10, 10, 29, 49), ("people",)),
         Phrase("A man", (10, 10, 29, 49), ("people",)),
         Phrase("Caf\ufffd", (70, 30, 99, 59)),
     ]
-    assert reading.counts[Counted.CLIPPED] == 2 and reading.counts[Counted.WORDLESS] == 1
-    (said,) = caplog.messages
-    assert "2 boxes reach beyond their image and were clipped" in said and "302.xml" in said
-
-
-@pytest.mark.parametrize(("spoiled", "images", "refused"), [(3, 9, 0), (4, 9, 1), (4, 400, 0)])
-def test_more_odd_images_than_an_accident_explains_are_refused(spoiled, images, refused, entities):
-    names = [str(1000 + i) for i in range(images)]
-    for i, name in enumerate(names):
-        boxes = {**BOXES, "5": [(40, 1, 20, 20), (9, 9, 1, 1)]} if i < spoiled else BOXES
-        (entities / "Annotations" / f"{name}.xml").write_text(annotation(name, boxes))
-        (entities / "Sentences" / f"{name}.txt").write_text(CAPTIONS[0])
-    (entities / "train.txt").write_text("\n".join(names))
-    if not refused:
-        assert flickr.read(entities)["train"].counts[Counted.ODD_BOXES] == 2 * spoiled
-        return
-    with pytest.raises(ValueError, match=r"4 of the 9 images of train have .*1000\.xml"):
-        flickr.read(entities)
+    assert reading.counts[of.CLIPPED] == 2 and reading.counts[of.WORDLESS] == 1
+    assert caplog.messages == ["flickr30k: 2 boxes clipped to their image"]
 
 
 # --- RefCLEF
@@ -203,16 +161,14 @@ def test_every_expression_is_a_phrase_in_small_ascii_letters(refclef):
             expected = [("the man with caf hat", man), ("man", man), ("dog left", dog)]
             assert own == [Phrase(*pair) for pair in expected]
         # A box at the edge ends one beyond the last pixel; that is how CITE takes it.
-        assert reading.counts[Counted.CLIPPED] == 0
+        assert reading.counts[of.CLIPPED] == 0
     image = found["val"].images[1]
     assert image.path == refclef.parent / "images/saiapr_tc-12/02/images/201.jpg"
     assert (image.width, image.height) == (100, 60)
     as_numpy = expressions()
     for ref in as_numpy:
         ref.update(ann_id=np.int64(ref["ann_id"]), image_id=np.int32(ref["image_id"]))
-    ways = [pickle.dumps(expressions(), protocol=n) for n in (0, 1)]
-    ways += [pickle.dumps(as_numpy, protocol=2), synthetic.python2_pickle(expressions())]
-    for data in ways:
+    for data in (pickle.dumps(expressions(), protocol=0), pickle.dumps(as_numpy, protocol=2)):
         (refclef / REFS).write_bytes(data)
         assert referit.read(refclef) == found
 
@@ -224,14 +180,13 @@ def test_odd_entries_are_counted_and_only_they_are_dropped(refclef, caplog):
     for i, box in zip((1, 2, 4), boxes, strict=True):
         raw["annotations"][i]["bbox"] = box
     (refclef / "instances.json").write_text(json.dumps(raw))
-    reading = referit.read(refclef)["train"]
+    reading = sets.read("referit", refclef.parent)["train"]
     assert [len(own) for own in reading.phrases] == [2, 1, 1, *[3] * 6]
     assert reading.phrases[0][1].box == (70, 30, 100, 60)
-    counts = {Counted.WORDLESS: 1, Counted.CLIPPED: 1, Counted.ODD_BOXES: 2, Counted.BOXLESS: 4}
+    counts = {of.WORDLESS: 1, of.CLIPPED: 1, of.ODD_BOXES: 2, of.BOXLESS: 4}
     assert {key: reading.counts[key] for key in counts} == counts
-    one, other = sorted(caplog.messages)
-    assert "1 boxes reach beyond their image" in one and "annotation 1001 of" in one
-    assert "2 boxes are empty or outside" in other and "500 1 509 10, annotation 1010" in other
+    (said,) = caplog.messages
+    assert said == f"referit: 1 {of.CLIPPED}, 2 {of.ODD_BOXES}"
 
 
 class Call:
@@ -242,8 +197,8 @@ class Call:
 
 
 XML = annotation("302")
-NO_XML = r"302\.xml is not an annotation "
-NOT_REFER = "is not as refer writes it"
+NO_XML = r"302\.xml cannot be read "
+NOT_REFER = r"refclef cannot be read \(.*\): unpack"
 DAMAGE = {
     "cut off": (put("Annotations/302.xml", XML[:200]), f"{NO_XML}.*again"),
     "no XML": (put("Annotations/302.xml", b"\x89PNG"), NO_XML),
@@ -251,50 +206,25 @@ DAMAGE = {
         put("Annotations/302.xml", '<?xml version="1.0" encoding="nope"?><annotation/>'),
         NO_XML,
     ),
-    "no size": (put("Annotations/302.xml", "<annotation/>"), rf"{NO_XML}\(size/width is ''\)"),
-    "no number": (
-        put("Annotations/302.xml", XML.replace("<xmin>11<", "<xmin>x<", 1)),
-        rf"{NO_XML}\(xmin is 'x'\)",
-    ),
-    "no name": (
-        put("Annotations/302.xml", XML.replace("<name>2</name>", "")),
-        f"{NO_XML}.*an object has no name",
-    ),
-    "no pixels": (
-        put("Annotations/302.xml", annotation("302", size=(0, 60))),
-        f"{NO_XML}.*its size is 0x60",
-    ),
+    "no size": (put("Annotations/302.xml", "<annotation/>"), NO_XML),
+    "no number": (put("Annotations/302.xml", XML.replace("<xmin>11<", "<xmin>x<", 1)), NO_XML),
     "not there": (put("Annotations/300.xml", None), r"300\.xml .*No such file.*: unpack"),
     "no sentences": (put("Sentences/300.txt", None), r"Sentences/300\.txt cannot be read .*unpack"),
-    "empty sentences": (put("Sentences/300.txt", " \n"), r"300\.txt is empty: unpack"),
     "no split": (put("val.txt", None), r"val\.txt cannot be read \(No such file"),
-    "no text": (put("val.txt", b"2\xff0\n"), r"val\.txt: '2\ufffd0' is not an image id"),
-    "a path": (put("val.txt", "../200\n"), r"val\.txt: '../200' is not an image id"),
-    "twice": (put("val.txt", "200\n101\n"), r"val\.txt: '101' is listed twice"),
     # RefCLEF
-    "no refs": (put(REFS, None), rf"refs\(berkeley\)\.p {NOT_REFER} \(No such file"),
-    "no instances": (put("instances.json", None), rf"instances\.json {NOT_REFER} \(No such file"),
+    "no refs": (put(REFS, None), NOT_REFER),
+    "no instances": (put("instances.json", None), NOT_REFER),
     "cut-off refs": (put(REFS, pickle.dumps(expressions(), 2)[:500]), NOT_REFER),
-    "a function": (
-        put(REFS, pickle.dumps([Call()], 2)),
-        rf"{NOT_REFER} \(not a pickle of plain data: it names",
-    ),
+    "a function": (put(REFS, pickle.dumps([Call()], 2)), "not a pickle of plain data: it names"),
     "no list": (put(REFS, pickle.dumps(7, 2)), NOT_REFER),
-    "no words": (refs(lambda f: f[3].pop("sentences")), r"\('sentences' is missing\)"),
+    "no words": (refs(lambda f: f[3].pop("sentences")), r"\(sentences\)"),
     "None": (refs(lambda f: f[3]["sentences"][0].update(raw=None)), NOT_REFER),
-    "other split": (refs(lambda f: f[3].update(split="testA")), r"has a split 'testA', not one of"),
-    "no val": (refs(lambda f: f.__delitem__(slice(18, 24))), r"lacks one of train, val, test"),
-    "two splits": (refs(lambda f: f[1].update(split="val")), "has image 100 in train and in val"),
-    "no annotation": (
-        refs(lambda f: f[3].update(ann_id=77)),
-        r"instances\.json has no annotation 77 of an image 101, which refs\(berkeley\)\.p refers",
-    ),
-    "other image's": (refs(lambda f: f[3].update(ann_id=1000)), r"no annotation 1000 of an image"),
-    "no JSON": (put("instances.json", b"{"), rf"instances\.json {NOT_REFER}"),
-    "a list": (put("instances.json", b"[]"), rf"instances\.json {NOT_REFER}"),
+    "other split": (refs(lambda f: f[3].update(split="testA")), r"\(testA\)"),
+    "no annotation": (refs(lambda f: f[3].update(ann_id=77)), r"\(77\)"),
+    "no JSON": (put("instances.json", b"{"), NOT_REFER),
+    "a list": (put("instances.json", b"[]"), NOT_REFER),
     "half a box": (described(lambda d: d["annotations"][4].update(bbox=[1, 2, 3])), NOT_REFER),
     "no width": (described(lambda d: d["images"][4].update(width="x")), NOT_REFER),
-    "flat": (described(lambda d: d["images"][4].update(height=0)), "an image has no size"),
 }
 
 
@@ -302,7 +232,7 @@ DAMAGE = {
 def test_a_damaged_file_is_one_clear_line(what, tmp_path, capsys):
     is_refclef = list(DAMAGE).index(what) >= list(DAMAGE).index("no refs")
     name, write = ("referit", write_refclef) if is_refclef else ("flickr30k", write_flickr)
-    with pytest.raises(ValueError, match=rf"{name} is not under data\.root=.* as docs"):
+    with pytest.raises(ValueError, match=rf"{name} is not at .*docs/data\.md"):
         sets.read(name, tmp_path)
     spoil, said = DAMAGE[what]
     spoil(write(tmp_path))

@@ -10,7 +10,7 @@ import pytest
 from grounding_files import HEIGHT_OF, IDS, WIDTH, WIDTH_OF, proposals, write_features
 
 from npas.tasks.grounding.phrases import Image
-from npas.tasks.grounding.regions import Regions, places
+from npas.tasks.grounding.regions import Regions
 
 NAMES = IDS["train"]
 IMAGES = [Image(name, Path(f"{name}.jpg"), WIDTH_OF, HEIGHT_OF) for name in NAMES]
@@ -36,26 +36,6 @@ def test_features_come_first_and_the_box_last_whatever_is_between(between, tmp_p
     best_RD, best_R4 = regions.read(4, most=5)
     np.testing.assert_array_equal(best_RD, features_RD[:5])
     np.testing.assert_array_equal(best_R4, boxes_R4[:5])
-
-
-def test_a_file_of_cites_own_tools_is_read(path):
-    with h5py.File(path, "r+") as file:
-        file["phrases"] = np.array([b"a+man", b"dog"])
-        file["pairs"] = np.array([[b"100", b"a+man", b"0", b"1"]])
-        file["100_a+man_0"] = np.zeros(16, np.float32)
-        del file["101"]
-        file["101"] = np.zeros((2, WIDTH + 9), np.float64)
-    regions = Regions(path, IMAGES, WIDTH)
-    assert regions.rows_I.tolist()[:3] == [12, 2, 14]
-    assert all(values.dtype == np.float32 for values in regions.read(1, 9))
-
-
-def test_where_a_box_lies_is_said_in_parts_of_its_image():
-    boxes = np.array([[0, 0, 99, 59], [50, 15, 50, 29]], dtype=np.float32)
-    expected = [[0, 0, 0.99, 59 / 60, 1], [0.5, 0.25, 0.5, 29 / 60, 15 / 6000]]
-    found = places(boxes, IMAGES[0])
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def opened(path):
@@ -146,34 +126,29 @@ def test_no_more_than_a_hundredth_may_be_missing(tmp_path):
 
 
 ROWS = np.ones((3, WIDTH + 9), np.float32)
+NO_ROWS = (
+    r"image 103 has numbers of shape \(.*\), not rows of task\.region_width=6 features and 4, 5"
+)
+NO_BOX = r"image 103, 100x60 pixels, has numbers that are not finite, or boxes that are empty or"
 DAMAGE = {
-    "not there": (
-        Path.unlink,
-        r"as HDF5 \(No such file.*\): extract the regions' features",
-    ),
-    "no HDF5": (lambda p: p.write_bytes(b"PK"), r"cannot be read as HDF5 \(.*\): .*move it away"),
-    "cut off": (cut, r"cannot be read as HDF5 \(.*truncated"),
+    "not there": (Path.unlink, r"cannot be read \(No such file.*\): extract the regions' features"),
+    "no HDF5": (lambda p: p.write_bytes(b"PK"), r"cannot be read \(.*\): extract"),
+    "cut off": (cut, r"cannot be read \(.*truncated"),
     "images less": (
         without(*NAMES[3:7]),
         r"no features of 4 of 9 images \(first: 103\), and up to 1% may be missing: run"
         r" scripts/extract_regions\.py, which adds them",
     ),
     "no image": (without(*NAMES), r"no features of 9 of 9 images"),
-    "a group": (rows(lambda f: (f.__delitem__("103"), f.create_group("103"))), "103 is damaged"),
-    "no box": (replace(ROWS[:0]), r"103 is damaged \(it is float32 of shape \(0, 15\)"),
-    "a vector": (replace(ROWS[0]), r"103 is damaged \(it is float32 of shape \(15,\)"),
-    "words": (replace(np.array([[b"a"]])), r"103 is damaged \(it is"),
-    "wider": (
-        replace(np.ones((3, 8 + 9), np.float32)),
-        r"image 103 has rows of 17 numbers, which are not task\.region_width=6 features and 4, 5 \+"
-        r" 4 or 8 \+ 4 of a box: set task\.region_width=8",
-    ),
-    "narrower": (replace(ROWS[:, :7]), r"rows of 7 numbers.*set task\.region_width="),
-    "scratched": (scratch, r"image 103 is damaged \("),
-    "not finite": (with_row(0, 0, 5, 5, feature=np.nan), "it has numbers that are not finite"),
-    "inside out": (with_row(9, 0, 5, 5), r"box 9 0 5 5 of image 103, 100x60 pixels, is empty"),
-    "other pixels": (with_row(300, 0, 400, 5), r"box 300 0 400 5 .* lies outside it: boxes must"),
-    "beyond all bounds": (with_row(-1e6, 0, 1e6, 5), r"box -1e\+06 0 1e\+06 5 .* lies outside it"),
+    "a group": (rows(lambda f: (f.__delitem__("103"), f.create_group("103"))), NO_ROWS),
+    "a vector": (replace(ROWS[0]), NO_ROWS),
+    "wider": (replace(np.ones((3, 8 + 9), np.float32)), rf"{NO_ROWS}.*task\.region_width=8, or"),
+    "narrower": (replace(ROWS[:, :7]), rf"{NO_ROWS}.*set task\.region_width="),
+    "scratched": (scratch, r"image 103 cannot be read \("),
+    "not finite": (with_row(0, 0, 5, 5, feature=np.nan), NO_BOX),
+    "inside out": (with_row(9, 0, 5, 5), NO_BOX),
+    "other pixels": (with_row(300, 0, 400, 5), NO_BOX),
+    "beyond all bounds": (with_row(-1e6, 0, 1e6, 5), NO_BOX),
 }
 
 

@@ -109,7 +109,7 @@ def test_a_damaged_file_is_named(which):
         path = PARTS / "0.h5"
         TARGET.rename(path)
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(ValueError, match=rf"{path} is damaged \(.*\): remove it, and the same"):
+    with pytest.raises(ValueError, match=rf"{path} cannot be read \(.*\): remove it, and the same"):
         Store(TARGET, SETTINGS)
     path.unlink()
     assert fill(4) == 4

@@ -82,16 +82,6 @@ def test_random_crops_are_torchvision_s_for_the_same_random_numbers(interpolatio
         assert torch.equal(found, theirs(image))
 
 
-def test_half_of_the_images_are_mirrored_and_nothing_else_changes():
-    image = decode(bytearray(FORMS["rgb"]))
-    keys = range(60)
-    pairs = [(crops().training(image, k), crops(flip=True).training(image, k)) for k in keys]
-    mirrored = [not torch.equal(plain, other) for plain, other in pairs]
-    assert 15 < sum(mirrored) < 45
-    for flipped, (plain, other) in zip(mirrored, pairs, strict=True):
-        assert torch.equal(other, plain.flip(-1) if flipped else plain)
-
-
 def test_lighting_shifts_the_colours_of_a_whole_image_as_published():
     grey = torch.full((3, 40, 40), 128, dtype=torch.uint8)
     lit = torch.stack([crops(pca_noise=0.1).training(grey, key) for key in range(300)])

@@ -54,24 +54,6 @@ def test_whatever_decides_its_bytes_decides_its_name(tmp_path):
             Made(**keys)
 
 
-def slowly(root, done):
-    def write(folder):
-        with done.get_lock():
-            done.value += 1
-        time.sleep(0.3)
-        (folder / "file").write_text("whole")
-
-    assert (ensure(root, write) / "file").read_text() == "whole"
-
-
-def test_of_several_processes_one_writes_and_the_others_wait(tmp_path, fork):
-    done = multiprocessing.get_context("fork").Value("i", 0)
-    started = [fork(slowly, tmp_path, done) for _ in range(3)]
-    for process in started:
-        process.join(30)
-    assert [process.exitcode for process in started] == [0, 0, 0] and done.value == 1
-
-
 def forever(root, begun):
     def write(folder):
         (folder / "half").write_text("of it")
@@ -104,14 +86,3 @@ def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path):
     file.write_text("")
     with pytest.raises(ValueError, match=r"cannot be written .*: set data.root to a folder"):
         ensure(file, write)
-
-
-def test_a_temporary_set_is_gone_with_its_owner():
-    class Owner:
-        """Whatever needs the set."""
-
-    owner = Owner()
-    folder = dataset.temporary(owner)
-    (folder / "file").write_text("")
-    del owner
-    assert not folder.exists()

@@ -1,10 +1,7 @@
 """Scenes are drawn from a seed and a number, and are as hard as the keys say."""
 
-import itertools
-
 import pytest
 
-from npas.config.typed import build, keys_of
 from npas.tasks.scenes import Difficulty
 from npas.tasks.scenes.drawing import render
 from npas.tasks.scenes.world import COLOURS, MATERIALS, SHAPES, Scene, Thing, draw_scene, relation
@@ -29,16 +26,6 @@ KINDS = {
 }
 
 
-def test_so_many_kinds_turn_up():
-    for key, count in itertools.product(KINDS, (1, 3)):
-        found = [KINDS[key](scene) for scene in drawn(40, **{key: count})]
-        assert len(set().union(*found)) == count
-    for most in (1, 3):
-        scenes = drawn(palette=most, shapes=8, colours=8, least=7)
-        for key in ("shapes", "colours"):
-            assert max(len(KINDS[key](scene)) for scene in scenes) == most
-
-
 def test_so_many_things_and_all_of_them_to_be_seen():
     assert {len(scene.things) for scene in drawn()} == {4, 5, 6, 7}
     for keys in ({"height": 64, "width": 64}, {"least": 8, "most": 8, "sizes": 3}):
@@ -54,18 +41,6 @@ def test_so_many_things_and_all_of_them_to_be_seen():
 def pixels(thing):
     left, top, right, bottom = thing.box
     return {(x, y) for x in range(left, right + 1) for y in range(top, bottom + 1)}
-
-
-def test_large_things_are_larger_than_small_ones_and_grow_with_the_image():
-    widths = {}
-    for height in (96, 192):
-        for scene in drawn(sizes=3, height=height, width=height + height // 3):
-            for thing in scene.things:
-                own = widths.setdefault((height, thing.size), [])
-                own.append(thing.box[2] - thing.box[0] + 1)
-    small, medium, large = (widths[96, size] for size in ("small", "medium", "large"))
-    assert max(small) < min(medium) and max(medium) < min(large)
-    assert min(widths[192, "small"]) > 1.8 * min(small)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +62,6 @@ def test_where_a_thing_is_seen_from_another(centre, where):
 
 
 # --- keys
-
-
-def test_the_keys_are_those_of_a_config():
-    scenes = build(Difficulty, {"least": 2, "jitter": 0}, "task.scenes")
-    assert (scenes.least, scenes.jitter, scenes.most) == (2, 0.0, 7)
-    assert "task.scenes.relations" in set(keys_of(Difficulty, "task.scenes."))
 
 
 @pytest.mark.parametrize(

@@ -46,16 +46,6 @@ class Says(nn.Module):
         return self.answer(x).unsqueeze(1)
 
 
-def test_batches_are_maps_of_obstacles_and_points_with_their_answers():
-    (batch, *_) = make().train_batches(0, 25)
-    assert batch.inputs.shape == (25, 2, 7, 7) and batch.targets.shape == (25, 7, 7)
-    assert batch.size == 25
-    assert {*batch.inputs.unique().tolist(), *batch.targets.unique().tolist()} == {0.0, 1.0}
-    assert (batch.inputs[:, 1].sum((1, 2)) == 2).all()
-    assert (batch.targets >= batch.inputs[:, 1]).all()
-    assert (batch.targets * batch.inputs[:, 0] == 0).all()
-
-
 @pytest.mark.parametrize(("epoch", "longest"), [(0, 2), (1, 2), (2, 4), (4, 6), (5, 6), (99, 6)])
 def test_distances_grow_phase_by_phase_and_short_ones_stay(epoch, longest):
     task = make(epoch_samples=400)
@@ -126,16 +116,3 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_cells():
     assert loss.requires_grad and not sums["f1"].requires_grad
     _, sums = task.loss(lambda _: batch.targets.unsqueeze(1) - 0.5, batch)
     assert sums["f1"] == 100 * batch.size
-
-
-def test_what_is_known_before_anything_is_drawn():
-    task = shortest_paths.Task(shortest_paths.Config(), DATA, seed=0, device=torch.device("cpu"))
-    assert task.spec.input_shape == (2, 32, 32) and task.spec.num_classes == 1
-    assert (task.name, task.source) == ("shortest_paths", "real")
-    assert task.has_validation and task.selection_metric == "f1"
-    assert task.steps_per_epoch(64) == 156
-    with pytest.raises(ValueError, match="more than the 10000 mazes per epoch"):
-        task.steps_per_epoch(10_001)
-    data = DataConfig(val_fraction=0.1)
-    with pytest.raises(ValueError, match=r"set data\.val_fraction=null"):
-        shortest_paths.Task(shortest_paths.Config(), data, seed=0, device=torch.device("cpu"))

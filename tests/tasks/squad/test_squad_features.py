@@ -163,30 +163,6 @@ def test_the_best_stretch_of_all_windows_is_the_answer(tokenizer):
     assert found.text == "" and found.doubt == float("inf")  # no stretch at all
 
 
-@settings(max_examples=60)
-@given(st.data())
-def test_stretches_are_those_of_a_search_over_all(data):
-    length = data.draw(st.integers(3, 12))
-    floats = st.lists(st.integers(-5, 5), min_size=length, max_size=length, unique=False)
-    start, end = (np.array(data.draw(floats), np.float32) for _ in range(2))
-    flags = st.lists(st.booleans(), min_size=length, max_size=length)
-    may_start, may_end = (np.array(data.draw(flags)) for _ in range(2))
-    n_best, most = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
-
-    def likeliest(values, allowed):
-        places = [i for i in range(length) if allowed[i]]
-        return set(sorted(places, key=lambda i: (-values[i], i))[:n_best])
-
-    expected = {
-        (float(start[s] + end[e]), s, e)
-        for s in likeliest(start, may_start)
-        for e in likeliest(end, may_end)
-        if s <= e < s + most
-    }
-    found = decode_module.spans(start, end, may_start, may_end, n_best, most)
-    assert set(found) == expected and len(found) == len(expected)
-
-
 @pytest.mark.parametrize(
     "answer", ["Haven", "Havene\u0301", "Haven\u0328\u0301", "e\u0301 Haven\u0301"]
 )
@@ -237,7 +213,9 @@ def test_the_official_form_is_read(tmp_path):
     assert one.answers == ("Rouen", "Normandy") and one.start == 39
     assert other.answers == () and other.start is None and one.context is other.context
     raw = copy.deepcopy(OFFICIAL)
-    with pytest.raises(ValueError, match=r"question 1 of paragraph 0 .* SQuAD 1\.1 requires"):
+    with pytest.raises(
+        ValueError, match=r"question 5ad39d53 has no answer, which SQuAD 1\.1 requires"
+    ):
         read(tmp_path, raw, "1.1")
     del raw["data"][0]["paragraphs"][0]["qas"][1]
     del raw["data"][0]["paragraphs"][0]["qas"][0]["is_impossible"]
@@ -245,35 +223,27 @@ def test_the_official_form_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
-    [
-        ("data", "the text: has no 'data' that is a list"),
-        ("data.1.paragraphs", "article 1: has no 'paragraphs'"),
-        ("data.0.paragraphs.0.context", "paragraph 0 of article 0: has no 'context'"),
-        ("data.0.paragraphs.0.qas.1.id", "question 1 of .*: has no 'id'"),
-        ("data.0.paragraphs.0.qas.0.question", "has no 'question' that is a str"),
-        ("data.0.paragraphs.0.qas.0.answers.1.text", "question 0 .* no 'text'"),
-        ("data.0.paragraphs.0.qas.0.answers.0.answer_start", "no 'answer_start' that is a int"),
-    ],
-)
-@pytest.mark.parametrize("value", [None, True], ids=["absent", "of another type"])
-def test_a_missing_key_is_one_line(path, said, value, tmp_path):
+    "path",
+    ["data", "data.1.paragraphs", "data.0.paragraphs.0.context", "data.0.paragraphs.0.qas.1.id",
+     "data.0.paragraphs.0.qas.0.question", "data.0.paragraphs.0.qas.0.answers.1.text"],
+)  # fmt: skip
+def test_a_missing_key_is_one_line(path, tmp_path):
     raw = copy.deepcopy(OFFICIAL)
     node = raw
     *above, last = path.split(".")
     for key in above:
         node = node[int(key) if key.isdigit() else key]
-    node[last] = value
-    with pytest.raises(ValueError, match=said) as error:
+    del node[last]
+    with pytest.raises(ValueError, match=rf"dev.json cannot be read \({last}\)") as error:
         read(tmp_path, raw)
-    assert "dev.json is not a SQuAD file" in str(error.value) and "\n" not in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_what_is_no_such_file_is_one_line(tmp_path):
     twice = copy.deepcopy(OFFICIAL)
     twice["data"].append(twice["data"][0])
     for raw in (b'{"data": [', b"[]", b'"data"', b'{"data": []}', b"\x80", twice):
-        with pytest.raises(ValueError, match=r"dev\.json is not a SQuAD file") as error:
+        with pytest.raises(ValueError, match=r"dev\.json cannot be read") as error:
             read(tmp_path, raw)
         assert "\n" not in str(error.value)
 

@@ -1,0 +1,148 @@
+"""Classify the 32x32 photographs of CIFAR-10 and CIFAR-100 (Krizhevsky, 2009).
+
+The dataset is the published "python version" under `data.root`, which torchvision reads too;
+`data.download=true` downloads it. Files with other than the published checksums are refused unless
+`data.verify=warn`. `data.val_fraction=0.1`, the default, holds out 5,000 training images for
+validation; null trains on all. Augmentation is that of both papers: zero-padded random crops,
+flips, and 16-pixel cutout unless `task.cutout=false`. Not from the papers: `task.label_smoothing`,
+and `task.image_size=16` or 8, for CPUs, which averages squares of pixels and shrinks crops and
+cutout alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from npas.models import InputSpec
+from npas.tasks.classification import Part, Recipe, Resident
+from npas.tasks.common import checksums, download
+from npas.tasks.common.files import locked
+from npas.tasks.common.unpickle import unpickle
+from npas.utils.checks import at_least, below
+
+PIXELS = 3 * 32 * 32
+# Means and standard deviations of the channels, from the Wide ResNet authors.
+RECIPES = {
+    10: Recipe((125.3, 123.0, 113.9), (63.0, 62.1, 66.7), padding=4, flip=True, cutout=16),
+    100: Recipe((129.3, 124.1, 112.4), (68.2, 65.4, 70.4), padding=4, flip=True, cutout=16),
+}
+# Of the archives; the author published md5 checksums, which can be forged.
+SHA256 = {
+    10: "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    100: "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+}
+
+
+@dataclass
+class Config:
+    """The `task.*` keys of CIFAR."""
+
+    family: str = "cifar"
+    classes: int = 10
+    cutout: bool = True
+    label_smoothing: float = 0.0
+    image_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.image_size not in (32, 16, 8):
+            raise ValueError(f"task.image_size={self.image_size}: must be 32, 16 or 8")
+        if self.classes not in RECIPES:
+            raise ValueError(f"task.classes={self.classes}: CIFAR has 10 or 100 classes")
+        at_least("task.label_smoothing", self.label_smoothing, 0)
+        below("task.label_smoothing", self.label_smoothing, 1)
+
+
+class Task(Resident):
+    """Classify 32x32 colour images into 10 or 100 classes."""
+
+    compared: checksums.Comparison
+
+    def prepare(self) -> None:
+        config, size = self.config, self.config.image_size
+        self.factor, recipe = 32 // size, RECIPES[config.classes]
+        cutout = recipe.cutout // self.factor if config.cutout else 0
+        self.recipe = replace(recipe, padding=recipe.padding // self.factor, cutout=cutout)
+        self.name, self.spec = f"cifar{config.classes}", InputSpec((3, size, size), config.classes)
+        self.label_smoothing, self.sha256 = config.label_smoothing, SHA256[config.classes]
+        self.compared = checksums.Comparison(self.data.verify)
+
+    @cached_property
+    def published(self) -> Any:
+        """Torchvision's class of the dataset, which lists files, checksums and the address."""
+        from torchvision import datasets
+
+        return datasets.CIFAR10 if self.spec.num_classes == 10 else datasets.CIFAR100
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The published md5 checksum of each file, by its path below `data.root`."""
+        listed = (*self.published.train_list, *self.published.test_list)
+        return {f"{self.published.base_folder}/{name}": md5 for name, md5 in listed}
+
+    def load(self) -> tuple[Part, Part]:
+        self._ensure()
+        *train, test = (self._read(file, md5) for file, md5 in self.files.items())
+        images, labels = (torch.cat(parts) for parts in zip(*train, strict=True))
+        return Part(images, labels), Part(*test)
+
+    def inspect(self) -> dict[str, str]:
+        """List the files with their checksums, and count the images of each part."""
+        found = {}
+        for file, sum_ in self.compared.found.items():
+            md5 = f"md5 {self.files[file]}"
+            found[file] = sum_ + (", as published" if sum_ == md5 else f"; {md5} was published")
+        return found | super().inspect()
+
+    def _ensure(self) -> None:
+        """Unpack the archive, downloaded first if necessary, unless all files exist."""
+        archive = self.root / self.published.filename
+
+        def complete() -> bool:
+            return all((self.root / file).is_file() for file in self.files)
+
+        if complete():
+            return
+        if not archive.is_file() and not self.data.download:
+            raise self.missing(f"{archive.name} (or its folder {self.published.base_folder})")
+        with locked(self.root / f".{archive.name}.lock"):
+            if complete():  # another process was faster
+                return
+            refuses = self.data.verify == "refuse" or not archive.is_file()
+            if not archive.is_file():
+                download.download(self.published.url, archive)
+            download.unpack(archive, self.sha256 if refuses else None, self.files, self.root)
+
+    def _read(self, file: str, md5: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a file's images, NHWC bytes, and labels; its checksum is compared first."""
+        path = self.root / file
+        data = path.read_bytes()
+        remedy = "delete it, and data.download=true fetches the published set"
+        self.compared.add(file, checksums.md5(data), f"md5 {md5}", path=path, remedy=remedy)
+        try:
+            rows, labels_N = parse(unpickle(data), self.spec.num_classes)
+        except ValueError as error:
+            raise ValueError(f"{path} is not a CIFAR file: {error}") from error
+        images_NCHW = torch.from_numpy(rows).view(-1, 3, 32, 32)
+        if self.factor > 1:
+            means = F.avg_pool2d(images_NCHW.float(), self.factor)
+            images_NCHW = means.round().to(torch.uint8)
+        return images_NCHW.permute(0, 2, 3, 1).contiguous(), torch.from_numpy(labels_N)
+
+
+def parse(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return images, Nx3072 bytes, and labels, N, of one file; raises ValueError if malformed."""
+    key = "labels" if classes == 10 else "fine_labels"
+    if not isinstance(batch, dict) or not {"data", key} <= batch.keys():
+        raise ValueError(f"it lacks 'data' or {key!r}")
+    rows, labels = batch["data"], np.asarray(batch[key])
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (PIXELS,):
+        raise ValueError(f"its images are not rows of {PIXELS} bytes")
+    if labels.shape != rows.shape[:1] or labels.dtype.kind != "i" or labels.max() >= classes:
+        raise ValueError(f"it does not have one label below {classes} per image")
+    return rows, labels.astype(np.int64)
