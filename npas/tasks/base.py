@@ -173,12 +173,7 @@ class Task(abc.ABC):
         return size // batch_size
 
     def train_batches(
-        self,
-        epoch: int,
-        batch_size: int,
-        steps: range | None = None,
-        rank: int = 0,
-        world: int = 1,
+        self, epoch: int, batch_size: int, steps: range | None = None, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
         """Yield this rank's share of the batches `steps` of an epoch (None: of all).
 

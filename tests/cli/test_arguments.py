@@ -57,7 +57,10 @@ WRONG = [
     ("npas-train budget=0", "allows no parameters"),
     ("npas-train ~budget", "budget is missing"),
     ("npas-train trainer.grad_accum_steps=3", "the nearest that is: 63"),
-    ("npas-plan +exp=shakespeare task.folder=x", "task.folder=x is not read for shakespeare: set task=text"),
+    (
+        "npas-plan +exp=shakespeare task.folder=x",
+        "task.folder=x is not read for shakespeare: set task=text",
+    ),
     ("npas-train dry_run=true run_root=/dev/null", "is not a writable folder"),
     ("npas-train dry_run=yep", "dry_run must be true or false, got 'yep'"),
     ("npas-train model.family=lstm", "there is no model family 'lstm'"),

@@ -58,10 +58,7 @@ class SceneTask(base.Task):
         self.compared = checksums.Comparison(self.data.verify)
 
     def find(
-        self,
-        form: str,
-        sizes: dict[str, int],
-        write: Callable[[Path, dict[str, int], int], Any],
+        self, form: str, sizes: dict[str, int], write: Callable[[Path, dict[str, int], int], Any]
     ) -> Path:
         """Return the folder of the rendered dataset; `write(folder, counts, seed)` writes it.
 

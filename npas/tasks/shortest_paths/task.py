@@ -124,12 +124,7 @@ class Task(base.Task):
         return phases[min(epoch // self.config.phase_epochs, len(phases) - 1)]
 
     def train_batches(
-        self,
-        epoch: int,
-        batch_size: int,
-        steps: range | None = None,
-        rank: int = 0,
-        world: int = 1,
+        self, epoch: int, batch_size: int, steps: range | None = None, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
         """Yield this rank's share of these batches, drawing the mazes of many at once."""
         local, per_epoch = rank_share(batch_size, world), self.steps_per_epoch(batch_size)

@@ -33,10 +33,7 @@ def made(root, dataset, seed=0, **config):
     size = 256 if dataset == "text" else 32
     keys = {"dataset": dataset, "length": 8, "steps": 5, "vocab_size": size, "folder": "own"}
     task = Task(
-        Config(**(keys | config)),
-        DataConfig(root=str(root), download=False),
-        seed=seed,
-        device=CPU,
+        Config(**(keys | config)), DataConfig(root=str(root), download=False), seed=seed, device=CPU
     )
     task.setup()
     return task

@@ -44,7 +44,7 @@ def test_a_set_is_read_whole(root):
     task.setup()  # which reads nothing twice
     assert (task.name, task.source, task.has_validation) == ("f30k", "real", True)
     assert {name: len(part) for name, part in task.parts.items()} == {
-        **{"train": 8, "val": 4, "test": 6},
+        **{"train": 8, "val": 4, "test": 6}
     }
     assert task.spec.outputs == "match"
     assert task.spec.inputs["words"].shape == (1, 8, WORD)  # six words between two marks
@@ -137,10 +137,7 @@ TWO_BRANCH = {"loss": "top", "captions": 2, "negatives": 3}
 
 @pytest.mark.parametrize(
     ("name", "epochs", "keys", "sizes"),
-    [
-        ("adapt", 20, {}, {}),
-        ("two_branch", 40, TWO_BRANCH, {"width": 64, "embedding": 32}),
-    ],
+    [("adapt", 20, {}, {}), ("two_branch", 40, TWO_BRANCH, {"width": 64, "embedding": 32})],
 )
 def test_networks_learn_which_sentences_fit(root, name, epochs, keys, sizes):
     task = make(root, **keys)

@@ -5,14 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from retrieval_files import (
-    COUNTS,
-    REGIONS,
-    WIDTH,
-    captions,
-    features,
-    write,
-)
+from retrieval_files import COUNTS, REGIONS, WIDTH, captions, features, write
 
 from npas.tasks.retrieval import reader as reading
 from npas.tasks.retrieval import words

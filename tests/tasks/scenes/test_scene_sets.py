@@ -12,12 +12,7 @@ from npas.tasks.scenes.world import Difficulty
 
 
 def ensure(root, write, **changes):
-    given = {
-        "form": "scan",
-        "difficulty": Difficulty(),
-        "made": Made(),
-        "sizes": {"width": 8},
-    }
+    given = {"form": "scan", "difficulty": Difficulty(), "made": Made(), "sizes": {"width": 8}}
     return dataset.ensure(root, **{**given, **changes}, write=write)
 
 

@@ -7,17 +7,7 @@ from torch import nn
 from npas.tasks.scenes import Difficulty
 from npas.tasks.scenes.drawing import render
 from npas.tasks.scenes.language import alike
-from npas.tasks.scenes.regions import (
-    FAR,
-    GREY,
-    MARGIN,
-    NEAR,
-    REACH,
-    Eyes,
-    propose,
-    union,
-    views,
-)
+from npas.tasks.scenes.regions import FAR, GREY, MARGIN, NEAR, REACH, Eyes, propose, union, views
 from npas.tasks.scenes.world import COLOURS, draw_scene
 
 # --- proposals
