@@ -83,10 +83,12 @@ def ignored(config: Config) -> dict[str, str]:
         without += ["search.softmax"] if search_epochs(config) else []
         reason = "sharing.generator=avg has no coefficients"
         leave_out(reason, *(f"sharing.{key}" for key in without))
+    if sharing.is_structured:
+        reason = f"sharing.generator={sharing.generator} has no coefficients per layer"
+        leave_out(reason, "sharing.lsm_every")
     if sharing.is_structured and sharing.generator != "channels":
         reason = f"sharing.generator={sharing.generator} mixes no templates"
-        without = ["max_templates", "upsampler", "lsm_every"]
-        leave_out(reason, *(f"sharing.{key}" for key in without))
+        leave_out(reason, "sharing.max_templates", "sharing.upsampler")
     if sharing.templates is not None:
         reason = f"sharing.templates={sharing.templates} fixes what each layer mixes"
         leave_out(reason, "sharing.upsampler", "sharing.max_templates")

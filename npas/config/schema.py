@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from npas.config.optim import OptimConfig
 from npas.config.sharing import LONGEST, SharingConfig
@@ -171,6 +171,8 @@ class TrainerConfig:
 @dataclass(frozen=True)
 class ArtifactConfig(Packing):
     """With `export`, or a budget in bytes, a run exports an artifact at its end."""
+
+    section: ClassVar[str] = "artifact."
 
     export: bool = False
 

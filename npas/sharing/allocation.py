@@ -237,6 +237,12 @@ class Allocation:
                 f"over     {over:,} parameters more than the budget allows: the network was changed"
                 " after it was shared"
             )
+        lines += [
+            f"no hash  group {group.name} reads plain templates: hashed rows need a bank less near"
+            f" to its layers' {sum(layer.size for layer in group.layers):,} weights"
+            for group in self.groups
+            if self.scheme.generator == HASH and group.bank and group.layers[0].upsampler != HASH
+        ]
         if self.unread:
             lines.append(f"unread   {self.unread:,} bank parameters that no layer reads")
         return lines

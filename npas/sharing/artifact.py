@@ -70,9 +70,9 @@ def write_artifact(
         fits = count_parameters(model) - excess * 8 // bits
         fits -= fits % 10 ** max(0, len(str(fits)) - 3)  # rounded down to three digits
         raise ValueError(
-            f"the artifact takes {found.bytes:,} bytes, {found.bytes - cap:,} more than"
-            f" budget={spell_size(cap)}: the nearest that fits is about"
-            f" budget={spell_count(max(fits, 1))} (parameters), or set artifact.expected_ratio="
+            f"the artifact takes {found.bytes:,} bytes, {found.bytes - cap:,} more than the"
+            f" {spell_size(cap)} that it may: share with about budget={spell_count(max(fits, 1))}"
+            f" (parameters), or with a budget in bytes and expected_ratio="
             f"{int(ratio * 100) / 100}, the measured compression ratio"
         )
     path = Path(path)

@@ -44,7 +44,8 @@ def guard(root: nn.Module) -> None:
         if module is not root and reads:
             own["parameters"] = partial(_parameters, module)
             own["requires_grad_"] = partial(_requires_grad_, module)
-    root.register_load_state_dict_pre_hook(_refuse_dense)
+    root.register_load_state_dict_pre_hook(_refuse_others)
+    root.register_state_dict_post_hook(_note_plan)
 
 
 def remove_guards(root: nn.Module, modules: Iterable[nn.Module]) -> None:
@@ -54,9 +55,10 @@ def remove_guards(root: nn.Module, modules: Iterable[nn.Module]) -> None:
             own = module.__dict__[name]
             if getattr(own, "func", own) in _OURS:
                 del module.__dict__[name]
-    for key, hook in list(root._load_state_dict_pre_hooks.items()):
-        if getattr(hook, "hook", None) is _refuse_dense:
-            del root._load_state_dict_pre_hooks[key]
+    for hooks in (root._load_state_dict_pre_hooks, root._state_dict_hooks):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "hook", hook) in (_refuse_others, _note_plan):
+                del hooks[key]
 
 
 def _stay_tied(*_: object, **__: object) -> None:
@@ -171,23 +173,46 @@ def _warning(part: nn.Module, recurse: bool, method: str, what: str) -> Callable
     )
 
 
-def _refuse_dense(root: nn.Module, state: Mapping[str, Any], prefix: str, *others: Any) -> None:
-    """Report a dense state dict: as an error if the loading is strict, else as a warning."""
-    layers = root.__dict__["_npas_shared"].allocation.layers
+def _note_plan(root: nn.Module, state: object, prefix: str, metadata: dict[str, Any]) -> None:
+    """Write the plan's digest to a state dict's metadata, which `torch.save` keeps."""
+    metadata["npas_plan"] = root.__dict__["_npas_shared"].plan
+
+
+def _refuse_others(
+    root: nn.Module,
+    state: Mapping[str, Any],
+    prefix: str,
+    metadata: Mapping[str, Any],
+    *others: Any,
+) -> None:
+    """Report a state dict of a dense network or of another plan.
+
+    It is an error if the loading is strict, else a warning.
+    """
+    shared, errors = root.__dict__["_npas_shared"], others[-1]
+    layers = shared.allocation.layers
     dense = [layer.name for layer in layers if layer.templates and prefix + layer.name in state]
-    if not dense or any(name.startswith(f"{prefix}{PREFIX}bank_") for name in state):
+    has_banks = any(name.startswith(f"{prefix}{PREFIX}bank_") for name in state)
+    if dense and not has_banks:
+        reason = (
+            f"a shared network cannot load the dense weights of its {len(dense)} shared layers"
+            f" ({dense[0]}, ...): load them into the dense network, and npas.share it with"
+            " init='fit'"
+        )
+    elif has_banks and metadata.get("npas_plan", shared.plan) != shared.plan:
+        reason = (
+            "the state dict is of a network that shares in another way: share with the same"
+            " arguments (groups, seed, ...), or use npas.save and npas.load"
+        )
+    else:
         return
-    reason = (
-        f"a shared network cannot load the dense weights of its {len(dense)} shared layers"
-        f" ({dense[0]}, ...): load them into the dense network, and npas.share it with init='fit'"
-    )
     frame = caller(1)  # torch passes strict=True to its hooks in any case
     while frame is not None and frame.f_code.co_name != "load_state_dict":
         frame = frame.f_back
     if frame is None or frame.f_locals.get("strict", True):
-        others[-1].append(reason)
+        errors.append(reason)
     else:
-        warnings.warn(f"{reason}; the banks stay as they are", stacklevel=level_outside())
+        warnings.warn(reason, stacklevel=level_outside())
 
 
 _OURS = (*_METHODS.values(), _refuse_save, _save_pretrained, _parameters, _requires_grad_)

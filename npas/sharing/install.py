@@ -96,6 +96,7 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
                 " moving parts of the network"
             )
     low = [i for i, layer in enumerate(planned) if rounds_under_autocast(layer)]
+    plan_digest = _digest(model, allocation)
     shared = SharedWeights(model, allocation, low, recompute)
     index = 0
     dropped = {}
@@ -115,11 +116,22 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     like = planned[0].parameter.detach()
     model.register_buffer(SCALES, like.new_zeros(allocation.scales))
     model.__dict__["_npas_shared"] = shared
-    shared.others = audit.count_others(shared)
+    shared.others, shared.plan = audit.count_others(shared), plan_digest
     shared.modules.update(model.modules())
     _open_passes(model, shared)
     guard(model)
     return dropped
+
+
+def _digest(model: nn.Module, allocation: Allocation) -> str:
+    """Return a digest of what the layers read, which names and scales do not change."""
+    order = {name: str(i) for i, (name, _) in enumerate(model.named_parameters())}
+    own = sorted((layer.name for layer in allocation.layers), key=lambda name: int(order[name]))
+    place = {name: str(i) for i, name in enumerate(own)}
+    plain = allocation.map(lambda layer: replace(layer, name=place[layer.name], scale=0))
+    groups = [replace(group, name=str(g)) for g, group in enumerate(plain.groups)]
+    data = replace(plain, groups=tuple(groups)).to_dict()
+    return storage.digest({key: data[key] for key in ("groups", "layers")})
 
 
 def find_planned(model: nn.Module, layers: Iterable[LayerAllocation]) -> list[Layer]:

@@ -50,7 +50,8 @@ class Similarity:
 def similarity(model: nn.Module) -> list[Similarity]:
     """Return the similarity matrix of each group with two or more layers to compare.
 
-    Raises ValueError for a network that is not shared, or whose shared layers were removed.
+    Raises ValueError for a network that is not shared, whose shared layers were removed, or whose
+    generator has no coefficients per layer.
     """
     shared = follow(shared_weights(model))
     reading, sets, found = shared.reading, _comparable(shared.reading), []
@@ -65,7 +66,17 @@ def similarity(model: nn.Module) -> list[Similarity]:
             matrix_LL[rows[:, None], rows] = _cosines(model, reading, indices).abs()
         names = tuple(reading.places[i][1].name for i in layers)
         found.append(Similarity(group.name, names, matrix_LL))
+    _refuse_without_coefficients(shared.allocation.scheme.generator, found)
     return found
+
+
+def _refuse_without_coefficients(generator: str, found: Sequence[object]) -> None:
+    """Raise ValueError if nothing was found, as the generator has no coefficients per layer."""
+    if generator not in GENERATORS and not found:
+        raise ValueError(
+            f"generator={generator!r} has no coefficients per layer to compare: share with"
+            " generator='wavg'"
+        )
 
 
 def recurrence_reward(model: nn.Module) -> Tensor:
@@ -118,12 +129,7 @@ def tie(model: nn.Module, threshold: float) -> list[list[str]]:
         found.setdefault(twin, []).append(i)
     tied = [members for members in found.values() if len(members) > 1]
     comparable = _comparable(reading, foldable=True)
-    generator = shared.allocation.scheme.generator
-    if generator not in GENERATORS and not tied and not comparable:
-        raise ValueError(
-            f"generator={generator!r} has no coefficients per layer to compare, so nothing folds:"
-            " share with generator='wavg'"
-        )
+    _refuse_without_coefficients(shared.allocation.scheme.generator, [*tied, *comparable])
     for members in comparable:
         for cluster in _clusters(_cosines(model, reading, members), threshold):
             chosen = [members[i] for i in cluster]

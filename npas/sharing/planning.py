@@ -86,7 +86,7 @@ def plan(
             f"train_coefficients=False needs generator='wavg', not {generator!r}: its coefficients"
             " are free of anything that trains"
         )
-    check_generator(generator, upsampler, coefficient_init, upsample_templates, templates)
+    check_generator(generator, coefficient_init, options)
     for option, count in (("max_templates", max_templates), ("templates", templates)):
         if isinstance(count, str) and count != "layers":
             raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")

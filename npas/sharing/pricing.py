@@ -33,6 +33,7 @@ from npas.sharing.install import is_buffer, is_shared, shared_shapes, shared_wei
 from npas.sharing.layers import PREFIX, LayerSpec, bank_name, matrix_form
 from npas.sharing.low_rank import count_corrections
 from npas.sharing.quantize import PLAIN, count_bytes
+from npas.sharing.structured import makes_whole
 from npas.utils.budget import Budget, spell_count, spell_size
 from npas.utils.packing import Packing
 
@@ -205,7 +206,16 @@ def fit(
             f" budget={spell_size(least + SPARE)} or more"
         )
     low, high = (floor, least), (int(room * packing.expected_ratio * 8) // packing.bits, 0)
-    if high[0] > low[0]:
+    if makes_whole(scheme.generator):  # it cannot use more than the dense count
+        plan, most = priced(dense)
+        if most <= room:
+            raise ValueError(
+                f"budget={request.canonical} is more than all {dense:,} parameters take,"
+                f" {most:,} bytes, and generator={scheme.generator!r} has no use for more: ask for"
+                " fewer bytes, or choose generator='wavg'"
+            )
+        high = dense, most
+    elif high[0] > low[0]:
         high = high[0], priced(high[0])[1]
     for step in range(60):
         if high[0] - low[0] < 2 or room - low[1] < room // 4000:

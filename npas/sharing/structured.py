@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,20 +34,19 @@ def makes_whole(generator: str) -> bool:
     return generator in WHOLE or schemes.is_foreign(generator)
 
 
-def check_generator(
-    generator: str,
-    upsampler: str,
-    coefficient_init: str,
-    upsample_templates: int,
-    templates: int | str | None,
-) -> None:
+def check_generator(generator: str, coefficient_init: str, options: Mapping[str, Any]) -> None:
     """Raise ValueError if the generator does not support the other options."""
+    upsampler, upsample_templates = options["upsampler"], options["upsample_templates"]
     if generator in STRUCTURED or schemes.is_foreign(generator):
-        mixing = "generator must be wavg, emb or avg for"
-        if templates is not None:
-            raise ValueError(f"{mixing} templates={templates!r}; {generator!r} is another")
-        if upsample_templates > 1:
-            raise ValueError(f"{mixing} upsample_templates above 1; {generator!r} is another")
+        ignored: dict[str, Any] = {"templates": None, "upsample_templates": 1}
+        if makes_whole(generator):
+            ignored |= {"upsampler": "inter", "max_templates": 8}
+        for option, default in ignored.items():
+            if options[option] != default:
+                raise ValueError(
+                    f"generator={generator!r} mixes no templates, which"
+                    f" {option}={options[option]!r} is about: leave it out, or use generator='wavg'"
+                )
         starts = ("orthogonal", "sparse") if generator == CHANNELS else ("orthogonal",)
         if coefficient_init not in starts:
             raise ValueError(

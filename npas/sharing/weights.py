@@ -65,6 +65,8 @@ class SharedWeights:
         """The modules that sharing has changed, also if moved elsewhere; empty in a copy."""
         self.others: dict[str, tuple[int, bool]] = {}
         """(size, whether it counts) of each unshared parameter; see `audit.count_others`."""
+        self.plan = ""
+        """A digest of the allocation, which the metadata of state dicts hold."""
         _watch_optimizers(self)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from npas.sharing.budget import spell_count
 from npas.sharing.layer_similarity import recurrence_reward
 from npas.sharing.layers import find_layers
 from npas.sharing.search import plan_search
+from npas.sharing.structured import makes_whole
 from npas.tasks import base
 from npas.tasks.base import Batch, Learner, Task
 from npas.training import seeding
@@ -189,6 +190,8 @@ def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str,
     keys = {key.name for key in dataclasses.fields(config.sharing)} - OF_TRAINING
     if config.sharing.fits and config.sharing.templates is None:
         keys -= set(FITTED)
+    if makes_whole(config.sharing.generator):  # npas.plan refuses what a config only warns of
+        keys -= {"upsampler", "max_templates"}
     keywords = {key: getattr(config.sharing, key) for key in keys} | {"seed": config.seed}
     keywords["packing"] = config.artifact
     if grouping is not None:

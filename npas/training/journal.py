@@ -92,7 +92,8 @@ class Journal(contextlib.ExitStack):
         """Record layer similarity matrices at the start and every `sharing.lsm_every` epochs."""
         experiment, progress = self.experiment, self.state.progress
         every = experiment.config.sharing.lsm_every
-        if not every or experiment.allocation is None or experiment.stage != TRAIN:
+        is_followed = every and not experiment.config.sharing.is_structured
+        if not is_followed or experiment.allocation is None or experiment.stage != TRAIN:
             return
         if progress.epoch % every == 0 or progress.epoch == experiment.epochs:
             groups = layer_similarity(experiment.model)

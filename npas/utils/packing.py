@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from npas.utils.checks import at_least, at_most
 
@@ -20,6 +20,8 @@ class Packing:
     most `expected_ratio` times as many: the expected bytes before over those after compression.
     """
 
+    section: ClassVar[str] = ""  # of a config, with a dot
+
     bits: Literal[8, 6] = 8
     scheme: Literal["rows", "golf"] = "rows"
     compression: Literal["zlib", "lzma", "none"] = "zlib"
@@ -33,12 +35,12 @@ class Packing:
         ):
             if (value := getattr(self, name)) not in choices:
                 known = ", ".join(map(str, choices))
-                raise ValueError(f"artifact.{name}={value} is unknown: choose {known}")
+                raise ValueError(f"{self.section}{name}={value} is unknown: choose {known}")
         object.__setattr__(self, "bits", int(self.bits))  # 8.0 is accepted
         if self.scheme == "golf" and self.bits != 8:
-            raise ValueError("artifact.scheme=golf has 8 bits: set artifact.bits=8, or scheme=rows")
-        at_least("artifact.expected_ratio", self.expected_ratio, 1)
-        at_most("artifact.expected_ratio", self.expected_ratio, MOST_RATIO)
+            raise ValueError(f"{self.section}scheme=golf has 8 bits: set bits=8, or scheme=rows")
+        at_least(f"{self.section}expected_ratio", self.expected_ratio, 1)
+        at_most(f"{self.section}expected_ratio", self.expected_ratio, MOST_RATIO)
 
     @property
     def keywords(self) -> dict[str, Any]:

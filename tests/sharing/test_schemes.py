@@ -191,7 +191,13 @@ def test_a_layer_of_its_own_shape_weighs_all_its_templates():
         ({"low_rank": -1}, "low_rank=-1 is out of range"),
         ({"upsample_templates": 0}, "at least one map"),
         ({"upsample_templates": 2, "upsampler": "mask"}, "leave upsampler and coefficient_init"),
-        ({"upsample_templates": 2, "generator": "hash"}, "must be wavg, emb or avg for upsample"),
+        *(
+            ({"generator": name, option: value}, f"mixes no templates, which {option}={value!r} is")
+            for name in ("hash", "basis", "factorized")
+            for option, value in (("upsampler", "mask"), ("max_templates", 4), ("templates", 2))
+        ),
+        ({"upsample_templates": 2, "generator": "channels"}, "which upsample_templates=2 is about"),
+        ({"budget": "4MB", "generator": "hash"}, "no use for more: ask for fewer bytes"),
         ({"generator": "basis", "coefficient_init": "sparse"}, "says nothing of generator='basis'"),
         ({"generator": "hash", "budget": 2.0}, "no use for more parameters than the layers have"),
         ({"groups": "depth:9"}, "the network has 5 numbered blocks"),

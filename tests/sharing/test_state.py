@@ -46,6 +46,23 @@ def test_a_state_dict_loads_by_copy_and_by_assignment(assign):
     assert bank(other).grad is not None
 
 
+def test_a_state_dict_of_another_sharing_is_refused():
+    def grouped(seed):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(6)))
+        return npas.share(model, 0.5, groups="random", num_groups=2, seed=seed)
+
+    buffer = io.BytesIO()
+    torch.save(grouped(1).state_dict(), buffer)
+    state = torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+    grouped(1).load_state_dict(state)
+    with pytest.raises(RuntimeError, match="shares in another way: share with the same arguments"):
+        grouped(4).load_state_dict(state)
+    with pytest.warns(UserWarning, match="shares in another way"):
+        grouped(4).load_state_dict(state, strict=False)
+    grouped(4).load_state_dict(dict(state))  # without metadata nothing tells
+
+
 @pytest.mark.parametrize("wrap", [Wrapper, nn.Sequential], ids=["attribute", "sequential"])
 def test_as_a_part_of_something_larger_the_bank_takes_its_prefix(wrap):
     whole, other = wrap(shared()), wrap(shared(seed=5))  # type: ignore[call-arg]

@@ -145,6 +145,21 @@ def test_what_one_group_leaves_over_goes_to_groups_with_room():
         assert 0 <= plan.budget.allowed - plan.budget.used <= len(plan.layers), (generator, budget)
 
 
+@pytest.mark.parametrize("budget", ["5KB", "15KB", "22KB"])
+def test_a_hashed_network_fits_its_bytes(budget):
+    plan = npas.plan(transformer(), budget, generator="hash")
+    assert npas.sharing.price(transformer(), plan, npas.Packing()) <= int(budget[:-2]) * 1000
+    assert plan.scheme.generator == "hash" and plan.unread == 0
+
+
+def test_a_plan_says_where_it_mixes_in_place_of_hashing():
+    torch.manual_seed(0)
+    model = torch.nn.ModuleList(torch.nn.Linear(20, 20, bias=False) for _ in range(2))
+    for budget, hashes in ((0.79, False), (0.7, True)):
+        table = npas.plan(model, f"{budget}K", generator="hash").table()
+        assert ("no hash  group all reads plain templates" in table) != hashes
+
+
 def test_a_hashed_layer_that_was_edited_to_read_a_part_is_refused():
     data = npas.plan(transformer(), 0.1, exclude="@embeddings", generator="hash").to_dict()
     for edit in ({"template_size": 64, "source": [1, 64]}, {"mixing": "avg"}):
