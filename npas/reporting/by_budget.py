@@ -112,19 +112,15 @@ def draw(found: Sequence[Point], stem: Path, title: str) -> list[Path]:
         return []
     (metric,) = metrics
 
+    points: plots.Points = {}
+    for point in found:
+        mean, spread = point.summary.mean, point.summary.std or 0.0
+        points.setdefault(point.series, []).append((point.used, mean, spread, False))
+
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for series in dict.fromkeys(point.series for point in found):
-            own = [point for point in found if point.series == series]
-            summaries = [point.summary for point in own]
-            means, spreads = [s.mean for s in summaries], [s.std or 0.0 for s in summaries]
-            across = [point.used for point in own]
-            axes.errorbar(across, means, yerr=spreads, marker="o", capsize=3, label=series)
-        axes.set_xscale("log")
-        axes.set_xlabel("trainable parameters")
+        plots.paint_panel(axes, points, "trainable parameters")
         axes.set_ylabel(f"test {metric}{'' if metric in LOSSES else ', %'}")
-        axes.legend(fontsize="small")
-        axes.grid(alpha=0.3)
         axes.set_title(title, fontsize="medium")
 
     return plots.draw(stem, title, (6.4, 4.2), paint)

@@ -94,7 +94,7 @@ def _against(
     def paint(figure: Figure) -> None:
         all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for i, (axes, (name, points)) in enumerate(zip(all_axes, panels.items(), strict=True)):
-            _paint_panel(axes, points, name, has_legend=i == 0)
+            paint_panel(axes, points, name, has_legend=i == 0)
         all_axes[0].set_ylabel(table.heading)
         if len(panels) == 1:
             all_axes[0].set_title(table.title, fontsize="medium")
@@ -119,7 +119,8 @@ def _points(table: Table, cells: Sequence[Cell], size: Callable[[Cell], int | No
     return points
 
 
-def _paint_panel(axes: Any, points: Points, name: str, *, has_legend: bool) -> None:
+def paint_panel(axes: Any, points: Points, name: str, *, has_legend: bool = True) -> None:
+    """Draw points against their sizes, which are called `name`, a line per series."""
     # With one budget per series, the axis shows the series and not the parameters.
     alone = len(points) > 2 and all(len(values) == 1 for values in points.values())
     few = sum(len(values) == 1 for values in points.values()) <= 5

@@ -3,8 +3,8 @@
 page(Path("results"), None)           # the committed results
 page(None, Path("runs"))              # a folder of runs
 
-It contains committed tables and plots, and the files of runs, `npas-fold` and `npas-eval`. The same
-files give the same page. Neither torch nor Hydra is imported unless runs are plotted.
+It contains committed tables and plots, what `npas-fold` and `npas-eval` made, and lists of runs.
+The same files give the same page. Neither torch nor Hydra is imported unless runs are plotted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from npas.reporting import by_budget, report_folds, report_markdown, run_index
 from npas.reporting.report_markdown import Grid, Page, slug
@@ -37,8 +36,7 @@ def page(results: Path | None, runs: Path | None) -> str:
 
     sections = [*_committed(results)] if results is not None else []
     if runs is not None:
-        found = run_index.collect(runs)
-        sections += [_runs(found, str(runs), True), *_drawn(found)]
+        sections.append(_runs(run_index.collect(runs), str(runs), True))
     sections = [section for section in sections if section.entries]
     if not sections:
         raise ValueError(
@@ -62,8 +60,8 @@ def page(results: Path | None, runs: Path | None) -> str:
 
 def _committed(results: Path) -> Iterator[Section]:
     pages = {path.stem: _page(path, path.stem) for path in sorted(results.glob("tables/*.md"))}
-    filled = {name: own for name, own in pages.items() if _measured(own)[0]}
-    yield Section("Results at a glance", _glance(pages, filled) if pages else [])
+    filled = {name: own for name, own in pages.items() if _measured(own)}
+    yield Section("Results at a glance", _glance(filled))
     tables = [_table_entry(results / "tables", name, own) for name, own in filled.items()]
     yield Section("Tables and plots", tables)
     groups = sorted(results.glob("groups/*/*/groups.json"))
@@ -86,9 +84,9 @@ def _committed(results: Path) -> Iterator[Section]:
     yield _runs(runs, "results/runs", False)
 
 
-def _page(path: Path, name: str, **more: Any) -> Page:
+def _page(path: Path, name: str) -> Page:
     try:
-        return report_markdown.read(path.read_text(encoding="utf-8"), name, **more)
+        return report_markdown.read(path.read_text(encoding="utf-8"), name)
     except ValueError as error:  # damaged, or not of npas
         raise ValueError(f"{path} cannot be read ({error}): fix or delete it") from None
 
@@ -99,10 +97,9 @@ def _by_hash(runs: Sequence[run_index.Run]) -> dict[str, run_index.Run]:
     return {result["config_hash"]: run for result, run in results if "config_hash" in result}
 
 
-def _measured(own: Page) -> tuple[list[int], int]:
-    """Return the n of a table's rows with figures, and the number of all rows."""
-    counts = [n for grid in _results_of(own) for n in grid.column("n")]
-    return [int(n) for n in counts if n.isdecimal()], len(counts)
+def _measured(own: Page) -> list[int]:
+    """Return the n of a table's rows with figures."""
+    return [int(n) for grid in _results_of(own) for n in grid.column("n") if n.isdecimal()]
 
 
 def _results_of(own: Page) -> list[Grid]:
@@ -116,46 +113,28 @@ def _range(counts: Iterable[int]) -> str:
     return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else "".join(map(str, counts))
 
 
-def _glance(pages: Mapping[str, Page], filled: Mapping[str, Page]) -> list[Entry]:
-    """Return the figures by budget, and the measured part of each table."""
-    rows: list[tuple[str, str, dict[str, str]]] = []
-    links: dict[str, str] = {}
-    used: set[str] = set()
-    for name, own in filled.items():
-        for label, heading, found in _by_budget(own):
-            links[label] = name
-            used |= found.keys()
-            rows.append((label, heading, found))
-    budgets = [budget for budget in BUDGETS if budget in used]
-    entries = []
-    if rows:
-        cells = [
-            [label, heading, found.get("dense", ""), *(found.get(b, "") for b in budgets)]
-            for label, heading, found in rows
-        ]
-        percents = [f"{float(budget):.0%}" for budget in budgets]
-        table = Table(
-            "Test metric by budget, as part of the dense network's parameters",
-            ("experiment", "metric", "dense", *percents),
-            cells,
-            range(2, 3 + len(budgets)),
-            links,
-        )
-        text = (
-            "Mean over n seeds ± standard deviation of a single run, last epoch; the tables have n."
-            " Empty: not run."
-        )
-        entries.append(Entry("What a budget costs", "glance-budgets", text, tables=[table]))
-    state = []
-    for own in pages.values():
-        counts, rows_in_all = _measured(own)
-        parts = f"{len(counts)} of {rows_in_all}", f"{sum(counts)}", _range(counts)
-        state.append([own.title, *parts])
-    links = {own.title: name for name, own in pages.items()}
-    heads = ("table", "rows measured", "runs in rows", "n of a row")
-    caption = "What is measured of each table"
-    shown = Table(caption, heads, state, (1, 2, 3), links)
-    return [*entries, Entry("What is there", "glance-state", tables=[shown])]
+def _glance(filled: Mapping[str, Page]) -> list[Entry]:
+    """Return the tables' figures by budget, if there are any."""
+    rows = [(name, *found) for name, own in filled.items() for found in _by_budget(own)]
+    if not rows:
+        return []
+    budgets = [budget for budget in BUDGETS if any(budget in found for *_, found in rows)]
+    cells = [
+        [label, heading, found.get("dense", ""), *(found.get(b, "") for b in budgets)]
+        for _, label, heading, found in rows
+    ]
+    table = Table(
+        "Test metric by budget, as part of the dense network's parameters",
+        ("experiment", "metric", "dense", *(f"{float(budget):.0%}" for budget in budgets)),
+        cells,
+        range(2, 3 + len(budgets)),
+        {label: name for name, label, *_ in rows},
+    )
+    text = (
+        "Mean over n seeds ± standard deviation of a single run, last epoch; the tables have n."
+        " Empty: not run."
+    )
+    return [Entry("What a budget costs", "glance-budgets", text, tables=[table])]
 
 
 def _by_budget(own: Page) -> Iterator[tuple[str, str, dict[str, str]]]:
@@ -179,7 +158,7 @@ def _by_budget(own: Page) -> Iterator[tuple[str, str, dict[str, str]]]:
 def _table_entry(folder: Path, name: str, own: Page) -> Entry:
     command = f"make reproduce-table TABLE={name}"
     pictures = []
-    if (counts := _measured(own)[0]) and (source := file_of(folder / name)) is not None:
+    if (counts := _measured(own)) and (source := file_of(folder / name)) is not None:
         alt = f"Plot of {own.title}. The table below it has the figures."
         caption = f"{own.title}. n = {_range(counts)} runs per point."
         pictures.append(picture(source, alt, caption))
@@ -259,27 +238,3 @@ def _cell(run: run_index.Run, column: str) -> str:
     if column == "folder":
         return Path(run.folder).name
     return f"{value:,.0f}" if column in ("used", "seconds") else str(value)
-
-
-def _drawn(found: Sequence[run_index.Run]) -> Iterator[Section]:
-    """Show the groups, folds and samples in the folders of runs."""
-    folders = [Path(run.folder) for run in found]
-    roots = {folder.parent.parent for folder in folders}
-    groups = [
-        report_folds.groups(folder, folder.parent.parent)
-        for folder in folders
-        if (folder / "groups.json").is_file()
-    ]
-    yield Section("Groups of these runs", groups)
-    for root in roots:
-        for section in report_folds.folds(root, _by_hash(found)):
-            yield Section(f"{section.title} of these runs", section.entries, section.text)
-    pages = [path for folder in folders for path in sorted(folder.glob("show-*.png"))]
-    entries = []
-    for path in pages:
-        name = f"{path.parent.parent.name}/{path.parent.name}"
-        alt = f"Samples with the truth and the outputs of the network of {name}."
-        shown = [picture(path, alt, f"{path.stem} of {name}. n = 1 run.")]
-        command = f"npas-eval run={path.parent} show=16"
-        entries.append(Entry(f"{name} {path.stem}", f"show-{slug(str(path))}", "", command, shown))
-    yield Section("Samples of these runs", entries)

@@ -1,4 +1,4 @@
-"""A table's appendix: whether sharing wins, ties or loses against networks of equal size."""
+"""Appendices of tables: wins, ties and losses, paired tests, and artifacts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
-from npas.reporting.tables import Cell, grid_line
+from npas.reporting.tables import Cell, grid_line, summarize
 from npas.utils.printing import LOSSES
 
 ERRORS = 2  # standard errors above which a difference counts
+PLAIN = "coefficients a layer (SSN)"  # the rows that `paired` compares with
 
 
-def verdicts(pairs: Sequence[tuple[str, str]], metric: str) -> Callable[..., list[str]]:
+def verdicts(pairs: Sequence[Sequence[str]], metric: str) -> Callable[..., list[str]]:
     """Return a table's appendix that compares pairs of rows, given by their labels."""
 
     def lines(cells: Sequence[Cell]) -> list[str]:
@@ -62,4 +63,65 @@ def _compare(ours: list[float], theirs: list[float], metric: str) -> list[str]:
         f"{apart:+.{digits}f}",
         f"{error:.{digits}f}",
         verdict,
+    ]
+
+
+def paired(cells: Sequence[Cell]) -> list[str]:
+    """Compare the loss of each scheme with SSN's at its budget, by a t test over common seeds."""
+    from scipy.stats import ttest_rel
+
+    rows = []
+    for cell in cells:
+        name, _, share = cell.row.label.rpartition(", ")
+        if not name:
+            continue
+        base = next(other for other in cells if other.row.label == f"{PLAIN}, {share}")
+        ours, theirs = measured(cell, "loss"), measured(base, "loss")
+        seeds = sorted(ours.keys() & theirs.keys())
+        if name == PLAIN or len(seeds) < 2:
+            continue
+        pairs = [ours[s] for s in seeds], [theirs[s] for s in seeds]
+        apart = statistics.fmean(pairs[0]) - statistics.fmean(pairs[1])
+        p = float(ttest_rel(*pairs).pvalue)
+        rows.append(grid_line([share, name, f"{apart:+.3f}", f"{p:.3f}", str(len(seeds))]))
+    if not rows:
+        return []
+    return [
+        f"## Beside {PLAIN}",
+        "",
+        "Mean difference over seeds, paired, and the probability of one as large by chance (t test,"
+        " two-sided, not corrected for how many are compared). Three seeds tell large differences"
+        " alone.",
+        "",
+        grid_line(["parameters", "scheme", "difference", "p", "n"]),
+        grid_line(["---:", "---", "---:", "---:", "---:"]),
+        *rows,
+        "",
+    ]
+
+
+def artifacts(cells: Sequence[Cell]) -> list[str]:
+    """Return lines on the size of each network's int8 artifact, and its loss when read back."""
+    lines = []
+    for cell in cells:
+        found = [run.artifact for run in cell.having("done").values() if run.artifact is not None]
+        losses = [one.metrics["loss"] for one in found if one.metrics is not None]
+        if losses:
+            summary = summarize(losses)
+            assert summary is not None
+            loss = f"{summary.mean:.3f}" + ("" if summary.std is None else f" ± {summary.std:.3f}")
+            lines.append(
+                grid_line([cell.row.label, f"{cell.artifact_bytes():,}", loss, str(summary.n)])
+            )
+    if not lines:
+        return []
+    return [
+        "## Artifacts",
+        "",
+        "Weights as int8, a scale a row, compressed by zlib; the loss is of what is read back.",
+        "",
+        grid_line(["network", "bytes", "test loss", "n"]),
+        grid_line(["---", "---:", "---:", "---:"]),
+        *lines,
+        "",
     ]

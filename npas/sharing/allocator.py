@@ -14,12 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from npas.sharing.allocation import (
-    Allocation,
-    GroupAllocation,
-    LayerAllocation,
-    Scheme,
-)
+from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.budget import Budget, BudgetReport, spell_count, split_budget
 from npas.sharing.coefficients import GENERATORS, OF_DEPTH, STRUCTURED
 from npas.sharing.draft import Draft
@@ -145,10 +140,7 @@ def members_of(
 
 
 def size_groups(
-    members: Mapping[str, Sequence[LayerSpec]],
-    parts: Sequence[int],
-    scheme: Scheme,
-    slack: int,
+    members: Mapping[str, Sequence[LayerSpec]], parts: Sequence[int], scheme: Scheme, slack: int
 ) -> list[GroupAllocation]:
     """Size each group within its part of the budget; give unused parameters to another group.
 

@@ -21,13 +21,7 @@ from npas.sharing import activations, audit, fitting, storage
 from npas.sharing.activations import Batch
 from npas.sharing.allocation import Allocation
 from npas.sharing.budget import Budget, parse_budget
-from npas.sharing.init import (
-    SAME_SPREAD,
-    assign_scales,
-    initialize,
-    initialize_as_released,
-    spread,
-)
+from npas.sharing.init import SAME_SPREAD, assign_scales, initialize, initialize_as_released, spread
 from npas.sharing.install import (
     find_planned,
     give_back_freed,

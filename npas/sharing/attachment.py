@@ -117,10 +117,6 @@ def _shared_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
     body |= {"__init__": init, "train": train}  # `eval` calls `train`
     if issubclass(base, nn.RNNBase):
         body |= _RECURRENT
-    if issubclass(base, nn.ParameterList):
-        body["__getitem__"] = functools.partialmethod(_get_item, base)
-    if issubclass(base, nn.ParameterDict):
-        body["copy"] = _refuse_copying
     cls = _SHARED_CLASSES.setdefault((base, names), type(base.__name__, (base,), body))
     return cls
 
@@ -159,18 +155,6 @@ def _generated(name: str) -> property:
             raise AttributeError(name)
 
     return property(get, set_, delete)
-
-
-def _get_item(module: nn.ParameterList, base: type[nn.ParameterList], index: Any) -> Any:
-    """Return an item; refuse slices, which would be lists of plain copies."""
-    return _refuse_copying(module) if isinstance(index, slice) else base.__getitem__(module, index)
-
-
-def _refuse_copying(module: nn.Module) -> NoReturn:
-    raise ValueError(
-        f"slices and copies of an {type(module).__name__} of generated weights would not be"
-        " generated: read its items one by one, or exclude it from npas.share"
-    )
 
 
 def _refuse_change(module: Any, name: str) -> NoReturn:

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 EMBEDDING_SIZE = 24
 FIXED = "fixed"
 """The name of the generator of coefficients that are not trained, and of its buffers' kind."""
-Start = str | Tensor
-"""One of `STARTS`, or the initial coefficients alpha_LK."""
 
 
 class Average:
@@ -31,17 +29,8 @@ class Average:
         alike = Counter(templates).items()
         return sum(math.prod(shape) for k, n in alike for shape in self.shapes(n, k).values())
 
-    def parameters(
-        self,
-        layers: Sequence[int],
-        templates: int,
-        rng: torch.Generator,
-        start: Start = "orthogonal",
-    ) -> dict[str, Tensor]:
-        """Return the initial parameters by name.
-
-        `layers` are the numbers of layers of each size, whose sum is L.
-        """
+    def initial(self, alpha_LK: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """Return the initial parameters by name that make these coefficients."""
         return {}
 
     def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
@@ -50,76 +39,39 @@ class Average:
 
 
 class WeightedAverage(Average):
-    """Mix by free coefficients, K per layer."""
+    """Mix by free coefficients, K per layer; of kind FIXED they are a buffer, which stays."""
+
+    def __init__(self, kind: str = "coefficients") -> None:
+        self.kind = kind
 
     def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
-        """Return L x K."""
-        return {"coefficients": (layers, templates)}
-
-    def parameters(
-        self,
-        layers: Sequence[int],
-        templates: int,
-        rng: torch.Generator,
-        start: Start = "orthogonal",
-    ) -> dict[str, Tensor]:
-        """Return alpha_LK as `start_rows` draws them."""
-        return {"coefficients": start_rows(start, layers, templates, rng)}
-
-    def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
-        """Return the parameter itself."""
-        return parameters["coefficients"]
-
-
-class Fixed(WeightedAverage):
-    """Mix by the initial coefficients, which are a buffer and stay fixed."""
+        return {self.kind: (layers, templates)}
 
     def count(self, templates: Sequence[int]) -> int:
-        """Return 0."""
-        return 0
+        return 0 if self.kind == FIXED else super().count(templates)
 
-    def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
-        """Return L x K, the shape of a buffer."""
-        return {FIXED: (layers, templates)}
-
-    def parameters(
-        self,
-        layers: Sequence[int],
-        templates: int,
-        rng: torch.Generator,
-        start: Start = "orthogonal",
-    ) -> dict[str, Tensor]:
-        """Return alpha_LK as `start_rows` draws them."""
-        return {FIXED: start_rows(start, layers, templates, rng)}
+    def initial(self, alpha_LK: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        return {self.kind: alpha_LK}
 
     def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
-        """Return the buffer itself."""
-        return parameters[FIXED]
+        return parameters[self.kind]
 
 
 class Embedding(Average):
     """Mix by an affine map of a layer embedding: alpha = phi W + b, one map per group and K."""
 
     def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
-        """Return L x 24, 24 x K and K."""
         affine = (EMBEDDING_SIZE, templates)
         return {"embeddings": (layers, EMBEDDING_SIZE), "affine": affine, "shift": (templates,)}
 
-    def parameters(
-        self,
-        layers: Sequence[int],
-        templates: int,
-        rng: torch.Generator,
-        start: Start = "orthogonal",
-    ) -> dict[str, Tensor]:
-        """Return phi_LE, affine_EK and shift_K so that alpha starts as with `wavg`."""
-        alpha_LK = start_rows(start, layers, templates, rng)
+    def initial(self, alpha_LK: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        layers, templates = alpha_LK.shape
         if templates <= EMBEDDING_SIZE:
             affine_EK = orthogonal_rows(templates, EMBEDDING_SIZE, rng).T
             embeddings_LE = alpha_LK @ affine_EK.T
         else:
             affine_EK = orthogonal_rows(EMBEDDING_SIZE, templates, rng)
-            embeddings_LE = orthogonal_rows(len(alpha_LK), EMBEDDING_SIZE, rng)
+            embeddings_LE = orthogonal_rows(layers, EMBEDDING_SIZE, rng)
         return {
             "embeddings": embeddings_LE.contiguous(),
             "affine": affine_EK.contiguous(),
@@ -127,7 +79,6 @@ class Embedding(Average):
         }
 
     def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
-        """Return phi W + b."""
         return torch.addmm(parameters["shift"], parameters["embeddings"], parameters["affine"])
 
 
@@ -139,31 +90,20 @@ class Alike(Average):
     """
 
     def __init__(self, generator: Average, softmax: bool = False) -> None:
-        self.generator = generator
-        self.softmax = softmax
+        self.generator, self.softmax = generator, softmax
 
     def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the wrapped generator."""
         return self.generator.shapes(layers, templates)
 
-    def parameters(
-        self,
-        layers: Sequence[int],
-        templates: int,
-        rng: torch.Generator,
-        start: Start = "orthogonal",
-    ) -> dict[str, Tensor]:
+    def initial(self, alpha_LK: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Return the generator's parameters, with equal coefficients 1 / sqrt(K)."""
-        drawn = self.generator.parameters(layers, templates, rng)
+        drawn, (layers, templates) = self.generator.initial(alpha_LK, rng), alpha_LK.shape
         alpha_K = torch.full((templates,), 1 / math.sqrt(templates))
         if "embeddings" in drawn:
-            drawn["embeddings"] = (drawn["affine"] @ alpha_K).repeat(sum(layers), 1)
-        else:
-            drawn["coefficients"] = alpha_K.repeat(sum(layers), 1)
-        return drawn
+            return drawn | {"embeddings": (drawn["affine"] @ alpha_K).repeat(layers, 1)}
+        return drawn | {"coefficients": alpha_K.repeat(layers, 1)}
 
     def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
-        """Return the generator's coefficients, or their softmax over the templates."""
         alpha_LK = self.generator.coefficients(parameters, layers, templates)
         return alpha_LK.softmax(1) if self.softmax else alpha_LK
 
@@ -179,7 +119,7 @@ GENERATORS: dict[str, Average] = {
     "avg": Average(),
     "wavg": WeightedAverage(),
     "emb": Embedding(),
-    FIXED: Fixed(),
+    FIXED: WeightedAverage(FIXED),
     "search_wavg": Alike(WeightedAverage()),
     "search_emb": Alike(Embedding()),
     "softmax_wavg": Alike(WeightedAverage(), softmax=True),
@@ -210,10 +150,7 @@ def sparse_rows(rows: int, columns: int, rng: torch.Generator) -> Tensor:
 
 
 def released_rows(rows: int, columns: int, rng: torch.Generator) -> Tensor:
-    """Draw one orthogonal matrix; with more rows than columns, rows have norms below one.
-
-    As the code of Savarese & Maire (2019) and of Plummer et al. (2022) does.
-    """
+    """Draw one orthogonal matrix, as both papers' code does; more rows than columns are shorter."""
     return nn.init.orthogonal_(torch.empty(rows, columns), generator=rng)
 
 
@@ -244,14 +181,12 @@ def at_depths(start: str, depths: Sequence[float], templates: int) -> Tensor:
     return nn.functional.normalize(alpha_LK, dim=1).float()
 
 
-def start_rows(start: Start, layers: Sequence[int], templates: int, rng: torch.Generator) -> Tensor:
+def start_rows(start: str, layers: Sequence[int], templates: int, rng: torch.Generator) -> Tensor:
     """Return the initial alpha_LK; `layers` are the numbers of layers of each size.
 
     `orthogonal` and `sparse` rows have unit norm and are orthogonal within every K layers of one
     size. `released` rows are drawn for all sizes at once.
     """
-    if isinstance(start, Tensor):
-        return start
     if start == "released":
         return released_rows(sum(layers), templates, rng)
     return torch.cat([STARTS[start](n, templates, rng) for n in layers])

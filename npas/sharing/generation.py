@@ -15,20 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from npas.sharing.bank import (
-    MODIFIED,
-    BankReader,
-    BufferPool,
-    full_precision,
-    mix,
-    versions,
-)
-from npas.sharing.layers import (
-    SCALES,
-    bank_name,
-    shared_value,
-    upsampler_name,
-)
+from npas.sharing.bank import MODIFIED, BankReader, BufferPool, full_precision, mix, versions
+from npas.sharing.layers import SCALES, bank_name, shared_value, upsampler_name
 from npas.sharing.low_rank import add_correction, factor_names
 from npas.sharing.reading import Batch, Reading, Rows
 from npas.sharing.shaping import shaped

@@ -1,8 +1,8 @@
 """Guards on methods that expect dense parameters, which a shared network no longer has.
 
 `guard` replaces methods of a network's modules: of Hugging Face models those that resize,
-re-initialize, tie and save, of submodules `parameters` and `requires_grad_`. A hook handles dense
-state dicts. A guard does the right thing, warns, or raises a ValueError with what to call instead.
+re-initialize, tie and save, of submodules `requires_grad_`. Hooks handle state dicts of dense
+networks and of other plans. A guard does the right thing, warns, or says what to call instead.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from torch import nn
 
 from npas.sharing import audit, storage
@@ -42,7 +41,6 @@ def guard(root: nn.Module) -> None:
             is_whole = module is root and ("transformers", "PreTrainedModel") in names
             own["save_pretrained"] = partial(_save_pretrained, module) if is_whole else _refuse_save
         if module is not root and reads:
-            own["parameters"] = partial(_parameters, module)
             own["requires_grad_"] = partial(_requires_grad_, module)
     root.register_load_state_dict_pre_hook(_refuse_others)
     root.register_state_dict_post_hook(_note_plan)
@@ -93,10 +91,7 @@ def _refuse_save(*_: object, **__: object) -> NoReturn:
 
 
 def _save_pretrained(
-    root: Any,
-    save_directory: str | os.PathLike[str],
-    is_main_process: bool = True,
-    **options: Any,
+    root: Any, save_directory: str | os.PathLike[str], is_main_process: bool = True, **options: Any
 ) -> None:
     """Save as transformers does, but all weights in one file; add the plan for `npas.load`."""
     for name in ("push_to_hub", "variant", "distributed_checkpoint"):
@@ -115,62 +110,14 @@ def _save_pretrained(
         storage.describe(config.parent, "allocation.json", shared.allocation.to_dict())
 
 
-# These libraries call `parameters` of submodules for other reasons than to train or freeze them.
-_LIBRARIES = (
-    *("torch", "npas", "transformers", "accelerate", "peft", "deepspeed"),
-    *("lightning", "pytorch_lightning", "lightning_fabric"),
-)
-
-
-# named_parameters is not replaced: torch.compile requires it to be a method.
-def _parameters(part: nn.Module, recurse: bool = True) -> Iterator[nn.Parameter]:
-    """Return the parameters; warn when the caller asks for a second one.
-
-    `next(part.parameters()).device` is common and harmless.
-    """
-    found = type(part).parameters(part, recurse)
-    warn = _warning(part, recurse, "parameters()", "lacks")
-    return found if warn is None else _after_first(found, warn)
-
-
-def _after_first(found: Iterator[nn.Parameter], warn: Callable[[], None]) -> Iterator[nn.Parameter]:
-    first = next(found, None)
-    if first is not None:
-        yield first
-    warn()
-    yield from found
-
-
 def _requires_grad_(part: nn.Module, requires_grad: bool = True) -> nn.Module:
-    warn = _warning(part, True, "requires_grad_()", "does not reach")
-    if warn is not None:
-        warn()
-    return type(part).requires_grad_(part, requires_grad)
-
-
-def _warning(part: nn.Module, recurse: bool, method: str, what: str) -> Callable[[], None] | None:
-    """Return a function that warns at the line of the caller's caller, or None for no warning.
-
-    Calls by libraries are not warned of, unless their function's name says that it freezes.
-    """
-    if torch.compiler.is_compiling():
-        return None
-    user = caller(2)
-    library = user.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES
-    if "freeze" not in user.f_code.co_name and (library or not recurse):
-        return None
-    if not any("_npas" in module.__dict__ for module in part.modules()):
-        return None
-    return partial(
-        warnings.warn_explicit,
-        f"{method} of a part {what} the weights that it reads from the network's banks: to train"
-        " or freeze a part alone, share without it (exclude) or give it a group of its own, and"
-        " train or freeze that group's bank and coefficients",
-        UserWarning,
-        user.f_code.co_filename,
-        user.f_lineno,
-        registry=user.f_globals.setdefault("__warningregistry__", {}),
+    warnings.warn(
+        "requires_grad_() of a part does not reach the weights that it reads from the network's"
+        " banks: to train or freeze a part alone, share without it (exclude) or give it a group of"
+        " its own, and train or freeze that group's bank and coefficients",
+        stacklevel=2,
     )
+    return type(part).requires_grad_(part, requires_grad)
 
 
 def _note_plan(root: nn.Module, state: object, prefix: str, metadata: dict[str, Any]) -> None:
@@ -215,5 +162,5 @@ def _refuse_others(
         warnings.warn(reason, stacklevel=level_outside())
 
 
-_OURS = (*_METHODS.values(), _refuse_save, _save_pretrained, _parameters, _requires_grad_)
-_GUARDED = {*_METHODS, "save_pretrained", "parameters", "requires_grad_"}
+_OURS = (*_METHODS.values(), _refuse_save, _save_pretrained, _requires_grad_)
+_GUARDED = {*_METHODS, "save_pretrained", "requires_grad_"}

@@ -22,7 +22,6 @@ from npas.sharing.coefficients import (
     GENERATORS,
     OF_DEPTH,
     ROWS,
-    Start,
     at_depths,
     released_rows,
     start_rows,
@@ -192,20 +191,22 @@ def _draw_generators(
     norms = [1.0] * len(group.layers)
     depths = layer_depths(group)
     for (mixing, templates), indices in group.rows.items():
-        sizes = [group.layers[i].size for i in indices]
-        rows: Start = start
+        generator, sizes = GENERATORS[mixing], [group.layers[i].size for i in indices]
+        alpha_LK = torch.empty(len(indices), templates)
         if start in OF_DEPTH:  # rows are in the layers' order
             sizes = [0] * len(indices)
-            rows = at_depths(start, [depths[i] for i in indices], templates)
-        counts = list(Counter(sorted(sizes)).values())
-        drawn = GENERATORS[mixing].parameters(counts, templates, rng, rows)
+            alpha_LK = at_depths(start, [depths[i] for i in indices], templates)
+        elif generator.shapes(1, 1):
+            counts = list(Counter(sorted(sizes)).values())
+            alpha_LK = start_rows(start, counts, templates, rng)
+        drawn = generator.initial(alpha_LK, rng)
         by_size = sorted(range(len(indices)), key=sizes.__getitem__)
         for kind, values in drawn.items():
             if kind in ROWS:
                 values[by_size] = values.clone()
             _set(root, generator_name(kind, g, templates), values)
         if mixing not in ("wavg", "emb", FIXED):  # those have norm one, or a released start
-            alpha_LK = GENERATORS[mixing].coefficients(drawn, len(indices), templates)
+            alpha_LK = generator.coefficients(drawn, len(indices), templates)
             for i, norm in zip(indices, alpha_LK.norm(dim=1).tolist(), strict=True):
                 norms[i] = norm
     return norms

@@ -20,12 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from npas.sharing import audit
-from npas.sharing.allocation import (
-    Allocation,
-    GroupAllocation,
-    LayerAllocation,
-    Scheme,
-)
+from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.allocator import allocate, members_of, smallest_group
 from npas.sharing.bases import BASES, extent
 from npas.sharing.budget import count_parameters

@@ -19,12 +19,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from npas.sharing.allocation import (
-    Allocation,
-    GroupAllocation,
-    LayerAllocation,
-    Scheme,
-)
+from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.api import allocation
 from npas.sharing.budget import BudgetReport, count_parameters, parse_budget, spell_count
 from npas.sharing.coefficients import GENERATORS

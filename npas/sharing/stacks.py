@@ -163,10 +163,7 @@ def _stack(unit: Unit) -> _Made:
             plan = LayerAllocation(spec.name, spec.shape, spec.kind, positions, size)
             made.append(replace(plan, mixing="wavg"))
         return _Made(
-            bank_KN.mul_(even * spread).reshape(-1),
-            made,
-            scales,
-            coefficients=vectors_LK / even,
+            bank_KN.mul_(even * spread).reshape(-1), made, scales, coefficients=vectors_LK / even
         )
     _, values = unit.form
     basis_KN = torch.linalg.eigh(gram(unit.layers, by_columns))[1].flip(1)[:, :k].T

@@ -21,12 +21,16 @@ def test_an_unknown_table_is_answered_with_a_near_name():
 @pytest.mark.parametrize("exp", ["digits", "cifar10_small"])
 def test_the_narrower_network_is_the_widest_that_the_budget_allows(exp):
     words = f"+exp={exp}", "budget=dense"
-    for budget, width in definitions.NARROW_WIDTHS.items():
+    rows = [row for row in definitions.table("digits").rows if row.label.startswith("narrower")]
+    assert len(rows) == 4
+    for row in rows:
+        budget, width = row.label.rpartition(" ")[2], float(row.overrides[-1].partition("=")[2])
         allowed = parse_budget(budget).allowed(planned_count(*words))
         used, more = (planned_count(*words, f"model.width={w}") for w in (width, width + 1 / 64))
         # The comparison is a fair one only if little is left over.
         assert 0.93 * allowed < used <= allowed < more
-    assert compose("+exp=digits_narrow").model.width == definitions.NARROW_WIDTHS["0.1"]
+    narrow = compose("+exp=digits_narrow").model.width
+    assert f"model.width={narrow}" == rows[1].overrides[-1]
 
 
 def is_as_committed(name):

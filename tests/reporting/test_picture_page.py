@@ -64,12 +64,6 @@ def test_boxes_in_one_place_are_both_seen_and_end_with_the_image():
     assert where(page, TRUTH) == (left, inside - 3, right, inside - 3 + 40)
 
 
-def test_a_large_image_is_scaled_down_and_a_tall_one_fits_too():
-    for size, expected in (((2200, 1000), (WIDTH, 100)), ((900, 1800), (HEIGHT // 2, HEIGHT))):
-        left, top, right, bottom = where(one(Picture(image(size=size), "")), SAND)
-        assert (right - left + 1, bottom - top + 1) == expected
-
-
 def test_the_right_one_of_several_has_a_frame():
     colours = ("#800000", "#008000", "#000080")
     page = one(
@@ -80,21 +74,6 @@ def test_the_right_one_of_several_has_a_frame():
     assert where(page, TRUTH) == (left - 3, top - 3, right + 3, bottom + 3)
     lefts = [where(page, colour)[0] for colour in colours]
     assert lefts == sorted(lefts) and len({where(page, colour)[1] for colour in colours}) == 1
-
-
-@pytest.mark.parametrize(
-    ("boxes", "right", "colours"),
-    [
-        ({}, None, set()),
-        ({}, True, {TRUTH}),
-        ({"truth": BOXES["truth"]}, None, {TRUTH}),
-        (BOXES, True, {TRUTH, RIGHT}),
-        (BOXES, False, {TRUTH, WRONG}),
-    ],
-)
-def test_colours_are_explained_that_are_there(boxes, right, colours):
-    page = drawn(Shown("a sentence", [Picture(image(), "1.", boxes, right)]))[:70]
-    assert {colour for colour in (TRUTH, RIGHT, WRONG) if count(page, colour)} == colours
 
 
 def test_samples_stand_side_by_side_at_one_height_and_go_on_below():
@@ -108,26 +87,11 @@ def test_samples_stand_side_by_side_at_one_height_and_go_on_below():
         assert count(page[bottom + 1 : bottom + 40, left:right], INK) > 10  # its own caption
 
 
-def test_captions_without_an_image_stand_below_each_other_and_the_right_one_is_green():
-    said = [Picture(None, "a first sentence"), Picture(None, "a second one", right=True)]
-    assert count(one(Picture(image(), "")), INK) == 0
-    page = one(Picture(image(), ""), *said)
-    black, green = where(page, INK), where(page, TRUTH)
-    assert black[0] > where(page, SAND)[2] and green[1] > black[3]
-    assert abs(int(green[0]) - int(black[0])) < 3
-
-
-@pytest.mark.parametrize("kind", ["missing", "no image", "cut short", "a folder"])
-def test_a_bad_image_is_a_grey_panel_and_the_others_are_shown(kind):
+@pytest.mark.parametrize("content", [None, b"no image at all"])
+def test_a_bad_image_is_a_grey_panel_and_the_others_are_shown(content):
     bad = Path("bad.png")
-    if kind == "no image":
-        bad.write_text("no image at all")
-    elif kind == "cut short":
-        rng = np.random.default_rng(0)
-        Image.fromarray(rng.integers(0, 256, (50, 50, 3), "uint8")).save("whole.png")
-        bad.write_bytes(Path("whole.png").read_bytes()[:500])
-    elif kind == "a folder":
-        bad.mkdir()
+    if content is not None:
+        bad.write_bytes(content)
     page = drawn(Shown("one", [Picture(bad, "", BOXES)]), Shown("two", [Picture(image(), "")]))
     left, top, right, bottom = where(page, GREY)
     assert (right - left + 1, bottom - top + 1) == (WIDTH, HEIGHT)

@@ -82,16 +82,12 @@ def kinds(cells):
 KINDS = ("parameters", "groups", "similarity", "epochs", "folded")
 
 
-@pytest.mark.parametrize("kind", ["parameters", "folded"])
-def test_the_same_data_give_the_same_files(kind, kinds, tmp_path):
-    png, svg = kinds[kind](tmp_path / "new" / "plot")
+def test_the_same_data_give_the_same_files(kinds, tmp_path):
+    png, svg = kinds["parameters"](tmp_path / "new" / "plot")
     first = png.read_bytes(), svg.read_bytes()
     assert first[0].startswith(b"\x89PNG") and b"<svg" in first[1]
-    assert png.parent == svg.parent == tmp_path / "new" and (png.suffix, svg.suffix) == (
-        ".png",
-        ".svg",
-    )
-    assert kinds[kind](tmp_path / "new" / "plot") == [png, svg]
+    assert [png, svg] == [tmp_path / "new" / f"plot.{kind}" for kind in ("png", "svg")]
+    assert kinds["parameters"](tmp_path / "new" / "plot") == [png, svg]
     assert (png.read_bytes(), svg.read_bytes()) == first
 
 
@@ -175,28 +171,11 @@ def test_layers_are_named_and_what_cannot_be_compared_is_said(words):
     assert "g: 2 layers" in words(fold_plots.similarity, [unlike], Path("x"), "x")
 
 
-def test_a_strip_shows_epochs_from_the_first_to_the_last(words):
-    history = [(epoch, SIMILAR[:1]) for epoch in range(5, 205, 5)]
-    text = words(fold_plots.similarity_over_epochs, history, Path("x"), "A title").splitlines()
-    assert sum(line.startswith("epoch ") for line in text) == fold_plots.MOST_EPOCHS
-    assert "epoch 5" in text and "epoch 200" in text
-    assert fold_plots.thin(list(range(1, 8)), most=3) == [1, 4, 7]
-
-
 def test_loops_blocks_and_ties_are_written(words):
     text = words(fold_plots.folded, BLOCKS, LOOPED + OTHERS, Path("x"), "A title")
     times = "\N{MULTIPLICATION SIGN}"
     for part in (
-        *(
-            "A title",
-            f"{times}3",
-            f"{times}2",
-            "1 = 2 = 3",
-            "1 = 3",
-            "2 = 4",
-            "stages.1",
-            "4 blocks",
-        ),
+        *("A title", f"{times}3", f"{times}2", "1 = 2 = 3", "1 = 3", "2 = 4", "4 blocks"),
         *("for each of 3, 1,384 in all", "for each of 2, 512 in all", "elsewhere"),
         *("one weight: 0.conv2 = 1.conv1", "2.conv1 = 2.conv2; 1.conv1 = 2.conv1"),
         "one weight: encoder.query = decoder.query",
@@ -217,12 +196,10 @@ MANY = [loop("b", str(i)) for i in range(33)], [[f"b.{i}.weight" for i in range(
     ("draw", "data"),
     [
         (plots.groups, [grouping(1, 1)]),
-        (plots.groups, [grouping(2, 1, size=1)]),
         (plots.groups, [grouping(13, 13)]),
         (plots.groups, [grouping(5, 2, 5, "gradient")]),
         (fold_plots.similarity, [[similarity(f"g{i}", 2) for i in range(13)]]),
         (fold_plots.similarity, [[similarity("g", 30)]]),
-        (fold_plots.folded, [[loop("", *map(str, range(24)))], []]),
         (fold_plots.folded, [*MANY]),
         (fold_plots.folded, [[loop("b", *map(str, range(30)), period=15, own=9)], []]),
     ],

@@ -91,59 +91,26 @@ def test_results_from_before_a_field_was_added_stay_valid(make_result, field):
 
 WRONG = [
     ("status", "finished", "status must be one of done, diverged, failed, preempted"),
-    ("exp", "", "exp must not be empty"),
+    ("exp", "", "exp and config_hash must not be empty"),
     ("seed", "0", "seed must be an integer, not '0'"),
     ("seed", True, "seed must be an integer, not True"),
-    ("steps", -1, "steps must not be negative"),
+    ("steps", -1, "steps, epochs, wall_s and peak_memory_bytes must not be negative"),
     ("wall_s", None, "wall_s must be a number, not None"),
-    ("created_at", "yesterday", "created_at must be an ISO 8601 time"),
-    ("created_at", "2026-11-21T10:00:00", "created_at must be an ISO 8601 time with its zone"),
     ("config", [], "config must be a JSON object"),
     ("versions.torch", 2, "versions.torch must be a string"),
     ("dataset.source", "fake", "dataset.source must be real or synthetic"),
-    ("budget", None, "budget may be null only in a failed run"),
+    ("budget", None, "budget and split may be null only in a failed run"),
     ("budget.used", 1001, r"budget.used must be within budget.allowed \(1000\)"),
-    ("budget.used", 0, "budget.used must be within"),
-    ("budget.utilization", 0.5, "budget.utilization must be used / allowed"),
-    ("budget.dense", 2000, "budget.used must be budget.dense"),
     ("split.bank", 1, r"split must add up to budget.used \(1000\)"),
-    ("metrics.last", {}, "metrics.last must not be empty"),
-    ("metrics.last.accuracy", None, "metrics.last.accuracy may be null only"),
-    ("metrics.selected_on", "val accuracy", "metrics.selected and metrics.selected_on must both"),
+    ("metrics.last", {}, "metrics must have numbers in a run that is done"),
+    ("metrics.last.accuracy", None, "metrics must have numbers"),
     ("metrics", None, "metrics may be null only in a failed or preempted run"),
     ("parallel", {"ranks": 2, "nodes": 1}, "parallel.grad_accum_steps is missing"),
-    (
-        "parallel",
-        {"ranks": 0, "nodes": 1, "grad_accum_steps": 1},
-        "parallel.ranks must be at least 1",
-    ),
-    ("divergence", {"step": 3, "norms": {}}, "divergence may be given only in a diverged run"),
-    ("divergence", {"step": 3}, "divergence.norms is missing"),
+    ("divergence", {"step": 3, "norms": {}}, "divergence is of a diverged run alone"),
     ("colour", "red", "colour is not a field"),
     ("git.branch", "main", "git.branch is not a field"),
-    (
-        "history",
-        {"val/f1": [1.0]},
-        "history.val/f1 must have a value for each of history.epoch .0.",
-    ),
-    ("history", {"epoch": [0, 1]}, "history.epoch must be epochs from 1 on that increase"),
-    ("history", {"epoch": [2, 2]}, "history.epoch must be epochs from 1 on that increase"),
-    ("history", {"epoch": [1.0]}, "history.epoch must be epochs from 1 on that increase"),
-    ("history", {"epoch": [1], "f1": ["high"]}, "history.f1 must hold finite numbers and null"),
+    ("history", {"epoch": [1, 2], "f1": [1.0]}, "history.f1 must have a value for each"),
     ("history", {"epoch": [1], "f1": 1.0}, "history.f1 must be a list, not 1.0"),
-]
-DIVERGED = [
-    ("divergence", {"step": -1, "norms": {}}, "divergence.step must not be negative"),
-    (
-        "divergence",
-        {"step": 1, "norms": {"a": {"weight": 1}}},
-        "divergence.norms.a must have weigh",
-    ),
-    (
-        "divergence",
-        {"step": 1, "norms": {"a": {"weight": "1"}}},
-        "divergence.norms.a.weight must be",
-    ),
 ]
 NOT_THERE = object()
 MISSING = [
@@ -153,10 +120,9 @@ MISSING = [
 ]
 
 
-@pytest.mark.parametrize(("field", "value", "message"), [*WRONG, *DIVERGED, *MISSING])
+@pytest.mark.parametrize(("field", "value", "message"), [*WRONG, *MISSING])
 def test_a_wrong_field_is_named_with_its_file(make_result, tmp_path, field, value, message):
-    status = "diverged" if (field, value, message) in DIVERGED else "done"
-    path = results.write(tmp_path, make_result(status=status))
+    path = results.write(tmp_path, make_result())
     data = json.loads(path.read_text())
     *nodes, leaf = field.split(".")
     node = data
@@ -191,7 +157,6 @@ def test_a_truncated_or_missing_file_is_named(tmp_path):
         ({"config": {"lr": math.inf}}, "Out of range float values"),
         ({"config": {"path": Path("x")}}, "not JSON serializable"),
         ({"dataset": Dataset("digits", "fake")}, "dataset.source must be"),
-        ({"dataset": Dataset("digits", "synthetic", True)}, "dataset.published is of real data"),
     ],
 )
 def test_nothing_that_could_not_be_read_is_written(make_result, tmp_path, changes, message):

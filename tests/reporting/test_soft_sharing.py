@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from npas.reporting import published
+from npas.reporting import definitions, published
 from npas.reporting.compose import planned_count
-from npas.reporting.soft_sharing import digits_swrn, shortest_paths, swrn
 
 ORACLE = Path(__file__).parents[1] / "sharing" / "oracle" / "swrn_counts.json"
 KNOWN = {
@@ -18,7 +17,7 @@ KNOWN = {
     for entry in json.loads(ORACLE.read_text(encoding="utf-8"))
 }
 LAYERS_OF_A_STAGE = 6  # that share, of depth 28
-ROWS = swrn().rows
+ROWS = definitions.table("swrn").rows
 WITH_WORDS = [row for row in ROWS if row.overrides is not None]
 
 
@@ -82,7 +81,7 @@ def test_rows_are_trained_as_published():
 
 def test_the_digits_compare_how_coefficients_start_at_equal_counts():
     counts = {}
-    for row in digits_swrn().rows:
+    for row in definitions.table("digits_swrn").rows:
         counts.setdefault(row.series, []).append(planned_count(*(row.overrides or ())))
     assert set(counts) == {"dense network", "orthogonal", "sparse", "regularized"}
     assert counts["orthogonal"][1:] == counts["sparse"] == sorted(counts["sparse"])
@@ -91,6 +90,6 @@ def test_the_digits_compare_how_coefficients_start_at_equal_counts():
 
 
 def test_the_three_networks_differ_in_sharing_alone():
-    rows = shortest_paths("shortest_paths_small", "small grids").rows
+    rows = definitions.table("shortest_paths_small").rows
     cnn, scnn, scnn_r = (planned_count(*(row.overrides or ())) for row in rows)
     assert scnn == scnn_r < cnn

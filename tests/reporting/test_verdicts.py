@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from npas.reporting.methods import PLAIN, paired
 from npas.reporting.tables import Cell, Row
-from npas.reporting.verdicts import verdicts
+from npas.reporting.verdicts import PLAIN, paired, verdicts
 
 
 def cell(label, values, metric):
@@ -45,7 +44,7 @@ def test_schemes_are_compared_seed_by_seed():
     base = cell(f"{PLAIN}, 10%", [1.0, 2.0, 3.0], "loss")
     near = cell("near, 10%", [1.1, 2.2, 3.0], "loss")  # differences 0.1, 0.2, 0: t = sqrt(3)
     alone = cell("alone, 10%", [1.0], "loss")
-    lines = paired([base, near, alone], "loss")
+    lines = paired([base, near, alone])
     assert lines[-2] == "| 10% | near | +0.100 | 0.225 | 3 |"
     assert not [line for line in lines if "| alone |" in line]
-    assert paired([base, alone], "loss") == []
+    assert paired([base, alone]) == []

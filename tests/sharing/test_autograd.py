@@ -1,7 +1,5 @@
 """Gradients reach the bank through autograd, whatever asks for them."""
 
-import gc
-import weakref
 from functools import partial
 
 import pytest
@@ -15,7 +13,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 import npas
 from npas.sharing import bank as memory
 from npas.sharing import hashing, reading
-from npas.sharing.bank import BankReader, Block, BufferPool, _GradientBuffer
+from npas.sharing.bank import BankReader, Block, BufferPool
 
 
 def test_per_sample_gradients_by_vmap_add_up_to_the_batch_gradient():
@@ -50,25 +48,6 @@ def test_forward_mode_agrees_with_a_difference_quotient():
     )
 
 
-def test_double_backward_agrees_with_plain_mixing():
-    def penalty(model, plain):
-        values = dict(model.named_parameters())
-        x = INPUTS.double()
-        if plain:  # a transform makes the weights by plain operations
-            found = grad(lambda v: F.cross_entropy(functional_call(model, v, (x,)), LABELS))(values)
-            return torch.stack([g.square().sum() for g in found.values()]).sum()
-        answer = F.cross_entropy(model(x), LABELS)
-        found_ = torch.autograd.grad(answer, list(values.values()), create_graph=True)
-        return torch.stack([g.square().sum() for g in found_]).sum()
-
-    results = []
-    for plain in (False, True):
-        model = shared().double().eval()
-        penalty(model, plain).backward()
-        results.append(bank(model).grad)
-    torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-12)
-
-
 def test_a_tensor_hook_on_the_bank_changes_its_gradient():
     model = shared().eval()
     seen = []
@@ -95,24 +74,6 @@ def test_a_hook_on_a_generated_weight_sees_its_gradient():
     dense = npas.materialize(shared()).eval()
     loss(dense).backward()
     torch.testing.assert_close(seen["stem"], dense.get_parameter("stem.weight").grad)
-
-
-def test_loss_scaling_unscales_to_the_same_gradient_and_skips_an_overflow():
-    model = shared().eval()
-    expected = gradients(model)["npas_bank_0"]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    scaler.scale(loss(model)).backward()
-    scaler.unscale_(optimizer)
-    torch.testing.assert_close(bank(model).grad, expected)
-    scaler.step(optimizer)
-    scaler.update()
-    before = bank(model).detach().clone()
-    optimizer.zero_grad()
-    scaler.scale(loss(model) * float("inf")).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    assert torch.equal(bank(model), before) and scaler.get_scale() == 512.0
 
 
 def test_autocast_answers_as_the_dense_network_does():
@@ -199,11 +160,7 @@ def test_selective_checkpoints_see_the_networks_operations_alone(
     for selective in (False, True):
         torch.manual_seed(0)
         model = npas.share(
-            Blocks(selective),
-            budget,
-            generator=generator,
-            upsampler=upsampler,
-            recompute=recompute,
+            Blocks(selective), budget, generator=generator, upsampler=upsampler, recompute=recompute
         )
         model(torch.ones(4, 16)).square().sum().backward()
         found.append(bank(model).grad)
@@ -319,54 +276,3 @@ def test_activation_checkpointing_gives_the_same_gradients(reentrant):
     for name, gradient in gradients(shared()).items():
         found = model.get_parameter(name).grad
         torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6, msg=name)
-
-
-def test_nested_backward_over_one_forward_pass():
-    found = []
-    for nested in (False, True):
-        torch.manual_seed(0)
-        model = npas.share(nn.ModuleList(nn.Linear(16, 16) for _ in range(3)), 0.8)
-        half = model[0](torch.ones(2, 16))
-        first, second = model[1](half).square().sum(), model[2](half).square().sum()
-        if nested:
-            first.register_hook(lambda g, second=second: second.backward(retain_graph=True))
-            first.backward(retain_graph=True)
-        else:
-            (first + second).backward()
-        found.append(bank(model).grad)
-    torch.testing.assert_close(found[0], found[1])
-
-
-def test_finished_passes_are_freed_at_once():
-    living = weakref.WeakSet()
-    create = _GradientBuffer.__init__
-
-    def watched(self, *rest):
-        create(self, *rest)  # type: ignore[arg-type]
-        living.add(self)
-
-    model = shared()
-    gc.disable()
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_GradientBuffer, "__init__", watched)
-            for _ in range(3):
-                loss(model).backward()
-        assert not living
-    finally:
-        gc.enable()
-
-
-def test_two_threads_never_get_the_same_memory(monkeypatch):
-    pool, like, size = BufferPool(), torch.empty(0), (1 << 20,)
-    pool.empty("key", size, like)
-    others = []
-    is_shared = memory.is_shared_storage
-
-    def interrupted(storage):
-        others.append(pool.empty("key", size, like))  # another thread, at the worst moment
-        return is_shared(storage)
-
-    monkeypatch.setattr(memory, "is_shared_storage", interrupted)
-    mine = pool.empty("key", size, like)
-    assert others and all(mine.data_ptr() != other.data_ptr() for other in others)

@@ -1,7 +1,6 @@
 """When weights are generated, how long they are cached, and what invalidates them."""
 
 import copy
-import itertools
 import threading
 
 import pytest
@@ -25,22 +24,6 @@ def test_evaluation_generates_every_weight_once(mode, generated):
         for _ in range(5):
             model(INPUTS)
     assert len(generated) == len(set(generated)) == layers(model)
-
-
-def test_threads_that_evaluate_one_network_read_the_same_weights():
-    model = shared().eval()
-    expected = outputs(model)
-    answers = []
-
-    def work():
-        answers.extend(outputs(model) for _ in range(10))
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(answers) == 40 and all(torch.equal(answer, expected) for answer in answers)
 
 
 def fused_step(model, name):
@@ -194,18 +177,6 @@ def test_weights_kept_under_autocast_are_the_full_ones(generator, upsampler, bud
         assert torch.equal(model(inputs), fresh)
 
 
-@torch.no_grad()
-def test_replaced_parameters_are_never_taken_for_the_old_ones():
-    model = npas.share(Residual(), 2.5, generator="emb").eval()
-    name = next(n for n, _ in model.named_parameters() if n.startswith("npas_affine"))
-    inputs = torch.randn(2, 3, 6, 6)
-    outputs = [
-        torch.func.functional_call(model, {name: model.get_parameter(name) * (1 + i)}, (inputs,))
-        for i in range(20)
-    ]
-    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(outputs))
-
-
 def test_threads_that_train_one_network_do_not_mix_their_passes():
     model = npas.share(Residual(), 0.3, generator="wavg").eval()
     failures = []
@@ -223,24 +194,6 @@ def test_threads_that_train_one_network_do_not_mix_their_passes():
     for thread in threads:
         thread.join()
     assert not failures
-
-
-def test_saved_once_and_loaded_into_the_bare_architecture(tmp_path):
-    model = npas.share(Residual(), 0.3, groups="type", generator="emb")
-    model.eval()
-    npas.save(model, tmp_path / "shared")
-    assert {p.name for p in (tmp_path / "shared").iterdir()} == {
-        "model.safetensors",
-        "allocation.json",
-    }
-    modes = {path.stat().st_mode for path in (tmp_path / "shared").iterdir()}
-    assert len(modes) == 1, "whoever may read the plan may read the weights"
-    size = (tmp_path / "shared" / "model.safetensors").stat().st_size
-    assert size < 4 * npas.count_parameters(model) + 8_000  # values once, buffers, the header
-    loaded = npas.load(tmp_path / "shared", Residual()).eval()
-    inputs = torch.randn(2, 3, 6, 6)
-    assert torch.equal(loaded(inputs), model(inputs))
-    assert npas.allocation(loaded) == npas.allocation(model)
 
 
 def test_a_network_nested_as_deep_as_a_dense_one_can_be_is_called():

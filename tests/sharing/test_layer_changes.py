@@ -192,20 +192,6 @@ def test_a_layers_class_makes_plain_layers():
         model[0].__init__(8, 8)  # type: ignore[misc]
 
 
-def test_slices_and_copies_of_lists_of_generated_weights_are_refused():
-    class Lists(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.items = nn.ParameterList(torch.randn(6, 6) for _ in range(4))
-            self.table = nn.ParameterDict({"a": torch.randn(6, 6), "b": torch.zeros(6)})
-
-    model = npas.share(Lists(), 0.7)
-    assert model.items[-1].shape == (6, 6) and len([*model.items]) == 4
-    for read in (lambda: model.items[1:], model.table.copy):
-        with pytest.raises(ValueError, match="read its items one by one"):
-            read()
-
-
 def test_data_parallel_is_refused_in_one_line():
     model = shared()
     replica = model.get_submodule("stem")._replicate_for_data_parallel()

@@ -138,10 +138,7 @@ EDITS = {
     "utilization": (put("budget", "utilization", 0.01), "budget must be"),
     "split": (put("split", "bank", 1), "split must be"),
     "unshared": (put("unshared", 10**9), "layers add up to"),
-    "unknown generator": (
-        put("scheme", "generator", "max"),
-        "the generator 'max' is not",
-    ),
+    "unknown generator": (put("scheme", "generator", "max"), "the generator 'max' is not"),
     "unknown layout": (put("scheme", "layout", "mine"), "scheme.allocator must be npas"),
     "a field too few": (drop("layers", 0, "source"), "source is missing"),
     "unshared and dense": (lambda d: _add(d, 10), "the network has 126"),

@@ -191,10 +191,7 @@ def test_a_bank_can_be_pruned_and_parametrized(change, kind, tmp_path):
         model(INPUTS).sum().backward()
     trained = [p for key, p in model.named_parameters() if name in key]
     assert trained and all(p.grad is not None for p in trained)
-    for use in (
-        lambda: npas.save(model, tmp_path),
-        lambda: npas.fold(model, 0.9),
-    ):
+    for use in (lambda: npas.save(model, tmp_path), lambda: npas.fold(model, 0.9)):
         with pytest.raises(ValueError, match=f"needs the plain parameter {name}: call torch"):
             use()
     assert npas.allocation(model).budget.used == npas.count_parameters(model)
