@@ -247,7 +247,7 @@ def _draw(record: dict[str, Any], out: Path) -> None:
     fold_plots.similarity(record["similarity"], out / "lsm", title)
     fold_plots.similarity_over_epochs(epochs, out / "lsm_epochs", title)
     title += f", folded at {record['threshold']}"
-    fold_plots.folded(record["blocks"], record["tied"], out / "folded", title)
+    fold_plots.folded(record["blocks"], out / "folded", title)
 
 
 def _report(record: dict[str, Any], out: Path) -> str:

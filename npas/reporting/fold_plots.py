@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +64,9 @@ def similarity_over_epochs(
         epoch: {own["group"]: own for own in similarities if len(own["layers"]) > 1}
         for epoch, similarities in history
     }
-    epochs = thin(sorted(epoch for epoch, found in by_epoch.items() if found))
+    known = sorted(epoch for epoch, found in by_epoch.items() if found)
+    shown = {round(k * (len(known) - 1) / (MOST_EPOCHS - 1)) for k in range(MOST_EPOCHS)}
+    epochs = [epoch for i, epoch in enumerate(known) if i in shown]
     groups = list(dict.fromkeys(group for epoch in epochs for group in by_epoch[epoch]))
     if not epochs:
         return []
@@ -87,13 +88,6 @@ def similarity_over_epochs(
 
     size = (max(1.15 * len(epochs) + 1.6, 4.0), max(1.15 * len(groups) + 0.9, 2.6))
     return plots.draw(stem, f"{title} {epochs}", size, paint)
-
-
-def thin(epochs: Sequence[int], most: int = MOST_EPOCHS) -> list[int]:
-    """Return at most `most` of the epochs, evenly spread from the first to the last."""
-    if len(epochs) <= most:
-        return list(epochs)
-    return [epochs[round(i * (len(epochs) - 1) / (most - 1))] for i in range(most)]
 
 
 def _heat_map(axes: Axes, own: Similarity) -> AxesImage:
@@ -132,117 +126,64 @@ def _name_layers(axes: Axes, own: Similarity, font: float) -> None:
 # which "period" remain and run "times" times, with "own" unshared values in all iterations.
 Blocks = Mapping[str, Any]
 
-# Inches: between boxes and of a box; the height of a line of boxes and of a line of its note; the
-# left edge of the first box.
+# Inches: between boxes and of a box; the height of a line of boxes; the left edge of the first box.
 STEP, WIDTH, HEIGHT = 1.5, 1.2, 0.7
-LINE, NOTE = 1.9, 0.13
+LINE = 1.9
 LEFT = 2.0
 MOST_BOXES = 10  # in one line; a loop is never broken
 LOOPED, PLAIN = "#cfe3f7", "#f2f2f2"
 
 
-@dataclass(frozen=True)
-class _Line:
-    label: str
-    entries: Sequence[Blocks]
-    note: str
-
-    @property
-    def height(self) -> float:
-        return LINE + NOTE * self.note.count("\n")
-
-
-def folded(
-    blocks: Sequence[Blocks], tied: Sequence[Sequence[str]], stem: str | Path, title: str
-) -> list[Path]:
-    """Draw a row of boxes for each container, if any, with an arrow back for each loop.
-
-    `tied` are layers with one weight; those outside loops are listed below the boxes.
-    """
-    lines = list(_lines(blocks, tied))
+def folded(blocks: Sequence[Blocks], stem: str | Path, title: str) -> list[Path]:
+    """Draw a row of boxes for each container, if any, with an arrow back for each loop."""
+    lines = list(_lines(blocks))
     if not lines:
         return []
-    boxes = max(sum(entry["period"] for entry in line.entries) for line in lines)
-    across = max(LEFT + STEP * boxes + 0.4, 7.5)
-    letters = int((across - LEFT) * 16)
-    lines = [replace(line, note=_wrapped(line.note, letters)) for line in lines]
-    down = sum(line.height for line in lines)
+    boxes = max(sum(entry["period"] for entry in entries) for _, entries in lines)
+    across, down = max(LEFT + STEP * boxes + 0.4, 7.5), LINE * len(lines)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_axes((0, 0, 1, down / (down + 0.6)))  # units are inches
         axes.set(xlim=(0, across), ylim=(-down, 0))
         axes.set_axis_off()
-        top = 0.0
-        for line in lines:
-            _draw_line(axes, line, top - LINE / 2)
-            top -= line.height
+        for i, (label, entries) in enumerate(lines):
+            _draw_line(axes, label, entries, -LINE * (i + 0.5))
         figure.suptitle(title, fontsize="medium")
 
     return plots.draw(stem, title, (across, down + 0.6), paint, layout=None)
 
 
-def _unexplained(blocks: Sequence[Blocks], tied: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """Return the sets of tied layers that loops do not explain."""
-
-    def position(layer: str) -> tuple[object, ...]:
-        for index, entry in enumerate(blocks):
-            for i, block in enumerate(entry["blocks"]):
-                start = ".".join(filter(None, (entry["container"], block))) + "."
-                if entry["times"] > 1 and layer.startswith(start):
-                    return index, i % entry["period"], layer.removeprefix(start)
-        return (layer,)
-
-    return [layers for layers in tied if len({position(layer) for layer in layers}) > 1]
-
-
-def _lines(blocks: Sequence[Blocks], tied: Sequence[Sequence[str]]) -> Iterator[_Line]:
-    left = _unexplained(blocks, tied)
+def _lines(blocks: Sequence[Blocks]) -> Iterator[tuple[str, Sequence[Blocks]]]:
+    """Yield each container's label and blocks; the rest of a long one follows without a label."""
     for container, found in groupby(blocks, key=lambda entry: entry["container"]):
         entries = list(found)
         before = sum(len(entry["blocks"]) for entry in entries)
         after = sum(entry["period"] for entry in entries)
-        start = f"{container}." if container else ""
-        names = tuple(f"{start}{name}." for entry in entries for name in entry["blocks"])
-        here = [layers for layers in left if layers[0].startswith(names)]
-        left = [layers for layers in left if layers not in here]
         label = f"{container or 'network'}\n{before} blocks"
         if after != before:
             label += f",\n{after} left"
         line: list[Blocks] = []
         for entry in entries:
             if line and sum(e["period"] for e in [*line, entry]) > MOST_BOXES:
-                yield _Line(label, line, "")
+                yield label, line
                 label, line = "", []
             line.append(entry)
-        yield _Line(label, line, _note(here, start))
-    if left:
-        yield _Line("elsewhere", (), _note(left, ""))
+        yield label, line
 
 
-def _note(tied: Sequence[Sequence[str]], start: str) -> str:
-    sets = [
-        " = ".join(layer.removeprefix(start).removesuffix(".weight") for layer in layers)
-        for layers in tied
-    ]
-    return f"one weight: {'; '.join(sets)}" if sets else ""
-
-
-def _wrapped(text: str, width: int) -> str:
-    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
-
-
-def _draw_line(axes: Axes, line: _Line, y: float) -> None:
+def _draw_line(axes: Axes, label: str, entries: Sequence[Blocks], y: float) -> None:
     from matplotlib.patches import FancyBboxPatch
 
-    axes.text(0.1, y, line.label, va="center", fontsize=9)
+    axes.text(0.1, y, label, va="center", fontsize=9)
     style, low = "round,pad=0.05,rounding_size=0.1", y - HEIGHT / 2
     x = LEFT
-    for entry in line.entries:
+    for entry in entries:
         first = x
         for i in range(entry["period"]):
             if x > LEFT:
                 _arrow(axes, [(x - STEP + WIDTH, y), (x, y)])
-            text = _wrapped(" = ".join(entry["blocks"][i :: entry["period"]]), 19)
+            names = " = ".join(entry["blocks"][i :: entry["period"]])
+            text = textwrap.fill(names, 19, break_long_words=False, break_on_hyphens=False)
             size = (WIDTH - 0.1, HEIGHT - 0.1)
             colour = LOOPED if entry["times"] > 1 else PLAIN
             box = FancyBboxPatch(
@@ -254,8 +195,6 @@ def _draw_line(axes: Axes, line: _Line, y: float) -> None:
             x += STEP
         if entry["times"] > 1:
             _loop(axes, entry, first, x - STEP + WIDTH, y)
-    if line.note:
-        axes.text(LEFT, low - 0.36, line.note, va="top", fontsize=7)
 
 
 def _loop(axes: Axes, entry: Blocks, left: float, right: float, y: float) -> None:

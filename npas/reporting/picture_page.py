@@ -213,7 +213,5 @@ def _read(path: Path) -> tuple[Image | None, str]:
     try:
         with Image.open(path) as file:
             return to_rgb(file), ""
-    except FileNotFoundError:
-        return None, "is not there"
     except Exception:  # a damaged file may raise anything, and must not cost the page
         return None, "cannot be read"

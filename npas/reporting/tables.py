@@ -18,15 +18,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from npas import config as schema
 from npas.reporting import results as result_files
 from npas.reporting.compose import compose, planned_count, planned_flops
-from npas.reporting.costs import Cost, step_costs
 from npas.reporting.published import Figure
 from npas.reporting.results import Metric, Result
 from npas.reporting.run_index import results_root
+from npas.utils.json_data import read_json
 from npas.utils.printing import LOSSES
 
 EPOCHS = {"last": "last epoch", "selected": "of the epoch chosen on held-out data"}
@@ -232,6 +232,20 @@ def _is_as_configured(result: Result) -> bool:
 def _parts(config: Mapping[str, Any]) -> tuple[int, int]:
     trainer = config.get("trainer", {})
     return trainer.get("devices", 1), trainer.get("grad_accum_steps", 1)
+
+
+class Cost(NamedTuple):
+    """A training step's processor time relative to the table's first row, and its memory."""
+
+    ratio: float
+    mib: float
+
+
+def step_costs(results: Path, table: str) -> Mapping[str, Cost]:
+    """Return what scripts/step_costs.py has measured, by row label; empty if nothing."""
+    path = results / "bench" / f"steps-{table}.json"
+    rows = read_json(path)["rows"] if path.exists() else {}
+    return {label: Cost(row["ratio"][1], row["peak_mib"]) for label, row in rows.items()}
 
 
 def markdown(table: Table, cells: Sequence[Cell]) -> str:

@@ -23,22 +23,21 @@ def verdicts(pairs: Sequence[Sequence[str]], metric: str) -> Callable[..., list[
             ours, theirs = found[shared], found[other]
             if len(ours) > 1 and len(theirs) > 1:
                 rows.append(grid_line([shared, other, *_compare(ours, theirs, metric)]))
-        if not rows:
-            return []
         heads = ["shared", "beside", "shared", "beside", "difference", "standard error", "sharing"]
-        return [
-            "## What a budget buys",
-            "",
-            f"Means, and whether they differ by more than {ERRORS} standard errors of their"
-            " difference.",
-            "",
-            grid_line(heads),
-            grid_line(["---", "---", *["---:"] * 4, "---"]),
-            *rows,
-            "",
-        ]
+        text = f"Means, and whether they differ by more than {ERRORS} standard errors of their"
+        return _part("What a budget buys", f"{text} difference.", heads, "llrrrrl", rows)
 
     return lines
+
+
+def _part(
+    title: str, text: str, heads: Sequence[str], sides: str, rows: Sequence[str]
+) -> list[str]:
+    """Return a part of a page with a grid, its columns left or right; [] without rows."""
+    if not rows:
+        return []
+    marks = grid_line(["---:" if side == "r" else "---" for side in sides])
+    return [f"## {title}", "", text, "", grid_line(heads), marks, *rows, ""]
 
 
 def measured(cell: Cell, metric: str) -> dict[int, float]:
@@ -84,20 +83,13 @@ def paired(cells: Sequence[Cell]) -> list[str]:
         apart = statistics.fmean(pairs[0]) - statistics.fmean(pairs[1])
         p = float(ttest_rel(*pairs).pvalue)
         rows.append(grid_line([share, name, f"{apart:+.3f}", f"{p:.3f}", str(len(seeds))]))
-    if not rows:
-        return []
-    return [
-        f"## Beside {PLAIN}",
-        "",
+    text = (
         "Mean difference over seeds, paired, and the probability of one as large by chance (t test,"
         " two-sided, not corrected for how many are compared). Three seeds tell large differences"
-        " alone.",
-        "",
-        grid_line(["parameters", "scheme", "difference", "p", "n"]),
-        grid_line(["---:", "---", "---:", "---:", "---:"]),
-        *rows,
-        "",
-    ]
+        " alone."
+    )
+    heads = ["parameters", "scheme", "difference", "p", "n"]
+    return _part(f"Beside {PLAIN}", text, heads, "rlrrr", rows)
 
 
 def artifacts(cells: Sequence[Cell]) -> list[str]:
@@ -113,15 +105,5 @@ def artifacts(cells: Sequence[Cell]) -> list[str]:
             lines.append(
                 grid_line([cell.row.label, f"{cell.artifact_bytes():,}", loss, str(summary.n)])
             )
-    if not lines:
-        return []
-    return [
-        "## Artifacts",
-        "",
-        "Weights as int8, a scale a row, compressed by zlib; the loss is of what is read back.",
-        "",
-        grid_line(["network", "bytes", "test loss", "n"]),
-        grid_line(["---", "---:", "---:", "---:"]),
-        *lines,
-        "",
-    ]
+    text = "Weights as int8, a scale a row, compressed by zlib; the loss is of what is read back."
+    return _part("Artifacts", text, ["network", "bytes", "test loss", "n"], "lrrr", lines)

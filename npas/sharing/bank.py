@@ -157,8 +157,29 @@ class Block:
         wanted: bool,
     ) -> Tensor:
         """Add alpha^T G to the buffer unless it is None; return G T^T, or zeros unless `wanted`."""
-        regions = [] if buffer_P is None else _regions(buffer_P, self)
-        return _gather(gradients_N, alpha_LK, bank_P, self, regions, wanted)
+        positions, size, regions = self.positions, self.size, list[Tensor]()
+        if buffer_P is not None and _side_by_side(positions, size):  # one matrix
+            regions = [buffer_P[positions[0] : positions[-1] + size].view(len(positions), size)]
+        elif buffer_P is not None:
+            regions = [buffer_P[p : p + size][None] for p in positions]
+        gradient_LK = torch.zeros_like(alpha_LK)
+        pieces = _pieces(size, bank_P, len(gradients_N))
+        for part in pieces:
+            parts = [g_N if len(pieces) == 1 else g_N[part] for g_N in gradients_N]
+            stacked_LN = parts[0][None] if len(parts) == 1 else torch.stack(parts)
+            stacked_LN = stacked_LN.to(bank_P.dtype)
+            if wanted:
+                gradient_LK.addmm_(stacked_LN, _templates(bank_P, positions, size, part).T)
+            row = 0
+            for region_RN in regions:
+                alpha_LR = alpha_LK[:, row : row + len(region_RN)]
+                row += len(region_RN)
+                region_RN = region_RN if len(pieces) == 1 else region_RN[:, part]
+                if len(stacked_LN) == 1:  # faster than a product with one row
+                    region_RN.addr_(alpha_LR[0], stacked_LN[0])
+                else:
+                    region_RN.addmm_(alpha_LR.T, stacked_LN)
+        return gradient_LK
 
     def differentiable(
         self, gradients_N: Sequence[Tensor], alpha_LK: Tensor, bank_P: Tensor, needs_bank: bool
@@ -168,7 +189,11 @@ class Block:
         gradient_LK = gradients_LN @ _templates(bank_P, self.positions, self.size).T
         if not needs_bank:
             return gradient_LK, None
-        return gradient_LK, _scatter(bank_P, alpha_LK.T @ gradients_LN, self.positions)
+        at = torch.tensor(self.positions, device=bank_P.device)[:, None]
+        places_KN = at + torch.arange(self.size, device=bank_P.device)
+        gradients_KN = alpha_LK.T @ gradients_LN
+        gradient_P = torch.zeros_like(bank_P)
+        return gradient_LK, gradient_P.index_add(0, places_KN.reshape(-1), gradients_KN.reshape(-1))
 
 
 class _GradientBuffer:
@@ -294,54 +319,6 @@ class _Mix(Function):
                 if found[m] is not None:
                     found[m][row] = gradient_LK[j]
         return (gradient_P, *no_others, *found)
-
-
-def _regions(buffer_P: Tensor, block: Block) -> list[Tensor]:
-    """Return views of the templates in the buffer: one matrix if contiguous, else one for each."""
-    positions, size = block.positions, block.size
-    if _side_by_side(positions, size):
-        return [buffer_P[positions[0] : positions[-1] + size].view(len(positions), size)]
-    return [buffer_P[p : p + size][None] for p in positions]
-
-
-def _gather(
-    gradients_N: Sequence[Tensor],
-    alpha_LK: Tensor,
-    bank_P: Tensor,
-    block: Block,
-    regions: Sequence[Tensor],
-    wanted: bool,
-) -> Tensor:
-    """Add alpha^T G to the regions; return G T^T, or zeros unless `wanted`."""
-    gradient_LK = torch.zeros_like(alpha_LK)
-    pieces = _pieces(block.size, bank_P, len(gradients_N))
-    for part in pieces:
-        parts = gradients_N if len(pieces) == 1 else [g_N[part] for g_N in gradients_N]
-        stacked_LN = (torch.stack(list(parts)) if len(parts) > 1 else parts[0][None]).to(
-            bank_P.dtype
-        )
-        if wanted:
-            templates_KN = _templates(bank_P, block.positions, block.size, part)
-            gradient_LK.addmm_(stacked_LN, templates_KN.T)
-        row = 0
-        for region_RN in regions:
-            alpha_LR = alpha_LK[:, row : row + len(region_RN)] if len(regions) > 1 else alpha_LK
-            row += len(region_RN)
-            region_RN = region_RN if len(pieces) == 1 else region_RN[:, part]
-            if len(stacked_LN) == 1:  # faster than a product with one row
-                region_RN.addr_(alpha_LR[0], stacked_LN[0])
-            else:
-                region_RN.addmm_(alpha_LR.T, stacked_LN)
-    return gradient_LK
-
-
-def _scatter(bank_P: Tensor, gradients_KN: Tensor, positions: Sequence[int]) -> Tensor:
-    """Return the bank's gradient, the sum of its templates' gradients; differentiable."""
-    size = gradients_KN.shape[1]
-    places_KN = torch.tensor(positions, device=bank_P.device)[:, None] + torch.arange(
-        size, device=bank_P.device
-    )
-    return torch.zeros_like(bank_P).index_add(0, places_KN.reshape(-1), gradients_KN.reshape(-1))
 
 
 def versions(*tensors: Tensor) -> tuple[int, ...]:

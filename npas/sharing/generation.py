@@ -15,12 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from npas.sharing import schemes
+from npas.sharing.allocation import LayerAllocation
 from npas.sharing.bank import MODIFIED, BankReader, BufferPool, full_precision, mix, versions
+from npas.sharing.bases import BASES, CHANNELS, basis_weight, channel_weight
+from npas.sharing.hashing import HASH, hashed_weight
 from npas.sharing.layers import SCALES, bank_name, shared_value, upsampler_name
 from npas.sharing.low_rank import add_correction, factor_names
 from npas.sharing.reading import Batch, Reading, Rows
-from npas.sharing.shaping import shaped
 from npas.sharing.torch_private import hidden_from_checkpoints
+from npas.sharing.upsample import UPSAMPLERS
 
 Key = tuple[int, torch.dtype]
 
@@ -254,7 +258,7 @@ class WeightPass:
             return values.view(layer.shape)
         learned = self._learned(index)
         learned = None if learned is None else learned.to(values.dtype)
-        return shaped(values, learned, layer).view(layer.shape)
+        return _shaped(values, learned, layer).view(layer.shape)
 
     def _alpha(self, rows: Rows | None) -> Tensor:
         """Return alpha_LK times each layer's scale, L x K; for None the scales, S x 1."""
@@ -302,3 +306,21 @@ def give_back(held: object, message: str = MODIFIED) -> Tensor:
     if versions(held[0]) != held[1]:
         raise RuntimeError(message)
     return held[0]
+
+
+def _shaped(values: Tensor, learned: Tensor | None, layer: LayerAllocation) -> Tensor:
+    """Return the flat weight; `learned` are the upsampler's weights, None if it has none."""
+    if layer.upsampler is None:
+        return values
+    if layer.upsampler == HASH:
+        return hashed_weight(values, layer.source[1], layer.size, layer.first)
+    if layer.upsampler in BASES:
+        assert learned is not None
+        return basis_weight(values, learned, layer)
+    if layer.upsampler == CHANNELS:
+        assert learned is not None
+        return channel_weight(values, learned, layer)
+    if layer.upsampler not in UPSAMPLERS:
+        return schemes.weight(values, learned, layer)
+    upsampler = UPSAMPLERS[layer.upsampler]
+    return upsampler.weight(values, learned, layer.source, layer.matrix)
