@@ -1,4 +1,4 @@
-"""Time shared networks beside the dense one, and one build of npas beside another, in one run.
+"""Benchmark shared networks against the dense one, and one build of npas against another.
 
     python scripts/bench.py                                          # WRN-28-10, batch 8, training
     python scripts/bench.py --model encoder:12x768 --batch 4 --budgets 0.1,0.5 --hand
@@ -7,22 +7,20 @@
     python scripts/bench.py --command "table digits" --base ../older
     python scripts/bench.py --model resnet50 --batch 128 --device cuda --precision bf16
 
-Each network is a process of its own; one at a time is told to act, so that they never compete. In
-every round all act once, and over the rounds each comes after each other equally often (a Williams
-design). The clock is processor time, which other users of the machine disturb least, with one
-thread. A ratio is that of one round to the dense network's of the same round (without one, to the
-first row's); medians and quartiles over the rounds. Peak memory is above the start, before the
-network is built. Two uncounted actions come first.
+Each network has its own process; they run one at a time. Each runs once per round, in an order that
+is balanced over the rounds (a Williams design). The clock is processor time of one thread, which
+other users of the machine disturb least. A ratio is to the dense network (or the first row) in the
+same round. Results are medians and quartiles over the rounds, after two warm-up actions. Peak
+memory is relative to the process before it builds the network.
 
-Actions: `train` is a step with the fused optimizer that npas-train takes (SGD with momentum, for
-encoders AdamW); `generate` makes all weights and gathers their gradients alone, `products` does the
-matrix products of that and nothing else; `eval` is a later
-forward pass without gradients, `first` the first after the bank has changed; `materialize`, `plan`
-and `share` are those functions. `--command` runs an npas command from its start instead.
-`--hand` adds a peer written by hand: the same templates, sliced and mixed in a parametrization.
+Actions: `train` is a step with npas-train's fused optimizer (SGD with momentum; AdamW for
+encoders). `generate` generates all weights and computes their gradients; `products` runs only its
+matrix products. `eval` is a forward pass without gradients, `first` the first one after a change of
+the bank. `materialize`, `plan` and `share` are these functions. `--command` runs an npas command
+instead. `--hand` adds a handwritten network that mixes the same templates by parametrizations.
 
-On a CPU the C library's allocator decides much: its default gives large blocks back after each use,
-`--allocator keeping` does not, and is nearer to a GPU's caching allocator.
+On a CPU results depend on the C library's allocator. By default it returns large blocks to the
+system after each use; `--allocator keeping` keeps them, as a GPU's caching allocator does.
 """
 
 import argparse
@@ -46,43 +44,45 @@ KEEPING = {
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
 }
 WITH_DENSE = ("train", "eval", "first")
-Action = tuple[Callable[[], Any], Callable[[Any], Any]]  # the second is timed
+Action = tuple[Callable[[], Any], Callable[[Any], Any]]  # prepare, act; act is timed
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "--model", default="wrn_28_10", help="of configs/model; encoder:LxD; mlp:LxD"
+        "--model", default="wrn_28_10", help="from configs/model; encoder:LxD; mlp:LxD"
     )
     parser.add_argument("--action", default="train", choices=list(ACTIONS))
-    parser.add_argument("--command", help="an npas command with its arguments, in place of --model")
+    parser.add_argument("--command", help="an npas command with arguments, instead of --model")
     parser.add_argument("--budgets", default="0.1,0.5,2")
-    parser.add_argument("--generator", default="wavg", help="as sharing.generator")
-    parser.add_argument("--base", type=Path, help="the checkout of another build of npas")
-    parser.add_argument("--hand", action="store_true", help="add the peer that is written by hand")
+    parser.add_argument("--generator", default="wavg", help="sharing.generator")
+    parser.add_argument("--base", type=Path, help="checkout of another build of npas")
+    parser.add_argument("--hand", action="store_true", help="add the handwritten network")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--repeat", type=int, default=1, help="actions a round: the least counts")
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="actions per round, the fastest counts"
+    )
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128, help="an encoder's tokens")
+    parser.add_argument("--length", type=int, default=128, help="tokens of an encoder")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--recompute", action="store_true", help="as sharing.recompute")
+    parser.add_argument("--recompute", action="store_true", help="sharing.recompute")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--allocator", default="keeping", choices=["default", "keeping"])
-    parser.add_argument("--out", type=Path, help="write the figures here as JSON, too")
+    parser.add_argument("--out", type=Path, help="also write the results as JSON")
     parser.add_argument("--serve", help=argparse.SUPPRESS)  # a child process: dense or a budget
     return parser.parse_args()
 
 
 def main() -> None:
-    """Run the benchmark, or one network's process of it."""
+    """Run the benchmark, or serve one row of it."""
     arguments = parse()
     if arguments.serve:
         serve(arguments)
         return
-    workers = {name: start(arguments, *who) for name, who in asked(arguments).items()}
+    workers = {name: start(arguments, *case) for name, case in cases(arguments).items()}
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for order in orders(list(workers), arguments.rounds):
         for name in order:
@@ -93,13 +93,18 @@ def main() -> None:
         ratios = [a / b for a, b in zip(found, first, strict=True)]
         more = json.loads(workers[name].communicate("\n")[0])
         rows.append({"network": name, "s": quartiles(found), "ratio": quartiles(ratios), **more})
-    show(arguments, rows)
+    show(rows)
     if arguments.out:
-        write(arguments, rows)
+        settings = {k: v for k, v in vars(arguments).items() if k not in ("out", "serve", "base")}
+        if arguments.base:
+            command = ["git", "-C", str(arguments.base), "rev-parse", "--short", "HEAD"]
+            git = subprocess.run(command, capture_output=True, text=True)
+            settings["base"] = git.stdout.strip()
+        write(arguments.out, settings=settings, rows=rows)
 
 
-def asked(arguments: argparse.Namespace) -> dict[str, tuple[str, Path]]:
-    """Return for each row what its process serves, and the build of npas that it uses."""
+def cases(arguments: argparse.Namespace) -> dict[str, tuple[str, Path]]:
+    """Return for each row the argument of --serve and the build of npas."""
     builds = {"": HERE} | ({"base": arguments.base.resolve()} if arguments.base else {})
     if arguments.command:
         return {f"{arguments.command} {b}".strip(): ("-", path) for b, path in builds.items()}
@@ -111,27 +116,31 @@ def asked(arguments: argparse.Namespace) -> dict[str, tuple[str, Path]]:
 
 
 def orders(names: list[str], rounds: int) -> list[list[str]]:
-    """Return the order of each round, such that each comes after each other equally often."""
+    """Return the order of each round; each name follows each other one equally often."""
     count = len(names)
     zigzag = [(i + 1) // 2 if i % 2 else (count - i // 2) % count for i in range(count)]
-    turned = [[names[(place + r) % count] for place in zigzag] for r in range(rounds)]
-    return [order[::-1] if r // count % 2 else order for r, order in enumerate(turned)]
+    rotated = [[names[(i + r) % count] for i in zigzag] for r in range(rounds)]
+    return [order[::-1] if r // count % 2 else order for r, order in enumerate(rotated)]
 
 
 def start(arguments: argparse.Namespace, serves: str, build: Path) -> subprocess.Popen[str]:
-    """Start the process of one row, and wait until its network is warm."""
-    changed = {"OMP_NUM_THREADS": str(arguments.threads), "PYTHONPATH": str(build)}
-    changed |= KEEPING if arguments.allocator == "keeping" else {}
+    """Start the process of one row and warm it up."""
+    env = {"OMP_NUM_THREADS": str(arguments.threads), "PYTHONPATH": str(build)}
+    env |= KEEPING if arguments.allocator == "keeping" else {}
+    return start_worker([sys.executable, *sys.argv, "--serve", serves], env)
+
+
+def start_worker(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
+    """Start a process that acts on each line of its stdin, and warm it up by two actions."""
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    command = [sys.executable, *sys.argv, "--serve", serves]
-    worker = subprocess.Popen(command, env=os.environ | changed, **pipes)
+    worker = subprocess.Popen(command, env=os.environ | env, **pipes)
     ask(worker)
     ask(worker)
     return worker
 
 
 def ask(worker: subprocess.Popen[str]) -> float:
-    """Let a process act once; return the seconds it took."""
+    """Let a worker act once; return the seconds."""
     assert worker.stdin is not None and worker.stdout is not None
     worker.stdin.write("act\n")
     worker.stdin.flush()
@@ -139,24 +148,24 @@ def ask(worker: subprocess.Popen[str]) -> float:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Act whenever a line says so, and print the seconds; at an empty one tell what else counts."""
+    """Act on each line of stdin and print the seconds; on an empty line print the rest."""
     if arguments.command:
-        name, *words = shlex.split(arguments.command)
-        code = f"import sys; from npas.cli import {name}; sys.exit({name}.main({words!r}))"
+        name, *args = shlex.split(arguments.command)
+        code = f"import sys; from npas.cli import {name}; sys.exit({name}.main({args!r}))"
         spent = 0.0
         while sys.stdin.readline().strip():
             where = {"cwd": os.environ["PYTHONPATH"], "stdout": subprocess.DEVNULL}
             subprocess.run([sys.executable, "-c", code], check=True, **where)
-            used, sofar = resource.getrusage(resource.RUSAGE_CHILDREN), spent
+            used, before = resource.getrusage(resource.RUSAGE_CHILDREN), spent
             spent = used.ru_utime + used.ru_stime
-            print(spent - sofar, flush=True)
+            print(spent - before, flush=True)
         print(json.dumps({"peak_mib": used.ru_maxrss / 2**10}))
         return
 
     import torch
 
     torch.set_num_threads(arguments.threads)
-    torch.randn(64, 64) @ torch.randn(64, 64)  # the libraries' own memory is not the step's
+    torch.randn(64, 64) @ torch.randn(64, 64)  # allocate the libraries' own memory first
     build(argparse.Namespace(model="wrn_16_2", device="cpu"))
     before = resident("VmRSS")
     network = build(arguments)
@@ -181,15 +190,15 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def share(arguments: argparse.Namespace, network: Any) -> Any:
-    """Share a network inside the budget that this process serves."""
+    """Share a network inside this process's budget."""
     import npas
 
-    how = {"generator": arguments.generator, "recompute": arguments.recompute}
-    return npas.share(network, arguments.serve, **how)
+    options = {"generator": arguments.generator, "recompute": arguments.recompute}
+    return npas.share(network, arguments.serve, **options)
 
 
 def forward(arguments: argparse.Namespace, network: Any) -> Callable[[], Any]:
-    """Return a function that computes outputs, batch x classes, of a fixed random batch."""
+    """Return a function that computes the outputs (batch x classes) of a fixed random batch."""
     import torch
 
     first = next((m for m in network.modules() if isinstance(m, torch.nn.Conv2d)), None)
@@ -213,7 +222,7 @@ def forward(arguments: argparse.Namespace, network: Any) -> Callable[[], Any]:
 
 
 def nothing() -> None:
-    """Prepare nothing."""
+    """Do nothing: the action needs no preparation."""
 
 
 def train(arguments: argparse.Namespace, network: Any) -> Action:
@@ -237,12 +246,12 @@ def train(arguments: argparse.Namespace, network: Any) -> Action:
 
 
 def generate(arguments: argparse.Namespace, network: Any) -> Action:
-    """Return a function that makes every weight and gathers gradients for all of them."""
+    """Return a function that generates all weights and computes their gradients."""
     import torch
 
     owners = [(m, m.__dict__["_npas"].layers) for m in network.modules() if "_npas" in m.__dict__]
-    places = {i: (owner, name) for owner, layers in owners for name, i in layers.items()}
-    network.forward = lambda: [getattr(*place) for place in places.values()]
+    attributes = {i: (owner, name) for owner, layers in owners for name, i in layers.items()}
+    network.forward = lambda: [getattr(*attribute) for attribute in attributes.values()]
     gradients = [torch.ones_like(weight) for weight in network()]
 
     def make(_: Any) -> None:
@@ -254,7 +263,7 @@ def generate(arguments: argparse.Namespace, network: Any) -> Action:
 
 
 def products(arguments: argparse.Namespace, network: Any) -> Action:
-    """Return the matrix products alone that `generate` is made of, on values in the cache."""
+    """Return only the matrix products of `generate`, on cached values."""
     import torch
 
     batches = {id(b): b for b in network.__dict__["_npas_shared"].reading.batches.values()}.values()
@@ -287,7 +296,7 @@ def evaluate(arguments: argparse.Namespace, network: Any) -> Action:
 
 
 def evaluate_first(arguments: argparse.Namespace, network: Any) -> Action:
-    """Return a forward pass without gradients that finds all parameters changed."""
+    """Return a forward pass without gradients after a change of all parameters."""
     import torch
 
     def change() -> None:
@@ -297,7 +306,7 @@ def evaluate_first(arguments: argparse.Namespace, network: Any) -> Action:
 
 
 def materialize(arguments: argparse.Namespace, network: Any) -> Action:
-    """Return npas.materialize, of a copy."""
+    """Return npas.materialize of a copy."""
     import npas
 
     return (lambda: copy.deepcopy(network)), npas.materialize
@@ -311,7 +320,7 @@ def plan(arguments: argparse.Namespace, network: Any) -> Action:
 
 
 def share_afresh(arguments: argparse.Namespace, network: Any) -> Action:
-    """Return npas.share, of a copy."""
+    """Return npas.share of a copy."""
     return (lambda: copy.deepcopy(network)), lambda copied: share(arguments, copied)
 
 
@@ -328,7 +337,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace, Any], Action]] = {
 
 
 def resident(field: str) -> int:
-    """Return a memory figure of this process in KiB (Linux)."""
+    """Return a field of /proc/self/status in KiB (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1])
@@ -340,7 +349,7 @@ def quartiles(values: list[float]) -> list[float]:
     return statistics.quantiles(values, method="inclusive") if len(values) > 1 else 3 * values
 
 
-def show(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+def show(rows: list[dict[str, Any]]) -> None:
     """Print the rows."""
     print(" ".join(sys.argv[1:]) or "wrn_28_10")
     print(f"{'network':24}{'parameters':>12}{'ms':>10}{'ratio':>8}  (quartiles)    peak MiB")
@@ -352,19 +361,13 @@ def show(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         )
 
 
-def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Keep the figures with the machine and the versions they were measured on."""
+def write(out: Path, **figures: Any) -> None:
+    """Write figures as JSON, with versions, commit and hardware."""
     from npas.reporting.environment import environment
 
-    settings = {k: v for k, v in vars(arguments).items() if k not in ("out", "serve", "base")}
-    if arguments.base:
-        asking = ["git", "-C", str(arguments.base), "rev-parse", "--short", "HEAD"]
-        settings["base"] = subprocess.run(asking, capture_output=True, text=True).stdout.strip()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    found = json.loads(json.dumps(environment(), default=vars))
-    arguments.out.write_text(
-        json.dumps({"settings": settings, "rows": rows, **found}, indent=1) + "\n"
-    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(figures | environment(), indent=1, default=vars)
+    out.write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

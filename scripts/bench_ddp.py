@@ -1,23 +1,21 @@
-"""Time a training step on several ranks beside the same step alone, and when gradients can leave.
+"""Time training steps on several ranks, and measure when gradients are ready to be sent.
 
     python scripts/bench_ddp.py                                    # WRN-16-2, two ranks over gloo
     python scripts/bench_ddp.py --model wrn_28_10 --batch 4 --rounds 3
     python scripts/bench_ddp.py --model wrn_28_10 --batch 64 --device cuda --ranks 8
 
-The ranks are processes of this machine, a thread or a GPU each. A step is forward, backward and SGD
-with momentum on `--batch` samples a rank; "alone" is the same without sending anything. Rounds take
-the dense network and the shared ones in an order that rotates, and each alone, with fp32 and with
-bf16 gradients in turn; printed are medians of the first rank's, and of the ratios to the step alone
-in the same round.
+Ranks are processes of this machine with one thread or GPU each. A step is forward, backward and SGD
+with momentum on `--batch` samples per rank. Each network runs without communication ("alone"), with
+fp32 and with bf16 gradients; networks alternate in rotating order. Results are medians of rank 0,
+and of the ratios to the step alone of the same round.
 
-DDP sends gradients in buckets, each once all of its parameters' gradients are complete, while
-backward goes on. A bank's gradient is complete only when the first layer that reads it has gone
-through backward: it leaves with the last ones. How much could leave early is told by the moments at
-which the buckets were ready, from the start of backward (0) to its last gradient (1).
+DDP sends gradients in buckets during backward, each once all of its gradients are complete. A
+bank's gradient is complete only after the backward of the first layer that reads it, so it is sent
+last. "ready" is the fraction of bytes complete at a time from the start of backward (0) to its last
+gradient (1).
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -25,40 +23,41 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import write
 from ranks import measure_in_ranks
 
 STAGES = {f"stages.{n}.*": f"stage{n}" for n in range(3)}
 GROUPS: dict[str, Any] = {"single": "single", "stages": STAGES}
 DTYPES = ("fp32", "bf16")
 KEYS = ("model", "batch", "device", "ranks", "bucket_mb", "rounds")
-AT_THE_END = 0.999  # of backward: a bucket that is ready later waits for the last gradient
+AT_THE_END = 0.999  # buckets that are ready later wait for the last gradient
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="wrn_16_2", help="a WRN of configs/model")
-    parser.add_argument("--batch", type=int, default=16, help="samples a rank")
+    parser.add_argument("--model", default="wrn_16_2", help="a WRN from configs/model")
+    parser.add_argument("--batch", type=int, default=16, help="samples per rank")
     parser.add_argument("--budgets", default="0.1,0.5,2")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--bucket-mb", type=float, default=25, help="torch's default is 25")
-    parser.add_argument("--out", type=Path, help="write the figures here as JSON, too")
+    parser.add_argument("--out", type=Path, help="also write the results as JSON")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Start the ranks, wait for them, print what the first has measured."""
+    """Run the benchmark in all ranks and print the results of rank 0."""
     arguments = parse()
     rows = measure_in_ranks(measure, arguments)
     show(arguments, rows)
     if arguments.out:
-        write(arguments, rows)
+        write(arguments.out, settings={key: getattr(arguments, key) for key in KEYS}, rows=rows)
 
 
 class Sender:
-    """Send buckets as DDP does, in fp32 or bf16, and note when each was ready to leave."""
+    """Send buckets as DDP does, in fp32 or bf16, and record when each was ready."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -66,7 +65,7 @@ class Sender:
         self.stamps: list[tuple[Any, int]] = []
 
     def now(self) -> Any:
-        """Return this moment: seconds, or an event on the GPU's own time line."""
+        """Return the time in seconds, or a CUDA event."""
         if self.device == "cpu":
             return time.perf_counter()
         import torch
@@ -75,8 +74,8 @@ class Sender:
         event.record()
         return event
 
-    def hook(self, state, bucket):  # DDP would check annotations
-        """Take a bucket whose gradients are complete; return the promise of their mean."""
+    def hook(self, state, bucket):  # no annotations: DDP would check them
+        """Record a complete bucket; return the future of its all-reduced mean."""
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
         self.stamps.append((self.now(), bucket.buffer().nbytes))
@@ -85,7 +84,7 @@ class Sender:
         return default_hooks.allreduce_hook(None, bucket)
 
     def readiness(self, start: Any) -> list[tuple[float, int]]:
-        """Return (moment, bytes) of each bucket; 0: the start of backward, 1: its last gradient."""
+        """Return (time, bytes) of each bucket; 0: start of backward, 1: its last gradient."""
         if self.device == "cpu":
             moments = [(stamp - start, size) for stamp, size in self.stamps]
         else:
@@ -95,7 +94,7 @@ class Sender:
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time the steps of all networks in turns; return a row for each."""
+    """Time the steps of all networks alternately; return a row for each."""
     import torch.distributed as dist
     from bench_networks import build
 
@@ -110,7 +109,11 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             npas.share(network, budget, generator="wavg", groups=GROUPS[groups])
         networks[budget, groups] = Stepper(arguments, network)
     for stepper in networks.values():
-        for dtype in ("alone", *DTYPES, "fp32"):  # after the first, DDP puts its buckets in order
+        for dtype in (
+            "alone",
+            *DTYPES,
+            "fp32",
+        ):  # warm-up; DDP reorders its buckets after the first
             stepper.step(dtype)
     seconds: dict[Any, list[float]] = {}
     ready: dict[Any, list[list[tuple[float, int]]]] = {case: [] for case in cases}
@@ -122,7 +125,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 seconds.setdefault((*case, dtype), []).append(networks[case].timed(dtype))
                 if dtype == "fp32":
                     ready[case].append(networks[case].ready())
-        order = [*order[1:], order[0]]  # what comes after what must not matter
+        order = [*order[1:], order[0]]  # vary which follows which
     return [row(case, networks[case].parameters, seconds, ready[case]) for case in cases]
 
 
@@ -132,7 +135,7 @@ def row(
     seconds: dict[Any, list[float]],
     ready: list[list[tuple[float, int]]],
 ) -> dict[str, Any]:
-    """Put one network's medians together."""
+    """Return one network's medians."""
 
     def ratio(dtype: str) -> float:
         pairs = zip(seconds[(*case, dtype)], seconds[(*case, "alone")], strict=True)
@@ -160,7 +163,7 @@ def row(
 
 
 class Stepper:
-    """Take training steps of one network on a fixed random batch, alone or with the others."""
+    """Take training steps of one network on a fixed random batch, with or without communication."""
 
     def __init__(self, arguments: argparse.Namespace, network: Any) -> None:
         import torch
@@ -179,7 +182,7 @@ class Stepper:
         self.start: Any = None
 
     def step(self, dtype: str) -> None:
-        """Take one step: "alone", or sending gradients of this dtype."""
+        """Take one step: "alone", or with gradients sent in this dtype."""
         import contextlib
 
         import torch
@@ -193,7 +196,7 @@ class Stepper:
         self.optimizer.step()
 
     def timed(self, dtype: str) -> float:
-        """Return the seconds that a step takes."""
+        """Return the seconds of a step."""
         import torch
 
         if self.device == "cuda":
@@ -213,7 +216,7 @@ def show(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Print the rows."""
     print(
         f"{arguments.model}, {arguments.ranks} ranks on {arguments.device}, batch"
-        f" {arguments.batch} a rank, buckets of {arguments.bucket_mb:g} MB, {arguments.rounds}"
+        f" {arguments.batch} per rank, buckets of {arguments.bucket_mb:g} MB, {arguments.rounds}"
         " rounds"
     )
     print(
@@ -231,18 +234,6 @@ def show(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
             f"{each['gradient_bytes'] / 1e6:>6.1f}{shares[0]}{shares[1]}   {shares[2]}"
             + "".join(times)
         )
-
-
-def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Keep the figures with the machine and the versions they were measured on."""
-    from npas.reporting.environment import environment
-
-    settings = {key: getattr(arguments, key) for key in KEYS}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    found = json.loads(json.dumps(environment(), default=vars))
-    arguments.out.write_text(
-        json.dumps({"settings": settings, "rows": rows, **found}, indent=1) + "\n"
-    )
 
 
 if __name__ == "__main__":

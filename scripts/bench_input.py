@@ -1,21 +1,19 @@
-"""Measure samples a second of the input pipelines beside those of the networks that they feed.
+"""Benchmark the input pipelines and the networks that they feed, in samples per second.
 
     python scripts/bench_input.py                                    # all, in less than 4 minutes
     python scripts/bench_input.py --workers 0,1,2 --out results/bench/input-cpu.json
     python scripts/bench_input.py --device cuda --precision bf16 --workers 0,8,16 --batch 128
     python scripts/bench_input.py --only imagenet --images 400 --networks resnet50
 
-ImageNet's images are synthetic: JPEGs of 500 x 375 pixels and some 100 KB, as the real ones are on
-average, as folders and as shards, read, decoded, cropped at random to 224 and flipped. They lie in
-the page cache after the first pass, so this measures the processor and not the disk. CIFAR's and
-the digits' pipelines rest on the device. A network's step is forward and backward of a batch that
-is there already. Each round times every row once, in an order that rotates; a figure is the median
-over the rounds. First passes are not counted. Starting the workers is, as in every epoch; these
-epochs are short, and have more of it.
+ImageNet's images are synthetic JPEGs of 500 x 375 pixels and about 100 KB, the averages of the real
+ones, in folders and in shards. They are read, decoded, cropped to 224 and flipped. After the first
+epoch they are in the page cache, so this measures the CPU and not the disk. CIFAR and the digits
+are kept on the device. A network's step is forward and backward of a fixed batch. Rows run in
+rotating order; results are medians over the rounds, without a warm-up run. The time to start the
+workers is included, as in every epoch; it weighs more in these short epochs.
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -24,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench import write
+
 MODELS = Path(__file__).parent.parent / "configs" / "model"
 KEYS = ("device", "precision", "batch", "images", "threads", "workers", "rounds", "seconds")
 NETWORKS = "resnet50,efficientnet_b0,mobilenet_v2,wrn_28_10,wrn_16_2,wrn_digits"
@@ -31,23 +31,19 @@ HEIGHT, WIDTH, QUALITY = 375, 500, 95
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument(
-        "--images", type=int, default=384, help="synthetic images of ImageNet's kind"
-    )
+    parser.add_argument("--images", type=int, default=384, help="synthetic images")
     parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes")
-    parser.add_argument("--networks", default=NETWORKS, help="files of configs/model")
+    parser.add_argument("--networks", default=NETWORKS, help="names in configs/model")
     parser.add_argument("--only", default="imagenet,cifar,digits,networks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--seconds", type=float, default=1.0, help="that each timing takes at least"
-    )
-    parser.add_argument("--out", type=Path, help="write the figures here as JSON, too")
+    parser.add_argument("--seconds", type=float, default=1.0, help="minimum of each timing")
+    parser.add_argument("--out", type=Path, help="also write the results as JSON")
     return parser.parse_args()
 
 
@@ -71,11 +67,12 @@ def main() -> None:
         found = measure(arguments, rows)
     show(arguments, found)
     if arguments.out:
-        write(arguments, found)
+        settings = {key: getattr(arguments, key) for key in KEYS}
+        write(arguments.out, settings=settings, rows=found)
 
 
 def imagenet_rows(arguments: argparse.Namespace, root: Path) -> dict[str, Callable[[], int]]:
-    """Return an epoch of the ImageNet pipeline in either form, for each number of workers."""
+    """Return epochs of the ImageNet pipeline, for both forms and each number of workers."""
     import torch
 
     from npas.config import DataConfig
@@ -100,7 +97,7 @@ def imagenet_rows(arguments: argparse.Namespace, root: Path) -> dict[str, Callab
 
 
 def write_images(folder: Path, count: int) -> int:
-    """Write `count` JPEGs as two classes, and two for val; return their mean size in bytes."""
+    """Write `count` training JPEGs in two classes and two for val; return their mean bytes."""
     import torch
     from PIL import Image
     from torch.nn import functional as F
@@ -109,7 +106,7 @@ def write_images(folder: Path, count: int) -> int:
     sizes = []
     for i in range(count + 2):
         split = "train" if i < count else "val"
-        # Smooth at large and rough at small scale, as photographs are: the size comes out right.
+        # Smooth at large and rough at small scale, so that JPEGs have a realistic size.
         coarse = F.interpolate(torch.rand(1, 3, 12, 16), (HEIGHT, WIDTH), mode="bicubic")[0]
         fine = F.interpolate(torch.rand(1, 3, HEIGHT // 2, WIDTH // 2), (HEIGHT, WIDTH))[0]
         pixels = (255 * (0.7 * coarse + 0.12 * fine + 0.06 * torch.rand(3, HEIGHT, WIDTH))).clamp(
@@ -124,7 +121,7 @@ def write_images(folder: Path, count: int) -> int:
 
 
 def resident_rows(arguments: argparse.Namespace, name: str) -> dict[str, Callable[[], int]]:
-    """Return an epoch of a pipeline whose whole set rests on the device."""
+    """Return an epoch of a data set that is kept on the device."""
     import torch
 
     from npas import tasks
@@ -134,7 +131,7 @@ def resident_rows(arguments: argparse.Namespace, name: str) -> dict[str, Callabl
     module = tasks.family(name)
     data = DataConfig(val_fraction=0.0)
     task = module.Task(module.Config(), data, seed=0, device=torch.device(arguments.device))
-    if name == "cifar":  # as many images as the real set has, of noise
+    if name == "cifar":  # random images, as many as in the real set
         images = torch.randint(0, 256, (50000, 32, 32, 3), dtype=torch.uint8)
         labels = torch.randint(0, 10, (50000,))
         part = Part(images[:10], labels[:10])
@@ -144,13 +141,13 @@ def resident_rows(arguments: argparse.Namespace, name: str) -> dict[str, Callabl
 
 
 def epoch(task: Any, batch: int, arguments: argparse.Namespace, workers: int) -> Callable[[], int]:
-    """Return a function that takes an epoch's batches to the device and counts the samples."""
+    """Return a function that loads an epoch to the device and returns the number of samples."""
     import torch
 
     from npas.tasks import base
 
     device = torch.device(arguments.device)
-    epochs: Iterator[int] = iter(range(1_000_000))  # each with an order of its own
+    epochs: Iterator[int] = iter(range(1_000_000))  # each has another order
 
     def run() -> int:
         made = base.batches(task, next(epochs), batch, workers=workers, device=device)
@@ -160,7 +157,7 @@ def epoch(task: Any, batch: int, arguments: argparse.Namespace, workers: int) ->
 
 
 def stepper(arguments: argparse.Namespace, name: str) -> Callable[[], int]:
-    """Return one forward and backward pass of a network of configs/model on a fixed batch."""
+    """Return a forward and backward pass of a network of configs/model on a fixed batch."""
     import torch
     from omegaconf import OmegaConf
 
@@ -172,7 +169,7 @@ def stepper(arguments: argparse.Namespace, name: str) -> Callable[[], int]:
     if name.endswith("digits"):
         shape = (1, 8, 8)
     classes = 1000 if shape[-1] == 224 else 10
-    # A whole batch where that is what trains: small images leave a device idle otherwise.
+    # Small images need a large batch to use a device.
     size = arguments.batch if shape[-1] == 224 else 128
     if name == "wrn_28_10" and arguments.device == "cpu":
         size = arguments.batch
@@ -199,7 +196,7 @@ def stepper(arguments: argparse.Namespace, name: str) -> Callable[[], int]:
 def measure(
     arguments: argparse.Namespace, rows: dict[str, Callable[[], int]]
 ) -> list[dict[str, Any]]:
-    """Time every row in each round; return samples a second, the median and the extremes."""
+    """Run all rows in each round; return medians and extremes in samples per second."""
     rates: dict[str, list[float]] = {name: [] for name in rows}
     for run in rows.values():
         run()
@@ -207,7 +204,7 @@ def measure(
     for _ in range(arguments.rounds):
         for name in order:
             rates[name].append(rate(arguments, rows[name]))
-        order = [*order[1:], order[0]]  # what comes after what must not matter
+        order = [*order[1:], order[0]]  # vary which follows which
     return [
         {"row": name, "samples_s": statistics.median(r), "low": min(r), "high": max(r)}
         for name, r in rates.items()
@@ -215,7 +212,7 @@ def measure(
 
 
 def rate(arguments: argparse.Namespace, run: Callable[[], int]) -> float:
-    """Return samples a second, over runs that take `--seconds` or more together."""
+    """Return samples per second over runs of at least `--seconds` in total."""
     import torch
 
     def synchronize() -> None:
@@ -241,18 +238,6 @@ def show(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         extremes = f"({row['low']:,.1f}-{row['high']:,.1f})"
         print(f"{row['row']:<34}{row['samples_s']:>12,.1f}   {extremes}")
-
-
-def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Keep the figures with the machine and the versions they were measured on."""
-    from npas.reporting.environment import environment
-
-    settings = {key: getattr(arguments, key) for key in KEYS}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    found = json.loads(json.dumps(environment(), default=vars))
-    arguments.out.write_text(
-        json.dumps({"settings": settings, "rows": rows, **found}, indent=1) + "\n"
-    )
 
 
 if __name__ == "__main__":

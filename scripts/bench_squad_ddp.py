@@ -1,27 +1,26 @@
-"""Time what ranks send of BERT-large with 18M parameters against 334M, and reckon what it costs.
+"""Benchmark the communication of BERT-large with 334M and with 18M parameters, and model its cost.
 
     python scripts/bench_squad_ddp.py --out results/bench/squad_ddp_gloo.json   # two CPU ranks
     python scripts/bench_squad_ddp.py --device cuda --ranks 8 --batch 8 --length 384
-    python scripts/bench_squad_ddp.py --table                               # the reckoning alone
+    python scripts/bench_squad_ddp.py --table                               # only the model
 
-The networks are those of `+exp=ssn_squad2`: dense, and shared within its budget. A step is forward,
-backward and SGD without momentum on `--batch` texts a rank; "alone" is the same without sending
-anything, and what sending adds to it is exposed. "all-reduce" sends as many bytes with nothing
-beside it. Rounds take both networks, and each alone and sending, in turns; printed are medians.
+The networks are those of `+exp=ssn_squad2`, dense and shared. A step is forward, backward and SGD
+without momentum on `--batch` texts per rank. "alone" is without communication; "exposed" is what
+communication adds to it; "all-reduce" only sends as many bytes. Networks and kinds alternate;
+results are medians.
 
-The reckoning of a step on n GPUs, each with b texts (docs/communication.md says more):
+The model of a step on n GPUs with b texts each (see docs/communication.md):
 
     t_send = bytes * 2 (n - 1) / n / bandwidth
     t = t_compute + t_generation + t_update + max(t_send - t_backward, last * t_send)
 
-where t_generation, of the shared network alone, is what making its weights takes, and `last` the
-part of the gradients that is complete only when backward ends: of a dense network the embedding's,
-of a shared one the whole bank's.
+t_generation is the time to generate the shared network's weights. `last` is the fraction of
+gradients that is complete only at the end of backward: the embedding's of the dense network, all
+of the shared one.
 """
 
 import argparse
 import contextlib
-import json
 import statistics
 import sys
 import time
@@ -29,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import write
 from ranks import measure_in_ranks
 
 EXP = "ssn_squad2"
@@ -38,27 +38,27 @@ KEYS = ("batch", "length", "device", "ranks", "bucket_mb", "rounds", "words")
 
 @dataclass(frozen=True)
 class Cluster:
-    """State what the reckoning assumes; every figure is an assumption but for the counts."""
+    """The model's assumptions."""
 
     gpus: int = 128
     flops: float = 40e12  # sustained by a V100 in fp16, a third of its peak of 125e12
-    memory: float = 0.7e12  # bytes a second, sustained, of its 0.9e12
-    backward: float = 2 / 3  # of compute, while which gradients can leave
-    last: float = 31_782_912 / DENSE  # of a dense network's gradients: those of its embeddings
-    gradient_bytes: int = 4  # a parameter
-    update_bytes: int = 28  # a parameter: Adam reads four numbers and writes three
-    generation_bytes: int = 6  # a weight in fp16: written once, its gradient read twice
-    length: int = 384  # tokens a text
+    memory: float = 0.7e12  # bytes per second, sustained, of its peak of 0.9e12
+    backward: float = 2 / 3  # fraction of compute during which gradients are sent
+    last: float = 31_782_912 / DENSE  # fraction of a dense network's gradients: embeddings
+    gradient_bytes: int = 4  # per parameter
+    update_bytes: int = 28  # per parameter: Adam reads four numbers and writes three
+    generation_bytes: int = 6  # per fp16 weight: written once, its gradient read twice
+    length: int = 384  # tokens per text
 
 
 def text_flops(length: int, layers: int = 24, width: int = 1024) -> float:
-    """Count the operations of a training step on one text: three times those of forward."""
+    """Return the FLOPs of a training step on one text: three times those of forward."""
     matrices = 12 * layers * width**2  # weights of attention and feed-forward
     return 3 * (2 * matrices * length + 4 * layers * length**2 * width)
 
 
 def step_s(cluster: Cluster, shared: bool, texts: float, bandwidth: float) -> float:
-    """Reckon a step of either network with `texts` a GPU; `bandwidth` in bytes a second a GPU."""
+    """Return the modelled seconds of a step; `texts` and `bandwidth` (bytes/s) are per GPU."""
     parameters = SHARED if shared else DENSE
     compute_s = texts * text_flops(cluster.length) / cluster.flops
     generation_s = DENSE * cluster.generation_bytes / cluster.memory if shared else 0.0
@@ -70,12 +70,12 @@ def step_s(cluster: Cluster, shared: bool, texts: float, bandwidth: float) -> fl
 
 
 def ratio(cluster: Cluster, texts: float, bandwidth: float) -> float:
-    """Reckon how many times as fast the shared network trains."""
+    """Return the modelled speedup of the shared network."""
     return step_s(cluster, False, texts, bandwidth) / step_s(cluster, True, texts, bandwidth)
 
 
 def bandwidth_for(cluster: Cluster, texts: float, wanted: float) -> float | None:
-    """Return the bandwidth at which the shared network is `wanted` times as fast; None if none."""
+    """Return the bandwidth at which the speedup is `wanted`, None if there is none."""
     low, high = 1e6, 1e15
     if not ratio(cluster, texts, high) < wanted < ratio(cluster, texts, low):
         return None
@@ -91,8 +91,8 @@ BANDWIDTHS = (0.4e9, 1.25e9, 3.1e9, 6.2e9, 12.5e9, 25e9, 130e9)
 
 
 def table(cluster: Cluster) -> str:
-    """Return the reckoned ratios, a line a bandwidth."""
-    lines = ["GB/s a GPU   texts a GPU: " + "".join(f"{texts:>7}" for texts in TEXTS)]
+    """Return the modelled speedups, one line per bandwidth."""
+    lines = ["GB/s per GPU  texts/GPU:  " + "".join(f"{texts:>7}" for texts in TEXTS)]
     for bandwidth in BANDWIDTHS:
         ratios = "".join(f"{ratio(cluster, texts, bandwidth):6.2f}x" for texts in TEXTS)
         lines.append(f"{bandwidth / 1e9:10.2f}{'':16}{ratios}")
@@ -102,22 +102,22 @@ def table(cluster: Cluster) -> str:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--batch", type=int, default=1, help="texts a rank")
-    parser.add_argument("--length", type=int, default=32, help="tokens a text")
+    parser.add_argument("--batch", type=int, default=1, help="texts per rank")
+    parser.add_argument("--length", type=int, default=32, help="tokens per text")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--bucket-mb", type=float, default=25, help="torch's default is 25")
-    parser.add_argument("--words", nargs="*", default=[], help=f"changes to +exp={EXP}")
-    parser.add_argument("--table", action="store_true", help="measure nothing, reckon")
-    parser.add_argument("--out", type=Path, help="write the figures here as JSON, too")
+    parser.add_argument("--words", nargs="*", default=[], help=f"overrides of +exp={EXP}")
+    parser.add_argument("--table", action="store_true", help="only print the model")
+    parser.add_argument("--out", type=Path, help="also write the results as JSON")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Start the ranks, wait for them, print what the first has measured."""
+    """Run the benchmark in all ranks and print the results of rank 0."""
     arguments = parse()
     if arguments.table:
         print(table(Cluster()))
@@ -125,17 +125,17 @@ def main() -> None:
     rows = measure_in_ranks(measure, arguments)
     show(arguments, rows)
     if arguments.out:
-        write(arguments, rows)
+        write(arguments.out, settings={key: getattr(arguments, key) for key in KEYS}, rows=rows)
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time the steps of both networks in turns; return a row for each."""
+    """Time the steps of both networks alternately; return a row for each."""
     import torch.distributed as dist
 
     steppers = {budget: Stepper(arguments, budget) for budget in ("dense", "shared")}
     how = ("alone", "sending", "all-reduce")
     for stepper in steppers.values():
-        for kind in (*how, "sending"):  # after the first, DDP puts its buckets in order
+        for kind in (*how, "sending"):  # warm-up; DDP reorders its buckets after the first
             stepper.timed(kind)
     seconds: dict[Any, list[float]] = {}
     order = list(steppers)
@@ -144,7 +144,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             for kind in how:
                 dist.barrier()
                 seconds.setdefault((budget, kind), []).append(steppers[budget].timed(kind))
-        order.reverse()  # what comes after what must not matter
+        order.reverse()  # vary which follows which
     return [
         {
             "network": budget,
@@ -164,7 +164,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 class Stepper:
-    """Take training steps of one network on fixed random texts, alone or with the others."""
+    """Take training steps of one network on fixed random texts, with or without communication."""
 
     def __init__(self, arguments: argparse.Namespace, budget: str) -> None:
         import torch
@@ -195,12 +195,12 @@ class Stepper:
             "token_type_ids": torch.zeros_like(words_BT),
             "attention_mask": torch.ones_like(words_BT),
         }
-        # What is sent with nothing beside it: a bucket, as often as it takes.
+        # For all-reduce alone: a bucket, sent as often as needed.
         self.piece = torch.zeros(int(arguments.bucket_mb * 2**20) // 4, device=self.device)
         self.sent_bytes = self.buckets = 0
 
     def step(self, kind: str) -> None:
-        """Take one step, sending gradients or not; or only send as many bytes."""
+        """Take one step with or without communication, or only send as many bytes."""
         import torch
 
         if kind == "all-reduce":
@@ -212,13 +212,13 @@ class Stepper:
             found = self.network(**self.inputs)
             (found.start_logits.square() + found.end_logits.square()).mean().backward()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)  # their memory is the buckets'
+        self.optimizer.zero_grad(set_to_none=False)  # keep them: they are views of the buckets
         if kind == "sending":
             self.buckets = len(self.sender.stamps)
             self.sent_bytes = sum(size for _, size in self.sender.stamps)
 
     def timed(self, kind: str) -> float:
-        """Return the seconds that a step takes."""
+        """Return the seconds of a step."""
         import torch
 
         if self.device == "cuda":
@@ -231,10 +231,10 @@ class Stepper:
 
 
 def show(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Print the medians, and what they come to."""
+    """Print the medians and speedups."""
     print(
         f"{EXP}, {arguments.ranks} ranks on {arguments.device}, {arguments.batch} texts of"
-        f" {arguments.length} tokens a rank, buckets of {arguments.bucket_mb:g} MB,"
+        f" {arguments.length} tokens per rank, buckets of {arguments.bucket_mb:g} MB,"
         f" {arguments.rounds} rounds"
     )
     print("network    parameters   MB sent  buckets   alone s  sending s  exposed s  all-reduce s")
@@ -251,25 +251,8 @@ def show(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         {k: statistics.median(row[f"{k}_s"]) for k in ("alone", "sending", "all_reduce")}
         for row in rows
     )
-    for kind, said in (
-        ("sending", "a step that sends"),
-        ("alone", "a step alone"),
-        ("all_reduce", "all-reduce"),
-    ):
-        print(f"{said}: the shared network is {dense[kind] / shared[kind]:.2f}x as fast")
-
-
-def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Keep the figures with the machine and the versions they were measured on."""
-    from npas.reporting.environment import environment
-
-    found = {
-        "settings": {key: getattr(arguments, key) for key in KEYS},
-        "rows": rows,
-        **json.loads(json.dumps(environment(), default=vars)),
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    for kind in dense:
+        print(f"{kind}: the shared network is {dense[kind] / shared[kind]:.2f}x as fast")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""Extract region proposals and their features by torchvision's Faster R-CNN, for phrase grounding.
+"""Extract region proposals and features with torchvision's Faster R-CNN, for phrase grounding.
 
     python scripts/extract_regions.py flickr30k --root data --device cuda
     python scripts/extract_regions.py referit --root data --splits test --weights detector.pth
     python scripts/extract_regions.py flickr30k --root data --features head   # region_width=1024
 
-Each split becomes one HDF5 file, `{split}_features.h5` beside the set's split files, with a dataset
-an image, named by its id: a row a proposal, best first, of features (of the last stage of the
-ResNet, 2048, averaged over the region; or of the detector's box head, 1024), then x1/W, y1/H, x2/W,
-y2/H, the part of the image's area, and x1, y1, x2, y2 in pixels from 0, the last ones included.
-Proposals are those of the region proposal network, after non-maximum suppression at 0.7.
+Each split becomes an HDF5 file, `{split}_features.h5`, beside the set's split files. It has a
+dataset per image, named by its id, with a row per proposal, best first: features (of the ResNet's
+last stage, 2048, averaged over the region; or of the detector's box head, 1024), then x1/W, y1/H,
+x2/W, y2/H, the fraction of the image's area, and x1, y1, x2, y2 in pixels from 0, the last ones
+included. Proposals are those of the region proposal network after non-maximum suppression at 0.7.
 
-Broken off, also by a kill, the same command goes on: images are kept in parts, written whole, which
-become the one file at the end. Images that are missing or damaged are named and left out; once they
-are fixed, the same command adds them, and tasks do without up to 1% of a split. Exit code 0: all
-are there; 1: some were left out; 2: cannot be done; 130: interrupted.
+The same command continues after an interruption or a kill: images are stored in parts, which are
+joined at the end. Missing and damaged images are named and left out; once they are fixed, the same
+command adds them. Tasks accept up to 1% missing images of a split. Exit code 0: all images done;
+1: some were left out; 2: invalid arguments or files; 130: interrupted.
 
-Space: 2.5 MB an image at 300 proposals, less what lzf saves, and twice that while parts are joined.
+Disk space: 2.5 MB per image with 300 proposals before lzf compression; twice that while joining.
 """
 
 from __future__ import annotations
@@ -41,41 +41,41 @@ if TYPE_CHECKING:
 
 NETWORKS = ("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn")
 SPLITS = ("train", "val", "test")
-OVERLAP = 0.7  # above which the worse of two proposals goes
+OVERLAP = 0.7  # non-maximum suppression drops the worse of two proposals above this IoU
 POOLED = 7  # cells across a region
-LONGER = 1333 / 800  # the longer side at most, in shorter sides, as the networks were trained
+LONGER = 1333 / 800  # most longer side over shorter side, as the networks were trained
 
 
-def parse(words: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("set", choices=["flickr30k", "referit"])
     parser.add_argument("--root", type=Path, default=Path("data"), help="data.root of the tasks")
-    parser.add_argument("--splits", default=",".join(SPLITS), help="some of train,val,test")
+    parser.add_argument("--splits", default=",".join(SPLITS), help="comma-separated")
     parser.add_argument("--network", default=NETWORKS[0], choices=NETWORKS)
     parser.add_argument(
         "--weights",
         default="DEFAULT",
-        help="DEFAULT: torchvision's, of COCO; a file with a state dict; none: a synthetic run",
+        help="DEFAULT: torchvision's, trained on COCO; a file with a state dict; none: random",
     )
-    parser.add_argument("--most", type=positive, default=300, help="proposals of an image")
+    parser.add_argument("--most", type=positive, default=300, help="proposals per image")
     parser.add_argument("--size", type=positive, default=800, help="shorter side, in pixels")
     parser.add_argument("--features", default="backbone", choices=["backbone", "head"])
-    parser.add_argument("--device", default="cpu", help="as cpu, cuda or cuda:1")
-    parser.add_argument("--quiet", action="store_true", help="print no line a part")
-    return parser.parse_args(words)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
+    return parser.parse_args(argv)
 
 
 def positive(text: str) -> int:
-    """Read a number above 0."""
+    """Return a positive integer, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text}")
     return int(text)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Extract; a line on stderr for what cannot be."""
-    arguments = parse(words)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Extract the regions; return the exit code."""
+    arguments = parse(argv)
     try:
         return extract(arguments)
     except KeyboardInterrupt:
@@ -90,12 +90,12 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def complain(line: str) -> None:
-    """Print a line on stderr."""
+    """Print a message on stderr."""
     print(f"extract_regions.py: {line}", file=sys.stderr)
 
 
 def extract(arguments: argparse.Namespace) -> int:
-    """Extract what is not there yet of each split; return the exit code."""
+    """Extract the images that each split lacks; return the exit code."""
     import torch
 
     from npas.tasks.common.files import locked
@@ -140,7 +140,7 @@ def extract(arguments: argparse.Namespace) -> int:
 def _each(
     wanted: Sequence[Image], extractor: Extractor | None, store: Store, split: str, quiet: bool
 ) -> int:
-    """Extract the images and store them; return how many could not be read."""
+    """Extract and store the images; return the number of unreadable ones."""
     bad, start = 0, time.monotonic()
     for number, image in enumerate(wanted, 1):
         try:
@@ -153,12 +153,12 @@ def _each(
         store.add(image.id, extractor(pixels_CHW))
         if not quiet and number % 50 == 0:
             rate = number / (time.monotonic() - start)
-            print(f"{split}: {number:,} of {len(wanted):,} images, {rate:.1f} a second", flush=True)
+            print(f"{split}: {number:,} of {len(wanted):,} images, {rate:.1f}/s", flush=True)
     return bad
 
 
 def describe(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what decides the features: files of other settings do not belong together."""
+    """Return the settings that decide the features; files of other settings are not mixed."""
     weights = arguments.weights
     if weights not in ("DEFAULT", "none"):
         path = Path(weights)
@@ -174,7 +174,7 @@ def describe(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def read(image: Image) -> Tensor:
-    """Return an image, 3xHxW, from 0 to 1. ValueError if it is missing, damaged or another one."""
+    """Return an image, 3xHxW in [0, 1]. Raises ValueError if missing, damaged or resized."""
     import PIL.Image
     import torch
 
@@ -185,7 +185,7 @@ def read(image: Image) -> Tensor:
             pixels_HWC = np.array(to_rgb(file))
     except FileNotFoundError:
         raise ValueError(f"{image.path} is not there") from None
-    except Exception as error:  # whatever damaged files make their readers say
+    except Exception as error:  # damaged files raise many types
         raise ValueError(f"{image.path} cannot be read ({reason(error)})") from None
     height, width = pixels_HWC.shape[:2]
     if (width, height) != (image.width, image.height):
@@ -199,7 +199,7 @@ def read(image: Image) -> Tensor:
 
 
 def build(arguments: argparse.Namespace) -> nn.Module:
-    """Build the detector, its weights loaded. ValueError if they cannot be had or do not fit."""
+    """Build the detector with its weights. Raises ValueError if they are missing or do not fit."""
     import torch
     from torchvision.models import detection
 
@@ -228,12 +228,11 @@ def build(arguments: argparse.Namespace) -> nn.Module:
         classes = len(state["roi_heads.box_predictor.cls_score.bias"])
         model = make(num_classes=classes, **settings)
         missing, extra = model.load_state_dict(state, strict=False)
-    # Whatever a file that is no state dict makes its reader say.
-    except Exception as error:
+    except Exception as error:  # files that are no state dict raise many types
         raise ValueError(
             f"--weights {weights} is no state dict of {arguments.network} ({reason(error)})"
         ) from None
-    # Norms that were frozen count no batches.
+    # Frozen norms have no num_batches_tracked.
     lacking = [name for name in missing if not name.endswith("num_batches_tracked")]
     if lacking or extra:
         name = (lacking or extra)[0]
@@ -245,7 +244,7 @@ def build(arguments: argparse.Namespace) -> nn.Module:
 
 
 class Extractor:
-    """Find the proposals of an image and describe each by features and places."""
+    """Computes the proposals of an image with features and positions."""
 
     def __init__(
         self, model: nn.Module, arguments: argparse.Namespace, device: torch.device
@@ -255,7 +254,7 @@ class Extractor:
         self.of_head = arguments.features == "head"
 
     def __call__(self, pixels_CHW: Tensor) -> np.ndarray:
-        """Return a row a proposal, R x (D + 5 + 4), float32; see the top of this file."""
+        """Return a row per proposal, R x (D + 5 + 4), float32; see the top of this file."""
         import torch
 
         with torch.inference_mode():

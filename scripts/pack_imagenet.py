@@ -1,12 +1,12 @@
-"""Pack ImageNet's folders into WebDataset shards, which are kinder to a file system.
+"""Pack ImageNet's folders into WebDataset shards: fewer files, faster to read.
 
     python scripts/pack_imagenet.py data/imagenet data/imagenet-shards
     python scripts/pack_imagenet.py data/imagenet fast/imagenet-shards --per-shard 5000
     npas-train +exp=resnet50_imagenet data.root=data task.form=shards
 
-Images go in as they are, a thousand a shard, in the order of their folders, so that training on
-either form gives the same batches. Broken off and started again, it goes on with the first shard
-that is missing. classes.json beside the shards names the classes and says how much there must be.
+Images are stored unchanged, in the order of their folders, so training on either form has the same
+batches. The same command continues an interrupted packing at the first missing shard. classes.json
+beside the shards has the class names and counts.
 """
 
 import argparse
@@ -15,18 +15,18 @@ from pathlib import Path
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("source", type=Path, help="the folder that holds train/ and val/")
+    parser.add_argument("source", type=Path, help="folder with train/ and val/")
     parser.add_argument("target", type=Path, help="data.root/imagenet-shards")
     parser.add_argument("--per-shard", type=int, default=1000, help="images")
     parser.add_argument("--splits", default="train,val", help="train, val or both")
-    parser.add_argument("--quiet", action="store_true", help="print no line a shard")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Pack; exit code 2 and a line for what cannot be, 130 for Ctrl-C."""
+    """Pack; exit code 2 for errors, 130 for Ctrl-C."""
     arguments = parse()
     try:
         pack(arguments)
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def fail(line: str, code: int = 2) -> None:
-    """End with a line on stderr."""
+    """Exit with a message on stderr."""
     print(f"pack_imagenet.py: {line}", file=sys.stderr)
     sys.exit(code)
 

@@ -1,11 +1,11 @@
-"""Run what a table lacks, keep the results and write the table again.
+"""Run what a table lacks, add the results and write the table again.
 
-    python scripts/reproduce_table.py digits --estimate      # say what would run, and for how long
+    python scripts/reproduce_table.py digits --estimate      # list the missing runs, with times
     python scripts/reproduce_table.py digits
-    python scripts/reproduce_table.py digits --write-only    # from the results that are there
+    python scripts/reproduce_table.py digits --write-only    # only from existing results
 
-Each missing run is one `npas-train` of its own, so that one that fails does not stop the rest.
-Finished runs are copied to results/runs/, the table and its plot go to results/tables/.
+Each missing run is a separate `npas-train`, so a failed one does not stop the rest. Finished runs
+are copied to results/runs/; the table and its plot go to results/tables/.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from npas.reporting.tables import Cell, Table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Reproduce one table; the exit code is 1 if a run failed, 2 for a mistake in the command."""
+    """Reproduce a table; return 1 if a run failed, 2 for invalid arguments, else 0."""
     options = _parse(argv)
     try:
         return reproduce(options)
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def reproduce(options: argparse.Namespace) -> int:
-    """Do what the options say and return the exit code."""
+    """Run or list the missing runs and write the table; return the exit code."""
     table = definitions.table(options.table)
     adopt(table, options.run_root, options.results)
     cells = tables.load(table, options.results / "runs")
@@ -48,13 +48,13 @@ def reproduce(options: argparse.Namespace) -> int:
 
     failed = []
     for index, (cell, seed) in enumerate(() if options.write_only else todo, 1):
-        words = cell.row.command([seed]).split()[1:]
-        print(f"[{index}/{len(todo)}] npas-train {' '.join(words)}", flush=True)
-        command = [*options.command, *words, f"run_root={options.run_root}"]
+        overrides = cell.row.command([seed]).split()[1:]
+        print(f"[{index}/{len(todo)}] npas-train {' '.join(overrides)}", flush=True)
+        command = [*options.command, *overrides, f"run_root={options.run_root}"]
         code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
         adopt(table, options.run_root, options.results)
         if code:
-            failed.append(f"exit code {code}: npas-train {' '.join(words)}")
+            failed.append(f"exit code {code}: npas-train {' '.join(overrides)}")
     write(table, options.results)
     for line in failed:
         print(line, file=sys.stderr)
@@ -62,7 +62,7 @@ def reproduce(options: argparse.Namespace) -> int:
 
 
 def adopt(table: Table, run_root: Path, results: Path) -> None:
-    """Copy the table's finished runs into the results, which keep the first of each."""
+    """Copy the table's finished runs into the results; existing ones are kept."""
     runs = collect(run_root)
     wanted = {
         result.config_hash
@@ -77,7 +77,7 @@ def adopt(table: Table, run_root: Path, results: Path) -> None:
 
 
 def estimate(table: Table, cells: Sequence[Cell], runs: int) -> str:
-    """Return how many runs are missing and, from those that are there, how long they will take."""
+    """Return the number of missing runs and an estimate of their time from existing ones."""
     if not runs:
         return f"table {table.name}: every result is there."
     text = f"table {table.name}: {runs} runs are missing"
@@ -89,7 +89,7 @@ def estimate(table: Table, cells: Sequence[Cell], runs: int) -> str:
 
 
 def write(table: Table, results: Path) -> None:
-    """Write the table and, where matplotlib is there, its plot."""
+    """Write the table and its plot."""
     cells = tables.load(table, results / "runs")
     page = results / "tables" / f"{table.name}.md"
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -105,12 +105,14 @@ def write(table: Table, results: Path) -> None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("table", help=", ".join(definitions.names()))
-    parser.add_argument("--estimate", action="store_true", help="run nothing, say what would run")
-    parser.add_argument("--write-only", action="store_true", help="run nothing, write the table")
+    parser.add_argument("--estimate", action="store_true", help="only list the missing runs")
+    parser.add_argument("--write-only", action="store_true", help="only write the table")
     parser.add_argument("--results", type=Path, default=tables.results_root())
     parser.add_argument("--run-root", type=Path, default=Path("runs"))
     train = Path(sys.executable).with_name("npas-train")
-    parser.add_argument("--command", type=shlex.split, default=[str(train)], help="of a run")
+    parser.add_argument(
+        "--command", type=shlex.split, default=[str(train)], help="that runs npas-train"
+    )
     return parser.parse_args(argv)
 
 

@@ -1,16 +1,16 @@
-"""Measure what a shared network gains from weights that were trained before, by either way in.
+"""Measure what a shared network gains from pre-trained weights.
 
     python scripts/second_way.py --out results/projection/tiny_squad.json
-    python scripts/second_way.py --seeds 5 --out ...    # goes on where that file ends
+    python scripts/second_way.py --seeds 5 --out ...    # continues the file
 
-A network is pre-trained on text (`--pre`) and then learns to answer (`--fine`), once for each seed:
+A network is pre-trained on text (`--pre`), then fine-tuned on questions (`--fine`), for each seed:
 
-    from scratch       never pre-trained
-    bank taken over    pre-trained as it is shared, and its bank taken over as trained
-    fitted             pre-trained dense, and the sharing planned from its weights
-    dense ...          the same two without sharing: what there is to win
+    from scratch       no pre-training
+    bank taken over    pre-trained with the same sharing, whose bank is copied
+    fitted             pre-trained dense; the sharing is fitted to its weights
+    dense ...          the same two without sharing, for comparison
 
-Everything else is equal: seeds, data, steps and rates. A figure is the metric of the last epoch.
+Seeds, data, steps and learning rates are equal. The figure is the metric of the last epoch.
 """
 
 import argparse
@@ -24,8 +24,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench import write
+
 DENSE = ["budget=dense"]
-# How it is pre-trained, None: not at all; and how it is then trained.
+# Overrides of the pre-training (None: none) and of the fine-tuning.
 METHODS: dict[str, tuple[list[str] | None, list[str]]] = {
     "from scratch": (None, []),
     "bank taken over": ([], []),
@@ -36,23 +38,23 @@ METHODS: dict[str, tuple[list[str] | None, list[str]]] = {
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--pre", default="tiny_mlm", help="the experiment that pre-trains")
     parser.add_argument("--fine", default="tiny_squad", help="the experiment that is measured")
-    parser.add_argument("--methods", default=",".join(list(METHODS)[:3]), help="which of them")
+    parser.add_argument("--methods", default=",".join(list(METHODS)[:3]), help="comma-separated")
     parser.add_argument("--metric", default="f1")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--words", nargs="*", default=[], help="words for every run")
-    parser.add_argument("--pre-words", nargs="*", default=[], help="words for those of --pre")
-    parser.add_argument("--fine-words", nargs="*", default=[], help="words for those of --fine")
-    parser.add_argument("--root", type=Path, help="where runs lie; else they are thrown away")
-    parser.add_argument("--out", type=Path, help="write the figures here as JSON, too")
+    parser.add_argument("--words", nargs="*", default=[], help="overrides of every run")
+    parser.add_argument("--pre-words", nargs="*", default=[], help="overrides of --pre")
+    parser.add_argument("--fine-words", nargs="*", default=[], help="overrides of --fine")
+    parser.add_argument("--root", type=Path, help="keep the runs here")
+    parser.add_argument("--out", type=Path, help="also write the results as JSON")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Train all, and print what came of it."""
+    """Train all networks that the file lacks, and print a table."""
     arguments = parse()
     rows = done_before(arguments)
     wanted = [(m, seed) for seed in range(arguments.seeds) for m in arguments.methods.split(",")]
@@ -62,43 +64,44 @@ def main() -> None:
                 found = measure(arguments, arguments.root or Path(scratch), method, seed)
                 rows.append({"method": method, "seed": seed, **found})
                 if arguments.out:
-                    write(arguments, rows)
+                    write(arguments.out, settings=settings(arguments), rows=rows)
     print(table(arguments.metric, rows))
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what decides the figures."""
+    """Return the arguments that decide the results."""
     left_out = ("root", "out", "seeds", "methods")
     return {key: value for key, value in vars(arguments).items() if key not in left_out}
 
 
 def done_before(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the rows that `--out` holds; SystemExit if they are of other settings."""
+    """Return the rows of `--out`; exit if they have other settings."""
     if not arguments.out or not arguments.out.exists():
         return []
     found = json.loads(arguments.out.read_text())
     if found["settings"] != settings(arguments):
-        sys.exit(f"{arguments.out} has figures of other settings: name another file")
+        sys.exit(f"{arguments.out} has results of other settings: choose another file")
     rows: list[dict[str, Any]] = found["rows"]
     return rows
 
 
 def measure(arguments: argparse.Namespace, root: Path, method: str, seed: int) -> dict[str, Any]:
-    """Train one network, its pre-training first; return what was measured."""
-    before, words = METHODS[method]
+    """Pre-train and fine-tune one network; return its row."""
+    before, overrides = METHODS[method]
     found: dict[str, Any] = {}
     if before is not None:
         result, _ = train(arguments.pre, root, seed, arguments, [*arguments.pre_words, *before])
         found["pre_trained"] = result["metrics"]["last"]
         found["pre_trained_wall_s"] = result["wall_s"]
         start = f"{'fit:' if method == 'fitted' else ''}{result['folder']}"
-        words = [*words, f"sharing.init={start}"]
-    result, said = train(arguments.fine, root, seed, arguments, [*arguments.fine_words, *words])
+        overrides = [*overrides, f"sharing.init={start}"]
+    overrides = [*arguments.fine_words, *overrides]
+    result, stderr = train(arguments.fine, root, seed, arguments, overrides)
     found |= {"metrics": result["metrics"]["last"], "parameters": result["budget"]["used"]}
     found |= {"steps": result["steps"], "wall_s": result["wall_s"]}
-    started = re.search(r"sharing\.init: (.*)", said)
-    found["started"] = started[1] if started else ""
-    error = re.search(r"relative error ([\d.e-]+)", said)
+    started = re.search(r"sharing\.init: (.*)", stderr)
+    found["started"] = re.sub(r"\S*/\S*", "", started[1]) if started else ""  # without paths
+    error = re.search(r"relative error ([\d.e-]+)", stderr)
     found["error"] = float(error[1]) if error else None
     score = found["metrics"][arguments.metric]
     print(f"seed {seed}, {method}: {arguments.metric} {score:.2f}  {found['started']}", flush=True)
@@ -106,28 +109,28 @@ def measure(arguments: argparse.Namespace, root: Path, method: str, seed: int) -
 
 
 def train(
-    exp: str, root: Path, seed: int, arguments: argparse.Namespace, words: list[str]
+    exp: str, root: Path, seed: int, arguments: argparse.Namespace, overrides: list[str]
 ) -> tuple[dict[str, Any], str]:
-    """Run npas-train; return its result with the run's folder, and what it said."""
+    """Run npas-train; return its result, with the run's folder, and its stderr."""
     from npas.config import run_dir
     from npas.reporting.compose import compose
 
-    words = [f"+exp={exp}", f"seed={seed}", "wandb.mode=disabled", *arguments.words, *words]
-    words.append(f"run_root={root}")
-    command = [sys.executable, "-m", "npas.cli.train", *words]
+    overrides = [f"+exp={exp}", f"seed={seed}", *arguments.words, *overrides]
+    overrides += ["wandb.mode=disabled", f"run_root={root}"]
+    command = [sys.executable, "-m", "npas.cli.train", *overrides]
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:
         sys.exit(f"{' '.join(command)}\n{ended.stderr}")
-    folder = run_dir(compose(*words))
-    said = folder / "stderr.txt"
+    folder = run_dir(compose(*overrides))
+    kept = folder / "stderr.txt"
     if not ended.stdout.startswith("skipped"):
-        said.write_text(ended.stderr)
+        kept.write_text(ended.stderr)
     result = json.loads((folder / "result.json").read_text())
-    return {**result, "folder": str(folder)}, said.read_text()
+    return {**result, "folder": str(folder)}, kept.read_text()
 
 
 def table(metric: str, rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table: a line a method, means over the seeds."""
+    """Return a Markdown table with a line per method, means over the seeds."""
     lines = [f"| | parameters | {metric} | relative error |", "|---|---|---|---|"]
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
@@ -138,19 +141,6 @@ def table(metric: str, rows: list[dict[str, Any]]) -> str:
         mean = f"{math.fsum(scores) / len(scores):.2f}{spread} (n={len(scores)})"
         lines.append(f"| {method} | {own[0]['parameters']:,} | {mean} | {error} |")
     return "\n".join(lines)
-
-
-def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Keep the figures with the machine and the versions they were measured on."""
-    from npas.reporting.environment import environment
-
-    for row in rows:  # where a run lay is nobody's business
-        row["started"] = re.sub(r"\S*/\S*", "", row["started"])
-    found = json.loads(json.dumps(environment(), default=vars))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(
-        json.dumps({"settings": settings(arguments), "rows": rows, **found}, indent=1) + "\n"
-    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Split a budget between groups by what each buys, in short trial runs.
+"""Search for a split of the budget over groups by short trial runs.
 
     python scripts/split_budget.py --trials 7 +exp=digits sharing.groups=type budget=0.1 epochs=2
 
-By default a group's part is in proportion to its size. The first trial trains with that split, on
-nine tenths of the training data; each further one gives one group twice or half the weight, which
-is kept where the loss on the held-out tenth falls. The search ends after so many trials, or once no
-change helps, and prints what to train with. Trials are ordinary runs: the same command skips those
-that are done. The overrides say how long a trial is: all together cost trials x `epochs`.
+By default a group's share is proportional to its size. The first trial trains with this split, on
+nine tenths of the training data. Each further trial doubles or halves the weight of one group, and
+keeps it if the loss on the held-out tenth falls. The search ends after `--trials` runs or when no
+change helps, and prints the best override. Trials are ordinary runs: the same command skips those
+that are done. The total cost is trials x `epochs`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ HELD_OUT = "data.val_fraction=0.1"
 
 
 def override(weights: dict[str, float]) -> str:
-    """Return the override that sets these weights, of which those of 1 are left out."""
+    """Return the override that sets these weights; weights of 1 are omitted."""
     given = ",".join(f"{name}:{weight:g}" for name, weight in weights.items() if weight != 1)
     return f"sharing.group_weights={{{given}}}" if given else "sharing.group_weights=null"
 
 
 def trial(overrides: Sequence[str], weights: dict[str, float]) -> float:
-    """Train one split, and return its loss on held-out data; infinite where it diverged."""
+    """Train with one split; return its held-out loss, infinite if infeasible or diverged."""
     try:
         plan = planned(*overrides, override(weights))
-    except ValueError as error:  # this split leaves a group too little
+    except ValueError as error:  # a group gets too little
         print(f"not feasible  {override(weights)}  ({error})", flush=True)
         return float("inf")
     result = npas.train([*overrides, HELD_OUT, override(weights)])
@@ -45,7 +45,7 @@ def trial(overrides: Sequence[str], weights: dict[str, float]) -> float:
 
 
 def search(overrides: Sequence[str], trials: int) -> tuple[dict[str, float], float]:
-    """Return the best weights that so many trials find, and their loss."""
+    """Return the best weights found in this many trials, and their loss."""
     names = [group.name for group in planned(*overrides).groups]
     if len(names) < 2:
         raise ValueError(
@@ -54,7 +54,7 @@ def search(overrides: Sequence[str], trials: int) -> tuple[dict[str, float], flo
     best = dict.fromkeys(names, 1.0)
     lowest, left = trial(overrides, best), trials - 1
     for step in (2.0, 2**0.5):
-        for name in names[1:]:  # weights count by their ratios: the first group's stays
+        for name in names[1:]:  # only ratios count: the first weight is fixed
             for factor in (step, 1 / step):
                 before = lowest
                 while left:
@@ -64,19 +64,19 @@ def search(overrides: Sequence[str], trials: int) -> tuple[dict[str, float], flo
                     if loss >= lowest:
                         break
                     best, lowest = tried, loss
-                if lowest < before:  # the other direction is where it came from
+                if lowest < before:  # do not go back
                     break
     return best, lowest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Search, and print the override to train with."""
+    """Search and print the best override; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--trials", type=int, default=7, help="runs in all, the first one included")
-    parser.add_argument("overrides", nargs="+", help="what npas-train would be given")
+    parser.add_argument("--trials", type=int, default=7, help="total number of runs")
+    parser.add_argument("overrides", nargs="+", help="overrides of npas-train")
     options = parser.parse_args(arguments)
     if options.trials < 2:
-        parser.error("--trials must be at least 2: the split by size, and another")
+        parser.error("--trials must be at least 2")
     try:
         check(options.overrides)
         weights, loss = search(options.overrides, options.trials)

@@ -1,54 +1,54 @@
-"""Time a training step of each row of a table beside the dense network's, and its memory.
+"""Measure time and memory of a training step of each row of a table, against the dense network.
 
     python scripts/step_costs.py cifar10_small      # writes results/bench/steps-cifar10_small.json
-    python scripts/step_costs.py methods --only 25% # the first row and those whose label has 25%
+    python scripts/step_costs.py methods --only 25% # the first row and those with 25% in the label
 
-Each row is a process of its own that trains its experiment's network on one synthetic batch of the
-experiment's size; they act by turns, one at a time, as in bench.py. The clock is processor time of
-one thread. A ratio is that of one round to the first row's in the same round. Peak memory is above
-the start, before the network is built. The table shows both.
+Each row has its own process, which trains the experiment's network on one synthetic batch of the
+experiment's batch size. They run one at a time, as in bench.py. The clock is processor time of one
+thread. A ratio is to the first row in the same round. Peak memory is relative to the process before
+it builds the network. `npas-table` prints both.
 """
 
 import argparse
-import dataclasses
 import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from bench import ask, orders, quartiles, resident
+from bench import ask, orders, quartiles, resident, start_worker, write
 
 RESULTS = Path(__file__).resolve().parents[1] / "results/bench"
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("table")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", default="", metavar="TEXT")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)  # a child process: the row's words
+    parser.add_argument("--serve", help=argparse.SUPPRESS)  # a child process: the row's overrides
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure and write the figures, or be one row's process."""
+    """Run the benchmark, or serve one row of it."""
     arguments = parse()
     if arguments.serve:
         serve(json.loads(arguments.serve))
         return
     from npas.reporting import definitions
-    from npas.reporting.environment import environment
 
     table = definitions.table(arguments.table)
     rows = {row.label: row.overrides for row in table.rows if row.overrides}
     reference = next(iter(rows))
-    rows = {k: words for k, words in rows.items() if k == reference or arguments.only in k}
-    workers = {label: begin(arguments.table, words) for label, words in rows.items()}
+    rows = {k: v for k, v in rows.items() if k == reference or arguments.only in k}
+    command = [sys.executable, __file__, arguments.table, "--serve"]
+    workers = {
+        label: start_worker([*command, json.dumps(overrides)], {})
+        for label, overrides in rows.items()
+    }
     seconds: dict[str, list[float]] = {label: [] for label in rows}
     for order in orders(list(rows), arguments.rounds):
         for label in order:
@@ -60,24 +60,12 @@ def main() -> None:
         found[label] = {"s": quartiles(took), "ratio": quartiles(ratios), "peak_mib": peak}
         print(f"{label:40}{statistics.median(ratios):8.3f}{peak:8.0f} MiB")
     out = arguments.out or RESULTS / f"steps-{arguments.table}.json"
-    described = {"table": arguments.table, "rounds": arguments.rounds, "rows": found}
-    text = json.dumps(described | environment(), indent=1, default=dataclasses.asdict)
-    out.write_text(f"{text}\n", encoding="utf-8")
+    write(out, table=arguments.table, rounds=arguments.rounds, rows=found)
     print(f"wrote {out}")
 
 
-def begin(table: str, words: tuple[str, ...]) -> "subprocess.Popen[str]":
-    """Start the process of a row, and wait until its network is warm."""
-    command = [sys.executable, __file__, table, "--serve", json.dumps(words)]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    worker = subprocess.Popen(command, **pipes)
-    ask(worker)
-    ask(worker)
-    return worker
-
-
-def serve(words: list[str]) -> None:
-    """Train a step whenever a line says so, and print its seconds; at an empty one the memory."""
+def serve(overrides: list[str]) -> None:
+    """Train a step on each line of stdin and print the seconds; on an empty line the memory."""
     import torch
 
     from npas.reporting.compose import compose
@@ -88,12 +76,11 @@ def serve(words: list[str]) -> None:
     from npas.training.precision import Precision
 
     torch.set_num_threads(1)
-    real = compose(*words)
-    size = real.batch_size
+    size = compose(*overrides).batch_size
     synthetic = [f"data.synthetic.{key}={size}" for key in ("train", "batch_size")]
-    kept = [word for word in words if not word.startswith("data.verify")]
+    kept = [override for override in overrides if not override.startswith("data.verify")]
     config = compose(*kept, "data.source=synthetic", *synthetic, "trainer.device=cpu")
-    torch.randn(64, 64) @ torch.randn(64, 64)  # the libraries' own memory is not the step's
+    torch.randn(64, 64) @ torch.randn(64, 64)  # allocate the libraries' own memory first
     before = resident("VmRSS")
     experiment = build(config)
     prepare(experiment)

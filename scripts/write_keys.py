@@ -1,7 +1,7 @@
-"""Write docs/keys.md: every key with its type and default, from the dataclasses that check them.
+"""Write docs/keys.md: every key with type and default, from the config dataclasses.
 
 python scripts/write_keys.py            # writes it
-python scripts/write_keys.py --check    # exit code 1 if it is not what the dataclasses say
+python scripts/write_keys.py --check    # exit code 1 if it is out of date
 """
 
 import argparse
@@ -29,7 +29,7 @@ default. An experiment or a preset (`+exp=NAME`, `model=NAME`, `task=NAME`, `sha
 
 
 def main() -> int:
-    """Write the page, or compare it; return the exit code."""
+    """Write or check the page; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing, only compare")
     text = page()
@@ -57,9 +57,9 @@ def families(package: Any) -> list[str]:
 
 
 def section(title: str, kind: type, prefix: str, leave_out: str = "") -> Iterator[str]:
-    """Yield the lines of a dataclass: what it says of itself, a table, and its nested ones."""
-    said = " ".join(inspect.cleandoc(kind.__doc__ or "").split())
-    yield f"## {title}\n\n{said}\n"
+    """Yield a dataclass's section: docstring, table, and the sections of nested dataclasses."""
+    text = " ".join(inspect.cleandoc(kind.__doc__ or "").split())
+    yield f"## {title}\n\n{text}\n"
     rows, nested = [], []
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -70,7 +70,7 @@ def section(title: str, kind: type, prefix: str, leave_out: str = "") -> Iterato
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
             rows.append(
-                f"| `{prefix}{field.name}` | {words(hints[field.name])} | {shown(default)} |"
+                f"| `{prefix}{field.name}` | {spell(hints[field.name])} | {shown(default)} |"
             )
     if rows:
         yield "\n".join(["| key | type | default |", "|---|---|---|", *rows, ""])
@@ -78,8 +78,8 @@ def section(title: str, kind: type, prefix: str, leave_out: str = "") -> Iterato
         yield from section(f"`{prefix}{name}`", inner, f"{prefix}{name}.")
 
 
-def words(kind: Any) -> str:
-    """Return a type as a reader of a config would name it."""
+def spell(kind: Any) -> str:
+    """Return the name of a type for readers of a config."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
@@ -87,16 +87,16 @@ def words(kind: Any) -> str:
         each = [argument for argument in arguments if argument is not NoneType]
         if {int, float} <= set(each):
             each.remove(int)
-        return " or ".join([*map(words, each), *(["null"] if NoneType in arguments else [])])
+        return " or ".join([*map(spell, each), *(["null"] if NoneType in arguments else [])])
     if origin in (list, tuple):
-        return f"list of {words(arguments[0])}"
+        return f"list of {spell(arguments[0])}"
     if origin is dict:
-        return f"mapping to {words(arguments[1])}"
+        return f"mapping to {spell(arguments[1])}"
     return {int: "whole number", float: "number", str: "text", bool: "true, false"}.get(kind, "any")
 
 
 def shown(value: Any) -> str:
-    """Return a default as a command line has it."""
+    """Return a default as on a command line."""
     return json.dumps(value).strip('"') or '""'
 
 

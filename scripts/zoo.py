@@ -2,19 +2,18 @@
 
     make zoo                                            # what results/zoo lacks, then the table
     python scripts/zoo.py --only 'torchvision/resnet*'  # some of them
-    python scripts/zoo.py --only timm/dla34 --again     # again, though its result is there
-    python scripts/zoo.py --show                        # the table alone
+    python scripts/zoo.py --only timm/dla34 --again     # even if its result exists
+    python scripts/zoo.py --show                        # only the table
 
-For each budget: share, count (used <= allowed, and slack within the promise), forward and backward
-in training mode (finite; every bank has a gradient that is not zero), forward in evaluation mode,
-materialize, forward again: the outputs must be equal to the bit. The materialized network is the
-dense one of the next budget. Where a head starts at zero, which
-lets no gradient through, the unshared parameters take a step first. Below its smallest feasible
-budget a network passes if the error names that budget and sharing at it works; that the error
-names the right one is checked of every network.
+For each budget: share, count (used <= allowed, slack within the promise), forward and backward in
+training mode (finite; every bank has a nonzero gradient), forward in evaluation mode, materialize,
+forward again with bit-equal outputs. The materialized network is the dense one of the next budget.
+If a head starts at zero and blocks gradients, the unshared parameters take a step first. If a
+budget is below the smallest feasible one, the smallest one is used; that the error names it
+correctly is checked for every network.
 
-Each architecture runs in a forked process of its own, one after the other, on one thread. Those
-above 150M parameters run in bf16, one image at a time, and begin when the machine has the memory.
+Each architecture runs in its own forked process, one after the other, on one thread. Networks above
+150M parameters run in bf16 with one image, and wait until the machine has enough memory.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import timm  # noqa: F401  (here and next: loaded once, for every process)
+import timm  # noqa: F401  (loaded once, before forking)
 import torch
 import transformers  # noqa: F401
 from torch import Tensor, nn
@@ -46,22 +45,22 @@ LIBRARIES = ("torchvision", "timm", "transformers")
 BUDGETS = ("5%", "50%", "200%")
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "zoo"
 GIANT = 150_000_000
-"""Dense parameters above which a case runs in bf16 with one image."""
+"""Cases with more dense parameters run in bf16 with one image."""
 COPIES = 6
-"""Memory to wait for, in dense networks: at 200%, the banks, their gradients and the weights."""
+"""Memory to wait for, in dense networks: at 200% banks, gradients and weights."""
 
 
 def main() -> int:
-    """Run what is missing, write and print the table; return how many cases failed."""
+    """Run missing cases, write and print the table; return the number of failed ones."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", default="*", help="a glob pattern over names")
-    parser.add_argument("--again", action="store_true", help="run also what has a result")
-    parser.add_argument("--show", action="store_true", help="run nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the results' folder")
+    parser.add_argument("--only", default="*", help="glob pattern of names")
+    parser.add_argument("--again", action="store_true", help="also run cases with a result")
+    parser.add_argument("--show", action="store_true", help="only print the table")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
     cases = [case for case in all_cases() if fnmatchcase(case.name, arguments.only)]
     if not cases:
-        parser.error(f"no case is called {arguments.only!r}")
+        parser.error(f"no case matches {arguments.only!r}")
     for case in () if arguments.show else cases:
         if arguments.again or read(arguments.out, case.name).get("status") != "passed":
             run_apart(case, arguments.out)
@@ -73,14 +72,14 @@ def main() -> int:
 
 
 def run_apart(case: Case, out: Path) -> None:
-    """Run one case in a process of its own; one that dies leaves a failed result."""
+    """Run a case in its own process; if it dies, write a failed result."""
     result_path(out, case.name).unlink(missing_ok=True)
     started = time.perf_counter()
 
     def work() -> None:
         write_json(result_path(out, case.name), run(case))
 
-    # Forked: what takes seconds to import is there already.
+    # Forked, so that libraries are already imported.
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     process.join()
@@ -96,11 +95,11 @@ def run_apart(case: Case, out: Path) -> None:
 
 
 def run(case: Case) -> dict[str, Any]:
-    """Share one architecture at every budget; return its result, failed or passed."""
+    """Share an architecture at every budget; return its result."""
     from npas.reporting.environment import environment
 
     torch.set_num_threads(1)
-    # The libraries', while they build; and ours, that a materialized network looks trained.
+    # Libraries warn while they build; npas warns that a materialized network looks trained.
     warnings.simplefilter("ignore")
     surroundings = environment()
     result: dict[str, Any] = {
@@ -124,7 +123,7 @@ def run(case: Case) -> dict[str, Any]:
 
 
 def smallest_budget(model: nn.Module) -> int:
-    """Return the smallest feasible budget, which the error below it names; check that it is."""
+    """Return the smallest feasible budget from the error message; check that it is correct."""
     named = refusal(model, 1)
     found = re.search(r"needs at least ([\d,]+) .* ask for budget=(\S+) or more", named)
     check(found is not None, f"no smallest budget is named: {named}")
@@ -136,7 +135,7 @@ def smallest_budget(model: nn.Module) -> int:
 
 
 def refusal(model: nn.Module, count: int) -> str:
-    """Return the error of planning at so few parameters, nothing if there is none."""
+    """Return the error of planning with this budget, '' if there is none."""
     try:
         npas.plan(model, f"{count / 1000}K")
     except ValueError as error:
@@ -147,7 +146,7 @@ def refusal(model: nn.Module, count: int) -> str:
 def share_at(
     model: nn.Module, inputs: Inputs, budget: str, result: dict[str, Any]
 ) -> dict[str, Any]:
-    """Check a dense network at one budget and give it back; raise where a promise is broken."""
+    """Check a dense network at one budget; it is dense again after. Raises on failed checks."""
     started = time.perf_counter()
     arrays, named = inputs
     found: dict[str, Any] = {}
@@ -178,7 +177,7 @@ def share_at(
 def gradients(
     model: nn.Module, arrays: tuple[Tensor, ...], named: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """Check forward and backward; return the part of the banks' gradient that is not zero."""
+    """Check forward and backward; return the fraction of nonzero gradients of the banks."""
     banks = {name: p for name, p in model.named_parameters() if name.startswith("npas_bank_")}
     found: dict[str, Any] = {}
     before: dict[str, Tensor] = {}
@@ -209,7 +208,7 @@ def gradients(
 
 @torch.no_grad()
 def step(model: nn.Module) -> dict[str, Tensor]:
-    """Move the unshared parameters a little against their gradient; return what they were."""
+    """Take a small gradient step of the unshared parameters; return their earlier values."""
     before = {}
     for name, parameter in model.named_parameters():
         gradient = parameter.grad
@@ -221,13 +220,13 @@ def step(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(model: nn.Module, before: dict[str, Tensor]) -> None:
-    """Undo `step`: a constant head must stay one for the next budget."""
+    """Undo `step`: the next budget needs the constant head."""
     for name, values in before.items():
         model.get_parameter(name).copy_(values)
 
 
 def prepare(case: Case, result: dict[str, Any]) -> tuple[nn.Module, Inputs]:
-    """Build the dense network and a batch for it; note in the result what they are."""
+    """Build the dense network and a batch; record both in the result."""
     torch.manual_seed(0)
     model = case.build()
     count = npas.count_parameters(model)
@@ -245,7 +244,7 @@ def prepare(case: Case, result: dict[str, Any]) -> tuple[nn.Module, Inputs]:
 
 
 def outputs(model: nn.Module, arrays: tuple[Tensor, ...], named: dict[str, Tensor]) -> list[Tensor]:
-    """Run the network with the random numbers that it may draw fixed."""
+    """Run the network with a fixed random seed."""
     torch.manual_seed(1)
     return list(floating(model(*arrays, **named)))
 
@@ -261,18 +260,18 @@ def floating(output: Any) -> Iterator[Tensor]:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Return whether all values are finite, in pieces: a mask of a giant's would be large."""
+    """Return whether all values are finite; in pieces, to keep masks small."""
     return all(bool(piece.isfinite().all()) for piece in tensor.flatten().split(1 << 24))
 
 
-def check(holds: bool, what: str) -> None:
-    """Raise what the result's error will say."""
+def check(holds: bool, message: str) -> None:
+    """Raise RuntimeError(message) unless `holds`."""
     if not holds:
-        raise RuntimeError(what)
+        raise RuntimeError(message)
 
 
 def wait_for_memory(needed: int) -> None:
-    """Wait until the machine has this many bytes (Linux; elsewhere begin at once)."""
+    """Wait until this many bytes are available (on Linux)."""
     meminfo = Path("/proc/meminfo")
     while meminfo.is_file():
         available = re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text())
@@ -282,19 +281,19 @@ def wait_for_memory(needed: int) -> None:
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that the architectures come from."""
+    """Return the versions of the architectures' libraries."""
     from importlib.metadata import version
 
     return {name: version(name) for name in LIBRARIES}
 
 
 def result_path(out: Path, name: str) -> Path:
-    """Return where the result of a case is kept."""
+    """Return the path of a case's result."""
     return out / f"{name}.json"
 
 
 def read(out: Path, name: str) -> dict[str, Any]:
-    """Return the result of a case, empty if it has none."""
+    """Return a case's result, {} if it has none."""
     path = result_path(out, name)
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -306,7 +305,7 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the results as a page."""
+    """Return the results as a Markdown page."""
     passed = sum(row["status"] == "passed" for row in rows)
     hardware = sorted({f"{r['hardware']['cpu']}" for r in rows if "hardware" in r})
     versions = sorted({f"{k} {v}" for r in rows for k, v in r.get("versions", {}).items()})
@@ -352,7 +351,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def notes(row: dict[str, Any]) -> str:
-    """Spell what is out of the ordinary with a case."""
+    """Return a case's error and notes."""
     budgets = row.get("budgets", {}).values()
     found = [row.get("error"), row.get("note")]
     if row.get("dtype") == "bfloat16":
@@ -363,7 +362,7 @@ def notes(row: dict[str, Any]) -> str:
 
 
 def cell(found: dict[str, Any] | None) -> str:
-    """Spell one budget's result."""
+    """Return the table cell of a budget."""
     if not found:
         return ""
     floor = f"floor {found['floor']}: " if "floor" in found else ""

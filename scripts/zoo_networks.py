@@ -1,7 +1,7 @@
-"""The public architectures of the wide sweep: how each is built without weights, and its inputs.
+"""The public architectures of `scripts/zoo.py`: builders without weights, and inputs.
 
 torchvision: every classification model at full size, on small images. timm and transformers: 25
-each, chosen to differ; the transformers at reduced size. `scripts/zoo.py` runs them.
+different ones each, transformers at reduced size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Inputs = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Case:
-    """An architecture, build it, make a batch for it; note what is out of the ordinary."""
+    """An architecture: its name, functions that build it and a batch, and a note."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -27,15 +27,15 @@ class Case:
 
 
 def images(size: int, batch: int = 2) -> Callable[[], Inputs]:
-    """Return what makes a batch of square RGB images."""
+    """Return a function that makes a batch of square RGB images."""
     return lambda: ((torch.randn(batch, 3, size, size),), {})
 
 
 # torchvision --------------------------------------------------------------------------------------
 
-# Images are 64 x 64, but where the architecture needs more.
+# Images are 64 x 64 unless the architecture needs more.
 TORCHVISION_SIZES = {"inception_v3": 299, "alexnet": 96, "maxvit_t": 224}
-# These take the image size at the start: their position tables would not fit another.
+# These need the image size when built, for their position embeddings.
 TORCHVISION_SIZED = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32")
 
 
@@ -90,7 +90,7 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 def timm_cases() -> list[Case]:
-    """Return 25 models of timm that differ in what their layers are."""
+    """Return 25 models of timm with different kinds of layers."""
 
     def case(name: str, size: int, options: dict[str, Any]) -> Case:
         def build() -> nn.Module:
@@ -107,12 +107,12 @@ def timm_cases() -> list[Case]:
 
 
 def tokens(vocabulary: int = 512, length: int = 16) -> Callable[[], Inputs]:
-    """Return what makes a batch of token ids."""
+    """Return a function that makes a batch of token ids."""
     return lambda: ((), {"input_ids": torch.randint(2, vocabulary, (2, length))})
 
 
 def two_sides(encoder: str, *shape: int) -> Callable[[], Inputs]:
-    """Return what makes a batch for an encoder and a decoder; no shape: both read tokens."""
+    """Return a function that makes a batch for an encoder-decoder; no shape: both read tokens."""
 
     def inputs() -> Inputs:
         read = torch.randn(2, *shape) if shape else torch.randint(2, 512, (2, 16))
@@ -122,7 +122,7 @@ def two_sides(encoder: str, *shape: int) -> Callable[[], Inputs]:
 
 
 def field(name: str, *shape: int) -> Callable[[], Inputs]:
-    """Return what makes a batch of two random arrays under a keyword."""
+    """Return a function that makes a batch of two random arrays for a keyword."""
     return lambda: ((), {name: torch.randn(2, *shape)})
 
 
@@ -280,5 +280,5 @@ def transformers_cases() -> list[Case]:
 
 
 def all_cases() -> list[Case]:
-    """Return the sweep, in the order it runs in: the small ones first."""
+    """Return all cases, small ones first."""
     return [*transformers_cases(), *timm_cases(), *torchvision_cases()]

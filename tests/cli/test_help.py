@@ -24,7 +24,7 @@ def test_what_the_help_says_of_defaults_is_so_and_its_examples_compose(run, comm
     lines = run(command, "--help").out.splitlines()
     config = OmegaConf.create(run(command, "--cfg", "job").out)
     start = next(
-        i for i, line in enumerate(lines) if re.search("they are when|of its own", line, re.I)
+        i for i, line in enumerate(lines) if re.search("common keys|of its own", line, re.I)
     )
     words = [word for line in lines[start + 1 : lines.index("", start)] for word in line.split()]
     pairs = dict(word.split("=") for word in words if "=" in word)

@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.fault
 
-WORDS = [*kill_runs.WORDS, "epochs=2", "optim.milestones=[1]"]
+WORDS = [*kill_runs.OVERRIDES, "epochs=2", "optim.milestones=[1]"]
 
 
 def test_runs_that_are_killed_at_random_end_as_if_they_had_not_been(forks, tmp_path):
@@ -18,7 +18,7 @@ def test_runs_that_are_killed_at_random_end_as_if_they_had_not_been(forks, tmp_p
         for kill in trial["kills"]:
             # The signal's own code: it came before there was a handler for it, or after.
             assert kill["exit_code"] in (75, 128 + signal.Signals[kill["signal"]])
-    kill_runs.write(tmp_path / "out" / "kills.json", found)
+    kill_runs.write(tmp_path / "out" / "kills.json", **found)
     assert (tmp_path / "out" / "kills.json").read_text().count('"signal"') == 10
 
 
