@@ -79,13 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return extract(arguments)
     except KeyboardInterrupt:
-        complain("interrupted; the same command goes on")
+        complain("interrupted; run the same command to continue")
         return 130
     except ValueError as error:
         complain(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        complain(f"{where}{reason(error)}; fix that, and the same command goes on")
+        complain(f"{where}{reason(error)}; fix this and run the same command to continue")
     return 2
 
 

@@ -31,12 +31,12 @@ def main() -> None:
     try:
         pack(arguments)
     except KeyboardInterrupt:
-        fail("interrupted; the same command goes on", 130)
+        fail("interrupted; run the same command to continue", 130)
     except ValueError as error:
         fail(str(error))
     except OSError as error:
         where = error.filename or arguments.target
-        fail(f"{where}: {error.strerror}; fix that, and the same command goes on")
+        fail(f"{where}: {error.strerror}; fix this and run the same command to continue")
 
 
 def fail(line: str, code: int = 2) -> None:

@@ -155,7 +155,7 @@ def test_an_interrupted_run_goes_on_and_ends_alike(quickly, script, monkeypatch,
 
     monkeypatch.setattr(script.Extractor, "__call__", interrupted)
     assert quickly() == 130
-    assert "interrupted; the same command goes on" in capsys.readouterr().err
+    assert "interrupted; run the same command to continue" in capsys.readouterr().err
     assert not TARGET.exists()
     assert quickly() == 0
     assert len(calls) == 4  # two were kept
