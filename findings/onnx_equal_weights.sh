@@ -3,7 +3,7 @@
 # Two layers with equal but untied weights (a shared network made dense): the older exporter of torch.onnx
 # (dynamo=False) writes equal values once; the present one writes small equal tensors (biases) once and large ones twice.
 # Tied weights are written once by both.
-# Seen: tied: 1 and 1 weights; equal: dynamo 2 weights, 1 bias; older 1 weight, 1 bias
+# Observed: tied: 1 and 1 weights; equal: dynamo 2 weights, 1 bias; older 1 weight, 1 bias
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -2,7 +2,7 @@
 # torch 2.13.0 (CPU, Python 3.11), numpy 2.3.5; the same on 2.14.1.
 # Inside parametrize.cached(), a weight first read under no_grad (a validation pass, a logged norm) is cached without a
 # graph and given to the training pass that follows: backward raises no error, and the weight gets no gradient.
-# Seen: weight: None, bias: tensor
+# Observed: weight: None, bias: tensor
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

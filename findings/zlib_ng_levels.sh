@@ -3,7 +3,7 @@
 # For int8 weights the size of "zlib, level 9" depends on the library behind the name: what fits a budget in bytes with
 # one may exceed it with another, and zlib-ng's level 9 is larger than its level 6. Matches hardly occur in such data:
 # Huffman codes alone (Z_HUFFMAN_ONLY, any inflate reads them) are smaller than level 9 and take a third of its time.
-# Seen: zlib 6: 3557801, 9: 3557801; Huffman alone: 3552237; zlib-ng 6: 3553162, 9: 3574133; isal 3: 3539862
+# Observed: zlib 6: 3557801, 9: 3557801; Huffman alone: 3552237; zlib-ng 6: 3553162, 9: 3574133; isal 3: 3539862
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
