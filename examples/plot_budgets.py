@@ -3,6 +3,7 @@
 pip install 'npas[plots]'
 """
 
+import argparse
 import csv
 import sys
 from collections import defaultdict
@@ -33,4 +34,7 @@ def main(lines: list[str], out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.stdin.readlines(), sys.argv[1] if len(sys.argv) > 1 else "budgets.png")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", nargs="?", default="budgets.png")
+    out = parser.parse_args().out
+    main(sys.stdin.readlines(), out)

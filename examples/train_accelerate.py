@@ -1,5 +1,7 @@
 """Train a shared network with accelerate: accelerate launch examples/train_accelerate.py"""
 
+import argparse
+
 import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
@@ -35,4 +37,5 @@ def main(epochs: int = 10) -> float:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

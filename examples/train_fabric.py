@@ -3,6 +3,8 @@
 pip install lightning-fabric
 """
 
+import argparse
+
 import torch
 from lightning_fabric import Fabric
 from torch.nn import functional as F
@@ -38,4 +40,5 @@ def main(epochs: int = 10, accelerator: str = "auto") -> float:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

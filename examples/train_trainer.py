@@ -5,6 +5,8 @@ prints the allocation at the start and refuses a network over its budget. The Tr
 optimizer would decay coefficients and spare banks: give it `npas.param_groups`.
 """
 
+import argparse
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,4 +49,5 @@ def main(folder: str = "trainer-digits", epochs: int = 10, **arguments: object) 
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print(f"test accuracy {main():.1f}%")

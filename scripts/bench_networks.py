@@ -95,3 +95,7 @@ def share_by_hand(network: Any, budget: str) -> Any:
             module.get_parameter(name).requires_grad_(False)  # what is mixed takes its place
             parametrize.register_parametrization(module, name, Mixed(bank, layer))
     return network
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=f"{__doc__} Other scripts import it.").parse_args()

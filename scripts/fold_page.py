@@ -6,13 +6,17 @@ python scripts/fold_page.py
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from npas.reporting import folds, tables
 
+RAW = argparse.RawDescriptionHelpFormatter
+
 
 def main() -> int:
     """Write the page; the exit code is 2 where a file is damaged."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=RAW).parse_args()
     root = tables.results_root() / "folds"
     try:
         text = folds.page(root)

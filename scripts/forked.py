@@ -9,6 +9,7 @@ Loading torch and its friends takes longer than a small training. The process th
 imports: it has no threads and uses no GPU. Every call is the leader of a process group of its own.
 """
 
+import argparse
 import atexit
 import contextlib
 import faulthandler
@@ -242,6 +243,10 @@ def call(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = sys.argv[1:]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="*", help="folders to import from")
+    sys.path[:0] = parser.parse_args().paths
     serve()
     os._exit(0)

@@ -43,3 +43,7 @@ def _rank(number: int, measure: Measure, arguments: argparse.Namespace, folder: 
         (Path(folder) / "rows.json").write_text(json.dumps(rows))
     dist.barrier()
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=f"{__doc__} Other scripts import it.").parse_args()

@@ -1,7 +1,6 @@
 """A config is typed and closed, says what to change, and names its run's folder."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,25 +51,17 @@ def checked(**changes):
 WRONG = [
     ({"bugdet": 0.1}, "unknown key 'bugdet': did you mean 'budget'?"),
     ({"optim__learning_rat": 0.1}, "unknown key 'optim.learning_rat': optim has"),
-    ({"optim__milestone": [1]}, "unknown key 'optim.milestone': did you mean 'optim.milestones'?"),
     ({"lr": 0.1}, "unknown key 'lr': did you mean 'optim.lr'?"),
     ({"sharing__budget": 0.1}, "unknown key 'sharing.budget': did you mean 'budget'?"),
     ({"optmi": {"lr": 0.1}}, "unknown key 'optmi.lr': did you mean 'optim.lr'?"),
     ({"model__depht": 10}, "unknown key 'model.depht': did you mean 'model.depth'?"),
-    ({"modle": {"depth": 10}}, "unknown key 'modle.depth': did you mean 'model.depth'?"),
-    ({"trainr": {}}, "unknown key 'trainr': did you mean 'trainer'?"),
     ({"qqq": 1}, "unknown key 'qqq': there are artifact, batch_size, budget"),
     ({"model__depth": 11}, "model: depth must be even, got 11"),
-    ({"model__depth": "deep"}, "model.depth must be a whole number, got 'deep'"),
     ({"optim": 0.1}, "optim must be a mapping of keys, got 0.1"),
     ({"epochs": -3}, "epochs must be at least 1, got -3"),
-    ({"epochs": 2_000_000}, "epochs must be at most 1000000, got 2000000"),
-    ({"optim__foo": {"quux": 1}}, "unknown key 'optim.foo.quux': optim has bank_lr"),
     ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
-    ({"epochs": True}, "epochs must be a whole number, got True"),
     ({"seed": 2**32}, "seed must be below 4294967296"),
     ({"precision": "fp8"}, "precision must be fp32, bf16 or fp16, got 'fp8'"),
-    ({"compile": "yes"}, "compile must be true or false, got 'yes'"),
     ({"resume": " "}, "resume must not be empty"),
     ({"recipe_version": 7}, "recipe_version must be 1, got 7"),
     ({"exp": "../elsewhere"}, "exp must be a folder name"),
@@ -79,7 +70,7 @@ WRONG = [
     ({"sharing__templates": 0, "budget": None}, "sharing.templates must be at least 1"),
     (
         {"sharing__generator": "mlp"},
-        "there is no 'mlp'; choose from avg, wavg, emb, channels, basis, factorized, hash, or",
+        "there is no 'mlp'; choose from avg, wavg, emb, channels, basis, factorized, hash (or",
     ),
     ({"sharing__groups": "all"}, "sharing.groups must be single, type, shape, random, learned"),
     ({"sharing__groups": "runs/none"}, "sharing.groups=runs/none cannot be read (No such file"),
@@ -94,12 +85,9 @@ WRONG = [
         "does not find: set a budget",
     ),
     ({"sharing__search": {"templates": 1}}, "search.templates must be at least"),
-    ({"sharing__search": {"epochs": 0}}, "sharing.search.epochs must be at least 1"),
-    ({"sharing__search": {"epoch": 1}}, "did you mean 'sharing.search.epochs'?"),
     ({"optim__lr": 0}, "optim.lr must be above 0"),
     ({"optim__lr": float("nan")}, "optim.lr must be a finite number"),
     ({"optim__momentum": 1}, "optim.momentum must be below 1"),
-    ({"optim__ema_decay": 1}, "optim.ema_decay must be below 1, got 1.0"),
     (
         {"optim__warmup_epochs": 21, "epochs": 20},
         "optim.warmup_epochs=21 is longer than epochs=20",
@@ -107,7 +95,6 @@ WRONG = [
     ({"data": {"synthetic": {"train": 0}}}, "data.synthetic.train must be at least 1, got 0"),
     ({"optim__momentum": 0}, "optim.nesterov=true needs momentum"),
     ({"optim__milestones": [3, 2]}, "optim.milestones must be increasing epochs above 0"),
-    ({"data__val_fraction": 1.5}, "data.val_fraction must be below 1, got 1.5"),
     ({"trainer__device": "tpu"}, "trainer.device must be auto, cpu or cuda, got 'tpu'"),
 ]
 
@@ -244,20 +231,6 @@ def test_a_synthetic_run_is_no_longer_than_its_settings_say():
     assert short.sharing.search.epochs == 1
 
 
-def test_the_settings_of_synthetic_data_decide_its_result_and_no_other():
-    assert len({config_hash(synthetic_run(**{key: 9})) for key in ("train", "test", "epochs")}) == 3
-    real = [checked(data={"synthetic": {"train": count}}) for count in (8, 9)]
-    assert config_hash(real[0]) == config_hash(real[1]) and ignored(real[1]) == {}
-
-
-def test_how_imagenet_is_packed_makes_no_other_run():
-    hashes = set()
-    for changes in ({}, {"form": "shards"}, {"max_damaged": 50}, {"size": 160}):
-        raw = {"budget": 0.1, "model": {"family": "toy"}, "task": {"family": "imagenet"} | changes}
-        hashes.add(config_hash(load_config(raw, ToyModel, imagenet.Config)))
-    assert len(hashes) == 2  # of two sizes
-
-
 def test_the_folder_says_what_the_run_is_however_its_budget_is_spelled():
     folders = {run_dir(checked(budget=budget)) for budget in (0.1, "0.1", "10%", "1/10", 1e-1)}
     assert len(folders) == 1 and folders.pop().name.startswith("budget-0.1_seed-0_")
@@ -282,31 +255,8 @@ def test_the_hash_of_a_config_stays_what_it_was():
         assert config_hash(load_config(raw, kind, ToyTask)) == GOLDEN
 
 
-def test_the_order_of_patterns_decides_and_so_does_its_hash():
-    """The first pattern that matches a layer counts."""
-    one = checked(sharing__groups={"stem": "a", "*": "b"})
-    two = checked(sharing__groups={"*": "b", "stem": "a"})
-    assert config_hash(one) != config_hash(two)
-
-
 def searched(**search):
     return checked(sharing={"groups": "learned", "num_groups": 4, "search": search})
-
-
-def test_the_searchs_settings_decide_the_result_where_there_is_a_search():
-    settings = [{}, {"epochs": 3}, {"softmax": True}, {"templates": 3}]
-    assert len({config_hash(searched(**search)) for search in settings}) == 4
-
-
-def test_given_groups_enter_the_hash_by_what_they_say_not_where_they_lie(tmp_path):
-    groups = {"stem": "a", "head": "b"}
-    hashes = {config_hash(checked(sharing__groups=groups))}
-    for name, content in (("one", groups), ("two", groups), ("three", groups | {"head": "a"})):
-        (tmp_path / name).write_text(json.dumps(content))
-        config = checked(sharing__groups=str(tmp_path / name))
-        assert config.sharing.groups == content
-        hashes.add(config_hash(config))
-    assert len(hashes) == 2
 
 
 # --- settings without effect

@@ -1,8 +1,6 @@
-"""`make install` takes the tested versions, and reports where it could not."""
+"""The tested and the oldest versions are those that setup.cfg asks for."""
 
 import configparser
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,13 +8,6 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints"
-# Stands for python, and for that of the environment it makes, whose pip refuses what REFUSED names.
-PYTHON = """#!/bin/sh
-case "$*" in
-*"-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-*"pip "*--editable*) case "$*" in *REFUSED*) echo refused >&2; exit 1 ;; esac ;;
-esac
-"""
 
 
 def requirements(path):
@@ -54,28 +45,3 @@ def test_the_oldest_versions_are_the_lower_bounds():
     }
     oldest = requirements(CONSTRAINTS / "oldest.txt")
     assert {(pin.name, str(pin.specifier).removeprefix("==")) for pin in oldest} == bounds
-
-
-@pytest.mark.parametrize(
-    ("refused", "code", "said"),
-    [
-        ("nothing", 0, "Installed the versions of constraints/tested.txt."),
-        ("--constraint", 0, "Not every version of constraints/tested.txt could be installed"),
-        ("--editable", 2, ""),
-    ],
-)
-def test_installing_falls_back_to_the_ranges_and_says_so(tmp_path, refused, code, said):
-    python = tmp_path / "python"
-    python.write_text(PYTHON.replace("REFUSED", refused))
-    python.chmod(0o755)
-    venv = tmp_path / "venv"
-    command = ["make", "-C", str(ROOT), "install", f"PYTHON={python}", f"VENV={venv}"]
-    # The tests may themselves have been started by `make test CONSTRAINTS=...`.
-    alone = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "CONSTRAINTS")}
-    done = subprocess.run(command, capture_output=True, text=True, env=alone)
-    assert done.returncode == code, done.stdout + done.stderr
-    lines = [line for line in done.stdout.splitlines() if not line.startswith("make")]
-    assert (venv / ".ready").exists() == (code == 0)
-    if code == 0:
-        assert lines[-2].startswith(said)
-        assert lines[-1].endswith(f"'. {venv}/bin/activate' puts them on the PATH.")

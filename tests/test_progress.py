@@ -59,6 +59,16 @@ def test_inner_loops_stay_hidden_and_what_breaks_off_leaves_nothing(monkeypatch)
     assert "outer" in printed and "inner" not in printed and "failing" not in printed
 
 
+def test_a_training_prints_lines_where_it_cannot_show_a_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream := Stream(False))
+    with progress.Bar("loss 0.1", 20, done=10, lines=True) as bar:
+        for _ in range(10):
+            bar.advance()
+    # The time left counts from where this process began.
+    assert stream.getvalue().splitlines()[0] == "step 15/20  loss 0.1  5 s left"
+    assert stream.getvalue().count("\n") == 2 and "\x1b" not in stream.getvalue()
+
+
 def test_a_notebook_shows_it_in_place(monkeypatch):
     seen = []
     handle = types.SimpleNamespace(update=seen.append)
@@ -69,8 +79,3 @@ def test_a_notebook_shows_it_in_place(monkeypatch):
     assert shown(monkeypatch, is_terminal=False) == ""
     bundle = seen[-1]._repr_mimebundle_((), ())
     assert "10/10" in bundle["text/plain"] and "reading" in bundle["text/html"]
-
-
-def test_without_rich_the_work_is_done(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert shown(monkeypatch, is_terminal=True) == ""

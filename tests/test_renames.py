@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import pytest
-import torch
 
-import npas
 from npas import models, tasks
 from npas.config import config_hash, load_config, renames, run_dir
 from npas.reporting import results
@@ -54,16 +52,3 @@ def test_a_stored_config_of_an_earlier_version_is_read():
         "trainer": {"grad_accum_steps": 2},
         "task": {"pca_noise": 0.1},
     }
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda m: npas.share(m, 0.5, layout="npas"), "share: layout= is now allocator="),
-        (lambda m: npas.plan(m, 0.5, coefficients="sparse"), "plan: coefficients= is now coeff"),
-        (lambda m: npas.param_groups(m, 0.1, decay_norms=True), "decay_norms= is now decay_norm_b"),
-    ],
-)
-def test_an_old_keyword_is_answered_with_the_new_one(call, message):
-    with pytest.raises(TypeError, match=message):
-        call(torch.nn.Linear(4, 4))

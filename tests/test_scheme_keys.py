@@ -8,18 +8,6 @@ from npas.config import config_hash, ignored
 WRONG = [
     ({"sharing__low_rank": -1}, "sharing.low_rank must be at least 0"),
     ({"sharing__groups": "depth:0"}, "place, depth:2, a mapping"),
-    (
-        {"sharing": {"train_coefficients": False, "generator": "emb"}},
-        "sharing.train_coefficients=false needs sharing.generator=wavg",
-    ),
-    (
-        {"sharing": {"allocator": "reference", "coefficient_init": "cosine"}},
-        "sharing.coefficient_init=cosine does not go with",
-    ),
-    (
-        {"sharing": {"allocator": "reference", "low_rank": 2}},
-        "sharing.allocator=reference has neither sharing.low_rank",
-    ),
     ({"optim__muon": {"bank": "sgd"}}, "optim.muon.bank must be adam or templates"),
     ({"optim__muon": {"bank_lr": 0}}, "optim.muon.bank_lr must be above 0"),
     ({"optim__muon": {"beta1": 1}}, "optim.muon.beta1 must be below 1"),
@@ -48,17 +36,3 @@ def test_muons_keys_are_for_muon_alone():
     assert not ignored(checked(optim=muon | {"muon": own}))
     hashes = {config_hash(checked(optim=muon | {"muon": m})) for m in ({}, own)}
     assert len(hashes) == 2
-
-
-def test_fixed_coefficients_cannot_be_rewarded_for_growing_alike():
-    sharing = {"train_coefficients": False, "recurrence_weight": 0.1}
-    assert ignored(checked(sharing=sharing)) == {
-        "sharing.recurrence_weight": "sharing.train_coefficients=false fixes the coefficients"
-    }
-
-
-def test_what_mixes_no_templates_ignores_how_many():
-    own = {"generator": "hash", "max_templates": 4, "upsampler": "mask"}
-    assert {*ignored(checked(sharing=own))} == {"sharing.max_templates", "sharing.upsampler"}
-    assert config_hash(checked(sharing=own)) == config_hash(checked(sharing__generator="hash"))
-    assert not ignored(checked(sharing={"generator": "channels", "max_templates": 4}))

@@ -50,8 +50,6 @@ class Command(Generic[T]):
     check: Callable[[dict[str, Any]], T]
     run: Callable[[T], Job]
     close_sweep: Callable[[list[Job]], None] | None = None
-    # `run` with less output; its second argument is whether the sweeper needs the job's value.
-    run_in_sweep: Callable[[T, bool], Job] | None = None
     after_interrupt: str = ""  # appended to the message of an interrupt
 
     @classmethod
@@ -88,45 +86,44 @@ def echo(line: str) -> None:
     print_line(line, sys.stdout)
 
 
-def compose(
-    command: Command[T],
-    asked: argparse.Namespace,
-    task: Callable[[dict[str, Any]], float | None],
-) -> None:
-    """Compose configs with Hydra and call `task` with each; run Hydra's own flags such as --cfg."""
+@contextlib.contextmanager
+def hydra(name: str) -> Iterator[Any]:
+    """Initialize Hydra with the YAMLs of npas.configs."""
     from hydra import initialize_config_module
-    from hydra._internal.utils import get_args_parser
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import DictConfig
+
+    with initialize_config_module("npas.configs", name, version_base="1.3"):
+        yield GlobalHydra.instance().hydra
+
+
+def compose(
+    command: Command[T], asked: argparse.Namespace, task: Callable[[dict[str, Any]], object]
+) -> None:
+    """Compose a config with Hydra and call `task`, or run one of Hydra's flags such as --cfg."""
+    from hydra._internal.utils import get_args_parser
 
     failures: list[Exception] = []
-    parent = os.getpid()
 
-    def run(config: DictConfig) -> float | None:
+    def run(config: Any) -> None:
         try:
-            return task(plain(config))
+            task(plain(config))
         except Exception as error:
-            if os.getpid() != parent or isinstance(error, RunFailed):
-                raise
             failures.append(error)  # Hydra would print it in its own format
-            return None
 
     what = {"config_name": asked.config_name or command.primary, "overrides": asked.overrides}
-    with initialize_config_module("npas.configs", command.name, version_base="1.3"):
-        hydra: Any = GlobalHydra.instance().hydra
+    with hydra(command.name) as own:
         if asked.help:
-            hydra.app_help(what["config_name"], get_args_parser(), asked)
+            own.app_help(what["config_name"], get_args_parser(), asked)
         elif asked.hydra_help:
-            hydra.hydra_help(what["config_name"], get_args_parser(), asked)
+            own.hydra_help(what["config_name"], get_args_parser(), asked)
         elif asked.cfg:
-            hydra.show_cfg(**what, cfg_type=asked.cfg, package=asked.package, resolve=asked.resolve)
+            own.show_cfg(**what, cfg_type=asked.cfg, package=asked.package, resolve=asked.resolve)
         elif asked.info:
-            hydra.show_info(asked.info, **what)
+            own.show_info(asked.info, **what)
         elif asked.shell_completion:
-            hydra.shell_completion(**what)
+            own.shell_completion(**what)
         else:
-            start = hydra.multirun if asked.multirun else hydra.run
-            start(**what, task_function=run, with_log_configuration=False)
+            own.run(**what, task_function=run, with_log_configuration=False)
     if failures:
         raise failures[0]
 

@@ -20,7 +20,6 @@ from npas.utils import plugins
 from npas.utils.checks import join
 
 CLOSED = ("model.", "task.", "optim.muon.", "run=")  # keys that YAMLs may lack
-_ALONE = "range(), interval(), glob() and choice() cannot be in a list: list the values"
 
 
 def parse(arguments: list[str], known: Collection[str]) -> argparse.Namespace:
@@ -76,8 +75,6 @@ def _accepted(argument: str) -> str:
 
 def _check(override: Any, is_sweep: bool, folders: Sequence[Path], known: Collection[str]) -> None:
     """Raise ValueError for an invalid override."""
-    from hydra.core.override_parser.types import ChoiceSweep, Glob, Sweep
-
     key, value = override.key_or_group, override.value()
     text = override.input_line.lstrip("+")
     if key.startswith("hydra"):
@@ -95,9 +92,6 @@ def _check(override: Any, is_sweep: bool, folders: Sequence[Path], known: Collec
         if not is_sweep:
             hint = "add -m to run each (a list is written in brackets)"
             raise ValueError(f"{text} has several values: {hint}")
-        listed = value.list if isinstance(value, ChoiceSweep) else []
-        if any(isinstance(each, (Sweep, Glob)) for each in listed):
-            raise ValueError(f"{text}: {_ALONE}")
         if override.is_range_sweep() and not getattr(value, "step", 1):
             raise ValueError(f"{text}: the step of a range must not be 0")
     elif group and not override.is_delete() and not isinstance(value, (str, list)):
@@ -141,19 +135,13 @@ def _no_option(chosen: str, options: Collection[str], config_dir: str | None) ->
     """Return the error message for a missing YAML `group/name`, with a suggestion."""
     is_hydras = chosen.startswith("hydra/")
     group, _, name = chosen.rpartition("/") if is_hydras else chosen.partition("/")
-    file = Path(name)
-    if not is_hydras and (len(file.parts) > 1 or file.suffix == ".yaml"):
-        key = f"+{group}" if group == "exp" else group
-        return (
-            f"{key}={name} is a path, but {key}= takes a name: put the file into DIR/{group}/ and"
-            f" write --config-dir DIR {key}={file.stem}"
-        )
     close = difflib.get_close_matches(name, options, n=1)
     advice = f"did you mean {close[0]!r}?" if close else f"choose {join(options)}"
     if is_hydras:
         advice += ", or install its plugin"
-    elif config_dir is not None:
-        advice = f"{Path(config_dir).absolute() / group / name}.yaml does not exist; {advice}"
+    else:  # of a name with the suffix or folders of a path, too
+        own = Path(config_dir or "DIR") / group / f"{Path(name).stem}.yaml"
+        advice += f" (a file of your own is {own}, with --config-dir {config_dir or 'DIR'})"
     return f"there is no {group}={name}: {advice}"
 
 

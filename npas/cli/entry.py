@@ -31,7 +31,8 @@ def main(command: app.Command[T], argv: Sequence[str] | None = None) -> int:
     with app.one_line_messages(command.name):
         try:
             asked = arguments.parse(args, command.keys())
-            if asked.multirun and not asked.cfg:
+            shows = asked.cfg or asked.help or asked.hydra_help or asked.info
+            if asked.multirun and not shows and not asked.shell_completion:
                 jobs = sweep.run(command, asked)
             else:
                 run, check = command.run, command.check

@@ -73,13 +73,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Export) -> Job:
-    """Write the newest checkpoint's network atomically, materialized or packed."""
+    """Write the newest checkpoint's network, materialized or packed."""
     experiment = runs.restore(options.run, {"trainer.device": "cpu"})
-    if options.format == "artifact":
-        return _write_artifact(options, experiment)
-    if options.format == "hub":
-        return _write_hub(options, experiment)
+    write = {"artifact": _write_artifact, "hub": _write_hub}.get(options.format, _write_dense)
+    for line in (*write(options, experiment), experiment.unfinished):
+        if line:
+            print(line)
+    return Job(options.run)
 
+
+def _write_dense(options: Export, experiment: Experiment) -> list[str]:
+    """Write a dense network atomically."""
     from safetensors.torch import save_file
 
     from npas import sharing
@@ -88,11 +92,11 @@ def run(options: Export) -> Job:
     from npas.tasks.common.files import give_usual_mode
     from npas.training.checkpoint import untied
 
-    model = experiment.model
-    if experiment.allocation is not None:
-        model = sharing.materialize(model)
-    if pruned := pruning.has_masks(model):
+    model, pruned = experiment.model, pruning.has_masks(experiment.model)
+    if pruned:
         pruning.shrink(model)
+    elif sharing.is_shared(model):
+        model = sharing.materialize(model)
     out = Path(options.out or Path(options.run) / "export" / f"model.{options.format}")
     temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     described = {"format": "pt", "model": json.dumps(asdict(experiment.config.model))}
@@ -113,17 +117,11 @@ def run(options: Export) -> Job:
     text = f"a dense network of {sharing.count_parameters(model):,} parameters"
     if pruned:
         text += f" and {inference_flops(model, experiment.task.spec):,} FLOPs per input, pruned"
-    print(f"{out}: {text}")
-    if experiment.unfinished:
-        print(experiment.unfinished)
-    return Job(options.run)
+    return [f"{out}: {text}"]
 
 
 def _write_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
-    """Write a dense network as ONNX, in eval mode and for any batch size.
-
-    Raises ValueError if packages are missing or torch cannot export the network.
-    """
+    """Write a dense network as ONNX, in eval mode and for any batch size."""
     import torch
 
     try:
@@ -159,9 +157,8 @@ def _write_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
         raise ValueError(f"torch cannot export this network to ONNX: {why}") from None
 
 
-def _write_hub(options: Export, experiment: Experiment) -> Job:
+def _write_hub(options: Export, experiment: Experiment) -> list[str]:
     """Write a folder for the hub, replacing files of the same names."""
-    from npas import sharing
     from npas.reporting import hub, results
     from npas.sharing import pruning
     from npas.tasks.common.files import give_usual_mode
@@ -172,8 +169,6 @@ def _write_hub(options: Export, experiment: Experiment) -> Job:
     with contextlib.suppress(OSError, ValueError):  # an unfinished run has no result
         result = results.read(run)
     if pruning.has_masks(model):
-        if sharing.is_shared(model):
-            model = sharing.materialize(model)
         pruning.shrink(model)
     out = Path(options.out or run / "export" / "hub")
     name = out.name if options.out else f"{experiment.config.exp}-{run.name}"
@@ -192,11 +187,8 @@ def _write_hub(options: Export, experiment: Experiment) -> Job:
                 give_usual_mode(new / file)
                 (out / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(new / file, out / file)
-    print(f"{out}: {join([str(file) for file in files], 'and')}")
-    print(f"to share it: hf upload USER/{name} {out}")
-    if experiment.unfinished:
-        print(experiment.unfinished)
-    return Job(options.run)
+    written = f"{out}: {join([str(file) for file in files], 'and')}"
+    return [written, f"to share it: hf upload USER/{name} {out}"]
 
 
 def _copy_tokenizer(experiment: Experiment, folder: Path) -> None:
@@ -209,7 +201,7 @@ def _copy_tokenizer(experiment: Experiment, folder: Path) -> None:
             load_tokenizer(name, download=False).inner.save_pretrained(folder)
 
 
-def _write_artifact(options: Export, experiment: Experiment) -> Job:
+def _write_artifact(options: Export, experiment: Experiment) -> list[str]:
     """Write the network as an artifact. Raises ValueError if it exceeds the budget in bytes."""
     from npas.sharing.artifact import write_artifact
 
@@ -220,7 +212,4 @@ def _write_artifact(options: Export, experiment: Experiment) -> Job:
         out.parent.mkdir(parents=True, exist_ok=True)
         found = write_artifact(experiment.model, out, **packing.keywords, cap=config.cap)
     before = f"{found.bytes_before_compression:,} before compression"
-    print(f"{out}: {found.bytes:,} bytes ({packing.description}; {before})")
-    if experiment.unfinished:
-        print(experiment.unfinished)
-    return Job(options.run)
+    return [f"{out}: {found.bytes:,} bytes ({packing.description}; {before})"]

@@ -223,11 +223,10 @@ def _difference(folded: nn.Module, tied: nn.Module, inputs: Any) -> float:
 def _logged(run: str) -> list[dict[str, Any]]:
     """Return the similarity matrices, with epochs, that the run logged up to its checkpoint."""
     from npas.training.checkpoint import find_checkpoint
-    from npas.training.progress import read_progress
     from npas.training.state import LOG_FILE
 
     log = runs.folder_of(run) / LOG_FILE
-    last = read_progress(find_checkpoint(Path(run))).step
+    last = find_checkpoint(Path(run)).progress.step
     found = []
     for line in log.read_text().splitlines() if log.is_file() else ():
         with contextlib.suppress(ValueError, KeyError, TypeError):  # lines without, or cut short

@@ -45,7 +45,7 @@ def train(
                 " call no callbacks: leave one of the two out"
             )
         from npas.reporting import results
-        from npas.training.listening import listening
+        from npas.training.tracking import listening
 
         folder = schema.run_dir(checked)
         try:
@@ -79,7 +79,7 @@ def check(config: Sequence[str] | Mapping[str, Any] | Config) -> Config:
     train = app.Command(command.NAME, "train", command.keys, lambda raw: raw, lambda _: app.Job(""))
 
     def check(raw: dict[str, Any]) -> None:
-        found.append(command.as_started(runs.check_arguments(raw)[0]))
+        found.append(command.as_started(runs.check_arguments(raw)))
 
     try:
         asked = arguments.parse(args, command.keys())

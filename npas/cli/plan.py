@@ -56,7 +56,7 @@ def check(raw: dict[str, Any]) -> Plan:
     """Check the config and the command's own keys. Raises ValueError."""
     form = convert(raw.pop("format"), Format, "format")
     reads = convert(raw.pop("check_data"), bool, "check_data")
-    return Plan(runs.check_arguments(raw)[0], form, reads)
+    return Plan(runs.check_arguments(raw), form, reads)
 
 
 def run(plan: Plan) -> Job:
@@ -64,25 +64,21 @@ def run(plan: Plan) -> Job:
     from npas import sharing
     from npas.tasks.base import inference_flops
     from npas.training import pruning
-    from npas.training.experiment import build_dense, check_groups, plan_keywords
+    from npas.training.experiment import build_dense, build_task, plan_keywords
 
     config, is_json = plan.config, plan.format == "json"
     if not is_json:
         runs.warn_of_ignored(NAME, config)
-    task = _task(config)
-    fits = config.sharing.fits and config.budget != schema.DENSE
-    network = config
-    if getattr(config.model, "pretrained", None):  # counts and shapes need no weights
-        network = dataclasses.replace(
-            config, model=dataclasses.replace(config.model, pretrained=None)
-        )
-    model = build_dense(network, task.spec)
+    task = build_task(config)
+    network = config.model
+    if getattr(network, "pretrained", None):  # counts and shapes need no weights
+        network = dataclasses.replace(network, pretrained=None)
+    model = build_dense(dataclasses.replace(config, model=network), task.spec)
     allocation = errors = None
-    if fits:
+    if config.sharing.fits and config.budget != schema.DENSE:
         allocation, errors = _fitted(config, task)
     elif config.budget != schema.DENSE:
         grouping = _grouping(config)
-        check_groups(config, model, grouping)
         allocation = sharing.plan(model, config.budget, **plan_keywords(config, grouping))
     taken = sharing.price(model, allocation, config.artifact)
     flops = inference_flops(model, task.spec)
@@ -90,10 +86,8 @@ def run(plan: Plan) -> Job:
     left = pruning.planned(config, task.spec, used) if config.pruning.method else None
     data = _data(task, model, config) if plan.check_data else {}
     if is_json:
-        found = _dense_figures(model)
-        if allocation is not None:
-            figures = allocation.to_dict()
-            found = {key: figures[key] for key in found}
+        figures = _dense_figures(model) if allocation is None else allocation.to_dict()
+        found = {key: figures[key] for key in ("budget", "split", "groups", "layers")}
         found |= {"flops": flops, "input_shape": list(task.spec.input_shape)}
         if errors is not None:
             found["errors"] = dataclasses.asdict(errors)
@@ -111,12 +105,6 @@ def run(plan: Plan) -> Job:
         print(f"inference: {flops:,} FLOPs per input (2 per multiply-add), for any budget")
         if left is not None:
             print(left)
-        real = _task(
-            dataclasses.replace(config, data=dataclasses.replace(config.data, source="real"))
-        )
-        own, whole = ("x".join(map(str, each.spec.input_shape)) for each in (task, real))
-        if own != whole:
-            print(f"inputs: {own} of a synthetic run; the real dataset's are {whole}")
         for name, line in data.items():
             print(f"data {name}: {line}")
     compared = task.compared if plan.check_data and config.data.verify == "refuse" else None
@@ -167,22 +155,8 @@ def _fitted(config: Config, task: Task) -> tuple[Allocation, Errors]:
     return api.allocation(model), errors
 
 
-def _task(config: Config) -> Task:
-    import torch
-
-    from npas import tasks
-
-    family = tasks.family(config.task.family)
-    cpu = torch.device("cpu")
-    task: Task = family.Task(config.task, config.data, seed=config.seed, device=cpu)
-    return task
-
-
 def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:
-    """Read the data; return lines on their files and on one batch.
-
-    Raises ValueError if they are missing or do not fit the network.
-    """
+    """Read the data; return lines on their files and on one batch."""
     from npas.tasks import base
 
     if task.compared is not None:

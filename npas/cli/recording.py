@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -33,12 +34,11 @@ from npas.reporting.results import (
     Split,
 )
 from npas.tasks.common import files
-from npas.training import Experiment, Outcome, initial, pruning
+from npas.training import Experiment, Outcome, pruning
 from npas.training.artifact import export
-from npas.training.checkpoint import Checkpoints
+from npas.training.checkpoint import Checkpoints, Progress
 from npas.training.dry_run import advise_on_memory
 from npas.training.meter import Diverged
-from npas.training.progress import Progress, read_progress
 from npas.utils import signals
 from npas.utils.processes import Refused
 
@@ -77,8 +77,6 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
             if experiment.stage == "train":
                 if experiment.grouping is not None and process.is_main:
                     plots.groups(experiment.grouping, folder)
-                if experiment.start is not None and process.is_main:
-                    initial.write_start(experiment.start, folder)
                 outcome = training.train(experiment, folder)
                 if outcome.status == "done" and process.is_main:
                     experiment.task.write_predictions("test", folder)
@@ -111,7 +109,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
 def _cut_short(status: str, folder: Path, started: float, error: str | None = None) -> Outcome:
     """Return the outcome of a run that was interrupted; its progress is that last saved."""
     newest = Checkpoints(folder / "checkpoints").newest()
-    done = read_progress(newest) if newest else Progress()
+    done = newest.progress if newest else Progress()
     seconds = done.elapsed_s or time.perf_counter() - started
     return Outcome(status, {}, done.step, done.epoch, seconds, 0, error, earlier=done.earlier)
 
@@ -135,19 +133,18 @@ def _describe(error: Exception, rank: int, world: int) -> str:
 def result_of(experiment: Experiment, outcome: Outcome) -> Result:
     """Return the result of a training."""
     config, process, found = experiment.config, experiment.process, experiment.grouping
+    start: Any = experiment.start
     plan, task = experiment.allocation, experiment.task
     if plan is None:
         count = sharing.count_parameters(experiment.model)
         budget, split = sharing.BudgetReport.of_dense(count), Split(0, 0, 0, unshared=count)
     else:
         budget, split = plan.budget, Split(**plan.split)
-    search = divergence = init = None
+    search = divergence = None
     if found is not None:
         search = Search(found.method, found.num_groups, found.epochs, found.steps, found.wall_s)
     if outcome.diverged_at is not None:
         divergence = Divergence(outcome.diverged_at, outcome.norms or {})
-    if config.sharing.init and (start := initial.read_start(schema.run_dir(config))) is not None:
-        init = Init(start.weights, start.became)
     dataset = Dataset(task.name, task.source)
     if task.compared is not None and task.source == "real":
         compared = dict(task.compared.found)
@@ -172,7 +169,7 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         search=search,
         parallel=Parallel(process.world, process.nodes, parts, outcome.earlier),
         divergence=divergence,
-        init=init,
+        init=start and Init(start.weights, start.became),
         hub=_hub_commits(config),
         pruning=pruning.found(experiment, budget.used),
         **environment(),
@@ -224,14 +221,6 @@ def config_file(config: Config, folder: Path) -> Iterator[None]:
     for path in folder.glob("*.tmp"):  # left by a process killed while writing
         path.unlink(missing_ok=True)
     file = folder / runs.CONFIG_FILE
-    if found := runs.edited(folder, config):
-        kept = file.with_name("config.edited.yaml")
-        os.replace(file, kept)
-        log.warning(
-            "%s was edited (%s): it is kept as %s, which `npas-train run=%s` trains; this run"
-            " follows the command line",
-            *(file, found, kept.name, kept),
-        )
     files.write_whole(file, OmegaConf.to_yaml(OmegaConf.create(schema.to_dict(config))))
     try:
         yield

@@ -15,7 +15,6 @@ Exit code 0: done, 1: not all were deleted, 2: invalid arguments.
 # Neither torch nor Hydra is imported, so that listing a thousand runs takes less than a second.
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -174,25 +173,18 @@ def _clean(args: Sequence[str]) -> int:
     deleted = 0
     for run in runs:
         folder = Path(run.folder)
-        if folder.is_symlink() or folder.parent.is_symlink():
-            app.say(NAME, f"{folder} is behind a symbolic link: not deleted")
-            continue
-        lock = folder.with_name(f".{folder.name}.lock")
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(files.locked(lock, wait=False))
-            except BlockingIOError:
-                app.say(NAME, f"{folder} is being trained: not deleted")
-                continue
-            if not run_index.select([run_index.read(folder)], wanted):
-                app.say(NAME, f"{folder} has changed since it was listed: not deleted")
-                continue
-            try:
+        try:
+            if folder.is_symlink() or folder.parent.is_symlink():
+                raise ValueError("is behind a symbolic link")
+            with files.locked(folder.with_name(f".{folder.name}.lock"), wait=False):
+                if not run_index.select([run_index.read(folder)], wanted):
+                    raise ValueError("has changed since it was listed")
                 shutil.rmtree(folder)
-            except OSError as error:
-                app.say(NAME, f"{folder} cannot be deleted ({error.strerror}: {error.filename})")
-                continue
             deleted += 1
+        except BlockingIOError:
+            app.say(NAME, f"{folder} is being trained: not deleted")
+        except (ValueError, OSError) as error:
+            app.say(NAME, f"{folder} {files.reason(error)}: not deleted")
     app.echo(f"deleted {deleted} of {len(runs)}")
     return 0 if deleted == len(runs) else 1
 

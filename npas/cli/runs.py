@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from npas import config as schema
 from npas.cli import app
-from npas.config import Config, flat
+from npas.config import Config
 from npas.config.renames import modernize
 from npas.utils.checks import join
+
+log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from npas.sharing import Allocation
     from npas.training import Experiment
-    from npas.training.progress import Progress
+    from npas.training.checkpoint import Progress
 
 
 @dataclass(frozen=True)
@@ -35,26 +37,21 @@ class Data:
 
 def check(raw: Mapping[str, Any]) -> Config:
     """Check a complete config. Raises ValueError, if possible before torch is imported."""
-    quick = schema.load_config(raw)
+    schema.load_config(raw)
+    from npas.training.experiment import check as check_families
 
-    from npas import models, tasks
-
-    family = tasks.family(quick.task["family"])
-    config = schema.load_config(raw, models.family(quick.model["family"]).Config, family.Config)
-    if (settle := getattr(family, "settle", None)) is not None:  # settings read from the data
-        config = dataclasses.replace(config, task=settle(config.task, config.data))
-    return config
+    return check_families(raw)
 
 
-def check_arguments(raw: dict[str, Any]) -> tuple[Config, str | None]:
+def check_arguments(raw: dict[str, Any]) -> Config:
     """Check a composed command line. Raises ValueError.
 
     `run=DIR` (or a YAML file) reads a stored config, and other arguments change single keys of it.
-    If that makes it another run than the one in the folder, a note is returned too.
+    Logs a line if that makes it another run than the one in the folder.
     """
     run = raw.pop("run", None)
     if run is None:
-        return check(raw), None
+        return check(raw)
     file = Path(str(run))
     file = file / CONFIG_FILE if file.is_dir() else file
     stored, folder = read_config(file), file.parent
@@ -68,9 +65,10 @@ def check_arguments(raw: dict[str, Any]) -> tuple[Config, str | None]:
         config = check(stored)
     except ValueError as error:
         raise ValueError(f"run={run}: {error}") from None
-    if schema.run_dir(config).absolute() == folder.absolute():
-        return config, None
-    return config, f"run={run}: with these settings it is another run: {schema.run_dir(config)}"
+    if schema.run_dir(config).absolute() != folder.absolute():
+        new = schema.run_dir(config)
+        log.info("run=%s: with these settings it is another run: %s", run, new)
+    return config
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -110,28 +108,6 @@ def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:
             node[leaf] = value[leaf]
 
 
-def edited(folder: Path, config: Config) -> str | None:
-    """Return what was edited in a run's config.yaml; None if nothing was or there is no file.
-
-    Keys that do not affect the result may also differ because the run resumes with other values:
-    they count only if they differ from the run's last result too.
-    """
-    from npas.reporting import results
-
-    file = folder / CONFIG_FILE
-    if not file.exists():
-        return None
-    try:
-        stored = flat(schema.to_dict(check(read_config(file))))
-    except ValueError as error:
-        return str(error)
-    ours = {k: v for k, v in flat(schema.to_dict(config)).items() if not schema.is_excluded(k)}
-    with contextlib.suppress(ValueError, OSError):  # no valid result
-        ours |= flat(results.read(folder).config)
-    changed = [key for key, value in ours.items() if key in stored and stored[key] != value]
-    return f"{join(changed, 'and')} changed" if changed else None
-
-
 def folder_of(run: str) -> Path:
     """Return a run's folder, given the folder or one of its checkpoints."""
     path = Path(run)
@@ -142,12 +118,10 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     """Build the experiment of a run's folder or checkpoint, with its trained weights.
 
     `changes` replaces keys that do not affect the result, by full name; None changes nothing. The
-    experiment's `unfinished` is set if the run was not trained to its end. Raises ValueError if
-    there is no valid checkpoint.
+    experiment's `unfinished` is set if the run was not trained to its end.
     """
     from npas.training import build
     from npas.training.grouping import from_dict
-    from npas.training.progress import read_progress
     from npas.training.state import load_weights, trained_checkpoint
 
     checkpoint = trained_checkpoint(Path(run))
@@ -161,7 +135,7 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     grouped = from_dict(grouping) if grouping else None
     experiment = build(check(raw), grouped, stored=checkpoint.state)
     load_weights(experiment.model, checkpoint)
-    experiment.unfinished = _unfinished(folder_of(run), read_progress(checkpoint), experiment)
+    experiment.unfinished = _unfinished(folder_of(run), checkpoint.progress, experiment)
     return experiment
 
 
@@ -182,10 +156,7 @@ def _unfinished(folder: Path, progress: Progress, experiment: Experiment) -> str
 def restore_to_measure(
     run: str, device: str, data: Data, split: str, remedy: str = "split=test", show: bool = False
 ) -> Experiment:
-    """Build a run's experiment with its trained weights and read its data.
-
-    Raises ValueError if the run has no such split or, with `show`, nothing to show.
-    """
+    """Build a run's experiment with its trained weights and read its data."""
     from npas.tasks.base import has_pictures
 
     changes = {"trainer.device": device, "data.root": data.root, "data.download": data.download}

@@ -1,27 +1,23 @@
 """Run the jobs of a sweep (`-m`): check all, then run each, even if others fail.
 
-A sweeper that searches, as `hydra/sweeper=optuna`, chooses each job by the values of earlier ones:
-its jobs are checked one by one, and each returns `Job.value`. Higher is better.
+Other launchers than Hydra's own, as submitit, compose the checked jobs again. A sweeper that
+searches, as `hydra/sweeper=optuna`, chooses each job by the values of earlier ones: its jobs are
+checked one by one, and each returns `Job.value`. Higher is better.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from npas.cli import app
 from npas.cli.app import Command, Job
 from npas.utils import processes
+from npas.utils.progress import Bar
 
 T = TypeVar("T")
-
-OWN_SWEEPER = "BasicSweeper"  # Hydra's
-SECONDS_BETWEEN_LINES = 5.0  # while the jobs are checked, each in about a tenth of a second
 
 
 class _Ended(BaseException):
@@ -33,26 +29,32 @@ class _Ended(BaseException):
 
 def run(command: Command[T], asked: argparse.Namespace) -> list[Job]:
     """Run the jobs of a sweep and return how each ended. Raises ValueError for invalid ones."""
+    from hydra.types import RunMode
+
     if processes.place().world > 1:
         raise ValueError(
             "a sweep (-m) starts its jobs itself: run it without torchrun or srun, and for several"
             " processes a job set trainer.devices=N"
         )
     sweep = _Sweep(command, tuple(asked.overrides))
-    asked.overrides.append("hydra.mode=MULTIRUN")
-    with tempfile.TemporaryDirectory() as scratch, _checking(sweep.check):
-        # Hydra's own launcher and sweeper write nothing worth keeping; others write logs and
-        # results to the configured folder.
-        keeps = ("hydra/", "hydra.launcher", "hydra.sweeper")
-        if not any(word.startswith(keeps) for word in sweep.arguments):
-            asked.overrides.append(f"hydra.sweep.dir={scratch}")
-        try:
-            app.compose(command, asked, sweep.run)
-        except app.RunFailed as failure:
-            sweep.jobs += [] if failure.job in sweep.jobs else [failure.job]
-        except _Ended as ended:
-            if ended.refusal is not None:
-                raise ended.refusal from None
+    what: dict[str, Any] = {"config_name": asked.config_name or command.primary}
+    what["overrides"] = [*asked.overrides, "hydra.mode=MULTIRUN"]
+    with app.hydra(command.name) as hydra:
+        composed = hydra.compose_config(**what, run_mode=RunMode.MULTIRUN)
+        sweep.searches = not composed.hydra.sweeper._target_.endswith(".BasicSweeper")
+        if not sweep.searches:
+            jobs = sweep.check(hydra.config_loader, composed)
+        if not sweep.searches and composed.hydra.launcher._target_.endswith(".BasicLauncher"):
+            for number, (overrides, checked) in enumerate(jobs):
+                sweep.run(number, overrides, lambda checked=checked: checked)  # type: ignore[misc]
+        else:
+            try:
+                hydra.multirun(**what, task_function=sweep.launched, with_log_configuration=False)
+            except app.RunFailed as failure:
+                sweep.jobs += [] if failure.job in sweep.jobs else [failure.job]
+            except _Ended as ended:
+                if ended.refusal is not None:
+                    raise ended.refusal from None
     if command.close_sweep is not None:
         command.close_sweep(sweep.jobs)
     if sweep.found:
@@ -66,97 +68,74 @@ class _Sweep(Generic[T]):
         self.command = command
         self.arguments = arguments
         self.jobs: list[Job] = []
+        self.searches = False
         self.total: int | None = None  # if known
         self.found: list[tuple[float, str]] = []  # of a search: values and arguments
         self.process = os.getpid()
 
-    def check(self, sweeper: Any) -> None:
-        """Compose and check all jobs of Hydra's own sweeper, whose own check only composes them.
-
-        Raises ValueError for the first invalid job.
-        """
+    def check(self, loader: Any, composed: Any) -> list[tuple[Sequence[str], T]]:
+        """Compose and check the jobs of Hydra's own sweeper; return their overrides and configs."""
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.core.hydra_config import HydraConfig
+        from hydra.core.override_parser.overrides_parser import OverridesParser
         from omegaconf import open_dict
 
-        if self.total is not None:  # checked with the first batch
-            return
-        jobs = [list(overrides) for batch in sweeper.overrides for overrides in batch]
+        words = [f"{key}={value}" for key, value in (composed.hydra.sweeper.params or {}).items()]
+        parsed = OverridesParser.create(loader).parse_overrides([*words, *self.arguments])
+        (jobs,) = BasicSweeper.split_arguments(parsed, None)
         if not jobs:
             raise ValueError("the sweep has no jobs: one of its lists is empty")
-        self.total, printed = len(jobs), time.monotonic()
-        hydra = HydraConfig.instance()
-        before = hydra.cfg
-        try:
+        self.total, checked = len(jobs), []
+        with Bar("checking jobs", self.total, lines=True) as bar:
             for number, overrides in enumerate(jobs):
-                if time.monotonic() - printed > SECONDS_BETWEEN_LINES:
-                    printed = time.monotonic()
-                    app.say(self.command.name, f"checked {number} of {self.total} jobs")
-                loader = sweeper.hydra_context.config_loader
-                config = loader.load_sweep_config(sweeper.config, overrides)
+                config = loader.load_sweep_config(composed, overrides)
                 with open_dict(config):
                     config.hydra.job.id = config.hydra.job.num = number
-                    hydra.set_config(config)  # values may refer to it
+                    HydraConfig.instance().set_config(config)  # values may refer to it
                     del config["hydra"]
-                self.command.check(app.plain(config))
-        finally:
-            hydra.cfg = before
+                checked.append((overrides, self.command.check(app.plain(config))))
+                bar.advance()
+        return checked
 
-    def run(self, raw: dict[str, Any]) -> float | None:
-        """Check and run the job that Hydra has composed; return its value."""
+    def launched(self, config: Any) -> float | None:
+        """Check and run a job that Hydra has composed; return its value."""
         from hydra.core.hydra_config import HydraConfig
 
-        command, hydra = self.command, HydraConfig.get()
-        searches = not hydra.sweeper._target_.endswith(f".{OWN_SWEEPER}")
-        if searches:
+        hydra = HydraConfig.get()
+        if self.searches:
             _check_direction(hydra.sweeper)
-        arguments = " ".join(self._own(hydra.overrides.task))
-        total = self.total or hydra.sweeper.get("n_trials")
-        app.say(command.name, f"[{hydra.job.num + 1}{f'/{total}' if total else ''}] {arguments}")
+            self.total = hydra.sweeper.get("n_trials")
+        prepare = lambda: self.command.check(app.plain(config))  # noqa: E731
+        job = self.run(hydra.job.num, hydra.overrides.task, prepare)
+        if not job.fine and os.getpid() != self.process:
+            # In a process of another launcher, the error reports the failure to the cluster.
+            raise app.RunFailed(job)
+        if not job.fine and self.searches:
+            may_fail = hydra.sweeper.get("max_failure_rate") and job.status == "failed"
+            raise app.RunFailed(job) if may_fail else _Ended
+        if self.searches:
+            if job.value is None:
+                raise _Ended(ValueError("a search needs held-out data: set data.val_fraction"))
+            self.found.append((job.value, self.spelled(hydra.overrides.task)))
+        return job.value
+
+    def spelled(self, overrides: Sequence[str]) -> str:
+        """Return a job's arguments that differ from those of others."""
+        own = [override for override in overrides if override not in self.arguments]
+        return " ".join(override.lstrip("+") for override in own or overrides)
+
+    def run(self, number: int, overrides: Sequence[str], prepare: Callable[[], T]) -> Job:
+        """Announce and run a job."""
+        command, arguments = self.command, self.spelled(overrides)
+        of_all = f"/{self.total}" if self.total else ""
+        app.say(command.name, f"[{number + 1}{of_all}] {arguments}")
         try:
-            checked = command.check(raw)
-            if command.run_in_sweep is not None:
-                job = command.run_in_sweep(checked, searches)
-            else:
-                job = command.run(checked)
+            job = command.run(prepare())
         except Exception as error:
             line = app.explain(error, command, self.arguments) or f"{type(error).__name__}: {error}"
             job = Job(arguments, "failed", line)
         self.jobs.append(job)
-        if not job.fine and os.getpid() != self.process:
-            # In a process of another launcher, the error reports the failure to the cluster.
-            raise app.RunFailed(job)
-        if not job.fine and searches:
-            may_fail = hydra.sweeper.get("max_failure_rate") and job.status == "failed"
-            raise app.RunFailed(job) if may_fail else _Ended
-        if searches and job.value is not None:
-            self.found.append((job.value, arguments))
-        return job.value
-
-    def _own(self, overrides: Sequence[str]) -> list[str]:
-        """Return the arguments that differ between the jobs."""
-        own = [override for override in overrides if override not in self.arguments]
-        return [override.lstrip("+") for override in own or overrides]
-
-
-@contextlib.contextmanager
-def _checking(check: Callable[[Any], None]) -> Iterator[None]:
-    """Make Hydra's own sweeper call `check(sweeper)` instead of its own check of the jobs."""
-    from hydra.plugins.sweeper import Sweeper
-
-    validate = Sweeper.validate_batch_is_legal
-
-    def checked(sweeper: Any, batch: Sequence[Sequence[str]]) -> None:
-        # Compare names: Hydra imports its plugins again, so the classes are not identical.
-        if type(sweeper).__name__ == OWN_SWEEPER:
-            check(sweeper)
-        else:
-            validate(sweeper, batch)
-
-    Sweeper.validate_batch_is_legal = checked
-    try:
-        yield
-    finally:
-        Sweeper.validate_batch_is_legal = validate
+        return job
 
 
 def _check_direction(sweeper: Any) -> None:

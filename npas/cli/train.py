@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from npas import config as schema
 from npas.cli import app, entry, runs
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from npas.reporting.results import Result
     from npas.training import Experiment
 
-Within = Literal["sweep", "search"] | None
 NAME = "npas-train"
 AGAIN = "the same command resumes the run"
 
@@ -41,9 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train",
         keys,
         _check,
-        _start,
+        run,
         close_sweep,
-        lambda asked, has_value: _start(asked, "search" if has_value else "sweep"),
         after_interrupt=f"; {AGAIN}",
     )
     # A Python program that calls this, with arguments, expects SIGTERM to end the program.
@@ -56,10 +54,8 @@ def keys() -> set[str]:
     return {*schema.known_keys(), "run"}
 
 
-def _check(raw: dict[str, Any]) -> tuple[Config, str | None]:
-    """Check a config; return it with a note on `run=`, if any. Raises ValueError."""
-    config, note = runs.check_arguments(raw)
-    return as_started(config), note
+def _check(raw: dict[str, Any]) -> Config:
+    return as_started(runs.check_arguments(raw))
 
 
 def as_started(config: Config) -> Config:
@@ -70,19 +66,8 @@ def as_started(config: Config) -> Config:
     return config
 
 
-def _start(asked: tuple[Config, str | None], within: Within = None) -> Job:
-    config, note = asked
-    if note is not None:
-        app.say(NAME, note)
-    return run(config, within)
-
-
-def run(config: Config, within: Within = None) -> Job:
-    """Train one config, unless it is done already, and write its result file.
-
-    In a sweep less is printed; in a search the job must have a value. Raises ValueError for user
-    errors.
-    """
+def run(config: Config) -> Job:
+    """Train one config, unless it is done already, and write its result file."""
     if config.verbose:
         logging.getLogger("npas").setLevel(logging.DEBUG)
     folder = schema.run_dir(config)
@@ -93,17 +78,17 @@ def run(config: Config, within: Within = None) -> Job:
         is_alone = processes.place().world == 1
         try:
             if config.trainer.devices > 1 and is_alone:
-                return _run_in_workers(config, folder, within)
+                return _run_in_workers(config, folder)
             # One of several processes may stop only together with the others.
             with contextlib.nullcontext() if is_alone else signals.deferred():
-                return _run_here(config, folder, within)
+                return _run_here(config, folder)
         except signals.Preempted:
             line = f"nothing was lost: {_again(config)}"
             app.say(NAME, f"stopped by a signal; {line}")
             return Job(str(folder), app.PREEMPTED, line)
 
 
-def _run_in_workers(config: Config, folder: Path, within: Within) -> Job:
+def _run_in_workers(config: Config, folder: Path) -> Job:
     """Train in several processes on this machine. Raises ValueError for user errors."""
     from npas.reporting import results
     from npas.training.launch import WorkersFailed, launch
@@ -112,7 +97,7 @@ def _run_in_workers(config: Config, folder: Path, within: Within) -> Job:
         return job
     before = _stored(folder)
     try:
-        result = launch(config.trainer, _work, schema.to_dict(config), within)
+        result = launch(config.trainer, _work, schema.to_dict(config))
     except WorkersFailed as failure:
         found = _stored(folder)
         is_recorded = found is not None and found != before and found.status == "failed"
@@ -129,13 +114,11 @@ def _run_in_workers(config: Config, folder: Path, within: Within) -> Job:
     return Job(*result)
 
 
-def _work(raw: dict[str, Any], within: Within) -> tuple[Any, ...] | str:
+def _work(raw: dict[str, Any]) -> tuple[Any, ...] | str:
     """Run in one of the workers; return the job as plain data, or the message of a user error."""
     try:
-        with app.one_line_messages(NAME):
-            config, _ = _check(raw)
-            with signals.watching("keep"):
-                job = run(config, within)
+        with app.one_line_messages(NAME), signals.watching("keep"):
+            job = run(_check(raw))
     except processes.Refused as error:
         return str(error)
     except app.Reported:
@@ -147,7 +130,7 @@ def _work(raw: dict[str, Any], within: Within) -> tuple[Any, ...] | str:
     return job.name, job.status, job.detail, job.value
 
 
-def _run_here(config: Config, folder: Path, within: Within) -> Job:
+def _run_here(config: Config, folder: Path) -> Job:
     """Train in this process, together with the others of its group."""
     from npas.cli.recording import locked_folder
     from npas.training import build, prepare, stored_grouping
@@ -174,18 +157,13 @@ def _run_here(config: Config, folder: Path, within: Within) -> Job:
         grouping = process.from_leader(grouping)
         with process.together():
             experiment = build(config, grouping)
-            if within == "search" and not experiment.task.has_validation:
-                raise ValueError(
-                    "a search needs held-out data, but"
-                    f" data.val_fraction={config.data.val_fraction} holds none out: set it"
-                )
         with process.together():
             prepare(experiment)
         runs.warn_of_ignored(NAME, config)
         if (mode := mode_of(config)) != config.wandb.mode:
             app.say(NAME, f"WANDB_MODE={mode} overrules wandb.mode={config.wandb.mode}")
-        app.echo(_what_follows(experiment, within))
-        return _train(experiment, folder, within)
+        app.echo(_what_follows(experiment))
+        return _train(experiment, folder)
 
 
 def _try(config: Config, folder: Path) -> Job:
@@ -205,13 +183,13 @@ def _try(config: Config, folder: Path) -> Job:
     return Job(str(folder))
 
 
-def _train(experiment: Experiment, folder: Path, within: Within) -> Job:
+def _train(experiment: Experiment, folder: Path) -> Job:
     """Train, record the result, and print how it ended."""
     from npas.cli.recording import record, remedy
 
     config = experiment.config
     try:
-        result = record(experiment, folder, lambda found: app.echo(_what_follows(found, within)))
+        result = record(experiment, folder, lambda found: app.echo(_what_follows(found)))
     except OSError as error:
         line = f"{folder} cannot be written ({error.strerror}): {remedy(error)}"
         if experiment.process.world > 1:
@@ -225,8 +203,7 @@ def _train(experiment: Experiment, folder: Path, within: Within) -> Job:
     if ended is not None:
         app.say(NAME, f"{result.status}: {ended}; {folder}")
         return Job(str(folder), result.status, ended)
-    dense = _dense_figure(config, experiment.task.selection_metric)
-    app.echo(f"{result.status}: {_summary(result)}{dense}; {folder}")
+    app.echo(f"{result.status}: {_summary(result)}; {folder}")
     return Job(str(folder), result.status, _summary(result), _value(result))
 
 
@@ -243,20 +220,8 @@ def _skipped(config: Config, folder: Path) -> Job | None:
     """Return the job of a run that is done already, else None."""
     if config.force or (done := _finished(config, folder)) is None:
         return None
-    _warn_of_other_start(config, done)
     app.echo(f"skipped: {_summary(done)}; {folder} (force=true trains it again)")
     return Job(str(folder), "skipped", _summary(done), _value(done))
-
-
-def _warn_of_other_start(config: Config, done: Result) -> None:
-    """Warn if the weights of `sharing.init` have changed since the run started from them."""
-    if config.sharing.weights is not None and done.init is not None:
-        from npas.training.initial import weights_sum
-
-        with contextlib.suppress(ValueError, OSError):  # the file may be gone
-            if weights_sum(Path(config.sharing.weights)) != done.init.weights:
-                line = f"the weights of sharing.init={config.sharing.init} have changed since"
-                app.say(NAME, f"warning: {line}")
 
 
 def close_sweep(jobs: list[Job]) -> None:
@@ -274,15 +239,11 @@ def close_sweep(jobs: list[Job]) -> None:
     by_budget.close_sweep([Path(job.name) for job in jobs if job.fine], app.echo)
 
 
-def _what_follows(experiment: Experiment, within: Within = None) -> str:
-    """Describe what is about to be trained: the allocation, or the search for groups.
-
-    In a sweep, only the allocation's last line is shown, the budget.
-    """
+def _what_follows(experiment: Experiment) -> str:
+    """Describe what is about to be trained: the allocation, or the search for groups."""
     config, lines = experiment.config, []
     if experiment.stage == "train":
-        plan = runs.plan_text(experiment.model, experiment.allocation)
-        lines.append(plan.splitlines()[-1] if within else plan)
+        lines.append(runs.plan_text(experiment.model, experiment.allocation))
         if config.pruning.method is not None:
             from npas.sharing import count_parameters
             from npas.training import pruning
@@ -313,27 +274,23 @@ def _what_follows(experiment: Experiment, within: Within = None) -> str:
 
 
 def _stored(folder: Path) -> Result | None:
-    from npas.reporting import results
-
-    try:
-        return results.read(folder)
-    except (ValueError, OSError):
-        return None
-
-
-def _finished(config: Config, folder: Path) -> Result | None:
-    """Return the result of this config if it was trained to the end."""
+    """Read a run's result; None if there is no valid one."""
     from npas.reporting import results
 
     if not (folder / results.FILE_NAME).exists():
         return None
     try:
-        result = results.read(folder)
+        return results.read(folder)
     except (ValueError, OSError) as error:
         app.say(NAME, f"warning: the run counts as unfinished: {error}")
         return None
-    same = result.config_hash == schema.config_hash(config)
-    return result if same and result.status == "done" else None
+
+
+def _finished(config: Config, folder: Path) -> Result | None:
+    """Return the result of this config if it was trained to the end."""
+    result = _stored(folder)
+    same = result is not None and result.config_hash == schema.config_hash(config)
+    return result if result and same and result.status == "done" else None
 
 
 def _summary(result: Result) -> str:
@@ -346,22 +303,13 @@ def _summary(result: Result) -> str:
     text = f"asked {budget.asked}, allowed {budget.allowed:,}, used {budget.used:,} parameters"
     text += f"; test {metric} {figure(metric, metrics.last[metric])}{where} (last epoch)"
     if metrics.selected is not None:
-        epoch = _chosen_epoch(result, str(metrics.selected_on), metrics.selected)
         chosen = figure(metric, metrics.selected[metric])
-        text += f", {chosen} ({epoch}chosen on {metrics.selected_on})"
+        text += f", {chosen} (chosen on {metrics.selected_on})"
     if (artifact := result.artifact) is not None:
         assert artifact.metrics is not None
         read_back = figure(metric, artifact.metrics[metric])
         text += f"; artifact {artifact.bytes:,} bytes, {read_back} read back"
     return text
-
-
-def _chosen_epoch(result: Result, chosen_on: str, chosen: dict[str, float | None]) -> str:
-    """Return "epoch N, " for the last epoch with the chosen value, or "" if none is recorded."""
-    metric, history = chosen_on.replace(" ", "/", 1), result.history or {}
-    measured = zip(history.get("epoch", []), history.get(metric, []), strict=False)
-    epochs = [epoch for epoch, value in measured if value == chosen.get(metric)]
-    return f"epoch {max(epochs)}, " if epochs else ""
 
 
 def _value(result: Result) -> float | None:
@@ -376,17 +324,6 @@ def _value(result: Result) -> float | None:
     name = held_out[0]  # the main metric comes first
     is_loss = name.removeprefix("val/") in LOSSES
     return -min(history[name]) if is_loss else max(history[name])
-
-
-def _dense_figure(config: Config, metric: str) -> str:
-    """Return the committed figure of the dense network, or ""."""
-    from npas.reporting import tables
-
-    if config.budget == schema.DENSE or config.data.source == schema.SYNTHETIC:
-        return ""
-    dense = tables.dense_figure(config, metric)
-    unit = "" if metric in LOSSES else "%"
-    return "" if dense is None else f"; dense: {dense}{unit} over {dense.n} seeds"
 
 
 if __name__ == "__main__":

@@ -19,10 +19,7 @@ def is_path(value: str) -> bool:
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Map layers, or patterns of layers, to groups, from a run's folder or a JSON file.
-
-    Raises ValueError if the file is missing or malformed.
-    """
+    """Map layers, or patterns of layers, to groups, from a run's folder or a JSON file."""
     try:
         if path.is_dir() and not (path / GROUPS_FILE).exists():
             raise ValueError(f"the folder holds no {GROUPS_FILE}")

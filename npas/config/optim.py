@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from npas.utils.checks import above, at_least, at_most, below
+from npas.utils.checks import intervals
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,11 @@ class MuonConfig:
     newton_schulz_steps: int = 5
 
     def __post_init__(self) -> None:
-        for kind in ("bank", "coefficient", "embedding", "head", "vector"):
-            above(f"optim.muon.{kind}_lr", getattr(self, f"{kind}_lr"), 0)
-        for key in ("beta1", "momentum_start"):
-            at_least(f"optim.muon.{key}", getattr(self, key), 0)
-            below(f"optim.muon.{key}", getattr(self, key), 1)
-        at_least("optim.muon.momentum_warmup_steps", self.momentum_warmup_steps, 0)
-        at_least("optim.muon.newton_schulz_steps", self.newton_schulz_steps, 1)
-        at_most("optim.muon.newton_schulz_steps", self.newton_schulz_steps, 100)
+        rates = ("bank_lr", "coefficient_lr", "embedding_lr", "head_lr", "vector_lr")
+        intervals("optim.muon.", self, **dict.fromkeys(rates, "(0, inf)"))
+        intervals("optim.muon.", self, beta1="[0, 1)", momentum_start="[0, 1)")
+        intervals("optim.muon.", self, momentum_warmup_steps="[0, inf)")
+        intervals("optim.muon.", self, newton_schulz_steps="[1, 100]")
 
 
 @dataclass(frozen=True)
@@ -73,20 +70,14 @@ class OptimConfig:
     muon: MuonConfig = field(default_factory=MuonConfig)
 
     def __post_init__(self) -> None:
-        for key in ("lr", "gamma", "decay_fraction"):
-            above(f"optim.{key}", getattr(self, key), 0)
-        for key in ("momentum", "beta2", "ema_decay", "weight_decay", "warmup_epochs", "clip_norm"):
-            at_least(f"optim.{key}", getattr(self, key), 0)
-        for key in ("momentum", "beta2", "ema_decay"):
-            below(f"optim.{key}", getattr(self, key), 1)
-        at_most("optim.decay_fraction", self.decay_fraction, 1)
-        at_least("optim.min_lr", self.min_lr, 0)
-        at_most("optim.min_lr", self.min_lr, self.lr)
+        rates = ("lr", "gamma", "bank_lr", "coefficient_lr")
+        intervals("optim.", self, **dict.fromkeys(rates, "(0, inf)"), decay_fraction="(0, 1]")
+        intervals("optim.", self, momentum="[0, 1)", beta2="[0, 1)", ema_decay="[0, 1)")
+        least_0 = ("weight_decay", "warmup_epochs", "clip_norm")
+        intervals("optim.", self, **dict.fromkeys(least_0, "[0, inf)"), min_lr=f"[0, {self.lr}]")
         for key in ("bank_lr", "coefficient_lr"):
-            if (rate := getattr(self, key)) is not None:
-                above(f"optim.{key}", rate, 0)
-                if self.name == "muon":
-                    raise ValueError(f"optim.name=muon ignores optim.{key}: set optim.muon.{key}")
+            if self.name == "muon" and getattr(self, key) is not None:
+                raise ValueError(f"optim.name=muon ignores optim.{key}: set optim.muon.{key}")
         if self.name in ("sgd", "muon") and self.nesterov and self.momentum == 0:
             raise ValueError(
                 "optim.nesterov=true needs momentum: set optim.momentum above 0 or "

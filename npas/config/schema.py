@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from npas.config.optim import OptimConfig
 from npas.config.sharing import LONGEST, SharingConfig
 from npas.utils.budget import parse_budget
-from npas.utils.checks import above, at_least, at_most, below
+from npas.utils.checks import at_least, below, intervals
 from npas.utils.packing import Packing
 
 # Raise it when a fix changes the results of an unchanged config: results before and after cannot be
@@ -41,9 +41,8 @@ class SyntheticConfig:
     batch_size: int = 2
 
     def __post_init__(self) -> None:
-        for key in ("train", "test", "epochs", "batch_size"):
-            at_least(f"data.synthetic.{key}", getattr(self, key), 1)
-            at_most(f"data.synthetic.{key}", getattr(self, key), LONGEST)
+        keys = ("train", "test", "epochs", "batch_size")
+        intervals("data.synthetic.", self, **dict.fromkeys(keys, f"[1, {LONGEST}]"))
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,7 @@ class DataConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        if self.val_fraction is not None:
-            at_least("data.val_fraction", self.val_fraction, 0)
-            below("data.val_fraction", self.val_fraction, 1)
-        at_least("data.workers", self.workers, 0)
-        at_most("data.workers", self.workers, MOST_PROCESSES)
+        intervals("data.", self, val_fraction="[0, 1)", workers=f"[0, {MOST_PROCESSES}]")
 
 
 @dataclass(frozen=True)
@@ -89,14 +84,11 @@ class DistillConfig:
     cache: str | None = None
 
     def __post_init__(self) -> None:
-        if self.teacher is not None and not self.teacher.strip():
-            raise ValueError("distill.teacher must not be empty: name a run, dense, or null")
-        at_least("distill.weight", self.weight, 0)
-        at_most("distill.weight", self.weight, 1)
-        above("distill.temperature", self.temperature, 0)
-        at_least("distill.hidden_weight", self.hidden_weight, 0)
-        if self.cache is not None and not self.cache.strip():
-            raise ValueError("distill.cache must not be empty: name a folder, or null")
+        intervals("distill.", self, weight="[0, 1]", temperature="(0, inf)")
+        intervals("distill.", self, hidden_weight="[0, inf)")
+        for key in ("teacher", "cache"):
+            if not (getattr(self, key) or "a name").strip():
+                raise ValueError(f"distill.{key} must not be empty: set a path, or null")
         if self.cache is not None and self.hidden:
             raise ValueError("distill.cache keeps only logits: set distill.hidden=[], or no cache")
 
@@ -126,14 +118,8 @@ class PruningConfig:
             key = f"pruning.amount.{pattern}" if pattern else "pruning.amount"
             at_least(key, amount, 0)
             below(key, amount, 1)
-        for key in ("start", "end"):
-            at_least(f"pruning.{key}", getattr(self, key), 0)
-            below(f"pruning.{key}", getattr(self, key), 1)
-        if self.schedule == "gradual":
-            at_least("pruning.end", self.end, self.start)
-        for key in ("times", "batches"):
-            at_least(f"pruning.{key}", getattr(self, key), 1)
-            at_most(f"pruning.{key}", getattr(self, key), MOST_PRUNINGS)
+        most, first = f"[1, {MOST_PRUNINGS}]", self.start if self.schedule == "gradual" else 0
+        intervals("pruning.", self, start="[0, 1)", end=f"[{first}, 1)", times=most, batches=most)
 
 
 @dataclass(frozen=True)
@@ -160,12 +146,10 @@ class TrainerConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for key in ("devices", "grad_accum_steps", "keep_last", "log_every"):
-            at_least(f"trainer.{key}", getattr(self, key), 1)
-        at_most("trainer.devices", self.devices, MOST_PROCESSES)
-        at_least("trainer.checkpoint_every", self.checkpoint_every, 0)
-        if self.max_seconds is not None:
-            above("trainer.max_seconds", self.max_seconds, 0)
+        keys = ("grad_accum_steps", "keep_last", "log_every")
+        intervals("trainer.", self, **dict.fromkeys(keys, "[1, inf)"))
+        intervals("trainer.", self, devices=f"[1, {MOST_PROCESSES}]", max_seconds="(0, inf)")
+        intervals("trainer.", self, checkpoint_every="[0, inf)")
 
 
 @dataclass(frozen=True)
@@ -230,11 +214,8 @@ class Config:
         for key in ("run_root", "resume"):
             if not getattr(self, key).strip():
                 raise ValueError(f"{key} must not be empty")
-        at_least("seed", self.seed, 0)
-        below("seed", self.seed, 2**32)
-        for key in ("epochs", "batch_size"):
-            at_least(key, getattr(self, key), 1)
-            at_most(key, getattr(self, key), LONGEST)
+        most = f"[1, {LONGEST}]"
+        intervals("", self, seed=f"[0, {2**32})", epochs=most, batch_size=most)
         for key in ("model", "task"):
             node = getattr(self, key)
             if isinstance(node, Mapping) and not isinstance(node.get("family"), str):
@@ -283,10 +264,7 @@ class Config:
 
 
 def canonical_budget(text: str) -> str:
-    """Return the canonical form of a budget, which names the run's folder.
-
-    Raises ValueError for an invalid budget, and for a quotient without a finite decimal form.
-    """
+    """Return the canonical form of a budget, which names the run's folder."""
     try:
         found = parse_budget(text).canonical
     except ValueError as error:

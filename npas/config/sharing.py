@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from npas.utils import plugins
-from npas.utils.checks import at_least, at_most, join, near
+from npas.utils.checks import intervals, join, near
 
 LONGEST = 1_000_000  # epochs, or images a batch: more is a typing error, and may fill the memory
 MOST_TEMPLATES = 1000  # of a layer: more is a typing error, and would fill the memory
@@ -38,9 +38,7 @@ class SearchConfig:
     templates: int = 4
 
     def __post_init__(self) -> None:
-        at_least("sharing.search.epochs", self.epochs, 1)
-        at_most("sharing.search.epochs", self.epochs or 1, LONGEST)
-        at_least("sharing.search.templates", self.templates, 2)
+        intervals("sharing.search.", self, epochs=f"[1, {LONGEST}]", templates="[2, inf)")
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,7 @@ class SharingConfig:
         if self.generator not in (own := get_args(Generator)):
             others = plugins.names("scheme")
             if self.generator not in others:
-                hint = near(self.generator, [*own, *others])
-                if not hint.endswith("?"):
-                    hint += ", or install its package"
+                hint = f"{near(self.generator, [*own, *others])} (or install its package)"
                 raise ValueError(f"sharing.generator: there is no {self.generator!r}; {hint}")
         if isinstance(self.groups, str) and not is_grouping(self.groups):
             raise ValueError(
@@ -110,22 +106,11 @@ class SharingConfig:
                 f"sharing.templates={self.templates} needs groups of one shape, which "
                 f"sharing.groups={self.groups} does not find: set a budget instead of templates"
             )
-        if self.groups in SEARCHED and self.group_weights:
+        fixed = self.is_structured or (self.groups == "learned" and self.generator == "avg")
+        if self.groups in SEARCHED and fixed:
             raise ValueError(
-                f"sharing.group_weights names groups, but sharing.groups={self.groups} has none"
-                " yet: set sharing.groups=RUN, the folder of a run that found groups"
-            )
-        if self.groups == "learned" and (self.is_structured or self.generator == "avg"):
-            raise ValueError(
-                "sharing.groups=learned groups layers by their coefficients, but "
+                f"sharing.groups={self.groups} groups layers by their coefficients, but "
                 f"sharing.generator={self.generator} has none: choose wavg or emb"
-            )
-        if self.is_structured:
-            self._check_structured()
-        if self.upsample_templates > 1 and self.upsampler != "inter":
-            raise ValueError(
-                f"sharing.upsample_templates={self.upsample_templates} needs "
-                f"sharing.upsampler=inter, not {self.upsampler}"
             )
         if self.weights is not None:  # the path is hashed: write it in one form
             path = os.path.normpath(self.weights)
@@ -143,30 +128,13 @@ class SharingConfig:
                 f"sharing.init={self.init} has no shared templates for "
                 "sharing.recurrence_weight: set it to 0, or set sharing.templates"
             )
-        if isinstance(self.templates, int):
-            at_least("sharing.templates", self.templates, 1)
-            at_most("sharing.templates", self.templates, MOST_TEMPLATES)
-        for key in ("num_groups", "max_templates", "upsample_templates"):
-            at_least(f"sharing.{key}", getattr(self, key), 1)
-        for key in ("recurrence_weight", "lsm_every", "low_rank", "fit_batches"):
-            at_least(f"sharing.{key}", getattr(self, key), 0)
-        if not self.train_coefficients and self.generator != "wavg":
-            raise ValueError(
-                "sharing.train_coefficients=false needs sharing.generator=wavg, not "
-                f"{self.generator}"
-            )
-        if self.allocator == "reference":
-            if self.coefficient_init not in ("orthogonal", "released"):
-                raise ValueError(
-                    f"sharing.coefficient_init={self.coefficient_init} does not go with "
-                    "sharing.allocator=reference: set sharing.coefficient_init=released or "
-                    "sharing.allocator=npas"
-                )
-            if self.low_rank or self.upsample_templates > 1 or not self.train_coefficients:
-                raise ValueError(
-                    "sharing.allocator=reference has neither sharing.low_rank, "
-                    "sharing.upsample_templates nor fixed coefficients: set sharing.allocator=npas"
-                )
+        if self.templates != "layers":
+            intervals("sharing.", self, templates=f"[1, {MOST_TEMPLATES}]")
+        for least, keys in (
+            (1, ("num_groups", "max_templates", "upsample_templates")),
+            (0, ("recurrence_weight", "lsm_every", "low_rank", "fit_batches")),
+        ):
+            intervals("sharing.", self, **dict.fromkeys(keys, f"[{least}, inf)"))
 
     @property
     def is_structured(self) -> bool:
@@ -182,22 +150,6 @@ class SharingConfig:
     def weights(self) -> str | None:
         """Return the path of the run or file to start from, if any."""
         return (self.init or "").partition(":")[2] or None if self.fits else self.init
-
-    def _check_structured(self) -> None:
-        starts = ("orthogonal", "sparse") if self.generator == "channels" else ("orthogonal",)
-        for key, is_supported in (
-            ("templates", self.templates is None),
-            ("groups", self.groups not in SEARCHED),
-            ("upsample_templates", self.upsample_templates == 1),
-            ("recurrence_weight", not self.recurrence_weight),
-            ("coefficient_init", self.coefficient_init in starts),
-            ("allocator", self.allocator == "npas"),
-        ):
-            if not is_supported:
-                raise ValueError(
-                    f"sharing.{key}={getattr(self, key)} needs coefficients such as those of "
-                    f"sharing.generator=wavg; {self.generator} has others or none"
-                )
 
 
 def is_grouping(text: str) -> bool:

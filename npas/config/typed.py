@@ -30,8 +30,7 @@ T = TypeVar("T")
 def build(kind: type[T], raw: object, prefix: str = "", known: Iterable[str] | None = None) -> T:
     """Build the dataclass `kind` from a mapping.
 
-    `prefix` is the node's full name, empty at the top; errors suggest keys out of `known`. Raises
-    ValueError for unknown keys and wrong types.
+    `prefix` is the node's full name, empty at the top; errors suggest keys out of `known`.
     """
     if not isinstance(raw, Mapping):
         raise ValueError(f"{prefix or 'the config'} must be a mapping of keys, got {raw!r}")

@@ -89,11 +89,10 @@ def planned_count(*overrides: str) -> int:
 def planned(*overrides: str) -> Allocation:
     """Return the allocation of the run of these overrides, whose groups must not need a search."""
     from npas.sharing import plan
-    from npas.training.experiment import check_groups, plan_keywords
+    from npas.training.experiment import plan_keywords
 
     config = compose(*overrides)
     model = _network(config)
-    check_groups(config, model, None)
     return plan(model, config.budget, **plan_keywords(config, None))
 
 

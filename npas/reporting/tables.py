@@ -372,16 +372,3 @@ def _origin(cells: Sequence[Cell]) -> str:
             text += f"; {count} in {ranks} processes x {grad_accum_steps} parts"
     changed = sum(run.git.dirty is True for run in runs)
     return text + (f"; {changed} of a tree with uncommitted changes." if changed else ".")
-
-
-def dense_figure(
-    config: schema.Config, metric: str = "accuracy", root: Path | None = None
-) -> Summary | None:
-    """Summarize the last epoch's `metric` of committed dense runs of this config, if any."""
-    dense = dataclasses.replace(config, budget=schema.DENSE, sharing=schema.SharingConfig())
-    committed = result_files.collect((root or results_root()) / "runs", config.exp).values()
-    return summarize(
-        _measured(result, metric)
-        for result in committed
-        if result.status == "done" and result.config_hash == _hash(dense, result.seed)
-    )

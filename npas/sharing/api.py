@@ -33,7 +33,6 @@ from npas.sharing.install import (
 from npas.sharing.loops import refuse_loops
 from npas.sharing.planning import Groups, Names, fit_inside, plan, refuse_meta
 from npas.utils.budget import BudgetLike
-from npas.utils.keywords import renamed
 from npas.utils.packing import Packing
 from npas.utils.printing import Shown
 
@@ -41,7 +40,6 @@ ALLOCATION_FILE = "allocation.json"
 SHARED_FOLDER = "shared"  # in a directory for the hub
 
 
-@renamed(layout="allocator", coefficients="coefficient_init")
 def share(
     model: nn.Module,
     budget: BudgetLike | None = None,

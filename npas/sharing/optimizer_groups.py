@@ -12,12 +12,10 @@ from typing import Any
 from torch import nn
 
 from npas.sharing.layers import PREFIX
-from npas.utils.keywords import renamed
 
 _SHARED = re.compile(rf"(?:^|\.){PREFIX}(\w+?)(?:\.original\d*)?$")  # also where parametrized
 
 
-@renamed(decay_norms="decay_norm_bias")
 def param_groups(
     model: nn.Module,
     weight_decay: float,

@@ -21,14 +21,12 @@ from npas.sharing.structured import check_generator
 from npas.sharing.upsample import UPSAMPLERS
 from npas.utils.budget import BudgetLike
 from npas.utils.checks import near
-from npas.utils.keywords import renamed
 from npas.utils.packing import Packing
 
 Names = str | Iterable[str] | None
 Groups = str | Mapping[str, str | int]
 
 
-@renamed(layout="allocator", coefficients="coefficient_init")
 def plan(
     model: nn.Module,
     budget: BudgetLike | None = None,

@@ -14,9 +14,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,39 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from npas.config import Config
 from npas.config.renames import modernize
 from npas.tasks.common.checksums import sha256
 from npas.tasks.common.files import give_usual_mode
-from npas.utils.json_data import decode, read_json, shown
+from npas.utils.json_data import decode, read_json
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.json"
 _NAME = re.compile(r"step-(\d+)(\.tmp-\d+)?")
+
+
+@dataclass
+class Progress:
+    """The progress of a training, as stored in its checkpoints."""
+
+    step: int = 0  # optimizer steps done
+    epoch: int = 0  # whole epochs done, evaluated and saved
+    logged: int = 0  # lines of the log
+    prunings: int = 0  # times that filters were pruned
+    elapsed_s: float = 0.0  # including earlier, resumed parts of the run
+    metrics: dict[str, float] | None = None  # of the last epoch, on held-out data
+    best: dict[str, Any] | None = None  # step, epoch and metrics of the best epoch
+    history: dict[str, list[float]] = field(default_factory=dict)  # held-out metrics by epoch
+    wandb_id: str | None = None
+    # Earlier parts of the run with another number of ranks or batch parts, and their last steps.
+    earlier: list[dict[str, int]] = field(default_factory=list)
+
+    def is_over(self, config: Config) -> bool:
+        """Return whether the training has reached its epochs or `trainer.max_seconds`."""
+        most_s = config.trainer.max_seconds
+        return self.epoch >= config.epochs or (most_s is not None and self.elapsed_s >= most_s)
 
 
 @dataclass(frozen=True)
@@ -43,24 +66,20 @@ class Checkpoint:
     folder: Path
     state: dict[str, Any]
 
-    def tensors(self, name: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Read the tensors saved as `name`, onto the CPU.
-
-        Raises ValueError if they are missing, or if names, shapes or dtypes differ from `like`.
-        """
-        file = f"{name}.safetensors"
+    @property
+    def progress(self) -> Progress:
+        """Return the training's progress at this checkpoint."""
         with self.refusing():
-            found = safetensors.torch.load_file(self.folder / file)
-            for key, tensor in (like or {}).items():
-                other = found[key]
-                if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
-                    raise ValueError(
-                        f"{key!r} in {file} is {list(other.shape)}, {other.dtype}, but the run's is"
-                        f" {list(tensor.shape)}, {tensor.dtype}"
-                    )
-            if more := found.keys() - (found if like is None else like).keys():
-                raise ValueError(f"{file} has {shown(min(more))}, which the run lacks")
-        return found
+            return Progress(**self.state["progress"])
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Read the tensors saved as `name`, onto the CPU."""
+        with self.refusing():
+            return safetensors.torch.load_file(self.folder / f"{name}.safetensors")
+
+    def has(self, name: str) -> bool:
+        """Return whether tensors were saved as `name`."""
+        return (self.folder / f"{name}.safetensors").exists()
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
@@ -73,10 +92,6 @@ class Checkpoint:
                 f"{self.folder} does not fit this run ({' '.join(reason.split())}): remove that"
                 " folder to resume from the checkpoint before it, or set resume=never"
             ) from None
-
-    def has(self, name: str) -> bool:
-        """Return whether tensors were saved as `name`."""
-        return (self.folder / f"{name}.safetensors").exists()
 
 
 class Checkpoints:
@@ -94,9 +109,7 @@ class Checkpoints:
         best: int | None = None,
     ) -> Path:
         """Write a checkpoint of `step`; remove all but the newest ones and that of step `best`."""
-        final = self.path(step)
-        scratch = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-        _remove(scratch)
+        final, scratch = self.path(step), self._scratch(step)
         scratch.mkdir(parents=True)
         try:
             for name, group in tensors.items():
@@ -126,23 +139,17 @@ class Checkpoints:
                     log.warning("skipping a checkpoint: %s", error)
         return None
 
-    def settle(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Rename a complete checkpoint whose writer was killed before the renaming."""
-        final = self.path(checkpoint.state["step"])
-        if checkpoint.folder == final or checkpoint.folder.parent != self.folder:
-            return checkpoint
-        _remove(final)  # invalid, or `newest` would have returned it
-        checkpoint.folder.rename(final)
-        _sync(self.folder)
-        return Checkpoint(final, checkpoint.state)
-
-    def adopt(self, checkpoint: Checkpoint) -> None:
-        """Copy a checkpoint from another run's folder if it is not in this one."""
-        final = self.path(checkpoint.state["step"])
-        if not final.exists():
-            scratch = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-            shutil.copytree(checkpoint.folder, scratch)
-            scratch.rename(final)
+    def take(self, found: Checkpoint) -> Checkpoint:
+        """Copy another run's checkpoint here, or rename one whose writer was killed before that."""
+        final, source = self.path(found.state["step"]), found.folder
+        if source != final:
+            if source.parent != self.folder:
+                source = self._scratch(found.state["step"])
+                shutil.copytree(found.folder, source)
+            _remove(final)
+            source.rename(final)
+            _sync(self.folder)
+        return Checkpoint(final, found.state)
 
     def clear(self, after: int = -1) -> None:
         """Remove the checkpoints of steps after `after`."""
@@ -159,13 +166,17 @@ class Checkpoints:
         found = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)]
         return sorted(found, key=lambda path: (_step_of(path), _is_finished(path)))
 
+    def _scratch(self, step: int) -> Path:
+        scratch = self.folder / f"step-{step:08d}.tmp-{os.getpid()}"
+        _remove(scratch)
+        return scratch
+
     def _prune(self) -> None:
         """Remove all but the newest checkpoints and those that these name as best."""
-        finished = [path for path in self.folders() if _is_finished(path)]
-        kept = finished[-self.keep :]
+        kept = [path for path in self.folders() if _is_finished(path)][-self.keep :]
         best = [_best_of(path) for path in kept]
         for folder in self.folders():
-            if folder not in kept and not (folder in finished and _step_of(folder) in best):
+            if folder not in kept and not (_is_finished(folder) and _step_of(folder) in best):
                 _remove(folder)
 
 
@@ -184,17 +195,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise ValueError(f"{folder} has format {written}; this npas reads {FORMAT}")
     if "config" in state:
         state["config"] = modernize(state["config"])
-    for part in state.get("progress", {}).get("earlier", ()):
-        if "accumulation" in part:
-            part["grad_accum_steps"] = part.pop("accumulation")
     return Checkpoint(folder, state)
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
-    """Open the checkpoint at `path`, or the newest one of the run or folder at `path`.
-
-    Raises ValueError if there is no valid one.
-    """
+    """Open the checkpoint at `path`, or the newest one of the run or folder at `path`."""
     if not path.is_dir():
         raise ValueError(f"there is no folder {path}: name a run's folder")
     if (path / MANIFEST).exists():
@@ -206,9 +211,9 @@ def find_checkpoint(path: Path) -> Checkpoint:
         damaged += len(store.folders())
     if damaged:
         raise ValueError(f"all {damaged} checkpoints in {path} are damaged: train the run again")
-    if (path / "config.yaml").exists():  # a run that ended before it saved one
-        raise ValueError(f"{path} holds no checkpoint: train it by npas-train run={path}")
-    raise ValueError(f"{path} holds no checkpoint: name a run's folder")
+    is_run = (path / "config.yaml").exists()  # one that ended before it saved a checkpoint
+    advice = f"train it by npas-train run={path}" if is_run else "name a run's folder"
+    raise ValueError(f"{path} holds no checkpoint: {advice}")
 
 
 def _step_of(folder: Path) -> int:

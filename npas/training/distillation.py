@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from npas.sharing.distillation import distillation_loss, logits
 from npas.tasks import base
 from npas.tasks.base import Batch, Task
 from npas.training import initial
-from npas.training.experiment import Experiment, build_network
+from npas.training.experiment import Experiment, build_network, to_device
 from npas.training.grouping import SEARCH
 from npas.training.teacher_cache import TeacherCache
 
@@ -40,41 +41,26 @@ class Distilled:
         self.outputs: dict[str, dict[str, Any]] = {"student": {}, "teacher": {}}
         for role, network in (("student", student), ("teacher", teacher)):
             modules = dict(network.named_modules())
-            for name in ("", *self._hidden(modules, role)):
-                modules[name].register_forward_hook(self._keeper(role, name))
-
-    def _hidden(self, modules: dict[str, nn.Module], role: str) -> list[str]:
-        found = []
-        for pattern in self.settings.hidden:
-            names = fnmatch.filter(modules, pattern)
-            if not names:
-                raise ValueError(f"distill.hidden: the {role} has no module {pattern!r}")
-            found += names
-        return found
-
-    def _keeper(self, role: str, name: str) -> Any:
-        kept = self.outputs[role]
-
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            kept[name] = output
-
-        return keep
+            for pattern in ("", *self.settings.hidden):
+                names = fnmatch.filter(modules, pattern)
+                if not names:
+                    raise ValueError(f"distill.hidden: the {role} has no module {pattern!r}")
+                for name in names:
+                    keep = partial(self.outputs[role].__setitem__, name)
+                    modules[name].register_forward_hook(lambda m, a, out, keep=keep: keep(out))
 
     def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
         """Return the task's own weights of a batch's parts."""
         return self.task.part_weights(parts, world)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and the sums to log, as `Task.loss` does.
-
-        Raises ValueError if student and teacher outputs differ in shape.
-        """
+        """Return the loss and the sums to log, as `Task.loss` does."""
         loss, found = self.task.loss(model, batch)
         ours, theirs = self.outputs["student"], self.outputs["teacher"]
-        if self.cache is not None:
-            theirs[""] = self.cache.read(batch, self.taught)
-        else:
+        if self.cache is None:
             self._teach(batch)
+        else:
+            theirs[""] = self.cache.read(batch, self.taught)
         weight = self.settings.weight
         try:
             soft = distillation_loss(ours[""], theirs[""], self.settings.temperature)
@@ -120,10 +106,7 @@ def _tensor(output: Any) -> Tensor | None:
 
 
 def prepare(experiment: Experiment) -> None:
-    """Load the teacher, if any, and check on one batch that its outputs match the student's.
-
-    Raises ValueError if it is missing or its outputs differ in shape.
-    """
+    """Load the teacher, if any, and check on one batch that its outputs match the student's."""
     config, task, process = experiment.config, experiment.task, experiment.process
     name = config.distill.teacher
     if name is None or experiment.stage == SEARCH:
@@ -132,9 +115,7 @@ def prepare(experiment: Experiment) -> None:
         teacher = _dense(config, task) if name == DENSE else initial.restore(Path(name))
     except ValueError as error:
         raise ValueError(f"distill.teacher={name}: {error}") from None
-    teacher.to(process.device)
-    if process.device.type == "cuda":
-        teacher.to(memory_format=torch.channels_last)
+    to_device(teacher, process.device)
     learner = Distilled(config, task, experiment.model, teacher)
     local = base.rank_share(config.batch_size, process.world, config.trainer.grad_accum_steps)
     batch = next(
@@ -147,9 +128,7 @@ def prepare(experiment: Experiment) -> None:
     with torch.no_grad():
         learner.loss(experiment.model, batch)
         if config.distill.cache is not None and not config.dry_run:
-            cache = TeacherCache(config, task, teacher, process)
-            cache.refuse_full(learner.taught(batch), batch.size)
-            learner.cache = cache
+            learner.cache = TeacherCache(config, task, teacher, process)
     experiment.model.train(was_training)
     experiment.distilled = learner
 
@@ -172,12 +151,11 @@ def _dense(config: Config, task: Task) -> nn.Module:
             " name a run as the teacher"
         )
     networks = []
-    for seed in (config.seed, config.seed + 1):
-        networks.append(build_network(dataclasses.replace(dense, seed=seed % 2**32), task.spec))
+    for seed in (config.seed, (config.seed + 1) % 2**32):  # what differs is fresh
+        networks.append(build_network(dataclasses.replace(dense, seed=seed), task.spec))
         if config.sharing.weights is not None:
             initial.load_into(networks[-1], Path(config.sharing.weights))
-    network, other = networks
-    drawn = other.state_dict()
+    network, drawn = networks[0], networks[1].state_dict()
     fresh = [name for name, own in network.state_dict().items() if not own.equal(drawn[name])]
     if not fresh:
         return network

@@ -86,31 +86,22 @@ class Process:
             increment_version(tensor)
         return tensor
 
-    def any(self, flag: Tensor) -> Tensor:
-        """Return the maximum of all processes' flags, in place and on the device."""
-        return self.total(flag, dist.ReduceOp.MAX)
-
-    def share_buffers(self, model: nn.Module) -> None:
-        """Copy rank 0's buffers to every process: each has its own batch norm statistics."""
-        self._broadcast(model.buffers())
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Copy rank 0's tensors to every process."""
+        for tensor in tensors if self.world > 1 else ():
+            dist.broadcast(tensor.detach(), 0)
+            increment_version(tensor)  # collectives do not; cached weights compare versions
 
     def share_all(self, model: nn.Module) -> None:
         """Copy rank 0's parameters and buffers to every process."""
-        self._broadcast(model.parameters())
-        self.share_buffers(model)
-
-    def _broadcast(self, tensors: Iterable[Tensor]) -> None:
-        if self.world > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor.detach(), 0)
-                increment_version(tensor)  # collectives do not; cached weights compare versions
+        self.share([*model.parameters(), *model.buffers()])
 
 
 class StopVote:
     """Stop all processes after the same step when a signal or the clock asks any of them to.
 
     A vote is cast after each step and counted after the next, so no process waits for it.
-    `elapsed_s` is the time that all agree on, in seconds; `clock` returns this process's own.
+    `elapsed_s` is the time that all agree on, `clock` returns this process's own.
     """
 
     def __init__(self, process: Process, elapsed_s: float, clock: Callable[[], float]) -> None:
@@ -165,10 +156,7 @@ def this_process(trainer: TrainerConfig) -> Process:
 
 @contextlib.contextmanager
 def joined(trainer: TrainerConfig) -> Iterator[Process]:
-    """Join the process group that torchrun, srun or `launch` started, if any.
-
-    Raises ValueError for a missing device, or if another number of processes was started.
-    """
+    """Join the process group that torchrun, srun or `launch` started, if any."""
     global _joined
     here = processes.place()
     if trainer.devices not in (1, here.local_world, here.world):

@@ -20,10 +20,7 @@ from npas.training.precision import Precision
 
 
 def one_step(experiment: Experiment) -> str:
-    """Take the run's first step; return its loss, time and memory as a line of text.
-
-    Raises ValueError if the loss or the gradient is not finite.
-    """
+    """Take the run's first step; return its loss, time and memory as a line of text."""
     config, task, process = experiment.config, experiment.task, experiment.process
     task.setup()
     meter, precision = Meter(process), Precision(config.precision, process.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,13 +10,11 @@ import torch
 from torch import nn
 
 from npas import models, sharing, tasks
-from npas.config import DENSE, FITTED, Config, search_epochs
-from npas.config.groups_file import GROUPS_FILE
+from npas.config import DENSE, FITTED, Config, load_config, search_epochs
 from npas.models import InputSpec
 from npas.sharing import Allocation, api, install, pruning
 from npas.sharing.budget import spell_count
 from npas.sharing.layer_similarity import recurrence_reward
-from npas.sharing.layers import find_layers
 from npas.sharing.search import plan_search
 from npas.sharing.structured import makes_whole
 from npas.tasks import base
@@ -25,8 +22,6 @@ from npas.tasks.base import Batch, Learner, Task
 from npas.training import seeding
 from npas.training.distributed import Process, this_process
 from npas.training.grouping import SEARCH, TRAIN, Grouping
-
-log = logging.getLogger(__name__)
 
 # Keys of `sharing` that do not change the plan.
 OF_TRAINING = {"search", "recompute", "recurrence_weight", "lsm_every", "init", "fit_batches"}
@@ -60,17 +55,17 @@ class Experiment:
 
     @property
     def learner(self) -> Learner:
-        """Return what computes the training loss: the task, or the task with a teacher."""
+        """What computes the training loss: the task, or the task with a teacher."""
         return self.distilled or self.task
 
     @property
     def epochs(self) -> int:
-        """Return the number of epochs of this stage."""
+        """The number of epochs of this stage."""
         return search_epochs(self.config) if self.stage == SEARCH else self.config.epochs
 
     @property
     def recurrence_weight(self) -> float:
-        """Return the weight of the recurrence reward, 0 in a search."""
+        """The weight of the recurrence reward, 0 in a search."""
         shares = self.allocation is not None and self.stage == TRAIN
         return self.config.sharing.recurrence_weight if shares else 0.0
 
@@ -96,6 +91,30 @@ class Experiment:
         return f"{size} = {' x '.join([*factors, rest])}" if factors else rest
 
 
+def check(raw: Mapping[str, Any]) -> Config:
+    """Check a complete config with its families' keys. Raises ValueError."""
+    quick = load_config(raw)
+    family = tasks.family(quick.task["family"])
+    config = load_config(raw, models.family(quick.model["family"]).Config, family.Config)
+    if (settle := getattr(family, "settle", None)) is not None:  # settings read from the data
+        config = dataclasses.replace(config, task=settle(config.task, config.data))
+    return config
+
+
+def build_task(config: Config, device: torch.device | None = None) -> Task:
+    """Build a config's task, by default on the CPU; reads no data."""
+    family = tasks.family(config.task.family)
+    device = device or torch.device("cpu")
+    task: Task = family.Task(config.task, config.data, seed=config.seed, device=device)
+    return task
+
+
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to a device, on GPUs with channels last."""
+    model.to(device)
+    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
+
+
 def build(
     config: Config,
     grouping: Grouping | None = None,
@@ -106,23 +125,16 @@ def build(
 
     If groups are learned and no grouping is given, the experiment is the search. A `task` of an
     earlier stage saves reading the data again. For `stored`, see `build_network`.
-
-    Raises ValueError for an infeasible budget or a missing device.
     """
     process = this_process(config.trainer)
     base.rank_share(config.batch_size, process.world, config.trainer.grad_accum_steps)
     seeding.set_determinism(config.deterministic)
     seeding.set_tf32(config.trainer.tf32, process.device)
-    if task is None:
-        task = tasks.family(config.task.family).Task(
-            config.task, config.data, seed=config.seed, device=process.device
-        )
+    task = task or build_task(config, process.device)
     stage = SEARCH if search_epochs(config) and grouping is None else TRAIN
     model = build_network(config, task.spec, grouping, stored)
     allocation = api.allocation(model) if install.is_shared(model) else None
-    model.to(process.device)
-    if process.device.type == "cuda":
-        model.to(memory_format=torch.channels_last)
+    to_device(model, process.device)
     return Experiment(config, process, task, model, allocation, stage, grouping)
 
 
@@ -149,7 +161,6 @@ def build_network(
         return _share_for_search(config, model)
     if config.budget == DENSE or config.sharing.fits:  # `initial.start` shares a fit
         return model
-    check_groups(config, model, grouping)
     keywords = plan_keywords(config, grouping) | {"recompute": config.sharing.recompute}
     model = api.share(model, config.budget, **keywords)
     if weight := config.sharing.recurrence_weight:
@@ -163,10 +174,7 @@ def build_network(
 def build_dense(
     config: Config, spec: InputSpec, architecture: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Build the dense network for a task's inputs, with masks on filters that will be pruned.
-
-    Raises ValueError if the network's filters cannot be pruned.
-    """
+    """Build the dense network for a task's inputs, with masks on filters that will be pruned."""
     model = models.build(config.model, spec, architecture)
     if (method := config.pruning.method) is not None:
         try:
@@ -197,31 +205,6 @@ def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str,
     if grouping is not None:
         keywords |= {"groups": grouping.groups, "num_groups": None}
     return keywords
-
-
-def check_groups(config: Config, model: nn.Module, grouping: Grouping | None = None) -> None:
-    """Warn if groups given layer by layer leave layers out, as another network's groups may.
-
-    Raises ValueError if the groups were learned for this network.
-    """
-    named = config.sharing.groups if grouping is None else grouping.groups
-    if not isinstance(named, dict) or any(set(name) & set("*?[") for name in named):
-        return
-    layers = find_layers(model, config.sharing.include, config.sharing.exclude)
-    left_out = [layer.spec.name for layer in layers if layer.spec.name not in named]
-    if left_out and grouping is not None:
-        raise ValueError(
-            f"the run's {GROUPS_FILE} lacks {left_out[0]}: delete that file to find the groups"
-            " again"
-        )
-    if left_out:
-        log.warning(
-            "sharing.groups leaves %d of %d shareable layers unshared (%s, ...): if the groups are"
-            " another network's, find this one's with sharing.groups=learned",
-            len(left_out),
-            len(layers),
-            left_out[0],
-        )
 
 
 def _share_for_search(config: Config, model: nn.Module) -> nn.Module:

@@ -75,10 +75,7 @@ def read(run_dir: Path) -> Grouping | None:
 
 
 def by_kmeans(vectors: Sequence[Sequence[float]], num_groups: int, seed: int) -> list[int]:
-    """Cluster vectors by k-means, without normalization; return each one's cluster.
-
-    Raises ValueError if there are fewer distinct vectors than groups.
-    """
+    """Cluster vectors by k-means, without normalization; return each one's cluster."""
     distinct = len({tuple(vector) for vector in vectors})
     if distinct < num_groups:
         raise ValueError(

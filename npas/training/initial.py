@@ -8,10 +8,8 @@ weights.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
-import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,20 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from npas import config as schema
-from npas import models, tasks
 from npas.config import DENSE, Config, run_dir
-from npas.sharing import (
-    Allocation,
-    GroupAllocation,
-    activations,
-    api,
-    install,
-    pruning,
-)
+from npas.sharing import Allocation, GroupAllocation, activations, api, install, pruning
 from npas.sharing.layers import (
     PREFIX,
     SCALES,
@@ -42,23 +33,30 @@ from npas.sharing.layers import (
     upsampler_name,
 )
 from npas.sharing.pruning import MASK
+from npas.sharing.storage import WEIGHTS_FILE
 from npas.tasks import base
 from npas.tasks.base import Task
-from npas.tasks.common.files import write_whole
-from npas.training import dense_weights
 from npas.training.checkpoint import MANIFEST, find_checkpoint
-from npas.training.experiment import Experiment, Start, build_network, plan_keywords
+from npas.training.experiment import (
+    Experiment,
+    Start,
+    build_network,
+    build_task,
+    check,
+    plan_keywords,
+)
 from npas.training.grouping import SEARCH, from_dict
-from npas.training.progress import read_progress
 from npas.training.state import AVERAGED, load_weights, to_resume, trained_checkpoint
-from npas.utils.json_data import decode, read_json
+from npas.utils.json_data import read_json
 
 log = logging.getLogger(__name__)
 
 # Names of norms' tensors in BERT's first checkpoints, which are still in use.
 OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
-START_FILE = "init.json"
 NAMED = 3  # most fresh tensors that a message names
+# transformers splits large networks: the index maps each tensor to one of several files.
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".bin.index.json")
 
 
 def start(experiment: Experiment) -> None:
@@ -71,6 +69,8 @@ def start(experiment: Experiment) -> None:
         return
     fits = config.sharing.fits and config.budget != DENSE
     if (before := to_resume(config, run_dir(config), experiment.stage)) is not None:
+        if before.state.get("start"):
+            experiment.start = Start(**before.state["start"])
         if fits:
             plan = Allocation.from_dict(before.state["allocation"])
             install.install(model, plan, config.sharing.recompute)
@@ -78,17 +78,18 @@ def start(experiment: Experiment) -> None:
         return
     path = None if config.sharing.weights is None else Path(config.sharing.weights)
     try:
-        own = _sum_of(model) if path is None else ""
+        digest = _sum_of(model) if path is None else ""
         if fits:
             done = fit(model, config, path, experiment.task)
             experiment.allocation = api.allocation(model)
         else:
             done = "" if path is None else load_into(model, path)
         if done:
-            experiment.start = Start(own if path is None else weights_sum(path), done)
-            log.info("sharing.init: %s", done)
+            experiment.start = Start(digest if path is None else weights_sum(path), done)
     except ValueError as error:
         raise ValueError(f"sharing.init={config.sharing.init}: {error}") from None
+    if done:
+        log.info("sharing.init: %s", done)
 
 
 def fit(model: nn.Module, config: Config, path: Path | None, task: Task) -> str:
@@ -105,8 +106,7 @@ def fit(model: nn.Module, config: Config, path: Path | None, task: Task) -> str:
         api.share(model, config.budget, init="fit", **keywords)
     for warning in caught:
         log.warning("sharing.init: %s", warning.message)
-    errors = install.shared_weights(model).errors
-    return "; ".join([*done, f"fitted, {errors}"])
+    return "; ".join([*done, f"fitted, {install.shared_weights(model).errors}"])
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def weights_sum(path: Path) -> str:
         name = AVERAGED if checkpoint.has(AVERAGED) else "model"
         return str(read_json(checkpoint.folder / MANIFEST)[f"{name}.safetensors"])
     digest = hashlib.sha256()
-    for file in dense_weights.files(path):
+    for file in weight_files(path):
         with open(file, "rb") as opened:
             while chunk := opened.read(1 << 20):
                 digest.update(chunk)
@@ -151,29 +151,50 @@ def _sum_of(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def write_start(start: Start, folder: Path) -> None:
-    """Store a run's `Start` in its folder."""
-    write_whole(folder / START_FILE, json.dumps(dataclasses.asdict(start), indent=1) + "\n")
+def weight_files(path: Path) -> list[Path]:
+    """Return the sorted weight files of a file or folder. Raises ValueError if there are none."""
+    found = [path]
+    if path.is_dir():
+        known = (WEIGHTS_FILE, INDEX_FILE)
+        found = [path / name for name in known if (path / name).is_file()] or sorted(path.iterdir())
+    if pickled := [file.name for file in found if file.name.endswith(PICKLED)]:
+        raise ValueError(
+            f"{pickled[0]} is a pickle, which can run code when it is read: save the weights as"
+            f" {WEIGHTS_FILE}, as transformers' save_pretrained does"
+        )
+    first = found[0] if found else path
+    if first.name.endswith(INDEX_FILE):
+        try:
+            return sorted({first.parent / name for name in read_json(first)["weight_map"].values()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{first.name} has no weight_map of files: get it again") from None
+    if path.is_dir() and first.name != WEIGHTS_FILE:
+        raise ValueError(f"the folder holds neither checkpoints nor {WEIGHTS_FILE}: name a run")
+    return [first]
 
 
-def read_start(folder: Path) -> Start | None:
-    """Return the `Start` stored in a run's folder; None if there is none."""
-    try:
-        found: Start = decode(Start, read_json(folder / START_FILE))
-        return found
-    except (OSError, ValueError):
-        return None
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Read dense weights. Raises ValueError if a file is missing, damaged or a shared network's."""
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        if (file.parent / api.ALLOCATION_FILE).is_file():
+            raise ValueError(
+                "npas.save wrote a shared network there: name its run, or the output of npas-export"
+            )
+        try:
+            tensors |= safetensors.torch.load_file(file)
+        except (SafetensorError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{file.name} is not a valid .safetensors file ({reason})") from None
+    return tensors
 
 
 def load_into(model: nn.Module, path: Path) -> str:
-    """Copy a run's banks, or dense weights into a dense network; return what was done.
-
-    Raises ValueError if there are no weights that fit.
-    """
+    """Copy a run's banks, or dense weights into a dense network; return what was done."""
     if not path.exists():
         raise ValueError("there is no such file or folder: name a run, or a .safetensors file")
     if not _is_run(path):
-        return _copy_dense(model, dense_weights.read(path), path)
+        return _copy_dense(model, _read_weights(path), path)
     stored = restore(path)
     if pruning.has_masks(stored):
         pruning.silence(stored)
@@ -273,7 +294,7 @@ def take_over(model: nn.Module, theirs: Allocation, tensors: Mapping[str, Tensor
         index += len(group.layers)
     names, scales = {}, model.get_buffer(SCALES).clone()
     given: dict[int, float] = {}
-    layers, index = 0, 0
+    banks, layers, index = 0, 0, 0
     for g, group in enumerate(api.allocation(model).groups):
         if group.bank:
             if _kind(group) not in known:
@@ -283,21 +304,20 @@ def take_over(model: nn.Module, theirs: Allocation, tensors: Mapping[str, Tensor
             for count in {len(layer.templates) for layer in group.layers}:
                 for kind, name in generator_names(model, g, count).items():
                     names[name] = generator_name(kind, there, count)
-            for i, (own, other) in enumerate(
-                zip(group.layers, theirs.groups[there].layers, strict=True)
-            ):
+            others = theirs.groups[there].layers
+            for i, (own, other) in enumerate(zip(group.layers, others, strict=True)):
                 if own.learned[0]:
                     names[upsampler_name(index + i)] = upsampler_name(first + i)
                 scale = float(tensors[SCALES][other.scale])
                 if own.templates and given.setdefault(own.scale, scale) != scale:
                     return ""  # their scales differ where ours are one scale
                 scales[own.scale] = scale
+            banks += 1
             layers += sum(1 for layer in group.layers if layer.templates)
         index += len(group.layers)
     for name, other_name in names.items():
         model.get_parameter(name).copy_(tensors[other_name])
     model.get_buffer(SCALES).copy_(scales)
-    banks = sum(1 for group in api.allocation(model).groups if group.bank)
     return f"{banks} bank{'s' * (banks != 1)} of {layers} layers taken over as trained"
 
 
@@ -310,30 +330,15 @@ def _kind(group: GroupAllocation) -> GroupAllocation:
 def restore(path: Path) -> nn.Module:
     """Build the network of a checkpoint, or of a run's newest one, with its weights, on the CPU."""
     checkpoint = trained_checkpoint(path)
-    config, grouping = _config(checkpoint.state["config"]), checkpoint.state.get("grouping")
-    if not (progress := read_progress(checkpoint)).is_over(config):
+    config, grouping = check(checkpoint.state["config"]), checkpoint.state.get("grouping")
+    if config.budget == DENSE and hasattr(config.model, "pretrained"):  # the checkpoint has more
+        unread = type(config.model).pretrained
+        config = replace(config, model=replace(config.model, pretrained=unread))
+    if not (progress := checkpoint.progress).is_over(config):
         log.warning(
             "%s has trained %d of its %d epochs so far", path, progress.epoch, config.epochs
         )
-    task = tasks.family(config.task.family).Task(
-        config.task, config.data, seed=config.seed, device=torch.device("cpu")
-    )
     grouped = from_dict(grouping) if grouping else None
-    model = build_network(config, task.spec, grouped, checkpoint.state)
+    model = build_network(config, build_task(config).spec, grouped, checkpoint.state)
     load_weights(model, checkpoint)
     return model
-
-
-def _config(raw: Mapping[str, object]) -> Config:
-    """Check a stored config, and drop its pretrained weights, which the checkpoint replaces."""
-    quick = schema.load_config(raw)
-    config = schema.load_config(
-        raw,
-        models.family(quick.model["family"]).Config,
-        tasks.family(quick.task["family"]).Config,
-    )
-    if config.budget == DENSE:  # a shared network's scales were measured on the pretrained weights
-        own = {key.name: key.default for key in dataclasses.fields(config.model)}
-        if "pretrained" in own:
-            config = replace(config, model=replace(config.model, pretrained=own["pretrained"]))
-    return config

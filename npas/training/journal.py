@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from npas.config import DENSE
-from npas.training.console import ProgressDisplay
 from npas.training.experiment import Experiment
 from npas.training.grouping import TRAIN
 from npas.training.meter import Diverged, peak_memory_bytes
@@ -16,6 +15,7 @@ from npas.training.metrics import Norms, layer_similarity, norms_at_divergence
 from npas.training.state import TrainState
 from npas.training.tracking import Tracker
 from npas.utils.git import git_state
+from npas.utils.progress import Bar
 
 NO_METRICS: dict[str, Any] = {"last": {}, "selected": None, "selected_on": None}
 
@@ -65,18 +65,18 @@ class Journal(contextlib.ExitStack):
         )
         progress.wandb_id = self.tracker.wandb_id
         total = experiment.epochs * steps_per_epoch
-        self.display = ProgressDisplay(total, progress.step) if process.is_main else None
+        self.bar = Bar("", total, progress.step, lines=True) if process.is_main else None
 
     def __enter__(self) -> Journal:
         self.enter_context(self.tracker)
-        if self.display is not None:
-            self.enter_context(self.display)
+        if self.bar is not None:
+            self.enter_context(self.bar)
         return self
 
     def step(self) -> None:
         """Show that one more step is done."""
-        if self.display is not None:
-            self.display.step(self.state.progress.step)
+        if self.bar is not None:
+            self.bar.advance()
 
     def report(self, figures: dict[str, float]) -> None:
         """Record figures of the latest step."""
@@ -85,8 +85,10 @@ class Journal(contextlib.ExitStack):
         record = {"step": progress.step, "epoch": epoch, **figures}
         self.tracker.log(record)
         progress.logged = self.tracker.lines
-        if self.display is not None:
-            self.display.show(record)
+        if self.bar is not None:
+            shown = {k: v for k, v in record.items() if k.startswith(("train/", "val/"))}
+            text = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
+            self.bar.what = f"epoch {epoch}  {text}"
 
     def compare_layers(self) -> None:
         """Record layer similarity matrices at the start and every `sharing.lsm_every` epochs."""

@@ -1,147 +1,101 @@
-"""Start the workers of `trainer.devices=N` on this machine, with torch's elastic launcher.
+"""Start the workers of `trainer.devices=N` on this machine.
 
 All workers get one config that Hydra has composed. Signals are passed on to the workers, which
-finish their step and save; torch's own handling would kill them after 30 seconds.
+finish their step and save. If this process dies, torch's spawn sends them SIGINT.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
-import tempfile
-import threading
-import time
-import uuid
+import socket
+import sys
 from collections.abc import Callable, Iterator
+from multiprocessing import get_context
 from typing import Any
 
 import torch
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from npas.config import TrainerConfig
 from npas.utils import signals
-
-POLL_S = 0.2
 
 
 class WorkersFailed(Exception):
     """A worker failed or was killed by a signal."""
 
     def __init__(self, rank: int, code: int) -> None:
-        super().__init__(_describe(rank, code))
         self.was_killed = code < 0
+        line = f"rank {rank} failed (its traceback is above)"
+        if self.was_killed:
+            line = f"rank {rank} was killed by {signal.Signals(-code).name}"
+            line += ", perhaps out of memory" if -code == signal.SIGKILL else ""
+        super().__init__(line)
 
 
 def launch(trainer: TrainerConfig, work: Callable[..., Any], *arguments: Any) -> Any:
     """Run `work(*arguments)` in `trainer.devices` processes; return rank 0's result.
 
-    Both must be picklable. Raises ValueError if there are fewer GPUs, WorkersFailed if a worker
-    died or raised an error, whose traceback the worker has printed.
+    Both must be picklable.
     """
     gpus = torch.cuda.device_count() if trainer.device != "cpu" else 0
     if 0 < gpus < trainer.devices:
         raise ValueError(f"trainer.devices={trainer.devices}, but this machine has {gpus} GPUs")
-    # The worker itself reports a failure in fewer lines.
-    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    messenger = _Messenger(trainer.devices)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        _surroundings(trainer.devices),
-        signals.deferred(forward=messenger.send),
-    ):
-        start = elastic_launch(
-            LaunchConfig(
-                min_nodes=1,
-                max_nodes=1,
-                nproc_per_node=trainer.devices,
-                logs_specs=DefaultLogsSpecs(log_dir=scratch),
-                run_id=uuid.uuid4().hex,
-                rdzv_backend="c10d",
-                rdzv_endpoint="localhost:0",
-                local_addr="localhost",
-                max_restarts=0,
-                signals_to_handle="SIGQUIT",  # none of ours
-            ),
-            _work_beside_parent,
-        )
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.CRITICAL)
+    started: list[Any] = []
+
+    def send(number: int) -> None:
+        # A worker that is starting ends silently on SIGTERM.
+        number = number if number == signal.SIGKILL else signal.SIGTERM
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    result = get_context("spawn").SimpleQueue()
+    with _threads_of_each(trainer.devices), signals.deferred(forward=send):
+        how = (trainer.devices, port, result, work, arguments)
+        workers = spawn(_work, how, trainer.devices, join=False)
+        started += workers.processes
+        if signals.requested():  # while they were started
+            send(signal.SIGTERM)
         try:
-            return start(work, os.getpid(), arguments)[0]
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            raise WorkersFailed(rank, failure.exitcode) from None
+            while not workers.join():
+                pass
+        except ProcessRaisedException as error:
+            raise WorkersFailed(error.error_index, 1) from None
+        except ProcessExitedException as error:
+            raise WorkersFailed(error.error_index, error.exit_code) from None
+    return result.get()
+
+
+def _work(
+    rank: int, world: int, port: int, result: Any, work: Callable[..., Any], arguments: Any
+) -> None:
+    ranks = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+    os.environ |= {key: str(value) for key, value in ranks.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        found = work(*arguments)
+    except KeyboardInterrupt:  # which torch's spawn would take for success
+        sys.exit(128 + signal.SIGINT)
+    if rank == 0:
+        result.put(found)
 
 
 @contextlib.contextmanager
-def _surroundings(workers: int) -> Iterator[None]:
-    """Give each worker its part of the cores; undo torch's changes to this process on exit."""
-    threads, quits = os.environ.get("OMP_NUM_THREADS"), signal.getsignal(signal.SIGQUIT)
-    if threads is None:  # if each worker used every core, all would be slower than one alone
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers
-        os.environ["OMP_NUM_THREADS"] = str(max(1, cores // workers))
+def _threads_of_each(workers: int) -> Iterator[None]:
+    """Give each worker its part of the cores: all of them would be slower than one alone."""
+    if "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // workers))
     try:
         yield
     finally:
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGQUIT, quits or signal.SIG_DFL)
-
-
-def _work_beside_parent(work: Callable[..., Any], parent: int, arguments: tuple[Any, ...]) -> Any:
-    """Run a worker's work, then exit if the parent is gone: torch would wait for it forever.
-
-    During the work, the kernel sends SIGINT on the parent's death: the worker saves and ends.
-    """
-    try:
-        return work(*arguments)
-    finally:
-        threading.Thread(target=_leave_after, args=(parent,), daemon=True).start()
-
-
-def _leave_after(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(POLL_S)
-    os._exit(1)
-
-
-class _Messenger:
-    """Pass a signal on to all workers, including those not yet started."""
-
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
-        self.signaled: set[int] = set()
-
-    def send(self, number: int) -> None:
-        if number != signal.SIGKILL:
-            number = signal.SIGTERM  # a worker that is starting ends silently on SIGTERM
-        self._send_to_started(number)
-        if len(self.signaled) < self.workers and number != signal.SIGKILL:
-            threading.Thread(target=self._keep_sending, args=(number,), daemon=True).start()
-
-    def _keep_sending(self, number: int) -> None:
-        while len(self.signaled) < self.workers:
-            time.sleep(POLL_S)
-            self._send_to_started(number)
-
-    def _send_to_started(self, number: int) -> None:
-        for child in multiprocessing.active_children():
-            if child.pid is not None and (
-                child.pid not in self.signaled or number == signal.SIGKILL
-            ):
-                self.signaled.add(child.pid)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child.pid, number)
-
-
-def _describe(rank: int, code: int) -> str:
-    if code >= 0:
-        return f"rank {rank} failed (its traceback is above)"
-    name = signal.Signals(-code).name
-    hint = ", perhaps out of memory" if name == "SIGKILL" else ""
-    return f"rank {rank} was killed by {name}{hint}"
+        del os.environ["OMP_NUM_THREADS"]

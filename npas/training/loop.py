@@ -34,10 +34,7 @@ from npas.utils import signals
 
 
 def train(experiment: Experiment, run_dir: Path) -> Outcome:
-    """Train `experiment.model` in place, from the newest checkpoint in `run_dir` if any.
-
-    Raises ValueError, before any step, if data are missing or the checkpoint is another config's.
-    """
+    """Train `experiment.model` in place, from the newest checkpoint in `run_dir` if any."""
     config, task, model = experiment.config, experiment.task, experiment.model
     process, epochs = experiment.process, experiment.epochs
     learner, reward = experiment.learner, experiment.recurrence_weight

@@ -5,6 +5,7 @@ import sys
 import time
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from npas.training.distributed import Process
@@ -48,7 +49,7 @@ class Meter:
             self.sums[key] = self.sums.get(key, 0) + value.double()
         self.samples += size
         self.steps += 1
-        went_wrong = self.process.any((~finite).float())
+        went_wrong = self.process.total((~finite).float(), dist.ReduceOp.MAX)
         first = (went_wrong > 0) & (self.bad_step < 0)
         self.bad_step = torch.where(first, step, self.bad_step)
         before_N = norms_N if self.bad_norms_N is None else self.bad_norms_N

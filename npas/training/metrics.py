@@ -28,7 +28,7 @@ def measure(
 ) -> dict[str, float]:
     """Evaluate on "val" or "test" in all processes. Raises Diverged if a metric is not finite."""
     with precision.autocast():
-        process.share_buffers(model)
+        process.share(model.buffers())  # each has its own batch norm statistics
         metrics = task.evaluate(model, split, rank=process.rank, world=process.world)
     if not all(math.isfinite(value) for value in metrics.values()):
         raise Diverged(f"metrics on the {split} part ({metrics})", step)

@@ -13,10 +13,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """The compute dtype and, for fp16, the gradient scaler of one training.
-
-    Raises ValueError if the device does not support the dtype.
-    """
+    """The compute dtype and, for fp16, the gradient scaler of one training."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.dtype = DTYPES.get(name)

@@ -19,9 +19,9 @@ from npas.models import InputSpec
 from npas.sharing import count_parameters, pruning
 from npas.sharing.budget import PruningReport
 from npas.tasks.base import inference_flops
+from npas.training.checkpoint import Progress
 from npas.training.experiment import Experiment, build_dense
 from npas.training.grouping import TRAIN
-from npas.training.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Pruner:
             return
         progress.prunings, progress.best = len(due), None
         model, process = self.experiment.model, self.experiment.process
-        process.share_buffers(model)  # batch norm statistics affect the ranks of feature maps
+        process.share(model.buffers())  # batch norm statistics affect the ranks of feature maps
         scores = self._ranks() if settings.method == "hrank" else pruning.magnitudes(model)
         chosen = pruning.choose(model, pruning.counts(model, settings.amount, due[-1]), scores)
         kept = pruning.keep(model, process.from_leader(chosen))

@@ -48,8 +48,7 @@ DIGITS = 7  # of a stored number, about the precision of float32
 def stored_grouping(config: Config, run_dir: Path) -> Grouping | None:
     """Return the grouping of the run's finished search; None if there is none.
 
-    It is stored in the run's folder and in every checkpoint trained with it. Raises ValueError if
-    it is damaged or another run's, or if `config.resume` names no checkpoint of this config.
+    It is stored in the run's folder and in every checkpoint trained with it.
     """
     if not search_epochs(config) or starts_again(config):
         return None
@@ -72,8 +71,7 @@ def search_groups(experiment: Experiment, run_dir: Path) -> tuple[Outcome, Group
     """Train the search's network, cluster its layers and write `groups.json`.
 
     The search is a run of its own in the sub-folder `search`, and resumes from its newest
-    checkpoint. The grouping is None if the search did not finish. Raises ValueError if the layers
-    do not differ enough for the number of groups.
+    checkpoint. The grouping is None if the search did not finish.
     """
     assert experiment.stage == SEARCH
     process = experiment.process

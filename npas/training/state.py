@@ -26,16 +26,20 @@ from npas.config import (
     is_excluded,
     to_dict,
 )
-from npas.config.groups_file import GROUPS_FILE
 from npas.sharing import Allocation, api, install
 from npas.tasks.common.files import write_whole
 from npas.training.averaging import AveragedWeights, restoring
-from npas.training.checkpoint import Checkpoint, Checkpoints, find_checkpoint, open_checkpoint
+from npas.training.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    Progress,
+    find_checkpoint,
+    open_checkpoint,
+)
 from npas.training.experiment import Experiment
-from npas.training.grouping import SEARCH, TRAIN, from_dict
+from npas.training.grouping import SEARCH, TRAIN
 from npas.training.meter import Meter
 from npas.training.precision import Precision
-from npas.training.progress import Progress, read_progress
 from npas.training.pruning import Pruner
 
 log = logging.getLogger(__name__)
@@ -69,7 +73,6 @@ class TrainState:
         self.run_dir = run_dir
         self.store = Checkpoints(run_dir / "checkpoints", self.config.trainer.keep_last)
         self.progress = Progress()
-        self.origin: str | None = None  # the path that `resume` named, if it came from there
         self.since = time.perf_counter()
 
     def elapsed_s(self) -> float:
@@ -101,7 +104,7 @@ class TrainState:
             "allocation": api.allocation(self.model).to_dict() if shares else None,
             "architecture": self.architecture,
             "ranks": self.process.world,
-            "origin": self.origin,
+            "start": asdict(self.experiment.start) if self.experiment.start else None,
         }
         tensors = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}
         if self.averaged:
@@ -113,89 +116,52 @@ class TrainState:
         best = self.progress.best
         self.store.save(self.progress.step, state, tensors, best["step"] if best else None)
 
-    def resume(self) -> bool:
-        """Restore the checkpoint that `config.resume` asks for; return whether there is one.
-
-        Raises ValueError, naming the keys that differ, if it is another config's.
-        """
+    def resume(self) -> None:
+        """Restore the checkpoint that `config.resume` asks for, if there is one."""
         found: Checkpoint | None = None
         with self.process.together():
             if self.process.is_main:
-                found = self._find()
+                found = self._choose()
         folder = self.process.from_leader(found.folder if found else None)
-        if folder is None:
-            return False
-        with self.process.together():
-            found = found or open_checkpoint(folder)
-            self._load(found)
-        if self.process.is_main:
-            self.store.clear(after=self.progress.step)
-            if folder.parent != self.store.folder:
-                self.store.adopt(found)
-                self._take_over_log(folder)
-            self._keep_best(folder.parent)
+        if folder is not None:
+            with self.process.together():
+                self._load(found or open_checkpoint(folder))
             log.info("resuming from %s, after step %d", folder, self.progress.step)
-        self.progress.best = self.process.from_leader(self.progress.best)
-        return True
 
-    def _take_over_log(self, folder: Path) -> None:
-        """Start the log with that of the run whose checkpoint is resumed."""
-        self.progress.wandb_id = None  # it belongs to the other run
-        for run in folder.parents[:2]:
-            if (run / LOG_FILE).is_file():
-                write_whole(self.run_dir / LOG_FILE, (run / LOG_FILE).read_text(errors="replace"))
-                return
-        self.progress.logged = 0
-
-    def _keep_best(self, source: Path) -> None:
-        """Copy the best step's checkpoint here if needed; forget the best step if it is lost."""
-        best = self.progress.best
-        if best is None:
-            return
-        path = self.store.path(best["step"])
-        try:
-            if not path.exists():
-                self.store.adopt(open_checkpoint(source / path.name))
-            open_checkpoint(path)
-        except ValueError as error:
-            log.warning("the best epoch so far is lost and will be chosen again: %s", error)
-            self.progress.best = None
-
-    def _find(self) -> Checkpoint | None:
-        config, grouping = self.config, self.experiment.grouping
-        if starts_again(config):
+    def _choose(self) -> Checkpoint | None:
+        """Make the checkpoint to resume from, if any, the newest of the run's own."""
+        if starts_again(self.config):
             self.store.clear()
             (self.run_dir / ID_FILE).unlink(missing_ok=True)
             return None
-        found = to_resume(config, self.run_dir, self.experiment.stage)
-        self.origin = None if config.resume == "auto" else str(Path(config.resume))
+        found = to_resume(self.config, self.run_dir, self.experiment.stage)
         if found is None:
             return None
-        found = self.store.settle(found)
-        self.origin = self.origin or found.state.get("origin")
-        refuse_another_config(config, found)
-        stored = found.state.get("grouping")
-        if grouping and stored and from_dict(stored).groups != grouping.groups:
-            raise ValueError(
-                f"{found.folder} was trained with other groups than the run's {GROUPS_FILE} has: "
-                "delete that file, or set resume=never"
-            )
-        return found
+        refuse_another_config(self.config, found)
+        source, best = found.folder.parent, found.progress.best
+        self.store.clear(after=found.state["step"])
+        if source.resolve() != self.store.folder.resolve():
+            found.state["progress"]["wandb_id"] = None  # it belongs to the other run
+            with contextlib.suppress(ValueError):  # a lost one is missed at the end
+                if best:
+                    self.store.take(open_checkpoint(source / self.store.path(best["step"]).name))
+            logs = [run / LOG_FILE for run in (source, source.parent)]
+            text = next((log.read_text(errors="replace") for log in logs if log.is_file()), "")
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            write_whole(self.run_dir / LOG_FILE, text)
+        return self.store.take(found)
 
     def _load(self, found: Checkpoint) -> None:
-        steps_per_epoch = self.experiment.task.steps_per_epoch(self.config.batch_size)
-        progress = read_progress(found, self.experiment.epochs, steps_per_epoch)
+        self.progress = found.progress
         with found.refusing(), torch.no_grad():
             if stored := found.state.get("allocation"):
                 install.take_scales(self.model, Allocation.from_dict(stored))
-            own, weights = self._optimizer_tensors(), self.model.state_dict()
-            saved = found.tensors("optimizer", own)
-            self.model.load_state_dict(found.tensors("model", weights))
-            for name, tensor in own.items():
+            self.model.load_state_dict(found.tensors("model"))
+            saved = found.tensors("optimizer")
+            for name, tensor in self._optimizer_tensors().items():
                 tensor.copy_(saved[name])
             if self.averaged:
-                averages = {name: weights[name] for name in self.averaged.tensors}
-                self.averaged.load(found.tensors(AVERAGED, averages))
+                self.averaged.load(found.tensors(AVERAGED))
             if scaler := self.precision.scaler:
                 scaler.load_state_dict(found.state["scaler"])
             if found.state.get("ranks") == self.process.world:
@@ -212,7 +178,6 @@ class TrainState:
                 if "cuda" in rng and self.process.device.type == "cuda":
                     torch.cuda.set_rng_state(rng["cuda"], self.process.device)
                 self.meter.load(meter)
-        self.progress = progress
         self._note_other_parts(found)
 
     def _note_other_parts(self, found: Checkpoint) -> None:
@@ -221,17 +186,15 @@ class TrainState:
         theirs = found.state.get("ranks", 1), _parts_of(found)[1]
         if ours == theirs:
             return
-        step = self.progress.step
         self.progress.earlier.append(
-            {"steps": step, "ranks": theirs[0], "grad_accum_steps": theirs[1]}
+            {"steps": self.progress.step, "ranks": theirs[0], "grad_accum_steps": theirs[1]}
         )
-        if self.process.is_main:
-            log.warning(
-                "the checkpoint is of another number of processes or parts (%d x %d, now %d x %d):"
-                " the resumed run is not bit-identical, and result.json records the change",
-                *theirs,
-                *ours,
-            )
+        log.warning(
+            "the checkpoint is of another number of processes or parts (%d x %d, now %d x %d):"
+            " the resumed run is not bit-identical, and result.json records the change",
+            *theirs,
+            *ours,
+        )
 
     @contextlib.contextmanager
     def weights_of(self, step: int) -> Iterator[bool]:
@@ -274,12 +237,11 @@ def trained_checkpoint(path: Path) -> Checkpoint:
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Load a checkpoint's weights, the averaged ones if it has them."""
-    own = model.state_dict()
-    tensors = checkpoint.tensors("model", own)
+    tensors = checkpoint.tensors("model")
     if checkpoint.has(AVERAGED):
-        averaged = {name: tensor for name, tensor in own.items() if tensor.is_floating_point()}
-        tensors |= checkpoint.tensors(AVERAGED, averaged)
-    model.load_state_dict(tensors)
+        tensors |= checkpoint.tensors(AVERAGED)
+    with checkpoint.refusing():
+        model.load_state_dict(tensors)
 
 
 def starts_again(config: Config) -> bool:
@@ -290,13 +252,13 @@ def starts_again(config: Config) -> bool:
 def to_resume(config: Config, folder: Path, stage: str) -> Checkpoint | None:
     """Open the checkpoint that the training in `folder` resumes from; None if it starts.
 
-    This is the folder's newest, or the one that `resume` names if no checkpoint in the folder was
-    resumed from it. Raises ValueError if the named one cannot be resumed.
+    This is the folder's newest, or the one that `resume` names if the folder's newest was not
+    trained with the same `resume`. Raises ValueError if the named one cannot be resumed.
     """
     if starts_again(config):
         return None
     own = None if config.force else Checkpoints(folder / "checkpoints").newest()
-    if config.resume == "auto" or (own and own.state.get("origin") == str(Path(config.resume))):
+    if config.resume == "auto" or (own and own.state["config"].get("resume") == config.resume):
         return own
     return named_checkpoint(config, stage)
 
@@ -304,8 +266,7 @@ def to_resume(config: Config, folder: Path, stage: str) -> Checkpoint | None:
 def named_checkpoint(config: Config, stage: str = TRAIN) -> Checkpoint | None:
     """Open the checkpoint that `config.resume` names; None if it is "auto" or "never".
 
-    None also if the named run has not reached this stage. Raises ValueError if there is no valid
-    checkpoint, or if it is another config's.
+    None also if the named run has not reached this stage.
     """
     if config.resume in ("auto", "never"):
         return None
@@ -323,9 +284,7 @@ def refuse_another_config(config: Config, found: Checkpoint) -> None:
 
     The number of processes and of batch parts may differ.
     """
-    # (1, 1): in old checkpoints the hash did not depend on the parts.
-    same = (in_parts(config, *parts) for parts in (_parts_of(found), (1, 1)))
-    if found.state["config_hash"] in {config_hash(config), *map(config_hash, same)}:
+    if found.state["config_hash"] == config_hash(in_parts(config, *_parts_of(found))):
         return
     ours, theirs = flat(to_dict(config)), flat(found.state["config"])
     differing = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,15 +32,16 @@ Teach = Callable[[Batch], Mapping[str, Tensor]]
 
 
 class TeacherCache:
-    """A teacher's logits for all training samples, in a file that the first step writes.
-
-    Raises ValueError if inputs differ between epochs, or for a damaged file.
-    """
+    """A teacher's logits for all training samples, in a file that the first step writes."""
 
     def __init__(self, config: Config, task: Task, teacher: nn.Module, process: Process) -> None:
         assert config.distill.cache is not None
         self.task, self.process = task, process
         refuse_changing(task)
+        cache = Path(config.distill.cache)
+        folder = next(p for p in (cache, *cache.absolute().parents) if p.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ValueError(f"distill.cache={cache}: {folder} is not a writable folder")
         self.digests = [d for batch in self._chunks("reading") for d in digests(batch)]
         named = hashlib.sha256(b"".join(self.digests))
         setting = f"1 {config.precision} {process.device.type} {task.spec.outputs}"
@@ -51,28 +51,11 @@ class TeacherCache:
         for name, tensor in teacher.state_dict().items():
             named.update(name.encode())
             named.update(_bytes(tensor))
-        self.path = Path(config.distill.cache) / f"{named.hexdigest()[:32]}.safetensors"
+        self.path = cache / f"{named.hexdigest()[:32]}.safetensors"
         self.kept: dict[str, Tensor] = {}
         self.rows = {digest: row for row, digest in enumerate(self.digests)}
         if self.path.exists():
             self._open()
-
-    def refuse_full(self, example: Mapping[str, Tensor], size: int) -> None:
-        """Raise ValueError if the file cannot be written, given the outputs of `size` samples."""
-        if self.kept:
-            return
-        if odd := next((name for name, own in example.items() if len(own) != size), None):
-            raise ValueError(f"distill.cache: the output {odd!r} has not one row per sample")
-        folder = next(p for p in (self.path.parent, *self.path.absolute().parents) if p.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ValueError(f"distill.cache={self.path.parent}: {folder} is not a writable folder")
-        per_sample = sum(own.numel() * own.element_size() for own in example.values()) // size
-        needed, free = per_sample * len(self.digests), shutil.disk_usage(folder).free
-        if needed > free:
-            raise ValueError(
-                f"distill.cache={self.path.parent}: the outputs take {needed / 1e9:,.1f} GB, but"
-                f" {free / 1e9:,.1f} GB are free: name another folder, or leave it out"
-            )
 
     def read(self, batch: Batch, teach: Teach) -> dict[str, Tensor]:
         """Return the teacher's logits by name; the first call computes those of all samples.
@@ -89,7 +72,7 @@ class TeacherCache:
         except KeyError:
             raise ValueError(
                 f"distill.cache: a sample of {self.task.name} is not the same as in the first"
-                " epoch: leave distill.cache out"
+                " epoch: set distill.cache=null"
             ) from None
         device = self.process.device
         return {name: own[rows_B].to(device) for name, own in self.kept.items()}
@@ -143,7 +126,7 @@ def refuse_changing(task: Task) -> None:
     if changes or len({tuple(digests(task.collate(index_B, e, 0))) for e in range(3)}) > 1:
         raise ValueError(
             f"distill.cache: the inputs of {task.name} change in every epoch (augmented, masked or"
-            " cut at random), so outputs cannot be cached: leave distill.cache out"
+            " cut at random): set distill.cache=null, which runs the teacher in every step"
         )
 
 

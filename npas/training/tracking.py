@@ -6,6 +6,7 @@ long, one warning is logged and the run continues without it.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -15,13 +16,15 @@ import queue
 import re
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from npas.config import Config, to_dict
 from npas.tasks.common.files import write_whole
-from npas.training import listening
 from npas.training.grouping import SEARCH, TRAIN
 from npas.training.state import AVERAGED, ID_FILE, LOG_FILE
 from npas.utils.git import PACKAGE_FOLDER
@@ -41,6 +44,37 @@ def mode_of(config: Config) -> str:
     if "wandb" not in config.trackers:
         return "disabled"
     return os.environ.get("WANDB_MODE") or config.wandb.mode
+
+
+Listener = Callable[[dict[str, Any]], object]
+_listeners: ContextVar[tuple[Listener, ...]] = ContextVar("listeners", default=())
+
+
+@contextlib.contextmanager
+def listening(listeners: Iterable[Listener]) -> Iterator[None]:
+    """Call each listener with every record logged in the block.
+
+    The first exception of a listener is raised again at the end of the block.
+    """
+    raised: list[Exception] = []
+
+    def guarded(listen: Listener) -> Listener:
+        def call(record: dict[str, Any]) -> None:
+            try:
+                listen(record)
+            except Exception as error:  # the run records it as its own failure
+                raised.append(error)
+                raise
+
+        return call
+
+    token = _listeners.set(tuple(map(guarded, listeners)))
+    try:
+        yield
+    finally:
+        _listeners.reset(token)
+    if raised:
+        raise raised[0]
 
 
 class Tracker:
@@ -65,24 +99,22 @@ class Tracker:
         self.lines = logged
         self.wandb_id = wandb_id
         self.status = "failed"  # until `ended` is called
-        self.uploads = config.wandb.artifacts
+        self.config = config
         self.file: Any = None
-        self.wandb: _Wandb | None = None
-        self.tensorboard: _TensorBoard | None = None
-        self.csv = "csv" in config.trackers
+        self.wandb: _Background | None = None
+        self.tensorboard: _Background | None = None
         if not is_main:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / LOG_FILE
-        before, own = _first_lines(path, logged)
-        kept = path.with_suffix(".tmp")
-        kept.write_bytes(b"".join([*(before if logged else ()), *own]))
-        os.replace(kept, path)
-        self.lines = len(own)
+        kept = _first_records(path, logged)
+        write_whole(path, "".join(f"{json.dumps(record)}\n" for record in kept))
+        self.lines = len(kept)
         self.file = open(path, "a", buffering=1)  # noqa: SIM115 (open for the run's length)
         if "tensorboard" in config.trackers:
-            last = json.loads(own[-1])["step"] if own else -1
-            self.tensorboard = _TensorBoard(run_dir / "tensorboard", last + 1)
+            first_step = kept[-1]["step"] + 1 if kept else 0
+            start = partial(_start_tensorboard, run_dir / "tensorboard", first_step)
+            self.tensorboard = _Background("tensorboard", "tensorboardX", start)
         mode = mode_of(config)
         if mode != "disabled":
             # Stored before the training, so that a killed run resumes under the same id.
@@ -91,15 +123,20 @@ class Tracker:
                 write_whole(run_dir / ID_FILE, f"{self.wandb_id}\n")
             except OSError as error:
                 log.warning("W&B cannot resume this run: %s: %s", ID_FILE, error.strerror)
-            self.wandb = _Wandb(mode, config, run_dir, self.wandb_id, dict(facts or {}))
+            start = partial(_start_wandb, mode, config, run_dir, self.wandb_id, dict(facts or {}))
+            rest = f": `wandb sync --include-online {run_dir / 'wandb'}/*run-*`"
+            self.wandb = _Background("wandb", "wandb", start, rest)
+            # Plot over our own step count: W&B would drop repeated steps.
+            self._call_wandb(lambda run: run.define_metric("*", step_metric="step"))
 
     def log(self, record: dict[str, Any]) -> None:
         """Write a record to all trackers; a number that is not finite becomes null."""
         self.write(record)
-        listening.notify(record)
+        for listen in _listeners.get():
+            listen(dict(record))
         self._call_wandb(lambda run: run.log(record))
         if self.tensorboard is not None:
-            self.tensorboard.log(record)
+            self.tensorboard.call(lambda writer: _add_scalars(writer, record))
 
     def write(self, record: dict[str, Any]) -> None:
         """Write a record to the log only."""
@@ -119,7 +156,7 @@ class Tracker:
 
     def upload(self, checkpoint: Path) -> None:
         """Upload a checkpoint's weights to W&B, if `wandb.artifacts` asks for it."""
-        if self.wandb is not None and self.uploads:
+        if self.wandb is not None and self.config.wandb.artifacts:
             self.wandb.patience_s += UPLOAD_S
             self._call_wandb(lambda run: _upload(run, checkpoint))
 
@@ -132,8 +169,8 @@ class Tracker:
             self.wandb.patience_s = PREEMPTED_S
 
     def _call_wandb(self, call: Callable[[Any], object]) -> None:
-        if self.wandb is not None and self.wandb.thread.is_alive():
-            self.wandb.calls.put(call)
+        if self.wandb is not None:
+            self.wandb.call(call)
 
     def __enter__(self) -> Tracker:
         return self
@@ -141,62 +178,101 @@ class Tracker:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.file is not None:
             self.file.close()
-            if self.csv:
+            if "csv" in self.config.trackers:
                 _write_csv(Path(self.file.name))
         if self.tensorboard is not None:
-            self.tensorboard.close()
+            self.tensorboard.close(lambda writer: writer.close())
         if self.wandb is not None:
-            self.wandb.close(exit_code=int(error is not None or self.status != "done"))
+            exit_code = int(error is not None or self.status != "done")
+            self.wandb.close(lambda run: run.finish(exit_code=exit_code))
 
 
-class _TensorBoard:
-    """Write event files for TensorBoard; an error is logged as one warning."""
+class _Background:
+    """Call another library in a thread of its own, so that it can neither delay nor end a training.
 
-    def __init__(self, folder: Path, first_step: int) -> None:
-        """Open the writer; earlier events from `first_step` on, of a resumed run, are purged."""
-        self.writer: Any = None
+    Whatever it raises is one warning. `start` returns the object that later calls are made with.
+    """
+
+    def __init__(self, name: str, module: str, start: Callable[[], Any], rest: str = "") -> None:
+        self.name, self.start, self.rest = name, start, rest
+        self.patience_s = FINISH_S
+        self.has_warned = False
+        self.calls: queue.SimpleQueue[Callable[[Any], object] | None] = queue.SimpleQueue()
+        self.finish: Callable[[Any], object] = lambda _: None
+        self.started = threading.Event()
+        self.thread = threading.Thread(target=self._work, name=name, daemon=True)
         try:
-            from tensorboardX import SummaryWriter
-
-            self.writer = SummaryWriter(str(folder), purge_step=first_step or None)
+            # Not in the thread: a data worker forked during an import may wait for it forever.
+            import_module(module)
         except Exception as error:
-            self._warn(error)
+            missing = isinstance(error, ImportError)
+            self._warn(f"pip install 'npas[{name}]'" if missing and name != "wandb" else error)
+            return
+        self.thread.start()
+        self.started.wait(START_S)
 
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Write a record's numbers at its step."""
-        self._call(
-            lambda writer: [
-                writer.add_scalar(name, value, record["step"])
-                for name, value in record.items()
-                if name != "step" and isinstance(value, (int, float))
-            ]
-        )
+    def call(self, call: Callable[[Any], object]) -> None:
+        """Make a call in the thread, soon."""
+        if self.thread.is_alive():
+            self.calls.put(call)
 
-    def close(self) -> None:
-        """Flush and close the files."""
-        self._call(lambda writer: writer.close())
+    def close(self, finish: Callable[[Any], object]) -> None:
+        """Make the last call and wait for it, but not longer than `patience_s`."""
+        self.finish = finish
+        self.calls.put(None)
+        if self.thread.is_alive():
+            self.thread.join(self.patience_s)
+        if self.thread.is_alive():
+            self._warn(f"not all was sent in {self.patience_s:g} s{self.rest}")
+        self.has_warned = True  # no warnings after the command's last line
 
-    def _call(self, call: Callable[[Any], object]) -> None:
+    def _work(self) -> None:
+        # W&B may raise anything, even SystemExit. None of it may end the run.
         try:
-            if self.writer is not None:
-                call(self.writer)
-        except Exception as error:  # a full disk, a changed interface
-            self.writer = None
+            target = self.start()
+        except BaseException as error:  # no key, no network, a full disk, a changed interface
+            self._warn(error)
+            return
+        finally:
+            self.started.set()
+        try:
+            while (call := self.calls.get()) is not None:
+                call(target)
+        except BaseException as error:
+            self._warn(error)
+            while self.calls.get() is not None:
+                pass
+        try:
+            self.finish(target)
+        except BaseException as error:
             self._warn(error)
 
-    def _warn(self, error: Exception) -> None:
-        missing = isinstance(error, ImportError)
-        why = "pip install 'npas[tensorboard]'" if missing else " ".join(str(error).split())
-        log.warning("continuing without tensorboard: %s", why)
+    def _warn(self, why: BaseException | str) -> None:
+        """Log a warning, the first time only."""
+        if not self.has_warned:
+            self.has_warned = True
+            text = " ".join(str(why).split()) or type(why).__name__
+            log.warning("continuing without %s: %s", self.name, text)
+
+
+def _start_tensorboard(folder: Path, first_step: int) -> Any:
+    """Open event files; earlier events from `first_step` on, of a resumed run, are purged."""
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=first_step or None)
+
+
+def _add_scalars(writer: Any, record: Mapping[str, Any]) -> None:
+    for name, value in record.items():
+        if name != "step" and isinstance(value, (int, float)):
+            writer.add_scalar(name, value, record["step"])
 
 
 def _write_csv(path: Path) -> None:
     """Write a log's numbers to log.csv in its folder: a row per record, a column per name."""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = _first_records(path)
     names = list(dict.fromkeys(name for record in records for name in record))
-    names = [
-        name for name in names if not any(isinstance(r.get(name), (list, dict)) for r in records)
-    ]
+    names = [n for n in names if not any(isinstance(r.get(n), (list, dict)) for r in records)]
     text = io.StringIO()
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -207,83 +283,16 @@ def _write_csv(path: Path) -> None:
         log.warning("%s could not be written: %s", path.with_suffix(".csv"), error.strerror)
 
 
-class _Wandb:
-    """Call W&B in a thread of its own, so that it can neither delay nor end a training.
-
-    Online, a run of the same id is resumed. Offline, each process leaves its part of the run in
-    `wandb/offline-run-*`, and `wandb sync` appends the parts in order. Steps repeated after a kill
-    are in both parts, with the same figures.
-
-    W&B's "Stop run" sends SIGINT: the run is saved and can be resumed.
-    """
-
-    def __init__(
-        self, mode: str, config: Config, run_dir: Path, run_id: str, facts: dict[str, Any]
-    ) -> None:
-        self.patience_s = FINISH_S
-        self.folder = run_dir / "wandb"
-        self.exit_code = 1
-        self.has_warned = False
-        self.calls: queue.SimpleQueue[Callable[[Any], object] | None] = queue.SimpleQueue()
-        self.started = threading.Event()
-        start = (mode, config, run_dir, run_id, facts)
-        self.thread = threading.Thread(target=self._work, args=start, name="wandb", daemon=True)
-        try:
-            # Not in the thread: a data worker forked during an import may wait for it forever.
-            import wandb  # noqa: F401
-        except Exception as error:
-            self._warn(f"continuing without wandb (wandb.mode={mode})", error)
-            return
-        self.thread.start()
-        self.started.wait(START_S)
-
-    def close(self, exit_code: int) -> None:
-        """Finish the run; `wandb sync` can send later what is not sent in time."""
-        self.exit_code = exit_code
-        self.calls.put(None)
-        if self.thread.is_alive():
-            self.thread.join(self.patience_s)
-        if self.thread.is_alive():
-            waited = TimeoutError(f"no answer for {self.patience_s:g} s")
-            self._warn(
-                f"not all was sent: `wandb sync --include-online {self.folder}/*run-*`", waited
-            )
-        self.has_warned = True  # no warnings after the command's last line
-
-    def _work(self, mode: str, *start: Any) -> None:
-        # W&B may raise anything, even SystemExit. None of it may end the run.
-        try:
-            run = _start_wandb(mode, *start)
-        except BaseException as error:  # no key, no network, a full disk, a changed interface
-            self._warn(f"continuing without wandb (wandb.mode={mode})", error)
-            return
-        finally:
-            self.started.set()
-        try:
-            # Plot over our own step count: W&B would drop repeated steps.
-            run.define_metric("*", step_metric="step")
-            while (call := self.calls.get()) is not None:
-                call(run)
-        except BaseException as error:
-            self._warn("wandb failed; continuing without it", error)
-            while self.calls.get() is not None:
-                pass
-        try:
-            run.finish(exit_code=self.exit_code)
-        except BaseException as error:
-            self._warn("wandb failed at the end", error)
-
-    def _warn(self, what: str, error: BaseException) -> None:
-        """Log a warning, the first time only."""
-        if not self.has_warned:
-            self.has_warned = True
-            log.warning("%s: %s", what, " ".join(str(error).split()) or type(error).__name__)
-
-
 def _start_wandb(
     mode: Any, config: Config, run_dir: Path, run_id: str, facts: dict[str, Any]
 ) -> Any:
-    """Start or continue the W&B run of this id."""
+    """Start or continue the W&B run of this id.
+
+    Online, a run of the same id is resumed. Offline, each process leaves its part of the run in
+    `wandb/offline-run-*`, and `wandb sync` appends the parts in order. Steps repeated after a kill
+    are in both parts, with the same figures. W&B's "Stop run" sends SIGINT: the run is saved and
+    can be resumed.
+    """
     import wandb
 
     # Print errors only. W&B then does not ask for a key either.
@@ -342,28 +351,14 @@ def _stored_id(run_dir: Path) -> str | None:
     return found if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found) else None
 
 
-def _first_lines(path: Path, count: int) -> tuple[list[bytes], list[bytes]]:
-    """Return a log's lines of a search, and the first `count` of its other lines.
-
-    Damaged lines, of a kill or a full disk, are dropped but counted. Earlier versions logged a
-    search for groups in the run's own log; those lines are not counted.
-    """
-    before: list[bytes] = []
-    own: list[bytes] = []
-    counted = 0
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
+def _first_records(path: Path, count: int | None = None) -> list[dict[str, Any]]:
+    """Return the first `count` records of a log, without damaged lines, which count too."""
+    records = []
+    for line in path.read_bytes().splitlines()[:count] if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # of a kill or a full disk
             record = json.loads(line)
-            is_whole, stage = isinstance(record["step"], int), record.get("stage", TRAIN)
-        except (ValueError, TypeError, KeyError):
-            is_whole, stage = False, TRAIN
-        if stage == SEARCH:
-            before.append(line + b"\n")
-            continue
-        counted += 1
-        if is_whole and counted <= count:
-            own.append(line + b"\n")
-    return before, own
+            records += [record] if isinstance(record["step"], int) else []
+    return records
 
 
 def _jsonable(value: Any) -> Any:

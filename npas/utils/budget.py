@@ -90,15 +90,12 @@ def _from_match(text: str, match: re.Match[str]) -> Budget:
     unit = match["unit"].upper()
     if number <= 0:
         raise ValueError(f"budget={text} allows no parameters: write a number above zero")
-    if unit in _SUFFIXES:
-        absolute = int(number * _SUFFIXES[unit])
-        if absolute < 1:
-            raise ValueError(f"budget={text} is less than one parameter: write a larger count")
-        return Budget(absolute=absolute)
-    if unit in _BYTES:
-        if (size := int(number * _BYTES[unit])) < 1:
-            raise ValueError(f"budget={text} is less than one byte: write a larger size")
-        return Budget(size=size)
+    if unit in _SUFFIXES or unit in _BYTES:
+        count = int(number * (_SUFFIXES | _BYTES)[unit])
+        if count < 1:
+            what = "byte" if unit in _BYTES else "parameter"
+            raise ValueError(f"budget={text} is less than one {what}: write a larger number")
+        return Budget(size=count) if unit in _BYTES else Budget(absolute=count)
     if unit == "%":
         return Budget(fraction=number / 100)
     if number > LARGEST_BARE_NUMBER:

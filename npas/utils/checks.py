@@ -47,3 +47,16 @@ def within(prefix: str, config: object, limits: Mapping[str, tuple[float, float]
     for key, (least, most) in limits.items():
         at_least(f"{prefix}.{key}", getattr(config, key), least)
         at_most(f"{prefix}.{key}", getattr(config, key), most)
+
+
+def intervals(prefix: str, config: object, **limits: str) -> None:
+    """Raise ValueError unless each key that is set is in its interval, such as "[0, 1)"."""
+    for key, text in limits.items():
+        if (value := getattr(config, key)) is not None:
+            low, high = (_number(end) for end in text[1:-1].split(","))
+            (at_least if text[0] == "[" else above)(f"{prefix}{key}", value, low)
+            (at_most if text[-1] == "]" else below)(f"{prefix}{key}", value, high)
+
+
+def _number(text: str) -> float:
+    return int(text) if text.strip().isdigit() else float(text)

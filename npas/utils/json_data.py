@@ -30,8 +30,7 @@ def decode(kind: Any, value: object, where: str = "", optional: Collection[str] 
     """Return `value` as `kind`: a dataclass, dict[str, X], X | None, a list, tuple or JSON type.
 
     `optional` are names of fields that may be missing because they have defaults; `where` is the
-    full name of the value. Raises ValueError, naming the field, for a missing, unknown or malformed
-    one.
+    full name of the value.
     """
     if kind is Any:
         return value

@@ -34,10 +34,7 @@ class Place:
 
 
 def place(environ: MutableMapping[str, str] | None = None) -> Place:
-    """Return this process's ranks; without a launcher, those of a single process.
-
-    Raises ValueError if a variable is missing or not a number.
-    """
+    """Return this process's ranks; without a launcher, those of a single process."""
     environ = os.environ if environ is None else environ
     if "WORLD_SIZE" in environ:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")

@@ -15,9 +15,11 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 from npas.utils import processes
+from npas.utils.printing import print_line
 
 AFTER_S = 2.0
 BETWEEN_S = 0.2  # between updates of the bar
+BETWEEN_LINES_S = 5.0
 T = TypeVar("T")
 _shown: list[Bar] = []  # at most one at a time
 
@@ -33,11 +35,15 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 
 class Bar:
-    """A bar within a `with` block, hidden while another one is shown."""
+    """A bar within a `with` block, hidden while another one is shown; `what` may change.
 
-    def __init__(self, what: str, total: int | None) -> None:
-        self.what, self.total, self.done = what, total, 0
-        self.last = time.monotonic() + AFTER_S - BETWEEN_S
+    With `lines` it prints a line every few seconds where it cannot be shown.
+    """
+
+    def __init__(self, what: str, total: int | None, done: int = 0, lines: bool = False) -> None:
+        self.what, self.total, self.done, self.lines = what, total, done, lines
+        self.first, self.started = done, time.monotonic()
+        self.due = self.started + (BETWEEN_LINES_S if lines else AFTER_S)
         self.drawn: Any = None  # a rich.progress.Progress
         self.handle: Any = None  # of a notebook's display
 
@@ -45,16 +51,21 @@ class Bar:
         return self
 
     def advance(self, amount: int = 1) -> None:
-        """Count finished items; draw the bar if it is time."""
+        """Count finished items; draw the bar or print a line if it is time."""
         self.done += amount
         now = time.monotonic()
-        if now - self.last < BETWEEN_S:
+        if now < self.due:
             return
-        self.last = now
         if self.drawn is None and not _shown and processes.is_main_process():
             self._begin()
-        if self.drawn is not None:
+        if self.drawn is None and self.lines and self.total is not None:
+            left = (now - self.started) / (self.done - self.first) * (self.total - self.done)
+            line = f"step {self.done}/{self.total}  {self.what}  {left:.0f} s left"
+            print_line(line, sys.stderr)
+            self.due = now + BETWEEN_LINES_S
+        else:
             self._draw()
+            self.due = now + BETWEEN_S
 
     def _begin(self) -> None:
         try:
@@ -71,11 +82,11 @@ class Bar:
             *columns,
             console=console,
             auto_refresh=False,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
+            transient=not self.lines,
+            redirect_stdout=self.lines,
+            redirect_stderr=self.lines,
         )
-        self.drawn.add_task(self.what, total=self.total)
+        self.drawn.add_task(self.what, total=self.total, completed=self.done)
         _shown.append(self)
         if console.is_jupyter:  # rich's own live display would need ipywidgets
             from IPython.display import display
@@ -86,7 +97,9 @@ class Bar:
                 self.drawn.start()
 
     def _draw(self) -> None:
-        self.drawn.update(self.drawn.task_ids[0], completed=self.done)
+        if self.drawn is None:
+            return
+        self.drawn.update(self.drawn.task_ids[0], completed=self.done, description=self.what)
         if self.handle is not None:
             self.handle.update(self.drawn)
         else:

@@ -11,43 +11,27 @@ import npas
 # The command line, and what its one line must hold; values out of range: tests/test_config.py.
 WRONG = [
     ("npas-train bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
-    ("npas-train +bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
-    ("npas-train ++bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
     ("npas-train -m bugdet=0.1,0.2", "unknown key 'bugdet': did you mean 'budget'?"),
-    ("npas-train ~bugdet", "unknown key 'bugdet': did you mean 'budget'?"),
-    ("npas-train +optim.sgd.lr=1", "unknown key 'optim.sgd.lr': did you mean 'optim.lr'?"),
-    ("npas-train SEED=1", "unknown key 'SEED': did you mean 'seed'?"),
     ("npas-train optim.lr.x=1", "optim.lr takes a value, not keys; write optim.lr=VALUE"),
     ("npas-train +model._target_=os.system", "unknown key 'model._target_'"),
-    ("npas-train +_target_=os.system", "unknown key '_target_'"),
-    ("npas-train hydra.lancher.x=1", "hydra.lancher"),
     ("npas-plan frmat=json", "unknown key 'frmat': did you mean 'format'?"),
     ("npas-eval rum=x", "unknown key 'rum': did you mean 'run'?"),
     ("npas-eval run=x model=y", "unknown key 'model'"),
-    ("npas-eval run=x data.rot=y", "unknown key 'data.rot': did you mean 'data.root'?"),
     ("npas-fold run=x treshold=0.9", "did you mean 'threshold'?"),
-    ("npas-table name=digits chek=true", "unknown key 'chek': did you mean 'check'?"),
     ("npas-train data.synthetic.trian=9", "did you mean 'data.synthetic.train'?"),
     ("npas-train budget", "'budget' sets nothing: write key=value"),
     ("npas-train runs/digits/x", "'runs/digits/x' sets nothing: write run=runs/digits/x"),
-    ("npas-export runs/été", "'runs/été' sets nothing: write run=runs/été"),
     ("npas-train seed=[1", "'seed=[1' cannot be read: write key=value, special characters as"),
-    ("npas-train é=1", "'é=1' cannot be read"),
-    ("npas-train =3", "'=3' cannot be read"),
     ("npas-train model=null", "'model=null' names nothing to choose: write model=NAME"),
-    ("npas-train ++exp=digits", "++exp=digits: write +exp=digits"),
     ("npas-train exp=digits", "exp=digits: write +exp=digits"),
-    ("npas-train +model=wrn_16_2", "+model=wrn_16_2: write model=wrn_16_2"),
     ("npas-train +budget=0.2", "+budget=0.2: write budget=0.2"),
     ("npas-train +exp=nope", "there is no exp=nope: choose adapt_coco"),
     ("npas-train model=wrn_28_1", "there is no model=wrn_28_1: did you mean 'wrn_28_1"),
-    ("npas-train hydra/launcher=nope -m seed=0,1", "there is no hydra/launcher=nope"),
     ("npas-train -m hydra/sweeper=none_such", "or install its plugin"),
     ("npas-train seed=range(1,3)", "seed=range(1,3) has several values: add -m to run each"),
     ("npas-train -m budget=0.1,abc", "budget=abc is not a budget"),
     ("npas-train -m seed=0,1 epochs=-3", "epochs must be at least 1"),
     ("npas-train -m 'seed=glob(x*)'", "the sweep has no jobs"),
-    ("npas-train -m seed=range(0,100),-1", "seed=range(0,100),-1: range(), interval(), glob() and"),
     ("npas-train -m seed=range(0,9,0)", "seed=range(0,9,0): the step of a range must not be 0"),
     ("npas-train -m optim.lr=interval(0,1)", "BasicSweeper does not support sweep type : INTERVAL"),
     ("npas-train --bogus", "unrecognized arguments: --bogus"),
@@ -55,7 +39,6 @@ WRONG = [
     ("npas-train --config-path conf", "--config-dir DIR adds a folder of YAMLs"),
     ("npas-train epochs=", "epochs must be a whole number, got ''"),
     ("npas-train budget=0", "allows no parameters"),
-    ("npas-train ~budget", "budget is missing"),
     ("npas-train trainer.grad_accum_steps=3", "the nearest that is: 63"),
     (
         "npas-plan +exp=shakespeare task.folder=x",
@@ -63,37 +46,22 @@ WRONG = [
     ),
     ("npas-train dry_run=true run_root=/dev/null", "is not a writable folder"),
     ("npas-train dry_run=yep", "dry_run must be true or false, got 'yep'"),
-    ("npas-train model.family=lstm", "there is no model family 'lstm'"),
-    ("npas-train seed=${nope}", "nope"),
-    ("npas-plan check_data=perhaps", "check_data must be true or false, got 'perhaps'"),
-    ("npas-plan format=xml", "format must be table or json, got 'xml'"),
     ("npas-plan model=resnet50", "reads 3-channel images, and an input of this task is 1x8x8"),
     ("npas-train batch_size=100000", "batch_size=100000 is more than the 1438 training images"),
-    ("npas-train resume=nope", "there is no folder nope: name a run's folder"),
-    ("npas-train sharing=learned run_root=/dev/null", "is not a writable folder"),
     ("npas-plan +exp=wrn_cifar10 data.download=false check_data=true", "cifar10 is not under"),
     ("npas-train task=imagenet model=resnet50", "data.val_fraction does not apply to ImageNet"),
-    (
-        "npas-train +exp=adapt_coco task.test=test",
-        "task.folds=5 is for COCO's testall: set it to 0",
-    ),
-    ("npas-train +exp=simnet_flickr30k task.words=x", "must be vectors or bert, got 'x'"),
     ("npas-plan budget=0.0001 format=json", "ask for budget="),
     ("npas-eval", "run is missing: write run=VALUE"),
     ("npas-eval run=nowhere", "there is no folder nowhere"),
     ("npas-eval run=x split=train", "split must be test or val, got 'train'"),
-    ("npas-eval run=x show=201", "show must be at most 200, got 201"),
-    ("npas-fold run=x threshold=1.5", "threshold must be at most 1"),
     ("npas-fold run=x threshold=often", "threshold must be a finite number or auto"),
     (
         "npas-export run=x format=pickle",
         "format must be safetensors, onnx, artifact or hub, got 'pickle'",
     ),
     ("npas-export run=x out=..", "out=.. is not a file: name one, as out=../network.safetensors"),
-    ("npas-export run=x out=/dev/null", "out=/dev/null is not a file"),
     ("npas-table check=true", "check=true needs a table's name"),
     ("npas-table digit", "there is no table 'digit'; did you mean digits or digits_swrn?"),
-    ("npas-table digits foo", "did you mean digits or digits_groups?"),
     ("npas-table digits results=nowhere", "there is no folder results=nowhere"),
     ("npas-table digits check=true epoch=selected", "leave check or epoch out"),
 ]
@@ -126,9 +94,8 @@ def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(run):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
     for arguments, line in (
-        ("+exp=exp/mine.yaml", "put the file into DIR/exp/ and write --config-dir DIR +exp=mine"),
-        ("model=mine.yaml", "put the file into DIR/model/ and write --config-dir DIR model=mine"),
-        ("--config-dir conf/exp +exp=mine", "conf/exp/exp/mine.yaml does not exist; "),
+        ("+exp=exp/mine.yaml", "(a file of your own is DIR/exp/mine.yaml, with --config-dir DIR)"),
+        ("--config-dir conf/exp +exp=mine", "own is conf/exp/exp/mine.yaml, with --config-dir"),
         ("seed=1 --config-dir conf +exp=bare", f"the file chosen as +exp=: {FIRST_LINE}"),
         ("--config-dir conf +exp=blank", f"the file chosen as +exp=: {FIRST_LINE}"),
         ("--config-dir conf +exp=open", "a file is not YAML, correct it: while parsing"),
@@ -139,13 +106,6 @@ def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(run):
         assert line in answer.err and answer.err.count("\n") == 1
     assert "asked 0.3" in run("npas-plan", "--config-dir", "conf", "+exp=mine").out
     assert "asked 0.4" in run("npas-plan", "--config-dir", "conf", "+own=big").out
-
-
-@pytest.mark.parametrize("root", ["josé/runs", "a#b=c", "日本"])
-def test_a_path_may_have_any_letters(root, run):
-    answer = run("npas-train", f"run_root={root}", "--cfg", "job")
-    assert answer.code == 0, answer.err
-    assert root in answer.out
 
 
 def test_the_traceback_is_there_for_those_who_ask_and_of_faults_of_ours(run, monkeypatch):

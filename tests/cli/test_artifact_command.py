@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import SMALL
 
-from npas.cli import runs
 from npas.reporting import results
-from npas.sharing import price
 from npas.training import artifact
 
 
@@ -43,13 +41,6 @@ def test_a_run_with_a_budget_in_bytes_exports_at_its_end(run, exported):
     assert json.loads(run(*words).out) == result.metrics.last
 
 
-def test_a_finished_run_shows_its_artifact(run, exported):
-    answer = run("npas-train", f"run={exported}")
-    assert answer.code == 0 and "skipped" in answer.out
-    size = (exported / artifact.FILE_NAME).stat().st_size
-    assert f"; artifact {size:,} bytes, " in answer.out
-
-
 def test_any_run_can_be_exported_as_an_artifact(run, trained, exported):
     answer = run("npas-export", f"run={trained}", "format=artifact", "bits=6", "out=small.npas")
     assert answer.code == 0, answer.err
@@ -67,16 +58,6 @@ def test_any_run_can_be_exported_as_an_artifact(run, trained, exported):
     own.write_bytes(own.read_bytes()[:-1])
     answer = run("npas-eval", f"run={folder}", f"artifact={own}")
     assert answer.code == 2 and "is damaged" in answer.err and answer.err.count("\n") == 1
-
-
-def test_a_dense_run_exports_if_it_is_told_to(run):
-    words = ("artifact.export=true", "artifact.scheme=golf", "artifact.compression=lzma")
-    answer = run("npas-train", *SMALL, "budget=dense", *words)
-    assert answer.code == 0, answer.err
-    (folder,) = Path("runs/digits").iterdir()
-    found = results.read(folder).artifact
-    assert found is not None and found.cap is None
-    assert (found.scheme, found.compression) == ("golf", "lzma")
 
 
 def test_an_artifact_over_its_budget_fails_and_keeps_what_was_trained(run):
@@ -111,18 +92,6 @@ def test_a_plan_says_the_bytes_of_every_budget(run, budget):
         assert six["bytes_before_compression"] < taken
 
 
-def test_groups_are_searched_within_the_bytes(run, monkeypatch):
-    monkeypatch.setattr("npas.reporting.plots.available", lambda: False)  # it takes time
-    words = ("sharing.groups=learned", "sharing.num_groups=2", "sharing.search.epochs=1")
-    answer = run("npas-train", *SMALL, "budget=20KB", *words)
-    assert answer.code == 0, answer.err
-    (folder,) = Path("runs/digits").iterdir()
-    experiment = runs.restore(str(folder), {"trainer.device": "cpu"})
-    taken = price(experiment.model, experiment.allocation, experiment.config.artifact)
-    found = results.read(folder).artifact
-    assert found is not None and found.bytes_before_compression <= taken <= 20_000
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -140,13 +109,3 @@ def test_invalid_input_is_one_line(run, words, says):
     answer = run(*words.split())
     assert answer.code == 2 and says in answer.err, answer.err
     assert answer.err.count("\n") == 1
-
-
-def test_settings_without_an_artifact_are_warned_of(run):
-    answer = run("npas-plan", "artifact.bits=6")
-    assert "artifact.bits ignored: it needs a budget in bytes (16MB) or artifact.export" in (
-        answer.err
-    )
-    answer = run("npas-plan", "artifact.export=true", "artifact.expected_ratio=2")
-    assert "artifact.expected_ratio ignored: it needs a budget in bytes (16MB)\n" in answer.err
-    assert "ignored" not in run("npas-plan", "budget=12KB", "artifact.bits=6").err

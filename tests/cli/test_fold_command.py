@@ -1,20 +1,14 @@
 """npas-fold shows which layers of a run agree, folds them, and says what that costs."""
 
-import dataclasses
-import errno
 import json
-import shutil
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from command_line import SMALL
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from npas.cli import fold, runs, train
 from npas.models import InputSpec, wrn
-from npas.reporting import results
 from npas.sharing.folding import load_folded
 
 SOFT = (
@@ -108,82 +102,3 @@ def test_folding_an_unsuitable_run_is_one_line(run, soft, trained):
         answer = run("npas-fold", *arguments)
         assert answer.code == 2
         assert says in answer.err and len(answer.err.splitlines()) == 1
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_run_on_texts_folds_too(run, tmp_path):
-    arguments = ("+exp=tiny_mlm", "epochs=1", f"run_root={tmp_path}", "trainer.device=cpu")
-    made = ("train=4", "test=2", "epochs=1", "batch_size=2")
-    assert run("npas-train", *arguments, *(f"data.synthetic.{word}" for word in made)).code == 0
-    (folder,) = tmp_path.glob("tiny_mlm/*")
-    answer = run("npas-fold", f"run={folder}", "threshold=0.05")
-    assert answer.code == 0, answer.err
-    record = json.loads((folder / "fold-0.05" / "fold.json").read_text())
-    assert record["outputs_differ_by"] < 1e-5 and record["weights"] < record["layers_before"]
-    assert record["metrics"]["folded"] == pytest.approx(record["metrics"]["tied"], rel=1e-5)
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_no_threshold_is_taken_where_none_keeps_the_metric(run, soft, monkeypatch):
-    monkeypatch.setattr(fold, "CANDIDATES", (0.999, 0.5))
-    measured = iter([90.0, 80.0, None])
-    monkeypatch.setattr(fold, "_measure", lambda *_: {"accuracy": next(measured)})
-    answer = run("npas-fold", f"run={soft}", "threshold=auto", "out=none")
-    assert answer.code == 2 and not Path("none").exists()
-    assert "keeps val accuracy within tolerance=0.5 of 90.0: allow more" in answer.err
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_full_disk_is_one_line_and_leaves_the_files_before(run, soft, monkeypatch):
-    assert run("npas-fold", f"run={soft}", "out=here").code == 0
-    before = {path.name: path.read_bytes() for path in Path("here").iterdir()}
-    for error in (OSError(errno.ENOSPC, "No space left"), SafetensorError("full")):
-        monkeypatch.setattr("safetensors.torch.save_model", Mock(side_effect=error))
-        answer = run("npas-fold", f"run={soft}", "threshold=0.5", "recalibrate=0", "out=here")
-        assert answer.code == 2 and len(answer.err.splitlines()) == 1
-        assert "here cannot be written" in answer.err
-        assert {path.name: path.read_bytes() for path in Path("here").iterdir()} == before
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_checkpoint_folds_into_the_runs_folder_with_the_history_until_then(run, soft):
-    folder = Path(shutil.copytree(soft, "copy"))
-    with (folder / "log.jsonl").open("a") as log:
-        log.write('3\n[]\n{"step": 1, "ep')  # no lines of ours, and one that was cut short
-    first = min((folder / "checkpoints").glob("step-*"))
-    answer = run("npas-fold", f"run={first}", "threshold=0.5", "recalibrate=0")
-    assert answer.code == 0, answer.err
-    record = json.loads((folder / "fold-0.5" / "fold.json").read_text())
-    epochs = [entry["epoch"] for entry in record["history"]]
-    assert epochs == list(range(len(epochs))) and 1 < len(epochs) < 4
-
-
-@pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize(
-    ("exp", "arguments"),
-    [
-        ("simnet_scenes", ("model.embeddings=3", "model.width=8")),
-        ("two_branch_scenes", ("model.width=16", "model.embedding=16")),
-    ],
-)
-def test_a_network_of_several_inputs_folds(exp, arguments, run, tmp_path):
-    settings = (f"+exp={exp}", "data.source=synthetic", "budget=null", "sharing.templates=2")
-    small = ("task.region_width=16", "task.word_width=16", f"run_root={tmp_path}/runs")
-    assert train.main([*settings, "sharing.groups=shape", *small, *arguments]) == 0
-    (folder,) = (tmp_path / "runs" / exp).iterdir()
-    answer = run("npas-fold", f"run={folder}", "threshold=0.01")
-    assert answer.code == 0, answer.err
-    record = json.loads((folder / "fold-0.01" / "fold.json").read_text())
-    assert record["recalibrated_on"] >= 1 and record["outputs_differ_by"] < 1e-4
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_fold_of_an_unfinished_run_says_so(run, soft):
-    folder = Path(shutil.copytree(soft, "copy"))
-    result = results.read(folder)
-    results.write(folder, dataclasses.replace(result, status="failed", metrics=None))
-    answer = run("npas-fold", f"run={folder}", "threshold=0.9", "recalibrate=0")
-    line = f"unfinished: weights after step {result.steps}, 3 of 3 epochs done"
-    assert answer.out.splitlines()[0] == f"{line}; the run's status is failed"
-    fold = json.loads((folder / "fold-0.9" / "fold.json").read_text())
-    assert fold["unfinished"] == answer.out.splitlines()[0]

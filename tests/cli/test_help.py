@@ -36,12 +36,6 @@ def test_what_the_help_says_of_defaults_is_so_and_its_examples_compose(run, comm
         assert run(command, *words, "--cfg", "job").code == 0, line
 
 
-def test_unknown_names_list_those_that_there_are(run):
-    for group in ("+exp", "model", "task", "sharing", "optim", "trainer"):
-        answer = run("npas-train", f"{group}=list")
-        assert answer.code == 2 and f"there is no {group.lstrip('+')}=list: choose " in answer.err
-
-
 @pytest.mark.parametrize(
     ("line", "words"),
     [

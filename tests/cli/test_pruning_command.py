@@ -53,17 +53,3 @@ def test_a_run_ends_with_what_was_planned_and_its_export_is_that_network(run, bu
     assert run("npas-eval", f"run={folder}", artifact).code == 0
     answer = run("npas-fold", f"run={folder}")
     assert answer.code == 2 and ("prunes filters" in answer.err or budget == "dense")
-
-
-def test_settings_without_a_method_are_said_to_be_ignored_and_change_no_run(run):
-    answer = run("npas-plan", "pruning.amount=0.3", "pruning.schedule=gradual")
-    assert "pruning.amount and pruning.schedule ignored: pruning.method=null" in answer.err
-    answer = run("npas-plan", *PRUNED, "pruning.method=magnitude", "pruning.times=3")
-    assert "pruning.batches ignored" in answer.err and "pruning.times ignored" in answer.err
-    for words, message in (
-        (("pruning.method=hrnk",), "pruning.method must be magnitude or hrank or null, got 'hrnk'"),
-        (("pruning.amount={fc:0.5}",), "no prunable layer matches 'fc'"),
-        (("pruning.amunt=0.5",), "did you mean 'pruning.amount'?"),
-    ):
-        answer = run("npas-plan", *PRUNED, *words)
-        assert answer.code == 2 and message in answer.err and answer.err.count("\n") <= 2

@@ -95,25 +95,6 @@ def test_another_run_takes_the_groups_by_content(run, found, tmp_path):
     assert run_dir(given(other)) != folder
 
 
-def test_a_file_without_groups_is_one_clear_line(run, trained):
-    Path("mine.json").write_text("{}")
-    for name, says in (
-        ("groups/none.json", "No such file"),
-        ("mine.json", "it maps no layers to groups"),
-        (trained, "holds no groups.json): name a run that found groups"),
-    ):
-        answer = run("npas-train", *SMALL, f"sharing.groups={name}")
-        assert answer.code == 2 and says in answer.err and answer.err.count("\n") == 1
-
-
-def test_groups_of_a_smaller_network_leave_layers_out_and_say_so(run, found):
-    arguments = ("npas-plan", f"sharing.groups={found}", "budget=0.9", "model.width=0.5")
-    assert not run(*arguments, "model.depth=10").err
-    answer = run(*arguments, "model.depth=16")
-    assert answer.code == 0
-    assert "sharing.groups leaves 6 of 17 shareable layers unshared (stages.0.1" in answer.err
-
-
 def test_a_damaged_file_in_the_run_says_what_to_do(run, found, tmp_path, monkeypatch):
     monkeypatch.setattr("npas.reporting.plots.available", lambda: False)  # it takes time
     root = tmp_path / "copy"

@@ -4,12 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageColor
+from PIL import Image
 
-from npas.reporting import picture_page, results
+from npas.reporting import results
 from npas.tasks import digits
 from npas.tasks.base import Picture, Shown
 
@@ -47,42 +46,11 @@ def test_a_page_goes_to_the_runs_folder_beside_the_metrics(run, trained, asked):
     assert after == before | {page: page.read_bytes()}  # nothing of the run has changed
 
 
-@pytest.mark.usefixtures("asked")
-def test_a_page_of_one_checkpoint_that_cannot_be_written_is_one_line_after_the_metrics(
-    run, trained
-):
-    folder = Path(shutil.copytree(trained, "copy"))
-    (folder / "show-test.png").mkdir()
-    newest = max((folder / "checkpoints").glob("step-*"))
-    answer = run("npas-eval", f"run={newest}", "show=1")
-    assert answer.code == 2 and "accuracy" in answer.out
-    (line,) = answer.err.splitlines()
-    assert f"{folder}/show-test.png cannot be written (Is a directory)" in line
-    assert not list(folder.glob("*.tmp"))
-
-
 def test_a_task_without_pictures_is_refused_before_any_data_are_read(run, trained, monkeypatch):
     monkeypatch.setattr(digits.Task, "setup", lambda task: pytest.fail("the data were read"))
     answer = run("npas-eval", f"run={trained}", "show=1")
     assert (answer.code, answer.out) == (2, "")
     assert "has no pictures to show: leave show out" in answer.err
-
-
-def test_phrases_are_shown_with_their_boxes(run, tmp_path):
-    arguments = ("+exp=simnet_flickr30k", "budget=0.5", "model.width=8", "data.source=synthetic")
-    made = (
-        "data.synthetic.train=4",
-        "data.synthetic.test=2",
-        f"run_root={tmp_path}",
-        "data.workers=0",
-    )
-    answer = run("npas-train", *arguments, *made, "trainer.device=cpu", "wandb.mode=disabled")
-    assert answer.code == 0, answer.err
-    (folder,) = tmp_path.glob("simnet_flickr30k/*")
-    assert run("npas-eval", f"run={folder}", "split=val", "show=2").code == 0
-    with Image.open(folder / "show-val.png") as page:
-        drawn = np.array(page)[70:]  # below the title and what explains the colours
-    assert (drawn == ImageColor.getrgb(picture_page.TRUTH)).all(2).sum() > 50
 
 
 def test_texts_are_printed_or_part_of_the_json(run, tmp_path):

@@ -1,17 +1,14 @@
-"""A run's config.yaml can be started from, and what a user has changed in it is not lost."""
+"""A run's config.yaml can be started from, as it is or edited."""
 
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-from command_line import SMALL
 
-from npas.cli import runs, train
+from npas.cli import train
 from npas.cli.app import Job
 from npas.config import run_dir
-
-WORDS = ("npas-train", *SMALL, "budget=0.5")
 
 
 @pytest.fixture
@@ -19,7 +16,7 @@ def asked(monkeypatch):
     """Note the configs that npas-train would run, and run none."""
     configs = []
 
-    def run(config, within=None):
+    def run(config):
         configs.append(config)
         return Job(str(run_dir(config)))
 
@@ -47,12 +44,6 @@ def test_a_run_starts_from_its_config_in_its_folder(run, folder, asked, name):
     assert run_dir(asked[0]) == folder and asked[0].trainer.log_every == 3
     answer = run("npas-plan", f"run={folder}", "format=json", "check_data=true", "seed=3")
     assert answer.code == 0 and answer.out.startswith("{"), answer.err
-
-
-def test_a_finished_run_is_skipped_and_words_for_once_are_not_taken_from_the_file(run, folder):
-    edit(folder, "force", "true")
-    answer = run("npas-train", f"run={folder}")
-    assert answer.out.startswith("skipped: "), answer.err
 
 
 def test_an_edited_config_is_a_run_of_its_own_and_one_line_says_so(run, folder, asked):
@@ -92,28 +83,3 @@ def test_invalid_configs_to_start_from(run, folder, asked, arguments, line):
     answer = run("npas-train", *arguments.replace("FOLDER", str(folder)).split())
     assert answer.code == 2 and not asked
     assert line.replace("FOLDER", str(folder)) in answer.err and answer.err.count("\n") == 1
-
-
-def interrupted(*anything):
-    raise KeyboardInterrupt
-
-
-def test_an_edited_config_is_kept_and_said_before_the_run_writes_its_own(run, folder, monkeypatch):
-    untouched = Path(shutil.copytree(folder, "untouched"))
-    arguments = (*WORDS, "run_root=moved", "force=true")
-    monkeypatch.setattr("npas.training.train", interrupted)
-    assert "edited" not in run(*arguments, "trainer.keep_last=5").err  # the command line may differ
-    for key, value, changed in (
-        ("lr", "0.05", "optim.lr changed"),
-        ("log_every", "7", "trainer.log_every changed"),
-        ("lr", "fast", "optim.lr must be a finite number, got 'fast'"),
-    ):
-        shutil.copytree(untouched, folder, dirs_exist_ok=True)
-        edit(folder, key, value)
-        edited = (folder / "config.yaml").read_text()
-        line = run(*arguments).err.splitlines()[0]
-        kept = folder / "config.edited.yaml"
-        warned = f"npas-train: warning: {folder}/config.yaml was edited ({changed}): "
-        assert line.startswith(warned) and f"`npas-train run={kept}` trains" in line
-        assert kept.read_text() == edited
-        assert runs.edited(folder, runs.check(runs.read_config(folder / "config.yaml"))) is None

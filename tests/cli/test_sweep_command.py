@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
-from npas.cli import sweep, train
+from npas.cli import train
 from npas.cli.app import Job
 from npas.reporting import results
 from npas.reporting.compose import compose
@@ -75,14 +75,14 @@ def test_a_search_is_given_the_best_held_out_metric_of_each_job(run, search):
     ("word", "line", "code"),
     [
         ("hydra.sweeper.direction=minimize", "write hydra.sweeper.direction=maximize", 2),
-        ("data.val_fraction=0", "a search needs held-out data, but data.val_fraction=0", 1),
+        ("data.val_fraction=0", "a search needs held-out data: set data.val_fraction", 2),
         ("batch_size=100000", "batch_size=100000 is more than the", 1),
     ],
 )
 def test_a_search_that_can_learn_nothing_ends_with_one_line(run, search, word, line, code):
     answer = run("npas-train", "-m", "hydra/sweeper=search", *WORDS, word)
     assert answer.code == code
-    assert line in answer.err.splitlines()[-1] and len(answer.err.splitlines()) <= 2
+    assert line in answer.err.splitlines()[-1]
     assert search == []
 
 
@@ -102,7 +102,7 @@ def test_the_sweep_of_wandb_in_the_docs_starts_runs_that_log_its_metric():
     assert metric == f"val/{task.selection_metric}"
 
 
-def test_the_jobs_are_composed_and_checked_once_with_a_count(run, monkeypatch):
+def test_the_jobs_are_composed_and_checked_once_before_the_first_runs(run, monkeypatch):
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
     composed, compose = [], ConfigLoaderImpl.load_sweep_config
@@ -112,22 +112,17 @@ def test_the_jobs_are_composed_and_checked_once_with_a_count(run, monkeypatch):
         composed.append(len(within))  # how many jobs have run by then
         return compose(self, *arguments, **named)
 
-    def job(config, kind=None):
-        within.append(kind)
+    def job(config):
+        within.append(config)
         return Job(f"seed {config.seed}")
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counting)
-    monkeypatch.setattr(sweep, "SECONDS_BETWEEN_LINES", -1.0)
     monkeypatch.setattr(train, "run", job)
     answer = run("npas-train", "-m", "seed=range(3,6)", "budget=0.2")
     assert answer.code == 0
     said = [line.removeprefix("npas-train: ") for line in answer.err.splitlines()]
-    assert said == [
-        *(f"checked {number} of 3 jobs" for number in range(3)),
-        *(f"[{number}/3] seed={number + 2}" for number in (1, 2, 3)),
-    ]
-    assert composed == [0, 0, 0, 0, 1, 2]  # before the first job, and each by the launcher
-    assert within == ["sweep"] * 3
+    assert said == [f"[{number}/3] seed={number + 2}" for number in (1, 2, 3)]
+    assert composed == [0, 0, 0] and len(within) == 3
 
 
 def test_a_sweep_ends_with_the_metric_by_budget_over_seeds_and_its_plot(run, monkeypatch):

@@ -99,13 +99,6 @@ def test_a_run_root_that_cannot_hold_runs_is_named(run, root):
     assert answer.err.count("\n") == 1
 
 
-def test_another_configs_checkpoint_is_refused_before_the_plan(run, trained):
-    answer = run(*WORDS, "seed=1", f"resume={trained}")
-    assert (answer.code, answer.out) == (2, "")
-    assert "seed: 0 there, 1 here" in answer.err
-    assert not list(Path().iterdir())
-
-
 @pytest.mark.parametrize(
     ("what", "error"),
     [

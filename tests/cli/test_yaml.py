@@ -14,7 +14,6 @@ from npas.config import (
     SharingConfig,
     TrainerConfig,
     known_keys,
-    run_dir,
 )
 from npas.config.typed import build
 from npas.reporting.compose import compose
@@ -49,11 +48,6 @@ def node_of(path):
     for name in reversed(names):
         raw = {**node_of(path.with_name(f"{name}.yaml")), **raw}
     return raw
-
-
-def test_the_default_run_is_digits_at_a_tenth():
-    assert run_dir(compose()) == run_dir(compose("+exp=digits"))
-    assert run_dir(compose()).as_posix().startswith("runs/digits/budget-0.1_seed-0_")
 
 
 def test_every_key_can_be_set_without_a_plus():

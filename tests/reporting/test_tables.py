@@ -6,7 +6,7 @@ import re
 import pytest
 
 from npas.reporting import tables
-from npas.reporting.compose import compose, planned_count
+from npas.reporting.compose import planned_count
 from npas.reporting.environment import Hardware
 from npas.reporting.published import Figure
 from npas.reporting.results import Dataset, Metrics, Parallel
@@ -119,19 +119,6 @@ def test_the_table_says_on_what_it_was_measured(tmp_path, keep):
     text = tables.markdown(TABLE, cells(tmp_path))
     origin = "Runs: 2 on a processor, torch 2.15.0; 1 of a tree with uncommitted changes."
     assert origin in text
-
-
-def test_the_dense_figure_of_an_experiment_is_of_the_same_recipe(tmp_path, keep):
-    for seed, accuracy in enumerate((97.0, 99.0)):
-        keep(tmp_path / "runs", "+exp=digits", "budget=dense", seed=seed, accuracy=accuracy)
-    keep(tmp_path / "runs", "+exp=digits", "budget=dense", "model.width=1", accuracy=50.0)
-    keep(tmp_path / "runs", "+exp=digits", "budget=0.1", accuracy=50.0, used=100)
-    asked = compose("+exp=digits", "budget=0.1", "seed=7", "sharing.groups=shape")
-    figure = tables.dense_figure(asked, root=tmp_path)
-    assert figure is not None
-    assert (figure.mean, figure.n) == (98.0, 2)
-    assert tables.dense_figure(compose("+exp=digits", "epochs=1"), root=tmp_path) is None
-    assert tables.dense_figure(asked, root=tmp_path / "nowhere") is None
 
 
 def test_a_missing_metric_is_named(tmp_path, keep):

@@ -57,7 +57,7 @@ def test_what_is_saved_comes_back_as_readable_as_any_file(store):
     assert newest is not None
     assert newest.state["best"] == {"val/accuracy": 0.1 + 0.2}
     for name, group in tensors.items():
-        found = newest.tensors(name, group)
+        found = newest.tensors(name)
         assert all(torch.equal(found[key], value) for key, value in group.items())
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
@@ -129,12 +129,6 @@ def test_a_full_disk_costs_nothing_at_any_point_of_a_write(store, used):
         assert steps(store) == [1, 2] and used() == (2, "")
 
 
-def test_numbers_that_json_lacks_are_not_written(store):
-    with pytest.raises(ValueError, match="JSON"):
-        store.save(1, {"loss": float("nan")}, {})
-    assert store.newest() is None
-
-
 def test_a_run_its_checkpoints_or_one_of_them_can_be_named(store, tmp_path):
     def why(path):
         with pytest.raises(ValueError) as error:
@@ -162,22 +156,11 @@ def first(tensors, value):
 
 
 EDITS = {
-    "step ahead": (
-        "state",
-        lambda s: s["progress"].update(step=10**12, epoch=2 * 10**11),
-        "epochs, 5 steps each",
-    ),
-    "epoch behind": ("state", lambda s: s["progress"].update(epoch=0, step=7), "step 7 and epoch"),
-    "step of text": (
-        "state",
-        lambda s: s["progress"].update(step="5"),
-        "progress.step must be an integer",
-    ),
     "no progress": ("state", lambda s: s.pop("progress"), "it lacks 'progress'"),
     "another hash": ("state", lambda s: s.update(config_hash="0"), "with another config"),
-    "a weight less": ("model", lambda t: t.pop(min(t)), "it lacks"),
-    "a weight more": ("model", lambda t: t.update(more=torch.ones(1)), "has 'more', which"),
-    "a longer weight": ("model", lambda t: first(t, torch.ones(3)), "but the run's is"),
+    "a weight less": ("model", lambda t: t.pop(min(t)), "Missing key"),
+    "a weight more": ("model", lambda t: t.update(more=torch.ones(1)), "Unexpected key"),
+    "a longer weight": ("model", lambda t: first(t, torch.ones(3)), "size mismatch"),
     "no optimizer": ("optimizer", lambda t: t.clear(), "it lacks"),
     "no averages": ("averaged", lambda t: t.clear(), "it lacks"),
     "no random numbers": ("rng", lambda t: t.clear(), "it lacks"),
@@ -204,6 +187,6 @@ def test_one_that_verifies_but_does_not_fit_is_refused_in_one_line(run_small, sm
         with pytest.raises(ValueError, match="resume=never") as error:
             train(experiment, tmp_path / case)
         assert says in str(error.value) and "\n" not in str(error.value), case
-        if name in ("model", "averaged") and says:
+        if case == "a weight more":
             with pytest.raises(ValueError, match="does not fit"):
                 load_weights(experiment.model, open_checkpoint(folder))

@@ -35,11 +35,3 @@ def test_the_clock_ends_a_training_and_its_schedule(run_small, small, tmp_path, 
     again = train(build(small(**keys)), tmp_path / "run")
     assert (again.status, again.steps) == ("done", outcome.steps)
     assert again.metrics["last"] == outcome.metrics["last"]
-
-
-def test_without_a_reached_limit_nothing_changes(run_small, tmp_path):
-    keys = {"optim": {"schedule": "linear", "milestones": []}}
-    run_small("free", **keys)
-    _, outcome = run_small("limited", trainer={"max_seconds": 1e6}, **keys)
-    assert outcome.steps == 10
-    assert rates(tmp_path / "free") == rates(tmp_path / "limited")

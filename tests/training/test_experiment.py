@@ -1,14 +1,11 @@
 """A config becomes a task and a network inside its budget, the same for the same seed."""
 
-import io
-
 import pytest
 import torch
 
 from npas.config import TrainerConfig
 from npas.sharing import count_parameters
-from npas.training import build, console
-from npas.training.console import ProgressDisplay
+from npas.training import build
 from npas.training.distributed import Process, this_process
 from npas.training.precision import Precision
 
@@ -69,26 +66,3 @@ def test_a_precision_the_device_lacks_is_one_line(monkeypatch):
     monkeypatch.setattr("npas.training.precision.F.conv2d", fail)
     with pytest.raises(ValueError, match="precision=fp16 does not run on cpu"):
         Precision("fp16", CPU)
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-@pytest.mark.parametrize("file", [Terminal(), io.StringIO()], ids=["terminal", "file"])
-def test_progress_is_a_bar_on_a_terminal_and_a_few_plain_lines_elsewhere(monkeypatch, file):
-    monkeypatch.setenv("TERM", "xterm")
-    now = iter(range(1000))
-    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(now)))
-    with ProgressDisplay(total=20, done=10, file=file) as display:
-        display.show({"step": 5, "epoch": 0.5, "train/loss": 0.123456, "lr": 0.1})
-        for step in range(11, 21):
-            display.step(step)
-    printed = file.getvalue()
-    if file.isatty():
-        assert "20/20" in printed and "train/loss 0.1235" in printed
-    else:
-        # The time left counts from where this process began.
-        assert printed.splitlines()[0] == "step 15/20  epoch 0.5  train/loss 0.1235  5 s left"
-        assert printed.count("\n") == 2 and "\x1b" not in printed and "\r" not in printed

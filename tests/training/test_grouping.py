@@ -68,16 +68,6 @@ def test_a_damaged_file_says_what_to_do(tmp_path, text):
         grouping.read(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["[]", '{"a": 0.5}', '{"": "a"}', '{"a": ""}', '{"layers": [3]}', '{"layers": {}}']
-)
-def test_a_file_that_maps_no_layers_to_groups_is_one_line(tmp_path, text):
-    file = tmp_path / "mine.json"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=r"cannot be read \(.*name a run that found groups"):
-        read_groups(file)
-
-
 def test_the_search_takes_a_tenth_of_the_epochs_unless_told(small):
     def epochs(run, search=None, **sharing):
         node = {"groups": "learned", "num_groups": 2, "search": {"epochs": search}, **sharing}

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 import torch
 from trained import log, same
 
@@ -65,13 +64,6 @@ def test_the_gradient_is_the_losses_less_the_rewards(small):
     for name, grad in plain.items():
         expected = grad - 0.5 * rewards[name] if name in rewards else grad
         torch.testing.assert_close(regularized[name], expected, rtol=1e-4, atol=1e-6)
-
-
-def test_a_regularizer_without_a_use_is_refused_before_any_step(small):
-    with pytest.raises(
-        ValueError, match=r"sharing.recurrence_weight=0.1 has no use: no two layers"
-    ):
-        build(small(budget="0.5", sharing={"groups": "shape", "recurrence_weight": 0.1}))
 
 
 def test_a_resumed_run_has_the_same_log_and_history(run_small, interrupt, tmp_path):

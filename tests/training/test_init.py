@@ -114,15 +114,6 @@ def test_a_folder_of_weights_and_old_names_of_norms(fresh, tmp_path, begin, spli
     assert ours.start.weights == initial.weights_sum(folder) == expected
 
 
-def test_a_head_of_other_classes_stays_fresh_and_is_named(fresh, tmp_path, begin):
-    heads = {name: fresh[name][:3] for name in ("classifier.weight", "classifier.bias")}
-    file = write(tmp_path / "file.safetensors", fresh | heads)
-    ours, said = begin(f"fit:{file}", budget="0.5", sharing={"exclude": ["classifier.*"]})
-    expected = build(ours.config).model.state_dict()["classifier.weight"]
-    assert torch.equal(ours.model.state_dict()["classifier.weight"], expected)
-    assert "2 left fresh: classifier.weight, classifier.bias; fitted, " in said
-
-
 def test_groups_that_are_in_another_order_are_found_again():
     spec = InputSpec((1, 8, 8), 10)
     groups = [{"stages.0.*": "a", "stages.1.*": "b"}, {"stages.1.*": "x", "stages.0.*": "y"}]
@@ -216,11 +207,6 @@ def test_a_run_or_file_is_fitted(run_small, begin, tmp_path, small):
     assert torch.equal(dense(ours)["norm.running_var"], trained["norm.running_var"])
 
 
-def test_fitting_fresh_weights_is_warned_of(begin):
-    _, said = begin("fit", budget="0.5")
-    assert "look fresh" in said
-
-
 def test_a_fitted_run_resumes_to_the_bit(small, tmp_path, monkeypatch):
     def run(root):
         config = small(budget="0.5", sharing={"init": "fit"}, run_root=str(tmp_path / root))
@@ -239,15 +225,3 @@ def test_a_fitted_run_resumes_to_the_bit(small, tmp_path, monkeypatch):
         run("b")
     again = run("b")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
-
-
-def test_what_a_fit_decides_is_ignored_and_what_it_cannot_do_refused(small):
-    config = small(budget="0.5", sharing={"init": "fit", "upsampler": "mask"})
-    assert "sharing.upsampler" in ignored(config)
-    assert run_dir(config) == run_dir(small(budget="0.5", sharing={"init": "fit"}))
-    for init in ("fit:a", "a"):
-        with pytest.raises(ValueError, match="learned finds groups for fresh weights"):
-            small(sharing={"init": init, "groups": "learned", "num_groups": 2}, budget="0.5")
-    with pytest.raises(ValueError, match="no shared templates"):
-        small(sharing={"init": "fit", "recurrence_weight": 1.0}, budget="0.5")
-    assert small(sharing={"init": "./fit"}).sharing.weights == "./fit"

@@ -8,7 +8,7 @@ from trained import leaves_nothing_behind
 import npas
 from npas.config import OptimConfig
 from npas.config.optim import MuonConfig
-from npas.sharing.templates import Templates, bank_templates
+from npas.sharing.templates import Templates
 from npas.training.muon import Muon, gain, orthogonalize
 from npas.training.optim import build_optimizer
 
@@ -145,37 +145,8 @@ def test_each_template_of_a_bank_moves_as_the_matrix_that_it_is():
     torch.testing.assert_close(before - bank.detach(), 0.1 * total / count)
 
 
-@pytest.mark.parametrize("upsampler", ["inter", "repeat"])
-@pytest.mark.parametrize("budget", [0.35, 0.6, 2.0])
-def test_templates_are_those_of_the_plan(budget, upsampler):
-    model = network(budget, upsampler=upsampler)
-    ((bank, found),) = bank_templates(model).items()
-    read = torch.zeros(len(bank))
-    for own in found:
-        for start in own.starts:
-            read[start : start + own.rows * own.columns] += 1
-    assert read.all()
-    places = {(la.shape, la.templates) for la in npas.allocation(model).layers}
-    wide = Templates(
-        32, 8, tuple(sorted({s for shape, at in places for s in at if shape == (32, 8)}))
-    )
-    assert upsampler == "repeat" or budget < 0.5 or wide in found
-
-
 @pytest.mark.parametrize("bank", ["adam", "templates"])
 @pytest.mark.parametrize("before", [0, 2])
 def test_a_step_that_went_wrong_leaves_nothing_behind(bank, before):
     model, config = network(0.6), muon(bank=bank, weight_decay=0.1)
     leaves_nothing_behind(model, model.get_parameter("npas_bank_0"), config, TOKENS, before)
-
-
-def test_momentum_warms_up():
-    bank = nn.Parameter(torch.zeros(3, 3))
-    group = {"params": [bank], "kind": "muon", "lr": 0.1, "weight_decay": 0.0}
-    config = muon(momentum=0.9, momentum_start=0.5, momentum_warmup_steps=4, nesterov=False)
-    optimizer, kept = Muon([group], config, {}), torch.zeros(3, 3)
-    for beta in (0.5, 0.6, 0.7, 0.8, 0.9, 0.9):
-        bank.grad = torch.randn(3, 3)
-        kept = beta * kept + (1 - beta) * bank.grad
-        optimizer.step()
-        torch.testing.assert_close(optimizer.state[bank]["momentum"], kept)

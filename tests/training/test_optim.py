@@ -36,17 +36,6 @@ def test_the_rate_falls_at_each_milestone_and_warms_up_step_by_step():
     )
 
 
-@pytest.mark.parametrize(
-    ("schedule", "middle"), [("linear", [0.1, 0.075, 0.05]), ("cosine", [0.1, 0.0853553, 0.05])]
-)
-def test_the_rate_comes_down_to_nothing_after_the_warm_up(schedule, middle):
-    found = rates(51, epochs=10, warmup_epochs=0.4, schedule=schedule)
-    assert found[:2] == pytest.approx([0.05, 0.1])
-    assert [found[step] for step in (2, 14, 26)] == pytest.approx(middle)
-    assert found[2:] == sorted(found[2:], reverse=True)
-    assert found[-1] == pytest.approx(0)
-
-
 @pytest.mark.parametrize("most", [0.0, 0.5, 1e6])
 def test_gradients_are_clipped_as_by_torch(most):
     layer, twin = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
@@ -153,8 +142,3 @@ def test_rates_of_banks_and_coefficients_follow_the_schedule(name):
             assert group["factor"] == pytest.approx(expected), part
     plain = build_optimizer(shared, OptimConfig(name=name, lr=0.1))
     assert {group["factor"] for group in plain.param_groups} == {1.0}
-
-
-def test_muon_has_rates_of_its_own():
-    with pytest.raises(ValueError, match="set optim"):
-        OptimConfig(name="muon", bank_lr=0.1)

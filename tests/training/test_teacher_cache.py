@@ -79,7 +79,9 @@ def test_a_damaged_file_is_one_line_before_training(unmoved, taught, tmp_path):
 
 
 def test_what_cannot_be_kept_is_refused_in_one_line(taught, tmp_path, monkeypatch, small):
-    with pytest.raises(ValueError, match=r"the inputs of digits change in every epoch \(augm"):
+    with pytest.raises(
+        ValueError, match=r"the inputs of digits change .*: set distill\.cache=null"
+    ):
         taught("moved")
     for keys, line in (
         ({"hidden": ["stages.0"]}, "keeps only logits"),
@@ -91,10 +93,6 @@ def test_what_cannot_be_kept_is_refused_in_one_line(taught, tmp_path, monkeypatc
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file is not a writable folder"):
         taught("never", distill={"cache": str(tmp_path / "file")})
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ValueError, match=r"the outputs take 0\.0 GB, but 0\.0 GB are free"):
-        taught("never")
     assert not (tmp_path / "kept").exists() and not (tmp_path / "never").exists()
     config = dataclasses.replace(
         small(distill={"teacher": str(tmp_path / "teacher"), "cache": str(tmp_path / "kept")}),

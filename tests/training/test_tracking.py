@@ -95,12 +95,6 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_one_line_a_record_there_at_once(small, tmp_path):
-    with Tracker(small(), tmp_path, 0, None) as tracker:
-        tracker.log({"step": 1, "a": float("nan"), "b": float("inf"), "c": "text", "d": 0.5})
-        assert lines(tmp_path) == [{"step": 1, "a": None, "b": None, "c": "text", "d": 0.5}]
-
-
 @pytest.mark.parametrize(
     ("logged", "steps"), [(0, []), (1, [2]), (3, [2, 4, 4]), (4, [2, 4, 4, 6]), (9, [2, 4, 4, 6])]
 )
@@ -116,13 +110,12 @@ def test_going_on_keeps_as_many_lines_as_were_logged(small, tmp_path, logged, st
 
 @pytest.mark.parametrize("bad", [b'{"step": 2, "a": "\xc3', b"[1]", b'{"step": null}', b"\x00"])
 def test_a_damaged_line_is_left_out_and_counts_as_logged(small, tmp_path, bad):
-    # The first line is of a search that an earlier version logged here.
-    search, *rest = b'{"stage": "search", "step": 1}', b'{"step": 1}', bad, b'{"step": 3}'
-    (tmp_path / "log.jsonl").write_bytes(b"\n".join([search, *rest, b'{"step": 4}']))
+    log = [b'{"step": 1}', bad, b'{"step": 3}', b'{"step": 4}']
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join(log))
     with Tracker(small(), tmp_path, 3, None) as tracker:
         assert tracker.lines == 2
         tracker.log({"step": 5})
-    assert [line["step"] for line in lines(tmp_path)] == [1, 1, 3, 5]
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3, 5]
 
 
 def test_a_process_that_does_not_lead_counts_lines_and_writes_nothing(online, tmp_path, wandb):
@@ -144,13 +137,6 @@ def test_training_goes_on_without_wandb(small, tmp_path, monkeypatch, caplog):
     with Tracker(small(wandb={"mode": "offline"}), tmp_path, 0, None) as tracker:
         tracker.log({"step": 1})
     assert "continuing without wandb" in caplog.text and lines(tmp_path) == [{"step": 1}]
-
-
-def test_the_environment_can_switch_it_off(online, tmp_path, monkeypatch, wandb):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    with Tracker(online(), tmp_path, 0, None):
-        pass
-    assert wandb.calls == []
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
@@ -257,20 +243,6 @@ def test_a_hanging_call_is_one_warning(online, tmp_path, wandb, caplog, monkeypa
     assert "wandb sync" in record.getMessage()
 
 
-@pytest.mark.parametrize("hangs", ["init", "log"])
-def test_logging_never_waits_and_a_late_server_gets_all(
-    online, tmp_path, wandb, monkeypatch, hangs
-):
-    monkeypatch.setattr(tracking, "START_S", 0.05)
-    wandb.hangs = hangs
-    with Tracker(online(), tmp_path, 0, None) as tracker:
-        for step in range(3):
-            tracker.log({"step": step})
-        assert len(lines(tmp_path)) == 3 and wandb.logged == []
-        wandb.free.set()
-    assert len(wandb.logged) == 3
-
-
 def events(folder):
     """Read what TensorBoard would: records of length, checksum, an event, checksum."""
     from tensorboardX.proto.event_pb2 import Event
@@ -293,7 +265,7 @@ def test_tensorboard_and_a_csv_have_every_number(small, tmp_path):
         tracker.log({"step": 1, "train/loss": 0.5})
         tracker.write({"step": 1, "similarity": [[1.0]]})
         tracker.log({"step": 2, "val/loss": 0.25, "note": "x"})
-        assert tracker.wandb is None
+        assert tracker.wandb is None and tracker.tensorboard is not None
     found = [(1, "train/loss", 0.5), (2, "val/loss", 0.25)]
     assert events(tmp_path / "tensorboard") == found
     assert (
