@@ -90,7 +90,7 @@ def test_a_package_brings_a_way_to_share(installed, tmp_path, capsys, monkeypatc
     learned = ["sharing.groups=learned", "sharing.num_groups=2"]
     for wrong, line in (
         (["sharing.generator=roled"], "there is no 'roled'; did you mean rolled?"),
-        (["sharing.upsample_templates=2"], "generator must be wavg, emb or avg"),
+        (["sharing.upsample_templates=2"], "upsample_templates"),
         (learned, "sharing.generator=rolled has none: choose wavg or emb"),
     ):
         assert plan.main([*words, *wrong]) == 2

@@ -1,10 +1,5 @@
 """Build dataclasses from plain data, with checked types and no unknown keys.
 
-    @dataclass
-    class Export:
-        run: str | None = None
-        format: Literal["safetensors"] = "safetensors"
-
     build(Export, {"run": 3})             # Export(run="3", format="safetensors")
     build(Export, {"fromat": "onnx"})     # ValueError: unknown key 'fromat': did you mean 'format'?
 

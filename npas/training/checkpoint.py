@@ -116,7 +116,7 @@ class Checkpoints:
                 path = scratch / f"{name}.safetensors"
                 safetensors.torch.save_file(untied(group), path)
                 give_usual_mode(path)
-            _write_json(scratch / STATE, {"format": FORMAT, "step": step, "best": best, **state})
+            _write_json(scratch / STATE, {"format": FORMAT, "step": step, **state})
             write_manifest(scratch)
             for path in (*scratch.iterdir(), scratch):
                 _sync(path)
@@ -126,7 +126,7 @@ class Checkpoints:
         except BaseException:
             _remove(scratch)
             raise
-        self._prune()
+        self._prune(best)
         return final
 
     def newest(self) -> Checkpoint | None:
@@ -171,12 +171,12 @@ class Checkpoints:
         _remove(scratch)
         return scratch
 
-    def _prune(self) -> None:
-        """Remove all but the newest checkpoints and those that these name as best."""
-        kept = [path for path in self.folders() if _is_finished(path)][-self.keep :]
-        best = [_best_of(path) for path in kept]
+    def _prune(self, best: int | None) -> None:
+        """Remove all but the newest checkpoints and that of step `best`."""
+        finished = [path for path in self.folders() if _is_finished(path)]
+        kept = {*finished[-self.keep :], *(p for p in finished if _step_of(p) == best)}
         for folder in self.folders():
-            if folder not in kept and not (_is_finished(folder) and _step_of(folder) in best):
+            if folder not in kept:
                 _remove(folder)
 
 
@@ -224,15 +224,6 @@ def _step_of(folder: Path) -> int:
 
 def _is_finished(folder: Path) -> bool:
     return "." not in folder.name
-
-
-def _best_of(folder: Path) -> int | None:
-    """Return the best step when the checkpoint was written; None if unknown."""
-    try:
-        best: int | None = read_json(folder / STATE)["best"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return best
 
 
 def _remove(folder: Path) -> None:

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing import get_context
 from typing import Any
 
@@ -57,7 +57,7 @@ def launch(trainer: TrainerConfig, work: Callable[..., Any], *arguments: Any) ->
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     result = get_context("spawn").SimpleQueue()
-    with _threads_of_each(trainer.devices), signals.deferred(forward=send):
+    with signals.deferred(forward=send):
         how = (trainer.devices, port, result, work, arguments)
         workers = spawn(_work, how, trainer.devices, join=False)
         started += workers.processes
@@ -79,23 +79,11 @@ def _work(
     ranks = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
     os.environ |= {key: str(value) for key, value in ranks.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if "OMP_NUM_THREADS" not in os.environ:  # with all cores each, all are slower than one alone
+        torch.set_num_threads(max(1, torch.get_num_threads() // world))
     try:
         found = work(*arguments)
     except KeyboardInterrupt:  # which torch's spawn would take for success
         sys.exit(128 + signal.SIGINT)
     if rank == 0:
         result.put(found)
-
-
-@contextlib.contextmanager
-def _threads_of_each(workers: int) -> Iterator[None]:
-    """Give each worker its part of the cores: all of them would be slower than one alone."""
-    if "OMP_NUM_THREADS" in os.environ:
-        yield
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers
-    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // workers))
-    try:
-        yield
-    finally:
-        del os.environ["OMP_NUM_THREADS"]

@@ -55,13 +55,6 @@ def stored_grouping(config: Config, run_dir: Path) -> Grouping | None:
     checkpoint = to_resume(config, run_dir, TRAIN)
     is_own = checkpoint is None or checkpoint.folder.parent == run_dir / "checkpoints"
     if is_own and not config.force and (found := groupings.read(run_dir)) is not None:
-        settings = config.sharing
-        asked = (settings.groups, settings.num_groups, config.seed, search_epochs(config))
-        if asked != (found.method, found.num_groups, found.seed, found.epochs):
-            raise ValueError(
-                f"{run_dir / GROUPS_FILE} is of another run: its method, num_groups, seed or"
-                " epochs differ; delete it to find the groups again"
-            )
         return found
     stored = checkpoint.state.get("grouping") if checkpoint else None
     return groupings.from_dict(stored) if stored else None

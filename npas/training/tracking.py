@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from npas.config import Config, to_dict
+from npas.config import Config, flat, to_dict
 from npas.tasks.common.files import write_whole
 from npas.training.grouping import SEARCH, TRAIN
 from npas.training.state import AVERAGED, ID_FILE, LOG_FILE
@@ -146,13 +146,8 @@ class Tracker:
 
     def summarize(self, figures: Mapping[str, Any]) -> None:
         """Set the run's summary in W&B; {"last": {"accuracy": 98.0}} becomes "last/accuracy"."""
-        flat: dict[str, Any] = {}
-        for key, value in figures.items():
-            if isinstance(value, Mapping):
-                flat |= {f"{key}/{name}": figure for name, figure in value.items()}
-            elif value is not None:
-                flat[key] = value
-        self._call_wandb(lambda run: run.summary.update(flat))
+        named = {k.replace(".", "/"): v for k, v in flat(figures).items() if v is not None}
+        self._call_wandb(lambda run: run.summary.update(named))
 
     def upload(self, checkpoint: Path) -> None:
         """Upload a checkpoint's weights to W&B, if `wandb.artifacts` asks for it."""
@@ -344,10 +339,8 @@ def _upload(run: Any, checkpoint: Path) -> None:
 
 def _stored_id(run_dir: Path) -> str | None:
     """Return the W&B id stored in the run's folder; None if there is no valid one."""
-    try:
-        found = (run_dir / ID_FILE).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
+    file = run_dir / ID_FILE
+    found = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
     return found if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found) else None
 
 

@@ -67,7 +67,7 @@ def test_keeps_the_last_two_and_the_best(store):
         save(store, step, best=2 if step >= 2 else None)
     assert steps(store) == [2, 5, 6]
     save(store, 7, best=7)
-    assert steps(store) == [2, 6, 7]  # whoever must go back to 6 wants 2 at the end
+    assert steps(store) == [6, 7]
     save(store, 8, best=7)
     assert steps(store) == [7, 8]
     store.clear(after=7)

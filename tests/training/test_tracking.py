@@ -21,44 +21,30 @@ class FakeWandb:
     """Takes what W&B takes, as its package and as its run, and fails or hangs where told to."""
 
     def __init__(self):
-        self.fails = None
+        self.fails = self.hangs = None
         self.error = RuntimeError()
-        self.hangs = None
         self.free = threading.Event()  # of what hangs
-        self.calls = []  # arguments of init
-        self.logged = []
-        self.figures = {}
-        self.uploaded = []
-        self.exit_codes = []
-        self.preempting = False
+        self.seen = {call: [] for call in CALLS}  # what each call was given, once it was done
 
-    def act(self, what, action=lambda: None):
-        if self.hangs == what:
-            self.free.wait(20)
-        if self.fails == what:
-            raise self.error
-        action()
+    def takes(self, call, answer=lambda given: None):
+        def take(*given, **named):
+            if self.hangs == call:
+                self.free.wait(20)
+            if self.fails == call:
+                raise self.error
+            self.seen[call].append(given[0] if given else named)
+            return answer(named)
 
-    def init(self, **arguments):
-        self.calls.append(arguments)
-        self.act("init")
+        return take
+
+    def run(self, named):
         return SimpleNamespace(
-            id=arguments["id"],
-            offline=arguments["mode"] == "offline",
+            id=named["id"],
+            offline=named["mode"] == "offline",
             url="http://server/run",
-            summary=SimpleNamespace(
-                update=lambda found: self.act("summary", lambda: self.figures.update(found))
-            ),
-            define_metric=lambda *names, **options: self.act("define_metric"),
-            log=lambda record: self.act("log", lambda: self.logged.append(record)),
-            log_artifact=lambda artifact: (
-                self.act("upload", lambda: self.uploaded.extend(artifact.files))
-                or SimpleNamespace(wait=lambda timeout: self.act("wait"))
-            ),
-            mark_preempting=lambda: self.act(
-                "mark_preempting", lambda: setattr(self, "preempting", True)
-            ),
-            finish=lambda exit_code: self.act("finish", lambda: self.exit_codes.append(exit_code)),
+            summary=SimpleNamespace(update=self.takes("summary")),
+            log_artifact=self.takes("upload", lambda _: SimpleNamespace(wait=self.takes("wait"))),
+            **{name: self.takes(name) for name in CALLS if name not in ("summary", "upload")},
         )
 
 
@@ -75,9 +61,8 @@ def wandb(monkeypatch):
     """Stand in for the wandb package."""
     monkeypatch.delenv("WANDB_MODE", raising=False)
     fake, module = FakeWandb(), ModuleType("wandb")
-    vars(module).update(
-        init=fake.init, setup=lambda settings: None, Settings=SimpleNamespace, Artifact=FakeArtifact
-    )
+    vars(module).update(init=fake.takes("init", fake.run), Artifact=FakeArtifact)
+    vars(module).update(setup=lambda settings: None, Settings=SimpleNamespace)
     monkeypatch.setitem(sys.modules, "wandb", module)
     yield fake
     fake.free.set()
@@ -125,7 +110,7 @@ def test_a_process_that_does_not_lead_counts_lines_and_writes_nothing(online, tm
         tracker.upload(tmp_path)
         tracker.ended("preempted")
         assert (tracker.lines, tracker.wandb_id) == (4, "abcd1234")
-    assert wandb.calls == [] and not run_dir.exists()
+    assert wandb.seen["init"] == [] and not run_dir.exists()
 
 
 def test_training_goes_on_without_wandb(small, tmp_path, monkeypatch, caplog):
@@ -149,7 +134,7 @@ def test_the_run_is_described(small, tmp_path, wandb, mode):
             metrics = {"last": {"accuracy": 98.0, "val/accuracy": 97.0}, "selected": None}
             tracker.summarize({**metrics, "selected_on": None})
             tracker.ended("done")
-    call, search = wandb.calls
+    call, search = wandb.seen["init"]
     described = {
         "mode": mode,
         "project": "p",
@@ -165,8 +150,9 @@ def test_the_run_is_described(small, tmp_path, wandb, mode):
     assert (search["name"], search["job_type"]) == ("run/search", "search")
     assert type(call["config"]["optim"]) is dict and call["config"]["facts"] == facts
     assert call["settings"].git_commit == "0123abc"
-    assert wandb.logged == 2 * [{"step": 3, "train/loss": 1.0}]
-    assert wandb.figures == {"last/accuracy": 98.0, "last/val/accuracy": 97.0, "status": "done"}
+    assert wandb.seen["log"] == 2 * [{"step": 3, "train/loss": 1.0}]
+    figures = {"last/accuracy": 98.0, "last/val/accuracy": 97.0}
+    assert wandb.seen["summary"] == 2 * [figures, {"status": "done"}]
 
 
 def test_the_id_is_kept_before_anything_is_trained_and_found_again(online, tmp_path, wandb):
@@ -177,7 +163,11 @@ def test_the_id_is_kept_before_anything_is_trained_and_found_again(online, tmp_p
         assert again.wandb_id == first.wandb_id
     with Tracker(online(), tmp_path, 5, "abcd1234"):  # as a checkpoint has it
         assert file.read_text() == "abcd1234\n"
-    assert [call["id"] for call in wandb.calls] == [first.wandb_id, first.wandb_id, "abcd1234"]
+    assert [call["id"] for call in wandb.seen["init"]] == [
+        first.wandb_id,
+        first.wandb_id,
+        "abcd1234",
+    ]
     for damaged in (b"", b"\xff\xfe", b"../../x\n"):
         file.write_bytes(damaged)
         with Tracker(online(), tmp_path, 0, None) as fresh:
@@ -197,11 +187,12 @@ def test_wandb_is_told_how_the_run_ended(online, tmp_path, wandb, status):
             tracker.ended(status)
     except KeyboardInterrupt:
         assert status is None
-    assert wandb.figures == ({} if status is None else {"status": status})
-    assert wandb.exit_codes == [status != "done"]
-    assert wandb.preempting == (status == "preempted")
+    assert wandb.seen["summary"] == ([] if status is None else [{"status": status}])
+    assert wandb.seen["finish"] == [{"exit_code": int(status != "done")}]
+    assert len(wandb.seen["mark_preempting"]) == (status == "preempted")
     uploaded = ["model.safetensors", "averaged.safetensors"]
-    assert wandb.uploaded == (uploaded if status == "done" else [])
+    uploads = [artifact.files for artifact in wandb.seen["upload"]]
+    assert uploads == ([uploaded] if status == "done" else [])
 
 
 def use_all(config, run_dir):
@@ -227,7 +218,7 @@ def test_a_failing_call_is_one_warning_of_one_line(online, tmp_path, wandb, capl
     (record,) = caplog.records
     assert "\n" not in record.getMessage() and not record.getMessage().endswith(": ")
     # What had begun is ended all the same.
-    assert wandb.exit_codes == ([] if fails in ("init", "finish") else [1])
+    assert len(wandb.seen["finish"]) == (fails not in ("init", "finish"))
 
 
 @pytest.mark.parametrize("hangs", CALLS)
