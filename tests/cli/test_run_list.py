@@ -107,22 +107,6 @@ def test_what_is_no_run_is_never_deleted(run, make_run, tmp_path, monkeypatch):
     assert other.exists() and mine.exists() and finished.exists()
 
 
-def test_damaged_runs_are_listed_and_stop_nothing(run, make_run):
-    good = make_run("0.1", trackers=["csv"])
-    result = json.loads((good / "result.json").read_text())
-    result["config"]["trackers"] = ["csv", "tensorboard"]
-    (good / "result.json").write_text(json.dumps(result))
-    make_run("1", 1, wall_s="abc"), make_run("1", 2, metrics=[3])
-    for seed, text in ((3, "a: ["), (4, "- a\n")):
-        (make_run("1", seed, result=False) / "config.yaml").write_text(text)
-    assert run("npas-runs").out.count("damaged") == 2
-    for words in ("status=done optim.lr=0.1", "trackers=[csv,tensorboard]", "trackers=*tensor*"):
-        answer = run("npas-runs", *words.split(), "format=csv")
-        assert answer.code == 0 and answer.out.count("\n") == 2, words
-    answer = run("npas-runs", "optim.lr=0.1")
-    assert answer.code == 0 and answer.err.count("its keys are unknown") == 2
-
-
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -1,7 +1,6 @@
 """npas-eval and npas-export bring a stored run back as it was."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -29,19 +28,8 @@ def test_an_evaluation_finds_what_the_run_reported(run, trained):
     assert f"accuracy {reported.last['accuracy']:.4f}" in table and "unfinished" not in table
     answer = run("npas-eval", f"run={trained}", "split=val")
     assert answer.code == 2 and "held no data out" in answer.err
-    folder = Path(shutil.copytree(trained, "old"))
-    for kept in ("as it is", "without its allocation"):
-        answer = run("npas-eval", f"run={folder}", "format=json", "device=cpu")
-        assert answer.code == 0 and json.loads(answer.out) == reported.last, kept
-        if kept != "as it is":
-            break
-        for checkpoint in (folder / "checkpoints").iterdir():
-            state = json.loads((checkpoint / "state.json").read_text())
-            del state["allocation"], state["architecture"]
-            (checkpoint / "state.json").write_text(json.dumps(state))
-            manifest = json.loads((checkpoint / "manifest.json").read_text())
-            digest = hashlib.sha256((checkpoint / "state.json").read_bytes()).hexdigest()
-            (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"state.json": digest}))
+    answer = run("npas-eval", f"run={trained}", "format=json", "device=cpu")
+    assert answer.code == 0 and json.loads(answer.out) == reported.last
 
 
 @pytest.mark.parametrize(("arch", "budget"), [("bert", "dense"), ("albert", "0.6")])
