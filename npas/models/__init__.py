@@ -77,11 +77,11 @@ class InputSpec:
                 else torch.zeros(1, *shape, device=device)
                 for name, (shape, is_integer) in self.inputs.items()
             }
-        if self.outputs == "token":
-            return torch.zeros(1, *self.input_shape, dtype=torch.int64, device=device)
-        if self.outputs not in ("text", "span", "pretraining"):
-            return torch.zeros(1, *self.input_shape, device=device)
-        zeros = torch.zeros(1, *self.input_shape, dtype=torch.int64, device=device)
+        is_text = self.outputs in ("text", "span", "pretraining")
+        dtype = torch.int64 if is_text or self.outputs == "token" else None
+        zeros = torch.zeros(1, *self.input_shape, dtype=dtype, device=device)
+        if not is_text:
+            return zeros
         if self.outputs == "text":
             # transformers would read the mask's values, which meta tensors do not have.
             mask = {} if zeros.is_meta else {"attention_mask": torch.ones_like(zeros)}

@@ -12,7 +12,7 @@ having none (the whole scene, or not in the image). A phrase's box is the union 
 
 Captions of another image are skipped in every split; the published list has 21, all in training.
 A chain with a box that is empty or outside the image is read as having none, and malformed phrases
-are skipped; both are counted, with a warning.
+are skipped, with a warning.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from npas.tasks.common.files import reading
-from npas.tasks.grounding import phrases
-from npas.tasks.grounding.phrases import SPLITS, Box, Image, Phrase, Reading
+from npas.tasks.grounding.phrases import ODD_PHRASES, SPLITS, Box, Image, Phrase, Reading
 from npas.utils.progress import track
 
 FOLDER = "flickr30k_entities"
@@ -52,43 +51,34 @@ def _lines(path: Path) -> list[str]:
 
 
 def _read(folder: Path, named: list[str], unrelated: set[tuple[str, ...]]) -> Reading:
-    reading = Reading()
-    counts = reading.counts
+    found = Reading()
     for name in track(named, "reading annotations"):
         path = folder / "Annotations" / f"{name}.xml"
         image, boxes, without = read_annotation(path, folder / f"flickr30k-images/{name}.jpg", name)
-        counts[phrases.BOXES] += sum(map(len, boxes.values()))
         last = image.width - 1, image.height - 1
         around: dict[str, Box] = {}
         for chain, own in boxes.items():
-            whole = [box for raw in own if (box := reading.inside(raw, last))]
+            whole = [box for raw in own if (box := found.inside(raw, last))]
             if len(whole) == len(own):
                 lefts, tops, rights, bottoms = zip(*whole, strict=True)
                 around[chain] = min(lefts), min(tops), max(rights), max(bottoms)
             else:
                 without.add(chain)
-        reading.images.append(image)
-        reading.phrases.append([])
+        found.images.append(image)
+        found.phrases.append([])
         for number, line in enumerate(_lines(folder / "Sentences" / f"{name}.txt"), 1):
-            counts[phrases.CAPTIONS] += 1
             mentions = _PHRASE.findall(line)
-            malformed = line.count("[/EN#") - len(mentions)
-            counts[phrases.ODD_PHRASES] += malformed
-            counts[phrases.BOXLESS] += malformed
+            found.counts[ODD_PHRASES] += line.count("[/EN#") - len(mentions)
             if (name, str(number)) in unrelated:
-                counts[phrases.UNRELATED] += 1
                 continue
             for chain, types, words in mentions:
-                if not words.strip():
-                    counts[phrases.WORDLESS] += 1
-                elif chain in around:
-                    text = " ".join(words.split())
+                text = " ".join(words.split())
+                if text and chain in around:
                     phrase = Phrase(text, around[chain], tuple(types.split("/")[1:]))
-                    reading.phrases[-1].append(phrase)
-                else:
-                    counts[phrases.BOXLESS] += 1
-                    counts[phrases.ODD_PHRASES] += chain not in (NOT_VISIBLE, *without)
-    return reading
+                    found.phrases[-1].append(phrase)
+                elif text and chain not in (NOT_VISIBLE, *without):
+                    found.counts[ODD_PHRASES] += 1
+    return found
 
 
 def read_annotation(

@@ -20,9 +20,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 MOST_MISSING = 3  # images without features that a split may have; or 1% of it, if that is more
-# Keys of `Reading.counts`; the last three log a warning.
-CAPTIONS, BOXES, UNRELATED = "captions", "boxes", "captions of some other image"
-BOXLESS, WORDLESS = "phrases without a box", "phrases without a word"
+# Keys of `Reading.counts`, of which each logs a warning.
 CLIPPED, ODD_BOXES, ODD_PHRASES = WARNINGS = (
     "boxes clipped to their image", "boxes skipped, empty or outside", "malformed phrases skipped",
 )  # fmt: skip
@@ -49,7 +47,7 @@ class Phrase(NamedTuple):
 
 @dataclass
 class Reading:
-    """The images of a split, the phrases of each, and counts of what was read and skipped."""
+    """The images of a split, the phrases of each, and counts of what was clipped and skipped."""
 
     images: list[Image] = field(default_factory=list)
     phrases: list[list[Phrase]] = field(default_factory=list)

@@ -17,7 +17,6 @@ from typing import Any
 
 from npas.tasks.common.files import reading
 from npas.tasks.common.unpickle import unpickle
-from npas.tasks.grounding import phrases
 from npas.tasks.grounding.phrases import SPLITS, Box, Image, Phrase, Reading
 
 FOLDER = "refclef"
@@ -40,20 +39,16 @@ def _read(folder: Path) -> dict[str, Reading]:
     seen: dict[tuple[str, Any], list[Phrase]] = {}  # the phrases of an image in a split
     for ref in unpickle((folder / REFS).read_bytes()):
         split, image_id = ref["split"], ref["image_id"]
-        entry, reading = sizes[image_id], found[split]
+        entry, own = sizes[image_id], found[split]
         width, height = int(entry["width"]), int(entry["height"])
         if (split, image_id) not in seen:
             seen[split, image_id] = []
-            reading.images.append(Image(str(image_id), pixels / entry["file_name"], width, height))
-            reading.phrases.append(seen[split, image_id])
+            own.images.append(Image(str(image_id), pixels / entry["file_name"], width, height))
+            own.phrases.append(seen[split, image_id])
         # The largest x and y are left + width and top + height of a box at the edge.
-        box = reading.inside(boxes[ref["ann_id"]], (width, height))
-        reading.counts[phrases.BOXES] += 1
-        for text in (_ascii(sentence["raw"]) for sentence in ref["sentences"]):
-            if box is None or not text:
-                reading.counts[phrases.WORDLESS if box else phrases.BOXLESS] += 1
-            else:
-                seen[split, image_id].append(Phrase(text, box))
+        box = own.inside(boxes[ref["ann_id"]], (width, height))
+        texts = (_ascii(sentence["raw"]) for sentence in ref["sentences"])
+        seen[split, image_id] += [Phrase(text, box) for text in texts if text and box]
     return found
 
 

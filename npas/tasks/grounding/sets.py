@@ -62,10 +62,9 @@ def report(readings: Mapping[str, Reading], parts: Mapping[str, Part]) -> dict[s
         for index in tried:
             regions.read(index, int(regions.rows_I[index]))
         existing = sum(image.path.is_file() for image in reading.images)
-        counts = "".join(f", {count:,} {what}" for what, count in sorted((+reading.counts).items()))
         found[split] = (
             f"{len(reading.images):,} images, {existing:,} of them as files,"
-            f" {len(part.flat):,} phrases with a box{counts}, {rows_I.sum():,} regions,"
+            f" {len(part.flat):,} phrases with a box, {rows_I.sum():,} regions,"
             f" {rows_I.min():,} to {rows_I.max():,} per image, of {regions.width:,} numbers;"
             f" {len(tried):,} of {len(rows_I):,} images read, {len(regions.missing):,} have none"
         )

@@ -72,15 +72,6 @@ def read_shard(path: Path) -> np.ndarray:
     return np.memmap(path, dtype=TOKEN, mode="r", offset=HEADER_BYTES)
 
 
-def write_shard(path: Path, tokens: np.ndarray) -> None:
-    """Write tokens, N uint16, as a shard."""
-    header = np.zeros(256, dtype="<i4")
-    header[:3] = MAGIC, VERSION, len(tokens)
-    with open(path, "wb") as file:
-        file.write(header.tobytes())
-        file.write(tokens.astype(TOKEN).tobytes())
-
-
 def read_bin(path: Path) -> Stream:
     """Memory-map nanoGPT's tokens without a header; raises ValueError if missing or damaged."""
     if not path.is_file() or not (size := path.stat().st_size) or size % TOKEN.itemsize:

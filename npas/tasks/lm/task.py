@@ -18,7 +18,6 @@ contest. "val" is the last `data.val_fraction` of the training split.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,77 +96,63 @@ class Task(base.Task):
 
     def read(self) -> dict[str, Stream]:
         """Open the token streams; raises ValueError if they are missing, damaged or too short."""
-        if self.source == "synthetic":
-            train, test = self._synthetic()
-        else:
-            train, test = getattr(self, f"_{self.config.dataset}")()
-        size, found = self.config.vocab_size, self.vocabulary
-        if found is not None and len(found) != size:
-            raise ValueError(
-                f"{self.name} has {len(found)} tokens: set task.vocab_size={len(found)}"
-            )
-        streams = {"train": train, "test": test}
-        if fraction := self.data.val_fraction:
-            kept = round(len(train) * (1 - fraction))
-            streams["train"], streams["val"] = train.cut(kept)
+        size, fraction = self.config.vocab_size, self.data.val_fraction
+        streams = self._synthetic() if self.source == "synthetic" else self._open()
+        found = size if self.vocabulary is None else len(self.vocabulary)
+        if found != size:
+            raise ValueError(f"{self.name} has {found} tokens: set task.vocab_size={found}")
+        if fraction:
+            train = streams["train"]
+            streams["train"], streams["val"] = train.cut(round(len(train) * (1 - fraction)))
         for part, stream in streams.items():
             if len(stream) <= self.config.length:
                 raise ValueError(f"the {part} part of {self.name} is shorter than task.length")
         return streams
 
-    def _shakespeare(self) -> tuple[Stream, Stream]:
-        path = self.root / SHAKESPEARE
+    def _open(self) -> dict[str, Stream]:
+        config, folder = self.config, self.root / self.config.folder
+        if config.tokenizer is not None:
+            self.vocabulary = vocabulary.of_sentencepiece(self.root / config.tokenizer)
+        if config.dataset == "bins":
+            names = {"train": "train.bin", "test": "val.bin"}
+            return {part: reader.read_bin(folder / name) for part, name in names.items()}
+        if config.dataset == "fineweb":
+            patterns = {"train": "fineweb_train_*.bin", "test": "fineweb_val_*.bin"}
+            return {
+                part: Stream([reader.read_shard(path) for path in reader.listed(folder, pattern)])
+                for part, pattern in patterns.items()
+            }
+        if config.dataset == "shakespeare":
+            tokens = self._shakespeare()
+        else:
+            bytes_ = vocabulary.of_pieces([bytes([value]) for value in range(256)])
+            self.vocabulary = self.vocabulary or bytes_
+            text = "\n".join(map(reader.read_text, reader.listed(folder, "*.txt")))
+            tokens = np.array(self.vocabulary.encode(text), dtype=reader.TOKEN)
+        train, test = Stream([tokens]).cut(int(len(tokens) * TRAIN_FRACTION))
+        return {"train": train, "test": test}
+
+    def _shakespeare(self) -> np.ndarray:
+        path, published = self.root / SHAKESPEARE, f"sha256 {SHAKESPEARE_SHA256}"
         if not path.exists() and self.data.download:
             fetch(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256)
         if not path.exists():
             raise self.missing(str(SHAKESPEARE))
         tokens, characters = reader.read_characters(path)
         remedy = "delete it, and data.download=true fetches the published one"
-        name, published = SHAKESPEARE.name, f"sha256 {SHAKESPEARE_SHA256}"
-        self.compared.add(name, sha256(path), published, path=path, remedy=remedy)
-        self.vocabulary = vocabulary.of_characters(characters)
-        return Stream([tokens]).cut(int(len(tokens) * TRAIN_FRACTION))
+        self.compared.add(SHAKESPEARE.name, sha256(path), published, path=path, remedy=remedy)
+        self.vocabulary = vocabulary.of_pieces([character.encode() for character in characters])
+        return tokens
 
-    def _fineweb(self) -> tuple[Stream, Stream]:
-        self._read_tokenizer()
-        folder = self.root / self.config.folder
-        patterns = (f"fineweb_{part}_*.bin" for part in ("train", "val"))
-        train, val = (
-            Stream([reader.read_shard(path) for path in reader.listed(folder, pattern)])
-            for pattern in patterns
-        )
-        return train, val
-
-    def _bins(self) -> tuple[Stream, Stream]:
-        self._read_tokenizer()
-        folder = self.root / self.config.folder
-        return reader.read_bin(folder / "train.bin"), reader.read_bin(folder / "val.bin")
-
-    def _text(self) -> tuple[Stream, Stream]:
-        self._read_tokenizer()
-        self.vocabulary = self.vocabulary or vocabulary.of_bytes()
-        paths = reader.listed(self.root / self.config.folder, "*.txt")
-        text = "\n".join(map(reader.read_text, paths))
-        tokens = np.array(self.vocabulary.encode(text), dtype=reader.TOKEN)
-        return Stream([tokens]).cut(int(len(tokens) * TRAIN_FRACTION))
-
-    def _read_tokenizer(self) -> None:
-        if self.config.tokenizer is not None:
-            self.vocabulary = vocabulary.of_sentencepiece(self.root / self.config.tokenizer)
-
-    def _synthetic(self) -> tuple[Stream, Stream]:
-        """Write shards of a random walk over tokens, which can be learned, and read them."""
-        made, size = self.data.synthetic, self.config.vocab_size
+    def _synthetic(self) -> dict[str, Stream]:
+        """Draw random walks over tokens, which can be learned."""
+        made, size, streams = self.data.synthetic, self.config.vocab_size, {}
         self.vocabulary = vocabulary.of_pieces([b"a"] * size)
-        with tempfile.TemporaryDirectory() as name:
-            path, streams = Path(name, "shard.bin"), []
-            for part, rows in (("train", made.train), ("val", made.test)):
-                index_N = torch.arange(rows * self.config.length + 1)
-                steps_N = rng.integers(rng.derive_key(0, "text", part), index_N, 3)
-                reader.write_shard(path, (steps_N.cumsum(0) % size).numpy())
-                streams.append(Stream([np.array(reader.read_shard(path))]))
-        train, test = streams
-        return train, test
+        for part, rows in (("train", made.train), ("test", made.test)):
+            index_N = torch.arange(rows * self.config.length + 1)
+            steps_N = rng.integers(rng.derive_key(0, "text", part), index_N, 3)
+            streams[part] = Stream([(steps_N.cumsum(0) % size).numpy().astype(reader.TOKEN)])
+        return streams
 
     def inspect(self) -> dict[str, str]:
         found = {part: f"{len(stream):,} tokens" for part, stream in self.parts.items()}

@@ -61,16 +61,6 @@ def of_pieces(pieces: Sequence[bytes]) -> Vocabulary:
     return Vocabulary(lengths_V, none_V, none_V, tuple(pieces))
 
 
-def of_characters(characters: str) -> Vocabulary:
-    """Return the vocabulary of these characters, in this order."""
-    return of_pieces([character.encode() for character in characters])
-
-
-def of_bytes() -> Vocabulary:
-    """Return the vocabulary of the 256 values of a byte."""
-    return of_pieces([bytes([value]) for value in range(256)])
-
-
 @functools.cache
 def of_sentencepiece(path: Path) -> Vocabulary:
     """Return the vocabulary of a SentencePiece model; raises ValueError if it cannot be read."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate, chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from npas.tasks.common.files import reading
 from npas.tasks.common.tokenization import Tokenizer
 from npas.utils.progress import track
 
-CHUNK = 1 << 18  # characters that are tokenized at once; more if a line is longer
+LINES = 1024  # tokenized at once
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,7 @@ def _encoded(
     lines: Iterable[tuple[int, str]], tokenizer: Tokenizer
 ) -> Iterator[tuple[int, list[int]]]:
     """Yield the document number and the token ids of each line."""
-    chunk: list[tuple[int, str]] = []
-    size = 0
-    for entry in chain(lines, (None,)):
-        if entry is not None:
-            chunk.append(entry)
-            size += len(entry[1])
-        if size >= CHUNK or entry is None:
-            encoded = tokenizer.encode([line for _, line in chunk])
-            for (number, _), line in zip(chunk, encoded, strict=True):
-                yield number, line.ids
-            chunk, size = [], 0
+    entries = iter(lines)
+    while some := list(islice(entries, LINES)):
+        encoded = tokenizer.encode([line for _, line in some])
+        yield from ((number, own.ids) for (number, _), own in zip(some, encoded, strict=True))

@@ -83,9 +83,7 @@ class Task(tokenization.TextTask):
         fraction = self.config.held_out if is_real else made.test / (made.train + made.test)
         documents = max((number + 1 for number, _ in reader.read(folder)), default=0)
         held = tokenization.held_out(documents, fraction, "text held out")
-        self.counted = {
-            f"text/{path.name}": f"{path.stat().st_size:,} bytes" for path in reader.files(folder)
-        }
+        self.counted: dict[str, str] = {}
         parts: dict[str, reader.Pieces] = {}
         for name, count in (("train", documents - len(held)), ("test", len(held))):
             own = (line for line in reader.read(folder) if (line[0] in held) == (name == "test"))

@@ -50,42 +50,25 @@ def recalls(folds: Iterable[Tensor]) -> dict[str, float]:
 
 
 def examples(similarity_FSN: Tensor, images: Split, folder: Path | None, count: int) -> list[Shown]:
-    """Return up to `count` queries, spread over the images: alternately a sentence and an image.
+    """Return a sentence of up to `count` images, spread evenly, with the most similar images.
 
     They do not depend on the network. Images are `folder`/<name>.jpg; without a folder, only their
     names are shown. Raises ValueError if the folder is missing.
     """
     if folder is not None and not folder.is_dir():
         raise ValueError(f"{folder} is missing: set task.images to a folder under data.root")
-    count = min(count, len(images))
-    indices = [turn * len(images) // count for turn in range(count)]
-    return [_example(similarity_FSN, images, folder, *turn) for turn in enumerate(indices)]
-
-
-def _example(
-    similarity_FSN: Tensor, images: Split, folder: Path | None, turn: int, index: int
-) -> Shown:
-    """Return the results of a sentence of an image, in even turns, or of the image."""
-    fold, image = divmod(index, similarity_FSN.shape[2])
-    similarity_SN = similarity_FSN[fold]
-    names = images.names[index - image :][: similarity_SN.shape[1]]
-    captions = images.captions[(index - image) * PER_IMAGE :][: len(similarity_SN)]
-    before_N, before_S = ranks(similarity_SN)
-    paths = [None if folder is None else folder / f"{name}.jpg" for name in names]
-    if turn % 2 == 0:
-        sentence = image * PER_IMAGE + turn // 2 % PER_IMAGE
-        scores, best = similarity_SN[sentence].sort(descending=True, stable=True)
-        pictures = [
-            Picture(paths[i], f"{n}. {names[i]} ({score:.2f})", right=i == image)
-            for n, score, i in zip(range(1, TOP + 1), scores.tolist(), best.tolist(), strict=False)
-        ]
-        where = f"its image is number {int(before_S[sentence]) + 1:,} of {len(names):,}"
-        return Shown(f"{captions[sentence]}\n{where}", pictures)
-    scores, best = similarity_SN[:, image].sort(descending=True, stable=True)
-    pictures = [Picture(paths[image], names[image])] if folder else []
-    pictures += [
-        Picture(None, f"{n}. {captions[i]} ({score:.2f})", right=i // PER_IMAGE == image)
-        for n, score, i in zip(range(1, TOP + 1), scores.tolist(), best.tolist(), strict=False)
-    ]
-    where = f"its best sentence is number {int(before_N[image]) + 1:,} of {len(captions):,}"
-    return Shown(f"Image {names[image]}\n{where}", pictures)
+    count, size, shown = min(count, len(images)), similarity_FSN.shape[2], []
+    for turn in range(count):
+        index = turn * len(images) // count
+        fold, image = divmod(index, size)
+        sentence = turn % PER_IMAGE
+        scores_N = similarity_FSN[fold, image * PER_IMAGE + sentence]
+        pictures = []
+        for n, i in enumerate(scores_N.argsort(descending=True, stable=True)[:TOP].tolist(), 1):
+            name = images.names[fold * size + i]
+            path = None if folder is None else folder / f"{name}.jpg"
+            pictures.append(Picture(path, f"{n}. {name} ({scores_N[i]:.2f})", right=i == image))
+        place = int((scores_N > scores_N[image]).sum()) + 1
+        heading = images.captions[index * PER_IMAGE + sentence]
+        shown.append(Shown(f"{heading}\nits image is number {place:,} of {size:,}", pictures))
+    return shown

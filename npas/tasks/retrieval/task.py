@@ -191,14 +191,10 @@ class Task(dataset.SceneTask):
             if known := self.published.get(split):
                 same = len(part) == known
                 found[split] += ", as published" if same else f"; {known:,} images were published"
-        captions = (text for part in self.parts.values() for text in part.images.captions)
         by = self.vocabulary_path
         numbered = f"as {by.name} numbers them" if by else "counted in training"
-        found["words"] = (
-            f"{len(self.vocabulary):,} are learned, {numbered};"
-            f" {words.describe(captions, self.vocabulary, self.rows, self.words)}"
-        )
-        return found
+        learned = f"{len(self.vocabulary):,} are learned, {numbered}"
+        return {**found, "words": f"{learned}; {len(self.rows):,} have vectors"}
 
     @property
     def train_size(self) -> int:
@@ -285,7 +281,7 @@ class Task(dataset.SceneTask):
             return fill(similarity_FSN, cuts[rank::world], world, match)
 
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
-        """Return sentences with their most similar images, alternating with the reverse."""
+        """Return sentences with their most similar images."""
         similarity_FSN = self._similarity(model, split, 0, 1).cpu()
         images = self.parts[split].images
         return metrics.examples(similarity_FSN, images, self.pictures, count)

@@ -88,17 +88,3 @@ def look_up(
         ids_UT[i, : len(words) + MARKS] = [vocabulary[START], *ids, vocabulary[END]]
         lengths_U[i] = len(words) + MARKS
     return Sentences(*map(torch.from_numpy, (table_NV, rows_UT, ids_UT, lengths_U)))
-
-
-def describe(
-    captions: Iterable[str], vocabulary: Mapping[str, int], rows: Mapping[str, int], most: int
-) -> str:
-    """Describe how many words lack a vector or an id, and how many sentences are truncated."""
-    cut = [split(caption, rows.keys() | vocabulary.keys()) for caption in captions]
-    counts = Counter(word for words in cut for word in words[:most])
-    unknown = sum(count for word, count in counts.items() if word not in vocabulary)
-    return (
-        f"{unknown:,} of {counts.total():,} word occurrences are {UNKNOWN};"
-        f" {len(counts.keys() & rows.keys()):,} of {len(counts):,} words have vectors;"
-        f" {sum(len(words) > most for words in cut):,} sentences are truncated to {most} words"
-    )

@@ -157,7 +157,7 @@ class Task(tokenization.TextTask):
         train = self._to_train_on(read, test)
         parts = {"train": train, "test": test}
         if fraction := self.data.val_fraction:
-            articles = max(question.article for question in train) + 1
+            articles = max((question.article for question in train), default=-1) + 1
             held = tokenization.held_out(articles, fraction, "squad validation")
             if len(held) == articles:
                 raise ValueError("data.val_fraction holds out all articles: set it to 0")

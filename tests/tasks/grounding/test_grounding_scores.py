@@ -1,6 +1,5 @@
 """IoU as Flickr30K Entities computes it, and labels drawn as CITE's."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,7 +9,6 @@ from npas.tasks.grounding.metrics import (
     compare,
     labels,
     overlaps,
-    summarize,
 )
 
 KEY = 1234
@@ -108,12 +106,3 @@ def test_a_tie_counts_as_the_part_of_it_that_is_right_and_nan_as_wrong(what):
     expected = [right, float(any(fits)), sum(fits) / count]
     assert found[0, 0].tolist() == pytest.approx(expected)
     assert int(chosen) == first
-
-
-def test_a_type_is_measured_on_its_own_phrases():
-    found = np.array([[1, 1, 0.5], [0, 1, 0.25], [0, 0, 0], [1, 1, 0.25]])
-    of = np.array([[True, False], [True, True], [False, True], [False, False]])
-    assert summarize(found, ["animals", "people"], of) == {
-        "accuracy": 50.0, "oracle": 75.0, "chance": 25.0,
-        "accuracy_animals": 50.0, "accuracy_people": 0.0,
-    }  # fmt: skip

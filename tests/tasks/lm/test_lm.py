@@ -20,13 +20,19 @@ def text(length, seed=0):
     return np.random.default_rng(seed).integers(0, 32, length).astype("<u2")
 
 
+def write_shard(path, tokens):
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = reader.MAGIC, reader.VERSION, len(tokens)
+    path.write_bytes(header.tobytes() + tokens.tobytes())
+
+
 def made(root, dataset, seed=0, **config):
     """Write a small source of each kind; its tokens are below 32, those of text 256 bytes."""
     folder = root / "own"
     folder.mkdir(exist_ok=True)
     for i in range(3):
-        reader.write_shard(folder / f"fineweb_train_{i}.bin", text(100 + i, i))
-    reader.write_shard(folder / "fineweb_val_0.bin", text(75))
+        write_shard(folder / f"fineweb_train_{i}.bin", text(100 + i, i))
+    write_shard(folder / "fineweb_val_0.bin", text(75))
     text(500).tofile(folder / "train.bin")
     text(75).tofile(folder / "val.bin")
     (folder / "a.txt").write_bytes(bytes(text(750).astype("u1") + 65))

@@ -9,6 +9,7 @@ from test_retrieval_scores import sorted_recalls
 from npas.config import DataConfig
 from npas.models import build, family
 from npas.tasks.retrieval import task as retrieval
+from npas.tasks.retrieval import words
 from npas.tasks.scenes import Difficulty
 from npas.tasks.scenes.dataset import Made
 
@@ -167,10 +168,7 @@ def test_counts_are_shown_beside_the_published_ones(root, tmp_path, monkeypatch)
     found = make(root).inspect()
     line = f"8 images of {REGIONS} regions of {WIDTH} numbers, 40 sentences, as published"
     assert found["train"] == line and found["dev"].endswith("; 5 images were published")
-    # Of training's all are numbered; of dev's 4 images and test's 6 their splits' names, in all
-    # sentences but the last, which is cut before it.
-    assert "40 of 486 word occurrences are <unk>; 12 of 20 words have vectors; " in found["words"]
-    assert "18 sentences are truncated to 6 words" in found["words"]
+    assert found["words"].endswith("; 12 have vectors")
     array = features("dev")
     array[2, 0, 1] = np.inf
     np.save(write(tmp_path) / "dev_ims.npy", array)
@@ -185,23 +183,20 @@ def test_examples_show_what_fits_best_and_where_the_right_one_is(tmp_path):
     task = make(tmp_path, images="pictures")
     model = network(task)
     shown = task.examples(model, "test", 3)
-    headings = ["a cat runs in test", "Image im2", f"the {NAMES[4]} runs. in test"]
+    headings = [
+        "a cat runs in test",
+        f"the {NAMES[2]} runs. in test",
+        f"A {NAMES[4]}, running in test",
+    ]
     assert [own.heading.split("\n")[0] for own in shown] == headings
     similarity = task._similarity(model, "test", 0, 1)[0]
-    for own, sentence in ((shown[0], 0), (shown[2], 21)):
+    for own, sentence in zip(shown, (0, 11, 22), strict=True):
         best = similarity[sentence].argsort(descending=True)[:5].tolist()
         assert [p.caption.split()[1] for p in own.pictures] == [f"im{i}" for i in best]
         assert [p.right for p in own.pictures] == [i == sentence // 5 for i in best]
         assert [p.image for p in own.pictures] == [tmp_path / f"pictures/im{i}.jpg" for i in best]
         place = int((similarity[sentence] > similarity[sentence, sentence // 5]).sum()) + 1
         assert own.heading.endswith(f"its image is number {place} of 6")
-    first, *below = shown[1].pictures
-    assert first.image == tmp_path / "pictures" / "im2.jpg" and len(below) == 5
-    best = similarity[:, 2].argsort(descending=True)[:5].tolist()
-    assert [p.right for p in below] == [i // 5 == 2 for i in best]
-    assert all(p.image is None for p in below) and captions("test")[best[0]] in below[0].caption
-    place = int((similarity[:, 2] > similarity[10:15, 2].max()).sum()) + 1
-    assert shown[1].heading.endswith(f"its best sentence is number {place} of 30")
     assert len(task.examples(model, "test", 100)) == 6
     (tmp_path / "pictures").rmdir()
     with pytest.raises(ValueError, match=r"pictures is missing: set task.images"):
@@ -216,8 +211,9 @@ def test_scenes_are_a_set_of_their_own_whose_words_all_have_vectors(tmp_path):
     assert (task.name, task.source) == ("scenes", "real")
     counts = {part: len(own) for part, own in task.parts.items()}
     assert counts == {"train": 12, "val": 4, "test": 5}
-    have, _, there = task.inspect()["words"].split("; ")[2].split(" ")[:3]
-    assert have == there
+    assert set(words.count_words(task.parts["train"].images.captions)) - set(words.SPECIAL) <= (
+        task.rows.keys()
+    )
     shown = task.examples(network(task, vocab_size=200), "test", 1)
     assert shown[0].pictures[0].image.is_file()
 

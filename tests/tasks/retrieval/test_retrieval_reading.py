@@ -156,11 +156,3 @@ def test_a_bad_vocabulary_is_named(tmp_path, text, said):
     with pytest.raises(ValueError, match=said) as caught:
         words.read_vocabulary(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_words_without_vectors_and_cut_sentences_are_counted():
-    said = ["a purple dog", "a dog a dog a dog", "a cat's cat-dog"]
-    assert words.describe(said, VOCABULARY, ROWS, 4) == (
-        "3 of 11 word occurrences are <unk>; 2 of 5 words have vectors; 2 sentences are truncated"
-        " to 4 words"
-    )

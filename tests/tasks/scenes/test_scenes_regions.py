@@ -7,7 +7,7 @@ from torch import nn
 from npas.tasks.scenes import Difficulty
 from npas.tasks.scenes.drawing import render
 from npas.tasks.scenes.language import alike
-from npas.tasks.scenes.regions import FAR, GREY, MARGIN, NEAR, REACH, Eyes, propose, union, views
+from npas.tasks.scenes.regions import Eyes, propose, union
 from npas.tasks.scenes.world import COLOURS, draw_scene
 
 # --- proposals
@@ -30,41 +30,6 @@ def test_as_many_boxes_as_wanted_within_the_image_a_good_one_of_every_thing():
 
 
 # --- what is seen
-
-
-def naive(image, left, top, width, height, side):
-    """Average the pixels of each cell, one by one; nothing is beyond the image."""
-    seen = np.zeros((side, 3, side))
-    xs = [int(np.rint(np.float32(left + width * i / side))) for i in range(side + 1)]
-    ys = [int(np.rint(np.float32(top + height * i / side))) for i in range(side + 1)]
-    for i in range(side):
-        for j in range(side):
-            rows = range(ys[i], max(ys[i + 1], ys[i] + 1))
-            columns = range(xs[j], max(xs[j + 1], xs[j] + 1))
-            total = np.zeros(3)
-            for y in rows:
-                for x in columns:
-                    if 0 <= y < image.shape[0] and 0 <= x < image.shape[1]:
-                        total += image[y, x].astype(float) - GREY
-            seen[i, :, j] = np.rint(total / (len(rows) * len(columns)))
-    return seen.ravel()
-
-
-def test_views_are_means_of_pixels():
-    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
-    # Sides that no rounding of an edge depends on, one box smaller than a view, two at the edge.
-    boxes = np.array([[30, 20, 54, 44], [0, 0, 9, 9], [71, 39, 95, 63]], dtype=np.float32)
-    near_RV, far_RV = views(image, boxes)
-    reach = np.float32(REACH * np.sqrt(64 * 96))
-    for box, near_V, far_V in zip(boxes, near_RV, far_RV, strict=True):
-        left, top, right, bottom = box.tolist()
-        size = right + 1 - left
-        edge = float(np.float32(MARGIN) * np.float32(size))
-        close = naive(image, left - edge, top - edge, size + 2 * edge, size + 2 * edge, NEAR)
-        assert np.mean(close == near_V) > 0.8  # a rounded edge may fall either way
-        x, y = (left + right + 1) / 2, (top + bottom + 1) / 2
-        wide = naive(image, x - reach, y - reach, 2 * reach, 2 * reach, FAR)
-        assert np.mean(wide == far_V) > 0.8
 
 
 def test_numbers_are_the_same_whatever_regions_are_seen_with_them():

@@ -68,13 +68,9 @@ def test_where_a_thing_is_seen_from_another(centre, where):
     ("keys", "says"),
     [
         ({"least": 1}, "task.scenes.least must be at least 2"),
-        ({"most": 9}, "task.scenes.most must be at most 8"),
         ({"least": 6, "most": 5}, "task.scenes.most must be at least 6"),
         ({"shapes": len(SHAPES) + 1}, "task.scenes.shapes must be at most 8"),
-        ({"palette": 0}, "task.scenes.palette must be at least 1"),
-        ({"relations": 1.1}, "task.scenes.relations must be at most 1"),
         ({"proposals": 6}, "task.scenes.proposals must be at least 7"),
-        ({"height": 63}, "task.scenes.height must be at least 64"),
         ({"height": 100, "width": 201}, "one may be at most twice the other"),
     ],
 )

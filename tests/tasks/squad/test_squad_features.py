@@ -163,22 +163,6 @@ def test_the_best_stretch_of_all_windows_is_the_answer(tokenizer):
     assert found.text == "" and found.doubt == float("inf")  # no stretch at all
 
 
-@pytest.mark.parametrize(
-    "answer", ["Haven", "Havene\u0301", "Haven\u0328\u0301", "e\u0301 Haven\u0301"]
-)
-def test_an_answer_ends_with_the_marks_on_its_last_letter(answer, tokenizer):
-    """A tokenizer that strips accents leaves them out of its last token's place."""
-    context = f"New {answer} was born, a\u0301."
-    features = window_module.cut(
-        [ask(context, answer)], tokenizer, Lengths(40, 8, 5), training=False
-    )
-    logits_2NL = np.full((2, *features.ids_NL.shape), -9.0)
-    for logits_NL, place_N in zip(logits_2NL, (features.start_N, features.end_N), strict=True):
-        logits_NL[np.arange(len(features)), place_N] = 9.0
-    (found,) = decode_module.decode(features, [context], *logits_2NL, n_best=3, max_answer=9)
-    assert found.text == answer
-
-
 # --- the files
 
 CONTEXT = "The Norman dynasty (911\u20131135) ruled in Rouen, Normandy."
