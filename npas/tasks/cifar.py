@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from npas.models import InputSpec
 from npas.tasks.classification import Part, Recipe, Resident
 from npas.tasks.common import checksums, download
-from npas.tasks.common.files import locked
+from npas.tasks.common.files import locked, reading
 from npas.tasks.common.unpickle import unpickle
 from npas.utils.checks import at_least, below
 
@@ -124,10 +124,8 @@ class Task(Resident):
         data = path.read_bytes()
         remedy = "delete it, and data.download=true fetches the published set"
         self.compared.add(file, checksums.md5(data), f"md5 {md5}", path=path, remedy=remedy)
-        try:
+        with reading(path, remedy):
             rows, labels_N = parse(unpickle(data), self.spec.num_classes)
-        except ValueError as error:
-            raise ValueError(f"{path} is not a CIFAR file: {error}") from error
         images_NCHW = torch.from_numpy(rows).view(-1, 3, 32, 32)
         if self.factor > 1:
             means = F.avg_pool2d(images_NCHW.float(), self.factor)
@@ -143,6 +141,6 @@ def parse(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
     rows, labels = batch["data"], np.asarray(batch[key])
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (PIXELS,):
         raise ValueError(f"its images are not rows of {PIXELS} bytes")
-    if labels.shape != rows.shape[:1] or labels.dtype.kind != "i" or labels.max() >= classes:
+    if labels.shape != rows.shape[:1] or not set(labels.tolist()) <= set(range(classes)):
         raise ValueError(f"it does not have one label below {classes} per image")
     return rows, labels.astype(np.int64)
