@@ -37,7 +37,6 @@ class Words:
     table_NV: Tensor  # float32, from a BERT float16
     rows_UT: Tensor  # int64
     lengths_U: Tensor  # int64, at least 1: a text without known words has one zero vector
-    unknown: int = 0  # number of different words that the file lacks
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the word vectors, ...xTxV, float32, and the lengths of the indexed texts."""
@@ -100,10 +99,8 @@ def _is_number(text: str) -> bool:
 def look_up(texts: Sequence[str], path: Path, width: int, most: int) -> Words:
     """Return the texts' words that the file has, of each text the last `most`."""
     row, table_NV = read_vectors(path, width, texts)
-    cut = [split(text, row) for text in texts]
-    known = [[row[word] for word in words if word in row][-most:] for words in cut]
-    unknown = len({word for words in cut for word in words if word not in row})
-    return Words(torch.from_numpy(table_NV), *_padded(known), unknown)
+    known = [[row[word] for word in split(text, row) if word in row][-most:] for text in texts]
+    return Words(torch.from_numpy(table_NV), *_padded(known))
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,6 @@ def report(readings: Mapping[str, Reading], parts: Mapping[str, Part]) -> dict[s
     words = next(iter(parts.values())).words
     found["words"] = (
         f"{len(words.lengths_U):,} different phrases of up to {int(words.lengths_U.max())} words,"
-        f" {len(words.table_NV) - 1:,} vectors of {words.table_NV.shape[1]:,} numbers;"
-        f" {words.unknown:,} words without a vector"
+        f" {len(words.table_NV) - 1:,} vectors of {words.table_NV.shape[1]:,} numbers"
     )
     return found
