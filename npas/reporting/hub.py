@@ -191,16 +191,13 @@ def _result_parts(result: Result) -> list[str]:
         kind = "synthetic: metrics mean nothing"
     parts = [f"Data: {dataset.name} ({kind}). Seed {result.seed}, epochs {result.epochs}."]
     if result.metrics is not None:
-        rows = ["| metric | last epoch |", "|---|---|"]
-        rows += [
-            f"| {name} | {figure(name, value)} |" for name, value in result.metrics.last.items()
-        ]
+        shown = {"last epoch": result.metrics.last}
         if result.metrics.selected is not None:
-            rows[0] += f" chosen on {result.metrics.selected_on} |"
-            rows[1] += "---|"
-            for i, name in enumerate(result.metrics.last, 2):
-                rows[i] += f" {figure(name, result.metrics.selected.get(name))} |"
-        parts.append("\n".join(rows))
+            shown[f"chosen on {result.metrics.selected_on}"] = result.metrics.selected
+        rows = [["metric", *shown], ["---"] * (len(shown) + 1)]
+        for name in result.metrics.last:
+            rows.append([name, *(figure(name, own.get(name)) for own in shown.values())])
+        parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
     asked = "" if budget is None else f" budget={budget.asked}"
     made = [f"npas {result.versions.get('npas')}", f"torch {result.versions.get('torch')}"]
     made += [] if result.git.commit is None else [f"commit {result.git.commit[:12]}"]
@@ -223,13 +220,12 @@ def loading(model: nn.Module, name: str, builds: str, pruned: bool = False) -> s
         lines.append(f"dense = ...  # {builds}")
         lines.append(f'model = npas.from_pretrained("{folder}", dense)')
     else:
-        lines = ["from safetensors.torch import load_file", "", f"model = ...  # {builds}"]
+        lines = ["import npas"] if pruned else []
+        lines += ["from safetensors.torch import load_file", "", f"model = ...  # {builds}"]
         lines.append(f'state = load_file("{folder}/{WEIGHTS_FILE}")')
-        if pruned:  # narrower than its architecture
-            lines.append("npas.sharing.resize(model, state)")
-        else:
-            lines.append("model.load_state_dict(state)")
-        lines = ["import npas", *lines] if pruned else lines
+        # A pruned network is narrower than its architecture.
+        does = "npas.sharing.resize(model, state)" if pruned else "model.load_state_dict(state)"
+        lines.append(does)
     text = "\n".join(lines)
     return f"```python\n{text}\n```"
 

@@ -74,9 +74,7 @@ def _fold(path: Path, name: str, known: Mapping[str, Any]) -> tuple[Entry, Entry
     try:
         fold = read_json(path)
         run = known.get(fold.get("config_hash"))
-        where = "DIR"
-        if run is not None:
-            where = f"runs/{'/'.join(Path(run.folder).parts[-2:])}"
+        where = "DIR" if run is None else f"runs/{'/'.join(Path(run.folder).parts[-2:])}"
         threshold = f"threshold={fold['threshold']}"
         if "chosen_on" in fold:
             threshold = f"threshold=auto tolerance={fold['tolerance']}"
@@ -92,17 +90,16 @@ def _fold(path: Path, name: str, known: Mapping[str, Any]) -> tuple[Entry, Entry
         ]
         similar = _figures(folder, maps, name)
         metric, values = fold["metric"], fold["metrics"]
-        ended = f"{with_unit(metric, values['before'][metric])} before and"
-        ended = f"{ended} {with_unit(metric, values['folded'][metric])} after"
+        before, after = (with_unit(metric, values[k][metric]) for k in ("before", "folded"))
         loops = [
             f"{', '.join(block['blocks'])} of {block['container'] or 'the network'} became"
             f" {block['period']} run {block['times']} times"
             for block in fold["blocks"]
             if block["times"] > 1
         ]
-        counts = f"{fold['layers_before']} layers became {fold['layers']}"
-        sizes = f"{fold['parameters_before']:,} parameters {fold['parameters']:,}"
-        summary = f"{counts}, {sizes}; {fold['split']} {metric} {ended}. n = 1 network."
+        summary = f"{fold['layers_before']} layers became {fold['layers']},"
+        summary += f" {fold['parameters_before']:,} parameters {fold['parameters']:,};"
+        summary += f" {fold['split']} {metric} {before} before and {after} after. n = 1 network."
         looped = f"Blocks {'; '.join(loops)}." if loops else "No blocks loop."
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a result of npas-fold: {error!r}") from None

@@ -24,7 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from npas.sharing.allocation import Allocation
 from npas.sharing.bank import BufferPool, full_precision
 from npas.sharing.errors import Errors
-from npas.sharing.generation import WeightPass, same_bytes, written
+from npas.sharing.generation import WeightPass, written
 from npas.sharing.layers import PREFIX, bank_name, is_trainable, shared_names, shared_value
 from npas.sharing.reading import Reading
 from npas.sharing.torch_private import (
@@ -146,6 +146,7 @@ class SharedWeights:
             return self._open.weights.weight(twin)
         if not running:
             self._refuse_writes()
+        kept = None
         if torch.is_grad_enabled() and any(t.requires_grad for t in self.sources()):
             self.forget()
             weights = self._pass()
@@ -154,9 +155,9 @@ class SharedWeights:
         else:
             kept = self._keep(running)
             weights = kept.weights
-            if not running:
-                kept.read.add(twin)
         weight = weights.weight(twin)
+        if not running and kept is not None:
+            kept.read.setdefault((twin, weight.dtype), (weight, _sums([weight])[0]))
         if not running:
             # The caller may write to it (nn.init), which is detected later; detach drops the graph.
             self._open.read = self.reading.places[index][1].name, weight.detach(), weight._version
@@ -196,7 +197,7 @@ class SharedWeights:
         if kept is None or state != kept.state:
             self.pool.clear()  # kept weights do not use the pool
             held = [t.detach() for t in sources]
-            self._kept = kept = _Kept(self._pass(kept=True), state, held, _sums(sources), set())
+            self._kept = kept = _Kept(self._pass(kept=True), state, held, _sums(sources), {})
         self._open.checked = running
         return kept
 
@@ -222,13 +223,12 @@ class SharedWeights:
         if kept is None:
             return
         sources = list(self.sources())
-        same = self._state(sources) == kept.state and all(
-            same_bytes(now, before)
-            for now, before in zip(_sums(sources), kept.sums, strict=True)
-            if not now.is_meta
-        )
-        name = kept.weights.find_written(kept.read if same else ())
-        if name is not None or not same:
+        is_stale = self._state(sources) != kept.state or _differ(_sums(sources), kept.sums)
+        name = kept.weights.find_written()
+        for key, (weight, before) in list(kept.read.items()):
+            if name is None and _differ(_sums([weight]), [before]):  # through `.data`
+                name = self.reading.places[key[0]][1].name
+        if name is not None or is_stale:
             self.forget()
         if name is not None:
             raise written(name)
@@ -253,7 +253,8 @@ class _Kept:
     state: list[object]
     sources: list[Tensor]  # kept alive, so that no other tensor gets an address in `state`
     sums: list[Tensor]
-    read: set[int]  # layers read outside of a pass, which the reader may have written to
+    # Weights read outside of a pass, which the reader may write to, and their checksums before.
+    read: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
@@ -269,6 +270,12 @@ def _sums(tensors: Sequence[Tensor]) -> list[Tensor]:
         whole, last = flat.split([len(flat) - rest, rest])
         found.append(torch.stack([whole.view(torch.int64).sum(), last.view(torch.uint8).sum()]))
     return found
+
+
+def _differ(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
+    """Return whether any checksums differ; False for meta tensors, which have no values."""
+    pairs = zip(now, before, strict=True)
+    return not all(one.is_meta or torch.equal(one, other) for one, other in pairs)
 
 
 class _OpenPass(threading.local):
