@@ -23,9 +23,7 @@ from npas.sharing.layers import (
     WRAPPERS,
     find_tensors,
     is_constant,
-    is_parametrized,
-    is_pruned,
-    shared_names,
+    refuse_computed,
 )
 from npas.sharing.torch_private import level_outside
 from npas.sharing.weights import SharedWeights
@@ -33,7 +31,6 @@ from npas.utils.budget import Budget
 
 _UNNAMED = ("_checkpoint_wrapped_module.", "_orig_mod.", "_fsdp_wrapped_module.")
 """Name components that wrappers inside a network add."""
-_ORIGINAL = f"parametrizations.{PREFIX}"
 
 
 def follow(shared: SharedWeights) -> SharedWeights:
@@ -67,16 +64,7 @@ def refuse_unloadable(shared: SharedWeights, use: str) -> None:
 
     The message says that `use`, such as "npas.save", is not possible.
     """
-    for name in shared_names(shared.root):
-        if is_pruned(shared.root, name):
-            undo = "prune.remove"
-        elif is_parametrized(shared.root, name):
-            undo = "parametrize.remove_parametrizations"
-        else:
-            continue
-        raise ValueError(
-            f"{use} needs the plain parameter {name}: call torch.nn.utils.{undo}(model, {name!r})"
-        )
+    refuse_computed(shared.root)
     for name, module in shared.root.named_modules():
         kind = type(module).__name__
         if kind in WRAPPERS and type(module).__module__.startswith("torch."):
@@ -117,7 +105,7 @@ def count_others(shared: SharedWeights) -> dict[str, tuple[int, bool]]:
     found = {}
     for name, parameter in shared.root.named_parameters():
         name = _without_wrappers(name)
-        if name not in ordinary and not name.startswith((PREFIX, _ORIGINAL)):
+        if name not in ordinary and not name.startswith(PREFIX):
             _, counts = shared.others.get(name, (0, parameter.requires_grad))
             found[name] = parameter.numel(), counts
     return found

@@ -234,7 +234,7 @@ def materialize(model: nn.Module) -> nn.Module:
     for attachment in (owner.__dict__["_npas"] for owner in owners):
         read.setdefault(attachment.shared, {}).update(dict.fromkeys(attachment.layers.values()))
     dense = {weights: weights.dense_parameters(layers) for weights, layers in read.items()}
-    remove_shared(model)  # first: a parametrization has changed the root's class
+    remove_shared(model)
     for owner in owners:
         detach(owner, dense[owner.__dict__["_npas"].shared])
     _close_passes(modules, shared)

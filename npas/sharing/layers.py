@@ -16,77 +16,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import prune
 
 from npas.sharing.blocks import expand
 
 PREFIX = "npas_"
 SCALES = f"{PREFIX}scales"
-_PRUNED, _MASK = "_orig", "_mask"
-"""The suffixes that `torch.nn.utils.prune` adds to a parameter's name for its two tensors."""
 
 
 def shared_names(root: nn.Module) -> list[str]:
-    """Return the names of the root's shared tensors, also of pruned or parametrized ones."""
-    parametrized: Any = root._modules.get("parametrizations", ())  # getattr is slow on a miss
-    found = [*root._parameters, *parametrized]
+    """Return the names of the root's shared tensors."""
+    found = [*root._parameters, *root._buffers]
     # FSDP1 flattens parameters and keeps plain attributes. Dynamo cannot trace this line.
-    if not any(name.startswith(PREFIX) for name in found):
+    if not any(name.startswith(PREFIX) for name in root._parameters):
         found += [name for name, value in root.__dict__.items() if isinstance(value, Tensor)]
-    return [
-        name.removesuffix(_PRUNED)
-        for name in (*found, *root._buffers)
-        if name.startswith(PREFIX) and not name.endswith(_MASK)
-    ]
+    return [name for name in found if name.startswith(PREFIX)]
 
 
 def shared_value(root: nn.Module, name: str) -> Tensor:
-    """Return a shared tensor's value, with pruning and parametrization applied.
-
-    Pruning is applied here, because `torch.nn.utils.prune` does so only when the root is called.
-    """
+    """Return a shared tensor. Raises ValueError if shared tensors are pruned or parametrized."""
     own = root._parameters.get(name)
     if own is not None:  # the usual, fast case
         return own
-    original, mask = root._parameters.get(name + _PRUNED), root._buffers.get(name + _MASK)
-    if original is None or mask is None:
-        found: Tensor = getattr(root, name)
-        return found
-    return mask.to(original.dtype) * original
+    refuse_computed(root)
+    found: Tensor = getattr(root, name)
+    return found
 
 
-def is_pruned(root: nn.Module, name: str) -> bool:
-    """Return whether `torch.nn.utils.prune` prunes a shared tensor."""
-    return name + _PRUNED in root._parameters
-
-
-def is_parametrized(root: nn.Module, name: str) -> bool:
-    """Return whether `torch.nn.utils.parametrize` computes a shared tensor."""
-    return name in getattr(root, "parametrizations", ())
-
-
-def is_trainable(root: nn.Module, name: str) -> bool:
-    """Return whether a shared tensor, or what it is computed from, takes gradients."""
-    if is_parametrized(root, name):
-        return any(
-            p.requires_grad for p in root.get_submodule(f"parametrizations.{name}").parameters()
-        )
-    own = root._parameters.get(name, root._parameters.get(name + _PRUNED))
-    return own is not None and own.requires_grad
+def refuse_computed(root: nn.Module) -> None:
+    """Raise ValueError if `torch.nn.utils` prunes or parametrizes a shared tensor."""
+    parametrized: Any = root._modules.get("parametrizations") or ()
+    pruned = (name for name in root._parameters if name.endswith("_orig"))
+    for name in (*pruned, *parametrized):
+        if name.startswith(PREFIX):
+            raise ValueError(
+                f"{name.removesuffix('_orig')} is pruned or parametrized, and npas reads plain"
+                " parameters: undo that by prune.remove or remove_parametrizations; prune filters"
+                " by npas.sharing.prune_filters, or npas.materialize the network before"
+            )
 
 
 def remove_shared(root: nn.Module) -> None:
-    """Remove the shared tensors from the root, with what prunes or parametrizes them."""
+    """Remove the shared tensors from the root."""
     for name in shared_names(root):
-        if is_pruned(root, name):
-            prune.remove(root, name)
-        elif is_parametrized(root, name):
-            # torch's function would delete the property of a class that copies of the root share.
-            parametrizations = root.get_submodule("parametrizations")
-            del parametrizations._modules[name]
-            if not parametrizations._modules:
-                del root._modules["parametrizations"]
-                root.__class__ = type(root).__mro__[1]
         for tensors in (root._parameters, root._buffers):
             tensors.pop(name, None)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from npas.sharing.layers import PREFIX
 
-_SHARED = re.compile(rf"(?:^|\.){PREFIX}(\w+?)(?:\.original\d*)?$")  # also where parametrized
+_SHARED = re.compile(rf"(?:^|\.){PREFIX}(\w+)$")
 
 
 def param_groups(
@@ -101,7 +101,6 @@ def no_decay_names(model: nn.Module) -> set[str]:
         found = _SHARED.search(name)
         if found is None or found[1].startswith("bank_"):
             continue
-        path = name[: found.start()].removesuffix("parametrizations").rstrip(".")
-        if not (found[1].startswith("upsampler_") and path in released):
+        if not (found[1].startswith("upsampler_") and name[: found.start()] in released):
             names.add(name)
     return names

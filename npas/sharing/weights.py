@@ -25,7 +25,7 @@ from npas.sharing.allocation import Allocation
 from npas.sharing.bank import BufferPool, full_precision
 from npas.sharing.errors import Errors
 from npas.sharing.generation import WeightPass, written
-from npas.sharing.layers import PREFIX, bank_name, is_trainable, shared_names, shared_value
+from npas.sharing.layers import PREFIX, bank_name, shared_names, shared_value
 from npas.sharing.reading import Reading
 from npas.sharing.torch_private import (
     caller,
@@ -176,8 +176,8 @@ class SharedWeights:
                 weight = made.take(twin)
                 is_view = weight.untyped_storage().nbytes() > weight.nbytes
                 weight = weight.clone() if is_view or twin in self.reading.common else weight
-                trains = is_trainable(self.root, bank_name(self.reading.places[index][0]))
-                found[index] = nn.Parameter(weight.detach(), requires_grad=trains)
+                bank_P = shared_value(self.root, bank_name(self.reading.places[index][0]))
+                found[index] = nn.Parameter(weight.detach(), requires_grad=bank_P.requires_grad)
         return found
 
     def plain_weight(self, index: int) -> Tensor:
