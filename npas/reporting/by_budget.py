@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from npas.reporting.tables import Summary
 
 HEADS = ("runs", "budget", "parameters", "metric", "value", "n")
-OWN_COLUMNS = ("exp", "budget", "seed")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def points(runs: Iterable[Run]) -> list[Point]:
         if run.status == "done" and None not in (run.value, run.used, run.metric):
             by_exp[run.exp].append((run, run.config()))
     for exp, own in by_exp.items():
-        keys = sorted({key for _, config in own for key in config} - {*OWN_COLUMNS})
+        keys = sorted({key for _, config in own for key in config} - {"exp", "budget", "seed"})
         differing = [
             key
             for key in keys

@@ -224,8 +224,9 @@ def loading(model: nn.Module, name: str, builds: str, pruned: bool = False) -> s
         lines += ["from safetensors.torch import load_file", "", f"model = ...  # {builds}"]
         lines.append(f'state = load_file("{folder}/{WEIGHTS_FILE}")')
         # A pruned network is narrower than its architecture.
-        does = "npas.sharing.resize(model, state)" if pruned else "model.load_state_dict(state)"
-        lines.append(does)
+        lines.append(
+            f"{'npas.sharing.resize(model, ' if pruned else 'model.load_state_dict('}state)"
+        )
     text = "\n".join(lines)
     return f"```python\n{text}\n```"
 

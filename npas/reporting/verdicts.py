@@ -34,10 +34,8 @@ def _part(
     title: str, text: str, heads: Sequence[str], sides: str, rows: Sequence[str]
 ) -> list[str]:
     """Return a part of a page with a grid, its columns left or right; [] without rows."""
-    if not rows:
-        return []
     marks = grid_line(["---:" if side == "r" else "---" for side in sides])
-    return [f"## {title}", "", text, "", grid_line(heads), marks, *rows, ""]
+    return [f"## {title}", "", text, "", grid_line(heads), marks, *rows, ""] if rows else []
 
 
 def measured(cell: Cell, metric: str) -> dict[int, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -11,17 +11,17 @@ from npas.sharing import schemes
 from npas.sharing.bases import BASES, CHANNELS, extent
 from npas.sharing.blocks import place_of, spell_names
 from npas.sharing.budget import BudgetReport
-from npas.sharing.coefficients import GENERATORS, OF_DEPTH, STARTS
+from npas.sharing.coefficients import GENERATORS
 from npas.sharing.hashing import HASH
 from npas.sharing.layers import LayerSpec, matrix_form
-from npas.sharing.plan_faults import layer_fault
-from npas.sharing.upsample import UPSAMPLERS
 from npas.utils.json_data import decode, shown
 from npas.utils.printing import Grid, Shown, columns
 
 FORMAT_VERSION = 1
 ALLOCATORS = ("npas", "reference")
 Cells = tuple[str, ...]
+LEFT_OUT = {"first": 0, "kept": (), "upsample_templates": 1}
+"""Fields that are stored only if they differ from these defaults."""
 
 
 @dataclass(frozen=True)
@@ -271,8 +271,7 @@ class Allocation:
     def from_dict(cls, data: object) -> Allocation:
         """Return the allocation that `to_dict` wrote.
 
-        Raises ValueError, naming the field, for another format and for an inconsistent plan, such
-        as unknown names, positions outside the bank or wrong counts.
+        Raises ValueError, naming the field, for another format, wrong types and wrong counts.
         """
         version = data.get("format") if isinstance(data, Mapping) else None
         if not isinstance(data, Mapping) or version != FORMAT_VERSION:
@@ -280,11 +279,7 @@ class Allocation:
                 f"the allocation has format {shown(version)}, this version reads"
                 f" {FORMAT_VERSION}: use the npas version that wrote it"
             )
-        if isinstance(scheme := data.get("scheme"), Mapping):  # names of earlier versions
-            names = {"layout": "allocator", "coefficients": "coefficient_init"}
-            data = {**data, "scheme": {names.get(key, key): scheme[key] for key in scheme}}
-        later = ("coefficient_init", "low_rank", "upsample_templates", "rank", "kept", "first")
-        stored: _Stored = decode(_Stored, data, optional=later)
+        stored: _Stored = decode(_Stored, data, optional=LEFT_OUT)
         members: dict[str, list[LayerAllocation]] = {group.name: [] for group in stored.groups}
         for entry in stored.layers:
             if entry.group not in members:
@@ -324,37 +319,12 @@ class _Stored:
 
 
 def _check(plan: Allocation, data: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the field, if a plan is invalid or its data's counts are wrong."""
+    """Raise ValueError, naming the field, if the data's counts are wrong or a scheme is another."""
     if schemes.is_foreign(generator := plan.scheme.generator):
         schemes.find(generator)
-    names: dict[str, Collection[str]] = {
-        "generator": (*GENERATORS, *schemes.choices()),
-        "upsampler": UPSAMPLERS,
-        "allocator": ALLOCATORS,
-        "coefficient_init": (*STARTS, *OF_DEPTH),
-    }
-    for field, known in names.items():
-        if (name := getattr(plan.scheme, field)) not in known:
-            raise ValueError(f"scheme.{field} must be {', '.join(known)}, not {shown(name)}")
-    for group in plan.groups:
-        for layer in group.layers:
-            if fault := layer_fault(layer, group.bank, generator):
-                raise ValueError(f"layer {shown(layer.name)}: {fault}")
-    if len({layer.name for layer in plan.layers}) < max(1, len(plan.layers)):
-        raise ValueError("layers must be one or more, each of a name of its own")
-    scheme = plan.scheme
-    counts = (
-        scheme.max_templates,
-        scheme.upsample_templates,
-        scheme.low_rank + 1,
-        plan.budget.allowed,
-        plan.unshared + 1,
-    )
-    if min(*counts, *(min(group.bank + 1, len(group.layers)) for group in plan.groups)) < 1:
-        raise ValueError(
-            "unshared, max_templates, upsample_templates, low_rank, budget.allowed and groups must"
-            " not be negative"
-        )
+        for layer in (layer for layer in plan.layers if layer.upsampler == generator):
+            if schemes.learned_shape(generator, layer.shape, layer.template_size) != layer.learned:
+                raise ValueError(f"layer {layer.name}: generator={generator!r} is another version")
     used = plan.unshared + sum(group.used for group in plan.groups)
     dense = plan.unshared + sum(layer.size for layer in plan.layers)
     budget = BudgetReport(plan.budget.asked, dense, plan.budget.allowed, used)
@@ -370,7 +340,7 @@ def _check(plan: Allocation, data: Mapping[str, Any]) -> None:
 def _plain(part: Scheme | LayerAllocation) -> dict[str, Any]:
     """Return a layer or a scheme as a dict, without later fields that have their defaults."""
     data = asdict(part)
-    for name, plain in (("first", 0), ("kept", ()), ("upsample_templates", 1)):
+    for name, plain in LEFT_OUT.items():
         if data.get(name) == plain and not data.get("first"):
             del data[name]
     return data

@@ -214,7 +214,7 @@ def load(
     `directory` may also be one of `npas-export format=hub`, which has the files in `shared/`.
     Raises ValueError, with the network left as it was, if files are missing, damaged, changed or
     inconsistent, or if the architecture is another one. Delete the "digest" of `allocation.json` to
-    load an edited plan.
+    load an edited plan, of which only types and counts are checked.
     """
     path = Path(directory) / ALLOCATION_FILE
     if not path.exists() and (below := path.parent / SHARED_FOLDER / ALLOCATION_FILE).exists():

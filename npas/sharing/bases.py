@@ -40,18 +40,6 @@ def extent(layer: LayerAllocation) -> tuple[int, int, int]:
     return rows, values, -(-layer.template_size // values)
 
 
-def is_basis(layer: LayerAllocation) -> bool:
-    """Return whether the sizes of basis and mixtures are valid for the layer's weight."""
-    rows, _, vectors = extent(layer)
-    kept, count = layer.kept, math.prod(layer.learned)
-    room = vectors * (rows - len(kept))
-    return (
-        len(set(kept)) == len(kept) <= vectors
-        and all(0 <= row < rows for row in kept)
-        and 0 < min(layer.learned) <= count <= room
-    )
-
-
 def basis_weight(source_T: Tensor, learned: Tensor, layer: LayerAllocation) -> Tensor:
     """Return the flat weight from the bank values that a layer reads and its mixtures."""
     rows, values, vectors = extent(layer)

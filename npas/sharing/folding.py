@@ -178,7 +178,7 @@ def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn
         try:
             _tie_parameters(network, data.tied)
             apply_repeats(network, data.repeats)
-        except AttributeError as error:
+        except (AttributeError, KeyError) as error:
             raise ValueError(f"{directory} was written by another architecture: {error}") from None
         restore(network, plan, stored)
     return dense_model
@@ -219,17 +219,8 @@ def _kept_groups(plan: Allocation, tied: Sequence[Sequence[str]]) -> dict[int, G
 
 
 def _tie_parameters(model: nn.Module, tied: Sequence[Sequence[str]]) -> None:
-    """Replace the parameters of each list of names by the first one.
-
-    Raises AttributeError if the network lacks one, or they differ in shape.
-    """
+    """Replace the parameters of each list of names by the first one; KeyError if one is missing."""
     found = {name: tensor for tensor in find_tensors(model) for name in tensor.names}
-    missing = [name for names in tied for name in names if name not in found]
-    if missing:
-        raise AttributeError(f"the network has no {missing[0]}")
-    for names in tied:
-        if len({found[name].spec.shape for name in names}) != 1:
-            raise AttributeError(f"the layers {names!r:.60} that are tied must have one shape")
     for first, *others in tied:
         for name in others:
             for owner, attribute in found[name].owners:

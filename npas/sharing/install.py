@@ -195,12 +195,6 @@ def restore(
                 own.pop(name, None)
         shapes = shared_shapes(plan).items()
         own |= {name: torch.empty(shape, device="meta") for name, shape in shapes}
-        others = sum(p.numel() for p in model.parameters()) - sum(la.size for la in plan.layers)
-        if plan.unshared > others:  # fewer is valid: frozen parameters did not count
-            raise ValueError(
-                f"{stored.directory} was written by another architecture: it has {plan.unshared:,}"
-                f" parameters that are not shared, and the network has {others:,}"
-            )
     storage.check(stored, own)
     if plan is not None:
         dropped = install(model, plan, recompute)

@@ -74,12 +74,8 @@ def generator_name(kind: str, group: int, templates: int) -> str:
 
 def generator_names(root: nn.Module, group: int, templates: int) -> dict[str, str]:
     """Return the names of a generator's parameters that the root has, by kind."""
-    suffix = generator_name("", group, templates).removeprefix(PREFIX)
-    return {
-        name.removeprefix(PREFIX).removesuffix(suffix): name
-        for name in shared_names(root)
-        if name.endswith(suffix)
-    }
+    suffix = f"_{group}_{templates}"
+    return {name.split("_")[1]: name for name in shared_names(root) if name.endswith(suffix)}
 
 
 def upsampler_name(layer: int) -> str:

@@ -95,16 +95,11 @@ def fold_repeats(model: nn.Module, lists: bool = False) -> list[Repeat]:
 def apply_repeats(model: nn.Module, repeats: Sequence[Repeat]) -> None:
     """Replace the runs that `fold_repeats` found in a network of the same architecture, in place.
 
-    Raises AttributeError if the network has no such runs.
+    Raises AttributeError or KeyError if the network has no such modules.
     """
     for name, found in itertools.groupby(repeats, key=lambda repeat: repeat.container):
         container = model.get_submodule(name)
         for repeat in found:
-            blocks = [container._modules.get(block) for block in repeat.blocks]
-            counts = repeat.period, repeat.times, len(set(repeat.blocks))
-            is_run = min(counts) > 0 and len(blocks) == repeat.period * repeat.times == counts[2]
-            if None in blocks or not is_run or not _is_container(container, lists=True):
-                raise AttributeError(f"the network has no {name} with {', '.join(repeat.blocks)}")
             _replace(container, repeat.blocks, repeat.period)
         _number(container)
 

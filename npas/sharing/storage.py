@@ -143,17 +143,8 @@ def check(stored: Stored, own: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"{another}{name} has shape {list(found.shape)} instead of {list(tensor.shape)}"
             )
-        elif _kind(found) != _kind(tensor):
-            raise ValueError(
-                f"{stored.directory} holds {name} as {found.dtype}, which the network cannot take:"
-                " write it again"
-            )
     if unknown := [name for name in stored.tensors if name not in own]:
         raise ValueError(f"{another}the network has no {unknown[0]!r:.100}")
-
-
-def _kind(tensor: Tensor) -> tuple[bool, bool]:
-    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _memory(tensor: Tensor) -> tuple[torch.device, int, torch.Size, tuple[int, ...]]:

@@ -113,53 +113,21 @@ def drop(*path):
 
 
 EDITS = {
-    "negative position": (put("layers", 0, "templates", 0, -1), "0 and bank - template_size"),
-    "position too high": (put("layers", 0, "templates", -1, 10**12), "0 and bank - template_size"),
-    "positions swapped": (lambda d: put("layers", 0, "templates", _back(d))(d), "from low to high"),
     "position of a fraction": (put("layers", 0, "templates", 0, 0.5), "must be an integer"),
-    "a million templates": (put("layers", 0, "templates", [0] * 10**6), "more than its bank"),
-    "no templates": (put("layers", 0, "templates", []), "a size within the bank"),
-    "template size": (put("layers", 0, "template_size", 3), "its weight's size"),
     "scale too high": (put("layers", 0, "scale", 10**12), "npas_scales has shape"),
-    "unknown upsampler": (put("layers", -1, "upsampler", "nearest"), "upsampler must be null"),
-    "no upsampler": (put("layers", -1, "upsampler", None), "source must be"),
-    "learned": (put("layers", -1, "learned", [1, 8]), "learned must be the shape"),
-    "unknown mixing": (put("layers", 0, "mixing", "max"), "mixing must be none, avg"),
-    "no mixing": (put("layers", 0, "mixing", "none"), "mixing=none takes one template"),
     "another shape": (put("layers", 0, "shape", [4, 2, 4]), "has no body.0.weight of shape"),
-    "an empty shape": (put("layers", 0, "shape", []), "whole numbers above 0"),
     "another layer": (put("layers", 0, "name", "body.9.weight"), "has no body.9.weight"),
-    "a layer twice": (put("layers", 0, "name", "body.2.weight"), "a name of its own"),
     "another group": (put("layers", 0, "group", "mine"), "in no group"),
     "a huge bank": (put("groups", 0, "bank", 10**13), "layers add up to"),
-    "no bank": (put("groups", 0, "bank", 0), "its group has no bank"),
     "used": (put("budget", "used", 10**9), "budget must be"),
-    "dense": (put("budget", "dense", 5), "budget must be"),
-    "utilization": (put("budget", "utilization", 0.01), "budget must be"),
     "split": (put("split", "bank", 1), "split must be"),
     "unshared": (put("unshared", 10**9), "layers add up to"),
     "unknown generator": (put("scheme", "generator", "max"), "the generator 'max' is not"),
-    "unknown layout": (put("scheme", "layout", "mine"), "scheme.allocator must be npas"),
     "a field too few": (drop("layers", 0, "source"), "source is missing"),
-    "unshared and dense": (lambda d: _add(d, 10), "the network has 126"),
     "no groups": (drop("groups"), "groups is missing"),
     "format": (put("format", 2), "has format 2"),
     "a list": (lambda data: [data], "not written by"),
 }
-
-
-def _add(data, count):
-    """Count more parameters that are not shared, wherever they are counted."""
-    data["unshared"] += count
-    data["split"]["unshared"] += count
-    for field in ("dense", "allowed", "used"):
-        data["budget"][field] += count
-    data["budget"]["utilization"] = data["budget"]["used"] / data["budget"]["allowed"]
-    return data
-
-
-def _back(data):
-    return data["layers"][0]["templates"][::-1]
 
 
 @pytest.mark.parametrize("change, says", EDITS.values(), ids=EDITS)
@@ -224,25 +192,11 @@ def test_a_write_that_is_killed_between_two_renames_leaves_the_old_or_the_new_ne
             assert torch.equal(outputs(npas.load(folder, network())), outputs(new))
 
 
-def test_folders_from_before_there_were_checksums_are_read(folder):
-    expected = outputs(npas.load(folder, network()))
-    for field in (storage.DIGEST, storage.WEIGHTS):
-        path = folder / "allocation.json"
-        data = json.loads(path.read_text())
-        del data[field]
-        data["scheme"].pop("coefficients", None)  # which the first folders lack
-        path.write_text(json.dumps(data))
-        if field == storage.DIGEST:
-            assert torch.equal(outputs(npas.load(folder, network())), expected)
-    assert torch.equal(outputs(npas.load(folder, network())), expected)
-
-
 TENSORS = {
     "one lacks": (lambda t: t.pop("body.1.bias"), "lacks 'body.1.bias'"),
     "one more": (lambda t: t.update(more=torch.ones(1)), "'more'"),
     "no bank": (lambda t: t.pop("npas_bank_0"), "lacks 'npas_bank_0'"),
     "a longer bank": (lambda t: t.update(npas_bank_0=torch.ones(10**4)), "npas_bank_0 has shape"),
-    "whole numbers": (lambda t: t.update({"head.bias": torch.ones(80).int()}), "torch.int32"),
     "another shape": (lambda t: t.update({"head.bias": torch.ones(81)}), "head.bias has shape"),
 }
 
@@ -274,10 +228,8 @@ class Chain(nn.Module):
 
 
 FOLDS = {
-    "unknown name": (put("tied", 0, 0, "blocks.7.0.weight"), "has no blocks.7.0.weight"),
-    "another shape": (put("tied", 0, 0, "blocks.0.0.bias"), "must have one shape"),
-    "a block twice": (put("repeats", 0, "blocks", ["0", "0"]), "another architecture"),
-    "no period": (put("repeats", 0, "period", 0), "another architecture"),
+    "unknown name": (put("tied", 0, 0, "blocks.7.0.weight"), "another architecture: 'blocks.7"),
+    "another block": (put("repeats", 0, "blocks", ["0", "9"]), "another architecture"),
     "a field too few": (drop("repeats", 0, "own"), "own is missing"),
     "an allocation": (put("allocation", {"format": 1}), "scheme is missing"),
 }

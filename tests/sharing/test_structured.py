@@ -8,7 +8,6 @@ import torch
 from test_schemes import TOKENS, transformer, weight_of
 
 import npas
-from npas.sharing.allocation import Allocation
 from npas.sharing.bank import BankReader, BufferPool
 from npas.sharing.hashing import HashedBlock, hashed_weight
 
@@ -158,11 +157,3 @@ def test_a_plan_says_where_it_mixes_in_place_of_hashing():
     for budget, hashes in ((0.79, False), (0.7, True)):
         table = npas.plan(model, f"{budget}K", generator="hash").table()
         assert ("no hash  group all reads plain templates" in table) != hashes
-
-
-def test_a_hashed_layer_that_was_edited_to_read_a_part_is_refused():
-    data = npas.plan(transformer(), 0.1, exclude="@embeddings", generator="hash").to_dict()
-    for edit in ({"template_size": 64, "source": [1, 64]}, {"mixing": "avg"}):
-        layers = [data["layers"][0], {**data["layers"][1], **edit}, *data["layers"][2:]]
-        with pytest.raises(ValueError, match="must read its whole bank"):
-            Allocation.from_dict({**data, "layers": layers})
