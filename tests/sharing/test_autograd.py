@@ -48,6 +48,25 @@ def test_forward_mode_agrees_with_a_difference_quotient():
     )
 
 
+def test_double_backward_agrees_with_plain_mixing():
+    def penalty(model, plain):
+        values = dict(model.named_parameters())
+        x = INPUTS.double()
+        if plain:  # a transform makes the weights by plain operations
+            found = grad(lambda v: F.cross_entropy(functional_call(model, v, (x,)), LABELS))(values)
+            return torch.stack([g.square().sum() for g in found.values()]).sum()
+        answer = F.cross_entropy(model(x), LABELS)
+        found_ = torch.autograd.grad(answer, list(values.values()), create_graph=True)
+        return torch.stack([g.square().sum() for g in found_]).sum()
+
+    results = []
+    for plain in (False, True):
+        model = shared().double().eval()
+        penalty(model, plain).backward()
+        results.append(bank(model).grad)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-12)
+
+
 def test_a_tensor_hook_on_the_bank_changes_its_gradient():
     model = shared().eval()
     seen = []
@@ -74,6 +93,24 @@ def test_a_hook_on_a_generated_weight_sees_its_gradient():
     dense = npas.materialize(shared()).eval()
     loss(dense).backward()
     torch.testing.assert_close(seen["stem"], dense.get_parameter("stem.weight").grad)
+
+
+def test_loss_scaling_unscales_to_the_same_gradient_and_skips_an_overflow():
+    model = shared().eval()
+    expected = gradients(model)["npas_bank_0"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(loss(model)).backward()
+    scaler.unscale_(optimizer)
+    torch.testing.assert_close(bank(model).grad, expected)
+    scaler.step(optimizer)
+    scaler.update()
+    before = bank(model).detach().clone()
+    optimizer.zero_grad()
+    scaler.scale(loss(model) * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(bank(model), before) and scaler.get_scale() == 512.0
 
 
 def test_autocast_answers_as_the_dense_network_does():

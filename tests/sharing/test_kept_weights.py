@@ -26,6 +26,22 @@ def test_evaluation_generates_every_weight_once(mode, generated):
     assert len(generated) == len(set(generated)) == layers(model)
 
 
+def test_threads_that_evaluate_one_network_read_the_same_weights():
+    model = shared().eval()
+    expected = outputs(model)
+    answers = []
+
+    def work():
+        answers.extend(outputs(model) for _ in range(10))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 40 and all(torch.equal(answer, expected) for answer in answers)
+
+
 def fused_step(model, name):
     torch.optim.__dict__[name](model.parameters(), lr=0.1, fused=True).step()
 
