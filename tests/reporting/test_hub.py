@@ -63,7 +63,7 @@ def test_a_network_of_transformers_needs_no_dense_one_and_is_plain_again_materia
 @pytest.mark.parametrize(
     ("read", "said"),
     [
-        (lambda folder: npas.from_pretrained(folder / "none"), "nor a valid name on the hub"),
+        (lambda folder: npas.from_pretrained(folder / "none"), "is not a folder, and it cannot be"),
         (lambda folder: npas.from_pretrained(folder), "holds no allocation.json or shared/alloc"),
         (lambda folder: npas.from_pretrained(folder / "a"), "give npas.from_pretrained the dense"),
         (lambda folder: npas.from_pretrained(folder / "a", bert()), "build the architecture"),
