@@ -68,7 +68,7 @@ def run(options: Evaluate) -> Job:
         with precision.autocast():
             shown = task.examples(experiment.model, options.split, options.show)
     try:
-        metrics = measure(task, experiment.model, precision, options.split, experiment.process)
+        metrics = measure(experiment, precision, options.split)
     except Diverged as error:
         app.say(NAME, str(error))
         return Job(options.run, "diverged", str(error))

@@ -36,5 +36,5 @@ def export(experiment: Experiment, folder: Path) -> Artifact:
     assert found is not None
     process.share_all(model)
     precision = Precision(config.precision, process.device)
-    metrics = measure(experiment.task, model, precision, "test", process)
+    metrics = measure(experiment, precision, "test")
     return dataclasses.replace(found, metrics=metrics)

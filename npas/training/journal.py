@@ -103,25 +103,14 @@ class Journal(contextlib.ExitStack):
             self.tracker.write(record)
             progress.logged = self.tracker.lines
 
-    def outcome(self, status: str, metrics: dict[str, Any] = NO_METRICS) -> Outcome:
+    def outcome(
+        self, status: str, metrics: dict[str, Any] = NO_METRICS, reason: Diverged | None = None
+    ) -> Outcome:
         """Close the records of a training and return its outcome."""
+        state, progress = self.state, self.state.progress
         self.tracker.summarize(metrics)
         if status == "done" and self.experiment.stage == TRAIN:
-            self.tracker.upload(self.state.store.path(self.state.progress.step))
-        return self._ended(status, metrics)
-
-    def diverged(self, reason: Diverged) -> Outcome:
-        """Close the records of a diverged training and return its outcome."""
-        return self._ended(
-            "diverged",
-            NO_METRICS,
-            error=str(reason),
-            diverged_at=reason.step,
-            norms=norms_at_divergence(self.state),
-        )
-
-    def _ended(self, status: str, metrics: dict[str, Any], **fields: Any) -> Outcome:
-        state, progress = self.state, self.state.progress
+            self.tracker.upload(state.store.path(progress.step))
         self.tracker.ended(status)
         return Outcome(
             status,
@@ -130,7 +119,9 @@ class Journal(contextlib.ExitStack):
             progress.epoch,
             state.elapsed_s(),
             peak_memory_bytes(state.process.device),
+            error=str(reason) if reason else None,
             history=progress.history or None,
+            diverged_at=reason.step if reason else None,
+            norms=norms_at_divergence(state) if reason else None,
             earlier=progress.earlier,
-            **fields,
         )

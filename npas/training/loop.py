@@ -104,7 +104,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     return journal.outcome("preempted")
             metrics = final_metrics(state, task) if measures else NO_METRICS
         except Diverged as reason:
-            return journal.diverged(reason)
+            return journal.outcome("diverged", reason=reason)
         return journal.outcome("done", metrics)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from npas.sharing.layer_similarity import similarity
 from npas.tasks.base import Task
 from npas.training.averaging import AveragedWeights
-from npas.training.distributed import Process
+from npas.training.experiment import Experiment
 from npas.training.meter import Diverged as Diverged
 from npas.training.precision import Precision
 from npas.training.state import TrainState
@@ -19,29 +19,22 @@ Norms = dict[str, dict[str, float | None]]
 
 
 def measure(
-    task: Task,
-    model: nn.Module,
-    precision: Precision,
-    split: str,
-    process: Process,
-    step: int | None = None,
+    experiment: Experiment, precision: Precision, split: str, step: int | None = None
 ) -> dict[str, float]:
     """Evaluate on "val" or "test" in all processes. Raises Diverged if a metric is not finite."""
+    model, process = experiment.model, experiment.process
     with precision.autocast():
         process.share(model.buffers())  # each has its own batch norm statistics
-        metrics = task.evaluate(model, split, rank=process.rank, world=process.world)
+        metrics = experiment.task.evaluate(model, split, rank=process.rank, world=process.world)
     if not all(math.isfinite(value) for value in metrics.values()):
         raise Diverged(f"metrics on the {split} part ({metrics})", step)
     return metrics
 
 
-def _measure(
-    state: TrainState, task: Task, split: str, averaged: AveragedWeights | None
-) -> dict[str, float]:
+def _measure(state: TrainState, split: str, averaged: AveragedWeights | None) -> dict[str, float]:
     """Evaluate a training's network, with the averaged weights if given."""
     with averaged.in_place() if averaged else contextlib.nullcontext():
-        step = state.progress.step
-        return measure(task, state.model, state.precision, split, state.process, step)
+        return measure(state.experiment, state.precision, split, state.progress.step)
 
 
 def validate(state: TrainState, task: Task, steps_per_epoch: int) -> dict[str, float]:
@@ -50,7 +43,7 @@ def validate(state: TrainState, task: Task, steps_per_epoch: int) -> dict[str, f
     Of equal epochs the later one counts: it has trained longer.
     """
     progress, metric = state.progress, f"val/{task.selection_metric}"
-    measured = _measure(state, task, "val", state.averaged)
+    measured = _measure(state, "val", state.averaged)
     progress.metrics = {f"val/{name}": value for name, value in measured.items()}
     epoch = math.ceil(progress.step / steps_per_epoch)
     for name, value in {"epoch": epoch, **progress.metrics}.items():
@@ -73,7 +66,7 @@ def final_metrics(state: TrainState, task: Task) -> dict[str, Any]:
     Test metrics keep their names; metrics of held-out data are "val/...".
     """
     progress, best = state.progress, state.progress.best
-    last = {**_measure(state, task, "test", state.averaged), **(progress.metrics or {})}
+    last = {**_measure(state, "test", state.averaged), **(progress.metrics or {})}
     if best is None:
         return {"last": last, "selected": None, "selected_on": None}
     selected = last
@@ -81,7 +74,7 @@ def final_metrics(state: TrainState, task: Task) -> dict[str, Any]:
         with state.weights_of(best["step"]) as found:
             if not found:
                 return {"last": last, "selected": None, "selected_on": None}
-            selected = {**_measure(state, task, "test", None), **best["metrics"]}
+            selected = {**_measure(state, "test", None), **best["metrics"]}
     return {"last": last, "selected": selected, "selected_on": f"val {task.selection_metric}"}
 
 
