@@ -96,6 +96,12 @@ WRONG = [
     ({"optim__momentum": 0}, "optim.nesterov=true needs momentum"),
     ({"optim__milestones": [3, 2]}, "optim.milestones must be increasing epochs above 0"),
     ({"trainer__device": "tpu"}, "trainer.device must be auto, cpu or cuda, got 'tpu'"),
+    ({"sharing__low_rank": -1}, "sharing.low_rank must be at least 0"),
+    ({"sharing__groups": "depth:0"}, "place, depth:2, a mapping"),
+    ({"optim__muon": {"bank": "sgd"}}, "optim.muon.bank must be adam or templates"),
+    ({"optim__muon": {"beta1": 1}}, "optim.muon.beta1 must be below 1"),
+    ({"optim__muon": {"newton_schulz_steps": 0}}, "newton_schulz_steps must be at least 1"),
+    ({"optim__muon": {"embeding_lr": 1}}, "did you mean 'optim.muon.embedding_lr'?"),
 ]
 
 
@@ -119,6 +125,7 @@ def test_values_come_out_in_the_types_of_the_schema():
     )
     assert (config.epochs, config.optim.lr, config.exp) == (100, 1.0, "2024")
     assert type(config.epochs) is int and type(config.optim.lr) is float
+    assert checked(sharing__groups="depth:12").sharing.groups == "depth:12"  # and no path
     assert config.sharing.include == ["head.*"] and config.sharing.groups == {"stem": "a"}
     assert config.model == ToyModel()
     config = checked(budget="10%", model__depth=4, sharing__groups={"b*": "b", "a*": "a"})
@@ -298,6 +305,16 @@ def test_each_optimizer_says_which_settings_it_has_not():
         assert ignored(found) == {"optim.nesterov": f"optim.name={name} has no nesterov"}
         assert config_hash(found) == config_hash(checked(optim__name=name))
         assert not ignored(checked(optim__name=name, optim__beta2=0.9, optim__momentum=0))
+
+
+def test_muons_keys_are_for_muon_alone():
+    own = {"bank": "adam", "beta1": 0.8}
+    assert [*ignored(checked(optim__muon=own))] == ["optim.muon.bank", "optim.muon.beta1"]
+    assert config_hash(checked(optim__muon=own)) == config_hash(checked())
+    muon = {"name": "muon", "beta2": 0.9, "nesterov": False}
+    assert not ignored(checked(optim=muon | {"muon": own}))
+    hashes = {config_hash(checked(optim=muon | {"muon": m})) for m in ({}, own)}
+    assert len(hashes) == 2
 
 
 GOLDEN = "de6e28b232daa526c80d5b7719ba2514a6156fa9170d2c0d0d4123c8eccc364a"

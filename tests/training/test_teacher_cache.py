@@ -16,7 +16,7 @@ from npas.training import build, prepare, train
 @pytest.fixture
 def unmoved(monkeypatch):
     """Let the digits stay where they are."""
-    monkeypatch.setattr(digits, "RECIPE", dataclasses.replace(digits.RECIPE, padding=0))
+    monkeypatch.setattr(digits.Task, "recipe", dataclasses.replace(digits.RECIPE, padding=0))
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_what_cannot_be_kept_is_refused_in_one_line(taught, tmp_path, monkeypatc
     ):
         with pytest.raises(ValueError, match=line):
             taught("never", distill=keys)
-    monkeypatch.setattr(digits, "RECIPE", dataclasses.replace(digits.RECIPE, padding=0))
+    monkeypatch.setattr(digits.Task, "recipe", dataclasses.replace(digits.RECIPE, padding=0))
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file is not a writable folder"):
         taught("never", distill={"cache": str(tmp_path / "file")})
