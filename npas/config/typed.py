@@ -31,7 +31,7 @@ def build(kind: type[T], raw: object, prefix: str = "", known: Iterable[str] | N
         raise ValueError(f"{prefix or 'the config'} must be a mapping of keys, got {raw!r}")
     start = f"{prefix}." if prefix else ""
     known = set(keys_of(kind, start)) if known is None else set(known)
-    hints = get_type_hints(kind)
+    hints = _hints_of(kind)
     for name, value in raw.items():
         if name not in hints:
             raise ValueError(unknown_key(_innermost(f"{start}{name}", value), known))
@@ -89,11 +89,17 @@ def convert(value: Any, hint: Any, key: str) -> Any:
 
 def keys_of(kind: type, start: str = "") -> Iterator[str]:
     """Yield the full names of all keys of a dataclass, nested ones included."""
-    for name, hint in get_type_hints(kind).items():
+    for name, hint in _hints_of(kind).items():
         if dataclasses.is_dataclass(hint):
             yield from keys_of(cast(type, hint), f"{start}{name}.")
         else:
             yield f"{start}{name}"
+
+
+def _hints_of(kind: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields; class variables are no keys."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cast(Any, kind))}
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
