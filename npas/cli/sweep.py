@@ -8,6 +8,7 @@ checked one by one, and each returns `Job.value`. Higher is better.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -73,16 +74,15 @@ class _Sweep(Generic[T]):
         self.found: list[tuple[float, str]] = []  # of a search: values and arguments
         self.process = os.getpid()
 
-    def check(self, loader: Any, composed: Any) -> list[tuple[Sequence[str], T]]:
+    def check(self, loader: Any, composed: Any) -> list[tuple[list[str], T]]:
         """Compose and check the jobs of Hydra's own sweeper; return their overrides and configs."""
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.core.hydra_config import HydraConfig
         from hydra.core.override_parser.overrides_parser import OverridesParser
         from omegaconf import open_dict
 
         words = [f"{key}={value}" for key, value in (composed.hydra.sweeper.params or {}).items()]
         parsed = OverridesParser.create(loader).parse_overrides([*words, *self.arguments])
-        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+        jobs = [list(job) for job in itertools.product(*map(_choices, parsed))]
         if not jobs:
             raise ValueError("the sweep has no jobs: one of its lists is empty")
         self.total, checked = len(jobs), []
@@ -136,6 +136,13 @@ class _Sweep(Generic[T]):
             job = Job(arguments, "failed", line)
         self.jobs.append(job)
         return job
+
+
+def _choices(override: Any) -> list[str]:
+    """Return the single overrides that an override of a sweep stands for."""
+    sweeps = override.is_sweep_override()
+    values = override.sweep_string_iterator() if sweeps else [override.get_value_element_as_str()]
+    return [f"{override.get_key_element()}={value}" for value in values]
 
 
 def _check_direction(sweeper: Any) -> None:
