@@ -153,7 +153,15 @@ class TrainState:
 
     def _load(self, found: Checkpoint) -> None:
         self.progress = found.progress
+        steps = self.experiment.task.steps_per_epoch(self.config.batch_size)
         with found.refusing(), torch.no_grad():
+            done, rest = divmod(self.progress.step, steps)
+            # A signal after an epoch's last step stops a run before that epoch counts.
+            if self.progress.epoch not in ([done] if rest else [done - 1, done]):
+                raise ValueError(
+                    f"it has step {self.progress.step} and epoch {self.progress.epoch}, but the"
+                    f" data now make {steps} steps an epoch"
+                )
             if stored := found.state.get("allocation"):
                 install.take_scales(self.model, Allocation.from_dict(stored))
             self.model.load_state_dict(found.tensors("model"))

@@ -157,6 +157,7 @@ def first(tensors, value):
 
 EDITS = {
     "no progress": ("state", lambda s: s.pop("progress"), "it lacks 'progress'"),
+    "other data": ("state", lambda s: s["progress"].update(step=11), "data now make 5 steps"),
     "another hash": ("state", lambda s: s.update(config_hash="0"), "with another config"),
     "a weight less": ("model", lambda t: t.pop(min(t)), "Missing key"),
     "a weight more": ("model", lambda t: t.update(more=torch.ones(1)), "Unexpected key"),
