@@ -63,6 +63,7 @@ WRONG = [
     ({"seed": 2**32}, "seed must be below 4294967296"),
     ({"precision": "fp8"}, "precision must be fp32, bf16 or fp16, got 'fp8'"),
     ({"resume": " "}, "resume must not be empty"),
+    ({"distill": {"teacher": ""}}, "distill.teacher must not be empty"),
     ({"recipe_version": 7}, "recipe_version must be 1, got 7"),
     ({"exp": "../elsewhere"}, "exp must be a folder name"),
     ({"budget": None}, "budget is missing: set budget=0.1, budget=dense or sharing.templates"),

@@ -87,7 +87,7 @@ class DistillConfig:
         intervals("distill.", self, weight="[0, 1]", temperature="(0, inf)")
         intervals("distill.", self, hidden_weight="[0, inf)")
         for key in ("teacher", "cache"):
-            if not (getattr(self, key) or "a name").strip():
+            if (path := getattr(self, key)) is not None and not path.strip():
                 raise ValueError(f"distill.{key} must not be empty: set a path, or null")
         if self.cache is not None and self.hidden:
             raise ValueError("distill.cache keeps only logits: set distill.hidden=[], or no cache")
