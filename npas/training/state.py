@@ -266,7 +266,9 @@ def to_resume(config: Config, folder: Path, stage: str) -> Checkpoint | None:
     if starts_again(config):
         return None
     own = None if config.force else Checkpoints(folder / "checkpoints").newest()
-    if config.resume == "auto" or (own and own.state["config"].get("resume") == config.resume):
+    if config.resume == "auto":
+        return own
+    if own and Path(own.state["config"].get("resume", "")) == Path(config.resume):
         return own
     return named_checkpoint(config, stage)
 

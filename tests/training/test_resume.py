@@ -135,7 +135,7 @@ def test_a_run_goes_on_from_a_named_checkpoint_and_then_from_its_own(
     interrupt(2, "new", **case, resume=str(old))
     with caplog.at_level(logging.INFO):
         for name, path in (
-            ("new", old),  # its own second epoch, not the other's first
+            ("new", f"{old}/"),  # its own second epoch, not the other's first
             ("one", old / "checkpoints" / "step-00000005"),
         ):
             resumed, outcome = run_small(name, **case, resume=str(path))
