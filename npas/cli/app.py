@@ -50,6 +50,7 @@ class Command(Generic[T]):
     check: Callable[[dict[str, Any]], T]
     run: Callable[[T], Job]
     close_sweep: Callable[[list[Job]], None] | None = None
+    check_search: Callable[[T], None] | None = None  # of a job that needs a value
     after_interrupt: str = ""  # appended to the message of an interrupt
 
     @classmethod

@@ -105,8 +105,7 @@ class _Sweep(Generic[T]):
         if self.searches:
             _check_direction(hydra.sweeper)
             self.total = hydra.sweeper.get("n_trials")
-        prepare = lambda: self.command.check(app.plain(config))  # noqa: E731
-        job = self.run(hydra.job.num, hydra.overrides.task, prepare)
+        job = self.run(hydra.job.num, hydra.overrides.task, lambda: self._checked(config))
         if not job.fine and os.getpid() != self.process:
             # In a process of another launcher, the error reports the failure to the cluster.
             raise app.RunFailed(job)
@@ -115,9 +114,18 @@ class _Sweep(Generic[T]):
             raise app.RunFailed(job) if may_fail else _Ended
         if self.searches:
             if job.value is None:
-                raise _Ended(ValueError("a search needs held-out data: set data.val_fraction"))
+                raise _Ended(ValueError(f"{self.command.name} has no value to search by"))
             self.found.append((job.value, self.spelled(hydra.overrides.task)))
         return job.value
+
+    def _checked(self, config: Any) -> T:
+        found = self.command.check(app.plain(config))
+        try:
+            if self.searches and self.command.check_search is not None:
+                self.command.check_search(found)
+        except ValueError as error:
+            raise _Ended(error) from None
+        return found
 
     def spelled(self, overrides: Sequence[str]) -> str:
         """Return a job's arguments that differ from those of others."""

@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check,
         run,
         close_sweep,
+        _check_search,
         after_interrupt=f"; {AGAIN}",
     )
     # A Python program that calls this, with arguments, expects SIGTERM to end the program.
@@ -55,7 +56,27 @@ def keys() -> set[str]:
 
 
 def _check(raw: dict[str, Any]) -> Config:
-    return as_started(runs.check_arguments(raw))
+    """Check all that needs neither data nor a network. Raises ValueError."""
+    config = as_started(runs.check_arguments(raw))
+    if config.budget != schema.DENSE and not config.sharing.fits:
+        from npas.sharing.planning import check_options
+        from npas.training.experiment import plan_keywords
+
+        check_options(plan_keywords(config))
+    return config
+
+
+def _check_search(config: Config) -> None:
+    """Raise ValueError if a job has no held-out data to be compared by."""
+    import torch
+
+    from npas import tasks
+
+    task = tasks.family(config.task.family).Task(
+        config.task, config.data, seed=config.seed, device=torch.device("cpu")
+    )
+    if not task.has_validation:
+        raise ValueError("a search needs held-out data: set data.val_fraction")
 
 
 def as_started(config: Config) -> Config:

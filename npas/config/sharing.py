@@ -106,6 +106,11 @@ class SharingConfig:
                 f"sharing.templates={self.templates} needs groups of one shape, which "
                 f"sharing.groups={self.groups} does not find: set a budget instead of templates"
             )
+        if self.groups in SEARCHED and self.group_weights:
+            raise ValueError(
+                f"sharing.group_weights names groups, but sharing.groups={self.groups} has none"
+                " yet: set sharing.groups=RUN, the folder of a run that found groups"
+            )
         fixed = self.is_structured or (self.groups == "learned" and self.generator == "avg")
         if self.groups in SEARCHED and fixed:
             raise ValueError(

@@ -68,30 +68,9 @@ def plan(
     dense = count_parameters(model)
     generator = generator or _default_generator(request, dense, options)
     specs = [layer.spec for layer in find_layers(model, include, exclude)]
-    for option, value, choices in (
-        ("init", init, ("fresh", "fit")),
-        ("generator", generator, schemes.choices()),
-        ("upsampler", upsampler, UPSAMPLERS),
-        ("allocator", allocator, ALLOCATORS),
-        ("coefficient_init", coefficient_init, (*STARTS, *OF_DEPTH)),
-    ):
-        if value not in choices:
-            raise ValueError(f"{option}={value!r} is unknown: choose {', '.join(choices)}")
-    if low_rank < 0:
-        raise ValueError(f"low_rank={low_rank} is out of range: give a rank, or 0 for none")
-    if not train_coefficients and generator != "wavg":
-        raise ValueError(
-            f"train_coefficients=False needs generator='wavg', not {generator!r}: its coefficients"
-            " are free of anything that trains"
-        )
-    check_generator(generator, coefficient_init, options)
-    for option, count in (("max_templates", max_templates), ("templates", templates)):
-        if isinstance(count, str) and count != "layers":
-            raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")
-        if isinstance(count, int) and count < 1:
-            raise ValueError(
-                f"{option}={count} is out of range: give a layer at least one template"
-            )
+    if init not in ("fresh", "fit"):
+        raise ValueError(f"init={init!r} is unknown: choose fresh, fit")
+    check_options(options | {"generator": generator})
     if request is not None and templates is not None:
         raise ValueError("budget and templates exclude each other: templates fixes the count")
     group_of = assign_groups(specs, groups, num_groups, seed)
@@ -118,16 +97,50 @@ def plan(
             model, request, specs, group_of, scheme, packing or Packing(), group_weights
         )
     if allocator == "reference":
-        others = low_rank or upsample_templates > 1
-        if mixing != "wavg" or coefficient_init in ("sparse", *OF_DEPTH) or others:
-            raise ValueError(
-                "allocator='reference' mixes with generator='wavg' and"
-                " coefficient_init='released' only, which train, resizes one map and corrects"
-                " nothing"
-            )
         wrap_after_k = groups in ("type", "shape")
         return allocate_reference(specs, group_of, request, dense, scheme, wrap_after_k)
     return allocate(specs, group_of, request, dense, scheme, group_weights)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise ValueError if an option of `plan` is invalid, or two exclude each other.
+
+    It needs no network, so that the jobs of a sweep are checked before the first is trained.
+    """
+    options = {**OF_FRESH, "templates": None, **options}
+    for option, choices in (
+        ("generator", schemes.choices()),
+        ("upsampler", UPSAMPLERS),
+        ("allocator", ALLOCATORS),
+        ("coefficient_init", (*STARTS, *OF_DEPTH)),
+    ):
+        if (value := options[option]) not in choices:
+            raise ValueError(f"{option}={value!r} is unknown: choose {', '.join(choices)}")
+    generator, start = options["generator"], options["coefficient_init"]
+    low_rank, trains = options["low_rank"], options["train_coefficients"]
+    if not isinstance(low_rank, int) or low_rank < 0:
+        raise ValueError(f"low_rank={low_rank} is out of range: give a rank, or 0 for none")
+    if not trains and generator != "wavg":
+        raise ValueError(
+            f"train_coefficients=False needs generator='wavg', not {generator!r}: its coefficients"
+            " are free of anything that trains"
+        )
+    check_generator(generator, start, options)
+    for option in ("max_templates", "templates"):
+        count = options[option]
+        if isinstance(count, str) and count != "layers":
+            raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")
+        if isinstance(count, int) and count < 1:
+            raise ValueError(
+                f"{option}={count} is out of range: give a layer at least one template"
+            )
+    fixed = generator != "wavg" or not trains or start in ("sparse", *OF_DEPTH)
+    others = low_rank or options["upsample_templates"] > 1
+    if options["allocator"] == "reference" and options["templates"] is None and (fixed or others):
+        raise ValueError(
+            "allocator='reference' mixes with generator='wavg' and"
+            " coefficient_init='released' only, which train, resizes one map and corrects nothing"
+        )
 
 
 def _check_weights(

@@ -83,7 +83,7 @@ def test_a_search_that_can_learn_nothing_ends_with_one_line(run, search, word, l
     answer = run("npas-train", "-m", "hydra/sweeper=search", *WORDS, word)
     assert answer.code == code
     assert line in answer.err.splitlines()[-1]
-    assert search == []
+    assert search == [] and "done: " not in answer.out
 
 
 def test_the_sweep_of_wandb_in_the_docs_starts_runs_that_log_its_metric():
@@ -123,6 +123,15 @@ def test_the_jobs_are_composed_and_checked_once_before_the_first_runs(run, monke
     said = [line.removeprefix("npas-train: ") for line in answer.err.splitlines()]
     assert said == [f"[{number}/3] seed={number + 2}" for number in (1, 2, 3)]
     assert composed == [0, 0, 0] and len(within) == 3
+
+
+def test_a_job_whose_options_exclude_each_other_is_found_before_the_first_runs(run, monkeypatch):
+    within: list[object] = []
+    monkeypatch.setattr(train, "run", within.append)
+    words = ("sharing.generator=wavg,hash", "sharing.upsample_templates=2")
+    answer = run("npas-train", "-m", *words)
+    assert answer.code == 2 and "upsample_templates=2" in answer.err.splitlines()[-1]
+    assert not within
 
 
 def test_a_sweep_ends_with_the_metric_by_budget_over_seeds_and_its_plot(run, monkeypatch):
