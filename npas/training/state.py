@@ -73,6 +73,7 @@ class TrainState:
         self.run_dir = run_dir
         self.store = Checkpoints(run_dir / "checkpoints", self.config.trainer.keep_last)
         self.progress = Progress()
+        self.origin: str | None = None  # the path that `resume` named, now or earlier
         self.since = time.perf_counter()
 
     def elapsed_s(self) -> float:
@@ -105,6 +106,7 @@ class TrainState:
             "architecture": self.architecture,
             "ranks": self.process.world,
             "start": asdict(self.experiment.start) if self.experiment.start else None,
+            "origin": self.origin,
         }
         tensors = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}
         if self.averaged:
@@ -138,6 +140,8 @@ class TrainState:
         if found is None:
             return None
         refuse_another_config(self.config, found)
+        is_named = self.config.resume != "auto"
+        self.origin = self.config.resume if is_named else found.state.get("origin")
         source, best = found.folder.parent, found.progress.best
         self.store.clear(after=found.state["step"])
         if source.resolve() != self.store.folder.resolve():
@@ -261,14 +265,14 @@ def to_resume(config: Config, folder: Path, stage: str) -> Checkpoint | None:
     """Open the checkpoint that the training in `folder` resumes from; None if it starts.
 
     This is the folder's newest, or the one that `resume` names if the folder's newest was not
-    trained with the same `resume`. Raises ValueError if the named one cannot be resumed.
+    resumed from it. Raises ValueError if the named one cannot be resumed.
     """
     if starts_again(config):
         return None
     own = None if config.force else Checkpoints(folder / "checkpoints").newest()
     if config.resume == "auto":
         return own
-    if own and Path(own.state["config"].get("resume", "")) == Path(config.resume):
+    if own and Path(own.state.get("origin") or "") == Path(config.resume):
         return own
     return named_checkpoint(config, stage)
 

@@ -128,20 +128,21 @@ def test_a_best_epoch_that_is_lost_ends_no_run(run_small, interrupt, tmp_path, c
 def test_a_run_goes_on_from_a_named_checkpoint_and_then_from_its_own(
     run_small, interrupt, tmp_path, caplog
 ):
-    case = {"epochs": 3, "optim": FIRST_IS_BEST}
+    case = {"epochs": 4, "optim": FIRST_IS_BEST}
     straight, expected = run_small("straight", **case)
     interrupt(1, "old", **case)
     old = tmp_path / "old"
     interrupt(2, "new", **case, resume=str(old))
+    interrupt(3, "new", **case)
     with caplog.at_level(logging.INFO):
         for name, path in (
-            ("new", f"{old}/"),  # its own second epoch, not the other's first
+            ("new", f"{old}/"),  # its own third epoch, not the other's first
             ("one", old / "checkpoints" / "step-00000005"),
         ):
             resumed, outcome = run_small(name, **case, resume=str(path))
             assert same(straight.model, resumed.model) and outcome.metrics == expected.metrics
             assert log(tmp_path / name) == log(tmp_path / "straight")  # the other's lines, too
-    assert caplog.text.count("after step 10") == 1 and caplog.text.count("after step 5") == 1
+    assert caplog.text.count("after step 15") == 1 and caplog.text.count("after step 5") == 1
     # force begins again with what is named
     run_small("new", **case, resume=str(old), force=True)
     assert log(tmp_path / "new") == log(tmp_path / "straight")
