@@ -148,6 +148,11 @@ class _Sweep(Generic[T]):
 
 def _choices(override: Any) -> list[str]:
     """Return the single overrides that an override of a sweep stands for."""
+    if override.is_interval_sweep():
+        raise ValueError(
+            f"{override.input_line}: an interval needs a sweeper that searches"
+            " (hydra/sweeper=optuna): list values, as key=0.1,0.2"
+        )
     sweeps = override.is_sweep_override()
     values = override.sweep_string_iterator() if sweeps else [override.get_value_element_as_str()]
     return [f"{override.get_key_element()}={value}" for value in values]

@@ -80,7 +80,7 @@ def parse_budget(value: BudgetLike) -> Budget:
             ", or the bytes of an artifact (16MB, 500KB)"
         )
     budget = _from_match(text, match)
-    if len(budget.canonical) > LONGEST:
+    if len(budget.canonical) > LONGEST or not _PATTERN.fullmatch(budget.canonical):
         raise ValueError(f"budget={text} has too many digits: write fewer")
     return budget
 

@@ -33,7 +33,10 @@ WRONG = [
     ("npas-train -m seed=0,1 epochs=-3", "epochs must be at least 1"),
     ("npas-train -m 'seed=glob(x*)'", "the sweep has no jobs"),
     ("npas-train -m seed=range(0,9,0)", "seed=range(0,9,0): the step of a range must not be 0"),
-    ("npas-train -m optim.lr=interval(0,1)", "BasicSweeper does not support sweep type : INTERVAL"),
+    (
+        "npas-train -m optim.lr=interval(0,1)",
+        "optim.lr=interval(0,1): an interval needs a sweeper that searches",
+    ),
     ("npas-train --bogus", "unrecognized arguments: --bogus"),
     ("npas-train --config-dir nowhere", "there is no folder --config-dir nowhere"),
     ("npas-train --config-path conf", "--config-dir DIR adds a folder of YAMLs"),

@@ -3,7 +3,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -98,6 +98,7 @@ TEXTS = st.builds(
 
 
 @given(st.one_of(TEXTS, st.fractions(min_value=0, max_value=16), st.floats(0, 16)))
+@example("0.1e-97%")
 def test_the_canonical_form_reads_back_as_the_very_budget(value):
     try:
         request = parse_budget(value)
