@@ -179,7 +179,8 @@ def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn
             _tie_parameters(network, data.tied)
             apply_repeats(network, data.repeats)
         except (AttributeError, KeyError) as error:
-            raise ValueError(f"{directory} was written by another architecture: {error}") from None
+            lacks = f"the network has no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{directory} was written by another architecture: {lacks}") from None
         restore(network, plan, stored)
     return dense_model
 
