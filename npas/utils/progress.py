@@ -3,7 +3,7 @@
     for layer in track(layers, "fitting"):
         ...
 
-It is shown on terminals and in notebooks, if rich is installed.
+It is shown on terminals and in notebooks.
 """
 
 from __future__ import annotations
@@ -68,12 +68,10 @@ class Bar:
             self.due = now + BETWEEN_S
 
     def _begin(self) -> None:
-        try:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-            from rich.progress import TimeRemainingColumn as Left
-        except ImportError:
-            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Left
+
         console = Console(file=sys.stderr)
         if not console.is_terminal and not console.is_jupyter:
             return
