@@ -228,7 +228,10 @@ class Chain(nn.Module):
 
 
 FOLDS = {
-    "unknown name": (put("tied", 0, 0, "blocks.7.0.weight"), "another architecture: the network has no 'blocks.7"),
+    "unknown name": (
+        put("tied", 0, 0, "blocks.7.0.weight"),
+        "another architecture: the network has no 'blocks.7",
+    ),
     "another block": (put("repeats", 0, "blocks", ["0", "9"]), "another architecture"),
     "a field too few": (drop("repeats", 0, "own"), "own is missing"),
     "an allocation": (put("allocation", {"format": 1}), "scheme is missing"),
