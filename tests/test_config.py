@@ -85,6 +85,10 @@ WRONG = [
         {"sharing": {"groups": "learned", "num_groups": 2, "templates": 2}, "budget": None},
         "does not find: set a budget",
     ),
+    (
+        {"sharing": {"generator": "hash", "recurrence_weight": 0.1}},
+        "sharing.generator=hash has no coefficients of shared templates for",
+    ),
     ({"sharing__search": {"templates": 1}}, "search.templates must be at least"),
     ({"optim__lr": 0}, "optim.lr must be above 0"),
     ({"optim__lr": float("nan")}, "optim.lr must be a finite number"),

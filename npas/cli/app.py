@@ -101,8 +101,6 @@ def compose(
     command: Command[T], asked: argparse.Namespace, task: Callable[[dict[str, Any]], object]
 ) -> None:
     """Compose a config with Hydra and call `task`, or run one of Hydra's flags such as --cfg."""
-    from hydra._internal.utils import get_args_parser
-
     failures: list[Exception] = []
 
     def run(config: Any) -> None:
@@ -114,9 +112,9 @@ def compose(
     what = {"config_name": asked.config_name or command.primary, "overrides": asked.overrides}
     with hydra(command.name) as own:
         if asked.help:
-            own.app_help(what["config_name"], get_args_parser(), asked)
+            own.app_help(what["config_name"], arguments.flags(), asked)
         elif asked.hydra_help:
-            own.hydra_help(what["config_name"], get_args_parser(), asked)
+            own.hydra_help(what["config_name"], arguments.flags(), asked)
         elif asked.cfg:
             own.show_cfg(**what, cfg_type=asked.cfg, package=asked.package, resolve=asked.resolve)
         elif asked.info:

@@ -28,7 +28,6 @@ def parse(arguments: list[str], known: Collection[str]) -> argparse.Namespace:
     `known` are the full names of the command's keys. The result's `multirun` is true for a sweep.
     `--version` prints npas' version and exits.
     """
-    from hydra._internal.utils import get_args_parser
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     def fail(message: str) -> NoReturn:
@@ -37,8 +36,8 @@ def parse(arguments: list[str], known: Collection[str]) -> argparse.Namespace:
     if "--version" in arguments:
         print(f"npas {npas.__version__}")
         raise SystemExit(0)
-    parser = get_args_parser()
-    parser.error = fail
+    parser = flags()
+    parser.error = fail  # type: ignore[method-assign]
     asked = parser.parse_intermixed_args(arguments)
     if asked.shell_completion:  # its arguments are not keys
         return asked
@@ -57,6 +56,28 @@ def parse(arguments: list[str], known: Collection[str]) -> argparse.Namespace:
         paths = ", ".join(f'"file://{folder}"' for folder in folders)
         asked.overrides.append(f"hydra.searchpath=[{paths}]")
     return asked
+
+
+def flags() -> argparse.ArgumentParser:
+    """Return a parser of overrides and those of Hydra's flags that the commands support."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument
+    add("overrides", nargs="*", help="key=value; see --help")
+    add("--help", "-h", action="store_true", help="print this command's help")
+    add("--hydra-help", action="store_true", help="print this help")
+    add("--version", action="store_true", help="print the version of npas")
+    add("--cfg", "-c", choices=["job", "hydra", "all"], help="print the config and do not run")
+    add("--resolve", action="store_true", help="with --cfg: resolve interpolations")
+    add("--package", "-p", help="with --cfg: the part of the config to print")
+    add("--run", "-r", action="store_true", help="run one job (the default)")
+    add("--multirun", "-m", action="store_true", help="run a job for each combination of values")
+    add("--shell-completion", "-sc", action="store_true", help="install or uninstall it")
+    add("--config-path", "-cp", help="not supported: use --config-dir")
+    add("--config-name", "-cn", help="compose another primary config")
+    add("--config-dir", "-cd", help="a folder of YAMLs that are found beside those of npas")
+    parts = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
+    add("--info", "-i", nargs="?", const="all", choices=parts, help="print how Hydra composes")
+    return parser
 
 
 def _accepted(argument: str) -> str:

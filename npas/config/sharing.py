@@ -128,10 +128,13 @@ class SharingConfig:
                 f"{self.init} names trained ones: set sharing.groups to single, or to the folder "
                 "of a run that found groups"
             )
-        if self.fits and self.recurrence_weight and self.templates is None:
+        fitted = self.fits and self.templates is None
+        if self.recurrence_weight and (fitted or self.is_structured):
+            cause = f"init={self.init}" if fitted else f"generator={self.generator}"
             raise ValueError(
-                f"sharing.init={self.init} has no shared templates for "
-                "sharing.recurrence_weight: set it to 0, or set sharing.templates"
+                f"sharing.{cause} has no coefficients of shared templates for "
+                "sharing.recurrence_weight: set it to 0, or "
+                + ("set sharing.templates" if fitted else "choose sharing.generator=wavg or emb")
             )
         if self.templates != "layers":
             intervals("sharing.", self, templates=f"[1, {MOST_TEMPLATES}]")

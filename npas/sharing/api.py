@@ -31,7 +31,7 @@ from npas.sharing.install import (
     shared_weights,
 )
 from npas.sharing.loops import refuse_loops
-from npas.sharing.planning import Groups, Names, fit_inside, plan, refuse_meta
+from npas.sharing.planning import Groups, Names, check_types, fit_inside, plan, refuse_meta
 from npas.utils.budget import BudgetLike
 from npas.utils.packing import Packing
 from npas.utils.printing import Shown
@@ -112,6 +112,7 @@ def share(
         packing=packing,
     )  # fmt: skip
     if init == "fit":
+        check_types(options)
         return _share_fitted(model, request, options, recompute, batches)
     allocation = plan(model, request, init=init, batches=batches, **options)
     refuse_meta(model)

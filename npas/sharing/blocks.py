@@ -76,7 +76,12 @@ def expand(
     numbered.
     """
     found: list[str] = []
-    for pattern in [patterns] if isinstance(patterns, str) else (patterns or ()):
+    if patterns is None:
+        return found
+    is_one = isinstance(patterns, str) or not isinstance(patterns, Iterable)
+    for pattern in [patterns] if is_one else patterns:
+        if not isinstance(pattern, str):
+            raise ValueError(f"{option}={patterns!r} must be a pattern of names, or several")
         if not pattern.startswith("@"):
             found.append(pattern)
             continue

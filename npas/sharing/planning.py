@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -61,6 +62,7 @@ def plan(
         train_coefficients=train_coefficients, upsample_templates=upsample_templates,
         low_rank=low_rank, include=include, exclude=exclude, allocator=allocator,
     )  # fmt: skip
+    check_types(options | {"num_groups": num_groups, "templates": templates, "seed": seed})
     require_unshared(model)
     request = None if budget is None else parse_budget(budget)
     if init == "fit" and (found := fit_inside(model, request, options, batches)):
@@ -118,7 +120,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{option}={value!r} is unknown: choose {', '.join(choices)}")
     generator, start = options["generator"], options["coefficient_init"]
     low_rank, trains = options["low_rank"], options["train_coefficients"]
-    if not isinstance(low_rank, int) or low_rank < 0:
+    if low_rank < 0:
         raise ValueError(f"low_rank={low_rank} is out of range: give a rank, or 0 for none")
     if not trains and generator != "wavg":
         raise ValueError(
@@ -130,7 +132,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         count = options[option]
         if isinstance(count, str) and count != "layers":
             raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")
-        if isinstance(count, int) and count < 1:
+        if isinstance(count, Integral) and count < 1:
             raise ValueError(
                 f"{option}={count} is out of range: give a layer at least one template"
             )
@@ -141,6 +143,22 @@ def check_options(options: Mapping[str, Any]) -> None:
             "allocator='reference' mixes with generator='wavg' and"
             " coefficient_init='released' only, which train, resizes one map and corrects nothing"
         )
+
+
+def check_types(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for a count or seed that is no integer, and groups of another type."""
+    for option in ("seed", "num_groups", "max_templates", "upsample_templates", "low_rank"):
+        value = options[option]
+        is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+        if not is_integer and not (option == "num_groups" and value is None):
+            raise ValueError(f"{option}={value!r} must be an integer")
+    templates = options["templates"]
+    if isinstance(templates, bool) or not isinstance(templates, (Integral, str, type(None))):
+        raise ValueError(f"templates={templates!r} must be an integer, 'layers' or None")
+    if not -(2**63) <= options["seed"] < 2**63:
+        raise ValueError(f"seed={options['seed']} must fit in 64 bits")
+    if not isinstance(groups := options["groups"], (str, Mapping)):
+        raise ValueError(f"groups={groups!r} must be a name or a mapping of patterns to groups")
 
 
 def _check_weights(

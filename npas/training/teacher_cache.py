@@ -93,6 +93,11 @@ class TeacherCache:
                 made: dict[str, list[Tensor]] = {}
                 for batch in self._chunks("teaching"):
                     for name, own in teach(batch.to(self.process.device)).items():
+                        if len(own) != batch.size:
+                            raise ValueError(
+                                f"distill.cache needs one row of logits per sample, and {name!r}"
+                                f" has {len(own)} for {batch.size}: set distill.cache=null"
+                            )
                         made.setdefault(name, []).append(own.detach().cpu())
                 found = {name: torch.cat(parts) for name, parts in made.items()}
                 rows = torch.frombuffer(bytearray(b"".join(self.digests)), dtype=torch.uint8)

@@ -112,6 +112,15 @@ def test_norms_and_biases_stay_and_patterns_choose():
         ({"budget": 0.001}, "needs at least"),
         ({"budget": 0.1, "allocator": "reference", "generator": "avg"}, "wavg"),
         ({"templates": 2}, "groups of one shape"),
+        ({"templates": 1.5}, "templates=1.5 must be an integer, 'layers' or None"),
+        ({"budget": 0.1, "seed": "a"}, "seed='a' must be an integer"),
+        ({"budget": 0.1, "seed": 2**63}, "must fit in 64 bits"),
+        ({"budget": 0.1, "max_templates": 2.5}, "max_templates=2.5 must be an integer"),
+        ({"budget": 0.1, "low_rank": True}, "low_rank=True must be an integer"),
+        ({"budget": 0.1, "groups": 3}, "groups=3 must be a name or a mapping"),
+        ({"budget": 0.1, "groups": "random", "num_groups": 1.5}, "num_groups=1.5 must be an int"),
+        ({"budget": 0.1, "include": 3}, "include=3 must be a pattern of names, or several"),
+        ({"budget": 0.1, "exclude": [3]}, r"exclude=\[3\] must be a pattern"),
     ],
 )
 def test_invalid_options_are_refused_before_anything_changes(options, says):

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from trained import Stopped, same, stop_after
 
 from npas.tasks import digits
-from npas.training import build, prepare, train
+from npas.training import build, distillation, prepare, train
 
 
 @pytest.fixture
@@ -113,3 +113,13 @@ def test_a_sample_that_changes_later_is_refused(unmoved, taught, tmp_path, monke
     monkeypatch.setattr(digits.Task, "collate", change)
     with pytest.raises(ValueError, match="a sample of digits is not the same as in the first"):
         taught("changing")
+
+
+def test_outputs_without_a_row_per_sample_are_refused(unmoved, taught, monkeypatch, tmp_path):
+    logits = distillation.logits
+    monkeypatch.setattr(
+        distillation, "logits", lambda out: {name: own[:7] for name, own in logits(out).items()}
+    )
+    with pytest.raises(ValueError, match="needs one row of logits per sample, and 'output' has 7"):
+        taught("short")
+    assert not [*(tmp_path / "kept").glob("*.safetensors")]
