@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         write_artifact,
     )
     from npas.sharing.api import allocation
-    from npas.sharing.schemes import register_scheme
+    from npas.sharing.generators.schemes import register_scheme
     from npas.training.huggingface import BudgetCallback
     from npas.utils.plugins import register_model, register_task
 
@@ -84,7 +84,7 @@ def __getattr__(name: str) -> Any:
     if name == "allocation":
         return import_module("npas.sharing.api").allocation
     if name == "register_scheme":  # by itself, without the rest of sharing's face
-        return import_module("npas.sharing.schemes").register_scheme
+        return import_module("npas.sharing.generators.schemes").register_scheme
     if name.startswith("register_") and name in __all__:
         return getattr(import_module("npas.utils.plugins"), name)
     if name in __all__:

@@ -14,7 +14,7 @@ from npas import models, tasks
 from npas.cli import evaluate, plan, train
 from npas.models import InputSpec
 from npas.reporting import results
-from npas.sharing import schemes
+from npas.sharing.generators import schemes
 from npas.tasks.digits import Config as Digits
 from npas.tasks.digits import Task
 from npas.utils import plugins

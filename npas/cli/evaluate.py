@@ -55,7 +55,7 @@ def run(options: Evaluate) -> Job:
     experiment = runs.restore_to_measure(
         options.run, options.device, options.data, options.split, show=options.show > 0
     )
-    from npas.sharing.artifact import read_artifact
+    from npas.sharing.compression.artifact import read_artifact
     from npas.training.metrics import Diverged, measure
     from npas.training.precision import Precision
 

@@ -87,7 +87,7 @@ def _write_dense(options: Export, experiment: Experiment) -> list[str]:
     from safetensors.torch import save_file
 
     from npas import sharing
-    from npas.sharing import pruning
+    from npas.sharing.trained import pruning
     from npas.tasks.base import inference_flops
     from npas.tasks.common.files import give_usual_mode
     from npas.training.checkpoint import untied
@@ -160,7 +160,7 @@ def _write_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
 def _write_hub(options: Export, experiment: Experiment) -> list[str]:
     """Write a folder for the hub, replacing files of the same names."""
     from npas.reporting import hub, results
-    from npas.sharing import pruning
+    from npas.sharing.trained import pruning
     from npas.tasks.common.files import give_usual_mode
     from npas.utils.checks import join
 
@@ -203,7 +203,7 @@ def _copy_tokenizer(experiment: Experiment, folder: Path) -> None:
 
 def _write_artifact(options: Export, experiment: Experiment) -> list[str]:
     """Write the network as an artifact. Raises ValueError if it exceeds the budget in bytes."""
-    from npas.sharing.artifact import write_artifact
+    from npas.sharing.compression.artifact import write_artifact
 
     config = experiment.config
     packing = replace(config.artifact, **options.packing)

@@ -29,7 +29,7 @@ from npas.utils.printing import figure
 if TYPE_CHECKING:
     from torch import nn
 
-    from npas.sharing.folding import Folding
+    from npas.sharing.trained.folding import Folding
     from npas.training import Experiment
 
 NAME = "npas-fold"
@@ -89,7 +89,7 @@ def run(options: Fold) -> Job:
         raise ValueError(f"{options.run} prunes filters: layers with different masks do not fold")
     from npas.config import config_hash
     from npas.reporting.environment import environment
-    from npas.sharing import folding
+    from npas.sharing.trained import folding
     from npas.tasks.common.files import write_whole
     from npas.training.metrics import layer_similarity
 
@@ -140,7 +140,7 @@ def _fold(
     experiment: Experiment, threshold: float, recalibrate: int, inputs: Sequence[Any]
 ) -> tuple[dict[str, nn.Module], Folding]:
     """Return the network before, tied, recalibrated (if it has batch norms) and folded."""
-    from npas.sharing import folding, layer_similarity
+    from npas.sharing.trained import folding, layer_similarity
 
     networks, model = {"before": experiment.model}, copy.deepcopy(experiment.model)
     ties = layer_similarity.tie(model, threshold)

@@ -115,7 +115,7 @@ def run(plan: Plan) -> Job:
 
 def _notes(allocation: Allocation) -> list[str]:
     """Return notes on known weaknesses of a plan, with what does better."""
-    from npas.sharing.reading import Reading
+    from npas.sharing.runtime.reading import Reading
 
     notes, layers = [], allocation.layers
     twins = Reading(allocation).twins
@@ -140,7 +140,8 @@ def _notes(allocation: Allocation) -> list[str]:
 def _fitted(config: Config, task: Task) -> tuple[Allocation, Errors]:
     """Fit a network to the config's trained weights; return its allocation and errors."""
     from npas import models
-    from npas.sharing import api, install
+    from npas.sharing import api
+    from npas.sharing.runtime import install
     from npas.training import initial, seeding
 
     path = config.sharing.weights

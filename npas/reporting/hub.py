@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from npas import sharing
 from npas.models import _hub
 from npas.sharing.api import ALLOCATION_FILE, SHARED_FOLDER
-from npas.sharing.guards import FILE_KEY
-from npas.sharing.storage import WEIGHTS_FILE
+from npas.sharing.runtime.guards import FILE_KEY
+from npas.sharing.runtime.storage import WEIGHTS_FILE
 from npas.tasks.common.files import reason
 from npas.utils.printing import figure
 

@@ -4,20 +4,20 @@
 `install` puts them into the network, `weights` and `generation` make weights in a forward pass.
 """
 
-from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.api import load, save, share, summary
-from npas.sharing.artifact import read_artifact, write_artifact
 from npas.sharing.budget import Budget, BudgetReport, count_parameters, parse_budget
-from npas.sharing.distillation import distillation_loss
-from npas.sharing.errors import Errors
-from npas.sharing.fitting import weight_errors
-from npas.sharing.folding import Folding, fold, load_folded, save_folded
-from npas.sharing.install import is_shared, materialize
-from npas.sharing.layer_similarity import Similarity, recurrence_reward, similarity
+from npas.sharing.compression.artifact import read_artifact, write_artifact
+from npas.sharing.compression.pricing import price
+from npas.sharing.layout.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.optimizer_groups import no_decay_names, param_groups
 from npas.sharing.planning import plan
-from npas.sharing.pricing import price
-from npas.sharing.pruning import feature_ranks, mask_filters, prune_filters, resize, shrink
+from npas.sharing.runtime.errors import Errors
+from npas.sharing.runtime.install import is_shared, materialize
+from npas.sharing.trained.distillation import distillation_loss
+from npas.sharing.trained.fitting import weight_errors
+from npas.sharing.trained.folding import Folding, fold, load_folded, save_folded
+from npas.sharing.trained.layer_similarity import Similarity, recurrence_reward, similarity
+from npas.sharing.trained.pruning import feature_ranks, mask_filters, prune_filters, resize, shrink
 from npas.utils.packing import Artifact, Packing
 
 __all__ = [

@@ -17,12 +17,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from npas.sharing import activations, audit, fitting, storage
-from npas.sharing.activations import Batch
-from npas.sharing.allocation import Allocation
 from npas.sharing.budget import Budget, parse_budget
-from npas.sharing.init import SAME_SPREAD, assign_scales, initialize, initialize_as_released, spread
-from npas.sharing.install import (
+from npas.sharing.layout.allocation import Allocation
+from npas.sharing.planning import Groups, Names, check_types, fit_inside, plan, refuse_meta
+from npas.sharing.runtime import audit, storage
+from npas.sharing.runtime.init import (
+    SAME_SPREAD,
+    assign_scales,
+    initialize,
+    initialize_as_released,
+    spread,
+)
+from npas.sharing.runtime.install import (
     find_planned,
     give_back_freed,
     install,
@@ -30,8 +36,9 @@ from npas.sharing.install import (
     restore,
     shared_weights,
 )
-from npas.sharing.loops import refuse_loops
-from npas.sharing.planning import Groups, Names, check_types, fit_inside, plan, refuse_meta
+from npas.sharing.runtime.loops import refuse_loops
+from npas.sharing.trained import activations, fitting
+from npas.sharing.trained.activations import Batch
 from npas.utils.budget import BudgetLike
 from npas.utils.packing import Packing
 from npas.utils.printing import Shown

@@ -8,18 +8,20 @@ from typing import Any
 
 from torch import nn
 
-from npas.sharing import activations, fitting, pricing, schemes
-from npas.sharing.activations import Batch
-from npas.sharing.allocation import ALLOCATORS, Allocation, Scheme
-from npas.sharing.allocator import allocate, allocate_templates
 from npas.sharing.budget import Budget, count_parameters, parse_budget
-from npas.sharing.coefficients import FIXED, OF_DEPTH, STARTS
-from npas.sharing.groups import assign_groups
-from npas.sharing.install import require_unshared
+from npas.sharing.compression import pricing
+from npas.sharing.generators import schemes
+from npas.sharing.generators.coefficients import FIXED, OF_DEPTH, STARTS
+from npas.sharing.generators.upsample import UPSAMPLERS
 from npas.sharing.layers import find_layers
-from npas.sharing.released_layout import allocate_reference
-from npas.sharing.structured import check_generator
-from npas.sharing.upsample import UPSAMPLERS
+from npas.sharing.layout.allocation import ALLOCATORS, Allocation, Scheme
+from npas.sharing.layout.allocator import allocate, allocate_templates
+from npas.sharing.layout.groups import assign_groups
+from npas.sharing.layout.released_layout import allocate_reference
+from npas.sharing.layout.structured import check_generator
+from npas.sharing.runtime.install import require_unshared
+from npas.sharing.trained import activations, fitting
+from npas.sharing.trained.activations import Batch
 from npas.utils.budget import BudgetLike
 from npas.utils.checks import near
 from npas.utils.packing import Packing

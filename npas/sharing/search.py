@@ -19,12 +19,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from npas.sharing.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.api import allocation
 from npas.sharing.budget import BudgetReport, count_parameters, parse_budget, spell_count
-from npas.sharing.coefficients import GENERATORS
+from npas.sharing.generators.coefficients import GENERATORS
+from npas.sharing.generators.upsample import UPSAMPLERS
 from npas.sharing.layers import LayerSpec, find_layers, generator_name, matrix_form
-from npas.sharing.upsample import UPSAMPLERS
+from npas.sharing.layout.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 
 GROUP = "search"
 SMALLEST_TEMPLATE = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from npas.sharing.artifact import read_artifact, write_artifact
+from npas.sharing.compression.artifact import read_artifact, write_artifact
 from npas.training.checkpoint import Checkpoints
 from npas.training.experiment import Experiment
 from npas.training.metrics import measure

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.config import DENSE, Config, DistillConfig, PruningConfig, run_dir
-from npas.sharing.distillation import distillation_loss, logits
+from npas.sharing.trained.distillation import distillation_loss, logits
 from npas.tasks import base
 from npas.tasks.base import Batch, Task
 from npas.training import initial

@@ -12,11 +12,13 @@ from torch import nn
 from npas import models, sharing, tasks
 from npas.config import DENSE, FITTED, Config, load_config, search_epochs
 from npas.models import InputSpec
-from npas.sharing import Allocation, api, install, pruning
+from npas.sharing import Allocation, api
 from npas.sharing.budget import spell_count
-from npas.sharing.layer_similarity import recurrence_reward
+from npas.sharing.layout.structured import makes_whole
+from npas.sharing.runtime import install
 from npas.sharing.search import plan_search
-from npas.sharing.structured import makes_whole
+from npas.sharing.trained import pruning
+from npas.sharing.trained.layer_similarity import recurrence_reward
 from npas.tasks import base
 from npas.tasks.base import Batch, Learner, Task
 from npas.training import seeding

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from npas.config import DENSE, Config, run_dir
-from npas.sharing import Allocation, GroupAllocation, activations, api, install, pruning
+from npas.sharing import Allocation, GroupAllocation, api
 from npas.sharing.layers import (
     PREFIX,
     SCALES,
@@ -32,8 +32,10 @@ from npas.sharing.layers import (
     generator_names,
     upsampler_name,
 )
-from npas.sharing.pruning import MASK
-from npas.sharing.storage import WEIGHTS_FILE
+from npas.sharing.runtime import install
+from npas.sharing.runtime.storage import WEIGHTS_FILE
+from npas.sharing.trained import activations, pruning
+from npas.sharing.trained.pruning import MASK
 from npas.tasks import base
 from npas.tasks.base import Task
 from npas.training.checkpoint import MANIFEST, find_checkpoint

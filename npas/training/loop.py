@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from npas.sharing.layer_similarity import recurrence_reward
+from npas.sharing.trained.layer_similarity import recurrence_reward
 from npas.tasks.base import Batch, Learner
 from npas.training import seeding
 from npas.training.averaging import renew_statistics

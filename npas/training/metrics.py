@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from npas.sharing.layer_similarity import similarity
+from npas.sharing.trained.layer_similarity import similarity
 from npas.tasks.base import Task
 from npas.training.averaging import AveragedWeights
 from npas.training.experiment import Experiment

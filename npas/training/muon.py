@@ -21,7 +21,7 @@ from npas.config import OptimConfig
 from npas.sharing import param_groups
 from npas.sharing.blocks import block_of
 from npas.sharing.layers import PREFIX, matrix_form
-from npas.sharing.templates import Templates, bank_templates
+from npas.sharing.layout.templates import Templates, bank_templates
 
 # The quintic of Jordan et al., with a large slope at 0: singular values become 0.7 to 1.2.
 A, B, C = 3.4445, -4.7750, 2.0315

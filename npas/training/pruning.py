@@ -16,8 +16,9 @@ import torch
 
 from npas.config import DENSE, Config, PruningConfig
 from npas.models import InputSpec
-from npas.sharing import count_parameters, pruning
+from npas.sharing import count_parameters
 from npas.sharing.budget import PruningReport
+from npas.sharing.trained import pruning
 from npas.tasks.base import inference_flops
 from npas.training.checkpoint import Progress
 from npas.training.experiment import Experiment, build_dense

@@ -26,7 +26,8 @@ from npas.config import (
     is_excluded,
     to_dict,
 )
-from npas.sharing import Allocation, api, install
+from npas.sharing import Allocation, api
+from npas.sharing.runtime import install
 from npas.tasks.common.files import write_whole
 from npas.training.averaging import AveragedWeights, restoring
 from npas.training.checkpoint import (

@@ -18,7 +18,7 @@ from typing import Any
 OFFERS = {
     "model": ("Config", "build"),
     "task": ("Config", "Task"),
-    "scheme": ("learned", "initial", "weight"),  # see npas.sharing.schemes
+    "scheme": ("learned", "initial", "weight"),  # see npas.sharing.generators.schemes
 }
 _registered: dict[str, dict[str, Any]] = {kind: {} for kind in OFFERS}
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from npas.cli import fold, runs, train
 from npas.models import InputSpec, wrn
-from npas.sharing.folding import load_folded
+from npas.sharing.trained.folding import load_folded
 
 SOFT = (
     "+exp=digits_swrn",

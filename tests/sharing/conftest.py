@@ -2,7 +2,7 @@
 
 import pytest
 
-from npas.sharing.bank import BankReader
+from npas.sharing.runtime.bank import BankReader
 
 
 @pytest.fixture

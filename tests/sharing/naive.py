@@ -2,7 +2,7 @@
 
 import torch
 
-from npas.sharing.hashing import _step
+from npas.sharing.generators.hashing import _step
 
 
 def naive_weights(plan, tensors):

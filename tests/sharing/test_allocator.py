@@ -9,15 +9,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from npas.sharing.allocation import Allocation, Scheme
-from npas.sharing.allocator import allocate
 from npas.sharing.budget import Budget, parse_budget
-from npas.sharing.coefficients import CHOICES, STRUCTURED
-from npas.sharing.draft import place_spans
-from npas.sharing.groups import assign_groups
+from npas.sharing.generators.coefficients import CHOICES, STRUCTURED
+from npas.sharing.generators.upsample import UPSAMPLERS
 from npas.sharing.layers import LayerSpec, matrix_form
-from npas.sharing.structured import WHOLE
-from npas.sharing.upsample import UPSAMPLERS
+from npas.sharing.layout.allocation import Allocation, Scheme
+from npas.sharing.layout.allocator import allocate
+from npas.sharing.layout.draft import place_spans
+from npas.sharing.layout.groups import assign_groups
+from npas.sharing.layout.structured import WHOLE
 
 CHANNELS = st.sampled_from([1, 2, 3, 4, 8, 10, 16, 17, 32, 64, 100])
 

@@ -18,8 +18,8 @@ from zoo import ZOO, Residual
 import npas
 from npas import Packing
 from npas.sharing import price
-from npas.sharing.artifact import read_artifact, write_artifact
-from npas.sharing.quantize import LEVELS, count_bytes, decode, encode, quantize
+from npas.sharing.compression.artifact import read_artifact, write_artifact
+from npas.sharing.compression.quantize import LEVELS, count_bytes, decode, encode, quantize
 
 FILE = Path("artifact.npas")
 

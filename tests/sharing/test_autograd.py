@@ -11,9 +11,10 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import npas
-from npas.sharing import bank as memory
-from npas.sharing import hashing, reading
-from npas.sharing.bank import BankReader, Block, BufferPool
+from npas.sharing.generators import hashing
+from npas.sharing.runtime import bank as memory
+from npas.sharing.runtime import reading
+from npas.sharing.runtime.bank import BankReader, Block, BufferPool
 
 
 def test_per_sample_gradients_by_vmap_add_up_to_the_batch_gradient():
@@ -224,7 +225,7 @@ def test_weights_and_gradients_do_not_depend_on_what_is_generated_at_once(monkey
         model = shared().eval()
         sizes = [
             len(b.parts)
-            for b in npas.sharing.install.shared_weights(model).reading.batches.values()
+            for b in npas.sharing.runtime.install.shared_weights(model).reading.batches.values()
         ]
         found.append((max(sizes), outputs(model), gradients(model)))
     assert [most > 1 for most, _, _ in found] == [False, True, False]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import npas
-from npas.sharing.allocator import choose_templates
 from npas.sharing.budget import parse_budget, spell_count, split_budget
+from npas.sharing.layout.allocator import choose_templates
 
 
 @pytest.mark.parametrize(

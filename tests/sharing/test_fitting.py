@@ -10,9 +10,10 @@ from torch import nn
 from zoo import ZOO
 
 import npas
-from npas.sharing import activations, price
+from npas.sharing import price
 from npas.sharing.layers import find_layers
-from npas.sharing.templates import bank_templates
+from npas.sharing.layout.templates import bank_templates
+from npas.sharing.trained import activations
 
 BUDGETS = (0.4, 0.55, 0.7, 0.93)
 
@@ -193,7 +194,7 @@ def test_errors_count_by_what_layers_see(budget):
         with torch.no_grad():
             outputs = [copy.deepcopy(net).eval()(seen[:3]) for net in (model, dense)]
         errors.append((outputs[0] - outputs[1]).norm().item() / outputs[1].norm().item())
-        own = npas.sharing.install.shared_weights(model).errors
+        own = npas.sharing.runtime.install.shared_weights(model).errors
         assert own.outputs == (None if batches is None else pytest.approx(errors[-1], rel=1e-4))
     assert errors[1] < 0.7 * errors[0], errors
     plan = npas.plan(
@@ -295,7 +296,7 @@ def test_templates_come_as_near_as_coefficients_allow(templates, options):
     model, state = fitted(dense, None, templates=templates, groups="shape", **options)
     weights_LN = torch.stack([weight.flatten() for weight in state.values()]).double()
     if options:  # coefficients stay as they began: what lies outside of their span is lost
-        rows = npas.sharing.install.shared_weights(model).reading.rows[0]
+        rows = npas.sharing.runtime.install.shared_weights(model).reading.rows[0]
         alpha_LK = rows.coefficients(lambda name: getattr(model, name)).detach().double()
         lost_LN = weights_LN - alpha_LK @ torch.linalg.pinv(alpha_LK) @ weights_LN
         best = float(lost_LN.norm() / weights_LN.norm())

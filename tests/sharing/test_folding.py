@@ -8,9 +8,9 @@ from soft import GRIDS, Chain, chain, repeated, set_rows
 from torch import nn
 
 import npas
-from npas.sharing.folding import fold, fold_tied, load_folded, save_folded
-from npas.sharing.layer_similarity import tie
-from npas.sharing.loops import Loop, Repeat
+from npas.sharing.runtime.loops import Loop, Repeat
+from npas.sharing.trained.folding import fold, fold_tied, load_folded, save_folded
+from npas.sharing.trained.layer_similarity import tie
 
 A, B = [1.0, 0.2, 0.0], [0.0, -1.0, 0.5]
 C, D = [0.7, 0.7, -1.0], [0.1, 0.0, 1.0]

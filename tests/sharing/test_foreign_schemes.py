@@ -12,8 +12,8 @@ from test_schemes import TOKENS, transformer, weight_of
 from torch import nn
 
 import npas
-from npas.sharing import schemes
-from npas.sharing.allocation import Allocation
+from npas.sharing.generators import schemes
+from npas.sharing.layout.allocation import Allocation
 from npas.utils import plugins
 
 

@@ -4,8 +4,8 @@ import pytest
 from zoo import Residual
 
 import npas
-from npas.sharing.groups import assign_groups
 from npas.sharing.layers import LayerSpec
+from npas.sharing.layout.groups import assign_groups
 
 LAYERS = [
     LayerSpec("stem.weight", (8, 3, 3, 3), "conv2d"),

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import npas
-from npas.sharing.folding import fold
-from npas.sharing.layer_similarity import tie
-from npas.sharing.loops import fold_repeats
+from npas.sharing.runtime.loops import fold_repeats
+from npas.sharing.trained.folding import fold
+from npas.sharing.trained.layer_similarity import tie
 
 A, B = [1.0, 0.2, 0.0], [0.0, -1.0, 0.5]
 

@@ -10,7 +10,7 @@ from torch import nn
 import npas
 from npas import models
 from npas.models import InputSpec, vgg
-from npas.sharing import pruning
+from npas.sharing.trained import pruning
 
 SPEC = InputSpec((3, 16, 16), 10)
 FAMILIES = {

@@ -11,7 +11,7 @@ from torch import nn
 from zoo import ZOO, Residual
 
 import npas
-from npas.sharing.bank import Block
+from npas.sharing.runtime.bank import Block
 
 
 def gradients(model, loss):

@@ -10,7 +10,7 @@ from tiny import shared
 from torch import nn
 
 import npas
-from npas.sharing.layer_similarity import recurrence_reward, similarity, tie
+from npas.sharing.trained.layer_similarity import recurrence_reward, similarity, tie
 
 TWO = [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import npas
-from npas.sharing.allocation import Scheme
 from npas.sharing.budget import Budget, spell_count
 from npas.sharing.layers import LayerSpec
-from npas.sharing.released_layout import allocate_reference
+from npas.sharing.layout.allocation import Scheme
+from npas.sharing.layout.released_layout import allocate_reference
 
 ORACLE = Path(__file__).parent / "oracle"
 ALLOCATORS = json.loads((ORACLE / "layouts.json").read_text())

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import npas
-from npas.sharing import upsample
-from npas.sharing.allocation import Allocation
-from npas.sharing.upsample import mean_variance, resize
+from npas.sharing.generators import upsample
+from npas.sharing.generators.upsample import mean_variance, resize
+from npas.sharing.layout.allocation import Allocation
 
 SHAPES = {
     "as many": ((4, 6), (4, 6)),

@@ -23,8 +23,8 @@ from zoo import ZOO
 
 import npas
 from npas.sharing.blocks import block_of
-from npas.sharing.folding import fold, load_folded, save_folded
-from npas.sharing.init import layer_depths
+from npas.sharing.runtime.init import layer_depths
+from npas.sharing.trained.folding import fold, load_folded, save_folded
 
 SCHEMES = [
     {"coefficient_init": "legendre", "train_coefficients": False, "groups": "shape"},

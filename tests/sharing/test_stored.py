@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import npas
-from npas.sharing import storage
-from npas.sharing.folding import fold, load_folded, save_folded
+from npas.sharing.runtime import storage
+from npas.sharing.trained.folding import fold, load_folded, save_folded
 
 BUDGETS = {"wavg": 0.6, "emb": 2.0, "avg": 0.3}
 

@@ -8,8 +8,8 @@ import torch
 from test_schemes import TOKENS, transformer, weight_of
 
 import npas
-from npas.sharing.bank import BankReader, BufferPool
-from npas.sharing.hashing import HashedBlock, hashed_weight
+from npas.sharing.generators.hashing import HashedBlock, hashed_weight
+from npas.sharing.runtime.bank import BankReader, BufferPool
 
 
 def test_hashed_layers_differ_and_read_every_value_equally_often():

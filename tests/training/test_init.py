@@ -203,7 +203,7 @@ def test_a_run_or_file_is_fitted(run_small, begin, tmp_path, small):
         ours.allocation.budget.allowed
     )
     errors = npas.weight_errors(ours.model, trained)
-    assert errors == npas.sharing.install.shared_weights(ours.model).errors
+    assert errors == npas.sharing.runtime.install.shared_weights(ours.model).errors
     assert torch.equal(dense(ours)["norm.running_var"], trained["norm.running_var"])
 
 

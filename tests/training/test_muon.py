@@ -8,7 +8,7 @@ from trained import leaves_nothing_behind
 import npas
 from npas.config import OptimConfig
 from npas.config.optim import MuonConfig
-from npas.sharing.templates import Templates
+from npas.sharing.layout.templates import Templates
 from npas.training.muon import Muon, gain, orthogonalize
 from npas.training.optim import build_optimizer
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from npas.config import PruningConfig
-from npas.sharing import pruning
+from npas.sharing.trained import pruning
 from npas.training import build, prepare, train
 from npas.training.checkpoint import Progress
 from npas.training.distributed import Process

@@ -12,7 +12,7 @@ from trained import log, same
 import npas
 from npas.cli.runs import restore
 from npas.models._cnn import initialize
-from npas.sharing.allocator import allocate
+from npas.sharing.layout.allocator import allocate
 from npas.training import build
 from npas.training.checkpoint import Checkpoints
 

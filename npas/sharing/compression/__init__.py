@@ -1,0 +1,1 @@
+"""Budgets in bytes: quantized, compressed artifacts and their sizes."""

@@ -1,0 +1,1 @@
+"""How a layer's weight is computed from values of its bank."""

@@ -1,0 +1,104 @@
+"""Make weights whose rows have their own coefficients: shared bases, and templates by channel.
+
+Basis, as in Basis Sharing (Wang et al., ICLR 2025) and truncated SVD: the weight is a matrix of R
+rows (or columns) of N values. Each row mixes K vectors of length N, contiguous in the bank. The
+learned mixture is K x (R - P), since P rows can be basis vectors themselves. With P = K a matrix of
+rank K takes K (R + N - K) parameters, its degrees of freedom, instead of K (R + N). The last vector
+and its mixtures may be truncated (padded by zeros) to meet a budget exactly.
+
+Channels: row r, an output channel, mixes the r-th rows of the layer's K templates by its own
+coefficients; all rows' are K x R.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npas.sharing.layers import matrix_form
+from npas.sharing.torch_private import is_traced
+
+if TYPE_CHECKING:
+    from npas.sharing.layout.allocation import LayerAllocation
+
+BASES = ("rows", "columns")
+"""Whether the rows or the columns of a weight's matrix, out x rest, mix the basis."""
+CHANNELS = "channels"
+
+
+def extent(layer: LayerAllocation) -> tuple[int, int, int]:
+    """Return R, N and K of a layer."""
+    rows, values = matrix_form(layer.shape)
+    if layer.upsampler == "columns":
+        rows, values = values, rows
+    return rows, values, -(-layer.template_size // values)
+
+
+def basis_weight(source_T: Tensor, learned: Tensor, layer: LayerAllocation) -> Tensor:
+    """Return the flat weight from the bank values that a layer reads and its mixtures."""
+    rows, values, vectors = extent(layer)
+    rest = rows - len(layer.kept)
+    basis_KN = _pad(source_T, vectors * values).view(vectors, values)
+    mixture_KR = _pad(learned.reshape(-1), vectors * rest).view(vectors, rest)
+    weight_RN = mixture_KR.T @ basis_KN
+    if layer.kept:
+        pair = torch.cat([basis_KN[: len(layer.kept)], weight_RN])
+        order = (_order if is_traced() else _remembered)(layer.kept, rows, source_T.device)
+        weight_RN = pair.index_select(0, order)
+    return (weight_RN if layer.upsampler == "rows" else weight_RN.T).reshape(-1)
+
+
+def template_starts(span: int, size: int, count: int) -> list[int]:
+    """Return where templates of `size` start in a span; if they overlap, spread evenly."""
+    room = min(count * size, span) - size
+    return [k * room // max(count - 1, 1) for k in range(count)]
+
+
+def channel_weight(span_T: Tensor, learned_KR: Tensor, layer: LayerAllocation) -> Tensor:
+    """Return the flat weight, sum_k alpha_kr T_k[r] for each row r, from the span of templates."""
+    rows = matrix_form(layer.shape)[0]
+    weight_RN: Tensor | None = None
+    for k, start in enumerate(template_starts(len(span_T), layer.size, len(learned_KR))):
+        part_RN = span_T[start : start + layer.size].view(rows, -1) * learned_KR[k][:, None]
+        weight_RN = part_RN if weight_RN is None else weight_RN + part_RN
+    assert weight_RN is not None
+    return weight_RN.reshape(-1)
+
+
+def initial_mixture(layer: LayerAllocation, rng: torch.Generator) -> Tensor:
+    """Draw mixtures that preserve the bank's variance, apart from a truncated vector."""
+    drawn = torch.randn(layer.learned, generator=rng)
+    return drawn / (drawn.square().mean().sqrt() * math.sqrt(extent(layer)[2]))
+
+
+def basis_variance(layer: LayerAllocation) -> float:
+    """Return the mean variance of an initial weight for a bank of unit variance."""
+    rows, values, vectors = extent(layer)
+    last = (
+        layer.template_size - (vectors - 1) * values,
+        math.prod(layer.learned) - (vectors - 1) * rows,
+    )
+    return (vectors - 1 + math.prod(last) / (rows * values)) / vectors
+
+
+def _pad(values: Tensor, size: int) -> Tensor:
+    return F.pad(values, (0, size - len(values))) if size > len(values) else values
+
+
+def _order(kept: Sequence[int], rows: int, device: torch.device) -> Tensor:
+    """Return each row's index among the kept rows, in their order, and then the others."""
+    others = sorted(set(range(rows)).difference(kept))
+    place = {row: i for i, row in enumerate((*kept, *others))}
+    return torch.tensor([place[row] for row in range(rows)], device=device)
+
+
+@lru_cache(maxsize=1024)
+def _remembered(kept: Sequence[int], rows: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return _order(kept, rows, device)

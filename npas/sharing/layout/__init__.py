@@ -1,0 +1,1 @@
+"""Which values of which bank each layer reads: plans, exact in their budgets."""

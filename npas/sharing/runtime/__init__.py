@@ -1,0 +1,1 @@
+"""Banks in a network: how and when weights are generated, kept, checked and stored."""

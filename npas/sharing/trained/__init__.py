@@ -1,0 +1,1 @@
+"""Trained networks: fitted to a budget, compared, folded into loops, pruned, distilled."""

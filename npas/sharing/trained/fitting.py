@@ -1,0 +1,311 @@
+"""Fit a shared network to trained weights: choose groups, sizes and values (`init="fit"`).
+
+The layers of one shape share one of the following, or each has a basis of its own:
+    a basis of their rows or of their columns (Basis Sharing, Wang et al., ICLR 2025),
+    templates as large as they are (Savarese & Maire, ICLR 2019).
+Both are truncated SVDs of the stacked weights, each divided by its root mean square. The singular
+values give the squared error of K vectors, K = 1, 2, ... (`Unit`). A Lagrange multiplier, the price
+of a parameter, selects the options and every K; bisection finds the price that meets the budget.
+What is left over then buys the vectors of most gain per parameter and, last, one truncated vector.
+A layer whose basis would take as many parameters as its weight stays an ordinary parameter.
+
+A basis for one layer has K (R + N - K) parameters, the degrees of freedom of a matrix of rank K: it
+is K of the matrix's rows, chosen by LU with partial pivoting, which keeps mixtures small.
+
+Given activations, errors are those of layers' outputs, relative to the outputs and weighted by the
+number of weights; layers with known activations do not share a basis.
+
+With a given allocation of K templates per group, `fill_templates` chooses the values only.
+
+Everything is computed in float64, one shape at a time.
+Shapes: L layers with weights of R x N as matrices; K vectors or templates of N values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from npas.sharing.budget import Budget, BudgetReport, spell_count
+from npas.sharing.layers import SCALES, Layer, bank_name, matrix_form
+from npas.sharing.layout.allocation import Allocation, Scheme
+from npas.sharing.runtime.audit import follow, shared_layers
+from npas.sharing.runtime.errors import Errors
+from npas.sharing.runtime.install import shared_weights
+from npas.sharing.trained.activations import Root
+from npas.sharing.trained.stacks import Unit, gram, norm, place, products, scaled
+from npas.utils.progress import Bar, track
+
+WIDEST = 8192
+"""The longest vectors of a shared basis: matrices of N x N are decomposed."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """An allocation, and the values of its shared tensors by name."""
+
+    allocation: Allocation
+    values: dict[str, Tensor]
+
+
+def fit(
+    layers: Sequence[Layer], request: Budget, dense: int, roots: Mapping[str, Root] | None = None
+) -> Fit:
+    """Fit the layers of a network of `dense` trainable parameters inside the budget.
+
+    `roots` are those of `activations.roots`. Raises ValueError for a budget below one vector per
+    layer, or not below the dense count.
+    """
+    unshared = dense - sum(layer.spec.size for layer in layers)
+    allowed = request.allowed(dense)
+    shapes: dict[tuple[int, int], list[Layer]] = {}
+    for layer in layers:
+        shapes.setdefault(matrix_form(layer.spec.shape), []).append(layer)
+    if allowed >= dense:
+        raise ValueError(
+            f"budget={request.canonical} allows {allowed:,} parameters, no fewer than the network's"
+            f" {dense:,}: there is nothing to fit, train it as it is"
+        )
+    with Bar("fitting layers", len(layers)) as bar:
+        choices = [c for alike in shapes.values() for c in _choices(alike, roots, bar)]
+    floor = unshared + sum(choice.least for choice in choices)
+    if allowed < floor:
+        raise ValueError(
+            f"budget={request.canonical} allows {allowed:,} of {dense:,} parameters, and a fit"
+            f" takes at least {floor:,} parameters: ask for budget={spell_count(floor)} or more"
+        )
+    available = allowed - unshared
+    units, left = _spend(choices, available)
+    if left > max(allowed // 1000, len(layers)) and not any(u.may_be_cut for u in units):
+        # Templates cannot be truncated, so budget is left. Do without, unless that is worse.
+        bases = [_Choice([o for o in c.options if o[0].kind != "templates"]) for c in choices]
+        if sum(choice.least for choice in bases) <= available:
+            other = _spend(bases, available)
+            if _error(other[0]) <= _error(units):
+                units, left = other
+    _cut_short(units, left)
+    order = {layer.spec.name: i for i, layer in enumerate(layers)}
+    units.sort(key=lambda unit: min(order[layer.spec.name] for layer in unit.layers))
+    groups, values = place(units)
+    used = unshared + sum(group.used for group in groups)
+    assert used <= allowed, (used, allowed)
+    budget = BudgetReport(request.canonical, dense, allowed, used)
+    found = Allocation(Scheme(), budget, unshared, tuple(groups))
+    assert not found.unread
+    return Fit(found, values)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy a fit's values into a network that was shared by its allocation."""
+    for name, tensor in values.items():
+        own = getattr(model, name)
+        assert own.shape == tensor.shape, (name, own.shape, tensor.shape)
+        own.copy_(tensor)
+
+
+@torch.no_grad()
+def fill_templates(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Fit the values of a network whose groups mix K templates each to trained weights.
+
+    With `wavg` and more layers than templates, coefficients and templates are the truncated SVD of
+    the layers' weights. Otherwise coefficients stay, and the templates are fitted by least squares.
+    """
+    shared, first = shared_weights(model), 0
+    scales = model.get_buffer(SCALES).double().cpu()
+    for g, group in enumerate(shared.allocation.groups):
+        count = len(group.layers)
+        if group.bank:
+            rows = shared.reading.rows[first]
+            scale_L1 = scales[[layer.scale for layer in group.layers]][:, None]
+            bank = model.get_parameter(bank_name(g))
+            bank_KN = bank.detach().double().cpu().view(rows.templates, -1)
+            weight_LN = torch.stack([_exact(state[layer.name]) for layer in group.layers])
+            if rows.mixing == "wavg" and rows.templates < count:
+                alpha_LK, bank_KN = _singular(weight_LN, bank_KN)
+                model.get_parameter(rows.names["coefficients"]).copy_(alpha_LK / scale_L1)
+            else:
+                alpha_LK = rows.coefficients(lambda name: getattr(model, name)).double().cpu()
+                alpha_LK = alpha_LK * scale_L1
+                bank_KN += torch.linalg.pinv(alpha_LK) @ (weight_LN - alpha_LK @ bank_KN)
+            bank.copy_(bank_KN.reshape(-1))
+        first += count
+
+
+def _exact(weight: Tensor) -> Tensor:
+    return weight.detach().to("cpu", torch.float64).reshape(-1)
+
+
+def _singular(weight_LN: Tensor, bank_KN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (coefficients L x K, templates K x N) of the truncated SVD of the weights, L x N.
+
+    Coefficients are scaled to rows of about norm one. Templates of singular value zero keep the
+    values of `bank_KN`, with coefficients of zero.
+    """
+    count, k = len(weight_LN), len(bank_KN)
+    squares, vectors_LL = torch.linalg.eigh(weight_LN @ weight_LN.T)
+    singular_K, vectors_LK = squares.flip(0)[:k].clamp(min=0).sqrt(), vectors_LL.flip(1)[:, :k]
+    length = float(squares.clamp(min=0).sum() / count) ** 0.5  # root mean square norm of a weight
+    needed_K = singular_K > 1e-6 * singular_K[0]
+    alpha_LK = torch.where(needed_K, vectors_LK * singular_K / length, 0.0)
+    templates_KN = vectors_LK.T @ weight_LN * (length / singular_K.clamp(min=1e-300))[:, None]
+    return alpha_LK, torch.where(needed_K[:, None], templates_KN, bank_KN)
+
+
+@torch.no_grad()
+def weight_errors(model: nn.Module, dense_state: Mapping[str, Tensor]) -> Errors:
+    """Return the relative errors of a shared network's weights against dense ones, by name.
+
+    Raises ValueError for a network that is not shared, and if a dense weight is missing or has
+    another shape.
+    """
+    shared = follow(shared_weights(model))
+    names, errors, norms = shared_layers(shared), {}, {}  # both squared
+    for i, layer in enumerate(track(shared.allocation.layers, "comparing weights")):
+        own = names.get(i, [layer.name])
+        given = next((dense_state[name] for name in own if name in dense_state), None)
+        if given is None or tuple(given.shape) != layer.shape:
+            raise ValueError(
+                f"there is no {layer.name} of shape {list(layer.shape)} to compare with: pass"
+                " weights of the same architecture"
+            )
+        weight = shared.weight(i) if layer.templates else model.get_parameter(layer.name)
+        target = _exact(given)
+        errors[layer.name] = float((_exact(weight) - target).square().sum())
+        norms[layer.name] = float(target.square().sum())
+    relative = {name: _ratio(errors[name], norms[name]) for name in errors}
+    return Errors(relative, _ratio(sum(errors.values()), sum(norms.values())))
+
+
+def _ratio(error: float, norm: float) -> float:
+    return math.sqrt(error / norm) if norm else float(error > 0)
+
+
+@dataclass
+class _Choice:
+    """The options to share of the layers of one shape; an option is one or more units."""
+
+    options: list[list[Unit]]
+
+    @property
+    def least(self) -> int:
+        """Return the fewest parameters of any option: one vector per unit."""
+        return int(min(sum(float(u.costs[1]) for u in units) for units in self.options))
+
+    def best(self, price: float) -> list[Unit]:
+        """Return the option, with each unit's best K, of least error + price x parameters."""
+        found = []
+        for units in self.options:
+            takes = [unit.best(price) for unit in units]
+            chosen = [replace(u, taken=k) for u, (k, _) in zip(units, takes, strict=True)]
+            found.append((sum(total for _, total in takes), chosen))
+        return min(found, key=lambda pair: pair[0])[1]
+
+
+def _choices(alike: list[Layer], roots: Mapping[str, Root] | None, bar: Bar) -> list[_Choice]:
+    """Return the choices for the layers of one shape: one for all, or one per layer."""
+    rows, values = matrix_form(alike[0].spec.shape)
+    size, count = rows * values, len(alike)
+    own = []
+    for layer in alike:
+        matrix, root = scaled(layer), (roots or {}).get(layer.spec.name)
+        if root is not None:
+            matrix = root.weigh(matrix)
+        square = matrix @ matrix.T if rows < values else matrix.T @ matrix
+        k = torch.arange(min(rows, values) + 1, dtype=torch.float64)
+        weight = _weight([layer]) if roots is None else size / max(float(square.trace()), 1e-300)
+        errors = _errors(square) * weight
+        own.append(Unit([layer], "own", errors, k * (rows + values - k), root=root))
+        bar.advance()
+    options = [own]
+    if count > 1 and not any(unit.root for unit in own):
+        stacks: dict[str, tuple[Callable[[], Tensor], int]] = {}
+        if values <= WIDEST:
+            stacks["rows"] = (lambda: gram(alike, columns=False)), values + count * rows
+        if rows <= WIDEST:
+            stacks["columns"] = (lambda: gram(alike, columns=True)), rows + count * values
+        stacks["templates"] = (lambda: products(alike)), size + count
+        for kind, (gram_of, cost) in stacks.items():
+            most = (count * size - 1) // cost  # more vectors would cost more than the weights
+            if most:
+                errors = _errors(gram_of())[: most + 1] * (_weight(alike) if roots is None else 1.0)
+                costs = cost * torch.arange(len(errors), dtype=torch.float64)
+                errors = nn.functional.pad(errors, (0, 1))  # the last entry: the weights themselves
+                costs = nn.functional.pad(costs, (0, 1), value=count * size)
+                options.append([Unit(alike, kind, errors, costs)])
+    if len(options) == 1:
+        return [_Choice([[unit]]) for unit in own]
+    return [_Choice(options)]
+
+
+def _spend(choices: Sequence[_Choice], available: int) -> tuple[list[Unit], int]:
+    """Return the chosen units, with their numbers of vectors, and the parameters left over."""
+
+    def at(price: float) -> list[Unit]:
+        return [unit for choice in choices for unit in choice.best(price)]
+
+    def spent(units: Sequence[Unit]) -> int:
+        return sum(int(unit.costs[unit.taken]) for unit in units)
+
+    low, high = 1e-15, 1e15
+    for _ in range(100):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if spent(at(middle)) > available else (low, middle)
+    units = at(high)
+    if spent(units) > available:  # no price leads to the smallest options
+        cheapest = [
+            min(c.options, key=lambda units: sum(float(u.costs[1]) for u in units)) for c in choices
+        ]
+        units = [replace(unit, taken=1) for option in cheapest for unit in option]
+    left = available - spent(units)
+    while True:
+        best, chosen = 0.0, None
+        for unit in units:
+            if unit.is_whole:
+                continue
+            k = unit.taken
+            cost = float(unit.costs[k + 1] - unit.costs[k])
+            gain = float(unit.errors[k] - unit.errors[k + 1])
+            if cost <= left and (chosen is None or gain / max(cost, 0.5) > best):
+                best, chosen = gain / max(cost, 0.5), unit
+        if chosen is None:
+            return units, left
+        left -= int(chosen.costs[chosen.taken + 1] - chosen.costs[chosen.taken])
+        chosen.taken += 1
+
+
+def _error(units: Sequence[Unit]) -> float:
+    """Return the squared error of all layers."""
+    return sum(float(unit.errors[unit.taken]) for unit in units)
+
+
+def _cut_short(units: Sequence[Unit], left: int) -> None:
+    """Spend what is left on one more, truncated vector, of the first unit where it fits."""
+    for unit in sorted(units, key=lambda unit: -float(unit.errors[unit.taken])):
+        rows, values = unit.form
+        rest = rows - unit.taken if unit.kind == "own" else rows
+        if not unit.may_be_cut or left < 2 or left > values + rest * len(unit.layers):
+            continue
+        length = max(1, min(values, left * values // (values + rest * len(unit.layers))))
+        length = max(length, left - rest * len(unit.layers))
+        ends = (left - length - i * rest for i in range(len(unit.layers)))
+        unit.cut = length, [min(rest, max(0, end)) for end in ends]
+        return
+
+
+def _weight(layers: Sequence[Layer]) -> float:
+    """Return the factor that turns squared errors of scaled weights into those of weights."""
+    return sum(norm(layer) ** 2 for layer in layers) / len(layers)
+
+
+def _errors(square: Tensor) -> Tensor:
+    """Return the squared errors of the best K = 0, 1, ... vectors, given a Gram matrix."""
+    squares = torch.linalg.eigvalsh(square).flip(0).clamp(min=0)
+    explained = torch.cat([torch.zeros(1, dtype=torch.float64), squares.cumsum(0)])
+    errors = (squares.sum() - explained).clamp(min=0)
+    errors[-1] = 0.0
+    return errors
