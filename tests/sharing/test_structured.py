@@ -79,6 +79,16 @@ def test_factorized_layers_share_nothing_and_a_basis_is_read_by_all():
         assert plan.budget.allowed - plan.budget.used <= len(plan.layers)
 
 
+def test_the_smallest_layers_are_not_factorized():
+    blocks = [torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU()) for _ in range(6)]
+    model = torch.nn.Sequential(torch.nn.Linear(3, 64), *blocks, torch.nn.Linear(64, 2))
+    for budget, expected in ((0.1, set()), (0.2, {"7.weight"}), (0.5, {"0.weight", "7.weight"})):
+        plan = npas.plan(model, budget, generator="factorized")
+        whole = [layer for layer in plan.layers if layer.upsampler is None]
+        assert {layer.name for layer in whole} == expected
+        assert sum(layer.size for layer in whole) <= plan.budget.allowed / 20
+
+
 def test_several_maps_make_upsampled_layers_differ():
     for maps, alike in ((1, True), (4, False)):
         model = npas.share(

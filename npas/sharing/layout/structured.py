@@ -4,12 +4,13 @@
 - basis: a weight is a matrix R x N, R the shorter side. Row or column r mixes vectors of length N
   in the bank (see `bases`). A layer reads the whole bank, or a part of its own size if smaller.
 - factorized: the same, but each layer has its own part of the bank: W = B A of low rank. Nothing is
-  shared; this is a baseline.
+  shared, and the smallest layers are whole; this is a baseline.
 - registered schemes: a layer reads a span of the bank of its own size, or the whole bank.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -212,15 +213,21 @@ def _basis(name: str, layers: Sequence[LayerSpec], available: int) -> GroupAlloc
 
 def _factorized(name: str, layers: Sequence[LayerSpec], available: int) -> GroupAllocation:
     sides = [_Side.of(layer) for layer in layers]
+    by_size = sorted(range(len(sides)), key=lambda i: layers[i].size)
+    sums = itertools.accumulate(layers[i].size for i in by_size)
+    whole = {i for i, total in zip(by_size, sums, strict=True) if total <= available // SMALL}
 
     def ranks(part: int) -> list[int]:
         """Return ranks in proportion to those at which a factorization costs the layer's size."""
         full = [side.rows * side.values / (side.rows + side.values) for side in sides]
-        return [max(1, int(part * rank / PARTS)) for rank in full]
+        found = [max(1, int(part * rank / PARTS)) for rank in full]
+        return [sides[i].rows if i in whole else rank for i, rank in enumerate(found)]
 
     def cost(ranks: Sequence[int]) -> int:
         return sum(side.cost(rank) for side, rank in zip(sides, ranks, strict=True))
 
+    if cost(ranks(0)) > available:
+        whole.clear()
     found = ranks(_largest(lambda part: cost(ranks(part)) <= available, PARTS))
     left = available - cost(found)
     extra = [(0, 0)] * len(sides)  # values and mixtures of a truncated vector
@@ -250,6 +257,9 @@ def _factorized(name: str, layers: Sequence[LayerSpec], available: int) -> Group
 
 
 PARTS = 1 << 20
+SMALL = 20
+"""The smallest layers, at most 1 / SMALL of the parameters, are not factorized: a classifier or a
+first convolution of rank 1 would lose almost everything, and save little."""
 
 
 def _largest(fits: Callable[[int], bool], most: int, low: int = 1) -> int:
