@@ -215,19 +215,19 @@ def _factorized(name: str, layers: Sequence[LayerSpec], available: int) -> Group
     sides = [_Side.of(layer) for layer in layers]
     by_size = sorted(range(len(sides)), key=lambda i: layers[i].size)
     sums = itertools.accumulate(layers[i].size for i in by_size)
-    whole = {i for i, total in zip(by_size, sums, strict=True) if total <= available // SMALL}
+    small = {i for i, total in zip(by_size, sums, strict=True) if total <= available // SMALL}
 
     def ranks(part: int) -> list[int]:
         """Return ranks in proportion to those at which a factorization costs the layer's size."""
         full = [side.rows * side.values / (side.rows + side.values) for side in sides]
         found = [max(1, int(part * rank / PARTS)) for rank in full]
-        return [sides[i].rows if i in whole else rank for i, rank in enumerate(found)]
+        return [sides[i].rows if i in small else rank for i, rank in enumerate(found)]
 
     def cost(ranks: Sequence[int]) -> int:
         return sum(side.cost(rank) for side, rank in zip(sides, ranks, strict=True))
 
     if cost(ranks(0)) > available:
-        whole.clear()
+        small.clear()
     found = ranks(_largest(lambda part: cost(ranks(part)) <= available, PARTS))
     left = available - cost(found)
     extra = [(0, 0)] * len(sides)  # values and mixtures of a truncated vector
