@@ -19,6 +19,7 @@ from npas.config.typed import build, keys_of
 from npas.utils import processes
 from npas.utils.printing import print_line
 
+DEFAULT_EXP = "digits"  # of train.yaml
 # The status of a job that a signal stopped, and of the later jobs of its sweep.
 PREEMPTED, WAITING = "preempted", "waiting"
 
@@ -116,15 +117,43 @@ def compose(
         elif asked.hydra_help:
             own.hydra_help(what["config_name"], arguments.flags(), asked)
         elif asked.cfg:
-            own.show_cfg(**what, cfg_type=asked.cfg, package=asked.package, resolve=asked.resolve)
+            shown = {"cfg_type": asked.cfg, "package": asked.package, "resolve": asked.resolve}
+            try:
+                own.show_cfg(**what, **shown)
+            except SystemExit:  # Hydra has said which part is missing
+                raise ValueError(f"--package {asked.package} is no part of the config") from None
         elif asked.info:
             own.show_info(asked.info, **what)
         elif asked.shell_completion:
-            own.shell_completion(**what)
+            try:
+                own.shell_completion(**what)
+            except KeyError as error:
+                raise ValueError(f"--shell-completion: the shell sets {error}") from None
         else:
             own.run(**what, task_function=run, with_log_configuration=False)
     if failures:
         raise failures[0]
+
+
+def check_out(out: str | None, suffix: str = "") -> None:
+    """Raise ValueError if `out` cannot be written as a file of this suffix, or as a folder.
+
+    Existing files of other kinds and those of a run or a saved network are not replaced.
+    """
+    if out is None:
+        return
+    path = Path(out)
+    if not suffix and path.exists() and not path.is_dir():
+        raise ValueError(f"out={out} is a file: name a folder")
+    if suffix and (not path.name or out.endswith(os.sep) or (path.exists() and not path.is_file())):
+        raise ValueError(f"out={out} is not a file: name one, as out={path / f'new{suffix}'}")
+    if suffix and path.exists() and path.suffix != suffix:
+        raise ValueError(f"out={out} exists and is not a {suffix} file: name another")
+    kept = ("allocation.json", "folding.json") if suffix else ("checkpoints",)
+    folder = path.absolute().parent if suffix else path.absolute()
+    in_run = "checkpoints" in (folder.name, folder.parent.name)
+    if in_run or any((folder / name).exists() for name in kept):
+        raise ValueError(f"out={out} would mix with the files of a run or network: name another")
 
 
 @contextlib.contextmanager
@@ -142,12 +171,17 @@ def writing(out: Path) -> Iterator[None]:
 def plain(config: Any) -> dict[str, Any]:
     """Return a composed config as plain data.
 
-    Raises OmegaConfBaseException if a value is missing.
+    An experiment file without `exp` gets its own name. Raises OmegaConfBaseException if a value is
+    missing.
     """
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     raw = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(raw, dict)
+    chosen = HydraConfig.get().runtime.choices.get("exp") if HydraConfig.initialized() else None
+    if isinstance(chosen, str) and raw.get("exp") == DEFAULT_EXP:
+        raw["exp"] = Path(chosen).stem
     return {str(key): value for key, value in raw.items()}
 
 

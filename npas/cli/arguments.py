@@ -22,10 +22,11 @@ from npas.utils.checks import join
 CLOSED = ("model.", "task.", "optim.muon.", "run=")  # keys that YAMLs may lack
 
 
-def parse(arguments: list[str], known: Collection[str]) -> argparse.Namespace:
+def parse(arguments: list[str], known: Collection[str], primary: str = "") -> argparse.Namespace:
     """Parse Hydra's flags and overrides. Raises ValueError for invalid ones.
 
-    `known` are the full names of the command's keys. The result's `multirun` is true for a sweep.
+    `known` are the full names of the command's keys, `primary` is its YAML. The result's `multirun`
+    is true for a sweep.
     `--version` prints npas' version and exits.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -41,15 +42,27 @@ def parse(arguments: list[str], known: Collection[str]) -> argparse.Namespace:
     asked = parser.parse_intermixed_args(arguments)
     if asked.shell_completion:  # its arguments are not keys
         return asked
+    if asked.help or asked.hydra_help:
+        asked.overrides = []
+    if not asked.cfg and (asked.package or asked.resolve):
+        fail(f"--{'package' if asked.package else 'resolve'} goes with --cfg")
     asked.overrides = [_accepted(override) for override in asked.overrides]
     asked.multirun |= "hydra.mode=MULTIRUN" in asked.overrides
     if asked.config_path is not None:
         raise ValueError("--config-path is not supported: --config-dir DIR adds a folder of YAMLs")
+    primaries = {
+        path.stem for path in Path(import_module("npas.configs").__path__[0]).glob("*.yaml")
+    }
+    if asked.config_name in primaries - {primary}:
+        raise ValueError(f"--config-name {asked.config_name} is for another command: leave it out")
     folders = plugins.config_folders()
     if asked.config_dir is not None:
         folders.insert(0, Path(asked.config_dir).absolute())
+    one = "" if asked.multirun else "add -m to run each (a list is written in brackets)"
+    if asked.multirun and (asked.cfg or asked.info):
+        one = "--cfg and --info show a single job"
     for override in OverridesParser.create().parse_overrides(asked.overrides):
-        _check(override, asked.multirun, folders, known)
+        _check(override, one, folders, known)
     if asked.config_dir is not None and not folders[0].is_dir():
         raise ValueError(f"there is no folder --config-dir {asked.config_dir}")
     if folders:
@@ -94,8 +107,8 @@ def _accepted(argument: str) -> str:
     return argument
 
 
-def _check(override: Any, is_sweep: bool, folders: Sequence[Path], known: Collection[str]) -> None:
-    """Raise ValueError for an invalid override."""
+def _check(override: Any, one: str, folders: Sequence[Path], known: Collection[str]) -> None:
+    """Raise ValueError for an invalid override; `one`, if any, says why it must have one value."""
     key, value = override.key_or_group, override.value()
     text = override.input_line.lstrip("+")
     if key.startswith("hydra"):
@@ -110,9 +123,8 @@ def _check(override: Any, is_sweep: bool, folders: Sequence[Path], known: Collec
     if not group and not is_known:
         raise ValueError(unknown_key(key, known))
     if override.is_sweep_override():
-        if not is_sweep:
-            hint = "add -m to run each (a list is written in brackets)"
-            raise ValueError(f"{text} has several values: {hint}")
+        if one:
+            raise ValueError(f"{text} has several values: {one}")
         if override.is_range_sweep() and not getattr(value, "step", 1):
             raise ValueError(f"{text}: the step of a range must not be 0")
     elif group and not override.is_delete() and not isinstance(value, (str, list)):
@@ -145,6 +157,8 @@ def explain(
     elif isinstance(error, OmegaConfBaseException):
         where = f" (in {error.full_key})" if error.full_key else ""
         text = f"{text.splitlines()[0]}{where}"
+    elif isinstance(error, UnicodeDecodeError):
+        text = "a YAML file is not UTF-8 text: save it as UTF-8"
     elif isinstance(error, YAMLError):  # the text names the user's file and the line
         text = f"a file is not YAML, correct it: {text}"
     elif not isinstance(error, (ValueError, OSError)):

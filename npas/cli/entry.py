@@ -30,7 +30,7 @@ def main(command: app.Command[T], argv: Sequence[str] | None = None) -> int:
     jobs: list[app.Job] = []
     with app.one_line_messages(command.name):
         try:
-            asked = arguments.parse(args, command.keys())
+            asked = arguments.parse(args, command.keys(), command.primary)
             shows = asked.cfg or asked.help or asked.hydra_help or asked.info
             if asked.multirun and not shows and not asked.shell_completion:
                 jobs = sweep.run(command, asked)

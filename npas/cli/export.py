@@ -50,15 +50,8 @@ class Export:
     def __post_init__(self) -> None:
         if self.format != "artifact" and (given := self.packing):
             raise ValueError(f"{next(iter(given))} needs format=artifact: set both, or none")
-        if self.out is not None:  # checked before a network is loaded
-            path = Path(self.out)
-            if self.format == "hub":
-                if path.exists() and not path.is_dir():
-                    raise ValueError(f"out={self.out} is not a folder: name one for the hub")
-                return
-            if not path.name or self.out.endswith(os.sep) or (path.exists() and not path.is_file()):
-                text = f"is not a file: name one, as out={path / 'network.safetensors'}"
-                raise ValueError(f"out={self.out} {text}")
+        suffix = {"hub": "", "artifact": ".npas"}.get(self.format, f".{self.format}")
+        app.check_out(self.out, suffix)  # before a network is loaded
 
     @property
     def packing(self) -> dict[str, Any]:

@@ -66,8 +66,7 @@ class Fold:
             at_most("threshold", self.threshold, 1)
         at_least("tolerance", self.tolerance, 0)
         at_least("recalibrate", self.recalibrate, 0)
-        if self.out is not None and Path(self.out).exists() and not Path(self.out).is_dir():
-            raise ValueError(f"out={self.out} is a file: name a folder")
+        app.check_out(self.out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,8 +94,6 @@ def run(options: Fold) -> Job:
 
     config, task, folder = experiment.config, experiment.task, runs.folder_of(options.run)
     out = Path(options.out or folder / f"fold-{options.threshold}")
-    if out.resolve() in (folder.resolve(), (folder / "checkpoints").resolve()):
-        raise ValueError(f"out={out} holds the run's own files: name another folder")
     matrices = layer_similarity(experiment.model)
     if not matrices:
         raise ValueError(

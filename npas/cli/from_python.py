@@ -82,7 +82,7 @@ def check(config: Sequence[str] | Mapping[str, Any] | Config) -> Config:
         found.append(command.as_started(runs.check_arguments(raw)))
 
     try:
-        asked = arguments.parse(args, command.keys())
+        asked = arguments.parse(args, command.keys(), train.primary)
         if asked.multirun:
             raise ValueError("npas.train runs one training: call it for each value of a sweep")
         with suspended_hydra():

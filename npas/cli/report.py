@@ -30,8 +30,7 @@ class Report:
         for key, folder in (("results", self.results), ("runs", self.runs)):
             if folder is not None and not Path(folder).is_dir():
                 raise ValueError(f"there is no folder {key}={folder}: name one that exists")
-        if Path(self.out).is_dir():
-            raise ValueError(f"out={self.out} is a folder: name a file")
+        app.check_out(self.out, ".html")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,7 +38,7 @@ def load_config(
     plain, unchecked mapping. The budget is written in its canonical form.
     """
     values, known = dict(raw), known_keys(model_config, task_config)
-    if isinstance(values.get("exp"), Mapping):
+    if isinstance(values.get("exp"), (Mapping, list)):
         raise ValueError(f"the file chosen as +exp=: {NO_PACKAGE}")
     if values.get("budget") is not None:
         budget = str(values["budget"])  # a list or true becomes text that is refused

@@ -117,6 +117,8 @@ class SharingConfig:
                 f"sharing.groups={self.groups} groups layers by their coefficients, but "
                 f"sharing.generator={self.generator} has none: choose wavg or emb"
             )
+        if self.init == f"{FIT}:":
+            raise ValueError(f"sharing.init={self.init} names no path: write {FIT}:PATH or {FIT}")
         if self.weights is not None:  # the path is hashed: write it in one form
             path = os.path.normpath(self.weights)
             if path == FIT:  # a folder of that name

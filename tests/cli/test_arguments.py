@@ -37,6 +37,12 @@ WRONG = [
         "npas-train -m optim.lr=interval(0,1)",
         "optim.lr=interval(0,1): an interval needs a sweeper that searches",
     ),
+    ("npas-train -m --cfg job seed=0,1", "seed=0,1 has several values: --cfg and --info show a"),
+    ("npas-train --package optim", "--package goes with --cfg"),
+    ("npas-plan --resolve", "--resolve goes with --cfg"),
+    ("npas-train -cn evaluate run=x", "--config-name evaluate is for another command"),
+    ("npas-train -sc query=bash", "--shell-completion: the shell sets 'COMP_LINE'"),
+    ("npas-train sharing.init=fit:", "sharing.init=fit: names no path: write fit:PATH or fit"),
     ("npas-train --bogus", "unrecognized arguments: --bogus"),
     ("npas-train --config-dir nowhere", "there is no folder --config-dir nowhere"),
     ("npas-train --config-path conf", "--config-dir DIR adds a folder of YAMLs"),
@@ -62,7 +68,7 @@ WRONG = [
         "npas-export run=x format=pickle",
         "format must be safetensors, onnx, artifact or hub, got 'pickle'",
     ),
-    ("npas-export run=x out=..", "out=.. is not a file: name one, as out=../network.safetensors"),
+    ("npas-export run=x out=..", "out=.. is not a file: name one, as out=../new.safetensors"),
     ("npas-table check=true", "check=true needs a table's name"),
     ("npas-table digit", "there is no table 'digit'; did you mean digits or digits_swrn?"),
     ("npas-table digits results=nowhere", "there is no folder results=nowhere"),
@@ -108,6 +114,13 @@ def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(run):
         assert answer.code == 2
         assert line in answer.err and answer.err.count("\n") == 1
     assert "asked 0.3" in run("npas-plan", "--config-dir", "conf", "+exp=mine").out
+    dry = run("npas-train", "--config-dir", "conf", "+exp=mine", "dry_run=true")
+    assert "the run would be runs/mine/budget-0.3_seed-0" in dry.out
+    Path("conf/exp/latin.yaml").write_bytes(HEAD.encode() + "# für\n".encode("latin-1"))
+    answer = run("npas-plan", "--config-dir", "conf", "+exp=latin")
+    assert answer.code == 2 and "a YAML file is not UTF-8 text: save it" in answer.err
+    answer = run("npas-train", "--cfg", "job", "--package", "nosuch")
+    assert answer.code == 2 and "--package nosuch is no part of the config" in answer.err
     assert "asked 0.4" in run("npas-plan", "--config-dir", "conf", "+own=big").out
 
 

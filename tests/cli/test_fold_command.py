@@ -94,7 +94,7 @@ def test_folding_an_unsuitable_run_is_one_line(run, soft, trained):
     (dense,) = Path("runs").glob("digits/*")
     for arguments, says in (
         ((f"run={soft}", f"out={soft}/config.yaml"), "is a file"),
-        ((f"run={soft}", f"out={soft}/checkpoints"), "the run's own files"),
+        ((f"run={soft}", f"out={soft}/checkpoints"), "would mix with the files of a run"),
         ((f"run={trained}",), "no layers of"),
         ((f"run={trained}", "threshold=auto"), "(data.val_fraction=0.0): give a threshold"),
         ((f"run={dense}",), "dense network"),

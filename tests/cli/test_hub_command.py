@@ -40,7 +40,7 @@ def test_a_run_of_ones_own_network_is_read_by_load(run, trained, tmp_path):
     assert run("npas-export", f"run={trained}", "format=hub", f"out={folder}").code == 0
     assert (folder / "mine.txt").exists()
     refused = run("npas-export", f"run={trained}", "format=hub", f"out={folder / 'mine.txt'}")
-    assert refused.code == 2 and "is not a folder: name one" in refused.err
+    assert refused.code == 2 and "is a file: name a folder" in refused.err
 
 
 def test_transformers_reads_the_dense_network_with_its_labels_and_tokenizer(run, tmp_path):

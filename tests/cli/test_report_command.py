@@ -23,7 +23,7 @@ def test_the_committed_results_become_one_file_without_torch():
     [
         (["results=nowhere"], "there is no folder results=nowhere: name one that exists"),
         (["runs=nowhere"], "there is no folder runs=nowhere"),
-        (["out=."], "out=. is a folder: name a file"),
+        (["out=."], "out=. is not a file: name one, as out=new.html"),
         (["results=empty"], "there is nothing to report"),
         (["results=empty", "runs=empty"], "there is nothing to report"),
         (["out=file/page.html"], "file/page.html cannot be written"),

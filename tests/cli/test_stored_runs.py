@@ -119,6 +119,26 @@ def test_an_export_goes_where_it_is_told_whole_or_not_at_all(run, trained, monke
     assert Path("deep/net.safetensors").stat().st_mode == Path("usual").stat().st_mode
 
 
+def test_no_output_replaces_a_runs_files_or_a_file_of_another_kind(run, trained):
+    folder, script = Path(trained), Path("train.sh")
+    script.write_text("#!/bin/sh\n")
+    (step,) = (folder / "checkpoints").iterdir()
+    before = {path: path.read_bytes() for path in [*folder.rglob("*.*"), script] if path.is_file()}
+    for command, format, out, line in (
+        ("npas-export", "artifact", step / "model.safetensors", "exists and is not a .npas file"),
+        ("npas-export", "safetensors", step / "model.safetensors", "would mix with the files of"),
+        ("npas-export", "safetensors", step / "new.safetensors", "would mix with the files of"),
+        ("npas-export", "safetensors", folder / "result.json", "exists and is not a .safetensors"),
+        ("npas-export", "onnx", script, "exists and is not a .onnx file"),
+        ("npas-export", "hub", folder, "would mix with the files of a run"),
+        ("npas-report", None, folder / "config.yaml", "exists and is not a .html file"),
+    ):
+        named = [f"run={folder}", f"format={format}"] if format else [f"runs={folder.parents[1]}"]
+        answer = run(command, *named, f"out={out}")
+        assert answer.code == 2 and line in answer.err and answer.err.count("\n") == 1, answer.err
+    assert before == {path: path.read_bytes() for path in before}
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """Stop a run of three epochs after its eighth step, in the second; return its folder."""
