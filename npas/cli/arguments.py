@@ -61,7 +61,11 @@ def parse(arguments: list[str], known: Collection[str], primary: str = "") -> ar
     one = "" if asked.multirun else "add -m to run each (a list is written in brackets)"
     if asked.multirun and (asked.cfg or asked.info):
         one = "--cfg and --info show a single job"
-    for override in OverridesParser.create().parse_overrides(asked.overrides):
+    parsed = OverridesParser.create().parse_overrides(asked.overrides)
+    named = {override.key_or_group: override.input_line for override in parsed}
+    if {"run", "exp"} <= named.keys():
+        raise ValueError(f"{named['exp']} does not go with run=: change single keys, as optim.lr=1")
+    for override in parsed:
         _check(override, one, folders, known)
     if asked.config_dir is not None and not folders[0].is_dir():
         raise ValueError(f"there is no folder --config-dir {asked.config_dir}")

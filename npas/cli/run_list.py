@@ -23,6 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import npas
 from npas.cli import app
 from npas.reporting import run_index
 from npas.reporting.run_index import COLUMNS, Run
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(args):
         print((__doc__ or "").rstrip())
+        return 0
+    if "--version" in args:
+        print(f"npas {npas.__version__}")
         return 0
     try:
         with app.one_line_messages(NAME):

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from npas.config import flat
+from npas.config import canonical_budget, flat
 from npas.config.renames import modernize
 from npas.utils.git import PACKAGE_FOLDER
 from npas.utils.json_data import read_json
@@ -136,6 +136,8 @@ def select(runs: Iterable[Run], wanted: Mapping[str, str]) -> list[Run]:
     are compared as numbers. A run whose config cannot be read has no keys.
     """
     columns = {key: text for key, text in wanted.items() if key in COLUMNS}
+    if "budget" in columns:
+        columns["budget"] = ",".join(map(_canonical, columns["budget"].split(",")))
     others = {key: text for key, text in wanted.items() if key not in columns}
     found = []
     for run in runs:
@@ -144,6 +146,13 @@ def select(runs: Iterable[Run], wanted: Mapping[str, str]) -> list[Run]:
             if all(_fits_any(config.get(key), text) for key, text in others.items()):
                 found.append(run)
     return found
+
+
+def _canonical(budget: str) -> str:
+    """Return a budget as runs store it; other texts, as "dense" or "0.*", stay as they are."""
+    with contextlib.suppress(ValueError):
+        return canonical_budget(budget)
+    return budget
 
 
 def _config(run: Run) -> dict[str, Any]:

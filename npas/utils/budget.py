@@ -1,9 +1,9 @@
-"""Parse budgets such as `0.1`, `10%`, `18M` and `16MB`, and write them in canonical form."""
+"""Parse budgets such as `0.1`, `10%`, `18M` and `16MB`, and report the counts used."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Context, Decimal
 from fractions import Fraction
 from numbers import Rational, Real
@@ -140,3 +140,48 @@ def _spell(number: Fraction) -> str:
     exact = Context(prec=3 * LONGEST)
     decimal = exact.divide(Decimal(number.numerator), Decimal(number.denominator))
     return f"{decimal:f}" if Fraction(decimal) == number else str(number)
+
+
+@dataclass(frozen=True)
+class BudgetReport:
+    """Parameter counts: the dense network's, those allowed, those that the allocation uses."""
+
+    asked: str  # in canonical form, e.g. "0.1" or "18M"; "dense" if nothing is shared
+    dense: int
+    allowed: int
+    used: int
+    utilization: float = 0.0  # used / allowed; given only when read from a file
+
+    def __post_init__(self) -> None:
+        if not self.utilization:
+            object.__setattr__(self, "utilization", self.used / max(1, self.allowed))
+
+    @classmethod
+    def of_dense(cls, count: int) -> BudgetReport:
+        """Return the report of a dense network of `count` parameters."""
+        return cls("dense", dense=count, allowed=count, used=count)
+
+    def to_dict(self) -> dict[str, str | int | float]:
+        """Return the fields as in `result.json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """Counts after pruning: filters, and the exported network's parameters and FLOPs per input.
+
+    `parameters` counts the run's trained parameters and its masks (one bit per filter, 32 bits per
+    parameter). For a dense network, which needs no masks, it equals `exported`.
+    """
+
+    filters: int
+    kept: int
+    parameters: int
+    exported: int
+    flops: int
+
+    def __str__(self) -> str:
+        return (
+            f"pruning  {self.kept:,} of {self.filters:,} filters kept: {self.exported:,} parameters"
+            f" exported, {self.flops:,} FLOPs per input; {self.parameters:,} parameters with masks"
+        )

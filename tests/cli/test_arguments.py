@@ -43,6 +43,7 @@ WRONG = [
     ("npas-train -cn evaluate run=x", "--config-name evaluate is for another command"),
     ("npas-train -sc query=bash", "--shell-completion: the shell sets 'COMP_LINE'"),
     ("npas-train sharing.init=fit:", "sharing.init=fit: names no path: write fit:PATH or fit"),
+    ("npas-train run=x exp=y", "exp=y does not go with run=: change single keys"),
     ("npas-train --bogus", "unrecognized arguments: --bogus"),
     ("npas-train --config-dir nowhere", "there is no folder --config-dir nowhere"),
     ("npas-train --config-path conf", "--config-dir DIR adds a folder of YAMLs"),
@@ -150,9 +151,9 @@ def test_help_version_and_config_are_shown_without_running(run, tmp_path):
 def test_help_and_typos_do_not_wait_for_heavy_imports():
     code = """
 import contextlib, io, sys
-from npas.cli import plan, train
+from npas.cli import evaluate, export, fold, plan, train
 with contextlib.redirect_stdout(io.StringIO()):
-    assert plan.main(["--help"]) == 0
+    assert not any(command.main(["--help"]) for command in (evaluate, export, fold, plan))
 assert train.main(["bugdet=0.1"]) == 2
 assert train.main(["epochs=-1"]) == 2
 heavy = {"torch", "torchvision", "transformers", "sklearn", "wandb", "matplotlib", "numpy"}

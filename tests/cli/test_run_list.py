@@ -46,6 +46,7 @@ def test_runs_are_listed_filtered_and_sorted(run, make_run):
     for words, budgets in (
         (["status=done"], ["0.1", "0.1", "2"]),
         (["budget=0.10,2", "sort=-value"], ["2", "0.1", "0.1"]),
+        (["budget=10%,200%", "sort=-value"], ["2", "0.1", "0.1"]),
         (["optim.lr=0.3"], ["2"]),
         (["optim.lr=0.1", "seed=0", "status=done,unfinished", "sort=budget"], ["0.1", "0.5"]),
         (["status=un*"], ["0.5"]),
