@@ -151,7 +151,8 @@ def check_out(out: str | None, suffix: str = "") -> None:
         raise ValueError(f"out={out} exists and is not a {suffix} file: name another")
     kept = ("allocation.json", "folding.json") if suffix else ("checkpoints",)
     folder = path.absolute().parent if suffix else path.absolute()
-    in_run = "checkpoints" in (folder.name, folder.parent.name)
+    above = [p for p in (folder, folder.parent) if p.name == "checkpoints"]
+    in_run = any((p.parent / "config.yaml").exists() for p in above)
     if in_run or any((folder / name).exists() for name in kept):
         raise ValueError(f"out={out} would mix with the files of a run or network: name another")
 

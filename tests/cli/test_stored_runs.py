@@ -137,6 +137,7 @@ def test_no_output_replaces_a_runs_files_or_a_file_of_another_kind(run, trained)
         answer = run(command, *named, f"out={out}")
         assert answer.code == 2 and line in answer.err and answer.err.count("\n") == 1, answer.err
     assert before == {path: path.read_bytes() for path in before}
+    assert run("npas-export", f"run={folder}", "out=checkpoints/net.safetensors").code == 0
 
 
 @pytest.fixture(scope="module")
