@@ -20,8 +20,9 @@ from npas import sharing
 from npas.models import _hub
 from npas.sharing.api import ALLOCATION_FILE, SHARED_FOLDER
 from npas.sharing.runtime.guards import FILE_KEY
-from npas.sharing.runtime.storage import WEIGHTS_FILE
+from npas.sharing.runtime.storage import WEIGHTS_FILE, make_folder
 from npas.tasks.common.files import reason
+from npas.utils.checks import path_of
 from npas.utils.printing import figure
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ def save_pretrained(model: nn.Module, directory: str | os.PathLike[str]) -> None
     For a network of transformers its config is written too. Raises ValueError as `npas.save` does.
     """
     plan = sharing.api.allocation(model)
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(directory)
     if _is_transformers(model):
         _save_theirs(model, folder)
     else:
@@ -69,6 +69,7 @@ def from_pretrained(
     kinds = (ALLOCATION_FILE, WEIGHTS_FILE, CONFIG)
     files = [f"{below}{kind}" for below in ("", f"{SHARED_FOLDER}/") for kind in kinds]
     needed = [file for file in files if file.endswith(ALLOCATION_FILE)]
+    path_of(name)
     folder = _hub.find_folder("npas.from_pretrained: name", str(name), files, needed)
     if dense_model is None:
         dense_model = _build(folder)

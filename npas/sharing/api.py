@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +39,7 @@ from npas.sharing.runtime.loops import refuse_loops
 from npas.sharing.trained import activations, fitting
 from npas.sharing.trained.activations import Batch
 from npas.utils.budget import BudgetLike
+from npas.utils.checks import path_of, require
 from npas.utils.packing import Packing
 from npas.utils.printing import Shown
 
@@ -107,6 +107,7 @@ def share(
     and options that do not fit together.
     """
     require_unshared(model)
+    require("recompute", recompute, bool, "True or False")
     request = None if budget is None else parse_budget(budget)
     if request is not None:
         audit.refuse_huge(model, request)
@@ -162,8 +163,10 @@ def _share_fitted(
         fitting.fill_templates(model, state)
     errors = fitting.weight_errors(model, state)
     if batches and expected is not None:
-        difference = activations.outputs(model, batches[0]) - expected
-        errors = replace(errors, outputs=float(difference.norm() / expected.norm()))
+        found_outputs = activations.outputs(model, batches[0])
+        if found_outputs.shape == expected.shape and 0 < expected.norm() < math.inf:
+            relative = (found_outputs - expected).norm() / expected.norm()
+            errors = replace(errors, outputs=float(relative))
     shared_weights(model).errors = errors
     return model
 
@@ -211,7 +214,9 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     refuse_loops(model)
     shared = audit.follow(shared_weights(model))
     audit.refuse_unloadable(shared, "npas.save")
-    storage.write(model, Path(directory), ALLOCATION_FILE, shared.allocation.to_dict())
+    storage.write(
+        model, storage.make_folder(directory), ALLOCATION_FILE, shared.allocation.to_dict()
+    )
 
 
 def load(
@@ -224,7 +229,7 @@ def load(
     inconsistent, or if the architecture is another one. Delete the "digest" of `allocation.json` to
     load an edited plan, of which only types and counts are checked.
     """
-    path = Path(directory) / ALLOCATION_FILE
+    path = path_of(directory) / ALLOCATION_FILE
     if not path.exists() and (below := path.parent / SHARED_FOLDER / ALLOCATION_FILE).exists():
         path = below
     stored = storage.read(path.parent, ALLOCATION_FILE, "npas.save")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from npas.sharing.layers import require_network
 from npas.utils.budget import Budget as Budget
 from npas.utils.budget import BudgetReport as BudgetReport
 from npas.utils.budget import PruningReport as PruningReport
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def count_parameters(model: nn.Module) -> int:
     """Count the trainable parameters of `model`; a tied tensor counts once."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return sum(p.numel() for p in require_network(model).parameters() if p.requires_grad)
 
 
 def split_budget(total: int, sizes: Sequence[int], floors: Sequence[int]) -> list[int]:

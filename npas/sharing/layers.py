@@ -131,6 +131,13 @@ class Layer:
     names: tuple[str, ...]
 
 
+def require_network(model: nn.Module) -> nn.Module:
+    """Return the network; raise ValueError if it is no nn.Module."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"this {type(model).__name__} is not a network: pass an nn.Module")
+    return model
+
+
 def find_layers(
     model: nn.Module,
     include: str | Iterable[str] | None = None,

@@ -23,7 +23,7 @@ from npas.sharing.runtime.install import require_unshared
 from npas.sharing.trained import activations, fitting
 from npas.sharing.trained.activations import Batch
 from npas.utils.budget import BudgetLike
-from npas.utils.checks import near
+from npas.utils.checks import near, require
 from npas.utils.packing import Packing
 
 Names = str | Iterable[str] | None
@@ -64,7 +64,7 @@ def plan(
         train_coefficients=train_coefficients, upsample_templates=upsample_templates,
         low_rank=low_rank, include=include, exclude=exclude, allocator=allocator,
     )  # fmt: skip
-    check_types(options | {"num_groups": num_groups, "templates": templates, "seed": seed})
+    check_types(options | {"num_groups": num_groups, "seed": seed, "packing": packing})
     require_unshared(model)
     request = None if budget is None else parse_budget(budget)
     if init == "fit" and (found := fit_inside(model, request, options, batches)):
@@ -148,19 +148,19 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def check_types(options: Mapping[str, Any]) -> None:
-    """Raise ValueError for a count or seed that is no integer, and groups of another type."""
-    for option in ("seed", "num_groups", "max_templates", "upsample_templates", "low_rank"):
-        value = options[option]
-        is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-        if not is_integer and not (option == "num_groups" and value is None):
-            raise ValueError(f"{option}={value!r} must be an integer")
-    templates = options["templates"]
-    if isinstance(templates, bool) or not isinstance(templates, (Integral, str, type(None))):
-        raise ValueError(f"templates={templates!r} must be an integer, 'layers' or None")
+    """Raise ValueError for options of another type, and for a seed of more than 64 bits."""
+    none, integers = type(None), ("seed", "max_templates", "upsample_templates", "low_rank")
+    for option, kinds, what in (
+        *((name, Integral, "an integer") for name in integers),
+        ("num_groups", (Integral, none), "an integer or None"),
+        ("templates", (Integral, str, none), "an integer, 'layers' or None"),
+        ("train_coefficients", bool, "True or False"),
+        ("packing", (Packing, none), "an npas.Packing or None"),
+        ("groups", (str, Mapping), "a name or a mapping of patterns to groups"),
+    ):
+        require(option, options[option], kinds, what)
     if not -(2**63) <= options["seed"] < 2**63:
         raise ValueError(f"seed={options['seed']} must fit in 64 bits")
-    if not isinstance(groups := options["groups"], (str, Mapping)):
-        raise ValueError(f"groups={groups!r} must be a name or a mapping of patterns to groups")
 
 
 def _check_weights(

@@ -1,9 +1,14 @@
-"""Range checks of config values, and lists in sentences."""
+"""Checks of values, ranges and paths, and lists in sentences."""
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+NUMBER = SupportsFloat, "a number"
 
 
 def join(names: Iterable[object], last: str = "or") -> str:
@@ -18,27 +23,45 @@ def near(name: str, names: list[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}"
 
 
+def one_line(text: object) -> str:
+    """Return the start of a text, such as an error's, in one line."""
+    return " ".join(str(text).split())[:200]
+
+
+def require(key: str, value: Any, kinds: Any, what: str) -> Any:
+    """Return the value; raise ValueError unless it is of these types. A bool is no number."""
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        raise ValueError(f"{key}={one_line(repr(value))} must be {what}")
+    return value
+
+
+def path_of(value: object) -> Path:
+    """Return a path; raise ValueError for a value that is none, such as an empty string."""
+    kinds = () if value == "" else (str, os.PathLike)
+    return Path(require("path", value, kinds, "the name of a file or folder"))
+
+
 def at_least(key: str, value: float | None, limit: float) -> None:
     """Raise ValueError unless the value is None or at least `limit`."""
-    if value is not None and not value >= limit:
+    if value is not None and not require(key, value, *NUMBER) >= limit:
         raise ValueError(f"{key} must be at least {limit}, got {value}")
 
 
 def at_most(key: str, value: float, limit: float) -> None:
-    """Raise ValueError if the value is above `limit`."""
-    if value > limit:
+    """Raise ValueError unless the value is at most `limit`."""
+    if not require(key, value, *NUMBER) <= limit:
         raise ValueError(f"{key} must be at most {limit}, got {value}")
 
 
 def above(key: str, value: float, limit: float) -> None:
     """Raise ValueError unless the value is above `limit`."""
-    if value <= limit:
+    if not require(key, value, *NUMBER) > limit:
         raise ValueError(f"{key} must be above {limit}, got {value}")
 
 
 def below(key: str, value: float, limit: float) -> None:
     """Raise ValueError unless the value is below `limit`."""
-    if value >= limit:
+    if not require(key, value, *NUMBER) < limit:
         raise ValueError(f"{key} must be below {limit}, got {value}")
 
 

@@ -99,10 +99,10 @@ def test_the_bytes_are_used(budget, bits):
 def test_an_artifact_over_its_cap_names_what_fits():
     packing = Packing(expected_ratio=3)
     model = npas.share(Residual(), "20KB", packing=packing)
-    FILE.write_text("before")
+    FILE.write_bytes(before := b"NPAS, older")
     with pytest.raises(ValueError, match="more than the 20KB that it may") as error:
         write_artifact(model, FILE, cap=20_000)
-    assert FILE.read_text() == "before" and not list(Path().glob("*.tmp"))
+    assert FILE.read_bytes() == before and not list(Path().glob("*.tmp"))
     nearest = re.search(r"budget=(\S+) \(parameters\).*expected_ratio=([\d.]+),", str(error.value))
     assert nearest
     written(npas.share(Residual(), nearest[1]), cap=20_000)
@@ -113,6 +113,28 @@ def test_an_artifact_over_its_cap_names_what_fits():
 def test_a_layout_without_exact_budgets_takes_no_bytes():
     with pytest.raises(ValueError, match="bounds bytes, and allocator='reference' banks alone"):
         npas.plan(Residual(), "20KB", allocator="reference")
+
+
+@pytest.mark.parametrize("cap", ["10KB", 100.0, -1, 0, True])
+def test_a_cap_is_a_number_of_bytes(cap):
+    with pytest.raises(
+        ValueError, match=r"^cap(=.* must be a number of bytes| must be at least 1)"
+    ):
+        write_artifact(Residual(), FILE, cap=cap)
+    with pytest.raises(ValueError, match="expected_ratio='x' must be a number"):
+        Packing(expected_ratio="x")  # type: ignore[arg-type]
+
+
+def test_what_is_no_artifact_is_not_replaced():
+    Path("notes.txt").write_text("mine")
+    for path in (Path("notes.txt"), Path()):
+        with pytest.raises(ValueError, match="exists and is not an artifact: name another file"):
+            write_artifact(nn.Linear(3, 2), path)
+    assert Path("notes.txt").read_text() == "mine" and len(list(Path().iterdir())) == 1
+    Path("empty").touch()
+    for path in ("empty", "new/folder/a.npas", "new/folder/a.npas"):
+        write_artifact(nn.Linear(3, 2), path)
+        read_artifact(path, nn.Linear(3, 2))
 
 
 # --- quantization

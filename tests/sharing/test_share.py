@@ -121,6 +121,11 @@ def test_norms_and_biases_stay_and_patterns_choose():
         ({"budget": 0.1, "groups": "random", "num_groups": 1.5}, "num_groups=1.5 must be an int"),
         ({"budget": 0.1, "include": 3}, "include=3 must be a pattern of names, or several"),
         ({"budget": 0.1, "exclude": [3]}, r"exclude=\[3\] must be a pattern"),
+        ({"budget": 0.1, "train_coefficients": "no"}, "train_coefficients='no' must be True or F"),
+        ({"budget": 0.1, "recompute": None}, "recompute=None must be True or False"),
+        ({"budget": 0.5, "init": "fit", "recompute": "x"}, "recompute='x' must be True or False"),
+        ({"budget": 0.1, "packing": "x"}, "packing='x' must be an npas.Packing or None"),
+        ({"budget": "10KB", "packing": {}}, "packing={} must be an npas.Packing or None"),
     ],
 )
 def test_invalid_options_are_refused_before_anything_changes(options, says):
@@ -153,11 +158,60 @@ def test_dropping_weights_that_look_trained_warns():
         npas.share(stepped, 0.3)
 
 
-@pytest.mark.parametrize("thing", [[1], nn.Linear, None])
-def test_non_modules_are_refused(thing):
-    for verb in (npas.share, npas.plan):
-        with pytest.raises(ValueError, match=r"is not a network: pass an nn\.Module"):
-            verb(thing, 0.5)  # type: ignore[operator]
+ASK = ("summary", "allocation", "similarity", "materialize", "is_shared", "count_parameters")
+NEED_A_NETWORK = {
+    "share": lambda model, _: npas.share(model, 0.5),
+    "plan": lambda model, _: npas.plan(model, 0.5),
+    "param_groups": lambda model, _: npas.param_groups(model, 0.1),
+    "fold": lambda model, _: npas.fold(model, 0.9),
+    "weight_errors": lambda model, _: npas.weight_errors(model, {}),
+    "load": lambda model, folder: npas.load(folder, model),
+    "read_artifact": lambda model, folder: npas.read_artifact(folder / "a.npas", model),
+    **{name: lambda model, _, name=name: getattr(npas, name)(model) for name in ASK},
+    **{
+        name: lambda model, folder, name=name: getattr(npas, name)(model, folder / "new")
+        for name in ("save", "write_artifact", "save_pretrained")
+    },
+}
+
+
+@pytest.mark.parametrize("ask", NEED_A_NETWORK.values(), ids=NEED_A_NETWORK)
+def test_what_is_no_network_is_named_by_its_type(ask, tmp_path):
+    model = npas.share(Residual(), 0.5)
+    npas.save(model, tmp_path)
+    npas.write_artifact(model, tmp_path / "a.npas")
+    values = nn.Parameter(torch.zeros(40, 40))
+    for thing in (None, 3, "x", [model], nn.Linear, values, model.state_dict()):
+        with pytest.raises(ValueError) as error:
+            ask(thing, tmp_path)
+        kind = type(thing).__name__
+        assert str(error.value) == f"this {kind} is not a network: pass an nn.Module"
+
+
+PATHS = {
+    "save": lambda model, path: npas.save(model, path),
+    "save_pretrained": lambda model, path: npas.save_pretrained(model, path),
+    "write_artifact": lambda model, path: npas.write_artifact(model, path),
+    "load": lambda _, path: npas.load(path, Residual()),
+    "read_artifact": lambda _, path: npas.read_artifact(path, Residual()),
+    "from_pretrained": lambda _, path: npas.from_pretrained(path, Residual()),
+}
+
+
+@pytest.mark.parametrize("use", PATHS.values(), ids=PATHS)
+def test_what_is_no_path_is_refused(use, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, file = shared(), tmp_path / "file"
+    for path in (None, 3, b"x", ""):
+        with pytest.raises(ValueError, match=r"path=.* must be the name of a file or folder"):
+            use(model, path)
+    assert not list(tmp_path.iterdir())
+    file.write_text("mine")
+    for path in (file, file / "below"):
+        with pytest.raises(ValueError) as error:
+            use(model, path)
+        assert str(file) in str(error.value) and "\n" not in str(error.value)
+    assert file.read_text() == "mine"
 
 
 def test_the_summary_lists_layers_groups_and_budget():

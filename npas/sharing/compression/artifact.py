@@ -34,6 +34,7 @@ from npas.sharing.runtime.install import (
 )
 from npas.sharing.runtime.loops import refuse_loops
 from npas.utils.budget import spell_count, spell_size
+from npas.utils.checks import at_least, one_line, path_of, require
 from npas.utils.packing import Artifact, Packing
 
 MAGIC, VERSION = b"NPAS", 1
@@ -56,7 +57,10 @@ def write_artifact(
     stored uncompressed. Raises ValueError, and writes nothing, for an artifact of more than `cap`
     bytes and a network that cannot be stored (values that are not finite, pruned or wrapped parts).
     """
-    packing = Packing(bits, scheme, compression)
+    path, packing = path_of(path), Packing(bits, scheme, compression)
+    at_least("cap", require("cap", cap, (int, type(None)), "a number of bytes"), 1)
+    if path.exists() and not (path.is_file() and _start(path) in (b"", MAGIC)):
+        raise ValueError(f"{path} exists and is not an artifact: name another file")
     header, data = _pack(model, packing)
     packed, used = _compress(data, compression), compression
     if len(packed) >= len(data):
@@ -75,8 +79,7 @@ def write_artifact(
             f" (parameters), or with a budget in bytes and expected_ratio="
             f"{int(ratio * 100) / 100}, the measured compression ratio"
         )
-    path = Path(path)
-    new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    new = storage.make_folder(path.parent) / f"{path.name}.{os.getpid()}.tmp"
     try:
         new.write_bytes(start + packed)
         os.replace(new, path)
@@ -92,7 +95,7 @@ def read_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     network shared by the same plan. Raises ValueError, with the network left as it was, for a
     damaged file and one of another network.
     """
-    path = Path(path)
+    path = path_of(path)
     plan, tensors = _read(path)
     stored = storage.Stored(path, {}, tensors)
     if plan is None or is_shared(model):
@@ -108,6 +111,11 @@ def read_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     audit.warn_of_optimizers(restore(model, plan, stored))
     give_back_freed()
     return model
+
+
+def _start(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC))
 
 
 def _pack(model: nn.Module, packing: Packing) -> tuple[bytes, bytes]:
@@ -161,8 +169,7 @@ def _read(path: Path) -> tuple[Allocation | None, dict[str, Tensor]]:
             flat = decode(part, entry.kind, math.prod(entry.shape), entry.row)
             tensors[entry.name] = flat.view(entry.shape)
     except (ValueError, TypeError, LookupError, RuntimeError, *_BROKEN) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is damaged ({reason}): write it again") from None
+        raise ValueError(f"{path} is damaged ({one_line(error)}): write it again") from None
     return plan, tensors
 
 

@@ -25,6 +25,7 @@ from npas.sharing.layers import (
     find_tensors,
     generator_name,
     remove_shared,
+    require_network,
     upsampler_name,
 )
 from npas.sharing.layout.allocation import Allocation, LayerAllocation
@@ -32,13 +33,14 @@ from npas.sharing.runtime import audit, storage
 from npas.sharing.runtime.attachment import attach, detach, rounds_under_autocast
 from npas.sharing.runtime.guards import guard, remove_guards
 from npas.sharing.runtime.weights import SharedWeights
+from npas.utils.checks import require
 
 Dropped = dict[str, "weakref.ref[nn.Parameter]"]
 
 
 def is_shared(model: nn.Module) -> bool:
-    """Return whether the network is shared."""
-    return "_npas_shared" in model.__dict__
+    """Return whether the network is shared; raise ValueError if it is no nn.Module."""
+    return "_npas_shared" in require_network(model).__dict__
 
 
 def shared_weights(model: nn.Module) -> SharedWeights:
@@ -51,9 +53,8 @@ def shared_weights(model: nn.Module) -> SharedWeights:
 
 def require_unshared(model: nn.Module) -> nn.Module:
     """Return the network; raise ValueError if it is no nn.Module, or any part of it is shared."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{model!r} is not a network: pass an nn.Module")
-    if any("_npas" in module.__dict__ or is_shared(module) for module in model.modules()):
+    modules = require_network(model).modules()
+    if any("_npas" in module.__dict__ or is_shared(module) for module in modules):
         raise ValueError("the network is shared already: npas.materialize it to share it again")
     return model
 
@@ -84,6 +85,7 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     Returns weak references to the removed dense parameters by name. Raises ValueError, before
     anything changes, if the plan does not fit the network.
     """
+    require("recompute", recompute, bool, "True or False")
     planned = find_planned(model, allocation.layers)
     tensors_left = iter(planned)
     owned = [[next(tensors_left) for _ in group.layers] for group in allocation.groups]

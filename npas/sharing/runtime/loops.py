@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from npas.sharing.layers import require_network
+
 _BOOKKEEPING = frozenset(nn.Module().__dict__) - {"training"}
 NUMBER = "layer_idx"  # of transformers' layers: their index in a cache, used for nothing else
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))
@@ -106,7 +108,7 @@ def apply_repeats(model: nn.Module, repeats: Sequence[Repeat]) -> None:
 
 def refuse_loops(model: nn.Module) -> None:
     """Raise ValueError if the network has loops."""
-    if any(isinstance(module, Loop) for module in model.modules()):
+    if any(isinstance(module, Loop) for module in require_network(model).modules()):
         raise ValueError(
             "the network is folded already: fold the original network, and save folded ones with"
             " npas.sharing.save_folded"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npas.utils.checks import one_line, path_of
 from npas.utils.json_data import read_json
 
 WEIGHTS_FILE = "model.safetensors"
@@ -31,6 +32,16 @@ class Stored:
     tensors: dict[str, Tensor]
 
 
+def make_folder(value: str | os.PathLike[str]) -> Path:
+    """Make a folder, unless there is one; raise ValueError for no path and where a file is."""
+    path = path_of(value)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{path} is a file, or in one: name a folder") from None
+    return path
+
+
 def write(model: nn.Module, directory: Path, name: str, description: Mapping[str, Any]) -> None:
     """Write `model.safetensors`, tied tensors once, and the description as the file `name`.
 
@@ -40,7 +51,6 @@ def write(model: nn.Module, directory: Path, name: str, description: Mapping[str
     """
     from safetensors.torch import save_model
 
-    directory.mkdir(parents=True, exist_ok=True)
     following = _next(directory / name)
     if following.is_file() and (directory / WEIGHTS_FILE).is_file():  # a save was killed here
         with contextlib.suppress(ValueError, AttributeError):
@@ -125,8 +135,7 @@ def _read(path: Path, weights: Path, writer: str) -> Stored:
     try:
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{weights} is damaged ({reason}): write it again") from None
+        raise ValueError(f"{weights} is damaged ({one_line(error)}): write it again") from None
     return Stored(path.parent, description, tensors)
 
 
