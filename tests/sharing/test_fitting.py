@@ -271,6 +271,58 @@ def test_batches_are_for_a_fit_inside_a_budget(options):
             verb(model, budget, **words)
 
 
+class Answering(nn.Module):
+    """Two layers whose outputs are returned in any form."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.first, self.last, self.form = nn.Linear(16, 16), nn.Linear(16, 1), form
+
+    def forward(self, x):
+        return self.form(self.last(self.first(x)))
+
+
+FORMS = {
+    "flat": (lambda y: y.squeeze(-1), True),
+    "in a dict": (lambda y: {"loss": y.mean(), "scores": y.squeeze(-1)}, True),
+    "a scalar": (lambda y: y.mean(), False),
+    "complex": (lambda y: y.to(torch.complex64), False),
+    "sparse": (lambda y: y.to_sparse(), False),
+    "an object": (lambda y: object(), False),
+    "zeros": (lambda y: y * 0, False),
+    "none": (lambda y: None, False),
+}
+
+
+@pytest.mark.parametrize(("form", "compared"), FORMS.values(), ids=FORMS)
+def test_outputs_of_any_form_are_compared_if_they_can_be(form, compared):
+    model, _ = fitted(drawn(make=lambda: Answering(form)), 0.5, batches=[torch.randn(9, 16)])
+    assert npas.allocation(model).budget.used == count(model)
+    assert ("of the outputs of a batch" in npas.summary(model)) == compared
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        *(3, None, "x", torch.zeros(2, 3), torch.zeros(2, 16).long(), torch.zeros(0, 16)),
+        *({"foo": torch.zeros(2, 16)}, {"x": torch.zeros(0, 16)}, (torch.zeros(2, 16),) * 2),
+    ],
+    ids=str,
+)
+def test_batches_that_do_not_fit_leave_the_network_as_it_was(batch):
+    model = drawn(make=lambda: Answering(lambda y: y))
+    before = copy.deepcopy(model.state_dict())
+    for batches, name in (([batch], 0), ([torch.randn(9, 16), batch], 1)):
+        for verb in (npas.plan, npas.share):
+            line = rf"^batches\[{name}\] cannot be run through the network \(\w+: "
+            with pytest.raises(ValueError, match=line) as error:
+                verb(model, 0.5, init="fit", batches=batches)  # type: ignore[arg-type]
+            assert "\n" not in str(error.value)
+    after = model.state_dict()
+    assert model.training and after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 def test_templates_are_fitted_and_folded():
     model = drawn(make=lambda: nn.Sequential(*[nn.Linear(8, 8) for _ in range(4)]))
     with torch.no_grad():
@@ -339,8 +391,19 @@ def test_invalid_fits_are_refused_or_warned_of():
     broken.conv.weight.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         npas.share(broken, 0.5, init="fit")
-    with pytest.raises(ValueError, match="there is no body"):
-        npas.weight_errors(fitted(drawn(), 0.5)[0], {})
+    model, state = fitted(drawn(), 0.5)
+    name, weight = next(iter(state.items()))
+    for given, line in (
+        ({}, "there is no body"),
+        (state | {name: "x"}, "there is no body"),
+        (state | {name: weight.to("meta")}, f"{name} has no finite values to compare"),
+        (state | {name: weight * torch.nan}, f"{name} has no finite values to compare"),
+        (None, "dense_state=None must be a state dict"),
+        (drawn(), "dense_state=Blocks.* must be a state dict"),
+    ):
+        with pytest.raises(ValueError, match=line) as error:
+            npas.weight_errors(model, given)  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="look fresh"):

@@ -48,8 +48,9 @@ def test_several_outputs_count_alike_and_masked_places_not_at_all():
 def test_outputs_that_do_not_match_are_refused(student, teacher, message):
     with pytest.raises(ValueError, match=message):
         npas.distillation_loss(student, teacher)
-    with pytest.raises(ValueError, match="temperature must be above 0"):
-        npas.distillation_loss(torch.zeros(2, 3), torch.zeros(2, 3), 0)
+    for temperature in (0, float("nan"), float("inf"), "4", None):
+        with pytest.raises(ValueError, match=r"temperature(=.*)? must be"):
+            npas.distillation_loss(torch.zeros(2, 3), torch.zeros(2, 3), temperature)
 
 
 def test_a_run_learns_from_a_run(run_small, small, tmp_path):

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.sharing.layers import Layer
-from npas.sharing.trained.distillation import logits
+from npas.sharing.trained.distillation import tensors
+from npas.utils.checks import one_line, require
 from npas.utils.progress import track
 
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -28,11 +29,22 @@ DAMPING = 0.01
 """Added to C's diagonal, relative to the diagonal's mean, so that no direction has weight zero."""
 
 
-def call(model: nn.Module, batch: Batch) -> Any:
-    """Call a network with a batch."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch) if isinstance(batch, Tensor) else model(*batch)
+@torch.no_grad()
+def call(model: nn.Module, batch: Batch, name: str) -> Any:
+    """Call a network in eval mode; raise ValueError, which names the batch, if that fails."""
+    try:
+        with evaluating(model):
+            require("it", batch, (Tensor, Sequence, Mapping), "a tensor, a tuple or a dict")
+            if (given := tensors(batch).values()) and not any(own.numel() for own in given):
+                raise ValueError("it is empty")
+            if isinstance(batch, Mapping):
+                return model(**batch)
+            return model(batch) if isinstance(batch, Tensor) else model(*batch)
+    except Exception as error:  # whatever a forward raises
+        raise ValueError(
+            f"{name} cannot be run through the network ({type(error).__name__}: {one_line(error)}):"
+            " give a tensor, a tuple of arguments or a dict of them by name"
+        ) from error
 
 
 def refuse_batches(batches: object, init: str, templates: object) -> None:
@@ -95,11 +107,11 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
                 seeing = functools.partial(add, layer.spec.name)
                 hooks.append(own.register_forward_pre_hook(seeing))
     try:
-        with evaluating(model):
-            for batch in track(batches, "measuring activations"):
-                mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-                text_BL[:] = [] if mask is None else [mask.reshape(len(mask), -1) > 0]
-                call(model, batch)
+        for i, batch in enumerate(track(batches, "measuring activations")):
+            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+            is_mask = isinstance(mask, Tensor)
+            text_BL[:] = [torch.atleast_2d(mask).flatten(1) > 0] if is_mask else []
+            call(model, batch, f"batches[{i}]")
     finally:
         for hook in hooks:
             hook.remove()
@@ -108,12 +120,11 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
     return {name: _root(name, total) for name, total in sums.items() if total.any()}
 
 
-@torch.no_grad()
 def outputs(model: nn.Module, batch: Batch) -> Tensor:
-    """Return all logits of a batch as one vector, computed in eval mode."""
-    with evaluating(model):
-        found = logits(call(model, batch))
-    return torch.cat([tensor.reshape(-1).double().cpu() for tensor in found.values()])
+    """Return all floating-point outputs of one or more dimensions as one vector, perhaps empty."""
+    found = [own for own in tensors(call(model, batch, "batches[0]")).values() if own.dim()]
+    found = [own for own in found if own.is_floating_point() and own.layout is torch.strided]
+    return torch.cat([torch.zeros(0).double(), *(own.reshape(-1).double().cpu() for own in found)])
 
 
 @contextmanager

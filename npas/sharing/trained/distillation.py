@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from npas.utils.checks import above, below
+
 
 def distillation_loss(student: Any, teacher: Any, temperature: float = 4.0) -> Tensor:
     """Return T^2 KL(softmax(teacher / T) || softmax(student / T)), in nats (Hinton et al. 2015).
@@ -16,10 +18,10 @@ def distillation_loss(student: Any, teacher: Any, temperature: float = 4.0) -> T
     The softmax is over the last dimension, the mean over all others. Outputs may be a tensor, a
     tuple, a dict or a transformers' ModelOutput; the loss is the mean over the student's logits
     (see `logits`). The factor T^2 keeps the gradients' size independent of T.
-    Raises ValueError if names or shapes differ, or if T is not above 0.
+    Raises ValueError if names or shapes differ, or if T is not finite and above 0.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    above("temperature", temperature, 0)
+    below("temperature", temperature, float("inf"))
     ours, theirs = logits(student), logits(teacher)
     if missing := sorted(ours.keys() - theirs.keys()):
         raise ValueError(f"the teacher has no output {missing[0]!r}, which the student has")
@@ -40,22 +42,24 @@ def distillation_loss(student: Any, teacher: Any, temperature: float = 4.0) -> T
     return temperature**2 * torch.stack(losses).mean()
 
 
+def tensors(values: Any) -> dict[str, Tensor]:
+    """Return the tensors among a network's outputs or arguments, by name."""
+    if isinstance(values, Mapping):
+        named = dict(values.items())
+    elif isinstance(values, (tuple, list)):
+        named = {str(i): value for i, value in enumerate(values)}
+    else:
+        named = {"output": values}
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+
 def logits(outputs: Any) -> dict[str, Tensor]:
     """Return the outputs that are floating-point tensors of two or more dimensions, by name.
 
     Raises ValueError if there are none.
     """
-    if isinstance(outputs, Mapping):
-        named = dict(outputs.items())
-    elif isinstance(outputs, (tuple, list)):
-        named = {str(i): value for i, value in enumerate(outputs)}
-    else:
-        named = {"output": outputs}
-    found = {
-        name: value
-        for name, value in named.items()
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1
-    }
+    named = tensors(outputs).items()
+    found = {name: own for name, own in named if own.is_floating_point() and own.dim() > 1}
     if not found:
         raise ValueError("there are no logits to match: return a floating-point tensor B x ...")
     return found

@@ -38,6 +38,7 @@ from npas.sharing.runtime.errors import Errors
 from npas.sharing.runtime.install import shared_weights
 from npas.sharing.trained.activations import Root
 from npas.sharing.trained.stacks import Unit, gram, norm, place, products, scaled
+from npas.utils.checks import require
 from npas.utils.progress import Bar, track
 
 WIDEST = 8192
@@ -160,20 +161,23 @@ def _singular(weight_LN: Tensor, bank_KN: Tensor) -> tuple[Tensor, Tensor]:
 def weight_errors(model: nn.Module, dense_state: Mapping[str, Tensor]) -> Errors:
     """Return the relative errors of a shared network's weights against dense ones, by name.
 
-    Raises ValueError for a network that is not shared, and if a dense weight is missing or has
-    another shape.
+    Raises ValueError for a network that is not shared, and if a dense weight is missing, has
+    another shape or no finite values.
     """
+    require("dense_state", dense_state, Mapping, "a state dict, as model.state_dict()")
     shared = follow(shared_weights(model))
     names, errors, norms = shared_layers(shared), {}, {}  # both squared
     for i, layer in enumerate(track(shared.allocation.layers, "comparing weights")):
         own = names.get(i, [layer.name])
         given = next((dense_state[name] for name in own if name in dense_state), None)
-        if given is None or tuple(given.shape) != layer.shape:
+        if not isinstance(given, Tensor) or tuple(given.shape) != layer.shape:
             raise ValueError(
                 f"there is no {layer.name} of shape {list(layer.shape)} to compare with: pass"
                 " weights of the same architecture"
             )
         weight = shared.weight(i) if layer.templates else model.get_parameter(layer.name)
+        if weight.is_meta or given.is_meta or not given.isfinite().all():
+            raise ValueError(f"{layer.name} has no finite values to compare: load trained weights")
         target = _exact(given)
         errors[layer.name] = float((_exact(weight) - target).square().sum())
         norms[layer.name] = float(target.square().sum())

@@ -15,7 +15,6 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,8 +52,9 @@ from npas.sharing.runtime.loops import (
     list_blocks,
     refuse_loops,
 )
-from npas.sharing.trained.activations import Batch, call, evaluating
+from npas.sharing.trained.activations import Batch, call
 from npas.sharing.trained.layer_similarity import tie
+from npas.utils.checks import path_of
 from npas.utils.json_data import decode
 
 FOLDING_FILE = "folding.json"
@@ -103,13 +103,7 @@ def fold(model: nn.Module, threshold: float, example: Batch | None = None) -> Fo
     """
     refuse_loops(model)
     if example is not None:
-        try:
-            _outputs(model, example)
-        except Exception as error:  # whatever a forward raises
-            raise ValueError(
-                f"the network cannot be called with the example ({type(error).__name__}: {error}):"
-                " give a tensor, a tuple of arguments or a dict of them by name"
-            ) from error
+        call(model, example, "the example")
     return fold_tied(model, tie(model, threshold), example)
 
 
@@ -158,7 +152,7 @@ def save_folded(model: nn.Module, folding: Folding, directory: str | os.PathLike
         shared = audit.follow(shared_weights(model))
         audit.refuse_unloadable(shared, "save_folded")
         folding = replace(folding, allocation=shared.allocation)
-    storage.write(model, Path(directory), FOLDING_FILE, folding.to_dict())
+    storage.write(model, storage.make_folder(directory), FOLDING_FILE, folding.to_dict())
 
 
 def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn.Module:
@@ -167,7 +161,7 @@ def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn
     Returns the network. Raises ValueError, with it left as it was, if files are missing, damaged,
     changed or inconsistent, or if the architecture is another one.
     """
-    path = Path(directory) / FOLDING_FILE
+    path = path_of(directory) / FOLDING_FILE
     stored = storage.read(path.parent, FOLDING_FILE, "npas-fold")
     try:
         data: _Stored = decode(_Stored, stored.description)
@@ -189,21 +183,16 @@ def _fold_repeats(model: nn.Module, example: Batch | None) -> list[Repeat]:
     """Make all loops; with an example, only those that keep the network's outputs for it."""
     if example is None:
         return fold_repeats(model)
-    expected = _outputs(model, example)
+    expected = call(model, example, "the example")
     for lists in (True, False):
         trial = copy.deepcopy(model)
         fold_repeats(trial, lists)
         try:
-            torch.testing.assert_close(_outputs(trial, example), expected, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(call(trial, example, ""), expected, rtol=1e-3, atol=1e-4)
         except Exception:  # whatever a forward raises whose lists are not plain chains
             continue
         return fold_repeats(model, lists)
     return []
-
-
-def _outputs(model: nn.Module, example: Batch) -> Any:
-    with torch.no_grad(), evaluating(model):
-        return call(model, example)
 
 
 def _kept_groups(plan: Allocation, tied: Sequence[Sequence[str]]) -> dict[int, GroupAllocation]:
