@@ -64,6 +64,11 @@ def test_the_first_pattern_that_matches_decides():
         ("random", 5, "choose 1 to 4"),
         ({}, None, "empty mapping"),
         ({"blok1.conv.weight": 0}, None, "did you mean 'block1.conv.weight'"),
+        ({3: "a"}, None, "groups' pattern=3 must be a string"),
+        ({None: "a"}, None, "groups' pattern=None must be a string"),
+        ({"*": None}, None, r"groups\['\*'\]=None must be a string or an integer"),
+        ({"*": ["a"]}, None, r"groups\['\*'\]=\['a'\] must be a string or an integer"),
+        ({"*": True}, None, "=True must be a string or an integer"),
     ],
 )
 def test_bad_groupings_say_what_to_change(groups, num_groups, says):

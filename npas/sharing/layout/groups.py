@@ -6,9 +6,11 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Integral
 
 from npas.sharing.blocks import parts_by_depth, place_of
 from npas.sharing.layers import LayerSpec, match_names
+from npas.utils.checks import require
 
 GROUPINGS = ("single", "type", "shape", "random", "place")
 BY_DEPTH = re.compile(r"depth:(\d{1,4})")
@@ -79,6 +81,9 @@ def _random(layers: Sequence[LayerSpec], num_groups: int | None, seed: int) -> d
 def _manual(layers: Sequence[LayerSpec], patterns: Mapping[str, str | int]) -> dict[str, str]:
     if not patterns:
         raise ValueError("groups is an empty mapping: map at least one pattern to a group")
+    for pattern, group in patterns.items():
+        require("groups' pattern", pattern, str, "a string")
+        require(f"groups[{pattern!r}]", group, (str, Integral), "a string or an integer")
     match_names([layer.name for layer in layers], patterns, "groups", "shareable layer")
     found: dict[str, str] = {}
     for pattern, group in reversed([*patterns.items()]):  # the first match counts
