@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from npas.sharing.layers import PREFIX
+from npas.sharing.layers import PREFIX, require_network
+from npas.utils.checks import above, at_least, below, require
 
 _SHARED = re.compile(rf"(?:^|\.){PREFIX}(\w+)$")
 
@@ -39,11 +40,17 @@ def param_groups(
     returns the matrices that are neither shared nor embeddings, and `matrices=False` the rest, for
     a second optimizer.
 
-    Raises ValueError for a rate that is not above 0, and if `matrices=True` finds none.
+    Raises ValueError for a rate that is not finite and above 0, a `weight_decay` that is not finite
+    or below 0, and if `matrices=True` finds none.
     """
-    for option, value in (("bank_lr", bank_lr), ("coefficient_lr", coefficient_lr)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{option} must be above 0, got {value}")
+    for option, value in (("lr", lr), ("bank_lr", bank_lr), ("coefficient_lr", coefficient_lr)):
+        if value is not None:
+            above(option, value, 0)
+            below(option, value, float("inf"))
+    below("weight_decay", weight_decay, float("inf"))
+    at_least("weight_decay", weight_decay, 0)
+    require("decay_norm_bias", decay_norm_bias, bool, "True or False")
+    require("matrices", matrices or False, bool, "True, False or None")
     exempt = no_decay_names(model)
     found: dict[tuple[bool, float | None], list[nn.Parameter]] = {
         (decays, rate): [] for decays in (True, False) for rate in (lr, bank_lr, coefficient_lr)
@@ -92,7 +99,7 @@ def no_decay_names(model: nn.Module) -> set[str]:
     """
     released = {
         path
-        for path, module in model.named_modules()
+        for path, module in require_network(model).named_modules()
         if (shared := module.__dict__.get("_npas_shared")) is not None
         and shared.allocation.scheme.allocator == "reference"
     }

@@ -1,5 +1,6 @@
 """Weight decay reaches banks and matrices, and neither coefficients nor, unasked, norms."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -79,8 +80,14 @@ def test_banks_and_what_else_is_shared_may_have_rates_of_their_own():
         assert rate == (shared if name.startswith("npas_") else 0.5), name
     unnamed = npas.param_groups(model, 0.1, bank_lr=0.25)
     assert {group.get("lr") for group in unnamed} == {None, 0.25}
-    with pytest.raises(ValueError, match="bank_lr must be above 0, got -1"):
-        npas.param_groups(model, 0.1, bank_lr=-1)
+    refused = [(key, bad) for key in ("lr", "bank_lr", "coefficient_lr") for bad in (-1, 0)]
+    refused += [("decay_norm_bias", "no"), ("matrices", "no"), ("weight_decay", None)]
+    for key in ("lr", "bank_lr", "coefficient_lr", "weight_decay"):
+        refused += [(key, bad) for bad in (-1, math.nan, math.inf, "x", True, [0.1])]
+    for key, bad in refused:
+        with pytest.raises(ValueError, match=f"^{key}(=| must be )"):
+            npas.param_groups(model, **{"weight_decay": 0.1, key: bad})
+    assert npas.param_groups(model, 0, lr=torch.tensor(0.1))[0]["weight_decay"] == 0
 
 
 def test_names_tell_also_where_a_network_is_a_part():
