@@ -33,7 +33,7 @@ def train(
     """
     if isinstance(config, str) or not isinstance(config, (Sequence, Mapping, Config)):
         raise ValueError(f"npas.train takes a list of arguments: write npas.train([{config!r}])")
-    if not all(map(callable, callbacks)):
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         raise ValueError("callbacks must be a list of functions of one dict")
     with app.one_line_messages("npas.train"), signals.watching("deliver"):
         checked = check(config)

@@ -66,8 +66,9 @@ def test_an_invalid_config_is_a_value_error_of_one_line(config, line, tmp_path, 
 
 
 def test_callbacks_must_be_callable_and_in_this_process():
-    with pytest.raises(ValueError, match="must be a list of functions"):
-        npas.train([], callbacks=["print"])  # type: ignore[list-item]
+    for callbacks in (["print"], 3, print, None):
+        with pytest.raises(ValueError, match="must be a list of functions"):
+            npas.train([], callbacks=callbacks)
     with pytest.raises(ValueError, match=r"trainer\.devices=2 trains in processes of their own"):
         npas.train(["trainer.devices=2"], callbacks=[print])
 
