@@ -1,6 +1,7 @@
 """`init="fit"`: trained weights are approximated within the exact budget."""
 
 import copy
+import itertools
 import warnings
 
 import pytest
@@ -271,15 +272,8 @@ def test_batches_are_for_a_fit_inside_a_budget(options):
             verb(model, budget, **words)
 
 
-class Answering(nn.Module):
-    """Two layers whose outputs are returned in any form."""
-
-    def __init__(self, form):
-        super().__init__()
-        self.first, self.last, self.form = nn.Linear(16, 16), nn.Linear(16, 1), form
-
-    def forward(self, x):
-        return self.form(self.last(self.first(x)))
+def pair():
+    return nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 1))
 
 
 FORMS = {
@@ -290,14 +284,14 @@ FORMS = {
     "sparse": (lambda y: y.to_sparse(), False),
     "an object": (lambda y: object(), False),
     "zeros": (lambda y: y * 0, False),
-    "none": (lambda y: None, False),
 }
 
 
 @pytest.mark.parametrize(("form", "compared"), FORMS.values(), ids=FORMS)
 def test_outputs_of_any_form_are_compared_if_they_can_be(form, compared):
-    model, _ = fitted(drawn(make=lambda: Answering(form)), 0.5, batches=[torch.randn(9, 16)])
-    assert npas.allocation(model).budget.used == count(model)
+    model = drawn(make=pair)
+    model.register_forward_hook(lambda module, given, output: form(output))
+    fitted(model, 0.5, batches=[torch.randn(9, 16)])
     assert ("of the outputs of a batch" in npas.summary(model)) == compared
 
 
@@ -310,17 +304,14 @@ def test_outputs_of_any_form_are_compared_if_they_can_be(form, compared):
     ids=str,
 )
 def test_batches_that_do_not_fit_leave_the_network_as_it_was(batch):
-    model = drawn(make=lambda: Answering(lambda y: y))
+    model = drawn(make=pair)
     before = copy.deepcopy(model.state_dict())
-    for batches, name in (([batch], 0), ([torch.randn(9, 16), batch], 1)):
-        for verb in (npas.plan, npas.share):
-            line = rf"^batches\[{name}\] cannot be run through the network \(\w+: "
-            with pytest.raises(ValueError, match=line) as error:
-                verb(model, 0.5, init="fit", batches=batches)  # type: ignore[arg-type]
-            assert "\n" not in str(error.value)
-    after = model.state_dict()
-    assert model.training and after.keys() == before.keys()
-    assert all(torch.equal(after[name], before[name]) for name in before)
+    for verb, others in itertools.product((npas.plan, npas.share), ([], [torch.randn(9, 16)])):
+        line = rf"^batches\[{len(others)}\] cannot be run through the network \(\w+: .+$"
+        with pytest.raises(ValueError, match=line):
+            verb(model, 0.5, init="fit", batches=[*others, batch])
+    assert model.training
+    assert all(torch.equal(after, before[name]) for name, after in model.state_dict().items())
 
 
 def test_templates_are_fitted_and_folded():
@@ -401,9 +392,8 @@ def test_invalid_fits_are_refused_or_warned_of():
         (None, "dense_state=None must be a state dict"),
         (drawn(), "dense_state=Blocks.* must be a state dict"),
     ):
-        with pytest.raises(ValueError, match=line) as error:
+        with pytest.raises(ValueError, match=f"{line}.*$"):
             npas.weight_errors(model, given)  # type: ignore[arg-type]
-        assert "\n" not in str(error.value)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="look fresh"):

@@ -108,9 +108,8 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
                 hooks.append(own.register_forward_pre_hook(seeing))
     try:
         for i, batch in enumerate(track(batches, "measuring activations")):
-            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-            is_mask = isinstance(mask, Tensor)
-            text_BL[:] = [torch.atleast_2d(mask).flatten(1) > 0] if is_mask else []
+            mask = tensors(batch).get("attention_mask")
+            text_BL[:] = [] if mask is None else [torch.atleast_2d(mask).flatten(1) > 0]
             call(model, batch, f"batches[{i}]")
     finally:
         for hook in hooks:
