@@ -54,8 +54,9 @@ def write_artifact(
     """Write a shared or dense network; return the artifact's sizes.
 
     The keywords are those of `npas.utils.packing.Packing`. Data that compression would enlarge is
-    stored uncompressed. Raises ValueError, and writes nothing, for an artifact of more than `cap`
-    bytes and a network that cannot be stored (values that are not finite, pruned or wrapped parts).
+    stored uncompressed. Raises ValueError, and writes nothing, where another file or a folder is,
+    for an artifact of more than `cap` bytes and for a network that cannot be stored (values that
+    are not finite, pruned or wrapped parts).
     """
     path, packing = path_of(path), Packing(bits, scheme, compression)
     at_least("cap", require("cap", cap, (int, type(None)), "a number of bytes"), 1)
