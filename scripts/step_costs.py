@@ -3,6 +3,8 @@
     python scripts/step_costs.py cifar10_small      # writes results/bench/steps-cifar10_small.json
     python scripts/step_costs.py methods --only 25% # the first row and those with 25% in the label
 
+With --only, rows measured before stay in the file.
+
 Each row has its own process, which trains the experiment's network on one synthetic batch of the
 experiment's batch size. They run one at a time, as in bench.py. The clock is processor time of one
 thread. A ratio is to the first row in the same round. Peak memory is relative to the process before
@@ -26,7 +28,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("table")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", default="", metavar="TEXT")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", help=argparse.SUPPRESS)  # a child process: the row's overrides
     return parser.parse_args()
@@ -43,7 +45,8 @@ def main() -> None:
     table = definitions.table(arguments.table)
     rows = {row.label: row.overrides for row in table.rows if row.overrides}
     reference = next(iter(rows))
-    rows = {k: v for k, v in rows.items() if k == reference or arguments.only in k}
+    wanted = {k for k in rows if any(text in k for text in arguments.only)}
+    rows = {k: v for k, v in rows.items() if k == reference or k in wanted}
     command = [sys.executable, __file__, arguments.table, "--serve"]
     workers = {
         label: start_worker([*command, json.dumps(overrides)], {})
@@ -60,6 +63,8 @@ def main() -> None:
         found[label] = {"s": quartiles(took), "ratio": quartiles(ratios), "peak_mib": peak}
         print(f"{label:40}{statistics.median(ratios):8.3f}{peak:8.0f} MiB")
     out = arguments.out or RESULTS / f"steps-{arguments.table}.json"
+    if arguments.only != [""] and out.exists():
+        found = json.loads(out.read_text(encoding="utf-8"))["rows"] | found
     write(out, table=arguments.table, rounds=arguments.rounds, rows=found)
     print(f"wrote {out}")
 

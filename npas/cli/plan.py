@@ -99,6 +99,10 @@ def run(plan: Plan) -> Job:
         print(runs.plan_text(model, allocation))
         for note in _notes(allocation) if allocation is not None else []:
             print(f"note: {note}")
+        named = {"sharing.init": config.sharing.weights, "distill.teacher": config.distill.teacher}
+        for key, path in named.items():
+            if path not in (None, schema.DENSE) and not Path(path).exists():
+                print(f"note: {key}={path} does not exist yet")
         if errors is not None:
             print(errors.table())
         print(runs.artifact_text(taken, config))

@@ -63,6 +63,7 @@ def test_a_plan_that_is_known_to_be_poor_is_said_to_be(run):
     assert "note: tokens.weight shares a bank with matrices" in run(*text).out
     assert "note:" not in run(*text, "sharing=no_embeddings").out
     assert "shares a bank with" not in run("npas-plan", "+exp=tiny_mlm").out  # too many to stay out
+    assert "note: sharing.init=foo does not exist yet" in run("npas-plan", "sharing.init=foo").out
 
 
 def test_the_data_are_counted_and_one_batch_is_made(run, tmp_path):
