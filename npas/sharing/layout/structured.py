@@ -257,7 +257,7 @@ def _factorized(name: str, layers: Sequence[LayerSpec], available: int) -> Group
 
 
 PARTS = 1 << 20
-SMALL = 20
+SMALL = 30
 """The smallest layers, at most 1 / SMALL of the parameters, are not factorized: a classifier or a
 first convolution of rank 1 would lose almost everything, and save little."""
 
