@@ -50,10 +50,11 @@ def parse(arguments: list[str], known: Collection[str], primary: str = "") -> ar
     asked.multirun |= "hydra.mode=MULTIRUN" in asked.overrides
     if asked.config_path is not None:
         raise ValueError("--config-path is not supported: --config-dir DIR adds a folder of YAMLs")
-    primaries = {
-        path.stem for path in Path(import_module("npas.configs").__path__[0]).glob("*.yaml")
-    }
-    if asked.config_name in primaries - {primary}:
+    configs = Path(import_module("npas.configs").__path__[0])
+    if (
+        asked.config_name not in (None, primary)
+        and (configs / f"{asked.config_name}.yaml").exists()
+    ):
         raise ValueError(f"--config-name {asked.config_name} is for another command: leave it out")
     folders = plugins.config_folders()
     if asked.config_dir is not None:

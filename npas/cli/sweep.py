@@ -52,7 +52,7 @@ def run(command: Command[T], asked: argparse.Namespace) -> list[Job]:
             try:
                 hydra.multirun(**what, task_function=sweep.launched, with_log_configuration=False)
             except RuntimeError as error:  # of a launcher, e.g. off its cluster: jobs catch theirs
-                raise ValueError(f"hydra/launcher: {error}") from None
+                raise ValueError(f"hydra/launcher: {error}") from error
             except app.RunFailed as failure:
                 sweep.jobs += [] if failure.job in sweep.jobs else [failure.job]
             except _Ended as ended:
