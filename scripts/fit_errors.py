@@ -98,14 +98,22 @@ def read(path: Path) -> list[dict[str, Any]]:
     return list(json.loads(path.read_text())["rows"]) if path.exists() else []
 
 
+def machine() -> dict[str, Any]:
+    """Return versions of packages and the kind of machine."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return versions | {
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "threads": 1,
+    }
+
+
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows with versions and machine."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    machine = {"python": platform.python_version(), "processor": platform.machine(), "threads": 1}
     order = list(NETWORKS)
     rows.sort(key=lambda r: (order.index(r["network"]), -r["budget"], r["method"]))
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
-    head = json.dumps({"script": "scripts/fit_errors.py", "versions": versions | machine})
+    head = json.dumps({"script": "scripts/fit_errors.py", "versions": machine()})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'{head[:-1]},\n "rows": [\n{lines}\n ]}}\n', encoding="utf-8")
 

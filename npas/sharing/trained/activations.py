@@ -34,7 +34,7 @@ from npas.utils.progress import track
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 """Arguments of a network's call: one tensor, a sequence, or a mapping of keywords."""
 DAMPING = 0.01
-"""Added to the diagonal of C and G, relative to its mean, so that no direction has weight zero."""
+"""The least shrinkage of C and G towards multiples of the identity."""
 UNSEEN = 0.1
 """Added to the times that each row of an embedding was read, with the mean gradient."""
 WIDEST = 8192
@@ -117,24 +117,25 @@ class _Sums:
 
     c: Tensor | float = 0.0
     g: Tensor | float = 0.0
-    total: float = 0.0
+    total: float = 0.0  # of |x|^2 |g|^2
+    squares: float = 0.0  # of (|x|^2 |g|^2)^2
     count: int = 0
 
     def add(self, seen: _Seen, words: int) -> None:
         """Add one call; `words` is an embedding's number of rows, or 0."""
         x, g = seen.inputs, seen.gradients
-        length_M = torch.ones(len(x), dtype=torch.float64, device=x.device)
-        if g is not None:
-            length_M = g.norm(dim=1)
-            g = g if words else g * x.norm(dim=1)[:, None]
-            self.g = self.g + _square(g).cpu()
+        size_M = torch.ones(len(x), dtype=torch.float64, device=x.device)  # |x|^2
+        slope_M = size_M if g is None else g.square().sum(1)
         if words:
-            self.c = self.c + x.bincount(length_M.square(), minlength=words).cpu()
-            self.total += float(length_M.square().sum())
+            self.c = self.c + x.bincount(slope_M, minlength=words).cpu()
         else:
-            x = x * length_M[:, None]
-            self.c = self.c + _square(x).cpu()
-            self.total += float(x.square().sum())
+            size_M = x.square().sum(1)
+            self.c = self.c + _square(x * slope_M.sqrt()[:, None]).cpu()
+        if g is not None:
+            self.g = self.g + _square(g * size_M.sqrt()[:, None]).cpu()
+        both_M = size_M * slope_M
+        self.total += float(both_M.sum())
+        self.squares += float(both_M.square().sum())
         self.count += len(x)
 
 
@@ -273,22 +274,33 @@ def _square(rows_MN: Tensor) -> Tensor:
 def _root(name: str, own: _Sums, is_embedding: bool) -> Root:
     """Return the factors of a layer's C and G, damped. Raises ValueError if one is not finite."""
     c, g = torch.as_tensor(own.c), own.g
+    if not (c.isfinite().all() and torch.as_tensor(g).isfinite().all()):
+        raise ValueError(
+            f"the batches give {name} inputs or gradients that are not finite: leave them out"
+        )
     if is_embedding:
         c = c + UNSEEN * own.total / own.count
-    inputs = _factor(name, c, own.total, 0.0 if is_embedding else DAMPING)
-    outputs = _factor(name, g, own.total, DAMPING) if isinstance(g, Tensor) else None
+    inputs = c.sqrt() / own.total**0.25 if is_embedding else _factor(c, own)
+    outputs = _factor(g, own) if isinstance(g, Tensor) else None
     left, right = (inputs, outputs) if is_embedding else (outputs, inputs)
     return Root(left, right, has_gradients=isinstance(g, Tensor))
 
 
-def _factor(name: str, sums: Tensor, total: float, damping: float) -> Tensor:
-    if not sums.isfinite().all():
-        raise ValueError(
-            f"the batches give {name} inputs or gradients that are not finite: leave them out"
-        )
-    sums = sums / total**0.5
+def _factor(sums: Tensor, own: _Sums) -> Tensor:
+    """Return the Cholesky factor, or the roots of a diagonal, after shrinkage for few inputs.
+
+    The shrinkage is OAS (Chen et al., IEEE Transactions on Signal Processing 58, 2010, equation 23)
+    for the effective number of inputs, (sum w)^2 / sum w^2 with weights w = |x|^2 |g|^2.
+    """
+    sums = sums / own.total**0.5
     if sums.dim() == 1:
-        return (sums + damping * sums.mean()).sqrt()
-    sums.diagonal().add_(damping * sums.diagonal().mean())
+        return ((1 - DAMPING) * sums + DAMPING * sums.mean()).sqrt()
+    count, width = own.total**2 / max(own.squares, 1e-300), len(sums)
+    trace, square = float(sums.trace()), float(sums.square().sum())
+    spread = (count + 1 - 2 / width) * (square - trace**2 / width)
+    rate = ((1 - 2 / width) * square + trace**2) / spread if spread > 0 else 1.0
+    rate = min(1.0, max(DAMPING, rate))
+    sums *= 1 - rate
+    sums.diagonal().add_(rate * trace / width)
     factor: Tensor = torch.linalg.cholesky(sums)
     return factor
