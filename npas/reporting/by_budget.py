@@ -34,13 +34,11 @@ class Point:
     @property
     def summary(self) -> Summary:
         """Return mean and standard deviation over the seeds."""
-        from dataclasses import replace
-
         from npas.reporting.tables import summarize
 
-        found = summarize(self.values)
+        found = summarize(self.values, self.metric)
         assert found is not None
-        return replace(found, digits=3) if self.metric in LOSSES else found
+        return found
 
     def cells(self) -> list[str]:
         """Return a row below `HEADS`."""
@@ -110,7 +108,6 @@ def draw(found: Sequence[Point], stem: Path, title: str) -> list[Path]:
     if len(metrics) != 1 or len(sizes) < 2 or not plots.available():
         return []
     (metric,) = metrics
-
     points: plots.Points = {}
     for point in found:
         mean, spread = point.summary.mean, point.summary.std or 0.0

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from npas.reporting import plots
+from npas.reporting.markdown import grid
 from npas.reporting.results import Metric, Result
-from npas.reporting.tables import Cell, Summary, Table, grid_line, summarize
+from npas.reporting.tables import Cell, Table, summarize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One run's F1 on each band, by epoch."""
 
     bands: tuple[int, ...]  # the longest distance of each
@@ -61,14 +60,35 @@ def read(result: Result) -> Run:
     return Run(bands, task["phase_epochs"], result.config["epochs"], measured)
 
 
+def _networks(cells: Sequence[Cell]) -> tuple[dict[str, list[Run]], list[str]]:
+    """Return the finished runs by network, and those that diverged, as "SCNN (seed 0, 2)"."""
+    found = {
+        cell.row.label: [read(result) for _, result in sorted(cell.having("done").items())]
+        for cell in cells
+    }
+    gone = [(cell.row.label, sorted(cell.having("diverged"))) for cell in cells]
+    named = [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in gone if seeds]
+    return {name: runs for name, runs in found.items() if runs}, named
+
+
 def appendix(cells: Sequence[Cell]) -> list[str]:
     """Return a table of F1 at the end of each phase, on its band and on later ones, if any runs."""
-    networks = _networks(cells)
+    networks, diverged = _networks(cells)
     if not networks:
         return []
-    (first, *_), *_ = networks.values()
-    starts = [0, *first.bands]
-    bands = [f"{start + 1} to {end}" for start, end in zip(starts, first.bands, strict=False)]
+    bands = next(iter(networks.values()))[0].bands
+    rows = []
+    for phase, longest in enumerate(bands):
+        for name, runs in networks.items():
+            ends = [(run, epoch) for run in runs if (epoch := run.last_epoch(phase)) is not None]
+            means = [
+                str(summarize([run.f1[epoch][band] for run, epoch in ends]) or "")
+                for band in range(phase, len(bands))
+            ]
+            if ends:
+                own = [*[""] * phase, f"**{means[0]}**", *means[1:]]
+                rows.append([str(longest), name, *own, str(len(ends))])
+    moves = [f"{a + 1} to {b} moves" for a, b in zip((0, *bands), bands, strict=False)]
     lines = [
         "## F1 after each phase, %",
         "",
@@ -76,27 +96,16 @@ def appendix(cells: Sequence[Cell]) -> list[str]:
         " band, which no training has seen by then. Mean over n runs ± standard deviation of a"
         " single run.",
         "",
-        grid_line(["trained up to", "network", *(f"{band} moves" for band in bands), "n"]),
-        grid_line(["---:", "---", *["---:"] * len(bands), "---:"]),
+        *grid(["trained up to", "network", *moves, "n"], rows, left=(1,)),
     ]
-    for phase, longest in enumerate(first.bands):
-        for name, runs in networks.items():
-            ends = [(run, epoch) for run in runs if (epoch := run.last_epoch(phase)) is not None]
-            if not ends:
-                continue
-            texts = [""] * phase
-            for band in range(phase, len(bands)):
-                figure = str(summarize([run.f1[epoch][band] for run, epoch in ends]) or "")
-                texts.append(figure if band > phase else f"**{figure}**")
-            lines.append(grid_line([f"{longest}", name, *texts, str(len(ends))]))
-    if diverged := _diverged(cells):
+    if diverged:
         lines += ["", f"Left out, for it diverged: {'; '.join(diverged)}."]
     return [*lines, ""]
 
 
 def draw(table: Table, cells: Sequence[Cell], stem: Path) -> list[Path]:
     """Draw F1 over epochs, a curve per network; nothing without runs."""
-    networks = _networks(cells)
+    networks, diverged = _networks(cells)
     if not networks:
         return []
 
@@ -107,8 +116,15 @@ def draw(table: Table, cells: Sequence[Cell], stem: Path) -> list[Path]:
         for name, runs in networks.items():
             _curve(above, f"{name} (n = {len(runs)})", runs, Run.current)
             _curve(below, "", runs, Run.later)
-        (first, *_), *_ = networks.values()
-        _mark_phases(above, below, first)
+        first = next(iter(networks.values()))[0]
+        for phase, longest in enumerate(first.bands):
+            start = phase * first.phase_epochs + 0.5
+            if start > first.epochs:
+                break
+            for axes in (above, below) if phase else ():
+                axes.axvline(start, color="0.4", linestyle="--", linewidth=0.8)
+            text, where = f"up to {longest}{'' if phase else ' moves'}", above.get_xaxis_transform()
+            above.text(start, 1.01, text, transform=where, fontsize=7, va="bottom")
         above.set_title("the band of distances that the phase adds", fontsize="medium", pad=16)
         below.set_title("later bands, not trained on yet: their mean", fontsize="medium")
         below.set_xlabel("epoch")
@@ -120,25 +136,10 @@ def draw(table: Table, cells: Sequence[Cell], stem: Path) -> list[Path]:
         title = table.title
         if any(len(runs) > 1 for runs in networks.values()):
             title += "\nmean over n runs, shaded: ± standard deviation of a single run"
-        title += "".join(f"\ndiverged: {name}" for name in _diverged(cells))
+        title += "".join(f"\ndiverged: {name}" for name in diverged)
         figure.suptitle(title, fontsize="medium")
 
     return plots.draw(stem, table.title, (8.5, 7), paint)
-
-
-def _networks(cells: Sequence[Cell]) -> dict[str, list[Run]]:
-    """Return the finished runs by network."""
-    found = {
-        cell.row.label: [read(result) for _, result in sorted(cell.having("done").items())]
-        for cell in cells
-    }
-    return {name: runs for name, runs in found.items() if runs}
-
-
-def _diverged(cells: Sequence[Cell]) -> list[str]:
-    """Return the names of the runs that diverged, as "SCNN (seed 0, 2)"."""
-    found = {cell.row.label: sorted(cell.having("diverged")) for cell in cells}
-    return [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in found.items() if seeds]
 
 
 def _curve(
@@ -147,22 +148,8 @@ def _curve(
     """Draw the mean over runs and a band of one standard deviation, with gaps without figures."""
     epochs = sorted({epoch for run in runs for epoch in run.f1})
     known = [summarize([which(run, e) for run in runs if e in run.f1]) for e in epochs]
-    figures = [figure or Summary(float("nan"), None, 0) for figure in known]
-    (line,) = axes.plot(epochs, [figure.mean for figure in figures], label=label, linewidth=1.5)
-    low, high = (
-        [figure.mean + sign * (figure.std or 0.0) for figure in figures] for sign in (-1, 1)
-    )
+    means = [figure.mean if figure else float("nan") for figure in known]
+    spreads = [(figure.std or 0.0) if figure else 0.0 for figure in known]
+    (line,) = axes.plot(epochs, means, label=label, linewidth=1.5)
+    low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
     axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-
-
-def _mark_phases(above: Axes, below: Axes, run: Run) -> None:
-    """Draw a line at each new phase, labelled with its longest distance."""
-    for phase, longest in enumerate(run.bands):
-        start = phase * run.phase_epochs + 0.5
-        if start > run.epochs:
-            break
-        for axes in (above, below) if phase else ():
-            axes.axvline(start, color="0.4", linestyle="--", linewidth=0.8)
-        text = f"up to {longest}" if phase else f"up to {longest} moves"
-        where = above.get_xaxis_transform()
-        above.text(start, 1.01, text, transform=where, fontsize=7, va="bottom")

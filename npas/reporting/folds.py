@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from npas.reporting.tables import grid_line
+from npas.reporting.markdown import grid
 
 FILE_NAME = "fold.json"
 HEAD = (
@@ -25,17 +25,16 @@ def page(root: Path) -> str:
         " held-out data: the one of fewest layers that costs no more than the tolerance there."
         " The metric is of the part named, which chose nothing.",
         "",
-        grid_line(HEAD),
-        grid_line(["---", *["---:"] * (len(HEAD) - 1)]),
     ]
+    rows = []
     for path in sorted(root.rglob(FILE_NAME)):
         try:
             fold = json.loads(path.read_text(encoding="utf-8"))
-            lines.append(grid_line(_row(fold, path.parent.relative_to(root))))
+            rows.append(_row(fold, path.parent.relative_to(root)))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a result of npas-fold: {error!r}") from None
     made = f"Made from the `{FILE_NAME}` of each folder by `python scripts/fold_page.py`; never"
-    return "\n".join([*lines, "", f"{made} edited.", ""])
+    return "\n".join([*lines, *grid(HEAD, rows), "", f"{made} edited.", ""])
 
 
 def _row(fold: dict[str, Any], folder: Path) -> list[str]:

@@ -18,11 +18,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from npas import config as schema
 from npas.reporting import results as result_files
 from npas.reporting.compose import compose, planned_count, planned_flops
+from npas.reporting.markdown import grid
 from npas.reporting.published import Figure
 from npas.reporting.results import Metric, Result
 from npas.reporting.run_index import results_root
@@ -51,10 +52,8 @@ class Row:
     def command(self, seeds: Sequence[int]) -> str:
         """Return the command that trains the row for these seeds."""
         assert self.overrides is not None
-        sweep = ["-m"] if len(seeds) > 1 else []
-        return " ".join(
-            ["npas-train", *sweep, *self.overrides, f"seed={','.join(map(str, seeds))}"]
-        )
+        words = ["npas-train", *["-m"] * (len(seeds) > 1), *self.overrides]
+        return f"{' '.join(words)} seed={','.join(map(str, seeds))}"
 
 
 @dataclass(frozen=True)
@@ -91,21 +90,19 @@ class Summary:
     mean: float
     std: float | None  # of a single run, over seeds; None for one run
     n: int
-    digits: int = 2  # decimals shown
+    digits: int  # decimals shown
 
     def __str__(self) -> str:
         spread = "" if self.std is None else f" ± {self.std:.{self.digits}f}"
         return f"{self.mean:.{self.digits}f}{spread}"
 
 
-def summarize(values: Iterable[Metric]) -> Summary | None:
+def summarize(values: Iterable[Metric], metric: str = "") -> Summary | None:
     """Return mean and sample standard deviation, ignoring None; None without values."""
     known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return Summary(
-        statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known)
-    )
+    spread = statistics.stdev(known) if len(known) > 1 else None
+    digits = 3 if metric in LOSSES else 2
+    return Summary(statistics.fmean(known), spread, len(known), digits) if known else None
 
 
 @dataclass(frozen=True)
@@ -120,22 +117,24 @@ class Cell:
         """Return the results of these statuses, by seed."""
         return {seed: result for seed, result in self.found.items() if result.status in statuses}
 
-    def unchosen(self, table: Table) -> list[int]:
-        """Return the seeds without held-out data, if the table is of selected epochs."""
-        done = self.having("done").items() if table.epoch == "selected" else ()
-        return [seed for seed, run in done if run.metrics is None or run.metrics.selected is None]
+    def values(self, metric: str, epoch: str = "last") -> dict[int, float]:
+        """Return a metric of finished runs by seed, of the "last" or the "selected" epoch.
+
+        Runs without held-out data have no selected epoch. Raises ValueError for a missing metric.
+        """
+        values = {}
+        for seed, run in self.having("done").items():
+            if (found := getattr(run.metrics, epoch)) is not None:
+                if (value := found.get(metric)) is None:
+                    name = f"the result of {run.exp} with seed {run.seed}"
+                    raise ValueError(f"{name} has no metric {metric!r}: it has {', '.join(found)}")
+                values[seed] = float(value)
+        return values
 
     def summary(self, table: Table) -> Summary | None:
         """Summarize the finished runs in the table's unit; None without any."""
-        left_out = self.unchosen(table)
-        values = [
-            _measured(result, self.row.metric or table.metric, table.epoch)
-            for seed, result in self.having("done").items()
-            if seed not in left_out
-        ]
-        found = summarize(100 - value if table.as_error else value for value in values)
-        exact = table.metric in LOSSES
-        return dataclasses.replace(found, digits=3) if found and exact else found
+        values = self.values(self.row.metric or table.metric, table.epoch).values()
+        return summarize((100 - v if table.as_error else v for v in values), table.metric)
 
     def missing(self, table: Table) -> tuple[int, ...]:
         """Return the seeds still to be run; a diverged run is a result, a failed one is not."""
@@ -168,15 +167,6 @@ class Cell:
         return statistics.fmean(times) / (24 * 60 * 60) if times else None
 
 
-def _measured(result: Result, metric: str, epoch: str = "last") -> float:
-    """Return a metric of the "last" or the "selected" epoch. Raises ValueError if it is missing."""
-    found = getattr(result.metrics, epoch)
-    if (value := found.get(metric)) is None:
-        name = f"the result of {result.exp} with seed {result.seed}"
-        raise ValueError(f"{name} has no metric {metric!r}: it has {', '.join(found)}")
-    return float(value)
-
-
 def load(table: Table, runs: str | Path) -> list[Cell]:
     """Fill the table with the results in `runs/EXP/FOLDER`."""
     exps = sorted({compose(*row.overrides).exp for row in table.rows if row.overrides is not None})
@@ -207,18 +197,17 @@ def fill(table: Table, results: Iterable[Result]) -> list[Cell]:
             own = config.trainer.devices, config.trainer.grad_accum_steps
             for parts in (own, *settings):
                 divided = schema.in_parts(config, *parts)
-                keys = {seed: (_hash(divided, seed), copy) for seed in table.seeds}
-                having = {seed: by_hash[key] for seed, key in keys.items() if key in by_hash}
+                having = {}
+                for seed in table.seeds:
+                    own_hash = schema.config_hash(dataclasses.replace(divided, seed=seed))
+                    if (own_hash, copy) in by_hash:
+                        having[seed] = by_hash[own_hash, copy]
                 if len(having) > len(found):
                     found = having
                 if parts == own and found:
                     break
         cells.append(Cell(row, found, copy))
     return cells
-
-
-def _hash(config: schema.Config, seed: int) -> str:
-    return schema.config_hash(dataclasses.replace(config, seed=seed))
 
 
 def _is_as_configured(result: Result) -> bool:
@@ -234,18 +223,14 @@ def _parts(config: Mapping[str, Any]) -> tuple[int, int]:
     return trainer.get("devices", 1), trainer.get("grad_accum_steps", 1)
 
 
-class Cost(NamedTuple):
-    """A training step's processor time relative to the table's first row, and its memory."""
+def step_costs(results: Path, table: str) -> Mapping[str, tuple[str, str]]:
+    """Return what scripts/step_costs.py has measured, by row label; empty if nothing.
 
-    ratio: float
-    mib: float
-
-
-def step_costs(results: Path, table: str) -> Mapping[str, Cost]:
-    """Return what scripts/step_costs.py has measured, by row label; empty if nothing."""
+    A step's processor time relative to the table's first row, and its memory in MiB.
+    """
     path = results / "bench" / f"steps-{table}.json"
     rows = read_json(path)["rows"] if path.exists() else {}
-    return {label: Cost(row["ratio"][1], row["peak_mib"]) for label, row in rows.items()}
+    return {label: (f"{r['ratio'][1]:.2f}", f"{r['peak_mib']:.0f}") for label, r in rows.items()}
 
 
 def markdown(table: Table, cells: Sequence[Cell]) -> str:
@@ -269,13 +254,13 @@ def markdown(table: Table, cells: Sequence[Cell]) -> str:
 
 
 def _grid(
-    table: Table, cells: Sequence[Cell], notes: list[str], costs: Mapping[str, Cost]
+    table: Table, cells: Sequence[Cell], notes: list[str], costs: Mapping[str, tuple[str, str]]
 ) -> list[str]:
     """Return the lines of one grid."""
     published = [cell.row.published for cell in cells if cell.row.published is not None]
     timed = table.counted and any(figure.gpu_days is not None for figure in published)
     has_flops = table.counted and any(figure.mflops is not None for figure in published)
-    lines: list[str] = []
+    rows: list[dict[str, str]] = []
     for cell in cells:
         row, figure, summary = cell.row, cell.row.published, cell.summary(table)
         parameters = cell.parameters()
@@ -293,9 +278,7 @@ def _grid(
         entries[table.heading] = _figure(table, cell)
         entries["n"] = str(summary.n) if summary else ""
         if costs:
-            cost = costs.get(row.label)
-            entries["step, x dense"] = "" if cost is None else f"{cost.ratio:.2f}"
-            entries["MiB"] = "" if cost is None else f"{cost.mib:.0f}"
+            entries["step, x dense"], entries["MiB"] = costs.get(row.label, ("", ""))
         if published:
             difference = summary.mean - figure.value if summary and figure else None
             entries["published"] = _published(figure, notes, table.counted)
@@ -306,15 +289,8 @@ def _grid(
             theirs = figure.gpu_days if figure is not None else None
             entries["GPU-days"] = measured if row.overrides is not None else ""
             entries["published GPU-days"] = "" if theirs is None else f"{theirs:g}"
-        if not lines:
-            lines = [grid_line([*entries]), grid_line(["---", *["---:"] * (len(entries) - 1)])]
-        lines.append(grid_line([*entries.values()]))
-    return lines
-
-
-def grid_line(entries: Sequence[str]) -> str:
-    """Return one line of a markdown table."""
-    return f"| {' | '.join(entries)} |"
+        rows.append(entries)
+    return grid([*rows[0]], [[*entries.values()] for entries in rows])
 
 
 def _millions(figure: Figure | None) -> str:
@@ -326,7 +302,8 @@ def _figure(table: Table, cell: Cell) -> str:
     summary = cell.summary(table)
     parts = [str(summary)] if summary else []
     wrong = {status: [*cell.having(status)] for status in ("diverged", "failed")}
-    wrong["no epoch chosen"] = cell.unchosen(table)
+    chosen = cell.values(cell.row.metric or table.metric, table.epoch)
+    wrong["no epoch chosen"] = [seed for seed in cell.having("done") if seed not in chosen]
     parts += [
         f"{what}: seed {', '.join(map(str, seeds))}" for what, seeds in wrong.items() if seeds
     ]
