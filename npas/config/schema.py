@@ -245,7 +245,6 @@ class Config:
 
     @property
     def exports(self) -> bool:
-        """Return whether the run exports an artifact."""
         return self.artifact.export or self.cap is not None
 
     def _shorten(self) -> None:

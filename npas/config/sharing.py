@@ -148,12 +148,10 @@ class SharingConfig:
 
     @property
     def is_structured(self) -> bool:
-        """Return whether the generator has no coefficients per layer."""
         return self.generator not in ("avg", "wavg", "emb")
 
     @property
     def fits(self) -> bool:
-        """Return whether the sharing is fitted to trained weights."""
         return self.init is not None and self.init.partition(":")[0] == FIT
 
     @property

@@ -63,7 +63,6 @@ class InputSpec:
     inputs: Mapping[str, Input] = field(default_factory=dict)
 
     def width(self, name: str) -> int:
-        """Return the last dimension of one of several inputs."""
         return self.inputs[name].shape[-1]
 
     def example(self, device: torch.device | str) -> Any:

@@ -67,7 +67,6 @@ class GRU(nn.Module):
 
 
 def _reversed(values_WTV: Tensor, lengths_W: Tensor) -> Tensor:
-    """Reverse each text, but not its padding."""
     index_T = torch.arange(values_WTV.shape[1], device=values_WTV.device)
     from_WT = torch.where(
         index_T < lengths_W[:, None], lengths_W[:, None] - 1 - index_T, index_T.expand(1, -1)

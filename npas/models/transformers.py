@@ -76,7 +76,6 @@ def build(
 
 
 def _check_length(config: Config, network: nn.Module, length: int) -> None:
-    """Raise ValueError if texts are longer than the network's position embeddings."""
     most = getattr(network.config, "max_position_embeddings", None)
     if not isinstance(most, int) or most < 1:
         return

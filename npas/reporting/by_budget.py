@@ -33,7 +33,6 @@ class Point:
 
     @property
     def summary(self) -> Summary:
-        """Return mean and standard deviation over the seeds."""
         from npas.reporting.tables import summarize
 
         found = summarize(self.values, self.metric)
@@ -41,7 +40,6 @@ class Point:
         return found
 
     def cells(self) -> list[str]:
-        """Return a row below `HEADS`."""
         unit = "" if self.metric in LOSSES else ", %"
         shown = [f"{self.metric}{unit}", str(self.summary), str(len(self.values))]
         return [self.series, self.budget, f"{self.used:,}", *shown]

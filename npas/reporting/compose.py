@@ -40,7 +40,6 @@ PLAIN = re.compile(r"(budget|seed|\w+(\.\w+)+)=")
 
 @functools.cache
 def _composed(*overrides: str) -> DictConfig:
-    """Compose overrides that choose files or add keys with Hydra."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
 

@@ -11,7 +11,6 @@ from typing import Any
 from npas.config import run_dir
 from npas.reporting import curriculum, plots, published, verdicts
 from npas.reporting.compose import compose
-from npas.reporting.soft_sharing import poster_rows
 from npas.reporting.tables import Row, Table
 from npas.utils.checks import near
 
@@ -96,14 +95,8 @@ def _rows(entries: Entries, fields: Mapping[str, Any]) -> Iterator[Row]:
     for entry, own in _expand(entries, fields, {}):
         text = {
             key: entry.get(key, "").format(**own)
-            for key in ("label", "do", "series", "section", "metric", "suffix")
+            for key in ("label", "do", "series", "section", "metric")
         }
-        if "poster" in entry:
-            section, column = (word.format(**own) for word in entry["poster"])
-            for row in poster_rows(section, column, text["section"]):
-                shown = Row(f"{row.label}{text['suffix']}", None, published=row.published)
-                yield shown if text["suffix"] else row
-            continue
         overrides = tuple(text["do"].split()) if "do" in entry else None
         figure = _figure(entry["published"], own) if "published" in entry else None
         shown_as = text["series"], figure, text["section"], text["metric"]
@@ -111,7 +104,9 @@ def _rows(entries: Entries, fields: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _figure(where: list[Any], fields: Mapping[str, Any]) -> published.Figure | None:
-    """Return a published figure; None if its name is empty."""
     section, name, column, *match = (_filled(part, fields) for part in where)
-    more = {key: _filled(value, fields) for own in match for key, value in own.items()}
+    more: dict[str, Any] = {}
+    for own in match:
+        given = fields[own] if isinstance(own, str) else own
+        more |= {key: _filled(value, fields) for key, value in given.items()}
     return published.figure(section, name, column, **more) if name else None

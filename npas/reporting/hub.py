@@ -184,7 +184,6 @@ def card(
 
 
 def _result_parts(result: Result) -> list[str]:
-    """Return the card's parts on data, metrics and training."""
     dataset, budget = result.dataset, result.budget
     kinds = {True: "the published files", False: "a copy that differs from the published files"}
     kind = kinds.get(dataset.published, "no published checksums are known")  # type: ignore[arg-type]
@@ -233,7 +232,6 @@ def loading(model: nn.Module, name: str, builds: str, pruned: bool = False) -> s
 
 
 def _save_theirs(model: nn.Module, folder: Path) -> None:
-    """Save a network of transformers without its progress bars."""
     with _hub.quietly():
         model.save_pretrained(folder)  # type: ignore[operator]
 
@@ -244,7 +242,6 @@ def _is_transformers(model: nn.Module) -> bool:
 
 
 def _build(folder: Path) -> nn.Module:
-    """Build the transformers network of a folder's config.json. Raises ValueError."""
     import transformers
 
     where = folder if (folder / CONFIG).is_file() else folder / SHARED_FOLDER

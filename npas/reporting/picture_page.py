@@ -66,12 +66,10 @@ def draw(shown: Sequence[Shown], path: str | Path, title: str) -> Path:
 
 
 def _across(columns: int) -> int:
-    """Return the width of so many columns, in pixels."""
     return columns * CELL + (columns - 1) * GAP
 
 
 def _colour(name: str, right: bool | None) -> str:
-    """Return the colour of a box."""
     assert name in ("truth", "chosen"), f"boxes are truth and chosen, not {name}"
     return TRUTH if name == "truth" else WRONG if right is False else RIGHT
 
@@ -190,7 +188,6 @@ def _picture(picture: Picture) -> Image:
 def _draw_box(
     image: Image, box: Sequence[float], scale: float, name: str, right: bool | None
 ) -> None:
-    """Outline a box, given in pixels before scaling, with a light edge for dark images."""
     from PIL import ImageDraw
 
     pen = ImageDraw.Draw(image)

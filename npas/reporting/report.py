@@ -87,7 +87,6 @@ def _file_of(stem: Path) -> Path | None:
 
 
 def _picture(path: Path, alt: str, caption: str) -> str:
-    """Embed a picture. Raises ValueError for a damaged file."""
     data, kind = path.read_bytes(), "png"
     width = height = 0.0
     if path.suffix == ".svg":
@@ -151,7 +150,6 @@ def _committed(results: Path) -> Iterator[Section]:
 
 @contextlib.contextmanager
 def _reading(path: Path, problem: str, remedy: str = "") -> Iterator[None]:
-    """Convert the errors of a damaged file to a ValueError."""
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -165,7 +163,6 @@ def _results_of(own: Page) -> list[list[dict[str, str]]]:
 
 
 def _measured(own: Page) -> list[int]:
-    """Return the n of a table's rows with figures."""
     return [int(row["n"]) for rows in _results_of(own) for row in rows if row["n"].isdecimal()]
 
 
@@ -176,7 +173,6 @@ def _range(counts: Iterable[int]) -> str:
 
 
 def _glance(filled: Mapping[str, Page]) -> Iterator[Entry]:
-    """Yield the tables' figures by budget, if there are any."""
     rows = [(name, *found) for name, own in filled.items() for found in _by_budget(own)]
     if not rows:
         return
@@ -228,7 +224,6 @@ def _table_entry(folder: Path, name: str, own: Page) -> Entry:
 
 
 def _groups(path: Path, root: Path) -> Entry:
-    """Return the entry of a search's groups. Raises ValueError for a damaged file."""
     folder = path.parent
     name = str(folder.relative_to(root))
     with _reading(path, "is not a valid file of groups"):
@@ -276,8 +271,6 @@ def _folds(root: Path, runs: Sequence[run_index.Run]) -> Iterator[Section]:
 def _fold(
     fold: dict[str, Any], folder: Path, name: str, known: Mapping[Any, str]
 ) -> tuple[Entry, Entry]:
-    """Return a network's entries on similarity and folding."""
-
     def picture(stem: str, alt: str, title: str) -> str:
         source = _file_of(folder / stem)
         return _picture(source, alt, f"{title}: {name}.") if source is not None else ""

@@ -173,7 +173,6 @@ class Result:
 
 
 def _finite(node: Any) -> Any:
-    """Replace numbers that are not finite by None."""
     if isinstance(node, dict):
         return {name: _finite(value) for name, value in node.items()}
     if isinstance(node, list):
@@ -240,7 +239,6 @@ def same(one: Result, other: Result) -> list[str]:
 
 
 def _leaves(node: object, path: str) -> Iterator[tuple[str, object]]:
-    """Yield full names and values of a node's leaves."""
     if isinstance(node, Mapping) and node:
         for name, value in node.items():
             yield from _leaves(value, f"{path}.{name}" if path else name)

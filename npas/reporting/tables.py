@@ -50,7 +50,6 @@ class Row:
     metric: str = ""  # replaces the table's
 
     def command(self, seeds: Sequence[int]) -> str:
-        """Return the command that trains the row for these seeds."""
         assert self.overrides is not None
         words = ["npas-train", *["-m"] * (len(seeds) > 1), *self.overrides]
         return f"{' '.join(words)} seed={','.join(map(str, seeds))}"
@@ -77,7 +76,6 @@ class Table:
 
     @property
     def heading(self) -> str:
-        """Return the heading of the figures' column."""
         if self.metric in LOSSES:
             return f"test {self.metric}"
         return f"test {'error' if self.as_error else NAMES.get(self.metric, self.metric)}, %"
@@ -114,7 +112,6 @@ class Cell:
     copy: bool = False  # on a copy of the published data
 
     def having(self, *statuses: str) -> dict[int, Result]:
-        """Return the results of these statuses, by seed."""
         return {seed: result for seed, result in self.found.items() if result.status in statuses}
 
     def values(self, metric: str, epoch: str = "last") -> dict[int, float]:
@@ -256,7 +253,6 @@ def markdown(table: Table, cells: Sequence[Cell]) -> str:
 def _grid(
     table: Table, cells: Sequence[Cell], notes: list[str], costs: Mapping[str, tuple[str, str]]
 ) -> list[str]:
-    """Return the lines of one grid."""
     published = [cell.row.published for cell in cells if cell.row.published is not None]
     timed = table.counted and any(figure.gpu_days is not None for figure in published)
     has_flops = table.counted and any(figure.mflops is not None for figure in published)

@@ -54,7 +54,6 @@ class Batch(NamedTuple):
 
 
 def _each(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Apply `change` to a tensor, or to each one of a dict."""
     if isinstance(values, dict):
         return {name: change(value) for name, value in values.items()}
     return change(values)
@@ -124,7 +123,6 @@ class Task(abc.ABC):
             self.parts = self.read()
 
     def read(self) -> dict[str, Any]:
-        """Return the parts of the dataset, by split."""
         raise AssertionError("a task has `setup` or `read`")
 
     @property

@@ -92,7 +92,6 @@ class Task(Resident):
         return Part(images, labels), Part(*test)
 
     def inspect(self) -> dict[str, str]:
-        """List the files with their checksums, and count the images of each part."""
         found = {}
         for file, sum_ in self.compared.found.items():
             md5 = f"md5 {self.files[file]}"

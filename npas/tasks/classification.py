@@ -95,11 +95,9 @@ class Resident(Classification):
 
     @property
     def has_validation(self) -> bool:  # type: ignore[override]
-        """Whether a part of the training images is held out."""
         return bool(self.data.val_fraction)
 
     def load(self) -> tuple[Part, Part]:
-        """Return the training and the test images; raises ValueError if they are missing."""
         raise AssertionError("implemented by subclasses")
 
     def read(self) -> dict[str, Part]:
@@ -134,7 +132,6 @@ class Resident(Classification):
         return parts
 
     def inspect(self) -> dict[str, str]:
-        """Count the images of each part, and of its classes."""
         found = {}
         for name, part in self.parts.items():
             counts = part.labels.unique(return_counts=True)[1].tolist()

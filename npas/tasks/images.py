@@ -83,7 +83,6 @@ class Task(imagenet.Task):
         self.has_validation = config.held_out > 0 or "val" in self.splits
 
     def read(self) -> dict[str, imagenet.Part]:
-        """List the images; raises ValueError if the classes are not those of the run."""
         parts = super().read()
         names = self.config.class_names
         if self.source == "real" and names and (found := self.images["train"].classes) != names:

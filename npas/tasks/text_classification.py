@@ -72,7 +72,6 @@ class Config:
 
     @property
     def files(self) -> dict[str, str]:
-        """Return the file of each split."""
         found = {"train": self.train_file, "test": self.test_file}
         return found if self.val_file is None else found | {"val": self.val_file}
 
@@ -137,14 +136,12 @@ class Part:
         return len(self.label_N)
 
     def inputs(self, own: Tensor | slice) -> dict[str, Tensor]:
-        """Return the network's inputs for these texts, with a mask BxL that all networks take."""
         ids_BL, length_B = self.ids_NL[own], self.length_N[own]
         position_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
         mask_BL = (position_L < length_B[:, None]).long()
         return {"input_ids": ids_BL.long(), "attention_mask": mask_BL}
 
     def take(self, own_N: Tensor) -> Part:
-        """Return the texts selected by a bool mask, N."""
         own_N = own_N.to(self.ids_NL.device)
         return Part(self.ids_NL[own_N], self.length_N[own_N], self.label_N[own_N])
 
@@ -193,7 +190,6 @@ class Task(tokenization.TextTask, Classification):
         return parts
 
     def _read(self, path: Path) -> Part:
-        """Read and tokenize one file; raises ValueError for a label that is not a class."""
         texts, labels = zip(*read(path, self.config.text, self.config.label), strict=True)
         if unknown := set(labels) - set(self.classes):
             raise ValueError(

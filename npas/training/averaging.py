@@ -50,13 +50,11 @@ class AveragedWeights:
         )
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load stored averages."""
         for name, tensor in self.tensors.items():
             self.tensors[name] = tensors[name].to(tensor, copy=True)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Give the network the averaged weights within a `with` block."""
         with restoring(self.model):
             self.model.load_state_dict(self.tensors, strict=False)
             yield

@@ -54,7 +54,6 @@ class Progress:
     earlier: list[dict[str, int]] = field(default_factory=list)
 
     def is_over(self, config: Config) -> bool:
-        """Return whether the training has reached its epochs or `trainer.max_seconds`."""
         most_s = config.trainer.max_seconds
         return self.epoch >= config.epochs or (most_s is not None and self.elapsed_s >= most_s)
 
@@ -68,7 +67,6 @@ class Checkpoint:
 
     @property
     def progress(self) -> Progress:
-        """Return the training's progress at this checkpoint."""
         with self.refusing():
             return Progress(**self.state["progress"])
 
@@ -78,7 +76,6 @@ class Checkpoint:
             return safetensors.torch.load_file(self.folder / f"{name}.safetensors")
 
     def has(self, name: str) -> bool:
-        """Return whether tensors were saved as `name`."""
         return (self.folder / f"{name}.safetensors").exists()
 
     @contextmanager
@@ -152,13 +149,11 @@ class Checkpoints:
         return Checkpoint(final, found.state)
 
     def clear(self, after: int = -1) -> None:
-        """Remove the checkpoints of steps after `after`."""
         for folder in self.folders():
             if _step_of(folder) > after:
                 _remove(folder)
 
     def path(self, step: int) -> Path:
-        """Return the path of a step's checkpoint."""
         return self.folder / f"step-{step:08d}"
 
     def folders(self) -> list[Path]:
@@ -172,7 +167,6 @@ class Checkpoints:
         return scratch
 
     def _prune(self, best: int | None) -> None:
-        """Remove all but the newest checkpoints and that of step `best`."""
         finished = [path for path in self.folders() if _is_finished(path)]
         kept = {*finished[-self.keep :], *(p for p in finished if _step_of(p) == best)}
         for folder in self.folders():

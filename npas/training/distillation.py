@@ -50,11 +50,9 @@ class Distilled:
                     modules[name].register_forward_hook(lambda m, a, out, keep=keep: keep(out))
 
     def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
-        """Return the task's own weights of a batch's parts."""
         return self.task.part_weights(parts, world)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and the sums to log, as `Task.loss` does."""
         loss, found = self.task.loss(model, batch)
         ours, theirs = self.outputs["student"], self.outputs["teacher"]
         if self.cache is None:
@@ -77,12 +75,10 @@ class Distilled:
         return loss, found
 
     def _teach(self, batch: Batch) -> None:
-        """Run the teacher on a batch; hooks keep its outputs."""
         with torch.no_grad():
             self.task.loss(self.teacher, batch)
 
     def taught(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the teacher's logits for a batch by name."""
         self._teach(batch)
         return logits(self.outputs["teacher"].pop(""))
 
@@ -100,7 +96,6 @@ class Distilled:
 
 
 def _tensor(output: Any) -> Tensor | None:
-    """Return a module's output, or the first of several."""
     first = output[0] if isinstance(output, (tuple, list)) and output else output
     return first if isinstance(first, Tensor) else None
 

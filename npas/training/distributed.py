@@ -42,7 +42,6 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def from_leader(self, value: T) -> T:
@@ -87,13 +86,11 @@ class Process:
         return tensor
 
     def share(self, tensors: Iterable[Tensor]) -> None:
-        """Copy rank 0's tensors to every process."""
         for tensor in tensors if self.world > 1 else ():
             dist.broadcast(tensor.detach(), 0)
             increment_version(tensor)  # collectives do not; cached weights compare versions
 
     def share_all(self, model: nn.Module) -> None:
-        """Copy rank 0's parameters and buffers to every process."""
         self.share([*model.parameters(), *model.buffers()])
 
 

@@ -62,7 +62,6 @@ class Experiment:
 
     @property
     def epochs(self) -> int:
-        """The number of epochs of this stage."""
         return search_epochs(self.config) if self.stage == SEARCH else self.config.epochs
 
     @property

@@ -35,7 +35,6 @@ class Grouping:
     vectors: dict[str, list[float]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data with one entry per layer."""
         data = asdict(self)
         groups, vectors = data.pop("groups"), data.pop("vectors")
         layers = [{"name": k, "group": v, "vector": vectors[k]} for k, v in groups.items()]

@@ -145,7 +145,6 @@ def weights_sum(path: Path) -> str:
 
 
 def _sum_of(model: nn.Module) -> str:
-    """Return the sha256 of a network's tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -176,7 +175,6 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read dense weights. Raises ValueError if a file is missing, damaged or a shared network's."""
     tensors: dict[str, Tensor] = {}
     for file in weight_files(path):
         if (file.parent / api.ALLOCATION_FILE).is_file():
@@ -209,7 +207,6 @@ def load_into(model: nn.Module, path: Path) -> str:
 
 
 def _is_run(path: Path) -> bool:
-    """Return whether a path is a run's folder or one of its checkpoints."""
     named = any((path / name).exists() for name in (MANIFEST, "checkpoints", SEARCH))
     return named or any(path.glob("step-*"))
 

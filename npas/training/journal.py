@@ -74,12 +74,10 @@ class Journal(contextlib.ExitStack):
         return self
 
     def step(self) -> None:
-        """Show that one more step is done."""
         if self.bar is not None:
             self.bar.advance()
 
     def report(self, figures: dict[str, float]) -> None:
-        """Record figures of the latest step."""
         progress = self.state.progress
         epoch = round(progress.step / self.steps_per_epoch, 4)
         record = {"step": progress.step, "epoch": epoch, **figures}

@@ -73,7 +73,6 @@ class Meter:
         return record
 
     def check(self) -> None:
-        """Raise Diverged if a step was not finite. Waits for the device."""
         if (step := int(self.bad_step)) >= 0:
             raise Diverged("loss or gradient", step)
 
@@ -83,7 +82,6 @@ class Meter:
         return {**kept, "counts": torch.tensor([self.samples, self.steps])}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Load the tensors that `tensors` returned."""
         self.samples, self.steps = tensors["counts"].tolist()
         self.untimed = self.steps, self.samples  # this process's clock did not time them
         for key, value in tensors.items():

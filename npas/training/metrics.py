@@ -32,7 +32,6 @@ def measure(
 
 
 def _measure(state: TrainState, split: str, averaged: AveragedWeights | None) -> dict[str, float]:
-    """Evaluate a training's network, with the averaged weights if given."""
     with averaged.in_place() if averaged else contextlib.nullcontext():
         return measure(state.experiment, state.precision, split, state.progress.step)
 

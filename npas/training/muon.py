@@ -82,7 +82,6 @@ class Muon(optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step; parameters without a gradient do not change."""
         assert closure is None
         adams = []
         for group in self.param_groups:
@@ -119,7 +118,6 @@ class Muon(optim.Optimizer):
         torch._foreach_sub_(parameters, updates)
 
     def _updates(self, parameters: Sequence[Any], directions: Sequence[Tensor]) -> list[Tensor]:
-        """Orthogonalize all directions, batched by shape."""
         found: dict[int, Tensor] = {}
         by_shape: dict[tuple[int, int], list[int]] = {}
         for i, (parameter, direction) in enumerate(zip(parameters, directions, strict=True)):

@@ -28,7 +28,6 @@ class Adamax(optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step; parameters without a gradient do not change."""
         for group in self.param_groups:
             found = [p for p in group["params"] if p.grad is not None]
             if found:

@@ -37,7 +37,6 @@ class Precision:
         return self.scaler.scale(torch.ones((), device=self.device)) >= SMALLEST_SCALE
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context for forward passes."""
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)

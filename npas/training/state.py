@@ -82,7 +82,6 @@ class TrainState:
         return self.progress.elapsed_s + time.perf_counter() - self.since
 
     def average(self) -> None:
-        """Update the averaged weights, if any."""
         if self.averaged is not None:
             self.averaged.update(self.progress.step)
 
@@ -120,7 +119,6 @@ class TrainState:
         self.store.save(self.progress.step, state, tensors, best["step"] if best else None)
 
     def resume(self) -> None:
-        """Restore the checkpoint that `config.resume` asks for, if there is one."""
         found: Checkpoint | None = None
         with self.process.together():
             if self.process.is_main:
@@ -224,7 +222,6 @@ class TrainState:
             yield self.process.from_leader(found)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
-        """Return the optimizer's tensors, named after their parameters."""
         return {
             f"{name}/{key}": value
             for name, parameter in self.model.named_parameters()
@@ -314,6 +311,5 @@ def refuse_another_config(config: Config, found: Checkpoint) -> None:
 
 
 def _parts_of(found: Checkpoint) -> tuple[int, int]:
-    """Return `trainer.devices` and `trainer.grad_accum_steps` of a checkpoint's config."""
     trainer = found.state["config"].get("trainer", {})
     return trainer.get("devices", 1), trainer.get("grad_accum_steps", 1)

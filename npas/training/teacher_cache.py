@@ -84,7 +84,6 @@ class TeacherCache:
             yield self.task.collate(index_B, 0, 0)
 
     def _write(self, teach: Teach) -> None:
-        """Compute the logits of all samples and write the file atomically."""
         temporary = self.path.with_suffix(".tmp")  # overwrites that of a killed process
         try:
             with locked(self.path.with_suffix(".lock")):
@@ -112,7 +111,6 @@ class TeacherCache:
             raise ValueError(f"distill.cache={self.path.parent}: {reason(error)}") from None
 
     def _open(self) -> None:
-        """Read the file and verify its checksum."""
         try:
             with safe_open(self.path, "pt") as file:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

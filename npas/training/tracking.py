@@ -139,7 +139,6 @@ class Tracker:
             self.tensorboard.call(lambda writer: _add_scalars(writer, record))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write a record to the log only."""
         if self.file is not None:
             self.file.write(json.dumps({k: _jsonable(v) for k, v in record.items()}) + "\n")
         self.lines += 1
@@ -156,7 +155,6 @@ class Tracker:
             self._call_wandb(lambda run: _upload(run, checkpoint))
 
     def ended(self, status: str) -> None:
-        """Record how the run ended: done, diverged, failed or preempted."""
         self.status = status
         self.summarize({"status": status})
         if status == "preempted" and self.wandb is not None:
@@ -207,7 +205,6 @@ class _Background:
         self.started.wait(START_S)
 
     def call(self, call: Callable[[Any], object]) -> None:
-        """Make a call in the thread, soon."""
         if self.thread.is_alive():
             self.calls.put(call)
 
@@ -243,7 +240,6 @@ class _Background:
             self._warn(error)
 
     def _warn(self, why: BaseException | str) -> None:
-        """Log a warning, the first time only."""
         if not self.has_warned:
             self.has_warned = True
             text = " ".join(str(why).split()) or type(why).__name__
@@ -325,7 +321,6 @@ def _start_wandb(
 
 
 def _upload(run: Any, checkpoint: Path) -> None:
-    """Upload a checkpoint's weights and wait for the upload."""
     import wandb
 
     artifact = wandb.Artifact(f"model-{run.id}", type="model")

@@ -158,11 +158,9 @@ class BudgetReport:
 
     @classmethod
     def of_dense(cls, count: int) -> BudgetReport:
-        """Return the report of a dense network of `count` parameters."""
         return cls("dense", dense=count, allowed=count, used=count)
 
     def to_dict(self) -> dict[str, str | int | float]:
-        """Return the fields as in `result.json`."""
         return asdict(self)
 
 

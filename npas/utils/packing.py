@@ -49,7 +49,6 @@ class Packing:
 
     @property
     def description(self) -> str:
-        """Return a short description."""
         how = f"int{self.bits}" if self.scheme == "rows" else "int8 as in Parameter Golf"
         return f"{how}, {self.compression}" if self.compression != "none" else how
 

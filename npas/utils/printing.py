@@ -54,7 +54,6 @@ class Shown(str):
     parts: tuple[Grid | str, ...]
 
     def __new__(cls, *parts: Grid | str) -> Shown:
-        """Join the parts with empty lines."""
         texts = ["\n".join(columns(*p)) if isinstance(p, Grid) else p for p in parts]
         self = super().__new__(cls, "\n\n".join(texts))
         self.parts = parts
@@ -64,7 +63,6 @@ class Shown(str):
         return str(self)
 
     def _repr_html_(self) -> str:
-        """Return the HTML for notebooks."""
         return "\n".join(_html(part) for part in self.parts)
 
 

@@ -29,7 +29,6 @@ class Place:
 
     @property
     def nodes(self) -> int:
-        """Return the number of machines."""
         return max(1, self.world // self.local_world)
 
 

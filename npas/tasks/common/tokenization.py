@@ -37,11 +37,9 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Return the vocabulary size, special tokens included."""
         return len(self.inner)
 
     def line(self) -> dict[str, str]:
-        """Return a line for `inspect`."""
         return {"tokenizer": f"{self.name}, {self.size:,} tokens"}
 
     def encode(self, texts: Sequence[str]) -> list[Any]:
@@ -117,7 +115,6 @@ class TextTask(base.Task):
     tokenizer: Tokenizer
 
     def read(self) -> dict[str, Any]:
-        """Read the files, tokenize them, and keep the samples on the device."""
         with tempfile.TemporaryDirectory() as folder:
             if self.source == "synthetic":
                 self.root = Path(folder)
@@ -141,7 +138,6 @@ class TextTask(base.Task):
         """Return the parts read from the files under `root`; raises ValueError if malformed."""
 
     def check_network(self, model: nn.Module) -> None:
-        """Raise ValueError if the network's vocabulary is smaller than the tokenizer's."""
         config = getattr(getattr(model, "module", model), "config", None)
         known, size = getattr(config, "vocab_size", None), self.tokenizer.size
         if known is not None and known < size:

@@ -12,7 +12,6 @@ import numpy as np
 
 
 def _number(name: Any, *flags: Any) -> np.dtype:
-    """Return a numeric dtype; raises UnpicklingError for objects and records."""
     found = np.dtype(name, *flags)
     if found.kind not in "biuf":
         raise pickle.UnpicklingError(f"it holds arrays of {found}, which are not numbers")

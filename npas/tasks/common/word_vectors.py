@@ -104,7 +104,6 @@ def look_up(texts: Sequence[str], path: Path, width: int, most: int) -> Words:
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return the rows padded with zeros, UxT, and their lengths, at least 1."""
     lengths_U = torch.tensor([max(1, len(own)) for own in rows])
     tensors = [torch.tensor(own, dtype=torch.int64) for own in rows]
     return pad_sequence(tensors, batch_first=True), lengths_U

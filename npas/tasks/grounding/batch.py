@@ -61,7 +61,6 @@ class Part:
 
     @cached_property
     def lots(self) -> list[Lot]:
-        """Return lots that cover every phrase once."""
         size = self.sizes.phrases
         return [
             Lot(i, own[start : start + size])

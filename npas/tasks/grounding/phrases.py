@@ -108,15 +108,12 @@ class Flat:
         return len(self.text_N)
 
     def text(self, number: int) -> str:
-        """Return a phrase's text."""
         return self.texts[self.text_N[number]]
 
     def of_image(self, index: int) -> range:
-        """Return the indices of an image's phrases."""
         return range(int(self.first_J[index]), int(self.first_J[index + 1]))
 
     def image_of(self, number: int) -> int:
-        """Return the index of a phrase's image."""
         return int(np.searchsorted(self.first_J, number, side="right")) - 1
 
 

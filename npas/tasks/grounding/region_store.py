@@ -42,7 +42,6 @@ class Store:
         self.done = {name for path in paths for name in self._names(path)}
 
     def _names(self, path: Path) -> list[str]:
-        """List a file's images; raises ValueError if it is damaged, or has other settings."""
         remedy = "remove it, and the same command makes it again"
         with reading(path, remedy), h5py.File(path, "r") as file:
             names, made_by = list(file), file.attrs.get(MADE_BY, "by another tool")
@@ -85,7 +84,6 @@ class Store:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes `path`; raises ValueError if that fails."""
     try:
         with replacing(path) as temporary:
             yield temporary

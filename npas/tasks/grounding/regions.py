@@ -63,7 +63,6 @@ class Regions:
         return {**self.__dict__, "_file": None}
 
     def close(self) -> None:
-        """Close the file until the next read."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -112,7 +111,6 @@ class Regions:
 
 
 def _close(regions: weakref.ref[Regions]) -> None:
-    """Close the file of regions, if these still exist."""
     found = regions()
     if found is not None:
         found.close()

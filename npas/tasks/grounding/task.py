@@ -111,7 +111,6 @@ class Task(dataset.SceneTask):
         self.readings: dict[str, Reading] = {}
 
     def read(self) -> dict[str, Part]:
-        """Read the phrases and check the region features, which stay on disk."""
         config, root = self.config, self.root
         name = "referit" if config.set == "referit" else "flickr30k"
         if self.is_rendered:
@@ -144,7 +143,6 @@ class Task(dataset.SceneTask):
         return parts
 
     def _write(self, root: Path, counts: dict[str, int], seed: int) -> None:
-        """Write rendered scenes: images, phrases, features and word vectors."""
         config = self.config
         write = scenes.write_referit if config.set == "referit" else scenes.write_flickr30k
         write(root, config.scenes, counts, config.region_width, seed)
@@ -167,11 +165,9 @@ class Task(dataset.SceneTask):
         return replace(found, rows_UT=F.pad(found.rows_UT, (0, more)))
 
     def inspect(self) -> dict[str, str]:
-        """Count images and phrases, and read some features."""
         return self.compared.found | sets.report(self.readings, self.parts)
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
-        """Return images with some of their phrases, and labels."""
         part, lots, keys = self.parts["train"], [], []
         for index in map(part.there.__getitem__, index_B.tolist()):
             lots.append(part.drawn(index, rng.derive_key(self.seed, "phrases", epoch, index)))
@@ -201,7 +197,6 @@ class Task(dataset.SceneTask):
         return loss, {"fits_best": 100 * right / asked * batch.size}
 
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
-        """Measure the metrics in the module's docstring, and the accuracy of each phrase type."""
         from npas.tasks.common.workers import iterate
 
         part, workers = self.parts[split], self.data.workers
@@ -222,7 +217,6 @@ class Task(dataset.SceneTask):
         return metrics.summarize(found_N3.cpu().numpy(), part.flat.types, part.flat.is_type_NC)
 
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
-        """Return phrases, each with its box and the network's choice."""
         part, shown = self.parts[split], []
         with measuring(model) as device:
             for number in spread(len(part.flat), count):
@@ -244,7 +238,6 @@ class Task(dataset.SceneTask):
 
 
 def _measured(part: Part, steps: range) -> Iterator[Batch]:
-    """Yield batches to evaluate."""
     for step in steps:
         yield part.read(part.lots[step * EVAL_BATCH : (step + 1) * EVAL_BATCH])
 

@@ -47,20 +47,16 @@ class Folder:
         self.labels_N = torch.tensor([label for _, label in found])
 
     def relative(self, index: int) -> str:
-        """Return an image's path below the split's folder: class and file."""
         return os.fsdecode(self.names_N[index].item())
 
     def name(self, index: int) -> str:
-        """Return an image's path."""
         return str(self.path / self.relative(index))
 
     def read(self, index: int) -> bytearray:
-        """Return an image's encoded bytes; raises OSError if it cannot be read."""
         with open(os.path.join(self.path, self.relative(index)), "rb") as file:
             return bytearray(file.read())
 
     def total_bytes(self) -> int:
-        """Return the total size of all image files."""
         return sum(os.stat(self.name(i)).st_size for i in range(len(self.names_N)))
 
 

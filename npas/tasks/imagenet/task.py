@@ -152,7 +152,6 @@ class Task(Classification):
         return root / ("imagenet-shards" if self.config.form == "shards" else "imagenet")
 
     def _find(self, root: Path, classes: int) -> None:
-        """List the images of all splits, from folders or shards."""
         folder, packed = self._folder(root), self.config.form == "shards"
         self.images: dict[str, shards.Images] = {}
         for split in self.splits.values():
@@ -192,7 +191,6 @@ class Task(Classification):
         self._find(root, classes)
 
     def inspect(self) -> dict[str, str]:
-        """Count images and bytes, and read the first image of each class."""
         found, readable = {}, []
         for split, own in self.images.items():
             count, size = len(own.labels_N), own.total_bytes()
@@ -231,7 +229,6 @@ class Task(Classification):
         return None
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
-        """Return images as bytes, BxCxHxW, and their classes."""
         key = rng.derive_key(self.seed, "image", epoch)
         key_B = rng.bits(key, self.parts["train"].index_N[index_B])
         images, labels = [], []
@@ -298,7 +295,6 @@ class Task(Classification):
         }
 
     def _test_batches(self, split: str, steps: range) -> Iterator[Batch]:
-        """Yield these batches, without unreadable images."""
         part = self.parts[split]
         for step in steps:
             images, labels = [], []

@@ -45,7 +45,6 @@ class Stream:
         return torch.from_numpy(np.concatenate(taken).astype(np.int64))
 
     def cut(self, at: int) -> tuple[Stream, Stream]:
-        """Split the stream at position `at`, without a copy."""
         before, after = [], []
         for part, end in zip(self.parts, self.ends.tolist(), strict=True):
             kept = min(max(at - (end - len(part)), 0), len(part))

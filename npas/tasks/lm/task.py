@@ -95,7 +95,6 @@ class Task(base.Task):
         self.compared = Comparison(self.data.verify)
 
     def read(self) -> dict[str, Stream]:
-        """Open the token streams; raises ValueError if they are missing, damaged or too short."""
         size, fraction = self.config.vocab_size, self.data.val_fraction
         streams = self._synthetic() if self.source == "synthetic" else self._open()
         found = size if self.vocabulary is None else len(self.vocabulary)
@@ -183,7 +182,6 @@ class Task(base.Task):
         return choose
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
-        """Return the rows that start at these positions."""
         stream, count = self.parts["train"], self.config.length + 1
         rows_BL = torch.stack([stream.take(start, count) for start in index_B.tolist()])
         self._check_tokens(rows_BL)
@@ -194,7 +192,6 @@ class Task(base.Task):
             raise ValueError(f"{self.name} has token {most}, above task.vocab_size: raise that")
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean cross-entropy per token, in nats."""
         logits_BLV = model(batch.inputs)
         return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch.targets.flatten()), {}
 
@@ -208,7 +205,6 @@ class Task(base.Task):
         cuts, known = range(0, targets, per_batch), self.vocabulary
 
         def count(i: int) -> tuple[Tensor | int, ...]:
-            """Return nats, tokens and bytes of a batch."""
             read = stream.take(cuts[i], min(per_batch, targets - cuts[i]) + 1)
             self._check_tokens(read)
             before, target = read[:-1], read[1:]

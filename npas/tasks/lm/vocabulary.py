@@ -45,7 +45,6 @@ class Vocabulary:
         return b"".join(self.pieces[token] for token in tokens).decode(errors="replace")
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text."""
         if self.processor is not None:
             return list(self.processor.encode(text))
         number = {piece: i for i, piece in enumerate(self.pieces)}

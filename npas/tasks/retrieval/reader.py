@@ -45,7 +45,6 @@ class Features:
         return torch.from_numpy(rows_BRD)
 
     def check(self) -> None:
-        """Read all features; raises ValueError if any is NaN or infinite."""
         for index_B in torch.arange(self.images).split(AT_ONCE):
             self.read(index_B)
 
@@ -97,7 +96,6 @@ def _lines(path: Path) -> list[str]:
 
 
 def _open(path: Path) -> np.ndarray:
-    """Memory-map an array."""
     with reading(path, _PUT):
         array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     return array

@@ -137,7 +137,6 @@ class Task(dataset.SceneTask):
         self.pictures: Path | None = None  # the folder of the images
 
     def read(self) -> dict[str, Part]:
-        """Read sentences and words, and check the features; rendered data are written first."""
         config, root, name = self.config, self.root, f"{self.config.set}_precomp"
         if self.is_rendered:
             root = self.find("scan", {"regions": self.regions}, self._write)
@@ -171,7 +170,6 @@ class Task(dataset.SceneTask):
         return {part: Part(own, words.look_up(own.captions, *how)) for part, own in read.items()}
 
     def _write(self, root: Path, counts: dict[str, int], seed: int) -> None:
-        """Write rendered images' arrays and word vectors."""
         config, name = self.config, f"{self.config.set}_precomp"
         named = {self.splits[part]: count for part, count in counts.items()}
         sizes = self.regions, config.region_width
@@ -179,7 +177,6 @@ class Task(dataset.SceneTask):
         scenes.write_vectors(root / VECTORS, config.word_width)
 
     def inspect(self) -> dict[str, str]:
-        """Count images, sentences and words, compare with the published, and read all features."""
         found = {}
         for name, part in self.parts.items():
             features, split = part.images.features, self.splits[name]
@@ -217,7 +214,6 @@ class Task(dataset.SceneTask):
         return Batch(inputs, targets, len(index_B))
 
     def check_parts(self, size: int, parts: int) -> None:
-        """Raise ValueError if a batch is split, or is a single image."""
         if parts > 1:
             raise ValueError(
                 f"the loss of {self.name} compares all of a batch, so it cannot be split into"
@@ -251,7 +247,6 @@ class Task(dataset.SceneTask):
         return loss, {"in_batch": 100 * found_S.sum() / config.captions}
 
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
-        """Measure recalls on "val" or "test", of all images and sentences of a fold."""
         return metrics.recalls(self._similarity(model, split, rank, world))
 
     def _similarity(self, model: nn.Module, split: str, rank: int, world: int) -> Tensor:
@@ -281,7 +276,6 @@ class Task(dataset.SceneTask):
             return fill(similarity_FSN, cuts[rank::world], world, match)
 
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
-        """Return sentences with their most similar images."""
         similarity_FSN = self._similarity(model, split, 0, 1).cpu()
         images = self.parts[split].images
         return metrics.examples(similarity_FSN, images, self.pictures, count)

@@ -103,7 +103,6 @@ class _Captioner:
         return self.chains.setdefault(meaning, self.scene.number * 100 + len(self.chains) + 1)
 
     def caption(self) -> Caption:
-        """Return the next caption."""
         rng = self.rng
         order = list(range(len(self.scene.things)))
         rng.shuffle(order)

@@ -66,7 +66,6 @@ def _mask(shape: str, height: int, width: int) -> np.ndarray:
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return which points are in a five-pointed star that fills the box."""
     # The star's tips are on a circle, but extend less than the radius to the sides and down.
     x = x * np.sin(2 * np.pi / 5)
     y = (y + 1) / 2 * (1 + STAR[0]) - 1

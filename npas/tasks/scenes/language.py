@@ -57,15 +57,12 @@ class Words(NamedTuple):
     shape: str = ""
 
     def true_of(self, thing: Thing) -> bool:
-        """Return whether a thing has these attributes."""
         return all(word in ("", own) for word, own in zip(self, thing.attributes, strict=True))
 
     def modifiers(self) -> int:
-        """Return the number of attributes besides the shape."""
         return sum(map(bool, self[:3]))
 
     def phrase(self, rng: Random, many: bool = False) -> str:
-        """Return a phrase, with random synonyms."""
         noun = choose(rng, self.shape)
         before = [choose(rng, word) for word in self[:3] if word]
         return " ".join([*before, plural(noun) if many else noun])

@@ -107,7 +107,6 @@ class Eyes:
         self.sums = [_patches(rng, side, count) for side, count in halves]
 
     def see(self, pixels_HW3: np.ndarray, boxes_R4: np.ndarray) -> np.ndarray:
-        """Return the features of these regions of an image, RxD, float32."""
         seen = views(pixels_HW3, boxes_R4)
         found_RD = np.concatenate([v @ sums for v, sums in zip(seen, self.sums, strict=True)], 1)
         return np.maximum(found_RD, 0) * np.float32(SCALE)

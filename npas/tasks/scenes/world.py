@@ -89,7 +89,6 @@ class Thing:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Return x and y, in pixels."""
         left, top, right, bottom = self.box
         return (left + right) / 2, (top + bottom) / 2
 

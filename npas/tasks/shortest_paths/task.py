@@ -78,7 +78,6 @@ class Task(base.Task):
         self.spec = InputSpec((2, size, size), 1, outputs="cell")
 
     def read(self) -> dict[str, dict[int, Grids]]:
-        """Draw the validation and test grids of each band of distances."""
         phases = self.config.phases
         counts = {"val": self.config.val_samples, "test": self.config.test_samples}
         return {
@@ -140,7 +139,6 @@ class Task(base.Task):
                 yield Batch(*_batch(grids, start, local), local)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean cross-entropy over cells, and the batch's F1 in percent."""
         logits_BHW = model(batch.inputs).squeeze(1).float()
         right, predicted, actual = _counts(logits_BHW.detach(), batch.targets)
         f1 = 200 * right / (predicted + actual)

@@ -31,7 +31,6 @@ class Answers:
 
     @property
     def text(self) -> str:
-        """Return the best answer; empty if no span was allowed."""
         return self.texts[0] if self.texts else ""
 
     @property
@@ -102,6 +101,5 @@ def spans(
 
 
 def _best(logits_L: np.ndarray, allowed_L: np.ndarray, count: int) -> np.ndarray:
-    """Return the `count` allowed positions with the highest logits, highest first."""
     positions = np.nonzero(allowed_L)[0]
     return positions[np.argsort(-logits_L[positions], kind="stable")[:count]]

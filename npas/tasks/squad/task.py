@@ -105,7 +105,6 @@ class Part:
         return len(self.features)
 
     def inputs(self, own: Tensor | slice) -> dict[str, Tensor]:
-        """Return the network's inputs for these windows."""
         return tokenization.inputs(self.ids_NL[own], self.second_N[own], self.length_N[own])
 
 
@@ -140,7 +139,6 @@ class Task(tokenization.TextTask):
         synthetic_text.write_squad(self.root, self.config.version, made.train, made.test)
 
     def ensure(self) -> None:
-        """Download missing files, or raise ValueError."""
         missing = [name for name in self.sums if not (self.root / name).is_file()]
         own = self.config.test_file is not None
         if missing and (own or not self.data.download):
@@ -168,7 +166,6 @@ class Task(tokenization.TextTask):
     def _to_train_on(
         self, read: list[list[reader.Question]], test: list[reader.Question]
     ) -> list[reader.Question]:
-        """Return the questions of all training files whose paragraphs are not in the test file."""
         found: list[reader.Question] = []
         for questions in read:
             first = found[-1].article + 1 if found else 0
@@ -232,7 +229,6 @@ class Task(tokenization.TextTask):
         return sum(losses) / 2, {"exact": 100 * right_B.sum()}  # type: ignore[return-value]
 
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
-        """Measure the metrics in the module's docstring on "val" or "test"."""
         part, config = self.parts[split], self.config
         count = len(part)
 

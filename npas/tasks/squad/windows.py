@@ -73,7 +73,6 @@ def cut(
 
 
 def _answer(question: Question, spans_T2: np.ndarray) -> tuple[int, int] | None:
-    """Return the first and the last token of the first answer; None if it has none."""
     if question.start is None:
         return None
     end = question.start + len(question.answers[0])
