@@ -169,7 +169,7 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         search=search,
         parallel=Parallel(process.world, process.nodes, parts, outcome.earlier),
         divergence=divergence,
-        init=start and Init(start.weights, start.became),
+        init=start and Init(**start),
         hub=_hub_commits(config),
         pruning=pruning.found(experiment, budget.used),
         **environment(),

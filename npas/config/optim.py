@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from npas.utils.checks import intervals
+from npas.utils.checks import Ranged, intervals
 
 
 @dataclass(frozen=True)
-class MuonConfig:
+class MuonConfig(Ranged, section="optim.muon."):
     """Settings of `optim.name=muon`.
 
     Muon trains the matrices of blocks with `optim.lr`, `optim.momentum` and `optim.nesterov`. AdamW
@@ -19,26 +19,19 @@ class MuonConfig:
     """
 
     bank: Literal["adam", "templates"] = "templates"
-    bank_lr: float = 0.003
-    coefficient_lr: float = 0.003
-    embedding_lr: float = 0.05
-    head_lr: float = 0.008
-    vector_lr: float = 0.04
-    beta1: float = 0.9
-    momentum_start: float = 0.85
-    momentum_warmup_steps: int = 500
-    newton_schulz_steps: int = 5
-
-    def __post_init__(self) -> None:
-        rates = ("bank_lr", "coefficient_lr", "embedding_lr", "head_lr", "vector_lr")
-        intervals("optim.muon.", self, **dict.fromkeys(rates, "(0, inf)"))
-        intervals("optim.muon.", self, beta1="[0, 1)", momentum_start="[0, 1)")
-        intervals("optim.muon.", self, momentum_warmup_steps="[0, inf)")
-        intervals("optim.muon.", self, newton_schulz_steps="[1, 100]")
+    bank_lr: Annotated[float, "(0, inf)"] = 0.003
+    coefficient_lr: Annotated[float, "(0, inf)"] = 0.003
+    embedding_lr: Annotated[float, "(0, inf)"] = 0.05
+    head_lr: Annotated[float, "(0, inf)"] = 0.008
+    vector_lr: Annotated[float, "(0, inf)"] = 0.04
+    beta1: Annotated[float, "[0, 1)"] = 0.9
+    momentum_start: Annotated[float, "[0, 1)"] = 0.85
+    momentum_warmup_steps: Annotated[int, "[0, inf)"] = 500
+    newton_schulz_steps: Annotated[int, "[1, 100]"] = 5
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Ranged, section="optim."):
     """The optimizer and its learning rate schedule.
 
     `schedule=multistep` multiplies the rate by `gamma` at each milestone (an epoch); linear and
@@ -51,30 +44,27 @@ class OptimConfig:
     """
 
     name: Literal["sgd", "adam", "adamax", "adamw", "muon"] = "sgd"
-    lr: float = 0.1
-    bank_lr: float | None = None
-    coefficient_lr: float | None = None
+    lr: Annotated[float, "(0, inf)"] = 0.1
+    bank_lr: Annotated[float | None, "(0, inf)"] = None
+    coefficient_lr: Annotated[float | None, "(0, inf)"] = None
     min_lr: float = 0.0
-    momentum: float = 0.9
-    beta2: float = 0.999
+    momentum: Annotated[float, "[0, 1)"] = 0.9
+    beta2: Annotated[float, "[0, 1)"] = 0.999
     nesterov: bool = True
-    weight_decay: float = 5e-4
+    weight_decay: Annotated[float, "[0, inf)"] = 5e-4
     milestones: list[int] = field(default_factory=list)
-    gamma: float = 0.2
+    gamma: Annotated[float, "(0, inf)"] = 0.2
     schedule: Literal["multistep", "linear", "cosine", "wsd"] = "multistep"
-    decay_fraction: float = 0.1
-    warmup_epochs: int | float = 0
-    clip_norm: float = 0.0
+    decay_fraction: Annotated[float, "(0, 1]"] = 0.1
+    warmup_epochs: Annotated[int | float, "[0, inf)"] = 0
+    clip_norm: Annotated[float, "[0, inf)"] = 0.0
     decay_norm_bias: bool = True
-    ema_decay: float = 0.0
+    ema_decay: Annotated[float, "[0, 1)"] = 0.0
     muon: MuonConfig = field(default_factory=MuonConfig)
 
     def __post_init__(self) -> None:
-        rates = ("lr", "gamma", "bank_lr", "coefficient_lr")
-        intervals("optim.", self, **dict.fromkeys(rates, "(0, inf)"), decay_fraction="(0, 1]")
-        intervals("optim.", self, momentum="[0, 1)", beta2="[0, 1)", ema_decay="[0, 1)")
-        least_0 = ("weight_decay", "warmup_epochs", "clip_norm")
-        intervals("optim.", self, **dict.fromkeys(least_0, "[0, inf)"), min_lr=f"[0, {self.lr}]")
+        super().__post_init__()
+        intervals("optim.", self, min_lr=f"[0, {self.lr}]")
         for key in ("bank_lr", "coefficient_lr"):
             if self.name == "muon" and getattr(self, key) is not None:
                 raise ValueError(f"optim.name=muon ignores optim.{key}: set optim.muon.{key}")

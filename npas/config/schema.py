@@ -10,12 +10,12 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from npas.config.optim import OptimConfig
 from npas.config.sharing import LONGEST, SharingConfig
 from npas.utils.budget import parse_budget
-from npas.utils.checks import at_least, below, intervals
+from npas.utils.checks import Ranged, at_least, below, intervals
 from npas.utils.packing import Packing
 
 # Raise it when a fix changes the results of an unchanged config: results before and after cannot be
@@ -32,21 +32,17 @@ MOST_PROCESSES = 1024  # of one machine: more is a typing error
 
 
 @dataclass(frozen=True)
-class SyntheticConfig:
+class SyntheticConfig(Ranged, section="data.synthetic."):
     """Samples of a synthetic dataset, and the most epochs and batch size of a run on it."""
 
-    train: int = 8
-    test: int = 4
-    epochs: int = 1
-    batch_size: int = 2
-
-    def __post_init__(self) -> None:
-        keys = ("train", "test", "epochs", "batch_size")
-        intervals("data.synthetic.", self, **dict.fromkeys(keys, f"[1, {LONGEST}]"))
+    train: Annotated[int, f"[1, {LONGEST}]"] = 8
+    test: Annotated[int, f"[1, {LONGEST}]"] = 4
+    epochs: Annotated[int, f"[1, {LONGEST}]"] = 1
+    batch_size: Annotated[int, f"[1, {LONGEST}]"] = 2
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Ranged, section="data."):
     """The dataset's directory, source and validation split.
 
     `source=synthetic` runs the experiment on synthetic data in the real dataset's format. Data that
@@ -57,18 +53,15 @@ class DataConfig:
 
     root: str = "data"
     source: Literal["real", "synthetic"] = "real"
-    val_fraction: float | None = None
+    val_fraction: Annotated[float | None, "[0, 1)"] = None
     download: bool = True
     verify: Literal["refuse", "warn"] = "refuse"
-    workers: int = 0
+    workers: Annotated[int, f"[0, {MOST_PROCESSES}]"] = 0
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-
-    def __post_init__(self) -> None:
-        intervals("data.", self, val_fraction="[0, 1)", workers=f"[0, {MOST_PROCESSES}]")
 
 
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(Ranged, section="distill."):
     """Distillation from a teacher: a run's folder, or "dense"; null: none.
 
     The loss is (1 - weight) x the task's + weight x temperature^2 KL (Hinton et al. 2015), plus
@@ -77,15 +70,14 @@ class DistillConfig:
     """
 
     teacher: str | None = None
-    weight: float = 0.9
-    temperature: float = 4.0
+    weight: Annotated[float, "[0, 1]"] = 0.9
+    temperature: Annotated[float, "(0, inf)"] = 4.0
     hidden: list[str] = field(default_factory=list)
-    hidden_weight: float = 1.0
+    hidden_weight: Annotated[float, "[0, inf)"] = 1.0
     cache: str | None = None
 
     def __post_init__(self) -> None:
-        intervals("distill.", self, weight="[0, 1]", temperature="(0, inf)")
-        intervals("distill.", self, hidden_weight="[0, inf)")
+        super().__post_init__()
         for key in ("teacher", "cache"):
             if (path := getattr(self, key)) is not None and not path.strip():
                 raise ValueError(f"distill.{key} must not be empty: set a path, or null")
@@ -94,7 +86,7 @@ class DistillConfig:
 
 
 @dataclass(frozen=True)
-class PruningConfig:
+class PruningConfig(Ranged, section="pruning."):
     """Filter pruning by `method`; null: none.
 
     `amount` is the fraction of each prunable layer's filters to prune, or maps patterns of layer
@@ -107,23 +99,24 @@ class PruningConfig:
     method: Literal["magnitude", "hrank"] | None = None
     amount: float | dict[str, float] = 0.5
     schedule: Literal["one_shot", "gradual"] = "one_shot"
-    start: float = 0.5
+    start: Annotated[float, "[0, 1)"] = 0.5
     end: float = 0.75
-    times: int = 10
-    batches: int = 5
+    times: Annotated[int, f"[1, {MOST_PRUNINGS}]"] = 10
+    batches: Annotated[int, f"[1, {MOST_PRUNINGS}]"] = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         amounts = self.amount if isinstance(self.amount, dict) else {"": self.amount}
         for pattern, amount in amounts.items():
             key = f"pruning.amount.{pattern}" if pattern else "pruning.amount"
             at_least(key, amount, 0)
             below(key, amount, 1)
-        most, first = f"[1, {MOST_PRUNINGS}]", self.start if self.schedule == "gradual" else 0
-        intervals("pruning.", self, start="[0, 1)", end=f"[{first}, 1)", times=most, batches=most)
+        first = self.start if self.schedule == "gradual" else 0
+        intervals("pruning.", self, end=f"[{first}, 1)")
 
 
 @dataclass(frozen=True)
-class TrainerConfig:
+class TrainerConfig(Ranged, section="trainer."):
     """Devices, gradient accumulation, checkpoints and logging.
 
     `devices` processes share each batch, and each splits its share into `grad_accum_steps` parts.
@@ -136,27 +129,19 @@ class TrainerConfig:
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: int = 1
-    grad_accum_steps: int = 1
+    devices: Annotated[int, f"[1, {MOST_PROCESSES}]"] = 1
+    grad_accum_steps: Annotated[int, "[1, inf)"] = 1
     gradient_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     tf32: bool = False
-    checkpoint_every: int = 0
-    max_seconds: float | None = None
-    keep_last: int = 2
-    log_every: int = 10
-
-    def __post_init__(self) -> None:
-        keys = ("grad_accum_steps", "keep_last", "log_every")
-        intervals("trainer.", self, **dict.fromkeys(keys, "[1, inf)"))
-        intervals("trainer.", self, devices=f"[1, {MOST_PROCESSES}]", max_seconds="(0, inf)")
-        intervals("trainer.", self, checkpoint_every="[0, inf)")
+    checkpoint_every: Annotated[int, "[0, inf)"] = 0
+    max_seconds: Annotated[float | None, "(0, inf)"] = None
+    keep_last: Annotated[int, "[1, inf)"] = 2
+    log_every: Annotated[int, "[1, inf)"] = 10
 
 
 @dataclass(frozen=True)
-class ArtifactConfig(Packing):
+class ArtifactConfig(Packing, section="artifact."):
     """With `export`, or a budget in bytes, a run exports an artifact at its end."""
-
-    section: ClassVar[str] = "artifact."
 
     export: bool = False
 
@@ -174,14 +159,14 @@ class WandbConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Ranged):
     """One run's config; `model` and `task` are the `Config` classes of their families."""
 
     exp: str = "digits"
     budget: str | None = None
-    seed: int = 0
-    epochs: int = 200
-    batch_size: int = 128
+    seed: Annotated[int, "[0, 4294967296)"] = 0
+    epochs: Annotated[int, f"[1, {LONGEST}]"] = 200
+    batch_size: Annotated[int, f"[1, {LONGEST}]"] = 128
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     deterministic: bool = False
@@ -214,8 +199,7 @@ class Config:
         for key in ("run_root", "resume"):
             if not getattr(self, key).strip():
                 raise ValueError(f"{key} must not be empty")
-        most = f"[1, {LONGEST}]"
-        intervals("", self, seed=f"[0, {2**32})", epochs=most, batch_size=most)
+        super().__post_init__()
         for key in ("model", "task"):
             node = getattr(self, key)
             if isinstance(node, Mapping) and not isinstance(node.get("family"), str):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from npas.utils import plugins
-from npas.utils.checks import intervals, join, near
+from npas.utils.checks import Ranged, intervals, join, near
 
 LONGEST = 1_000_000  # epochs, or images a batch: more is a typing error, and may fill the memory
 MOST_TEMPLATES = 1000  # of a layer: more is a typing error, and would fill the memory
@@ -26,23 +26,20 @@ FITTED = (
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Ranged, section="sharing.search."):
     """The search for groups of sharing.groups=learned or gradient.
 
     The search trains one group inside the run's budget, at most the dense count, for `epochs` of
     its own (null: a tenth of the run's), with the whole learning rate schedule.
     """
 
-    epochs: int | None = None
+    epochs: Annotated[int | None, f"[1, {LONGEST}]"] = None
     softmax: bool = False
-    templates: int = 4
-
-    def __post_init__(self) -> None:
-        intervals("sharing.search.", self, epochs=f"[1, {LONGEST}]", templates="[2, inf)")
+    templates: Annotated[int, "[2, inf)"] = 4
 
 
 @dataclass(frozen=True)
-class SharingConfig:
+class SharingConfig(Ranged, section="sharing."):
     """The keywords of `npas.share`, initial weights, the search for groups and regularization.
 
     `generator` may be a scheme of an installed package. `init` names a run with the same groups and
@@ -58,24 +55,24 @@ class SharingConfig:
     generator: Generator | str = "wavg"
     upsampler: Literal["inter", "repeat", "mask", "wavg"] = "inter"
     groups: dict[str, str] | str = "single"
-    num_groups: int | None = None
+    num_groups: Annotated[int | None, "[1, inf)"] = None
     group_weights: dict[str, float] | None = None
-    max_templates: int = 8
+    max_templates: Annotated[int, "[1, inf)"] = 8
     templates: int | Literal["layers"] | None = None
     coefficient_init: Literal["orthogonal", "sparse", "released", "legendre", "cosine"] = (
         "orthogonal"
     )
     train_coefficients: bool = True
-    upsample_templates: int = 1
-    low_rank: int = 0
-    recurrence_weight: float = 0.0
-    lsm_every: int = 0
+    upsample_templates: Annotated[int, "[1, inf)"] = 1
+    low_rank: Annotated[int, "[0, inf)"] = 0
+    recurrence_weight: Annotated[float, "[0, inf)"] = 0.0
+    lsm_every: Annotated[int, "[0, inf)"] = 0
     include: list[str] | None = None
     exclude: list[str] | None = None
     allocator: Literal["npas", "reference"] = "npas"
     recompute: bool = False
     init: str | None = None
-    fit_batches: int = 0
+    fit_batches: Annotated[int, "[0, inf)"] = 0
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
@@ -140,11 +137,7 @@ class SharingConfig:
             )
         if self.templates != "layers":
             intervals("sharing.", self, templates=f"[1, {MOST_TEMPLATES}]")
-        for least, keys in (
-            (1, ("num_groups", "max_templates", "upsample_templates")),
-            (0, ("recurrence_weight", "lsm_every", "low_rank", "fit_batches")),
-        ):
-            intervals("sharing.", self, **dict.fromkeys(keys, f"[{least}, inf)"))
+        super().__post_init__()
 
     @property
     def is_structured(self) -> bool:

@@ -10,23 +10,12 @@ import torch
 from torch import nn
 
 from npas.models import InputSpec, _hub
-from npas.utils.checks import within
-
-
-def in_range(config: Any, **limits: tuple[float, float]) -> None:
-    """Raise ValueError unless each key is within its (smallest, largest) value."""
-    within("model", config, limits)
-
-
-def rate(config: Any) -> None:
-    """Raise ValueError unless `dropout` is a rate below 1."""
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"model.dropout={config.dropout}: must be at least 0 and below 1")
+from npas.utils.checks import intervals
 
 
 def depth(config: Any, kind: str, step: int, rest: int, most: int = 1000) -> None:
     """Raise ValueError unless the depth is `step` * n + `rest`, with n at least 1."""
-    in_range(config, depth=(step + rest, most))
+    intervals("model.", config, depth=f"[{step + rest}, {most}]")
     if more := (config.depth - rest) % step:
         below = config.depth - more
         raise ValueError(
@@ -37,7 +26,7 @@ def depth(config: Any, kind: str, step: int, rest: int, most: int = 1000) -> Non
 
 def divides(config: Any, key: str, by: str = "heads") -> None:
     """Raise ValueError unless the value of `key` is divisible by that of `by`."""
-    in_range(config, **{by: (1, getattr(config, key))})
+    intervals("model.", config, **{by: f"[1, {getattr(config, key)}]"})
     if (whole := getattr(config, key)) % (part := getattr(config, by)):
         raise ValueError(f"model.{key}={whole} is not divisible by model.{by}={part}")
 

@@ -23,15 +23,15 @@ Dimensions: B images, R regions, S = B x P sentences, T words in each, s sentenc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec, _checks, _phrases
+from npas.models import InputSpec, _phrases
 from npas.models._match import Match, Matcher
-from npas.utils.checks import above
+from npas.utils.checks import Ranged
 
 OUTPUTS = ("match",)
 LEAK = 0.1  # of the leaky ReLU
@@ -39,19 +39,14 @@ MOST_NUMBERS = 2**26  # attention weights computed at once: 256 MiB
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="model."):
     """The `model.*` keys of ADAPT-T2I; `embedding=0` uses fixed word vectors only."""
 
     family: str = "adapt"
-    width: int = 1024
-    vocab_size: int = 8481  # at least the size of the task's vocabulary
-    embedding: int = 300  # size of learned embeddings
-    fovea: float = 10.0  # inverse temperature of the softmax over regions
-
-    def __post_init__(self) -> None:
-        _checks.in_range(self, width=(1, 65536), embedding=(0, 65536), vocab_size=(1, 10**7))
-        above("model.fovea", self.fovea, 0)
-        _checks.in_range(self, fovea=(0, 1e4))
+    width: Annotated[int, "[1, 65536]"] = 1024
+    vocab_size: Annotated[int, "[1, 10000000]"] = 8481  # at least the size of the task's vocabulary
+    embedding: Annotated[int, "[0, 65536]"] = 300  # size of learned embeddings
+    fovea: Annotated[float, "(0, 10000]"] = 10.0  # inverse temperature of the softmax over regions
 
 
 class Adapt(Matcher):

@@ -17,25 +17,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from npas.models import InputSpec, _checks, _phrases
+from npas.models import InputSpec, _phrases
+from npas.utils.checks import Ranged
 
 OUTPUTS = ("regions",)
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="model."):
     """The `model.*` keys of the baseline; `boxes` appends a region's position to its features."""
 
     family: str = "bag_of_words"
-    width: int = 256
+    width: Annotated[int, "[1, 65536]"] = 256
     boxes: bool = True
-
-    def __post_init__(self) -> None:
-        _checks.in_range(self, width=(1, 65536))
 
 
 class BagOfWords(nn.Module):

@@ -17,12 +17,13 @@ ALBERT-large is published with 18M parameters: 17,683,968 with the pooler and wi
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 
 from npas.models import InputSpec, _checks, _hub
+from npas.utils.checks import Ranged
 
 OUTPUTS = ("text", "span", "pretraining")
 MOST_WIDTH = 100_000
@@ -44,7 +45,7 @@ HEADS = (
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="model."):
     """The `model.*` keys of BERT and ALBERT.
 
     `embedding` is the width of ALBERT's factorized embedding; BERT's is `hidden`. `pretrained` is a
@@ -53,27 +54,23 @@ class Config:
 
     family: str = "bert"
     arch: Literal["bert", "albert"] = "bert"
-    layers: int = 12
-    hidden: int = 768
+    layers: Annotated[int, "[1, 1000]"] = 12
+    hidden: Annotated[int, "[1, 100000]"] = 768
     heads: int = 12
-    intermediate: int = 3072
-    vocab_size: int = 30_522
+    intermediate: Annotated[int, "[1, 100000]"] = 3072
+    vocab_size: Annotated[int, "[1, 10000000]"] = 30_522
     embedding: int | None = None
-    dropout: float = 0.1
-    positions: int = 512
+    dropout: Annotated[float, "[0, 1)"] = 0.1
+    positions: Annotated[int, "[1, 100000]"] = 512
     pretrained: str | None = None
 
     def __post_init__(self) -> None:
-        _checks.in_range(self, layers=(1, 1000), vocab_size=(1, 10**7))
-        _checks.in_range(
-            self, **{k: (1, MOST_WIDTH) for k in ("hidden", "intermediate", "positions")}
-        )
+        super().__post_init__()
         _checks.divides(self, "hidden")
         if self.arch == "albert" and not 1 <= (self.embedding or 0) <= MOST_WIDTH:
             raise ValueError(f"model.embedding={self.embedding}: an ALBERT needs a width, e.g. 128")
         if self.arch == "bert" and self.embedding not in (None, self.hidden):
             raise ValueError(f"model.embedding={self.embedding} is for ALBERT only: set it to null")
-        _checks.rate(self)
 
 
 def build(

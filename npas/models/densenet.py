@@ -8,7 +8,7 @@ by a 1x1 conv, and the 1x1 convs between the blocks halve the channels.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +16,25 @@ from torch.nn import functional as F
 
 from npas.models import InputSpec, Reader, _checks
 from npas.models._cnn import conv3x3, initialize
+from npas.utils.checks import Ranged
 
 PLAIN_STEM, NARROWED = 16, 4
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="model."):
     """The `model.*` keys of a DenseNet."""
 
     family: str = "densenet"
     depth: int = 100
-    growth: int = 24
+    growth: Annotated[int, "[1, 1000]"] = 24
     bottleneck: bool = False  # the BC form
-    dropout: float = 0.0  # after every 3x3 conv
+    dropout: Annotated[float, "[0, 1)"] = 0.0  # after every 3x3 conv
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         kind = f"DenseNet{'-BC' * self.bottleneck}"
         _checks.depth(self, kind, step=6 if self.bottleneck else 3, rest=4)
-        _checks.in_range(self, growth=(1, 1000))
-        _checks.rate(self)
 
 
 class Layer(nn.Module):

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec, _checks
-from npas.utils.checks import above
+from npas.utils.checks import Ranged
 
 OUTPUTS = ("token",)
 ROPE_BASE = 10_000.0
@@ -27,21 +28,20 @@ TOKEN_STD = 0.005
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="model."):
     """The `model.*` keys of the contest's baseline."""
 
     family: str = "golf"
-    layers: int = 9
-    heads: int = 8
+    layers: Annotated[int, "[1, 1000]"] = 9
+    heads: Annotated[int, "[1, 1000]"] = 8
     kv_heads: int = 4
-    width: int = 512
-    mlp: int = 2  # expansion factor of the MLP
-    logit_cap: float = 30.0
+    width: Annotated[int, "[1, 100000]"] = 512
+    mlp: Annotated[int, "[1, 100]"] = 2  # expansion factor of the MLP
+    logit_cap: Annotated[float, "(0, inf)"] = 30.0
     zero_projections: bool = True
 
     def __post_init__(self) -> None:
-        _checks.in_range(self, layers=(1, 1000), heads=(1, 1000), width=(1, 100_000), mlp=(1, 100))
-        above("model.logit_cap", self.logit_cap, 0)
+        super().__post_init__()
         _checks.divides(self, "heads", by="kv_heads")
         if self.width % (2 * self.heads):
             raise ValueError(f"model.width={self.width} is not divisible by 2 x {self.heads} heads")

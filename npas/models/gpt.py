@@ -14,35 +14,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec, _checks
+from npas.utils.checks import Ranged
 
 OUTPUTS = ("token",)
 STD = 0.02  # of initial weights
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="model."):
     """The `model.*` keys of a GPT."""
 
     family: str = "gpt"
-    layers: int = 4  # blocks, each with its own weights
-    loops: int = 1
+    layers: Annotated[int, "[1, 1000]"] = 4  # blocks, each with its own weights
+    loops: Annotated[int, "[1, 1000]"] = 1
     iteration_embeddings: bool = False
-    heads: int = 4
-    width: int = 128
-    dropout: float = 0.0
+    heads: Annotated[int, "[1, 1000]"] = 4
+    width: Annotated[int, "[1, 100000]"] = 128
+    dropout: Annotated[float, "[0, 1)"] = 0.0
     bias: bool = False
 
     def __post_init__(self) -> None:
-        _checks.in_range(self, layers=(1, 1000), loops=(1, 1000), width=(1, 100_000))
-        _checks.in_range(self, heads=(1, 1000))
+        super().__post_init__()
         _checks.divides(self, "width")
-        _checks.rate(self)
 
 
 def build(config: Config, spec: InputSpec) -> nn.Module:

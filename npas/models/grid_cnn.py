@@ -9,26 +9,25 @@ blocks have one shape, shared layers can become similar, and can then be folded 
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec, _checks
+from npas.models import InputSpec
 from npas.models._cnn import conv3x3
+from npas.utils.checks import Ranged
 
 OUTPUTS = ("cell",)
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="model."):
     """The `model.*` keys of a grid CNN."""
 
     family: str = "grid_cnn"
-    depth: int = 24
-    width: int = 32
-
-    def __post_init__(self) -> None:
-        _checks.in_range(self, depth=(1, 1000), width=(1, 4096))
+    depth: Annotated[int, "[1, 1000]"] = 24
+    width: Annotated[int, "[1, 4096]"] = 32
 
 
 class Block(nn.Module):

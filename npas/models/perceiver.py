@@ -18,35 +18,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec, _checks
+from npas.utils.checks import Ranged
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="model."):
     """The `model.*` keys of a Perceiver."""
 
     family: str = "perceiver"
     share: Literal["none", "cross_layer"] = "none"
-    latents: int = 512
-    channels: int = 1024  # of a latent
-    cross_attentions: int = 8
-    blocks: int = 6  # of self-attention, after each cross-attention
+    latents: Annotated[int, "[1, 65536]"] = 512
+    channels: Annotated[int, "[1, 65536]"] = 1024  # of a latent
+    cross_attentions: Annotated[int, "[1, 1000]"] = 8
+    blocks: Annotated[int, "[1, 1000]"] = 6  # of self-attention, after each cross-attention
     heads: int = 8  # of self-attention; cross-attention has one
-    bands: int = 64
-    resolution: int = 224
-    dropout: float = 0.0  # after attention and MLP
+    bands: Annotated[int, "[1, 4096]"] = 64
+    resolution: Annotated[int, "[1, 65536]"] = 224
+    dropout: Annotated[float, "[0, 1)"] = 0.0  # after attention and MLP
 
     def __post_init__(self) -> None:
-        _checks.in_range(self, latents=(1, 65536), channels=(1, 65536), resolution=(1, 65536))
-        _checks.in_range(self, cross_attentions=(1, 1000), blocks=(1, 1000), bands=(1, 4096))
+        super().__post_init__()
         _checks.divides(self, "channels")
-        _checks.rate(self)
 
 
 class Attention(nn.Module):

@@ -8,30 +8,32 @@ and third stages start with stride 2; shortcuts have a 1x1 conv where the shape 
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec, _checks
 from npas.models._cnn import conv3x3, initialize, stages
+from npas.utils.checks import Ranged, intervals
 
 STEM_CHANNELS = 64
 MOST_CHANNELS = 8192
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="model."):
     """The `model.*` keys of a ResNeXt."""
 
     family: str = "resnext"
     depth: int = 29
-    cardinality: int = 16
+    cardinality: Annotated[int, "[1, 8192]"] = 16
     width: int = 64  # channels per group in the first stage
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _checks.depth(self, "ResNeXt", step=9, rest=2)
-        _checks.in_range(self, cardinality=(1, MOST_CHANNELS))
-        _checks.in_range(self, width=(1, MOST_CHANNELS // self.cardinality))
+        intervals("model.", self, width=f"[1, {MOST_CHANNELS // self.cardinality}]")
 
 
 class ResNeXt(nn.Module):

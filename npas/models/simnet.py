@@ -32,30 +32,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec, _checks, _phrases
+from npas.models import InputSpec, _phrases
+from npas.utils.checks import Ranged
 
 OUTPUTS = ("regions",)
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="model."):
     """The `model.*` keys of a similarity network."""
 
     family: str = "simnet"
-    width: int = 256  # D; hidden layers are four times as wide
+    width: Annotated[int, "[1, 65536]"] = 256  # D; hidden layers are four times as wide
     phrase: Literal["mean", "attention", "gru"] = "mean"
-    embeddings: int = 1  # concept layers, K
+    embeddings: Annotated[int, "[1, 1000]"] = 1  # concept layers, K
     boxes: bool = True
     normalize: Literal["features", "regions"] = "features"
-
-    def __post_init__(self) -> None:
-        _checks.in_range(self, width=(1, 65536), embeddings=(1, 1000))
 
 
 class Hidden(nn.Module):

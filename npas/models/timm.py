@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
 from npas.models import InputSpec, _checks
+from npas.utils.checks import Ranged
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="model."):
     """The `model.*` keys of a timm network."""
 
     family: str = "timm"
     name: str = "mobilenetv3_small_100"
-    dropout: float = 0.0  # before the classifier; timm calls it drop_rate
+    dropout: Annotated[float, "[0, 1)"] = 0.0  # before the classifier; timm calls it drop_rate
 
     def __post_init__(self) -> None:
-        _checks.rate(self)
+        super().__post_init__()
         try:
             import timm
         except ModuleNotFoundError:

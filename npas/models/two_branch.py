@@ -21,30 +21,27 @@ Dimensions: B images, R regions, S = B x P sentences, T words in each.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.models import InputSpec, _checks, _phrases
+from npas.models import InputSpec, _phrases
 from npas.models._match import Matcher, distance
+from npas.utils.checks import Ranged
 
 OUTPUTS = ("match",)
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="model."):
     """The `model.*` keys of a two-branch network."""
 
     family: str = "two_branch"
-    width: int = 2048
-    embedding: int = 512
+    width: Annotated[int, "[1, 65536]"] = 2048
+    embedding: Annotated[int, "[1, 65536]"] = 512
     sentence: Literal["mean", "attention"] = "mean"
-    dropout: float = 0.5
-
-    def __post_init__(self) -> None:
-        _checks.in_range(self, width=(1, 65536), embedding=(1, 65536))
-        _checks.rate(self)
+    dropout: Annotated[float, "[0, 1)"] = 0.5
 
 
 class Branch(nn.Module):

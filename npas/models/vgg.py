@@ -9,24 +9,23 @@ it.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor, nn
 
-from npas.models import InputSpec, Reader, _checks
+from npas.models import InputSpec, Reader
 from npas.models._cnn import initialize
+from npas.utils.checks import Ranged
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="model."):
     """The `model.*` keys of VGG-16."""
 
     family: str = "vgg"
-    hidden: int = 0  # units of a layer before the classifier; 0: none
-
-    def __post_init__(self) -> None:
-        _checks.in_range(self, hidden=(0, 65_536))
+    hidden: Annotated[int, "[0, 65536]"] = 0  # units of a layer before the classifier; 0: none
 
 
 class VGG(nn.Module):

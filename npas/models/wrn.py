@@ -9,29 +9,32 @@ changes. Global average pooling allows images of any size.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec, Reader, _checks
 from npas.models._cnn import conv3x3, initialize, inner_filters, stages
+from npas.utils.checks import Ranged
 
 STEM_CHANNELS = 16
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="model."):
     """The `model.*` keys of a WRN."""
 
     family: str = "wrn"
     depth: int = 28
-    width: float = 10  # fractions make narrower dense baselines
-    dropout: float = 0.0  # between the two convs of a block
+    width: Annotated[float, "[0.04, 100]"] = (
+        10  # fractions make narrower dense ones; below 0.04 a stage is empty
+    )
+    dropout: Annotated[float, "[0, 1)"] = 0.0  # between the two convs of a block
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _checks.depth(self, "WRN", step=6, rest=4)
-        _checks.in_range(self, width=(0.04, 100))  # below, the first stage has no channel
-        _checks.rate(self)
 
 
 class Block(nn.Module):

@@ -124,10 +124,6 @@ def _network(config: Config) -> nn.Module:
 
 
 def _spec(config: Config) -> models.InputSpec:
-    import torch
+    from npas.training.experiment import build_task
 
-    family = tasks.family(config.task.family)
-    cpu = torch.device("cpu")
-    task = family.Task(config.task, config.data, seed=config.seed, device=cpu)
-    spec: models.InputSpec = task.spec
-    return spec
+    return build_task(config).spec

@@ -20,7 +20,10 @@ APPENDICES = {
     "curriculum": curriculum.appendix,
     "paired": verdicts.paired,
 }
-DRAWN = {"against_bytes_too": plots.against_bytes_too, "curriculum": curriculum.draw}
+DRAWN: dict[str, Any] = {
+    "against_bytes_too": plots.against_bytes_too,
+    "curriculum": curriculum.draw,
+}
 ALIKE = ("metric", "as_error", "counted", "costed", "plotted")  # keys of a table and its fields
 Entries = Iterable[Mapping[str, Any]]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,11 +102,9 @@ def _heat_map(axes: Axes, own: Similarity) -> AxesImage:
 def _name_layers(axes: Axes, own: Similarity, font: float) -> None:
     """Label both axes with the layers, and the title with the common prefix of their names."""
     layers = [str(layer).removesuffix(".weight") for layer in own["layers"]]
-    parts = [layer.split(".")[:-1] for layer in layers]
-    shared = 0
-    while all(len(part) > shared and part[shared] == parts[0][shared] for part in parts):
-        shared += 1
-    common = ".".join(parts[0][:shared])
+    parts = zip(*(layer.split(".")[:-1] for layer in layers), strict=False)
+    same = itertools.takewhile(lambda names: len(set(names)) == 1, parts)
+    common = ".".join(names[0] for names in same)
     names = [layer.removeprefix(f"{common}.") if common else layer for layer in layers]
     axes.set_xticks(range(len(names)), names, fontsize=font, rotation=90)
     axes.set_yticks(range(len(names)), names, fontsize=font)
@@ -155,7 +153,7 @@ def folded(blocks: Sequence[Blocks], stem: str | Path, title: str) -> list[Path]
 
 def _lines(blocks: Sequence[Blocks]) -> Iterator[tuple[str, Sequence[Blocks]]]:
     """Yield each container's label and blocks; the rest of a long one follows without a label."""
-    for container, found in groupby(blocks, key=lambda entry: entry["container"]):
+    for container, found in itertools.groupby(blocks, key=lambda entry: entry["container"]):
         entries = list(found)
         before = sum(len(entry["blocks"]) for entry in entries)
         after = sum(entry["period"] for entry in entries)
@@ -175,47 +173,33 @@ def _draw_line(axes: Axes, label: str, entries: Sequence[Blocks], y: float) -> N
     from matplotlib.patches import FancyBboxPatch
 
     axes.text(0.1, y, label, va="center", fontsize=9)
-    style, low = "round,pad=0.05,rounding_size=0.1", y - HEIGHT / 2
-    x = LEFT
+    style, x = "round,pad=0.05,rounding_size=0.1", LEFT
     for entry in entries:
-        first = x
+        first, times = x, entry["times"]
         for i in range(entry["period"]):
             if x > LEFT:
                 _arrow(axes, [(x - STEP + WIDTH, y), (x, y)])
             names = " = ".join(entry["blocks"][i :: entry["period"]])
             text = textwrap.fill(names, 19, break_long_words=False, break_on_hyphens=False)
-            size = (WIDTH - 0.1, HEIGHT - 0.1)
-            colour = LOOPED if entry["times"] > 1 else PLAIN
-            box = FancyBboxPatch(
-                (x + 0.05, low + 0.05), *size, boxstyle=style, fc=colour, ec="0.3", lw=1
-            )
-            axes.add_patch(box)
+            corner, size = (x + 0.05, y - HEIGHT / 2 + 0.05), (WIDTH - 0.1, HEIGHT - 0.1)
+            how: Any = {"fc": LOOPED if times > 1 else PLAIN, "ec": "0.3", "lw": 1}
+            axes.add_patch(FancyBboxPatch(corner, *size, boxstyle=style, **how))
             font = 9 if len(text) < 17 else 6.5
             axes.text(x + WIDTH / 2, y, text, ha="center", va="center", fontsize=font)
             x += STEP
-        if entry["times"] > 1:
-            _loop(axes, entry, first, x - STEP + WIDTH, y)
-
-
-def _loop(axes: Axes, entry: Blocks, left: float, right: float, y: float) -> None:
-    """Draw the arrow back above a loop's boxes, and a note on its unshared values."""
-    top, middle = y + HEIGHT / 2, (left + right) / 2
-    start, end = right - 0.2, left + 0.2
-    _arrow(axes, [(start, top), (start, top + 0.3), (end, top + 0.3), (end, top)])
-    times = f"\N{MULTIPLICATION SIGN}{entry['times']}"
-    axes.text(middle, top + 0.34, times, ha="center", va="bottom", fontsize=11)
-    if entry["own"]:
-        kept = (
-            f"own norms, biases, statistics\nfor each of {entry['times']}, {entry['own']:,} in all"
-        )
-        axes.text(middle, y - HEIGHT / 2 - 0.05, kept, ha="center", va="top", fontsize=6)
+        if times > 1:  # an arrow back above the boxes, and a note on unshared values below
+            start, end, top = x - STEP + WIDTH - 0.2, first + 0.2, y + HEIGHT / 2
+            _arrow(axes, [(start, top), (start, top + 0.3), (end, top + 0.3), (end, top)])
+            middle, mark = (start + end) / 2, f"\N{MULTIPLICATION SIGN}{times}"
+            axes.text(middle, top + 0.34, mark, ha="center", va="bottom", fontsize=11)
+            kept = f"own norms, biases, statistics\nfor each of {times}, {entry['own']:,} in all"
+            if entry["own"]:
+                axes.text(middle, top - HEIGHT - 0.05, kept, ha="center", va="top", fontsize=6)
 
 
 def _arrow(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path as Line
 
-    line = Line(list(points))
-    arrow = FancyArrowPatch(path=line, arrowstyle="-|>", mutation_scale=10, shrinkA=0, shrinkB=0)
-    arrow.set(linewidth=1.0, color="0.3")
-    axes.add_patch(arrow)
+    how: Any = {"mutation_scale": 10, "shrinkA": 0, "shrinkB": 0, "linewidth": 1.0, "color": "0.3"}
+    axes.add_patch(FancyArrowPatch(path=Line(list(points)), arrowstyle="-|>", **how))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from npas import sharing
 from npas.models import _hub
+from npas.reporting.markdown import grid
 from npas.sharing.api import ALLOCATION_FILE, SHARED_FOLDER
 from npas.sharing.runtime.guards import FILE_KEY
 from npas.sharing.runtime.storage import WEIGHTS_FILE, make_folder
@@ -167,10 +168,7 @@ def card(
         metrics = None if result.metrics is None else result.metrics.last
         is_real = result.dataset.source == "real"
         if metrics is not None and result.status == "done" and is_real:
-            dataset: Any = {
-                "dataset_type": result.dataset.name,
-                "dataset_name": result.dataset.name,
-            }
+            dataset: Any = dict.fromkeys(("dataset_type", "dataset_name"), result.dataset.name)
             head["model_name"] = name
             head["eval_results"] = [
                 EvalResult(task_type=task, metric_type=kind, metric_value=value, **dataset)
@@ -194,10 +192,11 @@ def _result_parts(result: Result) -> list[str]:
         shown = {"last epoch": result.metrics.last}
         if result.metrics.selected is not None:
             shown[f"chosen on {result.metrics.selected_on}"] = result.metrics.selected
-        rows = [["metric", *shown], ["---"] * (len(shown) + 1)]
-        for name in result.metrics.last:
-            rows.append([name, *(figure(name, own.get(name)) for own in shown.values())])
-        parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        rows = [
+            [name, *(figure(name, own.get(name)) for own in shown.values())]
+            for name in result.metrics.last
+        ]
+        parts.append("\n".join(grid(["metric", *shown], rows, left=range(len(shown) + 1))))
     asked = "" if budget is None else f" budget={budget.asked}"
     made = [f"npas {result.versions.get('npas')}", f"torch {result.versions.get('torch')}"]
     made += [] if result.git.commit is None else [f"commit {result.git.commit[:12]}"]
@@ -227,8 +226,7 @@ def loading(model: nn.Module, name: str, builds: str, pruned: bool = False) -> s
         lines.append(
             f"{'npas.sharing.resize(model, ' if pruned else 'model.load_state_dict('}state)"
         )
-    text = "\n".join(lines)
-    return f"```python\n{text}\n```"
+    return "\n".join(["```python", *lines, "```"])
 
 
 def _save_theirs(model: nn.Module, folder: Path) -> None:

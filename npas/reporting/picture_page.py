@@ -7,9 +7,7 @@ The same samples give the same file, byte for byte, with one version of Pillow.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from npas.tasks.base import Picture, Shown
+from npas.tasks.common.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,14 +53,8 @@ def draw(shown: Sequence[Shown], path: str | Path, title: str) -> Path:
     legend = [_text(words, whole, CAPTION, c) for c, words in LEGEND.items() if c in used]
     head = _joined([_text(title, whole, TITLE), _joined(legend or [_text(" ")], GAP, True)])
     page = ImageOps.expand(_joined([head, *_rows(shown)], GAP, width=whole), EDGE, PAPER)
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
+    with replacing(path) as temporary:
         page.save(temporary, "PNG")
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
     return path
 
 
@@ -168,11 +161,15 @@ def _picture(picture: Picture) -> Image:
     """Draw the scaled image with its boxes, and a frame around a right answer."""
     from PIL import Image, ImageDraw, ImageOps
 
+    from npas.tasks.imagenet.transforms import to_rgb
+
     assert picture.image is not None
-    image, reason = _read(picture.image)
-    if image is None:
+    try:
+        with Image.open(picture.image) as file:
+            image = to_rgb(file)
+    except Exception:  # a damaged file may raise anything, and must not cost the page
         drawn = Image.new("RGB", (WIDTH, HEIGHT), GREY)
-        words = textwrap.fill(f"{picture.image.name}\n{reason}", 24)
+        words = textwrap.fill(f"{picture.image.name}\ncannot be read", 24)
         ImageDraw.Draw(drawn).text((GAP, GAP), words, fill=INK, font=_font(CAPTION))
     else:
         scale = min(WIDTH / image.width, HEIGHT / image.height)
@@ -199,16 +196,3 @@ def _draw_box(
     width = 3 if name == "truth" else 2
     pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=PAPER, width=1)
     pen.rectangle((x1, y1, x2, y2), outline=_colour(name, right), width=width)
-
-
-def _read(path: Path) -> tuple[Image | None, str]:
-    """Return an RGB image, or None and the reason."""
-    from PIL import Image
-
-    from npas.tasks.imagenet.transforms import to_rgb
-
-    try:
-        with Image.open(path) as file:
-            return to_rgb(file), ""
-    except Exception:  # a damaged file may raise anything, and must not cost the page
-        return None, "cannot be read"

@@ -6,10 +6,11 @@ All plots of npas use `draw`, which gives the same files for the same data. They
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,26 +67,17 @@ def draw(
     return paths
 
 
-def against_parameters(table: Table, cells: Sequence[Cell], stem: str | Path) -> list[Path]:
+def against_parameters(
+    table: Table, cells: Sequence[Cell], stem: str | Path, with_bytes: bool = False
+) -> list[Path]:
     """Draw the table's metric against parameters, a line per series; nothing without runs.
 
-    A cross on the lower edge marks a network with diverged runs.
+    A cross on the lower edge marks a network with diverged runs. `with_bytes` adds a panel against
+    the bytes of artifacts.
     """
-    return _against(table, cells, stem, {"trainable parameters": Cell.parameters})
-
-
-def against_bytes_too(table: Table, cells: Sequence[Cell], stem: str | Path) -> list[Path]:
-    """Draw the table's metric against parameters and against the bytes of artifacts."""
     sizes = {"trainable parameters": Cell.parameters, "bytes of the artifact": Cell.artifact_bytes}
-    return _against(table, cells, stem, sizes)
-
-
-def _against(
-    table: Table,
-    cells: Sequence[Cell],
-    stem: str | Path,
-    sizes: Mapping[str, Callable[[Cell], int | None]],
-) -> list[Path]:
+    if not with_bytes:
+        del sizes["bytes of the artifact"]
     panels = {name: _points(table, cells, size) for name, size in sizes.items()}
     known = [point for points in panels.values() for series in points.values() for point in series]
     if not any(math.isfinite(mean) for _, mean, *_ in known):
@@ -96,12 +88,13 @@ def _against(
         for i, (axes, (name, points)) in enumerate(zip(all_axes, panels.items(), strict=True)):
             paint_panel(axes, points, name, has_legend=i == 0)
         all_axes[0].set_ylabel(table.heading)
-        if len(panels) == 1:
-            all_axes[0].set_title(table.title, fontsize="medium")
-        else:
-            figure.suptitle(table.title, fontsize="medium")
+        titled = figure.suptitle if with_bytes else all_axes[0].set_title
+        titled(table.title, fontsize="medium")
 
-    return draw(stem, table.name, (6.4 if len(panels) == 1 else 11.0, 4.2), paint)
+    return draw(stem, table.name, (11.0 if with_bytes else 6.4, 4.2), paint)
+
+
+against_bytes_too = functools.partial(against_parameters, with_bytes=True)
 
 
 # By series: size, mean (NaN without a finished run), spread, and whether any run has diverged.

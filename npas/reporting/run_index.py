@@ -137,30 +137,23 @@ def select(runs: Iterable[Run], wanted: Mapping[str, str]) -> list[Run]:
     """
     columns = {key: text for key, text in wanted.items() if key in COLUMNS}
     if "budget" in columns:
-        columns["budget"] = ",".join(map(_canonical, columns["budget"].split(",")))
+        budgets = columns["budget"].split(",")
+        for i, text in enumerate(budgets):  # as runs store it; "dense" or "0.*" stay as they are
+            with contextlib.suppress(ValueError):
+                budgets[i] = canonical_budget(text)
+        columns["budget"] = ",".join(budgets)
     others = {key: text for key, text in wanted.items() if key not in columns}
     found = []
     for run in runs:
         if all(_fits_any(getattr(run, key), text) for key, text in columns.items()):
-            config = _config(run) if others else {}
+            config = {}
+            try:
+                config = run.config() if others else {}
+            except ValueError as error:
+                log.warning("its keys are unknown: %s", error)
             if all(_fits_any(config.get(key), text) for key, text in others.items()):
                 found.append(run)
     return found
-
-
-def _canonical(budget: str) -> str:
-    """Return a budget as runs store it; other texts, as "dense" or "0.*", stay as they are."""
-    with contextlib.suppress(ValueError):
-        return canonical_budget(budget)
-    return budget
-
-
-def _config(run: Run) -> dict[str, Any]:
-    try:
-        return run.config()
-    except ValueError as error:
-        log.warning("its keys are unknown: %s", error)
-        return {}
 
 
 def _fits_any(value: object, asked: str) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from npas.tasks.classification import Part, Recipe, Resident
 from npas.tasks.common import checksums, download
 from npas.tasks.common.files import locked, reading
 from npas.tasks.common.unpickle import unpickle
-from npas.utils.checks import at_least, below
+from npas.utils.checks import Ranged
 
 PIXELS = 3 * 32 * 32
 # Means and standard deviations of the channels, from the Wide ResNet authors.
@@ -40,22 +40,21 @@ SHA256 = {
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="task."):
     """The `task.*` keys of CIFAR."""
 
     family: str = "cifar"
     classes: int = 10
     cutout: bool = True
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, "[0, 1)"] = 0.0
     image_size: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.image_size not in (32, 16, 8):
             raise ValueError(f"task.image_size={self.image_size}: must be 32, 16 or 8")
         if self.classes not in RECIPES:
             raise ValueError(f"task.classes={self.classes}: CIFAR has 10 or 100 classes")
-        at_least("task.label_smoothing", self.label_smoothing, 0)
-        below("task.label_smoothing", self.label_smoothing, 1)
 
 
 class Task(Resident):

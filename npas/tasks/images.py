@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from npas.tasks.imagenet import task as imagenet
 from npas.tasks.imagenet.folder import class_folders
+from npas.utils.checks import intervals
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -34,16 +35,16 @@ class Config(imagenet.Config):
 
     family: str = "images"
     folder: str = "images"
-    classes: int = 0
+    classes: Annotated[int, "[0, 1000000]"] = 0
     class_names: list[str] = field(default_factory=list)
     form: Literal["folder"] = "folder"
 
     def __post_init__(self) -> None:
         if not self.folder.strip() or Path(self.folder).is_absolute() or ".." in self.folder:
             raise ValueError(f"task.folder={self.folder} must name a folder below data.root")
-        classes, self.classes = self.classes, self.classes or 2
         super().__post_init__()
-        self.classes = classes
+        if self.classes:
+            intervals("task.", self, classes="[2, inf)")
 
 
 def settle(config: Config, data: DataConfig) -> Config:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from npas.models import InputSpec
 from npas.tasks.base import Batch
 from npas.tasks.classification import Classification, hold_out
 from npas.tasks.common import files, synthetic_text, tokenization
-from npas.utils.checks import within
+from npas.utils.checks import Ranged
 
 if TYPE_CHECKING:
     from npas.config import DataConfig
@@ -41,7 +41,7 @@ SYNTHETIC_LENGTH = 64
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="task."):
     """The `task.*` keys of own texts: files under `data.root`, and their columns.
 
     `tokenizer` is a folder, or a name on the Hugging Face hub. `class_names` are the labels, in the
@@ -55,11 +55,11 @@ class Config:
     text: str = "text"  # column names
     label: str = "label"
     class_names: list[str] = field(default_factory=list)
-    max_length: int = 128  # tokens per text
+    max_length: Annotated[int, "[3, 100000]"] = 128  # tokens per text
     tokenizer: str = "bert-base-uncased"
 
     def __post_init__(self) -> None:
-        within("task", self, {"max_length": (3, 100_000)})
+        super().__post_init__()
         for part, name in self.files.items():
             if Path(name).suffix.lower() not in ENDINGS:
                 raise ValueError(f"task.{part}_file={name} must end in one of {', '.join(ENDINGS)}")

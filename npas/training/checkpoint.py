@@ -9,6 +9,7 @@ A checkpoint is written to a temporary directory, synced and renamed. One that d
 manifest is skipped for the one before it. Nothing is pickled.
 """
 
+import functools
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.json"
 _NAME = re.compile(r"step-(\d+)(\.tmp-\d+)?")
+_remove = functools.partial(shutil.rmtree, ignore_errors=True)
 
 
 @dataclass
@@ -179,7 +181,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     try:
         manifest = decode(dict[str, str], read_json(folder / MANIFEST), MANIFEST)
         state = decode(dict[str, Any], read_json(folder / STATE), STATE)
-        damaged = [name for name in manifest if _sum_of(folder / name) != manifest[name]]
+        damaged = [name for name in manifest if _digest(folder / name) != manifest[name]]
         written = state["format"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} is not a whole checkpoint ({error})") from error
@@ -220,10 +222,6 @@ def _is_finished(folder: Path) -> bool:
     return "." not in folder.name
 
 
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return contiguous tensors that share no memory, copying all but the first of tied ones."""
     seen: set[int] = set()
@@ -239,15 +237,15 @@ def untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def write_manifest(folder: Path) -> None:
     """Write the checksums of a checkpoint's files."""
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-    _write_json(folder / MANIFEST, {path.name: _sum_of(path) for path in files})
+    _write_json(folder / MANIFEST, {path.name: _digest(path) for path in files})
+
+
+def _digest(path: Path) -> str:
+    return sha256(path).removeprefix("sha256 ")
 
 
 def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-
-
-def _sum_of(path: Path) -> str:
-    return sha256(path).removeprefix("sha256 ")
 
 
 def _sync(path: Path) -> None:

@@ -29,14 +29,6 @@ from npas.training.grouping import SEARCH, TRAIN, Grouping
 OF_TRAINING = {"search", "recompute", "recurrence_weight", "lsm_every", "init", "fit_batches"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """The sha256 of the weights that a run started from, and what was done with them."""
-
-    weights: str
-    became: str
-
-
 @dataclasses.dataclass
 class Experiment:
     """One run's parts, ready to train or to load a checkpoint into.
@@ -51,7 +43,8 @@ class Experiment:
     allocation: Allocation | None  # None for a dense network
     stage: str = TRAIN
     grouping: Grouping | None = None  # the search's result
-    start: Start | None = None  # set when `sharing.init` has been read
+    # The sha256 of the "weights" of `sharing.init`, once read, and what they "became".
+    start: dict[str, str] | None = None
     unfinished: str | None = None  # how far an unfinished run was trained
     distilled: Learner | None = None  # the task with a teacher
 
@@ -86,8 +79,8 @@ class Experiment:
     def batch_arithmetic(self) -> str:
         """Return how a batch is split, as "128 = 4 ranks x 2 parts x 16"."""
         size, parts = self.config.batch_size, self.config.trainer.grad_accum_steps
-        ranks = self.process.world
-        factors = [f"{n} {what}" for n, what in ((ranks, "ranks"), (parts, "parts")) if n > 1]
+        counts = {"ranks": (ranks := self.process.world), "parts": parts}
+        factors = [f"{n} {what}" for what, n in counts.items() if n > 1]
         rest = str(size // ranks // parts)
         return f"{size} = {' x '.join([*factors, rest])}" if factors else rest
 
@@ -104,10 +97,9 @@ def check(raw: Mapping[str, Any]) -> Config:
 
 def build_task(config: Config, device: torch.device | None = None) -> Task:
     """Build a config's task, by default on the CPU; reads no data."""
-    family = tasks.family(config.task.family)
+    kind: type[Task] = tasks.family(config.task.family).Task
     device = device or torch.device("cpu")
-    task: Task = family.Task(config.task, config.data, seed=config.seed, device=device)
-    return task
+    return kind(config.task, config.data, seed=config.seed, device=device)
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:

@@ -38,15 +38,9 @@ from npas.sharing.trained import activations, pruning
 from npas.sharing.trained.pruning import MASK
 from npas.tasks import base
 from npas.tasks.base import Task
+from npas.tasks.common import checksums
 from npas.training.checkpoint import MANIFEST, find_checkpoint
-from npas.training.experiment import (
-    Experiment,
-    Start,
-    build_network,
-    build_task,
-    check,
-    plan_keywords,
-)
+from npas.training.experiment import Experiment, build_network, build_task, check, plan_keywords
 from npas.training.grouping import SEARCH, from_dict
 from npas.training.state import AVERAGED, load_weights, to_resume, trained_checkpoint
 from npas.utils.json_data import read_json
@@ -71,8 +65,7 @@ def start(experiment: Experiment) -> None:
         return
     fits = config.sharing.fits and config.budget != DENSE
     if (before := to_resume(config, run_dir(config), experiment.stage)) is not None:
-        if before.state.get("start"):
-            experiment.start = Start(**before.state["start"])
+        experiment.start = before.state.get("start")
         if fits:
             plan = Allocation.from_dict(before.state["allocation"])
             install.install(model, plan, config.sharing.recompute)
@@ -85,9 +78,10 @@ def start(experiment: Experiment) -> None:
             done = fit(model, config, path, experiment.task)
             experiment.allocation = api.allocation(model)
         else:
-            done = "" if path is None else load_into(model, path)
+            done = load_into(model, path) if path is not None else ""
         if done:
-            experiment.start = Start(digest if path is None else weights_sum(path), done)
+            weights = digest if path is None else weights_sum(path)
+            experiment.start = {"weights": weights, "became": done}
     except ValueError as error:
         raise ValueError(f"sharing.init={config.sharing.init}: {error}") from None
     if done:
@@ -136,19 +130,13 @@ def weights_sum(path: Path) -> str:
         checkpoint = find_checkpoint(path)
         name = AVERAGED if checkpoint.has(AVERAGED) else "model"
         return str(read_json(checkpoint.folder / MANIFEST)[f"{name}.safetensors"])
-    digest = hashlib.sha256()
-    for file in weight_files(path):
-        with open(file, "rb") as opened:
-            while chunk := opened.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    return checksums.sha256(*weight_files(path)).removeprefix("sha256 ")
 
 
 def _sum_of(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + checksums.bytes_of(tensor))
     return digest.hexdigest()
 
 
@@ -245,12 +233,9 @@ def copy_others(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str
 
 
 def _line(done: str, copied: Sequence[str], fresh: Sequence[str]) -> str:
-    parts = [done] if done else []
-    parts.append(f"{len(copied)} tensors copied")
-    if fresh:
-        named = ", ".join(fresh[:NAMED]) + (", ..." if len(fresh) > NAMED else "")
-        parts.append(f"{len(fresh)} left fresh: {named}")
-    return "; ".join(parts)
+    named = ", ".join(fresh[:NAMED]) + ", ..." * (len(fresh) > NAMED)
+    left = f"{len(fresh)} left fresh: {named}" if fresh else ""
+    return "; ".join(filter(None, (done, f"{len(copied)} tensors copied", left)))
 
 
 def align(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
@@ -266,8 +251,7 @@ def align(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
                 name = renamed
         plain[name] = tensor
     found = [plain]
-    for prefix in sorted(_prefixes(wanted)):
-        found.append({prefix + name: tensor for name, tensor in plain.items()})
+    found += [{p + n: tensor for n, tensor in plain.items()} for p in sorted(_prefixes(wanted))]
     for prefix in sorted(_prefixes(plain)):
         cut = {n.removeprefix(prefix): t for n, t in plain.items() if n.startswith(prefix)}
         found.append({n: t for n, t in plain.items() if not n.startswith(prefix)} | cut)

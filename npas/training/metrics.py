@@ -66,15 +66,13 @@ def final_metrics(state: TrainState, task: Task) -> dict[str, Any]:
     """
     progress, best = state.progress, state.progress.best
     last = {**_measure(state, "test", state.averaged), **(progress.metrics or {})}
-    if best is None:
-        return {"last": last, "selected": None, "selected_on": None}
-    selected = last
-    if best["step"] != progress.step:
+    selected = last if best and best["step"] == progress.step else None
+    if best and selected is None:
         with state.weights_of(best["step"]) as found:
-            if not found:
-                return {"last": last, "selected": None, "selected_on": None}
-            selected = {**_measure(state, "test", None), **best["metrics"]}
-    return {"last": last, "selected": selected, "selected_on": f"val {task.selection_metric}"}
+            if found:
+                selected = {**_measure(state, "test", None), **best["metrics"]}
+    chosen = f"val {task.selection_metric}" if selected else None
+    return {"last": last, "selected": selected, "selected_on": chosen}
 
 
 def norms_at_divergence(state: TrainState) -> Norms:
@@ -86,11 +84,6 @@ def norms_at_divergence(state: TrainState) -> Norms:
     weights = torch.stack([p.norm() for _, p in named]).tolist()
     bad_N = state.meter.bad_norms_N if int(state.meter.bad_step) >= 0 else None
     gradients = [math.nan] * len(named) if bad_N is None else bad_N.tolist()
-    return {
-        name: {"weight": _finite(weight), "gradient": _finite(gradient)}
-        for (name, _), weight, gradient in zip(named, weights, gradients, strict=True)
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    pairs = zip(weights, gradients, strict=True)
+    finite = [[norm if math.isfinite(norm) else None for norm in pair] for pair in pairs]
+    return {k: {"weight": w, "gradient": g} for (k, _), (w, g) in zip(named, finite, strict=True)}

@@ -17,15 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from npas import models
-from npas.config import (
-    OF_PARTS,
-    Config,
-    config_hash,
-    flat,
-    in_parts,
-    is_excluded,
-    to_dict,
-)
+from npas.config import OF_PARTS, Config, config_hash, flat, in_parts, is_excluded, to_dict
 from npas.sharing import Allocation, api
 from npas.sharing.runtime import install
 from npas.tasks.common.files import write_whole
@@ -88,7 +80,10 @@ class TrainState:
     def save(self) -> None:
         """Write a checkpoint. Raises Diverged if a step was not finite."""
         self.meter.check()
-        ranks = self.process.gather({"rng": self._rng_tensors(), "meter": self.meter.tensors()})
+        rng = {"cpu": torch.get_rng_state()}
+        if self.process.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.process.device)
+        ranks = self.process.gather({"rng": rng, "meter": self.meter.tensors()})
         self.progress.elapsed_s, self.since = self.elapsed_s(), time.perf_counter()
         if not self.process.is_main:
             return
@@ -105,7 +100,7 @@ class TrainState:
             "allocation": api.allocation(self.model).to_dict() if shares else None,
             "architecture": self.architecture,
             "ranks": self.process.world,
-            "start": asdict(self.experiment.start) if self.experiment.start else None,
+            "start": self.experiment.start,
             "origin": self.origin,
         }
         tensors = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}
@@ -139,8 +134,8 @@ class TrainState:
         if found is None:
             return None
         refuse_another_config(self.config, found)
-        is_named = self.config.resume != "auto"
-        self.origin = self.config.resume if is_named else found.state.get("origin")
+        resume = self.config.resume
+        self.origin = found.state.get("origin") if resume == "auto" else resume
         source, best = found.folder.parent, found.progress.best
         self.store.clear(after=found.state["step"])
         if source.resolve() != self.store.folder.resolve():
@@ -176,14 +171,10 @@ class TrainState:
             if scaler := self.precision.scaler:
                 scaler.load_state_dict(found.state["scaler"])
             if found.state.get("ranks") == self.process.world:
-                start = f"{self.process.rank}/"
+                own = f"{self.process.rank}/"
                 rng, meter = (
-                    {
-                        name.removeprefix(start): tensor
-                        for name, tensor in found.tensors(kind).items()
-                        if name.startswith(start)
-                    }
-                    for kind in ("rng", "meter")
+                    {k.removeprefix(own): v for k, v in stored.items() if k.startswith(own)}
+                    for stored in map(found.tensors, ("rng", "meter"))
                 )
                 torch.set_rng_state(rng["cpu"])
                 if "cuda" in rng and self.process.device.type == "cuda":
@@ -227,12 +218,6 @@ class TrainState:
             for name, parameter in self.model.named_parameters()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
-
-    def _rng_tensors(self) -> dict[str, Tensor]:
-        tensors = {"cpu": torch.get_rng_state()}
-        if self.process.device.type == "cuda":
-            tensors["cuda"] = torch.cuda.get_rng_state(self.process.device)
-        return tensors
 
 
 def trained_checkpoint(path: Path) -> Checkpoint:

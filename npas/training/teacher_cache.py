@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from npas.config import Config
 from npas.sharing import api, is_shared
 from npas.tasks.base import Batch, Task
-from npas.tasks.common.files import give_usual_mode, locked, reason
+from npas.tasks.common.checksums import bytes_of
+from npas.tasks.common.files import locked, reason, replacing
 from npas.training.distributed import Process
 from npas.utils.progress import track
 
@@ -49,8 +50,7 @@ class TeacherCache:
         if is_shared(teacher):
             named.update(json.dumps(api.allocation(teacher).to_dict()).encode())
         for name, tensor in teacher.state_dict().items():
-            named.update(name.encode())
-            named.update(_bytes(tensor))
+            named.update(name.encode() + bytes_of(tensor))
         self.path = cache / f"{named.hexdigest()[:32]}.safetensors"
         self.kept: dict[str, Tensor] = {}
         self.rows = {digest: row for row, digest in enumerate(self.digests)}
@@ -84,7 +84,6 @@ class TeacherCache:
             yield self.task.collate(index_B, 0, 0)
 
     def _write(self, teach: Teach) -> None:
-        temporary = self.path.with_suffix(".tmp")  # overwrites that of a killed process
         try:
             with locked(self.path.with_suffix(".lock")):
                 if self.path.exists():  # another run has written it meanwhile
@@ -101,12 +100,8 @@ class TeacherCache:
                 found = {name: torch.cat(parts) for name, parts in made.items()}
                 rows = torch.frombuffer(bytearray(b"".join(self.digests)), dtype=torch.uint8)
                 found[DIGESTS] = rows.view(len(self.digests), -1)
-                try:
+                with replacing(self.path) as temporary:
                     save_file(found, temporary, {"sha256": _sum_of(found)})
-                    give_usual_mode(temporary)
-                    os.replace(temporary, self.path)
-                finally:
-                    temporary.unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"distill.cache={self.path.parent}: {reason(error)}") from None
 
@@ -117,7 +112,7 @@ class TeacherCache:
                 is_whole = (file.metadata() or {}).get("sha256") == _sum_of(found)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.path} is damaged ({reason(error)}): delete it") from None
-        if not is_whole or _bytes(found.pop(DIGESTS)) != b"".join(self.digests):
+        if not is_whole or bytes_of(found.pop(DIGESTS)) != b"".join(self.digests):
             raise ValueError(f"{self.path} is damaged (its checksum differs): delete it")
         self.kept = found
 
@@ -140,17 +135,13 @@ def digests(batch: Batch) -> list[bytes]:
     for name in sorted(named):
         rows = named[name].detach().cpu().contiguous().reshape(batch.size, -1)
         for each, row in zip(found, rows, strict=True):
-            each.update(_bytes(row))
+            each.update(bytes_of(row))
     return [each.digest() for each in found]
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _sum_of(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name in sorted(tensors):
         found.update(f"{name} {list(tensors[name].shape)} {tensors[name].dtype}".encode())
-        found.update(_bytes(tensors[name]))
+        found.update(bytes_of(tensors[name]))
     return found.hexdigest()

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +59,14 @@ def listening(listeners: Iterable[Listener]) -> Iterator[None]:
     """
     raised: list[Exception] = []
 
-    def guarded(listen: Listener) -> Listener:
-        def call(record: dict[str, Any]) -> None:
-            try:
-                listen(record)
-            except Exception as error:  # the run records it as its own failure
-                raised.append(error)
-                raise
+    def call(record: dict[str, Any], listen: Listener) -> None:
+        try:
+            listen(record)
+        except Exception as error:  # the run records it as its own failure
+            raised.append(error)
+            raise
 
-        return call
-
-    token = _listeners.set(tuple(map(guarded, listeners)))
+    token = _listeners.set(tuple(partial(call, listen=listen) for listen in listeners))
     try:
         yield
     finally:
@@ -140,7 +138,8 @@ class Tracker:
 
     def write(self, record: dict[str, Any]) -> None:
         if self.file is not None:
-            self.file.write(json.dumps({k: _jsonable(v) for k, v in record.items()}) + "\n")
+            infinite = (k for k, v in record.items() if isinstance(v, float) and not isfinite(v))
+            self.file.write(json.dumps(record | dict.fromkeys(infinite)) + "\n")
         self.lines += 1
 
     def summarize(self, figures: Mapping[str, Any]) -> None:
@@ -347,8 +346,3 @@ def _first_records(path: Path, count: int | None = None) -> list[dict[str, Any]]
             record = json.loads(line)
             records += [record] if isinstance(record["step"], int) else []
     return records
-
-
-def _jsonable(value: Any) -> Any:
-    finite = not isinstance(value, float) or abs(value) < float("inf")
-    return value if finite else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Annotated, Any, ClassVar, SupportsFloat, get_origin, get_type_hints
 
 NUMBER = SupportsFloat, "a number"
 
@@ -65,13 +66,6 @@ def below(key: str, value: float, limit: float) -> None:
         raise ValueError(f"{key} must be below {limit}, got {value}")
 
 
-def within(prefix: str, config: object, limits: Mapping[str, tuple[float, float]]) -> None:
-    """Raise ValueError unless each of these keys is within its limits, both included."""
-    for key, (least, most) in limits.items():
-        at_least(f"{prefix}.{key}", getattr(config, key), least)
-        at_most(f"{prefix}.{key}", getattr(config, key), most)
-
-
 def intervals(prefix: str, config: object, **limits: str) -> None:
     """Raise ValueError unless each key that is set is in its interval, such as "[0, 1)"."""
     for key, text in limits.items():
@@ -83,3 +77,27 @@ def intervals(prefix: str, config: object, **limits: str) -> None:
 
 def _number(text: str) -> float:
     return int(text) if text.strip().isdigit() else float(text)
+
+
+class Ranged:
+    """The base of dataclasses whose keys name their intervals, which the constructor checks.
+
+    class Config(Ranged, section="model."):
+        width: Annotated[int, "[1, 65536]"] = 256
+    """
+
+    section: ClassVar[str] = ""  # of a config, with a dot
+
+    def __init_subclass__(cls, section: str | None = None) -> None:
+        if section is not None:
+            cls.section = section
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        intervals(self.section, self, **_intervals_of(kind))
+
+
+@cache
+def _intervals_of(kind: type) -> dict[str, str]:
+    hints = get_type_hints(kind, include_extras=True).items()
+    return {name: hint.__metadata__[0] for name, hint in hints if get_origin(hint) is Annotated}

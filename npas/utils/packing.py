@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from npas.utils.checks import at_least, at_most
-
-MOST_RATIO = 8.0  # of trained weights: more is a typing error
+from npas.utils.checks import Ranged
 
 
 @dataclass(frozen=True)
-class Packing:
+class Packing(Ranged):
     """Quantization and compression of an artifact.
 
     `rows` quantizes banks and tensors of more than 4,096 values to `bits`, scaled by each row's
@@ -20,12 +18,10 @@ class Packing:
     most `expected_ratio` times as many: the expected bytes before over those after compression.
     """
 
-    section: ClassVar[str] = ""  # of a config, with a dot
-
     bits: Literal[8, 6] = 8
     scheme: Literal["rows", "golf"] = "rows"
     compression: Literal["zlib", "lzma", "none"] = "zlib"
-    expected_ratio: float = 1.0
+    expected_ratio: Annotated[float, "[1, 8]"] = 1.0  # of trained weights: more is an error
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -39,8 +35,7 @@ class Packing:
         object.__setattr__(self, "bits", int(self.bits))  # 8.0 is accepted
         if self.scheme == "golf" and self.bits != 8:
             raise ValueError(f"{self.section}scheme=golf has 8 bits: set bits=8, or scheme=rows")
-        at_least(f"{self.section}expected_ratio", self.expected_ratio, 1)
-        at_most(f"{self.section}expected_ratio", self.expected_ratio, MOST_RATIO)
+        super().__post_init__()
 
     @property
     def keywords(self) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(nam
         ("wrn", {"depth": 17}, "a WRN has 6n + 4 layers; the nearest is 16 or 22"),
         ("wrn", {"depth": 9}, "model.depth must be at least 10"),
         ("wrn", {"width": 0.01}, "model.width must be at least"),
-        ("wrn", {"dropout": 1.0}, "model.dropout=1.0: must be at least 0"),
+        ("wrn", {"dropout": 1.0}, "model.dropout must be below 1"),
         ("resnet_cifar", {"depth": 57}, "nearest is 56 or 62"),
         ("resnext", {"depth": 30}, "a ResNeXt has 9n + 2 layers; the nearest is 29 or 38"),
         ("resnext", {"cardinality": 1000, "width": 64}, "model.width must be at most 8"),

@@ -10,6 +10,9 @@ import hashlib
 import logging
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 log = logging.getLogger(__name__)
 
 
@@ -63,10 +66,16 @@ def md5(data: bytes) -> str:
     return f"md5 {hashlib.md5(data, usedforsecurity=False).hexdigest()}"
 
 
-def sha256(path: Path) -> str:
-    """Return the sha256 checksum of a file as "sha256 HEX"."""
+def sha256(*paths: Path) -> str:
+    """Return the sha256 checksum of files, one after the other, as "sha256 HEX"."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
     return f"sha256 {digest.hexdigest()}"
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """Return the bytes of a tensor's values."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

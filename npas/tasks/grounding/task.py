@@ -25,7 +25,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -44,20 +44,15 @@ from npas.tasks.grounding.regions import Regions
 from npas.tasks.scenes import Difficulty, dataset
 from npas.tasks.scenes.dataset import Made
 from npas.utils import rng
-from npas.utils.checks import within
+from npas.utils.checks import Ranged
 
 NAMES = {"flickr30k": "flickr30k_entities", "referit": "referit", "scenes": "scenes"}
 EVAL_BATCH = 8  # lots; small enough that each of many ranks gets some batches
 SYNTHETIC_REGIONS, SYNTHETIC_PHRASES = 20, 4
-LIMITS = {
-    "region_width": (1, 100_000), "regions": (1, 10_000), "phrases": (1, 1000),
-    "word_width": (1, 100_000), "max_words": (1, 500), "negatives": (1, 10_000),
-    "positive": (metrics.NEG_IOU_FALLBACK, 1),
-}  # fmt: skip
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="task."):
     """The `task.*` keys of phrase grounding.
 
     `vectors` is a text file under `data.root`, `bert` a folder, or a name on the Hugging Face hub;
@@ -66,21 +61,21 @@ class Config:
 
     family: str = "grounding"
     set: Literal["flickr30k", "referit", "scenes"] = "flickr30k"
-    region_width: int = 2048  # features per region
-    regions: int = 300  # per image, at most: the best ones
-    phrases: int = 16  # per image, in a sample
+    region_width: Annotated[int, "[1, 100000]"] = 2048  # features per region
+    regions: Annotated[int, "[1, 10000]"] = 300  # per image, at most: the best ones
+    phrases: Annotated[int, "[1, 1000]"] = 16  # per image, in a sample
     words: Literal["vectors", "bert"] = "vectors"
     vectors: str = "glove.6B.300d.txt"
     bert: str = "bert-base-uncased"
-    word_width: int = 300  # numbers per word vector
-    max_words: int = 10  # per phrase: the last ones
-    positive: float = 0.6  # smallest overlap of a positive region
-    negatives: int = 2  # per positive region
+    word_width: Annotated[int, "[1, 100000]"] = 300  # numbers per word vector
+    max_words: Annotated[int, "[1, 500]"] = 10  # per phrase: the last ones
+    positive: Annotated[float, "[0.4, 1]"] = 0.6  # smallest overlap of a positive region
+    negatives: Annotated[int, "[1, 10000]"] = 2  # per positive region
     scenes: Difficulty = field(default_factory=Difficulty)
     made: Made = field(default_factory=Made)
 
     def __post_init__(self) -> None:
-        within("task", self, LIMITS)
+        super().__post_init__()
         for key in ("vectors", "bert"):
             if not getattr(self, key).strip():
                 raise ValueError(f"task.{key} must not be empty")

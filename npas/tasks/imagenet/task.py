@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from npas.tasks.imagenet import shards
 from npas.tasks.imagenet.folder import Folder
 from npas.tasks.imagenet.transforms import Crops, decode
 from npas.utils import rng
-from npas.utils.checks import above, at_least, at_most, below, within
+from npas.utils.checks import Ranged
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ CLASSES = 1000
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="task."):
     """The `task.*` keys of ImageNet.
 
     `max_damaged` is a limit of each process and its workers. Checkpoints do not store the damaged
@@ -58,28 +58,22 @@ class Config:
     """
 
     family: str = "imagenet"
-    classes: int = CLASSES
-    size: int = 224
-    resize: int = 256
-    scale_min: float = 0.08
+    classes: Annotated[int, "[2, 1000000]"] = CLASSES
+    size: Annotated[int, "[8, 4096]"] = 224
+    resize: Annotated[int, "[8, 4096]"] = 256
+    scale_min: Annotated[float, "(0, 1]"] = 0.08
     flip: bool = True
-    pca_noise: float = 0.0
-    label_smoothing: float = 0.0
+    pca_noise: Annotated[float, "[0, 10]"] = 0.0
+    label_smoothing: Annotated[float, "[0, 1)"] = 0.0
     form: Literal["folder", "shards"] = "folder"
-    held_out: int = 0
-    max_damaged: int = 10
+    held_out: Annotated[int, "[0, inf)"] = 0
+    max_damaged: Annotated[int, "[0, inf)"] = 10
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
-        limits = {"classes": (2, 10**6), "size": (8, 4096), "resize": (8, 4096)}
-        limits |= {"held_out": (0, 10**9), "max_damaged": (0, 10**9), "pca_noise": (0, 10)}
-        within("task", self, limits)
+        super().__post_init__()
         if self.resize < self.size:
             raise ValueError(f"task.resize={self.resize} is less than task.size={self.size}")
-        above("task.scale_min", self.scale_min, 0)
-        at_most("task.scale_min", self.scale_min, 1)
-        at_least("task.label_smoothing", self.label_smoothing, 0)
-        below("task.label_smoothing", self.label_smoothing, 1)
 
 
 @dataclass(frozen=True)

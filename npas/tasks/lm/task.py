@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from npas.tasks.common.measure import measure, measuring
 from npas.tasks.lm import reader, vocabulary
 from npas.tasks.lm.reader import Stream
 from npas.utils import rng
-from npas.utils.checks import within
+from npas.utils.checks import Ranged
 
 SHAKESPEARE = Path("tinyshakespeare/input.txt")
 SHAKESPEARE_URL = (
@@ -51,7 +51,7 @@ PROMPT, CONTINUED = 64, 256  # tokens of an example
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="task."):
     """The `task.*` keys of language models.
 
     `folder` and `tokenizer`, a SentencePiece model, are below `data.root`.
@@ -59,15 +59,14 @@ class Config:
 
     family: str = "lm"
     dataset: Literal["shakespeare", "fineweb", "bins", "text"] = "shakespeare"
-    length: int = 64  # tokens per row
-    steps: int = 2000  # per epoch
-    vocab_size: int = 65
+    length: Annotated[int, "[1, 1000000]"] = 64  # tokens per row
+    steps: Annotated[int, "[1, 100000000]"] = 2000  # per epoch
+    vocab_size: Annotated[int, "[1, 65536]"] = 65
     folder: str = "text"
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        limits = {"length": (1, 1_000_000), "steps": (1, 100_000_000), "vocab_size": (1, 65_536)}
-        within("task", self, limits)
+        super().__post_init__()
         if self.dataset == "shakespeare" and self.tokenizer is not None:
             raise ValueError("task.tokenizer: shakespeare is read as characters: set task=text")
         if self.dataset == "shakespeare" and self.folder != "text":

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from npas.tasks.common import synthetic_text, tokenization
 from npas.tasks.common.measure import measure
 from npas.tasks.mlm import reader
 from npas.utils import rng
-from npas.utils.checks import above, below, within
+from npas.utils.checks import Ranged
 
 EVAL_BATCH = 32
 HELD_OUT_SEED = 0  # held-out documents and their masks are the same for every run
@@ -40,20 +41,14 @@ NOT_HIDDEN = -100  # ignored by cross-entropy
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="task."):
     """The `task.*` keys of pre-training; `tokenizer` is a folder, or a name on the hub."""
 
     family: str = "mlm"
-    max_length: int = 128  # tokens per sample
-    mask_rate: float = 0.15  # of its tokens
-    held_out: float = 0.05  # of the documents
+    max_length: Annotated[int, "[5, 100000]"] = 128  # tokens per sample
+    mask_rate: Annotated[float, "(0, 1)"] = 0.15  # of its tokens
+    held_out: Annotated[float, "(0, 1)"] = 0.05  # of the documents
     tokenizer: str = "bert-large-uncased"
-
-    def __post_init__(self) -> None:
-        within("task", self, {"max_length": (SPECIAL + 2, 100_000)})
-        for key in ("mask_rate", "held_out"):
-            above(f"task.{key}", getattr(self, key), 0)
-            below(f"task.{key}", getattr(self, key), 1)
 
 
 class Task(tokenization.TextTask):

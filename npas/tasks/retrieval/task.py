@@ -16,10 +16,9 @@ F folds, N images of a split.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,17 +35,11 @@ from npas.tasks.scenes import dataset
 from npas.tasks.scenes.dataset import Made
 from npas.tasks.scenes.world import Difficulty
 from npas.utils import rng
-from npas.utils.checks import above, below, within
+from npas.utils.checks import Ranged
 
 EVAL_IMAGES, EVAL_SENTENCES = 100, 500  # encoded at once in evaluation
 SYNTHETIC_REGIONS, SYNTHETIC_WORDS = 12, 20  # at most
 VECTORS = "vectors.txt"  # of synthetic words
-LIMITS = {
-    "regions": (1, 10_000), "region_width": (1, 65536), "word_width": (1, 65536),
-    "max_words": (1, 10_000), "captions": (1, PER_IMAGE), "beta": (0, math.inf),
-    "negatives": (1, math.inf), "image_factor": (0, math.inf), "sentence_factor": (0, math.inf),
-    "folds": (0, math.inf),
-}  # fmt: skip
 # Images, with five sentences each; Karpathy's splits.
 PUBLISHED = {
     "f30k": {"train": 29_000, "dev": 1014, "test": 1000},
@@ -55,7 +48,7 @@ PUBLISHED = {
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="task."):
     """The `task.*` keys of retrieval.
 
     `loss=hardest` is ADAPT's margin loss: over all others in a batch at first, then more and more,
@@ -67,28 +60,30 @@ class Config:
 
     family: str = "retrieval"
     set: Literal["f30k", "coco", "scenes"] = "f30k"
-    regions: int = 36  # per image: the first ones
-    region_width: int = 2048
+    regions: Annotated[int, "[1, 10000]"] = 36  # per image: the first ones
+    region_width: Annotated[int, "[1, 65536]"] = 2048
     vectors: str = "glove.6B.300d.txt"  # under data.root
-    word_width: int = 300
-    max_words: int = 32  # per sentence: the first ones
-    captions: int = 1  # per image in a batch, P: with 1 an epoch is all sentences, else all images
+    word_width: Annotated[int, "[1, 65536]"] = 300
+    max_words: Annotated[int, "[1, 10000]"] = 32  # per sentence: the first ones
+    captions: Annotated[int, "[1, 5]"] = (
+        1  # per image in a batch, P: with 1 an epoch is all sentences, else all images
+    )
     loss: Literal["hardest", "top"] = "hardest"
-    margin: float = 0.2
-    beta: float = 0.991
-    negatives: int = 10
-    image_factor: float = 1.5
-    sentence_factor: float = 0.1
+    margin: Annotated[float, "(0, inf)"] = 0.2
+    beta: Annotated[float, "[0, 1)"] = 0.991
+    negatives: Annotated[int, "[1, inf)"] = 10
+    image_factor: Annotated[float, "[0, inf)"] = 1.5
+    sentence_factor: Annotated[float, "[0, inf)"] = 0.1
     test: Literal["test", "testall"] = "test"
-    folds: int = 0  # equal parts of the split that are searched separately; 0: no folds
+    folds: Annotated[int, "[0, inf)"] = (
+        0  # equal parts of the split that are searched separately; 0: no folds
+    )
     images: str = ""  # folder under data.root with images, <name>.jpg, for npas-eval show=
     scenes: Difficulty = field(default_factory=Difficulty)
     made: Made = field(default_factory=Made)
 
     def __post_init__(self) -> None:
-        within("task", self, LIMITS)
-        above("task.margin", self.margin, 0)
-        below("task.beta", self.beta, 1)
+        super().__post_init__()
         if not self.vectors.strip():
             raise ValueError("task.vectors must not be empty: name a file of word vectors")
         dataset.refuse_unread(self, ("vectors", "images"))

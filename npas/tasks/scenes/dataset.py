@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -23,24 +22,19 @@ from npas.tasks import base
 from npas.tasks.common import checksums, files
 from npas.tasks.common.files import temporary
 from npas.tasks.scenes.world import Difficulty
-from npas.utils.checks import within
+from npas.utils.checks import Ranged
 
 WORLD = 1  # version: increment if the same keys give other content
-MOST = 10_000_000  # images of a split
 
 
 @dataclass(frozen=True)
-class Made:
+class Made(Ranged, section="task.made."):
     """The `task.made.*` keys: the number of images of each split, and their seed."""
 
-    train: int = 2000
-    val: int = 200
-    test: int = 500
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        sizes = dict.fromkeys(("train", "val", "test"), (1, MOST))
-        within("task.made", self, {**sizes, "seed": (0, math.inf)})
+    train: Annotated[int, "[1, 10000000]"] = 2000
+    val: Annotated[int, "[1, 10000000]"] = 200
+    test: Annotated[int, "[1, 10000000]"] = 500
+    seed: Annotated[int, "[0, inf)"] = 0
 
 
 class SceneTask(base.Task):

@@ -10,8 +10,9 @@ import itertools
 import math
 from dataclasses import dataclass
 from random import Random
+from typing import Annotated
 
-from npas.utils.checks import at_least, within
+from npas.utils.checks import Ranged, at_least
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
 COLOURS = {  # RGB
@@ -31,41 +32,39 @@ SIZES_OF = {1: ("medium",), 2: ("small", "large"), 3: ("small", "medium", "large
 TONES = {"dark": 70, "pale": 170}  # grey of a background
 RELATIONS = ("left of", "right of", "above", "below")
 
-MOST_THINGS = 8
 MOST_HIDDEN = 0.2  # fraction of a box that another may overlap
 ATTEMPTS = 30  # to position a thing
-LIMITS = {
-    "least": (2, MOST_THINGS), "most": (2, MOST_THINGS), "palette": (1, math.inf),
-    "shapes": (1, len(SHAPES)), "colours": (1, len(COLOURS)), "sizes": (1, len(SIZES)),
-    "materials": (1, len(MATERIALS)), "relations": (0, 1), "pronouns": (0, 1), "groups": (0, 1),
-    "proposals": (1, 1000), "jitter": (0, 0.5), "noise": (0, 100), "height": (64, 1024),
-    "width": (64, 1024),
-}  # fmt: skip
 CLEAR = 1.25  # ratio of the two offsets from which a relation is clear
 
 
 @dataclass(frozen=True)
-class Difficulty:
+class Difficulty(Ranged, section="task.scenes."):
     """The `task.scenes.*` keys: what is in a scene and how it is described."""
 
-    least: int = 4  # things in a scene
-    most: int = 7
-    shapes: int = 5  # number of kinds, as the next three
-    colours: int = 6
-    sizes: int = 2
-    materials: int = 3
-    palette: int = 3  # most shapes, and colours, in one scene: fewer make things more similar
-    relations: float = 0.35  # fraction of phrases that refer by a neighbour
-    pronouns: float = 0.1  # fraction of captions with an "it", which alone identifies no box
-    groups: float = 0.15  # fraction of captions about several things at once
-    proposals: int = 20  # boxes per image; those that are not of things are distractors
-    jitter: float = 0.1  # of a proposal's edges, as a fraction of the side
-    noise: float = 10.0  # standard deviation of pixels and colours, of 255
-    height: int = 96  # pixels
-    width: int = 128
+    least: Annotated[int, "[2, 8]"] = 4  # things in a scene
+    most: Annotated[int, "[2, 8]"] = 7
+    shapes: Annotated[int, "[1, 8]"] = 5  # number of kinds, as the next three
+    colours: Annotated[int, "[1, 8]"] = 6
+    sizes: Annotated[int, "[1, 3]"] = 2
+    materials: Annotated[int, "[1, 4]"] = 3
+    palette: Annotated[int, "[1, inf)"] = (
+        3  # most shapes, and colours, in one scene: fewer make things more similar
+    )
+    relations: Annotated[float, "[0, 1]"] = 0.35  # fraction of phrases that refer by a neighbour
+    pronouns: Annotated[float, "[0, 1]"] = (
+        0.1  # fraction of captions with an "it", which alone identifies no box
+    )
+    groups: Annotated[float, "[0, 1]"] = 0.15  # fraction of captions about several things at once
+    proposals: Annotated[int, "[1, 1000]"] = (
+        20  # boxes per image; those that are not of things are distractors
+    )
+    jitter: Annotated[float, "[0, 0.5]"] = 0.1  # of a proposal's edges, as a fraction of the side
+    noise: Annotated[float, "[0, 100]"] = 10.0  # standard deviation of pixels and colours, of 255
+    height: Annotated[int, "[64, 1024]"] = 96  # pixels
+    width: Annotated[int, "[64, 1024]"] = 128
 
     def __post_init__(self) -> None:
-        within("task.scenes", self, LIMITS)
+        super().__post_init__()
         at_least("task.scenes.most", self.most, self.least)
         at_least("task.scenes.proposals", self.proposals, self.most)
         if max(self.height, self.width) > 2 * min(self.height, self.width):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from npas.tasks import base
 from npas.tasks.base import Batch, Metrics, rank_share
 from npas.tasks.common.measure import measure
 from npas.tasks.shortest_paths.mazes import Grids, draw
-from npas.utils.checks import at_least, below, within
+from npas.utils.checks import Ranged, intervals
 
 EVAL_BATCH = 500
 DRAWN_AT_ONCE = 4096  # training grids: enough to keep a GPU busy, in little memory
@@ -34,31 +35,27 @@ MOST_CELLS = 50_000_000  # of the grids of a split, which stay in memory
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="task."):
     """The `task.*` keys of shortest paths."""
 
     family: str = "shortest_paths"
-    size: int = 32  # rows and columns
-    density: float = 0.4  # of obstacles
+    size: Annotated[int, "[2, 512]"] = 32  # rows and columns
+    density: Annotated[float, "[0, 1)"] = 0.4  # of obstacles
     phases: list[int] = field(default_factory=lambda: [12, 16, 20, 24, 28])  # longest path of each
-    phase_epochs: int = 50
-    epoch_samples: int = 10_000
+    phase_epochs: Annotated[int, "[1, inf)"] = 50
+    epoch_samples: Annotated[int, "[1, inf)"] = 10_000
     val_samples: int = 200  # per band of distances
     test_samples: int = 1000  # per band of distances
 
     def __post_init__(self) -> None:
-        within("task", self, {"size": (2, 512)})
-        at_least("task.density", self.density, 0)
-        below("task.density", self.density, 1)
+        super().__post_init__()
         if not self.phases or sorted({0, *self.phases}) != [0, *self.phases]:
             raise ValueError(f"task.phases must be increasing lengths above 0, got {self.phases}")
         if self.phases[-1] >= self.size**2:
             grid = f"{self.size}x{self.size} grid"
             raise ValueError(f"task.phases: no path of {self.phases[-1]} moves fits into a {grid}")
-        at_least("task.phase_epochs", self.phase_epochs, 1)
-        at_least("task.epoch_samples", self.epoch_samples, 1)
-        most = MOST_CELLS // (len(self.phases) * self.size**2)
-        within("task", self, {"val_samples": (1, most), "test_samples": (1, most)})
+        most = f"[1, {MOST_CELLS // (len(self.phases) * self.size**2)}]"
+        intervals("task.", self, val_samples=most, test_samples=most)
 
 
 class Task(base.Task):

@@ -21,7 +21,7 @@ import logging
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from npas.tasks.common import checksums, download, files, synthetic_text, tokeni
 from npas.tasks.common.measure import fill, measuring
 from npas.tasks.squad import decode, metrics, reader, windows
 from npas.utils import rng
-from npas.utils.checks import at_least, at_most
+from npas.utils.checks import Ranged
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ SYNTHETIC_LENGTHS = {"max_length": 64, "stride": 16, "max_query": 16}  # at most
 
 
 @dataclass
-class Config:
+class Config(Ranged, section="task."):
     """The `task.*` keys of SQuAD; lengths are in tokens.
 
     `tokenizer` is a folder, or a name on the Hugging Face hub. `train_questions` limits training to
@@ -61,27 +61,25 @@ class Config:
 
     family: str = "squad"
     version: str = "1.1"
-    max_length: int = 384  # of a window
-    stride: int = 128  # between the windows of a paragraph
-    max_query: int = 64  # longer questions are truncated
-    max_answer: int = 30
-    n_best: int = 20
+    max_length: Annotated[int, "[1, 100000]"] = 384  # of a window
+    stride: Annotated[int, "[1, inf)"] = 128  # between the windows of a paragraph
+    max_query: Annotated[int, "[1, inf)"] = 64  # longer questions are truncated
+    max_answer: Annotated[int, "[1, inf)"] = 30
+    n_best: Annotated[int, "[1, inf)"] = 20
     tokenizer: str = "bert-large-uncased"
     train_files: list[str] = field(default_factory=list)
     test_file: str | None = None
-    train_questions: int | None = None
+    train_questions: Annotated[int | None, "[1, inf)"] = None
 
     def __post_init__(self) -> None:
         if self.version not in ("1.1", "2.0"):
             raise ValueError(f"task.version={self.version}: must be 1.1 or 2.0")
-        for key in ("stride", "max_query", "max_answer", "n_best", "train_questions"):
-            at_least(f"task.{key}", getattr(self, key), 1)
+        super().__post_init__()
         files = [*self.train_files, *([] if self.test_file is None else [self.test_file])]
         if bool(self.train_files) != (self.test_file is not None):
             raise ValueError("task.train_files and task.test_file go together")
         if "" in files or len({os.path.normpath(name) for name in files}) < len(files):
             raise ValueError("task.train_files and task.test_file must be different files")
-        at_most("task.max_length", self.max_length, 100_000)
         room = self.max_length - self.max_query - SPECIAL
         if room < 1:
             raise ValueError(f"task.max_length={self.max_length} leaves no room for a paragraph")
