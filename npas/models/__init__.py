@@ -147,7 +147,9 @@ def find_family(package: str, kind: str, name: str, helpers: Collection[str] = (
     found = pkgutil.iter_modules(importlib.import_module(package).__path__)
     own = {module.name for module in found if not module.name.startswith("_")} - set(helpers)
     if name in own:
-        return importlib.import_module(f"{package}.{name}")
+        module = importlib.import_module(f"{package}.{name}")
+        in_package = hasattr(module, "__path__")
+        return importlib.import_module(f"{package}.{name}.task") if in_package else module
     if name in (others := plugins.names(kind)):
         return plugins.family(kind, name)
     raise ValueError(f"there is no {kind} family {name!r}; {near(name, sorted({*own, *others}))}")

@@ -1,10 +1,13 @@
 """Building blocks of the convolutional networks for small images."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from npas.models import Reader
+from npas.models import InputSpec, Reader
+
+Block = Callable[[int, int, int], nn.Module]
 
 
 def conv3x3(channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -12,9 +15,7 @@ def conv3x3(channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
 
 
-def stages(
-    block: Callable[[int, int, int], nn.Module], channels: int, widths: Iterable[int], count: int
-) -> nn.Sequential:
+def stages(block: Block, channels: int, widths: Sequence[int], count: int) -> nn.Sequential:
     """Stack stages of `count` blocks with these widths; all stages but the first halve the image.
 
     `block` is called with input channels, output channels and stride.
@@ -25,6 +26,27 @@ def stages(
         stacked.append(nn.Sequential(first, *(block(width, width, 1) for _ in range(count - 1))))
         channels = width
     return nn.Sequential(*stacked)
+
+
+class Staged(nn.Module):
+    """Classify images of any height and width by post-activation blocks in stages: BxCxHxW -> BxK.
+
+    `block` builds them as in `stages`.
+    """
+
+    def __init__(
+        self, block: Block, spec: InputSpec, stem: int, widths: Sequence[int], count: int
+    ) -> None:
+        super().__init__()
+        self.stem = conv3x3(spec.input_shape[0], stem)
+        self.norm = nn.BatchNorm2d(stem)
+        self.stages = stages(block, stem, widths, count)
+        self.classifier = nn.Linear(widths[-1], spec.num_classes)
+        initialize(self, self.classifier)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stages(F.relu(self.norm(self.stem(x))))
+        return self.classifier(x.mean(dim=(2, 3)))
 
 
 def inner_filters(network: nn.Module, block: type[nn.Module], norm: str) -> dict[str, list[Reader]]:

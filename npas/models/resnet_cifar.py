@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import InputSpec, Reader, _checks
-from npas.models._cnn import conv3x3, initialize, inner_filters, stages
+from npas.models._cnn import Staged, conv3x3, inner_filters
 
 
 @dataclass
@@ -47,25 +47,11 @@ class Block(nn.Module):
         return F.relu(out + x)
 
 
-class ResNet(nn.Module):
-    """Classify images of any height and width, BxCxHxW -> B x num_classes logits."""
-
-    def __init__(self, config: Config, spec: InputSpec) -> None:
-        super().__init__()
-        self.stem = conv3x3(spec.input_shape[0], 16)
-        self.norm = nn.BatchNorm2d(16)
-        self.stages = stages(Block, 16, (16, 32, 64), (config.depth - 2) // 6)
-        self.classifier = nn.Linear(64, spec.num_classes)
-        initialize(self, self.classifier)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stages(F.relu(self.norm(self.stem(x))))
-        return self.classifier(x.mean(dim=(2, 3)))
+def build(config: Config, spec: InputSpec) -> nn.Module:
+    """Build the network."""
+    return Staged(Block, spec, 16, (16, 32, 64), (config.depth - 2) // 6)
 
 
 def filters(network: nn.Module) -> dict[str, list[Reader]]:
     """Return the readers of each block's first conv."""
     return inner_filters(network, Block, "norm1")
-
-
-build = ResNet

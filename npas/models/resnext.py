@@ -10,14 +10,12 @@ and third stages start with stride 2; shortcuts have a 1x1 conv where the shape 
 from dataclasses import dataclass
 from typing import Annotated
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from npas.models import InputSpec, _checks
-from npas.models._cnn import conv3x3, initialize, stages
+from npas.models._cnn import Staged
 from npas.utils.checks import Ranged, intervals
 
-STEM_CHANNELS = 64
 MOST_CHANNELS = 8192
 
 
@@ -36,33 +34,17 @@ class Config(Ranged, section="model."):
         intervals("model.", self, width=f"[1, {MOST_CHANNELS // self.cardinality}]")
 
 
-class ResNeXt(nn.Module):
-    """Classify images of any height and width, BxCxHxW -> B x num_classes logits."""
+def build(config: Config, spec: InputSpec) -> nn.Module:
+    """Build the network."""
+    from torchvision.models.resnet import Bottleneck
 
-    def __init__(self, config: Config, spec: InputSpec) -> None:
-        super().__init__()
-        from torchvision.models.resnet import Bottleneck
+    def block(channels: int, out_channels: int, stride: int) -> nn.Module:
+        shortcut = None
+        if channels != out_channels:
+            conv = nn.Conv2d(channels, out_channels, 1, stride, bias=False)
+            shortcut = nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+        planes = out_channels // Bottleneck.expansion
+        sizes = {"groups": config.cardinality, "base_width": config.width}
+        return Bottleneck(channels, planes, stride, shortcut, **sizes)
 
-        def block(channels: int, out_channels: int, stride: int) -> nn.Module:
-            shortcut = None
-            if channels != out_channels:
-                shortcut = nn.Sequential(
-                    nn.Conv2d(channels, out_channels, 1, stride, bias=False),
-                    nn.BatchNorm2d(out_channels),
-                )
-            planes = out_channels // Bottleneck.expansion
-            sizes = {"groups": config.cardinality, "base_width": config.width}
-            return Bottleneck(channels, planes, stride, shortcut, **sizes)
-
-        self.stem = conv3x3(spec.input_shape[0], STEM_CHANNELS)
-        self.norm = nn.BatchNorm2d(STEM_CHANNELS)
-        self.stages = stages(block, STEM_CHANNELS, (256, 512, 1024), (config.depth - 2) // 9)
-        self.classifier = nn.Linear(1024, spec.num_classes)
-        initialize(self, self.classifier)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stages(F.relu(self.norm(self.stem(x))))
-        return self.classifier(x.mean(dim=(2, 3)))
-
-
-build = ResNeXt
+    return Staged(block, spec, 64, (256, 512, 1024), (config.depth - 2) // 9)

@@ -1,7 +1,8 @@
 """The tasks: a module or a package for each family.
 
 A family has `Config`, a dataclass of its `task.*` keys, and `Task`, a subclass of
-`npas.tasks.base.Task`. `family("cifar")` returns the package `cifar`.
+`npas.tasks.base.Task`; a package has them in its module `task`. `family("cifar")` returns the
+module.
 """
 
 from typing import Any

@@ -332,6 +332,16 @@ def rank_share(batch_size: int, world: int, grad_accum_steps: int = 1) -> int:
     return batch_size // parts
 
 
+def check_vocabulary(model: nn.Module, size: int, what: str) -> None:
+    """Raise ValueError if a network's vocabulary is smaller than `size`; `what` has that many."""
+    model = getattr(model, "module", model)
+    known = getattr(getattr(model, "config", model), "vocab_size", None)
+    if known is not None and known < size:
+        raise ValueError(
+            f"{what}, and the network has model.vocab_size={known}: set it to at least {size}"
+        )
+
+
 def refuse_val_fraction(data: DataConfig, name: str, reason: str) -> None:
     """Raise ValueError if `data.val_fraction` is set for a task that does not use it."""
     if data.val_fraction is not None:

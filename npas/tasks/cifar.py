@@ -106,15 +106,14 @@ class Task(Resident):
 
         if complete():
             return
-        if not archive.is_file() and not self.data.download:
-            raise self.missing(f"{archive.name} (or its folder {self.published.base_folder})")
+        if not archive.is_file():
+            if not self.data.download:
+                raise self.missing(f"{archive.name} (or its folder {self.published.base_folder})")
+            download.fetch(self.published.url, archive, self.sha256)
         with locked(self.root / f".{archive.name}.lock"):
-            if complete():  # another process was faster
-                return
-            refuses = self.data.verify == "refuse" or not archive.is_file()
-            if not archive.is_file():
-                download.download(self.published.url, archive)
-            download.unpack(archive, self.sha256 if refuses else None, self.files, self.root)
+            if not complete():  # another process was faster
+                refuses = self.data.verify == "refuse"
+                download.unpack(archive, self.sha256 if refuses else None, self.files, self.root)
 
     def _read(self, file: str, md5: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a file's images, NHWC bytes, and labels; its checksum is compared first."""

@@ -138,10 +138,5 @@ class TextTask(base.Task):
         """Return the parts read from the files under `root`; raises ValueError if malformed."""
 
     def check_network(self, model: nn.Module) -> None:
-        config = getattr(getattr(model, "module", model), "config", None)
-        known, size = getattr(config, "vocab_size", None), self.tokenizer.size
-        if known is not None and known < size:
-            raise ValueError(
-                f"task.tokenizer={self.tokenizer.name} has {size:,} tokens, and the network only"
-                f" model.vocab_size={known}: set it to at least {size}, or use another tokenizer"
-            )
+        what = f"task.tokenizer={self.tokenizer.name} has {self.tokenizer.size:,} tokens"
+        base.check_vocabulary(model, self.tokenizer.size, what)

@@ -28,10 +28,10 @@ from npas.utils import rng
 
 
 class Sizes(NamedTuple):
-    """The dimensions of all samples."""
+    """The dimensions of all samples, P and R."""
 
-    phrases: int  # P
-    regions: int  # R
+    phrases: int
+    regions: int
 
 
 class Lot(NamedTuple):
@@ -81,9 +81,8 @@ class Part:
         repetitions, B; and the indices of the phrases, BxP, -1 for a repetition.
         """
         size, rows = self.sizes, len(lots)
-        regions_BRD = torch.empty(rows, size.regions, self.regions.width)
-        boxes_BR5 = torch.empty(rows, size.regions, 5)
-        pixels_BR4 = torch.empty(rows, size.regions, 4)
+        widths = self.regions.width, 5, 4
+        regions_BRD, boxes_BR5, pixels_BR4 = (torch.empty(rows, size.regions, w) for w in widths)
         number_BP = torch.full((rows, size.phrases), -1)
         shown_BP = torch.empty_like(number_BP)
         counts_B = torch.empty(rows, dtype=torch.int64)
@@ -98,12 +97,8 @@ class Part:
             number_BP[row, : len(phrases)] = torch.tensor(phrases)
             shown_BP[row] = number_BP[row, torch.arange(size.phrases) % len(phrases)]
         words_BPTV, lengths_BP = self.words.take(self.text_N[shown_BP])
-        inputs = {
-            "words": words_BPTV,
-            "lengths": lengths_BP,
-            "regions": regions_BRD,
-            "boxes": boxes_BR5,
-        }
+        inputs = {"words": words_BPTV, "lengths": lengths_BP}
+        inputs |= {"regions": regions_BRD, "boxes": boxes_BR5}
         overlap_BPR = overlaps(torch.from_numpy(self.flat.boxes_N4[shown_BP.numpy()]), pixels_BR4)
         targets = {"overlaps": overlap_BPR, "regions": counts_B, "phrases": number_BP}
         return Batch(inputs, targets, rows)

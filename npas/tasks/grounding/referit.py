@@ -34,7 +34,10 @@ def _read(folder: Path) -> dict[str, Reading]:
     pixels = folder.parent / "images" / "saiapr_tc-12"
     instances = json.loads((folder / INSTANCES).read_bytes())
     sizes = {entry["id"]: entry for entry in instances["images"]}
-    boxes = {entry["id"]: _box(entry["bbox"]) for entry in instances["annotations"]}
+    boxes: dict[Any, Box] = {}
+    for entry in instances["annotations"]:
+        left, top, width, height = map(float, entry["bbox"])
+        boxes[entry["id"]] = left, top, left + width, top + height
     found = {split: Reading() for split in SPLITS}
     seen: dict[tuple[str, Any], list[Phrase]] = {}  # the phrases of an image in a split
     for ref in unpickle((folder / REFS).read_bytes()):
@@ -47,15 +50,8 @@ def _read(folder: Path) -> dict[str, Reading]:
             own.phrases.append(seen[split, image_id])
         # The largest x and y are left + width and top + height of a box at the edge.
         box = own.inside(boxes[ref["ann_id"]], (width, height))
-        texts = (_ascii(sentence["raw"]) for sentence in ref["sentences"])
-        seen[split, image_id] += [Phrase(text, box) for text in texts if text and box]
+        for sentence in ref["sentences"]:
+            raw = sentence["raw"].encode("ascii", "ignore").decode()
+            if box and (text := " ".join(raw.lower().split())):
+                seen[split, image_id].append(Phrase(text, box))
     return found
-
-
-def _box(given: Any) -> Box:
-    left, top, width, height = map(float, given)
-    return left, top, left + width, top + height
-
-
-def _ascii(text: str) -> str:
-    return " ".join(text.encode("ascii", "ignore").decode().lower().split())

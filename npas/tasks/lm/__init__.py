@@ -1,4 +1,1 @@
 """Predict the next token of a text."""
-
-from npas.tasks.lm.task import Config as Config
-from npas.tasks.lm.task import Task as Task

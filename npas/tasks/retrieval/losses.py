@@ -59,13 +59,9 @@ def hardest(costs: Costs, weight: Tensor) -> Tensor:
 
 
 def top(
-    costs: Costs,
-    match: Match,
-    margin: float,
-    negatives: int,
-    image_factor: float,
+    costs: Costs, match: Match, margin: float, negatives: int, image_factor: float,
     sentence_factor: float,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Return the loss of two-branch networks (Wang et al. 2018): means over `negatives` top costs.
 
     The sum of the costs of images x `image_factor`, of sentences, and of pairs of sentences x

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from npas.models import Input, InputSpec
 from npas.models._match import Match, Matcher
-from npas.tasks import scenes
+from npas.tasks import base, scenes
 from npas.tasks.base import Batch, Metrics, Shown
 from npas.tasks.common import word_vectors
 from npas.tasks.common.measure import fill, measuring
@@ -218,12 +218,8 @@ class Task(dataset.SceneTask):
             raise ValueError(f"batch_size={size}: the loss compares images; set at least 2")
 
     def check_network(self, model: nn.Module) -> None:
-        known = getattr(getattr(model, "module", model), "vocab_size", None)
-        if known is not None and known < (count := len(self.vocabulary)):
-            raise ValueError(
-                f"{self.name} has {count:,} learned words, and the network has"
-                f" model.vocab_size={known}: set it to at least {count}"
-            )
+        count = len(self.vocabulary)
+        base.check_vocabulary(model, count, f"{self.name} has {count:,} learned words")
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, and the percentage of sentences that find their image in the batch."""

@@ -76,17 +76,13 @@ class Task(base.Task):
 
     def read(self) -> dict[str, dict[int, Grids]]:
         phases = self.config.phases
-        counts = {"val": self.config.val_samples, "test": self.config.test_samples}
+        samples = {"val": self.config.val_samples, "test": self.config.test_samples}
+        counts = {k: torch.arange(count, device=self.device) for k, count in samples.items()}
+        bands = [*zip([0, *phases], phases, strict=False)]
         return {
             split: {
-                longest: self._draw(
-                    HELD_OUT_SEED,
-                    f"{split} {longest}",
-                    torch.arange(count, device=self.device),
-                    before + 1,
-                    longest,
-                )
-                for before, longest in zip([0, *phases], phases, strict=False)
+                longest: self._draw(HELD_OUT_SEED, f"{split} {longest}", count, before + 1, longest)
+                for before, longest in bands
             }
             for split, count in counts.items()
         }
@@ -102,9 +98,7 @@ class Task(base.Task):
 
     def _draw(self, seed: int, purpose: str, index_N: Tensor, shortest: int, longest: int) -> Grids:
         size, density = self.config.size, self.config.density
-        return draw(
-            seed, f"grids {purpose}", index_N, size, density, shortest=shortest, longest=longest
-        )
+        return draw(seed, f"grids {purpose}", index_N, size, density, shortest, longest)
 
     @property
     def train_size(self) -> int:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from npas.config import DataConfig
-from npas.tasks.lm import Config, Task, reader, vocabulary
+from npas.tasks.lm import reader, vocabulary
 from npas.tasks.lm import task as lm
 from npas.tasks.lm.reader import HEADER_BYTES, Stream
+from npas.tasks.lm.task import Config, Task
 
 CPU = torch.device("cpu")
 

@@ -1,10 +1,13 @@
 """Scenes are drawn from a seed and a number, and are as hard as the keys say."""
 
+import numpy as np
 import pytest
 
 from npas.tasks.scenes import Difficulty
 from npas.tasks.scenes.drawing import render
-from npas.tasks.scenes.world import COLOURS, MATERIALS, SHAPES, Scene, Thing, draw_scene, relation
+from npas.tasks.scenes.language import alike
+from npas.tasks.scenes.regions import Eyes, propose, union
+from npas.tasks.scenes.world import SHAPES, Thing, draw_scene, relation
 
 
 def drawn(count=60, **keys):
@@ -16,14 +19,6 @@ def test_a_scene_depends_on_seed_and_number_alone():
     assert scenes == drawn(20) and draw_scene(Difficulty(), 0, 7) == scenes[7]
     assert len({scene.things for scene in scenes}) == 20
     assert draw_scene(Difficulty(), 1, 7).things != scenes[7].things
-
-
-KINDS = {
-    "shapes": lambda scene: {thing.shape for thing in scene.things},
-    "colours": lambda scene: {thing.colour for thing in scene.things},
-    "sizes": lambda scene: {thing.size for thing in scene.things},
-    "materials": lambda scene: {thing.material for thing in scene.things},
-}
 
 
 def test_so_many_things_and_all_of_them_to_be_seen():
@@ -61,9 +56,6 @@ def test_where_a_thing_is_seen_from_another(centre, where):
     assert relation(at(*centre), at(50, 50)) == where
 
 
-# --- keys
-
-
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
@@ -77,9 +69,6 @@ def test_where_a_thing_is_seen_from_another(centre, where):
 def test_what_cannot_be_is_refused_by_its_key(keys, says):
     with pytest.raises(ValueError, match=says):
         Difficulty(**keys)
-
-
-# --- pixels
 
 
 def test_pixels_are_the_same_each_time_and_boxes_fit():
@@ -96,23 +85,25 @@ def test_pixels_are_the_same_each_time_and_boxes_fit():
             own = red[top : bottom + 1, left : right + 1]
             # The pixels at a box's edge may be half the thing's: a pixel less on any side at most.
             assert own[:2].any() and own[-2:].any() and own[:, :2].any() and own[:, -2:].any()
-        everything = set().union(*(pixels(thing) for thing in scene.things))
-        ys, xs = red.nonzero()
-        assert set(zip(xs.tolist(), ys.tolist(), strict=True)) <= everything
 
 
-def test_colours_materials_and_noise_are_what_is_seen():
-    for colour, rgb in COLOURS.items():
-        thing = Thing("square", colour, "large", "plain", (40, 30, 69, 59))
-        scene = Scene(0, 0, 96, 128, "dark", (thing,))
-        assert (abs(render(scene, 0)[30:60, 40:70].astype(int) - rgb) <= 1).all()
-    inner = {}
-    for material in MATERIALS:
-        thing = Thing("square", "yellow", "large", material, (40, 30, 69, 59))
-        scene = Scene(0, 0, 96, 128, "dark", (thing,))
-        inner[material] = render(scene, 0)[30:60, 40:70, 0].astype(float)
-    assert inner["plain"].std() < 1
-    assert inner["striped"].std(0).min() > 30 and inner["striped"].std(1).max() < 1
-    assert inner["checked"].mean(0).std() < 30 < inner["checked"].std(0).min()
-    assert inner["dotted"].mean() > inner["striped"].mean()
-    assert render(scene, 10)[:20].std() > 5 > render(scene, 0)[:20].std(1).max()
+def test_as_many_boxes_as_wanted_within_the_image_a_good_one_of_every_thing():
+    for number in range(30):
+        scene, count = draw_scene(Difficulty(), 0, number), (7, 20, 36)[number % 3]
+        boxes_R4 = propose(scene, Difficulty(jitter=0.3), count)
+        assert boxes_R4.shape == (count, 4) and boxes_R4.dtype == np.float32
+        assert (boxes_R4 >= 0).all() and (boxes_R4[:, 2:] <= [127, 95]).all()
+        assert (boxes_R4[:, 2:] - boxes_R4[:, :2] >= 3).all()
+        boxes = {tuple(box) for box in propose(scene, Difficulty(jitter=0), 20).tolist()}
+        assert {tuple(map(float, thing.box)) for thing in scene.things} <= boxes
+        for group in alike(scene):
+            assert tuple(map(float, union([scene.things[i].box for i in group]))) in boxes
+
+
+def test_features_are_the_same_whatever_regions_are_seen_with_them():
+    scene = draw_scene(Difficulty(), 0, 0)
+    pixels, boxes_R4 = render(scene, 10), propose(scene, Difficulty(), 20)
+    seen_RD = Eyes(64).see(pixels, boxes_R4)
+    assert seen_RD.shape == (20, 64) and 0.3 < (seen_RD > 0).mean() < 0.7
+    one_by_one = [Eyes(64).see(pixels, boxes_R4[i : i + 1]) for i in range(20)]
+    assert (np.concatenate(one_by_one) == seen_RD).all()  # to the bit
