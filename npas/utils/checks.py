@@ -94,10 +94,11 @@ class Ranged:
 
     def __post_init__(self) -> None:
         kind: Any = type(self)
-        intervals(self.section, self, **_intervals_of(kind))
+        intervals(self.section, self, **intervals_of(kind))
 
 
 @cache
-def _intervals_of(kind: type) -> dict[str, str]:
+def intervals_of(kind: type) -> dict[str, str]:
+    """Return the intervals of a dataclass's keys."""
     hints = get_type_hints(kind, include_extras=True).items()
     return {name: hint.__metadata__[0] for name, hint in hints if get_origin(hint) is Annotated}

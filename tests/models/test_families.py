@@ -91,15 +91,11 @@ def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(nam
     ("family", "slip", "said"),
     [
         ("wrn", {"depth": 17}, "a WRN has 6n + 4 layers; the nearest is 16 or 22"),
-        ("wrn", {"depth": 9}, "model.depth must be at least 10"),
-        ("wrn", {"width": 0.01}, "model.width must be at least"),
-        ("wrn", {"dropout": 1.0}, "model.dropout must be below 1"),
         ("resnet_cifar", {"depth": 57}, "nearest is 56 or 62"),
         ("resnext", {"depth": 30}, "a ResNeXt has 9n + 2 layers; the nearest is 29 or 38"),
         ("resnext", {"cardinality": 1000, "width": 64}, "model.width must be at most 8"),
         ("densenet", {"depth": 99}, "a DenseNet has 3n + 4 layers; the nearest is 97 or 100"),
         ("densenet", {"depth": 189, "bottleneck": True}, "DenseNet-BC has 6n + 4 layers; the"),
-        ("grid_cnn", {"width": 4097}, "model.width must be at most 4096"),
         ("torchvision", {"name": "resnet_50"}, "resnet50"),
         ("torchvision", {"name": "fasterrcnn_resnet50_fpn"}, "not a classification network"),
         (
@@ -115,15 +111,9 @@ def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(nam
         ("bert", {"heads": 5}, "model.hidden=768 is not divisible by model.heads=5"),
         ("bert", {"arch": "albert"}, "an ALBERT needs a width"),
         ("bert", {"embedding": 8}, "set it to null"),
-        ("bert", {"vocab_size": 10**9}, "model.vocab_size must be at most"),
-        ("simnet", {"embeddings": 1001}, "model.embeddings must be at most 1000"),
-        ("bag_of_words", {"width": 65537}, "model.width must be at most 65536"),
-        ("adapt", {"embedding": -1}, "model.embedding must be at least 0"),
-        ("adapt", {"fovea": 0.0}, "model.fovea must be above 0"),
-        ("two_branch", {"embedding": 65537}, "model.embedding must be at most 65536"),
     ],
 )
-def test_keys_out_of_range_are_refused(family, slip, said):
+def test_keys_that_do_not_fit_each_other_are_refused(family, slip, said):
     with pytest.raises(ValueError) as error:
         models.family(family).Config(**slip)
     assert said in str(error.value) and "\n" not in str(error.value)

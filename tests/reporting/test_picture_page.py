@@ -56,14 +56,6 @@ def test_boxes_are_where_they_are_in_the_image_and_say_by_colour_what_they_are(
     assert count(page, not_shown) == 0
 
 
-def test_boxes_in_one_place_are_both_seen_and_end_with_the_image():
-    page = one(Picture(image(), "", dict.fromkeys(BOXES, BOXES["truth"]), True))
-    assert count(page, TRUTH) > 100 and count(page, RIGHT) > 100
-    page = one(Picture(image(), "", {"truth": (-30.0, -5.0, 500.0, 20.0)}))
-    left, inside, right, _ = where(page, SAND)
-    assert where(page, TRUTH) == (left, inside - 3, right, inside - 3 + 40)
-
-
 def test_the_right_one_of_several_has_a_frame():
     colours = ("#800000", "#008000", "#000080")
     page = one(

@@ -191,14 +191,3 @@ MANY = [loop("b", str(i)) for i in range(33)]
 def test_any_network_can_be_drawn(draw, data, words):
     title = () if draw is plots.groups else ("A title",)
     assert words(draw, *data, Path("x"), *title)
-
-
-def test_principal_components_keep_what_two_dimensions_hold():
-    rng = np.random.default_rng(0)
-    plane = rng.normal(size=(9, 2)) @ rng.normal(size=(2, 5))
-    points, shares = plots.principal_components(plane)
-    distances = np.linalg.norm(plane[:, None] - plane[None], axis=-1)
-    assert np.allclose(np.linalg.norm(points[:, None] - points[None], axis=-1), distances)
-    assert sum(shares) == pytest.approx(1) and shares[0] >= shares[1]
-    flat, none = plots.principal_components(np.ones((3, 1)))
-    assert not flat.any() and none == (0, 0)

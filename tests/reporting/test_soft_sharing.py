@@ -68,17 +68,6 @@ def test_the_exact_count_is_what_was_printed_and_the_known_one(row):
     assert count == KNOWN[depth, width, templates, classes]
 
 
-def test_rows_are_trained_as_published():
-    for row in WITH_WORDS:
-        words = row.overrides or ()
-        assert ("model.dropout=0.3" in words) == ("dropout" in row.label)
-        if "CIFAR" in row.section:
-            assert "data.val_fraction=0" in words
-        if "CIFAR" in row.section and "WRN" in row.label:
-            assert ("task.cutout=false" in words) == ("without cutout" in row.section)
-    assert all((row.metric == "top5_accuracy") == ("top-5" in row.section) for row in ROWS)
-
-
 def test_the_digits_compare_how_coefficients_start_at_equal_counts():
     counts = {}
     for row in definitions.table("digits_swrn").rows:

@@ -49,12 +49,7 @@ def test_an_unknown_family_is_refused_with_near_names():
     [
         ("cifar", {"classes": 20}, "10 or 100 classes"),
         ("cifar", {"image_size": 20}, "task.image_size=20: must be 32, 16 or 8"),
-        ("cifar", {"label_smoothing": 1.0}, "task.label_smoothing must be below 1"),
-        ("imagenet", {"classes": 1}, "task.classes must be at least 2"),
         ("imagenet", {"size": 300}, "task.resize=256 is less than task.size=300"),
-        ("imagenet", {"scale_min": 0.0}, "task.scale_min must be above 0"),
-        ("shortest_paths", {"size": 1}, "task.size must be at least 2, got 1"),
-        ("shortest_paths", {"density": 1.0}, "task.density must be below 1"),
         ("shortest_paths", {"phases": []}, "task.phases must be increasing lengths above 0"),
         ("shortest_paths", {"phases": [3, 3]}, "task.phases must be increasing lengths above 0"),
         ("shortest_paths", {"phases": [5, 1024]}, "no path of 1024 moves fits into a 32x32 grid"),
@@ -62,20 +57,16 @@ def test_an_unknown_family_is_refused_with_near_names():
         ("squad", {"version": "3"}, "must be 1.1 or 2.0"),
         ("squad", {"max_length": 60}, "leaves no room for a paragraph"),
         ("squad", {"stride": 318}, "task.stride=318 skips tokens: set it to at most 317"),
-        ("squad", {"train_questions": 0}, "task.train_questions must be at least 1"),
         ("squad", {"train_files": ["a.json"]}, "go together"),
         ("squad", {"test_file": "a.json"}, "go together"),
         ("squad", {"train_files": ["./b.json"], "test_file": "b.json"}, "must be different files"),
-        ("retrieval", {"regions": 0}, "task.regions must be at least 1"),
-        ("retrieval", {"margin": 0.0}, "task.margin must be above 0"),
-        ("retrieval", {"beta": 1.0}, "task.beta must be below 1"),
         ("retrieval", {"folds": 5}, "task.folds=5 is for COCO's testall: set it to 0"),
         ("retrieval", {"test": "testall"}, "set=f30k has none; set task.test=test"),
         ("retrieval", {"set": "scenes", "images": "mine"}, "task.images=mine is not read with"),
         ("retrieval", {"vectors": " "}, "task.vectors must not be empty"),
     ],
 )
-def test_keys_out_of_range_are_refused(family, slip, said):
+def test_keys_that_do_not_fit_each_other_are_refused(family, slip, said):
     with pytest.raises(ValueError) as error:
         tasks.family(family).Config(**slip)
     assert said in str(error.value) and "\n" not in str(error.value)

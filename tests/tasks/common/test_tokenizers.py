@@ -56,14 +56,6 @@ def test_one_file_will_do_if_a_config_says_what_kind_it_is(file, kind, write, tm
     assert all(0 <= number < tokenizer.size for number in tokenizer.special.values())
 
 
-def test_the_synthetic_tokenizer_is_like_a_bert_s(tmp_path):
-    tokenizer = tokenization.load_synthetic(tmp_path)
-    ids = tokenizer.inner("José was born in 1895.", "Zürich")["input_ids"]
-    text = tokenizer.inner.decode(ids)
-    assert text == "[CLS] jose was born in 1895. [SEP] zurich [SEP]"
-    assert tokenizer.name == "synthetic" and tokenizer.size < 1024
-
-
 def test_a_tokenizer_that_cannot_be_had_or_read_is_one_line(tmp_path, monkeypatch):
     import huggingface_hub
 

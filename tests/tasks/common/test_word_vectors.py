@@ -1,13 +1,11 @@
 """Words are looked up in a file of vectors or encoded by BERT; a bad file is one line."""
 
-import re
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
 from npas.tasks.common import synthetic_text, tokenization, word_vectors
-from npas.tasks.scenes import captions, language, world
 
 TEXTS = ["A red Square", "the small circle, left of it", "zzz", "don't"]
 VECTORS = "a 1 0\nred 0 1\nsquare 0.5 0.5\nRed 9 9\ncircle -1 2e-1\nleft 3 3\n"
@@ -43,19 +41,6 @@ def file(tmp_path):
 def test_texts_are_cut_into_words_as_vectors_are_of(text, words):
     known = {"t-shirt", "mother-in-law", "black-and"}
     assert word_vectors.split(text, known) == words.split()
-
-
-def test_the_rendered_worlds_words_are_as_they_stand():
-    difficulty = world.Difficulty()
-    told = list[str]()
-    for number in range(20):
-        scene = world.draw_scene(difficulty, 0, number)
-        told += map(captions.plain, captions.tell(scene, difficulty).captions)
-        told += [text for own in language.refer(scene, difficulty).values() for text in own]
-    for text in told:
-        words = re.findall(r"\w+(?:'\w+)?", text.lower())
-        assert word_vectors.split(text) == words
-    assert all(word_vectors.split(word) == [word] for word in captions.vocabulary())
 
 
 def test_known_words_are_looked_up_and_others_left_out(file):

@@ -81,18 +81,6 @@ def test_workers_make_the_same_batches_to_the_bit(family, tiny_task):
         assert one.inputs.stride() == other.inputs.stride()
 
 
-@pytest.mark.parametrize(("workers", "first_step"), [(1, 0), (3, 1), (5, 9), (4, 12)])
-def test_batches_come_in_order_from_that_many_workers(workers, first_step):
-    slow = Toy(at={step: lambda: time.sleep(0.02) for step in (0, 5, 10)})
-    iterator = batches(slow, workers, first_step)
-    assert not multiprocessing.active_children()  # before it is asked
-    found = list(iterator)
-    assert [step_of(batch) for batch in found] == list(range(first_step, 12))
-    makers = {maker_of(batch) for batch in found}
-    assert len(makers) == min(workers, 12 - first_step)
-    assert os.getpid() not in makers
-
-
 def test_nothing_is_drawn_from_the_generators_of_the_main_process():
     def state():
         numbers = np.random.get_state(legacy=True)
@@ -187,15 +175,6 @@ def test_a_killed_worker_is_reported():
             time.sleep(0.1)  # until they have made what is made ahead, and rest
             os.kill(maker_of(batch), signal.SIGKILL)
             time.sleep(0.1)
-
-
-def test_data_on_a_gpu_need_no_workers():
-    toy = Toy()
-    toy.device = torch.device("cuda", 0)
-    with pytest.raises(ValueError) as error:
-        batches(toy, workers=4)
-    assert str(error.value) == "data.workers=4: set 0, since toy is on the GPU"
-    assert len(list(batches(toy, workers=0))) == 12
 
 
 def train_forever(ready):

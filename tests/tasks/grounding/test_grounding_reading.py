@@ -17,9 +17,9 @@ from grounding_files import (
     write_refclef,
 )
 
-from npas.tasks.grounding import flickr, referit, sets
 from npas.tasks.grounding import phrases as of
-from npas.tasks.grounding.phrases import Flat, Phrase
+from npas.tasks.grounding import referit, sets
+from npas.tasks.grounding.phrases import Phrase
 
 REFS = "refs(berkeley).p"
 
@@ -75,26 +75,6 @@ def test_each_phrase_has_the_box_around_its_chain(entities):
     ]
     assert not +reading.counts
     assert sets.features_path("flickr30k", entities.parent, "test").parent == entities
-
-
-def test_captions_of_some_other_image_are_left_out(entities):
-    texts = [phrase.text for phrase in flickr.read(entities)["train"].phrases[1]]
-    assert "The man" not in texts and len(texts) == BOXED - 1
-
-
-def test_phrases_lie_in_arrays_image_by_image(entities):
-    reading = flickr.read(entities)["val"]
-    reading.phrases[1] = []  # an image without any is passed over
-    flat = Flat.of(reading)
-    assert [image.id for image in flat.images] == ["200", "202"] and len(flat) == 2 * BOXED
-    assert flat.types == ["animals", "clothing", "other", "people", "vehicles"]
-    assert len(flat.texts) == BOXED  # the images speak alike
-    for index, phrases in enumerate((reading.phrases[0], reading.phrases[2])):
-        for number, phrase in zip(flat.of_image(index), phrases, strict=True):
-            assert flat.image_of(number) == index and flat.text(number) == phrase.text
-            assert tuple(flat.boxes_N4[number].tolist()) == phrase.box
-            own = [t for t, is_it in zip(flat.types, flat.is_type_NC[number], strict=True) if is_it]
-            assert tuple(own) == tuple(sorted(phrase.types))
 
 
 def boxed(**boxes):

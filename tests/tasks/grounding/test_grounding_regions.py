@@ -106,14 +106,6 @@ def without(*names):
     return rows(lambda file: [file.__delitem__(name) for name in names])
 
 
-def test_a_few_images_may_be_missing_and_are_named(path):
-    without("102", "104", "106")(path)
-    regions = Regions(path, IMAGES, WIDTH)
-    assert regions.missing == ["102", "104", "106"]
-    assert regions.rows_I.tolist() == [12, 13, 0, 12, 0, 14, 0, 13, 14]
-    np.testing.assert_array_equal(regions.read(3, 99)[1], proposals(3, 12))
-
-
 def test_no_more_than_a_hundredth_may_be_missing(tmp_path):
     names = [str(i) for i in range(400)]
     images = [Image(name, Path(name), WIDTH_OF, HEIGHT_OF) for name in names]

@@ -113,17 +113,3 @@ def test_a_damaged_file_is_named(which):
         Store(TARGET, SETTINGS)
     path.unlink()
     assert fill(4) == 4
-
-
-def test_files_that_were_made_otherwise_do_not_mix():
-    fill(2)
-    with pytest.raises(
-        ValueError, match=r'made with other settings \(\{"most": 3, "network": "a"\}\): use'
-    ):
-        Store(TARGET, SETTINGS | {"most": 4})
-    with h5py.File(TARGET, "w") as file:
-        file["0"] = rows("0")
-    with pytest.raises(
-        ValueError, match=r"made with other settings \(by another tool\): .* move it away, and"
-    ):
-        Store(TARGET, SETTINGS)
