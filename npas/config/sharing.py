@@ -76,6 +76,7 @@ class SharingConfig(Ranged, section="sharing."):
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.generator not in (own := get_args(Generator)):
             others = plugins.names("scheme")
             if self.generator not in others:
@@ -137,7 +138,6 @@ class SharingConfig(Ranged, section="sharing."):
             )
         if self.templates != "layers":
             intervals("sharing.", self, templates=f"[1, {MOST_TEMPLATES}]")
-        super().__post_init__()
 
     @property
     def is_structured(self) -> bool:

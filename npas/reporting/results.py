@@ -123,10 +123,6 @@ class Dataset:
     files: dict[str, str] | None = None  # the checksum or count of each file
 
 
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
 @dataclass(frozen=True)
 class Result:
     """One run. `budget`, `split` and `metrics` may be None if it failed, `metrics` if preempted."""
@@ -147,7 +143,9 @@ class Result:
     versions: dict[str, str]
     git: Git
     hardware: Hardware
-    created_at: str = field(default_factory=_now)  # ISO 8601, UTC
+    created_at: str = field(  # ISO 8601
+        default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
+    )
     recipe_version: int = RECIPE_VERSION
     error: str | None = None  # one line, of a run that is not done
     search: Search | None = None

@@ -9,9 +9,6 @@ from npas import models
 from npas.models import InputSpec
 
 IMAGES = InputSpec((3, 16, 16), 10)
-BERT = {
-    "layers": 2, "hidden": 16, "heads": 2, "intermediate": 32, "vocab_size": 50, "positions": 16,
-}  # fmt: skip
 PERCEIVER = {
     "latents": 6,
     "channels": 8,

@@ -127,40 +127,6 @@ def test_the_baseline_adds_up_what_each_word_says_of_each_feature():
         torch.testing.assert_close(found[image, phrase, region], expected)
 
 
-def two_words(count):
-    """Draw phrases of two words, each one of two; they mean the region that is like their parity.
-
-    Return the inputs and which of two regions is meant, BxP.
-    """
-    said_BPT = torch.randint(0, 2, (count, 3, 2))
-    words_BPTV = F.one_hot(said_BPT + torch.tensor([0, 2]), 6).float()
-    regions_BRF = F.one_hot(torch.tensor([0, 1]), 7).float().expand(count, -1, -1)
-    given = {
-        "words": words_BPTV,
-        "lengths": torch.full((count, 3), 2),
-        "regions": regions_BRF,
-        "boxes": torch.zeros(count, 2, 5),
-    }
-    return given, said_BPT.sum(2) % 2
-
-
-@pytest.mark.parametrize(("family", "learns"), [("simnet", True), ("bag_of_words", False)])
-def test_it_learns_what_words_mean_together_and_the_baseline_cannot(family, learns):
-    model = build(family, width=8)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(80):
-        given, meant_BP = two_words(16)
-        sign_BPR = F.one_hot(meant_BP, 2) * 2 - 1
-        loss = F.softplus(-sign_BPR * model(**given)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    given, meant_BP = two_words(64)
-    with torch.no_grad():
-        right = (model.eval()(**given).argmax(2) == meant_BP).float().mean()
-    assert (right > 0.99) if learns else (right < 0.85)  # 3 of 4 cases at most by words alone
-
-
 def test_it_shares_one_bank_across_text_and_image():
     for keys, text in (({}, "phrase.1.weight"), ({"phrase": "gru"}, "phrase.weight")):
         model = npas.share(build("simnet", width=4, **keys), 0.5)

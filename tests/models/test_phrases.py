@@ -36,15 +36,6 @@ def test_a_gru_reads_what_one_over_packed_texts_does(both_ways):
     assert sharing.count_parameters(ours) == sharing.count_parameters(theirs)
 
 
-def test_what_stands_beyond_a_text_is_not_read():
-    for gru in (_phrases.GRU(WIDTH, 6), _phrases.GRU(WIDTH, 6, True)):
-        torch.testing.assert_close(gru(texts(9.0), LENGTHS_W), gru(texts(), LENGTHS_W))
-    attention = _phrases.SelfAttention(WIDTH)
-    longer_WTV = torch.cat([texts(), texts() * 0], 1)
-    found_WV = attention(longer_WTV, LENGTHS_W)
-    torch.testing.assert_close(found_WV, attention(texts(), LENGTHS_W))
-
-
 def by_hand(attention, text_TV):
     """Weigh the words of one text, none of which is beyond its end or zeros."""
     mean_TV = text_TV.mean(0).expand_as(text_TV)

@@ -50,14 +50,6 @@ def test_as_many_images_as_were_asked_for_whose_classes_can_be_told_apart(family
     assert task.evaluate(model, "test")["accuracy"] > 60
 
 
-@pytest.mark.parametrize(
-    ("family", "keys"), [("cifar", {}), ("digits", {}), ("shortest_paths", FEW_MAZES)]
-)
-def test_the_same_each_time(family, keys):
-    one, other = (next(make(family, **keys).train_batches(0, 4)) for _ in range(2))
-    assert torch.equal(one.inputs, other.inputs) and torch.equal(one.targets, other.targets)
-
-
 def test_few_mazes_of_every_band_and_one_epoch_a_phase():
     task = make("shortest_paths", **FEW_MAZES)
     assert task.steps_per_epoch(2) == 4
@@ -66,15 +58,3 @@ def test_few_mazes_of_every_band_and_one_epoch_a_phase():
     told = task.inspect()
     assert told["train"].startswith("8 mazes of 12x12 cells per epoch")
     assert told["val"] == "8 mazes of 12x12 cells, as many of each of 2 bands of distances"
-
-
-def test_labels_are_smoothed_in_training_alone():
-    plain, smoothed = (make("cifar", label_smoothing=share) for share in (0.0, 0.1))
-    model = network(plain)
-    batch = next(plain.train_batches(0, 8))
-    loss, target = smoothed.loss(model, batch)[0], batch.targets
-    logs = model(batch.inputs).log_softmax(1)
-    right = logs.gather(1, target[:, None]).squeeze(1)
-    by_hand = -(0.9 * right + 0.1 * logs.mean(1)).mean()
-    assert torch.allclose(loss, by_hand) and not torch.allclose(loss, plain.loss(model, batch)[0])
-    assert smoothed.evaluate(model, "test") == plain.evaluate(model, "test")

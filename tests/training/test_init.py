@@ -111,7 +111,7 @@ def test_a_folder_of_weights_and_old_names_of_norms(fresh, tmp_path, begin, spli
     assert "left fresh" not in said and ours.start is not None
     files = sorted(folder.glob("*.safetensors"))
     expected = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    assert ours.start.weights == initial.weights_sum(folder) == expected
+    assert ours.start["weights"] == initial.weights_sum(folder) == expected
 
 
 def test_groups_that_are_in_another_order_are_found_again():

@@ -26,6 +26,7 @@ from npas.utils.progress import track
 BERT_BATCH = 64  # texts
 # Split off by GloVe's tokenizer (Penn Treebank): that's, don't, we're. Not a quoted letter.
 CLITIC = re.compile(r"(n't|'(?:s|re|ve|ll|d|m))(?![\w'])")
+NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?")
 WORD = re.compile(r"\w+(?:['-]\w+)*")
 APOSTROPHES = str.maketrans("\u2019\u02bc", "''")  # typographic ones
 
@@ -84,16 +85,12 @@ def read_vectors(path: Path, width: int, texts: Iterable[str]) -> tuple[dict[str
             numbers = [field for field in fields if field]
             if len(numbers) == width:
                 found[word] = np.array(numbers, dtype=np.float32)
-            elif len(numbers) < width or _is_number(numbers[-width - 1]):
+            elif len(numbers) < width or NUMBER.fullmatch(numbers[-width - 1]):
                 raise ValueError(f"line {number} has {len(numbers)} numbers: set task.word_width")
         if not found:
             raise ValueError("it has none of the words of these texts")
     table_NV = np.vstack([np.zeros((1, width), np.float32), *found.values()])
     return {word: i for i, word in enumerate(found, 1)}, table_NV
-
-
-def _is_number(text: str) -> bool:
-    return bool(re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", text))
 
 
 def look_up(texts: Sequence[str], path: Path, width: int, most: int) -> Words:

@@ -236,7 +236,8 @@ class Task(Classification):
     def _next_readable(self, number: int) -> tuple[Tensor, int]:
         """Read this training image or, if it is damaged, the next readable one."""
         part, labels_N = self.parts["train"], self.images["train"].labels_N
-        for index in part.index_N.roll(-number).tolist():
+        for step in range(len(part)):
+            index = int(part.index_N[(number + step) % len(part)])
             if (image_CHW := self.decoded("train", index)) is not None:
                 return image_CHW, int(labels_N[index])
         raise ValueError(f"no training image of {self.name} can be read")

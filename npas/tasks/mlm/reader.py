@@ -76,14 +76,16 @@ def cut(
     # Arrays grow in place: lists would hold all pieces twice for a time.
     ids, firsts, lengths = array("i"), array("i"), array("i")
     document, piece = -1, list[list[int]]()  # the current document, and the lines of the piece
-    for number, tokens in _encoded(track(lines, "tokenizing lines"), tokenizer):
-        for start in range(0, len(tokens), room):
-            part = tokens[start : start + room]
-            if piece and (number != document or sum(map(len, piece)) + len(part) > room):
-                _add(piece, room, ids, firsts, lengths)
-                piece = []
-            document = number
-            piece.append(part)
+    entries = iter(track(lines, "tokenizing lines"))
+    while some := list(islice(entries, LINES)):
+        for (number, _), own in zip(some, tokenizer.encode([t for _, t in some]), strict=True):
+            for start in range(0, len(own.ids), room):
+                part = own.ids[start : start + room]
+                if piece and (number != document or sum(map(len, piece)) + len(part) > room):
+                    _add(piece, room, ids, firsts, lengths)
+                    piece = []
+                document = number
+                piece.append(part)
     _add(piece, room, ids, firsts, lengths)
     arrays = (np.asarray(ids).reshape(-1, room), np.asarray(firsts), np.asarray(lengths))
     return Pieces(*(torch.from_numpy(array).to(device) for array in arrays))
@@ -100,13 +102,3 @@ def _add(
         middle = len(whole) // 2
         firsts.append(min(ends, key=lambda end: abs(2 * end - len(whole)), default=middle))
         lengths.append(len(whole))
-
-
-def _encoded(
-    lines: Iterable[tuple[int, str]], tokenizer: Tokenizer
-) -> Iterator[tuple[int, list[int]]]:
-    """Yield the document number and the token ids of each line."""
-    entries = iter(lines)
-    while some := list(islice(entries, LINES)):
-        encoded = tokenizer.encode([line for _, line in some])
-        yield from ((number, own.ids) for (number, _), own in zip(some, encoded, strict=True))

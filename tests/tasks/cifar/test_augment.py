@@ -54,13 +54,6 @@ def test_cutout_takes_a_square_of_16_or_what_of_it_is_inside(epochs):
         assert rows * columns == square.sum()
 
 
-def test_a_flip_mirrors_left_and_right():
-    padded = torch.nn.functional.pad(torch.arange(6).view(1, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    zero = torch.zeros(1, dtype=torch.int64)
-    flipped = classification.windows(padded, zero, zero + 1, zero + 1, zero == 0, size=3)
-    assert flipped[0, :2, :, 0].tolist() == [[2, 1, 0], [5, 4, 3]]
-
-
 def test_cutout_is_on_unless_it_is_switched_off(make_cifar):
     plain, cut = (next(make_cifar(cutout=on).train_batches(0, 90)).inputs for on in (False, True))
     hidden = (cut == 0).all(1, keepdim=True)

@@ -1,6 +1,5 @@
 """Words are looked up in a file of vectors or encoded by BERT; a bad file is one line."""
 
-
 import pytest
 import torch
 from transformers import BertConfig, BertModel
