@@ -1,12 +1,8 @@
-"""Classify the 32x32 photographs of CIFAR-10 and CIFAR-100 (Krizhevsky, 2009).
+"""Classify the 32x32 photographs of CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), "python version".
 
-The dataset is the published "python version" under `data.root`, which torchvision reads too;
-`data.download=true` downloads it. Files with other than the published checksums are refused unless
-`data.verify=warn`. `data.val_fraction=0.1`, the default, holds out 5,000 training images for
-validation; null trains on all. Augmentation is that of both papers: zero-padded random crops,
-flips, and 16-pixel cutout unless `task.cutout=false`. Not from the papers: `task.label_smoothing`,
-and `task.image_size=16` or 8, for CPUs, which averages squares of pixels and shrinks crops and
-cutout alike.
+Augmentation is that of both papers: zero-padded random crops, flips, and 16-pixel cutout. Not from
+the papers: `task.label_smoothing`, and `task.image_size=16` or 8, which averages squares of pixels
+and shrinks crops and cutout alike.
 """
 
 from __future__ import annotations

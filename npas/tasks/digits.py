@@ -1,10 +1,7 @@
-"""Classify scikit-learn's 1,797 handwritten digits: 8x8 real images that need no download.
+"""Classify scikit-learn's 1,797 handwritten digits (UCI Optical Recognition of Handwritten Digits).
 
-The test set is a fixed fifth of every class. The rest, 1,438 images, is the training set, from
-which `data.val_fraction` is held out for validation. Augmentation shifts images by up to one pixel;
-they are not flipped, since most mirrored digits are not digits.
-
-Source: UCI Optical Recognition of Handwritten Digits, as bundled by `sklearn.datasets.load_digits`.
+A fixed fifth of every class is the test set. Augmentation shifts images by up to one pixel; they
+are not flipped, since most mirrored digits are not digits.
 """
 
 from dataclasses import dataclass

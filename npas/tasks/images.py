@@ -1,12 +1,7 @@
 """Classify your own images: one folder per class, as for `torchvision.datasets.ImageFolder`.
 
-    data.root/FOLDER/train/<class>/*.jpg    also .png, .webp, ...: any sizes, any number of classes
-    data.root/FOLDER/val/<class>/*.jpg
-    data.root/FOLDER/test/<class>/*.jpg
-
 `test` is the test set and `val` selects a checkpoint. If only one of them exists, it is the test
-set, and `task.held_out` can hold out training images for validation. Crops, batches and the
-handling of damaged images are as for ImageNet. `task.folder` is the dataset's name in results.
+set. All else is as for ImageNet. `task.folder` is the dataset's name in results.
 """
 
 from __future__ import annotations

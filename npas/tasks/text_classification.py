@@ -1,13 +1,7 @@
 """Classify your own texts: rows of CSV, TSV or JSON-lines files with a text and a label.
 
-    data.root/reviews/train.csv      text,label
-    data.root/reviews/test.csv       "A film to see twice.",good
-
-`task.train_file` and `task.test_file` are the paths, `task.text` and `task.label` the columns. The
-dataset's name in results is the folder, or else the training file's name. A checkpoint is selected
-on `task.val_file`, or on `data.val_fraction` of each class of the training texts. Labels are
-strings or integers; a run stores them as `task.class_names`. Texts are truncated to
-`task.max_length` tokens.
+The dataset's name in results is the training file's folder, or else its name. Labels are strings or
+integers; a run stores them as `task.class_names`.
 """
 
 from __future__ import annotations

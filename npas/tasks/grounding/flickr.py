@@ -1,18 +1,10 @@
 """Read Flickr30K Entities (Plummer et al. 2017): captions, their phrases and the phrases' boxes.
 
-    flickr30k_entities/train.txt                     image ids, one per line; val.txt, test.txt
-    flickr30k_entities/Sentences/1000092795.txt      five captions
-    flickr30k_entities/Annotations/1000092795.xml    boxes of chains, pixels counted from 1
-    flickr30k_entities/UNRELATED_CAPTIONS            "id number": captions of another image
-    flickr30k_entities/flickr30k-images/1000092795.jpg
-
-A phrase is marked in its caption as `[/EN#chain/type/type words]`. Phrases of one chain refer to
-the same things; chain 0 is for things that are not visible. A chain has boxes, or is annotated as
-having none (the whole scene, or not in the image). A phrase's box is the union of its chain's.
-
-Captions of another image are skipped in every split; the published list has 21, all in training.
-A chain with a box that is empty or outside the image is read as having none, and malformed phrases
-are skipped, with a warning.
+The files are named in docs/data.md. A phrase is marked in its caption, `[/EN#chain/type/type
+words]`. Phrases of one chain refer to the same things; chain 0 is for things that are not visible.
+A phrase's box is the union of its chain's, in pixels from 1 in the files. Captions of another image
+are skipped. A chain with a box that is empty or outside the image is read as having none, and
+malformed phrases are skipped, with a warning.
 """
 
 from __future__ import annotations

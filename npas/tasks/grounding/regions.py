@@ -1,16 +1,9 @@
 """Read proposed boxes and their features from an HDF5 file, on demand.
 
 The file has one matrix per image, named by its id, with a row per box, best first: features, then 5
-numbers of the box's position (8 in old files of ReferIt, none in some; not used), then the box
-itself as left, top, right and bottom in pixels. scripts/extract_regions.py and CITE's own tools
-write this format; other entries of CITE's files are ignored.
-
-CITE's files may name images by other ids than the dataset's, which are then reported as missing.
-Their boxes, made in MATLAB, may count pixels from 1; they are read as counted from 0, so subtract 1
-from the last 4 numbers first.
-
-The file is closed before a fork and opened on a process's first read, since processes must not
-share an open HDF5 file.
+numbers of the box's position (8 in old files of ReferIt, none in some; not used), then left, top,
+right and bottom in pixels from 0. Processes must not share an open HDF5 file: it is closed before a
+fork and opened by a process's first read.
 
 Dimensions: R rows, D features, I images.
 """

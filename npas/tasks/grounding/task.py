@@ -1,21 +1,12 @@
 """Phrase grounding: choose the proposed region of an image that a phrase refers to.
 
-`task.set` is Flickr30K Entities (Plummer et al. 2017, IJCV), ReferIt (RefCLEF, Kazemzadeh et al.
-2014) or `scenes`, rendered images in Entities' format, written to `data.root` once. The files are
-described in `flickr`, `referit` and `regions`; scripts/extract_regions.py extracts features. All
-three have a validation split.
-
-Words are fixed vectors, from a file or a BERT. A sample is an image with `task.phrases` of its
-phrases, drawn anew each epoch. The loss is CITE's (Plummer et al. 2018, arXiv 1711.08389), a
-logistic loss over the regions that overlap a phrase's box by at least `task.positive`, and
-`task.negatives` other regions for each of these, drawn anew each epoch. In CITE's released loop the
-number of a phrase's negatives also depends on the labels of the image's previous phrases; here it
-depends on its own regions only.
-
-The metrics, in percent: `accuracy`, whether the best scored region overlaps the box by at least 0.5
-(intersection over union); `oracle`, whether any region does; `chance`, the fraction of regions that
-do. A phrase is counted in each caption where it occurs. If its image has no features, it counts as
-wrong in all three; in training such images are skipped.
+Words are fixed vectors. A sample is an image with `task.phrases` of its phrases, drawn anew each
+epoch. The loss is CITE's (Plummer et al. 2018, arXiv 1711.08389), logistic over the regions that
+overlap a phrase's box by at least `task.positive`, and `task.negatives` others for each of these,
+which here depend on the phrase's own regions only. The metrics, in percent over phrases:
+`accuracy`, whether the best scored region overlaps the box by at least 0.5; `oracle`, whether any
+region does; `chance`, the fraction of regions that do. A phrase whose image has no features is
+wrong in all.
 """
 
 from __future__ import annotations

@@ -1,14 +1,9 @@
 """Classify the photographs of ImageNet-1k (Russakovsky et al. 2015, ILSVRC 2012), read from disk.
 
-The dataset is under `data.root`: one folder per class in `imagenet/train` and `imagenet/val` or,
-with `task.form=shards`, `imagenet-shards` as packed by scripts/pack_imagenet.py. The 50,000 images
-of "val", on which papers report, are our test set; `task.held_out=10000` holds out as many training
-images for validation, the same in every run. `task.classes` is for subsets.
-
-Training images are random crops, randomly flipped; test images are center crops of images resized
-to `task.resize` on the shorter side. Batches are bytes, normalised on the network's device. Images
-that cannot be read are logged and skipped, up to `task.max_damaged` of each rank and its workers;
-in training the next image is used instead.
+The 50,000 images of "val", on which papers report, are our test set; `task.held_out` training
+images, the same in every run, are for validation. Batches are bytes, normalised on the network's
+device. Images that cannot be read are logged and skipped, up to `task.max_damaged` of each rank and
+its workers; in training the next image is used instead.
 """
 
 from __future__ import annotations

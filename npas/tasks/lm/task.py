@@ -1,18 +1,11 @@
 """Language modelling on Shakespeare, on FineWeb as in Parameter Golf, and on any text.
 
-    dataset      tokens                         path below data.root
-    shakespeare  65 characters                  tinyshakespeare/input.txt (downloaded)
-    fineweb      Parameter Golf's, uint16       FOLDER/fineweb_{train,val}_*.bin
-    bins         nanoGPT's, uint16              FOLDER/{train,val}.bin
-    text         bytes, or task.tokenizer's     FOLDER/*.txt
-
-An epoch is `task.steps` batches. Rows of shakespeare, bins and text start at random positions;
-those of fineweb are consecutive, in the contest's order: a step takes one span of tokens, split
-over ranks. A batch is a function of seed and step.
-
-"test" is all of the source's val split, in rows that do not overlap; each token is predicted once,
-from the tokens before it in its row. For fineweb the last, incomplete row is skipped as in the
-contest. "val" is the last `data.val_fraction` of the training split.
+An epoch is `task.steps` batches, functions of seed and step. Rows of shakespeare, bins and text
+start at random positions; those of fineweb are consecutive, in the contest's order: a step takes
+one span of tokens, split over ranks. "test" is all of the source's val split, in rows that do not
+overlap; each token is predicted once, from the tokens before it in its row. For fineweb the last,
+incomplete row is skipped as in the contest. "val" is the last `data.val_fraction` of the training
+split.
 """
 
 from __future__ import annotations

@@ -1,17 +1,11 @@
 """Pre-train on plain text with masked language modelling and sentence order prediction.
 
-Masking is BERT's (Devlin et al. 2019, arXiv 1810.04805): of the 15% of tokens that are chosen,
-80% are replaced by [MASK], 10% by a random token, and 10% are kept. The order of two neighbouring
-parts is ALBERT's task (Lan et al. 2020, arXiv 1909.11942): half of the pairs are swapped.
+Masking is BERT's (Devlin et al. 2019, arXiv 1810.04805): of the 15% of tokens that are chosen, 80%
+are replaced by [MASK], 10% by a random token, and 10% are kept. The order of two neighbouring parts
+is ALBERT's task (Lan et al. 2020, arXiv 1909.11942): half of the pairs are swapped.
 
-The text is in `data.root/text/*.txt`: UTF-8, a sentence or paragraph per line, an empty line
-between documents. `task.held_out` of the documents, the same for every seed, are the "test" split.
-
-Tokenized text is not cached on disk. Every process (one per GPU) tokenizes all of the text at every
-start, about half a million tokens a second on two CPU cores (measured), and keeps all samples on
-the device at 4 bytes per token, padding included: 4 to 6 GB for a billion tokens, and as much in
-host memory during tokenization. A corpus of BERT's size, 3.3 billion words, takes hours and about
-25 GB per process (estimate).
+Every process tokenizes all of the text at every start, about half a million tokens a second on two
+CPU cores (measured), and keeps it on the device at 4 bytes per token, padding included.
 """
 
 from __future__ import annotations

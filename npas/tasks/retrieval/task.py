@@ -1,14 +1,9 @@
-"""Image-sentence retrieval on Flickr30K and COCO, with SCAN's features.
+"""Image-sentence retrieval on Flickr30K and COCO, with SCAN's features (Lee et al. 2018).
 
-The arrays of Lee et al. (2018) are under `data.root`, in `f30k_precomp` and `coco_precomp`: 36
-region features of a detector and five sentences per image; see docs/data.md. Features stay on disk
-and are read on demand. The vocabulary of learned words is SCAN's, `<set>_precomp_vocab.json` beside
-the arrays or under `vocab/`, or else is built from the training sentences; each word also has a
-fixed vector of `task.vectors`. `set: scenes` are rendered images, written once to `data.root`.
-
-Metrics, in percent: R@1, R@5 and R@10, from an image to any of its sentences (`i2t`) and from a
-sentence to its image (`t2i`), and their mean, `mr`. COCO is measured on the 5,000 images of
-`testall` or, with `task.folds=5`, on each thousand of them.
+Features stay on disk. The vocabulary of learned words is SCAN's, or built from the training
+sentences; each word also has a fixed vector. Metrics, in percent: R@1, R@5 and R@10, from an image
+to any of its sentences (`i2t`) and from a sentence to its image (`t2i`), and their mean, `mr`, over
+`task.folds` equal parts.
 
 Dimensions: B images of a batch, P sentences of each, S = B x P, R regions, D features of a region,
 F folds, N images of a split.

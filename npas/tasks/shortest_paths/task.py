@@ -1,14 +1,10 @@
-"""Mark the shortest paths through grid mazes, which are generated on the fly.
+"""Mark the shortest paths through grid mazes (Savarese & Maire, ICLR 2019), generated on the fly.
 
-The input is a map of obstacles and two query points; the network predicts for every cell whether it
-is on any shortest path between the two (moves go to the four neighbours). Training is a curriculum:
-in phase n, which lasts `phase_epochs`, the points are 1 to `phases[n]` moves apart, drawn uniformly
-over lengths; points drawn uniformly over a maze would nearly all be far apart. Each phase adds a
-band of distances. The metric, after every epoch, is F1 on every band, later ones included, which
-shows how well the network extrapolates.
-
-The task, the curriculum and F1 are from Savarese & Maire (ICLR 2019). Density, distances and the
-number of grids are choices of this project.
+The network predicts for every cell whether it is on any shortest path between two points (moves go
+to the four neighbours). In phase n of the curriculum, which lasts `phase_epochs`, the points are 1
+to `phases[n]` moves apart, drawn uniformly over lengths: drawn over a maze nearly all would be far
+apart. The metric, after every epoch, is F1 on every band of distances, later ones included.
+Density, distances and the number of grids are choices of this project.
 """
 
 from __future__ import annotations

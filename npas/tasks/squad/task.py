@@ -1,17 +1,10 @@
 """Extractive question answering: SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018).
 
-The official JSON files are under `data.root` (`train-v1.1.json`, `dev-v1.1.json`, likewise for
-2.0); `data.download=true` downloads them. Files that differ from the published ones are refused
-unless `data.verify=warn`. Windows, n-best answers and the threshold for no answer are as in BERT
-(Devlin et al. 2019); the metrics are the official ones, in percent. "test" is the dev set, as in
-papers: the answers of the test set are not public. `data.val_fraction` of the training articles is
-held out for validation; with 0, all are trained on and the last weights are reported.
-
-`task.train_files` and `task.test_file` are other files of this format, under `data.root`. Training
-skips paragraphs that are in the test file, compared by their letters and digits.
-
-1.1 reports `f1` and `em`. For 2.0 these are with threshold 0; `best_f1` and `best_em` are with the
-threshold that is best on the dev set itself, as in the published figures of BERT and ALBERT.
+Windows, n-best answers and the threshold for no answer are as in BERT (Devlin et al. 2019); the
+metrics are the official ones, in percent. "test" is the dev set, as in papers. 2.0 reports `f1` and
+`em` with threshold 0, and `best_f1` and `best_em` with the one that is best on the dev set itself,
+as in published figures. With `task.train_files` and `task.test_file`, training skips paragraphs
+that are in the test file, compared by their letters and digits.
 """
 
 from __future__ import annotations
