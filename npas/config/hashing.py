@@ -15,31 +15,13 @@ from npas.config.schema import SYNTHETIC, Config, SyntheticConfig, settings
 from npas.config.typed import keys_of
 
 # Keys that do not affect the result and are not hashed. A node includes all of its keys.
-HASH_EXCLUDED = frozenset(
-    {
-        "exp",
-        "run_root",
-        "resume",
-        "force",
-        "verbose",
-        "data.root",
-        "data.download",
-        "data.workers",
-        "dry_run",
-        "distill.cache",
-        "sharing.lsm_every",
-        "sharing.recompute",
-        # Only of ImageNet: its file format, and the number of damaged images that ends a run.
-        "task.form",
-        "task.max_damaged",
-        "trainer.device",
-        "trainer.checkpoint_every",
-        "trainer.keep_last",
-        "trainer.log_every",
-        "trackers",
-        "wandb",
-    }
-)
+# `task.form` and `task.max_damaged` are ImageNet's file format and limit of damaged images.
+HASH_EXCLUDED = frozenset((
+    "exp", "run_root", "resume", "force", "verbose", "dry_run", "data.root", "data.download",
+    "data.workers", "distill.cache", "sharing.lsm_every", "sharing.recompute", "task.form",
+    "task.max_damaged", "trainer.device", "trainer.checkpoint_every", "trainer.keep_last",
+    "trainer.log_every", "trackers", "wandb",
+))  # fmt: skip
 
 # How a batch is split. Batch norms see one part at a time, so these keys affect the result, but
 # `resume=DIR` accepts a checkpoint with other values.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from npas.reporting.markdown import grid
+from npas.tasks.common.files import reading
+from npas.utils.json_data import read_json
 
 FILE_NAME = "fold.json"
 HEAD = (
@@ -28,11 +29,8 @@ def page(root: Path) -> str:
     ]
     rows = []
     for path in sorted(root.rglob(FILE_NAME)):
-        try:
-            fold = json.loads(path.read_text(encoding="utf-8"))
-            rows.append(_row(fold, path.parent.relative_to(root)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a result of npas-fold: {error!r}") from None
+        with reading(path, "it must be what npas-fold writes"):
+            rows.append(_row(read_json(path), path.parent.relative_to(root)))
     made = f"Made from the `{FILE_NAME}` of each folder by `python scripts/fold_page.py`; never"
     return "\n".join([*lines, *grid(HEAD, rows), "", f"{made} edited.", ""])
 

@@ -10,7 +10,6 @@ The same files give the same page. Neither torch nor Hydra is imported unless ru
 from __future__ import annotations
 
 import base64
-import contextlib
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 from npas.reporting import by_budget, markdown, run_index
 from npas.reporting.markdown import Page, plain, slug
+from npas.tasks.common.files import reading
 from npas.utils.json_data import read_json
 from npas.utils.printing import figure as with_unit
 
@@ -127,7 +127,7 @@ def _table(
 def _committed(results: Path) -> Iterator[Section]:
     pages = {}
     for path in sorted(results.glob("tables/*.md")):
-        with _reading(path, "cannot be read", "fix or delete it"):
+        with reading(path, "fix or delete it"):
             pages[path.stem] = markdown.read(path.read_text(encoding="utf-8"), path.stem)
     entries = {name: _table_entry(results / "tables", name, own) for name, own in pages.items()}
     filled = {name: own for name, own in pages.items() if _measured(own)}
@@ -146,15 +146,6 @@ def _committed(results: Path) -> Iterator[Section]:
         " are exact: they are planned without training.",
     )
     yield Section("Every run", [*_runs(runs, "results/runs", False)])
-
-
-@contextlib.contextmanager
-def _reading(path: Path, problem: str, remedy: str = "") -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        advice = f": {remedy}" if remedy else ""
-        raise ValueError(f"{path} {problem} ({error!r}){advice}") from None
 
 
 def _results_of(own: Page) -> list[list[dict[str, str]]]:
@@ -226,7 +217,7 @@ def _table_entry(folder: Path, name: str, own: Page) -> Entry:
 def _groups(path: Path, root: Path) -> Entry:
     folder = path.parent
     name = str(folder.relative_to(root))
-    with _reading(path, "is not a valid file of groups"):
+    with reading(path, "it must be what a search for groups writes"):
         found = read_json(path)
         members: dict[str, list[str]] = {}
         for layer in found["layers"]:
@@ -254,7 +245,7 @@ def _folds(root: Path, runs: Sequence[run_index.Run]) -> Iterator[Section]:
     similar, folded, links = [], [], {}
     for path in sorted(root.rglob("fold.json")):
         name = str(path.parent.relative_to(root))
-        with _reading(path, "is not a result of npas-fold"):
+        with reading(path, "it must be what npas-fold writes"):
             one, other = _fold(read_json(path), path.parent, name, known)
         similar.append(one)
         folded.append(other)

@@ -13,13 +13,13 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from npas.config import HASH_EXCLUDED, RECIPE_VERSION
+from npas.config import HASH_EXCLUDED, RECIPE_VERSION, flat
 from npas.config.renames import modernize_result
 from npas.reporting.environment import Hardware
 from npas.tasks.common.files import write_whole
@@ -161,12 +161,8 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, checked against the schema."""
         data = dataclasses.asdict(self)
-        if self.status != "done" and self.metrics is not None:
-            for kind in ("last", "selected"):
-                data["metrics"][kind] = _finite(data["metrics"][kind])
-        data["history"] = _finite(data["history"])
-        if self.divergence is not None:
-            data["divergence"]["norms"] = _finite(data["divergence"]["norms"])
+        for key in ("history", "divergence", *(["metrics"] if self.status != "done" else [])):
+            data[key] = _finite(data[key])
         return dataclasses.asdict(from_dict(data))
 
 
@@ -226,7 +222,7 @@ def collect(root: str | Path, exp: str = "*") -> dict[Path, Result]:
 
 def same(one: Result, other: Result) -> list[str]:
     """Return the fields, except `VARYING`, in which two results differ."""
-    ours, theirs = (dict(_leaves(result.to_dict(), "")) for result in (one, other))
+    ours, theirs = (flat(result.to_dict()) for result in (one, other))
     missing = object()
     return [
         path
@@ -234,14 +230,6 @@ def same(one: Result, other: Result) -> list[str]:
         if ours.get(path, missing) != theirs.get(path, missing)
         and not any(path == field or path.startswith(f"{field}.") for field in VARYING)
     ]
-
-
-def _leaves(node: object, path: str) -> Iterator[tuple[str, object]]:
-    if isinstance(node, Mapping) and node:
-        for name, value in node.items():
-            yield from _leaves(value, f"{path}.{name}" if path else name)
-    else:
-        yield path, node
 
 
 def _rules(r: Result) -> Iterator[tuple[bool, str]]:

@@ -8,18 +8,10 @@ If groups are learned, `stored_grouping` returns those of an earlier search and 
 the search. Pass the result to `build`.
 """
 
-from npas.training.experiment import Experiment, build
-from npas.training.journal import Outcome
-from npas.training.loop import train
-from npas.training.preparation import prepare
-from npas.training.search import search_groups, stored_grouping
-
-__all__ = [
-    "Experiment",
-    "Outcome",
-    "build",
-    "prepare",
-    "search_groups",
-    "stored_grouping",
-    "train",
-]
+from npas.training.experiment import Experiment as Experiment
+from npas.training.experiment import build as build
+from npas.training.journal import Outcome as Outcome
+from npas.training.loop import train as train
+from npas.training.preparation import prepare as prepare
+from npas.training.search import search_groups as search_groups
+from npas.training.search import stored_grouping as stored_grouping

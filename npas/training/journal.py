@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,9 @@ class Journal(contextlib.ExitStack):
             "nodes": process.nodes,
             "parameters": None if plan is None else asdict(plan.budget),
         }
-        self.tracker = Tracker(
-            experiment.config,
-            run_dir,
-            progress.logged,
-            progress.wandb_id,
-            is_main=process.is_main,
-            facts=facts,
-        )
+        before = progress.logged, progress.wandb_id
+        how: Any = {"is_main": process.is_main, "facts": facts}
+        self.tracker = Tracker(experiment.config, run_dir, *before, **how)
         progress.wandb_id = self.tracker.wandb_id
         total = experiment.epochs * steps_per_epoch
         self.bar = Bar("", total, progress.step, lines=True) if process.is_main else None
@@ -110,16 +105,12 @@ class Journal(contextlib.ExitStack):
         if status == "done" and self.experiment.stage == TRAIN:
             self.tracker.upload(state.store.path(progress.step))
         self.tracker.ended(status)
-        return Outcome(
-            status,
-            metrics,
-            progress.step,
-            progress.epoch,
-            state.elapsed_s(),
-            peak_memory_bytes(state.process.device),
-            error=str(reason) if reason else None,
-            history=progress.history or None,
-            diverged_at=reason.step if reason else None,
-            norms=norms_at_divergence(state) if reason else None,
-            earlier=progress.earlier,
-        )
+        memory, history = peak_memory_bytes(state.process.device), progress.history or None
+        found = Outcome(
+            status, metrics, progress.step, progress.epoch, state.elapsed_s(), memory,
+            history=history, earlier=progress.earlier,
+        )  # fmt: skip
+        if reason is None:
+            return found
+        norms = norms_at_divergence(state)
+        return replace(found, error=str(reason), diverged_at=reason.step, norms=norms)

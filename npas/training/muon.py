@@ -169,14 +169,6 @@ def build_muon(model: nn.Module, config: OptimConfig) -> Muon:
     names = {id(p): name for name, p in model.named_parameters()}
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, EMBEDDINGS)}
     templates = bank_templates(model) if settings.bank == "templates" else {}
-    rates = {
-        "muon": config.lr,
-        "bank": settings.bank_lr,
-        "coefficients": settings.coefficient_lr,
-        "embeddings": settings.embedding_lr,
-        "heads": settings.head_lr,
-        "vectors": settings.vector_lr,
-    }
 
     def kind(parameter: nn.Parameter) -> str:
         path, _, name = names[id(parameter)].rpartition(".")
@@ -184,12 +176,12 @@ def build_muon(model: nn.Module, config: OptimConfig) -> Muon:
             if parameter in templates:
                 return "muon"
             is_bank = name.startswith(tuple(f"{PREFIX}{k}_" for k in ("bank", "left", "right")))
-            return "bank" if is_bank else "coefficients"
+            return "bank" if is_bank else "coefficient"
         if id(parameter) in embeddings:
-            return "embeddings"
+            return "embedding"
         if sum(n > 1 for n in parameter.shape) < 2 or "weight" not in name:
-            return "vectors"
-        return "muon" if block_of(f"{path}.{name}") else "heads"
+            return "vector"
+        return "muon" if block_of(f"{path}.{name}") else "head"
 
     groups = []
     for group in param_groups(model, config.weight_decay, decay_norm_bias=config.decay_norm_bias):
@@ -197,6 +189,7 @@ def build_muon(model: nn.Module, config: OptimConfig) -> Muon:
         for parameter in group["params"]:
             by_kind.setdefault(kind(parameter), []).append(parameter)
         for name, own in by_kind.items():
-            rate = {"lr": rates[name], "factor": rates[name] / config.lr}
-            groups.append({**group, **rate, "params": own, "kind": name})
+            rate = config.lr if name == "muon" else getattr(settings, f"{name}_lr")
+            how = {"lr": rate, "factor": rate / config.lr, "kind": name}
+            groups.append({**group, **how, "params": own})
     return Muon(groups, config, templates)

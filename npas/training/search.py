@@ -100,17 +100,8 @@ def _group(experiment: Experiment, outcome: Outcome) -> Grouping:
         vectors = {name: _plain(row) for name, row in zip(one, cosines, strict=True)}
         labels = groupings.by_agreement([*vectors.values()], num_groups)
     groups = groupings.named(dict(zip(vectors, labels, strict=True)), method)
-    return Grouping(
-        method=method,
-        seed=config.seed,
-        num_groups=num_groups,
-        epochs=outcome.epochs,
-        steps=outcome.steps,
-        wall_s=outcome.wall_s,
-        half_agreement=agreement,
-        groups=groups,
-        vectors=vectors,
-    )
+    took = outcome.epochs, outcome.steps, outcome.wall_s
+    return Grouping(method, config.seed, num_groups, *took, agreement, groups, vectors)
 
 
 def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:

@@ -26,5 +26,7 @@ def test_every_committed_fold_is_sound():
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "fold.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"fold.json is not a result of npas-fold"):
+    with pytest.raises(
+        ValueError, match=r"fold.json cannot be read .*: it must be what npas-fold writes"
+    ):
         folds.page(tmp_path)

@@ -137,5 +137,5 @@ def test_a_damaged_file_is_named(file, tmp_path):
     path = tmp_path / file
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=rf"{path.name} (cannot be read|is not a valid file)"):
+    with pytest.raises(ValueError, match=rf"{path.name} cannot be read"):
         report.page(tmp_path, None)

@@ -120,7 +120,7 @@ def test_a_bank_is_trained_in_either_way(bank):
     kinds = {id(p): (g["kind"], g["lr"]) for g in optimizer.param_groups for p in g["params"]}
     found = {name: kinds[id(p)] for name, p in model.named_parameters()}
     assert found["npas_bank_0"] == (("bank", 0.005) if bank == "adam" else ("muon", 0.02))
-    assert {found[n] for n in found if "coeff" in n} == {("coefficients", 0.006)}
+    assert {found[n] for n in found if "coeff" in n} == {("coefficient", 0.006)}
     assert {found[n] for n in found if "left" in n or "right" in n} == {("bank", 0.005)}
     losses = [take(model, optimizer) for _ in range(60)]
     assert losses[-1] < 0.5 * losses[0]
