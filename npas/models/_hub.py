@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +68,18 @@ def quietly() -> Iterator[None]:
     from transformers.utils import logging as of_transformers
 
     hub: Any = huggingface_hub.utils
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers")]
-    levels, bars = [logger.level for logger in loggers], not hub.are_progress_bars_disabled()
-    of_loading = of_transformers.is_progress_bar_enabled()
-    try:
-        for logger in loggers:
+    with ExitStack() as undo:
+        for name in ("huggingface_hub", "transformers"):
+            logger = logging.getLogger(name)
+            undo.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.CRITICAL)
+        if not hub.are_progress_bars_disabled():
+            undo.callback(hub.enable_progress_bars)
+        if of_transformers.is_progress_bar_enabled():
+            undo.callback(of_transformers.enable_progress_bar)
         hub.disable_progress_bars()
         of_transformers.disable_progress_bar()
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            hub.enable_progress_bars()
-        if of_loading:
-            of_transformers.enable_progress_bar()
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from npas.training.meter import Diverged
 from npas.training.metrics import final_metrics, validate
 from npas.training.optim import build_optimizer, clip, learning_rate
 from npas.training.precision import Precision
+from npas.training.pruning import prune
 from npas.training.state import TrainState
 from npas.utils import signals
 
@@ -69,7 +70,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     if most_s is not None:
                         by_clock = config.epochs * steps_per_epoch * vote.elapsed_s / most_s
                         at_step = max(at_step, int(by_clock))
-                    state.pruner.prune(progress, at_step, config.epochs * steps_per_epoch)
+                    prune(experiment, progress, at_step, config.epochs * steps_per_epoch)
                     rate = learning_rate(config, at_step, steps_per_epoch)
                     progress.step += 1
                     parts = batch.parts(config.trainer.grad_accum_steps)

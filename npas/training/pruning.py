@@ -41,50 +41,42 @@ def stages(settings: PruningConfig, steps: int) -> list[tuple[int, float]]:
     return [(first + (last - first) * i // n, 1 - (1 - i / n) ** 3) for i in range(1, n + 1)]
 
 
-class Pruner:
-    """Prune an experiment's network by its schedule; do nothing without a method."""
+def prune(experiment: Experiment, progress: Progress, at_step: int, steps: int) -> None:
+    """Prune what is due after step `at_step` of `steps`; do nothing without a method.
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
+    Pruning resets the best epoch, which was measured on another network.
+    """
+    settings, model, process = experiment.config.pruning, experiment.model, experiment.process
+    if settings.method is None or experiment.stage != TRAIN:
+        return
+    due = [part for step, part in stages(settings, steps) if step <= at_step]
+    if len(due) <= progress.prunings:
+        return
+    progress.prunings, progress.best = len(due), None
+    process.share(model.buffers())  # batch norm statistics affect the ranks of feature maps
+    scores = _ranks(experiment) if settings.method == "hrank" else pruning.magnitudes(model)
+    chosen = pruning.choose(model, pruning.counts(model, settings.amount, due[-1]), scores)
+    kept = pruning.keep(model, process.from_leader(chosen))
+    filters = sum(map(len, pruning.kept_filters(model).values()))
+    left = sum(map(len, kept.values()))
+    log.info("pruned after step %d: %d of %d filters are left", at_step, left, filters)
 
-    def prune(self, progress: Progress, at_step: int, steps: int) -> None:
-        """Prune what is due after step `at_step` of `steps`.
 
-        Pruning resets the best epoch, which was measured on another network.
-        """
-        settings = self.experiment.config.pruning
-        if settings.method is None or self.experiment.stage != TRAIN:
-            return
-        due = [part for step, part in stages(settings, steps) if step <= at_step]
-        if len(due) <= progress.prunings:
-            return
-        progress.prunings, progress.best = len(due), None
-        model, process = self.experiment.model, self.experiment.process
-        process.share(model.buffers())  # batch norm statistics affect the ranks of feature maps
-        scores = self._ranks() if settings.method == "hrank" else pruning.magnitudes(model)
-        chosen = pruning.choose(model, pruning.counts(model, settings.amount, due[-1]), scores)
-        kept = pruning.keep(model, process.from_leader(chosen))
-        filters = sum(map(len, pruning.kept_filters(model).values()))
-        left = sum(map(len, kept.values()))
-        log.info("pruned after step %d: %d of %d filters are left", at_step, left, filters)
+def _ranks(experiment: Experiment) -> dict[str, torch.Tensor]:
+    """Return the ranks of feature maps over all processes' batches, in fp32."""
+    config, task, model = experiment.config, experiment.task, experiment.model
+    epochs = map(experiment.batches, itertools.count(config.epochs))
+    batches = itertools.chain.from_iterable(epochs)
 
-    def _ranks(self) -> dict[str, torch.Tensor]:
-        """Return the ranks of feature maps over all processes' batches, in fp32."""
-        experiment = self.experiment
-        config, task, model = experiment.config, experiment.task, experiment.model
-        epochs = map(experiment.batches, itertools.count(config.epochs))
-        batches = itertools.chain.from_iterable(epochs)
+    def run() -> None:
+        for batch in itertools.islice(batches, config.pruning.batches):
+            for part in batch.parts(config.trainer.grad_accum_steps):
+                task.loss(model, part)
 
-        def run() -> None:
-            for batch in itertools.islice(batches, config.pruning.batches):
-                for part in batch.parts(config.trainer.grad_accum_steps):
-                    task.loss(model, part)
-
-        # Compiled code does not call new hooks.
-        eager = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
-        with eager:
-            ranks = pruning.feature_ranks(model, run)
-        return {conv: experiment.process.total(ranks_F) for conv, ranks_F in ranks.items()}
+    # Compiled code does not call new hooks.
+    with torch.compiler.set_stance("force_eager") if config.compile else nullcontext():
+        ranks = pruning.feature_ranks(model, run)
+    return {conv: experiment.process.total(ranks_F) for conv, ranks_F in ranks.items()}
 
 
 def found(experiment: Experiment, used: int) -> PruningReport | None:

@@ -33,7 +33,6 @@ from npas.training.experiment import Experiment
 from npas.training.grouping import SEARCH, TRAIN
 from npas.training.meter import Meter
 from npas.training.precision import Precision
-from npas.training.pruning import Pruner
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +61,6 @@ class TrainState:
         decay = self.config.optim.ema_decay
         averages = decay > 0 and experiment.stage == TRAIN
         self.averaged = AveragedWeights(self.model, decay) if averages else None
-        self.pruner = Pruner(experiment)
         self.run_dir = run_dir
         self.store = Checkpoints(run_dir / "checkpoints", self.config.trainer.keep_last)
         self.progress = Progress()

@@ -13,7 +13,7 @@ from npas.sharing.trained import pruning
 from npas.training import build, prepare, train
 from npas.training.checkpoint import Progress
 from npas.training.distributed import Process
-from npas.training.pruning import Pruner, found, planned, stages
+from npas.training.pruning import found, planned, prune, stages
 
 CONVS = [f"stages.{n}.0.conv1" for n in range(3)]  # of 8, 16 and 32 filters
 
@@ -63,7 +63,7 @@ def prune_in_ranks(rank, world, config, folder):
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     experiment.task.setup()
     experiment.model.stages[0][0].norm2.running_mean += rank
-    Pruner(experiment).prune(Progress(), 5, 10)
+    prune(experiment, Progress(), 5, 10)
     kept = {k: v.tolist() for k, v in pruning.kept_filters(experiment.model).items()}
     Path(folder, f"kept-{rank}").write_text(json.dumps(kept))
     dist.destroy_process_group()

@@ -86,6 +86,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """Return files of a folder, sorted by name; raises ValueError if there are none."""
+    paths = sorted(folder.glob(pattern))
+    if not paths:
+        raise ValueError(f"{folder} holds no {pattern}: put the files there (docs/data.md)")
+    return paths
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file atomically: readers see the old or the new one, even after a crash."""
     with replacing(path) as temporary:

@@ -10,7 +10,6 @@ Dimensions: R rows, D features, I images.
 
 from __future__ import annotations
 
-import functools
 import os
 import weakref
 from collections.abc import Sequence
@@ -49,7 +48,8 @@ class Regions:
                 f" {self.missing[0]}), and up to 1% may be missing: run scripts/extract_regions.py,"
                 " which adds them to its own files and names images that it cannot read"
             )
-        os.register_at_fork(before=functools.partial(_close, weakref.ref(self)))
+        close = weakref.WeakMethod(self.close)
+        os.register_at_fork(before=lambda: (own := close()) and own())
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the open file, for processes that are not forked."""
@@ -101,12 +101,6 @@ class Regions:
                 " right, bottom in the pixels of that image"
             )
         return matrix_RX[:, : self.width], boxes_R4
-
-
-def _close(regions: weakref.ref[Regions]) -> None:
-    found = regions()
-    if found is not None:
-        found.close()
 
 
 def places(boxes_R4: np.ndarray, image: Image) -> np.ndarray:

@@ -53,14 +53,6 @@ class Stream:
         return Stream(before), Stream(after)
 
 
-def listed(folder: Path, pattern: str) -> list[Path]:
-    """Return files of a folder, sorted by name; raises ValueError if there are none."""
-    paths = sorted(folder.glob(pattern))
-    if not paths:
-        raise ValueError(f"{folder} holds no {pattern}: put the files there, or set data.root")
-    return paths
-
-
 def read_shard(path: Path) -> np.ndarray:
     """Memory-map a shard's tokens, N uint16; raises ValueError if it is damaged."""
     header, size = np.fromfile(path, dtype="<i4", count=256), path.stat().st_size

@@ -26,6 +26,7 @@ from npas.tasks import base
 from npas.tasks.base import Batch, Metrics, Picture, Shown
 from npas.tasks.common.checksums import Comparison, sha256
 from npas.tasks.common.download import fetch
+from npas.tasks.common.files import listed
 from npas.tasks.common.measure import measure, measuring
 from npas.tasks.lm import reader, vocabulary
 from npas.tasks.lm.reader import Stream
@@ -110,7 +111,7 @@ class Task(base.Task):
         if config.dataset == "fineweb":
             patterns = {"train": "fineweb_train_*.bin", "test": "fineweb_val_*.bin"}
             return {
-                part: Stream([reader.read_shard(path) for path in reader.listed(folder, pattern)])
+                part: Stream([reader.read_shard(path) for path in listed(folder, pattern)])
                 for part, pattern in patterns.items()
             }
         if config.dataset == "shakespeare":
@@ -118,7 +119,7 @@ class Task(base.Task):
         else:
             bytes_ = vocabulary.of_pieces([bytes([value]) for value in range(256)])
             self.vocabulary = self.vocabulary or bytes_
-            text = "\n".join(map(reader.read_text, reader.listed(folder, "*.txt")))
+            text = "\n".join(map(reader.read_text, listed(folder, "*.txt")))
             tokens = np.array(self.vocabulary.encode(text), dtype=reader.TOKEN)
         train, test = Stream([tokens]).cut(int(len(tokens) * TRAIN_FRACTION))
         return {"train": train, "test": test}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npas.tasks.common.files import reading
+from npas.tasks.common.files import listed, reading
 from npas.tasks.common.tokenization import Tokenizer
 from npas.utils.progress import track
 
@@ -44,7 +44,7 @@ def read(folder: Path) -> Iterator[tuple[int, str]]:
     Raises ValueError if there are no files or one is not UTF-8.
     """
     document = 0
-    for path in files(folder):
+    for path in listed(folder, "*.txt"):
         inside = False
         with reading(path, "convert it to UTF-8 text"), path.open(encoding="utf-8") as file:
             # Like str.splitlines, split at form feeds and the like, too.
@@ -55,14 +55,6 @@ def read(folder: Path) -> Iterator[tuple[int, str]]:
                     document += 1
                 inside = bool(text)
         document += inside
-
-
-def files(folder: Path) -> list[Path]:
-    """List the text files in order; raises ValueError if there are none."""
-    found = sorted(folder.glob("*.txt"))
-    if not found:
-        raise ValueError(f"there is no text in {folder}: put *.txt files there (docs/data.md)")
-    return found
 
 
 def cut(

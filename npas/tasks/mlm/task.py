@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from npas.models import InputSpec
 from npas.tasks import base
 from npas.tasks.base import Batch, Metrics
-from npas.tasks.common import synthetic_text, tokenization
+from npas.tasks.common import files, synthetic_text, tokenization
 from npas.tasks.common.measure import measure
 from npas.tasks.mlm import reader
 from npas.utils import rng
@@ -64,7 +64,7 @@ class Task(tokenization.TextTask):
         synthetic_text.write_texts(self.root, made.train + made.test)
 
     def ensure(self) -> None:
-        reader.files(self.root / "text")
+        files.listed(self.root / "text", "*.txt")
 
     def load(self) -> dict[str, reader.Pieces]:
         folder, made = self.root / "text", self.data.synthetic
