@@ -32,16 +32,7 @@ def cells(**networks):
     return [Cell(Row(name, ()), dict(enumerate(runs))) for name, runs in networks.items()]
 
 
-def test_a_run_is_read_by_phase_and_band(run):
-    read = curriculum.read(run())
-    assert [read.phase(epoch) for epoch in (*range(1, 7), 9)] == [0, 0, 1, 1, 2, 2, 2]
-    assert [read.last_epoch(phase) for phase in range(3)] == [2, 4, 6]
-    assert [read.current(epoch) for epoch in range(1, 7)] == [50, 60, 60, 70, 60, 71]
-    assert [read.later(epoch) for epoch in range(1, 7)] == [20, 30, 30, 40, None, None]
-    history = {"epoch": [1, 3], **{f"val/f1_{band}": [None, 2.0] for band in F1}}
-    read = curriculum.read(run(history=history))
-    assert [read.last_epoch(phase) for phase in range(3)] == [1, 3, None]
-    assert read.later(1) is None
+def test_a_run_without_a_history_of_every_band_is_named(run):
     with pytest.raises(ValueError, match="digits with seed 0 has no history of every band"):
         curriculum.appendix(cells(CNN=[run(history=None)]))
 

@@ -7,18 +7,6 @@ import pytest
 from npas.reporting import published
 
 
-def test_a_figure_is_found_with_its_source():
-    plain = published.figure("cifar", "WRN 28-10", "c10", dropout=0.0)
-    assert (plain.value, plain.params) == (4.00, 36)
-    assert plain.note is not None and "WRN paper" in plain.note
-    dropped = published.figure("cifar", "WRN 28-10", "c100", dropout=0.3)
-    assert (dropped.value, dropped.note) == (18.85, None)
-    assert "poster" in dropped.source
-    assert published.figure("squad", "LB-SSN", "squad2_f1").value == 83.0
-    searched = published.figure("nas", "NASNet-A", "c10", params=27.6)
-    assert (searched.value, searched.gpu_days, dropped.gpu_days) == (2.40, 1800, None)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -64,11 +64,6 @@ def test_any_number_of_ranks_measures_the_same_to_the_bit(monkeypatch, family, s
         assert math.isnan(metrics["loss"])
 
 
-def test_a_rank_alone_asks_nobody():
-    tensor = torch.ones(3)
-    assert measuring.over_ranks(tensor, 1) is tensor
-
-
 def measure(rank, world, folder, tiny_task):
     store = torch.distributed.FileStore(str(folder / "store"), world)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)

@@ -160,21 +160,6 @@ def test_a_missing_set_is_downloaded_and_verified(published, tmp_path):
     assert [path.name for path in root.iterdir()] == ["train-v2.0.json"]
 
 
-def test_another_file_put_there_is_refused_or_read_with_a_warning(published, caplog):
-    path = published / "dev-v2.0.json"
-    again = json.dumps(json.loads(path.read_text()), indent=1)
-    path.write_text(again, encoding="utf-8-sig")  # as some editors do
-    tokenizer = published / "tokenizer"
-    with pytest.raises(ValueError, match=r"dev-v2\.0\.json is not as published .*verify=warn"):
-        fresh(published, tokenizer=tokenizer).setup()
-    task = fresh(published, tokenizer=tokenizer, verify="warn")
-    task.setup()
-    assert "dev-v2.0.json is not as published" in caplog.text
-    lines = task.inspect()
-    assert "not the published" in lines["dev-v2.0.json"] and task.compared.published is False
-    assert lines["train-v2.0.json"].endswith("as published")
-
-
 def own_files(root, **keys):
     """Return a task on files of one's own under `root`, which have the words of its world."""
     files = {"train_files": ["dev.json", "more.json"], "test_file": "part.json"}
