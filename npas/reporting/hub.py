@@ -14,23 +14,21 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from npas import sharing
 from npas.models import _hub
 from npas.reporting.markdown import grid
+from npas.reporting.results import Result
+from npas.sharing import Allocation
 from npas.sharing.api import ALLOCATION_FILE, SHARED_FOLDER
 from npas.sharing.runtime.guards import FILE_KEY
 from npas.sharing.runtime.storage import WEIGHTS_FILE, make_folder
 from npas.tasks.common.files import reason
 from npas.utils.checks import path_of
 from npas.utils.printing import figure
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from npas.reporting.results import Result
-    from npas.sharing import Allocation
 
 CARD, CONFIG = "README.md", "config.json"
 TASKS = {  # the hub's names by task family

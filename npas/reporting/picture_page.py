@@ -12,13 +12,13 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from npas.tasks.base import Picture, Shown
 from npas.tasks.common.files import replacing
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from npas.tasks.imagenet.transforms import to_rgb
 
 # Pixels: the largest picture, the gap between pictures, the page's margin, and a picture's frame.
 WIDTH, HEIGHT, GAP, EDGE, FRAME = 220, 180, 16, 24, 3
@@ -45,8 +45,6 @@ def draw(shown: Sequence[Shown], path: str | Path, title: str) -> Path:
     """
     if not shown:
         raise ValueError("there is nothing to show")
-    from PIL import ImageOps
-
     whole, path = _across(COLUMNS), Path(path)
     used = {_colour(name, own.right) for _, owns in shown for own in owns for name in own.boxes}
     used |= {TRUTH for _, owns in shown for own in owns if own.right}
@@ -67,10 +65,10 @@ def _colour(name: str, right: bool | None) -> str:
     return TRUTH if name == "truth" else WRONG if right is False else RIGHT
 
 
-def _joined(parts: Sequence[Image], gap: int = 0, across: bool = False, width: int = 0) -> Image:
+def _joined(
+    parts: Sequence[Image.Image], gap: int = 0, across: bool = False, width: int = 0
+) -> Image.Image:
     """Join parts vertically, or horizontally if `across`, to an image at least `width` wide."""
-    from PIL import Image
-
     steps = [(part.width if across else part.height) + gap for part in parts]
     length = sum(steps) - gap
     if across:
@@ -84,9 +82,9 @@ def _joined(parts: Sequence[Image], gap: int = 0, across: bool = False, width: i
     return paper
 
 
-def _rows(shown: Sequence[Shown]) -> Iterator[Image]:
+def _rows(shown: Sequence[Shown]) -> Iterator[Image.Image]:
     """Draw rows of as many samples as fit into the columns, in their order."""
-    row: list[tuple[int, Image, Image]] = []
+    row: list[tuple[int, Image.Image, Image.Image]] = []
     for sample in shown:
         cells = [*_cells(sample.pictures)]
         columns = max(1, min(COLUMNS, len(cells)))
@@ -104,13 +102,13 @@ def _rows(shown: Sequence[Shown]) -> Iterator[Image]:
     yield _samples(row)
 
 
-def _samples(row: Sequence[tuple[int, Image, Image]]) -> Image:
+def _samples(row: Sequence[tuple[int, Image.Image, Image.Image]]) -> Image.Image:
     """Join a row of samples, with their pictures aligned at the top."""
     _, headings, bodies = zip(*row, strict=True)
     return _joined([_joined(part, GAP, across=True) for part in (headings, bodies)], GAP // 4)
 
 
-def _cells(pictures: Sequence[Picture]) -> Iterator[Image]:
+def _cells(pictures: Sequence[Picture]) -> Iterator[Image.Image]:
     """Draw each picture with its caption, and captions without images as one column."""
     for has_image, owns in groupby(pictures, lambda own: own.image is not None):
         if has_image:
@@ -125,15 +123,11 @@ def _cells(pictures: Sequence[Picture]) -> Iterator[Image]:
 @functools.cache
 def _font(size: int) -> Any:
     """Return Pillow's own font, which is the same on every machine."""
-    from PIL import ImageFont
-
     return ImageFont.load_default(size)
 
 
-def _text(words: str, width: int = WIDTH, size: int = CAPTION, colour: str = INK) -> Image:
+def _text(words: str, width: int = WIDTH, size: int = CAPTION, colour: str = INK) -> Image.Image:
     """Draw wrapped text; a text no wider than a column is made as wide as one."""
-    from PIL import Image, ImageDraw
-
     font, found = _font(size), []
     most = max(1, int(width / font.getlength("W")))  # letters that always fit into a line
     for paragraph in words.splitlines():
@@ -157,12 +151,8 @@ def _text(words: str, width: int = WIDTH, size: int = CAPTION, colour: str = INK
     return image
 
 
-def _picture(picture: Picture) -> Image:
+def _picture(picture: Picture) -> Image.Image:
     """Draw the scaled image with its boxes, and a frame around a right answer."""
-    from PIL import Image, ImageDraw, ImageOps
-
-    from npas.tasks.imagenet.transforms import to_rgb
-
     assert picture.image is not None
     try:
         with Image.open(picture.image) as file:
@@ -183,10 +173,8 @@ def _picture(picture: Picture) -> Image:
 
 
 def _draw_box(
-    image: Image, box: Sequence[float], scale: float, name: str, right: bool | None
+    image: Image.Image, box: Sequence[float], scale: float, name: str, right: bool | None
 ) -> None:
-    from PIL import ImageDraw
-
     pen = ImageDraw.Draw(image)
     x1, y1, x2, y2 = (round(side * scale) for side in box)
     x1, x2 = (min(max(x, 0), image.width - 1) for x in (x1, x2))

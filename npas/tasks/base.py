@@ -6,18 +6,16 @@ import abc
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from npas.config import DataConfig
 from npas.models import InputSpec
+from npas.tasks.common.checksums import Comparison
+from npas.tasks.common.workers import iterate
 from npas.utils import rng
-
-if TYPE_CHECKING:
-    from npas.config import DataConfig
-    from npas.tasks.common.checksums import Comparison
-
 
 Metrics = dict[str, float]
 
@@ -259,8 +257,6 @@ def batches(
     """
     steps = range(first_step, task.steps_per_epoch(batch_size))
     check_workers(task, workers)
-    from npas.tasks.common.workers import iterate
-
     make = functools.partial(task.train_batches, epoch, batch_size, rank=rank, world=world)
     made = iterate(make, steps, workers)
     return made if device is None or device == task.device else _ahead(made, device)

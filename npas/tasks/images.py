@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
+from npas.config import DataConfig
 from npas.tasks.imagenet import task as imagenet
 from npas.tasks.imagenet.folder import class_folders
 from npas.utils.checks import intervals
-
-if TYPE_CHECKING:
-    from npas.config import DataConfig
 
 SYNTHETIC_CLASSES = 10
 

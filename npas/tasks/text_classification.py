@@ -15,19 +15,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from npas.config import DataConfig
 from npas.models import InputSpec
 from npas.tasks.base import Batch
 from npas.tasks.classification import Classification, hold_out
 from npas.tasks.common import files, synthetic_text, tokenization
 from npas.utils.checks import Ranged
-
-if TYPE_CHECKING:
-    from npas.config import DataConfig
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 ENDINGS = (*SEPARATORS, ".jsonl", ".json")

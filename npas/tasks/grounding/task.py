@@ -28,6 +28,7 @@ from npas.tasks import scenes
 from npas.tasks.base import Batch, Metrics, Picture, Shown
 from npas.tasks.common import word_vectors
 from npas.tasks.common.measure import fill, measuring, over_ranks
+from npas.tasks.common.workers import iterate
 from npas.tasks.grounding import metrics, sets
 from npas.tasks.grounding.batch import Lot, Part, Sizes
 from npas.tasks.grounding.phrases import Box, Flat, Reading, log, spread
@@ -183,8 +184,6 @@ class Task(dataset.SceneTask):
         return loss, {"fits_best": 100 * right / asked * batch.size}
 
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
-        from npas.tasks.common.workers import iterate
-
         part, workers = self.parts[split], self.data.workers
         own = range(rank, -(-len(part.lots) // EVAL_BATCH), world)
         make = functools.partial(_measured, part)

@@ -13,13 +13,12 @@ import contextlib
 import io
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 COMPONENT_DEVIATIONS = (0.2175, 0.0188, 0.0045)
 COMPONENTS = (  # a row for each of red, green, blue; a column for each component
@@ -35,9 +34,6 @@ def decode(data: bytearray) -> Tensor:
     Uses torchvision, which takes two thirds of Pillow's time, and Pillow for what torchvision
     cannot read. Torchvision 0.29 warns that its decoder will be removed.
     """
-    import numpy as np
-    from PIL import Image
-
     if not data:
         raise ValueError("it is empty")
     with warnings.catch_warnings():
@@ -56,15 +52,12 @@ def decode(data: bytearray) -> Tensor:
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
 
-def to_rgb(image: Image) -> Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image to 8-bit RGB.
 
     Keeps the upper 8 of 16 bits, as Pillow does for colour images; for grey ones its conversion
     would clip at 255. Raises ValueError for 32-bit pixels, whose range is not known.
     """
-    import numpy as np
-    from PIL import Image
-
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
