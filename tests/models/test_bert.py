@@ -1,4 +1,4 @@
-"""BERT and ALBERT have their published sizes and names, and start from a checkpoint or a seed."""
+"""BERT and ALBERT start from a checkpoint or a seed."""
 
 import json
 
@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from npas.models import InputSpec, _hub, bert, build
-from npas.reporting.compose import compose
 
 SPAN, PRETRAINING = (InputSpec((16,), 2, answers) for answers in ("span", "pretraining"))
 TINY = {
@@ -18,29 +17,6 @@ TINY = {
 def config(arch="bert", **changes):
     width = {"embedding": 8} if arch == "albert" else {}
     return bert.Config(arch=arch, **{**TINY, **width, **changes})
-
-
-@pytest.mark.parametrize(
-    ("name", "answers", "expected"),
-    [
-        ("bert_large", "span", 334_094_338),
-        ("bert_base", "span", 108_893_186),
-        ("albert_large", "span", 16_636_418),
-        ("albert_base", "span", 11_094_530),
-        ("bert_large", "pretraining", 336_226_108),
-        ("bert_base", "pretraining", 110_106_428),
-        ("albert_large", "pretraining", 17_847_474),
-        ("albert_base", "pretraining", 11_813_810),
-    ],
-)
-def test_sizes(name, answers, expected):
-    shape = compose(f"model={name}", "task=squad1").model
-    with torch.device("meta"):
-        network = build(shape, InputSpec((384,), 2, answers))
-    assert sum(parameter.numel() for parameter in network.parameters()) == expected
-    assert f"{expected:,}" in (bert.__doc__ or "")
-    if (name, answers) == ("albert_large", "pretraining"):  # published with its pooler, no head
-        assert sum(p.numel() for p in network.albert.parameters()) == 17_683_968
 
 
 @pytest.mark.parametrize("spec", [SPAN, PRETRAINING], ids=lambda spec: spec.outputs)

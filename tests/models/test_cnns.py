@@ -1,4 +1,4 @@
-"""The convolutional networks for small images are the published ones: counts, shapes, blocks."""
+"""The convolutional networks for small images are the published ones: shapes, blocks, starts."""
 
 import pytest
 import torch
@@ -21,40 +21,8 @@ def build(family, classes=10, shape=(3, 32, 32), **keys):
     return models.build(config, InputSpec(shape, classes, answers))
 
 
-def count(model):
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def kinds(model, *kinds):
     return [module for module in model.modules() if isinstance(module, kinds)]
-
-
-@pytest.mark.parametrize(
-    ("family", "keys", "classes", "expected"),
-    [
-        ("wrn", {}, 10, 36_479_194),
-        ("wrn", {}, 100, 36_536_884),
-        ("wrn", {"depth": 16, "width": 8}, 100, 11_007_540),
-        ("wrn", {"depth": 40, "width": 2}, 100, 2_255_156),
-        # 0.27M to 1.7M in table 6 of He et al. (2016)
-        ("resnet_cifar", {"depth": 20}, 10, 269_722),
-        ("resnet_cifar", {"depth": 56}, 10, 853_018),
-        ("resnet_cifar", {"depth": 110}, 10, 1_727_962),
-        ("resnext", {}, 10, 68_155_210),
-        ("resnext", {}, 100, 68_247_460),
-        ("resnext", {"cardinality": 8}, 10, 34_426_698),
-        ("densenet", {}, 10, 27_249_082),
-        ("densenet", {"depth": 40, "growth": 12}, 10, 1_019_722),
-        ("densenet", {"depth": 190, "growth": 40, "bottleneck": True}, 10, 25_624_430),
-        ("densenet", {"depth": 100, "growth": 12, "bottleneck": True}, 10, 769_162),
-        ("vgg", {}, 10, 14_728_266),
-        ("vgg", {"hidden": 512}, 10, 14_991_946),
-        ("grid_cnn", {"depth": 16, "width": 16, "shape": (2, 12, 12)}, 1, 37_713),
-    ],
-)
-def test_counts_are_the_published_ones(family, keys, classes, expected):
-    with torch.device("meta"):
-        assert count(build(family, classes, **keys)) == expected
 
 
 @pytest.mark.parametrize("family", [*TINY, "vgg", "grid_cnn"])

@@ -1,4 +1,4 @@
-"""Every model family builds, shares and refuses invalid keys."""
+"""Every model family has its published sizes, builds, shares and refuses invalid keys."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from network_inputs import inputs, spec
 import npas
 from npas import models
 from npas.models import InputSpec
+from npas.reporting.compose import compose
 
 IMAGES = InputSpec((3, 16, 16), 10)
 PERCEIVER = {
@@ -39,6 +40,74 @@ TINY = [
 def build(family, keys, asked):
     torch.manual_seed(3)
     return models.build(models.family(family).Config(**keys), asked)
+
+
+CIFAR10, CIFAR100 = (InputSpec((3, 32, 32), classes) for classes in (10, 100))
+IMAGENET = InputSpec((3, 224, 224), 1000)
+SPAN, PRETRAINING = (InputSpec((384,), 2, answers) for answers in ("span", "pretraining"))
+SMALL, GOLF = InputSpec((64,), 65, "token"), InputSpec((1024,), 1024, "token")
+FULL = InputSpec((1024,), 50_257, "token")
+MATCH = spec("match", 300, 2048)
+COUNTS = [
+    ("wrn", {}, CIFAR10, 36_479_194),
+    ("wrn", {}, CIFAR100, 36_536_884),
+    ("wrn", {"depth": 16, "width": 8}, CIFAR100, 11_007_540),
+    ("wrn", {"depth": 40, "width": 2}, CIFAR100, 2_255_156),
+    # 0.27M to 1.7M in table 6 of He et al. (2016)
+    ("resnet_cifar", {"depth": 20}, CIFAR10, 269_722),
+    ("resnet_cifar", {"depth": 56}, CIFAR10, 853_018),
+    ("resnet_cifar", {"depth": 110}, CIFAR10, 1_727_962),
+    ("resnext", {}, CIFAR10, 68_155_210),
+    ("resnext", {}, CIFAR100, 68_247_460),
+    ("resnext", {"cardinality": 8}, CIFAR10, 34_426_698),
+    ("densenet", {}, CIFAR10, 27_249_082),
+    ("densenet", {"depth": 40, "growth": 12}, CIFAR10, 1_019_722),
+    ("densenet", {"depth": 190, "growth": 40, "bottleneck": True}, CIFAR10, 25_624_430),
+    ("densenet", {"depth": 100, "growth": 12, "bottleneck": True}, CIFAR10, 769_162),
+    ("vgg", {}, CIFAR10, 14_728_266),
+    ("vgg", {"hidden": 512}, CIFAR10, 14_991_946),
+    ("grid_cnn", {"depth": 16, "width": 16}, InputSpec((2, 12, 12), 1, "cell"), 37_713),
+    ("torchvision", {"name": "resnet50"}, IMAGENET, 25_557_032),
+    ("torchvision", {"name": "wide_resnet50_2"}, IMAGENET, 68_883_240),
+    ("torchvision", {"name": "resnet50", "stem": "three_convs"}, IMAGENET, 25_576_264),
+    ("torchvision", {"name": "wide_resnet50_2", "stem": "three_convs"}, IMAGENET, 68_902_472),
+    ("torchvision", {"name": "resnet200"}, IMAGENET, 64_673_832),
+    ("torchvision", {"name": "densenet264"}, IMAGENET, 33_337_704),
+    ("torchvision", {"name": "efficientnet_b0"}, IMAGENET, 5_288_548),
+    ("torchvision", {"name": "efficientnet_b3"}, IMAGENET, 12_233_232),
+    ("torchvision", {"name": "mobilenet_v2"}, IMAGENET, 3_504_872),
+    ("timm", {"name": "mobilenetv3_small_100"}, IMAGENET, 2_542_856),
+    ("timm", {"name": "vit_small_patch16_224"}, IMAGENET, 22_050_664),
+    ("bert", "bert_large", SPAN, 334_094_338),
+    ("bert", "bert_base", SPAN, 108_893_186),
+    ("bert", "albert_large", SPAN, 16_636_418),
+    ("bert", "albert_base", SPAN, 11_094_530),
+    ("bert", "bert_large", PRETRAINING, 336_226_108),
+    ("bert", "bert_base", PRETRAINING, 110_106_428),
+    ("bert", "albert_large", PRETRAINING, 17_847_474),
+    ("bert", "albert_base", PRETRAINING, 11_813_810),
+    # nanoGPT's own, positions included, and the contest's baseline
+    ("gpt", {"layers": 4, "heads": 4, "width": 128, "bias": False}, SMALL, 804_096),
+    ("gpt", {"layers": 12, "heads": 12, "width": 768, "bias": True}, FULL, 124_439_808),
+    ("golf", {}, GOLF, 17_059_912),
+    ("adapt", {"vocab_size": 8481}, MATCH, 16_731_820),
+    ("adapt", {"vocab_size": 11_755}, MATCH, 17_714_020),
+    ("two_branch", {}, MATCH, 6_919_168),
+    ("two_branch", {"sentence": "attention"}, MATCH, 6_919_769),
+]
+IN_THEIR_TEXTS = ("torchvision", "timm", "bert", "adapt", "two_branch")
+
+
+@pytest.mark.parametrize(("family", "keys", "asked", "count"), COUNTS, ids=lambda of: str(of)[:30])
+def test_counts_are_the_published_ones(family, keys, asked, count):
+    if isinstance(keys, str):  # a preset
+        config = compose(f"model={keys}", "task=squad1").model
+    else:
+        config = models.family(family).Config(**keys)
+    with torch.device("meta"):
+        model = models.build(config, asked)
+    assert sum(p.numel() for p in model.parameters()) == count
+    assert family not in IN_THEIR_TEXTS or f"{count:,}" in (models.family(family).__doc__ or "")
 
 
 @pytest.mark.parametrize(("family", "keys", "asked"), TINY, ids=lambda of: str(of)[:20])

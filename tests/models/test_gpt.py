@@ -1,23 +1,8 @@
-"""The language models: counts, causality, loops."""
+"""The language models: causality, loops."""
 
-import pytest
 import torch
 
 from npas.models import InputSpec, golf, gpt
-
-COUNTS = {  # nanoGPT's own, positions included
-    (4, 4, 128, False, 64, 65): 804_096,
-    (12, 12, 768, True, 1024, 50_257): 124_439_808,
-}
-
-
-@pytest.mark.parametrize("shape", COUNTS)
-def test_counts_are_nanogpts(shape):
-    layers, heads, width, bias, length, words = shape
-    config = gpt.Config(layers=layers, heads=heads, width=width, bias=bias)
-    with torch.device("meta"):
-        model = gpt.build(config, InputSpec((length,), words, "token"))
-    assert sum(p.numel() for p in model.parameters()) == COUNTS[shape]
 
 
 def test_no_token_sees_what_comes_after_it():
@@ -39,12 +24,6 @@ def test_loops_are_the_same_blocks_again():
     tokens = torch.tensor([[0, 1, 2, 3, 4, 0]])
     assert torch.equal(looped(tokens), plain(tokens))
     assert sum(p.numel() for p in looped.parameters()) < sum(p.numel() for p in plain.parameters())
-
-
-def test_the_contests_baseline_has_its_count():
-    with torch.device("meta"):
-        model = golf.build(golf.Config(), InputSpec((1024,), 1024, "token"))
-    assert sum(p.numel() for p in model.parameters()) == 17_059_912
 
 
 def test_the_contests_baseline_computes_what_it_did_beside_a_plain_rewrite():

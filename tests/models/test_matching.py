@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from network_inputs import KNOWN, build, count, inputs
+from network_inputs import KNOWN, build, inputs
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import npas
-from npas import models
 from npas.models import adapt
 from npas.models._match import distance
 
@@ -21,20 +20,6 @@ FAMILIES = list(SMALL)
 
 def make(family, **keys):
     return build(family, **SMALL[family] | keys)
-
-
-@pytest.mark.parametrize(
-    ("family", "keys", "expected"),
-    [
-        ("adapt", {"vocab_size": 8481}, 16_731_820),
-        ("adapt", {"vocab_size": 11_755}, 17_714_020),
-        ("two_branch", {}, 6_919_168),
-        ("two_branch", {"sentence": "attention"}, 6_919_769),
-    ],
-)
-def test_counts(family, keys, expected):
-    assert count(family, **keys) == expected
-    assert f"{expected:,}" in (models.family(family).__doc__ or "")
 
 
 # --- ADAPT-T2I
