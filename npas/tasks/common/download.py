@@ -17,36 +17,28 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 30
 
 
-def download(url: str, path: Path) -> None:
-    """Download `url` to `path`, which never holds a partial file; raises ValueError on failure."""
-    log.info("downloading %s", url)
-    try:
-        with (
-            urllib.request.urlopen(url, timeout=TIMEOUT_S) as response,
-            replacing(path) as part,
-            open(part, "wb") as file,
-        ):
-            chunks = iter(lambda: response.read(1 << 20), b"")
-            size = getattr(response, "length", None) or 0  # file: URLs have none
-            for chunk in track(chunks, "downloading, MiB", -(-size >> 20) or None):
-                file.write(chunk)
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise ValueError(f"downloading {url} failed ({reason}): put it at {path}") from error
-
-
 def fetch(url: str, path: Path, sha256: str) -> None:
     """Download a file, once for all processes; raises ValueError if it is not as published."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{path.name}.lock")):
         if path.is_file():  # another process was faster
             return
-        new = path.with_name(f".{path.name}.new")
-        download(url, new)
-        if checksums.sha256(new) != f"sha256 {sha256}":
-            new.unlink()
-            raise ValueError(f"{url} is not the published file: get it elsewhere for {path}")
-        new.replace(path)
+        log.info("downloading %s", url)
+        try:
+            with (
+                urllib.request.urlopen(url, timeout=TIMEOUT_S) as response,
+                replacing(path) as part,
+            ):
+                chunks = iter(lambda: response.read(1 << 20), b"")
+                size = getattr(response, "length", None) or 0  # file: URLs have none
+                with open(part, "wb") as file:
+                    file.writelines(track(chunks, "downloading, MiB", -(-size >> 20) or None))
+                if checksums.sha256(part) != f"sha256 {sha256}":
+                    raise ValueError(
+                        f"{url} is not the published file: get it elsewhere for {path}"
+                    )
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            raise ValueError(f"downloading {url} failed ({reason}): put it at {path}") from error
 
 
 def unpack(archive: Path, sha256: str | None, members: Iterable[str], root: Path) -> None:
